@@ -1,0 +1,1 @@
+"""Load testing and latency profiling for agents that call tools in parallel."""

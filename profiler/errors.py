@@ -1,0 +1,61 @@
+"""One tree of exceptions. Everything this package raises on purpose is a `ProfilerError`.
+
+A tool that fails raises nothing: its failure becomes an error result that the model
+sees and a record with an `error_type`. Cancellation is never caught.
+"""
+
+from __future__ import annotations
+
+
+class ProfilerError(Exception):
+    """Base of every exception of this package. The message says what, where, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(ProfilerError):
+    """What the user wrote (option, file, function signature) cannot be used. Exit code 2."""
+
+    exit_code = 2
+
+
+class ToolDefinitionError(UsageError):
+    """A function cannot be made a tool: its signature has no JSON Schema form."""
+
+
+class ScenarioError(UsageError):
+    """A scenario file is wrong; the message names file, key and what was expected."""
+
+
+class RecordError(UsageError):
+    """A records file or run directory cannot be read; the message names file and line."""
+
+
+class TargetError(ProfilerError):
+    """The target could not be reached, or refused us. Exit code 3."""
+
+    exit_code = 3
+
+
+class ProviderError(TargetError):
+    """A model request failed for good, after the SDK's own retries.
+
+    Chained (`__cause__`) to the SDK's exception. `status` is the HTTP status, None when no
+    response came; `request_id` the provider's id of the request; `error_type` a bounded name
+    fit for a metric label, such as `http_429`, `connection`, `timeout`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider: str,
+        status: int | None = None,
+        request_id: str | None = None,
+        error_type: str = "provider",
+    ) -> None:
+        super().__init__(message)
+        self.provider = provider
+        self.status = status
+        self.request_id = request_id
+        self.error_type = error_type
