@@ -1,0 +1,138 @@
+"""Where the time of a round went: pure functions of a `RoundRecord`.
+
+The phases partition wall time. Where activities overlap (calls with each other, eager calls
+with the model) each instant belongs to the first that applies:
+
+    backoff > model > any call running (tools) > any call queued (queue) > the rest
+
+where the rest is `parse` before the tool phase, `collect` after it, and `unaccounted`
+elsewhere. `backoff` is the part of a model request between two of its attempts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from profiler.records import LoopRecord, RoundRecord
+
+PHASES = ("model", "backoff", "parse", "tools", "queue", "collect", "unaccounted")
+
+Interval = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolPhase:
+    """The tool phase of one round with calls, in nanoseconds.
+
+    `work` is the sum of the durations, `critical_path` the longest; speed-up is work / wall,
+    efficiency critical_path / wall. `straggler_ratio` is longest / median duration.
+    """
+
+    wall_ns: int
+    work_ns: int
+    critical_path_ns: int
+    peak_concurrency: int
+    straggler_ratio: float
+
+
+def phases(round_: RoundRecord) -> dict[str, int]:
+    """Nanoseconds per phase (keys: `PHASES`); they sum to the round's wall time."""
+    model = round_.model
+    start, end = round_.started_ns, round_.ended_ns
+    attempts = model.attempts
+    backoff = 0
+    for before, after in pairwise(attempts):
+        backoff += max(0, after.started_ns - before.ended_ns)
+    model_wall = model.ended_ns - model.started_ns
+    result = dict.fromkeys(PHASES, 0)
+    result["backoff"] = backoff
+    result["model"] = model_wall - backoff
+    tools = queue = parse = collect = 0
+    if round_.tools_started_ns is not None and round_.tools_ended_ns is not None:
+        under_way = (model.started_ns, model.ended_ns)
+        calls = round_.tool_calls
+        running = union((c.started_ns, c.ended_ns) for c in calls if c.started_ns is not None)
+        tools = length(running) - overlap(running, under_way)
+        waiting = union((c.queued_ns, c.ended_ns if c.started_ns is None else c.started_ns) for c in calls)
+        if waiting:
+            busy = union([*running, *waiting])
+            queue = length(busy) - overlap(busy, under_way) - tools
+        # Calls that started while the model still streamed put no gap before the tool phase.
+        parse = max(0, round_.tools_started_ns - model.ended_ns)
+        collect = end - round_.tools_ended_ns
+    result["parse"], result["tools"], result["queue"], result["collect"] = parse, tools, queue, collect
+    result["unaccounted"] = (end - start) - (model_wall + parse + tools + queue + collect)
+    return result
+
+
+def tool_phase(round_: RoundRecord) -> ToolPhase | None:
+    """The tool phase, or None for a round without a call that ran."""
+    durations = sorted(c.ended_ns - c.started_ns for c in round_.tool_calls if c.started_ns is not None)
+    if not durations or round_.tools_started_ns is None or round_.tools_ended_ns is None:
+        return None
+    middle = len(durations) // 2
+    median = durations[middle] if len(durations) % 2 else (durations[middle - 1] + durations[middle]) / 2
+    # Eager calls start before the tool phase proper; the wall runs from the first of them.
+    first = min(c.started_ns for c in round_.tool_calls if c.started_ns is not None)
+    return ToolPhase(
+        wall_ns=round_.tools_ended_ns - min(round_.tools_started_ns, first),
+        work_ns=sum(durations),
+        critical_path_ns=durations[-1],
+        peak_concurrency=peak(
+            (c.started_ns, c.ended_ns) for c in round_.tool_calls if c.started_ns is not None
+        ),
+        straggler_ratio=durations[-1] / median if median else 1.0,
+    )
+
+
+def loop_phases(loop: LoopRecord) -> dict[str, int]:
+    """Phases of all rounds; what lies outside every round is `unaccounted`. Sums to the loop's wall time."""
+    total = dict.fromkeys(PHASES, 0)
+    outside = loop.ended_ns - loop.started_ns
+    for round_ in loop.rounds:
+        outside -= round_.ended_ns - round_.started_ns
+        for phase, value in phases(round_).items():
+            total[phase] += value
+    total["unaccounted"] += outside
+    return total
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """Disjoint, sorted intervals that cover the same instants; empty ones vanish."""
+    merged: list[Interval] = []
+    for start, end in sorted(intervals):
+        if end <= start:
+            continue
+        if merged and start <= merged[-1][1]:
+            if end > merged[-1][1]:
+                merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def length(intervals: Iterable[Interval]) -> int:
+    """Total length of disjoint intervals."""
+    return sum(end - start for start, end in intervals)
+
+
+def overlap(intervals: Iterable[Interval], window: Interval) -> int:
+    """Length of the part of disjoint intervals inside the window."""
+    low, high = window
+    return sum(max(0, min(end, high) - max(start, low)) for start, end in intervals)
+
+
+def peak(intervals: Iterable[Interval]) -> int:
+    """The largest number of intervals that hold one instant; ends are exclusive."""
+    edges: list[tuple[int, int]] = []
+    for start, end in intervals:
+        edges.append((start, 1))
+        edges.append((end, -1))
+    edges.sort()
+    highest = current = 0
+    for _, step in edges:
+        current += step
+        highest = max(highest, current)
+    return highest

@@ -1,0 +1,214 @@
+"""The one data model: what a loop did, and when.
+
+A `LoopRecord` is one pass of the tool-calling loop. It holds `RoundRecord`s; a round holds
+one `ModelCall` (with its HTTP `Attempt`s) and the `ToolCall`s that the model asked for in it.
+Every consumer (Prometheus, JSONL, statistics, traces, reports) reads these and nothing else.
+
+All times are monotonic nanoseconds of the process that ran the loop; the run directory's
+`run.json` holds the anchor that turns them into wall-clock time. `None` means: did not happen
+(a call that never got through its limiter has no `started_ns`) or was not observed.
+
+Prompts, arguments and results are in the record only when the loop was told to record content.
+
+As JSON a record is one object with exactly these field names, a `schema` number first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from profiler.errors import RecordError
+
+SCHEMA = 1
+
+Status = Literal["ok", "error", "cancelled"]
+ToolStatus = Literal["ok", "error", "timeout", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One HTTP try of a model request; the SDKs retry inside one call.
+
+    `first_byte_ns` is the arrival of the response headers, `ended_ns` the end of the body or
+    the failure. `rate_limits` maps the provider's rate-limit headers to their values.
+    """
+
+    started_ns: int
+    ended_ns: int
+    status: int | None = None
+    error_type: str | None = None
+    request_id: str | None = None
+    connected_ns: int | None = None
+    sent_ns: int | None = None
+    first_byte_ns: int | None = None
+    retry_after_ns: int | None = None
+    rate_limits: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """One model request as the caller sees it: all attempts and the backoff between them.
+
+    `first_token_ns` and `first_tool_call_ns` (the first call whose arguments were complete)
+    are observed on streamed requests only.
+    """
+
+    provider: str
+    model: str
+    started_ns: int
+    ended_ns: int
+    status: Status = "ok"
+    error_type: str | None = None
+    request_id: str | None = None
+    finish_reason: str | None = None
+    streamed: bool = False
+    first_token_ns: int | None = None
+    first_tool_call_ns: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call the model asked for.
+
+    ready: its arguments were complete. queued: handed to the strategy. started: through the
+    limiter. ended. Queue wait is started - queued, duration is ended - started; a `timeout`
+    counts from started. `thread_wait_ns` is the part of the duration that a sync tool waited
+    for a free thread. `error_type` is bounded: `invalid_json`, `invalid_arguments`,
+    `unknown_tool`, `timeout`, `cancelled`, or the class name of what the tool raised.
+    """
+
+    id: str
+    name: str
+    ready_ns: int
+    queued_ns: int
+    started_ns: int | None
+    ended_ns: int
+    status: ToolStatus = "ok"
+    error_type: str | None = None
+    thread_wait_ns: int = 0
+    arguments: str | None = None
+    result: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One model response and the execution of every tool call in it.
+
+    The tool phase runs from `tools_started_ns` (all calls parsed, handed to the strategy) to
+    `tools_ended_ns`; both are None in a round without calls. After it the results are
+    collected into messages until `ended_ns`.
+    """
+
+    index: int
+    started_ns: int
+    ended_ns: int
+    model: ModelCall
+    tools_started_ns: int | None = None
+    tools_ended_ns: int | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    status: Status = "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class LoopRecord:
+    """One pass of the loop, from the user's message to the final answer.
+
+    `number` is the tape entry the loop worked on, `trial` the index of the trial it ran in
+    (None outside a load test), `process` names the process that ran it, `intended_ns` is when
+    an open load meant it to start.
+    """
+
+    id: str
+    strategy: str
+    provider: str
+    model: str
+    started_ns: int
+    ended_ns: int
+    status: Status
+    rounds: tuple[RoundRecord, ...]
+    error_type: str | None = None
+    name: str = ""
+    agent: str = ""
+    number: int | None = None
+    trial: int | None = None
+    process: str = ""
+    intended_ns: int | None = None
+    prompt: str | None = None
+    text: str | None = None
+    schema: int = SCHEMA
+
+    @property
+    def tool_calls(self) -> Iterator[ToolCall]:
+        """Every tool call of every round, in order."""
+        for round_ in self.rounds:
+            yield from round_.tool_calls
+
+
+def encode(record: LoopRecord) -> bytes:
+    """One line of `records.jsonl`, without the newline."""
+    return orjson.dumps(record)
+
+
+def decode(line: bytes | str) -> LoopRecord:
+    """Inverse of `encode`. Unknown keys (of a later minor version) are ignored.
+
+    Raises `RecordError` for what is not a record, or is of a later schema.
+    """
+    try:
+        data = orjson.loads(line)
+        if data["schema"] > SCHEMA:
+            raise RecordError(
+                f"record of schema {data['schema']}, but this version reads up to {SCHEMA}: "
+                "upgrade toolcall-profiler"
+            )
+        for round_ in data["rounds"]:
+            model = round_["model"]
+            model["attempts"] = tuple(_build(Attempt, a) for a in model["attempts"])
+            round_["model"] = _build(ModelCall, model)
+            round_["tool_calls"] = tuple(_build(ToolCall, c) for c in round_["tool_calls"])
+        data["rounds"] = tuple(_build(RoundRecord, r) for r in data["rounds"])
+        record: LoopRecord = _build(LoopRecord, data)
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"not a loop record: {error}") from error
+    return record
+
+
+def read(path: Path | str) -> Iterator[LoopRecord]:
+    """The records of a JSONL file, one by one.
+
+    A torn last line (the writer was killed) is left out silently; a bad line elsewhere raises
+    `RecordError` with file and line number.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed below; the try is for opening alone)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read records: {error.strerror}") from error
+    with file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield decode(line)
+            except RecordError as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise RecordError(f"{path}:{number}: {error}") from error
+
+
+_NAMES = {
+    cls: frozenset(f.name for f in fields(cls))
+    for cls in (Attempt, ModelCall, ToolCall, RoundRecord, LoopRecord)
+}
+
+
+def _build(cls: type[Any], data: dict[str, Any]) -> Any:
+    names = _NAMES[cls]
+    if data.keys() <= names:
+        return cls(**data)
+    return cls(**{key: value for key, value in data.items() if key in names})
