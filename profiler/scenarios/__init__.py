@@ -1,0 +1,1 @@
+"""The shipped scenarios, one TOML file each; `profiler.scenario` reads them."""
