@@ -1,0 +1,326 @@
+"""The run directory: what an experiment leaves on disk, written so that a kill loses nothing.
+
+    run.json       `Run`: the conditions, and every trial that ended; replaced whole after each trial
+    records.jsonl  one `LoopRecord` a line, appended as loops finish
+    summary.json   written last; everything in it can be computed again from the other two
+
+A run whose `finished` is false was cut short; what its `trials` name is complete all the same.
+Records of a trial that `trials` does not name belong to a trial that never ended.
+
+Nothing here names the host, a path, an environment variable or a key.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import orjson
+
+from profiler import records
+from profiler.errors import RecordError
+from profiler.records import LoopRecord
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+SCHEMA = 1
+
+RUN, RECORDS, SUMMARY = "run.json", "records.jsonl", "summary.json"
+
+PACKAGES = ("toolcall-profiler", "openai", "anthropic", "httpx", "aiohttp", "locust", "gevent", "uvloop")
+"""Distributions whose versions explain a difference between two runs."""
+
+IncidentKind = Literal["worker_lost", "records_dropped", "arrivals_dropped", "aborted", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """One instant on both clocks: `unix_ns - monotonic_ns` turns a record's time into wall-clock time."""
+
+    unix_ns: int
+    monotonic_ns: int
+
+    @classmethod
+    def now(cls) -> Self:
+        """Both clocks, read together."""
+        return cls(unix_ns=time.time_ns(), monotonic_ns=time.monotonic_ns())
+
+    def unix(self, monotonic_ns: int) -> int:
+        """Wall-clock nanoseconds of a monotonic time of this machine."""
+        return monotonic_ns - self.monotonic_ns + self.unix_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Facts about the machine that bear on the figures; `memory_bytes` is None where it cannot be read."""
+
+    cores: int
+    cpu: str
+    memory_bytes: int | None
+    os: str
+    python: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How loops were asked for.
+
+    closed: `users` agents, each starts its next loop `think_seconds` after the last one ended.
+    open: arrivals do not wait; `arrivals` is the spec (`5/s`, `constant:5`), `rate` loops per second.
+    """
+
+    model: Literal["closed", "open"]
+    users: int
+    think_seconds: float = 0.0
+    arrivals: str | None = None
+    rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One strategy under one load for one block of time, after it has drained.
+
+    `started_ns` and `ended_ns` bound the window that is measured; loops that started in it were
+    waited for until `drained_ns`, when the `interrupted` ones were cut off. All monotonic.
+    `arrived`, `late` and `dropped` count the arrivals of an open load inside the window.
+    """
+
+    index: int
+    block: int
+    strategy: str
+    users: int
+    started_ns: int
+    ended_ns: int
+    drained_ns: int
+    interrupted: int = 0
+    arrived: int | None = None
+    late: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientHealth:
+    """How one client process fared during one trial (all of them when `trial` is None).
+
+    Lags are 99th percentiles in seconds; `cpu` is the share of one core, 0 to 1 and above for
+    threads; `blocking` maps a tool that held the event loop to the longest time in seconds.
+    """
+
+    process: str
+    trial: int | None = None
+    loop_lag_p99: float | None = None
+    schedule_lag_p99: float | None = None
+    cpu: float | None = None
+    pool_wait_p99: float | None = None
+    blocking: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Something that happened to the run and that no record shows. `detail` says it in words."""
+
+    kind: IncidentKind
+    detail: str = ""
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything about a run except its records.
+
+    `arguments` repeat the run; whoever fills it leaves out keys and headers. `workers` is the
+    number of processes that run loops: a process-wide limit of n allows n · workers in all.
+    """
+
+    scenario: str
+    provider: str
+    strategies: tuple[str, ...]
+    load: Load
+    seed: int
+    anchor: Anchor
+    machine: Machine
+    versions: dict[str, str]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    workers: int = 1
+    trials: tuple[Trial, ...] = ()
+    finished: bool = False
+    slo: str | None = None
+    client: tuple[ClientHealth, ...] = ()
+    incidents: tuple[Incident, ...] = ()
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """A directory that holds one run. One process writes `run.json`; `records.jsonl` is appended to."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, parent: Path | str, run: Run) -> Self:
+        """A new directory in `parent`, named by the run's wall-clock start (UTC), with `run.json` in it.
+
+        Runs that start within one second get `-2`, `-3`, ... Raises `RecordError` when the
+        directory cannot be made.
+        """
+        stem = time.strftime("%Y%m%d-%H%M%S", time.gmtime(run.anchor.unix_ns / 1e9))
+        number = 1
+        while True:
+            path = Path(parent) / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError as error:
+                if not path.is_dir():  # the parent, or the name itself, is a file
+                    raise RecordError(f"{path}: cannot make a run directory: {error.strerror}") from error
+                number += 1
+            except OSError as error:
+                raise RecordError(f"{path}: cannot make a run directory: {error.strerror}") from error
+            else:
+                break
+        directory = cls(path)
+        directory.save(run)
+        directory.records_path.touch()
+        return directory
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """An existing run directory. Raises `RecordError` when there is no `run.json` in it."""
+        directory = cls(Path(path))
+        if not (directory.path / RUN).is_file():
+            raise RecordError(f"{path}: not a run directory: it has no {RUN}")
+        return directory
+
+    @property
+    def records_path(self) -> Path:
+        """Where loop records are appended, one a line."""
+        return self.path / RECORDS
+
+    @property
+    def summary_path(self) -> Path:
+        """Where the summary is, once there is one."""
+        return self.path / SUMMARY
+
+    def save(self, run: Run) -> None:
+        """Replace `run.json` in one step: a reader, or a kill, sees the old one or the new one."""
+        _replace(self.path / RUN, orjson.dumps(run, option=orjson.OPT_INDENT_2))
+
+    def save_summary(self, summary: object) -> None:
+        """Replace `summary.json` in one step. `summary` is a dataclass or plain JSON data."""
+        _replace(self.summary_path, orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+
+    def load(self) -> Run:
+        """What `run.json` holds. Raises `RecordError` naming file and key."""
+        return decode(_read(self.path / RUN), str(self.path / RUN))
+
+    def records(self) -> Iterator[LoopRecord]:
+        """The records, streamed; a torn last line is left out. Raises `RecordError` with file and line."""
+        return records.read(self.records_path)
+
+
+def decode(data: bytes, source: str = RUN) -> Run:
+    """`Run` from JSON; keys of a later version are ignored.
+
+    Raises `RecordError` naming `source`, the line or the key, and what was expected.
+    """
+    parsed = parse(data, source)
+    schema = parsed.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise RecordError(
+            f"{source}: run of schema {schema}, but this version reads up to {SCHEMA}: "
+            "upgrade toolcall-profiler"
+        )
+    from pydantic import ValidationError
+
+    try:
+        run: Run = _adapter().validate_python(parsed)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{source}: key {key}: {first['msg']}") from error
+    return run
+
+
+def parse(data: bytes, source: str) -> dict[str, Any]:
+    """A JSON object. Raises `RecordError` naming `source` and the line."""
+    try:
+        parsed = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise RecordError(f"{source}:{error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(parsed, dict):
+        raise RecordError(f"{source}: expected a JSON object, found {type(parsed).__name__}")
+    return parsed
+
+
+def machine() -> Machine:
+    """Facts about this machine."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        memory = None
+    return Machine(
+        cores=cores,
+        cpu=_cpu_model(),
+        memory_bytes=memory,
+        os=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+    )
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of `PACKAGES`; what is not installed is left out."""
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip() in ("model name", "Model", "cpu model"):
+                    return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Run]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Run)

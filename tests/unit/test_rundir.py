@@ -1,0 +1,150 @@
+"""The run directory: what is written is what is read, and what is broken is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from profiler import records, rundir
+from profiler.errors import RecordError
+from profiler.records import LoopRecord
+from profiler.rundir import Anchor, ClientHealth, Incident, Load, Machine, Run, RunDirectory, Trial
+
+RUN = Run(
+    scenario="cities",
+    provider="openai",
+    strategies=("sequential", "semaphore:4"),
+    load=Load(model="closed", users=20),
+    seed=7,
+    anchor=Anchor(unix_ns=1_700_000_000_000_000_000, monotonic_ns=5_000_000_000),
+    machine=Machine(cores=2, cpu="x", memory_bytes=1 << 33, os="Linux", python="CPython 3.11.7"),
+    versions={"locust": "2.47.0"},
+    arguments={"duration": "10s"},
+)
+TRIAL = Trial(
+    index=0,
+    block=0,
+    strategy="sequential",
+    users=20,
+    started_ns=10,
+    ended_ns=20,
+    drained_ns=25,
+    interrupted=1,
+)
+
+
+def loop(number: int) -> LoopRecord:
+    return LoopRecord(
+        id=f"l{number}", strategy="sequential", provider="openai", model="m", started_ns=number,
+        ended_ns=number + 5, status="ok", rounds=(), number=number, trial=0,
+    )  # fmt: skip
+
+
+def test_a_run_survives_the_round_trip(tmp_path: Path) -> None:
+    full = dataclasses.replace(
+        RUN,
+        trials=(TRIAL,),
+        finished=True,
+        slo="p95<2s",
+        workers=2,
+        client=(ClientHealth(process="w0", trial=0, loop_lag_p99=0.002, cpu=0.5, blocking={"t": 0.3}),),
+        incidents=(Incident("worker_lost", "worker 1 was killed"),),
+    )
+    directory = RunDirectory.create(tmp_path, RUN)
+    directory.save(full)
+    assert RunDirectory.open(directory.path).load() == full
+    assert sorted(p.name for p in directory.path.iterdir()) == ["records.jsonl", "run.json"]
+
+
+def test_run_json_has_the_documented_keys(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, dataclasses.replace(RUN, trials=(TRIAL,)))
+    data = json.loads((directory.path / "run.json").read_text())
+    assert data["anchor"] == {"unix_ns": 1_700_000_000_000_000_000, "monotonic_ns": 5_000_000_000}
+    assert data["load"]["model"] == "closed"
+    assert data["load"]["users"] == 20
+    assert data["trials"][0]["ended_ns"] == 20
+    assert data["finished"] is False
+
+
+def test_directories_of_one_second_do_not_collide(tmp_path: Path) -> None:
+    names = [RunDirectory.create(tmp_path / "runs", RUN).path.name for _ in range(3)]
+    assert names == ["20231114-221320", "20231114-221320-2", "20231114-221320-3"]
+
+
+def test_a_killed_run_is_readable(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, dataclasses.replace(RUN, trials=(TRIAL,)))
+    lines = b"\n".join(records.encode(loop(n)) for n in range(3))
+    directory.records_path.write_bytes(lines[:-20])
+    assert [r.number for r in directory.records()] == [0, 1]
+    assert directory.load().trials == (TRIAL,)
+
+
+def test_a_failed_write_leaves_the_old_run(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, RUN)
+    with pytest.raises(TypeError):
+        directory.save(dataclasses.replace(RUN, arguments={"x": object()}))
+    assert directory.load() == RUN
+
+
+def test_keys_of_a_later_version_are_ignored(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, dataclasses.replace(RUN, trials=(TRIAL,)))
+    path = directory.path / "run.json"
+    data = json.loads(path.read_text())
+    data["novelty"] = 1
+    data["trials"][0]["novelty"] = 2
+    path.write_text(json.dumps(data))
+    assert directory.load().trials == (TRIAL,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trials": [{"index": 0}]}, r"run\.json: key trials\.0\.block: Field required"),
+        ({"seed": "x"}, r"run\.json: key seed: .*valid integer"),
+        ({"load": {"model": "ajar", "users": 1}}, r"run\.json: key load\.model: .*'closed' or 'open'"),
+        ({"schema": 99}, r"run\.json: run of schema 99.*upgrade"),
+    ],
+)
+def test_what_is_broken_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    directory = RunDirectory.create(tmp_path, RUN)
+    path = directory.path / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(RecordError, match=message):
+        directory.load()
+
+
+def test_torn_json_names_the_line(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, RUN)
+    (directory.path / "run.json").write_text('{"schema": 1,\n"seed": ')
+    with pytest.raises(RecordError, match=r"run\.json:2: not JSON"):
+        directory.load()
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="not a run directory"):
+        RunDirectory.open(tmp_path)
+
+
+def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(RecordError, match="cannot make a run directory"):
+        RunDirectory.create(tmp_path / "runs", RUN)
+
+
+def test_the_anchor_turns_monotonic_into_wall_clock() -> None:
+    assert Anchor(unix_ns=1_000, monotonic_ns=100).unix(150) == 1_050
+
+
+def test_facts_name_neither_host_nor_path() -> None:
+    facts = rundir.machine()
+    text = json.dumps([dataclasses.asdict(facts), rundir.versions()])
+    assert facts.cores >= 1
+    assert facts.python.startswith(("CPython 3.", "PyPy 3."))
+    assert rundir.versions()["locust"].count(".") >= 1
+    assert Path.home().as_posix() + "/" not in text
+    import socket
+
+    assert json.dumps(socket.gethostname()) not in text
