@@ -1,1 +1,69 @@
-"""Load testing and latency profiling for agents that call tools in parallel."""
+"""Load testing and latency profiling for agents that call tools in parallel.
+
+    from profiler import ToolLoop, tool, Sequential, Gathered, SemaphoreLimited
+    from profiler.providers import OpenAIChat, AnthropicMessages
+    from profiler.examples import get_weather, get_population
+
+Importing this package imports nothing heavy; names are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from profiler.errors import ProfilerError, ProviderError, UsageError
+    from profiler.loop import LoopResult, ToolLoop
+    from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
+    from profiler.strategies import Gathered, SemaphoreLimited, Sequential, Strategy
+    from profiler.tools import Tool, tool
+
+_HOME = {
+    "ProfilerError": "errors",
+    "ProviderError": "errors",
+    "UsageError": "errors",
+    "LoopResult": "loop",
+    "ToolLoop": "loop",
+    "LoopRecord": "records",
+    "ModelCall": "records",
+    "RoundRecord": "records",
+    "ToolCall": "records",
+    "Gathered": "strategies",
+    "SemaphoreLimited": "strategies",
+    "Sequential": "strategies",
+    "Strategy": "strategies",
+    "Tool": "tools",
+    "tool": "tools",
+}
+
+__all__ = [
+    "Gathered",
+    "LoopRecord",
+    "LoopResult",
+    "ModelCall",
+    "ProfilerError",
+    "ProviderError",
+    "RoundRecord",
+    "SemaphoreLimited",
+    "Sequential",
+    "Strategy",
+    "Tool",
+    "ToolCall",
+    "ToolLoop",
+    "UsageError",
+    "tool",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,6 +6,11 @@ sees and a record with an `error_type`. Cancellation is never caught.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from profiler.records import LoopRecord
+
 
 class ProfilerError(Exception):
     """Base of every exception of this package. The message says what, where, and what to do."""
@@ -42,8 +47,11 @@ class ProviderError(TargetError):
 
     Chained (`__cause__`) to the SDK's exception. `status` is the HTTP status, None when no
     response came; `request_id` the provider's id of the request; `error_type` a bounded name
-    fit for a metric label, such as `http_429`, `connection`, `timeout`.
+    fit for a metric label, such as `http_429`, `connection`, `timeout`. `record` is the record
+    of the loop that it ended, None outside a loop.
     """
+
+    record: LoopRecord | None = None
 
     def __init__(
         self,

@@ -1,0 +1,50 @@
+"""Models behind the providers' own SDKs. Each SDK is imported by one module, when it is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from profiler.errors import UsageError
+from profiler.providers.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from profiler.model import Model
+    from profiler.providers.anthropic_messages import AnthropicMessages
+    from profiler.providers.openai_chat import OpenAIChat
+    from profiler.providers.openai_responses import OpenAIResponses
+
+__all__ = ["PROVIDERS", "AnthropicMessages", "OpenAIChat", "OpenAIResponses", "make_provider"]
+
+_HOME = {
+    "OpenAIChat": "openai_chat",
+    "OpenAIResponses": "openai_responses",
+    "AnthropicMessages": "anthropic_messages",
+}
+
+PROVIDERS = {"openai": "OpenAIChat", "openai-responses": "OpenAIResponses", "anthropic": "AnthropicMessages"}
+"""What `--provider` takes, and the class behind it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def make_provider(
+    name: str, *, base_url: str | None = None, model: str | None = None, api_key: str | None = None
+) -> Model:
+    """The model named on the command line, with a client of ours on aiohttp.
+
+    `base_url` may be the server's root or end in `/v1`; None is the provider's own. `model`
+    None is the default of that provider. `api_key` None is the SDK's environment variable.
+    """
+    if name not in PROVIDERS:
+        raise UsageError(f"unknown provider {name!r}: expected one of {', '.join(PROVIDERS)}")
+    endpoint = Endpoint.parse(base_url) if base_url is not None else None
+    options: dict[str, Any] = {} if model is None else {"model": model}
+    made: Model = __getattr__(PROVIDERS[name])(endpoint=endpoint, api_key=api_key, **options)
+    return made

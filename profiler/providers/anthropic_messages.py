@@ -1,0 +1,158 @@
+"""Anthropic Messages through `AsyncAnthropic`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import anthropic
+from anthropic import AsyncAnthropic, DefaultAioHttpClient
+
+from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
+from profiler.providers.endpoint import Endpoint, client_options, emulator_key
+from profiler.providers.failures import caught, provider_error, truncated
+from profiler.tools import Tool
+
+
+class AnthropicMessages:
+    """A model behind Messages.
+
+    With a `client` of the user's, that one is used as it is; without, one is made on the SDK's
+    aiohttp transport for `endpoint` (None: the SDK's default). A `system` message at the head
+    of the prompt becomes the request's `system`.
+    """
+
+    provider = "anthropic"
+
+    def __init__(
+        self,
+        client: AsyncAnthropic | None = None,
+        model: str = "claude-sonnet-4-5",
+        *,
+        max_tokens: int = 4096,
+        endpoint: Endpoint | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        if client is None:
+            client = AsyncAnthropic(
+                base_url=endpoint.root if endpoint is not None else None,
+                api_key=api_key or emulator_key(endpoint, "ANTHROPIC_API_KEY"),
+                http_client=DefaultAioHttpClient(**client_options(endpoint)),
+            )
+        self.client = client
+        self.model = model
+        self.max_tokens = max_tokens
+
+    def conversation(self, prompt: str | Sequence[Message]) -> list[Message]:
+        if isinstance(prompt, str):
+            return [{"role": "user", "content": prompt}]
+        return list(prompt)
+
+    def render_tools(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
+        return [{"name": t.name, "description": t.description, "input_schema": t.parameters} for t in tools]
+
+    async def request(
+        self, messages: list[Message], tools: Any, options: RequestOptions, probe: Probe
+    ) -> Reply:
+        arguments: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": self.max_tokens,
+            "messages": messages,
+        }
+        if messages and messages[0].get("role") == "system":
+            arguments["system"] = messages[0]["content"]
+            arguments["messages"] = messages[1:]
+        if tools:
+            # A history with tool_use blocks keeps `tools`, also when only an answer is wanted.
+            arguments["tools"] = tools
+            choice = _tool_choice(options)
+            if choice is not None:
+                arguments["tool_choice"] = choice
+        if options.headers is not None:
+            arguments["extra_headers"] = options.headers
+        request_id: str | None = None
+        try:
+            if not options.stream:
+                message = await self.client.messages.create(**arguments)
+                request_id = message._request_id
+            else:
+                async with self.client.messages.stream(**arguments) as stream:
+                    request_id = stream.request_id
+                    message = await self._follow(stream, probe)
+                    if message.stop_reason is None:
+                        raise truncated(self.provider, request_id)
+        except caught(anthropic) as error:
+            raise provider_error(self.provider, anthropic, error, request_id) from error
+        return _reply(message, request_id)
+
+    async def _follow(self, stream: Any, probe: Probe) -> Any:
+        open_call = False
+        async for event in stream:
+            kind = event.type
+            if kind == "content_block_start":
+                if open_call:
+                    probe.call_complete()
+                open_call = event.content_block.type == "tool_use"
+                if open_call:
+                    probe.token()
+            elif kind == "content_block_delta":
+                if event.delta.type == "text_delta":
+                    probe.text(event.delta.text)
+                else:
+                    probe.token()
+            elif kind == "message_delta" and open_call and event.delta.stop_reason == "tool_use":
+                # A truncated reply closes its last block too: only now is that call complete.
+                probe.call_complete()
+        return stream.current_message_snapshot
+
+    def results(self, results: Sequence[ToolResult]) -> list[Message]:
+        blocks = []
+        for result in results:
+            block = {"type": "tool_result", "tool_use_id": result.call_id, "content": result.content}
+            if result.is_error:
+                block["is_error"] = True  # type: ignore[assignment]
+            blocks.append(block)
+        return [{"role": "user", "content": blocks}]
+
+
+def _reply(message: Any, request_id: str | None) -> Reply:
+    texts: list[str] = []
+    calls: list[CallRequest] = []
+    content: list[dict[str, Any]] = []
+    last = len(message.content) - 1
+    for index, block in enumerate(message.content):
+        if block.type == "text":
+            if block.text:  # an empty text block would be refused when it comes back
+                texts.append(block.text)
+                content.append({"type": "text", "text": block.text})
+        elif block.type == "tool_use":
+            cut = message.stop_reason == "max_tokens" and index == last
+            calls.append(CallRequest(block.id, block.name, block.input, truncated=cut))
+            content.append({"type": "tool_use", "id": block.id, "name": block.name, "input": block.input})
+        else:
+            content.append(block.model_dump(exclude_none=True))
+    return Reply(
+        text="".join(texts),
+        calls=tuple(calls),
+        messages=[{"role": "assistant", "content": content}] if content else [],
+        finish_reason=message.stop_reason,
+        request_id=request_id,
+        input_tokens=message.usage.input_tokens,
+        output_tokens=message.usage.output_tokens,
+    )
+
+
+def _tool_choice(options: RequestOptions) -> dict[str, Any] | None:
+    if options.answer_only or options.tool_choice == "none":
+        return {"type": "none"}
+    if options.tool_choice == "auto":
+        choice: dict[str, Any] = {"type": "auto"}
+    elif options.tool_choice == "required":
+        choice = {"type": "any"}
+    else:
+        choice = {"type": "tool", "name": options.tool_choice}
+    if not options.parallel_tool_calls:
+        choice["disable_parallel_tool_use"] = True
+    elif options.tool_choice == "auto":
+        return None
+    return choice

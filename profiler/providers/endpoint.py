@@ -1,0 +1,75 @@
+"""Where a server is: its root URL, whether it is this machine, and how to connect to it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from profiler.errors import UsageError
+
+MAX_CONNECTIONS = 100_000
+"""So many that the client's connection pool never queues a request (and falsifies its latency)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server's root URL, without a trailing slash or `/v1`."""
+
+    root: str
+
+    @classmethod
+    def parse(cls, url: str) -> Endpoint:
+        """From a root URL or one that ends in `/v1`. Raises `UsageError`."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"not a base URL: {url!r}: expected http://HOST[:PORT] or https://HOST[:PORT]")
+        if parts.username or parts.password:
+            raise UsageError(
+                f"the base URL of {parts.hostname} holds credentials: pass the key by environment"
+            )
+        return cls(url.rstrip("/").removesuffix("/v1").rstrip("/"))
+
+    @property
+    def openai_base(self) -> str:
+        return f"{self.root}/v1"
+
+    @property
+    def is_loopback(self) -> bool:
+        host = urlsplit(self.root).hostname or ""
+        if host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+
+def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
+    """Options of `DefaultAioHttpClient` for this endpoint: no queueing for a pooled connection.
+
+    Requests to this machine never go through a proxy that the environment names.
+    """
+    import httpx2
+
+    options: dict[str, Any] = {
+        "limits": httpx2.Limits(
+            max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS, keepalive_expiry=30.0
+        )
+    }
+    if endpoint is not None and endpoint.is_loopback:
+        options["trust_env"] = False
+        if endpoint.root.startswith("https"):
+            # trust_env is what made the client read SSL_CERT_FILE.
+            options["verify"] = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
+    return options
+
+
+def emulator_key(endpoint: Endpoint | None, variable: str) -> str | None:
+    """A placeholder key for a server on this machine when the environment holds none."""
+    if endpoint is not None and endpoint.is_loopback and not os.environ.get(variable):
+        return "no-key-needed"
+    return None

@@ -1,0 +1,124 @@
+"""OpenAI Responses through `AsyncOpenAI`. The whole input list goes with every request (stateless)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import openai
+from openai import AsyncOpenAI
+
+from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
+from profiler.providers.endpoint import Endpoint
+from profiler.providers.failures import caught, provider_error, truncated
+from profiler.providers.openai_chat import make_client
+from profiler.tools import Tool
+
+
+class OpenAIResponses:
+    """A model behind Responses.
+
+    With a `client` of the user's, that one is used as it is; without, one is made on the SDK's
+    aiohttp transport for `endpoint` (None: the SDK's default).
+    """
+
+    provider = "openai-responses"
+
+    def __init__(
+        self,
+        client: AsyncOpenAI | None = None,
+        model: str = "gpt-4o",
+        *,
+        endpoint: Endpoint | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        self.client = client if client is not None else make_client(endpoint, api_key)
+        self.model = model
+
+    def conversation(self, prompt: str | Sequence[Message]) -> list[Message]:
+        if isinstance(prompt, str):
+            return [{"role": "user", "content": prompt}]
+        return list(prompt)
+
+    def render_tools(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
+        return [
+            {
+                "type": "function",
+                "name": t.name,
+                "description": t.description,
+                "parameters": t.parameters,
+                "strict": False,
+            }
+            for t in tools
+        ]
+
+    async def request(
+        self, messages: list[Message], tools: Any, options: RequestOptions, probe: Probe
+    ) -> Reply:
+        arguments: dict[str, Any] = {"model": self.model, "input": messages}
+        if tools and not options.answer_only:
+            arguments["tools"] = tools
+            if options.tool_choice != "auto":
+                arguments["tool_choice"] = _tool_choice(options.tool_choice)
+            if not options.parallel_tool_calls:
+                arguments["parallel_tool_calls"] = False
+        if options.headers is not None:
+            arguments["extra_headers"] = options.headers
+        request_id: str | None = None
+        try:
+            if not options.stream:
+                response = await self.client.responses.create(**arguments)
+                request_id = response._request_id
+            else:
+                stream = await self.client.responses.create(**arguments, stream=True)
+                request_id = stream.response.headers.get("x-request-id")
+                response = await self._follow(stream, probe, request_id)
+        except caught(openai) as error:
+            raise provider_error(self.provider, openai, error, request_id) from error
+        return _reply(response, request_id)
+
+    async def _follow(self, stream: Any, probe: Probe, request_id: str | None) -> Any:
+        async with stream:
+            async for event in stream:
+                kind = event.type
+                if kind == "response.output_text.delta":
+                    probe.text(event.delta)
+                elif kind == "response.function_call_arguments.delta":
+                    probe.token()
+                elif kind == "response.output_item.done":
+                    if event.item.type == "function_call" and event.item.status == "completed":
+                        probe.token()
+                        probe.call_complete()
+                elif kind in ("response.completed", "response.incomplete", "response.failed"):
+                    return event.response
+        raise truncated(self.provider, request_id)
+
+    def results(self, results: Sequence[ToolResult]) -> list[Message]:
+        return [{"type": "function_call_output", "call_id": r.call_id, "output": r.content} for r in results]
+
+
+def _reply(response: Any, request_id: str | None) -> Reply:
+    calls: list[CallRequest] = []
+    items: list[Message] = []
+    for item in response.output:
+        if item.type == "function_call":
+            calls.append(
+                CallRequest(item.call_id, item.name, item.arguments, truncated=item.status == "incomplete")
+            )
+        items.append(item.model_dump(exclude_none=True, exclude={"parsed_arguments"}))
+    usage = response.usage
+    return Reply(
+        text=response.output_text,
+        calls=tuple(calls),
+        messages=items,
+        finish_reason=response.status,
+        request_id=request_id,
+        input_tokens=usage.input_tokens if usage is not None else None,
+        output_tokens=usage.output_tokens if usage is not None else None,
+    )
+
+
+def _tool_choice(choice: str) -> Any:
+    if choice in ("none", "required"):
+        return choice
+    return {"type": "function", "name": choice}

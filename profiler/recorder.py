@@ -1,0 +1,68 @@
+"""From a running loop to its records.
+
+The recorder hands each finished `LoopRecord` to the sinks and keeps the live counts of calls
+queued and running. A sink is a function of one record, called on the loop's own thread: it
+must not block. What a sink raises is counted and never reaches the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from profiler.records import LoopRecord
+
+Clock = Callable[[], int]
+"""Monotonic nanoseconds."""
+
+Sink = Callable[[LoopRecord], None]
+
+_log = logging.getLogger(__name__)
+
+
+class LiveCalls:
+    """How many calls of one tool under one strategy are queued and running now."""
+
+    __slots__ = ("queued", "running")
+
+    def __init__(self) -> None:
+        self.queued = 0
+        self.running = 0
+
+
+class LiveSink(Protocol):
+    """A sink that also shows the calls under way (the Prometheus exporter does)."""
+
+    def __call__(self, record: LoopRecord, /) -> None: ...
+
+    def live_calls(self, strategy: str, tool: str) -> LiveCalls:
+        """The counts for one tool, kept up to date by the loop."""
+
+
+class Recorder:
+    """Clock and sinks of a `ToolLoop`. `dropped` counts records that a sink failed to take."""
+
+    def __init__(self, sinks: Sequence[Sink] = (), clock: Clock = time.monotonic_ns) -> None:
+        self.clock = clock
+        self.dropped = 0
+        self._sinks = tuple(sinks)
+
+    def live_calls(self, strategy: str, tool: str) -> LiveCalls:
+        """The counts that the first sink which shows them keeps, or fresh ones that nobody reads."""
+        for sink in self._sinks:
+            keep = getattr(sink, "live_calls", None)
+            if keep is not None:
+                live: LiveCalls = keep(strategy, tool)
+                return live
+        return LiveCalls()
+
+    def emit(self, record: LoopRecord) -> None:
+        for sink in self._sinks:
+            try:
+                sink(record)
+            except Exception:
+                self.dropped += 1
+                if self.dropped == 1:
+                    _log.exception("a sink failed on a record; later failures are only counted")

@@ -1,0 +1,61 @@
+"""One `httpx.AsyncClient` for all tools of a process, on an aiohttp transport.
+
+httpx's own transport scans its whole connection pool on every request, and under Locust its
+liveness check stands still in gevent's patched `select`. aiohttp's does neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from weakref import WeakKeyDictionary
+
+import aiohttp
+import httpx
+import httpx_aiohttp
+
+from profiler import headers
+from profiler.tools import current_call
+
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+
+
+def tool_client() -> httpx.AsyncClient:
+    """The client of the running event loop; made at the first call, closed by `close_tool_client`.
+
+    No limit on connections, so a tool never waits for one; a 30 s timeout. Inside a load test
+    its requests carry the loop's number and the call's id to the emulator.
+    """
+    loop = asyncio.get_running_loop()
+    client = _clients.get(loop)
+    if client is None:
+        client = _clients[loop] = httpx.AsyncClient(
+            transport=httpx_aiohttp.AiohttpTransport(client=_session),
+            timeout=30.0,
+            event_hooks={"request": [_identify]},
+        )
+    return client
+
+
+async def close_tool_client() -> None:
+    """Close the running event loop's client, if there is one."""
+    client = _clients.pop(asyncio.get_running_loop(), None)
+    if client is not None:
+        await client.aclose()
+
+
+def _session() -> aiohttp.ClientSession:
+    context = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=context), cookie_jar=aiohttp.DummyCookieJar()
+    )
+
+
+async def _identify(request: httpx.Request) -> None:
+    call = current_call.get()
+    if call is not None and call.number is not None:
+        request.headers[headers.LOOP] = str(call.number)
+        request.headers[headers.CALL] = call.call_id
+        if call.trial is not None:
+            request.headers[headers.TRIAL] = str(call.trial)
