@@ -1,0 +1,283 @@
+"""The figures of one strategy, over the loops that count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from profiler.anatomy import PHASES
+from profiler.statistics.measure import Block, Indices, Measured, completed, good, latency
+from profiler.statistics.quantiles import (
+    FEWEST_BLOCKS,
+    Estimate,
+    Quantiles,
+    block_interval,
+    quantiles,
+    student,
+)
+from profiler.statistics.table import CANCELLED, ERROR, NONE, OK, Ints, Table
+
+ARRIVAL_WAIT = "arrival_wait"
+"""The phase before a loop of an open load starts: from when it was due."""
+
+_NS = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Loops:
+    """Loops of the windows.
+
+    `completed`, `failed` and `per_second` (of completed ones) are of loops that ended inside;
+    `due` of loops that were due inside, `unanswered` those of them that finished although a call
+    had failed, `interrupted` those cut off after the drain.
+    """
+
+    completed: int
+    failed: int
+    per_second: float | None
+    due: int = 0
+    unanswered: int = 0
+    interrupted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """Calls of one tool in the loops that were due inside the windows.
+
+    `seconds` is of the calls that ran, `queue_seconds` of all.
+    """
+
+    calls: int
+    errors: int
+    seconds: Quantiles
+    queue_seconds: Quantiles
+    error_types: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens as the provider reported them."""
+
+    input: int
+    output: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Everything that was recorded of one strategy, whatever the windows."""
+
+    loops: int
+    failed: int
+    cancelled: int
+    rounds: int
+    tool_calls: int
+    tool_errors: int
+    model_requests: int
+    attempts: int
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StrategySummary:
+    """One strategy under one load.
+
+    `loop_seconds`, `round_seconds`, `tool_phase_seconds` (rounds with calls) and `phases` are of
+    completed loops; read them beside `failure_rate`, the share of due loops that did not finish
+    with every call answered. `goodput` is those that did, and met the objective if there is one,
+    per second. `phases` are mean seconds per loop and sum to `mean_loop_seconds`. `speed_up` is
+    work / wall and `efficiency` critical path / wall of the tool phases. `warm_up_loops` were left
+    out of each block; `steady` is None when the series is too short to tell.
+    """
+
+    strategy: str
+    loops: Loops
+    loop_seconds: Quantiles
+    round_seconds: Quantiles
+    tool_phase_seconds: Quantiles
+    tools: dict[str, Tool]
+    users: int
+    blocks: int
+    window_seconds: float
+    throughput: Estimate
+    goodput: Estimate
+    failure_rate: Estimate
+    attempts_per_request: Estimate
+    mean_loop_seconds: float | None
+    phases: dict[str, float]
+    speed_up: Estimate
+    efficiency: Estimate
+    error_types: dict[str, int]
+    tokens: Tokens
+    warm_up_loops: int
+    steady: bool | None
+    totals: Totals
+
+
+def figures(group: Measured, table: Table, limit_ns: float | None = None) -> StrategySummary:
+    """Every figure of one strategy; `limit_ns` is what the objective allows a loop to take."""
+    blocks = group.blocks
+    due = _concatenate([block.due for block in blocks])
+    ended = _concatenate([block.ended for block in blocks])
+    finished = [completed(table, block.due) for block in blocks]
+    everything = _concatenate(finished)
+    seconds = sum(block.seconds for block in blocks)
+    statuses = table.status[ended]
+    done = int(np.count_nonzero(statuses == OK))
+    in_rounds = [_members(table, loops, table.round_loop) for loops in finished]
+    walls = [table.tool_wall[rounds] for rounds in in_rounds]
+    mean, phases = mean_phases(table, everything)
+    failures = table.error[due]
+    return StrategySummary(
+        strategy=group.strategy,
+        loops=Loops(
+            completed=done,
+            failed=int(np.count_nonzero(statuses == ERROR)),
+            per_second=done / seconds if seconds else None,
+            due=int(due.size),
+            unanswered=int(np.count_nonzero(table.answered[everything] == 0)),
+            interrupted=sum(block.interrupted for block in blocks),
+        ),
+        loop_seconds=quantiles([latency(table, loops) for loops in finished], _NS),
+        round_seconds=quantiles([table.round_wall[rounds] for rounds in in_rounds], _NS),
+        tool_phase_seconds=quantiles([wall[wall != NONE] for wall in walls], _NS),
+        tools=_tools(table, blocks),
+        users=group.users,
+        blocks=len(blocks),
+        window_seconds=seconds,
+        throughput=ratio_of_sums(
+            [float(np.count_nonzero(table.status[b.ended] == OK)) for b in blocks],
+            [b.seconds for b in blocks],
+        ),
+        goodput=ratio_of_sums(
+            [float(good_loops(table, b, limit_ns)) for b in blocks], [b.seconds for b in blocks]
+        ),
+        failure_rate=failure_rate(table, blocks),
+        attempts_per_request=ratio_of_sums(*_sums(table, blocks, table.attempts, table.requests)),
+        mean_loop_seconds=mean,
+        phases=phases,
+        speed_up=ratio_of_sums(*_sums(table, blocks, table.work, table.wall)),
+        efficiency=ratio_of_sums(*_sums(table, blocks, table.critical, table.wall)),
+        error_types=_count(failures[failures != NONE], table.errors),
+        tokens=Tokens(int(table.input_tokens[due].sum()), int(table.output_tokens[due].sum())),
+        warm_up_loops=group.warm_up.skip,
+        steady=group.warm_up.steady,
+        totals=_totals(table, group.strategy),
+    )
+
+
+def good_loops(table: Table, block: Block, limit_ns: float | None = None) -> int:
+    """Loops that ended inside the window with every call answered, within `limit_ns`."""
+    keep = good(table, block.ended)
+    if limit_ns is not None:
+        keep &= latency(table, block.ended) < limit_ns
+    return int(np.count_nonzero(keep))
+
+
+def block_failures(table: Table, block: Block) -> tuple[int, int]:
+    """(loops that did not finish with every call answered, loops) of those due in the window."""
+    loops = block.due.size + block.cut
+    return loops - int(np.count_nonzero(good(table, block.due))), loops
+
+
+def failure_rate(table: Table, blocks: tuple[Block, ...]) -> Estimate:
+    """The share of due loops that failed, with a t-interval over blocks, kept inside 0 to 1.
+
+    Blocks without a failure all agree; the interval then is no wider than the rule of three says.
+    """
+    counts = [block_failures(table, block) for block in blocks]
+    counts = [(failed, loops) for failed, loops in counts if loops]
+    loops = sum(count[1] for count in counts)
+    if not loops:
+        return Estimate(None)
+    value = sum(count[0] for count in counts) / loops
+    if len(counts) < FEWEST_BLOCKS:
+        return Estimate(value)
+    rates = np.array([failed / loops for failed, loops in counts])
+    half = student(0.95, len(counts) - 1) * float(rates.std(ddof=1)) / len(counts) ** 0.5
+    floor = 3.0 / loops  # rule of three: what no failure in `loops` cannot rule out
+    return Estimate(
+        value,
+        0.0 if value == 0 else max(0.0, min(value - half, value)),
+        min(1.0, max(value + half, floor)),
+    )
+
+
+def mean_phases(table: Table, loops: Indices) -> tuple[float | None, dict[str, float]]:
+    """(mean seconds of a loop, mean seconds of each phase), the second summing to the first."""
+    if not loops.size:
+        return None, {}
+    means = table.phases[loops].mean(axis=0) * _NS
+    phases = {phase: float(value) for phase, value in zip(PHASES, means, strict=True)}
+    wait = float((table.started[loops] - table.due[loops]).mean()) * _NS
+    if wait:
+        phases = {ARRIVAL_WAIT: wait, **phases}
+    return float(latency(table, loops).mean()) * _NS, phases
+
+
+def ratio_of_sums(above: list[float], below: list[float]) -> Estimate:
+    """Σ above / Σ below, with an interval from the ratios of the blocks."""
+    pairs = [(a, b) for a, b in zip(above, below, strict=True) if b > 0]
+    if not pairs:
+        return Estimate(None)
+    value = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+    return block_interval(value, [a / b for a, b in pairs])
+
+
+def _sums(
+    table: Table, blocks: tuple[Block, ...], above: Ints, below: Ints
+) -> tuple[list[float], list[float]]:
+    loops = [completed(table, block.due) for block in blocks]
+    return [float(above[chosen].sum()) for chosen in loops], [float(below[chosen].sum()) for chosen in loops]
+
+
+def _tools(table: Table, blocks: tuple[Block, ...]) -> dict[str, Tool]:
+    of_block = [_members(table, block.due, table.call_loop) for block in blocks]
+    calls = _concatenate(of_block)
+    result: dict[str, Tool] = {}
+    for code in np.unique(table.call_tool[calls]):
+        chosen = [members[table.call_tool[members] == code] for members in of_block]
+        every = _concatenate(chosen)
+        errors = table.call_error[every]
+        durations = [table.duration[members] for members in chosen]
+        result[table.tools[code]] = Tool(
+            calls=int(every.size),
+            errors=int(np.count_nonzero(errors != NONE)),
+            seconds=quantiles([values[values != NONE] for values in durations], _NS),
+            queue_seconds=quantiles([table.queue[members] for members in chosen], _NS),
+            error_types=_count(errors[errors != NONE], table.errors),
+        )
+    return dict(sorted(result.items()))
+
+
+def _totals(table: Table, strategy: str) -> Totals:
+    code = table.strategies.index(strategy) if strategy in table.strategies else NONE
+    chosen = table.strategy == code
+    calls = chosen[table.call_loop]
+    return Totals(
+        loops=int(np.count_nonzero(chosen)),
+        failed=int(np.count_nonzero(chosen & (table.status == ERROR))),
+        cancelled=int(np.count_nonzero(chosen & (table.status == CANCELLED))),
+        rounds=int(np.count_nonzero(chosen[table.round_loop])),
+        tool_calls=int(np.count_nonzero(calls)),
+        tool_errors=int(np.count_nonzero(calls & (table.call_error != NONE))),
+        model_requests=int(table.requests[chosen].sum()),
+        attempts=int(table.attempts[chosen].sum()),
+        tokens=Tokens(int(table.input_tokens[chosen].sum()), int(table.output_tokens[chosen].sum())),
+    )
+
+
+def _members(table: Table, loops: Indices, owner: Ints) -> Indices:
+    """Indices of the rounds or calls whose owner is one of these loops."""
+    chosen = np.zeros(table.trial.size, dtype=bool)
+    chosen[loops] = True
+    return np.flatnonzero(chosen[owner])
+
+
+def _count(codes: Ints, texts: list[str]) -> dict[str, int]:
+    return {texts[code]: count for code, count in Counter(codes.tolist()).most_common()}
+
+
+def _concatenate(parts: list[Indices]) -> Indices:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.intp)

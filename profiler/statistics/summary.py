@@ -1,0 +1,116 @@
+"""`summary.json`: the figures of a run, as one tree of data.
+
+The shape is a contract: keys may be added, never changed. Seconds are floats, intervals are 95 %,
+quantiles are those of `quantiles`. What each figure is taken over is said in `measure` and
+`figures`; `totals` are over every record, warm-up and drain included, and are what Prometheus can
+agree with.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from profiler.errors import RecordError
+from profiler.records import LoopRecord
+from profiler.rundir import Load, Run, parse
+from profiler.statistics.figures import StrategySummary, figures
+from profiler.statistics.measure import Measured, measure
+from profiler.statistics.quantiles import CONFIDENCE
+from profiler.statistics.table import Table, tabulate
+from profiler.statistics.warmup import WarmUp
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One load of a ladder: every strategy under it."""
+
+    users: int
+    strategies: tuple[StrategySummary, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything a report shows of a run.
+
+    `strategies` are those under the highest load; `levels` has every load of a ladder and is empty
+    without one. `finished` is False for a run that was cut short.
+    """
+
+    scenario: str
+    provider: str
+    strategies: tuple[StrategySummary, ...]
+    model: str
+    seed: int
+    load: Load
+    workers: int
+    finished: bool
+    levels: tuple[Level, ...] = ()
+    confidence: float = CONFIDENCE
+    quantile: str = "linear"
+    schema: int = SCHEMA
+
+
+def summarise(run: Run, records: Iterable[LoopRecord]) -> Summary:
+    """The summary of a run from its records, which are streamed."""
+    return summarise_table(run, tabulate(records))
+
+
+def summarise_table(run: Run, table: Table) -> Summary:
+    """The summary of a run whose records are already a table."""
+    measured = measure(run, table)
+    named = {group.strategy for group in measured}
+    # A strategy that was recorded but has no finished trial still shows its totals.
+    for strategy in dict.fromkeys([*run.strategies, *table.strategies]):
+        if strategy not in named:
+            users = max((group.users for group in measured), default=run.load.users)
+            measured.append(Measured(strategy, users, (), WarmUp(0, None)))
+    levels: dict[int, list[StrategySummary]] = {}
+    for group in measured:
+        levels.setdefault(group.users, []).append(figures(group, table))
+    ladder = tuple(Level(users, tuple(levels[users])) for users in sorted(levels))
+    return Summary(
+        scenario=run.scenario,
+        provider=run.provider,
+        strategies=ladder[-1].strategies if ladder else (),
+        model=run.model,
+        seed=run.seed,
+        load=run.load,
+        workers=run.workers,
+        finished=run.finished,
+        levels=ladder if len(ladder) > 1 else (),
+    )
+
+
+def decode(data: bytes, source: str = "summary.json") -> Summary:
+    """Inverse of writing a `Summary` as JSON. Raises `RecordError` naming `source` and the key."""
+    parsed = parse(data, source)
+    schema = parsed.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise RecordError(
+            f"{source}: summary of schema {schema}, but this version reads up to {SCHEMA}: "
+            "upgrade toolcall-profiler"
+        )
+    from pydantic import ValidationError
+
+    try:
+        summary: Summary = _adapter().validate_python(parsed)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{source}: key {key}: {first['msg']}") from error
+    return summary
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Summary]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Summary)

@@ -1,0 +1,169 @@
+"""Records as columns: what the statistics need of each loop, round and call, a few bytes each.
+
+A run may hold a million tool calls. They are streamed into typed arrays, never kept as objects;
+everything after is arithmetic on numpy views of them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.anatomy import PHASES, loop_phases, tool_phase
+from profiler.records import LoopRecord
+
+Ints = NDArray[np.int64]
+
+OK, ERROR, CANCELLED = 0, 1, 2
+_STATUS = {"ok": OK, "error": ERROR, "cancelled": CANCELLED}
+
+_LOOP = (
+    *("trial", "strategy", "number", "due", "started", "ended", "status", "answered", "error"),
+    *("requests", "attempts", "input_tokens", "output_tokens", "work", "critical", "wall"),
+)
+
+NONE = -1
+"""In a column: did not happen, or has no such thing."""
+
+
+@dataclass(slots=True)
+class Names:
+    """Texts, each stored once; a column holds their codes."""
+
+    texts: list[str] = field(default_factory=list)
+    codes: dict[str, int] = field(default_factory=dict)
+
+    def code(self, text: str | None) -> int:
+        """The code of a text, new or known; `NONE` of None."""
+        if text is None:
+            return NONE
+        known = self.codes.get(text)
+        if known is None:
+            known = self.codes[text] = len(self.texts)
+            self.texts.append(text)
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns of equal length per kind of thing; times in nanoseconds, `NONE` for absent.
+
+    Loops: `due` is when the loop was meant to start (open load), else its start; `answered` is 1
+    when every call of the loop succeeded; `phases` has one row per loop, in the order of
+    `anatomy.PHASES`; `work`, `critical` and `wall` are summed over the rounds with calls.
+    Rounds: `tool_wall` is `NONE` in a round without calls.
+    Calls: `duration` is `NONE` for a call that never got through its limiter.
+    """
+
+    strategies: list[str]
+    tools: list[str]
+    errors: list[str]
+
+    trial: Ints
+    strategy: Ints
+    number: Ints
+    due: Ints
+    started: Ints
+    ended: Ints
+    status: Ints
+    answered: Ints
+    error: Ints
+    requests: Ints
+    attempts: Ints
+    input_tokens: Ints
+    output_tokens: Ints
+    work: Ints
+    critical: Ints
+    wall: Ints
+    phases: Ints
+
+    round_loop: Ints
+    round_wall: Ints
+    tool_wall: Ints
+
+    call_loop: Ints
+    call_tool: Ints
+    call_error: Ints
+    duration: Ints
+    queue: Ints
+
+
+def tabulate(records: Iterable[LoopRecord]) -> Table:
+    """The table of a stream of records."""
+    strategies, tools, errors = Names(), Names(), Names()
+    loops = [array("q") for _ in _LOOP]
+    phases = array("q")
+    round_loop, round_wall, tool_wall = array("i"), array("q"), array("q")
+    call_loop, call_tool, call_error = array("i"), array("i"), array("i")
+    duration, queue = array("q"), array("q")
+    for index, record in enumerate(records):
+        requests = attempts = input_tokens = output_tokens = work = critical = wall = 0
+        answered = 1
+        for round_ in record.rounds:
+            model = round_.model
+            requests += 1
+            attempts += len(model.attempts) or 1
+            input_tokens += model.input_tokens or 0
+            output_tokens += model.output_tokens or 0
+            phase = tool_phase(round_)
+            if phase is not None:
+                work += phase.work_ns
+                critical += phase.critical_path_ns
+                wall += phase.wall_ns
+            round_loop.append(index)
+            round_wall.append(round_.ended_ns - round_.started_ns)
+            tool_wall.append(phase.wall_ns if phase is not None else NONE)
+            for call in round_.tool_calls:
+                started = call.started_ns
+                failed = call.status != "ok"
+                if failed:
+                    answered = 0
+                call_loop.append(index)
+                call_tool.append(tools.code(call.name))
+                call_error.append(errors.code(call.error_type or call.status) if failed else NONE)
+                duration.append(NONE if started is None else call.ended_ns - started)
+                queue.append((call.ended_ns if started is None else started) - call.queued_ns)
+        row = (
+            NONE if record.trial is None else record.trial,
+            strategies.code(record.strategy),
+            NONE if record.number is None else record.number,
+            record.started_ns if record.intended_ns is None else record.intended_ns,
+            record.started_ns,
+            record.ended_ns,
+            _STATUS[record.status],
+            answered,
+            NONE if record.status == "ok" else errors.code(record.error_type or record.status),
+            requests,
+            attempts,
+            input_tokens,
+            output_tokens,
+            work,
+            critical,
+            wall,
+        )
+        for column, value in zip(loops, row, strict=True):
+            column.append(value)
+        phases.extend(loop_phases(record).values())
+    return Table(
+        strategies=strategies.texts,
+        tools=tools.texts,
+        errors=errors.texts,
+        phases=_view(phases).reshape(-1, len(PHASES)),
+        round_loop=_view(round_loop),
+        round_wall=_view(round_wall),
+        tool_wall=_view(tool_wall),
+        call_loop=_view(call_loop),
+        call_tool=_view(call_tool),
+        call_error=_view(call_error),
+        duration=_view(duration),
+        queue=_view(queue),
+        **{name: _view(column) for name, column in zip(_LOOP, loops, strict=True)},
+    )
+
+
+def _view(column: array[int]) -> Ints:
+    return np.frombuffer(column, dtype=column.typecode) if column else np.empty(0, dtype=np.int64)

@@ -1,0 +1,128 @@
+"""Runs and records with known figures, made without running anything. Times are in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from profiler.records import LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
+from profiler.rundir import Anchor, Load, Machine, Run, Trial
+
+MS = 1_000_000
+
+
+def run(trials: Sequence[Trial], users: int = 2, finished: bool = True, **changes: object) -> Run:
+    """A finished closed-load run over these trials."""
+    fields: dict[str, object] = {
+        "scenario": "cities",
+        "provider": "openai",
+        "strategies": tuple(dict.fromkeys(t.strategy for t in trials)),
+        "load": Load(model="closed", users=users),
+        "seed": 1,
+        "anchor": Anchor(unix_ns=1_700_000_000_000_000_000, monotonic_ns=0),
+        "machine": Machine(cores=2, cpu="x", memory_bytes=None, os="Linux", python="CPython 3.11"),
+        "versions": {},
+        "model": "m",
+        "trials": tuple(trials),
+        "finished": finished,
+    }
+    return Run(**(fields | changes))  # type: ignore[arg-type]
+
+
+def trial(
+    index: int, strategy: str, start: float, end: float, block: int = 0, users: int = 2, interrupted: int = 0
+) -> Trial:
+    return Trial(
+        index=index,
+        block=block,
+        strategy=strategy,
+        users=users,
+        started_ns=int(start * MS),
+        ended_ns=int(end * MS),
+        drained_ns=int(end * MS),
+        interrupted=interrupted,
+    )
+
+
+def call(
+    start: float, duration: float, queue: float = 0.0, name: str = "get_weather", status: ToolStatus = "ok"
+) -> ToolCall:
+    """A tool call that was queued at `start` and ran for `duration` after `queue`."""
+    queued, started = int(start * MS), int((start + queue) * MS)
+    return ToolCall(
+        id=f"call_{queued}_{started}",
+        name=name,
+        ready_ns=queued,
+        queued_ns=queued,
+        started_ns=started,
+        ended_ns=started + int(duration * MS),
+        status=status,
+        error_type=None if status == "ok" else "TimeoutError",
+    )
+
+
+def loop(
+    start: float,
+    model: float = 100.0,
+    calls: Sequence[tuple[float, float]] = (),
+    strategy: str = "gathered",
+    trial: int | None = 0,
+    status: Status = "ok",
+    tool_status: ToolStatus = "ok",
+    number: int | None = None,
+    intended: float | None = None,
+) -> LoopRecord:
+    """Model request, tool phase with `calls` (queue, duration), model request.
+
+    Without calls there is one round and one model request.
+    """
+    rounds: list[RoundRecord] = []
+    now = start
+    if calls:
+        begun = now + model
+        made = tuple(call(begun, duration, queue, status=tool_status) for queue, duration in calls)
+        done = max(c.ended_ns for c in made)
+        rounds.append(
+            RoundRecord(
+                index=0,
+                started_ns=int(now * MS),
+                ended_ns=done,
+                model=_model(now, model),
+                tools_started_ns=int(begun * MS),
+                tools_ended_ns=done,
+                tool_calls=made,
+            )
+        )
+        now = done / MS
+    rounds.append(
+        RoundRecord(
+            index=len(rounds),
+            started_ns=int(now * MS),
+            ended_ns=int((now + model) * MS),
+            model=_model(now, model),
+        )
+    )
+    return LoopRecord(
+        id=f"loop-{start}",
+        strategy=strategy,
+        provider="openai",
+        model="m",
+        started_ns=int(start * MS),
+        ended_ns=int((now + model) * MS),
+        status=status,
+        error_type=None if status == "ok" else "http_429",
+        rounds=tuple(rounds),
+        number=number,
+        trial=trial,
+        intended_ns=None if intended is None else int(intended * MS),
+    )
+
+
+def _model(start: float, duration: float) -> ModelCall:
+    return ModelCall(
+        provider="openai",
+        model="m",
+        started_ns=int(start * MS),
+        ended_ns=int((start + duration) * MS),
+        input_tokens=10,
+        output_tokens=2,
+    )

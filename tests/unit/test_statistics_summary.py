@@ -1,0 +1,166 @@
+"""`summary.json`: its shape, its windows, its figures."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import orjson
+import pytest
+
+from profiler.errors import RecordError
+from profiler.statistics import summary as summaries
+from profiler.statistics.summary import summarise
+from tests.unit.statistics_data import loop, run, trial
+
+Q_KEYS = {"p50", "p95", "p99"}
+
+
+def test_the_shape_is_the_documented_one() -> None:
+    made = summarise(run([trial(0, "gathered", 0, 1000)]), [loop(0, calls=[(0, 50), (10, 30)])])
+    data = json.loads(orjson.dumps(made))
+    assert data["schema"] == 1
+    assert data["scenario"] == "cities"
+    assert data["provider"] == "openai"
+    strategy = data["strategies"][0]
+    assert strategy["strategy"] == "gathered"
+    assert strategy["loops"]["completed"] == 1
+    assert strategy["loops"]["failed"] == 0
+    assert strategy["loops"]["per_second"] == 1.0
+    for key in ("loop_seconds", "round_seconds", "tool_phase_seconds"):
+        assert strategy[key].keys() == Q_KEYS
+    assert strategy["loop_seconds"]["p50"] == {"value": 0.25, "low": None, "high": None}
+    assert strategy["round_seconds"]["p50"]["value"] == pytest.approx(0.125)
+    assert strategy["tool_phase_seconds"]["p99"]["value"] == 0.05
+    tool = strategy["tools"]["get_weather"]
+    assert (tool["calls"], tool["errors"]) == (2, 0)
+    assert tool["seconds"]["p50"]["value"] == pytest.approx(0.04)
+    assert tool["queue_seconds"]["p50"]["value"] == pytest.approx(0.005)
+
+
+def test_it_can_be_read_back() -> None:
+    made = summarise(run([trial(0, "gathered", 0, 1000)]), [loop(0, calls=[(0, 50)])])
+    assert summaries.decode(orjson.dumps(made)) == made
+
+
+def test_a_broken_summary_names_the_key() -> None:
+    made = json.loads(orjson.dumps(summarise(run([trial(0, "gathered", 0, 1000)]), [loop(0)])))
+    del made["strategies"][0]["loops"]["completed"]
+    with pytest.raises(RecordError, match=r"summary\.json: key strategies\.0\.loops\.completed"):
+        summaries.decode(json.dumps(made).encode())
+
+
+def test_throughput_counts_ends_and_latency_counts_starts_in_the_window() -> None:
+    records = [
+        loop(-50, model=100),  # ends inside: throughput only
+        loop(100, model=200),  # both
+        loop(950, model=300),  # starts inside, ends after: latency only
+        loop(1000, model=400),  # starts at the end: neither
+    ]
+    made = summarise(run([trial(0, "gathered", 0, 1000)]), records).strategies[0]
+    assert made.loops.completed == 2
+    assert made.loops.per_second == 2.0
+    assert made.loop_seconds.p50.value == pytest.approx(0.25)  # of 0.2 and 0.3
+    assert made.loops.due == 2
+    assert made.totals.loops == 4
+
+
+def test_open_load_counts_from_the_intended_start() -> None:
+    made = summarise(run([trial(0, "gathered", 0, 1000)]), [loop(500, model=100, intended=200)])
+    strategy = made.strategies[0]
+    assert strategy.loop_seconds.p50.value == pytest.approx(0.4)
+    assert strategy.phases["arrival_wait"] == pytest.approx(0.3)
+    assert sum(strategy.phases.values()) == pytest.approx(strategy.mean_loop_seconds)
+
+
+def test_phases_sum_to_the_mean_loop_and_name_the_queue() -> None:
+    records = [loop(t, calls=[(0, 50), (60, 30)]) for t in (0, 300)]
+    strategy = summarise(run([trial(0, "gathered", 0, 1000)]), records).strategies[0]
+    assert strategy.mean_loop_seconds == pytest.approx(0.290)
+    assert sum(strategy.phases.values()) == pytest.approx(0.290)
+    assert strategy.phases["model"] == pytest.approx(0.2)
+    assert strategy.phases["tools"] == pytest.approx(0.08)
+    assert strategy.phases["queue"] == pytest.approx(0.01)
+    assert strategy.speed_up.value == pytest.approx(80 / 90)
+    assert strategy.efficiency.value == pytest.approx(50 / 90)
+
+
+def test_failures_are_counted_by_kind() -> None:
+    records = [
+        loop(0),
+        loop(100, status="error"),
+        loop(200, calls=[(0, 10)], tool_status="error"),  # finished, but a call went unanswered
+        loop(300, status="cancelled"),
+    ]
+    made = summarise(run([trial(0, "gathered", 0, 1000, interrupted=2)]), records)
+    strategy = made.strategies[0]
+    assert (strategy.loops.completed, strategy.loops.failed) == (2, 1)
+    assert (strategy.loops.unanswered, strategy.loops.interrupted) == (1, 2)
+    # 4 recorded, one cut off without a record: 1 of 5 is good.
+    assert strategy.failure_rate.value == pytest.approx(0.8)
+    assert strategy.goodput.value == pytest.approx(1.0)
+    assert strategy.error_types == {"http_429": 2}
+    assert strategy.tools["get_weather"].error_types == {"TimeoutError": 1}
+
+
+def test_totals_include_what_no_window_holds() -> None:
+    records = [loop(0, trial=None, calls=[(0, 10)]), loop(5000, trial=7), loop(100, trial=0)]
+    totals = summarise(run([trial(0, "gathered", 0, 1000)]), records).strategies[0].totals
+    assert (totals.loops, totals.rounds, totals.tool_calls) == (3, 4, 1)
+    assert (totals.tokens.input, totals.tokens.output) == (40, 8)
+    assert (totals.model_requests, totals.attempts) == (4, 4)
+
+
+def test_a_run_killed_in_its_first_trial_shows_totals() -> None:
+    made = summarise(run([], finished=False, strategies=("gathered",)), [loop(0)])
+    assert made.finished is False
+    assert made.strategies[0].totals.loops == 1
+    assert made.strategies[0].loops.per_second is None
+    assert made.strategies[0].loop_seconds.p50.value is None
+
+
+def test_intervals_come_from_blocks_and_need_thick_ones() -> None:
+    rng = np.random.default_rng(3)
+    trials, records = [], []
+    for block in range(4):
+        trials.append(trial(block, "gathered", block * 10_000, (block + 1) * 10_000, block=block))
+        starts = (block * 10_000 + k * 200 for k in range(40))
+        records += [loop(start, model=float(rng.lognormal(4, 0.5)), trial=block) for start in starts]
+    strategy = summarise(run(trials), records).strategies[0]
+    p50, p95 = strategy.loop_seconds.p50, strategy.loop_seconds.p95
+    assert p50.value is not None
+    assert p50.low is not None
+    assert p50.high is not None
+    assert p50.low < p50.value < p50.high
+    assert (p95.low, p95.high) == (None, None)  # 40 loops a block are too few for p95
+    assert strategy.blocks == 4
+
+
+def test_warm_up_is_left_out_of_windows_and_kept_in_totals() -> None:
+    trials, records = [], []
+    for block in range(3):
+        trials.append(trial(block, "gathered", block * 100_000, block * 100_000 + 40_000, block=block))
+        for k in range(200):
+            slow = 400 if k < 20 else 100 + (k * 37 % 11)
+            records.append(loop(block * 100_000 + k * 200, model=slow, trial=block))
+    strategy = summarise(run(trials), records).strategies[0]
+    assert strategy.warm_up_loops == 20
+    assert strategy.steady is True
+    assert strategy.loops.due == 3 * 180
+    assert strategy.window_seconds == pytest.approx(3 * 36.0)
+    assert strategy.loop_seconds.p99.value is not None
+    assert strategy.loop_seconds.p99.value < 0.12
+    assert strategy.totals.loops == 600
+
+
+def test_a_ladder_keeps_its_levels_apart() -> None:
+    trials = [
+        trial(0, "gathered", 0, 1000, users=1),
+        trial(1, "gathered", 1000, 2000, users=5),
+    ]
+    records = [loop(100, model=100, trial=0), loop(1100, model=300, trial=1)]
+    made = summarise(run(trials), records)
+    assert [level.users for level in made.levels] == [1, 5]
+    assert made.levels[0].strategies[0].loop_seconds.p50.value == pytest.approx(0.1)
+    assert made.strategies == made.levels[1].strategies
+    assert made.strategies[0].loop_seconds.p50.value == pytest.approx(0.3)
