@@ -48,7 +48,8 @@ def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | 
 def truncated(provider: str, request_id: str | None) -> ProviderError:
     """The stream ended before the response was complete."""
     return ProviderError(
-        f"{provider}: truncated_stream (request {request_id or 'unknown'}): the stream ended before the response did",
+        f"{provider}: truncated_stream (request {request_id or 'unknown'}): "
+        "the stream ended before the response did",
         provider=provider,
         status=200,
         request_id=request_id,

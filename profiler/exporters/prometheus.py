@@ -1,0 +1,236 @@
+"""Records as Prometheus metrics.
+
+A loop makes some fifty observations, and prometheus-client's own metrics take a lock for each
+(gevent's lock, in a process that Locust has patched). So the sink keeps plain integers, written
+on the loop's thread alone, and becomes prometheus-client families only when it is scraped.
+Times are summed as integer nanoseconds: what is scraped equals what the records add up to.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from profiler import metrics
+from profiler.anatomy import PHASES, phases, tool_phase
+from profiler.metrics import Metric
+from profiler.recorder import LiveCalls
+from profiler.records import LoopRecord, RoundRecord, ToolCall
+
+MAX_TOOLS = 50
+MAX_ERROR_TYPES = 50
+OTHER = "__other__"
+
+_NS = 1_000_000_000
+
+
+class Count:
+    """A counter's value: nanoseconds where the metric is in seconds."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, metric: Metric) -> None:
+        self.value = 0
+
+
+class Histogram:
+    """Counts per bucket and the sum; bounds and sum in nanoseconds where the metric is in seconds."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, metric: Metric) -> None:
+        scale = _NS if metric.is_time else 1
+        self.bounds = [bound * scale for bound in metric.buckets]
+        self.counts = [0] * (len(metric.buckets) + 1)
+        self.sum: float = 0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class _Strategy:
+    """The children of one strategy, looked up once."""
+
+    def __init__(self, sink: PrometheusSink, name: str) -> None:
+        self.name = name
+        self.loop_rounds = sink.histogram(metrics.LOOP_ROUNDS, name)
+        self.loop_tool_calls = sink.histogram(metrics.LOOP_TOOL_CALLS, name)
+        self.phases = [(phase, sink.count(metrics.ROUND_PHASE, name, phase)) for phase in PHASES]
+        self.fanout = sink.histogram(metrics.ROUND_FANOUT, name)
+        self.peak = sink.histogram(metrics.ROUND_PEAK_CONCURRENCY, name)
+        self.straggler = sink.histogram(metrics.ROUND_STRAGGLER_RATIO, name)
+        self.wall = sink.count(metrics.TOOL_PHASE_WALL, name)
+        self.work = sink.count(metrics.TOOL_PHASE_WORK, name)
+        self.critical_path = sink.count(metrics.TOOL_PHASE_CRITICAL_PATH, name)
+
+
+class PrometheusSink(Collector):
+    """A sink that shows the records it was given as metrics. One per process.
+
+    `labels` (such as `testid`) are constant for the process and added at exposition.
+    """
+
+    def __init__(self, *, labels: dict[str, str] | None = None) -> None:
+        self.labels = labels or {}
+        self._counts: dict[Metric, dict[tuple[str, ...], Count]] = {}
+        self._histograms: dict[Metric, dict[tuple[str, ...], Histogram]] = {}
+        self._live: dict[tuple[str, str], LiveCalls] = {}
+        self._limits: dict[str, int] = {}
+        self._strategies: dict[str, _Strategy] = {}
+        self._tools: dict[str, str] = {}
+        self._error_types: dict[str, str] = {}
+        for metric in metrics.TABLE:
+            if metric.kind == "counter":
+                self._counts[metric] = {}
+            elif metric.kind == "histogram":
+                self._histograms[metric] = {}
+
+    def count(self, metric: Metric, *labels: str) -> Count:
+        children = self._counts[metric]
+        child = children.get(labels)
+        if child is None:
+            child = children[labels] = Count(metric)
+        return child
+
+    def histogram(self, metric: Metric, *labels: str) -> Histogram:
+        children = self._histograms[metric]
+        child = children.get(labels)
+        if child is None:
+            child = children[labels] = Histogram(metric)
+        return child
+
+    def live_calls(self, strategy: str, tool: str) -> LiveCalls:
+        key = (strategy, self._capped(self._tools, tool, MAX_TOOLS, "tool"))
+        live = self._live.get(key)
+        if live is None:
+            live = self._live[key] = LiveCalls()
+        return live
+
+    def set_limit(self, strategy: str, limit: int | None) -> None:
+        """What the strategy lets run at once in this process."""
+        if limit is not None:
+            self._limits[strategy] = limit
+
+    def __call__(self, record: LoopRecord) -> None:
+        strategy = self._strategies.get(record.strategy)
+        if strategy is None:
+            strategy = self._strategies[record.strategy] = _Strategy(self, record.strategy)
+        self.histogram(metrics.LOOP_DURATION, record.strategy, record.status).observe(
+            record.ended_ns - record.started_ns
+        )
+        strategy.loop_rounds.observe(len(record.rounds))
+        calls = 0
+        for round_ in record.rounds:
+            self._round(strategy, round_)
+            calls += len(round_.tool_calls)
+        strategy.loop_tool_calls.observe(calls)
+
+    def _round(self, strategy: _Strategy, round_: RoundRecord) -> None:
+        name = strategy.name
+        self.histogram(metrics.ROUND_DURATION, name, round_.status).observe(
+            round_.ended_ns - round_.started_ns
+        )
+        spent = phases(round_)
+        for phase, count in strategy.phases:
+            count.value += spent[phase]
+        model = round_.model
+        who = (name, model.provider, model.model)
+        self.histogram(metrics.MODEL_REQUEST_DURATION, *who, model.status).observe(
+            model.ended_ns - model.started_ns
+        )
+        if model.first_token_ns is not None:
+            self.histogram(metrics.MODEL_FIRST_TOKEN, *who).observe(model.first_token_ns - model.started_ns)
+        if model.first_tool_call_ns is not None:
+            self.histogram(metrics.MODEL_FIRST_TOOL_CALL, *who).observe(
+                model.first_tool_call_ns - model.started_ns
+            )
+        if model.input_tokens is not None:
+            self.count(metrics.MODEL_TOKENS, *who, "input").value += model.input_tokens
+        if model.output_tokens is not None:
+            self.count(metrics.MODEL_TOKENS, *who, "output").value += model.output_tokens
+        if not round_.tool_calls:
+            return
+        strategy.fanout.observe(len(round_.tool_calls))
+        for call in round_.tool_calls:
+            self._tool_call(name, call)
+        phase_ = tool_phase(round_)
+        if phase_ is not None:
+            strategy.wall.value += phase_.wall_ns
+            strategy.work.value += phase_.work_ns
+            strategy.critical_path.value += phase_.critical_path_ns
+            strategy.peak.observe(phase_.peak_concurrency)
+            strategy.straggler.observe(phase_.straggler_ratio)
+
+    def _tool_call(self, strategy: str, call: ToolCall) -> None:
+        tool = self._capped(self._tools, call.name, MAX_TOOLS, "tool")
+        if call.started_ns is not None:
+            self.histogram(metrics.TOOL_CALL_DURATION, strategy, tool, call.status).observe(
+                call.ended_ns - call.started_ns
+            )
+            self.histogram(metrics.TOOL_CALL_QUEUE, strategy, tool).observe(call.started_ns - call.queued_ns)
+        if call.error_type is not None:
+            error = self._capped(self._error_types, call.error_type, MAX_ERROR_TYPES, "error_type")
+            self.count(metrics.TOOL_ERRORS, strategy, tool, error).value += 1
+
+    def _capped(self, known: dict[str, str], value: str, most: int, label: str) -> str:
+        shown = known.get(value)
+        if shown is not None:
+            return shown
+        if len(known) < most:
+            known[value] = value
+            return value
+        self.count(metrics.LABEL_OVERFLOW, label).value += 1
+        return OTHER
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
+        """The families, for prometheus-client. Called in the thread that serves the scrape."""
+        constant = tuple(self.labels.values())
+        for metric in metrics.TABLE:
+            names = (*metric.labels, *self.labels)
+            if metric.kind == "histogram":
+                family = HistogramMetricFamily(metric.name, metric.help, labels=names)
+                # list() and [:] copy in one step of the interpreter, while the loop's thread goes on.
+                for labels, child in list(self._histograms[metric].items()):
+                    family.add_metric((*labels, *constant), *_exposed(metric, child))
+                yield family
+            elif metric.kind == "counter":
+                counter = CounterMetricFamily(metric.name, metric.help, labels=names)
+                for labels, count in list(self._counts[metric].items()):
+                    counter.add_metric(
+                        (*labels, *constant), count.value / _NS if metric.is_time else count.value
+                    )
+                yield counter
+            else:
+                gauge = GaugeMetricFamily(metric.name, metric.help, labels=names)
+                for labels, value in self._gauge_values(metric):
+                    gauge.add_metric((*labels, *constant), value)
+                yield gauge
+
+    def _gauge_values(self, metric: Metric) -> list[tuple[tuple[str, ...], int]]:
+        if metric is metrics.CONCURRENCY_LIMIT:
+            return [((strategy,), limit) for strategy, limit in list(self._limits.items())]
+        if metric is metrics.TOOL_CALLS_IN_FLIGHT:
+            return [(key, live.running) for key, live in list(self._live.items())]
+        return [(key, live.queued) for key, live in list(self._live.items())]
+
+    def serve(self, port: int, host: str = "127.0.0.1") -> int:
+        """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port.
+
+        Raises OSError when the port is taken.
+        """
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        server, _ = start_http_server(port, addr=host, registry=registry)
+        return int(server.server_port)
+
+
+def _exposed(metric: Metric, child: Histogram) -> tuple[list[tuple[str, float]], float]:
+    counts, total = child.counts[:], child.sum
+    bounds = [*(str(float(f"{bound:.10g}")) for bound in metric.buckets), "+Inf"]
+    return list(zip(bounds, accumulate(counts), strict=True)), total / _NS if metric.is_time else total

@@ -1,0 +1,176 @@
+"""THE table of metrics: each is defined here, under its full name, and nowhere else.
+
+Base units (seconds). No unbounded label: ids, prompts, arguments and error texts are never
+labels; tool names and error types are capped by the exporter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TOOL_BUCKETS = (0.001, 0.0025, 0.005, *(0.01 * 2**i for i in range(14)))
+"""Seconds: .001, .0025, .005, then .01 doubling to 81.92."""
+
+ROUND_BUCKETS = tuple(0.1 * 2**i for i in range(13))
+"""Seconds: .1 doubling to 409.6."""
+
+COUNT_BUCKETS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0)
+
+RATIO_BUCKETS = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0)
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. `name` is the full name as scraped (a counter's ends in `_total`)."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def is_time(self) -> bool:
+        """Whether its values are seconds (kept as nanoseconds until they are exposed)."""
+        return self.name.removesuffix("_total").endswith("_seconds")
+
+
+LOOP_DURATION = Metric(
+    "toolloop_loop_duration_seconds",
+    "histogram",
+    "Wall time of a loop, from the user's message to the final answer.",
+    ("strategy", "status"),
+    ROUND_BUCKETS,
+)
+LOOP_ROUNDS = Metric("toolloop_loop_rounds", "histogram", "Rounds of a loop.", ("strategy",), COUNT_BUCKETS)
+LOOP_TOOL_CALLS = Metric(
+    "toolloop_loop_tool_calls", "histogram", "Tool calls of a loop.", ("strategy",), COUNT_BUCKETS
+)
+ROUND_DURATION = Metric(
+    "toolloop_round_duration_seconds",
+    "histogram",
+    "Wall time of a round: one model response and the execution of every tool call in it.",
+    ("strategy", "status"),
+    ROUND_BUCKETS,
+)
+ROUND_PHASE = Metric(
+    "toolloop_round_phase_seconds_total",
+    "counter",
+    "Wall time of rounds by phase; the phases partition it.",
+    ("strategy", "phase"),
+)
+ROUND_FANOUT = Metric(
+    "toolloop_round_fanout",
+    "histogram",
+    "Tool calls the model asked for in one round with calls.",
+    ("strategy",),
+    COUNT_BUCKETS,
+)
+ROUND_PEAK_CONCURRENCY = Metric(
+    "toolloop_round_peak_concurrency",
+    "histogram",
+    "Most tool calls of one round that ran at the same time.",
+    ("strategy",),
+    COUNT_BUCKETS,
+)
+TOOL_PHASE_WALL = Metric(
+    "toolloop_tool_phase_wall_seconds_total",
+    "counter",
+    "Wall time of tool phases.",
+    ("strategy",),
+)
+TOOL_PHASE_WORK = Metric(
+    "toolloop_tool_phase_work_seconds_total",
+    "counter",
+    "Sum of the durations of the calls of tool phases; work / wall is the speed-up.",
+    ("strategy",),
+)
+TOOL_PHASE_CRITICAL_PATH = Metric(
+    "toolloop_tool_phase_critical_path_seconds_total",
+    "counter",
+    "Longest call of each tool phase, summed; critical path / wall is the efficiency.",
+    ("strategy",),
+)
+ROUND_STRAGGLER_RATIO = Metric(
+    "toolloop_round_straggler_ratio",
+    "histogram",
+    "Longest over median call duration of a round.",
+    ("strategy",),
+    RATIO_BUCKETS,
+)
+TOOL_CALL_DURATION = Metric(
+    "toolloop_tool_call_duration_seconds",
+    "histogram",
+    "Execution of a tool call, from the moment it was through its limiter.",
+    ("strategy", "tool", "status"),
+    TOOL_BUCKETS,
+)
+TOOL_CALL_QUEUE = Metric(
+    "toolloop_tool_call_queue_seconds",
+    "histogram",
+    "Wait of a tool call between being handed to the strategy and starting.",
+    ("strategy", "tool"),
+    TOOL_BUCKETS,
+)
+TOOL_ERRORS = Metric(
+    "toolloop_tool_errors_total",
+    "counter",
+    "Tool calls that did not end well, by bounded error type.",
+    ("strategy", "tool", "error_type"),
+)
+TOOL_CALLS_IN_FLIGHT = Metric(
+    "toolloop_tool_calls_in_flight", "gauge", "Tool calls running now.", ("strategy", "tool")
+)
+TOOL_CALLS_QUEUED = Metric(
+    "toolloop_tool_calls_queued",
+    "gauge",
+    "Tool calls handed to the strategy and not yet started.",
+    ("strategy", "tool"),
+)
+CONCURRENCY_LIMIT = Metric(
+    "toolloop_concurrency_limit",
+    "gauge",
+    "Tool calls the strategy lets run at once in this process; absent when it sets no limit.",
+    ("strategy",),
+)
+MODEL_REQUEST_DURATION = Metric(
+    "toolloop_model_request_duration_seconds",
+    "histogram",
+    "A model request as the caller sees it, all attempts and backoff included.",
+    ("strategy", "provider", "model", "status"),
+    TOOL_BUCKETS,
+)
+MODEL_FIRST_TOKEN = Metric(
+    "toolloop_model_time_to_first_token_seconds",
+    "histogram",
+    "From the start of a streamed model request to its first generated token.",
+    ("strategy", "provider", "model"),
+    TOOL_BUCKETS,
+)
+MODEL_FIRST_TOOL_CALL = Metric(
+    "toolloop_model_time_to_first_tool_call_seconds",
+    "histogram",
+    "From the start of a streamed model request to its first call with complete arguments.",
+    ("strategy", "provider", "model"),
+    TOOL_BUCKETS,
+)
+MODEL_TOKENS = Metric(
+    "toolloop_model_tokens_total",
+    "counter",
+    "Tokens as the provider counted them; direction is input or output.",
+    ("strategy", "provider", "model", "direction"),
+)
+RECORDS_DROPPED = Metric(
+    "toolloop_records_dropped_total", "counter", "Records that a sink could not take.", ("sink",)
+)
+LABEL_OVERFLOW = Metric(
+    "toolloop_label_overflow_total",
+    "counter",
+    "Observations whose label value was replaced by __other__ because there were too many.",
+    ("label",),
+)
+
+TABLE = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
