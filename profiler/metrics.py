@@ -163,6 +163,57 @@ MODEL_TOKENS = Metric(
     "Tokens as the provider counted them; direction is input or output.",
     ("strategy", "provider", "model", "direction"),
 )
+RATE_LIMITED = Metric(
+    "toolloop_rate_limited_total",
+    "counter",
+    "Attempts refused for a quota; target is model or tool, reason the status (429, 529).",
+    ("strategy", "target", "name", "reason"),
+)
+RETRIES = Metric(
+    "toolloop_retries_total",
+    "counter",
+    "Attempts after the first; reason is the status or error that caused them.",
+    ("strategy", "target", "name", "reason"),
+)
+BACKOFF = Metric(
+    "toolloop_backoff_seconds_total",
+    "counter",
+    "Time between an attempt and the next; reason is the status or error that caused it.",
+    ("strategy", "target", "name", "reason"),
+)
+QUOTA_REMAINING = Metric(
+    "toolloop_quota_remaining",
+    "gauge",
+    "What the provider's rate-limit headers last said is left; resource is requests or a kind of tokens.",
+    ("provider", "model", "resource"),
+)
+QUOTA_LIMIT = Metric(
+    "toolloop_quota_limit",
+    "gauge",
+    "What the provider's rate-limit headers last said is allowed.",
+    ("provider", "model", "resource"),
+)
+EVENT_LOOP_LAG = Metric(
+    "toolloop_event_loop_lag_seconds",
+    "histogram",
+    "How late a timer of the event loop fired: what a blocked loop adds to every latency.",
+    (),
+    TOOL_BUCKETS,
+)
+SCHEDULE_LAG = Metric(
+    "toolloop_schedule_lag_seconds",
+    "histogram",
+    "How late an agent started a loop against when the load meant it to start.",
+    (),
+    TOOL_BUCKETS,
+)
+AGENTS = Metric("toolloop_agents", "gauge", "Agents that run loops in this process now.", ("user_class",))
+RUN_INFO = Metric(
+    "toolloop_run_info",
+    "gauge",
+    "1 while the strategy has the system to itself; its changes mark the trials of a run.",
+    ("scenario", "strategy", "version"),
+)
 RECORDS_DROPPED = Metric(
     "toolloop_records_dropped_total", "counter", "Records that a sink could not take.", ("sink",)
 )
