@@ -1,0 +1,308 @@
+"""Arguments drawn from a tool's own JSON Schema.
+
+Pure. `compile_schema` checks a schema once and returns a generator of values that satisfy it;
+`SchemaError` says what is wrong with it in JSON Schema's terms. Covered: type (also lists), enum,
+const, properties, required, additionalProperties, items, prefixItems, the length and range
+keywords, multipleOf, uniqueItems, format, simple patterns, allOf, anyOf, oneOf, $ref into the same
+document, recursive ones included. Optional properties appear half of the time.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from profiler.emulator.draws import Draws
+from profiler.emulator.patterns import compile_pattern
+from profiler.emulator.words import CITIES, FORMATS, WORDS, named_text
+
+Generator = Callable[[Draws, int], Any]
+"""From a stream and a dealt number to a value. The number differs from call to call of a loop and keeps
+them apart: two calls of a round ask for two cities."""
+
+_DEPTH = 5
+_TYPES = ("string", "integer", "number", "boolean", "object", "array", "null")
+
+
+class SchemaError(ValueError):
+    """The schema is not one that a provider accepts."""
+
+
+def compile_schema(schema: Mapping[str, Any]) -> Generator:
+    """The generator of the argument object of a tool with this `parameters` schema."""
+    return _compile(schema, schema, "", 0)
+
+
+def _compile(schema: object, root: Mapping[str, Any], name: str, depth: int) -> Generator:
+    if schema is True or schema == {}:
+        return lambda draws, n: draws.choice(WORDS)
+    if not isinstance(schema, Mapping):
+        raise SchemaError(f"{schema!r} is not of type 'object', 'boolean'")
+    if "$ref" in schema:
+        return _reference(schema, root, name, depth)
+    if "const" in schema:
+        value = schema["const"]
+        return lambda draws, n: value
+    if "enum" in schema:
+        options = schema["enum"]
+        if not isinstance(options, list) or not options:
+            raise SchemaError(f"{options!r} is not a non-empty array")
+        return lambda draws, n: draws.choice(options)
+    if "allOf" in schema:
+        return _compile(_merge(schema, root), root, name, depth)
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            return _union(schema, union, root, name, depth)
+    kind = _type_of(schema)
+    if kind == "object":
+        return _object(schema, root, depth)
+    if kind == "array":
+        return _array(schema, root, name, depth)
+    if kind == "string":
+        return _string(schema, name)
+    if kind == "integer":
+        return _integer(schema)
+    if kind == "number":
+        return _number(schema)
+    if kind == "boolean":
+        return lambda draws, n: draws.random() < 0.5
+    return lambda draws, n: None
+
+
+def _type_of(schema: Mapping[str, Any]) -> str:
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        for option in kind:
+            if option not in _TYPES:
+                raise SchemaError(f"{option!r} is not valid under any of the given schemas")
+        return next((option for option in kind if option != "null"), "null")
+    if kind is None:
+        if "properties" in schema:
+            return "object"
+        if "items" in schema or "prefixItems" in schema:
+            return "array"
+        return "number" if "minimum" in schema or "maximum" in schema else "string"
+    if kind not in _TYPES:
+        raise SchemaError(f"{kind!r} is not valid under any of the given schemas")
+    return str(kind)
+
+
+def _resolve(reference: object, root: Mapping[str, Any]) -> Any:
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        raise SchemaError(f"{reference!r} is not a reference into the same schema")
+    target: Any = root
+    for part in reference[1:].lstrip("/").split("/") if len(reference) > 1 else []:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if not isinstance(target, Mapping) or part not in target:
+            raise SchemaError(f"{reference!r} does not resolve")
+        target = target[part]
+    return target
+
+
+def _reference(schema: Mapping[str, Any], root: Mapping[str, Any], name: str, depth: int) -> Generator:
+    target = _resolve(schema["$ref"], root)
+    if depth < _DEPTH:
+        return _compile(target, root, name, depth + 1)
+
+    # Deep inside a recursive schema: compile when reached, and only reached when it must be.
+    def late(draws: Draws, n: int) -> Any:
+        return _compile(target, root, name, depth + 1)(draws, n)
+
+    if depth > 40:
+        raise SchemaError(f"{schema['$ref']!r} requires itself without end")
+    return late
+
+
+def _merge(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = {key: value for key, value in schema.items() if key != "allOf"}
+    parts = schema["allOf"]
+    if not isinstance(parts, list) or not parts:
+        raise SchemaError(f"{parts!r} is not a non-empty array")
+    for part in parts:
+        seen = 0
+        while isinstance(part, Mapping) and "$ref" in part and seen < _DEPTH:
+            part, seen = _resolve(part["$ref"], root), seen + 1
+        if not isinstance(part, Mapping):
+            raise SchemaError(f"{part!r} is not of type 'object', 'boolean'")
+        if "allOf" in part:
+            part = _merge(part, root)
+        for key, value in part.items():
+            if key == "properties":
+                merged["properties"] = {**merged.get("properties", {}), **value}
+            elif key == "required":
+                merged["required"] = [*merged.get("required", []), *value]
+            else:
+                merged.setdefault(key, value)
+    return merged
+
+
+def _union(
+    schema: Mapping[str, Any], keyword: str, root: Mapping[str, Any], name: str, depth: int
+) -> Generator:
+    branches = schema[keyword]
+    if not isinstance(branches, list) or not branches:
+        raise SchemaError(f"{branches!r} is not a non-empty array")
+    shared = {key: value for key, value in schema.items() if key in ("type", "properties", "required")}
+    useful = [
+        branch for branch in branches if not (isinstance(branch, Mapping) and branch.get("type") == "null")
+    ]
+    if depth >= _DEPTH:  # the way out of a recursion is the branch that does not recurse
+        useful = [branch for branch in branches if "$ref" not in str(branch)] or useful
+    generators = [
+        _compile(_merge({"allOf": [shared, branch]}, root) if shared else branch, root, name, depth)
+        for branch in useful or branches
+    ]
+    if len(generators) == 1:
+        return generators[0]
+    return lambda draws, n: draws.choice(generators)(draws, n)
+
+
+def _object(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> Generator:
+    properties = schema.get("properties", {})
+    required = schema.get("required", [])
+    if not isinstance(properties, Mapping):
+        raise SchemaError(f"{properties!r} is not of type 'object'")
+    if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
+        raise SchemaError(f"{required!r} is not of type 'array'")
+    needed = frozenset(required)
+    # Optional properties stop at a depth, or a recursive schema would never end.
+    members = [
+        (key, key in needed, _compile(part, root, key, depth + 1))
+        for key, part in properties.items()
+        if key in needed or depth < _DEPTH
+    ]
+    extra = schema.get("additionalProperties", True)
+    wild = None
+    if isinstance(extra, Mapping) and not properties and depth < _DEPTH:
+        wild = _compile(extra, root, "", depth + 1)
+    unnamed = [key for key in required if key not in properties] if extra is not False else []
+    fewest = max(1 if wild else 0, int(schema.get("minProperties", 0)))
+
+    def generate(draws: Draws, n: int) -> dict[str, Any]:
+        value: dict[str, Any] = {}
+        for key, always, part in members:
+            if always or draws.random() < 0.5:
+                value[key] = part(draws, n)
+        for key in unnamed:
+            value[key] = draws.choice(WORDS)
+        if len(value) < fewest:
+            for key, _, part in members:
+                if key not in value and len(value) < fewest:
+                    value[key] = part(draws, n)
+            start = draws.below(len(WORDS))
+            for offset in range(fewest - len(value)):
+                word = WORDS[(start + offset) % len(WORDS)]
+                value[word] = wild(draws, n) if wild else draws.choice(WORDS)
+        return value
+
+    return generate
+
+
+def _array(schema: Mapping[str, Any], root: Mapping[str, Any], name: str, depth: int) -> Generator:
+    fewest = int(schema.get("minItems", 0))
+    most = int(schema.get("maxItems", max(fewest, 3)))
+    fixed = [_compile(part, root, name, depth + 1) for part in schema.get("prefixItems", [])]
+    items = schema.get("items", {} if not fixed else False)
+    if depth >= _DEPTH and fewest == 0:
+        return lambda draws, n: []
+    # The items of `cities` are named like `city`.
+    single = name[:-3] + "y" if name.endswith("ies") else name.removesuffix("s")
+    item = None if items is False else _compile(items, root, single, depth + 1)
+    unique = bool(schema.get("uniqueItems"))
+
+    def generate(draws: Draws, n: int) -> list[Any]:
+        value = [part(draws, n) for part in fixed]
+        if item is None:
+            return value
+        low = max(fewest, min(1, most))
+        length = low + draws.below(max(1, most - low + 1))
+        for attempt in range(length * 20):
+            if len(value) >= length:
+                break
+            candidate = item(draws, n + attempt)
+            if not unique or candidate not in value:
+                value.append(candidate)
+        return value
+
+    return generate
+
+
+def _string(schema: Mapping[str, Any], name: str) -> Generator:
+    if "pattern" in schema:
+        try:
+            made = compile_pattern(schema["pattern"])
+        except (re.error, TypeError) as error:
+            raise SchemaError(f"{schema['pattern']!r} is not a 'regex'") from error
+        return lambda draws, n: made(draws)
+    if schema.get("format") in FORMATS:
+        formatted = FORMATS[schema["format"]]
+        return lambda draws, n: formatted(draws)
+    shortest = int(schema.get("minLength", 0))
+    longest = schema.get("maxLength")
+    text = named_text(name)
+    if text is None:
+        offset = sum(map(ord, name))  # origin and destination of one call are two cities
+        return _fitted(lambda draws, n: CITIES[(n + offset) % len(CITIES)], shortest, longest)
+    return _fitted(lambda draws, n: text(draws), shortest, longest)
+
+
+def _fitted(make: Generator, shortest: int, longest: int | None) -> Generator:
+    if shortest == 0 and longest is None:
+        return make
+
+    def generate(draws: Draws, n: int) -> str:
+        value: str = make(draws, n)
+        while len(value) < shortest:
+            value = f"{value} {draws.choice(WORDS)}" if value else draws.choice(WORDS)
+        return value if longest is None or len(value) <= longest else value[:longest]
+
+    return generate
+
+
+def _bounds(schema: Mapping[str, Any], span: float) -> tuple[float, float, bool, bool]:
+    low, high = schema.get("minimum"), schema.get("maximum")
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    for bound in (low, high, above, below):
+        if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int | float)):
+            raise SchemaError(f"{bound!r} is not of type 'number'")
+    open_low = above is not None and (low is None or above >= low)
+    open_high = below is not None and (high is None or below <= high)
+    start = above if open_low else low
+    end = below if open_high else high
+    if start is None:
+        start = 0 if end is None or end > 0 else end - span
+    if end is None:
+        end = start + span
+    return start, end, open_low, open_high
+
+
+def _integer(schema: Mapping[str, Any]) -> Generator:
+    start, end, open_low, open_high = _bounds(schema, 100)
+    step = int(schema.get("multipleOf", 1)) or 1
+    first = math.floor(start) + 1 if open_low else math.ceil(start)
+    last = math.ceil(end) - 1 if open_high else math.floor(end)
+    first, last = -(-first // step), last // step
+    if last < first:
+        raise SchemaError(f"no integer lies between {start!r} and {end!r}")
+    return lambda draws, n: (first + draws.below(last - first + 1)) * step
+
+
+def _number(schema: Mapping[str, Any]) -> Generator:
+    start, end, open_low, open_high = _bounds(schema, 100.0)
+    if end < start:
+        raise SchemaError(f"no number lies between {start!r} and {end!r}")
+    step = schema.get("multipleOf")
+    if step:
+        first = math.floor(start / step) + 1 if open_low else math.ceil(start / step)
+        last = math.ceil(end / step) - 1 if open_high else math.floor(end / step)
+        return lambda draws, n: (first + draws.below(max(1, last - first + 1))) * step
+
+    def generate(draws: Draws, n: int) -> float:
+        # Two decimals where the range allows: what a model would write.
+        value = start + (0.001 + 0.998 * draws.random()) * (end - start)
+        short = round(value, 2)
+        return short if start < short < end else value
+
+    return generate

@@ -1,0 +1,417 @@
+"""HTTP/1.1 for the emulator: one asyncio protocol per connection on the llhttp parser.
+
+A general web framework costs as much as everything the emulator does with a request, and wants a
+task per request; here the application decides at once what to answer and when, and the connection
+sends it when due. Complete where it counts: keep-alive, pipelining (answered in order),
+Content-Length and chunked bodies, Expect: 100-continue, HEAD, HTTP/1.0, limits (413, 414, 431),
+400 for what does not parse, back-pressure in both directions, TLS by the transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Literal, Protocol, cast
+
+import httptools
+
+from profiler.emulator.scheduler import Scheduler, Timer
+
+MAX_HEAD = 64 * 1024
+MAX_BODY = 32 * 1024 * 1024
+MAX_PIPELINED = 32
+IDLE_SECONDS = 120
+
+Ending = Literal["complete", "reset", "cut"]
+"""How a response ends: as it should, with a connection reset, or by closing in the middle of a stream."""
+
+Outcome = Literal["complete", "reset", "cut", "disconnected"]
+
+_log = logging.getLogger(__name__)
+_STATUS_LINES = {
+    int(status): f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+_STATUS_LINES[529] = b"HTTP/1.1 529 Overloaded\r\n"
+
+
+class Observer(Protocol):
+    """Who wants to know what became of a response (the journal)."""
+
+    def first_byte(self, ns: int) -> None: ...
+
+    def finished(self, ns: int, outcome: Outcome) -> None: ...
+
+
+class Reply:
+    """A response: `body` at `due_ns`, or, when `frames` is given, a chunked stream of (due_ns, payload).
+
+    `headers` are complete header lines. Times are monotonic ns; 0 is at once. With ending `reset`
+    nothing but what came before `due_ns` is sent; a reply without body, frames and with `reset` is
+    a connection that dies unanswered.
+    """
+
+    __slots__ = ("body", "due_ns", "ending", "frames", "headers", "observer", "status")
+
+    def __init__(
+        self,
+        status: int,
+        headers: bytes,
+        body: bytes = b"",
+        *,
+        due_ns: int = 0,
+        frames: list[tuple[int, bytes]] | None = None,
+        ending: Ending = "complete",
+        observer: Observer | None = None,
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.due_ns = due_ns
+        self.frames = frames
+        self.ending = ending
+        self.observer = observer
+
+
+class Exchange:
+    """One request, and where its reply goes. `send` is called exactly once, now or later."""
+
+    __slots__ = ("_chunked", "_connection", "_next", "_started", "_timer", "body", "headers", "keep_alive", "method",
+                 "on_gone", "path", "query", "received_ns", "reply")  # fmt: skip
+
+    def __init__(self, connection: Connection, method: bytes, path: bytes, query: bytes | None,
+                 headers: dict[bytes, bytes], body: bytes, keep_alive: bool, chunked: bool) -> None:  # fmt: skip
+        self._connection = connection
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.body = body
+        self.keep_alive = keep_alive
+        self._chunked = chunked
+        self.received_ns = time.monotonic_ns()
+        self.reply: Reply | None = None
+        self.on_gone: Callable[[], None] | None = None
+        self._timer: Timer | None = None
+        self._next = 0
+        self._started = False
+
+    def send(self, reply: Reply) -> None:
+        """Answer with `reply`, at its due time."""
+        self.reply = reply
+        self._connection.pump()
+
+
+Application = Callable[[Exchange], None]
+
+
+class Server:
+    """What the connections of one listener share."""
+
+    def __init__(self, application: Application, scheduler: Scheduler) -> None:
+        self.application = application
+        self.scheduler = scheduler
+        self.connections: set[Connection] = set()
+        self._date = b""
+        self._date_second = -1
+
+    def connection(self) -> Connection:
+        return Connection(self)
+
+    def date_line(self) -> bytes:
+        """The Date header, made once a second."""
+        now = int(time.time())
+        if now != self._date_second:
+            self._date_second = now
+            self._date = time.strftime("date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime(now)).encode()
+        return self._date
+
+    def sweep(self) -> None:
+        """Close connections that have been idle too long, or take too long to send a request."""
+        limit = time.monotonic_ns() - IDLE_SECONDS * 1_000_000_000
+        for connection in [c for c in self.connections if c.idle_since(limit)]:
+            connection.close()
+
+    def close(self) -> None:
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """Parses requests, queues them, writes their replies in order."""
+
+    __slots__ = ("_body", "_body_size", "_closing", "_head_size", "_headers", "_in_head", "_last_ns", "_parser",
+                 "_paused", "_queue", "_reading_paused", "_refusal", "_server", "_transport", "_url")  # fmt: skip
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._queue: deque[Exchange] = deque()
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._head_size = 0
+        self._in_head = True
+        self._refusal: int | None = None
+        self._closing = False
+        self._paused = False
+        self._reading_paused = False
+        self._last_ns = time.monotonic_ns()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, but does not say so
+        self._server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._transport = None
+        for exchange in self._queue:
+            self._gone(exchange)
+        self._queue.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        waiting = len(self._queue)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # Nothing to upgrade to: the request is answered as it is, and the connection ends with it.
+            if self._queue:
+                self._queue[-1].keep_alive = False
+            self._closing = True
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or 400)
+        if self._in_head:
+            self._head_size += len(data)
+            if self._head_size > MAX_HEAD and not self._closing:
+                self._refuse(431)
+        queue = self._queue
+        if len(queue) == waiting:
+            return
+        if len(queue) > MAX_PIPELINED and not self._reading_paused and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
+        if waiting == 0:
+            self._dispatch()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self.pump()
+
+    # Callbacks of the parser
+
+    def on_message_begin(self) -> None:
+        self._url = b""
+        self._headers = {}
+        self._body = []
+        self._body_size = self._head_size = 0
+        self._in_head = True
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        if len(self._url) > MAX_HEAD // 4:
+            self._refusal = 414
+            raise ValueError("url too long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_size += len(name) + len(value)
+        if self._head_size > MAX_HEAD:
+            self._refusal = 431
+            raise ValueError("head too long")
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        headers = self._headers
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > MAX_BODY:
+            self._refusal = 413
+            raise ValueError("body too long")
+        if (
+            headers.get(b"expect", b"").lower() == b"100-continue"
+            and self._transport is not None
+            and not self._queue
+        ):
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._body_size += len(body)
+        if self._body_size > MAX_BODY:
+            self._refusal = 413
+            raise ValueError("body too long")
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        path, mark, query = self._url.partition(b"?")
+        body = self._body
+        parser = self._parser
+        modern = parser.get_http_version() == "1.1"  # an HTTP/1.0 client gets one plain reply a connection
+        self._queue.append(
+            Exchange(
+                self,
+                parser.get_method(),
+                path,
+                query if mark else None,
+                self._headers,
+                body[0] if len(body) == 1 else b"".join(body),
+                modern and parser.should_keep_alive(),
+                modern,
+            )
+        )
+        self._in_head = True
+        self._head_size = 0
+
+    # Replies
+
+    def _dispatch(self) -> None:
+        """Hand the request at the head of the queue to the application."""
+        exchange = self._queue[0]
+        try:
+            self._server.application(exchange)
+        except Exception:
+            _log.exception(
+                "the emulator failed on %s %s", exchange.method.decode(), exchange.path.decode("latin-1")
+            )
+            if exchange.reply is None:
+                exchange.send(
+                    Reply(500, b"content-type: text/plain\r\n", b"the emulator failed; its log says why\n")
+                )
+            else:
+                self.abort()
+
+    def pump(self) -> None:
+        """Write whatever is due of the reply at the head of the queue; arm the timer for what is not."""
+        transport = self._transport
+        if transport is None or not self._queue or self._paused:
+            return
+        exchange = self._queue[0]
+        reply = exchange.reply
+        if reply is None:
+            return
+        if reply.frames is not None:
+            self._pump_frames(transport, exchange, reply, reply.frames)
+            return
+        if reply.due_ns and reply.due_ns > (now := time.monotonic_ns()):
+            if exchange._timer is None:
+                exchange._timer = self._server.scheduler.at(reply.due_ns, self.pump)
+            return
+        if reply.ending == "reset":
+            self._finish(exchange, reply, "reset")
+            return
+        now = time.monotonic_ns()
+        body = reply.body
+        head = b"%bcontent-length: %d\r\n\r\n" % (self._head(exchange, reply), len(body))
+        transport.write(head + body if exchange.method != b"HEAD" else head)
+        if reply.observer is not None:
+            reply.observer.first_byte(now)
+        self._finish(exchange, reply, "complete")
+
+    def _head(self, exchange: Exchange, reply: Reply) -> bytes:
+        connection = b"" if exchange.keep_alive else b"connection: close\r\n"
+        line = _STATUS_LINES.get(reply.status) or b"HTTP/1.1 %d Unknown\r\n" % reply.status
+        return b"%b%b%b%b" % (line, reply.headers, self._server.date_line(), connection)
+
+    def _pump_frames(
+        self, transport: asyncio.Transport, exchange: Exchange, reply: Reply, frames: list[tuple[int, bytes]]
+    ) -> None:
+        now = time.monotonic_ns()
+        position, parts = exchange._next, []
+        chunked = exchange._chunked
+        while position < len(frames) and frames[position][0] <= now:
+            payload = frames[position][1]
+            parts.append(b"%x\r\n%b\r\n" % (len(payload), payload) if chunked else payload)
+            position += 1
+        exchange._next = position
+        done = position == len(frames)
+        if parts or done:
+            if done and chunked and reply.ending == "complete":
+                parts.append(b"0\r\n\r\n")
+            if not exchange._started:
+                exchange._started = True
+                coding = b"transfer-encoding: chunked\r\n\r\n" if chunked else b"\r\n"
+                parts.insert(0, self._head(exchange, reply) + coding)
+                if reply.observer is not None:
+                    reply.observer.first_byte(now)
+            transport.write(b"".join(parts))
+        if done:
+            self._finish(exchange, reply, reply.ending)
+        elif exchange._timer is None or exchange._timer.callback is None:
+            exchange._timer = self._server.scheduler.at(frames[position][0], self.pump)
+
+    def _finish(self, exchange: Exchange, reply: Reply, outcome: Outcome) -> None:
+        now = self._last_ns = time.monotonic_ns()
+        self._queue.popleft()
+        exchange.on_gone = None
+        if reply.observer is not None:
+            reply.observer.finished(now, outcome)
+        if outcome == "reset":
+            self._reset()
+        elif outcome == "cut" or not exchange.keep_alive:
+            self.close()
+        elif self._queue:
+            # Not from here: a long pipeline of instant replies would recurse.
+            asyncio.get_running_loop().call_soon(self._proceed)
+
+    def _proceed(self) -> None:
+        if self._reading_paused and len(self._queue) <= MAX_PIPELINED // 2 and self._transport is not None:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        if self._queue and self._transport is not None:
+            if self._queue[0].reply is None:
+                self._dispatch()
+            else:
+                self.pump()
+
+    def _refuse(self, status: int) -> None:
+        """A request that cannot be read: answered in its turn, then the connection is closed."""
+        self._closing = True
+        exchange = Exchange(self, b"GET", b"", None, {}, b"", False, False)
+        exchange.reply = Reply(status, b"content-type: text/plain\r\n", _STATUS_LINES[status][9:])
+        self._queue.append(exchange)
+        self.pump()
+
+    def _gone(self, exchange: Exchange) -> None:
+        if exchange._timer is not None:
+            exchange._timer.cancel()
+        if exchange.on_gone is not None:
+            exchange.on_gone()
+            exchange.on_gone = None
+        if exchange.reply is not None and exchange.reply.observer is not None:
+            exchange.reply.observer.finished(time.monotonic_ns(), "disconnected")
+
+    def idle_since(self, limit_ns: int) -> bool:
+        return not self._queue and self._last_ns < limit_ns
+
+    def close(self) -> None:
+        self._closing = True
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._closing = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _reset(self) -> None:
+        """Close so that the client sees a reset, not an orderly end: linger 0 makes the kernel send RST."""
+        if self._transport is not None:
+            raw = self._transport.get_extra_info("socket")
+            if raw is not None:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()

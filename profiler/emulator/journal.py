@@ -1,0 +1,175 @@
+"""The ground truth: what was asked, when it was due, when it happened. Server-side monotonic times.
+
+A ring: beyond `size` entries the oldest fall out and are counted. Counters by API and status, and
+the lateness of responses, cover everything since the start (or the last clearing).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Any, Literal
+
+Kind = Literal["model", "tool"]
+
+
+class Entry:
+    """One request. Times are monotonic ns, 0 for what did not happen (yet).
+
+    `received_ns`: the request was complete; `due_ns`: when its first byte was due (0: never, a
+    hang); `sent_ns`: when the first byte was written; `finished_ns`: when the last was, or when the
+    client went. For tools: `duration_ns` is what the tape asked for, `in_flight` the other calls of
+    the same tool at arrival.
+    """
+
+    __slots__ = ("_journal", "api", "attempt", "call", "call_id", "due_ns", "duration_ns", "fault", "finished_ns",
+                 "in_flight", "kind", "loop", "outcome", "received_ns", "round", "sent_ns", "status", "streamed",
+                 "tool", "trial")  # fmt: skip
+
+    def __init__(self, journal: Journal, kind: Kind, api: str, received_ns: int) -> None:
+        self._journal = journal
+        self.kind: Kind = kind
+        self.api = api
+        self.received_ns = received_ns
+        self.due_ns = received_ns
+        self.sent_ns = 0
+        self.finished_ns = 0
+        self.status = 0
+        self.outcome = ""
+        self.loop: int | None = None
+        self.round: int | None = None
+        self.call: int | None = None
+        self.trial: str | None = None
+        self.attempt = 0
+        self.streamed = False
+        self.fault: str | None = None
+        self.tool: str | None = None
+        self.call_id: str | None = None
+        self.duration_ns = 0
+        self.in_flight = 0
+
+    def first_byte(self, ns: int) -> None:
+        self.sent_ns = ns
+
+    def finished(self, ns: int, outcome: str) -> None:
+        self.finished_ns = ns
+        self.outcome = outcome
+        self._journal.close(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entry as JSON; keys that only tools or only models have are left out for the other."""
+        value: dict[str, Any] = {
+            "kind": self.kind,
+            "api": self.api,
+            "loop": self.loop,
+            "round": self.round,
+            "trial": self.trial,
+            "status": self.status,
+            "outcome": self.outcome,
+            "fault": self.fault,
+            "received_ns": self.received_ns,
+            "due_ns": self.due_ns,
+            "sent_ns": self.sent_ns,
+            "finished_ns": self.finished_ns,
+        }
+        if self.kind == "tool":
+            value |= {
+                "tool": self.tool,
+                "call": self.call,
+                "call_id": self.call_id,
+                "duration_ns": self.duration_ns,
+                "actual_ns": self.sent_ns - self.received_ns if self.sent_ns else 0,
+                "in_flight": self.in_flight,
+            }
+        else:
+            value |= {"attempt": self.attempt, "streamed": self.streamed}
+        return value
+
+
+_LATENESS_BOUNDS_NS = (100_000, 250_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000)
+
+
+class Journal:
+    """The ring and the counters."""
+
+    def __init__(self, size: int = 100_000) -> None:
+        self._ring: deque[Entry] = deque(maxlen=size)
+        self.dropped = 0
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.in_flight: Counter[str] = Counter()
+        self.peak_in_flight: dict[str, int] = {}
+        self._lateness = [0] * (len(_LATENESS_BOUNDS_NS) + 1)
+        self._lateness_sum_ns = 0
+
+    def open(self, kind: Kind, api: str, received_ns: int) -> Entry:
+        """A new entry, in the ring from now on."""
+        ring = self._ring
+        if len(ring) == ring.maxlen:
+            self.dropped += 1
+        entry = Entry(self, kind, api, received_ns)
+        ring.append(entry)
+        flying = self.in_flight[api] + 1
+        self.in_flight[api] = flying
+        if flying > self.peak_in_flight.get(api, 0):
+            self.peak_in_flight[api] = flying
+        return entry
+
+    def close(self, entry: Entry) -> None:
+        """Count a finished entry."""
+        self.in_flight[entry.api] -= 1
+        self.requests[entry.api, entry.status] += 1
+        if entry.fault is not None:
+            self.faults[entry.fault] += 1
+        if entry.sent_ns:
+            late = max(0, entry.sent_ns - entry.due_ns)
+            self._lateness_sum_ns += late
+            index = 0
+            for bound in _LATENESS_BOUNDS_NS:
+                if late <= bound:
+                    break
+                index += 1
+            self._lateness[index] += 1
+
+    def clear(self) -> None:
+        """Forget entries and counts; what is in flight stays counted as such."""
+        self._ring.clear()
+        self.dropped = 0
+        self.requests.clear()
+        self.faults.clear()
+        self.peak_in_flight.clear()
+        self._lateness = [0] * (len(_LATENESS_BOUNDS_NS) + 1)
+        self._lateness_sum_ns = 0
+
+    def entries(self, trial: str | None = None, kind: str | None = None) -> list[dict[str, Any]]:
+        """The entries still held, oldest first, optionally of one trial or kind only."""
+        return [
+            entry.as_dict()
+            for entry in self._ring
+            if (trial is None or entry.trial == trial) and (kind is None or entry.kind == kind)
+        ]
+
+    def lateness(self) -> list[tuple[float, int]]:
+        """Cumulative counts of (first byte sent - due), by upper bound in seconds; the last is infinite."""
+        total, rows = 0, []
+        for bound, count in zip((*_LATENESS_BOUNDS_NS, None), self._lateness, strict=True):
+            total += count
+            rows.append((float("inf") if bound is None else bound / 1e9, total))
+        return rows
+
+    @property
+    def lateness_sum(self) -> float:
+        """Seconds."""
+        return self._lateness_sum_ns / 1e9
+
+    def stats(self) -> dict[str, Any]:
+        """The counters as JSON."""
+        requests: dict[str, dict[str, int]] = {}
+        for (api, status), count in sorted(self.requests.items()):
+            requests.setdefault(api, {})[str(status)] = count
+        return {
+            "requests": requests,
+            "in_flight": {api: count for api, count in sorted(self.in_flight.items()) if count},
+            "peak_in_flight": dict(sorted(self.peak_in_flight.items())),
+            "faults": dict(sorted(self.faults.items())),
+            "journal": {"entries": len(self._ring), "size": self._ring.maxlen, "dropped": self.dropped},
+        }

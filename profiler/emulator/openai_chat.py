@@ -1,0 +1,340 @@
+"""OpenAI Chat Completions: requests checked as the provider checks them, responses as it shapes them. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from profiler.emulator.conversation import (
+    NO_TOOLS,
+    ApiError,
+    Conversation,
+    Frame,
+    MadeCall,
+    Said,
+    ToolSets,
+    call_tokens,
+    pieces,
+)
+from profiler.emulator.openai_schema import missing, tool_choice, tool_schemas, wrong_type
+
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_dumps = orjson.dumps
+
+
+def parse(body: dict[str, Any], toolsets: ToolSets) -> Conversation:
+    """Check a request body; raises `ApiError` with the provider's message, param and code."""
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        if model is not None and not isinstance(model, str):
+            raise wrong_type("model", "a string", model)
+        raise ApiError("you must provide a model parameter")
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        raise (
+            missing("messages")
+            if messages is None
+            else wrong_type("messages", "an array of objects", messages)
+        )
+    if not messages:
+        raise ApiError(
+            "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array instead.",
+            param="messages",
+            code="empty_array",
+        )
+    n = body.get("n")
+    if n is not None and n != 1:
+        raise ApiError(f"Invalid value for 'n': {n}. Only 1 is supported.", param="n", code="invalid_value")
+    tools = body.get("tools")
+    offered = NO_TOOLS
+    if tools is not None:
+        if not isinstance(tools, list):
+            raise wrong_type("tools", "an array of objects", tools)
+        offered = toolsets.get(b"c" + _dumps(tools), lambda: tool_schemas(_functions(tools), "parameters"))
+    choice = body.get("tool_choice")
+    parallel = body.get("parallel_tool_calls")
+    if parallel is not None and not offered.names:
+        raise ApiError(
+            "Invalid value for 'parallel_tool_calls': 'parallel_tool_calls' is only allowed when 'tools' are specified.",
+            param="parallel_tool_calls",
+        )
+    stream = bool(body.get("stream"))
+    options = body.get("stream_options")
+    if options is not None and not stream:
+        raise ApiError(
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.", param="stream_options"
+        )
+    turns, calls, call_id, results = _walk(messages)
+    return Conversation(
+        model=model,
+        stream=stream,
+        include_usage=bool(options and options.get("include_usage")),
+        tools=offered,
+        choice=tool_choice(choice, offered, choice.get("function") if isinstance(choice, dict) else None),
+        parallel=parallel is not False,
+        turns=turns,
+        calls=calls,
+        call_id=call_id,
+        results=results,
+        max_tokens=_limit(body),
+    )
+
+
+def _functions(tools: list[Any]) -> list[tuple[str, Any]]:
+    functions = []
+    for n, tool in enumerate(tools):
+        if not isinstance(tool, dict):
+            raise wrong_type(f"tools[{n}]", "an object", tool)
+        if tool.get("type") != "function":
+            raise (
+                ApiError(
+                    f"Invalid value: '{tool.get('type')}'. Supported values are: 'function'.",
+                    param=f"tools[{n}].type",
+                    code="invalid_value",
+                )
+                if tool.get("type") is not None
+                else missing(f"tools[{n}].type")
+            )
+        functions.append((f"tools[{n}].function", tool.get("function")))
+    return functions
+
+
+def _limit(body: dict[str, Any]) -> int | None:
+    limit = body.get("max_completion_tokens")
+    old = body.get("max_tokens")
+    if limit is not None and old is not None:
+        raise ApiError(
+            "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",
+            param="max_tokens",
+        )
+    key, value = ("max_tokens", old) if limit is None else ("max_completion_tokens", limit)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise wrong_type(key, "an integer", value)
+    if value < 1:
+        raise ApiError(
+            f"Invalid '{key}': integer below minimum value. Expected a value >= 1, but got {value} instead.",
+            param=key,
+            code="integer_below_min_value",
+        )
+    return value
+
+
+def _walk(messages: list[Any]) -> tuple[int, int, str | None, list[Any]]:
+    """One pass over the history: every rule about calls and their results, and where the loop stands."""
+    turns = calls = 0
+    call_id: str | None = None
+    results: list[Any] = []
+    pending: dict[str, int] | None = None  # call id → index of its result, -1 while there is none
+    unanswered = 0
+    for n, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise wrong_type(f"messages[{n}]", "an object", message)
+        role = message.get("role")
+        if role == "tool":
+            if pending is None:
+                raise ApiError(
+                    "Invalid parameter: messages with role 'tool' must be a response to a preceeding message with 'tool_calls'.",
+                    param=f"messages.[{n}].role",
+                )
+            ident = message.get("tool_call_id")
+            if not isinstance(ident, str):
+                raise missing(f"messages.[{n}].tool_call_id")
+            answered = pending.get(ident)
+            if answered is None:
+                raise ApiError(
+                    f"Invalid parameter: 'tool_call_id' of '{ident}' not found in 'tool_calls' of previous message.",
+                    param=f"messages.[{n}].tool_call_id",
+                )
+            if answered >= 0:
+                raise ApiError(
+                    f"Invalid parameter: Duplicate value for 'tool_call_id' of '{ident}', in messages[{answered}] and messages[{n}].",
+                    param=f"messages.[{n}].tool_call_id",
+                )
+            pending[ident] = n
+            unanswered -= 1
+            content = message.get("content")
+            if content is None:
+                raise missing(f"messages.[{n}].content")
+            results.append(content)
+            continue
+        if unanswered and pending is not None:
+            raise _unanswered(pending, n)
+        pending = None
+        content = message.get("content")
+        if role == "assistant":
+            made = message.get("tool_calls")
+            if made is None:
+                if (
+                    content is None
+                    and message.get("refusal") is None
+                    and message.get("function_call") is None
+                ):
+                    raise ApiError(
+                        f"Invalid value for 'content': expected a string, got null. (messages[{n}])",
+                        param=f"messages.[{n}].content",
+                    )
+                continue
+            pending = _made(made, n)
+            unanswered = len(pending)
+            turns += 1
+            calls += unanswered
+            if call_id is None:
+                call_id = next(iter(pending))
+            continue
+        if role not in _ROLES:
+            raise _role(role, n)
+        if not isinstance(content, str | list):
+            raise (
+                missing(f"messages[{n}].content")
+                if content is None
+                else wrong_type(f"messages[{n}].content", "one of a string or array of objects", content)
+            )
+        if role == "user":
+            turns = calls = 0
+            call_id = None
+            results = []
+    if unanswered and pending is not None:
+        raise _unanswered(pending, len(messages))
+    return turns, calls, call_id, results
+
+
+def _made(made: Any, n: int) -> dict[str, int]:
+    if not isinstance(made, list) or not made:
+        raise (
+            ApiError(
+                f"Invalid 'messages[{n}].tool_calls': empty array. Expected an array with minimum length 1, but got an empty array instead.",
+                param=f"messages[{n}].tool_calls",
+                code="empty_array",
+            )
+            if made == []
+            else wrong_type(f"messages[{n}].tool_calls", "an array of objects", made)
+        )
+    pending: dict[str, int] = {}
+    for k, call in enumerate(made):
+        if not isinstance(call, dict):
+            raise wrong_type(f"messages[{n}].tool_calls[{k}]", "an object", call)
+        ident, function = call.get("id"), call.get("function")
+        if not isinstance(ident, str):
+            raise missing(f"messages[{n}].tool_calls[{k}].id")
+        if not isinstance(function, dict):
+            raise missing(f"messages[{n}].tool_calls[{k}].function")
+        for key in ("name", "arguments"):
+            if not isinstance(function.get(key), str):
+                raise missing(f"messages[{n}].tool_calls[{k}].function.{key}")
+        pending[ident] = -1
+    return pending
+
+
+def _unanswered(pending: dict[str, int], n: int) -> ApiError:
+    ids = ", ".join(ident for ident, answered in pending.items() if answered < 0)
+    return ApiError(
+        "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
+        f"'tool_call_id'. The following tool_call_ids did not have response messages: {ids}",
+        param=f"messages.[{n}].role",
+    )
+
+
+def _role(role: object, n: int) -> ApiError:
+    if role is None:
+        return missing(f"messages[{n}].role")
+    return ApiError(
+        f"Invalid value: '{role}'. Supported values are: 'system', 'assistant', 'user', 'function', 'tool', and 'developer'.",
+        param=f"messages[{n}].role",
+        code="invalid_value",
+    )
+
+
+def _usage(said: Said) -> dict[str, Any]:
+    return {
+        "prompt_tokens": said.input_tokens,
+        "completion_tokens": said.output_tokens,
+        "total_tokens": said.input_tokens + said.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def _call(call: MadeCall) -> dict[str, Any]:
+    return {
+        "id": "call_" + call.token,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+
+
+def render(said: Said, model: str, token: str, created: int) -> bytes:
+    """A `chat.completion` body; `created` in seconds since the epoch."""
+    message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None, "annotations": []}
+    if said.calls:
+        message["tool_calls"] = [_call(call) for call in said.calls]
+    return _dumps(
+        {
+            "id": "chatcmpl-" + token,
+            "object": "chat.completion",
+            "created": created,
+            "model": model,
+            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": said.finish}],
+            "usage": _usage(said),
+            "service_tier": "default",
+            "system_fingerprint": "fp_emulator",
+        }
+    )
+
+
+def frames(said: Said, talk: Conversation, token: str, created: int, tokens_per_event: int) -> list[Frame]:
+    """The SSE frames of the same response, in the provider's order."""
+    start = _dumps(
+        {
+            "id": "chatcmpl-" + token,
+            "object": "chat.completion.chunk",
+            "created": created,
+            "model": talk.model,
+        }
+    )
+    head = b"data: " + start[:-1] + b',"service_tier":"default","system_fingerprint":"fp_emulator",'
+    null_usage = b',"usage":null' if talk.include_usage else b""
+    before = head + b'"choices":[{"index":0,"delta":'
+    after = b',"logprobs":null,"finish_reason":null}]' + null_usage + b"}\n\n"
+    out: list[Frame] = []
+
+    def add(tokens: int, delta: bytes) -> None:
+        out.append((tokens, before + delta + after))
+
+    if said.calls:
+        tokens = 0
+        for n, call in enumerate(said.calls):
+            opener = b'"tool_calls":[{"index":%d,"id":"call_%b","type":"function","function":{"name":"%b","arguments":""}}]' % (
+                n, call.token.encode(), call.name.encode())  # fmt: skip
+            if n == 0 and len(said.calls) == 1:
+                add(tokens, b'{"role":"assistant","content":null,' + opener + b"}")
+            else:
+                if n == 0:
+                    add(tokens, b'{"role":"assistant","content":null}')
+                add(tokens, b"{" + opener + b"}")
+            for end, piece in pieces(call.arguments, tokens_per_event):
+                add(
+                    tokens + 8 + end,
+                    b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (n, _dumps(piece)),
+                )
+            tokens += call_tokens(call)
+    else:
+        add(0, b'{"role":"assistant","content":"","refusal":null}')
+        for end, piece in pieces(said.text or "", tokens_per_event):
+            add(end, b'{"content":' + _dumps(piece) + b"}")
+    last = said.output_tokens
+    finish = said.finish.encode()
+    out.append(
+        (last, before + b'{},"logprobs":null,"finish_reason":"' + finish + b'"}]' + null_usage + b"}\n\n")
+    )
+    if talk.include_usage:
+        out.append((last, head + b'"choices":[],"usage":' + _dumps(_usage(said)) + b"}\n\n"))
+    out.append((last, b"data: [DONE]\n\n"))
+    return out

@@ -1,0 +1,144 @@
+"""The emulator in a process of its own, for the command line, load tests and tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from profiler.errors import TargetError, UsageError
+
+_START_SECONDS = 20.0
+_STOP_SECONDS = 5.0
+
+
+class EmulatorProcess:
+    """A running emulator. Leaves when stopped, when used up as a context manager, or with this process."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self._process = process
+        self.url = url
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def stop(self) -> int:
+        """Ask it to leave, insist after five seconds; its exit code. May be called twice."""
+        process = self._process
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        # The end of its standard input tells it to leave; a signal on top would meet a process that
+        # is past its signal handlers.
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+        return process.returncode
+
+    def __enter__(self) -> EmulatorProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def start_emulator(
+    scenario: str,
+    seed: int = 0,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
+    timeout: float = _START_SECONDS,
+) -> EmulatorProcess:
+    """Start `python -m profiler.emulator` and wait until it listens.
+
+    Raises `UsageError` when it refuses its arguments (scenario, port), `TargetError` when it dies
+    otherwise or does not listen within `timeout` seconds.
+    """
+    command = [sys.executable, "-m", "profiler.emulator", "--host", host, "--port", str(port)]
+    command += ["--scenario", scenario, "--seed", str(seed), "--exit-with-parent"]
+    if tls_cert is not None:
+        command += ["--tls-cert", os.fspath(tls_cert)]
+    if tls_key is not None:
+        command += ["--tls-key", os.fspath(tls_key)]
+    # The package may have been imported from a source tree that is not on the child's path.
+    root = str(Path(__file__).resolve().parents[2])
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,  # an interrupt at the terminal is ours to handle, and to pass on
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors = _Errors()
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_forward, args=(process.stderr, errors), daemon=True).start()
+    threading.Thread(target=_first_line, args=(process.stdout, lines), daemon=True).start()
+    try:
+        line = lines.get(timeout=timeout)
+    except queue.Empty:
+        line = ""
+    running = EmulatorProcess(process, line.rpartition(" ")[2].strip())
+    if running.url.startswith("http"):
+        errors.pass_on()
+        return running
+    code = process.poll() if line else _code(process)
+    running.stop()
+    said = " ".join(text.strip() for text in errors.kept) or f"no word within {timeout:g} s"
+    kind = UsageError if code == UsageError.exit_code else TargetError
+    raise kind(f"the emulator did not start: {said.removeprefix('profiler emulate: ')}")
+
+
+def _code(process: subprocess.Popen[str]) -> int | None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(2.0)
+    return None
+
+
+def _first_line(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
+    with contextlib.suppress(ValueError, OSError):
+        lines.put(stream.readline())
+
+
+class _Errors:
+    """The child's standard error: kept until it listens (to explain why it did not), then passed on."""
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+        self._listening = False
+
+    def pass_on(self) -> None:
+        self._listening = True
+
+    def line(self, line: str) -> None:
+        if self._listening:
+            sys.stderr.write(line)
+        else:
+            self.kept.append(line)
+
+
+def _forward(stream: IO[str], errors: _Errors) -> None:
+    with contextlib.suppress(ValueError, OSError), stream:
+        for line in stream:
+            errors.line(line)

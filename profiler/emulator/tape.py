@@ -1,0 +1,144 @@
+"""The tape: what the work of loop number i is. A pure function of (scenario, seed, i).
+
+Every quantity has a stream of its own, addressed by (seed, loop, round, call), so that the same i
+is the same work under every strategy, on every provider, in whatever order requests arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import orjson
+
+from profiler.emulator.conversation import Choice, Conversation, Offered
+from profiler.emulator.draws import Draws, Sampler, key, sampler, whole
+from profiler.emulator.ids import Place
+from profiler.scenario import CALL_FAULTS, Fault, FaultKind, Scenario
+
+_ROUNDS, _FAN_OUT, _CALLS, _FIRST_TOKEN, _SPEED, _DURATION, _DEAL, _FAULTS = range(8)
+
+
+class PlannedCall(NamedTuple):
+    """A call of the tape: its place, tool and arguments (JSON text)."""
+
+    place: Place
+    name: str
+    arguments: str
+
+
+class Pace(NamedTuple):
+    """How one model response comes: seconds to the first token, seconds for each further token."""
+
+    first_token: float
+    per_token: float
+
+
+class Tape:
+    """The work of a scenario under one seed. Holds compiled samplers, no state."""
+
+    def __init__(self, scenario: Scenario, seed: int) -> None:
+        self.scenario = scenario
+        self._scale = scenario.time_scale
+        self._root = key(0, seed & 0xFFFFFFFFFFFF)
+        self._rounds = whole(scenario.loop.rounds, least=0)
+        self._fan_out = whole(scenario.loop.fan_out, least=1)
+        self._first_token = sampler(scenario.model.first_token)
+        self._speed = sampler(scenario.model.tokens_per_second)
+        self._durations: dict[str, Sampler] = {spec.name: sampler(spec.duration) for spec in scenario.tools}
+        self._default_duration = sampler(scenario.default_tool.duration)
+        self._model_faults = [(n, f) for n, f in enumerate(scenario.faults) if f.kind not in CALL_FAULTS]
+        self._call_faults = [(n, f) for n, f in enumerate(scenario.faults) if f.kind in CALL_FAULTS]
+        self._timeless = self._scale == 0
+
+    def _key(self, loop: int, stream: int) -> int:
+        return key(key(self._root, loop), stream)
+
+    def rounds(self, loop: int) -> int:
+        """Rounds with calls; the answer comes after them."""
+        return self._rounds(self._key(loop, _ROUNDS))
+
+    def fan_out(self, loop: int, round_: int) -> int:
+        """Calls of a round; 1 beyond the tape's end, for clients that insist on a call."""
+        if round_ >= self.rounds(loop):
+            return 1
+        return self._fan_out(key(self._key(loop, _FAN_OUT), round_))
+
+    def places(self, talk: Conversation, loop: int) -> list[Place]:
+        """The calls that the next response makes; empty when it is the answer."""
+        if not talk.tools.names or talk.choice.kind == "none":
+            return []
+        rounds = self.rounds(loop)
+        insisted = talk.choice.kind in ("required", "named")
+        if talk.parallel:
+            round_, call = talk.turns, 0
+        else:
+            round_, call = 0, talk.calls
+            while round_ < rounds and call >= (size := self.fan_out(loop, round_)):
+                round_, call = round_ + 1, call - size
+            if round_ >= rounds:
+                round_ += call  # beyond the end every round has one call
+                call = 0
+        if round_ >= rounds and not insisted:
+            return []
+        if talk.choice.kind == "named" or not talk.parallel:
+            return [Place(loop, round_, call)]
+        return [Place(loop, round_, n) for n in range(self.fan_out(loop, round_))]
+
+    def calls(self, places: list[Place], offered: Offered, choice: Choice) -> list[PlannedCall]:
+        """Tools and arguments for `places`, drawn from what the client offers (and `choice` allows)."""
+        names, generators = offered
+        indices: tuple[int, ...] = tuple(range(len(names)))
+        if choice.names:
+            indices = tuple(n for n in indices if names[n] in choice.names)
+        loop = places[0].loop
+        stream = self._key(loop, _CALLS)
+        deal = self._key(loop, _DEAL)
+        planned = []
+        for place in places:
+            draws = Draws(key(stream, place.round << 12 | place.call))
+            index = indices[draws.below(len(indices))]
+            # Dealt numbers differ within a loop of ordinary size, so no city is asked for twice.
+            value = generators[index](draws, deal + (place.round * 16 + place.call) * 7)
+            planned.append(PlannedCall(place, names[index], orjson.dumps(value).decode()))
+        return planned
+
+    def pace(self, loop: int, round_: int, call: int) -> Pace:
+        """The timing of the response that starts with this call (or is the answer), time-scaled."""
+        if self._timeless:
+            return Pace(0.0, 0.0)
+        at = round_ << 12 | call
+        speed = self._speed(key(self._key(loop, _SPEED), at))
+        first = self._first_token(key(self._key(loop, _FIRST_TOKEN), at))
+        return Pace(first * self._scale, self._scale / speed if speed else 0.0)
+
+    def duration(self, place: Place, name: str) -> float:
+        """Seconds that this call of tool `name` takes, time-scaled."""
+        if self._scale == 0:
+            return 0.0
+        sample = self._durations.get(name, self._default_duration)
+        stream = key(self._key(place.loop, _DURATION), place.round << 12 | place.call)
+        return sample(stream) * self._scale
+
+    def model_fault(self, place: Place, attempt: int) -> Fault | None:
+        """The fault that this attempt of a model request meets, if any: the first that applies."""
+        return self._fault(self._model_faults, place, lambda fault: attempt < fault.attempts)
+
+    def call_fault(self, place: Place, *kinds: FaultKind) -> Fault | None:
+        """The fault among `kinds` that this call meets, if any."""
+        return self._fault(self._call_faults, place, lambda fault: fault.kind in kinds)
+
+    def _fault(
+        self, faults: list[tuple[int, Fault]], place: Place, applies: Callable[[Fault], bool]
+    ) -> Fault | None:
+        for number, fault in faults:
+            if not applies(fault):
+                continue
+            if fault.at:
+                if any((at.loop, at.round, at.call) == place for at in fault.at):
+                    return fault
+            else:
+                stream = key(self._key(place.loop, _FAULTS + number), place.round << 12 | place.call)
+                if Draws(stream).random() < fault.probability:
+                    return fault
+        return None
