@@ -28,6 +28,7 @@ SCHEMA = 1
 
 Status = Literal["ok", "error", "cancelled"]
 ToolStatus = Literal["ok", "error", "timeout", "cancelled"]
+Shortfall = Literal["limiter", "blocked_loop", "threads"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ class ToolCall:
     ready: its arguments were complete. queued: handed to the strategy. started: through the
     limiter. ended. Queue wait is started - queued, duration is ended - started; a `timeout`
     counts from started. `thread_wait_ns` is the part of the duration that a sync tool waited
-    for a free thread. `error_type` is bounded: `invalid_json`, `invalid_arguments`,
+    for a free thread, `blocking_ns` the part in which an async tool held the event loop in steps
+    of over 5 ms, so that nothing else could run. `error_type` is bounded: `invalid_json`, `invalid_arguments`,
     `unknown_tool`, `timeout`, `cancelled`, or the class name of what the tool raised.
     """
 
@@ -94,6 +96,7 @@ class ToolCall:
     status: ToolStatus = "ok"
     error_type: str | None = None
     thread_wait_ns: int = 0
+    blocking_ns: int = 0
     arguments: str | None = None
     result: str | None = None
 
@@ -104,7 +107,8 @@ class RoundRecord:
 
     The tool phase runs from `tools_started_ns` (all calls parsed, handed to the strategy) to
     `tools_ended_ns`; both are None in a round without calls. After it the results are
-    collected into messages until `ended_ns`.
+    collected into messages until `ended_ns`. `shortfall` names what kept the calls from
+    overlapping as the strategy allows (`profiler.anatomy.shortfall`), None if nothing did.
     """
 
     index: int
@@ -115,6 +119,7 @@ class RoundRecord:
     tools_ended_ns: int | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     status: Status = "ok"
+    shortfall: Shortfall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,8 @@ class LoopRecord:
 
     `number` is the tape entry the loop worked on, `trial` the index of the trial it ran in
     (None outside a load test), `process` names the process that ran it, `intended_ns` is when
-    an open load meant it to start.
+    an open load meant it to start. `parent` is the id of the loop in whose tool call this one
+    ran (an agent as a tool). `lag_ns` is the worst event-loop lag sampled while it ran.
     """
 
     id: str
@@ -141,6 +147,8 @@ class LoopRecord:
     trial: int | None = None
     process: str = ""
     intended_ns: int | None = None
+    parent: str | None = None
+    lag_ns: int = 0
     prompt: str | None = None
     text: str | None = None
     schema: int = SCHEMA

@@ -1,0 +1,219 @@
+"""Records: the JSON codec and its file, and the anatomy computed from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profiler.anatomy import loop_phases, overlap, peak, phases, tool_phase, union
+from profiler.errors import RecordError
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, decode, encode, read
+
+times = st.integers(0, 10**15)
+texts = st.text(max_size=20)
+
+
+def optional(strategy):
+    return st.none() | strategy
+
+
+attempts = st.builds(
+    Attempt,
+    started_ns=times,
+    ended_ns=times,
+    status=optional(st.integers(100, 599)),
+    error_type=optional(texts),
+    request_id=optional(texts),
+    connected_ns=optional(times),
+    sent_ns=optional(times),
+    first_byte_ns=optional(times),
+    retry_after_ns=optional(times),
+    rate_limits=optional(st.dictionaries(texts, texts, max_size=3)),
+)
+model_calls = st.builds(
+    ModelCall,
+    provider=texts,
+    model=texts,
+    started_ns=times,
+    ended_ns=times,
+    status=st.sampled_from(["ok", "error", "cancelled"]),
+    input_tokens=optional(st.integers(0, 10**6)),
+    attempts=st.lists(attempts, max_size=3).map(tuple),
+)
+tool_calls = st.builds(
+    ToolCall,
+    id=texts,
+    name=texts,
+    ready_ns=times,
+    queued_ns=times,
+    started_ns=optional(times),
+    ended_ns=times,
+    status=st.sampled_from(["ok", "error", "timeout", "cancelled"]),
+    error_type=optional(texts),
+    thread_wait_ns=times,
+    arguments=optional(texts),
+    result=optional(texts),
+)
+rounds = st.builds(
+    RoundRecord,
+    index=st.integers(0, 9),
+    started_ns=times,
+    ended_ns=times,
+    model=model_calls,
+    tool_calls=st.lists(tool_calls, max_size=4).map(tuple),
+)
+loops = st.builds(
+    LoopRecord,
+    id=texts,
+    strategy=texts,
+    provider=texts,
+    model=texts,
+    started_ns=times,
+    ended_ns=times,
+    status=st.sampled_from(["ok", "error", "cancelled"]),
+    rounds=st.lists(rounds, max_size=3).map(tuple),
+    number=optional(st.integers(0, 10**9)),
+    trial=optional(st.integers(0, 99)),
+)
+
+
+@given(loops)
+def test_a_record_survives_its_codec(record):
+    assert decode(encode(record)) == record
+
+
+def sample(**changes) -> LoopRecord:
+    model = ModelCall("openai", "gpt-4o", 0, 100)
+    calls = (ToolCall("c1", "a", 100, 110, 110, 300), ToolCall("c2", "b", 100, 110, 150, 250))
+    first = RoundRecord(0, 0, 310, model, 110, 300, calls)
+    last = RoundRecord(1, 320, 400, replace(model, started_ns=320, ended_ns=395))
+    record = LoopRecord("x", "gathered", "openai", "gpt-4o", 0, 400, "ok", (first, last))
+    return replace(record, **changes)
+
+
+def test_the_json_form_is_the_documented_one():
+    data = json.loads(encode(sample(number=7, trial=2)))
+    assert (data["schema"], data["number"], data["trial"], data["status"]) == (1, 7, 2, "ok")
+    assert data["rounds"][0]["tool_calls"][1] == {
+        "id": "c2",
+        "name": "b",
+        "ready_ns": 100,
+        "queued_ns": 110,
+        "started_ns": 150,
+        "ended_ns": 250,
+        "status": "ok",
+        "error_type": None,
+        "thread_wait_ns": 0,
+        "blocking_ns": 0,
+        "arguments": None,
+        "result": None,
+    }
+
+
+def test_keys_of_a_later_minor_version_are_ignored_a_later_schema_is_not():
+    data = json.loads(encode(sample()))
+    data["novel"] = 1
+    data["rounds"][0]["novel"] = 1
+    assert decode(json.dumps(data)) == sample()
+    data["schema"] = 2
+    with pytest.raises(RecordError, match="schema 2, but this version reads up to 1"):
+        decode(json.dumps(data))
+
+
+def test_read_leaves_out_a_torn_last_line(tmp_path):
+    path = tmp_path / "records.jsonl"
+    whole = encode(sample())
+    path.write_bytes(whole + b"\n" + whole + b"\n" + whole[:50])
+    assert list(read(path)) == [sample(), sample()]
+
+
+def test_read_names_the_line_that_is_broken(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(encode(sample()) + b"\n{}\n" + encode(sample()) + b"\n")
+    with pytest.raises(RecordError, match=r"records.jsonl:2: not a loop record"):
+        list(read(path))
+    with pytest.raises(RecordError, match="cannot read records: No such file"):
+        list(read(tmp_path / "none.jsonl"))
+
+
+def test_phases_of_a_round():
+    first, last = sample().rounds
+    assert phases(first) == {
+        "model": 100,
+        "backoff": 0,
+        "parse": 10,
+        "tools": 190,
+        "queue": 0,
+        "collect": 10,
+        "unaccounted": 0,
+    }
+    assert phases(last)["unaccounted"] == 5
+    assert loop_phases(sample())["unaccounted"] == 15
+    assert sum(loop_phases(sample()).values()) == 400
+
+
+def test_backoff_lies_between_attempts_inside_the_model_request():
+    attempts_ = (Attempt(0, 20, 429), Attempt(50, 60, 503), Attempt(75, 100, 200))
+    round_ = replace(sample().rounds[1], model=ModelCall("p", "m", 320, 395, attempts=attempts_))
+    spent = phases(round_)
+    assert (spent["backoff"], spent["model"]) == (45, 30)
+
+
+def test_an_eager_call_gives_way_to_the_model():
+    calls = (ToolCall("c1", "a", 50, 50, 50, 180),)
+    round_ = RoundRecord(0, 0, 200, ModelCall("p", "m", 0, 100), 100, 180, calls)
+    assert phases(round_) == {
+        "model": 100,
+        "backoff": 0,
+        "parse": 0,
+        "tools": 80,
+        "queue": 0,
+        "collect": 20,
+        "unaccounted": 0,
+    }
+    assert tool_phase(round_).wall_ns == 130
+
+
+def test_calls_that_never_started_count_as_queued():
+    calls = (
+        ToolCall("c1", "a", 100, 110, 110, 200, "cancelled", "cancelled"),
+        ToolCall("c2", "a", 100, 110, None, 250, "cancelled", "cancelled"),
+    )
+    round_ = RoundRecord(0, 0, 250, ModelCall("p", "m", 0, 100), 110, 250, calls)
+    spent = phases(round_)
+    assert (spent["tools"], spent["queue"]) == (90, 50)
+    assert tool_phase(round_).work_ns == 90
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=6),
+)
+def test_phases_partition_any_round(raw):
+    model_end = 50
+    calls = tuple(
+        ToolCall(str(i), "t", model_end, 60 + q, 60 + q + w, 60 + q + w + d)
+        for i, (q, w, d) in enumerate(raw)
+    )
+    tools_end = max(c.ended_ns for c in calls)
+    round_ = RoundRecord(0, 0, tools_end + 7, ModelCall("p", "m", 2, model_end), 60, tools_end, calls)
+    spent = phases(round_)
+    assert sum(spent.values()) == tools_end + 7
+    assert all(value >= 0 for value in spent.values())
+    instants = range(60, tools_end)
+    running = [t for t in instants if any(c.started_ns <= t < c.ended_ns for c in calls)]
+    queued = [t for t in instants if any(c.queued_ns <= t < c.started_ns for c in calls)]
+    assert spent["tools"] == len(running)
+    assert spent["queue"] == len(set(queued) - set(running))
+    most = max(sum(c.started_ns <= t < c.ended_ns for c in calls) for t in (*instants, 0))
+    assert peak((c.started_ns, c.ended_ns) for c in calls if c.ended_ns > c.started_ns) == most
+
+
+def test_interval_arithmetic():
+    merged = union([(5, 9), (0, 3), (3, 4), (8, 12), (20, 20)])
+    assert merged == [(0, 4), (5, 12)]
+    assert overlap(merged, (2, 6)) == 3
+    assert peak([(0, 5), (5, 9), (2, 6)]) == 2
