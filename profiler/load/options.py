@@ -1,0 +1,188 @@
+"""The options of a load test: added to Locust's own, checked, and sent to the workers as plain data."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from profiler.errors import UsageError
+from profiler.providers import PROVIDERS
+from profiler.providers.endpoint import Endpoint
+from profiler.strategies import parse_strategy
+
+DEFAULT_STRATEGIES = ("sequential", "gathered", "semaphore:4")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What is asked of a load test, beside Locust's users, spawn rate and run time.
+
+    `base_url` None: the embedded emulator. `trial_seconds` and `blocks` None: as the plan sees
+    fit. `drain_seconds`: how long loops in flight at the end of a trial are waited for. `out` is
+    where a run directory is made, `run_directory` one that exists already and is to be used.
+    """
+
+    strategies: tuple[str, ...] = DEFAULT_STRATEGIES
+    provider: str = "openai"
+    scenario: str = "cities"
+    base_url: str | None = None
+    tools_url: str | None = None
+    model: str | None = None
+    allow_remote: bool = False
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
+    stream: bool = False
+    max_rounds: int = 5
+    trial_seconds: float | None = None
+    blocks: int | None = None
+    seed: int = 0
+    drain_seconds: float = 30.0
+    out: str = "runs"
+    run_directory: str | None = None
+    metrics_port: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `UsageError` naming the option that cannot be used."""
+        if not self.strategies:
+            raise UsageError("--strategy: name at least one strategy")
+        for spec in self.strategies:
+            parse_strategy(spec)
+        if len(set(self.strategies)) < len(self.strategies):
+            raise UsageError("--strategy: each strategy can be named once")
+        if self.provider not in PROVIDERS:
+            raise UsageError(f"--provider {self.provider}: expected one of {', '.join(PROVIDERS)}")
+        for name, value, least in (
+            ("--trial-seconds", self.trial_seconds, 0.1),
+            ("--blocks", self.blocks, 1),
+            ("--drain", self.drain_seconds, 0),
+            ("--max-rounds", self.max_rounds, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, not {value}")
+
+    def check_targets(self, environment: Mapping[str, str]) -> None:
+        """A load test of anything but this machine has to be meant. `environment` may name tools too.
+
+        Raises `UsageError` naming the first target that is elsewhere.
+        """
+        targets = {
+            "--base-url": self.base_url,
+            "--tools-url": self.tools_url,
+            "PROFILER_TOOLS_URL": environment.get("PROFILER_TOOLS_URL") if self.tools_url is None else None,
+            "PROFILER_WEATHER_URL": environment.get("PROFILER_WEATHER_URL"),
+        }
+        for name, url in targets.items():
+            if url and not Endpoint.parse(url).is_loopback and not self.allow_remote:
+                raise UsageError(
+                    f"{name} {url} is not this machine: a load test of it needs --allow-remote "
+                    "(real endpoints cost money and belong to somebody)"
+                )
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data for a message to a worker; `from_data` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> LoadOptions:
+        return cls(**{**data, "strategies": tuple(data["strategies"])})
+
+    @classmethod
+    def from_namespace(cls, parsed: argparse.Namespace) -> LoadOptions:
+        """From Locust's parsed options.
+
+        What comes from the web form is text where the default is None, and a list of strategies
+        may be text with commas. Raises `UsageError`.
+        """
+        return cls(
+            strategies=split_strategies(parsed.strategy),
+            provider=parsed.provider,
+            scenario=parsed.scenario,
+            base_url=parsed.base_url or parsed.host or None,
+            tools_url=parsed.tools_url or None,
+            model=parsed.model or None,
+            allow_remote=parsed.allow_remote,
+            tool_choice=parsed.tool_choice,
+            parallel_tool_calls=not parsed.no_parallel_tool_calls,
+            stream=parsed.stream,
+            max_rounds=parsed.max_rounds,
+            trial_seconds=_number("--trial-seconds", parsed.trial_seconds, float),
+            blocks=_number("--blocks", parsed.blocks, int),
+            seed=parsed.seed,
+            drain_seconds=parsed.drain,
+            out=parsed.out,
+            run_directory=parsed.run_directory or None,
+            metrics_port=_number("--metrics-port", parsed.metrics_port, int),
+        )
+
+
+def add_options(parser: Any) -> None:
+    """Add ours to Locust's parser; they appear in its web form too."""
+    group = parser.add_argument_group("Tool-calling agents")
+    group.add_argument = parser.add_argument  # the group's own would not know Locust's extra keywords
+    add = parser.add_argument
+    add(
+        "--strategy",
+        action=StrategyAction,
+        default=list(DEFAULT_STRATEGIES),
+        metavar="S",
+        help="how the calls of a round run: sequential, gathered, semaphore:N, semaphore:N@agent; "
+        "several with commas, or repeat the option",
+    )
+    add("--provider", choices=list(PROVIDERS), default="openai", help="API that the agents speak")
+    add("--scenario", default="cities", help="the emulator's scenario: a name, or a TOML file")
+    add("--base-url", default=None, help="root URL of the model API; none: the embedded emulator")
+    add("--tools-url", default=None, help="root URL of the tools; none: where the model is")
+    add("--model", default=None, help="model to ask for; none: the provider's default here")
+    add("--trial-seconds", default=None, help="seconds that each trial measures")
+    add("--blocks", default=None, help="how often every strategy gets its turn")
+    add("--seed", type=int, default=0, help="seed of the tape and of the order of strategies")
+    add("--drain", type=float, default=30.0, help="seconds to wait for loops in flight after a trial")
+    add("--max-rounds", type=int, default=5, help="most rounds with calls in a loop")
+    add("--tool-choice", default="auto", help="auto, none, required, or the name of a tool")
+    add("--no-parallel-tool-calls", action="store_true", help="ask for one call per response")
+    add("--stream", action="store_true", help="ask for streamed responses")
+    add("--out", default="runs", help="directory that gets the run directory")
+    add("--metrics-port", default=None, help="serve /metrics here (worker k: this port + k)")
+    add("--allow-remote", action="store_true", help="allow targets that are not this machine")
+    add("--run-directory", default=None, include_in_web_ui=False, help=argparse.SUPPRESS)
+
+
+class StrategyAction(argparse.Action):
+    """Collects strategies over repeated options and commas; the first use replaces the default."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        given = getattr(namespace, self.dest)
+        before = [] if given is self.default else given
+        setattr(namespace, self.dest, [*before, *split_strategies(values)])
+
+
+def split_strategies(value: str | Sequence[Any] | None) -> tuple[str, ...]:
+    """Strategy specs from text with commas or a list of such."""
+    parts = [value] if isinstance(value, str) else list(value or ())
+    return tuple(spec.strip() for part in parts for spec in str(part).split(",") if spec.strip())
+
+
+def set_tools_url(options: LoadOptions, root: str) -> None:
+    """Point the worked tools of this process at their root; options come before the environment."""
+    if options.tools_url is not None:
+        os.environ["PROFILER_TOOLS_URL"] = options.tools_url
+    elif "PROFILER_TOOLS_URL" not in os.environ or options.base_url is None:
+        os.environ["PROFILER_TOOLS_URL"] = Endpoint.parse(root).root
+
+
+def _number(option: str, value: Any, kind: type[Any]) -> Any:
+    if value is None or value == "":
+        return None
+    try:
+        return kind(value)
+    except ValueError:
+        raise UsageError(f"{option} {value}: expected a number") from None

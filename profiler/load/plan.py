@@ -1,0 +1,122 @@
+"""What a load test will do: its trials, their order, their length, and who takes which tape entries.
+
+Pure: no clock, no sockets. The coordinator asks here and does as it is told.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+NUMBERS_PER_BLOCK = 1_000_000
+"""Tape entries set aside for one block; a trial that used more would go on into the next block's."""
+
+WARM_UP_BLOCK = 999
+"""The block whose tape entries are used while users are still being spawned; nothing of it is measured."""
+
+MOST_BLOCKS = 10
+
+BLOCK_SECONDS = 10.0
+"""A block measures each strategy about this long before the time is cut into more blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTrial:
+    """One strategy's turn. `index` counts all trials of the run, `block` the rounds of turns."""
+
+    index: int
+    block: int
+    strategy: str
+
+
+def schedule(strategies: Sequence[str], seed: int, blocks: int | None = None) -> Iterator[PlannedTrial]:
+    """Complete blocks: each runs every strategy once, in a random order. Endless when `blocks` is None."""
+    index = itertools.count()
+    for block in itertools.count() if blocks is None else range(blocks):
+        for strategy in block_order(strategies, seed, block):
+            yield PlannedTrial(next(index), block, strategy)
+
+
+def block_order(strategies: Sequence[str], seed: int, block: int) -> list[str]:
+    """The order of one block: a function of (seed, block), so that a run can be repeated."""
+    order = list(strategies)
+    random.Random(f"{seed}/{block}").shuffle(order)
+    return order
+
+
+def tape_numbers(block: int, worker: int, workers: int) -> Iterator[int]:
+    """The tape entries that worker `worker` of `workers` works on in a block, for every strategy alike.
+
+    The workers' shares are disjoint and together leave nothing out: entries i ≡ worker (mod workers).
+    """
+    return itertools.count(block * NUMBERS_PER_BLOCK + worker, workers)
+
+
+def blocks_for(seconds: float) -> int:
+    """How many blocks to cut `seconds` per strategy into: few and large when time is short."""
+    return max(1, min(MOST_BLOCKS, int(seconds / BLOCK_SECONDS)))
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """How long the trials of a run are.
+
+    With `total` seconds for everything, windows and drains together fill them. Else each window
+    measures `window` seconds, and drains come on top. `blocks` None: until somebody stops it.
+    """
+
+    window: float
+    blocks: int | None
+    total: float | None = None
+
+    def block_window(self, strategies: int, block: int, elapsed: float, drain: float) -> float:
+        """Seconds that each trial of `block` measures, decided when the block begins.
+
+        `elapsed` seconds of the total are gone, and draining took up to `drain` seconds so far. At
+        least half of a trial's share is measured; where draining takes more, later trials pay.
+        """
+        if self.total is None or self.blocks is None:
+            return self.window
+        trials = (self.blocks - block) * strategies
+        share = (self.total - elapsed) / trials
+        return max(share / 2, share - drain)
+
+    def fit(self, window: float, trials_left: int | None, elapsed: float) -> float:
+        """`window`, shortened where drains took so long that the trials left would not get their share."""
+        if self.total is None:
+            return window
+        share = (self.total - elapsed) / (trials_left or 1)
+        return max(0.0, min(window, share))
+
+
+def pacing(
+    *, strategies: int, total: float | None, window: float | None, blocks: int | None, default_window: float
+) -> Pacing:
+    """From what the user asked for.
+
+    `total`: Locust's `-t`. It is filled with `blocks` blocks (by default as many as `blocks_for`
+    says), unless a `window` is asked for: then blocks of it follow each other until time is out.
+    """
+    if total is None:
+        return Pacing(window if window is not None else default_window, blocks)
+    if window is not None:
+        return Pacing(window, blocks, total)
+    return Pacing(0.0, blocks if blocks is not None else blocks_for(total / strategies), total)
+
+
+def ramp_seconds(users: int, rate: float) -> float:
+    """How long Locust takes to spawn `users` at `rate` a second; the first come at once."""
+    return max(0.0, (users - rate) / rate) if rate > 0 else 0.0
+
+
+def effective_limit(spec: str, limit: int | None, scope: str, users: int, workers: int) -> str:
+    """One line: how many tool calls a strategy lets run at once in the whole test."""
+    if limit is None:
+        return f"{spec}: no limit on calls running at once"
+    if scope == "agent":
+        return f"{spec}: {limit} per agent × {users} agents = up to {limit * users} calls at once"
+    if workers == 1:
+        return f"{spec}: up to {limit} calls at once"
+    return f"{spec}: {limit} per process × {workers} processes = up to {limit * workers} calls at once"
