@@ -270,7 +270,7 @@ def _usage(said: Said, output_tokens: int) -> dict[str, Any]:
     }
 
 
-def render(said: Said, model: str, token: str, created: int) -> bytes:
+def render(said: Said, talk: Conversation, token: str, created: int) -> bytes:
     """A `message` body."""
     content: list[dict[str, Any]] = [{"type": "text", "text": PREFACE if said.calls else said.text or ""}]
     for call in said.calls:
@@ -284,7 +284,7 @@ def render(said: Said, model: str, token: str, created: int) -> bytes:
             "id": "msg_" + token,
             "type": "message",
             "role": "assistant",
-            "model": model,
+            "model": talk.model,
             "content": content,
             "stop_reason": _finish(said),
             "stop_sequence": None,

@@ -61,11 +61,25 @@ class Choice(NamedTuple):
 AUTO = Choice("auto")
 
 
+class Carried(NamedTuple):
+    """Where a stored conversation stands: what `Conversation` counts, the calls that still want an output,
+    and the tokens so far."""
+
+    turns: int
+    calls: int
+    call_id: str | None
+    pending: tuple[str, ...]
+    results: tuple[Any, ...]
+    tokens: int
+
+
 class Conversation(NamedTuple):
     """A request that passed validation, seen from after its last user message.
 
     `turns`: assistant turns with tool calls since then; `calls`: tool calls in them; `call_id`: the
     first of their ids, which names the loop. `results`: the contents of their results, in order.
+    Responses only: `echo`, what the response repeats of the request (the inside of a JSON object);
+    `carried`, the state to store, None to store nothing; `earlier_tokens`, those of stored history.
     """
 
     model: str
@@ -79,6 +93,9 @@ class Conversation(NamedTuple):
     call_id: str | None
     results: list[Any]
     max_tokens: int | None
+    echo: bytes = b""
+    carried: Carried | None = None
+    earlier_tokens: int = 0
 
 
 class MadeCall(NamedTuple):

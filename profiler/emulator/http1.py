@@ -81,11 +81,34 @@ class Reply:
 class Exchange:
     """One request, and where its reply goes. `send` is called exactly once, now or later."""
 
-    __slots__ = ("_chunked", "_connection", "_next", "_started", "_timer", "body", "headers", "keep_alive", "method",
-                 "on_gone", "path", "query", "received_ns", "reply")  # fmt: skip
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_next",
+        "_started",
+        "_timer",
+        "body",
+        "headers",
+        "keep_alive",
+        "method",
+        "on_gone",
+        "path",
+        "query",
+        "received_ns",
+        "reply",
+    )
 
-    def __init__(self, connection: Connection, method: bytes, path: bytes, query: bytes | None,
-                 headers: dict[bytes, bytes], body: bytes, keep_alive: bool, chunked: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        connection: Connection,
+        method: bytes,
+        path: bytes,
+        query: bytes | None,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        keep_alive: bool,
+        chunked: bool,
+    ) -> None:
         self._connection = connection
         self.method = method
         self.path = path
@@ -145,8 +168,23 @@ class Server:
 class Connection(asyncio.Protocol):
     """Parses requests, queues them, writes their replies in order."""
 
-    __slots__ = ("_body", "_body_size", "_closing", "_head_size", "_headers", "_in_head", "_last_ns", "_parser",
-                 "_paused", "_queue", "_reading_paused", "_refusal", "_server", "_transport", "_url")  # fmt: skip
+    __slots__ = (
+        "_body",
+        "_body_size",
+        "_closing",
+        "_head_size",
+        "_headers",
+        "_in_head",
+        "_last_ns",
+        "_parser",
+        "_paused",
+        "_queue",
+        "_reading_paused",
+        "_refusal",
+        "_server",
+        "_transport",
+        "_url",
+    )
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -317,10 +355,12 @@ class Connection(asyncio.Protocol):
         now = time.monotonic_ns()
         body = reply.body
         head = b"%bcontent-length: %d\r\n\r\n" % (self._head(exchange, reply), len(body))
+        if reply.ending == "cut":
+            body = body[: len(body) // 2]
         transport.write(head + body if exchange.method != b"HEAD" else head)
         if reply.observer is not None:
             reply.observer.first_byte(now)
-        self._finish(exchange, reply, "complete")
+        self._finish(exchange, reply, reply.ending)
 
     def _head(self, exchange: Exchange, reply: Reply) -> bytes:
         connection = b"" if exchange.keep_alive else b"connection: close\r\n"

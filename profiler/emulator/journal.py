@@ -7,6 +7,7 @@ the lateness of responses, cover everything since the start (or the last clearin
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any, Literal
 
 Kind = Literal["model", "tool"]
@@ -21,9 +22,29 @@ class Entry:
     the same tool at arrival.
     """
 
-    __slots__ = ("_journal", "api", "attempt", "call", "call_id", "due_ns", "duration_ns", "fault", "finished_ns",
-                 "in_flight", "kind", "loop", "outcome", "received_ns", "round", "sent_ns", "status", "streamed",
-                 "tool", "trial")  # fmt: skip
+    __slots__ = (
+        "_journal",
+        "api",
+        "attempt",
+        "call",
+        "call_id",
+        "due_ns",
+        "duration_ns",
+        "fault",
+        "finished_ns",
+        "in_flight",
+        "kind",
+        "loop",
+        "on_finished",
+        "outcome",
+        "received_ns",
+        "round",
+        "sent_ns",
+        "status",
+        "streamed",
+        "tool",
+        "trial",
+    )
 
     def __init__(self, journal: Journal, kind: Kind, api: str, received_ns: int) -> None:
         self._journal = journal
@@ -46,6 +67,7 @@ class Entry:
         self.call_id: str | None = None
         self.duration_ns = 0
         self.in_flight = 0
+        self.on_finished: Callable[[], None] | None = None
 
     def first_byte(self, ns: int) -> None:
         self.sent_ns = ns
@@ -53,6 +75,9 @@ class Entry:
     def finished(self, ns: int, outcome: str) -> None:
         self.finished_ns = ns
         self.outcome = outcome
+        if self.on_finished is not None:
+            self.on_finished()
+            self.on_finished = None
         self._journal.close(self)
 
     def as_dict(self) -> dict[str, Any]:

@@ -270,7 +270,7 @@ def _call(call: MadeCall) -> dict[str, Any]:
     }
 
 
-def render(said: Said, model: str, token: str, created: int) -> bytes:
+def render(said: Said, talk: Conversation, token: str, created: int) -> bytes:
     """A `chat.completion` body; `created` in seconds since the epoch."""
     message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None, "annotations": []}
     if said.calls:
@@ -280,7 +280,7 @@ def render(said: Said, model: str, token: str, created: int) -> bytes:
             "id": "chatcmpl-" + token,
             "object": "chat.completion",
             "created": created,
-            "model": model,
+            "model": talk.model,
             "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": said.finish}],
             "usage": _usage(said),
             "service_tier": "default",

@@ -12,42 +12,34 @@ from profiler.emulator.draws import Draws
 # 59 cities, a prime: any stride deals all of them before one repeats.
 CITIES = (
     "Tokyo", "Paris", "Lagos", "Lima", "Oslo", "Cairo", "Mumbai", "Toronto", "Sydney", "Berlin", "Nairobi",
-    "Seoul", "Madrid", "Jakarta", "Boston", "Vienna", "Bogota", "Accra", "Hanoi", "Rome", "Chicago", "Dublin",
-    "Karachi", "Santiago", "Helsinki", "Manila", "Athens", "Denver", "Osaka", "Lisbon", "Casablanca", "Warsaw",
-    "Bangkok", "Montreal", "Prague", "Dakar", "Quito", "Zurich", "Melbourne", "Istanbul", "Houston", "Kyiv",
-    "Delhi", "Amsterdam", "Havana", "Singapore", "Stockholm", "Tunis", "Brussels", "Auckland", "Seattle",
-    "Budapest", "Ankara", "Caracas", "Copenhagen", "Dubai", "Vancouver", "Edinburgh", "Porto",
+    "Seoul", "Madrid", "Jakarta", "Boston", "Vienna", "Bogota", "Accra", "Hanoi", "Rome", "Chicago",
+    "Dublin", "Karachi", "Santiago", "Helsinki", "Manila", "Athens", "Denver", "Osaka", "Lisbon",
+    "Casablanca", "Warsaw", "Bangkok", "Montreal", "Prague", "Dakar", "Quito", "Zurich", "Melbourne",
+    "Istanbul", "Houston", "Kyiv", "Delhi", "Amsterdam", "Havana", "Singapore", "Stockholm", "Tunis",
+    "Brussels", "Auckland", "Seattle", "Budapest", "Ankara", "Caracas", "Copenhagen", "Dubai", "Vancouver",
+    "Edinburgh", "Porto",
 )  # fmt: skip
 
 WORDS = (
     "harbour", "solar", "quarterly", "archive", "orchard", "signal", "granite", "ferry", "copper", "meadow",
     "ledger", "canvas", "turbine", "glacier", "atlas", "lantern", "cobalt", "prairie", "beacon", "timber",
-    "sonata", "quartz", "delta", "compass", "saffron", "monsoon", "orbit", "pewter", "willow", "summit", "tundra",
+    "sonata", "quartz", "delta", "compass", "saffron", "monsoon", "orbit", "pewter", "willow", "summit",
+    "tundra",
 )  # fmt: skip
 
 _PEOPLE = (
-    "Ada Byron",
-    "Grace Murray",
-    "Alan Mathison",
-    "Edsger Wybe",
-    "Barbara Jane",
-    "Niklaus Emil",
+    "Ada Byron", "Grace Murray", "Alan Mathison", "Edsger Wybe", "Barbara Jane", "Niklaus Emil",
     "Radia Joy",
-)
+)  # fmt: skip
 _COUNTRIES = (
-    "Japan",
-    "France",
-    "Nigeria",
-    "Peru",
-    "Norway",
-    "Egypt",
-    "India",
-    "Canada",
-    "Australia",
-    "Germany",
-)
-_LANGUAGES = ("en", "fr", "de", "ja", "es", "pt", "hi", "sw")
-_CURRENCIES = ("EUR", "USD", "JPY", "GBP", "INR", "NGN")
+    "Japan", "France", "Nigeria", "Peru", "Norway", "Egypt", "India", "Canada", "Australia", "Germany",
+)  # fmt: skip
+_LANGUAGES = (
+    "en", "fr", "de", "ja", "es", "pt", "hi", "sw",
+)  # fmt: skip
+_CURRENCIES = (
+    "EUR", "USD", "JPY", "GBP", "INR", "NGN",
+)  # fmt: skip
 
 Text = Callable[[Draws], str]
 

@@ -1,0 +1,213 @@
+"""Tool requests: which call they belong to, how long they take, and what a crowded tool does with them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+
+from profiler.emulator import tool_api
+from profiler.emulator.capacity import Rejected, ToolCapacity
+from profiler.emulator.http1 import Exchange, Reply
+from profiler.emulator.ids import Place, decode
+from profiler.emulator.journal import Entry, Journal
+from profiler.emulator.matching import Outstanding
+from profiler.emulator.model_service import JSON, UNMATCHED
+from profiler.emulator.scheduler import Scheduler, Timer
+from profiler.emulator.tape import Tape
+from profiler.scenario import Capacity, ToolSpec
+
+
+class ToolService:
+    """The endpoints under `/tools/`."""
+
+    def __init__(self, tape: Tape, journal: Journal, outstanding: Outstanding, scheduler: Scheduler) -> None:
+        self._tape = tape
+        self._scenario = tape.scenario
+        self._journal = journal
+        self._outstanding = outstanding
+        self._scheduler = scheduler
+        self._by_path = {spec.path: spec for spec in tape.scenario.tools}
+        self._counters: dict[str, ToolCounter] = {}
+        self._crowds: dict[str, Crowd] = {}
+        self._unmatched = 0
+        self._started_ns = time.monotonic_ns()
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Answer one request under `/tools/`."""
+        path = exchange.path.decode("latin-1")
+        segment, _, rest = path[7:].partition("/")
+        spec = self._by_path.get("/tools/" + segment)
+        arguments: dict[str, Any] = dict(tool_api.query_arguments(exchange.query))
+        if exchange.method == b"POST":
+            try:
+                body = orjson.loads(exchange.body) if exchange.body else {}
+            except orjson.JSONDecodeError:
+                body = None
+            if not isinstance(body, dict):
+                error(exchange, 400, "the body is not a JSON object")
+                return
+            arguments |= body
+        elif exchange.method not in (b"GET", b"HEAD"):
+            error(exchange, 405, "tools are asked with GET or POST")
+            return
+        if rest and segment == "weather":
+            arguments["city"] = unquote(rest)  # wttr.in's own form: /weather/Paris?format=j1
+        elif not segment or rest:
+            error(exchange, 404, f"unknown path {path}")
+            return
+        self._serve(
+            exchange, spec or self._scenario.default_tool, spec.name if spec else unquote(segment), arguments
+        )
+
+    def _serve(self, exchange: Exchange, spec: ToolSpec, name: str, arguments: dict[str, Any]) -> None:
+        entry = self._journal.open("tool", "tools", exchange.received_ns)
+        entry.tool = name
+        headers = exchange.headers
+        trial = headers.get(b"x-toolloop-trial")
+        if trial is not None:
+            entry.trial = trial.decode("latin-1")
+        place = self._place(headers.get(b"x-toolloop-call"), name, arguments, entry)
+        entry.loop, entry.round, entry.call = place
+        entry.duration_ns = duration_ns = int(self._tape.duration(place, name) * 1e9)
+        entry.due_ns = exchange.received_ns + duration_ns
+        counter = self._counters.get(name) or self._counter(name)
+        entry.in_flight = counter.in_flight
+        counter.in_flight += 1
+        entry.on_finished = counter.leave
+        path = spec.path or exchange.path.decode("latin-1")
+        reply = self._reply(place, name, path, arguments, entry)
+        if spec.capacity is not None:
+            self._crowd(name, spec.capacity).arrive(exchange, reply, duration_ns, entry)
+            return
+        reply.due_ns = entry.due_ns if duration_ns else 0
+        exchange.send(reply)
+
+    def _counter(self, name: str) -> ToolCounter:
+        if len(self._counters) > 1000:  # any name is a tool: do not grow with a client's inventions
+            self._counters.clear()
+        counter = self._counters[name] = ToolCounter()
+        return counter
+
+    def _crowd(self, name: str, capacity: Capacity) -> Crowd:
+        crowd = self._crowds.get(name)
+        if crowd is None:
+            if len(self._crowds) > 1000:
+                raise RuntimeError("more than a thousand tools with a capacity")
+            machine = ToolCapacity(capacity, self._scenario.time_scale, self._started_ns)
+            crowd = self._crowds[name] = Crowd(machine, self._scheduler)
+        return crowd
+
+    def _reply(self, place: Place, name: str, path: str, arguments: dict[str, Any], entry: Entry) -> Reply:
+        if self._scenario.faults and self._tape.call_fault(place, "tool_http_500") is not None:
+            entry.fault = "tool_http_500"
+            entry.status = 500
+            return Reply(
+                500, JSON, b'{"error":{"message":"The tool failed.","type":"tool_error"}}', observer=entry
+            )
+        entry.status = 200
+        return Reply(200, JSON, tool_api.respond(name, path, arguments), observer=entry)
+
+    def _place(self, header: bytes | None, name: str, arguments: dict[str, Any], entry: Entry) -> Place:
+        """The call's place: from its id, else by matching; a request that belongs to no call gets one of its own."""
+        if header is not None:
+            entry.call_id = header.decode("latin-1")
+            place = decode(entry.call_id)
+            if place is not None:
+                return place
+        else:
+            handed = self._outstanding.take(name, arguments)
+            if handed is not None:
+                entry.call_id = handed.call_id
+                return handed.place
+        self._unmatched += 1
+        return Place(UNMATCHED + self._unmatched, 0, 0)
+
+
+class ToolCounter:
+    """Calls of one tool that are in flight."""
+
+    __slots__ = ("in_flight",)
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+
+    def leave(self) -> None:
+        self.in_flight -= 1
+
+
+class Crowd:
+    """The requests at a tool of limited capacity: drives its state machine with one timer."""
+
+    def __init__(self, machine: ToolCapacity, scheduler: Scheduler) -> None:
+        self._machine = machine
+        self._scheduler = scheduler
+        self._serial = 0
+        self._waiting: dict[int, tuple[Exchange, Reply, Entry]] = {}
+        self._timer: Timer | None = None
+
+    def arrive(self, exchange: Exchange, reply: Reply, work_ns: int, entry: Entry) -> None:
+        """Serve, queue or reject one request; its reply is sent when its work is done."""
+        now_ns = exchange.received_ns
+        self._end(self._machine.advance(now_ns))
+        self._serial = serial = self._serial + 1
+        rejected = self._machine.arrive(serial, work_ns, now_ns)
+        if rejected is not None:
+            _reject(exchange, rejected, entry)
+            return
+        self._waiting[serial] = (exchange, reply, entry)
+        exchange.on_gone = lambda: self._leave(serial)
+        self._arm()
+
+    def _leave(self, serial: int) -> None:
+        waited = self._waiting.pop(serial, None)
+        if waited is not None:
+            self._end(self._machine.advance(time.monotonic_ns()))
+            self._machine.leave(serial)
+            waited[2].finished(time.monotonic_ns(), "disconnected")
+            self._arm()
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._end(self._machine.advance(time.monotonic_ns()))
+        self._arm()
+
+    def _end(self, ended: list[tuple[int, int]]) -> None:
+        for serial, when_ns in ended:
+            waited = self._waiting.pop(serial, None)
+            if waited is not None:
+                exchange, reply, entry = waited
+                exchange.on_gone = None
+                entry.due_ns = when_ns
+                exchange.send(reply)
+
+    def _arm(self) -> None:
+        due_ns = self._machine.next_ns()
+        if self._timer is not None:
+            if due_ns is not None and self._timer.due_ns <= due_ns:
+                return  # fires early, looks again
+            self._timer.cancel()
+            self._timer = None
+        if due_ns is not None:
+            self._timer = self._scheduler.at(due_ns, self._tick)
+
+
+def _reject(exchange: Exchange, rejected: Rejected, entry: Entry) -> None:
+    entry.status = rejected.status
+    entry.due_ns = exchange.received_ns
+    entry.fault = None
+    headers = JSON
+    if rejected.retry_ns is not None:
+        headers += b"retry-after: %d\r\n" % -(-rejected.retry_ns // 1_000_000_000)
+    body = orjson.dumps({"error": {"message": rejected.reason, "type": "rate_limited"}})
+    exchange.send(Reply(rejected.status, headers, body, observer=entry))
+
+
+def error(exchange: Exchange, status: int, message: str) -> None:
+    """A plain error of the emulator itself."""
+    body = orjson.dumps(
+        {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+    )
+    exchange.send(Reply(status, JSON, body))
