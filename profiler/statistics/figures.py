@@ -9,6 +9,7 @@ import numpy as np
 
 from profiler.anatomy import PHASES
 from profiler.statistics.measure import Block, Indices, Measured, completed, good, latency
+from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import (
     FEWEST_BLOCKS,
     Estimate,
@@ -113,11 +114,13 @@ class StrategySummary:
     warm_up_loops: int
     steady: bool | None
     totals: Totals
+    objective_met: bool | None = None
 
 
-def figures(group: Measured, table: Table, limit_ns: float | None = None) -> StrategySummary:
-    """Every figure of one strategy; `limit_ns` is what the objective allows a loop to take."""
+def figures(group: Measured, table: Table, objective: Objective | None = None) -> StrategySummary:
+    """Every figure of one strategy. `objective_met` is None without an objective or without loops."""
     blocks = group.blocks
+    limit_ns = limit(objective)
     due = _concatenate([block.due for block in blocks])
     ended = _concatenate([block.ended for block in blocks])
     finished = [completed(table, block.due) for block in blocks]
@@ -129,6 +132,8 @@ def figures(group: Measured, table: Table, limit_ns: float | None = None) -> Str
     walls = [table.tool_wall[rounds] for rounds in in_rounds]
     mean, phases = mean_phases(table, everything)
     failures = table.error[due]
+    loop_seconds = quantiles([latency(table, loops) for loops in finished], _NS)
+    failed = failure_rate(table, blocks)
     return StrategySummary(
         strategy=group.strategy,
         loops=Loops(
@@ -139,7 +144,7 @@ def figures(group: Measured, table: Table, limit_ns: float | None = None) -> Str
             unanswered=int(np.count_nonzero(table.answered[everything] == 0)),
             interrupted=sum(block.interrupted for block in blocks),
         ),
-        loop_seconds=quantiles([latency(table, loops) for loops in finished], _NS),
+        loop_seconds=loop_seconds,
         round_seconds=quantiles([table.round_wall[rounds] for rounds in in_rounds], _NS),
         tool_phase_seconds=quantiles([wall[wall != NONE] for wall in walls], _NS),
         tools=_tools(table, blocks),
@@ -153,7 +158,7 @@ def figures(group: Measured, table: Table, limit_ns: float | None = None) -> Str
         goodput=ratio_of_sums(
             [float(good_loops(table, b, limit_ns)) for b in blocks], [b.seconds for b in blocks]
         ),
-        failure_rate=failure_rate(table, blocks),
+        failure_rate=failed,
         attempts_per_request=ratio_of_sums(*_sums(table, blocks, table.attempts, table.requests)),
         mean_loop_seconds=mean,
         phases=phases,
@@ -164,7 +169,27 @@ def figures(group: Measured, table: Table, limit_ns: float | None = None) -> Str
         warm_up_loops=group.warm_up.skip,
         steady=group.warm_up.steady,
         totals=_totals(table, group.strategy),
+        objective_met=met(objective, loop_seconds, failed),
     )
+
+
+def limit(objective: Objective | None) -> float | None:
+    """Nanoseconds that one loop may take under the objective."""
+    seconds = None if objective is None else objective.limit_seconds
+    return None if seconds is None else seconds / _NS
+
+
+def met(objective: Objective | None, latencies: Quantiles, failed: Estimate) -> bool | None:
+    """Whether the measured figures meet the objective (the figures themselves, not their intervals)."""
+    if objective is None or failed.value is None:
+        return None
+    if objective.errors is not None and failed.value >= objective.errors:
+        return False
+    for name, seconds in objective.latency.items():
+        value = latencies[name].value
+        if value is None or value >= seconds:
+            return False
+    return True
 
 
 def good_loops(table: Table, block: Block, limit_ns: float | None = None) -> int:

@@ -2,6 +2,7 @@
 
 One definition everywhere: the exact order statistics, linearly interpolated between the two
 nearest (Hyndman & Fan 1996, type 7; numpy's default). The samples are kept, so nothing is rounded.
+Only inside intervals, where bias matters and no one reads the figure, is the rank (n + 1)p (type 6).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -53,26 +55,101 @@ def quantile(samples: Floats | Integers, p: float) -> float | None:
     return float(np.quantile(samples, p))
 
 
-def block_interval(value: float, blocks: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """The interval of a positive figure from one figure per independent block.
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A mean over blocks, with half the width of its interval and the t quantile that went into it."""
 
-    A t-interval on the logarithms of the blocks' figures, laid around `value`, the figure of all
-    blocks pooled: a quantile of few samples is biased, and the mean over blocks keeps that bias
-    while the interval shrinks; the pooled one does not. Where a block's figure is 0 there is no
-    logarithm: the interval is then arithmetic, cut off at 0.
-    Fewer than `FEWEST_BLOCKS` blocks give no interval.
+    mean: float
+    half: float
+    t: float
+    freedom: float
+
+    @property
+    def p_value(self) -> float:
+        """The two-sided probability of a mean this far from 0 if there were nothing; below 0.05
+        exactly when the 95 % interval excludes 0."""
+        from scipy.stats import t
+
+        if self.half == 0:
+            return 0.0 if self.mean else 1.0
+        return float(2 * t.sf(abs(self.mean) * self.t / self.half, self.freedom))
+
+
+def spread(
+    blocks: Sequence[float] | Floats,
+    halves: Sequence[float] | Floats | None = None,
+    confidence: float = CONFIDENCE,
+) -> Spread:
+    """The t-interval of the mean of one figure per independent block; at least two blocks.
+
+    `halves` holds, per block, the mean of the figures of its two halves. A quantile of few or of
+    dependent samples is biased, and more blocks make the interval narrower but not the bias
+    smaller. The bias at n samples is about the step from n/2 to n, so twice that step joins the
+    t half-width as a square (`benchmarks/coverage.py` measures what that buys).
     """
-    count = len(blocks)
-    if count < FEWEST_BLOCKS:
-        return Estimate(value)
     values = np.asarray(blocks, dtype=float)
-    logarithmic = value > 0 and bool(np.all(values > 0))
-    if logarithmic:
-        values = np.log(values)
-    half = student(confidence, count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
-    if logarithmic:
-        return Estimate(value, value * math.exp(-half), value * math.exp(half))
-    return Estimate(value, max(0.0, value - half), value + half)
+    freedom = values.size - 1
+    t = student(confidence, freedom)
+    half = t * float(values.std(ddof=1)) / math.sqrt(values.size)
+    if halves is not None:
+        half = math.hypot(half, 2 * float((values - np.asarray(halves)).mean()))
+    return Spread(float(values.mean()), half, t, freedom)
+
+
+def block_interval(value: float, blocks: Sequence[float], halves: Sequence[float] | None = None) -> Estimate:
+    """The interval of a figure that cannot be negative, from one figure per independent block.
+
+    A `spread` of logarithms; where a block's figure is 0 there is none, and it is arithmetic, cut
+    off at 0. It is stretched to hold `value`, the figure of all blocks pooled, which differs from
+    the typical block's when the system drifts. Fewer than `FEWEST_BLOCKS` blocks give no interval.
+    """
+    if len(blocks) < FEWEST_BLOCKS:
+        return Estimate(value)
+    everything = [*blocks, *(halves or ())]
+    if value > 0 and min(everything) > 0:
+        found = spread(np.log(blocks), None if halves is None else np.log(halves))
+        low, high = math.exp(found.mean - found.half), math.exp(found.mean + found.half)
+    else:
+        found = spread(blocks, halves)
+        low, high = max(0.0, found.mean - found.half), found.mean + found.half
+    return Estimate(value, min(low, value), max(high, value))
+
+
+def block_quantiles(groups: Sequence[Floats | Integers], p: float) -> tuple[list[float], list[float]]:
+    """(the p-quantile of each group, the mean of the p-quantiles of its first and second half).
+
+    Of rank (n + 1)p (type 6), whose expected logarithm is nearly unbiased for latencies, where the
+    displayed type 7 is 5 % low at p95 of 100 samples. Groups are in the order of time.
+    """
+    whole, halves = [], []
+    for group in groups:
+        middle = group.size // 2
+        whole.append(_type6(group, p))
+        halves.append((_type6(group[:middle], p) * _type6(group[middle:], p)) ** 0.5)
+    return whole, halves
+
+
+def coarsen(sizes: Sequence[int], fewest: int) -> list[slice] | None:
+    """Runs of neighbouring blocks, each with at least `fewest` samples: as many as there can be.
+
+    `sizes` are the samples of each block (the smaller side of a pair). Fewer, larger blocks are
+    better than thin ones. None when there cannot be `FEWEST_BLOCKS`.
+    """
+    total = np.concatenate([[0], np.cumsum(sizes)])
+    for count in range(len(sizes), FEWEST_BLOCKS - 1, -1):
+        edges = [round(k * len(sizes) / count) for k in range(count + 1)]
+        if all(total[end] - total[start] >= fewest for start, end in pairwise(edges)):
+            return [slice(start, end) for start, end in pairwise(edges)]
+    return None
+
+
+def join(groups: Sequence[Floats | Integers], runs: Sequence[slice]) -> list[Floats]:
+    """The groups of each run as one."""
+    return [np.concatenate([group.astype(float) for group in groups[run]]) for run in runs]
+
+
+def _type6(samples: Floats | Integers, p: float) -> float:
+    return float(np.quantile(samples, p, method="weibull"))
 
 
 def sample_interval(samples: Floats, p: float, confidence: float = CONFIDENCE) -> Estimate:
@@ -113,19 +190,20 @@ def student(confidence: float, freedom: float) -> float:
 
 
 def quantiles(groups: Sequence[Floats | Integers], scale: float = 1.0) -> Quantiles:
-    """Quantiles of the pooled samples, with intervals from the groups (one per block).
+    """Quantiles of the pooled samples, with intervals from the groups (one per block, in time order).
 
-    `scale` converts units: 1e-9 for nanoseconds to seconds. Empty groups count for nothing; a
-    group thinner than `FEWEST_PER_BLOCK` denies that quantile its interval.
+    `scale` converts units: 1e-9 for nanoseconds to seconds. Blocks too thin for a quantile are
+    joined with their neighbours; where that leaves too few, it has no interval.
     """
-    groups = [group for group in groups if group.size]
     pooled = np.concatenate([group.astype(float) for group in groups]) if groups else np.empty(0)
     estimates = {}
     for name, p in LEVELS.items():
         value = quantile(pooled, p)
-        if value is None or min(group.size for group in groups) < FEWEST_PER_BLOCK[name]:
+        runs = coarsen([group.size for group in groups], FEWEST_PER_BLOCK[name])
+        if value is None or runs is None:
             estimates[name] = Estimate(None if value is None else value * scale)
             continue
-        blocks = [float(np.quantile(group, p)) * scale for group in groups]
-        estimates[name] = block_interval(value * scale, blocks)
+        whole, halves = block_quantiles(join(groups, runs), p)
+        found = block_interval(value, whole, halves)
+        estimates[name] = Estimate(value * scale, (found.low or 0.0) * scale, (found.high or 0.0) * scale)
     return Quantiles(**estimates)

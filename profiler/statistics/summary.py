@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING
 from profiler.errors import RecordError
 from profiler.records import LoopRecord
 from profiler.rundir import Load, Run, parse
-from profiler.statistics.figures import StrategySummary, figures
+from profiler.statistics.caveats import Caveat, caveats
+from profiler.statistics.comparison import Comparison, compare_strategies
+from profiler.statistics.figures import StrategySummary, figures, limit
 from profiler.statistics.measure import Measured, measure
+from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE
 from profiler.statistics.table import Table, tabulate
+from profiler.statistics.verdicts import Verdict, verdict
 from profiler.statistics.warmup import WarmUp
 
 if TYPE_CHECKING:
@@ -30,18 +34,21 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One load of a ladder: every strategy under it."""
+    """One load of a ladder: every strategy under it, and how they compare."""
 
     users: int
     strategies: tuple[StrategySummary, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Everything a report shows of a run.
 
-    `strategies` are those under the highest load; `levels` has every load of a ladder and is empty
-    without one. `finished` is False for a run that was cut short.
+    `strategies` (with `comparisons` and `verdicts`) are those under the highest load; `levels` has
+    every load of a ladder and is empty without one. `finished` is False for a run that was cut
+    short. `warnings` are read before anything else; `valid` is False when one of them says so.
     """
 
     scenario: str
@@ -52,19 +59,29 @@ class Summary:
     load: Load
     workers: int
     finished: bool
+    valid: bool = True
+    warnings: tuple[Caveat, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    objective: str | None = None
     levels: tuple[Level, ...] = ()
     confidence: float = CONFIDENCE
     quantile: str = "linear"
     schema: int = SCHEMA
 
 
-def summarise(run: Run, records: Iterable[LoopRecord]) -> Summary:
-    """The summary of a run from its records, which are streamed."""
-    return summarise_table(run, tabulate(records))
+def summarise(run: Run, records: Iterable[LoopRecord], baseline: str | None = None) -> Summary:
+    """The summary of a run from its records, which are streamed.
+
+    Strategies are compared with `baseline`, by default the first of the run. Raises `UsageError`
+    when the run's objective cannot be parsed.
+    """
+    return summarise_table(run, tabulate(records), baseline)
 
 
-def summarise_table(run: Run, table: Table) -> Summary:
+def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summary:
     """The summary of a run whose records are already a table."""
+    objective = None if run.slo is None else parse_objective(run.slo)
     measured = measure(run, table)
     named = {group.strategy for group in measured}
     # A strategy that was recorded but has no finished trial still shows its totals.
@@ -72,21 +89,38 @@ def summarise_table(run: Run, table: Table) -> Summary:
         if strategy not in named:
             users = max((group.users for group in measured), default=run.load.users)
             measured.append(Measured(strategy, users, (), WarmUp(0, None)))
-    levels: dict[int, list[StrategySummary]] = {}
+    levels: dict[int, list[Measured]] = {}
     for group in measured:
-        levels.setdefault(group.users, []).append(figures(group, table))
-    ladder = tuple(Level(users, tuple(levels[users])) for users in sorted(levels))
+        levels.setdefault(group.users, []).append(group)
+    ladder = tuple(_level(users, levels[users], table, objective, baseline) for users in sorted(levels))
+    top = ladder[-1] if ladder else Level(run.load.users, ())
+    warnings = caveats(run, top.strategies)
     return Summary(
         scenario=run.scenario,
         provider=run.provider,
-        strategies=ladder[-1].strategies if ladder else (),
+        strategies=top.strategies,
         model=run.model,
         seed=run.seed,
         load=run.load,
         workers=run.workers,
         finished=run.finished,
+        valid=not any(warning.invalid for warning in warnings),
+        warnings=warnings,
+        comparisons=top.comparisons,
+        verdicts=top.verdicts,
+        objective=run.slo,
         levels=ladder if len(ladder) > 1 else (),
     )
+
+
+def _level(
+    users: int, groups: list[Measured], table: Table, objective: Objective | None, baseline: str | None
+) -> Level:
+    strategies = tuple(figures(group, table, objective) for group in groups)
+    comparisons = compare_strategies(groups, table, limit(objective), baseline)
+    named = {strategy.strategy: strategy for strategy in strategies}
+    verdicts = tuple(verdict(c, named.get(c.strategy), named.get(c.baseline)) for c in comparisons)
+    return Level(users, strategies, comparisons, verdicts)
 
 
 def decode(data: bytes, source: str = "summary.json") -> Summary:

@@ -1,0 +1,145 @@
+"""What `profiler compare` prints at its end: verdicts, one table of at most 80 columns, what was left out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import IO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from profiler.errors import UsageError
+from profiler.report.text import clean, duration, number, percent
+from profiler.report.timeline import render_timeline
+from profiler.rundir import Run
+from profiler.statistics.figures import StrategySummary
+from profiler.statistics.summary import Summary
+from profiler.strategies import parse_strategy
+
+__all__ = ["render_comparison", "render_timeline", "use_color"]
+
+_NAME_WIDTH = 18
+_NAMED_SHARE = 0.01
+
+
+def use_color(stream: IO[str], environment: Mapping[str, str]) -> bool:
+    """Whether to write colours: on a terminal, unless `NO_COLOR` is set to anything (no-color.org)."""
+    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+
+
+def render_comparison(
+    summary: Summary, run: Run, width: int = 80, color: bool = False, path: str | None = None
+) -> str:
+    """The end of a comparison as text: invalid or too little said first, then the figures.
+
+    `path` is the run directory as the user would type it.
+    """
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=width,
+        color_system="standard" if color else None,
+        force_terminal=color,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    for warning in summary.warnings:
+        style = "bold red" if warning.invalid else "yellow"
+        console.print(Text(clean(warning.sentence, 400), style=style))
+    for verdict in summary.verdicts:
+        console.print(Text(clean(verdict.sentence, 400), style="bold"))
+    if summary.warnings or summary.verdicts:
+        console.print()
+    for level in summary.levels or (summary,):
+        if summary.levels:
+            console.print(Text(f"{level.strategies[0].users} agents"))
+        console.print(_table(level.strategies, width))
+    for strategy in summary.strategies:
+        if strategy.phases:
+            console.print(Text(f"{clean(strategy.strategy)}: {_where(strategy)}"))
+    for line in limits(run):
+        console.print(Text(line))
+    console.print(Text(_load(summary)))
+    if path is not None:
+        console.print(Text(clean(path, 4096)), soft_wrap=True)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def limits(run: Run) -> list[str]:
+    """`semaphore:4: limit 4 × 2 workers = 8 calls at once`, for each strategy of the run with a limiter."""
+    lines = []
+    for spec in run.strategies:
+        try:
+            strategy = parse_strategy(spec)
+        except UsageError:  # of a user's own agent, or of a later version
+            continue
+        if strategy.limit is None or spec == "sequential":
+            continue
+        agents = max([run.load.users, *(trial.users for trial in run.trials)])
+        count, what = (agents, "agent") if strategy.scope == "agent" else (run.workers, "worker")
+        lines.append(
+            f"{spec}: limit {strategy.limit} × {count} {what}{'' if count == 1 else 's'} "
+            f"= {strategy.limit * count} calls at once"
+        )
+    return lines
+
+
+def _table(strategies: Iterable[StrategySummary], width: int) -> Table:
+    strategies = list(strategies)
+    goodput = any(strategy.failure_rate.value for strategy in strategies)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), width=None)
+    table.add_column("strategy", no_wrap=True, max_width=_NAME_WIDTH, overflow="ellipsis")
+    for name in ("good/s" if goodput else "loops/s", "loop p50", "p95", "tools p50"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("speed-up", "effic.", "failed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for strategy in strategies:
+        rate = strategy.goodput.value if goodput else strategy.loops.per_second
+        failed = strategy.failure_rate.value
+        table.add_row(
+            Text(clean(strategy.strategy, _NAME_WIDTH)),
+            number(rate),
+            duration(strategy.loop_seconds.p50.value),
+            duration(strategy.loop_seconds.p95.value),
+            duration(strategy.tool_phase_seconds.p50.value),
+            "–" if strategy.speed_up.value is None else f"{number(strategy.speed_up.value)}×",
+            percent(strategy.efficiency.value),
+            Text(percent(failed), style="red" if failed else ""),
+        )
+    return table
+
+
+def _where(strategy: StrategySummary) -> str:
+    """`2.31 s a loop: tools 1.88 s (81 %), model 0.41 s (18 %)`."""
+    mean = strategy.mean_loop_seconds or 0.0
+    parts = sorted(strategy.phases.items(), key=lambda part: -part[1])
+    shown = [
+        f"{name.replace('_', ' ')} {duration(value)} ({percent(value / mean)})"
+        for name, value in parts
+        if mean and value / mean >= _NAMED_SHARE
+    ]
+    return f"{duration(mean)} a loop: {', '.join(shown)}"
+
+
+def _load(summary: Summary) -> str:
+    load = summary.load
+    loops = sum(strategy.loops.due for strategy in summary.strategies)
+    if load.model == "open":
+        what = f"open load, {clean(load.arrivals or f'{number(load.rate)}/s')}"
+    else:
+        agents = summary.strategies[0].users if summary.strategies else load.users
+        what = f"closed load, {agents} {'agent' if agents == 1 else 'agents'}"
+    blocks = max((strategy.blocks for strategy in summary.strategies), default=0)
+    text = f"{what}; {loops} loops counted in {blocks} {'block' if blocks == 1 else 'blocks'}"
+    interrupted = sum(strategy.loops.interrupted for strategy in summary.strategies)
+    if interrupted:
+        text += f"; {interrupted} interrupted after the drain, counted as failed"
+    if not summary.finished:
+        text += "; the run was cut short"
+    return text

@@ -1,0 +1,58 @@
+"""Figures and foreign texts as they are printed."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_LONGEST = 60
+
+
+def clean(text: str, longest: int = _LONGEST) -> str:
+    """A name from outside, safe on a terminal: one line, nothing that moves the cursor or reorders it.
+
+    Control characters, escapes, line separators and direction overrides become `\\x1b`-style codes;
+    a name longer than `longest` loses its middle.
+    """
+    if len(text) > longest:  # cut first: a name may have megabytes
+        half = (longest - 1) // 2
+        text = f"{text[:half]}…{text[-half:]}"
+    return "".join(_visible(character) for character in text)
+
+
+def duration(seconds: float | None, unit: str | None = None) -> str:
+    """`2.31 s`, `231 ms`, `0.42 ms`; a dash for None. `unit` (`s` or `ms`) forces one."""
+    if seconds is None:
+        return "–"
+    if unit is None:
+        unit = "s" if abs(seconds) >= 0.9995 else "ms"
+    value = seconds if unit == "s" else seconds * 1000
+    return f"{number(value)} {unit}"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits without an exponent; a dash for None."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    if size >= 99.95:
+        return f"{value:.0f}"
+    if size >= 9.995:
+        return f"{value:.1f}"
+    return f"{value:.2f}"
+
+
+def percent(share: float | None) -> str:
+    """`53 %`; below ten percent with one decimal, and never 0 % for what is not nothing."""
+    if share is None:
+        return "–"
+    value = share * 100
+    if 0 < value < 0.1:
+        return "<0.1 %"
+    return f"{value:.1f} %" if 0 < value < 9.95 else f"{value:.0f} %"
+
+
+def _visible(character: str) -> str:
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        code = ord(character)
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return character

@@ -1,0 +1,201 @@
+"""One loop drawn in the terminal: why it took so long, then a row per model request and tool call."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Literal
+
+from profiler.anatomy import loop_phases, tool_phase
+from profiler.records import LoopRecord, ModelCall, ToolCall
+from profiler.report.explanation import causes
+from profiler.report.text import clean, duration, number, percent
+
+Kind = Literal["model", "backoff", "run", "wait", "failed"]
+
+_UNICODE: dict[Kind, str] = {"model": "▓", "backoff": "·", "run": "█", "wait": "░", "failed": "█"}
+_ASCII: dict[Kind, str] = {"model": "=", "backoff": "~", "run": "#", "wait": ".", "failed": "x"}
+_COLORS: dict[Kind, str] = {"model": "36", "backoff": "33", "run": "32", "wait": "2", "failed": "31"}
+
+_NARROWEST_BAR = 10
+_HEADLINES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    kind: Kind
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    label: str
+    spans: tuple[_Span, ...]
+    note: str
+
+
+def render_timeline(record: LoopRecord, width: int = 80, color: bool = False, unicode: bool = True) -> str:
+    """The timeline of one loop, at most `width` columns wide.
+
+    The first three lines say in words where the time went, the largest part first. Then a row per
+    model request and tool call on one time axis, and the decomposition. Without `unicode` only
+    ASCII is written, whatever the names hold.
+    """
+    width = max(width, 20)
+    lines = [*_headlines(record, width), "", *_chart(record, width, color, unicode), ""]
+    lines += _decomposition(record, width)
+    text = "\n".join(line.rstrip() for line in lines) + "\n"
+    return text if unicode else _ascii(text)
+
+
+def _headlines(record: LoopRecord, width: int) -> list[str]:
+    wall = record.ended_ns - record.started_ns
+    head = f"{duration(wall / 1e9)}: "
+    if record.status != "ok":
+        head += f"{record.status} ({clean(record.error_type or 'unknown')}). "
+    lines = []
+    for place, cause in enumerate(causes(record)[:_HEADLINES]):
+        share = cause.ns / wall if wall else 0.0
+        if place and share < 0.01:
+            break
+        remedy = f"; {cause.remedy}" if cause.remedy and share >= 0.1 else ""
+        line = f"{duration(cause.ns / 1e9)} ({percent(share)}) {cause.words}{remedy}"
+        lines.append((head if place == 0 else " " * len(head)) + line)
+    if not lines:
+        return [head.rstrip(": ")]
+    return [part for line in lines for part in _wrap(line, width)]
+
+
+def _wrap(line: str, width: int) -> list[str]:
+    indent = " " * min(len(line) - len(line.lstrip()), width // 4)
+    return textwrap.wrap(
+        line.strip(), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
+
+
+def _chart(record: LoopRecord, width: int, color: bool, unicode: bool) -> list[str]:
+    rows = list(_rows(record))
+    notes = max((len(row.note) for row in rows), default=0)
+    labels = min(max((len(row.label) for row in rows), default=0), max(8, width // 3))
+    bar = width - labels - notes - 2
+    if bar < _NARROWEST_BAR:
+        return [f"{_fit(row.label, max(1, width - notes - 1))} {row.note:>{notes}}" for row in rows]
+    symbols = _UNICODE if unicode else _ASCII
+    lines = [f"{'':{labels}} {_axis((record.ended_ns - record.started_ns) / 1e9, bar)}"]
+    for row in rows:
+        drawn = _draw(row.spans, record.started_ns, record.ended_ns, bar, symbols, color)
+        lines.append(f"{_fit(row.label, labels)} {drawn} {row.note:>{notes}}")
+    lines += ["", *_wrap(_legend(rows, symbols), width)]
+    return lines
+
+
+def _rows(record: LoopRecord) -> Iterator[_Row]:
+    for round_ in record.rounds:
+        model = round_.model
+        label = f"model {round_.index + 1}"
+        yield _Row(label, tuple(_model_spans(model)), _note(model.ended_ns - model.started_ns, model.status))
+        for call in round_.tool_calls:
+            ran = call.ended_ns - (call.queued_ns if call.started_ns is None else call.started_ns)
+            yield _Row("  " + clean(call.name), tuple(_call_spans(call)), _note(ran, call.status))
+
+
+def _note(ns: int, status: str) -> str:
+    return duration(ns / 1e9) if status == "ok" else f"{status} {duration(ns / 1e9)}"
+
+
+def _model_spans(model: ModelCall) -> Iterator[_Span]:
+    yield _Span("model" if model.status == "ok" else "failed", model.started_ns, model.ended_ns)
+    for before, after in pairwise(model.attempts):
+        yield _Span("backoff", before.ended_ns, after.started_ns)
+
+
+def _call_spans(call: ToolCall) -> Iterator[_Span]:
+    if call.started_ns is None:
+        yield _Span("wait", call.queued_ns, call.ended_ns)
+        return
+    yield _Span("wait", call.queued_ns, call.started_ns)
+    yield _Span("run" if call.status == "ok" else "failed", call.started_ns, call.ended_ns)
+
+
+def _draw(
+    spans: tuple[_Span, ...], start: int, end: int, width: int, symbols: dict[Kind, str], color: bool
+) -> str:
+    """The bar of one row; a later span covers an earlier one, and none that took time vanishes."""
+    cells: list[Kind | None] = [None] * width
+    scale = width / max(1, end - start)
+    for span in spans:
+        if span.end <= span.start:
+            continue
+        first = min(width - 1, max(0, round((span.start - start) * scale)))
+        last = min(width, max(first + 1, round((span.end - start) * scale)))
+        if span.kind == "wait" and (span.end - span.start) * scale < 0.5:
+            continue  # a wait of less than half a cell would look like one of a whole cell
+        for cell in range(first, last):
+            cells[cell] = span.kind
+    drawn = []
+    for kind, group in groupby(cells):
+        text = (symbols[kind] if kind else " ") * len(list(group))
+        drawn.append(f"\x1b[{_COLORS[kind]}m{text}\x1b[0m" if color and kind else text)
+    return "".join(drawn)
+
+
+def _axis(seconds: float, width: int) -> str:
+    """`0 s ... end`, with the middle named when there is room."""
+    unit = "s" if seconds >= 0.9995 else "ms"
+    left, right = f"0 {unit}", duration(seconds, unit)
+    line = left + " " * max(1, width - len(left) - len(right)) + right
+    middle = duration(seconds / 2, unit)
+    at = width // 2 - len(middle) // 2
+    if at > len(left) + 2 and at + len(middle) + 2 < width - len(right):
+        line = line[:at] + middle + line[at + len(middle) :]
+    return line
+
+
+def _legend(rows: list[_Row], symbols: dict[Kind, str]) -> str:
+    words: dict[Kind, str] = {
+        "model": "model",
+        "backoff": "backoff",
+        "wait": "queued",
+        "run": "running",
+        "failed": "failed",
+    }
+    shown = {span.kind for row in rows for span in row.spans if span.end > span.start}
+    return "   ".join(f"{symbols[kind]} {word}" for kind, word in words.items() if kind in shown)
+
+
+def _decomposition(record: LoopRecord, width: int) -> list[str]:
+    wall = record.ended_ns - record.started_ns
+    parts = [
+        f"{name} {duration(ns / 1e9)} ({percent(ns / wall if wall else 0.0)})"
+        for name, ns in loop_phases(record).items()
+        if ns or name == "unaccounted"
+    ]
+    lines = _wrap(f"{duration(wall / 1e9)} = {' + '.join(parts)}", width)
+    phases = [phase for phase in map(tool_phase, record.rounds) if phase is not None]
+    calls = sum(len(round_.tool_calls) for round_ in record.rounds)
+    if phases:
+        walls = sum(phase.wall_ns for phase in phases)
+        work = sum(phase.work_ns for phase in phases)
+        critical = sum(phase.critical_path_ns for phase in phases)
+        speed_up = number(work / walls if walls else None)
+        lines += _wrap(
+            f"{calls} tool {'call' if calls == 1 else 'calls'} "
+            f"in {len(phases)} of {len(record.rounds)} rounds: "
+            f"{duration(work / 1e9)} of work in {duration(walls / 1e9)} "
+            f"(speed-up {speed_up}, efficiency {percent(critical / walls if walls else None)}, "
+            f"at most {max(phase.peak_concurrency for phase in phases)} at once)",
+            width,
+        )
+    return lines
+
+
+def _fit(text: str, width: int) -> str:
+    return f"{text:{width}}" if len(text) <= width else text[: width - 1] + "…"
+
+
+def _ascii(text: str) -> str:
+    replaced = text.replace("…", ".").replace("–", "-").replace("×", "x").replace("≥", ">=")
+    return replaced.encode("ascii", "backslashreplace").decode("ascii")

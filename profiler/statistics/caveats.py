@@ -1,0 +1,178 @@
+"""What a reader must know before believing a run: a closed set, each with its remedy.
+
+An `invalid` one means that the figures describe our client, not the system; every output says it
+first. The limits are those at which measured latencies were seen to become the client's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from profiler.rundir import IncidentKind, Run
+from profiler.statistics.figures import StrategySummary
+
+CaveatKind = Literal[
+    "client_saturated",
+    "blocking_tool",
+    "load_not_delivered",
+    "arrivals_dropped",
+    "worker_lost",
+    "records_dropped",
+    "aborted",
+    "interrupted",
+    "unfinished",
+    "loops_cut",
+    "no_steady_state",
+    "thin_blocks",
+    "nothing_completed",
+]
+
+LOOP_LAG_LIMIT = 0.050
+SCHEDULE_LAG_SHARE = 0.05
+CPU_LIMIT = 0.90
+DELIVERED_SHARE = 0.95
+BLOCKING_LIMIT = 0.050
+CUT_SHARE = 0.01
+
+_INCIDENTS: dict[IncidentKind, tuple[CaveatKind, str, str]] = {
+    "worker_lost": (
+        "worker_lost",
+        "a worker was lost; what it had sent counts",
+        "run again, or trust only what its absence cannot change",
+    ),
+    "records_dropped": (
+        "records_dropped",
+        "records were dropped because they came faster than they could be written",
+        "use more workers or fewer agents",
+    ),
+    "arrivals_dropped": (
+        "arrivals_dropped",
+        "arrivals were dropped at --max-in-flight; latency leaves them out",
+        "raise --max-in-flight, or read the figures as those of a capped load",
+    ),
+    "aborted": ("aborted", "the run was aborted", "lower the load, or raise the limit of --abort-on"),
+    "interrupted": ("interrupted", "the run was interrupted", "run it to its end"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Caveat:
+    """One thing to know. `detail` is what was found, `remedy` what to do."""
+
+    kind: CaveatKind
+    detail: str
+    remedy: str
+    invalid: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """`invalid: ... ; do ...`, for a line of output."""
+        return f"{'invalid' if self.invalid else 'note'}: {self.detail}; {self.remedy}"
+
+
+def caveats(run: Run, strategies: Sequence[StrategySummary]) -> tuple[Caveat, ...]:
+    """Every caveat of a run, the invalid ones first."""
+    found = [*_client(run, strategies), *_incidents(run), *_load(run), *_figures(run, strategies)]
+    return tuple(sorted(found, key=lambda caveat: not caveat.invalid))
+
+
+def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
+    medians = [s.loop_seconds.p50.value for s in strategies if s.loop_seconds.p50.value is not None]
+    broken: dict[str, str] = {}
+    blocking: dict[str, float] = {}
+    for health in run.client:
+        if health.loop_lag_p99 is not None and health.loop_lag_p99 > LOOP_LAG_LIMIT:
+            _worst(
+                broken, "loop", health.loop_lag_p99, "the event loop was late by {} ms at p99 (limit 50 ms)"
+            )
+        lag = health.schedule_lag_p99
+        if lag is not None and medians and lag > SCHEDULE_LAG_SHARE * min(medians):
+            text = (
+                f"loops started {{}} ms late at p99, more than 5 % of the median {min(medians) * 1e3:.0f} ms"
+            )
+            _worst(broken, "schedule", lag, text)
+        if health.cpu is not None and health.cpu > CPU_LIMIT:
+            broken["cpu"] = (
+                f"a client process kept a core {min(health.cpu, 1.0) * 100:.0f} % busy (limit 90 %)"
+            )
+        for tool, seconds in health.blocking.items():
+            if seconds > BLOCKING_LIMIT:
+                blocking[tool] = max(seconds, blocking.get(tool, 0.0))
+    if broken:
+        more = f"more workers (now {run.workers})" if run.workers < run.machine.cores else "another machine"
+        yield Caveat(
+            "client_saturated",
+            f"the client was saturated: {', and '.join(broken.values())}",
+            f"use fewer agents or {more}",
+            invalid=True,
+        )
+    for tool, seconds in sorted(blocking.items(), key=lambda item: -item[1]):
+        yield Caveat(
+            "blocking_tool",
+            f"{tool} held the event loop for up to {seconds * 1e3:.0f} ms, so nothing else ran",
+            "make it await, or a plain function, which runs in a thread",
+        )
+
+
+def _worst(broken: dict[str, str], key: str, seconds: float, text: str) -> None:
+    """Keep the worst of several processes; texts of one key differ in their figure only."""
+    candidate = text.format(f"{seconds * 1e3:.0f}")
+    held = broken.get(key)
+    if held is None or _figure(candidate) > _figure(held):
+        broken[key] = candidate
+
+
+def _figure(text: str) -> int:
+    return max(int(word) for word in text.split() if word.isdigit())
+
+
+def _incidents(run: Run) -> Iterator[Caveat]:
+    for incident in run.incidents:
+        kind, detail, remedy = _INCIDENTS[incident.kind]
+        count = f" ({incident.count})" if incident.count > 1 else ""
+        yield Caveat(kind, f"{detail}{count}{': ' + incident.detail if incident.detail else ''}", remedy)
+    if not run.finished and not any(i.kind in ("aborted", "interrupted") for i in run.incidents):
+        yield Caveat("unfinished", "the run was cut short; what had finished is here", "run it to its end")
+
+
+def _load(run: Run) -> Iterator[Caveat]:
+    if run.load.model != "open" or run.load.rate is None:
+        return
+    arrived = [(t.arrived, (t.ended_ns - t.started_ns) / 1e9) for t in run.trials if t.arrived is not None]
+    seconds = sum(duration for _, duration in arrived)
+    delivered = sum(count for count, _ in arrived) / seconds if seconds else None
+    if delivered is not None and delivered < DELIVERED_SHARE * run.load.rate:
+        yield Caveat(
+            "load_not_delivered",
+            f"{delivered:.2f} loops/s were started of {run.load.rate:.2f} asked for",
+            "use more agents or more workers",
+        )
+
+
+def _figures(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
+    for strategy in strategies:
+        name, loops = strategy.strategy, strategy.loops
+        if loops.due and loops.interrupted > CUT_SHARE * loops.due:
+            yield Caveat(
+                "loops_cut",
+                f"{name}: {loops.interrupted} loops were cut off after the drain and count as failed",
+                "drain longer (--drain)",
+            )
+        if strategy.blocks and not loops.completed and strategy.totals.loops:
+            yield Caveat("nothing_completed", f"{name}: no loop completed", "look at the error types")
+        if strategy.steady is False:
+            yield Caveat(
+                "no_steady_state",
+                f"{name}: no steady state was reached, latency kept changing to the end",
+                "run longer blocks, or lower the load",
+            )
+    thin = [s for s in strategies if s.loop_seconds.p50.value is not None and s.loop_seconds.p50.low is None]
+    if thin:
+        counts = ", ".join(f"{s.strategy} {s.loops.due} in {s.blocks}" for s in thin)
+        yield Caveat(
+            "thin_blocks",
+            f"too few loops in too few blocks for intervals ({counts})",
+            "run at least 3 blocks of 20 loops for p50, of 100 for p95 (--duration, --blocks)",
+        )

@@ -1,0 +1,102 @@
+"""What is asked of a run: objectives (`p95<2s,errors<1%`) and gates (`p95 > +5%`), parsed and pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from profiler.errors import UsageError
+
+QuantileName = Literal["p50", "p95", "p99"]
+GateMetric = Literal["p50", "p95", "p99", "errors", "throughput", "goodput"]
+
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0}
+_TERM = re.compile(
+    r"(?P<metric>[a-z0-9]+)\s*(?P<relation><=?)\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-z]+|%)"
+)
+_GATE = re.compile(
+    r"(?P<metric>[a-z0-9]+)\s*(?P<relation>[<>])\s*(?P<sign>[+-])(?P<number>\d+(?:\.\d+)?)\s*%"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Latency limits in seconds by quantile, and the largest share of loops that may fail.
+
+    `text` is what the user wrote.
+    """
+
+    latency: dict[str, float]
+    errors: float | None
+    text: str
+
+    @property
+    def limit_seconds(self) -> float | None:
+        """What one loop may take to count as good: the limit of the highest quantile named."""
+        return self.latency[max(self.latency)] if self.latency else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A change that must not be shown: of `metric`, by more than `threshold`, in the direction of its sign.
+
+    `threshold` is a share of the baseline (0.05: 5 % more); for `errors` it is in share points.
+    """
+
+    metric: GateMetric
+    threshold: float
+    text: str
+
+
+def parse_objective(spec: str) -> Objective:
+    """`p95<2s,errors<1%`: any of p50, p95, p99 with ms, s or m, and errors with %. Raises `UsageError`."""
+    latency: dict[str, float] = {}
+    errors: float | None = None
+    for part in spec.split(","):
+        term = part.strip()
+        match = _TERM.fullmatch(term)
+        if match is None:
+            raise UsageError(f"objective {term!r}: expected something like p95<2s or errors<1%")
+        metric, unit, value = match["metric"], match["unit"], float(match["number"])
+        if metric == "errors":
+            if unit != "%" or value > 100:
+                raise UsageError(f"objective {term!r}: errors are a percentage, such as errors<1%")
+            if errors is not None:
+                raise UsageError(f"objective {spec!r}: errors are limited twice")
+            errors = value / 100
+        elif metric in ("p50", "p95", "p99"):
+            if unit not in _UNITS or value == 0:
+                raise UsageError(f"objective {term!r}: expected a time such as 800ms, 2s or 1m")
+            if metric in latency:
+                raise UsageError(f"objective {spec!r}: {metric} is limited twice")
+            latency[metric] = value * _UNITS[unit]
+        else:
+            raise UsageError(f"objective {term!r}: unknown {metric!r}: expected p50, p95, p99 or errors")
+    return Objective(latency, errors, spec)
+
+
+def parse_gates(spec: str) -> tuple[Gate, ...]:
+    """`p95 > +5%, errors > +1%, goodput < -5%`: what makes a comparison fail. Raises `UsageError`."""
+    gates = []
+    for part in spec.split(","):
+        term = part.strip()
+        match = _GATE.fullmatch(term)
+        if match is None:
+            raise UsageError(f"gate {term!r}: expected something like 'p95 > +5%' or 'goodput < -5%'")
+        metric, relation, sign = match["metric"], match["relation"], match["sign"]
+        worse = {"throughput": ("<", "-"), "goodput": ("<", "-")}.get(metric, (">", "+"))
+        if metric not in ("p50", "p95", "p99", "errors", "throughput", "goodput"):
+            raise UsageError(
+                f"gate {term!r}: unknown {metric!r}: expected p50, p95, p99, errors, throughput or goodput"
+            )
+        if (relation, sign) != worse:
+            raise UsageError(
+                f"gate {term!r}: a worse {metric} is {'less' if worse[0] == '<' else 'more'}: "
+                f"expected '{metric} {worse[0]} {worse[1]}{match['number']}%'"
+            )
+        share = float(match["number"]) / 100
+        if sign == "-" and share >= 1:
+            raise UsageError(f"gate {term!r}: nothing can fall by 100 % or more")
+        gates.append(Gate(metric, share if sign == "+" else -share, term))  # type: ignore[arg-type]
+    return tuple(gates)

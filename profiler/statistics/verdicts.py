@@ -1,0 +1,170 @@
+"""Comparisons as sentences. Refuses to flatter: "too few" and "no difference shown" are answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+from profiler.statistics.comparison import Comparison, Difference, Ratio
+from profiler.statistics.figures import StrategySummary
+from profiler.statistics.objectives import Gate
+
+VerdictKind = Literal["faster", "slower", "more_goodput", "less_goodput", "no_difference", "too_few"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a comparison showed, of which metric, in words."""
+
+    strategy: str
+    baseline: str
+    metric: str
+    kind: VerdictKind
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Whether a gate holds; None when there is too little to decide."""
+
+    gate: str
+    strategy: str
+    holds: bool | None
+    sentence: str
+
+
+def verdict(
+    comparison: Comparison, candidate: StrategySummary | None = None, baseline: StrategySummary | None = None
+) -> Verdict:
+    """The verdict of one comparison: on goodput where failures differ, else on p95, else on p50.
+
+    The summaries, when given, add absolute figures.
+    """
+    if comparison.failures.shown:
+        return _on_goodput(comparison, candidate, baseline)
+    tail, middle = comparison.p95, comparison.p50
+    name = comparison.strategy
+    if tail.needed is None:
+        kind, text = _on_latency(comparison, tail, "p95")
+        if not tail.shown and middle.shown:
+            text += f"; at p50 it is {_faster(middle)}"
+        return Verdict(name, comparison.baseline, "p95", kind, text + ".")
+    missing = f"too few loops for p95: about {tail.needed} more of each needed"
+    if middle.needed is None:
+        kind, text = _on_latency(comparison, middle, "p50")
+        return Verdict(name, comparison.baseline, "p50", kind, f"{text}; {missing}.")
+    text = f"{name} against {comparison.baseline}: too few loops: about {tail.needed} more of each needed."
+    return Verdict(name, comparison.baseline, "p95", "too_few", text)
+
+
+def decide(gates: Sequence[Gate], comparisons: Sequence[Comparison]) -> list[Outcome]:
+    """Whether each gate holds for each comparison: it fails only when the whole interval is beyond it.
+
+    That is the interval that is printed, so a change of exactly the threshold fails in 2.5 % of
+    cases. With more than two decisions the intervals are widened (Bonferroni) so that 5 % is the
+    chance of any false alarm. Too few loops decide nothing.
+    """
+    widening = _widening(len(gates) * len(comparisons))
+    return [_decide(gate, comparison, widening) for gate in gates for comparison in comparisons]
+
+
+def _decide(gate: Gate, comparison: Comparison, widening: float) -> Outcome:
+    figure: Ratio | Difference
+    if gate.metric == "errors":
+        figure, zero = comparison.failures, 0.0
+    else:
+        figure, zero = getattr(comparison, gate.metric), 1.0
+    name = f"{comparison.strategy} against {comparison.baseline}"
+    if figure.value is None or figure.low is None or figure.high is None:
+        needed = figure.needed if isinstance(figure, Ratio) else None
+        more = f": about {needed} more of each needed" if needed else ""
+        text = f"{name}: {gate.text}: not decided, too few loops{more}."
+        return Outcome(gate.text, comparison.strategy, None, text)
+    if isinstance(figure, Ratio):
+        low = figure.value * (figure.low / figure.value) ** widening
+        high = figure.value * (figure.high / figure.value) ** widening
+    else:
+        low = figure.value + (figure.low - figure.value) * widening
+        high = figure.value + (figure.high - figure.value) * widening
+    limit = zero + gate.threshold
+    broken = high < limit if gate.metric in ("throughput", "goodput") else low > limit
+    value, low, high = (f"{(x - zero) * 100:+.1f}" for x in (figure.value, low, high))
+    word = "fails" if broken else "holds"
+    text = f"{name}: {gate.text} {word}: {gate.metric} {value} % [{low}, {high}]."
+    return Outcome(gate.text, comparison.strategy, not broken, text)
+
+
+def _widening(decisions: int) -> float:
+    """How much wider than 95 % an interval is when the 5 % is shared by this many one-sided decisions."""
+    if decisions <= 2:
+        return 1.0
+    normal = NormalDist()
+    return normal.inv_cdf(1 - 0.05 / decisions) / normal.inv_cdf(0.975)
+
+
+def _on_goodput(
+    comparison: Comparison, candidate: StrategySummary | None, baseline: StrategySummary | None
+) -> Verdict:
+    ratio, names = comparison.goodput, (comparison.strategy, comparison.baseline)
+    kind: VerdictKind
+    if ratio.needed is not None or ratio.low is None:
+        kind, text = "too_few", f"{names[0]} against {names[1]}: too few loops to compare goodput"
+    elif not ratio.shown:
+        kind, text = "no_difference", f"{names[0]} against {names[1]}: no difference in goodput shown"
+        text += f" ({_interval(ratio)})"
+    elif (ratio.value or 0) > 1:
+        kind, text = "more_goodput", f"{names[0]} has {_interval(ratio)} the goodput of {names[1]}"
+    else:
+        kind = "less_goodput"
+        text = f"{names[0]} has {_inverse(ratio)} less goodput than {names[1]}"
+    if candidate is not None and baseline is not None:
+        figures = [s.goodput.value for s in (candidate, baseline)]
+        rates = [s.failure_rate.value for s in (candidate, baseline)]
+        if None not in figures and None not in rates:
+            text += f" ({_rate(figures[0])} against {_rate(figures[1])} good loops/s)"
+            text += f": {_share(rates[0])} of its loops fail, of the other's {_share(rates[1])}"
+            return Verdict(*names, "goodput", kind, text + ".")
+    difference = (comparison.failures.value or 0.0) * 100
+    return Verdict(*names, "goodput", kind, f"{text}: its failure rate is {difference:+.1f} points.")
+
+
+def _on_latency(comparison: Comparison, ratio: Ratio, metric: str) -> tuple[VerdictKind, str]:
+    name, baseline = comparison.strategy, comparison.baseline
+    if not ratio.shown or ratio.value is None:
+        return "no_difference", (
+            f"{name} against {baseline}: no difference shown at {metric} (time {_interval(ratio)})"
+        )
+    kind: VerdictKind = "faster" if ratio.value < 1 else "slower"
+    return kind, f"{name} is {_faster(ratio)} than {baseline} at {metric}"
+
+
+def _faster(ratio: Ratio) -> str:
+    """`1.31× [1.22, 1.41] faster`: of times, so a ratio below 1 is turned round."""
+    if (ratio.value or 0) < 1:
+        return f"{_inverse(ratio)} faster"
+    return f"{_interval(ratio)} slower"
+
+
+def _interval(ratio: Ratio) -> str:
+    return _times(ratio.value, ratio.low, ratio.high)
+
+
+def _inverse(ratio: Ratio) -> str:
+    value, low, high = ratio.value, ratio.low, ratio.high
+    return _times(1 / value if value else None, 1 / high if high else None, 1 / low if low else None)
+
+
+def _times(value: float | None, low: float | None, high: float | None) -> str:
+    shown = ["–" if x is None else f"{x:.2f}" if x < 9.995 else f"{x:.1f}" for x in (value, low, high)]
+    return f"{shown[0]}× [{shown[1]}, {shown[2]}]"
+
+
+def _rate(value: float | None) -> str:
+    return f"{value or 0.0:.2f}"
+
+
+def _share(value: float | None) -> str:
+    percent = (value or 0.0) * 100
+    return f"{percent:.1f} %" if 0 < percent < 10 else f"{percent:.0f} %"
