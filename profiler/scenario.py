@@ -39,7 +39,9 @@ FaultKind = Literal[
 ]
 
 FAULT_KINDS: tuple[FaultKind, ...] = FaultKind.__args__  # type: ignore[attr-defined]
-CALL_FAULTS: frozenset[str] = frozenset({"malformed_arguments", "unknown_tool", "wrong_type", "tool_http_500"})
+CALL_FAULTS: frozenset[str] = frozenset(
+    {"malformed_arguments", "unknown_tool", "wrong_type", "tool_http_500"}
+)
 
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "constant": ("value",),
@@ -212,7 +214,9 @@ def load_scenario(name_or_path: str) -> Scenario:
             f"unknown scenario {name_or_path!r}{_suggest(name_or_path, _shipped_names())}; "
             f"shipped: {', '.join(_shipped_names())}; a file is given by its path, such as ./mine.toml"
         )
-    return parse_scenario(source.read_text(encoding="utf-8"), name=name_or_path, source=f"{name_or_path}.toml")
+    return parse_scenario(
+        source.read_text(encoding="utf-8"), name=name_or_path, source=f"{name_or_path}.toml"
+    )
 
 
 def shipped_scenarios() -> list[Scenario]:
@@ -269,7 +273,9 @@ class _Table:
             raise self.fail(key, "a text")
         return value
 
-    def number(self, key: str, default: float | None = None, *, least: float = 0.0, above: float | None = None) -> float:
+    def number(
+        self, key: str, default: float | None = None, *, least: float = 0.0, above: float | None = None
+    ) -> float:
         value = self._data.get(key, default)
         bound = f"a number above {above:g}" if above is not None else f"a number of at least {least:g}"
         if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
@@ -315,7 +321,9 @@ class _Table:
     # The parts of a scenario, top down.
 
     def scenario(self, name: str) -> Scenario:
-        self.only("description", "prompt", "time_scale", "model", "loop", "tools", "default_tool", "quota", "faults")
+        self.only(
+            "description", "prompt", "time_scale", "model", "loop", "tools", "default_tool", "quota", "faults"
+        )
         description = self.text("description")
         if "\n" in description:
             raise self.fail("description", "a single line")
@@ -325,7 +333,9 @@ class _Table:
         paths = [spec.path for spec in tools]
         for spec in tools:
             if paths.count(spec.path) > 1:
-                raise ScenarioError(f"{self._source}: tools.{spec.name}.path: expected a path of its own, found {spec.path!r}")
+                raise ScenarioError(
+                    f"{self._source}: tools.{spec.name}.path: expected a path of its own, found {spec.path!r}"
+                )
         return Scenario(
             name=name,
             description=description,
@@ -446,7 +456,9 @@ class _Table:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return constant(self.number(key))
         if not isinstance(value, dict):
-            raise self.fail(key, 'a number, or a distribution such as { kind = "uniform", low = 0.1, high = 0.3 }')
+            raise self.fail(
+                key, 'a number, or a distribution such as { kind = "uniform", low = 0.1, high = 0.3 }'
+            )
         return self.table(key)._distribution()
 
     def _distribution(self) -> Distribution:

@@ -28,7 +28,7 @@ _dumps = orjson.dumps
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _CHOICES = ("auto", "none", "any", "tool")
 PREFACE = "I'll look that up."
-"""What the model says before it calls tools; it takes no time of its own, so that all APIs keep the tape's."""
+"""What the model says before it calls tools; it takes no time, so that all APIs keep the tape's."""
 
 
 def envelope(error: ApiError, request_id: str) -> bytes:
@@ -112,9 +112,9 @@ def _schemas(tools: list[Any]) -> dict[str, Mapping[str, Any]]:
             compile_schema(schema)
         except (SchemaError, TypeError, ValueError) as error:
             raise ApiError(
-                f"tools.{n}.custom.input_schema: JSON schema is invalid. It must match JSON Schema draft 2020-12 "
-                "(https://json-schema.org/draft/2020-12). Learn more about tool use at "
-                "https://docs.claude.com/en/docs/tool-use."
+                f"tools.{n}.custom.input_schema: JSON schema is invalid. It must match JSON Schema draft"
+                " 2020-12 (https://json-schema.org/draft/2020-12). Learn more about tool use at"
+                " https://docs.claude.com/en/docs/tool-use."
             ) from error
         schemas[name] = schema
     return schemas
@@ -125,9 +125,8 @@ def _choice(value: Any, offered: Offered) -> tuple[Choice, bool]:
         return AUTO, True
     if not isinstance(value, dict) or value.get("type") not in _CHOICES:
         raise ApiError(
-            "tool_choice: Input tag "
-            f"'{value.get('type') if isinstance(value, dict) else value}' found using 'type' does not match any of "
-            "the expected tags: 'auto', 'any', 'tool', 'none'"
+            f"tool_choice: Input tag '{value.get('type') if isinstance(value, dict) else value}' found using"
+            " 'type' does not match any of the expected tags: 'auto', 'any', 'tool', 'none'"
         )
     if not offered.names:
         raise ApiError("tool_choice: tool_choice may only be specified while providing tools")
@@ -163,8 +162,10 @@ def _walk(messages: list[Any]) -> tuple[int, int, str | None, list[Any]]:
                 f'messages: Unexpected role "{role}". Allowed roles are "user" or "assistant". '
                 "Use the top-level `system` parameter to provide a system prompt."
                 if role == "system"
-                else f'messages: Unexpected role "{role}". Allowed roles are "user" or "assistant". '
-                "Tool results are `tool_result` blocks of a user message."
+                else (
+                    f'messages: Unexpected role "{role}". Allowed roles are "user" or "assistant". '
+                    "Tool results are `tool_result` blocks of a user message."
+                )
             )
         if isinstance(content, str):
             if pending:
@@ -251,8 +252,9 @@ def _results(n: int, content: list[Any], pending: list[str], results: list[Any])
 
 def _unanswered(n: int, pending: list[str]) -> ApiError:
     return ApiError(
-        f"messages.{n}: `tool_use` ids were found without `tool_result` blocks immediately after: "
-        f"{', '.join(pending)}. Each `tool_use` block must have a corresponding `tool_result` block in the next message."
+        f"messages.{n}: `tool_use` ids were found without `tool_result` blocks immediately after:"
+        f" {', '.join(pending)}. Each `tool_use` block must have a corresponding `tool_result` block in the"
+        " next message."
     )
 
 
@@ -316,7 +318,10 @@ def frames(said: Said, talk: Conversation, token: str, created: int, tokens_per_
         (0, _frame("message_start", {"type": "message_start", "message": message})),
         (
             0,
-            b'event: content_block_start\ndata: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n',
+            (
+                b"event: content_block_start\ndata:"
+                b' {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n'
+            ),
         ),
         (0, _PING),
     ]
@@ -327,7 +332,8 @@ def frames(said: Said, talk: Conversation, token: str, created: int, tokens_per_
         out.append(
             (
                 tokens,
-                b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":%b}}\n\n'
+                b"event: content_block_delta\ndata:"
+                b' {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":%b}}\n\n'
                 % _dumps(piece),
             )
         )
@@ -336,7 +342,8 @@ def frames(said: Said, talk: Conversation, token: str, created: int, tokens_per_
         out.append(
             (
                 tokens,
-                b'event: content_block_start\ndata: {"type":"content_block_start","index":%d,"content_block":{"type":"tool_use","id":"toolu_%b","name":"%b","input":{}}}\n\n'
+                b'event: content_block_start\ndata: {"type":"content_block_start","index":%d,'
+                b'"content_block":{"type":"tool_use","id":"toolu_%b","name":"%b","input":{}}}\n\n'
                 % (n, call.token.encode(), call.name.encode()),
             )
         )
@@ -365,6 +372,6 @@ def _stop(n: int) -> bytes:
 
 def _json_delta(n: int, text: bytes) -> bytes:
     return (
-        b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"input_json_delta","partial_json":%b}}\n\n'
-        % (n, text)
+        b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,'
+        b'"delta":{"type":"input_json_delta","partial_json":%b}}\n\n' % (n, text)
     )

@@ -32,7 +32,9 @@ class SchemaError(ValueError):
 
 def compile_schema(schema: Mapping[str, Any]) -> Generator:
     """The generator of the argument object of a tool with this `parameters` schema."""
-    return _compile(schema, schema, "", 0)
+    generate = _compile(schema, schema, "", 0)
+    generate(Draws(1), 0)  # what is wrong deep inside (a recursion without end) shows now, not in a response
+    return generate
 
 
 def _compile(schema: object, root: Mapping[str, Any], name: str, depth: int) -> Generator:
@@ -93,8 +95,8 @@ def _resolve(reference: object, root: Mapping[str, Any]) -> Any:
     if not isinstance(reference, str) or not reference.startswith("#"):
         raise SchemaError(f"{reference!r} is not a reference into the same schema")
     target: Any = root
-    for part in reference[1:].lstrip("/").split("/") if len(reference) > 1 else []:
-        part = part.replace("~1", "/").replace("~0", "~")
+    for escaped in reference[1:].lstrip("/").split("/") if len(reference) > 1 else []:
+        part = escaped.replace("~1", "/").replace("~0", "~")
         if not isinstance(target, Mapping) or part not in target:
             raise SchemaError(f"{reference!r} does not resolve")
         target = target[part]
@@ -121,14 +123,7 @@ def _merge(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]
     if not isinstance(parts, list) or not parts:
         raise SchemaError(f"{parts!r} is not a non-empty array")
     for part in parts:
-        seen = 0
-        while isinstance(part, Mapping) and "$ref" in part and seen < _DEPTH:
-            part, seen = _resolve(part["$ref"], root), seen + 1
-        if not isinstance(part, Mapping):
-            raise SchemaError(f"{part!r} is not of type 'object', 'boolean'")
-        if "allOf" in part:
-            part = _merge(part, root)
-        for key, value in part.items():
+        for key, value in _flat(part, root).items():
             if key == "properties":
                 merged["properties"] = {**merged.get("properties", {}), **value}
             elif key == "required":

@@ -12,7 +12,10 @@ from profiler.emulator.journal import Journal
 def exposition(journal: Journal) -> bytes:
     """Text format 0.0.4."""
     lines = [
-        "# HELP emulator_requests_total Finished requests by API (chat, responses, messages, tools) and HTTP status.",
+        (
+            "# HELP emulator_requests_total Finished requests by API (chat, responses, messages, tools) and"
+            " HTTP status."
+        ),
         "# TYPE emulator_requests_total counter",
     ]
     for (api, status), count in sorted(journal.requests.items()):

@@ -160,8 +160,8 @@ class ModelService:
                 raise ApiError(message, status=401, kind="authentication_error")
             if not key:
                 raise ApiError(
-                    "You didn't provide an API key. You need to provide your API key in an Authorization header using "
-                    "Bearer auth (i.e. Authorization: Bearer YOUR_KEY).",
+                    "You didn't provide an API key. You need to provide your API key in an Authorization"
+                    " header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY).",
                     status=401,
                 )
             shown = key[:3].decode("latin-1") + "***"
@@ -417,9 +417,10 @@ def _malformed(provider: str, problem: str) -> ApiError:
     if provider == "anthropic":
         return ApiError(f"The request body is not valid JSON: {problem}")
     return ApiError(
-        "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "
-        "library correctly. The OpenAI API expects a JSON payload, but what was sent was not valid JSON. If you "
-        "have trouble figuring out how to fix this, please contact us through our help center at help.openai.com.)"
+        "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your"
+        " HTTP library correctly. The OpenAI API expects a JSON payload, but what was sent was not valid"
+        " JSON. If you have trouble figuring out how to fix this, please contact us through our help center"
+        " at help.openai.com.)"
     )
 
 

@@ -1,4 +1,4 @@
-"""OpenAI Chat Completions: requests checked as the provider checks them, responses as it shapes them. Pure."""
+"""OpenAI Chat Completions: requests checked and responses shaped as the provider does. Pure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def parse(body: dict[str, Any], toolsets: ToolSets) -> Conversation:
         )
     if not messages:
         raise ApiError(
-            "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array instead.",
+            "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array"
+            " instead.",
             param="messages",
             code="empty_array",
         )
@@ -56,7 +57,8 @@ def parse(body: dict[str, Any], toolsets: ToolSets) -> Conversation:
     parallel = body.get("parallel_tool_calls")
     if parallel is not None and not offered.names:
         raise ApiError(
-            "Invalid value for 'parallel_tool_calls': 'parallel_tool_calls' is only allowed when 'tools' are specified.",
+            "Invalid value for 'parallel_tool_calls': 'parallel_tool_calls' is only allowed when 'tools' are"
+            " specified.",
             param="parallel_tool_calls",
         )
     stream = bool(body.get("stream"))
@@ -136,7 +138,8 @@ def _walk(messages: list[Any]) -> tuple[int, int, str | None, list[Any]]:
         if role == "tool":
             if pending is None:
                 raise ApiError(
-                    "Invalid parameter: messages with role 'tool' must be a response to a preceeding message with 'tool_calls'.",
+                    "Invalid parameter: messages with role 'tool' must be a response to a preceeding message"
+                    " with 'tool_calls'.",
                     param=f"messages.[{n}].role",
                 )
             ident = message.get("tool_call_id")
@@ -145,12 +148,14 @@ def _walk(messages: list[Any]) -> tuple[int, int, str | None, list[Any]]:
             answered = pending.get(ident)
             if answered is None:
                 raise ApiError(
-                    f"Invalid parameter: 'tool_call_id' of '{ident}' not found in 'tool_calls' of previous message.",
+                    f"Invalid parameter: 'tool_call_id' of '{ident}' not found in 'tool_calls' of previous"
+                    " message.",
                     param=f"messages.[{n}].tool_call_id",
                 )
             if answered >= 0:
                 raise ApiError(
-                    f"Invalid parameter: Duplicate value for 'tool_call_id' of '{ident}', in messages[{answered}] and messages[{n}].",
+                    f"Invalid parameter: Duplicate value for 'tool_call_id' of '{ident}', in"
+                    f" messages[{answered}] and messages[{n}].",
                     param=f"messages.[{n}].tool_call_id",
                 )
             pending[ident] = n
@@ -205,7 +210,8 @@ def _made(made: Any, n: int) -> dict[str, int]:
     if not isinstance(made, list) or not made:
         raise (
             ApiError(
-                f"Invalid 'messages[{n}].tool_calls': empty array. Expected an array with minimum length 1, but got an empty array instead.",
+                f"Invalid 'messages[{n}].tool_calls': empty array. Expected an array with minimum length 1,"
+                " but got an empty array instead.",
                 param=f"messages[{n}].tool_calls",
                 code="empty_array",
             )
@@ -241,7 +247,8 @@ def _role(role: object, n: int) -> ApiError:
     if role is None:
         return missing(f"messages[{n}].role")
     return ApiError(
-        f"Invalid value: '{role}'. Supported values are: 'system', 'assistant', 'user', 'function', 'tool', and 'developer'.",
+        f"Invalid value: '{role}'. Supported values are: 'system', 'assistant', 'user', 'function', 'tool',"
+        " and 'developer'.",
         param=f"messages[{n}].role",
         code="invalid_value",
     )
@@ -311,8 +318,10 @@ def frames(said: Said, talk: Conversation, token: str, created: int, tokens_per_
     if said.calls:
         tokens = 0
         for n, call in enumerate(said.calls):
-            opener = b'"tool_calls":[{"index":%d,"id":"call_%b","type":"function","function":{"name":"%b","arguments":""}}]' % (
-                n, call.token.encode(), call.name.encode())  # fmt: skip
+            opener = (
+                b'"tool_calls":[{"index":%d,"id":"call_%b","type":"function",'
+                b'"function":{"name":"%b","arguments":""}}]' % (n, call.token.encode(), call.name.encode())
+            )
             if n == 0 and len(said.calls) == 1:
                 add(tokens, b'{"role":"assistant","content":null,' + opener + b"}")
             else:

@@ -1,5 +1,7 @@
-"""OpenAI Responses: stateless input lists and `previous_response_id`; checked and shaped as the provider does. Pure,
-but for the store, which holds what a later request may refer to."""
+"""OpenAI Responses: stateless input lists and `previous_response_id`, checked and shaped as the provider does.
+
+Pure, but for the store, which holds what a later request may refer to.
+"""
 
 from __future__ import annotations
 
@@ -78,8 +80,8 @@ def parse(body: dict[str, Any], toolsets: ToolSets, store: Store) -> Conversatio
         raise wrong_type("max_output_tokens", "an integer", limit)
     if limit is not None and limit < 16:
         raise ApiError(
-            f"Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16, but got {limit} "
-            "instead.",
+            "Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16, but got"
+            f" {limit} instead.",
             param="max_output_tokens",
             code="integer_below_min_value",
         )
@@ -167,7 +169,8 @@ def _walk(items: list[Any], before: Carried) -> Carried:
                 if role is None:
                     raise missing(f"input[{n}].role")
                 raise ApiError(
-                    f"Invalid value: '{role}'. Supported values are: 'assistant', 'system', 'developer', and 'user'.",
+                    f"Invalid value: '{role}'. Supported values are: 'assistant', 'system', 'developer', and"
+                    " 'user'.",
                     param=f"input[{n}].role",
                     code="invalid_value",
                 )

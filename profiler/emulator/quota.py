@@ -62,7 +62,7 @@ class KeyQuota:
     __slots__ = ("_concurrent", "_in_flight", "buckets")
 
     def __init__(self, quota: Quota, *, split_tokens: bool, minute_ns: float, now_ns: int) -> None:
-        """`split_tokens`: input and output tokens have buckets of their own (Anthropic), else one (OpenAI)."""
+        """`split_tokens`: input and output tokens have a bucket each (Anthropic), else one for both (OpenAI)."""
         limits: list[tuple[Resource, float]] = []
         if quota.requests_per_minute is not None:
             limits.append(("requests", quota.requests_per_minute))
@@ -86,11 +86,13 @@ class KeyQuota:
             amount = float(
                 1
                 if bucket.resource == "requests"
-                else input_tokens + output_tokens
-                if bucket.resource == "tokens"
-                else input_tokens
-                if bucket.resource == "input-tokens"
-                else output_tokens
+                else (
+                    input_tokens + output_tokens
+                    if bucket.resource == "tokens"
+                    else input_tokens
+                    if bucket.resource == "input-tokens"
+                    else output_tokens
+                )
             )
             level = bucket.level(now_ns)
             # More than a full bucket is let through by a full one: it would else never pass.

@@ -54,29 +54,31 @@ def refusal_error(provider: str, refusal: Refusal, model: str) -> ApiError:
             "tokens": ("tokens", "tokens per min (TPM)"),
         }.get(refusal.resource, ("requests", "concurrent requests"))
         return ApiError(
-            f"Rate limit reached for {model} in organization {ORGANIZATION} on {unit}: Limit {int(refusal.limit)}, "
-            f"Used {int(refusal.used)}, Requested {int(refusal.requested)}. Please try again in "
-            f"{go_duration(refusal.retry_ns)}. Visit https://platform.openai.com/account/rate-limits to learn more.",
+            f"Rate limit reached for {model} in organization {ORGANIZATION} on {unit}: Limit"
+            f" {int(refusal.limit)}, Used {int(refusal.used)}, Requested {int(refusal.requested)}. Please try"
+            f" again in {go_duration(refusal.retry_ns)}. Visit"
+            " https://platform.openai.com/account/rate-limits to learn more.",
             status=429,
             kind=kind,
             code="rate_limit_exceeded",
         )
     if refusal.resource == "concurrent":
         message = (
-            "Number of concurrent connections has exceeded your rate limit. Please try again later or contact sales "
-            "at https://www.anthropic.com/contact-sales to discuss your options for a rate limit increase."
+            "Number of concurrent connections has exceeded your rate limit. Please try again later or contact"
+            " sales at https://www.anthropic.com/contact-sales to discuss your options for a rate limit"
+            " increase."
         )
     else:
         message = (
-            f"This request would exceed your organization's rate limit of {int(refusal.limit):,} "
-            f"{refusal.resource.replace('-', ' ')} per minute (org: {ORGANIZATION}, model: {model}). For details, "
-            "refer to: https://docs.claude.com/en/api/rate-limits."
+            f"This request would exceed your organization's rate limit of {int(refusal.limit):,}"
+            f" {refusal.resource.replace('-', ' ')} per minute (org: {ORGANIZATION}, model: {model}). For"
+            " details, refer to: https://docs.claude.com/en/api/rate-limits."
         )
     return ApiError(message, status=429, kind="rate_limit_error")
 
 
 def retry_headers(provider: str, retry_ns: int) -> bytes:
-    """`retry-after` in whole seconds, rounded up, and for OpenAI the exact `retry-after-ms` (also rounded up)."""
+    """`retry-after` in whole seconds, for OpenAI also `retry-after-ms`; both rounded up."""
     seconds = -(-retry_ns // 1_000_000_000)
     line = b"retry-after: %d\r\n" % seconds
     if provider == "openai":

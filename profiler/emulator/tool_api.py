@@ -63,29 +63,54 @@ def weather(city: str) -> bytes:
     draws = Draws(key(1, zlib.crc32(city.encode())))
     celsius = draws.below(38) - 5
     sky, code = draws.choice(_SKIES)
-    latitude, longitude = draws.below(120) - 50, draws.below(340) - 170
     days = []
     for day in range(3):
         low, high = celsius - 1 - draws.below(5), celsius + 1 + draws.below(5)
-        hourly = {"time": "1200", "tempC": str(high), "tempF": _fahrenheit(high), "weatherCode": code,
-                  "weatherDesc": [{"value": sky}], "humidity": str(30 + draws.below(65)), "chanceofrain": str(draws.below(101))}  # fmt: skip
-        days.append({"date": f"2025-06-{11 + day}", "mintempC": str(low), "maxtempC": str(high), "avgtempC": str((low + high) // 2),
-                     "mintempF": _fahrenheit(low), "maxtempF": _fahrenheit(high), "avgtempF": _fahrenheit((low + high) // 2),
-                     "sunHour": f"{4 + draws.below(10)}.0", "uvIndex": str(draws.below(10)), "hourly": [hourly]})  # fmt: skip
+        hour = {"time": "1200", **_temperature("temp{}", high), "chanceofrain": str(draws.below(101))}
+        days.append(
+            {
+                "date": f"2025-06-{11 + day}",
+                **_temperature("mintemp{}", low),
+                **_temperature("maxtemp{}", high),
+                **_temperature("avgtemp{}", (low + high) // 2),
+                "sunHour": f"{4 + draws.below(10)}.0",
+                "uvIndex": str(draws.below(10)),
+                "hourly": [{**hour, "weatherCode": code, "weatherDesc": [{"value": sky}]}],
+            }
+        )
     current = {
-        "temp_C": str(celsius), "temp_F": _fahrenheit(celsius), "FeelsLikeC": str(celsius - 1), "FeelsLikeF": _fahrenheit(celsius - 1),
-        "weatherCode": code, "weatherDesc": [{"value": sky}], "humidity": str(30 + draws.below(65)), "pressure": str(990 + draws.below(45)),
-        "cloudcover": str(draws.below(101)), "precipMM": f"0.{draws.below(10)}", "uvIndex": str(draws.below(10)), "visibility": "10",
-        "windspeedKmph": str(draws.below(45)), "windspeedMiles": str(draws.below(28)), "winddir16Point": draws.choice(_WINDS),
-        "winddirDegree": str(draws.below(360)), "observation_time": "12:00 PM", "localObsDateTime": "2025-06-11 12:00 PM",
-    }  # fmt: skip
-    area = {"areaName": [{"value": city}], "country": [{"value": ""}], "region": [{"value": ""}], "latitude": f"{latitude}.0",
-            "longitude": f"{longitude}.0", "population": "0", "weatherUrl": [{"value": ""}]}  # fmt: skip
+        **_temperature("temp_{}", celsius),
+        **_temperature("FeelsLike{}", celsius - 1),
+        "weatherCode": code,
+        "weatherDesc": [{"value": sky}],
+        "humidity": str(30 + draws.below(65)),
+        "pressure": str(990 + draws.below(45)),
+        "cloudcover": str(draws.below(101)),
+        "precipMM": f"0.{draws.below(10)}",
+        "uvIndex": str(draws.below(10)),
+        "visibility": "10",
+        "windspeedKmph": str(draws.below(45)),
+        "windspeedMiles": str(draws.below(28)),
+        "winddir16Point": draws.choice(_WINDS),
+        "winddirDegree": str(draws.below(360)),
+        "observation_time": "12:00 PM",
+        "localObsDateTime": "2025-06-11 12:00 PM",
+    }
+    area = {
+        "areaName": [{"value": city}],
+        "country": [{"value": ""}],
+        "region": [{"value": ""}],
+        "latitude": f"{draws.below(120) - 50}.0",
+        "longitude": f"{draws.below(340) - 170}.0",
+        "population": "0",
+        "weatherUrl": [{"value": ""}],
+    }
     request = {"type": "City", "query": city}
     return orjson.dumps(
         {"current_condition": [current], "nearest_area": [area], "request": [request], "weather": days}
     )
 
 
-def _fahrenheit(celsius: int) -> str:
-    return str(round(celsius * 9 / 5 + 32))
+def _temperature(name: str, celsius: int) -> dict[str, str]:
+    """The same temperature under two keys, as wttr.in has it: `name` with C and with F."""
+    return {name.format("C"): str(celsius), name.format("F"): str(round(celsius * 9 / 5 + 32))}

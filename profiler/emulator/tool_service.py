@@ -111,7 +111,7 @@ class ToolService:
         return Reply(200, JSON, tool_api.respond(name, path, arguments), observer=entry)
 
     def _place(self, header: bytes | None, name: str, arguments: dict[str, Any], entry: Entry) -> Place:
-        """The call's place: from its id, else by matching; a request that belongs to no call gets one of its own."""
+        """The call's place: from its id, else by matching, else (it belongs to no call) one of its own."""
         if header is not None:
             entry.call_id = header.decode("latin-1")
             place = decode(entry.call_id)
