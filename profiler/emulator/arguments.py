@@ -133,6 +133,16 @@ def _merge(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def _flat(part: object, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A part of an allOf with its own references and allOf resolved."""
+    seen = 0
+    while isinstance(part, Mapping) and "$ref" in part and seen < _DEPTH:
+        part, seen = _resolve(part["$ref"], root), seen + 1
+    if not isinstance(part, Mapping):
+        raise SchemaError(f"{part!r} is not of type 'object', 'boolean'")
+    return _merge(part, root) if "allOf" in part else part
+
+
 def _union(
     schema: Mapping[str, Any], keyword: str, root: Mapping[str, Any], name: str, depth: int
 ) -> Generator:

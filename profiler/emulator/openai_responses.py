@@ -1,4 +1,4 @@
-"""OpenAI Responses: stateless input lists and `previous_response_id`, checked and shaped as the provider does.
+"""OpenAI Responses: stateless inputs and `previous_response_id`, checked and shaped as the provider does.
 
 Pure, but for the store, which holds what a later request may refer to.
 """

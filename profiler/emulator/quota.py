@@ -62,7 +62,7 @@ class KeyQuota:
     __slots__ = ("_concurrent", "_in_flight", "buckets")
 
     def __init__(self, quota: Quota, *, split_tokens: bool, minute_ns: float, now_ns: int) -> None:
-        """`split_tokens`: input and output tokens have a bucket each (Anthropic), else one for both (OpenAI)."""
+        """`split_tokens`: input and output have a bucket each (Anthropic), else one for both (OpenAI)."""
         limits: list[tuple[Resource, float]] = []
         if quota.requests_per_minute is not None:
             limits.append(("requests", quota.requests_per_minute))
