@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from profiler.errors import RecordError
@@ -19,10 +19,11 @@ from profiler.rundir import Load, Run, parse
 from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_strategies
 from profiler.statistics.figures import StrategySummary, figures, limit
-from profiler.statistics.measure import Measured, measure
+from profiler.statistics.measure import Measured, completed, measure
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE
 from profiler.statistics.table import Table, tabulate
+from profiler.statistics.usl import Scalability, fit
 from profiler.statistics.verdicts import Verdict, verdict
 from profiler.statistics.warmup import WarmUp
 
@@ -65,6 +66,7 @@ class Summary:
     verdicts: tuple[Verdict, ...] = ()
     objective: str | None = None
     levels: tuple[Level, ...] = ()
+    scalability: dict[str, Scalability] = field(default_factory=dict)
     confidence: float = CONFIDENCE
     quantile: str = "linear"
     schema: int = SCHEMA
@@ -110,7 +112,23 @@ def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summ
         verdicts=top.verdicts,
         objective=run.slo,
         levels=ladder if len(ladder) > 1 else (),
+        scalability=_scalability(measured, table),
     )
+
+
+def _scalability(measured: list[Measured], table: Table) -> dict[str, Scalability]:
+    """The law of each strategy that ran under enough loads, from the throughput of its blocks."""
+    laws = {}
+    for strategy in dict.fromkeys(group.strategy for group in measured):
+        groups = [group for group in measured if group.strategy == strategy and group.blocks]
+        rates = [
+            [completed(table, block.ended).size / block.seconds for block in group.blocks if block.seconds]
+            for group in groups
+        ]
+        law = fit([group.users for group in groups], rates)
+        if law is not None:
+            laws[strategy] = law
+    return laws
 
 
 def _level(

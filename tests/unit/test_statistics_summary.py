@@ -164,3 +164,15 @@ def test_a_ladder_keeps_its_levels_apart() -> None:
     assert made.levels[0].strategies[0].loop_seconds.p50.value == pytest.approx(0.1)
     assert made.strategies == made.levels[1].strategies
     assert made.strategies[0].loop_seconds.p50.value == pytest.approx(0.3)
+
+
+def test_a_long_ladder_gets_a_law() -> None:
+    trials, records = [], []
+    for index, users in enumerate((1, 2, 4, 8)):
+        trials.append(trial(index, "gathered", index * 10_000, index * 10_000 + 4000, users=users))
+        count = 20 * users  # 5 loops/s an agent, no contention
+        records += [loop(index * 10_000 + k * 4000 / count, model=1, trial=index) for k in range(count)]
+    made = summarise(run(trials), records)
+    assert made.scalability["gathered"].rate == pytest.approx(5.0, rel=0.01)
+    assert made.scalability["gathered"].sentence == "no peak seen up to 8 agents"
+    assert summaries.decode(orjson.dumps(made)) == made

@@ -1,0 +1,104 @@
+"""The closed set of caveats: each is raised by what it names, and by nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from profiler.records import LoopRecord
+from profiler.rundir import ClientHealth, Incident, Load, Run
+from profiler.statistics.caveats import Caveat
+from profiler.statistics.summary import summarise
+from tests.unit.statistics_data import loop, run, trial
+
+
+def good_run(**changes: object) -> tuple[Run, list[LoopRecord]]:
+    """Three blocks of 30 loops of exactly 100 ms each: nothing to complain about."""
+    trials = [
+        trial(block, "gathered", block * 10_000, block * 10_000 + 6000, block=block) for block in range(3)
+    ]
+    records = [loop(block * 10_000 + k * 200, trial=block) for block in range(3) for k in range(30)]
+    return run(trials, **changes), records  # type: ignore[arg-type]
+
+
+def found(**changes: object) -> dict[str, Caveat]:
+    made, records = good_run(**changes)
+    return {caveat.kind: caveat for caveat in summarise(made, records).warnings}
+
+
+def test_a_good_run_has_none() -> None:
+    assert found(client=(ClientHealth("w0", 0, loop_lag_p99=0.049, schedule_lag_p99=0.004, cpu=0.89),)) == {}
+
+
+@pytest.mark.parametrize(
+    ("health", "words"),
+    [
+        (ClientHealth("w0", loop_lag_p99=0.051), "the event loop was late by 51 ms at p99 (limit 50 ms)"),
+        (ClientHealth("w0", schedule_lag_p99=0.006), "loops started 6 ms late at p99, more than 5 % of"),
+        (ClientHealth("w0", cpu=0.95), "a client process kept a core 95 % busy (limit 90 %)"),
+    ],
+)
+def test_a_saturated_client_is_invalid_and_says_which_limit(health: ClientHealth, words: str) -> None:
+    caveat = found(client=(health,))["client_saturated"]
+    assert caveat.invalid
+    assert words in caveat.detail
+    assert caveat.sentence.startswith("invalid: ")
+    assert caveat.remedy == "use fewer agents or more workers (now 1)"
+
+
+def test_the_worst_process_is_named_and_the_remedy_knows_the_workers() -> None:
+    healths = tuple(ClientHealth(f"w{k}", loop_lag_p99=lag) for k, lag in enumerate((0.2, 0.7, 0.3)))
+    caveat = found(client=healths, workers=2)["client_saturated"]
+    assert "late by 700 ms" in caveat.detail
+    assert caveat.remedy == "use fewer agents or another machine"
+
+
+def test_a_blocking_tool_is_named() -> None:
+    caveat = found(client=(ClientHealth("w0", blocking={"resize": 0.3, "quick": 0.01}),))["blocking_tool"]
+    assert caveat.detail.startswith("resize held the event loop for up to 300 ms")
+    assert not caveat.invalid
+
+
+def test_incidents_are_passed_on() -> None:
+    caveats = found(
+        incidents=(Incident("worker_lost", "worker 1", count=2), Incident("aborted", "errors>20%"))
+    )
+    assert caveats.keys() == {"worker_lost", "aborted"}
+    assert caveats["worker_lost"].detail.endswith("(2): worker 1")
+
+
+def test_a_run_cut_short_says_so_once() -> None:
+    assert found(finished=False).keys() == {"unfinished"}
+    assert found(finished=False, incidents=(Incident("interrupted"),)).keys() == {"interrupted"}
+
+
+def test_load_that_was_not_delivered() -> None:
+    made, records = good_run(load=Load("open", users=2, rate=10.0))
+    trials = tuple(dataclasses.replace(t, arrived=30) for t in made.trials)  # 5/s
+    caveats = summarise(dataclasses.replace(made, trials=trials), records).warnings
+    assert [c.kind for c in caveats] == ["load_not_delivered"]
+    assert caveats[0].detail == "5.00 loops/s were started of 10.00 asked for"
+
+
+def test_loops_cut_after_the_drain() -> None:
+    made, records = good_run()
+    trials = (dataclasses.replace(made.trials[0], interrupted=5), *made.trials[1:])
+    (caveat,) = summarise(dataclasses.replace(made, trials=trials), records).warnings
+    assert (caveat.kind, caveat.detail.split(" loops")[0]) == ("loops_cut", "gathered: 5")
+
+
+def test_no_steady_state() -> None:
+    trials = [trial(0, "gathered", 0, 60_000)]
+    records = [loop(k * 200, model=100 + k) for k in range(200)]
+    kinds = [c.kind for c in summarise(run(trials), records).warnings]
+    assert kinds == ["no_steady_state", "thin_blocks"]
+
+
+def test_thin_blocks_and_nothing_completed() -> None:
+    trials = [trial(0, "gathered", 0, 6000), trial(1, "sequential", 6000, 12_000)]
+    records = [loop(0), loop(6000, strategy="sequential", trial=1, status="error")]
+    caveats = {c.kind: c for c in summarise(run(trials), records).warnings}
+    assert caveats.keys() == {"nothing_completed", "thin_blocks"}
+    assert "(gathered 1 in 1)" in caveats["thin_blocks"].detail
+    assert caveats["nothing_completed"].detail == "sequential: no loop completed"

@@ -1,0 +1,68 @@
+"""Objectives and gates as users write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from profiler.errors import UsageError
+from profiler.statistics.objectives import parse_gates, parse_objective
+
+
+def test_an_objective_is_limits_by_name() -> None:
+    found = parse_objective("p95<2s, errors<1%")
+    assert found.latency == {"p95": 2.0}
+    assert found.errors == pytest.approx(0.01)
+    assert found.limit_seconds == 2.0
+
+
+def test_units_and_the_highest_quantile() -> None:
+    found = parse_objective("p50<800ms,p99<=1.5m")
+    assert found.latency == {"p50": 0.8, "p99": 90.0}
+    assert found.limit_seconds == 90.0
+    assert parse_objective("errors<0.5%").limit_seconds is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", "objective '': expected something like"),
+        ("p95>2s", "expected something like p95<2s"),
+        ("p95<2", "expected something like"),
+        ("p95<2%", "expected a time"),
+        ("p95<0s", "expected a time"),
+        ("p42<2s", "unknown 'p42': expected p50, p95, p99 or errors"),
+        ("errors<1s", "errors are a percentage"),
+        ("errors<101%", "errors are a percentage"),
+        ("p95<2s,p95<3s", "p95 is limited twice"),
+        ("errors<2%,errors<3%", "errors are limited twice"),
+        ("p95<2s,", "objective ''"),
+    ],
+)
+def test_a_wrong_objective_is_explained(spec: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
+        parse_objective(spec)
+
+
+def test_gates_have_a_direction() -> None:
+    found = parse_gates("p95 > +5%, goodput < -10%,errors>+1%")
+    assert [(gate.metric, gate.threshold) for gate in found] == [
+        ("p95", 0.05),
+        ("goodput", -0.1),
+        ("errors", 0.01),
+    ]
+    assert found[0].text == "p95 > +5%"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("p95 > 5%", "expected something like 'p95 > "),
+        ("p95 < +5%", r"a worse p95 is more: expected 'p95 > \+5%'"),
+        ("goodput > +5%", "a worse goodput is less: expected 'goodput < -5%'"),
+        ("speed > +5%", "unknown 'speed'"),
+        ("goodput < -100%", "nothing can fall by 100 %"),
+    ],
+)
+def test_a_wrong_gate_is_explained(spec: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_gates(spec)

@@ -1,0 +1,150 @@
+"""Quantiles and intervals: definitions, and the cases where there is too little to say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profiler.statistics.quantiles import (
+    Estimate,
+    block_interval,
+    block_quantiles,
+    coarsen,
+    fewest_samples,
+    quantile,
+    quantiles,
+    sample_interval,
+    spread,
+)
+from profiler.statistics.warmup import mser5, of_blocks
+
+
+def test_a_quantile_is_the_interpolated_order_statistic() -> None:
+    samples = np.array([30.0, 10.0, 20.0, 40.0])
+    assert quantile(samples, 0.5) == 25.0
+    assert quantile(samples, 0.95) == pytest.approx(38.5)
+    assert quantile(samples, 1.0) == 40.0
+    assert quantile(np.empty(0), 0.5) is None
+
+
+@pytest.mark.parametrize(("p", "count"), [(0.95, 72), (0.99, 368), (0.999, 3688)])
+def test_fewest_samples_for_an_upper_bound(p: float, count: int) -> None:
+    assert fewest_samples(p) == count
+    samples = np.arange(count, dtype=float)
+    assert sample_interval(samples, p).high == count - 1
+    assert sample_interval(samples[:-1], p).high is None
+
+
+def test_the_interval_of_independent_samples_is_binomial() -> None:
+    found = sample_interval(np.arange(1, 101, dtype=float), 0.5)
+    # binom.ppf(.025, 100, .5) = 40 and binom.ppf(.975, 100, .5) + 1 = 61
+    assert (found.low, found.value, found.high) == (40.0, 50.5, 61.0)
+    assert sample_interval(np.empty(0), 0.5) == Estimate(None)
+
+
+def test_a_block_interval_is_t_on_logarithms() -> None:
+    blocks = [math.exp(x) for x in (-0.1, 0.0, 0.1)]
+    found = block_interval(1.0, blocks)
+    half = 4.302652729911275 * 0.1 / math.sqrt(3)  # t(0.975, 2 degrees of freedom)
+    assert found.low == pytest.approx(math.exp(-half))
+    assert found.high == pytest.approx(math.exp(half))
+    assert block_interval(1.0, blocks[:2]) == Estimate(1.0)
+
+
+def test_a_block_interval_holds_its_value_and_copes_with_zeros() -> None:
+    assert block_interval(5.0, [1.0, 1.0, 1.0]) == Estimate(5.0, 1.0, 5.0)
+    assert block_interval(0.0, [0.0, 0.0, 0.0]) == Estimate(0.0, 0.0, 0.0)
+    some = block_interval(0.1, [0.0, 0.1, 0.2])
+    assert some.low == 0.0
+    assert some.high == pytest.approx(0.1 + 4.302652729911275 * 0.1 / math.sqrt(3))
+
+
+def test_the_step_from_halves_to_wholes_widens_as_a_square() -> None:
+    plain, widened = spread([1.0, 2.0, 3.0]), spread([1.0, 2.0, 3.0], [0.5, 1.5, 2.5])
+    assert widened.half == pytest.approx(math.hypot(plain.half, 1.0))
+    assert widened.mean == plain.mean == 2.0
+
+
+def test_the_p_value_agrees_with_the_interval() -> None:
+    low = spread([0.9, 1.1, 1.3, 1.0])
+    assert low.p_value < 0.05
+    assert low.mean - low.half > 0
+    edge = spread([0.0, 1.0, 2.0])
+    scaled = spread([1.0 - edge.half, 1.0, 1.0 + edge.half])
+    assert (scaled.p_value < 0.05) == (scaled.half < scaled.mean)
+    assert spread([0.0, 0.0]).p_value == 1.0
+    assert spread([1.0, 1.0]).p_value == 0.0
+
+
+def test_block_quantiles_use_rank_n_plus_one() -> None:
+    whole, halves = block_quantiles([np.arange(1, 40, dtype=float)], 0.5)
+    assert whole == [20.0]  # rank (39 + 1) / 2
+    assert halves == [pytest.approx(math.sqrt(10.0 * 29.5))]
+
+
+def test_thin_blocks_are_joined_with_their_neighbours() -> None:
+    assert coarsen([100, 100, 100], 100) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert coarsen([30] * 10, 100) is None
+    assert coarsen([40] * 10, 100) == [slice(0, 3), slice(3, 7), slice(7, 10)]
+    assert coarsen([1000, 1000], 100) is None
+    assert coarsen([], 1) is None
+
+
+@given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 60))
+def test_joined_blocks_partition_and_are_thick(sizes: list[int], fewest: int) -> None:
+    runs = coarsen(sizes, fewest)
+    if runs is None:
+        assert len(sizes) < 3 or sum(sizes) < 3 * fewest or min(sizes) < fewest
+        return
+    assert [index for run in runs for index in range(run.start, run.stop)] == list(range(len(sizes)))
+    assert len(runs) >= 3
+    assert all(sum(sizes[run]) >= fewest for run in runs)
+
+
+def test_thick_blocks_give_intervals_and_thin_ones_none() -> None:
+    rng = np.random.default_rng(1)
+    thick = quantiles([rng.lognormal(0, 0.5, 100) for _ in range(5)])
+    assert thick.p50.low is not None
+    assert thick.p50.value is not None
+    assert thick.p50.high is not None
+    assert thick.p50.low < 1.0 < thick.p50.high
+    assert thick.p95.low is not None
+    assert thick.p99.low is None  # 500 samples a block for p99; 3 blocks cannot be made of 500
+    assert quantiles([rng.lognormal(0, 0.5, 19) for _ in range(3)]).p50.low is None
+    assert quantiles([]).p50 == Estimate(None)
+
+
+def test_scaling_converts_value_and_interval() -> None:
+    groups = [np.full(30, 2_000_000_000), np.full(30, 2_000_000_000), np.full(30, 2_000_000_000)]
+    assert quantiles(groups, 1e-9).p50 == Estimate(2.0, pytest.approx(2.0), pytest.approx(2.0))
+
+
+def test_warm_up_is_found_to_the_batch() -> None:
+    series = np.concatenate([np.full(30, 9.0), 1.0 + np.tile([0.0, 0.1, 0.2, 0.1, 0.0], 40)])
+    found = mser5(series)
+    assert (found.skip, found.steady) == (30, True)
+
+
+def test_a_trend_is_no_steady_state() -> None:
+    found = mser5(np.linspace(1.0, 3.0, 200))
+    assert (found.skip, found.steady) == (0, False)
+
+
+def test_a_short_series_claims_nothing() -> None:
+    found = mser5(np.concatenate([np.full(5, 9.0), np.ones(94)]))
+    assert (found.skip, found.steady) == (0, None)
+    assert of_blocks([]).steady is None
+
+
+def test_one_slow_loop_in_one_block_is_no_warm_up() -> None:
+    rng = np.random.default_rng(2)
+    blocks = [np.exp(rng.normal(0, 0.3, 200)) * 1e9 for _ in range(8)]
+    blocks[0][3] *= 5
+    assert of_blocks(blocks).skip == 0
+    for block in blocks:
+        block[:20] *= 8
+    assert 20 <= of_blocks(blocks).skip <= 50
