@@ -11,11 +11,12 @@ elsewhere. `backoff` is the part of a model request between two of its attempts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from itertools import pairwise
 
-from profiler.records import LoopRecord, RoundRecord
+from profiler.records import LoopRecord, RoundRecord, Shortfall, ToolCall
 
 PHASES = ("model", "backoff", "parse", "tools", "queue", "collect", "unaccounted")
 
@@ -85,6 +86,46 @@ def tool_phase(round_: RoundRecord) -> ToolPhase | None:
         ),
         straggler_ratio=durations[-1] / median if median else 1.0,
     )
+
+
+TOLERANCE_NS = 5_000_000
+"""Timers and thread switches cost this much without anybody's fault."""
+
+
+def shortfall(calls: Sequence[ToolCall], wall_ns: int, limit: int | None) -> Shortfall | None:
+    """What kept the calls of a round from overlapping as its strategy allows, None if nothing did.
+
+    The strategy allows what a first-come schedule of these durations on `limit` places takes
+    (Graham 1969). When the wall exceeds that by more than 5 % and `TOLERANCE_NS`, the largest of
+    these is named: tools that held the event loop, waits for a free thread, or, of the rest, the
+    limiter (shared with other agents) if there is one and else whoever else held the event loop.
+    """
+    ran = [c for c in calls if c.started_ns is not None]
+    if len(ran) < 2:
+        return None
+    durations = [c.ended_ns - c.started_ns - c.thread_wait_ns for c in ran if c.started_ns is not None]
+    excess = wall_ns - schedule_wall(durations, limit)
+    if excess <= max(TOLERANCE_NS, wall_ns // 20):
+        return None
+    blocked = sum(c.blocking_ns for c in ran)
+    threads = max(c.thread_wait_ns for c in ran)
+    rest = excess - blocked - threads
+    if limit is None:
+        blocked, rest = max(blocked, blocked + rest), 0
+    largest = max(blocked, threads, rest)
+    if largest == threads:
+        return "threads"
+    return "blocked_loop" if largest == blocked else "limiter"
+
+
+def schedule_wall(durations: Sequence[int], limit: int | None) -> int:
+    """Wall time of these durations started in order, at most `limit` at once."""
+    if limit is None or len(durations) <= limit:
+        return max(durations)
+    ends = [0] * limit
+    for duration in durations:
+        heapreplace(ends, ends[0] + duration)
+    return max(ends)
 
 
 def loop_phases(loop: LoopRecord) -> dict[str, int]:

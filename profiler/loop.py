@@ -16,10 +16,21 @@ from functools import partial
 from typing import Any
 
 from profiler import headers
+from profiler.anatomy import shortfall
 from profiler.errors import ProviderError, UsageError
-from profiler.model import CallRequest, Message, Model, Probe, Reply, RequestOptions, ToolResult
+from profiler.model import (
+    CallRequest,
+    Message,
+    Model,
+    Probe,
+    Reply,
+    RequestOptions,
+    ToolResult,
+    current_probe,
+)
 from profiler.recorder import Clock, LiveCalls, Recorder, Sink
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
+from profiler.steps import Steps
 from profiler.strategies import Gathered, Strategy
 from profiler.threads import NativeThreads
 from profiler.tools import CallContext, Function, InvalidArguments, Tool, Toolbox, current_call, result_text
@@ -109,6 +120,7 @@ class _Call:
 
     __slots__ = (
         "arguments",
+        "blocking_ns",
         "ended_ns",
         "error_type",
         "queued_ns",
@@ -127,6 +139,7 @@ class _Call:
         self.queued_ns = ready_ns
         self.started_ns: int | None = None
         self.thread_ns: int | None = None
+        self.blocking_ns = 0
         self.ended_ns: int | None = None
         self.status: ToolStatus = "ok"
         self.error_type: str | None = None
@@ -167,6 +180,7 @@ class _LoopRun:
                 self.headers[headers.TRIAL] = str(trial)
 
     async def run(self, prompt: str | Sequence[Message]) -> LoopResult:
+        sampler = self.loop.recorder.enter()
         started_ns = self.clock()
         messages = self.loop.model.conversation(prompt)
         status: Status = "error"
@@ -200,6 +214,7 @@ class _LoopRun:
                 trial=self.trial,
                 process=self.process,
                 intended_ns=self.intended_ns,
+                lag_ns=sampler.leave(started_ns) if sampler is not None else 0,
                 prompt=_prompt_text(prompt) if content else None,
                 text=text if content else None,
             )
@@ -229,6 +244,7 @@ class _LoopRun:
         calls: list[_Call] = []
         model_ended_ns = tools_started_ns = tools_ended_ns = None
         try:
+            token = current_probe.set(probe)
             try:
                 reply = await loop.model.request(messages, loop._rendered, options, probe)
             except ProviderError as error:
@@ -239,6 +255,7 @@ class _LoopRun:
                 raise
             finally:
                 model_ended_ns = clock()
+                current_probe.reset(token)
             messages.extend(reply.messages)
             if not reply.calls or answer_only:
                 status = "ok"
@@ -264,6 +281,7 @@ class _LoopRun:
             raise
         finally:
             ended_ns = clock()
+            recorded = tuple([self._record(call, ended_ns) for call in calls])
             self.rounds.append(
                 RoundRecord(
                     index=len(self.rounds),
@@ -289,8 +307,13 @@ class _LoopRun:
                     ),
                     tools_started_ns=tools_started_ns,
                     tools_ended_ns=tools_ended_ns,
-                    tool_calls=tuple(self._record(call, ended_ns) for call in calls),
+                    tool_calls=recorded,
                     status=status,
+                    shortfall=(
+                        shortfall(recorded, tools_ended_ns - tools_started_ns, loop.strategy.limit)
+                        if tools_started_ns is not None and tools_ended_ns is not None
+                        else None
+                    ),
                 )
             )
 
@@ -334,12 +357,11 @@ class _LoopRun:
         token = current_call.set(CallContext(request.id, request.name, self.number, self.trial))
         deadline = None if tool.timeout is None else asyncio.timeout(tool.timeout)
         try:
-            invocation = tool.invoke(call.arguments, self.loop._threads, partial(self._got_thread, call))
             if deadline is None:
-                value = await invocation
+                value = await self._invoke(call, tool)
             else:
                 async with deadline:
-                    value = await invocation
+                    value = await self._invoke(call, tool)
             call.result = result_text(value)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -357,6 +379,17 @@ class _LoopRun:
             current_call.reset(token)
             live.running -= 1
             call.ended_ns = clock()
+
+    async def _invoke(self, call: _Call, tool: Tool) -> Any:
+        if not tool.is_async:
+            return await self.loop._threads.run(
+                partial(tool.function, **call.arguments), partial(self._got_thread, call)
+            )
+        steps = Steps(tool.function(**call.arguments), self.clock)
+        try:
+            return await steps
+        finally:
+            call.blocking_ns = steps.blocking_ns
 
     def _got_thread(self, call: _Call) -> None:
         call.thread_ns = self.clock()
@@ -385,6 +418,7 @@ class _LoopRun:
                 if call.thread_ns is not None and call.started_ns is not None
                 else 0
             ),
+            blocking_ns=call.blocking_ns,
             arguments=_arguments_text(call.request.arguments) if content else None,
             result=call.result if content else None,
         )

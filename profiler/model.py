@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -88,6 +89,10 @@ class Probe:
         """The arguments of a call are complete."""
         if self.first_tool_call_ns is None:
             self.first_tool_call_ns = self.clock()
+
+
+current_probe: ContextVar[Probe | None] = ContextVar("toolloop_current_probe", default=None)
+"""The probe of the model request under way in this context; the HTTP client's hooks find it here."""
 
 
 class Model(Protocol):

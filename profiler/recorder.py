@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from profiler.lag import LagSampler, lag_sampler
 from profiler.records import LoopRecord
 
 Clock = Callable[[], int]
@@ -33,21 +34,28 @@ class LiveCalls:
 
 
 class LiveSink(Protocol):
-    """A sink that also shows the calls under way (the Prometheus exporter does)."""
+    """A sink that also shows the calls under way and the lag (the Prometheus exporter does)."""
 
     def __call__(self, record: LoopRecord, /) -> None: ...
 
     def live_calls(self, strategy: str, tool: str) -> LiveCalls:
         """The counts for one tool, kept up to date by the loop."""
 
+    def observe_lag(self, lag_ns: int) -> None:
+        """One sample of event-loop lag."""
+
 
 class Recorder:
-    """Clock and sinks of a `ToolLoop`. `dropped` counts records that a sink failed to take."""
+    """Clock and sinks of a `ToolLoop`. `dropped` counts records that a sink failed to take.
+
+    Event-loop lag is sampled only on the real clock: a virtual one has none.
+    """
 
     def __init__(self, sinks: Sequence[Sink] = (), clock: Clock = time.monotonic_ns) -> None:
         self.clock = clock
         self.dropped = 0
         self._sinks = tuple(sinks)
+        self._lag_observers = [s.observe_lag for s in self._sinks if hasattr(s, "observe_lag")]
 
     def live_calls(self, strategy: str, tool: str) -> LiveCalls:
         """The counts that the first sink which shows them keeps, or fresh ones that nobody reads."""
@@ -57,6 +65,15 @@ class Recorder:
                 live: LiveCalls = keep(strategy, tool)
                 return live
         return LiveCalls()
+
+    def enter(self) -> LagSampler | None:
+        """A loop begins: sample the lag of its event loop until `LagSampler.leave`."""
+        if self.clock is not time.monotonic_ns:
+            return None
+        sampler = lag_sampler(self.clock)
+        sampler.observers.update(self._lag_observers)
+        sampler.enter()
+        return sampler
 
     def emit(self, record: LoopRecord) -> None:
         for sink in self._sinks:

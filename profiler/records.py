@@ -83,8 +83,9 @@ class ToolCall:
     limiter. ended. Queue wait is started - queued, duration is ended - started; a `timeout`
     counts from started. `thread_wait_ns` is the part of the duration that a sync tool waited
     for a free thread, `blocking_ns` the part in which an async tool held the event loop in steps
-    of over 5 ms, so that nothing else could run. `error_type` is bounded: `invalid_json`, `invalid_arguments`,
-    `unknown_tool`, `timeout`, `cancelled`, or the class name of what the tool raised.
+    of over 10 ms, so that nothing else could run. `error_type` is bounded: `invalid_json`,
+    `invalid_arguments`, `truncated`, `unknown_tool`, `timeout`, `cancelled`, or the class name of
+    what the tool raised.
     """
 
     id: str

@@ -1,10 +1,12 @@
 """For tests: a virtual clock, a scripted model. Nothing here touches the network or sleeps.
 
-    def test_two_calls_run_at_once():
-        async def main(clock):
-            model = ScriptedModel([[call("search", query="a"), call("search", query="b")], "done"], clock)
-            return await ToolLoop(model, tools=[search], clock=clock).run("go")
-        result = run_virtual(main)
+Use it like this::
+
+    async def main(clock):
+        model = ScriptedModel([[call("search", query="a"), call("search", query="b")], "done"])
+        return await ToolLoop(model, tools=[search], clock=clock).run("go")
+
+    result = run_virtual(main)
 """
 
 from __future__ import annotations

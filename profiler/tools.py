@@ -22,7 +22,6 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import to_json
 
 from profiler.errors import ToolDefinitionError, UsageError
-from profiler.threads import NativeThreads
 
 Function = Callable[..., Any]
 
@@ -99,20 +98,6 @@ class Tool:
                 for detail in details
             )
             raise InvalidArguments("invalid_arguments", text) from error
-
-    async def invoke(
-        self,
-        arguments: dict[str, Any],
-        threads: NativeThreads,
-        on_start: Callable[[], None] | None = None,
-    ) -> Any:
-        """Call the function: awaited if async, else in a native thread.
-
-        `on_start` is called when a sync function gets its thread.
-        """
-        if self.is_async:
-            return await self.function(**arguments)
-        return await threads.run(lambda: self.function(**arguments), on_start)
 
 
 class SchemaTool(Tool):

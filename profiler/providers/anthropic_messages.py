@@ -9,6 +9,7 @@ import anthropic
 from anthropic import AsyncAnthropic, DefaultAioHttpClient
 
 from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
+from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, emulator_key
 from profiler.providers.failures import caught, provider_error, truncated
 from profiler.tools import Tool
@@ -40,6 +41,7 @@ class AnthropicMessages:
                 http_client=DefaultAioHttpClient(**client_options(endpoint)),
             )
         self.client = client
+        observe_attempts(client._client)
         self.model = model
         self.max_tokens = max_tokens
 

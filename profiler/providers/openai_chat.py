@@ -9,6 +9,7 @@ import openai
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
+from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, emulator_key
 from profiler.providers.failures import caught, provider_error, truncated
 from profiler.tools import Tool
@@ -42,6 +43,7 @@ class OpenAIChat:
     ) -> None:
         self.client = client if client is not None else make_client(endpoint, api_key)
         self.model = model
+        observe_attempts(self.client._client)
 
     def conversation(self, prompt: str | Sequence[Message]) -> list[Message]:
         if isinstance(prompt, str):

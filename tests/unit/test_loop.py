@@ -246,7 +246,9 @@ def test_a_sink_that_fails_never_reaches_the_loop(caplog):
 def test_wrong_options_are_refused_at_once():
     with pytest.raises(UsageError, match="max_rounds must be at least 1, not 0"):
         ToolLoop(ScriptedModel([]), max_rounds=0)
-    with pytest.raises(UsageError, match="tool_choice 'nowhere': expected auto, none, required or one of: wait"):
+    with pytest.raises(
+        UsageError, match="tool_choice 'nowhere': expected auto, none, required or one of: wait"
+    ):
         ToolLoop(ScriptedModel([]), tools=[wait], tool_choice="nowhere")
     with pytest.raises(UsageError, match="two tools are named 'wait'"):
         ToolLoop(ScriptedModel([]), tools=[wait, wait])

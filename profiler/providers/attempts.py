@@ -1,0 +1,298 @@
+"""Attempts, seen from outside the SDK's retry loop.
+
+The SDKs retry inside one call, so a retry looks like a slow model. Here the transport of their
+HTTP client is wrapped: each try becomes an `Attempt` of the probe that is current in the
+caller's context. Without a probe the transport is passed through.
+
+httpx2 has no public way to reach the transport of a client that exists already, which is what
+a user hands us; a client without `_transport` is left alone, and its attempts are not seen.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any
+
+import httpx2
+
+from profiler.model import Probe, current_probe
+from profiler.records import Attempt
+
+_RATE_LIMIT_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
+
+
+def observe_attempts(http_client: Any) -> None:
+    """Wrap the transports of an `httpx2.AsyncClient` or `httpx2.Client`, once."""
+    for place, name, transport in _transports(http_client):
+        if isinstance(transport, httpx2.AsyncBaseTransport):
+            if not isinstance(transport, AsyncAttempts):
+                _put(place, name, AsyncAttempts(transport))
+        elif isinstance(transport, httpx2.BaseTransport) and not isinstance(transport, Attempts):
+            _put(place, name, Attempts(transport))
+
+
+def restore_transport(http_client: Any) -> None:
+    """Undo `observe_attempts`."""
+    for place, name, transport in _transports(http_client):
+        if isinstance(transport, AsyncAttempts | Attempts):
+            _put(place, name, transport.inner)
+
+
+def _transports(http_client: Any) -> Iterator[tuple[Any, Any, Any]]:
+    transport = getattr(http_client, "_transport", None)
+    if transport is not None:
+        yield http_client, "_transport", transport
+    mounts = getattr(http_client, "_mounts", None) or {}  # transports for proxies
+    for pattern, mounted in list(mounts.items()):
+        if mounted is not None:
+            yield mounts, pattern, mounted
+
+
+def _put(place: Any, name: Any, transport: Any) -> None:
+    if isinstance(place, dict):
+        place[name] = transport
+    else:
+        setattr(place, name, transport)
+
+
+class _OpenAttempt:
+    """An attempt under way. It is the probe's once it has ended, one way or the other."""
+
+    __slots__ = ("_probe", "connected_ns", "first_byte_ns", "headers", "sent_ns", "started_ns", "status")
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe: Probe | None = probe
+        self.started_ns = probe.clock()
+        self.connected_ns: int | None = None
+        self.sent_ns: int | None = None
+        self.first_byte_ns: int | None = None
+        self.status: int | None = None
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    def note(self, event: str) -> None:
+        if self._probe is None:
+            return
+        if event == "connected":
+            self.connected_ns = self._probe.clock()
+        else:
+            self.sent_ns = self._probe.clock()
+
+    def responded(self, response: Any) -> None:
+        assert self._probe is not None
+        self.first_byte_ns = self._probe.clock()
+        self.status = response.status_code
+        self.headers = response.headers.raw
+
+    def end(self, error: BaseException | None = None) -> None:
+        probe, self._probe = self._probe, None
+        if probe is None:
+            return
+        attempt = Attempt(
+            started_ns=self.started_ns,
+            ended_ns=probe.clock(),
+            status=self.status,
+            error_type=None if error is None else _error_type(error),
+            connected_ns=self.connected_ns,
+            sent_ns=self.sent_ns,
+            first_byte_ns=self.first_byte_ns,
+        )
+        probe.attempts.append(_with_headers(attempt, self.headers))
+
+
+def _error_type(error: BaseException) -> str:
+    if isinstance(error, httpx2.TimeoutException):
+        return "timeout"
+    if isinstance(error, httpx2.TransportError):
+        return "connection"
+    return "cancelled" if not isinstance(error, Exception) else type(error).__name__
+
+
+def _with_headers(attempt: Attempt, headers: list[tuple[bytes, bytes]]) -> Attempt:
+    limits: dict[str, str] = {}
+    request_id: str | None = None
+    retry_after: int | None = None
+    for raw_name, value in headers:
+        name = raw_name.lower()
+        if name.startswith(_RATE_LIMIT_PREFIXES):
+            limits[name.decode("ascii", "replace")] = value.decode("latin-1")
+        elif name in (b"x-request-id", b"request-id"):
+            request_id = value.decode("latin-1")
+        elif name == b"retry-after-ms":
+            retry_after = _nanoseconds(value.decode("latin-1"), 1_000_000)
+        elif name == b"retry-after" and retry_after is None:
+            retry_after = _nanoseconds(value.decode("latin-1"), 1_000_000_000)
+    if not limits and request_id is None and retry_after is None:
+        return attempt
+    return replace(attempt, request_id=request_id, retry_after_ns=retry_after, rate_limits=limits or None)
+
+
+def _nanoseconds(text: str, unit: int) -> int | None:
+    """Of a Retry-After header: a number of units, or an HTTP date."""
+    try:
+        return max(0, int(float(text) * unit))
+    except (ValueError, OverflowError):
+        pass
+    try:
+        at = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0, int((at.timestamp() - time.time()) * 1e9))  # the header names a wall-clock time
+
+
+_current: ContextVar[_OpenAttempt | None] = ContextVar("toolloop_current_attempt", default=None)
+
+
+class AsyncAttempts(httpx2.AsyncBaseTransport):
+    """An async transport whose requests become attempts."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
+        self.inner = inner
+        _trace_aiohttp(inner)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        probe = current_probe.get()
+        if probe is None:
+            return await self.inner.handle_async_request(request)
+        attempt = _OpenAttempt(probe)
+        request.extensions.setdefault("trace", _async_trace(attempt))
+        token = _current.set(attempt)
+        try:
+            response = await self.inner.handle_async_request(request)
+        except BaseException as error:
+            attempt.end(error)
+            raise
+        finally:
+            _current.reset(token)
+        attempt.responded(response)
+        response.stream = _AsyncBody(response.stream, attempt)
+        return response
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+class Attempts(httpx2.BaseTransport):
+    """A sync transport whose requests become attempts."""
+
+    def __init__(self, inner: httpx2.BaseTransport) -> None:
+        self.inner = inner
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        probe = current_probe.get()
+        if probe is None:
+            return self.inner.handle_request(request)
+        attempt = _OpenAttempt(probe)
+        request.extensions.setdefault("trace", _sync_trace(attempt))
+        try:
+            response = self.inner.handle_request(request)
+        except BaseException as error:
+            attempt.end(error)
+            raise
+        attempt.responded(response)
+        response.stream = _Body(response.stream, attempt)
+        return response
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class _AsyncBody(httpx2.AsyncByteStream):
+    def __init__(self, inner: Any, attempt: _OpenAttempt) -> None:
+        self._inner = inner
+        self._attempt = attempt
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._inner:
+                yield chunk
+        except BaseException as error:
+            self._attempt.end(error)
+            raise
+
+    async def aclose(self) -> None:
+        try:
+            await self._inner.aclose()
+        finally:
+            self._attempt.end()
+
+
+class _Body(httpx2.SyncByteStream):
+    def __init__(self, inner: Any, attempt: _OpenAttempt) -> None:
+        self._inner = inner
+        self._attempt = attempt
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._inner
+        except BaseException as error:
+            self._attempt.end(error)
+            raise
+
+    def close(self) -> None:
+        try:
+            self._inner.close()
+        finally:
+            self._attempt.end()
+
+
+# httpx2's own transport reports its progress to the request's "trace" extension.
+_CONNECTED = frozenset(("connection.connect_tcp.complete", "connection.start_tls.complete"))
+_SENT = frozenset(("http11.send_request_body.complete", "http2.send_request_body.complete"))
+
+
+def _sync_trace(attempt: _OpenAttempt) -> Callable[[str, Any], None]:
+    def trace(event: str, info: Any) -> None:
+        if event in _CONNECTED:
+            attempt.note("connected")
+        elif event in _SENT:
+            attempt.note("sent")
+
+    return trace
+
+
+def _async_trace(attempt: _OpenAttempt) -> Callable[[str, Any], Any]:
+    note = _sync_trace(attempt)
+
+    async def trace(event: str, info: Any) -> None:
+        note(event, info)
+
+    return trace
+
+
+def _trace_aiohttp(transport: Any) -> None:
+    """The aiohttp transport ignores "trace"; its session, made at the first request, gets a TraceConfig."""
+    make_session = getattr(transport, "get_client", None)
+    if make_session is None:
+        return
+    import aiohttp
+
+    async def connected(*_: Any) -> None:
+        attempt = _current.get()
+        if attempt is not None:
+            attempt.note("connected")
+
+    async def sent(*_: Any) -> None:
+        attempt = _current.get()
+        if attempt is not None:
+            attempt.note("sent")
+
+    config = aiohttp.TraceConfig()
+    config.on_connection_create_end.append(connected)
+    config.on_connection_reuseconn.append(connected)
+    config.on_request_chunk_sent.append(sent)
+    config.freeze()
+
+    def traced() -> Any:
+        session = make_session()
+        if config not in session.trace_configs:
+            session.trace_configs.append(config)
+        return session
+
+    transport.get_client = traced
+    session = getattr(transport, "client", None)
+    if isinstance(session, aiohttp.ClientSession):  # it made one already
+        session.trace_configs.append(config)
