@@ -13,6 +13,7 @@ from typing import NamedTuple
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _VALUES = {digit: value for value, digit in enumerate(_DIGITS)}
 _PAIRS = [first + second for first in _DIGITS for second in _DIGITS]
+_EIGHT = 62**8
 _LENGTH = 24  # base-62 digits; 62^24 > 2^138
 _BITS = 138
 _MASK = (1 << _BITS) - 1
@@ -45,11 +46,18 @@ def encode(place: Place, nonce: int) -> str:
         | (nonce & 0xFFFFFFFFFF)
     )
     number = (number * _FACTOR) & _MASK
-    pairs = []
-    for _ in range(_LENGTH // 2):
-        number, pair = divmod(number, 3844)
-        pairs.append(_PAIRS[pair])
-    return "".join(pairs)
+    rest, low = divmod(number, _EIGHT)
+    high, middle = divmod(rest, _EIGHT)
+    return _word(low) + _word(middle) + _word(high)
+
+
+def _word(word: int) -> str:
+    """Eight digits; small numbers and no loop are what makes an id cheap."""
+    pairs = _PAIRS
+    return (
+        f"{pairs[word % 3844]}{pairs[word // 3844 % 3844]}"
+        f"{pairs[word // 14776336 % 3844]}{pairs[word // 56800235584]}"
+    )
 
 
 def decode(identifier: str) -> Place | None:

@@ -32,19 +32,38 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 
+class _Call:
+    """A call handed out. Its arguments are read when a tool request comes, which for most clients is never."""
+
+    __slots__ = ("_asked", "_text", "handed")
+
+    def __init__(self, text: str, handed: Handed) -> None:
+        self._text = text
+        self._asked: frozenset[tuple[str, str]] | None = None
+        self.handed = handed
+
+    def asked(self) -> frozenset[tuple[str, str]]:
+        if self._asked is None:
+            try:
+                self._asked = canonical(orjson.loads(self._text))
+            except (orjson.JSONDecodeError, AttributeError):  # spoilt by a fault: no request matches
+                self._asked = frozenset({("", self._text)})
+        return self._asked
+
+
 class Outstanding:
     """Calls handed out to clients that do not name them, oldest first."""
 
     def __init__(self, size: int = 10_000) -> None:
         self._size = size
         self._serial = 0
-        self._tools: dict[str, OrderedDict[int, tuple[frozenset[tuple[str, str]], Handed]]] = {}
+        self._tools: dict[str, OrderedDict[int, _Call]] = {}
         self._order: OrderedDict[int, str] = OrderedDict()
 
-    def add(self, name: str, arguments: Mapping[str, Any], handed: Handed) -> None:
-        """Remember a call that was handed out."""
+    def add(self, name: str, arguments: str, handed: Handed) -> None:
+        """Remember a call that was handed out; `arguments` is its JSON text."""
         self._serial += 1
-        self._tools.setdefault(name, OrderedDict())[self._serial] = (canonical(arguments), handed)
+        self._tools.setdefault(name, OrderedDict())[self._serial] = _Call(arguments, handed)
         self._order[self._serial] = name
         if len(self._order) > self._size:
             serial, oldest = self._order.popitem(last=False)
@@ -57,7 +76,8 @@ class Outstanding:
             return None
         wanted = canonical(arguments)
         found = None
-        for serial, (asked, _) in calls.items():
+        for serial, call in calls.items():
+            asked = call.asked()
             if asked == wanted:
                 found = serial
                 break
@@ -65,7 +85,7 @@ class Outstanding:
                 found = serial
         if found is None:
             return None
-        handed = calls[found][1]
+        handed = calls[found].handed
         del self._order[found]
         self._drop(name, found)
         return handed

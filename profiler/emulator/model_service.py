@@ -244,7 +244,7 @@ class ModelService:
         if loop == self._free_loop:
             self._free_loop += 1
         if header is None and said.calls:
-            self._hand_out(wire, said.calls)
+            self._hand_out(wire, places, said.calls)
         fault = self._fault(exchange, place, entry) if self._scenario.faults else None
         if fault is not None:
             error_of = status_error(fault.kind, wire.provider)
@@ -255,7 +255,7 @@ class ModelService:
                     limits += rate_headers.retry_headers(wire.provider, retry_ns)
                 self._refuse(exchange, wire, error_of, entry, limits)
                 return
-        token = encode(place, serial << 8 | 0xFF)
+        token = _token(serial)
         if talk.carried is not None and (fault is None or fault.kind == "slow_first_byte"):
             self._store.put("resp_" + token, openai_responses.after(talk.carried, said))
         self._send(exchange, wire, talk, said, timed_tokens, place, token, entry, fault, quota)
@@ -372,16 +372,10 @@ class ModelService:
         headers = SSE + identity + limits
         exchange.send(Reply(200, headers, due_ns=first_ns, frames=timed, ending=ending, observer=entry))
 
-    def _hand_out(self, wire: Wire, calls: tuple[MadeCall, ...]) -> None:
+    def _hand_out(self, wire: Wire, places: list[Place], calls: tuple[MadeCall, ...]) -> None:
         prefix = "toolu_" if wire.provider == "anthropic" else "call_"
-        for call in calls:
-            place = decode(call.token)
-            try:
-                arguments = orjson.loads(call.arguments)
-            except orjson.JSONDecodeError:
-                continue  # spoilt by a fault, or cut: no tool will be asked for it
-            if place is not None:
-                self._outstanding.add(call.name, arguments, Handed(place, prefix + call.token))
+        for place, call in zip(places, calls, strict=False):  # max_tokens may have cut the last ones
+            self._outstanding.add(call.name, call.arguments, Handed(place, prefix + call.token))
 
     # Headers and refusals
 
@@ -409,8 +403,13 @@ class ModelService:
         exchange.send(Reply(error.status, headers, body, observer=entry))
 
 
+def _token(serial: int) -> str:
+    """24 hexadecimal digits, different for every response of a process."""
+    return "%024x" % ((serial * 0x9E3779B97F4A7C15F39CC061) & 0xFFFFFFFFFFFFFFFFFFFFFFFF)
+
+
 def _request_id(serial: int) -> str:
-    return "req_%024x" % ((serial * 0x9E3779B97F4A7C15F39CC060) & 0xFFFFFFFFFFFFFFFFFFFFFFFF)
+    return "req_" + _token(serial)
 
 
 def _malformed(provider: str, problem: str) -> ApiError:
