@@ -7,6 +7,7 @@ liveness check stands still in gevent's patched `select`. aiohttp's does neither
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import ssl
 from weakref import WeakKeyDictionary
@@ -31,7 +32,7 @@ def tool_client() -> httpx.AsyncClient:
     client = _clients.get(loop)
     if client is None:
         client = _clients[loop] = httpx.AsyncClient(
-            transport=httpx_aiohttp.AiohttpTransport(client=_session),
+            transport=httpx_aiohttp.AiohttpTransport(verify=_ssl_context(), client=_session),
             timeout=30.0,
             event_hooks={"request": [_identify]},
         )
@@ -46,10 +47,19 @@ async def close_tool_client() -> None:
 
 
 def _session() -> aiohttp.ClientSession:
-    context = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=context), cookie_jar=aiohttp.DummyCookieJar()
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=_ssl_context()), cookie_jar=aiohttp.DummyCookieJar()
     )
+    # aiohttp silently sends a GET again when a kept-alive connection turns out dead: the server
+    # would see two requests where the tool made one. There is no public switch.
+    session._retry_connection = False
+    return session
+
+
+@functools.cache
+def _ssl_context() -> ssl.SSLContext:
+    """Made once: loading the certificates takes some 20 ms, in which nothing else runs."""
+    return ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
 
 
 async def _identify(request: httpx.Request) -> None:
