@@ -1,0 +1,78 @@
+"""Draws by address, and the moments of every distribution."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, median
+
+import pytest
+
+from profiler.emulator.draws import Draws, key, sampler, whole
+from profiler.scenario import Distribution
+
+
+def values(distribution: Distribution, n: int = 20_000) -> list[float]:
+    sample = sampler(distribution)
+    return [sample(key(1, i)) for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("distribution", "mean", "middle"),
+    [
+        (Distribution("constant", (2.0,)), 2.0, 2.0),
+        (Distribution("uniform", (1.0, 3.0)), 2.0, 2.0),
+        (Distribution("exponential", (2.0,)), 2.0, 2 * math.log(2)),
+        (Distribution("lognormal", (1.0, 0.5)), math.exp(0.125), 1.0),
+        (Distribution("gamma", (2.0, 3.0)), 2.0, 1.783),
+        (Distribution("gamma", (2.0, 0.5)), 2.0, 0.910),
+        (Distribution("pareto", (1.0, 3.0)), 1.5, 2 ** (1 / 3)),
+        (Distribution("empirical", (1.0, 1.0, 4.0)), 2.0, 1.0),
+    ],
+)
+def test_moments(distribution: Distribution, mean: float, middle: float) -> None:
+    drawn = values(distribution)
+    assert fmean(drawn) == pytest.approx(mean, rel=0.03)
+    assert median(drawn) == pytest.approx(middle, rel=0.03)
+
+
+def test_clamped_to_minimum_and_maximum() -> None:
+    drawn = values(Distribution("lognormal", (1.0, 2.0), minimum=0.5, maximum=2.0))
+    assert min(drawn) == 0.5
+    assert max(drawn) == 2.0
+    assert values(Distribution("constant", (9.0,), maximum=2.0), 1) == [2.0]
+    assert max(values(Distribution("empirical", (1.0, 9.0), maximum=3.0))) == 3.0
+
+
+def test_the_address_alone_decides() -> None:
+    sample = sampler(Distribution("uniform", (0.0, 1.0)))
+    forwards = [sample(key(7, i)) for i in range(50)]
+    backwards = [sample(key(7, i)) for i in reversed(range(50))]
+    assert forwards == backwards[::-1]
+    assert len(set(forwards)) == 50
+    assert sample(key(7, 0)) != sample(key(8, 0))
+
+
+def test_a_seed_of_its_own_separates_equal_distributions() -> None:
+    first = sampler(Distribution("uniform", (0.0, 1.0)))
+    second = sampler(Distribution("uniform", (0.0, 1.0), seed=1))
+    assert first(key(1, 1)) != second(key(1, 1))
+
+
+def test_pinned_values_keep_tapes_reproducible_across_versions() -> None:
+    draws = Draws(key(0, 42))
+    assert [round(draws.random(), 12) for _ in range(3)] == [0.753214374959, 0.233679043932, 0.631274727492]
+    assert [Draws(key(0, i)).below(6) for i in range(8)] == [5, 0, 4, 2, 0, 0, 2, 1]
+
+
+def test_whole_numbers_have_a_least() -> None:
+    count = whole(Distribution("uniform", (0.0, 3.0)), least=1)
+    drawn = {count(key(3, i)) for i in range(500)}
+    assert drawn == {1, 2, 3}
+
+
+def test_draws_are_uniform_enough_to_choose_fairly() -> None:
+    counts = [0] * 5
+    for i in range(10_000):
+        counts[Draws(key(9, i)).below(5)] += 1
+    assert min(counts) > 1850
+    assert max(counts) < 2150

@@ -1,0 +1,121 @@
+"""Token buckets against a clock that is passed in, and how the providers tell of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from profiler.emulator.quota import KeyQuota, Refusal
+from profiler.emulator.rate_headers import go_duration, headers, refusal_error, retry_headers, rfc3339
+from profiler.scenario import Quota
+
+SECOND = 1_000_000_000
+MINUTE = 60e9
+
+
+def quota(split: bool = False, **limits: float) -> KeyQuota:
+    return KeyQuota(Quota(**limits), split_tokens=split, minute_ns=MINUTE, now_ns=0)  # type: ignore[arg-type]
+
+
+def test_the_burst_passes_at_once_and_then_the_rate() -> None:
+    state = quota(requests_per_minute=60, burst=0.1)
+    assert [state.admit(0, 0, 0) for _ in range(6)] == [None] * 6
+    refused = state.admit(0, 0, 0)
+    assert refused is not None
+    assert (refused.resource, refused.limit, refused.used, refused.requested) == ("requests", 60, 6, 1)
+    assert refused.retry_ns == pytest.approx(SECOND, abs=2)
+    assert state.admit(0, 0, refused.retry_ns) is None
+    assert state.admit(0, 0, refused.retry_ns) is not None
+
+
+def test_twice_the_rate_offered_gets_exactly_the_rate_accepted() -> None:
+    state = quota(requests_per_minute=120, burst=0.05)
+    accepted = [n for n in range(0, 60 * 1000, 250) if state.admit(0, 0, n * 1_000_000) is None]
+    after_burst = [n for n in accepted if n >= 10_000]
+    assert len(after_burst) / 50 == pytest.approx(2.0, rel=0.01)
+
+
+def test_a_refused_request_takes_nothing_from_any_bucket() -> None:
+    state = quota(requests_per_minute=60, input_tokens_per_minute=500, output_tokens_per_minute=500)
+    assert state.admit(600, 0, 0) is None
+    for _ in range(5):
+        refused = state.admit(600, 0, 0)
+        assert refused is not None
+        assert (refused.resource, refused.used, refused.requested) == ("tokens", 600, 600)
+    assert state.buckets[0].level(0) == 59
+
+
+def test_input_and_output_are_apart_on_anthropic() -> None:
+    state = quota(split=True, input_tokens_per_minute=1000, output_tokens_per_minute=100)
+    assert state.admit(10, 90, 0) is None
+    refused = state.admit(10, 20, 0)
+    assert refused is not None
+    assert refused.resource == "output-tokens"
+    assert refused.retry_ns == pytest.approx(6 * SECOND, abs=2)
+
+
+def test_a_request_larger_than_the_bucket_passes_when_it_is_full() -> None:
+    state = quota(input_tokens_per_minute=100, output_tokens_per_minute=100)
+    assert state.admit(5000, 0, 0) is None
+    refused = state.admit(1, 0, 0)
+    assert refused is not None
+    assert refused.retry_ns == pytest.approx(60 * SECOND / 200, abs=2)
+
+
+def test_concurrency_is_released() -> None:
+    state = quota(concurrent_requests=2)
+    assert (state.admit(0, 0, 0), state.admit(0, 0, 0)) == (None, None)
+    assert state.admit(0, 0, 0) == Refusal("concurrent", 2, 2, 1, 0)
+    state.release()
+    assert state.admit(0, 0, 0) is None
+
+
+def test_openai_headers_and_body() -> None:
+    state = quota(requests_per_minute=600, input_tokens_per_minute=20_000, output_tokens_per_minute=10_000)
+    assert state.admit(3000, 906, 0) is None
+    assert headers("openai", state, 0, 0.0).decode().splitlines() == [
+        "x-ratelimit-limit-requests: 600",
+        "x-ratelimit-remaining-requests: 599",
+        "x-ratelimit-reset-requests: 100ms",
+        "x-ratelimit-limit-tokens: 30000",
+        "x-ratelimit-remaining-tokens: 26094",
+        "x-ratelimit-reset-tokens: 7.812s",
+    ]
+    error = refusal_error("openai", Refusal("tokens", 30000, 28039, 3906, 3_890_000_000), "gpt-4.1")
+    assert (error.status, error.kind, error.param, error.code) == (429, "tokens", None, "rate_limit_exceeded")
+    assert error.message.startswith(
+        "Rate limit reached for gpt-4.1 in organization org-emulator on tokens per min (TPM): Limit 30000, "
+        "Used 28039, Requested 3906. Please try again in 3.89s. "
+    )
+    assert refusal_error("openai", Refusal("requests", 3, 3, 1, 1), "m").kind == "requests"
+    assert retry_headers("openai", 1_500_000_001) == b"retry-after: 2\r\nretry-after-ms: 1501\r\n"
+
+
+def test_anthropic_headers_and_body() -> None:
+    state = quota(split=True, input_tokens_per_minute=30_000, output_tokens_per_minute=8_000)
+    assert state.admit(15_000, 0, 0) is None
+    lines = headers("anthropic", state, 0, 1_750_000_000.2).decode().splitlines()
+    assert lines[:3] == [
+        "anthropic-ratelimit-input-tokens-limit: 30000",
+        "anthropic-ratelimit-input-tokens-remaining: 15000",
+        "anthropic-ratelimit-input-tokens-reset: 2025-06-15T15:07:11Z",
+    ]
+    assert lines[6:8] == ["anthropic-ratelimit-tokens-limit: 38000", "anthropic-ratelimit-tokens-remaining: 23000"]
+    error = refusal_error("anthropic", Refusal("input-tokens", 30000, 1, 1, 1), "claude")
+    assert (error.status, error.kind) == (429, "rate_limit_error")
+    assert error.message.startswith(
+        "This request would exceed your organization's rate limit of 30,000 input tokens per minute ("
+    )
+    assert retry_headers("anthropic", 1) == b"retry-after: 1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [(0, "0s"), (1_500_000, "2ms"), (3_890_000_000, "3.89s"), (72 * SECOND, "1m12s"), (3661 * SECOND, "1h1m1s")],
+)
+def test_durations_as_openai_writes_them(ns: int, text: str) -> None:
+    assert go_duration(ns) == text
+
+
+def test_times_as_anthropic_writes_them() -> None:
+    assert rfc3339(0.0) == "1970-01-01T00:00:00Z"
+    assert rfc3339(0.001) == "1970-01-01T00:00:01Z"
