@@ -8,9 +8,11 @@ Times are summed as integer nanoseconds: what is scraped equals what the records
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left
-from collections.abc import Iterator
-from itertools import accumulate
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from itertools import accumulate, pairwise
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -20,7 +22,7 @@ from profiler import metrics
 from profiler.anatomy import PHASES, phases, tool_phase
 from profiler.metrics import Metric
 from profiler.recorder import LiveCalls
-from profiler.records import LoopRecord, RoundRecord, ToolCall
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
 
 MAX_TOOLS = 50
 MAX_ERROR_TYPES = 50
@@ -85,11 +87,19 @@ class PrometheusSink(Collector):
         self._strategies: dict[str, _Strategy] = {}
         self._tools: dict[str, str] = {}
         self._error_types: dict[str, str] = {}
+        self._agents: dict[str, int] = {}
+        self._run_info: tuple[str, str, str] | None = None
+        self._quotas: dict[Metric, dict[tuple[str, str, str], float]] = {
+            metrics.QUOTA_LIMIT: {},
+            metrics.QUOTA_REMAINING: {},
+        }
         for metric in metrics.TABLE:
             if metric.kind == "counter":
                 self._counts[metric] = {}
             elif metric.kind == "histogram":
                 self._histograms[metric] = {}
+        self._loop_lag = self.histogram(metrics.EVENT_LOOP_LAG)
+        self._schedule_lag = self.histogram(metrics.SCHEDULE_LAG)
 
     def count(self, metric: Metric, *labels: str) -> Count:
         children = self._counts[metric]
@@ -154,6 +164,8 @@ class PrometheusSink(Collector):
             self.count(metrics.MODEL_TOKENS, *who, "input").value += model.input_tokens
         if model.output_tokens is not None:
             self.count(metrics.MODEL_TOKENS, *who, "output").value += model.output_tokens
+        if model.attempts:
+            self._attempts(name, model)
         if not round_.tool_calls:
             return
         strategy.fanout.observe(len(round_.tool_calls))
@@ -166,6 +178,22 @@ class PrometheusSink(Collector):
             strategy.critical_path.value += phase_.critical_path_ns
             strategy.peak.observe(phase_.peak_concurrency)
             strategy.straggler.observe(phase_.straggler_ratio)
+
+    def _attempts(self, strategy: str, model: ModelCall) -> None:
+        attempts = model.attempts
+        for attempt in attempts:
+            if attempt.status in RATE_LIMITED_STATUSES:
+                self.count(
+                    metrics.RATE_LIMITED, strategy, "model", model.model, str(attempt.status)
+                ).value += 1
+        for before, after in pairwise(attempts):
+            labels = (strategy, "model", model.model, _reason(before))
+            self.count(metrics.RETRIES, *labels).value += 1
+            self.count(metrics.BACKOFF, *labels).value += max(0, after.started_ns - before.ended_ns)
+        limits = attempts[-1].rate_limits
+        if limits:
+            for metric, resource, value in quotas(limits):
+                self._quotas[metric][model.provider, model.model, resource] = value
 
     def _tool_call(self, strategy: str, call: ToolCall) -> None:
         tool = self._capped(self._tools, call.name, MAX_TOOLS, "tool")
@@ -187,6 +215,22 @@ class PrometheusSink(Collector):
             return value
         self.count(metrics.LABEL_OVERFLOW, label).value += 1
         return OTHER
+
+    def observe_lag(self, lag_ns: int) -> None:
+        """One sample of event-loop lag."""
+        self._loop_lag.observe(lag_ns)
+
+    def observe_schedule_lag(self, lag_ns: int) -> None:
+        """How late an agent started a loop against when the load meant it to."""
+        self._schedule_lag.observe(lag_ns)
+
+    def set_agents(self, user_class: str, agents: int) -> None:
+        """How many agents run loops in this process now."""
+        self._agents[user_class] = agents
+
+    def set_strategy(self, scenario: str, strategy: str | None) -> None:
+        """Which strategy has the system to itself from now on; None between trials."""
+        self._run_info = None if strategy is None else (scenario, strategy, _version())
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
         """The families, for prometheus-client. Called in the thread that serves the scrape."""
@@ -212,12 +256,18 @@ class PrometheusSink(Collector):
                     gauge.add_metric((*labels, *constant), value)
                 yield gauge
 
-    def _gauge_values(self, metric: Metric) -> list[tuple[tuple[str, ...], int]]:
-        if metric is metrics.CONCURRENCY_LIMIT:
-            return [((strategy,), limit) for strategy, limit in list(self._limits.items())]
+    def _gauge_values(self, metric: Metric) -> list[tuple[tuple[str, ...], float]]:
         if metric is metrics.TOOL_CALLS_IN_FLIGHT:
             return [(key, live.running) for key, live in list(self._live.items())]
-        return [(key, live.queued) for key, live in list(self._live.items())]
+        if metric is metrics.TOOL_CALLS_QUEUED:
+            return [(key, live.queued) for key, live in list(self._live.items())]
+        if metric is metrics.CONCURRENCY_LIMIT:
+            return [((strategy,), limit) for strategy, limit in list(self._limits.items())]
+        if metric is metrics.AGENTS:
+            return [((user_class,), agents) for user_class, agents in list(self._agents.items())]
+        if metric is metrics.RUN_INFO:
+            return [] if self._run_info is None else [(self._run_info, 1)]
+        return list(self._quotas[metric].items())
 
     def serve(self, port: int, host: str = "127.0.0.1") -> int:
         """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port.
@@ -228,6 +278,34 @@ class PrometheusSink(Collector):
         registry.register(self)
         server, _ = start_http_server(port, addr=host, registry=registry)
         return int(server.server_port)
+
+
+RATE_LIMITED_STATUSES = frozenset((429, 529))
+
+_RESOURCES = ("requests", "tokens", "input-tokens", "output-tokens")
+
+
+def quotas(limits: Mapping[str, str]) -> Iterator[tuple[Metric, str, float]]:
+    """(metric, resource, value) of either provider's rate-limit headers; what is no number is left out."""
+    for header, text in limits.items():
+        name = header.removeprefix("x-ratelimit-").removeprefix("anthropic-ratelimit-")
+        for metric, word in ((metrics.QUOTA_LIMIT, "limit"), (metrics.QUOTA_REMAINING, "remaining")):
+            # OpenAI says remaining-tokens, Anthropic tokens-remaining.
+            resource = (
+                name.removeprefix(f"{word}-") if name.startswith(word) else name.removesuffix(f"-{word}")
+            )
+            if resource != name and resource in _RESOURCES:
+                with contextlib.suppress(ValueError):
+                    yield metric, resource.replace("-", "_"), float(text)
+
+
+def _reason(attempt: Attempt) -> str:
+    """Why an attempt was followed by another: its status, or its bounded error type."""
+    return str(attempt.status) if attempt.status is not None else attempt.error_type or "unknown"
+
+
+def _version() -> str:
+    return version("toolcall-profiler")
 
 
 def _exposed(metric: Metric, child: Histogram) -> tuple[list[tuple[str, float]], float]:

@@ -1,0 +1,164 @@
+"""The Prometheus exporter: values as scraped, from records made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from profiler import metrics
+from profiler.exporters.prometheus import OTHER, PrometheusSink, quotas
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
+
+S = 1_000_000_000
+
+
+def record(**changes) -> LoopRecord:
+    attempts = (
+        Attempt(0, S // 10, 429, rate_limits={"x-ratelimit-limit-requests": "500"}),
+        Attempt(
+            S // 2,
+            S,
+            200,
+            rate_limits={"x-ratelimit-remaining-tokens": "29000", "x-ratelimit-reset-tokens": "2ms"},
+        ),
+    )
+    model = ModelCall(
+        "openai", "gpt-4o", 0, S, input_tokens=100, output_tokens=20, first_token_ns=S // 4, attempts=attempts
+    )
+    calls = (
+        ToolCall("1", "search", S, S, S, 3 * S),
+        ToolCall("2", "search", S, S, 2 * S, 3 * S, "timeout", "timeout"),
+        ToolCall("3", "lookup", S, S, None, S, "error", "invalid_json"),
+    )
+    first = RoundRecord(0, 0, 3 * S, model, S, 3 * S, calls)
+    last = RoundRecord(1, 3 * S, 4 * S, ModelCall("openai", "gpt-4o", 3 * S, 4 * S))
+    return replace(LoopRecord("x", "gathered", "openai", "gpt-4o", 0, 4 * S, "ok", (first, last)), **changes)
+
+
+@pytest.fixture
+def sink() -> PrometheusSink:
+    return PrometheusSink(labels={"testid": "t1"})
+
+
+def value(sink: PrometheusSink, name: str, /, **labels: str) -> float | None:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(sink)
+    return registry.get_sample_value(name, {**labels, "testid": "t1"})
+
+
+def test_every_observation_of_a_loop_is_there(sink):
+    sink(record())
+    expected = {
+        ("toolloop_loop_duration_seconds_sum", "status=ok"): 4.0,
+        ("toolloop_loop_duration_seconds_count", "status=ok"): 1,
+        ("toolloop_loop_duration_seconds_bucket", "status=ok le=3.2"): 0,
+        ("toolloop_loop_duration_seconds_bucket", "status=ok le=6.4"): 1,
+        ("toolloop_loop_rounds_sum", ""): 2,
+        ("toolloop_loop_tool_calls_sum", ""): 3,
+        ("toolloop_round_duration_seconds_sum", "status=ok"): 4.0,
+        ("toolloop_round_phase_seconds_total", "phase=model"): 1.6,
+        ("toolloop_round_phase_seconds_total", "phase=backoff"): 0.4,
+        ("toolloop_round_phase_seconds_total", "phase=tools"): 2.0,
+        ("toolloop_round_phase_seconds_total", "phase=queue"): 0.0,
+        ("toolloop_round_fanout_sum", ""): 3,
+        ("toolloop_round_peak_concurrency_sum", ""): 2,
+        ("toolloop_tool_phase_wall_seconds_total", ""): 2.0,
+        ("toolloop_tool_phase_work_seconds_total", ""): 3.0,
+        ("toolloop_tool_phase_critical_path_seconds_total", ""): 2.0,
+        ("toolloop_round_straggler_ratio_sum", ""): 2 / 1.5,
+        ("toolloop_tool_call_duration_seconds_sum", "tool=search status=ok"): 2.0,
+        ("toolloop_tool_call_duration_seconds_sum", "tool=search status=timeout"): 1.0,
+        ("toolloop_tool_call_duration_seconds_count", "tool=lookup status=error"): None,
+        ("toolloop_tool_call_queue_seconds_sum", "tool=search"): 1.0,
+        ("toolloop_tool_errors_total", "tool=lookup error_type=invalid_json"): 1,
+        ("toolloop_tool_errors_total", "tool=search error_type=timeout"): 1,
+        ("toolloop_model_request_duration_seconds_sum", "provider=openai model=gpt-4o status=ok"): 2.0,
+        ("toolloop_model_time_to_first_token_seconds_sum", "provider=openai model=gpt-4o"): 0.25,
+        ("toolloop_model_tokens_total", "provider=openai model=gpt-4o direction=input"): 100,
+        ("toolloop_model_tokens_total", "provider=openai model=gpt-4o direction=output"): 20,
+        ("toolloop_rate_limited_total", "target=model name=gpt-4o reason=429"): 1,
+        ("toolloop_retries_total", "target=model name=gpt-4o reason=429"): 1,
+        ("toolloop_backoff_seconds_total", "target=model name=gpt-4o reason=429"): 0.4,
+    }
+    found = {
+        (name, labels): value(
+            sink, name, strategy="gathered", **dict(pair.split("=") for pair in labels.split())
+        )
+        for name, labels in expected
+    }
+    assert found == pytest.approx(expected)
+
+
+def test_gauges_show_now(sink):
+    live = sink.live_calls("gathered", "search")
+    live.running, live.queued = 3, 2
+    sink.set_limit("semaphore:4", 4)
+    sink.set_limit("gathered", None)
+    sink.set_agents("Agent", 20)
+    sink.set_strategy("cities", "gathered")
+    sink(record())
+    assert value(sink, "toolloop_tool_calls_in_flight", strategy="gathered", tool="search") == 3
+    assert value(sink, "toolloop_tool_calls_queued", strategy="gathered", tool="search") == 2
+    assert value(sink, "toolloop_concurrency_limit", strategy="semaphore:4") == 4
+    assert value(sink, "toolloop_concurrency_limit", strategy="gathered") is None
+    assert value(sink, "toolloop_agents", user_class="Agent") == 20
+    who = {"provider": "openai", "model": "gpt-4o"}
+    assert value(sink, "toolloop_quota_remaining", **who, resource="tokens") == 29000
+    info = [line for line in exposition(sink).splitlines() if line.startswith("toolloop_run_info{")]
+    assert len(info) == 1
+    assert 'scenario="cities",strategy="gathered"' in info[0]
+    sink.set_strategy("cities", None)
+    assert "toolloop_run_info{" not in exposition(sink)
+
+
+def exposition(sink: PrometheusSink) -> str:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(sink)
+    return generate_latest(registry).decode()
+
+
+def test_lag_is_observed(sink):
+    sink.observe_lag(30_000_000)
+    sink.observe_schedule_lag(2_000_000)
+    assert value(sink, "toolloop_event_loop_lag_seconds_sum") == pytest.approx(0.03)
+    assert value(sink, "toolloop_schedule_lag_seconds_bucket", le="0.0025") == 1
+
+
+def test_tool_names_are_capped(sink):
+    calls = tuple(ToolCall(str(i), f"tool{i}", 0, 0, 0, S) for i in range(60))
+    round_ = RoundRecord(0, 0, S, ModelCall("p", "m", 0, 0), 0, S, calls)
+    sink(record(rounds=(round_,)))
+    labels = {"strategy": "gathered", "tool": OTHER}
+    assert value(sink, "toolloop_tool_call_duration_seconds_count", **labels, status="ok") == 10
+    # Duration and queue of a call share one look-up of its name.
+    assert value(sink, "toolloop_label_overflow_total", label="tool") == 10
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ({"x-ratelimit-limit-requests": "500"}, {("limit", "requests"): 500}),
+        ({"anthropic-ratelimit-input-tokens-remaining": "12"}, {("remaining", "input_tokens"): 12}),
+        ({"anthropic-ratelimit-tokens-reset": "2026-01-01T00:00:00Z"}, {}),
+        ({"x-ratelimit-remaining-tokens": "many"}, {}),
+        ({"x-ratelimit-limit-gpus": "3"}, {}),
+    ],
+)
+def test_quotas_are_read_from_either_providers_headers(headers, found):
+    read = {(m.name.removeprefix("toolloop_quota_"), resource): v for m, resource, v in quotas(headers)}
+    assert read == found
+
+
+def test_the_table_is_well_formed():
+    names = [metric.name for metric in metrics.TABLE]
+    assert len(names) == len(set(names)) == 32
+    for metric in metrics.TABLE:
+        assert metric.name.startswith("toolloop_")
+        assert metric.name.endswith("_total") == (metric.kind == "counter")
+        assert bool(metric.buckets) == (metric.kind == "histogram")
+        assert metric.help.endswith(".")
+    assert metrics.TOOL_BUCKETS[3:6] == (0.01, 0.02, 0.04)
+    assert metrics.TOOL_BUCKETS[-1] == pytest.approx(81.92)
+    assert metrics.ROUND_BUCKETS[-1] == pytest.approx(409.6)
