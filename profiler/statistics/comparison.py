@@ -29,6 +29,7 @@ from profiler.statistics.quantiles import (
     join,
     spread,
     student,
+    student_tails,
 )
 from profiler.statistics.table import OK, Table
 
@@ -276,8 +277,6 @@ def _welch(
     ours: Floats, theirs: Floats, our_halves: Floats | None = None, their_halves: Floats | None = None
 ) -> tuple[float, float, float]:
     """(difference of the means, half its interval, p value) of two independent sets of blocks."""
-    from scipy.stats import t as student_t
-
     variances = [float(values.var(ddof=1)) / values.size for values in (ours, theirs)]
     total = sum(variances)
     parts = [v**2 / (values.size - 1) for v, values in zip(variances, (ours, theirs), strict=True)]
@@ -290,7 +289,7 @@ def _welch(
     half = math.hypot(t * math.sqrt(total), 2 * bias)
     if half == 0:
         return mean, half, 0.0 if mean else 1.0
-    return mean, half, float(2 * student_t.sf(abs(mean) * t / half, freedom))
+    return mean, half, student_tails(mean * t / half, freedom)
 
 
 def _failure_difference(candidate: Side, baseline: Side, paired: bool) -> Difference:
@@ -314,11 +313,9 @@ def _failure_difference(candidate: Side, baseline: Side, paired: bool) -> Differ
     binomial = math.sqrt(sum(p * (1 - p) / n for p, n in smoothed))
     t = student(CONFIDENCE, freedom)
     half = max(half, t * binomial)
-    from scipy.stats import t as student_t
-
     return Difference(
         value,
         max(-1.0, value - half),
         min(1.0, value + half),
-        float(2 * student_t.sf(abs(value) * t / half, freedom)),
+        student_tails(value * t / half, freedom),
     )

@@ -1,0 +1,387 @@
+"""What a finished run would have looked like, had one thing been different. Estimates, and labelled so.
+
+The loops of each trial are replayed from their recorded intervals: model request, tool phase under
+the strategy's rule, what lies between; an agent starts its next loop as long after the last one as
+it did. Limiters are replayed first come, first served, over all agents that share one, so a faster
+tool also shortens the waits of others. What is assumed: durations do not change with the load that
+the change causes, so against a server at its quota an estimate is too good.
+
+An estimate is the measured quantile times (replay with the change / replay without), so that what
+the replay itself gets wrong cancels; `replay_error` says how much that was.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from profiler.errors import UsageError
+from profiler.records import LoopRecord, RoundRecord
+from profiler.rundir import Run, Trial
+from profiler.strategies import parse_strategy
+
+CALLS_PER_TRIAL = 200_000
+"""Tool calls of a trial that are replayed; its loops after that are left out, which bounds the memory."""
+
+ChangeKind = Literal["tool", "first_token", "limiter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing to be different: a tool or the first token twice as fast, or the limiter gone."""
+
+    kind: ChangeKind
+    tool: str | None = None
+
+    @property
+    def words(self) -> str:
+        """`with get_weather twice as fast`."""
+        if self.kind == "tool":
+            return f"with {self.tool} twice as fast"
+        return "with the first token twice as fast" if self.kind == "first_token" else "without the limiter"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """A quantile of the loop in seconds: as measured, and as estimated under the change."""
+
+    measured: float
+    estimated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counterfactual:
+    """One change to one strategy under one load. `replay_error` is |replay / measured - 1| at p50."""
+
+    strategy: str
+    users: int
+    change: Change
+    p50: Estimated
+    p95: Estimated
+    loops: int
+    replay_error: float
+
+    @property
+    def sentence(self) -> str:
+        """`estimate: with get_weather twice as fast, p50 1.20 s → 0.90 s, p95 ...`."""
+        quantiles = ", ".join(
+            f"{name} {one.measured:.3g} s → {one.estimated:.3g} s"
+            for name, one in (("p50", self.p50), ("p95", self.p95))
+        )
+        return f"{self.strategy}, estimate: {self.change.words}, {quantiles}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    tool: str
+    release: int  # from the start of the tool phase; negative for a call that started eagerly
+    wait: int
+    duration: int
+    after_previous: int  # from the end of the call before it (the first: from its release)
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    before: int  # from the start of the round to the tool phase (or the end of a round without one)
+    token: int  # the part of it until the first token of the last attempt; 0 if not observed
+    calls: tuple[_Call, ...]
+    after: int  # from the end of the last call
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    start: int
+    due: int
+    rounds: tuple[_Round, ...]
+    outside: int
+    wall: int
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """Loops of one agent. A loop starts its pause after the one before it; None: when it did start."""
+
+    process: str
+    loops: list[_Loop]
+    pauses: list[int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Walls:
+    """Wall times of the loops of one trial that count: as recorded, replayed, replayed per change."""
+
+    measured: list[int]
+    same: list[int]
+    changed: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """How a tool phase is scheduled: chained, or `limit` at once (None: all) over the scope's calls."""
+
+    chained: bool
+    limit: int | None
+    shared: bool
+
+
+def counterfactuals(
+    run: Run, records: Iterable[LoopRecord], tools: Sequence[str] = ()
+) -> tuple[Counterfactual, ...]:
+    """Every change that applies to every strategy of the run.
+
+    `tools` names the tools to try. Records are streamed, one trial in memory at a time (trials do
+    not overlap, so their records are neighbours), of each its first `CALLS_PER_TRIAL` calls.
+    Strategies this version cannot replay, and changes that touch nothing (no first token was
+    observed, no limiter), are left out.
+    """
+    trials = {trial.index: trial for trial in run.trials}
+    changes = [*(Change("tool", tool) for tool in tools), Change("first_token"), Change("limiter")]
+    walls: dict[tuple[str, int], list[_Walls]] = {}
+    for index, group in groupby(records, key=lambda record: record.trial):
+        trial = None if index is None else trials.get(index)
+        if trial is None:
+            continue
+        try:
+            rule = _rule(trial.strategy)
+        except UsageError:
+            continue
+        agents = _agents(trial, group, open_load=run.load.model == "open")
+        walls.setdefault((trial.strategy, trial.users), []).append(
+            _Walls(
+                measured=[loop.wall for agent in agents for loop in agent.loops if loop.counts],
+                same=_replay(agents, rule, None),
+                changed=[_replay(agents, rule, change) for change in changes],
+            )
+        )
+    made = []
+    for (strategy, users), parts in walls.items():
+        measured = sorted(wall for part in parts for wall in part.measured)
+        same = sorted(wall for part in parts for wall in part.same)
+        if not measured:
+            continue
+        error = abs(_quantile(same, 0.5) / max(1.0, _quantile(measured, 0.5)) - 1)
+        for place, change in enumerate(changes):
+            changed = sorted(wall for part in parts for wall in part.changed[place])
+            if changed == same:
+                continue
+            p50, p95 = (_estimate(measured, same, changed, p) for p in (0.5, 0.95))
+            made.append(Counterfactual(strategy, users, change, p50, p95, len(measured), error))
+    return tuple(made)
+
+
+def _estimate(measured: list[int], same: list[int], changed: list[int], p: float) -> Estimated:
+    value = _quantile(measured, p) / 1e9
+    base = _quantile(same, p)
+    return Estimated(value, value * _quantile(changed, p) / base if base else value)
+
+
+def _quantile(ordered: list[int], p: float) -> float:
+    rank = p * (len(ordered) - 1)
+    low = math.floor(rank)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (rank - low) * (ordered[high] - ordered[low])
+
+
+def _rule(spec: str) -> _Rule:
+    strategy = parse_strategy(spec)
+    if spec == "sequential":
+        return _Rule(chained=True, limit=None, shared=False)
+    return _Rule(chained=False, limit=strategy.limit, shared=strategy.scope == "process")
+
+
+def _agents(trial: Trial, records: Iterable[LoopRecord], open_load: bool) -> list[_Chain]:
+    """The loops of each agent, in order; loops that overlap, or name no agent, stand alone."""
+    grouped: dict[tuple[str, str], list[_Loop]] = {}
+    calls = 0
+    for record in records:
+        if calls < CALLS_PER_TRIAL:
+            calls += sum(len(round_.tool_calls) for round_ in record.rounds)
+            grouped.setdefault((record.process, record.agent or record.id), []).append(_loop(record, trial))
+    result: list[_Chain] = []
+    for (process, _), loops in grouped.items():
+        loops.sort(key=lambda loop: loop.start)
+        chain = _Chain(process, [loops[0]], [None])
+        for loop in loops[1:]:
+            previous = chain.loops[-1]
+            pause = loop.start - (previous.due + previous.wall)
+            if pause < 0:
+                result.append(chain)
+                chain = _Chain(process, [], [])
+            chain.loops.append(loop)
+            chain.pauses.append(None if open_load or pause < 0 else pause)
+        result.append(chain)
+    return result
+
+
+def _loop(record: LoopRecord, trial: Trial) -> _Loop:
+    due = record.started_ns if record.intended_ns is None else record.intended_ns
+    inside = sum(round_.ended_ns - round_.started_ns for round_ in record.rounds)
+    return _Loop(
+        start=record.started_ns,
+        due=due,
+        rounds=tuple(_round(round_) for round_ in record.rounds),
+        outside=record.ended_ns - record.started_ns - inside,
+        wall=record.ended_ns - due,
+        counts=record.status == "ok" and trial.started_ns <= due < trial.ended_ns,
+    )
+
+
+def _round(round_: RoundRecord) -> _Round:
+    model = round_.model
+    begun = model.attempts[-1].started_ns if model.attempts else model.started_ns
+    token = 0 if model.first_token_ns is None else max(0, model.first_token_ns - begun)
+    origin = round_.tools_started_ns
+    if origin is None or not round_.tool_calls:
+        return _Round(round_.ended_ns - round_.started_ns, token, (), 0)
+    calls = []
+    previous: int | None = None
+    for call in round_.tool_calls:
+        started = call.ended_ns if call.started_ns is None else call.started_ns
+        calls.append(
+            _Call(
+                tool=call.name,
+                release=call.queued_ns - origin,
+                wait=started - call.queued_ns,
+                duration=call.ended_ns - started,
+                after_previous=max(0, started - (call.queued_ns if previous is None else previous)),
+            )
+        )
+        previous = call.ended_ns
+    last = max(call.ended_ns for call in round_.tool_calls)
+    return _Round(origin - round_.started_ns, token, tuple(calls), max(0, round_.ended_ns - last))
+
+
+def _replay(agents: list[_Chain], rule: _Rule, change: Change | None) -> list[int]:
+    """Wall times of the loops that count, under the change."""
+    kind = None if change is None else change.kind
+    limit = None if kind == "limiter" else rule.limit
+    if rule.shared and limit is not None:
+        walls: dict[int, int] = {}
+        for process in dict.fromkeys(agent.process for agent in agents):
+            together = [agent for agent in agents if agent.process == process]
+            walls.update(_replay_shared(together, limit, change))
+        return [walls[id(loop)] for agent in agents for loop in agent.loops if loop.counts]
+    return [_alone(loop, rule, limit, change) for agent in agents for loop in agent.loops if loop.counts]
+
+
+def _alone(loop: _Loop, rule: _Rule, limit: int | None, change: Change | None) -> int:
+    """Wall time of a loop that shares nothing."""
+    wall = loop.start - loop.due + loop.outside
+    chained = rule.chained and not (change is not None and change.kind == "limiter")
+    keeps_wait = rule.limit is None and not rule.chained
+    for round_ in loop.rounds:
+        wall += _before(round_, change) + round_.after
+        if not round_.calls:
+            continue
+        if chained:
+            first = round_.calls[0].release
+            wall += first + sum(call.after_previous + _duration(call, change) for call in round_.calls)
+        elif limit is None:
+            wall += max(
+                call.release + (call.wait if keeps_wait else 0) + _duration(call, change)
+                for call in round_.calls
+            )
+        else:
+            free = [min(call.release for call in round_.calls)] * min(limit, len(round_.calls))
+            end = 0
+            for call in sorted(round_.calls, key=lambda call: call.release):
+                done = max(call.release, heapq.heappop(free)) + _duration(call, change)
+                heapq.heappush(free, done)
+                end = max(end, done)
+            wall += end
+    return wall
+
+
+def _before(round_: _Round, change: Change | None) -> int:
+    faster = change is not None and change.kind == "first_token"
+    return round_.before - (round_.token // 2 if faster else 0)
+
+
+def _duration(call: _Call, change: Change | None) -> int:
+    faster = change is not None and change.kind == "tool" and call.tool == change.tool
+    return call.duration // 2 if faster else call.duration
+
+
+class _Agent:
+    """Where one agent is in its loops during a shared replay."""
+
+    __slots__ = ("begun", "chain", "number", "open_calls", "round")
+
+    def __init__(self, chain: _Chain) -> None:
+        self.chain = chain
+        self.number = 0
+        self.round = 0
+        self.begun = 0
+        self.open_calls = 0
+
+    @property
+    def loop(self) -> _Loop:
+        return self.chain.loops[self.number]
+
+
+_START, _ARRIVE, _END = 0, 1, 2
+
+
+def _replay_shared(together: Sequence[_Chain], limit: int, change: Change | None) -> dict[int, int]:
+    """Wall time by `id` of each loop of the agents that share one first-come limiter."""
+    walls: dict[int, int] = {}
+    # (time, order of being made, what, agent, duration): equal times keep their order.
+    events: list[tuple[int, int, int, _Agent, int]] = []
+    waiting: deque[tuple[_Agent, int]] = deque()
+    running = made = 0
+
+    def push(time: int, what: int, agent: _Agent, duration: int = 0) -> None:
+        nonlocal made
+        made += 1
+        heapq.heappush(events, (time, made, what, agent, duration))
+
+    def next_round(agent: _Agent, now: int) -> None:
+        loop = agent.loop
+        while agent.round < len(loop.rounds):
+            round_ = loop.rounds[agent.round]
+            origin = now + _before(round_, change)
+            if round_.calls:
+                agent.open_calls = len(round_.calls)
+                for call in round_.calls:
+                    push(max(now, origin + call.release), _ARRIVE, agent, _duration(call, change))
+                return
+            agent.round += 1
+            now = origin + round_.after
+        end = now + loop.outside
+        walls[id(loop)] = end - agent.begun + (loop.start - loop.due)
+        agent.number += 1
+        if agent.number < len(agent.chain.loops):
+            pause = agent.chain.pauses[agent.number]
+            push(max(end, agent.loop.start) if pause is None else end + pause, _START, agent)
+
+    for chain in together:
+        push(chain.loops[0].start, _START, _Agent(chain))
+    while events:
+        now, _, what, agent, duration = heapq.heappop(events)
+        if what == _START:
+            agent.begun, agent.round = now, 0
+            next_round(agent, now)
+        elif what == _ARRIVE:
+            if running < limit:
+                running += 1
+                push(now + duration, _END, agent)
+            else:
+                waiting.append((agent, duration))
+        else:
+            if waiting:
+                follower, its_duration = waiting.popleft()
+                push(now + its_duration, _END, follower)
+            else:
+                running -= 1
+            agent.open_calls -= 1
+            if not agent.open_calls:
+                after = agent.loop.rounds[agent.round].after
+                agent.round += 1
+                next_round(agent, now + after)
+    return walls
