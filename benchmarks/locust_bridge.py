@@ -6,13 +6,14 @@ Both sides run the same `ToolLoop`, tools and client on the `instant` scenario, 
 one core, the emulator on another. Plain, patched (Locust as it comes) and unpatched
 (LOCUST_SKIP_MONKEY_PATCH=1) runs are interleaved in changing order; the figures are medians over
 the repeats, the ratio that of paired repeats. Agents that start together stay in step, so loops in
-flight at the end are waited for and counted, with their time. Needs two cores and `os.sched_setaffinity` (Linux).
+flight at the end are waited for and counted, with their time. Needs two cores and Linux.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import os
 import statistics
@@ -127,6 +128,8 @@ def plain(provider: str, url: str, agents: int, seconds: float) -> int:
         model = make_provider(provider, base_url=url)
         loop = ToolLoop(model, scenario_tools(load_scenario("instant")), Gathered())
         await loop.run("Warm up.")
+        gc.collect()
+        gc.freeze()  # as the load test does: else the yardstick would pay for collections that ours is spared
         numbers, done = itertools.count(), 0
         start = time.monotonic()
 

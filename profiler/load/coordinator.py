@@ -118,6 +118,7 @@ class Coordinator:
     def _ramp_up(self) -> bool:
         """Prepare the workers and see the users in; False when stopped meanwhile."""
         workers = self._enlist()
+        self._save(model=self._team.model, workers=len(workers))
         self._print_limits(len(workers))
         ramp = ramp_seconds(self._ramp.users, self._ramp.rate)
         if ramp > SHORT_RAMP_SECONDS and not self._spawned.is_set():

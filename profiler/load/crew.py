@@ -67,6 +67,7 @@ class Crew:
 
     def __init__(self, report: Sink) -> None:
         self.process = process_name(0)
+        self.model = ""
         self.sinks: list[Sink] = [report]
         self._thread: LoopThread | None = None
         self._loops: dict[str, ToolLoop] = {}
@@ -189,6 +190,7 @@ class Crew:
 
         await self._close_clients()
         model = make_provider(options.provider, base_url=root, model=options.model)
+        self.model = model.model
         tools, threads = scenario_tools(scenario), NativeThreads()
 
         def loop(strategy: Strategy, sinks: Sequence[Sink]) -> ToolLoop:

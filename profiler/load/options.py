@@ -38,7 +38,7 @@ class LoadOptions:
     max_rounds: int = 5
     trial_seconds: float | None = None
     blocks: int | None = None
-    seed: int = 0
+    seed: int = 1
     drain_seconds: float = 30.0
     out: str = "runs"
     run_directory: str | None = None
@@ -89,6 +89,34 @@ class LoadOptions:
     def from_data(cls, data: Mapping[str, Any]) -> LoadOptions:
         return cls(**{**data, "strategies": tuple(data["strategies"])})
 
+    def as_arguments(self) -> list[str]:
+        """Command-line arguments for Locust; `from_namespace` of what it parses is the inverse."""
+        arguments = [f"--strategy={','.join(self.strategies)}"]
+        for option, value in (
+            ("--provider", self.provider),
+            ("--scenario", self.scenario),
+            ("--base-url", self.base_url),
+            ("--tools-url", self.tools_url),
+            ("--model", self.model),
+            ("--tool-choice", self.tool_choice),
+            ("--max-rounds", self.max_rounds),
+            ("--trial-seconds", self.trial_seconds),
+            ("--blocks", self.blocks),
+            ("--seed", self.seed),
+            ("--drain", self.drain_seconds),
+            ("--out", self.out),
+            ("--run-directory", self.run_directory),
+            ("--metrics-port", self.metrics_port),
+        ):
+            if value is not None:
+                arguments.append(f"{option}={value}")
+        flags = {
+            "--allow-remote": self.allow_remote,
+            "--no-parallel-tool-calls": not self.parallel_tool_calls,
+            "--stream": self.stream,
+        }
+        return arguments + [flag for flag, on in flags.items() if on]
+
     @classmethod
     def from_namespace(cls, parsed: argparse.Namespace) -> LoadOptions:
         """From Locust's parsed options.
@@ -138,7 +166,7 @@ def add_options(parser: Any) -> None:
     add("--model", default=None, help="model to ask for; none: the provider's default here")
     add("--trial-seconds", default=None, help="seconds that each trial measures")
     add("--blocks", default=None, help="how often every strategy gets its turn")
-    add("--seed", type=int, default=0, help="seed of the tape and of the order of strategies")
+    add("--seed", type=int, default=1, help="seed of the tape and of the order of strategies")
     add("--drain", type=float, default=30.0, help="seconds to wait for loops in flight after a trial")
     add("--max-rounds", type=int, default=5, help="most rounds with calls in a loop")
     add("--tool-choice", default="auto", help="auto, none, required, or the name of a tool")

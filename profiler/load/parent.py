@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import gevent
+from gevent.socket import wait_read
 
 from profiler.threads import start_native_thread
 
@@ -31,20 +33,32 @@ _log = logging.getLogger(__name__)
 
 
 class ForkPipe:
-    """A pipe made before Locust forks its workers: each of them sees it close when the parent dies."""
+    """A pipe made before Locust forks its workers: each of them sees it close when the parent dies.
+
+    Locust's worker looks for its master for minutes before it calls any of our code, so the
+    child watches from its first moment on, in a native thread, and `leave` is only the orderly way.
+    """
 
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._read, self._write = os.pipe()
+        os.register_at_fork(after_in_child=self._in_child)
 
-    def forked(self) -> bool:
-        """Whether this process is a child of the one that made the pipe."""
-        return os.getpid() != self._pid
+    def child_end(self) -> int | None:
+        """In a child of the process that made the pipe: the descriptor to watch."""
+        return self._read if os.getpid() != self._pid else None
 
-    def child_end(self) -> int:
-        """In a child: the descriptor to watch. Gives up the child's copy of the other end."""
-        os.close(self._write)
-        return self._read
+    def _in_child(self) -> None:
+        if self._write >= 0:
+            os.close(self._write)
+            self._write = -1
+            start_native_thread(self._watch)
+
+    def _watch(self) -> None:
+        with contextlib.suppress(OSError):
+            os.read(self._read, 1)
+        _native_sleep()(EXIT_SECONDS)
+        os._exit(1)
 
 
 def inherited_fd() -> int | None:
@@ -54,15 +68,10 @@ def inherited_fd() -> int | None:
 
 
 def when_closed(fd: int, leave: Callable[[], None]) -> None:
-    """Call `leave` in a greenlet once `fd` reads end-of-file."""
+    """Call `leave` in a greenlet once `fd`, to which nothing is ever written, reads end-of-file."""
 
     def watch() -> None:
-        from gevent.os import nb_read
-
-        os.set_blocking(fd, False)
-        with contextlib.suppress(OSError):
-            while nb_read(fd, 64):
-                pass
+        wait_read(fd)
         leave()
 
     gevent.spawn(watch)
@@ -98,15 +107,18 @@ def when_disconnected(runner: Any, leave: Callable[[], None]) -> None:
 
 def exit_at_the_latest(seconds: float = EXIT_SECONDS) -> None:
     """End this process after `seconds`, whatever it hangs in by then."""
-    native_sleep = time.sleep
-    import sys
-
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None:
-        native_sleep = monkey.get_original("time", "sleep")
+    sleep = _native_sleep()
 
     def end() -> None:
-        native_sleep(seconds)
+        sleep(seconds)
         os._exit(1)
 
     start_native_thread(end)
+
+
+def _native_sleep() -> Callable[[float], None]:
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        return time.sleep
+    sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
+    return sleep

@@ -6,7 +6,6 @@ coordinator of the test under way, on a single process both.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import sys
@@ -15,9 +14,9 @@ from typing import Any
 
 import gevent
 
-from profiler import rundir
 from profiler.errors import ProfilerError
 from profiler.load import team as parts
+from profiler.load.conditions import conditions
 from profiler.load.coordinator import Coordinator, Ramp
 from profiler.load.crew import Crew, Trial, process_name
 from profiler.load.options import LoadOptions, add_options
@@ -30,7 +29,7 @@ from profiler.load.parent import (
 )
 from profiler.load.reporter import Reporter
 from profiler.load.team import Team
-from profiler.rundir import Anchor, Incident, Load, Run, RunDirectory
+from profiler.rundir import Incident, Run, RunDirectory
 from profiler.scenario import load_scenario
 
 _log = logging.getLogger(__name__)
@@ -69,6 +68,7 @@ class Session:
         self.coordinator: Coordinator | None = None
         self._coordinating: Any = None
         self._concluding = False
+        self._left = False
         self._emulator: tuple[tuple[str, int], AbstractContextManager[Any], str] | None = None
         self._metrics: Any = None
         self._turn = 0
@@ -130,7 +130,7 @@ class Session:
             options = self._asked()
             root = self._root(options)
             ramp = Ramp(int(parsed.num_users or 1), float(parsed.spawn_rate or 1), _seconds(parsed.run_time))
-            directory, run = _run_directory(options, ramp)
+            directory, run = _run_directory(options, ramp.users)
             self.coordinator = Coordinator(options, root, ramp, self._team, directory, run)
         except ProfilerError as error:
             self._fail(error)
@@ -191,8 +191,10 @@ class Session:
         root = self._root(options)
         if not self.works:
             with gevent.Timeout(parsed.expect_workers_max_wait or None, False):
-                while len(self._greeted) < parsed.expect_workers:
+                while len(self._greeted) < parsed.expect_workers and not self._left:
                     gevent.sleep(0.05)
+            if self._left:
+                sys.exit(1)
             if not self._greeted:
                 return  # Locust will say so
         self._team.enlist(options, root)
@@ -236,7 +238,7 @@ class Session:
     # Working: a worker, or the only process.
 
     def _on_prepare(self, environment: Any, msg: Any, **_: Any) -> None:
-        answer: dict[str, Any] = {"error": None, "exit_code": 0, "loop_seconds": 0.0}
+        answer: dict[str, Any] = {"error": None, "exit_code": 0, "loop_seconds": 0.0, "model": ""}
         try:
             options = LoadOptions.from_data(msg.data["options"])
             self._drain_seconds = options.drain_seconds
@@ -244,6 +246,7 @@ class Session:
             self._serve_metrics(options, number)
             self._crew.process = process_name(number)
             answer["loop_seconds"] = self._crew.prepare(options, msg.data["root"])
+            answer["model"] = self._crew.model
         except ProfilerError as error:
             answer.update(error=str(error), exit_code=error.exit_code)
         except Exception as error:  # the master has to hear of it; here it would only be logged
@@ -312,10 +315,10 @@ class Session:
         self._stop_emulator()
 
     def _watch_parent(self, pipe: ForkPipe) -> None:
-        fd = inherited_fd()
-        if pipe.forked():
-            when_closed(pipe.child_end(), self._leave)
-        elif fd is not None:
+        fd = pipe.child_end()
+        if fd is None:
+            fd = inherited_fd()
+        if fd is not None:
             when_closed(fd, self._leave)
         if not self.leads:
             when_disconnected(self.runner, self._leave)
@@ -323,6 +326,7 @@ class Session:
     def _leave(self) -> None:
         """Whoever leads us is gone: stop at once."""
         _log.error("the process that led this one is gone: leaving")
+        self._left = True
         exit_at_the_latest()
         if not self.leads:
             self.runner.client.socket.linger = 0  # nobody will ever take what is still to be sent
@@ -371,22 +375,10 @@ def _seconds(run_time: Any) -> float | None:
     return float(run_time) if run_time else None
 
 
-def _run_directory(options: LoadOptions, ramp: Ramp) -> tuple[RunDirectory, Run]:
+def _run_directory(options: LoadOptions, users: int) -> tuple[RunDirectory, Run]:
     """The directory to write to: the one that was made for this run, or a new one."""
     if options.run_directory is not None:
         directory = RunDirectory.open(options.run_directory)
         return directory, directory.load()
-    arguments = dataclasses.asdict(options)
-    run = Run(
-        scenario=options.scenario,
-        provider=options.provider,
-        strategies=options.strategies,
-        load=Load("closed", ramp.users),
-        seed=options.seed,
-        anchor=Anchor.now(),
-        machine=rundir.machine(),
-        versions=rundir.versions(),
-        arguments={key: value for key, value in arguments.items() if key not in ("out", "run_directory")},
-        model=options.model or "",
-    )
+    run = conditions(options, users)
     return RunDirectory.create(options.out, run), run

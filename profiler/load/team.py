@@ -62,11 +62,12 @@ class Team:
     """The workers of a load test: prepared for one set of options and one target, led through trials.
 
     Worker k of the W that `enlist` returned takes the tape entries i ≡ k (mod W). `loop_seconds`
-    is the longest that a worker took for its first loop.
+    is the longest that a worker took for its first loop, `model` the name of the model they use.
     """
 
     def __init__(self, roster: Roster) -> None:
         self.loop_seconds = 0.0
+        self.model = ""
         self._roster = roster
         self._wanted: tuple[LoadOptions, str] | None = None
         self._prepared: set[str] = set()
@@ -103,6 +104,7 @@ class Team:
                 kind = TargetError if answer["exit_code"] == TargetError.exit_code else ProfilerError
                 raise kind(answer["error"])
             self._prepared.add(worker)
+            self.model = answer["model"]
             self.loop_seconds = max(self.loop_seconds, answer["loop_seconds"])
         return [worker for worker in workers if worker in self._prepared]
 

@@ -1,0 +1,194 @@
+"""An experiment from the outside: Locust in a process of its own, and the run directory it leaves.
+
+The caller's process stays free of gevent, and its standard output its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from profiler.errors import ProfilerError, TargetError, UsageError
+from profiler.load.conditions import conditions
+from profiler.load.options import LoadOptions
+from profiler.load.parent import PARENT_FD
+from profiler.load.plan import blocks_for
+from profiler.rundir import RunDirectory
+from profiler.scenario import load_scenario
+
+LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+
+SPAWN_RATE = 100
+"""Users a second at most; above, Locust warns."""
+
+OVERHEAD_SECONDS = 180.0
+"""Start, preparation, ramp and exit, at the very most."""
+
+KILL_SECONDS = 10.0
+
+_SAID = re.compile(r"(?:locust: error: |/(?:ERROR|WARNING|INFO)/profiler\.load\.\w+: )(.*)")
+_COMPLAINT = re.compile(r"(?:locust: error: |/ERROR/[\w.]+: )(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """What `profiler compare` runs: `users` agents, `seconds` of measuring per strategy over all blocks.
+
+    `workers` 1 runs everything in one process; more are a Locust master and that many workers.
+    """
+
+    options: LoadOptions
+    users: int = 10
+    seconds: float = 10.0
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in (("--users", self.users), ("--workers", self.workers)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}")
+        if self.seconds <= 0:
+            raise UsageError(f"--duration must be more than 0, not {self.seconds:g}")
+
+    @property
+    def blocks(self) -> int:
+        return self.options.blocks if self.options.blocks is not None else blocks_for(self.seconds)
+
+    @property
+    def limit_seconds(self) -> float:
+        """After this long something hangs."""
+        trials = self.blocks * len(self.options.strategies)
+        each = self.seconds / self.blocks + self.options.drain_seconds + 20.0
+        return OVERHEAD_SECONDS + self.users / SPAWN_RATE + trials * each
+
+
+def run_experiment(experiment: Experiment, progress: Callable[[str], None] | None = None) -> Path:
+    """Run it; returns the path of the run directory. `progress` gets a line at each step.
+
+    Interrupted (SIGINT) once, the loops in flight are waited for and the rest is left out;
+    twice, they are cut off. The run directory is complete for what had finished either way,
+    its `finished` is false and its `incidents` say `interrupted`. Raises `UsageError` for what
+    cannot be asked, `TargetError` when the target cannot be reached or refuses us.
+    """
+    options = experiment.options
+    options.check_targets(os.environ)
+    load_scenario(options.scenario)
+    options = replace(
+        options, blocks=experiment.blocks, trial_seconds=max(0.1, experiment.seconds / experiment.blocks)
+    )
+    directory = RunDirectory.create(options.out, conditions(options, experiment.users))
+    options = replace(options, run_directory=str(directory.path))
+    with _locust(experiment, options) as process:
+        assert process.stderr is not None
+        said: deque[str] = deque(maxlen=50)
+        reader = threading.Thread(target=_listen, args=(process.stderr, said, progress), daemon=True)
+        reader.start()
+        code = _wait(process, experiment.limit_seconds)
+        reader.join(KILL_SECONDS)
+    _explain(code, said)
+    return directory.path
+
+
+def command_line(experiment: Experiment, options: LoadOptions) -> list[str]:
+    """Locust's command line."""
+    command = [sys.executable, "-P", "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary"]
+    command += ["-u", str(experiment.users), "-r", str(min(experiment.users, SPAWN_RATE))]
+    command += ["--exit-code-on-error", "0", *options.as_arguments()]
+    if experiment.workers > 1:
+        port = str(_free_port())
+        command += ["--processes", str(experiment.workers), "--expect-workers-max-wait", "60"]
+        command += ["--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port]
+    return command
+
+
+@contextlib.contextmanager
+def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess.Popen[str]]:
+    """Locust under way, in a session of its own: an interrupt at the terminal is ours to pass on.
+
+    It leaves by itself when this process is gone, and does not outlive the `with` block.
+    """
+    inherited, kept = os.pipe()
+    root = str(LOCUSTFILE.parents[2])
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("LOCUST_")}
+    if "LOCUST_SKIP_MONKEY_PATCH" in os.environ:
+        environment["LOCUST_SKIP_MONKEY_PATCH"] = os.environ["LOCUST_SKIP_MONKEY_PATCH"]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment[PARENT_FD] = str(inherited)
+    process = subprocess.Popen(
+        command_line(experiment, options),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        pass_fds=(inherited,),
+        start_new_session=True,
+    )
+    os.close(inherited)
+    try:
+        yield process
+    finally:
+        os.close(kept)
+        if process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(KILL_SECONDS)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # the session is ours alone; usually it is empty by now
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+
+
+def _wait(process: subprocess.Popen[str], seconds: float) -> int:
+    """Its exit code. Interrupts are passed on; the third one ends it for good."""
+    interrupts = 0
+    while True:
+        try:
+            return process.wait(seconds)
+        except KeyboardInterrupt:
+            interrupts += 1
+            if interrupts > 2:
+                raise
+            process.send_signal(signal.SIGINT)
+        except subprocess.TimeoutExpired:
+            raise TargetError(f"the load test hung: no end after {seconds:.0f} s") from None
+
+
+def _listen(stream: IO[str], said: deque[str], progress: Callable[[str], None] | None) -> None:
+    with contextlib.suppress(ValueError, OSError):
+        for line in stream:
+            said.append(line.rstrip())
+            match = _SAID.search(line)
+            if match and progress is not None:
+                progress(match[1])
+
+
+def _explain(code: int, said: deque[str]) -> None:
+    """Raise what the exit code means."""
+    if code == 0:
+        return
+    complaints = [match[1] for line in said if (match := _COMPLAINT.search(line))]
+    text = complaints[-1] if complaints else "\n".join(list(said)[-5:]) or f"Locust ended with code {code}"
+    for kind in (UsageError, TargetError):
+        if code == kind.exit_code:
+            raise kind(text)
+    raise ProfilerError(f"the load test failed (exit code {code}): {text}")
+
+
+def _free_port() -> int:
+    """A port that was free a moment ago, for the master: two experiments may run on one machine."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
