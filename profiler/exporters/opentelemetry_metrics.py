@@ -1,0 +1,165 @@
+"""The metrics of the OpenTelemetry sink: the GenAI conventions' own, and ours for what they lack.
+
+Ours are those of `profiler.metrics` of the same name: `toolloop.round_duration` in seconds is what a
+Prometheus behind an OTLP receiver calls `toolloop_round_duration_seconds`. The conventions ask for no
+buckets below 10 ms; ours have them. Ours keep the labels of that table, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from opentelemetry import metrics as otel_metrics
+from opentelemetry.context import Context
+from opentelemetry.metrics import Counter, Histogram, Meter, MeterProvider
+
+from profiler import metrics
+from profiler.metrics import Metric
+from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
+
+CALL_BUCKETS = tuple(0.01 * 2**i for i in range(14))
+"""Seconds: .01 doubling to 81.92."""
+
+AGENT_BUCKETS = tuple(0.1 * 2**i for i in range(13))
+"""Seconds: .1 doubling to 409.6."""
+
+COUNT_BUCKETS = tuple(float(2**i) for i in range(8))
+"""1 doubling to 128."""
+
+MAX_NAMES = 50
+OTHER = "__other__"
+
+_NS = 1e9
+
+Attributes = dict[str, str]
+
+
+def name_of(metric: Metric) -> str:
+    """The name of one of our metrics here: dotted prefix, no unit, no `_total`."""
+    name = metric.name.removesuffix("_total").removesuffix("_seconds")
+    return name.replace("toolloop_", "toolloop.", 1)
+
+
+class Instruments:
+    """Every instrument, and which record goes into which. Used by one thread."""
+
+    def __init__(self, provider: MeterProvider | None, scope: str) -> None:
+        meter = otel_metrics.get_meter(scope, meter_provider=provider)
+        self._agent_duration = _seconds(
+            meter, "gen_ai.invoke_agent.duration", "A loop, from message to answer.", AGENT_BUCKETS
+        )
+        self._inference_calls = meter.create_histogram(
+            "gen_ai.invoke_agent.inference_calls",
+            "{inference_call}",
+            "Model requests of a loop.",
+            explicit_bucket_boundaries_advisory=COUNT_BUCKETS,
+        )
+        self._tool_calls = meter.create_histogram(
+            "gen_ai.invoke_agent.tool_calls",
+            "{tool_call}",
+            "Tool calls of a loop.",
+            explicit_bucket_boundaries_advisory=COUNT_BUCKETS,
+        )
+        self._chat_duration = _seconds(
+            meter,
+            "gen_ai.client.inference.duration",
+            "A model request, all attempts and backoff included.",
+            CALL_BUCKETS,
+        )
+        self._first_chunk = _seconds(
+            meter,
+            "gen_ai.client.inference.time_to_first_chunk",
+            "From the start of a streamed model request to its first token.",
+            CALL_BUCKETS,
+        )
+        self._input_tokens = meter.create_counter(
+            "gen_ai.client.inference.usage.input_tokens", "{token}", "Tokens of prompts."
+        )
+        self._output_tokens = meter.create_counter(
+            "gen_ai.client.inference.usage.output_tokens", "{token}", "Tokens of responses."
+        )
+        self._call_duration = _seconds(
+            meter, "gen_ai.execute_tool.duration", "A tool call, from the moment it ran.", CALL_BUCKETS
+        )
+        self._round_duration = _own_histogram(meter, metrics.ROUND_DURATION, "s")
+        self._fanout = _own_histogram(meter, metrics.ROUND_FANOUT, "{call}")
+        self._queue = _own_histogram(meter, metrics.TOOL_CALL_QUEUE, "s")
+        self._phase: Counter = meter.create_counter(
+            name_of(metrics.ROUND_PHASE), "s", metrics.ROUND_PHASE.help
+        )
+        self._known: dict[str, set[str]] = {"tool": set(), "error": set()}
+
+    def loop(self, record: LoopRecord, spent: Mapping[str, int], context: Context) -> None:
+        """`spent`: nanoseconds per phase, of all rounds together."""
+        attributes = {"toolloop.strategy": record.strategy}
+        if record.name:
+            attributes["gen_ai.agent.name"] = record.name
+        self._inference_calls.record(len(record.rounds), attributes, context)
+        self._tool_calls.record(sum(len(r.tool_calls) for r in record.rounds), attributes, context)
+        self._agent_duration.record(
+            (record.ended_ns - record.started_ns) / _NS, self._failed(attributes, record.error_type), context
+        )
+        for phase, value in spent.items():
+            if value > 0:  # `unaccounted` may be less, and a counter only goes up
+                self._phase.add(value / _NS, {"strategy": record.strategy, "phase": phase}, context)
+
+    def round(self, record: LoopRecord, round_: RoundRecord, context: Context) -> None:
+        if round_.tool_calls:
+            self._fanout.record(len(round_.tool_calls), {"strategy": record.strategy}, context)
+        self._round_duration.record(
+            (round_.ended_ns - round_.started_ns) / _NS,
+            {"strategy": record.strategy, "status": round_.status},
+            context,
+        )
+
+    def chat(self, record: LoopRecord, model: ModelCall, context: Context) -> None:
+        attributes = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": model.provider,
+            "gen_ai.request.model": model.model,
+            "toolloop.strategy": record.strategy,
+        }
+        self._chat_duration.record(
+            (model.ended_ns - model.started_ns) / _NS, self._failed(attributes, model.error_type), context
+        )
+        if model.first_token_ns is not None:
+            self._first_chunk.record((model.first_token_ns - model.started_ns) / _NS, attributes, context)
+        if model.input_tokens is not None:
+            self._input_tokens.add(model.input_tokens, attributes, context)
+        if model.output_tokens is not None:
+            self._output_tokens.add(model.output_tokens, attributes, context)
+
+    def call(self, record: LoopRecord, call: ToolCall, context: Context) -> None:
+        if call.started_ns is None:
+            return
+        tool = self._capped("tool", call.name)
+        attributes = {"gen_ai.tool.name": tool, "toolloop.strategy": record.strategy}
+        self._call_duration.record(
+            (call.ended_ns - call.started_ns) / _NS, self._failed(attributes, call.error_type), context
+        )
+        self._queue.record(
+            (call.started_ns - call.queued_ns) / _NS, {"tool": tool, "strategy": record.strategy}, context
+        )
+
+    def _failed(self, attributes: Attributes, error_type: str | None) -> Attributes:
+        if error_type is None:
+            return attributes
+        return attributes | {"error.type": self._capped("error", error_type)}
+
+    def _capped(self, kind: str, value: str) -> str:
+        known = self._known[kind]
+        if value not in known:
+            if len(known) >= MAX_NAMES:
+                return OTHER
+            known.add(value)
+        return value
+
+
+def _seconds(meter: Meter, name: str, description: str, buckets: Sequence[float]) -> Histogram:
+    return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=buckets)
+
+
+def _own_histogram(meter: Meter, metric: Metric, unit: str) -> Histogram:
+    return meter.create_histogram(
+        name_of(metric), unit, metric.help, explicit_bucket_boundaries_advisory=metric.buckets
+    )
