@@ -25,8 +25,11 @@ from profiler.records import LoopRecord, RoundRecord
 from profiler.rundir import Run, Trial
 from profiler.strategies import parse_strategy
 
-CALLS_PER_TRIAL = 200_000
-"""Tool calls of a trial that are replayed; its loops after that are left out, which bounds the memory."""
+CALLS_PER_TRIAL = 10_000
+"""Tool calls of a trial that are replayed; later loops are left out, which bounds time and memory."""
+
+REPLAY_TOLERANCE = 0.10
+"""Where the replay of the run as it was misses the median by more, nothing is estimated from it."""
 
 ChangeKind = Literal["tool", "first_token", "limiter"]
 
@@ -137,8 +140,8 @@ def counterfactuals(
 
     `tools` names the tools to try. Records are streamed, one trial in memory at a time (trials do
     not overlap, so their records are neighbours), of each its first `CALLS_PER_TRIAL` calls.
-    Strategies this version cannot replay, and changes that touch nothing (no first token was
-    observed, no limiter), are left out.
+    Strategies this version cannot replay (or whose replay is off by more than `REPLAY_TOLERANCE`)
+    and changes that touch nothing (no first token was observed, no limiter) are left out.
     """
     trials = {trial.index: trial for trial in run.trials}
     changes = [*(Change("tool", tool) for tool in tools), Change("first_token"), Change("limiter")]
@@ -166,6 +169,8 @@ def counterfactuals(
         if not measured:
             continue
         error = abs(_quantile(same, 0.5) / max(1.0, _quantile(measured, 0.5)) - 1)
+        if error > REPLAY_TOLERANCE:
+            continue
         for place, change in enumerate(changes):
             changed = sorted(wall for part in parts for wall in part.changed[place])
             if changed == same:

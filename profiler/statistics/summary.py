@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 from profiler.errors import RecordError
 from profiler.records import LoopRecord
-from profiler.rundir import Load, Run, parse
+from profiler.rundir import Load, Run, RunDirectory, parse
 from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_strategies
 from profiler.statistics.figures import StrategySummary, figures, limit
 from profiler.statistics.measure import Measured, completed, measure
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE
-from profiler.statistics.table import Table, tabulate
+from profiler.statistics.table import Table, tabulate, tabulate_file
 from profiler.statistics.usl import Scalability, fit
 from profiler.statistics.verdicts import Verdict, verdict
 from profiler.statistics.warmup import WarmUp
@@ -79,6 +79,11 @@ def summarise(run: Run, records: Iterable[LoopRecord], baseline: str | None = No
     when the run's objective cannot be parsed.
     """
     return summarise_table(run, tabulate(records), baseline)
+
+
+def summarise_directory(directory: RunDirectory, baseline: str | None = None) -> Summary:
+    """The summary of a run directory, whatever became of the run. Raises `RecordError`, `UsageError`."""
+    return summarise_table(directory.load(), tabulate_file(directory.records_path), baseline)
 
 
 def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summary:

@@ -7,14 +7,19 @@ everything after is arithmetic on numpy views of them.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from profiler.anatomy import PHASES, loop_phases, tool_phase
-from profiler.records import LoopRecord
+from profiler.errors import RecordError
+from profiler.records import SCHEMA, LoopRecord, decode
 
 Ints = NDArray[np.int64]
 
@@ -92,6 +97,14 @@ class Table:
     queue: Ints
 
 
+def tabulate_file(path: Path) -> Table:
+    """The table of a records file; equal to `tabulate(records.read(path))`, in half the time.
+
+    Raises `RecordError` as `records.read` does; a torn last line is left out.
+    """
+    return tabulate(read_quickly(path))
+
+
 def tabulate(records: Iterable[LoopRecord]) -> Table:
     """The table of a stream of records."""
     strategies, tools, errors = Names(), Names(), Names()
@@ -163,6 +176,42 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
         queue=_view(queue),
         **{name: _view(column) for name, column in zip(_LOOP, loops, strict=True)},
     )
+
+
+def read_quickly(path: Path) -> Iterator[LoopRecord]:
+    """Objects with the attributes of records, for readers that only look at those; `records.read` otherwise.
+
+    To build frozen dataclasses takes longer than everything else about a line together. A line
+    that is not as expected goes through `records.decode`, which knows what to say about it.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed below; the try is for opening alone)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read records: {error.strerror}") from error
+    with file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield _quick(line)
+            except (ValueError, KeyError, TypeError):
+                try:
+                    yield decode(line)
+                except RecordError as error:
+                    if not line.endswith(b"\n"):
+                        return
+                    raise RecordError(f"{path}:{number}: {error}") from error
+
+
+def _quick(line: bytes) -> LoopRecord:
+    data = orjson.loads(line)
+    if data["schema"] != SCHEMA:
+        raise ValueError(data["schema"])
+    for round_ in data["rounds"]:
+        model = round_["model"]
+        model["attempts"] = [SimpleNamespace(**attempt) for attempt in model["attempts"]]
+        round_["model"] = SimpleNamespace(**model)
+        round_["tool_calls"] = [SimpleNamespace(**call) for call in round_["tool_calls"]]
+    data["rounds"] = [SimpleNamespace(**round_) for round_ in data["rounds"]]
+    return cast(LoopRecord, SimpleNamespace(**data))
 
 
 def _view(column: array[int]) -> Ints:

@@ -235,6 +235,23 @@ def test_an_agents_own_limiter_by_hand() -> None:
     assert Change("first_token") not in found  # none was observed
 
 
+def test_nothing_is_estimated_where_the_replay_misses_the_run() -> None:
+    """Fifty calls at once through a "semaphore" of two: whatever ran there, it was not that."""
+    records = simulate(works(agents=25, loops=4, seed=5), "gathered")
+    trials = [
+        Trial(
+            index=0,
+            block=0,
+            strategy="semaphore:2",
+            users=25,
+            started_ns=0,
+            ended_ns=10**15,
+            drained_ns=10**15,
+        )
+    ]
+    assert counterfactuals(run(trials), records, TOOLS) == ()
+
+
 def test_loops_outside_the_window_and_unknown_strategies_do_not_count() -> None:
     records = simulate(works(agents=2, loops=5, seed=1), "gathered")
     conditions = one_trial("gathered")

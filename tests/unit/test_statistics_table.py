@@ -1,0 +1,112 @@
+"""The table: the quick reader sees what the careful one does, and fails as it does."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from profiler import records
+from profiler.anatomy import PHASES
+from profiler.errors import RecordError
+from profiler.records import Attempt, LoopRecord
+from profiler.rundir import RunDirectory
+from profiler.statistics.summary import summarise, summarise_directory
+from profiler.statistics.table import NONE, Table, tabulate, tabulate_file
+from tests.unit.statistics_data import MS, loop, run, trial
+
+
+def some_records() -> list[LoopRecord]:
+    plain = loop(0, calls=[(0, 50), (20, 30)], number=7)
+    first, *others = plain.rounds
+    never = dataclasses.replace(first.tool_calls[0], started_ns=None, status="cancelled", error_type=None)
+    tried = dataclasses.replace(
+        first.model, attempts=(Attempt(0, 20 * MS, 429), Attempt(40 * MS, 100 * MS, 200)), input_tokens=None
+    )
+    odd = dataclasses.replace(
+        plain,
+        rounds=(dataclasses.replace(first, model=tried, tool_calls=(never, *first.tool_calls[1:])), *others),
+        status="error",
+        error_type="http_429",
+        trial=None,
+        intended_ns=-5,
+    )
+    return [plain, odd, loop(300, strategy="sequential")]
+
+
+def write(path: Path, made: list[LoopRecord]) -> Path:
+    path.write_bytes(b"".join(records.encode(record) + b"\n" for record in made))
+    return path
+
+
+def same(one: Table, other: Table) -> bool:
+    return all(
+        np.array_equal(getattr(one, field.name), getattr(other, field.name))
+        for field in dataclasses.fields(Table)
+    )
+
+
+def test_columns_hold_what_the_records_say() -> None:
+    table = tabulate(some_records())
+    assert table.strategies == ["gathered", "sequential"]
+    assert table.trial.tolist() == [0, NONE, 0]
+    assert table.due.tolist() == [0, -5, 300 * MS]
+    assert table.answered.tolist() == [1, 0, 1]
+    assert table.requests.tolist() == [2, 2, 1]
+    assert table.attempts.tolist() == [2, 3, 1]
+    assert table.input_tokens.tolist() == [20, 10, 10]
+    assert table.number.tolist() == [7, 7, NONE]
+    assert table.work.tolist() == [80 * MS, 30 * MS, 0]
+    assert table.critical.tolist() == [50 * MS, 30 * MS, 0]
+    assert table.wall.tolist() == [50 * MS, 50 * MS, 0]
+    assert table.tool_wall.tolist() == [50 * MS, NONE, 50 * MS, NONE, NONE]
+    assert table.call_loop.tolist() == [0, 0, 1, 1]
+    assert table.duration.tolist() == [50 * MS, 30 * MS, NONE, 30 * MS]
+    assert table.queue.tolist() == [0, 20 * MS, 50 * MS, 20 * MS]
+    assert [table.errors[code] for code in table.call_error if code != NONE] == ["cancelled"]
+    assert table.phases[1, PHASES.index("backoff")] == 20 * MS
+    assert (table.phases.sum(axis=1) == table.ended - table.started).all()
+
+
+def test_the_quick_reader_agrees_with_the_careful_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "records.jsonl", some_records())
+    assert same(tabulate_file(path), tabulate(records.read(path)))
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "records.jsonl", some_records())
+    whole = path.read_bytes()
+    for cut in (3, 50, len(whole) // 6):
+        path.write_bytes(whole[:-cut])
+        assert same(tabulate_file(path), tabulate(some_records()[:2]))
+
+
+@pytest.mark.parametrize(
+    "bad", [b"{}", b"[]", b"nonsense", b'{"schema": 99}', b'{"schema": 1, "rounds": [{}]}']
+)
+def test_a_bad_line_is_named_as_the_careful_reader_names_it(tmp_path: Path, bad: bytes) -> None:
+    path = write(tmp_path / "records.jsonl", some_records())
+    path.write_bytes(bad + b"\n" + path.read_bytes())
+    with pytest.raises(RecordError) as careful:
+        list(records.read(path))
+    with pytest.raises(RecordError) as quick:
+        tabulate_file(path)
+    assert str(quick.value) == str(careful.value)
+    assert "records.jsonl:1: " in str(quick.value)
+
+
+def test_no_records_make_an_empty_table(tmp_path: Path) -> None:
+    table = tabulate_file(write(tmp_path / "records.jsonl", []))
+    assert table.trial.size == table.duration.size == 0
+    assert table.phases.shape == (0, len(PHASES))
+    with pytest.raises(RecordError, match="cannot read records"):
+        tabulate_file(tmp_path / "none.jsonl")
+
+
+def test_a_directory_is_summarised_like_its_records(tmp_path: Path) -> None:
+    conditions = run([trial(0, "gathered", 0, 1000)])
+    directory = RunDirectory.create(tmp_path, conditions)
+    write(directory.records_path, some_records())
+    assert summarise_directory(directory) == summarise(conditions, some_records())
