@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from profiler.emulator.conversation import ApiError
@@ -55,7 +56,7 @@ def refusal_error(provider: str, refusal: Refusal, model: str) -> ApiError:
         }.get(refusal.resource, ("requests", "concurrent requests"))
         return ApiError(
             f"Rate limit reached for {model} in organization {ORGANIZATION} on {unit}: Limit"
-            f" {int(refusal.limit)}, Used {int(refusal.used)}, Requested {int(refusal.requested)}. Please try"
+            f" {int(refusal.limit)}, Used {math.ceil(refusal.used)}, Requested {int(refusal.requested)}. Please try"
             f" again in {go_duration(refusal.retry_ns)}. Visit"
             " https://platform.openai.com/account/rate-limits to learn more.",
             status=429,

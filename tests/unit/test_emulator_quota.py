@@ -99,7 +99,10 @@ def test_anthropic_headers_and_body() -> None:
         "anthropic-ratelimit-input-tokens-remaining: 15000",
         "anthropic-ratelimit-input-tokens-reset: 2025-06-15T15:07:11Z",
     ]
-    assert lines[6:8] == ["anthropic-ratelimit-tokens-limit: 38000", "anthropic-ratelimit-tokens-remaining: 23000"]
+    assert lines[6:8] == [
+        "anthropic-ratelimit-tokens-limit: 38000",
+        "anthropic-ratelimit-tokens-remaining: 23000",
+    ]
     error = refusal_error("anthropic", Refusal("input-tokens", 30000, 1, 1, 1), "claude")
     assert (error.status, error.kind) == (429, "rate_limit_error")
     assert error.message.startswith(
@@ -110,7 +113,13 @@ def test_anthropic_headers_and_body() -> None:
 
 @pytest.mark.parametrize(
     ("ns", "text"),
-    [(0, "0s"), (1_500_000, "2ms"), (3_890_000_000, "3.89s"), (72 * SECOND, "1m12s"), (3661 * SECOND, "1h1m1s")],
+    [
+        (0, "0s"),
+        (1_500_000, "2ms"),
+        (3_890_000_000, "3.89s"),
+        (72 * SECOND, "1m12s"),
+        (3661 * SECOND, "1h1m1s"),
+    ],
 )
 def test_durations_as_openai_writes_them(ns: int, text: str) -> None:
     assert go_duration(ns) == text
