@@ -105,6 +105,7 @@ class Coordinator:
         try:
             if self._ramp_up():
                 self._trials()
+                self._stop.wait(self.options.linger_seconds)
             self._save(finished=not self._stop.is_set() or self._time_is_out())
         except ProfilerError as error:
             self.error = error

@@ -27,6 +27,7 @@ from profiler.recorder import Sink
 from profiler.scenario import Scenario, load_scenario
 
 if TYPE_CHECKING:
+    from profiler.exporters.prometheus import PrometheusSink
     from profiler.loop import ToolLoop
     from profiler.strategies import Strategy
 
@@ -68,10 +69,12 @@ class Crew:
     def __init__(self, report: Sink) -> None:
         self.process = process_name(0)
         self.model = ""
-        self.sinks: list[Sink] = [report]
+        self.metrics: PrometheusSink | None = None
+        self._report = report
         self._thread: LoopThread | None = None
         self._loops: dict[str, ToolLoop] = {}
         self._prompt = ""
+        self._scenario = ""
         self._trial: Trial | None = None
         self._turn = Event()
 
@@ -86,6 +89,7 @@ class Crew:
             self._thread.start()
         set_tools_url(options, root)
         scenario = load_scenario(options.scenario)
+        self._scenario = scenario.name
         self._prompt = scenario.prompt
         seconds = self._thread.run(lambda: self._make(options, root, scenario), PREPARE_SECONDS)
         # What is there now stays: later collections need not look at Locust, the SDKs and pydantic.
@@ -96,6 +100,8 @@ class Crew:
     def begin(self, trial: Trial) -> None:
         """Open a trial; parked agents join it at once, later ones as they come."""
         self._trial = trial
+        if self.metrics is not None:
+            self.metrics.set_strategy(self._scenario, trial.strategy)
         turn, self._turn = self._turn, Event()
         turn.set()
 
@@ -112,6 +118,8 @@ class Crew:
             self._wait_for_agents(trial, CUT_SECONDS)
         if self._trial is trial:
             self._trial = None
+            if self.metrics is not None:
+                self.metrics.set_strategy(self._scenario, None)
         return interrupted
 
     def cut(self) -> None:
@@ -133,6 +141,7 @@ class Crew:
         flight = self._thread.submit(lambda: self._live(trial, agent, leaving))
         trial.flights.add(flight)
         trial.left.clear()
+        self._count_agents(trial)
         try:
             flight.wait()
         except asyncio.CancelledError:
@@ -144,6 +153,7 @@ class Crew:
             raise
         finally:
             trial.flights.discard(flight)
+            self._count_agents(trial)
             if not trial.flights:
                 trial.left.set()
         return trial
@@ -155,6 +165,10 @@ class Crew:
             with contextlib.suppress(Exception):
                 thread.run(self._close_clients, CUT_SECONDS)
             thread.stop()
+
+    def _count_agents(self, trial: Trial) -> None:
+        if self.metrics is not None:
+            self.metrics.set_agents("Agent", len(trial.flights))
 
     def _wait_for_agents(self, trial: Trial, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -206,7 +220,13 @@ class Crew:
                 threads=threads,
             )
 
-        self._loops = {spec: loop(parse_strategy(spec), self.sinks) for spec in options.strategies}
+        strategies = {spec: parse_strategy(spec) for spec in options.strategies}
+        sinks: list[Sink] = [self._report]
+        if self.metrics is not None:
+            sinks.append(self.metrics)
+            for spec, strategy in strategies.items():
+                self.metrics.set_limit(spec, strategy.limit)
+        self._loops = {spec: loop(strategy, sinks) for spec, strategy in strategies.items()}
         started = time.monotonic()
         try:
             await loop(Gathered(), ()).run(self._prompt.replace("{number}", "0"))

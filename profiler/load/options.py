@@ -23,6 +23,7 @@ class LoadOptions:
     `base_url` None: the embedded emulator. `trial_seconds` and `blocks` None: as the plan sees
     fit. `drain_seconds`: how long loops in flight at the end of a trial are waited for. `out` is
     where a run directory is made, `run_directory` one that exists already and is to be used.
+    `linger_seconds`: how long /metrics is served after the last trial, for a last scrape.
     """
 
     strategies: tuple[str, ...] = DEFAULT_STRATEGIES
@@ -43,6 +44,7 @@ class LoadOptions:
     out: str = "runs"
     run_directory: str | None = None
     metrics_port: int | None = None
+    linger_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""
@@ -59,6 +61,7 @@ class LoadOptions:
             ("--blocks", self.blocks, 1),
             ("--drain", self.drain_seconds, 0),
             ("--max-rounds", self.max_rounds, 1),
+            ("--metrics-linger", self.linger_seconds, 0),
         ):
             if value is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, not {value}")
@@ -107,6 +110,7 @@ class LoadOptions:
             ("--out", self.out),
             ("--run-directory", self.run_directory),
             ("--metrics-port", self.metrics_port),
+            ("--metrics-linger", self.linger_seconds),
         ):
             if value is not None:
                 arguments.append(f"{option}={value}")
@@ -143,6 +147,7 @@ class LoadOptions:
             out=parsed.out,
             run_directory=parsed.run_directory or None,
             metrics_port=_number("--metrics-port", parsed.metrics_port, int),
+            linger_seconds=parsed.metrics_linger,
         )
 
 
@@ -174,6 +179,7 @@ def add_options(parser: Any) -> None:
     add("--stream", action="store_true", help="ask for streamed responses")
     add("--out", default="runs", help="directory that gets the run directory")
     add("--metrics-port", default=None, help="serve /metrics here (worker k: this port + k)")
+    add("--metrics-linger", type=float, default=0.0, help="seconds to serve /metrics after the last trial")
     add("--allow-remote", action="store_true", help="allow targets that are not this machine")
     add("--run-directory", default=None, include_in_web_ui=False, help=argparse.SUPPRESS)
 

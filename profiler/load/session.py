@@ -14,7 +14,7 @@ from typing import Any
 
 import gevent
 
-from profiler.errors import ProfilerError
+from profiler.errors import ProfilerError, UsageError
 from profiler.load import team as parts
 from profiler.load.conditions import conditions
 from profiler.load.coordinator import Coordinator, Ramp
@@ -70,7 +70,6 @@ class Session:
         self._concluding = False
         self._left = False
         self._emulator: tuple[tuple[str, int], AbstractContextManager[Any], str] | None = None
-        self._metrics: Any = None
         self._turn = 0
         self._drain_seconds = 0.0
         self._greeted: set[str] = set()
@@ -255,13 +254,17 @@ class Session:
         self.runner.send_message(parts.READY, answer)
 
     def _serve_metrics(self, options: LoadOptions, number: int) -> None:
-        if options.metrics_port is None or self._metrics is not None:
+        if options.metrics_port is None or self._crew.metrics is not None:
             return
         from profiler.exporters.prometheus import PrometheusSink
 
-        self._metrics = PrometheusSink()
-        self._crew.sinks.append(self._metrics)
-        self._metrics.serve(options.metrics_port + number)
+        sink = PrometheusSink()
+        port = options.metrics_port + number
+        try:
+            sink.serve(port)
+        except OSError as error:
+            raise UsageError(f"--metrics-port: cannot serve on port {port}: {error.strerror}") from error
+        self._crew.metrics = sink
 
     def _on_begin(self, environment: Any, msg: Any, **_: Any) -> None:
         self._turn = msg.data["turn"]

@@ -1,0 +1,131 @@
+"""Options of a load test: from Locust's parsed ones and back, and what is refused."""
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from profiler.errors import UsageError
+from profiler.load.options import DEFAULT_STRATEGIES, LoadOptions, add_options
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes the keywords that Locust's parser adds."""
+
+    def add_argument(self, *args: Any, include_in_web_ui: bool = True, **kwargs: Any) -> Any:  # type: ignore[override]
+        return super().add_argument(*args, **kwargs)
+
+
+def parse(*arguments: str) -> LoadOptions:
+    parser = Parser()
+    parser.add_argument("--host")
+    add_options(parser)
+    return LoadOptions.from_namespace(parser.parse_args(arguments))
+
+
+def test_defaults_are_the_dataclass_defaults() -> None:
+    assert parse() == LoadOptions()
+
+
+def test_strategies_come_repeated_and_with_commas_and_replace_the_default() -> None:
+    assert parse().strategies == DEFAULT_STRATEGIES
+    assert parse("--strategy", "gathered").strategies == ("gathered",)
+    assert parse("--strategy=gathered, semaphore:2", "--strategy", "sequential").strategies == (
+        "gathered",
+        "semaphore:2",
+        "sequential",
+    )
+    assert parse().strategies == DEFAULT_STRATEGIES  # the default was not appended to
+
+
+def test_the_command_line_of_options_parses_to_the_same_options() -> None:
+    options = LoadOptions(
+        strategies=("gathered", "semaphore:4@agent"),
+        provider="anthropic",
+        scenario="instant",
+        base_url="http://127.0.0.1:1",
+        tools_url="http://127.0.0.1:2",
+        model="m",
+        allow_remote=True,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        stream=True,
+        max_rounds=2,
+        trial_seconds=1.5,
+        blocks=4,
+        seed=9,
+        drain_seconds=3.0,
+        out="o",
+        run_directory="r",
+        metrics_port=9100,
+        linger_seconds=1.0,
+    )
+    defaults = LoadOptions()
+    assert all(getattr(options, f.name) != getattr(defaults, f.name) for f in fields(options))
+    assert parse(*options.as_arguments()) == options
+    assert LoadOptions.from_data(options.as_data()) == options
+
+
+def test_the_web_form_sends_text_where_the_default_is_none() -> None:
+    namespace = argparse.Namespace(**vars(_namespace()))
+    namespace.trial_seconds, namespace.blocks, namespace.base_url, namespace.strategy = (
+        "2.5",
+        "",
+        "",
+        "gathered",
+    )
+    options = LoadOptions.from_namespace(namespace)
+    assert (options.trial_seconds, options.blocks, options.base_url) == (2.5, None, None)
+    assert options.strategies == ("gathered",)
+    namespace.blocks = "many"
+    with pytest.raises(UsageError, match="--blocks many: expected a number"):
+        LoadOptions.from_namespace(namespace)
+
+
+def _namespace() -> argparse.Namespace:
+    parser = Parser()
+    parser.add_argument("--host")
+    add_options(parser)
+    return parser.parse_args([])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategy", "serial"], "unknown strategy 'serial'"),
+        (["--strategy", ","], "at least one strategy"),
+        (["--strategy", "gathered,gathered"], "each strategy can be named once"),
+        (["--blocks", "0"], "--blocks must be at least 1, not 0"),
+        (["--max-rounds", "0"], "--max-rounds must be at least 1"),
+        (["--trial-seconds", "0"], "--trial-seconds must be at least 0.1"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse(*arguments)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8100", "https://localhost/v1", "http://[::1]:9", "http://127.9.9.9"]
+)
+def test_this_machine_may_be_loaded(url: str) -> None:
+    LoadOptions(base_url=url, tools_url=url).check_targets({})
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "named"),
+    [
+        (LoadOptions(base_url="https://api.example.com/v1"), {}, "--base-url"),
+        (LoadOptions(tools_url="http://10.0.0.1"), {}, "--tools-url"),
+        (LoadOptions(), {"PROFILER_TOOLS_URL": "http://10.0.0.1"}, "PROFILER_TOOLS_URL"),
+        (LoadOptions(), {"PROFILER_WEATHER_URL": "https://wttr.in"}, "PROFILER_WEATHER_URL"),
+        (LoadOptions(base_url="http://127.0.0.1.example.com"), {}, "--base-url"),
+    ],
+)
+def test_anything_else_has_to_be_meant(options: LoadOptions, environment: dict[str, str], named: str) -> None:
+    with pytest.raises(UsageError, match=f"^{named} .* needs --allow-remote"):
+        options.check_targets(environment)
+    from dataclasses import replace
+
+    replace(options, allow_remote=True).check_targets(environment)

@@ -1,0 +1,99 @@
+"""The plan of a load test: pure."""
+
+from itertools import islice
+
+import pytest
+
+from profiler.load.plan import (
+    NUMBERS_PER_BLOCK,
+    PlannedTrial,
+    block_order,
+    blocks_for,
+    effective_limit,
+    pacing,
+    ramp_seconds,
+    schedule,
+    tape_numbers,
+)
+
+STRATEGIES = ("sequential", "gathered", "semaphore:4")
+
+
+def test_every_block_runs_every_strategy_once() -> None:
+    trials = list(schedule(STRATEGIES, seed=7, blocks=4))
+    assert [trial.index for trial in trials] == list(range(12))
+    assert [trial.block for trial in trials] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    for block in range(4):
+        assert sorted(t.strategy for t in trials if t.block == block) == sorted(STRATEGIES)
+
+
+def test_the_order_is_random_over_blocks_and_repeats_with_the_seed() -> None:
+    first = {block: block_order(STRATEGIES, 1, block) for block in range(60)}
+    assert first == {block: block_order(STRATEGIES, 1, block) for block in range(60)}
+    assert first != {block: block_order(STRATEGIES, 2, block) for block in range(60)}
+    leads = [order[0] for order in first.values()]
+    assert min(leads.count(strategy) for strategy in STRATEGIES) >= 10  # 20 expected of each
+
+
+def test_without_blocks_the_schedule_never_ends() -> None:
+    assert list(islice(schedule(("gathered",), 0), 3)) == [
+        PlannedTrial(0, 0, "gathered"),
+        PlannedTrial(1, 1, "gathered"),
+        PlannedTrial(2, 2, "gathered"),
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_workers_share_the_tape_without_gap_or_overlap(workers: int) -> None:
+    shares = [list(islice(tape_numbers(2, worker, workers), 10)) for worker in range(workers)]
+    together = sorted(number for share in shares for number in share)
+    start = 2 * NUMBERS_PER_BLOCK
+    assert together == list(range(start, start + 10 * workers))
+    assert all(
+        number % workers == (start + worker) % workers for worker, s in enumerate(shares) for number in s
+    )
+
+
+@pytest.mark.parametrize(("seconds", "blocks"), [(2, 1), (10, 1), (29, 2), (30, 3), (100, 10), (3600, 10)])
+def test_blocks_are_few_when_time_is_short(seconds: float, blocks: int) -> None:
+    assert blocks_for(seconds) == blocks
+
+
+def test_a_total_is_shared_by_all_trials_and_their_drains() -> None:
+    plan = pacing(strategies=3, total=90, window=None, blocks=None, default_window=10)
+    assert plan.blocks == 3
+    assert plan.block_window(3, block=0, elapsed=0, drain=2) == 8  # 9 × (8 + 2) = 90
+    assert plan.block_window(3, block=2, elapsed=66, drain=2) == 6
+    # Draining may not eat more than half of a share ...
+    assert plan.block_window(3, block=0, elapsed=0, drain=9) == 5
+    # ... and what was lost to it shortens what is left.
+    assert plan.fit(5, trials_left=4, elapsed=82) == 2
+    assert plan.fit(5, trials_left=1, elapsed=91) == 0
+
+
+def test_without_a_total_the_window_is_what_was_asked_for() -> None:
+    plan = pacing(strategies=3, total=None, window=4, blocks=2, default_window=10)
+    assert (plan.block_window(3, 0, elapsed=500, drain=9), plan.blocks) == (4, 2)
+    assert plan.fit(4, trials_left=1, elapsed=10_000) == 4
+    unbounded = pacing(strategies=3, total=None, window=None, blocks=None, default_window=10)
+    assert (unbounded.window, unbounded.blocks) == (10, None)
+
+
+def test_a_window_within_a_total_repeats_until_time_is_out() -> None:
+    plan = pacing(strategies=2, total=60, window=5, blocks=None, default_window=10)
+    assert plan.blocks is None
+    assert plan.block_window(2, block=3, elapsed=40, drain=1) == 5
+    assert plan.fit(5, trials_left=None, elapsed=57) == 3
+
+
+def test_ramp_seconds() -> None:
+    assert ramp_seconds(20, 20) == 0
+    assert ramp_seconds(20, 1) == 19
+    assert ramp_seconds(1, 100) == 0
+
+
+def test_effective_limits_are_totals_over_the_workers() -> None:
+    assert "up to 8 calls" in effective_limit("semaphore:4", 4, "process", users=20, workers=2)
+    assert "up to 80 calls" in effective_limit("semaphore:4@agent", 4, "agent", users=20, workers=2)
+    assert "up to 4 calls" in effective_limit("semaphore:4", 4, "process", users=20, workers=1)
+    assert "no limit" in effective_limit("gathered", None, "process", users=20, workers=1)
