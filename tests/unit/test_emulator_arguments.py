@@ -14,7 +14,9 @@ from profiler.emulator.draws import Draws, key
 from profiler.emulator.words import CITIES
 
 
-def drawn(properties: dict[str, Any], required: list[str] | None = None, n: int = 40, **rest: Any) -> list[dict[str, Any]]:
+def drawn(
+    properties: dict[str, Any], required: list[str] | None = None, n: int = 40, **rest: Any
+) -> list[dict[str, Any]]:
     schema = {"type": "object", "properties": properties, "required": required or list(properties), **rest}
     generate = compile_schema(schema)
     return [generate(Draws(key(1, i)), i) for i in range(n)]
@@ -30,7 +32,9 @@ def satisfies(value: Any, schema: dict[str, Any]) -> bool:
     if kind == "boolean":
         return isinstance(value, bool)
     if kind == "string":
-        return isinstance(value, str) and schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", 10**6)
+        return isinstance(value, str) and schema.get("minLength", 0) <= len(value) <= schema.get(
+            "maxLength", 10**6
+        )
     if kind in ("integer", "number"):
         right = isinstance(value, int) if kind == "integer" else isinstance(value, int | float)
         return right and not isinstance(value, bool) and schema["minimum"] <= value <= schema["maximum"]
@@ -69,16 +73,24 @@ leaves = st.one_of(
 def _object(parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
     names = st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), parts, max_size=4)
     return names.flatmap(
-        lambda properties: st.lists(st.sampled_from(sorted(properties)), unique=True)
-        .map(lambda required: {"type": "object", "properties": properties, "required": required})
-        if properties
-        else st.just({"type": "object", "properties": {}, "required": []})
+        lambda properties: (
+            st.lists(st.sampled_from(sorted(properties)), unique=True).map(
+                lambda required: {"type": "object", "properties": properties, "required": required}
+            )
+            if properties
+            else st.just({"type": "object", "properties": {}, "required": []})
+        )
     )
 
 
 def _array(parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
     return st.tuples(parts, st.integers(0, 3), st.integers(0, 3)).map(
-        lambda triple: {"type": "array", "items": triple[0], "minItems": triple[1], "maxItems": triple[1] + triple[2]}
+        lambda triple: {
+            "type": "array",
+            "items": triple[0],
+            "minItems": triple[1],
+            "maxItems": triple[1] + triple[2],
+        }
     )
 
 
@@ -102,7 +114,9 @@ def test_strings_suit_their_names_and_calls_ask_for_different_cities() -> None:
     assert {row["city"] for row in rows} <= set(CITIES)
     assert len({row["city"] for row in rows}) == 20
     assert all(row["city"] != row["origin"] for row in rows)
-    (row,) = drawn({"cities": {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}}, n=1)
+    (row,) = drawn(
+        {"cities": {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}}, n=1
+    )
     assert set(row["cities"]) <= set(CITIES)
 
 
@@ -133,7 +147,10 @@ def test_references_resolve_and_recursion_ends() -> None:
     node = {
         "type": "object",
         "required": ["label", "children"],
-        "properties": {"label": {"enum": ["x"]}, "children": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
+        "properties": {
+            "label": {"enum": ["x"]},
+            "children": {"type": "array", "items": {"$ref": "#/$defs/node"}},
+        },
     }
     rows = drawn({"tree": {"$ref": "#/$defs/node"}}, **{"$defs": {"node": node}})
     assert all(row["tree"]["label"] == "x" for row in rows)

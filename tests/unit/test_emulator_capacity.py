@@ -37,7 +37,11 @@ def test_a_bounded_queue_serves_in_order_of_arrival() -> None:
     state = machine(concurrent=1, mode="queue", queue=2)
     assert run(state, [(0, 100), (10, 100), (20, 50)]) == {0: 100, 1: 200, 2: 250}
     state = machine(concurrent=1, mode="queue", queue=1)
-    assert [state.arrive(n, 100 * MS, 0) for n in range(3)] == [None, None, Rejected(503, "queue of 1 is full", None)]
+    assert [state.arrive(n, 100 * MS, 0) for n in range(3)] == [
+        None,
+        None,
+        Rejected(503, "queue of 1 is full", None),
+    ]
 
 
 def test_one_advance_over_a_long_time_starts_each_queued_call_when_the_one_before_ended() -> None:
@@ -79,7 +83,11 @@ def test_an_outage_serves_nobody_until_it_ends() -> None:
 
 def test_rates_announce_when_to_come_again() -> None:
     state = machine(requests_per_second=2, burst=2)
-    assert [state.arrive(n, 0, 0) for n in range(3)] == [None, None, Rejected(429, "too many requests a second", 500_000_001)]
+    assert [state.arrive(n, 0, 0) for n in range(3)] == [
+        None,
+        None,
+        Rejected(429, "too many requests a second", 500_000_001),
+    ]
     state.advance(500 * MS)
     assert state.arrive(4, 0, 500 * MS) is None
     assert state.arrive(5, 0, 500 * MS) is not None

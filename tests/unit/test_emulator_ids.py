@@ -27,7 +27,14 @@ def test_the_same_place_gets_another_id_for_every_nonce() -> None:
 
 
 @pytest.mark.parametrize(
-    "foreign", ["", "call_short", "call_abcdefghijklmnopqrstuvwx", "toolu_01A09q90qw90lq917835lq9", "call_zz-zzzzzzzzzzzzzzzzzzzzz"]
+    "foreign",
+    [
+        "",
+        "call_short",
+        "call_abcdefghijklmnopqrstuvwx",
+        "toolu_01A09q90qw90lq917835lq9",
+        "call_zz-zzzzzzzzzzzzzzzzzzzzz",
+    ],
 )
 def test_foreign_ids_name_no_place(foreign: str) -> None:
     assert decode(foreign) is None

@@ -23,7 +23,11 @@ def test_equal_calls_are_taken_in_order_and_once() -> None:
     calls = Outstanding()
     calls.add("f", '{"n":1}', handed(1))
     calls.add("f", '{"n":1}', handed(2))
-    assert [calls.take("f", {"n": "1"}), calls.take("f", {"n": 1}), calls.take("f", {"n": 1})] == [handed(1), handed(2), None]
+    assert [calls.take("f", {"n": "1"}), calls.take("f", {"n": 1}), calls.take("f", {"n": 1})] == [
+        handed(1),
+        handed(2),
+        None,
+    ]
 
 
 def test_other_tools_and_other_arguments_do_not_match() -> None:

@@ -13,11 +13,15 @@ from profiler.emulator.tape import Pace, Tape
 from profiler.scenario import Fault, TapePosition, load_scenario
 
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-TOOLS = offer({"get_weather": WEATHER, "get_population": WEATHER, "other": {"type": "object", "properties": {}}})
+TOOLS = offer(
+    {"get_weather": WEATHER, "get_population": WEATHER, "other": {"type": "object", "properties": {}}}
+)
 CITIES = load_scenario("cities")
 
 
-def talk(tools: Offered = TOOLS, choice: Choice = AUTO, parallel: bool = True, turns: int = 0, calls: int = 0) -> Conversation:
+def talk(
+    tools: Offered = TOOLS, choice: Choice = AUTO, parallel: bool = True, turns: int = 0, calls: int = 0
+) -> Conversation:
     return Conversation("m", False, False, tools, choice, parallel, turns, calls, None, [], None)
 
 
@@ -66,7 +70,9 @@ def test_without_parallel_calls_the_same_calls_come_one_per_response_in_order() 
 
 
 def test_the_order_in_which_tools_are_offered_changes_nothing() -> None:
-    turned = offer({"other": {"type": "object", "properties": {}}, "get_population": WEATHER, "get_weather": WEATHER})
+    turned = offer(
+        {"other": {"type": "object", "properties": {}}, "get_population": WEATHER, "get_weather": WEATHER}
+    )
     places = [Place(5, 0, n) for n in range(4)]
     tape = Tape(CITIES, 0)
     assert tape.calls(places, turned, AUTO) == tape.calls(places, TOOLS, AUTO)
@@ -81,7 +87,9 @@ def test_tool_choice_is_honoured() -> None:
     assert places == [Place(0, 0, 0)]
     assert [call.name for call in tape.calls(places, TOOLS, named)] == ["other"]
     allowed = Choice("auto", ("get_population",))
-    assert {call.name for call in tape.calls([Place(1, 0, n) for n in range(9)], TOOLS, allowed)} == {"get_population"}
+    assert {call.name for call in tape.calls([Place(1, 0, n) for n in range(9)], TOOLS, allowed)} == {
+        "get_population"
+    }
     # Beyond the tape's end a client that insists gets one call a round, for ever.
     assert tape.places(talk(choice=Choice("required"), turns=50), 0) == [Place(0, 50, 0)]
     assert tape.places(talk(turns=50), 0) == []
@@ -128,5 +136,7 @@ def test_faults_by_probability_come_at_their_rate_and_stay_where_they_are() -> N
 
 
 def test_arguments_are_json_of_the_schema() -> None:
-    for call in Tape(CITIES, 0).calls([Place(0, 0, n) for n in range(5)], TOOLS, Choice("auto", ("get_weather",))):
+    for call in Tape(CITIES, 0).calls(
+        [Place(0, 0, n) for n in range(5)], TOOLS, Choice("auto", ("get_weather",))
+    ):
         assert list(orjson.loads(call.arguments)) == ["city"]

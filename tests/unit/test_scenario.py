@@ -46,7 +46,9 @@ def test_minimal_file_has_documented_defaults() -> None:
     assert (scenario.name, scenario.description, scenario.time_scale) == ("mine", "one line", 1.0)
     assert scenario.model.first_token == Distribution("constant", (0.1,))
     assert scenario.model.tokens_per_event == 8
-    assert [(tool.name, tool.path, tool.capacity) for tool in scenario.tools] == [("look", "/tools/look", None)]
+    assert [(tool.name, tool.path, tool.capacity) for tool in scenario.tools] == [
+        ("look", "/tools/look", None)
+    ]
     assert scenario.tool("look").duration == Distribution("constant", (0.2,))
     assert scenario.tool("other").duration == Distribution("constant", (0.2,))
     assert scenario.quota is None
@@ -125,7 +127,9 @@ def test_mistakes_name_file_key_and_expectation(old: str, new: str, message: str
 
 
 def test_two_tools_cannot_share_a_path() -> None:
-    with pytest.raises(ScenarioError, match=r"tools\.\w+\.path: expected a path of its own, found '/tools/look'"):
+    with pytest.raises(
+        ScenarioError, match=r"tools\.\w+\.path: expected a path of its own, found '/tools/look'"
+    ):
         parse("[tools.other]\ndescription = 'x'\nduration = 1\npath = '/tools/look'\n")
 
 
@@ -151,7 +155,9 @@ def test_a_file_is_read_by_path_from_any_directory(tmp_path: Path, monkeypatch: 
 
 
 def test_unknown_names_and_files() -> None:
-    with pytest.raises(ScenarioError, match=r"unknown scenario 'citys' \(did you mean 'cities'\?\); shipped: cities, "):
+    with pytest.raises(
+        ScenarioError, match=r"unknown scenario 'citys' \(did you mean 'cities'\?\); shipped: cities, "
+    ):
         load_scenario("citys")
     with pytest.raises(ScenarioError, match=r"^missing/x\.toml: cannot read the scenario file"):
         load_scenario("missing/x.toml")
