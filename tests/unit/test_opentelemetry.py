@@ -530,6 +530,14 @@ def test_an_sdk_s_span_counts_for_one_request(out):
     assert len([span for span in out.spans() if span.name == "chat claude"]) == 1
 
 
+def test_an_sdk_s_span_from_outside_the_request_does_not_count(out):
+    before = time.monotonic_ns()
+    before = (before, time.monotonic_ns())
+    a_foreign_chat(out)
+    out.sink(loop_of_requests(before, (time.monotonic_ns(), time.monotonic_ns() + 1)))
+    assert len([span for span in out.spans() if span.name == "chat claude"]) == 2
+
+
 def test_an_sdk_s_span_of_another_request_does_not_count(out):
     start, end, _ = a_foreign_chat(out, anthropic_request_id="req_b")
     out.sink(loop_of_requests((start, end), request_ids=("req_a",)))

@@ -292,6 +292,20 @@ def test_time_between_calls_is_queue(tmp_path):
     assert spent["tools"] == 240 * MS
 
 
+def test_what_outlasts_its_parent_is_cut(tmp_path):
+    """A body that is closed after the request returned; attempts that a hedging client overlaps."""
+    attempts = (Attempt(510 * MS, 700 * MS, 200), Attempt(600 * MS, 900 * MS, 200, first_byte_ns=850 * MS))
+    round_ = the_loop().rounds[0]
+    round_ = replace(round_, model=replace(round_.model, attempts=attempts))
+    write_trace([replace(the_loop(), rounds=(round_,))], tmp_path / "t.json")
+    got = read(tmp_path / "t.json")
+    assert [(s.name, s.ts, s.dur) for s in got.one("chat gpt-4o").children] == [
+        ("attempt 1", 10_000, 190_000),
+        ("attempt 2", 200_000, 100_000),
+    ]
+    assert [(s.name, s.ts, s.dur) for s in got.one("attempt 2").children] == [("wait", 200_000, 100_000)]
+
+
 def test_a_call_that_never_ran_only_waits(tmp_path):
     calls = (tool_call("a", 801, None, 1101, status="cancelled", error_type="cancelled"),)
     round_ = replace(the_loop().rounds[0], tool_calls=calls, status="cancelled")
@@ -376,6 +390,10 @@ def test_counters_are_those_of_the_whole_run(tmp_path):
         ]
         assert points[0][0] == 0
         assert points[1:] == expected
+    write_trace(crowd(30), tmp_path / "first.json", loops=1)
+    first = read(tmp_path / "first.json")
+    for points in first.counters.values():
+        assert points[-1][0] <= first.one("loop 0").dur
     # At its start: 18, 21, 24 (slow), 26 and itself.
     assert max(value for _, value in read(one).counters["loops in flight"]) == 5
 
