@@ -18,7 +18,7 @@ from profiler.anatomy import phases
 from profiler.records import LoopRecord, RoundRecord
 from profiler.report.text import clean, duration
 
-CauseKind = Literal["model", "backoff", "limiter", "threads", "tools", "rest"]
+CauseKind = Literal["model", "backoff", "limiter", "blocked", "threads", "tools", "rest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,8 @@ class Cause:
 
 def causes(record: LoopRecord) -> list[Cause]:
     """The causes of a loop's wall time, the largest first; those that took none are left out."""
-    totals: dict[CauseKind, int] = {"model": 0, "backoff": 0, "limiter": 0, "threads": 0, "tools": 0}
+    kinds: tuple[CauseKind, ...] = ("model", "backoff", "limiter", "blocked", "threads", "tools")
+    totals = dict.fromkeys(kinds, 0)
     for round_ in record.rounds:
         parts = phases(round_)
         totals["model"] += parts["model"]
@@ -43,7 +44,8 @@ def causes(record: LoopRecord) -> list[Cause]:
         tool_wall = parts["tools"] + parts["queue"]
         limiter = min(limiter, tool_wall)
         threads = min(threads, tool_wall - limiter)
-        totals["limiter"] += limiter
+        # A tool that holds the event loop keeps its siblings waiting, limiter or not.
+        totals["blocked" if round_.shortfall == "blocked_loop" else "limiter"] += limiter
         totals["threads"] += threads
         totals["tools"] += tool_wall - limiter - threads
     totals["rest"] = record.ended_ns - record.started_ns - sum(totals.values())
@@ -78,8 +80,14 @@ def _describe(kind: CauseKind, ns: int, record: LoopRecord) -> Cause:
         if record.strategy == "sequential":
             return Cause(kind, ns, f"calls ran one after another ({strategy})", "try gathered")
         if record.strategy == "gathered":
-            return Cause(kind, ns, "calls waited for the event loop", "find what blocks it")
+            return Cause(kind, ns, "calls waited to be started")
         return Cause(kind, ns, f"calls waited in the limiter {strategy}", "raise the limit")
+    if kind == "blocked":
+        worst = max(record.tool_calls, key=lambda call: call.blocking_ns, default=None)
+        if worst is None or not worst.blocking_ns:
+            return Cause(kind, ns, "calls waited while something held the event loop", "find what blocks it")
+        held = f"{clean(worst.name, 24)} held the event loop ({duration(worst.blocking_ns / 1e9)})"
+        return Cause(kind, ns, f"calls waited while {held}", "make it await")
     if kind == "threads":
         return Cause(kind, ns, "calls of sync tools waited for a thread", "make them async")
     if kind == "tools":

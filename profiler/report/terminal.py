@@ -33,7 +33,7 @@ def use_color(stream: IO[str], environment: Mapping[str, str]) -> bool:
 def render_comparison(
     summary: Summary, run: Run, width: int = 80, color: bool = False, path: str | None = None
 ) -> str:
-    """The end of a comparison as text: invalid or too little said first, then the figures.
+    """The end of a comparison as text: what makes it invalid, the verdicts, the figures, the notes.
 
     `path` is the run directory as the user would type it.
     """
@@ -50,12 +50,10 @@ def render_comparison(
         legacy_windows=False,
     )
     for warning in summary.warnings:
-        style = "bold red" if warning.invalid else "yellow"
-        console.print(Text(clean(warning.sentence, 400), style=style))
+        if warning.invalid:
+            console.print(Text(clean(warning.sentence, 400), style="bold red"))
     for verdict in summary.verdicts:
         console.print(Text(clean(verdict.sentence, 400), style="bold"))
-    if summary.warnings or summary.verdicts:
-        console.print()
     for level in summary.levels or (summary,):
         if summary.levels:
             console.print(Text(f"{level.strategies[0].users} agents"))
@@ -65,6 +63,11 @@ def render_comparison(
             console.print(Text(f"{clean(strategy.strategy)}: {_where(strategy)}"))
     for line in limits(run):
         console.print(Text(line))
+    for name, law in summary.scalability.items():
+        console.print(Text(f"{clean(name)}: {law.sentence}"))
+    for warning in summary.warnings:
+        if not warning.invalid:
+            console.print(Text(clean(warning.sentence, 400), style="yellow"))
     console.print(Text(_load(summary)))
     if path is not None:
         console.print(Text(clean(path, 4096)), soft_wrap=True)

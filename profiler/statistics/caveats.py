@@ -98,8 +98,10 @@ def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]
                 f"a client process kept a core {min(health.cpu, 1.0) * 100:.0f} % busy (limit 90 %)"
             )
         for tool, seconds in health.blocking.items():
-            if seconds > BLOCKING_LIMIT:
-                blocking[tool] = max(seconds, blocking.get(tool, 0.0))
+            blocking[tool] = max(seconds, blocking.get(tool, 0.0))
+    for strategy in strategies:
+        for tool, figures in strategy.tools.items():
+            blocking[tool] = max(figures.blocking_seconds, blocking.get(tool, 0.0))
     if broken:
         more = f"more workers (now {run.workers})" if run.workers < run.machine.cores else "another machine"
         yield Caveat(
@@ -109,11 +111,12 @@ def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]
             invalid=True,
         )
     for tool, seconds in sorted(blocking.items(), key=lambda item: -item[1]):
-        yield Caveat(
-            "blocking_tool",
-            f"{tool} held the event loop for up to {seconds * 1e3:.0f} ms, so nothing else ran",
-            "make it await, or a plain function, which runs in a thread",
-        )
+        if seconds > BLOCKING_LIMIT:
+            yield Caveat(
+                "blocking_tool",
+                f"{tool} held the event loop for up to {seconds * 1e3:.0f} ms, so nothing else ran",
+                "make it await, or a plain function, which runs in a thread",
+            )
 
 
 def _worst(broken: dict[str, str], key: str, seconds: float, text: str) -> None:

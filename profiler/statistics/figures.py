@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -47,7 +47,8 @@ class Loops:
 class Tool:
     """Calls of one tool in the loops that were due inside the windows.
 
-    `seconds` is of the calls that ran, `queue_seconds` of all.
+    `seconds` is of the calls that ran, `queue_seconds` of all. `blocking_seconds` is the longest
+    that one call held the event loop (0 for tools that never did), `blocking_total_seconds` their sum.
     """
 
     calls: int
@@ -55,6 +56,8 @@ class Tool:
     seconds: Quantiles
     queue_seconds: Quantiles
     error_types: dict[str, int]
+    blocking_seconds: float = 0.0
+    blocking_total_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,8 @@ class StrategySummary:
     with every call answered. `goodput` is those that did, and met the objective if there is one,
     per second. `phases` are mean seconds per loop and sum to `mean_loop_seconds`. `speed_up` is
     work / wall and `efficiency` critical path / wall of the tool phases. `warm_up_loops` were left
-    out of each block; `steady` is None when the series is too short to tell.
+    out of each block; `steady` is None when the series is too short to tell. `shortfalls` counts the
+    rounds whose calls overlapped less than the strategy allows, by cause.
     """
 
     strategy: str
@@ -115,6 +119,7 @@ class StrategySummary:
     steady: bool | None
     totals: Totals
     objective_met: bool | None = None
+    shortfalls: dict[str, int] = field(default_factory=dict)
 
 
 def figures(group: Measured, table: Table, objective: Objective | None = None) -> StrategySummary:
@@ -130,6 +135,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
     done = int(np.count_nonzero(statuses == OK))
     in_rounds = [_members(table, loops, table.round_loop) for loops in finished]
     walls = [table.tool_wall[rounds] for rounds in in_rounds]
+    short = table.shortfall[_concatenate(in_rounds)]
     mean, phases = mean_phases(table, everything)
     failures = table.error[due]
     loop_seconds = quantiles([latency(table, loops) for loops in finished], _NS)
@@ -170,6 +176,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         steady=group.warm_up.steady,
         totals=_totals(table, group.strategy),
         objective_met=met(objective, loop_seconds, failed),
+        shortfalls=_count(short[short != NONE], table.shortfalls),
     )
 
 
@@ -272,6 +279,8 @@ def _tools(table: Table, blocks: tuple[Block, ...]) -> dict[str, Tool]:
             seconds=quantiles([values[values != NONE] for values in durations], _NS),
             queue_seconds=quantiles([table.queue[members] for members in chosen], _NS),
             error_types=_count(errors[errors != NONE], table.errors),
+            blocking_seconds=float(table.blocking[every].max(initial=0)) * _NS,
+            blocking_total_seconds=float(table.blocking[every].sum()) * _NS,
         )
     return dict(sorted(result.items()))
 

@@ -58,15 +58,18 @@ class Table:
     """Columns of equal length per kind of thing; times in nanoseconds, `NONE` for absent.
 
     Loops: `due` is when the loop was meant to start (open load), else its start; `answered` is 1
-    when every call of the loop succeeded; `phases` has one row per loop, in the order of
+    when every call of the loop succeeded; `trial` is `NONE` for a loop inside another's tool call,
+    whose time is that call's; `phases` has one row per loop, in the order of
     `anatomy.PHASES`; `work`, `critical` and `wall` are summed over the rounds with calls.
-    Rounds: `tool_wall` is `NONE` in a round without calls.
-    Calls: `duration` is `NONE` for a call that never got through its limiter.
+    Rounds: `tool_wall` is `NONE` in a round without calls; `shortfall` a code of `shortfalls`.
+    Calls: `duration` is `NONE` for a call that never got through its limiter; `blocking` is for how
+    long the call held the event loop.
     """
 
     strategies: list[str]
     tools: list[str]
     errors: list[str]
+    shortfalls: list[str]
 
     trial: Ints
     strategy: Ints
@@ -89,12 +92,14 @@ class Table:
     round_loop: Ints
     round_wall: Ints
     tool_wall: Ints
+    shortfall: Ints
 
     call_loop: Ints
     call_tool: Ints
     call_error: Ints
     duration: Ints
     queue: Ints
+    blocking: Ints
 
 
 def tabulate_file(path: Path) -> Table:
@@ -107,12 +112,12 @@ def tabulate_file(path: Path) -> Table:
 
 def tabulate(records: Iterable[LoopRecord]) -> Table:
     """The table of a stream of records."""
-    strategies, tools, errors = Names(), Names(), Names()
+    strategies, tools, errors, shortfalls = Names(), Names(), Names(), Names()
     loops = [array("q") for _ in _LOOP]
     phases = array("q")
-    round_loop, round_wall, tool_wall = array("i"), array("q"), array("q")
+    round_loop, round_wall, tool_wall, shortfall = array("i"), array("q"), array("q"), array("b")
     call_loop, call_tool, call_error = array("i"), array("i"), array("i")
-    duration, queue = array("q"), array("q")
+    duration, queue, blocking = array("q"), array("q"), array("q")
     for index, record in enumerate(records):
         requests = attempts = input_tokens = output_tokens = work = critical = wall = 0
         answered = 1
@@ -130,6 +135,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             round_loop.append(index)
             round_wall.append(round_.ended_ns - round_.started_ns)
             tool_wall.append(phase.wall_ns if phase is not None else NONE)
+            shortfall.append(shortfalls.code(round_.shortfall))
             for call in round_.tool_calls:
                 started = call.started_ns
                 failed = call.status != "ok"
@@ -140,8 +146,9 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
                 call_error.append(errors.code(call.error_type or call.status) if failed else NONE)
                 duration.append(NONE if started is None else call.ended_ns - started)
                 queue.append((call.ended_ns if started is None else started) - call.queued_ns)
+                blocking.append(call.blocking_ns)
         row = (
-            NONE if record.trial is None else record.trial,
+            NONE if record.trial is None or record.parent is not None else record.trial,
             strategies.code(record.strategy),
             NONE if record.number is None else record.number,
             record.started_ns if record.intended_ns is None else record.intended_ns,
@@ -165,15 +172,18 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
         strategies=strategies.texts,
         tools=tools.texts,
         errors=errors.texts,
+        shortfalls=shortfalls.texts,
         phases=_view(phases).reshape(-1, len(PHASES)),
         round_loop=_view(round_loop),
         round_wall=_view(round_wall),
         tool_wall=_view(tool_wall),
+        shortfall=_view(shortfall),
         call_loop=_view(call_loop),
         call_tool=_view(call_tool),
         call_error=_view(call_error),
         duration=_view(duration),
         queue=_view(queue),
+        blocking=_view(blocking),
         **{name: _view(column) for name, column in zip(_LOOP, loops, strict=True)},
     )
 
@@ -201,17 +211,25 @@ def read_quickly(path: Path) -> Iterator[LoopRecord]:
                     raise RecordError(f"{path}:{number}: {error}") from error
 
 
+class _Like(SimpleNamespace):
+    """Stands in for a record. Fields that came after the first records have their defaults here."""
+
+    parent = None
+    shortfall = None
+    blocking_ns = 0
+
+
 def _quick(line: bytes) -> LoopRecord:
     data = orjson.loads(line)
     if data["schema"] != SCHEMA:
         raise ValueError(data["schema"])
     for round_ in data["rounds"]:
         model = round_["model"]
-        model["attempts"] = [SimpleNamespace(**attempt) for attempt in model["attempts"]]
-        round_["model"] = SimpleNamespace(**model)
-        round_["tool_calls"] = [SimpleNamespace(**call) for call in round_["tool_calls"]]
-    data["rounds"] = [SimpleNamespace(**round_) for round_ in data["rounds"]]
-    return cast(LoopRecord, SimpleNamespace(**data))
+        model["attempts"] = [_Like(**attempt) for attempt in model["attempts"]]
+        round_["model"] = _Like(**model)
+        round_["tool_calls"] = [_Like(**call) for call in round_["tool_calls"]]
+    data["rounds"] = [_Like(**round_) for round_ in data["rounds"]]
+    return cast(LoopRecord, _Like(**data))
 
 
 def _view(column: array[int]) -> Ints:

@@ -10,6 +10,7 @@ from typing import Literal
 from profiler.statistics.comparison import Comparison, Difference, Ratio
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.objectives import Gate
+from profiler.statistics.quantiles import FEWEST_BLOCKS
 
 VerdictKind = Literal["faster", "slower", "more_goodput", "less_goodput", "no_difference", "too_few"]
 
@@ -45,18 +46,24 @@ def verdict(
     if comparison.failures.shown:
         return _on_goodput(comparison, candidate, baseline)
     tail, middle = comparison.p95, comparison.p50
-    name = comparison.strategy
+    name, baseline_name = comparison.strategy, comparison.baseline
     if tail.needed is None:
         kind, text = _on_latency(comparison, tail, "p95")
         if not tail.shown and middle.shown:
             text += f"; at p50 it is {_faster(middle)}"
-        return Verdict(name, comparison.baseline, "p95", kind, text + ".")
-    missing = f"too few loops for p95: about {tail.needed} more of each needed"
+        return Verdict(name, baseline_name, "p95", kind, text + ".")
+    missing = f"about {tail.needed} more of each needed"
     if middle.needed is None:
         kind, text = _on_latency(comparison, middle, "p50")
-        return Verdict(name, comparison.baseline, "p50", kind, f"{text}; {missing}.")
-    text = f"{name} against {comparison.baseline}: too few loops: about {tail.needed} more of each needed."
-    return Verdict(name, comparison.baseline, "p95", "too_few", text)
+        text += f"; too few loops for p95: {missing}."
+        return Verdict(name, baseline_name, "p50", kind, text)
+    if comparison.blocks < FEWEST_BLOCKS:
+        missing += f", in at least {FEWEST_BLOCKS} blocks"
+    text = f"{name} against {baseline_name}: too few loops: {missing}"
+    if middle.value:
+        word, factor = ("faster", 1 / middle.value) if middle.value < 1 else ("slower", middle.value)
+        text += f" (so far {_number(factor)}× {word} at p50)"
+    return Verdict(name, baseline_name, "p95", "too_few", text + ".")
 
 
 def decide(gates: Sequence[Gate], comparisons: Sequence[Comparison]) -> list[Outcome]:
@@ -157,8 +164,13 @@ def _inverse(ratio: Ratio) -> str:
 
 
 def _times(value: float | None, low: float | None, high: float | None) -> str:
-    shown = ["–" if x is None else f"{x:.2f}" if x < 9.995 else f"{x:.1f}" for x in (value, low, high)]
-    return f"{shown[0]}× [{shown[1]}, {shown[2]}]"
+    return f"{_number(value)}× [{_number(low)}, {_number(high)}]"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
 
 
 def _rate(value: float | None) -> str:

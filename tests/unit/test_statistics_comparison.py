@@ -83,7 +83,10 @@ def test_too_few_says_how_many_more() -> None:
     assert (found.p50.low, found.p95.low) == (None, None)
     said = verdict(found)
     assert said.kind == "too_few"
-    assert said.sentence == "a against b: too few loops: about 240 more of each needed."
+    assert said.sentence == (
+        "a against b: too few loops: about 240 more of each needed, in at least 3 blocks "
+        f"(so far {1 / found.p50.value:.2f}× faster at p50)."
+    )
 
 
 def test_enough_for_p50_but_not_for_p95() -> None:

@@ -110,3 +110,39 @@ def test_a_directory_is_summarised_like_its_records(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path, conditions)
     write(directory.records_path, some_records())
     assert summarise_directory(directory) == summarise(conditions, some_records())
+
+
+def test_a_loop_inside_a_tool_call_belongs_to_no_trial() -> None:
+    nested = dataclasses.replace(loop(10), parent="loop-0")
+    table = tabulate([loop(0), nested])
+    assert table.trial.tolist() == [0, NONE]
+    strategy = summarise(run([trial(0, "gathered", 0, 1000)]), [loop(0), nested]).strategies[0]
+    assert strategy.loops.completed == 1
+    assert strategy.totals.loops == 2
+
+
+def test_lines_written_before_a_field_existed_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    line = records.encode(loop(0, calls=[(0, 50)]))
+    for key in (b',"blocking_ns":0', b',"shortfall":null', b',"parent":null'):
+        assert key in line
+        line = line.replace(key, b"")
+    path.write_bytes(line + b"\n")
+    table = tabulate_file(path)
+    assert table.blocking.tolist() == [0]
+    assert table.trial.tolist() == [0]
+
+
+def test_who_held_the_event_loop_is_in_the_summary() -> None:
+    record = loop(0, calls=[(0, 50), (20, 30)])
+    first, *others = record.rounds
+    held = dataclasses.replace(first.tool_calls[0], blocking_ns=200 * MS)
+    first = dataclasses.replace(first, tool_calls=(held, *first.tool_calls[1:]), shortfall="blocked_loop")
+    made = summarise(
+        run([trial(0, "gathered", 0, 1000)]), [dataclasses.replace(record, rounds=(first, *others))]
+    )
+    tool = made.strategies[0].tools["get_weather"]
+    assert (tool.blocking_seconds, tool.blocking_total_seconds) == (pytest.approx(0.2), pytest.approx(0.2))
+    assert made.strategies[0].shortfalls == {"blocked_loop": 1}
+    caveat = next(c for c in made.warnings if c.kind == "blocking_tool")
+    assert caveat.detail.startswith("get_weather held the event loop for up to 200 ms")

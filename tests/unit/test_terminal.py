@@ -189,6 +189,15 @@ def test_causes_sum_to_the_wall_and_tell_strategies_apart() -> None:
     assert limiter.remedy == "try gathered"
 
 
+def test_a_tool_that_holds_the_event_loop_is_named() -> None:
+    record = loop(0, model=100, calls=[(0, 400), (400, 400)], strategy="semaphore:8")
+    first, *others = record.rounds
+    held = dataclasses.replace(first.tool_calls[0], name="resize", blocking_ns=390 * MS)
+    first = dataclasses.replace(first, tool_calls=(held, first.tool_calls[1]), shortfall="blocked_loop")
+    text = render_timeline(dataclasses.replace(record, rounds=(first, *others)), 100)
+    assert "400 ms (40 %) calls waited while resize held the event loop (390 ms); make it await" in text
+
+
 def test_backoff_is_not_the_model() -> None:
     record = loop(0, model=1000)
     model = dataclasses.replace(
