@@ -16,10 +16,11 @@ from profiler.report.text import clean, duration, number, percent
 from profiler.report.timeline import render_timeline
 from profiler.rundir import Run
 from profiler.statistics.figures import StrategySummary
+from profiler.statistics.regression import Regression
 from profiler.statistics.summary import Summary
 from profiler.strategies import parse_strategy
 
-__all__ = ["render_comparison", "render_timeline", "use_color"]
+__all__ = ["render_comparison", "render_regression", "render_timeline", "use_color"]
 
 _NAME_WIDTH = 18
 _NAMED_SHARE = 0.01
@@ -38,17 +39,7 @@ def render_comparison(
     `path` is the run directory as the user would type it.
     """
     out = io.StringIO()
-    console = Console(
-        file=out,
-        width=width,
-        color_system="standard" if color else None,
-        force_terminal=color,
-        no_color=not color,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        legacy_windows=False,
-    )
+    console = _console(out, width, color)
     for warning in summary.warnings:
         if warning.invalid:
             console.print(Text(clean(warning.sentence, 400), style="bold red"))
@@ -56,12 +47,13 @@ def render_comparison(
         console.print(Text(clean(verdict.sentence, 400), style="bold"))
     for level in summary.levels or (summary,):
         if summary.levels:
-            console.print(Text(f"{level.strategies[0].users} agents"))
+            users = level.strategies[0].users
+            console.print(Text(f"{users} {'agent' if users == 1 else 'agents'}"))
         console.print(_table(level.strategies, width))
     for strategy in summary.strategies:
         if strategy.phases:
             console.print(Text(f"{clean(strategy.strategy)}: {_where(strategy)}"))
-    for line in limits(run):
+    for line in [*limits(run), *_objective(summary)]:
         console.print(Text(line))
     for name, law in summary.scalability.items():
         console.print(Text(f"{clean(name)}: {law.sentence}"))
@@ -72,6 +64,40 @@ def render_comparison(
     if path is not None:
         console.print(Text(clean(path, 4096)), soft_wrap=True)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def render_regression(found: Regression, width: int = 80, color: bool = False, github: bool = False) -> str:
+    """One run against another as text: what makes it invalid, the gates' outcomes, the verdicts, the notes.
+
+    With `github` each outcome and warning is a workflow command, which becomes an annotation.
+    """
+    if github:
+        lines = [
+            _command("error" if caveat.invalid else "notice", caveat.sentence) for caveat in found.warnings
+        ]
+        levels = {True: "notice", False: "error", None: "warning"}
+        lines += [_command(levels[outcome.holds], outcome.sentence) for outcome in found.outcomes]
+        lines += [_command("notice", verdict.sentence) for verdict in found.verdicts]
+        return "\n".join(lines) + "\n"
+    out = io.StringIO()
+    console = _console(out, width, color)
+    for caveat in found.warnings:
+        if caveat.invalid:
+            console.print(Text(clean(caveat.sentence, 400), style="bold red"))
+    for outcome in found.outcomes:
+        style = {True: "green", False: "bold red", None: "yellow"}[outcome.holds]
+        console.print(Text(clean(outcome.sentence, 400), style=style))
+    for verdict in found.verdicts:
+        console.print(Text(clean(verdict.sentence, 400), style="bold"))
+    for caveat in found.warnings:
+        if not caveat.invalid:
+            console.print(Text(clean(caveat.sentence, 400), style="yellow"))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _command(level: str, text: str) -> str:
+    """A GitHub workflow command; its data may hold neither % nor line ends."""
+    return f"::{level} title=profiler::{clean(text, 400).replace('%', '%25')}"
 
 
 def limits(run: Run) -> list[str]:
@@ -91,6 +117,32 @@ def limits(run: Run) -> list[str]:
             f"= {strategy.limit * count} calls at once"
         )
     return lines
+
+
+def _console(out: IO[str], width: int, color: bool) -> Console:
+    return Console(
+        file=out,
+        width=width,
+        color_system="standard" if color else None,
+        force_terminal=color,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+
+
+def _objective(summary: Summary) -> list[str]:
+    """`objective p95<2s,errors<1%: met by gathered; missed by sequential`, if there is one."""
+    if summary.objective is None:
+        return []
+    parts = []
+    for answer, word in ((True, "met by"), (False, "missed by")):
+        names = [clean(s.strategy, _NAME_WIDTH) for s in summary.strategies if s.objective_met is answer]
+        if names:
+            parts.append(f"{word} {', '.join(names)}")
+    return [f"objective {summary.objective}: {'; '.join(parts) or 'no loop was measured'}"]
 
 
 def _table(strategies: Iterable[StrategySummary], width: int) -> Table:

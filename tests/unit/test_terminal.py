@@ -242,3 +242,28 @@ def test_a_failed_loop_says_so_first() -> None:
     assert render_timeline(record).startswith(
         "100 ms: error (http_429). 100 ms (100 %) the model (1 request)"
     )
+
+
+def test_the_objective_is_answered_by_name() -> None:
+    made, summary = experiment(slo="p95<10s,errors<1%", failing=0.6)
+    assert "objective p95<10s,errors<1%: met by sequential; missed by semaphore:4" in render_comparison(
+        summary, made
+    )
+
+
+def test_a_ladder_shows_every_load_and_the_law() -> None:
+    trials = [
+        trial(index, "gathered", index * 10_000, index * 10_000 + 4000, users=users)
+        for index, users in enumerate((1, 2, 4, 8))
+    ]
+    records = [
+        loop(index * 10_000 + k * 4000 / (20 * users), model=1, trial=index)
+        for index, users in enumerate((1, 2, 4, 8))
+        for k in range(20 * users)
+    ]
+    made = run(trials)
+    lines = render_comparison(summarise(made, records), made).splitlines()
+    assert [line for line in lines if line.endswith(("1 agent", "2 agents", "4 agents", "8 agents"))][:4] == [
+        "1 agent", "2 agents", "4 agents", "8 agents",
+    ]  # fmt: skip
+    assert "gathered: no peak seen up to 8 agents" in lines

@@ -1,0 +1,99 @@
+"""One recorded run against another: what changed, and whether a gate lets it pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from profiler.errors import UsageError
+from profiler.rundir import Run, RunDirectory
+from profiler.statistics.caveats import Caveat, caveats
+from profiler.statistics.comparison import Comparison, compare_runs
+from profiler.statistics.figures import StrategySummary, figures, limit
+from profiler.statistics.measure import Measured, measure
+from profiler.statistics.objectives import Gate, Objective, parse_objective
+from profiler.statistics.table import Table, tabulate_file
+from profiler.statistics.verdicts import Outcome, Verdict, decide, verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """The candidate run against the baseline run, for each strategy and load in both.
+
+    `holds` is False when a gate fails, None when one could not be decided and none fails; a run
+    that is invalid decides nothing. `warnings` are of both runs, the candidate's first.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    verdicts: tuple[Verdict, ...]
+    outcomes: tuple[Outcome, ...]
+    holds: bool | None
+    warnings: tuple[Caveat, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    run: Run
+    table: Table
+    groups: list[Measured]
+
+
+def compare_directories(
+    baseline: RunDirectory, candidate: RunDirectory, gates: Sequence[Gate] = (), slo: str | None = None
+) -> Regression:
+    """Compare two run directories. `slo` (by default the candidate's) says what counts as good.
+
+    Raises `RecordError` for what cannot be read, `UsageError` when no strategy ran in both under
+    the same load, or the objective cannot be parsed.
+    """
+    before, after = _read(baseline), _read(candidate)
+    spec = slo or after.run.slo
+    objective = None if spec is None else parse_objective(spec)
+    found = compare_runs(
+        (before.run, after.run), (before.table, after.table), (before.groups, after.groups), limit(objective)
+    )
+    if not found:
+        raise UsageError(
+            f"nothing to compare: no strategy was measured under the same load in both runs "
+            f"({_names(before)} and {_names(after)})"
+        )
+    sides = [_figures(recorded, objective) for recorded in (before, after)]
+    pairs = [(a, b) for b in sides[1] for a in sides[0] if (a.strategy, a.users) == (b.strategy, b.users)]
+    ladder = len({after_.users for _, after_ in pairs}) > 1
+    comparisons, verdicts = [], []
+    for comparison, (one, other) in zip(found, pairs, strict=True):
+        name = f"{comparison.strategy} ({other.users} agents)" if ladder else comparison.strategy
+        named = replace(
+            comparison,
+            strategy=f"{name} in {candidate.path.name}",
+            baseline=f"{name} in {baseline.path.name}",
+        )
+        comparisons.append(named)
+        verdicts.append(verdict(named, other, one))
+    outcomes = tuple(decide(gates, comparisons))
+    warnings = (*caveats(after.run, sides[1]), *caveats(before.run, sides[0]))
+    warnings = tuple(sorted(warnings, key=lambda caveat: not caveat.invalid))
+    invalid = any(caveat.invalid for caveat in warnings)
+    return Regression(tuple(comparisons), tuple(verdicts), outcomes, _holds(outcomes, invalid), warnings)
+
+
+def _holds(outcomes: Sequence[Outcome], invalid: bool) -> bool | None:
+    if invalid and outcomes:
+        return None
+    answers = [outcome.holds for outcome in outcomes]
+    if False in answers:
+        return False
+    return None if None in answers else True
+
+
+def _read(directory: RunDirectory) -> _Recorded:
+    run, table = directory.load(), tabulate_file(directory.records_path)
+    return _Recorded(run, table, measure(run, table))
+
+
+def _figures(recorded: _Recorded, objective: Objective | None) -> list[StrategySummary]:
+    return [figures(group, recorded.table, objective) for group in recorded.groups if group.blocks]
+
+
+def _names(recorded: _Recorded) -> str:
+    return ", ".join(f"{group.strategy} with {group.users}" for group in recorded.groups) or "none"

@@ -1,0 +1,88 @@
+"""Two recorded runs: verdicts, gates, annotations, and the cases in which nothing is decided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from profiler import records
+from profiler.errors import UsageError
+from profiler.report.terminal import render_regression
+from profiler.rundir import ClientHealth, RunDirectory
+from profiler.statistics.objectives import parse_gates
+from profiler.statistics.regression import compare_directories
+from tests.unit.statistics_data import loop, run, trial
+
+
+def recorded(
+    parent: Path, factor: float, seed: int, strategy: str = "gathered", loops: int = 130, **changes: object
+) -> RunDirectory:
+    """Four blocks of loops around `factor` x 100 ms."""
+    rng = np.random.default_rng(seed)
+    trials, lines = [], []
+    for block in range(4):
+        start = block * 60_000
+        trials.append(trial(block, strategy, start, start + loops * 150, block=block))
+        models = rng.lognormal(np.log(100 * factor), 0.2, loops)
+        made = (loop(start + k * 150, float(m), strategy=strategy, trial=block) for k, m in enumerate(models))
+        lines += [records.encode(one) + b"\n" for one in made]
+    conditions = run(trials, seed=seed, **changes)  # type: ignore[arg-type]
+    directory = RunDirectory.create(parent, conditions)
+    directory.records_path.write_bytes(b"".join(lines))
+    return directory
+
+
+GATES = parse_gates("p95 > +5%, errors > +1%")
+
+
+def test_a_slower_run_fails_the_gate_and_says_by_how_much(tmp_path: Path) -> None:
+    found = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2), GATES)
+    assert found.holds is False
+    assert [outcome.holds for outcome in found.outcomes] == [False, True]
+    ratio = found.comparisons[0].p95
+    assert ratio.low is not None
+    assert ratio.high is not None
+    assert ratio.low < 1.5 < ratio.high
+    assert found.comparisons[0].paired is False
+    text = render_regression(found)
+    assert text.startswith("gathered in 20231114-221320-2 against gathered in 20231114-221320: p95 > +5%")
+    assert "is 1.5" in found.verdicts[0].sentence
+    assert "slower than gathered in 20231114-221320 at p95" in found.verdicts[0].sentence
+
+
+def test_an_equal_run_passes(tmp_path: Path) -> None:
+    found = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 2), GATES)
+    assert found.holds is True
+    assert compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 2)).holds is True
+
+
+def test_too_few_loops_decide_nothing(tmp_path: Path) -> None:
+    sides = [recorded(tmp_path, factor, seed, loops=20) for factor, seed in ((1.0, 1), (1.5, 2))]
+    found = compare_directories(sides[0], sides[1], parse_gates("p95 > +5%"))
+    assert found.holds is None
+    assert "not decided, too few loops: about 220 more of each needed" in found.outcomes[0].sentence
+
+
+def test_an_invalid_run_decides_nothing_and_says_so_first(tmp_path: Path) -> None:
+    health = ClientHealth(process="w0", cpu=0.99)
+    found = compare_directories(
+        recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2, client=(health,)), GATES
+    )
+    assert found.holds is None
+    assert render_regression(found).startswith("invalid: the client was saturated")
+
+
+def test_annotations_for_github(tmp_path: Path) -> None:
+    found = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2), GATES)
+    lines = render_regression(found, github=True).splitlines()
+    assert lines[0].startswith("::error title=profiler::gathered in ")
+    assert "p95 > +5%25 fails: p95 +" in lines[0]
+    assert lines[1].startswith("::notice title=profiler::")
+    assert all(line.startswith("::") for line in lines)
+
+
+def test_nothing_in_common_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="gathered with 2 and sequential with 2"):
+        compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 2, "sequential"))
