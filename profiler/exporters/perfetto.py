@@ -1,8 +1,8 @@
 """A run as a trace for ui.perfetto.dev: the Chrome trace event format, in JSON.
 
 The trace holds the loops that were selected (`profiler.exporters.perfetto_events` says how they
-are drawn). Its counters are those of the whole run, in a group `run`: a slow loop is seen among
-all the calls it competed with.
+are drawn). Its counters, in a group `run`, are those of the whole run: a slow loop is seen among
+all the calls it competed with. Where no loop is shown they stand still.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import gzip
 import heapq
 import itertools
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from profiler import records as records_file
+from profiler.anatomy import Interval, union
 from profiler.errors import RecordError, UsageError
 from profiler.exporters.perfetto_events import Event, events, named
 from profiler.records import LoopRecord
@@ -59,20 +60,27 @@ def write_trace(
     """Write the trace of a run (directory, records file or records) to `path`; zipped if it ends in `.gz`.
 
     `loops` takes the first so many loops to start, `slowest` those that took longest; together,
-    both kinds. With neither, the first loops up to `MAX_EVENTS` events. Records are read once, one by
-    one; memory holds the selected loops only. Raises `UsageError` for a number below 1,
-    `RecordError` when there is nothing to read or `path` cannot be written.
+    both kinds. With neither, the first loops up to `MAX_EVENTS` events. A file is read twice, record
+    by record (loops to show, then counters); memory holds the selected loops only.
+
+    Raises `UsageError` for a number below 1, `RecordError` when there is nothing to read or `path`
+    cannot be written.
     """
     for name, value in (("loops", loops), ("slowest", slowest)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}")
+    if not isinstance(source, RunDirectory | str | Path):
+        source = tuple(source)
     selection = _Selection(loops, slowest)
     for record in _records(source):
         selection.add(record)
     shown = selection.loops()
     if not shown:
         raise RecordError("no loops to trace: the run has no records")
-    step_us = max(counter.step for counter in selection.counters.values())
+    origin_ns, total = shown[0].started_ns, selection.total
+    windows = union((record.started_ns, record.ended_ns) for record in shown) or [(origin_ns, origin_ns)]
+    counters = _counters(_records(source), windows)
+    step_us = max(counter.step for counter in counters.values())
     written = 0
     try:
         with open(path, "wb") as file:
@@ -80,13 +88,11 @@ def write_trace(
             zipped = str(path).endswith(".gz")
             output: Any = gzip.GzipFile("", "wb", 6, file, mtime=0) if zipped else file
             for written, event in enumerate(
-                itertools.chain(
-                    run_events(selection.counters, shown, selection.total), events(shown, shown[0].started_ns)
-                ),
+                itertools.chain(run_events(counters, origin_ns, len(shown), total), events(shown, origin_ns)),
                 start=1,
             ):
                 output.write((b'{"traceEvents":[\n' if written == 1 else b",\n") + orjson.dumps(event))
-            trace = Trace(len(shown), selection.total, written, selection.text(), step_us)
+            trace = Trace(len(shown), total, written, selection.text(), step_us)
             output.write(b'\n],"displayTimeUnit":"ms","otherData":' + orjson.dumps(trace) + b"}\n")
             if zipped:
                 output.close()
@@ -104,17 +110,23 @@ def _records(source: RunDirectory | Path | str | Iterable[LoopRecord]) -> Iterab
 
 
 class _Counter:
-    """A step function as its changes, merged onto a coarser grid of time whenever there are too many."""
+    """A step function inside windows of time (disjoint, sorted), kept as its changes.
 
-    def __init__(self) -> None:
+    What changes outside them is put at the start of the next window: values inside are exact, and
+    memory does not grow with the run. Where there are too many changes all the same, they are
+    merged onto a coarser grid of time.
+    """
+
+    def __init__(self, windows: Sequence[Interval]) -> None:
         self.step = 1  # microseconds
+        self._starts = [start for start, _ in windows]
+        self._ends = [end for _, end in windows]
         self._changes: dict[int, int] = {}
 
     def add(self, start_ns: int, end_ns: int) -> None:
         """Count one more from start to end."""
-        changes, grid = self._changes, self.step * 1000
-        changes[start_ns // grid] = changes.get(start_ns // grid, 0) + 1
-        changes[end_ns // grid] = changes.get(end_ns // grid, 0) - 1
+        self._change(start_ns, 1)
+        self._change(end_ns, -1)
         while len(self._changes) > MAX_COUNTER_POINTS:
             merged: dict[int, int] = {}
             for at, change in self._changes.items():
@@ -122,37 +134,28 @@ class _Counter:
             self._changes = merged
             self.step *= 2
 
-    def points(self, start_ns: int, end_ns: int) -> Iterator[tuple[int, int]]:
-        """(nanoseconds, value): the value at start, then every change until end."""
-        grid = self.step * 1000
-        times = sorted(self._changes)
-        current, last = 0, None
-        for at, value in zip(times, accumulate(self._changes[t] for t in times), strict=True):
-            if at * grid > end_ns:
-                break
-            if at * grid > start_ns:
-                if last is None:
-                    yield start_ns, current
-                    last = current
-                if value != last:
-                    yield at * grid, value
-                    last = value
-            current = value
-        if last is None:
-            yield start_ns, current
+    def _change(self, at_ns: int, by: int) -> None:
+        window = bisect_left(self._ends, at_ns)
+        if window < len(self._ends):
+            at = max(at_ns, self._starts[window]) // (self.step * 1000)
+            self._changes[at] = self._changes.get(at, 0) + by
+
+    def points(self) -> Iterator[tuple[int, int]]:
+        """(nanoseconds, value): the value at the first window's start, then every change."""
+        start, grid = self._starts[0], self.step * 1000
+        value = sum(change for at, change in self._changes.items() if at * grid <= start)
+        yield start, value
+        for at in sorted(at for at in self._changes if at * grid > start):
+            if self._changes[at]:
+                value += self._changes[at]
+                yield at * grid, value
 
 
 class _Selection:
-    """The loops to show, and the counters of all."""
+    """The loops to show."""
 
     def __init__(self, loops: int | None, slowest: int | None) -> None:
         self.total = 0
-        self.running, self.queued, self.under_way = _Counter(), _Counter(), _Counter()
-        self.counters = {
-            ("calls", "in flight"): self.running,
-            ("calls", "queued"): self.queued,
-            ("loops", "in flight"): self.under_way,
-        }
         self._loops, self._slowest = loops, slowest
         # The latest start, or the fastest loop, on top: the next to go. A sequence number breaks ties.
         self._first: list[tuple[int, int, int, LoopRecord]] = []
@@ -161,11 +164,6 @@ class _Selection:
 
     def add(self, record: LoopRecord) -> None:
         self.total += 1
-        self.under_way.add(record.started_ns, record.ended_ns)
-        for call in record.tool_calls:
-            self.queued.add(call.queued_ns, call.ended_ns if call.started_ns is None else call.started_ns)
-            if call.started_ns is not None:
-                self.running.add(call.started_ns, call.ended_ns)
         if self._slowest is not None:
             heapq.heappush(self._slow, (record.ended_ns - record.started_ns, -self.total, record))
             if len(self._slow) > self._slowest:
@@ -187,6 +185,8 @@ class _Selection:
         return [chosen[n] for n in sorted(chosen, key=lambda n: (chosen[n].started_ns, n))]
 
     def text(self) -> str:
+        if len(self.loops()) == self.total:
+            return "all"
         if self._slowest is None:
             return "the first to start"
         if self._loops is None:
@@ -199,15 +199,24 @@ def _cost(record: LoopRecord) -> int:
     return 1 + sum(9 + 5 * len(r.model.attempts) + 3 * len(r.tool_calls) for r in record.rounds)
 
 
+def _counters(records: Iterable[LoopRecord], windows: Sequence[Interval]) -> dict[tuple[str, str], _Counter]:
+    """Calls and loops of all records; keys are names as the trace processor joins them, "calls queued"."""
+    running, queued, loops = _Counter(windows), _Counter(windows), _Counter(windows)
+    for record in records:
+        loops.add(record.started_ns, record.ended_ns)
+        for call in record.tool_calls:
+            queued.add(call.queued_ns, call.ended_ns if call.started_ns is None else call.started_ns)
+            if call.started_ns is not None:
+                running.add(call.started_ns, call.ended_ns)
+    return {("calls", "in flight"): running, ("calls", "queued"): queued, ("loops", "in flight"): loops}
+
+
 def run_events(
-    counters: dict[tuple[str, str], _Counter], shown: Sequence[LoopRecord], total: int
+    counters: dict[tuple[str, str], _Counter], origin_ns: int, shown: int, total: int
 ) -> Iterator[Event]:
-    """The group `run`: how many loops, calls in flight and calls queued there were, while `shown` ran."""
-    start, end = shown[0].started_ns, max(record.ended_ns for record in shown)
-    label = "run" if len(shown) == total else f"run ({len(shown)} of {total} loops shown, counters of all)"
+    """The group `run`: how many loops, calls in flight and calls queued there were."""
+    label = "run" if shown == total else f"run ({shown} of {total} loops shown, counters of all)"
     yield from named(1, "process_name", label, 0)
-    for what, counter in counters.items():
-        # The trace processor joins name and key: "calls in flight", "calls queued", "loops in flight".
-        name, key = what
-        for at, value in counter.points(start, end):
-            yield {"ph": "C", "name": name, "pid": 1, "ts": (at - start) // 1000, "args": {key: value}}
+    for (name, key), counter in counters.items():
+        for at, value in counter.points():
+            yield {"ph": "C", "name": name, "pid": 1, "ts": (at - origin_ns) // 1000, "args": {key: value}}

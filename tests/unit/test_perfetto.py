@@ -375,27 +375,29 @@ def test_first_loops_and_slowest_loops(tmp_path):
     assert numbers(read(path)) == [0, 1, 2, 3]
 
 
-def test_counters_are_those_of_the_whole_run(tmp_path):
-    everything, one = tmp_path / "all.json", tmp_path / "one.json"
-    write_trace(crowd(30), everything)
-    write_trace(crowd(30), one, slowest=1)
-    loop = read(one).one("loop 27")
-    offset = read(everything).one("loop 27").ts
-    assert loop.ts == 0
-    for name, points in read(one).counters.items():
-        expected = [
-            (ts - offset, value)
-            for ts, value in read(everything).counters[name]
-            if offset < ts <= offset + loop.dur
-        ]
-        assert points[0][0] == 0
-        assert points[1:] == expected
-    write_trace(crowd(30), tmp_path / "first.json", loops=1)
-    first = read(tmp_path / "first.json")
-    for points in first.counters.values():
-        assert points[-1][0] <= first.one("loop 0").dur
-    # At its start: 18, 21, 24 (slow), 26 and itself.
-    assert max(value for _, value in read(one).counters["loops in flight"]) == 5
+def value_at(points, ts):
+    return [value for at, value in points if at <= ts][-1]
+
+
+@pytest.mark.parametrize(
+    ("choice", "shown"),
+    [({"slowest": 1}, [57]), ({"loops": 1}, [0]), ({"loops": 2, "slowest": 3}, [0, 1, 51, 54, 57])],
+)
+def test_counters_are_those_of_the_whole_run_wherever_a_loop_is_shown(tmp_path, choice, shown):
+    write_trace(crowd(60), tmp_path / "all.json")
+    write_trace(crowd(60), tmp_path / "some.json", **choice)
+    everything, some = read(tmp_path / "all.json"), read(tmp_path / "some.json")
+    assert numbers(some) == shown
+    offset = everything.one(f"loop {shown[0]}").ts
+    assert some.one(f"loop {shown[0]}").ts == 0
+    for number in shown:
+        loop = some.one(f"loop {number}")
+        for name, points in some.counters.items():
+            for ts in range(loop.ts, loop.end + 1, 50_000):
+                assert value_at(points, ts) == value_at(everything.counters[name], ts + offset)
+            assert points[-1][0] <= max(some.one(f"loop {n}").end for n in shown)
+    if shown == [57]:  # at its start: 48, 51, 54 (slow), 56 and itself
+        assert some.counters["loops in flight"][0] == (0, 5)
 
 
 def test_without_numbers_a_trace_is_bounded_and_says_so(tmp_path, monkeypatch):
@@ -427,6 +429,14 @@ def test_counters_are_merged_beyond_so_many_points(tmp_path, monkeypatch):
 def test_reads_a_records_file(tmp_path):
     (tmp_path / "records.jsonl").write_bytes(encode(the_loop()) + b"\n" + encode(the_loop())[:50])
     assert write_trace(tmp_path / "records.jsonl", tmp_path / "t.json").of == 1
+
+
+def test_reads_a_run_directory(tmp_path):
+    (tmp_path / "run.json").write_bytes(b"{}")
+    (tmp_path / "records.jsonl").write_bytes(encode(the_loop()) + b"\n")
+    trace = write_trace(str(tmp_path), tmp_path / "t.json")
+    assert (trace.of, trace.selection) == (1, "all")
+    assert numbers(read(tmp_path / "t.json")) == [42]
 
 
 def test_the_same_run_gives_the_same_file(tmp_path):
