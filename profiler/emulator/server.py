@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import ssl
 import sys
@@ -83,7 +84,9 @@ async def serve(
     try:
         listener = await loop.create_server(server.connection, host, port, ssl=context, backlog=4096)
     except OSError as error:
-        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        # asyncio wraps the system's own words in some of its own.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise UsageError(f"cannot listen on {host}:{port}: {reason}") from error
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     if exit_with_parent:

@@ -74,7 +74,9 @@ objects = st.recursive(
     st.dictionaries(st.sampled_from(["city", "limit", "query", "flag", "when"]), leaves, max_size=4),
     lambda inner: st.dictionaries(
         st.sampled_from(["filter", "options"]),
-        inner.map(lambda properties: {"type": "object", "properties": properties, "required": list(properties)}),
+        inner.map(
+            lambda properties: {"type": "object", "properties": properties, "required": list(properties)}
+        ),
         min_size=1,
         max_size=2,
     ),
@@ -82,12 +84,16 @@ objects = st.recursive(
 )
 toolsets = st.dictionaries(
     st.from_regex(r"[a-zA-Z_-][a-zA-Z0-9_-]{0,20}", fullmatch=True),
-    objects.map(lambda properties: {"type": "object", "properties": properties, "required": list(properties)[:1]}),
+    objects.map(
+        lambda properties: {"type": "object", "properties": properties, "required": list(properties)[:1]}
+    ),
     min_size=1,
     max_size=4,
 )
 few = settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 Calls = list[tuple[str, Any]]
@@ -97,9 +103,15 @@ Calls = list[tuple[str, Any]]
 @few
 def test_chat_streams(chat: openai.OpenAI, tools: dict[str, Any], loop: int) -> None:
     offered: Any = [
-        {"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in tools.items()
+        {"type": "function", "function": {"name": name, "parameters": schema}}
+        for name, schema in tools.items()
     ]
-    common: Any = {"model": MODEL, "messages": [USER], "tools": offered, "extra_headers": {"x-toolloop-loop": str(loop)}}
+    common: Any = {
+        "model": MODEL,
+        "messages": [USER],
+        "tools": offered,
+        "extra_headers": {"x-toolloop-loop": str(loop)},
+    }
     whole = chat.chat.completions.create(**common)
     done: list[str] = []
     with chat.chat.completions.stream(**common, stream_options={"include_usage": True}) as stream:
@@ -107,8 +119,12 @@ def test_chat_streams(chat: openai.OpenAI, tools: dict[str, Any], loop: int) -> 
             if event.type == "tool_calls.function.arguments.done":
                 done.append(event.name)
         final = stream.get_final_completion()
-    streamed: Calls = [(c.function.name, json.loads(c.function.arguments)) for c in final.choices[0].message.tool_calls or []]
-    plain: Calls = [(c.function.name, json.loads(c.function.arguments)) for c in whole.choices[0].message.tool_calls or []]
+    streamed: Calls = [
+        (c.function.name, json.loads(c.function.arguments)) for c in final.choices[0].message.tool_calls or []
+    ]
+    plain: Calls = [
+        (c.function.name, json.loads(c.function.arguments)) for c in whole.choices[0].message.tool_calls or []
+    ]
     assert streamed == plain
     assert done == [name for name, _ in streamed]
     assert 1 <= len(streamed) <= 7
@@ -123,9 +139,15 @@ def test_chat_streams(chat: openai.OpenAI, tools: dict[str, Any], loop: int) -> 
 @few
 def test_responses_streams(chat: openai.OpenAI, tools: dict[str, Any], loop: int) -> None:
     offered: Any = [
-        {"type": "function", "name": name, "parameters": schema, "strict": False} for name, schema in tools.items()
+        {"type": "function", "name": name, "parameters": schema, "strict": False}
+        for name, schema in tools.items()
     ]
-    common: Any = {"model": MODEL, "input": [USER], "tools": offered, "extra_headers": {"x-toolloop-loop": str(loop)}}
+    common: Any = {
+        "model": MODEL,
+        "input": [USER],
+        "tools": offered,
+        "extra_headers": {"x-toolloop-loop": str(loop)},
+    }
     whole = chat.responses.create(**common)
     numbers: list[int] = []
     with chat.responses.stream(**common) as stream:
@@ -133,7 +155,9 @@ def test_responses_streams(chat: openai.OpenAI, tools: dict[str, Any], loop: int
             if hasattr(event, "sequence_number"):
                 numbers.append(event.sequence_number)
         final = stream.get_final_response()
-    streamed = [(item.name, json.loads(item.arguments)) for item in final.output if item.type == "function_call"]
+    streamed = [
+        (item.name, json.loads(item.arguments)) for item in final.output if item.type == "function_call"
+    ]
     plain = [(item.name, json.loads(item.arguments)) for item in whole.output if item.type == "function_call"]
     assert streamed == plain
     assert 1 <= len(streamed) <= 7
@@ -170,15 +194,25 @@ def test_messages_streams(claude: anthropic.Anthropic, tools: dict[str, Any], lo
 
 
 def test_all_apis_ask_for_the_same_calls(chat: openai.OpenAI, claude: anthropic.Anthropic) -> None:
-    schema = {"type": "object", "properties": {"city": {"type": "string"}, "n": {"type": "integer"}}, "required": ["city"]}
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "n": {"type": "integer"}},
+        "required": ["city"],
+    }
     for loop in range(5):
         headers = {"x-toolloop-loop": str(loop)}
         function: Any = {"name": "look", "parameters": schema}
         first = chat.chat.completions.create(
-            model="m", messages=[USER], tools=[{"type": "function", "function": function}], extra_headers=headers
+            model="m",
+            messages=[USER],
+            tools=[{"type": "function", "function": function}],
+            extra_headers=headers,
         )
         second = chat.responses.create(
-            model="m", input=[USER], tools=[{"type": "function", "strict": None, **function}], extra_headers=headers
+            model="m",
+            input=[USER],
+            tools=[{"type": "function", "strict": None, **function}],
+            extra_headers=headers,
         )
         third = claude.messages.create(
             model="m",
@@ -223,7 +257,12 @@ def test_chat_frames_in_order(emulator: EmulatorProcess) -> None:
     assert deltas[0]["tool_calls"][0]["function"] == {"name": "look", "arguments": ""}
     assert [set(d["tool_calls"][0]) for d in deltas[1:]] == [{"index", "function"}] * (len(deltas) - 1)
     assert "".join(d["tool_calls"][0]["function"]["arguments"] for d in deltas[1:]) == '{"city":"Paris"}'
-    assert single[-3][1]["choices"][0] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"}
+    assert single[-3][1]["choices"][0] == {
+        "index": 0,
+        "delta": {},
+        "logprobs": None,
+        "finish_reason": "tool_calls",
+    }
     assert (single[-2][1]["choices"], single[-2][1]["usage"]["prompt_tokens"] > 0) == ([], True)
     assert {data["usage"] for _, data in single[:-2]} == {None}
     assert single[-1][1] == "[DONE]"
@@ -256,7 +295,9 @@ def test_responses_frames_in_order(emulator: EmulatorProcess) -> None:
     assert done["id"].startswith("fc_")
     completed = events[-1][1]["response"]
     assert completed["usage"]["input_tokens_details"] == {"cached_tokens": 0, "cache_write_tokens": 0}
-    text = [str(name).removeprefix("response.") for name, _ in one_call("/v1/responses", emulator, input="Look.")]
+    text = [
+        str(name).removeprefix("response.") for name, _ in one_call("/v1/responses", emulator, input="Look.")
+    ]
     assert [name for name in text if name != "output_text.delta"] == [
         "created",
         "in_progress",
@@ -272,7 +313,9 @@ def test_responses_frames_in_order(emulator: EmulatorProcess) -> None:
 def test_messages_frames_in_order(emulator: EmulatorProcess) -> None:
     tools = [{"name": "look", "input_schema": TOOL}]
     choice = {"type": "auto", "disable_parallel_tool_use": True}
-    events = one_call("/v1/messages", emulator, messages=[USER], max_tokens=99, tools=tools, tool_choice=choice)
+    events = one_call(
+        "/v1/messages", emulator, messages=[USER], max_tokens=99, tools=tools, tool_choice=choice
+    )
     assert all(name == data["type"] for name, data in events)
     names = [name for name, _ in events]
     assert names[:6] == [
