@@ -38,6 +38,7 @@ class Entry:
         "on_finished",
         "outcome",
         "received_ns",
+        "request_id",
         "round",
         "sent_ns",
         "status",
@@ -61,6 +62,7 @@ class Entry:
         self.call: int | None = None
         self.trial: str | None = None
         self.attempt = 0
+        self.request_id = ""
         self.streamed = False
         self.fault: str | None = None
         self.tool: str | None = None
@@ -106,7 +108,11 @@ class Entry:
                 "in_flight": self.in_flight,
             }
         else:
-            value |= {"attempt": self.attempt, "streamed": self.streamed}
+            value |= {
+                "attempt": self.attempt,
+                "request_id": self.request_id,
+                "streamed": self.streamed,
+            }
         return value
 
 

@@ -109,6 +109,7 @@ class ModelService:
         if attempt is not None and attempt.isdigit():
             entry.attempt = int(attempt)
         self._serial = serial = self._serial + 1
+        entry.request_id = _request_id(serial)
         try:
             key = self._authorize(headers, wire.provider)
         except ApiError as error:
