@@ -129,7 +129,13 @@ def schedule_wall(durations: Sequence[int], limit: int | None) -> int:
 
 
 def loop_phases(loop: LoopRecord) -> dict[str, int]:
-    """Phases of all rounds; what lies outside every round is `unaccounted`. Sums to the loop's wall time."""
+    """Nanoseconds per phase of a whole loop; they sum to its wall time.
+
+    What lies outside every round is `unaccounted`. Rounds of a loop that was only observed may
+    overlap (model requests made at the same time); then each instant has one owner all the same.
+    """
+    if any(after.started_ns < before.ended_ns for before, after in pairwise(loop.rounds)):
+        return _swept(loop)
     total = dict.fromkeys(PHASES, 0)
     outside = loop.ended_ns - loop.started_ns
     for round_ in loop.rounds:
@@ -137,6 +143,36 @@ def loop_phases(loop: LoopRecord) -> dict[str, int]:
         for phase, value in phases(round_).items():
             total[phase] += value
     total["unaccounted"] += outside
+    return total
+
+
+def _swept(loop: LoopRecord) -> dict[str, int]:
+    rounds, calls = loop.rounds, list(loop.tool_calls)
+    backoff = union(
+        (before.ended_ns, after.started_ns)
+        for round_ in rounds
+        for before, after in pairwise(round_.model.attempts)
+    )
+    under_way = union((r.model.started_ns, r.model.ended_ns) for r in rounds)
+    owners: dict[str, list[Interval]] = {
+        "backoff": backoff,
+        "model": under_way,
+        "tools": union((c.started_ns, c.ended_ns) for c in calls if c.started_ns is not None),
+        "queue": union((c.queued_ns, c.ended_ns if c.started_ns is None else c.started_ns) for c in calls),
+        "parse": union(
+            (r.model.ended_ns, r.tools_started_ns) for r in rounds if r.tools_started_ns is not None
+        ),
+        "collect": union((r.tools_ended_ns, r.ended_ns) for r in rounds if r.tools_ended_ns is not None),
+    }
+    total = dict.fromkeys(PHASES, 0)
+    taken: list[Interval] = []
+    window = (loop.started_ns, loop.ended_ns)
+    covered = 0
+    for phase, intervals in owners.items():
+        taken = union([*taken, *intervals])
+        total[phase] = overlap(taken, window) - covered
+        covered += total[phase]
+    total["unaccounted"] = loop.ended_ns - loop.started_ns - covered
     return total
 
 

@@ -110,6 +110,7 @@ class RoundRecord:
     `tools_ended_ns`; both are None in a round without calls. After it the results are
     collected into messages until `ended_ns`. `shortfall` names what kept the calls from
     overlapping as the strategy allows (`profiler.anatomy.shortfall`), None if nothing did.
+    `unobserved_calls` were asked for, but no tool that is profiled ran them.
     """
 
     index: int
@@ -121,6 +122,7 @@ class RoundRecord:
     tool_calls: tuple[ToolCall, ...] = ()
     status: Status = "ok"
     shortfall: Shortfall | None = None
+    unobserved_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,10 @@ class LoopRecord:
     (None outside a load test), `process` names the process that ran it, `intended_ns` is when
     an open load meant it to start. `parent` is the id of the loop in whose tool call this one
     ran (an agent as a tool). `lag_ns` is the worst event-loop lag sampled while it ran.
+
+    Of a loop that was only observed: `ambiguous_calls` were matched to one of several that the
+    model had asked for without anything to tell them apart, `rounds_dropped` were the first ones
+    of a loop so long that not all could be kept.
     """
 
     id: str
@@ -150,6 +156,8 @@ class LoopRecord:
     intended_ns: int | None = None
     parent: str | None = None
     lag_ns: int = 0
+    ambiguous_calls: int = 0
+    rounds_dropped: int = 0
     prompt: str | None = None
     text: str | None = None
     schema: int = SCHEMA

@@ -6,6 +6,7 @@ docstring's parameter descriptions; arguments are validated against the hints be
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import re
@@ -78,6 +79,13 @@ class Tool:
 
     def __repr__(self) -> str:
         return f"<Tool {self.name}>"
+
+    def replaced(self, function: Function) -> Tool:
+        """This tool over another function of the same signature."""
+        made = copy.copy(self)
+        made.function = function
+        made.__wrapped__ = function
+        return made
 
     def parse(self, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
         """Keyword arguments for the function, from JSON text or an already parsed object.

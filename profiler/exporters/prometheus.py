@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from itertools import accumulate, pairwise
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -278,6 +278,15 @@ class PrometheusSink(Collector):
         registry.register(self)
         server, _ = start_http_server(port, addr=host, registry=registry)
         return int(server.server_port)
+
+
+def register(sink: PrometheusSink, registry: CollectorRegistry = REGISTRY) -> PrometheusSink:
+    """Show the sink in a registry; the one that is there already, where one is. Returns that."""
+    for known in list(registry._collector_to_names):
+        if isinstance(known, PrometheusSink):
+            return known
+    registry.register(sink)
+    return sink
 
 
 RATE_LIMITED_STATUSES = frozenset((429, 529))

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -27,36 +28,26 @@ _RATE_LIMIT_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
 
 def observe_attempts(http_client: Any) -> None:
     """Wrap the transports of an `httpx2.AsyncClient` or `httpx2.Client`, once."""
-    for place, name, transport in _transports(http_client):
-        if isinstance(transport, httpx2.AsyncBaseTransport):
-            if not isinstance(transport, AsyncAttempts):
-                _put(place, name, AsyncAttempts(transport))
-        elif isinstance(transport, httpx2.BaseTransport) and not isinstance(transport, Attempts):
-            _put(place, name, Attempts(transport))
-
-
-def restore_transport(http_client: Any) -> None:
-    """Undo `observe_attempts`."""
-    for place, name, transport in _transports(http_client):
+    for put, transport in transports(http_client):
         if isinstance(transport, AsyncAttempts | Attempts):
-            _put(place, name, transport.inner)
+            continue
+        if getattr(transport, "observes_attempts", False):
+            continue  # a watcher that wraps its own
+        if isinstance(transport, httpx2.AsyncBaseTransport):
+            put(AsyncAttempts(transport))
+        elif isinstance(transport, httpx2.BaseTransport):
+            put(Attempts(transport))
 
 
-def _transports(http_client: Any) -> Iterator[tuple[Any, Any, Any]]:
+def transports(http_client: Any) -> Iterator[tuple[Callable[[Any], None], Any]]:
+    """(how to replace it, transport) for each transport of a client, those for proxies included."""
     transport = getattr(http_client, "_transport", None)
     if transport is not None:
-        yield http_client, "_transport", transport
-    mounts = getattr(http_client, "_mounts", None) or {}  # transports for proxies
+        yield partial(setattr, http_client, "_transport"), transport
+    mounts = getattr(http_client, "_mounts", None) or {}
     for pattern, mounted in list(mounts.items()):
         if mounted is not None:
-            yield mounts, pattern, mounted
-
-
-def _put(place: Any, name: Any, transport: Any) -> None:
-    if isinstance(place, dict):
-        place[name] = transport
-    else:
-        setattr(place, name, transport)
+            yield partial(mounts.__setitem__, pattern), mounted
 
 
 class _OpenAttempt:
@@ -168,7 +159,7 @@ class AsyncAttempts(httpx2.AsyncBaseTransport):
         finally:
             _current.reset(token)
         attempt.responded(response)
-        response.stream = _AsyncBody(response.stream, attempt)
+        response.stream = AsyncTee(response.stream, attempt.end)
         return response
 
     async def aclose(self) -> None:
@@ -193,50 +184,80 @@ class Attempts(httpx2.BaseTransport):
             attempt.end(error)
             raise
         attempt.responded(response)
-        response.stream = _Body(response.stream, attempt)
+        response.stream = Tee(response.stream, attempt.end)
         return response
 
     def close(self) -> None:
         self.inner.close()
 
 
-class _AsyncBody(httpx2.AsyncByteStream):
-    def __init__(self, inner: Any, attempt: _OpenAttempt) -> None:
+class AsyncTee(httpx2.AsyncByteStream):
+    """A response body that shows its chunks as they pass, and its end: `on_end(error or None)`.
+
+    The end may be shown twice: when it fails, and when it is closed.
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        on_end: Callable[[BaseException | None], None],
+        on_chunk: Callable[[bytes], None] | None = None,
+    ) -> None:
         self._inner = inner
-        self._attempt = attempt
+        self._on_end = on_end
+        self._on_chunk = on_chunk
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        on_chunk = self._on_chunk
         try:
             async for chunk in self._inner:
+                if on_chunk is not None:
+                    on_chunk(chunk)
                 yield chunk
+        except GeneratorExit:
+            raise  # the reader has what it wanted; it closes the stream next
         except BaseException as error:
-            self._attempt.end(error)
+            self._on_end(error)
             raise
 
     async def aclose(self) -> None:
         try:
             await self._inner.aclose()
         finally:
-            self._attempt.end()
+            self._on_end(None)
 
 
-class _Body(httpx2.SyncByteStream):
-    def __init__(self, inner: Any, attempt: _OpenAttempt) -> None:
+class Tee(httpx2.SyncByteStream):
+    """`AsyncTee` for a sync client."""
+
+    def __init__(
+        self,
+        inner: Any,
+        on_end: Callable[[BaseException | None], None],
+        on_chunk: Callable[[bytes], None] | None = None,
+    ) -> None:
         self._inner = inner
-        self._attempt = attempt
+        self._on_end = on_end
+        self._on_chunk = on_chunk
 
     def __iter__(self) -> Iterator[bytes]:
+        on_chunk = self._on_chunk
         try:
-            yield from self._inner
+            for chunk in self._inner:
+                if on_chunk is not None:
+                    on_chunk(chunk)
+                yield chunk
+        except GeneratorExit:
+            raise
         except BaseException as error:
-            self._attempt.end(error)
+            self._on_end(error)
             raise
 
     def close(self) -> None:
         try:
             self._inner.close()
         finally:
-            self._attempt.end()
+            self._on_end(None)
 
 
 # httpx2's own transport reports its progress to the request's "trace" extension.

@@ -1,0 +1,215 @@
+"""What a response says, read from its bytes: for clients whose SDK calls are not ours.
+
+Knows the JSON bodies and the server-sent events of the three APIs, and of them only what a
+record needs: the calls, the tokens, whether it was complete.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+from profiler.model import CallRequest
+
+Api = Literal["openai", "openai-responses", "anthropic"]
+
+_PATHS: tuple[tuple[str, Api], ...] = (
+    ("/chat/completions", "openai"),
+    ("/responses", "openai-responses"),
+    ("/messages", "anthropic"),
+)
+
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]+)"')
+
+
+def api_of(path: str) -> Api | None:
+    """Which API a POST to this path is a model request of, None for anything else."""
+    for suffix, api in _PATHS:
+        if path.endswith(suffix):
+            return api
+    return None
+
+
+def requested_model(body: bytes) -> str:
+    """The model a request names. (Quotes inside message texts are escaped, so the first match is a key.)"""
+    match = _MODEL.search(body)
+    return match[1].decode("utf-8", "replace") if match else ""
+
+
+@dataclass(slots=True)
+class Observed:
+    """What was read so far. `complete` is False for a stream that was cut off."""
+
+    calls: list[CallRequest] = field(default_factory=list)
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    finish_reason: str | None = None
+    complete: bool = False
+
+
+def read_json(api: Api, body: bytes) -> Observed:
+    """A response that came as one JSON object; anything unexpected in it is left out."""
+    observed = Observed()
+    try:
+        data = orjson.loads(body)
+        _READ[api](data, observed)
+    except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError):
+        return observed
+    observed.complete = True
+    return observed
+
+
+def _read_chat(data: Any, observed: Observed) -> None:
+    usage = data.get("usage") or {}
+    observed.input_tokens = usage.get("prompt_tokens")
+    observed.output_tokens = usage.get("completion_tokens")
+    choice = data["choices"][0]
+    observed.finish_reason = choice.get("finish_reason")
+    for call in choice["message"].get("tool_calls") or ():
+        if call.get("type", "function") == "function":
+            function = call["function"]
+            observed.calls.append(CallRequest(call["id"], function["name"], function["arguments"]))
+
+
+def _read_response(data: Any, observed: Observed) -> None:
+    usage = data.get("usage") or {}
+    observed.input_tokens = usage.get("input_tokens")
+    observed.output_tokens = usage.get("output_tokens")
+    observed.finish_reason = data.get("status")
+    for item in data["output"]:
+        if item["type"] == "function_call":
+            observed.calls.append(CallRequest(item["call_id"], item["name"], item["arguments"]))
+
+
+def _read_message(data: Any, observed: Observed) -> None:
+    usage = data.get("usage") or {}
+    observed.input_tokens = usage.get("input_tokens")
+    observed.output_tokens = usage.get("output_tokens")
+    observed.finish_reason = data.get("stop_reason")
+    for block in data["content"]:
+        if block["type"] == "tool_use":
+            observed.calls.append(CallRequest(block["id"], block["name"], block["input"]))
+
+
+_READ: dict[str, Callable[[Any, Observed], None]] = {
+    "openai": _read_chat,
+    "openai-responses": _read_response,
+    "anthropic": _read_message,
+}
+
+
+class EventReader:
+    """Reads a stream of server-sent events as its bytes arrive.
+
+    `on_token` is called at whatever the model generated, `on_call` at each call whose arguments
+    are complete.
+    """
+
+    def __init__(
+        self, api: Api, on_token: Callable[[], None], on_call: Callable[[CallRequest], None]
+    ) -> None:
+        self.observed = Observed()
+        self._on_token = on_token
+        self._on_call = on_call
+        self._rest = b""
+        self._read = {
+            "openai": self._chat,
+            "openai-responses": self._response,
+            "anthropic": self._message,
+        }[api]
+        self._open: list[str] | None = None  # id, name, arguments of the call that is being streamed
+        self._index = -1
+
+    def feed(self, chunk: bytes) -> None:
+        """Some bytes, cut anywhere."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            try:
+                data = orjson.loads(line[5:])
+            except orjson.JSONDecodeError:  # [DONE]
+                continue
+            try:
+                self._read(data)
+            except (KeyError, TypeError, IndexError, AttributeError):
+                continue  # not an event of this API: its own client will say so
+
+    def _close(self) -> None:
+        if self._open is not None:
+            call = CallRequest(self._open[0], self._open[1], self._open[2])
+            self._open = None
+            self.observed.calls.append(call)
+            self._on_call(call)
+
+    def _chat(self, data: Any) -> None:
+        usage = data.get("usage")
+        if usage:
+            self.observed.input_tokens = usage.get("prompt_tokens")
+            self.observed.output_tokens = usage.get("completion_tokens")
+        if not data.get("choices"):
+            return
+        choice = data["choices"][0]
+        delta = choice.get("delta") or {}
+        if delta.get("content"):
+            self._on_token()
+        for part in delta.get("tool_calls") or ():
+            self._on_token()
+            if part["index"] != self._index:
+                self._close()
+                self._index, self._open = part["index"], ["", "", ""]
+            assert self._open is not None
+            function = part.get("function") or {}
+            self._open[0] = part.get("id") or self._open[0]
+            self._open[1] = function.get("name") or self._open[1]
+            self._open[2] += function.get("arguments") or ""
+        if choice.get("finish_reason"):
+            self.observed.finish_reason = choice["finish_reason"]
+            self.observed.complete = True
+            if choice["finish_reason"] != "length":
+                self._close()
+
+    def _response(self, data: Any) -> None:
+        kind = data["type"]
+        if kind in ("response.output_text.delta", "response.function_call_arguments.delta"):
+            self._on_token()
+        elif kind == "response.output_item.done":
+            item = data["item"]
+            if item["type"] == "function_call" and item.get("status") == "completed":
+                self._open = [item["call_id"], item["name"], item["arguments"]]
+                self._on_token()
+                self._close()
+        elif kind in ("response.completed", "response.incomplete", "response.failed"):
+            final = Observed()
+            _read_response(data["response"], final)
+            self.observed.input_tokens = final.input_tokens
+            self.observed.output_tokens = final.output_tokens
+            self.observed.finish_reason = final.finish_reason
+            self.observed.complete = True
+
+    def _message(self, data: Any) -> None:
+        kind = data["type"]
+        if kind == "message_start":
+            self.observed.input_tokens = data["message"]["usage"].get("input_tokens")
+        elif kind == "content_block_start":
+            self._close()
+            block = data["content_block"]
+            if block["type"] == "tool_use":
+                self._on_token()
+                self._open = [block["id"], block["name"], ""]
+        elif kind == "content_block_delta":
+            self._on_token()
+            if self._open is not None:
+                self._open[2] += data["delta"].get("partial_json") or ""
+        elif kind == "message_delta":
+            self.observed.finish_reason = data["delta"].get("stop_reason")
+            self.observed.output_tokens = data["usage"].get("output_tokens")
+            # A reply that was cut off closes its last block too: that call is not complete.
+            if self.observed.finish_reason != "max_tokens":
+                self._close()
+        elif kind == "message_stop":
+            self.observed.complete = True
