@@ -163,7 +163,8 @@ import openai, uvloop
 url, seconds = sys.argv[1], float(sys.argv[2])
 body = json.load(sys.stdin)
 async def main():
-    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="sk-none", http_client=openai.DefaultAioHttpClient()) as client:
+    transport = openai.DefaultAioHttpClient()
+    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="sk-none", http_client=transport) as client:
         async def loop(stop_at):
             done = 0
             while time.perf_counter() < stop_at:
@@ -222,14 +223,16 @@ def speed(seconds: float) -> None:
         client = sdk_cost(emulator, seconds)
         events = sample.count(b"data: ")
         print(
-            f"  model request, not streamed ({len(body):,} bytes)  {plain:6.0f}   (below 140: the fastest peer)"
+            f"  model request, not streamed ({len(body):,} bytes)  {plain:6.0f}   (below 140: the fastest"
+            " peer)"
         )
         print(
             f"  model request, {events} events                  {stream:6.0f}   (below 194: the fastest peer)"
         )
         print(f"  tool request                              {fetch:6.0f}   (at most 60)")
         print(
-            f"  AsyncOpenAI on aiohttp, client side       {client:6.0f}   = {client / plain:.1f} model requests"
+            f"  AsyncOpenAI on aiohttp, client side       {client:6.0f}   = {client / plain:.1f} model"
+            " requests"
         )
 
 
@@ -265,7 +268,8 @@ def truth(seconds: float, rate: int = 200) -> None:
         late = sorted((entry["sent_ns"] - entry["due_ns"]) / 1e6 for entry in entries)
         n = len(late)
         print(
-            f"  n={n}  earliest {late[0]:.3f} ms  p50 {late[n // 2]:.3f}  p99 {late[n * 99 // 100]:.3f}  max {late[-1]:.3f}   (p99 below 2)"
+            f"  n={n}  earliest {late[0]:.3f} ms  p50 {late[n // 2]:.3f}  p99 {late[n * 99 // 100]:.3f}  max"
+            f" {late[-1]:.3f}   (p99 below 2)"
         )
 
 
@@ -315,7 +319,8 @@ def streams(count: int = 2000) -> None:
             still = uvloop.run(open_streams(emulator.url, count, 3.0))
             print(f"Streams: {still} of {count} open at once")
             print(
-                f"  memory {memory_mib(emulator.pid):.0f} MiB at the highest, {empty:.0f} before   (below 250)"
+                f"  memory {memory_mib(emulator.pid):.0f} MiB at the highest, {empty:.0f} before   (below"
+                " 250)"
             )
 
 

@@ -33,7 +33,7 @@ def _text(value: object) -> str:
 
 
 class _Call:
-    """A call handed out. Its arguments are read when a tool request comes, which for most clients is never."""
+    """A call handed out. Its arguments are read when a tool request comes: for most clients, never."""
 
     __slots__ = ("_asked", "_text", "handed")
 

@@ -56,8 +56,8 @@ def refusal_error(provider: str, refusal: Refusal, model: str) -> ApiError:
         }.get(refusal.resource, ("requests", "concurrent requests"))
         return ApiError(
             f"Rate limit reached for {model} in organization {ORGANIZATION} on {unit}: Limit"
-            f" {int(refusal.limit)}, Used {math.ceil(refusal.used)}, Requested {int(refusal.requested)}. Please try"
-            f" again in {go_duration(refusal.retry_ns)}. Visit"
+            f" {int(refusal.limit)}, Used {math.ceil(refusal.used)}, Requested {int(refusal.requested)}."
+            f" Please try again in {go_duration(refusal.retry_ns)}. Visit"
             " https://platform.openai.com/account/rate-limits to learn more.",
             status=429,
             kind=kind,

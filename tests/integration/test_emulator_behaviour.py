@@ -73,8 +73,29 @@ def journal(emulator: EmulatorProcess, **query: str) -> list[dict[str, Any]]:
     return entries
 
 
+def clear(emulator: EmulatorProcess) -> None:
+    httpx.delete(f"{emulator.url}/emulator/journal")
+
+
+def post(emulator: EmulatorProcess, body: Any, headers: dict[str, str]) -> httpx.Response:
+    return httpx.post(f"{emulator.url}/v1/chat/completions", json=body, headers=headers)
+
+
+def ask_tool(emulator: EmulatorProcess, headers: dict[str, str]) -> httpx.Response:
+    return httpx.get(f"{emulator.url}/tools/anything", params={"q": "x"}, headers=headers)
+
+
+async def drained(stream: Any) -> list[Any]:
+    return [item async for item in stream]
+
+
+async def final_message(manager: Any) -> Any:
+    async with manager as stream:
+        return await stream.get_final_message()
+
+
 async def test_a_client_without_headers_keeps_its_loop_by_the_ids_alone(instant: EmulatorProcess) -> None:
-    httpx.delete(f"{instant.url}/emulator/journal")
+    clear(instant)
     async with (
         openai.AsyncOpenAI(base_url=f"{instant.url}/v1", api_key="x") as chat,
         httpx.AsyncClient(base_url=instant.url) as tools,
@@ -124,10 +145,7 @@ async def test_headers_name_loop_trial_and_call_and_reach_the_journal(instant: E
             assert call.type == "function"
             ids.append((call.id, call.function.name, call.function.arguments))
             headers["x-toolloop-call"] = call.id
-            assert (
-                httpx.get(f"{instant.url}/tools/anything", params={"q": "x"}, headers=headers).status_code
-                == 200
-            )
+            assert ask_tool(instant, headers).status_code == 200
     assert ids[0][1:] == ids[1][1:]
     assert ids[0][0] != ids[1][0]
     (model,) = journal(instant, trial="b", kind="model")
@@ -385,9 +403,10 @@ async def test_anthropic_quota_tells_input_and_output_apart(start: Any) -> None:
                 assert f"anthropic-ratelimit-{name}-{part}" in raw.headers
         assert raw.headers["anthropic-ratelimit-input-tokens-limit"] == "30000"
         assert raw.headers["anthropic-ratelimit-input-tokens-reset"].endswith("Z")
+        # Fourteen output tokens a request: the bucket of thirty is empty after two.
+        await client.messages.create(model=MODEL, max_tokens=100, messages=[USER])
         with pytest.raises(anthropic.RateLimitError) as refused:
-            for _ in range(4):
-                await client.messages.create(model=MODEL, max_tokens=100, messages=[USER])
+            await client.messages.create(model=MODEL, max_tokens=100, messages=[USER])
     assert isinstance(refused.value.body, dict)
     error = refused.value.body["error"]
     assert error["type"] == "rate_limit_error"
@@ -469,8 +488,8 @@ async def test_faults_of_status(start: Any, kind: str, status: int) -> None:
                 model="m", messages=[USER], tools=CHAT_TOOLS, extra_headers=headers
             )
         assert refused.value.status_code == status
+        tools: Any = [{"name": "look", "input_schema": CITY}]
         with pytest.raises(anthropic.APIStatusError) as denied:
-            tools: Any = [{"name": "look", "input_schema": CITY}]
             await claude.messages.create(
                 model=MODEL, max_tokens=9, messages=[USER], tools=tools, extra_headers=headers
             )
@@ -498,7 +517,7 @@ async def test_faults_of_the_connection(start: Any) -> None:
         assert (entry["outcome"], entry["sent_ns"]) == ("reset", 0)
     emulator = start(fault("slow_first_byte", seconds=0.3))
     started = time.perf_counter()
-    assert httpx.post(f"{emulator.url}/v1/chat/completions", json=body, headers=headers).status_code == 200
+    assert post(emulator, body, headers).status_code == 200
     assert 0.3 <= time.perf_counter() - started < 0.6
 
 
@@ -515,28 +534,28 @@ async def test_faults_in_mid_stream(start: Any) -> None:
             model="m", messages=[USER], tools=CHAT_TOOLS, stream=True, extra_headers=headers
         )
         with pytest.raises(Exception, match=r"Connection error|peer closed connection"):
-            _ = [chunk async for chunk in stream]
+            await drained(stream)
+        manager = claude.messages.stream(
+            model=MODEL, max_tokens=99, messages=[USER], tools=tools, extra_headers=headers
+        )
         with pytest.raises(Exception, match=r"Connection error|peer closed connection"):
-            async with claude.messages.stream(
-                model=MODEL, max_tokens=99, messages=[USER], tools=tools, extra_headers=headers
-            ) as messages:
-                await messages.get_final_message()
+            await final_message(manager)
     assert {entry["outcome"] for entry in journal(emulator)} == {"cut"}
     emulator = start(fault("stream_error"))
     async with (
         openai.AsyncOpenAI(base_url=f"{emulator.url}/v1", api_key="x") as chat,
         anthropic.AsyncAnthropic(base_url=emulator.url, api_key="x") as claude,
     ):
+        manager = claude.messages.stream(
+            model=MODEL, max_tokens=99, messages=[USER], tools=tools, extra_headers=headers
+        )
         with pytest.raises(anthropic.APIStatusError, match="Overloaded"):
-            async with claude.messages.stream(
-                model=MODEL, max_tokens=99, messages=[USER], tools=tools, extra_headers=headers
-            ) as messages:
-                await messages.get_final_message()
+            await final_message(manager)
+        stream = await chat.chat.completions.create(
+            model="m", messages=[USER], tools=CHAT_TOOLS, stream=True, extra_headers=headers
+        )
         with pytest.raises(openai.APIError, match="The server had an error"):
-            stream = await chat.chat.completions.create(
-                model="m", messages=[USER], tools=CHAT_TOOLS, stream=True, extra_headers=headers
-            )
-            _ = [chunk async for chunk in stream]
+            await drained(stream)
         # This API's error is an event like others, which the SDK hands out.
         events = await chat.responses.create(
             model="m", input=[USER], tools=responses_tools, stream=True, extra_headers=headers
@@ -565,6 +584,5 @@ async def test_faults_of_calls(start: Any) -> None:
     assert seen["unknown_tool"].function.name == "nonexistent_tool"
     assert isinstance(json.loads(seen["wrong_type"].function.arguments)["city"], list)
     call_id = seen["tool_http_500"].id
-    failed = httpx.get(f"{emulator.url}/tools/look", headers={"x-toolloop-call": call_id})
-    assert failed.status_code == 500
+    assert ask_tool(emulator, {"x-toolloop-call": call_id}).status_code == 500
     assert journal(emulator, kind="tool")[0]["fault"] == "tool_http_500"

@@ -76,23 +76,30 @@ CHAT_ROWS: dict[str, tuple[dict[str, Any], int, str, str | None, str | None]] = 
     "results missing": (
         {"messages": [USER, made("call_A", "call_B"), result("call_A"), USER]},
         400,
-        "An assistant message with 'tool_calls' must be followed by tool messages responding to each 'tool_call_id'. "
-        "The following tool_call_ids did not have response messages: call_B",
+        (
+            "An assistant message with 'tool_calls' must be followed by tool messages responding to each"
+            " 'tool_call_id'. The following tool_call_ids did not have response messages: call_B"
+        ),
         "messages.[3].role",
         None,
     ),
     "results missing at the end": (
         {"messages": [USER, made("call_A", "call_B")]},
         400,
-        "An assistant message with 'tool_calls' must be followed by tool messages responding to each 'tool_call_id'. "
-        "The following tool_call_ids did not have response messages: call_A, call_B",
+        (
+            "An assistant message with 'tool_calls' must be followed by tool messages responding to each"
+            " 'tool_call_id'. The following tool_call_ids did not have response messages: call_A, call_B"
+        ),
         "messages.[2].role",
         None,
     ),
     "tool message without calls before it": (
         {"messages": [USER, result("call_A")]},
         400,
-        "Invalid parameter: messages with role 'tool' must be a response to a preceeding message with 'tool_calls'.",
+        (
+            "Invalid parameter: messages with role 'tool' must be a response to a preceeding message with"
+            " 'tool_calls'."
+        ),
         "messages.[1].role",
         None,
     ),
@@ -111,7 +118,12 @@ CHAT_ROWS: dict[str, tuple[dict[str, Any], int, str, str | None, str | None]] = 
         None,
     ),
     "bad schema": (
-        {"tools": [*CHAT_TOOLS, {"type": "function", "function": {"name": "get_me", "parameters": {"type": "object"}}}]},
+        {
+            "tools": [
+                *CHAT_TOOLS,
+                {"type": "function", "function": {"name": "get_me", "parameters": {"type": "object"}}},
+            ]
+        },
         400,
         "Invalid schema for function 'get_me': In context=(), object schema missing properties.",
         "tools[1].function.parameters",
@@ -131,7 +143,13 @@ CHAT_ROWS: dict[str, tuple[dict[str, Any], int, str, str | None, str | None]] = 
         None,
         "model_not_found",
     ),
-    "more than one choice": ({"n": 2}, 400, "Invalid value for 'n': 2. Only 1 is supported.", "n", "invalid_value"),
+    "more than one choice": (
+        {"n": 2},
+        400,
+        "Invalid value for 'n': 2. Only 1 is supported.",
+        "n",
+        "invalid_value",
+    ),
     "choice of a tool that is not offered": (
         {"tools": CHAT_TOOLS, "tool_choice": {"type": "function", "function": {"name": "listen"}}},
         400,
@@ -154,7 +172,9 @@ CHAT_ROWS: dict[str, tuple[dict[str, Any], int, str, str | None, str | None]] = 
 async def test_chat_errors(chat: openai.AsyncOpenAI, row: str, stream: bool) -> None:
     given, status, message, param, code = CHAT_ROWS[row]
     with pytest.raises(openai.APIStatusError) as caught:
-        await chat.chat.completions.create(**{"model": "gpt-4o", "messages": [USER], "stream": stream, **given})
+        await chat.chat.completions.create(
+            **{"model": "gpt-4o", "messages": [USER], "stream": stream, **given}
+        )
     error = caught.value
     assert error.status_code == status
     assert error.body == {"message": message, "type": "invalid_request_error", "param": param, "code": code}
@@ -186,7 +206,12 @@ RESPONSES_ROWS: dict[str, tuple[dict[str, Any], int, str, str | None, str | None
         None,
     ),
     "bad schema": (
-        {"tools": [*RESPONSES_TOOLS, {"type": "function", "name": "get_me", "parameters": {"type": "object"}}]},
+        {
+            "tools": [
+                *RESPONSES_TOOLS,
+                {"type": "function", "name": "get_me", "parameters": {"type": "object"}},
+            ]
+        },
         400,
         "Invalid schema for function 'get_me': In context=(), object schema missing properties.",
         "tools[1].parameters",
@@ -215,20 +240,31 @@ async def test_responses_errors(chat: openai.AsyncOpenAI, row: str) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         await chat.responses.create(**{"model": "gpt-4o", "input": "Look.", **given})
     assert caught.value.status_code == status
-    assert caught.value.body == {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    assert caught.value.body == {
+        "message": message,
+        "type": "invalid_request_error",
+        "param": param,
+        "code": code,
+    }
 
 
 def use(*ids: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": [{"type": "tool_use", "id": i, "name": "look", "input": {}} for i in ids]}
+    return {
+        "role": "assistant",
+        "content": [{"type": "tool_use", "id": i, "name": "look", "input": {}} for i in ids],
+    }
 
 
 def results(*ids: str) -> dict[str, Any]:
-    return {"role": "user", "content": [{"type": "tool_result", "tool_use_id": i, "content": "found"} for i in ids]}
+    return {
+        "role": "user",
+        "content": [{"type": "tool_result", "tool_use_id": i, "content": "found"} for i in ids],
+    }
 
 
 NO_RESULT = (
-    " `tool_use` ids were found without `tool_result` blocks immediately after: {}. Each `tool_use` block must have a "
-    "corresponding `tool_result` block in the next message."
+    " `tool_use` ids were found without `tool_result` blocks immediately after: {}. Each `tool_use` block"
+    " must have a corresponding `tool_result` block in the next message."
 )
 
 MESSAGES_ROWS: dict[str, tuple[dict[str, Any], int, str, str]] = {
@@ -254,8 +290,10 @@ MESSAGES_ROWS: dict[str, tuple[dict[str, Any], int, str, str]] = {
         {"messages": [USER, use("toolu_A"), results("toolu_A", "toolu_X")]},
         400,
         "invalid_request_error",
-        "messages.2.content.1: unexpected `tool_use_id` found in `tool_result` blocks: toolu_X. Each `tool_result` "
-        "block must have a corresponding `tool_use` block in the previous message.",
+        (
+            "messages.2.content.1: unexpected `tool_use_id` found in `tool_result` blocks: toolu_X. Each"
+            " `tool_result` block must have a corresponding `tool_use` block in the previous message."
+        ),
     ),
     "duplicate tool_use": (
         {"messages": [USER, use("toolu_A", "toolu_A"), results("toolu_A")]},
@@ -267,23 +305,29 @@ MESSAGES_ROWS: dict[str, tuple[dict[str, Any], int, str, str]] = {
         {"messages": [USER, use("toolu_A", "toolu_B"), results("toolu_A", "toolu_A", "toolu_B")]},
         400,
         "invalid_request_error",
-        "messages.2.content.1: each tool_use must have a single result. Found multiple `tool_result` blocks with id: "
-        "toolu_A",
+        (
+            "messages.2.content.1: each tool_use must have a single result. Found multiple `tool_result`"
+            " blocks with id: toolu_A"
+        ),
     ),
     "a tool role": (
         {"messages": [USER, {"role": "tool", "content": "found"}]},
         400,
         "invalid_request_error",
-        'messages: Unexpected role "tool". Allowed roles are "user" or "assistant". Tool results are `tool_result` '
-        "blocks of a user message.",
+        (
+            'messages: Unexpected role "tool". Allowed roles are "user" or "assistant". Tool results are'
+            " `tool_result` blocks of a user message."
+        ),
     ),
     "bad schema": (
         {"tools": [*MESSAGES_TOOLS, {"name": "f", "input_schema": BAD_PATTERN}]},
         400,
         "invalid_request_error",
-        "tools.1.custom.input_schema: JSON schema is invalid. It must match JSON Schema draft 2020-12 "
-        "(https://json-schema.org/draft/2020-12). Learn more about tool use at "
-        "https://docs.claude.com/en/docs/tool-use.",
+        (
+            "tools.1.custom.input_schema: JSON schema is invalid. It must match JSON Schema draft 2020-12 "
+            "(https://json-schema.org/draft/2020-12). Learn more about tool use at "
+            "https://docs.claude.com/en/docs/tool-use."
+        ),
     ),
     "unknown model": ({"model": "claude-sonet-4-5"}, 404, "not_found_error", "model: claude-sonet-4-5"),
 }
@@ -293,8 +337,14 @@ MESSAGES_ROWS: dict[str, tuple[dict[str, Any], int, str, str]] = {
 @pytest.mark.parametrize("stream", [False, True])
 async def test_messages_errors(claude: anthropic.AsyncAnthropic, row: str, stream: bool) -> None:
     given, status, kind, message = MESSAGES_ROWS[row]
+    arguments = {
+        "model": "claude-sonnet-4-6",
+        "messages": [USER],
+        "max_tokens": 100,
+        "stream": stream,
+        **given,
+    }
     with pytest.raises(anthropic.APIStatusError) as caught:
-        arguments = {"model": "claude-sonnet-4-6", "messages": [USER], "max_tokens": 100, "stream": stream, **given}
         await claude.messages.create(**arguments)
     error = caught.value
     assert error.status_code == status
@@ -304,7 +354,9 @@ async def test_messages_errors(claude: anthropic.AsyncAnthropic, row: str, strea
     assert error.body["request_id"] == error.request_id
 
 
-async def test_a_thread_request_is_refused_so_that_the_runner_falls_back(claude: anthropic.AsyncAnthropic) -> None:
+async def test_a_thread_request_is_refused_so_that_the_runner_falls_back(
+    claude: anthropic.AsyncAnthropic,
+) -> None:
     with pytest.raises(anthropic.BadRequestError) as caught:
         await claude.beta.messages.create(
             model="claude-sonnet-4-6", messages=[USER], max_tokens=9, betas=["message-threads-2026-08-12"]
@@ -327,30 +379,83 @@ async def test_wrong_and_missing_keys(emulator: EmulatorProcess) -> None:
     async with httpx.AsyncClient(base_url=emulator.url) as raw:
         assert (await raw.post("/v1/responses", json={})).status_code == 401
         missing = await raw.post("/v1/messages", json={})
-        assert (missing.status_code, missing.json()["error"]["message"]) == (401, "x-api-key header is required")
+        assert (missing.status_code, missing.json()["error"]["message"]) == (
+            401,
+            "x-api-key header is required",
+        )
 
 
 @pytest.mark.parametrize(
     ("path", "body", "message", "param", "code"),
     [
-        ("/v1/chat/completions", b'{"model": ', "We could not parse the JSON body of your request. ", None, None),
+        (
+            "/v1/chat/completions",
+            b'{"model": ',
+            "We could not parse the JSON body of your request. ",
+            None,
+            None,
+        ),
         ("/v1/chat/completions", b"[]", "We could not parse the JSON body of your request. ", None, None),
         ("/v1/chat/completions", b'{"messages":[]}', "you must provide a model parameter", None, None),
-        ("/v1/chat/completions", b'{"model":"gpt-4o"}', "Missing required parameter: 'messages'.", "messages", "missing_required_parameter"),
-        ("/v1/chat/completions", b'{"model":"gpt-4o","messages":[]}', "Invalid 'messages': empty array.", "messages", "empty_array"),
-        ("/v1/chat/completions", b'{"model":"gpt-4o","messages":[{"role":"robot","content":"x"}]}', "Invalid value: 'robot'.", "messages[0].role", "invalid_value"),
-        ("/v1/responses", b'{"input":"x"}', "Missing required parameter: 'model'.", "model", "missing_required_parameter"),
-        ("/v1/responses", b'{"model":"gpt-4o"}', "Missing required parameter: 'input'.", "input", "missing_required_parameter"),
+        (
+            "/v1/chat/completions",
+            b'{"model":"gpt-4o"}',
+            "Missing required parameter: 'messages'.",
+            "messages",
+            "missing_required_parameter",
+        ),
+        (
+            "/v1/chat/completions",
+            b'{"model":"gpt-4o","messages":[]}',
+            "Invalid 'messages': empty array.",
+            "messages",
+            "empty_array",
+        ),
+        (
+            "/v1/chat/completions",
+            b'{"model":"gpt-4o","messages":[{"role":"robot","content":"x"}]}',
+            "Invalid value: 'robot'.",
+            "messages[0].role",
+            "invalid_value",
+        ),
+        (
+            "/v1/responses",
+            b'{"input":"x"}',
+            "Missing required parameter: 'model'.",
+            "model",
+            "missing_required_parameter",
+        ),
+        (
+            "/v1/responses",
+            b'{"model":"gpt-4o"}',
+            "Missing required parameter: 'input'.",
+            "input",
+            "missing_required_parameter",
+        ),
         ("/v1/messages", b"{", "The request body is not valid JSON: ", None, None),
         ("/v1/messages", b'{"messages":[],"max_tokens":5}', "model: Field required", None, None),
-        ("/v1/messages", b'{"model":"claude-sonnet-4-6","max_tokens":5}', "messages: Field required", None, None),
-        ("/v1/messages", b'{"model":"claude-sonnet-4-6","messages":[]}', "max_tokens: Field required", None, None),
+        (
+            "/v1/messages",
+            b'{"model":"claude-sonnet-4-6","max_tokens":5}',
+            "messages: Field required",
+            None,
+            None,
+        ),
+        (
+            "/v1/messages",
+            b'{"model":"claude-sonnet-4-6","messages":[]}',
+            "max_tokens: Field required",
+            None,
+            None,
+        ),
     ],
-)  # fmt: skip
+)
 async def test_what_an_sdk_would_not_send(
     emulator: EmulatorProcess, path: str, body: bytes, message: str, param: str | None, code: str | None
 ) -> None:
-    async with httpx.AsyncClient(base_url=emulator.url, headers={"authorization": "Bearer sk-right"}) as client:
+    async with httpx.AsyncClient(
+        base_url=emulator.url, headers={"authorization": "Bearer sk-right"}
+    ) as client:
         response = await client.post(path, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400
     error = response.json()["error"]
@@ -365,7 +470,13 @@ async def test_a_whole_history_is_accepted_on_every_api(
     messages: Any = [USER, made("call_A", "call_B"), result("call_B"), result("call_A"), USER]
     answer = await chat.chat.completions.create(model="gpt-4o", messages=messages)
     assert answer.choices[0].message.content == "There was nothing to look up, so this is the answer."
-    items: Any = [USER, call_item("call_A"), call_item("call_B"), output_item("call_B"), output_item("call_A")]
+    items: Any = [
+        USER,
+        call_item("call_A"),
+        call_item("call_B"),
+        output_item("call_B"),
+        output_item("call_A"),
+    ]
     response = await chat.responses.create(model="gpt-4o", input=items)
     assert response.output_text == "From 2 results: found; found."
     history: Any = [USER, use("toolu_A", "toolu_B"), results("toolu_B", "toolu_A")]

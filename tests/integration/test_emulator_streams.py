@@ -115,9 +115,7 @@ def test_chat_streams(chat: openai.OpenAI, tools: dict[str, Any], loop: int) -> 
     whole = chat.chat.completions.create(**common)
     done: list[str] = []
     with chat.chat.completions.stream(**common, stream_options={"include_usage": True}) as stream:
-        for event in stream:
-            if event.type == "tool_calls.function.arguments.done":
-                done.append(event.name)
+        done.extend(event.name for event in stream if event.type == "tool_calls.function.arguments.done")
         final = stream.get_final_completion()
     streamed: Calls = [
         (c.function.name, json.loads(c.function.arguments)) for c in final.choices[0].message.tool_calls or []
@@ -151,9 +149,7 @@ def test_responses_streams(chat: openai.OpenAI, tools: dict[str, Any], loop: int
     whole = chat.responses.create(**common)
     numbers: list[int] = []
     with chat.responses.stream(**common) as stream:
-        for event in stream:
-            if hasattr(event, "sequence_number"):
-                numbers.append(event.sequence_number)
+        numbers.extend(event.sequence_number for event in stream if hasattr(event, "sequence_number"))
         final = stream.get_final_response()
     streamed = [
         (item.name, json.loads(item.arguments)) for item in final.output if item.type == "function_call"

@@ -129,16 +129,45 @@ def test_strings_suit_their_names_and_calls_ask_for_different_cities() -> None:
         ({"type": "integer", "multipleOf": 5, "minimum": 1, "maximum": 11}, lambda v: v in (5, 10)),
         ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.001}, lambda v: 0 < v <= 0.001),
         ({"type": "string", "format": "date"}, lambda v: re.fullmatch(r"20\d\d-\d\d-\d\d", v)),
-        ({"type": "string", "format": "uuid"}, lambda v: re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}", v)),
-        ({"type": "string", "pattern": r"^[A-Z]{2}-\d{3}(a|b)?$"}, lambda v: re.search(r"^[A-Z]{2}-\d{3}(a|b)?$", v)),
-        ({"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "uniqueItems": True, "minItems": 5, "maxItems": 5}, lambda v: len(set(v)) == 5),
-        ({"type": "array", "prefixItems": [{"const": 1}, {"const": "x"}], "items": False}, lambda v: v == [1, "x"]),
+        (
+            {"type": "string", "format": "uuid"},
+            lambda v: re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}", v),
+        ),
+        (
+            {"type": "string", "pattern": r"^[A-Z]{2}-\d{3}(a|b)?$"},
+            lambda v: re.search(r"^[A-Z]{2}-\d{3}(a|b)?$", v),
+        ),
+        (
+            {
+                "type": "array",
+                "items": {"type": "integer", "minimum": 0, "maximum": 9},
+                "uniqueItems": True,
+                "minItems": 5,
+                "maxItems": 5,
+            },
+            lambda v: len(set(v)) == 5,
+        ),
+        (
+            {"type": "array", "prefixItems": [{"const": 1}, {"const": "x"}], "items": False},
+            lambda v: v == [1, "x"],
+        ),
         ({"anyOf": [{"type": "null"}, {"const": 4}]}, lambda v: v == 4),
         ({"oneOf": [{"const": 1}, {"const": 2}]}, lambda v: v in (1, 2)),
-        ({"allOf": [{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}, {"properties": {"b": {"const": 2}}, "required": ["b"]}]}, lambda v: v == {"a": 1, "b": 2}),
-        ({"type": "object", "additionalProperties": {"type": "boolean"}}, lambda v: len(v) == 1 and all(isinstance(x, bool) for x in v.values())),
+        (
+            {
+                "allOf": [
+                    {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]},
+                    {"properties": {"b": {"const": 2}}, "required": ["b"]},
+                ]
+            },
+            lambda v: v == {"a": 1, "b": 2},
+        ),
+        (
+            {"type": "object", "additionalProperties": {"type": "boolean"}},
+            lambda v: len(v) == 1 and all(isinstance(x, bool) for x in v.values()),
+        ),
     ],
-)  # fmt: skip
+)
 def test_keywords(schema: dict[str, Any], right: Any) -> None:
     assert all(right(row["value"]) for row in drawn({"value": schema}))
 

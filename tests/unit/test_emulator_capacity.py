@@ -13,7 +13,7 @@ def machine(scale: float = 1.0, **capacity: object) -> ToolCapacity:
 
 
 def run(state: ToolCapacity, arrivals: list[tuple[int, int]], until: int = 10_000) -> dict[int, float]:
-    """Arrivals (at ms, work ms), keyed by their number → when each ended, in ms; rejected ones are left out."""
+    """Arrivals (at ms, work ms) by their number → when each ended, in ms; without those rejected."""
     ended: dict[int, float] = {}
     for number, (at, work) in enumerate(arrivals):
         ended |= {key: when / MS for key, when in state.advance(at * MS)}
@@ -46,8 +46,13 @@ def test_a_bounded_queue_serves_in_order_of_arrival() -> None:
 
 def test_one_advance_over_a_long_time_starts_each_queued_call_when_the_one_before_ended() -> None:
     assert run(machine(concurrent=2, mode="queue", queue=9), [(0, 100)] * 6) == {
-        0: 100, 1: 100, 2: 200, 3: 200, 4: 300, 5: 300,
-    }  # fmt: skip
+        0: 100,
+        1: 100,
+        2: 200,
+        3: 200,
+        4: 300,
+        5: 300,
+    }
 
 
 def test_sharing_slows_everybody_down() -> None:

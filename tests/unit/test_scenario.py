@@ -56,9 +56,8 @@ def test_minimal_file_has_documented_defaults() -> None:
 
 
 def test_everything_a_file_may_say() -> None:
-    scenario = parse(
-        """
-capacity = { concurrent = 4, mode = "queue", queue = 7, requests_per_second = 2.5, burst = 3, schedule = [{ after = 1, fraction = 0.4 }, { after = 2, fraction = 1 }] }
+    scenario = parse("""
+capacity = { concurrent = 4, mode = "queue", queue = 7, requests_per_second = 2.5, burst = 3, schedule = STEPS }
 
 [default_tool]
 duration = { kind = "lognormal", median = 0.2, sigma = 1.5, min = 0.1, max = 9, seed = 5 }
@@ -75,8 +74,7 @@ kind = "hang"
 at = [{ loop = 3 }, { loop = 4, round = 1, call = 2 }]
 seconds = 2
 attempts = 3
-"""
-    )
+""")
     assert scenario.tools[0].capacity == Capacity(
         concurrent=4,
         mode="queue",
@@ -94,31 +92,106 @@ attempts = 3
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("fan_out", "fanout", "mine.toml: unknown key 'loop.fanout' (did you mean 'fan_out'?); expected one of: rounds, fan_out"),
+        (
+            "fan_out",
+            "fanout",
+            (
+                "mine.toml: unknown key 'loop.fanout' (did you mean 'fan_out'?); expected one of: rounds,"
+                " fan_out"
+            ),
+        ),
         ("prompt =", "promt =", "mine.toml: unknown key 'promt' (did you mean 'prompt'?)"),
-        ("rounds = 1", 'rounds = "one"', "mine.toml: loop.rounds: expected a number, or a distribution such as"),
-        ("first_token = 0.1", "first_token = -1", "mine.toml: model.first_token: expected a number of at least 0, found -1"),
+        (
+            "rounds = 1",
+            'rounds = "one"',
+            "mine.toml: loop.rounds: expected a number, or a distribution such as",
+        ),
+        (
+            "first_token = 0.1",
+            "first_token = -1",
+            "mine.toml: model.first_token: expected a number of at least 0, found -1",
+        ),
         ("duration = 0.2", "", "mine.toml: tools.look.duration: expected a number, or a distribution"),
-        ("duration = 0.2", 'duration = { kind = "normal" }', "mine.toml: tools.look.duration.kind: expected one of constant, uniform,"),
-        ("duration = 0.2", 'duration = { kind = "lognormal", median = 0, sigma = 1 }', "tools.look.duration.median: expected a number above 0, found 0"),
-        ("duration = 0.2", 'duration = { kind = "uniform", low = 2, high = 1 }', "tools.look.duration.high: expected a number of at least low (2), found 1"),
-        ("duration = 0.2", 'duration = { kind = "constant", value = 1, mean = 2 }', "unknown key 'tools.look.duration.mean'"),
-        ("duration = 0.2", 'duration = { kind = "empirical", values = [] }', "tools.look.duration.values: expected a list of numbers"),
+        (
+            "duration = 0.2",
+            'duration = { kind = "normal" }',
+            "mine.toml: tools.look.duration.kind: expected one of constant, uniform,",
+        ),
+        (
+            "duration = 0.2",
+            'duration = { kind = "lognormal", median = 0, sigma = 1 }',
+            "tools.look.duration.median: expected a number above 0, found 0",
+        ),
+        (
+            "duration = 0.2",
+            'duration = { kind = "uniform", low = 2, high = 1 }',
+            "tools.look.duration.high: expected a number of at least low (2), found 1",
+        ),
+        (
+            "duration = 0.2",
+            'duration = { kind = "constant", value = 1, mean = 2 }',
+            "unknown key 'tools.look.duration.mean'",
+        ),
+        (
+            "duration = 0.2",
+            'duration = { kind = "empirical", values = [] }',
+            "tools.look.duration.values: expected a list of numbers",
+        ),
         ("duration = 0.2", "duration = true", "tools.look.duration: expected a number, or a distribution"),
-        ("duration = 0.2", "duration = 0.2\npath = '/look'", "tools.look.path: expected a path such as /tools/weather, found '/look'"),
-        ("duration = 0.2", "duration = 0.2\nparameters = { type = 'array' }", "tools.look.parameters: expected a JSON Schema with type"),
-        ("duration = 0.2", "duration = 0.2\ncapacity = { mode = 'reject' }", "tools.look.capacity.concurrent: expected concurrent or requests_per_second"),
-        ("duration = 0.2", "duration = 0.2\ncapacity = { concurrent = 1, mode = 'rejct' }", "mode: expected one of reject, queue, share (did you mean 'reject'?), found 'rejct'"),
-        ("duration = 0.2", "duration = 0.2\ncapacity = { concurrent = 0 }", "concurrent: expected a whole number of at least 1, found 0"),
-        ("duration = 0.2", "duration = 0.2\n[quota]\ninput_tokens_per_minute = 5", "quota.output_tokens_per_minute: expected a number, since the other token limit is set"),
-        ("duration = 0.2", "duration = 0.2\n[[faults]]\nkind = 'hang'", "faults[0].probability: expected either probability or at"),
-        ("duration = 0.2", "duration = 0.2\n[[faults]]\nkind = 'hang'\nprobability = 1.5", "faults[0].probability: expected a number from 0 to 1, found 1.5"),
-        ("duration = 0.2", "duration = 0.2\n[[faults]]\nkind = 'hung'\nprobability = 1", "faults[0].kind: expected one of http_429,"),
-        ('description = "one line"', 'description = "two\\nlines"', "mine.toml: description: expected a single line"),
+        (
+            "duration = 0.2",
+            "duration = 0.2\npath = '/look'",
+            "tools.look.path: expected a path such as /tools/weather, found '/look'",
+        ),
+        (
+            "duration = 0.2",
+            "duration = 0.2\nparameters = { type = 'array' }",
+            "tools.look.parameters: expected a JSON Schema with type",
+        ),
+        (
+            "duration = 0.2",
+            "duration = 0.2\ncapacity = { mode = 'reject' }",
+            "tools.look.capacity.concurrent: expected concurrent or requests_per_second",
+        ),
+        (
+            "duration = 0.2",
+            "duration = 0.2\ncapacity = { concurrent = 1, mode = 'rejct' }",
+            "mode: expected one of reject, queue, share (did you mean 'reject'?), found 'rejct'",
+        ),
+        (
+            "duration = 0.2",
+            "duration = 0.2\ncapacity = { concurrent = 0 }",
+            "concurrent: expected a whole number of at least 1, found 0",
+        ),
+        (
+            "duration = 0.2",
+            "duration = 0.2\n[quota]\ninput_tokens_per_minute = 5",
+            "quota.output_tokens_per_minute: expected a number, since the other token limit is set",
+        ),
+        (
+            "duration = 0.2",
+            "duration = 0.2\n[[faults]]\nkind = 'hang'",
+            "faults[0].probability: expected either probability or at",
+        ),
+        (
+            "duration = 0.2",
+            "duration = 0.2\n[[faults]]\nkind = 'hang'\nprobability = 1.5",
+            "faults[0].probability: expected a number from 0 to 1, found 1.5",
+        ),
+        (
+            "duration = 0.2",
+            "duration = 0.2\n[[faults]]\nkind = 'hung'\nprobability = 1",
+            "faults[0].kind: expected one of http_429,",
+        ),
+        (
+            'description = "one line"',
+            'description = "two\\nlines"',
+            "mine.toml: description: expected a single line",
+        ),
         ("[tools.look]", "[tools]", "mine.toml: tools.description: expected a table"),
         ("rounds = 1", "rounds = 1 2", "mine.toml: not valid TOML"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_name_file_key_and_expectation(old: str, new: str, message: str) -> None:
     assert old in MINIMAL
     with pytest.raises(ScenarioError) as caught:
