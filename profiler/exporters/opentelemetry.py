@@ -91,9 +91,10 @@ class _Family:
 class OpenTelemetrySink:
     """A sink that makes spans and metrics of records. Providers: the global ones, unless given.
 
-    A loop makes some twenty spans, most of a millisecond of work. So the loop's thread only puts
-    the record into a queue (about a microsecond) and a native thread of this sink does the rest; that the
-    spans are exported without blocking is the providers' business (`BatchSpanProcessor`).
+    A loop makes some twenty spans and fifty measurements, a millisecond of work. So the loop's
+    thread only puts the record into a queue (about a microsecond) and a native thread of this sink
+    does the rest. How the spans are exported is the provider's business: `BatchSpanProcessor` queues
+    2,048 of them unless told otherwise, which is a hundred loops.
 
     A loop becomes a child of the span that is current where it runs. A loop that ran in a tool call of
     another (`parent`) is held back until that one ends, and becomes a child of the call.

@@ -24,7 +24,7 @@ OPERATIONS = frozenset({"chat", "generate_content", "text_completion"})
 
 REQUEST_ID = "anthropic.request.id"
 
-MAX_WATCHED = 4096
+MAX_WATCHED = 16_384
 """Spans kept for a request that may yet end; the oldest are forgotten (they were of no loop)."""
 
 _Started = tuple[int, Span]

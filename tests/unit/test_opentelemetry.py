@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
+import sys
 import time
 from dataclasses import replace
 
@@ -19,6 +21,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
 from profiler import metrics, tool
+from profiler.errors import UsageError
 from profiler.exporters import opentelemetry as sink_module
 from profiler.exporters.opentelemetry import OpenTelemetrySink
 from profiler.exporters.opentelemetry_metrics import name_of
@@ -575,6 +578,14 @@ def test_what_is_not_sampled_counts_in_metrics():
     points = out.points()
     assert list(points["gen_ai.invoke_agent.tool_calls"].values()) == [(1, 3)]
     assert sum(count for count, _ in points["gen_ai.execute_tool.duration"].values()) == 3
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    for module in [name for name in sys.modules if name.startswith("profiler.exporters.opentelemetry")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(UsageError, match=r"pip install 'toolcall-profiler\[otel\]'"):
+        importlib.import_module("profiler.exporters.opentelemetry")
 
 
 def test_a_full_queue_drops_and_counts(out, monkeypatch):
