@@ -56,8 +56,16 @@ def test_minimal_file_has_documented_defaults() -> None:
 
 
 def test_everything_a_file_may_say() -> None:
-    scenario = parse("""
-capacity = { concurrent = 4, mode = "queue", queue = 7, requests_per_second = 2.5, burst = 3, schedule = STEPS }
+    steps = "[{ after = 1, fraction = 0.4 }, { after = 2, fraction = 1 }]"
+    scenario = parse(
+        """
+[tools.look.capacity]
+concurrent = 4
+mode = "queue"
+queue = 7
+requests_per_second = 2.5
+burst = 3
+schedule = STEPS
 
 [default_tool]
 duration = { kind = "lognormal", median = 0.2, sigma = 1.5, min = 0.1, max = 9, seed = 5 }
@@ -74,7 +82,8 @@ kind = "hang"
 at = [{ loop = 3 }, { loop = 4, round = 1, call = 2 }]
 seconds = 2
 attempts = 3
-""")
+""".replace("STEPS", steps)
+    )
     assert scenario.tools[0].capacity == Capacity(
         concurrent=4,
         mode="queue",
