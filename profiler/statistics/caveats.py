@@ -25,6 +25,7 @@ CaveatKind = Literal[
     "unfinished",
     "loops_cut",
     "no_steady_state",
+    "short_window",
     "thin_blocks",
     "nothing_completed",
 ]
@@ -35,6 +36,7 @@ CPU_LIMIT = 0.90
 DELIVERED_SHARE = 0.95
 BLOCKING_LIMIT = 0.050
 CUT_SHARE = 0.01
+LOOPS_PER_WINDOW = 2
 
 _INCIDENTS: dict[IncidentKind, tuple[CaveatKind, str, str]] = {
     "worker_lost": (
@@ -165,6 +167,15 @@ def _figures(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat
             )
         if strategy.blocks and not loops.completed and strategy.totals.loops:
             yield Caveat("nothing_completed", f"{name}: no loop completed", "look at the error types")
+        median = strategy.loop_seconds.p50.value
+        window = strategy.window_seconds / strategy.blocks if strategy.blocks else 0.0
+        if median is not None and window < LOOPS_PER_WINDOW * median:
+            yield Caveat(
+                "short_window",
+                f"{name}: a block of {window:.1f} s holds less than {LOOPS_PER_WINDOW} loops of {median:.1f} s: "
+                "the figures are those of a start, not of a steady load",
+                "run longer (--duration)",
+            )
         if strategy.steady is False:
             yield Caveat(
                 "no_steady_state",

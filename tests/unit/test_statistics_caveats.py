@@ -88,6 +88,16 @@ def test_loops_cut_after_the_drain() -> None:
     assert (caveat.kind, caveat.detail.split(" loops")[0]) == ("loops_cut", "gathered: 5")
 
 
+def test_a_window_shorter_than_two_loops() -> None:
+    trials = [
+        trial(block, "gathered", block * 10_000, block * 10_000 + 3000, block=block) for block in range(3)
+    ]
+    records = [loop(block * 10_000 + k, model=1600, trial=block) for block in range(3) for k in range(30)]
+    (caveat,) = summarise(run(trials), records).warnings
+    assert caveat.kind == "short_window"
+    assert caveat.detail.startswith("gathered: a block of 3.0 s holds less than 2 loops of 1.6 s")
+
+
 def test_no_steady_state() -> None:
     trials = [trial(0, "gathered", 0, 60_000)]
     records = [loop(k * 200, model=100 + k) for k in range(200)]

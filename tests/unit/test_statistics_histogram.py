@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.statistics.histogram import ALPHA, Histogram
@@ -37,6 +37,7 @@ def test_folding_keeps_count_mean_and_the_error_bound() -> None:
     assert len(made.bins) < 2500
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 10**12), max_size=30), min_size=1, max_size=5),
     st.integers(1, 50),

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.statistics.quantiles import (
@@ -94,6 +94,7 @@ def test_thin_blocks_are_joined_with_their_neighbours() -> None:
     assert coarsen([], 1) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 60))
 def test_joined_blocks_partition_and_are_thick(sizes: list[int], fewest: int) -> None:
     runs = coarsen(sizes, fewest)
