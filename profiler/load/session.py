@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import gevent
+import gevent.os
+from gevent import monkey
 
 from profiler.errors import ProfilerError, UsageError
 from profiler.load import team as parts
@@ -316,6 +318,10 @@ class Session:
         if self.works:
             self._crew.close()
         self._stop_emulator()
+        if not self.works and not monkey.is_module_patched("os"):
+            # Locust now waits for the workers it forked through gevent, which has reaped them: only its
+            # own waitpid knows. Not earlier: with it, an unpatched subprocess never starts.
+            os.waitpid = gevent.os.waitpid
 
     def _watch_parent(self, pipe: ForkPipe) -> None:
         fd = pipe.child_end()

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from gevent.event import Event
 
-from profiler.errors import ProfilerError, TargetError
+from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.options import LoadOptions
 
 PREPARE, BEGIN, END, CUT = "toolcall_prepare", "toolcall_begin", "toolcall_end", "toolcall_cut"
@@ -101,8 +101,8 @@ class Team:
                 self._roster.send(PREPARE, data, worker)
         for worker, answer in self._ready.wait(new, PREPARE_SECONDS).items():
             if answer["error"] is not None:
-                kind = TargetError if answer["exit_code"] == TargetError.exit_code else ProfilerError
-                raise kind(answer["error"])
+                kinds = {kind.exit_code: kind for kind in (ProfilerError, UsageError, TargetError)}
+                raise kinds[answer["exit_code"]](answer["error"])
             self._prepared.add(worker)
             self.model = answer["model"]
             self.loop_seconds = max(self.loop_seconds, answer["loop_seconds"])

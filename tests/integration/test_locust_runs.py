@@ -1,0 +1,233 @@
+"""`locust -f locustfiles/compare.py` in every way it is run, on real sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from profiler.emulator.process import start_emulator
+from tests.integration.locust_process import Locust, check_trials, csv_counts, free_port, locust, wait_until
+
+UNPATCHED = {"LOCUST_SKIP_MONKEY_PATCH": "1"}
+INSTANT = ("--scenario", "instant", "-u", "8", "-r", "8")
+STRATEGIES = {"sequential", "gathered", "semaphore:4"}
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Locust]:
+    with locust(tmp_path) as running:
+        yield running
+
+
+@pytest.mark.parametrize("environment", [{}, UNPATCHED], ids=["patched", "unpatched"])
+def test_alone_headless_within_its_run_time(processes: Locust, environment: dict[str, str]) -> None:
+    code, output = processes.run(*INSTANT, "-t", "3s", "--csv", "stats", **environment)
+    assert code == 0, output
+    assert processes.left() == []
+    directory = processes.directory()
+    run, records = directory.load(), list(directory.records())
+    check_trials(run, records, STRATEGIES)
+    assert run.finished
+    assert (run.load.users, run.workers, run.model) == (8, 1, "gpt-4o")
+    assert run.trials[-1].drained_ns - run.trials[0].started_ns < 3.2e9
+    measured = sum(trial.ended_ns - trial.started_ns for trial in run.trials)
+    assert measured > 2e9
+    # Locust's own figures and the records are the same loops, rounds and calls.
+    counts = csv_counts(processes.path / "stats")
+    loops = Counter(record.strategy for record in records)
+    calls = Counter(f"{record.strategy} · {call.name}" for record in records for call in record.tool_calls)
+    rounds = sum(len(record.rounds) for record in records)
+    assert {name: n for (kind, name), n in counts.items() if kind == "LOOP"} == loops
+    assert {name: n for (kind, name), n in counts.items() if kind == "TOOL"} == calls
+    assert sum(n for (kind, _), n in counts.items() if kind == "ROUND") == rounds
+    assert sum(n for (kind, _), n in counts.items() if kind == "MODEL") == rounds
+
+
+@pytest.mark.parametrize("environment", [{}, UNPATCHED], ids=["patched", "unpatched"])
+def test_with_forked_workers(processes: Locust, environment: dict[str, str]) -> None:
+    port = str(free_port())
+    code, output = processes.run(
+        *INSTANT, "-t", "2s", "--strategy", "gathered,semaphore:2", "--provider", "anthropic",
+        "--csv", "stats",
+        "--processes", "2", "--master-bind-port", port, "--master-port", port, **environment,
+    )  # fmt: skip
+    assert code == 0, output
+    assert processes.left() == []
+    assert "semaphore:2: 2 per process × 2 processes = up to 4 calls at once" in output
+    directory = processes.directory()
+    run, records = directory.load(), list(directory.records())
+    check_trials(run, records, {"gathered", "semaphore:2"})
+    assert run.workers == 2
+    assert len({record.process for record in records}) == 2
+    for process in {record.process for record in records}:
+        assert len({r.number % 2 for r in records if r.process == process and r.number is not None}) == 1
+    counts = csv_counts(processes.path / "stats")
+    loops = Counter(record.strategy for record in records)
+    assert {name: n for (kind, name), n in counts.items() if kind == "LOOP"} == loops
+
+
+def test_master_and_worker_and_a_worker_that_is_not_patched(processes: Locust) -> None:
+    port = str(free_port())
+    master = processes.start(
+        "--headless", "--master", "--master-bind-port", port, "--expect-workers", "2", *INSTANT, "-t", "2s",
+        "--strategy", "gathered",
+    )  # fmt: skip
+    workers = [
+        processes.start("--worker", "--master-port", port),
+        processes.start("--worker", "--master-port", port, **UNPATCHED),
+    ]
+    code, output = processes.end(master)
+    assert code == 0, output
+    assert [processes.end(worker)[0] for worker in workers] == [0, 0]
+    assert processes.left() == []
+    directory = processes.directory()
+    records = list(directory.records())
+    check_trials(directory.load(), records, {"gathered"})
+    assert len({record.process for record in records}) == 2
+
+
+@pytest.mark.parametrize("environment", [{}, UNPATCHED], ids=["patched", "unpatched"])
+def test_https_with_a_private_authority(processes: Locust, environment: dict[str, str]) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1", "localhost")
+    roots, key, chain = (processes.path / name for name in ("ca.pem", "key.pem", "chain.pem"))
+    authority.cert_pem.write_to_path(str(roots))
+    certificate.private_key_pem.write_to_path(str(key))
+    for pem in certificate.cert_chain_pems:
+        pem.write_to_path(str(chain), append=True)
+    with start_emulator("instant", tls_cert=chain, tls_key=key) as emulator:
+        assert emulator.url.startswith("https://")
+        code, output = processes.run(
+            *INSTANT, "-t", "2s", "--strategy", "gathered", "--base-url", f"{emulator.url}/v1",
+            SSL_CERT_FILE=str(roots), **environment,
+        )  # fmt: skip
+        assert code == 0, output
+        records = list(processes.directory().records())
+        assert {record.status for record in records} == {"ok"}
+        assert {call.status for record in records for call in record.tool_calls} == {"ok"}
+        # Without the authority nothing is trusted, and that is said.
+        code, output = processes.run(*INSTANT, "-t", "2s", "--base-url", emulator.url, **environment)
+        assert code == 3, output
+    assert processes.left() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--base-url", "https://api.example.com"], 2, "needs --allow-remote"),
+        (["--strategy", "serial"], 2, "unknown strategy 'serial'"),
+        (["--scenario", "no-such"], 2, "no-such"),
+        (["--base-url", "http://127.0.0.1:9"], 3, "openai"),
+    ],
+)
+def test_what_cannot_be_ends_with_one_line(
+    processes: Locust, arguments: list[str], code: int, said: str
+) -> None:
+    got, output = processes.run("-u", "2", "-t", "2s", "--loglevel", "WARNING", *arguments)
+    assert got == code
+    lines = [line for line in output.splitlines() if said in line]
+    assert len(lines) == 1, output
+    assert lines[0].startswith("locust: error: ")
+    assert processes.left() == []
+
+
+def test_killed_master_takes_its_workers_and_the_emulator_along(processes: Locust) -> None:
+    port = str(free_port())
+    forking = processes.start(
+        "--headless",
+        *INSTANT,
+        "-t",
+        "60s",
+        "--processes",
+        "2",
+        "--master-bind-port",
+        port,
+        "--master-port",
+        port,
+    )
+    other = str(free_port())
+    master = processes.start(
+        "--headless", "--master", "--master-bind-port", other, "--expect-workers", "1", *INSTANT, "-t", "60s"
+    )
+    processes.start("--worker", "--master-port", other)
+    runs = processes.path / "runs"
+    assert wait_until(lambda: sum(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")) == 2, 20)
+    assert len(processes.left()) == 7  # two masters, three workers, two emulators
+    forking.kill()
+    master.kill()
+    assert processes.all_left_within(15)
+
+
+def test_interrupted_it_drains_and_keeps_what_it_has(processes: Locust) -> None:
+    process = processes.start(
+        "--headless", "--scenario", "cities", "-u", "4", "-r", "4", "--strategy", "gathered"
+    )
+    runs = processes.path / "runs"
+    assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 20)
+    os.kill(process.pid, signal.SIGINT)
+    code, output = processes.end(process)
+    assert code == 0, output
+    directory = processes.directory()
+    run, records = directory.load(), list(directory.records())
+    assert not run.finished
+    assert [incident.kind for incident in run.incidents] == ["interrupted"]
+    assert [trial.interrupted for trial in run.trials] == [0]
+    assert {record.status for record in records} == {"ok"}
+    assert processes.left() == []
+
+
+def test_web_ui_starts_stops_and_starts_again(processes: Locust) -> None:
+    web, metrics = free_port(), free_port()
+    process = processes.start(
+        "--web-port", str(web), "--web-host", "127.0.0.1", "--metrics-port", str(metrics)
+    )
+
+    def ask(path: str, form: str | None = None) -> str:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{web}{path}", None if form is None else form.encode(), timeout=20
+        ) as response:
+            text: str = response.read().decode()
+            return text
+
+    def loops() -> dict[str, int]:
+        stats = json.loads(ask("/stats/requests"))["stats"]
+        return {row["name"]: row["num_requests"] for row in stats if row["method"] == "LOOP"}
+
+    def stopped() -> bool:
+        return str(json.loads(ask("/stats/requests"))["state"]) == "stopped"
+
+    def reachable() -> bool:
+        try:
+            return bool(ask("/"))
+        except OSError:
+            return False
+
+    assert wait_until(reachable, 20)
+    page = ask("/")
+    for option in ("strategy", "provider", "scenario", "base_url", "tools_url", "model"):
+        assert f'"{option}"' in page
+    form = "user_count=4&spawn_rate=4&scenario=instant&trial_seconds=0.5"
+    ask("/swarm", f"{form}&strategy=gathered,sequential")
+    assert wait_until(lambda: set(loops()) == {"gathered", "sequential"}, 20)  # they take turns until stopped
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=5) as response:
+        assert 'strategy="gathered"' in response.read().decode()
+    ask("/stop", "")
+    assert wait_until(stopped, 5)  # Locust's page may be some seconds old
+    ask("/swarm", f"{form}&strategy=semaphore:2&run_time=2s")
+    assert wait_until(lambda: set(loops()) == {"semaphore:2"}, 10)
+    assert wait_until(stopped, 20)
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    processes.end(process)
+    assert time.monotonic() - start < 10
+    assert processes.left() == []
+    assert len(list((processes.path / "runs").iterdir())) == 2
