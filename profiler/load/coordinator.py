@@ -105,6 +105,7 @@ class Coordinator:
         try:
             if self._ramp_up():
                 self._trials()
+                self._say_who_had_no_turn()
                 self._stop.wait(self.options.linger_seconds)
             self._save(finished=not self._stop.is_set() or self._time_is_out())
         except ProfilerError as error:
@@ -137,7 +138,6 @@ class Coordinator:
         strategies, blocks = self.options.strategies, self._pacing.blocks
         trials = None if blocks is None else blocks * len(strategies)
         window = 0.0
-        # An empty system before the first trial; without it the first would pay for what ramping left.
         for planned in schedule(strategies, self.options.seed, blocks):
             if planned.index % len(strategies) == 0:
                 window = self._pacing.block_window(
@@ -148,6 +148,12 @@ class Coordinator:
             if self._stop.is_set() or seconds <= 0:
                 break
             self._trial(planned, seconds)
+
+    def _say_who_had_no_turn(self) -> None:
+        turns = {trial.strategy for trial in self.run_data.trials}
+        missed = [strategy for strategy in self.options.strategies if strategy not in turns]
+        if missed:
+            _log.warning("no turn for %s: give it more time or fewer strategies", ", ".join(missed))
 
     def _trial(self, planned: PlannedTrial, seconds: float) -> None:
         workers = self._enlist()

@@ -1,0 +1,140 @@
+"""The bridge, on sockets, in processes that gevent has patched and in ones it has not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PATCH = "from gevent import monkey; monkey.patch_all()\n"
+
+SETUP = """
+import asyncio, threading, time
+import gevent
+from gevent.event import Event
+from profiler.load.bridge import LoopThread
+
+thread = LoopThread()
+thread.start()
+
+async def echo(reader, writer):
+    writer.write(await reader.readline())
+    await writer.drain()
+    writer.close()
+
+async def serve():
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    return server, server.sockets[0].getsockname()[1]
+
+server, port = thread.run(serve, 5)
+
+async def ask(text):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(text + b"\\n")
+    answer = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    return answer.strip()
+"""
+
+GREENLETS = """
+answers = []
+def user(n):
+    answers.append(thread.submit(lambda: ask(b"%d" % n)).wait(10))
+gevent.joinall([gevent.spawn(user, n) for n in range(200)])
+print(sorted(int(a) for a in answers) == list(range(200)))
+"""
+
+TO_THREAD = """
+async def in_a_thread():
+    return await asyncio.to_thread(lambda: "from a thread")
+print(thread.run(in_a_thread, 5))
+"""
+
+FAILURE = """
+async def fail():
+    await ask(b"x")
+    raise ValueError("from the loop")
+try:
+    thread.run(fail, 5)
+except ValueError as error:
+    print(error)
+"""
+
+CANCELLED = """
+seen = Event()
+async def for_ever():
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        thread.hub.post(seen.set)
+        raise
+flight = thread.submit(for_ever)
+gevent.sleep(0.05)
+flight.cancel()
+try:
+    flight.wait(5)
+except asyncio.CancelledError:
+    print(seen.wait(5))
+"""
+
+TIMED_OUT = """
+try:
+    thread.run(lambda: asyncio.sleep(3600), 0.05)
+except gevent.Timeout:
+    async def others():
+        await asyncio.sleep(0)
+        return len([t for t in asyncio.all_tasks() if t is not asyncio.current_task()])
+    print(thread.run(others, 5) == 0)
+"""
+
+STOPPED = """
+flight = thread.submit(lambda: asyncio.sleep(3600))
+started = time.monotonic()
+thread.stop()
+thread.stop()
+try:
+    flight.wait(5)
+except asyncio.CancelledError:
+    print(time.monotonic() - started < 2)
+try:
+    thread.submit(lambda: asyncio.sleep(0))
+except RuntimeError:
+    print("closed")
+"""
+
+NOT_STOPPED = """
+thread.submit(lambda: asyncio.sleep(3600))
+gevent.sleep(0.05)
+print("left to the exit handler")
+"""
+
+CASES = {
+    "greenlets wait for coroutines": (GREENLETS, "True"),
+    "to_thread answers": (TO_THREAD, "from a thread"),
+    "failures come across": (FAILURE, "from the loop"),
+    "cancellation comes across": (CANCELLED, "True"),
+    "a wait that ends early cancels": (TIMED_OUT, "True"),
+    "stopping cancels what is under way": (STOPPED, "True\nclosed"),
+    "exiting stops the thread": (NOT_STOPPED, "left to the exit handler"),
+}
+
+
+@pytest.mark.parametrize("patched", [True, False], ids=["patched", "unpatched"])
+@pytest.mark.parametrize(("script", "said"), CASES.values(), ids=CASES.keys())
+def test_bridge(script: str, said: str, patched: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", (PATCH if patched else "") + SETUP + script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stderr == ""
+    assert done.stdout.strip() == said
+    assert done.returncode == 0

@@ -1,0 +1,103 @@
+"""`run_experiment`: a load test in a process of its own, from a process without gevent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from profiler.errors import TargetError, UsageError
+from profiler.load.experiment import Experiment, run_experiment
+from profiler.load.options import LoadOptions
+from profiler.rundir import RunDirectory
+from tests.integration.locust_process import MARK, ROOT, Locust, check_trials, locust, wait_until
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Locust]:
+    with locust(tmp_path) as running:
+        yield running
+
+
+def options(out: Path, **changes: object) -> LoadOptions:
+    fields: dict[str, object] = {
+        "scenario": "instant",
+        "strategies": ("gathered", "sequential"),
+        "out": str(out / "runs"),
+    }
+    return LoadOptions(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_blocks_of_every_strategy_on_the_same_tape(
+    processes: Locust, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(MARK, processes.mark)
+    said: list[str] = []
+    path = run_experiment(
+        Experiment(options(processes.path, blocks=2), users=6, seconds=1.0), progress=said.append
+    )
+    run, records = (directory := RunDirectory.open(path)).load(), list(directory.records())
+    check_trials(run, records, {"gathered", "sequential"})
+    assert run.finished
+    assert run.incidents == ()
+    assert [trial.block for trial in run.trials] == [0, 0, 1, 1]
+    assert all(0.5e9 <= trial.ended_ns - trial.started_ns < 0.7e9 for trial in run.trials)
+    assert [trial.users for trial in run.trials] == [6] * 4
+    for block in (0, 1):
+        # Every strategy of a block begins at the same tape entry and leaves none out.
+        numbers = [
+            sorted(r.number for r in records if r.trial == trial.index and r.number is not None)
+            for trial in run.trials
+            if trial.block == block
+        ]
+        assert {own[0] for own in numbers} == {block * 1_000_000}
+        assert all(own == list(range(own[0], own[0] + len(own))) for own in numbers)
+    assert sum(line.startswith("trial ") for line in said) == 4
+    assert processes.left() == [os.getpid()] or processes.left() == []
+    assert capfd.readouterr().out == ""
+
+
+def test_what_cannot_be_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs --allow-remote"):
+        run_experiment(Experiment(options(tmp_path, base_url="https://api.example.com")))
+    with pytest.raises(UsageError, match="--users must be at least 1"):
+        Experiment(options(tmp_path), users=0)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_target_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="openai"):
+        run_experiment(Experiment(options(tmp_path, base_url="http://127.0.0.1:9"), users=1, seconds=1))
+
+
+SCRIPT = """
+import sys
+from profiler.load.experiment import Experiment, run_experiment
+from profiler.load.options import LoadOptions
+options = LoadOptions(scenario="cities", strategies=("gathered",), out=sys.argv[1])
+run_experiment(Experiment(options, users=4, seconds=30.0, workers=2))
+"""
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGKILL])
+def test_nobody_outlives_it(processes: Locust, ended_by: signal.Signals) -> None:
+    runs = processes.path / "runs"
+    script = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(runs)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), MARK: processes.mark},
+    )
+    assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 30)
+    script.send_signal(ended_by)
+    code = script.wait(20)
+    assert code == (0 if ended_by == signal.SIGINT else -signal.SIGKILL)
+    assert processes.all_left_within(15)
+    run = processes.directory().load()
+    assert not run.finished
+    if ended_by == signal.SIGINT:
+        assert [incident.kind for incident in run.incidents] == ["interrupted"]
+        assert len(run.trials) == 1
