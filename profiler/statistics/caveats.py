@@ -28,6 +28,7 @@ CaveatKind = Literal[
     "short_window",
     "thin_blocks",
     "nothing_completed",
+    "two_runs",
 ]
 
 LOOP_LAG_LIMIT = 0.050
@@ -172,8 +173,8 @@ def _figures(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat
         if median is not None and window < LOOPS_PER_WINDOW * median:
             yield Caveat(
                 "short_window",
-                f"{name}: a block of {window:.1f} s holds less than {LOOPS_PER_WINDOW} loops of {median:.1f} s: "
-                "the figures are those of a start, not of a steady load",
+                f"{name}: a block of {window:.1f} s holds less than 2 loops of {median:.1f} s: "
+                "these are the figures of a start",
                 "run longer (--duration)",
             )
         if strategy.steady is False:
@@ -190,3 +191,12 @@ def _figures(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat
             f"too few loops in too few blocks for intervals ({counts})",
             "run at least 3 blocks of 20 loops for p50, of 100 for p95 (--duration, --blocks)",
         )
+
+
+def two_runs() -> Caveat:
+    """What to know of two runs made at two times."""
+    return Caveat(
+        "two_runs",
+        "the runs were made at two times, so a drift of the system between them looks like a change",
+        "compare both in one run, block by block, where it matters",
+    )

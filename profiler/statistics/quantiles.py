@@ -77,6 +77,7 @@ def spread(
     blocks: Sequence[float] | Floats,
     halves: Sequence[float] | Floats | None = None,
     confidence: float = CONFIDENCE,
+    correlation: float = 0.0,
 ) -> Spread:
     """The t-interval of the mean of one figure per independent block; at least two blocks.
 
@@ -84,11 +85,13 @@ def spread(
     dependent samples is biased, and more blocks make the interval narrower but not the bias
     smaller. The bias at n samples is about the step from n/2 to n, so twice that step joins the
     t half-width as a square (`benchmarks/coverage.py` measures what that buys).
+    `correlation` is that of neighbouring blocks where they are not independent.
     """
     values = np.asarray(blocks, dtype=float)
     freedom = values.size - 1
     t = student(confidence, freedom)
     half = t * float(values.std(ddof=1)) / math.sqrt(values.size)
+    half *= math.sqrt((1 + correlation) / (1 - correlation))
     if halves is not None:
         half = math.hypot(half, 2 * float((values - np.asarray(halves)).mean()))
     return Spread(float(values.mean()), half, t, freedom)

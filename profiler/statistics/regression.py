@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from profiler.errors import UsageError
 from profiler.rundir import Run, RunDirectory
-from profiler.statistics.caveats import Caveat, caveats
+from profiler.statistics.caveats import Caveat, caveats, two_runs
 from profiler.statistics.comparison import Comparison, compare_runs
 from profiler.statistics.figures import StrategySummary, figures, limit
 from profiler.statistics.measure import Measured, measure
@@ -72,7 +72,7 @@ def compare_directories(
         verdicts.append(verdict(named, other, one))
     outcomes = tuple(decide(gates, comparisons))
     warnings = (*caveats(after.run, sides[1]), *caveats(before.run, sides[0]))
-    warnings = tuple(sorted(warnings, key=lambda caveat: not caveat.invalid))
+    warnings = tuple(sorted((*warnings, two_runs()), key=lambda caveat: not caveat.invalid))
     invalid = any(caveat.invalid for caveat in warnings)
     return Regression(tuple(comparisons), tuple(verdicts), outcomes, _holds(outcomes, invalid), warnings)
 

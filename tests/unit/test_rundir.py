@@ -148,3 +148,12 @@ def test_facts_name_neither_host_nor_path() -> None:
     import socket
 
     assert json.dumps(socket.gethostname()) not in text
+
+
+def test_reading_runs_loads_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    heavy = "{'numpy', 'scipy', 'pydantic', 'rich'}"
+    code = f"import sys, profiler.rundir; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,6 +14,7 @@ from profiler.statistics.comparison import (
     Side,
     compare,
     compare_runs,
+    dependence,
     holm,
     holm_adjust,
 )
@@ -54,7 +55,7 @@ def test_the_paired_ratio_finds_the_truth_through_drift() -> None:
         assert ratio.shown
         assert ratio.needed is None
     assert found.p95.value == pytest.approx(1 / 1.3, rel=0.1)
-    unpaired = against(side("fast", 1 / 1.3), side("slow", 1.0, seed=2), paired=False)
+    unpaired = holm([compare(side("fast", 1 / 1.3), side("slow", 1.0, seed=2), False, same_run=False)])[0]
     assert math.log(unpaired.p50.high / unpaired.p50.low) > 2 * math.log(found.p50.high / found.p50.low)
 
 
@@ -218,3 +219,15 @@ def test_a_summary_carries_comparisons_verdicts_and_objectives() -> None:
     other = summarise(run(trials), records, baseline="gathered")
     assert other.comparisons[0].baseline == "gathered"
     assert other.verdicts[0].kind == "slower"
+
+
+def test_blocks_that_depend_on_each_other_widen_the_comparison_of_two_runs() -> None:
+    rng = np.random.default_rng(6)
+    walk = np.exp(np.linspace(0, 0.5, 10))
+    calm = [rng.lognormal(0, 0.1, 50) for _ in range(10)]
+    drifting = [block * step for block, step in zip(calm, walk, strict=True)]
+    alternating = [block * (1.3 if k % 2 else 1.0) for k, block in enumerate(calm)]
+    assert dependence(drifting, drifting) == pytest.approx(0.8)  # as much as 10 blocks may say
+    assert dependence(alternating, alternating) == 0.0
+    assert dependence([np.empty(0)], [np.ones(3)]) == 0.0
+    assert dependence([np.ones(3)] * 4, [np.ones(3)] * 4) == 0.0

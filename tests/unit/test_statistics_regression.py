@@ -46,6 +46,7 @@ def test_a_slower_run_fails_the_gate_and_says_by_how_much(tmp_path: Path) -> Non
     assert ratio.high is not None
     assert ratio.low < 1.5 < ratio.high
     assert found.comparisons[0].paired is False
+    assert [caveat.kind for caveat in found.warnings] == ["two_runs"]
     text = render_regression(found)
     assert text.startswith("gathered in 20231114-221320-2 against gathered in 20231114-221320: p95 > +5%")
     assert "is 1.5" in found.verdicts[0].sentence
@@ -55,7 +56,9 @@ def test_a_slower_run_fails_the_gate_and_says_by_how_much(tmp_path: Path) -> Non
 def test_an_equal_run_passes(tmp_path: Path) -> None:
     found = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 2), GATES)
     assert found.holds is True
-    assert compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 2)).holds is True
+    same_tape = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 1))
+    assert same_tape.holds is True
+    assert same_tape.comparisons[0].paired is True
 
 
 def test_too_few_loops_decide_nothing(tmp_path: Path) -> None:
@@ -77,9 +80,10 @@ def test_an_invalid_run_decides_nothing_and_says_so_first(tmp_path: Path) -> Non
 def test_annotations_for_github(tmp_path: Path) -> None:
     found = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2), GATES)
     lines = render_regression(found, github=True).splitlines()
-    assert lines[0].startswith("::error title=profiler::gathered in ")
-    assert "p95 > +5%25 fails: p95 +" in lines[0]
-    assert lines[1].startswith("::notice title=profiler::")
+    assert lines[0].startswith("::notice title=profiler::note: the runs were made at two times")
+    assert lines[1].startswith("::error title=profiler::gathered in ")
+    assert "p95 > +5%25 fails: p95 +" in lines[1]
+    assert lines[2].startswith("::notice title=profiler::")
     assert all(line.startswith("::") for line in lines)
 
 
