@@ -41,49 +41,55 @@ class ToolPhase:
 def phases(round_: RoundRecord) -> dict[str, int]:
     """Nanoseconds per phase (keys: `PHASES`); they sum to the round's wall time."""
     model = round_.model
-    start, end = round_.started_ns, round_.ended_ns
-    attempts = model.attempts
     backoff = 0
-    for before, after in pairwise(attempts):
+    for before, after in pairwise(model.attempts):
         backoff += max(0, after.started_ns - before.ended_ns)
     model_wall = model.ended_ns - model.started_ns
-    result = dict.fromkeys(PHASES, 0)
-    result["backoff"] = backoff
-    result["model"] = model_wall - backoff
     tools = queue = parse = collect = 0
+    calls = round_.tool_calls
     if round_.tools_started_ns is not None and round_.tools_ended_ns is not None:
-        under_way = (model.started_ns, model.ended_ns)
-        calls = round_.tool_calls
-        running = union((c.started_ns, c.ended_ns) for c in calls if c.started_ns is not None)
-        tools = length(running) - overlap(running, under_way)
-        waiting = union((c.queued_ns, c.ended_ns if c.started_ns is None else c.started_ns) for c in calls)
-        if waiting:
-            busy = union([*running, *waiting])
-            queue = length(busy) - overlap(busy, under_way) - tools
-        # Calls that started while the model still streamed put no gap before the tool phase.
+        running = union([(c.started_ns, c.ended_ns) for c in calls if c.started_ns is not None])
+        tools = length(running)
+        busy = running
+        waits = [c.started_ns is None or c.started_ns > c.queued_ns for c in calls]
+        if any(waits):
+            waiting = [(c.queued_ns, c.ended_ns if c.started_ns is None else c.started_ns) for c in calls]
+            busy = union(running + waiting)
+            queue = length(busy) - tools
+        if busy and busy[0][0] < model.ended_ns:
+            # Eager calls: what the model overlaps is the model's.
+            under_way = (model.started_ns, model.ended_ns)
+            hidden = overlap(running, under_way)
+            queue -= overlap(busy, under_way) - hidden
+            tools -= hidden
         parse = max(0, round_.tools_started_ns - model.ended_ns)
-        collect = end - round_.tools_ended_ns
-    result["parse"], result["tools"], result["queue"], result["collect"] = parse, tools, queue, collect
-    result["unaccounted"] = (end - start) - (model_wall + parse + tools + queue + collect)
-    return result
+        collect = round_.ended_ns - round_.tools_ended_ns
+    return {
+        "model": model_wall - backoff,
+        "backoff": backoff,
+        "parse": parse,
+        "tools": tools,
+        "queue": queue,
+        "collect": collect,
+        "unaccounted": round_.ended_ns - round_.started_ns - (model_wall + parse + tools + queue + collect),
+    }
 
 
 def tool_phase(round_: RoundRecord) -> ToolPhase | None:
     """The tool phase, or None for a round without a call that ran."""
-    durations = sorted(c.ended_ns - c.started_ns for c in round_.tool_calls if c.started_ns is not None)
-    if not durations or round_.tools_started_ns is None or round_.tools_ended_ns is None:
+    ran = [(c.started_ns, c.ended_ns) for c in round_.tool_calls if c.started_ns is not None]
+    if not ran or round_.tools_started_ns is None or round_.tools_ended_ns is None:
         return None
+    durations = sorted([ended - started for started, ended in ran])
     middle = len(durations) // 2
     median = durations[middle] if len(durations) % 2 else (durations[middle - 1] + durations[middle]) / 2
     # Eager calls start before the tool phase proper; the wall runs from the first of them.
-    first = min(c.started_ns for c in round_.tool_calls if c.started_ns is not None)
+    first = min(ran)[0]
     return ToolPhase(
         wall_ns=round_.tools_ended_ns - min(round_.tools_started_ns, first),
         work_ns=sum(durations),
         critical_path_ns=durations[-1],
-        peak_concurrency=peak(
-            (c.started_ns, c.ended_ns) for c in round_.tool_calls if c.started_ns is not None
-        ),
+        peak_concurrency=peak(ran),
         straggler_ratio=durations[-1] / median if median else 1.0,
     )
 

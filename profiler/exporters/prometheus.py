@@ -9,6 +9,7 @@ Times are summed as integer nanoseconds: what is scraped equals what the records
 from __future__ import annotations
 
 import contextlib
+import functools
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -60,9 +61,12 @@ class _Strategy:
     """The children of one strategy, looked up once."""
 
     def __init__(self, sink: PrometheusSink, name: str) -> None:
+        self.sink = sink
         self.name = name
+        self.loop_duration: dict[str, Histogram] = {}
         self.loop_rounds = sink.histogram(metrics.LOOP_ROUNDS, name)
         self.loop_tool_calls = sink.histogram(metrics.LOOP_TOOL_CALLS, name)
+        self.round_duration: dict[str, Histogram] = {}
         self.phases = [(phase, sink.count(metrics.ROUND_PHASE, name, phase)) for phase in PHASES]
         self.fanout = sink.histogram(metrics.ROUND_FANOUT, name)
         self.peak = sink.histogram(metrics.ROUND_PEAK_CONCURRENCY, name)
@@ -70,6 +74,43 @@ class _Strategy:
         self.wall = sink.count(metrics.TOOL_PHASE_WALL, name)
         self.work = sink.count(metrics.TOOL_PHASE_WORK, name)
         self.critical_path = sink.count(metrics.TOOL_PHASE_CRITICAL_PATH, name)
+        self.model_duration: dict[tuple[str, str, str], Histogram] = {}
+        self.tokens: dict[tuple[str, str], tuple[Count, Count]] = {}
+        self.calls: dict[tuple[str, str], tuple[Histogram, Histogram]] = {}
+
+    def of_status(self, children: dict[str, Histogram], metric: Metric, status: str) -> Histogram:
+        child = children.get(status)
+        if child is None:
+            child = children[status] = self.sink.histogram(metric, self.name, status)
+        return child
+
+    def of_model(self, model: ModelCall) -> Histogram:
+        key = (model.provider, model.model, model.status)
+        child = self.model_duration.get(key)
+        if child is None:
+            child = self.model_duration[key] = self.sink.histogram(
+                metrics.MODEL_REQUEST_DURATION, self.name, *key
+            )
+        return child
+
+    def of_tokens(self, model: ModelCall) -> tuple[Count, Count]:
+        key = (model.provider, model.model)
+        pair = self.tokens.get(key)
+        if pair is None:
+            counts = [self.sink.count(metrics.MODEL_TOKENS, self.name, *key, d) for d in ("input", "output")]
+            pair = self.tokens[key] = (counts[0], counts[1])
+        return pair
+
+    def of_call(self, tool: str, status: str) -> tuple[Histogram, Histogram]:
+        """Duration and queue wait."""
+        key = (tool, status)
+        pair = self.calls.get(key)
+        if pair is None:
+            pair = self.calls[key] = (
+                self.sink.histogram(metrics.TOOL_CALL_DURATION, self.name, tool, status),
+                self.sink.histogram(metrics.TOOL_CALL_QUEUE, self.name, tool),
+            )
+        return pair
 
 
 class PrometheusSink(Collector):
@@ -131,7 +172,7 @@ class PrometheusSink(Collector):
         strategy = self._strategies.get(record.strategy)
         if strategy is None:
             strategy = self._strategies[record.strategy] = _Strategy(self, record.strategy)
-        self.histogram(metrics.LOOP_DURATION, record.strategy, record.status).observe(
+        strategy.of_status(strategy.loop_duration, metrics.LOOP_DURATION, record.status).observe(
             record.ended_ns - record.started_ns
         )
         strategy.loop_rounds.observe(len(record.rounds))
@@ -143,34 +184,37 @@ class PrometheusSink(Collector):
 
     def _round(self, strategy: _Strategy, round_: RoundRecord) -> None:
         name = strategy.name
-        self.histogram(metrics.ROUND_DURATION, name, round_.status).observe(
+        strategy.of_status(strategy.round_duration, metrics.ROUND_DURATION, round_.status).observe(
             round_.ended_ns - round_.started_ns
         )
         spent = phases(round_)
         for phase, count in strategy.phases:
             count.value += spent[phase]
         model = round_.model
-        who = (name, model.provider, model.model)
-        self.histogram(metrics.MODEL_REQUEST_DURATION, *who, model.status).observe(
-            model.ended_ns - model.started_ns
-        )
+        strategy.of_model(model).observe(model.ended_ns - model.started_ns)
         if model.first_token_ns is not None:
-            self.histogram(metrics.MODEL_FIRST_TOKEN, *who).observe(model.first_token_ns - model.started_ns)
+            self.histogram(metrics.MODEL_FIRST_TOKEN, name, model.provider, model.model).observe(
+                model.first_token_ns - model.started_ns
+            )
         if model.first_tool_call_ns is not None:
-            self.histogram(metrics.MODEL_FIRST_TOOL_CALL, *who).observe(
+            self.histogram(metrics.MODEL_FIRST_TOOL_CALL, name, model.provider, model.model).observe(
                 model.first_tool_call_ns - model.started_ns
             )
-        if model.input_tokens is not None:
-            self.count(metrics.MODEL_TOKENS, *who, "input").value += model.input_tokens
-        if model.output_tokens is not None:
-            self.count(metrics.MODEL_TOKENS, *who, "output").value += model.output_tokens
-        if model.attempts:
+        if model.input_tokens is not None or model.output_tokens is not None:
+            read, written = strategy.of_tokens(model)
+            read.value += model.input_tokens or 0
+            written.value += model.output_tokens or 0
+        attempts = model.attempts
+        if len(attempts) > 1 or (attempts and attempts[0].status in RATE_LIMITED_STATUSES):
             self._attempts(name, model)
+        if attempts and attempts[-1].rate_limits:
+            for metric, resource, value in quotas(attempts[-1].rate_limits):
+                self._quotas[metric][model.provider, model.model, resource] = value
         if not round_.tool_calls:
             return
         strategy.fanout.observe(len(round_.tool_calls))
         for call in round_.tool_calls:
-            self._tool_call(name, call)
+            self._tool_call(strategy, call)
         phase_ = tool_phase(round_)
         if phase_ is not None:
             strategy.wall.value += phase_.wall_ns
@@ -190,21 +234,16 @@ class PrometheusSink(Collector):
             labels = (strategy, "model", model.model, _reason(before))
             self.count(metrics.RETRIES, *labels).value += 1
             self.count(metrics.BACKOFF, *labels).value += max(0, after.started_ns - before.ended_ns)
-        limits = attempts[-1].rate_limits
-        if limits:
-            for metric, resource, value in quotas(limits):
-                self._quotas[metric][model.provider, model.model, resource] = value
 
-    def _tool_call(self, strategy: str, call: ToolCall) -> None:
-        tool = self._capped(self._tools, call.name, MAX_TOOLS, "tool")
+    def _tool_call(self, strategy: _Strategy, call: ToolCall) -> None:
+        tool = self._tools.get(call.name) or self._capped(self._tools, call.name, MAX_TOOLS, "tool")
         if call.started_ns is not None:
-            self.histogram(metrics.TOOL_CALL_DURATION, strategy, tool, call.status).observe(
-                call.ended_ns - call.started_ns
-            )
-            self.histogram(metrics.TOOL_CALL_QUEUE, strategy, tool).observe(call.started_ns - call.queued_ns)
+            duration, queue = strategy.of_call(tool, call.status)
+            duration.observe(call.ended_ns - call.started_ns)
+            queue.observe(call.started_ns - call.queued_ns)
         if call.error_type is not None:
             error = self._capped(self._error_types, call.error_type, MAX_ERROR_TYPES, "error_type")
-            self.count(metrics.TOOL_ERRORS, strategy, tool, error).value += 1
+            self.count(metrics.TOOL_ERRORS, strategy.name, tool, error).value += 1
 
     def _capped(self, known: dict[str, str], value: str, most: int, label: str) -> str:
         shown = known.get(value)
@@ -294,18 +333,24 @@ RATE_LIMITED_STATUSES = frozenset((429, 529))
 _RESOURCES = ("requests", "tokens", "input-tokens", "output-tokens")
 
 
+@functools.lru_cache(maxsize=256)  # header names come from outside
+def _quota_of(header: str) -> tuple[Metric, str] | None:
+    """What a rate-limit header says: OpenAI's is remaining-tokens, Anthropic's tokens-remaining."""
+    name = header.removeprefix("x-ratelimit-").removeprefix("anthropic-ratelimit-")
+    for metric, word in ((metrics.QUOTA_LIMIT, "limit"), (metrics.QUOTA_REMAINING, "remaining")):
+        for resource in _RESOURCES:
+            if name in (f"{word}-{resource}", f"{resource}-{word}"):
+                return metric, resource.replace("-", "_")
+    return None
+
+
 def quotas(limits: Mapping[str, str]) -> Iterator[tuple[Metric, str, float]]:
-    """(metric, resource, value) of either provider's rate-limit headers; what is no number is left out."""
+    """(metric, resource, value) of a response's rate-limit headers; what is no number is left out."""
     for header, text in limits.items():
-        name = header.removeprefix("x-ratelimit-").removeprefix("anthropic-ratelimit-")
-        for metric, word in ((metrics.QUOTA_LIMIT, "limit"), (metrics.QUOTA_REMAINING, "remaining")):
-            # OpenAI says remaining-tokens, Anthropic tokens-remaining.
-            resource = (
-                name.removeprefix(f"{word}-") if name.startswith(word) else name.removesuffix(f"-{word}")
-            )
-            if resource != name and resource in _RESOURCES:
-                with contextlib.suppress(ValueError):
-                    yield metric, resource.replace("-", "_"), float(text)
+        found = _quota_of(header)
+        if found is not None:
+            with contextlib.suppress(ValueError):
+                yield *found, float(text)
 
 
 def _reason(attempt: Attempt) -> str:

@@ -14,7 +14,6 @@ import email.utils
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from profiler.model import Probe, current_probe
 from profiler.records import Attempt
 
 _RATE_LIMIT_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
+_REQUEST_ID = frozenset((b"x-request-id", b"request-id"))
 
 
 def observe_attempts(http_client: Any) -> None:
@@ -82,16 +82,21 @@ class _OpenAttempt:
         probe, self._probe = self._probe, None
         if probe is None:
             return
-        attempt = Attempt(
-            started_ns=self.started_ns,
-            ended_ns=probe.clock(),
-            status=self.status,
-            error_type=None if error is None else _error_type(error),
-            connected_ns=self.connected_ns,
-            sent_ns=self.sent_ns,
-            first_byte_ns=self.first_byte_ns,
+        request_id, retry_after_ns, rate_limits = _read_headers(self.headers)
+        probe.attempts.append(
+            Attempt(
+                self.started_ns,
+                probe.clock(),
+                self.status,
+                None if error is None else _error_type(error),
+                request_id,
+                self.connected_ns,
+                self.sent_ns,
+                self.first_byte_ns,
+                retry_after_ns,
+                rate_limits,
+            )
         )
-        probe.attempts.append(_with_headers(attempt, self.headers))
 
 
 def _error_type(error: BaseException) -> str:
@@ -102,23 +107,28 @@ def _error_type(error: BaseException) -> str:
     return "cancelled" if not isinstance(error, Exception) else type(error).__name__
 
 
-def _with_headers(attempt: Attempt, headers: list[tuple[bytes, bytes]]) -> Attempt:
-    limits: dict[str, str] = {}
+def _read_headers(
+    headers: list[tuple[bytes, bytes]],
+) -> tuple[str | None, int | None, dict[str, str] | None]:
+    """(request id, retry-after in nanoseconds, rate-limit headers)"""
+    limits: dict[str, str] | None = None
     request_id: str | None = None
     retry_after: int | None = None
     for raw_name, value in headers:
+        if raw_name[:1] not in b"xXrRaA":
+            continue
         name = raw_name.lower()
         if name.startswith(_RATE_LIMIT_PREFIXES):
+            if limits is None:
+                limits = {}
             limits[name.decode("ascii", "replace")] = value.decode("latin-1")
-        elif name in (b"x-request-id", b"request-id"):
+        elif name in _REQUEST_ID:
             request_id = value.decode("latin-1")
         elif name == b"retry-after-ms":
             retry_after = _nanoseconds(value.decode("latin-1"), 1_000_000)
         elif name == b"retry-after" and retry_after is None:
             retry_after = _nanoseconds(value.decode("latin-1"), 1_000_000_000)
-    if not limits and request_id is None and retry_after is None:
-        return attempt
-    return replace(attempt, request_id=request_id, retry_after_ns=retry_after, rate_limits=limits or None)
+    return request_id, retry_after, limits
 
 
 def _nanoseconds(text: str, unit: int) -> int | None:
@@ -142,14 +152,15 @@ class AsyncAttempts(httpx2.AsyncBaseTransport):
 
     def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
         self.inner = inner
-        _trace_aiohttp(inner)
+        self._is_aiohttp = _trace_aiohttp(inner)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         probe = current_probe.get()
         if probe is None:
             return await self.inner.handle_async_request(request)
         attempt = _OpenAttempt(probe)
-        request.extensions.setdefault("trace", _async_trace(attempt))
+        if not self._is_aiohttp:
+            request.extensions.setdefault("trace", _async_trace(attempt))
         token = _current.set(attempt)
         try:
             response = await self.inner.handle_async_request(request)
@@ -284,11 +295,14 @@ def _async_trace(attempt: _OpenAttempt) -> Callable[[str, Any], Any]:
     return trace
 
 
-def _trace_aiohttp(transport: Any) -> None:
-    """The aiohttp transport ignores "trace"; its session, made at the first request, gets a TraceConfig."""
+def _trace_aiohttp(transport: Any) -> bool:
+    """Whether this is the SDKs' aiohttp transport, which is now traced.
+
+    It ignores "trace"; its session, made at the first request, gets a TraceConfig.
+    """
     make_session = getattr(transport, "get_client", None)
     if make_session is None:
-        return
+        return False
     import aiohttp
 
     async def connected(*_: Any) -> None:
@@ -317,3 +331,4 @@ def _trace_aiohttp(transport: Any) -> None:
     session = getattr(transport, "client", None)
     if isinstance(session, aiohttp.ClientSession):  # it made one already
         session.trace_configs.append(config)
+    return True
