@@ -1,0 +1,391 @@
+"""What the three APIs refuse beyond the error tables, and what they accept. No sockets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from profiler.emulator import anthropic_messages, openai_chat, openai_responses
+from profiler.emulator.conversation import ApiError, Choice, Conversation, MadeCall, ToolSets
+from profiler.emulator.faults import spoiled
+from profiler.emulator.openai_responses import Store
+
+USER: dict[str, Any] = {"role": "user", "content": "x"}
+SCHEMA = {"type": "object", "properties": {}}
+CHAT_TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+RESPONSES_TOOL = {"type": "function", "name": "f", "parameters": SCHEMA}
+MESSAGES_TOOL = {"name": "f", "input_schema": SCHEMA}
+
+
+def chat(**body: Any) -> Conversation:
+    return openai_chat.parse({"model": "m", "messages": [USER], **body}, ToolSets())
+
+
+def responses(**body: Any) -> Conversation:
+    return openai_responses.parse({"model": "m", "input": "x", **body}, ToolSets(), Store())
+
+
+def messages(**body: Any) -> Conversation:
+    return anthropic_messages.parse({"model": "m", "messages": [USER], "max_tokens": 9, **body}, ToolSets())
+
+
+def made(**call: Any) -> list[Any]:
+    whole = {"id": "call_A", "type": "function", "function": {"name": "f", "arguments": "{}"}, **call}
+    return [USER, {"role": "assistant", "tool_calls": [whole]}]
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "param", "code"),
+    [
+        (
+            {"model": 5},
+            "Invalid type for 'model': expected a string, but got an integer instead.",
+            "model",
+            "invalid_type",
+        ),
+        (
+            {"messages": {}},
+            "Invalid type for 'messages': expected an array of objects, but got an object instead.",
+            "messages",
+            "invalid_type",
+        ),
+        (
+            {"messages": ["x"]},
+            "Invalid type for 'messages[0]': expected an object",
+            "messages[0]",
+            "invalid_type",
+        ),
+        (
+            {"messages": [{"content": "x"}]},
+            "Missing required parameter: 'messages[0].role'.",
+            "messages[0].role",
+            "missing_required_parameter",
+        ),
+        (
+            {"messages": [{"role": "user"}]},
+            "Missing required parameter: 'messages[0].content'.",
+            "messages[0].content",
+            "missing_required_parameter",
+        ),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "Invalid type for 'messages[0].content'",
+            "messages[0].content",
+            "invalid_type",
+        ),
+        (
+            {"messages": [{"role": "assistant"}]},
+            "Invalid value for 'content': expected a string, got null.",
+            "messages.[0].content",
+            None,
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": []}]},
+            "Invalid 'messages[1].tool_calls': empty array.",
+            "messages[1].tool_calls",
+            "empty_array",
+        ),
+        (
+            {"messages": made(id=None)},
+            "Missing required parameter: 'messages[1].tool_calls[0].id'.",
+            "messages[1].tool_calls[0].id",
+            "missing_required_parameter",
+        ),
+        (
+            {"messages": made(function={"name": "f"})},
+            "Missing required parameter: 'messages[1].tool_calls[0].function.arguments'.",
+            "messages[1].tool_calls[0].function.arguments",
+            "missing_required_parameter",
+        ),
+        (
+            {"messages": [*made(), {"role": "tool", "content": "x"}]},
+            "Missing required parameter: 'messages.[2].tool_call_id'.",
+            "messages.[2].tool_call_id",
+            "missing_required_parameter",
+        ),
+        (
+            {"messages": [*made(), {"role": "tool", "tool_call_id": "call_A"}]},
+            "Missing required parameter: 'messages.[2].content'.",
+            "messages.[2].content",
+            "missing_required_parameter",
+        ),
+        ({"tools": {}}, "Invalid type for 'tools': expected an array of objects", "tools", "invalid_type"),
+        (
+            {"tools": [{"type": "robot"}]},
+            "Invalid value: 'robot'. Supported values are: 'function'.",
+            "tools[0].type",
+            "invalid_value",
+        ),
+        (
+            {"tools": [{}]},
+            "Missing required parameter: 'tools[0].type'.",
+            "tools[0].type",
+            "missing_required_parameter",
+        ),
+        (
+            {"tools": [{"type": "function"}]},
+            "Missing required parameter: 'tools[0].function'.",
+            "tools[0].function",
+            "missing_required_parameter",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+            "Invalid 'tools[0].function.name': string does not match pattern.",
+            "tools[0].function.name",
+            "invalid_value",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]},
+            (
+                "Invalid schema for function 'f': schema must be a JSON Schema of 'type: \"object\"', got"
+                " 'type: \"array\"'."
+            ),
+            "tools[0].function.parameters",
+            "invalid_function_parameters",
+        ),
+        (
+            {
+                "tools": [
+                    {
+                        "type": "function",
+                        "function": {
+                            "name": "f",
+                            "parameters": {"type": "object", "properties": {"x": {"type": "array"}}},
+                        },
+                    }
+                ]
+            },
+            "Invalid schema for function 'f': In context=('properties', 'x'), array schema missing items.",
+            "tools[0].function.parameters",
+            "invalid_function_parameters",
+        ),
+        (
+            {"tools": [CHAT_TOOL], "tool_choice": "sometimes"},
+            "Invalid value: 'sometimes'. Supported values are: 'none', 'auto', and 'required'.",
+            "tool_choice",
+            "invalid_value",
+        ),
+        (
+            {"tools": [CHAT_TOOL], "tool_choice": {"type": "function"}},
+            "Missing required parameter: 'tool_choice.function.name'.",
+            "tool_choice.function.name",
+            "missing_required_parameter",
+        ),
+        (
+            {"parallel_tool_calls": True},
+            (
+                "Invalid value for 'parallel_tool_calls': 'parallel_tool_calls' is only allowed when 'tools'"
+                " are specified."
+            ),
+            "parallel_tool_calls",
+            None,
+        ),
+        (
+            {"stream_options": {}},
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+            "stream_options",
+            None,
+        ),
+        (
+            {"max_tokens": 1, "max_completion_tokens": 1},
+            "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",
+            "max_tokens",
+            None,
+        ),
+        (
+            {"max_tokens": 0},
+            "Invalid 'max_tokens': integer below minimum value.",
+            "max_tokens",
+            "integer_below_min_value",
+        ),
+        (
+            {"max_completion_tokens": "9"},
+            "Invalid type for 'max_completion_tokens': expected an integer, but got a string instead.",
+            "max_completion_tokens",
+            "invalid_type",
+        ),
+    ],
+)
+def test_chat_refuses(body: dict[str, Any], message: str, param: str, code: str | None) -> None:
+    with pytest.raises(ApiError) as caught:
+        chat(**body)
+    assert caught.value.message.startswith(message)
+    assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, code)
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "param"),
+    [
+        ({"input": 5}, "Invalid type for 'input': expected one of a string or array of input items", "input"),
+        ({"input": [{"content": "x"}]}, "Missing required parameter: 'input[0].role'.", "input[0].role"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "Invalid value: 'robot'.", "input[0].role"),
+        ({"input": [{"type": "robot"}]}, "Invalid value: 'robot'.", "input[0].type"),
+        (
+            {"input": [{"type": "function_call", "call_id": "c", "name": "f"}]},
+            "Missing required parameter: 'input[0].arguments'.",
+            "input[0].arguments",
+        ),
+        (
+            {"input": [{"type": "function_call_output", "output": "x"}]},
+            "Missing required parameter: 'input[0].call_id'.",
+            "input[0].call_id",
+        ),
+        (
+            {"tools": [{"type": "web_search"}]},
+            "Invalid value: 'web_search'. Supported values are: 'function'.",
+            "tools[0].type",
+        ),
+        (
+            {"max_output_tokens": 3},
+            "Invalid 'max_output_tokens': integer below minimum value.",
+            "max_output_tokens",
+        ),
+        (
+            {"previous_response_id": 5},
+            "Invalid type for 'previous_response_id': expected a string",
+            "previous_response_id",
+        ),
+        (
+            {"tools": [RESPONSES_TOOL], "tool_choice": {"type": "function", "name": "g"}},
+            "Tool choice 'g' not found in 'tools' parameter.",
+            "tool_choice",
+        ),
+    ],
+)
+def test_responses_refuses(body: dict[str, Any], message: str, param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        responses(**body)
+    assert caught.value.message.startswith(message)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"model": 5}, "model: Input should be a valid string"),
+        ({"messages": []}, "messages: at least one message is required"),
+        ({"messages": {}}, "messages: Input should be a valid list"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content: Field required"),
+        ({"messages": [{"content": "x"}]}, "messages.0.role: Field required"),
+        ({"messages": [{"role": "system", "content": "x"}]}, 'messages: Unexpected role "system".'),
+        ({"messages": [{"role": "user", "content": [{}]}]}, "messages.0.content.0.type: Field required"),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "content": [{"type": "tool_use", "name": "f", "input": {}}]}
+                ]
+            },
+            "messages.0.content.0.tool_use.id: Field required",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "content": [{"type": "tool_use", "id": "t", "name": "f", "input": "{}"}],
+                    }
+                ]
+            },
+            "messages.0.content.0.tool_use.input: Input should be a valid dictionary",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "t"}]}]},
+            "messages.0: `tool_result` blocks can only be in `user` messages",
+        ),
+        ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
+        ({"max_tokens": "9"}, "max_tokens: Input should be a valid integer"),
+        ({"tools": [{"input_schema": SCHEMA}]}, "tools.0.custom.name: Field required"),
+        (
+            {"tools": [{"name": "a b", "input_schema": SCHEMA}]},
+            "tools.0.custom.name: String should match pattern",
+        ),
+        ({"tools": [{"name": "f"}]}, "tools.0.custom.input_schema: Field required"),
+        ({"tools": [{"name": "f", "input_schema": {}}]}, "tools.0.custom.input_schema.type: Field required"),
+        (
+            {"tools": [{"name": "f", "input_schema": {"type": "array"}}]},
+            "tools.0.custom.input_schema.type: Input should be 'object'",
+        ),
+        ({"tools": [MESSAGES_TOOL, MESSAGES_TOOL]}, "tools: Tool names must be unique."),
+        (
+            {"tools": [{"type": "bash_20250124", "name": "bash"}]},
+            "tools.0: server tools such as 'bash_20250124' are not supported",
+        ),
+        (
+            {"tool_choice": {"type": "auto"}},
+            "tool_choice: tool_choice may only be specified while providing tools",
+        ),
+        (
+            {"tools": [MESSAGES_TOOL], "tool_choice": "any"},
+            "tool_choice: Input tag 'any' found using 'type' does not match",
+        ),
+        (
+            {"tools": [MESSAGES_TOOL], "tool_choice": {"type": "tool", "name": "g"}},
+            "Tool 'g' not found in provided tools",
+        ),
+        (
+            {"tools": [MESSAGES_TOOL], "tool_choice": {"type": "tool"}},
+            "tool_choice.tool.name: Field required",
+        ),
+        ({"thread": {"id": "x"}}, "thread: message threads are not supported by this server"),
+    ],
+)
+def test_messages_refuses(body: dict[str, Any], message: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        messages(**body)
+    assert caught.value.message.startswith(message)
+    assert (caught.value.status, caught.value.kind) == (400, "invalid_request_error")
+
+
+def test_where_a_chat_conversation_stands() -> None:
+    call = made()[1]
+    result = {"role": "tool", "tool_call_id": "call_A", "content": "r"}
+    talk = chat(messages=[{"role": "system", "content": "s"}, USER, call, result, call, result])
+    assert (talk.turns, talk.calls, talk.call_id, talk.results) == (2, 2, "call_A", ["r", "r"])
+    assert chat(messages=[USER, call, result, USER]).turns == 0
+
+
+def test_where_a_messages_conversation_stands() -> None:
+    use = {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_A", "name": "f", "input": {}}]}
+    answer = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_A", "content": "r"}]}
+    talk = messages(messages=[USER, use, answer])
+    assert (talk.turns, talk.calls, talk.call_id, talk.results) == (1, 1, "toolu_A", ["r"])
+    # Text beside the results does not make it a new question.
+    beside = {"role": "user", "content": [*answer["content"], {"type": "text", "text": "go on"}]}
+    assert messages(messages=[USER, use, beside]).turns == 1
+    assert messages(messages=[USER, use, answer, USER]).turns == 0
+
+
+def test_choices() -> None:
+    assert chat(tools=[CHAT_TOOL], tool_choice="required").choice == Choice("required")
+    assert chat(tools=[CHAT_TOOL], parallel_tool_calls=False).parallel is False
+    named = {"type": "function", "function": {"name": "f"}}
+    assert chat(tools=[CHAT_TOOL], tool_choice=named).choice == Choice("named", ("f",))
+    assert (
+        responses(tools=[RESPONSES_TOOL], tool_choice={"type": "function", "name": "f"}).choice.kind
+        == "named"
+    )
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]}
+    assert responses(tools=[RESPONSES_TOOL], tool_choice=allowed).choice == Choice("required", ("f",))
+    assert responses(tool_choice="none").choice.kind == "auto"
+    one = messages(tools=[MESSAGES_TOOL], tool_choice={"type": "any", "disable_parallel_tool_use": True})
+    assert (one.choice, one.parallel) == (Choice("required"), False)
+
+
+def test_the_same_tools_are_compiled_once() -> None:
+    sets = ToolSets()
+    body = {"model": "m", "messages": [USER], "tools": [CHAT_TOOL]}
+    assert (
+        openai_chat.parse(body, sets).tools is openai_chat.parse(orjson.loads(orjson.dumps(body)), sets).tools
+    )
+
+
+def test_spoilt_calls() -> None:
+    call = MadeCall("t", "f", '{"city":"Paris","n":1}')
+    assert spoiled(call, "unknown_tool").name == "nonexistent_tool"
+    assert spoiled(call, "malformed_arguments").arguments == '{"city":"Paris","n":1'
+    assert orjson.loads(spoiled(call, "wrong_type").arguments) == {"city": [{"unexpected": None}], "n": 1}
+    assert orjson.loads(spoiled(MadeCall("t", "f", "{}"), "wrong_type").arguments) == {
+        "unexpected": [{"unexpected": None}]
+    }
