@@ -35,7 +35,7 @@ STRATEGIES: tuple[tuple[str, str], ...] = (
     ("gathered", GATHERED),
     *_semaphores(),
 )
-"""Regular expression for the whole spec, and colour; the expressions mean the same in Python and JavaScript."""
+"""Regular expression for the whole spec, and its colour. The expressions mean the same in JavaScript."""
 
 PHASES = {
     "model": "#5560FE",

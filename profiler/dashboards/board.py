@@ -1,0 +1,260 @@
+"""The two dashboards: `toolloop` shows loops, `test-runs` lists load tests and links into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from profiler import metrics
+from profiler.dashboards import service_rows, strategy_rows
+from profiler.dashboards.panels import DATASOURCE, Panel, arrange, row, table, target, timeline
+from profiler.dashboards.queries import RANGE, Scope
+from profiler.metrics import ROUND_BUCKETS, Metric
+
+SLO_SECONDS = 25.6
+"""The threshold to start with. It must be a bucket bound, else no bucket holds the share within it."""
+
+TAG = "toolloop"
+
+Dashboard = dict[str, Any]
+
+
+def toolloop(datasource: str | None = None) -> Dashboard:
+    """The dashboard with the eight rows. `datasource`: uid of the data source it starts with."""
+    groups = (
+        strategy_rows.verdict(),
+        strategy_rows.side_by_side(),
+        strategy_rows.fan_out(),
+        service_rows.tools(),
+        service_rows.model(),
+        service_rows.rate_limits(),
+        service_rows.generator(),
+        service_rows.objective(),
+    )
+    variables = [
+        _datasource(datasource),
+        _labels("job", "Job", ".+", metrics.LOOP_DURATION, ()),
+        _labels("instance", "Instance", ".+", metrics.LOOP_DURATION, ("job",)),
+        _labels("testid", "Test", ".*", metrics.LOOP_DURATION, ("job", "instance")),
+        _labels("strategy", "Strategy", ".+", metrics.LOOP_DURATION, ("job", "instance", "testid")),
+        _labels("tool", "Tool", ".+", metrics.TOOL_CALL_DURATION, ("job", "instance", "testid")),
+        _thresholds(),
+    ]
+    return _dashboard(
+        "toolloop",
+        "Tool-calling loops",
+        "Where the time of agents that call tools in parallel goes: in a load test, strategy against "
+        "strategy, and in production.",
+        [panel for group in groups for panel in group],
+        variables,
+        annotations=[_strategy_changes()],
+        span="now-30m",
+        links=[
+            {
+                "type": "link",
+                "title": "Test runs",
+                "url": "/d/test-runs",
+                "icon": "dashboard",
+                "keepTime": False,
+                "includeVars": False,
+                "targetBlank": False,
+                "asDropdown": False,
+                "tags": [],
+                "tooltip": "",
+            }
+        ],
+    )
+
+
+def runs(datasource: str | None = None) -> Dashboard:
+    """A table of load tests, each linked to `toolloop` with its `testid` and its time range."""
+    scope = Scope(variables=False, window=RANGE)
+    tests: dict[str, str] = {"testid": "!="}
+    started = scope.select(metrics.LOOP_DURATION, "_count", **tests)
+    # Every 15 s: a test shorter than that cannot be seen in a table of days.
+    seen = f"timestamp({started})[{RANGE}:15s]"
+    ran = f"sum by (testid, strategy) (last_over_time({started}[{RANGE}]))"
+    counted = scope.increase(metrics.LOOP_DURATION, "_count", by="testid", **tests)
+    ok = scope.increase(metrics.LOOP_DURATION, "_count", by="testid", status="=ok", **tests)
+    refused = scope.increase(metrics.RATE_LIMITED, by="testid", **tests)
+    panels = [
+        row("Test runs"),
+        table(
+            "Test runs",
+            "Which load tests ran in this time range? Follow a test's id to its dashboard, limited to the "
+            "test and to its time. The time range has to reach back to the test's start.",
+            "short",
+            ["testid"],
+            {
+                "started": ("dateTimeAsIso", f"1000 * min by (testid) (min_over_time({seen}))"),
+                "ended": ("dateTimeAsIso", f"1000 * max by (testid) (max_over_time({seen}))"),
+                "strategies": (
+                    "short",
+                    f"count by (testid) ({ran})",
+                ),
+                "loops": ("short", counted),
+                "failed": ("percentunit", f"1 - ({ok} or 0 * {counted}) / ({counted} > 0)"),
+                "refused": ("short", f"{refused} or 0 * {counted}"),
+                "loop p95": ("s", scope.quantile(0.95, metrics.LOOP_DURATION, by="testid", **tests)),
+            },
+            height=10,
+            links=[
+                {
+                    "title": "Show this test",
+                    "url": "/d/toolloop?var-testid=${__value.text}"
+                    "&from=${__data.fields.started.numeric}&to=${__data.fields.ended.numeric}",
+                    "targetBlank": False,
+                }
+            ],
+        ),
+        row("Strategies of the test runs"),
+        table(
+            "Strategies of each test",
+            "Which strategy won in which test? To compare two tests, compare the same strategy: it is the "
+            "control.",
+            "s",
+            ["testid", "strategy"],
+            {
+                "loops": (
+                    "short",
+                    scope.increase(metrics.LOOP_DURATION, "_count", by="testid, strategy", **tests),
+                ),
+                "loop p50": (
+                    "s",
+                    scope.quantile(0.5, metrics.LOOP_DURATION, by="testid, strategy", **tests),
+                ),
+                "loop p95": (
+                    "s",
+                    scope.quantile(0.95, metrics.LOOP_DURATION, by="testid, strategy", **tests),
+                ),
+                "speed-up": ("none", _per_test(metrics.TOOL_PHASE_WORK)),
+                "efficiency": ("percentunit", _per_test(metrics.TOOL_PHASE_CRITICAL_PATH)),
+            },
+            height=10,
+        ),
+        timeline(
+            "When they ran",
+            "Did two tests overlap? Then they shared the machine, and neither figure is its own.",
+            f"max by (testid, scenario, version) ({scope.select(metrics.RUN_INFO, **tests)})",
+            "{{testid}}: {{scenario}}, version {{version}}",
+            width=24,
+        ),
+    ]
+    return _dashboard(
+        "test-runs",
+        "Test runs of tool-calling loops",
+        "The load tests that Prometheus has seen, with links to each.",
+        panels,
+        [_datasource(datasource)],
+        annotations=[],
+        span="now-7d",
+        links=[],
+    )
+
+
+def _per_test(part: Metric) -> str:
+    scope = Scope(variables=False, window=RANGE)
+    by = "testid, strategy"
+    wall = scope.increase(metrics.TOOL_PHASE_WALL, by=by, testid="!=")
+    return f"{scope.increase(part, by=by, testid='!=')} / ({wall} > 0)"
+
+
+def _dashboard(
+    uid: str,
+    title: str,
+    description: str,
+    panels: Sequence[Panel],
+    variables: Sequence[dict[str, Any]],
+    *,
+    annotations: Sequence[dict[str, Any]],
+    span: str,
+    links: Sequence[dict[str, Any]],
+) -> Dashboard:
+    return {
+        "uid": uid,
+        "title": title,
+        "description": description,
+        "tags": [TAG],
+        "schemaVersion": 42,
+        "version": 1,
+        "editable": True,
+        "graphTooltip": 1,
+        "timezone": "browser",
+        "time": {"from": span, "to": "now"},
+        "timepicker": {"refresh_intervals": ["5s", "10s", "30s", "1m", "5m"]},
+        "refresh": "10s" if uid == "toolloop" else "1m",
+        "templating": {"list": list(variables)},
+        "annotations": {"list": list(annotations)},
+        "links": list(links),
+        "panels": arrange(panels),
+    }
+
+
+def _datasource(uid: str | None) -> dict[str, Any]:
+    return {
+        "name": "datasource",
+        "label": "Data source",
+        "type": "datasource",
+        "query": "prometheus",
+        "regex": "",
+        "refresh": 1,
+        "hide": 0,
+        "multi": False,
+        "includeAll": False,
+        "current": {} if uid is None else {"selected": True, "text": uid, "value": uid},
+    }
+
+
+def _labels(name: str, title: str, every: str, metric: Metric, after: Sequence[str]) -> dict[str, Any]:
+    """A variable with the values of a label, given the variables before it; reloaded with the time range."""
+    chosen = ",".join(f'{label}=~"${label}"' for label in after)
+    query = f"label_values({metric.name}_count{{{chosen}}}, {name})"
+    return {
+        "name": name,
+        "label": title,
+        "type": "query",
+        "datasource": DATASOURCE,
+        "definition": query,
+        "query": {"query": query, "qryType": 1, "refId": f"variable-{name}"},
+        "regex": "",
+        "refresh": 2,
+        "sort": 3,
+        "hide": 0,
+        "multi": True,
+        "includeAll": True,
+        "allValue": every,
+        "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
+    }
+
+
+def _thresholds() -> dict[str, Any]:
+    bounds = [f"{bound:.10g}" for bound in ROUND_BUCKETS]
+    start = f"{SLO_SECONDS:.10g}"
+    return {
+        "name": "slo",
+        "label": "SLO (seconds)",
+        "type": "custom",
+        "query": ",".join(bounds),
+        "hide": 0,
+        "multi": False,
+        "includeAll": False,
+        "current": {"selected": True, "text": start, "value": start},
+        "options": [{"text": b, "value": b, "selected": b == start} for b in bounds],
+    }
+
+
+def _strategy_changes() -> dict[str, Any]:
+    """A region for as long as a strategy had the system to itself."""
+    query = f"{Scope().gauge(metrics.RUN_INFO, by='strategy', how='max')} == 1"
+    return {
+        "name": "Strategies",
+        "datasource": DATASOURCE,
+        "enable": True,
+        "hide": False,
+        "iconColor": "#8A8F98",
+        "expr": query,
+        "target": target(query) | {"refId": "Anno"},
+        "step": "5s",
+        "titleFormat": "{{strategy}}",
+        "useValueForTime": False,
+    }

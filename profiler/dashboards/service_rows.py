@@ -1,0 +1,298 @@
+"""Rows about what the loops depend on: tools, model, quotas, the generator itself, the objective."""
+
+from __future__ import annotations
+
+from profiler import metrics, palette
+from profiler.dashboards.panels import (
+    AMBER,
+    GREEN,
+    RED,
+    Panel,
+    heatmap,
+    row,
+    stat,
+    target,
+    timeline,
+    timeseries,
+)
+from profiler.dashboards.queries import Scope, ratio
+from profiler.dashboards.strategy_rows import LAG_LIMIT, NOW, WHOLE
+from profiler.metrics import Metric
+
+OBJECTIVE = 0.99
+"""Share of loops that should end well within the SLO's threshold."""
+
+FAST_BURN, SLOW_BURN = 14.4, 6.0
+"""Burn rates that use up 2 % of a 30-day budget in an hour, and 5 % in six hours."""
+
+BURN_WINDOWS = ("5m", "30m", "1h", "6h")
+
+
+def tools() -> list[Panel]:
+    return [
+        row("Tools"),
+        timeseries(
+            "Call duration p95 by tool",
+            "Which tool is slow, once it has been let through the limiter? The slowest one decides a "
+            "gathered round: cache it, time it out, or ask for it first.",
+            "s",
+            [target(NOW.quantile(0.95, metrics.TOOL_CALL_DURATION, by="tool"), "{{tool}}")],
+            colours={},
+        ),
+        timeseries(
+            "Queue p95 by tool",
+            "How long do calls wait for the limiter? Long here and short on the left: the tool is fine, "
+            "the limit is too low.",
+            "s",
+            [target(NOW.quantile(0.95, metrics.TOOL_CALL_QUEUE, by="tool"), "{{tool}}")],
+            colours={},
+        ),
+        timeseries(
+            "Queue share of the tool phase",
+            "Which share of the tool phase passes with calls waiting and none of the loop's own running? "
+            "Above half, agents wait for each other more than for their tools: raise the shared limit, or "
+            "run fewer agents per process.",
+            "percentunit",
+            [target(queue_share(NOW, "strategy"), "{{strategy}}")],
+            limit=0.5,
+            highest=1,
+        ),
+        heatmap(
+            "Call duration, every call",
+            "Is a tool slow always or sometimes? A band far above the rest is a timeout, a retry or a cold "
+            "cache. Choose one tool above; exemplars lead to the trace.",
+            "s",
+            NOW.increase(metrics.TOOL_CALL_DURATION, "_bucket", by="le"),
+        ),
+        timeseries(
+            "Calls per second by status",
+            "How do calls end? Timeouts that grow with the load mean that the tool is saturated: a lower "
+            "limit makes it faster.",
+            "ops",
+            [target(NOW.rate(metrics.TOOL_CALL_DURATION, "_count", by="status"), "{{status}}")],
+            width=6,
+            height=9,
+            stack=True,
+            colours=palette.STATUSES,
+        ),
+        timeseries(
+            "Errors per second",
+            "Which tool fails, and how? invalid_arguments and invalid_json are the model's mistakes "
+            "(describe the tool better), the rest are the tool's.",
+            "ops",
+            [target(NOW.rate(metrics.TOOL_ERRORS, by="tool, error_type"), "{{tool}} {{error_type}}")],
+            width=6,
+            height=9,
+            colours={},
+        ),
+        timeseries(
+            "Calls in flight and queued",
+            "What is under way now? A queue that keeps growing means that agents ask for more than the "
+            "limit lets through.",
+            "none",
+            [
+                target(NOW.gauge(metrics.TOOL_CALLS_IN_FLIGHT, by="strategy"), "{{strategy}} in flight"),
+                target(NOW.gauge(metrics.TOOL_CALLS_QUEUED, by="strategy"), "{{strategy}} queued"),
+            ],
+            width=24,
+            height=7,
+        ),
+    ]
+
+
+def model() -> list[Panel]:
+    def p95(metric: Metric) -> str:
+        return NOW.quantile(0.95, metric, by="provider, model")
+
+    return [
+        row("Model"),
+        timeseries(
+            "Request p95",
+            "How long does the model take, retries and backoff included? No strategy for tool calls "
+            "changes this: if it is most of a loop, use fewer rounds or a faster model.",
+            "s",
+            [target(p95(metrics.MODEL_REQUEST_DURATION), "{{provider}} {{model}}")],
+            colours={},
+            width=6,
+        ),
+        timeseries(
+            "First token and first call p95",
+            "How long until a streamed answer begins, and until its first tool call is complete? A call "
+            "complete long before the end of the request could start early. Streamed requests only.",
+            "s",
+            [
+                target(p95(metrics.MODEL_FIRST_TOKEN), "{{provider}} {{model}} token"),
+                target(p95(metrics.MODEL_FIRST_TOOL_CALL), "{{provider}} {{model}} call"),
+            ],
+            colours={},
+            width=6,
+        ),
+        timeseries(
+            "Tokens per second",
+            "How fast are tokens used, as the provider counts them? Input grows with every round of a loop: "
+            "long tool results are paid again and again.",
+            "none",
+            [target(NOW.rate(metrics.MODEL_TOKENS, by="model, direction"), "{{model}} {{direction}}")],
+            colours={},
+            width=6,
+        ),
+        timeseries(
+            "Requests per second by status",
+            "How do model requests end, after all retries? Errors here fail whole loops.",
+            "reqps",
+            [target(NOW.rate(metrics.MODEL_REQUEST_DURATION, "_count", by="status"), "{{status}}")],
+            stack=True,
+            colours=palette.STATUSES,
+            width=6,
+        ),
+    ]
+
+
+def rate_limits() -> list[Panel]:
+    who = "strategy, target, name, reason"
+    legend = "{{strategy}} {{target}} {{name}} {{reason}}"
+    return [
+        row("Rate limits"),
+        timeseries(
+            "Attempts refused",
+            "Whose quota refuses attempts, under which strategy? Refusals that start with a strategy are "
+            "its concurrency; refusals under all of them are the load.",
+            "reqps",
+            [target(NOW.rate(metrics.RATE_LIMITED, by=who), legend)],
+            width=6,
+        ),
+        timeseries(
+            "Retries",
+            "What is tried again, and why? Retries multiply the load: when they grow with refusals, "
+            "lower the limit rather than retry more.",
+            "reqps",
+            [target(NOW.rate(metrics.RETRIES, by=who), legend)],
+            width=6,
+        ),
+        timeseries(
+            "Quota left",
+            "How much of the quota did the provider last say is left? Near zero the next burst is refused.",
+            "percentunit",
+            [
+                target(
+                    ratio(
+                        NOW.gauge(metrics.QUOTA_REMAINING, by="provider, model, resource", how="min"),
+                        NOW.gauge(metrics.QUOTA_LIMIT, by="provider, model, resource", how="min"),
+                    ),
+                    "{{model}} {{resource}}",
+                )
+            ],
+            highest=1,
+            colours={},
+            width=6,
+        ),
+        timeseries(
+            "Backoff",
+            "How many agents, on average, sit out a backoff (seconds of backoff per second)? They hold "
+            "their loops open and do nothing.",
+            "none",
+            [target(NOW.rate(metrics.BACKOFF, by=who), legend)],
+            width=6,
+        ),
+    ]
+
+
+def generator() -> list[Panel]:
+    return [
+        row("Generator health"),
+        timeseries(
+            "Event-loop lag p99",
+            "How late do timers fire in each process? Above 50 ms the process is saturated, or a tool "
+            "blocks it, and all latencies on this page are too high.",
+            "s",
+            [target(NOW.quantile(0.99, metrics.EVENT_LOOP_LAG, by="instance"), "{{instance}}")],
+            limit=LAG_LIMIT,
+            colours={},
+            width=6,
+        ),
+        timeseries(
+            "Schedule lag p99",
+            "How late do loops start against the load that was asked for? When it grows, the load is not "
+            "what it says it is: add processes.",
+            "s",
+            [target(NOW.quantile(0.99, metrics.SCHEDULE_LAG, by="instance"), "{{instance}}")],
+            colours={},
+            width=6,
+        ),
+        timeseries(
+            "Agents",
+            "How many agents run loops? Compare latencies only at equal numbers.",
+            "none",
+            [target(NOW.gauge(metrics.AGENTS, by="user_class"), "{{user_class}}")],
+            colours={},
+            width=6,
+        ),
+        timeseries(
+            "Lost for monitoring",
+            "Is anything missing here? Dropped records are loops that no metric counts; overflow is "
+            "observations under __other__ because there were more than 50 tools or error types.",
+            "ops",
+            [
+                target(NOW.rate(metrics.RECORDS_DROPPED, by="sink"), "dropped by {{sink}}"),
+                target(NOW.rate(metrics.LABEL_OVERFLOW, by="label"), "overflow of {{label}}"),
+            ],
+            colours={},
+            width=6,
+        ),
+        timeline(
+            "Strategy under test",
+            "Which strategy had the system to itself, when? The same changes are the annotations of every "
+            "graph. Empty outside a load test.",
+            NOW.gauge(metrics.RUN_INFO, by="strategy", how="max"),
+            "{{strategy}}",
+            width=24,
+        ),
+    ]
+
+
+def objective() -> list[Panel]:
+    threshold = "$slo"
+    percent = f"{OBJECTIVE:.0%}"
+    return [
+        row("SLO"),
+        stat(
+            "Loops within the objective",
+            f"Which share of loops ended well within the threshold chosen above? The objective is {percent}. "
+            "The threshold is a bucket bound, so the figure is exact.",
+            "percentunit",
+            [target(within(WHOLE, threshold, "strategy"), "{{strategy}}", instant=True)],
+            steps=((None, RED), (1 - FAST_BURN * (1 - OBJECTIVE), AMBER), (OBJECTIVE, GREEN)),
+            decimals=2,
+            width=8,
+            height=8,
+        ),
+        timeseries(
+            "Burn rate",
+            f"How fast is the error budget ({1 - OBJECTIVE:.0%} of loops) used up? 1 uses it up exactly. "
+            f"Above {FAST_BURN} over 1h and 5m, or above {SLOW_BURN:g} over 6h and 30m, an alert fires; the "
+            "long window says that it matters, the short one that it still goes on.",
+            "none",
+            [target(burn_rate(NOW.over(window), threshold), window) for window in BURN_WINDOWS],
+            limit=FAST_BURN,
+            colours={},
+            width=16,
+        ),
+    ]
+
+
+def queue_share(scope: Scope, by: str, **matchers: str) -> str:
+    return ratio(
+        scope.rate(metrics.ROUND_PHASE, by=by, phase="=queue", **matchers),
+        scope.rate(metrics.ROUND_PHASE, by=by, phase="=~tools|queue", **matchers),
+    )
+
+
+def within(scope: Scope, threshold: str, by: str = "", **matchers: str) -> str:
+    """Share of loops that ended well within the threshold: absent without loops, 0 when none did."""
+    good = scope.rate(metrics.LOOP_DURATION, "_bucket", by=by, status="=ok", le=f"={threshold}", **matchers)
+    every = scope.rate(metrics.LOOP_DURATION, "_count", by=by, **matchers)
+    return f"({good} or 0 * {every}) / ({every} > 0)"
+
+
+def burn_rate(scope: Scope, threshold: str, by: str = "", **matchers: str) -> str:
+    return f"(1 - {within(scope, threshold, by, **matchers)}) / {1 - OBJECTIVE:g}"

@@ -1,0 +1,291 @@
+"""Rows about the strategies: the verdict, side by side, and what happens inside a round."""
+
+from __future__ import annotations
+
+from profiler import metrics, palette
+from profiler.dashboards.panels import (
+    AMBER,
+    GREEN,
+    NEUTRAL,
+    RED,
+    Panel,
+    bars,
+    heatmap,
+    row,
+    stat,
+    table,
+    target,
+    timeseries,
+)
+from profiler.dashboards.queries import RANGE, Scope, ratio
+from profiler.metrics import Metric
+
+NOW = Scope()
+"""Over the scrape intervals around each point of a graph."""
+
+WHOLE = Scope(window=RANGE)
+"""Over the dashboard's whole time range: comparable between strategies that took turns."""
+
+LAG_LIMIT = 0.05
+"""Seconds of event-loop lag at p99 above which the process measures itself and not the agents."""
+
+
+def verdict() -> list[Panel]:
+    by = "strategy"
+    return [
+        row("Verdict"),
+        stat(
+            "Loop p95",
+            "How long do 95 in 100 loops take at most, from the user's message to the final answer? "
+            "Over the whole time range. If it is too long, see below which phase the time goes to.",
+            "s",
+            [target(WHOLE.quantile(0.95, metrics.LOOP_DURATION, by=by), "{{strategy}}", instant=True)],
+        ),
+        stat(
+            "Speed-up",
+            "How much faster is a tool phase than its calls one after another (work / wall)? 1 is "
+            "sequential; if a concurrent strategy stays near 1, rounds have few calls, or something "
+            "serialises them: see fan-out and event-loop lag.",
+            "none",
+            [target(speed_up(WHOLE, by), "{{strategy}}", instant=True)],
+            decimals=2,
+        ),
+        stat(
+            "Efficiency",
+            "How near is a tool phase to its longest call (critical path / wall)? 1: the strategy costs "
+            "nothing. Below 0.5 more time is lost to waiting than the work needs: raise the limit, if the "
+            "quotas allow it.",
+            "percentunit",
+            [target(efficiency(WHOLE, by), "{{strategy}}", instant=True)],
+            steps=((None, AMBER), (0.5, NEUTRAL), (0.8, GREEN)),
+            decimals=0,
+        ),
+        stat(
+            "Failed loops",
+            "Which share of loops did not end well? Quantiles flatter a strategy that fails: read this "
+            "first. The tool and model rows say what failed.",
+            "percentunit",
+            [target(error_ratio(WHOLE, by), "{{strategy}}", instant=True)],
+            steps=((None, NEUTRAL), (0.01, AMBER), (0.05, RED)),
+            decimals=2,
+        ),
+        stat(
+            "Refused per second",
+            "How often did a quota refuse an attempt (429, 529)? Anything lasting means that the strategy "
+            "asks for more than the quota: lower its limit.",
+            "reqps",
+            [target(WHOLE.rate(metrics.RATE_LIMITED, by=by), "{{strategy}}", instant=True)],
+            steps=((None, NEUTRAL), (0.1, AMBER), (1, RED)),
+            decimals=2,
+            empty="none",
+        ),
+        stat(
+            "Generator lag p99",
+            "Was the process itself too slow? Above 50 ms its own event loop adds to every latency here, "
+            "and the figures are invalid: fewer agents per process, more processes.",
+            "s",
+            [target(worst_lag(WHOLE), "worst process", instant=True)],
+            steps=((None, GREEN), (LAG_LIMIT, RED)),
+        ),
+    ]
+
+
+def side_by_side() -> list[Panel]:
+    by = "strategy"
+    limiting = "queue|backoff"
+    return [
+        row("Strategies side by side"),
+        timeseries(
+            "Loop duration",
+            "How long do loops take under each strategy? Compare the p99s: a strategy may win the median "
+            "and lose the tail.",
+            "s",
+            quantiles(NOW, metrics.LOOP_DURATION),
+            width=12,
+        ),
+        timeseries(
+            "Round duration",
+            "How long does one round take, model request and tool calls together? If loops are slow and "
+            "rounds are not, loops have many rounds.",
+            "s",
+            quantiles(NOW, metrics.ROUND_DURATION),
+            width=12,
+        ),
+        bars(
+            "Where the wall time goes",
+            "Which phase of an average loop takes the time? The phases partition it, so they add up "
+            "(stacked percentiles would not). Large queue: the limiter. Large backoff: the quota. Large "
+            "tools: the tools themselves. Large model: nothing that a strategy could change.",
+            "s",
+            ratio(
+                WHOLE.increase(metrics.ROUND_PHASE, by="strategy, phase"),
+                WHOLE.increase(metrics.LOOP_DURATION, "_count", by=by),
+                "on (strategy) group_left",
+            ),
+            across="strategy",
+            within="phase",
+            colours=palette.PHASES,
+        ),
+        timeseries(
+            "Where the wall time goes, over time",
+            "Seconds of round time per second, by phase: did the mix change during the run or the day? "
+            "A phase that grows while the load does not is where to look.",
+            "s",
+            [target(NOW.rate(metrics.ROUND_PHASE, by="phase"), "{{phase}}")],
+            width=12,
+            height=9,
+            stack=True,
+            colours=palette.PHASES,
+        ),
+        timeseries(
+            "Lost to limiting",
+            "How many seconds of each loop wait for our limiter (queue) or for a quota (backoff)? Queue "
+            "without backoff: the limit is too low. Backoff: it is too high.",
+            "s",
+            [
+                target(
+                    ratio(
+                        NOW.rate(metrics.ROUND_PHASE, by="strategy, phase", phase=f"=~{limiting}"),
+                        NOW.rate(metrics.LOOP_DURATION, "_count", by=by),
+                        "on (strategy) group_left",
+                    ),
+                    "{{strategy}} {{phase}}",
+                )
+            ],
+        ),
+        timeseries(
+            "Loops per second",
+            "How many loops finish, well or not? In a closed load (N agents) a faster strategy also does "
+            "more: then compare latency at equal throughput.",
+            "ops",
+            [target(NOW.rate(metrics.LOOP_DURATION, "_count", by=by), "{{strategy}}")],
+        ),
+        timeseries(
+            "Rounds and calls per loop",
+            "Do the strategies do the same work? If these differ, so do the loops, and durations cannot "
+            "be compared.",
+            "none",
+            [
+                target(NOW.mean(metrics.LOOP_ROUNDS, by=by), "{{strategy}} rounds"),
+                target(NOW.mean(metrics.LOOP_TOOL_CALLS, by=by), "{{strategy}} calls"),
+            ],
+        ),
+        comparison(),
+    ]
+
+
+def comparison() -> Panel:
+    by = "strategy"
+    tool_phase = WHOLE.increase(metrics.ROUND_PHASE, by=by, phase="=~tools|queue")
+    return table(
+        "Comparison over the time range",
+        "Which strategy is best, all things considered? One row each, over the whole time range. For a "
+        "verdict with confidence intervals use `profiler compare`: this table has none.",
+        "s",
+        ["strategy"],
+        {
+            "loops": ("short", WHOLE.increase(metrics.LOOP_DURATION, "_count", by=by)),
+            "failed": ("percentunit", error_ratio(WHOLE, by)),
+            "loop p50": ("s", WHOLE.quantile(0.5, metrics.LOOP_DURATION, by=by)),
+            "loop p95": ("s", WHOLE.quantile(0.95, metrics.LOOP_DURATION, by=by)),
+            "loop p99": ("s", WHOLE.quantile(0.99, metrics.LOOP_DURATION, by=by)),
+            "speed-up": ("none", speed_up(WHOLE, by)),
+            "efficiency": ("percentunit", efficiency(WHOLE, by)),
+            "calls per round": ("none", WHOLE.mean(metrics.ROUND_FANOUT, by=by)),
+            "queue share": (
+                "percentunit",
+                ratio(WHOLE.increase(metrics.ROUND_PHASE, by=by, phase="=queue"), tool_phase),
+            ),
+            "backoff per loop": (
+                "s",
+                ratio(
+                    WHOLE.increase(metrics.ROUND_PHASE, by=by, phase="=backoff"),
+                    WHOLE.increase(metrics.LOOP_DURATION, "_count", by=by),
+                ),
+            ),
+            "refused": ("short", WHOLE.increase(metrics.RATE_LIMITED, by=by)),
+        },
+    )
+
+
+def fan_out() -> list[Panel]:
+    by = "strategy"
+    return [
+        row("Fan-out and stragglers"),
+        heatmap(
+            "Round duration, every round",
+            "Are rounds of one kind or of several? Two bands are two populations (other tools, other "
+            "fan-outs), and no quantile describes both. The marks are exemplars: slow, failed or sampled "
+            "rounds; follow one to its trace.",
+            "s",
+            NOW.increase(metrics.ROUND_DURATION, "_bucket", by="le"),
+        ),
+        heatmap(
+            "Fan-out",
+            "How many tool calls does the model ask for at once? With one call per round no strategy can "
+            "help: allow parallel tool calls, or offer tools that take lists.",
+            "none",
+            NOW.increase(metrics.ROUND_FANOUT, "_bucket", by="le"),
+        ),
+        timeseries(
+            "Straggler ratio",
+            "How much longer than the median call is the longest of its round? Gathered calls end with "
+            "the last one: above 3, time out or hedge the slow tool rather than raise the limit.",
+            "none",
+            [
+                target(NOW.quantile(q, metrics.ROUND_STRAGGLER_RATIO, by=by), f"{{{{strategy}}}} {name}")
+                for name, q in (("p50", 0.5), ("p95", 0.95))
+            ],
+            lowest=1,
+        ),
+        timeseries(
+            "Calls running, mean, and the limit",
+            "How many calls run at once on average (seconds of call per second: Little's law), over all "
+            "processes? Near the limit: the limit decides the throughput. Far below it: the limit costs "
+            "nothing.",
+            "none",
+            [
+                target(NOW.rate(metrics.TOOL_CALL_DURATION, "_sum", by=by), "{{strategy}} running"),
+                target(NOW.gauge(metrics.CONCURRENCY_LIMIT, by=by), "{{strategy}} limit"),
+            ],
+        ),
+        timeseries(
+            "Peak concurrency of a round",
+            "How many calls of one round really overlapped? If it stays below the fan-out without a "
+            "limit, a tool blocks the event loop: make it async, or let it run in a thread.",
+            "none",
+            [
+                target(NOW.mean(metrics.ROUND_PEAK_CONCURRENCY, by=by), "{{strategy}} peak"),
+                target(NOW.mean(metrics.ROUND_FANOUT, by=by), "{{strategy}} fan-out"),
+            ],
+        ),
+    ]
+
+
+def quantiles(scope: Scope, metric: Metric, by: str = "strategy") -> list[Panel]:
+    """p50, p95 and p99 of a histogram by one label."""
+    return [
+        target(scope.quantile(q, metric, by=by), f"{{{{{by}}}}} {name}")
+        for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+    ]
+
+
+def speed_up(scope: Scope, by: str) -> str:
+    return ratio(scope.rate(metrics.TOOL_PHASE_WORK, by=by), scope.rate(metrics.TOOL_PHASE_WALL, by=by))
+
+
+def efficiency(scope: Scope, by: str) -> str:
+    return ratio(
+        scope.rate(metrics.TOOL_PHASE_CRITICAL_PATH, by=by), scope.rate(metrics.TOOL_PHASE_WALL, by=by)
+    )
+
+
+def error_ratio(scope: Scope, by: str) -> str:
+    """Share of loops that did not end well; 0, not absent, when none failed."""
+    ok = scope.rate(metrics.LOOP_DURATION, "_count", by=by, status="=ok")
+    every = scope.rate(metrics.LOOP_DURATION, "_count", by=by)
+    return f"1 - ({ok} or 0 * {every}) / ({every} > 0)"
+
+
+def worst_lag(scope: Scope) -> str:
+    return f"max({scope.quantile(0.99, metrics.EVENT_LOOP_LAG, by='instance')})"
