@@ -1,4 +1,8 @@
-"""The application: routes, and the emulator's own endpoints (health, journal, stats, metrics)."""
+"""The application: routes, and the emulator's own endpoints (health, journal, stats, metrics).
+
+A journal of 100,000 entries takes some tenths of a second to write out, in which nothing else is
+answered: fetch it between trials, not during one.
+"""
 
 from __future__ import annotations
 

@@ -52,6 +52,13 @@ def parse(body: dict[str, Any], toolsets: ToolSets) -> Conversation:
     if tools is not None:
         if not isinstance(tools, list):
             raise wrong_type("tools", "an array of objects", tools)
+        if not tools:
+            raise ApiError(
+                "Invalid 'tools': empty array. Expected an array with minimum length 1, but got an empty "
+                "array instead.",
+                param="tools",
+                code="empty_array",
+            )
         offered = toolsets.get(b"c" + _dumps(tools), lambda: tool_schemas(_functions(tools), "parameters"))
     choice = body.get("tool_choice")
     parallel = body.get("parallel_tool_calls")

@@ -111,6 +111,7 @@ def made(**call: Any) -> list[Any]:
             "messages.[2].content",
             "missing_required_parameter",
         ),
+        ({"tools": []}, "Invalid 'tools': empty array.", "tools", "empty_array"),
         ({"tools": {}}, "Invalid type for 'tools': expected an array of objects", "tools", "invalid_type"),
         (
             {"tools": [{"type": "robot"}]},
