@@ -6,8 +6,8 @@ exp(mean of the log-ratios of the blocks ± half), with `quantiles.spread`'s hal
 
 Between two runs it is Welch's t on the same logarithms, paired only when their tapes match. Nothing
 cancels the drift then. Drift makes neighbouring blocks alike, so the lag-1 correlation r of the
-blocks' medians widens the interval by √((1 + r) / (1 - r)). That more than halves the false alarms of a gate on
-systems that wander (`benchmarks/coverage.py`: 17 to 7 % at 5 % a block); only pairing removes them.
+blocks' medians widens the interval by √((1 + r) / (1 - r)). On systems that wander by 5 % a block
+that takes a gate's false alarms from 17 to 7 % (`benchmarks/coverage.py`); only pairing removes them.
 """
 
 from __future__ import annotations
