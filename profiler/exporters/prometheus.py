@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from itertools import accumulate, pairwise
+from typing import Any
 
-from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from profiler import metrics
 from profiler.anatomy import PHASES, phases, tool_phase
+from profiler.exporters.exposition import Exposition, bounds, serve
 from profiler.metrics import Metric
 from profiler.recorder import LiveCalls
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
@@ -44,17 +48,38 @@ class Count:
 class Histogram:
     """Counts per bucket and the sum; bounds and sum in nanoseconds where the metric is in seconds."""
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "exemplars", "sum", "wanted")
 
     def __init__(self, metric: Metric) -> None:
         scale = _NS if metric.is_time else 1
         self.bounds = [bound * scale for bound in metric.buckets]
         self.counts = [0] * (len(metric.buckets) + 1)
         self.sum: float = 0
+        self.wanted = [True] * len(self.counts)
+        self.exemplars: dict[int, tuple[str, float, float]] = {}
 
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    def observe_in(self, value: float, trace: str) -> None:
+        """Observe, and keep the first of each bucket since the last scrape as its exemplar.
+
+        So the rare buckets (what is slow) and the children of failures always have one, the
+        usual buckets a sample; and how many there are depends on the scrapes, not on the load.
+        """
+        index = bisect_left(self.bounds, value)
+        self.counts[index] += 1
+        self.sum += value
+        if self.wanted[index]:
+            self.wanted[index] = False
+            self.exemplars[index] = (trace, value, time.time())
+
+    def take_exemplars(self) -> dict[int, tuple[str, float, float]]:
+        """Bucket → (trace, value, Unix time); from now on each bucket takes another."""
+        exemplars = self.exemplars.copy()
+        self.wanted = [True] * len(self.counts)
+        return exemplars
 
 
 class _Strategy:
@@ -130,10 +155,7 @@ class PrometheusSink(Collector):
         self._error_types: dict[str, str] = {}
         self._agents: dict[str, int] = {}
         self._run_info: tuple[str, str, str] | None = None
-        self._quotas: dict[Metric, dict[tuple[str, str, str], float]] = {
-            metrics.QUOTA_LIMIT: {},
-            metrics.QUOTA_REMAINING: {},
-        }
+        self._rate_limits: dict[tuple[str, str], Mapping[str, str]] = {}
         for metric in metrics.TABLE:
             if metric.kind == "counter":
                 self._counts[metric] = {}
@@ -161,6 +183,8 @@ class PrometheusSink(Collector):
         live = self._live.get(key)
         if live is None:
             live = self._live[key] = LiveCalls()
+            # From zero: what a counter holds when it is first seen, no rate ever counts.
+            self._strategy(strategy).of_call(key[1], "ok")
         return live
 
     def set_limit(self, strategy: str, limit: int | None) -> None:
@@ -169,29 +193,36 @@ class PrometheusSink(Collector):
             self._limits[strategy] = limit
 
     def __call__(self, record: LoopRecord) -> None:
-        strategy = self._strategies.get(record.strategy)
-        if strategy is None:
-            strategy = self._strategies[record.strategy] = _Strategy(self, record.strategy)
-        strategy.of_status(strategy.loop_duration, metrics.LOOP_DURATION, record.status).observe(
-            record.ended_ns - record.started_ns
+        strategy = self._strategies.get(record.strategy) or self._strategy(record.strategy)
+        trace = record.id
+        strategy.of_status(strategy.loop_duration, metrics.LOOP_DURATION, record.status).observe_in(
+            record.ended_ns - record.started_ns, trace
         )
         strategy.loop_rounds.observe(len(record.rounds))
         calls = 0
         for round_ in record.rounds:
-            self._round(strategy, round_)
+            self._round(strategy, round_, trace)
             calls += len(round_.tool_calls)
         strategy.loop_tool_calls.observe(calls)
 
-    def _round(self, strategy: _Strategy, round_: RoundRecord) -> None:
+    def _strategy(self, name: str) -> _Strategy:
+        strategy = self._strategies.get(name)
+        if strategy is None:
+            strategy = self._strategies[name] = _Strategy(self, name)
+            strategy.of_status(strategy.loop_duration, metrics.LOOP_DURATION, "ok")
+            strategy.of_status(strategy.round_duration, metrics.ROUND_DURATION, "ok")
+        return strategy
+
+    def _round(self, strategy: _Strategy, round_: RoundRecord, trace: str) -> None:
         name = strategy.name
-        strategy.of_status(strategy.round_duration, metrics.ROUND_DURATION, round_.status).observe(
-            round_.ended_ns - round_.started_ns
+        strategy.of_status(strategy.round_duration, metrics.ROUND_DURATION, round_.status).observe_in(
+            round_.ended_ns - round_.started_ns, trace
         )
         spent = phases(round_)
         for phase, count in strategy.phases:
             count.value += spent[phase]
         model = round_.model
-        strategy.of_model(model).observe(model.ended_ns - model.started_ns)
+        strategy.of_model(model).observe_in(model.ended_ns - model.started_ns, trace)
         if model.first_token_ns is not None:
             self.histogram(metrics.MODEL_FIRST_TOKEN, name, model.provider, model.model).observe(
                 model.first_token_ns - model.started_ns
@@ -208,13 +239,12 @@ class PrometheusSink(Collector):
         if len(attempts) > 1 or (attempts and attempts[0].status in RATE_LIMITED_STATUSES):
             self._attempts(name, model)
         if attempts and attempts[-1].rate_limits:
-            for metric, resource, value in quotas(attempts[-1].rate_limits):
-                self._quotas[metric][model.provider, model.model, resource] = value
+            self._rate_limits[model.provider, model.model] = attempts[-1].rate_limits
         if not round_.tool_calls:
             return
         strategy.fanout.observe(len(round_.tool_calls))
         for call in round_.tool_calls:
-            self._tool_call(strategy, call)
+            self._tool_call(strategy, call, trace)
         phase_ = tool_phase(round_)
         if phase_ is not None:
             strategy.wall.value += phase_.wall_ns
@@ -235,11 +265,11 @@ class PrometheusSink(Collector):
             self.count(metrics.RETRIES, *labels).value += 1
             self.count(metrics.BACKOFF, *labels).value += max(0, after.started_ns - before.ended_ns)
 
-    def _tool_call(self, strategy: _Strategy, call: ToolCall) -> None:
+    def _tool_call(self, strategy: _Strategy, call: ToolCall, trace: str) -> None:
         tool = self._tools.get(call.name) or self._capped(self._tools, call.name, MAX_TOOLS, "tool")
         if call.started_ns is not None:
             duration, queue = strategy.of_call(tool, call.status)
-            duration.observe(call.ended_ns - call.started_ns)
+            duration.observe_in(call.ended_ns - call.started_ns, trace)
             queue.observe(call.started_ns - call.queued_ns)
         if call.error_type is not None:
             error = self._capped(self._error_types, call.error_type, MAX_ERROR_TYPES, "error_type")
@@ -271,29 +301,36 @@ class PrometheusSink(Collector):
         """Which strategy has the system to itself from now on; None between trials."""
         self._run_info = None if strategy is None else (scenario, strategy, _version())
 
+    def children(self, metric: Metric) -> list[tuple[tuple[str, ...], Histogram]]:
+        """The children of a histogram; safe while the loop's thread goes on."""
+        return list(self._histograms[metric].items())  # list() copies in one step of the interpreter
+
+    def values(self, metric: Metric) -> list[tuple[tuple[str, ...], float]]:
+        """The children of a counter or a gauge, in base units."""
+        if metric.kind == "gauge":
+            return self._gauge_values(metric)
+        children = list(self._counts[metric].items())
+        if metric.is_time:
+            return [(labels, count.value / _NS) for labels, count in children]
+        return [(labels, count.value) for labels, count in children]
+
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
         """The families, for prometheus-client. Called in the thread that serves the scrape."""
         constant = tuple(self.labels.values())
         for metric in metrics.TABLE:
             names = (*metric.labels, *self.labels)
             if metric.kind == "histogram":
-                family = HistogramMetricFamily(metric.name, metric.help, labels=names)
-                # list() and [:] copy in one step of the interpreter, while the loop's thread goes on.
-                for labels, child in list(self._histograms[metric].items()):
-                    family.add_metric((*labels, *constant), *_exposed(metric, child))
-                yield family
-            elif metric.kind == "counter":
-                counter = CounterMetricFamily(metric.name, metric.help, labels=names)
-                for labels, count in list(self._counts[metric].items()):
-                    counter.add_metric(
-                        (*labels, *constant), count.value / _NS if metric.is_time else count.value
-                    )
-                yield counter
+                histogram = HistogramMetricFamily(metric.name, metric.help, labels=names)
+                for labels, child in self.children(metric):
+                    histogram.add_metric((*labels, *constant), *_exposed(metric, child))
+                yield histogram
             else:
-                gauge = GaugeMetricFamily(metric.name, metric.help, labels=names)
-                for labels, value in self._gauge_values(metric):
-                    gauge.add_metric((*labels, *constant), value)
-                yield gauge
+                family = (CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily)(
+                    metric.name, metric.help, labels=names
+                )
+                for labels, value in self.values(metric):
+                    family.add_metric((*labels, *constant), value)
+                yield family
 
     def _gauge_values(self, metric: Metric) -> list[tuple[tuple[str, ...], float]]:
         if metric is metrics.TOOL_CALLS_IN_FLIGHT:
@@ -306,17 +343,19 @@ class PrometheusSink(Collector):
             return [((user_class,), agents) for user_class, agents in list(self._agents.items())]
         if metric is metrics.RUN_INFO:
             return [] if self._run_info is None else [(self._run_info, 1)]
-        return list(self._quotas[metric].items())
+        return [
+            ((*who, resource), value)
+            for who, limits in list(self._rate_limits.items())
+            for quota, resource, value in quotas(limits)
+            if quota is metric
+        ]
 
     def serve(self, port: int, host: str = "127.0.0.1") -> int:
         """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port.
 
         Raises OSError when the port is taken.
         """
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
-        server, _ = start_http_server(port, addr=host, registry=registry)
-        return int(server.server_port)
+        return serve(Exposition(self).render, port, host)
 
 
 def register(sink: PrometheusSink, registry: CollectorRegistry = REGISTRY) -> PrometheusSink:
@@ -362,7 +401,17 @@ def _version() -> str:
     return version("toolcall-profiler")
 
 
-def _exposed(metric: Metric, child: Histogram) -> tuple[list[tuple[str, float]], float]:
+def _exposed(metric: Metric, child: Histogram) -> tuple[list[Any], float]:
+    """Buckets, each (le, cumulated count, exemplar if it has one), and the sum."""
     counts, total = child.counts[:], child.sum
-    bounds = [*(str(float(f"{bound:.10g}")) for bound in metric.buckets), "+Inf"]
-    return list(zip(bounds, accumulate(counts), strict=True)), total / _NS if metric.is_time else total
+    scale = _NS if metric.is_time else 1
+    exemplars = child.take_exemplars() if child.exemplars else {}
+    buckets: list[Any] = []
+    for index, (bound, count) in enumerate(zip(bounds(metric), accumulate(counts), strict=True)):
+        exemplar = exemplars.get(index)
+        if exemplar is None:
+            buckets.append((bound, count))
+        else:
+            trace, value, at = exemplar
+            buckets.append((bound, count, Exemplar({"trace_id": trace}, value / scale, at)))
+    return buckets, total / scale if metric.is_time else total
