@@ -97,6 +97,11 @@ class Crew:
         gc.freeze()
         return seconds
 
+    @property
+    def in_trial(self) -> bool:
+        """Whether a trial is under way, its draining included."""
+        return self._trial is not None
+
     def begin(self, trial: Trial) -> None:
         """Open a trial; parked agents join it at once, later ones as they come."""
         self._trial = trial

@@ -21,7 +21,7 @@ from typing import IO
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.conditions import conditions
 from profiler.load.options import LoadOptions
-from profiler.load.parent import PARENT_FD
+from profiler.load.parent import INTERRUPTED, PARENT_FD
 from profiler.load.plan import blocks_for
 from profiler.rundir import RunDirectory
 from profiler.scenario import load_scenario
@@ -76,7 +76,8 @@ def run_experiment(experiment: Experiment, progress: Callable[[str], None] | Non
 
     Interrupted (SIGINT) once, the loops in flight are waited for and the rest is left out;
     twice, they are cut off. The run directory is complete for what had finished either way,
-    its `finished` is false and its `incidents` say `interrupted`. Raises `UsageError` for what
+    its `finished` is false and its `incidents` say `interrupted`. Raises `KeyboardInterrupt` when
+    nothing had begun, `UsageError` for what
     cannot be asked, `TargetError` when the target cannot be reached or refuses us.
     """
     options = experiment.options
@@ -176,6 +177,8 @@ def _explain(code: int, said: deque[str]) -> None:
     """Raise what the exit code means."""
     if code == 0:
         return
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
     complaints = [match[1] for line in said if (match := _COMPLAINT.search(line))]
     text = complaints[-1] if complaints else "\n".join(list(said)[-5:]) or f"Locust ended with code {code}"
     for kind in (UsageError, TargetError):

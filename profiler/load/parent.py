@@ -23,7 +23,10 @@ from profiler.threads import start_native_thread
 PARENT_FD = "PROFILER_PARENT_FD"
 """Environment variable: number of an inherited descriptor that reads end-of-file when the parent goes."""
 
-RECONNECT_SECONDS = 5.0
+INTERRUPTED = 130
+"""Locust's exit code when it was interrupted before anything had begun."""
+
+RECONNECT_SECONDS = 3.0
 """How long a worker waits for a heartbeat after its connection to the master broke."""
 
 EXIT_SECONDS = 10.0

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any
 
 import gevent
@@ -23,6 +25,7 @@ from profiler.load.coordinator import Coordinator, Ramp
 from profiler.load.crew import Crew, Trial, process_name
 from profiler.load.options import LoadOptions, add_options
 from profiler.load.parent import (
+    INTERRUPTED,
     ForkPipe,
     exit_at_the_latest,
     inherited_fd,
@@ -47,6 +50,8 @@ def install(events: Any) -> None:
             environment.toolcall_session = Session(environment, runner, pipe)
         except ProfilerError as error:
             _refuse(error)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
 
     events.init.add_listener(on_init)
 
@@ -327,10 +332,17 @@ class Session:
         fd = pipe.child_end()
         if fd is None:
             fd = inherited_fd()
+        else:
+            signal.signal(signal.SIGINT, self._on_interrupt)
         if fd is not None:
             when_closed(fd, self._leave)
         if not self.leads:
             when_disconnected(self.runner, self._leave)
+
+    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        """In a forked worker: interrupts at the terminal reach it too, but in a trial its master decides."""
+        if not self._crew.in_trial:
+            signal.default_int_handler(signum, frame)
 
     def _leave(self) -> None:
         """Whoever leads us is gone: stop at once."""

@@ -79,7 +79,7 @@ SCRIPT = """
 import sys
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
-options = LoadOptions(scenario="cities", strategies=("gathered",), out=sys.argv[1])
+options = LoadOptions(scenario="instant", strategies=("gathered",), out=sys.argv[1])
 run_experiment(Experiment(options, users=4, seconds=30.0, workers=2))
 """
 
