@@ -183,7 +183,7 @@ def _object(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> G
     if isinstance(extra, Mapping) and not properties and depth < _DEPTH:
         wild = _compile(extra, root, "", depth + 1)
     unnamed = [key for key in required if key not in properties] if extra is not False else []
-    fewest = max(1 if wild else 0, int(schema.get("minProperties", 0)))
+    fewest = max(1 if wild else 0, _count(schema, "minProperties", 0))
 
     def generate(draws: Draws, n: int) -> dict[str, Any]:
         value: dict[str, Any] = {}
@@ -205,9 +205,17 @@ def _object(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> G
     return generate
 
 
+def _count(schema: Mapping[str, Any], keyword: str, default: int, most: int = 10_000) -> int:
+    """The value of a counting keyword; `most` keeps a request from asking for a gigabyte."""
+    value = schema.get(keyword, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise SchemaError(f"{keyword} {value!r} is not an integer from 0 to {most}")
+    return int(value)
+
+
 def _array(schema: Mapping[str, Any], root: Mapping[str, Any], name: str, depth: int) -> Generator:
-    fewest = int(schema.get("minItems", 0))
-    most = int(schema.get("maxItems", max(fewest, 3)))
+    fewest = _count(schema, "minItems", 0)
+    most = _count(schema, "maxItems", max(fewest, 3), most=1 << 62)
     fixed = [_compile(part, root, name, depth + 1) for part in schema.get("prefixItems", [])]
     items = schema.get("items", {} if not fixed else False)
     if depth >= _DEPTH and fewest == 0:
@@ -222,7 +230,7 @@ def _array(schema: Mapping[str, Any], root: Mapping[str, Any], name: str, depth:
         if item is None:
             return value
         low = max(fewest, min(1, most))
-        length = low + draws.below(max(1, most - low + 1))
+        length = low + draws.below(max(1, min(most, fewest + 3) - low + 1))
         for attempt in range(length * 20):
             if len(value) >= length:
                 break
@@ -244,7 +252,7 @@ def _string(schema: Mapping[str, Any], name: str) -> Generator:
     if schema.get("format") in FORMATS:
         formatted = FORMATS[schema["format"]]
         return lambda draws, n: formatted(draws)
-    shortest = int(schema.get("minLength", 0))
+    shortest = _count(schema, "minLength", 0)
     longest = schema.get("maxLength")
     text = named_text(name)
     if text is None:

@@ -74,6 +74,8 @@ def parse(body: dict[str, Any], toolsets: ToolSets) -> Conversation:
         raise ApiError(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.", param="stream_options"
         )
+    if options is not None and not isinstance(options, dict):
+        raise wrong_type("stream_options", "an object", options)
     turns, calls, call_id, results = _walk(messages)
     return Conversation(
         model=model,

@@ -190,6 +190,8 @@ def test_references_resolve_and_recursion_ends() -> None:
     ("part", "problem"),
     [
         ({"type": "text"}, "'text' is not valid under any of the given schemas"),
+        ({"type": "string", "minLength": 10**9}, "minLength 1000000000 is not an integer from 0 to 10000"),
+        ({"type": "array", "items": {}, "minItems": "3"}, "minItems '3' is not an integer"),
         ({"enum": []}, r"\[\] is not a non-empty array"),
         ({"$ref": "#/$defs/none"}, "does not resolve"),
         ({"type": "string", "pattern": "("}, "is not a 'regex'"),

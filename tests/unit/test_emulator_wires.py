@@ -6,6 +6,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from profiler.emulator import anthropic_messages, openai_chat, openai_responses
 from profiler.emulator.conversation import ApiError, Choice, Conversation, MadeCall, ToolSets
@@ -390,3 +392,87 @@ def test_spoilt_calls() -> None:
     assert orjson.loads(spoiled(MadeCall("t", "f", "{}"), "wrong_type").arguments) == {
         "unexpected": [{"unexpected": None}]
     }
+
+
+junk = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-2, 3),
+        st.sampled_from(["", "x", "user", "tool", "function", "f"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(
+                ["type", "role", "content", "id", "name", "function", "tools", "parameters", "call_id"]
+            ),
+            inner,
+            max_size=4,
+        ),
+    ),
+    max_leaves=6,
+)
+KEYS = {
+    chat: [
+        "messages",
+        "tools",
+        "tool_choice",
+        "stream_options",
+        "n",
+        "max_tokens",
+        "stream",
+        "parallel_tool_calls",
+    ],
+    responses: [
+        "input",
+        "tools",
+        "tool_choice",
+        "max_output_tokens",
+        "previous_response_id",
+        "metadata",
+        "store",
+    ],
+    messages: ["messages", "tools", "tool_choice", "max_tokens", "stream", "thread"],
+}
+
+
+@pytest.mark.parametrize("parse", list(KEYS), ids=lambda parse: parse.__name__)
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_junk_is_refused_and_never_breaks_the_server(parse: Any, data: st.DataObject) -> None:
+    body = data.draw(st.dictionaries(st.sampled_from(KEYS[parse]), junk, min_size=1, max_size=3))
+    if data.draw(st.booleans()) and "stream_options" in KEYS[parse]:
+        body["stream"] = True
+    try:
+        talk = parse(**body)
+    except ApiError as error:
+        assert error.status == 400
+        assert error.message
+    else:
+        assert talk.model == "m"
+
+
+@pytest.mark.parametrize("parse", list(KEYS), ids=lambda parse: parse.__name__)
+@given(
+    parts=st.lists(junk, max_size=4), more=st.dictionaries(st.sampled_from(["tool_calls", "content"]), junk)
+)
+@settings(max_examples=300, deadline=None)
+def test_junk_inside_messages_and_tools(parse: Any, parts: list[Any], more: dict[str, Any]) -> None:
+    call = {"role": "assistant", "content": parts, **more}
+    history = {"input" if parse is responses else "messages": [USER, call, *parts]}
+    tool: dict[str, Any] = (
+        {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {"x": p}}}
+        if (p := (parts or [None])[0]) is not None
+        else RESPONSES_TOOL
+    )
+    offered = {
+        chat: {"type": "function", "function": tool},
+        responses: tool,
+        messages: {"name": "f", "input_schema": tool["parameters"]},
+    }[parse]
+    for body in (history, {"tools": [offered]}, {"tools": parts or None}):
+        try:
+            parse(**body)
+        except ApiError as error:
+            assert error.status == 400
