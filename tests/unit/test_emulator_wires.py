@@ -437,6 +437,15 @@ KEYS = {
 }
 
 
+def status_of(parse: Any, body: dict[str, Any]) -> int:
+    """What a body is answered with; any exception but the API's own goes through."""
+    try:
+        parse(**body)
+    except ApiError as error:
+        return error.status
+    return 200
+
+
 @pytest.mark.parametrize("parse", list(KEYS), ids=lambda parse: parse.__name__)
 @given(data=st.data())
 @settings(max_examples=300, deadline=None)
@@ -444,13 +453,7 @@ def test_junk_is_refused_and_never_breaks_the_server(parse: Any, data: st.DataOb
     body = data.draw(st.dictionaries(st.sampled_from(KEYS[parse]), junk, min_size=1, max_size=3))
     if data.draw(st.booleans()) and "stream_options" in KEYS[parse]:
         body["stream"] = True
-    try:
-        talk = parse(**body)
-    except ApiError as error:
-        assert error.status == 400
-        assert error.message
-    else:
-        assert talk.model == "m"
+    assert status_of(parse, body) in (200, 400)
 
 
 @pytest.mark.parametrize("parse", list(KEYS), ids=lambda parse: parse.__name__)
@@ -472,7 +475,4 @@ def test_junk_inside_messages_and_tools(parse: Any, parts: list[Any], more: dict
         messages: {"name": "f", "input_schema": tool["parameters"]},
     }[parse]
     for body in (history, {"tools": [offered]}, {"tools": parts or None}):
-        try:
-            parse(**body)
-        except ApiError as error:
-            assert error.status == 400
+        assert status_of(parse, body) in (200, 400)
