@@ -138,7 +138,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from profiler.emulator.process import start_emulator
     from profiler.loop import ToolLoop
     from profiler.providers import make_provider
-    from profiler.report.terminal import render_timeline, use_color
+    from profiler.report.terminal import use_color
+    from profiler.report.timeline import render_timeline
     from profiler.scenario import load_scenario
     from profiler.scenario_tools import scenario_tools
     from profiler.strategies import parse_strategy

@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 
 from profiler.errors import ProviderError
+from profiler.providers.attempts import transport_error_type
 
 
 def caught(sdk: Any) -> tuple[type[Exception], ...]:
@@ -26,10 +27,10 @@ def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | 
         status = code
         request_id = getattr(error, "request_id", None) or request_id
         error_type = f"http_{code}" if code >= 400 else _stream_error_type(error)
-    elif isinstance(error, sdk.APITimeoutError | httpx2.TimeoutException):
-        error_type = "timeout"
-    elif isinstance(error, sdk.APIConnectionError | httpx2.HTTPError | httpx2.StreamError):
-        error_type = "connection"
+    elif isinstance(error, sdk.APIConnectionError):
+        error_type = transport_error_type(error.__cause__)
+    elif isinstance(error, httpx2.HTTPError | httpx2.StreamError):
+        error_type = transport_error_type(error)
     else:
         error_type = _stream_error_type(error)
     parts = [f"status {status}" if status else "no response"]
