@@ -105,9 +105,7 @@ class ModelService:
         trial = headers.get(b"x-toolloop-trial")
         if trial is not None:
             entry.trial = trial.decode("latin-1")
-        attempt = headers.get(b"x-stainless-retry-count")
-        if attempt is not None and attempt.isdigit():
-            entry.attempt = int(attempt)
+        entry.attempt = _number(headers.get(b"x-stainless-retry-count")) or 0
         self._serial = serial = self._serial + 1
         entry.request_id = _request_id(serial)
         try:
@@ -202,7 +200,8 @@ class ModelService:
 
     def _loop(self, header: bytes | None, talk: Conversation) -> int:
         """The loop's number: from the header, else from the ids in the history, else the next free one."""
-        if header is not None and header.isdigit() and (number := int(header)) < UNMATCHED:
+        number = _number(header)
+        if number is not None:
             if number >= self._free_loop:
                 self._free_loop = number + 1
             return number
@@ -402,6 +401,13 @@ class ModelService:
             body = anthropic_messages.envelope(error, _request_id(self._serial))
         headers = JSON + self._identity(wire.provider) + limits
         exchange.send(Reply(error.status, headers, body, observer=entry))
+
+
+def _number(header: bytes | None) -> int | None:
+    """A header's whole number below `UNMATCHED`; None for what is none."""
+    if header is None or len(header) > 18 or not header.isdigit():
+        return None
+    return int(header)
 
 
 def _token(serial: int) -> str:

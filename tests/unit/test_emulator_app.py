@@ -64,12 +64,15 @@ def test_loop_numbers_from_header_history_and_the_next_free(emulator: Emulator) 
     assert place(chat(emulator, x_toolloop_loop="40")) == Place(40, 0, 0)
     assert place(chat(emulator)) == Place(41, 0, 0)
     assert place(chat(emulator, x_toolloop_loop="not a number")) == Place(42, 0, 0)
+    assert place(chat(emulator, x_toolloop_loop="9" * 5000, x_stainless_retry_count="9" * 5000)) == Place(
+        43, 0, 0
+    )
     first = chat(emulator)
     results = [{"role": "tool", "tool_call_id": call["id"], "content": "r"} for call in first["tool_calls"]]
     answer = chat(emulator, [USER, first, *results])
     assert answer["content"] == "From 3 results: r; r; r."
     # A new question in the same conversation is a new loop.
-    assert place(chat(emulator, [USER, first, *results, answer, USER])) == Place(44, 0, 0)
+    assert place(chat(emulator, [USER, first, *results, answer, USER])) == Place(45, 0, 0)
 
 
 def test_the_same_place_asked_twice_gets_other_ids(emulator: Emulator) -> None:
