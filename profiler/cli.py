@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_compare(commands)
+    _add_trace(commands)
     _add_emulate(commands)
     scenarios = commands.add_parser("scenarios", help="list the scenarios that ship")
     scenarios.set_defaults(command=_scenarios)
@@ -287,7 +288,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from profiler.load.options import LoadOptions
     from profiler.report.terminal import render_comparison, use_color
     from profiler.rundir import RunDirectory
-    from profiler.statistics.summary import summarise
+    from profiler.statistics.summary import summarise_directory
 
     options = LoadOptions(
         strategies=tuple(arguments.strategy or DEFAULT_STRATEGIES),
@@ -313,7 +314,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     )
     directory = RunDirectory.open(path)
     run = directory.load()
-    summary = summarise(run, directory.records())
+    summary = summarise_directory(directory)
     directory.save_summary(summary)
     if arguments.json:
         sys.stdout.write(directory.summary_path.read_text())
@@ -333,6 +334,28 @@ def _seconds(text: str) -> float:
             f"{text!r} is not a time: expected 10s, 500ms, 2m or a number of seconds"
         )
     return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[match[2] or "s"]
+
+
+def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "trace",
+        help="turn a run into a trace for ui.perfetto.dev",
+        epilog="example:  profiler trace runs/20260101-120000 -o trace.json.gz --slowest 20",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run directory, or a file of records")
+    parser.add_argument("-o", "--output", type=Path, default=Path("trace.json.gz"), metavar="FILE")
+    parser.add_argument("--loops", type=_positive, metavar="N", help="only the first N loops")
+    parser.add_argument("--slowest", type=_positive, metavar="N", help="only the N slowest loops")
+    parser.set_defaults(command=_trace)
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from profiler.exporters.perfetto import write_trace
+
+    trace = write_trace(arguments.run, arguments.output, arguments.loops, arguments.slowest)
+    print(f"{arguments.output}: {trace.shown} of {trace.of} loops ({trace.selection})")
+    print("open it at https://ui.perfetto.dev")
+    return 0
 
 
 def _add_emulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
