@@ -159,9 +159,8 @@ async def measure(arguments: argparse.Namespace, url: str, directory: Path) -> N
     await close_tool_client()
     lines.close()
 
-    print(
-        f"{arguments.provider}, {arguments.agents} agents, {arguments.repeats} repeats of {arguments.loops} loops"
-    )
+    print(f"{arguments.provider}, {arguments.agents} agents", end=", ")
+    print(f"{arguments.repeats} repeats of {arguments.loops} loops")
     print(f"{'':12} {'µs CPU a loop':>14} {'ratio to bare':>14}")
     for name, values in figures.items():
         ratios = [value / base for value, base in zip(values, figures["bare"], strict=True)]
