@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import threading
+import time
 from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+_AT_ONCE = 20
+"""Histograms rendered before the event loop gets its turn: some 0.2 ms of work."""
+
+_PAUSE_SECONDS = 5e-5
+"""Longer than nothing, else the interpreter's lock is taken back before the other thread wakes."""
 
 _NS = 1_000_000_000
 
@@ -46,7 +53,9 @@ class Exposition:
                 family = family.removesuffix("_total")
             lines.append(f"# HELP {family} {metric.help}\n# TYPE {family} {metric.kind}\n")
             if metric.kind == "histogram":
-                for labels, child in self._sink.children(metric):
+                for number, (labels, child) in enumerate(self._sink.children(metric)):
+                    if number % _AT_ONCE == _AT_ONCE - 1:
+                        time.sleep(_PAUSE_SECONDS)
                     self._histogram(lines, metric, labels, child, openmetrics)
             else:
                 for labels, value in self._sink.values(metric):
