@@ -387,6 +387,9 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=4.0, help="length of each measurement")
     options.add_argument("--full-minute", action="store_true", help="drive the quota for a whole minute")
     given = options.parse_args()
+    others = os.getloadavg()[0]
+    print(f"Load average {others:.1f} on {os.cpu_count()} cores at the start", end="")
+    print(": not idle, lateness will show it" if others > 0.5 else "")
     speed(given.seconds)
     truth(max(given.seconds, 5.0))
     streams()
