@@ -6,6 +6,7 @@ coordinator of the test under way, on a single process both.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ import gevent
 import gevent.os
 from gevent import monkey
 
-from profiler.errors import ProfilerError, UsageError
+from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load import team as parts
 from profiler.load.conditions import conditions
 from profiler.load.coordinator import Coordinator, Ramp
@@ -255,6 +256,10 @@ class Session:
             answer["model"] = self._crew.model
         except ProfilerError as error:
             answer.update(error=str(error), exit_code=error.exit_code)
+        except gevent.Timeout:
+            answer.update(error="the first loop took too long", exit_code=TargetError.exit_code)
+        except asyncio.CancelledError:
+            return  # this process is leaving
         except Exception as error:  # the master has to hear of it; here it would only be logged
             _log.exception("cannot prepare")
             answer.update(error=f"{type(error).__name__}: {error}", exit_code=1)
