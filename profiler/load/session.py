@@ -77,6 +77,7 @@ class Session:
         self._coordinating: Any = None
         self._concluding = False
         self._left = False
+        self._preparing = False
         self._emulator: tuple[tuple[str, int], AbstractContextManager[Any], str] | None = None
         self._turn = 0
         self._drain_seconds = 0.0
@@ -252,6 +253,7 @@ class Session:
             number = msg.data["worker"]
             self._serve_metrics(options, number)
             self._crew.process = process_name(number)
+            self._preparing = True
             answer["loop_seconds"] = self._crew.prepare(options, msg.data["root"])
             answer["model"] = self._crew.model
         except ProfilerError as error:
@@ -261,8 +263,12 @@ class Session:
         except asyncio.CancelledError:
             return  # this process is leaving
         except Exception as error:  # the master has to hear of it; here it would only be logged
+            if self._left:
+                return
             _log.exception("cannot prepare")
             answer.update(error=f"{type(error).__name__}: {error}", exit_code=1)
+        finally:
+            self._preparing = False
         self.runner.send_message(parts.READY, answer)
 
     def _serve_metrics(self, options: LoadOptions, number: int) -> None:
@@ -345,8 +351,8 @@ class Session:
             when_disconnected(self.runner, self._leave)
 
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
-        """In a forked worker: interrupts at the terminal reach it too, but in a trial its master decides."""
-        if not self._crew.in_trial:
+        """In a forked worker: a terminal interrupts it too, but while it works its master decides."""
+        if not self._crew.in_trial and not self._preparing:
             signal.default_int_handler(signum, frame)
 
     def _leave(self) -> None:
