@@ -7,7 +7,7 @@ from typing import Any
 
 from profiler import metrics
 from profiler.dashboards import service_rows, strategy_rows
-from profiler.dashboards.panels import DATASOURCE, Panel, arrange, row, table, target, timeline
+from profiler.dashboards.panels import DATASOURCE, Panel, arrange, table, target, timeline
 from profiler.dashboards.queries import RANGE, Scope
 from profiler.metrics import ROUND_BUCKETS, Metric
 
@@ -78,7 +78,6 @@ def runs(datasource: str | None = None) -> Dashboard:
     ok = scope.increase(metrics.LOOP_DURATION, "_count", by="testid", status="=ok", **tests)
     refused = scope.increase(metrics.RATE_LIMITED, by="testid", **tests)
     panels = [
-        row("Test runs"),
         table(
             "Test runs",
             "Which load tests ran in this time range? Follow a test's id to its dashboard, limited to the "
@@ -107,7 +106,6 @@ def runs(datasource: str | None = None) -> Dashboard:
                 }
             ],
         ),
-        row("Strategies of the test runs"),
         table(
             "Strategies of each test",
             "Which strategy won in which test? To compare two tests, compare the same strategy: it is the "

@@ -116,7 +116,7 @@ def alerts() -> list[Alert]:
             "5m",
             "ticket",
             "{{ $labels.name }} refuses attempts of {{ $labels.job }}",
-            "{{ $value | humanize }} attempts a second are refused for a quota of {{ $labels.target }} "
+            '{{ printf "%.2f" $value }} attempts a second are refused for a quota of {{ $labels.target }} '
             "{{ $labels.name }} under {{ $labels.strategy }}.",
             "A quota has refused more than one attempt in ten seconds, for ten minutes. Retries hide "
             "that from "
