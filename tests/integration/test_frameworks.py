@@ -8,7 +8,6 @@ are missing the tests are skipped, on CI (CI=true) they fail.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,16 @@ import pytest
 import pytest_asyncio
 
 from profiler.emulator.process import EmulatorProcess, start_emulator
+from profiler.instrument import Profiler
+from profiler.records import LoopRecord
+from tests.integration.framework_agents import (
+    MODEL,
+    QUESTION,
+    Tools,
+    langgraph,
+    openai_agents,
+    pydantic_ai,
+)
 
 # What these packages warn of among themselves is theirs.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.asyncio(loop_scope="module")]
@@ -40,8 +49,6 @@ fan_out = 3
 description = "Search."
 duration = 0.25
 """
-MODEL = "claude-sonnet-4-6"
-QUESTION = "Search three times, then tell me."
 
 
 @pytest.fixture(scope="module")
@@ -67,58 +74,13 @@ async def clients() -> AsyncIterator[list[Any]]:
         await client.close()
 
 
-def need(name: str) -> Any:
-    """Import a module of the optional group; skip without it, but not on CI."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"{name} is not installed (optional dependencies `frameworks`)")
-
-
-class Tools:
-    """Three tools, each of which asks the emulator and waits for it."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    async def search(self, query: str) -> str:
-        """Search the web.
-
-        Args:
-            query: What to search for.
-        """
-        return await self._ask("search", query=query)
-
-    async def lookup(self, city: str, limit: int = 3) -> str:
-        """Look a city up.
-
-        Args:
-            city: Name of the city.
-            limit: How many results.
-        """
-        return await self._ask("lookup", city=city, limit=limit)
-
-    async def weather_of(self, city: str) -> str:
-        """Weather of a city.
-
-        Args:
-            city: Name of the city.
-        """
-        return await self._ask("weather_of", city=city)
-
-    async def _ask(self, name: str, **arguments: Any) -> str:
-        async with httpx.AsyncClient() as client:
-            return (await client.post(f"{self._url}/tools/{name}", json=arguments)).text
-
-    def all(self) -> list[Any]:
-        return [self.search, self.lookup, self.weather_of]
-
-
 def stats_of(emulator: EmulatorProcess) -> dict[str, Any]:
     stats: dict[str, Any] = httpx.get(f"{emulator.url}/emulator/stats").json()
     return stats
+
+
+def check_answer(answer: str) -> None:
+    assert answer.startswith("From 3 results: ")
 
 
 def check(emulator: EmulatorProcess, api: str, answer: str, at_once: int = 3) -> None:
@@ -126,7 +88,7 @@ def check(emulator: EmulatorProcess, api: str, answer: str, at_once: int = 3) ->
     stats = stats_of(emulator)
     assert stats["requests"] == {api: {"200": 2}, "tools": {"200": 3}}
     assert stats["peak_in_flight"]["tools"] == at_once
-    assert answer.startswith("From 3 results: ")
+    check_answer(answer)
     entries = httpx.get(f"{emulator.url}/emulator/journal").json()["entries"]
     assert [entry["round"] for entry in entries] == [0, 0, 0, 0, 1]
     # No client named its loop or its calls: the ids and the arguments did.
@@ -134,82 +96,81 @@ def check(emulator: EmulatorProcess, api: str, answer: str, at_once: int = 3) ->
     assert sorted(entry["call"] for entry in entries if entry["kind"] == "tool") == [0, 1, 2]
 
 
+def client_of(api: str, url: str) -> Any:
+    if api == "messages":
+        return anthropic.AsyncAnthropic(base_url=url, api_key="x")
+    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x")
+
+
 @pytest.mark.parametrize("api", ["chat", "responses", "messages"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_pydantic_ai(emulator: EmulatorProcess, api: str, stream: bool) -> None:
-    need("pydantic_ai")
-    from pydantic_ai import Agent
-    from pydantic_ai.models.anthropic import AnthropicModel
-    from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
-    from pydantic_ai.providers.anthropic import AnthropicProvider
-    from pydantic_ai.providers.openai import OpenAIProvider
-
-    async def listen(context: Any, events: Any) -> None:
-        async for _ in events:
-            pass
-
-    async with (
-        anthropic.AsyncAnthropic(base_url=emulator.url, api_key="x") as claude,
-        openai.AsyncOpenAI(base_url=f"{emulator.url}/v1", api_key="x") as client,
-    ):
-        model: Any
-        if api == "messages":
-            model = AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=claude))
-        else:
-            kind = OpenAIChatModel if api == "chat" else OpenAIResponsesModel
-            model = kind("gpt-4o", provider=OpenAIProvider(openai_client=client))
-        agent = Agent(model, tools=Tools(emulator.url).all())
-        run = await agent.run(QUESTION, event_stream_handler=listen if stream else None)
-    check(emulator, api, run.output)
+    async with client_of(api, emulator.url) as client:
+        answer = await pydantic_ai(client, api, Tools(emulator.url).all(), stream=stream)
+    check(emulator, api, answer)
 
 
 @pytest.mark.parametrize("api", ["chat", "responses"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_openai_agents(emulator: EmulatorProcess, api: str, stream: bool) -> None:
-    agents = need("agents")
-    kind = agents.OpenAIChatCompletionsModel if api == "chat" else agents.OpenAIResponsesModel
-    tools = [agents.function_tool(tool) for tool in Tools(emulator.url).all()]
-    config = agents.RunConfig(tracing_disabled=True)
-    async with openai.AsyncOpenAI(base_url=f"{emulator.url}/v1", api_key="x") as client:
-        agent = agents.Agent(name="searcher", model=kind("gpt-4o", client), tools=tools)
-        if stream:
-            run = agents.Runner.run_streamed(agent, QUESTION, run_config=config)
-            async for _ in run.stream_events():
-                pass
-        else:
-            run = await agents.Runner.run(agent, QUESTION, run_config=config)
-    check(emulator, api, run.final_output)
+    async with client_of(api, emulator.url) as client:
+        answer = await openai_agents(client, api, Tools(emulator.url).all(), stream=stream)
+    check(emulator, api, answer)
 
 
 @pytest.mark.parametrize("api", ["chat", "responses", "messages"])
 async def test_langgraph(emulator: EmulatorProcess, clients: list[Any], api: str) -> None:
-    need("langgraph")
-    from langchain_core.tools import tool
-    from langgraph.graph import START, MessagesState, StateGraph
-    from langgraph.prebuilt import ToolNode, tools_condition
+    answer = await langgraph(emulator.url, api, Tools(emulator.url).all(), clients.append)
+    check(emulator, api, answer)
 
-    model: Any
-    if api == "messages":
-        model = need("langchain_anthropic").ChatAnthropic(model=MODEL, base_url=emulator.url, api_key="x")
-    else:
-        model = need("langchain_openai").ChatOpenAI(
-            model="gpt-4o", base_url=f"{emulator.url}/v1", api_key="x", use_responses_api=api == "responses"
+
+def check_profile(emulator: EmulatorProcess, records: list[LoopRecord], answer: str) -> None:
+    """One loop of two rounds; three calls that overlapped, with the ids that the emulator handed out."""
+    check_answer(answer)
+    (record,) = records
+    entries = httpx.get(f"{emulator.url}/emulator/journal").json()["entries"]
+    assert (record.status, record.ambiguous_calls) == ("ok", 0)
+    assert [len(r.tool_calls) for r in record.rounds] == [3, 0]
+    calls = record.rounds[0].tool_calls
+    assert {c.id for c in calls} == {e["call_id"] for e in entries if e["kind"] == "tool"}
+    assert [r.model.request_id for r in record.rounds] == [
+        e["request_id"] for e in entries if e["kind"] == "model"
+    ]
+    assert max(c.started_ns for c in calls) < min(c.ended_ns for c in calls)
+
+
+@pytest.mark.parametrize("api", ["chat", "responses", "messages"])
+async def test_pydantic_ai_profiled(emulator: EmulatorProcess, api: str) -> None:
+    records: list[LoopRecord] = []
+    prof = Profiler(sinks=[records.append])
+    async with client_of(api, emulator.url) as client, prof.loop("pydantic-ai"):
+        tools = [prof.tool(tool) for tool in Tools(emulator.url).all()]
+        answer = await pydantic_ai(prof.instrument(client), api, tools)
+    check_profile(emulator, records, answer)
+
+
+@pytest.mark.parametrize("api", ["chat", "responses"])
+async def test_openai_agents_profiled(emulator: EmulatorProcess, api: str) -> None:
+    records: list[LoopRecord] = []
+    prof = Profiler(sinks=[records.append])
+    async with client_of(api, emulator.url) as client, prof.loop("openai-agents"):
+        tools = [prof.tool(tool) for tool in Tools(emulator.url).all()]
+        answer = await openai_agents(prof.instrument(client), api, tools, stream=True)
+    check_profile(emulator, records, answer)
+
+
+@pytest.mark.parametrize("api", ["chat", "responses", "messages"])
+async def test_langgraph_profiled(emulator: EmulatorProcess, clients: list[Any], api: str) -> None:
+    records: list[LoopRecord] = []
+    prof = Profiler(sinks=[records.append])
+    with prof.loop("langgraph"):
+        tools = [prof.tool(tool) for tool in Tools(emulator.url).all()]
+        answer = await langgraph(
+            emulator.url, api, tools, lambda client: clients.append(prof.instrument(client))
         )
-    tools = [tool(function) for function in Tools(emulator.url).all()]
-    bound = model.bind_tools(tools)
-
-    async def think(state: MessagesState) -> dict[str, Any]:
-        return {"messages": [await bound.ainvoke(state["messages"])]}
-
-    graph = StateGraph(MessagesState)
-    graph.add_node("think", think)
-    graph.add_node("tools", ToolNode(tools))
-    graph.add_edge(START, "think")
-    graph.add_conditional_edges("think", tools_condition)
-    graph.add_edge("tools", "think")
-    clients.append(model._async_client if api == "messages" else model.root_async_client)
-    state = await graph.compile().ainvoke({"messages": [("user", QUESTION)]})
-    check(emulator, api, state["messages"][-1].text)
+    # langchain shares one HTTP client among all its models: leave it as it was found.
+    prof.uninstrument(clients[-1])
+    check_profile(emulator, records, answer)
 
 
 @pytest.mark.parametrize("eager", [False, True])
