@@ -265,10 +265,7 @@ class _LoopRun:
             tools_started_ns = clock()
             for call in calls:
                 call.queued_ns = tools_started_ns
-            try:
-                await self._execute(runnable)
-            finally:
-                tools_ended_ns = clock()
+            await self._execute(runnable)
             messages.extend(
                 loop.model.results(
                     [ToolResult(call.request.id, call.result or "", call.status != "ok") for call in calls]
@@ -282,6 +279,9 @@ class _LoopRun:
         finally:
             ended_ns = clock()
             recorded = tuple([self._record(call, ended_ns) for call in calls])
+            if tools_started_ns is not None:
+                # What comes after the last call is collecting, the wait for the event loop included.
+                tools_ended_ns = max([tools_started_ns, *[call.ended_ns for call in recorded]])
             self.rounds.append(
                 RoundRecord(
                     index=len(self.rounds),

@@ -1,0 +1,21 @@
+"""A small run of `benchmarks/anatomy.py`: complete, and what the server saw."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import anatomy
+
+
+@pytest.mark.parametrize(
+    ("scenario", "provider", "stream"), [("flaky", "openai", False), ("flaky", "anthropic", True)]
+)
+def test_every_loop_is_accounted_for(monkeypatch, scenario, provider, stream):
+    monkeypatch.setenv("PROFILER_TOOLS_URL", "")
+    found = anatomy.examine(scenario, provider, stream, loops=80, agents=20)
+    assert found.loops == 80
+    assert found.retries > 5
+    assert found.unaccounted == []
+    assert found.attempts_differ == []
+    # A busy machine may be late in noticing that a response has ended.
+    assert len(found.backoff_differs) <= 1
