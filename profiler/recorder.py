@@ -55,6 +55,7 @@ class Recorder:
         self.clock = clock
         self.dropped = 0
         self._sinks = tuple(sinks)
+        self._drop_counters = [s.count_dropped for s in self._sinks if hasattr(s, "count_dropped")]
         self._lag_observers = [s.observe_lag for s in self._sinks if hasattr(s, "observe_lag")]
 
     def live_calls(self, strategy: str, tool: str) -> LiveCalls:
@@ -81,5 +82,7 @@ class Recorder:
                 sink(record)
             except Exception:
                 self.dropped += 1
+                for count_dropped in self._drop_counters:
+                    count_dropped(getattr(sink, "__name__", type(sink).__name__))
                 if self.dropped == 1:
                     _log.exception("a sink failed on a record; later failures are only counted")

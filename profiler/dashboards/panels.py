@@ -135,13 +135,22 @@ def stat(
     }
 
 
-def heatmap(title: str, description: str, unit: str, expr: str, *, width: int = 12, height: int = 9) -> Panel:
-    """Buckets of a histogram over time, with exemplars."""
+def heatmap(
+    title: str,
+    description: str,
+    unit: str,
+    expr: str,
+    *,
+    exemplars: bool = True,
+    width: int = 12,
+    height: int = 9,
+) -> Panel:
+    """Buckets of a histogram over time, with exemplars where the histogram has them."""
     return _panel(
         "heatmap",
         title,
         description,
-        [target(expr, "{{le}}", format="heatmap", exemplar=True)],
+        [target(expr, "{{le}}", format="heatmap", exemplar=exemplars)],
         width,
         height,
     ) | {

@@ -120,7 +120,7 @@ def side_by_side() -> list[Panel]:
             ratio(
                 WHOLE.increase(metrics.ROUND_PHASE, by="strategy, phase"),
                 WHOLE.increase(metrics.LOOP_DURATION, "_count", by=by),
-                "on (strategy) group_left",
+                "on (strategy) group_left ()",
             ),
             across="strategy",
             within="phase",
@@ -147,7 +147,7 @@ def side_by_side() -> list[Panel]:
                     ratio(
                         NOW.rate(metrics.ROUND_PHASE, by="strategy, phase", phase=f"=~{limiting}"),
                         NOW.rate(metrics.LOOP_DURATION, "_count", by=by),
-                        "on (strategy) group_left",
+                        "on (strategy) group_left ()",
                     ),
                     "{{strategy}} {{phase}}",
                 )
@@ -226,6 +226,7 @@ def fan_out() -> list[Panel]:
             "help: allow parallel tool calls, or offer tools that take lists.",
             "none",
             NOW.increase(metrics.ROUND_FANOUT, "_bucket", by="le"),
+            exemplars=False,
         ),
         timeseries(
             "Straggler ratio",

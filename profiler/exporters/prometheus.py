@@ -161,6 +161,9 @@ class PrometheusSink(Collector):
                 self._counts[metric] = {}
             elif metric.kind == "histogram":
                 self._histograms[metric] = {}
+        for label in ("tool", "error_type"):
+            self.count(metrics.LABEL_OVERFLOW, label)  # from zero, as in live_calls
+        self.count(metrics.RECORDS_DROPPED, type(self).__name__)
         self._loop_lag = self.histogram(metrics.EVENT_LOOP_LAG)
         self._schedule_lag = self.histogram(metrics.SCHEDULE_LAG)
 
@@ -284,6 +287,10 @@ class PrometheusSink(Collector):
             return value
         self.count(metrics.LABEL_OVERFLOW, label).value += 1
         return OTHER
+
+    def count_dropped(self, sink: str) -> None:
+        """A sink of this name, perhaps this one, could not take a record."""
+        self.count(metrics.RECORDS_DROPPED, sink).value += 1
 
     def observe_lag(self, lag_ns: int) -> None:
         """One sample of event-loop lag."""

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -276,7 +277,9 @@ class Session:
             return
         from profiler.exporters.prometheus import PrometheusSink
 
-        sink = PrometheusSink()
+        # The run's name; empty, like production's, where the process that leads makes the directory later.
+        testid = Path(options.run_directory).name if options.run_directory else ""
+        sink = PrometheusSink(labels={"testid": testid} if testid else {})
         port = options.metrics_port + number
         try:
             sink.serve(port)

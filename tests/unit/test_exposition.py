@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from profiler.exporters.exposition import Exposition
 from profiler.exporters.prometheus import PrometheusSink
+from profiler.recorder import Recorder
 from tests.unit.statistics_data import loop
 
 CALLS = ((0.0, 30.0), (10.0, 120.0))
@@ -121,3 +122,16 @@ def test_a_tool_is_counted_from_zero():
     assert found["toolloop_tool_call_duration_seconds_count", *labels, ("tool", "search")] == 0.0
     assert found["toolloop_loop_duration_seconds_count", *labels] == 0.0
     assert found["toolloop_tool_phase_work_seconds_total", ("strategy", "gathered")] == 0.0
+
+
+def test_records_that_a_sink_fails_on_are_counted_by_sink():
+    def full_disk(record):
+        raise OSError("no space left")
+
+    sink = PrometheusSink()
+    recorder = Recorder([full_disk, sink])
+    recorder.emit(loop(0))
+    recorder.emit(loop(1))
+    found = samples(parse_text(Exposition(sink).render().decode()))
+    assert found["toolloop_records_dropped_total", ("sink", "full_disk")] == 2.0
+    assert found["toolloop_records_dropped_total", ("sink", "PrometheusSink")] == 0.0
