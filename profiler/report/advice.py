@@ -1,0 +1,184 @@
+"""What is worth trying next, from what a run showed: a sentence each, with the command where there is one.
+
+Rules of thumb, the most urgent first; none of them states a figure that the summary does not have.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from profiler.counterfactual import Counterfactual
+from profiler.errors import UsageError
+from profiler.report.text import clean, duration, percent
+from profiler.rundir import Run
+from profiler.statistics.figures import StrategySummary
+from profiler.statistics.summary import Summary
+from profiler.strategies import parse_strategy
+
+MOST_STEPS = 4
+FAILING = 0.01
+CROWDED_EFFICIENCY = 0.5
+MODEL_SHARE = 0.6
+WORTH_A_TOOL = 0.9
+"""An estimate of p50 below this share of the measured one makes a tool worth its own sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to try. `command` is a line to paste, or None."""
+
+    words: str
+    command: str | None = None
+
+
+def next_steps(summary: Summary, run: Run, estimates: tuple[Counterfactual, ...] = ()) -> list[Step]:
+    """At most `MOST_STEPS`, without repeats."""
+    steps = [
+        *_validity(summary),
+        *_more_loops(summary, run),
+        *_other_limits(summary, run),
+        *_bottleneck(summary, estimates),
+    ]
+    return list(dict.fromkeys(steps))[:MOST_STEPS]
+
+
+def command(run: Run, **changes: Any) -> str:
+    """The line that repeats a run, with some of its options changed."""
+    arguments = dict(run.arguments)
+    strategies = changes.get("strategies", list(run.strategies))
+    blocks = changes.get("blocks", arguments.get("blocks"))
+    window = arguments.get("trial_seconds")
+    seconds = changes.get("duration")
+    if seconds is None and window is not None and arguments.get("blocks"):
+        seconds = float(window) * int(arguments["blocks"])
+    parts = ["profiler", "compare", "--scenario", run.scenario]
+    if run.provider != "openai":
+        parts += ["--provider", run.provider]
+    for strategy in strategies:
+        parts += ["--strategy", strategy]
+    parts += ["--users", str(changes.get("users", run.load.users))]
+    if seconds is not None:
+        parts += ["--duration", f"{math.ceil(seconds)}s"]
+    if blocks is not None:
+        parts += ["--blocks", str(blocks)]
+    if run.workers > 1:
+        parts += ["--workers", str(run.workers)]
+    if run.seed != 1:
+        parts += ["--seed", str(run.seed)]
+    for option in ("base_url", "tools_url", "model", "max_rounds", "tool_choice"):
+        value = arguments.get(option)
+        if value not in (None, {"max_rounds": 5, "tool_choice": "auto"}.get(option)):
+            parts += [f"--{option.replace('_', '-')}", str(value)]
+    if arguments.get("parallel_tool_calls") is False:
+        parts.append("--no-parallel-tool-calls")
+    parts += [f"--{flag.replace('_', '-')}" for flag in ("stream", "allow_remote") if arguments.get(flag)]
+    return clean(shlex.join(parts), 2000)
+
+
+def _validity(summary: Summary) -> Iterator[Step]:
+    for warning in summary.warnings:
+        if warning.invalid:
+            yield Step(f"Before believing any figure here: {warning.remedy}.")
+
+
+def _more_loops(summary: Summary, run: Run) -> Iterator[Step]:
+    """A longer run, where one would decide what this one could not."""
+    factors = []
+    counts = {strategy.strategy: strategy.loops.due for strategy in summary.strategies}
+    for comparison in summary.comparisons:
+        have = min(counts.get(comparison.strategy, 0), counts.get(comparison.baseline, 0))
+        if comparison.p95.needed is not None and have and not comparison.failures.shown:
+            factors.append((have + comparison.p95.needed) / have)
+    window, blocks = run.arguments.get("trial_seconds"), run.arguments.get("blocks")
+    if not factors or window is None or not blocks:
+        return
+    seconds = float(window) * int(blocks) * max(factors) * 1.1
+    yield Step(
+        f"Run longer, so that p95 is decided too: about {duration(math.ceil(seconds))} of measuring per strategy.",
+        command(run, duration=seconds, blocks=max(3, int(blocks))),
+    )
+
+
+def _other_limits(summary: Summary, run: Run) -> Iterator[Step]:
+    """Other limits of the semaphore: lower where calls fail, higher where they only wait."""
+    limits = {}
+    for strategy in summary.strategies:
+        try:
+            parsed = parse_strategy(strategy.strategy)
+        except UsageError:
+            continue
+        if strategy.strategy.startswith("semaphore:") and parsed.scope == "process" and parsed.limit:
+            limits[parsed.limit] = strategy
+    waiting = [limit for limit, strategy in limits.items() if _fails(strategy) is False and _waits(strategy)]
+    failing = [limit for limit, strategy in limits.items() if _fails(strategy)]
+    gathered = next((s for s in summary.strategies if s.strategy == "gathered"), None)
+    if waiting and failing and max(waiting) < min(failing):
+        between = round(math.sqrt(max(waiting) * min(failing)))
+        if max(waiting) < between < min(failing):
+            yield Step(
+                f"semaphore:{max(waiting)} fails nowhere but waits, semaphore:{min(failing)} fails: "
+                "try a limit between them.",
+                command(run, strategies=[*_baseline(summary), f"semaphore:{between}"]),
+            )
+    elif waiting and (gathered is None or not _fails(gathered)):
+        yield Step(
+            f"Calls wait in semaphore:{max(waiting)} and none fails: try twice the limit.",
+            command(run, strategies=[*_baseline(summary), f"semaphore:{max(waiting) * 2}"]),
+        )
+    elif waiting:
+        limit = max(waiting)
+        yield Step(
+            f"gathered fails and semaphore:{limit} waits: try limits between them.",
+            command(
+                run, strategies=[*_baseline(summary), *(f"semaphore:{limit * factor}" for factor in (2, 4))]
+            ),
+        )
+    elif failing and min(failing) > 1:
+        yield Step(
+            f"Calls fail under semaphore:{min(failing)} too: try half the limit.",
+            command(run, strategies=[*_baseline(summary), f"semaphore:{min(failing) // 2}"]),
+        )
+    elif gathered is not None and _fails(gathered) and not limits:
+        yield Step(
+            "Calls that all start at once fail: try a limit.",
+            command(run, strategies=[*_baseline(summary), "semaphore:8", "semaphore:16"]),
+        )
+
+
+def _bottleneck(summary: Summary, estimates: tuple[Counterfactual, ...]) -> Iterator[Step]:
+    for strategy in summary.strategies:
+        mean, model = strategy.mean_loop_seconds, strategy.phases.get("model", 0.0)
+        if mean and model / mean >= MODEL_SHARE and not _fails(strategy):
+            yield Step(
+                f"Under {clean(strategy.strategy, 40)} the model takes {percent(model / mean)} of a loop: "
+                "how tools are run can win no more than the rest."
+            )
+            break
+    best = min(
+        (one for one in estimates if one.change.kind == "tool" and one.p50.measured),
+        key=lambda one: one.p50.estimated / one.p50.measured,
+        default=None,
+    )
+    if best is not None and best.p50.estimated < WORTH_A_TOOL * best.p50.measured:
+        yield Step(
+            f"Look at {clean(best.change.tool or '', 40)}: twice as fast, it would take {clean(best.strategy, 40)} "
+            f"from {duration(best.p50.measured)} to about {duration(best.p50.estimated)} at p50 (estimate)."
+        )
+
+
+def _baseline(summary: Summary) -> list[str]:
+    return [summary.comparisons[0].baseline] if summary.comparisons else []
+
+
+def _fails(strategy: StrategySummary) -> bool | None:
+    rate = strategy.failure_rate.value
+    return None if rate is None else rate >= FAILING
+
+
+def _waits(strategy: StrategySummary) -> bool:
+    efficiency = strategy.efficiency.value
+    return efficiency is not None and efficiency < CROWDED_EFFICIENCY

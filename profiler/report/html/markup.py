@@ -1,0 +1,92 @@
+"""HTML from texts: everything from outside is cleaned, escaped and kept from reordering its neighbours."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from profiler.report.text import clean
+
+LONGEST = 40
+
+
+def text(value: str, longest: int = 400) -> str:
+    """Escaped, one line, without controls."""
+    return html.escape(clean(value, longest))
+
+
+def name(value: str, longest: int = LONGEST) -> str:
+    """A name from outside, isolated: one written from right to left turns nothing else round."""
+    return f"<bdi>{text(value, longest)}</bdi>"
+
+
+def swatch(colour: str) -> str:
+    """A dot in a strategy's or phase's colour."""
+    return f'<span class="swatch" style="--c:{html.escape(colour)}" aria-hidden="true"></span>'
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell: its HTML, what it is sorted by (None: its text), and a second, smaller line."""
+
+    content: str
+    sort: float | None = None
+    below: str = ""
+    heading: bool = False
+    numeric: bool = True
+    kind: str = ""
+
+
+@dataclass(slots=True)
+class Grid:
+    """A table: `caption` names it, `columns` are (heading, numeric)."""
+
+    caption: str
+    columns: Sequence[tuple[str, bool]]
+    rows: list[list[Cell]] = field(default_factory=list)
+    sortable: bool = False
+
+    def html(self, identity: str) -> str:
+        """The table, in a frame that scrolls sideways and can be reached by keyboard."""
+        heads = []
+        for title, numeric in self.columns:
+            label = f'<button type="button">{text(title)}</button>' if self.sortable else text(title)
+            heads.append(f'<th scope="col"{" class=n" if numeric else ""}>{label}</th>')
+        body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
+        tools = '<button type="button" class="copy" data-copies="table">Copy table</button>'
+        return (
+            f'<div class="table" id="{identity}"><div class="scroll" tabindex="0" role="region" '
+            f'aria-label="{text(self.caption)}">'
+            f"<table{' data-sortable' if self.sortable else ''}><caption>{text(self.caption)}</caption>"
+            f"<thead><tr>{''.join(heads)}</tr></thead><tbody>{body}</tbody></table></div>{tools}</div>"
+        )
+
+
+def _cell(cell: Cell) -> str:
+    sort = "" if cell.sort is None else f' data-sort="{cell.sort!r}"'
+    classes = " ".join(filter(None, ("n" if cell.numeric and not cell.heading else "", cell.kind)))
+    shown = f' class="{classes}"' if classes else ""
+    below = f'<span class="below">{cell.below}</span>' if cell.below else ""
+    if cell.heading:
+        return f'<th scope="row"{sort}{shown}>{cell.content}{below}</th>'
+    return f"<td{sort}{shown}>{cell.content}{below}</td>"
+
+
+def behind(grid: Grid, identity: str, title: str = "The figures as a table") -> str:
+    """A table that opens below its chart."""
+    return f'<details class="behind"><summary>{text(title)}</summary>{grid.html(identity)}</details>'
+
+
+def chart(identity: str, label: str, height: int, kind: str = "") -> str:
+    """The place of a chart, as high as the chart will be."""
+    return (
+        f'<div class="chart {kind}" id="{identity}" role="img" aria-label="{text(label)}" '
+        f'style="min-height:{height}px"></div>'
+    )
+
+
+def definitions(pairs: Iterable[tuple[str, str]]) -> str:
+    """A list of terms; both sides are text."""
+    items = "".join(f"<div><dt>{text(term)}</dt><dd>{text(value)}</dd></div>" for term, value in pairs)
+    return f"<dl>{items}</dl>"

@@ -1,0 +1,139 @@
+"""Everything the page shows of a run, gathered with one read of its records.
+
+The read fills the statistics' table, from which the summary follows, and three more columns that
+only pictures need. Then the lines of a few loops (those that are drawn, and those that the
+counterfactual replays) are decoded once more, by their number.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from profiler.counterfactual import CALLS_PER_TRIAL, Counterfactual, counterfactuals
+from profiler.errors import RecordError
+from profiler.records import LoopRecord, decode
+from profiler.report.html.choice import Case, choose
+from profiler.rundir import Run, RunDirectory
+from profiler.statistics.measure import Measured, measure
+from profiler.statistics.summary import Summary, summarise_table
+from profiler.statistics.table import NONE, Ints, Table, read_quickly, tabulate
+
+REPLAYED_TOOLS = 6
+"""Tools that the counterfactual makes faster: those whose calls took the most time."""
+
+TOO_MANY_REQUESTS = 429
+
+
+@dataclass(frozen=True, slots=True)
+class Instants:
+    """What the table leaves out: when each call was queued, how many calls each round had, and
+    when an attempt was answered with 429. In the order of the table."""
+
+    queued: Ints
+    round_calls: Ints
+    limited: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """A run, its figures, and the loops that are drawn. `loops` maps rows of the table to records."""
+
+    run: Run
+    table: Table
+    instants: Instants
+    summary: Summary
+    measured: tuple[Measured, ...]
+    cases: tuple[Case, ...]
+    loops: dict[int, LoopRecord]
+    counterfactuals: tuple[Counterfactual, ...]
+
+
+def gather(directory: RunDirectory, baseline: str | None = None) -> Material:
+    """The material of a run directory. Raises `RecordError`, `UsageError` as the statistics do."""
+    run = directory.load()
+    watch = _Watch()
+    table = tabulate(watch.pass_on(read_quickly(directory.records_path)))
+    summary = summarise_table(run, table, baseline)
+    measured = tuple(measure(run, table))
+    cases = choose(table, [group for group in measured if group.users == _top(summary)])
+    drawn = {row for case in cases for row in case.rows.values()}
+    replayed = _replayed(run, table)
+    loops: dict[int, LoopRecord] = {}
+    chosen = _lines(directory.records_path, drawn | replayed, drawn, loops)
+    estimates = counterfactuals(run, (loop for row, loop in chosen if row in replayed), _tools(table))
+    for _ in chosen:  # what comes after the last replayed loop
+        pass
+    return Material(run, table, watch.instants(), summary, measured, cases, loops, estimates)
+
+
+def _top(summary: Summary) -> int:
+    return summary.strategies[0].users if summary.strategies else summary.load.users
+
+
+class _Watch:
+    """Notes three columns of the records that pass by."""
+
+    def __init__(self) -> None:
+        self._queued, self._calls, self._limited = array("q"), array("i"), array("q")
+
+    def pass_on(self, records: Iterable[LoopRecord]) -> Iterator[LoopRecord]:
+        """The same records."""
+        queued, counts, limited = self._queued, self._calls, self._limited
+        for record in records:
+            for round_ in record.rounds:
+                calls = round_.tool_calls
+                counts.append(len(calls))
+                queued.extend([call.queued_ns for call in calls])
+                attempts = round_.model.attempts
+                if len(attempts) > 1 or round_.model.status != "ok":
+                    limited.extend([a.ended_ns for a in attempts if a.status == TOO_MANY_REQUESTS])
+            yield record
+
+    def instants(self) -> Instants:
+        """The columns, complete."""
+        queued, counts, limited = (
+            np.array(column, dtype=np.int64) for column in (self._queued, self._calls, self._limited)
+        )
+        return Instants(queued, counts, limited)
+
+
+def _replayed(run: Run, table: Table) -> set[int]:
+    """Rows of the loops that the counterfactual looks at: of each trial those with its first calls."""
+    trials = {trial.index for trial in run.trials}
+    calls = np.bincount(table.call_loop, minlength=table.trial.size)
+    rows: set[int] = set()
+    for trial in trials:
+        mine = np.flatnonzero(table.trial == trial)
+        before = np.cumsum(calls[mine]) - calls[mine]
+        rows.update(mine[before < CALLS_PER_TRIAL].tolist())
+    return rows
+
+
+def _tools(table: Table) -> list[str]:
+    """The tools whose calls took the most time, the longest first."""
+    ran = table.duration != NONE
+    spent = np.bincount(
+        table.call_tool[ran], weights=table.duration[ran].astype(float), minlength=len(table.tools)
+    )
+    return [table.tools[code] for code in np.argsort(-spent, kind="stable")[:REPLAYED_TOOLS]]
+
+
+def _lines(
+    path: Path, rows: set[int], kept: set[int], into: dict[int, LoopRecord]
+) -> Iterator[tuple[int, LoopRecord]]:
+    """(row, record) of some lines, in order; those of `kept` also go into a dictionary."""
+    try:
+        with open(path, "rb") as file:
+            for row, line in enumerate(file):
+                if row in rows:
+                    record = decode(line)
+                    if row in kept:
+                        into[row] = record
+                    yield row, record
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read records: {error.strerror}") from error

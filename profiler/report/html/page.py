@@ -1,0 +1,170 @@
+"""The page put together: one file, with its styles, scripts and data inside."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from profiler.report.advice import next_steps
+from profiler.report.html import comparison, conditions
+from profiler.report.html.markup import name, swatch, text
+from profiler.report.html.material import Material
+from profiler.report.html.payload import MOST_STRATEGIES, payload
+from profiler.report.text import clean
+
+ASSETS = Path(__file__).with_name("assets")
+SCRIPTS = ("format.js", "frame.js", "charts.js", "course.js", "waterfalls.js", "page.js")
+
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""The browser's own promise that the page reaches for nothing outside."""
+
+
+def render(material: Material) -> str:
+    """The page of a run."""
+    data = payload(material)
+    summary, run = material.summary, material.run
+    shown = summary.strategies[:MOST_STRATEGIES]
+    steps = next_steps(summary, run, material.counterfactuals)
+    libraries = vendored()
+    sections = [
+        ("verdict", "Verdict", "", comparison.verdict(summary, steps)),
+        (
+            "strategies",
+            "Strategies side by side",
+            "Good loops finished with every call answered. Dots are figures, bars their 95 % intervals; "
+            "where there is no bar there were too few loops for one.",
+            comparison.side_by_side(shown),
+        ),
+        (
+            "phases",
+            "Where the time goes",
+            "Mean seconds of a completed loop. Each instant belongs to one phase: model before running tools "
+            "before queued calls before the rest.",
+            comparison.phases(shown),
+        ),
+        (
+            "distributions",
+            "Distributions",
+            "How large a share took at most so long, on a logarithmic axis. Further left is faster.",
+            comparison.distributions(data["distributions"], data["strategies"]),
+        ),
+        (
+            "course",
+            "Over time",
+            "The strategies took turns, block by block, so that what drifts hits all of them.",
+            conditions.course(data["course"], data["strategies"]),
+        ),
+    ]
+    if summary.levels:
+        sections.append(
+            (
+                "ladder",
+                "Load ladder",
+                "Dots are measured, with 95 % intervals; lines are the fitted law, where there is one.",
+                conditions.ladder(summary),
+            )
+        )
+    sections += [
+        (
+            "loops",
+            "Loops",
+            "One loop of each strategy at the same work.",
+            conditions.loops(data["waterfalls"], data["strategies"]),
+        ),
+        (
+            "tools",
+            "Tools",
+            "Queue is the wait for the strategy to start a call. Critical path is the share of the longest calls "
+            "of all rounds that was this tool's.",
+            conditions.tools(material, data["counterfactuals"], data["strategies"]),
+        ),
+        ("conditions", "The client and the conditions", "", conditions.conditions(material, libraries)),
+    ]
+    body = "".join(_section(*section) for section in sections)
+    links = "".join(f'<li><a href="#{key}">{text(title)}</a></li>' for key, title, _, _ in sections)
+    left = len(summary.strategies) - len(shown)
+    more = f'<p class="small">{left} more strategies are left out of this page.</p>' if left else ""
+    return (
+        "<!doctype html>\n"
+        f'<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{text(_title(material))}</title><style>{_asset('report.css')}</style></head><body>"
+        '<a class="skip" href="#verdict">To the verdict</a>'
+        f"<header><div><p class=brand>toolcall-profiler</p><h1>{name(run.scenario)}</h1>"
+        f'<p class="facts">{_facts(material)}</p></div>'
+        '<button type="button" id="theme" aria-label="Switch between light and dark">'
+        '<span aria-hidden="true">◐</span></button></header>'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>'
+        '<div class="toggles" role="group" aria-label="Strategies shown in the charts" id="toggles">'
+        f"{_toggles(data['strategies'])}</div>"
+        f"<main>{more}{body}</main>"
+        f'<script type="application/json" id="data">{embedded(data)}</script>'
+        + "".join(f"<script>{script}</script>" for script in (*_libraries(libraries), *map(_asset, SCRIPTS)))
+        + "</body></html>\n"
+    )
+
+
+def embedded(data: Any) -> str:
+    """JSON that nothing in it can end: no `<`, `>`, `&`, and no line ends that scripts would see."""
+    found = orjson.dumps(data).decode()
+    for character in "<>&\u2028\u2029":
+        found = found.replace(character, f"\\u{ord(character):04x}")
+    return found
+
+
+def vendored() -> list[dict[str, str]]:
+    """What `assets/vendor/vendor.json` says of the libraries, in the order in which they are loaded."""
+    found: list[dict[str, str]] = json.loads((ASSETS / "vendor" / "vendor.json").read_text("utf-8"))
+    return found
+
+
+def _libraries(found: list[dict[str, str]]) -> list[str]:
+    return [_asset(f"vendor/{library['file']}") for library in found]
+
+
+def _asset(file: str) -> str:
+    return (ASSETS / file).read_text("utf-8")
+
+
+def _section(key: str, title: str, about: str, content: str) -> str:
+    heading = f'<h2 id="h-{key}">{text(title)}</h2>'
+    note = f'<p class="about">{text(about)}</p>' if about else ""
+    return f'<section id="{key}" aria-labelledby="h-{key}">{heading}{note}{content}</section>'
+
+
+def _toggles(strategies: list[dict[str, Any]]) -> str:
+    return "".join(
+        f'<button type="button" aria-pressed="true" data-index="{index}">{swatch(one["colour"])}'
+        f"<bdi>{html.escape(one['name'])}</bdi></button>"
+        for index, one in enumerate(strategies)
+    )
+
+
+def _title(material: Material) -> str:
+    strategies = ", ".join(clean(s.strategy, 24) for s in material.summary.strategies[:4])
+    return f"{clean(material.run.scenario, 40)}: {strategies}"
+
+
+def _facts(material: Material) -> str:
+    run, summary = material.run, material.summary
+    agents = summary.strategies[0].users if summary.strategies else run.load.users
+    loops = sum(strategy.loops.due for strategy in summary.strategies)
+    blocks = max((strategy.blocks for strategy in summary.strategies), default=0)
+    load = f"{run.load.model} load, {agents} {'agent' if agents == 1 else 'agents'}"
+    counted = f"{loops:,}".replace(",", " ")
+    parts = [
+        text(run.provider, 40),
+        *([name(run.model)] if run.model else []),
+        load,
+        f"{blocks} {'block' if blocks == 1 else 'blocks'}",
+        f"{counted} loops",
+    ]
+    return " · ".join(f"<span>{part}</span>" for part in parts)

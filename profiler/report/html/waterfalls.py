@@ -1,0 +1,195 @@
+"""Loops as rows of bars on one time axis, and what a click on a row tells. Plain data, texts cleaned."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.report.explanation import causes
+from profiler.report.html.choice import Case
+from profiler.report.html.material import Material
+from profiler.report.text import clean, duration, percent
+
+MOST_CASES = 24
+MOST_SIDE_BY_SIDE = 6
+MOST_ROWS = 60
+"""Rows of one loop that are drawn; the first ones, and the page says how many more there were."""
+
+LONGEST_TEXT = 500
+"""Characters of recorded content, of an argument or a result, that the page holds."""
+
+Detail = list[tuple[str, str]]
+
+
+def waterfalls(material: Material) -> dict[str, Any]:
+    """Cases and, once each, the loops that they show."""
+    cases = _spread(material.cases)
+    shown: dict[int, dict[str, Any]] = {}
+    drawn = []
+    for case in cases:
+        rows = _beside(case)
+        for row in rows.values():
+            if row not in shown:
+                shown[row] = loop(material.loops[row])
+        drawn.append(
+            {
+                "kind": case.kind,
+                "strategy": case.strategy,
+                "number": case.number,
+                "loops": list(rows.values()),
+                "missing": [s for s in _compared(material) if s not in rows],
+            }
+        )
+    return {"cases": drawn, "loops": {str(row): data for row, data in shown.items()}}
+
+
+def _spread(cases: tuple[Case, ...]) -> list[Case]:
+    """The first of each strategy, then the second, ... until there are enough; in the old order."""
+    places: dict[str, int] = {}
+    ranked = []
+    for index, case in enumerate(cases):
+        place = places[case.strategy] = places.get(case.strategy, -1) + 1
+        ranked.append((place, index))
+    kept = {index for _, index in sorted(ranked)[:MOST_CASES]}
+    return [case for index, case in enumerate(cases) if index in kept]
+
+
+def _beside(case: Case) -> dict[str, int]:
+    """The rows shown of a case: its own strategy's, and of the others as many as there is room for."""
+    others = [strategy for strategy in case.rows if strategy != case.strategy][: MOST_SIDE_BY_SIDE - 1]
+    return {name: row for name, row in case.rows.items() if name == case.strategy or name in others}
+
+
+def _compared(material: Material) -> list[str]:
+    return [strategy.strategy for strategy in material.summary.strategies][:MOST_SIDE_BY_SIDE]
+
+
+def loop(record: LoopRecord) -> dict[str, Any]:
+    """One loop: seconds count from its start, a row per model request and tool call."""
+    wall = record.ended_ns - record.started_ns
+    rows: list[dict[str, Any]] = []
+    for round_ in record.rounds:
+        rows.append(_model_row(round_, record.started_ns))
+        rows += [_call_row(call, round_, record.started_ns) for call in round_.tool_calls]
+    why = [
+        f"{duration(cause.ns / 1e9)} ({percent(cause.ns / wall)}) {cause.words}"
+        for cause in causes(record)[:3]
+        if wall and cause.ns / wall >= 0.01
+    ]
+    return {
+        "strategy": record.strategy,
+        "status": record.status,
+        "error": clean(record.error_type) if record.error_type else None,
+        "number": record.number,
+        "wall": wall / 1e9,
+        "why": why,
+        "rows": rows[:MOST_ROWS],
+        "more": max(0, len(rows) - MOST_ROWS),
+    }
+
+
+def _model_row(round_: RoundRecord, origin: int) -> dict[str, Any]:
+    model = round_.model
+    spans = []
+    if model.attempts:
+        for attempt in model.attempts:
+            failed = attempt.error_type is not None or (attempt.status or 200) >= 400
+            spans.append(_span("failed" if failed else "model", attempt.started_ns, attempt.ended_ns, origin))
+        for before, after in pairwise(model.attempts):
+            spans.append(_span("backoff", before.ended_ns, after.started_ns, origin))
+        spans.insert(0, _span("model", model.started_ns, model.attempts[0].started_ns, origin))
+        spans.append(_span("model", model.attempts[-1].ended_ns, model.ended_ns, origin))
+    else:
+        kind = "model" if model.status == "ok" else "failed"
+        spans.append(_span(kind, model.started_ns, model.ended_ns, origin))
+    return {
+        "label": f"model {round_.index + 1}",
+        "kind": "model",
+        "status": model.status,
+        "spans": [span for span in spans if span["to"] > span["from"]],
+        "took": (model.ended_ns - model.started_ns) / 1e9,
+        "detail": _model_detail(model, origin),
+    }
+
+
+def _call_row(call: ToolCall, round_: RoundRecord, origin: int) -> dict[str, Any]:
+    begun = call.ended_ns if call.started_ns is None else call.started_ns
+    spans = [_span("queue", call.queued_ns, begun, origin)]
+    if call.started_ns is not None:
+        kind = "tools" if call.status == "ok" else "failed"
+        spans.append(_span(kind, call.started_ns, call.ended_ns, origin))
+    return {
+        "label": clean(call.name),
+        "kind": "call",
+        "status": call.status,
+        "spans": [span for span in spans if span["to"] > span["from"]],
+        "took": (call.ended_ns - call.queued_ns) / 1e9,
+        "detail": _call_detail(call, round_, origin),
+    }
+
+
+def _span(kind: str, start: int, end: int, origin: int) -> dict[str, Any]:
+    return {"kind": kind, "from": round((start - origin) / 1e9, 6), "to": round((end - origin) / 1e9, 6)}
+
+
+def _model_detail(model: ModelCall, origin: int) -> Detail:
+    detail: Detail = [
+        ("what", "model request"),
+        ("model", clean(model.model)),
+        ("status", _status(model.status, model.error_type)),
+        ("began", _at(model.started_ns, origin)),
+        ("took", duration((model.ended_ns - model.started_ns) / 1e9)),
+    ]
+    if model.first_token_ns is not None:
+        detail.append(("first token after", duration((model.first_token_ns - model.started_ns) / 1e9)))
+    if model.input_tokens is not None or model.output_tokens is not None:
+        detail.append(("tokens", f"{model.input_tokens or 0} in, {model.output_tokens or 0} out"))
+    if model.finish_reason:
+        detail.append(("finished with", clean(model.finish_reason)))
+    for number, attempt in enumerate(model.attempts[:8], start=1):
+        detail.append((f"attempt {number}", _attempt(attempt, origin)))
+    return detail
+
+
+def _attempt(attempt: Attempt, origin: int) -> str:
+    said = str(attempt.status) if attempt.status is not None else clean(attempt.error_type or "no answer")
+    text = f"{said}, from {_at(attempt.started_ns, origin)}, {duration((attempt.ended_ns - attempt.started_ns) / 1e9)}"
+    if attempt.retry_after_ns is not None:
+        text += f", asked to wait {duration(attempt.retry_after_ns / 1e9)}"
+    return text
+
+
+def _call_detail(call: ToolCall, round_: RoundRecord, origin: int) -> Detail:
+    ran = None if call.started_ns is None else (call.ended_ns - call.started_ns) / 1e9
+    waited = ((call.ended_ns if call.started_ns is None else call.started_ns) - call.queued_ns) / 1e9
+    detail: Detail = [
+        ("what", f"tool call in round {round_.index + 1}"),
+        ("tool", clean(call.name)),
+        ("id", clean(call.id)),
+        ("status", _status(call.status, call.error_type)),
+        ("arguments complete", _at(call.ready_ns, origin)),
+        ("queued", _at(call.queued_ns, origin)),
+        ("waited", duration(waited)),
+        ("started", "never" if call.started_ns is None else _at(call.started_ns, origin)),
+        ("ran", duration(ran)),
+    ]
+    if call.thread_wait_ns:
+        detail.append(("of it waiting for a thread", duration(call.thread_wait_ns / 1e9)))
+    if call.blocking_ns:
+        detail.append(("held the event loop", duration(call.blocking_ns / 1e9)))
+    if round_.shortfall is not None:
+        detail.append(("kept from overlapping by", round_.shortfall.replace("_", " ")))
+    if call.arguments is not None:
+        detail.append(("arguments", clean(call.arguments, LONGEST_TEXT)))
+    if call.result is not None:
+        detail.append(("result", clean(call.result, LONGEST_TEXT)))
+    return detail
+
+
+def _status(status: str, error_type: str | None) -> str:
+    return status if error_type is None else f"{status}: {clean(error_type)}"
+
+
+def _at(instant: int, origin: int) -> str:
+    return f"at {duration((instant - origin) / 1e9, 's')}"
