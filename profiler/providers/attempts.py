@@ -24,8 +24,9 @@ import httpx2
 from profiler.model import Probe, current_probe
 from profiler.records import Attempt
 
-_RATE_LIMIT_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
-_REQUEST_ID = frozenset((b"x-request-id", b"request-id"))
+_RATE_LIMIT_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-")
+_REQUEST_ID = frozenset(("x-request-id", "request-id"))
+_KEPT_HEADERS = _REQUEST_ID | {"retry-after", "retry-after-ms"}
 
 
 def observe_attempts(http_client: Any) -> None:
@@ -132,20 +133,28 @@ def _read_headers(
     request_id: str | None = None
     retry_after: int | None = None
     for raw_name, value in headers:
-        if raw_name[:1] not in b"xXrRaA":
+        name = _header_name(raw_name)
+        if name is None:
             continue
-        name = raw_name.lower()
-        if name.startswith(_RATE_LIMIT_PREFIXES):
-            if limits is None:
-                limits = {}
-            limits[name.decode("ascii", "replace")] = value.decode("latin-1")
-        elif name in _REQUEST_ID:
-            request_id = value.decode("latin-1")
-        elif name == b"retry-after-ms":
-            retry_after = _nanoseconds(value.decode("latin-1"), 1_000_000)
-        elif name == b"retry-after" and retry_after is None:
-            retry_after = _nanoseconds(value.decode("latin-1"), 1_000_000_000)
+        text = value.decode("latin-1")
+        if name in _REQUEST_ID:
+            request_id = text
+        elif name == "retry-after-ms":
+            retry_after = _nanoseconds(text, 1_000_000)
+        elif name == "retry-after":
+            retry_after = retry_after if retry_after is not None else _nanoseconds(text, 1_000_000_000)
+        elif limits is None:
+            limits = {name: text}
+        else:
+            limits[name] = text
     return request_id, retry_after, limits
+
+
+@functools.lru_cache(maxsize=512)  # the same few names with every response
+def _header_name(raw: bytes) -> str | None:
+    """The name in lower case, None for a header that no record holds."""
+    name = raw.decode("latin-1").lower()
+    return name if name in _KEPT_HEADERS or name.startswith(_RATE_LIMIT_PREFIXES) else None
 
 
 def _nanoseconds(text: str, unit: int) -> int | None:
