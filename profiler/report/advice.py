@@ -98,7 +98,8 @@ def _more_loops(summary: Summary, run: Run) -> Iterator[Step]:
         return
     seconds = float(window) * int(blocks) * max(factors) * 1.1
     yield Step(
-        f"Run longer, so that p95 is decided too: about {duration(math.ceil(seconds))} of measuring per strategy.",
+        "Run longer, so that p95 is decided too: "
+        f"about {duration(math.ceil(seconds))} of measuring per strategy.",
         command(run, duration=seconds, blocks=max(3, int(blocks))),
     )
 
@@ -165,8 +166,8 @@ def _bottleneck(summary: Summary, estimates: tuple[Counterfactual, ...]) -> Iter
     )
     if best is not None and best.p50.estimated < WORTH_A_TOOL * best.p50.measured:
         yield Step(
-            f"Look at {clean(best.change.tool or '', 40)}: twice as fast, it would take {clean(best.strategy, 40)} "
-            f"from {duration(best.p50.measured)} to about {duration(best.p50.estimated)} at p50 (estimate)."
+            f"Look at {clean(best.change.tool or '', 40)}: twice as fast, it would take "
+            f"{clean(best.strategy, 40)} from {duration(best.p50.measured)} to about {duration(best.p50.estimated)} at p50 (estimate)."
         )
 
 

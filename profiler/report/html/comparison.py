@@ -86,7 +86,8 @@ def _alone(summary: Summary) -> str:
         if strategy.loop_seconds.p50.value is not None:
             middle, tail = (duration(strategy.loop_seconds[q].value) for q in ("p50", "p95"))
             return sentence(
-                f"{strategy.strategy}: a loop takes {middle} at p50 and {tail} at p95; there is nothing to compare.",
+                f"{strategy.strategy}: a loop takes {middle} at p50 and {tail} at p95; "
+                "there is nothing to compare.",
                 summary,
             )
     return "No loop was measured."
@@ -98,7 +99,8 @@ def _objective(summary: Summary) -> str:
         names = [name(s.strategy) for s in summary.strategies if s.objective_met is answer]
         if names:
             parts.append(f"{word} {', '.join(names)}")
-    return f"Objective <code>{text(summary.objective or '')}</code>: {'; '.join(parts) or 'no loop was measured'}."
+    outcome = "; ".join(parts) or "no loop was measured"
+    return f"Objective <code>{text(summary.objective or '')}</code>: {outcome}."
 
 
 def _command(line: str | None) -> str:

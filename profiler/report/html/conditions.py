@@ -10,7 +10,6 @@ from typing import Any
 from profiler import palette
 from profiler.counterfactual import CALLS_PER_TRIAL
 from profiler.report.advice import command
-from profiler.report.html.comparison import ROW
 from profiler.report.html.curves import critical_shares
 from profiler.report.html.markup import Cell, Grid, behind, chart, definitions, name, swatch, text
 from profiler.report.html.material import REPLAYED_TOOLS, Material
@@ -140,12 +139,13 @@ def loops(data: dict[str, Any], strategies: Sequence[dict[str, Any]]) -> str:
     return (
         '<p class="controls"><label for="pick-case">Show</label> '
         f'<select id="pick-case">{options}</select></p>'
-        f'<ul class="legend">{legend}<li><span class="swatch failed" aria-hidden="true"></span>failed</li></ul>'
+        f'<ul class="legend">{legend}<li><span class="swatch failed" aria-hidden="true"></span>'
+        "failed</li></ul>"
         '<div id="waterfalls" class="waterfalls"></div>'
         '<div id="call-detail" class="detail" role="status" aria-live="polite">'
         "<p>Choose a bar for the details of a model request or a tool call.</p></div>"
-        f'<p class="small">The same entry of the tape is the same work for every strategy. At most {MOST_ROWS} '
-        "rows of a loop are drawn.</p>"
+        '<p class="small">The same entry of the tape is the same work for every strategy. '
+        f"At most {MOST_ROWS} rows of a loop are drawn.</p>"
         '<details class="behind"><summary>The figures as a table</summary>'
         '<div class="table"><div class="scroll" tabindex="0" role="region" aria-label="Loops as a table">'
         '<table id="table-loops"><caption>Every row of the loops above, in seconds from the start of its loop'
@@ -254,9 +254,9 @@ def _counterfactuals(estimates: Sequence[dict[str, Any]], strategies: Sequence[d
         )
     return (
         "<h3>If one thing were different</h3>"
-        '<p class="small">Estimates, not measurements: recorded loops are replayed with one change, and durations '
-        "are assumed not to depend on the load. Against a server at its quota they are too good.</p>"
-        + chart("chart-estimates", "Measured and estimated p50 per change", 60 + 24 * len(estimates))
+        '<p class="small">Estimates, not measurements: recorded loops are replayed with one change, and '
+        "durations are assumed not to depend on the load. Against a server at its quota they are too good.</p>"
+        + chart("chart-estimates", "Measured and estimated p50 per change", 44 + 34 * len(estimates))
         + behind(grid, "table-estimates")
     )
 
@@ -281,7 +281,9 @@ def conditions(material: Material, libraries: Sequence[dict[str, str]]) -> str:
             if pairs
         ),
         "</div>",
-        f'<h3>Left out, and why</h3><ul class="notes">{"".join(f"<li>{line}</li>" for line in _left_out(material))}</ul>',
+        '<h3>Left out, and why</h3><ul class="notes">',
+        *(f"<li>{line}</li>" for line in _left_out(material)),
+        "</ul>",
         '<p class="small">Charts: '
         + ", ".join(
             f"{text(lib['package'])} {text(lib['version'])} ({text(lib['licence'])})" for lib in libraries

@@ -7,6 +7,8 @@ curve passes through them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ CURVE_TOOLS = 12
 MOST_CURVES = 160
 """Tools with a distribution of their own are those with the most calls: fewer with many strategies."""
 
-MOST_BINS = 600
+MOST_BINS = 240
 FINEST_BIN = 0.25
 _WIDTHS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 
@@ -37,20 +39,28 @@ def distributions(material: Material, strategies: int = 1) -> dict[str, dict[str
     """Series (`loops`, `rounds`, `tool phases`, `tool NAME`) → strategy → seconds at `SHARES`."""
     table = material.table
     groups = _top_groups(material)
-    of: dict[str, Callable[[Measured], Ints]] = {
-        "loops": lambda group: latency(table, _finished(table, group)),
-        "rounds": lambda group: table.round_wall[_members(table, _finished(table, group), table.round_loop)],
-        "tool phases": lambda group: _positive(
-            table.tool_wall[_members(table, _finished(table, group), table.round_loop)]
-        ),
+    finished = {group.strategy: _finished(table, group) for group in groups}
+    due = {group.strategy: _due(group.blocks) for group in groups}
+
+    def rounds(strategy: str) -> Indices:
+        return _members(table, finished[strategy], table.round_loop)
+
+    def calls(strategy: str, code: int) -> Ints:
+        members = _members(table, due[strategy], table.call_loop)
+        return _positive(table.duration[members[table.call_tool[members] == code]])
+
+    of: dict[str, Callable[[str], Ints]] = {
+        "loops": lambda strategy: latency(table, finished[strategy]),
+        "rounds": lambda strategy: table.round_wall[rounds(strategy)],
+        "tool phases": lambda strategy: _positive(table.tool_wall[rounds(strategy)]),
     }
     counts = np.bincount(table.call_tool, minlength=len(table.tools))
-    tools = min(CURVE_TOOLS, MOST_CURVES // max(1, strategies))
-    for code in np.argsort(-counts, kind="stable")[:tools]:
-        of[f"tool {table.tools[code]}"] = lambda group, code=code: _calls_of(table, group, code)
+    most = min(CURVE_TOOLS, MOST_CURVES // max(1, strategies))
+    for code in np.argsort(-counts, kind="stable")[:most]:
+        of[f"tool {table.tools[code]}"] = partial(calls, code=code)
     result: dict[str, dict[str, list[float]]] = {}
     for name, samples in of.items():
-        curves = {group.strategy: samples(group) for group in groups}
+        curves = {group.strategy: samples(group.strategy) for group in groups}
         drawn = {strategy: curve(values) for strategy, values in curves.items() if values.size}
         if drawn:
             result[name] = drawn
@@ -197,11 +207,6 @@ def _positive(values: Ints) -> Ints:
     return kept
 
 
-def _calls_of(table: Table, group: Measured, code: int) -> Ints:
-    calls = _members(table, _due(group.blocks), table.call_loop)
-    return _positive(table.duration[calls[table.call_tool[calls] == code]])
-
-
 def _warm_until(material: Material) -> dict[int, int]:
     """Trial → when its warm-up ended; blocks that are made of several trials are left out."""
     ends: dict[int, int] = {}
@@ -235,7 +240,7 @@ def _latencies(table: Table, loops: Indices, edges: Ints) -> dict[str, list[floa
     seconds = latency(table, loops) * 1e-9
     order = np.argsort(place, kind="stable")
     bounds = np.searchsorted(place[order], np.arange(edges.size))
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in pairwise(bounds):
         values = seconds[order[low:high]]
         medians.append(round(float(np.median(values)), 5) if values.size else None)
         slowest.append(round(float(values.max()), 5) if values.size else None)

@@ -81,8 +81,8 @@ def render(material: Material) -> str:
         (
             "tools",
             "Tools",
-            "Queue is the wait for the strategy to start a call. Critical path is the share of the longest calls "
-            "of all rounds that was this tool's.",
+            "Queue is the wait for the strategy to start a call. Critical path is the share of the "
+            "longest calls of all rounds that was this tool's.",
             conditions.tools(material, data["counterfactuals"], data["strategies"]),
         ),
         ("conditions", "The client and the conditions", "", conditions.conditions(material, libraries)),
@@ -93,7 +93,8 @@ def render(material: Material) -> str:
     more = f'<p class="small">{left} more strategies are left out of this page.</p>' if left else ""
     return (
         "<!doctype html>\n"
-        f'<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f"<title>{text(_title(material))}</title><style>{_asset('report.css')}</style></head><body>"

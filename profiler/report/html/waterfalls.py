@@ -154,7 +154,8 @@ def _model_detail(model: ModelCall, origin: int) -> Detail:
 
 def _attempt(attempt: Attempt, origin: int) -> str:
     said = str(attempt.status) if attempt.status is not None else clean(attempt.error_type or "no answer")
-    text = f"{said}, from {_at(attempt.started_ns, origin)}, {duration((attempt.ended_ns - attempt.started_ns) / 1e9)}"
+    took = duration((attempt.ended_ns - attempt.started_ns) / 1e9)
+    text = f"{said}, from {_at(attempt.started_ns, origin)}, {took}"
     if attempt.retry_after_ns is not None:
         text += f", asked to wait {duration(attempt.retry_after_ns / 1e9)}"
     return text

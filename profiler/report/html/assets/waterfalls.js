@@ -14,7 +14,7 @@ function showCase() {
   const longest = Math.max(...loops.map((loop) => loop.wall), 1e-9);
   const panels = loops.map((loop, place) => panel(loop, place));
   if (one.missing.length) {
-    const words = `${one.missing.join(", ")} did not get as far as this tape entry.`;
+    const words = `No loop that counts of ${one.missing.join(" or ")} worked on this tape entry.`;
     panels.push(element("p", { className: "waterfall missing", textContent: words }));
   }
   frame.draws.forEach((_, place) => { if (place.closest("#waterfalls")) frame.draws.delete(place); });
@@ -59,6 +59,7 @@ function drawLoop(width, loop, longest) {
         y: "place", x1: "from", x2: "to", rx: 1, fill: (d) => (d.kind === "failed" ? "url(#failed)" : spanColour(d.kind)),
         fillOpacity: (d) => (d.kind === "queue" ? 0.45 : 1), pointerEvents: "none",
       }),
+      Plot.dot(spans.filter((span) => span.kind === "failed"), { x: "to", y: "place", symbol: "times", stroke: "#CE0E0A", strokeWidth: 1.8, r: 3, dx: 4, pointerEvents: "none" }),
       () => d3.create("svg:defs").call((defs) => defs.append("pattern")
         .attr("id", "failed").attr("width", 5).attr("height", 5).attr("patternUnits", "userSpaceOnUse").attr("patternTransform", "rotate(45)")
         .call((pattern) => pattern.append("rect").attr("width", 5).attr("height", 5).attr("fill", "#f7b5b3"))
