@@ -1,0 +1,1 @@
+"""The commands of `profiler`, one module each: `add` declares its options, `main` runs it."""

@@ -1,0 +1,31 @@
+"""`profiler emulate`: the emulated model and tool APIs."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "emulate",
+        help="serve the emulated model and tool APIs",
+        epilog="example:  profiler emulate --port 8100 --scenario fanout",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8100, help="port, 0 for a free one (default: 8100)")
+    parser.add_argument("--scenario", default="cities", metavar="NAME|FILE", help="what the work is")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the emulated work")
+    parser.set_defaults(command=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from profiler.emulator.server import main as serve
+
+    return serve(
+        [
+            f"--host={arguments.host}",
+            f"--port={arguments.port}",
+            f"--scenario={arguments.scenario}",
+            f"--seed={arguments.seed}",
+        ]
+    )

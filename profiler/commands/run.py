@@ -1,0 +1,141 @@
+"""`profiler run`: one loop, its timeline drawn in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from profiler.commands.options import add_target
+from profiler.errors import ProviderError
+
+if TYPE_CHECKING:
+    from profiler.records import LoopRecord
+
+T = TypeVar("T")
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="run one loop and draw its timeline",
+        epilog="example:  profiler run --provider anthropic --strategy semaphore:2",
+    )
+    add_target(parser)
+    parser.add_argument(
+        "--strategy", default="gathered", metavar="S", help="sequential, gathered, semaphore:N"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="the user's message (default: the scenario's)")
+    parser.add_argument(
+        "--number", type=int, default=0, metavar="I", help="which entry of the tape to work on"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also leave a run directory in DIR")
+    parser.set_defaults(command=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from profiler.emulator.process import start_emulator
+    from profiler.loop import ToolLoop
+    from profiler.providers import make_provider
+    from profiler.report.terminal import use_color
+    from profiler.report.timeline import render_timeline
+    from profiler.scenario import load_scenario
+    from profiler.scenario_tools import scenario_tools
+    from profiler.strategies import parse_strategy
+    from profiler.tool_http import close_tool_client, tool_client
+
+    scenario = load_scenario(arguments.scenario)
+    strategy = parse_strategy(arguments.strategy)
+    records: list[LoopRecord] = []
+    failure: ProviderError | None = None
+
+    async def once() -> str:
+        model = make_provider(arguments.provider, base_url=base_url, model=arguments.model)
+        loop = ToolLoop(
+            model,
+            scenario_tools(scenario),
+            strategy,
+            max_rounds=arguments.max_rounds,
+            tool_choice=arguments.tool_choice,
+            parallel_tool_calls=arguments.parallel_tool_calls,
+            stream=arguments.stream,
+            sinks=[records.append],
+        )
+        tool_client()  # made now, so that the first tool call does not pay for it
+        prompt = arguments.prompt or scenario.prompt.format(number=arguments.number)
+        try:
+            return (await loop.run(prompt, number=arguments.number)).text
+        finally:
+            await close_tool_client()
+            await model.client.close()  # type: ignore[attr-defined]
+
+    with ExitStack() as stack:
+        base_url = arguments.base_url
+        if base_url is None:
+            base_url = stack.enter_context(start_emulator(arguments.scenario, seed=arguments.seed)).url
+        os.environ["PROFILER_TOOLS_URL"] = arguments.tools_url or base_url.removesuffix("/v1")
+        try:
+            text = on_event_loop(once)
+        except ProviderError as error:
+            failure, text = error, ""
+    width = min(shutil.get_terminal_size().columns, 120)
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    for record in records:
+        print(render_timeline(record, width, use_color(sys.stdout, os.environ), unicode))
+    if arguments.out is not None:
+        print(f"run directory: {_save(arguments, records)}")
+    if failure is not None:
+        raise failure
+    print(text)
+    return 0
+
+
+def on_event_loop(main: Callable[[], Awaitable[T]]) -> T:
+    """Run a coroutine function on uvloop, or on asyncio's own loop where uvloop is missing."""
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    try:
+        import uvloop
+    except ImportError:
+        pass
+    else:
+        new_event_loop = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(_awaited(main))
+
+
+async def _awaited(main: Callable[[], Awaitable[T]]) -> T:
+    return await main()
+
+
+def _save(arguments: argparse.Namespace, records: Sequence[LoopRecord]) -> Path:
+    """Leave what `run` recorded as a run directory."""
+    from dataclasses import replace
+
+    from profiler.load.conditions import conditions
+    from profiler.load.options import LoadOptions
+    from profiler.records import encode
+    from profiler.rundir import RunDirectory
+    from profiler.statistics.summary import summarise
+
+    options = LoadOptions(
+        strategies=(arguments.strategy,),
+        provider=arguments.provider,
+        scenario=arguments.scenario,
+        base_url=arguments.base_url,
+        tools_url=arguments.tools_url,
+        model=arguments.model,
+        allow_remote=True,
+        seed=arguments.seed,
+    )
+    run = replace(conditions(options, users=1), finished=True)
+    directory = RunDirectory.create(arguments.out, run)
+    with open(directory.records_path, "ab") as file:
+        file.writelines(encode(record) + b"\n" for record in records)
+    directory.save_summary(summarise(run, records))
+    return directory.path
