@@ -1,0 +1,104 @@
+"""The command line: what it imports, how it says no."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from profiler.cli import COMMANDS, main
+
+HEAVY = (
+    "openai",
+    "anthropic",
+    "locust",
+    "gevent",
+    "scipy",
+    "numpy",
+    "aiohttp",
+    "httpx",
+    "httpx2",
+    "pydantic",
+)
+
+
+def modules_after(code: str) -> set[str]:
+    code += "; import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert not modules_after("import profiler") & set(HEAVY)
+
+
+def test_the_loop_and_its_tools_import_no_sdk_and_no_locust():
+    loaded = modules_after("from profiler import ToolLoop, tool, Gathered")
+    assert not loaded & {"openai", "anthropic", "locust", "gevent", "scipy", "aiohttp", "httpx2"}
+
+
+def test_help_is_answered_in_under_400_ms_of_cpu():
+    code = "from profiler.cli import main; main(['--help'])"
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = os.times()
+    for command in COMMANDS:
+        assert command in done.stdout
+    cpu = after.children_user - before.children_user + after.children_system - before.children_system
+    assert cpu < 0.4
+    assert not modules_after("from profiler.cli import _parser; _parser()") & set(HEAVY)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"profiler {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["run", "--scenario", "nowhere"], "nowhere"),
+        (["run", "--strategy", "semaphore:0"], "unknown strategy 'semaphore:0'"),
+        (["run", "--base-url", "ftp://x"], "not a base URL: 'ftp://x'"),
+        (["compare", "--users", "0"], "must be at least 1, not 0"),
+        (["compare", "--duration", "soon"], "'soon' is not a time"),
+        (["compare", "--strategy", "many"], "unknown strategy 'many'"),
+        (["compare", "--base-url", "https://api.openai.com"], "--allow-remote"),
+        (["trace", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["dashboards"], "say where to write them"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as left:
+        code = left.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    last = captured.err.strip().splitlines()[-1]
+    assert last.startswith("profiler")
+    assert said in last
+
+
+def test_the_scenarios_are_listed(capsys):
+    assert main(["scenarios"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "cities",
+        "crowded",
+        "fanout",
+        "flaky",
+        "instant",
+        "quota",
+        "research",
+    ]
