@@ -38,7 +38,7 @@ RUN, RECORDS, SUMMARY = "run.json", "records.jsonl", "summary.json"
 PACKAGES = ("toolcall-profiler", "openai", "anthropic", "httpx", "aiohttp", "locust", "gevent", "uvloop")
 """Distributions whose versions explain a difference between two runs."""
 
-IncidentKind = Literal["worker_lost", "records_dropped", "arrivals_dropped", "aborted", "interrupted"]
+IncidentKind = Literal["worker_lost", "records_dropped", "aborted", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,8 @@ class Trial:
 
     `started_ns` and `ended_ns` bound the window that is measured; loops that started in it were
     waited for until `drained_ns`, when the `interrupted` ones were cut off. All monotonic.
-    `arrived`, `late` and `dropped` count the arrivals of an open load inside the window.
+    `arrived`, `late` (had to wait for `--max-in-flight`) and `dropped` (never started) count the
+    arrivals of an open load inside the window. `wanted` is how many users were asked for.
     """
 
     index: int
@@ -104,6 +105,7 @@ class Trial:
     arrived: int | None = None
     late: int = 0
     dropped: int = 0
+    wanted: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,20 @@ class ClientHealth:
     cpu: float | None = None
     pool_wait_p99: float | None = None
     blocking: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the client alone can do: loops of one round against a server without latency, before the run.
+
+    Rates are of all processes that run loops together; `seconds` is the median of a lone loop, the
+    client's own share of every latency.
+    """
+
+    agents: int
+    loops_per_second: float
+    requests_per_second: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +171,7 @@ class Run:
     finished: bool = False
     slo: str | None = None
     client: tuple[ClientHealth, ...] = ()
+    capacity: Capacity | None = None
     incidents: tuple[Incident, ...] = ()
     schema: int = SCHEMA
 

@@ -18,6 +18,7 @@ CaveatKind = Literal[
     "blocking_tool",
     "load_not_delivered",
     "arrivals_dropped",
+    "arrivals_late",
     "worker_lost",
     "records_dropped",
     "aborted",
@@ -38,6 +39,12 @@ DELIVERED_SHARE = 0.95
 BLOCKING_LIMIT = 0.050
 CUT_SHARE = 0.01
 LOOPS_PER_WINDOW = 2
+LATE_SHARE = 0.01
+CHANCE = 3.0
+"""Standard deviations by which random arrivals may fall short before the load was not delivered."""
+
+OUR_OTHERS = ("the emulator", "the master")
+"""Processes of ours that run no loops, by their names in `Run.client`."""
 
 _INCIDENTS: dict[IncidentKind, tuple[CaveatKind, str, str]] = {
     "worker_lost": (
@@ -49,11 +56,6 @@ _INCIDENTS: dict[IncidentKind, tuple[CaveatKind, str, str]] = {
         "records_dropped",
         "records were dropped because they came faster than they could be written",
         "use more workers or fewer agents",
-    ),
-    "arrivals_dropped": (
-        "arrivals_dropped",
-        "arrivals were dropped at --max-in-flight; latency leaves them out",
-        "raise --max-in-flight, or read the figures as those of a capped load",
     ),
     "aborted": ("aborted", "the run was aborted", "lower the load, or raise the limit of --abort-on"),
     "interrupted": ("interrupted", "the run was interrupted", "run it to its end"),
@@ -97,8 +99,9 @@ def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]
             )
             _worst(broken, "schedule", lag, text)
         if health.cpu is not None and health.cpu > CPU_LIMIT:
-            broken["cpu"] = (
-                f"a client process kept a core {min(health.cpu, 1.0) * 100:.0f} % busy (limit 90 %)"
+            who = health.process if health.process in OUR_OTHERS else "a client process"
+            broken[f"cpu of {who}"] = (
+                f"{who} kept a core {min(health.cpu, 1.0) * 100:.0f} % busy (limit 90 %)"
             )
         for tool, seconds in health.blocking.items():
             blocking[tool] = max(seconds, blocking.get(tool, 0.0))
@@ -144,16 +147,44 @@ def _incidents(run: Run) -> Iterator[Caveat]:
 
 
 def _load(run: Run) -> Iterator[Caveat]:
-    if run.load.model != "open" or run.load.rate is None:
+    """Whether the load that was delivered is the one that was asked for."""
+    for trial in run.trials:
+        if trial.wanted is not None and trial.users < DELIVERED_SHARE * trial.wanted:
+            yield Caveat(
+                "load_not_delivered",
+                f"{trial.users} of {trial.wanted} agents were there in trial {trial.index}",
+                "use a higher spawn rate, or find out why agents did not start",
+            )
+            break
+    if run.load.model != "open" or run.load.rate is None or not run.load.users:
         return
-    arrived = [(t.arrived, (t.ended_ns - t.started_ns) / 1e9) for t in run.trials if t.arrived is not None]
-    seconds = sum(duration for _, duration in arrived)
-    delivered = sum(count for count, _ in arrived) / seconds if seconds else None
-    if delivered is not None and delivered < DELIVERED_SHARE * run.load.rate:
+    trials = [trial for trial in run.trials if trial.arrived is not None]
+    seconds = sum((trial.ended_ns - trial.started_ns) / 1e9 for trial in trials)
+    each = run.load.rate / run.load.users
+    expected = sum(each * trial.users * (trial.ended_ns - trial.started_ns) / 1e9 for trial in trials)
+    arrived = sum(trial.arrived or 0 for trial in trials)
+    # Every strategy of a block sees the same draws, so that chance does not average out over them.
+    chance = CHANCE * (expected * max(1, len(run.strategies))) ** 0.5
+    if arrived < min(DELIVERED_SHARE * expected, expected - chance):
         yield Caveat(
             "load_not_delivered",
-            f"{delivered:.2f} loops/s were started of {run.load.rate:.2f} asked for",
+            f"{arrived / seconds:.2f} loops/s arrived of {expected / seconds:.2f} asked for",
             "use more agents or more workers",
+        )
+    late, dropped = sum(trial.late for trial in trials), sum(trial.dropped for trial in trials)
+    if late > LATE_SHARE * arrived:
+        yield Caveat(
+            "arrivals_late",
+            f"{late} of {arrived} arrivals had to wait at --max-in-flight; "
+            "latency counts from when they were due",
+            "raise --max-in-flight, or read the figures as those of a capped load",
+        )
+    if dropped:
+        yield Caveat(
+            "arrivals_dropped",
+            f"{dropped} of {arrived} arrivals were never started and count as failed; "
+            "latency leaves them out",
+            "raise --max-in-flight, drain longer (--drain), or lower the load",
         )
 
 

@@ -23,7 +23,7 @@ Indices = NDArray[np.intp]
 class Block:
     """One strategy in one block. `due` and `ended` index the loops of the table.
 
-    `cut` counts loops that were interrupted at the end of the drain and left no record.
+    `cut` counts loops that left no record: interrupted after the drain, or arrivals that never started.
     """
 
     number: int
@@ -100,7 +100,7 @@ def _measure(
             due=kept,
             ended=loops[(ended >= start) & (ended < trial.ended_ns)],
             interrupted=max(trial.interrupted, cancelled),
-            cut=max(0, trial.interrupted - cancelled),
+            cut=max(0, trial.interrupted - cancelled) + trial.dropped,
         )
         by_block.setdefault(trial.block, []).append(block)
     blocks = tuple(_join(by_block[number]) for number in sorted(by_block))

@@ -78,7 +78,43 @@ def test_load_that_was_not_delivered() -> None:
     trials = tuple(dataclasses.replace(t, arrived=30) for t in made.trials)  # 5/s
     caveats = summarise(dataclasses.replace(made, trials=trials), records).warnings
     assert [c.kind for c in caveats] == ["load_not_delivered"]
-    assert caveats[0].detail == "5.00 loops/s were started of 10.00 asked for"
+    assert caveats[0].detail == "5.00 loops/s arrived of 10.00 asked for"
+
+
+def test_random_arrivals_may_fall_short_by_chance() -> None:
+    made, records = good_run(load=Load("open", users=2, rate=10.0))
+    seconds = sum((t.ended_ns - t.started_ns) / 1e9 for t in made.trials)
+    each = round(0.94 * 10 * seconds / len(made.trials))
+    trials = tuple(dataclasses.replace(t, arrived=each) for t in made.trials)
+    assert summarise(dataclasses.replace(made, trials=trials), records).warnings == ()
+
+
+def test_arrivals_that_waited_and_that_never_started() -> None:
+    made, records = good_run(load=Load("open", users=2, rate=10.0))
+    trials = tuple(dataclasses.replace(t, arrived=60, late=20, dropped=6) for t in made.trials)
+    found = summarise(dataclasses.replace(made, trials=trials), records)
+    late, dropped = (c for c in found.warnings if c.kind in ("arrivals_late", "arrivals_dropped"))
+    count = len(trials)
+    assert late.detail.startswith(f"{20 * count} of {60 * count} arrivals had to wait at --max-in-flight")
+    assert dropped.detail.startswith(f"{6 * count} of {60 * count} arrivals were never started")
+    for strategy in found.strategies:  # leaving them out would flatter
+        own = 6 * sum(t.strategy == strategy.strategy for t in trials)
+        assert strategy.failure_rate.value == pytest.approx(own / (strategy.loops.due + own))
+
+
+def test_agents_that_never_came() -> None:
+    made, records = good_run()
+    trials = (dataclasses.replace(made.trials[0], users=2, wanted=4), *made.trials[1:])
+    caveats = summarise(dataclasses.replace(made, trials=trials), records).warnings
+    assert "2 of 4 agents were there in trial 0" in [c.detail for c in caveats]
+
+
+def test_a_busy_emulator_is_named() -> None:
+    made, records = good_run()
+    client = (ClientHealth("the emulator", 0, cpu=0.97),)
+    caveat = summarise(dataclasses.replace(made, client=client), records).warnings[0]
+    assert caveat.invalid
+    assert "the emulator kept a core 97 % busy (limit 90 %)" in caveat.detail
 
 
 def test_loops_cut_after_the_drain() -> None:
