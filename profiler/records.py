@@ -16,7 +16,7 @@ As JSON a record is one object with exactly these field names, a `schema` number
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,6 +167,32 @@ class LoopRecord:
         """Every tool call of every round, in order."""
         for round_ in self.rounds:
             yield from round_.tool_calls
+
+
+_DURATIONS = frozenset({"lag_ns", "thread_wait_ns", "blocking_ns", "retry_after_ns"})
+_TIMES = {
+    cls: tuple(f.name for f in fields(cls) if f.name.endswith("_ns") and f.name not in _DURATIONS)
+    for cls in (Attempt, ModelCall, ToolCall, RoundRecord, LoopRecord)
+}
+
+
+def shifted(record: LoopRecord, by_ns: int) -> LoopRecord:
+    """The record with every time moved by `by_ns`: onto another machine's clock. Durations stay."""
+
+    def moved(one: Any, **parts: Any) -> Any:
+        times = ((name, getattr(one, name)) for name in _TIMES[type(one)])
+        return replace(one, **{name: at + by_ns for name, at in times if at is not None}, **parts)
+
+    rounds = tuple(
+        moved(
+            round_,
+            model=moved(round_.model, attempts=tuple(moved(a) for a in round_.model.attempts)),
+            tool_calls=tuple(moved(call) for call in round_.tool_calls),
+        )
+        for round_ in record.rounds
+    )
+    result: LoopRecord = moved(record, rounds=rounds)
+    return result
 
 
 def encode(record: LoopRecord) -> bytes:

@@ -10,32 +10,43 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from typing import Any
+from collections.abc import Callable, Mapping
 
+import gevent
 from gevent.event import Event
 
 from profiler import rundir
 from profiler.errors import ProfilerError
+from profiler.load.abort import AbortRule
+from profiler.load.health import Meter, cpu_seconds
+from profiler.load.ledger import Ledger
 from profiler.load.options import LoadOptions
 from profiler.load.plan import (
     WARM_UP_BLOCK,
-    Pacing,
     PlannedTrial,
+    Timing,
     effective_limit,
-    pacing,
     ramp_seconds,
     schedule,
+    timing,
 )
-from profiler.load.team import Team
-from profiler.rundir import Incident, Run, RunDirectory
+from profiler.load.progress import Progress, State
+from profiler.load.team import Ended, Team
+from profiler.rundir import ClientHealth, Incident
 from profiler.strategies import parse_strategy
 
 DEFAULT_WINDOW = 10.0
 """Seconds a trial measures when nothing says how long: the web UI's start without a run time."""
 
+SHAPE_WINDOW = 5.0
+"""The same under a load shape, whose steps should hold a turn of every strategy."""
+
 SPAWN_GRACE_SECONDS = 30.0
 SHORT_RAMP_SECONDS = 1.0
 """Up to this long, agents wait for each other; during longer ramps they work, and nothing is measured."""
+
+WATCH_SECONDS = 0.25
+PROGRESS_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -49,32 +60,53 @@ class Ramp:
     seconds: float | None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Site:
+    """Where the test runs: the target, and what Locust does with the users.
+
+    `scale` has it spawn or stop users, `wanted` says how many it is to have by now; with a shape
+    (`shaped`) that changes by itself. `others`: our own processes that run no loops, by name → pid.
+    """
+
+    root: str
+    scale: Callable[[int, float], None]
+    wanted: Callable[[], int]
+    shaped: bool = False
+    others: Callable[[], Mapping[str, int]] = dict
+
+
 class Coordinator:
     """One load test, from its first trial to its last."""
 
-    def __init__(
-        self, options: LoadOptions, root: str, ramp: Ramp, team: Team, directory: RunDirectory, run: Run
-    ) -> None:
+    def __init__(self, options: LoadOptions, ramp: Ramp, team: Team, site: Site, ledger: Ledger) -> None:
         self.options = options
-        self.run_data = run
-        self.directory = directory
+        self.ledger = ledger
         self.error: ProfilerError | None = None
-        self.records = 0
-        self._root = root
+        self.aborted = False
         self._ramp = ramp
         self._team = team
+        self._site = site
         self._stop = Event()
         self._spawned = Event()
         self._started = time.monotonic()
         self._longest_drain = 0.0
-        self._file = open(directory.records_path, "ab")  # noqa: SIM115 (closed by finish)
-        self._pacing: Pacing = pacing(
-            strategies=len(options.strategies),
-            total=ramp.seconds,
+        self._workers = 0
+        self._rule = None if options.abort_on is None else AbortRule.parse(options.abort_on)
+        self._turns = len(options.strategies) * max(1, len(options.levels))
+        self._timing: Timing = timing(
+            turns=self._turns,
+            total=None if site.shaped else ramp.seconds,
             window=options.trial_seconds,
             blocks=options.blocks,
-            default_window=DEFAULT_WINDOW,
+            default_window=SHAPE_WINDOW if site.shaped else DEFAULT_WINDOW,
         )
+        self._now = Progress(time.time(), "preparing", blocks=self._timing.blocks, trials=self._trials_in_all)
+        self._trial_ends = 0.0
+        self._window = self._timing.window
+
+    @property
+    def _trials_in_all(self) -> int | None:
+        return None if self._timing.blocks is None else self._timing.blocks * self._turns
 
     # Called from other greenlets:
 
@@ -91,81 +123,97 @@ class Coordinator:
         self._stop.set()
         self._team.cut()
 
-    def write(self, lines: bytes, count: int) -> None:
-        """Records of a worker, or of this process."""
-        if not self._file.closed:
-            self._file.write(lines)
-            self._file.flush()
-            self.records += count
-
     # The coordinator's own greenlet:
 
     def run(self) -> None:
         """Run all trials. What ends it early is in `error`; the run directory is whole in any case."""
+        reporting = gevent.spawn(self._report_progress)
         try:
             if self._ramp_up():
                 self._trials()
                 self._say_who_had_no_turn()
                 self._stop.wait(self.options.linger_seconds)
-            self._save(finished=not self._stop.is_set() or self._time_is_out())
+            self.ledger.save(finished=not self.aborted and (not self._stop.is_set() or self._time_is_out()))
         except ProfilerError as error:
             self.error = error
-            self.note(Incident("aborted", str(error)))
-
-    def finish(self) -> None:
-        """After the last record has come."""
-        self._file.close()
-        _log.info("%d loops recorded in %s", self.records, self.directory.path)
+            self.ledger.note(Incident("aborted", str(error)))
+        finally:
+            reporting.kill()
+            self._show("finished", seconds_left=0.0)
 
     def _ramp_up(self) -> bool:
         """Prepare the workers and see the users in; False when stopped meanwhile."""
         workers = self._enlist()
-        self._save(model=self._team.model, workers=len(workers))
+        self.ledger.save(model=self._team.model, workers=len(workers), capacity=self._team.capacity)
+        if self._team.metrics:
+            self.ledger.targets(self._team.metrics)
         self._print_limits(len(workers))
         ramp = ramp_seconds(self._ramp.users, self._ramp.rate)
-        if ramp > SHORT_RAMP_SECONDS and not self._spawned.is_set():
+        if ramp > SHORT_RAMP_SECONDS and not self._spawned.is_set() and not self._site.shaped:
             _log.info("users are being spawned for some %.0f s: nothing is measured until then", ramp)
-            self._team.begin(
-                workers, None, WARM_UP_BLOCK, next(schedule(self.options.strategies, 0)).strategy
-            )
-            self._wait(self._spawned, ramp + SPAWN_GRACE_SECONDS)
-            self._end(workers)
+            first = next(schedule(self.options.strategies, 0)).strategy
+            unmeasured = PlannedTrial(-1, WARM_UP_BLOCK, first)
+            self._show("ramping", strategy=first)
+            self._team.begin(workers, unmeasured, self.options, self._ramp.users)
+            self._wait(self._spawned.is_set, ramp + SPAWN_GRACE_SECONDS)
+            self._end(workers, unmeasured)
         else:
-            self._wait(self._spawned, SPAWN_GRACE_SECONDS)
+            self._wait(self._spawned.is_set, SPAWN_GRACE_SECONDS)
         return not self._stop.is_set()
 
     def _trials(self) -> None:
-        strategies, blocks = self.options.strategies, self._pacing.blocks
-        trials = None if blocks is None else blocks * len(strategies)
-        window = 0.0
-        for planned in schedule(strategies, self.options.seed, blocks):
-            if planned.index % len(strategies) == 0:
-                window = self._pacing.block_window(
-                    len(strategies), planned.block, self._elapsed(), self._longest_drain
+        options = self.options
+        for planned in schedule(options.strategies, options.seed, self._timing.blocks, options.levels):
+            if planned.index % self._turns == 0:
+                self._window = self._timing.block_window(
+                    self._turns, planned.block, self._elapsed(), self._longest_drain
                 )
-            left = None if trials is None else trials - planned.index
-            seconds = self._pacing.fit(window, left, self._elapsed())
+            left = None if self._trials_in_all is None else self._trials_in_all - planned.index
+            seconds = self._timing.fit(self._window, left, self._elapsed())
             if self._stop.is_set() or seconds <= 0:
                 break
+            self._scale(planned)
             self._trial(planned, seconds)
+            if (planned.index + 1) % self._turns == 0:
+                self.ledger.summarise()
+
+    def _scale(self, planned: PlannedTrial) -> None:
+        """Have as many users as the trial asks for, before it begins."""
+        if planned.users is not None and planned.users != self._site.wanted():
+            self._site.scale(planned.users, max(self._ramp.rate, 1.0))
+        self._wait(lambda: self._team.users() == self._site.wanted(), SPAWN_GRACE_SECONDS)
 
     def _say_who_had_no_turn(self) -> None:
-        turns = {trial.strategy for trial in self.run_data.trials}
+        turns = {trial.strategy for trial in self.ledger.run.trials}
         missed = [strategy for strategy in self.options.strategies if strategy not in turns]
         if missed:
             _log.warning("no turn for %s: give it more time or fewer strategies", ", ".join(missed))
 
     def _trial(self, planned: PlannedTrial, seconds: float) -> None:
         workers = self._enlist()
-        _log.info("trial %d: %s for %.1f s", planned.index, planned.strategy, seconds)
+        wanted = self._site.wanted()
+        load = f" with {planned.users} users" if planned.users is not None else ""
+        _log.info("trial %d: %s%s for %.1f s", planned.index, planned.strategy, load, seconds)
+        self._trial_ends = time.monotonic() + seconds
+        self._show(
+            "measuring",
+            strategy=planned.strategy,
+            users=wanted,
+            trial=planned.index + 1,
+            block=planned.block + 1,
+        )
+        others = Others(self._site.others())
         started_ns = time.monotonic_ns()
-        self._team.begin(workers, planned.index, planned.block, planned.strategy)
-        self._stop.wait(seconds)
+        self._team.begin(workers, planned, self.options, self._ramp.users)
+        self._watch(planned, seconds, wanted)
         users = self._team.users()
         ended_ns = time.monotonic_ns()
-        interrupted = self._end(workers)
+        health = others.read(planned.index)
+        self._show("draining")
+        ended = self._end(workers, planned)
         drained_ns = time.monotonic_ns()
         self._longest_drain = max(self._longest_drain, (drained_ns - ended_ns) / 1e9)
+        opened = self.options.arrivals is not None
         trial = rundir.Trial(
             index=planned.index,
             block=planned.block,
@@ -174,44 +222,121 @@ class Coordinator:
             started_ns=started_ns,
             ended_ns=ended_ns,
             drained_ns=drained_ns,
-            interrupted=interrupted,
+            interrupted=ended.interrupted,
+            arrived=ended.arrived if opened else None,
+            late=ended.late,
+            dropped=ended.dropped,
+            wanted=wanted,
         )
-        self._save(trials=(*self.run_data.trials, trial), workers=len(workers))
+        run = self.ledger.run
+        self.ledger.save(
+            trials=(*run.trials, trial),
+            workers=len(workers),
+            client=(*run.client, *ended.health, *health),
+        )
+
+    def _watch(self, planned: PlannedTrial, seconds: float, wanted: int) -> None:
+        """Let the trial measure: until its time is over, it is hopeless, or a shape goes on."""
+        deadline = time.monotonic() + seconds
+        while not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
+            self._stop.wait(min(left, WATCH_SECONDS))
+            if self._rule is not None and not self._stop.is_set():
+                pulse = self._team.pulse()
+                wrong = self._rule.broken(pulse.loops, pulse.failed)
+                if wrong is not None:
+                    self.aborted = True
+                    self.ledger.note(
+                        Incident("aborted", f"{planned.strategy}, trial {planned.index}: {wrong}")
+                    )
+                    self._stop.set()
+            if self._site.shaped and self._site.wanted() != wanted:
+                return
 
     def _enlist(self) -> list[str]:
-        workers = self._team.enlist(self.options, self._root)
+        workers = self._team.enlist(self.options, self._site.root)
+        if len(workers) < self._workers:
+            gone = self._workers - len(workers)
+            self.ledger.note(Incident("worker_lost", "between two trials", gone))
+        self._workers = len(workers)
         # The best guess at what draining takes, until it has been seen.
         self._longest_drain = max(self._longest_drain, self._team.loop_seconds)
         return workers
 
-    def _end(self, workers: list[str]) -> int:
-        """End the trial under way; returns how many loops were cut off."""
-        interrupted, lost = self._team.end(workers, self.options.drain_seconds)
-        if lost:
-            self.note(Incident("worker_lost", "a worker left during a trial", lost))
-        return interrupted
+    def _end(self, workers: list[str], planned: PlannedTrial) -> Ended:
+        """End the trial under way."""
+        ended = self._team.end(workers, self.options.drain_seconds)
+        for lost in ended.lost:
+            where = (
+                f"in trial {planned.index} ({planned.strategy})" if planned.index >= 0 else "while ramping"
+            )
+            self.ledger.note(Incident("worker_lost", f"{where}, {lost}"))
+        self._workers -= len(ended.lost)
+        return ended
 
-    def _wait(self, event: Event, seconds: float) -> None:
+    def _wait(self, true: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while not event.is_set() and not self._stop.is_set() and time.monotonic() < deadline:
-            event.wait(0.05)
+        while not true() and not self._stop.is_set() and time.monotonic() < deadline:
+            self._stop.wait(0.05)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
 
     def _time_is_out(self) -> bool:
+        if self._site.shaped:
+            return True  # the shape says when it is over
         return self._ramp.seconds is not None and self._elapsed() > self._ramp.seconds - 1.0
 
     def _print_limits(self, workers: int) -> None:
+        users = max(self.options.levels, default=self._ramp.users)
         for spec in self.options.strategies:
             strategy = parse_strategy(spec)
-            _log.info("%s", effective_limit(spec, strategy.limit, strategy.scope, self._ramp.users, workers))
+            _log.info("%s", effective_limit(spec, strategy.limit, strategy.scope, users, workers))
 
-    def note(self, incident: Incident) -> None:
-        """Keep what happened with the run."""
-        _log.warning("%s: %s", incident.kind, incident.detail)
-        self._save(incidents=(*self.run_data.incidents, incident))
+    def _report_progress(self) -> None:
+        while True:
+            gevent.sleep(PROGRESS_SECONDS)
+            self._show(self._now.state)
 
-    def _save(self, **changes: Any) -> None:
-        self.run_data = dataclasses.replace(self.run_data, **changes)
-        self.directory.save(self.run_data)
+    def _show(self, state: State, *, seconds_left: float | None = None, **changes: str | int) -> None:
+        pulse = self._team.pulse()
+        self._now = dataclasses.replace(
+            self._now,
+            unix=time.time(),
+            state=state,
+            elapsed_seconds=self._elapsed(),
+            seconds_left=self._seconds_left() if seconds_left is None else seconds_left,
+            loops=pulse.loops,
+            failures=pulse.failed,
+            rate_limited=pulse.rate_limited,
+            in_flight=pulse.in_flight,
+            waiting=pulse.waiting,
+            lag_seconds=pulse.lag_ns / 1e9,
+            **changes,  # type: ignore[arg-type]
+        )
+        self.ledger.progress(self._now)
+
+    def _seconds_left(self) -> float | None:
+        if self._timing.total is not None:
+            return max(0.0, self._timing.total - self._elapsed())
+        if self._now.trials is None:
+            return None
+        each = self._window + self._longest_drain
+        here = (
+            max(0.0, self._trial_ends - time.monotonic()) + self._longest_drain if self._now.trial else each
+        )
+        return here + each * (self._now.trials - max(1, self._now.trial))
+
+
+class Others:
+    """The CPU of our processes that run no loops, from here on: the emulator, a master."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._meters: dict[str, Meter] = {}
+        for name, pid in pids.items():
+            if cpu_seconds(pid) is not None:
+                meter = Meter(cpu_clock=lambda pid=pid: cpu_seconds(pid) or 0.0)  # type: ignore[misc]
+                meter.start()
+                self._meters[name] = meter
+
+    def read(self, trial: int) -> list[ClientHealth]:
+        return [meter.read(name, trial) for name, meter in self._meters.items()]

@@ -1,8 +1,8 @@
 """The agents of one process: their event loop, their clients, and the trial they take part in.
 
 A Locust user is one agent. Its whole life in a trial is one coroutine on the loop's thread
-(loops one after another), and its greenlet waits for that to end. Between trials agents are
-parked.
+(loops one after another, or as they arrive), and its greenlet waits for that to end. Between
+trials agents are parked.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import contextlib
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import Event
 
 from profiler.errors import ProviderError, TargetError
-from profiler.load.bridge import Flight, LoopThread
+from profiler.load.agents import AgentContext, AgentFactory, BuiltIn, Own, Place, Runs
+from profiler.load.bridge import LoopThread
+from profiler.load.calibration import Calibration, calibrate
 from profiler.load.options import LoadOptions, set_tools_url
-from profiler.load.plan import tape_numbers
+from profiler.load.trial import Agent, Trial
 from profiler.recorder import Sink
+from profiler.records import LoopRecord, shifted
+from profiler.rundir import ClientHealth
 from profiler.scenario import Scenario, load_scenario
 
 if TYPE_CHECKING:
@@ -35,90 +38,82 @@ CUT_SECONDS = 5.0
 """How long cancelled loops get to come to their end."""
 
 PREPARE_SECONDS = 60.0
+LATE_SECONDS = 0.5
+"""An agent that comes this long after a trial began was spawned later."""
 
 HOPELESS_STATUS = (400, 401, 403, 404)
 """Answers to the very first request that no later request would change."""
 
 
-@dataclass(slots=True, eq=False)
-class Trial:
-    """A trial as one process runs it.
-
-    `index` is None for what is not measured. `numbers` yields this process's tape entries.
-    `open` says whether agents may start another loop; the loop's thread reads it, the hub's writes it.
-    """
-
-    index: int | None
-    strategy: str
-    numbers: Iterator[int]
-    open: bool = True
-    flights: set[Flight[int]] = field(default_factory=set)
-    left: Event = field(default_factory=Event)
-
-    @classmethod
-    def from_data(cls, data: dict[str, Any]) -> Trial:
-        """From the master's message."""
-        return cls(
-            data["index"], data["strategy"], tape_numbers(data["block"], data["worker"], data["workers"])
-        )
-
-
 class Crew:
-    """All agents of this process. Its methods are called from greenlets."""
+    """All agents of this process. Its methods are called from greenlets.
+
+    `shift_ns` is what turns this machine's monotonic times into those of the one that leads.
+    """
 
     def __init__(self, report: Sink) -> None:
         self.process = process_name(0)
         self.model = ""
+        self.shift_ns = 0
         self.metrics: PrometheusSink | None = None
         self._report = report
         self._thread: LoopThread | None = None
-        self._loops: dict[str, ToolLoop] = {}
-        self._prompt = ""
+        self._runs: dict[tuple[str, str], Runs] = {}
         self._scenario = ""
         self._trial: Trial | None = None
         self._turn = Event()
 
-    def prepare(self, options: LoadOptions, root: str) -> float:
-        """Make clients and loops for a test against `root`; returns the seconds one loop took.
+    def prepare(self, options: LoadOptions, root: str, factories: Mapping[str, AgentFactory | None]) -> float:
+        """Make clients and agents for a test against `root`; returns the seconds one loop took.
 
-        Runs one loop that is recorded nowhere: the first use of a client costs 110 to 230 ms.
-        Raises `ProfilerError` when the target refuses it, or cannot be reached.
+        `factories`: by Locust user class, None for the built-in loop. Runs one loop of each that is
+        recorded nowhere: the first use of a client costs 110 to 230 ms. Raises `ProfilerError` when
+        the target refuses it, or cannot be reached.
         """
-        if self._thread is None:
-            self._thread = LoopThread()
-            self._thread.start()
+        thread = self._loop_thread()
         set_tools_url(options, root)
         scenario = load_scenario(options.scenario)
         self._scenario = scenario.name
-        self._prompt = scenario.prompt
-        seconds = self._thread.run(lambda: self._make(options, root, scenario), PREPARE_SECONDS)
+        seconds = thread.run(lambda: self._make(options, root, scenario, factories), PREPARE_SECONDS)
         # What is there now stays: later collections need not look at Locust, the SDKs and pydantic.
         gc.collect()
         gc.freeze()
         return seconds
 
+    def calibrate(self, options: LoadOptions, root: str, agents: int) -> Calibration:
+        """Measure this process against a server without latency."""
+        return self._loop_thread().run(
+            lambda: calibrate(options, root, agents, options.calibration_seconds), PREPARE_SECONDS
+        )
+
     @property
-    def in_trial(self) -> bool:
-        """Whether a trial is under way, its draining included."""
-        return self._trial is not None
+    def trial(self) -> Trial | None:
+        """The trial under way, its draining included."""
+        return self._trial
 
     def begin(self, trial: Trial) -> None:
         """Open a trial; parked agents join it at once, later ones as they come."""
         self._trial = trial
+        trial.meter.start()
         if self.metrics is not None:
             self.metrics.set_strategy(self._scenario, trial.strategy)
         turn, self._turn = self._turn, Event()
         turn.set()
+
+    def health(self) -> ClientHealth | None:
+        """How this process fared in the trial up to now."""
+        trial = self._trial
+        return None if trial is None else trial.meter.read(self.process, trial.index)
 
     def end(self, drain_seconds: float) -> int:
         """Close the trial, wait for its loops, cut off what still runs then; returns how many that were."""
         trial = self._trial
         if trial is None:
             return 0
-        trial.open = False
+        self._close(trial)
         self._wait_for_agents(trial, drain_seconds)
-        interrupted = len(trial.flights)
-        if interrupted:
+        interrupted = trial.in_flight
+        if trial.flights:
             self.cut()
             self._wait_for_agents(trial, CUT_SECONDS)
         if self._trial is trial:
@@ -130,11 +125,13 @@ class Crew:
     def cut(self) -> None:
         """Cancel the loops under way; their records say so."""
         if self._trial is not None:
-            self._trial.open = False
+            self._close(self._trial)
             for flight in list(self._trial.flights):
                 flight.cancel()
 
-    def take_part(self, agent: str, before: Trial | None, leaving: Callable[[], bool]) -> Trial:
+    def take_part(
+        self, user_class: str, name: str, ordinal: int, before: Trial | None, leaving: Callable[[], bool]
+    ) -> Trial:
         """An agent's life in the next trial after `before`; blocks its greenlet until that is over.
 
         `leaving()` is asked before every loop, on the loop's thread: an agent that leaves
@@ -143,10 +140,19 @@ class Crew:
         while (trial := self._trial) is None or trial is before or not trial.open:
             self._turn.wait()
         assert self._thread is not None
-        flight = self._thread.submit(lambda: self._live(trial, agent, leaving))
+        runs = self._runs[user_class, trial.strategy]
+        agent = Agent(
+            name,
+            ordinal,
+            self.process,
+            leaving,
+            joins_late=time.monotonic_ns() - trial.started_ns > LATE_SECONDS * 1e9,
+            observe_schedule_lag=None if self.metrics is None else self.metrics.observe_schedule_lag,
+        )
+        flight = self._thread.submit(lambda: trial.live(runs, agent))
         trial.flights.add(flight)
         trial.left.clear()
-        self._count_agents(trial)
+        self._count_agents(user_class, trial)
         try:
             flight.wait()
         except asyncio.CancelledError:
@@ -158,7 +164,7 @@ class Crew:
             raise
         finally:
             trial.flights.discard(flight)
-            self._count_agents(trial)
+            self._count_agents(user_class, trial)
             if not trial.flights:
                 trial.left.set()
         return trial
@@ -171,9 +177,20 @@ class Crew:
                 thread.run(self._close_clients, CUT_SECONDS)
             thread.stop()
 
-    def _count_agents(self, trial: Trial) -> None:
+    def _loop_thread(self) -> LoopThread:
+        if self._thread is None:
+            self._thread = LoopThread()
+            self._thread.start()
+        return self._thread
+
+    def _close(self, trial: Trial) -> None:
+        trial.open = False
+        if self._thread is not None:
+            self._thread.call(trial.close)
+
+    def _count_agents(self, user_class: str, trial: Trial) -> None:
         if self.metrics is not None:
-            self.metrics.set_agents("Agent", len(trial.flights))
+            self.metrics.set_agents(user_class or "Agent", len(trial.flights))
 
     def _wait_for_agents(self, trial: Trial, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -182,74 +199,143 @@ class Crew:
 
     # On the loop's thread:
 
-    async def _live(self, trial: Trial, agent: str, leaving: Callable[[], bool]) -> int:
-        """Loops one after another until the trial is over; returns how many."""
-        loop = self._loops[trial.strategy]
-        loops = 0
-        for number in trial.numbers:
-            if not trial.open or leaving():
-                break
-            with contextlib.suppress(ProviderError):  # recorded; the next loop may do better
-                await loop.run(
-                    self._prompt.replace("{number}", str(number)),
-                    number=number,
-                    agent=agent,
-                    trial=trial.index,
-                    process=self.process,
-                )
-            loops += 1
-        return loops
-
-    async def _make(self, options: LoadOptions, root: str, scenario: Scenario) -> float:
-        from profiler.loop import ToolLoop
-        from profiler.providers import make_provider
-        from profiler.scenario_tools import scenario_tools
+    async def _make(
+        self,
+        options: LoadOptions,
+        root: str,
+        scenario: Scenario,
+        factories: Mapping[str, AgentFactory | None],
+    ) -> float:
         from profiler.strategies import Gathered, parse_strategy
-        from profiler.threads import NativeThreads
 
         await self._close_clients()
-        model = make_provider(options.provider, base_url=root, model=options.model)
-        self.model = model.model
-        tools, threads = scenario_tools(scenario), NativeThreads()
-
-        def loop(strategy: Strategy, sinks: Sequence[Sink]) -> ToolLoop:
-            return ToolLoop(
-                model,
-                tools,
-                strategy,
-                max_rounds=options.max_rounds,
-                tool_choice=options.tool_choice,
-                parallel_tool_calls=options.parallel_tool_calls,
-                stream=options.stream,
-                sinks=sinks,
-                threads=threads,
-            )
-
         strategies = {spec: parse_strategy(spec) for spec in options.strategies}
-        sinks: list[Sink] = [self._report]
+        sinks: list[Sink] = [_Reports(self)]
         if self.metrics is not None:
             sinks.append(self.metrics)
             for spec, strategy in strategies.items():
                 self.metrics.set_limit(spec, strategy.limit)
-        self._loops = {spec: loop(strategy, sinks) for spec, strategy in strategies.items()}
-        started = time.monotonic()
-        try:
-            await loop(Gathered(), ()).run(self._prompt.replace("{number}", "0"))
-        except ProviderError as error:
-            if error.status is None or error.status in HOPELESS_STATUS:
-                raise TargetError(str(error)) from error
-        return time.monotonic() - started
+        slowest = 0.0
+        for user_class, factory in factories.items():
+            if factory is None:
+                built_in = _Loops(options, root, scenario)
+                self.model = built_in.model.model
+                for spec, strategy in strategies.items():
+                    self._runs[user_class, spec] = BuiltIn(built_in.loop(strategy, sinks), scenario.prompt)
+                first = built_in.loop(Gathered(), ())
+                slowest = max(slowest, await _timed(first, scenario.prompt.replace("{number}", "0")))
+                continue
+            for spec, strategy in strategies.items():
+                own = await Own.make(factory, _context(options, root, scenario, strategy, sinks), sinks)
+                self._runs[user_class, spec] = own
+            self.model = options.model or ""
+            lone = await Own.make(factory, _context(options, root, scenario, Gathered(), ()), ())
+            try:
+                began = time.monotonic()
+                if not await lone.run(Place(0, "", None, self.process)):
+                    raise TargetError(
+                        f"the agent's first loop failed: {type(lone.failure).__name__}: {lone.failure}"
+                    ) from lone.failure
+                slowest = max(slowest, time.monotonic() - began)
+            finally:
+                await lone.close()
+        return slowest
 
     async def _close_clients(self) -> None:
         from profiler.tool_http import close_tool_client
 
-        loops, self._loops = self._loops, {}
-        for client in {getattr(loop.model, "client", None) for loop in loops.values()}:
-            if client is not None:
-                await client.close()
+        runs, self._runs = self._runs, {}
+        for one in runs.values():
+            await one.close()
         await close_tool_client()
+
+
+class _Reports:
+    """The sink of every loop here: counts and meters of the trial, then the report."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+
+    def __call__(self, record: LoopRecord) -> None:
+        trial = self._crew.trial
+        if trial is not None and record.parent is None:
+            trial.tally.count(record)
+            trial.meter.blocked(record)
+        shift_ns = self._crew.shift_ns
+        self._crew._report(shifted(record, shift_ns) if shift_ns else record)
+
+    def observe_lag(self, lag_ns: int) -> None:
+        trial = self._crew.trial
+        if trial is not None and trial.open:
+            trial.meter.lag(lag_ns)
+
+
+class _Loops:
+    """Built-in loops that share one client, one set of tools and one pool of threads."""
+
+    def __init__(self, options: LoadOptions, root: str, scenario: Scenario) -> None:
+        from profiler.providers import make_provider
+        from profiler.scenario_tools import scenario_tools
+        from profiler.threads import NativeThreads
+
+        self._options = options
+        self.model = make_provider(options.provider, base_url=root, model=options.model)
+        self._tools = scenario_tools(scenario)
+        self._threads = NativeThreads()
+
+    def loop(self, strategy: Strategy, sinks: Sequence[Sink]) -> ToolLoop:
+        from profiler.loop import ToolLoop
+
+        return ToolLoop(
+            self.model,
+            self._tools,
+            strategy,
+            max_rounds=self._options.max_rounds,
+            tool_choice=self._options.tool_choice,
+            parallel_tool_calls=self._options.parallel_tool_calls,
+            stream=self._options.stream,
+            sinks=sinks,
+            threads=self._threads,
+        )
+
+
+async def _timed(loop: ToolLoop, prompt: str) -> float:
+    """Seconds of a loop. Raises `TargetError` when it fails in a way that later ones would too."""
+    began = time.monotonic()
+    try:
+        await loop.run(prompt)
+    except ProviderError as error:
+        if error.status is None or error.status in HOPELESS_STATUS:
+            raise TargetError(str(error)) from error
+    return time.monotonic() - began
+
+
+def _context(
+    options: LoadOptions, root: str, scenario: Scenario, strategy: Strategy, sinks: Sequence[Sink]
+) -> AgentContext:
+    return AgentContext(
+        provider=options.provider,
+        base_url=root,
+        tools_url=os.environ["PROFILER_TOOLS_URL"],
+        model=options.model,
+        strategy=strategy,
+        prompt=scenario.prompt,
+        sinks=sinks,
+    )
 
 
 def process_name(worker: int) -> str:
     """What names this process in records: no host in it, since records are shared."""
     return f"worker {worker} (pid {os.getpid()})"
+
+
+def describe(trial: Trial) -> dict[str, Any]:
+    """What the one that leads is told of a trial every second."""
+    return {
+        "in_flight": trial.in_flight,
+        "waiting": trial.waiting,
+        "loops": trial.tally.loops,
+        "failed": trial.tally.failed,
+        "rate_limited": trial.tally.rate_limited,
+        "lag_ns": trial.meter.take_worst_lag(),
+    }

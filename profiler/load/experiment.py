@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from profiler.errors import ProfilerError, TargetError, UsageError
+from profiler.load import defaults
 from profiler.load.conditions import conditions
 from profiler.load.options import LoadOptions
 from profiler.load.parent import INTERRUPTED, PARENT_FD
 from profiler.load.plan import blocks_for
+from profiler.load.progress import Follower, Progress
 from profiler.rundir import RunDirectory
 from profiler.scenario import load_scenario
 
@@ -35,6 +37,7 @@ OVERHEAD_SECONDS = 180.0
 """Start, preparation, ramp and exit, at the very most."""
 
 KILL_SECONDS = 10.0
+FOLLOW_SECONDS = 0.25
 
 _SAID = re.compile(r"(?:locust: error: |/(?:ERROR|WARNING|INFO)/profiler\.load\.\w+: )(.*)")
 _COMPLAINT = re.compile(r"(?:locust: error: |/ERROR/[\w.]+: )(.*)")
@@ -48,8 +51,8 @@ class Experiment:
     """
 
     options: LoadOptions
-    users: int = 10
-    seconds: float = 10.0
+    users: int = defaults.USERS
+    seconds: float = defaults.SECONDS
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -66,13 +69,20 @@ class Experiment:
     @property
     def limit_seconds(self) -> float:
         """After this long something hangs."""
-        trials = self.blocks * len(self.options.strategies)
+        trials = self.blocks * len(self.options.strategies) * max(1, len(self.options.levels))
         each = self.seconds / self.blocks + self.options.drain_seconds + 20.0
         return OVERHEAD_SECONDS + self.users / SPAWN_RATE + trials * each
 
 
-def run_experiment(experiment: Experiment, progress: Callable[[str], None] | None = None) -> Path:
-    """Run it; returns the path of the run directory. `progress` gets a line at each step.
+def run_experiment(
+    experiment: Experiment,
+    progress: Callable[[str], None] | None = None,
+    watch: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Run it; returns the path of the run directory.
+
+    `progress` gets a line at each step, `watch` what is known of the run every second; both are
+    called from threads of their own.
 
     Interrupted (SIGINT) once, the loops in flight are waited for and the rest is left out;
     twice, they are cut off. The run directory is complete for what had finished either way,
@@ -93,8 +103,15 @@ def run_experiment(experiment: Experiment, progress: Callable[[str], None] | Non
         said: deque[str] = deque(maxlen=50)
         reader = threading.Thread(target=_listen, args=(process.stderr, said, progress), daemon=True)
         reader.start()
-        code = _wait(process, experiment.limit_seconds)
-        reader.join(KILL_SECONDS)
+        over = threading.Event()
+        watcher = threading.Thread(target=_follow, args=(directory.path, watch, over), daemon=True)
+        watcher.start()
+        try:
+            code = _wait(process, experiment.limit_seconds)
+            reader.join(KILL_SECONDS)
+        finally:
+            over.set()
+            watcher.join(KILL_SECONDS)
     _explain(code, said)
     return directory.path
 
@@ -171,6 +188,18 @@ def _listen(stream: IO[str], said: deque[str], progress: Callable[[str], None] |
             match = _SAID.search(line)
             if match and progress is not None:
                 progress(match[1])
+
+
+def _follow(path: Path, watch: Callable[[Progress], None] | None, over: threading.Event) -> None:
+    if watch is None:
+        return
+    follower = Follower(path)
+    while True:
+        last = over.wait(FOLLOW_SECONDS)
+        for progress in follower.new():
+            watch(progress)
+        if last:
+            return
 
 
 def _explain(code: int, said: deque[str]) -> None:

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from profiler.errors import UsageError
+from profiler.load import defaults
+from profiler.load.abort import AbortRule
+from profiler.load.pacing import Arrivals
 from profiler.providers import PROVIDERS
 from profiler.providers.endpoint import Endpoint
+from profiler.statistics.objectives import parse_objective
 from profiler.strategies import parse_strategy
-
-DEFAULT_STRATEGIES = ("sequential", "gathered", "semaphore:4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +25,15 @@ class LoadOptions:
     `base_url` None: the embedded emulator. `trial_seconds` and `blocks` None: as the plan sees
     fit. `drain_seconds`: how long loops in flight at the end of a trial are waited for. `out` is
     where a run directory is made, `run_directory` one that exists already and is to be used.
-    `linger_seconds`: how long /metrics is served after the last trial, for a last scrape.
+    `linger_seconds`: how long /metrics is served after the last trial, for a last scrape;
+    `metrics_port` None: the first that is free. `agent` (`module:factory`) replaces the built-in loop.
+
+    `arrivals` makes the load open, at that rate with the users asked for; `levels` are numbers of
+    users, each a load of its own. At most `max_in_flight` loops run at once, later arrivals wait.
+    `calibration_seconds`: how long the client is measured against `instant` before the run.
     """
 
-    strategies: tuple[str, ...] = DEFAULT_STRATEGIES
+    strategies: tuple[str, ...] = defaults.STRATEGIES
     provider: str = "openai"
     scenario: str = "cities"
     base_url: str | None = None
@@ -40,11 +47,20 @@ class LoadOptions:
     trial_seconds: float | None = None
     blocks: int | None = None
     seed: int = 1
-    drain_seconds: float = 30.0
+    drain_seconds: float = defaults.DRAIN_SECONDS
     out: str = "runs"
     run_directory: str | None = None
     metrics_port: int | None = None
+    metrics: bool = True
     linger_seconds: float = 0.0
+    agent: str | None = None
+    arrivals: str | None = None
+    think_seconds: float = 0.0
+    levels: tuple[int, ...] = ()
+    max_in_flight: int | None = None
+    abort_on: str | None = None
+    slo: str | None = None
+    calibration_seconds: float = defaults.CALIBRATION_SECONDS
 
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""
@@ -62,9 +78,27 @@ class LoadOptions:
             ("--drain", self.drain_seconds, 0),
             ("--max-rounds", self.max_rounds, 1),
             ("--metrics-linger", self.linger_seconds, 0),
+            ("--think", self.think_seconds, 0),
+            ("--max-in-flight", self.max_in_flight, 1),
+            ("--levels", min(self.levels, default=1), 1),
+            ("--calibrate", self.calibration_seconds, 0),
         ):
             if value is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, not {value}")
+                raise UsageError(f"{name} must be at least {least}, not {value:g}")
+        if self.arrivals is not None:
+            Arrivals.parse(self.arrivals)
+            if self.think_seconds:
+                raise UsageError("--think is for a closed load: with --arrivals nobody waits for an answer")
+        elif self.max_in_flight is not None:
+            raise UsageError(
+                "--max-in-flight is for an open load (--arrivals): users already limit a closed one"
+            )
+        if len(set(self.levels)) < len(self.levels):
+            raise UsageError("--levels: each level can be named once")
+        if self.abort_on is not None:
+            AbortRule.parse(self.abort_on)
+        if self.slo is not None:
+            parse_objective(self.slo)
 
     def check_targets(self, environment: Mapping[str, str]) -> None:
         """A load test of anything but this machine has to be meant. `environment` may name tools too.
@@ -90,7 +124,7 @@ class LoadOptions:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> LoadOptions:
-        return cls(**{**data, "strategies": tuple(data["strategies"])})
+        return cls(**{**data, "strategies": tuple(data["strategies"]), "levels": tuple(data["levels"])})
 
     def as_arguments(self) -> list[str]:
         """Command-line arguments for Locust; `from_namespace` of what it parses is the inverse."""
@@ -111,6 +145,14 @@ class LoadOptions:
             ("--run-directory", self.run_directory),
             ("--metrics-port", self.metrics_port),
             ("--metrics-linger", self.linger_seconds),
+            ("--agent", self.agent),
+            ("--arrivals", self.arrivals),
+            ("--think", self.think_seconds),
+            ("--levels", ",".join(map(str, self.levels)) or None),
+            ("--max-in-flight", self.max_in_flight),
+            ("--abort-on", self.abort_on),
+            ("--slo", self.slo),
+            ("--calibrate", self.calibration_seconds),
         ):
             if value is not None:
                 arguments.append(f"{option}={value}")
@@ -118,6 +160,7 @@ class LoadOptions:
             "--allow-remote": self.allow_remote,
             "--no-parallel-tool-calls": not self.parallel_tool_calls,
             "--stream": self.stream,
+            "--no-metrics": not self.metrics,
         }
         return arguments + [flag for flag, on in flags.items() if on]
 
@@ -147,7 +190,16 @@ class LoadOptions:
             out=parsed.out,
             run_directory=parsed.run_directory or None,
             metrics_port=_number("--metrics-port", parsed.metrics_port, int),
+            metrics=not parsed.no_metrics,
             linger_seconds=parsed.metrics_linger,
+            agent=parsed.agent or None,
+            arrivals=parsed.arrivals or None,
+            think_seconds=parsed.think,
+            levels=split_levels(parsed.levels),
+            max_in_flight=_number("--max-in-flight", parsed.max_in_flight, int),
+            abort_on=parsed.abort_on or None,
+            slo=parsed.slo or None,
+            calibration_seconds=parsed.calibrate,
         )
 
 
@@ -159,7 +211,7 @@ def add_options(parser: Any) -> None:
     add(
         "--strategy",
         action=StrategyAction,
-        default=list(DEFAULT_STRATEGIES),
+        default=list(defaults.STRATEGIES),
         metavar="S",
         help="how the calls of a round run: sequential, gathered, semaphore:N, semaphore:N@agent; "
         "several with commas, or repeat the option",
@@ -172,13 +224,46 @@ def add_options(parser: Any) -> None:
     add("--trial-seconds", default=None, help="seconds that each trial measures")
     add("--blocks", default=None, help="how often every strategy gets its turn")
     add("--seed", type=int, default=1, help="seed of the tape and of the order of strategies")
-    add("--drain", type=float, default=30.0, help="seconds to wait for loops in flight after a trial")
+    add(
+        "--arrivals",
+        default=None,
+        metavar="R/s",
+        help="open load: loops a second of all users, Poisson; or constant:R/s",
+    )
+    add("--think", type=float, default=0.0, help="closed load: seconds an agent waits between two loops")
+    add("--levels", default=None, help="a ladder of loads: numbers of users, such as 10,20,40")
+    add("--max-in-flight", default=None, help="open load: loops at once at most; later arrivals wait")
+    add("--abort-on", default=None, metavar="RULE", help="end a hopeless run early: errors>20%%")
+    add("--slo", default=None, help="what a good loop is: p95<2s,errors<1%%")
+    add(
+        "--drain",
+        type=float,
+        default=defaults.DRAIN_SECONDS,
+        help="seconds to wait for loops in flight after a trial",
+    )
     add("--max-rounds", type=int, default=5, help="most rounds with calls in a loop")
     add("--tool-choice", default="auto", help="auto, none, required, or the name of a tool")
     add("--no-parallel-tool-calls", action="store_true", help="ask for one call per response")
     add("--stream", action="store_true", help="ask for streamed responses")
     add("--out", default="runs", help="directory that gets the run directory")
-    add("--metrics-port", default=None, help="serve /metrics here (worker k: this port + k)")
+    add(
+        "--agent",
+        default=None,
+        metavar="MODULE:FACTORY",
+        help="load your own agent instead of the built-in loop",
+    )
+    add(
+        "--calibrate",
+        type=float,
+        default=defaults.CALIBRATION_SECONDS,
+        help="seconds to measure the client alone before the run",
+    )
+    add(
+        "--metrics-port",
+        default=None,
+        help="serve /metrics here (worker k: this port + k); none: the first free one",
+    )
+    add("--no-metrics", action="store_true", help="serve no /metrics")
     add("--metrics-linger", type=float, default=0.0, help="seconds to serve /metrics after the last trial")
     add("--allow-remote", action="store_true", help="allow targets that are not this machine")
     add("--run-directory", default=None, include_in_web_ui=False, help=argparse.SUPPRESS)
@@ -203,6 +288,16 @@ def split_strategies(value: str | Sequence[Any] | None) -> tuple[str, ...]:
     """Strategy specs from text with commas or a list of such."""
     parts = [value] if isinstance(value, str) else list(value or ())
     return tuple(spec.strip() for part in parts for spec in str(part).split(",") if spec.strip())
+
+
+def split_levels(value: str | Sequence[int] | None) -> tuple[int, ...]:
+    """`10,20,40`, or the numbers themselves. Raises `UsageError`."""
+    if not isinstance(value, str):
+        return tuple(value or ())
+    try:
+        return tuple(int(part) for part in value.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"--levels {value}: expected numbers of users, such as 10,20,40") from None
 
 
 def set_tools_url(options: LoadOptions, root: str) -> None:

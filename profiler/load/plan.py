@@ -16,33 +16,47 @@ NUMBERS_PER_BLOCK = 1_000_000
 WARM_UP_BLOCK = 999
 """The block whose tape entries are used while users are still being spawned; nothing of it is measured."""
 
-MOST_BLOCKS = 10
+FEWEST_BLOCKS, MOST_BLOCKS = 3, 10
+"""Fewer than three give no interval, more than ten hardly a better one."""
 
-BLOCK_SECONDS = 10.0
-"""A block measures each strategy about this long before the time is cut into more blocks."""
+BLOCK_SECONDS = 5.0
+"""A block measures each strategy at least this long before the time is cut into more than three."""
+
+LEAST_SECONDS = 1.0
+"""A block shorter than this says nothing: then it is fewer than three."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTrial:
-    """One strategy's turn. `index` counts all trials of the run, `block` the rounds of turns."""
+    """One strategy's turn. `index` counts all trials of the run, `block` the rounds of turns.
+
+    `users` is the level of a ladder of loads, None without one.
+    """
 
     index: int
     block: int
     strategy: str
+    users: int | None = None
 
 
-def schedule(strategies: Sequence[str], seed: int, blocks: int | None = None) -> Iterator[PlannedTrial]:
-    """Complete blocks: each runs every strategy once, in a random order. Endless when `blocks` is None."""
+def schedule(
+    strategies: Sequence[str], seed: int, blocks: int | None = None, levels: Sequence[int] = ()
+) -> Iterator[PlannedTrial]:
+    """Complete blocks: each runs every strategy once, in a random order, and that on every level.
+
+    Levels rise within a block. Endless when `blocks` is None.
+    """
     index = itertools.count()
     for block in itertools.count() if blocks is None else range(blocks):
-        for strategy in block_order(strategies, seed, block):
-            yield PlannedTrial(next(index), block, strategy)
+        for users in sorted(levels) or (None,):
+            for strategy in block_order(strategies, seed, block, users):
+                yield PlannedTrial(next(index), block, strategy, users)
 
 
-def block_order(strategies: Sequence[str], seed: int, block: int) -> list[str]:
-    """The order of one block: a function of (seed, block), so that a run can be repeated."""
+def block_order(strategies: Sequence[str], seed: int, block: int, users: int | None = None) -> list[str]:
+    """The order of one block: a function of (seed, block, level), so that a run can be repeated."""
     order = list(strategies)
-    random.Random(f"{seed}/{block}").shuffle(order)
+    random.Random(f"{seed}/{block}" if users is None else f"{seed}/{block}/{users}").shuffle(order)
     return order
 
 
@@ -56,11 +70,13 @@ def tape_numbers(block: int, worker: int, workers: int) -> Iterator[int]:
 
 def blocks_for(seconds: float) -> int:
     """How many blocks to cut `seconds` per strategy into: few and large when time is short."""
-    return max(1, min(MOST_BLOCKS, int(seconds / BLOCK_SECONDS)))
+    if seconds < FEWEST_BLOCKS * LEAST_SECONDS:
+        return max(1, int(seconds / LEAST_SECONDS))
+    return max(FEWEST_BLOCKS, min(MOST_BLOCKS, int(seconds / BLOCK_SECONDS)))
 
 
 @dataclass(frozen=True, slots=True)
-class Pacing:
+class Timing:
     """How long the trials of a run are.
 
     With `total` seconds for everything, windows and drains together fill them. Else each window
@@ -71,15 +87,15 @@ class Pacing:
     blocks: int | None
     total: float | None = None
 
-    def block_window(self, strategies: int, block: int, elapsed: float, drain: float) -> float:
-        """Seconds that each trial of `block` measures, decided when the block begins.
+    def block_window(self, turns: int, block: int, elapsed: float, drain: float) -> float:
+        """Seconds that each of the `turns` trials of `block` measures, decided when the block begins.
 
         `elapsed` seconds of the total are gone, and draining took up to `drain` seconds so far. At
         least half of a trial's share is measured; where draining takes more, later trials pay.
         """
         if self.total is None or self.blocks is None:
             return self.window
-        trials = (self.blocks - block) * strategies
+        trials = (self.blocks - block) * turns
         share = (self.total - elapsed) / trials
         return max(share / 2, share - drain)
 
@@ -91,19 +107,19 @@ class Pacing:
         return max(0.0, min(window, share))
 
 
-def pacing(
-    *, strategies: int, total: float | None, window: float | None, blocks: int | None, default_window: float
-) -> Pacing:
-    """From what the user asked for.
+def timing(
+    *, turns: int, total: float | None, window: float | None, blocks: int | None, default_window: float
+) -> Timing:
+    """From what the user asked for; a block has `turns` trials.
 
     `total`: Locust's `-t`. It is filled with `blocks` blocks (by default as many as `blocks_for`
     says), unless a `window` is asked for: then blocks of it follow each other until time is out.
     """
     if total is None:
-        return Pacing(window if window is not None else default_window, blocks)
+        return Timing(window if window is not None else default_window, blocks)
     if window is not None:
-        return Pacing(window, blocks, total)
-    return Pacing(0.0, blocks if blocks is not None else blocks_for(total / strategies), total)
+        return Timing(window, blocks, total)
+    return Timing(0.0, blocks if blocks is not None else blocks_for(total / turns), total)
 
 
 def ramp_seconds(users: int, rate: float) -> float:

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,10 +21,15 @@ import gevent.os
 from gevent import monkey
 
 from profiler.errors import ProfilerError, TargetError, UsageError
+from profiler.load import defaults
 from profiler.load import team as parts
+from profiler.load.agents import AgentFactory, load_factory
+from profiler.load.clocks import machine_id, shift_ns
 from profiler.load.conditions import conditions
-from profiler.load.coordinator import Coordinator, Ramp
-from profiler.load.crew import Crew, Trial, process_name
+from profiler.load.coordinator import Coordinator, Ramp, Site
+from profiler.load.crew import Crew, describe, process_name
+from profiler.load.emulators import Emulators
+from profiler.load.ledger import Ledger
 from profiler.load.options import LoadOptions, add_options
 from profiler.load.parent import (
     INTERRUPTED,
@@ -35,15 +40,28 @@ from profiler.load.parent import (
     when_disconnected,
 )
 from profiler.load.reporter import Reporter
+from profiler.load.rosters import LocalRoster, MasterRoster
 from profiler.load.team import Team
-from profiler.rundir import Incident, Run, RunDirectory
+from profiler.load.trial import Trial
+from profiler.rundir import Anchor, Incident, RunDirectory
 from profiler.scenario import load_scenario
+
+PULSE_SECONDS = 1.0
+CALIBRATION_AGENTS = 32
+"""In each process: enough to keep it busy."""
+
+PORTS_TRIED = 100
 
 _log = logging.getLogger(__name__)
 
+_installed: set[int] = set()
+
 
 def install(events: Any) -> None:
-    """Register everything with Locust's events; called once, at the import of a Locust file."""
+    """Register everything with Locust's events, at the import of a Locust file. Again, it does nothing."""
+    if id(events) in _installed:
+        return
+    _installed.add(id(events))
     pipe = ForkPipe()
     events.init_command_line_parser.add_listener(add_options)
 
@@ -75,16 +93,19 @@ class Session:
         self.leads = not isinstance(runner, WorkerRunner)
         self.works = not isinstance(runner, MasterRunner)
         self.coordinator: Coordinator | None = None
+        self._metrics_port = 0
         self._coordinating: Any = None
         self._concluding = False
         self._left = False
         self._preparing = False
-        self._emulator: tuple[tuple[str, int], AbstractContextManager[Any], str] | None = None
+        self._emulators = Emulators()
         self._turn = 0
         self._drain_seconds = 0.0
         self._greeted: set[str] = set()
+        self._last: Ledger | None = None
         local = isinstance(runner, LocalRunner)
-        self._team = Team(LocalRoster(runner) if local else MasterRoster(runner, self._greeted))
+        roster = LocalRoster(runner) if local else MasterRoster(runner, self._greeted)
+        self._team = Team(roster, self._emulators.for_calibration)
         for name in ("httpx", "httpx2", "openai", "anthropic"):
             # At Locust's level INFO they would write a line for every request.
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -92,6 +113,7 @@ class Session:
             runner.register_message(parts.HELLO, self._on_hello)
             runner.register_message(parts.READY, self._on_answer(parts.READY))
             runner.register_message(parts.DRAINED, self._on_answer(parts.DRAINED))
+            runner.register_message(parts.PULSE, self._on_answer(parts.PULSE))
             runner.register_message(parts.RECORDS, self._on_records)
         if self.works:
             self.reporter = Reporter(environment.events.request.fire, self._write)
@@ -101,6 +123,7 @@ class Session:
             runner.register_message(parts.END, self._on_end, concurrent=True)
             runner.register_message(parts.CUT, self._on_cut)
             gevent.spawn(self.reporter.run)
+            gevent.spawn(self._beat)
         events = environment.events
         events.test_start.add_listener(self._on_test_start)
         events.spawning_complete.add_listener(self._on_spawning_complete)
@@ -135,23 +158,43 @@ class Session:
         if not self.leads:
             return
         parsed = self.environment.parsed_options
+        shaped = self.environment.shape_class is not None
         try:
             options = self._asked()
-            root = self._root(options)
+            site = Site(
+                root=self._emulators.root(options),
+                scale=self._scale,
+                wanted=lambda: int(self.runner.target_user_count),
+                shaped=shaped,
+                others=self._others,
+            )
             ramp = Ramp(int(parsed.num_users or 1), float(parsed.spawn_rate or 1), _seconds(parsed.run_time))
-            directory, run = _run_directory(options, ramp.users)
-            self.coordinator = Coordinator(options, root, ramp, self._team, directory, run)
+            ledger = _ledger(options, ramp.users)
+            self.coordinator = Coordinator(options, ramp, self._team, site, ledger)
         except ProfilerError as error:
             self._fail(error)
             gevent.spawn(self._stop_locust)
             return
+        self._last = ledger
         self._concluding = False
         self._coordinating = gevent.spawn(self._coordinate, self.coordinator)
+
+    def _scale(self, users: int, rate: float) -> None:
+        self.runner.start(users, rate)
+
+    def _others(self) -> dict[str, int]:
+        """Our processes that run no loops."""
+        found = {} if self.works else {"the master": os.getpid()}
+        if self._emulators.pid is not None:
+            found["the emulator"] = self._emulators.pid
+        return found
 
     def _coordinate(self, coordinator: Coordinator) -> None:
         coordinator.run()
         if coordinator.error is not None:
             self._fail(coordinator.error)
+        elif coordinator.aborted and coordinator.options.run_directory is None:
+            self.environment.process_exit_code = 1
         if not self._concluding:
             gevent.spawn(self._stop_locust)
 
@@ -172,24 +215,6 @@ class Session:
         load_scenario(options.scenario)
         return options
 
-    def _root(self, options: LoadOptions) -> str:
-        """The target's root URL; starts the emulator when none is given and none of its kind runs."""
-        if options.base_url is not None:
-            return options.base_url
-        wanted = (options.scenario, options.seed)
-        if self._emulator is None or self._emulator[0] != wanted:
-            from profiler.emulator.process import start_emulator
-
-            self._stop_emulator()
-            context = start_emulator(options.scenario, seed=options.seed)
-            self._emulator = (wanted, context, context.__enter__().url)
-        return self._emulator[2]
-
-    def _stop_emulator(self) -> None:
-        emulator, self._emulator = self._emulator, None
-        if emulator is not None:
-            emulator[1].__exit__(None, None, None)
-
     def _prepare_ahead(self) -> None:
         """Before Locust's run time starts to count: check, start the emulator, warm the clients.
 
@@ -197,7 +222,7 @@ class Session:
         is a `time.sleep` that makes it deaf to them.
         """
         options, parsed = self._asked(), self.environment.parsed_options
-        root = self._root(options)
+        root = self._emulators.root(options)
         if not self.works:
             with gevent.Timeout(parsed.expect_workers_max_wait or None, False):
                 while len(self._greeted) < parsed.expect_workers and not self._left:
@@ -242,7 +267,7 @@ class Session:
 
     def _on_records(self, environment: Any, msg: Any, **_: Any) -> None:
         if self.coordinator is not None:
-            self.coordinator.write(msg.data["lines"], msg.data["count"])
+            self.coordinator.ledger.write(msg.data["lines"], msg.data["count"])
 
     # Working: a worker, or the only process.
 
@@ -251,11 +276,15 @@ class Session:
         try:
             options = LoadOptions.from_data(msg.data["options"])
             self._drain_seconds = options.drain_seconds
-            number = msg.data["worker"]
-            self._serve_metrics(options, number)
+            number, remote = msg.data["worker"], msg.data["machine"] != machine_id()
+            answer["metrics"] = None if remote else self._serve_metrics(options, number)
             self._crew.process = process_name(number)
+            self._crew.shift_ns = shift_ns(Anchor.now(), Anchor(**msg.data["anchor"])) if remote else 0
             self._preparing = True
-            answer["loop_seconds"] = self._crew.prepare(options, msg.data["root"])
+            if msg.data["calibration"] is not None and not remote:
+                share = self._crew.calibrate(options, msg.data["calibration"], CALIBRATION_AGENTS)
+                answer["calibration"] = {**asdict(share), "agents": CALIBRATION_AGENTS}
+            answer["loop_seconds"] = self._crew.prepare(options, msg.data["root"], self._factories(options))
             answer["model"] = self._crew.model
         except ProfilerError as error:
             answer.update(error=str(error), exit_code=error.exit_code)
@@ -272,30 +301,66 @@ class Session:
             self._preparing = False
         self.runner.send_message(parts.READY, answer)
 
-    def _serve_metrics(self, options: LoadOptions, number: int) -> None:
-        if options.metrics_port is None or self._crew.metrics is not None:
-            return
+    def _factories(self, options: LoadOptions) -> dict[str, AgentFactory | None]:
+        """What makes the agents of each Locust user class; None: the built-in loop."""
+        asked = None if options.agent is None else load_factory(options.agent)
+        return {cls.__name__: asked or cls.agent for cls in self.environment.user_classes}
+
+    def _serve_metrics(self, options: LoadOptions, number: int) -> int | None:
+        """Serve this process's metrics; returns the port."""
+        if not options.metrics:
+            return None
+        if self._crew.metrics is not None:
+            return self._metrics_port
         from profiler.exporters.prometheus import PrometheusSink
 
         # The run's name; empty, like production's, where the process that leads makes the directory later.
         testid = Path(options.run_directory).name if options.run_directory else ""
         sink = PrometheusSink(labels={"testid": testid} if testid else {})
-        port = options.metrics_port + number
-        try:
-            sink.serve(port)
-        except OSError as error:
-            raise UsageError(f"--metrics-port: cannot serve on port {port}: {error.strerror}") from error
+        if options.metrics_port is None:
+            ports = range(defaults.METRICS_PORT, defaults.METRICS_PORT + PORTS_TRIED)
+        else:
+            ports = range(options.metrics_port + number, options.metrics_port + number + 1)
+        for port in ports:
+            try:
+                self._metrics_port = sink.serve(port)
+            except OSError as error:
+                if port == ports[-1]:
+                    raise UsageError(
+                        f"--metrics-port: cannot serve on port {port}: {error.strerror}"
+                    ) from error
+            else:
+                break
         self._crew.metrics = sink
+        _log.info("metrics: http://127.0.0.1:%d/metrics", self._metrics_port)
+        return self._metrics_port
+
+    def _beat(self) -> None:
+        """Tell the one that leads how the trial stands."""
+        while True:
+            gevent.sleep(PULSE_SECONDS)
+            trial = self._crew.trial
+            if trial is not None and not self._left:
+                self.runner.send_message(parts.PULSE, {"turn": self._turn, **describe(trial)})
 
     def _on_begin(self, environment: Any, msg: Any, **_: Any) -> None:
         self._turn = msg.data["turn"]
         self._crew.begin(Trial.from_data(msg.data))
 
     def _on_end(self, environment: Any, msg: Any, **_: Any) -> None:
-        turn = self._turn
+        turn, trial, health = self._turn, self._crew.trial, self._crew.health()
+        arrived = 0 if trial is None else trial.arrived
         interrupted = self._crew.end(msg.data["drain_seconds"])
         self.reporter.flush()  # so that the records of a trial are there before its end is
-        self.runner.send_message(parts.DRAINED, {"turn": turn, "interrupted": interrupted})
+        answer = {
+            "turn": turn,
+            "interrupted": interrupted,
+            "arrived": arrived,
+            "late": 0 if trial is None else trial.late,
+            "dropped": 0 if trial is None else trial.dropped,
+            "health": None if health is None else asdict(health),
+        }
+        self.runner.send_message(parts.DRAINED, answer)
 
     def _on_cut(self, environment: Any, msg: Any, **_: Any) -> None:
         self._crew.cut()
@@ -303,7 +368,7 @@ class Session:
     def _write(self, lines: bytes, count: int) -> None:
         if self.leads:
             if self.coordinator is not None:
-                self.coordinator.write(lines, count)
+                self.coordinator.ledger.write(lines, count)
         else:
             self.runner.send_message(parts.RECORDS, {"lines": lines, "count": count})
 
@@ -316,7 +381,9 @@ class Session:
         if self.works:
             self.reporter.flush()
         if self.coordinator is not None:
-            self.coordinator.finish()
+            self.coordinator.ledger.close()
+            if self.coordinator.options.run_directory is None:
+                self.coordinator.ledger.summarise(at_the_end=True)
             self.coordinator = None
         if not self._headless:
             # The web form leaves an empty run time as it was; it would end the next test.
@@ -324,7 +391,7 @@ class Session:
 
     def _on_quitting(self, **_: Any) -> None:
         if self.coordinator is not None and not self._concluding:
-            self.coordinator.note(Incident("interrupted", "stopped by the user"))
+            self.coordinator.ledger.note(Incident("interrupted", "stopped by the user"))
         self._conclude()
         if self.works:
             self.reporter.flush()
@@ -336,7 +403,7 @@ class Session:
             gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.2)  # Locust writes its CSV so often, and not at the end
         if self.works:
             self._crew.close()
-        self._stop_emulator()
+        self._emulators.stop()
         if not self.works and not monkey.is_module_patched("os"):
             # Locust now waits for the workers it forked through gevent, which has reaped them: only its
             # own waitpid knows. Not earlier: with it, an unpatched subprocess never starts.
@@ -355,7 +422,7 @@ class Session:
 
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
         """In a forked worker: a terminal interrupts it too, but while it works its master decides."""
-        if not self._crew.in_trial and not self._preparing:
+        if self._crew.trial is None and not self._preparing:
             signal.default_int_handler(signum, frame)
 
     def _leave(self) -> None:
@@ -370,50 +437,15 @@ class Session:
         self.runner.quit()
 
 
-class LocalRoster:
-    """The only process, as its own single worker."""
-
-    def __init__(self, runner: Any) -> None:
-        self._runner = runner
-
-    def workers(self) -> list[str]:
-        return ["local"]
-
-    def users(self) -> int:
-        return int(self._runner.user_count)
-
-    def send(self, kind: str, data: dict[str, Any], worker: str) -> None:
-        self._runner.send_message(kind, data)
-
-
-class MasterRoster:
-    """The workers of a Locust master, as far as they have said that they listen to us."""
-
-    def __init__(self, runner: Any, greeted: set[str]) -> None:
-        self._runner = runner
-        self._greeted = greeted
-
-    def workers(self) -> list[str]:
-        clients = self._runner.clients
-        alive = [client.id for client in (*clients.ready, *clients.spawning, *clients.running)]
-        return sorted((id for id in alive if id in self._greeted), key=self._runner.get_worker_index)
-
-    def users(self) -> int:
-        return int(self._runner.user_count)
-
-    def send(self, kind: str, data: dict[str, Any], worker: str) -> None:
-        self._runner.send_message(kind, data, worker)
-
-
 def _seconds(run_time: Any) -> float | None:
     """Locust's run time: seconds, or None for none."""
     return float(run_time) if run_time else None
 
 
-def _run_directory(options: LoadOptions, users: int) -> tuple[RunDirectory, Run]:
-    """The directory to write to: the one that was made for this run, or a new one."""
+def _ledger(options: LoadOptions, users: int) -> Ledger:
+    """In the directory that was made for this run, or in a new one."""
     if options.run_directory is not None:
         directory = RunDirectory.open(options.run_directory)
-        return directory, directory.load()
+        return Ledger(directory, directory.load())
     run = conditions(options, users)
-    return RunDirectory.create(options.out, run), run
+    return Ledger(RunDirectory.create(options.out, run), run)

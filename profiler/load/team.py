@@ -1,21 +1,30 @@
 """Who runs loops in a load test, and how the one that leads talks to them.
 
-Messages to a worker: PREPARE, BEGIN, END, CUT; from it: HELLO, READY, RECORDS, DRAINED. On a
-single process the same messages go to itself.
+Messages to a worker: PREPARE, BEGIN, END, CUT; from it: HELLO, READY, RECORDS, PULSE, DRAINED. On
+a single process the same messages go to itself.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from gevent.event import Event
 
 from profiler.errors import ProfilerError, TargetError, UsageError
+from profiler.load.calibration import capacity
+from profiler.load.clocks import machine_id
 from profiler.load.options import LoadOptions
+from profiler.load.pacing import Arrivals, share
+from profiler.load.plan import PlannedTrial
+from profiler.rundir import Anchor, Capacity, ClientHealth
 
 PREPARE, BEGIN, END, CUT = "toolcall_prepare", "toolcall_begin", "toolcall_end", "toolcall_cut"
 HELLO, READY, RECORDS, DRAINED = "toolcall_hello", "toolcall_ready", "toolcall_records", "toolcall_drained"
+PULSE = "toolcall_pulse"
 
 PREPARE_SECONDS = 60.0
 ANSWER_SECONDS = 15.0
@@ -58,16 +67,52 @@ class Answers:
         return {worker: self._given[worker] for worker in workers if worker in self._given}
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What the workers said at the end of a trial; `lost` are those that said nothing."""
+
+    interrupted: int = 0
+    arrived: int = 0
+    late: int = 0
+    dropped: int = 0
+    health: tuple[ClientHealth, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """How a trial stands on one worker, or on all of them together."""
+
+    in_flight: int = 0
+    waiting: int = 0
+    loops: int = 0
+    failed: int = 0
+    rate_limited: int = 0
+    lag_ns: int = 0
+
+
 class Team:
     """The workers of a load test: prepared for one set of options and one target, led through trials.
 
     Worker k of the W that `enlist` returned takes the tape entries i ≡ k (mod W). `loop_seconds`
-    is the longest that a worker took for its first loop, `model` the name of the model they use.
+    is the longest that a worker took for its first loop, `model` the name of the model they use,
+    `capacity` what they did in their calibration, `metrics` where each serves its metrics.
+    `calibration` opens the server for that.
     """
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        calibration: Callable[[], AbstractContextManager[str | None]] = nullcontext,
+    ) -> None:
         self.loop_seconds = 0.0
         self.model = ""
+        self.capacity: Capacity | None = None
+        self.metrics: dict[str, int] = {}
+        self._calibration = calibration
+        self._calibrated: dict[str, dict[str, float]] = {}
+        self._pulses: dict[str, Pulse] = {}
+        self._numbers: dict[str, int] = {}
         self._roster = roster
         self._wanted: tuple[LoadOptions, str] | None = None
         self._prepared: set[str] = set()
@@ -95,34 +140,94 @@ class Team:
                 raise TargetError("no worker is left to run loops")
             Event().wait(0.1)
         new = [worker for worker in workers if worker not in self._prepared]
-        for number, worker in enumerate(workers):
-            if worker in new:
-                data = {"options": options.as_data(), "root": root, "worker": number}
+        uncalibrated = [worker for worker in new if worker not in self._calibrated]
+        wanted = bool(uncalibrated) and options.calibration_seconds > 0
+        with self._calibration() if wanted else nullcontext() as calibration:
+            for worker in new:
+                number = self._numbers.setdefault(worker, len(self._numbers))
+                data = {
+                    "options": options.as_data(),
+                    "root": root,
+                    "worker": number,
+                    "machine": machine_id(),
+                    "anchor": asdict(Anchor.now()),
+                    "calibration": calibration if worker in uncalibrated else None,
+                }
                 self._roster.send(PREPARE, data, worker)
-        for worker, answer in self._ready.wait(new, PREPARE_SECONDS).items():
+            answers = self._ready.wait(new, PREPARE_SECONDS)
+        for worker, answer in answers.items():
             if answer["error"] is not None:
                 kinds = {kind.exit_code: kind for kind in (ProfilerError, UsageError, TargetError)}
                 raise kinds[answer["exit_code"]](answer["error"])
             self._prepared.add(worker)
             self.model = answer["model"]
             self.loop_seconds = max(self.loop_seconds, answer["loop_seconds"])
+            if answer.get("metrics") is not None:
+                self.metrics[worker] = answer["metrics"]
+            if answer.get("calibration") is not None:
+                self._calibrated[worker] = answer["calibration"]
+        if self._calibrated:
+            shares = list(self._calibrated.values())
+            self.capacity = capacity(int(sum(share["agents"] for share in shares)), shares)
         return [worker for worker in workers if worker in self._prepared]
 
-    def begin(self, workers: list[str], index: int | None, block: int, strategy: str) -> None:
-        """Open a trial on each of them; `index` None: not measured."""
+    def begin(self, workers: list[str], planned: PlannedTrial, options: LoadOptions, sources: int) -> None:
+        """Open a trial on each of them; an index below 0 says that it is not measured.
+
+        Of an open load, `sources` users together make the rate that was asked for.
+        """
         self._turn += 1
         self._drained = Answers(self._roster)
+        self._pulses.clear()
+        arrivals = None
+        if options.arrivals is not None:
+            arrivals = asdict(Arrivals.parse(options.arrivals, sources))
         for number, worker in enumerate(workers):
-            data = {"index": index, "block": block, "strategy": strategy, "turn": self._turn}
-            self._roster.send(BEGIN, {**data, "worker": number, "workers": len(workers)}, worker)
+            places = options.max_in_flight
+            data = {
+                "index": planned.index if planned.index >= 0 else None,
+                "block": planned.block,
+                "strategy": planned.strategy,
+                "turn": self._turn,
+                "worker": number,
+                "workers": len(workers),
+                "seed": options.seed,
+                "arrivals": arrivals,
+                "think_seconds": options.think_seconds,
+                "places": None if places is None else share(places, number, len(workers)),
+            }
+            self._roster.send(BEGIN, data, worker)
 
-    def end(self, workers: list[str], drain_seconds: float) -> tuple[int, int]:
-        """Close the trial and wait until all have drained; returns (loops cut off, workers lost)."""
+    def end(self, workers: list[str], drain_seconds: float) -> Ended:
+        """Close the trial and wait until all have drained."""
         for worker in workers:
             self._roster.send(END, {"drain_seconds": drain_seconds}, worker)
         answers = self._drained.wait(workers, drain_seconds + ANSWER_SECONDS)
-        interrupted = sum(int(answer["interrupted"]) for answer in answers.values())
-        return interrupted, len(workers) - len(answers)
+        lost = [self._describe_lost(worker) for worker in workers if worker not in answers]
+        return Ended(
+            **{
+                name: sum(int(answer[name]) for answer in answers.values())
+                for name in ("interrupted", "arrived", "late", "dropped")
+            },
+            health=tuple(ClientHealth(**answer["health"]) for answer in answers.values() if answer["health"]),
+            lost=tuple(lost),
+        )
+
+    def pulse(self) -> Pulse:
+        """How the trial under way stands, as far as the workers have said."""
+        pulses = list(self._pulses.values())
+        counts = ("in_flight", "waiting", "loops", "failed", "rate_limited")
+        return Pulse(
+            **{name: sum(getattr(pulse, name) for pulse in pulses) for name in counts},
+            lag_ns=max((pulse.lag_ns for pulse in pulses), default=0),
+        )
+
+    def _describe_lost(self, worker: str) -> str:
+        number, last = self._numbers.get(worker, 0), self._pulses.get(worker)
+        missing = "what it had not sent is missing"
+        if last is not None:
+            missing = f"about {last.in_flight} loops it had in flight, and what it had not sent, are missing"
+        return f"worker {number} left: {missing}"
 
     def cut(self) -> None:
         """Have all loops under way cancelled."""
@@ -130,8 +235,11 @@ class Team:
             self._roster.send(CUT, {}, worker)
 
     def answered(self, kind: str, worker: str, data: dict[str, Any]) -> None:
-        """A worker's READY or DRAINED has come."""
+        """A worker's READY, PULSE or DRAINED has come."""
         if kind == READY:
             self._ready.give(worker, data)
+        elif kind == PULSE:
+            if data.pop("turn") == self._turn:
+                self._pulses[worker] = Pulse(**data)
         elif data["turn"] == self._turn:  # else it had been given up by then
             self._drained.give(worker, data)

@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any, ClassVar
 
-from locust import User, constant, task
+from locust import User, constant, events, task
 from locust.user.task import LOCUST_STATE_STOPPING
 
-from profiler.load.crew import Trial
-from profiler.load.session import Session
+from profiler.load.agents import AgentFactory
+from profiler.load.session import Session, install
+from profiler.load.trial import Trial
 
-_numbers = itertools.count()
+_ordinals = itertools.count()
 
 
-class Agent(User):  # type: ignore[misc]
-    """An agent that runs loops one after another, whenever a trial is open."""
+class AgentUser(User):  # type: ignore[misc]
+    """An agent that runs loops, one after another or as they arrive, whenever a trial is open.
 
+    For Locust files of your own: a subclass with `agent`, a factory (`AgentContext` → async callable,
+    one call is one loop), is all it takes. Defining one registers our options and listeners with
+    Locust; `--agent` on the command line comes before it.
+    """
+
+    abstract = True
+    agent: ClassVar[AgentFactory | None] = None
     wait_time = constant(0)
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        install(events)
+
     def on_start(self) -> None:
-        self._name = f"a{next(_numbers)}"
+        self._ordinal = next(_ordinals)
         self._last: Trial | None = None
 
     @task  # type: ignore[untyped-decorator]
     def take_part(self) -> None:
         """Live through one trial."""
         crew = Session.of(self.environment).crew
-        self._last = crew.take_part(self._name, self._last, self._leaving)
+        name, ordinal = f"a{self._ordinal}", self._ordinal
+        self._last = crew.take_part(type(self).__name__, name, ordinal, self._last, self._leaving)
 
     def _leaving(self) -> bool:
         stopping: bool = self._state == LOCUST_STATE_STOPPING
         return stopping
+
+
+class Agent(AgentUser):
+    """The built-in loop, or what `--agent` names."""

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from profiler.errors import UsageError
-from profiler.load.options import DEFAULT_STRATEGIES, LoadOptions, add_options
+from profiler.load import defaults
+from profiler.load.options import LoadOptions, add_options
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,14 +30,14 @@ def test_defaults_are_the_dataclass_defaults() -> None:
 
 
 def test_strategies_come_repeated_and_with_commas_and_replace_the_default() -> None:
-    assert parse().strategies == DEFAULT_STRATEGIES
+    assert parse().strategies == defaults.STRATEGIES
     assert parse("--strategy", "gathered").strategies == ("gathered",)
     assert parse("--strategy=gathered, semaphore:2", "--strategy", "sequential").strategies == (
         "gathered",
         "semaphore:2",
         "sequential",
     )
-    assert parse().strategies == DEFAULT_STRATEGIES  # the default was not appended to
+    assert parse().strategies == defaults.STRATEGIES  # the default was not appended to
 
 
 def test_the_command_line_of_options_parses_to_the_same_options() -> None:
@@ -59,12 +60,23 @@ def test_the_command_line_of_options_parses_to_the_same_options() -> None:
         out="o",
         run_directory="r",
         metrics_port=9100,
+        metrics=False,
         linger_seconds=1.0,
+        agent="my_app:make",
+        arrivals="5/s",
+        levels=(10, 20),
+        max_in_flight=7,
+        abort_on="errors>20%",
+        slo="p95<2s",
+        calibration_seconds=0.0,
     )
-    defaults = LoadOptions()
-    assert all(getattr(options, f.name) != getattr(defaults, f.name) for f in fields(options))
+    usual = LoadOptions()
+    untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}
+    assert untouched == {"think_seconds"}  # which an open load cannot have
     assert parse(*options.as_arguments()) == options
     assert LoadOptions.from_data(options.as_data()) == options
+    thinking = LoadOptions(think_seconds=1.5)
+    assert parse(*thinking.as_arguments()) == thinking
 
 
 def test_the_web_form_sends_text_where_the_default_is_none() -> None:
@@ -99,6 +111,14 @@ def _namespace() -> argparse.Namespace:
         (["--blocks", "0"], "--blocks must be at least 1, not 0"),
         (["--max-rounds", "0"], "--max-rounds must be at least 1"),
         (["--trial-seconds", "0"], "--trial-seconds must be at least 0.1"),
+        (["--arrivals", "often"], "--arrivals often: expected a rate such as 5/s"),
+        (["--arrivals", "5/s", "--think", "1"], "--think is for a closed load"),
+        (["--max-in-flight", "5"], "--max-in-flight is for an open load"),
+        (["--levels", "10,many"], "--levels 10,many: expected numbers of users"),
+        (["--levels", "10,10"], "each level can be named once"),
+        (["--levels", "0,10"], "--levels must be at least 1, not 0"),
+        (["--abort-on", "errors<5%"], "--abort-on 'errors<5%': expected something like errors>20%"),
+        (["--slo", "fast"], "objective 'fast'"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(arguments: list[str], message: str) -> None:

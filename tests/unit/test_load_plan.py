@@ -10,10 +10,10 @@ from profiler.load.plan import (
     block_order,
     blocks_for,
     effective_limit,
-    pacing,
     ramp_seconds,
     schedule,
     tape_numbers,
+    timing,
 )
 
 STRATEGIES = ("sequential", "gathered", "semaphore:4")
@@ -54,13 +54,15 @@ def test_workers_share_the_tape_without_gap_or_overlap(workers: int) -> None:
     )
 
 
-@pytest.mark.parametrize(("seconds", "blocks"), [(2, 1), (10, 1), (29, 2), (30, 3), (100, 10), (3600, 10)])
+@pytest.mark.parametrize(
+    ("seconds", "blocks"), [(0.5, 1), (2, 2), (3, 3), (10, 3), (19, 3), (20, 4), (50, 10), (3600, 10)]
+)
 def test_blocks_are_few_when_time_is_short(seconds: float, blocks: int) -> None:
     assert blocks_for(seconds) == blocks
 
 
 def test_a_total_is_shared_by_all_trials_and_their_drains() -> None:
-    plan = pacing(strategies=3, total=90, window=None, blocks=None, default_window=10)
+    plan = timing(turns=3, total=90, window=None, blocks=3, default_window=10)
     assert plan.blocks == 3
     assert plan.block_window(3, block=0, elapsed=0, drain=2) == 8  # 9 × (8 + 2) = 90
     assert plan.block_window(3, block=2, elapsed=66, drain=2) == 6
@@ -72,18 +74,26 @@ def test_a_total_is_shared_by_all_trials_and_their_drains() -> None:
 
 
 def test_without_a_total_the_window_is_what_was_asked_for() -> None:
-    plan = pacing(strategies=3, total=None, window=4, blocks=2, default_window=10)
+    plan = timing(turns=3, total=None, window=4, blocks=2, default_window=10)
     assert (plan.block_window(3, 0, elapsed=500, drain=9), plan.blocks) == (4, 2)
     assert plan.fit(4, trials_left=1, elapsed=10_000) == 4
-    unbounded = pacing(strategies=3, total=None, window=None, blocks=None, default_window=10)
+    unbounded = timing(turns=3, total=None, window=None, blocks=None, default_window=10)
     assert (unbounded.window, unbounded.blocks) == (10, None)
 
 
 def test_a_window_within_a_total_repeats_until_time_is_out() -> None:
-    plan = pacing(strategies=2, total=60, window=5, blocks=None, default_window=10)
+    plan = timing(turns=2, total=60, window=5, blocks=None, default_window=10)
     assert plan.blocks is None
     assert plan.block_window(2, block=3, elapsed=40, drain=1) == 5
     assert plan.fit(5, trials_left=None, elapsed=57) == 3
+
+
+def test_a_ladder_runs_every_strategy_on_every_level_of_a_block_rising() -> None:
+    trials = list(schedule(STRATEGIES, seed=7, blocks=2, levels=(40, 10)))
+    assert [trial.users for trial in trials] == [10] * 3 + [40] * 3 + [10] * 3 + [40] * 3
+    assert [trial.block for trial in trials] == [0] * 6 + [1] * 6
+    for place in range(0, 12, 3):
+        assert sorted(t.strategy for t in trials[place : place + 3]) == sorted(STRATEGIES)
 
 
 def test_ramp_seconds() -> None:

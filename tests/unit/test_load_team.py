@@ -1,12 +1,16 @@
 """Leading workers by messages: who is prepared, who takes which entries, who is waited for."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.options import LoadOptions
-from profiler.load.team import BEGIN, CUT, DRAINED, END, PREPARE, READY, Team
+from profiler.load.plan import PlannedTrial
+from profiler.load.team import BEGIN, CUT, DRAINED, END, PREPARE, PULSE, READY, Pulse, Team
+from profiler.rundir import Capacity
 
 OPTIONS = LoadOptions(drain_seconds=0.0)
 
@@ -38,7 +42,9 @@ class Workers:
         elif kind == BEGIN:
             self.turns[worker] = data["turn"]
         elif kind == END:
-            self.team.answered(DRAINED, worker, {"turn": self.turns[worker], "interrupted": 2})
+            answer = {"turn": self.turns[worker], "interrupted": 2, "arrived": 10, "late": 1, "dropped": 0}
+            health = {"process": worker, "trial": 4, "loop_lag_p99": 0.5}
+            self.team.answered(DRAINED, worker, {**answer, "health": health})
 
     def told(self, kind: str) -> list[str]:
         return [worker for sent, worker, _ in self.sent if sent == kind]
@@ -58,30 +64,90 @@ def test_a_worker_is_prepared_once_for_the_same_options_and_target() -> None:
 
 def test_a_trial_tells_each_worker_its_share_and_waits_for_all() -> None:
     workers = Workers("a", "b")
-    workers.team.begin(["a", "b"], index=4, block=1, strategy="gathered")
+    options = LoadOptions(arrivals="6/s", max_in_flight=5, seed=9)
+    workers.team.begin(["a", "b"], PlannedTrial(4, 1, "gathered"), options, sources=20)
+    told = {
+        "index": 4,
+        "block": 1,
+        "strategy": "gathered",
+        "turn": 1,
+        "workers": 2,
+        "seed": 9,
+        "arrivals": {"rate": 6.0, "sources": 20, "constant": False},
+        "think_seconds": 0.0,
+    }
     assert workers.sent == [
-        (BEGIN, "a", {"index": 4, "block": 1, "strategy": "gathered", "turn": 1, "worker": 0, "workers": 2}),
-        (BEGIN, "b", {"index": 4, "block": 1, "strategy": "gathered", "turn": 1, "worker": 1, "workers": 2}),
+        (BEGIN, "a", {**told, "worker": 0, "places": 3}),
+        (BEGIN, "b", {**told, "worker": 1, "places": 2}),
     ]
-    assert workers.team.end(["a", "b"], 3.0) == (4, 0)
+    ended = workers.team.end(["a", "b"], 3.0)
+    assert (ended.interrupted, ended.arrived, ended.late, ended.dropped) == (4, 20, 2, 0)
+    assert [health.loop_lag_p99 for health in ended.health] == [0.5, 0.5]
+    assert ended.lost == ()
     assert workers.sent[2:] == [(END, "a", {"drain_seconds": 3.0}), (END, "b", {"drain_seconds": 3.0})]
+
+
+def test_what_is_not_measured_has_no_index() -> None:
+    workers = Workers("a")
+    workers.team.begin(["a"], PlannedTrial(-1, 999, "gathered"), OPTIONS, sources=1)
+    assert (workers.sent[0][2]["index"], workers.sent[0][2]["arrivals"]) == (None, None)
 
 
 def test_a_worker_that_leaves_is_counted_and_not_waited_for() -> None:
     workers = Workers("a", "b")
-    workers.team.begin(["a", "b"], 0, 0, "gathered")
+    workers.team.enlist(OPTIONS, "http://127.0.0.1:1")
+    workers.team.begin(["a", "b"], PlannedTrial(0, 0, "gathered"), OPTIONS, sources=1)
+    pulse = {
+        "turn": 1,
+        "in_flight": 7,
+        "waiting": 0,
+        "loops": 30,
+        "failed": 1,
+        "rate_limited": 2,
+        "lag_ns": 5,
+    }
+    workers.team.answered(PULSE, "b", dict(pulse))
+    workers.team.answered(PULSE, "a", {**pulse, "lag_ns": 3})
+    workers.team.answered(PULSE, "a", {**pulse, "turn": 0, "loops": 99})  # of an earlier trial
+    assert workers.team.pulse() == Pulse(14, 0, 60, 2, 4, 5)
     workers.mute = {"b"}
-    assert workers.team.end(["a", "b"], 60.0) == (2, 1)
+    ended = workers.team.end(["a", "b"], 60.0)
+    assert ended.interrupted == 2
+    assert ended.lost == (
+        "worker 1 left: about 7 loops it had in flight, and what it had not sent, are missing",
+    )
 
 
 def test_an_answer_to_an_earlier_trial_does_not_end_this_one() -> None:
     workers = Workers("a")
-    workers.team.begin(["a"], 0, 0, "gathered")
-    workers.team.begin(["a"], 1, 0, "sequential")
+    workers.team.begin(["a"], PlannedTrial(0, 0, "gathered"), OPTIONS, sources=1)
+    workers.team.begin(["a"], PlannedTrial(1, 0, "sequential"), OPTIONS, sources=1)
     workers.turns["a"] = 1  # it answers for the first
     workers.mute = {"a"}
     workers.team.answered(DRAINED, "a", {"turn": 1, "interrupted": 9})
-    assert workers.team.end(["a"], 0.0) == (0, 1)
+    ended = workers.team.end(["a"], 0.0)
+    assert (ended.interrupted, len(ended.lost)) == (0, 1)
+
+
+def test_the_client_is_calibrated_once_and_its_capacity_is_that_of_all_workers() -> None:
+    opened: list[bool] = []
+
+    @contextlib.contextmanager
+    def calibration() -> Iterator[str]:
+        opened.append(True)
+        yield "http://127.0.0.1:7"
+        opened.append(False)
+
+    workers = Workers("a", "b")
+    workers.team = Team(workers, calibration)
+    workers.refusal["calibration"] = {"loops": 100, "seconds": 0.5, "lone_seconds": 0.005, "agents": 32}
+    workers.team.enlist(OPTIONS, "http://127.0.0.1:1")
+    assert opened == [True, False]
+    assert [data["calibration"] for kind, _, data in workers.sent] == ["http://127.0.0.1:7"] * 2
+    assert workers.team.capacity == Capacity(64, 400.0, 2000.0, 0.005)
+    workers.team.enlist(OPTIONS, "http://127.0.0.1:2")  # prepared again, for another target
+    assert opened == [True, False]
+    assert [data["calibration"] for kind, _, data in workers.sent[2:]] == [None, None]
 
 
 @pytest.mark.parametrize(("exit_code", "kind"), [(3, TargetError), (2, UsageError), (1, ProfilerError)])

@@ -1,0 +1,339 @@
+"""Who runs a loop: the built-in `ToolLoop`, or an agent that the user wrote.
+
+A factory (`--agent module:factory`, or `AgentUser.agent`) is called once per process and strategy
+with an `AgentContext`, in the running event loop, and returns an async callable without arguments:
+one call of it is one loop. Agents share what it made, as they share a client in production. What
+runs inside such a call is recorded through `context.profiler` (an instrumented client, wrapped
+tools) or through a `ToolLoop` with `sinks=[context.sink]`; either way it becomes one record, in its
+place in the load test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from profiler.errors import ProviderError, UsageError
+from profiler.providers.endpoint import Endpoint
+from profiler.recorder import LiveCalls, Recorder, Sink
+from profiler.records import LoopRecord
+from profiler.strategies import Sequential, Strategy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from profiler.instrument import Profiler
+    from profiler.loop import ToolLoop
+
+T = TypeVar("T")
+
+OneLoop = Callable[[], Awaitable[Any]]
+"""An agent: one call is one loop."""
+
+AgentFactory = Callable[["AgentContext"], "OneLoop | Awaitable[OneLoop]"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a loop belongs in a load test; the fields are those of `LoopRecord`."""
+
+    number: int
+    agent: str
+    trial: int | None
+    process: str
+    intended_ns: int | None = None
+
+
+class Runs(Protocol):
+    """Runs loops of one strategy."""
+
+    async def run(self, place: Place) -> bool:
+        """One loop; whether it came to its end. Raises nothing but cancellation."""
+
+    async def close(self) -> None: ...
+
+
+class BuiltIn:
+    """The built-in loop."""
+
+    def __init__(self, loop: ToolLoop, prompt: str) -> None:
+        self._loop = loop
+        self._prompt = prompt
+
+    async def run(self, place: Place) -> bool:
+        try:
+            await self._loop.run(
+                self._prompt.replace("{number}", str(place.number)),
+                number=place.number,
+                agent=place.agent,
+                trial=place.trial,
+                process=place.process,
+                intended_ns=place.intended_ns,
+            )
+        except ProviderError:  # recorded; the next loop may do better
+            return False
+        return True
+
+    async def close(self) -> None:
+        client = getattr(self._loop.model, "client", None)
+        if client is not None:
+            await client.close()
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of a user's agent while it runs: the records that came of it, its own order of calls."""
+
+    place: Place
+    records: list[LoopRecord] = field(default_factory=list)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+_current: ContextVar[_Call | None] = ContextVar("toolloop_agent_call", default=None)
+
+
+class AgentContext:
+    """What a user's agent is given.
+
+    `base_url` is the root of the model API, `openai_url` the same with `/v1`; `tools_url` the root
+    of the tools. `strategy` says how the calls of a round are to run: hand it to a `ToolLoop`, or
+    use `execute` or `limiter`. `profiler` watches a loop that is written already, `sink` is for a
+    `ToolLoop`. `number`, `prompt` and `agent` are those of the loop that the caller is in.
+    """
+
+    def __init__(
+        self,
+        *,
+        provider: str,
+        base_url: str,
+        tools_url: str,
+        model: str | None,
+        strategy: Strategy,
+        prompt: str,
+        sinks: Sequence[Sink],
+    ) -> None:
+        from profiler.instrument import Profiler
+
+        endpoint = Endpoint.parse(base_url)
+        self.provider = provider
+        self.base_url = endpoint.root
+        self.openai_url = f"{endpoint.root}/v1"
+        self.tools_url = tools_url
+        self.model = model
+        self.strategy = strategy
+        self.sink: Sink = _Collector(sinks)
+        self.profiler: Profiler = Profiler([self.sink])
+        self._prompt = prompt
+        self._closers: list[Callable[[], Awaitable[Any]]] = []
+
+    @property
+    def number(self) -> int:
+        """The loop's number: the tape entry it works on."""
+        return self._call.place.number
+
+    @property
+    def agent(self) -> str:
+        """The agent that runs the loop."""
+        return self._call.place.agent
+
+    @property
+    def prompt(self) -> str:
+        """The scenario's message for this loop."""
+        return self._prompt.replace("{number}", str(self.number))
+
+    @property
+    def limiter(self) -> AbstractAsyncContextManager[None]:
+        """`async with context.limiter:` around one tool call lets the strategy hold it back."""
+        call = self._call
+        if isinstance(self.strategy, Sequential):
+            return call.lock
+        return _admitted(self.strategy, call.place.agent)
+
+    async def execute(self, *calls: Callable[[], Awaitable[T]]) -> list[T]:
+        """Run the calls of a round as the strategy says; their results in order.
+
+        All of them end, then the first failure is raised.
+        """
+        outcomes: list[T | BaseException] = [asyncio.CancelledError()] * len(calls)
+
+        async def one(index: int) -> None:
+            try:
+                outcomes[index] = await calls[index]()
+            except Exception as error:
+                outcomes[index] = error
+
+        runs = [partial(one, index) for index in range(len(calls))]
+        await self.strategy.execute(runs, self._call.place.agent)
+        results: list[T] = []
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            results.append(outcome)
+        return results
+
+    def on_close(self, close: Callable[[], Awaitable[Any]]) -> None:
+        """Have `close()` awaited after the last loop: of a client, for instance."""
+        self._closers.append(close)
+
+    async def close(self) -> None:
+        """Await everything that `on_close` was given."""
+        while self._closers:
+            await self._closers.pop()()
+
+    @property
+    def _call(self) -> _Call:
+        call = _current.get()
+        if call is None:
+            raise UsageError(
+                "number, prompt, limiter and execute are of a loop: use them inside the agent's call"
+            )
+        return call
+
+
+class Own:
+    """Loops of an agent that the user wrote."""
+
+    def __init__(self, agent: OneLoop, context: AgentContext, sinks: Sequence[Sink]) -> None:
+        self._agent = agent
+        self._context = context
+        self._recorder = Recorder(sinks)
+        self.failure: Exception | None = None
+
+    @classmethod
+    async def make(cls, factory: AgentFactory, context: AgentContext, sinks: Sequence[Sink]) -> Own:
+        """Call the factory. Raises `UsageError` when what it returns cannot be called."""
+        try:
+            made = factory(context)
+            if inspect.isawaitable(made):
+                made = await made
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(f"the agent's factory failed: {type(error).__name__}: {error}") from error
+        if not callable(made):
+            raise UsageError(f"the agent's factory returned {made!r}: expected an async callable")
+        return cls(made, context, sinks)
+
+    async def run(self, place: Place) -> bool:
+        call = _Call(place)
+        token = _current.set(call)
+        context = self._context
+        try:
+            async with context.profiler.loop(
+                strategy=context.strategy.spec, agent=place.agent, number=place.number, trial=place.trial
+            ):
+                await self._agent()
+        except Exception as error:
+            if self.failure is None:
+                _log.warning(
+                    "the agent raised %s: %s (later ones are only counted)", type(error).__name__, error
+                )
+            self.failure = error
+            return False
+        finally:
+            _current.reset(token)
+            for record in placed(call.records, place, context.strategy.spec):
+                self._recorder.emit(record)
+        return True
+
+    async def close(self) -> None:
+        await self._context.close()
+
+
+def placed(records: Sequence[LoopRecord], place: Place, strategy: str) -> list[LoopRecord]:
+    """The records of one call of an agent, put in its place; the last one is of the call as a whole.
+
+    Where that saw no model request of its own, what recorded itself inside (a `ToolLoop`, a
+    `profiler.loop`) is the loop, and an empty frame around it would count twice.
+    """
+    *inner, outer = records
+    if outer.rounds or not any(record.parent in (None, outer.id) for record in inner):
+        kept = records
+    else:
+        top = [record.parent in (None, outer.id) for record in inner]
+        kept = [replace(r, parent=None) if is_top else r for r, is_top in zip(inner, top, strict=True)]
+    return [
+        replace(
+            record,
+            strategy=strategy,
+            number=place.number,
+            agent=place.agent,
+            trial=place.trial,
+            process=place.process,
+            intended_ns=place.intended_ns if record.parent is None else None,
+        )
+        for record in kept
+    ]
+
+
+def load_factory(spec: str) -> AgentFactory:
+    """`my_app.agents:make_agent`, found from the working directory too. Raises `UsageError`."""
+    module_name, _, name = spec.partition(":")
+    if not module_name or not name:
+        raise UsageError(f"--agent {spec}: expected MODULE:FACTORY, such as my_app.agents:make_agent")
+    if "" not in sys.path and "." not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(f"--agent {spec}: cannot import {module_name}: {error}") from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise UsageError(f"--agent {spec}: {module_name} has no function {name}")
+    made: AgentFactory = factory
+    return made
+
+
+class _Collector:
+    """A sink that keeps the records of a call for `placed`; lag goes straight on."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._recorder = Recorder(sinks)
+        self._lag = [sink.observe_lag for sink in sinks if hasattr(sink, "observe_lag")]
+
+    def __call__(self, record: LoopRecord) -> None:
+        call = _current.get()
+        if call is not None:
+            call.records.append(record)
+
+    def live_calls(self, strategy: str, tool: str) -> LiveCalls:
+        return self._recorder.live_calls(strategy, tool)
+
+    def observe_lag(self, lag_ns: int) -> None:
+        for observe in self._lag:
+            observe(lag_ns)
+
+
+@asynccontextmanager
+async def _admitted(strategy: Strategy, agent: str) -> AsyncIterator[None]:
+    """Through the limiter of any strategy, from the outside: its `execute` holds the place meanwhile."""
+    loop = asyncio.get_running_loop()
+    entered, left = loop.create_future(), loop.create_future()
+
+    async def hold() -> None:
+        entered.set_result(None)
+        await left
+
+    task = asyncio.ensure_future(strategy.execute([hold], agent))
+    try:
+        await entered
+        yield
+    finally:
+        if entered.done() and not entered.cancelled():
+            left.set_result(None)
+            await task
+        else:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task

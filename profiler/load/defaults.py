@@ -1,0 +1,13 @@
+"""The defaults of a load test: what `profiler compare`, the Locust files and `LoadOptions` agree on."""
+
+STRATEGIES = ("sequential", "gathered", "semaphore:16")
+"""With 20 agents a limit of 16 is felt and does not choke: it shows what a shared semaphore costs."""
+
+USERS = 20
+SECONDS = 20.0
+"""Measuring time of each strategy over all blocks."""
+
+DRAIN_SECONDS = 30.0
+CALIBRATION_SECONDS = 0.5
+METRICS_PORT = 9464
+"""The first port that is tried for /metrics."""

@@ -1,0 +1,101 @@
+"""How this process fares as a load generator: lags while a trial measures, and its CPU.
+
+A client that is busy adds its own waiting to every latency it reports; `statistics.caveats` has
+the limits above which it says so.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from profiler.records import LoopRecord
+from profiler.rundir import ClientHealth
+
+RATE_LIMITED = (429, 529)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has come of a trial so far in one process; written on the loop's thread alone."""
+
+    loops: int = 0
+    failed: int = 0
+    rate_limited: int = 0
+
+    def count(self, record: LoopRecord) -> None:
+        """A loop has ended. It failed when it did not finish with every call answered."""
+        self.loops += 1
+        if record.status != "ok" or any(call.status != "ok" for call in record.tool_calls):
+            self.failed += 1
+        for round_ in record.rounds:
+            attempts = round_.model.attempts
+            if len(attempts) > 1 or record.status != "ok":
+                self.rate_limited += sum(attempt.status in RATE_LIMITED for attempt in attempts)
+
+
+@dataclass(slots=True)
+class Meter:
+    """Samples of one process in one trial; lags in nanoseconds."""
+
+    cpu_clock: Callable[[], float] = time.process_time
+    clock: Callable[[], float] = time.monotonic
+    lags: list[int] = field(default_factory=list)
+    schedule: list[int] = field(default_factory=list)
+    blocking: dict[str, int] = field(default_factory=dict)
+    worst_lag_ns: int = 0
+    _cpu: float = 0.0
+    _started: float = 0.0
+
+    def start(self) -> None:
+        self._cpu, self._started = self.cpu_clock(), self.clock()
+
+    def lag(self, lag_ns: int) -> None:
+        """A sample of event-loop lag."""
+        self.lags.append(lag_ns)
+        if lag_ns > self.worst_lag_ns:
+            self.worst_lag_ns = lag_ns
+
+    def blocked(self, record: LoopRecord) -> None:
+        """Keep the longest that each tool held the event loop."""
+        for call in record.tool_calls:
+            if call.blocking_ns:
+                self.blocking[call.name] = max(call.blocking_ns, self.blocking.get(call.name, 0))
+
+    def take_worst_lag(self) -> int:
+        """The worst lag since the last time this was asked."""
+        worst, self.worst_lag_ns = self.worst_lag_ns, 0
+        return worst
+
+    def read(self, process: str, trial: int | None) -> ClientHealth:
+        """The figures from `start` until now."""
+        seconds = self.clock() - self._started
+        return ClientHealth(
+            process=process,
+            trial=trial,
+            loop_lag_p99=p99_seconds(self.lags),
+            schedule_lag_p99=p99_seconds(self.schedule),
+            cpu=(self.cpu_clock() - self._cpu) / seconds if seconds > 0 else None,
+            blocking={name: ns / 1e9 for name, ns in self.blocking.items()},
+        )
+
+
+def p99_seconds(samples_ns: list[int]) -> float | None:
+    """The 99th percentile (nearest rank) in seconds; None of nothing."""
+    if not samples_ns:
+        return None
+    ordered = sorted(samples_ns[:])
+    return ordered[math.ceil(0.99 * len(ordered)) - 1] / 1e9
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """CPU time that a process has used, its threads included; None where that cannot be read."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None

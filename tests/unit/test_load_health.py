@@ -1,0 +1,66 @@
+"""What a process knows of itself as a load generator."""
+
+from typing import Any
+
+import pytest
+
+from profiler.load.clocks import shift_ns
+from profiler.load.health import Meter, Tally, p99_seconds
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, shifted
+from profiler.rundir import Anchor, ClientHealth
+
+MS = 1_000_000
+
+
+def loop(status: Any = "ok", call_status: Any = "ok", statuses: tuple[int, ...] = (200,)) -> LoopRecord:
+    attempts = tuple(Attempt(0, MS, status=code, retry_after_ns=7) for code in statuses)
+    call = ToolCall("c", "compute", MS, MS, 2 * MS, 9 * MS, status=call_status, blocking_ns=6 * MS)
+    never = ToolCall(
+        "d", "compute", MS, MS, None, 9 * MS, status="cancelled" if call_status != "ok" else "ok"
+    )
+    model = ModelCall("openai", "m", 0, MS, attempts=attempts)
+    round_ = RoundRecord(0, 0, 9 * MS, model, MS, 9 * MS, (call, never))
+    return LoopRecord("1", "gathered", "openai", "m", 0, 9 * MS, status, (round_,), intended_ns=-MS, lag_ns=3)
+
+
+def test_percentile_is_the_nearest_rank() -> None:
+    assert p99_seconds([]) is None
+    assert p99_seconds([5 * MS]) == 0.005
+    assert p99_seconds([k * MS for k in range(1, 101)]) == pytest.approx(0.099)
+
+
+def test_a_meter_reads_what_happened_since_it_was_started() -> None:
+    cpu, now = iter([2.0, 3.5]), iter([10.0, 12.0])
+    meter = Meter(cpu_clock=lambda: next(cpu), clock=lambda: next(now))
+    meter.start()
+    for lag in (MS, 8 * MS, 2 * MS):
+        meter.lag(lag)
+    meter.schedule.append(4 * MS)
+    meter.blocked(loop())
+    assert meter.take_worst_lag() == 8 * MS
+    assert meter.take_worst_lag() == 0
+    assert meter.read("p", 3) == ClientHealth("p", 3, 0.008, 0.004, 0.75, None, {"compute": 0.006})
+
+
+def test_a_loop_failed_when_a_call_of_it_did() -> None:
+    tally = Tally()
+    for one in (loop(), loop(call_status="error"), loop(status="error", statuses=(429, 429, 529))):
+        tally.count(one)
+    assert tally == Tally(loops=3, failed=2, rate_limited=3)
+
+
+def test_records_move_onto_another_clock_and_keep_their_durations() -> None:
+    own, theirs = Anchor(unix_ns=1_000, monotonic_ns=100), Anchor(unix_ns=1_200, monotonic_ns=900)
+    by = shift_ns(own, theirs)
+    assert by == 600
+    # One instant on both clocks: ours 100 is 1,000 of Unix time, which is their 700.
+    assert theirs.unix(100 + by) == own.unix(100)
+    before, after = loop(), shifted(loop(), by)
+    assert (after.started_ns, after.ended_ns, after.intended_ns) == (by, 9 * MS + by, by - MS)
+    assert after.lag_ns == before.lag_ns
+    round_, call = after.rounds[0], after.rounds[0].tool_calls[0]
+    assert (round_.tools_started_ns, round_.model.ended_ns) == (MS + by, MS + by)
+    assert (call.ready_ns, call.started_ns, call.blocking_ns) == (MS + by, 2 * MS + by, 6 * MS)
+    assert round_.tool_calls[1].started_ns is None
+    assert round_.model.attempts[0] == Attempt(by, MS + by, status=200, retry_after_ns=7)
+    assert shifted(after, -by) == before

@@ -1,0 +1,145 @@
+"""Agents in a trial, on a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from profiler.load.agents import Place
+from profiler.load.pacing import Arrivals
+from profiler.load.trial import Agent, Trial
+from profiler.testing import run_virtual
+
+MS = 1_000_000
+
+
+class Loops:
+    """Runs loops that take `seconds` and end well, unless `fails`."""
+
+    def __init__(self, clock: Callable[[], int], seconds: float, fails: bool = False) -> None:
+        self.clock = clock
+        self.seconds = seconds
+        self.fails = fails
+        self.started: list[tuple[int, Place]] = []
+        self.ended: list[tuple[int, Place]] = []
+
+    async def run(self, place: Place) -> bool:
+        self.started.append((self.clock(), place))
+        await asyncio.sleep(self.seconds)
+        self.ended.append((self.clock(), place))
+        return not self.fails
+
+    async def close(self) -> None:
+        pass
+
+    @property
+    def latencies(self) -> list[float]:
+        return [(at - (place.intended_ns or 0)) / 1e9 for at, place in self.ended]
+
+
+def agent(number: int = 0, **changes: Any) -> Agent:
+    return Agent(f"a{number}", number, "p", lambda: False, **changes)
+
+
+def trial(clock: Callable[[], int], **changes: Any) -> Trial:
+    return Trial(0, "gathered", itertools.count(), clock=clock, **changes)
+
+
+async def for_seconds(seconds: float, one: Trial, *lives: Any) -> None:
+    """Let agents live through a trial that closes after that long."""
+    tasks = [asyncio.ensure_future(life) for life in lives]
+    await asyncio.sleep(seconds)
+    one.close()
+    await asyncio.gather(*tasks)
+
+
+def test_an_agent_of_a_closed_load_thinks_between_its_loops() -> None:
+    async def main(clock: Callable[[], int]) -> None:
+        one, loops = trial(clock, think_seconds=0.5), Loops(clock, 0.25)
+        lags: list[int] = []
+        await for_seconds(2.0, one, one.live(loops, agent(observe_schedule_lag=lags.append)))
+        assert [at // MS for at, _ in loops.started] == [0, 750, 1500]
+        assert [place.intended_ns for _, place in loops.started] == [None] * 3
+        assert (one.meter.schedule, lags) == ([0, 0], [0, 0])
+
+    run_virtual(main)
+
+
+def test_a_refused_agent_backs_off() -> None:
+    async def main(clock: Callable[[], int]) -> None:
+        one, loops = trial(clock), Loops(clock, 0.0, fails=True)
+        await for_seconds(2.0, one, one.live(loops, agent()))
+        assert [at // MS for at, _ in loops.started] == [0, 100, 300, 700, 1500]
+
+    run_virtual(main)
+
+
+def test_arrivals_do_not_wait_for_completions() -> None:
+    async def main(clock: Callable[[], int]) -> None:
+        one = trial(clock, arrivals=Arrivals(10.0, 2, constant=True))
+        loops = Loops(clock, 3.0)
+        await for_seconds(0.95, one, *(one.live(loops, agent(n)) for n in range(2)))
+        assert [at // MS for at, _ in loops.started] == [100 * k for k in range(10)]
+        assert [place.intended_ns // MS for _, place in loops.started if place.intended_ns is not None] == [
+            100 * k for k in range(10)
+        ]
+        assert loops.latencies == pytest.approx([3.0] * 10)  # drained, after the trial closed
+        assert (one.arrived, one.late, one.dropped, one.in_flight) == (10, 0, 0, 0)
+
+    run_virtual(main)
+
+
+def test_latency_of_a_capped_open_load_counts_from_when_loops_were_due() -> None:
+    """10/s offered, 2 at once, 0.5 s each: 4/s served, so that the k-th is late by what piled up."""
+
+    async def main(clock: Callable[[], int]) -> None:
+        one = trial(clock, arrivals=Arrivals(10.0, 1, constant=True), places=2)
+        loops = Loops(clock, 0.5)
+        await for_seconds(1.95, one, one.live(loops, agent()))
+        served = [0.5 * (k // 2 + 1) + 0.1 * (k % 2) for k in range(20)]
+        assert loops.latencies == pytest.approx([end - 0.1 * k for k, end in enumerate(served)])
+        assert (one.arrived, one.late, one.dropped, one.waiting) == (20, 18, 0, 0)
+
+    run_virtual(main)
+
+
+def test_arrivals_that_never_got_a_place_are_dropped() -> None:
+    async def main(clock: Callable[[], int]) -> None:
+        one = trial(clock, arrivals=Arrivals(10.0, 1, constant=True), places=2)
+        loops = Loops(clock, 60.0)
+        life = asyncio.ensure_future(one.live(loops, agent()))
+        await asyncio.sleep(0.95)
+        one.close()
+        await asyncio.sleep(1.0)
+        assert (one.in_flight, one.waiting) == (2, 8)
+        life.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await life
+        assert (one.arrived, one.late, one.dropped) == (10, 8, 8)
+        assert (one.in_flight, one.waiting) == (0, 0)
+
+    run_virtual(main)
+
+
+def test_who_joins_late_does_not_make_up_for_what_was_due_before() -> None:
+    async def main(clock: Callable[[], int]) -> None:
+        one = trial(clock, arrivals=Arrivals(2.0, 1, constant=True))
+        loops = Loops(clock, 0.1)
+        await asyncio.sleep(1.2)
+        await for_seconds(1.0, one, one.live(loops, agent(joins_late=True)))
+        assert [at // MS for at, _ in loops.started] == [1500, 2000]
+
+    run_virtual(main)
+
+
+def test_an_agent_that_leaves_finishes_its_loop() -> None:
+    async def main(clock: Callable[[], int]) -> None:
+        one, loops = trial(clock), Loops(clock, 0.4)
+        await one.live(loops, Agent("a", 0, "p", lambda: clock() > 600 * MS))
+        assert [at // MS for at, _ in loops.ended] == [400, 800]
+
+    run_virtual(main)
