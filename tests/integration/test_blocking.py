@@ -1,0 +1,68 @@
+"""A tool that blocks the event loop while it pretends to be async is named, with for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from profiler import Gathered, ToolLoop, tool
+from profiler.instrument import Profiler
+from profiler.records import LoopRecord
+from profiler.report.timeline import render_timeline
+from profiler.testing import ScriptedModel, call
+
+SECONDS = 0.2
+
+
+@tool
+async def pretends() -> str:
+    time.sleep(SECONDS)  # noqa: ASYNC251 (what this is about)
+    return "done"
+
+
+@tool
+async def waits() -> str:
+    await asyncio.sleep(SECONDS)
+    return "done"
+
+
+@tool
+def honest() -> str:
+    time.sleep(SECONDS)
+    return "done"
+
+
+async def test_a_blocking_tool_is_named():
+    script = [[call("pretends"), call("pretends"), call("waits"), call("honest")], "answer"]
+    loop = ToolLoop(ScriptedModel(script), [pretends, waits, honest], Gathered())
+    record = (await loop.run("go")).record
+    first, second, waiting, threaded = record.rounds[0].tool_calls
+    for blocked in (first, second):
+        assert blocked.blocking_ns / 1e9 == pytest.approx(SECONDS, rel=0.1)
+    assert (waiting.blocking_ns, threaded.blocking_ns) == (0, 0)
+    assert record.rounds[0].shortfall == "blocked_loop"
+    assert record.lag_ns / 1e9 > SECONDS
+    drawn = render_timeline(record)
+    assert "pretends" in "\n".join(drawn.splitlines()[:3])
+
+
+async def test_sync_tools_do_not_block():
+    script = [[call("honest"), call("honest"), call("honest")], "answer"]
+    loop = ToolLoop(ScriptedModel(script), [honest], Gathered())
+    record = (await loop.run("go")).record
+    calls = record.rounds[0].tool_calls
+    assert max(c.started_ns for c in calls) < min(c.ended_ns for c in calls)
+    assert record.rounds[0].shortfall is None
+
+
+async def test_a_blocking_tool_of_somebody_elses_loop_is_named():
+    records: list[LoopRecord] = []
+    prof = Profiler(sinks=[records.append])
+    watched = prof.tool(pretends.function)
+    with prof.loop("theirs") as loop:
+        loop.begin_round("openai", "m").unclaimed.append((call("pretends"), 0))
+        await watched()
+    (made,) = records[0].tool_calls
+    assert made.blocking_ns / 1e9 == pytest.approx(SECONDS, rel=0.1)
