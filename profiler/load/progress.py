@@ -24,7 +24,8 @@ class Progress:
     `trial` counts from 1, of `trials` (None: until stopped); `block` of `blocks` likewise.
     `seconds_left` is an estimate for the whole run, None when there is no end. `failures` are loops
     that did not finish with every call answered, `rate_limited` attempts that a quota refused.
-    `lag_seconds` is the worst event-loop lag of the last second.
+    `lag_seconds` is the worst event-loop lag of the last second. `directory` is the run's, filled
+    in by `Follower`, which knows it: a view may want to look at the records too.
     """
 
     unix: float
@@ -43,6 +44,7 @@ class Progress:
     in_flight: int = 0
     waiting: int = 0
     lag_seconds: float = 0.0
+    directory: str | None = None
 
 
 def encode(progress: Progress) -> bytes:
@@ -68,4 +70,4 @@ class Follower:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            yield Progress(**orjson.loads(line))
+            yield Progress(**{**orjson.loads(line), "directory": str(self._path.parent)})

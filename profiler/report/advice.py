@@ -167,7 +167,8 @@ def _bottleneck(summary: Summary, estimates: tuple[Counterfactual, ...]) -> Iter
     if best is not None and best.p50.estimated < WORTH_A_TOOL * best.p50.measured:
         yield Step(
             f"Look at {clean(best.change.tool or '', 40)}: twice as fast, it would take "
-            f"{clean(best.strategy, 40)} from {duration(best.p50.measured)} to about {duration(best.p50.estimated)} at p50 (estimate)."
+            f"{clean(best.strategy, 40)} from {duration(best.p50.measured)} "
+            f"to about {duration(best.p50.estimated)} at p50 (estimate)."
         )
 
 

@@ -15,6 +15,7 @@ from profiler.errors import UsageError
 from profiler.report.text import clean, duration, number, percent
 from profiler.report.timeline import render_timeline
 from profiler.rundir import Run
+from profiler.statistics.caveats import OUR_OTHERS
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.regression import Regression
 from profiler.statistics.summary import Summary
@@ -61,6 +62,8 @@ def render_comparison(
         if not warning.invalid:
             console.print(Text(clean(warning.sentence, 400), style="yellow"))
     console.print(Text(_load(summary)))
+    for line in _client(run):
+        console.print(Text(line))
     if path is not None:
         console.print(Text(clean(path, 4096)), soft_wrap=True)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
@@ -182,6 +185,30 @@ def _where(strategy: StrategySummary) -> str:
     return f"{duration(mean)} a loop: {', '.join(shown)}"
 
 
+def _client(run: Run) -> list[str]:
+    """How the client fared at worst, and what it can do alone."""
+    lags = [health.loop_lag_p99 for health in run.client if health.loop_lag_p99 is not None]
+    late = [health.schedule_lag_p99 for health in run.client if health.schedule_lag_p99 is not None]
+    busy: dict[str, float] = {}
+    for health in run.client:
+        name = health.process if health.process in OUR_OTHERS else "client"
+        if health.cpu is not None:
+            busy[name] = max(health.cpu, busy.get(name, 0.0))
+    parts = []
+    if lags:
+        parts.append(f"event-loop lag p99 {duration(max(lags))}")
+    if late:
+        parts.append(f"schedule lag p99 {duration(max(late))}")
+    parts += [f"{name} CPU {percent(share)}" for name, share in busy.items()]
+    lines = [f"at worst: {', '.join(parts)}"] if parts else []
+    if run.capacity is not None:
+        lines.append(
+            f"client alone: {number(run.capacity.requests_per_second)} requests/s with "
+            f"{run.capacity.agents} agents; {duration(run.capacity.seconds)} for a lone loop of 5 requests"
+        )
+    return lines
+
+
 def _load(summary: Summary) -> str:
     load = summary.load
     loops = sum(strategy.loops.due for strategy in summary.strategies)
@@ -193,6 +220,8 @@ def _load(summary: Summary) -> str:
     blocks = max((strategy.blocks for strategy in summary.strategies), default=0)
     text = f"{what}; {loops} loops counted in {blocks} {'block' if blocks == 1 else 'blocks'}"
     interrupted = sum(strategy.loops.interrupted for strategy in summary.strategies)
+    if load.think_seconds:
+        text += f"; {duration(load.think_seconds)} of thinking between loops"
     if interrupted:
         text += f"; {interrupted} interrupted after the drain, counted as failed"
     if not summary.finished:

@@ -255,7 +255,8 @@ def _counterfactuals(estimates: Sequence[dict[str, Any]], strategies: Sequence[d
     return (
         "<h3>If one thing were different</h3>"
         '<p class="small">Estimates, not measurements: recorded loops are replayed with one change, and '
-        "durations are assumed not to depend on the load. Against a server at its quota they are too good.</p>"
+        "durations are assumed not to depend on the load. Against a server at its quota they are "
+        "too good.</p>"
         + chart("chart-estimates", "Measured and estimated p50 per change", 44 + 34 * len(estimates))
         + behind(grid, "table-estimates")
     )

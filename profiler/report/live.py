@@ -1,0 +1,208 @@
+"""The live view of a load test: three lines redrawn on a terminal, else a plain line every few seconds.
+
+Built on `load.progress.Progress` alone, plus the records as they are written, for the rolling p95.
+It goes to standard error: standard output belongs to results.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import orjson
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from profiler.load.progress import Progress
+from profiler.report.terminal import use_color
+from profiler.report.text import clean, duration, number, percent
+from profiler.rundir import RECORDS
+
+PLAIN_SECONDS = 5.0
+"""How often a line is written where there is no terminal."""
+
+ROLLING_SECONDS = 10.0
+FEWEST_LOOPS = 20
+"""Below this many loops in the last `ROLLING_SECONDS` no p95 is shown."""
+
+MOST_BYTES = 4_000_000
+"""Of records that came since the last look; of more only the last ones are read."""
+
+_NAME_WIDTH = 24
+_BAR_WIDTH = 40
+
+
+class Rolling:
+    """Rate and p95 of the trial under way over the last `ROLLING_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int]] = deque()
+        self._trial = 0
+        self._offset = 0
+        self._loops: deque[tuple[int, int]] = deque()  # (ended, wall) in nanoseconds
+
+    def per_second(self, progress: Progress) -> float | None:
+        """Loops per second, from how their count grew; None before two looks at one trial."""
+        if progress.trial != self._trial:
+            self._trial = progress.trial
+            self._counts.clear()
+            self._loops.clear()
+        self._counts.append((progress.unix, progress.loops))
+        while len(self._counts) > 2 and self._counts[0][0] < progress.unix - ROLLING_SECONDS:
+            self._counts.popleft()
+        (first, before), (last, now) = self._counts[0], self._counts[-1]
+        return (now - before) / (last - first) if last > first else None
+
+    def p95(self, directory: Path | str | None) -> float | None:
+        """Seconds, of loops that completed lately; None of too few. By nearest rank: a glance, no result."""
+        if directory is None:
+            return None
+        for record in self._new(Path(directory) / RECORDS):
+            if record["status"] == "ok" and (record.get("trial") or 0) + 1 == self._trial:
+                begun = record.get("intended_ns") or record["started_ns"]
+                self._loops.append((record["ended_ns"], record["ended_ns"] - begun))
+        if not self._loops:
+            return None
+        since = self._loops[-1][0] - ROLLING_SECONDS * 1e9
+        while self._loops[0][0] < since:
+            self._loops.popleft()
+        walls = sorted(wall for _, wall in self._loops)
+        if len(walls) < FEWEST_LOOPS:
+            return None
+        return walls[math.ceil(0.95 * len(walls)) - 1] / 1e9
+
+    def _new(self, path: Path) -> list[dict[str, Any]]:
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, 2)
+                skipped = size - self._offset > MOST_BYTES
+                file.seek(size - MOST_BYTES if skipped else self._offset)
+                data = file.read()
+        except OSError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset = size - len(data) + len(whole)
+        lines = whole.splitlines()
+        return [orjson.loads(line) for line in (lines[1:] if skipped else lines)]
+
+
+class LiveView:
+    """Shows a run's progress on a stream. `watch` and `say` may be called from any thread."""
+
+    def __init__(
+        self, stream: IO[str], environment: Mapping[str, str], quiet: bool = False, width: int | None = None
+    ) -> None:
+        self._stream = stream
+        self._quiet = quiet
+        self._color = use_color(stream, environment)
+        # NO_COLOR asks for no colours, not for no terminal; a dumb terminal cannot move its cursor.
+        self._redraws = not quiet and stream.isatty() and environment.get("TERM") != "dumb"
+        self._width = width
+        self._rolling = Rolling()
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+        self._said = 0.0
+        self._shown: tuple[str, int] = ("", 0)
+
+    def __enter__(self) -> Self:
+        if self._redraws:
+            console = Console(
+                file=self._stream,
+                force_terminal=True,
+                no_color=not self._color,
+                highlight=False,
+                markup=False,
+                emoji=False,
+                width=self._width,
+            )
+            self._live = Live(console=console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            live, self._live = self._live, None
+            if live is not None:
+                live.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays, above what is redrawn."""
+        if self._quiet:
+            return
+        with self._lock:
+            if self._live is not None:
+                self._live.console.print(Text(clean(line, 400)))
+            else:
+                print(clean(line, 400), file=self._stream, flush=True)
+
+    def watch(self, progress: Progress) -> None:
+        """What is known now."""
+        if self._quiet:
+            return
+        with self._lock:
+            rate = self._rolling.per_second(progress)
+            tail = self._rolling.p95(progress.directory)
+            if self._live is not None:
+                head, figures = headline(progress), " · ".join(figures_of(progress, rate, tail))
+                self._live.update(
+                    Group(Text(head, style="bold"), Text(bar(progress)), Text(figures)), refresh=True
+                )
+            elif self._is_due(progress):
+                line = f"{headline(progress)}: {', '.join(figures_of(progress, rate, tail))}"
+                print(line, file=self._stream, flush=True)
+
+    def _is_due(self, progress: Progress) -> bool:
+        """Whether a plain line is worth it: something else goes on, or some seconds are over."""
+        now = (progress.state, progress.trial)
+        if now == self._shown and progress.unix - self._said < PLAIN_SECONDS:
+            return False
+        if progress.state != "measuring" and now != self._shown:
+            self._shown = now
+            return False  # a phase that ends at once needs no line
+        self._shown, self._said = now, progress.unix
+        return True
+
+
+def headline(progress: Progress) -> str:
+    """`block 2 of 3 · gathered · measuring · 0:34 left`."""
+    parts = []
+    if progress.block:
+        parts.append(f"block {progress.block}" + (f" of {progress.blocks}" if progress.blocks else ""))
+    if progress.strategy:
+        parts.append(clean(progress.strategy, _NAME_WIDTH))
+    parts.append(progress.state)
+    if progress.seconds_left is not None and progress.state != "finished":
+        left = math.ceil(progress.seconds_left)
+        parts.append(f"{left // 60}:{left % 60:02d} left")
+    return " · ".join(parts)
+
+
+def bar(progress: Progress) -> str:
+    """How much of the time is over; empty when there is no end."""
+    left = progress.seconds_left
+    if left is None:
+        return ""
+    whole = progress.elapsed_seconds + left
+    done = round(_BAR_WIDTH * progress.elapsed_seconds / whole) if whole > 0 else 0
+    return "━" * done + "─" * (_BAR_WIDTH - done)
+
+
+def figures_of(progress: Progress, rate: float | None, tail: float | None) -> list[str]:
+    """The figures of the trial under way, each with its word."""
+    failed = progress.failures / progress.loops if progress.loops else None
+    return [
+        f"{number(rate)} loops/s",
+        f"p95 {duration(tail)}",
+        f"{percent(failed)} fail",
+        f"{progress.rate_limited} × 429",
+        f"{progress.in_flight} in flight",
+        f"lag {duration(progress.lag_seconds)}",
+    ]

@@ -1,0 +1,133 @@
+"""The live view: what it says, when it speaks at all, and what it never writes."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from profiler.load.progress import Follower, Progress, encode
+from profiler.records import encode as encode_record
+from profiler.report.live import LiveView, Rolling, bar, figures_of, headline
+from tests.unit.statistics_data import loop
+
+NOW = Progress(
+    unix=1000.0,
+    state="measuring",
+    strategy="semaphore:4",
+    users=20,
+    trial=5,
+    trials=9,
+    block=2,
+    blocks=3,
+    elapsed_seconds=30.0,
+    seconds_left=90.0,
+    loops=40,
+    failures=10,
+    rate_limited=7,
+    in_flight=20,
+    lag_seconds=0.0012,
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_words_of_one_moment() -> None:
+    assert headline(NOW) == "block 2 of 3 · semaphore:4 · measuring · 1:30 left"
+    assert headline(replace(NOW, blocks=None, seconds_left=None)) == "block 2 · semaphore:4 · measuring"
+    assert headline(Progress(1.0, "preparing")) == "preparing"
+    assert figures_of(NOW, 12.5, 1.25) == [
+        "12.5 loops/s",
+        "p95 1.25 s",
+        "25 % fail",
+        "7 × 429",
+        "20 in flight",
+        "lag 1.20 ms",
+    ]
+    assert figures_of(Progress(1.0, "preparing"), None, None)[:3] == ["– loops/s", "p95 –", "– fail"]
+
+
+def test_the_bar_shows_the_share_of_time_that_is_over() -> None:
+    assert bar(NOW) == "━" * 10 + "─" * 30
+    assert bar(replace(NOW, seconds_left=None)) == ""
+
+
+def test_rate_is_of_one_trial_and_of_the_last_seconds() -> None:
+    rolling = Rolling()
+    assert rolling.per_second(NOW) is None
+    assert rolling.per_second(replace(NOW, unix=1004.0, loops=60)) == pytest.approx(5.0)
+    assert rolling.per_second(replace(NOW, unix=1020.0, loops=60)) == pytest.approx(0.0)
+    assert rolling.per_second(replace(NOW, unix=1021.0, trial=6, loops=3)) is None
+
+
+def test_p95_is_of_the_trial_under_way_and_needs_enough_loops(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    mine = [loop(start=100.0 * k, model=float(k + 1), trial=4) for k in range(20)]
+    path.write_bytes(b"".join(encode_record(record) + b"\n" for record in mine[:19]))
+    rolling = Rolling()
+    rolling.per_second(NOW)
+    assert rolling.p95(tmp_path) is None
+    other = loop(start=0.0, model=9000.0, trial=3)
+    with open(path, "ab") as file:
+        file.write(encode_record(mine[19]) + b"\n" + encode_record(other) + b"\n" + b'{"torn')
+    assert rolling.p95(tmp_path) == pytest.approx(0.019)
+    assert rolling.p95(None) is None
+    assert rolling.p95(tmp_path / "nothing") == pytest.approx(0.019)
+
+
+def test_without_a_terminal_a_plain_line_every_few_seconds() -> None:
+    out = io.StringIO()
+    with LiveView(out, {}) as view:
+        view.say("semaphore:4: up to 4 calls at once")
+        for second in range(12):
+            view.watch(replace(NOW, unix=1000.0 + second, loops=40 + 10 * second))
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "semaphore:4: up to 4 calls at once"
+    assert len(lines) == 4
+    assert lines[2] == (
+        "block 2 of 3 · semaphore:4 · measuring · 1:30 left: "
+        "10.0 loops/s, p95 –, 11 % fail, 7 × 429, 20 in flight, lag 1.20 ms"
+    )
+    assert "\x1b" not in out.getvalue()
+
+
+def test_quiet_writes_nothing() -> None:
+    for out in (io.StringIO(), Terminal()):
+        with LiveView(out, {}, quiet=True) as view:
+            view.say("x")
+            view.watch(NOW)
+        assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}])
+def test_a_terminal_is_redrawn_and_no_color_is_obeyed(environment: dict[str, str]) -> None:
+    out = Terminal()
+    with LiveView(out, environment, width=80) as view:
+        view.watch(NOW)
+        view.watch(replace(NOW, unix=1002.0, loops=60))
+    shown = out.getvalue()
+    assert "block 2 of 3 · semaphore:4 · measuring" in shown
+    assert "10.0 loops/s" in shown
+    assert "\x1b[2K" in shown  # lines are replaced
+    assert ("\x1b[3" in shown) is False  # the view uses no colour of its own, only bold
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor comes back
+
+
+def test_names_from_outside_do_not_reach_the_terminal_as_they_are() -> None:
+    out = io.StringIO()
+    with LiveView(out, {}) as view:
+        view.watch(replace(NOW, strategy="\x1b[2Jevil\u202e"))
+        view.say("\x1b]0;title\x07")
+    assert "\x1b" not in out.getvalue()
+    assert "\u202e" not in out.getvalue()
+    assert "\\x1b[2Jevil" in out.getvalue()
+
+
+def test_a_follower_says_whose_progress_it_is(tmp_path: Path) -> None:
+    (tmp_path / "progress.jsonl").write_bytes(encode(NOW))
+    assert list(Follower(tmp_path).new()) == [replace(NOW, directory=str(tmp_path))]
