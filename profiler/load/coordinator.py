@@ -30,8 +30,8 @@ from profiler.load.plan import (
     schedule,
     timing,
 )
-from profiler.load.progress import Progress, State
 from profiler.load.team import Ended, Team
+from profiler.progress import Progress, State
 from profiler.rundir import ClientHealth, Incident
 from profiler.strategies import parse_strategy
 

@@ -24,7 +24,7 @@ from profiler.load.conditions import conditions
 from profiler.load.options import LoadOptions
 from profiler.load.parent import INTERRUPTED, PARENT_FD
 from profiler.load.plan import blocks_for
-from profiler.load.progress import Follower, Progress
+from profiler.progress import Follower, Progress
 from profiler.rundir import RunDirectory
 from profiler.scenario import load_scenario
 

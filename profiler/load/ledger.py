@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from profiler.errors import ProfilerError
-from profiler.load.progress import PROGRESS, Progress, encode
+from profiler.progress import PROGRESS, Progress, encode
 from profiler.rundir import Incident, Run, RunDirectory
 
 if TYPE_CHECKING:

@@ -382,7 +382,7 @@ class Session:
             self.reporter.flush()
         if self.coordinator is not None:
             self.coordinator.ledger.close()
-            if self.coordinator.options.run_directory is None:
+            if self.coordinator.options.run_directory is None and not self._headless:
                 self.coordinator.ledger.summarise(at_the_end=True)
             self.coordinator = None
         if not self._headless:
@@ -404,10 +404,23 @@ class Session:
         if self.works:
             self._crew.close()
         self._emulators.stop()
+        if self._last is not None and self._headless:
+            self._print_comparison(self._last)
         if not self.works and not monkey.is_module_patched("os"):
             # Locust now waits for the workers it forked through gevent, which has reaped them: only its
             # own waitpid knows. Not earlier: with it, an unpatched subprocess never starts.
             os.waitpid = gevent.os.waitpid
+
+    def _print_comparison(self, ledger: Ledger) -> None:
+        """The end of a run that nobody else prints: after Locust's own tables."""
+        if self.environment.parsed_options.run_directory:
+            return
+        from profiler.report.terminal import render_comparison
+
+        summary = ledger.summarise(at_the_end=True)
+        if summary is not None:
+            path = str(ledger.directory.path)
+            print(render_comparison(summary, ledger.run, 100, path=path), flush=True)  # noqa: T201
 
     def _watch_parent(self, pipe: ForkPipe) -> None:
         fd = pipe.child_end()

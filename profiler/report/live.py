@@ -19,7 +19,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from profiler.load.progress import Progress
+from profiler.progress import Progress
 from profiler.report.terminal import use_color
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import RECORDS

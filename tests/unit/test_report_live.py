@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.load.progress import Follower, Progress, encode
+from profiler.progress import Follower, Progress, encode
 from profiler.records import encode as encode_record
 from profiler.report.live import LiveView, Rolling, bar, figures_of, headline
 from tests.unit.statistics_data import loop
