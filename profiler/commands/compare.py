@@ -1,4 +1,4 @@
-"""`profiler compare`: strategies under load, and how they compare."""
+"""`profiler compare`: strategies under load, and how they compare; or two runs that were recorded."""
 
 from __future__ import annotations
 
@@ -6,96 +6,127 @@ import argparse
 import os
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
-from profiler.commands.options import add_target, positive, seconds
+from profiler.commands.load_options import add_load, load_options
+from profiler.commands.options import add_target
+from profiler.errors import UsageError
+from profiler.load import defaults
 
-DEFAULT_STRATEGIES = ("sequential", "gathered", "semaphore:4")
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from profiler.rundir import Run
+    from profiler.statistics.caveats import Caveat
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "compare",
-        help="compare strategies under load",
+        help="compare strategies under load, or two recorded runs",
         epilog="examples:\n"
-        "  profiler compare --users 40 --duration 30s\n"
-        "  profiler compare --strategy gathered --strategy semaphore:8 --scenario fanout --json",
+        "  profiler compare --users 40 --duration 1m\n"
+        "  profiler compare --strategy gathered --strategy semaphore:8 --json | jq .verdicts\n"
+        "  profiler compare --arrivals 10/s --slo 'p95<2s,errors<1%'\n"
+        "  profiler compare --agent my_app.agents:make_agent --base-url http://127.0.0.1:8100\n"
+        "  profiler compare runs/main runs/branch --fail-on 'p95 > +5%' --format github",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="two run directories: compare the second with the first"
     )
     add_target(parser)
     parser.add_argument(
         "--strategy",
         action="append",
         metavar="S",
-        help="sequential, gathered, semaphore:N, semaphore:N@agent; may be repeated "
-        f"(default: {', '.join(DEFAULT_STRATEGIES)})",
+        help="sequential, gathered, semaphore:N, semaphore:N@agent; may be repeated; the first is what the "
+        f"others are compared with (default: {', '.join(defaults.STRATEGIES)})",
     )
-    parser.add_argument("--users", type=positive, default=20, metavar="N", help="agents (default: 20)")
-    parser.add_argument(
-        "--duration",
-        type=seconds,
-        default=15.0,
-        metavar="T",
-        help="measuring time per strategy: 10s, 2m (default: 15s)",
-    )
-    parser.add_argument(
-        "--blocks", type=positive, metavar="N", help="turns that every strategy gets (default: by duration)"
-    )
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that run agents")
-    parser.add_argument(
-        "--drain",
-        type=seconds,
-        default=30.0,
-        metavar="T",
-        help="wait for loops in flight at most (default: 30s)",
-    )
-    parser.add_argument("--metrics-port", type=int, metavar="P", help="serve /metrics on this port")
-    parser.add_argument(
-        "--out", default="runs", metavar="DIR", help="where run directories go (default: runs)"
-    )
-    parser.add_argument(
+    add_load(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument(
         "--json", action="store_true", help="print summary.json, and nothing else, on standard output"
+    )
+    output.add_argument("--quiet", action="store_true", help="say nothing while the test runs")
+    output.add_argument(
+        "--allow-saturated", action="store_true", help="exit 0 even when the client was the bottleneck"
+    )
+    output.add_argument(
+        "--fail-on",
+        metavar="GATE",
+        help="of two runs: exit 1 when this is shown: 'p95 > +5%%, errors > +1%%'",
+    )
+    output.add_argument(
+        "--format", choices=("text", "github"), default="text", help="of two runs: github for annotations"
     )
     parser.set_defaults(command=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
+    if arguments.runs:
+        return _recorded(arguments)
+    if arguments.fail_on is not None or arguments.format != "text":
+        raise UsageError("--fail-on and --format are for two recorded runs: profiler compare RUN_A RUN_B")
     from profiler.load.experiment import Experiment, run_experiment
-    from profiler.load.options import LoadOptions
     from profiler.report.terminal import render_comparison, use_color
     from profiler.rundir import RunDirectory
     from profiler.statistics.summary import summarise_directory
 
-    options = LoadOptions(
-        strategies=tuple(arguments.strategy or DEFAULT_STRATEGIES),
-        provider=arguments.provider,
-        scenario=arguments.scenario,
-        base_url=arguments.base_url,
-        tools_url=arguments.tools_url,
-        model=arguments.model,
-        allow_remote=arguments.allow_remote,
-        tool_choice=arguments.tool_choice,
-        parallel_tool_calls=arguments.parallel_tool_calls,
-        stream=arguments.stream,
-        max_rounds=arguments.max_rounds,
-        blocks=arguments.blocks,
-        seed=arguments.seed,
-        drain_seconds=arguments.drain,
-        out=arguments.out,
-        metrics_port=arguments.metrics_port,
-    )
+    options = load_options(arguments, tuple(arguments.strategy or defaults.STRATEGIES))
     path = run_experiment(
         Experiment(options, arguments.users, arguments.duration, arguments.workers),
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=None if arguments.quiet else _say,
     )
     directory = RunDirectory.open(path)
     run = directory.load()
     summary = summarise_directory(directory)
     directory.save_summary(summary)
     if arguments.json:
+        for caveat in summary.warnings:
+            if caveat.invalid:
+                _say(caveat.sentence)
         sys.stdout.write(directory.summary_path.read_text())
     else:
         width = min(shutil.get_terminal_size().columns, 100)
         print(render_comparison(summary, run, width, use_color(sys.stdout, os.environ), path=str(path)))
-    if any(incident.kind == "interrupted" for incident in run.incidents):
+    return _exit_code(run, summary.warnings, arguments.allow_saturated)
+
+
+def _exit_code(run: Run, warnings: Sequence[Caveat], allow_saturated: bool) -> int:
+    kinds = {incident.kind for incident in run.incidents}
+    if "interrupted" in kinds:
         return 130
-    return 0 if summary.valid else 1
+    if "aborted" in kinds:
+        return 1
+    return 1 if any(caveat.invalid for caveat in warnings) and not allow_saturated else 0
+
+
+def _recorded(arguments: argparse.Namespace) -> int:
+    """Compare the second of two recorded runs with the first."""
+    import orjson
+
+    from profiler.report.terminal import render_regression, use_color
+    from profiler.rundir import RunDirectory
+    from profiler.statistics.objectives import parse_gates
+    from profiler.statistics.regression import compare_directories
+
+    if len(arguments.runs) != 2:
+        raise UsageError(f"compare takes two run directories, or none: {len(arguments.runs)} given")
+    gates = () if arguments.fail_on is None else parse_gates(arguments.fail_on)
+    before, after = (RunDirectory.open(path) for path in arguments.runs)
+    found = compare_directories(before, after, gates, arguments.slo)
+    if arguments.json:
+        sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+    else:
+        width = min(shutil.get_terminal_size().columns, 100)
+        color = use_color(sys.stdout, os.environ)
+        print(render_regression(found, width, color, github=arguments.format == "github"), end="")
+    if found.holds is False:
+        return 1
+    invalid = any(caveat.invalid for caveat in found.warnings)
+    return 1 if invalid and not arguments.allow_saturated else 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

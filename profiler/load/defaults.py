@@ -1,10 +1,10 @@
 """The defaults of a load test: what `profiler compare`, the Locust files and `LoadOptions` agree on."""
 
-STRATEGIES = ("sequential", "gathered", "semaphore:16")
-"""With 20 agents a limit of 16 is felt and does not choke: it shows what a shared semaphore costs."""
+STRATEGIES = ("sequential", "gathered", "semaphore:32")
+"""With 20 agents a limit of 32 is felt and does not choke: it shows what a shared semaphore costs."""
 
 USERS = 20
-SECONDS = 20.0
+SECONDS = 15.0
 """Measuring time of each strategy over all blocks."""
 
 DRAIN_SECONDS = 30.0

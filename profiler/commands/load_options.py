@@ -1,0 +1,109 @@
+"""The options of a load test on the command line, and the `LoadOptions` they come to."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from profiler.commands.options import positive, seconds
+from profiler.load import defaults
+
+if TYPE_CHECKING:
+    from profiler.load.options import LoadOptions
+
+
+def add_load(parser: argparse.ArgumentParser) -> None:
+    """How much, for how long, from how many processes."""
+    load = parser.add_argument_group("load")
+    load.add_argument(
+        "--users",
+        type=positive,
+        default=defaults.USERS,
+        metavar="N",
+        help=f"agents; each starts its next loop when the last one ends (default: {defaults.USERS})",
+    )
+    load.add_argument("--think", type=seconds, default=0.0, metavar="T", help="wait between an agent's loops")
+    load.add_argument(
+        "--arrivals",
+        metavar="R/s",
+        help="open load instead: loops arrive at this rate (Poisson; constant:R/s evenly spaced) and do not "
+        "wait for each other; latency counts from when they were due",
+    )
+    load.add_argument(
+        "--max-in-flight", type=positive, metavar="N", help="open load: loops at once at most; others wait"
+    )
+    load.add_argument(
+        "--levels", metavar="N,N,…", help="a ladder of loads: every strategy under each number of agents"
+    )
+    load.add_argument(
+        "--duration",
+        type=seconds,
+        default=defaults.SECONDS,
+        metavar="T",
+        help=f"measuring time per strategy (and level): 30s, 2m (default: {defaults.SECONDS:g}s)",
+    )
+    load.add_argument(
+        "--blocks", type=positive, metavar="N", help="turns that every strategy gets (default: 3 to 10)"
+    )
+    load.add_argument(
+        "--drain",
+        type=seconds,
+        default=defaults.DRAIN_SECONDS,
+        metavar="T",
+        help="wait for loops in flight at most, then cut them off and count them "
+        f"(default: {defaults.DRAIN_SECONDS:g}s)",
+    )
+    load.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that run agents")
+    load.add_argument("--slo", metavar="S", help="what a good loop is: p95<2s,errors<1%%")
+    load.add_argument("--abort-on", metavar="RULE", help="end a hopeless run early: errors>20%%")
+    load.add_argument(
+        "--agent", metavar="MODULE:FACTORY", help="load your own agent instead of the built-in loop"
+    )
+    load.add_argument(
+        "--calibrate",
+        type=seconds,
+        default=defaults.CALIBRATION_SECONDS,
+        metavar="T",
+        help=f"measure the client alone first, 0 to skip (default: {defaults.CALIBRATION_SECONDS:g}s)",
+    )
+    load.add_argument(
+        "--metrics-port",
+        type=int,
+        metavar="P",
+        help="serve /metrics here (default: 9464 or the next free one)",
+    )
+    load.add_argument("--no-metrics", dest="metrics", action="store_false", help="serve no /metrics")
+    load.add_argument("--out", default="runs", metavar="DIR", help="where run directories go (default: runs)")
+
+
+def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> LoadOptions:
+    """Of `add_target` and `add_load`. Raises `UsageError` naming the option that cannot be used."""
+    from profiler.load.options import LoadOptions, split_levels
+
+    return LoadOptions(
+        strategies=strategies,
+        provider=arguments.provider,
+        scenario=arguments.scenario,
+        base_url=arguments.base_url,
+        tools_url=arguments.tools_url,
+        model=arguments.model,
+        allow_remote=arguments.allow_remote,
+        tool_choice=arguments.tool_choice,
+        parallel_tool_calls=arguments.parallel_tool_calls,
+        stream=arguments.stream,
+        max_rounds=arguments.max_rounds,
+        blocks=arguments.blocks,
+        seed=arguments.seed,
+        drain_seconds=arguments.drain,
+        out=arguments.out,
+        metrics_port=arguments.metrics_port,
+        metrics=arguments.metrics,
+        agent=arguments.agent,
+        arrivals=arguments.arrivals,
+        think_seconds=arguments.think,
+        levels=split_levels(arguments.levels),
+        max_in_flight=arguments.max_in_flight,
+        abort_on=arguments.abort_on,
+        slo=arguments.slo,
+        calibration_seconds=arguments.calibrate,
+    )
