@@ -22,6 +22,8 @@ const frame = {
     if (width < 40) return;
     frame.widths.set(place, width);
     const chart = frame.draws.get(place)(width);
+    // Plot names its groups; a name needs a role.
+    for (const group of chart?.querySelectorAll("g[aria-label]") ?? []) group.setAttribute("role", "group");
     place.replaceChildren(...(chart ? [chart] : []));
   },
 
