@@ -94,18 +94,18 @@ class Profiler:
         """
         http_client = _http_client(client)
         for put, transport in transports(http_client):
-            if isinstance(transport, AsyncWatch | Watch):
+            if isinstance(transport, AsyncWatch | Watch) and transport.owner is self:
                 continue
             if isinstance(transport, httpx2.AsyncBaseTransport):
-                put(AsyncWatch(partial(_watched, self), transport))
+                put(AsyncWatch(self, partial(_watched, self), transport))
             elif isinstance(transport, httpx2.BaseTransport):
-                put(Watch(partial(_watched, self), transport))
+                put(Watch(self, partial(_watched, self), transport))
         return client
 
     def uninstrument(self, client: T) -> T:
         """Restore the client as it was before `instrument`. Returns it."""
         for put, transport in transports(_http_client(client)):
-            if isinstance(transport, AsyncWatch | Watch):
+            if isinstance(transport, AsyncWatch | Watch) and transport.owner is self:
                 put(transport.original)
         return client
 

@@ -7,8 +7,6 @@ inside the loop: the model sees an error result. What goes wrong with a model re
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,14 +26,12 @@ from profiler.model import (
     ToolResult,
     current_probe,
 )
-from profiler.recorder import Clock, LiveCalls, Recorder, Sink
+from profiler.recorder import Clock, LiveCalls, Recorder, Sink, fresh_id
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
 from profiler.steps import Steps
 from profiler.strategies import Gathered, Strategy
 from profiler.threads import NativeThreads
 from profiler.tools import CallContext, Function, InvalidArguments, Tool, Toolbox, current_call, result_text
-
-_loop_counter = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +195,7 @@ class _LoopRun:
         finally:
             content = self.loop._record_content
             record = LoopRecord(
-                id=f"{os.getpid():x}-{next(_loop_counter):x}",
+                id=fresh_id(),
                 strategy=self.loop.strategy.spec,
                 provider=self.loop.model.provider,
                 model=self.loop.model.model,

@@ -7,8 +7,6 @@ one with an unclaimed call of that name and those arguments.
 from __future__ import annotations
 
 import inspect
-import itertools
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +15,11 @@ import orjson
 
 from profiler.anatomy import shortfall
 from profiler.model import CallRequest, Probe
+from profiler.recorder import fresh_id
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
 
 MAX_ROUNDS = 10_000
 """Rounds kept of one loop: one that never ends must not grow for ever."""
-
-_loop_counter = itertools.count()
 
 
 @dataclass(slots=True)
@@ -77,7 +74,7 @@ class ObservedLoop:
         number: int | None = None,
         trial: int | None = None,
     ) -> None:
-        self.id = f"{os.getpid():x}-o{next(_loop_counter):x}"
+        self.id = fresh_id()
         self.clock = clock
         self.name = name
         self.strategy = strategy

@@ -7,7 +7,10 @@ must not block. What a sink raises is counted and never reaches the loop.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -21,6 +24,14 @@ Clock = Callable[[], int]
 Sink = Callable[[LoopRecord], None]
 
 _log = logging.getLogger(__name__)
+
+_token = secrets.token_hex(4)
+_counter = itertools.count()
+
+
+def fresh_id() -> str:
+    """An id for a record: unique over processes (forked ones too), machines and time."""
+    return f"{_token}-{os.getpid():x}-{next(_counter):x}"
 
 
 class LiveCalls:

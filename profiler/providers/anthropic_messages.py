@@ -39,6 +39,7 @@ class AnthropicMessages:
                 base_url=endpoint.root if endpoint is not None else None,
                 api_key=api_key or emulator_key(endpoint, "ANTHROPIC_API_KEY"),
                 http_client=DefaultAioHttpClient(**client_options(endpoint)),
+                open_telemetry=False,  # spans come from our records, under the round they belong to
             )
         self.client = client
         observe_attempts(client._client)

@@ -89,14 +89,17 @@ Observe = Callable[[httpx2.Request], WatchedRequest | None]
 
 
 class AsyncWatch(httpx2.AsyncBaseTransport):
-    """An async transport that watches the requests `observe` picks."""
+    """An async transport that watches the requests `observe` picks, for its `owner`."""
 
     observes_attempts = True
 
-    def __init__(self, observe: Observe, original: httpx2.AsyncBaseTransport) -> None:
+    def __init__(self, owner: object, observe: Observe, original: httpx2.AsyncBaseTransport) -> None:
+        self.owner = owner
         self.original = original
         self._observe = observe
-        self._inner = original if isinstance(original, AsyncAttempts) else AsyncAttempts(original)
+        self._inner = (
+            original if isinstance(original, AsyncAttempts | AsyncWatch) else AsyncAttempts(original)
+        )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         watched = self._observe(request)
@@ -123,10 +126,11 @@ class Watch(httpx2.BaseTransport):
 
     observes_attempts = True
 
-    def __init__(self, observe: Observe, original: httpx2.BaseTransport) -> None:
+    def __init__(self, owner: object, observe: Observe, original: httpx2.BaseTransport) -> None:
+        self.owner = owner
         self.original = original
         self._observe = observe
-        self._inner = original if isinstance(original, Attempts) else Attempts(original)
+        self._inner = original if isinstance(original, Attempts | Watch) else Attempts(original)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         watched = self._observe(request)

@@ -20,6 +20,8 @@ from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses, m
 from profiler.tool_http import close_tool_client
 
 PROVIDERS = ["openai", "openai-responses", "anthropic"]
+SLACK_NS = 1_000_000_000
+"""What a busy machine may add to a time; never taken away from it."""
 PROMPT = "Compare the weather and population of Tokyo and Paris."
 
 
@@ -75,13 +77,13 @@ async def test_a_loop_from_prompt_to_answer(url, provider, stream):
     for call_id, nanoseconds in slept.items():
         call = calls[call_id]
         assert call.status == "ok"
-        assert 0 <= call.ended_ns - call.started_ns - nanoseconds < 100_000_000
+        assert 0 <= call.ended_ns - call.started_ns - nanoseconds < SLACK_NS
     for round_, entry in zip(record.rounds, requests, strict=True):
         assert round_.model.streamed == entry["streamed"] == stream
         assert (round_.model.first_token_ns is not None) == stream
         if stream:
             waited = round_.model.first_token_ns - round_.model.started_ns
-            assert 0 <= waited - (entry["due_ns"] - entry["received_ns"]) < 100_000_000
+            assert 0 <= waited - (entry["due_ns"] - entry["received_ns"]) < SLACK_NS
             assert (round_.model.first_tool_call_ns is not None) == bool(round_.tool_calls)
         (attempt,) = round_.model.attempts
         assert attempt.status == 200
@@ -205,7 +207,7 @@ async def test_retries_are_attempts_with_backoff_between_them(provider):
     first, second = record.rounds[0].model.attempts
     assert (first.status, first.error_type) == (None, "connection")
     backoff = second.started_ns - first.ended_ns
-    assert 300_000_000 < backoff < 1_000_000_000
+    assert 300_000_000 < backoff < 500_000_000 + SLACK_NS
     assert loop_phases(record)["backoff"] == backoff
 
 
