@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from profiler.errors import ProviderError, UsageError
+from profiler.errors import ProviderError, TargetError, UsageError
 from profiler.providers.endpoint import Endpoint
 from profiler.recorder import LiveCalls, Recorder, Sink
 from profiler.records import LoopRecord
@@ -224,6 +224,18 @@ class Own:
         if not callable(made):
             raise UsageError(f"the agent's factory returned {made!r}: expected an async callable")
         return cls(made, context, sinks)
+
+    async def warm(self, place: Place) -> None:
+        """One loop that is recorded nowhere: the first use of a client takes long. Raises `TargetError`."""
+        recorder, self._recorder = self._recorder, Recorder()
+        try:
+            if not await self.run(place):
+                error = self.failure
+                raise TargetError(
+                    f"the agent's first loop failed: {type(error).__name__}: {error}"
+                ) from error
+        finally:
+            self._recorder = recorder
 
     async def run(self, place: Place) -> bool:
         call = _Call(place)

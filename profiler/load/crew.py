@@ -225,20 +225,15 @@ class Crew:
                 first = built_in.loop(Gathered(), ())
                 slowest = max(slowest, await _timed(first, scenario.prompt.replace("{number}", "0")))
                 continue
+            self.model = options.model or ""
+            made = []
             for spec, strategy in strategies.items():
                 own = await Own.make(factory, _context(options, root, scenario, strategy, sinks), sinks)
                 self._runs[user_class, spec] = own
-            self.model = options.model or ""
-            lone = await Own.make(factory, _context(options, root, scenario, Gathered(), ()), ())
-            try:
-                began = time.monotonic()
-                if not await lone.run(Place(0, "", None, self.process)):
-                    raise TargetError(
-                        f"the agent's first loop failed: {type(lone.failure).__name__}: {lone.failure}"
-                    ) from lone.failure
-                slowest = max(slowest, time.monotonic() - began)
-            finally:
-                await lone.close()
+                made.append(own)
+            began = time.monotonic()
+            await asyncio.gather(*(own.warm(Place(0, "", None, self.process)) for own in made))
+            slowest = max(slowest, time.monotonic() - began)
         return slowest
 
     async def _close_clients(self) -> None:
