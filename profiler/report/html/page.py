@@ -96,7 +96,7 @@ def render(material: Material) -> str:
         f'<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"<title>{text(_title(material))}</title><style>{_asset('report.css')}</style></head><body>"
         '<a class="skip" href="#verdict">To the verdict</a>'
         f"<header><div><p class=brand>toolcall-profiler</p><h1>{name(run.scenario)}</h1>"
