@@ -103,11 +103,11 @@ def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]
             broken[f"cpu of {who}"] = (
                 f"{who} kept a core {min(health.cpu, 1.0) * 100:.0f} % busy (limit 90 %)"
             )
-        for tool, seconds in health.blocking.items():
-            blocking[tool] = max(seconds, blocking.get(tool, 0.0))
     for strategy in strategies:
         for tool, figures in strategy.tools.items():
-            blocking[tool] = max(figures.blocking_seconds, blocking.get(tool, 0.0))
+            # A tool that blocks does so again and again; a single stall is the machine's.
+            if figures.blocking_calls >= max(1, BLOCKING_SHARE * figures.calls):
+                blocking[tool] = max(figures.blocking_seconds, blocking.get(tool, 0.0))
     if broken:
         more = f"more workers (now {run.workers})" if run.workers < run.machine.cores else "another machine"
         yield Caveat(
@@ -232,3 +232,7 @@ def two_runs() -> Caveat:
         "the runs were made at two times, so a drift of the system between them looks like a change",
         "compare both in one run, block by block, where it matters",
     )
+
+
+BLOCKING_SHARE = 0.05
+"""Of a tool's calls that must have held the event loop before the tool is blamed."""

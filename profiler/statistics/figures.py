@@ -48,7 +48,8 @@ class Tool:
     """Calls of one tool in the loops that were due inside the windows.
 
     `seconds` is of the calls that ran, `queue_seconds` of all. `blocking_seconds` is the longest
-    that one call held the event loop (0 for tools that never did), `blocking_total_seconds` their sum.
+    that one call held the event loop (0 for tools that never did), `blocking_total_seconds` their sum,
+    `blocking_calls` how many did.
     """
 
     calls: int
@@ -58,6 +59,7 @@ class Tool:
     error_types: dict[str, int]
     blocking_seconds: float = 0.0
     blocking_total_seconds: float = 0.0
+    blocking_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +283,7 @@ def _tools(table: Table, blocks: tuple[Block, ...]) -> dict[str, Tool]:
             error_types=_count(errors[errors != NONE], table.errors),
             blocking_seconds=float(table.blocking[every].max(initial=0)) * _NS,
             blocking_total_seconds=float(table.blocking[every].sum()) * _NS,
+            blocking_calls=int(np.count_nonzero(table.blocking[every])),
         )
     return dict(sorted(result.items()))
 

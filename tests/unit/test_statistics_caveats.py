@@ -54,12 +54,6 @@ def test_the_worst_process_is_named_and_the_remedy_knows_the_workers() -> None:
     assert caveat.remedy == "use fewer agents or another machine"
 
 
-def test_a_blocking_tool_is_named() -> None:
-    caveat = found(client=(ClientHealth("w0", blocking={"resize": 0.3, "quick": 0.01}),))["blocking_tool"]
-    assert caveat.detail.startswith("resize held the event loop for up to 300 ms")
-    assert not caveat.invalid
-
-
 def test_incidents_are_passed_on() -> None:
     caveats = found(
         incidents=(Incident("worker_lost", "worker 1", count=2), Incident("aborted", "errors>20%"))

@@ -146,3 +146,17 @@ def test_who_held_the_event_loop_is_in_the_summary() -> None:
     assert made.strategies[0].shortfalls == {"blocked_loop": 1}
     caveat = next(c for c in made.warnings if c.kind == "blocking_tool")
     assert caveat.detail.startswith("get_weather held the event loop for up to 200 ms")
+    assert not caveat.invalid
+
+
+def test_one_stall_in_many_calls_is_no_tools_fault() -> None:
+    record = loop(0, calls=[(0, 50), *[(0, 30)] * 40])
+    first, *others = record.rounds
+    held = dataclasses.replace(first.tool_calls[0], blocking_ns=200 * MS)
+    first = dataclasses.replace(first, tool_calls=(held, *first.tool_calls[1:]))
+    made = summarise(
+        run([trial(0, "gathered", 0, 1000)]), [dataclasses.replace(record, rounds=(first, *others))]
+    )
+    tool = made.strategies[0].tools["get_weather"]
+    assert (tool.calls, tool.blocking_calls) == (41, 1)
+    assert [c.kind for c in made.warnings if c.kind == "blocking_tool"] == []
