@@ -37,6 +37,9 @@ SCHEDULE_LAG_SHARE = 0.05
 CPU_LIMIT = 0.90
 DELIVERED_SHARE = 0.95
 BLOCKING_LIMIT = 0.050
+BLOCKING_SHARE = 0.05
+"""Of a tool's calls that must have held the event loop before the tool is blamed."""
+
 CUT_SHARE = 0.01
 LOOPS_PER_WINDOW = 2
 LATE_SHARE = 0.01
@@ -232,7 +235,3 @@ def two_runs() -> Caveat:
         "the runs were made at two times, so a drift of the system between them looks like a change",
         "compare both in one run, block by block, where it matters",
     )
-
-
-BLOCKING_SHARE = 0.05
-"""Of a tool's calls that must have held the event loop before the tool is blamed."""
