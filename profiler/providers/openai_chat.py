@@ -24,14 +24,12 @@ def make_client(endpoint: Endpoint | None, api_key: str | None) -> AsyncOpenAI:
     )
 
 
-class OpenAIChat:
-    """A model behind Chat Completions.
+class OpenAIModel:
+    """What both of OpenAI's APIs share: a model behind an `AsyncOpenAI` client.
 
     With a `client` of the user's, that one is used as it is; without, one is made on the SDK's
     aiohttp transport for `endpoint` (None: the SDK's default).
     """
-
-    provider = "openai"
 
     def __init__(
         self,
@@ -49,6 +47,12 @@ class OpenAIChat:
         if isinstance(prompt, str):
             return [{"role": "user", "content": prompt}]
         return list(prompt)
+
+
+class OpenAIChat(OpenAIModel):
+    """A model behind Chat Completions."""
+
+    provider = "openai"
 
     def render_tools(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
         return [

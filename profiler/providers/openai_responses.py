@@ -6,41 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import openai
-from openai import AsyncOpenAI
 
 from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
-from profiler.providers.attempts import observe_attempts
-from profiler.providers.endpoint import Endpoint
 from profiler.providers.failures import caught, provider_error, truncated
-from profiler.providers.openai_chat import make_client
+from profiler.providers.openai_chat import OpenAIModel
 from profiler.tools import Tool
 
 
-class OpenAIResponses:
-    """A model behind Responses.
-
-    With a `client` of the user's, that one is used as it is; without, one is made on the SDK's
-    aiohttp transport for `endpoint` (None: the SDK's default).
-    """
+class OpenAIResponses(OpenAIModel):
+    """A model behind Responses."""
 
     provider = "openai-responses"
-
-    def __init__(
-        self,
-        client: AsyncOpenAI | None = None,
-        model: str = "gpt-4o",
-        *,
-        endpoint: Endpoint | None = None,
-        api_key: str | None = None,
-    ) -> None:
-        self.client = client if client is not None else make_client(endpoint, api_key)
-        self.model = model
-        observe_attempts(self.client._client)
-
-    def conversation(self, prompt: str | Sequence[Message]) -> list[Message]:
-        if isinstance(prompt, str):
-            return [{"role": "user", "content": prompt}]
-        return list(prompt)
 
     def render_tools(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
         return [
