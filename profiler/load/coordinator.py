@@ -42,6 +42,7 @@ SHAPE_WINDOW = 5.0
 """The same under a load shape, whose steps should hold a turn of every strategy."""
 
 SPAWN_GRACE_SECONDS = 30.0
+SETTLE_SECONDS = 3.0
 SHORT_RAMP_SECONDS = 1.0
 """Up to this long, agents wait for each other; during longer ramps they work, and nothing is measured."""
 
@@ -181,7 +182,13 @@ class Coordinator:
         """Have as many users as the trial asks for, before it begins."""
         if planned.users is not None and planned.users != self._site.wanted():
             self._site.scale(planned.users, max(self._ramp.rate, 1.0))
-        self._wait(lambda: self._team.users() == self._site.wanted(), SPAWN_GRACE_SECONDS)
+        # Without a change they are all there, unless a worker was lost with its users.
+        patience = SETTLE_SECONDS if planned.users is None else SPAWN_GRACE_SECONDS
+        self._wait(lambda: self._team.users() == self._wanted(planned), patience)
+
+    def _wanted(self, planned: PlannedTrial) -> int:
+        """How many users there are to be. Locust itself learns of a change a little later."""
+        return self._site.wanted() if planned.users is None else planned.users
 
     def _say_who_had_no_turn(self) -> None:
         turns = {trial.strategy for trial in self.ledger.run.trials}
@@ -191,7 +198,7 @@ class Coordinator:
 
     def _trial(self, planned: PlannedTrial, seconds: float) -> None:
         workers = self._enlist()
-        wanted = self._site.wanted()
+        wanted = self._wanted(planned)
         load = f" with {planned.users} users" if planned.users is not None else ""
         _log.info("trial %d: %s%s for %.1f s", planned.index, planned.strategy, load, seconds)
         self._trial_ends = time.monotonic() + seconds

@@ -124,6 +124,7 @@ def command_line(experiment: Experiment, options: LoadOptions) -> list[str]:
     if experiment.workers > 1:
         port = str(_free_port())
         command += ["--processes", str(experiment.workers), "--expect-workers-max-wait", "60"]
+        command += ["--enable-rebalancing"]  # the agents of a worker that died start again on the others
         command += ["--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port]
     return command
 

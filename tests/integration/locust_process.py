@@ -21,6 +21,7 @@ from profiler.rundir import Run, RunDirectory
 ROOT = Path(__file__).resolve().parents[2]
 COMPARE = ROOT / "locustfiles" / "compare.py"
 MARK = "PROFILER_TEST_MARK"
+UNCALIBRATED = ("--calibrate", "0")
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Locust:
     """Locust processes of one test, in the directory `path`; run directories land in `path/runs`."""
 
     path: Path
+    file: Path = COMPARE
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
@@ -36,7 +38,16 @@ class Locust:
             key: value for key, value in os.environ.items() if not key.startswith(("LOCUST_", "PROFILER_"))
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "locust", "-f", str(COMPARE), "--only-summary", *arguments],
+            [
+                sys.executable,
+                "-m",
+                "locust",
+                "-f",
+                str(self.file),
+                "--only-summary",
+                *UNCALIBRATED,
+                *arguments,
+            ],
             cwd=self.path,
             env={**inherited, "PYTHONPATH": str(ROOT), MARK: self.mark, **environment},
             stdin=subprocess.DEVNULL,

@@ -29,6 +29,7 @@ def options(out: Path, **changes: object) -> LoadOptions:
         "scenario": "instant",
         "strategies": ("gathered", "sequential"),
         "out": str(out / "runs"),
+        "calibration_seconds": 0.0,
     }
     return LoadOptions(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -79,7 +80,7 @@ SCRIPT = """
 import sys
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
-options = LoadOptions(scenario="instant", strategies=("gathered",), out=sys.argv[1])
+options = LoadOptions(scenario="instant", strategies=("gathered",), out=sys.argv[1], calibration_seconds=0.0)
 run_experiment(Experiment(options, users=4, seconds=30.0, workers=2))
 """
 

@@ -15,11 +15,12 @@ import pytest
 import trustme
 
 from profiler.emulator.process import start_emulator
+from profiler.load import defaults
 from tests.integration.locust_process import Locust, check_trials, csv_counts, free_port, locust, wait_until
 
 UNPATCHED = {"LOCUST_SKIP_MONKEY_PATCH": "1"}
 INSTANT = ("--scenario", "instant", "-u", "8", "-r", "8")
-STRATEGIES = {"sequential", "gathered", "semaphore:4"}
+STRATEGIES = set(defaults.STRATEGIES)
 
 
 @pytest.fixture

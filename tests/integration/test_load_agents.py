@@ -1,0 +1,155 @@
+"""Agents that the user wrote, under load: a framework's, a loop by hand, and what `profiler init` writes."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from profiler.emulator.process import start_emulator
+from profiler.load.experiment import Experiment, run_experiment
+from profiler.load.options import LoadOptions
+from profiler.rundir import RunDirectory
+from tests.integration.framework_agents import need
+from tests.integration.locust_process import ROOT, Locust, check_trials, locust
+
+PYDANTIC_AI = '''
+from openai import AsyncOpenAI, DefaultAioHttpClient
+from pydantic_ai import Agent
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
+from profiler.tool_http import tool_client
+
+
+def make_agent(context):
+    client = AsyncOpenAI(base_url=context.openai_url, api_key="x", http_client=DefaultAioHttpClient())
+    context.on_close(client.close)
+    context.profiler.instrument(client)
+
+    @context.profiler.tool
+    async def get_weather(city: str) -> str:
+        """Weather of a city."""
+        async with context.limiter:
+            return (await tool_client().get(f"{context.tools_url}/tools/weather", params={"city": city})).text
+
+    model = OpenAIChatModel("gpt-4o", provider=OpenAIProvider(openai_client=client))
+    agent = Agent(model, tools=[get_weather])
+
+    async def one_loop():
+        await agent.run(context.prompt)
+
+    return one_loop
+
+
+def make_broken(context):
+    async def one_loop():
+        raise ValueError("no such luck")
+
+    return one_loop
+'''
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Locust]:
+    with locust(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_framework_agent.py").write_text(PYDANTIC_AI)
+    monkeypatch.chdir(tmp_path)
+    return "my_framework_agent"
+
+
+def compare(out: Path, agent: str, *strategies: str, scenario: str = "instant", seconds: float = 1.0):
+    options = LoadOptions(
+        strategies=strategies, scenario=scenario, agent=agent, out=str(out), blocks=1, calibration_seconds=0.0
+    )
+    return RunDirectory.open(run_experiment(Experiment(options, users=4, seconds=seconds)))
+
+
+def test_a_pydantic_ai_agent(tmp_path: Path, module: str) -> None:
+    need("pydantic_ai")
+    directory = compare(tmp_path / "runs", f"{module}:make_agent", "gathered", "sequential", "semaphore:2")
+    run, records = directory.load(), list(directory.records())
+    check_trials(run, records, {"gathered", "sequential", "semaphore:2"})
+    assert {record.status for record in records} == {"ok"}
+    assert {record.provider for record in records} == {"openai"}
+    for record in records:
+        assert [len(round_.tool_calls) for round_ in record.rounds] == [3, 0]
+        assert all(call.status == "ok" for call in record.tool_calls)
+        assert all(call.id.startswith("call_") for call in record.tool_calls)
+    assert {record.agent for record in records} == {"a0", "a1", "a2", "a3"}
+
+
+def test_an_agent_whose_first_loop_fails_is_no_load_test(tmp_path: Path, module: str) -> None:
+    from profiler.errors import TargetError, UsageError
+
+    with pytest.raises(TargetError, match="the agent's first loop failed: ValueError: no such luck"):
+        compare(tmp_path / "runs", f"{module}:make_broken", "gathered")
+    with pytest.raises(UsageError, match=f"{module} has no function make_nothing"):
+        compare(tmp_path / "runs", f"{module}:make_nothing", "gathered")
+
+
+def test_what_init_writes_works(processes: Locust, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of its agents with `profiler compare`, then its Locust file; from another directory than ours."""
+    command = [sys.executable, "-m", "profiler"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*command, *arguments],
+            cwd=processes.path,
+            env=environment,
+            text=True,
+            capture_output=True,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stderr
+        return done
+
+    cities = (ROOT / "profiler" / "scenarios" / "cities.toml").read_text()
+    (processes.path / "quick.toml").write_text(f"time_scale = 0.1\n{cities}")
+    run("init", ".")
+    assert "exists already" in run("init", ".", code=2).stderr
+    for factory in ("make_agent", "make_handwritten_agent"):
+        done = run(
+            "compare", "--agent", f"agents:{factory}", "--strategy", "gathered", "--strategy", "sequential",
+            "--users", "2", "--duration", "1s", "--blocks", "1", "--calibrate", "0", "--out", factory,
+            "--allow-saturated", "--json", "--scenario", "quick.toml",
+        )  # fmt: skip
+        (path,) = (processes.path / factory).iterdir()
+        records = list(RunDirectory.open(path).records())
+        assert {record.status for record in records} == {"ok"}
+        assert {record.strategy for record in records} == {"gathered", "sequential"}
+        assert {call.name for r in records for call in r.tool_calls} == {"get_weather", "get_population"}
+        for strategy in json.loads(done.stdout)["strategies"]:
+            assert strategy["totals"]["loops"] == sum(r.strategy == strategy["strategy"] for r in records)
+        # The strategy was applied: calls of a round overlap under one, and never under the other.
+        for record in records:
+            for round_ in record.rounds:
+                calls = sorted(round_.tool_calls, key=lambda call: call.started_ns or 0)
+                for before, after in itertools.pairwise(calls):
+                    assert after.started_ns is not None
+                    overlap = after.started_ns < before.ended_ns
+                    assert overlap == (record.strategy == "gathered")
+    processes.file = processes.path / "locustfile.py"
+    with start_emulator(str(processes.path / "quick.toml")) as emulator:
+        code, output = processes.run(
+            "-u", "3", "-r", "3", "-t", "1s", "--strategy", "gathered", "--csv", "stats",
+            "--base-url", emulator.url,
+        )  # fmt: skip
+    assert code == 0, output
+    assert "closed load, 3 agents" in output  # the comparison, after Locust's own tables
+    records = list(processes.directory().records())
+    with open(processes.path / "stats_stats.csv", newline="") as file:
+        rows = {row["Type"]: int(row["Request Count"]) for row in csv.DictReader(file)}
+    assert rows["LOOP"] == len(records) > 0

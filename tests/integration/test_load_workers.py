@@ -1,0 +1,72 @@
+"""Several processes: one that dies, and where they serve their metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+from profiler.load.experiment import Experiment, run_experiment
+from profiler.load.options import LoadOptions
+from profiler.rundir import RunDirectory
+from profiler.statistics.summary import summarise_directory
+from tests.integration.locust_process import wait_until
+
+
+def pids(path: Path) -> set[int]:
+    """Process ids of the workers, from the records that have come."""
+    found = set()
+    for line in path.read_text().splitlines()[:-1]:
+        found.add(int(json.loads(line)["process"].partition("pid ")[2].rstrip(")")))
+    return found
+
+
+def test_a_worker_that_is_killed_is_missed_and_what_it_had_sent_counts(tmp_path: Path) -> None:
+    out, before, scraped = tmp_path / "runs", {}, []
+
+    def kill_one() -> None:
+        def both() -> bool:
+            files = list(out.glob("*/records.jsonl"))
+            return bool(files) and len(pids(files[0])) == 2
+
+        assert wait_until(both, 40)
+        (file,) = out.glob("*/records.jsonl")
+        for target in json.loads((file.parent / "targets.json").read_text())[0]["targets"]:
+            with urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as response:
+                scraped.append(f'testid="{file.parent.name}"' in response.read().decode())
+        time.sleep(1.2)  # so that it has said what it has in flight
+        pid = min(pids(file))
+        before[pid] = sum(f"pid {pid})" in line for line in file.read_text().splitlines())
+        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    options = LoadOptions(
+        strategies=("gathered", "sequential"),
+        scenario="cities",
+        blocks=1,
+        out=str(out),
+        calibration_seconds=0.0,
+    )
+    path = run_experiment(Experiment(options, users=10, seconds=8.0, workers=2))
+    killer.join()
+    directory = RunDirectory.open(path)
+    run, records = directory.load(), list(directory.records())
+    assert scraped == [True, True]
+    assert [incident.kind for incident in run.incidents] == ["worker_lost"]
+    assert "loops it had in flight, and what it had not sent, are missing" in run.incidents[0].detail
+    ((pid, count),) = before.items()
+    kept = sum(f"pid {pid})" in record.process for record in records)
+    assert kept >= count > 0
+    assert len(run.trials) == 2  # it went on with the other one
+    assert run.finished
+    last = [record.process for record in records if record.trial == 1]
+    assert last
+    assert not any(f"pid {pid})" in process for process in last)
+    assert run.workers == 1
+    summary = summarise_directory(directory)
+    assert "worker_lost" in [caveat.kind for caveat in summary.warnings]
