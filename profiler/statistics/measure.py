@@ -122,6 +122,8 @@ def _join(parts: list[Block]) -> Block:
 
 
 def _loops_by_trial(table: Table) -> dict[int, Indices]:
+    if not table.trial.size:
+        return {}
     order = np.argsort(table.trial, kind="stable")
     numbers, starts = np.unique(table.trial[order], return_index=True)
     return {

@@ -71,9 +71,9 @@ def test_live_in_a_browser_and_equal_to_the_records(processes: Locust) -> None:
         page.goto(f"{root}/?tab=tool-loops")
         page.get_by_role("tab", name="Tool loops").click()
         page.get_by_role("cell", name="sequential", exact=True).wait_for()
+        screenshot(page, "locust-tab")
         page.get_by_role("tab", name="Download Data").click()
         assert page.locator("a[href='/tool-loops']").count() == 1
-        screenshot(page, "locust-tab")
 
         def state() -> str:
             return str(json.loads(get(f"{root}/stats/requests"))["state"])

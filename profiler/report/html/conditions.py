@@ -21,6 +21,8 @@ from profiler.rundir import Run
 from profiler.statistics.figures import StrategySummary, Tool
 from profiler.statistics.summary import Summary
 
+MOST_TRIAL_ROWS = 200
+
 LANES = (
     ("completions", "loops completed per second"),
     ("median", "loop latency in seconds: median (line) and slowest (dots)"),
@@ -47,7 +49,7 @@ def course(data: dict[str, Any], strategies: Sequence[dict[str, Any]]) -> str:
             ("drained in", True),
         ],
     )
-    for trial in data["trials"]:
+    for trial in data["trials"][:MOST_TRIAL_ROWS]:
         one = strategies[trial["strategy"]] if trial["strategy"] >= 0 else None
         grid.rows.append(
             [
@@ -64,6 +66,8 @@ def course(data: dict[str, Any], strategies: Sequence[dict[str, Any]]) -> str:
                 Cell(duration(trial["drained"] - trial["end"], "s")),
             ]
         )
+    left = len(data["trials"]) - len(grid.rows)
+    more = f'<p class="small">{left} more trials are left out of the table.</p>' if left else ""
     lanes = "".join(
         f'<figure class="lane"><figcaption>{text(label)}</figcaption>'
         f"{chart(f'lane-{key}', f'{label}, over the run', 110)}</figure>"
@@ -75,6 +79,7 @@ def course(data: dict[str, Any], strategies: Sequence[dict[str, Any]]) -> str:
         + f'<p class="small">One point per {duration(data["width"])}. Shaded: what no figure counts, '
         "warm-up before and draining after each window. Thin lines: where a block begins.</p>"
         + behind(grid, "table-trials", "The trials as a table")
+        + more
     )
 
 
@@ -127,6 +132,11 @@ def loops(data: dict[str, Any], strategies: Sequence[dict[str, Any]]) -> str:
         f'<option value="{index}">{html.escape(_case(case, strategies))}</option>'
         for index, case in enumerate(data["cases"])
     )
+    more = (
+        f" {data['left']} more loops to choose from would have made the page too large."
+        if data["left"]
+        else ""
+    )
     legend = "".join(
         f"<li>{swatch(colour)}{label}</li>"
         for label, colour in (
@@ -145,7 +155,7 @@ def loops(data: dict[str, Any], strategies: Sequence[dict[str, Any]]) -> str:
         '<div id="call-detail" class="detail" role="status" aria-live="polite">'
         "<p>Choose a bar for the details of a model request or a tool call.</p></div>"
         '<p class="small">The same entry of the tape is the same work for every strategy. '
-        f"At most {MOST_ROWS} rows of a loop are drawn.</p>"
+        f"At most {MOST_ROWS} rows of a loop are drawn.{more}</p>"
         '<details class="behind"><summary>The figures as a table</summary>'
         '<div class="table"><div class="scroll" tabindex="0" role="region" aria-label="Loops as a table">'
         '<table id="table-loops"><caption>Every row of the loops above, in seconds from the start of its loop'
@@ -262,8 +272,8 @@ def _counterfactuals(estimates: Sequence[dict[str, Any]], strategies: Sequence[d
     )
 
 
-def conditions(material: Material, libraries: Sequence[dict[str, str]]) -> str:
-    """Everything needed to judge the run, and to repeat it."""
+def conditions(material: Material, libraries: Sequence[dict[str, str]], drawn: int) -> str:
+    """Everything needed to judge the run, and to repeat it. `drawn`: loops that are drawn."""
     run, summary = material.run, material.summary
     blocks = [
         ("The load", _load(run, summary)),
@@ -283,7 +293,7 @@ def conditions(material: Material, libraries: Sequence[dict[str, str]]) -> str:
         ),
         "</div>",
         '<h3>Left out, and why</h3><ul class="notes">',
-        *(f"<li>{line}</li>" for line in _left_out(material)),
+        *(f"<li>{line}</li>" for line in _left_out(material, drawn)),
         "</ul>",
         '<p class="small">Charts: '
         + ", ".join(
@@ -361,7 +371,7 @@ def _health(run: Run) -> str:
     return f"<h3>The client</h3>{grid.html('table-client')}"
 
 
-def _left_out(material: Material) -> list[str]:
+def _left_out(material: Material, drawn: int) -> list[str]:
     summary, run = material.summary, material.run
     lines = []
     skipped = [s for s in summary.strategies if s.warm_up_loops]
@@ -375,7 +385,6 @@ def _left_out(material: Material) -> list[str]:
         lines.append(f"{cut} loops were cut off after the drain; they count as failed and have no latency.")
     lines.append("Latencies are of loops that completed; read them beside the share that failed.")
     lines += [text(f"{i.kind.replace('_', ' ')}: {i.detail} ({i.count})") for i in run.incidents[:20]]
-    drawn = len(material.loops)
     of = int(material.table.trial.size)
     lines.append(f"Drawn as waterfalls: the slowest, median and failed loops, {drawn} of {of}. Every other")
     lines[-1] += " figure and curve is of all loops that count; nothing else was sampled."

@@ -5,6 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
 
 from profiler.report.text import clean
 
@@ -14,6 +17,14 @@ LONGEST = 40
 def text(value: str, longest: int = 400) -> str:
     """Escaped, one line, without controls."""
     return html.escape(clean(value, longest))
+
+
+def embedded(data: Any) -> str:
+    """JSON that nothing in it can end: no `<`, `>`, `&`, and no line ends that scripts would see."""
+    found = orjson.dumps(data).decode()
+    for character in "<>&\u2028\u2029":
+        found = found.replace(character, f"\\u{ord(character):04x}")
+    return found
 
 
 def name(value: str, longest: int = LONGEST) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from profiler.counterfactual import CALLS_PER_TRIAL, Counterfactual, counterfactuals
+from profiler.counterfactual import CALLS_PER_TRIAL, Counterfactual, Estimated, counterfactuals
 from profiler.errors import RecordError
 from profiler.records import LoopRecord, decode
 from profiler.report.html.choice import Case, choose
@@ -68,7 +68,28 @@ def gather(directory: RunDirectory, baseline: str | None = None) -> Material:
     estimates = counterfactuals(run, (loop for row, loop in chosen if row in replayed), _tools(table))
     for _ in chosen:  # what comes after the last replayed loop
         pass
+    estimates = tuple(anchored(one, summary) for one in estimates)
     return Material(run, table, watch.instants(), summary, measured, cases, loops, estimates)
+
+
+def anchored(estimate: Counterfactual, summary: Summary) -> Counterfactual:
+    """The estimate put on the summary's quantiles, which leave warm-up out; what the replay says of the
+    change is a factor and stays."""
+    for level in summary.levels or (summary,):
+        for strategy in level.strategies:
+            if (strategy.strategy, strategy.users) == (estimate.strategy, estimate.users):
+                p50, p95 = (
+                    _on(one, strategy.loop_seconds[name].value)
+                    for name, one in (("p50", estimate.p50), ("p95", estimate.p95))
+                )
+                return replace(estimate, p50=p50, p95=p95)
+    return estimate
+
+
+def _on(one: Estimated, measured: float | None) -> Estimated:
+    if not measured or not one.measured:
+        return one
+    return Estimated(measured, measured * one.estimated / one.measured)
 
 
 def _top(summary: Summary) -> int:

@@ -7,11 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from profiler.report.advice import next_steps
 from profiler.report.html import comparison, conditions
-from profiler.report.html.markup import name, swatch, text
+from profiler.report.html.markup import embedded, name, swatch, text
 from profiler.report.html.material import Material
 from profiler.report.html.payload import MOST_STRATEGIES, payload
 from profiler.report.text import clean
@@ -85,7 +83,12 @@ def render(material: Material) -> str:
             "longest calls of all rounds that was this tool's.",
             conditions.tools(material, data["counterfactuals"], data["strategies"]),
         ),
-        ("conditions", "The client and the conditions", "", conditions.conditions(material, libraries)),
+        (
+            "conditions",
+            "The client and the conditions",
+            "",
+            conditions.conditions(material, libraries, len(data["waterfalls"]["loops"])),
+        ),
     ]
     body = "".join(_section(*section) for section in sections)
     links = "".join(f'<li><a href="#{key}">{text(title)}</a></li>' for key, title, _, _ in sections)
@@ -111,14 +114,6 @@ def render(material: Material) -> str:
         + "".join(f"<script>{script}</script>" for script in (*_libraries(libraries), *map(_asset, SCRIPTS)))
         + "</body></html>\n"
     )
-
-
-def embedded(data: Any) -> str:
-    """JSON that nothing in it can end: no `<`, `>`, `&`, and no line ends that scripts would see."""
-    found = orjson.dumps(data).decode()
-    for character in "<>&\u2028\u2029":
-        found = found.replace(character, f"\\u{ord(character):04x}")
-    return found
 
 
 def vendored() -> list[dict[str, str]]:

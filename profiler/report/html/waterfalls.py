@@ -8,15 +8,20 @@ from typing import Any
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.report.explanation import causes
 from profiler.report.html.choice import Case
+from profiler.report.html.markup import embedded
 from profiler.report.html.material import Material
 from profiler.report.text import clean, duration, percent
+
+MOST_BYTES = 600_000
+"""Of all loops in the page. Cases that would go beyond it are left out, after those of each strategy's
+first kind, its second, ...; a case gives up its recorded content before it is left out."""
 
 MOST_CASES = 24
 MOST_SIDE_BY_SIDE = 6
 MOST_ROWS = 60
 """Rows of one loop that are drawn; the first ones, and the page says how many more there were."""
 
-LONGEST_TEXT = 500
+LONGEST_TEXT = 300
 """Characters of recorded content, of an argument or a result, that the page holds."""
 
 Detail = list[tuple[str, str]]
@@ -24,35 +29,46 @@ Detail = list[tuple[str, str]]
 
 def waterfalls(material: Material) -> dict[str, Any]:
     """Cases and, once each, the loops that they show."""
-    cases = _spread(material.cases)
     shown: dict[int, dict[str, Any]] = {}
+    kept: list[Case] = []
+    spent = 0
+    for case in _spread(material.cases):
+        rows = [row for row in _beside(case).values() if row not in shown]
+        for content in (True, False):
+            more = {row: loop(material.loops[row], content) for row in rows}
+            size = sum(len(embedded(one)) for one in more.values())
+            if spent + size <= MOST_BYTES:
+                spent += size
+                shown |= more
+                kept.append(case)
+                break
     drawn = []
-    for case in cases:
-        rows = _beside(case)
-        for row in rows.values():
-            if row not in shown:
-                shown[row] = loop(material.loops[row])
+    for case in sorted(kept, key=material.cases.index):
+        rows_of = _beside(case)
         drawn.append(
             {
                 "kind": case.kind,
                 "strategy": case.strategy,
                 "number": case.number,
-                "loops": list(rows.values()),
-                "missing": [s for s in _compared(material) if s not in rows],
+                "loops": list(rows_of.values()),
+                "missing": [s for s in _compared(material) if s not in rows_of],
             }
         )
-    return {"cases": drawn, "loops": {str(row): data for row, data in shown.items()}}
+    return {
+        "cases": drawn,
+        "left": len(material.cases) - len(drawn),
+        "loops": {str(row): data for row, data in shown.items()},
+    }
 
 
 def _spread(cases: tuple[Case, ...]) -> list[Case]:
-    """The first of each strategy, then the second, ... until there are enough; in the old order."""
+    """The first of each strategy, then the second, ... until there are enough."""
     places: dict[str, int] = {}
     ranked = []
     for index, case in enumerate(cases):
         place = places[case.strategy] = places.get(case.strategy, -1) + 1
         ranked.append((place, index))
-    kept = {index for _, index in sorted(ranked)[:MOST_CASES]}
-    return [case for index, case in enumerate(cases) if index in kept]
+    return [cases[index] for _, index in sorted(ranked)[:MOST_CASES]]
 
 
 def _beside(case: Case) -> dict[str, int]:
@@ -65,13 +81,16 @@ def _compared(material: Material) -> list[str]:
     return [strategy.strategy for strategy in material.summary.strategies][:MOST_SIDE_BY_SIDE]
 
 
-def loop(record: LoopRecord) -> dict[str, Any]:
-    """One loop: seconds count from its start, a row per model request and tool call."""
+def loop(record: LoopRecord, content: bool = True) -> dict[str, Any]:
+    """One loop: seconds count from its start, a row per model request and tool call.
+
+    `content`: with what was recorded of arguments and results.
+    """
     wall = record.ended_ns - record.started_ns
     rows: list[dict[str, Any]] = []
     for round_ in record.rounds:
         rows.append(_model_row(round_, record.started_ns))
-        rows += [_call_row(call, round_, record.started_ns) for call in round_.tool_calls]
+        rows += [_call_row(call, round_, record.started_ns, content) for call in round_.tool_calls]
     why = [
         f"{duration(cause.ns / 1e9)} ({percent(cause.ns / wall)}) {cause.words}"
         for cause in causes(record)[:3]
@@ -113,7 +132,7 @@ def _model_row(round_: RoundRecord, origin: int) -> dict[str, Any]:
     }
 
 
-def _call_row(call: ToolCall, round_: RoundRecord, origin: int) -> dict[str, Any]:
+def _call_row(call: ToolCall, round_: RoundRecord, origin: int, content: bool) -> dict[str, Any]:
     begun = call.ended_ns if call.started_ns is None else call.started_ns
     spans = [_span("queue", call.queued_ns, begun, origin)]
     if call.started_ns is not None:
@@ -125,7 +144,7 @@ def _call_row(call: ToolCall, round_: RoundRecord, origin: int) -> dict[str, Any
         "status": call.status,
         "spans": [span for span in spans if span["to"] > span["from"]],
         "took": (call.ended_ns - call.queued_ns) / 1e9,
-        "detail": _call_detail(call, round_, origin),
+        "detail": _call_detail(call, round_, origin, content),
     }
 
 
@@ -161,7 +180,7 @@ def _attempt(attempt: Attempt, origin: int) -> str:
     return text
 
 
-def _call_detail(call: ToolCall, round_: RoundRecord, origin: int) -> Detail:
+def _call_detail(call: ToolCall, round_: RoundRecord, origin: int, content: bool) -> Detail:
     ran = None if call.started_ns is None else (call.ended_ns - call.started_ns) / 1e9
     waited = ((call.ended_ns if call.started_ns is None else call.started_ns) - call.queued_ns) / 1e9
     detail: Detail = [
@@ -181,9 +200,9 @@ def _call_detail(call: ToolCall, round_: RoundRecord, origin: int) -> Detail:
         detail.append(("held the event loop", duration(call.blocking_ns / 1e9)))
     if round_.shortfall is not None:
         detail.append(("kept from overlapping by", round_.shortfall.replace("_", " ")))
-    if call.arguments is not None:
+    if content and call.arguments is not None:
         detail.append(("arguments", clean(call.arguments, LONGEST_TEXT)))
-    if call.result is not None:
+    if content and call.result is not None:
         detail.append(("result", clean(call.result, LONGEST_TEXT)))
     return detail
 

@@ -10,20 +10,18 @@ function drawLatency(width) {
     ? QUANTILES.map((q) => ({ index, q, ...one.figures.loop_seconds[q] })).filter((d) => d.value > 0) : []);
   const domain = frame.logDomain(points.flatMap((d) => [d.value, d.low ?? d.value, d.high ?? d.value]));
   const marginLeft = frame.margin(width);
-  const first = Math.min(...points.map((d) => d.index));
   return Plot.plot(frame.options(width, 70 + rowHeight * strategies.length, {
     marginLeft, marginTop: 34,
     x: { type: "log", domain, label: null, ticks: frame.logTicks(domain, (width - marginLeft) / 62), tickFormat: format.tick, grid: true },
     y: frame.rows(width, marginLeft),
     marks: [
-      Plot.text(["loop latency"], { frameAnchor: "top-left", dy: -30, text: (d) => d, fontWeight: 600 }),
+      Plot.text(["loop latency   ● p50  ◆ p95  ▲ p99"], { frameAnchor: "top-left", dy: -30, text: (d) => d, fontWeight: 600 }),
       Plot.ruleY(points.filter((d) => d.low !== null), {
         y: "index", x1: "low", x2: "high", stroke: (d) => frame.colour(d.index), strokeWidth: 7, strokeOpacity: 0.3, strokeLinecap: "round",
       }),
       Plot.dot(points, {
         x: "value", y: "index", symbol: (d) => SYMBOLS[d.q], fill: (d) => frame.colour(d.index), r: 5, stroke: "var(--paper)", strokeWidth: 1,
       }),
-      Plot.text(points.filter((d) => d.index === first), { x: "value", y: "index", text: "q", dy: -14, fontSize: 11, fill: "var(--soft)" }),
       Plot.tip(points, Plot.pointer({ x: "value", y: "index", title: (d) => `${strategies[d.index].name}\n${d.q} ${estimate(d, format.duration)}` })),
     ],
   }));

@@ -65,13 +65,11 @@ const frame = {
 
   // 1, 2, 5, 10, ... inside the domain, no more than fit.
   logTicks([low, high], most) {
-    const ticks = [];
-    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
-      for (const step of [1, 2, 5]) {
-        const tick = +`${step}e${power}`;
-        if (tick >= low * 0.999 && tick <= high * 1.001) ticks.push(tick);
-      }
-    }
+    const inside = (steps) => d3.range(Math.floor(Math.log10(low)), Math.log10(high) + 1)
+      .flatMap((power) => steps.map((step) => +`${step}e${power}`))
+      .filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
+    let ticks = inside([1, 2, 5]);
+    if (ticks.length < 4) ticks = inside([1, 1.5, 2, 3, 4, 5, 7]);
     const every = Math.ceil(ticks.length / Math.max(2, most));
     return ticks.filter((_, place) => place % every === 0);
   },

@@ -1,0 +1,85 @@
+"""What to try next: commands that repeat the run, and the limits worth trying."""
+
+from __future__ import annotations
+
+from profiler.records import LoopRecord
+from profiler.report.advice import command, next_steps
+from profiler.rundir import Run
+from profiler.statistics.summary import Summary, summarise
+from tests.unit.statistics_data import loop, run, trial
+
+ARGUMENTS = {"trial_seconds": 10.0, "blocks": 3, "model": None, "max_rounds": 5, "tool_choice": "auto"}
+
+
+def found(shape: dict[str, tuple[float, bool]]) -> tuple[Summary, Run]:
+    """Strategy → (how long its second call waits, whether its calls fail); 3 blocks of 30 loops each."""
+    trials, records = [], list[LoopRecord]()
+    for block in range(3):
+        for strategy, (wait, fails) in shape.items():
+            index = len(trials)
+            begin = index * 10_000
+            trials.append(trial(index, strategy, begin, begin + 10_000, block=block))
+            records += [
+                loop(
+                    begin + 300 * n,
+                    20.0,
+                    [(0.0, 40.0), (wait, 40.0)],
+                    strategy,
+                    index,
+                    tool_status="error" if fails and n % 2 else "ok",
+                    number=n,
+                )
+                for n in range(30)
+            ]
+    made = run(trials, scenario="crowded", arguments=ARGUMENTS)
+    return summarise(made, records), made
+
+
+def test_a_run_is_repeated_with_its_own_options() -> None:
+    made = run(
+        [trial(0, "semaphore:2@agent", 0, 10)],
+        users=7,
+        seed=3,
+        workers=2,
+        scenario="my file.toml",
+        arguments={
+            **ARGUMENTS,
+            "base_url": "http://127.0.0.1:9",
+            "stream": True,
+            "parallel_tool_calls": False,
+        },
+    )
+    assert command(made) == (
+        "profiler compare --scenario 'my file.toml' --strategy semaphore:2@agent --users 7 --duration 30s "
+        "--blocks 3 --workers 2 --seed 3 --base-url http://127.0.0.1:9 --no-parallel-tool-calls --stream"
+    )
+
+
+def test_between_a_limit_that_waits_and_one_that_fails() -> None:
+    steps = next_steps(
+        *found({"sequential": (40.0, False), "semaphore:8": (200.0, False), "semaphore:32": (0.0, True)})
+    )
+    (between,) = [step for step in steps if "between" in step.words]
+    assert between.command is not None
+    assert "--strategy sequential --strategy semaphore:16 " in between.command
+
+
+def test_a_limit_where_everything_at_once_fails() -> None:
+    steps = next_steps(*found({"sequential": (40.0, False), "gathered": (0.0, True)}))
+    assert any("try a limit" in step.words for step in steps)
+
+
+def test_twice_the_limit_where_calls_only_wait() -> None:
+    steps = next_steps(*found({"gathered": (0.0, False), "semaphore:4": (200.0, False)}))
+    assert any(step.command and "semaphore:8" in step.command for step in steps)
+
+
+def test_more_loops_where_there_were_too_few() -> None:
+    summary, made = found({"sequential": (40.0, False), "gathered": (0.0, False)})
+    needed = summary.comparisons[0].p95.needed
+    assert needed
+    first = next_steps(summary, made)[0]
+    assert first.words.startswith("Run longer, so that p95 is decided too")
+    assert first.command is not None
+    seconds = int(first.command.split("--duration ")[1].split("s")[0])
+    assert seconds >= 30 * (90 + needed) / 90

@@ -1,0 +1,237 @@
+"""The report's data: curves that pass through the summary's figures, the course of a run, escaping, sizes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from profiler.records import LoopRecord, encode
+from profiler.report.html import gather, render, write_report
+from profiler.report.html.curves import SHARES, course, critical_shares, curve, distributions, ladder
+from profiler.report.html.markup import embedded, text
+from profiler.report.html.material import Material
+from profiler.report.html.payload import payload
+from profiler.report.html.vendor import LIBRARIES, VENDOR
+from profiler.report.html.waterfalls import MOST_CASES, MOST_ROWS, waterfalls
+from profiler.rundir import RunDirectory, Trial
+from profiler.statistics.summary import summarise_directory
+from tests.unit.statistics_data import call, loop, run, trial
+
+
+def directory(
+    tmp_path: Path, trials: list[Trial], records: list[LoopRecord], **changes: object
+) -> RunDirectory:
+    found = RunDirectory.create(tmp_path, run(trials, **changes))  # type: ignore[arg-type]
+    found.records_path.write_bytes(b"".join(encode(record) + b"\n" for record in records))
+    return found
+
+
+def two_strategies(tmp_path: Path) -> RunDirectory:
+    """Sequential and gathered, 40 loops each on the same tape; every tenth gathered one failed."""
+    trials = [trial(0, "sequential", 0, 10_000), trial(1, "gathered", 10_000, 20_000)]
+    records = [
+        loop(200 * k, 50.0, [(0.0, 20.0 + k), (20.0 + k, 30.0)], "sequential", 0, number=k) for k in range(40)
+    ]
+    records += [
+        loop(
+            10_000 + 200 * k,
+            50.0,
+            [(0.0, 20.0 + k), (0.0, 30.0)],
+            "gathered",
+            1,
+            status="error" if k % 10 == 9 else "ok",
+            number=k,
+        )
+        for k in range(40)
+    ]
+    return directory(tmp_path, trials, records)
+
+
+@pytest.fixture
+def material(tmp_path: Path) -> Material:
+    return gather(two_strategies(tmp_path))
+
+
+def test_the_summary_is_the_one_of_the_statistics(tmp_path: Path) -> None:
+    found = two_strategies(tmp_path)
+    assert gather(found).summary == summarise_directory(found)
+
+
+def test_curves_pass_through_the_summary_s_quantiles(material: Material) -> None:
+    curves = distributions(material)
+    for strategy in material.summary.strategies:
+        for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
+            value = strategy.loop_seconds[name].value
+            assert curves["loops"][strategy.strategy][SHARES.index(share)] == pytest.approx(value)
+            value = strategy.tools["get_weather"].seconds[name].value
+            assert curves["tool get_weather"][strategy.strategy][SHARES.index(share)] == pytest.approx(value)
+
+
+def test_a_curve_is_quantiles_in_seconds() -> None:
+    import numpy as np
+
+    values = curve(np.arange(101) * 1_000_000_000)
+    assert values[0] == 0.0
+    assert values[50] == pytest.approx(50.0)
+    assert values[-1] == pytest.approx(100.0)
+
+
+def test_the_course_counts_what_happened_in_each_bin(tmp_path: Path) -> None:
+    # Two loops at once for the first half second, one call of each queued for 100 ms.
+    records = [
+        loop(0, 100.0, [(100.0, 200.0)], trial=0, number=0),
+        loop(0, 100.0, [(100.0, 200.0)], trial=0, number=1),
+        loop(600, 100.0, trial=0, status="error", number=2),
+    ]
+    found = course(gather(directory(tmp_path, [trial(0, "gathered", 0, 1000)], records)))
+    assert found["width"] == 0.25
+    (one,) = found["trials"]
+    assert (one["start"], one["warm"], one["end"], one["drained"]) == (0.0, 0.0, 1.0, 1.0)
+    assert one["completions"] == [0.0, 0.0, 8.0, 0.0]  # both end at 500 ms, which opens the third bin
+    assert one["failures"] == [0.0, 0.0, 4.0, 0.0]
+    assert one["in_flight"] == [2.0, 2.0, 0.4, 0.0]
+    assert one["queued"] == [0.8, 0.0, 0.0, 0.0]
+    assert one["median"] == [None, None, 0.5, None]
+    assert one["limited"] == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_the_critical_path_belongs_to_the_longest_call_of_each_round(tmp_path: Path) -> None:
+    def with_calls(start: float, fast: float, slow: float, number: int) -> LoopRecord:
+        record = loop(start, 10.0, [(0.0, fast), (0.0, slow)], trial=0, number=number)
+        first, last = record.rounds
+        calls = (call(start + 10, fast, name="fast"), call(start + 10, slow, name="slow"))
+        return replace(record, rounds=(replace(first, tool_calls=calls), last))
+
+    records = [with_calls(0, 10, 30, 0), with_calls(100, 10, 50, 1), with_calls(200, 20, 5, 2)]
+    shares = critical_shares(gather(directory(tmp_path, [trial(0, "gathered", 0, 1000)], records)))
+    assert shares["gathered"]["slow"] == pytest.approx(0.8)
+    assert shares["gathered"]["fast"] == pytest.approx(0.2)
+
+
+def test_a_ladder_has_every_load(tmp_path: Path) -> None:
+    trials = [
+        trial(k, "gathered", 1000 * k, 1000 * k + 1000, users=users) for k, users in enumerate((1, 2, 4))
+    ]
+    records = [
+        loop(1000 * k + 100 * n, 20.0, trial=k, number=n) for k in range(3) for n in range(2 * (k + 1))
+    ]
+    (line,) = ladder(gather(directory(tmp_path, trials, records)).summary)
+    assert [point["users"] for point in line["points"]] == [1, 2, 4]
+    assert [point["throughput"][0] for point in line["points"]] == [2.0, 4.0, 6.0]
+    assert line["law"] == []  # four loads are the fewest for a fit
+
+
+def test_cases_show_the_same_work_of_every_strategy(material: Material) -> None:
+    found = waterfalls(material)
+    kinds = [(case["strategy"], case["kind"]) for case in found["cases"]]
+    assert kinds == [
+        ("sequential", "slowest"),
+        ("sequential", "median"),
+        ("gathered", "slowest"),
+        ("gathered", "median"),
+        ("gathered", "failed"),
+    ]
+    slowest = found["cases"][0]
+    assert slowest["number"] == 39
+    sequential, gathered = (found["loops"][str(row)] for row in slowest["loops"])
+    assert (sequential["strategy"], gathered["strategy"]) == ("sequential", "gathered")
+    assert sequential["wall"] == pytest.approx(0.189)
+    assert [row["label"] for row in sequential["rows"]] == [
+        "model 1",
+        "get_weather",
+        "get_weather",
+        "model 2",
+    ]
+    assert sequential["rows"][2]["spans"] == [
+        {"kind": "queue", "from": 0.05, "to": 0.109},
+        {"kind": "tools", "from": 0.109, "to": 0.139},
+    ]
+    assert found["cases"][-1]["number"] == 9
+    assert found["loops"][str(found["cases"][-1]["loops"][1])]["error"] == "http_429"
+
+
+def test_estimates_start_from_the_summary_s_quantiles(material: Material) -> None:
+    figures = {strategy.strategy: strategy for strategy in material.summary.strategies}
+    assert material.counterfactuals
+    for one in material.counterfactuals:
+        assert one.p50.measured == figures[one.strategy].loop_seconds.p50.value
+        assert one.p95.measured == figures[one.strategy].loop_seconds.p95.value
+
+
+def test_the_page_holds_the_figures_of_the_summary(material: Material) -> None:
+    shown = payload(material)["strategies"]
+    for one, strategy in zip(shown, material.summary.strategies, strict=True):
+        assert one["name"] == strategy.strategy
+        assert one["figures"]["loop_seconds"]["p95"]["value"] == strategy.loop_seconds.p95.value
+        assert one["figures"]["failure_rate"]["value"] == strategy.failure_rate.value
+        assert one["figures"]["phases"] == strategy.phases
+
+
+def test_nothing_in_the_data_can_end_the_script() -> None:
+    data = {"</script><script>": ["<!--", "&", "\u2028"]}
+    found = embedded(data)
+    assert not re.search("[<>&\u2028]", found)
+    assert json.loads(found) == data
+
+
+def test_texts_from_outside_are_escaped_and_shown_as_what_they_are() -> None:
+    assert text('<img onerror="x">\'') == "&lt;img onerror=&quot;x&quot;&gt;&#x27;"
+    assert text("\x1b[2J\u202e") == "\\x1b[2J\\u202e"
+    assert len(text("n" * 10_000)) == 399
+
+
+def test_a_run_without_any_loop_still_has_a_page(tmp_path: Path) -> None:
+    path = write_report(directory(tmp_path, [], [], finished=False, strategies=("gathered",)))
+    page = path.read_text("utf-8")
+    assert "No loop was measured." in page
+    assert "Cut short." in page
+
+
+def test_invalid_is_said_before_the_verdict(tmp_path: Path) -> None:
+    from profiler.rundir import ClientHealth
+
+    found = two_strategies(tmp_path)
+    found.save(replace(found.load(), client=(ClientHealth("worker 0", cpu=0.99),)))
+    page = render(gather(found))
+    assert page.index("<strong>Invalid.</strong>") < page.index('class="verdict lead"')
+
+
+def test_where_it_goes_is_up_to_the_caller(tmp_path: Path) -> None:
+    found = two_strategies(tmp_path)
+    assert write_report(found) == found.path / "report.html"
+    assert write_report(found, tmp_path / "elsewhere.html") == tmp_path / "elsewhere.html"
+    assert (tmp_path / "elsewhere.html").read_text("utf-8") == (found.path / "report.html").read_text("utf-8")
+
+
+def test_a_page_of_many_strategies_tools_and_long_loops_stays_small(tmp_path: Path) -> None:
+    trials = [trial(k, f"semaphore:{k + 1}", 1000 * k, 1000 * k + 1000) for k in range(20)]
+    records = []
+    for k in range(20):
+        for n in range(5):
+            record = loop(1000 * k + 100 * n, 5.0, [(1.0, 5.0)] * 100, f"semaphore:{k + 1}", k, number=n)
+            first, last = record.rounds
+            calls = tuple(
+                replace(one, name=f"tool_{n}_{place}_" + "x" * 10_000, result="<r>" * 10_000)
+                for place, one in enumerate(first.tool_calls)
+            )
+            records.append(replace(record, rounds=(replace(first, tool_calls=calls), last)))
+    found = directory(tmp_path, trials, records)
+    material = gather(found)
+    assert len(waterfalls(material)["cases"]) <= MOST_CASES
+    assert all(len(one["rows"]) <= MOST_ROWS for one in waterfalls(material)["loops"].values())
+    assert write_report(found, material=material).stat().st_size < 2_000_000
+
+
+def test_the_vendored_files_are_the_published_ones() -> None:
+    listed = {entry["file"]: entry for entry in json.loads((VENDOR / "vendor.json").read_text("utf-8"))}
+    assert list(listed) == [library.file for library in LIBRARIES]
+    for library in LIBRARIES:
+        entry = listed[library.file]
+        assert (entry["package"], entry["version"]) == (library.package, library.version)
+        assert hashlib.sha256((VENDOR / library.file).read_bytes()).hexdigest() == entry["sha256"]
+        assert "Permission to use, copy, modify" in (VENDOR / f"{library.file}.LICENSE").read_text("utf-8")
