@@ -69,27 +69,29 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.fail_on is not None or arguments.format != "text":
         raise UsageError("--fail-on and --format are for two recorded runs: profiler compare RUN_A RUN_B")
     from profiler.load.experiment import Experiment, run_experiment
+    from profiler.report.html import gather, write_report
+    from profiler.report.live import LiveView
     from profiler.report.terminal import render_comparison, use_color
     from profiler.rundir import RunDirectory
-    from profiler.statistics.summary import summarise_directory
 
     options = load_options(arguments, tuple(arguments.strategy or defaults.STRATEGIES))
-    path = run_experiment(
-        Experiment(options, arguments.users, arguments.duration, arguments.workers),
-        progress=None if arguments.quiet else _say,
-    )
+    experiment = Experiment(options, arguments.users, arguments.duration, arguments.workers)
+    with LiveView(sys.stderr, os.environ, arguments.quiet) as view:
+        path = run_experiment(experiment, view.say, view.watch)
     directory = RunDirectory.open(path)
-    run = directory.load()
-    summary = summarise_directory(directory)
+    material = gather(directory)
+    run, summary = material.run, material.summary
     directory.save_summary(summary)
+    report = write_report(directory, material=material)
     if arguments.json:
         for caveat in summary.warnings:
             if caveat.invalid:
-                _say(caveat.sentence)
+                print(caveat.sentence, file=sys.stderr, flush=True)
         sys.stdout.write(directory.summary_path.read_text())
     else:
         width = min(shutil.get_terminal_size().columns, 100)
         print(render_comparison(summary, run, width, use_color(sys.stdout, os.environ), path=str(path)))
+        print(f"report: {report}   next: profiler report {path} --open")
     return _exit_code(run, summary.warnings, arguments.allow_saturated)
 
 
@@ -126,7 +128,3 @@ def _recorded(arguments: argparse.Namespace) -> int:
         return 1
     invalid = any(caveat.invalid for caveat in found.warnings)
     return 1 if invalid and not arguments.allow_saturated else 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
