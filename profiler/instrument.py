@@ -36,7 +36,7 @@ from profiler.providers.wire import api_of, requested_model
 from profiler.recorder import Clock, Recorder, Sink
 from profiler.records import Status, ToolStatus
 from profiler.steps import Steps
-from profiler.tools import CallContext, Tool, current_call
+from profiler.tools import CallContext, Tool, current_call, failure_type
 
 if TYPE_CHECKING:
     from profiler.exporters.prometheus import PrometheusSink
@@ -266,7 +266,7 @@ class _CallContext:
             elif issubclass(kind, TimeoutError):
                 status = "timeout"
             call.status = status
-            call.error_type = kind.__name__ if status == "error" else status
+            call.error_type = failure_type(error) if status == "error" and error is not None else status
         call.ended_ns = self._profiler.recorder.clock()
 
 

@@ -31,7 +31,16 @@ from profiler.records import LoopRecord, ModelCall, RoundRecord, Status, ToolCal
 from profiler.steps import Steps
 from profiler.strategies import Gathered, Strategy
 from profiler.threads import NativeThreads
-from profiler.tools import CallContext, Function, InvalidArguments, Tool, Toolbox, current_call, result_text
+from profiler.tools import (
+    CallContext,
+    Function,
+    InvalidArguments,
+    Tool,
+    Toolbox,
+    current_call,
+    failure_type,
+    result_text,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +379,7 @@ class _LoopRun:
             if deadline is not None and deadline.expired():
                 call.fail("timeout", "timeout", f"timed out after {tool.timeout:g} s")
             else:
-                call.fail("error", type(error).__name__, f"{type(error).__name__}: {error}")
+                call.fail("error", failure_type(error), f"{type(error).__name__}: {error}")
         finally:
             current_call.reset(token)
             live.running -= 1

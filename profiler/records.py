@@ -84,8 +84,8 @@ class ToolCall:
     counts from started. `thread_wait_ns` is the part of the duration that a sync tool waited
     for a free thread, `blocking_ns` the part in which an async tool held the event loop in steps
     of over 10 ms, so that nothing else could run. `error_type` is bounded: `invalid_json`,
-    `invalid_arguments`, `truncated`, `unknown_tool`, `timeout`, `cancelled`, or the class name of
-    what the tool raised.
+    `invalid_arguments`, `truncated`, `unknown_tool`, `timeout`, `cancelled`, `http_429` and the
+    like where a server refused the tool, or the class name of what it raised.
     """
 
     id: str

@@ -221,6 +221,12 @@ class Toolbox:
         return tuple(self._tools)
 
 
+def failure_type(error: BaseException) -> str:
+    """A bounded name for what a tool raised: `http_429` where a server refused it, else the class name."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return f"http_{status}" if isinstance(status, int) else type(error).__name__
+
+
 def result_text(value: Any) -> str:
     """What the model sees of a result: a `str` as it is, anything else as JSON."""
     if isinstance(value, str):

@@ -277,6 +277,9 @@ class PrometheusSink(Collector):
         if call.error_type is not None:
             error = self._capped(self._error_types, call.error_type, MAX_ERROR_TYPES, "error_type")
             self.count(metrics.TOOL_ERRORS, strategy.name, tool, error).value += 1
+            if error in RATE_LIMITED_ERRORS:
+                reason = error.removeprefix("http_")
+                self.count(metrics.RATE_LIMITED, strategy.name, "tool", tool, reason).value += 1
 
     def _capped(self, known: dict[str, str], value: str, most: int, label: str) -> str:
         shown = known.get(value)
@@ -375,6 +378,7 @@ def register(sink: PrometheusSink, registry: CollectorRegistry = REGISTRY) -> Pr
 
 
 RATE_LIMITED_STATUSES = frozenset((429, 529))
+RATE_LIMITED_ERRORS = frozenset(("http_429", "http_529"))
 
 _RESOURCES = ("requests", "tokens", "input-tokens", "output-tokens")
 

@@ -36,6 +36,7 @@ class Tally:
             attempts = round_.model.attempts
             if len(attempts) > 1 or record.status != "ok":
                 self.rate_limited += sum(attempt.status in RATE_LIMITED for attempt in attempts)
+            self.rate_limited += sum(call.error_type == "http_429" for call in round_.tool_calls)
 
 
 @dataclass(slots=True)

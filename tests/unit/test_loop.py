@@ -6,6 +6,7 @@ import asyncio
 import threading
 from typing import Any
 
+import httpx
 import pytest
 
 from profiler import Gathered, ProviderError, SemaphoreLimited, Sequential, ToolLoop, UsageError, tool
@@ -137,6 +138,12 @@ def leaves() -> str:
     raise SystemExit(3)
 
 
+@tool
+async def refused() -> str:
+    request = httpx.Request("GET", "http://127.0.0.1/")
+    raise httpx.HTTPStatusError("too many", request=request, response=httpx.Response(429))
+
+
 @tool(timeout=0.05)
 async def slow() -> str:
     await asyncio.sleep(10)
@@ -153,6 +160,7 @@ async def cancels_itself() -> str:
     [
         (call("broken"), "error", "KeyError"),
         (call("leaves"), "error", "SystemExit"),
+        (call("refused"), "error", "http_429"),
         (call("slow"), "timeout", "timeout"),
         (call("cancels_itself"), "error", "CancelledError"),
         (call("nowhere"), "error", "unknown_tool"),
@@ -165,7 +173,7 @@ async def cancels_itself() -> str:
 @pytest.mark.parametrize("strategy", [Sequential(), Gathered(), SemaphoreLimited(1)])
 def test_what_goes_wrong_with_a_call_stays_inside_the_loop(bad, status, error_type, strategy):
     script = [[bad, call("wait", ms=100)], "done"]
-    tools = (wait, broken, leaves, slow, cancels_itself)
+    tools = (wait, broken, leaves, refused, slow, cancels_itself)
     (result,), _, model = run(script, tools=tools, strategy=strategy)
     first, second = result.record.rounds[0].tool_calls
     assert (first.status, first.error_type) == (status, error_type)

@@ -91,6 +91,16 @@ def test_every_observation_of_a_loop_is_there(sink):
     assert found == pytest.approx(expected)
 
 
+def test_a_tool_that_a_quota_refused_counts_as_rate_limited(sink):
+    calls = (ToolCall("1", "search", S, S, S, 2 * S, "error", "http_429"),)
+    sink(record(rounds=(RoundRecord(0, 0, 2 * S, ModelCall("p", "m", 0, S), S, 2 * S, calls),)))
+    labels = {"strategy": "gathered", "target": "tool", "name": "search", "reason": "429"}
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(sink)
+    found = registry.get_sample_value("toolloop_rate_limited_total", {**labels, "testid": "t1"})
+    assert found == 1
+
+
 def test_gauges_show_now(sink):
     live = sink.live_calls("gathered", "search")
     live.running, live.queued = 3, 2

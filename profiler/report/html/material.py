@@ -32,7 +32,7 @@ TOO_MANY_REQUESTS = 429
 @dataclass(frozen=True, slots=True)
 class Instants:
     """What the table leaves out: when each call was queued, how many calls each round had, and
-    when an attempt was answered with 429. In the order of the table."""
+    when an attempt or a tool was answered with 429. In the order of the table."""
 
     queued: Ints
     round_calls: Ints
@@ -113,6 +113,7 @@ class _Watch:
                 attempts = round_.model.attempts
                 if len(attempts) > 1 or round_.model.status != "ok":
                     limited.extend([a.ended_ns for a in attempts if a.status == TOO_MANY_REQUESTS])
+                limited.extend([c.ended_ns for c in round_.tool_calls if c.error_type == "http_429"])
             yield record
 
     def instants(self) -> Instants:
