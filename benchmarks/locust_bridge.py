@@ -124,7 +124,7 @@ def run_locust(mode: str, provider: str, url: str, agents: int, seconds: float) 
         command += ["--only-summary", "-u", str(agents), "-r", str(agents), "--strategy", "gathered"]
         command += ["--provider", provider, "--base-url", url, "--scenario", "instant", "--out", out]
         command += ["--trial-seconds", str(seconds), "--blocks", "1", "--exit-code-on-error", "0"]
-        command += ["--loglevel", "ERROR"]
+        command += ["--loglevel", "ERROR", "--calibrate", "0"]
         _, cpu = watch(command, environment, seconds + 60)
         directory = RunDirectory.open(next(Path(out).iterdir()))
         trial = directory.load().trials[0]
