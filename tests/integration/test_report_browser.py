@@ -45,7 +45,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> RunDire
     options = LoadOptions(
         strategies=STRATEGIES, scenario="crowded", blocks=2, out=str(tmp_path_factory.mktemp("runs"))
     )
-    found = RunDirectory.open(run_experiment(Experiment(options, users=20, seconds=4)))
+    found = RunDirectory.open(run_experiment(Experiment(options, users=20, seconds=3)))
     write_report(found)
     return found
 
@@ -128,7 +128,7 @@ def test_scripts_write_figures_as_the_terminal_does(report: Watched) -> None:
         9.994,
         9.996,
         99.94,
-        1234.5,
+        1234.6,
     ]
     for function, expected in ((duration, "duration"), (number, "number"), (percent, "percent")):
         assert report.page.evaluate(f"(values) => values.map((v) => format.{expected}(v))", values) == [
