@@ -23,8 +23,8 @@ from tests.unit import statistics_data as made
 STRATEGIES = ("sequential", "gathered", "semaphore:8")
 
 HOSTILE = (
-    "<img src=x onerror=document.title='broken'>",
-    "</script><script>document.title='broken'</script>",
+    "<img src=x onerror=document.title=9>",
+    "</script><script>document.title=9</script>",
     "\x1b[2J\x1b]0;evil\x07",
     "\u202egnp.exe",
     "שלום עולם",
@@ -225,7 +225,7 @@ def test_a_hostile_run_harms_nothing(browser: Any, tmp_path: Path) -> None:
         open_report(seen, path)
         rows = seen.page.locator(".waterfall .row")
         rows.nth(1).click()
-        assert seen.page.title() != "broken"
+        assert seen.page.title() != "9"
         assert seen.page.locator("img").count() == 0
         assert seen.page.evaluate("document.documentElement.scrollWidth") == 360
         names = figures(seen, "#table-tools tbody th")
