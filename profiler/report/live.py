@@ -27,6 +27,9 @@ from profiler.rundir import RECORDS
 PLAIN_SECONDS = 5.0
 """How often a line is written where there is no terminal."""
 
+SETTLED_SECONDS = 2.0
+"""After this long a phase gets its first line."""
+
 ROLLING_SECONDS = 10.0
 FEWEST_LOOPS = 20
 """Below this many loops in the last `ROLLING_SECONDS` no p95 is shown."""
@@ -160,14 +163,13 @@ class LiveView:
                 print(line, file=self._stream, flush=True)
 
     def _is_due(self, progress: Progress) -> bool:
-        """Whether a plain line is worth it: something else goes on, or some seconds are over."""
+        """Whether a plain line is worth it: a phase has lasted a little, or some seconds are over."""
         now = (progress.state, progress.trial)
-        if now == self._shown and progress.unix - self._said < PLAIN_SECONDS:
+        if now != self._shown:  # nothing to say of it yet, but soon
+            self._shown, self._said = now, progress.unix - PLAIN_SECONDS + SETTLED_SECONDS
+        if progress.unix - self._said < PLAIN_SECONDS:
             return False
-        if progress.state != "measuring" and now != self._shown:
-            self._shown = now
-            return False  # a phase that ends at once needs no line
-        self._shown, self._said = now, progress.unix
+        self._said = progress.unix
         return True
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.records import LoopRecord, encode
+from profiler.records import Attempt, LoopRecord, encode
 from profiler.report.html import gather, render, write_report
 from profiler.report.html.curves import SHARES, course, critical_shares, curve, distributions, ladder
 from profiler.report.html.markup import embedded, text
@@ -98,6 +98,20 @@ def test_the_course_counts_what_happened_in_each_bin(tmp_path: Path) -> None:
     assert one["queued"] == [0.8, 0.0, 0.0, 0.0]
     assert one["median"] == [None, None, 0.5, None]
     assert one["limited"] == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_what_a_quota_refused_is_counted_of_model_and_tools(tmp_path: Path) -> None:
+    record = loop(0, 100.0, [(0.0, 200.0), (0.0, 300.0)], trial=0, number=0)
+    first, last = record.rounds
+    calls = (replace(first.tool_calls[0], status="error", error_type="http_429"), first.tool_calls[1])
+    attempts = tuple(
+        Attempt(started_ns=at * 1_000_000, ended_ns=at * 1_000_000 + 1, status=status)
+        for at, status in ((0, 429), (10, 529), (20, 200))
+    )
+    first = replace(first, tool_calls=calls, model=replace(first.model, attempts=attempts))
+    records = [replace(record, rounds=(first, last))]
+    found = course(gather(directory(tmp_path, [trial(0, "gathered", 0, 1000)], records)))
+    assert found["trials"][0]["limited"] == [8.0, 4.0, 0.0, 0.0]
 
 
 def test_the_critical_path_belongs_to_the_longest_call_of_each_round(tmp_path: Path) -> None:

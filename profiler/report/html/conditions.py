@@ -28,7 +28,7 @@ LANES = (
     ("median", "loop latency in seconds: median (line) and slowest (dots)"),
     ("in_flight", "loops in flight"),
     ("queued", "tool calls waiting to start"),
-    ("limited", "answers with 429 per second"),
+    ("limited", "refused by a quota (429) per second: model requests and tool calls"),
 )
 
 

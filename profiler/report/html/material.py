@@ -26,7 +26,8 @@ from profiler.statistics.table import NONE, Ints, Table, read_quickly, tabulate
 REPLAYED_TOOLS = 6
 """Tools that the counterfactual makes faster: those whose calls took the most time."""
 
-TOO_MANY_REQUESTS = 429
+RATE_LIMITED = (429, 529)
+"""Answers of a model server that refuses for now, as in the live figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class _Watch:
                 queued.extend([call.queued_ns for call in calls])
                 attempts = round_.model.attempts
                 if len(attempts) > 1 or round_.model.status != "ok":
-                    limited.extend([a.ended_ns for a in attempts if a.status == TOO_MANY_REQUESTS])
+                    limited.extend([a.ended_ns for a in attempts if a.status in RATE_LIMITED])
                 limited.extend([c.ended_ns for c in round_.tool_calls if c.error_type == "http_429"])
             yield record
 

@@ -86,7 +86,7 @@ function drawLimited(width) {
   return lane(width, [
     Plot.rectY(bins.filter((d) => d.value), { x1: "from", x2: "to", y1: 0, y2: "value", fill: report.phases.failed }),
     ...(d3.max(bins, (d) => d.value) ? [] : [Plot.text(["none"], { frameAnchor: "middle", text: (d) => d, fill: "var(--soft)" })]),
-    binTip(bins, (d) => `${format.number(d.value)}/s answered with 429`),
+    binTip(bins, (d) => `${format.number(d.value)}/s refused with 429`),
   ], d3.max(bins, (d) => d.value) ? {} : { y: { domain: [0, 1] } });
 }
 
