@@ -14,7 +14,7 @@ from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.rundir import RunDirectory
 from profiler.statistics.summary import summarise_directory
-from tests.integration.locust_process import wait_until
+from tests.integration.locust_process import ROOT, wait_until
 
 
 def pids(path: Path) -> set[int]:
@@ -45,14 +45,17 @@ def test_a_worker_that_is_killed_is_missed_and_what_it_had_sent_counts(tmp_path:
 
     killer = threading.Thread(target=kill_one)
     killer.start()
+    cities = (ROOT / "profiler" / "scenarios" / "cities.toml").read_text()
+    scenario = tmp_path / "quick.toml"
+    scenario.write_text(f"time_scale = 0.1\n{cities}")
     options = LoadOptions(
         strategies=("gathered", "sequential"),
-        scenario="cities",
+        scenario=str(scenario),
         blocks=1,
         out=str(out),
         calibration_seconds=0.0,
     )
-    path = run_experiment(Experiment(options, users=10, seconds=8.0, workers=2))
+    path = run_experiment(Experiment(options, users=10, seconds=6.0, workers=2))
     killer.join()
     directory = RunDirectory.open(path)
     run, records = directory.load(), list(directory.records())

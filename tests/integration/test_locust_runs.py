@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,51 +30,75 @@ def processes(tmp_path: Path) -> Iterator[Locust]:
         yield running
 
 
-@pytest.mark.parametrize("environment", [{}, UNPATCHED], ids=["patched", "unpatched"])
-def test_alone_headless_within_its_run_time(processes: Locust, environment: dict[str, str]) -> None:
-    code, output = processes.run(*INSTANT, "-t", "2s", "--csv", "stats", **environment)
-    assert code == 0, output
-    assert processes.left() == []
-    directory = processes.directory()
-    run, records = directory.load(), list(directory.records())
-    check_trials(run, records, STRATEGIES)
-    assert run.finished
-    assert (run.load.users, run.workers, run.model) == (8, 1, "gpt-4o")
-    assert run.trials[-1].drained_ns - run.trials[0].started_ns < 2.2e9
-    measured = sum(trial.ended_ns - trial.started_ns for trial in run.trials)
-    assert measured > 1e9
-    # Locust's own figures and the records are the same loops, rounds and calls.
-    counts = csv_counts(processes.path / "stats")
-    loops = Counter(record.strategy for record in records)
-    calls = Counter(f"{record.strategy} · {call.name}" for record in records for call in record.tool_calls)
-    rounds = sum(len(record.rounds) for record in records)
-    assert {name: n for (kind, name), n in counts.items() if kind == "LOOP"} == loops
-    assert {name: n for (kind, name), n in counts.items() if kind == "TOOL"} == calls
-    assert sum(n for (kind, _), n in counts.items() if kind == "ROUND") == rounds
-    assert sum(n for (kind, _), n in counts.items() if kind == "MODEL") == rounds
+@pytest.fixture
+def patched_or_not(tmp_path: Path) -> Iterator[dict[str, Locust]]:
+    """Two directories, for Locust as it comes and without its monkey patching, side by side."""
+    with contextlib.ExitStack() as stack:
+        places = {name: tmp_path / name for name in ("patched", "unpatched")}
+        for place in places.values():
+            place.mkdir()
+        yield {name: stack.enter_context(locust(place)) for name, place in places.items()}
 
 
-@pytest.mark.parametrize("environment", [{}, UNPATCHED], ids=["patched", "unpatched"])
-def test_with_forked_workers(processes: Locust, environment: dict[str, str]) -> None:
-    port = str(free_port())
-    code, output = processes.run(
-        *INSTANT, "-t", "2s", "--strategy", "gathered,semaphore:2", "--provider", "anthropic",
-        "--csv", "stats",
-        "--processes", "2", "--master-bind-port", port, "--master-port", port, **environment,
-    )  # fmt: skip
-    assert code == 0, output
-    assert processes.left() == []
-    assert "semaphore:2: 2 per process × 2 processes = up to 4 calls at once" in output
-    directory = processes.directory()
-    run, records = directory.load(), list(directory.records())
-    check_trials(run, records, {"gathered", "semaphore:2"})
-    assert run.workers == 2
-    assert len({record.process for record in records}) == 2
-    for process in {record.process for record in records}:
-        assert len({r.number % 2 for r in records if r.process == process and r.number is not None}) == 1
-    counts = csv_counts(processes.path / "stats")
-    loops = Counter(record.strategy for record in records)
-    assert {name: n for (kind, name), n in counts.items() if kind == "LOOP"} == loops
+def run_both(both: dict[str, Locust], arguments: Callable[[], list[str]]) -> dict[str, str]:
+    """Both at the same time, which halves the wait; what each of them said."""
+    environments = {"patched": {}, "unpatched": UNPATCHED}
+    started = {
+        name: one.start("--headless", *arguments(), **environments[name]) for name, one in both.items()
+    }
+    outputs = {}
+    for name, process in started.items():
+        code, outputs[name] = both[name].end(process)
+        assert code == 0, outputs[name]
+        assert both[name].left() == []
+    return outputs
+
+
+def test_alone_headless_within_its_run_time(patched_or_not: dict[str, Locust]) -> None:
+    run_both(patched_or_not, lambda: [*INSTANT, "-t", "2s", "--csv", "stats"])
+    for processes in patched_or_not.values():
+        directory = processes.directory()
+        run, records = directory.load(), list(directory.records())
+        check_trials(run, records, STRATEGIES)
+        assert run.finished
+        assert (run.load.users, run.workers, run.model) == (8, 1, "gpt-4o")
+        assert run.trials[-1].drained_ns - run.trials[0].started_ns < 2.2e9
+        measured = sum(trial.ended_ns - trial.started_ns for trial in run.trials)
+        assert measured > 1e9
+        # Locust's own figures and the records are the same loops, rounds and calls.
+        counts = csv_counts(processes.path / "stats")
+        loops = Counter(record.strategy for record in records)
+        calls = Counter(
+            f"{record.strategy} · {call.name}" for record in records for call in record.tool_calls
+        )
+        rounds = sum(len(record.rounds) for record in records)
+        assert {name: n for (kind, name), n in counts.items() if kind == "LOOP"} == loops
+        assert {name: n for (kind, name), n in counts.items() if kind == "TOOL"} == calls
+        assert sum(n for (kind, _), n in counts.items() if kind == "ROUND") == rounds
+        assert sum(n for (kind, _), n in counts.items() if kind == "MODEL") == rounds
+
+
+def test_with_forked_workers(patched_or_not: dict[str, Locust]) -> None:
+    def arguments() -> list[str]:
+        port = str(free_port())
+        return [
+            *INSTANT, "-t", "2s", "--strategy", "gathered,semaphore:2", "--provider", "anthropic",
+            "--csv", "stats", "--processes", "2", "--master-bind-port", port, "--master-port", port,
+        ]  # fmt: skip
+
+    outputs = run_both(patched_or_not, arguments)
+    for name, processes in patched_or_not.items():
+        assert "semaphore:2: 2 per process × 2 processes = up to 4 calls at once" in outputs[name]
+        directory = processes.directory()
+        run, records = directory.load(), list(directory.records())
+        check_trials(run, records, {"gathered", "semaphore:2"})
+        assert run.workers == 2
+        assert len({record.process for record in records}) == 2
+        for process in {record.process for record in records}:
+            assert len({r.number % 2 for r in records if r.process == process and r.number is not None}) == 1
+        counts = csv_counts(processes.path / "stats")
+        loops = Counter(record.strategy for record in records)
+        assert {row: n for (kind, row), n in counts.items() if kind == "LOOP"} == loops
 
 
 def test_master_and_worker_and_a_worker_that_is_not_patched(processes: Locust) -> None:
@@ -96,31 +121,33 @@ def test_master_and_worker_and_a_worker_that_is_not_patched(processes: Locust) -
     assert len({record.process for record in records}) == 2
 
 
-@pytest.mark.parametrize("environment", [{}, UNPATCHED], ids=["patched", "unpatched"])
-def test_https_with_a_private_authority(processes: Locust, environment: dict[str, str]) -> None:
+def test_https_with_a_private_authority(patched_or_not: dict[str, Locust], tmp_path: Path) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1", "localhost")
-    roots, key, chain = (processes.path / name for name in ("ca.pem", "key.pem", "chain.pem"))
+    roots, key, chain = (tmp_path / name for name in ("ca.pem", "key.pem", "chain.pem"))
     authority.cert_pem.write_to_path(str(roots))
     certificate.private_key_pem.write_to_path(str(key))
     for pem in certificate.cert_chain_pems:
         pem.write_to_path(str(chain), append=True)
     with start_emulator("instant", tls_cert=chain, tls_key=key) as emulator:
         assert emulator.url.startswith("https://")
-        code, output = processes.run(
-            *INSTANT, "-t", "2s", "--strategy", "gathered", "--base-url", f"{emulator.url}/v1",
-            SSL_CERT_FILE=str(roots), **environment,
-        )  # fmt: skip
-        assert code == 0, output
-        records = list(processes.directory().records())
-        assert {record.status for record in records} == {"ok"}
-        assert {call.status for record in records for call in record.tool_calls} == {"ok"}
-        if environment:
-            return
+        arguments = [*INSTANT, "-t", "1s", "--strategy", "gathered", "--base-url", f"{emulator.url}/v1"]
+        environments = {"patched": {}, "unpatched": UNPATCHED}
+        started = {
+            name: one.start("--headless", *arguments, SSL_CERT_FILE=str(roots), **environments[name])
+            for name, one in patched_or_not.items()
+        }
+        for name, processes in patched_or_not.items():
+            code, output = processes.end(started[name])
+            assert code == 0, output
+            records = list(processes.directory().records())
+            assert {record.status for record in records} == {"ok"}
+            assert {call.status for record in records for call in record.tool_calls} == {"ok"}
         # Without the authority nothing is trusted, and that is said.
-        code, output = processes.run(*INSTANT, "-t", "2s", "--base-url", emulator.url, **environment)
+        processes = patched_or_not["patched"]
+        code, output = processes.run(*INSTANT, "-t", "1s", "--base-url", emulator.url)
         assert code == 3, output
-    assert processes.left() == []
+    assert all(processes.left() == [] for processes in patched_or_not.values())
 
 
 @pytest.mark.parametrize(

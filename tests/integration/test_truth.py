@@ -54,9 +54,10 @@ def cities(tmp_path_factory) -> tuple[list[LoopRecord], dict[str, dict], dict[st
                 out=str(path),
                 blocks=1,
                 metrics_port=port,
-                linger_seconds=2.0,
+                linger_seconds=1.0,
+                calibration_seconds=0.0,
             )
-            directory = RunDirectory.open(run_experiment(Experiment(options, users=20, seconds=4.0)))
+            directory = RunDirectory.open(run_experiment(Experiment(options, users=20, seconds=3.0)))
         finally:
             done.set()
             scraper.join()
