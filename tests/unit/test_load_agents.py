@@ -1,0 +1,182 @@
+"""Agents of the user's own: their place in a load test, the strategy in their hands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+
+from profiler.errors import TargetError, UsageError
+from profiler.load.agents import AgentContext, Own, Place, load_factory, placed
+from profiler.records import LoopRecord
+from profiler.strategies import parse_strategy
+from profiler.testing import run_virtual
+from tests.unit.statistics_data import loop
+
+PLACE = Place(number=7, agent="a3", trial=2, process="worker 1", intended_ns=5)
+MARKS = {"strategy": "semaphore:2", "number": 7, "agent": "a3", "trial": 2, "process": "worker 1"}
+
+
+def frame(**changes: Any) -> LoopRecord:
+    """The record of a call as a whole that saw no model request of its own."""
+    return replace(loop(0), **{"id": "outer", "rounds": (), **changes})
+
+
+def test_a_loop_that_the_profiler_watched_is_put_in_its_place() -> None:
+    watched = replace(loop(0), id="outer", strategy="application")
+    assert placed([watched], PLACE, "semaphore:2") == [replace(watched, **MARKS, intended_ns=5)]
+
+
+def test_a_loop_that_recorded_itself_is_not_counted_twice() -> None:
+    own = replace(loop(0), id="own")
+    assert placed([own, frame()], PLACE, "semaphore:2") == [replace(own, **MARKS, intended_ns=5)]
+    inner = replace(own, parent="outer")  # a profiler.loop of the user's inside ours
+    assert placed([inner, frame()], PLACE, "semaphore:2") == [replace(own, **MARKS, intended_ns=5)]
+
+
+def test_an_agent_as_a_tool_stays_a_part_of_its_loop() -> None:
+    nested = replace(loop(0), id="nested", parent="outer")
+    whole = replace(loop(0), id="outer")
+    kept = placed([nested, whole], PLACE, "semaphore:2")
+    assert [(r.id, r.parent, r.intended_ns) for r in kept] == [("nested", "outer", None), ("outer", None, 5)]
+
+
+def test_a_call_that_asked_no_model_still_counts() -> None:
+    failed = frame(status="error", error_type="ValueError")
+    assert placed([failed], PLACE, "gathered") == [
+        replace(failed, **{**MARKS, "strategy": "gathered"}, intended_ns=5)
+    ]
+
+
+def context(spec: str, sinks: Any = ()) -> AgentContext:
+    return AgentContext(
+        provider="openai",
+        base_url="http://127.0.0.1:1/v1",
+        tools_url="http://127.0.0.1:1",
+        model=None,
+        strategy=parse_strategy(spec),
+        prompt="Task {number}.",
+        sinks=sinks,
+    )
+
+
+def highest_concurrency(
+    spec: str, body: Callable[[AgentContext, Callable[[], Any]], Any], agents: int
+) -> int:
+    """The most calls that ever ran at once when every agent makes four of 1 s."""
+    running = most = 0
+
+    async def call() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(1)
+        running -= 1
+
+    async def main(clock: Callable[[], int]) -> None:
+        given = context(spec)
+        own = await Own.make(lambda context: partial(body, context, call), given, ())
+        assert all(
+            await asyncio.gather(*(own.run(replace(PLACE, agent=f"a{n}", number=n)) for n in range(agents)))
+        )
+
+    run_virtual(main)
+    return most
+
+
+async def through_limiter(given: AgentContext, call: Callable[[], Any]) -> None:
+    async def one() -> None:
+        async with given.limiter:
+            await call()
+
+    await asyncio.gather(*(one() for _ in range(4)))
+
+
+async def executed(given: AgentContext, call: Callable[[], Any]) -> None:
+    await given.execute(*[call] * 4)
+
+
+@pytest.mark.parametrize("body", [through_limiter, executed])
+@pytest.mark.parametrize(
+    ("spec", "most"), [("sequential", 2), ("gathered", 8), ("semaphore:3", 3), ("semaphore:3@agent", 6)]
+)
+def test_the_strategy_holds_for_two_agents(spec: str, most: int, body: Any) -> None:
+    assert highest_concurrency(spec, body, agents=2) == most
+
+
+def test_results_come_in_order_and_the_first_failure_after_all_have_ended() -> None:
+    ended: list[int] = []
+
+    async def call(n: int) -> int:
+        await asyncio.sleep(4 - n)
+        ended.append(n)
+        if n % 2:
+            raise ValueError(n)
+        return n
+
+    async def main(clock: Callable[[], int]) -> None:
+        given = context("gathered")
+        seen: list[Any] = []
+
+        async def one_loop() -> None:
+            seen.append((given.number, given.agent, given.prompt))
+            seen.append(await given.execute(partial(call, 0), partial(call, 2)))
+            await given.execute(*(partial(call, n) for n in range(4)))
+
+        own = await Own.make(lambda _: one_loop, given, ())
+        assert not await own.run(PLACE)
+        assert seen == [(7, "a3", "Task 7."), [0, 2]]
+        assert isinstance(own.failure, ValueError)
+        assert own.failure.args == (1,)
+        assert sorted(ended) == [0, 0, 1, 2, 2, 3]
+
+    run_virtual(main)
+
+
+def test_what_belongs_to_a_loop_is_refused_outside() -> None:
+    with pytest.raises(UsageError, match="are of a loop"):
+        _ = context("gathered").number
+    assert context("gathered").base_url == "http://127.0.0.1:1"
+    assert context("gathered").openai_url == "http://127.0.0.1:1/v1"
+
+
+def test_the_first_loop_is_recorded_nowhere_and_has_to_work() -> None:
+    taken: list[LoopRecord] = []
+
+    async def main(clock: Callable[[], int]) -> None:
+        async def one_loop() -> None:
+            await asyncio.sleep(0)
+
+        given = context("gathered")
+        own = await Own.make(lambda _: one_loop, given, [taken.append])
+        await own.warm(PLACE)
+        assert taken == []
+        await own.run(PLACE)
+        assert [(r.number, r.status) for r in taken] == [(7, "ok")]
+
+        async def fails() -> None:
+            raise KeyError("x")
+
+        broken = await Own.make(lambda _: fails, given, [taken.append])
+        with pytest.raises(TargetError, match="the agent's first loop failed: KeyError"):
+            await broken.warm(PLACE)
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("my_app", "expected MODULE:FACTORY"),
+        ("no_such_module_here:make", "cannot import no_such_module_here"),
+        ("json:make_agent", "json has no function make_agent"),
+    ],
+)
+def test_factories_that_are_not_there(spec: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_factory(spec)
+    assert load_factory("json:dumps") is not None
