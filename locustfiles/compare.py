@@ -1,6 +1,6 @@
 """Compare strategies of tool calling under Locust's load: `locust -f locustfiles/compare.py`.
 
-Options beside Locust's own: `locust -f locustfiles/compare.py --help`.
+Options beside Locust's own are those of `profiler compare`, and shown in Locust's web UI.
 """
 
 from locust import events
