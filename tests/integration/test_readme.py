@@ -75,7 +75,8 @@ def test_the_commands_in_it_are_understood(command):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("locust ")])
 def test_the_locust_commands_in_it_are_understood(command):
     """By Locust's parser with our options in it; its --help is printed before it reads a locustfile."""
-    code = "import sys, locust.argument_parser as a, locustfiles.compare; a.get_parser().parse_args(sys.argv[1:])"
+    code = "import sys, locust.argument_parser as locust, locustfiles.compare; "
+    code += "locust.get_parser().parse_args(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, *shlex.split(command)[1:]],
         cwd=README.parent,
