@@ -46,6 +46,9 @@ SETTLE_SECONDS = 3.0
 SHORT_RAMP_SECONDS = 1.0
 """Up to this long, agents wait for each other; during longer ramps they work, and nothing is measured."""
 
+LONGEST_LEAD = 0.5
+"""Of the window: agents start within that, however long their loops take."""
+
 WATCH_SECONDS = 0.25
 PROGRESS_SECONDS = 1.0
 
@@ -91,6 +94,7 @@ class Coordinator:
         self._spawned = Event()
         self._started = time.monotonic()
         self._longest_drain = 0.0
+        self._loop_seconds: dict[tuple[str, int], float] = {}
         self._workers = 0
         self._rule = None if options.abort_on is None else AbortRule.parse(options.abort_on)
         self._turns = len(options.strategies) * max(1, len(options.levels))
@@ -166,9 +170,8 @@ class Coordinator:
         options = self.options
         for planned in schedule(options.strategies, options.seed, self._timing.blocks, options.levels):
             if planned.index % self._turns == 0:
-                self._window = self._timing.block_window(
-                    self._turns, planned.block, self._elapsed(), self._longest_drain
-                )
+                idle = self._longest_drain + max(self._loop_seconds.values(), default=self._team.loop_seconds)
+                self._window = self._timing.block_window(self._turns, planned.block, self._elapsed(), idle)
             left = None if self._trials_in_all is None else self._trials_in_all - planned.index
             seconds = self._timing.fit(self._window, left, self._elapsed())
             if self._stop.is_set() or seconds <= 0:
@@ -210,8 +213,12 @@ class Coordinator:
             block=planned.block + 1,
         )
         others = Others(self._site.others())
+        lead = self._lead(planned, seconds)
+        begun_ns = time.monotonic_ns()
+        self._team.begin(workers, planned, self.options, self._ramp.users, lead)
+        self._stop.wait(lead)
         started_ns = time.monotonic_ns()
-        self._team.begin(workers, planned, self.options, self._ramp.users)
+        self._trial_ends = time.monotonic() + seconds
         self._watch(planned, seconds, wanted)
         users = self._team.users()
         ended_ns = time.monotonic_ns()
@@ -220,6 +227,10 @@ class Coordinator:
         ended = self._end(workers, planned)
         drained_ns = time.monotonic_ns()
         self._longest_drain = max(self._longest_drain, (drained_ns - ended_ns) / 1e9)
+        if ended.loops:
+            # Little's law, with half of the drain since agents leave one by one in it.
+            busy_ns = ended_ns - begun_ns + (drained_ns - ended_ns) / 2
+            self._loop_seconds[planned.strategy, users] = users * busy_ns / 1e9 / ended.loops
         opened = self.options.arrivals is not None
         trial = rundir.Trial(
             index=planned.index,
@@ -241,6 +252,18 @@ class Coordinator:
             workers=len(workers),
             client=(*run.client, *ended.health, *health),
         )
+
+    def _lead(self, planned: PlannedTrial, window: float) -> float:
+        """Seconds in which the agents of a closed load start, one after another, before the trial measures.
+
+        About as long as a loop takes: then they are as far apart as in the long run, and loops end from
+        the first second on. Agents that start together stay in step, and a window that begins with
+        them counts no loop for as long as the first ones take.
+        """
+        if self.options.arrivals is not None or self._site.shaped:
+            return 0.0
+        known = self._loop_seconds.get((planned.strategy, self._wanted(planned)), self._team.loop_seconds)
+        return min(known, window * LONGEST_LEAD)
 
     def _watch(self, planned: PlannedTrial, seconds: float, wanted: int) -> None:
         """Let the trial measure: until its time is over, it is hopeless, or a shape goes on."""

@@ -355,6 +355,7 @@ class Session:
         answer = {
             "turn": turn,
             "interrupted": interrupted,
+            "loops": 0 if trial is None else trial.tally.loops,
             "arrived": arrived,
             "late": 0 if trial is None else trial.late,
             "dropped": 0 if trial is None else trial.dropped,

@@ -72,6 +72,7 @@ class Ended:
     """What the workers said at the end of a trial; `lost` are those that said nothing."""
 
     interrupted: int = 0
+    loops: int = 0
     arrived: int = 0
     late: int = 0
     dropped: int = 0
@@ -171,10 +172,18 @@ class Team:
             self.capacity = capacity(int(sum(share["agents"] for share in shares)), shares)
         return [worker for worker in workers if worker in self._prepared]
 
-    def begin(self, workers: list[str], planned: PlannedTrial, options: LoadOptions, sources: int) -> None:
+    def begin(
+        self,
+        workers: list[str],
+        planned: PlannedTrial,
+        options: LoadOptions,
+        sources: int,
+        spread_seconds: float = 0.0,
+    ) -> None:
         """Open a trial on each of them; an index below 0 says that it is not measured.
 
-        Of an open load, `sources` users together make the rate that was asked for.
+        Of an open load, `sources` users together make the rate that was asked for; the agents of a
+        closed one start within `spread_seconds`.
         """
         self._turn += 1
         self._drained = Answers(self._roster)
@@ -194,6 +203,7 @@ class Team:
                 "seed": options.seed,
                 "arrivals": arrivals,
                 "think_seconds": options.think_seconds,
+                "spread_seconds": spread_seconds,
                 "places": None if places is None else share(places, number, len(workers)),
             }
             self._roster.send(BEGIN, data, worker)
@@ -207,7 +217,7 @@ class Team:
         return Ended(
             **{
                 name: sum(int(answer[name]) for answer in answers.values())
-                for name in ("interrupted", "arrived", "late", "dropped")
+                for name in ("interrupted", "loops", "arrived", "late", "dropped")
             },
             health=tuple(ClientHealth(**answer["health"]) for answer in answers.values() if answer["health"]),
             lost=tuple(lost),

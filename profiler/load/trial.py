@@ -21,13 +21,18 @@ MOST_WAITING = 100_000
 """Arrivals that wait for a place (`--max-in-flight`) in one process; more are dropped."""
 
 
+GOLDEN = 0.618033988749895
+"""Multiples of it, modulo 1, are spread evenly however many there are."""
+
+
 @dataclass(slots=True, eq=False)
 class Trial:
     """One strategy's turn.
 
     `index` is None for what is not measured. `numbers` yields this process's tape entries. `open`
     says whether another loop may start; the loop's thread reads it, the hub's writes it. Of an open
-    load (`arrivals`), `seed` decides the draws and at most `places` loops run at once.
+    load (`arrivals`), `seed` decides the draws and at most `places` loops run at once; the agents of
+    a closed one start within `spread_seconds`.
 
     Counts are written on the loop's thread alone: loops in flight, arrivals waiting for a place,
     and of all arrivals those that had to wait (`late`) and those that never started (`dropped`).
@@ -38,6 +43,7 @@ class Trial:
     numbers: Iterator[int]
     arrivals: Arrivals | None = None
     think_seconds: float = 0.0
+    spread_seconds: float = 0.0
     places: int | None = None
     seed: str = ""
     worker: int = 0
@@ -70,6 +76,7 @@ class Trial:
             tape_numbers(data["block"], data["worker"], data["workers"]),
             arrivals=None if arrivals is None else Arrivals(**arrivals),
             think_seconds=data["think_seconds"],
+            spread_seconds=data["spread_seconds"],
             places=data["places"],
             seed=f"{data['seed']}/{data['block']}/{data['worker']}",
             worker=data["worker"],
@@ -91,6 +98,9 @@ class Trial:
             await self._open_load(runs, agent, self.arrivals)
 
     async def _closed_load(self, runs: Runs, agent: Agent) -> None:
+        if self.spread_seconds and not agent.joins_late:
+            offset = (agent.ordinal * self.workers + self.worker) * GOLDEN % 1 * self.spread_seconds
+            await self._sleep_until(self.started_ns + int(offset * 1e9))
         failures = 0
         for number in self.numbers:
             if not self.open or agent.leaving():

@@ -134,7 +134,8 @@ def check_trials(run: Run, records: list[LoopRecord], strategies: set[str]) -> N
         own = [record for record in records if record.trial == trial.index]
         assert own
         assert {record.strategy for record in own} == {trial.strategy}
-        assert trial.started_ns <= min(record.started_ns for record in own)
+        before = [other.drained_ns for other in run.trials if other.index < trial.index]
+        assert max(before, default=0) <= min(record.started_ns for record in own)
         assert max(record.ended_ns for record in own) <= trial.drained_ns
     numbers = [(record.trial, record.number) for record in records]
     assert len(set(numbers)) == len(numbers)  # no worker took another's tape entries

@@ -42,7 +42,14 @@ class Workers:
         elif kind == BEGIN:
             self.turns[worker] = data["turn"]
         elif kind == END:
-            answer = {"turn": self.turns[worker], "interrupted": 2, "arrived": 10, "late": 1, "dropped": 0}
+            answer = {
+                "turn": self.turns[worker],
+                "interrupted": 2,
+                "loops": 9,
+                "arrived": 10,
+                "late": 1,
+                "dropped": 0,
+            }
             health = {"process": worker, "trial": 4, "loop_lag_p99": 0.5}
             self.team.answered(DRAINED, worker, {**answer, "health": health})
 
@@ -65,7 +72,7 @@ def test_a_worker_is_prepared_once_for_the_same_options_and_target() -> None:
 def test_a_trial_tells_each_worker_its_share_and_waits_for_all() -> None:
     workers = Workers("a", "b")
     options = LoadOptions(arrivals="6/s", max_in_flight=5, seed=9)
-    workers.team.begin(["a", "b"], PlannedTrial(4, 1, "gathered"), options, sources=20)
+    workers.team.begin(["a", "b"], PlannedTrial(4, 1, "gathered"), options, sources=20, spread_seconds=0.5)
     told = {
         "index": 4,
         "block": 1,
@@ -75,13 +82,14 @@ def test_a_trial_tells_each_worker_its_share_and_waits_for_all() -> None:
         "seed": 9,
         "arrivals": {"rate": 6.0, "sources": 20, "constant": False},
         "think_seconds": 0.0,
+        "spread_seconds": 0.5,
     }
     assert workers.sent == [
         (BEGIN, "a", {**told, "worker": 0, "places": 3}),
         (BEGIN, "b", {**told, "worker": 1, "places": 2}),
     ]
     ended = workers.team.end(["a", "b"], 3.0)
-    assert (ended.interrupted, ended.arrived, ended.late, ended.dropped) == (4, 20, 2, 0)
+    assert (ended.interrupted, ended.loops, ended.arrived, ended.late, ended.dropped) == (4, 18, 20, 2, 0)
     assert [health.loop_lag_p99 for health in ended.health] == [0.5, 0.5]
     assert ended.lost == ()
     assert workers.sent[2:] == [(END, "a", {"drain_seconds": 3.0}), (END, "b", {"drain_seconds": 3.0})]

@@ -69,6 +69,19 @@ def test_an_agent_of_a_closed_load_thinks_between_its_loops() -> None:
     run_virtual(main)
 
 
+def test_agents_of_a_closed_load_start_one_after_another() -> None:
+    async def main(clock: Callable[[], int]) -> None:
+        one, loops = trial(clock, spread_seconds=1.0), Loops(clock, 1.0)
+        await for_seconds(1.9, one, *(one.live(loops, agent(n)) for n in range(10)))
+        first = sorted(at / 1e9 for at, _ in loops.started[:10])
+        assert first[0] == 0.0
+        assert max(b - a for a, b in itertools.pairwise([*first, 1.0])) < 0.2
+        # From then on they stay as far apart: ten loops end in every second.
+        assert len([at for at, _ in loops.ended if at < 2e9]) == pytest.approx(10, abs=1)
+
+    run_virtual(main)
+
+
 def test_a_refused_agent_backs_off() -> None:
     async def main(clock: Callable[[], int]) -> None:
         one, loops = trial(clock), Loops(clock, 0.0, fails=True)
