@@ -102,6 +102,6 @@ def _answers(server: Prometheus, process: subprocess.Popen[bytes]) -> bool:
     assert process.poll() is None, "Prometheus ended"
     try:
         server.get("status/buildinfo")
-    except OSError:
+    except (OSError, AssertionError):  # not listening yet, or listening and not yet ready (503)
         return False
     return True
