@@ -69,6 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.fail_on is not None or arguments.format != "text":
         raise UsageError("--fail-on and --format are for two recorded runs: profiler compare RUN_A RUN_B")
     from profiler.load.experiment import Experiment, run_experiment
+    from profiler.report.advice import next_steps
     from profiler.report.html import gather, write_report
     from profiler.report.live import LiveView
     from profiler.report.terminal import render_comparison, use_color
@@ -91,7 +92,9 @@ def main(arguments: argparse.Namespace) -> int:
     else:
         width = min(shutil.get_terminal_size().columns, 100)
         print(render_comparison(summary, run, width, use_color(sys.stdout, os.environ), path=str(path)))
-        print(f"report: {report}   next: profiler report {path} --open")
+        print(f"report: {report}")
+        for step in next_steps(summary, run, material.counterfactuals)[:1]:
+            print(f"next: {step.words}" + (f"\n  {step.command}" if step.command else ""))
     return _exit_code(run, summary.warnings, arguments.allow_saturated)
 
 

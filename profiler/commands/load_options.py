@@ -98,6 +98,8 @@ def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> 
         out=arguments.out,
         metrics_port=arguments.metrics_port,
         metrics=arguments.metrics,
+        # A port that was asked for is one that Prometheus scrapes: the last block must not be lost.
+        linger_seconds=0.0 if arguments.metrics_port is None else defaults.LINGER_SECONDS,
         agent=arguments.agent,
         arrivals=arguments.arrivals,
         think_seconds=arguments.think,

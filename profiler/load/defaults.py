@@ -11,3 +11,6 @@ DRAIN_SECONDS = 30.0
 CALIBRATION_SECONDS = 0.5
 METRICS_PORT = 9464
 """The first port that is tried for /metrics."""
+
+LINGER_SECONDS = 6.0
+"""How long /metrics stays up after the last trial for whoever scrapes it: every 5 s, and some to spare."""
