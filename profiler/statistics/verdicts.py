@@ -36,6 +36,10 @@ class Outcome:
     sentence: str
 
 
+FAILURES_APART = 0.01
+"""Shares of failed loops that lie further apart than this make goodput the figure to name."""
+
+
 def verdict(
     comparison: Comparison, candidate: StrategySummary | None = None, baseline: StrategySummary | None = None
 ) -> Verdict:
@@ -60,7 +64,14 @@ def verdict(
     if comparison.blocks < FEWEST_BLOCKS:
         missing += f", in at least {FEWEST_BLOCKS} blocks"
     text = f"{name} against {baseline_name}: too few loops: {missing}"
-    if middle.value:
+    fails, good = comparison.failures.value, comparison.goodput.value
+    if fails is not None and abs(fails) > FAILURES_APART and good is not None:
+        # The latency of what succeeded would flatter whoever fails more.
+        word = "more" if fails > 0 else "fewer"
+        text += (
+            f" (so far {_number(good)}× the goodput, {abs(fails) * 100:.0f} points {word} of its loops fail)"
+        )
+    elif middle.value:
         word, factor = ("faster", 1 / middle.value) if middle.value < 1 else ("slower", middle.value)
         text += f" (so far {_number(factor)}× {word} at p50)"
     return Verdict(name, baseline_name, "p95", "too_few", text + ".")

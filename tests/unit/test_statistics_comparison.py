@@ -90,6 +90,13 @@ def test_too_few_says_how_many_more() -> None:
     )
 
 
+def test_too_few_names_goodput_where_failures_are_apart() -> None:
+    fails = side("a", 0.5, blocks=2, loops=30, failing=(15, 15))
+    said = verdict(against(fails, side("b", 1.0, blocks=2, loops=30, seed=2)))
+    assert said.kind == "too_few"
+    assert said.sentence.endswith("(so far 0.50× the goodput, 50 points more of its loops fail).")
+
+
 def test_enough_for_p50_but_not_for_p95() -> None:
     found = against(side("a", 0.5, blocks=4, loops=40), side("b", 1.0, blocks=4, loops=40, seed=2))
     said = verdict(found)
