@@ -13,7 +13,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from profiler.lag import LagSampler, lag_sampler
 from profiler.records import LoopRecord
@@ -22,6 +21,8 @@ Clock = Callable[[], int]
 """Monotonic nanoseconds."""
 
 Sink = Callable[[LoopRecord], None]
+"""A sink may also have `live_calls(strategy, tool)`, `observe_lag(lag_ns)` and `count_dropped(sink)`,
+as the Prometheus exporter does: it then shows what is under way, and what got lost."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,18 +43,6 @@ class LiveCalls:
     def __init__(self) -> None:
         self.queued = 0
         self.running = 0
-
-
-class LiveSink(Protocol):
-    """A sink that also shows the calls under way and the lag (the Prometheus exporter does)."""
-
-    def __call__(self, record: LoopRecord, /) -> None: ...
-
-    def live_calls(self, strategy: str, tool: str) -> LiveCalls:
-        """The counts for one tool, kept up to date by the loop."""
-
-    def observe_lag(self, lag_ns: int) -> None:
-        """One sample of event-loop lag."""
 
 
 class Recorder:

@@ -113,7 +113,7 @@ class ClientHealth:
     """How one client process fared during one trial (all of them when `trial` is None).
 
     Lags are 99th percentiles in seconds; `cpu` is the share of one core, 0 to 1 and above for
-    threads; `blocking` maps a tool that held the event loop to the longest time in seconds.
+    threads.
     """
 
     process: str
@@ -122,7 +122,6 @@ class ClientHealth:
     schedule_lag_p99: float | None = None
     cpu: float | None = None
     pool_wait_p99: float | None = None
-    blocking: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     from profiler.emulator.process import start_emulator
+    from profiler.load.emulators import emulator_at
     from profiler.loop import ToolLoop
     from profiler.providers import make_provider
     from profiler.report.terminal import use_color
@@ -79,11 +80,17 @@ def main(arguments: argparse.Namespace) -> int:
         base_url = arguments.base_url
         if base_url is None:
             base_url = stack.enter_context(start_emulator(arguments.scenario, seed=arguments.seed)).url
-        os.environ["PROFILER_TOOLS_URL"] = arguments.tools_url or base_url.removesuffix("/v1")
+        named = os.environ.get("PROFILER_TOOLS_URL")
+        tools_url = arguments.tools_url or named or emulator_at(base_url)
+        if tools_url is None:  # a model server has no tools: an emulator beside it has
+            tools_url = stack.enter_context(start_emulator(arguments.scenario, seed=arguments.seed)).url
+        os.environ["PROFILER_TOOLS_URL"] = tools_url
         try:
             text = on_event_loop(once)
         except ProviderError as error:
             failure, text = error, ""
+        finally:
+            os.environ["PROFILER_TOOLS_URL"] = named or ""
     width = min(shutil.get_terminal_size().columns, 120)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     for record in records:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
+import ssl
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -53,6 +56,19 @@ class EmulatorProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def is_emulator(root: str) -> bool:
+    """Whether an emulator of ours answers at this root URL of this machine."""
+    context = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    try:
+        with opener.open(f"{root}/emulator/stats", timeout=2) as response:
+            return "peak_in_flight" in json.load(response)
+    except (OSError, ValueError):
+        return False
 
 
 def start_emulator(

@@ -255,7 +255,6 @@ class _Reports:
         trial = self._crew.trial
         if trial is not None and record.parent is None:
             trial.tally.count(record)
-            trial.meter.blocked(record)
         shift_ns = self._crew.shift_ns
         self._crew._report(shifted(record, shift_ns) if shift_ns else record)
 

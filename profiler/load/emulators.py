@@ -1,14 +1,22 @@
-"""The emulators of a load test: the target when no other is given, and the one for calibration."""
+"""The emulators of a load test: the target when no other is given, the tools, and the one for calibration."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from profiler.emulator.process import EmulatorProcess, start_emulator
+from profiler.emulator.process import EmulatorProcess, is_emulator, start_emulator
 from profiler.load.options import LoadOptions
+from profiler.providers.endpoint import Endpoint
 
 CALIBRATION_SCENARIO = "instant"
+
+
+def emulator_at(base_url: str) -> str | None:
+    """The root of a base URL where that is an emulator on this machine; None for any other server."""
+    endpoint = Endpoint.parse(base_url)
+    return endpoint.root if endpoint.is_loopback and is_emulator(endpoint.root) else None
 
 
 class Emulators:
@@ -17,6 +25,9 @@ class Emulators:
     def __init__(self) -> None:
         self._wanted: tuple[str, int] | None = None
         self._running: EmulatorProcess | None = None
+        self._beside: EmulatorProcess | None = None
+        # Read once: a process that runs agents sets it for the worked tools.
+        self._environment = os.environ.get("PROFILER_TOOLS_URL")
 
     def root(self, options: LoadOptions) -> str:
         """The target's root URL; starts the emulator when none is given and none of its kind runs."""
@@ -27,6 +38,24 @@ class Emulators:
             self.stop()
             self._running, self._wanted = start_emulator(options.scenario, seed=options.seed), wanted
         return self._running.url
+
+    def tools_root(self, options: LoadOptions) -> str:
+        """The root URL of the tools, from where they are named to an emulator beside a model that is none.
+
+        After `root`. In this order: `--tools-url`, the environment, the emulator that is the target.
+        A model server is never asked for tools.
+        """
+        named = options.tools_url or self._environment
+        if named:
+            return named
+        if options.base_url is None:
+            return self.root(options)
+        found = emulator_at(options.base_url)
+        if found is not None:
+            return found
+        if self._beside is None:
+            self._beside = start_emulator(options.scenario, seed=options.seed)
+        return self._beside.url
 
     @contextmanager
     def for_calibration(self) -> Iterator[str]:
@@ -43,7 +72,8 @@ class Emulators:
         return None if self._running is None else self._running.pid
 
     def stop(self) -> None:
-        """End the target, where it is ours."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.stop()
+        """End those that are ours."""
+        for running in (self._running, self._beside):
+            if running is not None:
+                running.stop()
+        self._running = self._beside = None

@@ -47,7 +47,6 @@ class Meter:
     clock: Callable[[], float] = time.monotonic
     lags: list[int] = field(default_factory=list)
     schedule: list[int] = field(default_factory=list)
-    blocking: dict[str, int] = field(default_factory=dict)
     worst_lag_ns: int = 0
     _cpu: float = 0.0
     _started: float = 0.0
@@ -60,12 +59,6 @@ class Meter:
         self.lags.append(lag_ns)
         if lag_ns > self.worst_lag_ns:
             self.worst_lag_ns = lag_ns
-
-    def blocked(self, record: LoopRecord) -> None:
-        """Keep the longest that each tool held the event loop."""
-        for call in record.tool_calls:
-            if call.blocking_ns:
-                self.blocking[call.name] = max(call.blocking_ns, self.blocking.get(call.name, 0))
 
     def take_worst_lag(self) -> int:
         """The worst lag since the last time this was asked."""
@@ -81,7 +74,6 @@ class Meter:
             loop_lag_p99=p99_seconds(self.lags),
             schedule_lag_p99=p99_seconds(self.schedule),
             cpu=(self.cpu_clock() - self._cpu) / seconds if seconds > 0 else None,
-            blocking={name: ns / 1e9 for name, ns in self.blocking.items()},
         )
 
 

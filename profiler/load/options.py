@@ -301,11 +301,8 @@ def split_levels(value: str | Sequence[int] | None) -> tuple[int, ...]:
 
 
 def set_tools_url(options: LoadOptions, root: str) -> None:
-    """Point the worked tools of this process at their root; options come before the environment."""
-    if options.tools_url is not None:
-        os.environ["PROFILER_TOOLS_URL"] = options.tools_url
-    elif "PROFILER_TOOLS_URL" not in os.environ or options.base_url is None:
-        os.environ["PROFILER_TOOLS_URL"] = Endpoint.parse(root).root
+    """Point the worked tools of this process at their root; none given, at that of the model."""
+    os.environ["PROFILER_TOOLS_URL"] = options.tools_url or Endpoint.parse(root).root
 
 
 def _number(option: str, value: Any, kind: type[Any]) -> Any:

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -160,16 +160,18 @@ class Session:
         parsed = self.environment.parsed_options
         shaped = self.environment.shape_class is not None
         try:
-            options = self._asked()
+            asked = self._asked()
+            root = self._emulators.root(asked)
+            options = replace(asked, tools_url=self._emulators.tools_root(asked))
             site = Site(
-                root=self._emulators.root(options),
+                root=root,
                 scale=self._scale,
                 wanted=lambda: int(self.runner.target_user_count),
                 shaped=shaped,
                 others=self._others,
             )
             ramp = Ramp(int(parsed.num_users or 1), float(parsed.spawn_rate or 1), _seconds(parsed.run_time))
-            ledger = _ledger(options, ramp.users)
+            ledger = _ledger(asked, ramp.users)
             self.coordinator = Coordinator(options, ramp, self._team, site, ledger)
         except ProfilerError as error:
             self._fail(error)
@@ -223,6 +225,7 @@ class Session:
         """
         options, parsed = self._asked(), self.environment.parsed_options
         root = self._emulators.root(options)
+        options = replace(options, tools_url=self._emulators.tools_root(options))
         if not self.works:
             with gevent.Timeout(parsed.expect_workers_max_wait or None, False):
                 while len(self._greeted) < parsed.expect_workers and not self._left:

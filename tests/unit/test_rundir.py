@@ -50,7 +50,7 @@ def test_a_run_survives_the_round_trip(tmp_path: Path) -> None:
         finished=True,
         slo="p95<2s",
         workers=2,
-        client=(ClientHealth(process="w0", trial=0, loop_lag_p99=0.002, cpu=0.5, blocking={"t": 0.3}),),
+        client=(ClientHealth(process="w0", trial=0, loop_lag_p99=0.002, cpu=0.5),),
         incidents=(Incident("worker_lost", "worker 1 was killed"),),
     )
     directory = RunDirectory.create(tmp_path, RUN)
