@@ -324,12 +324,10 @@ def _read(path: Path) -> bytes:
 
 
 def _replace(path: Path, data: bytes) -> None:
+    # No fsync: a kill cannot tear it, and the process that measures must not wait for a busy disk.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_bytes(data + b"\n")
         os.replace(temporary, path)
     except OSError as error:
         raise RecordError(f"{path}: cannot be written: {error.strerror}") from error

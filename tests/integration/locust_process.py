@@ -49,7 +49,13 @@ class Locust:
                 *arguments,
             ],
             cwd=self.path,
-            env={**inherited, "PYTHONPATH": str(ROOT), MARK: self.mark, **environment},
+            env={
+                **inherited,
+                "PYTHONPATH": str(ROOT),
+                "PYTHONFAULTHANDLER": "1",
+                MARK: self.mark,
+                **environment,
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -89,6 +95,12 @@ class Locust:
         return RunDirectory.open(path)
 
     def close(self) -> None:
+        """End what still runs. Only a failed test leaves its own: they say where they were."""
+        for process in self.started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGABRT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    print(process.communicate(timeout=10)[0][-20_000:])
         for pid in self.left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

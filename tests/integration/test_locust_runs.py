@@ -17,6 +17,7 @@ import trustme
 
 from profiler.emulator.process import start_emulator
 from profiler.load import defaults
+from profiler.rundir import RunDirectory
 from tests.integration.locust_process import Locust, check_trials, csv_counts, free_port, locust, wait_until
 
 UNPATCHED = {"LOCUST_SKIP_MONKEY_PATCH": "1"}
@@ -247,8 +248,8 @@ def test_web_ui_starts_stops_and_starts_again(processes: Locust) -> None:
 
     def ask(path: str, form: str | None = None) -> str:
         with urllib.request.urlopen(
-            f"http://127.0.0.1:{web}{path}", None if form is None else form.encode(), timeout=20
-        ) as response:
+            f"http://127.0.0.1:{web}{path}", None if form is None else form.encode(), timeout=60
+        ) as response:  # a stop may last as long as loops may take to drain
             text: str = response.read().decode()
             return text
 
@@ -284,4 +285,9 @@ def test_web_ui_starts_stops_and_starts_again(processes: Locust) -> None:
     processes.end(process)
     assert time.monotonic() - start < 10
     assert processes.left() == []
-    assert len(list((processes.path / "runs").iterdir())) == 2
+    runs = [RunDirectory.open(path).load() for path in sorted((processes.path / "runs").iterdir())]
+    assert [{trial.strategy for trial in run.trials} for run in runs] == [
+        {"gathered", "sequential"},
+        {"semaphore:2"},
+    ]
+    assert sum(trial.interrupted for run in runs for trial in run.trials) == 0
