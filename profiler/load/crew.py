@@ -214,7 +214,7 @@ class Crew:
         if self.metrics is not None:
             sinks.append(self.metrics)
             for spec, strategy in strategies.items():
-                self.metrics.set_limit(spec, strategy.limit)
+                self.metrics.watch_limit(spec, strategy)
         slowest = 0.0
         for user_class, factory in factories.items():
             if factory is None:

@@ -15,7 +15,7 @@ from profiler.load.pacing import Arrivals
 from profiler.providers import PROVIDERS
 from profiler.providers.endpoint import Endpoint
 from profiler.statistics.objectives import parse_objective
-from profiler.strategies import parse_strategy
+from profiler.strategies import parse_strategy, split_specs
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ class LoadOptions:
         if not self.strategies:
             raise UsageError("--strategy: name at least one strategy")
         for spec in self.strategies:
-            parse_strategy(spec)
+            if parse_strategy(spec).eager != "no" and not self.stream:
+                raise UsageError(f"--strategy {spec}: starts tools while a reply streams: add --stream")
         if len(set(self.strategies)) < len(self.strategies):
             raise UsageError("--strategy: each strategy can be named once")
         if self.provider not in PROVIDERS:
@@ -287,7 +288,7 @@ class StrategyAction(argparse.Action):
 def split_strategies(value: str | Sequence[Any] | None) -> tuple[str, ...]:
     """Strategy specs from text with commas or a list of such."""
     parts = [value] if isinstance(value, str) else list(value or ())
-    return tuple(spec.strip() for part in parts for spec in str(part).split(",") if spec.strip())
+    return tuple(spec for part in parts for spec in split_specs(str(part)))
 
 
 def split_levels(value: str | Sequence[int] | None) -> tuple[int, ...]:
