@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from profiler.gate import exclusive_lane
 from profiler.limits.retries import delay_ns, is_transient
@@ -34,6 +34,14 @@ from profiler.tools import (
 _random = random.Random()
 
 
+class Place(NamedTuple):
+    """Whose call it is: the fields of `LoopRecord`."""
+
+    agent: str
+    number: int | None
+    trial: int | None
+
+
 class Call:
     """One tool call while it happens. `task` is set when it runs before the model's reply is complete."""
 
@@ -43,6 +51,7 @@ class Call:
         "blocking_ns",
         "ended_ns",
         "error_type",
+        "place",
         "queued_ns",
         "ready_ns",
         "request",
@@ -54,8 +63,9 @@ class Call:
         "tool",
     )
 
-    def __init__(self, request: CallRequest, ready_ns: int) -> None:
+    def __init__(self, request: CallRequest, ready_ns: int, place: Place) -> None:
         self.request = request
+        self.place = place
         self.ready_ns = ready_ns
         self.queued_ns = ready_ns
         self.started_ns: int | None = None
@@ -68,7 +78,7 @@ class Call:
         self.tool: Tool | None = None
         self.arguments: dict[str, Any] = {}
         self.attempts: list[ToolAttempt] | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Any] | None = None
 
     def fail(self, status: ToolStatus, error_type: str, message: str) -> None:
         self.status = status
@@ -106,9 +116,7 @@ class Call:
 
 
 class Executor:
-    """Runs the calls of one loop."""
-
-    __slots__ = ("agent", "clock", "live", "number", "strategy", "threads", "tools", "trial")
+    """Runs the calls of a `ToolLoop`."""
 
     def __init__(
         self,
@@ -118,18 +126,12 @@ class Executor:
         threads: NativeThreads,
         live: Mapping[str, LiveCalls],
         clock: Clock,
-        agent: str,
-        number: int | None,
-        trial: int | None,
     ) -> None:
         self.tools = tools
         self.strategy = strategy
         self.threads = threads
         self.live = live
         self.clock = clock
-        self.agent = agent
-        self.number = number
-        self.trial = trial
 
     def parse(self, call: Call) -> bool:
         """Validate a call's arguments; False if the model gets an error result instead of a run."""
@@ -150,30 +152,25 @@ class Executor:
         return False
 
     async def execute(self, calls: Sequence[Call]) -> None:
-        """Run parsed calls as the strategy says, and wait for those that run already."""
-        live = self.live
-        waiting = [call for call in calls if call.task is None]
-        for call in waiting:
+        """Run parsed calls as the strategy says."""
+        live, run = self.live, self._run
+        for call in calls:
             live[call.request.name].queued += 1
         try:
-            if waiting:
-                await self.strategy.execute([partial(self._run, call) for call in waiting])
-            early = [call.task for call in calls if call.task is not None]
-            if early:
-                await asyncio.wait(early)
+            await self.strategy.execute([partial(run, call) for call in calls])
         finally:
-            for call in waiting:
+            for call in calls:
                 if call.started_ns is None:
                     live[call.request.name].queued -= 1
 
     # ── eager calls ────────────────────────────────────────────────────────────────────────
 
-    def start_early(self, early: dict[str, Call], request: CallRequest) -> None:
+    def start_early(self, early: dict[str, Call], place: Place, request: CallRequest) -> None:
         """The arguments of a call are complete while the model still streams: run it, if it may."""
         tool = self.tools.get(request.name)
         if tool is None or request.id in early or not (tool.pure or self.strategy.eager == "all"):
             return
-        call = Call(request, self.clock())
+        call = Call(request, self.clock(), place)
         if not self.parse(call):
             return  # it will be refused with the reply as a whole
         early[request.id] = call
@@ -183,11 +180,15 @@ class Executor:
         call.task = asyncio.create_task(self._run(call), context=context)
         call.task.add_done_callback(partial(self._early_ended, call))
 
-    def _early_ended(self, call: Call, task: asyncio.Task[None]) -> None:
+    def _early_ended(self, call: Call, task: asyncio.Task[Any]) -> None:
         if call.started_ns is None:
             self.live[call.request.name].queued -= 1
 
-    async def cancel(self, calls: Sequence[Call]) -> None:
+    async def wait(self, calls: Iterable[Call]) -> None:
+        """Wait for those that began early."""
+        await asyncio.wait([call.task for call in calls if call.task is not None])
+
+    async def cancel(self, calls: Iterable[Call]) -> None:
         """Cancel those that run early, and wait until they are gone."""
         tasks = [call.task for call in calls if call.task is not None and not call.task.done()]
         for task in tasks:
@@ -197,14 +198,16 @@ class Executor:
 
     # ── one call ───────────────────────────────────────────────────────────────────────────
 
-    async def _run(self, call: Call) -> None:
+    def _run(self, call: Call) -> Coroutine[Any, Any, Any]:
         """Run one call, every attempt through the gates, to its result or error."""
         tool = call.tool
         assert tool is not None
+        if self.strategy.gate is None and tool.exclusive is None and not tool.retries:
+            return self._attempt(call, tool)
+        return self._attempts(call, tool)
+
+    async def _attempts(self, call: Call, tool: Tool) -> None:
         gate = self.strategy.gate
-        if gate is None and tool.exclusive is None and not tool.retries:
-            await self._attempt(call, tool)
-            return
         attempt = 0
         try:
             while True:
@@ -230,7 +233,7 @@ class Executor:
         try:
             if gate is None:
                 return await self._attempt(call, tool)
-            slot = await gate.enter(tool.name, self.agent)
+            slot = await gate.enter(tool.name, call.place.agent)
             slot.outcome = "unknown"
             try:
                 error = await self._attempt(call, tool)
@@ -246,7 +249,7 @@ class Executor:
                 lane.leave(ticket)
 
     async def _attempt(self, call: Call, tool: Tool) -> BaseException | None:
-        clock, request = self.clock, call.request
+        clock, request, place = self.clock, call.request, call.place
         live = self.live[request.name]
         started_ns = clock()
         if call.started_ns is None:
@@ -256,7 +259,7 @@ class Executor:
             call.status, call.error_type = "ok", None
         live.running += 1
         failure: BaseException | None = None
-        token = current_call.set(CallContext(request.id, request.name, self.number, self.trial))
+        token = current_call.set(CallContext(request.id, request.name, place.number, place.trial))
         deadline = None if tool.timeout is None else asyncio.timeout(tool.timeout)
         try:
             if deadline is None:

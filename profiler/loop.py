@@ -15,7 +15,7 @@ from functools import partial
 from profiler import headers
 from profiler.anatomy import shortfall
 from profiler.errors import ProviderError, UsageError
-from profiler.execution import Call, Executor
+from profiler.execution import Call, Executor, Place
 from profiler.model import (
     Message,
     Model,
@@ -94,6 +94,9 @@ class ToolLoop:
         self._live: dict[str, LiveCalls] = {
             t.name: self.recorder.live_calls(self.strategy.spec, t.name) for t in self.tools
         }
+        self._calls = Executor(
+            tools=self.tools, strategy=self.strategy, threads=self._threads, live=self._live, clock=clock
+        )
 
     async def run(
         self,
@@ -133,16 +136,7 @@ class _LoopRun:
         self.intended_ns = intended_ns
         self.clock = loop.recorder.clock
         self.rounds: list[RoundRecord] = []
-        self.calls = Executor(
-            tools=loop.tools,
-            strategy=loop.strategy,
-            threads=loop._threads,
-            live=loop._live,
-            clock=self.clock,
-            agent=agent,
-            number=number,
-            trial=trial,
-        )
+        self.place = Place(agent, number, trial)
         self.headers = None
         if number is not None:
             self.headers = {headers.LOOP: str(number)}
@@ -214,7 +208,7 @@ class _LoopRun:
         calls: list[Call] = []
         early: dict[str, Call] = {}
         if loop.stream and loop.strategy.eager != "no" and not answer_only:
-            probe.on_call = partial(self.calls.start_early, early)
+            probe.on_call = partial(loop._calls.start_early, early, self.place)
         model_ended_ns = tools_started_ns = tools_ended_ns = limit = None
         try:
             token = current_probe.set(probe)
@@ -233,18 +227,15 @@ class _LoopRun:
             if not reply.calls or answer_only:
                 status = "ok"
                 return reply.text
-            complete_ns = probe.complete_ns
-            calls = [
-                early.get(request.id) or Call(request, complete_ns.get(request.id, model_ended_ns))
-                for request in reply.calls
-            ]
-            runnable = [call for call in calls if call.task is not None or self.calls.parse(call)]
+            calls, runnable = self._asked(reply, early, probe, model_ended_ns)
             limit = loop.strategy.limit
             tools_started_ns = clock()
             for call in calls:
                 if call.task is None:
                     call.queued_ns = tools_started_ns
-            await self.calls.execute(runnable)
+            await loop._calls.execute(runnable)
+            if early:
+                await loop._calls.wait(early.values())
             messages.extend(
                 loop.model.results(
                     [ToolResult(call.request.id, call.result or "", call.status != "ok") for call in calls]
@@ -258,7 +249,7 @@ class _LoopRun:
         finally:
             if early and status != "ok":
                 # The reply failed, or we are cancelled: nothing that began early may outlive the round.
-                await self.calls.cancel(list(early.values()))
+                await loop._calls.cancel(early.values())
                 calls = calls or list(early.values())
             ended_ns = clock()
             recorded = tuple([call.record(ended_ns, loop._record_content) for call in calls])
@@ -300,6 +291,21 @@ class _LoopRun:
                     limit=limit,
                 )
             )
+
+    def _asked(
+        self, reply: Reply, early: dict[str, Call], probe: Probe, model_ended_ns: int
+    ) -> tuple[list[Call], list[Call]]:
+        """The calls of a reply, and those of them that can be run and do not run already."""
+        place, parse, complete_ns = self.place, self.loop._calls.parse, probe.complete_ns
+        if not complete_ns:
+            calls = [Call(request, model_ended_ns, place) for request in reply.calls]
+            return calls, [call for call in calls if parse(call)]
+        calls = [
+            early.get(request.id) or Call(request, complete_ns.get(request.id, model_ended_ns), place)
+            for request in reply.calls
+        ]
+        return calls, [call for call in calls if call.task is None and parse(call)]
+
 
 
 def _prompt_text(prompt: str | Sequence[Message]) -> str:

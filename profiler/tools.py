@@ -14,8 +14,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Annotated, Any, overload
+from typing import Annotated, Any, NamedTuple, overload
 
 import docstring_parser
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -28,8 +27,7 @@ from profiler.limits.signals import status_of
 Function = Callable[..., Any]
 
 
-@dataclass(frozen=True, slots=True)
-class CallContext:
+class CallContext(NamedTuple):
     """Which call a tool's code is running for; `number` and `trial` are None outside a load test."""
 
     call_id: str
