@@ -128,10 +128,10 @@ class SemaphoreLimited(Limited):
 _EAGER: dict[Eager, str] = {"no": "", "pure": "eager", "all": "eager:all"}
 
 
-def parse_strategy(spec: str, *, share: int = 1) -> Strategy:
+def parse_strategy(spec: str, *, share: int = 1, clock: Clock = time.monotonic_ns) -> Strategy:
     """`sequential`, `gathered`, or limiters, joined by `+`; with `eager+` before them, or `eager` alone.
 
-    `share`: how many processes share the limits. Raises `UsageError`.
+    `share`: how many processes share the limits; `clock`: that of rates and of what adapts. Raises `UsageError`.
     """
     parts = spec.split("+")
     eager: Eager = "no"
@@ -150,7 +150,7 @@ def parse_strategy(spec: str, *, share: int = 1) -> Strategy:
                 "eager+ before limiters, or eager alone"
             )
         rules += found
-    return Limited(rules, spec="+".join(parts), eager=eager, share=share)
+    return Limited(rules, spec="+".join(parts), eager=eager, share=share, clock=clock)
 
 
 def split_specs(text: str) -> list[str]:
