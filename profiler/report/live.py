@@ -52,7 +52,8 @@ class Rolling:
 
     def per_second(self, progress: Progress) -> float | None:
         """Loops per second, from how their count grew; None before two looks at one trial."""
-        if progress.trial != self._trial:
+        # A trial's count starts anew when its window opens: what ran in before is not part of it.
+        if progress.trial != self._trial or (self._counts and progress.loops < self._counts[-1][1]):
             self._trial = progress.trial
             self._counts.clear()
             self._loops.clear()

@@ -63,6 +63,9 @@ def test_rate_is_of_one_trial_and_of_the_last_seconds() -> None:
     assert rolling.per_second(replace(NOW, unix=1004.0, loops=60)) == pytest.approx(5.0)
     assert rolling.per_second(replace(NOW, unix=1020.0, loops=60)) == pytest.approx(0.0)
     assert rolling.per_second(replace(NOW, unix=1021.0, trial=6, loops=3)) is None
+    # the window opened, and counting began anew
+    assert rolling.per_second(replace(NOW, unix=1022.0, trial=6, loops=1)) is None
+    assert rolling.per_second(replace(NOW, unix=1023.0, trial=6, loops=8)) == pytest.approx(7.0)
 
 
 def test_p95_is_of_the_trial_under_way_and_needs_enough_loops(tmp_path: Path) -> None:
