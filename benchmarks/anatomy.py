@@ -68,8 +68,10 @@ async def run_loops(url: str, scenario_name: str, provider: str, stream: bool, l
     return records
 
 
-def examine(scenario: str, provider: str, stream: bool, loops: int, agents: int) -> Findings:
-    """Run the loops on an emulator of their own and compare."""
+def examine(
+    scenario: str, provider: str, stream: bool, loops: int, agents: int, tolerance_ns: int = 20_000_000
+) -> Findings:
+    """Run the loops on an emulator of their own and compare; backoff may differ by the tolerance."""
     with start_emulator(scenario, seed=11) as emulator:
         os.environ["PROFILER_TOOLS_URL"] = emulator.url
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -81,11 +83,11 @@ def examine(scenario: str, provider: str, stream: bool, loops: int, agents: int)
         seen[entry["loop"]].append(entry)
     findings = Findings(loops=len(records))
     for record in records:
-        compare(record, seen[record.number], findings)
+        compare(record, seen[record.number], findings, tolerance_ns)
     return findings
 
 
-def compare(record: LoopRecord, entries: list[dict[str, Any]], findings: Findings) -> None:
+def compare(record: LoopRecord, entries: list[dict[str, Any]], findings: Findings, tolerance_ns: int) -> None:
     findings.failed += record.status != "ok"
     wall = record.ended_ns - record.started_ns
     unaccounted = loop_phases(record)["unaccounted"]
@@ -112,7 +114,7 @@ def compare(record: LoopRecord, entries: list[dict[str, Any]], findings: Finding
             backoff = after.started_ns - before.ended_ns
             # Both clocks are this machine's monotonic one.
             there = came["received_ns"] - left["finished_ns"]
-            if abs(backoff - there) > 20_000_000:
+            if abs(backoff - there) > tolerance_ns:
                 findings.backoff_differs.append(
                     f"loop {record.number}: {backoff / 1e6:.1f} against {there / 1e6:.1f} ms"
                 )

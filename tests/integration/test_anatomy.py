@@ -12,10 +12,10 @@ from benchmarks import anatomy
 )
 def test_every_loop_is_accounted_for(monkeypatch, scenario, provider, stream):
     monkeypatch.setenv("PROFILER_TOOLS_URL", "")
-    found = anatomy.examine(scenario, provider, stream, loops=80, agents=20)
+    found = anatomy.examine(scenario, provider, stream, loops=80, agents=20, tolerance_ns=250_000_000)
     assert found.loops == 80
     assert found.retries > 5
     assert found.unaccounted == []
     assert found.attempts_differ == []
-    # A busy machine may be late in noticing that a response has ended.
-    assert len(found.backoff_differs) <= 1
+    # The shortest backoff is 375 ms; a busy machine is late in noticing that a response has ended.
+    assert found.backoff_differs == []
