@@ -13,13 +13,25 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from profiler.errors import UsageError
-from profiler.limits import ONE, UNTIL_RELEASE, Cost, FixedLimit, Holdback, Limiter, Outcome, Ticket, Together
+from profiler.limits import (
+    ONE,
+    UNTIL_RELEASE,
+    Cost,
+    FixedLimit,
+    Holdback,
+    Limiter,
+    Outcome,
+    RateLimit,
+    Ticket,
+    Together,
+)
+from profiler.limits.quotas import stated
 from profiler.limits.signals import outcome_of, retry_after_ns
 from profiler.limits.spec import FORMS, Rule, parse_rules
 
@@ -219,6 +231,19 @@ class Gate:
     def limiters(self, tool: str = "") -> tuple[Limiter, ...]:
         """The limiters that a call of this tool shares with other agents, on the running event loop."""
         return tuple(lane.limiter for lane in self._shared(self._place(), tool))
+
+    def heed(self, tool: str, headers: Mapping[str, str]) -> None:
+        """Lower what is allowed to what a response's rate-limit headers say is left, never raise it."""
+        figures: dict[str, dict[str, float]] = {}
+        for word, resource, value in stated(headers):
+            figures.setdefault(resource, {})[word] = value
+        for limiter in self.limiters(tool):
+            for one in limiter.limiters if isinstance(limiter, Together) else (limiter,):
+                said = figures.get(one.resource) if isinstance(one, RateLimit) else None
+                if said and isinstance(one, RateLimit):
+                    limit = said.get("limit")
+                    rate = None if limit is None else limit / 60
+                    one.lower(self._clock(), said.get("remaining", -1.0), rate)
 
     def slot(self, tool: str = "", agent: str = "", cost: Cost = ONE) -> Passing:
         """`async with gate.slot("search") as slot:` around one call.

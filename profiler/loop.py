@@ -278,6 +278,7 @@ class _LoopRun:
                         input_tokens=reply.input_tokens if reply is not None else None,
                         output_tokens=reply.output_tokens if reply is not None else None,
                         attempts=tuple(probe.attempts),
+                        limiter_wait_ns=probe.limiter_wait_ns,
                     ),
                     tools_started_ns=tools_started_ns,
                     tools_ended_ns=tools_ended_ns,

@@ -69,6 +69,7 @@ class Probe:
     """What is observed while one model request is under way. Providers call its methods as things arrive.
 
     `complete_ns` maps the ids of calls to when their arguments were complete (streamed replies only).
+    `limiter_wait_ns`: for how long limiters of ours held the request back.
     """
 
     clock: Callable[[], int]
@@ -78,6 +79,7 @@ class Probe:
     first_tool_call_ns: int | None = None
     attempts: list[Attempt] = field(default_factory=list)
     complete_ns: dict[str, int] = field(default_factory=dict)
+    limiter_wait_ns: int = 0
 
     def token(self) -> None:
         """Something the model generated has arrived (text, or part of a call)."""

@@ -56,7 +56,8 @@ class ModelCall:
     """One model request as the caller sees it: all attempts and the backoff between them.
 
     `first_token_ns` and `first_tool_call_ns` (the first call whose arguments were complete)
-    are observed on streamed requests only.
+    are observed on streamed requests only. `limiter_wait_ns` is the part of it in which limiters of
+    ours held it back (`profiler.limited`).
     """
 
     provider: str
@@ -73,6 +74,7 @@ class ModelCall:
     input_tokens: int | None = None
     output_tokens: int | None = None
     attempts: tuple[Attempt, ...] = ()
+    limiter_wait_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ class LoopRecord:
             yield from round_.tool_calls
 
 
-_DURATIONS = frozenset({"lag_ns", "thread_wait_ns", "blocking_ns", "retry_after_ns"})
+_DURATIONS = frozenset({"lag_ns", "limiter_wait_ns", "thread_wait_ns", "blocking_ns", "retry_after_ns"})
 _TIMES = {
     cls: tuple(f.name for f in fields(cls) if f.name.endswith("_ns") and f.name not in _DURATIONS)
     for cls in (Attempt, ModelCall, ToolAttempt, ToolCall, RoundRecord, LoopRecord)

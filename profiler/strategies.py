@@ -131,7 +131,7 @@ _EAGER: dict[Eager, str] = {"no": "", "pure": "eager", "all": "eager:all"}
 def parse_strategy(spec: str, *, share: int = 1, clock: Clock = time.monotonic_ns) -> Strategy:
     """`sequential`, `gathered`, or limiters, joined by `+`; with `eager+` before them, or `eager` alone.
 
-    `share`: how many processes share the limits; `clock`: that of rates and of what adapts. Raises `UsageError`.
+    `share`: how many processes share the limits; `clock`: of rates and of what adapts. Raises `UsageError`.
     """
     parts = spec.split("+")
     eager: Eager = "no"

@@ -128,7 +128,7 @@ class ScriptedModel:
             raise step
         if isinstance(step, str):
             return Reply(step, (), [{"role": "assistant", "content": step}], "stop", "req_1", 10, 2)
-        calls = tuple(replace(c, truncated=cut and c is step[-1]) for c in step)
+        calls = tuple(replace(c, truncated=c.truncated or (cut and c is step[-1])) for c in step)
         message = {"role": "assistant", "calls": [c.id for c in calls]}
         return Reply("", calls, [message], "tool_calls", "req_1", 10, 5)
 

@@ -8,8 +8,6 @@ Times are summed as integer nanoseconds: what is scraped equals what the records
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +23,7 @@ from prometheus_client.samples import Exemplar
 from profiler import metrics
 from profiler.anatomy import PHASES, phases, tool_phase
 from profiler.exporters.exposition import Exposition, bounds, serve
+from profiler.limits.quotas import stated
 from profiler.metrics import Metric
 from profiler.recorder import LiveCalls
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolAttempt, ToolCall
@@ -400,27 +399,10 @@ def register(sink: PrometheusSink, registry: CollectorRegistry = REGISTRY) -> Pr
 RATE_LIMITED_STATUSES = frozenset((429, 529))
 RATE_LIMITED_ERRORS = frozenset(("http_429", "http_529"))
 
-_RESOURCES = ("requests", "tokens", "input-tokens", "output-tokens")
-
-
-@functools.lru_cache(maxsize=256)  # header names come from outside
-def _quota_of(header: str) -> tuple[Metric, str] | None:
-    """What a rate-limit header says: OpenAI's is remaining-tokens, Anthropic's tokens-remaining."""
-    name = header.removeprefix("x-ratelimit-").removeprefix("anthropic-ratelimit-")
-    for metric, word in ((metrics.QUOTA_LIMIT, "limit"), (metrics.QUOTA_REMAINING, "remaining")):
-        for resource in _RESOURCES:
-            if name in (f"{word}-{resource}", f"{resource}-{word}"):
-                return metric, resource.replace("-", "_")
-    return None
-
-
 def quotas(limits: Mapping[str, str]) -> Iterator[tuple[Metric, str, float]]:
     """(metric, resource, value) of a response's rate-limit headers; what is no number is left out."""
-    for header, text in limits.items():
-        found = _quota_of(header)
-        if found is not None:
-            with contextlib.suppress(ValueError):
-                yield *found, float(text)
+    for word, resource, value in stated(limits):
+        yield (metrics.QUOTA_LIMIT if word == "limit" else metrics.QUOTA_REMAINING), resource, value
 
 
 def _reason(attempt: Attempt) -> str:

@@ -102,8 +102,10 @@ class RateLimit:
         better, say nothing.
         """
         if rate is not None and 0 < rate < self.rate:
+            owed_ns = max(0.0, self._tat_ns - now_ns) * self.rate / rate  # as many calls, not as long
             self.rate = rate
             self._interval_ns = 1e9 / rate
+            self._tat_ns = now_ns + owed_ns
         if remaining >= 0:
             self._tat_ns = max(self._tat_ns, now_ns + (self.burst - remaining) * self._interval_ns)
 

@@ -27,7 +27,7 @@ FORMS = "semaphore:N, semaphore:N@agent, semaphore:N@tool, semaphore:TOOL=N,…,
 
 _SEMAPHORE = re.compile(r"semaphore:([1-9]\d{0,8})(?:@(agent|tool))?")
 _BY_TOOL = re.compile(r"semaphore:([\w-]+=[1-9]\d{0,8}(?:,[\w-]+=[1-9]\d{0,8})*)")
-_RATE = re.compile(r"rate:(\d{1,9}(?:\.\d+)?)/(s|min)(?:,burst=(\d+(?:\.\d+)?))?")
+_RATE = re.compile(r"(rate|tokens):(\d{1,9}(?:\.\d+)?)/(s|min)(?:,burst=(\d+(?:\.\d+)?))?")
 _ADAPTIVE = re.compile(r"adaptive(?::([1-9]\d{0,8}))?")
 
 
@@ -58,13 +58,16 @@ def parse_rules(spec: str) -> tuple[Rule, ...] | None:
             raise UsageError(f"{spec}: a tool has two limits")
         return tuple(_semaphore(spec, int(limit), "tool", name) for name, limit in pairs)
     match = _RATE.fullmatch(spec)
-    if match and float(match[1]) > 0:
-        rate = float(match[1]) / (60 if match[2] == "min" else 1)
-        burst = float(match[3]) if match[3] else None
+    if match and float(match[2]) > 0:
+        resource = "tokens" if match[1] == "tokens" else "requests"
+        rate = float(match[2]) / (60 if match[3] == "min" else 1)
+        burst = float(match[4]) if match[4] else None
         RateLimit(rate, burst)  # refuses a bad one here, not at the first call
-        return (
-            Rule(spec, "process", lambda share: RateLimit(rate / share, burst and max(1.0, burst / share))),
-        )
+
+        def make(share: int) -> RateLimit:
+            return RateLimit(rate / share, None if burst is None else max(1.0, burst / share), resource)
+
+        return (Rule(spec, "process", make),)
     if match := _ADAPTIVE.fullmatch(spec):
         start = int(match[1]) if match[1] else START
         return (Rule(spec, "process", lambda share: AdaptiveLimit(max(1, start // share)), moves=True),)
