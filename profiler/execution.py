@@ -233,7 +233,7 @@ class Executor:
         try:
             if gate is None:
                 return await self._attempt(call, tool)
-            slot = await gate.enter(tool.name, call.place.agent)
+            slot = await gate.enter(gate.slot(tool.name, call.place.agent))
             slot.outcome = "unknown"
             try:
                 error = await self._attempt(call, tool)

@@ -13,9 +13,9 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from profiler.errors import UsageError
@@ -41,14 +41,6 @@ Clock = Callable[[], int]
 NOTHING: Cost = {}
 
 
-class _Waiter:
-    __slots__ = ("cost", "future")
-
-    def __init__(self, cost: Cost, future: asyncio.Future[Ticket]) -> None:
-        self.cost = cost
-        self.future = future
-
-
 class Lane:
     """One queue in front of one limiter. Belongs to one event loop.
 
@@ -63,7 +55,8 @@ class Lane:
         self.waiting = 0
         """Calls that wait now."""
         self._clock = clock
-        self._queue: deque[_Waiter] = deque()  # those that gave up stay until they are passed
+        # Those that gave up stay in it until they are passed.
+        self._queue: deque[tuple[asyncio.Future[Ticket], Cost]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     async def enter(self, cost: Cost = ONE) -> Ticket:
@@ -72,45 +65,47 @@ class Lane:
             now_ns = self._clock()
             if self.limiter.wait_ns(now_ns, cost) == 0:
                 return self.limiter.enter(now_ns, cost)
-        waiter = _Waiter(cost, asyncio.get_running_loop().create_future())
-        self._queue.append(waiter)
+        waiter: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        self._queue.append((waiter, cost))
         self.waiting += 1
         if self.waiting == 1:
             self._admit()
         try:
-            return await waiter.future
+            return await waiter
         except BaseException:
-            if waiter.future.done() and not waiter.future.cancelled():
+            if waiter.done() and not waiter.cancelled():
                 # Granted and cancelled in the same tick: the place goes to the next.
-                self.leave(waiter.future.result(), "unknown", NOTHING)
+                self.leave(waiter.result(), "unknown", NOTHING)
             else:
-                waiter.future.cancel()
+                waiter.cancel()
                 self.waiting -= 1
                 if len(self._queue) > 2 * self.waiting:
-                    self._queue = deque(left for left in self._queue if not left.future.done())
+                    self._queue = deque(left for left in self._queue if not left[0].done())
                 self._admit()
             raise
 
     def leave(self, ticket: Ticket, outcome: Outcome = "ok", used: Cost | None = None) -> None:
         """Give the place back."""
-        self.limiter.leave(self._clock(), ticket, outcome, used)
+        now_ns = self._clock()
+        self.limiter.leave(now_ns, ticket, outcome, used)
         if self.waiting:
-            self._admit()
+            self._let_in(now_ns)
 
     def _admit(self) -> None:
+        self._let_in(self._clock())
+
+    def _let_in(self, now_ns: int) -> None:
+        """Whoever may enter now, in order."""
         queue, limiter = self._queue, self.limiter
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not queue:
-            return
-        now_ns = self._clock()
         while queue:
-            waiter = queue[0]
-            if waiter.future.done():
+            waiter, cost = queue[0]
+            if waiter.done():
                 queue.popleft()
                 continue
-            wait_ns = limiter.wait_ns(now_ns, waiter.cost)
+            wait_ns = limiter.wait_ns(now_ns, cost)
             if wait_ns:
                 if wait_ns < UNTIL_RELEASE:
                     loop = asyncio.get_running_loop()
@@ -118,22 +113,28 @@ class Lane:
                 return
             queue.popleft()
             self.waiting -= 1
-            waiter.future.set_result(limiter.enter(now_ns, waiter.cost))
+            waiter.set_result(limiter.enter(now_ns, cost))
 
 
-@dataclass(slots=True)
 class Slot:
-    """A call that is through its gate. Say how it went, unless an exception does.
+    """A call's way through a gate: `async with gate.slot("search") as slot:`.
 
-    `used`: what it took in truth, such as `{"requests": 1, "tokens": 812}`.
+    Inside, say how it went, unless an exception does. `used`: what it took in truth, such as
+    `{"requests": 1, "tokens": 812}`.
     """
 
-    tool: str
-    lanes: Sequence[Lane]
-    tickets: list[Ticket]
-    outcome: Outcome = "ok"
-    used: Cost | None = None
-    retry_after_ns: int | None = None
+    __slots__ = ("_gate", "agent", "cost", "lanes", "outcome", "retry_after_ns", "tickets", "tool", "used")
+
+    def __init__(self, gate: Gate, tool: str, agent: str, cost: Cost) -> None:
+        self._gate = gate
+        self.tool = tool
+        self.agent = agent
+        self.cost = cost
+        self.lanes: Sequence[Lane] = ()
+        self.tickets: list[Ticket] = []
+        self.outcome: Outcome = "ok"
+        self.used: Cost | None = None
+        self.retry_after_ns: int | None = None
 
     def rejected(self, retry_after: float | None = None) -> None:
         """The server refused the call for its load, and asked for a wait of so many seconds."""
@@ -146,26 +147,15 @@ class Slot:
         if self.outcome == "rejected":
             self.retry_after_ns = retry_after_ns(error)
 
-
-class Passing:
-    """A call on its way through a gate and out of it."""
-
-    __slots__ = ("_call", "_gate", "_slot")
-
-    def __init__(self, gate: Gate, tool: str, agent: str, cost: Cost) -> None:
-        self._gate = gate
-        self._call = (tool, agent, cost)
-
-    async def __aenter__(self) -> Slot:
-        self._slot = await self._gate.enter(*self._call)
-        return self._slot
+    def __aenter__(self) -> Coroutine[Any, Any, Slot]:
+        return self._gate.enter(self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._slot.failed(error)
-        self._gate.leave(self._slot)
+            self.failed(error)
+        self._gate.leave(self)
 
 
 class _Place:
@@ -245,29 +235,35 @@ class Gate:
                     rate = None if limit is None else limit / 60
                     one.lower(self._clock(), said.get("remaining", -1.0), rate)
 
-    def slot(self, tool: str = "", agent: str = "", cost: Cost = ONE) -> Passing:
+    def slot(self, tool: str = "", agent: str = "", cost: Cost = ONE) -> Slot:
         """`async with gate.slot("search") as slot:` around one call.
 
         What it raises (429, Retry-After, a timeout) is heeded, and goes on.
         """
-        return Passing(self, tool, agent, cost)
+        return Slot(self, tool, agent, cost)
 
-    async def enter(self, tool: str = "", agent: str = "", cost: Cost = ONE) -> Slot:
-        """Wait for a slot; `leave` must follow. `slot` does both."""
+    async def enter(self, slot: Slot) -> Slot:
+        """Wait for the slot's turn; `leave` must follow. `async with slot` does both."""
         place = self._place()
-        lanes = self._shared(place, tool)
+        tool = slot.tool
+        lanes = place.paths.get(tool)
+        if lanes is None:
+            lanes = self._shared(place, tool)
         if self._by_agent:
-            lanes = (*self._of_agent(place, agent), *lanes)
+            lanes = (*self._of_agent(place, slot.agent), *lanes)
+        slot.lanes = lanes
         while True:
             if place.holdbacks:
                 await self._hold(place, tool)
-            slot = Slot(tool, lanes, [])
+            tickets = slot.tickets = []
             try:
                 for lane in lanes:
-                    slot.tickets.append(await lane.enter(cost))
+                    tickets.append(await lane.enter(slot.cost))  # noqa: PERF401 (who is cancelled has some)
             except BaseException:
                 self._give_up(slot)
                 raise
+            if not place.holdbacks:
+                return slot
             holdback = place.holdbacks.get(tool)
             if holdback is None or not holdback.is_closed(self._clock()):
                 return slot
@@ -281,8 +277,9 @@ class Gate:
             if holdback is None:
                 holdback = holdbacks[slot.tool] = Holdback(self._random)
             holdback.refused(self._clock(), slot.retry_after_ns)
+        outcome, used = slot.outcome, slot.used
         for lane, ticket in zip(slot.lanes, slot.tickets, strict=True):
-            lane.leave(ticket, slot.outcome, slot.used)
+            lane.leave(ticket, outcome, used)
 
     def _give_up(self, slot: Slot) -> None:
         for lane, ticket in zip(slot.lanes, slot.tickets, strict=False):

@@ -94,7 +94,7 @@ class LimitedModel:
             attempt += 1
             began_ns = self._clock()
             cost = {"requests": 1.0, "tokens": self._estimate.of(size)}
-            slot = await self.gate.enter(self.model, cost=cost)
+            slot = await self.gate.enter(self.gate.slot(self.model, cost=cost))
             probe.limiter_wait_ns += self._clock() - began_ns
             seen = len(probe.attempts)
             slot.outcome = "unknown"
