@@ -199,18 +199,18 @@ STEP = 80.0
 """Seconds at each capacity, in mean durations of a call: twice what it may take to adapt."""
 
 
-def steps(capacity: int = 50, agents: int = 60, repeats: int = 3) -> None:
+def steps(capacity: int = 50, agents: int = 60, repeats: int = 3, retries: int = 2) -> None:
     """The capacity falls to 40 % and comes back; goodput from 40 mean durations after each change on."""
     spans = [("100 %", 40, STEP), ("40 %", STEP + 40, 2 * STEP), ("100 % again", 2 * STEP + 40, 3 * STEP)]
 
     def available(at: float) -> int:
         return round(capacity * (0.4 if STEP <= at < 2 * STEP else 1.0))
 
-    print(f"simulated step of the capacity {capacity} → {available(STEP)} → {capacity}, {agents} agents:")
+    print(f"simulated step of the capacity {capacity} → {available(STEP)} → {capacity}, {agents} agents, {retries} retries:")
     oracle: list[float] = []
     for strategy in ("oracle", "adaptive", "aimd", "gathered"):
         runs = [
-            simulate(strategy, agents=agents, capacity=available, seconds=3 * STEP, seed=seed, calls=8)
+            simulate(strategy, agents=agents, capacity=available, seconds=3 * STEP, seed=seed, retries=retries)
             for seed in range(repeats)
         ]
         found = [statistics.mean(run.goodput(20, start, end) for run in runs) for _, start, end in spans]
@@ -329,8 +329,9 @@ def main() -> None:
         print("a real minute:", rate_kept(100, 60, virtual=False))
     herd()
     crowded()
-    steps()
-    steps(capacity=20, agents=24)
+    for capacity, agents in ((50, 60), (20, 24)):
+        for retries in (2, 0):
+            steps(capacity, agents, retries=retries)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
-"""As many as the server takes: additive increase, multiplicative decrease, once per epoch.
+"""As many as the server takes: additive increase, decrease by epochs, and a memory of where it was full.
 
 Rejections come in bursts: whoever cuts at each one collapses to a limit of one call. So a limit L is cut
 at most once per epoch, which is one mean latency: as long as it takes to see what a cut did.
 
     success      L + 1 in slow start, L + 1/L after it; only while at least 0.9·L are inside
-    rejection    to min(0.9·L, the others inside), 0.7 in slow start, not below L/2
-    timeouts     as a rejection, when more than 5 % of the epoch's calls
-    no rejection for `PATIENT_EPOCHS` epochs of growth: each further one doubles the step, up to L/8
+    rejection    to the others inside where it came alone, to min(0.9·L, others) where the epochs
+                 before had some too (0.7 in slow start); never below L/2
+    timeouts     as rejections, when more than 5 % of the epoch's calls
+    full         with k others inside a call was refused: L stays at k for some epochs, 4 at first and
+                 twice as many after each vain try, up to 16; then one more is tried
+    growth       after 4 epochs of it without a rejection each further one doubles the step, up to L/8
 
 Minimum latency and its gradient are no signals: tool latencies are heavy-tailed. After a rejection
 nobody is let in beyond the others that were inside, for an epoch: else the one place too many
-would refuse the whole queue, a call every round trip.
+would refuse the whole queue, a call every round trip. And a limit that tries its ceiling all the time
+costs a failed call each time: hence the memory.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ TIMEOUT_SHARE = 0.05
 LATENCY_WEIGHT = 0.05
 PATIENT_EPOCHS = 4
 FASTEST_GROWTH = 1 / 8
+FIRST_PATIENCE, LAST_PATIENCE = 4, 16
+ALONE_EPOCHS = 3
 
 
 class AdaptiveLimit:
@@ -46,8 +52,13 @@ class AdaptiveLimit:
         self._epoch_ends_ns = 0
         self._epoch_calls = 0
         self._epoch_timeouts = 0
+        self._epochs = 0
         self._calm_epochs = 0
         self._grew = False
+        self._full: int | None = None
+        self._full_epochs = 0
+        self._patience = FIRST_PATIENCE
+        self._last_cut = -ALONE_EPOCHS
 
     @property
     def limit(self) -> int:
@@ -82,6 +93,7 @@ class AdaptiveLimit:
                 self._grow()
         elif outcome == "rejected":
             self._hold_at_others(now_ns)
+            self._is_full()
             self._cut(now_ns)
         else:
             self._epoch_timeouts += 1
@@ -96,20 +108,31 @@ class AdaptiveLimit:
             beyond = self._calm_epochs - PATIENT_EPOCHS
             per_epoch = 1.0 if beyond <= 0 else max(1.0, min(2.0**beyond, self.exact * FASTEST_GROWTH))
             step = per_epoch / self.exact
-        self.exact = min(self._most, self.exact + step)
+        most = self._most if self._full is None else min(self._most, float(self._full))
+        self.exact = max(self.exact, min(most, self.exact + step))
         self._ceiling += 1
 
     def _cut(self, now_ns: int) -> None:
         if now_ns < self._no_cut_before_ns:
             return
-        factor = CUT_IN_SLOW_START if self._slow_start else CUT
+        alone = not self._slow_start and self._epochs - self._last_cut >= ALONE_EPOCHS
+        factor = CUT_IN_SLOW_START if self._slow_start else 1.0 if alone else CUT
         wanted = min(factor * self.exact, float(self.inside))
         self.exact = max(1.0, DEEPEST_CUT * self.exact, wanted)
         self._slow_start = False
         self._calm_epochs = 0
         self._grew = False
+        self._last_cut = self._epochs
         self._no_cut_before_ns = now_ns + self._epoch_ns
         self._epoch_calls = self._epoch_timeouts = 0
+
+    def _is_full(self) -> None:
+        """A call was refused beside the others that are inside."""
+        others = max(1, self.inside)
+        if self._full is None:  # a try that failed
+            self._patience = min(LAST_PATIENCE, 2 * self._patience)
+        self._full = others
+        self._full_epochs = 0
 
     def _hold_at_others(self, now_ns: int) -> None:
         others = max(1, self.inside)
@@ -120,8 +143,15 @@ class AdaptiveLimit:
     def _next_epoch(self, now_ns: int) -> None:
         self._epoch_ends_ns = now_ns + self._epoch_ns
         self._epoch_calls = self._epoch_timeouts = 0
-        if self._grew:
+        self._epochs += 1
+        if self._grew and self._full is None:
             self._calm_epochs += 1
+            if self._calm_epochs > 1:  # it holds more than it seemed
+                self._patience = FIRST_PATIENCE
+        elif self._full is not None and self.exact >= self._full:
+            self._full_epochs += 1
+            if self._full_epochs >= self._patience:
+                self._full = None
         self._grew = False
 
     @property
