@@ -197,7 +197,8 @@ class Gate:
         self._places: WeakKeyDictionary[asyncio.AbstractEventLoop, _Place] = WeakKeyDictionary()
         self._last: tuple[asyncio.AbstractEventLoop, _Place] | None = None
         self._by_agent = any(rule.scope == "agent" for rule in self.rules)
-        self._moves = any(rule.moves for rule in self.rules)
+        self.moves = any(rule.moves for rule in self.rules)
+        """Whether its limit adapts."""
         limits = [(rule, rule.make(share).limit) for rule in self.rules]
         self._fixed = min((n for rule, n in limits if n is not None and not rule.moves), default=None)
         self._first = min((n for rule, n in limits if n is not None and rule.moves), default=None)
@@ -205,7 +206,7 @@ class Gate:
     @property
     def limit(self) -> int | None:
         """Calls that may be inside at once now, by the narrowest rule; None without such a rule."""
-        if not self._moves:
+        if not self.moves:
             return self._fixed
         lane = next((place.process for place in list(self._places.values()) if place.process), None)
         now = self._first if lane is None else lane.limiter.limit

@@ -31,6 +31,7 @@ class LoadOptions:
     `arrivals` makes the load open, at that rate with the users asked for; `levels` are numbers of
     users, each a load of its own. At most `max_in_flight` loops run at once, later arrivals wait.
     `calibration_seconds`: how long the client is measured against `instant` before the run.
+    `share_limit`: each worker process takes its part of a strategy's limits, instead of all of them.
     """
 
     strategies: tuple[str, ...] = defaults.STRATEGIES
@@ -61,6 +62,7 @@ class LoadOptions:
     abort_on: str | None = None
     slo: str | None = None
     calibration_seconds: float = defaults.CALIBRATION_SECONDS
+    share_limit: bool = False
 
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""
@@ -162,6 +164,7 @@ class LoadOptions:
             "--no-parallel-tool-calls": not self.parallel_tool_calls,
             "--stream": self.stream,
             "--no-metrics": not self.metrics,
+            "--share-limit": self.share_limit,
         }
         return arguments + [flag for flag, on in flags.items() if on]
 
@@ -201,6 +204,7 @@ class LoadOptions:
             abort_on=parsed.abort_on or None,
             slo=parsed.slo or None,
             calibration_seconds=parsed.calibrate,
+            share_limit=parsed.share_limit,
         )
 
 
@@ -264,6 +268,7 @@ def add_options(parser: Any) -> None:
         default=None,
         help="serve /metrics here (worker k: this port + k); none: the first free one",
     )
+    add("--share-limit", action="store_true", help="divide a strategy's limits among the workers")
     add("--no-metrics", action="store_true", help="serve no /metrics")
     add("--metrics-linger", type=float, default=0.0, help="seconds to serve /metrics after the last trial")
     add("--allow-remote", action="store_true", help="allow targets that are not this machine")
