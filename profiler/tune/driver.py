@@ -16,7 +16,7 @@ from profiler.statistics.summary import summarise_directory
 from profiler.statistics.usl import fit
 from profiler.strategies import parse_strategy
 from profiler.tune.answer import Answer, AtLoad, choose
-from profiler.tune.measured import ObjectiveName, Pilot, by_level, candidates, pilot
+from profiler.tune.measured import ObjectiveName, by_level, candidates, overheads, pilot
 from profiler.tune.quotas import Quota, RateAdvice, advise, demand, seen_quota
 from profiler.tune.search import Scored, block_seconds, ladder, refine, shape, survivors
 from profiler.tune.snippets import python_snippet, toml_fragment
@@ -66,31 +66,29 @@ class Tuner:
         self._runs: list[RunDirectory] = []
         self._curve: dict[int, Scored] = {}
         self._seed = search.load.seed
-        self._pilot = Pilot(1, None, 1.0, 8.0)
+        self._left = dict(SHARES)
+        self._between, self._beside = 1.0, 8.0
 
     def run(self) -> Answer:
         """Search, and answer. Raises what `run_experiment` raises."""
         search = self._search
-        began = time.monotonic()
         first = ["gathered", "adaptive"] if "adaptive" in search.over else ["gathered", "sequential"]
         directory = self._experiment("pilot", first, 1, PILOT_SECONDS)
         records = list(directory.records())
-        self._pilot = pilot(directory.load(), records, time.monotonic() - began)
-        left = search.budget - (time.monotonic() - self._began)
-        seconds = {name: left * share for name, share in SHARES.items()}
+        seen = pilot(directory.load(), records, time.monotonic() - self._began)
         others = ["gathered", *(["adaptive"] if "adaptive" in search.over else [])]
         rung = others
         if "semaphore" in search.over:
-            limits = ladder(self._pilot.peak, self._pilot.guess)
+            limits = ladder(seen.peak, round(seen.mean / 2), seen.guess)
             rung = [*others, *(f"semaphore:{limit}" for limit in limits)]
-        found = self._rung("ladder", rung, seconds["ladder"])
-        found = self._rung("refined", self._closer(found), seconds["refined"])
+        found = self._rung("ladder", rung)
+        found = self._rung("refined", self._closer(found))
         kept = survivors(found, 2)
         if all(one.spec == "gathered" for one in kept):
             kept = survivors([one for one in found if one.spec != "gathered"], 1)
-        final = self._rung("final", self._finalists(kept, others), seconds["final"])
+        final = self._rung("final", self._finalists(kept, others))
         setting, as_good = choose(final)
-        loads, scalability = self._other_loads(setting, seconds["loads"])
+        loads, scalability = self._other_loads(setting)
         return self._answer(setting, as_good, final, loads, scalability, self._rates(records))
 
     def _closer(self, found: Sequence[Scored]) -> list[str]:
@@ -111,9 +109,9 @@ class Tuner:
             specs += ["eager", *(f"eager+{one.spec}" for one in kept[:1] if one.limit is not None)]
         return [*dict.fromkeys([*specs, *others])]
 
-    def _rung(self, name: str, specs: Sequence[str], seconds: float) -> list[Scored]:
+    def _rung(self, name: str, specs: Sequence[str]) -> list[Scored]:
         blocks = BLOCKS[name]
-        each = block_seconds(seconds - self._pilot.beside, blocks * len(specs), self._pilot.between)
+        each = self._block_seconds(name, blocks * len(specs))
         directory = self._experiment(name, specs, blocks, each * blocks)
         found = candidates(directory, self._search.objective, self._slo)
         for one in found:
@@ -126,14 +124,19 @@ class Tuner:
             self._say(f"{name}: best so far {best[0].spec}")
         return found
 
-    def _other_loads(self, setting: Scored, seconds: float) -> tuple[list[AtLoad], str | None]:
+    def _block_seconds(self, name: str, trials: int) -> float:
+        """What a trial may measure, given what is left of the budget and what trials cost beside that."""
+        left = self._search.budget - (time.monotonic() - self._began)
+        share = self._left.pop(name) / (sum(self._left.values()) + SHARES[name])
+        return block_seconds(left * share - self._beside, trials, self._between)
+
+    def _other_loads(self, setting: Scored) -> tuple[list[AtLoad], str | None]:
         """The setting and gathering at other loads, and what throughput does over them."""
         users = self._search.users
         levels = sorted({max(1, round(users * share)) for share in (*OTHER_LOADS, 1.0)})
         specs = [*dict.fromkeys([setting.spec, "gathered"])]
         blocks = BLOCKS["loads"]
-        trials = blocks * len(specs) * len(levels)
-        each = block_seconds(seconds - self._pilot.beside, trials, self._pilot.between)
+        each = self._block_seconds("loads", blocks * len(specs) * len(levels))
         directory = self._experiment("loads", specs, blocks, each * blocks, tuple(levels))
         found = by_level(directory, self._search.objective, self._slo)
         loads = []
@@ -178,8 +181,10 @@ class Tuner:
             metrics=False,
         )
         most = max(levels, default=search.users)
+        began = time.monotonic()
         directory = RunDirectory.open(run_experiment(Experiment(options, most, seconds, search.workers)))
         self._runs.append(directory)
+        self._between, self._beside = overheads(directory.load(), time.monotonic() - began)
         if any(incident.kind == "interrupted" for incident in directory.load().incidents):
             raise KeyboardInterrupt
         return directory

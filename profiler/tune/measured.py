@@ -107,10 +107,12 @@ class Pilot:
     """What a first short experiment shows: how high the ladder has to reach, and what trials cost.
 
     `peak`: tool calls that ran at once when nothing held them back; `guess`: where the adaptive limit
-    settled, None when it met no limit. Seconds: `between` trials, and what the experiment took `beside` them.
+    settled, None when it met no limit; `mean`: calls that ran at once on average, of whichever got more
+    done. Seconds: `between` trials, and what the experiment took `beside` them.
     """
 
     peak: int
+    mean: float
     guess: int | None
     between: float
     beside: float
@@ -118,17 +120,30 @@ class Pilot:
 
 def pilot(run: Run, records: Sequence[LoopRecord], elapsed: float) -> Pilot:
     """Of an experiment with `gathered` and, if possible, `adaptive`, which took `elapsed` seconds."""
+    between, beside = overheads(run, elapsed)
+    gathered = [record for record in records if record.strategy == "gathered"]
+    means = []
+    for trial in run.trials:
+        inside = _running(r for r in records if r.strategy == trial.strategy)
+        window = (trial.started_ns, trial.ended_ns)
+        work = sum(max(0, min(end, window[1]) - max(start, window[0])) for start, end in inside)
+        means.append(work / max(1, trial.ended_ns - trial.started_ns))
+    return Pilot(
+        peak=max(1, peak(_running(gathered))),
+        mean=max(means, default=1.0),
+        guess=settled_limit([record for record in records if record.strategy == "adaptive"]),
+        between=between,
+        beside=beside,
+    )
+
+
+def overheads(run: Run, elapsed: float) -> tuple[float, float]:
+    """(seconds between two trials, seconds beside all of them) of an experiment that took `elapsed`."""
     gaps = [max(0, after.started_ns - before.ended_ns) / 1e9 for before, after in pairwise(run.trials)]
     gaps += [(trial.drained_ns - trial.ended_ns) / 1e9 for trial in run.trials[-1:]]
     between = sum(gaps) / len(gaps) if gaps else 0.0
     measured = sum((trial.ended_ns - trial.started_ns) / 1e9 for trial in run.trials)
-    gathered = [record for record in records if record.strategy == "gathered"]
-    return Pilot(
-        peak=max(1, peak(_running(gathered))),
-        guess=settled_limit([record for record in records if record.strategy == "adaptive"]),
-        between=between,
-        beside=max(0.0, elapsed - measured - between * len(run.trials)),
-    )
+    return between, max(0.0, elapsed - measured - between * len(run.trials))
 
 
 def _running(records: Iterable[LoopRecord]) -> Iterable[tuple[int, int]]:

@@ -39,16 +39,21 @@ class Scored:
     against_best: Ratio | None = None
 
 
-def ladder(highest: int, guess: int | None = None, most: int = 8) -> list[int]:
-    """Limits to begin with, from 1 to `highest`: doubling, denser around a guess; at most `most`."""
-    highest = max(1, highest)
-    steps = math.ceil(math.log2(highest)) if highest > 1 else 0
-    limits = {max(1, round(highest / 2**k)) for k in range(1, steps + 1)} or {1}
+def ladder(highest: int, lowest: int = 1, guess: int | None = None, most: int = 6) -> list[int]:
+    """Limits to begin with, evenly spaced by ratio from `lowest` to `highest`; at most `most`.
+
+    Below what the calls need on average everything only queues (and takes long to drain). With a guess
+    they lie around it, closer together.
+    """
+    lowest, highest = max(1, lowest), max(1, highest)
+    lowest = min(lowest, highest)
     if guess is not None:
-        limits |= {max(1, min(highest, round(guess * share))) for share in (0.7, 0.85, 1.0, 1.25)}
-        centre = max(1, guess)
-        limits = set(sorted(limits, key=lambda limit: abs(math.log(limit / centre)))[:most])
-    return sorted(limits)[-most:]
+        around = (0.5, 0.7, 0.85, 1.0, 1.25, 1.8)
+        limits = {round(min(highest, max(1.0, guess * share))) for share in around}
+    else:
+        ratio = highest / lowest
+        limits = {round(lowest * ratio ** (k / (most - 1))) for k in range(most)}
+    return sorted(limits)[:most]
 
 
 def refine(scores: Mapping[int, float], most: int = 5) -> list[int]:
@@ -133,11 +138,6 @@ def _apart(one: Scored, best: Scored) -> bool:
     if one.score.high is None or best.score.low is None:
         return (one.score.value or 0.0) < KNEE_SHARE * (best.score.value or 0.0)
     return one.score.high < best.score.low
-
-
-def split_budget(seconds: float, experiments: int, overhead: float) -> float:
-    """Seconds for measuring in each of the experiments, what starts and ends them aside."""
-    return max(0.0, seconds / experiments - overhead)
 
 
 def block_seconds(seconds: float, trials: int, drain: float, least: float = 1.0) -> float:

@@ -34,14 +34,12 @@ def scored(
     return Scored(spec, limit, estimate, estimate, estimate, Estimate(1.0), Estimate(0.0), 10.0, against)
 
 
-def test_a_ladder_reaches_from_one_to_the_peak_and_is_denser_around_a_guess():
-    assert ladder(100) == [1, 2, 3, 6, 12, 25, 50]
+def test_a_ladder_reaches_from_the_mean_to_the_peak_or_lies_around_a_guess():
+    assert ladder(32, 1) == [1, 2, 4, 8, 16, 32]
     assert ladder(1) == [1]
-    around = ladder(160, guess=20)
-    assert {14, 17, 20, 25} <= set(around)
-    assert around == sorted(around)
-    assert len(around) <= 8
-    assert max(ladder(4, guess=50)) <= 4
+    assert ladder(160, 10, guess=20) == [10, 14, 17, 20, 25, 36]
+    assert ladder(4, guess=50) == [4]
+    assert ladder(5, 40) == [5]  # a peak below the mean is no peak: nothing was lost there
 
 
 def test_refining_looks_between_the_best_and_its_neighbours():
@@ -179,11 +177,12 @@ def test_a_pilot_tells_the_peak_and_what_trials_cost():
     from dataclasses import replace
     from types import SimpleNamespace
 
-    trial = SimpleNamespace(started_ns=0, ended_ns=4 * S, drained_ns=5 * S)
-    later = SimpleNamespace(started_ns=6 * S, ended_ns=10 * S, drained_ns=12 * S)
+    trial = SimpleNamespace(strategy="gathered", started_ns=0, ended_ns=4 * S, drained_ns=5 * S)
+    later = SimpleNamespace(strategy="adaptive", started_ns=6 * S, ended_ns=10 * S, drained_ns=12 * S)
     records = [loop(0, None, strategy="gathered"), replace(loop(S // 2, None, strategy="gathered"), id="b")]
     found = pilot(SimpleNamespace(trials=(trial, later)), records, 18.0)
-    assert (found.peak, found.guess, found.between, found.beside) == (4, None, 2.0, 6.0)
+    assert (found.peak, found.mean, found.guess) == (4, 1.0, None)
+    assert (found.between, found.beside) == (2.0, 6.0)
 
 
 # ── quotas ─────────────────────────────────────────────────────────────────────────────────────
