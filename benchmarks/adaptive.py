@@ -147,15 +147,16 @@ def _refused(records: Sequence[LoopRecord]) -> int:
 
 
 def herd(jitter: bool, agents: int = 100) -> tuple[float, float]:
-    """(attempts an operation, seconds until all were served): 100 agents on a tool of 100 requests/s.
+    """(attempts an operation, seconds until all were served): 100 agents on a tool of 40 requests/s.
 
-    Its bucket holds one request, so that all but one of the agents' first calls are refused with
-    Retry-After; the emulator rounds that to whole seconds, as servers do.
+    Its bucket holds ten, so that ninety of the agents' first calls are refused at once, and told to
+    come back in a second.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "herd.toml"
         path.write_text(
-            'description = "a herd"\nprompt = "Task {number}"\n[model]\nfirst_token = 0\ntokens_per_second = 0\n'
+            'description = "a herd"\nprompt = "Task {number}"\n'
+            "[model]\nfirst_token = 0\ntokens_per_second = 0\n"
             "[loop]\nrounds = 1\nfan_out = 1\n[tools.look]\ndescription = 'Looks.'\nduration = 0.01\n"
             "capacity = { requests_per_second = 40, burst = 10 }\n"
         )

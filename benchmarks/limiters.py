@@ -5,7 +5,7 @@
 
 `simulate` runs agents against a server that refuses what exceeds its capacity, with the very gate and
 limiters of production, on an event loop whose clock jumps. The emulator's turn is in
-`tests/integration/test_tune_adaptive.py`.
+`benchmarks/adaptive.py`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Server:
 
 
 @dataclass
-class Outcome_:
+class Simulated:
     """Rounds of a simulation: (started, ended, every call answered), and the limit over time."""
 
     rounds: list[tuple[float, float, bool]] = field(default_factory=list)
@@ -124,13 +124,13 @@ def simulate(
     sigma: float = 1.0,
     retries: int = 2,
     seed: int = 1,
-) -> Outcome_:
+) -> Simulated:
     """Agents that think, then make a round of calls, over and over; durations are lognormal with mean 1 s.
 
     `strategy`: `sequential`, `gathered`, `aimd`, `oracle` (a semaphore that knows the capacity, and its
     changes), or the limiters of a `Gate`.
     """
-    outcome = Outcome_()
+    outcome = Simulated()
     server = Server(capacity)
     oracle = FixedLimit(capacity(0))
 
@@ -206,11 +206,16 @@ def steps(capacity: int = 50, agents: int = 60, repeats: int = 3, retries: int =
     def available(at: float) -> int:
         return round(capacity * (0.4 if STEP <= at < 2 * STEP else 1.0))
 
-    print(f"simulated step of the capacity {capacity} → {available(STEP)} → {capacity}, {agents} agents, {retries} retries:")
+    print(
+        f"simulated step of the capacity {capacity} → {available(STEP)} → {capacity}, {agents} agents, "
+        f"{retries} retries:"
+    )
     oracle: list[float] = []
     for strategy in ("oracle", "adaptive", "aimd", "gathered"):
         runs = [
-            simulate(strategy, agents=agents, capacity=available, seconds=3 * STEP, seed=seed, retries=retries)
+            simulate(
+                strategy, agents=agents, capacity=available, seconds=3 * STEP, seed=seed, retries=retries
+            )
             for seed in range(repeats)
         ]
         found = [statistics.mean(run.goodput(20, start, end) for run in runs) for _, start, end in spans]
