@@ -6,7 +6,7 @@ at most once per epoch, which is one mean latency: as long as it takes to see wh
     success      L + 1 in slow start, L + 1/L after it; only while at least 0.9·L are inside
     rejection    to the others inside where it came alone, to min(0.9·L, others) where the epochs
                  before had some too (0.7 in slow start); never below L/2
-    timeouts     as rejections, when more than 5 % of the epoch's calls
+    timeouts     to 0.9·L (0.7), when more than 5 % of the epoch's calls
     full         with k others inside a call was refused: L stays at k for some epochs, 4 at first and
                  twice as many after each vain try, up to 16; then one more is tried
     growth       after 4 epochs of it without a rejection each further one doubles the step, up to L/8
@@ -94,11 +94,11 @@ class AdaptiveLimit:
         elif outcome == "rejected":
             self._hold_at_others(now_ns)
             self._is_full()
-            self._cut(now_ns)
+            self._cut(now_ns, refused=True)
         else:
             self._epoch_timeouts += 1
             if self._epoch_timeouts > max(1.0, TIMEOUT_SHARE * self._epoch_calls):
-                self._cut(now_ns)
+                self._cut(now_ns, refused=False)
 
     def _grow(self) -> None:
         self._grew = True
@@ -112,12 +112,13 @@ class AdaptiveLimit:
         self.exact = max(self.exact, min(most, self.exact + step))
         self._ceiling += 1
 
-    def _cut(self, now_ns: int) -> None:
+    def _cut(self, now_ns: int, *, refused: bool) -> None:
         if now_ns < self._no_cut_before_ns:
             return
-        alone = not self._slow_start and self._epochs - self._last_cut >= ALONE_EPOCHS
-        factor = CUT_IN_SLOW_START if self._slow_start else 1.0 if alone else CUT
-        wanted = min(factor * self.exact, float(self.inside))
+        wanted = (CUT_IN_SLOW_START if self._slow_start else CUT) * self.exact
+        if refused:
+            alone = not self._slow_start and self._epochs - self._last_cut >= ALONE_EPOCHS
+            wanted = min(self.exact if alone else wanted, float(self.inside))
         self.exact = max(1.0, DEEPEST_CUT * self.exact, wanted)
         self._slow_start = False
         self._calm_epochs = 0
