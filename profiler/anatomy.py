@@ -185,7 +185,8 @@ def loop_phases(loop: LoopRecord) -> dict[str, int]:
 
 
 def _swept(loop: LoopRecord) -> dict[str, int]:
-    rounds, calls = loop.rounds, list(loop.tool_calls)
+    rounds = loop.rounds
+    calls = [call for round_ in rounds for call in round_.tool_calls]  # also of what only looks like a record
     backoff = union(
         (before.ended_ns, after.started_ns)
         for round_ in rounds

@@ -91,7 +91,8 @@ class Answer:
 def choose(final: Sequence[Scored]) -> tuple[Scored, bool]:
     """(the setting, whether gathering is as good). `final` is not empty; the first one ranks best.
 
-    Where no difference is shown, the simpler wins: gathering, then a shared semaphore.
+    Where no difference is shown, the simpler wins: gathering, then the shared semaphore under which
+    fewer loops fail.
     """
     scored = [one for one in final if one.score.value is not None] or list(final)
     best = max(scored, key=lambda one: one.score.value or 0.0)
@@ -103,11 +104,15 @@ def choose(final: Sequence[Scored]) -> tuple[Scored, bool]:
         and (gathered.score.value or 0.0) >= AS_GOOD * top
     ):
         return gathered, True
-    semaphores = [one for one in scored if one.limit is not None and not _shown_worse(one, best)]
+    semaphores = [
+        one
+        for one in scored
+        if one.limit is not None and not _shown_worse(one, best) and (one.score.value or 0.0) >= AS_GOOD * top
+    ]
     if semaphores:
-        simple = max(semaphores, key=lambda one: one.score.value or 0.0)
-        if (simple.score.value or 0.0) >= AS_GOOD * top:
-            return simple, False
+        return min(
+            semaphores, key=lambda one: (round(one.failures.value or 0.0, 2), -(one.score.value or 0.0))
+        ), False
     return best, False
 
 

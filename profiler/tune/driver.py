@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from profiler.errors import TargetError, UsageError
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
+from profiler.load.plan import effective_limit
 from profiler.records import LoopRecord
 from profiler.rundir import RunDirectory
 from profiler.statistics.objectives import parse_objective
@@ -199,16 +200,12 @@ class Tuner:
         rates: Sequence[RateAdvice],
     ) -> Answer:
         workers = self._search.workers
-        strategy = parse_strategy(setting.spec)
+        shared = workers if self._search.load.share_limit else 1
+        strategy = parse_strategy(setting.spec, share=shared)
         curve = tuple(self._curve[limit] for limit in sorted(self._curve))
         model_limits = rates[0].limits if rates else None
         summary = summarise_directory(self._runs[-2])
-        limit = strategy.limit
-        effective = (
-            f"{setting.spec}: no limit on calls at once"
-            if limit is None
-            else f"{setting.spec}: {limit} × {workers} processes = {limit * workers} calls at once in all"
-        )
+        effective = effective_limit(setting.spec, strategy.limit, strategy.scope, self._search.users, workers)
         return Answer(
             setting=setting,
             objective=self._search.objective,
@@ -219,7 +216,7 @@ class Tuner:
             loads=tuple(loads),
             scalability=scalability,
             rates=tuple(rates),
-            python=python_snippet(setting.spec, model_limits),
+            python=python_snippet(setting.spec, model_limits, shared),
             toml=toml_fragment(setting.spec, model_limits),
             effective=effective,
             runs=tuple(str(directory.path) for directory in self._runs),

@@ -106,7 +106,8 @@ def shared_limit(spec: str) -> int | None:
 class Pilot:
     """What a first short experiment shows: how high the ladder has to reach, and what trials cost.
 
-    `peak`: tool calls that ran at once when nothing held them back; `guess`: where the adaptive limit
+    `peak`: tool calls that ran at once when nothing held them back (or were asked for at once, where some
+    failed, since a call that is refused is soon over); `guess`: where the adaptive limit
     settled, None when it met no limit; `mean`: calls that ran at once on average, of whichever got more
     done. Seconds: `between` trials, and what the experiment took `beside` them.
     """
@@ -129,12 +130,20 @@ def pilot(run: Run, records: Sequence[LoopRecord], elapsed: float) -> Pilot:
         work = sum(max(0, min(end, window[1]) - max(start, window[0])) for start, end in inside)
         means.append(work / max(1, trial.ended_ns - trial.started_ns))
     return Pilot(
-        peak=max(1, peak(_running(gathered))),
+        peak=max(1, _demand(run, gathered)),
         mean=max(means, default=1.0),
         guess=settled_limit([record for record in records if record.strategy == "adaptive"]),
         between=between,
         beside=beside,
     )
+
+
+def _demand(run: Run, gathered: Sequence[LoopRecord]) -> int:
+    """How many calls may want to run at once."""
+    if all(call.status == "ok" for record in gathered for call in record.tool_calls):
+        return peak(_running(gathered))
+    widest = max(len(round_.tool_calls) for record in gathered for round_ in record.rounds)
+    return run.load.users * widest
 
 
 def overheads(run: Run, elapsed: float) -> tuple[float, float]:

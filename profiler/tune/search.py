@@ -49,7 +49,7 @@ def ladder(highest: int, lowest: int = 1, guess: int | None = None, most: int = 
     lowest = min(lowest, highest)
     if guess is not None:
         around = (0.5, 0.7, 0.85, 1.0, 1.25, 1.8)
-        limits = {round(min(highest, max(1.0, guess * share))) for share in around}
+        limits = {round(max(1.0, guess * share)) for share in around}
     else:
         ratio = highest / lowest
         limits = {round(lowest * ratio ** (k / (most - 1))) for k in range(most)}

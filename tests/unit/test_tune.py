@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import textwrap
+from dataclasses import replace
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_a_ladder_reaches_from_the_mean_to_the_peak_or_lies_around_a_guess():
     assert ladder(32, 1) == [1, 2, 4, 8, 16, 32]
     assert ladder(1) == [1]
     assert ladder(160, 10, guess=20) == [10, 14, 17, 20, 25, 36]
-    assert ladder(4, guess=50) == [4]
+    assert ladder(4, guess=2) == [1, 2, 4]
     assert ladder(5, 40) == [5]  # a peak below the mean is no peak: nothing was lost there
 
 
@@ -88,6 +89,9 @@ def test_the_simplest_of_those_without_a_difference_is_chosen():
     )
     assert (chosen.spec, as_good) == ("semaphore:8", False)
     assert choose([best, scored("semaphore:8", 4.0, 0.8, shown=True)])[0].spec == "adaptive"
+    # Of two that are alike, the one under which fewer fail.
+    failing = replace(scored("semaphore:22", 5.0), failures=Estimate(0.1))
+    assert choose([failing, scored("semaphore:20", 4.95, 0.99)])[0].spec == "semaphore:20"
     # Not shown, but far behind: too few loops are no proof that it is as good.
     assert choose([best, scored("gathered", 4.0, 0.8, width=0.5)])[0].spec == "adaptive"
 
@@ -174,15 +178,17 @@ def test_where_an_adaptive_limit_settled():
 
 
 def test_a_pilot_tells_the_peak_and_what_trials_cost():
-    from dataclasses import replace
     from types import SimpleNamespace
 
     trial = SimpleNamespace(strategy="gathered", started_ns=0, ended_ns=4 * S, drained_ns=5 * S)
     later = SimpleNamespace(strategy="adaptive", started_ns=6 * S, ended_ns=10 * S, drained_ns=12 * S)
     records = [loop(0, None, strategy="gathered"), replace(loop(S // 2, None, strategy="gathered"), id="b")]
-    found = pilot(SimpleNamespace(trials=(trial, later)), records, 18.0)
+    run = SimpleNamespace(trials=(trial, later), load=SimpleNamespace(users=10))
+    found = pilot(run, records, 18.0)
     assert (found.peak, found.mean, found.guess) == (4, 1.0, None)
     assert (found.between, found.beside) == (2.0, 6.0)
+    records.append(loop(S, None, strategy="gathered", error="http_429"))
+    assert pilot(run, records, 18.0).peak == 20  # ten agents that ask for two calls at once
 
 
 # ── quotas ─────────────────────────────────────────────────────────────────────────────────────
