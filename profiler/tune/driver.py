@@ -137,6 +137,12 @@ class Tuner:
         levels = sorted({max(1, round(users * share)) for share in (*OTHER_LOADS, 1.0)})
         specs = [*dict.fromkeys([setting.spec, "gathered"])]
         blocks = BLOCKS["loads"]
+        # What time there is goes to the setting first, then to intervals, then to gathering.
+        left = self._search.budget - (time.monotonic() - self._began) - self._beside
+        if blocks * len(specs) * len(levels) * (1.0 + self._between) > left:
+            specs = specs[:1]
+        if blocks * len(specs) * len(levels) * (1.0 + self._between) > left:
+            blocks = 1
         each = self._block_seconds("loads", blocks * len(specs) * len(levels))
         directory = self._experiment("loads", specs, blocks, each * blocks, tuple(levels))
         found = by_level(directory, self._search.objective, self._slo)

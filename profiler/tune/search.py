@@ -95,7 +95,7 @@ class Shape:
 
     `knee`: the smallest tried limit with nearly the best score. `cliff`: the smallest tried limit beyond
     the best at which clearly less is left. `low` to `high` around the best are the tried limits that are
-    not shown to differ from it.
+    not shown to differ from it, and have `CLIFF_SHARE` of its score.
     """
 
     best: int
@@ -128,7 +128,12 @@ def shape(curve: Sequence[Scored], best: int) -> Shape:
 
 
 def _apart(one: Scored, best: Scored) -> bool:
-    """Whether a figure is shown to differ: by the paired comparison, else by intervals that do not meet."""
+    """Whether a figure is shown to differ, or lies so far below that too few loops are the only reason not to.
+
+    By the paired comparison, else by intervals that do not meet.
+    """
+    if (one.score.value or 0.0) < CLIFF_SHARE * (best.score.value or 0.0):
+        return True
     if (
         one.against_best is not None
         and one.against_best.value is not None

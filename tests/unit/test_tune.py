@@ -77,6 +77,10 @@ def test_the_shape_of_a_curve():
     found = shape(curve, 20)
     assert (found.best, found.knee, found.cliff, found.low, found.high) == (20, 10, 40, 18, 22)
     assert shape(curve[:4], 20).cliff is None
+    curve[4] = scored(
+        "semaphore:22", 2.0, 0.4, width=1.0
+    )  # not shown, for want of loops: no reason to name it
+    assert shape(curve, 20).high == 20
 
 
 def test_the_simplest_of_those_without_a_difference_is_chosen():
