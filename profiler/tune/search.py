@@ -128,7 +128,7 @@ def shape(curve: Sequence[Scored], best: int) -> Shape:
 
 
 def _apart(one: Scored, best: Scored) -> bool:
-    """Whether a figure is shown to differ, or lies so far below that too few loops are the only reason not to.
+    """Whether a figure is shown to differ, or is so far below that only too few loops hide it.
 
     By the paired comparison, else by intervals that do not meet.
     """

@@ -13,7 +13,7 @@ def python_snippet(spec: str, model_limits: str | None = None, workers: int = 1)
         limits = "+".join(part for part in spec.split("+") if not part.startswith("eager"))
         share = f", share={workers}" if workers > 1 else ""
         lines += [
-            "from profiler.gate import Gate",
+            "from profiler import Gate",
             "",
             f'gate = Gate("{limits}"{share})  # one for the process',
         ]
