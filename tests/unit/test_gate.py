@@ -207,6 +207,58 @@ def _times(spec: str, calls: list[tuple[str, str]], seconds: float = 0.1) -> dic
     return run_virtual(main)
 
 
+@settings(max_examples=60, deadline=None)
+@given(calls=ARRIVALS, draw=st.randoms(use_true_random=False))
+def test_no_place_of_any_lane_is_lost_whenever_a_call_is_cancelled_or_refused(calls, draw):
+    """Four scopes in a row and a Retry-After among them: cancelled at every await there is."""
+    who = [(draw.choice("ab"), draw.choice("xy"), draw.random() < 0.1) for _ in calls]
+
+    async def main(clock):
+        gate = Gate("semaphore:2@agent+semaphore:2@tool+semaphore:3+rate:200/s,burst=3", clock=clock, seed=1)
+        inside: dict[str, int] = {}
+        most: dict[str, int] = {}
+        lanes: set = set()
+        done: set[int] = set()
+
+        async def call(index: int, arrives: int, stays: int) -> None:
+            tool, agent, refused = who[index]
+            await asyncio.sleep(arrives / 1000)
+            async with gate.slot(tool, agent) as slot:
+                lanes.update(slot.lanes)
+                for key in (tool, agent, "all"):
+                    inside[key] = inside.get(key, 0) + 1
+                    most[key] = max(most.get(key, 0), inside[key])
+                try:
+                    await asyncio.sleep(stays / 1000)
+                finally:
+                    for key in (tool, agent, "all"):
+                        inside[key] -= 1
+                done.add(index)
+                if refused:
+                    slot.rejected(retry_after=0.02)
+
+        async def cancel(task: asyncio.Task[None], at: int) -> None:
+            await asyncio.sleep(at / 1000)
+            task.cancel()
+
+        tasks = [asyncio.create_task(call(i, arrives, stays)) for i, (arrives, stays, _) in enumerate(calls)]
+        killers = [
+            asyncio.create_task(cancel(task, arrives + after))
+            for task, (arrives, _, after) in zip(tasks, calls, strict=True)
+            if after is not None
+        ]
+        await asyncio.gather(*tasks, *killers, return_exceptions=True)
+        assert gate.waiting == 0
+        for lane in lanes:
+            parts = lane.limiter.limiters if isinstance(lane.limiter, Together) else (lane.limiter,)
+            assert [one.inside for one in parts if isinstance(one, FixedLimit)] in ([0], [])
+        return most, done
+
+    most, done = run_virtual(main)
+    assert all(count <= (3 if key == "all" else 2) for key, count in most.items())
+    assert {i for i, (_, _, after) in enumerate(calls) if after is None} <= done
+
+
 def test_a_semaphore_for_each_tool_holds_back_only_its_own():
     assert _times("semaphore:1@tool", [("a", ""), ("a", ""), ("b", "")]) == {
         ("a", "", 0): 0,
