@@ -28,7 +28,7 @@ class Answer:
     """The setting found, and everything that speaks for it.
 
     `final`: the last rung, in which all were measured in the same paired blocks; `curve`: every
-    shared semaphore that was tried, by limit, from the longest of its experiments.
+    shared semaphore that was tried, by limit (`search.on_one_scale`).
     """
 
     setting: Scored

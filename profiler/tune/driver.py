@@ -19,7 +19,7 @@ from profiler.strategies import parse_strategy
 from profiler.tune.answer import Answer, AtLoad, choose
 from profiler.tune.measured import ObjectiveName, by_level, candidates, overheads, pilot
 from profiler.tune.quotas import Quota, RateAdvice, advise, demand, seen_quota
-from profiler.tune.search import Scored, block_seconds, ladder, refine, shape, survivors
+from profiler.tune.search import Scored, block_seconds, ladder, on_one_scale, refine, shape, survivors
 from profiler.tune.snippets import python_snippet, toml_fragment
 
 KINDS = ("semaphore", "rate", "adaptive", "eager")
@@ -65,7 +65,7 @@ class Tuner:
         self._began = time.monotonic()
         self._slo = None if search.load.slo is None else parse_objective(search.load.slo)
         self._runs: list[RunDirectory] = []
-        self._curve: dict[int, Scored] = {}
+        self._rungs: list[list[Scored]] = []
         self._seed = search.load.seed
         self._left = dict(SHARES)
         self._between, self._beside = 1.0, 8.0
@@ -115,9 +115,7 @@ class Tuner:
         each = self._block_seconds(name, blocks * len(specs))
         directory = self._experiment(name, specs, blocks, each * blocks)
         found = candidates(directory, self._search.objective, self._slo)
-        for one in found:
-            if one.limit is not None:
-                self._curve[one.limit] = one
+        self._rungs.append(found)
         if not found:
             raise TargetError(f"nothing was measured: see {directory.path}")
         best = survivors(found, 1)
@@ -208,7 +206,7 @@ class Tuner:
         workers = self._search.workers
         shared = workers if self._search.load.share_limit else 1
         strategy = parse_strategy(setting.spec, share=shared)
-        curve = tuple(self._curve[limit] for limit in sorted(self._curve))
+        curve = tuple(on_one_scale(self._rungs))
         model_limits = rates[0].limits if rates else None
         summary = summarise_directory(self._runs[-2])
         effective = effective_limit(setting.spec, strategy.limit, strategy.scope, self._search.users, workers)

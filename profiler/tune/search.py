@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from profiler.statistics.comparison import Ratio
 from profiler.statistics.quantiles import Estimate
@@ -87,6 +87,40 @@ def survivors(scored: Sequence[Scored], most: int) -> list[Scored]:
 def _worse(one: Scored) -> bool:
     ratio = one.against_best
     return ratio is not None and ratio.shown and ratio.value is not None and ratio.value < 1
+
+
+def on_one_scale(rungs: Sequence[Sequence[Scored]]) -> list[Scored]:
+    """The curve: every shared semaphore by limit, from the last rung that tried it, on the last one's scale.
+
+    Blocks of different lengths, at different times, are not to be compared as they are: a rung's rates
+    are multiplied by what the candidates it has in common with the next one gained or lost there.
+    """
+    curve: dict[int, Scored] = {}
+    factor = 1.0
+    later: dict[str, float] = {}
+    for rung in reversed(rungs):
+        own = {one.spec: one.score.value for one in rung if one.score.value}
+        common = [spec for spec in own if spec in later and spec not in UNLIMITED]
+        if later and common:
+            factor *= sum(later[spec] for spec in common) / sum(own[spec] for spec in common)
+        for one in rung:
+            if one.limit is not None and one.limit not in curve:
+                curve[one.limit] = replace(
+                    one,
+                    score=_times(one.score, factor),
+                    goodput=_times(one.goodput, factor),
+                    throughput=_times(one.throughput, factor),
+                )
+        later = own
+    return [curve[limit] for limit in sorted(curve)]
+
+
+UNLIMITED = ("gathered", "sequential")
+"""Where calls fail and loops are short, a rung's length matters otherwise than for limits near the best."""
+
+
+def _times(one: Estimate, factor: float) -> Estimate:
+    return Estimate(*(None if value is None else value * factor for value in (one.value, one.low, one.high)))
 
 
 @dataclass(frozen=True, slots=True)

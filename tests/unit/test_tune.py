@@ -17,7 +17,7 @@ from profiler.tune.answer import Answer, choose, render
 from profiler.tune.driver import Search
 from profiler.tune.measured import limit_line, pilot, settled_limit
 from profiler.tune.quotas import Quota, advise, demand, parse_quota, seen_quota
-from profiler.tune.search import Scored, block_seconds, ladder, refine, shape, survivors
+from profiler.tune.search import Scored, block_seconds, ladder, on_one_scale, refine, shape, survivors
 from profiler.tune.snippets import python_snippet, toml_fragment
 
 S = 1_000_000_000
@@ -63,6 +63,15 @@ def test_who_is_shown_to_be_worse_is_out():
     ]
     assert [one.spec for one in survivors(found, 5)] == ["semaphore:16", "semaphore:8"]
     assert [one.spec for one in survivors(found, 1)] == ["semaphore:16"]
+
+
+def test_rungs_of_different_lengths_are_put_on_one_scale():
+    """The same system, of which the first rung saw a quarter more than the last."""
+    first = [scored("gathered", 1.0), scored("semaphore:10", 5.0), scored("semaphore:20", 10.0)]
+    last = [scored("gathered", 2.0), scored("semaphore:16", 6.4), scored("semaphore:20", 8.0)]
+    curve = on_one_scale([first, last])
+    assert [(one.limit, one.score.value) for one in curve] == [(10, pytest.approx(4.0)), (16, 6.4), (20, 8.0)]
+    assert curve[0].goodput.high == pytest.approx(4.0 * 1.05)
 
 
 def test_the_shape_of_a_curve():
