@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from profiler.errors import ProfilerError, ProviderError, UsageError
+    from profiler.gate import Gate
     from profiler.loop import LoopResult, ToolLoop
     from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
     from profiler.strategies import Gathered, SemaphoreLimited, Sequential, Strategy
@@ -23,6 +24,7 @@ _HOME = {
     "ProfilerError": "errors",
     "ProviderError": "errors",
     "UsageError": "errors",
+    "Gate": "gate",
     "LoopResult": "loop",
     "ToolLoop": "loop",
     "LoopRecord": "records",
@@ -38,6 +40,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Gate",
     "Gathered",
     "LoopRecord",
     "LoopResult",

@@ -94,6 +94,38 @@ def tool_phase(round_: RoundRecord) -> ToolPhase | None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Eagerness:
+    """How much of a streamed round's tool work ran while the model did, and how much could have.
+
+    `overlapped_ns`: for how long any call ran while the model streamed. `wall_ns`: from the start
+    of the model request to the end of the last call. `bound_ns`: the same, had every call started as
+    soon as its arguments were complete, T = max(D, max(eᵢ + dᵢ)). `gathered_ns`: had all
+    started when the reply was complete, D + max dᵢ.
+    """
+
+    overlapped_ns: int
+    wall_ns: int
+    bound_ns: int
+    gathered_ns: int
+
+
+def eagerness(round_: RoundRecord) -> Eagerness | None:
+    """None for a round without a call that ran, or whose reply was not streamed."""
+    model, ran = round_.model, [c for c in round_.tool_calls if c.started_ns is not None]
+    if not ran or not model.streamed:
+        return None
+    running = union((c.started_ns, c.ended_ns) for c in ran if c.started_ns is not None)
+    durations = [(c.ready_ns, c.ended_ns - c.started_ns) for c in ran if c.started_ns is not None]
+    start = model.started_ns
+    return Eagerness(
+        overlapped_ns=overlap(running, (start, model.ended_ns)),
+        wall_ns=max(model.ended_ns, *(c.ended_ns for c in ran)) - start,
+        bound_ns=max(model.ended_ns, *(ready + duration for ready, duration in durations)) - start,
+        gathered_ns=model.ended_ns + max(duration for _, duration in durations) - start,
+    )
+
+
 TOLERANCE_NS = 5_000_000
 """Timers and thread switches cost this much without anybody's fault."""
 
@@ -153,7 +185,8 @@ def loop_phases(loop: LoopRecord) -> dict[str, int]:
 
 
 def _swept(loop: LoopRecord) -> dict[str, int]:
-    rounds, calls = loop.rounds, list(loop.tool_calls)
+    rounds = loop.rounds
+    calls = [call for round_ in rounds for call in round_.tool_calls]  # also of what only looks like a record
     backoff = union(
         (before.ended_ns, after.started_ns)
         for round_ in rounds

@@ -14,7 +14,7 @@ from importlib import import_module
 
 from profiler.errors import ProfilerError
 
-COMMANDS = ("run", "compare", "init", "report", "trace", "emulate", "scenarios", "dashboards")
+COMMANDS = ("run", "compare", "tune", "init", "report", "trace", "emulate", "scenarios", "dashboards")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

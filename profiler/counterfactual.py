@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -197,6 +198,10 @@ def _rule(spec: str) -> _Rule:
     strategy = parse_strategy(spec)
     if spec == "sequential":
         return _Rule(chained=True, limit=None, shared=False)
+    if strategy.gate is not None and not re.fullmatch(r"semaphore:\d+(@agent)?", spec):
+        raise UsageError(f"{spec} is not one that can be replayed")
+    if strategy.eager != "no":
+        raise UsageError(f"{spec}: calls that start early are not replayed")
     return _Rule(chained=False, limit=strategy.limit, shared=strategy.scope == "process")
 
 

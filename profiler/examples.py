@@ -22,7 +22,7 @@ def tools_url() -> str:
     return os.environ.get("PROFILER_TOOLS_URL", DEFAULT_TOOLS_URL).rstrip("/")
 
 
-@tool
+@tool(pure=True)
 async def get_weather(city: str, units: Literal["celsius", "fahrenheit"] = "celsius") -> dict[str, Any]:
     """The current weather in a city.
 
@@ -47,7 +47,7 @@ async def get_weather(city: str, units: Literal["celsius", "fahrenheit"] = "cels
     }
 
 
-@tool
+@tool(pure=True)
 async def get_population(city: str) -> dict[str, Any]:
     """How many people live in a city.
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from profiler import headers
 from profiler.anatomy import shortfall
 from profiler.errors import ProviderError, UsageError
+from profiler.execution import Call, Executor, Place
 from profiler.model import (
-    CallRequest,
     Message,
     Model,
     Probe,
@@ -27,20 +26,10 @@ from profiler.model import (
     current_probe,
 )
 from profiler.recorder import Clock, LiveCalls, Recorder, Sink, fresh_id
-from profiler.records import LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
-from profiler.steps import Steps
+from profiler.records import LoopRecord, ModelCall, RoundRecord, Status
 from profiler.strategies import Gathered, Strategy
 from profiler.threads import NativeThreads
-from profiler.tools import (
-    CallContext,
-    Function,
-    InvalidArguments,
-    Tool,
-    Toolbox,
-    current_call,
-    failure_type,
-    result_text,
-)
+from profiler.tools import Function, Tool, Toolbox, result_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +81,10 @@ class ToolLoop:
         self._parallel = parallel_tool_calls
         if max_rounds < 1:
             raise UsageError(f"max_rounds must be at least 1, not {max_rounds}")
+        if self.strategy.eager != "no" and not stream:
+            raise UsageError(
+                f"{self.strategy.spec}: tools can start early only while a reply streams; pass stream=True"
+            )
         if tool_choice not in ("auto", "none", "required") and self.tools.get(tool_choice) is None:
             raise UsageError(
                 f"tool_choice {tool_choice!r}: expected auto, none, required or one of: "
@@ -101,6 +94,9 @@ class ToolLoop:
         self._live: dict[str, LiveCalls] = {
             t.name: self.recorder.live_calls(self.strategy.spec, t.name) for t in self.tools
         }
+        self._calls = Executor(
+            tools=self.tools, strategy=self.strategy, threads=self._threads, live=self._live, clock=clock
+        )
 
     async def run(
         self,
@@ -118,44 +114,6 @@ class ToolLoop:
         server, in a reserved header. Raises `ProviderError` (its record has gone to the sinks).
         """
         return await _LoopRun(self, number, agent, trial, process, intended_ns).run(prompt)
-
-
-class _Call:
-    """One tool call while it happens."""
-
-    __slots__ = (
-        "arguments",
-        "blocking_ns",
-        "ended_ns",
-        "error_type",
-        "queued_ns",
-        "ready_ns",
-        "request",
-        "result",
-        "started_ns",
-        "status",
-        "thread_ns",
-        "tool",
-    )
-
-    def __init__(self, request: CallRequest, ready_ns: int) -> None:
-        self.request = request
-        self.ready_ns = ready_ns
-        self.queued_ns = ready_ns
-        self.started_ns: int | None = None
-        self.thread_ns: int | None = None
-        self.blocking_ns = 0
-        self.ended_ns: int | None = None
-        self.status: ToolStatus = "ok"
-        self.error_type: str | None = None
-        self.result: str | None = None
-        self.tool: Tool | None = None
-        self.arguments: dict[str, Any] = {}
-
-    def fail(self, status: ToolStatus, error_type: str, message: str) -> None:
-        self.status = status
-        self.error_type = error_type
-        self.result = f"Error: {message}"
 
 
 class _LoopRun:
@@ -178,6 +136,7 @@ class _LoopRun:
         self.intended_ns = intended_ns
         self.clock = loop.recorder.clock
         self.rounds: list[RoundRecord] = []
+        self.place = Place(agent, number, trial)
         self.headers = None
         if number is not None:
             self.headers = {headers.LOOP: str(number)}
@@ -246,8 +205,11 @@ class _LoopRun:
         reply: Reply | None = None
         error_type: str | None = None
         request_id: str | None = None
-        calls: list[_Call] = []
-        model_ended_ns = tools_started_ns = tools_ended_ns = None
+        calls: list[Call] = []
+        early: dict[str, Call] = {}
+        if loop.stream and loop.strategy.eager != "no" and not answer_only:
+            probe.on_call = partial(loop._calls.start_early, early, self.place)
+        model_ended_ns = tools_started_ns = tools_ended_ns = limit = None
         try:
             token = current_probe.set(probe)
             try:
@@ -265,12 +227,15 @@ class _LoopRun:
             if not reply.calls or answer_only:
                 status = "ok"
                 return reply.text
-            calls = [_Call(request, model_ended_ns) for request in reply.calls]
-            runnable = [call for call in calls if self._parse(call)]
+            calls, runnable = self._asked(reply, early, probe, model_ended_ns)
+            limit = loop.strategy.limit
             tools_started_ns = clock()
             for call in calls:
-                call.queued_ns = tools_started_ns
-            await self._execute(runnable)
+                if call.task is None:
+                    call.queued_ns = tools_started_ns
+            await loop._calls.execute(runnable)
+            if early:
+                await loop._calls.wait(early.values())
             messages.extend(
                 loop.model.results(
                     [ToolResult(call.request.id, call.result or "", call.status != "ok") for call in calls]
@@ -282,8 +247,12 @@ class _LoopRun:
             status = "cancelled"
             raise
         finally:
+            if early and status != "ok":
+                # The reply failed, or we are cancelled: nothing that began early may outlive the round.
+                await loop._calls.cancel(early.values())
+                calls = calls or list(early.values())
             ended_ns = clock()
-            recorded = tuple([self._record(call, ended_ns) for call in calls])
+            recorded = tuple([call.record(ended_ns, loop._record_content) for call in calls])
             if tools_started_ns is not None:
                 # What comes after the last call is collecting, the wait for the event loop included.
                 tools_ended_ns = max([tools_started_ns, *[call.ended_ns for call in recorded]])
@@ -309,128 +278,35 @@ class _LoopRun:
                         input_tokens=reply.input_tokens if reply is not None else None,
                         output_tokens=reply.output_tokens if reply is not None else None,
                         attempts=tuple(probe.attempts),
+                        limiter_wait_ns=probe.limiter_wait_ns,
                     ),
                     tools_started_ns=tools_started_ns,
                     tools_ended_ns=tools_ended_ns,
                     tool_calls=recorded,
                     status=status,
                     shortfall=(
-                        shortfall(recorded, tools_ended_ns - tools_started_ns, loop.strategy.limit)
+                        shortfall(recorded, tools_ended_ns - tools_started_ns, limit)
                         if tools_started_ns is not None and tools_ended_ns is not None
                         else None
                     ),
+                    limit=limit,
                 )
             )
 
-    def _parse(self, call: _Call) -> bool:
-        """Validate a call's arguments; False if the model gets an error result instead of a run."""
-        request = call.request
-        tool = self.loop.tools.get(request.name)
-        if tool is None:
-            known = ", ".join(self.loop.tools.names)
-            call.fail("error", "unknown_tool", f"there is no tool {request.name!r}; available: {known}")
-        elif request.truncated:
-            call.fail("error", "truncated", "the reply was cut off before this call was complete")
-        else:
-            try:
-                call.arguments = tool.parse(request.arguments)
-                call.tool = tool
-                return True
-            except InvalidArguments as error:
-                call.fail("error", error.error_type, f"{error.error_type}: {error}")
-        return False
+    def _asked(
+        self, reply: Reply, early: dict[str, Call], probe: Probe, model_ended_ns: int
+    ) -> tuple[list[Call], list[Call]]:
+        """The calls of a reply, and those of them that can be run and do not run already."""
+        place, parse, complete_ns = self.place, self.loop._calls.parse, probe.complete_ns
+        if not complete_ns:
+            calls = [Call(request, model_ended_ns, place) for request in reply.calls]
+            return calls, [call for call in calls if parse(call)]
+        calls = [
+            early.get(request.id) or Call(request, complete_ns.get(request.id, model_ended_ns), place)
+            for request in reply.calls
+        ]
+        return calls, [call for call in calls if call.task is None and parse(call)]
 
-    async def _execute(self, calls: list[_Call]) -> None:
-        live = self.loop._live
-        for call in calls:
-            live[call.request.name].queued += 1
-        try:
-            await self.loop.strategy.execute([partial(self._run, call) for call in calls], self.agent)
-        finally:
-            for call in calls:
-                if call.started_ns is None:
-                    live[call.request.name].queued -= 1
-
-    async def _run(self, call: _Call) -> None:
-        """Run one call to its result or error; only a cancellation gets out."""
-        clock, tool, request = self.clock, call.tool, call.request
-        assert tool is not None
-        live = self.loop._live[request.name]
-        call.started_ns = clock()
-        live.queued -= 1
-        live.running += 1
-        token = current_call.set(CallContext(request.id, request.name, self.number, self.trial))
-        deadline = None if tool.timeout is None else asyncio.timeout(tool.timeout)
-        try:
-            if deadline is None:
-                value = await self._invoke(call, tool)
-            else:
-                async with deadline:
-                    value = await self._invoke(call, tool)
-            call.result = result_text(value)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                call.fail("cancelled", "cancelled", "cancelled")
-                raise
-            # Not ours: something inside the tool was cancelled, which is the tool's failure.
-            call.fail("error", "CancelledError", "the tool was cancelled from inside")
-        except (Exception, SystemExit) as error:  # a tool that calls sys.exit() is one that failed
-            if deadline is not None and deadline.expired():
-                call.fail("timeout", "timeout", f"timed out after {tool.timeout:g} s")
-            else:
-                call.fail("error", failure_type(error), f"{type(error).__name__}: {error}")
-        finally:
-            current_call.reset(token)
-            live.running -= 1
-            call.ended_ns = clock()
-
-    async def _invoke(self, call: _Call, tool: Tool) -> Any:
-        if not tool.is_async:
-            return await self.loop._threads.run(
-                partial(tool.function, **call.arguments), partial(self._got_thread, call)
-            )
-        steps = Steps(tool.function(**call.arguments), self.clock)
-        try:
-            return await steps
-        finally:
-            call.blocking_ns = steps.blocking_ns
-
-    def _got_thread(self, call: _Call) -> None:
-        call.thread_ns = self.clock()
-
-    def _record(self, call: _Call, now_ns: int) -> ToolCall:
-        ended_ns = call.ended_ns
-        if ended_ns is None:
-            # Never ran: refused before the strategy saw it, or cancelled while it waited.
-            if call.status == "ok":
-                call.fail("cancelled", "cancelled", "cancelled")
-                ended_ns = now_ns
-            else:
-                ended_ns = call.queued_ns
-        content = self.loop._record_content
-        return ToolCall(
-            id=call.request.id,
-            name=call.request.name,
-            ready_ns=call.ready_ns,
-            queued_ns=call.queued_ns,
-            started_ns=call.started_ns,
-            ended_ns=ended_ns,
-            status=call.status,
-            error_type=call.error_type,
-            thread_wait_ns=(
-                call.thread_ns - call.started_ns
-                if call.thread_ns is not None and call.started_ns is not None
-                else 0
-            ),
-            blocking_ns=call.blocking_ns,
-            arguments=_arguments_text(call.request.arguments) if content else None,
-            result=call.result if content else None,
-        )
-
-
-def _arguments_text(arguments: str | Mapping[str, Any]) -> str:
-    return arguments if isinstance(arguments, str) else result_text(arguments)
 
 
 def _prompt_text(prompt: str | Sequence[Message]) -> str:

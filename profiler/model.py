@@ -66,13 +66,20 @@ class RequestOptions:
 
 @dataclass(slots=True)
 class Probe:
-    """What is observed while one model request is under way. Providers call its methods as things arrive."""
+    """What is observed while one model request is under way. Providers call its methods as things arrive.
+
+    `complete_ns` maps the ids of calls to when their arguments were complete (streamed replies only).
+    `limiter_wait_ns`: for how long limiters of ours held the request back.
+    """
 
     clock: Callable[[], int]
     on_text: Callable[[str], None] | None = None
+    on_call: Callable[[CallRequest], None] | None = None
     first_token_ns: int | None = None
     first_tool_call_ns: int | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    complete_ns: dict[str, int] = field(default_factory=dict)
+    limiter_wait_ns: int = 0
 
     def token(self) -> None:
         """Something the model generated has arrived (text, or part of a call)."""
@@ -85,10 +92,14 @@ class Probe:
         if self.on_text is not None and delta:
             self.on_text(delta)
 
-    def call_complete(self) -> None:
-        """The arguments of a call are complete."""
+    def call_complete(self, request: CallRequest) -> None:
+        """The arguments of a call are complete: it will not change, whatever becomes of the reply."""
+        now_ns = self.clock()
         if self.first_tool_call_ns is None:
-            self.first_tool_call_ns = self.clock()
+            self.first_tool_call_ns = now_ns
+        self.complete_ns[request.id] = now_ns
+        if self.on_call is not None:
+            self.on_call(request)
 
 
 current_probe: ContextVar[Probe | None] = ContextVar("toolloop_current_probe", default=None)

@@ -56,7 +56,8 @@ class ModelCall:
     """One model request as the caller sees it: all attempts and the backoff between them.
 
     `first_token_ns` and `first_tool_call_ns` (the first call whose arguments were complete)
-    are observed on streamed requests only.
+    are observed on streamed requests only. `limiter_wait_ns` is the part of it in which limiters of
+    ours held it back (`profiler.limited`).
     """
 
     provider: str
@@ -73,6 +74,18 @@ class ModelCall:
     input_tokens: int | None = None
     output_tokens: int | None = None
     attempts: tuple[Attempt, ...] = ()
+    limiter_wait_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolAttempt:
+    """One try of a tool call that may be tried again; `retry_after_ns` is the wait a server asked for."""
+
+    started_ns: int
+    ended_ns: int
+    status: ToolStatus = "ok"
+    error_type: str | None = None
+    retry_after_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +99,10 @@ class ToolCall:
     of over 10 ms, so that nothing else could run. `error_type` is bounded: `invalid_json`,
     `invalid_arguments`, `truncated`, `unknown_tool`, `timeout`, `cancelled`, `http_429` and the
     like where a server refused the tool, or the class name of what it raised.
+
+    ready is before the model's reply was complete where that was streamed; eager calls may start
+    before it too. `attempts` are those of a tool with retries: its duration runs from the first one's
+    start to the last one's end, what lies between (backoff, the limiter again) included.
     """
 
     id: str
@@ -100,6 +117,7 @@ class ToolCall:
     blocking_ns: int = 0
     arguments: str | None = None
     result: str | None = None
+    attempts: tuple[ToolAttempt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +128,8 @@ class RoundRecord:
     `tools_ended_ns`; both are None in a round without calls. After it the results are
     collected into messages until `ended_ns`. `shortfall` names what kept the calls from
     overlapping as the strategy allows (`profiler.anatomy.shortfall`), None if nothing did.
-    `unobserved_calls` were asked for, but no tool that is profiled ran them.
+    `unobserved_calls` were asked for, but no tool that is profiled ran them. `limit` is how many calls
+    the strategy let run at once when the phase began, None if it sets no such limit.
     """
 
     index: int
@@ -123,6 +142,7 @@ class RoundRecord:
     status: Status = "ok"
     shortfall: Shortfall | None = None
     unobserved_calls: int = 0
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +189,10 @@ class LoopRecord:
             yield from round_.tool_calls
 
 
-_DURATIONS = frozenset({"lag_ns", "thread_wait_ns", "blocking_ns", "retry_after_ns"})
+_DURATIONS = frozenset({"lag_ns", "limiter_wait_ns", "thread_wait_ns", "blocking_ns", "retry_after_ns"})
 _TIMES = {
     cls: tuple(f.name for f in fields(cls) if f.name.endswith("_ns") and f.name not in _DURATIONS)
-    for cls in (Attempt, ModelCall, ToolCall, RoundRecord, LoopRecord)
+    for cls in (Attempt, ModelCall, ToolAttempt, ToolCall, RoundRecord, LoopRecord)
 }
 
 
@@ -187,7 +207,9 @@ def shifted(record: LoopRecord, by_ns: int) -> LoopRecord:
         moved(
             round_,
             model=moved(round_.model, attempts=tuple(moved(a) for a in round_.model.attempts)),
-            tool_calls=tuple(moved(call) for call in round_.tool_calls),
+            tool_calls=tuple(
+                moved(call, attempts=tuple(moved(a) for a in call.attempts)) for call in round_.tool_calls
+            ),
         )
         for round_ in record.rounds
     )
@@ -216,6 +238,9 @@ def decode(line: bytes | str) -> LoopRecord:
             model = round_["model"]
             model["attempts"] = tuple(_build(Attempt, a) for a in model["attempts"])
             round_["model"] = _build(ModelCall, model)
+            for call in round_["tool_calls"]:
+                if "attempts" in call:
+                    call["attempts"] = tuple(_build(ToolAttempt, a) for a in call["attempts"])
             round_["tool_calls"] = tuple(_build(ToolCall, c) for c in round_["tool_calls"])
         data["rounds"] = tuple(_build(RoundRecord, r) for r in data["rounds"])
         record: LoopRecord = _build(LoopRecord, data)
@@ -246,7 +271,7 @@ def read(path: Path | str) -> Iterator[LoopRecord]:
 
 _NAMES = {
     cls: frozenset(f.name for f in fields(cls))
-    for cls in (Attempt, ModelCall, ToolCall, RoundRecord, LoopRecord)
+    for cls in (Attempt, ModelCall, ToolAttempt, ToolCall, RoundRecord, LoopRecord)
 }
 
 

@@ -24,6 +24,7 @@ def _http_tool(spec: ToolSpec) -> Tool:
         name=spec.name,
         description=spec.description,
         parameters=spec.parameters,
+        pure=True,  # the emulator's tools change nothing
     )
 
 

@@ -1,29 +1,32 @@
 """Strategies: how the tool calls of one round are executed.
 
 A strategy is handed the round's calls as coroutine functions that note their own times and
-never raise (except for cancellation), in the order the model asked for them.
+never raise (except for cancellation), in the order the model asked for them. Each call passes
+the strategy's gate by itself, on every attempt.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Literal, Protocol
-from weakref import WeakValueDictionary
 
 from profiler.errors import UsageError
-from profiler.gate import Gate
+from profiler.gate import Clock, Gate
 from profiler.limits import FixedLimit
+from profiler.limits.spec import FORMS, Rule, Scope, parse_rules
 
 Run = Callable[[], Coroutine[Any, Any, None]]
-Scope = Literal["process", "agent"]
+
+Eager = Literal["no", "pure", "all"]
+"""Which calls start while the model still streams: none, those of tools declared pure, all."""
 
 
 class Strategy(Protocol):
     """Executes the calls of a round; returns when every one has ended.
 
-    `limit` is the number of calls it lets run at once within its `scope`, None if it sets none.
+    `limit` is the number of calls it lets run at once within its `scope` now, None if it sets none.
     """
 
     @property
@@ -36,7 +39,14 @@ class Strategy(Protocol):
     @property
     def scope(self) -> Scope: ...
 
-    async def execute(self, runs: Sequence[Run], agent: str) -> None: ...
+    @property
+    def gate(self) -> Gate | None:
+        """What every attempt of a call has to pass."""
+
+    @property
+    def eager(self) -> Eager: ...
+
+    async def execute(self, runs: Sequence[Run]) -> None: ...
 
 
 class Sequential:
@@ -45,8 +55,10 @@ class Sequential:
     spec = "sequential"
     limit = 1
     scope: Scope = "agent"
+    gate: Gate | None = None
+    eager: Eager = "no"
 
-    async def execute(self, runs: Sequence[Run], agent: str) -> None:
+    async def execute(self, runs: Sequence[Run]) -> None:
         for run in runs:
             await run()
 
@@ -54,62 +66,102 @@ class Sequential:
 class Gathered:
     """All calls of the round at once."""
 
-    spec = "gathered"
     limit: int | None = None
     scope: Scope = "process"
+    gate: Gate | None = None
 
-    async def execute(self, runs: Sequence[Run], agent: str) -> None:
+    def __init__(self, *, eager: Eager = "no") -> None:
+        self.eager: Eager = eager
+        self.spec = _EAGER[eager] or "gathered"
+
+    async def execute(self, runs: Sequence[Run]) -> None:
         await _all(run() for run in runs)
 
 
-class SemaphoreLimited:
+class Limited:
+    """All calls of the round at once, each through the gate when the limiters let it.
+
+    `limits` is a spec as `Gate` takes it, or rules of one's own under a `spec` of one's own. Limits
+    are of this process unless their scope says otherwise: W processes allow W times as much, unless
+    each takes its part (`share`). A limiter is ours; what the server allows is its quota.
+    """
+
+    def __init__(
+        self,
+        limits: str | Sequence[Rule],
+        *,
+        spec: str | None = None,
+        eager: Eager = "no",
+        share: int = 1,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        self.gate = Gate(limits, share=share, clock=clock)
+        self.eager: Eager = eager
+        named = spec if spec is not None else "+".join(dict.fromkeys(rule.spec for rule in self.gate.rules))
+        self.spec = f"{_EAGER[eager]}+{named}" if eager != "no" else named
+        limiting = [rule for rule in self.gate.rules if rule.limit is not None]
+        self.scope: Scope = min(limiting, key=lambda rule: rule.limit or 0).scope if limiting else "process"
+
+    @property
+    def limit(self) -> int | None:
+        return self.gate.limit
+
+    async def execute(self, runs: Sequence[Run]) -> None:
+        await _all(run() for run in runs)
+
+
+class SemaphoreLimited(Limited):
     """All calls of the round at once, at most `limit` of them running.
 
     With scope `process` (the module-level semaphore of the field's tutorials) the limit is one
-    for all agents of this process; W processes allow limit x W in all. With scope `agent` each
-    agent has its own. The limiter is ours; what the server allows is its quota.
+    for all agents of this process; with scope `agent` each agent has its own, with scope `tool`
+    each tool.
     """
 
     def __init__(self, limit: int, *, scope: Scope = "process") -> None:
-        if scope not in ("process", "agent"):
-            raise UsageError(f"scope must be 'process' or 'agent', not {scope!r}")
-        FixedLimit(limit)  # refuses a bad limit here, not at the first call
-        self.limit = limit
-        self.scope: Scope = scope
-        self.spec = f"semaphore:{limit}" + ("@agent" if scope == "agent" else "")
-        # A gate lives as long as someone is inside or waits; an idle one holds no state.
-        # Futures belong to one event loop, so does a gate.
-        self._gates: WeakValueDictionary[tuple[int, str], Gate] = WeakValueDictionary()
-
-    async def execute(self, runs: Sequence[Run], agent: str) -> None:
-        gate = self._gate(agent)
-        await _all(_through(gate, run) for run in runs)
-
-    def _gate(self, agent: str) -> Gate:
-        key = (id(asyncio.get_running_loop()), agent if self.scope == "agent" else "")
-        gate = self._gates.get(key)
-        if gate is None:
-            gate = self._gates[key] = Gate(FixedLimit(self.limit))
-        return gate
+        if scope not in ("process", "agent", "tool"):
+            raise UsageError(f"scope must be 'process', 'agent' or 'tool', not {scope!r}")
+        FixedLimit(limit)
+        super().__init__(f"semaphore:{limit}" + ("" if scope == "process" else f"@{scope}"))
 
 
-def parse_strategy(spec: str) -> Strategy:
-    """`sequential`, `gathered`, `semaphore:4` or `semaphore:4@agent`. Raises `UsageError`."""
-    if spec == "sequential":
+_EAGER: dict[Eager, str] = {"no": "", "pure": "eager", "all": "eager:all"}
+
+
+def parse_strategy(spec: str, *, share: int = 1, clock: Clock = time.monotonic_ns) -> Strategy:
+    """`sequential`, `gathered`, or limiters, joined by `+`; with `eager+` before them, or `eager` alone.
+
+    `share`: how many processes share the limits; `clock`: of rates and of what adapts. Raises `UsageError`.
+    """
+    parts = spec.split("+")
+    eager: Eager = "no"
+    if parts[0] in ("eager", "eager:all"):
+        eager = "pure" if parts.pop(0) == "eager" else "all"
+    if parts == ["sequential"] and eager == "no":
         return Sequential()
-    if spec == "gathered":
-        return Gathered()
-    match = re.fullmatch(r"semaphore:(\d{1,9})(@agent)?", spec)
-    if match and int(match[1]) > 0:
-        return SemaphoreLimited(int(match[1]), scope="agent" if match[2] else "process")
-    raise UsageError(
-        f"unknown strategy {spec!r}: expected sequential, gathered, semaphore:N or semaphore:N@agent (N ≥ 1)"
-    )
+    if not parts or (parts == ["gathered"] and eager == "no"):
+        return Gathered(eager=eager)
+    rules: list[Rule] = []
+    for part in parts:
+        found = parse_rules(part)
+        if found is None:
+            raise UsageError(
+                f"unknown strategy {spec!r}: expected sequential, gathered, or {FORMS} (N ≥ 1), joined by +; "
+                "eager+ before limiters, or eager alone"
+            )
+        rules += found
+    return Limited(rules, spec="+".join(parts), eager=eager, share=share, clock=clock)
 
 
-async def _through(gate: Gate, run: Run) -> None:
-    async with gate:
-        await run()
+def split_specs(text: str) -> list[str]:
+    """The strategies of a list with commas; a comma inside a spec is followed by `name=`."""
+    specs: list[str] = []
+    for part in text.split(","):
+        if "=" in part and ":" not in part and specs:
+            specs[-1] += f",{part.strip()}"
+        elif part.strip():
+            specs.append(part.strip())
+    return specs
 
 
 async def _all(runs: Iterable[Awaitable[None]]) -> None:

@@ -16,6 +16,7 @@ import itertools
 import json
 import selectors
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from profiler.errors import ProviderError
@@ -84,17 +85,24 @@ def call(name: str, /, **arguments: Any) -> CallRequest:
 class ScriptedModel:
     """A model that says what it is told: per request a list of calls, an answer, or an exception.
 
-    Each request takes `seconds`. `requests` keeps what it was asked: (messages, tools, options).
+    Each request takes `seconds`; in a streamed reply the arguments of its calls become complete evenly
+    over that time. `cut` breaks the n-th request off (from 0) before its last call is complete.
+    `requests` keeps what it was asked: (messages, tools, options).
     """
 
     provider = "scripted"
     model = "script"
 
     def __init__(
-        self, script: Sequence[Sequence[CallRequest] | str | Exception], *, seconds: float = 0.0
+        self,
+        script: Sequence[Sequence[CallRequest] | str | Exception],
+        *,
+        seconds: float = 0.0,
+        cut: int | None = None,
     ) -> None:
         self._script = list(script)
         self._seconds = seconds
+        self._cut = cut
         self.requests: list[tuple[list[Message], Any, RequestOptions]] = []
 
     def conversation(self, prompt: str | Sequence[Message]) -> list[Message]:
@@ -107,13 +115,20 @@ class ScriptedModel:
         self, messages: list[Message], tools: Any, options: RequestOptions, probe: Probe
     ) -> Reply:
         self.requests.append((list(messages), tools, options))
-        await asyncio.sleep(self._seconds)
         step = self._script.pop(0)
+        cut = len(self.requests) - 1 == self._cut
+        if options.stream and not isinstance(step, str | Exception):
+            for call in step:
+                await asyncio.sleep(self._seconds / len(step))
+                if not (cut and call is step[-1]):
+                    probe.call_complete(call)
+        else:
+            await asyncio.sleep(self._seconds)
         if isinstance(step, Exception):
             raise step
         if isinstance(step, str):
             return Reply(step, (), [{"role": "assistant", "content": step}], "stop", "req_1", 10, 2)
-        calls = tuple(step)
+        calls = tuple(replace(c, truncated=c.truncated or (cut and c is step[-1])) for c in step)
         message = {"role": "assistant", "calls": [c.id for c in calls]}
         return Reply("", calls, [message], "tool_calls", "req_1", 10, 5)
 

@@ -14,8 +14,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Annotated, Any, overload
+from typing import Annotated, Any, NamedTuple, overload
 
 import docstring_parser
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -23,12 +22,12 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import to_json
 
 from profiler.errors import ToolDefinitionError, UsageError
+from profiler.limits.signals import status_of
 
 Function = Callable[..., Any]
 
 
-@dataclass(frozen=True, slots=True)
-class CallContext:
+class CallContext(NamedTuple):
     """Which call a tool's code is running for; `number` and `trial` are None outside a load test."""
 
     call_id: str
@@ -53,6 +52,7 @@ class Tool:
     """A function with a name, a description, a JSON Schema and an optional timeout in seconds.
 
     Still callable as the function it was. `is_async` tells whether calling it gives a coroutine.
+    For `retries`, `exclusive` and `pure` see `tool`.
     """
 
     def __init__(
@@ -63,7 +63,13 @@ class Tool:
         description: str,
         arguments: type[BaseModel],
         timeout: float | None = None,
+        retries: int = 0,
+        exclusive: str | None = None,
+        pure: bool = False,
     ) -> None:
+        self.retries = retries
+        self.exclusive = exclusive
+        self.pure = pure
         self.function = function
         self.name = name
         self.description = description
@@ -119,9 +125,19 @@ class SchemaTool(Tool):
         description: str,
         parameters: Mapping[str, Any],
         timeout: float | None = None,
+        retries: int = 0,
+        exclusive: str | None = None,
+        pure: bool = False,
     ) -> None:
         super().__init__(
-            function, name=name, description=description, arguments=_AnyArguments, timeout=timeout
+            function,
+            name=name,
+            description=description,
+            arguments=_AnyArguments,
+            timeout=timeout,
+            retries=retries,
+            exclusive=exclusive,
+            pure=pure,
         )
         self.parameters = dict(parameters)
         self._required = tuple(parameters.get("required", ()))
@@ -149,7 +165,13 @@ class _AnyArguments(BaseModel):
 def tool(function: Function, /) -> Tool: ...
 @overload
 def tool(
-    *, timeout: float | None = None, name: str | None = None, description: str | None = None
+    *,
+    timeout: float | None = None,
+    name: str | None = None,
+    description: str | None = None,
+    retries: int = 0,
+    exclusive: str | None = None,
+    pure: bool = False,
 ) -> Callable[[Function], Tool]: ...
 
 
@@ -160,16 +182,24 @@ def tool(
     timeout: float | None = None,
     name: str | None = None,
     description: str | None = None,
+    retries: int = 0,
+    exclusive: str | None = None,
+    pure: bool = False,
 ) -> Tool | Callable[[Function], Tool]:
     """Make a function a tool: `@tool`, or `@tool(timeout=10.0)`.
 
     `timeout` is in seconds, from the start of execution (waiting in a limiter does not count).
-    `name` and `description` replace the function's name and docstring.
+    `name` and `description` replace the function's name and docstring. `retries`: how often it is
+    tried again after 429, 5xx or a timeout, with jitter. Tools with the same `exclusive` name never
+    overlap in a process. `pure`: without side effects, so that it may run while the model still
+    streams, even when the reply then fails (strategy `eager`).
 
     Raises `ToolDefinitionError` for a signature that has no JSON Schema form.
     """
     if timeout is not None and not timeout > 0:
         raise UsageError(f"a tool's timeout must be above 0 seconds, not {timeout!r}")
+    if retries < 0:
+        raise UsageError(f"a tool's retries must be at least 0, not {retries!r}")
     # Hints may name types that are local to the function in which the tool is defined.
     local_names = sys._getframe(1).f_locals
 
@@ -191,6 +221,9 @@ def tool(
                 function, tool_name, {p.arg_name: p.description for p in doc.params}, local_names
             ),
             timeout=timeout,
+            retries=retries,
+            exclusive=exclusive,
+            pure=pure,
         )
 
     return make if function is None else make(function)
@@ -223,8 +256,8 @@ class Toolbox:
 
 def failure_type(error: BaseException) -> str:
     """A bounded name for what a tool raised: `http_429` where a server refused it, else the class name."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return f"http_{status}" if isinstance(status, int) else type(error).__name__
+    status = status_of(error)
+    return type(error).__name__ if status is None else f"http_{status}"
 
 
 def result_text(value: Any) -> str:

@@ -40,7 +40,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--strategy",
         action="append",
         metavar="S",
-        help="sequential, gathered, semaphore:N, semaphore:N@agent; may be repeated; the first is what the "
+        help="sequential, gathered, semaphore:N (@agent, @tool), rate:R/s, adaptive, eager, or several "
+        "joined by + (eager+semaphore:8); may be repeated; the first is what the "
         f"others are compared with (default: {', '.join(defaults.STRATEGIES)})",
     )
     add_load(parser)

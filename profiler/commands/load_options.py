@@ -54,6 +54,11 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         f"(default: {defaults.DRAIN_SECONDS:g}s)",
     )
     load.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that run agents")
+    load.add_argument(
+        "--share-limit",
+        action="store_true",
+        help="divide a strategy's limits among the processes (default: each has them whole)",
+    )
     load.add_argument("--slo", metavar="S", help="what a good loop is: p95<2s,errors<1%%")
     load.add_argument("--abort-on", metavar="RULE", help="end a hopeless run early: errors>20%%")
     load.add_argument(
@@ -108,4 +113,5 @@ def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> 
         abort_on=arguments.abort_on,
         slo=arguments.slo,
         calibration_seconds=arguments.calibrate,
+        share_limit=arguments.share_limit,
     )

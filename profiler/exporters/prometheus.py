@@ -8,14 +8,12 @@ Times are summed as integer nanoseconds: what is scraped equals what the records
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -25,9 +23,10 @@ from prometheus_client.samples import Exemplar
 from profiler import metrics
 from profiler.anatomy import PHASES, phases, tool_phase
 from profiler.exporters.exposition import Exposition, bounds, serve
+from profiler.limits.quotas import stated
 from profiler.metrics import Metric
 from profiler.recorder import LiveCalls
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolAttempt, ToolCall
 
 MAX_TOOLS = 50
 MAX_ERROR_TYPES = 50
@@ -138,6 +137,13 @@ class _Strategy:
         return pair
 
 
+class Limiting(Protocol):
+    """What a strategy is to this module."""
+
+    @property
+    def limit(self) -> int | None: ...
+
+
 class PrometheusSink(Collector):
     """A sink that shows the records it was given as metrics. One per process.
 
@@ -149,7 +155,7 @@ class PrometheusSink(Collector):
         self._counts: dict[Metric, dict[tuple[str, ...], Count]] = {}
         self._histograms: dict[Metric, dict[tuple[str, ...], Histogram]] = {}
         self._live: dict[tuple[str, str], LiveCalls] = {}
-        self._limits: dict[str, int] = {}
+        self._limits: dict[str, Limiting] = {}
         self._strategies: dict[str, _Strategy] = {}
         self._tools: dict[str, str] = {}
         self._error_types: dict[str, str] = {}
@@ -190,10 +196,9 @@ class PrometheusSink(Collector):
             self._strategy(strategy).of_call(key[1], "ok")
         return live
 
-    def set_limit(self, strategy: str, limit: int | None) -> None:
-        """What the strategy lets run at once in this process."""
-        if limit is not None:
-            self._limits[strategy] = limit
+    def watch_limit(self, spec: str, strategy: Limiting) -> None:
+        """Show what the strategy lets run at once in this process; some change it as they go."""
+        self._limits[spec] = strategy
 
     def __call__(self, record: LoopRecord) -> None:
         strategy = self._strategies.get(record.strategy) or self._strategy(record.strategy)
@@ -274,12 +279,25 @@ class PrometheusSink(Collector):
             duration, queue = strategy.of_call(tool, call.status)
             duration.observe_in(call.ended_ns - call.started_ns, trace)
             queue.observe(call.started_ns - call.queued_ns)
+        if call.attempts:
+            self._tool_attempts(strategy.name, tool, call.attempts)
         if call.error_type is not None:
             error = self._capped(self._error_types, call.error_type, MAX_ERROR_TYPES, "error_type")
             self.count(metrics.TOOL_ERRORS, strategy.name, tool, error).value += 1
-            if error in RATE_LIMITED_ERRORS:
+            if error in RATE_LIMITED_ERRORS and not call.attempts:
                 reason = error.removeprefix("http_")
                 self.count(metrics.RATE_LIMITED, strategy.name, "tool", tool, reason).value += 1
+
+    def _tool_attempts(self, strategy: str, tool: str, attempts: Sequence[ToolAttempt]) -> None:
+        for attempt in attempts:
+            if attempt.error_type in RATE_LIMITED_ERRORS:
+                reason = attempt.error_type.removeprefix("http_")
+                self.count(metrics.RATE_LIMITED, strategy, "tool", tool, reason).value += 1
+        for before, after in pairwise(attempts):
+            error = self._capped(self._error_types, before.error_type or "", MAX_ERROR_TYPES, "error_type")
+            labels = (strategy, "tool", tool, error.removeprefix("http_"))
+            self.count(metrics.RETRIES, *labels).value += 1
+            self.count(metrics.BACKOFF, *labels).value += max(0, after.started_ns - before.ended_ns)
 
     def _capped(self, known: dict[str, str], value: str, most: int, label: str) -> str:
         shown = known.get(value)
@@ -348,7 +366,8 @@ class PrometheusSink(Collector):
         if metric is metrics.TOOL_CALLS_QUEUED:
             return [(key, live.queued) for key, live in list(self._live.items())]
         if metric is metrics.CONCURRENCY_LIMIT:
-            return [((strategy,), limit) for strategy, limit in list(self._limits.items())]
+            limits = [(spec, strategy.limit) for spec, strategy in list(self._limits.items())]
+            return [((spec,), limit) for spec, limit in limits if limit is not None]
         if metric is metrics.AGENTS:
             return [((user_class,), agents) for user_class, agents in list(self._agents.items())]
         if metric is metrics.RUN_INFO:
@@ -380,27 +399,10 @@ def register(sink: PrometheusSink, registry: CollectorRegistry = REGISTRY) -> Pr
 RATE_LIMITED_STATUSES = frozenset((429, 529))
 RATE_LIMITED_ERRORS = frozenset(("http_429", "http_529"))
 
-_RESOURCES = ("requests", "tokens", "input-tokens", "output-tokens")
-
-
-@functools.lru_cache(maxsize=256)  # header names come from outside
-def _quota_of(header: str) -> tuple[Metric, str] | None:
-    """What a rate-limit header says: OpenAI's is remaining-tokens, Anthropic's tokens-remaining."""
-    name = header.removeprefix("x-ratelimit-").removeprefix("anthropic-ratelimit-")
-    for metric, word in ((metrics.QUOTA_LIMIT, "limit"), (metrics.QUOTA_REMAINING, "remaining")):
-        for resource in _RESOURCES:
-            if name in (f"{word}-{resource}", f"{resource}-{word}"):
-                return metric, resource.replace("-", "_")
-    return None
-
-
 def quotas(limits: Mapping[str, str]) -> Iterator[tuple[Metric, str, float]]:
     """(metric, resource, value) of a response's rate-limit headers; what is no number is left out."""
-    for header, text in limits.items():
-        found = _quota_of(header)
-        if found is not None:
-            with contextlib.suppress(ValueError):
-                yield *found, float(text)
+    for word, resource, value in stated(limits):
+        yield (metrics.QUOTA_LIMIT if word == "limit" else metrics.QUOTA_REMAINING), resource, value
 
 
 def _reason(attempt: Attempt) -> str:

@@ -16,7 +16,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,8 +29,6 @@ from profiler.records import LoopRecord
 from profiler.strategies import Sequential, Strategy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from profiler.instrument import Profiler
     from profiler.loop import ToolLoop
 
@@ -153,28 +151,41 @@ class AgentContext:
         return self._prompt.replace("{number}", str(self.number))
 
     @property
-    def limiter(self) -> AbstractAsyncContextManager[None]:
-        """`async with context.limiter:` around one tool call lets the strategy hold it back."""
+    def limiter(self) -> AbstractAsyncContextManager[Any]:
+        """`async with context.limiter:` around one tool call lets the strategy hold it back.
+
+        For limits that differ by tool, name it: `async with context.slot("search"):`.
+        """
+        return self.slot()
+
+    def slot(self, tool: str = "") -> AbstractAsyncContextManager[Any]:
+        """Around one call of a tool, or one try of it: what it raises (429, timeouts) is heeded."""
         call = self._call
         if isinstance(self.strategy, Sequential):
             return call.lock
-        return _admitted(self.strategy, call.place.agent)
+        gate = self.strategy.gate
+        return nullcontext() if gate is None else gate.slot(tool, call.place.agent)
 
     async def execute(self, *calls: Callable[[], Awaitable[T]]) -> list[T]:
         """Run the calls of a round as the strategy says; their results in order.
 
         All of them end, then the first failure is raised.
         """
+        gate, agent = self.strategy.gate, self._call.place.agent
         outcomes: list[T | BaseException] = [asyncio.CancelledError()] * len(calls)
 
         async def one(index: int) -> None:
             try:
-                outcomes[index] = await calls[index]()
+                if gate is None:
+                    outcomes[index] = await calls[index]()
+                else:
+                    async with gate.slot(agent=agent):
+                        outcomes[index] = await calls[index]()
             except Exception as error:
                 outcomes[index] = error
 
         runs = [partial(one, index) for index in range(len(calls))]
-        await self.strategy.execute(runs, self._call.place.agent)
+        await self.strategy.execute(runs)
         results: list[T] = []
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
@@ -325,27 +336,3 @@ class _Collector:
     def observe_lag(self, lag_ns: int) -> None:
         for observe in self._lag:
             observe(lag_ns)
-
-
-@asynccontextmanager
-async def _admitted(strategy: Strategy, agent: str) -> AsyncIterator[None]:
-    """Through the limiter of any strategy, from the outside: its `execute` holds the place meanwhile."""
-    loop = asyncio.get_running_loop()
-    entered, left = loop.create_future(), loop.create_future()
-
-    async def hold() -> None:
-        entered.set_result(None)
-        await left
-
-    task = asyncio.ensure_future(strategy.execute([hold], agent))
-    try:
-        await entered
-        yield
-    finally:
-        if entered.done() and not entered.cancelled():
-            left.set_result(None)
-            await task
-        else:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task

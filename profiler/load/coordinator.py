@@ -319,7 +319,7 @@ class Coordinator:
     def _print_limits(self, workers: int) -> None:
         users = max(self.options.levels, default=self._ramp.users)
         for spec in self.options.strategies:
-            strategy = parse_strategy(spec)
+            strategy = parse_strategy(spec, share=workers if self.options.share_limit else 1)
             _log.info("%s", effective_limit(spec, strategy.limit, strategy.scope, users, workers))
 
     def _report_progress(self) -> None:

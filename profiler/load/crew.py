@@ -63,10 +63,17 @@ class Crew:
         self._trial: Trial | None = None
         self._turn = Event()
 
-    def prepare(self, options: LoadOptions, root: str, factories: Mapping[str, AgentFactory | None]) -> float:
+    def prepare(
+        self,
+        options: LoadOptions,
+        root: str,
+        factories: Mapping[str, AgentFactory | None],
+        share: int = 1,
+    ) -> float:
         """Make clients and agents for a test against `root`; returns the seconds one loop took.
 
-        `factories`: by Locust user class, None for the built-in loop. Runs one loop of each that is
+        `factories`: by Locust user class, None for the built-in loop. `share`: how many processes
+        share the limits. Runs one loop of each that is
         recorded nowhere: the first use of a client costs 110 to 230 ms. Raises `ProfilerError` when
         the target refuses it, or cannot be reached.
         """
@@ -74,7 +81,7 @@ class Crew:
         set_tools_url(options, root)
         scenario = load_scenario(options.scenario)
         self._scenario = scenario.name
-        seconds = thread.run(lambda: self._make(options, root, scenario, factories), PREPARE_SECONDS)
+        seconds = thread.run(lambda: self._make(options, root, scenario, factories, share), PREPARE_SECONDS)
         # What is there now stays: later collections need not look at Locust, the SDKs and pydantic.
         gc.collect()
         gc.freeze()
@@ -205,16 +212,17 @@ class Crew:
         root: str,
         scenario: Scenario,
         factories: Mapping[str, AgentFactory | None],
+        share: int,
     ) -> float:
         from profiler.strategies import Gathered, parse_strategy
 
         await self._close_clients()
-        strategies = {spec: parse_strategy(spec) for spec in options.strategies}
+        strategies = {spec: parse_strategy(spec, share=share) for spec in options.strategies}
         sinks: list[Sink] = [_Reports(self)]
         if self.metrics is not None:
             sinks.append(self.metrics)
             for spec, strategy in strategies.items():
-                self.metrics.set_limit(spec, strategy.limit)
+                self.metrics.watch_limit(spec, strategy)
         slowest = 0.0
         for user_class, factory in factories.items():
             if factory is None:

@@ -15,7 +15,7 @@ from profiler.load.pacing import Arrivals
 from profiler.providers import PROVIDERS
 from profiler.providers.endpoint import Endpoint
 from profiler.statistics.objectives import parse_objective
-from profiler.strategies import parse_strategy
+from profiler.strategies import parse_strategy, split_specs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class LoadOptions:
     `arrivals` makes the load open, at that rate with the users asked for; `levels` are numbers of
     users, each a load of its own. At most `max_in_flight` loops run at once, later arrivals wait.
     `calibration_seconds`: how long the client is measured against `instant` before the run.
+    `share_limit`: each worker process takes its part of a strategy's limits, instead of all of them.
     """
 
     strategies: tuple[str, ...] = defaults.STRATEGIES
@@ -61,13 +62,15 @@ class LoadOptions:
     abort_on: str | None = None
     slo: str | None = None
     calibration_seconds: float = defaults.CALIBRATION_SECONDS
+    share_limit: bool = False
 
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""
         if not self.strategies:
             raise UsageError("--strategy: name at least one strategy")
         for spec in self.strategies:
-            parse_strategy(spec)
+            if parse_strategy(spec).eager != "no" and not self.stream:
+                raise UsageError(f"--strategy {spec}: starts tools while a reply streams: add --stream")
         if len(set(self.strategies)) < len(self.strategies):
             raise UsageError("--strategy: each strategy can be named once")
         if self.provider not in PROVIDERS:
@@ -161,6 +164,7 @@ class LoadOptions:
             "--no-parallel-tool-calls": not self.parallel_tool_calls,
             "--stream": self.stream,
             "--no-metrics": not self.metrics,
+            "--share-limit": self.share_limit,
         }
         return arguments + [flag for flag, on in flags.items() if on]
 
@@ -200,6 +204,7 @@ class LoadOptions:
             abort_on=parsed.abort_on or None,
             slo=parsed.slo or None,
             calibration_seconds=parsed.calibrate,
+            share_limit=parsed.share_limit,
         )
 
 
@@ -263,6 +268,7 @@ def add_options(parser: Any) -> None:
         default=None,
         help="serve /metrics here (worker k: this port + k); none: the first free one",
     )
+    add("--share-limit", action="store_true", help="divide a strategy's limits among the workers")
     add("--no-metrics", action="store_true", help="serve no /metrics")
     add("--metrics-linger", type=float, default=0.0, help="seconds to serve /metrics after the last trial")
     add("--allow-remote", action="store_true", help="allow targets that are not this machine")
@@ -287,7 +293,7 @@ class StrategyAction(argparse.Action):
 def split_strategies(value: str | Sequence[Any] | None) -> tuple[str, ...]:
     """Strategy specs from text with commas or a list of such."""
     parts = [value] if isinstance(value, str) else list(value or ())
-    return tuple(spec.strip() for part in parts for spec in str(part).split(",") if spec.strip())
+    return tuple(spec for part in parts for spec in split_specs(str(part)))
 
 
 def split_levels(value: str | Sequence[int] | None) -> tuple[int, ...]:

@@ -131,6 +131,9 @@ def effective_limit(spec: str, limit: int | None, scope: str, users: int, worker
     """One line: how many tool calls a strategy lets run at once in the whole test."""
     if limit is None:
         return f"{spec}: no limit on calls running at once"
+    if scope == "tool":
+        each = f" × {workers} processes" if workers > 1 else ""
+        return f"{spec}: {limit} per tool{each} = up to {limit * workers} calls of each tool at once"
     if scope == "agent":
         return f"{spec}: {limit} per agent × {users} agents = up to {limit * users} calls at once"
     if workers == 1:

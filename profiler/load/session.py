@@ -287,7 +287,10 @@ class Session:
             if msg.data["calibration"] is not None and not remote:
                 share = self._crew.calibrate(options, msg.data["calibration"], CALIBRATION_AGENTS)
                 answer["calibration"] = {**asdict(share), "agents": CALIBRATION_AGENTS}
-            answer["loop_seconds"] = self._crew.prepare(options, msg.data["root"], self._factories(options))
+            sharing = msg.data["workers"] if options.share_limit else 1
+            answer["loop_seconds"] = self._crew.prepare(
+                options, msg.data["root"], self._factories(options), sharing
+            )
             answer["model"] = self._crew.model
         except ProfilerError as error:
             answer.update(error=str(error), exit_code=error.exit_code)

@@ -150,6 +150,7 @@ class Team:
                     "options": options.as_data(),
                     "root": root,
                     "worker": number,
+                    "workers": len(workers),
                     "machine": machine_id(),
                     "anchor": asdict(Anchor.now()),
                     "calibration": calibration if worker in uncalibrated else None,

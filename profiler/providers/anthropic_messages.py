@@ -89,23 +89,24 @@ class AnthropicMessages:
         return _reply(message, request_id)
 
     async def _follow(self, stream: Any, probe: Probe) -> Any:
-        open_call = False
+        open_call: int | None = None  # the index of its block
         async for event in stream:
             kind = event.type
             if kind == "content_block_start":
-                if open_call:
-                    probe.call_complete()
-                open_call = event.content_block.type == "tool_use"
-                if open_call:
+                if open_call is not None:
+                    _complete(stream, open_call, probe)
+                open_call = event.index if event.content_block.type == "tool_use" else None
+                if open_call is not None:
                     probe.token()
             elif kind == "content_block_delta":
                 if event.delta.type == "text_delta":
                     probe.text(event.delta.text)
                 else:
                     probe.token()
-            elif kind == "message_delta" and open_call and event.delta.stop_reason == "tool_use":
+            elif kind == "message_delta" and open_call is not None and event.delta.stop_reason == "tool_use":
                 # A truncated reply closes its last block too: only now is that call complete.
-                probe.call_complete()
+                _complete(stream, open_call, probe)
+                open_call = None
         return stream.current_message_snapshot
 
     def results(self, results: Sequence[ToolResult]) -> list[Message]:
@@ -116,6 +117,11 @@ class AnthropicMessages:
                 block["is_error"] = True  # type: ignore[assignment]
             blocks.append(block)
         return [{"role": "user", "content": blocks}]
+
+
+def _complete(stream: Any, index: int, probe: Probe) -> None:
+    block = stream.current_message_snapshot.content[index]
+    probe.call_complete(CallRequest(block.id, block.name, block.input))
 
 
 def _reply(message: Any, request_id: str | None) -> Reply:

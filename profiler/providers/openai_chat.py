@@ -107,6 +107,11 @@ class OpenAIChat(OpenAIModel):
         request_id = stream.response.headers.get("x-request-id")
         texts: list[str] = []
         calls: list[list[str]] = []  # id, name, arguments; by index
+
+        def complete() -> None:
+            call_id, name, text = calls[-1]
+            probe.call_complete(CallRequest(call_id, name, text))
+
         finish_reason: str | None = None
         usage = None
         try:
@@ -126,7 +131,7 @@ class OpenAIChat(OpenAIModel):
                         function = part.function
                         while len(calls) <= part.index:
                             if calls:
-                                probe.call_complete()  # the next index begins: the one before is complete
+                                complete()  # the next index begins: the one before is complete
                             calls.append(["", "", ""])
                         call = calls[part.index]
                         call[0] = part.id or call[0]
@@ -136,7 +141,7 @@ class OpenAIChat(OpenAIModel):
                     if choice.finish_reason is not None:
                         finish_reason = choice.finish_reason
                         if calls and finish_reason != "length":
-                            probe.call_complete()
+                            complete()
         except caught(openai) as error:
             raise provider_error(self.provider, openai, error, request_id) from error
         if finish_reason is None:

@@ -66,7 +66,8 @@ class OpenAIResponses(OpenAIModel):
                 elif kind == "response.output_item.done":
                     if event.item.type == "function_call" and event.item.status == "completed":
                         probe.token()
-                        probe.call_complete()
+                        item = event.item
+                        probe.call_complete(CallRequest(item.call_id, item.name, item.arguments))
                 elif kind in ("response.completed", "response.incomplete", "response.failed"):
                     return event.response
         raise truncated(self.provider, request_id)

@@ -40,7 +40,7 @@ class WatchedRequest:
 
     def _call_complete(self, request: CallRequest) -> None:
         now = self.clock()
-        self.round.probe.call_complete()
+        self.round.probe.call_complete(request)
         self.round.unclaimed.append((request, now))
 
     def chunk(self, data: bytes) -> None:

@@ -108,10 +108,10 @@ def limits(run: Run) -> list[str]:
     lines = []
     for spec in run.strategies:
         try:
-            strategy = parse_strategy(spec)
+            strategy = parse_strategy(spec, share=run.workers if run.arguments.get("share_limit") else 1)
         except UsageError:  # of a user's own agent, or of a later version
             continue
-        if strategy.limit is None or spec == "sequential":
+        if strategy.limit is None or spec == "sequential" or (strategy.gate and strategy.gate.moves):
             continue
         agents = max([run.load.users, *(trial.users for trial in run.trials)])
         count, what = (agents, "agent") if strategy.scope == "agent" else (run.workers, "worker")

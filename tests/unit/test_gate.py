@@ -9,20 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler import UsageError
-from profiler.gate import Gate
-from profiler.limits import FixedLimit
-from profiler.strategies import parse_strategy
+from profiler.gate import Gate, Lane, exclusive_lane
+from profiler.limits import AdaptiveLimit, FixedLimit, RateLimit, Together
 from profiler.testing import run_virtual
 
 
 def test_waiters_are_admitted_in_the_order_they_came():
     async def main(clock):
-        gate, order = Gate(FixedLimit(2)), []
+        lane, order = Lane(FixedLimit(2), clock), []
 
         async def call(name: int) -> None:
-            async with gate:
-                order.append((name, clock() // 1_000_000))
-                await asyncio.sleep(0.1)
+            ticket = await lane.enter()
+            order.append((name, clock() // 1_000_000))
+            await asyncio.sleep(0.1)
+            lane.leave(ticket)
 
         await asyncio.gather(*(call(i) for i in range(5)))
         return order
@@ -30,95 +30,376 @@ def test_waiters_are_admitted_in_the_order_they_came():
     assert run_virtual(main) == [(0, 0), (1, 0), (2, 100), (3, 100), (4, 200)]
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    limit=st.integers(1, 4),
-    calls=st.lists(
-        st.tuples(st.integers(0, 50), st.integers(1, 50), st.one_of(st.none(), st.integers(0, 80))),
-        min_size=1,
-        max_size=25,
-    ),
+ARRIVALS = st.lists(
+    st.tuples(st.integers(0, 50), st.integers(1, 50), st.one_of(st.none(), st.integers(0, 80))),
+    min_size=1,
+    max_size=25,
 )
+"""Calls: (arrives at ms, stays ms, is cancelled ms after its arrival)."""
+
+
+async def _rush(limiter, calls, clock):
+    """Send the calls through; (most inside, entered in this order, arrived in this order, the lane)."""
+    lane = Lane(limiter, clock)
+    most, inside = 0, 0
+    entered: list[int] = []
+    arrived: list[int] = []
+
+    async def call(index: int, arrives: int, stays: int) -> None:
+        nonlocal most, inside
+        await asyncio.sleep(arrives / 1000)
+        arrived.append(index)
+        ticket = await lane.enter()
+        entered.append(index)
+        inside += 1
+        most = max(most, inside)
+        try:
+            await asyncio.sleep(stays / 1000)
+        finally:
+            inside -= 1
+            lane.leave(ticket)
+
+    async def cancel(task: asyncio.Task[None], at: int) -> None:
+        await asyncio.sleep(at / 1000)
+        task.cancel()
+
+    tasks = [asyncio.create_task(call(i, arrives, stays)) for i, (arrives, stays, _) in enumerate(calls)]
+    killers = [
+        asyncio.create_task(cancel(task, arrives + after))
+        for task, (arrives, _, after) in zip(tasks, calls, strict=True)
+        if after is not None
+    ]
+    # A lost wake-up would leave a task waiting for ever: the virtual loop calls that a deadlock.
+    await asyncio.gather(*tasks, *killers, return_exceptions=True)
+    return most, entered, arrived, lane
+
+
+@settings(max_examples=60, deadline=None)
+@given(limit=st.integers(1, 4), calls=ARRIVALS)
 def test_never_more_inside_and_no_slot_lost(limit, calls):
-    """calls: (arrives at ms, stays ms, is cancelled ms after its arrival)."""
+    most, entered, arrived, lane = run_virtual(lambda clock: _rush(FixedLimit(limit), calls, clock))
+    assert most <= limit
+    assert (lane.limiter.inside, lane.waiting) == (0, 0)
+    assert entered == [index for index in arrived if index in entered]
+    assert {i for i, (_, _, after) in enumerate(calls) if after is None} <= set(entered)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rate=st.sampled_from([20.0, 100.0]), burst=st.integers(1, 5), calls=ARRIVALS)
+def test_a_rate_is_kept_in_order_whoever_gives_up(rate, burst, calls):
+    entries: list[int] = []
+
+    class Noting(RateLimit):
+        def enter(self, now_ns, cost):
+            entries.append(now_ns)
+            return super().enter(now_ns, cost)
+
+    _, entered, arrived, lane = run_virtual(lambda clock: _rush(Noting(rate, burst), calls, clock))
+    assert entered == [index for index in arrived if index in entered]
+    assert {i for i, (_, _, after) in enumerate(calls) if after is None} <= set(entered)
+    assert lane.waiting == 0
+    # Those that were let in and cancelled in the same tick never ran: what ran kept the rate.
+    if len(entries) == len(entered):
+        for first in range(len(entries)):
+            for last in range(first, len(entries)):
+                span = (entries[last] - entries[first]) / 1e9
+                assert last - first + 1 <= rate * span + burst + 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(start=st.integers(1, 6), most=st.integers(1, 8), calls=ARRIVALS)
+def test_an_adaptive_limit_loses_nobody(start, most, calls):
+    limiter = AdaptiveLimit(start, most=most)
+    inside, entered, _, lane = run_virtual(lambda clock: _rush(limiter, calls, clock))
+    assert inside <= max(start, most)
+    assert (limiter.inside, lane.waiting) == (0, 0)
+    assert {i for i, (_, _, after) in enumerate(calls) if after is None} <= set(entered)
+
+
+@settings(max_examples=60, deadline=None)
+@given(calls=ARRIVALS)
+def test_limiters_together_take_all_or_none(calls):
+    places, rate = FixedLimit(2), RateLimit(50, burst=3)
+    most, entered, _, lane = run_virtual(lambda clock: _rush(Together([places, rate]), calls, clock))
+    assert most <= 2
+    assert (places.inside, lane.waiting) == (0, 0)
+    assert {i for i, (_, _, after) in enumerate(calls) if after is None} <= set(entered)
+
+
+def test_a_place_granted_to_a_cancelled_waiter_goes_to_the_next():
+    async def main(clock):
+        lane = Lane(FixedLimit(1), clock)
+        first = await lane.enter()
+
+        async def call() -> str:
+            ticket = await lane.enter()
+            lane.leave(ticket)
+            return "in"
+
+        second, third = asyncio.create_task(call()), asyncio.create_task(call())
+        await asyncio.sleep(0)
+        lane.leave(first)  # grants it to the second,
+        second.cancel()  # which is cancelled before it wakes
+        return await asyncio.gather(second, third, return_exceptions=True), lane.limiter.inside, lane.waiting
+
+    (second, third), inside, waiting = run_virtual(main)
+    assert isinstance(second, asyncio.CancelledError)
+    assert (third, inside, waiting) == ("in", 0, 0)
+
+
+def test_a_cancelled_waiter_gives_its_share_of_a_rate_back():
+    async def main(clock):
+        lane = Lane(RateLimit(10, burst=1), clock)
+        lane.leave(await lane.enter())
+        waiter = asyncio.create_task(lane.enter())
+        await asyncio.sleep(0.05)
+        waiter.cancel()
+        await asyncio.sleep(0.05)
+        ticket = await lane.enter()
+        lane.leave(ticket)
+        return clock()
+
+    assert run_virtual(main) == 100_000_000
+
+
+def test_a_large_call_is_served_in_its_turn():
+    """aiolimiter lets small requests overtake a large one for ever; here nobody overtakes."""
 
     async def main(clock):
-        gate = Gate(FixedLimit(limit))
-        most = inside = 0
+        lane = Lane(RateLimit(10, burst=10, resource="tokens"), clock)
+        order = []
 
-        async def call(arrives: int, stays: int) -> None:
-            nonlocal most, inside
+        async def call(name: str, tokens: float) -> None:
+            ticket = await lane.enter({"tokens": tokens})
+            order.append((name, clock() // 1_000_000))
+            lane.leave(ticket)
+
+        await asyncio.gather(call("first", 10), call("large", 40), *(call(f"small {i}", 1) for i in range(3)))
+        return order
+
+    assert run_virtual(main) == [
+        ("first", 0),
+        ("large", 1000),  # the bucket of 10 is full again: more than a burst needs a full one
+        ("small 0", 4100),  # after the debt of 30, and its own
+        ("small 1", 4200),
+        ("small 2", 4300),
+    ]
+
+
+# ── gates ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _times(spec: str, calls: list[tuple[str, str]], seconds: float = 0.1) -> dict[tuple[str, str, int], int]:
+    """When each (tool, agent) got in, in ms; all arrive at once and stay for `seconds`."""
+
+    async def main(clock):
+        gate, entered = Gate(spec, clock=clock, seed=1), {}
+
+        async def call(index: int, tool: str, agent: str) -> None:
+            async with gate.slot(tool, agent):
+                entered[tool, agent, index] = clock() // 1_000_000
+                await asyncio.sleep(seconds)
+
+        await asyncio.gather(*(call(i, tool, agent) for i, (tool, agent) in enumerate(calls)))
+        assert gate.waiting == 0
+        return dict(sorted(entered.items(), key=lambda one: one[0][2]))
+
+    return run_virtual(main)
+
+
+@settings(max_examples=60, deadline=None)
+@given(calls=ARRIVALS, draw=st.randoms(use_true_random=False))
+def test_no_place_of_any_lane_is_lost_whenever_a_call_is_cancelled_or_refused(calls, draw):
+    """Four scopes in a row and a Retry-After among them: cancelled at every await there is."""
+    who = [(draw.choice("ab"), draw.choice("xy"), draw.random() < 0.1) for _ in calls]
+
+    async def main(clock):
+        gate = Gate("semaphore:2@agent+semaphore:2@tool+semaphore:3+rate:200/s,burst=3", clock=clock, seed=1)
+        inside: dict[str, int] = {}
+        most: dict[str, int] = {}
+        lanes: set = set()
+        done: set[int] = set()
+
+        async def call(index: int, arrives: int, stays: int) -> None:
+            tool, agent, refused = who[index]
             await asyncio.sleep(arrives / 1000)
-            async with gate:
-                inside += 1
-                most = max(most, inside)
+            async with gate.slot(tool, agent) as slot:
+                lanes.update(slot.lanes)
+                for key in (tool, agent, "all"):
+                    inside[key] = inside.get(key, 0) + 1
+                    most[key] = max(most.get(key, 0), inside[key])
                 try:
                     await asyncio.sleep(stays / 1000)
                 finally:
-                    inside -= 1
+                    for key in (tool, agent, "all"):
+                        inside[key] -= 1
+                done.add(index)
+                if refused:
+                    slot.rejected(retry_after=0.02)
 
         async def cancel(task: asyncio.Task[None], at: int) -> None:
             await asyncio.sleep(at / 1000)
             task.cancel()
 
-        tasks = [asyncio.create_task(call(arrives, stays)) for arrives, stays, _ in calls]
+        tasks = [asyncio.create_task(call(i, arrives, stays)) for i, (arrives, stays, _) in enumerate(calls)]
         killers = [
             asyncio.create_task(cancel(task, arrives + after))
             for task, (arrives, _, after) in zip(tasks, calls, strict=True)
             if after is not None
         ]
         await asyncio.gather(*tasks, *killers, return_exceptions=True)
-        return most, gate.limiter.inside, gate.waiting
+        assert gate.waiting == 0
+        for lane in lanes:
+            parts = lane.limiter.limiters if isinstance(lane.limiter, Together) else (lane.limiter,)
+            assert [one.inside for one in parts if isinstance(one, FixedLimit)] in ([0], [])
+        return most, done
 
-    most, left, waiting = run_virtual(main)
-    assert most <= limit
-    assert (left, waiting) == (0, 0)
+    most, done = run_virtual(main)
+    assert all(count <= (3 if key == "all" else 2) for key, count in most.items())
+    assert {i for i, (_, _, after) in enumerate(calls) if after is None} <= done
 
 
-def test_a_place_granted_to_a_cancelled_waiter_goes_to_the_next():
+def test_a_semaphore_for_each_tool_holds_back_only_its_own():
+    assert _times("semaphore:1@tool", [("a", ""), ("a", ""), ("b", "")]) == {
+        ("a", "", 0): 0,
+        ("a", "", 1): 100,
+        ("b", "", 2): 0,
+    }
+
+
+def test_named_tools_have_limits_and_others_have_none():
+    entered = _times("semaphore:a=1,b=2", [("a", ""), ("a", ""), ("b", ""), ("b", ""), ("b", ""), ("c", "")])
+    assert list(entered.values()) == [0, 100, 0, 0, 100, 0]
+
+
+def test_a_semaphore_for_each_agent():
+    entered = _times("semaphore:1@agent", [("a", "one"), ("a", "one"), ("a", "two")])
+    assert list(entered.values()) == [0, 100, 0]
+
+
+def test_limiters_compose():
+    entered = _times("semaphore:4+rate:10/s,burst=2", [("a", "")] * 6, seconds=0.15)
+    assert list(entered.values()) == [0, 0, 100, 200, 300, 400]
+
+
+def test_an_agents_place_is_taken_before_the_shared_one():
+    entered = _times("semaphore:2+semaphore:1@agent", [("a", "x"), ("a", "x"), ("a", "x"), ("a", "y")])
+    assert list(entered.values()) == [0, 100, 200, 0]
+
+
+def test_each_process_takes_its_share_and_at_least_one():
+    assert [Gate("semaphore:8", share=n).limit for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert Gate("semaphore:8@agent", share=4).limit == 8
+    assert Gate("rate:10/s").limit is None
+
+
+def test_the_limit_of_an_adaptive_gate_is_the_one_of_now():
     async def main(clock):
-        gate = Gate(FixedLimit(1))
-        await gate.__aenter__()
+        gate = Gate("adaptive:4", clock=clock)
+        before = gate.limit
+        await asyncio.gather(*(_once(gate) for _ in range(4)))
+        return before, gate.limit
 
-        async def call() -> str:
-            async with gate:
-                return "in"
+    async def _once(gate: Gate) -> None:
+        async with gate.slot():
+            await asyncio.sleep(0.01)
 
-        second, third = asyncio.create_task(call()), asyncio.create_task(call())
-        await asyncio.sleep(0)
-        await gate.__aexit__(None, None, None)  # grants it to the second,
-        second.cancel()  # which is cancelled before it wakes
-        return await asyncio.gather(second, third, return_exceptions=True), gate.limiter.inside
+    assert run_virtual(main) == (4, 5)  # the first of four leaves a full gate: one more
 
-    (second, third), inside = run_virtual(main)
-    assert isinstance(second, asyncio.CancelledError)
-    assert (third, inside) == ("in", 0)
+
+class Refusal(Exception):
+    """As httpx's: a response with a status and headers."""
+
+    def __init__(self, status: int, headers: dict[str, str]) -> None:
+        super().__init__(status)
+        self.response = type("Response", (), {"status_code": status, "headers": headers})()
+
+
+def test_retry_after_holds_all_calls_of_the_tool_and_spreads_them():
+    async def main(clock):
+        gate, entered = Gate("semaphore:100", clock=clock, seed=1), []
+
+        async def refused() -> None:
+            async with gate.slot("a"):
+                raise Refusal(429, {"retry-after": "2"})
+
+        async def call(tool: str) -> None:
+            async with gate.slot(tool):
+                entered.append((tool, clock() / 1e9))
+
+        with pytest.raises(Refusal):
+            await refused()
+        await asyncio.gather(*(call("a") for _ in range(40)), call("b"))
+        return entered
+
+    entered = run_virtual(main)
+    assert entered[0] == ("b", 0.0)
+    times = [at for tool, at in entered if tool == "a"]
+    assert len(times) == 40
+    assert min(times) >= 2.0
+    assert max(times) <= 3.0  # spread over max(1 s, 0.2 · 2 s)
+    assert max(times) - min(times) > 0.5
+    assert len(set(times)) == 40
+
+
+def test_those_in_line_when_the_server_asks_for_a_wait_wait_too():
+    async def main(clock):
+        gate = Gate("semaphore:1", clock=clock, seed=1)
+        entered = []
+
+        async def refused() -> None:
+            async with gate.slot("a"):
+                await asyncio.sleep(0.1)
+                raise Refusal(429, {"retry-after": "1"})
+
+        async def call() -> None:
+            async with gate.slot("a"):
+                entered.append(clock() / 1e9)
+
+        first = asyncio.create_task(refused())
+        await asyncio.sleep(0.05)
+        await asyncio.gather(call(), return_exceptions=True)
+        await asyncio.gather(first, return_exceptions=True)
+        return entered
+
+    (at,) = run_virtual(main)
+    assert 1.1 <= at <= 2.1
+
+
+def test_what_a_call_raises_goes_on_and_frees_its_slot():
+    async def main(clock):
+        gate = Gate("adaptive:10", clock=clock)
+        for error in (Refusal(429, {}), TimeoutError(), ValueError()):
+            with pytest.raises(type(error)):
+                async with gate.slot():
+                    raise error
+        (limiter,) = gate.limiters()
+        return limiter.inside, limiter.limit
+
+    assert run_virtual(main) == (0, 5)  # the 429, with nobody else inside, halves it; the others do nothing
+
+
+def test_exclusive_tools_of_one_name_share_a_lane():
+    async def main(clock):
+        return exclusive_lane("db") is exclusive_lane("db"), exclusive_lane("db") is exclusive_lane("file")
+
+    lane = run_virtual(main)
+    assert lane[1] is False
 
 
 @pytest.mark.parametrize(
-    ("spec", "limit", "scope"),
-    [
-        ("sequential", 1, "agent"),
-        ("gathered", None, "process"),
-        ("semaphore:4", 4, "process"),
-        ("semaphore:12@agent", 12, "agent"),
-    ],
+    "spec", ["", "semaphore:0", "rate:0/s", "rate:5", "gathered", "semaphore:2+", "adaptive:0"]
 )
-def test_a_spec_names_a_strategy_and_back(spec, limit, scope):
-    strategy = parse_strategy(spec)
-    assert (strategy.spec, strategy.limit, strategy.scope) == (spec, limit, scope)
+def test_what_is_no_limiter_is_refused(spec):
+    with pytest.raises(UsageError, match="unknown limiter"):
+        Gate(spec)
 
 
-@pytest.mark.parametrize(
-    "spec", ["", "parallel", "semaphore", "semaphore:0", "semaphore:-1", "semaphore:4@tool", "semaphore:4x"]
-)
-def test_what_is_no_strategy_is_refused(spec):
-    with pytest.raises(UsageError, match="unknown strategy"):
-        parse_strategy(spec)
-
-
-def test_a_limiter_released_too_often_is_a_bug():
-    with pytest.raises(RuntimeError, match="more often"):
-        FixedLimit(1).release()
+def test_a_limiter_left_too_often_is_a_bug():
+    for limiter in (FixedLimit(1), AdaptiveLimit(1)):
+        with pytest.raises(RuntimeError, match="more often"):
+            limiter.leave(0, 0, "ok", None)
     with pytest.raises(UsageError, match="at least 1, not 0"):
         FixedLimit(0)
+    with pytest.raises(UsageError, match="two limits"):
+        Gate("semaphore:a=1,a=2")

@@ -69,6 +69,7 @@ def test_the_command_line_of_options_parses_to_the_same_options() -> None:
         abort_on="errors>20%",
         slo="p95<2s",
         calibration_seconds=0.0,
+        share_limit=True,
     )
     usual = LoadOptions()
     untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}

@@ -106,4 +106,5 @@ def test_effective_limits_are_totals_over_the_workers() -> None:
     assert "up to 8 calls" in effective_limit("semaphore:4", 4, "process", users=20, workers=2)
     assert "up to 80 calls" in effective_limit("semaphore:4@agent", 4, "agent", users=20, workers=2)
     assert "up to 4 calls" in effective_limit("semaphore:4", 4, "process", users=20, workers=1)
+    assert "up to 8 calls of each tool" in effective_limit("semaphore:4@tool", 4, "tool", users=20, workers=2)
     assert "no limit" in effective_limit("gathered", None, "process", users=20, workers=1)

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from profiler import metrics
 from profiler.exporters.prometheus import OTHER, PrometheusSink, quotas
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.strategies import parse_strategy
 
 S = 1_000_000_000
 
@@ -104,8 +105,8 @@ def test_a_tool_that_a_quota_refused_counts_as_rate_limited(sink):
 def test_gauges_show_now(sink):
     live = sink.live_calls("gathered", "search")
     live.running, live.queued = 3, 2
-    sink.set_limit("semaphore:4", 4)
-    sink.set_limit("gathered", None)
+    sink.watch_limit("semaphore:4", parse_strategy("semaphore:4"))
+    sink.watch_limit("gathered", parse_strategy("gathered"))
     sink.set_agents("Agent", 20)
     sink.set_strategy("cities", "gathered")
     sink(record())

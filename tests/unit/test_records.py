@@ -111,6 +111,7 @@ def test_the_json_form_is_the_documented_one():
         "blocking_ns": 0,
         "arguments": None,
         "result": None,
+        "attempts": [],
     }
 
 

@@ -1,0 +1,90 @@
+"""`profiler tune`: the concurrency and the rates to set, found and proven."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+
+from profiler.commands.load_options import add_load, load_options
+from profiler.commands.options import add_target, seconds
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "tune",
+        help="find the concurrency limit and the rates to set",
+        epilog="examples:\n"
+        "  profiler tune --scenario crowded --users 46\n"
+        "  profiler tune --objective p95 --slo 'p95<2s,errors<1%' --over semaphore,rate,adaptive\n"
+        "  profiler tune --stream --over semaphore,eager --budget 10m\n"
+        "  profiler tune --quota openai:rpm=500,tpm=30000",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_target(parser)
+    add_load(parser)
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--objective",
+        choices=("goodput", "p95", "throughput"),
+        default="goodput",
+        help="what to make best (default: goodput, loops a second with every call answered within --slo)",
+    )
+    search.add_argument(
+        "--over",
+        default="semaphore,adaptive",
+        metavar="KINDS",
+        help="what to try: semaphore, rate, adaptive, eager (default: semaphore,adaptive)",
+    )
+    search.add_argument(
+        "--budget", type=seconds, default=300.0, metavar="T", help="time for everything (default: 5m)"
+    )
+    search.add_argument(
+        "--quota",
+        action="append",
+        default=[],
+        metavar="Q",
+        help="a server's limits a minute, such as openai:rpm=500,tpm=30000 (default: what headers say)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the answer as JSON, and nothing else")
+    output.add_argument("--quiet", action="store_true", help="say nothing while the search runs")
+    output.add_argument(
+        "--allow-saturated", action="store_true", help="exit 0 even when the client was the bottleneck"
+    )
+    # How long and in how many blocks is the search's own affair; --budget is for all of it.
+    parser.set_defaults(command=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    import orjson
+
+    from profiler.tune.answer import render
+    from profiler.tune.driver import Search, tune
+    from profiler.tune.quotas import parse_quota
+
+    search = Search(
+        load=replace(load_options(arguments, ("gathered",)), blocks=None, levels=()),
+        users=arguments.users,
+        workers=arguments.workers,
+        objective=arguments.objective,
+        over=tuple(part.strip() for part in arguments.over.split(",") if part.strip()),
+        budget=arguments.budget,
+        quotas=tuple(parse_quota(spec) for spec in arguments.quota),
+    )
+
+    def say(text: str) -> None:
+        if not arguments.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    answer = tune(search, say)
+    if arguments.json:
+        data = {
+            "sentence": answer.sentence,
+            "headroom": answer.headroom,
+            **orjson.loads(orjson.dumps(answer)),
+        }
+        sys.stdout.write(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+    else:
+        print(render(answer))
+    return 1 if answer.invalid and not arguments.allow_saturated else 0

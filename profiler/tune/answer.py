@@ -1,0 +1,184 @@
+"""What a search came to, as data and as sentences that claim no more than was shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from profiler.statistics.quantiles import Estimate
+from profiler.tune.quotas import RateAdvice
+from profiler.tune.search import Scored, Shape
+
+AS_GOOD = 0.97
+"""Gathering is as good when no difference is shown and its score is at least this share of the best."""
+
+
+@dataclass(frozen=True, slots=True)
+class AtLoad:
+    """The setting and gathering at another load. `share` is of the load that was tuned for."""
+
+    share: float
+    users: int
+    setting: Scored
+    gathered: Scored | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The setting found, and everything that speaks for it.
+
+    `final`: the last rung, in which all were measured in the same paired blocks; `curve`: every
+    shared semaphore that was tried, by limit (`search.on_one_scale`).
+    """
+
+    setting: Scored
+    objective: str
+    final: tuple[Scored, ...]
+    curve: tuple[Scored, ...]
+    shape: Shape | None
+    gathered_is_as_good: bool
+    loads: tuple[AtLoad, ...]
+    scalability: str | None
+    rates: tuple[RateAdvice, ...]
+    python: str
+    toml: str
+    effective: str
+    runs: tuple[str, ...]
+    seconds: float
+    invalid: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The setting with its evidence."""
+        gathered = next((one for one in self.final if one.spec == "gathered"), None)
+        if self.gathered_is_as_good:
+            best = max(self.final, key=lambda one: one.score.value or 0.0)
+            against = (
+                ""
+                if best.spec == "gathered"
+                else f"; no difference shown from {best.spec}, {_figure(best, self.objective)}"
+            )
+            return (
+                f"gathered: at this load gathering is as good as any limit: {self.objective} "
+                f"{_figure(self.setting, self.objective)}{against}"
+            )
+        shared = ", shared" if self.setting.limit is not None else ""
+        text = f"{self.setting.spec}{shared}: {self.objective} {_figure(self.setting, self.objective)}"
+        if gathered is not None:
+            text += f" against {_figure(gathered, self.objective)} for gathered"
+            if not _shown_worse(gathered, self.setting):
+                text += " (no difference shown)"
+        if self.shape is not None and self.shape.low < self.shape.high:
+            text += f"; between {self.shape.low} and {self.shape.high} no difference shown"
+        return text
+
+    @property
+    def headroom(self) -> str | None:
+        """What is left at 80 % of the limit."""
+        limit = self.setting.limit
+        if limit is None:
+            return None
+        lower = next(
+            (one for one in self.final if one.limit == round(0.8 * limit) and one.limit != limit), None
+        )
+        if lower is None or not lower.score.value or not self.setting.score.value:
+            return None
+        share = lower.score.value / self.setting.score.value
+        left = _figure(lower, self.objective)
+        return f"headroom: at {lower.spec} (80 % of the limit) {share:.0%} of it are left: {left}"
+
+
+def choose(final: Sequence[Scored]) -> tuple[Scored, bool]:
+    """(the setting, whether gathering is as good). `final` is not empty; the first one ranks best.
+
+    Where no difference is shown, the simpler wins: gathering, then the shared semaphore under which
+    fewer loops fail.
+    """
+    scored = [one for one in final if one.score.value is not None] or list(final)
+    best = max(scored, key=lambda one: one.score.value or 0.0)
+    top = best.score.value or 0.0
+    gathered = next((one for one in scored if one.spec == "gathered"), None)
+    if (
+        gathered is not None
+        and not _shown_worse(gathered, best)
+        and (gathered.score.value or 0.0) >= AS_GOOD * top
+    ):
+        return gathered, True
+    semaphores = [
+        one
+        for one in scored
+        if one.limit is not None and not _shown_worse(one, best) and (one.score.value or 0.0) >= AS_GOOD * top
+    ]
+    if semaphores:
+        return min(
+            semaphores, key=lambda one: (round(one.failures.value or 0.0, 2), -(one.score.value or 0.0))
+        ), False
+    return best, False
+
+
+def _shown_worse(one: Scored, best: Scored) -> bool:
+    if one is best or one.against_best is None:
+        return False
+    return one.against_best.shown and (one.against_best.value or 1.0) < 1
+
+
+def render(answer: Answer) -> str:
+    """The answer as text for a terminal."""
+    lines = list(answer.invalid)
+    lines += [answer.sentence + ".", ""]
+    if answer.curve and answer.shape is not None:
+        lines += [f"{'limit':>8}  {answer.objective:<28} {'p95':<26} failed"]
+        for one in answer.curve:
+            mark = "  ←" if one.limit == answer.setting.limit else ""
+            lines.append(_row(str(one.limit), one, answer.objective) + mark)
+        shape = answer.shape
+        cliff = f"cliff at {shape.cliff}" if shape.cliff is not None else "no cliff seen"
+        lines += ["", f"knee at {shape.knee}, {cliff}"]
+    if answer.headroom:
+        lines.append(answer.headroom)
+    lines += ["", "in the same paired blocks:"]
+    lines += [_row(one.spec, one, answer.objective, 24) for one in answer.final]
+    if answer.loads:
+        lines += ["", "at other loads:"]
+        for at in answer.loads:
+            other = "" if at.gathered is None else f"; gathered {_figure(at.gathered, answer.objective)}"
+            lines.append(
+                f"  {at.share - 1:+.0%} ({at.users} agents): {at.setting.spec} "
+                f"{_figure(at.setting, answer.objective)}{other}"
+            )
+    if answer.scalability:
+        lines += ["", answer.scalability]
+    for advice in answer.rates:
+        lines += ["", advice.sentence]
+        lines += [f"  {name}: {rate:.3g} calls/s at that rate" for name, rate in advice.tools.items()]
+        lines += [f"  {name}: {share:.0%} of the tokens" for name, share in advice.models.items()]
+    lines += ["", answer.effective, "", answer.python, answer.toml]
+    lines.append(f"{answer.seconds:.0f} s, {len(answer.runs)} experiments: {', '.join(answer.runs)}")
+    return "\n".join(lines)
+
+
+def _row(name: str, one: Scored, objective: str, width: int = 8) -> str:
+    failed = "" if one.failures.value is None else f"{one.failures.value:.1%}"
+    return f"{name:>{width}}  {_figure(one, objective):<28} {seconds(one.p95):<26} {failed}"
+
+
+def _figure(one: Scored, objective: str) -> str:
+    if objective == "p95":
+        return seconds(one.p95)
+    return per_second(one.goodput if objective == "goodput" else one.throughput)
+
+
+def per_second(one: Estimate) -> str:
+    """`5.7/s [5.5, 5.9]`."""
+    if one.value is None:
+        return "too few"
+    interval = "" if one.low is None or one.high is None else f" [{one.low:.3g}, {one.high:.3g}]"
+    return f"{one.value:.3g}/s{interval}"
+
+
+def seconds(one: Estimate) -> str:
+    """`1.2 s [1.1 s, 1.3 s]`."""
+    if one.value is None:
+        return "too few"
+    interval = "" if one.low is None or one.high is None else f" [{one.low:.3g}, {one.high:.3g}]"
+    return f"{one.value:.3g} s{interval}"

@@ -1,0 +1,234 @@
+"""Runs the experiments of a search, within a budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from profiler.errors import TargetError, UsageError
+from profiler.load.experiment import Experiment, run_experiment
+from profiler.load.options import LoadOptions
+from profiler.load.plan import effective_limit
+from profiler.records import LoopRecord
+from profiler.rundir import RunDirectory
+from profiler.statistics.objectives import parse_objective
+from profiler.statistics.summary import summarise_directory
+from profiler.statistics.usl import fit
+from profiler.strategies import parse_strategy
+from profiler.tune.answer import Answer, AtLoad, choose
+from profiler.tune.measured import ObjectiveName, by_level, candidates, overheads, pilot
+from profiler.tune.quotas import Quota, RateAdvice, advise, demand, seen_quota
+from profiler.tune.search import Scored, block_seconds, ladder, on_one_scale, refine, shape, survivors
+from profiler.tune.snippets import python_snippet, toml_fragment
+
+KINDS = ("semaphore", "rate", "adaptive", "eager")
+
+PILOT_SECONDS = 4.0
+SHARES = {"ladder": 0.30, "refined": 0.20, "final": 0.30, "loads": 0.20}
+BLOCKS = {"ladder": 3, "refined": 3, "final": 5, "loads": 3}
+OTHER_LOADS = (0.5, 0.75, 1.25, 1.5)
+SMALLEST_BUDGET = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What to tune: `load` says under which work (its strategies are ignored), `over` which kinds to try.
+
+    `budget` is seconds for everything.
+    """
+
+    load: LoadOptions
+    users: int
+    workers: int = 1
+    objective: ObjectiveName = "goodput"
+    over: tuple[str, ...] = ("semaphore", "adaptive")
+    budget: float = 300.0
+    quotas: tuple[Quota, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.budget < SMALLEST_BUDGET:
+            raise UsageError(f"--budget must be at least {SMALLEST_BUDGET:g} seconds, not {self.budget:g}")
+        unknown = [kind for kind in self.over if kind not in KINDS]
+        if unknown or not self.over:
+            raise UsageError(f"--over {','.join(self.over)}: expected some of {', '.join(KINDS)}")
+        if "eager" in self.over and not self.load.stream:
+            raise UsageError("--over eager: tools start early only while a reply streams; add --stream")
+
+
+class Tuner:
+    """One search under way."""
+
+    def __init__(self, search: Search, say: Callable[[str], None]) -> None:
+        self._search = search
+        self._say = say
+        self._began = time.monotonic()
+        self._slo = None if search.load.slo is None else parse_objective(search.load.slo)
+        self._runs: list[RunDirectory] = []
+        self._rungs: list[list[Scored]] = []
+        self._seed = search.load.seed
+        self._left = dict(SHARES)
+        self._between, self._beside = 1.0, 8.0
+
+    def run(self) -> Answer:
+        """Search, and answer. Raises what `run_experiment` raises."""
+        search = self._search
+        first = ["gathered", "adaptive"] if "adaptive" in search.over else ["gathered", "sequential"]
+        directory = self._experiment("pilot", first, 1, PILOT_SECONDS)
+        records = list(directory.records())
+        seen = pilot(directory.load(), records, time.monotonic() - self._began)
+        others = ["gathered", *(["adaptive"] if "adaptive" in search.over else [])]
+        rung = others
+        if "semaphore" in search.over:
+            limits = ladder(seen.peak, round(seen.mean / 2), seen.guess)
+            rung = [*others, *(f"semaphore:{limit}" for limit in limits)]
+        found = self._rung("ladder", rung)
+        found = self._rung("refined", self._closer(found))
+        kept = survivors(found, 2)
+        if all(one.spec == "gathered" for one in kept):
+            kept = survivors([one for one in found if one.spec != "gathered"], 1)
+        final = self._rung("final", self._finalists(kept, others))
+        setting, as_good = choose(final)
+        loads, scalability = self._other_loads(setting)
+        return self._answer(setting, as_good, final, loads, scalability, self._rates(records))
+
+    def _closer(self, found: Sequence[Scored]) -> list[str]:
+        """Limits around the best, and rates if they are asked for."""
+        scores = {one.limit: one.score.value for one in found if one.limit is not None and one.score.value}
+        specs = [f"semaphore:{limit}" for limit in sorted(refine(scores))]
+        best = survivors(found, 1)
+        if "rate" in self._search.over and best and best[0].calls_per_second:
+            specs += [f"rate:{best[0].calls_per_second * share:.4g}/s" for share in (0.8, 1.0, 1.2)]
+        return [*dict.fromkeys([*specs, *(one.spec for one in best)])]
+
+    def _finalists(self, kept: Sequence[Scored], others: Sequence[str]) -> list[str]:
+        specs = [one.spec for one in kept]
+        limit = next((one.limit for one in kept if one.limit is not None), None)
+        if limit is not None and round(0.8 * limit) not in (0, limit):
+            specs.append(f"semaphore:{round(0.8 * limit)}")
+        if "eager" in self._search.over:
+            specs += ["eager", *(f"eager+{one.spec}" for one in kept[:1] if one.limit is not None)]
+        return [*dict.fromkeys([*specs, *others])]
+
+    def _rung(self, name: str, specs: Sequence[str]) -> list[Scored]:
+        blocks = BLOCKS[name]
+        each = self._block_seconds(name, blocks * len(specs))
+        directory = self._experiment(name, specs, blocks, each * blocks)
+        found = candidates(directory, self._search.objective, self._slo)
+        self._rungs.append(found)
+        if not found:
+            raise TargetError(f"nothing was measured: see {directory.path}")
+        best = survivors(found, 1)
+        if best:
+            self._say(f"{name}: best so far {best[0].spec}")
+        return found
+
+    def _block_seconds(self, name: str, trials: int) -> float:
+        """What a trial may measure, given what is left of the budget and what trials cost beside that."""
+        left = self._search.budget - (time.monotonic() - self._began)
+        share = self._left.pop(name) / (sum(self._left.values()) + SHARES[name])
+        return block_seconds(left * share - self._beside, trials, self._between)
+
+    def _other_loads(self, setting: Scored) -> tuple[list[AtLoad], str | None]:
+        """The setting and gathering at other loads, and what throughput does over them."""
+        users = self._search.users
+        levels = sorted({max(1, round(users * share)) for share in (*OTHER_LOADS, 1.0)})
+        specs = [*dict.fromkeys([setting.spec, "gathered"])]
+        blocks = BLOCKS["loads"]
+        # What time there is goes to the setting first, then to intervals, then to gathering.
+        left = self._search.budget - (time.monotonic() - self._began) - self._beside
+        if blocks * len(specs) * len(levels) * (1.0 + self._between) > left:
+            specs = specs[:1]
+        if blocks * len(specs) * len(levels) * (1.0 + self._between) > left:
+            blocks = 1
+        each = self._block_seconds("loads", blocks * len(specs) * len(levels))
+        directory = self._experiment("loads", specs, blocks, each * blocks, tuple(levels))
+        found = by_level(directory, self._search.objective, self._slo)
+        loads = []
+        for level, scored in sorted(found.items()):
+            named = {one.spec: one for one in scored}
+            if level != users and setting.spec in named:
+                gathered = named.get("gathered") if setting.spec != "gathered" else None
+                loads.append(AtLoad(level / users, level, named[setting.spec], gathered))
+        fits = [
+            (summary.users, [summary.throughput.value])
+            for level in summarise_directory(directory).levels
+            for summary in level.strategies
+            if summary.strategy == setting.spec and summary.throughput.value
+        ]
+        fitted = fit([users for users, _ in fits], [list(filter(None, values)) for _, values in fits])
+        return loads, None if fitted is None else f"over the load ladder: {fitted.sentence}"
+
+    def _rates(self, records: Sequence[LoopRecord]) -> list[RateAdvice]:
+        quotas = list(self._search.quotas)
+        seen = seen_quota(records)
+        if seen is not None and not quotas:
+            quotas.append(seen)
+        taken = demand(records)
+        return (
+            [] if taken is None else [a for a in (advise(quota, taken) for quota in quotas) if a is not None]
+        )
+
+    def _experiment(
+        self, name: str, specs: Sequence[str], blocks: int, seconds: float, levels: tuple[int, ...] = ()
+    ) -> RunDirectory:
+        """One experiment of paired blocks; each has work of its own."""
+        search = self._search
+        load = f" at {', '.join(map(str, levels))} agents" if levels else ""
+        self._say(f"{name}: {', '.join(specs)}{load}, {blocks} × {seconds / blocks:.1f} s each")
+        options = replace(
+            search.load,
+            strategies=tuple(specs),
+            blocks=blocks,
+            levels=levels,
+            seed=self._seed + len(self._runs),
+            calibration_seconds=search.load.calibration_seconds if name == "final" else 0.0,
+            metrics=False,
+        )
+        most = max(levels, default=search.users)
+        began = time.monotonic()
+        directory = RunDirectory.open(run_experiment(Experiment(options, most, seconds, search.workers)))
+        self._runs.append(directory)
+        self._between, self._beside = overheads(directory.load(), time.monotonic() - began)
+        if any(incident.kind == "interrupted" for incident in directory.load().incidents):
+            raise KeyboardInterrupt
+        return directory
+
+    def _answer(
+        self,
+        setting: Scored,
+        as_good: bool,
+        final: Sequence[Scored],
+        loads: Sequence[AtLoad],
+        scalability: str | None,
+        rates: Sequence[RateAdvice],
+    ) -> Answer:
+        workers = self._search.workers
+        shared = workers if self._search.load.share_limit else 1
+        strategy = parse_strategy(setting.spec, share=shared)
+        curve = tuple(on_one_scale(self._rungs))
+        model_limits = rates[0].limits if rates else None
+        summary = summarise_directory(self._runs[-2])
+        effective = effective_limit(setting.spec, strategy.limit, strategy.scope, self._search.users, workers)
+        return Answer(
+            setting=setting,
+            objective=self._search.objective,
+            final=tuple(sorted(final, key=lambda one: -(one.score.value or 0.0))),
+            curve=curve,
+            shape=shape(curve, setting.limit) if setting.limit is not None else None,
+            gathered_is_as_good=as_good,
+            loads=tuple(loads),
+            scalability=scalability,
+            rates=tuple(rates),
+            python=python_snippet(setting.spec, model_limits, shared),
+            toml=toml_fragment(setting.spec, model_limits),
+            effective=effective,
+            runs=tuple(str(directory.path) for directory in self._runs),
+            seconds=time.monotonic() - self._began,
+            invalid=tuple(caveat.sentence for caveat in summary.warnings if caveat.invalid),
+        )
+
+
+def tune(search: Search, say: Callable[[str], None] = lambda text: None) -> Answer:
+    """Find the setting. `say` gets a line at each step. Raises what `run_experiment` raises."""
+    return Tuner(search, say).run()

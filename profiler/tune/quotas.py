@@ -1,0 +1,180 @@
+"""What the servers' quotas allow: arrival rates without 429s, and limiters of ours that keep to them. Pure.
+
+A loop that takes q requests and t tokens can arrive min(rpm / 60q, tpm / 60t) times a second for
+ever; above that the bucket runs dry, and what a burst takes first is missing later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from profiler.errors import UsageError
+from profiler.limits.quotas import stated
+from profiler.records import LoopRecord
+
+_QUOTA = re.compile(
+    r"(?:([\w./-]+):)?((?:rpm|tpm|itpm|otpm)=\d+(?:\.\d+)?(?:,(?:rpm|tpm|itpm|otpm)=\d+(?:\.\d+)?)*)"
+)
+
+_RESOURCE = {"rpm": "requests", "tpm": "tokens", "itpm": "input_tokens", "otpm": "output_tokens"}
+
+NOBODYS = 1e8
+"""A stated limit above this a minute is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """The server's limits a minute, by resource: requests, tokens, input_tokens, output_tokens."""
+
+    provider: str
+    limits: Mapping[str, float]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one loop takes on average; `tools` are calls of each tool, `models` shares of the tokens."""
+
+    requests: float
+    input_tokens: float
+    output_tokens: float
+    tools: Mapping[str, float]
+    models: Mapping[str, float]
+
+    def of(self, resource: str) -> float:
+        return {
+            "requests": self.requests,
+            "tokens": self.input_tokens + self.output_tokens,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+        }[resource]
+
+
+@dataclass(frozen=True, slots=True)
+class RateAdvice:
+    """The largest rate of loops without 429s, and by what it is bound; `limits` is a spec for models.
+
+    `shares`: how much of each resource that rate uses. `tools`: calls a second of each tool at that rate.
+    """
+
+    quota: Quota
+    loops_per_second: float
+    bound_by: str
+    shares: Mapping[str, float]
+    tools: Mapping[str, float]
+    models: Mapping[str, float]
+    limits: str
+
+    @property
+    def sentence(self) -> str:
+        """One line."""
+        used = ", ".join(f"{share:.0%} of {name.replace('_', ' ')}" for name, share in self.shares.items())
+        return (
+            f"{self.quota.provider} ({self.quota.source}): up to {self.loops_per_second:.3g} loops/s "
+            f"({60 * self.loops_per_second:.0f}/min) without a 429, "
+            f"bound by {self.bound_by.replace('_', ' ')}; that uses {used}"
+        )
+
+
+def parse_quota(spec: str) -> Quota:
+    """`openai:rpm=500,tpm=30000`; also itpm and otpm. Raises `UsageError`."""
+    match = _QUOTA.fullmatch(spec.strip())
+    if match is None:
+        raise UsageError(
+            f"--quota {spec}: expected PROVIDER:rpm=N,tpm=N (also itpm, otpm), such as openai:rpm=500"
+        )
+    limits: dict[str, float] = {}
+    for part in match[2].split(","):
+        name, value = part.split("=")
+        if float(value) <= 0:
+            raise UsageError(f"--quota {spec}: {name} must be above 0")
+        limits[_RESOURCE[name]] = float(value)
+    return Quota(match[1] or "model", limits, "as given")
+
+
+def seen_quota(records: Iterable[LoopRecord]) -> Quota | None:
+    """The smallest limits that any response stated in its headers; None when there were none that bind."""
+    limits: dict[str, float] = {}
+    provider = ""
+    for record in records:
+        for round_ in record.rounds:
+            for attempt in round_.model.attempts:
+                for word, resource, value in stated(attempt.rate_limits or {}):
+                    if word == "limit" and 0 < value < NOBODYS:
+                        limits[resource] = min(value, limits.get(resource, value))
+                        provider = round_.model.provider
+    if limits.get("requests", 0) >= 1_000_000:
+        limits.pop("requests")
+    return Quota(provider, limits, "from its headers") if limits else None
+
+
+def demand(records: Iterable[LoopRecord]) -> Demand | None:
+    """Per finished loop; None without one."""
+    loops = requests = read = written = 0
+    tools: dict[str, int] = {}
+    models: dict[str, int] = {}
+    for record in records:
+        if record.status != "ok":
+            continue
+        loops += 1
+        for round_ in record.rounds:
+            model = round_.model
+            requests += max(1, len(model.attempts))
+            read += model.input_tokens or 0
+            written += model.output_tokens or 0
+            models[model.model] = (
+                models.get(model.model, 0) + (model.input_tokens or 0) + (model.output_tokens or 0)
+            )
+            for call in round_.tool_calls:
+                tools[call.name] = tools.get(call.name, 0) + max(1, len(call.attempts))
+    if not loops:
+        return None
+    total = sum(models.values()) or 1
+    return Demand(
+        requests / loops,
+        read / loops,
+        written / loops,
+        {name: count / loops for name, count in tools.items()},
+        {name: count / total for name, count in models.items()},
+    )
+
+
+def advise(quota: Quota, taken: Demand) -> RateAdvice | None:
+    """None when no loop takes anything of what is limited."""
+    rates = {
+        resource: limit / 60 / taken.of(resource)
+        for resource, limit in quota.limits.items()
+        if taken.of(resource) > 0
+    }
+    if not rates:
+        return None
+    bound_by = min(rates, key=lambda resource: rates[resource])
+    rate = rates[bound_by]
+    tokens = min(
+        [
+            *[quota.limits[name] for name in ("tokens",) if name in quota.limits],
+            # Ours knows one kind of tokens: each of theirs bounds it by its share of a loop.
+            *[
+                quota.limits[name] * taken.of("tokens") / taken.of(name)
+                for name in ("input_tokens", "output_tokens")
+                if name in quota.limits and taken.of(name) > 0
+            ],
+        ],
+        default=None,
+    )
+    specs = []
+    if "requests" in quota.limits:
+        specs.append(f"rate:{quota.limits['requests']:.12g}/min")
+    if tokens is not None:
+        specs.append(f"tokens:{int(tokens)}/min")
+    return RateAdvice(
+        quota=quota,
+        loops_per_second=rate,
+        bound_by=bound_by,
+        shares={resource: rate / most for resource, most in rates.items()},
+        tools={name: rate * calls for name, calls in taken.tools.items()},
+        models=dict(taken.models),
+        limits="+".join(specs),
+    )

@@ -1,0 +1,145 @@
+"""Tools that start while the model streams: gain and bound, against what the emulator saw."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler.anatomy import eagerness
+from profiler.emulator.ids import Place
+from profiler.emulator.process import start_emulator
+from profiler.emulator.tape import Tape
+from profiler.loop import ToolLoop
+from profiler.providers import make_provider
+from profiler.records import LoopRecord, RoundRecord
+from profiler.scenario import load_scenario
+from profiler.scenario_tools import scenario_tools
+from profiler.strategies import parse_strategy
+from profiler.tool_http import close_tool_client
+
+SEED = 3
+SPACING = 0.13
+
+SCENARIO = """
+description = "eight calls in a reply that streams for about a second"
+prompt = "Task {number}"
+
+[model]
+first_token = 0.1
+tokens_per_second = 120
+tokens_per_event = 4
+
+[loop]
+rounds = 1
+fan_out = 8
+
+[tools.lookup_part]
+description = "Look one part up in the catalogue."
+duration = { kind = "lognormal", median = 0.4, sigma = 0.8, max = 3 }
+
+[tools.lookup_part.parameters]
+type = "object"
+required = ["number"]
+properties.number = { type = "integer", minimum = 1000, maximum = 9999, description = "Part number." }
+"""
+
+
+def rounds(
+    provider: str, path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, numbers: list[int]
+) -> tuple[list[RoundRecord], list]:
+    """The first round of each of these loops, and the journal."""
+    with start_emulator(str(path), seed=SEED) as emulator:
+        monkeypatch.setenv("PROFILER_TOOLS_URL", emulator.url)
+        records: list[LoopRecord] = []
+
+        async def main() -> None:
+            model: Any = make_provider(provider, base_url=emulator.url, model=None)
+            tools = scenario_tools(load_scenario(str(path)))
+            loop = ToolLoop(model, tools, parse_strategy(strategy), stream=True, sinks=[records.append])
+            await loop.run("Task 0", number=9999)  # the client's first use takes long
+            records.clear()
+            loops = []
+            for number in numbers:  # in step, their calls would wait for this machine's processor
+                loops.append(asyncio.create_task(loop.run(f"Task {number}", number=number)))
+                await asyncio.sleep(SPACING)
+            await asyncio.gather(*loops)
+            await model.client.close()
+            await close_tool_client()
+
+        asyncio.run(main())
+        with urllib.request.urlopen(f"{emulator.url}/emulator/journal", timeout=10) as response:
+            journal = json.load(response)["entries"]
+    records.sort(key=lambda record: record.number or 0)
+    return [record.rounds[0] for record in records], journal
+
+
+def bounds(journal: list[Mapping[str, Any]], numbers: list[int]) -> dict[int, tuple[float, float]]:
+    """Loop number → (bound of eager, of gathered) in seconds, by the emulator's own times.
+
+    T = max(D, max(eᵢ + dᵢ)) and D + max dᵢ, where eᵢ is when the eager client's request was there.
+    """
+    found = {}
+    for number in numbers:
+        (model,) = [e for e in journal if e["kind"] == "model" and (e["loop"], e["round"]) == (number, 0)]
+        calls = [e for e in journal if e["kind"] == "tool" and e["loop"] == number]
+        assert len(calls) == 8
+        end = model["finished_ns"]
+        eager = max(end, *(c["received_ns"] + c["duration_ns"] for c in calls))
+        gathered = end + max(c["duration_ns"] for c in calls)
+        found[number] = ((eager - model["received_ns"]) / 1e9, (gathered - model["received_ns"]) / 1e9)
+    return found
+
+
+def walls(found: list[RoundRecord]) -> list[float]:
+    """Seconds from the model request to the end of the last call."""
+    return [e.wall_ns / 1e9 for e in map(eagerness, found) if e is not None]
+
+
+@pytest.mark.parametrize("provider", ["openai", "openai-responses", "anthropic"])
+def test_the_gain_is_that_of_the_bound(provider, tmp_path, monkeypatch):
+    path = tmp_path / "streamed.toml"
+    path.write_text(SCENARIO)
+    numbers = list(range(24))
+    eager, journal = rounds(provider, path, monkeypatch, "eager", numbers)
+    plain, _ = rounds(provider, path, monkeypatch, "gathered", numbers)
+    bound = bounds(journal, numbers)
+    gain = sum(walls(plain)) / sum(walls(eager))
+    promised = sum(one for _, one in bound.values()) / sum(one for one, _ in bound.values())
+    print(f"{provider}: gain {gain:.3f}, bound {promised:.3f}")  # noqa: T201
+    assert promised > 1.1
+    assert gain == pytest.approx(promised, rel=0.05)
+
+    # The record knows the same: how much was overlapped, and what the gathered run could have had.
+    for found, other in zip(map(eagerness, eager), map(eagerness, plain), strict=True):
+        assert found is not None
+        assert other is not None
+        assert found.overlapped_ns > 0
+        assert other.overlapped_ns == 0
+        assert found.wall_ns == pytest.approx(found.bound_ns, rel=0.03, abs=20e6)
+        assert other.bound_ns == pytest.approx(found.wall_ns, rel=0.08, abs=40e6)
+
+
+def test_nothing_is_gained_where_the_longest_call_comes_last(tmp_path, monkeypatch):
+    """T = max(D, max(eᵢ + dᵢ)) = D + max d, when the last to be complete is the longest."""
+    path = tmp_path / "streamed.toml"
+    path.write_text(SCENARIO)
+    tape = Tape(load_scenario(str(path)), SEED)
+    numbers = []
+    for number in range(400):
+        durations = [tape.duration(Place(number, 0, call), "lookup_part") for call in range(8)]
+        if durations[-1] == max(durations):
+            numbers.append(number)
+    numbers = numbers[:10]
+    assert len(numbers) == 10
+    eager, _ = rounds("openai", path, monkeypatch, "eager", numbers)
+    plain, _ = rounds("openai", path, monkeypatch, "gathered", numbers)
+    gain = sum(walls(plain)) / sum(walls(eager))
+    print(f"longest last: gain {gain:.3f}")  # noqa: T201
+    assert all(found is not None and found.overlapped_ns > 0 for found in map(eagerness, eager))
+    assert gain == pytest.approx(1.0, abs=0.03)
