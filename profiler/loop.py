@@ -308,6 +308,5 @@ class _LoopRun:
         return calls, [call for call in calls if call.task is None and parse(call)]
 
 
-
 def _prompt_text(prompt: str | Sequence[Message]) -> str:
     return result_text(prompt if isinstance(prompt, str) else list(prompt))

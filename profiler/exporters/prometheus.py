@@ -399,6 +399,7 @@ def register(sink: PrometheusSink, registry: CollectorRegistry = REGISTRY) -> Pr
 RATE_LIMITED_STATUSES = frozenset((429, 529))
 RATE_LIMITED_ERRORS = frozenset(("http_429", "http_529"))
 
+
 def quotas(limits: Mapping[str, str]) -> Iterator[tuple[Metric, str, float]]:
     """(metric, resource, value) of a response's rate-limit headers; what is no number is left out."""
     for word, resource, value in stated(limits):

@@ -100,7 +100,7 @@ class Locust:
             if process.poll() is None:
                 process.send_signal(signal.SIGABRT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    print(process.communicate(timeout=10)[0][-20_000:])
+                    print(process.communicate(timeout=10)[0][-20_000:])  # noqa: T201
         for pid in self.left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
