@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.limiters import AIMD
@@ -31,16 +32,30 @@ from profiler.tool_http import close_tool_client
 
 CAPACITY = 20
 AGENTS = 24
-SCALE = 0.1
-"""Seconds of a mean tool duration."""
 
-SETTLE, MEASURE = 40, 80
-"""Mean tool durations after each change: not looked at, and looked at."""
+
+@dataclass(frozen=True)
+class Step:
+    """Mean tool durations after each change: not looked at, and looked at. `scale`: seconds of one."""
+
+    settle: int = 40
+    measure: int = 80
+    scale: float = 0.1
+
+    @property
+    def seconds(self) -> float:
+        """Of each phase."""
+        return (self.settle + self.measure) * self.scale
+
+    def capacity_at(self, seconds: float) -> int:
+        """What the tool serves at once, so long after the emulator's start."""
+        return round(0.4 * CAPACITY) if int(seconds // self.seconds) == 1 else CAPACITY
+
 
 SCENARIO = """
 description = "a capacity that falls to two fifths and comes back"
 prompt = "Task {number}"
-time_scale = 0.1
+time_scale = %g
 
 [model]
 first_token = { kind = "lognormal", median = 1.5, sigma = 0.5, max = 8 }
@@ -66,12 +81,6 @@ properties.number = { type = "integer", minimum = 1000, maximum = 9999, descript
 """
 
 
-def capacity_at(seconds: float) -> int:
-    """What the tool serves at once, so long after the emulator's start."""
-    phase = int(seconds / SCALE // (SETTLE + MEASURE))
-    return round(0.4 * CAPACITY) if phase == 1 else CAPACITY
-
-
 def make(name: str, oracle: FixedLimit) -> Strategy:
     """A strategy by name; `oracle` is kept at the capacity by whoever runs it."""
     if name == "oracle":
@@ -81,24 +90,26 @@ def make(name: str, oracle: FixedLimit) -> Strategy:
     return Gathered() if name == "gathered" else Limited(name)
 
 
-def run(name: str, retries: int, seed: int) -> tuple[list[float], list[tuple[float, int]], int]:
+def run(
+    name: str, retries: int, seed: int, step: Step = Step()
+) -> tuple[list[float], list[tuple[float, int]], int]:
     """(goodput in each of the three phases, the limit over time, calls refused)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "step.toml"
-        step = SETTLE + MEASURE
-        path.write_text(SCENARIO % (CAPACITY, step, 2 * step))
+        phase = step.settle + step.measure
+        path.write_text(SCENARIO % (step.scale, CAPACITY, phase, 2 * phase))
         with start_emulator(str(path), seed=seed) as emulator:
-            return asyncio.run(_drive(name, retries, str(path), emulator.url))
+            return asyncio.run(_drive(name, retries, str(path), emulator.url, step))
 
 
 async def _drive(
-    name: str, retries: int, scenario: str, url: str
+    name: str, retries: int, scenario: str, url: str, step: Step
 ) -> tuple[list[float], list[tuple[float, int]], int]:
     import os
 
     os.environ["PROFILER_TOOLS_URL"] = url
     began = time.monotonic()
-    ends = 3 * (SETTLE + MEASURE) * SCALE
+    ends = 3 * step.seconds
     oracle = FixedLimit(CAPACITY)
     strategy = make(name, oracle)
     tools = scenario_tools(load_scenario(scenario))
@@ -116,27 +127,28 @@ async def _drive(
 
     async def watch() -> None:
         while (now := time.monotonic() - began) < ends:
-            oracle.limit = capacity_at(now)
-            limits.append((now / SCALE, strategy.limit or 0))
+            oracle.limit = step.capacity_at(now)
+            limits.append((now / step.scale, strategy.limit or 0))
             await asyncio.sleep(0.02)
 
     await asyncio.gather(watch(), *(agent(number) for number in range(AGENTS)))
     await model.client.close()
     await close_tool_client()
-    return _goodputs(records, int(began * 1e9)), limits, _refused(records)
+    return _goodputs(records, int(began * 1e9), step), limits, _refused(records)
 
 
-def _goodputs(records: Sequence[LoopRecord], began_ns: int) -> list[float]:
+def _goodputs(records: Sequence[LoopRecord], began_ns: int, step: Step) -> list[float]:
     found = []
     for phase in range(3):
-        start = phase * (SETTLE + MEASURE) + SETTLE
-        low, high = (began_ns + int(at * SCALE * 1e9) for at in (start, start + MEASURE))
+        start = phase * step.seconds + step.settle * step.scale
+        end = (phase + 1) * step.seconds
+        low, high = (began_ns + int(at * 1e9) for at in (start, end))
         good = [
             r
             for r in records
             if low <= r.ended_ns < high and r.status == "ok" and all(c.status == "ok" for c in r.tool_calls)
         ]
-        found.append(len(good) / (MEASURE * SCALE))
+        found.append(len(good) / (step.measure * step.scale))
     return found
 
 

@@ -404,16 +404,18 @@ class Session:
             self.reporter.flush()
 
     def _on_quit(self, **_: Any) -> None:
-        if self.leads and self.environment.parsed_options.csv_prefix:
-            from locust.stats import CSV_STATS_INTERVAL_SEC
-
-            gevent.get_hub().loop.update_now()  # a sleep counts from when the hub last looked at its clock
-            gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.3)  # Locust writes its CSV so often, and not at the end
         if self.works:
             self._crew.close()
         self._emulators.stop()
         if self._last is not None and self._headless:
             self._print_comparison(self._last)
+        if self.leads and self.environment.parsed_options.csv_prefix:
+            from locust.stats import CSV_STATS_INTERVAL_SEC
+
+            # Locust writes its CSV so often, and not at the end. Last of all: what takes long after this
+            # lets it write once more, to files that it has closed by then.
+            gevent.get_hub().loop.update_now()  # a sleep counts from when the hub last looked at its clock
+            gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.3)
         if not self.works and not monkey.is_module_patched("os"):
             # Locust now waits for the workers it forked through gevent, which has reaped them: only its
             # own waitpid knows. Not earlier: with it, an unpatched subprocess never starts.
