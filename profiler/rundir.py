@@ -38,7 +38,7 @@ RUN, RECORDS, SUMMARY = "run.json", "records.jsonl", "summary.json"
 PACKAGES = ("toolcall-profiler", "openai", "anthropic", "httpx", "aiohttp", "locust", "gevent", "uvloop")
 """Distributions whose versions explain a difference between two runs."""
 
-IncidentKind = Literal["worker_lost", "records_dropped", "aborted", "interrupted"]
+IncidentKind = Literal["worker_lost", "records_dropped", "aborted", "interrupted", "settled"]
 
 
 @dataclass(frozen=True, slots=True)

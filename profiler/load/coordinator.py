@@ -176,6 +176,9 @@ class Coordinator:
             seconds = self._timing.fit(self._window, left, self._elapsed())
             if self._stop.is_set() or seconds <= 0:
                 break
+            if self.ledger.settled:
+                self.ledger.note(Incident("settled", f"before trial {planned.index}"))
+                break
             self._scale(planned)
             self._trial(planned, seconds)
             if (planned.index + 1) % self._turns == 0:

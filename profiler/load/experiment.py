@@ -21,6 +21,7 @@ from typing import IO
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load import defaults
 from profiler.load.conditions import conditions
+from profiler.load.ledger import SETTLED
 from profiler.load.options import LoadOptions
 from profiler.load.parent import INTERRUPTED, PARENT_FD
 from profiler.load.plan import blocks_for
@@ -78,10 +79,12 @@ def run_experiment(
     experiment: Experiment,
     progress: Callable[[str], None] | None = None,
     watch: Callable[[Progress], None] | None = None,
+    enough: Callable[[RunDirectory], bool] | None = None,
 ) -> Path:
     """Run it; returns the path of the run directory.
 
-    `progress` gets a line at each step, `watch` what is known of the run every second; both are
+    `progress` gets a line at each step, `watch` what is known of the run every second, `enough` is asked
+    after every block whether what is there will do: the run then ends at its next trial. All are
     called from threads of their own.
 
     Interrupted (SIGINT) once, the loops in flight are waited for and the rest is left out;
@@ -104,7 +107,7 @@ def run_experiment(
         reader = threading.Thread(target=_listen, args=(process.stderr, said, progress), daemon=True)
         reader.start()
         over = threading.Event()
-        watcher = threading.Thread(target=_follow, args=(directory.path, watch, over), daemon=True)
+        watcher = threading.Thread(target=_follow, args=(directory, watch, enough, over), daemon=True)
         watcher.start()
         try:
             code = _wait(process, experiment.limit_seconds)
@@ -191,14 +194,26 @@ def _listen(stream: IO[str], said: deque[str], progress: Callable[[str], None] |
                 progress(match[1])
 
 
-def _follow(path: Path, watch: Callable[[Progress], None] | None, over: threading.Event) -> None:
-    if watch is None:
+def _follow(
+    directory: RunDirectory,
+    watch: Callable[[Progress], None] | None,
+    enough: Callable[[RunDirectory], bool] | None,
+    over: threading.Event,
+) -> None:
+    if watch is None and enough is None:
         return
-    follower = Follower(path)
+    follower = Follower(directory.path)
+    block = 1
     while True:
         last = over.wait(FOLLOW_SECONDS)
         for progress in follower.new():
-            watch(progress)
+            if watch is not None:
+                watch(progress)
+            if enough is not None and progress.block > block:
+                block = progress.block
+                if enough(directory):
+                    (directory.path / SETTLED).touch()
+                    enough = None
         if last:
             return
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 TARGETS = "targets.json"
 
+SETTLED = "settled"
+"""A file of this name in the run directory ends the run at the next trial."""
+
 MOST_BYTES = 50_000_000
 """Records above this are not summed up between blocks: it would take seconds. The end does it once."""
 
@@ -54,6 +57,11 @@ class Ledger:
         """Keep what happened with the run."""
         _log.warning("%s: %s", incident.kind, incident.detail)
         self.save(incidents=(*self.run.incidents, incident))
+
+    @property
+    def settled(self) -> bool:
+        """Whether an onlooker has seen enough, and said so."""
+        return (self.directory.path / SETTLED).exists()
 
     def progress(self, progress: Progress) -> None:
         """Where the test is."""

@@ -59,6 +59,13 @@ class Arrivals:
         return self.rate / self.sources * users * seconds
 
 
+def scaled(spec: str, factor: float) -> str:
+    """The spec of `factor` times as many arrivals."""
+    arrivals = Arrivals.parse(spec)
+    kind = "constant:" if arrivals.constant else ""
+    return f"{kind}{arrivals.rate * factor:.6f}/s"
+
+
 def pause_after(failures: int, elapsed: float) -> float:
     """Seconds an agent waits after its `failures`-th failed loop in a row, which took `elapsed`.
 

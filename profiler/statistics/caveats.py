@@ -23,6 +23,7 @@ CaveatKind = Literal[
     "records_dropped",
     "aborted",
     "interrupted",
+    "settled",
     "unfinished",
     "loops_cut",
     "no_steady_state",
@@ -62,6 +63,7 @@ _INCIDENTS: dict[IncidentKind, tuple[CaveatKind, str, str]] = {
     ),
     "aborted": ("aborted", "the run was aborted", "lower the load, or raise the limit of --abort-on"),
     "interrupted": ("interrupted", "the run was interrupted", "run it to its end"),
+    "settled": ("settled", "the run ended early, since it had shown enough", "run it alone for all blocks"),
 }
 
 

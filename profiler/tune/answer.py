@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from profiler.statistics.quantiles import Estimate
 from profiler.tune.quotas import RateAdvice
-from profiler.tune.search import Scored, Shape
+from profiler.tune.search import Scored, Shape, equivalent
 
 AS_GOOD = 0.97
 """Gathering is as good when no difference is shown and its score is at least this share of the best."""
@@ -53,10 +53,9 @@ class Answer:
         gathered = next((one for one in self.final if one.spec == "gathered"), None)
         if self.gathered_is_as_good:
             best = max(self.final, key=lambda one: one.score.value or 0.0)
+            shown = "within 5 % of" if _shown_worse(self.setting, best) else "no difference shown from"
             against = (
-                ""
-                if best.spec == "gathered"
-                else f"; no difference shown from {best.spec}, {_figure(best, self.objective)}"
+                "" if best.spec == "gathered" else f"; {shown} {best.spec}, {_figure(best, self.objective)}"
             )
             return (
                 f"gathered: at this load gathering is as good as any limit: {self.objective} "
@@ -91,17 +90,16 @@ class Answer:
 def choose(final: Sequence[Scored]) -> tuple[Scored, bool]:
     """(the setting, whether gathering is as good). `final` is not empty; the first one ranks best.
 
-    Where no difference is shown, the simpler wins: gathering, then the shared semaphore under which
-    fewer loops fail.
+    Where no difference is shown, or none that matters, the simpler wins: gathering, then the shared
+    semaphore under which fewer loops fail.
     """
     scored = [one for one in final if one.score.value is not None] or list(final)
     best = max(scored, key=lambda one: one.score.value or 0.0)
     top = best.score.value or 0.0
     gathered = next((one for one in scored if one.spec == "gathered"), None)
-    if (
-        gathered is not None
-        and not _shown_worse(gathered, best)
-        and (gathered.score.value or 0.0) >= AS_GOOD * top
+    if gathered is not None and (
+        equivalent(gathered.against_best)
+        or (not _shown_worse(gathered, best) and (gathered.score.value or 0.0) >= AS_GOOD * top)
     ):
         return gathered, True
     semaphores = [

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from profiler.errors import TargetError, UsageError
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
+from profiler.load.pacing import scaled
 from profiler.load.plan import effective_limit
 from profiler.records import LoopRecord
 from profiler.rundir import RunDirectory
@@ -19,14 +20,27 @@ from profiler.strategies import parse_strategy
 from profiler.tune.answer import Answer, AtLoad, choose
 from profiler.tune.measured import ObjectiveName, by_level, candidates, overheads, pilot
 from profiler.tune.quotas import Quota, RateAdvice, advise, demand, seen_quota
-from profiler.tune.search import Scored, block_seconds, ladder, on_one_scale, refine, shape, survivors
+from profiler.tune.search import (
+    Scored,
+    affordable,
+    block_seconds,
+    equivalent,
+    ladder,
+    on_one_scale,
+    refine,
+    settled,
+    shape,
+    survivors,
+)
 from profiler.tune.snippets import python_snippet, toml_fragment
 
 KINDS = ("semaphore", "rate", "adaptive", "eager")
 
 PILOT_SECONDS = 4.0
 SHARES = {"ladder": 0.30, "refined": 0.20, "final": 0.30, "loads": 0.20}
-BLOCKS = {"ladder": 3, "refined": 3, "final": 5, "loads": 3}
+BLOCKS = {"ladder": 3, "refined": 3, "final": 8, "loads": 3}
+FIRST_LOOK = 4
+"""Blocks of the last rung before anything can be settled."""
 OTHER_LOADS = (0.5, 0.75, 1.25, 1.5)
 SMALLEST_BUDGET = 60.0
 
@@ -83,7 +97,10 @@ class Tuner:
             limits = ladder(seen.peak, round(seen.mean / 2), seen.guess)
             rung = [*others, *(f"semaphore:{limit}" for limit in limits)]
         found = self._rung("ladder", rung)
-        found = self._rung("refined", self._closer(found))
+        if _nothing_refused(found):
+            del self._left["refined"]  # all limits are alike, then
+        else:
+            found = self._rung("refined", self._closer(found))
         kept = survivors(found, 2)
         if all(one.spec == "gathered" for one in kept):
             kept = survivors([one for one in found if one.spec != "gathered"], 1)
@@ -111,8 +128,9 @@ class Tuner:
         return [*dict.fromkeys([*specs, *others])]
 
     def _rung(self, name: str, specs: Sequence[str]) -> list[Scored]:
-        blocks = BLOCKS[name]
-        each = self._block_seconds(name, blocks * len(specs))
+        seconds = self._seconds(name)
+        blocks = affordable(seconds, len(specs), BLOCKS[name], self._between)
+        each = block_seconds(seconds, blocks * len(specs), self._between)
         directory = self._experiment(name, specs, blocks, each * blocks)
         found = candidates(directory, self._search.objective, self._slo)
         self._rungs.append(found)
@@ -123,11 +141,11 @@ class Tuner:
             self._say(f"{name}: best so far {best[0].spec}")
         return found
 
-    def _block_seconds(self, name: str, trials: int) -> float:
-        """What a trial may measure, given what is left of the budget and what trials cost beside that."""
+    def _seconds(self, name: str) -> float:
+        """What the trials of a rung may take, given what is left of the budget, drains included."""
         left = self._search.budget - (time.monotonic() - self._began)
         share = self._left.pop(name) / (sum(self._left.values()) + SHARES[name])
-        return block_seconds(left * share - self._beside, trials, self._between)
+        return left * share - self._beside
 
     def _other_loads(self, setting: Scored) -> tuple[list[AtLoad], str | None]:
         """The setting and gathering at other loads, and what throughput does over them."""
@@ -141,7 +159,7 @@ class Tuner:
             specs = specs[:1]
         if blocks * len(specs) * len(levels) * (1.0 + self._between) > left:
             blocks = 1
-        each = self._block_seconds("loads", blocks * len(specs) * len(levels))
+        each = block_seconds(self._seconds("loads"), blocks * len(specs) * len(levels), self._between)
         directory = self._experiment("loads", specs, blocks, each * blocks, tuple(levels))
         found = by_level(directory, self._search.objective, self._slo)
         loads = []
@@ -187,12 +205,24 @@ class Tuner:
         )
         most = max(levels, default=search.users)
         began = time.monotonic()
-        directory = RunDirectory.open(run_experiment(Experiment(options, most, seconds, search.workers)))
+        if search.load.arrivals is not None and levels:
+            # Users are sources of arrivals: more of them make more, each as many as before.
+            options = replace(options, arrivals=scaled(search.load.arrivals, most / search.users))
+        experiment = Experiment(options, most, seconds, search.workers)
+        enough = self._enough if name == "final" else None
+        directory = RunDirectory.open(run_experiment(experiment, enough=enough))
         self._runs.append(directory)
         self._between, self._beside = overheads(directory.load(), time.monotonic() - began)
         if any(incident.kind == "interrupted" for incident in directory.load().incidents):
             raise KeyboardInterrupt
         return directory
+
+    def _enough(self, directory: RunDirectory) -> bool:
+        """Whether the last rung may end: everything in it is told apart, or shown to be alike."""
+        trials = directory.load().trials
+        if len({trial.block for trial in trials}) < FIRST_LOOK:
+            return False
+        return settled(candidates(directory, self._search.objective, self._slo))
 
     def _answer(
         self,
@@ -227,6 +257,20 @@ class Tuner:
             seconds=time.monotonic() - self._began,
             invalid=tuple(caveat.sentence for caveat in summary.warnings if caveat.invalid),
         )
+
+
+NONE_FAILED = 0.005
+
+
+def _nothing_refused(found: Sequence[Scored]) -> bool:
+    """Whether gathering was as good in the ladder, and hardly any of its loops failed."""
+    gathered = next((one for one in found if one.spec == "gathered"), None)
+    return (
+        gathered is not None
+        and gathered.failures.value is not None
+        and gathered.failures.value <= NONE_FAILED
+        and (gathered.against_best is None or equivalent(gathered.against_best))
+    )
 
 
 def tune(search: Search, say: Callable[[str], None] = lambda text: None) -> Answer:

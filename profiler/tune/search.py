@@ -182,3 +182,47 @@ def _apart(one: Scored, best: Scored) -> bool:
 def block_seconds(seconds: float, trials: int, drain: float, least: float = 1.0) -> float:
     """How long each of so many trials can measure in `seconds`, each with a drain after it."""
     return max(least, seconds / max(1, trials) - drain)
+
+
+def affordable(seconds: float, candidates: int, blocks: int, drain: float, fewest: int = 2) -> int:
+    """Of at most `blocks`, in how many all candidates can be measured for as long as they drain.
+
+    Short windows between long drains measure little more than the start of a load.
+    """
+    least = max(1.0, 0.5 * drain)
+    return min(blocks, max(fewest, int(seconds / (max(1, candidates) * (drain + least)))))
+
+
+EQUIVALENT = 0.05
+"""A difference below this does not matter."""
+
+EARLY = 1.5
+"""An interval looked at before the end counts as this much wider: who looks often finds much by luck."""
+
+
+def equivalent(ratio: Ratio | None, wider: float = 1.0) -> bool:
+    """Whether a ratio is shown to be at least nearly 1."""
+    bounds = _bounds(ratio, wider)
+    return bounds is not None and bounds[0] >= 1 - EQUIVALENT
+
+
+def settled(scored: Sequence[Scored]) -> bool:
+    """Whether every candidate is shown to be worse than the best, or as good, so that no more is needed."""
+    ranked = [one for one in scored if one.score.value is not None]
+    if len(ranked) < 2:
+        return False
+    best = max(ranked, key=lambda one: one.score.value or 0.0)
+    for one in scored:
+        if one is best or one.score.value == 0:
+            continue
+        bounds = _bounds(one.against_best, EARLY)
+        if bounds is None or not (bounds[1] < 1 or bounds[0] >= 1 - EQUIVALENT):
+            return False
+    return True
+
+
+def _bounds(ratio: Ratio | None, wider: float) -> tuple[float, float] | None:
+    """Its interval, widened by a factor on the logarithmic scale it was computed on."""
+    if ratio is None or not ratio.value or not ratio.low or not ratio.high:
+        return None
+    return ratio.value * (ratio.low / ratio.value) ** wider, ratio.value * (ratio.high / ratio.value) ** wider

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,14 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> RunDirectory:
-    """A short `crowded` run, with its report."""
-    options = LoadOptions(
-        strategies=STRATEGIES, scenario="crowded", blocks=2, out=str(tmp_path_factory.mktemp("runs"))
+    """A short run of `crowded`, smaller and faster, with its report."""
+    folder = tmp_path_factory.mktemp("runs")
+    crowded = folder / "crowded.toml"
+    text = (files("profiler") / "scenarios" / "crowded.toml").read_text()
+    crowded.write_text(
+        text.replace("concurrent = 64", "concurrent = 20").replace("scale = 0.2", "scale = 0.1")
     )
+    options = LoadOptions(strategies=STRATEGIES, scenario=str(crowded), blocks=2, out=str(folder))
     found = RunDirectory.open(run_experiment(Experiment(options, users=20, seconds=3)))
     write_report(found)
     return found

@@ -17,7 +17,18 @@ from profiler.tune.answer import Answer, choose, render
 from profiler.tune.driver import Search
 from profiler.tune.measured import limit_line, pilot, settled_limit
 from profiler.tune.quotas import Quota, advise, demand, parse_quota, seen_quota
-from profiler.tune.search import Scored, block_seconds, ladder, on_one_scale, refine, shape, survivors
+from profiler.tune.search import (
+    Scored,
+    affordable,
+    block_seconds,
+    equivalent,
+    ladder,
+    on_one_scale,
+    refine,
+    settled,
+    shape,
+    survivors,
+)
 from profiler.tune.snippets import python_snippet, toml_fragment
 
 S = 1_000_000_000
@@ -168,6 +179,34 @@ def test_what_is_invalid_comes_first():
 def test_time_is_cut_into_blocks_with_their_drains():
     assert block_seconds(60, trials=20, drain=1) == 2
     assert block_seconds(10, trials=20, drain=1) == 1  # never shorter than says anything
+
+
+def test_long_drains_leave_fewer_blocks():
+    assert affordable(60, candidates=5, blocks=8, drain=0.5) == 8
+    assert affordable(60, candidates=5, blocks=8, drain=2.0) == 4
+    assert affordable(5, candidates=5, blocks=8, drain=2.0) == 2
+
+
+def test_settled_when_everything_is_told_apart_or_alike_with_room_to_spare():
+    best = scored("semaphore:20", 5.0)
+    far = scored("gathered", 1.0, 0.2, width=0.3)
+    assert settled([best, far])
+    assert settled([best, far, scored("semaphore:16", 4.95, 0.99, width=0.02)])
+    # Shown at the end, but not when one looks more than once: 0.9 ± 8 % counts as ± 12 %.
+    assert not settled([best, scored("semaphore:16", 4.5, 0.9, width=0.08)])
+    assert not settled([best, far, scored("adaptive", 4.9, 0.98, width=0.05)])
+    assert not settled([best, scored("adaptive", None)])
+    assert settled([best, scored("gathered", 0.0)])  # not one loop ended well
+    assert not settled([best])
+
+
+def test_a_difference_that_does_not_matter_is_none():
+    best, close = scored("semaphore:64", 5.0), scored("gathered", 4.9, 0.98, shown=True, width=0.02)
+    assert equivalent(close.against_best)
+    assert not equivalent(close.against_best, wider=3)
+    assert choose([best, close]) == (close, True)
+    found = answer([best, close], [])
+    assert found.sentence.endswith("; within 5 % of semaphore:64, 5/s [4.75, 5.25]")
 
 
 # ── records ────────────────────────────────────────────────────────────────────────────────────

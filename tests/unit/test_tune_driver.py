@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Experiment
     """Replaces experiments by invented ones; the list gets what was asked for."""
     asked: list[Experiment] = []
 
-    def run_experiment(experiment: Experiment) -> Path:
+    def run_experiment(experiment: Experiment, enough: Callable[[RunDirectory], bool] | None = None) -> Path:
         asked.append(experiment)
         options = experiment.options
         draw = random.Random(options.seed)
@@ -49,7 +50,16 @@ def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Experiment
         made: list[LoopRecord] = []
         trials: list[Trial] = []
         now, window = 1.0, experiment.seconds / experiment.blocks
+
+        def save() -> None:
+            directory.records_path.write_bytes(b"".join(records.encode(one) + b"\n" for one in made))
+            directory.save(replace(run, trials=tuple(trials), finished=True))
+
         for planned in schedule(options.strategies, options.seed, experiment.blocks, options.levels):
+            if trials and planned.block > trials[-1].block and enough is not None:
+                save()
+                if enough(directory):
+                    break
             users = planned.users or experiment.users
             rate, failing = goodput(planned.strategy, users)
             rate *= draw.uniform(0.99, 1.01)
@@ -78,8 +88,7 @@ def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Experiment
                 )
             )
             now = ends + 0.1
-        directory.records_path.write_bytes(b"".join(records.encode(one) + b"\n" for one in made))
-        directory.save(replace(run, trials=tuple(trials), finished=True))
+        save()
         return directory.path
 
     monkeypatch.setattr(driver, "run_experiment", run_experiment)
@@ -138,6 +147,28 @@ def test_several_processes_share_what_was_found(invented):
     )
     assert f'Gate("{answer.setting.spec}", share=2)' in answer.python
     assert all(one.workers == 2 for one in invented)
+
+
+def test_the_last_rung_ends_when_everything_in_it_is_told_apart(invented):
+    answer = tune(search(20))
+    last = RunDirectory.open(answer.runs[3]).load()
+    assert invented[3].blocks == 8
+    assert len({trial.block for trial in last.trials}) == 4
+
+
+def test_at_a_light_load_there_is_nothing_to_refine(invented):
+    answer = tune(search(2))
+    assert len(invented) == 4
+    assert len(invented[1].options.strategies) > 2
+    assert answer.gathered_is_as_good
+
+
+def test_arrivals_grow_with_the_load(invented):
+    load = LoadOptions(scenario="crowded", arrivals="constant:10/s")
+    tune(Search(load, 20, budget=120.0))
+    *before, loads = invented
+    assert {one.options.arrivals for one in before} == {"constant:10/s"}
+    assert (loads.users, loads.options.arrivals) == (30, "constant:15.000000/s")
 
 
 def test_rates_are_tried_when_asked_for(invented):
