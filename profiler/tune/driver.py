@@ -24,7 +24,6 @@ from profiler.tune.search import (
     Scored,
     affordable,
     block_seconds,
-    equivalent,
     ladder,
     on_one_scale,
     refine,
@@ -37,10 +36,13 @@ from profiler.tune.snippets import python_snippet, toml_fragment
 KINDS = ("semaphore", "rate", "adaptive", "eager")
 
 PILOT_SECONDS = 4.0
-SHARES = {"ladder": 0.30, "refined": 0.20, "final": 0.30, "loads": 0.20}
-BLOCKS = {"ladder": 3, "refined": 3, "final": 8, "loads": 3}
+SHARES = {"ladder": 0.30, "final": 0.48, "loads": 0.22}
+BLOCKS = {"ladder": 3, "final": 8, "loads": 3}
 FIRST_LOOK = 4
 """Blocks of the last rung before anything can be settled."""
+LOWER = 0.8
+"""What headroom is measured at, as a share of the best limit."""
+
 OTHER_LOADS = (0.5, 0.75, 1.25, 1.5)
 SMALLEST_BUDGET = 60.0
 
@@ -97,35 +99,27 @@ class Tuner:
             limits = ladder(seen.peak, round(seen.mean / 2), seen.guess)
             rung = [*others, *(f"semaphore:{limit}" for limit in limits)]
         found = self._rung("ladder", rung)
-        if _nothing_refused(found):
-            del self._left["refined"]  # all limits are alike, then
-        else:
-            found = self._rung("refined", self._closer(found))
-        kept = survivors(found, 2)
-        if all(one.spec == "gathered" for one in kept):
-            kept = survivors([one for one in found if one.spec != "gathered"], 1)
-        final = self._rung("final", self._finalists(kept, others))
+        final = self._rung("final", self._finalists(found, others))
         setting, as_good = choose(final)
         loads, scalability = self._other_loads(setting)
         return self._answer(setting, as_good, final, loads, scalability, self._rates(records))
 
-    def _closer(self, found: Sequence[Scored]) -> list[str]:
-        """Limits around the best, and rates if they are asked for."""
+    def _finalists(self, found: Sequence[Scored], others: Sequence[str]) -> list[str]:
+        """The best limit, one on each side of it, and what else may be as good; gathering to compare with."""
         scores = {one.limit: one.score.value for one in found if one.limit is not None and one.score.value}
-        specs = [f"semaphore:{limit}" for limit in sorted(refine(scores))]
+        kept = {one.spec for one in survivors(found, len(found))}
+        limits = refine(scores, 3)
+        if limits and (lower := round(LOWER * limits[0])) >= 1:
+            # For the headroom, in place of the one below it that is not the best.
+            limits = [limits[0], *[limit for limit in limits[1:] if limit > limits[0]], lower]
+        specs = [f"semaphore:{limit}" for limit in dict.fromkeys(limits)]
         best = survivors(found, 1)
         if "rate" in self._search.over and best and best[0].calls_per_second:
             specs += [f"rate:{best[0].calls_per_second * share:.4g}/s" for share in (0.8, 1.0, 1.2)]
-        return [*dict.fromkeys([*specs, *(one.spec for one in best)])]
-
-    def _finalists(self, kept: Sequence[Scored], others: Sequence[str]) -> list[str]:
-        specs = [one.spec for one in kept]
-        limit = next((one.limit for one in kept if one.limit is not None), None)
-        if limit is not None and round(0.8 * limit) not in (0, limit):
-            specs.append(f"semaphore:{round(0.8 * limit)}")
         if "eager" in self._search.over:
-            specs += ["eager", *(f"eager+{one.spec}" for one in kept[:1] if one.limit is not None)]
-        return [*dict.fromkeys([*specs, *others])]
+            specs += ["eager", *(f"eager+{spec}" for spec in specs[:1])]
+        specs += [spec for spec in others if spec == "gathered" or spec in kept or not limits]
+        return [*dict.fromkeys(specs)]
 
     def _rung(self, name: str, specs: Sequence[str]) -> list[Scored]:
         seconds = self._seconds(name)
@@ -257,20 +251,6 @@ class Tuner:
             seconds=time.monotonic() - self._began,
             invalid=tuple(caveat.sentence for caveat in summary.warnings if caveat.invalid),
         )
-
-
-NONE_FAILED = 0.005
-
-
-def _nothing_refused(found: Sequence[Scored]) -> bool:
-    """Whether gathering was as good in the ladder, and hardly any of its loops failed."""
-    gathered = next((one for one in found if one.spec == "gathered"), None)
-    return (
-        gathered is not None
-        and gathered.failures.value is not None
-        and gathered.failures.value <= NONE_FAILED
-        and (gathered.against_best is None or equivalent(gathered.against_best))
-    )
 
 
 def tune(search: Search, say: Callable[[str], None] = lambda text: None) -> Answer:

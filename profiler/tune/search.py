@@ -39,7 +39,7 @@ class Scored:
     against_best: Ratio | None = None
 
 
-def ladder(highest: int, lowest: int = 1, guess: int | None = None, most: int = 6) -> list[int]:
+def ladder(highest: int, lowest: int = 1, guess: int | None = None, most: int = 5) -> list[int]:
     """Limits to begin with, evenly spaced by ratio from `lowest` to `highest`; at most `most`.
 
     Below what the calls need on average everything only queues (and takes long to drain). With a guess
@@ -48,7 +48,7 @@ def ladder(highest: int, lowest: int = 1, guess: int | None = None, most: int = 
     lowest, highest = max(1, lowest), max(1, highest)
     lowest = min(lowest, highest)
     if guess is not None:
-        around = (0.5, 0.7, 0.85, 1.0, 1.25, 1.8)
+        around = (0.5, 0.7, 1.0, 1.4, 2.0)
         limits = {round(max(1.0, guess * share)) for share in around}
     else:
         ratio = highest / lowest
