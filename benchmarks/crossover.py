@@ -4,7 +4,7 @@
 
 A tool serves C calls at once and answers 429 above. With think time Z (here the model's) and n
 calls a round of mean d the crossover is near U* = C (Z + E[max d]) / (n d): for this scenario
-32 x (6 + 2.21) / 4 = 66 agents. That is where the *mean* demand reaches the capacity. Expected: at half
+40 x (6 + 2.21) / 4 = 82 agents. That is where the *mean* demand reaches the capacity. Expected: at half
 of it no difference shown, gathered with clearly less goodput than one semaphore of C at once and
 twice the crossover, and verdicts that say so first.
 """
@@ -16,8 +16,8 @@ import os
 import sys
 import tempfile
 
-CAPACITY = 32
-CROSSOVER = 66
+CAPACITY = 40
+CROSSOVER = 82
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.tune [--loads 0.5,1,2] [--budget 300] [--seconds 24]
 
-After each search the setting found and `semaphore:32` (the tool serves 32 calls at once) are measured
+After each search the setting found and `semaphore:40` (the tool serves 40 calls at once) are measured
 in the same paired blocks, on other work than the search saw. Expected: within 5 % of the oracle's
 goodput. For where the crossover is see `benchmarks/crossover.py`.
 """
@@ -14,8 +14,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-ORACLE = "semaphore:32"
-CROSSOVER = 66
+ORACLE = "semaphore:40"
+CROSSOVER = 82
 
 
 def measured(specs: Sequence[str], users: int, seconds: float, out: str) -> dict[str, float]:

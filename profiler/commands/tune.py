@@ -15,7 +15,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "tune",
         help="find the concurrency limit and the rates to set",
         epilog="examples:\n"
-        "  profiler tune --scenario crowded --users 100\n"
+        "  profiler tune --scenario crowded --users 120\n"
         "  profiler tune --objective p95 --slo 'p95<2s,errors<1%' --over semaphore,rate,adaptive\n"
         "  profiler tune --stream --over semaphore,eager --budget 10m\n"
         "  profiler tune --quota openai:rpm=500,tpm=30000",

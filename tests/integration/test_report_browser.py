@@ -47,7 +47,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> RunDire
     crowded = folder / "crowded.toml"
     text = (files("profiler") / "scenarios" / "crowded.toml").read_text()
     crowded.write_text(
-        text.replace("concurrent = 32", "concurrent = 10").replace("scale = 0.15", "scale = 0.1")
+        text.replace("concurrent = 40", "concurrent = 10").replace("scale = 0.17", "scale = 0.1")
     )
     options = LoadOptions(strategies=STRATEGIES, scenario=str(crowded), blocks=2, out=str(folder))
     found = RunDirectory.open(run_experiment(Experiment(options, users=20, seconds=3)))

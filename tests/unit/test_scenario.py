@@ -223,7 +223,7 @@ def test_shipped_scenarios_are_the_seven_and_say_what_they_are() -> None:
     assert shipped["instant"].time_scale == 0
     capacity = shipped["crowded"].tools[0].capacity
     assert capacity is not None
-    assert (capacity.concurrent, capacity.mode) == (32, "reject")
+    assert (capacity.concurrent, capacity.mode) == (40, "reject")
     kinds = {fault.kind for fault in shipped["flaky"].faults}
     assert len(kinds) == 13
     assert max(fault.probability for fault in shipped["flaky"].faults) <= 0.05

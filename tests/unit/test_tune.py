@@ -50,7 +50,7 @@ def test_a_ladder_reaches_from_the_mean_to_the_peak_or_lies_around_a_guess():
     assert ladder(16, 1) == [1, 2, 4, 8, 16]
     assert ladder(1) == [1]
     assert ladder(160, 10, guess=20) == [10, 14, 20, 28, 40]
-    assert ladder(4, guess=2) == [1, 2, 4]
+    assert ladder(4, guess=2) == [1, 2, 3, 4]
     assert ladder(5, 40) == [5]  # a peak below the mean is no peak: nothing was lost there
 
 
