@@ -33,7 +33,7 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--only", choices=VICTIMS)
+    parser.add_argument("--only", choices=(*VICTIMS, "interrupt"), help="interrupt: what Ctrl-C sends")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1_000_000)
     draw = random.Random(seed)
@@ -60,7 +60,7 @@ def main() -> int:
 
 def conclude(done: list[Killed]) -> int:
     print(f"\n{'victim':9} {'kills':>5} {'while loops ran':>15} {'owed':>7} {'kept':>7} {'failed':>6}")
-    for victim in VICTIMS:
+    for victim in dict.fromkeys(one.victim for one in done):
         own = [one for one in done if one.victim == victim and one.after >= 0]
         if own:
             print(

@@ -56,16 +56,17 @@ class Ledger:
         if self.error is not None:
             self.dropped += count
             return
-        try:
-            _append(self._records, lines)
-        except OSError as error:
-            self.dropped += count
-            self.error = RecordError(
-                f"{self.directory.records_path}: cannot be written: {error.strerror}; "
-                f"the {self.records} loops before that are kept"
-            )
-        else:
+        failure = _append(self._records, lines)
+        if failure is None:
             self.records += count
+            return
+        kept, error = failure
+        self.records += kept
+        self.dropped += count - kept
+        self.error = RecordError(
+            f"{self.directory.records_path}: cannot be written: {error.strerror}; "
+            f"the {self.records} loops before that are kept"
+        )
 
     def save(self, **changes: Any) -> None:
         """Change the run, on disk too. Raises `RecordError`."""
@@ -81,10 +82,9 @@ class Ledger:
             _log.warning("%s", error)
 
     def progress(self, progress: Progress) -> None:
-        """Where the test is. A line that cannot be written is left out."""
-        if not self._progress.closed:
-            with contextlib.suppress(OSError):
-                _append(self._progress, encode(progress))
+        """Where the test is; nobody is told any more once that cannot be written."""
+        if not self._progress.closed and _append(self._progress, encode(progress)) is not None:
+            self._progress.close()
 
     def targets(self, ports: Mapping[str, int]) -> None:
         """Where workers on this machine serve /metrics, as Prometheus' file_sd reads it."""
@@ -125,13 +125,18 @@ def _open(path: Path) -> FileIO:
         raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _append(file: FileIO, data: bytes) -> None:
-    """All of it or nothing: a torn line in the middle would make the rest unreadable. Raises `OSError`."""
-    before = os.fstat(file.fileno()).st_size
+def _append(file: FileIO, lines: bytes) -> tuple[int, OSError] | None:
+    """None when all of them are written, else how many are, and why the rest is not.
+
+    A torn line in the middle would make what comes after it unreadable.
+    """
+    before, written = os.fstat(file.fileno()).st_size, 0
     try:
-        written = 0
-        while written < len(data):
-            written += file.write(data[written:])
-    except OSError:
-        file.truncate(before)
-        raise
+        while written < len(lines):
+            written += file.write(lines[written:])
+    except OSError as error:
+        whole = lines.rfind(b"\n", 0, written) + 1
+        with contextlib.suppress(OSError):
+            file.truncate(before + whole)
+        return lines.count(b"\n", 0, whole), error
+    return None

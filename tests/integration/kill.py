@@ -13,19 +13,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from profiler import cli
 from profiler.rundir import RunDirectory
 from tests.integration.locust_process import MARK, ROOT, marked, wait_until
 
-Victim = Literal["parent", "locust", "worker", "emulator"]
-VICTIMS: tuple[Victim, ...] = get_args(Victim)
+Victim = Literal["parent", "locust", "worker", "emulator", "interrupt"]
+"""Who is killed. `interrupt`: nobody, the command gets what Ctrl-C sends."""
+
+VICTIMS: tuple[Victim, ...] = ("parent", "locust", "worker", "emulator")
 
 OWED_NS = 1_000_000_000
 """A loop that ended this long before the kill has to be on disk."""
@@ -71,19 +74,29 @@ class Killed:
 
 
 def kill_one(
-    path: Path, victim: Victim, after: float, *, seconds: float = 2.0, once_loops_run: bool = False
+    path: Path,
+    victim: Victim,
+    after: float,
+    *,
+    strategies: tuple[str, ...] = ("gathered", "semaphore:2"),
+    seconds: float = 2.0,
+    once_loops_run: bool = False,
 ) -> Killed:
     """Run `profiler compare` in `path` and kill `victim` when it has run for `after` seconds.
 
-    With `once_loops_run` the seconds count from the first record on. Runs two workers where one is
-    to be killed. Everything is gone when it returns.
+    Each strategy has its turn for `seconds`. With `once_loops_run`, `after` counts from the first
+    record on. Two workers run where one is to be killed. Everything is gone when it returns.
     """
     path.mkdir(parents=True, exist_ok=True)
     (path / "quick.toml").write_text(SCENARIO)
     mark = uuid.uuid4().hex
     with open(path / "said.txt", "w+b") as said:
         process = subprocess.Popen(
-            [*COMPARE, "--duration", f"{seconds:g}s", "--workers", "2" if victim == "worker" else "1"],
+            [
+                *COMPARE,
+                *(f"--strategy={spec}" for spec in strategies),
+                *("--duration", f"{seconds:g}s", "--workers", "2" if victim == "worker" else "1"),
+            ],
             cwd=path,
             env={**os.environ, "PYTHONPATH": str(ROOT), MARK: mark},
             stdin=subprocess.DEVNULL,
@@ -112,13 +125,16 @@ def kill_one(
         words = said.read().decode()
     if "Traceback" in words:
         wrong.append("a traceback")
-    return _judge(path, victim, found, code, words, wrong)
+    with _judging:
+        return _judge(path, victim, found, code, words, wrong)
 
+
+_judging = threading.Lock()
+"""What `profiler report` says goes to the one standard output of this process."""
 
 COMPARE = [
     *(sys.executable, "-P", "-m", "profiler", "compare", "--scenario", "./quick.toml", "--users", "6"),
-    *("--strategy", "gathered", "--strategy", "semaphore:2", "--blocks", "1", "--calibrate", "0"),
-    *("--no-metrics", "--quiet", "--allow-saturated"),
+    *("--blocks", "1", "--calibrate", "0", "--no-metrics", "--quiet", "--allow-saturated"),
 ]
 
 
@@ -157,7 +173,7 @@ def _look(parent: int, mark: str, victim: Victim, at: float) -> _Kill:
             )
     pid = pids[victim][0]
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGINT if victim == "interrupt" else signal.SIGKILL)
     return _Kill(time.monotonic() - begun, pid, owed)
 
 
@@ -188,7 +204,9 @@ def _judge(path: Path, victim: Victim, kill: _Kill, code: int | None, said: str,
     if kill.owed and not directories:
         wrong.append("no run directory")
     # Without one of its workers a test goes on, but does not begin.
-    expected = {"parent": -signal.SIGKILL, "locust": 1, "worker": 0 if loops else 1, "emulator": 3}[victim]
+    expected = {"parent": -signal.SIGKILL, "locust": 1, "worker": 0 if loops else 1, "emulator": 3}.get(
+        victim, 130
+    )
     if kill.after >= 0 and code != expected:
         wrong.append(f"exit code {code}, not {expected}")
     return Killed(victim, kill.after, code, loops, len(kill.owed), kept, report, said.strip(), tuple(wrong))
@@ -196,7 +214,8 @@ def _judge(path: Path, victim: Victim, kill: _Kill, code: int | None, said: str,
 
 def _by_role(parent: int, mark: str) -> dict[Victim, list[int]]:
     """The processes of a run: Locust (with workers: the master), those it forked, the emulator."""
-    found: dict[Victim, list[int]] = {"parent": [parent], "locust": [], "worker": [], "emulator": []}
+    found: dict[Victim, list[int]] = {"parent": [parent], "interrupt": [parent]}
+    found |= {"locust": [], "worker": [], "emulator": []}
     parents = {pid: _parent(pid) for pid in marked(mark)}
     for pid, its_parent in parents.items():
         command = _command(pid)
