@@ -56,13 +56,14 @@ def phases(round_: RoundRecord) -> dict[str, int]:
             waiting = [(c.queued_ns, c.ended_ns if c.started_ns is None else c.started_ns) for c in calls]
             busy = union(running + waiting)
             queue = length(busy) - tools
-        if busy and busy[0][0] < model.ended_ns:
-            # Eager calls: what the model overlaps is the model's.
+        parse = max(0, round_.tools_started_ns - model.ended_ns)
+        if busy and busy[0][0] < round_.tools_started_ns:
+            # Eager calls: what the model overlaps is the model's, what they overlap of parsing is theirs.
             under_way = (model.started_ns, model.ended_ns)
             hidden = overlap(running, under_way)
             queue -= overlap(busy, under_way) - hidden
             tools -= hidden
-        parse = max(0, round_.tools_started_ns - model.ended_ns)
+            parse -= overlap(busy, (model.ended_ns, round_.tools_started_ns))
         collect = round_.ended_ns - round_.tools_ended_ns
     return {
         "model": model_wall - backoff,

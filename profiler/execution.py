@@ -27,6 +27,7 @@ from profiler.tools import (
     Tool,
     Toolbox,
     current_call,
+    failure_text,
     failure_type,
     result_text,
 )
@@ -281,7 +282,7 @@ class Executor:
             if deadline is not None and deadline.expired():
                 call.fail("timeout", "timeout", f"timed out after {tool.timeout:g} s")
             else:
-                call.fail("error", failure_type(error), f"{type(error).__name__}: {error}")
+                call.fail("error", failure_type(error), failure_text(error))
         finally:
             current_call.reset(token)
             live.running -= 1

@@ -12,6 +12,7 @@ Nothing here names the host, a path, an environment variable or a key.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -204,7 +205,10 @@ class RunDirectory:
                 break
         directory = cls(path)
         directory.save(run)
-        directory.records_path.touch()
+        try:
+            directory.records_path.touch()
+        except OSError as error:
+            raise RecordError(f"{directory.records_path}: cannot be written: {error.strerror}") from error
         return directory
 
     @classmethod
@@ -330,6 +334,8 @@ def _replace(path: Path, data: bytes) -> None:
         temporary.write_bytes(data + b"\n")
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
 
 

@@ -13,21 +13,25 @@ import asyncio
 import contextlib
 import contextvars
 import sys
+import weakref
 from _queue import SimpleQueue  # queue.SimpleQueue is gevent's in a patched process
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 Job = Callable[[], None]
 
 
 class NativeThreads:
-    """A pool of daemon threads, grown on demand up to `limit`; idle ones are kept."""
+    """A pool of daemon threads, grown on demand up to `limit`; idle ones are kept as long as the pool is."""
 
     def __init__(self, limit: int = 64) -> None:
         self.limit = limit
         self.threads = 0
         self.idle = 0
-        self._jobs: SimpleQueue[Job] = SimpleQueue()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        # A loop that is made for one conversation must not leave its threads behind.
+        weakref.finalize(self, self._jobs.put, None).atexit = False
 
     async def run(self, function: Callable[[], Any], on_start: Callable[[], None] | None = None) -> Any:
         """The function's result, from a thread, with the caller's context variables.
@@ -65,15 +69,17 @@ class NativeThreads:
             self.idle -= 1
         elif self.threads < self.limit:
             self.threads += 1
-            start_native_thread(self._work)
+            start_native_thread(partial(_work, self._jobs))
         self._jobs.put(job)
         return await future
 
-    def _work(self) -> None:
-        while True:
-            job = self._jobs.get()
-            job()
-            del job
+
+def _work(jobs: SimpleQueue[Job | None]) -> None:
+    """A thread's life. It holds the queue alone, so that a pool that nobody uses any more can go."""
+    while (job := jobs.get()) is not None:
+        job()
+        del job
+    jobs.put(None)  # for the next thread
 
 
 def start_native_thread(function: Callable[[], None]) -> None:

@@ -260,9 +260,22 @@ def failure_type(error: BaseException) -> str:
     return type(error).__name__ if status is None else f"http_{status}"
 
 
+def failure_text(error: BaseException) -> str:
+    """What the model sees of what a tool raised; an exception that cannot say what it is has its name."""
+    name = type(error).__name__
+    try:
+        return result_text(f"{name}: {error}")
+    except Exception:  # its __str__ is the tool's code too
+        return name
+
+
 def result_text(value: Any) -> str:
-    """What the model sees of a result: a `str` as it is, anything else as JSON."""
+    """What the model sees of a result: a `str` as it is, anything else as JSON; lone surrogates as `?`."""
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # no SDK could send it, and the whole conversation would fail
+            return value.encode(errors="replace").decode()
         return value
     return to_json(value, fallback=str).decode()
 

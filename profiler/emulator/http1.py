@@ -229,7 +229,7 @@ class Connection(asyncio.Protocol):
             self._closing = True
         except httptools.HttpParserError:
             self._refuse(self._refusal or 400)
-        if self._in_head:
+        if self._in_head and len(self._queue) == waiting:  # else it was the end of a body
             self._head_size += len(data)
             if self._head_size > MAX_HEAD and not self._closing:
                 self._refuse(431)

@@ -32,6 +32,10 @@ class EmulatorProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    def poll(self) -> int | None:
+        """Its exit code (below 0: the signal that killed it), None while it runs."""
+        return self._process.poll()
+
     def stop(self) -> int:
         """Ask it to leave, insist after five seconds; its exit code. May be called twice."""
         process = self._process

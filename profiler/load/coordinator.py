@@ -16,7 +16,7 @@ import gevent
 from gevent.event import Event
 
 from profiler import rundir
-from profiler.errors import ProfilerError
+from profiler.errors import ProfilerError, TargetError
 from profiler.load.abort import AbortRule
 from profiler.load.health import Meter, cpu_seconds
 from profiler.load.ledger import Ledger
@@ -70,6 +70,7 @@ class Site:
 
     `scale` has it spawn or stop users, `wanted` says how many it is to have by now; with a shape
     (`shaped`) that changes by itself. `others`: our own processes that run no loops, by name → pid.
+    `gone` says in words when an emulator of ours has ended that ought to run.
     """
 
     root: str
@@ -77,6 +78,7 @@ class Site:
     wanted: Callable[[], int]
     shaped: bool = False
     others: Callable[[], Mapping[str, int]] = dict
+    gone: Callable[[], str | None] = lambda: None
 
 
 class Coordinator:
@@ -140,8 +142,9 @@ class Coordinator:
                 self._stop.wait(self.options.linger_seconds)
             self.ledger.save(finished=not self.aborted and (not self._stop.is_set() or self._time_is_out()))
         except ProfilerError as error:
-            self.error = error
-            self.ledger.note(Incident("aborted", str(error)))
+            if self.error is None:
+                self.error = error
+                self.ledger.note(Incident("aborted", str(error)))
         finally:
             reporting.kill()
             self._show("finished", seconds_left=0.0)
@@ -229,6 +232,8 @@ class Coordinator:
         self._show("draining")
         ended = self._end(workers, planned)
         drained_ns = time.monotonic_ns()
+        if self._cannot_go_on():
+            return  # the trial is not whole: its records say what there was
         self._longest_drain = max(self._longest_drain, (drained_ns - ended_ns) / 1e9)
         if ended.loops:
             # Little's law, with half of the drain since agents leave one by one in it.
@@ -273,6 +278,8 @@ class Coordinator:
         deadline = time.monotonic() + seconds
         while not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
             self._stop.wait(min(left, WATCH_SECONDS))
+            if self._cannot_go_on():
+                return
             if self._rule is not None and not self._stop.is_set():
                 pulse = self._team.pulse()
                 wrong = self._rule.broken(pulse.loops, pulse.failed)
@@ -284,6 +291,17 @@ class Coordinator:
                     self._stop.set()
             if self._site.shaped and self._site.wanted() != wanted:
                 return
+
+    def _cannot_go_on(self) -> bool:
+        """Whether the target is gone, or nothing can be written: then this trial is the last."""
+        if self.error is None:
+            gone = self._site.gone()
+            self.error = self.ledger.error or (None if gone is None else TargetError(gone))
+            if self.error is not None:
+                self.aborted = True
+                self.ledger.note(Incident("aborted", str(self.error)))
+                self._stop.set()
+        return self.error is not None
 
     def _enlist(self) -> list[str]:
         workers = self._team.enlist(self.options, self._site.root)

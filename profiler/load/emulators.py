@@ -66,6 +66,15 @@ class Emulators:
         with start_emulator(CALIBRATION_SCENARIO) as emulator:
             yield emulator.url
 
+    def ended(self) -> str | None:
+        """What became of one of ours that ought to run, in words; None while all do."""
+        for running in (self._running, self._beside):
+            code = None if running is None else running.poll()
+            if code is not None:
+                how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+                return f"the emulator ended in the middle of the run ({how})"
+        return None
+
     @property
     def pid(self) -> int | None:
         """Of the target, where it is ours."""

@@ -40,18 +40,57 @@ class ForkPipe:
 
     Locust's worker looks for its master for minutes before it calls any of our code, so the
     child watches from its first moment on, in a native thread, and `leave` is only the orderly way.
+    The other way round each child holds the end of a pipe of its own, since a master that waits for
+    workers is told of none that never came.
     """
 
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._read, self._write = os.pipe()
-        os.register_at_fork(after_in_child=self._in_child)
+        self._children: list[int] = []
+        self._next: tuple[int, int] | None = None
+        self._forking = True
+        os.register_at_fork(
+            before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child
+        )
 
     def child_end(self) -> int | None:
         """In a child of the process that made the pipe: the descriptor to watch."""
         return self._read if os.getpid() != self._pid else None
 
+    def all_forked(self) -> None:
+        """What is forked from here on (by a `subprocess` of gevent's) is no worker."""
+        self._forking = False
+
+    def children_gone(self) -> int:
+        """How many of the workers forked here have ended."""
+        gone = 0
+        for fd in self._children:
+            try:
+                gone += os.read(fd, 1) == b""
+            except BlockingIOError:
+                continue
+        return gone
+
+    def _before(self) -> None:
+        if self._forking:
+            self._next = os.pipe()
+
+    def _in_parent(self) -> None:
+        if self._next is not None:
+            (fd, its_end), self._next = self._next, None
+            os.close(its_end)
+            os.set_blocking(fd, False)
+            self._children.append(fd)
+
     def _in_child(self) -> None:
+        for fd in self._children:
+            os.close(fd)
+        self._children.clear()
+        if self._next is not None:
+            os.close(self._next[0])  # the other end closes with this process
+            self._next = None
+        self._forking = False
         if self._write >= 0:
             os.close(self._write)
             self._write = -1

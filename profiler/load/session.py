@@ -90,6 +90,8 @@ class Session:
 
         self.environment = environment
         self.runner = runner
+        self._pipe = pipe
+        pipe.all_forked()
         self.leads = not isinstance(runner, WorkerRunner)
         self.works = not isinstance(runner, MasterRunner)
         self.coordinator: Coordinator | None = None
@@ -169,6 +171,7 @@ class Session:
                 wanted=lambda: int(self.runner.target_user_count),
                 shaped=shaped,
                 others=self._others,
+                gone=self._emulators.ended,
             )
             ramp = Ramp(int(parsed.num_users or 1), float(parsed.spawn_rate or 1), _seconds(parsed.run_time))
             ledger = _ledger(asked, ramp.users)
@@ -229,12 +232,20 @@ class Session:
         if not self.works:
             with gevent.Timeout(parsed.expect_workers_max_wait or None, False):
                 while len(self._greeted) < parsed.expect_workers and not self._left:
+                    self._miss_workers()
                     gevent.sleep(0.05)
             if self._left:
                 sys.exit(1)
             if not self._greeted:
                 return  # Locust will say so
         self._team.enlist(options, root)
+        self._miss_workers()
+
+    def _miss_workers(self) -> None:
+        """Raise `ProfilerError` when one is gone already: Locust would wait a minute for it."""
+        gone = self._pipe.children_gone()
+        if gone:
+            raise ProfilerError(f"{gone} of the worker processes ended before the test began")
 
     def _on_spawning_complete(self, **_: Any) -> None:
         if self.coordinator is not None:
@@ -450,7 +461,7 @@ class Session:
 
     def _leave(self) -> None:
         """Whoever leads us is gone: stop at once."""
-        _log.error("the process that led this one is gone: leaving")
+        _log.warning("the process that led this one is gone: leaving")  # a consequence, never the cause
         self._left = True
         exit_at_the_latest()
         if not self.leads:

@@ -11,7 +11,7 @@ from anthropic import AsyncAnthropic, DefaultAioHttpClient
 from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, emulator_key
-from profiler.providers.failures import caught, provider_error, truncated
+from profiler.providers.failures import NO_JSON, caught, provider_error, reading, truncated
 from profiler.tools import Tool
 
 
@@ -74,27 +74,37 @@ class AnthropicMessages:
         if options.headers is not None:
             arguments["extra_headers"] = options.headers
         request_id: str | None = None
+        inputs: dict[int, str] = {}
         try:
             if not options.stream:
-                message = await self.client.messages.create(**arguments)
-                request_id = message._request_id
+                with reading(self.provider, raised=NO_JSON):
+                    message = await self.client.messages.create(**arguments)
+                request_id = getattr(message, "_request_id", None)
             else:
                 async with self.client.messages.stream(**arguments) as stream:
                     request_id = stream.request_id
-                    message = await self._follow(stream, probe)
+                    with reading(self.provider, request_id):
+                        message = await self._follow(stream, probe, inputs)
                     if message.stop_reason is None:
                         raise truncated(self.provider, request_id)
         except caught(anthropic) as error:
             raise provider_error(self.provider, anthropic, error, request_id) from error
-        return _reply(message, request_id)
+        with reading(self.provider, request_id):
+            return _reply(message, request_id, inputs)
 
-    async def _follow(self, stream: Any, probe: Probe) -> Any:
+    async def _follow(self, stream: Any, probe: Probe, inputs: dict[int, str]) -> Any:
+        """The whole message; `inputs` gets the JSON text of each call, by the index of its block.
+
+        The SDK completes broken JSON to what it may have meant; a call must not run on a guess.
+        """
         open_call: int | None = None  # the index of its block
+        begun = False
         async for event in stream:
+            begun = True
             kind = event.type
             if kind == "content_block_start":
                 if open_call is not None:
-                    _complete(stream, open_call, probe)
+                    _complete(stream, open_call, probe, inputs)
                 open_call = event.index if event.content_block.type == "tool_use" else None
                 if open_call is not None:
                     probe.token()
@@ -102,11 +112,15 @@ class AnthropicMessages:
                 if event.delta.type == "text_delta":
                     probe.text(event.delta.text)
                 else:
+                    if event.delta.type == "input_json_delta":
+                        inputs[event.index] = inputs.get(event.index, "") + event.delta.partial_json
                     probe.token()
             elif kind == "message_delta" and open_call is not None and event.delta.stop_reason == "tool_use":
                 # A truncated reply closes its last block too: only now is that call complete.
-                _complete(stream, open_call, probe)
+                _complete(stream, open_call, probe, inputs)
                 open_call = None
+        if not begun:  # the SDK has no message then, and fails on an assertion
+            raise truncated(self.provider, stream.request_id)
         return stream.current_message_snapshot
 
     def results(self, results: Sequence[ToolResult]) -> list[Message]:
@@ -119,12 +133,12 @@ class AnthropicMessages:
         return [{"role": "user", "content": blocks}]
 
 
-def _complete(stream: Any, index: int, probe: Probe) -> None:
+def _complete(stream: Any, index: int, probe: Probe, inputs: dict[int, str]) -> None:
     block = stream.current_message_snapshot.content[index]
-    probe.call_complete(CallRequest(block.id, block.name, block.input))
+    probe.call_complete(CallRequest(block.id, block.name, inputs.get(index, block.input)))
 
 
-def _reply(message: Any, request_id: str | None) -> Reply:
+def _reply(message: Any, request_id: str | None, inputs: dict[int, str]) -> Reply:
     texts: list[str] = []
     calls: list[CallRequest] = []
     content: list[dict[str, Any]] = []
@@ -136,7 +150,8 @@ def _reply(message: Any, request_id: str | None) -> Reply:
                 content.append({"type": "text", "text": block.text})
         elif block.type == "tool_use":
             cut = message.stop_reason == "max_tokens" and index == last
-            calls.append(CallRequest(block.id, block.name, block.input, truncated=cut))
+            asked = inputs.get(index, block.input)
+            calls.append(CallRequest(block.id, block.name, asked, truncated=cut))
             content.append({"type": "tool_use", "id": block.id, "name": block.name, "input": block.input})
         else:
             content.append(block.model_dump(exclude_none=True))

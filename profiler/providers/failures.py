@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2
@@ -13,7 +16,7 @@ from profiler.providers.attempts import transport_error_type
 def caught(sdk: Any) -> tuple[type[Exception], ...]:
     """What a request through the SDK module `openai` or `anthropic` may raise.
 
-    Its own errors and, from the middle of a stream, the transport's.
+    Its own errors and, from the middle of a stream, the transport's. What cannot be read is `reading`'s.
     """
     return (sdk.APIError, httpx2.HTTPError, httpx2.StreamError)
 
@@ -56,6 +59,52 @@ def truncated(provider: str, request_id: str | None) -> ProviderError:
         request_id=request_id,
         error_type="truncated_stream",
     )
+
+
+def failed(provider: str, code: str | None, message: str | None, request_id: str | None) -> ProviderError:
+    """The server said, with status 200, that the response failed."""
+    error_type = code if code in _STREAM_ERRORS else "stream_error"
+    why = message or "no reason given"
+    return ProviderError(
+        f"{provider}: {error_type} (status 200, request {request_id or 'unknown'}): {why}",
+        provider=provider,
+        status=200,
+        request_id=request_id,
+        error_type=error_type,
+    )
+
+
+NO_JSON: tuple[type[Exception], ...] = (json.JSONDecodeError,)
+UNREADABLE: tuple[type[Exception], ...] = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a look into the SDKs' objects raises: they are built without validation, also of an error page."""
+
+
+@contextmanager
+def reading(
+    provider: str, request_id: str | None = None, raised: tuple[type[Exception], ...] = UNREADABLE
+) -> Iterator[None]:
+    """Around what looks into a reply: one that is not what the API promises becomes a `ProviderError`.
+
+    Around the request itself, `raised` is `NO_JSON`: the rest may be about what was to be sent.
+    """
+    try:
+        yield
+    except raised as error:
+        raise ProviderError(
+            f"{provider}: unreadable (request {request_id or 'unknown'}): "
+            f"the reply is not what this API answers with: {type(error).__name__}: {error}",
+            provider=provider,
+            status=200,
+            request_id=request_id,
+            error_type="unreadable",
+        ) from error
 
 
 _STREAM_ERRORS = frozenset(

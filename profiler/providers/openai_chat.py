@@ -11,7 +11,7 @@ from openai import AsyncOpenAI, DefaultAioHttpClient
 from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, emulator_key
-from profiler.providers.failures import caught, provider_error, truncated
+from profiler.providers.failures import NO_JSON, caught, provider_error, reading, truncated
 from profiler.tools import Tool
 
 
@@ -78,27 +78,12 @@ class OpenAIChat(OpenAIModel):
         try:
             if options.stream:
                 return await self._streamed(arguments, probe)
-            completion = await self.client.chat.completions.create(**arguments)
+            with reading(self.provider, raised=NO_JSON):
+                completion = await self.client.chat.completions.create(**arguments)
         except caught(openai) as error:
             raise provider_error(self.provider, openai, error) from error
-        choice = completion.choices[0]
-        calls = tuple(
-            CallRequest(call.id, call.function.name, call.function.arguments)
-            if call.type == "function"
-            else CallRequest(call.id, call.custom.name, call.custom.input)
-            for call in choice.message.tool_calls or ()
-        )
-        usage = completion.usage
-        text = choice.message.content or ""
-        return Reply(
-            text=text,
-            calls=calls,
-            messages=[_assistant(text, calls)],
-            finish_reason=choice.finish_reason,
-            request_id=completion._request_id,
-            input_tokens=usage.prompt_tokens if usage is not None else None,
-            output_tokens=usage.completion_tokens if usage is not None else None,
-        )
+        with reading(self.provider):
+            return _reply(completion)
 
     async def _streamed(self, options: dict[str, Any], probe: Probe) -> Reply:
         stream = await self.client.chat.completions.create(
@@ -115,33 +100,34 @@ class OpenAIChat(OpenAIModel):
         finish_reason: str | None = None
         usage = None
         try:
-            async with stream:
-                async for chunk in stream:
-                    if chunk.usage is not None:
-                        usage = chunk.usage
-                    if not chunk.choices:
-                        continue
-                    choice = chunk.choices[0]
-                    delta = choice.delta
-                    if delta.content:
-                        texts.append(delta.content)
-                        probe.text(delta.content)
-                    for part in delta.tool_calls or ():
-                        probe.token()
-                        function = part.function
-                        while len(calls) <= part.index:
-                            if calls:
-                                complete()  # the next index begins: the one before is complete
-                            calls.append(["", "", ""])
-                        call = calls[part.index]
-                        call[0] = part.id or call[0]
-                        if function is not None:
-                            call[1] = function.name or call[1]
-                            call[2] += function.arguments or ""
-                    if choice.finish_reason is not None:
-                        finish_reason = choice.finish_reason
-                        if calls and finish_reason != "length":
-                            complete()
+            with reading(self.provider, request_id):
+                async with stream:
+                    async for chunk in stream:
+                        if chunk.usage is not None:
+                            usage = chunk.usage
+                        if not chunk.choices:
+                            continue
+                        choice = chunk.choices[0]
+                        delta = choice.delta
+                        if delta.content:
+                            texts.append(delta.content)
+                            probe.text(delta.content)
+                        for part in delta.tool_calls or ():
+                            probe.token()
+                            function = part.function
+                            while len(calls) <= part.index:
+                                if calls:
+                                    complete()  # the next index begins: the one before is complete
+                                calls.append(["", "", ""])
+                            call = calls[part.index]
+                            call[0] = part.id or call[0]
+                            if function is not None:
+                                call[1] = function.name or call[1]
+                                call[2] += function.arguments or ""
+                        if choice.finish_reason is not None:
+                            finish_reason = choice.finish_reason
+                            if calls and finish_reason != "length":
+                                complete()
         except caught(openai) as error:
             raise provider_error(self.provider, openai, error, request_id) from error
         if finish_reason is None:
@@ -164,6 +150,27 @@ class OpenAIChat(OpenAIModel):
 
     def results(self, results: Sequence[ToolResult]) -> list[Message]:
         return [{"role": "tool", "tool_call_id": r.call_id, "content": r.content} for r in results]
+
+
+def _reply(completion: Any) -> Reply:
+    choice = completion.choices[0]
+    calls = tuple(
+        CallRequest(call.id, call.function.name, call.function.arguments)
+        if call.type == "function"
+        else CallRequest(call.id, call.custom.name, call.custom.input)
+        for call in choice.message.tool_calls or ()
+    )
+    usage = completion.usage
+    text = choice.message.content or ""
+    return Reply(
+        text=text,
+        calls=calls,
+        messages=[_assistant(text, calls)],
+        finish_reason=choice.finish_reason,
+        request_id=completion._request_id,
+        input_tokens=usage.prompt_tokens if usage is not None else None,
+        output_tokens=usage.completion_tokens if usage is not None else None,
+    )
 
 
 def _assistant(text: str, calls: Sequence[CallRequest]) -> Message:

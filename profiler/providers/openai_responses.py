@@ -8,7 +8,7 @@ from typing import Any
 import openai
 
 from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
-from profiler.providers.failures import caught, provider_error, truncated
+from profiler.providers.failures import NO_JSON, caught, failed, provider_error, reading, truncated
 from profiler.providers.openai_chat import OpenAIModel
 from profiler.tools import Tool
 
@@ -45,15 +45,21 @@ class OpenAIResponses(OpenAIModel):
         request_id: str | None = None
         try:
             if not options.stream:
-                response = await self.client.responses.create(**arguments)
-                request_id = response._request_id
+                with reading(self.provider, raised=NO_JSON):
+                    response = await self.client.responses.create(**arguments)
+                request_id = getattr(response, "_request_id", None)
             else:
                 stream = await self.client.responses.create(**arguments, stream=True)
                 request_id = stream.response.headers.get("x-request-id")
-                response = await self._follow(stream, probe, request_id)
+                with reading(self.provider, request_id):
+                    response = await self._follow(stream, probe, request_id)
         except caught(openai) as error:
             raise provider_error(self.provider, openai, error, request_id) from error
-        return _reply(response, request_id)
+        with reading(self.provider, request_id):
+            if response.status == "failed":
+                why = response.error
+                raise failed(self.provider, why and why.code, why and why.message, request_id)
+            return _reply(response, request_id)
 
     async def _follow(self, stream: Any, probe: Probe, request_id: str | None) -> Any:
         async with stream:
@@ -70,6 +76,8 @@ class OpenAIResponses(OpenAIModel):
                         probe.call_complete(CallRequest(item.call_id, item.name, item.arguments))
                 elif kind in ("response.completed", "response.incomplete", "response.failed"):
                     return event.response
+                elif kind == "error":
+                    raise failed(self.provider, event.code, event.message, request_id)
         raise truncated(self.provider, request_id)
 
     def results(self, results: Sequence[ToolResult]) -> list[Message]:

@@ -78,14 +78,7 @@ class Locust:
 
     def left(self) -> list[int]:
         """Processes of this test that still run, descendants included."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    marked = f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
-                    if marked and "State:\tZ" not in (entry / "status").read_text():
-                        found.append(int(entry.name))
-        return found
+        return marked(self.mark)
 
     def all_left_within(self, seconds: float) -> bool:
         return wait_until(lambda: not self.left(), seconds)
@@ -118,6 +111,18 @@ def locust(path: Path) -> Iterator[Locust]:
         yield processes
     finally:
         processes.close()
+
+
+def marked(mark: str) -> list[int]:
+    """Processes with this mark in their environment that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                ours = f"{MARK}={mark}".encode() in (entry / "environ").read_bytes()
+                if ours and "State:\tZ" not in (entry / "status").read_text():
+                    found.append(int(entry.name))
+    return found
 
 
 def wait_until(true: Callable[[], bool], seconds: float) -> bool:

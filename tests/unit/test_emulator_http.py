@@ -169,6 +169,17 @@ def test_bad_input_is_refused_and_the_connection_closed(request_: bytes, status:
     assert asked == []
 
 
+def test_a_long_body_does_not_count_as_a_head() -> None:
+    body = b"b" * 200_000
+    head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 200000\r\n\r\n"
+    connection, transport = connect(echo)
+    connection.data_received(head)
+    connection.data_received(body)
+    connection.data_received(head + body)
+    assert bodies(transport.sent) == [b"/|" + body] * 2
+    assert transport.state == "open"
+
+
 async def test_a_bad_request_behind_a_good_one_is_refused_in_its_turn() -> None:
     waiting: list[Exchange] = []
     connection, transport = connect(waiting.append)

@@ -1,0 +1,81 @@
+"""What a SIGKILL leaves: `profiler compare`, one of its processes killed at a random moment, many times.
+
+    python benchmarks/kills.py [--kills 50] [--seed 1] [--only worker]
+
+Victims take turns: the command itself, its Locust process, one of two workers, the emulator.
+After each the run directory has to open and to hold every loop that the emulator's journal called
+finished a second before the kill, `profiler report` has to work, the exit code to be the documented
+one, and nothing of ours to run any more. Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.integration.kill import VICTIMS, Killed, kill_one
+
+LATEST_SECONDS = 8.0
+"""The run is over by then, on an idle machine."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--only", choices=(*VICTIMS, "interrupt"), help="interrupt: what Ctrl-C sends")
+    arguments = parser.parse_args()
+    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1_000_000)
+    draw = random.Random(seed)
+    print(f"seed {seed}, load average {os.getloadavg()[0]:.1f}")
+    print(f"{'':>3} {'victim':9} {'after':>6} {'code':>4} {'loops':>6} {'owed':>6} {'kept':>6} {'took':>6}")
+    done: list[Killed] = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        for number in range(arguments.kills):
+            victim = arguments.only or VICTIMS[number % len(VICTIMS)]
+            began = time.monotonic()
+            one = kill_one(Path(place, str(number)), victim, draw.uniform(0.0, LATEST_SECONDS))
+            took = time.monotonic() - began
+            done.append(one)
+            after = f"{one.after:6.2f}" if one.after >= 0 else "  over"
+            print(
+                f"{number + 1:3} {victim:9} {after} {one.code!s:>4} {one.loops:6} {one.owed:6} {one.kept:6} "
+                f"{took:5.1f}s {'; '.join(one.wrong) or 'held'}",
+                flush=True,
+            )
+            if one.wrong:
+                print("    " + "\n    ".join(one.said.splitlines()[-12:]), flush=True)
+    return conclude(done)
+
+
+def conclude(done: list[Killed]) -> int:
+    print(f"\n{'victim':9} {'kills':>5} {'while loops ran':>15} {'owed':>7} {'kept':>7} {'failed':>6}")
+    for victim in dict.fromkeys(one.victim for one in done):
+        own = [one for one in done if one.victim == victim and one.after >= 0]
+        if own:
+            print(
+                f"{victim:9} {len(own):5} {sum(one.owed > 0 for one in own):15} {sum(o.owed for o in own):7} "
+                f"{sum(o.kept for o in own):7} {sum(bool(o.wrong) for o in own):6}"
+            )
+    failed = sum(bool(one.wrong) for one in done)
+    killed = [one.after for one in done if one.after >= 0]
+    if killed:
+        middle = statistics.median(killed)
+        print(f"killed after {min(killed):.1f} to {max(killed):.1f} s, median {middle:.1f} s")
+    print(f"{len(killed)} kills, {len(done) - len(killed)} runs were over before: ", end="")
+    print("everything held" if not failed else f"{failed} did not hold")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

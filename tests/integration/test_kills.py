@@ -1,0 +1,99 @@
+"""A comparison that loses one of its processes, its disk or its directory: what is left can be read."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from profiler import cli
+from profiler.rundir import RunDirectory
+from tests.integration.kill import COMPARE, SCENARIO, VICTIMS, Killed, Victim, kill_one
+from tests.integration.locust_process import MARK, ROOT, marked, wait_until
+
+AFTER = 1.6
+"""Seconds after the first record: so that there are loops which ended a second before."""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Victim, Future[Killed]]]:
+    """One kill of each, all at the same time: most of it is waiting."""
+    with ThreadPoolExecutor() as pool:
+        yield {
+            victim: pool.submit(
+                kill_one,
+                tmp_path_factory.mktemp(victim),
+                victim,
+                AFTER,
+                strategies=("gathered",),
+                seconds=3.0,
+                once_loops_run=True,
+            )
+            for victim in VICTIMS
+        }
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_kill_loses_at_most_the_last_second(victim: Victim, killed: dict[Victim, Future[Killed]]) -> None:
+    one = killed[victim].result()
+    assert one.wrong == (), f"{one.wrong}\n{one.said}"
+    assert one.owed > 0
+    assert one.report == 0
+    if victim == "emulator":
+        assert one.said.splitlines()[-1] == (
+            "profiler: the emulator ended in the middle of the run (killed by signal 9)"
+        )
+
+
+def test_a_full_disk_ends_the_run_in_words_and_keeps_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "quick.toml").write_text(SCENARIO)
+    mark = uuid.uuid4().hex
+    most = 40_000
+    ended = subprocess.run(
+        [*COMPARE, "--strategy", "gathered"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), MARK: mark},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        # What a user who is not root can have: no file of the run may grow beyond this.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
+    )
+    assert ended.returncode == 2
+    said = ended.stderr.splitlines()[-1]
+    found = re.fullmatch(
+        r"profiler: (runs/[\w-]+)/records\.jsonl: cannot be written: File too large; "
+        r"the (\d+) loops before that are kept",
+        said,
+    )
+    assert found, ended.stderr
+    assert "Traceback" not in ended.stderr
+    directory = RunDirectory.open(tmp_path / found[1])
+    assert len(list(directory.records())) == int(found[2]) > 0
+    assert 0 < directory.records_path.stat().st_size <= most
+    run = directory.load()
+    assert not run.finished
+    assert [incident.kind for incident in run.incidents] == ["aborted"]
+    assert cli.main(["report", str(directory.path)]) == 0
+    assert wait_until(lambda: not marked(mark), 10)
+
+
+def test_a_directory_that_cannot_be_made_is_said_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "runs"
+    assert cli.main(["compare", "--scenario", "instant", "--out", str(out)]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert re.fullmatch(
+        rf"profiler: {re.escape(str(out))}/[\d-]+: cannot make a run directory: Not a directory", error[0]
+    )
