@@ -8,7 +8,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from profiler.commands.load_options import add_load, load_options
+from profiler.commands.load_options import add_load, add_spending, load_options
 from profiler.commands.options import add_target
 from profiler.errors import UsageError
 from profiler.load import defaults
@@ -45,6 +45,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         f"others are compared with (default: {', '.join(defaults.STRATEGIES)})",
     )
     add_load(parser)
+    add_spending(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--json", action="store_true", help="print summary.json, and nothing else, on standard output"
@@ -103,7 +104,7 @@ def _exit_code(run: Run, warnings: Sequence[Caveat], allow_saturated: bool) -> i
     kinds = {incident.kind for incident in run.incidents}
     if "interrupted" in kinds:
         return 130
-    if "aborted" in kinds:
+    if kinds & {"aborted", "limited"}:
         return 1
     return 1 if any(caveat.invalid for caveat in warnings) and not allow_saturated else 0
 

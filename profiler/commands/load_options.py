@@ -81,6 +81,22 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--out", default="runs", metavar="DIR", help="where run directories go (default: runs)")
 
 
+def add_spending(parser: argparse.ArgumentParser) -> None:
+    """Where the load is to stop, whatever the time."""
+    spending = parser.add_argument_group(
+        "spending", "end the run early; warm-up and retries count, loops under way are let finish"
+    )
+    spending.add_argument("--max-loops", type=positive, metavar="N", help="loops")
+    spending.add_argument("--max-requests", type=positive, metavar="N", help="model requests: every attempt")
+    spending.add_argument("--max-tokens", type=positive, metavar="N", help="input and output tokens together")
+    spending.add_argument("--max-cost", type=float, metavar="USD", help="cost of the tokens")
+    spending.add_argument(
+        "--price",
+        metavar="IN/OUT",
+        help="USD per million input and output tokens (default: a table of some known models)",
+    )
+
+
 def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> LoadOptions:
     """Of `add_target` and `add_load`. Raises `UsageError` naming the option that cannot be used."""
     from profiler.load.options import LoadOptions, split_levels
@@ -114,4 +130,10 @@ def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> 
         slo=arguments.slo,
         calibration_seconds=arguments.calibrate,
         share_limit=arguments.share_limit,
+        # `tune` has a budget of time alone.
+        max_loops=getattr(arguments, "max_loops", None),
+        max_requests=getattr(arguments, "max_requests", None),
+        max_tokens=getattr(arguments, "max_tokens", None),
+        max_cost=getattr(arguments, "max_cost", None),
+        price=getattr(arguments, "price", None),
     )

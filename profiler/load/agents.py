@@ -236,9 +236,9 @@ class Own:
             raise UsageError(f"the agent's factory returned {made!r}: expected an async callable")
         return cls(made, context, sinks)
 
-    async def warm(self, place: Place) -> None:
-        """One loop that is recorded nowhere: the first use of a client takes long. Raises `TargetError`."""
-        recorder, self._recorder = self._recorder, Recorder()
+    async def warm(self, place: Place, sinks: Sequence[Sink] = ()) -> None:
+        """One loop for `sinks` alone: the first use of a client takes long. Raises `TargetError`."""
+        recorder, self._recorder = self._recorder, Recorder(sinks)
         try:
             if not await self.run(place):
                 error = self.failure

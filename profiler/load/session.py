@@ -43,7 +43,7 @@ from profiler.load.reporter import Reporter
 from profiler.load.rosters import LocalRoster, MasterRoster
 from profiler.load.team import Team
 from profiler.load.trial import Trial
-from profiler.rundir import Anchor, Incident, RunDirectory
+from profiler.rundir import Anchor, Incident, RunDirectory, Spent
 from profiler.scenario import load_scenario
 
 PULSE_SECONDS = 1.0
@@ -122,6 +122,7 @@ class Session:
             runner.register_message(parts.BEGIN, self._on_begin)
             runner.register_message(parts.END, self._on_end, concurrent=True)
             runner.register_message(parts.CUT, self._on_cut)
+            runner.register_message(parts.GRANT, self._on_grant)
             gevent.spawn(self.reporter.run)
             gevent.spawn(self._beat)
         events = environment.events
@@ -195,7 +196,7 @@ class Session:
         coordinator.run()
         if coordinator.error is not None:
             self._fail(coordinator.error)
-        elif coordinator.aborted and coordinator.options.run_directory is None:
+        elif coordinator.ended_early and coordinator.options.run_directory is None:
             self.environment.process_exit_code = 1
         if not self._concluding:
             gevent.spawn(self._stop_locust)
@@ -292,6 +293,7 @@ class Session:
                 options, msg.data["root"], self._factories(options), sharing
             )
             answer["model"] = self._crew.model
+            answer["spent"] = asdict(self._crew.warmed_up)
         except ProfilerError as error:
             answer.update(error=str(error), exit_code=error.exit_code)
         except gevent.Timeout:
@@ -345,13 +347,20 @@ class Session:
         """Tell the one that leads how the trial stands."""
         while True:
             gevent.sleep(PULSE_SECONDS)
-            trial = self._crew.trial
-            if trial is not None and not self._left:
-                self.runner.send_message(parts.PULSE, {"turn": self._turn, **describe(trial)})
+            self._pulse()
+
+    def _pulse(self) -> None:
+        trial = self._crew.trial
+        if trial is not None and not self._left:
+            self.runner.send_message(parts.PULSE, {"turn": self._turn, **describe(trial)})
 
     def _on_begin(self, environment: Any, msg: Any, **_: Any) -> None:
         self._turn = msg.data["turn"]
-        self._crew.begin(Trial.from_data(msg.data))
+        self._crew.begin(Trial.from_data(msg.data), lambda: gevent.spawn(self._pulse))
+
+    def _on_grant(self, environment: Any, msg: Any, **_: Any) -> None:
+        if msg.data["turn"] == self._turn:
+            self._crew.grant(msg.data["loops"])
 
     def _on_end(self, environment: Any, msg: Any, **_: Any) -> None:
         turn, trial, health = self._turn, self._crew.trial, self._crew.health()
@@ -365,6 +374,8 @@ class Session:
             "arrived": arrived,
             "late": 0 if trial is None else trial.late,
             "dropped": 0 if trial is None else trial.dropped,
+            "begun": 0 if trial is None else trial.begun,
+            "spent": asdict(Spent() if trial is None else trial.tally.spent),
             "health": None if health is None else asdict(health),
         }
         self.runner.send_message(parts.DRAINED, answer)

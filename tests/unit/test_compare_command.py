@@ -87,6 +87,7 @@ SATURATED = (ClientHealth("worker 0 (pid 1)", 0, loop_lag_p99=0.2),)
         ({"client": SATURATED}, [], 1),
         ({"client": SATURATED}, ["--allow-saturated"], 0),
         ({"incidents": (Incident("aborted", "hopeless"),)}, ["--allow-saturated"], 1),
+        ({"incidents": (Incident("limited", "stopped at --max-loops 9: 9 begun"),)}, [], 1),
         ({"incidents": (Incident("interrupted"),)}, [], 130),
     ],
 )

@@ -70,6 +70,11 @@ def test_the_command_line_of_options_parses_to_the_same_options() -> None:
         slo="p95<2s",
         calibration_seconds=0.0,
         share_limit=True,
+        max_loops=50,
+        max_requests=500,
+        max_tokens=9000,
+        max_cost=1.25,
+        price="2.5/10",
     )
     usual = LoadOptions()
     untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}
