@@ -70,11 +70,15 @@ class Budget:
     def stopped(self, resource: Resource, spent: Spent) -> str:
         """In words: which limit ended the run, and what was spent by then."""
         used = self.used(spent, resource)
-        limit = self.limits[resource]
         if resource == "cost":
-            return f"stopped at {OPTIONS[resource]} {limit:g}: ${used:.4g} spent"
+            return f"stopped at {self.limit(resource)}: ${used:.4g} spent"
         word = {"loops": "begun", "requests": "sent", "tokens": "used"}[resource]
-        return f"stopped at {OPTIONS[resource]} {limit:.0f}: {used:.0f} {word}"
+        return f"stopped at {self.limit(resource)}: {used:.0f} {word}"
+
+    def limit(self, resource: Resource) -> str:
+        """As the user said it: `--max-requests 500`."""
+        limit = self.limits[resource]
+        return f"{OPTIONS[resource]} {f'{limit:g}' if resource == 'cost' else f'{limit:.0f}'}"
 
 
 def spent_by(record: LoopRecord) -> Spent:

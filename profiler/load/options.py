@@ -131,7 +131,7 @@ class LoadOptions:
             "tokens": self.max_tokens,
             "cost": self.max_cost,
         }
-        model = model or self.model or ("" if self.agent else DEFAULT_MODELS[self.provider])
+        model = model or self.asked_model
         price = price_of(model, self.price)
         if self.max_cost is not None and price is None:
             named = f"the price of {model} is unknown" if model else "which model the agent uses is unknown"
@@ -140,10 +140,15 @@ class LoadOptions:
             )
         return Budget({name: limit for name, limit in given.items() if limit is not None}, price)
 
-    def check_targets(self, environment: Mapping[str, str]) -> None:
-        """A load test of anything but this machine has to be meant. `environment` may name tools too.
+    @property
+    def asked_model(self) -> str:
+        """The model's name in requests; empty where that is the affair of the user's own agent."""
+        return self.model or ("" if self.agent else DEFAULT_MODELS[self.provider])
 
-        Raises `UsageError` naming the first target that is elsewhere.
+    def remote_targets(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Targets that are not this machine, by what named them. `environment` may name tools too.
+
+        Raises `UsageError` for what is no URL of a server.
         """
         targets = {
             "--base-url": self.base_url,
@@ -151,8 +156,15 @@ class LoadOptions:
             "PROFILER_TOOLS_URL": environment.get("PROFILER_TOOLS_URL") if self.tools_url is None else None,
             "PROFILER_WEATHER_URL": environment.get("PROFILER_WEATHER_URL"),
         }
-        for name, url in targets.items():
-            if url and not Endpoint.parse(url).is_loopback and not self.allow_remote:
+        return {name: url for name, url in targets.items() if url and not Endpoint.parse(url).is_loopback}
+
+    def check_targets(self, environment: Mapping[str, str]) -> None:
+        """A load test of anything but this machine has to be meant.
+
+        Raises `UsageError` naming the first target that is elsewhere.
+        """
+        for name, url in self.remote_targets(environment).items():
+            if not self.allow_remote:
                 raise UsageError(
                     f"{name} {url} is not this machine: a load test of it needs --allow-remote "
                     "(real endpoints cost money and belong to somebody)"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -114,3 +118,50 @@ def test_compare_stops_at_a_cost_and_says_so(
     assert f"stopped at --max-cost 0.03: ${cost:.4g} spent" in (directory.path / "report.html").read_text()
     tokens = [(r.model.input_tokens or 0) for record in directory.records() for r in record.rounds]
     assert sum(tokens) <= run.spent.input_tokens < sum(tokens) + 2000  # and the warm-up loop
+
+
+def compare_at_a_terminal(answer: str, *arguments: str) -> tuple[int, str]:
+    """`profiler compare` on a terminal that answers its question; exit code, and what it showed."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "profiler", "compare", *arguments]
+    environment = {**os.environ, "OPENAI_API_KEY": "none"}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 65536):
+                shown += chunk
+                if shown.endswith(b"start? [y/N] "):
+                    os.write(ours, answer.encode())
+        except OSError:  # Linux: the other end is closed
+            pass
+        finally:
+            os.close(ours)
+        return process.wait(20), shown.decode()
+
+
+def test_a_plan_that_leaves_this_machine_is_asked_about_on_a_terminal(tmp_path: Path, scenario: Path) -> None:
+    """0.0.0.0 is no loopback address to us, and leads to this machine all the same."""
+    out = tmp_path / "runs"
+    with start_emulator(str(scenario)) as emulator:
+        elsewhere = emulator.url.replace("127.0.0.1", "0.0.0.0")
+        arguments = [
+            *("--base-url", elsewhere, "--scenario", str(scenario), "--users", "2", "--duration", "1s"),
+            *("--strategy", "gathered", "--calibrate", "0", "--no-metrics", "--out", str(out)),
+        ]
+        code, shown = compare_at_a_terminal("y\n", *arguments)
+        assert (code, "needs --allow-remote" in shown, "start?" in shown) == (2, True, False)
+        code, shown = compare_at_a_terminal("\n", *arguments, "--allow-remote")
+        assert code == 1
+        assert f"2 agents on {elsewhere} (gpt-4o)" in shown
+        assert "tokens in, " in shown
+        assert "some $" in shown
+        assert shown.rstrip().endswith("nothing was started")
+        assert not out.exists()
+        assert requests(emulator) == 0
+        code, shown = compare_at_a_terminal("y\n", *arguments, "--allow-remote", "--max-loops", "6")
+        assert "stopped at --max-loops 6: 6 begun" in " ".join(shown.split())
+        assert code == 1
+        assert requests(emulator) > 0
