@@ -44,6 +44,8 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.load.emulators import emulator_at
     from profiler.loop import ToolLoop
     from profiler.providers import make_provider
+    from profiler.providers.endpoint import Endpoint
+    from profiler.redaction import guard_logs
     from profiler.report.terminal import use_color
     from profiler.report.timeline import render_timeline
     from profiler.scenario import load_scenario
@@ -58,6 +60,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     async def once() -> str:
         model = make_provider(arguments.provider, base_url=base_url, model=arguments.model)
+        guard_logs()  # the SDK, imported just now, may have set up logging
         loop = ToolLoop(
             model,
             scenario_tools(scenario),
@@ -81,6 +84,8 @@ def main(arguments: argparse.Namespace) -> int:
         if base_url is None:
             base_url = stack.enter_context(start_emulator(arguments.scenario, seed=arguments.seed)).url
         named = os.environ.get("PROFILER_TOOLS_URL")
+        for url in filter(None, (base_url, arguments.tools_url, named)):
+            Endpoint.parse(url)  # raises for what is none, or holds credentials
         tools_url = arguments.tools_url or named or emulator_at(base_url)
         if tools_url is None:  # a model server has no tools: an emulator beside it has
             tools_url = stack.enter_context(start_emulator(arguments.scenario, seed=arguments.seed)).url

@@ -26,6 +26,7 @@ from profiler.errors import ProviderError, TargetError, UsageError
 from profiler.providers.endpoint import Endpoint
 from profiler.recorder import LiveCalls, Recorder, Sink
 from profiler.records import LoopRecord
+from profiler.redaction import describe
 from profiler.strategies import Sequential, Strategy
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ class Own:
         except UsageError:
             raise
         except Exception as error:
-            raise UsageError(f"the agent's factory failed: {type(error).__name__}: {error}") from error
+            raise UsageError(f"the agent's factory failed: {describe(error)}") from error
         if not callable(made):
             raise UsageError(f"the agent's factory returned {made!r}: expected an async callable")
         return cls(made, context, sinks)
@@ -242,9 +243,8 @@ class Own:
         try:
             if not await self.run(place):
                 error = self.failure
-                raise TargetError(
-                    f"the agent's first loop failed: {type(error).__name__}: {error}"
-                ) from error
+                said = "nothing was raised" if error is None else describe(error)
+                raise TargetError(f"the agent's first loop failed: {said}") from error
         finally:
             self._recorder = recorder
 
@@ -259,9 +259,7 @@ class Own:
                 await self._agent()
         except Exception as error:
             if self.failure is None:
-                _log.warning(
-                    "the agent raised %s: %s (later ones are only counted)", type(error).__name__, error
-                )
+                _log.warning("the agent raised %s (later ones are only counted)", describe(error))
             self.failure = error
             return False
         finally:

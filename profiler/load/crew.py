@@ -28,6 +28,7 @@ from profiler.load.options import LoadOptions, set_tools_url
 from profiler.load.trial import Agent, Trial
 from profiler.recorder import Sink
 from profiler.records import LoopRecord, shifted
+from profiler.redaction import guard_logs
 from profiler.rundir import ClientHealth, Spent
 from profiler.scenario import Scenario, load_scenario
 
@@ -240,6 +241,7 @@ class Crew:
             for spec, strategy in strategies.items():
                 self.metrics.watch_limit(spec, strategy)
         slowest = 0.0
+        guard_logs()  # an agent's module may have set up logging of its own
         for user_class, factory in factories.items():
             if factory is None:
                 built_in = _Loops(options, root, scenario)

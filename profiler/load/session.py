@@ -43,6 +43,8 @@ from profiler.load.reporter import Reporter
 from profiler.load.rosters import LocalRoster, MasterRoster
 from profiler.load.team import Team
 from profiler.load.trial import Trial
+from profiler.redaction import describe as describe_error
+from profiler.redaction import guard_logs
 from profiler.rundir import Anchor, Incident, RunDirectory, Spent
 from profiler.scenario import load_scenario
 
@@ -109,6 +111,7 @@ class Session:
         for name in ("httpx", "httpx2", "openai", "anthropic"):
             # At Locust's level INFO they would write a line for every request.
             logging.getLogger(name).setLevel(logging.WARNING)
+        guard_logs()
         if self.leads:
             runner.register_message(parts.HELLO, self._on_hello)
             runner.register_message(parts.READY, self._on_answer(parts.READY))
@@ -304,7 +307,7 @@ class Session:
             if self._left:
                 return
             _log.exception("cannot prepare")
-            answer.update(error=f"{type(error).__name__}: {error}", exit_code=1)
+            answer.update(error=describe_error(error), exit_code=1)
         finally:
             self._preparing = False
         self.runner.send_message(parts.READY, answer)

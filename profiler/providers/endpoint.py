@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import ssl
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +25,22 @@ class Endpoint:
     @classmethod
     def parse(cls, url: str) -> Endpoint:
         """From a root URL or one that ends in `/v1`. Raises `UsageError`."""
-        parts = urlsplit(url)
+        expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
+        # What comes before an @, or after a ?, may be a secret: it is not repeated.
+        shown = re.split(r"[?#]", url.rpartition("@")[2])[0]
+        try:
+            parts = urlsplit(url)
+            parts.port  # noqa: B018 (raises ValueError)
+        except ValueError:
+            raise UsageError(f"not a base URL: {shown!r}: {expected}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"not a base URL: {url!r}: expected http://HOST[:PORT] or https://HOST[:PORT]")
-        if parts.username or parts.password:
+            raise UsageError(f"not a base URL: {shown!r}: {expected}")
+        if "@" in parts.netloc:
             raise UsageError(
                 f"the base URL of {parts.hostname} holds credentials: pass the key by environment"
             )
+        if parts.query or parts.fragment:
+            raise UsageError(f"the base URL of {parts.hostname} has a query: {expected}")
         return cls(url.rstrip("/").removesuffix("/v1").rstrip("/"))
 
     @property

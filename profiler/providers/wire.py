@@ -6,7 +6,6 @@ record needs: the calls, the tokens, whether it was complete.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,8 +22,6 @@ _PATHS: tuple[tuple[str, Api], ...] = (
     ("/messages", "anthropic"),
 )
 
-_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]+)"')
-
 
 def api_of(path: str) -> Api | None:
     """Which API a POST to this path is a model request of, None for anything else."""
@@ -35,9 +32,12 @@ def api_of(path: str) -> Api | None:
 
 
 def requested_model(body: bytes) -> str:
-    """The model a request names. (Quotes inside message texts are escaped, so the first match is a key.)"""
-    match = _MODEL.search(body)
-    return match[1].decode("utf-8", "replace") if match else ""
+    """The model a request names; arguments of calls in it may have a key of that name too."""
+    try:
+        model = orjson.loads(body)["model"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ""
+    return model if isinstance(model, str) else ""
 
 
 @dataclass(slots=True)
