@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from profiler.commands.options import positive, seconds
+from profiler.hosts import LOOPBACK
 from profiler.load import defaults
 
 if TYPE_CHECKING:
@@ -77,6 +78,12 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="serve /metrics here (default: 9464 or the next free one)",
     )
+    load.add_argument(
+        "--metrics-host",
+        default=LOOPBACK,
+        metavar="H",
+        help=f"address to serve /metrics on (default: {LOOPBACK}, for this machine alone)",
+    )
     load.add_argument("--no-metrics", dest="metrics", action="store_false", help="serve no /metrics")
     load.add_argument("--out", default="runs", metavar="DIR", help="where run directories go (default: runs)")
 
@@ -119,6 +126,7 @@ def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> 
         out=arguments.out,
         metrics_port=arguments.metrics_port,
         metrics=arguments.metrics,
+        metrics_host=arguments.metrics_host,
         # A port that was asked for is one that Prometheus scrapes: the last block must not be lost.
         linger_seconds=0.0 if arguments.metrics_port is None else defaults.LINGER_SECONDS,
         agent=arguments.agent,

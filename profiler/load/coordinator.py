@@ -159,7 +159,7 @@ class Coordinator:
         workers = self._enlist()
         self.ledger.save(model=self._team.model, workers=len(workers), capacity=self._team.capacity)
         if self._team.metrics:
-            self.ledger.targets(self._team.metrics)
+            self.ledger.targets(self._team.metrics, self.options.metrics_host)
         self._print_limits(len(workers))
         ramp = ramp_seconds(self._ramp.users, self._ramp.rate)
         if ramp > SHORT_RAMP_SECONDS and not self._spawned.is_set() and not self._site.shaped:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from profiler.errors import ProfilerError
+from profiler.hosts import scrape_host
 from profiler.progress import PROGRESS, Progress, encode
 from profiler.rundir import Incident, Run, RunDirectory
 
@@ -69,9 +70,9 @@ class Ledger:
             self._progress.write(encode(progress))
             self._progress.flush()
 
-    def targets(self, ports: Mapping[str, int]) -> None:
+    def targets(self, ports: Mapping[str, int], host: str) -> None:
         """Where workers on this machine serve /metrics, as Prometheus' file_sd reads it."""
-        targets = [f"127.0.0.1:{port}" for port in sorted(set(ports.values()))]
+        targets = [f"{scrape_host(host)}:{port}" for port in sorted(set(ports.values()))]
         labels = {"testid": self.directory.path.name}
         path = self.directory.path / TARGETS
         path.write_bytes(orjson.dumps([{"targets": targets, "labels": labels}], option=orjson.OPT_INDENT_2))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from profiler.errors import UsageError
+from profiler.hosts import LOOPBACK
 from profiler.load import defaults
 from profiler.load.abort import AbortRule
 from profiler.load.budget import Budget, Resource
@@ -57,6 +58,7 @@ class LoadOptions:
     run_directory: str | None = None
     metrics_port: int | None = None
     metrics: bool = True
+    metrics_host: str = LOOPBACK
     linger_seconds: float = 0.0
     agent: str | None = None
     arrivals: str | None = None
@@ -196,6 +198,7 @@ class LoadOptions:
             ("--out", self.out),
             ("--run-directory", self.run_directory),
             ("--metrics-port", self.metrics_port),
+            ("--metrics-host", self.metrics_host),
             ("--metrics-linger", self.linger_seconds),
             ("--agent", self.agent),
             ("--arrivals", self.arrivals),
@@ -249,6 +252,7 @@ class LoadOptions:
             run_directory=parsed.run_directory or None,
             metrics_port=_number("--metrics-port", parsed.metrics_port, int),
             metrics=not parsed.no_metrics,
+            metrics_host=parsed.metrics_host,
             linger_seconds=parsed.metrics_linger,
             agent=parsed.agent or None,
             arrivals=parsed.arrivals or None,
@@ -326,6 +330,11 @@ def add_options(parser: Any) -> None:
         "--metrics-port",
         default=None,
         help="serve /metrics here (worker k: this port + k); none: the first free one",
+    )
+    add(
+        "--metrics-host",
+        default=LOOPBACK,
+        help="address to serve /metrics on; this machine's alone by default",
     )
     add("--share-limit", action="store_true", help="divide a strategy's limits among the workers")
     add("--no-metrics", action="store_true", help="serve no /metrics")

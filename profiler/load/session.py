@@ -21,6 +21,7 @@ import gevent.os
 from gevent import monkey
 
 from profiler.errors import ProfilerError, TargetError, UsageError
+from profiler.hosts import scrape_host
 from profiler.load import defaults
 from profiler.load import team as parts
 from profiler.load.agents import AgentFactory, load_factory
@@ -334,16 +335,16 @@ class Session:
             ports = range(options.metrics_port + number, options.metrics_port + number + 1)
         for port in ports:
             try:
-                self._metrics_port = sink.serve(port)
+                self._metrics_port = sink.serve(port, options.metrics_host)
             except OSError as error:
                 if port == ports[-1]:
                     raise UsageError(
-                        f"--metrics-port: cannot serve on port {port}: {error.strerror}"
+                        f"--metrics-port: cannot serve on {options.metrics_host}:{port}: {error.strerror}"
                     ) from error
             else:
                 break
         self._crew.metrics = sink
-        _log.info("metrics: http://127.0.0.1:%d/metrics", self._metrics_port)
+        _log.info("metrics: http://%s:%d/metrics", scrape_host(options.metrics_host), self._metrics_port)
         return self._metrics_port
 
     def _beat(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import ssl
@@ -11,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from profiler.errors import UsageError
+from profiler.hosts import is_loopback
 
 MAX_CONNECTIONS = 100_000
 """So many that the client's connection pool never queues a request (and falsifies its latency)."""
@@ -49,13 +49,7 @@ class Endpoint:
 
     @property
     def is_loopback(self) -> bool:
-        host = urlsplit(self.root).hostname or ""
-        if host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(urlsplit(self.root).hostname or "")
 
 
 def client_options(endpoint: Endpoint | None) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def test_the_command_line_of_options_parses_to_the_same_options() -> None:
         run_directory="r",
         metrics_port=9100,
         metrics=False,
+        metrics_host="0.0.0.0",
         linger_seconds=1.0,
         agent="my_app:make",
         arrivals="5/s",
