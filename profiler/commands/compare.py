@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from profiler.commands.load_options import add_load, add_spending, load_options
-from profiler.commands.options import add_target
+from profiler.commands.options import add_content, add_target
 from profiler.errors import UsageError
 from profiler.load import defaults
 
@@ -47,6 +47,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     add_load(parser)
     add_spending(parser)
+    add_content(parser)
     parser.add_argument(
         "--yes", action="store_true", help="do not ask before a load test that leaves this machine"
     )

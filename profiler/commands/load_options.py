@@ -138,10 +138,12 @@ def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> 
         slo=arguments.slo,
         calibration_seconds=arguments.calibrate,
         share_limit=arguments.share_limit,
-        # `tune` has a budget of time alone.
+        # `tune` has a budget of time alone, and shows no loops.
         max_loops=getattr(arguments, "max_loops", None),
         max_requests=getattr(arguments, "max_requests", None),
         max_tokens=getattr(arguments, "max_tokens", None),
         max_cost=getattr(arguments, "max_cost", None),
         price=getattr(arguments, "price", None),
+        record_content=getattr(arguments, "record_content", False),
+        redact=getattr(arguments, "redact", None),
     )

@@ -20,7 +20,7 @@ import gevent
 from gevent.event import Event
 
 from profiler.errors import ProviderError, TargetError
-from profiler.load.agents import AgentContext, AgentFactory, BuiltIn, Own, Place, Runs
+from profiler.load.agents import AgentContext, AgentFactory, BuiltIn, Own, Place, Runs, load_redact
 from profiler.load.bridge import LoopThread
 from profiler.load.budget import spent_by
 from profiler.load.calibration import Calibration, calibrate
@@ -308,6 +308,7 @@ class _Loops:
         self.model = make_provider(options.provider, base_url=root, model=options.model)
         self._tools = scenario_tools(scenario)
         self._threads = NativeThreads()
+        self._redact = None if options.redact is None else load_redact(options.redact)
 
     def loop(self, strategy: Strategy, sinks: Sequence[Sink]) -> ToolLoop:
         from profiler.loop import ToolLoop
@@ -321,6 +322,8 @@ class _Loops:
             parallel_tool_calls=self._options.parallel_tool_calls,
             stream=self._options.stream,
             sinks=sinks,
+            record_content=self._options.record_content,
+            redact=self._redact,
             threads=self._threads,
         )
 
@@ -347,6 +350,8 @@ def _context(
         strategy=strategy,
         prompt=scenario.prompt,
         sinks=sinks,
+        record_content=options.record_content,
+        redact=None if options.redact is None else load_redact(options.redact),
     )
 
 

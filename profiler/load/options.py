@@ -35,7 +35,8 @@ class LoadOptions:
     users, each a load of its own. At most `max_in_flight` loops run at once, later arrivals wait.
     `calibration_seconds`: how long the client is measured against `instant` before the run.
     `max_loops`, `max_requests`, `max_tokens` and `max_cost` (USD) end the run when so much is spent
-    (`profiler.load.budget`); `price`, IN/OUT in USD per million tokens, comes before the table's.
+    (`profiler.load.budget`); `record_content` keeps what was said, passed through `redact`
+    (`module:function`); `price`, IN/OUT in USD per million tokens, comes before the table's.
     `share_limit`: each worker process takes its part of a strategy's limits, instead of all of them.
     """
 
@@ -74,6 +75,8 @@ class LoadOptions:
     max_tokens: int | None = None
     max_cost: float | None = None
     price: str | None = None
+    record_content: bool = False
+    redact: str | None = None
 
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""
@@ -117,6 +120,8 @@ class LoadOptions:
             AbortRule.parse(self.abort_on)
         if self.slo is not None:
             parse_objective(self.slo)
+        if self.redact is not None and not self.record_content:
+            raise UsageError("--redact is for content that is recorded: add --record-content")
         if self.price is not None:
             Price.parse(self.price)
         if self.max_cost is not None:
@@ -213,6 +218,7 @@ class LoadOptions:
             ("--max-tokens", self.max_tokens),
             ("--max-cost", self.max_cost),
             ("--price", self.price),
+            ("--redact", self.redact),
         ):
             if value is not None:
                 arguments.append(f"{option}={value}")
@@ -222,6 +228,7 @@ class LoadOptions:
             "--stream": self.stream,
             "--no-metrics": not self.metrics,
             "--share-limit": self.share_limit,
+            "--record-content": self.record_content,
         }
         return arguments + [flag for flag, on in flags.items() if on]
 
@@ -268,6 +275,8 @@ class LoadOptions:
             max_tokens=_number("--max-tokens", parsed.max_tokens, int),
             max_cost=_number("--max-cost", parsed.max_cost, float),
             price=parsed.price or None,
+            record_content=parsed.record_content,
+            redact=parsed.redact or None,
         )
 
 
@@ -344,6 +353,8 @@ def add_options(parser: Any) -> None:
     add("--max-tokens", default=None, help="end the run when so many tokens, in and out, are used")
     add("--max-cost", default=None, metavar="USD", help="end the run when so much is spent")
     add("--price", default=None, metavar="IN/OUT", help="USD per million input and output tokens")
+    add("--record-content", action="store_true", help="keep prompts, arguments and results in the records")
+    add("--redact", default=None, metavar="MODULE:FUNCTION", help="passes every text that is recorded")
     add("--allow-remote", action="store_true", help="allow targets that are not this machine")
     add("--run-directory", default=None, include_in_web_ui=False, help=argparse.SUPPRESS)
 

@@ -40,6 +40,18 @@ def requested_model(body: bytes) -> str:
     return model if isinstance(model, str) else ""
 
 
+def requested_prompt(body: bytes) -> str | None:
+    """What the user said last in a request of any of the APIs, None where nobody can tell."""
+    try:
+        data = orjson.loads(body)
+        said = data["messages"] if "messages" in data else data["input"]
+        if not isinstance(said, str):
+            said = [message["content"] for message in said if message.get("role") == "user"][-1]
+    except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError):
+        return None
+    return said if isinstance(said, str) else orjson.dumps(said).decode()
+
+
 @dataclass(slots=True)
 class Observed:
     """What was read so far. `complete` is False for a stream that was cut off."""

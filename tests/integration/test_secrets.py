@@ -244,15 +244,31 @@ async def test_an_exception_and_all_it_was_raised_from(echo: str, index: int) ->
     assert look(encode(error.record)) == []
 
 
+async def ask(index: int, model: Any, prompt: str, tools: Any) -> None:
+    """One request of one of the three APIs, without anything of ours."""
+    said = [{"role": "user", "content": prompt}]
+    if index == 0:
+        await model.client.chat.completions.create(model="gpt-4o", messages=said, tools=tools)
+    elif index == 1:
+        await model.client.responses.create(model="gpt-4o", input=said, tools=tools)
+    else:
+        create = model.client.messages.create
+        await create(model="claude-sonnet-4-5", max_tokens=500, messages=said, tools=tools)
+
+
+CONTENT = ("CANARY-prompt", "CANARY-argument", "CANARY-result")
+
+
+@pytest.mark.parametrize("content", [False, True])
 @pytest.mark.parametrize("index", range(3))
 async def test_records_metrics_and_spans_of_a_loop(
-    tmp_path: Path, index: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, index: int, content: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ours and one that is only watched; with content recorded, keys are still not."""
+    """Ours and one that is only watched. Where content is asked for, records have it, and keys still not."""
 
     @tool
     async def look_up(model: Literal["CANARY-argument"]) -> str:
-        return f"CANARY-result {model}"
+        return f"CANARY-result {model} {ENVIRONMENT['OPENAI_API_KEY']}"
 
     scenario = tmp_path / "scenario.toml"
     scenario.write_text(SCENARIO)
@@ -264,19 +280,27 @@ async def test_records_metrics_and_spans_of_a_loop(
     caplog.set_level(logging.INFO)
     with start_emulator(str(scenario)) as emulator:
         model = models(emulator.url)[index]
-        await ToolLoop(model, [look_up], sinks=sinks).run("CANARY-prompt")
-        profiler = Profiler(sinks)
+        await ToolLoop(model, [look_up], sinks=sinks, record_content=content).run("CANARY-prompt")
+        profiler = Profiler(sinks, record_content=content)
         profiler.instrument(model.client)
         with profiler.loop("watched"):
-            await ToolLoop(model, [profiler.tool(look_up)]).run("CANARY-prompt")
+            await ask(index, model, "CANARY-prompt", model.render_tools((look_up,)))
+            await profiler.tool(look_up)(model="CANARY-argument")
         await model.client.close()
     assert len(lines) == 2
-    assert sum(line.count(b'"look_up"') for line in lines) >= 2
+    assert all(b'"look_up"' in line for line in lines)
     shown = [span.to_json() for span in spans.get_finished_spans()]
     assert any("look_up" in text for text in shown)
     text = Exposition(metrics).render()
     assert b"look_up" in text
-    assert look(*lines, *shown, text, caplog.text) == []
+    assert look(text, caplog.text) == []
+    if content:
+        for line in lines:
+            assert all(one in line.decode() for one in CONTENT)
+        planted = re.compile("|".join(CONTENT))
+        lines = [planted.sub("", line.decode()).encode() for line in lines]
+        shown = [planted.sub("", span) for span in shown]
+    assert look(*lines, *shown) == []
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "tune"])
@@ -299,3 +323,23 @@ def test_a_url_with_credentials_is_refused(
     assert "holds credentials: pass the key by environment" in said.err
     assert look(said.out, said.err) == []
     assert not (tmp_path / "runs").exists()
+
+
+def test_content_on_the_command_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "privacy.py").write_text("def redact(text):\n    return text.replace('prompt', 'p*****')\n")
+    (tmp_path / "scenario.toml").write_text(SCENARIO)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["run", "--scenario", "scenario.toml", "--out", "runs"]
+    assert main([*arguments, "--redact", "privacy:redact"]) == 2
+    assert "add --record-content" in capfd.readouterr().err
+    assert main([*arguments, "--record-content", "--redact", "privacy:nothing"]) == 2
+    assert "privacy has no function nothing" in capfd.readouterr().err
+    assert main([*arguments, "--record-content", "--redact", "privacy:redact"]) == 0
+    (records,) = (tmp_path / "runs").glob("*/records.jsonl")
+    text = records.read_text()
+    assert "CANARY-p***** 0" in text
+    assert "CANARY-prompt" not in text
+    assert text.count("CANARY-argument") >= 2
+    assert "CANARY-openai-key" not in text

@@ -76,6 +76,8 @@ def test_the_command_line_of_options_parses_to_the_same_options() -> None:
         max_tokens=9000,
         max_cost=1.25,
         price="2.5/10",
+        record_content=True,
+        redact="my:redact",
     )
     usual = LoadOptions()
     untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}
