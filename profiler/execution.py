@@ -12,6 +12,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, NamedTuple
 
+from profiler.content import Content
 from profiler.gate import exclusive_lane
 from profiler.limits.retries import delay_ns, is_transient
 from profiler.limits.signals import outcome_of, retry_after_ns
@@ -86,8 +87,8 @@ class Call:
         self.error_type = error_type
         self.result = f"Error: {message}"
 
-    def record(self, now_ns: int, content: bool) -> ToolCall:
-        """The call as it came out; with arguments and result if `content`."""
+    def record(self, now_ns: int, content: Content | None) -> ToolCall:
+        """The call as it came out; with what `content` keeps of arguments and result."""
         ended_ns = self.ended_ns
         if ended_ns is None:
             # Never ran: refused before the strategy saw it, or cancelled while it waited.
@@ -110,8 +111,8 @@ class Call:
                 self.thread_ns - started_ns if self.thread_ns is not None and started_ns is not None else 0
             ),
             blocking_ns=self.blocking_ns,
-            arguments=_arguments_text(self.request.arguments) if content else None,
-            result=self.result if content else None,
+            arguments=None if content is None else content.keep(arguments_text(self.request.arguments)),
+            result=None if content is None or self.result is None else content.keep(self.result),
             attempts=() if self.attempts is None else tuple(self.attempts),
         )
 
@@ -313,5 +314,6 @@ class Executor:
         call.thread_ns = self.clock()
 
 
-def _arguments_text(arguments: str | Mapping[str, Any]) -> str:
+def arguments_text(arguments: str | Mapping[str, Any]) -> str:
+    """As JSON, where they came as that; where the SDK had parsed them, as JSON again."""
     return arguments if isinstance(arguments, str) else result_text(arguments)

@@ -27,16 +27,18 @@ from weakref import WeakSet
 import httpx2
 
 from profiler import headers
+from profiler.content import Content, Redact
 from profiler.errors import UsageError
+from profiler.execution import arguments_text
 from profiler.model import current_probe
 from profiler.observed import Match, ObservedCall, ObservedLoop, ObservedRound, bound_arguments
 from profiler.providers.attempts import transports
 from profiler.providers.watch import AsyncWatch, Watch, WatchedRequest
-from profiler.providers.wire import api_of, requested_model
+from profiler.providers.wire import api_of, requested_model, requested_prompt
 from profiler.recorder import Clock, Recorder, Sink
 from profiler.records import Status, ToolStatus
 from profiler.steps import Steps
-from profiler.tools import CallContext, Tool, current_call, failure_type
+from profiler.tools import CallContext, Tool, current_call, failure_type, result_text
 
 if TYPE_CHECKING:
     from profiler.exporters.prometheus import PrometheusSink
@@ -50,10 +52,19 @@ class Profiler:
     """Watches loops, and hands a `LoopRecord` of each to the sinks when it ends.
 
     `sinks` None: Prometheus, in prometheus-client's default registry (`metrics` is that sink).
+    With `record_content` the records hold prompts, arguments and results (not the final answer), each
+    passed through `redact` and cut at `profiler.content.MOST_CHARACTERS`.
     Counts: `orphan_calls` ran while no loop of this profiler could have asked for them.
     """
 
-    def __init__(self, sinks: Sequence[Sink] | None = None, *, clock: Clock = time.monotonic_ns) -> None:
+    def __init__(
+        self,
+        sinks: Sequence[Sink] | None = None,
+        *,
+        record_content: bool = False,
+        redact: Redact | None = None,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
         self.metrics: PrometheusSink | None = None
         if sinks is None:
             from profiler.exporters.prometheus import PrometheusSink, register
@@ -62,6 +73,7 @@ class Profiler:
             sinks = [self.metrics]
         self.recorder = Recorder(sinks, clock)
         self.orphan_calls = 0
+        self._content = Content(redact) if record_content else None
         self._open: WeakSet[ObservedLoop] = WeakSet()
         self._loop: ContextVar[ObservedLoop | None] = ContextVar("toolloop_observed_loop", default=None)
         self._round: ContextVar[ObservedRound | None] = ContextVar("toolloop_observed_round", default=None)
@@ -134,15 +146,15 @@ class Profiler:
                 with self._call(name, bound_arguments(signature, args, kwargs)) as watched:
                     steps = Steps(function(*args, **kwargs), self.recorder.clock)
                     try:
-                        return await steps
+                        return watched.returns(await steps)
                     finally:
                         watched.blocking(steps.blocking_ns)
         else:
 
             @functools.wraps(function)
             def wrapped(*args: Any, **kwargs: Any) -> Any:
-                with self._call(name, bound_arguments(signature, args, kwargs)):
-                    return function(*args, **kwargs)
+                with self._call(name, bound_arguments(signature, args, kwargs)) as watched:
+                    return watched.returns(function(*args, **kwargs))
 
         wrapped.__toolloop_profiler__ = self
         return cast(T, wrapped)
@@ -243,8 +255,18 @@ class _CallContext:
         self._tokens = None
         if loop is not None and call is not None:
             context = CallContext(call.request.id, call.request.name, loop.number, loop.trial)
+            content = self._profiler._content
+            if content is not None and call.request.arguments != "":
+                call.arguments = content.keep(arguments_text(call.request.arguments))
             self._tokens = (self._profiler._loop.set(loop), current_call.set(context))
         return self
+
+    def returns(self, value: T) -> T:
+        """The tool has returned `value`, which is passed on as it is."""
+        content = self._profiler._content
+        if content is not None and self._observed is not None:
+            self._observed.result = content.keep(result_text(value))
+        return value
 
     def blocking(self, nanoseconds: int) -> None:
         if self._observed is not None:
@@ -267,6 +289,9 @@ class _CallContext:
                 status = "timeout"
             call.status = status
             call.error_type = failure_type(error) if status == "error" and error is not None else status
+            content = self._profiler._content
+            if content is not None and error is not None:
+                call.result = content.keep(f"Error: {kind.__name__}: {error}")
         call.ended_ns = self._profiler.recorder.clock()
 
 
@@ -282,6 +307,9 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | No
     round_ = profiler._round.get()
     if round_ is None or request.headers.get(_RETRY_HEADER, "0") == "0" or round_ not in loop.rounds[-8:]:
         round_ = loop.begin_round(api, requested_model(request.content))
+        if profiler._content is not None and loop.prompt is None:
+            prompt = requested_prompt(request.content)
+            loop.prompt = None if prompt is None else profiler._content.keep(prompt)
         # The SDK's retries run in this same context: they find the round they belong to here.
         profiler._round.set(round_)
     if loop.number is not None:

@@ -14,6 +14,7 @@ from functools import partial
 
 from profiler import headers
 from profiler.anatomy import shortfall
+from profiler.content import Content, Redact
 from profiler.errors import ProviderError, UsageError
 from profiler.execution import Call, Executor, Place
 from profiler.model import (
@@ -47,7 +48,8 @@ class ToolLoop:
     May run many loops at once. `tool_choice` is `auto`, `none`, `required` or a tool's name,
     sent with every request. After `max_rounds` rounds with calls one last request that cannot
     call tools gets the answer. `stream` asks for streamed responses; `on_text` then gets each
-    piece of text. With `record_content` the records hold prompts, arguments and results.
+    piece of text. With `record_content` the records hold prompts, arguments and results, each
+    passed through `redact` and cut at `profiler.content.MOST_CHARACTERS`.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class ToolLoop:
         sinks: Sequence[Sink] = (),
         name: str = "",
         record_content: bool = False,
+        redact: Redact | None = None,
         clock: Clock = time.monotonic_ns,
         threads: NativeThreads | None = None,
     ) -> None:
@@ -75,7 +78,7 @@ class ToolLoop:
         self.max_rounds = max_rounds
         self.recorder = Recorder(sinks, clock)
         self._threads = threads if threads is not None else NativeThreads()
-        self._record_content = record_content
+        self._content = Content(redact) if record_content else None
         self._on_text = on_text
         self._tool_choice = tool_choice
         self._parallel = parallel_tool_calls
@@ -161,7 +164,7 @@ class _LoopRun:
             status, error_type = "cancelled", "cancelled"
             raise
         finally:
-            content = self.loop._record_content
+            content = self.loop._content
             record = LoopRecord(
                 id=fresh_id(),
                 strategy=self.loop.strategy.spec,
@@ -179,8 +182,8 @@ class _LoopRun:
                 process=self.process,
                 intended_ns=self.intended_ns,
                 lag_ns=sampler.leave(started_ns) if sampler is not None else 0,
-                prompt=_prompt_text(prompt) if content else None,
-                text=text if content else None,
+                prompt=None if content is None else content.keep(_prompt_text(prompt)),
+                text=None if content is None or text is None else content.keep(text),
             )
             if failure is not None:
                 failure.record = record
@@ -252,7 +255,7 @@ class _LoopRun:
                 await loop._calls.cancel(early.values())
                 calls = calls or list(early.values())
             ended_ns = clock()
-            recorded = tuple([call.record(ended_ns, loop._record_content) for call in calls])
+            recorded = tuple([call.record(ended_ns, loop._content) for call in calls])
             if tools_started_ns is not None:
                 # What comes after the last call is collecting, the wait for the event loop included.
                 tools_ended_ns = max([tools_started_ns, *[call.ended_ns for call in recorded]])

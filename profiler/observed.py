@@ -24,7 +24,7 @@ MAX_ROUNDS = 10_000
 
 @dataclass(slots=True)
 class ObservedCall:
-    """A call of a wrapped tool, while it runs and after."""
+    """A call of a wrapped tool, while it runs and after; its content where that is recorded."""
 
     request: CallRequest
     ready_ns: int
@@ -33,6 +33,8 @@ class ObservedCall:
     status: ToolStatus = "ok"
     error_type: str | None = None
     blocking_ns: int = 0
+    arguments: str | None = None
+    result: str | None = None
 
 
 @dataclass(slots=True)
@@ -86,6 +88,7 @@ class ObservedLoop:
         self.rounds: list[ObservedRound] = []
         self.rounds_dropped = 0
         self.ambiguous = 0
+        self.prompt: str | None = None
 
     def begin_round(self, provider: str, model: str) -> ObservedRound:
         """A model request starts."""
@@ -156,6 +159,7 @@ class ObservedLoop:
             lag_ns=lag_ns,
             ambiguous_calls=self.ambiguous,
             rounds_dropped=self.rounds_dropped,
+            prompt=self.prompt,
         )
 
 
@@ -178,6 +182,8 @@ def _round(index: int, observed: ObservedRound, next_ns: int) -> RoundRecord:
             status="cancelled" if call.ended_ns is None else call.status,
             error_type="unfinished" if call.ended_ns is None else call.error_type,
             blocking_ns=call.blocking_ns,
+            arguments=call.arguments,
+            result=call.result,
         )
         for call in calls
     )

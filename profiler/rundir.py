@@ -39,7 +39,7 @@ RUN, RECORDS, SUMMARY = "run.json", "records.jsonl", "summary.json"
 PACKAGES = ("toolcall-profiler", "openai", "anthropic", "httpx", "aiohttp", "locust", "gevent", "uvloop")
 """Distributions whose versions explain a difference between two runs."""
 
-IncidentKind = Literal["worker_lost", "records_dropped", "aborted", "interrupted", "settled"]
+IncidentKind = Literal["worker_lost", "records_dropped", "aborted", "interrupted", "settled", "limited"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +149,33 @@ class Incident:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """What was asked of the model API: warm-ups, attempts that failed and loops cut off included.
+
+    `requests` are attempts; tokens are those that replies name, so attempts that failed add none.
+    """
+
+    loops: int = 0
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.loops + other.loops,
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Everything about a run except its records.
 
     `arguments` repeat the run; whoever fills it leaves out keys and headers. `workers` is the
-    number of processes that run loops: a process-wide limit of n allows n · workers in all.
+    number of processes that run loops: a process-wide limit of n allows n · workers in all. `spent`
+    is up to the last trial that ended.
     """
 
     scenario: str
@@ -173,6 +195,7 @@ class Run:
     client: tuple[ClientHealth, ...] = ()
     capacity: Capacity | None = None
     incidents: tuple[Incident, ...] = ()
+    spent: Spent | None = None
     schema: int = SCHEMA
 
 

@@ -257,6 +257,8 @@ class _Table:
     def fail(self, key: str, expected: str) -> ScenarioError:
         where = f"{self._prefix}{key}" if key else self._prefix.rstrip(".")
         found = f", found {self._data[key]!r}" if key in self._data else ", found nothing"
+        if key == "api_keys":
+            found = ""  # keys are not repeated
         return ScenarioError(f"{self._source}: {where}: expected {expected}{found if key else ''}")
 
     def only(self, *known: str) -> None:

@@ -8,14 +8,15 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from profiler.commands.load_options import add_load, load_options
-from profiler.commands.options import add_target
+from profiler.commands.load_options import add_load, add_spending, load_options
+from profiler.commands.options import add_content, add_target
 from profiler.errors import UsageError
 from profiler.load import defaults
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from profiler.load.experiment import Experiment
     from profiler.rundir import Run
     from profiler.statistics.caveats import Caveat
 
@@ -45,6 +46,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         f"others are compared with (default: {', '.join(defaults.STRATEGIES)})",
     )
     add_load(parser)
+    add_spending(parser)
+    add_content(parser)
+    parser.add_argument(
+        "--yes", action="store_true", help="do not ask before a load test that leaves this machine"
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--json", action="store_true", help="print summary.json, and nothing else, on standard output"
@@ -78,6 +84,9 @@ def main(arguments: argparse.Namespace) -> int:
 
     options = load_options(arguments, tuple(arguments.strategy or defaults.STRATEGIES))
     experiment = Experiment(options, arguments.users, arguments.duration, arguments.workers)
+    if not _agreed(arguments, experiment):
+        print("nothing was started", file=sys.stderr)
+        return 1
     with LiveView(sys.stderr, os.environ, arguments.quiet) as view:
         path = run_experiment(experiment, view.say, view.watch)
     directory = RunDirectory.open(path)
@@ -99,11 +108,30 @@ def main(arguments: argparse.Namespace) -> int:
     return _exit_code(run, summary.warnings, arguments.allow_saturated)
 
 
+def _agreed(arguments: argparse.Namespace, experiment: Experiment) -> bool:
+    """Show the plan. Where it leaves this machine and somebody is there to ask, ask."""
+    from profiler.load.estimate import plan
+    from profiler.scenario import load_scenario
+
+    options = experiment.options
+    options.check_targets(os.environ)
+    remote = bool(options.remote_targets(os.environ))
+    asks = remote and not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
+    if asks or not arguments.quiet:
+        scenario = load_scenario(options.scenario)
+        planned = plan(options, experiment.users, experiment.seconds, experiment.workers, scenario, remote)
+        print("\n".join(planned.lines()), file=sys.stderr, flush=True)
+    if not asks:
+        return True
+    print("start? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def _exit_code(run: Run, warnings: Sequence[Caveat], allow_saturated: bool) -> int:
     kinds = {incident.kind for incident in run.incidents}
     if "interrupted" in kinds:
         return 130
-    if "aborted" in kinds:
+    if kinds & {"aborted", "limited"}:
         return 1
     return 1 if any(caveat.invalid for caveat in warnings) and not allow_saturated else 0
 

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from profiler.commands.options import positive, seconds
+from profiler.hosts import LOOPBACK
 from profiler.load import defaults
 
 if TYPE_CHECKING:
@@ -77,8 +78,30 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="serve /metrics here (default: 9464 or the next free one)",
     )
+    load.add_argument(
+        "--metrics-host",
+        default=LOOPBACK,
+        metavar="H",
+        help=f"address to serve /metrics on (default: {LOOPBACK}, for this machine alone)",
+    )
     load.add_argument("--no-metrics", dest="metrics", action="store_false", help="serve no /metrics")
     load.add_argument("--out", default="runs", metavar="DIR", help="where run directories go (default: runs)")
+
+
+def add_spending(parser: argparse.ArgumentParser) -> None:
+    """Where the load is to stop, whatever the time."""
+    spending = parser.add_argument_group(
+        "spending", "end the run early; warm-up and retries count, loops under way are let finish"
+    )
+    spending.add_argument("--max-loops", type=positive, metavar="N", help="loops")
+    spending.add_argument("--max-requests", type=positive, metavar="N", help="model requests: every attempt")
+    spending.add_argument("--max-tokens", type=positive, metavar="N", help="input and output tokens together")
+    spending.add_argument("--max-cost", type=float, metavar="USD", help="cost of the tokens")
+    spending.add_argument(
+        "--price",
+        metavar="IN/OUT",
+        help="USD per million input and output tokens (default: a table of some known models)",
+    )
 
 
 def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> LoadOptions:
@@ -103,6 +126,7 @@ def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> 
         out=arguments.out,
         metrics_port=arguments.metrics_port,
         metrics=arguments.metrics,
+        metrics_host=arguments.metrics_host,
         # A port that was asked for is one that Prometheus scrapes: the last block must not be lost.
         linger_seconds=0.0 if arguments.metrics_port is None else defaults.LINGER_SECONDS,
         agent=arguments.agent,
@@ -114,4 +138,12 @@ def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> 
         slo=arguments.slo,
         calibration_seconds=arguments.calibrate,
         share_limit=arguments.share_limit,
+        # `tune` has a budget of time alone, and shows no loops.
+        max_loops=getattr(arguments, "max_loops", None),
+        max_requests=getattr(arguments, "max_requests", None),
+        max_tokens=getattr(arguments, "max_tokens", None),
+        max_cost=getattr(arguments, "max_cost", None),
+        price=getattr(arguments, "price", None),
+        record_content=getattr(arguments, "record_content", False),
+        redact=getattr(arguments, "redact", None),
     )

@@ -42,6 +42,18 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_content(parser: argparse.ArgumentParser) -> None:
+    """Whether records hold what was said."""
+    parser.add_argument(
+        "--record-content", action="store_true", help="keep prompts, arguments and results in the records"
+    )
+    parser.add_argument(
+        "--redact",
+        metavar="MODULE:FUNCTION",
+        help="with --record-content: a function that every text passes through, str to str",
+    )
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     value = int(text)

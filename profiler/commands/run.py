@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from profiler.commands.options import add_target
+from profiler.commands.options import add_content, add_target
 from profiler.errors import ProviderError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--strategy", default="gathered", metavar="S", help="sequential, gathered, semaphore:N"
     )
+    add_content(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="the user's message (default: the scenario's)")
     parser.add_argument(
         "--number", type=int, default=0, metavar="I", help="which entry of the tape to work on"
@@ -41,9 +42,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     from profiler.emulator.process import start_emulator
+    from profiler.load.agents import load_redact
     from profiler.load.emulators import emulator_at
     from profiler.loop import ToolLoop
     from profiler.providers import make_provider
+    from profiler.providers.endpoint import Endpoint
+    from profiler.redaction import guard_logs
     from profiler.report.terminal import use_color
     from profiler.report.timeline import render_timeline
     from profiler.scenario import load_scenario
@@ -53,11 +57,13 @@ def main(arguments: argparse.Namespace) -> int:
 
     scenario = load_scenario(arguments.scenario)
     strategy = parse_strategy(arguments.strategy)
+    redact = None if arguments.redact is None else load_redact(arguments.redact)
     records: list[LoopRecord] = []
     failure: ProviderError | None = None
 
     async def once() -> str:
         model = make_provider(arguments.provider, base_url=base_url, model=arguments.model)
+        guard_logs()  # the SDK, imported just now, may have set up logging
         loop = ToolLoop(
             model,
             scenario_tools(scenario),
@@ -66,6 +72,8 @@ def main(arguments: argparse.Namespace) -> int:
             tool_choice=arguments.tool_choice,
             parallel_tool_calls=arguments.parallel_tool_calls,
             stream=arguments.stream,
+            record_content=arguments.record_content,
+            redact=redact,
             sinks=[records.append],
         )
         tool_client()  # made now, so that the first tool call does not pay for it
@@ -81,6 +89,8 @@ def main(arguments: argparse.Namespace) -> int:
         if base_url is None:
             base_url = stack.enter_context(start_emulator(arguments.scenario, seed=arguments.seed)).url
         named = os.environ.get("PROFILER_TOOLS_URL")
+        for url in filter(None, (base_url, arguments.tools_url, named)):
+            Endpoint.parse(url)  # raises for what is none, or holds credentials
         tools_url = arguments.tools_url or named or emulator_at(base_url)
         if tools_url is None:  # a model server has no tools: an emulator beside it has
             tools_url = stack.enter_context(start_emulator(arguments.scenario, seed=arguments.seed)).url
@@ -139,6 +149,8 @@ def _save(arguments: argparse.Namespace, records: Sequence[LoopRecord]) -> Path:
         model=arguments.model,
         allow_remote=True,
         seed=arguments.seed,
+        record_content=arguments.record_content,
+        redact=arguments.redact,
     )
     run = replace(conditions(options, users=1), finished=True)
     directory = RunDirectory.create(arguments.out, run)

@@ -18,6 +18,7 @@ from profiler.emulator.app import Emulator
 from profiler.emulator.http1 import Server
 from profiler.emulator.scheduler import Scheduler
 from profiler.errors import ProfilerError, UsageError
+from profiler.hosts import exposed
 from profiler.scenario import Scenario, load_scenario
 
 _SWEEP_SECONDS = 15
@@ -95,6 +96,9 @@ async def serve(
     bound = listener.sockets[0].getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     print(f"emulator listening on {'https' if context else 'http'}://{shown}:{bound}", flush=True)  # noqa: T201
+    warning = exposed("the emulator", host, bound)
+    if warning is not None:
+        print(warning, file=sys.stderr, flush=True)  # noqa: T201
     # What is alive now stays: full collections would only walk it and hold responses up.
     gc.collect()
     gc.freeze()

@@ -10,6 +10,7 @@ application's own registry uses.
 from __future__ import annotations
 
 import gzip
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from profiler import metrics
+from profiler.hosts import exposed
 from profiler.metrics import Metric
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ _PAUSE_SECONDS = 5e-5
 """Longer than nothing, else the interpreter's lock is taken back before the other thread wakes."""
 
 _NS = 1_000_000_000
+
+_log = logging.getLogger(__name__)
 
 
 class Exposition:
@@ -114,7 +118,10 @@ def bounds(metric: Metric) -> list[str]:
 
 
 def serve(render: Callable[[bool], bytes], port: int, host: str) -> int:
-    """Answer GET /metrics from a thread of its own; returns the port. Raises OSError when it is taken."""
+    """Answer GET /metrics from a thread of its own; returns the port. Raises OSError when it is taken.
+
+    Where other machines can reach it, a warning is logged.
+    """
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] not in ("/metrics", "/"):
@@ -130,6 +137,9 @@ def serve(render: Callable[[bool], bytes], port: int, host: str) -> int:
         return [body]
 
     server = make_server(host, port, application, WSGIServer, _Quiet)
+    warning = exposed("/metrics", host, server.server_port)
+    if warning is not None:
+        _log.warning("%s", warning)
     threading.Thread(target=server.serve_forever, daemon=True).start()  # a greenlet where gevent patched
     return server.server_port
 

@@ -22,10 +22,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from profiler.content import Redact
 from profiler.errors import ProviderError, TargetError, UsageError
 from profiler.providers.endpoint import Endpoint
 from profiler.recorder import LiveCalls, Recorder, Sink
 from profiler.records import LoopRecord
+from profiler.redaction import describe
 from profiler.strategies import Sequential, Strategy
 
 if TYPE_CHECKING:
@@ -107,7 +109,8 @@ class AgentContext:
     `base_url` is the root of the model API, `openai_url` the same with `/v1`; `tools_url` the root
     of the tools. `strategy` says how the calls of a round are to run: hand it to a `ToolLoop`, or
     use `execute` or `limiter`. `profiler` watches a loop that is written already, `sink` is for a
-    `ToolLoop`. `number`, `prompt` and `agent` are those of the loop that the caller is in.
+    `ToolLoop`, as are `record_content` and `redact`. `number`, `prompt` and `agent` are those of the
+    loop that the caller is in.
     """
 
     def __init__(
@@ -120,6 +123,8 @@ class AgentContext:
         strategy: Strategy,
         prompt: str,
         sinks: Sequence[Sink],
+        record_content: bool = False,
+        redact: Redact | None = None,
     ) -> None:
         from profiler.instrument import Profiler
 
@@ -131,7 +136,9 @@ class AgentContext:
         self.model = model
         self.strategy = strategy
         self.sink: Sink = _Collector(sinks)
-        self.profiler: Profiler = Profiler([self.sink])
+        self.record_content = record_content
+        self.redact = redact
+        self.profiler: Profiler = Profiler([self.sink], record_content=record_content, redact=redact)
         self._prompt = prompt
         self._closers: list[Callable[[], Awaitable[Any]]] = []
 
@@ -231,20 +238,19 @@ class Own:
         except UsageError:
             raise
         except Exception as error:
-            raise UsageError(f"the agent's factory failed: {type(error).__name__}: {error}") from error
+            raise UsageError(f"the agent's factory failed: {describe(error)}") from error
         if not callable(made):
             raise UsageError(f"the agent's factory returned {made!r}: expected an async callable")
         return cls(made, context, sinks)
 
-    async def warm(self, place: Place) -> None:
-        """One loop that is recorded nowhere: the first use of a client takes long. Raises `TargetError`."""
-        recorder, self._recorder = self._recorder, Recorder()
+    async def warm(self, place: Place, sinks: Sequence[Sink] = ()) -> None:
+        """One loop for `sinks` alone: the first use of a client takes long. Raises `TargetError`."""
+        recorder, self._recorder = self._recorder, Recorder(sinks)
         try:
             if not await self.run(place):
                 error = self.failure
-                raise TargetError(
-                    f"the agent's first loop failed: {type(error).__name__}: {error}"
-                ) from error
+                said = "nothing was raised" if error is None else describe(error)
+                raise TargetError(f"the agent's first loop failed: {said}") from error
         finally:
             self._recorder = recorder
 
@@ -259,9 +265,7 @@ class Own:
                 await self._agent()
         except Exception as error:
             if self.failure is None:
-                _log.warning(
-                    "the agent raised %s: %s (later ones are only counted)", type(error).__name__, error
-                )
+                _log.warning("the agent raised %s (later ones are only counted)", describe(error))
             self.failure = error
             return False
         finally:
@@ -302,20 +306,30 @@ def placed(records: Sequence[LoopRecord], place: Place, strategy: str) -> list[L
 
 def load_factory(spec: str) -> AgentFactory:
     """`my_app.agents:make_agent`, found from the working directory too. Raises `UsageError`."""
+    factory: AgentFactory = _named("--agent", spec, "MODULE:FACTORY, such as my_app.agents:make_agent")
+    return factory
+
+
+def load_redact(spec: str) -> Redact:
+    """`my_app.privacy:redact`, found like an agent's factory. Raises `UsageError`."""
+    redact: Redact = _named("--redact", spec, "MODULE:FUNCTION, such as my_app.privacy:redact")
+    return redact
+
+
+def _named(option: str, spec: str, expected: str) -> Any:
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
-        raise UsageError(f"--agent {spec}: expected MODULE:FACTORY, such as my_app.agents:make_agent")
+        raise UsageError(f"{option} {spec}: expected {expected}")
     if "" not in sys.path and "." not in sys.path:
         sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise UsageError(f"--agent {spec}: cannot import {module_name}: {error}") from error
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise UsageError(f"--agent {spec}: {module_name} has no function {name}")
-    made: AgentFactory = factory
-    return made
+        raise UsageError(f"{option} {spec}: cannot import {module_name}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UsageError(f"{option} {spec}: {module_name} has no function {name}")
+    return function
 
 
 class _Collector:

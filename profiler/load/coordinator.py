@@ -18,6 +18,7 @@ from gevent.event import Event
 from profiler import rundir
 from profiler.errors import ProfilerError, TargetError
 from profiler.load.abort import AbortRule
+from profiler.load.budget import Resource
 from profiler.load.health import Meter, cpu_seconds
 from profiler.load.ledger import Ledger
 from profiler.load.options import LoadOptions
@@ -50,6 +51,9 @@ LONGEST_LEAD = 0.5
 """Of the window: agents start within that, however long their loops take."""
 
 WATCH_SECONDS = 0.25
+LIMITED_WATCH_SECONDS = 0.02
+"""The same where a limit may end the trial: agents stand still from then on."""
+
 PROGRESS_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -88,7 +92,7 @@ class Coordinator:
         self.options = options
         self.ledger = ledger
         self.error: ProfilerError | None = None
-        self.aborted = False
+        self.ended_early = False
         self._ramp = ramp
         self._team = team
         self._site = site
@@ -98,6 +102,7 @@ class Coordinator:
         self._longest_drain = 0.0
         self._loop_seconds: dict[tuple[str, int], float] = {}
         self._workers = 0
+        self._limit: Resource | None = None
         self._rule = None if options.abort_on is None else AbortRule.parse(options.abort_on)
         self._turns = len(options.strategies) * max(1, len(options.levels))
         self._timing: Timing = timing(
@@ -140,7 +145,10 @@ class Coordinator:
                 self._trials()
                 self._say_who_had_no_turn()
                 self._stop.wait(self.options.linger_seconds)
-            self.ledger.save(finished=not self.aborted and (not self._stop.is_set() or self._time_is_out()))
+            self._say_what_was_spent()
+            self.ledger.save(
+                finished=not self.ended_early and (not self._stop.is_set() or self._time_is_out())
+            )
         except ProfilerError as error:
             if self.error is None:
                 self.error = error
@@ -154,7 +162,7 @@ class Coordinator:
         workers = self._enlist()
         self.ledger.save(model=self._team.model, workers=len(workers), capacity=self._team.capacity)
         if self._team.metrics:
-            self.ledger.targets(self._team.metrics)
+            self.ledger.targets(self._team.metrics, self.options.metrics_host)
         self._print_limits(len(workers))
         ramp = ramp_seconds(self._ramp.users, self._ramp.rate)
         if ramp > SHORT_RAMP_SECONDS and not self._spawned.is_set() and not self._site.shaped:
@@ -163,7 +171,8 @@ class Coordinator:
             unmeasured = PlannedTrial(-1, WARM_UP_BLOCK, first)
             self._show("ramping", strategy=first)
             self._team.begin(workers, unmeasured, self.options, self._ramp.users)
-            self._wait(self._spawned.is_set, ramp + SPAWN_GRACE_SECONDS)
+            there = self._spawned.is_set
+            self._wait(lambda: there() or self._exhausted(), ramp + SPAWN_GRACE_SECONDS)
             self._end(workers, unmeasured)
         else:
             self._wait(self._spawned.is_set, SPAWN_GRACE_SECONDS)
@@ -177,7 +186,7 @@ class Coordinator:
                 self._window = self._timing.block_window(self._turns, planned.block, self._elapsed(), idle)
             left = None if self._trials_in_all is None else self._trials_in_all - planned.index
             seconds = self._timing.fit(self._window, left, self._elapsed())
-            if self._stop.is_set() or seconds <= 0:
+            if self._stop.is_set() or seconds <= 0 or self._exhausted():
                 break
             if self.ledger.settled:
                 self.ledger.note(Incident("settled", f"before trial {planned.index}"))
@@ -186,6 +195,14 @@ class Coordinator:
             self._trial(planned, seconds)
             if (planned.index + 1) % self._turns == 0:
                 self.ledger.summarise()
+
+    def _exhausted(self) -> bool:
+        """Whether a limit on what may be spent is reached; then nothing more begins."""
+        if self._limit is None:
+            self._limit = self._team.grants.exhausted()
+            if self._limit is not None:
+                self._stop.set()
+        return self._limit is not None
 
     def _scale(self, planned: PlannedTrial) -> None:
         """Have as many users as the trial asks for, before it begins."""
@@ -198,6 +215,13 @@ class Coordinator:
     def _wanted(self, planned: PlannedTrial) -> int:
         """How many users there are to be. Locust itself learns of a change a little later."""
         return self._site.wanted() if planned.users is None else planned.users
+
+    def _say_what_was_spent(self) -> None:
+        grants = self._team.grants
+        self.ledger.save(spent=grants.total)
+        if self._limit is not None:
+            self.ended_early = True
+            self.ledger.note(Incident("limited", grants.budget.stopped(self._limit, grants.total)))
 
     def _say_who_had_no_turn(self) -> None:
         turns = {trial.strategy for trial in self.ledger.run.trials}
@@ -259,6 +283,7 @@ class Coordinator:
             trials=(*run.trials, trial),
             workers=len(workers),
             client=(*run.client, *ended.health, *health),
+            spent=self._team.grants.total,
         )
 
     def _lead(self, planned: PlannedTrial, window: float) -> float:
@@ -274,17 +299,18 @@ class Coordinator:
         return min(known, window * LONGEST_LEAD)
 
     def _watch(self, planned: PlannedTrial, seconds: float, wanted: int) -> None:
-        """Let the trial measure: until its time is over, it is hopeless, or a shape goes on."""
+        """Let the trial measure: until its time or the budget is over, it is hopeless, or a shape goes on."""
         deadline = time.monotonic() + seconds
-        while not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
-            self._stop.wait(min(left, WATCH_SECONDS))
+        tick = LIMITED_WATCH_SECONDS if self._team.grants.limited else WATCH_SECONDS
+        while not self._exhausted() and not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
+            self._stop.wait(min(left, tick))
             if self._cannot_go_on():
                 return
             if self._rule is not None and not self._stop.is_set():
                 pulse = self._team.pulse()
                 wrong = self._rule.broken(pulse.loops, pulse.failed)
                 if wrong is not None:
-                    self.aborted = True
+                    self.ended_early = True
                     self.ledger.note(
                         Incident("aborted", f"{planned.strategy}, trial {planned.index}: {wrong}")
                     )

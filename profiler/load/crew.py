@@ -13,20 +13,23 @@ import gc
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import Event
 
 from profiler.errors import ProviderError, TargetError
-from profiler.load.agents import AgentContext, AgentFactory, BuiltIn, Own, Place, Runs
+from profiler.load.agents import AgentContext, AgentFactory, BuiltIn, Own, Place, Runs, load_redact
 from profiler.load.bridge import LoopThread
+from profiler.load.budget import spent_by
 from profiler.load.calibration import Calibration, calibrate
 from profiler.load.options import LoadOptions, set_tools_url
 from profiler.load.trial import Agent, Trial
 from profiler.recorder import Sink
 from profiler.records import LoopRecord, shifted
-from profiler.rundir import ClientHealth
+from profiler.redaction import guard_logs
+from profiler.rundir import ClientHealth, Spent
 from profiler.scenario import Scenario, load_scenario
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ class Crew:
     """All agents of this process. Its methods are called from greenlets.
 
     `shift_ns` is what turns this machine's monotonic times into those of the one that leads.
+    `warmed_up` is what the first loops of the last `prepare` spent.
     """
 
     def __init__(self, report: Sink) -> None:
@@ -56,6 +60,7 @@ class Crew:
         self.model = ""
         self.shift_ns = 0
         self.metrics: PrometheusSink | None = None
+        self.warmed_up = Spent()
         self._report = report
         self._thread: LoopThread | None = None
         self._runs: dict[tuple[str, str], Runs] = {}
@@ -98,14 +103,25 @@ class Crew:
         """The trial under way, its draining included."""
         return self._trial
 
-    def begin(self, trial: Trial) -> None:
-        """Open a trial; parked agents join it at once, later ones as they come."""
+    def begin(self, trial: Trial, asks: Callable[[], Any]) -> None:
+        """Open a trial; parked agents join it at once, later ones as they come.
+
+        `asks()` is called, in the hub, when an agent waits for a grant.
+        """
+        thread = self._loop_thread()
+        trial.ask = lambda: thread.hub.post(asks)
         self._trial = trial
         trial.meter.start()
         if self.metrics is not None:
             self.metrics.set_strategy(self._scenario, trial.strategy)
         turn, self._turn = self._turn, Event()
         turn.set()
+
+    def grant(self, loops: int) -> None:
+        """As many loops of the trial under way may begin in all."""
+        trial, thread = self._trial, self._thread
+        if trial is not None and thread is not None:
+            thread.call(lambda: trial.grant(loops))
 
     def health(self) -> ClientHealth | None:
         """How this process fared in the trial up to now."""
@@ -217,6 +233,7 @@ class Crew:
         from profiler.strategies import Gathered, parse_strategy
 
         await self._close_clients()
+        self.warmed_up = Spent()
         strategies = {spec: parse_strategy(spec, share=share) for spec in options.strategies}
         sinks: list[Sink] = [_Reports(self)]
         if self.metrics is not None:
@@ -224,13 +241,15 @@ class Crew:
             for spec, strategy in strategies.items():
                 self.metrics.watch_limit(spec, strategy)
         slowest = 0.0
+        guard_logs()  # an agent's module may have set up logging of its own
         for user_class, factory in factories.items():
             if factory is None:
                 built_in = _Loops(options, root, scenario)
                 self.model = built_in.model.model
                 for spec, strategy in strategies.items():
                     self._runs[user_class, spec] = BuiltIn(built_in.loop(strategy, sinks), scenario.prompt)
-                first = built_in.loop(Gathered(), ())
+                first = built_in.loop(Gathered(), [self._warmed_up])
+                self.warmed_up += Spent(1)
                 slowest = max(slowest, await _timed(first, scenario.prompt.replace("{number}", "0")))
                 continue
             self.model = options.model or ""
@@ -240,9 +259,14 @@ class Crew:
                 self._runs[user_class, spec] = own
                 made.append(own)
             began = time.monotonic()
-            await asyncio.gather(*(own.warm(Place(0, "", None, self.process)) for own in made))
+            self.warmed_up += Spent(len(made))
+            place = Place(0, "", None, self.process)
+            await asyncio.gather(*(own.warm(place, [self._warmed_up]) for own in made))
             slowest = max(slowest, time.monotonic() - began)
         return slowest
+
+    def _warmed_up(self, record: LoopRecord) -> None:
+        self.warmed_up += spent_by(record)
 
     async def _close_clients(self) -> None:
         from profiler.tool_http import close_tool_client
@@ -261,7 +285,7 @@ class _Reports:
 
     def __call__(self, record: LoopRecord) -> None:
         trial = self._crew.trial
-        if trial is not None and record.parent is None:
+        if trial is not None:
             trial.tally.count(record)
         shift_ns = self._crew.shift_ns
         self._crew._report(shifted(record, shift_ns) if shift_ns else record)
@@ -284,6 +308,7 @@ class _Loops:
         self.model = make_provider(options.provider, base_url=root, model=options.model)
         self._tools = scenario_tools(scenario)
         self._threads = NativeThreads()
+        self._redact = None if options.redact is None else load_redact(options.redact)
 
     def loop(self, strategy: Strategy, sinks: Sequence[Sink]) -> ToolLoop:
         from profiler.loop import ToolLoop
@@ -297,6 +322,8 @@ class _Loops:
             parallel_tool_calls=self._options.parallel_tool_calls,
             stream=self._options.stream,
             sinks=sinks,
+            record_content=self._options.record_content,
+            redact=self._redact,
             threads=self._threads,
         )
 
@@ -323,6 +350,8 @@ def _context(
         strategy=strategy,
         prompt=scenario.prompt,
         sinks=sinks,
+        record_content=options.record_content,
+        redact=None if options.redact is None else load_redact(options.redact),
     )
 
 
@@ -332,9 +361,14 @@ def process_name(worker: int) -> str:
 
 
 def describe(trial: Trial) -> dict[str, Any]:
-    """What the one that leads is told of a trial every second."""
+    """What the one that leads is told of a trial every second, and when an agent waits for a grant."""
+    # In this order: a loop that ends in between is counted twice, as under way too, and not left out.
+    begun, in_flight = trial.begun, trial.in_flight
     return {
-        "in_flight": trial.in_flight,
+        "asks": trial.asking,
+        "begun": begun,
+        "spent": asdict(trial.tally.spent),
+        "in_flight": in_flight,
         "waiting": trial.waiting,
         "loops": trial.tally.loops,
         "failed": trial.tally.failed,

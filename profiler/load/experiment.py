@@ -40,7 +40,7 @@ OVERHEAD_SECONDS = 180.0
 KILL_SECONDS = 10.0
 FOLLOW_SECONDS = 0.25
 
-_SAID = re.compile(r"(?:locust: error: |/(?:ERROR|WARNING|INFO)/profiler\.load\.\w+: )(.*)")
+_SAID = re.compile(r"(?:locust: error: |/(?:ERROR|WARNING|INFO)/profiler\.(?:load|exporters)\.\w+: )(.*)")
 _COMPLAINT = re.compile(r"(?:locust: error: |/ERROR/[\w.]+: )(.*)")
 
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from profiler.load.budget import spent_by
 from profiler.records import LoopRecord
-from profiler.rundir import ClientHealth
+from profiler.rundir import ClientHealth, Spent
 
 RATE_LIMITED = (429, 529)
 
@@ -26,9 +27,16 @@ class Tally:
     loops: int = 0
     failed: int = 0
     rate_limited: int = 0
+    spent: Spent = field(default_factory=Spent)
 
     def count(self, record: LoopRecord) -> None:
-        """A loop has ended. It failed when it did not finish with every call answered."""
+        """A loop has ended. It failed when it did not finish with every call answered.
+
+        One that ran inside another's tool call adds to what was spent, and to nothing else.
+        """
+        self.spent += spent_by(record)
+        if record.parent is not None:
+            return
         self.loops += 1
         if record.status != "ok" or any(call.status != "ok" for call in record.tool_calls):
             self.failed += 1

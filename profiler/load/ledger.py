@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from profiler.errors import ProfilerError, RecordError
+from profiler.hosts import scrape_host
 from profiler.progress import PROGRESS, Progress, encode
 from profiler.rundir import Incident, Run, RunDirectory
 
@@ -94,9 +95,9 @@ class Ledger:
         if not self._progress.closed and _append(self._progress, encode(progress)) is not None:
             self._progress.close()
 
-    def targets(self, ports: Mapping[str, int]) -> None:
+    def targets(self, ports: Mapping[str, int], host: str) -> None:
         """Where workers on this machine serve /metrics, as Prometheus' file_sd reads it."""
-        targets = [f"127.0.0.1:{port}" for port in sorted(set(ports.values()))]
+        targets = [f"{scrape_host(host)}:{port}" for port in sorted(set(ports.values()))]
         labels = {"testid": self.directory.path.name}
         path = self.directory.path / TARGETS
         data = orjson.dumps([{"targets": targets, "labels": labels}], option=orjson.OPT_INDENT_2)

@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from profiler.errors import UsageError
+from profiler.hosts import LOOPBACK
 from profiler.load import defaults
 from profiler.load.abort import AbortRule
+from profiler.load.budget import Budget, Resource
 from profiler.load.pacing import Arrivals
-from profiler.providers import PROVIDERS
+from profiler.load.prices import Price, price_of
+from profiler.providers import DEFAULT_MODELS, PROVIDERS
 from profiler.providers.endpoint import Endpoint
 from profiler.statistics.objectives import parse_objective
 from profiler.strategies import parse_strategy, split_specs
@@ -31,6 +34,9 @@ class LoadOptions:
     `arrivals` makes the load open, at that rate with the users asked for; `levels` are numbers of
     users, each a load of its own. At most `max_in_flight` loops run at once, later arrivals wait.
     `calibration_seconds`: how long the client is measured against `instant` before the run.
+    `max_loops`, `max_requests`, `max_tokens` and `max_cost` (USD) end the run when so much is spent
+    (`profiler.load.budget`); `record_content` keeps what was said, passed through `redact`
+    (`module:function`); `price`, IN/OUT in USD per million tokens, comes before the table's.
     `share_limit`: each worker process takes its part of a strategy's limits, instead of all of them.
     """
 
@@ -53,6 +59,7 @@ class LoadOptions:
     run_directory: str | None = None
     metrics_port: int | None = None
     metrics: bool = True
+    metrics_host: str = LOOPBACK
     linger_seconds: float = 0.0
     agent: str | None = None
     arrivals: str | None = None
@@ -63,6 +70,13 @@ class LoadOptions:
     slo: str | None = None
     calibration_seconds: float = defaults.CALIBRATION_SECONDS
     share_limit: bool = False
+    max_loops: int | None = None
+    max_requests: int | None = None
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    price: str | None = None
+    record_content: bool = False
+    redact: str | None = None
 
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""
@@ -85,6 +99,10 @@ class LoadOptions:
             ("--max-in-flight", self.max_in_flight, 1),
             ("--levels", min(self.levels, default=1), 1),
             ("--calibrate", self.calibration_seconds, 0),
+            ("--max-loops", self.max_loops, 1),
+            ("--max-requests", self.max_requests, 1),
+            ("--max-tokens", self.max_tokens, 1),
+            ("--max-cost", self.max_cost, 0),
         ):
             if value is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, not {value:g}")
@@ -102,11 +120,42 @@ class LoadOptions:
             AbortRule.parse(self.abort_on)
         if self.slo is not None:
             parse_objective(self.slo)
+        if self.redact is not None and not self.record_content:
+            raise UsageError("--redact is for content that is recorded: add --record-content")
+        if self.price is not None:
+            Price.parse(self.price)
+        if self.max_cost is not None:
+            self.budget()
 
-    def check_targets(self, environment: Mapping[str, str]) -> None:
-        """A load test of anything but this machine has to be meant. `environment` may name tools too.
+    def budget(self, model: str = "") -> Budget:
+        """What may be spent. `model` is the one the target was asked for, as far as that is known.
 
-        Raises `UsageError` naming the first target that is elsewhere.
+        Raises `UsageError` when costs are limited and the model's price is unknown.
+        """
+        given: dict[Resource, float | None] = {
+            "loops": self.max_loops,
+            "requests": self.max_requests,
+            "tokens": self.max_tokens,
+            "cost": self.max_cost,
+        }
+        model = model or self.asked_model
+        price = price_of(model, self.price)
+        if self.max_cost is not None and price is None:
+            named = f"the price of {model} is unknown" if model else "which model the agent uses is unknown"
+            raise UsageError(
+                f"--max-cost: {named}: say it with --price IN/OUT, USD per million input and output tokens"
+            )
+        return Budget({name: limit for name, limit in given.items() if limit is not None}, price)
+
+    @property
+    def asked_model(self) -> str:
+        """The model's name in requests; empty where that is the affair of the user's own agent."""
+        return self.model or ("" if self.agent else DEFAULT_MODELS[self.provider])
+
+    def remote_targets(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Targets that are not this machine, by what named them. `environment` may name tools too.
+
+        Raises `UsageError` for what is no URL of a server.
         """
         targets = {
             "--base-url": self.base_url,
@@ -114,8 +163,15 @@ class LoadOptions:
             "PROFILER_TOOLS_URL": environment.get("PROFILER_TOOLS_URL") if self.tools_url is None else None,
             "PROFILER_WEATHER_URL": environment.get("PROFILER_WEATHER_URL"),
         }
-        for name, url in targets.items():
-            if url and not Endpoint.parse(url).is_loopback and not self.allow_remote:
+        return {name: url for name, url in targets.items() if url and not Endpoint.parse(url).is_loopback}
+
+    def check_targets(self, environment: Mapping[str, str]) -> None:
+        """A load test of anything but this machine has to be meant.
+
+        Raises `UsageError` naming the first target that is elsewhere.
+        """
+        for name, url in self.remote_targets(environment).items():
+            if not self.allow_remote:
                 raise UsageError(
                     f"{name} {url} is not this machine: a load test of it needs --allow-remote "
                     "(real endpoints cost money and belong to somebody)"
@@ -147,6 +203,7 @@ class LoadOptions:
             ("--out", self.out),
             ("--run-directory", self.run_directory),
             ("--metrics-port", self.metrics_port),
+            ("--metrics-host", self.metrics_host),
             ("--metrics-linger", self.linger_seconds),
             ("--agent", self.agent),
             ("--arrivals", self.arrivals),
@@ -156,6 +213,12 @@ class LoadOptions:
             ("--abort-on", self.abort_on),
             ("--slo", self.slo),
             ("--calibrate", self.calibration_seconds),
+            ("--max-loops", self.max_loops),
+            ("--max-requests", self.max_requests),
+            ("--max-tokens", self.max_tokens),
+            ("--max-cost", self.max_cost),
+            ("--price", self.price),
+            ("--redact", self.redact),
         ):
             if value is not None:
                 arguments.append(f"{option}={value}")
@@ -165,6 +228,7 @@ class LoadOptions:
             "--stream": self.stream,
             "--no-metrics": not self.metrics,
             "--share-limit": self.share_limit,
+            "--record-content": self.record_content,
         }
         return arguments + [flag for flag, on in flags.items() if on]
 
@@ -195,6 +259,7 @@ class LoadOptions:
             run_directory=parsed.run_directory or None,
             metrics_port=_number("--metrics-port", parsed.metrics_port, int),
             metrics=not parsed.no_metrics,
+            metrics_host=parsed.metrics_host,
             linger_seconds=parsed.metrics_linger,
             agent=parsed.agent or None,
             arrivals=parsed.arrivals or None,
@@ -205,6 +270,13 @@ class LoadOptions:
             slo=parsed.slo or None,
             calibration_seconds=parsed.calibrate,
             share_limit=parsed.share_limit,
+            max_loops=_number("--max-loops", parsed.max_loops, int),
+            max_requests=_number("--max-requests", parsed.max_requests, int),
+            max_tokens=_number("--max-tokens", parsed.max_tokens, int),
+            max_cost=_number("--max-cost", parsed.max_cost, float),
+            price=parsed.price or None,
+            record_content=parsed.record_content,
+            redact=parsed.redact or None,
         )
 
 
@@ -268,9 +340,21 @@ def add_options(parser: Any) -> None:
         default=None,
         help="serve /metrics here (worker k: this port + k); none: the first free one",
     )
+    add(
+        "--metrics-host",
+        default=LOOPBACK,
+        help="address to serve /metrics on; this machine's alone by default",
+    )
     add("--share-limit", action="store_true", help="divide a strategy's limits among the workers")
     add("--no-metrics", action="store_true", help="serve no /metrics")
     add("--metrics-linger", type=float, default=0.0, help="seconds to serve /metrics after the last trial")
+    add("--max-loops", default=None, help="end the run after so many loops, warm-up included")
+    add("--max-requests", default=None, help="end the run when so many model requests are sent, retries too")
+    add("--max-tokens", default=None, help="end the run when so many tokens, in and out, are used")
+    add("--max-cost", default=None, metavar="USD", help="end the run when so much is spent")
+    add("--price", default=None, metavar="IN/OUT", help="USD per million input and output tokens")
+    add("--record-content", action="store_true", help="keep prompts, arguments and results in the records")
+    add("--redact", default=None, metavar="MODULE:FUNCTION", help="passes every text that is recorded")
     add("--allow-remote", action="store_true", help="allow targets that are not this machine")
     add("--run-directory", default=None, include_in_web_ui=False, help=argparse.SUPPRESS)
 

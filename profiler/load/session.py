@@ -21,6 +21,7 @@ import gevent.os
 from gevent import monkey
 
 from profiler.errors import ProfilerError, TargetError, UsageError
+from profiler.hosts import scrape_host
 from profiler.load import defaults
 from profiler.load import team as parts
 from profiler.load.agents import AgentFactory, load_factory
@@ -43,7 +44,9 @@ from profiler.load.reporter import Reporter
 from profiler.load.rosters import LocalRoster, MasterRoster
 from profiler.load.team import Team
 from profiler.load.trial import Trial
-from profiler.rundir import Anchor, Incident, RunDirectory
+from profiler.redaction import describe as describe_error
+from profiler.redaction import guard_logs
+from profiler.rundir import Anchor, Incident, RunDirectory, Spent
 from profiler.scenario import load_scenario
 
 PULSE_SECONDS = 1.0
@@ -111,6 +114,7 @@ class Session:
         for name in ("httpx", "httpx2", "openai", "anthropic"):
             # At Locust's level INFO they would write a line for every request.
             logging.getLogger(name).setLevel(logging.WARNING)
+        guard_logs()
         if self.leads:
             runner.register_message(parts.HELLO, self._on_hello)
             runner.register_message(parts.READY, self._on_answer(parts.READY))
@@ -124,6 +128,7 @@ class Session:
             runner.register_message(parts.BEGIN, self._on_begin)
             runner.register_message(parts.END, self._on_end, concurrent=True)
             runner.register_message(parts.CUT, self._on_cut)
+            runner.register_message(parts.GRANT, self._on_grant)
             gevent.spawn(self.reporter.run)
             gevent.spawn(self._beat)
         events = environment.events
@@ -198,7 +203,7 @@ class Session:
         coordinator.run()
         if coordinator.error is not None:
             self._fail(coordinator.error)
-        elif coordinator.aborted and coordinator.options.run_directory is None:
+        elif coordinator.ended_early and coordinator.options.run_directory is None:
             self.environment.process_exit_code = 1
         if not self._concluding:
             gevent.spawn(self._stop_locust)
@@ -303,6 +308,7 @@ class Session:
                 options, msg.data["root"], self._factories(options), sharing
             )
             answer["model"] = self._crew.model
+            answer["spent"] = asdict(self._crew.warmed_up)
         except ProfilerError as error:
             answer.update(error=str(error), exit_code=error.exit_code)
         except gevent.Timeout:
@@ -313,7 +319,7 @@ class Session:
             if self._left:
                 return
             _log.exception("cannot prepare")
-            answer.update(error=f"{type(error).__name__}: {error}", exit_code=1)
+            answer.update(error=describe_error(error), exit_code=1)
         finally:
             self._preparing = False
         self.runner.send_message(parts.READY, answer)
@@ -340,29 +346,36 @@ class Session:
             ports = range(options.metrics_port + number, options.metrics_port + number + 1)
         for port in ports:
             try:
-                self._metrics_port = sink.serve(port)
+                self._metrics_port = sink.serve(port, options.metrics_host)
             except OSError as error:
                 if port == ports[-1]:
                     raise UsageError(
-                        f"--metrics-port: cannot serve on port {port}: {error.strerror}"
+                        f"--metrics-port: cannot serve on {options.metrics_host}:{port}: {error.strerror}"
                     ) from error
             else:
                 break
         self._crew.metrics = sink
-        _log.info("metrics: http://127.0.0.1:%d/metrics", self._metrics_port)
+        _log.info("metrics: http://%s:%d/metrics", scrape_host(options.metrics_host), self._metrics_port)
         return self._metrics_port
 
     def _beat(self) -> None:
         """Tell the one that leads how the trial stands."""
         while True:
             gevent.sleep(PULSE_SECONDS)
-            trial = self._crew.trial
-            if trial is not None and not self._left:
-                self.runner.send_message(parts.PULSE, {"turn": self._turn, **describe(trial)})
+            self._pulse()
+
+    def _pulse(self) -> None:
+        trial = self._crew.trial
+        if trial is not None and not self._left:
+            self.runner.send_message(parts.PULSE, {"turn": self._turn, **describe(trial)})
 
     def _on_begin(self, environment: Any, msg: Any, **_: Any) -> None:
         self._turn = msg.data["turn"]
-        self._crew.begin(Trial.from_data(msg.data))
+        self._crew.begin(Trial.from_data(msg.data), lambda: gevent.spawn(self._pulse))
+
+    def _on_grant(self, environment: Any, msg: Any, **_: Any) -> None:
+        if msg.data["turn"] == self._turn:
+            self._crew.grant(msg.data["loops"])
 
     def _on_end(self, environment: Any, msg: Any, **_: Any) -> None:
         turn, trial, health = self._turn, self._crew.trial, self._crew.health()
@@ -376,6 +389,8 @@ class Session:
             "arrived": arrived,
             "late": 0 if trial is None else trial.late,
             "dropped": 0 if trial is None else trial.dropped,
+            "begun": 0 if trial is None else trial.begun,
+            "spent": asdict(Spent() if trial is None else trial.tally.spent),
             "health": None if health is None else asdict(health),
         }
         self.runner.send_message(parts.DRAINED, answer)

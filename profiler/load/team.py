@@ -1,6 +1,6 @@
 """Who runs loops in a load test, and how the one that leads talks to them.
 
-Messages to a worker: PREPARE, BEGIN, END, CUT; from it: HELLO, READY, RECORDS, PULSE, DRAINED. On
+Messages to a worker: PREPARE, BEGIN, GRANT, END, CUT; from it: HELLO, READY, RECORDS, PULSE, DRAINED. On
 a single process the same messages go to itself.
 """
 
@@ -15,16 +15,17 @@ from typing import Any, Protocol
 from gevent.event import Event
 
 from profiler.errors import ProfilerError, TargetError, UsageError
+from profiler.load.budget import Budget, Grants
 from profiler.load.calibration import capacity
 from profiler.load.clocks import machine_id
 from profiler.load.options import LoadOptions
 from profiler.load.pacing import Arrivals, share
 from profiler.load.plan import PlannedTrial
-from profiler.rundir import Anchor, Capacity, ClientHealth
+from profiler.rundir import Anchor, Capacity, ClientHealth, Spent
 
 PREPARE, BEGIN, END, CUT = "toolcall_prepare", "toolcall_begin", "toolcall_end", "toolcall_cut"
 HELLO, READY, RECORDS, DRAINED = "toolcall_hello", "toolcall_ready", "toolcall_records", "toolcall_drained"
-PULSE = "toolcall_pulse"
+PULSE, GRANT = "toolcall_pulse", "toolcall_grant"
 
 PREPARE_SECONDS = 60.0
 ANSWER_SECONDS = 15.0
@@ -97,7 +98,8 @@ class Team:
 
     Worker k of the W that `enlist` returned takes the tape entries i ≡ k (mod W). `loop_seconds`
     is the longest that a worker took for its first loop, `model` the name of the model they use,
-    `capacity` what they did in their calibration, `metrics` where each serves its metrics.
+    `capacity` what they did in their calibration, `metrics` where each serves its metrics, `grants`
+    what they have spent and may.
     `calibration` opens the server for that.
     """
 
@@ -110,6 +112,7 @@ class Team:
         self.model = ""
         self.capacity: Capacity | None = None
         self.metrics: dict[str, int] = {}
+        self.grants = Grants(Budget())
         self._calibration = calibration
         self._calibrated: dict[str, dict[str, float]] = {}
         self._pulses: dict[str, Pulse] = {}
@@ -131,6 +134,7 @@ class Team:
         Waits up to `patience` seconds for the first worker. Raises `ProfilerError` when a worker
         cannot do what is asked, or none comes.
         """
+        self.grants.budget = options.budget(self.model)
         if self._wanted != (options, root):
             self._wanted = (options, root)
             self._prepared.clear()
@@ -141,6 +145,7 @@ class Team:
                 raise TargetError("no worker is left to run loops")
             Event().wait(0.1)
         new = [worker for worker in workers if worker not in self._prepared]
+        self._check_warm_up(options, len(new))
         uncalibrated = [worker for worker in new if worker not in self._calibrated]
         wanted = bool(uncalibrated) and options.calibration_seconds > 0
         with self._calibration() if wanted else nullcontext() as calibration:
@@ -163,6 +168,10 @@ class Team:
                 raise kinds[answer["exit_code"]](answer["error"])
             self._prepared.add(worker)
             self.model = answer["model"]
+            warmed_up = Spent(**answer["spent"])
+            self.grants.spent += warmed_up
+            self.grants.budget = options.budget(self.model)
+            _check_usage(options, warmed_up)
             self.loop_seconds = max(self.loop_seconds, answer["loop_seconds"])
             if answer.get("metrics") is not None:
                 self.metrics[worker] = answer["metrics"]
@@ -189,6 +198,7 @@ class Team:
         self._turn += 1
         self._drained = Answers(self._roster)
         self._pulses.clear()
+        self.grants.begin()
         arrivals = None
         if options.arrivals is not None:
             arrivals = asdict(Arrivals.parse(options.arrivals, sources))
@@ -201,6 +211,7 @@ class Team:
                 "turn": self._turn,
                 "worker": number,
                 "workers": len(workers),
+                "limited": self.grants.limited,
                 "seed": options.seed,
                 "arrivals": arrivals,
                 "think_seconds": options.think_seconds,
@@ -214,6 +225,11 @@ class Team:
         for worker in workers:
             self._roster.send(END, {"drain_seconds": drain_seconds}, worker)
         answers = self._drained.wait(workers, drain_seconds + ANSWER_SECONDS)
+        for worker in workers:
+            if worker in answers:
+                self.grants.closed(worker, answers[worker]["begun"], Spent(**answers[worker]["spent"]))
+            else:
+                self.grants.lost(worker)
         lost = [self._describe_lost(worker) for worker in workers if worker not in answers]
         return Ended(
             **{
@@ -233,6 +249,14 @@ class Team:
             lag_ns=max((pulse.lag_ns for pulse in pulses), default=0),
         )
 
+    def _check_warm_up(self, options: LoadOptions, workers: int) -> None:
+        """Every worker's first loop is paid too."""
+        left = None if options.max_loops is None else options.max_loops - self.grants.total.loops
+        if left is not None and workers and left < workers:
+            raise UsageError(
+                f"--max-loops {options.max_loops}: the first loops of {workers} workers alone need {workers}"
+            )
+
     def _describe_lost(self, worker: str) -> str:
         number, last = self._numbers.get(worker, 0), self._pulses.get(worker)
         missing = "what it had not sent is missing"
@@ -251,6 +275,20 @@ class Team:
             self._ready.give(worker, data)
         elif kind == PULSE:
             if data.pop("turn") == self._turn:
+                begun, spent, asks = data.pop("begun"), Spent(**data.pop("spent")), data.pop("asks")
                 self._pulses[worker] = Pulse(**data)
+                granted = self.grants.heard(worker, begun, data["in_flight"], spent, asks)
+                if granted is not None:
+                    self._roster.send(GRANT, {"turn": self._turn, "loops": granted}, worker)
         elif data["turn"] == self._turn:  # else it had been given up by then
             self._drained.give(worker, data)
+
+
+def _check_usage(options: LoadOptions, warmed_up: Spent) -> None:
+    """A limit on what the target does not tell could not be kept."""
+    for option, limit in (("--max-tokens", options.max_tokens), ("--max-cost", options.max_cost)):
+        if limit is not None and warmed_up.requests and not warmed_up.output_tokens:
+            raise UsageError(
+                f"{option}: the target's reply to the first loop names no tokens (or it failed), so they "
+                "cannot be counted; use --max-requests"
+            )

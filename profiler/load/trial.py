@@ -32,10 +32,11 @@ class Trial:
     `index` is None for what is not measured. `numbers` yields this process's tape entries. `open`
     says whether another loop may start; the loop's thread reads it, the hub's writes it. Of an open
     load (`arrivals`), `seed` decides the draws and at most `places` loops run at once; the agents of
-    a closed one start within `spread_seconds`.
+    a closed one start within `spread_seconds`. `granted` is how many loops may begin, None for any
+    number: who wants more calls `ask` and waits.
 
-    Counts are written on the loop's thread alone: loops in flight, arrivals waiting for a place,
-    and of all arrivals those that had to wait (`late`) and those that never started (`dropped`).
+    Counts are written on the loop's thread alone: loops begun and in flight, arrivals waiting for a
+    place, and of all arrivals those that had to wait (`late`) and those that never started (`dropped`).
     """
 
     index: int | None
@@ -48,6 +49,8 @@ class Trial:
     seed: str = ""
     worker: int = 0
     workers: int = 1
+    granted: int | None = None
+    ask: Callable[[], None] = lambda: None
     open: bool = True
     clock: Clock = time.monotonic_ns
     started_ns: int = 0
@@ -55,12 +58,15 @@ class Trial:
     left: Event = field(default_factory=Event)
     meter: Meter = field(default_factory=Meter)
     tally: Tally = field(default_factory=Tally)
+    begun: int = 0
     in_flight: int = 0
+    asking: bool = False
     waiting: int = 0
     arrived: int = 0
     late: int = 0
     dropped: int = 0
     _sleepers: set[asyncio.Future[None]] = field(default_factory=set)
+    _refused: set[asyncio.Future[None]] = field(default_factory=set)
     _gate: asyncio.Semaphore | None = None
 
     def __post_init__(self) -> None:
@@ -81,14 +87,21 @@ class Trial:
             seed=f"{data['seed']}/{data['block']}/{data['worker']}",
             worker=data["worker"],
             workers=data["workers"],
+            granted=0 if data["limited"] else None,
         )
 
     def close(self) -> None:
         """On the loop's thread: nothing new starts, who sleeps until its next loop wakes."""
         self.open = False
-        for sleeper in self._sleepers:
-            if not sleeper.done():
-                sleeper.set_result(None)
+        for sleeper in (*self._sleepers, *self._refused):
+            _wake(sleeper)
+
+    def grant(self, loops: int) -> None:
+        """On the loop's thread: as many loops may begin in all."""
+        self.granted = loops
+        self.asking = False
+        for sleeper in self._refused:
+            _wake(sleeper)
 
     async def live(self, runs: Runs, agent: Agent) -> None:
         """An agent's part in the trial, until it is over and the agent's loops have ended."""
@@ -104,6 +117,8 @@ class Trial:
         failures = 0
         for number in self.numbers:
             if not self.open or agent.leaving():
+                return
+            if not await self._may_begin():
                 return
             began_ns = self.clock()
             ended_well = await self._run(runs, agent, number, None)
@@ -146,7 +161,7 @@ class Trial:
 
     async def _arrive(self, runs: Runs, agent: Agent, number: int, due_ns: int) -> None:
         if self.places is None:
-            await self._run(runs, agent, number, due_ns)
+            await self._run_arrival(runs, agent, number, due_ns)
             return
         if self._gate is None:
             self._gate = asyncio.Semaphore(self.places)
@@ -157,11 +172,38 @@ class Trial:
             async with self._gate:
                 started = True
                 self.waiting -= 1
-                await self._run(runs, agent, number, due_ns)
+                await self._run_arrival(runs, agent, number, due_ns)
         finally:
             if not started:
                 self.waiting -= 1
                 self.dropped += 1
+
+    async def _run_arrival(self, runs: Runs, agent: Agent, number: int, due_ns: int) -> None:
+        """A loop that was due while the trial was open; it may run while the trial drains."""
+        if await self._may_begin(when_closed=True):
+            await self._run(runs, agent, number, due_ns)
+        else:
+            self.arrived -= 1  # our own limit refused it, not the system
+
+    async def _may_begin(self, when_closed: bool = False) -> bool:
+        """Whether another loop may begin, which then counts as begun. Waits for a grant if need be."""
+        loop = asyncio.get_running_loop()
+        while self.granted is not None and self.begun >= self.granted:
+            if not self.open:
+                return False
+            if not self.asking:
+                self.asking = True
+                self.ask()
+            sleeper: asyncio.Future[None] = loop.create_future()
+            self._refused.add(sleeper)
+            try:
+                await sleeper
+            finally:
+                self._refused.discard(sleeper)
+        if not self.open and not when_closed:
+            return False
+        self.begun += 1
+        return True
 
     async def _run(self, runs: Runs, agent: Agent, number: int, due_ns: int | None) -> bool:
         self.in_flight += 1

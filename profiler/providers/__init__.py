@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from profiler.providers.openai_chat import OpenAIChat
     from profiler.providers.openai_responses import OpenAIResponses
 
-__all__ = ["PROVIDERS", "AnthropicMessages", "OpenAIChat", "OpenAIResponses", "make_provider"]
+__all__ = [
+    "DEFAULT_MODELS",
+    "PROVIDERS",
+    "AnthropicMessages",
+    "OpenAIChat",
+    "OpenAIResponses",
+    "make_provider",
+]
 
 _HOME = {
     "OpenAIChat": "openai_chat",
@@ -24,6 +31,9 @@ _HOME = {
 
 PROVIDERS = {"openai": "OpenAIChat", "openai-responses": "OpenAIResponses", "anthropic": "AnthropicMessages"}
 """What `--provider` takes, and the class behind it."""
+
+DEFAULT_MODELS = {"openai": "gpt-4o", "openai-responses": "gpt-4o", "anthropic": "claude-sonnet-4-5"}
+"""The model that is asked for when none is named."""
 
 
 def __getattr__(name: str) -> Any:
@@ -45,6 +55,6 @@ def make_provider(
     if name not in PROVIDERS:
         raise UsageError(f"unknown provider {name!r}: expected one of {', '.join(PROVIDERS)}")
     endpoint = Endpoint.parse(base_url) if base_url is not None else None
-    options: dict[str, Any] = {} if model is None else {"model": model}
-    made: Model = __getattr__(PROVIDERS[name])(endpoint=endpoint, api_key=api_key, **options)
+    model = model if model is not None else DEFAULT_MODELS[name]
+    made: Model = __getattr__(PROVIDERS[name])(endpoint=endpoint, api_key=api_key, model=model)
     return made

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
+import re
 import ssl
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from profiler.errors import UsageError
+from profiler.hosts import is_loopback
 
 MAX_CONNECTIONS = 100_000
 """So many that the client's connection pool never queues a request (and falsifies its latency)."""
@@ -24,13 +25,22 @@ class Endpoint:
     @classmethod
     def parse(cls, url: str) -> Endpoint:
         """From a root URL or one that ends in `/v1`. Raises `UsageError`."""
-        parts = urlsplit(url)
+        expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
+        # What comes before an @, or after a ?, may be a secret: it is not repeated.
+        shown = re.split(r"[?#]", url.rpartition("@")[2])[0]
+        try:
+            parts = urlsplit(url)
+            parts.port  # noqa: B018 (raises ValueError)
+        except ValueError:
+            raise UsageError(f"not a base URL: {shown!r}: {expected}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"not a base URL: {url!r}: expected http://HOST[:PORT] or https://HOST[:PORT]")
-        if parts.username or parts.password:
+            raise UsageError(f"not a base URL: {shown!r}: {expected}")
+        if "@" in parts.netloc:
             raise UsageError(
                 f"the base URL of {parts.hostname} holds credentials: pass the key by environment"
             )
+        if parts.query or parts.fragment:
+            raise UsageError(f"the base URL of {parts.hostname} has a query: {expected}")
         return cls(url.rstrip("/").removesuffix("/v1").rstrip("/"))
 
     @property
@@ -39,13 +49,7 @@ class Endpoint:
 
     @property
     def is_loopback(self) -> bool:
-        host = urlsplit(self.root).hostname or ""
-        if host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(urlsplit(self.root).hostname or "")
 
 
 def client_options(endpoint: Endpoint | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import httpx2
 
 from profiler.errors import ProviderError
 from profiler.providers.attempts import transport_error_type
+from profiler.redaction import scrub_error
 
 
 def caught(sdk: Any) -> tuple[type[Exception], ...]:
@@ -39,7 +40,7 @@ def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | 
     parts = [f"status {status}" if status else "no response"]
     if request_id:
         parts.append(f"request {request_id}")
-    text = str(error) or type(error).__name__
+    text = scrub_error(error) or type(error).__name__
     return ProviderError(
         f"{provider}: {error_type} ({', '.join(parts)}): {text}",
         provider=provider,

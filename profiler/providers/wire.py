@@ -6,7 +6,6 @@ record needs: the calls, the tokens, whether it was complete.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,8 +22,6 @@ _PATHS: tuple[tuple[str, Api], ...] = (
     ("/messages", "anthropic"),
 )
 
-_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]+)"')
-
 
 def api_of(path: str) -> Api | None:
     """Which API a POST to this path is a model request of, None for anything else."""
@@ -35,9 +32,24 @@ def api_of(path: str) -> Api | None:
 
 
 def requested_model(body: bytes) -> str:
-    """The model a request names. (Quotes inside message texts are escaped, so the first match is a key.)"""
-    match = _MODEL.search(body)
-    return match[1].decode("utf-8", "replace") if match else ""
+    """The model a request names; arguments of calls in it may have a key of that name too."""
+    try:
+        model = orjson.loads(body)["model"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ""
+    return model if isinstance(model, str) else ""
+
+
+def requested_prompt(body: bytes) -> str | None:
+    """What the user said last in a request of any of the APIs, None where nobody can tell."""
+    try:
+        data = orjson.loads(body)
+        said = data["messages"] if "messages" in data else data["input"]
+        if not isinstance(said, str):
+            said = [message["content"] for message in said if message.get("role") == "user"][-1]
+    except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError):
+        return None
+    return said if isinstance(said, str) else orjson.dumps(said).decode()
 
 
 @dataclass(slots=True)

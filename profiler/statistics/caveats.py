@@ -24,6 +24,7 @@ CaveatKind = Literal[
     "aborted",
     "interrupted",
     "settled",
+    "limited",
     "unfinished",
     "loops_cut",
     "no_steady_state",
@@ -64,7 +65,14 @@ _INCIDENTS: dict[IncidentKind, tuple[CaveatKind, str, str]] = {
     "aborted": ("aborted", "the run was aborted", "lower the load, or raise the limit of --abort-on"),
     "interrupted": ("interrupted", "the run was interrupted", "run it to its end"),
     "settled": ("settled", "the run ended early, since it had shown enough", "run it alone for all blocks"),
+    "limited": (
+        "limited",
+        "the run ended early",
+        "what had begun was let finish; raise the limit for more",
+    ),
 }
+
+_EARLY_ENDS: tuple[IncidentKind, ...] = ("aborted", "interrupted", "limited")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +155,7 @@ def _incidents(run: Run) -> Iterator[Caveat]:
         kind, detail, remedy = _INCIDENTS[incident.kind]
         count = f" ({incident.count})" if incident.count > 1 else ""
         yield Caveat(kind, f"{detail}{count}{': ' + incident.detail if incident.detail else ''}", remedy)
-    if not run.finished and not any(i.kind in ("aborted", "interrupted") for i in run.incidents):
+    if not run.finished and not any(i.kind in _EARLY_ENDS for i in run.incidents):
         yield Caveat("unfinished", "the run was cut short; what had finished is here", "run it to its end")
 
 

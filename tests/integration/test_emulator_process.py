@@ -134,3 +134,16 @@ async def test_hundreds_of_streams_at_once_and_clients_that_vanish() -> None:
             stats = (await client.get("/emulator/stats")).json()
         assert stats["in_flight"] == {}
         assert stats["peak_in_flight"]["chat"] > 150
+
+
+def test_it_says_when_other_machines_can_reach_it() -> None:
+    """The address is all that is looked at; nothing but this machine asks."""
+    for host, said in (("127.0.0.1", ""), ("0.0.0.0", "other machines can reach it, without a key")):
+        command = [sys.executable, "-m", "profiler", "emulate", "--host", host, "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(f"emulator listening on http://{host}:")
+            process.terminate()
+            _, complained = process.communicate(timeout=20)
+        assert said in complained
+        assert len(complained.splitlines()) == bool(said)

@@ -87,6 +87,7 @@ SATURATED = (ClientHealth("worker 0 (pid 1)", 0, loop_lag_p99=0.2),)
         ({"client": SATURATED}, [], 1),
         ({"client": SATURATED}, ["--allow-saturated"], 0),
         ({"incidents": (Incident("aborted", "hopeless"),)}, ["--allow-saturated"], 1),
+        ({"incidents": (Incident("limited", "stopped at --max-loops 9: 9 begun"),)}, [], 1),
         ({"incidents": (Incident("interrupted"),)}, [], 130),
     ],
 )
@@ -112,7 +113,13 @@ def test_exit_codes_and_nothing_but_json_on_standard_output(
     said = capsys.readouterr()
     summary = json.loads(said.out)
     assert summary["valid"] == ("client" not in changes)
-    assert said.err.startswith("invalid: the client was saturated") == ("client" in changes)
+    plan, *rest = said.err.splitlines()
+    assert plan.startswith(
+        "plan: 3 strategies, 45 s of measuring with 7 agents on the embedded emulator: about"
+    )
+    assert [line.startswith("invalid: the client was saturated") for line in rest] == [True] * (
+        "client" in changes
+    )
     (wanted,) = asked
     assert (wanted.users, wanted.options.arrivals, wanted.options.slo) == (7, "3/s", "p95<2s")
 

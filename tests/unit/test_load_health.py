@@ -7,7 +7,7 @@ import pytest
 from profiler.load.clocks import shift_ns
 from profiler.load.health import Meter, Tally, p99_seconds
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, shifted
-from profiler.rundir import Anchor, ClientHealth
+from profiler.rundir import Anchor, ClientHealth, Spent
 
 MS = 1_000_000
 
@@ -45,7 +45,8 @@ def test_a_loop_failed_when_a_call_of_it_did() -> None:
     tally = Tally()
     for one in (loop(), loop(call_status="error"), loop(status="error", statuses=(429, 429, 529))):
         tally.count(one)
-    assert tally == Tally(loops=3, failed=2, rate_limited=3)
+    assert (tally.loops, tally.failed, tally.rate_limited) == (3, 2, 3)
+    assert tally.spent == Spent(0, 5, 0, 0)
 
 
 def test_records_move_onto_another_clock_and_keep_their_durations() -> None:

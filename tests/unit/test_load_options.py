@@ -61,6 +61,7 @@ def test_the_command_line_of_options_parses_to_the_same_options() -> None:
         run_directory="r",
         metrics_port=9100,
         metrics=False,
+        metrics_host="0.0.0.0",
         linger_seconds=1.0,
         agent="my_app:make",
         arrivals="5/s",
@@ -70,6 +71,13 @@ def test_the_command_line_of_options_parses_to_the_same_options() -> None:
         slo="p95<2s",
         calibration_seconds=0.0,
         share_limit=True,
+        max_loops=50,
+        max_requests=500,
+        max_tokens=9000,
+        max_cost=1.25,
+        price="2.5/10",
+        record_content=True,
+        redact="my:redact",
     )
     usual = LoadOptions()
     untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}

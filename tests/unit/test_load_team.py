@@ -9,8 +9,8 @@ import pytest
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.options import LoadOptions
 from profiler.load.plan import PlannedTrial
-from profiler.load.team import BEGIN, CUT, DRAINED, END, PREPARE, PULSE, READY, Pulse, Team
-from profiler.rundir import Capacity
+from profiler.load.team import BEGIN, CUT, DRAINED, END, GRANT, PREPARE, PULSE, READY, Pulse, Team
+from profiler.rundir import Capacity, Spent
 
 OPTIONS = LoadOptions(drain_seconds=0.0)
 
@@ -38,6 +38,7 @@ class Workers:
             self.names.remove(worker)
         elif kind == PREPARE:
             answer = {**self.refusal, "loop_seconds": 0.1 * (1 + data["worker"]), "model": "m"}
+            answer["spent"] = {"loops": 1, "requests": 2, "input_tokens": 30, "output_tokens": 4}
             self.team.answered(READY, worker, answer)
         elif kind == BEGIN:
             self.turns[worker] = data["turn"]
@@ -49,6 +50,8 @@ class Workers:
                 "arrived": 10,
                 "late": 1,
                 "dropped": 0,
+                "begun": 9,
+                "spent": {"requests": 27},
             }
             health = {"process": worker, "trial": 4, "loop_lag_p99": 0.5}
             self.team.answered(DRAINED, worker, {**answer, "health": health})
@@ -79,6 +82,7 @@ def test_a_trial_tells_each_worker_its_share_and_waits_for_all() -> None:
         "strategy": "gathered",
         "turn": 1,
         "workers": 2,
+        "limited": False,
         "seed": 9,
         "arrivals": {"rate": 6.0, "sources": 20, "constant": False},
         "think_seconds": 0.0,
@@ -107,6 +111,9 @@ def test_a_worker_that_leaves_is_counted_and_not_waited_for() -> None:
     workers.team.begin(["a", "b"], PlannedTrial(0, 0, "gathered"), OPTIONS, sources=1)
     pulse = {
         "turn": 1,
+        "asks": False,
+        "begun": 37,
+        "spent": {"requests": 60},
         "in_flight": 7,
         "waiting": 0,
         "loops": 30,
@@ -176,3 +183,30 @@ def test_cutting_reaches_every_worker() -> None:
     workers = Workers("a", "b")
     workers.team.cut()
     assert workers.told(CUT) == ["a", "b"]
+
+
+def test_a_limited_worker_asks_and_is_granted_and_what_it_spent_is_counted() -> None:
+    workers = Workers("a", "b")
+    options = LoadOptions(drain_seconds=0.0, max_requests=16)
+    workers.team.enlist(options, "http://127.0.0.1:1")
+    assert workers.team.grants.total == Spent(2, 4, 60, 8)  # the first loops
+    workers.team.begin(["a", "b"], PlannedTrial(0, 0, "gathered"), options, sources=1)
+    assert [data["limited"] for kind, _, data in workers.sent if kind == BEGIN] == [True, True]
+    pulse = {"turn": 1, "waiting": 0, "loops": 0, "failed": 0, "rate_limited": 0, "lag_ns": 0}
+    asking = {**pulse, "asks": True, "spent": {}}
+    workers.team.answered(PULSE, "a", {**asking, "begun": 0, "in_flight": 0})
+    workers.team.answered(PULSE, "a", {**asking, "begun": 1, "in_flight": 1})
+    workers.team.answered(PULSE, "b", {**pulse, "asks": False, "spent": {}, "begun": 0, "in_flight": 0})
+    assert [data for kind, _, data in workers.sent if kind == GRANT] == [
+        {"turn": 1, "loops": 1},
+        {"turn": 1, "loops": 2},
+    ]
+    assert workers.team.grants.exhausted() is None
+    workers.team.end(["a", "b"], 0.0)
+    assert workers.team.grants.total == Spent(20, 58, 60, 8)
+    assert workers.team.grants.exhausted() == "requests"
+
+
+def test_a_limit_that_cannot_be_kept_is_refused() -> None:
+    with pytest.raises(UsageError, match="--max-loops 1: the first loops of 2 workers alone need 2"):
+        Workers("a", "b").team.enlist(LoadOptions(max_loops=1), "http://127.0.0.1:1")

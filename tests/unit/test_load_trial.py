@@ -156,3 +156,29 @@ def test_an_agent_that_leaves_finishes_its_loop() -> None:
         assert [at // MS for at, _ in loops.ended] == [400, 800]
 
     run_virtual(main)
+
+
+def test_an_agent_waits_for_a_grant_and_begins_no_more_than_that() -> None:
+    async def main(clock: Callable[[], int]) -> None:
+        asked: list[int] = []
+        one, loops = trial(clock, granted=0, ask=lambda: asked.append(clock() // MS)), Loops(clock, 0.25)
+        timer = asyncio.get_running_loop().call_later
+        timer(0.1, one.grant, 3)
+        timer(1.0, one.grant, 4)
+        await for_seconds(2.0, one, *(one.live(loops, agent(n)) for n in range(2)))
+        assert sorted(at // MS for at, _ in loops.started) == [100, 100, 350, 1000]
+        assert asked == [0, 350, 1000]  # once, whoever waits
+        assert (one.begun, one.in_flight) == (4, 0)
+
+    run_virtual(main)
+
+
+def test_an_arrival_that_the_limit_refuses_never_arrived() -> None:
+    async def main(clock: Callable[[], int]) -> None:
+        one = trial(clock, arrivals=Arrivals(10.0, 1, constant=True), granted=3)
+        loops = Loops(clock, 0.1)
+        await for_seconds(0.95, one, one.live(loops, agent()))
+        assert len(loops.started) == 3
+        assert (one.arrived, one.dropped, one.begun) == (3, 0, 3)
+
+    run_virtual(main)

@@ -84,13 +84,18 @@ def _compared(material: Material) -> list[str]:
 def loop(record: LoopRecord, content: bool = True) -> dict[str, Any]:
     """One loop: seconds count from its start, a row per model request and tool call.
 
-    `content`: with what was recorded of arguments and results.
+    `content`: with what was recorded of prompt, answer, arguments and results.
     """
     wall = record.ended_ns - record.started_ns
     rows: list[dict[str, Any]] = []
     for round_ in record.rounds:
         rows.append(_model_row(round_, record.started_ns))
         rows += [_call_row(call, round_, record.started_ns, content) for call in round_.tool_calls]
+    requests = [row for row in rows if row["kind"] == "model"]
+    if content and requests and record.prompt is not None:
+        requests[0]["detail"].append(("prompt", clean(record.prompt, LONGEST_TEXT)))
+    if content and requests and record.text is not None:
+        requests[-1]["detail"].append(("answer", clean(record.text, LONGEST_TEXT)))
     why = [
         f"{duration(cause.ns / 1e9)} ({percent(cause.ns / wall)}) {cause.words}"
         for cause in causes(record)[:3]

@@ -1,0 +1,176 @@
+"""What a load test may spend, and how its workers keep to that together. Pure.
+
+The process that leads grants loops: a worker begins one only when it has been granted it, and asks
+for more when it has none left. What is granted and has not ended counts as if it will spend what
+loops have spent on average so far, attempts and warm-up included. So the total ends near the limit,
+and past it by at most
+
+    (loops under way at the end) × (what the most expensive of them spends - the average)
+
+since a worker is granted at most as many loops as it has under way, one at least. No loop is cut
+off for it. Loops themselves (`--max-loops`) are counted as they begin: never one too many.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from profiler.load.prices import Price
+from profiler.records import LoopRecord
+from profiler.rundir import Spent
+
+Resource = Literal["loops", "requests", "tokens", "cost"]
+
+OPTIONS: dict[Resource, str] = {
+    "loops": "--max-loops",
+    "requests": "--max-requests",
+    "tokens": "--max-tokens",
+    "cost": "--max-cost",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The most that may be spent, of each resource that is limited. Costs are in USD, at `price`."""
+
+    limits: dict[Resource, float] = field(default_factory=dict)
+    price: Price | None = None
+
+    def used(self, spent: Spent, resource: Resource) -> float:
+        """How much of a resource that was."""
+        if resource == "loops":
+            return spent.loops
+        if resource == "requests":
+            return spent.requests
+        if resource == "tokens":
+            return spent.input_tokens + spent.output_tokens
+        return 0.0 if self.price is None else self.price.cost(spent.input_tokens, spent.output_tokens)
+
+    def room(self, spent: Spent, under_way: int) -> tuple[int, Resource | None]:
+        """How many more loops may begin, and which limit says so; `under_way` are granted and not ended.
+
+        While it is unknown what a loop spends, one may be under way.
+        """
+        least, which = 1_000_000_000, None
+        for resource, limit in self.limits.items():
+            used = self.used(spent, resource)
+            each = used / spent.loops if spent.loops else 0.0
+            if resource == "loops":
+                each = 1.0
+            if each > 0:
+                room = math.floor((limit - used) / each + 1e-9) - under_way
+            else:
+                room = 1 - under_way if used < limit else 0
+            if room < least:
+                least, which = room, resource
+        return max(0, least), which
+
+    def stopped(self, resource: Resource, spent: Spent) -> str:
+        """In words: which limit ended the run, and what was spent by then."""
+        used = self.used(spent, resource)
+        if resource == "cost":
+            return f"stopped at {self.limit(resource)}: ${used:.4g} spent"
+        word = {"loops": "begun", "requests": "sent", "tokens": "used"}[resource]
+        return f"stopped at {self.limit(resource)}: {used:.0f} {word}"
+
+    def limit(self, resource: Resource) -> str:
+        """As the user said it: `--max-requests 500`."""
+        limit = self.limits[resource]
+        return f"{OPTIONS[resource]} {f'{limit:g}' if resource == 'cost' else f'{limit:.0f}'}"
+
+
+def spent_by(record: LoopRecord) -> Spent:
+    """What a loop's model requests came to: every attempt counts, tokens are those that replies name."""
+    requests = given = taken = 0
+    for round_ in record.rounds:
+        model = round_.model
+        requests += max(1, len(model.attempts))
+        given += model.input_tokens or 0
+        taken += model.output_tokens or 0
+    return Spent(0, requests, given, taken)
+
+
+@dataclass(slots=True)
+class Account:
+    """One worker's part in the trial under way: loops granted, begun and ended, and what ended ones spent."""
+
+    granted: int = 0
+    begun: int = 0
+    ended: int = 0
+    spent: Spent = field(default_factory=Spent)
+    asks: bool = False
+
+
+class Grants:
+    """Who may begin how many loops. `spent` is what is over: warm-ups and earlier trials."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.spent = Spent()
+        self._accounts: dict[str, Account] = {}
+
+    @property
+    def limited(self) -> bool:
+        return bool(self.budget.limits)
+
+    @property
+    def total(self) -> Spent:
+        """Everything that is known to be spent."""
+        total = self.spent
+        for account in self._accounts.values():
+            total += replace(account.spent, loops=account.ended)
+        return total
+
+    def begin(self) -> None:
+        """A trial begins: nobody is granted anything yet."""
+        self._accounts = {}
+
+    def heard(self, worker: str, begun: int, under_way: int, spent: Spent, asks: bool) -> int | None:
+        """A worker says how it stands; the loops it is granted from now on (in this trial), None: no more."""
+        account = self._accounts.setdefault(worker, Account())
+        account.begun, account.ended = begun, begun - under_way
+        account.spent, account.asks = spent, asks
+        if not asks or not self.limited or account.granted > begun:
+            return None
+        room, _ = self._room()
+        if not room:
+            return None
+        account.granted += min(max(1, under_way), max(1, room // (2 * len(self._accounts))))
+        account.asks = False
+        return account.granted
+
+    def closed(self, worker: str, begun: int, spent: Spent) -> None:
+        """A worker has drained: what it says now is final."""
+        self._accounts.pop(worker, None)
+        self.spent += replace(spent, loops=begun)
+
+    def lost(self, worker: str) -> None:
+        """A worker is gone: what it had under way is taken to have spent the average."""
+        account = self._accounts.pop(worker, None)
+        if account is None:
+            return
+        known, gone = self.total, max(account.granted, account.begun) - account.ended
+        self.spent += replace(account.spent, loops=account.ended)
+        if known.loops and gone:
+            share = gone / known.loops
+            self.spent += Spent(
+                gone,
+                round(known.requests * share),
+                round(known.input_tokens * share),
+                round(known.output_tokens * share),
+            )
+
+    def exhausted(self) -> Resource | None:
+        """The limit at which the test has come to its end: there is no room, and no grant left to use."""
+        if not self.limited:
+            return None
+        room, which = self._room()
+        waiting = [a for a in self._accounts.values() if a.asks]
+        unused = any(a.granted > a.begun for a in self._accounts.values())
+        return which if not room and not unused and (waiting or not self._accounts) else None
+
+    def _room(self) -> tuple[int, Resource | None]:
+        under_way = sum(max(a.granted, a.begun) - a.ended for a in self._accounts.values())
+        return self.budget.room(self.total, under_way)

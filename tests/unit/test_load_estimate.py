@@ -1,0 +1,84 @@
+"""The plan of a load test: its estimate, and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from profiler.emulator.tape import Tape
+from profiler.load.estimate import loop_seconds, loop_spent, plan, rounded
+from profiler.load.options import LoadOptions
+from profiler.scenario import parse_scenario
+
+SCENARIO = """
+description = "two rounds of four calls"
+prompt = "p"
+
+[model]
+first_token = { kind = "constant", value = 0.2 }
+tokens_per_second = { kind = "constant", value = 0 }
+
+[loop]
+rounds = { kind = "constant", value = 2 }
+fan_out = { kind = "constant", value = 4 }
+
+[tools.slow]
+path = "/tools/slow"
+description = "d"
+duration = { kind = "constant", value = 0.5 }
+parameters = { type = "object" }
+"""
+WORK = parse_scenario(SCENARIO, name="work", source="work.toml")
+REMOTE = LoadOptions(strategies=("gathered",), base_url="https://api.example.com", allow_remote=True)
+
+
+def test_a_loop_takes_its_requests_and_its_longest_calls_or_all_of_them() -> None:
+    tape = Tape(WORK, 1)
+    assert loop_seconds(tape, at_once=True) == pytest.approx(3 * 0.2 + 2 * 0.5)
+    assert loop_seconds(tape, at_once=False) == pytest.approx(3 * 0.2 + 8 * 0.5)
+
+
+def test_every_request_says_again_what_was_said() -> None:
+    spent = loop_spent(Tape(WORK, 1))
+    assert spent.requests == 3
+    first = spent.input_tokens / 3 - 4 * 60  # four calls more with each of three requests
+    assert 5 < first < 30
+    assert spent.output_tokens == 8 * 20 + 60
+
+
+def test_here_it_is_one_line_without_a_cost() -> None:
+    options = LoadOptions(strategies=("gathered", "sequential"))
+    (line,) = plan(options, 8, 16.0, 1, WORK, remote=False).lines()
+    # 8 × 16 / 1.6 s, 8 × 16 / 4.6 s, and the first loop
+    assert line == (
+        "plan: 2 strategies, 32 s of measuring with 8 agents on the embedded emulator: "
+        "about 110 loops, 330 requests"
+    )
+
+
+def test_elsewhere_it_says_what_it_may_cost_and_which_limit_ends_it() -> None:
+    lines = plan(REMOTE, 8, 16.0, 2, WORK, remote=True).lines()
+    assert lines[0] == (
+        "plan: 1 strategy, 16 s of measuring with 8 agents on https://api.example.com (gpt-4o)"
+    )
+    assert lines[1].startswith("  about 82 loops, 250 requests, ")
+    assert "at $2.5/$10 per million tokens in/out" in lines[1]
+    assert lines[2] == "  an estimate, as if loops were those of the scenario work"
+    assert lines[3].startswith("  no limit on what is spent: --max-loops, ")
+    limited = LoadOptions(strategies=("gathered",), base_url=REMOTE.base_url, max_requests=123, max_cost=9.0)
+    assert plan(limited, 8, 16.0, 2, WORK, remote=True).lines()[3] == (
+        "  --max-requests 123 will end it after about 50% of that"
+    )
+
+
+def test_an_open_load_has_as_many_loops_as_arrive_and_an_agents_own_are_unknown() -> None:
+    options = LoadOptions(strategies=("gathered",), arrivals="5/s", levels=(10, 20), base_url=REMOTE.base_url)
+    planned = plan(options, 10, 8.0, 1, WORK, remote=True)
+    assert planned.spent is not None
+    assert planned.spent.loops == 5 * 8 + 10 * 8 + 1  # the rate is that of 10 agents
+    own = plan(LoadOptions(agent="a:b", base_url=REMOTE.base_url), 8, 16.0, 1, WORK, remote=True)
+    assert (own.spent, own.cost) == (None, None)
+    assert own.lines()[1] == "  how much the agent asks for is not known"
+
+
+def test_an_estimate_has_two_digits() -> None:
+    assert [rounded(count) for count in (7, 99, 123, 1_234, 98_765)] == ["7", "99", "120", "1,200", "99,000"]

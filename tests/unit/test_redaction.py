@@ -1,0 +1,154 @@
+"""What is taken out of texts, errors and log lines."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import httpx
+import pytest
+
+from profiler.errors import ScenarioError, UsageError
+from profiler.providers.endpoint import Endpoint
+from profiler.providers.wire import requested_model
+from profiler.redaction import (
+    LogGuard,
+    describe,
+    environment_secrets,
+    guard_logs,
+    header_secrets,
+    scrub,
+    scrub_error,
+)
+from profiler.scenario import parse_scenario
+
+SCENARIO = """
+description = "d"
+prompt = "p"
+[model]
+first_token = { kind = "constant", value = 0.1 }
+tokens_per_second = { kind = "constant", value = 0 }
+api_keys = "CANARY"
+[loop]
+rounds = { kind = "constant", value = 1 }
+fan_out = { kind = "constant", value = 1 }
+[tools.t]
+path = "/tools/t"
+description = "d"
+duration = { kind = "constant", value = 0 }
+parameters = { type = "object" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET http://user:hunter22@host/v1", "GET http://[redacted]@host/v1"),
+        ("Authorization: Bearer abcdefgh", "Authorization: Bearer [redacted]"),
+        ("Incorrect API key provided: sk-proj-12345678.", "Incorrect API key provided: [redacted]."),
+        ("my-own-secret and more", "[redacted] and more"),
+        ("task-sequential, risk-averse at 10:00@host", "task-sequential, risk-averse at 10:00@host"),
+    ],
+)
+def test_secrets_that_are_known_or_look_like_one_go(text: str, shown: str) -> None:
+    assert scrub(text, {"my-own-secret"}) == shown
+
+
+def test_headers_that_authenticate_are_secret_whole_and_in_parts() -> None:
+    headers = [
+        ("Authorization", "Bearer abcdef"),
+        ("Cookie", "id=1234567; theme=abc"),
+        ("X-Api-Key", "ghijklm"),
+        ("Accept", "application/json"),
+        ("x-token", "abc"),  # too short to be one
+    ]
+    found = header_secrets(headers)
+    assert found == {
+        "Bearer abcdef",
+        "abcdef",
+        "id=1234567; theme=abc",
+        "id=1234567",
+        "1234567",
+        "theme=abc",
+    } | {"ghijklm"}
+
+
+def test_variables_whose_names_say_so_are_secret() -> None:
+    environment = {
+        "OPENAI_API_KEY": "abcdefg",
+        "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer hijklmn",
+        "HOME": "/home/somebody",
+        "KEYBOARD": "qwerty-layout",
+    }
+    assert environment_secrets(environment) == {
+        "abcdefg",
+        "authorization=Bearer hijklmn",
+        "authorization=Bearer",
+        "hijklmn",
+    }
+
+
+def test_an_error_and_its_causes_are_rid_of_what_their_request_carried() -> None:
+    request = httpx.Request("POST", "http://127.0.0.1/v1", headers={"x-api-key": "abcdefgh"})
+    cause = httpx.ReadError("refused abcdefgh", request=request)
+    error = RuntimeError("because of abcdefgh")
+    error.__cause__ = cause
+    assert describe(error) == "RuntimeError: because of [redacted]"
+    assert scrub_error(error) == "because of [redacted]"
+    assert (str(error), str(cause)) == ("because of [redacted]", "refused [redacted]")
+
+
+def test_a_guarded_handler_drops_request_logs_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "abcdefgh")
+    guard = LogGuard()
+
+    def shown(name: str, level: int, text: str, *args: object, exc_info: object = None) -> str | None:
+        record = logging.LogRecord(name, level, "", 0, text, args, exc_info)  # type: ignore[arg-type]
+        return logging.Formatter("%(message)s").format(record) if guard.filter(record) else None
+
+    assert shown("openai._base_client", logging.DEBUG, "Request options: %s", {"content": "hello"}) is None
+    assert shown("openai._base_client", logging.WARNING, "bad %s", "abcdefgh") == "bad [redacted]"
+    assert shown("mine", logging.INFO, "at %s", "http://a:b@host/") == "at http://[redacted]@host/"
+    try:
+        raise ValueError("abcdefgh")
+    except ValueError:
+        text = shown("mine", logging.ERROR, "failed", exc_info=sys.exc_info())
+    assert text is not None
+    assert text.endswith("ValueError: [redacted]")
+    handler = logging.NullHandler()
+    logging.getLogger("guarded").addHandler(handler)
+    guard_logs()
+    guard_logs()
+    assert [type(one) for one in handler.filters] == [LogGuard]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:CANARY@127.0.0.1:80",
+        "http://CANARY@127.0.0.1",
+        "http://:CANARY@127.0.0.1",
+        "user:CANARY@127.0.0.1",
+        "ftp://user:CANARY@127.0.0.1",
+        "http://user:CANARY@127.0.0.1:port",
+        "http://user:CANARY@[::1",
+        "http://127.0.0.1/v1?key=CANARY",
+        "127.0.0.1?key=CANARY",
+    ],
+)
+def test_a_url_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Endpoint.parse(url)
+    assert "CANARY" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_the_keys_of_a_scenario_are_not_repeated() -> None:
+    with pytest.raises(ScenarioError, match=r"model\.api_keys: expected a list of texts$"):
+        parse_scenario(SCENARIO, name="n", source="n.toml")
+
+
+def test_the_model_of_a_request_is_its_own_and_no_argument_of_that_name() -> None:
+    body = b'{"messages":[{"input":{"model":"CANARY"}}],"model":"gpt-4o"}'
+    assert requested_model(body) == "gpt-4o"
+    assert [requested_model(other) for other in (b"", b"[]", b'{"model": 1}', b"{")] == [""] * 4
