@@ -63,8 +63,7 @@ def test_commands_in_blocks_are_understood(document):
         f"to {adaptive.CUT:g}·L at most ({adaptive.CUT_IN_SLOW_START:g}·L in slow start)",
         f"never below L/{1 / adaptive.DEEPEST_CUT:g}",
         f"more than {adaptive.TIMEOUT_SHARE * 100:g} % of the epoch's calls",
-        f"stays for {adaptive.FIRST_PATIENCE} epochs, and for twice as many after each vain try, up to "
-        f"{adaptive.LAST_PATIENCE}",
+        f"stays for {2 * adaptive.FIRST_PATIENCE} epochs, after a vain try for {adaptive.LAST_PATIENCE}",
         f"A refusal ({', '.join(map(str, sorted(signals.REJECTING)))})",
         f"max({holdback.LEAST_SPREAD_NS / 1e9:g} s, {holdback.SPREAD_SHARE:g} × that)",
         f"min({retries.CAP_NS / 1e9:g} s, {retries.BASE_NS / 1e9:g}·2ⁿ⁻¹ s)",
