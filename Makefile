@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 comma := ,
 EXTRAS := dev$(if $(CI),$(comma)frameworks)
 
-.PHONY: compare test lint types contracts unit integration benchmarks clean
+.PHONY: compare test lint types contracts coverage clean
 
 compare: $(STAMP)
 	$(BIN)/profiler compare
@@ -26,6 +26,12 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports
 
+# Lines and branches of the modules that decide, by the unit tests: at least 95 % of each of them.
+coverage: $(STAMP)
+	$(BIN)/coverage run -m pytest tests/unit
+	$(BIN)/coverage report
+	$(BIN)/coverage report | awk '/\.py / && $$6 + 0 < 95 { print "below 95 %: " $$1; low = 1 } END { exit low }'
+
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +39,4 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist

@@ -7,8 +7,8 @@ at most once per epoch, which is one mean latency: as long as it takes to see wh
     rejection    to the others inside where it came alone, to min(0.9·L, others) where the epochs
                  before had some too (0.7 in slow start); never below L/2
     timeouts     to 0.9·L (0.7), when more than 5 % of the epoch's calls
-    full         with k others inside a call was refused: L stays at k for some epochs, 4 at first and
-                 twice as many after each vain try, up to 16; then one more is tried
+    full         with k others inside a call was refused: L stays at k for 8 epochs, after a vain
+                 try for 16; then one more is tried
     growth       after 4 epochs of it without a rejection each further one doubles the step, up to L/8
 
 Minimum latency and its gradient are no signals: tool latencies are heavy-tailed. After a rejection

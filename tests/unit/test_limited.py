@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from profiler import ProviderError, ToolLoop
+from profiler import ProviderError, ToolLoop, tool
 from profiler.gate import Gate
 from profiler.limited import LimitedModel
 from profiler.model import Probe, Reply, RequestOptions
 from profiler.records import Attempt
-from profiler.testing import ScriptedModel, provider_failure, run_virtual
+from profiler.testing import ScriptedModel, call, provider_failure, run_virtual
 
 S = 1_000_000_000
 
@@ -117,3 +117,104 @@ def test_a_loop_over_a_limited_model_records_the_wait():
         return [(await loop.run("go")).record.rounds[0].model.limiter_wait_ns for _ in range(2)]
 
     assert run_virtual(main) == [0, S]
+
+
+def test_a_loop_with_tools_goes_through_to_the_model_behind():
+    @tool
+    async def look() -> str:
+        return "seen"
+
+    async def main(clock):
+        scripted = ScriptedModel([[call("look")], "done"])
+        model = LimitedModel(scripted, "semaphore:1", clock=clock)
+        return (await ToolLoop(model, [look], clock=clock).run("go")), scripted.requests
+
+    result, requests = run_virtual(main)
+    assert (result.text, result.record.provider, result.record.model) == ("done", "scripted", "script")
+    assert requests[1][0][-1] == {
+        "role": "tool",
+        "id": requests[1][0][-1]["id"],
+        "content": "seen",
+        "error": False,
+    }
+    assert requests[0][1] == ["look"]
+
+
+def test_the_sdks_own_retries_are_switched_off_and_the_users_model_is_left_alone():
+    class Client:
+        retries = 2
+
+        def with_options(self, max_retries: int) -> Client:
+            made = Client()
+            made.retries = max_retries
+            return made
+
+    class Behind(Server):
+        def __init__(self) -> None:
+            super().__init__()
+            self.client = Client()
+
+        async def request(self, messages, tools, options, probe):
+            return Reply(str(self.client.retries), (), [])
+
+    async def main(clock):
+        behind = Behind()
+        model = LimitedModel(behind, "semaphore:1", clock=clock)
+        return (
+            (await ToolLoop(model, clock=clock).run("go")).text,
+            behind.client.retries,
+            model.client.retries,
+        )
+
+    assert run_virtual(main) == ("0", 2, 2)
+
+
+def test_a_reply_that_had_begun_is_not_asked_for_again():
+    class Breaks(Server):
+        async def request(self, messages, tools, options, probe):
+            self.times.append(probe.clock() / S)
+            if self.begins:
+                probe.text("Once upon")
+            raise provider_failure("connection", None)
+
+    async def main(clock, begins):
+        server = Breaks()
+        server.begins = begins
+        _, _, go = send(server, "semaphore:1", 1, clock)
+        (error,) = await go()
+        return error.error_type, len(server.times)
+
+    assert run_virtual(lambda clock: main(clock, True)) == ("connection", 1)
+    assert run_virtual(lambda clock: main(clock, False)) == ("connection", 3)  # two retries, then given up
+
+
+def test_a_timeout_is_told_from_other_failures():
+    async def main(clock):
+        server = Server()
+        outcomes = []
+        gate = Gate("semaphore:1", clock=clock)
+        leave = gate.leave
+        gate.leave = lambda slot: (outcomes.append(slot.outcome), leave(slot))[1]
+        model = LimitedModel(
+            ScriptedModel([provider_failure("timeout", None), provider_failure("http_503", 503), "yes"]),
+            gate,
+            clock=clock,
+        )
+        await model.request([], None, RequestOptions(), Probe(clock))
+        return outcomes, server.times
+
+    assert run_virtual(main)[0] == ["timeout", "rejected", "ok"]
+
+
+def test_pieces_of_text_are_handed_on_and_the_first_of_anything_is_noted():
+    times = iter([10, 20, 30])
+    seen: list[str] = []
+    probe = Probe(lambda: next(times), on_text=seen.append)
+    probe.text("a")
+    probe.text("")
+    probe.text("b")
+    assert (seen, probe.first_token_ns) == (["a", "b"], 10)
+    probe.call_complete(call("look"))
+    assert probe.first_tool_call_ns == 20
+    probe.call_complete(call("look"))
+    assert (probe.first_tool_call_ns, sorted(probe.complete_ns.values())) == (20, [20, 30])

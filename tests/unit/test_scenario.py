@@ -198,6 +198,29 @@ attempts = 3
             "mine.toml: description: expected a single line",
         ),
         ("[tools.look]", "[tools]", "mine.toml: tools.description: expected a table"),
+        ('description = "one line"', "description = 1", "mine.toml: description: expected a text, found 1"),
+        ("fan_out = 3", "fan_out = 3\nfaults = 3", "unknown key 'loop.faults'"),
+        (
+            "first_token = 0.1",
+            "first_token = 0.1\nmodels = ['a', 1]",
+            "mine.toml: model.models: expected a list of texts, found ['a', 1]",
+        ),
+        (
+            'prompt = "Question {number}"',
+            'prompt = "Question {number}"\nfaults = 3',
+            "mine.toml: faults: expected a list of tables, found 3",
+        ),
+        (
+            "duration = 0.2",
+            "duration = 0.2\n[tools.look.capacity]\nconcurrent = 1\n"
+            "schedule = [{ after = 2, fraction = 1 }, { after = 2, fraction = 0.5 }]",
+            "tools.look.capacity.schedule[1].after: expected a time later than the step before, found 2",
+        ),
+        (
+            "first_token = 0.1",
+            "first_token = { kind = 'uniform', low = 0, high = 1, min = 2, max = 1 }",
+            "model.first_token.max: expected a number of at least min (2), found 1",
+        ),
         ("rounds = 1", "rounds = 1 2", "mine.toml: not valid TOML"),
     ],
 )
@@ -206,6 +229,13 @@ def test_mistakes_name_file_key_and_expectation(old: str, new: str, message: str
     with pytest.raises(ScenarioError) as caught:
         parse(text=MINIMAL.replace(old, new))
     assert message in str(caught.value)
+
+
+def test_without_tools_there_is_nothing_to_call() -> None:
+    with pytest.raises(
+        ScenarioError, match=r"mine\.toml: tools: expected at least one tool, as \[tools.NAME\]"
+    ):
+        parse(text=MINIMAL.partition("[tools.look]")[0] + "[tools]")
 
 
 def test_two_tools_cannot_share_a_path() -> None:

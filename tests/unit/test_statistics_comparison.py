@@ -104,6 +104,36 @@ def test_enough_for_p50_but_not_for_p95() -> None:
     assert said.sentence.endswith("at p50; too few loops for p95: about 140 more of each needed.")
 
 
+def test_where_failures_differ_goodput_is_named_whatever_it_shows() -> None:
+    fails = side("a", 0.5, failing=[60] * 8)
+    worse = verdict(against(fails, side("b", 1.0, seed=2)))
+    assert (worse.kind, worse.metric) == ("less_goodput", "goodput")
+    assert worse.sentence.startswith("a has 1.66× [")
+    assert worse.sentence.endswith("] less goodput than b: its failure rate is +40.0 points.")
+    better = verdict(against(side("b", 1.0, seed=2), fails))
+    assert better.kind == "more_goodput"
+    assert better.sentence.endswith("] the goodput of a: its failure rate is -40.0 points.")
+    # As many good loops a second, since it tries more of them.
+    tries = dataclasses.replace(fails, good=(150,) * 8)
+    alike = verdict(against(tries, side("b", 1.0, seed=2)))
+    assert alike.kind == "no_difference"
+    assert alike.sentence == (
+        "a against b: no difference in goodput shown (1.00× [1.00, 1.00]): its failure rate is +40.0 points."
+    )
+    found = against(fails, side("b", 1.0, seed=2))
+    found = verdict(dataclasses.replace(found, goodput=dataclasses.replace(found.goodput, needed=60)))
+    assert found.kind == "too_few"
+    assert found.sentence.startswith("a against b: too few loops to compare goodput: its failure rate is ")
+
+
+def test_slower_so_far_is_said_too() -> None:
+    found = verdict(against(side("a", 3.0, blocks=2, loops=30), side("b", 1.0, blocks=2, loops=30)))
+    assert found.sentence.endswith("(so far 3.00× slower at p50).")
+    assert "in at least 3 blocks" in found.sentence
+    many = verdict(against(side("a", 30.0, blocks=3, loops=5), side("b", 1.0, blocks=3, loops=5)))
+    assert many.sentence.endswith("more of each needed (so far 30.0× slower at p50).")
+
+
 def test_nothing_completed_is_too_few() -> None:
     empty = dataclasses.replace(side("a", 1.0), latencies=(np.empty(0),) * 8)
     assert verdict(against(empty, side("b", 1.0))).kind == "too_few"

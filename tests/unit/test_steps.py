@@ -41,6 +41,24 @@ def test_only_long_steps_count_and_awaits_do_not():
     assert run_virtual(main) == ("done", 350 * MS)
 
 
+def test_a_coroutine_that_is_given_up_is_closed():
+    ended = []
+
+    async def tool() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            ended.append("closed")
+
+    async def main(clock):
+        running = Steps(tool(), clock).__await__()
+        next(running)
+        running.close()
+        return ended
+
+    assert run_virtual(main) == ["closed"]
+
+
 def test_errors_and_cancellation_pass_through_the_steps():
     seen = []
 

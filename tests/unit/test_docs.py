@@ -1,0 +1,79 @@
+"""The documents name what there is: files, commands, and the numbers that the code decides by."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from profiler import anatomy, counterfactual, lag, steps
+from profiler.cli import _parser
+from profiler.limits import adaptive, holdback, retries, signals
+from profiler.load import defaults, pacing
+from profiler.statistics import caveats, comparison, quantiles, usl, warmup
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")]
+MEASURING = " ".join((ROOT / "docs" / "measuring.md").read_text("utf-8").split())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_paths_lead_somewhere(document):
+    text = document.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (document.parent / target).exists(), target
+    for path in re.findall(r"`((?:profiler|tests|benchmarks|locustfiles|dashboards|docs)/[\w/.]*)`", text):
+        assert "NAME" in path or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("document", sorted(ROOT.glob("docs/*.md")), ids=lambda path: path.name)
+def test_commands_in_blocks_are_understood(document):
+    for block in re.findall(r"^```\w*\n(.*?)^```", document.read_text("utf-8"), re.M | re.S):
+        for line in block.splitlines():
+            if line.startswith("profiler "):
+                assert callable(_parser().parse_args(shlex.split(line.split("#")[0])[1:]).command)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"more than 5 % and {anatomy.TOLERANCE_NS / 1e6:g} ms longer",
+        f"steps of over {steps.BLOCKING_NS / 1e6:g} ms between two awaits",
+        f"pauses, {pacing.FIRST_PAUSE:g} s at first, doubling up to {pacing.LONGEST_PAUSE:g} s",
+        f"for up to {defaults.DRAIN_SECONDS:g} s (`--drain`)",
+        f"Fewer than {warmup.FEWEST_BATCHES} batches: nothing is left out",
+        "A block needs {p50} loops for p50, {p95} for p95 and {p99} for p99".format(
+            **quantiles.FEWEST_PER_BLOCK
+        ),
+        f"where fewer than {quantiles.FEWEST_BLOCKS} are left there is no interval",
+        f"An interval is {quantiles.CONFIDENCE:.0%}".replace("%", " %"),
+        f"when the adjusted one is below {comparison.SIGNIFICANCE:.2g}",
+        f"at least {comparison.RELEVANT_FAILURES * 100:g} point apart",
+        f"event-loop lag above {caveats.LOOP_LAG_LIMIT * 1e3:g} ms at p99",
+        f"(a timer of {lag.INTERVAL_SECONDS * 1e3:g} ms is sampled all the time)",
+        f"more than {caveats.SCHEDULE_LAG_SHARE * 100:g} % of the smallest median late at p99",
+        f"a core more than {caveats.CPU_LIMIT * 100:g} % busy",
+        f"The first {counterfactual.CALLS_PER_TRIAL:,} tool calls of a trial".replace(",", " "),
+        f"more than {counterfactual.REPLAY_TOLERANCE * 100:g} %, nothing is estimated",
+        f"With at least {usl.FEWEST_LOADS} loads",
+        f"comes from {usl.REPEATS} bootstrap draws",
+        f"from {adaptive.START} on, then +1/L, and only while at least {adaptive.SATURATED:g}·L are inside",
+        f"to {adaptive.CUT:g}·L at most ({adaptive.CUT_IN_SLOW_START:g}·L in slow start)",
+        f"never below L/{1 / adaptive.DEEPEST_CUT:g}",
+        f"more than {adaptive.TIMEOUT_SHARE * 100:g} % of the epoch's calls",
+        f"stays for {2 * adaptive.FIRST_PATIENCE} epochs, after a vain try for {adaptive.LAST_PATIENCE}",
+        f"A refusal ({', '.join(map(str, sorted(signals.REJECTING)))})",
+        f"max({holdback.LEAST_SPREAD_NS / 1e9:g} s, {holdback.SPREAD_SHARE:g} × that)",
+        f"min({retries.CAP_NS / 1e9:g} s, {retries.BASE_NS / 1e9:g}·2ⁿ⁻¹ s)",
+    ],
+)
+def test_the_numbers_on_the_page_are_the_code_s(said):
+    assert said in MEASURING
+
+
+def test_the_phases_on_the_page_are_in_the_order_in_which_they_own_an_instant():
+    found = re.findall(r"\d\. (?:the rest: )?`(\w+)`", MEASURING)
+    assert found == ["backoff", "model", "tools", "queue", "parse"]
+    assert set(anatomy.PHASES) - set(found) == {"collect", "unaccounted"}
