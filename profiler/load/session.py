@@ -7,6 +7,7 @@ coordinator of the test under way, on a single process both.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -140,7 +141,11 @@ class Session:
         events.quit.add_listener(self._on_quit)
         self._watch_parent(pipe)
         if self.leads and self._headless:
-            self._prepare_ahead()
+            try:
+                self._prepare_ahead()
+            except BaseException:
+                self._emulators.stop()
+                raise
         if not self.leads:
             runner.send_message(parts.HELLO, {})
 
@@ -438,10 +443,9 @@ class Session:
         if self.leads and self.environment.parsed_options.csv_prefix:
             from locust.stats import CSV_STATS_INTERVAL_SEC
 
-            # Locust writes its CSV so often, and not at the end. Last of all: what takes long after this
-            # lets it write once more, to files that it has closed by then.
             gevent.get_hub().loop.update_now()  # a sleep counts from when the hub last looked at its clock
-            gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.3)
+            gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.3)  # Locust writes its CSV so often, and not at the end
+            _end_csv_writer()
         if not self.works and not monkey.is_module_patched("os"):
             # Locust now waits for the workers it forked through gevent, which has reaped them: only its
             # own waitpid knows. Not earlier: with it, an unpatched subprocess never starts.
@@ -484,6 +488,14 @@ class Session:
         if self.works:
             self._crew.cut()
         self.runner.quit()
+
+
+def _end_csv_writer() -> None:
+    """Locust closes its CSV files, and its greenlet would write to them once more if leaving takes long."""
+    gc.unfreeze()
+    for one in gc.get_objects():
+        if isinstance(one, gevent.Greenlet) and "stats_writer" in repr(getattr(one, "_run", None)):
+            one.kill(block=False)
 
 
 def _seconds(run_time: Any) -> float | None:
