@@ -1,7 +1,8 @@
 """The `profiler` command. Heavy imports happen in the commands that need them.
 
 Exit codes: 0 done; 1 the run finished but what was asked of it did not hold; 2 wrong usage or
-input; 3 the target could not be reached or refused us; 130 interrupted.
+input; 3 the target could not be reached or refused us; 70 a defect of the profiler's own;
+130 interrupted. Whatever ends a command early is one line on standard error; `--debug` adds the traceback.
 """
 
 from __future__ import annotations
@@ -9,33 +10,89 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any, NoReturn
 
-from profiler.errors import ProfilerError
+from profiler.errors import ProfilerError, UsageError, did_you_mean
+from profiler.report.text import clean
 
 COMMANDS = ("run", "compare", "tune", "init", "report", "trace", "emulate", "scenarios", "dashboards")
 
+DEFECT = 70
+"""Exit code: EX_SOFTWARE of sysexits.h."""
+
+_LONGEST = 600
+"""Characters of an error line; a longer one loses its middle."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    """Run a command; returns the exit code. Wrong usage leaves by `SystemExit`, as argparse does."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
         code: int = arguments.command(arguments)
         return code
     except ProfilerError as error:
-        print(f"profiler: {error}", file=sys.stderr)
-        return error.exit_code
+        return _failed(error, str(error), error.exit_code, arguments.debug)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not our failure, and nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            said = f"{os.fsdecode(error.filename)}: {error.strerror}"
+            return _failed(error, said, UsageError.exit_code, arguments.debug)
+        return _failed(error, _defect(error), DEFECT, arguments.debug)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _failed(error: Exception, said: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"profiler: {one_line(said)}", file=sys.stderr)
+    return code
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command line; its `command` runs it. `SystemExit` when it makes no sense."""
+    parser = _parser()
+    for argument in argv:
+        if "\0" in argument or not _is_text(argument):
+            parser.error(f"argument {argument!r}: not text in this system's encoding")
+    arguments, extra = parser.parse_known_args(argv)
+    if extra:
+        used: Parser = arguments.parser
+        known = [name for action in used._actions for name in action.option_strings]
+        used.error(f"unknown argument {extra[0]!r}{did_you_mean(extra[0].partition('=')[0], known)}")
+    return arguments
+
+
+def one_line(text: str) -> str:
+    """A message as one line that is safe on a terminal, whatever names from outside it holds."""
+    return clean(" ".join(text.splitlines()), _LONGEST)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and where to read more. Its commands' parsers are of its kind."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(
+            UsageError.exit_code, f"{self.prog}: error: {one_line(message)} (options: {self.prog} --help)\n"
+        )
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            near = did_you_mean(str(value), known)
+            raise argparse.ArgumentError(
+                action, f"invalid choice: {value!r}{near}: expected one of {', '.join(known)}"
+            )
+
+
+def _parser() -> Parser:
+    parser = Parser(
         prog="profiler",
         description="Load testing and latency profiling for agents that call tools in parallel.",
         epilog="examples:\n"
@@ -45,10 +102,33 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        import_module(f"profiler.commands.{command}").add(commands)
+    for name in COMMANDS:
+        import_module(f"profiler.commands.{name}").add(commands)
+        command = commands.choices[name]
+        command.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+        command.set_defaults(parser=command)
     return parser
+
+
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _defect(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(place.filename)}:{place.lineno}"
+    return (
+        f"a defect of the profiler: {type(error).__name__}: {error} ({where}); please report it with what "
+        "--debug shows"
+    )
 
 
 def _version() -> str:

@@ -6,10 +6,19 @@ sees and a record with an `error_type`. Cancellation is never caught.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from profiler.records import LoopRecord
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'gathered'?)`, to put after an unknown word; empty when nothing is near."""
+    # Long words are no slips of the finger, and comparing them takes long.
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6) if len(word) <= 64 else []
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 class ProfilerError(Exception):

@@ -10,15 +10,14 @@ that names file, key and what was expected.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from profiler.errors import ScenarioError
+from profiler.errors import ScenarioError, did_you_mean
 
 DistributionKind = Literal["constant", "uniform", "exponential", "lognormal", "gamma", "pareto", "empirical"]
 CapacityMode = Literal["reject", "queue", "share"]
@@ -42,6 +41,15 @@ FAULT_KINDS: tuple[FaultKind, ...] = FaultKind.__args__  # type: ignore[attr-def
 CALL_FAULTS: frozenset[str] = frozenset(
     {"malformed_arguments", "unknown_tool", "wrong_type", "tool_http_500"}
 )
+
+MOST = 1e9
+"""The largest number there is in a scenario: of seconds, of tokens, of calls."""
+
+MOST_ROUNDS, MOST_FAN_OUT = 1000, 4096
+
+_LEAST = {"alpha": 0.1, "shape": 0.01}
+_MOST = {"sigma": 10.0}
+"""Beyond these a draw may be larger than any float."""
 
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "constant": ("value",),
@@ -205,18 +213,18 @@ def load_scenario(name_or_path: str) -> Scenario:
         path = Path(name_or_path)
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise ScenarioError(f"{path}: cannot read the scenario file: {error.strerror}") from error
+        except ValueError as error:  # bytes that are no UTF-8
             raise ScenarioError(f"{path}: cannot read the scenario file: {error}") from error
         return parse_scenario(text, name=path.stem, source=str(path))
-    source = resources.files("profiler.scenarios") / f"{name_or_path}.toml"
-    if not source.is_file():
+    if name_or_path not in _shipped_names():
         raise ScenarioError(
-            f"unknown scenario {name_or_path!r}{_suggest(name_or_path, _shipped_names())}; "
+            f"unknown scenario {name_or_path!r}{did_you_mean(name_or_path, _shipped_names())}; "
             f"shipped: {', '.join(_shipped_names())}; a file is given by its path, such as ./mine.toml"
         )
-    return parse_scenario(
-        source.read_text(encoding="utf-8"), name=name_or_path, source=f"{name_or_path}.toml"
-    )
+    source = resources.files("profiler.scenarios") / f"{name_or_path}.toml"
+    return parse_scenario(source.read_text(encoding="utf-8"), name=name_or_path, source=source.name)
 
 
 def shipped_scenarios() -> list[Scenario]:
@@ -233,14 +241,9 @@ def parse_scenario(text: str, *, name: str, source: str) -> Scenario:
     """Parse TOML `text`; `source` is what error messages call the file."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers and nesting without end are not its own errors
         raise ScenarioError(f"{source}: not valid TOML: {error}") from error
     return _Table(data, source, "").scenario(name)
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 _T = TypeVar("_T")
@@ -265,7 +268,7 @@ class _Table:
         for key in self._data:
             if key not in known:
                 raise ScenarioError(
-                    f"{self._source}: unknown key {self._prefix + key!r}{_suggest(key, list(known))}; "
+                    f"{self._source}: unknown key {self._prefix + key!r}{did_you_mean(key, list(known))}; "
                     f"expected one of: {', '.join(known)}"
                 )
 
@@ -276,26 +279,34 @@ class _Table:
         return value
 
     def number(
-        self, key: str, default: float | None = None, *, least: float = 0.0, above: float | None = None
+        self,
+        key: str,
+        default: float | None = None,
+        *,
+        least: float = 0.0,
+        above: float | None = None,
+        most: float = MOST,
     ) -> float:
         value = self._data.get(key, default)
         bound = f"a number above {above:g}" if above is not None else f"a number of at least {least:g}"
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:  # as NaN is
             raise self.fail(key, bound)
+        if value > most:
+            raise self.fail(key, f"a number of at most {most:g}")
         if above is not None and value <= above:
             raise self.fail(key, bound)
         return float(value)
 
     def integer(self, key: str, default: int | None = None, *, least: int = 0) -> int:
         value = self._data.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
             raise self.fail(key, f"a whole number of at least {least}")
         return value
 
     def choice(self, key: str, options: tuple[str, ...], default: str | None = None) -> str:
         value = self._data.get(key, default)
         if value not in options:
-            hint = _suggest(str(value), list(options)) if value is not None else ""
+            hint = did_you_mean(str(value), list(options)) if value is not None else ""
             raise self.fail(key, f"one of {', '.join(options)}{hint}")
         return cast(str, value)
 
@@ -363,7 +374,17 @@ class _Table:
 
     def loop(self) -> LoopSpec:
         self.only("rounds", "fan_out")
-        return LoopSpec(rounds=self.distribution("rounds"), fan_out=self.distribution("fan_out"))
+        return LoopSpec(
+            rounds=self.bounded("rounds", MOST_ROUNDS), fan_out=self.bounded("fan_out", MOST_FAN_OUT)
+        )
+
+    def bounded(self, key: str, most: int) -> Distribution:
+        """A distribution whose stated values are at most `most`; what it draws beyond is cut off."""
+        found = self.distribution(key)
+        stated = found.parameters if found.kind in ("constant", "uniform", "empirical") else ()
+        if max((*stated, found.minimum)) > most:
+            raise self.fail(key, f"at most {most}")
+        return replace(found, maximum=min(found.maximum, most))
 
     def tool(self, name: str) -> ToolSpec:
         table = self.table(name)
@@ -470,7 +491,8 @@ class _Table:
         if kind == "empirical":
             values = self._data.get("values")
             numbers = isinstance(values, list) and all(
-                isinstance(item, int | float) and not isinstance(item, bool) and item >= 0 for item in values
+                isinstance(item, int | float) and not isinstance(item, bool) and 0 <= item <= MOST
+                for item in values
             )
             if not numbers or not values:
                 raise self.fail("values", "a list of numbers of at least 0")
@@ -478,10 +500,14 @@ class _Table:
         elif kind in ("constant", "uniform"):
             parameters = tuple(self.number(name) for name in _PARAMETERS[kind])
         else:
-            parameters = tuple(self.number(name, above=0) for name in _PARAMETERS[kind])
+            parameters = tuple(
+                self.number(name, above=0, least=_LEAST.get(name, 0.0), most=_MOST.get(name, MOST))
+                for name in _PARAMETERS[kind]
+            )
         if kind == "uniform" and parameters[1] < parameters[0]:
             raise self.fail("high", f"a number of at least low ({parameters[0]:g})")
-        minimum, maximum = self.number("min", 0.0), self.number("max", float("inf"))
+        minimum = self.number("min", 0.0)
+        maximum = self.number("max") if "max" in self._data else float("inf")
         if maximum < minimum:
             raise self.fail("max", f"a number of at least min ({minimum:g})")
         return Distribution(kind, parameters, minimum, maximum, self.integer("seed", 0))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
-from profiler.errors import UsageError
+from profiler.errors import UsageError, did_you_mean
 from profiler.gate import Clock, Gate
 from profiler.limits import FixedLimit
 from profiler.limits.spec import FORMS, Rule, Scope, parse_rules
@@ -125,6 +125,9 @@ class SemaphoreLimited(Limited):
         super().__init__(f"semaphore:{limit}" + ("" if scope == "process" else f"@{scope}"))
 
 
+_WORDS = ("sequential", "gathered", "semaphore", "rate", "tokens", "adaptive", "eager")
+"""What a part of a spec begins with."""
+
 _EAGER: dict[Eager, str] = {"no": "", "pure": "eager", "all": "eager:all"}
 
 
@@ -146,11 +149,17 @@ def parse_strategy(spec: str, *, share: int = 1, clock: Clock = time.monotonic_n
         found = parse_rules(part)
         if found is None:
             raise UsageError(
-                f"unknown strategy {spec!r}: expected sequential, gathered, or {FORMS} (N ≥ 1), joined by +; "
-                "eager+ before limiters, or eager alone"
+                f"unknown strategy {spec!r}{_near(part)}: expected sequential, gathered, or {FORMS} (N ≥ 1), "
+                "joined by +; eager+ before limiters, or eager alone"
             )
         rules += found
     return Limited(rules, spec="+".join(parts), eager=eager, share=share, clock=clock)
+
+
+def _near(part: str) -> str:
+    """A suggestion for a word that is none of ours."""
+    word = part.partition(":")[0]
+    return "" if word in _WORDS else did_you_mean(word, _WORDS)
 
 
 def split_specs(text: str) -> list[str]:

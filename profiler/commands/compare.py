@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from profiler.commands.load_options import add_load, add_spending, load_options
-from profiler.commands.options import add_content, add_target
+from profiler.commands.options import add_content, add_target, text
 from profiler.errors import UsageError
 from profiler.load import defaults
 
@@ -34,11 +34,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="two run directories: compare the second with the first"
+        "runs",
+        type=text,
+        nargs="*",
+        metavar="RUN",
+        help="two run directories: compare the second with the first",
     )
     add_target(parser)
     parser.add_argument(
         "--strategy",
+        type=text,
         action="append",
         metavar="S",
         help="sequential, gathered, semaphore:N (@agent, @tool), rate:R/s, adaptive, eager, or several "
@@ -61,6 +66,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     output.add_argument(
         "--fail-on",
+        type=text,
         metavar="GATE",
         help="of two runs: exit 1 when this is shown: 'p95 > +5%%, errors > +1%%'",
     )

@@ -38,7 +38,7 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.errors import UsageError
 
     if arguments.check is None and arguments.out is None:
-        raise UsageError("profiler dashboards: say where to write them (--out DIR), or --check")
+        raise UsageError("say where to write them (--out DIR), or --check")
     if arguments.check is not None:
         differences = check(arguments.check)
         for difference in differences:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from profiler.commands.options import positive, seconds
+from profiler.commands.options import amount, port, positive, seconds, text
 from profiler.hosts import LOOPBACK
 from profiler.load import defaults
 
@@ -26,6 +26,7 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--think", type=seconds, default=0.0, metavar="T", help="wait between an agent's loops")
     load.add_argument(
         "--arrivals",
+        type=text,
         metavar="R/s",
         help="open load instead: loops arrive at this rate (Poisson; constant:R/s evenly spaced) and do not "
         "wait for each other; latency counts from when they were due",
@@ -34,7 +35,10 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         "--max-in-flight", type=positive, metavar="N", help="open load: loops at once at most; others wait"
     )
     load.add_argument(
-        "--levels", metavar="N,N,…", help="a ladder of loads: every strategy under each number of agents"
+        "--levels",
+        type=text,
+        metavar="N,N,…",
+        help="a ladder of loads: every strategy under each number of agents",
     )
     load.add_argument(
         "--duration",
@@ -60,10 +64,13 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="divide a strategy's limits among the processes (default: each has them whole)",
     )
-    load.add_argument("--slo", metavar="S", help="what a good loop is: p95<2s,errors<1%%")
-    load.add_argument("--abort-on", metavar="RULE", help="end a hopeless run early: errors>20%%")
+    load.add_argument("--slo", type=text, metavar="S", help="what a good loop is: p95<2s,errors<1%%")
+    load.add_argument("--abort-on", type=text, metavar="RULE", help="end a hopeless run early: errors>20%%")
     load.add_argument(
-        "--agent", metavar="MODULE:FACTORY", help="load your own agent instead of the built-in loop"
+        "--agent",
+        type=text,
+        metavar="MODULE:FACTORY",
+        help="load your own agent instead of the built-in loop",
     )
     load.add_argument(
         "--calibrate",
@@ -74,18 +81,21 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     )
     load.add_argument(
         "--metrics-port",
-        type=int,
+        type=port,
         metavar="P",
         help="serve /metrics here (default: 9464 or the next free one)",
     )
     load.add_argument(
         "--metrics-host",
+        type=text,
         default=LOOPBACK,
         metavar="H",
         help=f"address to serve /metrics on (default: {LOOPBACK}, for this machine alone)",
     )
     load.add_argument("--no-metrics", dest="metrics", action="store_false", help="serve no /metrics")
-    load.add_argument("--out", default="runs", metavar="DIR", help="where run directories go (default: runs)")
+    load.add_argument(
+        "--out", type=text, default="runs", metavar="DIR", help="where run directories go (default: runs)"
+    )
 
 
 def add_spending(parser: argparse.ArgumentParser) -> None:
@@ -96,9 +106,10 @@ def add_spending(parser: argparse.ArgumentParser) -> None:
     spending.add_argument("--max-loops", type=positive, metavar="N", help="loops")
     spending.add_argument("--max-requests", type=positive, metavar="N", help="model requests: every attempt")
     spending.add_argument("--max-tokens", type=positive, metavar="N", help="input and output tokens together")
-    spending.add_argument("--max-cost", type=float, metavar="USD", help="cost of the tokens")
+    spending.add_argument("--max-cost", type=amount, metavar="USD", help="cost of the tokens")
     spending.add_argument(
         "--price",
+        type=text,
         metavar="IN/OUT",
         help="USD per million input and output tokens (default: a table of some known models)",
     )

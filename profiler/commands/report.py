@@ -6,6 +6,8 @@ import argparse
 import webbrowser
 from pathlib import Path
 
+from profiler.commands.options import text
+
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
@@ -13,7 +15,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="write the report page of a run",
         epilog="example:  profiler report runs/20260101-120000 --open",
     )
-    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("run", type=text, metavar="RUN", help="a run directory")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="default: report.html in the run directory"
     )

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from profiler.commands.options import add_content, add_target
+from profiler.commands.options import add_content, add_target, count, text
 from profiler.errors import ProviderError
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     add_target(parser)
     parser.add_argument(
-        "--strategy", default="gathered", metavar="S", help="sequential, gathered, semaphore:N"
+        "--strategy", type=text, default="gathered", metavar="S", help="sequential, gathered, semaphore:N"
     )
     add_content(parser)
-    parser.add_argument("--prompt", metavar="TEXT", help="the user's message (default: the scenario's)")
     parser.add_argument(
-        "--number", type=int, default=0, metavar="I", help="which entry of the tape to work on"
+        "--prompt", type=text, metavar="TEXT", help="the user's message (default: the scenario's)"
+    )
+    parser.add_argument(
+        "--number", type=count, default=0, metavar="I", help="which entry of the tape to work on"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="also leave a run directory in DIR")
     parser.set_defaults(command=main)
@@ -55,6 +57,9 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.strategies import parse_strategy
     from profiler.tool_http import close_tool_client, tool_client
 
+    for option, url in (("--base-url", arguments.base_url), ("--tools-url", arguments.tools_url)):
+        if url is not None:
+            Endpoint.parse(url, option)
     scenario = load_scenario(arguments.scenario)
     strategy = parse_strategy(arguments.strategy)
     redact = None if arguments.redact is None else load_redact(arguments.redact)

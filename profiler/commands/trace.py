@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from profiler.commands.options import positive
+from profiler.commands.options import positive, text
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -14,7 +14,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="turn a run into a trace for ui.perfetto.dev",
         epilog="example:  profiler trace runs/20260101-120000 -o trace.json.gz --slowest 20",
     )
-    parser.add_argument("run", metavar="RUN", help="a run directory, or a file of records")
+    parser.add_argument("run", type=text, metavar="RUN", help="a run directory, or a file of records")
     parser.add_argument("-o", "--output", type=Path, default=Path("trace.json.gz"), metavar="FILE")
     parser.add_argument("--loops", type=positive, metavar="N", help="only the first N loops")
     parser.add_argument("--slowest", type=positive, metavar="N", help="only the N slowest loops")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 
 from profiler.commands.load_options import add_load, load_options
-from profiler.commands.options import add_target, seconds
+from profiler.commands.options import add_target, seconds, text
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,6 +33,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     search.add_argument(
         "--over",
+        type=text,
         default="semaphore,adaptive",
         metavar="KINDS",
         help="what to try: semaphore, rate, adaptive, eager (default: semaphore,adaptive)",
@@ -41,6 +43,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     search.add_argument(
         "--quota",
+        type=text,
         action="append",
         default=[],
         metavar="Q",
@@ -59,6 +62,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def main(arguments: argparse.Namespace) -> int:
     import orjson
 
+    from profiler.scenario import load_scenario
     from profiler.tune.answer import render
     from profiler.tune.driver import Search, tune
     from profiler.tune.quotas import parse_quota
@@ -72,6 +76,10 @@ def main(arguments: argparse.Namespace) -> int:
         budget=arguments.budget,
         quotas=tuple(parse_quota(spec) for spec in arguments.quota),
     )
+
+    # Before anything is announced.
+    search.load.check_targets(os.environ)
+    load_scenario(search.load.scenario)
 
     def say(text: str) -> None:
         if not arguments.quiet:

@@ -43,16 +43,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until SIGINT or SIGTERM; the exit code. Problems are one line on standard error."""
-    options = parser().parse_args(argv)
     try:
-        scenario = load_scenario(options.scenario)
-        context = tls_context(options.tls_cert, options.tls_key)
-        return _run(
-            serve(scenario, options.seed, options.host, options.port, context, options.exit_with_parent)
-        )
+        return run(parser().parse_args(argv))
     except ProfilerError as error:
         print(f"profiler emulate: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run as the options of `parser` say; the exit code. Raises `UsageError`."""
+    scenario = load_scenario(options.scenario)
+    context = tls_context(options.tls_cert, options.tls_key)
+    return _run(serve(scenario, options.seed, options.host, options.port, context, options.exit_with_parent))
 
 
 def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:

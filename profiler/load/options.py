@@ -20,6 +20,9 @@ from profiler.providers.endpoint import Endpoint
 from profiler.statistics.objectives import parse_objective
 from profiler.strategies import parse_strategy, split_specs
 
+MOST = 1_000_000_000
+"""Of whatever is counted, and of seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
@@ -86,7 +89,8 @@ class LoadOptions:
             if parse_strategy(spec).eager != "no" and not self.stream:
                 raise UsageError(f"--strategy {spec}: starts tools while a reply streams: add --stream")
         if len(set(self.strategies)) < len(self.strategies):
-            raise UsageError("--strategy: each strategy can be named once")
+            twice = next(spec for spec in self.strategies if self.strategies.count(spec) > 1)
+            raise UsageError(f"--strategy {twice}: each strategy can be named once")
         if self.provider not in PROVIDERS:
             raise UsageError(f"--provider {self.provider}: expected one of {', '.join(PROVIDERS)}")
         for name, value, least in (
@@ -98,14 +102,20 @@ class LoadOptions:
             ("--think", self.think_seconds, 0),
             ("--max-in-flight", self.max_in_flight, 1),
             ("--levels", min(self.levels, default=1), 1),
+            ("--levels", max(self.levels, default=1), 1),
             ("--calibrate", self.calibration_seconds, 0),
             ("--max-loops", self.max_loops, 1),
             ("--max-requests", self.max_requests, 1),
             ("--max-tokens", self.max_tokens, 1),
             ("--max-cost", self.max_cost, 0),
+            ("--metrics-port", self.metrics_port, 0),
         ):
-            if value is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, not {value:g}")
+            most = 65535 if name == "--metrics-port" else MOST
+            if value is not None and not least <= value <= most:  # NaN is neither
+                bound = f"at most {most}" if value > most else f"at least {least}"
+                raise UsageError(f"{name} must be {bound}, not {value}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UsageError(f"--seed must be a whole number of 64 bits, not {self.seed}")
         if self.arrivals is not None:
             Arrivals.parse(self.arrivals)
             if self.think_seconds:
@@ -119,7 +129,10 @@ class LoadOptions:
         if self.abort_on is not None:
             AbortRule.parse(self.abort_on)
         if self.slo is not None:
-            parse_objective(self.slo)
+            try:
+                parse_objective(self.slo)
+            except UsageError as error:
+                raise UsageError(f"--slo {self.slo}: {error}") from error
         if self.redact is not None and not self.record_content:
             raise UsageError("--redact is for content that is recorded: add --record-content")
         if self.price is not None:
@@ -163,7 +176,7 @@ class LoadOptions:
             "PROFILER_TOOLS_URL": environment.get("PROFILER_TOOLS_URL") if self.tools_url is None else None,
             "PROFILER_WEATHER_URL": environment.get("PROFILER_WEATHER_URL"),
         }
-        return {name: url for name, url in targets.items() if url and not Endpoint.parse(url).is_loopback}
+        return {name: url for name, url in targets.items() if url and not Endpoint.parse(url, name).is_loopback}
 
     def check_targets(self, environment: Mapping[str, str]) -> None:
         """A load test of anything but this machine has to be meant.
@@ -385,9 +398,12 @@ def split_levels(value: str | Sequence[int] | None) -> tuple[int, ...]:
     if not isinstance(value, str):
         return tuple(value or ())
     try:
-        return tuple(int(part) for part in value.split(",") if part.strip())
+        levels = tuple(int(part) for part in value.split(",") if part.strip())
     except ValueError:
-        raise UsageError(f"--levels {value}: expected numbers of users, such as 10,20,40") from None
+        levels = ()
+    if value.strip() and not levels:
+        raise UsageError(f"--levels {value}: expected numbers of users, such as 10,20,40")
+    return levels
 
 
 def set_tools_url(options: LoadOptions, root: str) -> None:

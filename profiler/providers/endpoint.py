@@ -23,24 +23,26 @@ class Endpoint:
     root: str
 
     @classmethod
-    def parse(cls, url: str) -> Endpoint:
-        """From a root URL or one that ends in `/v1`. Raises `UsageError`."""
+    def parse(cls, url: str, source: str = "") -> Endpoint:
+        """From a root URL or one that ends in `/v1`. `source`: the option, for errors (`UsageError`)."""
         expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
+        said = f"{source}: " if source else ""
         # What comes before an @, or after a ?, may be a secret: it is not repeated.
         shown = re.split(r"[?#]", url.rpartition("@")[2])[0]
         try:
             parts = urlsplit(url)
             parts.port  # noqa: B018 (raises ValueError)
         except ValueError:
-            raise UsageError(f"not a base URL: {shown!r}: {expected}") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"not a base URL: {shown!r}: {expected}")
+            raise UsageError(f"{said}not a base URL: {shown!r}: {expected}") from None
+        spoilt = any(character <= " " for character in url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or spoilt:
+            raise UsageError(f"{said}not a base URL: {shown!r}: {expected}")
         if "@" in parts.netloc:
             raise UsageError(
-                f"the base URL of {parts.hostname} holds credentials: pass the key by environment"
+                f"{said}the base URL of {parts.hostname} holds credentials: pass the key by environment"
             )
         if parts.query or parts.fragment:
-            raise UsageError(f"the base URL of {parts.hostname} has a query: {expected}")
+            raise UsageError(f"{said}the base URL of {parts.hostname} has a query: {expected}")
         return cls(url.rstrip("/").removesuffix("/v1").rstrip("/"))
 
     @property
