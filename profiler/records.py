@@ -15,16 +15,23 @@ As JSON a record is one object with exactly these field names, a `schema` number
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
 from profiler.errors import RecordError
 
+if TYPE_CHECKING:
+    from pydantic_core import SchemaValidator
+
 SCHEMA = 1
+
+MOST = 2**62
+"""Of any number in a record, so that the difference of two fits 64 bits."""
 
 Status = Literal["ok", "error", "cancelled"]
 ToolStatus = Literal["ok", "error", "timeout", "cancelled"]
@@ -227,26 +234,55 @@ def decode(line: bytes | str) -> LoopRecord:
 
     Raises `RecordError` for what is not a record, or is of a later schema.
     """
+    from pydantic_core import ValidationError
+
     try:
-        data = orjson.loads(line)
-        if data["schema"] > SCHEMA:
-            raise RecordError(
-                f"record of schema {data['schema']}, but this version reads up to {SCHEMA}: "
-                "upgrade toolcall-profiler"
-            )
-        for round_ in data["rounds"]:
-            model = round_["model"]
-            model["attempts"] = tuple(_build(Attempt, a) for a in model["attempts"])
-            round_["model"] = _build(ModelCall, model)
-            for call in round_["tool_calls"]:
-                if "attempts" in call:
-                    call["attempts"] = tuple(_build(ToolAttempt, a) for a in call["attempts"])
-            round_["tool_calls"] = tuple(_build(ToolCall, c) for c in round_["tool_calls"])
-        data["rounds"] = tuple(_build(RoundRecord, r) for r in data["rounds"])
-        record: LoopRecord = _build(LoopRecord, data)
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"not a loop record: {error}") from error
+        record: LoopRecord = _reader().validate_json(line, strict=True)
+    except ValidationError as error:
+        schema = _schema(line)
+        if schema > SCHEMA:
+            raise _later(schema) from error
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"not a loop record: {where}{': ' if where else ''}{first['msg']}") from error
+    if record.schema > SCHEMA:
+        raise _later(record.schema)
     return record
+
+
+def _later(schema: int) -> RecordError:
+    return RecordError(
+        f"record of schema {schema}, but this version reads up to {SCHEMA}: upgrade toolcall-profiler"
+    )
+
+
+def _schema(line: bytes | str) -> int:
+    """The schema number of a line that is no record; 0 for none."""
+    try:
+        return int(orjson.loads(line)["schema"])
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return 0
+
+
+@functools.cache
+def _reader() -> SchemaValidator:
+    """Checks and builds at once, in compiled code. Whole numbers have to fit 64 bits, as tables hold them."""
+    from pydantic import TypeAdapter
+    from pydantic_core import SchemaValidator
+
+    schema = TypeAdapter(LoopRecord).core_schema
+    _bound(schema)
+    return SchemaValidator(schema)
+
+
+def _bound(schema: Any) -> None:
+    if isinstance(schema, dict):
+        if schema.get("type") == "int":
+            schema.update(ge=-MOST, le=MOST)
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for part in schema:
+            _bound(part)
 
 
 def read(path: Path | str) -> Iterator[LoopRecord]:
@@ -267,16 +303,3 @@ def read(path: Path | str) -> Iterator[LoopRecord]:
                 if not line.endswith(b"\n"):
                     return
                 raise RecordError(f"{path}:{number}: {error}") from error
-
-
-_NAMES = {
-    cls: frozenset(f.name for f in fields(cls))
-    for cls in (Attempt, ModelCall, ToolAttempt, ToolCall, RoundRecord, LoopRecord)
-}
-
-
-def _build(cls: type[Any], data: dict[str, Any]) -> Any:
-    names = _NAMES[cls]
-    if data.keys() <= names:
-        return cls(**data)
-    return cls(**{key: value for key, value in data.items() if key in names})

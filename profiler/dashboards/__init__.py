@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from profiler.dashboards import board, rules, stack
-from profiler.errors import ProfilerError, UsageError
+from profiler.errors import UsageError
 
 PREFIX = "toolloop_"
 """What the names of all metrics begin with."""
@@ -43,7 +43,7 @@ def files(datasource: str | None = None, prefix: str = PREFIX) -> dict[str, str]
 
 
 def write(out: Path | str, datasource: str | None = None, prefix: str = PREFIX) -> list[Path]:
-    """Write all files below `out`, over what is there; returns their paths. Raises `ProfilerError`."""
+    """Write all files below `out`, over what is there; returns their paths. Raises `UsageError`."""
     paths = []
     for name, text in files(datasource, prefix).items():
         path = Path(out) / name
@@ -51,7 +51,7 @@ def write(out: Path | str, datasource: str | None = None, prefix: str = PREFIX) 
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise ProfilerError(f"{path}: cannot write: {error.strerror}") from error
+            raise UsageError(f"{path}: cannot write: {error.strerror}") from error
         paths.append(path)
     return paths
 

@@ -129,10 +129,7 @@ class LoadOptions:
         if self.abort_on is not None:
             AbortRule.parse(self.abort_on)
         if self.slo is not None:
-            try:
-                parse_objective(self.slo)
-            except UsageError as error:
-                raise UsageError(f"--slo {self.slo}: {error}") from error
+            parse_objective(self.slo, "--slo")
         if self.redact is not None and not self.record_content:
             raise UsageError("--redact is for content that is recorded: add --record-content")
         if self.price is not None:

@@ -49,30 +49,36 @@ class Gate:
     text: str
 
 
-def parse_objective(spec: str) -> Objective:
-    """`p95<2s,errors<1%`: any of p50, p95, p99 with ms, s or m, and errors with %. Raises `UsageError`."""
+def parse_objective(spec: str, source: str = "") -> Objective:
+    """`p95<2s,errors<1%`: any of p50, p95, p99 with ms, s or m, and errors with %.
+
+    Raises `UsageError`; `source` is what it says the objective is from, such as `--slo`.
+    """
+    said = f"{source}: " if source else ""
     latency: dict[str, float] = {}
     errors: float | None = None
     for part in spec.split(","):
         term = part.strip()
         match = _TERM.fullmatch(term)
         if match is None:
-            raise UsageError(f"objective {term!r}: expected something like p95<2s or errors<1%")
+            raise UsageError(f"{said}objective {term!r}: expected something like p95<2s or errors<1%")
         metric, unit, value = match["metric"], match["unit"], float(match["number"])
         if metric == "errors":
             if unit != "%" or value > 100:
-                raise UsageError(f"objective {term!r}: errors are a percentage, such as errors<1%")
+                raise UsageError(f"{said}objective {term!r}: errors are a percentage, such as errors<1%")
             if errors is not None:
-                raise UsageError(f"objective {spec!r}: errors are limited twice")
+                raise UsageError(f"{said}objective {spec!r}: errors are limited twice")
             errors = value / 100
         elif metric in ("p50", "p95", "p99"):
             if unit not in _UNITS or value == 0:
-                raise UsageError(f"objective {term!r}: expected a time such as 800ms, 2s or 1m")
+                raise UsageError(f"{said}objective {term!r}: expected a time such as 800ms, 2s or 1m")
             if metric in latency:
-                raise UsageError(f"objective {spec!r}: {metric} is limited twice")
+                raise UsageError(f"{said}objective {spec!r}: {metric} is limited twice")
             latency[metric] = value * _UNITS[unit]
         else:
-            raise UsageError(f"objective {term!r}: unknown {metric!r}: expected p50, p95, p99 or errors")
+            raise UsageError(
+                f"{said}objective {term!r}: unknown {metric!r}: expected p50, p95, p99 or errors"
+            )
     return Objective(latency, errors, spec)
 
 
@@ -83,20 +89,23 @@ def parse_gates(spec: str) -> tuple[Gate, ...]:
         term = part.strip()
         match = _GATE.fullmatch(term)
         if match is None:
-            raise UsageError(f"gate {term!r}: expected something like 'p95 > +5%' or 'goodput < -5%'")
+            raise UsageError(
+                f"--fail-on: gate {term!r}: expected something like 'p95 > +5%' or 'goodput < -5%'"
+            )
         metric, relation, sign = match["metric"], match["relation"], match["sign"]
         worse = {"throughput": ("<", "-"), "goodput": ("<", "-")}.get(metric, (">", "+"))
         if metric not in ("p50", "p95", "p99", "errors", "throughput", "goodput"):
             raise UsageError(
-                f"gate {term!r}: unknown {metric!r}: expected p50, p95, p99, errors, throughput or goodput"
+                f"--fail-on: gate {term!r}: unknown {metric!r}: expected p50, p95, p99, errors, throughput "
+                "or goodput"
             )
         if (relation, sign) != worse:
             raise UsageError(
-                f"gate {term!r}: a worse {metric} is {'less' if worse[0] == '<' else 'more'}: "
+                f"--fail-on: gate {term!r}: a worse {metric} is {'less' if worse[0] == '<' else 'more'}: "
                 f"expected '{metric} {worse[0]} {worse[1]}{match['number']}%'"
             )
         share = float(match["number"]) / 100
         if sign == "-" and share >= 1:
-            raise UsageError(f"gate {term!r}: nothing can fall by 100 % or more")
+            raise UsageError(f"--fail-on: gate {term!r}: nothing can fall by 100 % or more")
         gates.append(Gate(metric, share if sign == "+" else -share, term))  # type: ignore[arg-type]
     return tuple(gates)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from profiler.errors import UsageError
-from profiler.rundir import Run, RunDirectory
+from profiler.rundir import RUN, Run, RunDirectory
 from profiler.statistics.caveats import Caveat, caveats, two_runs
 from profiler.statistics.comparison import Comparison, compare_runs
 from profiler.statistics.figures import StrategySummary, figures, limit
@@ -47,8 +47,8 @@ def compare_directories(
     the same load, or the objective cannot be parsed.
     """
     before, after = _read(baseline), _read(candidate)
-    spec = slo or after.run.slo
-    objective = None if spec is None else parse_objective(spec)
+    spec, source = (slo, "--slo") if slo else (after.run.slo, f"{candidate.path / RUN}: key slo")
+    objective = None if spec is None else parse_objective(spec, source)
     found = compare_runs(
         (before.run, after.run), (before.table, after.table), (before.groups, after.groups), limit(objective)
     )

@@ -88,7 +88,7 @@ def summarise_directory(directory: RunDirectory, baseline: str | None = None) ->
 
 def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summary:
     """The summary of a run whose records are already a table."""
-    objective = None if run.slo is None else parse_objective(run.slo)
+    objective = None if run.slo is None else parse_objective(run.slo, "run.json: key slo")
     measured = measure(run, table)
     named = {group.strategy for group in measured}
     # A strategy that was recorded but has no finished trial still shows its totals.

@@ -7,19 +7,15 @@ everything after is arithmetic on numpy views of them.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from profiler.anatomy import PHASES, loop_phases, tool_phase
-from profiler.errors import RecordError
-from profiler.records import SCHEMA, LoopRecord, decode
+from profiler.records import LoopRecord, read
 
 Ints = NDArray[np.int64]
 
@@ -103,11 +99,11 @@ class Table:
 
 
 def tabulate_file(path: Path) -> Table:
-    """The table of a records file; equal to `tabulate(records.read(path))`, in half the time.
+    """The table of a records file; of `records.read`.
 
     Raises `RecordError` as `records.read` does; a torn last line is left out.
     """
-    return tabulate(read_quickly(path))
+    return tabulate(read(path))
 
 
 def tabulate(records: Iterable[LoopRecord]) -> Table:
@@ -186,50 +182,6 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
         blocking=_view(blocking),
         **{name: _view(column) for name, column in zip(_LOOP, loops, strict=True)},
     )
-
-
-def read_quickly(path: Path) -> Iterator[LoopRecord]:
-    """Objects with the attributes of records, for readers that only look at those; `records.read` otherwise.
-
-    To build frozen dataclasses takes longer than everything else about a line together. A line
-    that is not as expected goes through `records.decode`, which knows what to say about it.
-    """
-    try:
-        file = open(path, "rb")  # noqa: SIM115 (closed below; the try is for opening alone)
-    except OSError as error:
-        raise RecordError(f"{path}: cannot read records: {error.strerror}") from error
-    with file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield _quick(line)
-            except (ValueError, KeyError, TypeError):
-                try:
-                    yield decode(line)
-                except RecordError as error:
-                    if not line.endswith(b"\n"):
-                        return
-                    raise RecordError(f"{path}:{number}: {error}") from error
-
-
-class _Like(SimpleNamespace):
-    """Stands in for a record. Fields that came after the first records have their defaults here."""
-
-    parent = None
-    shortfall = None
-    blocking_ns = 0
-
-
-def _quick(line: bytes) -> LoopRecord:
-    data = orjson.loads(line)
-    if data["schema"] != SCHEMA:
-        raise ValueError(data["schema"])
-    for round_ in data["rounds"]:
-        model = round_["model"]
-        model["attempts"] = [_Like(**attempt) for attempt in model["attempts"]]
-        round_["model"] = _Like(**model)
-        round_["tool_calls"] = [_Like(**call) for call in round_["tool_calls"]]
-    data["rounds"] = [_Like(**round_) for round_ in data["rounds"]]
-    return cast(LoopRecord, _Like(**data))
 
 
 def _view(column: array[int]) -> Ints:

@@ -7,19 +7,34 @@ Whatever would start a server or a load is replaced by `Started`: the input was 
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import os
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from profiler import cli
+from profiler import cli, scenarios
 from profiler.cli import DEFECT
+from profiler.emulator.ids import Place
+from profiler.emulator.tape import Tape
+from profiler.errors import ScenarioError
+from profiler.progress import Progress
+from profiler.progress import encode as encode_progress
+from profiler.records import encode
+from profiler.rundir import RunDirectory
+from profiler.scenario import load_scenario
+from profiler.statistics.summary import summarise_directory
+from tests.unit.statistics_data import MS, loop, trial
+from tests.unit.statistics_data import run as make_run
 
 MANY = settings(
-    max_examples=100,
+    max_examples=int(os.environ.get("N", "100")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     database=None,
@@ -230,7 +245,7 @@ def test_the_line_names_the_option(
         (["compare", "--users", "many"], "--users: 'many' is not a whole number"),
         (["compare", "--duration", "9" * 400], "--duration: must be at most a year"),
         (["compare", "--seed", str(2**63)], "--seed: must be at most 9223372036854775807"),
-        (["compare", "--slo", "p95"], "--slo p95: objective 'p95': expected something like p95<2s"),
+        (["compare", "--slo", "p95"], "--slo: objective 'p95': expected something like p95<2s"),
         (
             ["compare", "--tools-url", "http://[", "--base-url", "http://127.0.0.1"],
             "--tools-url: not a base URL",
@@ -266,3 +281,275 @@ def test_a_defect_is_one_line_too_with_a_code_of_its_own(
     assert (code, out) == (DEFECT, "")
     assert "a defect of the profiler: ZeroDivisionError" in one_line(err)
     assert "Traceback" in run(["--debug", "scenarios"], capsys)[2]
+
+
+# What is on disk.
+
+FILES = ("run.json", "records.jsonl", "summary.json", "progress.jsonl")
+COMMANDS = (["report", "A"], ["trace", "A"], ["compare", "A", "B"], ["compare", "B", "A"])
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a small run: two strategies with tool calls, three blocks."""
+    trials = [
+        trial(2 * block + k, strategy, block * 2000 + k * 1000, block * 2000 + k * 1000 + 900, block=block)
+        for block in range(3)
+        for k, strategy in enumerate(("sequential", "gathered"))
+    ]
+    loops = [
+        loop(
+            one.started_ns / MS + 10 + 60 * k, 10 + k, [(0, 5 + k), (3, 9)], one.strategy, one.index, number=k
+        )
+        for one in trials
+        for k in range(4)
+    ]
+    directory = RunDirectory.create(tmp_path_factory.mktemp("runs"), make_run(trials, slo="p95<2s"))
+    directory.records_path.write_bytes(b"".join(encode(one) + b"\n" for one in loops))
+    progress = Progress(1.0, "measuring", "gathered", 2, 1, 6, 1, 3)
+    (directory.path / "progress.jsonl").write_bytes(encode_progress(progress) * 3)
+    assert cli.main(["report", str(directory.path)]) == 0
+    directory.save_summary(summarise_directory(directory))
+    return {name: (directory.path / name).read_bytes() for name in FILES}
+
+
+NUMBERS = [-1, 0, 1, 7, 2**31, 2**62, -(2**62), 2**62 + 1, 2**63, 2**64, 10**30, 0.5, -0.5, 1e-300, 1e308]
+JSON = st.recursive(
+    st.sampled_from([None, True, False, "", "x", *NUMBERS])
+    | st.text(max_size=5)
+    | st.sampled_from([{}, [], [[]], {"x": {}}, "\x1b[31m", "a\nb", "x" * 3000, "ok", "error", "gathered"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where in a JSON value a part can be replaced or taken out."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at] * bool(at) + [place for key, part in inner for place in places(part, (*at, key))]
+
+
+def respelt(data: st.DataObject, value: Any) -> bytes:
+    """JSON with a part replaced, doubled or left out."""
+    place = data.draw(st.sampled_from(places(value)))
+    holder = value
+    for key in place[:-1]:
+        holder = holder[key]
+    old = holder[place[-1]]
+    match data.draw(st.sampled_from(["alike", "alike", "alike", "other", "out", "twice"])):
+        case "alike" if isinstance(old, int | float) or old is None:
+            holder[place[-1]] = data.draw(st.sampled_from(NUMBERS))
+        case "alike" if isinstance(old, str):
+            holder[place[-1]] = data.draw(st.sampled_from(ODD))
+        case "other" | "alike":
+            holder[place[-1]] = data.draw(JSON)
+        case "out":
+            del holder[place[-1]]
+        case "twice" if isinstance(holder, list):
+            holder.insert(place[-1], holder[place[-1]])
+    text = json.dumps(value)
+    if data.draw(st.integers(0, 9)) == 0:
+        text = re.sub(
+            r"\d+",
+            lambda m: data.draw(st.sampled_from(["NaN", "Infinity", "1e999", m[0] + "e5"])),
+            text,
+            count=1,
+        )
+    return text.encode()
+
+
+def spoilt(data: st.DataObject, whole: bytes) -> bytes:
+    """A file's bytes, with something wrong with them."""
+    at = data.draw(st.integers(0, len(whole)))
+    match data.draw(st.sampled_from(["cut", "flip", "insert", "twice", "empty", "deep", "line"])):
+        case "cut":
+            return whole[:at]
+        case "flip":
+            return whole[:at] + bytes([data.draw(st.integers(0, 255))]) + whole[at + 1 :]
+        case "insert":
+            return whole[:at] + data.draw(st.binary(max_size=9)) + whole[at:]
+        case "twice":
+            return whole + whole
+        case "empty":
+            return data.draw(
+                st.sampled_from([b"", b"\n", b"\0" * 100, b"{}", b"[]", b"null\n", b"\xff\xfe\n"])
+            )
+        case "deep":
+            return whole + b"[" * 100_000 + b"\n"
+        case _:
+            lines = whole.splitlines(keepends=True)
+            return b"".join(data.draw(st.permutations(lines[:3]))) + b"".join(lines[3:])
+
+
+@MANY
+@given(data=st.data())
+def test_any_run_directory_is_read_or_refused_in_one_line(
+    data: st.DataObject, recorded: dict[str, bytes], tmp_path: Path, nothing_starts: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """One file of one run is spoilt."""
+    lay(recorded)
+    file = data.draw(st.sampled_from([*FILES, *FILES[:2] * 2]))
+    whole = recorded[file]
+    if data.draw(st.booleans()):
+        whole = spoilt(data, whole)
+    elif file.endswith("jsonl"):
+        lines = whole.splitlines()
+        number = data.draw(st.integers(0, len(lines) - 1))
+        lines[number] = respelt(data, json.loads(lines[number]))
+        whole = b"\n".join(lines) + b"\n"
+    else:
+        whole = respelt(data, json.loads(whole))
+    Path("A", file).write_bytes(whole)
+    argv = data.draw(st.sampled_from(COMMANDS))
+    code, _, err = run(argv, capsys)
+    event(f"{argv[0]} {file}: {code}")
+    event(f"{file} {err.partition(file)[2][:60]!r}")
+    assert code in (0, 1, 2), (argv, err)
+    if code == 2:
+        assert (
+            f"A/{file}" in one_line(err)
+            or "run.json: key slo" in err
+            or "nothing to compare" in err
+            or "no loops to trace" in err
+        )
+
+
+@pytest.mark.parametrize("argv", COMMANDS)
+@pytest.mark.parametrize("file", ["run.json", "records.jsonl"])
+@pytest.mark.parametrize("instead", ["nothing", "a directory", "a link to itself"])
+def test_what_is_no_file_is_named(
+    file: str, instead: str, argv: list[str], recorded: dict[str, bytes], nothing_starts: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    lay(recorded)
+    path = Path("A", file)
+    path.unlink()
+    if instead == "a directory":
+        path.mkdir()
+    elif instead == "a link to itself":
+        path.symlink_to(file)
+    code, _, err = run(argv, capsys)
+    assert code == 2, err
+    assert "A" in one_line(err)
+    assert file in err
+
+
+def lay(recorded: dict[str, bytes]) -> None:
+    """The run, twice: A and B."""
+    for name in "AB":
+        Path(name).mkdir(exist_ok=True)
+        for file, content in recorded.items():
+            Path(name, file).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["report", "A", "-o", "A"], "A: cannot be written: Is a directory"),
+        (["report", "A", "-o", "none/report.html"], "none/report.html: cannot be written: No such file"),
+        (["report", "A/run.json"], "A/run.json: not a run directory"),
+        (["trace", "A/run.json"], "A/run.json:1: not a loop record"),
+        (["trace", "A", "-o", "none/t.json"], "none/t.json: cannot be written: No such file"),
+        (["trace", "A", "--loops", "0"], "--loops: must be at least 1, not 0"),
+        (["compare", "A", "B", "--fail-on", "p95"], "--fail-on: gate 'p95': expected"),
+        (["compare", "A", "B", "--slo", "p95"], "--slo: objective 'p95': expected"),
+        (["compare", "A", "B", "A"], "compare takes two run directories, or none: 3 given"),
+        (["run", "--out", "A/run.json", "--number", "-1"], "--number: must be at least 0, not -1"),
+        (["init", "A/run.json"], "A/run.json: cannot write: File exists"),
+        (["dashboards", "--out", "A/run.json"], "A/run.json/toolloop.json: cannot write: File exists"),
+        (["compare", "--out", "A/run.json"], "cannot make a run directory: Not a directory"),
+    ],
+)
+def test_paths_that_cannot_be_are_named(
+    argv: list[str], said: str, recorded: dict[str, bytes], nothing_starts: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    lay(recorded)
+    assert said in refused(argv, capsys)
+
+
+# Scenarios.
+
+SHIPPED = {path.name: path.read_text("utf-8") for path in Path(scenarios.__path__[0]).glob("*.toml")}
+TOML = (
+    *(
+        "-1",
+        "0",
+        "1",
+        "3",
+        "0.5",
+        "-0.5",
+        "1e308",
+        "1e-308",
+        "inf",
+        "-inf",
+        "nan",
+        "9" * 30,
+        "9" * 5000,
+        "true",
+    ),
+    *('""', '"x"', '"a\\nb"', '"\\u001b[31m"', '"""a\nb"""', "[]", "[1, -1]", "[nan]", '["x"]', "[[]]", "{}"),
+    *("{ kind = 'uniform', low = 2, high = 1 }", "{ kind = 'uniform', low = 0, high = 1e308 }", "2020-01-01"),
+    *("{ kind = 'lognormal', median = 1, sigma = 1e9 }", "{ kind = 'pareto', scale = 1, alpha = 1e-9 }"),
+    *(
+        "{ kind = 'gamma', mean = 1, shape = 1e-300 }",
+        "{ kind = 'empirical', values = [] }",
+        "{ kind = 'x' }",
+    ),
+    *("{ kind = 'exponential', mean = 1e9, min = 5 }", "{ kind = 'constant', value = 1, max = nan }"),
+    *("[" * 2000, "{ kind = 'constant' }", "{ kind = 'gamma', mean = 1e9, shape = 0.01 }"),
+)
+"""Values for any key."""
+
+
+@settings(MANY, max_examples=3 * MANY.max_examples)
+@given(data=st.data())
+def test_any_scenario_file_is_taken_or_refused_by_its_key(data: st.DataObject, tmp_path: Path) -> None:
+    """What is taken can be worked on: the tape draws from it."""
+    whole = SHIPPED[data.draw(st.sampled_from(sorted(SHIPPED)))]
+    lines = whole.splitlines()
+    number = data.draw(st.sampled_from([n for n, line in enumerate(lines) if line and line[0] != "#"]))
+    key, equals, _ = lines[number].partition(" = ")
+    match data.draw(st.sampled_from(["value", "value", "value", "inner", "out", "twice", "key", "bytes"])):
+        case "value" if equals:
+            lines[number] = f"{key} = {data.draw(st.sampled_from(TOML))}"
+        case "inner":
+            odd = data.draw(st.sampled_from(TOML))
+            lines[number] = re.sub(r"= [-\w.]+ ?([,}])", lambda m: f"= {odd} {m[1]}", lines[number], count=1)
+        case "out":
+            del lines[number]
+        case "twice":
+            lines.insert(number, lines[number])
+        case "key":
+            lines[number] = lines[number].replace("a", "e", 1)
+    content = "\n".join(lines).encode()
+    if content == whole.encode():
+        content = spoilt(data, content)
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    try:
+        tape = Tape(load_scenario(str(path)), 1)
+    except ScenarioError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert refusal.startswith(f"{path}: ")
+        return
+    for n in range(3):
+        durations = [tape.duration(Place(n, r, 0), "get_weather") for r in range(min(3, tape.rounds(n)))]
+        paces = [part for r in range(2) for part in tape.pace(n, r, 0)]
+        assert tape.fan_out(n, 0) <= 4096
+        assert all(math.isfinite(seconds) and seconds >= 0 for seconds in (*durations, *paces))
+
+
+def test_a_scenario_that_is_no_text_is_named(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("dir.toml").mkdir()
+    Path("latin.toml").write_bytes(b'description = "\xe9"')
+    for file, said in (("dir.toml", "Is a directory"), ("latin.toml", "'utf-8' codec")):
+        assert f"{file}: cannot read the scenario file: {said}" in refused(
+            ["run", "--scenario", file], capsys
+        )

@@ -21,7 +21,7 @@ from profiler.report.html.choice import Case, choose
 from profiler.rundir import Run, RunDirectory
 from profiler.statistics.measure import Measured, measure
 from profiler.statistics.summary import Summary, summarise_table
-from profiler.statistics.table import NONE, Ints, Table, read_quickly, tabulate
+from profiler.statistics.table import NONE, Ints, Table, tabulate
 
 REPLAYED_TOOLS = 6
 """Tools that the counterfactual makes faster: those whose calls took the most time."""
@@ -58,7 +58,7 @@ def gather(directory: RunDirectory, baseline: str | None = None) -> Material:
     """The material of a run directory. Raises `RecordError`, `UsageError` as the statistics do."""
     run = directory.load()
     watch = _Watch()
-    table = tabulate(watch.pass_on(read_quickly(directory.records_path)))
+    table = tabulate(watch.pass_on(directory.records()))
     summary = summarise_table(run, table, baseline)
     measured = tuple(measure(run, table))
     cases = choose(table, [group for group in measured if group.users == _top(summary)])
