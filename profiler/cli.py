@@ -16,15 +16,12 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from profiler.errors import ProfilerError, UsageError, did_you_mean
-from profiler.report.text import clean
+from profiler.report.text import one_line
 
 COMMANDS = ("run", "compare", "tune", "init", "report", "trace", "emulate", "scenarios", "dashboards")
 
 DEFECT = 70
 """Exit code: EX_SOFTWARE of sysexits.h."""
-
-_LONGEST = 600
-"""Characters of an error line; a longer one loses its middle."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,11 +64,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         known = [name for action in used._actions for name in action.option_strings]
         used.error(f"unknown argument {extra[0]!r}{did_you_mean(extra[0].partition('=')[0], known)}")
     return arguments
-
-
-def one_line(text: str) -> str:
-    """A message as one line that is safe on a terminal, whatever names from outside it holds."""
-    return clean(" ".join(text.splitlines()), _LONGEST)
 
 
 class Parser(argparse.ArgumentParser):

@@ -86,7 +86,11 @@ class LoadOptions:
         if not self.strategies:
             raise UsageError("--strategy: name at least one strategy")
         for spec in self.strategies:
-            if parse_strategy(spec).eager != "no" and not self.stream:
+            try:
+                eager = parse_strategy(spec).eager
+            except UsageError as error:
+                raise UsageError(f"--strategy: {error}") from error
+            if eager != "no" and not self.stream:
                 raise UsageError(f"--strategy {spec}: starts tools while a reply streams: add --stream")
         if len(set(self.strategies)) < len(self.strategies):
             twice = next(spec for spec in self.strategies if self.strategies.count(spec) > 1)

@@ -47,6 +47,7 @@ from profiler.load.team import Team
 from profiler.load.trial import Trial
 from profiler.redaction import describe as describe_error
 from profiler.redaction import guard_logs
+from profiler.report.text import one_line
 from profiler.rundir import Anchor, Incident, RunDirectory, Spent
 from profiler.scenario import load_scenario
 
@@ -81,7 +82,7 @@ def install(events: Any) -> None:
 
 
 def _refuse(error: ProfilerError) -> None:
-    print(f"locust: error: {error}", file=sys.stderr)  # noqa: T201 (what argparse would do)
+    print(f"locust: error: {one_line(str(error))}", file=sys.stderr)  # noqa: T201 (what argparse would do)
     sys.exit(error.exit_code)
 
 
@@ -214,7 +215,7 @@ class Session:
             gevent.spawn(self._stop_locust)
 
     def _fail(self, error: ProfilerError) -> None:
-        _log.error("%s", error)
+        _log.error("%s", one_line(str(error)))
         self.environment.process_exit_code = error.exit_code
 
     def _stop_locust(self) -> None:

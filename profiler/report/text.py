@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 _LONGEST = 60
+_LONGEST_MESSAGE = 600
 
 
 def clean(text: str, longest: int = _LONGEST) -> str:
@@ -17,6 +18,11 @@ def clean(text: str, longest: int = _LONGEST) -> str:
         half = (longest - 1) // 2
         text = f"{text[:half]}…{text[-half:]}"
     return "".join(_visible(character) for character in text)
+
+
+def one_line(text: str) -> str:
+    """An error message as one line that is safe on a terminal, whatever names from outside it holds."""
+    return clean(" ".join(text.splitlines()), _LONGEST_MESSAGE)
 
 
 def duration(seconds: float | None, unit: str | None = None) -> str:

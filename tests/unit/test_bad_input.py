@@ -2,11 +2,13 @@
 
 The options come from the parsers themselves, so that a new one is tried without being listed here.
 Whatever would start a server or a load is replaced by `Started`: the input was taken.
+FUZZ_EXAMPLES says how many of each are tried; the search is without end.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -19,11 +21,12 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from profiler import cli, scenarios
-from profiler.cli import DEFECT
+from profiler import cli, dashboards, scenarios
+from profiler.cli import DEFECT, Parser
 from profiler.emulator.ids import Place
 from profiler.emulator.tape import Tape
-from profiler.errors import ScenarioError
+from profiler.errors import ScenarioError, UsageError
+from profiler.load.options import LoadOptions, add_options
 from profiler.progress import Progress
 from profiler.progress import encode as encode_progress
 from profiler.records import encode
@@ -34,11 +37,14 @@ from tests.unit.statistics_data import MS, loop, trial
 from tests.unit.statistics_data import run as make_run
 
 MANY = settings(
-    max_examples=int(os.environ.get("N", "100")),
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     database=None,
 )
+
+
+FILES_BUILT = functools.cache(dashboards.files)
 
 
 class Started(BaseException):
@@ -47,7 +53,6 @@ class Started(BaseException):
 
 @pytest.fixture
 def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from profiler.dashboards import files
     from profiler.emulator import process, server
     from profiler.load import experiment
 
@@ -61,7 +66,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("webbrowser.open", lambda _: True)
     monkeypatch.setenv("PROFILER_TOOLS_URL", "")
     monkeypatch.chdir(tmp_path)
-    assert files()  # built once, for the commands that write them
+    monkeypatch.setattr(dashboards, "files", FILES_BUILT)
 
 
 def run(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int | None, str, str]:
@@ -553,3 +558,42 @@ def test_a_scenario_that_is_no_text_is_named(
         assert f"{file}: cannot read the scenario file: {said}" in refused(
             ["run", "--scenario", file], capsys
         )
+
+
+# The options of the Locust files.
+
+
+class LocustParser(Parser):
+    """Takes the keywords that Locust's parser adds."""
+
+    def add_argument(self, *args: Any, include_in_web_ui: bool = True, **kwargs: Any) -> Any:  # type: ignore[override]
+        return super().add_argument(*args, **kwargs)
+
+
+LOCUST = LocustParser(prog="locust")
+LOCUST.add_argument("--host")
+add_options(LOCUST)
+LOCUST_OPTIONS = [action for action in LOCUST._actions if not isinstance(action, argparse._HelpAction)]
+
+
+@settings(MANY, max_examples=3 * MANY.max_examples)
+@given(data=st.data())
+def test_any_options_of_a_locust_file_are_taken_or_refused_by_name(
+    data: st.DataObject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a Locust file checks them before it starts anything. What is taken, the workers take too."""
+    action = data.draw(st.sampled_from(LOCUST_OPTIONS))
+    argv = written(action, data)
+    try:
+        options = LoadOptions.from_namespace(LOCUST.parse_args(argv))
+        options.check_targets({})
+        load_scenario(options.scenario)
+    except (UsageError, SystemExit) as error:
+        refusal = str(error) if isinstance(error, UsageError) else capsys.readouterr().err
+    else:
+        refusal = ""
+        assert LoadOptions.from_namespace(LOCUST.parse_args(options.as_arguments())) == options
+        assert LoadOptions.from_data(json.loads(json.dumps(options.as_data()))) == options
+    if refusal:
+        names = ("--base-url", *action.option_strings) if action.dest == "host" else action.option_strings
+        assert any(name in refusal for name in (*names, action.dest)), (argv, refusal)
