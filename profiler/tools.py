@@ -14,9 +14,10 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Annotated, Any, NamedTuple, overload
+from typing import Annotated, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 import docstring_parser
+import typing_extensions
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 from pydantic_core import to_json
@@ -25,6 +26,11 @@ from profiler.errors import ToolDefinitionError, UsageError
 from profiler.limits.signals import status_of
 
 Function = Callable[..., Any]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_P = typing_extensions.ParamSpec("_P", default=...)
+_R = typing_extensions.TypeVar("_R", default=Any)
 
 
 class CallContext(NamedTuple):
@@ -48,16 +54,16 @@ class InvalidArguments(Exception):
         self.error_type = error_type
 
 
-class Tool:
+class Tool(Generic[_P, _R]):
     """A function with a name, a description, a JSON Schema and an optional timeout in seconds.
 
-    Still callable as the function it was. `is_async` tells whether calling it gives a coroutine.
-    For `retries`, `exclusive` and `pure` see `tool`.
+    Still callable as the function it was, and typed so; `Tool` alone is any tool. `is_async` tells
+    whether calling it gives a coroutine. For `retries`, `exclusive` and `pure` see `tool`.
     """
 
     def __init__(
         self,
-        function: Function,
+        function: Callable[_P, _R],
         *,
         name: str,
         description: str,
@@ -80,13 +86,13 @@ class Tool:
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<Tool {self.name}>"
 
-    def replaced(self, function: Function) -> Tool:
+    def replaced(self, function: Callable[_P, _R]) -> Tool[_P, _R]:
         """This tool over another function of the same signature."""
         made = copy.copy(self)
         made.function = function
@@ -162,7 +168,7 @@ class _AnyArguments(BaseModel):
 
 
 @overload
-def tool(function: Function, /) -> Tool: ...
+def tool(function: Callable[P, R], /) -> Tool[P, R]: ...
 @overload
 def tool(
     *,
@@ -172,7 +178,7 @@ def tool(
     retries: int = 0,
     exclusive: str | None = None,
     pure: bool = False,
-) -> Callable[[Function], Tool]: ...
+) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
 
 def tool(

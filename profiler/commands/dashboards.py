@@ -11,7 +11,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "dashboards",
         help="write the Grafana dashboards and Prometheus rules",
-        epilog="example:  profiler dashboards --out grafana --datasource my-prometheus",
+        epilog="examples:\n"
+        "  profiler dashboards --out grafana --datasource my-prometheus\n"
+        "  profiler dashboards --check grafana",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write them here")
     parser.add_argument(

@@ -11,7 +11,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "emulate",
         help="serve the emulated model and tool APIs",
-        epilog="example:  profiler emulate --port 8100 --scenario fanout",
+        epilog="examples:\n"
+        "  profiler emulate --port 8100 --scenario fanout\n"
+        "  profiler emulate --port 0 --scenario ./mine.toml --seed 7",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--host", type=text, default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"

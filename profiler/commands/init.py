@@ -16,7 +16,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "init",
         help="write an agent, tools and a Locust file to start from",
-        epilog="example:  profiler init load",
+        epilog="examples:\n  profiler init\n  profiler init load",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "directory", nargs="?", type=Path, default=Path(), metavar="DIR", help="where (default: here)"

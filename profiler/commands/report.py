@@ -13,7 +13,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "report",
         help="write the report page of a run",
-        epilog="example:  profiler report runs/20260101-120000 --open",
+        epilog="examples:\n"
+        "  profiler report runs/20260101-120000 --open\n"
+        "  profiler report runs/20260101-120000 -o page.html",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=text, metavar="RUN", help="a run directory")
     parser.add_argument(

@@ -25,7 +25,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "run",
         help="run one loop and draw its timeline",
-        epilog="example:  profiler run --provider anthropic --strategy semaphore:2",
+        epilog="examples:\n"
+        "  profiler run --provider anthropic --strategy semaphore:2\n"
+        "  profiler run --scenario fanout --stream --strategy eager\n"
+        "  profiler run --base-url http://127.0.0.1:8000 --model my-model --out runs",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_target(parser)
     parser.add_argument(

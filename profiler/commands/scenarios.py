@@ -6,7 +6,12 @@ import argparse
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("scenarios", help="list the scenarios that ship")
+    parser = commands.add_parser(
+        "scenarios",
+        help="list the scenarios that ship",
+        epilog="examples:\n  profiler scenarios",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(command=main)
 
 

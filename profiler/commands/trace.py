@@ -12,7 +12,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "trace",
         help="turn a run into a trace for ui.perfetto.dev",
-        epilog="example:  profiler trace runs/20260101-120000 -o trace.json.gz --slowest 20",
+        epilog="examples:\n"
+        "  profiler trace runs/20260101-120000 -o trace.json.gz --slowest 20\n"
+        "  profiler trace records.jsonl --loops 100",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=text, metavar="RUN", help="a run directory, or a file of records")
     parser.add_argument("-o", "--output", type=Path, default=Path("trace.json.gz"), metavar="FILE")

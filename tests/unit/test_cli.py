@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
-from profiler.cli import COMMANDS, main
+from profiler.cli import COMMANDS, main, parse
 
 HEAVY = (
     "openai",
@@ -51,12 +53,26 @@ def test_help_is_answered_in_under_400_ms_of_cpu():
     assert not modules_after("from profiler.cli import _parser; _parser()") & set(HEAVY)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command, capsys):
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_help_has_examples_that_parse(command, capsys):
     with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert caught.value.code == 0
-    assert f"profiler {command}" in capsys.readouterr().out
+    usage, _, examples = capsys.readouterr().out.partition("\nexamples:\n")
+    assert f"usage: profiler {command}" in usage
+    lines = [line.partition("  " * 3)[0].strip() for line in examples.splitlines()]
+    assert lines
+    for line in lines:
+        words = shlex.split(line.partition("|")[0])
+        assert words[0] == "profiler"
+        assert parse(words[1:]).parser.prog == f"profiler {command or words[1]}"
+
+
+def test_the_version_is_the_distribution_s(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"profiler {version('toolcall-profiler')}\n"
 
 
 @pytest.mark.parametrize(
