@@ -33,6 +33,7 @@ from profiler.execution import arguments_text
 from profiler.model import current_probe
 from profiler.observed import Match, ObservedCall, ObservedLoop, ObservedRound, bound_arguments
 from profiler.providers.attempts import transports
+from profiler.providers.supported import refuse_httpx
 from profiler.providers.watch import AsyncWatch, Watch, WatchedRequest
 from profiler.providers.wire import api_of, requested_model, requested_prompt
 from profiler.recorder import Clock, Recorder, Sink
@@ -322,6 +323,7 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | No
 def _http_client(client: Any) -> Any:
     http_client = getattr(client, "_client", None)
     if not isinstance(http_client, httpx2.AsyncClient | httpx2.Client):
+        refuse_httpx(client)
         raise UsageError(
             f"cannot instrument {type(client).__name__}: expected an OpenAI, AsyncOpenAI, Anthropic or "
             "AsyncAnthropic client"

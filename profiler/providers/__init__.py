@@ -39,7 +39,12 @@ DEFAULT_MODELS = {"openai": "gpt-4o", "openai-responses": "gpt-4o", "anthropic":
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    except ImportError as error:
+        from profiler.providers.supported import unsupported
+
+        raise unsupported(_HOME[name].partition("_")[0], str(error)) from error
     globals()[name] = value
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import anthropic
@@ -12,7 +13,13 @@ from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, T
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, emulator_key
 from profiler.providers.failures import NO_JSON, caught, provider_error, reading, truncated
+from profiler.providers.supported import refuse_httpx
 from profiler.tools import Tool
+
+# Spans come from our records, under the round they belong to. Older SDKs make none and lack the option.
+_SPANLESS: dict[str, Any] = (
+    {"open_telemetry": False} if "open_telemetry" in signature(AsyncAnthropic.__init__).parameters else {}
+)
 
 
 class AnthropicMessages:
@@ -39,9 +46,10 @@ class AnthropicMessages:
                 base_url=endpoint.root if endpoint is not None else None,
                 api_key=api_key or emulator_key(endpoint, "ANTHROPIC_API_KEY"),
                 http_client=DefaultAioHttpClient(**client_options(endpoint)),
-                open_telemetry=False,  # spans come from our records, under the round they belong to
+                **_SPANLESS,
             )
         self.client = client
+        refuse_httpx(client)
         observe_attempts(client._client)
         self.model = model
         self.max_tokens = max_tokens

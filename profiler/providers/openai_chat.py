@@ -12,6 +12,7 @@ from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, T
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, emulator_key
 from profiler.providers.failures import NO_JSON, caught, provider_error, reading, truncated
+from profiler.providers.supported import refuse_httpx
 from profiler.tools import Tool
 
 
@@ -41,6 +42,7 @@ class OpenAIModel:
     ) -> None:
         self.client = client if client is not None else make_client(endpoint, api_key)
         self.model = model
+        refuse_httpx(self.client)
         observe_attempts(self.client._client)
 
     def conversation(self, prompt: str | Sequence[Message]) -> list[Message]:
