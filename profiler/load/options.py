@@ -177,7 +177,9 @@ class LoadOptions:
             "PROFILER_TOOLS_URL": environment.get("PROFILER_TOOLS_URL") if self.tools_url is None else None,
             "PROFILER_WEATHER_URL": environment.get("PROFILER_WEATHER_URL"),
         }
-        return {name: url for name, url in targets.items() if url and not Endpoint.parse(url, name).is_loopback}
+        return {
+            name: url for name, url in targets.items() if url and not Endpoint.parse(url, name).is_loopback
+        }
 
     def check_targets(self, environment: Mapping[str, str]) -> None:
         """A load test of anything but this machine has to be meant.

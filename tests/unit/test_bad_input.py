@@ -91,6 +91,9 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def one_line(err: str) -> str:
+    """The error, after what `compare` announced by then."""
+    if err.startswith("plan: "):
+        err = err.partition("\n")[2]
     assert err.endswith("\n"), err
     assert len(err.splitlines()) == 1, err
     assert err.startswith("profiler"), err
