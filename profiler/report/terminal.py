@@ -54,6 +54,9 @@ def render_comparison(
     for strategy in summary.strategies:
         if strategy.phases:
             console.print(Text(f"{clean(strategy.strategy)}: {_where(strategy)}"))
+        for line in (moving_limit(strategy), overlap(strategy)):
+            if line is not None:
+                console.print(Text(f"{clean(strategy.strategy)}: {line}"))
     for line in [*limits(run), *_objective(summary)]:
         console.print(Text(line))
     for name, law in summary.scalability.items():
@@ -120,6 +123,23 @@ def limits(run: Run) -> list[str]:
             f"= {strategy.limit * count} calls at once"
         )
     return lines
+
+
+def moving_limit(strategy: StrategySummary) -> str | None:
+    """`limit 9 to 48, last 40` of a strategy whose limit adapts."""
+    limit = strategy.limit
+    return None if limit is None else f"limit {limit.low} to {limit.high}, last {limit.last}"
+
+
+def overlap(strategy: StrategySummary) -> str | None:
+    """How much an eager strategy ran beside the model, what that saved, and what could have been."""
+    if strategy.overlap is None or not strategy.strategy.startswith("eager"):
+        return None
+    found = strategy.overlap
+    return (
+        f"tools ran {duration(found.seconds)} a loop beside the model; "
+        f"saved {duration(found.saved_seconds)} of at most {duration(found.savable_seconds)}"
+    )
 
 
 def _console(out: IO[str], width: int, color: bool) -> Console:
