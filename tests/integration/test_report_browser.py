@@ -199,7 +199,9 @@ def test_a_distribution_is_chosen_and_read(report: Watched) -> None:
     chart = report.page.locator("#chart-distribution svg")
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
-    report.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    middle = box["y"] + box["height"] / 2
+    report.page.mouse.move(box["x"], middle)
+    report.page.mouse.move(box["x"] + box["width"], middle, steps=40)  # across all curves
     report.page.locator("#readout", has_text="take at most").wait_for()
     assert "of tool lookup_part take at most" in report.page.locator("#readout").inner_text()
 
