@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from profiler.errors import UsageError
+from profiler.limited import parse_model_limit
+from profiler.limits.totals import totals
 from profiler.report.text import clean, duration, number, percent
 from profiler.report.timeline import render_timeline
 from profiler.rundir import Run
@@ -107,14 +109,19 @@ def _command(level: str, text: str) -> str:
 
 
 def limits(run: Run) -> list[str]:
-    """`semaphore:4: limit 4 × 2 workers = 8 calls at once`, for each strategy of the run with a limiter."""
+    """`semaphore:4: limit 4 × 2 workers = 8 calls at once`, for each limiter of the run, the model's too."""
     lines = []
+    share = run.workers if run.arguments.get("share_limit") else 1
     for spec in run.strategies:
         try:
-            strategy = parse_strategy(spec, share=run.workers if run.arguments.get("share_limit") else 1)
+            strategy = parse_strategy(spec, share=share)
         except UsageError:  # of a user's own agent, or of a later version
             continue
-        if strategy.limit is None or spec == "sequential" or (strategy.gate and strategy.gate.moves):
+        rules = () if strategy.gate is None else strategy.gate.rules
+        if any(rule.limit is None or rule.scope == "tool" for rule in rules):
+            lines += totals(rules, share=share, processes=run.workers)
+            continue
+        if strategy.limit is None or spec == "sequential":
             continue
         agents = max([run.load.users, *(trial.users for trial in run.trials)])
         count, what = (agents, "agent") if strategy.scope == "agent" else (run.workers, "worker")
@@ -122,6 +129,10 @@ def limits(run: Run) -> list[str]:
             f"{spec}: limit {strategy.limit} × {count} {what}{'' if count == 1 else 's'} "
             f"= {strategy.limit * count} calls at once"
         )
+    if model_limit := run.arguments.get("model_limit"):
+        rules = parse_model_limit(str(model_limit))
+        of_model = totals(rules, share=share, processes=run.workers, what="model requests")
+        lines += [f"the model, {line}" for line in of_model]
     return lines
 
 

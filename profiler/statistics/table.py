@@ -245,6 +245,7 @@ class _Like(SimpleNamespace):
     blocking_ns = 0
     process = ""
     limit = None
+    limiter_wait_ns = 0
 
 
 def _quick(line: bytes) -> LoopRecord:

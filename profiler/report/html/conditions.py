@@ -339,7 +339,7 @@ def _load(run: Run, summary: Summary) -> list[tuple[str, str]]:
         ("trials", str(len(run.trials))),
         ("loops recorded", str(material_loops(summary))),
         ("began", began.strftime("%Y-%m-%d %H:%M:%S UTC")),
-        *((f"limit of {line.split(':')[0]}", line.split(": ", 1)[1]) for line in limits(run)),
+        *((f"limit of {spec}", said) for spec, said in (line.split(": ", 1) for line in limits(run))),
     ]
 
 
