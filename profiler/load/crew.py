@@ -233,7 +233,7 @@ class Crew:
     ) -> float:
         from profiler.gate import Gate
         from profiler.limited import parse_model_limit
-        from profiler.strategies import Gathered, parse_strategy
+        from profiler.strategies import parse_strategy
 
         await self._close_clients()
         self.warmed_up = Spent()
@@ -254,7 +254,7 @@ class Crew:
                 self.model = built_in.model.model
                 for spec, strategy in strategies.items():
                     self._runs[user_class, spec] = BuiltIn(built_in.loop(strategy, sinks), scenario.prompt)
-                first = built_in.loop(Gathered(), [self._warmed_up])
+                first = built_in.loop(gentlest(list(strategies.values())), [self._warmed_up])
                 self.warmed_up += Spent(1)
                 slowest = max(slowest, await _timed(first, scenario.prompt.replace("{number}", "0")))
                 continue
@@ -336,6 +336,15 @@ class _Loops:
             redact=self._redact,
             threads=self._threads,
         )
+
+
+def gentlest(strategies: Sequence[Strategy]) -> Strategy:
+    """A strategy for the loop before the test that lets no more run at once than the test will."""
+    from profiler.strategies import Gathered, Sequential
+
+    if any(strategy.limit is None and strategy.gate is None for strategy in strategies):
+        return Gathered()
+    return next((strategy for strategy in strategies if strategy.gate is not None), Sequential())
 
 
 async def _timed(loop: ToolLoop, prompt: str) -> float:
