@@ -3,10 +3,11 @@
 The phases partition wall time. Where activities overlap (calls with each other, eager calls
 with the model) each instant belongs to the first that applies:
 
-    backoff > model > any call running (tools) > any call queued (queue) > the rest
+    model_queue, backoff > model > any call running (tools) > any call queued (queue) > the rest
 
 where the rest is `parse` before the tool phase, `collect` after it, and `unaccounted`
-elsewhere. `backoff` is the part of a model request between two of its attempts.
+elsewhere. `backoff` is the part of a model request between two of its attempts, `model_queue` the
+part before the first in which a limiter of ours held it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 from heapq import heapreplace
 from itertools import pairwise
 
-from profiler.records import LoopRecord, RoundRecord, Shortfall, ToolCall
+from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 
-PHASES = ("model", "backoff", "parse", "tools", "queue", "collect", "unaccounted")
+PHASES = ("model", "model_queue", "backoff", "parse", "tools", "queue", "collect", "unaccounted")
 
 Interval = tuple[int, int]
 
@@ -45,6 +46,7 @@ def phases(round_: RoundRecord) -> dict[str, int]:
     for before, after in pairwise(model.attempts):
         backoff += max(0, after.started_ns - before.ended_ns)
     model_wall = model.ended_ns - model.started_ns
+    model_queue = model_queue_ns(model)
     tools = queue = parse = collect = 0
     calls = round_.tool_calls
     if round_.tools_started_ns is not None and round_.tools_ended_ns is not None:
@@ -66,7 +68,8 @@ def phases(round_: RoundRecord) -> dict[str, int]:
             parse -= overlap(busy, (model.ended_ns, round_.tools_started_ns))
         collect = round_.ended_ns - round_.tools_ended_ns
     return {
-        "model": model_wall - backoff,
+        "model": model_wall - backoff - model_queue,
+        "model_queue": model_queue,
         "backoff": backoff,
         "parse": parse,
         "tools": tools,
@@ -74,6 +77,14 @@ def phases(round_: RoundRecord) -> dict[str, int]:
         "collect": collect,
         "unaccounted": round_.ended_ns - round_.started_ns - (model_wall + parse + tools + queue + collect),
     }
+
+
+def model_queue_ns(model: ModelCall) -> int:
+    """For how long limiters of ours held a model request before its first attempt."""
+    if not model.limiter_wait_ns:
+        return 0
+    first_ns = model.attempts[0].started_ns if model.attempts else model.ended_ns
+    return max(0, min(model.limiter_wait_ns, first_ns - model.started_ns))
 
 
 def tool_phase(round_: RoundRecord) -> ToolPhase | None:
@@ -194,7 +205,9 @@ def _swept(loop: LoopRecord) -> dict[str, int]:
         for before, after in pairwise(round_.model.attempts)
     )
     under_way = union((r.model.started_ns, r.model.ended_ns) for r in rounds)
+    waits = union((r.model.started_ns, r.model.started_ns + model_queue_ns(r.model)) for r in rounds)
     owners: dict[str, list[Interval]] = {
+        "model_queue": waits,
         "backoff": backoff,
         "model": under_way,
         "tools": union((c.started_ns, c.ended_ns) for c in calls if c.started_ns is not None),

@@ -11,11 +11,12 @@ from typing import Any
 
 import orjson
 
-from profiler.errors import ProviderError
+from profiler.errors import ProviderError, UsageError
 from profiler.gate import Clock, Gate, Slot
 from profiler.limits.limiter import Outcome
 from profiler.limits.retries import TRANSIENT, delay_ns
 from profiler.limits.signals import REJECTING
+from profiler.limits.spec import Rule, parse_rules
 from profiler.model import Message, Model, Probe, Reply, RequestOptions
 from profiler.tools import Tool
 
@@ -41,6 +42,20 @@ class TokenEstimate:
         if size:
             self._per_byte += LEARNING * (input_tokens / size - self._per_byte)
         self._output += LEARNING * (output_tokens - self._output)
+
+
+def parse_model_limit(spec: str) -> tuple[Rule, ...]:
+    """The rules of `--model-limit`, such as `rate:500/min,burst=10+tokens:30000/min`. Raises `UsageError`."""
+    rules: list[Rule] = []
+    for part in spec.split("+"):
+        found = parse_rules(part)
+        if found is None or any(rule.scope != "process" for rule in found):
+            raise UsageError(
+                f"--model-limit {spec}: expected rate:R/s or R/min[,burst=B], tokens:R/s or R/min[,burst=B], "
+                "semaphore:N, adaptive, or several joined by +"
+            )
+        rules += found
+    return tuple(rules)
 
 
 class LimitedModel:

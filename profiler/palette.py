@@ -39,6 +39,7 @@ STRATEGIES: tuple[tuple[str, str], ...] = (
 
 PHASES = {
     "model": "#5560FE",
+    "model_queue": "#A56A12",
     "backoff": "#CE0E0A",
     "parse": "#D9A17F",
     "tools": "#1F735A",

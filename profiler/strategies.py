@@ -146,6 +146,8 @@ def parse_strategy(spec: str, *, share: int = 1, clock: Clock = time.monotonic_n
         return Gathered(eager=eager)
     rules: list[Rule] = []
     for part in parts:
+        if part.startswith("tokens:"):
+            raise UsageError(f"strategy {spec!r}: tokens are of model requests: --model-limit {part}")
         found = parse_rules(part)
         if found is None:
             raise UsageError(

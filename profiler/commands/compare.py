@@ -46,8 +46,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         type=text,
         action="append",
         metavar="S",
-        help="sequential, gathered, semaphore:N (@agent, @tool), rate:R/s, adaptive, eager, or several "
-        "joined by + (eager+semaphore:8); may be repeated; the first is what the "
+        help=f"{defaults.STRATEGY_FORMS}; may be repeated; the first is what the "
         f"others are compared with (default: {', '.join(defaults.STRATEGIES)})",
     )
     add_load(parser)

@@ -62,7 +62,7 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     load.add_argument(
         "--share-limit",
         action="store_true",
-        help="divide a strategy's limits among the processes (default: each has them whole)",
+        help="divide all limits among the processes (default: each has them whole)",
     )
     load.add_argument("--slo", type=text, metavar="S", help="what a good loop is: p95<2s,errors<1%%")
     load.add_argument("--abort-on", type=text, metavar="RULE", help="end a hopeless run early: errors>20%%")
@@ -157,4 +157,5 @@ def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> 
         price=getattr(arguments, "price", None),
         record_content=getattr(arguments, "record_content", False),
         redact=getattr(arguments, "redact", None),
+        model_limit=arguments.model_limit,
     )

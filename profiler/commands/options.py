@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
+from profiler.load import defaults
+
 
 def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -45,6 +47,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="ask for one call per response: a baseline",
     )
+    parser.add_argument("--model-limit", metavar="SPEC", help=defaults.MODEL_LIMIT)
     parser.add_argument("--stream", action="store_true", help="ask for streamed responses")
     parser.add_argument(
         "--allow-remote", action="store_true", help="let a load test go beyond this machine: it costs money"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from profiler.commands.options import add_content, add_target, count, text
 from profiler.errors import ProviderError
+from profiler.load import defaults
 
 if TYPE_CHECKING:
     from profiler.records import LoopRecord
@@ -33,7 +34,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     add_target(parser)
     parser.add_argument(
-        "--strategy", type=text, default="gathered", metavar="S", help="sequential, gathered, semaphore:N"
+        "--strategy",
+        type=text,
+        default="gathered",
+        metavar="S",
+        help=f"{defaults.STRATEGY_FORMS} (default: gathered)",
     )
     add_content(parser)
     parser.add_argument(
@@ -48,6 +53,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     from profiler.emulator.process import start_emulator
+    from profiler.gate import Gate
+    from profiler.limited import LimitedModel, parse_model_limit
     from profiler.load.agents import load_redact
     from profiler.load.emulators import emulator_at
     from profiler.loop import ToolLoop
@@ -73,6 +80,9 @@ def main(arguments: argparse.Namespace) -> int:
     async def once() -> str:
         model = make_provider(arguments.provider, base_url=base_url, model=arguments.model)
         guard_logs()  # the SDK, imported just now, may have set up logging
+        client = model.client  # type: ignore[attr-defined]
+        if arguments.model_limit is not None:
+            model = LimitedModel(model, Gate(parse_model_limit(arguments.model_limit)))
         loop = ToolLoop(
             model,
             scenario_tools(scenario),
@@ -91,7 +101,7 @@ def main(arguments: argparse.Namespace) -> int:
             return (await loop.run(prompt, number=arguments.number)).text
         finally:
             await close_tool_client()
-            await model.client.close()  # type: ignore[attr-defined]
+            await client.close()
 
     with ExitStack() as stack:
         base_url = arguments.base_url
@@ -160,6 +170,8 @@ def _save(arguments: argparse.Namespace, records: Sequence[LoopRecord]) -> Path:
         seed=arguments.seed,
         record_content=arguments.record_content,
         redact=arguments.redact,
+        stream=arguments.stream,
+        model_limit=arguments.model_limit,
     )
     run = replace(conditions(options, users=1), finished=True)
     directory = RunDirectory.create(arguments.out, run)

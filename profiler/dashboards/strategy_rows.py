@@ -92,7 +92,7 @@ def verdict() -> list[Panel]:
 
 def side_by_side() -> list[Panel]:
     by = "strategy"
-    limiting = "queue|backoff"
+    limiting = "model_queue|queue|backoff"
     return [
         row("Strategies side by side"),
         timeseries(
@@ -139,8 +139,8 @@ def side_by_side() -> list[Panel]:
         ),
         timeseries(
             "Lost to limiting",
-            "How many seconds of each loop wait for our limiter (queue) or for a quota (backoff)? Queue "
-            "without backoff: the limit is too low. Backoff: it is too high.",
+            "How many seconds of each loop wait for our limiters (queue of the tools, model_queue) or for a "
+            "quota (backoff)? A queue without backoff: the limit is too low. Backoff: it is too high.",
             "s",
             [
                 target(

@@ -15,13 +15,16 @@ Resource = Literal["requests", "tokens", "input-tokens", "output-tokens", "concu
 
 
 class Bucket:
-    """`limit` units a minute of `minute_ns`; what a request takes may leave it empty, never below."""
+    """`limit` units a minute of `minute_ns`; what a request takes may leave it empty, never below.
 
-    __slots__ = ("_level", "_rate", "_size", "_updated_ns", "limit", "resource")
+    `stated` is the same for a minute of 60 s: what is told to clients, whose clock is not scaled.
+    """
+
+    __slots__ = ("_level", "_rate", "_size", "_updated_ns", "resource", "stated")
 
     def __init__(self, resource: Resource, limit: float, burst: float, minute_ns: float, now_ns: int) -> None:
         self.resource: Resource = resource
-        self.limit = limit
+        self.stated = limit * 60e9 / minute_ns
         self._size = max(1.0, limit * burst)
         self._rate = limit / minute_ns
         self._level = self._size
@@ -99,7 +102,7 @@ class KeyQuota:
             amount = min(amount, bucket._size)
             if amount > level + 1e-9:
                 refusal = Refusal(
-                    bucket.resource, bucket.limit, bucket._size - level, amount, bucket.wait_ns(amount)
+                    bucket.resource, bucket.stated, bucket._size - level, amount, bucket.wait_ns(amount)
                 )
                 if worst is None or refusal.retry_ns > worst.retry_ns:
                     worst = refusal

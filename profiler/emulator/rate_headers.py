@@ -28,18 +28,18 @@ def headers(provider: str, quota: KeyQuota, now_ns: int, wall: float) -> bytes:
         remaining, reset_ns = int(bucket.level(now_ns)), bucket.reset_ns()
         if provider == "openai":
             lines.append(
-                f"x-ratelimit-limit-{bucket.resource}: {int(bucket.limit)}\r\n"
+                f"x-ratelimit-limit-{bucket.resource}: {round(bucket.stated)}\r\n"
                 f"x-ratelimit-remaining-{bucket.resource}: {max(0, remaining)}\r\n"
                 f"x-ratelimit-reset-{bucket.resource}: {go_duration(reset_ns)}\r\n"
             )
         else:
             name = f"anthropic-ratelimit-{bucket.resource}"
             lines.append(
-                f"{name}-limit: {int(bucket.limit)}\r\n{name}-remaining: {max(0, remaining)}\r\n"
+                f"{name}-limit: {round(bucket.stated)}\r\n{name}-remaining: {max(0, remaining)}\r\n"
                 f"{name}-reset: {rfc3339(wall + reset_ns / 1e9)}\r\n"
             )
     if provider == "anthropic" and (split := [b for b in quota.buckets if b.resource.endswith("tokens")]):
-        limit = sum(int(bucket.limit) for bucket in split)
+        limit = sum(round(bucket.stated) for bucket in split)
         remaining = sum(max(0, int(bucket.level(now_ns))) for bucket in split)
         reset = rfc3339(wall + max(bucket.reset_ns() for bucket in split) / 1e9)
         name = "anthropic-ratelimit-tokens"
@@ -56,7 +56,7 @@ def refusal_error(provider: str, refusal: Refusal, model: str) -> ApiError:
         }.get(refusal.resource, ("requests", "concurrent requests"))
         return ApiError(
             f"Rate limit reached for {model} in organization {ORGANIZATION} on {unit}: Limit"
-            f" {int(refusal.limit)}, Used {math.ceil(refusal.used)}, Requested {int(refusal.requested)}."
+            f" {round(refusal.limit)}, Used {math.ceil(refusal.used)}, Requested {int(refusal.requested)}."
             f" Please try again in {go_duration(refusal.retry_ns)}. Visit"
             " https://platform.openai.com/account/rate-limits to learn more.",
             status=429,
@@ -71,7 +71,7 @@ def refusal_error(provider: str, refusal: Refusal, model: str) -> ApiError:
         )
     else:
         message = (
-            f"This request would exceed your organization's rate limit of {int(refusal.limit):,}"
+            f"This request would exceed your organization's rate limit of {round(refusal.limit):,}"
             f" {refusal.resource.replace('-', ' ')} per minute (org: {ORGANIZATION}, model: {model}). For"
             " details, refer to: https://docs.claude.com/en/api/rate-limits."
         )

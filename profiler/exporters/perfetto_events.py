@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from profiler.anatomy import Interval, loop_phases, tool_phase, union
+from profiler.anatomy import Interval, loop_phases, model_queue_ns, tool_phase, union
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 
 MAX_TEXT = 500
@@ -162,6 +162,9 @@ class _Writer:
             attempts=len(model.attempts),
         )
         free = span[0]
+        if held_ns := model_queue_ns(model):
+            free = _inside(free, free + held_ns, span)[1]
+            yield self.slice(tid, "queue", "queue", span[0], free)
         before = None
         for number, attempt in enumerate(model.attempts, start=1):
             start, end = _inside(attempt.started_ns, attempt.ended_ns, (free, span[1]))

@@ -31,8 +31,10 @@ from profiler.redaction import describe
 from profiler.strategies import Sequential, Strategy
 
 if TYPE_CHECKING:
+    from profiler.gate import Gate
     from profiler.instrument import Profiler
     from profiler.loop import ToolLoop
+    from profiler.model import Model
 
 T = TypeVar("T")
 
@@ -109,8 +111,8 @@ class AgentContext:
     `base_url` is the root of the model API, `openai_url` the same with `/v1`; `tools_url` the root
     of the tools. `strategy` says how the calls of a round are to run: hand it to a `ToolLoop`, or
     use `execute` or `limiter`. `profiler` watches a loop that is written already, `sink` is for a
-    `ToolLoop`, as are `record_content` and `redact`. `number`, `prompt` and `agent` are those of the
-    loop that the caller is in.
+    `ToolLoop`, as are `record_content` and `redact`; `limited(model)` heeds `--model-limit`. `number`,
+    `prompt` and `agent` are those of the loop that the caller is in.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class AgentContext:
         sinks: Sequence[Sink],
         record_content: bool = False,
         redact: Redact | None = None,
+        model_gate: Gate | None = None,
     ) -> None:
         from profiler.instrument import Profiler
 
@@ -140,6 +143,7 @@ class AgentContext:
         self.redact = redact
         self.profiler: Profiler = Profiler([self.sink], record_content=record_content, redact=redact)
         self._prompt = prompt
+        self._model_gate = model_gate
         self._closers: list[Callable[[], Awaitable[Any]]] = []
 
     @property
@@ -164,6 +168,12 @@ class AgentContext:
         For limits that differ by tool, name it: `async with context.slot("search"):`.
         """
         return self.slot()
+
+    def limited(self, model: Model) -> Model:
+        """The model behind the limiters of `--model-limit`, shared by all loops; itself without."""
+        from profiler.limited import LimitedModel
+
+        return model if self._model_gate is None else LimitedModel(model, self._model_gate)
 
     def slot(self, tool: str = "") -> AbstractAsyncContextManager[Any]:
         """Around one call of a tool, or one try of it: what it raises (429, timeouts) is heeded."""

@@ -17,6 +17,8 @@ from gevent.event import Event
 
 from profiler import rundir
 from profiler.errors import ProfilerError, TargetError
+from profiler.limited import parse_model_limit
+from profiler.limits.totals import totals
 from profiler.load.abort import AbortRule
 from profiler.load.budget import Resource
 from profiler.load.health import Meter, cpu_seconds
@@ -365,9 +367,19 @@ class Coordinator:
 
     def _print_limits(self, workers: int) -> None:
         users = max(self.options.levels, default=self._ramp.users)
+        share = workers if self.options.share_limit else 1
         for spec in self.options.strategies:
-            strategy = parse_strategy(spec, share=workers if self.options.share_limit else 1)
-            _log.info("%s", effective_limit(spec, strategy.limit, strategy.scope, users, workers))
+            strategy = parse_strategy(spec, share=share)
+            rules = () if strategy.gate is None else strategy.gate.rules
+            if any(rule.limit is None or rule.tool for rule in rules):
+                for line in totals(rules, share=share, processes=workers):
+                    _log.info("%s", line)
+            else:
+                _log.info("%s", effective_limit(spec, strategy.limit, strategy.scope, users, workers))
+        if self.options.model_limit is not None:
+            rules = parse_model_limit(self.options.model_limit)
+            for line in totals(rules, share=share, processes=workers, what="model requests"):
+                _log.info("the model, %s", line)
 
     def _report_progress(self) -> None:
         while True:

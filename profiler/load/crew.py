@@ -34,6 +34,7 @@ from profiler.scenario import Scenario, load_scenario
 
 if TYPE_CHECKING:
     from profiler.exporters.prometheus import PrometheusSink
+    from profiler.gate import Gate
     from profiler.loop import ToolLoop
     from profiler.strategies import Strategy
 
@@ -230,7 +231,9 @@ class Crew:
         factories: Mapping[str, AgentFactory | None],
         share: int,
     ) -> float:
-        from profiler.strategies import Gathered, parse_strategy
+        from profiler.gate import Gate
+        from profiler.limited import parse_model_limit
+        from profiler.strategies import parse_strategy
 
         await self._close_clients()
         self.warmed_up = Spent()
@@ -240,22 +243,26 @@ class Crew:
             sinks.append(self.metrics)
             for spec, strategy in strategies.items():
                 self.metrics.watch_limit(spec, strategy)
+        model_gate = None
+        if options.model_limit is not None:
+            model_gate = Gate(parse_model_limit(options.model_limit), share=share)
         slowest = 0.0
         guard_logs()  # an agent's module may have set up logging of its own
         for user_class, factory in factories.items():
             if factory is None:
-                built_in = _Loops(options, root, scenario)
+                built_in = _Loops(options, root, scenario, model_gate)
                 self.model = built_in.model.model
                 for spec, strategy in strategies.items():
                     self._runs[user_class, spec] = BuiltIn(built_in.loop(strategy, sinks), scenario.prompt)
-                first = built_in.loop(Gathered(), [self._warmed_up])
+                first = built_in.loop(gentlest(list(strategies.values())), [self._warmed_up])
                 self.warmed_up += Spent(1)
                 slowest = max(slowest, await _timed(first, scenario.prompt.replace("{number}", "0")))
                 continue
             self.model = options.model or ""
             made = []
             for spec, strategy in strategies.items():
-                own = await Own.make(factory, _context(options, root, scenario, strategy, sinks), sinks)
+                context = _context(options, root, scenario, strategy, model_gate, sinks)
+                own = await Own.make(factory, context, sinks)
                 self._runs[user_class, spec] = own
                 made.append(own)
             began = time.monotonic()
@@ -299,13 +306,16 @@ class _Reports:
 class _Loops:
     """Built-in loops that share one client, one set of tools and one pool of threads."""
 
-    def __init__(self, options: LoadOptions, root: str, scenario: Scenario) -> None:
+    def __init__(self, options: LoadOptions, root: str, scenario: Scenario, model_gate: Gate | None) -> None:
+        from profiler.limited import LimitedModel
         from profiler.providers import make_provider
         from profiler.scenario_tools import scenario_tools
         from profiler.threads import NativeThreads
 
         self._options = options
         self.model = make_provider(options.provider, base_url=root, model=options.model)
+        if model_gate is not None:
+            self.model = LimitedModel(self.model, model_gate)
         self._tools = scenario_tools(scenario)
         self._threads = NativeThreads()
         self._redact = None if options.redact is None else load_redact(options.redact)
@@ -328,6 +338,15 @@ class _Loops:
         )
 
 
+def gentlest(strategies: Sequence[Strategy]) -> Strategy:
+    """A strategy for the loop before the test that lets no more run at once than the test will."""
+    from profiler.strategies import Gathered, Sequential
+
+    if any(strategy.limit is None and strategy.gate is None for strategy in strategies):
+        return Gathered()
+    return next((strategy for strategy in strategies if strategy.gate is not None), Sequential())
+
+
 async def _timed(loop: ToolLoop, prompt: str) -> float:
     """Seconds of a loop. Raises `TargetError` when it fails in a way that later ones would too."""
     began = time.monotonic()
@@ -340,7 +359,12 @@ async def _timed(loop: ToolLoop, prompt: str) -> float:
 
 
 def _context(
-    options: LoadOptions, root: str, scenario: Scenario, strategy: Strategy, sinks: Sequence[Sink]
+    options: LoadOptions,
+    root: str,
+    scenario: Scenario,
+    strategy: Strategy,
+    model_gate: Gate | None,
+    sinks: Sequence[Sink],
 ) -> AgentContext:
     return AgentContext(
         provider=options.provider,
@@ -352,6 +376,7 @@ def _context(
         sinks=sinks,
         record_content=options.record_content,
         redact=None if options.redact is None else load_redact(options.redact),
+        model_gate=model_gate,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from profiler.errors import UsageError
 from profiler.hosts import LOOPBACK
+from profiler.limited import parse_model_limit
 from profiler.load import defaults
 from profiler.load.abort import AbortRule
 from profiler.load.budget import Budget, Resource
@@ -40,7 +41,8 @@ class LoadOptions:
     `max_loops`, `max_requests`, `max_tokens` and `max_cost` (USD) end the run when so much is spent
     (`profiler.load.budget`); `record_content` keeps what was said, passed through `redact`
     (`module:function`); `price`, IN/OUT in USD per million tokens, comes before the table's.
-    `share_limit`: each worker process takes its part of a strategy's limits, instead of all of them.
+    `share_limit`: each worker process takes its part of all limits, instead of all of them.
+    `model_limit`: limiters in front of the model, of each process.
     """
 
     strategies: tuple[str, ...] = defaults.STRATEGIES
@@ -80,6 +82,7 @@ class LoadOptions:
     price: str | None = None
     record_content: bool = False
     redact: str | None = None
+    model_limit: str | None = None
 
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""
@@ -140,6 +143,8 @@ class LoadOptions:
             Price.parse(self.price)
         if self.max_cost is not None:
             self.budget()
+        if self.model_limit is not None:
+            parse_model_limit(self.model_limit)
 
     def budget(self, model: str = "") -> Budget:
         """What may be spent. `model` is the one the target was asked for, as far as that is known.
@@ -235,6 +240,7 @@ class LoadOptions:
             ("--max-cost", self.max_cost),
             ("--price", self.price),
             ("--redact", self.redact),
+            ("--model-limit", self.model_limit),
         ):
             if value is not None:
                 arguments.append(f"{option}={value}")
@@ -293,6 +299,7 @@ class LoadOptions:
             price=parsed.price or None,
             record_content=parsed.record_content,
             redact=parsed.redact or None,
+            model_limit=parsed.model_limit or None,
         )
 
 
@@ -306,8 +313,8 @@ def add_options(parser: Any) -> None:
         action=StrategyAction,
         default=list(defaults.STRATEGIES),
         metavar="S",
-        help="how the calls of a round run: sequential, gathered, semaphore:N, semaphore:N@agent; "
-        "several with commas, or repeat the option",
+        help=f"how the calls of a round run: {defaults.STRATEGY_FORMS}; several with commas, or repeat the "
+        "option",
     )
     add("--provider", choices=list(PROVIDERS), default="openai", help="API that the agents speak")
     add("--scenario", default="cities", help="the emulator's scenario: a name, or a TOML file")
@@ -361,7 +368,8 @@ def add_options(parser: Any) -> None:
         default=LOOPBACK,
         help="address to serve /metrics on; this machine's alone by default",
     )
-    add("--share-limit", action="store_true", help="divide a strategy's limits among the workers")
+    add("--share-limit", action="store_true", help="divide all limits among the workers")
+    add("--model-limit", default=None, metavar="SPEC", help=defaults.MODEL_LIMIT)
     add("--no-metrics", action="store_true", help="serve no /metrics")
     add("--metrics-linger", type=float, default=0.0, help="seconds to serve /metrics after the last trial")
     add("--max-loops", default=None, help="end the run after so many loops, warm-up included")

@@ -69,13 +69,17 @@ def command(run: Run, **changes: Any) -> str:
         parts += ["--workers", str(run.workers)]
     if run.seed != 1:
         parts += ["--seed", str(run.seed)]
-    for option in ("base_url", "tools_url", "model", "max_rounds", "tool_choice"):
+    for option in ("base_url", "tools_url", "model", "max_rounds", "tool_choice", "model_limit"):
         value = arguments.get(option)
         if value not in (None, {"max_rounds": 5, "tool_choice": "auto"}.get(option)):
             parts += [f"--{option.replace('_', '-')}", str(value)]
     if arguments.get("parallel_tool_calls") is False:
         parts.append("--no-parallel-tool-calls")
-    parts += [f"--{flag.replace('_', '-')}" for flag in ("stream", "allow_remote") if arguments.get(flag)]
+    parts += [
+        f"--{flag.replace('_', '-')}"
+        for flag in ("stream", "allow_remote", "share_limit")
+        if arguments.get(flag)
+    ]
     return clean(shlex.join(parts), 2000)
 
 

@@ -14,11 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from profiler.anatomy import phases
+from profiler.anatomy import model_queue_ns, phases
 from profiler.records import LoopRecord, RoundRecord
 from profiler.report.text import clean, duration
 
-CauseKind = Literal["model", "backoff", "limiter", "blocked", "threads", "tools", "rest"]
+FELT_NS = 1_000_000
+"""A wait shorter than this is none."""
+
+CauseKind = Literal["model", "model_limiter", "backoff", "limiter", "blocked", "threads", "tools", "rest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +36,14 @@ class Cause:
 
 def causes(record: LoopRecord) -> list[Cause]:
     """The causes of a loop's wall time, the largest first; those that took none are left out."""
-    kinds: tuple[CauseKind, ...] = ("model", "backoff", "limiter", "blocked", "threads", "tools")
+    kinds: tuple[CauseKind, ...] = (
+        *("model", "model_limiter", "backoff", "limiter", "blocked", "threads", "tools"),
+    )
     totals = dict.fromkeys(kinds, 0)
     for round_ in record.rounds:
         parts = phases(round_)
         totals["model"] += parts["model"]
+        totals["model_limiter"] += parts["model_queue"]
         totals["backoff"] += parts["backoff"]
         limiter, threads = _prolonged(round_)
         # Eager calls overlap the model; what the model already covers is not theirs.
@@ -69,9 +75,16 @@ def _describe(kind: CauseKind, ns: int, record: LoopRecord) -> Cause:
     strategy = clean(record.strategy)
     if kind == "model":
         count = len(record.rounds)
-        slowest = max(round_.model.ended_ns - round_.model.started_ns for round_ in record.rounds)
+        slowest = max(
+            model.ended_ns - model.started_ns - model_queue_ns(model)
+            for model in (round_.model for round_ in record.rounds)
+        )
         words = f"the model ({count} {_plural('request', count)}"
         return Cause(kind, ns, words + (f", slowest {duration(slowest / 1e9)})" if count > 1 else ")"))
+    if kind == "model_limiter":
+        count = sum(model_queue_ns(round_.model) > FELT_NS for round_ in record.rounds) or 1
+        words = f"{count} model {_plural('request', count)} waited in the model's limiter"
+        return Cause(kind, ns, words, "raise it, if the quota allows more")
     if kind == "backoff":
         retries = sum(max(0, len(round_.model.attempts) - 1) for round_ in record.rounds)
         words = f"backoff before {retries} {_plural('retry', retries)} of model requests"

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from profiler.errors import UsageError
+from profiler.limited import parse_model_limit
+from profiler.limits.totals import totals
 from profiler.report.text import clean, duration, number, percent
 from profiler.report.timeline import render_timeline
 from profiler.rundir import Run
@@ -54,6 +56,9 @@ def render_comparison(
     for strategy in summary.strategies:
         if strategy.phases:
             console.print(Text(f"{clean(strategy.strategy)}: {_where(strategy)}"))
+        for line in (moving_limit(strategy), overlap(strategy)):
+            if line is not None:
+                console.print(Text(f"{clean(strategy.strategy)}: {line}"))
     for line in [*limits(run), *_objective(summary)]:
         console.print(Text(line))
     for name, law in summary.scalability.items():
@@ -104,14 +109,19 @@ def _command(level: str, text: str) -> str:
 
 
 def limits(run: Run) -> list[str]:
-    """`semaphore:4: limit 4 × 2 workers = 8 calls at once`, for each strategy of the run with a limiter."""
+    """`semaphore:4: limit 4 × 2 workers = 8 calls at once`, for each limiter of the run, the model's too."""
     lines = []
+    share = run.workers if run.arguments.get("share_limit") else 1
     for spec in run.strategies:
         try:
-            strategy = parse_strategy(spec, share=run.workers if run.arguments.get("share_limit") else 1)
+            strategy = parse_strategy(spec, share=share)
         except UsageError:  # of a user's own agent, or of a later version
             continue
-        if strategy.limit is None or spec == "sequential" or (strategy.gate and strategy.gate.moves):
+        rules = () if strategy.gate is None else strategy.gate.rules
+        if any(rule.limit is None or rule.scope == "tool" for rule in rules):
+            lines += totals(rules, share=share, processes=run.workers)
+            continue
+        if strategy.limit is None or spec == "sequential":
             continue
         agents = max([run.load.users, *(trial.users for trial in run.trials)])
         count, what = (agents, "agent") if strategy.scope == "agent" else (run.workers, "worker")
@@ -119,7 +129,28 @@ def limits(run: Run) -> list[str]:
             f"{spec}: limit {strategy.limit} × {count} {what}{'' if count == 1 else 's'} "
             f"= {strategy.limit * count} calls at once"
         )
+    if model_limit := run.arguments.get("model_limit"):
+        rules = parse_model_limit(str(model_limit))
+        of_model = totals(rules, share=share, processes=run.workers, what="model requests")
+        lines += [f"the model, {line}" for line in of_model]
     return lines
+
+
+def moving_limit(strategy: StrategySummary) -> str | None:
+    """`limit 9 to 48, last 40` of a strategy whose limit adapts."""
+    limit = strategy.limit
+    return None if limit is None else f"limit {limit.low} to {limit.high}, last {limit.last}"
+
+
+def overlap(strategy: StrategySummary) -> str | None:
+    """How much an eager strategy ran beside the model, what that saved, and what could have been."""
+    if strategy.overlap is None or not strategy.strategy.startswith("eager"):
+        return None
+    found = strategy.overlap
+    return (
+        f"tools ran {duration(found.seconds)} a loop beside the model; "
+        f"saved {duration(found.saved_seconds)} of at most {duration(found.savable_seconds)}"
+    )
 
 
 def _console(out: IO[str], width: int, color: bool) -> Console:

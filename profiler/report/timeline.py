@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Literal
 
-from profiler.anatomy import loop_phases, tool_phase
+from profiler.anatomy import loop_phases, model_queue_ns, tool_phase
 from profiler.records import LoopRecord, ModelCall, ToolCall
 from profiler.report.explanation import causes
 from profiler.report.text import clean, duration, number, percent
@@ -108,6 +108,7 @@ def _note(ns: int, status: str) -> str:
 
 def _model_spans(model: ModelCall) -> Iterator[_Span]:
     yield _Span("model" if model.status == "ok" else "failed", model.started_ns, model.ended_ns)
+    yield _Span("wait", model.started_ns, model.started_ns + model_queue_ns(model))
     for before, after in pairwise(model.attempts):
         yield _Span("backoff", before.ended_ns, after.started_ns)
 
@@ -169,7 +170,7 @@ def _legend(rows: list[_Row], symbols: dict[Kind, str]) -> str:
 def _decomposition(record: LoopRecord, width: int) -> list[str]:
     wall = record.ended_ns - record.started_ns
     parts = [
-        f"{name} {duration(ns / 1e9)} ({percent(ns / wall if wall else 0.0)})"
+        f"{name.replace('_', ' ')} {duration(ns / 1e9)} ({percent(ns / wall if wall else 0.0)})"
         for name, ns in loop_phases(record).items()
         if ns or name == "unaccounted"
     ]

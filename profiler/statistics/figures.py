@@ -9,6 +9,7 @@ import numpy as np
 
 from profiler.anatomy import PHASES
 from profiler.statistics.measure import Block, Indices, Measured, completed, good, latency
+from profiler.statistics.moving import limit_line, moves
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import (
     FEWEST_BLOCKS,
@@ -71,6 +72,29 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class MovingLimit:
+    """A limit that adapts, of all processes together: its range in the windows, and where it was last."""
+
+    low: int
+    high: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Tools beside the model that streams, in mean seconds of a completed loop.
+
+    `seconds`: a call ran while the model streamed. `saved_seconds`: how much sooner the rounds ended
+    than if all calls had started at the end of the reply (negative where a limiter held them longer),
+    `savable_seconds`: than if each had started as soon as its arguments were complete.
+    """
+
+    seconds: float
+    saved_seconds: float
+    savable_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """Everything that was recorded of one strategy, whatever the windows."""
 
@@ -95,7 +119,8 @@ class StrategySummary:
     per second. `phases` are mean seconds per loop and sum to `mean_loop_seconds`. `speed_up` is
     work / wall and `efficiency` critical path / wall of the tool phases. `warm_up_loops` were left
     out of each block; `steady` is None when the series is too short to tell. `shortfalls` counts the
-    rounds whose calls overlapped less than the strategy allows, by cause.
+    rounds whose calls overlapped less than the strategy allows, by cause. `limit` is None unless the
+    strategy's limit moves, `overlap` unless replies with calls were streamed.
     """
 
     strategy: str
@@ -122,6 +147,8 @@ class StrategySummary:
     totals: Totals
     objective_met: bool | None = None
     shortfalls: dict[str, int] = field(default_factory=dict)
+    limit: MovingLimit | None = None
+    overlap: Overlap | None = None
 
 
 def figures(group: Measured, table: Table, objective: Objective | None = None) -> StrategySummary:
@@ -179,6 +206,8 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         totals=_totals(table, group.strategy),
         objective_met=met(objective, loop_seconds, failed),
         shortfalls=_count(short[short != NONE], table.shortfalls),
+        limit=_moving_limit(table, group.strategy, due),
+        overlap=_overlap(table, everything),
     )
 
 
@@ -286,6 +315,23 @@ def _tools(table: Table, blocks: tuple[Block, ...]) -> dict[str, Tool]:
             blocking_calls=int(np.count_nonzero(table.blocking[every])),
         )
     return dict(sorted(result.items()))
+
+
+def _moving_limit(table: Table, strategy: str, loops: Indices) -> MovingLimit | None:
+    if not moves(strategy):
+        return None
+    line = limit_line(table, strategy)
+    chosen = np.zeros(table.trial.size, dtype=bool)
+    chosen[loops] = True
+    totals = line.totals[chosen[table.round_loop[line.rounds]]]
+    return MovingLimit(int(totals.min()), int(totals.max()), int(totals[-1])) if totals.size else None
+
+
+def _overlap(table: Table, loops: Indices) -> Overlap | None:
+    found = (table.overlapped[loops], table.saved[loops], table.savable[loops])
+    if not any(column.any() for column in found):
+        return None
+    return Overlap(*(float(column.mean()) * _NS for column in found))
 
 
 def _totals(table: Table, strategy: str) -> Totals:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.anatomy import PHASES, loop_phases, tool_phase
+from profiler.anatomy import PHASES, eagerness, loop_phases, tool_phase
 from profiler.records import LoopRecord, read
 
 Ints = NDArray[np.int64]
@@ -24,7 +24,8 @@ _STATUS = {"ok": OK, "error": ERROR, "cancelled": CANCELLED}
 
 _LOOP = (
     *("trial", "strategy", "number", "due", "started", "ended", "status", "answered", "error"),
-    *("requests", "attempts", "input_tokens", "output_tokens", "work", "critical", "wall"),
+    *("requests", "attempts", "input_tokens", "output_tokens", "work", "critical", "wall", "process"),
+    *("overlapped", "saved", "savable"),
 )
 
 NONE = -1
@@ -56,8 +57,12 @@ class Table:
     Loops: `due` is when the loop was meant to start (open load), else its start; `answered` is 1
     when every call of the loop succeeded; `trial` is `NONE` for a loop inside another's tool call,
     whose time is that call's; `phases` has one row per loop, in the order of
-    `anatomy.PHASES`; `work`, `critical` and `wall` are summed over the rounds with calls.
-    Rounds: `tool_wall` is `NONE` in a round without calls; `shortfall` a code of `shortfalls`.
+    `anatomy.PHASES`; `work`, `critical` and `wall` are summed over the rounds with calls; `process` is a
+    code, the same for loops of the same process; `overlapped`, `saved` and `savable` are summed over
+    streamed rounds: calls running beside the model, how much sooner the round ended than with calls
+    started at the end of the reply, and how much sooner it could have (`anatomy.Eagerness`).
+    Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls; `shortfall` is a code of
+    `shortfalls`; `limit` is `NONE` where the strategy set none.
     Calls: `duration` is `NONE` for a call that never got through its limiter; `blocking` is for how
     long the call held the event loop.
     """
@@ -83,12 +88,18 @@ class Table:
     work: Ints
     critical: Ints
     wall: Ints
+    process: Ints
+    overlapped: Ints
+    saved: Ints
+    savable: Ints
     phases: Ints
 
     round_loop: Ints
     round_wall: Ints
     tool_wall: Ints
     shortfall: Ints
+    tools_started: Ints
+    limit: Ints
 
     call_loop: Ints
     call_tool: Ints
@@ -108,14 +119,16 @@ def tabulate_file(path: Path) -> Table:
 
 def tabulate(records: Iterable[LoopRecord]) -> Table:
     """The table of a stream of records."""
-    strategies, tools, errors, shortfalls = Names(), Names(), Names(), Names()
+    strategies, tools, errors, shortfalls, processes = Names(), Names(), Names(), Names(), Names()
     loops = [array("q") for _ in _LOOP]
     phases = array("q")
     round_loop, round_wall, tool_wall, shortfall = array("i"), array("q"), array("q"), array("b")
+    tools_started, limit = array("q"), array("i")
     call_loop, call_tool, call_error = array("i"), array("i"), array("i")
     duration, queue, blocking = array("q"), array("q"), array("q")
     for index, record in enumerate(records):
         requests = attempts = input_tokens = output_tokens = work = critical = wall = 0
+        overlapped = saved = savable = 0
         answered = 1
         for round_ in record.rounds:
             model = round_.model
@@ -128,10 +141,17 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
                 work += phase.work_ns
                 critical += phase.critical_path_ns
                 wall += phase.wall_ns
+                eager = eagerness(round_)
+                if eager is not None:
+                    overlapped += eager.overlapped_ns
+                    saved += eager.gathered_ns - eager.wall_ns
+                    savable += eager.gathered_ns - eager.bound_ns
             round_loop.append(index)
             round_wall.append(round_.ended_ns - round_.started_ns)
             tool_wall.append(phase.wall_ns if phase is not None else NONE)
             shortfall.append(shortfalls.code(round_.shortfall))
+            tools_started.append(NONE if round_.tools_started_ns is None else round_.tools_started_ns)
+            limit.append(NONE if round_.limit is None else round_.limit)
             for call in round_.tool_calls:
                 started = call.started_ns
                 failed = call.status != "ok"
@@ -160,6 +180,10 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             work,
             critical,
             wall,
+            processes.code(record.process),
+            overlapped,
+            saved,
+            savable,
         )
         for column, value in zip(loops, row, strict=True):
             column.append(value)
@@ -174,6 +198,8 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
         round_wall=_view(round_wall),
         tool_wall=_view(tool_wall),
         shortfall=_view(shortfall),
+        tools_started=_view(tools_started),
+        limit=_view(limit),
         call_loop=_view(call_loop),
         call_tool=_view(call_tool),
         call_error=_view(call_error),

@@ -14,9 +14,10 @@ from profiler.rundir import Run, RunDirectory
 from profiler.statistics.comparison import Ratio, compare_strategies
 from profiler.statistics.figures import StrategySummary, figures, limit
 from profiler.statistics.measure import Measured, measure
+from profiler.statistics.moving import limit_line
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import Estimate
-from profiler.statistics.table import tabulate_file
+from profiler.statistics.table import tabulate, tabulate_file
 from profiler.tune.search import Scored
 
 ObjectiveName = Literal["goodput", "p95", "throughput"]
@@ -164,18 +165,8 @@ def _running(records: Iterable[LoopRecord]) -> Iterable[tuple[int, int]]:
 
 def settled_limit(records: Sequence[LoopRecord]) -> int | None:
     """The median of an adaptive limit over the second half of the time; None when nothing was refused."""
-    line = limit_line(records)
-    if len(line) < 4 or not any(call.error_type == "http_429" for r in records for call in r.tool_calls):
+    line = limit_line(tabulate(records), "adaptive").limits
+    if line.size < 4 or not any(call.error_type == "http_429" for r in records for call in r.tool_calls):
         return None
-    late = sorted(value for _, value in line[len(line) // 2 :])
-    return late[len(late) // 2]
-
-
-def limit_line(records: Iterable[LoopRecord]) -> list[tuple[int, int]]:
-    """(when, the limit in force) of every round with calls, in order of time."""
-    return sorted(
-        (round_.tools_started_ns, round_.limit)
-        for record in records
-        for round_ in record.rounds
-        if round_.tools_started_ns is not None and round_.limit is not None
-    )
+    late = sorted(line[line.size // 2 :])
+    return int(late[len(late) // 2])

@@ -51,7 +51,7 @@ async def test_the_python_in_it_runs(emulator, monkeypatch, capsys):
     monkeypatch.setenv("PROFILER_TOOLS_URL", emulator.url)
     names: dict[str, object] = {}
     sources = [block for language, block in BLOCKS if language == "python"]
-    assert len(sources) == 3
+    assert len(sources) == 4
     for source in sources:
         free = source.replace("serve_metrics(9464)", "serve_metrics(0)")
         code = compile(free, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)

@@ -21,7 +21,7 @@ from profiler.statistics.summary import summarise_directory
 from tests.integration.browser import Watched, chromium, screenshot, serious, watched
 from tests.unit import statistics_data as made
 
-STRATEGIES = ("sequential", "gathered", "semaphore:8")
+STRATEGIES = ("sequential", "gathered", "adaptive")
 
 HOSTILE = (
     "<img src=x onerror=document.title=9>",
@@ -152,6 +152,8 @@ def test_a_strategy_is_switched_off_in_every_chart(report: Watched) -> None:
     assert button.get_attribute("aria-pressed") == "false"
     assert curves.count() == len(STRATEGIES) - 1
     assert bars.count() < before
+    limits = report.page.locator("#lane-running g[aria-label=line] path")
+    assert limits.count() == 2  # of adaptive, in each of the two blocks
     button.click()
     assert curves.count() == len(STRATEGIES)
     assert report.complaints == []
@@ -197,8 +199,10 @@ def test_a_distribution_is_chosen_and_read(report: Watched) -> None:
     chart = report.page.locator("#chart-distribution svg")
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
-    report.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    report.page.wait_for_function("document.getElementById('readout').textContent.includes('take at most')")
+    middle = box["y"] + box["height"] / 2
+    report.page.mouse.move(box["x"], middle)
+    report.page.mouse.move(box["x"] + box["width"], middle, steps=40)  # across all curves
+    report.page.locator("#readout", has_text="take at most").wait_for()
     assert "of tool lookup_part take at most" in report.page.locator("#readout").inner_text()
 
 

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from profiler import ProviderError, ToolLoop, tool
+from profiler.errors import UsageError
 from profiler.gate import Gate
-from profiler.limited import LimitedModel
+from profiler.limited import LimitedModel, parse_model_limit
 from profiler.model import Probe, Reply, RequestOptions
 from profiler.records import Attempt
 from profiler.testing import ScriptedModel, call, provider_failure, run_virtual
@@ -218,3 +219,16 @@ def test_pieces_of_text_are_handed_on_and_the_first_of_anything_is_noted():
     assert probe.first_tool_call_ns == 20
     probe.call_complete(call("look"))
     assert (probe.first_tool_call_ns, sorted(probe.complete_ns.values())) == (20, [20, 30])
+
+
+def test_the_spec_of_a_model_limit():
+    rules = parse_model_limit("rate:500/min,burst=10+tokens:30000/min+semaphore:8+adaptive")
+    assert [rule.spec for rule in rules] == [
+        "rate:500/min,burst=10",
+        "tokens:30000/min",
+        "semaphore:8",
+        "adaptive",
+    ]
+    for wrong in ("", "rate:500", "semaphore:8@agent", "semaphore:search=2", "eager", "rate:5/s,tokens:5/s"):
+        with pytest.raises(UsageError, match=r"--model-limit .*: expected rate:R/s"):
+            parse_model_limit(wrong)

@@ -78,6 +78,7 @@ def test_the_command_line_of_options_parses_to_the_same_options() -> None:
         price="2.5/10",
         record_content=True,
         redact="my:redact",
+        model_limit="rate:500/min,burst=10+tokens:30000/min",
     )
     usual = LoadOptions()
     untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}

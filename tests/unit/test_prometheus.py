@@ -124,6 +124,19 @@ def test_gauges_show_now(sink):
     assert "toolloop_run_info{" not in exposition(sink)
 
 
+async def test_the_gauge_of_a_limit_that_adapts_moves(sink):
+    strategy = parse_strategy("adaptive:2")
+    sink.watch_limit("adaptive:2", strategy)
+    seen = [value(sink, "toolloop_concurrency_limit", strategy="adaptive:2")]
+    for refused in (False, True):
+        slots = [await strategy.gate.enter(strategy.gate.slot()) for _ in range(2)]
+        for slot in slots:
+            slot.outcome = "rejected" if refused else "ok"
+            strategy.gate.leave(slot)
+        seen.append(value(sink, "toolloop_concurrency_limit", strategy="adaptive:2"))
+    assert seen == [2, 3, 1]
+
+
 def exposition(sink: PrometheusSink) -> str:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(sink)

@@ -145,6 +145,7 @@ def test_phases_of_a_round():
     first, last = sample().rounds
     assert phases(first) == {
         "model": 100,
+        "model_queue": 0,
         "backoff": 0,
         "parse": 10,
         "tools": 190,
@@ -164,11 +165,25 @@ def test_backoff_lies_between_attempts_inside_the_model_request():
     assert (spent["backoff"], spent["model"]) == (45, 30)
 
 
+def test_what_our_limiter_held_a_model_request_is_not_the_model_s():
+    """40 before the first attempt; what it waited between attempts is backoff."""
+    attempts_ = (Attempt(365, 370, 429), Attempt(380, 395, 200))
+    model = ModelCall("p", "m", 320, 395, attempts=attempts_, limiter_wait_ns=40)
+    round_ = replace(sample().rounds[1], model=model)
+    spent = phases(round_)
+    assert (spent["model_queue"], spent["backoff"], spent["model"]) == (40, 10, 25)
+    refused = replace(round_, model=replace(model, attempts=(), limiter_wait_ns=90))
+    assert (phases(refused)["model_queue"], phases(refused)["model"]) == (75, 0)
+    overlapping = replace(sample(), rounds=(round_, replace(round_, index=1)), started_ns=320, ended_ns=400)
+    assert loop_phases(overlapping) == loop_phases(replace(overlapping, rounds=(round_,)))
+
+
 def test_an_eager_call_gives_way_to_the_model():
     calls = (ToolCall("c1", "a", 50, 50, 50, 180),)
     round_ = RoundRecord(0, 0, 200, ModelCall("p", "m", 0, 100), 100, 180, calls)
     assert phases(round_) == {
         "model": 100,
+        "model_queue": 0,
         "backoff": 0,
         "parse": 0,
         "tools": 80,

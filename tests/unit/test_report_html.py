@@ -19,6 +19,7 @@ from profiler.report.html.payload import payload
 from profiler.report.html.vendor import LIBRARIES, VENDOR
 from profiler.report.html.waterfalls import MOST_CASES, MOST_ROWS, waterfalls
 from profiler.rundir import RunDirectory, Trial
+from profiler.statistics.figures import MovingLimit
 from profiler.statistics.summary import summarise_directory
 from tests.unit.statistics_data import call, loop, run, trial
 
@@ -98,6 +99,41 @@ def test_the_course_counts_what_happened_in_each_bin(tmp_path: Path) -> None:
     assert one["queued"] == [0.8, 0.0, 0.0, 0.0]
     assert one["median"] == [None, None, 0.5, None]
     assert one["limited"] == [0.0, 0.0, 0.0, 0.0]
+    assert one["running"] == [0.4, 1.2, 0.0, 0.0]
+    assert one["limit"] == [None] * 4  # that of gathered does not move
+
+
+def test_a_limit_that_moves_is_a_line_across_its_trials(tmp_path: Path) -> None:
+    """Of two processes the limits add up; between rounds, and in the next block, the last one holds."""
+
+    def with_limit(start: float, limit: int, process: str, number: int, trial: int) -> LoopRecord:
+        record = loop(start, 100.0, [(0.0, 50.0)], "adaptive", trial, number=number)
+        first, last = record.rounds
+        return replace(record, process=process, rounds=(replace(first, limit=limit), last))
+
+    trials = [
+        trial(0, "adaptive", 0, 1000),
+        trial(1, "gathered", 1000, 2000),
+        trial(2, "adaptive", 2000, 2500, block=1),
+    ]
+    records = [
+        with_limit(200, 8, "a", 0, 0),  # the phase begins 100 ms after the loop
+        with_limit(300, 4, "b", 1, 0),
+        with_limit(300, 10, "a", 2, 0),
+        with_limit(650, 6, "b", 3, 0),
+        loop(1000, 100.0, [(0.0, 50.0)], trial=1, number=0),
+        with_limit(2250, 12, "a", 4, 2),
+    ]
+    found = gather(directory(tmp_path, trials, records))
+    first, gathered, second = course(found)["trials"]
+    assert first["limit"] == [None, 12.67, 14.0, 16.0]  # nothing | 12, 12, 14 | nothing | 16
+    assert set(gathered["limit"]) == {None}
+    assert second["limit"] == [16.0, 18.0]
+    limits = {one.strategy: one.limit for one in found.summary.strategies}
+    assert limits == {"adaptive": MovingLimit(12, 18, 18), "gathered": None}
+    page = render(found)
+    assert "16.0 to 18.0, last 18.0</td>" in page
+    assert "tool calls running at once (bars) and the limit in force (line)" in page
 
 
 def test_what_a_quota_refused_is_counted_of_model_and_tools(tmp_path: Path) -> None:

@@ -36,6 +36,27 @@ def some_records() -> list[LoopRecord]:
     return [plain, odd, loop(300, strategy="sequential")]
 
 
+def test_calls_beside_a_streaming_model_are_added_up() -> None:
+    """The model streams for 100 ms; a call of 80 ms was complete at 40 ms and began at 60 ms."""
+    plain = loop(0, calls=[(0, 80)], strategy="eager")
+    first, *others = plain.rounds
+    (call,) = first.tool_calls
+    call = dataclasses.replace(
+        call, ready_ns=40 * MS, queued_ns=40 * MS, started_ns=60 * MS, ended_ns=140 * MS
+    )
+    streamed = dataclasses.replace(first.model, streamed=True)
+    first = dataclasses.replace(first, model=streamed, tool_calls=(call,))
+    record = dataclasses.replace(plain, rounds=(first, *others), ended_ns=240 * MS)
+    table = tabulate([record, plain])
+    assert table.overlapped.tolist() == [40 * MS, 0]
+    assert table.saved.tolist() == [40 * MS, 0]
+    assert table.savable.tolist() == [60 * MS, 0]
+    summary = summarise(run([trial(0, "eager", 0, 1000)]), [record])
+    found = summary.strategies[0].overlap
+    assert found is not None
+    assert (found.seconds, found.saved_seconds, found.savable_seconds) == pytest.approx((0.04, 0.04, 0.06))
+
+
 def write(path: Path, made: list[LoopRecord]) -> Path:
     path.write_bytes(b"".join(records.encode(record) + b"\n" for record in made))
     return path
@@ -58,6 +79,8 @@ def test_columns_hold_what_the_records_say() -> None:
     assert table.attempts.tolist() == [2, 3, 1]
     assert table.input_tokens.tolist() == [20, 10, 10]
     assert table.number.tolist() == [7, 7, NONE]
+    assert table.limit.tolist() == table.shortfall.tolist() == [NONE] * 5
+    assert table.tools_started.tolist() == [100 * MS, NONE, 100 * MS, NONE, NONE]
     assert table.work.tolist() == [80 * MS, 30 * MS, 0]
     assert table.critical.tolist() == [50 * MS, 30 * MS, 0]
     assert table.wall.tolist() == [50 * MS, 50 * MS, 0]

@@ -13,6 +13,7 @@ from profiler.report.explanation import causes
 from profiler.report.terminal import limits, render_comparison, render_timeline, use_color
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import ClientHealth, Run
+from profiler.statistics.figures import MovingLimit, Overlap
 from profiler.statistics.summary import Summary, summarise
 from tests.unit.statistics_data import MS, loop, run, trial
 
@@ -70,6 +71,20 @@ def test_where_the_time_goes_is_said() -> None:
     mean = summary.strategies[0].mean_loop_seconds
     assert line.startswith(f"sequential: {duration(mean)} a loop: tools ")
     assert "model 200 ms (" in line
+
+
+def test_a_limit_that_moved_and_what_ran_beside_the_model_are_said() -> None:
+    made, summary = experiment()
+    one = dataclasses.replace(
+        summary.strategies[0],
+        strategy="eager+adaptive",
+        limit=MovingLimit(9, 48, 40),
+        overlap=Overlap(0.2, 0.15, 0.18),
+    )
+    text = render_comparison(dataclasses.replace(summary, strategies=(one,)), made, 100)
+    assert "eager+adaptive: limit 9 to 48, last 40\n" in text
+    said = "tools ran 200 ms a loop beside the model; saved 150 ms of at most 180 ms\n"
+    assert f"eager+adaptive: {said}" in text
 
 
 def test_goodput_leads_where_failures_differ() -> None:

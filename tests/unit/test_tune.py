@@ -15,7 +15,7 @@ from profiler.statistics.comparison import Ratio
 from profiler.statistics.quantiles import Estimate
 from profiler.tune.answer import Answer, choose, render
 from profiler.tune.driver import Search
-from profiler.tune.measured import limit_line, pilot, settled_limit
+from profiler.tune.measured import pilot, settled_limit
 from profiler.tune.quotas import Quota, advise, demand, parse_quota, seen_quota
 from profiler.tune.search import (
     Scored,
@@ -226,7 +226,6 @@ def test_where_an_adaptive_limit_settled():
     assert settled_limit(records) is None  # nothing was refused: it only grew
     records[3] = loop(3 * S, 21, error="http_429")
     assert settled_limit(records) == 20
-    assert limit_line(records)[:2] == [(0, 8), (S, 16)]
 
 
 def test_a_pilot_tells_the_peak_and_what_trials_cost():

@@ -11,6 +11,7 @@ from profiler import palette
 from profiler.report.advice import Step
 from profiler.report.html.curves import SHARES
 from profiler.report.html.markup import Cell, Grid, behind, chart, name, swatch, text
+from profiler.report.terminal import overlap
 from profiler.report.text import duration, number, percent
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.quantiles import Estimate
@@ -173,9 +174,15 @@ def phases(strategies: Sequence[StrategySummary]) -> str:
         for phase in names
         if any(_seen(one, phase) for one in strategies)
     )
+    beside = "".join(
+        f"<li>{swatch(palette.strategy_colour(one.strategy))}{name(one.strategy)}: {text(said)}</li>"
+        for one in strategies
+        if (said := overlap(one)) is not None
+    )
     return (
         f'<ul class="legend">{legend}</ul>'
         + chart("chart-phases", "Mean seconds per loop, stacked by phase", 50 + (ROW + 6) * len(strategies))
+        + (f'<ul class="notes">{beside}</ul>' if beside else "")
         + behind(grid, "table-phases")
     )
 

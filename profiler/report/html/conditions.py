@@ -28,12 +28,14 @@ LANES = (
     ("median", "loop latency in seconds: median (line) and slowest (dots)"),
     ("in_flight", "loops in flight"),
     ("queued", "tool calls waiting to start"),
+    ("running", "tool calls running at once"),
     ("limited", "refused by a quota (429) per second: model requests and tool calls"),
 )
+WITH_LIMIT = " (bars) and the limit in force (line)"
 
 
 def course(data: dict[str, Any], strategies: Sequence[dict[str, Any]]) -> str:
-    """Five charts on one time axis, and a table of the trials."""
+    """Six charts on one time axis, and a table of the trials."""
     if not data["trials"]:
         return "<p>No trial came to its end.</p>"
     grid = Grid(
@@ -47,6 +49,8 @@ def course(data: dict[str, Any], strategies: Sequence[dict[str, Any]]) -> str:
             ("measured", True),
             ("warm-up left out", True),
             ("drained in", True),
+            ("most calls at once", True),
+            ("limit", False),
         ],
     )
     for trial in data["trials"][:MOST_TRIAL_ROWS]:
@@ -64,14 +68,18 @@ def course(data: dict[str, Any], strategies: Sequence[dict[str, Any]]) -> str:
                 Cell(duration(trial["end"] - trial["warm"], "s")),
                 Cell(duration(trial["warm"] - trial["start"], "s")),
                 Cell(duration(trial["drained"] - trial["end"], "s")),
+                Cell(number(max(trial["running"]))),
+                Cell(_limit_range(trial["limit"])),
             ]
         )
     left = len(data["trials"]) - len(grid.rows)
     more = f'<p class="small">{left} more trials are left out of the table.</p>' if left else ""
+    moving = any(limit is not None for trial in data["trials"] for limit in trial["limit"])
+    labels = [(key, label + (WITH_LIMIT if moving and key == "running" else "")) for key, label in LANES]
     lanes = "".join(
         f'<figure class="lane"><figcaption>{text(label)}</figcaption>'
         f"{chart(f'lane-{key}', f'{label}, over the run', 110)}</figure>"
-        for key, label in LANES
+        for key, label in labels
     )
     return (
         chart("lane-trials", "Which strategy ran when", 46)
@@ -81,6 +89,14 @@ def course(data: dict[str, Any], strategies: Sequence[dict[str, Any]]) -> str:
         + behind(grid, "table-trials", "The trials as a table")
         + more
     )
+
+
+def _limit_range(limits: Sequence[float | None]) -> str:
+    """`9.0 to 48.0, last 40.0` of the bins of a trial; a dash where the limit does not move."""
+    known = [limit for limit in limits if limit is not None]
+    if not known:
+        return "–"
+    return f"{number(min(known))} to {number(max(known))}, last {number(known[-1])}"
 
 
 def ladder(summary: Summary) -> str:
@@ -323,7 +339,7 @@ def _load(run: Run, summary: Summary) -> list[tuple[str, str]]:
         ("trials", str(len(run.trials))),
         ("loops recorded", str(material_loops(summary))),
         ("began", began.strftime("%Y-%m-%d %H:%M:%S UTC")),
-        *((f"limit of {line.split(':')[0]}", line.split(": ", 1)[1]) for line in limits(run)),
+        *((f"limit of {spec}", said) for spec, said in (line.split(": ", 1) for line in limits(run))),
     ]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from profiler.report.html.material import Material
 from profiler.rundir import Trial
 from profiler.statistics.measure import Block, Indices, Measured, completed, latency
+from profiler.statistics.moving import LimitLine, limit_line, moves
 from profiler.statistics.summary import Summary
 from profiler.statistics.table import ERROR, NONE, OK, Ints, Table
 
@@ -75,8 +76,10 @@ def curve(nanoseconds: Ints) -> list[float]:
 def course(material: Material) -> dict[str, Any]:
     """The run over time: a bin width, the trials, and per trial what happened in each of its bins.
 
-    Seconds count from the start of the first trial. `in_flight` and `queued` are means over the
-    bin; `median` and `slowest` are of the loops that ended in it, None where none did.
+    Seconds count from the start of the first trial. `in_flight`, `queued` and `running` (calls) are
+    means over the bin; `median` and `slowest` are of the loops that ended in it, None where none did.
+    `limit` is what a strategy whose limit moves let run at once in all processes, None before it is
+    known; of other strategies every bin is None.
     """
     run, table = material.run, material.table
     if not run.trials:
@@ -90,11 +93,18 @@ def course(material: Material) -> dict[str, Any]:
     order = np.argsort(table.trial, kind="stable")
     trial_of_call = table.trial[table.call_loop]
     limited = np.sort(material.instants.limited)
+    ran = table.duration != NONE
+    lines = {
+        strategy: limit_line(table, strategy)
+        for strategy in dict.fromkeys(trial.strategy for trial in trials)
+        if moves(strategy)
+    }
     drawn = []
     for trial in trials:
         loops = order[np.searchsorted(table.trial[order], trial.index, "left") :]
         loops = loops[: np.searchsorted(table.trial[loops], trial.index, "right")]
         calls = np.flatnonzero(trial_of_call == trial.index)
+        running = calls[ran[calls]]
         edges = _edges(trial, width)
         drawn.append(
             {
@@ -112,6 +122,8 @@ def course(material: Material) -> dict[str, Any]:
                 **_latencies(table, loops[table.status[loops] == OK], edges),
                 "in_flight": _occupancy(table.started[loops], table.ended[loops], edges),
                 "queued": _occupancy(waits_from[calls], waits_to[calls], edges),
+                "running": _occupancy(waits_to[running], waits_to[running] + table.duration[running], edges),
+                "limit": _limits(lines.get(trial.strategy), edges),
             }
         )
     return {"width": width, "trials": drawn}
@@ -245,6 +257,21 @@ def _latencies(table: Table, loops: Indices, edges: Ints) -> dict[str, list[floa
         medians.append(round(float(np.median(values)), 5) if values.size else None)
         slowest.append(round(float(values.max()), 5) if values.size else None)
     return {"median": medians, "slowest": slowest}
+
+
+def _limits(line: LimitLine | None, edges: Ints) -> list[float | None]:
+    """The mean of the limits in force in each bin; where none was noted, the last one is still in force."""
+    if line is None:
+        return [None] * (edges.size - 1)
+    places = np.searchsorted(line.times, edges)
+    return [
+        round(float(line.totals[low:high].mean()), 2)
+        if high > low
+        else float(line.totals[low - 1])
+        if low
+        else None
+        for low, high in pairwise(places)
+    ]
 
 
 def _occupancy(starts: Ints, ends: Ints, edges: Ints) -> list[float]:

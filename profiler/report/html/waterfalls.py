@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+from profiler.anatomy import model_queue_ns
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.report.explanation import causes
 from profiler.report.html.choice import Case
@@ -115,18 +116,19 @@ def loop(record: LoopRecord, content: bool = True) -> dict[str, Any]:
 
 def _model_row(round_: RoundRecord, origin: int) -> dict[str, Any]:
     model = round_.model
-    spans = []
+    asked_ns = model.started_ns + model_queue_ns(model)
+    spans = [_span("queue", model.started_ns, asked_ns, origin)]
     if model.attempts:
         for attempt in model.attempts:
             failed = attempt.error_type is not None or (attempt.status or 200) >= 400
             spans.append(_span("failed" if failed else "model", attempt.started_ns, attempt.ended_ns, origin))
         for before, after in pairwise(model.attempts):
             spans.append(_span("backoff", before.ended_ns, after.started_ns, origin))
-        spans.insert(0, _span("model", model.started_ns, model.attempts[0].started_ns, origin))
+        spans.insert(1, _span("model", asked_ns, model.attempts[0].started_ns, origin))
         spans.append(_span("model", model.attempts[-1].ended_ns, model.ended_ns, origin))
     else:
         kind = "model" if model.status == "ok" else "failed"
-        spans.append(_span(kind, model.started_ns, model.ended_ns, origin))
+        spans.append(_span(kind, asked_ns, model.ended_ns, origin))
     return {
         "label": f"model {round_.index + 1}",
         "kind": "model",

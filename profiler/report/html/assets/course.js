@@ -81,6 +81,20 @@ function drawLevel(width, key, words) {
   ], d3.max(bins, (d) => d.value) ? {} : { y: { domain: [0, 1] } });
 }
 
+function drawRunning(width) {
+  const bins = binsOf("running"), limits = binsOf("limit");
+  const middle = (d) => (d.from + d.to) / 2;
+  const limitAt = new Map(limits.map((d) => [`${d.trial.index}/${d.from}`, d.value]));
+  return lane(width, [
+    Plot.rectY(bins, { x1: "from", x2: "to", y1: 0, y2: "value", fill: binColour, fillOpacity: 0.4 }),
+    Plot.line(limits, { x: middle, y: "value", z: (d) => d.trial.index, stroke: binColour, strokeWidth: 2, curve: "step" }),
+    binTip(bins, (d) => {
+      const limit = limitAt.get(`${d.trial.index}/${d.from}`);
+      return `${format.number(d.value)} calls running${limit === undefined ? "" : `, limit ${format.number(limit)}`}`;
+    }),
+  ], d3.max(bins, (d) => d.value) ? {} : { y: { domain: [0, 1] } });
+}
+
 function drawLimited(width) {
   const bins = binsOf("limited");
   return lane(width, [
@@ -97,5 +111,6 @@ function installCourse() {
   frame.add("lane-median", drawLatencies);
   frame.add("lane-in_flight", (width) => drawLevel(width, "in_flight", "loops in flight"));
   frame.add("lane-queued", (width) => drawLevel(width, "queued", "calls waiting"));
+  frame.add("lane-running", drawRunning);
   frame.add("lane-limited", drawLimited);
 }

@@ -1,0 +1,46 @@
+"""Effective totals: what limiters let through in all processes together, in words and in truth."""
+
+from __future__ import annotations
+
+import pytest
+
+from profiler.gate import parse_gate
+from profiler.limits import ONE
+from profiler.limits.totals import totals
+
+S = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("spec", "share", "processes", "said"),
+    [
+        ("semaphore:8", 1, 1, "up to 8 calls at once"),
+        ("semaphore:8", 1, 2, "8 per process × 2 processes = up to 16 calls at once"),
+        ("semaphore:9", 2, 2, "4 per process × 2 processes = up to 8 calls at once"),
+        ("semaphore:8@tool", 2, 2, "4 per process × 2 processes = up to 8 calls of each tool at once"),
+        ("semaphore:search=3", 1, 1, "up to 3 calls of search at once"),
+        ("rate:50/s", 1, 1, "up to 50 calls/s"),
+        ("rate:50/s,burst=5", 2, 2, "25 per process × 2 processes = up to 50 calls/s"),
+        ("rate:50/min", 1, 3, "50 per process × 3 processes = up to 150 calls/min"),
+        ("tokens:30000/min", 4, 4, "7500 per process × 4 processes = up to 30000 tokens/min"),
+        ("adaptive", 2, 2, "adapts, from 4 calls at once in each of 2 processes"),
+    ],
+)
+def test_totals_in_words(spec: str, share: int, processes: int, said: str) -> None:
+    assert totals(parse_gate(spec), share=share, processes=processes) == [f"{spec}: {said}"]
+
+
+def test_a_rate_that_is_shared_lets_no_more_through_than_the_whole() -> None:
+    """Two processes ask as often as they can for ten seconds: r·t + b between them, and hardly less."""
+    entered = 0
+    for _ in range(2):
+        (rule,) = parse_gate("rate:50/s,burst=10")
+        limiter = rule.make(2)
+        now_ns = 0
+        while now_ns <= 10 * S:
+            wait_ns = limiter.wait_ns(now_ns, ONE)
+            if wait_ns == 0:
+                limiter.leave(now_ns, limiter.enter(now_ns, ONE), "ok", None)
+                entered += 1
+            now_ns += wait_ns
+    assert 0.99 * (50 * 10 + 10) <= entered <= 50 * 10 + 10
