@@ -11,9 +11,10 @@ import pytest
 from profiler import records as codec
 from profiler.records import LoopRecord
 from profiler.rundir import ClientHealth, Load, RunDirectory
-from profiler.statistics.comparison import Side, compare, holm
+from profiler.statistics.comparison import Side, compare, dependence, holm
 from profiler.statistics.regression import compare_directories
 from profiler.statistics.summary import Summary, summarise
+from profiler.statistics.usl import fit
 from profiler.statistics.verdicts import verdict
 from tests.unit.statistics_data import loop, run, trial
 
@@ -167,6 +168,55 @@ def test_only_blocks_of_two_runs_are_taken_to_depend_on_their_neighbours():
     within, across = (compare(*sides, paired=True, same_run=same).p50 for same in (True, False))
     assert within.value == pytest.approx(across.value)
     assert across.high / across.low > 1.02 * within.high / within.low
+
+
+def test_the_dependence_of_blocks_is_corrected_for_how_few_there_are():
+    logs = [0, 1, 2, 1, 0, 1, 2, 1, 0, 1]
+    groups = [np.full(3, np.exp(value)) for value in logs]
+    assert dependence(groups, groups) == pytest.approx((-0.01 / 4.9 + 1 / 10) / (1 - 4 / 10))
+    few = groups[:4]  # r = 0: 0.25 / 0.2, but no more than 1 - 2/n
+    assert dependence(few, few) == 0.5
+    assert dependence(groups, [np.empty(0)]) == 0.0
+
+
+def test_failure_rates_are_paired_only_where_the_comparison_is():
+    ours, theirs = side("a", [200] * 5), side("bb", [200] * 5)
+    drift = (10, 60, 20, 80, 40)
+    ours = dataclasses.replace(ours, failures=tuple((failed + 6, 200) for failed in drift))
+    theirs = dataclasses.replace(theirs, failures=tuple((failed, 200) for failed in drift))
+    paired = compare(ours, theirs, paired=True).failures
+    apart = compare(ours, theirs, paired=False).failures
+    assert paired.value == apart.value == pytest.approx(0.03)
+    assert apart.high - apart.low > 1.5 * (paired.high - paired.low)
+
+
+def test_throughput_is_of_the_whole_window():
+    summary = summarise(run(trials()), made())
+    assert summary.strategies[0].loops.per_second == pytest.approx(30 / 6)
+
+
+def test_a_strategy_without_a_turn_stands_under_the_highest_load():
+    steps = [
+        trial(k, "gathered", 20_000 * k, 20_000 * k + 9000, 0, users) for k, users in enumerate((2, 8, 4))
+    ]
+    loops = [loop(s.started_ns / 1e6, trial=s.index) for s in steps]
+    summary = summarise(run(steps, strategies=("gathered", "adaptive")), loops)
+    assert [(level.users, len(level.strategies)) for level in summary.levels] == [(2, 1), (4, 1), (8, 2)]
+    assert summary.strategies[-1].strategy == "adaptive"
+
+
+def test_the_interval_from_residuals_is_as_wide_as_the_noise_makes_it():
+    """Twelve loads of one block each, 2 % of noise: N* is known within a few per cent."""
+    rng = np.random.default_rng(3)
+    loads = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 96]
+    rates = [
+        [2 * n / (1 + 0.05 * (n - 1) + 0.001 * n * (n - 1)) * np.exp(rng.normal(0, 0.02))] for n in loads
+    ]
+    law = fit(loads, rates)
+    assert law is not None
+    assert law.peak is not None
+    assert law.peak.low < 950**0.5 < law.peak.high
+    assert 1.02 < law.peak.high / law.peak.low < 1.25
 
 
 def test_a_ladder_s_levels_are_named_by_their_agents(tmp_path: Path):
