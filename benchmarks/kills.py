@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.integration.kill import VICTIMS, Killed, kill_one
 
-LATEST_SECONDS = 8.0
-"""The run is over by then, on an idle machine."""
+LATEST_SECONDS = 12.0
+"""The run is over by then, unless the machine is busy."""
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from profiler.load.budget import spent_by
 from profiler.records import LoopRecord
 from profiler.rundir import ClientHealth, Spent
+from profiler.statistics.histogram import Histogram
 
 RATE_LIMITED = (429, 529)
 
@@ -47,14 +48,18 @@ class Tally:
             self.rate_limited += sum(call.error_type == "http_429" for call in round_.tool_calls)
 
 
+KEPT = 20_000
+"""Lags of one trial that are kept as they are; of more only how many were how long, within 0.5 %."""
+
+
 @dataclass(slots=True)
 class Meter:
-    """Samples of one process in one trial; lags in nanoseconds."""
+    """Samples of one process in one trial, however long; lags in nanoseconds."""
 
     cpu_clock: Callable[[], float] = time.process_time
     clock: Callable[[], float] = time.monotonic
-    lags: list[int] = field(default_factory=list)
-    schedule: list[int] = field(default_factory=list)
+    lags: Histogram = field(default_factory=lambda: Histogram(limit=KEPT))
+    schedule: Histogram = field(default_factory=lambda: Histogram(limit=KEPT))
     worst_lag_ns: int = 0
     _cpu: float = 0.0
     _started: float = 0.0
@@ -64,7 +69,7 @@ class Meter:
 
     def lag(self, lag_ns: int) -> None:
         """A sample of event-loop lag."""
-        self.lags.append(lag_ns)
+        self.lags.add(lag_ns)
         if lag_ns > self.worst_lag_ns:
             self.worst_lag_ns = lag_ns
 
@@ -85,12 +90,14 @@ class Meter:
         )
 
 
-def p99_seconds(samples_ns: list[int]) -> float | None:
-    """The 99th percentile (nearest rank) in seconds; None of nothing."""
-    if not samples_ns:
-        return None
-    ordered = sorted(samples_ns[:])
-    return ordered[math.ceil(0.99 * len(ordered)) - 1] / 1e9
+def p99_seconds(lags_ns: Histogram) -> float | None:
+    """The 99th percentile (nearest rank) in seconds; None of nothing. The loop's thread may go on adding."""
+    samples = lags_ns.samples
+    if samples is None:
+        value = lags_ns.quantile(0.99)
+        return None if value is None else value / 1e9
+    ordered = sorted(samples[:])
+    return ordered[math.ceil(0.99 * len(ordered)) - 1] / 1e9 if ordered else None
 
 
 def cpu_seconds(pid: int) -> float | None:
