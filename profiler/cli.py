@@ -7,21 +7,23 @@ input; 3 the target could not be reached or refused us; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from profiler.errors import ProfilerError
+from profiler.errors import ProfilerError, RecordError
 
 COMMANDS = ("run", "compare", "tune", "init", "report", "trace", "emulate", "scenarios", "dashboards")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         code: int = arguments.command(arguments)
+        sys.stdout.flush()  # at exit it would fail with a traceback
         return code
     except ProfilerError as error:
         print(f"profiler: {error}", file=sys.stderr)
@@ -30,8 +32,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not our failure, and nothing more to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        print(
+            f"profiler: {error.filename or 'the output'}: cannot be written: {error.strerror}",
+            file=sys.stderr,
+        )
+        _drop_output()
+        return RecordError.exit_code
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _drop_output() -> None:
+    """What standard output still holds cannot be written, and is not tried again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

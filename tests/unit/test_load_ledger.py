@@ -86,7 +86,7 @@ def test_what_happened_is_noted_as_far_as_it_can_be(ledger: Ledger, monkeypatch:
     with pytest.raises(RecordError, match=r"run\.json: cannot be written: No space left on device"):
         ledger.save(finished=True)
     with pytest.raises(RecordError, match=r"targets\.json: cannot be written: No space left on device"):
-        ledger.targets({"w": 9464})
+        ledger.targets({"w": 9464}, "127.0.0.1")
     monkeypatch.undo()
     assert ledger.directory.load() == before
     assert sorted(path.name for path in ledger.directory.path.iterdir()) == [
