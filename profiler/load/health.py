@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from profiler.lag import INTERVAL_SECONDS
 from profiler.load.budget import spent_by
 from profiler.records import LoopRecord
 from profiler.rundir import ClientHealth, Spent
@@ -61,22 +62,32 @@ class Meter:
     lags: Histogram = field(default_factory=lambda: Histogram(limit=KEPT))
     schedule: Histogram = field(default_factory=lambda: Histogram(limit=KEPT))
     worst_lag_ns: int = 0
+    _heard: float = 0.0
+    _asked: float | None = None
     _cpu: float = 0.0
     _started: float = 0.0
 
     def start(self) -> None:
         self._cpu, self._started = self.cpu_clock(), self.clock()
+        self._heard = self._started
 
     def lag(self, lag_ns: int) -> None:
         """A sample of event-loop lag."""
         self.lags.add(lag_ns)
+        self._heard = self.clock()
         if lag_ns > self.worst_lag_ns:
             self.worst_lag_ns = lag_ns
 
-    def take_worst_lag(self) -> int:
-        """The worst lag since the last time this was asked."""
+    def take_worst_lag(self, sampled: bool) -> int:
+        """The worst lag since the last time this was asked, the one under way included.
+
+        `sampled`: loops run, so that samples ought to come. A loop that is blocked takes none.
+        """
         worst, self.worst_lag_ns = self.worst_lag_ns, 0
-        return worst
+        now, asked = self.clock(), self._asked
+        self._asked = now if sampled else None
+        silent = asked is not None and self._heard < asked
+        return int((now - self._heard - INTERVAL_SECONDS) * 1e9) if sampled and silent else worst
 
     def read(self, process: str, trial: int | None) -> ClientHealth:
         """The figures from `start` until now."""

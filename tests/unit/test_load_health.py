@@ -37,14 +37,18 @@ def test_percentile_is_the_nearest_rank() -> None:
 
 
 def test_a_meter_reads_what_happened_since_it_was_started() -> None:
-    cpu, now = iter([2.0, 3.5]), iter([10.0, 12.0])
-    meter = Meter(cpu_clock=lambda: next(cpu), clock=lambda: next(now))
+    cpu, now = iter([2.0, 3.5]), 10.0
+    meter = Meter(cpu_clock=lambda: next(cpu), clock=lambda: now)
     meter.start()
     for lag in (MS, 8 * MS, 2 * MS):
         meter.lag(lag)
     meter.schedule.add(4 * MS)
-    assert meter.take_worst_lag() == 8 * MS
-    assert meter.take_worst_lag() == 0
+    assert meter.take_worst_lag(sampled=True) == 8 * MS
+    now = 11.0
+    assert meter.take_worst_lag(sampled=False) == 0  # no loop runs, no sample is taken
+    assert meter.take_worst_lag(sampled=True) == 0
+    now = 12.0
+    assert meter.take_worst_lag(sampled=True) == 1_990 * MS  # samples ought to come, and none does
     assert meter.read("p", 3) == ClientHealth("p", 3, 0.008, 0.004, 0.75, None)
 
 
