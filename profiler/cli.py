@@ -1,7 +1,8 @@
 """The `profiler` command. Heavy imports happen in the commands that need them.
 
 Exit codes: 0 done; 1 the run finished but what was asked of it did not hold; 2 wrong usage or
-input; 3 the target could not be reached or refused us; 130 interrupted.
+input, or nowhere to write to; 3 the target could not be reached, refused us or went away; 130
+interrupted.
 """
 
 from __future__ import annotations
