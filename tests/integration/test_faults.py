@@ -387,6 +387,19 @@ def test_what_is_no_reply_fails_the_loop_in_words() -> None:
             assert record.error_type in ("unreadable", "truncated_stream")
 
 
+@pytest.mark.parametrize("provider", list(PROVIDERS))
+async def test_what_the_caller_raises_on_a_piece_of_text_is_the_callers(provider: str, certain: str) -> None:
+    def on_text(piece: str) -> None:
+        raise ValueError("no room")
+
+    model = make_provider(provider, base_url=certain)
+    try:
+        with pytest.raises(ValueError, match="no room"):
+            await ToolLoop(model, (), stream=True, on_text=on_text).run("Answer.", number=len(CASES), trial=0)
+    finally:
+        await model.client.close()  # type: ignore[attr-defined]
+
+
 # ── a random walk over all of it ───────────────────────────────────────────────────────────────
 
 WALKS = 80
