@@ -1,13 +1,15 @@
 """The `profiler` command. Heavy imports happen in the commands that need them.
 
 Exit codes: 0 done; 1 the run finished but what was asked of it did not hold; 2 wrong usage or
-input; 3 the target could not be reached or refused us; 70 a defect of the profiler's own;
-130 interrupted. Whatever ends a command early is one line on standard error; `--debug` adds the traceback.
+input, or nowhere to write to; 3 the target could not be reached, refused us or went away; 70 a
+defect of the profiler's own; 130 interrupted. Whatever ends a command early is one line on standard error;
+`--debug` adds the traceback.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -26,23 +28,43 @@ DEFECT = 70
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Wrong usage leaves by `SystemExit`, as argparse does."""
-    arguments = parse(sys.argv[1:] if argv is None else argv)
+    debug = False
     try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        debug = arguments.debug
         code: int = arguments.command(arguments)
+        sys.stdout.flush()  # at exit it would fail with a traceback
         return code
     except ProfilerError as error:
-        return _failed(error, str(error), error.exit_code, arguments.debug)
+        return _failed(error, str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not our failure, and nothing more to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
-    except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            where = "the output" if error.filename is None else os.fsdecode(error.filename)
+            code = _failed(
+                error, f"{where}: cannot be written: {error.strerror}", UsageError.exit_code, debug
+            )
+            _drop_output()
+            return code
+        if error.filename is not None:
             said = f"{os.fsdecode(error.filename)}: {error.strerror}"
-            return _failed(error, said, UsageError.exit_code, arguments.debug)
-        return _failed(error, _defect(error), DEFECT, arguments.debug)
+            return _failed(error, said, UsageError.exit_code, debug)
+        return _failed(error, _defect(error), DEFECT, debug)
+    except Exception as error:
+        return _failed(error, _defect(error), DEFECT, debug)
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _drop_output() -> None:
+    """What standard output still holds cannot be written, and is not tried again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed(error: Exception, said: str, code: int, debug: bool) -> int:

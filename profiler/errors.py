@@ -42,7 +42,7 @@ class ScenarioError(UsageError):
 
 
 class RecordError(UsageError):
-    """A records file or run directory cannot be read; the message names file and line."""
+    """A records file or run directory cannot be read or written; the message names file and line."""
 
 
 class TargetError(ProfilerError):

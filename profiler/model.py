@@ -69,7 +69,8 @@ class Probe:
     """What is observed while one model request is under way. Providers call its methods as things arrive.
 
     `complete_ns` maps the ids of calls to when their arguments were complete (streamed replies only).
-    `limiter_wait_ns`: for how long limiters of ours held the request back.
+    `limiter_wait_ns`: for how long limiters of ours held the request back. `on_text_error`: what the
+    caller's `on_text` raised, which is not the reply's fault.
     """
 
     clock: Callable[[], int]
@@ -80,6 +81,7 @@ class Probe:
     attempts: list[Attempt] = field(default_factory=list)
     complete_ns: dict[str, int] = field(default_factory=dict)
     limiter_wait_ns: int = 0
+    on_text_error: Exception | None = None
 
     def token(self) -> None:
         """Something the model generated has arrived (text, or part of a call)."""
@@ -90,7 +92,11 @@ class Probe:
         """A piece of the answer's text has arrived."""
         self.token()
         if self.on_text is not None and delta:
-            self.on_text(delta)
+            try:
+                self.on_text(delta)
+            except Exception as error:
+                self.on_text_error = error
+                raise
 
     def call_complete(self, request: CallRequest) -> None:
         """The arguments of a call are complete: it will not change, whatever becomes of the reply."""

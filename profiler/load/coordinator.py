@@ -326,7 +326,7 @@ class Coordinator:
             gone = self._site.gone()
             self.error = self.ledger.error or (None if gone is None else TargetError(gone))
             if self.error is not None:
-                self.aborted = True
+                self.ended_early = True
                 self.ledger.note(Incident("aborted", str(self.error)))
                 self._stop.set()
         return self.error is not None

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from profiler.lag import INTERVAL_SECONDS
 from profiler.load.budget import spent_by
 from profiler.records import LoopRecord
 from profiler.rundir import ClientHealth, Spent
+from profiler.statistics.histogram import Histogram
 
 RATE_LIMITED = (429, 529)
 
@@ -47,31 +49,45 @@ class Tally:
             self.rate_limited += sum(call.error_type == "http_429" for call in round_.tool_calls)
 
 
+KEPT = 20_000
+"""Lags of one trial that are kept as they are; of more only how many were how long, within 0.5 %."""
+
+
 @dataclass(slots=True)
 class Meter:
-    """Samples of one process in one trial; lags in nanoseconds."""
+    """Samples of one process in one trial, however long; lags in nanoseconds."""
 
     cpu_clock: Callable[[], float] = time.process_time
     clock: Callable[[], float] = time.monotonic
-    lags: list[int] = field(default_factory=list)
-    schedule: list[int] = field(default_factory=list)
+    lags: Histogram = field(default_factory=lambda: Histogram(limit=KEPT))
+    schedule: Histogram = field(default_factory=lambda: Histogram(limit=KEPT))
     worst_lag_ns: int = 0
+    _heard: float = 0.0
+    _asked: float | None = None
     _cpu: float = 0.0
     _started: float = 0.0
 
     def start(self) -> None:
         self._cpu, self._started = self.cpu_clock(), self.clock()
+        self._heard = self._started
 
     def lag(self, lag_ns: int) -> None:
         """A sample of event-loop lag."""
-        self.lags.append(lag_ns)
+        self.lags.add(lag_ns)
+        self._heard = self.clock()
         if lag_ns > self.worst_lag_ns:
             self.worst_lag_ns = lag_ns
 
-    def take_worst_lag(self) -> int:
-        """The worst lag since the last time this was asked."""
+    def take_worst_lag(self, sampled: bool) -> int:
+        """The worst lag since the last time this was asked, the one under way included.
+
+        `sampled`: loops run, so that samples ought to come. A loop that is blocked takes none.
+        """
         worst, self.worst_lag_ns = self.worst_lag_ns, 0
-        return worst
+        now, asked = self.clock(), self._asked
+        self._asked = now if sampled else None
+        silent = asked is not None and self._heard < asked
+        return int((now - self._heard - INTERVAL_SECONDS) * 1e9) if sampled and silent else worst
 
     def read(self, process: str, trial: int | None) -> ClientHealth:
         """The figures from `start` until now."""
@@ -85,12 +101,14 @@ class Meter:
         )
 
 
-def p99_seconds(samples_ns: list[int]) -> float | None:
-    """The 99th percentile (nearest rank) in seconds; None of nothing."""
-    if not samples_ns:
-        return None
-    ordered = sorted(samples_ns[:])
-    return ordered[math.ceil(0.99 * len(ordered)) - 1] / 1e9
+def p99_seconds(lags_ns: Histogram) -> float | None:
+    """The 99th percentile (nearest rank) in seconds; None of nothing. The loop's thread may go on adding."""
+    samples = lags_ns.samples
+    if samples is None:
+        value = lags_ns.quantile(0.99)
+        return None if value is None else value / 1e9
+    ordered = sorted(samples[:])
+    return ordered[math.ceil(0.99 * len(ordered)) - 1] / 1e9 if ordered else None
 
 
 def cpu_seconds(pid: int) -> float | None:

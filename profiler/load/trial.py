@@ -250,6 +250,6 @@ class Agent:
     def scheduled(self, trial: Trial, lag_ns: int) -> None:
         """A loop that was due `lag_ns` ago starts now."""
         lag_ns = max(0, lag_ns)
-        trial.meter.schedule.append(lag_ns)
+        trial.meter.schedule.add(lag_ns)
         if self.observe_schedule_lag is not None:
             self.observe_schedule_lag(lag_ns)

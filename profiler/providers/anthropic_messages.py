@@ -91,7 +91,7 @@ class AnthropicMessages:
             else:
                 async with self.client.messages.stream(**arguments) as stream:
                     request_id = stream.request_id
-                    with reading(self.provider, request_id):
+                    with reading(self.provider, request_id, probe=probe):
                         message = await self._follow(stream, probe, inputs)
                     if message.stop_reason is None:
                         raise truncated(self.provider, request_id)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 
 from profiler.errors import ProviderError
+from profiler.model import Probe
 from profiler.providers.attempts import transport_error_type
 from profiler.redaction import scrub_error
 
@@ -89,7 +90,10 @@ UNREADABLE: tuple[type[Exception], ...] = (
 
 @contextmanager
 def reading(
-    provider: str, request_id: str | None = None, raised: tuple[type[Exception], ...] = UNREADABLE
+    provider: str,
+    request_id: str | None = None,
+    raised: tuple[type[Exception], ...] = UNREADABLE,
+    probe: Probe | None = None,
 ) -> Iterator[None]:
     """Around what looks into a reply: one that is not what the API promises becomes a `ProviderError`.
 
@@ -98,6 +102,8 @@ def reading(
     try:
         yield
     except raised as error:
+        if probe is not None and error is probe.on_text_error:
+            raise
         raise ProviderError(
             f"{provider}: unreadable (request {request_id or 'unknown'}): "
             f"the reply is not what this API answers with: {type(error).__name__}: {error}",

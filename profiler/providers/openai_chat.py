@@ -102,7 +102,7 @@ class OpenAIChat(OpenAIModel):
         finish_reason: str | None = None
         usage = None
         try:
-            with reading(self.provider, request_id):
+            with reading(self.provider, request_id, probe=probe):
                 async with stream:
                     async for chunk in stream:
                         if chunk.usage is not None:

@@ -51,7 +51,7 @@ class OpenAIResponses(OpenAIModel):
             else:
                 stream = await self.client.responses.create(**arguments, stream=True)
                 request_id = stream.response.headers.get("x-request-id")
-                with reading(self.provider, request_id):
+                with reading(self.provider, request_id, probe=probe):
                     response = await self._follow(stream, probe, request_id)
         except caught(openai) as error:
             raise provider_error(self.provider, openai, error, request_id) from error

@@ -192,7 +192,8 @@ def _judge(path: Path, victim: Victim, kill: _Kill, code: int | None, said: str,
         kept = len(kill.owed & have)
         if kept < len(kill.owed):
             wrong.append(f"{len(kill.owed) - kept} loops are missing")
-        lost = [t.index for t in run.trials if not any(r.trial == t.index for r in records)]
+        whole = [t.index for t in run.trials if t.ended_ns - t.started_ns > OWED_NS]
+        lost = [index for index in whole if not any(record.trial == index for record in records)]
         if lost:
             wrong.append(f"trials without a record: {lost}")
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:

@@ -324,6 +324,7 @@ NOT_REPLIES = {
     "a list": b"[]",
     "nulls": b'{"choices": null, "output": null, "content": null, "usage": null}',
     "wrong types": b'{"choices": [{"message": 7}], "output": [3], "content": [5], "usage": 1}',
+    "a failure": b'{"status": "failed", "error": {"code": "server_error", "message": "no"}, "output": []}',
     "events of nothing": b"event: x\ndata: {}\n\n" * 3,
     "events of garbage": b"data: nonsense\n\n",
     "events of wrong types": b'data: {"type": 5, "choices": [{"delta": 1, "index": "x"}], "usage": 3}\n\n',
@@ -356,7 +357,7 @@ def test_what_is_no_reply_fails_the_loop_in_words() -> None:
         assert failure.value.record is records[0]
         return records[0]
 
-    async def ask_all(url: str) -> list[tuple[str, LoopRecord]]:
+    async def ask_all(url: str) -> list[tuple[str, bool, LoopRecord]]:
         kinds = [(kind, streamed) for kind in (*NOT_REPLIES, "silence") for streamed in (False, True)]
         found = []
         for provider in PROVIDERS:
@@ -367,21 +368,36 @@ def test_what_is_no_reply_fails_the_loop_in_words() -> None:
                 records = await asyncio.gather(*(ask(model, *one) for one in kinds))
             finally:
                 await original.close()
-            found += zip((kind for kind, _ in kinds), records, strict=True)
+            found += [(*one, record) for one, record in zip(kinds, records, strict=True)]
         return found
 
-    async def all_of_them() -> list[tuple[str, LoopRecord]]:
+    async def all_of_them() -> list[tuple[str, bool, LoopRecord]]:
         # uvloop hangs for ever when it is closed with a server on it.
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             return await ask_all(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
 
-    for kind, record in run_leaving_nothing(all_of_them):
+    for kind, streamed, record in run_leaving_nothing(all_of_them):
         check_whole(record)
         if kind == "silence":
             assert record.error_type == "timeout"
             assert [attempt.error_type for attempt in record.rounds[0].model.attempts] == ["timeout"] * 2
+        elif kind == "a failure" and record.provider == "openai-responses" and not streamed:
+            assert record.error_type == "server_error"
         else:
             assert record.error_type in ("unreadable", "truncated_stream")
+
+
+@pytest.mark.parametrize("provider", list(PROVIDERS))
+async def test_what_the_caller_raises_on_a_piece_of_text_is_the_callers(provider: str, certain: str) -> None:
+    def on_text(piece: str) -> None:
+        raise ValueError("no room")
+
+    model = make_provider(provider, base_url=certain)
+    try:
+        with pytest.raises(ValueError, match="no room"):
+            await ToolLoop(model, (), stream=True, on_text=on_text).run("Answer.", number=len(CASES), trial=0)
+    finally:
+        await model.client.close()  # type: ignore[attr-defined]
 
 
 # ── a random walk over all of it ───────────────────────────────────────────────────────────────

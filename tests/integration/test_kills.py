@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,3 +98,18 @@ def test_a_directory_that_cannot_be_made_is_said_before_anything_starts(
     assert re.fullmatch(
         rf"profiler: {re.escape(str(out))}/[\d-]+: cannot make a run directory: Not a directory", error[0]
     )
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", "profiler", "scenarios"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+    assert ended.stderr == "profiler: the output: cannot be written: No space left on device\n"
+    assert ended.returncode == 2

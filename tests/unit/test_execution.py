@@ -36,6 +36,21 @@ def run(tools, calls, strategy="gathered", **options):
     return run_virtual(main)
 
 
+def test_what_a_tool_raises_cannot_end_the_loop():
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    @tool
+    async def search() -> str:
+        raise Unspeakable
+
+    record = run([search], [call("search")], record_content=True)
+    (done,) = record.tool_calls
+    assert (done.status, done.error_type, done.result) == ("error", "Unspeakable", "Error: Unspeakable")
+    assert record.status == "ok"
+
+
 # ── retries ────────────────────────────────────────────────────────────────────────────────────
 
 

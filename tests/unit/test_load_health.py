@@ -8,6 +8,7 @@ from profiler.load.clocks import shift_ns
 from profiler.load.health import Meter, Tally, p99_seconds
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, shifted
 from profiler.rundir import Anchor, ClientHealth, Spent
+from profiler.statistics.histogram import Histogram
 
 MS = 1_000_000
 
@@ -24,20 +25,30 @@ def loop(status: Any = "ok", call_status: Any = "ok", statuses: tuple[int, ...] 
 
 
 def test_percentile_is_the_nearest_rank() -> None:
-    assert p99_seconds([]) is None
-    assert p99_seconds([5 * MS]) == 0.005
-    assert p99_seconds([k * MS for k in range(1, 101)]) == pytest.approx(0.099)
+    def p99(*lags: int, limit: int = 1000) -> float | None:
+        kept = Histogram(limit=limit)
+        kept.extend(lags)
+        return p99_seconds(kept)
+
+    assert p99() is None
+    assert p99(5 * MS) == 0.005
+    assert p99(*(k * MS for k in range(1, 101))) == pytest.approx(0.099)
+    assert p99(*(k * MS for k in range(1, 101)), limit=50) == pytest.approx(0.099, rel=0.005)
 
 
 def test_a_meter_reads_what_happened_since_it_was_started() -> None:
-    cpu, now = iter([2.0, 3.5]), iter([10.0, 12.0])
-    meter = Meter(cpu_clock=lambda: next(cpu), clock=lambda: next(now))
+    cpu, now = iter([2.0, 3.5]), 10.0
+    meter = Meter(cpu_clock=lambda: next(cpu), clock=lambda: now)
     meter.start()
     for lag in (MS, 8 * MS, 2 * MS):
         meter.lag(lag)
-    meter.schedule.append(4 * MS)
-    assert meter.take_worst_lag() == 8 * MS
-    assert meter.take_worst_lag() == 0
+    meter.schedule.add(4 * MS)
+    assert meter.take_worst_lag(sampled=True) == 8 * MS
+    now = 11.0
+    assert meter.take_worst_lag(sampled=False) == 0  # no loop runs, no sample is taken
+    assert meter.take_worst_lag(sampled=True) == 0
+    now = 12.0
+    assert meter.take_worst_lag(sampled=True) == 1_990 * MS  # samples ought to come, and none does
     assert meter.read("p", 3) == ClientHealth("p", 3, 0.008, 0.004, 0.75, None)
 
 

@@ -179,6 +179,7 @@ def test_a_str_result_goes_as_it_is_anything_else_as_json():
     assert result_text({"a": [1, None]}) == '{"a":[1,null]}'
     assert result_text(Point(3)) == '{"x":3}'
     assert result_text(None) == "null"
+    assert result_text("half \ud83d a pair") == "half ? a pair"  # no SDK could send it
     assert result_text({1, 2}) in ("[1,2]", "[2,1]")
 
 

@@ -6,6 +6,7 @@ already needs the summary: it comes with the material, from the same read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -32,5 +33,7 @@ def write_report(directory: RunDirectory, out: Path | None = None, material: Mat
         temporary.write_text(page, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
     return path

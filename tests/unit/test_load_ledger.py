@@ -1,0 +1,96 @@
+"""What the run directory holds when the disk is full."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler.errors import RecordError
+from profiler.load import ledger as module
+from profiler.load.conditions import conditions
+from profiler.load.ledger import Ledger
+from profiler.load.options import LoadOptions
+from profiler.progress import Follower, Progress
+from profiler.records import LoopRecord, ModelCall, RoundRecord, encode
+from profiler.rundir import Incident, RunDirectory
+
+RECORD = LoopRecord(
+    "1", "gathered", "openai", "m", 1, 9, "ok", (RoundRecord(0, 1, 9, ModelCall("openai", "m", 1, 5)),)
+)
+LINE = encode(RECORD) + b"\n"
+
+
+class Disk(FileIO):
+    """A file on a disk with room for `room` more bytes; all of them share it."""
+
+    room = 0
+
+    def write(self, data: Any) -> int:
+        fits = bytes(data)[: Disk.room]
+        if not fits:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        Disk.room -= len(fits)
+        return super().write(fits)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    run = conditions(LoadOptions(strategies=("gathered",)), users=1)
+    directory = RunDirectory.create(tmp_path, run)
+    monkeypatch.setattr(module, "FileIO", Disk)
+    made = Ledger(directory, run)
+    yield made
+    made.close()
+
+
+def test_whole_lines_stay_and_nothing_comes_after_a_torn_one(ledger: Ledger) -> None:
+    Disk.room = 3 * len(LINE) + len(LINE) // 2
+    ledger.write(LINE, 1)
+    assert ledger.error is None
+    ledger.write(LINE * 4, 4)
+    path = ledger.directory.records_path
+    assert str(ledger.error) == (
+        f"{path}: cannot be written: No space left on device; the 3 loops before that are kept"
+    )
+    assert isinstance(ledger.error, RecordError)
+    Disk.room = 10_000  # somebody made room: what was lost between would be missed by nobody
+    ledger.write(LINE * 2, 2)
+    ledger.close()
+    assert (ledger.records, ledger.dropped) == (3, 4)
+    assert list(ledger.directory.records()) == [RECORD] * 3
+
+
+def test_progress_that_cannot_be_written_is_left_out(ledger: Ledger) -> None:
+    Disk.room = 1_000
+    for _ in range(10):
+        ledger.progress(Progress(1.0, "measuring"))
+    Disk.room = 1_000
+    ledger.progress(Progress(2.0, "finished"))
+    seen = list(Follower(ledger.directory.path).new())
+    assert seen == seen[:1] * len(seen)
+    assert 1 <= len(seen) < 10
+
+
+def test_what_happened_is_noted_as_far_as_it_can_be(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = ledger.directory.load()
+    monkeypatch.setattr(Path, "write_bytes", full)
+    ledger.note(Incident("aborted", "the disk is full"))
+    with pytest.raises(RecordError, match=r"run\.json: cannot be written: No space left on device"):
+        ledger.save(finished=True)
+    with pytest.raises(RecordError, match=r"targets\.json: cannot be written: No space left on device"):
+        ledger.targets({"w": 9464}, "127.0.0.1")
+    monkeypatch.undo()
+    assert ledger.directory.load() == before
+    assert sorted(path.name for path in ledger.directory.path.iterdir()) == [
+        "progress.jsonl",
+        "records.jsonl",
+        "run.json",
+    ]
