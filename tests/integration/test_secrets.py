@@ -304,7 +304,9 @@ async def test_records_metrics_and_spans_of_a_loop(
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "tune"])
-@pytest.mark.parametrize("option", ["--base-url", "--tools-url", "PROFILER_TOOLS_URL"])
+@pytest.mark.parametrize(
+    "option", ["--base-url", "--tools-url", "PROFILER_TOOLS_URL", "PROFILER_WEATHER_URL"]
+)
 def test_a_url_with_credentials_is_refused(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],

@@ -82,6 +82,9 @@ def test_what_ended_a_run_is_said_with_what_was_spent() -> None:
     spent = Spent(170, 503, 400_000, 51_000)
     assert budget.stopped("requests", spent) == "stopped at --max-requests 500: 503 sent"
     assert budget.stopped("cost", spent) == "stopped at --max-cost 0.5: $0.502 spent"
+    assert budget.describe(spent) == (
+        "170 loops, 503 requests, 400,000 tokens in, 51,000 out: $0.502 at $1/$2 per million tokens in/out"
+    )
 
 
 def test_without_a_limit_nothing_is_granted_and_everything_counted() -> None:
