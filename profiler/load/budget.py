@@ -141,8 +141,10 @@ class Grants:
         account = self._accounts.setdefault(worker, Account())
         account.begun, account.ended = begun, begun - under_way
         account.spent, account.asks = spent, asks
-        if not asks or not self.limited or account.granted > begun:
+        if not asks or not self.limited:
             return None
+        if account.granted > begun:
+            return account.granted  # it has not heard of that yet
         room, _ = self._room()
         if not room:
             return None

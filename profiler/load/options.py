@@ -259,7 +259,7 @@ class LoadOptions:
             run_directory=parsed.run_directory or None,
             metrics_port=_number("--metrics-port", parsed.metrics_port, int),
             metrics=not parsed.no_metrics,
-            metrics_host=parsed.metrics_host,
+            metrics_host=parsed.metrics_host or LOOPBACK,
             linger_seconds=parsed.metrics_linger,
             agent=parsed.agent or None,
             arrivals=parsed.arrivals or None,

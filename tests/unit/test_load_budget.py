@@ -103,6 +103,7 @@ def test_a_worker_that_is_lost_had_spent_the_average_on_what_it_had_under_way() 
     grants.begin()
     assert grants.heard("a", 0, 0, Spent(), asks=True) == 1
     assert grants.heard("a", 1, 1, Spent(), asks=True) == 2
+    assert grants.heard("a", 1, 1, Spent(), asks=True) == 2  # said again, not granted again
     grants.lost("a")
     assert grants.total == Spent(12, 36, 0, 0)
 
