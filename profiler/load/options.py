@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -102,9 +103,8 @@ class LoadOptions:
             ("--max-loops", self.max_loops, 1),
             ("--max-requests", self.max_requests, 1),
             ("--max-tokens", self.max_tokens, 1),
-            ("--max-cost", self.max_cost, 0),
         ):
-            if value is not None and value < least:
+            if value is not None and not value >= least:  # so that nan is none of them
                 raise UsageError(f"{name} must be at least {least}, not {value:g}")
         if self.arrivals is not None:
             Arrivals.parse(self.arrivals)
@@ -125,6 +125,8 @@ class LoadOptions:
         if self.price is not None:
             Price.parse(self.price)
         if self.max_cost is not None:
+            if not 0 < self.max_cost < math.inf:
+                raise UsageError(f"--max-cost must be an amount above 0, not {self.max_cost:g}")
             self.budget()
 
     def budget(self, model: str = "") -> Budget:

@@ -88,6 +88,7 @@ def test_locust_on_two_workers_stops_at_a_number_of_requests(tmp_path: Path, sce
     said = f"stopped at --max-requests {limit}: {sent} sent"
     assert [(incident.kind, incident.detail) for incident in run.incidents] == [("limited", said)]
     assert said in output
+    assert "plan: 1 strategy, 60 s of measuring with 8 agents on http://127.0.0.1:" in output
     records = list(directory.records())
     assert len(records) == run.spent.loops - 2  # every loop but the workers' first, each to its end
     assert {record.status for record in records} == {"ok"}

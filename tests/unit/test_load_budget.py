@@ -49,6 +49,12 @@ def test_a_cost_can_be_limited_only_where_the_price_is_known() -> None:
         LoadOptions(max_requests=0)
 
 
+@pytest.mark.parametrize("amount", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_cost_is_an_amount_above_nothing(amount: float) -> None:
+    with pytest.raises(UsageError, match="--max-cost must be an amount above 0"):
+        LoadOptions(max_cost=amount)
+
+
 def test_every_attempt_is_a_request_and_tokens_are_those_that_replies_name() -> None:
     failed = RoundRecord(0, 0, 9, ModelCall("openai", "m", 0, 9, attempts=(Attempt(0, 1, 429),) * 3))
     good = RoundRecord(
