@@ -116,7 +116,9 @@ def test_compare_stops_at_a_cost_and_says_so(
     assert code == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert f"stopped at --max-cost 0.03: ${cost:.4g} spent" in printed
-    assert f"stopped at --max-cost 0.03: ${cost:.4g} spent" in (directory.path / "report.html").read_text()
+    report = (directory.path / "report.html").read_text()
+    assert f"stopped at --max-cost 0.03: ${cost:.4g} spent" in report
+    assert f"{run.spent.requests:,} requests, {run.spent.input_tokens:,} tokens in, " in report
     tokens = [(r.model.input_tokens or 0) for record in directory.records() for r in record.rounds]
     assert sum(tokens) <= run.spent.input_tokens < sum(tokens) + 2000  # and the warm-up loop
 
