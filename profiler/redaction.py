@@ -6,6 +6,7 @@ requests when they are told to debug. Whatever this package prints, logs or rais
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -84,12 +85,13 @@ def scrub_error(error: BaseException) -> str:
         args = tuple(scrub(part, secrets) if isinstance(part, str) else part for part in link.args)
         if args != link.args:
             link.args = args
-        for name in ("message", "body", "_message"):
+        for name in ("message", "body"):
             value = getattr(link, name, None)
             if value is not None:
                 cleaned = _scrubbed(value, secrets)
                 if cleaned != value:
-                    setattr(link, name, cleaned)
+                    with contextlib.suppress(AttributeError):  # a property of some other library's error
+                        setattr(link, name, cleaned)
     return scrub(str(error), secrets)
 
 

@@ -108,6 +108,8 @@ def main(arguments: argparse.Namespace) -> int:
         width = min(shutil.get_terminal_size().columns, 100)
         print(render_comparison(summary, run, width, use_color(sys.stdout, os.environ), path=str(path)))
         print(f"report: {report}")
+        if run.spent is not None and options.remote_targets(os.environ):
+            print(f"spent: {options.budget(run.model).describe(run.spent)}")
         for step in next_steps(summary, run, material.counterfactuals)[:1]:
             print(f"next: {step.words}" + (f"\n  {step.command}" if step.command else ""))
     return _exit_code(run, summary.warnings, arguments.allow_saturated)

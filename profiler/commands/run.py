@@ -108,7 +108,9 @@ def main(arguments: argparse.Namespace) -> int:
         if base_url is None:
             base_url = stack.enter_context(start_emulator(arguments.scenario, seed=arguments.seed)).url
         named = os.environ.get("PROFILER_TOOLS_URL")
-        for url in filter(None, (base_url, arguments.tools_url, named)):
+        for url in filter(
+            None, (base_url, arguments.tools_url, named, os.environ.get("PROFILER_WEATHER_URL"))
+        ):
             Endpoint.parse(url)  # raises for what is none, or holds credentials
         tools_url = arguments.tools_url or named or emulator_at(base_url)
         if tools_url is None:  # a model server has no tools: an emulator beside it has

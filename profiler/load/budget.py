@@ -14,6 +14,7 @@ off for it. Loops themselves (`--max-loops`) are counted as they begin: never on
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -75,6 +76,14 @@ class Budget:
         word = {"loops": "begun", "requests": "sent", "tokens": "used"}[resource]
         return f"stopped at {self.limit(resource)}: {used:.0f} {word}"
 
+    def describe(self, spent: Spent) -> str:
+        """In words, with its cost where the price is known."""
+        text = (
+            f"{spent.loops:,} loops, {spent.requests:,} requests, {spent.input_tokens:,} tokens in, "
+            f"{spent.output_tokens:,} out"
+        )
+        return text if self.price is None else f"{text}: ${self.used(spent, 'cost'):.4g} at {self.price}"
+
     def limit(self, resource: Resource) -> str:
         """As the user said it: `--max-requests 500`."""
         limit = self.limits[resource]
@@ -132,8 +141,10 @@ class Grants:
         account = self._accounts.setdefault(worker, Account())
         account.begun, account.ended = begun, begun - under_way
         account.spent, account.asks = spent, asks
-        if not asks or not self.limited or account.granted > begun:
+        if not asks or not self.limited:
             return None
+        if account.granted > begun:
+            return account.granted  # it has not heard of that yet
         room, _ = self._room()
         if not room:
             return None
@@ -161,6 +172,11 @@ class Grants:
                 round(known.input_tokens * share),
                 round(known.output_tokens * share),
             )
+
+    def only(self, alive: Collection[str]) -> None:
+        """Workers that are not among these are lost: nobody waits for what they were granted."""
+        for worker in [worker for worker in self._accounts if worker not in alive]:
+            self.lost(worker)
 
     def exhausted(self) -> Resource | None:
         """The limit at which the test has come to its end: there is no room, and no grant left to use."""

@@ -201,7 +201,7 @@ class Coordinator:
     def _exhausted(self) -> bool:
         """Whether a limit on what may be spent is reached; then nothing more begins."""
         if self._limit is None:
-            self._limit = self._team.grants.exhausted()
+            self._limit = self._team.exhausted()
             if self._limit is not None:
                 self._stop.set()
         return self._limit is not None

@@ -7,6 +7,7 @@ So the figures are an estimate, good for the order of magnitude.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ from profiler.scenario import Scenario
 
 SAMPLE = 50
 """Entries of the tape that are looked at."""
+
+CLIENT_RATE = 200.0
+"""Loops a second that a process can run at most, about, where the target takes no time."""
 
 CHARACTERS_PER_TOKEN = 4
 CALL_TOKENS, RESULT_TOKENS, ANSWER_TOKENS = 20, 40, 60
@@ -90,7 +94,7 @@ def plan(
                 loops += Arrivals.parse(options.arrivals, users).expected(level, seconds)
             else:
                 each = loop_seconds(tape, at_once=strategy != "sequential") + options.think_seconds
-                loops += level * seconds / max(each, 0.001)
+                loops += seconds * min(level / each if each else math.inf, CLIENT_RATE * workers)
     spent = None
     if options.agent is None:
         one = loop_spent(tape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -114,7 +115,6 @@ class LoadOptions:
             ("--max-loops", self.max_loops, 1),
             ("--max-requests", self.max_requests, 1),
             ("--max-tokens", self.max_tokens, 1),
-            ("--max-cost", self.max_cost, 0),
             ("--metrics-port", self.metrics_port, 0),
         ):
             most = 65535 if name == "--metrics-port" else MOST
@@ -142,6 +142,8 @@ class LoadOptions:
         if self.price is not None:
             Price.parse(self.price)
         if self.max_cost is not None:
+            if not 0 < self.max_cost < math.inf:
+                raise UsageError(f"--max-cost must be an amount above 0, not {self.max_cost:g}")
             self.budget()
         if self.model_limit is not None:
             parse_model_limit(self.model_limit)
@@ -281,7 +283,7 @@ class LoadOptions:
             run_directory=parsed.run_directory or None,
             metrics_port=_number("--metrics-port", parsed.metrics_port, int),
             metrics=not parsed.no_metrics,
-            metrics_host=parsed.metrics_host,
+            metrics_host=parsed.metrics_host or LOOPBACK,
             linger_seconds=parsed.metrics_linger,
             agent=parsed.agent or None,
             arrivals=parsed.arrivals or None,

@@ -26,11 +26,13 @@ from profiler.hosts import scrape_host
 from profiler.load import defaults
 from profiler.load import team as parts
 from profiler.load.agents import AgentFactory, load_factory
+from profiler.load.budget import Budget, Grants
 from profiler.load.clocks import machine_id, shift_ns
 from profiler.load.conditions import conditions
 from profiler.load.coordinator import Coordinator, Ramp, Site
 from profiler.load.crew import Crew, describe, process_name
 from profiler.load.emulators import Emulators
+from profiler.load.estimate import plan
 from profiler.load.ledger import Ledger
 from profiler.load.options import LoadOptions, add_options
 from profiler.load.parent import (
@@ -186,6 +188,8 @@ class Session:
             )
             ramp = Ramp(int(parsed.num_users or 1), float(parsed.spawn_rate or 1), _seconds(parsed.run_time))
             ledger = _ledger(asked, ramp.users)
+            if asked.run_directory is None:
+                self._say_plan(asked, ramp)
             self.coordinator = Coordinator(options, ramp, self._team, site, ledger)
         except ProfilerError as error:
             self._fail(error)
@@ -194,6 +198,17 @@ class Session:
         self._last = ledger
         self._concluding = False
         self._coordinating = gevent.spawn(self._coordinate, self.coordinator)
+
+    def _say_plan(self, options: LoadOptions, ramp: Ramp) -> None:
+        """What is about to happen, where the time for it is known."""
+        if ramp.seconds is None or self.environment.shape_class is not None:
+            return
+        each = ramp.seconds / (len(options.strategies) * max(1, len(options.levels)))
+        remote = bool(options.remote_targets(os.environ))
+        scenario = load_scenario(options.scenario)
+        workers = max(1, len(self._greeted))
+        for line in plan(options, ramp.users, each, workers, scenario, remote).lines():
+            _log.info("%s", line)
 
     def _scale(self, users: int, rate: float) -> None:
         self.runner.start(users, rate)
@@ -424,6 +439,7 @@ class Session:
             if self.coordinator.options.run_directory is None and not self._headless:
                 self.coordinator.ledger.summarise(at_the_end=True)
             self.coordinator = None
+            self._team.grants = Grants(Budget())  # the web form's next test has a budget of its own
         if not self._headless:
             # The web form leaves an empty run time as it was; it would end the next test.
             self.environment.parsed_options.run_time = None

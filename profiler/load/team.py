@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from gevent.event import Event
 
 from profiler.errors import ProfilerError, TargetError, UsageError
-from profiler.load.budget import Budget, Grants
+from profiler.load.budget import Budget, Grants, Resource
 from profiler.load.calibration import capacity
 from profiler.load.clocks import machine_id
 from profiler.load.options import LoadOptions
@@ -256,6 +256,13 @@ class Team:
             raise UsageError(
                 f"--max-loops {options.max_loops}: the first loops of {workers} workers alone need {workers}"
             )
+
+    def exhausted(self) -> Resource | None:
+        """The limit on what may be spent at which nothing more may begin, None while something may."""
+        if not self.grants.limited:
+            return None
+        self.grants.only(self._roster.workers())
+        return self.grants.exhausted()
 
     def _describe_lost(self, worker: str) -> str:
         number, last = self._numbers.get(worker, 0), self._pulses.get(worker)

@@ -69,7 +69,9 @@ def command(run: Run, **changes: Any) -> str:
         parts += ["--workers", str(run.workers)]
     if run.seed != 1:
         parts += ["--seed", str(run.seed)]
-    for option in ("base_url", "tools_url", "model", "max_rounds", "tool_choice", "model_limit"):
+    kept = ("base_url", "tools_url", "model", "max_rounds", "tool_choice", "model_limit")
+    limits = ("max_loops", "max_requests", "max_tokens", "max_cost", "price")
+    for option in (*kept, *limits):
         value = arguments.get(option)
         if value not in (None, {"max_rounds": 5, "tool_choice": "auto"}.get(option)):
             parts += [f"--{option.replace('_', '-')}", str(value)]

@@ -188,7 +188,7 @@ def test_a_load_test_with_everything_logged(tmp_path: Path, capfd: pytest.Captur
     debug = {**ENVIRONMENT, "OPENAI_LOG": "debug", "ANTHROPIC_LOG": "debug"}
     with locust(work) as processes:
         code, output = processes.run(
-            *("-L", "DEBUG", "-u", "3", "-r", "9", "-t", "2s", "--strategy", "gathered", "--blocks", "1"),
+            *("-L", "DEBUG", "-u", "3", "-r", "9", "-t", "1s", "--strategy", "gathered", "--blocks", "1"),
             *("--scenario", "scenario.toml", "--agent", "agent:make_agent", "--metrics-port", str(port)),
             *("--csv", str(work / "runs" / "stats"), "--html", str(work / "runs" / "locust.html")),
             **debug,
@@ -304,7 +304,9 @@ async def test_records_metrics_and_spans_of_a_loop(
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "tune"])
-@pytest.mark.parametrize("option", ["--base-url", "--tools-url", "PROFILER_TOOLS_URL"])
+@pytest.mark.parametrize(
+    "option", ["--base-url", "--tools-url", "PROFILER_TOOLS_URL", "PROFILER_WEATHER_URL"]
+)
 def test_a_url_with_credentials_is_refused(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],

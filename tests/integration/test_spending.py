@@ -88,6 +88,7 @@ def test_locust_on_two_workers_stops_at_a_number_of_requests(tmp_path: Path, sce
     said = f"stopped at --max-requests {limit}: {sent} sent"
     assert [(incident.kind, incident.detail) for incident in run.incidents] == [("limited", said)]
     assert said in output
+    assert "plan: 1 strategy, 60 s of measuring with 8 agents on http://127.0.0.1:" in output
     records = list(directory.records())
     assert len(records) == run.spent.loops - 2  # every loop but the workers' first, each to its end
     assert {record.status for record in records} == {"ok"}
@@ -115,7 +116,9 @@ def test_compare_stops_at_a_cost_and_says_so(
     assert code == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert f"stopped at --max-cost 0.03: ${cost:.4g} spent" in printed
-    assert f"stopped at --max-cost 0.03: ${cost:.4g} spent" in (directory.path / "report.html").read_text()
+    report = (directory.path / "report.html").read_text()
+    assert f"stopped at --max-cost 0.03: ${cost:.4g} spent" in report
+    assert f"{run.spent.requests:,} requests, {run.spent.input_tokens:,} tokens in, " in report
     tokens = [(r.model.input_tokens or 0) for record in directory.records() for r in record.rounds]
     assert sum(tokens) <= run.spent.input_tokens < sum(tokens) + 2000  # and the warm-up loop
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,53 @@ def test_an_invalid_run_says_so_in_its_first_line(
     assert main(["compare", "--quiet"]) == 1
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("invalid: the client was saturated: the event loop was late by 200 ms")
+
+
+REMOTE = ["compare", "--base-url", "https://api.example.com", "--allow-remote", "--json"]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "arguments", "answer", "asks", "starts"),
+    [
+        (False, [], "", False, True),
+        (True, ["--yes"], "", False, True),
+        (True, [], "y\n", True, True),
+        (True, ["--quiet"], "YES\n", True, True),
+        (True, [], "\n", True, False),
+        (True, [], "", True, False),  # the end of input
+    ],
+)
+def test_what_leaves_this_machine_is_asked_about_where_somebody_can_answer(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+    arguments: list[str],
+    answer: str,
+    asks: bool,
+    starts: bool,
+) -> None:
+    started: list[bool] = []
+
+    def instead(*_: Any) -> Path:
+        started.append(True)
+        return record(tmp_path, 100)
+
+    monkeypatch.setattr(experiment, "run_experiment", instead)
+    stdin = io.StringIO(answer)
+    monkeypatch.setattr(stdin, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stdin", stdin)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert main([*REMOTE, *arguments]) == (0 if starts else 1)
+    said = capsys.readouterr().err
+    assert ("start? [y/N]" in said) == asks
+    assert bool(started) == starts
+    assert "some $" in said
+    assert ("nothing was started" in said) == (not starts)
+
+
+def test_elsewhere_needs_to_be_meant_before_anything_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--base-url", "https://api.example.com", "--yes"]) == 2
+    said = capsys.readouterr().err
+    assert "needs --allow-remote" in said
+    assert "plan:" not in said

@@ -49,6 +49,12 @@ def test_a_cost_can_be_limited_only_where_the_price_is_known() -> None:
         LoadOptions(max_requests=0)
 
 
+@pytest.mark.parametrize("amount", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_cost_is_an_amount_above_nothing(amount: float) -> None:
+    with pytest.raises(UsageError, match="--max-cost must be an amount above 0"):
+        LoadOptions(max_cost=amount)
+
+
 def test_every_attempt_is_a_request_and_tokens_are_those_that_replies_name() -> None:
     failed = RoundRecord(0, 0, 9, ModelCall("openai", "m", 0, 9, attempts=(Attempt(0, 1, 429),) * 3))
     good = RoundRecord(
@@ -82,6 +88,9 @@ def test_what_ended_a_run_is_said_with_what_was_spent() -> None:
     spent = Spent(170, 503, 400_000, 51_000)
     assert budget.stopped("requests", spent) == "stopped at --max-requests 500: 503 sent"
     assert budget.stopped("cost", spent) == "stopped at --max-cost 0.5: $0.502 spent"
+    assert budget.describe(spent) == (
+        "170 loops, 503 requests, 400,000 tokens in, 51,000 out: $0.502 at $1/$2 per million tokens in/out"
+    )
 
 
 def test_without_a_limit_nothing_is_granted_and_everything_counted() -> None:
@@ -100,6 +109,7 @@ def test_a_worker_that_is_lost_had_spent_the_average_on_what_it_had_under_way() 
     grants.begin()
     assert grants.heard("a", 0, 0, Spent(), asks=True) == 1
     assert grants.heard("a", 1, 1, Spent(), asks=True) == 2
+    assert grants.heard("a", 1, 1, Spent(), asks=True) == 2  # said again, not granted again
     grants.lost("a")
     assert grants.total == Spent(12, 36, 0, 0)
 

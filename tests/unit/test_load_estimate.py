@@ -7,7 +7,7 @@ import pytest
 from profiler.emulator.tape import Tape
 from profiler.load.estimate import loop_seconds, loop_spent, plan, rounded
 from profiler.load.options import LoadOptions
-from profiler.scenario import parse_scenario
+from profiler.scenario import load_scenario, parse_scenario
 
 SCENARIO = """
 description = "two rounds of four calls"
@@ -53,6 +53,12 @@ def test_here_it_is_one_line_without_a_cost() -> None:
         "plan: 2 strategies, 32 s of measuring with 8 agents on the embedded emulator: "
         "about 110 loops, 330 requests"
     )
+
+
+def test_where_the_target_takes_no_time_the_client_is_the_limit() -> None:
+    planned = plan(LoadOptions(strategies=("gathered",)), 20, 3.0, 2, load_scenario("instant"), remote=False)
+    assert planned.spent is not None
+    assert planned.spent.loops == 3 * 2 * 200 + 2
 
 
 def test_elsewhere_it_says_what_it_may_cost_and_which_limit_ends_it() -> None:

@@ -23,6 +23,7 @@ class Workers:
         self.sent: list[tuple[str, str, dict[str, Any]]] = []
         self.refusal: dict[str, Any] = {"error": None, "exit_code": 0}
         self.mute: set[str] = set()
+        self.nameless = False
         self.turns: dict[str, int] = {}
         self.team = Team(self)
 
@@ -38,7 +39,8 @@ class Workers:
             self.names.remove(worker)
         elif kind == PREPARE:
             answer = {**self.refusal, "loop_seconds": 0.1 * (1 + data["worker"]), "model": "m"}
-            answer["spent"] = {"loops": 1, "requests": 2, "input_tokens": 30, "output_tokens": 4}
+            tokens = {} if self.nameless else {"input_tokens": 30, "output_tokens": 4}
+            answer["spent"] = {"loops": 1, "requests": 2, **tokens}
             self.team.answered(READY, worker, answer)
         elif kind == BEGIN:
             self.turns[worker] = data["turn"]
@@ -210,3 +212,27 @@ def test_a_limited_worker_asks_and_is_granted_and_what_it_spent_is_counted() -> 
 def test_a_limit_that_cannot_be_kept_is_refused() -> None:
     with pytest.raises(UsageError, match="--max-loops 1: the first loops of 2 workers alone need 2"):
         Workers("a", "b").team.enlist(LoadOptions(max_loops=1), "http://127.0.0.1:1")
+
+
+def test_tokens_that_the_target_does_not_name_cannot_be_limited() -> None:
+    workers = Workers("a")
+    workers.nameless = True
+    with pytest.raises(
+        UsageError, match="--max-tokens: the target's reply to the first loop names no tokens"
+    ):
+        workers.team.enlist(LoadOptions(max_tokens=1000), "http://127.0.0.1:1")
+
+
+def test_a_worker_that_has_left_does_not_keep_a_limit_from_ending_the_test() -> None:
+    workers = Workers("a", "b")
+    options = LoadOptions(drain_seconds=0.0, max_loops=4)
+    workers.team.enlist(options, "http://127.0.0.1:1")
+    workers.team.begin(["a", "b"], PlannedTrial(0, 0, "gathered"), options, sources=1)
+    asking = {"turn": 1, "waiting": 0, "loops": 0, "failed": 0, "rate_limited": 0, "lag_ns": 0, "spent": {}}
+    workers.team.answered(PULSE, "a", {**asking, "asks": True, "begun": 0, "in_flight": 0})
+    workers.team.answered(PULSE, "b", {**asking, "asks": True, "begun": 0, "in_flight": 0})
+    workers.team.answered(PULSE, "b", {**asking, "asks": True, "begun": 1, "in_flight": 0})
+    assert workers.team.exhausted() is None  # a was granted a loop and may still begin it
+    workers.names.remove("a")
+    assert workers.team.exhausted() == "loops"
+    assert workers.team.grants.total.loops == 4

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
+import anthropic
 import httpx
+import httpx2
+import openai
 import pytest
 
 from profiler.errors import ScenarioError, UsageError
@@ -96,6 +100,29 @@ def test_an_error_and_its_causes_are_rid_of_what_their_request_carried() -> None
     assert describe(error) == "RuntimeError: because of [redacted]"
     assert scrub_error(error) == "because of [redacted]"
     assert (str(error), str(cause)) == ("because of [redacted]", "refused [redacted]")
+
+
+@pytest.mark.parametrize("sdk", [openai, anthropic])
+def test_an_sdk_error_keeps_neither_message_nor_body_with_the_key(sdk: Any) -> None:
+    """As when a provider repeats a wrong key."""
+    given = {"authorization": "Bearer abcdefgh", "x-api-key": "ijklmnop"}
+    request = httpx2.Request("POST", "http://127.0.0.1/v1", headers=given)
+    body = {"error": {"message": "wrong: abcdefgh", "seen": ["ijklmnop", 7], "code": None}}
+    response = httpx2.Response(401, request=request, json=body)
+    error = sdk.AuthenticationError("401: abcdefgh, ijklmnop", response=response, body=body)
+    assert scrub_error(error) == "401: [redacted], [redacted]"
+    assert error.message == "401: [redacted], [redacted]"
+    assert error.body == {"error": {"message": "wrong: [redacted]", "seen": ["[redacted]", 7], "code": None}}
+
+
+def test_an_error_without_a_request_is_looked_at_all_the_same() -> None:
+    error = httpx.ReadError("http://user:abcdefgh@host is gone")  # its request raises RuntimeError
+    assert describe(error) == "ReadError: http://[redacted]@host is gone"
+    again = ValueError("sk-abcdefgh", 7)
+    again.__context__ = error
+    error.__context__ = again  # a circle, as re-raised errors may make
+    scrub_error(again)
+    assert again.args == ("[redacted]", 7)
 
 
 def test_a_guarded_handler_drops_request_logs_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,11 +47,13 @@ def test_a_run_is_repeated_with_its_own_options() -> None:
             "base_url": "http://127.0.0.1:9",
             "stream": True,
             "parallel_tool_calls": False,
+            "max_requests": 500,
         },
     )
     assert command(made) == (
         "profiler compare --scenario 'my file.toml' --strategy semaphore:2@agent --users 7 --duration 30s "
-        "--blocks 3 --workers 2 --seed 3 --base-url http://127.0.0.1:9 --no-parallel-tool-calls --stream"
+        "--blocks 3 --workers 2 --seed 3 --base-url http://127.0.0.1:9 --max-requests 500 "
+        "--no-parallel-tool-calls --stream"
     )
 
 

@@ -17,7 +17,7 @@ from profiler.report.html.payload import MOST_TOOL_ROWS
 from profiler.report.html.waterfalls import MOST_ROWS
 from profiler.report.terminal import limits
 from profiler.report.text import duration, number, percent
-from profiler.rundir import Run
+from profiler.rundir import Run, Spent
 from profiler.statistics.figures import StrategySummary, Tool
 from profiler.statistics.summary import Summary
 
@@ -338,9 +338,17 @@ def _load(run: Run, summary: Summary) -> list[tuple[str, str]]:
         ("processes that run loops", str(run.workers)),
         ("trials", str(len(run.trials))),
         ("loops recorded", str(material_loops(summary))),
+        *([] if run.spent is None else [("asked of the model in all", _spent(run.spent))]),
         ("began", began.strftime("%Y-%m-%d %H:%M:%S UTC")),
         *((f"limit of {spec}", said) for spec, said in (line.split(": ", 1) for line in limits(run))),
     ]
+
+
+def _spent(spent: Spent) -> str:
+    return (
+        f"{spent.requests:,} requests, {spent.input_tokens:,} tokens in, {spent.output_tokens:,} out, "
+        "retries and warm-up included"
+    )
 
 
 def material_loops(summary: Summary) -> int:
