@@ -42,7 +42,7 @@ def test_a_command_says_one_line_and_leaves(tmp_path: Path) -> None:
             ),
             (["report", b"\xff"], "profiler: error: argument '\\udcff': not text"),
             (
-                ["compare", "--agent", "no_such:make", "--quiet"],
+                ["compare", "--agent", "no_such:make", "--quiet", "--calibrate", "0"],
                 "profiler: --agent no_such:make: cannot import no_such",
             ),
         ):
