@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -22,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import gevent
 from gevent.event import AsyncResult
+from gevent.monkey import get_original, is_module_patched
 
 from profiler.errors import UsageError
 from profiler.threads import start_native_thread
@@ -110,6 +112,28 @@ class Flight(Generic[T]):
         self._thread.hub.post(lambda: self._done.set_exception(error))
 
 
+def use_native_logging_locks() -> None:
+    """Give logging native locks, that both threads may wait for; handlers made later have them too.
+
+    In a patched process they are gevent's. The SDKs ask their loggers about every request on the
+    loop's thread, and where the hub's thread logs in that moment, the loop waits, now and then for ever.
+    """
+    if not is_module_patched("threading"):
+        return
+    make = get_original("_thread", "RLock")
+
+    def create_lock(handler: logging.Handler) -> None:
+        handler.lock = make()
+        logging._register_at_fork_reinit_lock(handler)  # type: ignore[attr-defined]
+
+    logging.Handler.createLock = create_lock  # type: ignore[method-assign,assignment]
+    logging._lock = make()  # type: ignore[attr-defined]
+    for reference in logging._handlerList:  # type: ignore[attr-defined]
+        handler = reference()
+        if handler is not None and handler.lock is not None:
+            create_lock(handler)
+
+
 class LoopThread:
     """One event loop in one native thread. Make, start and stop it from greenlets of one hub.
 
@@ -126,6 +150,7 @@ class LoopThread:
     def start(self) -> None:
         """Start the thread. It stops at interpreter exit, before the hub goes, if not earlier."""
         self._running = True
+        use_native_logging_locks()
         start_native_thread(self._main)
         atexit.register(self.stop)
 

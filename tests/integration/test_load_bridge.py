@@ -108,8 +108,31 @@ except RuntimeError:
     print("closed")
 """
 
+LOGGING = """
+import logging
+import sys
+sys.setswitchinterval(1e-5)
+handler = logging.StreamHandler()
+log = logging.getLogger("an SDK")
+log.addHandler(handler)
+def both():
+    for _ in range(20_000):
+        log.manager._clear_cache()  # so that the next call asks under the lock of the whole module
+        log.isEnabledFor(logging.DEBUG)
+        handler.acquire()
+        handler.release()
+async def there():
+    both()
+flight = thread.submit(there)
+both()
+flight.wait(10)
+sys.setswitchinterval(0.005)
+print("logged on both threads")
+"""
+
 CASES = (
     (GREENLETS, "True"),
+    (LOGGING, "logged on both threads"),
     (TO_THREAD, "from a thread"),
     (FAILURE, "from the loop"),
     (CANCELLED, "True"),
