@@ -13,8 +13,10 @@ EXTRAS := dev$(if $(CI),$(comma)frameworks)
 compare: $(STAMP)
 	$(BIN)/profiler compare
 
+# What measures time has the machine to itself; the unit tests, which do not, share its cores.
 test: $(STAMP) lint types contracts
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 tests/unit
+	$(BIN)/python -m pytest tests/integration
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -46,14 +46,15 @@ def make_agent(context):
         await agent.run(context.prompt)
 
     return one_loop
+'''
 
-
+BROKEN = """
 def make_broken(context):
     async def one_loop():
         raise ValueError("no such luck")
 
     return one_loop
-'''
+"""
 
 
 @pytest.fixture
@@ -90,9 +91,14 @@ def test_a_pydantic_ai_agent(tmp_path: Path, module: str) -> None:
     assert {record.agent for record in records} == {"a0", "a1", "a2", "a3"}
 
 
-def test_an_agent_whose_first_loop_fails_is_no_load_test(tmp_path: Path, module: str) -> None:
+def test_an_agent_whose_first_loop_fails_is_no_load_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from profiler.errors import TargetError, UsageError
 
+    module = "my_broken_agent"
+    (tmp_path / f"{module}.py").write_text(BROKEN)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(TargetError, match="the agent's first loop failed: ValueError: no such luck"):
         compare(tmp_path / "runs", f"{module}:make_broken", "gathered")
     with pytest.raises(UsageError, match=f"{module} has no function make_nothing"):
@@ -104,34 +110,42 @@ def test_what_init_writes_works(processes: Locust, monkeypatch: pytest.MonkeyPat
     command = [sys.executable, "-m", "profiler"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [*command, *arguments],
             cwd=processes.path,
             env=environment,
             text=True,
-            capture_output=True,
-            timeout=60,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-        assert done.returncode == code, done.stderr
-        return done
+
+    def end(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+        said, complained = process.communicate(timeout=60)
+        assert process.returncode == code, complained
+        return said, complained
 
     cities = (ROOT / "profiler" / "scenarios" / "cities.toml").read_text()
     (processes.path / "quick.toml").write_text(f"time_scale = 0.1\n{cities}")
-    run("init", ".")
-    assert "exists already" in run("init", ".", code=2).stderr
-    for factory in ("make_agent", "make_handwritten_agent"):
-        done = run(
+    end(start("init", "."))
+    again = start("init", ".")
+    comparisons = {
+        factory: start(
             "compare", "--agent", f"agents:{factory}", "--strategy", "gathered", "--strategy", "sequential",
             "--users", "2", "--duration", "1s", "--blocks", "1", "--calibrate", "0", "--out", factory,
             "--allow-saturated", "--json", "--scenario", "quick.toml",
-        )  # fmt: skip
+        )
+        for factory in ("make_agent", "make_handwritten_agent")
+    }  # fmt: skip
+    assert "exists already" in end(again, code=2)[1]
+    for factory, comparison in comparisons.items():
+        said, _ = end(comparison)
         (path,) = (processes.path / factory).iterdir()
         records = list(RunDirectory.open(path).records())
         assert {record.status for record in records} == {"ok"}
         assert {record.strategy for record in records} == {"gathered", "sequential"}
         assert {call.name for r in records for call in r.tool_calls} == {"get_weather", "get_population"}
-        for strategy in json.loads(done.stdout)["strategies"]:
+        for strategy in json.loads(said)["strategies"]:
             assert strategy["totals"]["loops"] == sum(r.strategy == strategy["strategy"] for r in records)
         # The strategy was applied: calls of a round overlap under one, and never under the other.
         for record in records:

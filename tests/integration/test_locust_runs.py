@@ -115,7 +115,7 @@ def test_master_and_worker_and_a_worker_that_is_not_patched(processes: Locust) -
     code, output = processes.end(master)
     assert code == 0, output
     assert [processes.end(worker)[0] for worker in workers] == [0, 0]
-    assert processes.left() == []
+    assert processes.all_left_within(5)
     directory = processes.directory()
     records = list(directory.records())
     check_trials(directory.load(), records, {"gathered"})
@@ -148,7 +148,7 @@ def test_https_with_a_private_authority(patched_or_not: dict[str, Locust], tmp_p
         processes = patched_or_not["patched"]
         code, output = processes.run(*INSTANT, "-t", "1s", "--base-url", emulator.url)
         assert code == 3, output
-    assert all(processes.left() == [] for processes in patched_or_not.values())
+    assert all(processes.all_left_within(5) for processes in patched_or_not.values())
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_what_cannot_be_ends_with_one_line(
     lines = [line for line in output.splitlines() if said in line]
     assert len(lines) == 1, output
     assert lines[0].startswith("locust: error: ")
-    assert processes.left() == []
+    assert processes.all_left_within(5)
 
 
 def test_killed_master_takes_its_workers_and_the_emulator_along(processes: Locust) -> None:
@@ -213,7 +213,7 @@ def test_interrupted_it_drains_and_keeps_what_it_has(processes: Locust) -> None:
     assert [incident.kind for incident in run.incidents] == ["interrupted"]
     assert [trial.interrupted for trial in run.trials] == [0]
     assert {record.status for record in records} == {"ok"}
-    assert processes.left() == []
+    assert processes.all_left_within(5)
 
 
 def test_interrupted_at_the_terminal_twice_it_cuts_off_and_keeps_what_it_has(processes: Locust) -> None:
@@ -237,7 +237,7 @@ def test_interrupted_at_the_terminal_twice_it_cuts_off_and_keeps_what_it_has(pro
     assert [incident.kind for incident in run.incidents] == ["interrupted"]
     assert len(run.trials) == 1
     assert {record.status for record in records} <= {"ok", "cancelled"}
-    assert processes.left() == []
+    assert processes.all_left_within(5)
 
 
 def test_web_ui_starts_stops_and_starts_again(processes: Locust) -> None:
@@ -284,7 +284,7 @@ def test_web_ui_starts_stops_and_starts_again(processes: Locust) -> None:
     process.send_signal(signal.SIGTERM)
     processes.end(process)
     assert time.monotonic() - start < 10
-    assert processes.left() == []
+    assert processes.all_left_within(5)
     runs = [RunDirectory.open(path).load() for path in sorted((processes.path / "runs").iterdir())]
     assert [{trial.strategy for trial in run.trials} for run in runs] == [
         {"gathered", "sequential"},

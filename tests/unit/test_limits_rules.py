@@ -237,6 +237,15 @@ def test_a_refund_passes_through_the_calls_after_it():
     assert limit.level(0) == pytest.approx(10 - 0.5 - 3.5)
 
 
+def test_a_server_may_allow_less_than_one_in_a_second():
+    limit = RateLimit(10, burst=10)
+    limit.lower(0, remaining=10, rate=0.5)
+    assert (limit.rate, limit.level(0)) == (0.5, 10.0)
+    for _ in range(10):
+        limit.enter(0, ONE)
+    assert limit.wait_ns(0, ONE) == 2 * S
+
+
 def test_what_has_left_is_forgotten():
     limit = RateLimit(1000, burst=10)
     stays = limit.enter(0, ONE)

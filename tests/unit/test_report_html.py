@@ -262,11 +262,11 @@ def test_a_page_of_many_strategies_tools_and_long_loops_stays_small(tmp_path: Pa
     trials = [trial(k, f"semaphore:{k + 1}", 1000 * k, 1000 * k + 1000) for k in range(20)]
     records = []
     for k in range(20):
-        for n in range(5):
+        for n in range(2):
             record = loop(1000 * k + 100 * n, 5.0, [(1.0, 5.0)] * 100, f"semaphore:{k + 1}", k, number=n)
             first, last = record.rounds
             calls = tuple(
-                replace(one, name=f"tool_{n}_{place}_" + "x" * 10_000, result="<r>" * 10_000)
+                replace(one, name=f"tool_{n}_{place}_" + "x" * 10_000, result="<r>" * 200)
                 for place, one in enumerate(first.tool_calls)
             )
             records.append(replace(record, rounds=(replace(first, tool_calls=calls), last)))
