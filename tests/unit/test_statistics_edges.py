@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,59 @@ def test_only_blocks_of_two_runs_are_taken_to_depend_on_their_neighbours():
     within, across = (compare(*sides, paired=True, same_run=same).p50 for same in (True, False))
     assert within.value == pytest.approx(across.value)
     assert across.high / across.low > 1.02 * within.high / within.low
+
+
+def test_between_runs_dependence_widens_by_its_formula_paired_or_not():
+    rng = np.random.default_rng(5)
+    drift = [0, 1, 2, 1, 0, 1, 2, 1, 0, 1]  # r = 0.163
+    groups = tuple(np.full(100, np.exp(value)) for value in drift)
+    ours, theirs = (
+        dataclasses.replace(side(name, [100] * 10), latencies=groups, done=tuple(rng.integers(80, 120, 10)))
+        for name in ("a", "bb")
+    )
+    r = dependence(groups, groups)
+    for paired in (True, False):
+        within, across = (compare(ours, theirs, paired, same_run=same).throughput for same in (True, False))
+        widths = [math.log(ratio.high / ratio.low) for ratio in (within, across)]
+        assert widths[1] / widths[0] == pytest.approx(math.sqrt((1 + r) / (1 - r)))
+
+
+def test_runs_without_any_spread_are_equal_or_certainly_not():
+    same = compare(side("a", [100] * 4), side("bb", [100] * 4), paired=False).throughput
+    assert (same.value, same.p_value) == (1.0, 1.0)
+    twice = compare(side("a", [200] * 4), side("bb", [100] * 4), paired=False).throughput
+    assert (twice.low, twice.p_value) == (twice.high, 0.0)
+
+
+def test_the_bias_of_both_sides_joins_where_runs_are_not_paired():
+    """The p50 of halves and wholes differ on one side alone: blocks whose second half is slower."""
+    even = side("a", [40] * 5)
+    even = dataclasses.replace(
+        even, latencies=tuple(np.linspace(1.0, 1.1, 40) * (1 + b / 50) for b in range(5))
+    )
+    apart = tuple(np.concatenate([np.full(15, 1.0), np.full(25, 4.0)]) * (1 + b / 50) for b in range(5))
+    skewed = dataclasses.replace(even, name="bb", latencies=apart)
+    widths = []
+    for one, other in ((even, even), (skewed, even), (even, skewed), (skewed, skewed)):
+        found = compare(one, other, paired=False).p50
+        widths.append(math.log(found.high / found.low))
+    assert widths[1] == pytest.approx(widths[2])
+    assert widths[1] > 3 * widths[0]
+    assert widths[3] < widths[1] / 2  # the same bias on both sides cancels
+
+
+def test_an_objective_can_be_given_to_runs_that_had_none(tmp_path: Path):
+    def recorded(model: float) -> RunDirectory:
+        directory = RunDirectory.create(tmp_path, run(trials()))
+        lines = [codec.encode(one) + b"\n" for one in made(model=model)]
+        directory.records_path.write_bytes(b"".join(lines))
+        return directory
+
+    before, after = recorded(100.0), recorded(140.0)
+    (plain,) = compare_directories(before, after).comparisons
+    (held,) = compare_directories(before, after, slo="p95<120ms").comparisons
+    assert plain.goodput.value == pytest.approx(1.0)
+    assert held.goodput.value < 0.05
 
 
 def test_the_dependence_of_blocks_is_corrected_for_how_few_there_are():
