@@ -205,6 +205,9 @@ def test_the_bias_of_both_sides_joins_where_runs_are_not_paired():
     for one, other in ((even, even), (skewed, even), (even, skewed), (skewed, skewed)):
         found = compare(one, other, paired=False).p50
         widths.append(math.log(found.high / found.low))
+    assert compare(skewed, even, paired=False).p50.value == pytest.approx(
+        4 / 1.05
+    )  # of wholes, not of halves
     assert widths[1] == pytest.approx(widths[2])
     assert widths[1] > 3 * widths[0]
     assert widths[3] < widths[1] / 2  # the same bias on both sides cancels
