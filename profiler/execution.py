@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from profiler.content import Content
-from profiler.gate import exclusive_lane
+from profiler.gate import Gate, exclusive_lane
 from profiler.limits.retries import delay_ns, is_transient
 from profiler.limits.signals import outcome_of, retry_after_ns
 from profiler.model import CallRequest, current_probe
@@ -204,9 +204,10 @@ class Executor:
         """Run one call, every attempt through the gates, to its result or error."""
         tool = call.tool
         assert tool is not None
-        if self.strategy.gate is None and tool.exclusive is None and not tool.retries:
-            return self._attempt(call, tool)
-        return self._attempts(call, tool)
+        if tool.exclusive is not None or tool.retries:
+            return self._attempts(call, tool)
+        gate = self.strategy.gate
+        return self._attempt(call, tool) if gate is None else self._gated(call, tool, gate)
 
     async def _attempts(self, call: Call, tool: Tool) -> None:
         gate = self.strategy.gate
@@ -235,20 +236,23 @@ class Executor:
         try:
             if gate is None:
                 return await self._attempt(call, tool)
-            slot = await gate.enter(gate.slot(tool.name, call.place.agent))
-            slot.outcome = "unknown"
-            try:
-                error = await self._attempt(call, tool)
-                if error is None:
-                    slot.outcome = "ok"
-                else:
-                    slot.failed(error)
-                return error
-            finally:
-                gate.leave(slot)
+            return await self._gated(call, tool, gate)
         finally:
             if lane is not None:
                 lane.leave(ticket)
+
+    async def _gated(self, call: Call, tool: Tool, gate: Gate) -> BaseException | None:
+        slot = await gate.enter(gate.slot(tool.name, call.place.agent))
+        slot.outcome = "unknown"
+        try:
+            error = await self._attempt(call, tool)
+            if error is None:
+                slot.outcome = "ok"
+            else:
+                slot.failed(error)
+            return error
+        finally:
+            gate.leave(slot)
 
     async def _attempt(self, call: Call, tool: Tool) -> BaseException | None:
         clock, request, place = self.clock, call.request, call.place
