@@ -34,6 +34,10 @@ STRATEGIES: tuple[tuple[str, str], ...] = (
     ("sequential", SEQUENTIAL),
     ("gathered", GATHERED),
     *_semaphores(),
+    (r"semaphore:(?:\d+@tool|[^ +]+=[^ +]+)", SEMAPHORE[3]),
+    (r"rate:[^ +]+", SEMAPHORE[0]),
+    (r"eager(?::all)?", SEMAPHORE[4]),
+    (r"eager(?::all)?\+[^ ]+", SEMAPHORE[1]),
 )
 """Regular expression for the whole spec, and its colour. The expressions mean the same in JavaScript."""
 

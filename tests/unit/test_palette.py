@@ -74,6 +74,8 @@ def test_usual_limits_have_different_colours() -> None:
     limits = [palette.strategy_colour(f"semaphore:{n}") for n in (1, 2, 4, 8, 16)]
     assert len(set(limits)) == 5
     assert palette.strategy_colour("semaphore:4") != palette.strategy_colour("semaphore:4@agent")
+    compared = ("gathered", "semaphore:8", "rate:50/s,burst=5", "adaptive", "eager", "eager+semaphore:4")
+    assert len({palette.strategy_colour(spec) for spec in compared}) == len(compared)
 
 
 def test_every_limit_is_matched_once() -> None:
