@@ -13,6 +13,7 @@ from profiler.limited import LimitedModel, parse_model_limit
 from profiler.model import Probe, Reply, RequestOptions
 from profiler.records import Attempt
 from profiler.testing import ScriptedModel, call, provider_failure, run_virtual
+from profiler.tune.quotas import Demand, advise, parse_quota
 
 S = 1_000_000_000
 
@@ -232,3 +233,20 @@ def test_the_spec_of_a_model_limit():
     for wrong in ("", "rate:500", "semaphore:8@agent", "semaphore:search=2", "eager", "rate:5/s,tokens:5/s"):
         with pytest.raises(UsageError, match=r"--model-limit .*: expected rate:R/s"):
             parse_model_limit(wrong)
+
+
+@pytest.mark.parametrize(
+    ("quota", "a_minute"),
+    [
+        ("openai:rpm=500,tpm=30000", {"requests": 500, "tokens": 30_000}),
+        # A fifth of a loop's tokens is output: 8,000 of it a minute are 40,000 of both.
+        ("anthropic:rpm=50,itpm=40000,otpm=8000", {"requests": 50, "tokens": 40_000}),
+        ("rpm=0.5", {"requests": 0.5}),
+        ("tpm=2000000", {"tokens": 2_000_000}),
+    ],
+)
+def test_what_tune_advises_is_a_model_limit(quota, a_minute):
+    advice = advise(parse_quota(quota), Demand(2.0, 400.0, 100.0, {}, {}))
+    assert advice is not None
+    limiters = [rule.make(1) for rule in parse_model_limit(advice.limits)]
+    assert {one.resource: one.rate * 60 for one in limiters} == pytest.approx(a_minute)

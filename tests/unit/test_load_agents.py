@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from profiler.errors import TargetError, UsageError
+from profiler.gate import Gate
+from profiler.limited import LimitedModel
 from profiler.load.agents import AgentContext, Own, Place, load_factory, placed
 from profiler.records import LoopRecord
 from profiler.strategies import parse_strategy
-from profiler.testing import run_virtual
+from profiler.testing import ScriptedModel, run_virtual
 from tests.unit.statistics_data import loop
 
 PLACE = Place(number=7, agent="a3", trial=2, process="worker 1", intended_ns=5)
@@ -62,6 +64,18 @@ def context(spec: str, sinks: Any = ()) -> AgentContext:
         prompt="Task {number}.",
         sinks=sinks,
     )
+
+
+def test_an_agent_of_one_s_own_can_heed_the_model_limit() -> None:
+    model = ScriptedModel([])
+    made = context("gathered")
+    assert made.limited(model) is model
+    gate = Gate("rate:5/s")
+    made._model_gate = gate
+    one, other = made.limited(model), made.limited(model)
+    assert isinstance(one, LimitedModel)
+    assert isinstance(other, LimitedModel)
+    assert one.gate is other.gate is gate
 
 
 def highest_concurrency(

@@ -190,6 +190,25 @@ def test_the_34_seconds_are_explained_in_three_lines() -> None:
     ]
 
 
+def test_what_the_model_s_limiter_held_is_not_the_model() -> None:
+    record = loop(0, model=1000, calls=[(0, 500)])
+    first, last = record.rounds
+    first = dataclasses.replace(first, model=dataclasses.replace(first.model, limiter_wait_ns=800 * MS))
+    record = dataclasses.replace(record, rounds=(first, last))
+    assert {cause.kind: cause.ns / MS for cause in causes(record)} == {
+        "model": 1200,
+        "model_limiter": 800,
+        "tools": 500,
+    }
+    text = render_timeline(record, 100)
+    said = "800 ms (32 %) 1 model request waited in the model's limiter; raise it, if the quota allows more"
+    assert said in " ".join(text.split())
+    assert "the model (2 requests, slowest 1.00 s)" in text
+    assert "model queue 800 ms (32 %)" in text
+    row = next(line for line in text.splitlines() if line.startswith("model 1"))
+    assert row.count("░") == pytest.approx(4 * row.count("▓"), abs=3)
+
+
 def test_waiting_for_other_agents_is_the_limiter_too() -> None:
     record = loop(0, model=6500, calls=[(18_000, 3000)], strategy="semaphore:1")
     assert render_timeline(record).startswith("34.0 s: 18.0 s (53 %) calls waited in the limiter semaphore:1")
