@@ -380,7 +380,7 @@ async def test_the_sdk_waits_as_long_as_announced(start: Any) -> None:
     error = refused.value
     assert (error.type, error.param, error.code) == ("requests", None, "rate_limit_exceeded")
     assert error.message.startswith("Error code: 429")
-    assert "on requests per min (RPM): Limit 60, Used 1, Requested 1. Please try again in " in error.message
+    assert "on requests per min (RPM): Limit 200, Used 1, Requested 1. Please try again in " in error.message
     announced = int(error.response.headers["retry-after-ms"])
     assert 200 <= announced <= 300
     assert error.response.headers["retry-after"] == "1"
