@@ -23,6 +23,7 @@ MOST_STEPS = 4
 FAILING = 0.01
 CROWDED_EFFICIENCY = 0.5
 MODEL_SHARE = 0.6
+WORTH_EAGER = 0.05
 WORTH_A_TOOL = 0.9
 """An estimate of p50 below this share of the measured one makes a tool worth its own sentence."""
 
@@ -41,6 +42,7 @@ def next_steps(summary: Summary, run: Run, estimates: tuple[Counterfactual, ...]
         *_validity(summary),
         *_more_loops(summary, run),
         *_other_limits(summary, run),
+        *_eager(summary, run),
         *_bottleneck(summary, estimates),
     ]
     return list(dict.fromkeys(steps))[:MOST_STEPS]
@@ -154,6 +156,20 @@ def _other_limits(summary: Summary, run: Run) -> Iterator[Step]:
             "Calls that all start at once fail: try a limit.",
             command(run, strategies=[*_baseline(summary), "semaphore:8", "semaphore:16"]),
         )
+
+
+def _eager(summary: Summary, run: Run) -> Iterator[Step]:
+    """Tools beside the model, where replies are streamed and nobody tried it."""
+    if any(strategy.strategy.startswith("eager") for strategy in summary.strategies):
+        return
+    for strategy in summary.strategies:
+        found, mean = strategy.overlap, strategy.mean_loop_seconds
+        if strategy.strategy == "gathered" and found and mean and found.savable_seconds >= WORTH_EAGER * mean:
+            yield Step(
+                "Calls are complete while the model still streams: eager would save at most "
+                f"{duration(found.savable_seconds)} of {duration(mean)} a loop under gathered.",
+                command(run, strategies=["gathered", "eager"]),
+            )
 
 
 def _bottleneck(summary: Summary, estimates: tuple[Counterfactual, ...]) -> Iterator[Step]:

@@ -147,10 +147,11 @@ def overlap(strategy: StrategySummary) -> str | None:
     if strategy.overlap is None or not strategy.strategy.startswith("eager"):
         return None
     found = strategy.overlap
-    return (
-        f"tools ran {duration(found.seconds)} a loop beside the model; "
-        f"saved {duration(found.saved_seconds)} of at most {duration(found.savable_seconds)}"
-    )
+    said = f"tools ran {duration(found.seconds)} a loop beside the model; "
+    possible = duration(found.savable_seconds)
+    if found.saved_seconds < 0:
+        return f"{said}waits cost {duration(-found.saved_seconds)} more than it saved, {possible} at most"
+    return f"{said}saved {duration(found.saved_seconds)} of at most {possible}"
 
 
 def _console(out: IO[str], width: int, color: bool) -> Console:

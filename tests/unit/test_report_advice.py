@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from profiler.records import LoopRecord
 from profiler.report.advice import command, next_steps
 from profiler.rundir import Run
+from profiler.statistics.figures import Overlap
 from profiler.statistics.summary import Summary, summarise
 from tests.unit.statistics_data import loop, run, trial
 
@@ -48,13 +53,32 @@ def test_a_run_is_repeated_with_its_own_options() -> None:
             "stream": True,
             "parallel_tool_calls": False,
             "max_requests": 500,
+            "model_limit": "rate:5/s",
+            "share_limit": True,
         },
     )
     assert command(made) == (
         "profiler compare --scenario 'my file.toml' --strategy semaphore:2@agent --users 7 --duration 30s "
-        "--blocks 3 --workers 2 --seed 3 --base-url http://127.0.0.1:9 --max-requests 500 "
-        "--no-parallel-tool-calls --stream"
+        "--blocks 3 --workers 2 --seed 3 --base-url http://127.0.0.1:9 "
+        "--model-limit rate:5/s --max-requests 500 --no-parallel-tool-calls --stream --share-limit"
     )
+
+
+def test_eager_is_named_where_it_would_save_something_and_nobody_tried_it() -> None:
+    summary, made = found({"gathered": (0.0, False)})
+    gathered = summary.strategies[0]
+    assert gathered.mean_loop_seconds == pytest.approx(0.08)
+
+    def steps(savable: float, strategy: str = "gathered") -> list[str]:
+        one = replace(gathered, strategy=strategy, overlap=Overlap(0.0, 0.0, savable))
+        said = next_steps(replace(summary, strategies=(one,)), made)
+        return [step.words for step in said if "eager" in step.words]
+
+    assert steps(0.02) == [
+        "Calls are complete while the model still streams: eager would save at most 20.0 ms of 80.0 ms a "
+        "loop under gathered."
+    ]
+    assert steps(0.002) == steps(0.02, "eager") == []
 
 
 def test_between_a_limit_that_waits_and_one_that_fails() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from profiler.records import Attempt, LoopRecord
 from profiler.report.explanation import causes
-from profiler.report.terminal import limits, render_comparison, render_timeline, use_color
+from profiler.report.terminal import limits, overlap, render_comparison, render_timeline, use_color
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import ClientHealth, Run
 from profiler.statistics.figures import MovingLimit, Overlap
@@ -85,6 +85,10 @@ def test_a_limit_that_moved_and_what_ran_beside_the_model_are_said() -> None:
     assert "eager+adaptive: limit 9 to 48, last 40\n" in text
     said = "tools ran 200 ms a loop beside the model; saved 150 ms of at most 180 ms\n"
     assert f"eager+adaptive: {said}" in text
+    assert overlap(dataclasses.replace(one, overlap=Overlap(0.2, -0.8, 0.18))) == (
+        "tools ran 200 ms a loop beside the model; waits cost 800 ms more than it saved, 180 ms at most"
+    )
+    assert overlap(dataclasses.replace(one, strategy="gathered")) is None
 
 
 def test_goodput_leads_where_failures_differ() -> None:
