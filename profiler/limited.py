@@ -48,7 +48,10 @@ def parse_model_limit(spec: str) -> tuple[Rule, ...]:
     """The rules of `--model-limit`, such as `rate:500/min,burst=10+tokens:30000/min`. Raises `UsageError`."""
     rules: list[Rule] = []
     for part in spec.split("+"):
-        found = parse_rules(part)
+        try:
+            found = parse_rules(part)
+        except UsageError as error:
+            raise UsageError(f"--model-limit {spec}: {error}") from None
         if found is None or any(rule.scope != "process" for rule in found):
             raise UsageError(
                 f"--model-limit {spec}: expected rate:R/s or R/min[,burst=B], tokens:R/s or R/min[,burst=B], "

@@ -73,6 +73,7 @@ def main(arguments: argparse.Namespace) -> int:
             Endpoint.parse(url, option)
     scenario = load_scenario(arguments.scenario)
     strategy = parse_strategy(arguments.strategy)
+    model_limit = None if arguments.model_limit is None else parse_model_limit(arguments.model_limit)
     redact = None if arguments.redact is None else load_redact(arguments.redact)
     records: list[LoopRecord] = []
     failure: ProviderError | None = None
@@ -81,8 +82,8 @@ def main(arguments: argparse.Namespace) -> int:
         model = make_provider(arguments.provider, base_url=base_url, model=arguments.model)
         guard_logs()  # the SDK, imported just now, may have set up logging
         client = model.client  # type: ignore[attr-defined]
-        if arguments.model_limit is not None:
-            model = LimitedModel(model, Gate(parse_model_limit(arguments.model_limit)))
+        if model_limit is not None:
+            model = LimitedModel(model, Gate(model_limit))
         loop = ToolLoop(
             model,
             scenario_tools(scenario),

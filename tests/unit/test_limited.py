@@ -233,6 +233,8 @@ def test_the_spec_of_a_model_limit():
     for wrong in ("", "rate:500", "semaphore:8@agent", "semaphore:search=2", "eager", "rate:5/s,tokens:5/s"):
         with pytest.raises(UsageError, match=r"--model-limit .*: expected rate:R/s"):
             parse_model_limit(wrong)
+    with pytest.raises(UsageError, match=r"--model-limit rate:5/s,burst=0: a burst must be at least 1"):
+        parse_model_limit("rate:5/s,burst=0")
 
 
 @pytest.mark.parametrize(
