@@ -403,6 +403,11 @@ class Session:
         arrived = 0 if trial is None else trial.arrived
         interrupted = self._crew.end(msg.data["drain_seconds"])
         self.reporter.flush()  # so that the records of a trial are there before its end is
+        if not self.leads:
+            # Locust's own last report of a worker has half a second, and is lost where that is not enough.
+            report: dict[str, Any] = {}
+            self.environment.events.report_to_master.fire(client_id=self.runner.client_id, data=report)
+            self.runner.send_message("stats", report)
         answer = {
             "turn": turn,
             "interrupted": interrupted,
