@@ -15,6 +15,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import platform
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -149,6 +150,7 @@ class LoopThread:
 
     def start(self) -> None:
         """Start the thread. It stops at interpreter exit, before the hub goes, if not earlier."""
+        _settle_processor()
         self._running = True
         use_native_logging_locks()
         start_native_thread(self._main)
@@ -205,6 +207,15 @@ class LoopThread:
             asyncio.set_event_loop(None)
             loop.close()
             self.hub.post(lambda: self._stopped.set(None))
+
+
+def _settle_processor() -> None:
+    """Say beforehand what `platform` would ask a subprocess for (`uname -p`).
+
+    The SDKs call `platform.platform()` in a thread before their first request, and in a patched process
+    a subprocess that is started outside the main thread may never be seen to end.
+    """
+    vars(platform.uname()).setdefault("processor", platform.machine())
 
 
 class NativeExecutor(ThreadPoolExecutor):

@@ -14,7 +14,6 @@ import signal
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import gevent
@@ -106,7 +105,6 @@ class Session:
         self._coordinating: Any = None
         self._concluding = False
         self._left = False
-        self._preparing = False
         self._emulators = Emulators()
         self._turn = 0
         self._drain_seconds = 0.0
@@ -320,7 +318,6 @@ class Session:
             answer["metrics"] = None if remote else self._serve_metrics(options, number)
             self._crew.process = process_name(number)
             self._crew.shift_ns = shift_ns(Anchor.now(), Anchor(**msg.data["anchor"])) if remote else 0
-            self._preparing = True
             if msg.data["calibration"] is not None and not remote:
                 share = self._crew.calibrate(options, msg.data["calibration"], CALIBRATION_AGENTS)
                 answer["calibration"] = {**asdict(share), "agents": CALIBRATION_AGENTS}
@@ -341,8 +338,6 @@ class Session:
                 return
             _log.exception("cannot prepare")
             answer.update(error=describe_error(error), exit_code=1)
-        finally:
-            self._preparing = False
         self.runner.send_message(parts.READY, answer)
 
     def _factories(self, options: LoadOptions) -> dict[str, AgentFactory | None]:
@@ -489,16 +484,12 @@ class Session:
         if fd is None:
             fd = inherited_fd()
         else:
-            signal.signal(signal.SIGINT, self._on_interrupt)
+            # A terminal interrupts a forked worker too, but its master decides; the pipe says when it goes.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if fd is not None:
             when_closed(fd, self._leave)
         if not self.leads:
             when_disconnected(self.runner, self._leave)
-
-    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
-        """In a forked worker: a terminal interrupts it too, but while it works its master decides."""
-        if self._crew.trial is None and not self._preparing:
-            signal.default_int_handler(signum, frame)
 
     def _leave(self) -> None:
         """Whoever leads us is gone: stop at once."""

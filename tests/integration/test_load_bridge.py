@@ -165,3 +165,27 @@ def test_bridge(ending: str, said: str, patched: bool) -> None:
     assert done.stderr == ""
     assert done.stdout.split("\n") == [*"\n".join(expected for _, expected in cases).split("\n"), ""]
     assert done.returncode == 0
+
+
+def test_what_the_sdks_ask_the_platform_in_a_thread_needs_no_subprocess() -> None:
+    """gevent's can be waited for in the main thread alone: elsewhere the first request would hang."""
+    script = """
+import platform
+from profiler.load.bridge import LoopThread
+thread = LoopThread()
+thread.start()
+
+async def main():
+    return await asyncio.gather(*(asyncio.to_thread(platform.platform) for _ in range(4)))
+
+print(len(thread.run(main, 10.0)))
+thread.stop()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{PATCH}\nimport asyncio\n{script}"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("4\n", "", 0)

@@ -86,6 +86,9 @@ def make_agent(context):
     watched = context.profiler.instrument(openai.AsyncOpenAI(
         base_url=context.openai_url, default_headers=HEADERS, http_client=openai.DefaultAioHttpClient()))
 
+    for one in (client, claude, watched):
+        context.on_close(one.close)
+
     @tool
     async def look_up(model: Literal["CANARY-argument"]) -> str:
         if context.number % 2:
