@@ -5,8 +5,9 @@
 Open load, constant arrivals, scenario `instant`, the command as it comes (`/metrics` served, records
 written). Every few seconds /proc says what each process holds; afterwards the records say how late
 loops started against when they were due, minute by minute. Held against: memory of the Locust
-processes within 5 % of what it was after the first minute, descriptors and threads no more than
-then, and starts no later at the end than at the beginning. Linux.
+processes within 5 % of what it was after the first minute, files and threads no more than then,
+connections no more than the requests that were ever under way at once (idle ones are kept), and
+starts no later at the end than at the beginning. Linux.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import orjson
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from profiler.progress import Follower  # noqa: E402
 from profiler.rundir import Run, RunDirectory  # noqa: E402
 from tests.integration.locust_process import MARK, marked  # noqa: E402
 
@@ -37,6 +39,9 @@ SETTLED_SECONDS = 60.0
 """Until then a process is still growing into its work."""
 
 MEMORY = 0.05
+CALLS = 3
+"""Requests of one loop at once, in `instant`."""
+
 LAG_RATIO, LAG_SLACK_MS = 1.5, 1.0
 
 
@@ -47,6 +52,7 @@ class Sample:
     seconds: float
     memory: float
     files: int
+    sockets: int
     threads: int
 
 
@@ -69,9 +75,10 @@ def main() -> int:
         directory = RunDirectory.open(path)
         lags = lag_by_minute(directory)
         trials = directory.load()
+        busiest = max((seen.in_flight for seen in Follower(path).new()), default=0)
     print(f"load average at the end: {os.getloadavg()[0]:.1f}\n")
     show(samples, lags)
-    return conclude(samples, lags, trials, arguments.rate)
+    return conclude(samples, lags, trials, arguments.rate, busiest * CALLS)
 
 
 def run(arguments: argparse.Namespace, place: Path) -> dict[str, list[Sample]]:
@@ -129,10 +136,16 @@ def role(pid: int, parent: int, known: dict[int, str]) -> str:
 
 def look(pid: int, seconds: float) -> Sample:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    opened = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            opened.append(os.readlink(entry.path))
+    sockets = sum(target.startswith("socket:") for target in opened)
     return Sample(
         seconds,
         int(fields["VmRSS"].split()[0]) / 1024,
-        len(os.listdir(f"/proc/{pid}/fd")),
+        len(opened) - sockets,
+        sockets,
         int(fields["Threads"]),
     )
 
@@ -163,7 +176,11 @@ def starts(path: Path) -> Iterator[tuple[int, int]]:
 
 def show(samples: dict[str, list[Sample]], lags: list[tuple[int, float, float]]) -> None:
     names = sorted(samples)
-    print(f"{'minute':>6}" + "".join(f"{name + ' MB':>14}{'files':>7}{'thr':>5}" for name in names), end="")
+    print(
+        f"{'minute':>6}"
+        + "".join(f"{name + ' MB':>14}{'files':>6}{'sockets':>8}{'thr':>4}" for name in names),
+        end="",
+    )
     print(f"{'loops':>8}{'lag p50':>9}{'p99 ms':>8}")
     last = max(sample.seconds for own in samples.values() for sample in own)
     for minute in range(int(last // 60) + 1):
@@ -172,9 +189,10 @@ def show(samples: dict[str, list[Sample]], lags: list[tuple[int, float, float]])
             own = [s for s in samples[name] if minute * 60 <= s.seconds < minute * 60 + 60]
             if own:
                 memory = statistics.median(sample.memory for sample in own)
-                row += f"{memory:14.1f}{max(s.files for s in own):7}{max(s.threads for s in own):5}"
+                row += f"{memory:13.1f}{max(s.files for s in own):6}"
+                row += f"{max(s.sockets for s in own):8}{max(s.threads for s in own):4}"
             else:
-                row += " " * 26
+                row += " " * 31
         if minute < len(lags):
             count, middle, worst = lags[minute]
             row += f"{count:8}{middle:9.2f}{worst:8.2f}"
@@ -182,8 +200,13 @@ def show(samples: dict[str, list[Sample]], lags: list[tuple[int, float, float]])
 
 
 def conclude(
-    samples: dict[str, list[Sample]], lags: list[tuple[int, float, float]], run: Run, rate: float
+    samples: dict[str, list[Sample]],
+    lags: list[tuple[int, float, float]],
+    run: Run,
+    rate: float,
+    requests: int,
 ) -> int:
+    """Print the verdicts. `requests`: how many were under way at once at most."""
     failed = False
     print()
     for name, own in sorted(samples.items()):
@@ -198,11 +221,14 @@ def conclude(
         growth = most / begin - 1
         files = max(s.files for s in settled) - max(s.files for s in settled[:3])
         threads = max(s.threads for s in settled) - max(s.threads for s in settled[:3])
-        holds = growth <= MEMORY and files <= 2 and threads <= 0
+        sockets = max(s.sockets for s in settled)
+        room = max(s.sockets for s in settled[:3]) + requests
+        holds = growth <= MEMORY and files <= 0 and threads <= 0 and sockets <= room
         failed |= not holds
         print(
             f"{name}: {begin:.1f} MB after a minute, at most {most:.1f} MB later ({growth:+.1%}), "
-            f"{files:+} descriptors, {threads:+} threads: {'flat' if holds else 'NOT FLAT'}"
+            f"{files:+} files, {threads:+} threads, {sockets} sockets (up to {requests} requests at once): "
+            f"{'flat' if holds else 'NOT FLAT'}"
         )
     third = max(1, len(lags) // 3)
     early = statistics.median(middle for _, middle, _ in lags[:third])

@@ -222,7 +222,7 @@ def _explain(code: int, said: deque[str]) -> None:
     """Raise what the exit code means."""
     if code == 0:
         return
-    if code == INTERRUPTED:
+    if code in (INTERRUPTED, -signal.SIGINT):  # the latter while it was still importing
         raise KeyboardInterrupt
     complaints = [match[1] for line in said if (match := _COMPLAINT.search(line))]
     text = complaints[-1] if complaints else "\n".join(list(said)[-5:]) or f"Locust ended with code {code}"

@@ -200,7 +200,7 @@ def _judge(path: Path, victim: Victim, kill: _Kill, code: int | None, said: str,
             report = cli.main(["report", str(directory)])
         if report != 0:
             wrong.append(f"report: {errors.getvalue().strip()}")
-        if kill.after >= 0 and victim != "worker" and run.finished and code != 0:
+        if run.finished and len(run.trials) < len(run.strategies):
             wrong.append("calls itself finished")
     if kill.owed and not directories:
         wrong.append("no run directory")

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from profiler.errors import TargetError, UsageError
+from profiler.load import experiment
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.rundir import RunDirectory
@@ -74,6 +76,11 @@ def test_what_cannot_be_is_said_before_anything_starts(tmp_path: Path) -> None:
 def test_a_target_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="openai"):
         run_experiment(Experiment(options(tmp_path, base_url="http://127.0.0.1:9"), users=1, seconds=1))
+
+
+def test_an_interrupt_while_locust_is_still_importing_is_an_interrupt() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        experiment._explain(-signal.SIGINT, deque(["KeyboardInterrupt"]))
 
 
 SCRIPT = """
