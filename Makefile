@@ -13,10 +13,10 @@ EXTRAS := dev$(if $(CI),$(comma)frameworks)
 compare: $(STAMP)
 	$(BIN)/profiler compare
 
-# What measures time has the machine to itself; the unit tests, which do not, share its cores.
+# What measures time has the machine to itself; all else shares its cores, and mostly waits.
 test: $(STAMP) lint types contracts
-	$(BIN)/python -m pytest -n 2 tests/unit
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'not measures'
+	$(BIN)/python -m pytest -m measures
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

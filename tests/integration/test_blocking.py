@@ -13,6 +13,8 @@ from profiler.records import LoopRecord
 from profiler.report.timeline import render_timeline
 from profiler.testing import ScriptedModel, call
 
+pytestmark = pytest.mark.measures
+
 SECONDS = 0.2
 
 

@@ -25,6 +25,8 @@ from profiler.scenario_tools import scenario_tools
 from profiler.strategies import parse_strategy
 from profiler.tool_http import close_tool_client
 
+pytestmark = pytest.mark.measures
+
 SEED = 3
 PROVIDERS = ("openai", "openai-responses", "anthropic")
 SPACING = 0.13

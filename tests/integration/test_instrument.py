@@ -39,8 +39,8 @@ MESSAGE_TOOLS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def url():
+@pytest.fixture
+def url():  # of one test alone: tool requests without headers are matched by what is still pending
     with start_emulator("cities", seed=7) as emulator:
         yield emulator.url
 

@@ -63,7 +63,7 @@ def test_alone_headless_within_its_run_time(patched_or_not: dict[str, Locust]) -
         check_trials(run, records, STRATEGIES)
         assert run.finished
         assert (run.load.users, run.workers, run.model) == (8, 1, "gpt-4o")
-        assert run.trials[-1].drained_ns - run.trials[0].started_ns < 2.2e9
+        assert run.trials[-1].drained_ns - run.trials[0].started_ns < 3e9
         measured = sum(trial.ended_ns - trial.started_ns for trial in run.trials)
         assert measured > 1e9
         # Locust's own figures and the records are the same loops, rounds and calls.

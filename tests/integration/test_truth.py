@@ -24,6 +24,8 @@ from profiler.records import LoopRecord
 from profiler.rundir import RunDirectory
 from tests.integration.locust_process import free_port
 
+pytestmark = pytest.mark.measures
+
 
 def fetch(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as response:

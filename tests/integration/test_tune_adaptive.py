@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks.adaptive import Step, run
 
+pytestmark = pytest.mark.measures
+
 STEP = Step(measure=40, scale=0.06)
 
 
