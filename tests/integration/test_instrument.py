@@ -126,7 +126,8 @@ def check_against(journal, record: LoopRecord) -> None:
     theirs = {e["call_id"]: (e["finished_ns"] - e["received_ns"]) / 1e9 for e in tools}
     assert set(ours) == set(theirs)
     for call_id, seconds in theirs.items():
-        assert 0 <= ours[call_id] - seconds < 1  # what the client adds depends on the machine
+        # What the client adds depends on the machine, and so does when the server notes that it has sent.
+        assert -0.1 < ours[call_id] - seconds < 1
     phases = loop_phases(record)
     assert sum(phases.values()) == record.ended_ns - record.started_ns
 
