@@ -24,6 +24,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import orjson
@@ -31,7 +32,6 @@ import orjson
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from profiler.progress import Follower  # noqa: E402
 from profiler.rundir import Run, RunDirectory  # noqa: E402
 from tests.integration.locust_process import MARK, marked  # noqa: E402
 
@@ -39,9 +39,6 @@ SETTLED_SECONDS = 60.0
 """Until then a process is still growing into its work."""
 
 MEMORY = 0.05
-CALLS = 3
-"""Requests of one loop at once, in `instant`."""
-
 LAG_RATIO, LAG_SLACK_MS = 1.5, 1.0
 
 
@@ -75,10 +72,10 @@ def main() -> int:
         directory = RunDirectory.open(path)
         lags = lag_by_minute(directory)
         trials = directory.load()
-        busiest = max((seen.in_flight for seen in Follower(path).new()), default=0)
+        busiest = most_at_once(directory)
     print(f"load average at the end: {os.getloadavg()[0]:.1f}\n")
     show(samples, lags)
-    return conclude(samples, lags, trials, arguments.rate, busiest * CALLS)
+    return conclude(samples, lags, trials, arguments.rate, busiest)
 
 
 def run(arguments: argparse.Namespace, place: Path) -> dict[str, list[Sample]]:
@@ -164,6 +161,20 @@ def lag_by_minute(directory: RunDirectory) -> list[tuple[int, float, float]]:
         found.append((len(own), statistics.median(own), own[int(0.99 * (len(own) - 1))]))
     whole = max(count for count, _, _ in found) * 0.5
     return [one for one in found if one[0] > whole]
+
+
+def most_at_once(directory: RunDirectory) -> int:
+    """Requests that were under way at once at most: to the model, and to the tools (each has its pool)."""
+    model: list[tuple[int, int]] = []
+    tools: list[tuple[int, int]] = []
+    for record in directory.records():
+        for round_ in record.rounds:
+            for attempt in round_.model.attempts:
+                model += [(attempt.started_ns, 1), (attempt.ended_ns, -1)]
+            for call in round_.tool_calls:
+                if call.started_ns is not None:
+                    tools += [(call.started_ns, 1), (call.ended_ns, -1)]
+    return sum(max(accumulate(step for _, step in sorted(steps)), default=0) for steps in (model, tools))
 
 
 def starts(path: Path) -> Iterator[tuple[int, int]]:

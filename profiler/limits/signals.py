@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -35,17 +36,22 @@ def outcome_of(error: BaseException) -> Outcome:
     return "unknown"
 
 
-def retry_after_ns(error: BaseException) -> int | None:
+def retry_after_ns(error: BaseException, wall_clock: Callable[[], float] = time.time) -> int | None:
     """The wait that the server asked for; `retry-after-ms` before `retry-after`, seconds or a date."""
     holder: Any = getattr(error, "response", None)
     headers = getattr(error if holder is None else holder, "headers", None)
     if headers is None or not hasattr(headers, "get"):
         return None
-    return parse_retry_after(headers.get("retry-after-ms"), headers.get("retry-after"))
+    return parse_retry_after(headers.get("retry-after-ms"), headers.get("retry-after"), wall_clock)
 
 
-def parse_retry_after(milliseconds: str | None, seconds: str | None) -> int | None:
-    """Nanoseconds from the two headers' values; None when neither says anything of use."""
+def parse_retry_after(
+    milliseconds: str | None, seconds: str | None, wall_clock: Callable[[], float] = time.time
+) -> int | None:
+    """Nanoseconds from the two headers' values; None when neither says anything of use.
+
+    `wall_clock` gives seconds since the epoch: a date is a wait only by the time it is now.
+    """
     for text, unit in ((milliseconds, 1e6), (seconds, 1e9)):
         if text is None:
             continue
@@ -57,7 +63,7 @@ def parse_retry_after(milliseconds: str | None, seconds: str | None) -> int | No
             return int(value * unit)
     if seconds is not None:
         try:
-            wait = parsedate_to_datetime(seconds).timestamp() - time.time()
+            wait = parsedate_to_datetime(seconds).timestamp() - wall_clock()
         except (ValueError, TypeError):
             return None
         return max(0, int(wait * 1e9))

@@ -10,10 +10,8 @@ a user hands us; a client without `_transport` is left alone, and its attempts a
 
 from __future__ import annotations
 
-import email.utils
 import functools
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
@@ -21,6 +19,7 @@ from typing import Any
 
 import httpx2
 
+from profiler.limits.signals import parse_retry_after
 from profiler.model import Probe, current_probe
 from profiler.records import Attempt
 
@@ -130,8 +129,7 @@ def _read_headers(
 ) -> tuple[str | None, int | None, dict[str, str] | None]:
     """(request id, retry-after in nanoseconds, rate-limit headers)"""
     limits: dict[str, str] | None = None
-    request_id: str | None = None
-    retry_after: int | None = None
+    request_id = retry_after_ms = retry_after = None
     for raw_name, value in headers:
         name = _header_name(raw_name)
         if name is None:
@@ -140,14 +138,16 @@ def _read_headers(
         if name in _REQUEST_ID:
             request_id = text
         elif name == "retry-after-ms":
-            retry_after = _nanoseconds(text, 1_000_000)
+            retry_after_ms = text
         elif name == "retry-after":
-            retry_after = retry_after if retry_after is not None else _nanoseconds(text, 1_000_000_000)
+            retry_after = text
         elif limits is None:
             limits = {name: text}
         else:
             limits[name] = text
-    return request_id, retry_after, limits
+    if retry_after_ms is None and retry_after is None:  # nearly every response
+        return request_id, None, limits
+    return request_id, parse_retry_after(retry_after_ms, retry_after), limits
 
 
 @functools.lru_cache(maxsize=512)  # the same few names with every response
@@ -155,19 +155,6 @@ def _header_name(raw: bytes) -> str | None:
     """The name in lower case, None for a header that no record holds."""
     name = raw.decode("latin-1").lower()
     return name if name in _KEPT_HEADERS or name.startswith(_RATE_LIMIT_PREFIXES) else None
-
-
-def _nanoseconds(text: str, unit: int) -> int | None:
-    """Of a Retry-After header: a number of units, or an HTTP date."""
-    try:
-        return max(0, int(float(text) * unit))
-    except (ValueError, OverflowError):
-        pass
-    try:
-        at = email.utils.parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return max(0, int((at.timestamp() - time.time()) * 1e9))  # the header names a wall-clock time
 
 
 _current: ContextVar[_OpenAttempt | None] = ContextVar("toolloop_current_attempt", default=None)

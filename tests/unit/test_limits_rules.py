@@ -308,6 +308,13 @@ def test_waits_that_make_no_sense_are_not_believed():
     assert parse_retry_after("1000000", "3") == 3 * S  # a quarter of an hour in ms is not what it means
     assert parse_retry_after(None, "999999") == 999_999 * S
     assert parse_retry_after(None, "1000000") is None
+    assert parse_retry_after("soon", "later") is None
+
+
+def test_a_date_to_wait_for_is_a_wait_by_the_wall_clock_of_now():
+    date = "Tue, 24 Nov 2026 16:00:05 GMT"
+    assert parse_retry_after(None, date, lambda: 1795536002.5) == 2_500_000_000
+    assert parse_retry_after(None, date, lambda: 1795536006.0) == 0
 
 
 def test_what_may_do_better_next_time():
