@@ -79,7 +79,7 @@ def bare_anthropic(provider: Any, functions: dict[str, Any]) -> Loop:
         messages: list[Any] = [{"role": "user", "content": PROMPT}]
         while True:
             message = await client.messages.create(
-                model="claude-sonnet-4-5", max_tokens=4096, messages=messages, tools=tools
+                model="claude-sonnet-5-5", max_tokens=4096, messages=messages, tools=tools
             )
             calls = [block for block in message.content if block.type == "tool_use"]
             if not calls:

@@ -32,7 +32,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         "--tools-url", type=text, metavar="URL", help="root of the tools' server (default: the emulator)"
     )
     parser.add_argument(
-        "--model", type=text, metavar="M", help="model name (default: gpt-4o, claude-sonnet-4-5)"
+        "--model", type=text, metavar="M", help="model name (default: gpt-4o, claude-sonnet-5-5)"
     )
     parser.add_argument("--seed", type=seed, default=1, metavar="N", help="seed of the emulated work")
     parser.add_argument(

@@ -43,7 +43,7 @@ UNMATCHED = 1 << 62
 _ANSWER_TOKENS = 32
 _MAX_KEYS = 10_000
 _FAULT_RETRY_NS = 1_000_000_000
-_DEFAULT_MODELS = ("gpt-4o", "gpt-4o-mini", "gpt-4.1", "claude-sonnet-4-5", "claude-haiku-4-5")
+_DEFAULT_MODELS = ("gpt-4o", "gpt-4o-mini", "gpt-4.1", "claude-sonnet-5-5", "claude-haiku-5-5")
 
 Headers = dict[bytes, bytes]
 

@@ -32,7 +32,7 @@ _HOME = {
 PROVIDERS = {"openai": "OpenAIChat", "openai-responses": "OpenAIResponses", "anthropic": "AnthropicMessages"}
 """What `--provider` takes, and the class behind it."""
 
-DEFAULT_MODELS = {"openai": "gpt-4o", "openai-responses": "gpt-4o", "anthropic": "claude-sonnet-4-5"}
+DEFAULT_MODELS = {"openai": "gpt-4o", "openai-responses": "gpt-4o", "anthropic": "claude-sonnet-5-5"}
 """The model that is asked for when none is named."""
 
 

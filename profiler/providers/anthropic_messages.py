@@ -35,7 +35,7 @@ class AnthropicMessages:
     def __init__(
         self,
         client: AsyncAnthropic | None = None,
-        model: str = "claude-sonnet-4-5",
+        model: str = "claude-sonnet-5-5",
         *,
         max_tokens: int = 4096,
         endpoint: Endpoint | None = None,

@@ -265,7 +265,7 @@ async def test_models_and_token_counts(instant: EmulatorProcess) -> None:
         anthropic.AsyncAnthropic(base_url=instant.url, api_key="x") as claude,
     ):
         assert "gpt-4o" in [model.id async for model in chat.models.list()]
-        assert "claude-sonnet-4-5" in [model.id async for model in claude.models.list()]
+        assert "claude-sonnet-5-5" in [model.id async for model in claude.models.list()]
         assert (await claude.messages.count_tokens(model=MODEL, messages=[USER])).input_tokens > 10
 
 

@@ -152,7 +152,7 @@ description = "a model that names its keys and models"
 prompt = "hi"
 [model]
 api_keys = ["sk-right"]
-models = ["gpt-4o", "claude-sonnet-4-5"]
+models = ["gpt-4o", "claude-sonnet-5-5"]
 first_token = 0
 tokens_per_second = 0
 [loop]

@@ -256,7 +256,7 @@ async def ask(index: int, model: Any, prompt: str, tools: Any) -> None:
         await model.client.responses.create(model="gpt-4o", input=said, tools=tools)
     else:
         create = model.client.messages.create
-        await create(model="claude-sonnet-4-5", max_tokens=500, messages=said, tools=tools)
+        await create(model="claude-sonnet-5-5", max_tokens=500, messages=said, tools=tools)
 
 
 CONTENT = ("CANARY-prompt", "CANARY-argument", "CANARY-result")
