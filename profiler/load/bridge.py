@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import logging
 import platform
 import sys
 from collections import deque
@@ -24,9 +23,9 @@ from typing import Any, Generic, TypeVar
 
 import gevent
 from gevent.event import AsyncResult
-from gevent.monkey import get_original, is_module_patched
 
 from profiler.errors import UsageError
+from profiler.load.native_locks import native_future, use_native_locks
 from profiler.threads import start_native_thread
 
 T = TypeVar("T")
@@ -113,28 +112,6 @@ class Flight(Generic[T]):
         self._thread.hub.post(lambda: self._done.set_exception(error))
 
 
-def use_native_logging_locks() -> None:
-    """Give logging native locks, that both threads may wait for; handlers made later have them too.
-
-    In a patched process they are gevent's. The SDKs ask their loggers about every request on the
-    loop's thread, and where the hub's thread logs in that moment, the loop waits, now and then for ever.
-    """
-    if not is_module_patched("threading"):
-        return
-    make = get_original("_thread", "RLock")
-
-    def create_lock(handler: logging.Handler) -> None:
-        handler.lock = make()
-        logging._register_at_fork_reinit_lock(handler)  # type: ignore[attr-defined]
-
-    logging.Handler.createLock = create_lock  # type: ignore[method-assign,assignment]
-    logging._lock = make()  # type: ignore[attr-defined]
-    for reference in logging._handlerList:  # type: ignore[attr-defined]
-        handler = reference()
-        if handler is not None and handler.lock is not None:
-            create_lock(handler)
-
-
 class LoopThread:
     """One event loop in one native thread. Make, start and stop it from greenlets of one hub.
 
@@ -152,7 +129,7 @@ class LoopThread:
         """Start the thread. It stops at interpreter exit, before the hub goes, if not earlier."""
         _settle_processor()
         self._running = True
-        use_native_logging_locks()
+        use_native_locks()
         start_native_thread(self._main)
         atexit.register(self.stop)
 
@@ -225,7 +202,7 @@ class NativeExecutor(ThreadPoolExecutor):
         super().__init__(max_workers=1)  # never used; asyncio insists on this base class
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future: Future[T] = Future()
+        future = native_future()
 
         def job() -> None:
             if not future.set_running_or_notify_cancel():

@@ -130,9 +130,54 @@ sys.setswitchinterval(0.005)
 print("logged on both threads")
 """
 
+IMPORTS = """
+import importlib, pathlib, sys, tempfile
+sys.setswitchinterval(1e-5)
+place = tempfile.TemporaryDirectory()
+sys.path.insert(0, place.name)
+for number in range(600):
+    pathlib.Path(place.name, f"imported_{number}.py").write_text("sum(range(2000))")
+def modules():
+    for number in range(600):
+        importlib.import_module(f"imported_{number}")
+async def there():
+    modules()
+flight = thread.submit(there)
+modules()
+flight.wait(10)
+sys.setswitchinterval(0.005)
+place.cleanup()
+print("imported on both threads")
+"""
+
+WAITING_FOR_AN_IMPORT = """
+import importlib, pathlib, sys, tempfile
+place = tempfile.TemporaryDirectory()
+sys.path.insert(0, place.name)
+pathlib.Path(place.name, "slow_to_import.py").write_text("import gevent; gevent.sleep(0.05); DONE = True")
+both = [gevent.spawn(importlib.import_module, "slow_to_import") for _ in range(2)]
+gevent.joinall(both, timeout=5)
+print([one.value.DONE for one in both])
+place.cleanup()
+"""
+
+FUTURES = """
+import sys
+sys.setswitchinterval(1e-6)
+async def in_threads():
+    for _ in range(600):
+        await asyncio.gather(*(asyncio.to_thread(int) for _ in range(3)))
+thread.run(in_threads, 10)
+sys.setswitchinterval(0.005)
+print("1800 threads have answered")
+"""
+
 CASES = (
     (GREENLETS, "True"),
     (LOGGING, "logged on both threads"),
+    (IMPORTS, "imported on both threads"),
+    (WAITING_FOR_AN_IMPORT, "[True, True]"),
+    (FUTURES, "1800 threads have answered"),
     (TO_THREAD, "from a thread"),
     (FAILURE, "from the loop"),
     (CANCELLED, "True"),
