@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 comma := ,
 EXTRAS := dev$(if $(CI),$(comma)frameworks)
 
-.PHONY: compare test lint types contracts coverage clean
+.PHONY: compare test test-oldest lint types contracts coverage clean
 
 compare: $(STAMP)
 	$(BIN)/profiler compare
@@ -17,6 +17,16 @@ compare: $(STAMP)
 test: $(STAMP) lint types contracts
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'not measures'
 	$(BIN)/python -m pytest -m measures
+
+# With the oldest versions that pyproject.toml admits: what decides, and what meets SDKs and Locust on sockets.
+# (Without anyio's own pytest plugin: the one of then refuses the pytest of today.)
+OLDEST := $(VENV)-oldest
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) tests/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pytest -p no:anyio -n 3 --dist loadfile tests/unit $(addprefix tests/integration/test_, \
+		providers.py instrument.py load_bridge.py locust_runs.py)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -41,4 +51,4 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist

@@ -30,8 +30,8 @@ SCHEMA = {
     "required": ["city"],
     "additionalProperties": False,
 }
-CHAT_TOOLS = [
-    {"type": "function", "function": {"name": n, "description": n, "parameters": SCHEMA}}
+CHAT_TOOLS = [  # openai 3.0's `chat.completions.stream` takes only strict ones
+    {"type": "function", "function": {"name": n, "description": n, "parameters": SCHEMA, "strict": True}}
     for n in ("get_weather", "get_population")
 ]
 MESSAGE_TOOLS = [
