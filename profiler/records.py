@@ -10,7 +10,7 @@ All times are monotonic nanoseconds of the process that ran the loop; the run di
 
 Prompts, arguments and results are in the record only when the loop was told to record content.
 
-As JSON a record is one object with exactly these field names, a `schema` number first.
+As JSON a record is one object with exactly these field names, its `schema` number last.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ Shortfall = Literal["limiter", "blocked_loop", "threads"]
 class Attempt:
     """One HTTP try of a model request; the SDKs retry inside one call.
 
+    `connected_ns`: a connection was there (of one kept alive only aiohttp's transport tells).
+    `sent_ns`: the request was written.
     `first_byte_ns` is the arrival of the response headers, `ended_ns` the end of the body or
     the failure. `rate_limits` maps the provider's rate-limit headers to their values.
     """
@@ -156,6 +158,8 @@ class RoundRecord:
 class LoopRecord:
     """One pass of the loop, from the user's message to the final answer.
 
+    `status` is `ok` when the model came to an answer, also where a tool call failed on the way.
+    `name` is what the application calls this kind of loop, `agent` which simulated caller ran it.
     `number` is the tape entry the loop worked on, `trial` the index of the trial it ran in
     (None outside a load test), `process` names the process that ran it, `intended_ns` is when
     an open load meant it to start. `parent` is the id of the loop in whose tool call this one

@@ -8,7 +8,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from profiler.commands.load_options import add_load, add_spending, load_options
+from profiler.commands.load_options import add_load, add_spending, add_turns, load_options
 from profiler.commands.options import add_content, add_target, text
 from profiler.errors import UsageError
 from profiler.load import defaults
@@ -50,6 +50,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         f"others are compared with (default: {', '.join(defaults.STRATEGIES)})",
     )
     add_load(parser)
+    add_turns(parser)
     add_spending(parser)
     add_content(parser)
     parser.add_argument(

@@ -21,7 +21,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--port", type=port, default=8100, help="port, 0 for a free one (default: 8100)")
     parser.add_argument(
-        "--scenario", type=text, default="cities", metavar="NAME|FILE", help="what the work is"
+        "--scenario",
+        type=text,
+        default="cities",
+        metavar="NAME|FILE",
+        help="what the work is (default: cities)",
     )
     parser.add_argument("--seed", type=seed, default=1, metavar="N", help="seed of the emulated work")
     parser.set_defaults(command=main)

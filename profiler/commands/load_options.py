@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_load(parser: argparse.ArgumentParser) -> None:
-    """How much, for how long, from how many processes."""
+    """How much, and from how many processes."""
     load = parser.add_argument_group("load")
     load.add_argument(
         "--users",
@@ -33,22 +33,6 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     )
     load.add_argument(
         "--max-in-flight", type=positive, metavar="N", help="open load: loops at once at most; others wait"
-    )
-    load.add_argument(
-        "--levels",
-        type=text,
-        metavar="N,N,…",
-        help="a ladder of loads: every strategy under each number of agents",
-    )
-    load.add_argument(
-        "--duration",
-        type=seconds,
-        default=defaults.SECONDS,
-        metavar="T",
-        help=f"measuring time per strategy (and level): 30s, 2m (default: {defaults.SECONDS:g}s)",
-    )
-    load.add_argument(
-        "--blocks", type=positive, metavar="N", help="turns that every strategy gets (default: 3 to 10)"
     )
     load.add_argument(
         "--drain",
@@ -98,6 +82,27 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_turns(parser: argparse.ArgumentParser) -> None:
+    """For how long, in how many turns, under which loads: what `tune` decides by itself."""
+    turns = parser.add_argument_group("turns")
+    turns.add_argument(
+        "--levels",
+        type=text,
+        metavar="N,N,…",
+        help="a ladder of loads: every strategy under each number of agents",
+    )
+    turns.add_argument(
+        "--duration",
+        type=seconds,
+        default=defaults.SECONDS,
+        metavar="T",
+        help=f"measuring time per strategy (and level): 30s, 2m (default: {defaults.SECONDS:g}s)",
+    )
+    turns.add_argument(
+        "--blocks", type=positive, metavar="N", help="turns that every strategy gets (default: 3 to 10)"
+    )
+
+
 def add_spending(parser: argparse.ArgumentParser) -> None:
     """Where the load is to stop, whatever the time."""
     spending = parser.add_argument_group(
@@ -116,7 +121,10 @@ def add_spending(parser: argparse.ArgumentParser) -> None:
 
 
 def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> LoadOptions:
-    """Of `add_target` and `add_load`. Raises `UsageError` naming the option that cannot be used."""
+    """Of `add_target`, `add_load` and, where the command has them, the others.
+
+    Raises `UsageError` naming the option that cannot be used.
+    """
     from profiler.load.options import LoadOptions, split_levels
 
     return LoadOptions(
@@ -131,7 +139,7 @@ def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> 
         parallel_tool_calls=arguments.parallel_tool_calls,
         stream=arguments.stream,
         max_rounds=arguments.max_rounds,
-        blocks=arguments.blocks,
+        blocks=getattr(arguments, "blocks", None),
         seed=arguments.seed,
         drain_seconds=arguments.drain,
         out=arguments.out,
@@ -143,7 +151,7 @@ def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> 
         agent=arguments.agent,
         arrivals=arguments.arrivals,
         think_seconds=arguments.think,
-        levels=split_levels(arguments.levels),
+        levels=split_levels(getattr(arguments, "levels", None)),
         max_in_flight=arguments.max_in_flight,
         abort_on=arguments.abort_on,
         slo=arguments.slo,

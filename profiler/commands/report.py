@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import webbrowser
 from pathlib import Path
 
@@ -32,6 +33,6 @@ def main(arguments: argparse.Namespace) -> int:
 
     path = write_report(RunDirectory.open(arguments.run), arguments.output)
     print(path)
-    if arguments.open:
-        webbrowser.open(path.resolve().as_uri())
+    if arguments.open and not webbrowser.open(path.resolve().as_uri()):
+        print("no browser was found here: open that file in one", file=sys.stderr)
     return 0

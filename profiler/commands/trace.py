@@ -18,7 +18,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=text, metavar="RUN", help="a run directory, or a file of records")
-    parser.add_argument("-o", "--output", type=Path, default=Path("trace.json.gz"), metavar="FILE")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("trace.json.gz"),
+        metavar="FILE",
+        help="default: trace.json.gz, here",
+    )
     parser.add_argument("--loops", type=positive, metavar="N", help="only the first N loops")
     parser.add_argument("--slowest", type=positive, metavar="N", help="only the N slowest loops")
     parser.set_defaults(command=main)

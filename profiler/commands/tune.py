@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
 
 from profiler.commands.load_options import add_load, load_options
 from profiler.commands.options import add_target, seconds, text
@@ -55,7 +54,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     output.add_argument(
         "--allow-saturated", action="store_true", help="exit 0 even when the client was the bottleneck"
     )
-    # How long and in how many blocks is the search's own affair; --budget is for all of it.
     parser.set_defaults(command=main)
 
 
@@ -68,7 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.tune.quotas import parse_quota
 
     search = Search(
-        load=replace(load_options(arguments, ("gathered",)), blocks=None, levels=()),
+        load=load_options(arguments, ("gathered",)),
         users=arguments.users,
         workers=arguments.workers,
         objective=arguments.objective,

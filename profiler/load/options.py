@@ -321,7 +321,7 @@ def add_options(parser: Any) -> None:
     add("--provider", choices=list(PROVIDERS), default="openai", help="API that the agents speak")
     add("--scenario", default="cities", help="the emulator's scenario: a name, or a TOML file")
     add("--base-url", default=None, help="root URL of the model API; none: the embedded emulator")
-    add("--tools-url", default=None, help="root URL of the tools; none: where the model is")
+    add("--tools-url", default=None, help="root URL of the tools; none: the emulator")
     add("--model", default=None, help="model to ask for; none: the provider's default here")
     add("--trial-seconds", default=None, help="seconds that each trial measures")
     add("--blocks", default=None, help="how often every strategy gets its turn")

@@ -252,6 +252,8 @@ def test_the_line_names_the_option(
             ["compare", "--strategy", "gathered", "--strategy", "gathered"],
             "--strategy gathered: each strategy can",
         ),
+        (["tune", "--blocks", "3"], "unknown argument '--blocks'"),  # the search decides these by itself
+        (["tune", "--duration", "30s"], "unknown argument '--duration'"),
         (["compare", "--users", "many"], "--users: 'many' is not a whole number"),
         (["compare", "--duration", "9" * 400], "--duration: must be at most a year"),
         (["compare", "--seed", str(2**63)], "--seed: must be at most 9223372036854775807"),

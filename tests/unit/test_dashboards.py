@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from profiler import dashboards, metrics
+from profiler.cli import main
 from profiler.dashboards import rules
 from profiler.dashboards.board import SLO_SECONDS
 from profiler.dashboards.queries import Scope
@@ -298,6 +299,15 @@ def test_a_data_source_and_a_prefix_of_ones_own(tmp_path):
     assert "acme_agents_loop_duration_seconds_bucket" in text
     source = yaml.safe_load((tmp_path / "provisioning/datasources/prometheus.yml").read_text())
     assert source["datasources"][0]["uid"] == "mimir-1"
+
+
+def test_what_was_written_with_options_is_checked_with_them(tmp_path, capsys):
+    chosen = ["--datasource", "mimir-1", "--prefix", "acme_agents_"]
+    assert main(["dashboards", "--out", str(tmp_path), *chosen]) == 0
+    assert main(["dashboards", "--check", str(tmp_path), *chosen]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["dashboards", "--check", str(tmp_path)]) == 1
+    assert f"{tmp_path}/toolloop.json:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "value"), [("prefix", "9_"), ("prefix", 'a"b'), ("datasource", "a b")])

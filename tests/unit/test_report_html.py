@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from profiler.cli import main
 from profiler.records import Attempt, LoopRecord, encode
 from profiler.report.html import gather, render, write_report
 from profiler.report.html.curves import SHARES, course, critical_shares, curve, distributions, ladder
@@ -256,6 +257,19 @@ def test_where_it_goes_is_up_to_the_caller(tmp_path: Path) -> None:
     assert write_report(found) == found.path / "report.html"
     assert write_report(found, tmp_path / "elsewhere.html") == tmp_path / "elsewhere.html"
     assert (tmp_path / "elsewhere.html").read_text("utf-8") == (found.path / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_browser_that_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], there: bool
+) -> None:
+    page = two_strategies(tmp_path).path / "report.html"
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or there)  # type: ignore[func-returns-value]
+    assert main(["report", str(page.parent), "--open"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, opened) == (f"{page}\n", [page.as_uri()])
+    assert said.err == ("" if there else "no browser was found here: open that file in one\n")
 
 
 def test_a_page_of_many_strategies_tools_and_long_loops_stays_small(tmp_path: Path) -> None:
