@@ -28,7 +28,7 @@ from profiler.load.plan import (
     WARM_UP_BLOCK,
     PlannedTrial,
     Timing,
-    effective_limit,
+    effective_limits,
     ramp_seconds,
     schedule,
     timing,
@@ -36,7 +36,6 @@ from profiler.load.plan import (
 from profiler.load.team import Ended, Team
 from profiler.progress import Progress, State
 from profiler.rundir import ClientHealth, Incident
-from profiler.strategies import parse_strategy
 
 DEFAULT_WINDOW = 10.0
 """Seconds a trial measures when nothing says how long: the web UI's start without a run time."""
@@ -369,13 +368,8 @@ class Coordinator:
         users = max(self.options.levels, default=self._ramp.users)
         share = workers if self.options.share_limit else 1
         for spec in self.options.strategies:
-            strategy = parse_strategy(spec, share=share)
-            rules = () if strategy.gate is None else strategy.gate.rules
-            if any(rule.limit is None or rule.tool for rule in rules):
-                for line in totals(rules, share=share, processes=workers):
-                    _log.info("%s", line)
-            else:
-                _log.info("%s", effective_limit(spec, strategy.limit, strategy.scope, users, workers))
+            for line in effective_limits(spec, users, workers, share):
+                _log.info("%s", line)
         if self.options.model_limit is not None:
             rules = parse_model_limit(self.options.model_limit)
             for line in totals(rules, share=share, processes=workers, what="model requests"):

@@ -10,6 +10,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from profiler.limits.totals import totals
+from profiler.strategies import parse_strategy
+
 NUMBERS_PER_BLOCK = 1_000_000
 """Tape entries set aside for one block; a trial that used more would go on into the next block's."""
 
@@ -127,8 +130,19 @@ def ramp_seconds(users: int, rate: float) -> float:
     return max(0.0, (users - rate) / rate) if rate > 0 else 0.0
 
 
-def effective_limit(spec: str, limit: int | None, scope: str, users: int, workers: int) -> str:
-    """One line: how many tool calls a strategy lets run at once in the whole test."""
+def effective_limits(spec: str, users: int, workers: int, share: int = 1) -> list[str]:
+    """How many tool calls a strategy lets run at once in the whole test: one line, or one for each limiter.
+
+    `share`: how many processes share the limits.
+    """
+    strategy = parse_strategy(spec, share=share)
+    rules = () if strategy.gate is None else strategy.gate.rules
+    if any(rule.limit is None or rule.tool for rule in rules):
+        return totals(rules, share=share, processes=workers)
+    return [_effective(spec, strategy.limit, strategy.scope, users, workers)]
+
+
+def _effective(spec: str, limit: int | None, scope: str, users: int, workers: int) -> str:
     if limit is None:
         return f"{spec}: no limit on calls running at once"
     if scope == "tool":

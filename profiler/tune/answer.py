@@ -35,7 +35,7 @@ class Answer:
     objective: str
     final: tuple[Scored, ...]
     curve: tuple[Scored, ...]
-    shape: Shape | None
+    shape: Shape | None  # of the curve, if there is one
     gathered_is_as_good: bool
     loads: tuple[AtLoad, ...]
     scalability: str | None
@@ -67,7 +67,7 @@ class Answer:
             text += f" against {_figure(gathered, self.objective)} for gathered"
             if not _shown_worse(gathered, self.setting):
                 text += " (no difference shown)"
-        if self.shape is not None and self.shape.low < self.shape.high:
+        if self.setting.limit is not None and self.shape is not None and self.shape.low < self.shape.high:
             text += f"; between {self.shape.low} and {self.shape.high} no difference shown"
         return text
 
@@ -123,9 +123,9 @@ def _shown_worse(one: Scored, best: Scored) -> bool:
 def render(answer: Answer) -> str:
     """The answer as text for a terminal."""
     lines = list(answer.invalid)
-    lines += [answer.sentence + ".", ""]
+    lines += [answer.sentence + "."]
     if answer.curve and answer.shape is not None:
-        lines += [f"{'limit':>8}  {answer.objective:<28} {'p95':<26} failed"]
+        lines += ["", _row_of("limit", answer.objective, "p95", "failed")]
         for one in answer.curve:
             mark = "  ←" if one.limit == answer.setting.limit else ""
             lines.append(_row(str(one.limit), one, answer.objective) + mark)
@@ -135,6 +135,7 @@ def render(answer: Answer) -> str:
     if answer.headroom:
         lines.append(answer.headroom)
     lines += ["", "in the same paired blocks:"]
+    lines += [_row_of("strategy", answer.objective, "p95", "failed", 24)]
     lines += [_row(one.spec, one, answer.objective, 24) for one in answer.final]
     if answer.loads:
         lines += ["", "at other loads:"]
@@ -157,7 +158,11 @@ def render(answer: Answer) -> str:
 
 def _row(name: str, one: Scored, objective: str, width: int = 8) -> str:
     failed = "" if one.failures.value is None else f"{one.failures.value:.1%}"
-    return f"{name:>{width}}  {_figure(one, objective):<28} {seconds(one.p95):<26} {failed}"
+    return _row_of(name, _figure(one, objective), seconds(one.p95), failed, width)
+
+
+def _row_of(name: str, figure: str, p95: str, failed: str, width: int = 8) -> str:
+    return f"{name:>{width}}  {figure:<28} {p95:<26} {failed}"
 
 
 def _figure(one: Scored, objective: str) -> str:

@@ -10,13 +10,12 @@ from profiler.errors import TargetError, UsageError
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.load.pacing import scaled
-from profiler.load.plan import effective_limit
+from profiler.load.plan import effective_limits
 from profiler.records import LoopRecord
 from profiler.rundir import RunDirectory
 from profiler.statistics.objectives import parse_objective
 from profiler.statistics.summary import summarise_directory
 from profiler.statistics.usl import fit
-from profiler.strategies import parse_strategy
 from profiler.tune.answer import Answer, AtLoad, choose
 from profiler.tune.measured import ObjectiveName, by_level, candidates, overheads, pilot
 from profiler.tune.quotas import Quota, RateAdvice, advise, demand, seen_quota
@@ -229,17 +228,18 @@ class Tuner:
     ) -> Answer:
         workers = self._search.workers
         shared = workers if self._search.load.share_limit else 1
-        strategy = parse_strategy(setting.spec, share=shared)
         curve = tuple(on_one_scale(self._rungs))
         model_limits = rates[0].limits if rates else None
         summary = summarise_directory(self._runs[-2])
-        effective = effective_limit(setting.spec, strategy.limit, strategy.scope, self._search.users, workers)
+        effective = "\n".join(effective_limits(setting.spec, self._search.users, workers, shared))
         return Answer(
             setting=setting,
             objective=self._search.objective,
             final=tuple(sorted(final, key=lambda one: -(one.score.value or 0.0))),
             curve=curve,
-            shape=shape(curve, setting.limit) if setting.limit is not None else None,
+            shape=shape(curve, _best_limit(setting, curve))
+            if any(one.score.value for one in curve)
+            else None,
             gathered_is_as_good=as_good,
             loads=tuple(loads),
             scalability=scalability,
@@ -251,6 +251,12 @@ class Tuner:
             seconds=time.monotonic() - self._began,
             invalid=tuple(caveat.sentence for caveat in summary.warnings if caveat.invalid),
         )
+
+
+def _best_limit(setting: Scored, curve: Sequence[Scored]) -> int:
+    """That of the setting; where it has none, that of the best shared semaphore that was tried."""
+    best = setting if setting.limit is not None else max(curve, key=lambda one: one.score.value or 0.0)
+    return best.limit or 0
 
 
 def tune(search: Search, say: Callable[[str], None] = lambda text: None) -> Answer:

@@ -9,7 +9,7 @@ from profiler.load.plan import (
     PlannedTrial,
     block_order,
     blocks_for,
-    effective_limit,
+    effective_limits,
     ramp_seconds,
     schedule,
     tape_numbers,
@@ -102,9 +102,29 @@ def test_ramp_seconds() -> None:
     assert ramp_seconds(1, 100) == 0
 
 
-def test_effective_limits_are_totals_over_the_workers() -> None:
-    assert "up to 8 calls" in effective_limit("semaphore:4", 4, "process", users=20, workers=2)
-    assert "up to 80 calls" in effective_limit("semaphore:4@agent", 4, "agent", users=20, workers=2)
-    assert "up to 4 calls" in effective_limit("semaphore:4", 4, "process", users=20, workers=1)
-    assert "up to 8 calls of each tool" in effective_limit("semaphore:4@tool", 4, "tool", users=20, workers=2)
-    assert "no limit" in effective_limit("gathered", None, "process", users=20, workers=1)
+@pytest.mark.parametrize(
+    ("spec", "workers", "said"),
+    [
+        ("semaphore:4", 1, "semaphore:4: up to 4 calls at once"),
+        ("semaphore:4", 2, "semaphore:4: 4 per process × 2 processes = up to 8 calls at once"),
+        ("semaphore:4@agent", 2, "semaphore:4@agent: 4 per agent × 20 agents = up to 80 calls at once"),
+        (
+            "semaphore:4@tool",
+            2,
+            "semaphore:4@tool: 4 per tool × 2 processes = up to 8 calls of each tool at once",
+        ),
+        ("gathered", 1, "gathered: no limit on calls running at once"),
+        ("eager", 1, "eager: no limit on calls running at once"),
+        ("adaptive", 1, "adaptive: adapts, from 8 calls at once"),
+        ("rate:20/s", 2, "rate:20/s: 20 per process × 2 processes = up to 40 calls/s"),
+    ],
+)
+def test_effective_limits_are_totals_over_the_workers(spec: str, workers: int, said: str) -> None:
+    assert effective_limits(spec, users=20, workers=workers) == [said]
+
+
+def test_shared_limits_are_those_of_one_process_in_all() -> None:
+    assert effective_limits("semaphore:4+rate:20/s", users=20, workers=2, share=2) == [
+        "semaphore:4: 2 per process × 2 processes = up to 4 calls at once",
+        "rate:20/s: 10 per process × 2 processes = up to 20 calls/s",
+    ]

@@ -88,6 +88,26 @@ def test_the_text_has_the_curve_other_loads_scalability_and_rates():
     assert lines[-1] == "290 s, 2 experiments: runs/1, runs/2"
 
 
+def test_the_curve_is_shown_too_where_what_is_set_is_no_limit():
+    final = [scored("adaptive", 5.0), scored("semaphore:20", 4.0, 0.8, shown=True)]
+    curve = [scored("semaphore:10", 3.0), final[1]]
+    lines = render(answer(final, curve, shape=shape(curve, 20))).splitlines()
+    assert lines[:6] == [
+        "adaptive: goodput 5/s [4.75, 5.25].",
+        "",
+        "   limit  goodput                      p95                        failed",
+        "      10  3/s [2.85, 3.15]             1 s                        0.0%",
+        "      20  4/s [3.8, 4.2]               1 s                        0.0%",
+        "",
+    ]
+    assert lines[6:10] == [
+        "knee at 20, no cliff seen",
+        "",
+        "in the same paired blocks:",
+        "                strategy  goodput                      p95                        failed",
+    ]
+
+
 def test_limits_are_apart_when_their_intervals_do_not_meet_or_one_has_none_and_is_clearly_less():
     best = scored("semaphore:20", 5.0, width=0.02)
     near = replace(scored("semaphore:18", 4.8, width=0.01), against_best=None)

@@ -134,6 +134,8 @@ def test_where_nothing_is_refused_gathering_is_as_good(invented):
     answer = tune(search(2))
     assert answer.setting.spec == "gathered"
     assert answer.gathered_is_as_good
+    assert answer.shape is not None
+    assert answer.shape.cliff is None
     assert answer.sentence.startswith("gathered: at this load gathering is as good as any limit")
 
 
