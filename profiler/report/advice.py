@@ -28,6 +28,15 @@ WORTH_A_TOOL = 0.9
 """An estimate of p50 below this share of the measured one makes a tool worth its own sentence."""
 
 
+_DEFAULTS = {
+    "max_rounds": 5,
+    "tool_choice": "auto",
+    "think_seconds": 0.0,
+    "drain_seconds": 30.0,
+}
+"""Of options that a repeated run need not name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One thing to try. `command` is a line to paste, or None."""
@@ -71,17 +80,30 @@ def command(run: Run, **changes: Any) -> str:
         parts += ["--workers", str(run.workers)]
     if run.seed != 1:
         parts += ["--seed", str(run.seed)]
-    kept = ("base_url", "tools_url", "model", "max_rounds", "tool_choice", "model_limit")
-    limits = ("max_loops", "max_requests", "max_tokens", "max_cost", "price")
-    for option in (*kept, *limits):
+    target = ("base_url", "tools_url", "model", "max_rounds", "tool_choice", "model_limit")
+    load = (
+        "agent",
+        "arrivals",
+        "max_in_flight",
+        "levels",
+        "think_seconds",
+        "drain_seconds",
+        "slo",
+        "abort_on",
+    )
+    limits = ("max_loops", "max_requests", "max_tokens", "max_cost", "price", "redact")
+    for option in (*target, *load, *limits):
         value = arguments.get(option)
-        if value not in (None, {"max_rounds": 5, "tool_choice": "auto"}.get(option)):
-            parts += [f"--{option.replace('_', '-')}", str(value)]
+        if value in (None, [], ()) or value == _DEFAULTS.get(option):
+            continue
+        if isinstance(value, (list, tuple)):
+            value = ",".join(map(str, value))
+        parts += [f"--{option.removesuffix('_seconds').replace('_', '-')}", str(value)]
     if arguments.get("parallel_tool_calls") is False:
         parts.append("--no-parallel-tool-calls")
     parts += [
         f"--{flag.replace('_', '-')}"
-        for flag in ("stream", "allow_remote", "share_limit")
+        for flag in ("stream", "allow_remote", "share_limit", "record_content")
         if arguments.get(flag)
     ]
     return clean(shlex.join(parts), 2000)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 import pytest
 
+from profiler.cli import parse
+from profiler.commands.load_options import load_options
+from profiler.load.conditions import conditions
+from profiler.load.options import LoadOptions
 from profiler.records import LoopRecord
 from profiler.report.advice import command, next_steps
 from profiler.rundir import Run
@@ -62,6 +67,22 @@ def test_a_run_is_repeated_with_its_own_options() -> None:
         "--blocks 3 --workers 2 --seed 3 --base-url http://127.0.0.1:9 "
         "--model-limit rate:5/s --max-requests 500 --no-parallel-tool-calls --stream --share-limit"
     )
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        LoadOptions(),
+        LoadOptions(agent="agents:make_agent", think_seconds=0.5, levels=(10, 20), drain_seconds=5.0),
+        LoadOptions(arrivals="constant:5/s", max_in_flight=50, slo="p95<2s,errors<1%", abort_on="errors>20%"),
+        LoadOptions(record_content=True, redact="mine:redact", max_cost=2.5, price="1/2", model="m"),
+    ],
+)
+def test_a_repeated_run_asks_for_the_same(asked: LoadOptions) -> None:
+    made = conditions(replace(asked, trial_seconds=10.0, blocks=3), users=20)
+    parsed = parse(shlex.split(command(made))[1:])
+    assert (parsed.users, parsed.duration) == (20, 30.0)
+    assert load_options(parsed, tuple(parsed.strategy)) == replace(asked, blocks=3)
 
 
 def test_eager_is_named_where_it_would_save_something_and_nobody_tried_it() -> None:
