@@ -23,11 +23,12 @@ def python_snippet(spec: str, model_limits: str | None = None, workers: int = 1)
             "    ...  # one try of one call: what it raises is heeded",
         ]
         lines += ["", "# or, with the built-in loop:"]
-    lines += ["from profiler import ToolLoop", "from profiler.strategies import parse_strategy", ""]
+    lines.append("from profiler import ToolLoop")
     model = "model"
     if model_limits:
-        lines += ["from profiler.limited import LimitedModel", ""]
+        lines.append("from profiler.limited import LimitedModel")
         model = f'LimitedModel(model, "{model_limits}")'
+    lines += ["from profiler.strategies import parse_strategy", ""]
     streamed = ", stream=True" if strategy.eager != "no" else ""
     shared = f", share={workers}" if workers > 1 and strategy.gate is not None else ""
     lines.append(f'loop = ToolLoop({model}, tools, parse_strategy("{spec}"{shared}){streamed})')
