@@ -96,11 +96,14 @@ class Ledger:
             self._progress.close()
 
     def targets(self, ports: Mapping[str, int], host: str) -> None:
-        """Where workers on this machine serve /metrics, as Prometheus' file_sd reads it."""
+        """Where workers on this machine serve /metrics, as Prometheus' file_sd reads it.
+
+        Without labels: the metrics carry the test's id, and a target that the configuration names
+        already must not be scraped as another one.
+        """
         targets = [f"{scrape_host(host)}:{port}" for port in sorted(set(ports.values()))]
-        labels = {"testid": self.directory.path.name}
         path = self.directory.path / TARGETS
-        data = orjson.dumps([{"targets": targets, "labels": labels}], option=orjson.OPT_INDENT_2)
+        data = orjson.dumps([{"targets": targets}], option=orjson.OPT_INDENT_2)
         try:
             path.write_bytes(data)
         except OSError as error:

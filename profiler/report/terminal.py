@@ -184,7 +184,8 @@ def _table(strategies: Iterable[StrategySummary], width: int) -> Table:
     strategies = list(strategies)
     goodput = any(strategy.failure_rate.value for strategy in strategies)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), width=None)
-    table.add_column("strategy", no_wrap=True, max_width=_NAME_WIDTH, overflow="ellipsis")
+    # The one column that may wrap: where room is short, figures are whole all the same.
+    table.add_column("strategy", max_width=_NAME_WIDTH, overflow="fold")
     for name in ("good/s" if goodput else "loops/s", "loop p50", "p95", "tools p50"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("speed-up", "effic.", "failed"):
@@ -193,7 +194,7 @@ def _table(strategies: Iterable[StrategySummary], width: int) -> Table:
         rate = strategy.goodput.value if goodput else strategy.loops.per_second
         failed = strategy.failure_rate.value
         table.add_row(
-            Text(clean(strategy.strategy, _NAME_WIDTH)),
+            Text(clean(strategy.strategy, 4 * _NAME_WIDTH)),
             number(rate),
             duration(strategy.loop_seconds.p50.value),
             duration(strategy.loop_seconds.p95.value),

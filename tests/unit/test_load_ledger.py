@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -46,6 +47,12 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
     made = Ledger(directory, run)
     yield made
     made.close()
+
+
+def test_targets_have_no_labels_so_that_one_named_twice_is_scraped_once(ledger: Ledger) -> None:
+    ledger.targets({"worker 0": 9465, "worker 1": 9466}, "127.0.0.1")
+    written = json.loads((ledger.directory.path / "targets.json").read_text())
+    assert written == [{"targets": ["127.0.0.1:9465", "127.0.0.1:9466"]}]
 
 
 def test_whole_lines_stay_and_nothing_comes_after_a_torn_one(ledger: Ledger) -> None:

@@ -65,6 +65,18 @@ def test_verdict_first_then_a_table_of_80_columns_then_the_path() -> None:
     assert row.endswith("0 %")
 
 
+def test_a_long_name_takes_a_second_line_and_cuts_no_figure() -> None:
+    made, summary = experiment()
+    one = summary.strategies[0]
+    long = dataclasses.replace(one, strategy="semaphore:get_weather=12+rate:20/s")
+    text = render_comparison(dataclasses.replace(summary, strategies=(long,)), made, 80)
+    table = text[text.index(" strategy ") : text.index("semaphore:get_weather=12+rate:20/s: ")].splitlines()
+    assert table[0].endswith("  tools p50  speed-up  effic.  failed")
+    assert "…" not in "".join(table)
+    assert duration(one.loop_seconds.p95.value) in table[2]
+    assert "".join(line.split()[0] for line in table[2:] if line) == long.strategy
+
+
 def test_where_the_time_goes_is_said() -> None:
     made, summary = experiment()
     line = next(x for x in render_comparison(summary, made).splitlines() if x.startswith("sequential: "))
