@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -20,6 +21,17 @@ from profiler.records import LoopRecord, ModelCall, RoundRecord, Status, ToolCal
 
 MAX_ROUNDS = 10_000
 """Rounds kept of one loop: one that never ends must not grow for ever."""
+
+
+class HandedOver(NamedTuple):
+    """When calls were handed to a strategy, and its limit then."""
+
+    at_ns: int
+    limit: int | None
+
+
+handed_over: ContextVar[HandedOver | None] = ContextVar("toolloop_handed_over", default=None)
+"""Of the calls that begin in this context; None where the loop's own code decides when they run."""
 
 
 @dataclass(slots=True)
@@ -35,6 +47,7 @@ class ObservedCall:
     blocking_ns: int = 0
     arguments: str | None = None
     result: str | None = None
+    handed_over: HandedOver | None = None
 
 
 @dataclass(slots=True)
@@ -118,16 +131,17 @@ class ObservedLoop:
 
     def begin_call(self, name: str, found: Match | None, call_id: str = "") -> ObservedCall:
         """A tool starts; without a match it joins the newest round, with no id of its own."""
-        now = self.clock()
+        now, handed = self.clock(), handed_over.get()
         if found is None:
-            call = ObservedCall(CallRequest(call_id, name, ""), now, now)
+            ready_ns = now if handed is None else handed.at_ns
+            call = ObservedCall(CallRequest(call_id, name, ""), ready_ns, now, handed_over=handed)
             if self.rounds:
                 self.rounds[-1].calls.append(call)
             return call
         round_, index, certain = found
         self.ambiguous += not certain
         request, ready_ns = round_.unclaimed.pop(index)
-        call = ObservedCall(request, ready_ns, now)
+        call = ObservedCall(request, ready_ns, now, handed_over=handed)
         round_.calls.append(call)
         return call
 
@@ -168,15 +182,15 @@ def _round(index: int, observed: ObservedRound, next_ns: int) -> RoundRecord:
     model_ended_ns = observed.ended_ns if observed.ended_ns is not None else next_ns
     unfinished = observed.ended_ns is None
     calls = sorted(observed.calls, key=lambda call: call.started_ns)
-    queued_ns = calls[0].started_ns if calls else None
+    queued = [_queued_ns(call, calls[0].started_ns) for call in calls]
+    tools_started_ns = min(queued, default=None)
+    limit = next((call.handed_over.limit for call in calls if call.handed_over is not None), None)
     recorded = tuple(
         ToolCall(
             id=call.request.id,
             name=call.request.name,
             ready_ns=call.ready_ns,
-            # When the loop's own code handed a call over is not to be seen; no call of a round
-            # can have waited for another before the first of them started.
-            queued_ns=max(call.ready_ns, min(queued_ns or call.started_ns, call.started_ns)),
+            queued_ns=queued_ns,
             started_ns=call.started_ns,
             ended_ns=call.ended_ns if call.ended_ns is not None else max(next_ns, call.started_ns),
             status="cancelled" if call.ended_ns is None else call.status,
@@ -185,7 +199,7 @@ def _round(index: int, observed: ObservedRound, next_ns: int) -> RoundRecord:
             arguments=call.arguments,
             result=call.result,
         )
-        for call in calls
+        for call, queued_ns in zip(calls, queued, strict=True)
     )
     tools_ended_ns = max((c.ended_ns for c in recorded), default=None)
     failed = observed.error_type is not None
@@ -209,17 +223,27 @@ def _round(index: int, observed: ObservedRound, next_ns: int) -> RoundRecord:
             output_tokens=observed.output_tokens,
             attempts=tuple(observed.probe.attempts),
         ),
-        tools_started_ns=queued_ns,
+        tools_started_ns=tools_started_ns,
         tools_ended_ns=tools_ended_ns,
         tool_calls=recorded,
         status="error" if failed else "ok",
         shortfall=(
-            shortfall(recorded, tools_ended_ns - queued_ns, None)
-            if queued_ns is not None and tools_ended_ns is not None
+            shortfall(recorded, tools_ended_ns - tools_started_ns, limit)
+            if tools_started_ns is not None and tools_ended_ns is not None
             else None
         ),
         unobserved_calls=len(observed.unclaimed),
+        limit=limit,
     )
+
+
+def _queued_ns(call: ObservedCall, first_ns: int) -> int:
+    """When a call was handed over; `first_ns`: when the first of its round started."""
+    if call.handed_over is not None:
+        return min(max(call.ready_ns, call.handed_over.at_ns), call.started_ns)
+    # When the loop's own code handed a call over is not to be seen; no call of a round
+    # can have waited for another before the first of them started.
+    return max(call.ready_ns, min(first_ns, call.started_ns))
 
 
 def _fits(requested: str | Mapping[str, Any], given: Mapping[str, Any]) -> bool:

@@ -129,12 +129,13 @@ def readme(runbook: str) -> str:
 `toolloop.json` shows loops, in a load test and in production; `test-runs.json` lists load tests and links
 into it. All files here are built by `profiler dashboards --out DIR [--datasource UID] [--prefix P]`.
 
-1. Show the metrics: `profiler compare … --metrics-port {METRICS_PORT}`, or in a service `sink =
-   PrometheusSink()`, give it to the loop's recorder, and `sink.serve({METRICS_PORT})`, or
+1. Show the metrics: `profiler compare … --metrics-port {METRICS_PORT}`, or in a service
+   `Profiler().serve_metrics({METRICS_PORT})`. With `ToolLoop`: `sink = PrometheusSink()` (of
+   `profiler.exporters.prometheus`), `ToolLoop(…, sinks=[sink])`, and `sink.serve({METRICS_PORT})`, or
    `registry.register(sink)` with a registry that is served already.
 2. **Nothing installed yet:** `docker compose up` in this directory, then <http://127.0.0.1:3000>: no
    login, read-only, this machine alone. Docker Desktop needs host networking switched on. More processes
-   go into `targets/*.json`.
+   go into `targets/*.json`: a run directory's `targets.json` is such a file.
 3. **Prometheus and Grafana exist:** scrape the port every 5 s or slower, load `rules.yml`, start
    Prometheus with `--enable-feature=exemplar-storage`, and import both JSON files; they ask for nothing
    but the data source (a variable).

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from profiler.content import Redact
 from profiler.errors import ProviderError, TargetError, UsageError
+from profiler.observed import HandedOver, handed_over
 from profiler.providers.endpoint import Endpoint
 from profiler.recorder import LiveCalls, Recorder, Sink
 from profiler.records import LoopRecord
@@ -202,7 +203,11 @@ class AgentContext:
                 outcomes[index] = error
 
         runs = [partial(one, index) for index in range(len(calls))]
-        await self.strategy.execute(runs)
+        token = handed_over.set(HandedOver(self.profiler.recorder.clock(), self.strategy.limit))
+        try:
+            await self.strategy.execute(runs)
+        finally:
+            handed_over.reset(token)
         results: list[T] = []
         for outcome in outcomes:
             if isinstance(outcome, BaseException):

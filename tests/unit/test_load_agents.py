@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 
+from profiler.anatomy import phases
 from profiler.errors import TargetError, UsageError
 from profiler.gate import Gate
+from profiler.instrument import Profiler
 from profiler.limited import LimitedModel
 from profiler.load.agents import AgentContext, Own, Place, load_factory, placed
 from profiler.records import LoopRecord
 from profiler.strategies import parse_strategy
 from profiler.testing import ScriptedModel, run_virtual
 from tests.unit.statistics_data import loop
+
+MS = 1_000_000
 
 PLACE = Place(number=7, agent="a3", trial=2, process="worker 1", intended_ns=5)
 MARKS = {"strategy": "semaphore:2", "number": 7, "agent": "a3", "trial": 2, "process": "worker 1"}
@@ -120,6 +125,50 @@ async def executed(given: AgentContext, call: Callable[[], Any]) -> None:
 )
 def test_the_strategy_holds_for_two_agents(spec: str, most: int, body: Any) -> None:
     assert highest_concurrency(spec, body, agents=2) == most
+
+
+@pytest.mark.parametrize(
+    ("spec", "phase_ms", "shortfall"),
+    [("semaphore:1", {"queue": 300, "tools": 400}, "limiter"), ("gathered", {"tools": 200}, None)],
+)
+def test_what_a_loop_of_one_s_own_hands_over_waits_in_the_queue(
+    spec: str, phase_ms: dict[str, int], shortfall: str | None
+) -> None:
+    records: list[LoopRecord] = []
+
+    async def main(clock: Callable[[], int]) -> None:
+        given = context(spec)
+        given.profiler = watching = Profiler([given.sink], clock=clock)
+
+        @watching.tool
+        async def inner() -> None:
+            await asyncio.sleep(0.1)
+
+        @watching.tool
+        async def call() -> None:
+            await asyncio.sleep(0.1)
+            await inner()
+
+        async def one_loop() -> None:
+            observed = watching._loop.get()
+            assert observed is not None
+            observed.begin_round("openai", "m").ended_ns = clock()
+            await given.execute(call, call)
+
+        async def another_agent() -> None:
+            gate = given.strategy.gate
+            async with nullcontext() if gate is None else gate.slot():
+                await asyncio.sleep(0.3)
+
+        own = await Own.make(lambda _: one_loop, given, [records.append])
+        await asyncio.gather(another_agent(), own.run(PLACE))
+
+    run_virtual(main)
+    (round_,) = records[0].rounds
+    assert {name: ns // MS for name, ns in phases(round_).items() if ns} == phase_ms
+    assert round_.limit == parse_strategy(spec).limit
+    assert round_.shortfall == shortfall
+    assert [one.queued_ns == one.started_ns for one in round_.tool_calls if one.name == "inner"] == [True] * 2
 
 
 def test_results_come_in_order_and_the_first_failure_after_all_have_ended() -> None:
