@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from profiler.commands.options import add_content, add_target, count, text
-from profiler.errors import ProviderError
+from profiler.errors import ProviderError, UsageError
 from profiler.load import defaults
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def main(arguments: argparse.Namespace) -> int:
             Endpoint.parse(url, option)
     scenario = load_scenario(arguments.scenario)
     strategy = parse_strategy(arguments.strategy)
+    if strategy.eager != "no" and not arguments.stream:
+        raise UsageError(f"--strategy {strategy.spec}: starts tools while a reply streams: add --stream")
     model_limit = None if arguments.model_limit is None else parse_model_limit(arguments.model_limit)
     redact = None if arguments.redact is None else load_redact(arguments.redact)
     records: list[LoopRecord] = []

@@ -92,7 +92,7 @@ def _describe(kind: CauseKind, ns: int, record: LoopRecord) -> Cause:
     if kind == "limiter":
         if record.strategy == "sequential":
             return Cause(kind, ns, f"calls ran one after another ({strategy})", "try gathered")
-        if record.strategy == "gathered":
+        if record.strategy in ("gathered", "eager", "eager:all"):  # no limiter
             return Cause(kind, ns, "calls waited to be started")
         return Cause(kind, ns, f"calls waited in the limiter {strategy}", "raise the limit")
     if kind == "blocked":

@@ -82,6 +82,10 @@ def test_the_version_is_the_distribution_s(capsys):
         (["fly"], "invalid choice: 'fly'"),
         (["run", "--scenario", "nowhere"], "nowhere"),
         (["run", "--strategy", "semaphore:0"], "unknown strategy 'semaphore:0'"),
+        (
+            ["run", "--strategy", "eager"],
+            "--strategy eager: starts tools while a reply streams: add --stream",
+        ),
         (["run", "--base-url", "ftp://x"], "not a base URL: 'ftp://x'"),
         (["compare", "--users", "0"], "must be at least 1, not 0"),
         (["compare", "--duration", "soon"], "'soon' is not a time"),

@@ -230,6 +230,14 @@ def test_waiting_for_other_agents_is_the_limiter_too() -> None:
     assert render_timeline(record).startswith("34.0 s: 18.0 s (53 %) calls waited in the limiter semaphore:1")
 
 
+@pytest.mark.parametrize("spec", ["gathered", "eager", "eager:all"])
+def test_where_there_is_no_limiter_none_is_blamed(spec: str) -> None:
+    waited = causes(loop(0, model=50, calls=[(100, 100)], strategy=spec))
+    assert [(cause.words, cause.remedy) for cause in waited if cause.kind == "limiter"] == [
+        ("calls waited to be started", "")
+    ]
+
+
 def test_causes_sum_to_the_wall_and_tell_strategies_apart() -> None:
     sequential = loop(0, model=50, calls=[(0, 100), (100, 100)], strategy="sequential")
     found = causes(sequential)
