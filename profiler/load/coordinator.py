@@ -233,7 +233,7 @@ class Coordinator:
     def _trial(self, planned: PlannedTrial, seconds: float) -> None:
         workers = self._enlist()
         wanted = self._wanted(planned)
-        load = f" with {planned.users} users" if planned.users is not None else ""
+        load = f" with {planned.users} agents" if planned.users is not None else ""
         _log.info("trial %d: %s%s for %.1f s", planned.index, planned.strategy, load, seconds)
         self._trial_ends = time.monotonic() + seconds
         self._show(

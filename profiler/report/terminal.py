@@ -46,12 +46,13 @@ def render_comparison(
     for warning in summary.warnings:
         if warning.invalid:
             console.print(Text(clean(warning.sentence, 400), style="bold red"))
+    where = f"at {_agents(summary.levels[-1].users)}: " if summary.levels else ""  # the highest of them
     for verdict in summary.verdicts:
-        console.print(Text(clean(verdict.sentence, 400), style="bold"))
-    for level in summary.levels or (summary,):
-        if summary.levels:
-            users = level.strategies[0].users
-            console.print(Text(f"{users} {'agent' if users == 1 else 'agents'}"))
+        console.print(Text(where + clean(verdict.sentence, 400), style="bold"))
+    if not summary.levels:
+        console.print(_table(summary.strategies, width))
+    for level in summary.levels:
+        console.print(Text(_agents(level.users)))
         console.print(_table(level.strategies, width))
     for strategy in summary.strategies:
         if strategy.phases:
@@ -178,6 +179,10 @@ def _objective(summary: Summary) -> list[str]:
         if names:
             parts.append(f"{word} {', '.join(names)}")
     return [f"objective {summary.objective}: {'; '.join(parts) or 'no loop was measured'}"]
+
+
+def _agents(count: int) -> str:
+    return f"{count} {'agent' if count == 1 else 'agents'}"
 
 
 def _table(strategies: Iterable[StrategySummary], width: int) -> Table:

@@ -14,7 +14,7 @@ from profiler.report.terminal import limits, overlap, render_comparison, render_
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import ClientHealth, Run
 from profiler.statistics.figures import MovingLimit, Overlap
-from profiler.statistics.summary import Summary, summarise
+from profiler.statistics.summary import Level, Summary, summarise
 from tests.unit.statistics_data import MS, loop, run, trial
 
 STRATEGIES = ("sequential", "semaphore:4")
@@ -75,6 +75,14 @@ def test_a_long_name_takes_a_second_line_and_cuts_no_figure() -> None:
     assert "…" not in "".join(table)
     assert duration(one.loop_seconds.p95.value) in table[2]
     assert "".join(line.split()[0] for line in table[2:] if line) == long.strategy
+
+
+def test_of_a_ladder_the_verdict_names_the_load_it_is_about() -> None:
+    made, summary = experiment()
+    levels = (Level(5, summary.strategies[:1]), Level(20, summary.strategies))
+    lines = render_comparison(dataclasses.replace(summary, levels=levels), made, 200).splitlines()
+    assert lines[0] == f"at 20 agents: {summary.verdicts[0].sentence}"
+    assert [line for line in lines if line.endswith(" agents")] == ["5 agents", "20 agents"]
 
 
 def test_where_the_time_goes_is_said() -> None:
