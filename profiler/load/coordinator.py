@@ -177,6 +177,11 @@ class Coordinator:
             self._end(workers, unmeasured)
         else:
             self._wait(self._spawned.is_set, SPAWN_GRACE_SECONDS)
+        if self._stop.is_set() and not self._spawned.is_set():
+            _log.warning(
+                "stopped before all users were there: nothing was measured; spawn them faster (-r), "
+                "or give it more time (-t)"
+            )
         return not self._stop.is_set()
 
     def _trials(self) -> None:
