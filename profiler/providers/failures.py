@@ -26,6 +26,7 @@ def caught(sdk: Any) -> tuple[type[Exception], ...]:
 def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | None = None) -> ProviderError:
     """Ours, to be raised from `error`; `request_id` is the one known before the failure, if any."""
     status: int | None = None
+    server = ""
     if isinstance(error, sdk.APIStatusError):
         # An error event in mid-stream comes as a status error that carries the stream's 200.
         code = int(error.status_code)
@@ -34,11 +35,12 @@ def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | 
         error_type = f"http_{code}" if code >= 400 else _stream_error_type(error)
     elif isinstance(error, sdk.APIConnectionError):
         error_type = transport_error_type(error.__cause__)
+        server = f" from {error.request.url.scheme}://{error.request.url.netloc.decode()}"
     elif isinstance(error, httpx2.HTTPError | httpx2.StreamError):
         error_type = transport_error_type(error)
     else:
         error_type = _stream_error_type(error)
-    parts = [f"status {status}" if status else "no response"]
+    parts = [f"status {status}" if status else f"no response{server}"]
     if request_id:
         parts.append(f"request {request_id}")
     text = scrub_error(error) or type(error).__name__

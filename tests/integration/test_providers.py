@@ -197,13 +197,15 @@ async def test_a_refusal_names_provider_status_and_request(strict_url, provider,
 async def test_retries_are_attempts_with_backoff_between_them(provider):
     with socket.socket() as closed:  # bound, not listening: every connection is refused
         closed.bind(("127.0.0.1", 0))
-        made = make_provider(provider, base_url=f"http://127.0.0.1:{closed.getsockname()[1]}")
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        made = make_provider(provider, base_url=url)
         made.client.max_retries = 1
         with pytest.raises(ProviderError) as caught:
             await ToolLoop(made).run("hi")
     await made.client.close()
     record = caught.value.record
     assert (caught.value.error_type, caught.value.status) == ("connection", None)
+    assert f"(no response from {url}): " in str(caught.value)
     first, second = record.rounds[0].model.attempts
     assert (first.status, first.error_type) == (None, "connection")
     backoff = second.started_ns - first.ended_ns
