@@ -19,6 +19,7 @@ from profiler.load.pacing import Arrivals
 from profiler.load.prices import Price, price_of
 from profiler.providers import DEFAULT_MODELS, PROVIDERS
 from profiler.providers.endpoint import Endpoint
+from profiler.scenario import load_scenario
 from profiler.statistics.objectives import parse_objective
 from profiler.strategies import parse_strategy, split_specs
 
@@ -303,6 +304,14 @@ class LoadOptions:
             redact=parsed.redact or None,
             model_limit=parsed.model_limit or None,
         )
+
+
+def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> LoadOptions:
+    """What Locust's parsed options ask for. Raises `UsageError` naming what cannot be."""
+    options = LoadOptions.from_namespace(parsed)
+    options.check_targets(environment)
+    load_scenario(options.scenario)
+    return options
 
 
 def add_options(parser: Any) -> None:

@@ -33,7 +33,7 @@ from profiler.load.crew import Crew, describe, process_name
 from profiler.load.emulators import Emulators
 from profiler.load.estimate import plan
 from profiler.load.ledger import Ledger
-from profiler.load.options import LoadOptions, add_options
+from profiler.load.options import LoadOptions, add_options, asked
 from profiler.load.parent import (
     INTERRUPTED,
     ForkPipe,
@@ -69,7 +69,16 @@ def install(events: Any) -> None:
         return
     _installed.add(id(events))
     pipe = ForkPipe()
-    events.init_command_line_parser.add_listener(add_options)
+    read = False
+
+    def on_parser(parser: Any, **_: Any) -> None:
+        nonlocal read
+        add_options(parser)
+        if not read:  # later parsers are the web form's, for what was on the command line
+            read = True
+            _refuse_as_parsed(parser)
+
+    events.init_command_line_parser.add_listener(on_parser)
 
     def on_init(environment: Any, runner: Any, **_: Any) -> None:
         try:
@@ -80,6 +89,22 @@ def install(events: Any) -> None:
             sys.exit(INTERRUPTED)
 
     events.init.add_listener(on_init)
+
+
+def _refuse_as_parsed(parser: Any) -> None:
+    """Have what cannot be asked refused as Locust refuses its own: before it logs, forks or serves."""
+    parse_args = parser.parse_args
+
+    def parse(*arguments: Any, **keywords: Any) -> Any:
+        parsed = parse_args(*arguments, **keywords)
+        if not parsed.worker:  # a worker's options come from its master
+            try:
+                asked(parsed, os.environ)
+            except ProfilerError as error:
+                _refuse(error)
+        return parsed
+
+    parser.parse_args = parse
 
 
 def _refuse(error: ProfilerError) -> None:
@@ -173,9 +198,9 @@ class Session:
         parsed = self.environment.parsed_options
         shaped = self.environment.shape_class is not None
         try:
-            asked = self._asked()
-            root = self._emulators.root(asked)
-            options = replace(asked, tools_url=self._emulators.tools_root(asked))
+            wanted = self._asked()
+            root = self._emulators.root(wanted)
+            options = replace(wanted, tools_url=self._emulators.tools_root(wanted))
             site = Site(
                 root=root,
                 scale=self._scale,
@@ -185,9 +210,9 @@ class Session:
                 gone=self._emulators.ended,
             )
             ramp = Ramp(int(parsed.num_users or 1), float(parsed.spawn_rate or 1), _seconds(parsed.run_time))
-            ledger = _ledger(asked, ramp.users)
-            if asked.run_directory is None:
-                self._say_plan(asked, ramp)
+            ledger = _ledger(wanted, ramp.users)
+            if wanted.run_directory is None:
+                self._say_plan(wanted, ramp)
             self.coordinator = Coordinator(options, ramp, self._team, site, ledger)
         except ProfilerError as error:
             self._fail(error)
@@ -239,10 +264,7 @@ class Session:
 
     def _asked(self) -> LoadOptions:
         """What the command line or the web form asks for. Raises `UsageError` when it cannot be."""
-        options = LoadOptions.from_namespace(self.environment.parsed_options)
-        options.check_targets(os.environ)
-        load_scenario(options.scenario)
-        return options
+        return asked(self.environment.parsed_options, os.environ)
 
     def _prepare_ahead(self) -> None:
         """Before Locust's run time starts to count: check, start the emulator, warm the clients.
@@ -342,8 +364,8 @@ class Session:
 
     def _factories(self, options: LoadOptions) -> dict[str, AgentFactory | None]:
         """What makes the agents of each Locust user class; None: the built-in loop."""
-        asked = None if options.agent is None else load_factory(options.agent)
-        return {cls.__name__: asked or cls.agent for cls in self.environment.user_classes}
+        named = None if options.agent is None else load_factory(options.agent)
+        return {cls.__name__: named or cls.agent for cls in self.environment.user_classes}
 
     def _serve_metrics(self, options: LoadOptions, number: int) -> int | None:
         """Serve this process's metrics; returns the port."""
