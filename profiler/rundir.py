@@ -17,6 +17,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -263,6 +264,20 @@ class RunDirectory:
     def load(self) -> Run:
         """What `run.json` holds. Raises `RecordError` naming file and key."""
         return decode(_read(self.path / RUN), str(self.path / RUN))
+
+    def remove_if_unused(self) -> bool:
+        """Remove the directory, if all it says is what was asked for; whether it did.
+
+        Loops, trials, incidents and money spent are what it keeps. Raises nothing: what cannot be
+        removed stays.
+        """
+        with contextlib.suppress(OSError, RecordError):
+            run = self.load()
+            said = run.trials or run.incidents or run.spent or run.client
+            if not said and self.records_path.stat().st_size == 0:
+                shutil.rmtree(self.path)
+                return True
+        return False
 
     def records(self) -> Iterator[LoopRecord]:
         """The records, streamed; a torn last line is left out. Raises `RecordError` with file and line."""

@@ -341,6 +341,8 @@ def _named(option: str, spec: str, expected: str) -> Any:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UsageError(f"{option} {spec}: cannot import {module_name}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        raise UsageError(f"{option} {spec}: {module_name} fails at import: {describe(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{option} {spec}: {module_name} has no function {name}")

@@ -91,7 +91,8 @@ def run_experiment(
     twice, they are cut off. The run directory is complete for what had finished either way,
     its `finished` is false and its `incidents` say `interrupted`. Raises `KeyboardInterrupt` when
     nothing had begun, `UsageError` for what
-    cannot be asked, `TargetError` when the target cannot be reached or refuses us.
+    cannot be asked, `TargetError` when the target cannot be reached or refuses us; a run directory in
+    which nothing was recorded by then is removed.
     """
     options = experiment.options
     options.check_targets(os.environ)
@@ -101,6 +102,23 @@ def run_experiment(
     )
     directory = RunDirectory.create(options.out, conditions(options, experiment.users))
     options = replace(options, run_directory=str(directory.path))
+    try:
+        _run(experiment, options, directory, progress, watch, enough)
+    except BaseException:
+        directory.remove_if_unused()
+        raise
+    return directory.path
+
+
+def _run(
+    experiment: Experiment,
+    options: LoadOptions,
+    directory: RunDirectory,
+    progress: Callable[[str], None] | None,
+    watch: Callable[[Progress], None] | None,
+    enough: Callable[[RunDirectory], bool] | None,
+) -> None:
+    """Locust from its start to its end."""
     with _locust(experiment, options) as process:
         assert process.stderr is not None
         said: deque[str] = deque(maxlen=50)
@@ -116,7 +134,6 @@ def run_experiment(
             over.set()
             watcher.join(KILL_SECONDS)
     _explain(code, said)
-    return directory.path
 
 
 def command_line(experiment: Experiment, options: LoadOptions) -> list[str]:

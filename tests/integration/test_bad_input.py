@@ -50,6 +50,7 @@ def test_a_command_says_one_line_and_leaves(tmp_path: Path) -> None:
             assert code == 2
             assert err.startswith(said)
             assert len(err.splitlines()) == 1
+    assert not list(tmp_path.glob("runs/*"))  # what was refused leaves no run directory
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -59,9 +60,17 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert err.splitlines()[-1] == "profiler: none: not a run directory: it has no run.json"
 
 
-def test_a_locust_file_says_it_in_one_line_whatever_the_option_holds(processes: Locust) -> None:
-    code, output = processes.run("-u", "1", "--strategy", "gathred\n\x1b[31m")
-    assert code == 2
-    (line,) = (line for line in output.splitlines() if "unknown strategy" in line)
-    assert line.startswith(r"locust: error: --strategy: unknown strategy 'gathred\n\x1b[31m'")
+def test_a_locust_file_says_it_in_one_line_before_it_logs_forks_or_serves(processes: Locust) -> None:
+    tried = {
+        r"--strategy: unknown strategy 'x\n\x1b[31m'": ["--strategy", "x\n\x1b[31m", "--headless"],
+        "--blocks x: expected a number\n": ["--blocks", "x"],  # with its page
+        "--arrivals x: expected a rate such as": ["--arrivals", "x", "--headless", "--processes", "2"],
+        "--think is for a closed load": ["--think", "1", "--arrivals", "3/s"],
+    }
+    started = {said: processes.start(*arguments) for said, arguments in tried.items()}
+    for said, process in started.items():
+        code, output = processes.end(process)
+        assert code == 2
+        assert output.startswith(f"locust: error: {said}")
+        assert len(output.splitlines()) == 1, output
     assert processes.left() == []

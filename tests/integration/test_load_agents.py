@@ -103,6 +103,7 @@ def test_an_agent_whose_first_loop_fails_is_no_load_test(
         compare(tmp_path / "runs", f"{module}:make_broken", "gathered")
     with pytest.raises(UsageError, match=f"{module} has no function make_nothing"):
         compare(tmp_path / "runs", f"{module}:make_nothing", "gathered")
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_what_init_writes_works(processes: Locust, monkeypatch: pytest.MonkeyPatch) -> None:

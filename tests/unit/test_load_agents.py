@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -243,3 +244,20 @@ def test_factories_that_are_not_there(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_factory(spec)
     assert load_factory("json:dumps") is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("raise RuntimeError('at\\nonce')", "raises fails at import: RuntimeError: at\nonce"),
+        ("raise SystemExit(3)", "raises fails at import: SystemExit: 3"),
+        ("def make(:", "raises fails at import: SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_module_that_fails_at_import_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
+) -> None:
+    (tmp_path / "raises.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=f"^--agent raises:make: {message}"):
+        load_factory("raises:make")

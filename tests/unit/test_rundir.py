@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from profiler import records, rundir
 from profiler.errors import RecordError
 from profiler.records import LoopRecord
-from profiler.rundir import Anchor, ClientHealth, Incident, Load, Machine, Run, RunDirectory, Trial
+from profiler.rundir import Anchor, ClientHealth, Incident, Load, Machine, Run, RunDirectory, Spent, Trial
 
 RUN = Run(
     scenario="cities",
@@ -157,3 +158,31 @@ def test_reading_runs_loads_nothing_heavy() -> None:
     heavy = "{'numpy', 'scipy', 'pydantic', 'rich'}"
     code = f"import sys, profiler.rundir; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines", "removed"),
+    [
+        ({"model": "gpt-4o", "workers": 2}, b"", True),
+        ({}, b"x", False),  # whatever it is
+        ({"trials": (TRIAL,)}, b"", False),
+        ({"incidents": (Incident("aborted", "hopeless"),)}, b"", False),
+        ({"spent": Spent(2, 5, 900, 80)}, b"", False),
+    ],
+)
+def test_only_a_directory_in_which_nothing_was_recorded_is_removed(
+    tmp_path: Path, changes: dict[str, Any], lines: bytes, removed: bool
+) -> None:
+    directory = RunDirectory.create(tmp_path, RUN)
+    directory.save(dataclasses.replace(RUN, **changes))
+    directory.records_path.write_bytes(lines)
+    (directory.path / "progress.jsonl").write_bytes(b"{}\n")
+    assert directory.remove_if_unused() is removed
+    assert directory.path.exists() is not removed
+
+
+def test_a_run_that_cannot_be_read_is_not_removed(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, RUN)
+    (directory.path / "run.json").write_text("{")
+    assert not directory.remove_if_unused()
+    assert directory.path.exists()
