@@ -8,7 +8,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from profiler.commands.load_options import add_load, add_spending, add_turns, load_options
+from profiler.commands.load_options import add_load, add_spending, add_turns, add_yes, load_options
 from profiler.commands.options import add_content, add_target, text
 from profiler.errors import UsageError
 from profiler.load import defaults
@@ -16,7 +16,6 @@ from profiler.load import defaults
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from profiler.load.experiment import Experiment
     from profiler.rundir import Run
     from profiler.statistics.caveats import Caveat
 
@@ -53,9 +52,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add_turns(parser)
     add_spending(parser)
     add_content(parser)
-    parser.add_argument(
-        "--yes", action="store_true", help="do not ask before a load test that leaves this machine"
-    )
+    add_yes(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--json", action="store_true", help="print summary.json, and nothing else, on standard output"
@@ -81,6 +78,8 @@ def main(arguments: argparse.Namespace) -> int:
         return _recorded(arguments)
     if arguments.fail_on is not None or arguments.format != "text":
         raise UsageError("--fail-on and --format are for two recorded runs: profiler compare RUN_A RUN_B")
+    from profiler.commands.consent import agreed
+    from profiler.load.estimate import plan
     from profiler.load.experiment import Experiment, run_experiment
     from profiler.report.advice import next_steps
     from profiler.report.html import gather, write_report
@@ -90,8 +89,13 @@ def main(arguments: argparse.Namespace) -> int:
 
     options = load_options(arguments, tuple(arguments.strategy or defaults.STRATEGIES))
     experiment = Experiment(options, arguments.users, arguments.duration, arguments.workers)
-    if not _agreed(arguments, experiment):
-        print("nothing was started", file=sys.stderr)
+    if not agreed(
+        arguments,
+        options,
+        lambda scenario, remote: plan(
+            options, experiment.users, experiment.seconds, experiment.workers, scenario, remote
+        ),
+    ):
         return 1
     with LiveView(sys.stderr, os.environ, arguments.quiet) as view:
         path = run_experiment(experiment, view.say, view.watch)
@@ -114,25 +118,6 @@ def main(arguments: argparse.Namespace) -> int:
         for step in next_steps(summary, run, material.counterfactuals)[:1]:
             print(f"next: {step.words}" + (f"\n  {step.command}" if step.command else ""))
     return _exit_code(run, summary.warnings, arguments.allow_saturated)
-
-
-def _agreed(arguments: argparse.Namespace, experiment: Experiment) -> bool:
-    """Show the plan. Where it leaves this machine and somebody is there to ask, ask."""
-    from profiler.load.estimate import plan
-    from profiler.scenario import load_scenario
-
-    options = experiment.options
-    options.check_targets(os.environ)
-    remote = bool(options.remote_targets(os.environ))
-    asks = remote and not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
-    if asks or not arguments.quiet:
-        scenario = load_scenario(options.scenario)
-        planned = plan(options, experiment.users, experiment.seconds, experiment.workers, scenario, remote)
-        print("\n".join(planned.lines()), file=sys.stderr, flush=True)
-    if not asks:
-        return True
-    print("start? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _exit_code(run: Run, warnings: Sequence[Caveat], allow_saturated: bool) -> int:

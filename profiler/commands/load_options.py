@@ -120,6 +120,13 @@ def add_spending(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_yes(parser: argparse.ArgumentParser) -> None:
+    """Consent given beforehand (`profiler.commands.consent`)."""
+    parser.add_argument(
+        "--yes", action="store_true", help="do not ask before a load test that leaves this machine"
+    )
+
+
 def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> LoadOptions:
     """Of `add_target`, `add_load` and, where the command has them, the others.
 
@@ -157,12 +164,12 @@ def load_options(arguments: argparse.Namespace, strategies: tuple[str, ...]) -> 
         slo=arguments.slo,
         calibration_seconds=arguments.calibrate,
         share_limit=arguments.share_limit,
-        # `tune` has a budget of time alone, and shows no loops.
-        max_loops=getattr(arguments, "max_loops", None),
-        max_requests=getattr(arguments, "max_requests", None),
-        max_tokens=getattr(arguments, "max_tokens", None),
-        max_cost=getattr(arguments, "max_cost", None),
-        price=getattr(arguments, "price", None),
+        max_loops=arguments.max_loops,
+        max_requests=arguments.max_requests,
+        max_tokens=arguments.max_tokens,
+        max_cost=arguments.max_cost,
+        price=arguments.price,
+        # `tune` shows no loops.
         record_content=getattr(arguments, "record_content", False),
         redact=getattr(arguments, "redact", None),
         model_limit=arguments.model_limit,

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from profiler.commands.load_options import add_load, load_options
+from profiler.commands.load_options import add_load, add_spending, add_yes, load_options
 from profiler.commands.options import add_target, seconds, text
 
 
@@ -18,11 +18,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "  profiler tune --scenario crowded --users 120\n"
         "  profiler tune --objective p95 --slo 'p95<2s,errors<1%' --over semaphore,rate,adaptive\n"
         "  profiler tune --stream --over semaphore,eager --budget 10m\n"
-        "  profiler tune --quota openai:rpm=500,tpm=30000",
+        "  profiler tune --quota openai:rpm=500,tpm=30000\n"
+        "  profiler tune --agent my_app.agents:make_agent --max-cost 5 --price 2.50/10",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_target(parser)
     add_load(parser)
+    add_spending(parser)
+    add_yes(parser)
     search = parser.add_argument_group("search")
     search.add_argument(
         "--objective",
@@ -60,7 +63,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def main(arguments: argparse.Namespace) -> int:
     import orjson
 
-    from profiler.scenario import load_scenario
+    from profiler.commands.consent import agreed
+    from profiler.load.estimate import plan
     from profiler.tune.answer import render
     from profiler.tune.driver import Search, tune
     from profiler.tune.quotas import parse_quota
@@ -75,9 +79,15 @@ def main(arguments: argparse.Namespace) -> int:
         quotas=tuple(parse_quota(spec) for spec in arguments.quota),
     )
 
-    # Before anything is announced.
-    search.load.check_targets(os.environ)
-    load_scenario(search.load.scenario)
+    load = search.load
+    if not agreed(
+        arguments,
+        load,
+        lambda scenario, remote: plan(
+            load, search.users, search.budget, search.workers, scenario, remote, search=True
+        ),
+    ):
+        return 1
 
     def say(text: str) -> None:
         if not arguments.quiet:
@@ -93,4 +103,6 @@ def main(arguments: argparse.Namespace) -> int:
         sys.stdout.write(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
     else:
         print(render(answer))
-    return 1 if answer.invalid and not arguments.allow_saturated else 0
+        if load.budget().limits or load.remote_targets(os.environ):
+            print(f"spent: {answer.spent}")
+    return 1 if answer.stopped is not None or (answer.invalid and not arguments.allow_saturated) else 0

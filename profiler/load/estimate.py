@@ -33,7 +33,10 @@ CALL_TOKENS, RESULT_TOKENS, ANSWER_TOKENS = 20, 40, 60
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`seconds` measured in all, what is about to be spent (None: unknown), and where."""
+    """`seconds` measured in all, what is about to be spent (None: unknown), and where.
+
+    A `search` (`profiler tune`) takes up to so long, and measures less than that.
+    """
 
     target: str
     model: str
@@ -48,16 +51,23 @@ class Plan:
     limits: tuple[str, ...]
     first_limit: tuple[str, float] | None
     scenario: str
+    search: bool = False
 
     def lines(self) -> list[str]:
         """For a reader: one line, several where it may cost something."""
         levels = f"{', '.join(map(str, self.levels))} agents" if self.levels else f"{self.users} agents"
         strategies = "1 strategy" if self.strategies == 1 else f"{self.strategies} strategies"
-        head = f"plan: {strategies}, {self.seconds:.0f} s of measuring with {levels} on {self.target}"
+        what = f"{strategies}, {self.seconds:.0f} s of measuring"
+        if self.search:
+            what = f"a search of up to {self.seconds:.0f} s"
+        head = f"plan: {what} with {levels} on {self.target}"
         if self.spent is None:
             amount = "how much the agent asks for is not known"
         else:
-            amount = f"about {rounded(self.spent.loops)} loops, {rounded(self.spent.requests)} requests"
+            up_to = "up to " if self.search else ""
+            amount = (
+                f"{up_to}about {rounded(self.spent.loops)} loops, {rounded(self.spent.requests)} requests"
+            )
         if not self.remote:
             return [f"{head}: {amount}"]
         head += f" ({self.model})" if self.model else ""
@@ -82,9 +92,18 @@ class Plan:
 
 
 def plan(
-    options: LoadOptions, users: int, seconds: float, workers: int, scenario: Scenario, remote: bool
+    options: LoadOptions,
+    users: int,
+    seconds: float,
+    workers: int,
+    scenario: Scenario,
+    remote: bool,
+    search: bool = False,
 ) -> Plan:
-    """`seconds` of measuring per strategy and level, as `profiler compare` has it."""
+    """`seconds` of measuring per strategy and level, as `profiler compare` has it.
+
+    Of a search they are all the time it has, and the one strategy is gathering, which asks for most.
+    """
     levels = options.levels or (users,)
     loops = 0.0
     tape = Tape(scenario, options.seed)
@@ -124,6 +143,7 @@ def plan(
         limits=tuple(budget.limit(name) for name in budget.limits),
         first_limit=min(shares, key=lambda share: share[1], default=None),
         scenario=scenario.name,
+        search=search,
     )
 
 

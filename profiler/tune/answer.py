@@ -28,7 +28,9 @@ class Answer:
     """The setting found, and everything that speaks for it.
 
     `final`: the last rung, in which all were measured in the same paired blocks; `curve`: every
-    shared semaphore that was tried, by limit (`search.on_one_scale`).
+    shared semaphore that was tried, by limit (`search.on_one_scale`). `stopped` says in words which
+    limit on what may be spent ended the search; where that was before the last rung had ended it is not
+    `proven`, and `final` is the last rung that tells something. `spent` is what it spent.
     """
 
     setting: Scored
@@ -46,11 +48,21 @@ class Answer:
     runs: tuple[str, ...]
     seconds: float
     invalid: tuple[str, ...] = ()
+    stopped: str | None = None
+    proven: bool = True
+    spent: str = ""
 
     @property
     def sentence(self) -> str:
         """The setting with its evidence."""
         gathered = next((one for one in self.final if one.spec == "gathered"), None)
+        if not self.proven:
+            text = (
+                f"best so far {self.setting.spec}: {self.objective} {_figure(self.setting, self.objective)}"
+            )
+            if gathered is not None and gathered is not self.setting:
+                text += f" against {_figure(gathered, self.objective)} for gathered"
+            return f"{text}; the search had not come to its end"
         if self.gathered_is_as_good:
             best = max(self.final, key=lambda one: one.score.value or 0.0)
             shown = "within 5 % of" if _shown_worse(self.setting, best) else "no difference shown from"
@@ -75,7 +87,7 @@ class Answer:
     def headroom(self) -> str | None:
         """What is left at 80 % of the limit."""
         limit = self.setting.limit
-        if limit is None:
+        if limit is None or not self.proven:
             return None
         lower = next(
             (one for one in self.final if one.limit == round(0.8 * limit) and one.limit != limit), None
@@ -122,7 +134,7 @@ def _shown_worse(one: Scored, best: Scored) -> bool:
 
 def render(answer: Answer) -> str:
     """The answer as text for a terminal."""
-    lines = list(answer.invalid)
+    lines = ([] if answer.stopped is None else [f"{answer.stopped}."]) + list(answer.invalid)
     lines += [answer.sentence + "."]
     if answer.curve and answer.shape is not None:
         lines += ["", _row_of("limit", answer.objective, "p95", "failed")]

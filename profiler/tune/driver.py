@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from profiler.errors import TargetError, UsageError
+from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.load.pacing import scaled
@@ -31,6 +31,7 @@ from profiler.tune.search import (
     survivors,
 )
 from profiler.tune.snippets import python_snippet, toml_fragment
+from profiler.tune.spending import Spending
 
 KINDS = ("semaphore", "rate", "adaptive", "eager")
 
@@ -50,7 +51,7 @@ SMALLEST_BUDGET = 60.0
 class Search:
     """What to tune: `load` says under which work (its strategies are ignored), `over` which kinds to try.
 
-    `budget` is seconds for everything.
+    `budget` is seconds for everything, and so are the limits of `load` on what may be spent.
     """
 
     load: LoadOptions
@@ -71,6 +72,24 @@ class Search:
             raise UsageError("--over eager: tools start early only while a reply streams; add --stream")
 
 
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """Candidates that were measured in the same paired blocks."""
+
+    asked: tuple[str, ...]
+    found: list[Scored]
+    directory: RunDirectory
+
+    @property
+    def whole(self) -> bool:
+        """Whether every candidate has a figure."""
+        return {one.spec for one in self.found if one.score.value is not None} >= set(self.asked)
+
+
+class LimitReachedError(ProfilerError):
+    """What may be spent is spent: nothing more begins."""
+
+
 class Tuner:
     """One search under way."""
 
@@ -80,17 +99,31 @@ class Tuner:
         self._began = time.monotonic()
         self._slo = None if search.load.slo is None else parse_objective(search.load.slo)
         self._runs: list[RunDirectory] = []
-        self._rungs: list[list[Scored]] = []
+        self._rungs: list[Rung] = []
+        self._spending = Spending(search.load)
         self._seed = search.load.seed
         self._left = dict(SHARES)
         self._between, self._beside = 1.0, 8.0
 
     def run(self) -> Answer:
-        """Search, and answer. Raises what `run_experiment` raises."""
+        """Search, and answer. Raises what `run_experiment` raises.
+
+        A limit on what may be spent ends it early, with what was found by then; raises
+        `LimitReachedError` when that is nothing.
+        """
+        try:
+            return self._search_through()
+        except LimitReachedError:
+            return self._so_far()
+
+    def _search_through(self) -> Answer:
         search = self._search
         first = ["gathered", "adaptive"] if "adaptive" in search.over else ["gathered", "sequential"]
         directory = self._experiment("pilot", first, 1, PILOT_SECONDS)
         records = list(directory.records())
+        self._scored(first, directory)
+        if self._spending.limit is not None:
+            raise LimitReachedError
         seen = pilot(directory.load(), records, time.monotonic() - self._began)
         others = ["gathered", *(["adaptive"] if "adaptive" in search.over else [])]
         rung = others
@@ -100,8 +133,25 @@ class Tuner:
         found = self._rung("ladder", rung)
         final = self._rung("final", self._finalists(found, others))
         setting, as_good = choose(final)
-        loads, scalability = self._other_loads(setting)
-        return self._answer(setting, as_good, final, loads, scalability, self._rates(records))
+        try:
+            loads, scalability = self._other_loads(setting)
+        except LimitReachedError:
+            loads, scalability = [], None
+        return self._answer(setting, as_good, self._rungs[-1], loads, scalability, self._rates(records))
+
+    def _so_far(self) -> Answer:
+        """The best of the last rung in which everything was measured, else of the last with figures."""
+        scored = [rung for rung in self._rungs if any(one.score.value for one in rung.found)]
+        rung = next((rung for rung in reversed(scored) if rung.whole), scored[-1] if scored else None)
+        if rung is None:
+            paths = ", ".join(str(directory.path) for directory in self._runs)
+            raise LimitReachedError(
+                f"{self._spending.stopped}: too little was measured to name a setting; see {paths}"
+            )
+        del self._rungs[self._rungs.index(rung) + 1 :]
+        best = max(rung.found, key=lambda one: one.score.value or 0.0)
+        rates = self._rates(list(self._runs[0].records()))
+        return self._answer(best, False, rung, [], None, rates, proven=False)
 
     def _finalists(self, found: Sequence[Scored], others: Sequence[str]) -> list[str]:
         """The best limit, one on each side of it, and what else may be as good; gathering to compare with."""
@@ -125,13 +175,19 @@ class Tuner:
         blocks = affordable(seconds, len(specs), BLOCKS[name], self._between)
         each = block_seconds(seconds, blocks * len(specs), self._between)
         directory = self._experiment(name, specs, blocks, each * blocks)
-        found = candidates(directory, self._search.objective, self._slo)
-        self._rungs.append(found)
+        found = self._scored(specs, directory)
+        if self._spending.limit is not None:
+            raise LimitReachedError
         if not found:
             raise TargetError(f"nothing was measured: see {directory.path}")
         best = survivors(found, 1)
         if best:
             self._say(f"{name}: best so far {best[0].spec}")
+        return found
+
+    def _scored(self, specs: Sequence[str], directory: RunDirectory) -> list[Scored]:
+        found = candidates(directory, self._search.objective, self._slo)
+        self._rungs.append(Rung(tuple(specs), found, directory))
         return found
 
     def _seconds(self, name: str) -> float:
@@ -183,12 +239,18 @@ class Tuner:
     def _experiment(
         self, name: str, specs: Sequence[str], blocks: int, seconds: float, levels: tuple[int, ...] = ()
     ) -> RunDirectory:
-        """One experiment of paired blocks; each has work of its own."""
+        """One experiment of paired blocks; each has work of its own.
+
+        Raises `LimitReachedError` when too little is left to spend on it.
+        """
         search = self._search
+        # Agents of one's own are made, and have a first loop, for each strategy.
+        if not self._spending.allows(search.workers * (len(specs) if search.load.agent else 1)):
+            raise LimitReachedError
         load = f" at {', '.join(map(str, levels))} agents" if levels else ""
         self._say(f"{name}: {', '.join(specs)}{load}, {blocks} × {seconds / blocks:.1f} s each")
         options = replace(
-            search.load,
+            self._spending.left(search.load),
             strategies=tuple(specs),
             blocks=blocks,
             levels=levels,
@@ -205,9 +267,11 @@ class Tuner:
         enough = self._enough if name == "final" else None
         directory = RunDirectory.open(run_experiment(experiment, enough=enough))
         self._runs.append(directory)
-        self._between, self._beside = overheads(directory.load(), time.monotonic() - began)
-        if any(incident.kind == "interrupted" for incident in directory.load().incidents):
+        run = directory.load()
+        self._between, self._beside = overheads(run, time.monotonic() - began)
+        if any(incident.kind == "interrupted" for incident in run.incidents):
             raise KeyboardInterrupt
+        self._spending.add(run)
         return directory
 
     def _enough(self, directory: RunDirectory) -> bool:
@@ -221,24 +285,25 @@ class Tuner:
         self,
         setting: Scored,
         as_good: bool,
-        final: Sequence[Scored],
+        rung: Rung,
         loads: Sequence[AtLoad],
         scalability: str | None,
         rates: Sequence[RateAdvice],
+        proven: bool = True,
     ) -> Answer:
         workers = self._search.workers
         shared = workers if self._search.load.share_limit else 1
-        curve = tuple(on_one_scale(self._rungs))
+        curve = tuple(on_one_scale([one.found for one in self._rungs]))
         model_limits = rates[0].limits if rates else None
-        summary = summarise_directory(self._runs[-2])
+        summary = summarise_directory(rung.directory)
         effective = "\n".join(effective_limits(setting.spec, self._search.users, workers, shared))
         return Answer(
             setting=setting,
             objective=self._search.objective,
-            final=tuple(sorted(final, key=lambda one: -(one.score.value or 0.0))),
+            final=tuple(sorted(rung.found, key=lambda one: -(one.score.value or 0.0))),
             curve=curve,
             shape=shape(curve, _best_limit(setting, curve))
-            if any(one.score.value for one in curve)
+            if proven and any(one.score.value for one in curve)
             else None,
             gathered_is_as_good=as_good,
             loads=tuple(loads),
@@ -250,6 +315,9 @@ class Tuner:
             runs=tuple(str(directory.path) for directory in self._runs),
             seconds=time.monotonic() - self._began,
             invalid=tuple(caveat.sentence for caveat in summary.warnings if caveat.invalid),
+            stopped=self._spending.stopped,
+            proven=proven,
+            spent=self._spending.described,
         )
 
 

@@ -15,6 +15,7 @@ import pytest
 from profiler.cli import main
 from profiler.emulator.process import EmulatorProcess, start_emulator
 from profiler.rundir import Run, RunDirectory
+from profiler.tune import driver
 from tests.integration.locust_process import locust
 
 SCENARIO = """
@@ -121,6 +122,32 @@ def test_compare_stops_at_a_cost_and_says_so(
     assert f"{run.spent.requests:,} requests, {run.spent.input_tokens:,} tokens in, " in report
     tokens = [(r.model.input_tokens or 0) for record in directory.records() for r in record.rounds]
     assert sum(tokens) <= run.spent.input_tokens < sum(tokens) + 2000  # and the warm-up loop
+
+
+def test_a_search_stops_at_a_number_of_requests_over_its_experiments(
+    tmp_path: Path, scenario: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "PILOT_SECONDS", 1.0)
+    with start_emulator(str(scenario)) as emulator:
+        code = main(
+            [
+                *("tune", "--scenario", str(scenario), "--base-url", emulator.url, "--users", "2"),
+                *("--think", "0.3", "--budget", "60s", "--max-requests", "90", "--calibrate", "0", "--json"),
+                *("--out", str(tmp_path / "runs")),
+            ]
+        )
+        sent = requests(emulator)
+    answer = json.loads(capsys.readouterr().out)
+    runs = [RunDirectory.open(path).load() for path in answer["runs"]]
+    assert sum(run.spent.requests for run in runs if run.spent) == sent
+    assert 90 - 2 * MOST_REQUESTS <= sent <= 90 + 2 * 2 * MOST_REQUESTS
+    assert code == 1
+    assert answer["stopped"] == f"stopped at --max-requests 90: {sent} sent"
+    assert not answer["proven"]
+    first, second = runs
+    assert first.spent is not None
+    assert second.arguments["max_requests"] == 90 - first.spent.requests
+    assert [incident.kind for incident in first.incidents + second.incidents] == ["limited"]
 
 
 def compare_at_a_terminal(answer: str, *arguments: str) -> tuple[int, str]:

@@ -6,19 +6,22 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from profiler import records
-from profiler.errors import TargetError
+from profiler.errors import ProfilerError, TargetError
+from profiler.load.budget import spent_by
 from profiler.load.conditions import conditions
 from profiler.load.experiment import Experiment
 from profiler.load.options import LoadOptions
 from profiler.load.plan import schedule
 from profiler.records import LoopRecord
-from profiler.rundir import RunDirectory, Trial
+from profiler.rundir import Incident, RunDirectory, Spent, Trial
 from profiler.strategies import parse_strategy
 from profiler.tune import driver
+from profiler.tune.answer import Answer, render
 from profiler.tune.driver import Search, tune
 from tests.unit.statistics_data import loop
 
@@ -50,10 +53,14 @@ def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Experiment
         made: list[LoopRecord] = []
         trials: list[Trial] = []
         now, window = 1.0, experiment.seconds / experiment.blocks
+        budget, spent, stopped = options.budget(), Spent(1, 2, 100, 10), False  # the warm-up
 
         def save() -> None:
             directory.records_path.write_bytes(b"".join(records.encode(one) + b"\n" for one in made))
-            directory.save(replace(run, trials=tuple(trials), finished=True))
+            incidents = (Incident("limited"),) if stopped else ()
+            directory.save(
+                replace(run, trials=tuple(trials), finished=True, spent=spent, incidents=incidents)
+            )
 
         for planned in schedule(options.strategies, options.seed, experiment.blocks, options.levels):
             if trials and planned.block > trials[-1].block and enough is not None:
@@ -74,7 +81,11 @@ def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Experiment
                     planned.index,
                     tool_status="error" if failed else "ok",
                 )
+                if budget.room(spent, 0)[0] == 0:
+                    stopped = True
+                    break
                 made.append(_with_limit(one, failed))
+                spent += replace(spent_by(one), loops=1)
             ends = now + window
             trials.append(
                 Trial(
@@ -88,10 +99,14 @@ def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Experiment
                 )
             )
             now = ends + 0.1
+            if stopped:
+                break
         save()
         return directory.path
 
     monkeypatch.setattr(driver, "run_experiment", run_experiment)
+    # What the search plans depends on how long it took so far: here nothing takes any time.
+    monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: 0.0))
     return asked
 
 
@@ -175,3 +190,78 @@ def test_an_experiment_that_measured_nothing_is_an_error(invented, monkeypatch):
     monkeypatch.setattr(driver, "candidates", lambda *arguments: [])
     with pytest.raises(TargetError, match="nothing was measured"):
         tune(search(20))
+
+
+def limited(**changes) -> Search:
+    return Search(LoadOptions(scenario="crowded", **changes), 12, budget=60.0)
+
+
+def loops_of(asked: list[Experiment], answer: Answer) -> list[int]:
+    assert len(asked) == len(answer.runs)
+    return [run.spent.loops for path in answer.runs if (run := RunDirectory.open(path).load()).spent]
+
+
+def test_each_experiment_gets_what_is_left_of_the_limits(invented):
+    whole = tune(limited())
+    assert whole.stopped is None
+    needed = sum(loops_of(invented, whole))
+    invented.clear()
+    answer = tune(limited(max_loops=needed + 1, max_requests=10 * needed))
+    loops = loops_of(invented, answer)
+    assert (answer.stopped, answer.proven, sum(loops)) == (None, True, needed)
+    left = [one.options.max_loops for one in invented]
+    assert left == [needed + 1 - sum(loops[:k]) for k in range(4)]
+    assert [one.options.max_requests for one in invented] == [
+        10 * needed - 2 * sum(loops[:k]) for k in range(4)
+    ]
+    assert (answer.setting, answer.sentence) == (whole.setting, whole.sentence)
+    assert answer.spent.startswith(f"{needed:,} loops, {2 * needed:,} requests, ")
+
+
+def test_a_limit_ends_the_search_with_the_best_so_far(invented):
+    pilot, rungs, final, _ = loops_of(invented, tune(limited()))
+    invented.clear()
+    # In the ladder, which has been round once: it tells something.
+    most = pilot + round(0.7 * rungs)
+    answer = tune(limited(max_loops=most))
+    assert len(invented) == 2
+    assert answer.stopped == f"stopped at --max-loops {most}: {most} begun"
+    assert (answer.proven, answer.gathered_is_as_good, answer.loads) == (False, False, ())
+    assert answer.setting.limit is not None
+    assert {one.spec for one in answer.final} == set(invented[1].options.strategies)
+    assert answer.sentence.startswith(f"best so far {answer.setting.spec}: goodput ")
+    assert answer.sentence.endswith(" for gathered; the search had not come to its end")
+    lines = render(answer).splitlines()
+    assert lines[:2] == [f"{answer.stopped}.", f"{answer.sentence}."]
+    assert "knee" not in render(answer)
+
+    # In the last rung, before all in it had their turn: the ladder's is still what is known.
+    invented.clear()
+    answer = tune(limited(max_loops=pilot + rungs + 10))
+    assert len(invented) == 3
+    assert {one.spec for one in answer.final} == set(invented[1].options.strategies)
+
+    # After the last rung: nothing is missing but the other loads.
+    invented.clear()
+    answer = tune(limited(max_loops=pilot + rungs + final + 1))
+    assert len(invented) == 3
+    assert (answer.proven, answer.loads, answer.scalability) == (True, (), None)
+    assert answer.stopped is not None
+    assert answer.sentence.startswith(f"semaphore:{answer.setting.limit}, shared: goodput ")
+
+    # First loops alone are no experiment: agents of one's own have one for each strategy.
+    for agent, experiments in ((None, 2), ("my:agent", 1)):
+        invented.clear()
+        answer = tune(limited(agent=agent, max_loops=pilot + 5))
+        assert len(invented) == experiments
+        begun = sum(loops_of(invented, answer))
+        assert answer.stopped == f"stopped at --max-loops {pilot + 5}: {begun} begun"
+        assert {one.spec for one in answer.final} == {"gathered", "adaptive"}  # the pilot's
+
+
+def test_a_limit_too_low_to_find_anything_is_said_in_one_line(invented):
+    said = "^stopped at --max-loops 2: 2 begun: too little was measured to name a setting; see /"
+    with pytest.raises(ProfilerError, match=said) as raised:
+        tune(limited(max_loops=2))
+    assert raised.value.exit_code == 1
+    assert len(invented) == 1

@@ -1,0 +1,34 @@
+"""What is about to happen, said before it does, and asked about where it leaves this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from profiler.load.estimate import Plan
+from profiler.load.options import LoadOptions
+from profiler.scenario import Scenario, load_scenario
+
+
+def agreed(
+    arguments: argparse.Namespace, options: LoadOptions, planned: Callable[[Scenario, bool], Plan]
+) -> bool:
+    """Show the plan, of a scenario and of a target that is remote or not; ask where somebody can answer.
+
+    False, and said so, when the answer is no. Raises `UsageError` for a target that is not to be loaded.
+    """
+    options.check_targets(os.environ)
+    scenario = load_scenario(options.scenario)
+    remote = bool(options.remote_targets(os.environ))
+    asks = remote and not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
+    if asks or not arguments.quiet:
+        print("\n".join(planned(scenario, remote).lines()), file=sys.stderr, flush=True)
+    if not asks:
+        return True
+    print("start? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    print("nothing was started", file=sys.stderr)
+    return False
