@@ -53,7 +53,8 @@ class Crew:
     """All agents of this process. Its methods are called from greenlets.
 
     `shift_ns` is what turns this machine's monotonic times into those of the one that leads.
-    `warmed_up` is what the first loops of the last `prepare` spent.
+    `warmed_up` is what the first loops of the last `prepare` spent, `first_failure` the error type of one
+    that failed.
     """
 
     def __init__(self, report: Sink) -> None:
@@ -62,6 +63,7 @@ class Crew:
         self.shift_ns = 0
         self.metrics: PrometheusSink | None = None
         self.warmed_up = Spent()
+        self.first_failure: str | None = None
         self._report = report
         self._thread: LoopThread | None = None
         self._runs: dict[tuple[str, str], Runs] = {}
@@ -236,7 +238,7 @@ class Crew:
         from profiler.strategies import parse_strategy
 
         await self._close_clients()
-        self.warmed_up = Spent()
+        self.warmed_up, self.first_failure = Spent(), None
         strategies = {spec: parse_strategy(spec, share=share) for spec in options.strategies}
         sinks: list[Sink] = [_Reports(self)]
         if self.metrics is not None:
@@ -274,6 +276,8 @@ class Crew:
 
     def _warmed_up(self, record: LoopRecord) -> None:
         self.warmed_up += spent_by(record)
+        if record.status == "error":
+            self.first_failure = record.error_type
 
     async def _close_clients(self) -> None:
         from profiler.tool_http import close_tool_client

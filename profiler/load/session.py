@@ -349,6 +349,7 @@ class Session:
             )
             answer["model"] = self._crew.model
             answer["spent"] = asdict(self._crew.warmed_up)
+            answer["first_failure"] = self._crew.first_failure
         except ProfilerError as error:
             answer.update(error=str(error), exit_code=error.exit_code)
         except gevent.Timeout:

@@ -171,7 +171,7 @@ class Team:
             warmed_up = Spent(**answer["spent"])
             self.grants.spent += warmed_up
             self.grants.budget = options.budget(self.model)
-            _check_usage(options, warmed_up)
+            _check_usage(options, warmed_up, answer["first_failure"])
             self.loop_seconds = max(self.loop_seconds, answer["loop_seconds"])
             if answer.get("metrics") is not None:
                 self.metrics[worker] = answer["metrics"]
@@ -291,11 +291,17 @@ class Team:
             self._drained.give(worker, data)
 
 
-def _check_usage(options: LoadOptions, warmed_up: Spent) -> None:
+def _check_usage(options: LoadOptions, warmed_up: Spent, failure: str | None) -> None:
     """A limit on what the target does not tell could not be kept."""
     for option, limit in (("--max-tokens", options.max_tokens), ("--max-cost", options.max_cost)):
-        if limit is not None and warmed_up.requests and not warmed_up.output_tokens:
-            raise UsageError(
-                f"{option}: the target's reply to the first loop names no tokens (or it failed), so they "
-                "cannot be counted; use --max-requests"
+        if limit is None or not warmed_up.requests or warmed_up.output_tokens:
+            continue
+        if failure is not None:
+            raise TargetError(
+                f"{option}: the first loop failed ({failure}), so whether the target names tokens is "
+                "not known; try again, or use --max-requests"
             )
+        raise UsageError(
+            f"{option}: the target's reply to the first loop names no tokens, so they cannot be counted; "
+            "use --max-requests"
+        )

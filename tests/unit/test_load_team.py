@@ -24,6 +24,7 @@ class Workers:
         self.refusal: dict[str, Any] = {"error": None, "exit_code": 0}
         self.mute: set[str] = set()
         self.nameless = False
+        self.first_failure: str | None = None
         self.turns: dict[str, int] = {}
         self.team = Team(self)
 
@@ -41,6 +42,7 @@ class Workers:
             answer = {**self.refusal, "loop_seconds": 0.1 * (1 + data["worker"]), "model": "m"}
             tokens = {} if self.nameless else {"input_tokens": 30, "output_tokens": 4}
             answer["spent"] = {"loops": 1, "requests": 2, **tokens}
+            answer["first_failure"] = self.first_failure
             self.team.answered(READY, worker, answer)
         elif kind == BEGIN:
             self.turns[worker] = data["turn"]
@@ -218,9 +220,16 @@ def test_tokens_that_the_target_does_not_name_cannot_be_limited() -> None:
     workers = Workers("a")
     workers.nameless = True
     with pytest.raises(
-        UsageError, match="--max-tokens: the target's reply to the first loop names no tokens"
+        UsageError, match="--max-tokens: the target's reply to the first loop names no tokens, so"
     ):
         workers.team.enlist(LoadOptions(max_tokens=1000), "http://127.0.0.1:1")
+
+
+def test_a_first_loop_that_failed_does_not_show_whether_the_target_names_tokens() -> None:
+    workers = Workers("a")
+    workers.nameless, workers.first_failure = True, "http_503"
+    with pytest.raises(TargetError, match=r"--max-cost: the first loop failed \(http_503\), so whether"):
+        workers.team.enlist(LoadOptions(max_cost=1.0, price="1/1"), "http://127.0.0.1:1")
 
 
 def test_a_worker_that_has_left_does_not_keep_a_limit_from_ending_the_test() -> None:
