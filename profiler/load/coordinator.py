@@ -144,7 +144,8 @@ class Coordinator:
         try:
             if self._ramp_up():
                 self._trials()
-                self._say_who_had_no_turn()
+                if self.error is None:
+                    self._say_who_had_no_turn()
                 self._stop.wait(self.options.linger_seconds)
             self._say_what_was_spent()
             self.ledger.save(

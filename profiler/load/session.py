@@ -12,12 +12,15 @@ import logging
 import os
 import signal
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies
 
 import gevent
 import gevent.os
+import gevent.socket
 from gevent import monkey
 
 from profiler.errors import ProfilerError, TargetError, UsageError
@@ -44,8 +47,10 @@ from profiler.load.parent import (
 )
 from profiler.load.reporter import Reporter
 from profiler.load.rosters import LocalRoster, MasterRoster
+from profiler.load.silence import PATIENCE_SECONDS, Silence
 from profiler.load.team import Team
 from profiler.load.trial import Trial
+from profiler.providers.endpoint import Endpoint
 from profiler.redaction import describe as describe_error
 from profiler.redaction import guard_logs
 from profiler.report.text import one_line
@@ -53,6 +58,7 @@ from profiler.rundir import Anchor, Incident, RunDirectory, Spent
 from profiler.scenario import load_scenario
 
 PULSE_SECONDS = 1.0
+CONNECT_SECONDS = 2.0
 CALIBRATION_AGENTS = 32
 """In each process: enough to keep it busy."""
 
@@ -130,6 +136,7 @@ class Session:
         self._coordinating: Any = None
         self._concluding = False
         self._left = False
+        self._target_gone: str | None = None
         self._emulators = Emulators()
         self._turn = 0
         self._drain_seconds = 0.0
@@ -207,7 +214,7 @@ class Session:
                 wanted=lambda: int(self.runner.target_user_count),
                 shaped=shaped,
                 others=self._others,
-                gone=self._emulators.ended,
+                gone=lambda: self._emulators.ended() or self._target_gone,
             )
             ramp = Ramp(int(parsed.num_users or 1), float(parsed.spawn_rate or 1), _seconds(parsed.run_time))
             ledger = _ledger(wanted, ramp.users)
@@ -220,6 +227,7 @@ class Session:
             return
         self._last = ledger
         self._concluding = False
+        self._target_gone = None
         self._coordinating = gevent.spawn(self._coordinate, self.coordinator)
 
     def _say_plan(self, options: LoadOptions, ramp: Ramp) -> None:
@@ -244,13 +252,38 @@ class Session:
         return found
 
     def _coordinate(self, coordinator: Coordinator) -> None:
+        theirs = coordinator.options.base_url
+        watching = None if theirs is None else gevent.spawn(self._watch_target, Endpoint.parse(theirs))
         coordinator.run()
+        if watching is not None:
+            watching.kill()
         if coordinator.error is not None:
             self._fail(coordinator.error)
         elif coordinator.ended_early and coordinator.options.run_directory is None:
             self.environment.process_exit_code = 1
         if not self._concluding:
             gevent.spawn(self._stop_locust)
+
+    def _watch_target(self, target: Endpoint) -> None:
+        """See whether one that is not ours can be connected to, while loops fail."""
+        if not target.is_loopback and getproxies():
+            return  # requests may go where we cannot
+        silence = Silence()
+        while self._target_gone is None:
+            gevent.sleep(PULSE_SECONDS)
+            pulse = self._team.pulse()
+            if not silence.doubts(pulse.loops, pulse.failed):
+                continue
+            refusal = None
+            try:
+                gevent.socket.create_connection(target.address, CONNECT_SECONDS).close()
+            except OSError as error:
+                refusal = error.strerror or str(error)
+            if silence.tried(time.monotonic(), refusal is None):
+                self._target_gone = (
+                    f"the target {target.root} went away in the middle of the run ({refusal}, for "
+                    f"{PATIENCE_SECONDS:g} s); what was measured is kept"
+                )
 
     def _fail(self, error: ProfilerError) -> None:
         _log.error("%s", one_line(str(error)))

@@ -50,8 +50,14 @@ class Endpoint:
         return f"{self.root}/v1"
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        parts = urlsplit(self.root)
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
     def is_loopback(self) -> bool:
-        return is_loopback(urlsplit(self.root).hostname or "")
+        return is_loopback(self.address[0])
 
 
 def client_options(endpoint: Endpoint | None) -> dict[str, Any]:

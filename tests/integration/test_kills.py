@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from profiler import cli
+from profiler.emulator.process import start_emulator
 from profiler.rundir import RunDirectory
 from tests.integration.kill import COMPARE, SCENARIO, VICTIMS, Killed, Victim, kill_one
 from tests.integration.locust_process import MARK, ROOT, marked, wait_until
@@ -51,6 +54,53 @@ def test_a_kill_loses_at_most_the_last_second(victim: Victim, killed: dict[Victi
         assert one.said.splitlines()[-1] == (
             "profiler: the emulator ended in the middle of the run (killed by signal 9)"
         )
+
+
+def test_a_target_of_ones_own_that_goes_away_ends_the_run(tmp_path: Path) -> None:
+    """Stopped and killed, both at the same time. Until then all of its loops succeeded."""
+    (tmp_path / "quick.toml").write_text(SCENARIO)
+    signals = (signal.SIGTERM, signal.SIGKILL)
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        ended = {}
+        for sent in signals:
+            emulator = stack.enter_context(start_emulator(str(tmp_path / "quick.toml")))
+            to_it = ("--base-url", emulator.url, "--out", sent.name, "--strategy", "gathered")
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [*COMPARE, *to_it, "--duration", "60s"],
+                    cwd=tmp_path,
+                    env={**os.environ, "PYTHONPATH": str(ROOT)},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            ended[sent] = pool.submit(process.communicate, timeout=50), process, emulator
+        for sent, (_, _, emulator) in ended.items():
+            assert wait_until(lambda out=sent.name: any(_records(tmp_path / out)), 30)  # type: ignore[misc]
+            os.kill(emulator.pid, sent)
+        for sent, (said, process, emulator) in ended.items():
+            out, err = said.result()
+            gone = (
+                f"the target {emulator.url} went away in the middle of the run (Connection refused, for 5 s)"
+            )
+            assert err == f"profiler: {gone}; what was measured is kept\n"
+            assert (process.returncode, out) == (3, "")
+            (path,) = (tmp_path / sent.name).iterdir()
+            directory = RunDirectory.open(path)
+            assert [(i.kind, i.detail.startswith(gone)) for i in directory.load().incidents] == [
+                ("aborted", True)
+            ]
+            assert not directory.load().finished
+            statuses = [record.status for record in directory.records()]
+            assert statuses[0] == "ok"
+            assert "error" in statuses
+            assert cli.main(["report", str(path)]) == 0
+            assert gone in (path / "report.html").read_text()
+
+
+def _records(out: Path) -> Iterator[Path]:
+    return (path for path in out.glob("*/records.jsonl") if path.stat().st_size)
 
 
 def test_a_full_disk_ends_the_run_in_words_and_keeps_what_was_there(tmp_path: Path) -> None:
