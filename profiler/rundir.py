@@ -13,6 +13,7 @@ Nothing here names the host, a path, an environment variable or a key.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib.metadata
 import os
@@ -234,6 +235,19 @@ class RunDirectory:
         except OSError as error:
             raise RecordError(f"{directory.records_path}: cannot be written: {error.strerror}") from error
         return directory
+
+    @staticmethod
+    def check_parent(parent: Path | str) -> None:
+        """Before a run that needs it: raises `RecordError` when no directory can be made in `parent`."""
+        path = Path(parent)
+        while not os.path.exists(path) and path != path.parent:
+            path = path.parent
+        wrong = None if path.is_dir() else errno.ENOTDIR
+        as_effective_user = os.access in os.supports_effective_ids
+        if wrong is None and not os.access(path, os.W_OK | os.X_OK, effective_ids=as_effective_user):
+            wrong = errno.EACCES
+        if wrong is not None:
+            raise RecordError(f"{parent}: cannot make a run directory: {os.strerror(wrong)}")
 
     @classmethod
     def open(cls, path: Path | str) -> Self:

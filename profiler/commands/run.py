@@ -63,6 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.redaction import guard_logs
     from profiler.report.terminal import use_color
     from profiler.report.timeline import render_timeline
+    from profiler.rundir import RunDirectory
     from profiler.scenario import load_scenario
     from profiler.scenario_tools import scenario_tools
     from profiler.strategies import parse_strategy
@@ -71,6 +72,8 @@ def main(arguments: argparse.Namespace) -> int:
     for option, url in (("--base-url", arguments.base_url), ("--tools-url", arguments.tools_url)):
         if url is not None:
             Endpoint.parse(url, option)
+    if arguments.out is not None:
+        RunDirectory.check_parent(arguments.out)
     scenario = load_scenario(arguments.scenario)
     strategy = parse_strategy(arguments.strategy)
     if strategy.eager != "no" and not arguments.stream:

@@ -19,6 +19,7 @@ from profiler.load.pacing import Arrivals
 from profiler.load.prices import Price, price_of
 from profiler.providers import DEFAULT_MODELS, PROVIDERS
 from profiler.providers.endpoint import Endpoint
+from profiler.rundir import RunDirectory
 from profiler.scenario import load_scenario
 from profiler.statistics.objectives import parse_objective
 from profiler.strategies import parse_strategy, split_specs
@@ -311,6 +312,8 @@ def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> LoadOpt
     options = LoadOptions.from_namespace(parsed)
     options.check_targets(environment)
     load_scenario(options.scenario)
+    if options.run_directory is None:
+        RunDirectory.check_parent(options.out)
     return options
 
 

@@ -8,13 +8,16 @@ FUZZ_EXAMPLES says how many of each are tried; the search is without end.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import gc
 import json
 import math
 import os
 import re
+import shutil
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -479,6 +482,70 @@ def test_paths_that_cannot_be_are_named(
 ) -> None:  # fmt: skip
     lay(recorded)
     assert said in refused(argv, capsys)
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """As a user who may not do everything, where the tests run as one who may."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["compare", "--out", "locked"], "locked/"),
+        (["compare"], "runs/"),
+        (["tune", "--quiet", "--out", "locked/deep"], "locked/deep/"),
+        (["compare", "--scenario", "unreadable.toml"], "unreadable.toml: cannot read the scenario file"),
+        (["emulate", "--scenario", "unreadable.toml"], "unreadable.toml: cannot read the scenario file"),
+        (["run", "--out", "locked/deep"], "locked/deep: cannot make a run directory"),
+        (["report", "A"], "A/run.json"),
+        (["report", "B"], "B/records.jsonl: cannot read records"),
+        (["trace", "A", "-o", "trace.json"], "A/run.json"),
+        (["compare", "C", "A"], "A/run.json"),
+        (["report", "C"], "C/report.html: cannot be written"),
+        (["report", "C", "-o", "locked/report.html"], "locked/report.html: cannot be written"),
+        (["trace", "C", "-o", "locked/trace.json"], "locked/trace.json: cannot be written"),
+        (["init"], ".: cannot write"),
+        (["init", "locked"], "locked: cannot write"),
+        (["dashboards", "--out", "locked"], "locked/toolloop.json: cannot write"),
+    ],
+)
+def test_what_the_user_may_not_read_or_write_is_named(
+    argv: list[str], said: str, recorded: dict[str, bytes], nothing_starts: None, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A cannot be entered, of B not everything read, nothing written to C and to the directory here."""
+    lay(recorded)
+    run(argv, capsys)  # what it imports may be where only root can read
+    for made in tmp_path.iterdir():
+        if made.name not in ("A", "B"):
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+    lay(recorded)
+    shutil.copytree("A", "C")
+    Path("C", "report.html").unlink(missing_ok=True)
+    Path("locked").mkdir()
+    Path("unreadable.toml").write_text(SHIPPED["instant.toml"])
+    Path("unreadable.toml").chmod(0)
+    Path("B", "records.jsonl").chmod(0)
+    Path("A").chmod(0)
+    for closed in (Path("C"), Path("locked"), tmp_path):
+        closed.chmod(0o555)
+    try:
+        with unprivileged():
+            refusal = refused(argv, capsys)
+    finally:
+        for closed in (tmp_path, Path("A"), Path("C"), Path("locked")):
+            closed.chmod(0o755)
+    assert refusal.startswith(f"profiler: {said}")
+    assert refusal.endswith(": Permission denied\n")
 
 
 # Scenarios.
