@@ -155,16 +155,20 @@ class Crew:
             for flight in list(self._trial.flights):
                 flight.cancel()
 
+    def next_trial(self, before: Trial | None) -> Trial:
+        """Parks an agent's greenlet until a trial after `before` is open."""
+        while (trial := self._trial) is None or trial is before or not trial.open:
+            self._turn.wait()
+        return trial
+
     def take_part(
-        self, user_class: str, name: str, ordinal: int, before: Trial | None, leaving: Callable[[], bool]
-    ) -> Trial:
-        """An agent's life in the next trial after `before`; blocks its greenlet until that is over.
+        self, user_class: str, name: str, ordinal: int, trial: Trial, leaving: Callable[[], bool]
+    ) -> None:
+        """An agent's life in a trial that `next_trial` returned; blocks its greenlet until that is over.
 
         `leaving()` is asked before every loop, on the loop's thread: an agent that leaves
         finishes its loop. When the greenlet is killed the loop is cancelled and waited for.
         """
-        while (trial := self._trial) is None or trial is before or not trial.open:
-            self._turn.wait()
         assert self._thread is not None
         runs = self._runs[user_class, trial.strategy]
         agent = Agent(
@@ -193,7 +197,6 @@ class Crew:
             self._count_agents(user_class, trial)
             if not trial.flights:
                 trial.left.set()
-        return trial
 
     def close(self) -> None:
         """Close clients, end the loop's thread. Before gevent's hub goes."""

@@ -34,13 +34,27 @@ class AgentUser(User):  # type: ignore[misc]
     def on_start(self) -> None:
         self._ordinal = next(_ordinals)
         self._last: Trial | None = None
+        self._in_trial = False
 
     @task  # type: ignore[untyped-decorator]
     def take_part(self) -> None:
         """Live through one trial."""
         crew = Session.of(self.environment).crew
-        name, ordinal = f"a{self._ordinal}", self._ordinal
-        self._last = crew.take_part(type(self).__name__, name, ordinal, self._last, self._leaving)
+        self._last = crew.next_trial(self._last)
+        self._in_trial = True
+        try:
+            crew.take_part(type(self).__name__, f"a{self._ordinal}", self._ordinal, self._last, self._leaving)
+        finally:
+            self._in_trial = False
+
+    def stop(self, force: bool = False) -> bool:
+        """An agent that Locust takes away within a trial finishes its loop first; see `_leaving`.
+
+        So a load that shrinks, or moves to a worker that joined, cuts no loop off.
+        """
+        if not getattr(self, "_in_trial", False):
+            return bool(super().stop(force))
+        return False if self._state == LOCUST_STATE_STOPPING else bool(super().stop(force=False))
 
     def _leaving(self) -> bool:
         stopping: bool = self._state == LOCUST_STATE_STOPPING

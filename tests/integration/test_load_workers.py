@@ -14,7 +14,7 @@ from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.rundir import RunDirectory
 from profiler.statistics.summary import summarise_directory
-from tests.integration.locust_process import ROOT, wait_until
+from tests.integration.locust_process import ROOT, check_trials, free_port, locust, wait_until
 
 
 def pids(path: Path) -> set[int]:
@@ -23,6 +23,41 @@ def pids(path: Path) -> set[int]:
     for line in path.read_text().splitlines()[:-1]:
         found.add(int(json.loads(line)["process"].partition("pid ")[2].rstrip(")")))
     return found
+
+
+def quick_cities(path: Path, time_scale: float) -> str:
+    cities = (ROOT / "profiler" / "scenarios" / "cities.toml").read_text()
+    scenario = path / "quick.toml"
+    scenario.write_text(f"time_scale = {time_scale}\n{cities}")
+    return str(scenario)
+
+
+def test_a_worker_that_joins_late_takes_its_share_and_no_loop_is_cut_off(tmp_path: Path) -> None:
+    """Locust moves agents to it in the middle of a trial: they finish their loops first."""
+    port, scenario = str(free_port()), quick_cities(tmp_path, 0.4)
+    there = ("--master-host", "127.0.0.1", "--master-port", port)
+    with locust(tmp_path) as processes:
+        master = processes.start(
+            *("--master", "--headless", "--expect-workers", "1", "-u", "6", "-r", "6", "--no-metrics"),
+            *("--master-bind-host", "127.0.0.1", "--master-bind-port", port),
+            *("--strategy", "gathered", "--trial-seconds", "3", "--blocks", "3", "--scenario", scenario),
+        )
+        processes.start("--worker", *there)
+        runs = tmp_path / "runs"
+        assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 40)
+        processes.start("--worker", *there)
+        for process in (master, *processes.started[1:]):
+            code, output = processes.end(process)
+            assert code == 0, output
+        directory = processes.directory()
+        run, records = directory.load(), list(directory.records())
+        check_trials(run, records, {"gathered"})
+        assert (run.finished, run.workers, run.incidents) == (True, 2, ())
+        assert {record.status for record in records} == {"ok"}
+        assert len(pids(directory.records_path)) == 2
+        assert len({r.process for r in records if r.trial == 0}) == 1
+        assert {trial.users for trial in run.trials[-1:]} == {6}
+        assert processes.all_left_within(5)
 
 
 def test_a_worker_that_is_killed_is_missed_and_what_it_had_sent_counts(tmp_path: Path) -> None:
@@ -45,12 +80,9 @@ def test_a_worker_that_is_killed_is_missed_and_what_it_had_sent_counts(tmp_path:
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    cities = (ROOT / "profiler" / "scenarios" / "cities.toml").read_text()
-    scenario = tmp_path / "quick.toml"
-    scenario.write_text(f"time_scale = 0.1\n{cities}")
     options = LoadOptions(
         strategies=("gathered", "sequential"),
-        scenario=str(scenario),
+        scenario=quick_cities(tmp_path, 0.1),
         blocks=1,
         out=str(out),
         calibration_seconds=0.0,
