@@ -10,7 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,10 +27,13 @@ AFTER = 1.6
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Victim, Future[Killed]]]:
-    """One kill of each, all at the same time: most of it is waiting."""
+def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[Victim, Killed]:
+    """One kill of each, all at the same time: most of it is waiting.
+
+    All are over before a test begins: judging them takes this process's standard output and error.
+    """
     with ThreadPoolExecutor() as pool:
-        yield {
+        kills = {
             victim: pool.submit(
                 kill_one,
                 tmp_path_factory.mktemp(victim),
@@ -42,11 +45,12 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Victim, Fu
             )
             for victim in VICTIMS
         }
+    return {victim: kill.result() for victim, kill in kills.items()}
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_a_kill_loses_at_most_the_last_second(victim: Victim, killed: dict[Victim, Future[Killed]]) -> None:
-    one = killed[victim].result()
+def test_a_kill_loses_at_most_the_last_second(victim: Victim, killed: dict[Victim, Killed]) -> None:
+    one = killed[victim]
     assert one.wrong == (), f"{one.wrong}\n{one.said}"
     assert one.owed > 0
     assert one.report == 0
