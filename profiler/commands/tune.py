@@ -8,6 +8,7 @@ import sys
 
 from profiler.commands.load_options import add_load, add_spending, add_yes, load_options
 from profiler.commands.options import add_target, seconds, text
+from profiler.errors import TargetError
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -105,4 +106,6 @@ def main(arguments: argparse.Namespace) -> int:
         print(render(answer))
         if load.budget().limits or load.remote_targets(os.environ):
             print(f"spent: {answer.spent}")
+    if answer.lost:
+        return TargetError.exit_code
     return 1 if answer.stopped is not None or (answer.invalid and not arguments.allow_saturated) else 0

@@ -32,7 +32,7 @@ from profiler.load.budget import Budget, Grants
 from profiler.load.clocks import machine_id, shift_ns
 from profiler.load.conditions import conditions
 from profiler.load.coordinator import Coordinator, Ramp, Site
-from profiler.load.crew import Crew, describe, process_name
+from profiler.load.crew import PREPARE_SECONDS, Crew, describe, process_name
 from profiler.load.emulators import Emulators
 from profiler.load.estimate import plan
 from profiler.load.ledger import Ledger
@@ -386,7 +386,11 @@ class Session:
         except ProfilerError as error:
             answer.update(error=str(error), exit_code=error.exit_code)
         except gevent.Timeout:
-            answer.update(error="the first loop took too long", exit_code=TargetError.exit_code)
+            answer.update(
+                error=f"{msg.data['root']}: the first loop did not end within {PREPARE_SECONDS:g} s; "
+                "try a single one: profiler run --base-url ...",
+                exit_code=TargetError.exit_code,
+            )
         except asyncio.CancelledError:
             return  # this process is leaving
         except Exception as error:  # the master has to hear of it; here it would only be logged

@@ -28,9 +28,10 @@ class Answer:
     """The setting found, and everything that speaks for it.
 
     `final`: the last rung, in which all were measured in the same paired blocks; `curve`: every
-    shared semaphore that was tried, by limit (`search.on_one_scale`). `stopped` says in words which
-    limit on what may be spent ended the search; where that was before the last rung had ended it is not
-    `proven`, and `final` is the last rung that tells something. `spent` is what it spent.
+    shared semaphore that was tried, by limit (`search.on_one_scale`). `stopped` says in words what
+    ended the search early: a limit on what may be spent, or a target that was `lost`. Where that was
+    before the last rung had ended it is not `proven`, and `final` is the last rung that tells
+    something. `spent` is what it spent.
     """
 
     setting: Scored
@@ -49,6 +50,7 @@ class Answer:
     seconds: float
     invalid: tuple[str, ...] = ()
     stopped: str | None = None
+    lost: bool = False
     proven: bool = True
     spent: str = ""
 

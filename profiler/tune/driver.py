@@ -101,6 +101,7 @@ class Tuner:
         self._runs: list[RunDirectory] = []
         self._rungs: list[Rung] = []
         self._spending = Spending(search.load)
+        self._lost: TargetError | None = None
         self._seed = search.load.seed
         self._left = dict(SHARES)
         self._between, self._beside = 1.0, 8.0
@@ -108,13 +109,21 @@ class Tuner:
     def run(self) -> Answer:
         """Search, and answer. Raises what `run_experiment` raises.
 
-        A limit on what may be spent ends it early, with what was found by then; raises
-        `LimitReachedError` when that is nothing.
+        A limit on what may be spent ends it early, with what was found by then, and so does a target
+        that goes away; raises `LimitReachedError` or the `TargetError` when that is nothing.
         """
         try:
             return self._search_through()
         except LimitReachedError:
             return self._so_far()
+        except TargetError as error:
+            self._lost = error
+            return self._so_far()
+
+    @property
+    def _stopped(self) -> str | None:
+        """In words: what ended the search early."""
+        return self._spending.stopped if self._lost is None else f"the search ended early: {self._lost}"
 
     def _search_through(self) -> Answer:
         search = self._search
@@ -135,7 +144,8 @@ class Tuner:
         setting, as_good = choose(final)
         try:
             loads, scalability = self._other_loads(setting)
-        except LimitReachedError:
+        except (LimitReachedError, TargetError) as error:
+            self._lost = error if isinstance(error, TargetError) else None
             loads, scalability = [], None
         return self._answer(setting, as_good, self._rungs[-1], loads, scalability, self._rates(records))
 
@@ -143,6 +153,8 @@ class Tuner:
         """The best of the last rung in which everything was measured, else of the last with figures."""
         scored = [rung for rung in self._rungs if any(one.score.value for one in rung.found)]
         rung = next((rung for rung in reversed(scored) if rung.whole), scored[-1] if scored else None)
+        if rung is None and self._lost is not None:
+            raise self._lost
         if rung is None:
             paths = ", ".join(str(directory.path) for directory in self._runs)
             raise LimitReachedError(
@@ -315,7 +327,8 @@ class Tuner:
             runs=tuple(str(directory.path) for directory in self._runs),
             seconds=time.monotonic() - self._began,
             invalid=tuple(caveat.sentence for caveat in summary.warnings if caveat.invalid),
-            stopped=self._spending.stopped,
+            stopped=self._stopped,
+            lost=self._lost is not None,
             proven=proven,
             spent=self._spending.described,
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -265,3 +266,34 @@ def test_a_limit_too_low_to_find_anything_is_said_in_one_line(invented):
         tune(limited(max_loops=2))
     assert raised.value.exit_code == 1
     assert len(invented) == 1
+
+
+@pytest.mark.parametrize(
+    ("gone_in", "proven", "known"),
+    [(2, False, {"gathered", "adaptive"}), (3, False, None), (4, True, None)],
+    ids=["ladder", "final", "other loads"],
+)
+def test_a_target_that_goes_away_leaves_what_was_found(invented, monkeypatch, gone_in, proven, known):
+    run_experiment = driver.run_experiment
+
+    def goes_away(experiment: Experiment, **options: Any) -> Path:
+        if len(invented) == gone_in - 1:
+            raise TargetError("the target http://127.0.0.1:9 went away")
+        return run_experiment(experiment, **options)
+
+    monkeypatch.setattr(driver, "run_experiment", goes_away)
+    answer = tune(search(20))
+    assert (answer.lost, answer.proven, answer.loads) == (True, proven, ())
+    assert answer.stopped == "the search ended early: the target http://127.0.0.1:9 went away"
+    assert {one.spec for one in answer.final} == (known or set(invented[-1].options.strategies))
+    assert len(answer.runs) == gone_in - 1
+    assert render(answer).splitlines()[0] == f"{answer.stopped}."
+
+
+def test_a_target_that_was_never_there_is_an_error(monkeypatch):
+    def nobody(experiment: Experiment, **options: Any) -> Path:
+        raise TargetError("nobody listens")
+
+    monkeypatch.setattr(driver, "run_experiment", nobody)
+    with pytest.raises(TargetError, match="nobody listens"):
+        tune(search(20))

@@ -86,9 +86,10 @@ ELSEWHERE = ["tune", "--base-url", "https://api.example.com", "--allow-remote", 
         ("", ["--quiet"], {}, 1, False),
         ("", ["--yes"], {}, 0, True),
         ("y\n", [], {"stopped": "stopped at --max-cost 1: $1.02 spent"}, 1, True),
+        ("y\n", [], {"stopped": "the search ended early: gone", "lost": True}, 3, True),
     ],
 )
-def test_a_search_elsewhere_is_asked_about_and_a_limit_is_exit_code_1(
+def test_a_search_elsewhere_is_asked_about_and_what_ended_it_is_the_exit_code(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     typed: str,
@@ -121,7 +122,7 @@ def test_a_search_elsewhere_is_asked_about_and_a_limit_is_exit_code_1(
     if started:
         lines = said.out.splitlines()
         assert lines[-1] == "spent: 9 loops, 20 requests"
-        assert (lines[0] == "stopped at --max-cost 1: $1.02 spent.") == bool(changes)
+        assert not changes or lines[0] == f"{changes['stopped']}."
 
 
 def test_here_nothing_is_asked_and_json_has_what_ended_it(
