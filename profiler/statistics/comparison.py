@@ -267,7 +267,7 @@ def _needed(sizes: Sequence[Sequence[int]], fewest: int) -> int:
         missing = FEWEST_BLOCKS * fewest - total
         # Enough in all, but spread too unevenly over the blocks: about one more block's worth.
         short.append(missing if missing > 0 else fewest)
-    return max(10, math.ceil(max(short) / 10) * 10)
+    return math.ceil(max(short) / 10) * 10
 
 
 def _rate_ratio(
