@@ -223,8 +223,11 @@ def test_a_waiter_whose_coroutine_is_closed_stands_in_nobodys_way():
         ticket = await lane.enter()
         waiter = lane.enter()
         waiter.send(None)
+        other = asyncio.create_task(lane.enter())
+        await asyncio.sleep(0)
         waiter.close()
         lane.leave(ticket)
+        lane.leave(await other)
         return lane.waiting, lane.limiter.inside
 
     assert run_virtual(main) == (0, 0)
@@ -516,11 +519,15 @@ def test_each_event_loop_has_limiters_of_its_own_and_keeps_them():
     async def waiting() -> int:
         return gate.waiting
 
+    async def inside() -> int:
+        return gate.limiters()[0].limiters[0].inside
+
     idle, one, two = (asyncio.new_event_loop() for _ in range(3))
     try:
         assert idle.run_until_complete(waiting()) == 0
         first = one.run_until_complete(enter())
         second = two.run_until_complete(enter())  # four more: the first four are not in its way
+        assert one.run_until_complete(inside()) == 4
         assert one.run_until_complete(leave(first)) == 5
         assert two.run_until_complete(leave(second)) == 5
     finally:

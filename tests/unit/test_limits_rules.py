@@ -236,7 +236,7 @@ def test_a_full_server_is_tried_after_eight_epochs_and_sixteen_when_that_was_in_
         assert found == [1.0] * 15 + [2.0]
     found, now = epochs(limit, 1, now)
     assert found > [2.0]
-    found, now = epochs(limit, 2, now)  # it held for two epochs more: what was full before is forgotten
+    found, now = epochs(limit, 1, now)  # it held for two epochs more: what was full before is forgotten
     full = int(limit.exact) - 1
     refuse_one_more(limit, now)
     found, now = epochs(limit, 8, now)
