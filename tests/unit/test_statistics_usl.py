@@ -104,6 +104,17 @@ def test_the_interval_of_a_peak_reaches_to_both_sides() -> None:
     assert found.peak.low < found.peak.value < found.peak.high
 
 
+@pytest.mark.usefixtures("few_repeats")
+@pytest.mark.parametrize(("coherency", "noise"), [(1e-5, 0.0), (0.0, 0.03)])
+def test_without_a_peak_the_law_is_told_all_the_same(coherency: float, noise: float) -> None:
+    found = fit(LOADS, blocks(0.02, 0.2, coherency, noise))
+    assert found is not None
+    assert found.peak is None
+    assert found.rate == pytest.approx(0.02, rel=0.1)
+    assert found.contention == pytest.approx(0.2, rel=0.2)
+    assert found.throughput(16) == pytest.approx(throughput(16, 0.02, 0.2, coherency), rel=0.1)
+
+
 OFF = [1.05, 0.95, 1.04, 0.97, 1.05, 0.96]
 """How far the throughputs of each load are off the law."""
 
@@ -118,7 +129,7 @@ def width(found: Scalability | None) -> float:
 @pytest.mark.usefixtures("few_repeats")
 def test_blocks_are_drawn_within_their_load_only_where_every_load_has_several() -> None:
     means = [off * throughput(n, 2.0, 0.05, 0.001) for n, off in zip(LOADS, OFF, strict=True)]
-    agreeing = fit(LOADS, [[mean] * 3 for mean in means])
+    agreeing = fit(LOADS, [[mean] * 2 for mean in means])
     assert width(agreeing) < 1e-6  # what the blocks say of each load is certain, law or no law
     assert width(fit(LOADS, [[means[0]], *([mean] * 3 for mean in means[1:])])) > 1e-4
 
@@ -129,4 +140,4 @@ def test_a_few_points_leave_more_doubt_than_their_residuals_show() -> None:
     means = [off * throughput(n, 2.0, 0.05, 0.001) for n, off in zip(loads, OFF, strict=False)]
     once = width(fit(loads, [[mean] for mean in means]))
     twice = width(fit(loads * 2, [[mean] for mean in means * 2]))
-    assert once > 1.5 * twice  # of four points three parameters leave one degree of freedom
+    assert once > 1.8 * twice  # of four points three parameters leave one degree of freedom
