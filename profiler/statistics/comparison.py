@@ -302,9 +302,7 @@ def _ratio(mean: float, half: float, p_value: float) -> Ratio:
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), p_value)
 
 
-def _welch(
-    ours: Floats, theirs: Floats, correlation: float = 0.0, bias: float = 0.0
-) -> tuple[float, float, float]:
+def _welch(ours: Floats, theirs: Floats, correlation: float, bias: float = 0.0) -> tuple[float, float, float]:
     """(difference of the means, half its interval, p value) of two sets of blocks.
 
     `correlation` is that of neighbouring blocks, `bias` the step from halves to wholes (`spread`).
