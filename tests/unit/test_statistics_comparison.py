@@ -442,6 +442,10 @@ def test_failures_that_never_vary_are_as_certain_as_independent_loops() -> None:
     none = counted([200] * 4, failures=[(0, 200)] * 4)
     p, q = 41 / 402, 1 / 802
     error = math.sqrt(p * (1 - p) / 400 + q * (1 - q) / 800)
+    fewer = counted([200] * 3 + [200], failures=[(0, 200)] * 3 + [(0, 0)])
+    assert compare(one, fewer, paired=False).failures.p_value == pytest.approx(
+        2 * stats.t.sf(0.1 / math.sqrt(p * (1 - p) / 400 + 1 / 602 * 601 / 602 / 600), 5)
+    )
     for paired, freedom in ((True, 3), (False, 6)):
         found = compare(one, none, paired).failures
         half = stats.t.ppf(0.975, freedom) * error
@@ -550,6 +554,8 @@ def test_so_far_names_whoever_fails_less_too() -> None:
     few, no = Ratio(1.5, needed=10), Ratio(3.0, needed=10)
     found = changed(p50=few, p95=few, goodput=no, failures=Difference(-1.0))
     assert verdict(found).sentence.endswith("(so far 3.00× the goodput, 100 points fewer of its loops fail).")
+    found = changed(p50=few, p95=few, goodput=no, failures=Difference(0.012))
+    assert verdict(found).sentence.endswith("(so far 3.00× the goodput, 1 points more of its loops fail).")
     found = changed(p50=few, p95=few, goodput=no, failures=Difference(0.01))
     assert verdict(found).sentence.endswith("(so far 1.50× slower at p50).")
 
