@@ -166,3 +166,16 @@ def test_loops_are_late_by_the_fastest_strategy() -> None:
     client = (ClientHealth("w0", schedule_lag_p99=0.006),)
     caveat = summarise(run(trials, client=client), records).warnings[0]
     assert "loops started 6 ms late at p99, more than 5 % of the median 100 ms" in caveat.detail
+
+
+def test_the_tool_that_held_the_loop_longest_is_named_first() -> None:
+    made, records = good_run()
+    for place, (name, held) in enumerate((("brief", 60), ("long", 90))):
+        one = loop(place * 200 + 20, calls=[(0.0, 100.0)])
+        first, last = one.rounds
+        call = dataclasses.replace(first.tool_calls[0], name=name, blocking_ns=held * 1_000_000)
+        records.append(
+            dataclasses.replace(one, rounds=(dataclasses.replace(first, tool_calls=(call,)), last))
+        )
+    details = [c.detail for c in summarise(made, records).warnings if c.kind == "blocking_tool"]
+    assert [detail.split()[0] for detail in details] == ["long", "brief"]
