@@ -135,6 +135,7 @@ LINE = [
     limited(300, 4, "w1"),
     limited(600, 10, "w0"),
     limited(1200, 9, "w0"),
+    limited(1100, 3, "w2"),
     limited(1500, None, "w0"),
     limited(100, 99, "w0", "semaphore:99"),
 ]
@@ -143,9 +144,9 @@ LINE = [
 def test_the_limits_of_all_processes_are_added_as_they_stand() -> None:
     """Before a process is first heard of it has what it says then."""
     line = limit_line(tabulate(LINE), "adaptive")
-    assert (line.times // MS).tolist() == [100, 400, 700, 1000, 1300]
-    assert line.limits.tolist() == [8, 4, 10, 7, 9]
-    assert line.totals.tolist() == [12, 12, 14, 17, 16]
+    assert (line.times // MS).tolist() == [100, 400, 700, 1000, 1200, 1300]
+    assert line.limits.tolist() == [8, 4, 10, 7, 3, 9]
+    assert line.totals.tolist() == [15, 15, 17, 20, 20, 19]
     assert limit_line(tabulate(LINE), "rate:5/s").totals.size == 0
 
 
@@ -154,8 +155,8 @@ def test_a_moving_limit_is_its_range_in_the_windows_and_the_last() -> None:
         found = figures_of(LINE, [trial(0, strategy, start, end)])
         return found.limit
 
-    assert moving("adaptive") == MovingLimit(12, 17, 16)
-    assert moving("adaptive", 300, 700) == MovingLimit(12, 14, 14)
+    assert moving("adaptive") == MovingLimit(15, 20, 19)
+    assert moving("adaptive", 300, 700) == MovingLimit(15, 17, 17)
     assert moving("adaptive", 5000, 6000) is None
     assert moving("semaphore:99") is None
 

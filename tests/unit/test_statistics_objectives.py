@@ -70,3 +70,10 @@ def test_gates_have_a_direction() -> None:
 def test_a_wrong_gate_is_explained(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_gates(spec)
+
+
+def test_where_a_wrong_objective_is_from_is_said_when_known() -> None:
+    with pytest.raises(UsageError, match=r"^--slo: objective 'p95': "):
+        parse_objective("p95", "--slo")
+    with pytest.raises(UsageError, match=r"^objective 'p95': "):
+        parse_objective("p95")
