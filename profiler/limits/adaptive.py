@@ -58,7 +58,7 @@ class AdaptiveLimit:
         self._full: int | None = None
         self._full_epochs = 0
         self._patience = FIRST_PATIENCE
-        self._last_cut = -ALONE_EPOCHS
+        self._last_cut = 0
 
     @property
     def limit(self) -> int:
@@ -106,7 +106,7 @@ class AdaptiveLimit:
             step = 1.0
         else:
             beyond = self._calm_epochs - PATIENT_EPOCHS
-            per_epoch = 1.0 if beyond <= 0 else max(1.0, min(2.0**beyond, self.exact * FASTEST_GROWTH))
+            per_epoch = max(1.0, min(2.0**beyond, self.exact * FASTEST_GROWTH))
             step = per_epoch / self.exact
         most = self._most if self._full is None else min(self._most, float(self._full))
         self.exact = max(self.exact, min(most, self.exact + step))
@@ -129,10 +129,9 @@ class AdaptiveLimit:
 
     def _is_full(self) -> None:
         """A call was refused beside the others that are inside."""
-        others = max(1, self.inside)
         if self._full is None:  # a try that failed
             self._patience = min(LAST_PATIENCE, 2 * self._patience)
-        self._full = others
+        self._full = self.inside
         self._full_epochs = 0
 
     def _hold_at_others(self, now_ns: int) -> None:

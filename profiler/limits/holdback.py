@@ -27,8 +27,8 @@ class Holdback:
 
     def __init__(self, random: Random) -> None:
         self._random = random
-        self._closed_until_ns = -1
-        self._spread_until_ns = -1
+        self._closed_until_ns = 0
+        self._spread_until_ns = 0
 
     def refused(self, now_ns: int, retry_after_ns: int) -> None:
         """The server asked for a wait. An earlier, longer one stays in force."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from random import Random
 
 from profiler.limits.holdback import spread_ns
@@ -17,8 +16,6 @@ TRANSIENT = frozenset((408, 429, 500, 502, 503, 504, 529))
 
 def is_transient(error: BaseException) -> bool:
     """Whether another try may do better: after 429, 5xx of the usual kinds, and timeouts."""
-    if isinstance(error, asyncio.CancelledError):
-        return False
     return status_of(error) in TRANSIENT or outcome_of(error) == "timeout"
 
 

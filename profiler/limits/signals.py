@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
@@ -26,8 +25,6 @@ def status_of(error: BaseException) -> int | None:
 
 def outcome_of(error: BaseException) -> Outcome:
     """What a call that raised this teaches a limiter."""
-    if isinstance(error, asyncio.CancelledError):
-        return "unknown"
     if status_of(error) in REJECTING:
         return "rejected"
     names = {kind.__name__ for kind in type(error).__mro__}

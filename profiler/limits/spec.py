@@ -75,7 +75,6 @@ def parse_rules(spec: str) -> tuple[Rule, ...] | None:
 
 
 def _semaphore(spec: str, limit: int, scope: Scope, tool: str | None = None) -> Rule:
-    FixedLimit(limit)
     if scope == "agent":  # an agent lives in one process: nothing to share
         return Rule(spec, scope, lambda share: FixedLimit(limit), limit, tool)
     return Rule(spec, scope, lambda share: FixedLimit(max(1, limit // share)), limit, tool)

@@ -267,7 +267,7 @@ def _needed(sizes: Sequence[Sequence[int]], fewest: int) -> int:
         missing = FEWEST_BLOCKS * fewest - total
         # Enough in all, but spread too unevenly over the blocks: about one more block's worth.
         short.append(missing if missing > 0 else fewest)
-    return max(10, math.ceil(max(short) / 10) * 10)
+    return math.ceil(max(short) / 10) * 10
 
 
 def _rate_ratio(
@@ -302,9 +302,7 @@ def _ratio(mean: float, half: float, p_value: float) -> Ratio:
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), p_value)
 
 
-def _welch(
-    ours: Floats, theirs: Floats, correlation: float = 0.0, bias: float = 0.0
-) -> tuple[float, float, float]:
+def _welch(ours: Floats, theirs: Floats, correlation: float, bias: float = 0.0) -> tuple[float, float, float]:
     """(difference of the means, half its interval, p value) of two sets of blocks.
 
     `correlation` is that of neighbouring blocks, `bias` the step from halves to wholes (`spread`).

@@ -262,7 +262,7 @@ def failure_rate(table: Table, blocks: tuple[Block, ...]) -> Estimate:
     floor = 3.0 / loops  # rule of three: what no failure in `loops` cannot rule out
     return Estimate(
         value,
-        0.0 if value == 0 else max(0.0, min(value - half, value)),
+        max(0.0, value - half),
         min(1.0, max(value + half, floor)),
     )
 

@@ -92,7 +92,7 @@ def _read(directory: RunDirectory) -> _Recorded:
 
 
 def _figures(recorded: _Recorded, objective: Objective | None) -> list[StrategySummary]:
-    return [figures(group, recorded.table, objective) for group in recorded.groups if group.blocks]
+    return [figures(group, recorded.table, objective) for group in recorded.groups]
 
 
 def _names(recorded: _Recorded) -> str:

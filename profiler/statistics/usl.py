@@ -41,7 +41,8 @@ def fit(loads: Sequence[float], throughputs: Sequence[Sequence[float]], seed: in
 
     Relative errors are minimised: throughput varies in proportion to itself. The intervals come
     from a bootstrap of the blocks within each load, or of the residuals where there is one block.
-    "No peak seen" unless κ's interval stays above 0 and N* is within twice the largest load.
+    "No peak seen" unless κ's interval stays above 0 and N* is within twice the largest load; nor is
+    an N* below the smallest load a peak: throughput falls from there on.
     """
     if len({load for load, blocks in zip(loads, throughputs, strict=True) if len(blocks)}) < FEWEST_LOADS:
         return None
@@ -70,12 +71,15 @@ def fit(loads: Sequence[float], throughputs: Sequence[Sequence[float]], seed: in
     fits = np.array(draws)
     low, high = (float(v) for v in np.quantile(fits[:, 2], [tail, 1 - tail]))
     coherency = Estimate(best[2], low, high)
-    if low <= _NOTHING or best[2] <= _NOTHING or best[1] >= 1:
+    if low <= _NOTHING or best[2] <= _NOTHING:
         sentence = f"no peak seen up to {max(loads):.0f} agents"
         return Scalability(best[0], best[1], coherency, None, sentence)
     peaks = np.sqrt(np.maximum(1 - fits[:, 1], 0) / np.maximum(fits[:, 2], _NOTHING))
     at = math.sqrt((1 - best[1]) / best[2])
     bounds = [float(v) for v in np.quantile(peaks, [tail, 1 - tail])]
+    if at < x.min():
+        sentence = f"throughput falls with every agent beyond {x.min():.0f}"
+        return Scalability(best[0], best[1], coherency, None, sentence)
     if at > 2 * max(loads):
         sentence = f"no peak seen up to {max(loads):.0f} agents"
         return Scalability(best[0], best[1], coherency, None, sentence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 from hypothesis import given, settings
@@ -186,6 +187,104 @@ def test_a_large_call_is_served_in_its_turn():
     ]
 
 
+def test_who_comes_later_does_not_overtake_a_large_call_that_waits():
+    async def main(clock):
+        lane = Lane(RateLimit(10, burst=10, resource="tokens"), clock)
+        order = []
+
+        async def call(name: str, tokens: float, at: float) -> None:
+            await asyncio.sleep(at)
+            lane.leave(await lane.enter({"tokens": tokens}))
+            order.append((name, clock() // 1_000_000))
+
+        await asyncio.gather(call("first", 10, 0), call("large", 10, 0), call("small", 1, 0.5))
+        return order
+
+    assert run_virtual(main) == [("first", 0), ("large", 1000), ("small", 1100)]
+
+
+def test_when_a_large_call_gives_up_the_small_one_behind_it_goes_at_once():
+    async def main(clock):
+        lane = Lane(RateLimit(10, burst=10, resource="tokens"), clock)
+        lane.leave(await lane.enter({"tokens": 10.0}))
+        large = asyncio.create_task(lane.enter({"tokens": 10.0}))
+        small = asyncio.create_task(lane.enter({"tokens": 1.0}))
+        await asyncio.sleep(0.5)
+        large.cancel()
+        lane.leave(await small)
+        return clock()
+
+    assert run_virtual(main) == 500_000_000
+
+
+def test_a_waiter_whose_coroutine_is_closed_stands_in_nobodys_way():
+    async def main(clock):
+        lane = Lane(FixedLimit(1), clock)
+        ticket = await lane.enter()
+        waiter = lane.enter()
+        waiter.send(None)
+        other = asyncio.create_task(lane.enter())
+        await asyncio.sleep(0)
+        waiter.close()
+        lane.leave(ticket)
+        lane.leave(await other)
+        return lane.waiting, lane.limiter.inside
+
+    assert run_virtual(main) == (0, 0)
+
+
+def test_those_that_gave_up_do_not_pile_up_behind_one_that_waits():
+    async def main(clock):
+        lane = Lane(FixedLimit(1), clock)
+        ticket = await lane.enter()
+        waiter = asyncio.create_task(lane.enter())
+        kept = 0
+        for _ in range(20):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(lane.enter(), 0.01)
+            kept = max(kept, len(lane._queue))
+        lane.leave(ticket)
+        lane.leave(await waiter)
+        return kept, lane.limiter.inside
+
+    assert run_virtual(main) == (2, 0)
+
+
+def test_a_lane_has_one_timer_however_often_it_is_asked(monkeypatch):
+    async def main(clock):
+        loop, timers = asyncio.get_running_loop(), []
+        later = loop.call_later
+
+        def noting(delay, *rest):
+            timers.append(later(delay, *rest))
+            return timers[-1]
+
+        lane = Lane(RateLimit(1, burst=10), clock)
+        tickets = [await lane.enter() for _ in range(10)]
+        monkeypatch.setattr(loop, "call_later", noting)
+        waiter = asyncio.create_task(lane.enter())
+        await asyncio.sleep(0)
+        for ticket in tickets:
+            lane.leave(ticket)
+        armed = [timer for timer in timers if not timer.cancelled()]
+        lane.leave(await waiter)
+        return len(timers), len(armed)
+
+    assert run_virtual(main) == (11, 1)
+
+
+def test_a_wait_of_a_nanosecond_is_a_wait():
+    class Soon(FixedLimit):
+        def wait_ns(self, now_ns, cost):
+            return max(0, 1 - now_ns)
+
+        def enter(self, now_ns, cost):
+            return now_ns
+
+    times = iter([0, 7])
+    assert asyncio.run(Lane(Soon(1), lambda: next(times)).enter()) == 7
+
+
 # ── gates ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -340,6 +439,135 @@ def test_retry_after_holds_all_calls_of_the_tool_and_spreads_them():
     assert max(times) <= 3.0  # spread over max(1 s, 0.2 · 2 s)
     assert max(times) - min(times) > 0.5
     assert len(set(times)) == 40
+
+
+def _waits(calls: list[Exception | float | None], tool: str = "a") -> float:
+    """Seconds that a call has to wait after these: an error raised, or a refusal said with its wait."""
+
+    async def main(clock):
+        gate = Gate("semaphore:100", clock=clock, seed=1)
+        for call in calls:
+            with contextlib.suppress(Refusal):
+                async with gate.slot("a") as slot:
+                    if isinstance(call, Exception):
+                        raise call
+                    slot.rejected(call)
+        async with gate.slot(tool):
+            return clock() / 1e9
+
+    return run_virtual(main)
+
+
+def test_a_refusal_that_is_said_holds_its_tool_back_as_one_that_is_raised():
+    assert 2 <= _waits([2.0]) <= 3
+    assert _waits([2.0], tool="b") == 0
+    assert _waits([None]) == 0
+    assert _waits([Refusal(500, {"retry-after": "2"})]) == 0  # it broke: it is not full
+
+
+def test_a_shorter_wait_does_not_end_a_longer_one():
+    async def main(clock):
+        gate = Gate("semaphore:100", clock=clock, seed=1)
+        first, second = gate.slot("a"), gate.slot("a")
+        for slot, wait in ((first, 10.0), (second, 1.0)):
+            await gate.enter(slot)
+            slot.rejected(wait)
+        gate.leave(first)
+        gate.leave(second)
+        async with gate.slot("a"):
+            return clock() / 1e9
+
+    assert run_virtual(main) >= 10
+
+
+def test_a_refusal_that_is_said_lowers_an_adaptive_limit():
+    async def main(clock):
+        gate = Gate("adaptive:10", clock=clock)
+        async with gate.slot() as slot:
+            slot.rejected()
+        return gate.limit
+
+    assert run_virtual(main) == 5
+
+
+def test_who_is_cancelled_in_the_second_line_gives_back_the_first_place():
+    async def main(clock):
+        gate = Gate("semaphore:1@tool+semaphore:1", clock=clock)
+        async with gate.slot("a"):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(gate.enter(gate.slot("b")), 1)
+        async with gate.slot("b"):
+            return clock() / 1e9
+
+    assert run_virtual(main) == 1.0
+
+
+def test_each_event_loop_has_limiters_of_its_own_and_keeps_them():
+    gate = Gate("adaptive:4+semaphore:9")
+
+    async def enter() -> object:
+        slots = [gate.slot() for _ in range(4)]
+        for slot in slots:
+            await gate.enter(slot)
+        return slots
+
+    async def leave(slots) -> int | None:
+        for slot in slots:
+            gate.leave(slot)
+        return gate.limit
+
+    async def waiting() -> int:
+        return gate.waiting
+
+    async def inside() -> int:
+        return gate.limiters()[0].limiters[0].inside
+
+    idle, one, two = (asyncio.new_event_loop() for _ in range(3))
+    try:
+        assert idle.run_until_complete(waiting()) == 0
+        first = one.run_until_complete(enter())
+        second = two.run_until_complete(enter())  # four more: the first four are not in its way
+        assert one.run_until_complete(inside()) == 4
+        assert one.run_until_complete(leave(first)) == 5
+        assert two.run_until_complete(leave(second)) == 5
+    finally:
+        for loop in (idle, one, two):
+            loop.close()
+
+
+@pytest.mark.parametrize(
+    ("spec", "moves", "limit"),
+    [
+        ("adaptive:8+semaphore:5", True, 5),
+        ("semaphore:12+adaptive:8", True, 8),
+        ("adaptive:8+adaptive:4", True, 4),
+        ("semaphore:7+semaphore:9@agent+rate:5/s", False, 7),
+    ],
+)
+def test_the_limit_of_a_gate_is_its_narrowest_rule(spec, moves, limit):
+    gate = Gate(spec)
+    assert (gate.moves, gate.limit) == (moves, limit)
+
+
+def test_agents_limiters_are_not_shared():
+    async def main(clock):
+        return Gate("semaphore:2@agent", clock=clock).limiters()
+
+    assert run_virtual(main) == ()
+
+
+def test_what_a_servers_headers_say_lowers_the_rates_they_speak_of():
+    async def main(clock):
+        gate = Gate("rate:600/min,burst=20+tokens:60000/min,burst=1000", clock=clock)
+        requests, tokens = gate.limiters()[0].limiters
+        gate.heed("", {"x-ratelimit-remaining-requests": "3"})
+        said = requests.rate, requests.level(clock()), tokens.rate, tokens.level(clock())
+        gate.heed("", {"x-ratelimit-limit-tokens": "30000"})
+        alone = Gate("rate:600/min,burst=20+semaphore:3", clock=clock)
+        alone.heed("", {"anthropic-ratelimit-requests-limit": "300"})
+        return said, (tokens.rate, tokens.level(clock())), alone.limiters()[0].limiters[0].rate
+
+    assert run_virtual(main) == ((10.0, 3.0, 1000.0, 1000.0), (500.0, 1000.0), 5.0)
 
 
 def test_those_in_line_when_the_server_asks_for_a_wait_wait_too():

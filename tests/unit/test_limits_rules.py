@@ -10,10 +10,11 @@ from random import Random
 
 import pytest
 
-from profiler.limits import ONE, UNTIL_RELEASE, AdaptiveLimit, FixedLimit, RateLimit, Together
+from profiler import UsageError
+from profiler.limits import ONE, UNTIL_RELEASE, AdaptiveLimit, FixedLimit, Holdback, RateLimit, Together
 from profiler.limits.limiter import Outcome
 from profiler.limits.retries import BASE_NS, CAP_NS, delay_ns, is_transient
-from profiler.limits.signals import parse_retry_after, status_of
+from profiler.limits.signals import outcome_of, parse_retry_after, retry_after_ns, status_of
 from profiler.limits.spec import parse_rules
 
 S = 1_000_000_000
@@ -200,6 +201,200 @@ def test_a_server_that_has_more_again_is_used_after_some_epochs_faster_and_faste
     assert set(limits[92:98]) == {200.0}
 
 
+def epochs(limit: AdaptiveLimit, count: int, now: int) -> tuple[list[float], int]:
+    """Full of calls of one epoch each, which all end well: the limit after each epoch."""
+    seen = []
+    for _ in range(count):
+        tickets = []
+        while limit.wait_ns(now, ONE) == 0:
+            tickets.append(limit.enter(now, ONE))
+        now += TENTH
+        while tickets:
+            leave(limit, tickets, "ok", now)
+        seen.append(limit.exact)
+    return seen, now
+
+
+def refuse_one_more(limit: AdaptiveLimit, now: int) -> None:
+    """It is tried up to the limit, and the last one is refused."""
+    tickets = []
+    while limit.wait_ns(now, ONE) == 0:
+        tickets.append(limit.enter(now, ONE))
+    leave(limit, tickets, "rejected", now)
+    while tickets:
+        leave(limit, tickets, "unknown", now)
+
+
+def test_a_full_server_is_tried_after_eight_epochs_and_sixteen_when_that_was_in_vain():
+    limit = AdaptiveLimit(2)
+    refuse_one_more(limit, 0)
+    found, now = epochs(limit, 8, 0)
+    assert found == [1.0] * 7 + [2.0]
+    for _ in range(2):
+        refuse_one_more(limit, now)
+        found, now = epochs(limit, 16, now)
+        assert found == [1.0] * 15 + [2.0]
+    found, now = epochs(limit, 1, now)
+    assert found > [2.0]
+    found, now = epochs(limit, 1, now)  # it held for two epochs more: what was full before is forgotten
+    full = int(limit.exact) - 1
+    refuse_one_more(limit, now)
+    found, now = epochs(limit, 8, now)
+    assert found[:7] == [found[0]] * 7
+    assert full <= found[0] < found[7]
+
+
+def test_the_epoch_of_the_first_outcome_is_the_first_that_counts():
+    limit = AdaptiveLimit(2)
+    tickets = inside(limit, 2)
+    leave(limit, tickets, "rejected", 0)
+    leave(limit, tickets, "timeout", 10)  # the same epoch still
+    found, _ = epochs(limit, 8, TENTH // 2)
+    assert found == [1.0] * 7 + [2.0]
+
+
+def test_a_burst_of_refusals_is_one_vain_try():
+    limit = AdaptiveLimit(4)
+    tickets = inside(limit, 4)
+    leave(limit, tickets, "rejected")
+    leave(limit, tickets, "rejected")
+    while tickets:
+        leave(limit, tickets, "unknown")
+    found, _ = epochs(limit, 9, TENTH)
+    assert found[:7] == [found[0]] * 7
+    assert found[8] > found[0]
+
+
+def test_a_try_that_failed_once_is_repeated_soon_when_the_limit_held_more_for_two_epochs():
+    limit = AdaptiveLimit(2)
+    refuse_one_more(limit, 0)
+    _, now = epochs(limit, 9, 0)
+    refuse_one_more(limit, now)  # one epoch of growth: as full as it was
+    found, _ = epochs(limit, 12, now)
+    assert found == [found[0]] * 12
+
+
+# ── adaptive: counting epochs ──────────────────────────────────────────────────────────────────
+
+
+def one_each_epoch(limit: AdaptiveLimit, others: int, now: int, count: int) -> tuple[list[float], int]:
+    """With so many others inside, one call ends well in each epoch: what it adds, times the limit."""
+    while limit.inside < others:
+        limit.enter(now, ONE)
+    steps = []
+    for _ in range(count):
+        before = limit.exact
+        limit.leave(now, limit.enter(now - TENTH, ONE), "ok", None)
+        steps.append(round((limit.exact - before) * before, 6))
+        now += TENTH
+    return steps, now
+
+
+def cut_by_timeouts(limit: AdaptiveLimit, now: int) -> None:
+    for _ in range(2):
+        limit.leave(now, limit.enter(now, ONE), "timeout", None)
+
+
+def test_after_four_epochs_of_growth_each_further_one_doubles_the_step_up_to_an_eighth():
+    limit = AdaptiveLimit(400)
+    grown, _ = one_each_epoch(limit, 400, 0, 1)
+    assert grown == [400.0]  # slow start: a whole one
+    cut_by_timeouts(limit, 0)
+    before = limit.exact
+    assert before == pytest.approx(0.7 * 401)
+    steps, now = one_each_epoch(limit, 400, TENTH, 11)
+    assert steps[:10] == [1, 1, 1, 1, 1, 2, 4, 8, 16, 32]
+    assert steps[10] == pytest.approx(limit.exact / 8, rel=0.01)
+    cut_by_timeouts(limit, now)
+    steps, _ = one_each_epoch(limit, 400, now + TENTH, 6)
+    assert steps == [1, 1, 1, 1, 1, 2]  # from the start again
+
+
+def test_epochs_without_growth_are_no_calm_ones():
+    limit = AdaptiveLimit(400)
+    cut_by_timeouts(limit, 0)
+    _, now = one_each_epoch(limit, 400, TENTH, 1)
+    while limit.inside:
+        limit.leave(now, now, "unknown", None)
+    for _ in range(10):  # one call at a time: it says nothing about 280
+        now += TENTH
+        limit.leave(now, limit.enter(now - TENTH, ONE), "ok", None)
+    steps, _ = one_each_epoch(limit, 400, now + TENTH, 4)
+    assert steps == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("calls", "left"), [(59, 700.0), (60, 1000.0)])
+def test_timeouts_are_a_signal_when_more_than_one_in_twenty(calls, left):
+    limit = AdaptiveLimit(1000)
+    for k in range(calls):
+        limit.leave(5, limit.enter(0, ONE), "ok" if k < calls - 3 else "timeout", None)
+    assert limit.exact == left
+
+
+def test_timeouts_are_counted_anew_after_a_cut():
+    limit = AdaptiveLimit(100)
+    limit.leave(1000, limit.enter(0, ONE), "ok", None)  # a mean of 1 µs: when a cut is over
+    for _ in range(2):
+        limit.leave(2000, limit.enter(0, ONE), "timeout", None)
+    assert limit.exact == 70.0
+    limit.leave(9000, limit.enter(0, ONE), "timeout", None)
+    assert limit.exact == 70.0
+    limit.leave(9000, limit.enter(0, ONE), "timeout", None)
+    assert limit.exact == 63.0
+
+
+def test_a_refusal_two_epochs_after_a_cut_did_not_come_alone():
+    for later, left in ((2, 12.6), (3, 14.0)):
+        limit, tickets = after_slow_start()
+        for epoch in range(1, later):
+            leave(limit, tickets, "timeout", epoch * TENTH)
+        leave(limit, tickets, "rejected", later * TENTH)
+        assert limit.exact == pytest.approx(left)
+
+
+def test_each_success_of_a_full_limit_lets_one_more_beyond_the_others_that_were_inside():
+    limit = AdaptiveLimit(100)
+    tickets = inside(limit, 141)
+    leave(limit, tickets, "rejected")
+    assert limit.limit == 70
+    while limit.inside > 68:
+        leave(limit, tickets, "unknown")
+    leave(limit, tickets, "rejected", 1)  # 67 others
+    assert limit.wait_ns(1, ONE) == TENTH
+    leave(limit, tickets, "ok", 2)
+    entered = 0
+    while limit.wait_ns(2, ONE) == 0:
+        limit.enter(2, ONE)
+        entered += 1
+    assert (entered, limit.inside) == (2, 68)
+
+
+def test_one_that_was_refused_with_nobody_inside_may_try_again_at_once():
+    limit = AdaptiveLimit(10)
+    leave(limit, inside(limit, 1), "rejected")
+    assert limit.wait_ns(0, ONE) == 0
+    limit.enter(0, ONE)
+    assert limit.wait_ns(0, ONE) == TENTH
+
+
+def test_calls_that_take_no_time_have_an_epoch_of_a_nanosecond():
+    limit = AdaptiveLimit(20)
+    limit.leave(0, limit.enter(0, ONE), "ok", None)
+    tickets = inside(limit, 10)
+    leave(limit, tickets, "rejected", 0)
+    leave(limit, tickets, "rejected", 0)
+    assert limit.exact == 10.0  # one cut, to half
+    while limit.inside > 9:
+        leave(limit, tickets, "unknown", 0)
+    assert limit.wait_ns(0, ONE) == 1
+
+
+def test_an_adaptive_limit_starts_at_one_at_least():
+    assert AdaptiveLimit(1).limit == 1
+    with pytest.raises(UsageError, match="at 1 at least, not 0"):
+        AdaptiveLimit(0)
+
+
 # ── rates ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -235,6 +430,47 @@ def test_a_refund_passes_through_the_calls_after_it():
     assert limit.level(0) == pytest.approx(10 - 0.5 - 4)
     limit.leave(0, later[0], "ok", {"tokens": 1.5})  # less than one of it counts as well
     assert limit.level(0) == pytest.approx(10 - 0.5 - 3.5)
+
+
+def test_a_refund_counts_though_an_earlier_call_is_still_inside():
+    limit = RateLimit(10, burst=10, resource="tokens")
+    limit.enter(0, {"tokens": 4.0})
+    limit.leave(S, limit.enter(S, {"tokens": 6.0}), "rejected", None)
+    assert limit.level(S) == 10.0
+
+
+def test_a_refund_that_overflowed_before_the_next_call_is_lost_whoever_came_earlier():
+    limit = RateLimit(10, burst=10, resource="tokens")
+    limit.enter(0, {"tokens": 1.0})
+    middle = limit.enter(S, {"tokens": 5.0})
+    limit.enter(3 * S, {"tokens": 5.0})  # the bucket was full again
+    limit.leave(3 * S, middle, "rejected", None)
+    assert limit.level(3 * S) == 5.0
+
+
+def test_two_refunds_do_not_use_the_same_room_twice():
+    limit = RateLimit(10, burst=10, resource="tokens")
+    first, second = (limit.enter(0, {"tokens": 5.0}) for _ in range(2))
+    limit.enter(9 * S // 10, {"tokens": 5.0})  # but for one token the bucket was full
+    for ticket in (first, second):
+        limit.leave(9 * S // 10, ticket, "rejected", None)
+        assert limit.level(9 * S // 10) == pytest.approx(5.0)
+
+
+def test_what_was_used_beyond_the_reserve_is_charged_from_now_whoever_came_later():
+    limit = RateLimit(10, burst=10, resource="tokens")
+    first = limit.enter(0, {"tokens": 1.0})
+    limit.enter(S, {"tokens": 1.0})
+    limit.leave(2 * S, first, "ok", {"tokens": 8.0})
+    assert limit.level(2 * S) == 3.0
+
+
+def test_what_names_nothing_of_a_resource_takes_nothing_of_it():
+    limit = RateLimit(10, burst=10, resource="tokens")
+    limit.enter(0, ONE)
+    assert limit.level(0) == 10.0
+    limit.leave(0, limit.enter(0, {"tokens": 4.0}), "ok", ONE)
+    assert limit.level(0) == 10.0
 
 
 def test_a_server_may_allow_less_than_one_in_a_second():
@@ -293,6 +529,24 @@ def test_a_rate_shared_by_processes_is_cut_into_parts():
     assert rule.make(40).burst == 1.0
 
 
+def test_an_adaptive_limit_shared_by_more_processes_than_it_has_places_starts_at_one():
+    (rule,) = parse_rules("adaptive:2") or ()
+    assert rule.make(4).limit == 1
+
+
+def test_a_holdback_that_nobody_asked_for_is_open_and_one_that_is_over_is_too():
+    holdback = Holdback(Random(1))
+    assert not holdback.is_closed(0)
+    holdback.refused(0, S)
+    assert holdback.wait_ns(30 * S) == 0
+
+
+def test_headers_of_a_shape_that_nobody_knows_ask_for_no_wait():
+    error = ValueError()
+    error.headers = [("retry-after", "3")]
+    assert retry_after_ns(error) is None
+
+
 def test_what_is_no_status_is_none():
     found = []
     for status in (99, 100, 599, 600):
@@ -327,6 +581,7 @@ def test_what_may_do_better_next_time():
         *(408, 429, 500, 502, 503, 504, 529),
     ]
     assert is_transient(asyncio.CancelledError()) is False
+    assert outcome_of(asyncio.CancelledError()) == "unknown"
 
 
 def test_full_jitter_doubles_up_to_its_cap():

@@ -23,11 +23,16 @@ S = 1_000_000_000
         ("rate:50/s,burst=5", 2, 2, "25 per process × 2 processes = up to 50 calls/s"),
         ("rate:50/min", 1, 3, "50 per process × 3 processes = up to 150 calls/min"),
         ("tokens:30000/min", 4, 4, "7500 per process × 4 processes = up to 30000 tokens/min"),
+        ("adaptive", 1, 1, "adapts, from 8 calls at once"),
         ("adaptive", 2, 2, "adapts, from 4 calls at once in each of 2 processes"),
     ],
 )
 def test_totals_in_words(spec: str, share: int, processes: int, said: str) -> None:
     assert totals(parse_gate(spec), share=share, processes=processes) == [f"{spec}: {said}"]
+
+
+def test_one_process_with_all_of_a_limit_is_what_is_meant_if_nothing_is_said() -> None:
+    assert totals(parse_gate("semaphore:8")) == ["semaphore:8: up to 8 calls at once"]
 
 
 def test_a_rate_that_is_shared_lets_no_more_through_than_the_whole() -> None:

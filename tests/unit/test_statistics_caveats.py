@@ -142,3 +142,40 @@ def test_thin_blocks_and_nothing_completed() -> None:
     assert caveats.keys() == {"nothing_completed", "thin_blocks"}
     assert "(gathered 1 in 1)" in caveats["thin_blocks"].detail
     assert caveats["nothing_completed"].detail == "sequential: no loop completed"
+
+
+def test_an_incident_that_happened_once_has_no_count_and_none_to_tell_no_colon() -> None:
+    caveats = found(incidents=(Incident("aborted", "errors>20%", count=1), Incident("interrupted")))
+    assert caveats["aborted"].detail == "the run was aborted: errors>20%"
+    assert caveats["interrupted"].detail == "the run was interrupted"
+
+
+def test_loops_that_were_cancelled_did_not_complete() -> None:
+    records = [loop(k * 10, status="cancelled") for k in range(5)]
+    kinds = [caveat.kind for caveat in summarise(run([trial(0, "gathered", 0, 6000)]), records).warnings]
+    assert "nothing_completed" in kinds
+
+
+def test_loops_are_late_by_the_fastest_strategy() -> None:
+    trials = [trial(k, name, k * 9000, k * 9000 + 8000) for k, name in enumerate(("gathered", "sequential"))]
+    records = [
+        loop(t.started_ns / 1e6 + k * 200, model=1000 if t.index else 100, strategy=t.strategy, trial=t.index)
+        for t in trials
+        for k in range(30)
+    ]
+    client = (ClientHealth("w0", schedule_lag_p99=0.006),)
+    caveat = summarise(run(trials, client=client), records).warnings[0]
+    assert "loops started 6 ms late at p99, more than 5 % of the median 100 ms" in caveat.detail
+
+
+def test_the_tool_that_held_the_loop_longest_is_named_first() -> None:
+    made, records = good_run()
+    for place, (name, held) in enumerate((("brief", 60), ("long", 90))):
+        one = loop(place * 200 + 20, calls=[(0.0, 100.0)])
+        first, last = one.rounds
+        call = dataclasses.replace(first.tool_calls[0], name=name, blocking_ns=held * 1_000_000)
+        records.append(
+            dataclasses.replace(one, rounds=(dataclasses.replace(first, tool_calls=(call,)), last))
+        )
+    details = [c.detail for c in summarise(made, records).warnings if c.kind == "blocking_tool"]
+    assert [detail.split()[0] for detail in details] == ["long", "brief"]

@@ -5,21 +5,29 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from profiler.statistics.comparison import (
+    SIGNIFICANCE,
     Comparison,
+    Difference,
+    Ratio,
     Side,
     compare,
     compare_runs,
+    compare_strategies,
     dependence,
     holm,
     holm_adjust,
 )
+from profiler.statistics.comparison import side as side_of
 from profiler.statistics.measure import measure
 from profiler.statistics.objectives import parse_gates
+from profiler.statistics.quantiles import Estimate
 from profiler.statistics.summary import summarise
 from profiler.statistics.table import tabulate
 from profiler.statistics.verdicts import decide, verdict
@@ -112,6 +120,7 @@ def test_where_failures_differ_goodput_is_named_whatever_it_shows() -> None:
     assert worse.sentence.endswith("] less goodput than b: its failure rate is +40.0 points.")
     better = verdict(against(side("b", 1.0, seed=2), fails))
     assert better.kind == "more_goodput"
+    assert better.sentence.startswith("b has 1.66× [")
     assert better.sentence.endswith("] the goodput of a: its failure rate is -40.0 points.")
     # As many good loops a second, since it tries more of them.
     tries = dataclasses.replace(fails, good=(150,) * 8)
@@ -206,12 +215,12 @@ def test_many_decisions_widen_the_intervals() -> None:
     assert all(outcome.holds for outcome in decide([gate], [close] * 8))
 
 
-def recorded(seed: int, factor: float) -> tuple[object, object]:
+def recorded(seed: int, factor: float, drift: float = 1.0) -> tuple[object, object]:
     rng = np.random.default_rng(seed)
     trials, records = [], []
     for block in range(4):
         trials.append(trial(block, "gathered", block * 50_000, block * 50_000 + 30_000, block=block))
-        models = rng.lognormal(4, 0.3, 150) * factor
+        models = rng.lognormal(4, 0.3, 150) * factor * drift**block
         records += [loop(block * 50_000 + k * 200, model=float(m), trial=block) for k, m in enumerate(models)]
     return run(trials, seed=seed), records
 
@@ -227,6 +236,16 @@ def test_two_recorded_runs_are_compared_unpaired_unless_tapes_match() -> None:
     same = compare_runs((one[0], one[0]), (tables[0], tables[0]), (groups[0], groups[0]))  # type: ignore[arg-type]
     assert same[0].paired is True
     assert same[0].p95.value == pytest.approx(1.0)
+
+
+def test_drift_widens_the_comparison_of_two_recorded_runs() -> None:
+    made, records = recorded(1, 1.0, drift=1.5)
+    table = tabulate(records)  # type: ignore[arg-type]
+    (group,) = measure(made, table)  # type: ignore[arg-type]
+    other = dataclasses.replace(made, seed=2)  # type: ignore[type-var]
+    (found,) = compare_runs((made, other), (table, table), ([group], [group]))  # type: ignore[arg-type]
+    within = compare(side_of(group, table), side_of(group, table), paired=False)
+    assert width(found.p50) > 1.2 * width(within.p50)
 
 
 def test_a_summary_carries_comparisons_verdicts_and_objectives() -> None:
@@ -268,3 +287,319 @@ def test_blocks_that_depend_on_each_other_widen_the_comparison_of_two_runs() -> 
     assert dependence(alternating, alternating) == 0.0
     assert dependence([np.empty(0)], [np.ones(3)]) == 0.0
     assert dependence([np.ones(3)] * 4, [np.ones(3)] * 4) == 0.0
+
+
+# ── against what SciPy and arithmetic say ──────────────────────────────────────────────────────
+
+
+def counted(
+    done: Sequence[int],
+    seconds: Sequence[float] | None = None,
+    failures: Sequence[tuple[int, int]] | None = None,
+    latencies: Sequence[Sequence[float]] | None = None,
+) -> Side:
+    """Blocks with these loops done, in these seconds (10 each)."""
+    return Side(
+        name="counted",
+        latencies=tuple(np.asarray(block, dtype=float) for block in latencies or [[1.0]] * len(done)),
+        seconds=tuple(seconds or [10.0] * len(done)),
+        done=tuple(done),
+        good=tuple(done),
+        failures=tuple(failures or [(0, n) for n in done]),
+    )
+
+
+def width(found: Ratio) -> float:
+    assert found.low is not None
+    assert found.high is not None
+    return math.log(found.high / found.low)
+
+
+ONE = counted([120, 150, 90, 130], [10, 12, 9, 11])
+OTHER = counted([100, 95, 110, 105, 99], [10, 8, 11, 10, 7])
+LOGS = [np.log((np.array(side_.done) + 0.5) / np.array(side_.seconds)) for side_ in (ONE, OTHER)]
+
+
+def test_a_ratio_of_rates_of_two_runs_is_welchs() -> None:
+    expected = stats.ttest_ind(*LOGS, equal_var=False)
+    low, high = expected.confidence_interval(0.95)
+    found = compare(ONE, OTHER, paired=False)
+    assert found.blocks == 4
+    for ratio in (found.throughput, found.goodput):
+        assert ratio.value == pytest.approx(math.exp(LOGS[0].mean() - LOGS[1].mean()))
+        assert (ratio.low, ratio.high) == pytest.approx((math.exp(low), math.exp(high)))
+        assert ratio.p_value == pytest.approx(expected.pvalue)
+
+
+def test_a_ratio_of_rates_within_a_run_is_the_paired_t_of_the_blocks() -> None:
+    four = counted(OTHER.done[:4], OTHER.seconds[:4])
+    expected = stats.ttest_rel(LOGS[0], LOGS[1][:4])
+    low, high = expected.confidence_interval(0.95)
+    found = compare(ONE, four, paired=True).throughput
+    assert (found.low, found.high) == pytest.approx((math.exp(low), math.exp(high)))
+    assert found.p_value == pytest.approx(expected.pvalue)
+
+
+def test_rates_that_never_vary_are_known_exactly() -> None:
+    found = compare(counted([150] * 4), counted([100] * 3), paired=False).throughput
+    assert (found.value, found.low, found.high) == pytest.approx((150.5 / 100.5,) * 3)
+    assert found.p_value == 0.0
+    assert compare(counted([150] * 4), counted([150] * 3), paired=False).throughput.p_value == 1.0
+
+
+def test_less_than_three_blocks_give_a_ratio_of_rates_without_an_interval() -> None:
+    found = compare(counted([30, 60], [10, 5]), counted([40, 20], [8, 12]), paired=True).throughput
+    assert found == Ratio(2.0, needed=10)
+    assert compare(counted([10, 20]), counted([45]), paired=False).throughput == Ratio(1 / 3, needed=30)
+    assert compare(counted([10, 20]), counted([0, 0]), paired=True).throughput == Ratio(None, needed=60)
+    many = compare(counted([100] * 8), counted([100] * 2), paired=False)
+    assert (many.throughput.low, many.failures.low, many.blocks) == (None, None, 2)
+
+
+def test_blocks_of_no_length_are_no_division_by_zero() -> None:
+    none = counted([1, 2, 3], [0.0, 0.0, 0.0])
+    assert compare(none, none, paired=True).throughput.value == 1.0
+    short = counted([1, 2], [0.0, 0.0])
+    assert compare(short, short, paired=True).throughput.value == 1.0
+
+
+def test_a_side_without_blocks_needs_all_of_them() -> None:
+    found = compare(counted([]), counted([100] * 3), paired=False)
+    assert [found.p50, found.p95, found.p99] == [Ratio(None, needed=n) for n in (60, 300, 1500)]
+    assert found.failures == Difference(None)
+    assert compare(counted([100] * 3), counted([]), paired=False).failures == Difference(None)
+
+
+def test_blocks_are_paired_only_where_the_comparison_is() -> None:
+    fast, slow = side("fast", 1 / 1.3), side("slow", 1.0, seed=2)
+    paired, alone = compare(fast, slow, paired=True), compare(fast, slow, paired=False)
+    assert width(alone.p50) > 3 * width(paired.p50)
+    assert alone.p50.value == pytest.approx(paired.p50.value)
+
+
+def test_pairs_are_joined_alike_where_one_side_is_thin() -> None:
+    found = compare(side("thin", 1.0, loops=60), side("full", 1.0, loops=150, seed=2), paired=True)
+    assert found.p95.low is not None  # four pairs of blocks
+    found = compare(side("thin", 1.0, loops=30), side("full", 1.0, loops=150, seed=2), paired=True)
+    assert found.p95.low is None  # 240 pairs are not three hundred
+
+
+def test_a_run_that_is_too_thin_gives_no_interval_whichever_it_is() -> None:
+    thin, full = side("thin", 1.0, blocks=5, loops=30), side("full", 1.0)
+    for pair in ((thin, full), (full, thin)):
+        found = compare(*pair, paired=False).p95
+        assert (found.low, found.needed) == (None, 150)
+
+
+def test_how_many_loops_are_missing_is_rounded_up_to_tens() -> None:
+    def needed(*sizes: int) -> int | None:
+        one = counted(sizes, latencies=[[1.0] * n for n in sizes])
+        return compare(one, one, paired=True).p50.needed
+
+    assert needed(19, 19, 19) == 10
+    assert needed(19, 10, 10) == 30
+    assert needed(50, 5, 4) == 10  # one is missing
+    assert needed(50, 5, 5) == 20  # enough in all, in blocks too uneven: one more block's worth
+
+
+def test_the_bias_of_a_quantile_joins_the_interval() -> None:
+    """Halves at 1 and at 4: a median of 2.5 of the whole, of 2 of the halves; twice that step."""
+    steps = counted([40] * 3, latencies=[[1.0] * 20 + [4.0] * 20] * 3)
+    flat = counted([40] * 3, latencies=[[1.0] * 40] * 3)
+    for paired in (True, False):
+        found = compare(steps, flat, paired).p50
+        assert (found.low, found.value, found.high) == pytest.approx((2.5 / 1.25**2, 2.5, 2.5 * 1.25**2))
+
+
+def test_a_correlation_of_eight_tenths_makes_everything_between_runs_three_times_as_wide() -> None:
+    drift = [[math.exp(k)] for k in range(10)]
+    assert dependence([np.array(b) for b in drift], [np.array(b) for b in drift]) == pytest.approx(0.8)
+    done = [(100, 150, 90, 130, 120)[k % 5] for k in range(10)]
+    failures = [((0, 30, 10)[k % 3], 100) for k in range(10)]
+    one = counted(done, failures=failures, latencies=drift)
+    other = counted(done[::-1], failures=failures[1:] + failures[:1], latencies=drift)
+    for paired in (True, False):
+        within, between = (compare(one, other, paired, same_run) for same_run in (True, False))
+        assert width(between.throughput) == pytest.approx(3 * width(within.throughput))
+        halves = [found.failures.high - found.failures.value for found in (within, between)]
+        assert halves[1] == pytest.approx(3 * halves[0])
+
+
+def test_failures_are_compared_by_blocks() -> None:
+    rates = [np.array([0.02, 0.30, 0.10, 0.18]), np.array([0.05, 0.40, 0.31, 0.22])]
+    sides = [counted([100] * 4, failures=[(round(100 * rate), 100) for rate in side_]) for side_ in rates]
+    for paired in (True, False):
+        found = compare(sides[0], sides[1], paired).failures
+        test = stats.ttest_rel(*rates) if paired else stats.ttest_ind(*rates, equal_var=False)
+        low, high = test.confidence_interval(0.95)
+        assert found.value == pytest.approx(-0.095)
+        assert (found.low, found.high) == pytest.approx((low, high))
+    assert compare(*sides, paired=True).failures.p_value == pytest.approx(stats.ttest_rel(*rates).pvalue)
+
+
+def test_failures_that_never_vary_are_as_certain_as_independent_loops() -> None:
+    one = counted([100] * 4, failures=[(10, 100)] * 4)
+    none = counted([200] * 4, failures=[(0, 200)] * 4)
+    p, q = 41 / 402, 1 / 802
+    error = math.sqrt(p * (1 - p) / 400 + q * (1 - q) / 800)
+    fewer = counted([200] * 3 + [200], failures=[(0, 200)] * 3 + [(0, 0)])
+    assert compare(one, fewer, paired=False).failures.p_value == pytest.approx(
+        2 * stats.t.sf(0.1 / math.sqrt(p * (1 - p) / 400 + 1 / 602 * 601 / 602 / 600), 5)
+    )
+    for paired, freedom in ((True, 3), (False, 6)):
+        found = compare(one, none, paired).failures
+        half = stats.t.ppf(0.975, freedom) * error
+        assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1 - half, 0.1 + half))
+        assert found.p_value == pytest.approx(2 * stats.t.sf(0.1 / error, freedom))
+
+
+def test_a_share_of_failures_differs_by_no_more_than_all_of_it() -> None:
+    every, none = counted([4] * 3, failures=[(4, 4)] * 3), counted([4] * 3, failures=[(0, 4)] * 3)
+    assert compare(every, none, paired=True).failures.high == 1.0
+    assert compare(none, every, paired=True).failures.low == -1.0
+
+
+def test_a_block_in_which_nothing_ended_breaks_no_pair() -> None:
+    gap = counted([100] * 4, failures=[(10, 100), (0, 0), (12, 100), (9, 100)])
+    found = compare(gap, counted([100] * 4, failures=[(20, 100)] * 4), paired=True).failures
+    assert found.value == pytest.approx(31 / 300 - 0.2)
+    assert found.low is not None
+    empty = counted([0] * 4, failures=[(0, 0)] * 4)
+    for pair in ((empty, gap), (gap, empty)):
+        assert compare(*pair, paired=True).failures == Difference(None)
+
+
+def test_what_is_shown_is_below_five_per_cent_and_relevant() -> None:
+    found = compare(ONE, OTHER, paired=False)
+    at = dataclasses.replace(
+        found,
+        p50=Ratio(1.2, 1.0, 1.4, SIGNIFICANCE),
+        p95=Ratio(1.2, 1.0, 1.4, 0.99 * SIGNIFICANCE),
+        failures=Difference(0.01, 0.005, 0.015, 0.001),
+    )
+    (decided,) = holm([at])
+    assert (decided.p50.shown, decided.p95.shown, decided.failures.shown) == (False, True, True)
+
+
+def test_dependence_is_the_lag_one_correlation_corrected_for_few_blocks() -> None:
+    def alike(*logs: float) -> float:
+        blocks = [np.array([math.exp(log)]) for log in logs]
+        return dependence(blocks, blocks)
+
+    assert alike(0, 0, 1, 1, 0, 0, 1, 1, 0, 0) == pytest.approx((0.1 + 0.1) / 0.6)
+    assert alike(0, 2, 3, 1) == pytest.approx((0.25 - 0.15) / 0.2)
+    walk = [np.array([math.exp(k)]) for k in range(10)]
+    assert dependence(walk, walk[:6]) == pytest.approx(1 - 2 / 6)  # as much as six blocks may say
+    assert dependence([np.empty(0), np.ones(3), np.ones(3)], walk) == 0.0
+    assert dependence([], []) == 0.0
+
+
+def test_strategies_are_compared_on_the_blocks_that_both_ran() -> None:
+    trials, records = [], []
+    for strategy, first, slow in (("a", 0, 1.0), ("b", 1, 2.0), ("c", 9, 1.0)):
+        for block in range(first, first + 4):
+            start = len(trials) * 20_000
+            factor = 50.0 if (strategy, block) in (("a", 0), ("b", 4)) else 1.0  # what only one ran
+            trials.append(trial(len(trials), strategy, start, start + 10_000, block=block))
+            records += [
+                loop(
+                    start + k * 10,
+                    model=factor * slow * (100 + k),
+                    strategy=strategy,
+                    trial=len(trials) - 1,
+                    status="error" if strategy == "b" and k >= 20 else "ok",
+                )
+                for k in range(25)
+            ]
+    table = tabulate(records)
+    groups = measure(run(trials), table)
+    (found,) = compare_strategies(groups, table)  # c ran none of a's
+    assert (found.strategy, found.baseline, found.blocks, found.paired) == ("b", "a", 3, True)
+    assert found.p50.value == pytest.approx(2 * 109.5 / 112)
+    assert found.throughput.value == pytest.approx(20.5 / 25.5)
+    assert found.failures.value == 0.2
+    assert compare_strategies([], table) == ()
+    nothing = dataclasses.replace(groups[0], blocks=())
+    for pair in ((nothing, groups[0]), (groups[0], nothing)):
+        assert compare_runs((run(trials), run(trials)), (table, table), ([pair[0]], [pair[1]])) == ()
+
+
+# ── in words ───────────────────────────────────────────────────────────────────────────────────
+
+KNOWN = against(side("a", 1.0), side("b", 1.0, seed=2))
+
+
+def changed(**figures: Ratio | Difference) -> Comparison:
+    return dataclasses.replace(KNOWN, **figures)
+
+
+def test_what_is_shown_at_p50_alone_is_said_beside_p95() -> None:
+    found = changed(p95=Ratio(0.9, 0.8, 1.01), p50=Ratio(0.5, 0.4, 0.8, shown=True))
+    assert verdict(found).sentence == (
+        "a against b: no difference shown at p95 (time 0.90× [0.80, 1.01]); "
+        "at p50 it is 2.00× [1.25, 2.50] faster."
+    )
+
+
+def test_numbers_from_ten_on_have_one_decimal_and_unknown_ones_are_dashes() -> None:
+    assert (
+        "a is 12.5× [9.90, 20.0] slower" in verdict(changed(p95=Ratio(12.5, 9.9, 20.0, shown=True))).sentence
+    )
+    assert "a is 2.00× [–, –] faster" in verdict(changed(p95=Ratio(0.5, shown=True))).sentence
+    assert "a is –× [–, –] faster" in verdict(changed(p95=Ratio(0.0, shown=True))).sentence
+    assert "(time –× [–, –])" in verdict(changed(p95=Ratio(None))).sentence
+
+
+def test_so_far_names_whoever_fails_less_too() -> None:
+    few, no = Ratio(1.5, needed=10), Ratio(3.0, needed=10)
+    found = changed(p50=few, p95=few, goodput=no, failures=Difference(-1.0))
+    assert verdict(found).sentence.endswith("(so far 3.00× the goodput, 100 points fewer of its loops fail).")
+    found = changed(p50=few, p95=few, goodput=no, failures=Difference(0.012))
+    assert verdict(found).sentence.endswith("(so far 3.00× the goodput, 1 points more of its loops fail).")
+    found = changed(p50=few, p95=few, goodput=no, failures=Difference(0.01))
+    assert verdict(found).sentence.endswith("(so far 1.50× slower at p50).")
+
+
+def test_the_summaries_add_how_many_good_loops_there_were() -> None:
+    def summary(goodput: float | None, failed: float | None) -> SimpleNamespace:
+        return SimpleNamespace(goodput=Estimate(goodput), failure_rate=Estimate(failed))
+
+    found = changed(
+        failures=Difference(0.4, 0.3, 0.5, 0.001, shown=True), goodput=Ratio(0.5, 0.4, 0.8, 0.001, shown=True)
+    )
+    absolute = "a has 2.00× [1.25, 2.50] less goodput than b"
+    points = f"{absolute}: its failure rate is +40.0 points."
+    assert verdict(found, summary(3.456, 0.4), summary(10.0, 0.005)).sentence == (  # type: ignore[arg-type]
+        f"{absolute} (3.46 against 10.00 good loops/s): 40 % of its loops fail, of the other's 0.5 %."
+    )
+    assert verdict(found, summary(0.0, 1.0), summary(2.0, 0.0)).sentence == (  # type: ignore[arg-type]
+        f"{absolute} (0.00 against 2.00 good loops/s): 100 % of its loops fail, of the other's 0 %."
+    )
+    whole = summary(1.0, 0.1)
+    for pair in ((None, whole), (whole, None), (whole, summary(None, 0.1)), (summary(1.0, None), whole)):
+        assert verdict(found, *pair).sentence == points  # type: ignore[arg-type]
+
+
+def test_a_gate_prints_the_interval_that_it_was_decided_by() -> None:
+    slow = changed(p95=Ratio(1.5, 1.1, 2.1), failures=Difference(0.05, 0.03, 0.09))
+    gates = parse_gates("p95 > +5%, errors > +1%")
+    one, two = (outcome.sentence for outcome in decide(gates, [slow]))
+    assert one == "a against b: p95 > +5% fails: p95 +50.0 % [+10.0, +110.0]."
+    assert two == "a against b: errors > +1% fails: errors +5.0 % [+3.0, +9.0]."
+    assert decide(gates[:1], [slow])[0].sentence == one
+    assert "p95 +50.0 % [+7.1, +116.1]" in decide(gates[:1], [slow] * 3)[0].sentence
+    sentences = [outcome.sentence for outcome in decide(gates, [slow] * 4)]  # z(1 - 0.05/8) = 1.274 z(0.975)
+    assert sentences[0] == "a against b: p95 > +5% holds: p95 +50.0 % [+1.0, +130.3]."
+    assert sentences[4] == "a against b: errors > +1% fails: errors +5.0 % [+2.5, +10.1]."
+
+
+def test_an_interval_that_touches_a_gate_holds() -> None:
+    found = changed(goodput=Ratio(0.25, 0.125, 0.5), failures=Difference(0.25, 0.125, 0.5))
+    outcomes = decide(parse_gates("goodput < -50%, errors > +12.5%"), [found])
+    assert [outcome.holds for outcome in outcomes] == [True, True]
+
+
+def test_failures_of_too_few_loops_decide_no_gate() -> None:
+    (outcome,) = decide(parse_gates("errors > +1%"), [changed(failures=Difference(0.5))])
+    assert outcome.holds is None
+    assert outcome.sentence == "a against b: errors > +1%: not decided, too few loops."

@@ -80,3 +80,17 @@ def test_it_travels_as_json(limit: int) -> None:
     made.extend([0, 5, 7, 1000])
     back = Histogram.from_json(json.loads(json.dumps(made.to_json())), limit=limit)
     assert back == made
+
+
+def test_as_many_samples_as_the_limit_are_still_exact() -> None:
+    made = Histogram(limit=3)
+    made.extend([10, 20, 40])
+    assert made.exact
+    assert made.quantile(0.25) == 15.0
+    assert made.quantile(0.75) == 30.0
+
+
+def test_zeros_stay_zeros_when_folded() -> None:
+    made = Histogram(limit=1)
+    made.extend([0, 0, 0, 7])
+    assert made.quantile(0.5) == 0.0

@@ -19,7 +19,9 @@ def test_units_and_the_highest_quantile() -> None:
     found = parse_objective("p50<800ms,p99<=1.5m")
     assert found.latency == {"p50": 0.8, "p99": 90.0}
     assert found.limit_seconds == 90.0
+    assert parse_objective("p50<2min").latency == {"p50": 120.0}
     assert parse_objective("errors<0.5%").limit_seconds is None
+    assert parse_objective("errors<100%").errors == 1.0
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,8 @@ def test_gates_have_a_direction() -> None:
         ("errors", 0.01),
     ]
     assert found[0].text == "p95 > +5%"
+    assert parse_gates("goodput < -99%, throughput < -5%")[0].threshold == -0.99
+    assert parse_gates("p95 > +100%")[0].threshold == 1.0
 
 
 @pytest.mark.parametrize(
@@ -66,3 +70,10 @@ def test_gates_have_a_direction() -> None:
 def test_a_wrong_gate_is_explained(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_gates(spec)
+
+
+def test_where_a_wrong_objective_is_from_is_said_when_known() -> None:
+    with pytest.raises(UsageError, match=r"^--slo: objective 'p95': "):
+        parse_objective("p95", "--slo")
+    with pytest.raises(UsageError, match=r"^objective 'p95': "):
+        parse_objective("p95")

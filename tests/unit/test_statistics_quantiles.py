@@ -20,7 +20,7 @@ from profiler.statistics.quantiles import (
     sample_interval,
     spread,
 )
-from profiler.statistics.warmup import mser5, of_blocks
+from profiler.statistics.warmup import WarmUp, mser5, of_blocks
 
 
 def test_a_quantile_is_the_interpolated_order_statistic() -> None:
@@ -149,3 +149,78 @@ def test_one_slow_loop_in_one_block_is_no_warm_up() -> None:
     for block in blocks:
         block[:20] *= 8
     assert 20 <= of_blocks(blocks).skip <= 50
+
+
+def test_halves_widen_logarithms_too() -> None:
+    found = block_interval(1.0, [1.0, 1.0, 1.0], [0.5, 0.5, 0.5])
+    assert (found.low, found.high) == (pytest.approx(0.25), pytest.approx(4.0))
+
+
+def test_a_rank_before_the_first_sample_is_the_first() -> None:
+    whole, _ = block_quantiles([np.arange(1, 5, dtype=float)], 0.1)
+    assert whole == [1.0]
+
+
+def test_a_lower_bound_needs_enough_samples_too() -> None:
+    assert sample_interval(np.arange(3, dtype=float), 0.5).low is None
+    assert sample_interval(np.arange(6, dtype=float), 0.5).low == 0.0  # binom.ppf(.025, 6, .5) = 1
+
+
+def test_nothing_but_zeros_is_zero_for_certain() -> None:
+    assert quantiles([np.zeros(30)] * 3).p50 == Estimate(0.0, 0.0, 0.0)
+
+
+# ── warm-up ────────────────────────────────────────────────────────────────────────────────────
+
+
+def step(batches: int, at: int, outlier: int | None = None) -> np.ndarray:
+    """Batches of 1 ± 0.001 after `at` batches of 3; one of 2 where told."""
+    means = np.where(np.arange(batches) < at, 3.0, 1.0 + 0.001 * (np.arange(batches) % 2))
+    if outlier is not None:
+        means[outlier] = 2.0
+    return np.repeat(means, 5)
+
+
+@pytest.mark.parametrize(
+    ("batches", "at", "expected"),
+    [
+        (20, 0, (0, True)),
+        (20, 8, (40, True)),
+        (20, 9, (0, False)),  # at the end of the search, but for one batch
+        (20, 10, (0, False)),
+        (200, 95, (475, True)),
+        (200, 96, (0, False)),  # of 200 batches, four
+    ],
+)
+def test_a_warm_up_is_found_in_the_first_half_but_for_its_end(
+    batches: int, at: int, expected: tuple[int, bool]
+) -> None:
+    found = mser5(step(batches, at))
+    assert (found.skip, found.steady) == expected
+
+
+def test_the_search_ends_with_the_first_half() -> None:
+    assert mser5(step(20, 3, outlier=9)).steady is False  # all but the second half would be left out
+    assert mser5(step(20, 3, outlier=10)).skip == 15  # it cannot be: ten are not enough to go by
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(0.5, 50.0), min_size=100, max_size=160))
+def test_the_warm_up_is_the_one_that_the_formula_names(values: list[float]) -> None:
+    z = [sum(values[k : k + 5]) / 5 for k in range(0, len(values) // 5 * 5, 5)]
+    n = len(z)
+    errors = [float(np.var(z[d:])) / (n - d) for d in range(n // 2 + 1)]
+    found = mser5(np.array(values))
+    if found.steady:
+        assert errors[found.skip // 5] == pytest.approx(min(errors))
+    else:
+        assert min(errors[-2:]) == pytest.approx(min(errors))
+
+
+def test_blocks_shorter_than_half_the_median_are_not_asked_for_a_warm_up() -> None:
+    long, empty = step(40, 10), np.empty(0)
+    assert of_blocks([long, long, long[:99]]) == WarmUp(50, True)
+    assert of_blocks([long, long, long[:100]]) == WarmUp(0, False)  # half of it: a hundred are looked at
+    assert of_blocks([long, empty, empty, empty]) == WarmUp(50, True)
+    assert of_blocks([empty]) == WarmUp(0, None)
+    assert of_blocks([np.zeros(100)]) == WarmUp(0, True)

@@ -77,6 +77,47 @@ def test_an_invalid_run_decides_nothing_and_says_so_first(tmp_path: Path) -> Non
     assert render_regression(found).startswith("invalid: the client was saturated")
 
 
+def fixed(
+    parent: Path, loops: int = 30, failing: int = 0, model: float = 100.0, **changes: object
+) -> RunDirectory:
+    """Three blocks of 6 s with loops of one length."""
+    trials = [trial(b, "gathered", b * 10_000, b * 10_000 + 6000, block=b) for b in range(3)]
+    lines = [
+        records.encode(loop(b * 10_000 + k * 200, model, trial=b, status="error" if k < failing else "ok"))
+        for b in range(3)
+        for k in range(loops)
+    ]
+    directory = RunDirectory.create(parent, run(trials, **changes))  # type: ignore[arg-type]
+    directory.records_path.write_bytes(b"\n".join([*lines, b""]))
+    return directory
+
+
+def test_what_is_to_know_of_either_run_is_said_and_what_is_invalid_first(tmp_path: Path) -> None:
+    full, thin = fixed(tmp_path), fixed(tmp_path, loops=4)
+    for pair in ((full, thin), (thin, full)):
+        found = compare_directories(*pair).warnings
+        assert [caveat.kind for caveat in found] == ["thin_blocks", "two_runs"]
+        assert "(gathered 12 in 3)" in found[0].detail
+    busy = fixed(tmp_path, client=(ClientHealth(process="w0", cpu=0.99),))
+    kinds = [caveat.kind for caveat in compare_directories(busy, thin).warnings]
+    assert kinds == ["client_saturated", "thin_blocks", "two_runs"]
+
+
+def test_good_loops_are_named_for_the_candidate_and_then_the_baseline(tmp_path: Path) -> None:
+    found = compare_directories(fixed(tmp_path), fixed(tmp_path, failing=15))
+    assert found.verdicts[0].sentence.endswith(
+        "(2.50 against 5.00 good loops/s): 50 % of its loops fail, of the other's 0 %."
+    )
+
+
+def test_the_objective_of_the_candidate_says_what_is_good(tmp_path: Path) -> None:
+    slow = fixed(tmp_path, model=140.0, slo="p95<120ms")
+    (found,) = compare_directories(fixed(tmp_path), slow).comparisons
+    assert found.goodput.value == pytest.approx(0.5 / 30.5)
+    (found,) = compare_directories(slow, fixed(tmp_path)).comparisons
+    assert found.goodput.value == pytest.approx(1.0)
+
+
 def test_annotations_for_github(tmp_path: Path) -> None:
     found = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2), GATES)
     lines = render_regression(found, github=True).splitlines()

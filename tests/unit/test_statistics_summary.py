@@ -176,3 +176,35 @@ def test_a_long_ladder_gets_a_law() -> None:
     assert made.scalability["gathered"].rate == pytest.approx(5.0, rel=0.01)
     assert made.scalability["gathered"].sentence == "no peak seen up to 8 agents"
     assert summaries.decode(orjson.dumps(made)) == made
+
+
+def test_a_summary_of_a_later_version_is_not_guessed_at() -> None:
+    made = json.loads(orjson.dumps(summarise(run([trial(0, "gathered", 0, 1000)]), [loop(0)])))
+    made["schema"] = 99
+    with pytest.raises(RecordError, match="summary of schema 99, but this version reads up to 1: upgrade"):
+        summaries.decode(json.dumps(made).encode())
+
+
+def test_one_load_is_no_ladder_and_no_strategy_no_level() -> None:
+    assert summarise(run([trial(0, "gathered", 0, 1000)]), [loop(0)]).levels == ()
+    nothing = summarise(run([]), [])
+    assert (nothing.strategies, nothing.levels) == ((), ())
+    killed = summarise(run([], finished=False, strategies=("gathered",)), [loop(0)])
+    assert killed.strategies[0].warm_up_loops == 0
+
+
+def test_each_strategy_has_a_law_of_its_own() -> None:
+    trials, records = [], []
+    for index, (strategy, users) in enumerate(
+        (s, u) for s in ("gathered", "sequential") for u in (1, 2, 4, 8)
+    ):
+        trials.append(trial(index, strategy, index * 10_000, index * 10_000 + 4000, users=users))
+        count = (20 if strategy == "gathered" else 10) * users
+        records += [
+            loop(index * 10_000 + k * 4000 / count, model=1, strategy=strategy, trial=index)
+            for k in range(count)
+        ]
+    trials.append(trial(8, "sequential", 90_000, 90_000, users=8, block=1))  # cut short at once
+    laws = summarise(run(trials), records).scalability
+    assert laws["gathered"].rate == pytest.approx(5.0, rel=0.01)
+    assert laws["sequential"].rate == pytest.approx(2.5, rel=0.01)

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from profiler.statistics.usl import fit
+from profiler.statistics import usl
+from profiler.statistics.usl import Scalability, fit
 
 LOADS = [1, 4, 8, 16, 32, 64]
 
@@ -68,3 +69,75 @@ def test_too_few_loads_fit_nothing() -> None:
     assert fit([1, 2, 4], [[1.0], [2.0], [4.0]]) is None
     assert fit(LOADS, [[1.0], [1.0], [1.0], [], [], []]) is None
     assert fit(LOADS, [[1.0], [0.0], [1.0], [1.0], [1.0], [1.0]]) is None
+
+
+@pytest.fixture
+def few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usl, "REPEATS", 40)
+
+
+@pytest.mark.usefixtures("few_repeats")
+def test_a_throughput_that_falls_from_the_first_load_on_has_no_peak() -> None:
+    found = fit(LOADS, [[2.0 / (1 + 0.01 * (n - 1))] * 3 for n in LOADS])
+    assert found is not None
+    assert (found.peak, found.sentence) == (None, "throughput falls with every agent beyond 1")
+
+
+@pytest.mark.usefixtures("few_repeats")
+def test_a_peak_that_noise_could_have_made_is_not_seen() -> None:
+    rng = np.random.default_rng(9)
+    noisy = [
+        [throughput(n, 2.0, 0.05, 0.0002) * math.exp(rng.normal(0, 0.2)) for _ in range(2)] for n in LOADS
+    ]
+    found = fit(LOADS, noisy)
+    assert found is not None
+    peak = math.sqrt((1 - found.contention) / (found.coherency.value or 1))
+    assert LOADS[0] < peak < LOADS[-1]  # where the best fit has it
+    assert found.peak is None
+
+
+@pytest.mark.usefixtures("few_repeats")
+def test_the_interval_of_a_peak_reaches_to_both_sides() -> None:
+    found = fit(LOADS, blocks(2.0, 0.05, 0.001, noise=0.03))
+    assert found is not None
+    assert found.peak is not None
+    assert found.peak.low < found.peak.value < found.peak.high
+
+
+@pytest.mark.usefixtures("few_repeats")
+@pytest.mark.parametrize(("coherency", "noise"), [(1e-5, 0.0), (0.0, 0.03)])
+def test_without_a_peak_the_law_is_told_all_the_same(coherency: float, noise: float) -> None:
+    found = fit(LOADS, blocks(0.02, 0.2, coherency, noise))
+    assert found is not None
+    assert found.peak is None
+    assert found.rate == pytest.approx(0.02, rel=0.1)
+    assert found.contention == pytest.approx(0.2, rel=0.2)
+    assert found.throughput(16) == pytest.approx(throughput(16, 0.02, 0.2, coherency), rel=0.1)
+
+
+OFF = [1.05, 0.95, 1.04, 0.97, 1.05, 0.96]
+"""How far the throughputs of each load are off the law."""
+
+
+def width(found: Scalability | None) -> float:
+    assert found is not None
+    assert found.coherency.low is not None
+    assert found.coherency.high is not None
+    return found.coherency.high - found.coherency.low
+
+
+@pytest.mark.usefixtures("few_repeats")
+def test_blocks_are_drawn_within_their_load_only_where_every_load_has_several() -> None:
+    means = [off * throughput(n, 2.0, 0.05, 0.001) for n, off in zip(LOADS, OFF, strict=True)]
+    agreeing = fit(LOADS, [[mean] * 2 for mean in means])
+    assert width(agreeing) < 1e-6  # what the blocks say of each load is certain, law or no law
+    assert width(fit(LOADS, [[means[0]], *([mean] * 3 for mean in means[1:])])) > 1e-4
+
+
+@pytest.mark.usefixtures("few_repeats")
+def test_a_few_points_leave_more_doubt_than_their_residuals_show() -> None:
+    loads = [1, 8, 32, 64]
+    means = [off * throughput(n, 2.0, 0.05, 0.001) for n, off in zip(loads, OFF, strict=False)]
+    once = width(fit(loads, [[mean] for mean in means]))
+    twice = width(fit(loads * 2, [[mean] for mean in means * 2]))
+    assert once > 1.8 * twice  # of four points three parameters leave one degree of freedom
