@@ -46,9 +46,17 @@ class RecordError(UsageError):
 
 
 class TargetError(ProfilerError):
-    """The target could not be reached, or refused us. Exit code 3."""
+    """The target could not be reached, refused us, or went away. Exit code 3.
+
+    `run_directory`: of a load test, where what had been measured by then is; None when nothing had.
+    """
 
     exit_code = 3
+    run_directory: str | None = None
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        return said if self.run_directory is None else f"{said}; see {self.run_directory}"
 
 
 class ProviderError(TargetError):

@@ -282,8 +282,8 @@ class RunDirectory:
     def remove_if_unused(self) -> bool:
         """Remove the directory, if all it says is what was asked for; whether it did.
 
-        Loops, trials, incidents and money spent are what it keeps. Raises nothing: what cannot be
-        removed stays.
+        Loops, trials, incidents and what a run spent are what it keeps; first loops alone are none.
+        Raises nothing: what cannot be removed stays.
         """
         with contextlib.suppress(OSError, RecordError):
             run = self.load()

@@ -106,6 +106,6 @@ def main(arguments: argparse.Namespace) -> int:
         print(render(answer))
         if load.budget().limits or load.remote_targets(os.environ):
             print(f"spent: {answer.spent}")
-    if answer.lost:
+    if answer.failed:
         return TargetError.exit_code
     return 1 if answer.stopped is not None or (answer.invalid and not arguments.allow_saturated) else 0

@@ -61,7 +61,7 @@ def parse_retry_after(
     if seconds is not None:
         try:
             wait = parsedate_to_datetime(seconds).timestamp() - wall_clock()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
         return max(0, int(wait * 1e9))
     return None

@@ -91,8 +91,8 @@ def run_experiment(
     twice, they are cut off. The run directory is complete for what had finished either way,
     its `finished` is false and its `incidents` say `interrupted`. Raises `KeyboardInterrupt` when
     nothing had begun, `UsageError` for what
-    cannot be asked, `TargetError` when the target cannot be reached or refuses us; a run directory in
-    which nothing was recorded by then is removed.
+    cannot be asked, `TargetError` when the target cannot be reached, refuses us or goes away: it names
+    the run directory, unless nothing was recorded by then and that is removed.
     """
     options = experiment.options
     options.check_targets(os.environ)
@@ -104,8 +104,9 @@ def run_experiment(
     options = replace(options, run_directory=str(directory.path))
     try:
         _run(experiment, options, directory, progress, watch, enough)
-    except BaseException:
-        directory.remove_if_unused()
+    except BaseException as error:
+        if not directory.remove_if_unused() and isinstance(error, TargetError):
+            error.run_directory = str(directory.path)
         raise
     return directory.path
 

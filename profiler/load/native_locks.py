@@ -44,12 +44,15 @@ def _use_for_logging() -> None:
 
     The SDKs ask their loggers about every request on the loop's thread, while the hub's thread logs.
     """
+    if getattr(logging.Handler.createLock, "native", False):
+        return
     make = get_original("_thread", "RLock")
 
     def create_lock(handler: logging.Handler) -> None:
         handler.lock = make()
         logging._register_at_fork_reinit_lock(handler)  # type: ignore[attr-defined]
 
+    create_lock.native = True  # type: ignore[attr-defined]
     logging.Handler.createLock = create_lock  # type: ignore[method-assign,assignment]
     logging._lock = make()  # type: ignore[attr-defined]
     for reference in logging._handlerList:  # type: ignore[attr-defined]
@@ -74,7 +77,7 @@ class ImportLock:
             taken: bool = self._lock.acquire(blocking, timeout)
             return taken
         while not self._lock.acquire(False):
-            if gevent.getcurrent() is gevent.get_hub():
+            if gevent.getcurrent() is gevent.get_hub():  # which cannot let a greenlet run meanwhile
                 get_original("time", "sleep")(POLL_SECONDS)
             else:
                 gevent.sleep(POLL_SECONDS)
@@ -97,7 +100,8 @@ class ImportLock:
 def _use_for_imports() -> None:
     """For the modules that are imported from now on.
 
-    importlib makes a lock for each, by the names that it finds in `_thread`, which gevent has replaced.
+    importlib makes locks for each, by the names that it finds in `_thread`, which gevent has replaced. Not
+    all: `RLock` there stays native, and `get_ident` has to stay gevent's, since it tells greenlets apart.
     """
     ImportLock.hub_thread = _native_ident()
     own = ModuleType("_thread")

@@ -7,6 +7,7 @@ coordinator of the test under way, on a single process both.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -59,6 +60,9 @@ from profiler.scenario import load_scenario
 
 PULSE_SECONDS = 1.0
 CONNECT_SECONDS = 2.0
+OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM))
+"""Why a connection may fail that says nothing of its target."""
+
 CALIBRATION_AGENTS = 32
 """In each process: enough to keep it busy."""
 
@@ -278,6 +282,8 @@ class Session:
             try:
                 gevent.socket.create_connection(target.address, CONNECT_SECONDS).close()
             except OSError as error:
+                if error.errno in OURS:
+                    continue
                 refusal = error.strerror or str(error)
             if silence.tried(time.monotonic(), refusal is None):
                 self._target_gone = (

@@ -1,7 +1,7 @@
 """Whether a target that is not ours has gone away in the middle of a run. Pure.
 
 Loops fail, none succeeds any more, and for a while nobody can connect: what comes after that measures
-nothing. A target that refuses, or is slow, can be connected to, and is left to the loops.
+nothing. A target that answers with errors, or late, can be connected to, and is left to the loops.
 """
 
 from __future__ import annotations

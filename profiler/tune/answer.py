@@ -29,8 +29,8 @@ class Answer:
 
     `final`: the last rung, in which all were measured in the same paired blocks; `curve`: every
     shared semaphore that was tried, by limit (`search.on_one_scale`). `stopped` says in words what
-    ended the search early: a limit on what may be spent, or a target that was `lost`. Where that was
-    before the last rung had ended it is not `proven`, and `final` is the last rung that tells
+    ended the search early: a limit on what may be spent, or an experiment that `failed`. Where that
+    was before the last rung had ended it is not `proven`, and `final` is the last rung that tells
     something. `spent` is what it spent.
     """
 
@@ -50,7 +50,7 @@ class Answer:
     seconds: float
     invalid: tuple[str, ...] = ()
     stopped: str | None = None
-    lost: bool = False
+    failed: bool = False
     proven: bool = True
     spent: str = ""
 

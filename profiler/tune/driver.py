@@ -101,7 +101,7 @@ class Tuner:
         self._runs: list[RunDirectory] = []
         self._rungs: list[Rung] = []
         self._spending = Spending(search.load)
-        self._lost: TargetError | None = None
+        self._failure: TargetError | None = None
         self._seed = search.load.seed
         self._left = dict(SHARES)
         self._between, self._beside = 1.0, 8.0
@@ -109,21 +109,22 @@ class Tuner:
     def run(self) -> Answer:
         """Search, and answer. Raises what `run_experiment` raises.
 
-        A limit on what may be spent ends it early, with what was found by then, and so does a target
-        that goes away; raises `LimitReachedError` or the `TargetError` when that is nothing.
+        A limit on what may be spent ends it early, with what was found by then, and so does an
+        experiment that fails, as when the target goes away; raises `LimitReachedError` or the
+        `TargetError` when that is nothing.
         """
         try:
             return self._search_through()
         except LimitReachedError:
             return self._so_far()
         except TargetError as error:
-            self._lost = error
+            self._failure = error
             return self._so_far()
 
     @property
     def _stopped(self) -> str | None:
         """In words: what ended the search early."""
-        return self._spending.stopped if self._lost is None else f"the search ended early: {self._lost}"
+        return self._spending.stopped if self._failure is None else f"the search ended early: {self._failure}"
 
     def _search_through(self) -> Answer:
         search = self._search
@@ -145,7 +146,7 @@ class Tuner:
         try:
             loads, scalability = self._other_loads(setting)
         except (LimitReachedError, TargetError) as error:
-            self._lost = error if isinstance(error, TargetError) else None
+            self._failure = error if isinstance(error, TargetError) else None
             loads, scalability = [], None
         return self._answer(setting, as_good, self._rungs[-1], loads, scalability, self._rates(records))
 
@@ -153,12 +154,12 @@ class Tuner:
         """The best of the last rung in which everything was measured, else of the last with figures."""
         scored = [rung for rung in self._rungs if any(one.score.value for one in rung.found)]
         rung = next((rung for rung in reversed(scored) if rung.whole), scored[-1] if scored else None)
-        if rung is None and self._lost is not None:
-            raise self._lost
+        if rung is None and self._failure is not None:
+            raise self._failure
         if rung is None:
             paths = ", ".join(str(directory.path) for directory in self._runs)
             raise LimitReachedError(
-                f"{self._spending.stopped}: too little was measured to name a setting; see {paths}"
+                f"{self._spending.stopped}: too little was measured, or met the objective; see {paths}"
             )
         del self._rungs[self._rungs.index(rung) + 1 :]
         best = max(rung.found, key=lambda one: one.score.value or 0.0)
@@ -277,7 +278,15 @@ class Tuner:
             options = replace(options, arrivals=scaled(search.load.arrivals, most / search.users))
         experiment = Experiment(options, most, seconds, search.workers)
         enough = self._enough if name == "final" else None
-        directory = RunDirectory.open(run_experiment(experiment, enough=enough))
+        try:
+            directory = RunDirectory.open(run_experiment(experiment, enough=enough))
+        except TargetError as error:
+            if error.run_directory is not None:
+                directory = RunDirectory.open(error.run_directory)
+                self._runs.append(directory)
+                self._spending.add(directory.load())
+                self._scored(specs, directory)
+            raise
         self._runs.append(directory)
         run = directory.load()
         self._between, self._beside = overheads(run, time.monotonic() - began)
@@ -328,7 +337,7 @@ class Tuner:
             seconds=time.monotonic() - self._began,
             invalid=tuple(caveat.sentence for caveat in summary.warnings if caveat.invalid),
             stopped=self._stopped,
-            lost=self._lost is not None,
+            failed=self._failure is not None,
             proven=proven,
             spent=self._spending.described,
         )

@@ -144,7 +144,7 @@ async def there():
     modules()
 flight = thread.submit(there)
 modules()
-flight.wait(10)
+flight.wait(25)
 sys.setswitchinterval(0.005)
 place.cleanup()
 print("imported on both threads")
@@ -167,7 +167,7 @@ sys.setswitchinterval(1e-6)
 async def in_threads():
     for _ in range(600):
         await asyncio.gather(*(asyncio.to_thread(int) for _ in range(3)))
-thread.run(in_threads, 10)
+thread.run(in_threads, 25)
 sys.setswitchinterval(0.005)
 print("1800 threads have answered")
 """
@@ -204,7 +204,7 @@ def test_bridge(ending: str, said: str, patched: bool) -> None:
         [sys.executable, "-c", (PATCH if patched else "") + script],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.stderr == ""
@@ -230,7 +230,7 @@ thread.stop()
         [sys.executable, "-c", f"{PATCH}\nimport asyncio\n{script}"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert (done.stdout, done.stderr, done.returncode) == ("4\n", "", 0)

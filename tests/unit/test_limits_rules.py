@@ -563,6 +563,7 @@ def test_waits_that_make_no_sense_are_not_believed():
     assert parse_retry_after(None, "999999") == 999_999 * S
     assert parse_retry_after(None, "1000000") is None
     assert parse_retry_after("soon", "later") is None
+    assert parse_retry_after(None, "Mon, 01 Jan 99999999999999999999 00:00:00 GMT") is None
 
 
 def test_a_date_to_wait_for_is_a_wait_by_the_wall_clock_of_now():

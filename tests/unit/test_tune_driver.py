@@ -261,7 +261,7 @@ def test_a_limit_ends_the_search_with_the_best_so_far(invented):
 
 
 def test_a_limit_too_low_to_find_anything_is_said_in_one_line(invented):
-    said = "^stopped at --max-loops 2: 2 begun: too little was measured to name a setting; see /"
+    said = "^stopped at --max-loops 2: 2 begun: too little was measured, or met the objective; see /"
     with pytest.raises(ProfilerError, match=said) as raised:
         tune(limited(max_loops=2))
     assert raised.value.exit_code == 1
@@ -283,11 +283,31 @@ def test_a_target_that_goes_away_leaves_what_was_found(invented, monkeypatch, go
 
     monkeypatch.setattr(driver, "run_experiment", goes_away)
     answer = tune(search(20))
-    assert (answer.lost, answer.proven, answer.loads) == (True, proven, ())
+    assert (answer.failed, answer.proven, answer.loads) == (True, proven, ())
     assert answer.stopped == "the search ended early: the target http://127.0.0.1:9 went away"
     assert {one.spec for one in answer.final} == (known or set(invented[-1].options.strategies))
     assert len(answer.runs) == gone_in - 1
     assert render(answer).splitlines()[0] == f"{answer.stopped}."
+
+
+def test_what_was_measured_before_the_target_went_away_counts(invented, monkeypatch):
+    run_experiment = driver.run_experiment
+
+    def goes_away(experiment: Experiment, **options: Any) -> Path:
+        path = run_experiment(experiment, **options)
+        if len(invented) == 3:
+            error = TargetError("the target went away")
+            error.run_directory = str(path)
+            raise error
+        return path
+
+    monkeypatch.setattr(driver, "run_experiment", goes_away)
+    answer = tune(search(20))
+    assert len(answer.runs) == 3
+    assert answer.stopped == f"the search ended early: the target went away; see {answer.runs[-1]}"
+    assert {one.spec for one in answer.final} == set(invented[-1].options.strategies)
+    loops = [RunDirectory.open(path).load().spent.loops for path in answer.runs]
+    assert answer.spent.startswith(f"{sum(loops):,} loops, ")
 
 
 def test_a_target_that_was_never_there_is_an_error(monkeypatch):

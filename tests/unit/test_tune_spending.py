@@ -86,7 +86,7 @@ ELSEWHERE = ["tune", "--base-url", "https://api.example.com", "--allow-remote", 
         ("", ["--quiet"], {}, 1, False),
         ("", ["--yes"], {}, 0, True),
         ("y\n", [], {"stopped": "stopped at --max-cost 1: $1.02 spent"}, 1, True),
-        ("y\n", [], {"stopped": "the search ended early: gone", "lost": True}, 3, True),
+        ("y\n", [], {"stopped": "the search ended early: gone", "failed": True}, 3, True),
     ],
 )
 def test_a_search_elsewhere_is_asked_about_and_what_ended_it_is_the_exit_code(
