@@ -31,14 +31,7 @@ from profiler.content import Content, Redact
 from profiler.errors import UsageError
 from profiler.execution import arguments_text
 from profiler.model import current_probe
-from profiler.observed import (
-    Match,
-    ObservedCall,
-    ObservedLoop,
-    ObservedRound,
-    bound_arguments,
-    handed_over,
-)
+from profiler.observed import Match, ObservedCall, ObservedLoop, ObservedRound, bound_arguments
 from profiler.providers.attempts import transports
 from profiler.providers.supported import refuse_httpx
 from profiler.providers.watch import AsyncWatch, Watch, WatchedRequest
@@ -266,8 +259,7 @@ class _CallContext:
             content = self._profiler._content
             if content is not None and call.request.arguments != "":
                 call.arguments = content.keep(arguments_text(call.request.arguments))
-            # What the tool itself runs was not handed over with it.
-            self._tokens = (self._profiler._loop.set(loop), current_call.set(context), handed_over.set(None))
+            self._tokens = (self._profiler._loop.set(loop), current_call.set(context))
         return self
 
     def returns(self, value: T) -> T:
@@ -288,7 +280,6 @@ class _CallContext:
         if self._tokens is not None:
             self._profiler._loop.reset(self._tokens[0])
             current_call.reset(self._tokens[1])
-            handed_over.reset(self._tokens[2])
         if call is None:
             return
         if kind is not None:

@@ -7,10 +7,10 @@ one with an unclaimed call of that name and those arguments.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import orjson
 
@@ -23,20 +23,33 @@ MAX_ROUNDS = 10_000
 """Rounds kept of one loop: one that never ends must not grow for ever."""
 
 
-class HandedOver(NamedTuple):
-    """When calls were handed to a strategy, and its limit then."""
+@dataclass(slots=True, eq=False)
+class HandedOver:
+    """A callable that a strategy was given: when, when it let it run, and its limit at first.
+
+    `begun`: a tool call or a model request of it has begun. Tasks and threads of the callable have
+    copies of its context; they share this object, so that what one of them begins counts for all.
+    """
 
     at_ns: int
+    released_ns: int
     limit: int | None
+    begun: bool = False
 
 
 handed_over: ContextVar[HandedOver | None] = ContextVar("toolloop_handed_over", default=None)
-"""Of the calls that begin in this context; None where the loop's own code decides when they run."""
+"""The callable that this context is of; None where the loop's own code decides when calls run.
+
+Only what a callable begins first has waited in the strategy: when the rest runs, the callable decides.
+"""
 
 
 @dataclass(slots=True)
 class ObservedCall:
-    """A call of a wrapped tool, while it runs and after; its content where that is recorded."""
+    """A call of a wrapped tool, while it runs and after; its content where that is recorded.
+
+    `queued_ns` is known of a call that a callable made which was `handed_over`.
+    """
 
     request: CallRequest
     ready_ns: int
@@ -47,6 +60,7 @@ class ObservedCall:
     blocking_ns: int = 0
     arguments: str | None = None
     result: str | None = None
+    queued_ns: int | None = None
     handed_over: HandedOver | None = None
 
 
@@ -105,7 +119,9 @@ class ObservedLoop:
 
     def begin_round(self, provider: str, model: str) -> ObservedRound:
         """A model request starts."""
-        now = self.clock()
+        now, handed = self.clock(), handed_over.get()
+        if handed is not None:
+            handed.begun = True
         if len(self.rounds) >= MAX_ROUNDS:
             del self.rounds[0]
             self.rounds_dropped += 1
@@ -131,18 +147,28 @@ class ObservedLoop:
 
     def begin_call(self, name: str, found: Match | None, call_id: str = "") -> ObservedCall:
         """A tool starts; without a match it joins the newest round, with no id of its own."""
-        now, handed = self.clock(), handed_over.get()
+        now = self.clock()
         if found is None:
-            ready_ns = now if handed is None else handed.at_ns
-            call = ObservedCall(CallRequest(call_id, name, ""), ready_ns, now, handed_over=handed)
-            if self.rounds:
-                self.rounds[-1].calls.append(call)
-            return call
-        round_, index, certain = found
-        self.ambiguous += not certain
-        request, ready_ns = round_.unclaimed.pop(index)
-        call = ObservedCall(request, ready_ns, now, handed_over=handed)
-        round_.calls.append(call)
+            round_ = self.rounds[-1] if self.rounds else None
+            call = ObservedCall(CallRequest(call_id, name, ""), now, now)
+        else:
+            round_, index, certain = found
+            self.ambiguous += not certain
+            request, ready_ns = round_.unclaimed.pop(index)
+            call = ObservedCall(request, ready_ns, now)
+        handed = handed_over.get()
+        if handed is not None:
+            waited_ns = 0 if handed.begun else handed.released_ns - handed.at_ns
+            handed.begun = True
+            # A round that began since is of an agent that was handed over: its calls were not.
+            if round_ is not None and round_.started_ns <= handed.at_ns:
+                call.handed_over = handed
+                # Not at_ns: what the callable did before its first call was no waiting.
+                if found is None:
+                    call.ready_ns = now - waited_ns
+                call.queued_ns = max(call.ready_ns, now - waited_ns)
+        if round_ is not None:
+            round_.calls.append(call)
         return call
 
     def record(self, status: Status, error_type: str | None, lag_ns: int, process: str = "") -> LoopRecord:
@@ -184,7 +210,9 @@ def _round(index: int, observed: ObservedRound, next_ns: int) -> RoundRecord:
     calls = sorted(observed.calls, key=lambda call: call.started_ns)
     queued = [_queued_ns(call, calls[0].started_ns) for call in calls]
     tools_started_ns = min(queued, default=None)
-    limit = next((call.handed_over.limit for call in calls if call.handed_over is not None), None)
+    handed = [call.handed_over for call in calls if call.handed_over is not None]
+    given_ns = min((callable_.at_ns for callable_ in handed), default=tools_started_ns)
+    limit = handed[0].limit if handed else None
     recorded = tuple(
         ToolCall(
             id=call.request.id,
@@ -228,8 +256,8 @@ def _round(index: int, observed: ObservedRound, next_ns: int) -> RoundRecord:
         tool_calls=recorded,
         status="error" if failed else "ok",
         shortfall=(
-            shortfall(recorded, tools_ended_ns - tools_started_ns, limit)
-            if tools_started_ns is not None and tools_ended_ns is not None
+            shortfall(_scheduled(calls, recorded), tools_ended_ns - min(given_ns, tools_started_ns), limit)
+            if tools_started_ns is not None and tools_ended_ns is not None and given_ns is not None
             else None
         ),
         unobserved_calls=len(observed.unclaimed),
@@ -239,11 +267,28 @@ def _round(index: int, observed: ObservedRound, next_ns: int) -> RoundRecord:
 
 def _queued_ns(call: ObservedCall, first_ns: int) -> int:
     """When a call was handed over; `first_ns`: when the first of its round started."""
-    if call.handed_over is not None:
-        return min(max(call.ready_ns, call.handed_over.at_ns), call.started_ns)
+    if call.queued_ns is not None:
+        return call.queued_ns
     # When the loop's own code handed a call over is not to be seen; no call of a round
     # can have waited for another before the first of them started.
     return max(call.ready_ns, min(first_ns, call.started_ns))
+
+
+def _scheduled(calls: Sequence[ObservedCall], recorded: Sequence[ToolCall]) -> list[ToolCall]:
+    """What the strategy had to schedule: a callable as one, from its release to the end of its last call."""
+    scheduled: dict[int, ToolCall] = {}
+    for call, one in zip(calls, recorded, strict=True):
+        if call.handed_over is None:
+            scheduled[id(call)] = one
+            continue
+        whole = scheduled.get(id(call.handed_over))
+        scheduled[id(call.handed_over)] = replace(
+            one,
+            started_ns=call.handed_over.released_ns,
+            ended_ns=max(one.ended_ns, whole.ended_ns if whole else 0),
+            blocking_ns=one.blocking_ns + (whole.blocking_ns if whole else 0),
+        )
+    return list(scheduled.values())
 
 
 def _fits(requested: str | Mapping[str, Any], given: Mapping[str, Any]) -> bool:

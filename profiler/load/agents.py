@@ -187,27 +187,36 @@ class AgentContext:
     async def execute(self, *calls: Callable[[], Awaitable[T]]) -> list[T]:
         """Run the calls of a round as the strategy says; their results in order.
 
-        All of them end, then the first failure is raised.
+        All of them end, then the first failure is raised. In the records the first tool call of each
+        has the time that the strategy held it as its wait; when further ones run is its own decision.
         """
         gate, agent = self.strategy.gate, self._call.place.agent
         outcomes: list[T | BaseException] = [asyncio.CancelledError()] * len(calls)
 
+        clock, limit = self.profiler.recorder.clock, self.strategy.limit
+        outer, at_ns = handed_over.get(), clock()
+        if outer is not None:
+            outer.begun = True
+
+        async def released(index: int) -> None:
+            # Per callable: one after another they may all run in one task.
+            token = handed_over.set(HandedOver(at_ns, clock(), limit))
+            try:
+                outcomes[index] = await calls[index]()
+            finally:
+                handed_over.reset(token)
+
         async def one(index: int) -> None:
             try:
                 if gate is None:
-                    outcomes[index] = await calls[index]()
+                    await released(index)
                 else:
                     async with gate.slot(agent=agent):
-                        outcomes[index] = await calls[index]()
+                        await released(index)
             except Exception as error:
                 outcomes[index] = error
 
-        runs = [partial(one, index) for index in range(len(calls))]
-        token = handed_over.set(HandedOver(self.profiler.recorder.clock(), self.strategy.limit))
-        try:
-            await self.strategy.execute(runs)
-        finally:
-            handed_over.reset(token)
+        await self.strategy.execute([partial(one, index) for index in range(len(calls))])
         results: list[T] = []
         for outcome in outcomes:
             if isinstance(outcome, BaseException):

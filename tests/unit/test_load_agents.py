@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -18,9 +18,10 @@ from profiler.gate import Gate
 from profiler.instrument import Profiler
 from profiler.limited import LimitedModel
 from profiler.load.agents import AgentContext, Own, Place, load_factory, placed
-from profiler.records import LoopRecord
+from profiler.observed import HandedOver, ObservedLoop, handed_over
+from profiler.records import LoopRecord, RoundRecord
 from profiler.strategies import parse_strategy
-from profiler.testing import ScriptedModel, run_virtual
+from profiler.testing import ScriptedModel, call, run_virtual
 from tests.unit.statistics_data import loop
 
 MS = 1_000_000
@@ -170,6 +171,178 @@ def test_what_a_loop_of_one_s_own_hands_over_waits_in_the_queue(
     assert round_.limit == parse_strategy(spec).limit
     assert round_.shortfall == shortfall
     assert [one.queued_ns == one.started_ns for one in round_.tool_calls if one.name == "inner"] == [True] * 2
+
+
+class Tools:
+    """What a callable of a loop of one's own can do: tools `a` and `b` of 0.2 s, one in a thread, a model."""
+
+    def __init__(self, given: AgentContext, clock: Callable[[], int]) -> None:
+        self.given = given
+        given.profiler = watching = Profiler([given.sink], clock=clock)
+
+        async def a() -> None:
+            await asyncio.sleep(0.2)
+
+        async def b() -> None:
+            await asyncio.sleep(0.2)
+
+        def quick() -> None: ...
+
+        self.a, self.b, self.quick = watching.tool(a), watching.tool(b), watching.tool(quick)
+
+    def model(self, *asked: str) -> None:
+        observed = self.given.profiler._loop.get()
+        assert observed is not None
+        round_ = observed.begin_round("openai", "m")
+        round_.ended_ns = observed.clock()
+        round_.unclaimed += [(call(name), observed.clock()) for name in asked]
+
+
+def handed(
+    spec: str,
+    *bodies: Callable[[Tools], Awaitable[Any]],
+    held: float = 0.0,
+    asked: Sequence[str] = (),
+) -> LoopRecord:
+    """The loop that hands `bodies` over at once, while another agent is in the limiter for `held` seconds."""
+    records: list[LoopRecord] = []
+
+    async def main(clock: Callable[[], int]) -> None:
+        tools = Tools(context(spec), clock)
+
+        async def one_loop() -> None:
+            tools.model(*asked)
+            await tools.given.execute(*(partial(body, tools) for body in bodies))
+            assert handed_over.get() is None
+
+        async def another_agent() -> None:
+            gate = tools.given.strategy.gate
+            async with nullcontext() if gate is None else gate.slot():
+                await asyncio.sleep(held)
+
+        own = await Own.make(lambda _: one_loop, tools.given, [records.append])
+        _, ended = await asyncio.gather(another_agent(), own.run(PLACE))
+        assert ended
+
+    run_virtual(main)
+    return records[-1]
+
+
+def waits(round_: RoundRecord) -> list[tuple[str, int, int]]:
+    """(tool, queued, started), in milliseconds."""
+    assert all(one.started_ns is not None for one in round_.tool_calls)
+    return [(one.name, one.queued_ns // MS, (one.started_ns or 0) // MS) for one in round_.tool_calls]
+
+
+def spent(round_: RoundRecord) -> dict[str, int]:
+    return {name: ns // MS for name, ns in phases(round_).items() if ns}
+
+
+async def pipeline(tools: Tools) -> None:
+    await tools.a()
+    await asyncio.sleep(0.2)
+    await tools.b()
+
+
+async def gathering(tools: Tools) -> None:
+    await asyncio.gather(tools.a(), tools.a())
+    await asyncio.sleep(0.2)
+    await tools.b()
+
+
+async def in_a_thread(tools: Tools) -> None:
+    await asyncio.to_thread(tools.quick)
+    await asyncio.sleep(0.2)
+    await tools.b()
+
+
+async def late(tools: Tools) -> None:
+    await asyncio.sleep(0.2)
+    await tools.b()
+
+
+async def handing_on(tools: Tools) -> None:
+    tools.given.strategy = parse_strategy("gathered")
+    await tools.given.execute(tools.a)
+    await asyncio.sleep(0.2)
+    await tools.b()
+
+
+async def sub_agent(tools: Tools) -> None:
+    await asyncio.sleep(0.1)
+    tools.model("a", "b")
+    await tools.a()
+    await tools.b()
+
+
+async def model_then_tool(tools: Tools) -> None:
+    await asyncio.sleep(0.1)
+    tools.model()
+    tools.quick()
+
+
+@pytest.mark.parametrize("asked", [(), ("a", "b")])
+def test_a_callable_that_nothing_held_did_not_wait(asked: Sequence[str]) -> None:
+    (round_,) = handed("semaphore:2", pipeline, asked=asked).rounds
+    assert waits(round_) == [("a", 0, 0), ("b", 400, 400)]
+    assert spent(round_) == {"tools": 400, "unaccounted": 200}
+    assert (round_.limit, round_.shortfall) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "waited"),
+    [
+        (pipeline, [("a", 0, 300), ("b", 700, 700)]),
+        (gathering, [("a", 0, 300), ("a", 300, 300), ("b", 700, 700)]),
+        (in_a_thread, [("quick", 0, 300), ("b", 500, 500)]),
+        (late, [("b", 200, 500)]),  # the 300 ms that it was held, not the 200 that it took itself
+        (handing_on, [("a", 300, 300), ("b", 700, 700)]),
+    ],
+)
+def test_only_the_first_call_of_a_callable_waited_in_the_limiter(
+    body: Any, waited: list[tuple[str, int, int]]
+) -> None:
+    (round_,) = handed("semaphore:1", body, held=0.3).rounds
+    assert waits(round_) == waited
+
+
+def test_one_callable_after_another_waits_from_when_both_were_handed_over() -> None:
+    (round_,) = handed("sequential", pipeline, pipeline).rounds
+    assert waits(round_) == [("a", 0, 0), ("b", 400, 400), ("a", 0, 600), ("b", 1000, 1000)]
+    assert spent(round_) == {"tools": 800, "queue": 200, "unaccounted": 200}
+    assert (round_.limit, round_.shortfall) == (1, None)  # as sequential allows
+
+
+@pytest.mark.parametrize("body", [pipeline, late])
+def test_the_limiter_prolongs_a_round_where_it_held_callables_that_it_would_have_let_run(body: Any) -> None:
+    assert handed("semaphore:2", body, body).rounds[0].shortfall is None
+    assert handed("gathered", body, body).rounds[0].shortfall is None
+    assert handed("semaphore:2", body, body, held=0.3).rounds[0].shortfall == "limiter"
+    assert handed("semaphore:1", body, body).rounds[0].shortfall is None
+    assert handed("semaphore:1", body, body, held=0.1).rounds[0].shortfall == "limiter"
+
+
+def test_the_rounds_of_an_agent_that_was_handed_over_have_no_limit() -> None:
+    first, second = handed("semaphore:1", sub_agent, held=0.3).rounds
+    assert (first.limit, second.limit, first.tool_calls) == (None, None, ())
+    assert waits(second) == [("a", 400, 400), ("b", 400, 600)]  # as in any loop whose own code runs its calls
+
+
+def test_what_waited_of_a_callable_that_asks_a_model_first_is_not_its_tool_call() -> None:
+    first, second = handed("semaphore:1", model_then_tool, held=0.3, asked=("quick",)).rounds
+    assert waits(first) == [("quick", 400, 400)]
+    assert (first.limit, second.limit) == (1, None)
+
+
+def test_a_call_that_was_not_ready_when_its_callable_was_handed_over_waits_from_when_it_was() -> None:
+    observed = ObservedLoop(iter([0, 0, 12]).__next__, name="", strategy="semaphore:1", parent=None)
+    observed.begin_round("openai", "m").unclaimed.append((call("a"), 5))
+    token = handed_over.set(HandedOver(at_ns=4, released_ns=12, limit=1))
+    try:
+        begun = observed.begin_call("a", observed.match("a", {}))
+    finally:
+        handed_over.reset(token)
+    assert (begun.ready_ns, begun.queued_ns, begun.started_ns) == (5, 5, 12)
 
 
 def test_results_come_in_order_and_the_first_failure_after_all_have_ended() -> None:
