@@ -174,16 +174,26 @@ class Coordinator:
             self._show("ramping", strategy=first)
             self._team.begin(workers, unmeasured, self.options, self._ramp.users)
             there = self._spawned.is_set
-            self._wait(lambda: there() or self._exhausted(), ramp + SPAWN_GRACE_SECONDS)
+            self._wait(
+                lambda: there() or self._exhausted() or self._cannot_go_on(), ramp + SPAWN_GRACE_SECONDS
+            )
+            self._say_that_time_was_short()
             self._end(workers, unmeasured)
         else:
             self._wait(self._spawned.is_set, SPAWN_GRACE_SECONDS)
-        if self._stop.is_set() and not self._spawned.is_set():
+            self._say_that_time_was_short()
+        return not self._stop.is_set()
+
+    def _say_that_time_was_short(self) -> None:
+        """Where the run time ended the ramp. What else may have ended it says so itself."""
+        if not self._stop.is_set() or self._spawned.is_set() or not self._time_is_out():
+            return
+        interrupted = any(incident.kind == "interrupted" for incident in self.ledger.run.incidents)
+        if self._limit is None and self.error is None and not interrupted:
             _log.warning(
                 "stopped before all users were there: nothing was measured; spawn them faster (-r), "
                 "or give it more time (-t)"
             )
-        return not self._stop.is_set()
 
     def _trials(self) -> None:
         options = self.options

@@ -54,7 +54,12 @@ class AgentUser(User):  # type: ignore[misc]
         """
         if not getattr(self, "_in_trial", False):
             return bool(super().stop(force))
-        return False if self._state == LOCUST_STATE_STOPPING else bool(super().stop(force=False))
+        if self._state != LOCUST_STATE_STOPPING:
+            super().stop(force=False)
+        # Locust counts the users it has by their greenlets: with this one it would spawn too few when the
+        # load grows again. The end of the trial waits for its loop in any case.
+        self._group.discard(self._greenlet)
+        return False
 
     def _leaving(self) -> bool:
         stopping: bool = self._state == LOCUST_STATE_STOPPING

@@ -43,6 +43,29 @@ properties = {}
 """
 
 
+EDITED = """
+import gevent
+from locust import events
+from profiler.load.session import Session
+from profiler.load.users import Agent
+
+__all__ = ["Agent"]
+
+
+def edit(environment):
+    crew = Session.of(environment).crew
+    while crew.trial is None or crew.trial.in_flight < 6:
+        gevent.sleep(0.02)
+    for users in (3, 6):
+        environment.runner.start(users, 6)
+        environment.runner.spawning_greenlet.join()
+
+
+events.test_start.add_listener(lambda environment, **_: gevent.spawn(edit, environment))
+"""
+"""Asks for 3 users and again for 6, as the web UI's edit does, while all 6 are in a loop."""
+
+
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Locust]:
     with locust(tmp_path) as running:
@@ -198,4 +221,23 @@ def test_stairs_of_an_open_load_under_locust(processes: Locust) -> None:
         seconds = (trial.ended_ns - trial.started_ns) / 1e9
         assert trial.arrived == pytest.approx(5 * trial.users * seconds, abs=trial.users + 1)
     assert "open load, constant:40/s" in output
+    assert processes.all_left_within(5)
+
+
+def test_a_load_that_shrinks_and_grows_again_within_a_loop_has_all_its_agents(processes: Locust) -> None:
+    """Those that leave finish their loops, and count for Locust no more."""
+    scenario, processes.file = processes.path / "slow.toml", processes.path / "edited.py"
+    scenario.write_text(SLOW.replace("duration = 0.09", "duration = 1.0"))
+    processes.file.write_text(EDITED)
+    code, output = processes.run(
+        "--scenario", str(scenario), "-u", "6", "-r", "6", "--strategy", "gathered",
+        "--trial-seconds", "0.5", "--blocks", "2", "--no-metrics",
+    )  # fmt: skip
+    assert code == 0, output
+    directory = processes.directory()
+    run, records = directory.load(), list(directory.records())
+    assert '{"Agent": 3} (3 total users)' in output
+    assert [(trial.users, trial.wanted, trial.interrupted) for trial in run.trials] == [(6, 6, 0)] * 2
+    assert len({record.agent for record in records if record.trial == 1}) == 6
+    assert {record.status for record in records} == {"ok"}
     assert processes.all_left_within(5)

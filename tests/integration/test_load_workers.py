@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from profiler.load.experiment import Experiment, run_experiment
+from profiler.load.ledger import SETTLED
 from profiler.load.options import LoadOptions
 from profiler.rundir import RunDirectory
 from profiler.statistics.summary import summarise_directory
@@ -40,19 +41,22 @@ def test_a_worker_that_joins_late_takes_its_share_and_no_loop_is_cut_off(tmp_pat
         master = processes.start(
             *("--master", "--headless", "--expect-workers", "1", "-u", "6", "-r", "6", "--no-metrics"),
             *("--master-bind-host", "127.0.0.1", "--master-bind-port", port),
-            *("--strategy", "gathered", "--trial-seconds", "3", "--blocks", "3", "--scenario", scenario),
+            *("--strategy", "gathered", "--trial-seconds", "3", "--blocks", "20", "--scenario", scenario),
         )
         processes.start("--worker", *there)
         runs = tmp_path / "runs"
         assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 40)
         processes.start("--worker", *there)
+        directory = processes.directory()
+        assert wait_until(lambda: len(pids(directory.records_path)) == 2, 50)
+        (directory.path / SETTLED).touch()  # the trial under way is the last, however long it took to come
         for process in (master, *processes.started[1:]):
             code, output = processes.end(process)
             assert code == 0, output
-        directory = processes.directory()
         run, records = directory.load(), list(directory.records())
         check_trials(run, records, {"gathered"})
-        assert (run.finished, run.workers, run.incidents) == (True, 2, ())
+        assert (run.finished, run.workers) == (True, 2)
+        assert [incident.kind for incident in run.incidents] == ["settled"]
         assert {record.status for record in records} == {"ok"}
         assert len(pids(directory.records_path)) == 2
         assert len({r.process for r in records if r.trial == 0}) == 1
