@@ -106,7 +106,7 @@ def kill_one(
         )
         try:
             if once_loops_run:
-                wait_until(lambda: any(f.stat().st_size for f in path.glob("runs/*/records.jsonl")), 30)
+                wait_until(lambda: any(f.stat().st_size for f in path.glob("runs/*/records.jsonl")), 60)
             begun = time.monotonic()
             found = _look(process.pid, mark, victim, begun + after)
             wrong, code = [], None

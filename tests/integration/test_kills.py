@@ -81,7 +81,7 @@ def test_a_target_of_ones_own_that_goes_away_ends_the_run(tmp_path: Path) -> Non
             )
             ended[sent] = pool.submit(process.communicate, timeout=100), process, emulator
         for sent, (_, _, emulator) in ended.items():
-            assert wait_until(lambda out=sent.name: any(_records(tmp_path / out)), 30)  # type: ignore[misc]
+            assert wait_until(lambda out=sent.name: any(_records(tmp_path / out)), 60)  # type: ignore[misc]
             os.kill(emulator.pid, sent)
         for sent, (said, process, emulator) in ended.items():
             out, err = said.result()
@@ -139,7 +139,7 @@ def test_a_full_disk_ends_the_run_in_words_and_keeps_what_was_there(tmp_path: Pa
     assert not run.finished
     assert [incident.kind for incident in run.incidents] == ["aborted"]
     assert cli.main(["report", str(directory.path)]) == 0
-    assert wait_until(lambda: not marked(mark), 10)
+    assert wait_until(lambda: not marked(mark), 60)
 
 
 def test_a_directory_that_cannot_be_made_is_said_before_anything_starts(

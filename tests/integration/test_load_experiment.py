@@ -49,7 +49,7 @@ def test_blocks_of_every_strategy_on_the_same_tape(
     assert run.finished
     assert run.incidents == ()
     assert [trial.block for trial in run.trials] == [0, 0, 1, 1]
-    assert all(0.5e9 <= trial.ended_ns - trial.started_ns < 0.7e9 for trial in run.trials)
+    assert all(0.5e9 <= trial.ended_ns - trial.started_ns < 1.0e9 for trial in run.trials)
     assert [trial.users for trial in run.trials] == [6] * 4
     for block in (0, 1):
         # Every strategy of a block begins at the same tape entry and leaves none out.
@@ -99,7 +99,7 @@ def test_nobody_outlives_it(processes: Locust, ended_by: signal.Signals) -> None
         [sys.executable, "-c", SCRIPT, str(runs)],
         env={**os.environ, "PYTHONPATH": str(ROOT), MARK: processes.mark},
     )
-    assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 30)
+    assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 60)
     script.send_signal(ended_by)
     code = script.wait(20)
     assert code == (0 if ended_by == signal.SIGINT else -signal.SIGKILL)

@@ -61,7 +61,7 @@ def test_a_worker_that_joins_late_takes_its_share_and_no_loop_is_cut_off(tmp_pat
         assert len(pids(directory.records_path)) == 2
         assert len({r.process for r in records if r.trial == 0}) == 1
         assert {trial.users for trial in run.trials[-1:]} == {6}
-        assert processes.all_left_within(5)
+        assert processes.all_left_within(15)
 
 
 def test_a_worker_that_is_killed_is_missed_and_what_it_had_sent_counts(tmp_path: Path) -> None:

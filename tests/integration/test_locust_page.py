@@ -39,7 +39,7 @@ def start(processes: Locust, *arguments: str) -> tuple[Any, str]:
     port = free_port()
     process = processes.start("--web-port", str(port), "--web-host", "127.0.0.1", *arguments)
     root = f"http://127.0.0.1:{port}"
-    assert wait_until(lambda: answers(f"{root}/login" if "--web-login" in arguments else root), 30)
+    assert wait_until(lambda: answers(f"{root}/login" if "--web-login" in arguments else root), 60)
     return process, root
 
 
@@ -78,7 +78,7 @@ def test_live_in_a_browser_and_equal_to_the_records(processes: Locust) -> None:
         def state() -> str:
             return str(json.loads(get(f"{root}/stats/requests"))["state"])
 
-        assert wait_until(lambda: state() in ("stopped", "ready"), 30)
+        assert wait_until(lambda: state() in ("stopped", "ready"), 60)
         records = list(processes.directory().records())
         counts = {s: sum(r.strategy == s for r in records) for s in ("gathered", "sequential")}
         page.goto(f"{root}/tool-loops")

@@ -63,7 +63,8 @@ def test_alone_headless_within_its_run_time(patched_or_not: dict[str, Locust]) -
         check_trials(run, records, STRATEGIES)
         assert run.finished
         assert (run.load.users, run.workers, run.model) == (8, 1, "gpt-4o")
-        assert run.trials[-1].drained_ns - run.trials[0].started_ns < 3e9
+        took_ns = run.trials[-1].drained_ns - run.trials[0].started_ns
+        assert took_ns < 5.5e9  # three turns of 2 s would be more
         measured = sum(trial.ended_ns - trial.started_ns for trial in run.trials)
         assert measured > 1e9
         # Locust's own figures and the records are the same loops, rounds and calls.
@@ -123,7 +124,7 @@ def test_master_and_worker_and_a_worker_that_is_not_patched(processes: Locust) -
     code, output = processes.end(master)
     assert code == 0, output
     assert [processes.end(worker)[0] for worker in workers] == [0, 0]
-    assert processes.all_left_within(5)
+    assert processes.all_left_within(15)
     directory = processes.directory()
     records = list(directory.records())
     check_trials(directory.load(), records, {"gathered"})
@@ -156,7 +157,7 @@ def test_https_with_a_private_authority(patched_or_not: dict[str, Locust], tmp_p
         processes = patched_or_not["patched"]
         code, output = processes.run(*INSTANT, "-t", "1s", "--base-url", emulator.url)
         assert code == 3, output
-    assert all(processes.all_left_within(5) for processes in patched_or_not.values())
+    assert all(processes.all_left_within(15) for processes in patched_or_not.values())
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_what_cannot_be_ends_with_one_line(
     lines = [line for line in output.splitlines() if said in line]
     assert len(lines) == 1, output
     assert lines[0].startswith("locust: error: ")
-    assert processes.all_left_within(5)
+    assert processes.all_left_within(15)
 
 
 def test_killed_master_takes_its_workers_and_the_emulator_along(processes: Locust) -> None:
@@ -199,7 +200,7 @@ def test_killed_master_takes_its_workers_and_the_emulator_along(processes: Locus
     )
     processes.start("--worker", "--master-port", other)
     runs = processes.path / "runs"
-    assert wait_until(lambda: sum(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")) == 2, 20)
+    assert wait_until(lambda: sum(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")) == 2, 60)
     assert len(processes.left()) == 7  # two masters, three workers, two emulators
     forking.kill()
     master.kill()
@@ -211,7 +212,7 @@ def test_interrupted_it_drains_and_keeps_what_it_has(processes: Locust) -> None:
         "--headless", "--scenario", "cities", "-u", "4", "-r", "4", "--strategy", "gathered"
     )
     runs = processes.path / "runs"
-    assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 20)
+    assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 60)
     os.kill(process.pid, signal.SIGINT)
     code, output = processes.end(process)
     assert code == 0, output
@@ -221,7 +222,7 @@ def test_interrupted_it_drains_and_keeps_what_it_has(processes: Locust) -> None:
     assert [incident.kind for incident in run.incidents] == ["interrupted"]
     assert [trial.interrupted for trial in run.trials] == [0]
     assert {record.status for record in records} == {"ok"}
-    assert processes.all_left_within(5)
+    assert processes.all_left_within(15)
 
 
 def test_interrupted_at_the_terminal_twice_it_cuts_off_and_keeps_what_it_has(processes: Locust) -> None:
@@ -232,20 +233,20 @@ def test_interrupted_at_the_terminal_twice_it_cuts_off_and_keeps_what_it_has(pro
         "--processes", "2", "--master-bind-port", port, "--master-port", port,
     )  # fmt: skip
     runs = processes.path / "runs"
-    assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 20)
+    assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 60)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)
     start = time.monotonic()
     code, output = processes.end(process)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15  # a drain would be 30
     assert code in (0, 1), output  # Locust's 1 says that there were failures: what was cut off
     directory = processes.directory()
     run, records = directory.load(), list(directory.records())
     assert [incident.kind for incident in run.incidents] == ["interrupted"]
     assert len(run.trials) == 1
     assert {record.status for record in records} <= {"ok", "cancelled"}
-    assert processes.all_left_within(5)
+    assert processes.all_left_within(15)
 
 
 def test_web_ui_starts_stops_and_starts_again(processes: Locust) -> None:
@@ -274,25 +275,25 @@ def test_web_ui_starts_stops_and_starts_again(processes: Locust) -> None:
         except OSError:
             return False
 
-    assert wait_until(reachable, 20)
+    assert wait_until(reachable, 60)
     page = ask("/")
     for option in ("strategy", "provider", "scenario", "base_url", "tools_url", "model"):
         assert f'"{option}"' in page
     form = "user_count=4&spawn_rate=4&scenario=instant&trial_seconds=0.5"
     ask("/swarm", f"{form}&strategy=gathered,sequential")
-    assert wait_until(lambda: set(loops()) == {"gathered", "sequential"}, 20)  # they take turns until stopped
+    assert wait_until(lambda: set(loops()) == {"gathered", "sequential"}, 60)
     with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=5) as response:
         assert 'strategy="gathered"' in response.read().decode()
     ask("/stop", "")
-    assert wait_until(stopped, 5)  # Locust's page may be some seconds old
+    assert wait_until(stopped, 60)  # Locust's page may be some seconds old
     ask("/swarm", f"{form}&strategy=semaphore:2&run_time=2s")
-    assert wait_until(lambda: set(loops()) == {"semaphore:2"}, 10)
-    assert wait_until(stopped, 20)
+    assert wait_until(lambda: set(loops()) == {"semaphore:2"}, 60)
+    assert wait_until(stopped, 60)
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
     processes.end(process)
-    assert time.monotonic() - start < 10
-    assert processes.all_left_within(5)
+    assert time.monotonic() - start < 20
+    assert processes.all_left_within(15)
     runs = [RunDirectory.open(path).load() for path in sorted((processes.path / "runs").iterdir())]
     assert [{trial.strategy for trial in run.trials} for run in runs] == [
         {"gathered", "sequential"},
