@@ -24,7 +24,10 @@ POLL_SECONDS = 0.001
 
 
 def use_native_locks() -> None:
-    """In a patched process, from the hub's thread: logging and imports wait for native locks from now on."""
+    """In a patched process, from the hub's thread: logging and imports wait for native locks from now on.
+
+    Again, it does nothing.
+    """
     if not is_module_patched("threading"):
         return
     _use_for_logging()
@@ -104,6 +107,8 @@ def _use_for_imports() -> None:
     all: `RLock` there stays native, and `get_ident` has to stay gevent's, since it tells greenlets apart.
     """
     ImportLock.hub_thread = _native_ident()
+    if bootstrap._thread.allocate_lock is ImportLock:  # type: ignore[attr-defined]
+        return
     own = ModuleType("_thread")
     own.__dict__.update(vars(sys.modules["_thread"]))
     own.__dict__["allocate_lock"] = ImportLock

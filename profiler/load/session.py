@@ -37,6 +37,7 @@ from profiler.load.crew import PREPARE_SECONDS, Crew, describe, process_name
 from profiler.load.emulators import Emulators
 from profiler.load.estimate import plan
 from profiler.load.ledger import Ledger
+from profiler.load.native_locks import use_native_locks
 from profiler.load.options import LoadOptions, add_options, asked
 from profiler.load.parent import (
     INTERRUPTED,
@@ -78,6 +79,7 @@ def install(events: Any) -> None:
     if id(events) in _installed:
         return
     _installed.add(id(events))
+    use_native_locks()  # gevent's, of logging, may fail at exit too, when all ends early
     pipe = ForkPipe()
     read = False
 
