@@ -153,14 +153,16 @@ def test_the_gain_is_that_of_the_bound(provider, seen):
     assert gain == pytest.approx(promised, rel=0.05)
 
     # The record knows the same: how much was overlapped, and what the gathered run could have had.
-    could = []
+    could, above = [], []
     for found, other in zip(map(eagerness, eager), map(eagerness, plain), strict=True):
         assert found is not None
         assert other is not None
         assert found.overlapped_ns > 0
         assert other.overlapped_ns == 0
-        assert found.wall_ns == pytest.approx(found.bound_ns, rel=0.03, abs=20e6)
+        above.append(found.wall_ns / found.bound_ns)
         could.append(other.bound_ns / found.wall_ns)
+    assert min(above) > 0.97  # nothing is faster than its bound; a stall may make one slower
+    assert statistics.median(above) < 1.03
     assert statistics.median(could) == pytest.approx(1.0, abs=0.04)
 
 

@@ -338,9 +338,9 @@ async def test_model_times_stream_as_the_tape_says(start: Any) -> None:
         await client.chat.completions.create(model="m", messages=[USER])
         whole = time.perf_counter() - started
     # An answer counts 32 tokens, whatever its length.
-    assert 0.1 <= times[0] < 0.2
-    assert 0.42 <= times[-1] < 0.55
-    assert 0.42 <= whole < 0.55
+    assert 0.1 <= times[0] < 0.3
+    assert 0.42 <= times[-1] < 0.8
+    assert 0.42 <= whole < 0.8
 
 
 QUOTA = "\n[quota]\nrequests_per_minute = 600\nburst = 0.1\n"
@@ -514,7 +514,7 @@ async def test_faults_of_status(start: Any, kind: str, status: int) -> None:
 async def test_faults_of_the_connection(start: Any) -> None:
     headers = {"x-toolloop-loop": "0"}
     body = {"model": "m", "messages": [USER], "tools": CHAT_TOOLS}
-    for extra, least, most in [(fault("reset"), 0, 0.3), (fault("hang", seconds=0.4), 0.4, 0.7)]:
+    for extra, least, most in [(fault("reset"), 0, 0.39), (fault("hang", seconds=0.4), 0.4, 1.0)]:
         emulator = start(extra)
         async with httpx.AsyncClient(base_url=emulator.url) as client:
             started = time.perf_counter()
@@ -526,7 +526,7 @@ async def test_faults_of_the_connection(start: Any) -> None:
     emulator = start(fault("slow_first_byte", seconds=0.3))
     started = time.perf_counter()
     assert post(emulator, body, headers).status_code == 200
-    assert 0.3 <= time.perf_counter() - started < 0.6
+    assert 0.3 <= time.perf_counter() - started < 0.9
 
 
 async def test_faults_in_mid_stream(start: Any) -> None:
