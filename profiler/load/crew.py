@@ -405,5 +405,5 @@ def describe(trial: Trial) -> dict[str, Any]:
         "loops": trial.tally.loops,
         "failed": trial.tally.failed,
         "rate_limited": trial.tally.rate_limited,
-        "lag_ns": trial.meter.take_worst_lag(trial.in_flight > 0),
+        "lag_ns": trial.meter.take_worst_lag(trial.open and in_flight > 0),  # a closed one takes no samples
     }

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from profiler.load.agents import Place
+from profiler.load.crew import describe
+from profiler.load.health import Meter
 from profiler.load.pacing import Arrivals
 from profiler.load.trial import Agent, Trial
 from profiler.testing import run_virtual
@@ -182,3 +184,18 @@ def test_an_arrival_that_the_limit_refuses_never_arrived() -> None:
         assert (one.arrived, one.dropped, one.begun) == (3, 0, 3)
 
     run_virtual(main)
+
+
+def test_a_trial_that_drains_takes_no_samples_and_shows_no_lag_for_it() -> None:
+    now = 10.0
+    one = trial(lambda: 0)
+    one.meter = Meter(clock=lambda: now)
+    one.meter.start()
+    one.in_flight = 1
+    now = 10.5
+    assert describe(one)["lag_ns"] == 0
+    now = 12.0
+    assert describe(one)["lag_ns"] == 1_990_000_000  # samples ought to come, and none does
+    one.open = False
+    now = 14.0
+    assert describe(one)["lag_ns"] == 0
