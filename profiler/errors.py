@@ -22,9 +22,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 class ProfilerError(Exception):
-    """Base of every exception of this package. The message says what, where, and what to do."""
+    """Base of every exception of this package. The message says what, where, and what to do.
+
+    `run_directory`: of a load test that failed, where what had been measured by then is; None when
+    nothing had, or where the message names it already.
+    """
 
     exit_code = 1
+    run_directory: str | None = None
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        return said if self.run_directory is None else f"{said}; see {self.run_directory}"
 
 
 class UsageError(ProfilerError):
@@ -46,17 +55,9 @@ class RecordError(UsageError):
 
 
 class TargetError(ProfilerError):
-    """The target could not be reached, refused us, or went away. Exit code 3.
-
-    `run_directory`: of a load test, where what had been measured by then is; None when nothing had.
-    """
+    """The target could not be reached, refused us, or went away. Exit code 3."""
 
     exit_code = 3
-    run_directory: str | None = None
-
-    def __str__(self) -> str:
-        said = super().__str__()
-        return said if self.run_directory is None else f"{said}; see {self.run_directory}"
 
 
 class ProviderError(TargetError):

@@ -38,10 +38,16 @@ OVERHEAD_SECONDS = 180.0
 """Start, preparation, ramp and exit, at the very most."""
 
 KILL_SECONDS = 10.0
+KEPT_LINES = 500
+"""Of what Locust says; its tables at the end come after what it complained of."""
+
 FOLLOW_SECONDS = 0.25
 
 _SAID = re.compile(r"(?:locust: error: |/(?:ERROR|WARNING|INFO)/profiler\.(?:load|exporters)\.\w+: )(.*)")
-_COMPLAINT = re.compile(r"(?:locust: error: |/ERROR/[\w.]+: )(.*)")
+_REFUSAL = re.compile(r"(?:locust: error: |/ERROR/profiler\.[\w.]+: )(.*)")
+_FAILURE = re.compile(r"(?:locust: error: |/(?:ERROR|CRITICAL)/[\w.]+: )(.*)")
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(?:: .*)?")
+"""The last line of a traceback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +96,9 @@ def run_experiment(
     Interrupted (SIGINT) once, the loops in flight are waited for and the rest is left out;
     twice, they are cut off. The run directory is complete for what had finished either way,
     its `finished` is false and its `incidents` say `interrupted`. Raises `KeyboardInterrupt` when
-    nothing had begun, `UsageError` for what
-    cannot be asked, `TargetError` when the target cannot be reached, refuses us or goes away: it names
-    the run directory, unless nothing was recorded by then and that is removed.
+    nothing had begun, `UsageError` for what cannot be asked, `TargetError` when the target cannot be
+    reached, refuses us or goes away, `ProfilerError` when Locust failed: these name the run directory,
+    unless nothing was recorded by then and that is removed.
     """
     options = experiment.options
     options.check_targets(os.environ)
@@ -105,7 +111,8 @@ def run_experiment(
     try:
         _run(experiment, options, directory, progress, watch, enough)
     except BaseException as error:
-        if not directory.remove_if_unused() and isinstance(error, TargetError):
+        kept = not directory.remove_if_unused()
+        if kept and isinstance(error, ProfilerError) and not isinstance(error, UsageError):
             error.run_directory = str(directory.path)
         raise
     return directory.path
@@ -122,7 +129,7 @@ def _run(
     """Locust from its start to its end."""
     with _locust(experiment, options) as process:
         assert process.stderr is not None
-        said: deque[str] = deque(maxlen=50)
+        said: deque[str] = deque(maxlen=KEPT_LINES)
         reader = threading.Thread(target=_listen, args=(process.stderr, said, progress), daemon=True)
         reader.start()
         over = threading.Event()
@@ -242,12 +249,26 @@ def _explain(code: int, said: deque[str]) -> None:
         return
     if code in (INTERRUPTED, -signal.SIGINT):  # the latter while it was still importing
         raise KeyboardInterrupt
-    complaints = [match[1] for line in said if (match := _COMPLAINT.search(line))]
-    text = complaints[-1] if complaints else "\n".join(list(said)[-5:]) or f"Locust ended with code {code}"
+    refusals = [match[1] for line in said if (match := _REFUSAL.search(line))]
     for kind in (UsageError, TargetError):
-        if code == kind.exit_code:
-            raise kind(text)
-    raise ProfilerError(f"the load test failed (exit code {code}): {text}")
+        if refusals and code == kind.exit_code:
+            raise kind(refusals[-1])
+    raise ProfilerError(f"the load test failed (exit code {code}): {_failure(list(said))}")
+
+
+def _failure(said: list[str]) -> str:
+    """What Locust complained of last, with what was raised, in one line."""
+    for number in range(len(said) - 1, -1, -1):
+        match = _FAILURE.search(said[number])
+        if match is None:
+            continue
+        text, traceback = match[1].strip().rstrip(":"), False
+        for line in said[number + 1 :]:
+            traceback = traceback or line.startswith("Traceback ")
+            if traceback and not line.startswith("Traceback ") and _RAISED.fullmatch(line):
+                return f"{text}: {line}"
+        return text
+    return said[-1] if said else "it said nothing"
 
 
 def _free_port() -> int:

@@ -48,7 +48,7 @@ from profiler.load.parent import (
     when_disconnected,
 )
 from profiler.load.reporter import Reporter
-from profiler.load.rosters import LocalRoster, MasterRoster
+from profiler.load.rosters import LocalRoster, MasterRoster, let_workers_leave
 from profiler.load.silence import PATIENCE_SECONDS, Silence
 from profiler.load.team import Team
 from profiler.load.trial import Trial
@@ -148,6 +148,8 @@ class Session:
         self._drain_seconds = 0.0
         self._greeted: set[str] = set()
         self._last: Ledger | None = None
+        if not self.works:
+            let_workers_leave(runner)
         local = isinstance(runner, LocalRunner)
         roster = LocalRoster(runner) if local else MasterRoster(runner, self._greeted)
         self._team = Team(roster, self._emulators.for_calibration)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.errors import TargetError, UsageError
+from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load import experiment
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
@@ -81,6 +81,50 @@ def test_a_target_that_is_not_there(tmp_path: Path) -> None:
 def test_an_interrupt_while_locust_is_still_importing_is_an_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt):
         experiment._explain(-signal.SIGINT, deque(["KeyboardInterrupt"]))
+
+
+TABLES = ["Type     Name    # reqs", "LOOP     gathered    105"] * 30
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "kind", "message"),
+    [
+        (2, ["locust: error: --users: not a number"], UsageError, "--users: not a number"),
+        (3, ["[t] vm/ERROR/profiler.load.session: nobody there", *TABLES], TargetError, "nobody there"),
+        (
+            2,  # no usage error: Locust's own code for an exception in one of its greenlets
+            [
+                "[t] vm/CRITICAL/locust.runners: Unhandled exception in greenlet: <G>",
+                "Traceback (most recent call last):",
+                '  File "runners.py", line 643, in __getitem__',
+                "    return self._worker_nodes[k]",
+                "KeyError: 'vm_1'",
+                "[t] vm/INFO/locust.main: Shutting down (exit code 2)",
+                *TABLES,
+            ],
+            ProfilerError,
+            "the load test failed (exit code 2): Unhandled exception in greenlet: <G>: KeyError: 'vm_1'",
+        ),
+        (
+            1,
+            ["locust: error: two workers ended"],
+            ProfilerError,
+            "the load test failed (exit code 1): two workers ended",
+        ),
+        (
+            1,
+            ["Traceback (most recent call last):", "ModuleNotFoundError: No module named 'locust'"],
+            ProfilerError,
+            "the load test failed (exit code 1): ModuleNotFoundError: No module named 'locust'",
+        ),
+        (-9, [], ProfilerError, "the load test failed (exit code -9): it said nothing"),
+    ],
+)
+def test_what_an_exit_code_means(code: int, said: list[str], kind: type[ProfilerError], message: str) -> None:
+    with pytest.raises(ProfilerError) as raised:
+        experiment._explain(code, deque(said))
+    assert type(raised.value) is kind
+    assert str(raised.value) == message
 
 
 SCRIPT = """
