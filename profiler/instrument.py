@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_RETRY_HEADER = "x-stainless-retry-count"
+_RETRY_HEADER = b"x-stainless-retry-count"
 
 
 class Profiler:
@@ -306,7 +306,7 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | No
         return None
     clock = profiler.recorder.clock
     round_ = profiler._round.get()
-    if round_ is None or request.headers.get(_RETRY_HEADER, "0") == "0" or round_ not in loop.rounds[-8:]:
+    if round_ is None or round_ not in loop.rounds[-8:] or not _is_retry(request):
         round_ = loop.begin_round(api, requested_model(request.content))
         if profiler._content is not None and loop.prompt is None:
             prompt = requested_prompt(request.content)
@@ -318,6 +318,11 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | No
         if loop.trial is not None:
             request.headers[headers.TRIAL] = str(loop.trial)
     return WatchedRequest(api, round_, clock)
+
+
+def _is_retry(request: httpx2.Request) -> bool:
+    # Not by `request.headers`: a look-up there decodes all of them first.
+    return any(name.lower() == _RETRY_HEADER and value != b"0" for name, value in request.headers.raw)
 
 
 def _http_client(client: Any) -> Any:

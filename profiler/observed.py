@@ -44,7 +44,7 @@ Only what a callable begins first has waited in the strategy: when the rest runs
 """
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ObservedCall:
     """A call of a wrapped tool, while it runs and after; its content where that is recorded.
 
@@ -64,7 +64,7 @@ class ObservedCall:
     handed_over: HandedOver | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ObservedRound:
     """A model request and what came of it.
 
@@ -324,6 +324,8 @@ def bound_arguments(
     signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Arguments by name; what **kwargs caught counts by its own name. Empty when they do not bind."""
+    if not args:  # nearly every call; binding would cost more than all else that is done for it
+        return dict(kwargs)
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError:

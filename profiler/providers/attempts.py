@@ -215,21 +215,35 @@ class Attempts(httpx2.BaseTransport):
         self.inner.close()
 
 
+OnEnd = Callable[[BaseException | None], None]
+OnChunk = Callable[[bytes], None]
+
+
+def _both(first: OnEnd, second: OnEnd) -> OnEnd:
+    def on_end(error: BaseException | None) -> None:
+        first(error)
+        second(error)
+
+    return on_end
+
+
 class AsyncTee(httpx2.AsyncByteStream):
     """A response body that shows its chunks as they pass, and its end: `on_end(error or None)`.
 
     The end may be shown twice: when it fails, and when it is closed.
     """
 
-    def __init__(
-        self,
-        inner: Any,
-        on_end: Callable[[BaseException | None], None],
-        on_chunk: Callable[[bytes], None] | None = None,
-    ) -> None:
+    def __init__(self, inner: Any, on_end: OnEnd, on_chunk: OnChunk | None = None) -> None:
         self._inner = inner
         self._on_end = on_end
         self._on_chunk = on_chunk
+
+    @staticmethod
+    def over(stream: Any, on_end: OnEnd, on_chunk: OnChunk) -> AsyncTee:
+        """A tee around `stream`. One that shows only its end is not wrapped again: each chunk would pay."""
+        if isinstance(stream, AsyncTee) and stream._on_chunk is None:
+            return AsyncTee(stream._inner, _both(stream._on_end, on_end), on_chunk)
+        return AsyncTee(stream, on_end, on_chunk)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         on_chunk = self._on_chunk
@@ -254,15 +268,17 @@ class AsyncTee(httpx2.AsyncByteStream):
 class Tee(httpx2.SyncByteStream):
     """`AsyncTee` for a sync client."""
 
-    def __init__(
-        self,
-        inner: Any,
-        on_end: Callable[[BaseException | None], None],
-        on_chunk: Callable[[bytes], None] | None = None,
-    ) -> None:
+    def __init__(self, inner: Any, on_end: OnEnd, on_chunk: OnChunk | None = None) -> None:
         self._inner = inner
         self._on_end = on_end
         self._on_chunk = on_chunk
+
+    @staticmethod
+    def over(stream: Any, on_end: OnEnd, on_chunk: OnChunk) -> Tee:
+        """A tee around `stream`. One that shows only its end is not wrapped again: each chunk would pay."""
+        if isinstance(stream, Tee) and stream._on_chunk is None:
+            return Tee(stream._inner, _both(stream._on_end, on_end), on_chunk)
+        return Tee(stream, on_end, on_chunk)
 
     def __iter__(self) -> Iterator[bytes]:
         on_chunk = self._on_chunk

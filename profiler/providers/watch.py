@@ -18,6 +18,8 @@ from profiler.recorder import Clock
 class WatchedRequest:
     """One attempt of a watched model request."""
 
+    __slots__ = ("_chunks", "_ended", "_events", "_head", "api", "clock", "ok", "round")
+
     def __init__(self, api: Api, round_: ObservedRound, clock: Clock) -> None:
         self.api = api
         self.round = round_
@@ -31,10 +33,15 @@ class WatchedRequest:
     def responded(self, response: Any) -> None:
         self.ok = response.status_code < 400
         self.round.error_type = None if self.ok else f"http_{response.status_code}"
-        encoded = "content-encoding" in response.headers
-        if encoded:
-            self._head = (response.status_code, response.headers)
-        if response.headers.get("content-type", "").startswith("text/event-stream"):
+        # Not by `response.headers`: each look-up there decodes all of them.
+        streamed = False
+        for name, value in response.headers.raw:
+            lower = name.lower()
+            if lower == b"content-type":
+                streamed = value.startswith(b"text/event-stream")
+            elif lower == b"content-encoding":
+                self._head = (response.status_code, response.headers)
+        if streamed:
             self.round.streamed = True
             self._events = EventReader(self.api, self.round.probe.token, self._call_complete)
 
@@ -114,7 +121,7 @@ class AsyncWatch(httpx2.AsyncBaseTransport):
         finally:
             current_probe.reset(token)
         watched.responded(response)
-        response.stream = AsyncTee(response.stream, watched.end, watched.chunk)
+        response.stream = AsyncTee.over(response.stream, watched.end, watched.chunk)
         return response
 
     async def aclose(self) -> None:
@@ -145,7 +152,7 @@ class Watch(httpx2.BaseTransport):
         finally:
             current_probe.reset(token)
         watched.responded(response)
-        response.stream = Tee(response.stream, watched.end, watched.chunk)
+        response.stream = Tee.over(response.stream, watched.end, watched.chunk)
         return response
 
     def close(self) -> None:
