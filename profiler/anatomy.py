@@ -142,13 +142,18 @@ TOLERANCE_NS = 5_000_000
 """Timers and thread switches cost this much without anybody's fault."""
 
 
-def shortfall(calls: Sequence[ToolCall], wall_ns: int, limit: int | None) -> Shortfall | None:
+def shortfall(
+    calls: Sequence[ToolCall], wall_ns: int, limit: int | None, application_lag_ns: int | None = None
+) -> Shortfall | None:
     """What kept the calls of a round from overlapping as its strategy allows, None if nothing did.
 
     The strategy allows what a first-come schedule of these durations on `limit` places takes
     (Graham 1969). When the wall exceeds that by more than 5 % and `TOLERANCE_NS`, the largest of
     these is named: tools that held the event loop, waits for a free thread, or, of the rest, the
     limiter (shared with other agents) if there is one and else whoever else held the event loop.
+
+    `application_lag_ns`: the calls were started by code that is not ours, on an event loop that was so
+    late at worst. Where lateness does not explain the rest, that code awaited them in turn: `application`.
     """
     ran = [c for c in calls if c.started_ns is not None]
     if len(ran) < 2:
@@ -160,12 +165,15 @@ def shortfall(calls: Sequence[ToolCall], wall_ns: int, limit: int | None) -> Sho
     blocked = sum(c.blocking_ns for c in ran)
     threads = max(c.thread_wait_ns for c in ran)
     rest = excess - blocked - threads
-    if limit is None:
+    in_turn = application_lag_ns is not None and application_lag_ns < rest / 2
+    if limit is None and not in_turn:
         blocked, rest = max(blocked, blocked + rest), 0
     largest = max(blocked, threads, rest)
     if largest == threads:
         return "threads"
-    return "blocked_loop" if largest == blocked else "limiter"
+    if largest == blocked:
+        return "blocked_loop"
+    return "limiter" if limit is not None else "application"
 
 
 def schedule_wall(durations: Sequence[int], limit: int | None) -> int:

@@ -176,7 +176,7 @@ class ObservedLoop:
         ended_ns = self.clock()
         ends = [*(round_.started_ns for round_ in self.rounds[1:]), ended_ns][: len(self.rounds)]
         rounds = tuple(
-            _round(index, round_, end)
+            _round(index, round_, end, lag_ns)
             for index, (round_, end) in enumerate(zip(self.rounds, ends, strict=True))
         )
         first = self.rounds[0] if self.rounds else None
@@ -203,8 +203,11 @@ class ObservedLoop:
         )
 
 
-def _round(index: int, observed: ObservedRound, next_ns: int) -> RoundRecord:
-    """A round ends where the next begins, unless its own work goes on beyond that."""
+def _round(index: int, observed: ObservedRound, next_ns: int, lag_ns: int) -> RoundRecord:
+    """A round ends where the next begins, unless its own work goes on beyond that.
+
+    `lag_ns`: the worst event-loop lag of the whole loop.
+    """
     model_ended_ns = observed.ended_ns if observed.ended_ns is not None else next_ns
     unfinished = observed.ended_ns is None
     calls = sorted(observed.calls, key=lambda call: call.started_ns)
@@ -256,7 +259,12 @@ def _round(index: int, observed: ObservedRound, next_ns: int) -> RoundRecord:
         tool_calls=recorded,
         status="error" if failed else "ok",
         shortfall=(
-            shortfall(_scheduled(calls, recorded), tools_ended_ns - min(given_ns, tools_started_ns), limit)
+            shortfall(
+                _scheduled(calls, recorded),
+                tools_ended_ns - min(given_ns, tools_started_ns),
+                limit,
+                None if handed else lag_ns,
+            )
             if tools_started_ns is not None and tools_ended_ns is not None and given_ns is not None
             else None
         ),

@@ -35,7 +35,7 @@ MOST = 2**62
 
 Status = Literal["ok", "error", "cancelled"]
 ToolStatus = Literal["ok", "error", "timeout", "cancelled"]
-Shortfall = Literal["limiter", "blocked_loop", "threads"]
+Shortfall = Literal["limiter", "blocked_loop", "threads", "application"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from profiler.anatomy import model_queue_ns, phases
-from profiler.records import LoopRecord, RoundRecord
+from profiler.records import LoopRecord, RoundRecord, Shortfall
 from profiler.report.text import clean, duration
 
 FELT_NS = 1_000_000
 """A wait shorter than this is none."""
 
-CauseKind = Literal["model", "model_limiter", "backoff", "limiter", "blocked", "threads", "tools", "rest"]
+CauseKind = Literal[
+    "model", "model_limiter", "backoff", "limiter", "blocked", "application", "threads", "tools", "rest"
+]
+
+_WAITED: dict[Shortfall | None, CauseKind] = {"blocked_loop": "blocked", "application": "application"}
+"""What calls waited for before they started, where it was no limiter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class Cause:
 def causes(record: LoopRecord) -> list[Cause]:
     """The causes of a loop's wall time, the largest first; those that took none are left out."""
     kinds: tuple[CauseKind, ...] = (
-        *("model", "model_limiter", "backoff", "limiter", "blocked", "threads", "tools"),
+        *("model", "model_limiter", "backoff", "limiter", "blocked", "application", "threads", "tools"),
     )
     totals = dict.fromkeys(kinds, 0)
     for round_ in record.rounds:
@@ -51,7 +56,7 @@ def causes(record: LoopRecord) -> list[Cause]:
         limiter = min(limiter, tool_wall)
         threads = min(threads, tool_wall - limiter)
         # A tool that holds the event loop keeps its siblings waiting, limiter or not.
-        totals["blocked" if round_.shortfall == "blocked_loop" else "limiter"] += limiter
+        totals[_WAITED.get(round_.shortfall, "limiter")] += limiter
         totals["threads"] += threads
         totals["tools"] += tool_wall - limiter - threads
     totals["rest"] = record.ended_ns - record.started_ns - sum(totals.values())
@@ -92,7 +97,7 @@ def _describe(kind: CauseKind, ns: int, record: LoopRecord) -> Cause:
     if kind == "limiter":
         if record.strategy == "sequential":
             return Cause(kind, ns, f"calls ran one after another ({strategy})", "try gathered")
-        if record.strategy in ("gathered", "eager", "eager:all"):  # no limiter
+        if record.strategy in ("gathered", "eager", "eager:all", "application"):  # no limiter
             return Cause(kind, ns, "calls waited to be started")
         return Cause(kind, ns, f"calls waited in the limiter {strategy}", "raise the limit")
     if kind == "blocked":
@@ -101,6 +106,8 @@ def _describe(kind: CauseKind, ns: int, record: LoopRecord) -> Cause:
             return Cause(kind, ns, "calls waited while something held the event loop", "find what blocks it")
         held = f"{clean(worst.name, 24)} held the event loop ({duration(worst.blocking_ns / 1e9)})"
         return Cause(kind, ns, f"calls waited while {held}", "make it await")
+    if kind == "application":
+        return Cause(kind, ns, "calls waited until the loop's own code started them", "try asyncio.gather")
     if kind == "threads":
         return Cause(kind, ns, "calls of sync tools waited for a thread", "make them async")
     if kind == "tools":

@@ -68,3 +68,18 @@ async def test_a_blocking_tool_of_somebody_elses_loop_is_named():
         await watched()
     (made,) = records[0].tool_calls
     assert made.blocking_ns / 1e9 == pytest.approx(SECONDS, rel=0.1)
+
+
+async def test_a_loop_of_ones_own_that_awaits_its_calls_in_turn_is_not_said_to_be_blocked():
+    records: list[LoopRecord] = []
+    prof = Profiler(sinks=[records.append])
+    watched = prof.tool(waits.function)
+    for gathers in (False, True):
+        with prof.loop("theirs") as loop:
+            loop.begin_round("openai", "m").unclaimed.extend([(call("waits"), 0), (call("waits"), 0)])
+            if gathers:
+                await asyncio.gather(watched(), watched())
+            else:
+                await watched()
+                await watched()
+    assert [record.rounds[0].shortfall for record in records] == ["application", None]

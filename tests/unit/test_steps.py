@@ -152,6 +152,23 @@ def test_what_kept_calls_from_overlapping(made, wall, limit, reason):
 
 
 @pytest.mark.parametrize(
+    ("made", "limit", "lag", "reason"),
+    [
+        (calls((0, 100), (100, 200)), None, 0, "application"),  # awaited in turn
+        (calls((0, 100), (100, 200)), None, 49, "application"),
+        (calls((0, 100), (100, 200)), None, 50, "blocked_loop"),
+        (calls((0, 100), (100, 200), blocking=100), None, 100, "blocked_loop"),
+        (calls((0, 100), (100, 200), blocking=10), None, 10, "application"),
+        (calls((0, 100), (0, 200), thread_wait=100), None, 0, "threads"),
+        (calls((0, 100), (0, 200)), None, 0, None),
+        (calls((0, 100), (100, 200)), 2, 0, "limiter"),
+    ],
+)
+def test_a_loop_that_is_only_watched_may_await_its_calls_in_turn(made, limit, lag, reason):
+    assert shortfall(made, 200 * MS, limit, lag * MS) == reason
+
+
+@pytest.mark.parametrize(
     ("durations", "limit", "wall"),
     [([3, 1, 2], None, 3), ([3, 1, 2], 1, 6), ([3, 1, 2], 2, 3), ([1, 1, 3], 2, 4), ([2], 5, 2)],
 )

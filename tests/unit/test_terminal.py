@@ -255,6 +255,15 @@ def test_causes_sum_to_the_wall_and_tell_strategies_apart() -> None:
     assert limiter.remedy == "try gathered"
 
 
+def test_a_loop_of_ones_own_that_awaits_its_calls_in_turn_is_told_so() -> None:
+    record = loop(0, model=100, calls=[(0, 400), (400, 400)], strategy="application")
+    first, *others = record.rounds
+    first = dataclasses.replace(first, shortfall="application")
+    text = render_timeline(dataclasses.replace(record, rounds=(first, *others)), 100)
+    words = "400 ms (40 %) calls waited until the loop's own code started them; try asyncio.gather"
+    assert words in " ".join(text.split())
+
+
 def test_a_tool_that_holds_the_event_loop_is_named() -> None:
     record = loop(0, model=100, calls=[(0, 400), (400, 400)], strategy="semaphore:8")
     first, *others = record.rounds
