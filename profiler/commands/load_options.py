@@ -42,6 +42,9 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         help="wait for loops in flight at most, then cut them off and count them "
         f"(default: {defaults.DRAIN_SECONDS:g}s)",
     )
+    load.add_argument(
+        "--allow-remote", action="store_true", help="let the load go beyond this machine: it costs money"
+    )
     load.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that run agents")
     load.add_argument(
         "--share-limit",

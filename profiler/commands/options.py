@@ -49,9 +49,6 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model-limit", metavar="SPEC", help=defaults.MODEL_LIMIT)
     parser.add_argument("--stream", action="store_true", help="ask for streamed responses")
-    parser.add_argument(
-        "--allow-remote", action="store_true", help="let a load test go beyond this machine: it costs money"
-    )
 
 
 def add_content(parser: argparse.ArgumentParser) -> None:

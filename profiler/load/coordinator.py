@@ -190,6 +190,7 @@ class Coordinator:
             return
         interrupted = any(incident.kind == "interrupted" for incident in self.ledger.run.incidents)
         if self._limit is None and self.error is None and not interrupted:
+            self.ended_early = True
             _log.warning(
                 "stopped before all users were there: nothing was measured; spawn them faster (-r), "
                 "or give it more time (-t)"

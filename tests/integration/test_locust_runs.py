@@ -83,9 +83,10 @@ def test_alone_headless_within_its_run_time(patched_or_not: dict[str, Locust]) -
 def test_a_run_that_is_over_before_all_users_are_there_says_so(processes: Locust) -> None:
     arguments = ("--scenario", "instant", "-u", "30", "-t", "2s", "--calibrate", "0")
     code, said = processes.end(processes.start("--headless", *arguments))
-    assert code == 0
+    assert code == 1
     assert "stopped before all users were there: nothing was measured; spawn them faster (-r)" in said
-    assert processes.directory().load().trials == ()
+    run = processes.directory().load()
+    assert (run.trials, run.finished) == ((), False)
 
 
 def test_with_forked_workers(patched_or_not: dict[str, Locust]) -> None:

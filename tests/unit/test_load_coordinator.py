@@ -79,4 +79,5 @@ def test_only_a_run_time_that_was_too_short_is_blamed_for_users_that_did_not_com
             coordinator.stop()
         coordinator.run()
     assert (TOO_SHORT in caplog.text) == said
+    assert coordinator.ended_early == (said or max_loops is not None)  # then the exit code is 1
     assert coordinator.ledger.run.trials == ()
