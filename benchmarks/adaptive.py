@@ -22,13 +22,12 @@ from benchmarks.limiters import AIMD
 from profiler.emulator.process import start_emulator
 from profiler.limits import FixedLimit
 from profiler.limits.spec import Rule
-from profiler.loop import ToolLoop
+from profiler.loop.loop import ToolLoop
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
-from profiler.scenario import load_scenario
-from profiler.scenario_tools import scenario_tools
+from profiler.scenarios.schema import load_scenario
+from profiler.scenarios.tools import close_tool_client, scenario_tools
 from profiler.strategies import Gathered, Limited, Strategy
-from profiler.tool_http import close_tool_client
 
 CAPACITY = 20
 AGENTS = 24
@@ -181,9 +180,8 @@ async def _stampede(url: str, jitter: bool, agents: int) -> tuple[float, float]:
 
     import httpx
 
-    from profiler.limits.retries import delay_ns
-    from profiler.limits.signals import retry_after_ns
-    from profiler.tool_http import tool_client
+    from profiler.limits.refusals import delay_ns, retry_after_ns
+    from profiler.scenarios.tools import tool_client
 
     attempts, draw, began = 0, random.Random(1), time.monotonic()
 

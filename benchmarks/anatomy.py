@@ -26,9 +26,8 @@ from profiler.anatomy import loop_phases
 from profiler.emulator.process import start_emulator
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
-from profiler.scenario import load_scenario
-from profiler.scenario_tools import scenario_tools
-from profiler.tool_http import close_tool_client, tool_client
+from profiler.scenarios.schema import load_scenario
+from profiler.scenarios.tools import close_tool_client, scenario_tools, tool_client
 
 
 @dataclass

@@ -28,7 +28,7 @@ from profiler.statistics.comparison import Comparison, Side, compare, holm
 from profiler.statistics.objectives import parse_gates
 from profiler.statistics.quantiles import LEVELS, quantiles
 from profiler.statistics.verdicts import decide, verdict
-from profiler.statistics.warmup import of_blocks
+from profiler.statistics.windows import of_blocks
 
 Samples = NDArray[np.float64]
 Drift = Callable[[np.random.Generator, int, int], Samples]

@@ -19,11 +19,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from profiler.gate import Gate, Lane
 from profiler.limits import FixedLimit, RateLimit
-from profiler.limits.holdback import spread_ns
+from profiler.limits.gate import Gate, Lane
 from profiler.limits.limiter import UNTIL_RELEASE, Cost, Outcome, Ticket
-from profiler.limits.retries import delay_ns
+from profiler.limits.refusals import delay_ns, spread_ns
 from profiler.limits.spec import Rule
 from profiler.testing import run_virtual
 

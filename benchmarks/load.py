@@ -104,7 +104,7 @@ def plain(side: str, url: str, agents: int, seconds: float) -> int:
     import httpx
     from openai import AsyncOpenAI, DefaultAioHttpClient
 
-    from profiler.examples import get_population, get_weather
+    from profiler.scenarios.tools import get_population, get_weather
 
     schemas = [
         {

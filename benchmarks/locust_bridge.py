@@ -170,12 +170,11 @@ def plain(provider: str, url: str, agents: int, seconds: float) -> int:
     os.environ["PROFILER_TOOLS_URL"] = url
 
     async def run() -> str:
-        from profiler.loop import ToolLoop
+        from profiler.loop.loop import ToolLoop
         from profiler.providers import make_provider
-        from profiler.scenario import load_scenario
-        from profiler.scenario_tools import scenario_tools
+        from profiler.scenarios.schema import load_scenario
+        from profiler.scenarios.tools import close_tool_client, scenario_tools
         from profiler.strategies import Gathered
-        from profiler.tool_http import close_tool_client
 
         model = make_provider(provider, base_url=url)
         loop = ToolLoop(model, scenario_tools(load_scenario("instant")), Gathered())

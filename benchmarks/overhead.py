@@ -27,13 +27,12 @@ from typing import Any
 
 from profiler import Gathered, ToolLoop
 from profiler.emulator.process import start_emulator
-from profiler.examples import get_population, get_weather
 from profiler.exporters.jsonl import JsonlSink
 from profiler.exporters.prometheus import PrometheusSink
-from profiler.instrument import Profiler
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
-from profiler.tool_http import close_tool_client, tool_client
+from profiler.scenarios.tools import close_tool_client, get_population, get_weather, tool_client
+from profiler.watch.profiler import Profiler
 
 PROMPT = "Compare the weather of a few cities."
 Loop = Callable[[], Awaitable[Any]]
@@ -127,7 +126,7 @@ async def measure(arguments: argparse.Namespace, url: str, directory: Path) -> N
     watched = {name: prof.tool(function) for name, function in functions.items()}
     plain, ours, instrumented = (make_provider(arguments.provider, base_url=url) for _ in range(3))
     # make_provider watches attempts; the bare loop must not pay for that.
-    from profiler.instrument import transports
+    from profiler.watch.profiler import transports
 
     for put, transport in transports(plain.client._client):
         put(transport.inner)

@@ -19,8 +19,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from profiler.exporters.exposition import Exposition
-from profiler.exporters.prometheus import PrometheusSink
+from profiler.exporters.prometheus import Exposition, PrometheusSink
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
 
 MOST_HELD_SECONDS = 0.02

@@ -40,7 +40,7 @@ def measured(specs: Sequence[str], users: int, seconds: float, out: str) -> dict
 
 def main() -> int:
     from profiler.load.options import LoadOptions
-    from profiler.tune.driver import Search, tune
+    from profiler.tune.search import Search, tune
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from profiler.errors import ProfilerError, ProviderError, UsageError
-    from profiler.gate import Gate
-    from profiler.loop import LoopResult, ToolLoop
+    from profiler.limits.gate import Gate
+    from profiler.loop.loop import LoopResult, ToolLoop
+    from profiler.loop.tools import Tool, tool
     from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
     from profiler.strategies import Gathered, SemaphoreLimited, Sequential, Strategy
-    from profiler.tools import Tool, tool
 
 _HOME = {
     "ProfilerError": "errors",
     "ProviderError": "errors",
     "UsageError": "errors",
-    "Gate": "gate",
-    "LoopResult": "loop",
-    "ToolLoop": "loop",
+    "Gate": "limits.gate",
+    "LoopResult": "loop.loop",
+    "ToolLoop": "loop.loop",
     "LoopRecord": "records",
     "ModelCall": "records",
     "RoundRecord": "records",
@@ -35,8 +35,8 @@ _HOME = {
     "SemaphoreLimited": "strategies",
     "Sequential": "strategies",
     "Strategy": "strategies",
-    "Tool": "tools",
-    "tool": "tools",
+    "Tool": "loop.tools",
+    "tool": "loop.tools",
 }
 
 __all__ = [

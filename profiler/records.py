@@ -66,7 +66,7 @@ class ModelCall:
 
     `first_token_ns` and `first_tool_call_ns` (the first call whose arguments were complete)
     are observed on streamed requests only. `limiter_wait_ns` is the part of it in which limiters of
-    ours held it back (`profiler.limited`).
+    ours held it back (`profiler.loop.limited_model`).
     """
 
     provider: str

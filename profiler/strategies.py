@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 from profiler.errors import UsageError, did_you_mean
-from profiler.gate import Clock, Gate
 from profiler.limits import FixedLimit
+from profiler.limits.gate import Clock, Gate
 from profiler.limits.spec import FORMS, Rule, Scope, parse_rules
 
 Run = Callable[[], Coroutine[Any, Any, None]]

@@ -20,8 +20,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from profiler.errors import ProviderError
-from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
-from profiler.tools import Tool
+from profiler.loop.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
+from profiler.loop.tools import Tool
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from profiler.load.estimate import Plan
 from profiler.load.options import LoadOptions
-from profiler.scenario import Scenario, load_scenario
+from profiler.scenarios.schema import Scenario, load_scenario
 
 
 def agreed(

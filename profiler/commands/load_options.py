@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from profiler.commands.options import amount, port, positive, seconds, text
-from profiler.hosts import LOOPBACK
 from profiler.load import defaults
+from profiler.providers.endpoint import LOOPBACK
 
 if TYPE_CHECKING:
     from profiler.load.options import LoadOptions

@@ -53,21 +53,20 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     from profiler.emulator.process import start_emulator
-    from profiler.gate import Gate
-    from profiler.limited import LimitedModel, parse_model_limit
+    from profiler.limits.gate import Gate
     from profiler.load.agents import load_redact
     from profiler.load.emulators import emulator_at
-    from profiler.loop import ToolLoop
+    from profiler.loop.limited_model import LimitedModel, parse_model_limit
+    from profiler.loop.loop import ToolLoop
     from profiler.providers import make_provider
     from profiler.providers.endpoint import Endpoint
     from profiler.redaction import guard_logs
     from profiler.report.terminal import use_color
     from profiler.report.timeline import render_timeline
     from profiler.rundir import RunDirectory
-    from profiler.scenario import load_scenario
-    from profiler.scenario_tools import scenario_tools
+    from profiler.scenarios.schema import load_scenario
+    from profiler.scenarios.tools import close_tool_client, scenario_tools, tool_client
     from profiler.strategies import parse_strategy
-    from profiler.tool_http import close_tool_client, tool_client
 
     for option, url in (("--base-url", arguments.base_url), ("--tools-url", arguments.tools_url)):
         if url is not None:
@@ -161,8 +160,7 @@ def _save(arguments: argparse.Namespace, records: Sequence[LoopRecord]) -> Path:
     """Leave what `run` recorded as a run directory."""
     from dataclasses import replace
 
-    from profiler.load.conditions import conditions
-    from profiler.load.options import LoadOptions
+    from profiler.load.options import LoadOptions, conditions
     from profiler.records import encode
     from profiler.rundir import RunDirectory
     from profiler.statistics.summary import summarise

@@ -16,7 +16,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from profiler.scenario import shipped_scenarios
+    from profiler.scenarios.schema import shipped_scenarios
 
     shipped = shipped_scenarios()
     width = max(len(scenario.name) for scenario in shipped)

@@ -67,8 +67,8 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.commands.consent import agreed
     from profiler.load.estimate import plan
     from profiler.tune.answer import render
-    from profiler.tune.driver import Search, tune
     from profiler.tune.quotas import parse_quota
+    from profiler.tune.search import Search, tune
 
     search = Search(
         load=load_options(arguments, ("gathered",)),

@@ -12,11 +12,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from re import _parser as sre_parse  # type: ignore[attr-defined]
 from typing import Any
 
 from profiler.emulator.draws import Draws
-from profiler.emulator.patterns import compile_pattern
-from profiler.emulator.words import CITIES, FORMATS, WORDS, named_text
 
 Generator = Callable[[Draws, int], Any]
 """From a stream and a dealt number to a value. The number differs from call to call of a loop and keeps
@@ -319,3 +318,175 @@ def _number(schema: Mapping[str, Any]) -> Generator:
         return short if start < short < end else value
 
     return generate
+
+
+# Texts that match a regular expression, for JSON Schema's `pattern`.
+#
+# Pure. Walks the parse tree of Python's own parser; look-around and back-references are ignored,
+# and a pattern that cannot be met that way yields its nearest attempt.
+
+_PRINTABLE = [chr(code) for code in range(32, 127)]
+_WORD = [char for char in _PRINTABLE if char.isalnum() or char == "_"]
+_CLASSES: dict[str, list[str]] = {
+    "CATEGORY_DIGIT": list("0123456789"),
+    "CATEGORY_WORD": _WORD,
+    "CATEGORY_SPACE": [" "],
+    "CATEGORY_NOT_DIGIT": [char for char in _PRINTABLE if not char.isdigit()],
+    "CATEGORY_NOT_WORD": [char for char in _PRINTABLE if char not in _WORD],
+    "CATEGORY_NOT_SPACE": _PRINTABLE[1:],
+}
+
+
+def compile_pattern(pattern: str) -> Callable[[Draws], str]:
+    """A generator of texts that `re.search(pattern, text)` finds. Raises `re.error` for bad patterns."""
+    compiled = re.compile(pattern)
+    tree = sre_parse.parse(pattern)
+
+    def generate(draws: Draws) -> str:
+        text = ""
+        for _ in range(20):
+            text = _sequence(tree, draws, {})
+            if compiled.search(text):
+                break
+        return text
+
+    return generate
+
+
+def _sequence(items: Any, draws: Draws, groups: dict[int, str]) -> str:
+    return "".join(_item(str(kind), argument, draws, groups) for kind, argument in items)
+
+
+def _item(kind: str, argument: Any, draws: Draws, groups: dict[int, str]) -> str:
+    if kind == "LITERAL":
+        return chr(argument)
+    if kind == "NOT_LITERAL":
+        return draws.choice([char for char in _WORD if char != chr(argument)])
+    if kind == "ANY":
+        return draws.choice(_WORD)
+    if kind == "IN":
+        return draws.choice(_members(argument))
+    if kind == "BRANCH":
+        return _sequence(draws.choice(argument[1]), draws, groups)
+    if kind == "SUBPATTERN":
+        number, text = argument[0], _sequence(argument[3], draws, groups)
+        groups[number] = text
+        return text
+    if kind == "GROUPREF":
+        return groups.get(argument, "")
+    if kind == "ATOMIC_GROUP":
+        return _sequence(argument, draws, groups)
+    if kind in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
+        fewest, most, body = argument
+        times = fewest + draws.below(min(int(most) - fewest, 6) + 1)
+        return "".join(_sequence(body, draws, groups) for _ in range(times))
+    return ""  # anchors and look-around are met, or not, by what surrounds them
+
+
+def _members(argument: Any) -> list[str]:
+    negated = bool(argument) and str(argument[0][0]) == "NEGATE"
+    members: list[str] = []
+    for kind, value in argument[1:] if negated else argument:
+        name = str(kind)
+        if name == "LITERAL":
+            members.append(chr(value))
+        elif name == "RANGE":
+            members.extend(chr(code) for code in range(value[0], min(value[1], value[0] + 255) + 1))
+        elif name == "CATEGORY":
+            members.extend(_CLASSES.get(str(value), []))
+    if negated:
+        members = [char for char in _WORD if char not in set(members)] or _PRINTABLE
+    return members or _PRINTABLE
+
+
+# The words that drawn arguments are made of, and which of them suit a property's name.
+#
+# Pure data and lookups.
+
+# 59 cities, a prime: any stride deals all of them before one repeats.
+CITIES = (
+    "Tokyo", "Paris", "Lagos", "Lima", "Oslo", "Cairo", "Mumbai", "Toronto", "Sydney", "Berlin", "Nairobi",
+    "Seoul", "Madrid", "Jakarta", "Boston", "Vienna", "Bogota", "Accra", "Hanoi", "Rome", "Chicago",
+    "Dublin", "Karachi", "Santiago", "Helsinki", "Manila", "Athens", "Denver", "Osaka", "Lisbon",
+    "Casablanca", "Warsaw", "Bangkok", "Montreal", "Prague", "Dakar", "Quito", "Zurich", "Melbourne",
+    "Istanbul", "Houston", "Kyiv", "Delhi", "Amsterdam", "Havana", "Singapore", "Stockholm", "Tunis",
+    "Brussels", "Auckland", "Seattle", "Budapest", "Ankara", "Caracas", "Copenhagen", "Dubai", "Vancouver",
+    "Edinburgh", "Porto",
+)  # fmt: skip
+
+WORDS = (
+    "harbour", "solar", "quarterly", "archive", "orchard", "signal", "granite", "ferry", "copper", "meadow",
+    "ledger", "canvas", "turbine", "glacier", "atlas", "lantern", "cobalt", "prairie", "beacon", "timber",
+    "sonata", "quartz", "delta", "compass", "saffron", "monsoon", "orbit", "pewter", "willow", "summit",
+    "tundra",
+)  # fmt: skip
+
+_PEOPLE = (
+    "Ada Byron", "Grace Murray", "Alan Mathison", "Edsger Wybe", "Barbara Jane", "Niklaus Emil",
+    "Radia Joy",
+)  # fmt: skip
+_COUNTRIES = (
+    "Japan", "France", "Nigeria", "Peru", "Norway", "Egypt", "India", "Canada", "Australia", "Germany",
+)  # fmt: skip
+_LANGUAGES = (
+    "en", "fr", "de", "ja", "es", "pt", "hi", "sw",
+)  # fmt: skip
+_CURRENCIES = (
+    "EUR", "USD", "JPY", "GBP", "INR", "NGN",
+)  # fmt: skip
+
+Text = Callable[[Draws], str]
+
+
+def _phrase(draws: Draws) -> str:
+    return f"{draws.choice(WORDS)} {draws.choice(WORDS)}"
+
+
+def _date(draws: Draws) -> str:
+    return f"20{20 + draws.below(10)}-{1 + draws.below(12):02d}-{1 + draws.below(28):02d}"
+
+
+def _time(draws: Draws) -> str:
+    return f"{draws.below(24):02d}:{draws.below(60):02d}:00Z"
+
+
+def _uuid(draws: Draws) -> str:
+    number = f"{draws.below(1 << 62):016x}{draws.below(1 << 62):016x}"
+    return f"{number[:8]}-{number[8:12]}-4{number[13:16]}-8{number[17:20]}-{number[20:]}"
+
+
+FORMATS: dict[str, Text] = {
+    "date": _date,
+    "date-time": lambda draws: f"{_date(draws)}T{_time(draws)}",
+    "time": _time,
+    "duration": lambda draws: f"PT{1 + draws.below(59)}M",
+    "email": lambda draws: f"{draws.choice(WORDS)}@example.com",
+    "hostname": lambda draws: f"{draws.choice(WORDS)}.example.com",
+    "ipv4": lambda draws: f"192.0.2.{1 + draws.below(254)}",
+    "ipv6": lambda draws: f"2001:db8::{1 + draws.below(0xFFFE):x}",
+    "uri": lambda draws: f"https://example.com/{draws.choice(WORDS)}",
+    "uuid": _uuid,
+}
+
+_NAMED: dict[str, Text] = {
+    "country": lambda draws: draws.choice(_COUNTRIES),
+    "language": lambda draws: draws.choice(_LANGUAGES),
+    "currency": lambda draws: draws.choice(_CURRENCIES),
+    "name": lambda draws: draws.choice(_PEOPLE),
+    "person": lambda draws: draws.choice(_PEOPLE),
+    "author": lambda draws: draws.choice(_PEOPLE),
+    "date": _date,
+    "email": FORMATS["email"],
+    "url": FORMATS["uri"],
+    "id": lambda draws: f"{draws.choice(WORDS)}-{1000 + draws.below(9000)}",
+}
+
+_PLACES = frozenset({"city", "location", "place", "town", "destination", "origin"})
+
+
+def named_text(name: str) -> Text | None:
+    """What a string property called `name` holds: None for a city, a phrase for names that say nothing."""
+    last = name.lower().replace("-", "_").rsplit("_", 1)[-1]
+    if last in _PLACES or name.lower().startswith("city"):
+        return None
+    return _NAMED.get(last, _phrase)

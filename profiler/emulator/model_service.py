@@ -12,27 +12,35 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from profiler.emulator import anthropic_messages, openai_chat, openai_responses, openai_schema, rate_headers
-from profiler.emulator.answers import answer
+from profiler.emulator import (
+    anthropic_messages,
+    openai_chat,
+    openai_responses,
+    openai_schema,
+)
+from profiler.emulator import (
+    limits as rate_headers,
+)
 from profiler.emulator.conversation import (
     ApiError,
     Conversation,
     Frame,
+    Handed,
     MadeCall,
+    Outstanding,
     Said,
     ToolSets,
     call_tokens,
     limited,
     tokens_of,
 )
-from profiler.emulator.faults import error_frame, spoiled, status_error
+from profiler.emulator.draws import Place, decode, encode
+from profiler.emulator.faults import answer, error_frame, spoiled, status_error
 from profiler.emulator.http1 import Ending, Exchange, Reply
-from profiler.emulator.ids import Place, decode, encode
 from profiler.emulator.journal import Entry, Journal
-from profiler.emulator.matching import Handed, Outstanding
-from profiler.emulator.quota import KeyQuota
+from profiler.emulator.limits import KeyQuota
 from profiler.emulator.tape import Tape
-from profiler.scenario import Fault
+from profiler.scenarios.schema import Fault
 
 JSON = b"content-type: application/json\r\n"
 SSE = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"

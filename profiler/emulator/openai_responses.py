@@ -22,7 +22,7 @@ from profiler.emulator.conversation import (
     call_tokens,
     pieces,
 )
-from profiler.emulator.ids import decode
+from profiler.emulator.draws import decode
 from profiler.emulator.openai_schema import missing, tool_choice, tool_schemas, wrong_type
 
 _dumps = orjson.dumps

@@ -18,8 +18,8 @@ from profiler.emulator.app import Emulator
 from profiler.emulator.http1 import Server
 from profiler.emulator.scheduler import Scheduler
 from profiler.errors import ProfilerError, UsageError
-from profiler.hosts import exposed
-from profiler.scenario import Scenario, load_scenario
+from profiler.providers.endpoint import exposed
+from profiler.scenarios.schema import Scenario, load_scenario
 
 _SWEEP_SECONDS = 15
 

@@ -12,9 +12,8 @@ from typing import NamedTuple
 import orjson
 
 from profiler.emulator.conversation import Choice, Conversation, Offered
-from profiler.emulator.draws import Draws, Sampler, key, sampler, whole
-from profiler.emulator.ids import Place
-from profiler.scenario import CALL_FAULTS, Fault, FaultKind, Scenario
+from profiler.emulator.draws import Draws, Place, Sampler, key, sampler, whole
+from profiler.scenarios.schema import CALL_FAULTS, Fault, FaultKind, Scenario
 
 _ROUNDS, _FAN_OUT, _CALLS, _FIRST_TOKEN, _SPEED, _DURATION, _DEAL, _FAULTS = range(8)
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
+import zlib
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
 import orjson
 
-from profiler.emulator import tool_api
-from profiler.emulator.capacity import Rejected, ToolCapacity
+from profiler.emulator.arguments import WORDS
+from profiler.emulator.conversation import Outstanding
+from profiler.emulator.draws import Draws, Place, decode, key
 from profiler.emulator.http1 import Exchange, Reply
-from profiler.emulator.ids import Place, decode
 from profiler.emulator.journal import Entry, Journal
-from profiler.emulator.matching import Outstanding
+from profiler.emulator.limits import Rejected, ToolCapacity
 from profiler.emulator.model_service import JSON, UNMATCHED
 from profiler.emulator.scheduler import Scheduler, Timer
 from profiler.emulator.tape import Tape
-from profiler.scenario import Capacity, ToolSpec
+from profiler.scenarios.schema import Capacity, ToolSpec
 
 
 class ToolService:
@@ -40,7 +43,7 @@ class ToolService:
         path = exchange.path.decode("latin-1")
         segment, _, rest = path[7:].partition("/")
         spec = self._by_path.get("/tools/" + segment)
-        arguments: dict[str, Any] = dict(tool_api.query_arguments(exchange.query))
+        arguments: dict[str, Any] = dict(query_arguments(exchange.query))
         if exchange.method == b"POST":
             try:
                 body = orjson.loads(exchange.body) if exchange.body else {}
@@ -108,7 +111,7 @@ class ToolService:
                 500, JSON, b'{"error":{"message":"The tool failed.","type":"tool_error"}}', observer=entry
             )
         entry.status = 200
-        return Reply(200, JSON, tool_api.respond(name, path, arguments), observer=entry)
+        return Reply(200, JSON, respond(name, path, arguments), observer=entry)
 
     def _place(self, header: bytes | None, name: str, arguments: dict[str, Any], entry: Entry) -> Place:
         """The call's place: from its id, else by matching, else (it belongs to no call) one of its own."""
@@ -211,3 +214,108 @@ def error(exchange: Exchange, status: int, message: str) -> None:
         {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
     )
     exchange.send(Reply(status, JSON, body))
+
+
+# What the tool endpoints answer: small JSON, a pure function of tool and arguments. Pure.
+
+_SKIES = (("Sunny", "113"), ("Partly cloudy", "116"), ("Cloudy", "119"), ("Overcast", "122"), ("Mist", "143"),
+          ("Light rain", "296"), ("Moderate rain", "302"), ("Light snow", "326"))  # fmt: skip
+_WINDS = ("N", "NNE", "NE", "E", "ESE", "SE", "S", "SSW", "SW", "W", "WNW", "NW")
+
+
+def query_arguments(query: bytes | None) -> dict[str, str]:
+    """The parameters of a query string; the last of a repeated name counts."""
+    if not query:
+        return {}
+    arguments = {}
+    for part in query.decode("latin-1").split("&"):
+        name, _, value = part.partition("=")
+        if "%" in part or "+" in part:
+            name, value = unquote_plus(name), unquote_plus(value)
+        if name:
+            arguments[name] = value
+    return arguments
+
+
+def respond(name: str, path: str, arguments: Mapping[str, Any]) -> bytes:
+    """The JSON body of tool `name` at `path` for `arguments`."""
+    if path == "/tools/weather":
+        return weather(str(arguments.get("city", "Paris")))
+    if path == "/tools/population":
+        return population(str(arguments.get("city", "Paris")))
+    return generic(name, arguments)
+
+
+def generic(name: str, arguments: Mapping[str, Any]) -> bytes:
+    """The answer of a tool that has no data of its own: the same for the same arguments."""
+    canonical = orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS)
+    draws = Draws(key(zlib.crc32(name.encode()), zlib.crc32(canonical)))
+    finding = f"{draws.choice(WORDS)} {draws.choice(WORDS)}"
+    return b'{"tool":%b,"arguments":%b,"result":"%b","score":%d}' % (
+        orjson.dumps(name), canonical, finding.encode(), draws.below(101))  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def population(city: str) -> bytes:
+    """`{"city", "population", "year"}`."""
+    draws = Draws(key(2, zlib.crc32(city.encode())))
+    return orjson.dumps({"city": city, "population": 100_000 + draws.below(12_000) * 1_000, "year": 2024})
+
+
+@lru_cache(maxsize=4096)
+def weather(city: str) -> bytes:
+    """wttr.in's `format=j1` shape: every value a string, the current condition first."""
+    draws = Draws(key(1, zlib.crc32(city.encode())))
+    celsius = draws.below(38) - 5
+    sky, code = draws.choice(_SKIES)
+    days = []
+    for day in range(3):
+        low, high = celsius - 1 - draws.below(5), celsius + 1 + draws.below(5)
+        hour = {"time": "1200", **_temperature("temp{}", high), "chanceofrain": str(draws.below(101))}
+        days.append(
+            {
+                "date": f"2025-06-{11 + day}",
+                **_temperature("mintemp{}", low),
+                **_temperature("maxtemp{}", high),
+                **_temperature("avgtemp{}", (low + high) // 2),
+                "sunHour": f"{4 + draws.below(10)}.0",
+                "uvIndex": str(draws.below(10)),
+                "hourly": [{**hour, "weatherCode": code, "weatherDesc": [{"value": sky}]}],
+            }
+        )
+    current = {
+        **_temperature("temp_{}", celsius),
+        **_temperature("FeelsLike{}", celsius - 1),
+        "weatherCode": code,
+        "weatherDesc": [{"value": sky}],
+        "humidity": str(30 + draws.below(65)),
+        "pressure": str(990 + draws.below(45)),
+        "cloudcover": str(draws.below(101)),
+        "precipMM": f"0.{draws.below(10)}",
+        "uvIndex": str(draws.below(10)),
+        "visibility": "10",
+        "windspeedKmph": str(draws.below(45)),
+        "windspeedMiles": str(draws.below(28)),
+        "winddir16Point": draws.choice(_WINDS),
+        "winddirDegree": str(draws.below(360)),
+        "observation_time": "12:00 PM",
+        "localObsDateTime": "2025-06-11 12:00 PM",
+    }
+    area = {
+        "areaName": [{"value": city}],
+        "country": [{"value": ""}],
+        "region": [{"value": ""}],
+        "latitude": f"{draws.below(120) - 50}.0",
+        "longitude": f"{draws.below(340) - 170}.0",
+        "population": "0",
+        "weatherUrl": [{"value": ""}],
+    }
+    request = {"type": "City", "query": city}
+    return orjson.dumps(
+        {"current_condition": [current], "nearest_area": [area], "request": [request], "weather": days}
+    )
+
+
+def _temperature(name: str, celsius: int) -> dict[str, str]:
+    """The same temperature under two keys, as wttr.in has it: `name` with C and with F."""
+    return {name.format("C"): str(celsius), name.format("F"): str(round(celsius * 9 / 5 + 32))}

@@ -7,8 +7,8 @@ from _queue import Empty, SimpleQueue  # queue.SimpleQueue is gevent's in a patc
 from collections import deque
 from pathlib import Path
 
+from profiler.loop.eventloop import start_native_thread
 from profiler.records import LoopRecord, encode
-from profiler.threads import start_native_thread
 
 FLUSH_SECONDS = 0.2
 

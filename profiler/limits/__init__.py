@@ -1,7 +1,7 @@
 """Limiters as pure state machines.
 
 A *limiter* is ours: it decides which calls may run now. (A *quota* is the server's.) A limiter
-knows neither asyncio nor a clock; `profiler.gate.Gate` drives it, first come, first served.
+knows neither asyncio nor a clock; `profiler.limits.gate.Gate` drives it, first come, first served.
 
     FixedLimit     at most N inside: a semaphore's rule
     RateLimit      at most r·t + b: GCRA, over requests or tokens, with refunds
@@ -11,11 +11,9 @@ knows neither asyncio nor a clock; `profiler.gate.Gate` drives it, first come, f
 """
 
 from profiler.limits.adaptive import AdaptiveLimit
-from profiler.limits.fixed import FixedLimit
-from profiler.limits.holdback import Holdback
-from profiler.limits.limiter import ONE, UNTIL_RELEASE, Cost, Limiter, Outcome, Ticket
+from profiler.limits.limiter import ONE, UNTIL_RELEASE, Cost, FixedLimit, Limiter, Outcome, Ticket, Together
 from profiler.limits.rate import RateLimit
-from profiler.limits.together import Together
+from profiler.limits.refusals import Holdback
 
 __all__ = [
     "ONE",

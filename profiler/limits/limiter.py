@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
+
+from profiler.errors import UsageError
 
 Cost = Mapping[str, float]
 """What a call takes of each resource: `requests`, `tokens`, ... What is not named costs nothing."""
@@ -42,3 +44,55 @@ class Limiter(Protocol):
 
     def leave(self, now_ns: int, ticket: Ticket, outcome: Outcome, used: Cost | None) -> None:
         """The call has ended. `used` is what it took in truth, None for what was reserved."""
+
+
+# A semaphore's rule.
+
+
+class FixedLimit:
+    """At most `limit` inside at once."""
+
+    __slots__ = ("inside", "limit")
+
+    def __init__(self, limit: int) -> None:
+        if limit < 1:
+            raise UsageError(f"a limit must be at least 1, not {limit}")
+        self.limit = limit
+        self.inside = 0
+
+    def wait_ns(self, now_ns: int, cost: Cost) -> int:
+        return 0 if self.inside < self.limit else UNTIL_RELEASE
+
+    def enter(self, now_ns: int, cost: Cost) -> Ticket:
+        self.inside += 1
+
+    def leave(self, now_ns: int, ticket: Ticket, outcome: Outcome, used: Cost | None) -> None:
+        if self.inside == 0:
+            raise RuntimeError("left more often than entered")
+        self.inside -= 1
+
+
+# Several limiters as one.
+
+
+class Together:
+    """Lets in whom all of its limiters let in: all resources are taken, or none."""
+
+    __slots__ = ("limiters",)
+
+    def __init__(self, limiters: Sequence[Limiter]) -> None:
+        self.limiters = tuple(limiters)
+
+    @property
+    def limit(self) -> int | None:
+        return min((one.limit for one in self.limiters if one.limit is not None), default=None)
+
+    def wait_ns(self, now_ns: int, cost: Cost) -> int:
+        return max((one.wait_ns(now_ns, cost) for one in self.limiters), default=0)
+
+    def enter(self, now_ns: int, cost: Cost) -> Ticket:
+        return [one.enter(now_ns, cost) for one in self.limiters]
+
+    def leave(self, now_ns: int, ticket: Ticket, outcome: Outcome, used: Cost | None) -> None:
+        for one, part in zip(self.limiters, ticket, strict=True):
+            one.leave(now_ns, part, outcome, used)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from profiler.load.agents import AgentContext
-    from profiler.load.users import AgentUser
+    from profiler.load.locust.users import AgentUser
 
 __all__ = ["AgentContext", "AgentUser"]
 
-_HOME = {"AgentContext": "agents", "AgentUser": "users"}
+_HOME = {"AgentContext": "agents", "AgentUser": "locust.users"}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,20 +22,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from profiler.content import Redact
 from profiler.errors import ProviderError, TargetError, UsageError
-from profiler.observed import HandedOver, handed_over
+from profiler.loop.recorder import LiveCalls, Recorder, Sink
 from profiler.providers.endpoint import Endpoint
-from profiler.recorder import LiveCalls, Recorder, Sink
 from profiler.records import LoopRecord
-from profiler.redaction import describe
+from profiler.redaction import Redact, describe
 from profiler.strategies import Sequential, Strategy
+from profiler.watch.loop import HandedOver, handed_over
 
 if TYPE_CHECKING:
-    from profiler.gate import Gate
-    from profiler.instrument import Profiler
-    from profiler.loop import ToolLoop
-    from profiler.model import Model
+    from profiler.limits.gate import Gate
+    from profiler.loop.loop import ToolLoop
+    from profiler.loop.model import Model
+    from profiler.watch.profiler import Profiler
 
 T = TypeVar("T")
 
@@ -130,7 +129,7 @@ class AgentContext:
         redact: Redact | None = None,
         model_gate: Gate | None = None,
     ) -> None:
-        from profiler.instrument import Profiler
+        from profiler.watch.profiler import Profiler
 
         endpoint = Endpoint.parse(base_url)
         self.provider = provider
@@ -172,7 +171,7 @@ class AgentContext:
 
     def limited(self, model: Model) -> Model:
         """The model behind the limiters of `--model-limit`, shared by all loops; itself without."""
-        from profiler.limited import LimitedModel
+        from profiler.loop.limited_model import LimitedModel
 
         return model if self._model_gate is None else LimitedModel(model, self._model_gate)
 
@@ -306,7 +305,7 @@ def placed(records: Sequence[LoopRecord], place: Place, strategy: str) -> list[L
     """The records of one call of an agent, put in its place; the last one is of the call as a whole.
 
     Where that saw no model request of its own, what recorded itself inside (a `ToolLoop`, a
-    `profiler.loop`) is the loop, and an empty frame around it would count twice.
+    `profiler.loop.loop`) is the loop, and an empty frame around it would count twice.
     """
     *inner, outer = records
     if outer.rounds or not any(record.parent in (None, outer.id) for record in inner):

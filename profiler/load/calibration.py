@@ -37,11 +37,11 @@ class Calibration:
 
 async def calibrate(options: LoadOptions, root: str, agents: int, seconds: float) -> Calibration:
     """Run the built-in loop with `agents` agents for that long; `root` serves the scenario `instant`."""
-    from profiler.load.reporter import Reporter
-    from profiler.loop import ToolLoop
+    from profiler.load.locust.reporter import Reporter
+    from profiler.loop.loop import ToolLoop
     from profiler.providers import make_provider
-    from profiler.scenario import load_scenario
-    from profiler.scenario_tools import scenario_tools
+    from profiler.scenarios.schema import load_scenario
+    from profiler.scenarios.tools import scenario_tools
     from profiler.strategies import Gathered
 
     scenario = load_scenario("instant")

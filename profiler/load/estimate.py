@@ -11,14 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from profiler.emulator.ids import Place
+from profiler.emulator.draws import Place
 from profiler.emulator.tape import Tape
-from profiler.load.budget import OPTIONS
 from profiler.load.options import LoadOptions
-from profiler.load.pacing import Arrivals
-from profiler.load.prices import price_of
+from profiler.load.plan import Arrivals
+from profiler.load.spending import OPTIONS, price_of
 from profiler.rundir import Spent
-from profiler.scenario import Scenario
+from profiler.scenarios.schema import Scenario
 
 SAMPLE = 50
 """Entries of the tape that are looked at."""

@@ -20,14 +20,12 @@ from typing import IO
 
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load import defaults
-from profiler.load.conditions import conditions
-from profiler.load.ledger import SETTLED
-from profiler.load.options import LoadOptions
-from profiler.load.parent import INTERRUPTED, PARENT_FD
+from profiler.load.locust.lifetime import INTERRUPTED, PARENT_FD
+from profiler.load.options import LoadOptions, conditions
+from profiler.load.output import SETTLED
 from profiler.load.plan import blocks_for
-from profiler.progress import Follower, Progress
-from profiler.rundir import RunDirectory
-from profiler.scenario import load_scenario
+from profiler.rundir import Follower, Progress, RunDirectory
+from profiler.scenarios.schema import load_scenario
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
@@ -43,7 +41,7 @@ KEPT_LINES = 500
 
 FOLLOW_SECONDS = 0.25
 
-_SAID = re.compile(r"(?:locust: error: |/(?:ERROR|WARNING|INFO)/profiler\.(?:load|exporters)\.\w+: )(.*)")
+_SAID = re.compile(r"(?:locust: error: |/(?:ERROR|WARNING|INFO)/profiler\.(?:load|exporters)\.[\w.]+: )(.*)")
 _REFUSAL = re.compile(r"(?:locust: error: |/ERROR/profiler\.[\w.]+: )(.*)")
 _FAILURE = re.compile(r"(?:locust: error: |/(?:ERROR|CRITICAL)/[\w.]+: )(.*)")
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(?:: .*)?")

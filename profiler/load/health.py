@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from profiler.lag import INTERVAL_SECONDS
-from profiler.load.budget import spent_by
+from profiler.load.spending import spent_by
+from profiler.loop.eventloop import INTERVAL_SECONDS
 from profiler.records import LoopRecord
-from profiler.rundir import ClientHealth, Spent
+from profiler.rundir import Anchor, ClientHealth, Spent
 from profiler.statistics.histogram import Histogram
 
 RATE_LIMITED = (429, 529)
@@ -118,3 +119,60 @@ def cpu_seconds(pid: int) -> float | None:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return None
+
+
+# Whether a target that is not ours has gone away in the middle of a run. Pure.
+#
+# Loops fail, none succeeds any more, and for a while nobody can connect: what comes after that measures
+# nothing. A target that answers with errors, or late, can be connected to, and is left to the loops.
+
+PATIENCE_SECONDS = 5.0
+"""A server that is restarted is back within that."""
+
+
+class Silence:
+    """Told of the loops of the trial under way, and of attempts to connect."""
+
+    def __init__(self) -> None:
+        self._loops = 0
+        self._failed = 0
+        self._doubted = False
+        self._since: float | None = None
+
+    def doubts(self, loops: int, failed: int) -> bool:
+        """Whether it is worth an attempt to connect: since the last look loops failed, and none succeeded."""
+        if loops < self._loops:  # another trial has begun
+            self._loops = self._failed = 0
+        if loops - failed > self._loops - self._failed:
+            self._doubted, self._since = False, None
+        elif failed > self._failed:
+            self._doubted = True
+        self._loops, self._failed = loops, failed
+        return self._doubted
+
+    def tried(self, now: float, connected: bool) -> bool:
+        """An attempt to connect has ended; whether the target is gone by now."""
+        if connected:
+            self._doubted, self._since = False, None
+            return False
+        self._since = now if self._since is None else self._since
+        return now - self._since >= PATIENCE_SECONDS
+
+
+# One clock for all records of a run: that of the machine that leads.
+#
+# Processes of one machine share its monotonic clock. Those of another are translated by anchors,
+# instants that both machines name on both of their clocks; that is as exact as their wall clocks agree.
+
+
+def machine_id() -> str:
+    """The same for processes that share a monotonic clock. Sent to workers, never written down."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def shift_ns(own: Anchor, theirs: Anchor) -> int:
+    """What to add to our monotonic times to get theirs."""
+    return (own.unix_ns - own.monotonic_ns) - (theirs.unix_ns - theirs.monotonic_ns)

@@ -9,19 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from profiler import rundir
 from profiler.errors import UsageError
-from profiler.hosts import LOOPBACK
-from profiler.limited import parse_model_limit
 from profiler.load import defaults
-from profiler.load.abort import AbortRule
-from profiler.load.budget import Budget, Resource
-from profiler.load.pacing import Arrivals
-from profiler.load.prices import Price, price_of
+from profiler.load.plan import Arrivals
+from profiler.load.spending import Budget, Price, Resource, price_of
+from profiler.loop.limited_model import parse_model_limit
 from profiler.providers import DEFAULT_MODELS, PROVIDERS
-from profiler.providers.endpoint import Endpoint
-from profiler.rundir import RunDirectory
-from profiler.scenario import load_scenario
-from profiler.statistics.objectives import parse_objective
+from profiler.providers.endpoint import LOOPBACK, Endpoint
+from profiler.rundir import Anchor, Load, Run, RunDirectory
+from profiler.scenarios.schema import load_scenario
+from profiler.statistics.objectives import AbortRule, parse_objective
 from profiler.strategies import parse_strategy, split_specs
 
 MOST = 1_000_000_000
@@ -42,7 +40,7 @@ class LoadOptions:
     users, each a load of its own. At most `max_in_flight` loops run at once, later arrivals wait.
     `calibration_seconds`: how long the client is measured against `instant` before the run.
     `max_loops`, `max_requests`, `max_tokens` and `max_cost` (USD) end the run when so much is spent
-    (`profiler.load.budget`); `record_content` keeps what was said, passed through `redact`
+    (`profiler.load.spending`); `record_content` keeps what was said, passed through `redact`
     (`module:function`); `price`, IN/OUT in USD per million tokens, comes before the table's.
     `share_limit`: each worker process takes its part of all limits, instead of all of them.
     `model_limit`: limiters in front of the model, of each process.
@@ -327,8 +325,8 @@ def add_options(parser: Any) -> None:
         action=StrategyAction,
         default=list(defaults.STRATEGIES),
         metavar="S",
-        help=f"how the calls of a round run: {defaults.STRATEGY_FORMS}; several with commas, or repeat the "
-        "option",
+        help=f"how the calls of a round run: {defaults.STRATEGY_FORMS}; "
+        "several with commas, or repeat the option",
     )
     add("--provider", choices=list(PROVIDERS), default="openai", help="API that the agents speak")
     add("--scenario", default="cities", help="the emulator's scenario: a name, or a TOML file")
@@ -443,3 +441,31 @@ def _number(option: str, value: Any, kind: type[Any]) -> Any:
         return kind(value)
     except ValueError:
         raise UsageError(f"{option} {value}: expected a number") from None
+
+
+# What `run.json` says of a load test before anything has run.
+
+
+def conditions(options: LoadOptions, users: int) -> Run:
+    """A run that is about to start on this machine, with `users` agents (the most of its `levels`)."""
+    most = max(options.levels, default=users)
+    load = Load("closed", most, think_seconds=options.think_seconds)
+    if options.arrivals is not None:
+        rate = Arrivals.parse(options.arrivals, users).expected(most, 1.0)
+        load = Load("open", most, arrivals=options.arrivals, rate=rate)
+    arguments = asdict(options)
+    for not_worth_repeating in ("out", "run_directory"):
+        del arguments[not_worth_repeating]
+    return Run(
+        scenario=options.scenario,
+        provider=options.provider,
+        strategies=options.strategies,
+        load=load,
+        seed=options.seed,
+        anchor=Anchor.now(),
+        machine=rundir.machine(),
+        versions=rundir.versions(),
+        arguments=arguments,
+        model=options.model or "",
+        slo=options.slo,
+    )

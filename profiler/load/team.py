@@ -15,12 +15,11 @@ from typing import Any, Protocol
 from gevent.event import Event
 
 from profiler.errors import ProfilerError, TargetError, UsageError
-from profiler.load.budget import Budget, Grants, Resource
 from profiler.load.calibration import capacity
-from profiler.load.clocks import machine_id
+from profiler.load.health import machine_id
 from profiler.load.options import LoadOptions
-from profiler.load.pacing import Arrivals, share
-from profiler.load.plan import PlannedTrial
+from profiler.load.plan import Arrivals, PlannedTrial, share
+from profiler.load.spending import Budget, Grants, Resource
 from profiler.rundir import Anchor, Capacity, ClientHealth, Spent
 
 PREPARE, BEGIN, END, CUT = "toolcall_prepare", "toolcall_begin", "toolcall_end", "toolcall_cut"

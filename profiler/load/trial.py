@@ -11,11 +11,10 @@ from typing import Any
 from gevent.event import Event
 
 from profiler.load.agents import Place, Runs
-from profiler.load.bridge import Flight
 from profiler.load.health import Meter, Tally
-from profiler.load.pacing import Arrivals, pause_after
-from profiler.load.plan import tape_numbers
-from profiler.recorder import Clock
+from profiler.load.locust.bridge import Flight
+from profiler.load.plan import Arrivals, pause_after, tape_numbers
+from profiler.loop.recorder import Clock
 
 MOST_WAITING = 100_000
 """Arrivals that wait for a place (`--max-in-flight`) in one process; more are dropped."""

@@ -9,7 +9,7 @@ from profiler.errors import UsageError
 from profiler.providers.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from profiler.model import Model
+    from profiler.loop.model import Model
     from profiler.providers.anthropic_messages import AnthropicMessages
     from profiler.providers.openai_chat import OpenAIChat
     from profiler.providers.openai_responses import OpenAIResponses

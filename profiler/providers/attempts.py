@@ -19,8 +19,8 @@ from typing import Any
 
 import httpx2
 
-from profiler.limits.signals import parse_retry_after
-from profiler.model import Probe, current_probe
+from profiler.limits.refusals import parse_retry_after
+from profiler.loop.model import Probe, current_probe
 from profiler.records import Attempt
 
 _RATE_LIMIT_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import ssl
@@ -10,7 +11,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from profiler.errors import UsageError
-from profiler.hosts import is_loopback
 
 MAX_CONNECTIONS = 100_000
 """So many that the client's connection pool never queues a request (and falsifies its latency)."""
@@ -85,3 +85,31 @@ def emulator_key(endpoint: Endpoint | None, variable: str) -> str | None:
     if endpoint is not None and endpoint.is_loopback and not os.environ.get(variable):
         return "no-key-needed"
     return None
+
+
+# Which addresses are this machine's alone. Pure: no name is looked up.
+
+LOOPBACK = "127.0.0.1"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on this address; of names, localhost alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def exposed(what: str, host: str, port: int) -> str | None:
+    """What to say where something listens for other machines too; None where it does not."""
+    if is_loopback(host):
+        return None
+    shown = f"[{host}]" if ":" in host else host
+    return f"{what} listens on {shown or 'all addresses'}:{port}: other machines can reach it, without a key"
+
+
+def scrape_host(host: str) -> str:
+    """Where this machine reaches what listens on `host`."""
+    return LOOPBACK if host in ("", "0.0.0.0") else f"[{host}]" if ":" in host else host

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 
 from profiler.errors import ProviderError
-from profiler.model import Probe
+from profiler.loop.model import Probe
 from profiler.providers.attempts import transport_error_type
 from profiler.redaction import scrub_error
 

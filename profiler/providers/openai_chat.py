@@ -8,12 +8,12 @@ from typing import Any
 import openai
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
-from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
+from profiler.loop.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
+from profiler.loop.tools import Tool
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, emulator_key
 from profiler.providers.failures import NO_JSON, caught, provider_error, reading, truncated
 from profiler.providers.supported import refuse_httpx
-from profiler.tools import Tool
 
 
 def make_client(endpoint: Endpoint | None, api_key: str | None) -> AsyncOpenAI:

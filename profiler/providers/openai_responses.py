@@ -7,10 +7,10 @@ from typing import Any
 
 import openai
 
-from profiler.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
+from profiler.loop.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
+from profiler.loop.tools import Tool
 from profiler.providers.failures import NO_JSON, caught, failed, provider_error, reading, truncated
 from profiler.providers.openai_chat import OpenAIModel
-from profiler.tools import Tool
 
 
 class OpenAIResponses(OpenAIModel):

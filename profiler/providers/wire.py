@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import orjson
 
-from profiler.model import CallRequest
+from profiler.loop.model import CallRequest
 
 Api = Literal["openai", "openai-responses", "anthropic"]
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from profiler.counterfactual import Counterfactual
 from profiler.errors import UsageError
 from profiler.report.text import clean, duration, percent
 from profiler.rundir import Run
 from profiler.statistics.figures import StrategySummary
+from profiler.statistics.replay import Counterfactual
 from profiler.statistics.summary import Summary
 from profiler.strategies import parse_strategy
 

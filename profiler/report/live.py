@@ -19,10 +19,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from profiler.progress import Progress
 from profiler.report.terminal import use_color
 from profiler.report.text import clean, duration, number, percent
-from profiler.rundir import RECORDS
+from profiler.rundir import RECORDS, Progress
 
 PLAIN_SECONDS = 5.0
 """How often a line is written where there is no terminal."""

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from profiler.errors import UsageError
-from profiler.limited import parse_model_limit
-from profiler.limits.totals import totals
+from profiler.limits.spec import totals
+from profiler.loop.limited_model import parse_model_limit
 from profiler.report.text import clean, duration, number, percent
 from profiler.report.timeline import render_timeline
 from profiler.rundir import Run

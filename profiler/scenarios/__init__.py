@@ -1,1 +1,1 @@
-"""The shipped scenarios, one TOML file each; `profiler.scenario` reads them."""
+"""The shipped scenarios, one TOML file each; `profiler.scenarios.schema` reads them."""

@@ -21,7 +21,6 @@ import numpy as np
 
 from profiler.rundir import Run
 from profiler.statistics.figures import block_failures, good_loops
-from profiler.statistics.measure import Block, Measured, completed, latency
 from profiler.statistics.quantiles import (
     CONFIDENCE,
     FEWEST_BLOCKS,
@@ -36,6 +35,7 @@ from profiler.statistics.quantiles import (
     student_tails,
 )
 from profiler.statistics.table import OK, Table
+from profiler.statistics.windows import Block, Measured, completed, latency
 
 Metric = Literal["p50", "p95", "p99", "throughput", "goodput"]
 

@@ -10,10 +10,10 @@ from profiler.rundir import RUN, Run, RunDirectory
 from profiler.statistics.caveats import Caveat, caveats, two_runs
 from profiler.statistics.comparison import Comparison, compare_runs
 from profiler.statistics.figures import StrategySummary, figures, limit
-from profiler.statistics.measure import Measured, measure
 from profiler.statistics.objectives import Gate, Objective, parse_objective
 from profiler.statistics.table import Table, tabulate_file
 from profiler.statistics.verdicts import Outcome, Verdict, decide, verdict
+from profiler.statistics.windows import Measured, measure
 
 
 @dataclass(frozen=True, slots=True)

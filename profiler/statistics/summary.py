@@ -19,13 +19,12 @@ from profiler.rundir import Load, Run, RunDirectory, parse
 from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_strategies
 from profiler.statistics.figures import StrategySummary, figures, limit
-from profiler.statistics.measure import Measured, completed, measure
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE
+from profiler.statistics.scalability import Scalability, fit
 from profiler.statistics.table import Table, tabulate, tabulate_file
-from profiler.statistics.usl import Scalability, fit
 from profiler.statistics.verdicts import Verdict, verdict
-from profiler.statistics.warmup import WarmUp
+from profiler.statistics.windows import Measured, WarmUp, completed, measure
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

@@ -12,13 +12,12 @@ from profiler.anatomy import peak
 from profiler.records import LoopRecord
 from profiler.rundir import Run, RunDirectory
 from profiler.statistics.comparison import Ratio, compare_strategies
-from profiler.statistics.figures import StrategySummary, figures, limit
-from profiler.statistics.measure import Measured, measure
-from profiler.statistics.moving import limit_line
+from profiler.statistics.figures import StrategySummary, figures, limit, limit_line
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import Estimate
 from profiler.statistics.table import tabulate, tabulate_file
-from profiler.tune.search import Scored
+from profiler.statistics.windows import Measured, measure
+from profiler.tune.candidates import Scored
 
 ObjectiveName = Literal["goodput", "p95", "throughput"]
 OBJECTIVES: tuple[ObjectiveName, ...] = ("goodput", "p95", "throughput")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from profiler.errors import UsageError
-from profiler.limits.quotas import stated
+from profiler.limits.refusals import stated
 from profiler.records import LoopRecord
 
 _QUOTA = re.compile(

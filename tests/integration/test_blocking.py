@@ -8,10 +8,10 @@ import time
 import pytest
 
 from profiler import Gathered, ToolLoop, tool
-from profiler.instrument import Profiler
 from profiler.records import LoopRecord
 from profiler.report.timeline import render_timeline
 from profiler.testing import ScriptedModel, call
+from profiler.watch.profiler import Profiler
 
 pytestmark = pytest.mark.measures
 

@@ -14,16 +14,15 @@ from typing import Any
 import pytest
 
 from profiler.anatomy import eagerness
-from profiler.emulator.ids import Place
+from profiler.emulator.draws import Place
 from profiler.emulator.process import start_emulator
 from profiler.emulator.tape import Tape
-from profiler.loop import ToolLoop
+from profiler.loop.loop import ToolLoop
 from profiler.providers import make_provider
 from profiler.records import LoopRecord, RoundRecord
-from profiler.scenario import load_scenario
-from profiler.scenario_tools import scenario_tools
+from profiler.scenarios.schema import load_scenario
+from profiler.scenarios.tools import close_tool_client, scenario_tools
 from profiler.strategies import parse_strategy
-from profiler.tool_http import close_tool_client
 
 pytestmark = pytest.mark.measures
 

@@ -31,18 +31,16 @@ from profiler import ToolLoop, cli, tool
 from profiler.anatomy import loop_phases
 from profiler.emulator.process import start_emulator
 from profiler.errors import ProviderError
-from profiler.load.conditions import conditions
-from profiler.load.options import LoadOptions
+from profiler.load.options import LoadOptions, conditions
+from profiler.loop.eventloop import NativeThreads
 from profiler.providers import PROVIDERS, make_provider
 from profiler.records import LoopRecord, decode, encode
 from profiler.report.html import gather
 from profiler.report.terminal import render_comparison
 from profiler.rundir import RunDirectory, Trial
-from profiler.scenario import FAULT_KINDS, load_scenario
-from profiler.scenario_tools import scenario_tools
+from profiler.scenarios.schema import FAULT_KINDS, load_scenario
+from profiler.scenarios.tools import close_tool_client, scenario_tools
 from profiler.strategies import parse_strategy
-from profiler.threads import NativeThreads
-from profiler.tool_http import close_tool_client
 
 T = TypeVar("T")
 

@@ -19,8 +19,8 @@ import pytest
 import pytest_asyncio
 
 from profiler.emulator.process import EmulatorProcess, start_emulator
-from profiler.instrument import Profiler
 from profiler.records import LoopRecord
+from profiler.watch.profiler import Profiler
 from tests.integration.framework_agents import (
     MODEL,
     QUESTION,

@@ -19,8 +19,8 @@ import pytest
 from profiler import UsageError, tool
 from profiler.anatomy import loop_phases
 from profiler.emulator.process import start_emulator
-from profiler.instrument import Profiler
 from profiler.records import LoopRecord
+from profiler.watch.profiler import Profiler
 
 PROMPT = "Compare the weather of Tokyo and Paris."
 
@@ -352,7 +352,7 @@ def test_a_call_that_no_loop_asked_for_is_an_orphan(prof):
 
 async def test_equal_calls_in_context_free_threads_are_counted_as_ambiguous(prof, records):
     """Two open loops asked for the same call; a thread without context runs one of them."""
-    from profiler.model import CallRequest
+    from profiler.loop.model import CallRequest
 
     @prof.tool
     def search(q: str) -> str:

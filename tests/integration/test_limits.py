@@ -17,17 +17,16 @@ import pytest
 
 from profiler.anatomy import peak, phases
 from profiler.emulator.process import start_emulator
-from profiler.gate import Gate
-from profiler.limited import LimitedModel, parse_model_limit
+from profiler.limits.gate import Gate
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
-from profiler.loop import ToolLoop
+from profiler.loop.limited_model import LimitedModel, parse_model_limit
+from profiler.loop.loop import ToolLoop
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
 from profiler.rundir import RunDirectory
-from profiler.scenario import load_scenario
-from profiler.scenario_tools import scenario_tools
-from profiler.tool_http import close_tool_client
+from profiler.scenarios.schema import load_scenario
+from profiler.scenarios.tools import close_tool_client, scenario_tools
 from profiler.tune.quotas import advise, demand, seen_quota
 from tests.integration.locust_process import ROOT
 

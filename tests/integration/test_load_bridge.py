@@ -17,7 +17,7 @@ SETUP = """
 import asyncio, threading, time
 import gevent
 from gevent.event import Event
-from profiler.load.bridge import LoopThread
+from profiler.load.locust.bridge import LoopThread
 
 thread = LoopThread()
 thread.start()
@@ -216,7 +216,7 @@ def test_what_the_sdks_ask_the_platform_in_a_thread_needs_no_subprocess() -> Non
     """gevent's can be waited for in the main thread alone: elsewhere the first request would hang."""
     script = """
 import platform
-from profiler.load.bridge import LoopThread
+from profiler.load.locust.bridge import LoopThread
 thread = LoopThread()
 thread.start()
 

@@ -90,7 +90,12 @@ TABLES = ["Type     Name    # reqs", "LOOP     gathered    105"] * 30
     ("code", "said", "kind", "message"),
     [
         (2, ["locust: error: --users: not a number"], UsageError, "--users: not a number"),
-        (3, ["[t] vm/ERROR/profiler.load.session: nobody there", *TABLES], TargetError, "nobody there"),
+        (
+            3,
+            ["[t] vm/ERROR/profiler.load.locust.users: nobody there", *TABLES],
+            TargetError,
+            "nobody there",
+        ),
         (
             2,  # no usage error: Locust's own code for an exception in one of its greenlets
             [

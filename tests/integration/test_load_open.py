@@ -15,9 +15,8 @@ import pytest
 from profiler.emulator.process import start_emulator
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
-from profiler.progress import PROGRESS, Follower, Progress
 from profiler.records import LoopRecord
-from profiler.rundir import RunDirectory
+from profiler.rundir import PROGRESS, Follower, Progress, RunDirectory
 from profiler.statistics.summary import decode, summarise_directory
 from tests.integration.locust_process import ROOT, Locust, locust
 
@@ -46,8 +45,8 @@ properties = {}
 EDITED = """
 import gevent
 from locust import events
-from profiler.load.session import Session
-from profiler.load.users import Agent
+from profiler.load.locust.session import Session
+from profiler.load.locust.users import Agent
 
 __all__ = ["Agent"]
 

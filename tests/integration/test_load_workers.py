@@ -13,8 +13,8 @@ import urllib.request
 from pathlib import Path
 
 from profiler.load.experiment import Experiment, run_experiment
-from profiler.load.ledger import SETTLED
 from profiler.load.options import LoadOptions
+from profiler.load.output import SETTLED
 from profiler.rundir import RunDirectory
 from profiler.statistics.summary import summarise_directory
 from tests.integration.locust_process import ROOT, check_trials, free_port, locust, wait_until
@@ -39,7 +39,7 @@ HEARTBEAT = """
 import types
 import gevent
 from locust import runners
-from profiler.load.rosters import let_workers_leave
+from profiler.load.locust.session import let_workers_leave
 
 class Master(types.SimpleNamespace):
     def rebalancing_enabled(self):

@@ -325,7 +325,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from profiler.exporters.opentelemetry import OpenTelemetrySink
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
-from profiler.threads import start_native_thread
+from profiler.loop.eventloop import start_native_thread
 
 url, loops = sys.argv[1], int(sys.argv[2])
 tracers = TracerProvider()

@@ -15,9 +15,8 @@ import pytest
 from profiler import Gathered, ProviderError, SemaphoreLimited, ToolLoop, tool
 from profiler.anatomy import loop_phases
 from profiler.emulator.process import start_emulator
-from profiler.examples import get_population, get_weather
 from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses, make_provider
-from profiler.tool_http import close_tool_client
+from profiler.scenarios.tools import close_tool_client, get_population, get_weather
 
 PROVIDERS = ["openai", "openai-responses", "anthropic"]
 SLACK_NS = 1_000_000_000

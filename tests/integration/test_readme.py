@@ -16,7 +16,7 @@ import pytest
 
 from profiler.cli import _parser
 from profiler.emulator.process import start_emulator
-from profiler.tool_http import close_tool_client
+from profiler.scenarios.tools import close_tool_client
 
 README = Path(__file__).parents[2] / "README.md"
 TEXT = README.read_text(encoding="utf-8")

@@ -28,12 +28,11 @@ from profiler import ToolLoop, tool
 from profiler.cli import main
 from profiler.emulator.process import start_emulator
 from profiler.errors import ProviderError
-from profiler.exporters.exposition import Exposition
 from profiler.exporters.opentelemetry import OpenTelemetrySink
-from profiler.exporters.prometheus import PrometheusSink
-from profiler.instrument import Profiler
+from profiler.exporters.prometheus import Exposition, PrometheusSink
 from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses
 from profiler.records import encode
+from profiler.watch.profiler import Profiler
 from tests.integration.locust_process import free_port, locust
 
 CANARY = "CANARY"

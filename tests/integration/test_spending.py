@@ -15,7 +15,7 @@ import pytest
 from profiler.cli import main
 from profiler.emulator.process import EmulatorProcess, start_emulator
 from profiler.rundir import Run, RunDirectory
-from profiler.tune import driver
+from profiler.tune import search as driver
 from tests.integration.locust_process import locust
 
 SCENARIO = """

@@ -22,11 +22,11 @@ from profiler import (
     ToolLoop,
     tool,
 )
-from profiler.instrument import Profiler
 from profiler.load import AgentContext, AgentUser
 from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses
 from profiler.rundir import Run, RunDirectory
 from profiler.testing import ScriptedModel, call
+from profiler.watch.profiler import Profiler
 
 # Tools keep the signatures of their functions.
 

@@ -27,15 +27,14 @@ from hypothesis import strategies as st
 
 from profiler import cli, dashboards, scenarios
 from profiler.cli import DEFECT, Parser
-from profiler.emulator.ids import Place
+from profiler.emulator.draws import Place
 from profiler.emulator.tape import Tape
 from profiler.errors import ScenarioError, UsageError
 from profiler.load.options import LoadOptions, add_options
-from profiler.progress import Progress
-from profiler.progress import encode as encode_progress
 from profiler.records import encode
-from profiler.rundir import RunDirectory
-from profiler.scenario import load_scenario
+from profiler.rundir import Progress, RunDirectory
+from profiler.rundir import encode as encode_progress
+from profiler.scenarios.schema import load_scenario
 from profiler.statistics.summary import summarise_directory
 from tests.unit.statistics_data import MS, loop, trial
 from tests.unit.statistics_data import run as make_run
@@ -291,7 +290,7 @@ def test_debug_shows_the_traceback_before_the_line(
 def test_a_defect_is_one_line_too_with_a_code_of_its_own(
     nothing_starts: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("profiler.scenario.shipped_scenarios", lambda: 1 / 0)
+    monkeypatch.setattr("profiler.scenarios.schema.shipped_scenarios", lambda: 1 / 0)
     code, out, err = run(["scenarios"], capsys)
     assert (code, out) == (DEFECT, "")
     assert "a defect of the profiler: ZeroDivisionError" in one_line(err)

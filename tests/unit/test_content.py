@@ -7,10 +7,10 @@ import re
 import pytest
 
 from profiler import ToolLoop, tool
-from profiler.content import MOST_CHARACTERS, Content
-from profiler.model import CallRequest
+from profiler.loop.model import CallRequest
 from profiler.providers.wire import requested_prompt
 from profiler.records import decode, encode
+from profiler.redaction import MOST_CHARACTERS, Content
 from profiler.report.html.markup import embedded
 from profiler.report.html.waterfalls import loop as drawn
 from profiler.testing import ScriptedModel, run_virtual

@@ -17,7 +17,7 @@ from profiler import metrics
 from profiler.emulator.app import Emulator
 from profiler.records import LoopRecord
 from profiler.report.html.page import _section
-from profiler.scenario import parse_scenario
+from profiler.scenarios.schema import parse_scenario
 from profiler.statistics.summary import summarise
 from tests.unit.statistics_data import call, loop, run, trial
 from tests.unit.test_emulator_app import ask

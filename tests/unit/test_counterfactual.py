@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from profiler.counterfactual import Change, Counterfactual, counterfactuals
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Run, Trial
+from profiler.statistics.replay import Change, Counterfactual, counterfactuals
 from tests.unit.statistics_data import MS, run
 
 TOOLS = ("search", "fetch")

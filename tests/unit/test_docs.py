@@ -8,11 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from profiler import anatomy, counterfactual, lag, steps
+from profiler import anatomy
 from profiler.cli import _parser
-from profiler.limits import adaptive, holdback, retries, signals
-from profiler.load import defaults, pacing
-from profiler.statistics import caveats, comparison, quantiles, usl, warmup
+from profiler.limits import (
+    adaptive,
+)
+from profiler.limits import (
+    refusals as holdback,
+)
+from profiler.limits import (
+    refusals as retries,
+)
+from profiler.limits import (
+    refusals as signals,
+)
+from profiler.load import defaults
+from profiler.load import plan as pacing
+from profiler.loop import eventloop as lag
+from profiler.loop import eventloop as steps
+from profiler.statistics import caveats, comparison, quantiles
+from profiler.statistics import replay as counterfactual
+from profiler.statistics import scalability as usl
+from profiler.statistics import windows as warmup
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")]

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.emulator.arguments import SchemaError, compile_schema
+from profiler.emulator.arguments import CITIES, SchemaError, compile_schema
 from profiler.emulator.draws import Draws, key
-from profiler.emulator.words import CITIES
 
 
 def drawn(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from profiler.emulator.capacity import Rejected, ToolCapacity
-from profiler.scenario import Capacity, CapacityStep
+from profiler.emulator.limits import Rejected, ToolCapacity
+from profiler.scenarios.schema import Capacity, CapacityStep
 
 MS = 1_000_000
 

@@ -8,7 +8,7 @@ from statistics import fmean, median
 import pytest
 
 from profiler.emulator.draws import Draws, key, sampler, whole
-from profiler.scenario import Distribution
+from profiler.scenarios.schema import Distribution
 
 
 def values(distribution: Distribution, n: int = 20_000) -> list[float]:

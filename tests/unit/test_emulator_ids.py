@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.emulator.ids import MAX_LOOP, Place, decode, encode
+from profiler.emulator.draws import MAX_LOOP, Place, decode, encode
 
 places = st.builds(Place, st.integers(0, MAX_LOOP), st.integers(0, 4095), st.integers(0, 4095))
 

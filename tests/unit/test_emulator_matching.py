@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from profiler.emulator.ids import Place
-from profiler.emulator.matching import Handed, Outstanding
+from profiler.emulator.conversation import Handed, Outstanding
+from profiler.emulator.draws import Place
 
 
 def handed(n: int) -> Handed:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.emulator.quota import KeyQuota, Refusal
-from profiler.emulator.rate_headers import go_duration, headers, refusal_error, retry_headers, rfc3339
-from profiler.scenario import Quota
+from profiler.emulator.limits import (
+    KeyQuota,
+    Refusal,
+    go_duration,
+    headers,
+    refusal_error,
+    retry_headers,
+    rfc3339,
+)
+from profiler.scenarios.schema import Quota
 
 SECOND = 1_000_000_000
 MINUTE = 60e9

@@ -8,9 +8,9 @@ import orjson
 import pytest
 
 from profiler.emulator.conversation import AUTO, NO_TOOLS, Choice, Conversation, Offered, offer
-from profiler.emulator.ids import Place
+from profiler.emulator.draws import Place
 from profiler.emulator.tape import Pace, Tape
-from profiler.scenario import Fault, TapePosition, load_scenario
+from profiler.scenarios.schema import Fault, TapePosition, load_scenario
 
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = offer(

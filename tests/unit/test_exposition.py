@@ -10,9 +10,8 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from profiler.exporters.exposition import Exposition
-from profiler.exporters.prometheus import PrometheusSink
-from profiler.recorder import Recorder
+from profiler.exporters.prometheus import Exposition, PrometheusSink
+from profiler.loop.recorder import Recorder
 from tests.unit.statistics_data import loop
 
 CALLS = ((0.0, 30.0), (10.0, 120.0))

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler import UsageError
-from profiler.gate import Gate, Lane, exclusive_lane
 from profiler.limits import AdaptiveLimit, FixedLimit, RateLimit, Together
+from profiler.limits.gate import Gate, Lane, exclusive_lane
 from profiler.testing import run_virtual
 
 

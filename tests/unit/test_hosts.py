@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.exporters.exposition import serve
-from profiler.hosts import exposed, is_loopback, scrape_host
+from profiler.exporters.prometheus import serve
+from profiler.providers.endpoint import exposed, is_loopback, scrape_host
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_metrics_that_others_can_reach_are_logged(
         def serve_forever(self) -> None:
             pass
 
-    monkeypatch.setattr("profiler.exporters.exposition.make_server", lambda *_: Server())
+    monkeypatch.setattr("profiler.exporters.prometheus.make_server", lambda *_: Server())
     assert serve(lambda openmetrics: b"", 0, host) == 7
     said = [record.message for record in caplog.records]
     assert said == ["/metrics listens on 0.0.0.0:7: other machines can reach it, without a key"] * lines

@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.limits import ONE, UNTIL_RELEASE, AdaptiveLimit, Holdback, RateLimit, Together
-from profiler.limits.retries import delay_ns, is_transient
-from profiler.limits.signals import outcome_of, parse_retry_after, retry_after_ns, status_of
+from profiler.limits.refusals import (
+    delay_ns,
+    is_transient,
+    outcome_of,
+    parse_retry_after,
+    retry_after_ns,
+    status_of,
+)
 
 S = 1_000_000_000
 

@@ -13,8 +13,16 @@ import pytest
 from profiler import UsageError
 from profiler.limits import ONE, UNTIL_RELEASE, AdaptiveLimit, FixedLimit, Holdback, RateLimit, Together
 from profiler.limits.limiter import Outcome
-from profiler.limits.retries import BASE_NS, CAP_NS, delay_ns, is_transient
-from profiler.limits.signals import outcome_of, parse_retry_after, retry_after_ns, status_of
+from profiler.limits.refusals import (
+    BASE_NS,
+    CAP_NS,
+    delay_ns,
+    is_transient,
+    outcome_of,
+    parse_retry_after,
+    retry_after_ns,
+    status_of,
+)
 from profiler.limits.spec import parse_rules
 
 S = 1_000_000_000

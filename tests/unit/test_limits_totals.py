@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.gate import parse_gate
 from profiler.limits import ONE
-from profiler.limits.totals import totals
+from profiler.limits.gate import parse_gate
+from profiler.limits.spec import totals
 
 S = 1_000_000_000
 

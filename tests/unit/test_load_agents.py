@@ -14,14 +14,14 @@ import pytest
 
 from profiler.anatomy import phases
 from profiler.errors import TargetError, UsageError
-from profiler.gate import Gate
-from profiler.instrument import Profiler
-from profiler.limited import LimitedModel
+from profiler.limits.gate import Gate
 from profiler.load.agents import AgentContext, Own, Place, load_factory, placed
-from profiler.observed import HandedOver, ObservedLoop, handed_over
+from profiler.loop.limited_model import LimitedModel
 from profiler.records import LoopRecord, RoundRecord
 from profiler.strategies import parse_strategy
 from profiler.testing import ScriptedModel, call, run_virtual
+from profiler.watch.loop import HandedOver, ObservedLoop, handed_over
+from profiler.watch.profiler import Profiler
 from tests.unit.statistics_data import loop
 
 MS = 1_000_000

@@ -7,9 +7,8 @@ import random
 import pytest
 
 from profiler.errors import UsageError
-from profiler.load.budget import Budget, Grants, spent_by
 from profiler.load.options import LoadOptions
-from profiler.load.prices import Price, price_of
+from profiler.load.spending import Budget, Grants, Price, price_of, spent_by
 from profiler.providers import DEFAULT_MODELS, PROVIDERS, make_provider
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord
 from profiler.rundir import Spent

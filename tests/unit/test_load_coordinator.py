@@ -8,10 +8,9 @@ import gevent
 import pytest
 
 from profiler.errors import TargetError
-from profiler.load.conditions import conditions
-from profiler.load.coordinator import Coordinator, Ramp, Site
-from profiler.load.ledger import Ledger
-from profiler.load.options import LoadOptions
+from profiler.load.leader import Coordinator, Ramp, Site
+from profiler.load.options import LoadOptions, conditions
+from profiler.load.output import Ledger
 from profiler.load.team import BEGIN, END
 from profiler.rundir import Incident, RunDirectory
 from tests.unit.test_load_team import Workers

@@ -7,7 +7,7 @@ import pytest
 from profiler.emulator.tape import Tape
 from profiler.load.estimate import loop_seconds, loop_spent, plan, rounded
 from profiler.load.options import LoadOptions
-from profiler.scenario import load_scenario, parse_scenario
+from profiler.scenarios.schema import load_scenario, parse_scenario
 
 SCENARIO = """
 description = "two rounds of four calls"

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from profiler.load.clocks import shift_ns
-from profiler.load.health import Meter, Tally, p99_seconds
+from profiler.load.health import Meter, Tally, p99_seconds, shift_ns
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, shifted
 from profiler.rundir import Anchor, ClientHealth, Spent
 from profiler.statistics.histogram import Histogram

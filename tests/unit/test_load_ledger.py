@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 
 from profiler.errors import RecordError
-from profiler.load import ledger as module
-from profiler.load.conditions import conditions
-from profiler.load.ledger import Ledger
-from profiler.load.options import LoadOptions
-from profiler.progress import Follower, Progress
+from profiler.load import output as module
+from profiler.load.options import LoadOptions, conditions
+from profiler.load.output import Ledger
 from profiler.records import LoopRecord, ModelCall, RoundRecord, encode
-from profiler.rundir import Incident, RunDirectory
+from profiler.rundir import Follower, Incident, Progress, RunDirectory
 
 RECORD = LoopRecord(
     "1", "gathered", "openai", "m", 1, 9, "ok", (RoundRecord(0, 1, 9, ModelCall("openai", "m", 1, 5)),)

@@ -6,8 +6,8 @@ from itertools import pairwise, takewhile
 import pytest
 
 from profiler.errors import UsageError
-from profiler.load.abort import AbortRule
-from profiler.load.pacing import Arrivals, pause_after, share
+from profiler.load.plan import Arrivals, pause_after, share
+from profiler.statistics.objectives import AbortRule
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profiler.load.silence import PATIENCE_SECONDS, Silence
+from profiler.load.health import PATIENCE_SECONDS, Silence
 
 
 def test_nobody_connects_while_loops_succeed_or_nothing_ends() -> None:

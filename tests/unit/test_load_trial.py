@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from profiler.load.agents import Place
-from profiler.load.crew import describe
 from profiler.load.health import Meter
-from profiler.load.pacing import Arrivals
+from profiler.load.plan import Arrivals
 from profiler.load.trial import Agent, Trial
+from profiler.load.worker import describe
 from profiler.testing import run_virtual
 
 MS = 1_000_000

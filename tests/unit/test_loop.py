@@ -230,7 +230,7 @@ def test_sync_tools_run_in_threads_and_see_the_callers_context():
 
     @tool
     def where() -> dict[str, Any]:
-        from profiler.tools import current_call
+        from profiler.loop.tools import current_call
 
         return {"same": threading.get_ident() == main_thread, "call": current_call.get().call_id}
 

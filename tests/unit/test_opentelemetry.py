@@ -25,7 +25,7 @@ from profiler.errors import UsageError
 from profiler.exporters import opentelemetry as sink_module
 from profiler.exporters.opentelemetry import OpenTelemetrySink
 from profiler.exporters.opentelemetry_metrics import name_of
-from profiler.loop import ToolLoop
+from profiler.loop.loop import ToolLoop
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Anchor
 from profiler.testing import ScriptedModel, call, run_virtual

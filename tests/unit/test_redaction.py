@@ -24,7 +24,7 @@ from profiler.redaction import (
     scrub,
     scrub_error,
 )
-from profiler.scenario import parse_scenario
+from profiler.scenarios.schema import parse_scenario
 
 SCENARIO = """
 description = "d"

@@ -9,8 +9,7 @@ import pytest
 
 from profiler.cli import parse
 from profiler.commands.load_options import load_options
-from profiler.load.conditions import conditions
-from profiler.load.options import LoadOptions
+from profiler.load.options import LoadOptions, conditions
 from profiler.records import LoopRecord
 from profiler.report.advice import command, next_steps
 from profiler.rundir import Run

@@ -13,10 +13,9 @@ import pytest
 from profiler.cli import main
 from profiler.records import Attempt, LoopRecord, encode
 from profiler.report.html import gather, render, write_report
-from profiler.report.html.curves import SHARES, course, critical_shares, curve, distributions, ladder
+from profiler.report.html.charts import SHARES, course, critical_shares, curve, distributions, ladder, payload
+from profiler.report.html.data import Material
 from profiler.report.html.markup import embedded, text
-from profiler.report.html.material import Material
-from profiler.report.html.payload import payload
 from profiler.report.html.vendor import LIBRARIES, VENDOR
 from profiler.report.html.waterfalls import MOST_CASES, MOST_ROWS, waterfalls
 from profiler.rundir import RunDirectory, Trial

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from profiler.progress import Follower, Progress, encode
 from profiler.records import encode as encode_record
 from profiler.report.live import LiveView, Rolling, bar, figures_of, headline
+from profiler.rundir import Follower, Progress, encode
 from tests.unit.statistics_data import loop
 
 NOW = Progress(

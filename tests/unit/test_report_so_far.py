@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from profiler.progress import Progress
-from profiler.progress import encode as encode_progress
+from profiler.load.locust.page import live_page, row
 from profiler.records import encode
-from profiler.report.locust_page import live_page, row
-from profiler.report.so_far import SoFar
+from profiler.report.running import SoFar
+from profiler.rundir import Progress
+from profiler.rundir import encode as encode_progress
 from tests.unit.statistics_data import loop
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from profiler.errors import ScenarioError
-from profiler.scenario import (
+from profiler.scenarios.schema import (
     Capacity,
     CapacityStep,
     Distribution,

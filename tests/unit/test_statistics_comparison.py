@@ -25,12 +25,12 @@ from profiler.statistics.comparison import (
     holm_adjust,
 )
 from profiler.statistics.comparison import side as side_of
-from profiler.statistics.measure import measure
 from profiler.statistics.objectives import parse_gates
 from profiler.statistics.quantiles import Estimate
 from profiler.statistics.summary import summarise
 from profiler.statistics.table import tabulate
 from profiler.statistics.verdicts import decide, verdict
+from profiler.statistics.windows import measure
 from tests.unit.statistics_data import loop, run, trial
 
 

@@ -14,8 +14,8 @@ from profiler.records import LoopRecord
 from profiler.rundir import ClientHealth, Load, RunDirectory
 from profiler.statistics.comparison import Side, compare, dependence, holm
 from profiler.statistics.regression import compare_directories
+from profiler.statistics.scalability import fit
 from profiler.statistics.summary import Summary, summarise
-from profiler.statistics.usl import fit
 from profiler.statistics.verdicts import verdict
 from tests.unit.statistics_data import loop, run, trial
 

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from profiler.records import LoopRecord
-from profiler.statistics.figures import MovingLimit, Overlap, StrategySummary, figures
-from profiler.statistics.measure import measure
-from profiler.statistics.moving import limit_line, moves
+from profiler.statistics.figures import MovingLimit, Overlap, StrategySummary, figures, limit_line, moves
 from profiler.statistics.objectives import parse_objective
 from profiler.statistics.quantiles import Estimate
 from profiler.statistics.table import tabulate
+from profiler.statistics.windows import measure
 from tests.unit.statistics_data import MS, loop, run, trial
 
 

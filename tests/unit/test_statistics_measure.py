@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from profiler.statistics.measure import Block, measure
 from profiler.statistics.table import tabulate
+from profiler.statistics.windows import Block, measure
 from tests.unit.statistics_data import loop, run, trial
 
 

@@ -20,7 +20,7 @@ from profiler.statistics.quantiles import (
     sample_interval,
     spread,
 )
-from profiler.statistics.warmup import WarmUp, mser5, of_blocks
+from profiler.statistics.windows import WarmUp, mser5, of_blocks
 
 
 def test_a_quantile_is_the_interpolated_order_statistic() -> None:

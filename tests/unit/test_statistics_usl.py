@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from profiler.statistics import usl
-from profiler.statistics.usl import Scalability, fit
+from profiler.statistics import scalability as usl
+from profiler.statistics.scalability import Scalability, fit
 
 LOADS = [1, 4, 8, 16, 32, 64]
 

@@ -7,9 +7,8 @@ import asyncio
 import pytest
 
 from profiler.anatomy import schedule_wall, shortfall
-from profiler.lag import LagSampler
+from profiler.loop.eventloop import LagSampler, Steps
 from profiler.records import ToolCall
-from profiler.steps import Steps
 from profiler.testing import run_virtual
 
 MS = 1_000_000

@@ -11,10 +11,10 @@ import pytest
 
 from profiler import providers
 from profiler.errors import UsageError
-from profiler.instrument import Profiler
 from profiler.providers.anthropic_messages import AnthropicMessages
 from profiler.providers.openai_chat import OpenAIChat
 from profiler.providers.supported import needed
+from profiler.watch.profiler import Profiler
 
 
 def old_client(sdk: str) -> Any:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 
 from profiler import Tool, UsageError, tool
 from profiler.errors import ToolDefinitionError
-from profiler.threads import NativeThreads
-from profiler.tools import InvalidArguments, SchemaTool, Toolbox, result_text
+from profiler.loop.eventloop import NativeThreads
+from profiler.loop.tools import InvalidArguments, SchemaTool, Toolbox, result_text
 
 
 @tool

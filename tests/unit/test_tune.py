@@ -13,11 +13,8 @@ from profiler.load.options import LoadOptions
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.statistics.comparison import Ratio
 from profiler.statistics.quantiles import Estimate
-from profiler.tune.answer import Answer, choose, render
-from profiler.tune.driver import Search
-from profiler.tune.measured import pilot, settled_limit
-from profiler.tune.quotas import Quota, advise, demand, parse_quota, seen_quota
-from profiler.tune.search import (
+from profiler.tune.answer import Answer, choose, python_snippet, render, toml_fragment
+from profiler.tune.candidates import (
     Scored,
     affordable,
     block_seconds,
@@ -29,7 +26,9 @@ from profiler.tune.search import (
     shape,
     survivors,
 )
-from profiler.tune.snippets import python_snippet, toml_fragment
+from profiler.tune.measured import pilot, settled_limit
+from profiler.tune.quotas import Quota, advise, demand, parse_quota, seen_quota
+from profiler.tune.search import Search
 
 S = 1_000_000_000
 

@@ -10,11 +10,11 @@ from profiler.records import Attempt, encode
 from profiler.rundir import RunDirectory
 from profiler.statistics.objectives import parse_objective
 from profiler.statistics.quantiles import Estimate
-from profiler.statistics.usl import fit
+from profiler.statistics.scalability import fit
 from profiler.tune.answer import AtLoad, choose, per_second, render, seconds
+from profiler.tune.candidates import on_one_scale, shape
 from profiler.tune.measured import candidates
 from profiler.tune.quotas import Demand, Quota, advise, demand, parse_quota, seen_quota
-from profiler.tune.search import on_one_scale, shape
 from tests.unit.statistics_data import loop as recorded
 from tests.unit.statistics_data import run, trial
 from tests.unit.test_tune import answer, loop, scored

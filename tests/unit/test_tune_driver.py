@@ -13,17 +13,16 @@ import pytest
 
 from profiler import records
 from profiler.errors import ProfilerError, TargetError
-from profiler.load.budget import spent_by
-from profiler.load.conditions import conditions
 from profiler.load.experiment import Experiment
-from profiler.load.options import LoadOptions
+from profiler.load.options import LoadOptions, conditions
 from profiler.load.plan import schedule
+from profiler.load.spending import spent_by
 from profiler.records import LoopRecord
 from profiler.rundir import Incident, RunDirectory, Spent, Trial
 from profiler.strategies import parse_strategy
-from profiler.tune import driver
+from profiler.tune import search as driver
 from profiler.tune.answer import Answer, render
-from profiler.tune.driver import Search, tune
+from profiler.tune.search import Search, tune
 from tests.unit.statistics_data import loop
 
 CAPACITY = 20

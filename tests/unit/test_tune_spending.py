@@ -12,10 +12,9 @@ from profiler.cli import main
 from profiler.load.estimate import plan
 from profiler.load.options import LoadOptions
 from profiler.rundir import Incident, Run, Spent
-from profiler.scenario import load_scenario
-from profiler.tune import driver
-from profiler.tune.driver import Search
-from profiler.tune.spending import Spending
+from profiler.scenarios.schema import load_scenario
+from profiler.tune import search as driver
+from profiler.tune.search import Search, Spending
 from tests.unit.statistics_data import run
 from tests.unit.test_tune import answer, scored
 

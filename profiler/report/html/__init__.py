@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from profiler.errors import RecordError
-from profiler.report.html.material import Material, gather
+from profiler.report.html.data import Material, gather
 from profiler.report.html.page import render
 from profiler.rundir import RunDirectory
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from profiler import palette
 from profiler.report.advice import Step
-from profiler.report.html.curves import SHARES
+from profiler.report.html.charts import SHARES
 from profiler.report.html.markup import Cell, Grid, behind, chart, name, swatch, text
 from profiler.report.terminal import overlap
 from profiler.report.text import duration, number, percent

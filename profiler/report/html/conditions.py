@@ -8,17 +8,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from profiler import palette
-from profiler.counterfactual import CALLS_PER_TRIAL
 from profiler.report.advice import command
-from profiler.report.html.curves import critical_shares
+from profiler.report.html.charts import MOST_TOOL_ROWS, critical_shares
+from profiler.report.html.data import REPLAYED_TOOLS, Material
 from profiler.report.html.markup import Cell, Grid, behind, chart, definitions, name, swatch, text
-from profiler.report.html.material import REPLAYED_TOOLS, Material
-from profiler.report.html.payload import MOST_TOOL_ROWS
 from profiler.report.html.waterfalls import MOST_ROWS
 from profiler.report.terminal import limits
 from profiler.report.text import duration, number, percent
 from profiler.rundir import Run, Spent
 from profiler.statistics.figures import StrategySummary, Tool
+from profiler.statistics.replay import CALLS_PER_TRIAL
 from profiler.statistics.summary import Summary
 
 MOST_TRIAL_ROWS = 200

@@ -9,9 +9,9 @@ from typing import Any
 
 from profiler.report.advice import next_steps
 from profiler.report.html import comparison, conditions
+from profiler.report.html.charts import MOST_STRATEGIES, payload
+from profiler.report.html.data import Material
 from profiler.report.html.markup import embedded, name, swatch, text
-from profiler.report.html.material import Material
-from profiler.report.html.payload import MOST_STRATEGIES, payload
 from profiler.report.text import clean
 
 ASSETS = Path(__file__).with_name("assets")

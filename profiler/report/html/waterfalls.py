@@ -7,11 +7,10 @@ from typing import Any
 
 from profiler.anatomy import model_queue_ns
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
-from profiler.report.explanation import causes
-from profiler.report.html.choice import Case
+from profiler.report.html.data import Case, Material
 from profiler.report.html.markup import embedded
-from profiler.report.html.material import Material
 from profiler.report.text import clean, duration, percent
+from profiler.report.timeline import causes
 
 MOST_BYTES = 600_000
 """Of all loops in the page. Cases that would go beyond it are left out, after those of each strategy's

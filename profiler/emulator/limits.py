@@ -1,0 +1,363 @@
+"""How much one tool can serve: rejection above a limit, a bounded queue, or processor sharing.
+
+Pure: a state machine driven by monotonic ns that are passed in. It is told of arrivals and
+departures, and asked what ends when; the timers are the application's.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from typing import Literal, NamedTuple
+
+from profiler.emulator.conversation import ApiError
+from profiler.scenarios.schema import Capacity, Quota
+
+
+class Rejected(NamedTuple):
+    """A call that is not served. `retry_ns` is the announced wait, None when nothing is announced."""
+
+    status: int
+    reason: str
+    retry_ns: int | None
+
+
+class _Call:
+    __slots__ = ("done_ns", "work_ns")
+
+    def __init__(self, work_ns: float) -> None:
+        self.work_ns = work_ns  # left to do, while shared or queued
+        self.done_ns = 0  # when it ends, while served at full speed
+
+
+class ToolCapacity:
+    """The state of one tool. Keys are whatever the caller tells calls apart by."""
+
+    def __init__(self, capacity: Capacity, time_scale: float, start_ns: int) -> None:
+        self._capacity = capacity
+        self._scale = time_scale
+        self._steps = [
+            (start_ns + int(step.after * time_scale * 1e9), step.fraction) for step in capacity.schedule
+        ]
+        self._fraction = 1.0
+        self._running: dict[int, _Call] = {}
+        self._queue: OrderedDict[int, _Call] = OrderedDict()
+        self._now_ns = start_ns
+        self._tokens = float(capacity.burst)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls served or queued."""
+        return len(self._running) + len(self._queue)
+
+    def _slots(self) -> float:
+        if self._capacity.concurrent is None:
+            return float("inf")
+        # A capacity of no slot at all is an outage; a fraction of one still serves one.
+        return max(1, round(self._capacity.concurrent * self._fraction)) if self._fraction > 0 else 0
+
+    def arrive(self, key: int, work_ns: int, now_ns: int) -> Rejected | None:
+        """Take call `key` in, or say why not. Call `advance(now_ns)` first."""
+        rate = self._capacity.requests_per_second
+        if rate is not None:
+            rate = rate * self._fraction / self._scale if self._scale else float("inf")
+            if self._tokens < 1:
+                wait = (1 - self._tokens) / rate * 1e9 if rate > 0 else 1e9
+                return Rejected(429, "too many requests a second", int(wait) + 1)
+        slots, mode = self._slots(), self._capacity.mode
+        call = _Call(work_ns)
+        if mode == "share":
+            self._running[key] = call
+        elif len(self._running) < slots:
+            call.done_ns = now_ns + work_ns
+            self._running[key] = call
+        elif mode == "reject":
+            return Rejected(429, f"at most {int(slots)} calls at once", None)
+        elif len(self._queue) >= self._capacity.queue:
+            return Rejected(503, f"queue of {self._capacity.queue} is full", None)
+        else:
+            self._queue[key] = call
+        if self._capacity.requests_per_second is not None:
+            self._tokens -= 1
+        return None
+
+    def leave(self, key: int) -> None:
+        """A caller went away; what it held is free."""
+        if self._running.pop(key, None) is None:
+            self._queue.pop(key, None)
+        else:
+            self._fill(self._now_ns)
+
+    def advance(self, now_ns: int) -> list[tuple[int, int]]:
+        """Everything that ends up to `now_ns`, as (key, when)."""
+        ended: list[tuple[int, int]] = []
+        while (at := self.next_ns()) is not None and at <= now_ns:
+            self._step(at, ended)
+        self._step(now_ns, ended)
+        return ended
+
+    def next_ns(self) -> int | None:
+        """When something ends or the capacity changes next; None when nothing will."""
+        candidates = [self._steps[0][0]] if self._steps else []
+        if self._running:
+            if self._capacity.mode == "share":
+                speed = self._speed()
+                if speed > 0:
+                    least = min(call.work_ns for call in self._running.values())
+                    # Up by one: the floor would leave a fraction of a ns undone, and time would stand.
+                    candidates.append(self._now_ns + int(max(0.0, least) / speed) + 1)
+            else:
+                candidates.append(min(call.done_ns for call in self._running.values()))
+        return min(candidates) if candidates else None
+
+    def _speed(self) -> float:
+        slots = self._slots()
+        return min(1.0, slots / len(self._running)) if self._running else 1.0
+
+    def _step(self, at: int, ended: list[tuple[int, int]]) -> None:
+        """Move time to `at`, which is not beyond the next change."""
+        elapsed = max(0, at - self._now_ns)
+        rate = self._capacity.requests_per_second
+        if rate is not None:
+            per_ns = rate * self._fraction / self._scale / 1e9 if self._scale else float("inf")
+            self._tokens = (
+                min(float(self._capacity.burst), self._tokens + elapsed * per_ns) if elapsed else self._tokens
+            )
+        if self._capacity.mode == "share":
+            done = elapsed * self._speed()
+            for key, call in list(self._running.items()):
+                call.work_ns -= done
+                if call.work_ns <= 0.5:
+                    del self._running[key]
+                    ended.append((key, at))
+        else:
+            for key, call in list(self._running.items()):
+                if call.done_ns <= at:
+                    del self._running[key]
+                    ended.append((key, call.done_ns))
+        self._now_ns = max(self._now_ns, at)
+        while self._steps and self._steps[0][0] <= at:
+            self._fraction = self._steps.pop(0)[1]
+        self._fill(at)
+
+    def _fill(self, now_ns: int) -> None:
+        """Start queued calls while there is room."""
+        while self._queue and len(self._running) < self._slots():
+            key, call = self._queue.popitem(last=False)
+            call.done_ns = now_ns + int(call.work_ns)
+            self._running[key] = call
+
+
+# Quotas: the server's limits on model requests, per API key. A limiter is ours, a quota is theirs.
+#
+# Pure: token buckets and a concurrency count, driven by the monotonic ns that are passed in. A bucket
+# holds `burst` minutes' worth, starts full and refills continuously; a request takes from all buckets
+# or from none.
+
+Resource = Literal["requests", "tokens", "input-tokens", "output-tokens", "concurrent"]
+
+
+class Bucket:
+    """`limit` units a minute of `minute_ns`; what a request takes may leave it empty, never below.
+
+    `stated` is the same for a minute of 60 s: what is told to clients, whose clock is not scaled.
+    """
+
+    __slots__ = ("_level", "_rate", "_size", "_updated_ns", "resource", "stated")
+
+    def __init__(self, resource: Resource, limit: float, burst: float, minute_ns: float, now_ns: int) -> None:
+        self.resource: Resource = resource
+        self.stated = limit * 60e9 / minute_ns
+        self._size = max(1.0, limit * burst)
+        self._rate = limit / minute_ns
+        self._level = self._size
+        self._updated_ns = now_ns
+
+    def level(self, now_ns: int) -> float:
+        """What is left at `now_ns`."""
+        level = self._level + (now_ns - self._updated_ns) * self._rate
+        self._level = level = self._size if level > self._size else level
+        self._updated_ns = now_ns
+        return level
+
+    def take(self, amount: float) -> None:
+        self._level -= amount
+
+    def wait_ns(self, amount: float) -> int:
+        """How long until `amount` (at most a full bucket) will be there, after the last `level`."""
+        return max(0, int((min(amount, self._size) - self._level) / self._rate) + 1)
+
+    def reset_ns(self) -> int:
+        """How long until the bucket is full again, after the last `level`."""
+        return int((self._size - self._level) / self._rate)
+
+
+class Refusal(NamedTuple):
+    """Why a request does not pass, with the figures that the 429 body states."""
+
+    resource: Resource
+    limit: float
+    used: float
+    requested: float
+    retry_ns: int
+
+
+class KeyQuota:
+    """The state of one API key on one provider's API."""
+
+    __slots__ = ("_concurrent", "_in_flight", "buckets")
+
+    def __init__(self, quota: Quota, *, split_tokens: bool, minute_ns: float, now_ns: int) -> None:
+        """`split_tokens`: input and output have a bucket each (Anthropic), else one for both (OpenAI)."""
+        limits: list[tuple[Resource, float]] = []
+        if quota.requests_per_minute is not None:
+            limits.append(("requests", quota.requests_per_minute))
+        if quota.input_tokens_per_minute is not None and quota.output_tokens_per_minute is not None:
+            if split_tokens:
+                limits.append(("input-tokens", quota.input_tokens_per_minute))
+                limits.append(("output-tokens", quota.output_tokens_per_minute))
+            else:
+                limits.append(("tokens", quota.input_tokens_per_minute + quota.output_tokens_per_minute))
+        self.buckets = [Bucket(resource, limit, quota.burst, minute_ns, now_ns) for resource, limit in limits]
+        self._concurrent = quota.concurrent_requests
+        self._in_flight = 0
+
+    def admit(self, input_tokens: int, output_tokens: int, now_ns: int) -> Refusal | None:
+        """Take what the request needs and return None, or take nothing and say why not."""
+        if self._concurrent is not None and self._in_flight >= self._concurrent:
+            return Refusal("concurrent", self._concurrent, self._in_flight, 1, 0)
+        worst: Refusal | None = None
+        amounts = []
+        for bucket in self.buckets:
+            amount = float(
+                1
+                if bucket.resource == "requests"
+                else (
+                    input_tokens + output_tokens
+                    if bucket.resource == "tokens"
+                    else input_tokens
+                    if bucket.resource == "input-tokens"
+                    else output_tokens
+                )
+            )
+            level = bucket.level(now_ns)
+            # More than a full bucket is let through by a full one: it would else never pass.
+            amount = min(amount, bucket._size)
+            if amount > level + 1e-9:
+                refusal = Refusal(
+                    bucket.resource, bucket.stated, bucket._size - level, amount, bucket.wait_ns(amount)
+                )
+                if worst is None or refusal.retry_ns > worst.retry_ns:
+                    worst = refusal
+            amounts.append(amount)
+        if worst is not None:
+            return worst
+        for bucket, amount in zip(self.buckets, amounts, strict=True):
+            bucket.take(amount)
+        self._in_flight += 1
+        return None
+
+    def release(self) -> None:
+        """An admitted request ended."""
+        self._in_flight -= 1
+
+
+# Quotas as the providers tell of them: headers on every response, and the 429 that refuses. Pure.
+
+ORGANIZATION = "org-emulator"
+
+# What a scenario without quotas announces: limits that nobody meets.
+UNLIMITED: dict[str, bytes] = {
+    "openai": (
+        b"x-ratelimit-limit-requests: 1000000\r\nx-ratelimit-limit-tokens: 1000000000\r\n"
+        b"x-ratelimit-remaining-requests: 999999\r\nx-ratelimit-remaining-tokens: 999999000\r\n"
+        b"x-ratelimit-reset-requests: 0s\r\nx-ratelimit-reset-tokens: 0s\r\n"
+    ),
+    "anthropic": b"",
+}
+
+
+def headers(provider: str, quota: KeyQuota, now_ns: int, wall: float) -> bytes:
+    """The header lines for the state of `quota`; `wall` is the Unix time of `now_ns`."""
+    lines = []
+    for bucket in quota.buckets:
+        remaining, reset_ns = int(bucket.level(now_ns)), bucket.reset_ns()
+        if provider == "openai":
+            lines.append(
+                f"x-ratelimit-limit-{bucket.resource}: {round(bucket.stated)}\r\n"
+                f"x-ratelimit-remaining-{bucket.resource}: {max(0, remaining)}\r\n"
+                f"x-ratelimit-reset-{bucket.resource}: {go_duration(reset_ns)}\r\n"
+            )
+        else:
+            name = f"anthropic-ratelimit-{bucket.resource}"
+            lines.append(
+                f"{name}-limit: {round(bucket.stated)}\r\n{name}-remaining: {max(0, remaining)}\r\n"
+                f"{name}-reset: {rfc3339(wall + reset_ns / 1e9)}\r\n"
+            )
+    if provider == "anthropic" and (split := [b for b in quota.buckets if b.resource.endswith("tokens")]):
+        limit = sum(round(bucket.stated) for bucket in split)
+        remaining = sum(max(0, int(bucket.level(now_ns))) for bucket in split)
+        reset = rfc3339(wall + max(bucket.reset_ns() for bucket in split) / 1e9)
+        name = "anthropic-ratelimit-tokens"
+        lines.append(f"{name}-limit: {limit}\r\n{name}-remaining: {remaining}\r\n{name}-reset: {reset}\r\n")
+    return "".join(lines).encode()
+
+
+def refusal_error(provider: str, refusal: Refusal, model: str) -> ApiError:
+    """The provider's 429 for `refusal`."""
+    if provider == "openai":
+        kind, unit = {
+            "requests": ("requests", "requests per min (RPM)"),
+            "tokens": ("tokens", "tokens per min (TPM)"),
+        }.get(refusal.resource, ("requests", "concurrent requests"))
+        return ApiError(
+            f"Rate limit reached for {model} in organization {ORGANIZATION} on {unit}: Limit"
+            f" {round(refusal.limit)}, Used {math.ceil(refusal.used)}, Requested {int(refusal.requested)}."
+            f" Please try again in {go_duration(refusal.retry_ns)}. Visit"
+            " https://platform.openai.com/account/rate-limits to learn more.",
+            status=429,
+            kind=kind,
+            code="rate_limit_exceeded",
+        )
+    if refusal.resource == "concurrent":
+        message = (
+            "Number of concurrent connections has exceeded your rate limit. Please try again later or contact"
+            " sales at https://www.anthropic.com/contact-sales to discuss your options for a rate limit"
+            " increase."
+        )
+    else:
+        message = (
+            f"This request would exceed your organization's rate limit of {round(refusal.limit):,}"
+            f" {refusal.resource.replace('-', ' ')} per minute (org: {ORGANIZATION}, model: {model}). For"
+            " details, refer to: https://docs.claude.com/en/api/rate-limits."
+        )
+    return ApiError(message, status=429, kind="rate_limit_error")
+
+
+def retry_headers(provider: str, retry_ns: int) -> bytes:
+    """`retry-after` in whole seconds, for OpenAI also `retry-after-ms`; both rounded up."""
+    seconds = -(-retry_ns // 1_000_000_000)
+    line = b"retry-after: %d\r\n" % seconds
+    if provider == "openai":
+        line += b"retry-after-ms: %d\r\n" % -(-retry_ns // 1_000_000)
+    return line
+
+
+def go_duration(ns: int) -> str:
+    """A duration as OpenAI writes it: 2ms, 3.89s, 1m12s."""
+    if ns <= 0:
+        return "0s"
+    if ns < 1_000_000_000:
+        return f"{-(-ns // 1_000_000)}ms"
+    seconds = ns / 1e9
+    if seconds < 60:
+        return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return (f"{hours}h" if hours else "") + f"{minutes}m{whole % 60}s"
+
+
+def rfc3339(wall: float) -> str:
+    """Unix time as RFC 3339 in UTC, to the second, rounded up."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(-(-wall // 1))))

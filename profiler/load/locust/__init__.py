@@ -1,0 +1,1 @@
+"""The load test on Locust. Nothing outside this folder imports gevent or Locust."""

@@ -1,0 +1,207 @@
+"""Native threads for sync tools.
+
+The default executor will not do: it has six threads on a two-core machine, and in a process
+that gevent has patched its threads are greenlets that a foreign event loop waits for in vain.
+These threads are started with the unpatched primitive, wait in an unpatched queue, and answer
+through `call_soon_threadsafe`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import contextlib
+import contextvars
+import sys
+import weakref
+from _queue import SimpleQueue  # queue.SimpleQueue is gevent's in a patched process
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+Job = Callable[[], None]
+
+
+class NativeThreads:
+    """A pool of daemon threads, grown on demand up to `limit`; idle ones are kept as long as the pool is."""
+
+    def __init__(self, limit: int = 64) -> None:
+        self.limit = limit
+        self.threads = 0
+        self.idle = 0
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        # A loop that is made for one conversation must not leave its threads behind.
+        weakref.finalize(self, self._jobs.put, None).atexit = False
+
+    async def run(self, function: Callable[[], Any], on_start: Callable[[], None] | None = None) -> Any:
+        """The function's result, from a thread, with the caller's context variables.
+
+        `on_start` is called in the thread just before. When the caller is cancelled the thread
+        goes on to the end (nothing can stop it), and its result is dropped.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            self.idle += 1  # counted on the loop's thread alone: no lock, no lost update
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            elif isinstance(error, StopIteration):
+                future.set_exception(RuntimeError(f"the function raised {error!r}"))
+            else:
+                future.set_exception(error)
+
+        def job() -> None:
+            result, failure = None, None
+            try:
+                if on_start is not None:
+                    on_start()
+                result = context.run(function)
+            except BaseException as error:
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, result, failure)
+
+        if self.idle > 0:
+            self.idle -= 1
+        elif self.threads < self.limit:
+            self.threads += 1
+            start_native_thread(partial(_work, self._jobs))
+        self._jobs.put(job)
+        return await future
+
+
+def _work(jobs: SimpleQueue[Job | None]) -> None:
+    """A thread's life. It holds the queue alone, so that a pool that nobody uses any more can go."""
+    while (job := jobs.get()) is not None:
+        job()
+        del job
+    jobs.put(None)  # for the next thread
+
+
+def start_native_thread(function: Callable[[], None]) -> None:
+    """Start a real daemon thread, whether or not gevent has patched this process."""
+    start: Callable[..., Any] = _thread.start_new_thread
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None:
+        start = monkey.get_original("_thread", "start_new_thread")
+    start(function, ())
+
+
+# Runs a coroutine and notes how long it held the event loop.
+#
+# An async function that computes, or calls something that blocks, stops every other task of the
+# loop while it does: calls that look parallel run one after another. Timing each step between two
+# awaits tells whose fault that was.
+
+BLOCKING_NS = 10_000_000
+"""A step shorter than this is no blame: the interpreter itself switches threads every 5 ms."""
+
+
+class Steps:
+    """Awaits the coroutine; `blocking_ns` is the time it spent in steps longer than `BLOCKING_NS`.
+
+    Only the coroutine's own steps count, not those of tasks that it creates.
+    """
+
+    __slots__ = ("_clock", "_coroutine", "blocking_ns")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], clock: Callable[[], int]) -> None:
+        self._coroutine = coroutine
+        self._clock = clock
+        self.blocking_ns = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        clock, coroutine = self._clock, self._coroutine
+        step: Callable[[Any], Any] = coroutine.send
+        argument: Any = None
+        while True:
+            began = clock()
+            try:
+                waits_for = step(argument)
+            except StopIteration as done:
+                return done.value
+            finally:
+                held = clock() - began
+                if held > BLOCKING_NS:
+                    self.blocking_ns += held
+            try:
+                argument = yield waits_for
+                step = coroutine.send
+            except GeneratorExit:
+                coroutine.close()
+                raise
+            except BaseException as error:
+                step, argument = coroutine.throw, error
+
+
+# Event-loop lag: how late timers fire, sampled while loops run.
+#
+# Lag is what a busy or blocked event loop adds to every latency measured on it.
+
+INTERVAL_SECONDS = 0.01
+
+_KEPT = 256
+
+
+class LagSampler:
+    """The sampler of one event loop; runs while at least one user has entered and not left."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> None:
+        self.observers: set[Callable[[int], None]] = set()
+        self._loop = loop
+        self._clock = clock
+        self._users = 0
+        self._due_ns = 0
+        self._timer: asyncio.TimerHandle | None = None
+        # Samples (time, lag) with falling lag: all that a maximum up to now can ever need.
+        self._worst: deque[tuple[int, int]] = deque(maxlen=_KEPT)
+
+    def enter(self) -> None:
+        self._users += 1
+        if self._users == 1:
+            self._schedule()
+
+    def leave(self, since_ns: int) -> int:
+        """Stop using; the worst lag sampled since then, in nanoseconds, the current moment included."""
+        self._users -= 1
+        worst = max(0, self._clock() - self._due_ns)
+        for at_ns, lag_ns in self._worst:
+            if at_ns >= since_ns:
+                worst = max(worst, lag_ns)
+                break
+        if self._users == 0 and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return worst
+
+    def _schedule(self) -> None:
+        self._due_ns = self._clock() + int(INTERVAL_SECONDS * 1e9)
+        self._timer = self._loop.call_later(INTERVAL_SECONDS, self._sample)
+
+    def _sample(self) -> None:
+        now_ns = self._clock()
+        lag_ns = max(0, now_ns - self._due_ns)  # uvloop's timers may fire a little early
+        while self._worst and self._worst[-1][1] <= lag_ns:
+            self._worst.pop()
+        self._worst.append((now_ns, lag_ns))
+        for observe in self.observers:
+            observe(lag_ns)
+        self._schedule()
+
+
+_samplers: WeakKeyDictionary[asyncio.AbstractEventLoop, LagSampler] = WeakKeyDictionary()
+
+
+def lag_sampler(clock: Callable[[], int]) -> LagSampler:
+    """The one sampler of the running event loop; the clock is that of its first user."""
+    loop = asyncio.get_running_loop()
+    sampler = _samplers.get(loop)
+    if sampler is None:
+        sampler = _samplers[loop] = LagSampler(loop, clock)
+    return sampler

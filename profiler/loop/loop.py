@@ -1,0 +1,315 @@
+"""The loop that is profiled: model → tools → model, for several rounds.
+
+`ToolLoop` runs it; every run yields one `LoopRecord`. What goes wrong with a tool call stays
+inside the loop: the model sees an error result. What goes wrong with a model request ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from profiler.anatomy import shortfall
+from profiler.errors import ProviderError, UsageError
+from profiler.loop import model as headers
+from profiler.loop.calls import Call, Executor, Place
+from profiler.loop.eventloop import NativeThreads
+from profiler.loop.model import (
+    Message,
+    Model,
+    Probe,
+    Reply,
+    RequestOptions,
+    ToolResult,
+    current_probe,
+)
+from profiler.loop.recorder import Clock, LiveCalls, Recorder, Sink, fresh_id
+from profiler.loop.tools import Function, Tool, Toolbox, result_text
+from profiler.records import LoopRecord, ModelCall, RoundRecord, Status
+from profiler.redaction import Content, Redact
+from profiler.strategies import Gathered, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class LoopResult:
+    """What a loop came to: the final answer, the record, the whole conversation in the provider's form."""
+
+    text: str
+    record: LoopRecord
+    messages: list[Message]
+
+
+class ToolLoop:
+    """The parallel tool-calling loop over one model, one set of tools and one strategy.
+
+    May run many loops at once. `tool_choice` is `auto`, `none`, `required` or a tool's name,
+    sent with every request. After `max_rounds` rounds with calls one last request that cannot
+    call tools gets the answer. `stream` asks for streamed responses; `on_text` then gets each
+    piece of text. With `record_content` the records hold prompts, arguments and results, each
+    passed through `redact` and cut at `profiler.redaction.MOST_CHARACTERS`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tools: Sequence[Tool | Function] = (),
+        strategy: Strategy | None = None,
+        *,
+        max_rounds: int = 5,
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
+        stream: bool = False,
+        on_text: Callable[[str], None] | None = None,
+        sinks: Sequence[Sink] = (),
+        name: str = "",
+        record_content: bool = False,
+        redact: Redact | None = None,
+        clock: Clock = time.monotonic_ns,
+        threads: NativeThreads | None = None,
+    ) -> None:
+        self.model = model
+        self.tools = Toolbox(tools)
+        self.strategy = strategy if strategy is not None else Gathered()
+        self.name = name
+        self.stream = stream
+        self.max_rounds = max_rounds
+        self.recorder = Recorder(sinks, clock)
+        self._threads = threads if threads is not None else NativeThreads()
+        self._content = Content(redact) if record_content else None
+        self._on_text = on_text
+        self._tool_choice = tool_choice
+        self._parallel = parallel_tool_calls
+        if max_rounds < 1:
+            raise UsageError(f"max_rounds must be at least 1, not {max_rounds}")
+        if self.strategy.eager != "no" and not stream:
+            raise UsageError(
+                f"{self.strategy.spec}: tools can start early only while a reply streams; pass stream=True"
+            )
+        if tool_choice not in ("auto", "none", "required") and self.tools.get(tool_choice) is None:
+            raise UsageError(
+                f"tool_choice {tool_choice!r}: expected auto, none, required or one of: "
+                + ", ".join(self.tools.names)
+            )
+        self._rendered = model.render_tools(tuple(self.tools))
+        self._live: dict[str, LiveCalls] = {
+            t.name: self.recorder.live_calls(self.strategy.spec, t.name) for t in self.tools
+        }
+        self._calls = Executor(
+            tools=self.tools, strategy=self.strategy, threads=self._threads, live=self._live, clock=clock
+        )
+
+    async def run(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        number: int | None = None,
+        agent: str = "",
+        trial: int | None = None,
+        process: str = "",
+        intended_ns: int | None = None,
+    ) -> LoopResult:
+        """Run the loop once, from a user message or a list of messages in the provider's form.
+
+        `number`, `trial` and `process` place it in a load test; a number is also sent to the
+        server, in a reserved header. Raises `ProviderError` (its record has gone to the sinks).
+        """
+        return await _LoopRun(self, number, agent, trial, process, intended_ns).run(prompt)
+
+
+class _LoopRun:
+    """One run of a `ToolLoop`: its state, and how it becomes a record."""
+
+    def __init__(
+        self,
+        loop: ToolLoop,
+        number: int | None,
+        agent: str,
+        trial: int | None,
+        process: str,
+        intended_ns: int | None,
+    ) -> None:
+        self.loop = loop
+        self.number = number
+        self.agent = agent
+        self.trial = trial
+        self.process = process
+        self.intended_ns = intended_ns
+        self.clock = loop.recorder.clock
+        self.rounds: list[RoundRecord] = []
+        self.place = Place(agent, number, trial)
+        self.headers = None
+        if number is not None:
+            self.headers = {headers.LOOP: str(number)}
+            if trial is not None:
+                self.headers[headers.TRIAL] = str(trial)
+
+    async def run(self, prompt: str | Sequence[Message]) -> LoopResult:
+        sampler = self.loop.recorder.enter()
+        started_ns = self.clock()
+        messages = self.loop.model.conversation(prompt)
+        status: Status = "error"
+        error_type: str | None = "internal"
+        text: str | None = None
+        failure: ProviderError | None = None
+        try:
+            text = await self._rounds(messages)
+            status, error_type = "ok", None
+        except ProviderError as error:
+            error_type, failure = error.error_type, error
+            raise
+        except asyncio.CancelledError:
+            status, error_type = "cancelled", "cancelled"
+            raise
+        finally:
+            content = self.loop._content
+            record = LoopRecord(
+                id=fresh_id(),
+                strategy=self.loop.strategy.spec,
+                provider=self.loop.model.provider,
+                model=self.loop.model.model,
+                started_ns=started_ns,
+                ended_ns=self.clock(),
+                status=status,
+                rounds=tuple(self.rounds),
+                error_type=error_type,
+                name=self.loop.name,
+                agent=self.agent,
+                number=self.number,
+                trial=self.trial,
+                process=self.process,
+                intended_ns=self.intended_ns,
+                lag_ns=sampler.leave(started_ns) if sampler is not None else 0,
+                prompt=None if content is None else content.keep(_prompt_text(prompt)),
+                text=None if content is None or text is None else content.keep(text),
+            )
+            if failure is not None:
+                failure.record = record
+            self.loop.recorder.emit(record)
+        return LoopResult(text, record, messages)
+
+    async def _rounds(self, messages: list[Message]) -> str:
+        for _ in range(self.loop.max_rounds):
+            answer = await self._round(messages, answer_only=False)
+            if answer is not None:
+                return answer
+        answer = await self._round(messages, answer_only=True)
+        return answer if answer is not None else ""
+
+    async def _round(self, messages: list[Message], *, answer_only: bool) -> str | None:
+        """One round. The answer if the model made no calls, None if it made some (or may not go on)."""
+        clock, loop = self.clock, self.loop
+        started_ns = clock()
+        probe = Probe(clock, on_text=loop._on_text)
+        options = RequestOptions(loop._tool_choice, loop._parallel, answer_only, loop.stream, self.headers)
+        status: Status = "error"
+        reply: Reply | None = None
+        error_type: str | None = None
+        request_id: str | None = None
+        calls: list[Call] = []
+        early: dict[str, Call] = {}
+        if loop.stream and loop.strategy.eager != "no" and not answer_only:
+            probe.on_call = partial(loop._calls.start_early, early, self.place)
+        model_ended_ns = tools_started_ns = tools_ended_ns = limit = None
+        try:
+            token = current_probe.set(probe)
+            try:
+                reply = await loop.model.request(messages, loop._rendered, options, probe)
+            except ProviderError as error:
+                error_type, request_id = error.error_type, error.request_id
+                raise
+            except asyncio.CancelledError:
+                error_type = "cancelled"
+                raise
+            finally:
+                model_ended_ns = clock()
+                current_probe.reset(token)
+            messages.extend(reply.messages)
+            if not reply.calls or answer_only:
+                status = "ok"
+                return reply.text
+            calls, runnable = self._asked(reply, early, probe, model_ended_ns)
+            limit = loop.strategy.limit
+            tools_started_ns = clock()
+            for call in calls:
+                if call.task is None:
+                    call.queued_ns = tools_started_ns
+            await loop._calls.execute(runnable)
+            if early:
+                await loop._calls.wait(early.values())
+            messages.extend(
+                loop.model.results(
+                    [ToolResult(call.request.id, call.result or "", call.status != "ok") for call in calls]
+                )
+            )
+            status = "ok"
+            return None
+        except asyncio.CancelledError:
+            status = "cancelled"
+            raise
+        finally:
+            if early and status != "ok":
+                # The reply failed, or we are cancelled: nothing that began early may outlive the round.
+                await loop._calls.cancel(early.values())
+                calls = calls or list(early.values())
+            ended_ns = clock()
+            recorded = tuple([call.record(ended_ns, loop._content) for call in calls])
+            if tools_started_ns is not None:
+                # What comes after the last call is collecting, the wait for the event loop included.
+                tools_ended_ns = max([tools_started_ns, *[call.ended_ns for call in recorded]])
+            self.rounds.append(
+                RoundRecord(
+                    index=len(self.rounds),
+                    started_ns=started_ns,
+                    ended_ns=ended_ns,
+                    model=ModelCall(
+                        provider=loop.model.provider,
+                        model=loop.model.model,
+                        started_ns=started_ns,
+                        ended_ns=model_ended_ns if model_ended_ns is not None else ended_ns,
+                        status=(
+                            "ok" if reply is not None else "cancelled" if status == "cancelled" else "error"
+                        ),
+                        error_type=error_type,
+                        request_id=reply.request_id if reply is not None else request_id,
+                        finish_reason=reply.finish_reason if reply is not None else None,
+                        streamed=loop.stream,
+                        first_token_ns=probe.first_token_ns,
+                        first_tool_call_ns=probe.first_tool_call_ns,
+                        input_tokens=reply.input_tokens if reply is not None else None,
+                        output_tokens=reply.output_tokens if reply is not None else None,
+                        attempts=tuple(probe.attempts),
+                        limiter_wait_ns=probe.limiter_wait_ns,
+                    ),
+                    tools_started_ns=tools_started_ns,
+                    tools_ended_ns=tools_ended_ns,
+                    tool_calls=recorded,
+                    status=status,
+                    shortfall=(
+                        shortfall(recorded, tools_ended_ns - tools_started_ns, limit)
+                        if tools_started_ns is not None and tools_ended_ns is not None
+                        else None
+                    ),
+                    limit=limit,
+                )
+            )
+
+    def _asked(
+        self, reply: Reply, early: dict[str, Call], probe: Probe, model_ended_ns: int
+    ) -> tuple[list[Call], list[Call]]:
+        """The calls of a reply, and those of them that can be run and do not run already."""
+        place, parse, complete_ns = self.place, self.loop._calls.parse, probe.complete_ns
+        if not complete_ns:
+            calls = [Call(request, model_ended_ns, place) for request in reply.calls]
+            return calls, [call for call in calls if parse(call)]
+        calls = [
+            early.get(request.id) or Call(request, complete_ns.get(request.id, model_ended_ns), place)
+            for request in reply.calls
+        ]
+        return calls, [call for call in calls if call.task is None and parse(call)]
+
+
+def _prompt_text(prompt: str | Sequence[Message]) -> str:
+    return result_text(prompt if isinstance(prompt, str) else list(prompt))

@@ -1,0 +1,153 @@
+"""What the loop knows of a model: one small Protocol and the data that crosses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from profiler.loop.tools import Tool
+from profiler.records import Attempt
+
+Message = Any
+"""A message (or input item) in the provider's own form."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """A tool call as the model asked for it. `arguments`: JSON text, or an object where the SDK parsed it.
+
+    `truncated`: the reply was cut off inside this call, so its arguments cannot be trusted.
+    """
+
+    id: str
+    name: str
+    arguments: str | Mapping[str, Any]
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A model's response. `messages` is what of it goes back into the conversation."""
+
+    text: str
+    calls: tuple[CallRequest, ...]
+    messages: list[Message]
+    finish_reason: str | None = None
+    request_id: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """The result of one call, as text for the model."""
+
+    call_id: str
+    content: str
+    is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """How to ask.
+
+    `tool_choice`: `auto`, `none`, `required`, or the name of a tool. `answer_only`: the last
+    request of a loop that used up its rounds; it cannot call tools. `headers` go out with it.
+    """
+
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
+    answer_only: bool = False
+    stream: bool = False
+    headers: Mapping[str, str] | None = None
+
+
+@dataclass(slots=True)
+class Probe:
+    """What is observed while one model request is under way. Providers call its methods as things arrive.
+
+    `complete_ns` maps the ids of calls to when their arguments were complete (streamed replies only).
+    `limiter_wait_ns`: for how long limiters of ours held the request back. `on_text_error`: what the
+    caller's `on_text` raised, which is not the reply's fault.
+    """
+
+    clock: Callable[[], int]
+    on_text: Callable[[str], None] | None = None
+    on_call: Callable[[CallRequest], None] | None = None
+    first_token_ns: int | None = None
+    first_tool_call_ns: int | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    complete_ns: dict[str, int] = field(default_factory=dict)
+    limiter_wait_ns: int = 0
+    on_text_error: Exception | None = None
+
+    def token(self) -> None:
+        """Something the model generated has arrived (text, or part of a call)."""
+        if self.first_token_ns is None:
+            self.first_token_ns = self.clock()
+
+    def text(self, delta: str) -> None:
+        """A piece of the answer's text has arrived."""
+        self.token()
+        if self.on_text is not None and delta:
+            try:
+                self.on_text(delta)
+            except Exception as error:
+                self.on_text_error = error
+                raise
+
+    def call_complete(self, request: CallRequest) -> None:
+        """The arguments of a call are complete: it will not change, whatever becomes of the reply."""
+        now_ns = self.clock()
+        if self.first_tool_call_ns is None:
+            self.first_tool_call_ns = now_ns
+        self.complete_ns[request.id] = now_ns
+        if self.on_call is not None:
+            self.on_call(request)
+
+
+current_probe: ContextVar[Probe | None] = ContextVar("toolloop_current_probe", default=None)
+"""The probe of the model request under way in this context; the HTTP client's hooks find it here."""
+
+
+class Model(Protocol):
+    """A model behind a provider's SDK.
+
+    `request` raises `ProviderError` when the request fails for good.
+    """
+
+    @property
+    def provider(self) -> str:
+        """`openai` or `anthropic`: a metric label."""
+
+    @property
+    def model(self) -> str: ...
+
+    def conversation(self, prompt: str | Sequence[Message]) -> list[Message]:
+        """A new list of messages that begins with the prompt."""
+
+    def render_tools(self, tools: Sequence[Tool]) -> Any:
+        """The tools in the provider's form; rendered once per loop object."""
+
+    async def request(
+        self, messages: list[Message], tools: Any, options: RequestOptions, probe: Probe
+    ) -> Reply: ...
+
+    def results(self, results: Sequence[ToolResult]) -> list[Message]:
+        """The messages that carry the results of a round, in the order of its calls."""
+
+
+# The reserved request headers by which a load test tells the emulator which work a request belongs to.
+#
+# They are sent only when a loop runs with a tape number, never on ordinary requests.
+
+LOOP = "x-toolloop-loop"
+"""The loop's number: the index of its tape entry."""
+
+TRIAL = "x-toolloop-trial"
+"""An opaque token of the trial; the emulator copies it into its journal."""
+
+CALL = "x-toolloop-call"
+"""On a tool's request: the provider-given id of the tool call."""

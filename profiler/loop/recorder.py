@@ -1,0 +1,88 @@
+"""From a running loop to its records.
+
+The recorder hands each finished `LoopRecord` to the sinks and keeps the live counts of calls
+queued and running. A sink is a function of one record, called on the loop's own thread: it
+must not block. What a sink raises is counted and never reaches the loop.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+from profiler.loop.eventloop import LagSampler, lag_sampler
+from profiler.records import LoopRecord
+
+Clock = Callable[[], int]
+"""Monotonic nanoseconds."""
+
+Sink = Callable[[LoopRecord], None]
+"""A sink may also have `live_calls(strategy, tool)`, `observe_lag(lag_ns)` and `count_dropped(sink)`,
+as the Prometheus exporter does: it then shows what is under way, and what got lost."""
+
+_log = logging.getLogger(__name__)
+
+_token = secrets.token_hex(4)
+_counter = itertools.count()
+
+
+def fresh_id() -> str:
+    """An id for a record: unique over processes (forked ones too), machines and time."""
+    return f"{_token}-{os.getpid():x}-{next(_counter):x}"
+
+
+class LiveCalls:
+    """How many calls of one tool under one strategy are queued and running now."""
+
+    __slots__ = ("queued", "running")
+
+    def __init__(self) -> None:
+        self.queued = 0
+        self.running = 0
+
+
+class Recorder:
+    """Clock and sinks of a `ToolLoop`. `dropped` counts records that a sink failed to take.
+
+    Event-loop lag is sampled only on the real clock: a virtual one has none.
+    """
+
+    def __init__(self, sinks: Sequence[Sink] = (), clock: Clock = time.monotonic_ns) -> None:
+        self.clock = clock
+        self.dropped = 0
+        self._sinks = tuple(sinks)
+        self._drop_counters = [s.count_dropped for s in self._sinks if hasattr(s, "count_dropped")]
+        self._lag_observers = [s.observe_lag for s in self._sinks if hasattr(s, "observe_lag")]
+
+    def live_calls(self, strategy: str, tool: str) -> LiveCalls:
+        """The counts that the first sink which shows them keeps, or fresh ones that nobody reads."""
+        for sink in self._sinks:
+            keep = getattr(sink, "live_calls", None)
+            if keep is not None:
+                live: LiveCalls = keep(strategy, tool)
+                return live
+        return LiveCalls()
+
+    def enter(self) -> LagSampler | None:
+        """A loop begins: sample the lag of its event loop until `LagSampler.leave`."""
+        if self.clock is not time.monotonic_ns:
+            return None
+        sampler = lag_sampler(self.clock)
+        sampler.observers.update(self._lag_observers)
+        sampler.enter()
+        return sampler
+
+    def emit(self, record: LoopRecord) -> None:
+        for sink in self._sinks:
+            try:
+                sink(record)
+            except Exception:
+                self.dropped += 1
+                for count_dropped in self._drop_counters:
+                    count_dropped(getattr(sink, "__name__", type(sink).__name__))
+                if self.dropped == 1:
+                    _log.exception("a sink failed on a record; later failures are only counted")

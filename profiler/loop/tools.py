@@ -1,0 +1,334 @@
+"""Tools: plain functions, async or sync, that a model may call.
+
+`@tool` turns a function into a `Tool`. Its JSON Schema comes from the type hints and the
+docstring's parameter descriptions; arguments are validated against the hints before the call.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Annotated, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
+
+import docstring_parser
+import typing_extensions
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.errors import PydanticUserError
+from pydantic_core import to_json
+
+from profiler.errors import ToolDefinitionError, UsageError
+from profiler.limits.refusals import status_of
+
+Function = Callable[..., Any]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_P = typing_extensions.ParamSpec("_P", default=...)
+_R = typing_extensions.TypeVar("_R", default=Any)
+
+
+class CallContext(NamedTuple):
+    """Which call a tool's code is running for; `number` and `trial` are None outside a load test."""
+
+    call_id: str
+    tool: str
+    number: int | None = None
+    trial: int | None = None
+
+
+current_call: ContextVar[CallContext | None] = ContextVar("toolloop_current_call", default=None)
+"""Set while a tool runs, in its task or thread."""
+
+
+class InvalidArguments(Exception):
+    """The model's arguments do not fit; `error_type` is `invalid_json` or `invalid_arguments`."""
+
+    def __init__(self, error_type: str, message: str) -> None:
+        super().__init__(message)
+        self.error_type = error_type
+
+
+class Tool(Generic[_P, _R]):
+    """A function with a name, a description, a JSON Schema and an optional timeout in seconds.
+
+    Still callable as the function it was, and typed so; `Tool` alone is any tool. `is_async` tells
+    whether calling it gives a coroutine. For `retries`, `exclusive` and `pure` see `tool`.
+    """
+
+    def __init__(
+        self,
+        function: Callable[_P, _R],
+        *,
+        name: str,
+        description: str,
+        arguments: type[BaseModel],
+        timeout: float | None = None,
+        retries: int = 0,
+        exclusive: str | None = None,
+        pure: bool = False,
+    ) -> None:
+        self.retries = retries
+        self.exclusive = exclusive
+        self.pure = pure
+        self.function = function
+        self.name = name
+        self.description = description
+        self.timeout = timeout
+        self.is_async = _is_async(function)
+        self.parameters = _without_titles(arguments.model_json_schema())
+        self._arguments = arguments
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Tool {self.name}>"
+
+    def replaced(self, function: Callable[_P, _R]) -> Tool[_P, _R]:
+        """This tool over another function of the same signature."""
+        made = copy.copy(self)
+        made.function = function
+        made.__wrapped__ = function
+        return made
+
+    def parse(self, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments for the function, from JSON text or an already parsed object.
+
+        Raises `InvalidArguments`.
+        """
+        try:
+            if isinstance(arguments, str):
+                # Providers send nothing at all for a call without arguments.
+                return self._arguments.model_validate_json(arguments or "{}").__dict__
+            return self._arguments.model_validate(arguments).__dict__
+        except ValidationError as error:
+            details = error.errors(include_url=False, include_context=False, include_input=False)
+            if details[0]["type"] == "json_invalid":
+                raise InvalidArguments("invalid_json", details[0]["msg"]) from error
+            text = "; ".join(
+                f"{'.'.join(str(part) for part in detail['loc']) or 'arguments'}: {detail['msg']}"
+                for detail in details
+            )
+            raise InvalidArguments("invalid_arguments", text) from error
+
+
+class SchemaTool(Tool):
+    """A tool whose JSON Schema is given as it is; its function takes the arguments as keywords."""
+
+    def __init__(
+        self,
+        function: Function,
+        *,
+        name: str,
+        description: str,
+        parameters: Mapping[str, Any],
+        timeout: float | None = None,
+        retries: int = 0,
+        exclusive: str | None = None,
+        pure: bool = False,
+    ) -> None:
+        super().__init__(
+            function,
+            name=name,
+            description=description,
+            arguments=_AnyArguments,
+            timeout=timeout,
+            retries=retries,
+            exclusive=exclusive,
+            pure=pure,
+        )
+        self.parameters = dict(parameters)
+        self._required = tuple(parameters.get("required", ()))
+
+    def parse(self, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
+        parsed = arguments
+        if isinstance(parsed, str):
+            try:
+                parsed = json.loads(parsed or "{}")
+            except ValueError as error:
+                raise InvalidArguments("invalid_json", str(error)) from error
+        if not isinstance(parsed, Mapping):
+            raise InvalidArguments("invalid_arguments", "arguments must be an object")
+        missing = [name for name in self._required if name not in parsed]
+        if missing:
+            raise InvalidArguments("invalid_arguments", f"missing: {', '.join(missing)}")
+        return dict(parsed)
+
+
+class _AnyArguments(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+@overload
+def tool(function: Callable[P, R], /) -> Tool[P, R]: ...
+@overload
+def tool(
+    *,
+    timeout: float | None = None,
+    name: str | None = None,
+    description: str | None = None,
+    retries: int = 0,
+    exclusive: str | None = None,
+    pure: bool = False,
+) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
+
+
+def tool(
+    function: Function | None = None,
+    /,
+    *,
+    timeout: float | None = None,
+    name: str | None = None,
+    description: str | None = None,
+    retries: int = 0,
+    exclusive: str | None = None,
+    pure: bool = False,
+) -> Tool | Callable[[Function], Tool]:
+    """Make a function a tool: `@tool`, or `@tool(timeout=10.0)`.
+
+    `timeout` is in seconds, from the start of execution (waiting in a limiter does not count).
+    `name` and `description` replace the function's name and docstring. `retries`: how often it is
+    tried again after 429, 5xx or a timeout, with jitter. Tools with the same `exclusive` name never
+    overlap in a process. `pure`: without side effects, so that it may run while the model still
+    streams, even when the reply then fails (strategy `eager`).
+
+    Raises `ToolDefinitionError` for a signature that has no JSON Schema form.
+    """
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"a tool's timeout must be above 0 seconds, not {timeout!r}")
+    if retries < 0:
+        raise UsageError(f"a tool's retries must be at least 0, not {retries!r}")
+    # Hints may name types that are local to the function in which the tool is defined.
+    local_names = sys._getframe(1).f_locals
+
+    def make(function: Function) -> Tool:
+        if isinstance(function, Tool):
+            raise ToolDefinitionError(f"{function.name} is a tool already")
+        doc = docstring_parser.parse(inspect.getdoc(function) or "")
+        text = "\n\n".join(part for part in (doc.short_description, doc.long_description) if part)
+        tool_name = name or str(getattr(function, "__name__", type(function).__name__))
+        if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", tool_name):
+            raise ToolDefinitionError(
+                f"tool name {tool_name!r}: providers take 1 to 64 of a-z, A-Z, 0-9, _ and -; pass name="
+            )
+        return Tool(
+            function,
+            name=tool_name,
+            description=description if description is not None else text,
+            arguments=_arguments_model(
+                function, tool_name, {p.arg_name: p.description for p in doc.params}, local_names
+            ),
+            timeout=timeout,
+            retries=retries,
+            exclusive=exclusive,
+            pure=pure,
+        )
+
+    return make if function is None else make(function)
+
+
+class Toolbox:
+    """The tools of one loop, by name. Plain functions are made tools. Raises `UsageError` on a duplicate."""
+
+    def __init__(self, tools: Iterable[Tool | Function]) -> None:
+        self._tools: dict[str, Tool] = {}
+        for item in tools:
+            made = item if isinstance(item, Tool) else tool(item)
+            if made.name in self._tools:
+                raise UsageError(f"two tools are named {made.name!r}: rename one with @tool(name=...)")
+            self._tools[made.name] = made
+
+    def __iter__(self) -> Iterator[Tool]:
+        return iter(self._tools.values())
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def get(self, name: str) -> Tool | None:
+        return self._tools.get(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._tools)
+
+
+def failure_type(error: BaseException) -> str:
+    """A bounded name for what a tool raised: `http_429` where a server refused it, else the class name."""
+    status = status_of(error)
+    return type(error).__name__ if status is None else f"http_{status}"
+
+
+def failure_text(error: BaseException) -> str:
+    """What the model sees of what a tool raised; an exception that cannot say what it is has its name."""
+    name = type(error).__name__
+    try:
+        return result_text(f"{name}: {error}")
+    except Exception:  # its __str__ is the tool's code too
+        return name
+
+
+def result_text(value: Any) -> str:
+    """What the model sees of a result: a `str` as it is, anything else as JSON; lone surrogates as `?`."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # no SDK could send it, and the whole conversation would fail
+            return value.encode(errors="replace").decode()
+        return value
+    return to_json(value, fallback=str).decode()
+
+
+def _is_async(function: Function) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 (asks for the method of a callable object)
+    )
+
+
+def _arguments_model(
+    function: Function, name: str, descriptions: Mapping[str, str | None], local_names: Mapping[str, Any]
+) -> type[BaseModel]:
+    try:
+        signature = inspect.signature(function)
+        target = function if inspect.isroutine(function) else type(function).__call__
+        hints = typing.get_type_hints(target, localns=dict(local_names), include_extras=True)
+    except (NameError, TypeError, ValueError) as error:
+        raise ToolDefinitionError(f"tool {name}: its type hints cannot be read: {error}") from error
+    fields: dict[str, Any] = {}
+    for parameter in signature.parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise ToolDefinitionError(
+                f"tool {name}: parameter {parameter.name!r} cannot be passed by name; "
+                "a model passes every argument by name"
+            )
+        hint = hints.get(parameter.name, Any)
+        if descriptions.get(parameter.name):
+            hint = Annotated[hint, Field(description=descriptions[parameter.name])]
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (hint, default)
+    try:
+        model: type[BaseModel] = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+        model.model_json_schema()
+    except (PydanticUserError, NameError, TypeError, ValueError) as error:
+        raise ToolDefinitionError(f"tool {name}: no JSON Schema for its parameters: {error}") from error
+    return model
+
+
+def _without_titles(schema: Any, *, names: bool = False) -> Any:
+    """The schema less pydantic's generated titles (`names`: its keys are property names)."""
+    if isinstance(schema, dict):
+        return {
+            key: _without_titles(value, names=key in ("properties", "$defs"))
+            for key, value in schema.items()
+            if names or key != "title"
+        }
+    if isinstance(schema, list):
+        return [_without_titles(item) for item in schema]
+    return schema

@@ -1,0 +1,165 @@
+"""A run that is still going on, read from its directory as it grows: what every strategy and tool did so far.
+
+Of all loops that ended, warm-up and draining included: these are the run's totals, which Locust's
+own statistics and Prometheus agree with. The report draws the line between what counts and what not.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from profiler import palette
+from profiler.anatomy import PHASES, loop_phases
+from profiler.errors import RecordError
+from profiler.records import LoopRecord, decode
+from profiler.report.text import clean
+from profiler.rundir import RECORDS, Follower, Progress
+
+NAME = 40
+MOST_TOOLS = 40
+SLICE_BYTES = 200_000
+"""Records that are taken in at once; between two slices others get their turn."""
+
+HISTORY = 300
+"""Seconds of progress that are kept."""
+
+
+@dataclass(slots=True)
+class _Tool:
+    calls: int = 0
+    errors: int = 0
+    seconds: array[float] = field(default_factory=lambda: array("d"))
+    queue: array[float] = field(default_factory=lambda: array("d"))
+
+
+@dataclass(slots=True)
+class _Strategy:
+    loops: int = 0
+    failed: int = 0
+    unanswered: int = 0
+    walls: array[float] = field(default_factory=lambda: array("d"))
+    phases: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
+    tools: dict[str, _Tool] = field(default_factory=dict)
+
+
+class SoFar:
+    """One run directory, followed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._offset = 0
+        self._strategies: dict[str, _Strategy] = {}
+        self._follower = Follower(directory)
+        self._progress: list[Progress] = []
+
+    def catch_up(self) -> Iterator[None]:
+        """Take in what was written since; yields between slices, so that the caller can let others run."""
+        self._progress = [*self._progress, *self._follower.new()][-HISTORY:]
+        while True:
+            try:
+                with open(self.directory / RECORDS, "rb") as file:
+                    file.seek(self._offset)
+                    data = file.read(SLICE_BYTES)
+                    if b"\n" not in data:
+                        data += file.readline()
+            except OSError:
+                return
+            whole = data[: data.rfind(b"\n") + 1]
+            if not whole:
+                return
+            self._offset += len(whole)
+            for line in whole.splitlines():
+                try:
+                    self.add(decode(line))
+                except RecordError:  # not ours to complain about: the report will
+                    continue
+            yield
+
+    def add(self, record: LoopRecord) -> None:
+        """One loop that ended."""
+        one = self._strategies.setdefault(record.strategy, _Strategy())
+        one.loops += 1
+        answered = True
+        for call in record.tool_calls:
+            tool = one.tools.setdefault(call.name, _Tool())
+            tool.calls += 1
+            if call.status != "ok":
+                tool.errors += 1
+                answered = False
+            begun = call.ended_ns if call.started_ns is None else call.started_ns
+            tool.queue.append((begun - call.queued_ns) / 1e9)
+            if call.started_ns is not None:
+                tool.seconds.append((call.ended_ns - call.started_ns) / 1e9)
+        if record.status != "ok":
+            one.failed += 1
+            return
+        one.unanswered += not answered
+        due = record.started_ns if record.intended_ns is None else record.intended_ns
+        one.walls.append((record.ended_ns - due) / 1e9)
+        for phase, ns in loop_phases(record).items():
+            one.phases[phase] += ns
+
+    def data(self) -> dict[str, Any]:
+        """Plain data: progress, strategies, tools. Seconds; quantiles by the summary's definition."""
+        return {
+            "progress": [
+                {"unix": p.unix, "waiting": p.waiting, "in_flight": p.in_flight, "lag": p.lag_seconds}
+                for p in self._progress
+            ],
+            "now": None if not self._progress else _moment(self._progress[-1]),
+            "strategies": [
+                {
+                    "name": clean(name, NAME),
+                    "colour": palette.strategy_colour(name),
+                    "loops": one.loops,
+                    "failed": one.failed,
+                    "unanswered": one.unanswered,
+                    "p50": _quantile(one.walls, 0.5),
+                    "p95": _quantile(one.walls, 0.95),
+                    "phases": {
+                        phase: ns / 1e9 / len(one.walls) if one.walls else 0.0
+                        for phase, ns in one.phases.items()
+                    },
+                }
+                for name, one in self._strategies.items()
+            ],
+            "tools": [
+                {
+                    "name": clean(name, NAME),
+                    "strategy": clean(strategy, NAME),
+                    "colour": palette.strategy_colour(strategy),
+                    "calls": tool.calls,
+                    "errors": tool.errors,
+                    "p50": _quantile(tool.seconds, 0.5),
+                    "p95": _quantile(tool.seconds, 0.95),
+                    "queue_p95": _quantile(tool.queue, 0.95),
+                }
+                for strategy, one in self._strategies.items()
+                for name, tool in sorted(one.tools.items(), key=lambda item: -item[1].calls)[:MOST_TOOLS]
+            ],
+        }
+
+
+def _moment(progress: Progress) -> dict[str, Any]:
+    return {
+        "state": progress.state,
+        "strategy": clean(progress.strategy, NAME),
+        "block": progress.block,
+        "blocks": progress.blocks,
+        "users": progress.users,
+        "in_flight": progress.in_flight,
+        "waiting": progress.waiting,
+        "lag": progress.lag_seconds,
+        "left": progress.seconds_left,
+        "limited": progress.rate_limited,
+    }
+
+
+def _quantile(values: array[float], p: float) -> float | None:
+    return float(np.quantile(np.frombuffer(values), p)) if values else None

@@ -1,0 +1,347 @@
+"""A loop that is not ours, inferred from its model requests and tool calls.
+
+Every model request begins a round. A tool call joins the round that asked for it: the newest
+one with an unclaimed call of that name and those arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from profiler.anatomy import shortfall
+from profiler.loop.model import CallRequest, Probe
+from profiler.loop.recorder import fresh_id
+from profiler.records import LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
+
+MAX_ROUNDS = 10_000
+"""Rounds kept of one loop: one that never ends must not grow for ever."""
+
+
+@dataclass(slots=True, eq=False)
+class HandedOver:
+    """A callable that a strategy was given: when, when it let it run, and its limit at first.
+
+    `begun`: a tool call or a model request of it has begun. Tasks and threads of the callable have
+    copies of its context; they share this object, so that what one of them begins counts for all.
+    """
+
+    at_ns: int
+    released_ns: int
+    limit: int | None
+    begun: bool = False
+
+
+handed_over: ContextVar[HandedOver | None] = ContextVar("toolloop_handed_over", default=None)
+"""The callable that this context is of; None where the loop's own code decides when calls run.
+
+Only what a callable begins first has waited in the strategy: when the rest runs, the callable decides.
+"""
+
+
+@dataclass(slots=True, eq=False)
+class ObservedCall:
+    """A call of a wrapped tool, while it runs and after; its content where that is recorded.
+
+    `queued_ns` is known of a call that a callable made which was `handed_over`.
+    """
+
+    request: CallRequest
+    ready_ns: int
+    started_ns: int
+    ended_ns: int | None = None
+    status: ToolStatus = "ok"
+    error_type: str | None = None
+    blocking_ns: int = 0
+    arguments: str | None = None
+    result: str | None = None
+    queued_ns: int | None = None
+    handed_over: HandedOver | None = None
+
+
+@dataclass(slots=True, eq=False)
+class ObservedRound:
+    """A model request and what came of it.
+
+    `unclaimed` are the calls that nobody has run yet, each with the time it was ready.
+    """
+
+    provider: str
+    model: str
+    probe: Probe
+    started_ns: int
+    ended_ns: int | None = None
+    streamed: bool = False
+    error_type: str | None = None
+    finish_reason: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    unclaimed: list[tuple[CallRequest, int]] = field(default_factory=list)
+    calls: list[ObservedCall] = field(default_factory=list)
+
+
+Match = tuple[ObservedRound, int, bool]
+"""(round, index into its unclaimed calls, whether that is beyond doubt)"""
+
+
+class ObservedLoop:
+    """What is known so far of a loop that is under way; `record` makes it a `LoopRecord`."""
+
+    def __init__(
+        self,
+        clock: Callable[[], int],
+        *,
+        name: str,
+        strategy: str,
+        parent: str | None,
+        agent: str = "",
+        number: int | None = None,
+        trial: int | None = None,
+    ) -> None:
+        self.id = fresh_id()
+        self.clock = clock
+        self.name = name
+        self.strategy = strategy
+        self.parent = parent
+        self.agent = agent
+        self.number = number
+        self.trial = trial
+        self.started_ns = clock()
+        self.rounds: list[ObservedRound] = []
+        self.rounds_dropped = 0
+        self.ambiguous = 0
+        self.prompt: str | None = None
+
+    def begin_round(self, provider: str, model: str) -> ObservedRound:
+        """A model request starts."""
+        now, handed = self.clock(), handed_over.get()
+        if handed is not None:
+            handed.begun = True
+        if len(self.rounds) >= MAX_ROUNDS:
+            del self.rounds[0]
+            self.rounds_dropped += 1
+        round_ = ObservedRound(provider, model, Probe(self.clock), now)
+        self.rounds.append(round_)
+        return round_
+
+    def match(self, name: str, arguments: Mapping[str, Any]) -> Match | None:
+        """Which requested call a tool that starts is running.
+
+        Arguments decide between calls of one name; what the model left out (defaults), and what a
+        framework added, does not count against a call. Equal calls are interchangeable.
+        """
+        for round_ in reversed(self.rounds):
+            named = [i for i, (request, _) in enumerate(round_.unclaimed) if request.name == name]
+            if not named:
+                continue
+            fitting = [i for i in named if _fits(round_.unclaimed[i][0].arguments, arguments)]
+            if fitting:
+                return round_, fitting[0], True
+            return round_, named[0], len(named) == 1
+        return None
+
+    def begin_call(self, name: str, found: Match | None, call_id: str = "") -> ObservedCall:
+        """A tool starts; without a match it joins the newest round, with no id of its own."""
+        now = self.clock()
+        if found is None:
+            round_ = self.rounds[-1] if self.rounds else None
+            call = ObservedCall(CallRequest(call_id, name, ""), now, now)
+        else:
+            round_, index, certain = found
+            self.ambiguous += not certain
+            request, ready_ns = round_.unclaimed.pop(index)
+            call = ObservedCall(request, ready_ns, now)
+        handed = handed_over.get()
+        if handed is not None:
+            waited_ns = 0 if handed.begun else handed.released_ns - handed.at_ns
+            handed.begun = True
+            # A round that began since is of an agent that was handed over: its calls were not.
+            if round_ is not None and round_.started_ns <= handed.at_ns:
+                call.handed_over = handed
+                # Not at_ns: what the callable did before its first call was no waiting.
+                if found is None:
+                    call.ready_ns = now - waited_ns
+                call.queued_ns = max(call.ready_ns, now - waited_ns)
+        if round_ is not None:
+            round_.calls.append(call)
+        return call
+
+    def record(self, status: Status, error_type: str | None, lag_ns: int, process: str = "") -> LoopRecord:
+        """The loop as it was; what still runs is cut off here."""
+        ended_ns = self.clock()
+        ends = [*(round_.started_ns for round_ in self.rounds[1:]), ended_ns][: len(self.rounds)]
+        rounds = tuple(
+            _round(index, round_, end, lag_ns)
+            for index, (round_, end) in enumerate(zip(self.rounds, ends, strict=True))
+        )
+        first = self.rounds[0] if self.rounds else None
+        return LoopRecord(
+            id=self.id,
+            strategy=self.strategy,
+            provider=first.provider if first else "",
+            model=first.model if first else "",
+            started_ns=self.started_ns,
+            ended_ns=ended_ns,
+            status=status,
+            rounds=rounds,
+            error_type=error_type,
+            name=self.name,
+            agent=self.agent,
+            number=self.number,
+            trial=self.trial,
+            process=process,
+            parent=self.parent,
+            lag_ns=lag_ns,
+            ambiguous_calls=self.ambiguous,
+            rounds_dropped=self.rounds_dropped,
+            prompt=self.prompt,
+        )
+
+
+def _round(index: int, observed: ObservedRound, next_ns: int, lag_ns: int) -> RoundRecord:
+    """A round ends where the next begins, unless its own work goes on beyond that.
+
+    `lag_ns`: the worst event-loop lag of the whole loop.
+    """
+    model_ended_ns = observed.ended_ns if observed.ended_ns is not None else next_ns
+    unfinished = observed.ended_ns is None
+    calls = sorted(observed.calls, key=lambda call: call.started_ns)
+    queued = [_queued_ns(call, calls[0].started_ns) for call in calls]
+    tools_started_ns = min(queued, default=None)
+    handed = [call.handed_over for call in calls if call.handed_over is not None]
+    given_ns = min((callable_.at_ns for callable_ in handed), default=tools_started_ns)
+    limit = handed[0].limit if handed else None
+    recorded = tuple(
+        ToolCall(
+            id=call.request.id,
+            name=call.request.name,
+            ready_ns=call.ready_ns,
+            queued_ns=queued_ns,
+            started_ns=call.started_ns,
+            ended_ns=call.ended_ns if call.ended_ns is not None else max(next_ns, call.started_ns),
+            status="cancelled" if call.ended_ns is None else call.status,
+            error_type="unfinished" if call.ended_ns is None else call.error_type,
+            blocking_ns=call.blocking_ns,
+            arguments=call.arguments,
+            result=call.result,
+        )
+        for call, queued_ns in zip(calls, queued, strict=True)
+    )
+    tools_ended_ns = max((c.ended_ns for c in recorded), default=None)
+    failed = observed.error_type is not None
+    return RoundRecord(
+        index=index,
+        started_ns=observed.started_ns,
+        ended_ns=max(next_ns, model_ended_ns, tools_ended_ns or 0),
+        model=ModelCall(
+            provider=observed.provider,
+            model=observed.model,
+            started_ns=observed.started_ns,
+            ended_ns=model_ended_ns,
+            status="error" if failed else "cancelled" if unfinished else "ok",
+            error_type=observed.error_type,
+            request_id=observed.probe.attempts[-1].request_id if observed.probe.attempts else None,
+            finish_reason=observed.finish_reason,
+            streamed=observed.streamed,
+            first_token_ns=observed.probe.first_token_ns,
+            first_tool_call_ns=observed.probe.first_tool_call_ns,
+            input_tokens=observed.input_tokens,
+            output_tokens=observed.output_tokens,
+            attempts=tuple(observed.probe.attempts),
+        ),
+        tools_started_ns=tools_started_ns,
+        tools_ended_ns=tools_ended_ns,
+        tool_calls=recorded,
+        status="error" if failed else "ok",
+        shortfall=(
+            shortfall(
+                _scheduled(calls, recorded),
+                tools_ended_ns - min(given_ns, tools_started_ns),
+                limit,
+                None if handed else lag_ns,
+            )
+            if tools_started_ns is not None and tools_ended_ns is not None and given_ns is not None
+            else None
+        ),
+        unobserved_calls=len(observed.unclaimed),
+        limit=limit,
+    )
+
+
+def _queued_ns(call: ObservedCall, first_ns: int) -> int:
+    """When a call was handed over; `first_ns`: when the first of its round started."""
+    if call.queued_ns is not None:
+        return call.queued_ns
+    # When the loop's own code handed a call over is not to be seen; no call of a round
+    # can have waited for another before the first of them started.
+    return max(call.ready_ns, min(first_ns, call.started_ns))
+
+
+def _scheduled(calls: Sequence[ObservedCall], recorded: Sequence[ToolCall]) -> list[ToolCall]:
+    """What the strategy had to schedule: a callable as one, from its release to the end of its last call."""
+    scheduled: dict[int, ToolCall] = {}
+    for call, one in zip(calls, recorded, strict=True):
+        if call.handed_over is None:
+            scheduled[id(call)] = one
+            continue
+        whole = scheduled.get(id(call.handed_over))
+        scheduled[id(call.handed_over)] = replace(
+            one,
+            started_ns=call.handed_over.released_ns,
+            ended_ns=max(one.ended_ns, whole.ended_ns if whole else 0),
+            blocking_ns=one.blocking_ns + (whole.blocking_ns if whole else 0),
+        )
+    return list(scheduled.values())
+
+
+def _fits(requested: str | Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether a tool that was given these arguments may be running this call."""
+    if isinstance(requested, str):
+        try:
+            requested = orjson.loads(requested or "{}")
+        except orjson.JSONDecodeError:
+            return False
+        if not isinstance(requested, dict):
+            return False
+    return all(key in given and _same(value, given[key]) for key, value in requested.items())
+
+
+def _same(value: Any, given: Any) -> bool:
+    """Equal as JSON; a framework may have made a model, an enum or a number of the value."""
+    if value == given:
+        return True
+    try:
+        return bool(value == orjson.loads(orjson.dumps(given, default=_plain)))
+    except (TypeError, ValueError):
+        return str(value) == str(given)
+
+
+def _plain(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    if dump is not None:
+        return dump(mode="json")
+    raise TypeError
+
+
+def bound_arguments(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments by name; what **kwargs caught counts by its own name. Empty when they do not bind."""
+    if not args:  # nearly every call; binding would cost more than all else that is done for it
+        return dict(kwargs)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        return dict(kwargs)
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        else:
+            named[name] = value
+    return named

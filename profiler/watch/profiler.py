@@ -1,0 +1,344 @@
+"""A profiler for a loop that is already written: it watches, and changes nothing about how it runs.
+
+    prof = Profiler()
+    client = prof.instrument(AsyncOpenAI())
+    get_weather = prof.tool(get_weather)
+    with prof.loop("support-agent"):
+        ...                                 # the loop as it was
+
+Model requests are seen at the transport of the SDK's HTTP client, tool calls in the wrapped
+functions; contextvars tell which loop they belong to, through tasks, `gather`, `TaskGroup` and
+`to_thread`. Where a thread carries no context, calls are matched by name and arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar, Token
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from weakref import WeakSet
+
+import httpx2
+
+from profiler.errors import UsageError
+from profiler.loop import model as headers
+from profiler.loop.calls import arguments_text
+from profiler.loop.eventloop import Steps
+from profiler.loop.model import current_probe
+from profiler.loop.recorder import Clock, Recorder, Sink
+from profiler.loop.tools import CallContext, Tool, current_call, failure_type, result_text
+from profiler.providers.attempts import transports
+from profiler.providers.supported import refuse_httpx
+from profiler.providers.wire import api_of, requested_model, requested_prompt
+from profiler.records import Status, ToolStatus
+from profiler.redaction import Content, Redact
+from profiler.watch.clients import AsyncWatch, Watch, WatchedRequest
+from profiler.watch.loop import Match, ObservedCall, ObservedLoop, ObservedRound, bound_arguments
+
+if TYPE_CHECKING:
+    from profiler.exporters.prometheus import PrometheusSink
+
+T = TypeVar("T")
+
+_RETRY_HEADER = b"x-stainless-retry-count"
+
+
+class Profiler:
+    """Watches loops, and hands a `LoopRecord` of each to the sinks when it ends.
+
+    `sinks` None: Prometheus, in prometheus-client's default registry (`metrics` is that sink).
+    With `record_content` the records hold prompts, arguments and results (not the final answer), each
+    passed through `redact` and cut at `profiler.redaction.MOST_CHARACTERS`.
+    Counts: `orphan_calls` ran while no loop of this profiler could have asked for them.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink] | None = None,
+        *,
+        record_content: bool = False,
+        redact: Redact | None = None,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        self.metrics: PrometheusSink | None = None
+        if sinks is None:
+            from profiler.exporters.prometheus import PrometheusSink, register
+
+            self.metrics = register(PrometheusSink())
+            sinks = [self.metrics]
+        self.recorder = Recorder(sinks, clock)
+        self.orphan_calls = 0
+        self._content = Content(redact) if record_content else None
+        self._open: WeakSet[ObservedLoop] = WeakSet()
+        self._loop: ContextVar[ObservedLoop | None] = ContextVar("toolloop_observed_loop", default=None)
+        self._round: ContextVar[ObservedRound | None] = ContextVar("toolloop_observed_round", default=None)
+
+    # ── loops ──────────────────────────────────────────────────────────────────────────────
+
+    def loop(
+        self,
+        name: str = "",
+        *,
+        strategy: str = "application",
+        agent: str = "",
+        number: int | None = None,
+        trial: int | None = None,
+    ) -> LoopContext:
+        """A context manager, sync or async, around one pass of the loop.
+
+        `strategy` labels its metrics. A loop inside another one's context is its child. With a
+        `number` its requests tell an emulator which work they belong to.
+        """
+        return LoopContext(self, name, strategy, agent, number, trial)
+
+    # ── model requests ─────────────────────────────────────────────────────────────────────
+
+    def instrument(self, client: T) -> T:
+        """Watch the requests of an `OpenAI`, `AsyncOpenAI`, `Anthropic` or `AsyncAnthropic` client.
+
+        Returns the same client. Doing it twice is harmless. Raises `UsageError` for anything
+        that has no HTTP client of the SDKs' kind.
+        """
+        http_client = _http_client(client)
+        for put, transport in transports(http_client):
+            if isinstance(transport, AsyncWatch | Watch) and transport.owner is self:
+                continue
+            if isinstance(transport, httpx2.AsyncBaseTransport):
+                put(AsyncWatch(self, partial(_watched, self), transport))
+            elif isinstance(transport, httpx2.BaseTransport):
+                put(Watch(self, partial(_watched, self), transport))
+        return client
+
+    def uninstrument(self, client: T) -> T:
+        """Restore the client as it was before `instrument`. Returns it."""
+        for put, transport in transports(_http_client(client)):
+            if isinstance(transport, AsyncWatch | Watch) and transport.owner is self:
+                put(transport.original)
+        return client
+
+    # ── tools ──────────────────────────────────────────────────────────────────────────────
+
+    def tool(self, function: T) -> T:
+        """Watch the calls of a function, a method or one of our `Tool`s, sync or async.
+
+        What comes back has the same signature, docstring and behaviour.
+        """
+        if isinstance(function, Tool):
+            return cast(T, function.replaced(self.tool(function.function)))
+        if not callable(function):
+            raise UsageError(f"not a function: {function!r}")
+        if getattr(function, "__toolloop_profiler__", None) is self:
+            return function
+        name = getattr(function, "__name__", type(function).__name__)
+        signature = inspect.signature(function)
+        wrapped: Any
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004 (asks for the method of a callable object)
+        ):
+
+            @functools.wraps(function)
+            async def wrapped(*args: Any, **kwargs: Any) -> Any:
+                with self._call(name, bound_arguments(signature, args, kwargs)) as watched:
+                    steps = Steps(function(*args, **kwargs), self.recorder.clock)
+                    try:
+                        return watched.returns(await steps)
+                    finally:
+                        watched.blocking(steps.blocking_ns)
+        else:
+
+            @functools.wraps(function)
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                with self._call(name, bound_arguments(signature, args, kwargs)) as watched:
+                    return watched.returns(function(*args, **kwargs))
+
+        wrapped.__toolloop_profiler__ = self
+        return cast(T, wrapped)
+
+    def _call(self, name: str, arguments: dict[str, Any]) -> _CallContext:
+        loop = self._loop.get()
+        if loop is not None:
+            return _CallContext(self, loop, loop.begin_call(name, loop.match(name, arguments)))
+        # A thread that carries no context: which open loop asked for this?
+        certain: list[tuple[ObservedLoop, Match]] = []
+        possible: list[tuple[ObservedLoop, Match]] = []
+        for candidate in list(self._open):
+            found = candidate.match(name, arguments)
+            if found is not None:
+                (certain if found[2] else possible).append((candidate, found))
+        candidates = certain or possible
+        if not candidates:
+            self.orphan_calls += 1
+            return _CallContext(self, None, None)
+        loop, (round_, index, sure) = min(candidates, key=lambda c: c[0].started_ns)
+        return _CallContext(self, loop, loop.begin_call(name, (round_, index, sure and len(candidates) == 1)))
+
+    # ── metrics ────────────────────────────────────────────────────────────────────────────
+
+    def serve_metrics(self, port: int, host: str = "127.0.0.1") -> int:
+        """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port."""
+        if self.metrics is None:
+            raise UsageError("this Profiler was given sinks of its own: call serve() of its Prometheus sink")
+        return self.metrics.serve(port, host)
+
+
+class LoopContext:
+    """One pass of a loop, between enter and exit. Use it once."""
+
+    def __init__(
+        self, profiler: Profiler, name: str, strategy: str, agent: str, number: int | None, trial: int | None
+    ) -> None:
+        self._profiler = profiler
+        self._options = (name, strategy, agent, number, trial)
+        self._loop: ObservedLoop | None = None
+        self._token: Token[ObservedLoop | None] | None = None
+
+    def __enter__(self) -> ObservedLoop:
+        profiler = self._profiler
+        parent = profiler._loop.get()
+        name, strategy, agent, number, trial = self._options
+        self._loop = loop = ObservedLoop(
+            profiler.recorder.clock,
+            name=name,
+            strategy=strategy,
+            parent=parent.id if parent is not None else None,
+            agent=agent,
+            number=number if number is not None or parent is None else parent.number,
+            trial=trial if trial is not None or parent is None else parent.trial,
+        )
+        profiler._open.add(loop)
+        self._token = profiler._loop.set(loop)
+        self._sampler = profiler.recorder.enter() if _in_event_loop() else None
+        return loop
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        profiler, loop = self._profiler, self._loop
+        assert loop is not None
+        try:
+            if self._token is not None:
+                profiler._loop.reset(self._token)
+        except ValueError:
+            pass  # left in another context than it was entered in, as async generators may
+        profiler._open.discard(loop)
+        lag_ns = self._sampler.leave(loop.started_ns) if self._sampler is not None else 0
+        status: Status = "ok"
+        if kind is not None:
+            cancelled = issubclass(kind, asyncio.CancelledError | GeneratorExit)
+            status = "cancelled" if cancelled else "error"
+        profiler.recorder.emit(loop.record(status, kind.__name__ if kind is not None else None, lag_ns))
+
+    async def __aenter__(self) -> ObservedLoop:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+
+class _CallContext:
+    """Around one run of a wrapped tool; what it raises goes on to whoever called it."""
+
+    def __init__(self, profiler: Profiler, loop: ObservedLoop | None, call: ObservedCall | None) -> None:
+        self._profiler = profiler
+        self._loop = loop
+        self._observed = call
+
+    def __enter__(self) -> _CallContext:
+        loop, call = self._loop, self._observed
+        self._tokens = None
+        if loop is not None and call is not None:
+            context = CallContext(call.request.id, call.request.name, loop.number, loop.trial)
+            content = self._profiler._content
+            if content is not None and call.request.arguments != "":
+                call.arguments = content.keep(arguments_text(call.request.arguments))
+            self._tokens = (self._profiler._loop.set(loop), current_call.set(context))
+        return self
+
+    def returns(self, value: T) -> T:
+        """The tool has returned `value`, which is passed on as it is."""
+        content = self._profiler._content
+        if content is not None and self._observed is not None:
+            self._observed.result = content.keep(result_text(value))
+        return value
+
+    def blocking(self, nanoseconds: int) -> None:
+        if self._observed is not None:
+            self._observed.blocking_ns = nanoseconds
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        call = self._observed
+        if self._tokens is not None:
+            self._profiler._loop.reset(self._tokens[0])
+            current_call.reset(self._tokens[1])
+        if call is None:
+            return
+        if kind is not None:
+            status: ToolStatus = "error"
+            if issubclass(kind, asyncio.CancelledError):
+                status = "cancelled"
+            elif issubclass(kind, TimeoutError):
+                status = "timeout"
+            call.status = status
+            call.error_type = failure_type(error) if status == "error" and error is not None else status
+            content = self._profiler._content
+            if content is not None and error is not None:
+                call.result = content.keep(f"Error: {kind.__name__}: {error}")
+        call.ended_ns = self._profiler.recorder.clock()
+
+
+def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | None:
+    """The attempt to watch, None where nothing is to be seen: no loop, another path, another observer."""
+    loop = profiler._loop.get()
+    if loop is None or current_probe.get() is not None:
+        return None
+    api = api_of(request.url.path) if request.method == "POST" else None
+    if api is None:
+        return None
+    clock = profiler.recorder.clock
+    round_ = profiler._round.get()
+    if round_ is None or round_ not in loop.rounds[-8:] or not _is_retry(request):
+        round_ = loop.begin_round(api, requested_model(request.content))
+        if profiler._content is not None and loop.prompt is None:
+            prompt = requested_prompt(request.content)
+            loop.prompt = None if prompt is None else profiler._content.keep(prompt)
+        # The SDK's retries run in this same context: they find the round they belong to here.
+        profiler._round.set(round_)
+    if loop.number is not None:
+        request.headers[headers.LOOP] = str(loop.number)
+        if loop.trial is not None:
+            request.headers[headers.TRIAL] = str(loop.trial)
+    return WatchedRequest(api, round_, clock)
+
+
+def _is_retry(request: httpx2.Request) -> bool:
+    # Not by `request.headers`: a look-up there decodes all of them first.
+    return any(name.lower() == _RETRY_HEADER and value != b"0" for name, value in request.headers.raw)
+
+
+def _http_client(client: Any) -> Any:
+    http_client = getattr(client, "_client", None)
+    if not isinstance(http_client, httpx2.AsyncClient | httpx2.Client):
+        refuse_httpx(client)
+        raise UsageError(
+            f"cannot instrument {type(client).__name__}: expected an OpenAI, AsyncOpenAI, Anthropic or "
+            "AsyncAnthropic client"
+        )
+    return http_client
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
