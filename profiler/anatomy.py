@@ -42,10 +42,8 @@ class ToolPhase:
 def phases(round_: RoundRecord) -> dict[str, int]:
     """Nanoseconds per phase (keys: `PHASES`); they sum to the round's wall time."""
     model = round_.model
-    backoff = 0
-    for before, after in pairwise(model.attempts):
-        backoff += max(0, after.started_ns - before.ended_ns)
-    model_wall = model.ended_ns - model.started_ns
+    backoff = model.backoff_ns
+    model_wall = model.duration_ns
     model_queue = model_queue_ns(model)
     tools = queue = parse = collect = 0
     calls = round_.tool_calls
@@ -55,7 +53,7 @@ def phases(round_: RoundRecord) -> dict[str, int]:
         busy = running
         waits = [c.started_ns is None or c.started_ns > c.queued_ns for c in calls]
         if any(waits):
-            waiting = [(c.queued_ns, c.ended_ns if c.started_ns is None else c.started_ns) for c in calls]
+            waiting = [(c.queued_ns, c.waited_until_ns) for c in calls]
             busy = union(running + waiting)
             queue = length(busy) - tools
         parse = max(0, round_.tools_started_ns - model.ended_ns)
@@ -75,7 +73,7 @@ def phases(round_: RoundRecord) -> dict[str, int]:
         "tools": tools,
         "queue": queue,
         "collect": collect,
-        "unaccounted": round_.ended_ns - round_.started_ns - (model_wall + parse + tools + queue + collect),
+        "unaccounted": round_.duration_ns - (model_wall + parse + tools + queue + collect),
     }
 
 
@@ -195,9 +193,9 @@ def loop_phases(loop: LoopRecord) -> dict[str, int]:
     if any(after.started_ns < before.ended_ns for before, after in pairwise(loop.rounds)):
         return _swept(loop)
     total = dict.fromkeys(PHASES, 0)
-    outside = loop.ended_ns - loop.started_ns
+    outside = loop.wall_ns
     for round_ in loop.rounds:
-        outside -= round_.ended_ns - round_.started_ns
+        outside -= round_.duration_ns
         for phase, value in phases(round_).items():
             total[phase] += value
     total["unaccounted"] += outside
@@ -219,7 +217,7 @@ def _swept(loop: LoopRecord) -> dict[str, int]:
         "backoff": backoff,
         "model": under_way,
         "tools": union((c.started_ns, c.ended_ns) for c in calls if c.started_ns is not None),
-        "queue": union((c.queued_ns, c.ended_ns if c.started_ns is None else c.started_ns) for c in calls),
+        "queue": union((c.queued_ns, c.waited_until_ns) for c in calls),
         "parse": union(
             (r.model.ended_ns, r.tools_started_ns) for r in rounds if r.tools_started_ns is not None
         ),
@@ -233,7 +231,7 @@ def _swept(loop: LoopRecord) -> dict[str, int]:
         taken = union([*taken, *intervals])
         total[phase] = overlap(taken, window) - covered
         covered += total[phase]
-    total["unaccounted"] = loop.ended_ns - loop.started_ns - covered
+    total["unaccounted"] = loop.wall_ns - covered
     return total
 
 

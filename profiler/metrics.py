@@ -41,13 +41,20 @@ class Metric:
 LOOP_DURATION = Metric(
     "toolloop_loop_duration_seconds",
     "histogram",
-    "Wall time of a loop, from the user's message to the final answer.",
+    "A loop, from when it was due (in an open load: its arrival) to the final answer; status is ok, "
+    "incomplete (answered, but a tool call had failed), error or cancelled. All but ok have failed.",
     ("strategy", "status"),
     ROUND_BUCKETS,
 )
 LOOP_ROUNDS = Metric("toolloop_loop_rounds", "histogram", "Rounds of a loop.", ("strategy",), COUNT_BUCKETS)
 LOOP_TOOL_CALLS = Metric(
     "toolloop_loop_tool_calls", "histogram", "Tool calls of a loop.", ("strategy",), COUNT_BUCKETS
+)
+ARRIVALS_DROPPED = Metric(
+    "toolloop_arrivals_dropped_total",
+    "counter",
+    "Arrivals of an open load whose loop never started; they have failed too.",
+    ("strategy",),
 )
 ROUND_DURATION = Metric(
     "toolloop_round_duration_seconds",
@@ -111,7 +118,7 @@ TOOL_CALL_DURATION = Metric(
 TOOL_CALL_QUEUE = Metric(
     "toolloop_tool_call_queue_seconds",
     "histogram",
-    "Wait of a tool call between being handed to the strategy and starting.",
+    "Wait of a tool call from being handed to the strategy until it started, or was given up.",
     ("strategy", "tool"),
     TOOL_BUCKETS,
 )

@@ -1,5 +1,8 @@
 """The one data model: what a loop did, and when.
 
+What a record *means* is said here too, as properties: when a loop was due, whether it was good, what was
+refused, what was tried again. Every reader goes by them, so that no two count the same thing differently.
+
 A `LoopRecord` is one pass of the tool-calling loop. It holds `RoundRecord`s; a round holds
 one `ModelCall` (with its HTTP `Attempt`s) and the `ToolCall`s that the model asked for in it.
 Every consumer (Prometheus, JSONL, statistics, traces, reports) reads these and nothing else.
@@ -16,10 +19,11 @@ As JSON a record is one object with exactly these field names, its `schema` numb
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 
@@ -36,6 +40,29 @@ MOST = 2**62
 Status = Literal["ok", "error", "cancelled"]
 ToolStatus = Literal["ok", "error", "timeout", "cancelled"]
 Shortfall = Literal["limiter", "blocked_loop", "threads", "application"]
+Outcome = Literal["ok", "incomplete", "error", "cancelled"]
+
+REFUSED = frozenset((429, 529))
+"""HTTP statuses by which a server refuses a request for a quota: 429, and Anthropic's 529 (overloaded)."""
+
+_REFUSED_ERRORS = frozenset(f"http_{status}" for status in REFUSED)
+
+
+class Refusal(NamedTuple):
+    """A request that a server refused for a quota. `reason` is the HTTP status as text."""
+
+    reason: str
+    at_ns: int
+
+
+class Retry(NamedTuple):
+    """Another try of what had failed. `reason` is the HTTP status, or the error, of the try before it.
+
+    `backoff_ns` lies between the end of the one and the start of the other.
+    """
+
+    reason: str
+    backoff_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +85,16 @@ class Attempt:
     first_byte_ns: int | None = None
     retry_after_ns: int | None = None
     rate_limits: dict[str, str] | None = None
+
+    @property
+    def refused(self) -> bool:
+        """The server refused it for a quota."""
+        return self.status in REFUSED
+
+    @property
+    def reason(self) -> str:
+        """What it came to, in short: the HTTP status, or the error where no response came."""
+        return str(self.status) if self.status is not None else self.error_type or "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +122,47 @@ class ModelCall:
     attempts: tuple[Attempt, ...] = ()
     limiter_wait_ns: int = 0
 
+    @property
+    def duration_ns(self) -> int:
+        """All attempts and the backoff between them."""
+        return self.ended_ns - self.started_ns
+
+    @property
+    def failure(self) -> str | None:
+        """A bounded name for what went wrong; None when it ended well."""
+        return None if self.status == "ok" else self.error_type or self.status
+
+    @property
+    def attempt_count(self) -> int:
+        """HTTP requests sent: one at least, also where nobody watched the wire."""
+        return len(self.attempts) or 1
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        """Attempts that were refused for a quota; where no attempt was observed, the call itself."""
+        if self.attempts:
+            return [Refusal(one.reason, one.ended_ns) for one in self.attempts if one.refused]
+        return _refusal(self.error_type, self.ended_ns)
+
+    @property
+    def retries(self) -> list[Retry]:
+        return _retries(self.attempts)
+
+    @property
+    def backoff_ns(self) -> int:
+        """Time between an attempt and the next, of all of them."""
+        return sum(retry.backoff_ns for retry in self.retries) if len(self.attempts) > 1 else 0
+
+    @property
+    def first_token_after_ns(self) -> int | None:
+        """From the start of the request; None unless a streamed token was seen."""
+        return None if self.first_token_ns is None else self.first_token_ns - self.started_ns
+
+    @property
+    def first_tool_call_after_ns(self) -> int | None:
+        """From the start of the request to the first call with complete arguments; None unless seen."""
+        return None if self.first_tool_call_ns is None else self.first_tool_call_ns - self.started_ns
+
 
 @dataclass(frozen=True, slots=True)
 class ToolAttempt:
@@ -96,16 +174,25 @@ class ToolAttempt:
     error_type: str | None = None
     retry_after_ns: int | None = None
 
+    @property
+    def refused(self) -> bool:
+        """The server refused it for a quota."""
+        return self.error_type in _REFUSED_ERRORS
+
+    @property
+    def reason(self) -> str:
+        """What it came to, in short: the HTTP status where there was one, else the error."""
+        return (self.error_type or self.status).removeprefix("http_")
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """One call the model asked for.
 
     ready: its arguments were complete. queued: handed to the strategy. started: through the
-    limiter. ended. Queue wait is started - queued, duration is ended - started; a `timeout`
-    counts from started. `thread_wait_ns` is the part of the duration that a sync tool waited
-    for a free thread, `blocking_ns` the part in which an async tool held the event loop in steps
-    of over 10 ms, so that nothing else could run. `error_type` is bounded: `invalid_json`,
+    limiter. ended. A `timeout` counts from started. `thread_wait_ns` is the part of the duration that a
+    sync tool waited for a free thread, `blocking_ns` the part in which an async tool held the event loop
+    in steps of over 10 ms, so that nothing else could run. `error_type` is bounded: `invalid_json`,
     `invalid_arguments`, `truncated`, `unknown_tool`, `timeout`, `cancelled`, `http_429` and the
     like where a server refused the tool, or the class name of what it raised.
 
@@ -127,6 +214,47 @@ class ToolCall:
     arguments: str | None = None
     result: str | None = None
     attempts: tuple[ToolAttempt, ...] = ()
+
+    @property
+    def waited_until_ns(self) -> int:
+        """When its wait in the strategy was over: it started, or ended without ever starting."""
+        return self.ended_ns if self.started_ns is None else self.started_ns
+
+    @property
+    def waited_ns(self) -> int:
+        """Queue wait: from being handed to the strategy to `waited_until_ns`."""
+        return self.waited_until_ns - self.queued_ns
+
+    @property
+    def began_ns(self) -> int:
+        """Where it is drawn from: its start, or where it never started the begin of its wait."""
+        return self.queued_ns if self.started_ns is None else self.started_ns
+
+    @property
+    def duration_ns(self) -> int | None:
+        """How long it ran; None for a call that never started."""
+        return None if self.started_ns is None else self.ended_ns - self.started_ns
+
+    @property
+    def failure(self) -> str | None:
+        """A bounded name for what went wrong; None when it succeeded."""
+        return None if self.status == "ok" else self.error_type or self.status
+
+    @property
+    def attempt_count(self) -> int:
+        """Tries: one at least; only tools with retries record them."""
+        return len(self.attempts) or 1
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        """Tries that a server refused for a quota."""
+        if self.attempts:
+            return [Refusal(one.reason, one.ended_ns) for one in self.attempts if one.refused]
+        return _refusal(self.error_type, self.ended_ns)
+
+    @property
+    def retries(self) -> list[Retry]:
+        return _retries(self.attempts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +281,22 @@ class RoundRecord:
     unobserved_calls: int = 0
     limit: int | None = None
 
+    @property
+    def duration_ns(self) -> int:
+        return self.ended_ns - self.started_ns
+
+    @property
+    def failure(self) -> str | None:
+        """A bounded name for what ended it early; None when its calls were run and answered to the model."""
+        return None if self.status == "ok" else self.model.error_type or self.status
+
 
 @dataclass(frozen=True, slots=True)
 class LoopRecord:
     """One pass of the loop, from the user's message to the final answer.
 
-    `status` is `ok` when the model came to an answer, also where a tool call failed on the way.
+    `status` is `ok` when the model came to an answer, also where a tool call failed on the way; whether
+    the loop was `good` asks for the calls as well.
     `name` is what the application calls this kind of loop, `agent` which simulated caller ran it.
     `number` is the tape entry the loop worked on, `trial` the index of the trial it ran in
     (None outside a load test), `process` names the process that ran it, `intended_ns` is when
@@ -198,6 +336,73 @@ class LoopRecord:
         """Every tool call of every round, in order."""
         for round_ in self.rounds:
             yield from round_.tool_calls
+
+    @property
+    def due_ns(self) -> int:
+        """When it was meant to start: the arrival in an open load, else its start."""
+        return self.started_ns if self.intended_ns is None else self.intended_ns
+
+    @property
+    def wall_ns(self) -> int:
+        """From start to end; what the phases partition."""
+        return self.ended_ns - self.started_ns
+
+    @property
+    def latency_ns(self) -> int:
+        """From when it was due, so that a backlog cannot hide; in a closed load the wall time."""
+        return self.ended_ns - self.due_ns
+
+    @property
+    def nested(self) -> bool:
+        """It ran inside another loop's tool call: part of that loop, and not counted beside it."""
+        return self.parent is not None
+
+    @property
+    def answered(self) -> bool:
+        """The model came to an answer."""
+        return self.status == "ok"
+
+    @property
+    def good(self) -> bool:
+        """It came to an answer and every tool call succeeded. A loop that is not good has *failed*."""
+        return self.status == "ok" and all(
+            call.status == "ok" for round_ in self.rounds for call in round_.tool_calls
+        )
+
+    @property
+    def outcome(self) -> Outcome:
+        """`status`, but `incomplete` for a loop that was answered although a call had failed."""
+        return "incomplete" if self.status == "ok" and not self.good else self.status
+
+    @property
+    def failure(self) -> str | None:
+        """A bounded name for why the loop failed, `incomplete` where a call did; None when it was good."""
+        if self.status != "ok":
+            return self.error_type or self.status
+        return None if self.good else "incomplete"
+
+    @property
+    def refusals(self) -> Iterator[Refusal]:
+        """What servers of models and tools refused for a quota, in order of the rounds."""
+        for round_ in self.rounds:
+            yield from round_.model.refusals
+            for call in round_.tool_calls:
+                if call.error_type is not None or call.attempts:
+                    yield from call.refusals
+
+
+def _refusal(error_type: str | None, at_ns: int) -> list[Refusal]:
+    """Of a call whose attempts nobody saw: its own error tells whether it was refused."""
+    if error_type not in _REFUSED_ERRORS:
+        return []
+    return [Refusal(error_type.removeprefix("http_"), at_ns)]
+
+
+def _retries(attempts: Sequence[Attempt | ToolAttempt]) -> list[Retry]:
+    return [
+        Retry(before.reason, max(0, after.started_ns - before.ended_ns))
+        for before, after in pairwise(attempts)
+    ]
 
 
 _DURATIONS = frozenset({"lag_ns", "limiter_wait_ns", "thread_wait_ns", "blocking_ns", "retry_after_ns"})

@@ -266,9 +266,8 @@ class OpenTelemetrySink:
             self._attempts(span, round_.model)
             self._instruments.chat(record, round_.model, inner)
         for call in round_.tool_calls:
-            started = call.queued_ns if call.started_ns is None else call.started_ns
-            made = self._call(record, call, started, inner)
-            family.calls.append(_Placed(call.name, started, call.ended_ns, made))
+            made = self._call(record, call, inner)
+            family.calls.append(_Placed(call.name, call.began_ns, call.ended_ns, made))
         _finish(span, round_.status, None)
         span.end(round_.ended_ns + self._offset)
 
@@ -291,13 +290,13 @@ class OpenTelemetrySink:
                 "toolloop.attempt", _attempt_attributes(number, attempt), attempt.started_ns + self._offset
             )
 
-    def _call(self, record: LoopRecord, call: ToolCall, started_ns: int, context: Context) -> Context:
+    def _call(self, record: LoopRecord, call: ToolCall, context: Context) -> Context:
         span = self._tracer.start_span(
             f"execute_tool {call.name}",
             context,
             SpanKind.INTERNAL,
             _call_attributes(record, call),
-            start_time=started_ns + self._offset,
+            start_time=call.began_ns + self._offset,
         )
         inner = set_span_in_context(span, context)
         self._instruments.call(record, call, inner)
@@ -329,7 +328,7 @@ def _loop_attributes(record: LoopRecord) -> Attributes:
         "toolloop.process": record.process or None,
         "toolloop.parent": record.parent,
         "toolloop.schedule_lag": (
-            None if record.intended_ns is None else (record.started_ns - record.intended_ns) / _NS
+            None if record.intended_ns is None else (record.started_ns - record.due_ns) / _NS
         ),
         "toolloop.event_loop_lag": record.lag_ns / _NS if record.lag_ns else None,
         # Content, which is in the record only where the user asked for it. The shape is the conventions'.
@@ -354,8 +353,8 @@ def _chat_attributes(model: ModelCall) -> Attributes:
     }
     if model.streamed:
         attributes["gen_ai.request.stream"] = True
-    if model.first_token_ns is not None:
-        attributes["gen_ai.response.time_to_first_chunk"] = (model.first_token_ns - model.started_ns) / _NS
+    if model.first_token_after_ns is not None:
+        attributes["gen_ai.response.time_to_first_chunk"] = model.first_token_after_ns / _NS
     if model.finish_reason is not None:
         attributes["gen_ai.response.finish_reasons"] = (model.finish_reason,)
     if model.input_tokens is not None:
@@ -386,7 +385,6 @@ def _attempt_attributes(number: int, attempt: Attempt) -> Attributes:
 
 
 def _call_attributes(record: LoopRecord, call: ToolCall) -> Attributes:
-    waited_until = call.ended_ns if call.started_ns is None else call.started_ns
     attributes: Attributes = {
         "gen_ai.operation.name": "execute_tool",
         "gen_ai.tool.name": call.name,
@@ -394,7 +392,7 @@ def _call_attributes(record: LoopRecord, call: ToolCall) -> Attributes:
         "gen_ai.tool.type": "function",
         "toolloop.strategy": record.strategy,
         "toolloop.status": call.status,
-        "toolloop.queue": (waited_until - call.queued_ns) / _NS,
+        "toolloop.queue": call.waited_ns / _NS,
     }
     if call.started_ns is None:
         attributes["toolloop.started"] = False

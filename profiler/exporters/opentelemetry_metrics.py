@@ -97,7 +97,10 @@ class Instruments:
         self._inference_calls.record(len(record.rounds), attributes, context)
         self._tool_calls.record(sum(len(r.tool_calls) for r in record.rounds), attributes, context)
         self._agent_duration.record(
-            (record.ended_ns - record.started_ns) / _NS, self._failed(attributes, record.error_type), context
+            record.wall_ns / _NS,
+            # An agent that answered did its work, whatever became of one of its calls.
+            self._failed(attributes, None if record.answered else record.failure),
+            context,
         )
         for phase, value in spent.items():
             if value > 0:  # `unaccounted` may be less, and a counter only goes up
@@ -107,7 +110,7 @@ class Instruments:
         if round_.tool_calls:
             self._fanout.record(len(round_.tool_calls), {"strategy": record.strategy}, context)
         self._round_duration.record(
-            (round_.ended_ns - round_.started_ns) / _NS,
+            round_.duration_ns / _NS,
             {"strategy": record.strategy, "status": round_.status},
             context,
         )
@@ -119,27 +122,21 @@ class Instruments:
             "gen_ai.request.model": model.model,
             "toolloop.strategy": record.strategy,
         }
-        self._chat_duration.record(
-            (model.ended_ns - model.started_ns) / _NS, self._failed(attributes, model.error_type), context
-        )
-        if model.first_token_ns is not None:
-            self._first_chunk.record((model.first_token_ns - model.started_ns) / _NS, attributes, context)
+        self._chat_duration.record(model.duration_ns / _NS, self._failed(attributes, model.failure), context)
+        if model.first_token_after_ns is not None:
+            self._first_chunk.record(model.first_token_after_ns / _NS, attributes, context)
         if model.input_tokens is not None:
             self._input_tokens.add(model.input_tokens, attributes, context)
         if model.output_tokens is not None:
             self._output_tokens.add(model.output_tokens, attributes, context)
 
     def call(self, record: LoopRecord, call: ToolCall, context: Context) -> None:
-        if call.started_ns is None:
-            return
         tool = self._capped("tool", call.name)
+        self._queue.record(call.waited_ns / _NS, {"tool": tool, "strategy": record.strategy}, context)
+        if call.duration_ns is None:
+            return
         attributes = {"gen_ai.tool.name": tool, "toolloop.strategy": record.strategy}
-        self._call_duration.record(
-            (call.ended_ns - call.started_ns) / _NS, self._failed(attributes, call.error_type), context
-        )
-        self._queue.record(
-            (call.started_ns - call.queued_ns) / _NS, {"tool": tool, "strategy": record.strategy}, context
-        )
+        self._call_duration.record(call.duration_ns / _NS, self._failed(attributes, call.failure), context)
 
     def _failed(self, attributes: Attributes, error_type: str | None) -> Attributes:
         if error_type is None:

@@ -164,7 +164,7 @@ class _Selection:
     def add(self, record: LoopRecord) -> None:
         self.total += 1
         if self._slowest is not None:
-            heapq.heappush(self._slow, (record.ended_ns - record.started_ns, -self.total, record))
+            heapq.heappush(self._slow, (record.wall_ns, -self.total, record))
             if len(self._slow) > self._slowest:
                 heapq.heappop(self._slow)
             if self._loops is None:
@@ -204,7 +204,7 @@ def _counters(records: Iterable[LoopRecord], windows: Sequence[Interval]) -> dic
     for record in records:
         loops.add(record.started_ns, record.ended_ns)
         for call in record.tool_calls:
-            queued.add(call.queued_ns, call.ended_ns if call.started_ns is None else call.started_ns)
+            queued.add(call.queued_ns, call.waited_until_ns)
             if call.started_ns is not None:
                 running.add(call.started_ns, call.ended_ns)
     return {("calls", "in flight"): running, ("calls", "queued"): queued, ("loops", "in flight"): loops}
@@ -334,7 +334,7 @@ class _Writer:
             error_type=loop.error_type,
             trial=loop.trial,
             parent=loop.parent,
-            late_ms=None if loop.intended_ns is None else _ms(loop.started_ns - loop.intended_ns),
+            late_ms=None if loop.intended_ns is None else _ms(loop.started_ns - loop.due_ns),
             lag_ms=_ms(loop.lag_ns) if loop.lag_ns else None,
             **{f"{phase}_ms": _ms(spent) for phase, spent in loop_phases(loop).items() if spent},
             prompt=_short(loop.prompt),
@@ -440,9 +440,7 @@ class _Writer:
             peak_concurrency=None if figures is None else figures.peak_concurrency,
         )
         running = [(c.started_ns, c.ended_ns) for c in round_.tool_calls if c.started_ns is not None]
-        waiting = [
-            (c.queued_ns, c.ended_ns if c.started_ns is None else c.started_ns) for c in round_.tool_calls
-        ]
+        waiting = [(c.queued_ns, c.waited_until_ns) for c in round_.tool_calls]
         at = start
         busy = [_inside(*interval, span) for interval in union(running)]
         for low, high in [*busy, (end, end)]:
@@ -471,7 +469,7 @@ class _Writer:
             result=_short(call.result),
         )
         yield event | {"bind_id": flow, "flow_in": True}
-        started, _ = _inside(end if call.started_ns is None else call.started_ns, end, (start, end))
+        started, _ = _inside(call.waited_until_ns, end, (start, end))
         if started > start:
             yield self.slice(tid, "queued", "call", start, started)
         if call.started_ns is not None:

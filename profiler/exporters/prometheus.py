@@ -13,9 +13,9 @@ import logging
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -30,7 +30,7 @@ from profiler.limits.refusals import stated
 from profiler.loop.recorder import LiveCalls
 from profiler.metrics import Metric
 from profiler.providers.endpoint import exposed
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolAttempt, ToolCall
+from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -210,49 +210,52 @@ class PrometheusSink(Collector):
     def __call__(self, record: LoopRecord) -> None:
         strategy = self._strategies.get(record.strategy) or self._strategy(record.strategy)
         trace = record.id
-        strategy.of_status(strategy.loop_duration, metrics.LOOP_DURATION, record.status).observe_in(
-            record.ended_ns - record.started_ns, trace
-        )
-        strategy.loop_rounds.observe(len(record.rounds))
         calls = 0
         for round_ in record.rounds:
             self._round(strategy, round_, trace)
             calls += len(round_.tool_calls)
+        if record.nested:
+            return
+        strategy.of_status(strategy.loop_duration, metrics.LOOP_DURATION, record.outcome).observe_in(
+            record.latency_ns, trace
+        )
+        strategy.loop_rounds.observe(len(record.rounds))
         strategy.loop_tool_calls.observe(calls)
 
     def _strategy(self, name: str) -> _Strategy:
         strategy = self._strategies.get(name)
         if strategy is None:
             strategy = self._strategies[name] = _Strategy(self, name)
-            strategy.of_status(strategy.loop_duration, metrics.LOOP_DURATION, "ok")
+            # From zero, as in live_calls: else a rate would miss the first failures, and a share of them lie.
+            for outcome in ("ok", "incomplete", "error"):
+                strategy.of_status(strategy.loop_duration, metrics.LOOP_DURATION, outcome)
             strategy.of_status(strategy.round_duration, metrics.ROUND_DURATION, "ok")
+            self.count(metrics.ARRIVALS_DROPPED, name)
         return strategy
 
     def _round(self, strategy: _Strategy, round_: RoundRecord, trace: str) -> None:
         name = strategy.name
         strategy.of_status(strategy.round_duration, metrics.ROUND_DURATION, round_.status).observe_in(
-            round_.ended_ns - round_.started_ns, trace
+            round_.duration_ns, trace
         )
         spent = phases(round_)
         for phase, count in strategy.phases:
             count.value += spent[phase]
         model = round_.model
-        strategy.of_model(model).observe_in(model.ended_ns - model.started_ns, trace)
-        if model.first_token_ns is not None:
-            self.histogram(metrics.MODEL_FIRST_TOKEN, name, model.provider, model.model).observe(
-                model.first_token_ns - model.started_ns
-            )
-        if model.first_tool_call_ns is not None:
-            self.histogram(metrics.MODEL_FIRST_TOOL_CALL, name, model.provider, model.model).observe(
-                model.first_tool_call_ns - model.started_ns
-            )
+        strategy.of_model(model).observe_in(model.duration_ns, trace)
+        for metric, after_ns in (
+            (metrics.MODEL_FIRST_TOKEN, model.first_token_after_ns),
+            (metrics.MODEL_FIRST_TOOL_CALL, model.first_tool_call_after_ns),
+        ):
+            if after_ns is not None:
+                self.histogram(metric, name, model.provider, model.model).observe(after_ns)
         if model.input_tokens is not None or model.output_tokens is not None:
             read, written = strategy.of_tokens(model)
             read.value += model.input_tokens or 0
             written.value += model.output_tokens or 0
         attempts = model.attempts
-        if len(attempts) > 1 or (attempts and attempts[0].status in RATE_LIMITED_STATUSES):
-            self._attempts(name, model)
+        if len(attempts) != 1 or attempts[0].refused:
+            self._tries(name, "model", model.model, model)
         if attempts and attempts[-1].rate_limits:
             self._rate_limits[model.provider, model.model] = attempts[-1].rate_limits
         if not round_.tool_calls:
@@ -268,43 +271,30 @@ class PrometheusSink(Collector):
             strategy.peak.observe(phase_.peak_concurrency)
             strategy.straggler.observe(phase_.straggler_ratio)
 
-    def _attempts(self, strategy: str, model: ModelCall) -> None:
-        attempts = model.attempts
-        for attempt in attempts:
-            if attempt.status in RATE_LIMITED_STATUSES:
-                self.count(
-                    metrics.RATE_LIMITED, strategy, "model", model.model, str(attempt.status)
-                ).value += 1
-        for before, after in pairwise(attempts):
-            labels = (strategy, "model", model.model, _reason(before))
+    def _tries(self, strategy: str, target: str, name: str, call: ModelCall | ToolCall) -> None:
+        """What was refused, and what was tried again."""
+        for refusal in call.refusals:
+            self.count(metrics.RATE_LIMITED, strategy, target, name, refusal.reason).value += 1
+        for retry in call.retries:
+            labels = (strategy, target, name, self._error(retry.reason))
             self.count(metrics.RETRIES, *labels).value += 1
-            self.count(metrics.BACKOFF, *labels).value += max(0, after.started_ns - before.ended_ns)
+            self.count(metrics.BACKOFF, *labels).value += retry.backoff_ns
 
     def _tool_call(self, strategy: _Strategy, call: ToolCall, trace: str) -> None:
         tool = self._tools.get(call.name) or self._capped(self._tools, call.name, MAX_TOOLS, "tool")
-        if call.started_ns is not None:
+        if call.duration_ns is None:
+            self.histogram(metrics.TOOL_CALL_QUEUE, strategy.name, tool).observe(call.waited_ns)
+        else:
             duration, queue = strategy.of_call(tool, call.status)
-            duration.observe_in(call.ended_ns - call.started_ns, trace)
-            queue.observe(call.started_ns - call.queued_ns)
-        if call.attempts:
-            self._tool_attempts(strategy.name, tool, call.attempts)
-        if call.error_type is not None:
-            error = self._capped(self._error_types, call.error_type, MAX_ERROR_TYPES, "error_type")
-            self.count(metrics.TOOL_ERRORS, strategy.name, tool, error).value += 1
-            if error in RATE_LIMITED_ERRORS and not call.attempts:
-                reason = error.removeprefix("http_")
-                self.count(metrics.RATE_LIMITED, strategy.name, "tool", tool, reason).value += 1
+            duration.observe_in(call.duration_ns, trace)
+            queue.observe(call.waited_ns)
+        if call.failure is not None:
+            self.count(metrics.TOOL_ERRORS, strategy.name, tool, self._error(call.failure)).value += 1
+        if call.failure is not None or call.attempts:
+            self._tries(strategy.name, "tool", tool, call)
 
-    def _tool_attempts(self, strategy: str, tool: str, attempts: Sequence[ToolAttempt]) -> None:
-        for attempt in attempts:
-            if attempt.error_type in RATE_LIMITED_ERRORS:
-                reason = attempt.error_type.removeprefix("http_")
-                self.count(metrics.RATE_LIMITED, strategy, "tool", tool, reason).value += 1
-        for before, after in pairwise(attempts):
-            error = self._capped(self._error_types, before.error_type or "", MAX_ERROR_TYPES, "error_type")
-            labels = (strategy, "tool", tool, error.removeprefix("http_"))
-            self.count(metrics.RETRIES, *labels).value += 1
-            self.count(metrics.BACKOFF, *labels).value += max(0, after.started_ns - before.ended_ns)
+    def _error(self, error: str) -> str:
+        return self._capped(self._error_types, error, MAX_ERROR_TYPES, "error_type")
 
     def _capped(self, known: dict[str, str], value: str, most: int, label: str) -> str:
         shown = known.get(value)
@@ -319,6 +309,10 @@ class PrometheusSink(Collector):
     def count_dropped(self, sink: str) -> None:
         """A sink of this name, perhaps this one, could not take a record."""
         self.count(metrics.RECORDS_DROPPED, sink).value += 1
+
+    def count_dropped_arrival(self, strategy: str) -> None:
+        """An arrival of an open load will never start."""
+        self.count(metrics.ARRIVALS_DROPPED, strategy).value += 1
 
     def observe_lag(self, lag_ns: int) -> None:
         """One sample of event-loop lag."""
@@ -403,19 +397,10 @@ def register(sink: PrometheusSink, registry: CollectorRegistry = REGISTRY) -> Pr
     return sink
 
 
-RATE_LIMITED_STATUSES = frozenset((429, 529))
-RATE_LIMITED_ERRORS = frozenset(("http_429", "http_529"))
-
-
 def quotas(limits: Mapping[str, str]) -> Iterator[tuple[Metric, str, float]]:
     """(metric, resource, value) of a response's rate-limit headers; what is no number is left out."""
     for word, resource, value in stated(limits):
         yield (metrics.QUOTA_LIMIT if word == "limit" else metrics.QUOTA_REMAINING), resource, value
-
-
-def _reason(attempt: Attempt) -> str:
-    """Why an attempt was followed by another: its status, or its bounded error type."""
-    return str(attempt.status) if attempt.status is not None else attempt.error_type or "unknown"
 
 
 def _version() -> str:

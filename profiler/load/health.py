@@ -20,12 +20,13 @@ from profiler.records import LoopRecord
 from profiler.rundir import Anchor, ClientHealth, Spent
 from profiler.statistics.histogram import Histogram
 
-RATE_LIMITED = (429, 529)
-
 
 @dataclass(slots=True)
 class Tally:
-    """What has come of a trial so far in one process; written on the loop's thread alone."""
+    """What has come of a trial so far in one process; written on the loop's thread alone.
+
+    Loops, and those of them that failed (`LoopRecord.good`); `rate_limited` counts refusals.
+    """
 
     loops: int = 0
     failed: int = 0
@@ -33,21 +34,12 @@ class Tally:
     spent: Spent = field(default_factory=Spent)
 
     def count(self, record: LoopRecord) -> None:
-        """A loop has ended. It failed when it did not finish with every call answered.
-
-        One that ran inside another's tool call adds to what was spent, and to nothing else.
-        """
+        """A loop has ended. A nested one is no loop of its own, but what it spent was spent."""
         self.spent += spent_by(record)
-        if record.parent is not None:
-            return
-        self.loops += 1
-        if record.status != "ok" or any(call.status != "ok" for call in record.tool_calls):
-            self.failed += 1
-        for round_ in record.rounds:
-            attempts = round_.model.attempts
-            if len(attempts) > 1 or record.status != "ok":
-                self.rate_limited += sum(attempt.status in RATE_LIMITED for attempt in attempts)
-            self.rate_limited += sum(call.error_type == "http_429" for call in round_.tool_calls)
+        self.rate_limited += sum(1 for _ in record.refusals)
+        if not record.nested:
+            self.loops += 1
+            self.failed += not record.good
 
 
 KEPT = 20_000

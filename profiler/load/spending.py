@@ -99,7 +99,7 @@ def spent_by(record: LoopRecord) -> Spent:
     requests = given = taken = 0
     for round_ in record.rounds:
         model = round_.model
-        requests += max(1, len(model.attempts))
+        requests += model.attempt_count
         given += model.input_tokens or 0
         taken += model.output_tokens or 0
     return Spent(0, requests, given, taken)

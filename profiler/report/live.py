@@ -6,19 +6,21 @@ It goes to standard error: standard output belongs to results.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
-import orjson
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from profiler.errors import RecordError
+from profiler.records import LoopRecord, decode
 from profiler.report.terminal import use_color
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import RECORDS, Progress
@@ -67,9 +69,8 @@ class Rolling:
         if directory is None:
             return None
         for record in self._new(Path(directory) / RECORDS):
-            if record["status"] == "ok" and (record.get("trial") or 0) + 1 == self._trial:
-                begun = record.get("intended_ns") or record["started_ns"]
-                self._loops.append((record["ended_ns"], record["ended_ns"] - begun))
+            if record.answered and not record.nested and (record.trial or 0) + 1 == self._trial:
+                self._loops.append((record.ended_ns, record.latency_ns))
         if not self._loops:
             return None
         since = self._loops[-1][0] - ROLLING_SECONDS * 1e9
@@ -80,7 +81,7 @@ class Rolling:
             return None
         return walls[math.ceil(0.95 * len(walls)) - 1] / 1e9
 
-    def _new(self, path: Path) -> list[dict[str, Any]]:
+    def _new(self, path: Path) -> Iterator[LoopRecord]:
         try:
             with open(path, "rb") as file:
                 size = file.seek(0, 2)
@@ -88,11 +89,13 @@ class Rolling:
                 file.seek(size - MOST_BYTES if skipped else self._offset)
                 data = file.read()
         except OSError:
-            return []
+            return
         whole = data[: data.rfind(b"\n") + 1]
         self._offset = size - len(data) + len(whole)
         lines = whole.splitlines()
-        return [orjson.loads(line) for line in (lines[1:] if skipped else lines)]
+        for line in lines[1:] if skipped else lines:
+            with contextlib.suppress(RecordError):  # the report will complain of it
+                yield decode(line)
 
 
 class LiveView:

@@ -42,7 +42,7 @@ class _Tool:
 class _Strategy:
     loops: int = 0
     failed: int = 0
-    unanswered: int = 0
+    incomplete: int = 0
     walls: array[float] = field(default_factory=lambda: array("d"))
     phases: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
     tools: dict[str, _Tool] = field(default_factory=dict)
@@ -84,24 +84,21 @@ class SoFar:
     def add(self, record: LoopRecord) -> None:
         """One loop that ended."""
         one = self._strategies.setdefault(record.strategy, _Strategy())
-        one.loops += 1
-        answered = True
         for call in record.tool_calls:
             tool = one.tools.setdefault(call.name, _Tool())
             tool.calls += 1
-            if call.status != "ok":
-                tool.errors += 1
-                answered = False
-            begun = call.ended_ns if call.started_ns is None else call.started_ns
-            tool.queue.append((begun - call.queued_ns) / 1e9)
-            if call.started_ns is not None:
-                tool.seconds.append((call.ended_ns - call.started_ns) / 1e9)
-        if record.status != "ok":
-            one.failed += 1
+            tool.errors += call.failure is not None
+            tool.queue.append(call.waited_ns / 1e9)
+            if call.duration_ns is not None:
+                tool.seconds.append(call.duration_ns / 1e9)
+        if record.nested:
             return
-        one.unanswered += not answered
-        due = record.started_ns if record.intended_ns is None else record.intended_ns
-        one.walls.append((record.ended_ns - due) / 1e9)
+        one.loops += 1
+        one.failed += not record.good
+        one.incomplete += record.outcome == "incomplete"
+        if not record.answered:
+            return
+        one.walls.append(record.latency_ns / 1e9)
         for phase, ns in loop_phases(record).items():
             one.phases[phase] += ns
 
@@ -119,7 +116,7 @@ class SoFar:
                     "colour": palette.strategy_colour(name),
                     "loops": one.loops,
                     "failed": one.failed,
-                    "unanswered": one.unanswered,
+                    "incomplete": one.incomplete,
                     "p50": _quantile(one.walls, 0.5),
                     "p95": _quantile(one.walls, 0.95),
                     "phases": {

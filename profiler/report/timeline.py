@@ -51,7 +51,7 @@ def render_timeline(record: LoopRecord, width: int = 80, color: bool = False, un
 
 
 def _headlines(record: LoopRecord, width: int) -> list[str]:
-    wall = record.ended_ns - record.started_ns
+    wall = record.wall_ns
     head = f"{duration(wall / 1e9)}: "
     if record.status != "ok":
         head += f"{record.status} ({clean(record.error_type or 'unknown')}). "
@@ -83,7 +83,7 @@ def _chart(record: LoopRecord, width: int, color: bool, unicode: bool) -> list[s
     if bar < _NARROWEST_BAR:
         return [f"{_fit(row.label, max(1, width - notes - 1))} {row.note:>{notes}}" for row in rows]
     symbols = _UNICODE if unicode else _ASCII
-    lines = [f"{'':{labels}} {_axis((record.ended_ns - record.started_ns) / 1e9, bar)}"]
+    lines = [f"{'':{labels}} {_axis(record.wall_ns / 1e9, bar)}"]
     for row in rows:
         drawn = _draw(row.spans, record.started_ns, record.ended_ns, bar, symbols, color)
         lines.append(f"{_fit(row.label, labels)} {drawn} {row.note:>{notes}}")
@@ -95,10 +95,10 @@ def _rows(record: LoopRecord) -> Iterator[_Row]:
     for round_ in record.rounds:
         model = round_.model
         label = f"model {round_.index + 1}"
-        yield _Row(label, tuple(_model_spans(model)), _note(model.ended_ns - model.started_ns, model.status))
+        yield _Row(label, tuple(_model_spans(model)), _note(model.duration_ns, model.status))
         for call in round_.tool_calls:
-            ran = call.ended_ns - (call.queued_ns if call.started_ns is None else call.started_ns)
-            yield _Row("  " + clean(call.name), tuple(_call_spans(call)), _note(ran, call.status))
+            took = call.ended_ns - call.began_ns
+            yield _Row("  " + clean(call.name), tuple(_call_spans(call)), _note(took, call.status))
 
 
 def _note(ns: int, status: str) -> str:
@@ -167,7 +167,7 @@ def _legend(rows: list[_Row], symbols: dict[Kind, str]) -> str:
 
 
 def _decomposition(record: LoopRecord, width: int) -> list[str]:
-    wall = record.ended_ns - record.started_ns
+    wall = record.wall_ns
     parts = [
         f"{name.replace('_', ' ')} {duration(ns / 1e9)} ({percent(ns / wall if wall else 0.0)})"
         for name, ns in loop_phases(record).items()
@@ -252,7 +252,7 @@ def causes(record: LoopRecord) -> list[Cause]:
         totals[_WAITED.get(round_.shortfall, "limiter")] += limiter
         totals["threads"] += threads
         totals["tools"] += tool_wall - limiter - threads
-    totals["rest"] = record.ended_ns - record.started_ns - sum(totals.values())
+    totals["rest"] = record.wall_ns - sum(totals.values())
     found = [_describe(kind, ns, record) for kind, ns in totals.items() if ns > 0]
     return sorted(found, key=lambda cause: -cause.ns)
 

@@ -210,8 +210,8 @@ def _figures(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat
                 f"{name}: {loops.interrupted} loops were cut off after the drain and count as failed",
                 "drain longer (--drain)",
             )
-        ended_well = strategy.totals.loops - strategy.totals.failed - strategy.totals.cancelled
-        if strategy.blocks and not ended_well and strategy.totals.loops:
+        totals = strategy.totals
+        if strategy.blocks and totals.loops and totals.failed - totals.incomplete == totals.loops:
             yield Caveat("nothing_completed", f"{name}: no loop completed", "look at the error types")
         median = strategy.loop_seconds.p50.value
         window = strategy.window_seconds / strategy.blocks if strategy.blocks else 0.0

@@ -18,7 +18,7 @@ from profiler.statistics.quantiles import (
     quantiles,
     student,
 )
-from profiler.statistics.table import CANCELLED, ERROR, NONE, OK, Ints, Table
+from profiler.statistics.table import CANCELLED, NONE, OK, Ints, Table
 from profiler.statistics.windows import Block, Indices, Measured, completed, good, latency
 from profiler.strategies import parse_strategy
 
@@ -32,16 +32,17 @@ _NS = 1e-9
 class Loops:
     """Loops of the windows.
 
-    `completed`, `failed` and `per_second` (of completed ones) are of loops that ended inside;
-    `due` of loops that were due inside, `unanswered` those of them that finished although a call
-    had failed, `interrupted` those cut off after the drain.
+    `completed` (they came to an answer), `failed` (they were not good, see `LoopRecord.good`) and
+    `per_second` (of completed ones) are of loops that ended inside; `due` of loops that were due inside,
+    `incomplete` those of them that came to an answer although a call had failed, `interrupted` those cut
+    off after the drain.
     """
 
     completed: int
     failed: int
     per_second: float | None
     due: int = 0
-    unanswered: int = 0
+    incomplete: int = 0
     interrupted: int = 0
 
 
@@ -97,7 +98,11 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Everything that was recorded of one strategy, whatever the windows."""
+    """Everything that was recorded of one strategy, whatever the windows.
+
+    `failed` loops were not good; `cancelled` and `incomplete` are some of them. Loops inside another's tool
+    call are not counted, their rounds, requests, calls and tokens are.
+    """
 
     loops: int
     failed: int
@@ -108,6 +113,7 @@ class Totals:
     model_requests: int
     attempts: int
     tokens: Tokens
+    incomplete: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +121,13 @@ class StrategySummary:
     """One strategy under one load.
 
     `loop_seconds`, `round_seconds`, `tool_phase_seconds` (rounds with calls) and `phases` are of
-    completed loops; read them beside `failure_rate`, the share of due loops that did not finish
-    with every call answered. `goodput` is those that did, and met the objective if there is one,
-    per second. `phases` are mean seconds per loop and sum to `mean_loop_seconds`. `speed_up` is
-    work / wall and `efficiency` critical path / wall of the tool phases. `warm_up_loops` were left
-    out of each block; `steady` is None when the series is too short to tell. `shortfalls` counts the
-    rounds whose calls overlapped less than the strategy allows, by cause. `limit` is None unless the
-    strategy's limit moves, `overlap` unless replies with calls were streamed.
+    completed loops; read them beside `failure_rate`, the share of due loops that were not good.
+    `goodput` is those that were, and met the objective if there is one, per second. `phases` are mean
+    seconds per loop and sum to `mean_loop_seconds`. `speed_up` is work / wall and `efficiency` critical
+    path / wall of the tool phases. `warm_up_loops` were left out of each block; `steady` is None when
+    the series is too short to tell. `shortfalls` counts the rounds whose calls overlapped less than the
+    strategy allows, by cause. `limit` is None unless the strategy's limit moves, `overlap` unless
+    replies with calls were streamed.
     """
 
     strategy: str
@@ -174,10 +180,10 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         strategy=group.strategy,
         loops=Loops(
             completed=done,
-            failed=int(np.count_nonzero(statuses == ERROR)),
+            failed=int(np.count_nonzero(~good(table, ended))),
             per_second=done / seconds if seconds else None,
             due=int(due.size),
-            unanswered=int(np.count_nonzero(table.answered[everything] == 0)),
+            incomplete=int(np.count_nonzero(~good(table, everything))),
             interrupted=sum(block.interrupted for block in blocks),
         ),
         loop_seconds=loop_seconds,
@@ -232,7 +238,7 @@ def met(objective: Objective | None, latencies: Quantiles, failed: Estimate) -> 
 
 
 def good_loops(table: Table, block: Block, limit_ns: float | None = None) -> int:
-    """Loops that ended inside the window with every call answered, within `limit_ns`."""
+    """Good loops that ended inside the window, of a latency below `limit_ns`."""
     keep = good(table, block.ended)
     if limit_ns is not None:
         keep &= latency(table, block.ended) < limit_ns
@@ -240,7 +246,7 @@ def good_loops(table: Table, block: Block, limit_ns: float | None = None) -> int
 
 
 def block_failures(table: Table, block: Block) -> tuple[int, int]:
-    """(loops that did not finish with every call answered, loops) of those due in the window."""
+    """(failed loops, loops) of those due in the window; what left no record has failed."""
     loops = block.due.size + block.cut
     return loops - int(np.count_nonzero(good(table, block.due))), loops
 
@@ -339,10 +345,13 @@ def _totals(table: Table, strategy: str) -> Totals:
     code = table.strategies.index(strategy) if strategy in table.strategies else NONE
     chosen = table.strategy == code
     calls = chosen[table.call_loop]
+    own = chosen & (table.nested == 0)
+    failed = own & (table.good == 0)
     return Totals(
-        loops=int(np.count_nonzero(chosen)),
-        failed=int(np.count_nonzero(chosen & (table.status == ERROR))),
-        cancelled=int(np.count_nonzero(chosen & (table.status == CANCELLED))),
+        loops=int(np.count_nonzero(own)),
+        failed=int(np.count_nonzero(failed)),
+        cancelled=int(np.count_nonzero(own & (table.status == CANCELLED))),
+        incomplete=int(np.count_nonzero(failed & (table.status == OK))),
         rounds=int(np.count_nonzero(chosen[table.round_loop])),
         tool_calls=int(np.count_nonzero(calls)),
         tool_errors=int(np.count_nonzero(calls & (table.call_error != NONE))),

@@ -230,15 +230,15 @@ def _agents(trial: Trial, records: Iterable[LoopRecord], open_load: bool) -> lis
 
 
 def _loop(record: LoopRecord, trial: Trial) -> _Loop:
-    due = record.started_ns if record.intended_ns is None else record.intended_ns
-    inside = sum(round_.ended_ns - round_.started_ns for round_ in record.rounds)
+    due = record.due_ns
+    inside = sum(round_.duration_ns for round_ in record.rounds)
     return _Loop(
         start=record.started_ns,
         due=due,
         rounds=tuple(_round(round_) for round_ in record.rounds),
-        outside=record.ended_ns - record.started_ns - inside,
-        wall=record.ended_ns - due,
-        counts=record.status == "ok" and trial.started_ns <= due < trial.ended_ns,
+        outside=record.wall_ns - inside,
+        wall=record.latency_ns,
+        counts=record.answered and trial.started_ns <= due < trial.ended_ns,
     )
 
 
@@ -248,16 +248,16 @@ def _round(round_: RoundRecord) -> _Round:
     token = 0 if model.first_token_ns is None else max(0, model.first_token_ns - begun)
     origin = round_.tools_started_ns
     if origin is None or not round_.tool_calls:
-        return _Round(round_.ended_ns - round_.started_ns, token, (), 0)
+        return _Round(round_.duration_ns, token, (), 0)
     calls = []
     previous: int | None = None
     for call in round_.tool_calls:
-        started = call.ended_ns if call.started_ns is None else call.started_ns
+        started = call.waited_until_ns
         calls.append(
             _Call(
                 tool=call.name,
                 release=call.queued_ns - origin,
-                wait=started - call.queued_ns,
+                wait=call.waited_ns,
                 duration=call.ended_ns - started,
                 after_previous=max(0, started - (call.queued_ns if previous is None else previous)),
             )

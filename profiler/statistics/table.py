@@ -23,9 +23,9 @@ OK, ERROR, CANCELLED = 0, 1, 2
 _STATUS = {"ok": OK, "error": ERROR, "cancelled": CANCELLED}
 
 _LOOP = (
-    *("trial", "strategy", "number", "due", "started", "ended", "status", "answered", "error"),
+    *("trial", "strategy", "number", "due", "started", "ended", "status", "good", "error"),
     *("requests", "attempts", "input_tokens", "output_tokens", "work", "critical", "wall", "process"),
-    *("overlapped", "saved", "savable"),
+    *("overlapped", "saved", "savable", "nested"),
 )
 
 NONE = -1
@@ -54,9 +54,9 @@ class Names:
 class Table:
     """Columns of equal length per kind of thing; times in nanoseconds, `NONE` for absent.
 
-    Loops: `due` is when the loop was meant to start (open load), else its start; `answered` is 1
-    when every call of the loop succeeded; `trial` is `NONE` for a loop inside another's tool call,
-    whose time is that call's; `phases` has one row per loop, in the order of
+    Loops: `due` is when the loop was meant to start (open load), else its start; `good` is 1
+    for a loop that was (`LoopRecord.good`); `nested` is 1 for a loop inside another's tool call,
+    whose time is that call's, and its `trial` is `NONE`; `phases` has one row per loop, in the order of
     `anatomy.PHASES`; `work`, `critical` and `wall` are summed over the rounds with calls; `process` is a
     code, the same for loops of the same process; `overlapped`, `saved` and `savable` are summed over
     streamed rounds: calls running beside the model, how much sooner the round ended than with calls
@@ -79,7 +79,7 @@ class Table:
     started: Ints
     ended: Ints
     status: Ints
-    answered: Ints
+    good: Ints
     error: Ints
     requests: Ints
     attempts: Ints
@@ -92,6 +92,7 @@ class Table:
     overlapped: Ints
     saved: Ints
     savable: Ints
+    nested: Ints
     phases: Ints
 
     round_loop: Ints
@@ -129,11 +130,10 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
     for index, record in enumerate(records):
         requests = attempts = input_tokens = output_tokens = work = critical = wall = 0
         overlapped = saved = savable = 0
-        answered = 1
         for round_ in record.rounds:
             model = round_.model
             requests += 1
-            attempts += len(model.attempts) or 1
+            attempts += model.attempt_count
             input_tokens += model.input_tokens or 0
             output_tokens += model.output_tokens or 0
             phase = tool_phase(round_)
@@ -147,32 +147,28 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
                     saved += eager.gathered_ns - eager.wall_ns
                     savable += eager.gathered_ns - eager.bound_ns
             round_loop.append(index)
-            round_wall.append(round_.ended_ns - round_.started_ns)
+            round_wall.append(round_.duration_ns)
             tool_wall.append(phase.wall_ns if phase is not None else NONE)
             shortfall.append(shortfalls.code(round_.shortfall))
             tools_started.append(NONE if round_.tools_started_ns is None else round_.tools_started_ns)
             limit.append(NONE if round_.limit is None else round_.limit)
             for call in round_.tool_calls:
-                started = call.started_ns
-                failed = call.status != "ok"
-                if failed:
-                    answered = 0
                 call_loop.append(index)
                 call_tool.append(tools.code(call.name))
-                call_error.append(errors.code(call.error_type or call.status) if failed else NONE)
-                duration.append(NONE if started is None else call.ended_ns - started)
-                queue.append((call.ended_ns if started is None else started) - call.queued_ns)
+                call_error.append(errors.code(call.failure))
+                duration.append(NONE if call.duration_ns is None else call.duration_ns)
+                queue.append(call.waited_ns)
                 blocking.append(call.blocking_ns)
         row = (
-            NONE if record.trial is None or record.parent is not None else record.trial,
+            NONE if record.trial is None or record.nested else record.trial,
             strategies.code(record.strategy),
             NONE if record.number is None else record.number,
-            record.started_ns if record.intended_ns is None else record.intended_ns,
+            record.due_ns,
             record.started_ns,
             record.ended_ns,
             _STATUS[record.status],
-            answered,
-            NONE if record.status == "ok" else errors.code(record.error_type or record.status),
+            int(record.good),
+            errors.code(record.failure),
             requests,
             attempts,
             input_tokens,
@@ -184,6 +180,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             overlapped,
             saved,
             savable,
+            int(record.nested),
         )
         for column, value in zip(loops, row, strict=True):
             column.append(value)

@@ -57,13 +57,13 @@ def measure(run: Run, table: Table) -> list[Measured]:
 
 
 def good(table: Table, loops: Indices) -> NDArray[np.bool_]:
-    """Which of these loops finished with every call answered."""
-    result: NDArray[np.bool_] = (table.status[loops] == OK) & (table.answered[loops] == 1)
+    """Which of these loops were good (`LoopRecord.good`)."""
+    result: NDArray[np.bool_] = table.good[loops] == 1
     return result
 
 
 def completed(table: Table, loops: Indices) -> Indices:
-    """Those of the loops that finished, with every call answered or not."""
+    """Those of the loops that came to an answer, whether every call succeeded or not."""
     result: Indices = loops[table.status[loops] == OK]
     return result
 

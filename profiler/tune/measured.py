@@ -165,7 +165,8 @@ def _running(records: Iterable[LoopRecord]) -> Iterable[tuple[int, int]]:
 def settled_limit(records: Sequence[LoopRecord]) -> int | None:
     """The median of an adaptive limit over the second half of the time; None when nothing was refused."""
     line = limit_line(tabulate(records), "adaptive").limits
-    if line.size < 4 or not any(call.error_type == "http_429" for r in records for call in r.tool_calls):
+    refused = any(call.refusals for record in records for call in record.tool_calls)
+    if line.size < 4 or not refused:
         return None
     late = sorted(line[line.size // 2 :])
     return int(late[len(late) // 2])

@@ -116,19 +116,19 @@ def demand(records: Iterable[LoopRecord]) -> Demand | None:
     tools: dict[str, int] = {}
     models: dict[str, int] = {}
     for record in records:
-        if record.status != "ok":
+        if not record.answered:
             continue
         loops += 1
         for round_ in record.rounds:
             model = round_.model
-            requests += max(1, len(model.attempts))
+            requests += model.attempt_count
             read += model.input_tokens or 0
             written += model.output_tokens or 0
             models[model.model] = (
                 models.get(model.model, 0) + (model.input_tokens or 0) + (model.output_tokens or 0)
             )
             for call in round_.tool_calls:
-                tools[call.name] = tools.get(call.name, 0) + max(1, len(call.attempts))
+                tools[call.name] = tools.get(call.name, 0) + call.attempt_count
     if not loops:
         return None
     total = sum(models.values()) or 1

@@ -37,7 +37,7 @@ def record(**changes: Any) -> LoopRecord:
 
 def test_a_loop_becomes_a_row_of_each_kind_with_the_strategy_in_its_name() -> None:
     assert list(reported(record())) == [
-        Reported("LOOP", "gathered", 60.0, None),
+        Reported("LOOP", "gathered", 60.0, "incomplete"),
         Reported("ROUND", "gathered · round 1", 45.0, None),
         Reported("MODEL", "gathered · gpt-4o", 10.0, None),
         Reported("TOOL", "gathered · get_weather", 30.0, None),

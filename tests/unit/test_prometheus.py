@@ -52,10 +52,11 @@ def value(sink: PrometheusSink, name: str, /, **labels: str) -> float | None:
 def test_every_observation_of_a_loop_is_there(sink):
     sink(record())
     expected = {
-        ("toolloop_loop_duration_seconds_sum", "status=ok"): 4.0,
-        ("toolloop_loop_duration_seconds_count", "status=ok"): 1,
-        ("toolloop_loop_duration_seconds_bucket", "status=ok le=3.2"): 0,
-        ("toolloop_loop_duration_seconds_bucket", "status=ok le=6.4"): 1,
+        ("toolloop_loop_duration_seconds_sum", "status=incomplete"): 4.0,
+        ("toolloop_loop_duration_seconds_count", "status=incomplete"): 1,
+        ("toolloop_loop_duration_seconds_count", "status=ok"): 0,
+        ("toolloop_loop_duration_seconds_bucket", "status=incomplete le=3.2"): 0,
+        ("toolloop_loop_duration_seconds_bucket", "status=incomplete le=6.4"): 1,
         ("toolloop_loop_rounds_sum", ""): 2,
         ("toolloop_loop_tool_calls_sum", ""): 3,
         ("toolloop_round_duration_seconds_sum", "status=ok"): 4.0,
@@ -177,7 +178,7 @@ def test_quotas_are_read_from_either_providers_headers(headers, found):
 
 def test_the_table_is_well_formed():
     names = [metric.name for metric in metrics.TABLE]
-    assert len(names) == len(set(names)) == 32
+    assert len(names) == len(set(names)) == 33
     for metric in metrics.TABLE:
         assert metric.name.startswith("toolloop_")
         assert metric.name.endswith("_total") == (metric.kind == "counter")

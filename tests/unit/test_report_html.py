@@ -93,8 +93,8 @@ def test_the_course_counts_what_happened_in_each_bin(tmp_path: Path) -> None:
     assert found["width"] == 0.25
     (one,) = found["trials"]
     assert (one["start"], one["warm"], one["end"], one["drained"]) == (0.0, 0.0, 1.0, 1.0)
-    assert one["completions"] == [0.0, 0.0, 8.0, 0.0]  # both end at 500 ms, which opens the third bin
-    assert one["failures"] == [0.0, 0.0, 4.0, 0.0]
+    assert one["good"] == [0.0, 0.0, 8.0, 0.0]  # both end at 500 ms, which opens the third bin
+    assert one["failed"] == [0.0, 0.0, 4.0, 0.0]
     assert one["in_flight"] == [2.0, 2.0, 0.4, 0.0]
     assert one["queued"] == [0.8, 0.0, 0.0, 0.0]
     assert one["median"] == [None, None, 0.5, None]

@@ -27,7 +27,7 @@ def test_figures_grow_with_the_file(tmp_path: Path) -> None:
     path.write_bytes(first + b"\n" + first[:50])
     assert followed(so_far) == 1
     (one,) = so_far.data()["strategies"]
-    assert (one["name"], one["loops"], one["failed"], one["unanswered"]) == ("gathered", 1, 0, 0)
+    assert (one["name"], one["loops"], one["failed"], one["incomplete"]) == ("gathered", 1, 0, 0)
     assert one["p50"] == one["p95"] == pytest.approx(0.55)
     assert one["phases"]["model"] == pytest.approx(0.2)
     assert sum(one["phases"].values()) == pytest.approx(0.55)
@@ -37,7 +37,7 @@ def test_figures_grow_with_the_file(tmp_path: Path) -> None:
         file.write(encode(loop(0, 100.0, strategy="sequential", status="error")) + b"\n")
     assert followed(so_far) == 1
     gathered, sequential = so_far.data()["strategies"]
-    assert (gathered["loops"], gathered["failed"], gathered["unanswered"]) == (3, 0, 1)
+    assert (gathered["loops"], gathered["failed"], gathered["incomplete"]) == (3, 1, 1)
     assert (sequential["loops"], sequential["failed"], sequential["p50"]) == (1, 1, None)
     (tool,) = so_far.data()["tools"]
     assert (tool["calls"], tool["errors"]) == (5, 1)
@@ -63,7 +63,7 @@ def test_a_row_of_locust_s_table(tmp_path: Path) -> None:
         "strategy": "gathered",
         "loops": 1,
         "failed": 0,
-        "unanswered": 0,
+        "incomplete": 0,
         "p50": "500 ms",
         "p95": "500 ms",
         "model": "40 %",

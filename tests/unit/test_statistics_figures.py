@@ -66,10 +66,10 @@ def test_an_objective_is_missed_by_what_just_reaches_it() -> None:
     assert summary([0, 0], slo="p95<101ms").goodput.value == 5.0
 
 
-def test_calls_that_went_unanswered_are_counted_among_what_finished() -> None:
+def test_incomplete_loops_are_counted_among_the_completed() -> None:
     records = [loop(0, calls=[(0, 10)]), loop(300), loop(600, calls=[(0, 10), (0, 20)], tool_status="error")]
     found = figures_of(records, [trial(0, "gathered", 0, 4000)])
-    assert (found.loops.completed, found.loops.unanswered) == (3, 1)
+    assert (found.loops.completed, found.loops.incomplete) == (3, 1)
     assert (found.totals.tool_calls, found.totals.tool_errors) == (3, 2)
 
 

@@ -89,17 +89,17 @@ def test_failures_are_counted_by_kind() -> None:
     records = [
         loop(0),
         loop(100, status="error"),
-        loop(200, calls=[(0, 10)], tool_status="error"),  # finished, but a call went unanswered
+        loop(200, calls=[(0, 10)], tool_status="error"),  # answered, but a call had failed
         loop(300, status="cancelled"),
     ]
     made = summarise(run([trial(0, "gathered", 0, 1000, interrupted=2)]), records)
     strategy = made.strategies[0]
-    assert (strategy.loops.completed, strategy.loops.failed) == (2, 1)
-    assert (strategy.loops.unanswered, strategy.loops.interrupted) == (1, 2)
+    assert (strategy.loops.completed, strategy.loops.failed) == (2, 3)
+    assert (strategy.loops.incomplete, strategy.loops.interrupted) == (1, 2)
     # 4 recorded, one cut off without a record: 1 of 5 is good.
     assert strategy.failure_rate.value == pytest.approx(0.8)
     assert strategy.goodput.value == pytest.approx(1.0)
-    assert strategy.error_types == {"http_429": 2}
+    assert strategy.error_types == {"http_429": 2, "incomplete": 1}
     assert strategy.tools["get_weather"].error_types == {"TimeoutError": 1}
 
 

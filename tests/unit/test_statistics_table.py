@@ -74,7 +74,7 @@ def test_columns_hold_what_the_records_say() -> None:
     assert table.strategies == ["gathered", "sequential"]
     assert table.trial.tolist() == [0, NONE, 0]
     assert table.due.tolist() == [0, -5, 300 * MS]
-    assert table.answered.tolist() == [1, 0, 1]
+    assert table.good.tolist() == [1, 0, 1]
     assert table.requests.tolist() == [2, 2, 1]
     assert table.attempts.tolist() == [2, 3, 1]
     assert table.input_tokens.tolist() == [20, 10, 10]
@@ -135,13 +135,13 @@ def test_a_directory_is_summarised_like_its_records(tmp_path: Path) -> None:
     assert summarise_directory(directory) == summarise(conditions, some_records())
 
 
-def test_a_loop_inside_a_tool_call_belongs_to_no_trial() -> None:
+def test_a_loop_inside_a_tool_call_belongs_to_no_trial_and_is_no_loop_of_its_own() -> None:
     nested = dataclasses.replace(loop(10), parent="loop-0")
     table = tabulate([loop(0), nested])
     assert table.trial.tolist() == [0, NONE]
     strategy = summarise(run([trial(0, "gathered", 0, 1000)]), [loop(0), nested]).strategies[0]
     assert strategy.loops.completed == 1
-    assert strategy.totals.loops == 2
+    assert (strategy.totals.loops, strategy.totals.rounds, strategy.totals.model_requests) == (1, 2, 2)
 
 
 def test_lines_written_before_a_field_existed_are_read(tmp_path: Path) -> None:

@@ -38,37 +38,33 @@ def reported(record: LoopRecord) -> Iterator[Reported]:
     """What Locust is told of a record: types LOOP, ROUND, MODEL and TOOL; times in milliseconds.
 
     The strategy is part of every name, since Locust knows no other dimension. A call that never
-    got through its limiter is reported with the time it waited.
+    got through its limiter is reported with the time it waited, a loop inside another's call as its
+    rounds, requests and calls alone.
     """
     strategy = record.strategy
-    yield Reported(
-        "LOOP",
-        strategy,
-        (record.ended_ns - record.started_ns) / 1e6,
-        None if record.status == "ok" else record.error_type or record.status,
-    )
+    if not record.nested:
+        yield Reported("LOOP", strategy, record.latency_ns / 1e6, record.failure)
     for round_ in record.rounds:
         yield Reported(
             "ROUND",
             f"{strategy} · round {round_.index + 1}",
-            (round_.ended_ns - round_.started_ns) / 1e6,
-            None if round_.status == "ok" else round_.model.error_type or round_.status,
+            round_.duration_ns / 1e6,
+            round_.failure,
         )
         model = round_.model
         yield Reported(
             "MODEL",
             f"{strategy} · {model.model}",
-            (model.ended_ns - model.started_ns) / 1e6,
-            None if model.status == "ok" else model.error_type or model.status,
+            model.duration_ns / 1e6,
+            model.failure,
         )
         for call in round_.tool_calls:
             name = "unknown tool" if call.error_type == "unknown_tool" else call.name[:NAME_LIMIT]
-            started_ns = call.queued_ns if call.started_ns is None else call.started_ns
             yield Reported(
                 "TOOL",
                 f"{strategy} · {name}",
-                (call.ended_ns - started_ns) / 1e6,
-                None if call.status == "ok" else call.error_type or call.status,
+                (call.ended_ns - call.began_ns) / 1e6,
+                call.failure,
             )
 
 

@@ -21,7 +21,7 @@ from profiler.report.text import clean
 from profiler.rundir import Trial
 from profiler.statistics.figures import LimitLine, StrategySummary, limit_line, moves
 from profiler.statistics.summary import Summary
-from profiler.statistics.table import ERROR, NONE, OK, Ints, Table
+from profiler.statistics.table import NONE, OK, Ints, Table
 from profiler.statistics.windows import Block, Indices, Measured, completed, latency
 
 SHARES = (
@@ -120,8 +120,8 @@ def course(material: Material) -> dict[str, Any]:
                 "warm": (warm.get(trial.index, trial.started_ns) - origin) / 1e9,
                 "end": (trial.ended_ns - origin) / 1e9,
                 "drained": (trial.drained_ns - origin) / 1e9,
-                "completions": _rate(table.ended[loops[table.status[loops] == OK]], edges),
-                "failures": _rate(table.ended[loops[table.status[loops] == ERROR]], edges),
+                "good": _rate(table.ended[loops[table.good[loops] == 1]], edges),
+                "failed": _rate(table.ended[loops[table.good[loops] == 0]], edges),
                 "limited": _rate(limited, edges),
                 **_latencies(table, loops[table.status[loops] == OK], edges),
                 "in_flight": _occupancy(table.started[loops], table.ended[loops], edges),

@@ -26,14 +26,11 @@ from profiler.statistics.windows import Indices, Measured, completed, good, late
 REPLAYED_TOOLS = 6
 """Tools that the counterfactual makes faster: those whose calls took the most time."""
 
-RATE_LIMITED = (429, 529)
-"""Answers of a model server that refuses for now, as in the live figures."""
-
 
 @dataclass(frozen=True, slots=True)
 class Instants:
     """What the table leaves out: when each call was queued, how many calls each round had, and
-    when an attempt or a tool was answered with 429. In the order of the table."""
+    when servers refused something for a quota. In the order of the table."""
 
     queued: Ints
     round_calls: Ints
@@ -111,10 +108,7 @@ class _Watch:
                 calls = round_.tool_calls
                 counts.append(len(calls))
                 queued.extend([call.queued_ns for call in calls])
-                attempts = round_.model.attempts
-                if len(attempts) > 1 or round_.model.status != "ok":
-                    limited.extend([a.ended_ns for a in attempts if a.status in RATE_LIMITED])
-                limited.extend([c.ended_ns for c in round_.tool_calls if c.error_type == "http_429"])
+            limited.extend([refusal.at_ns for refusal in record.refusals])
             yield record
 
     def instants(self) -> Instants:

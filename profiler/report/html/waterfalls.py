@@ -133,14 +133,13 @@ def _model_row(round_: RoundRecord, origin: int) -> dict[str, Any]:
         "kind": "model",
         "status": model.status,
         "spans": [span for span in spans if span["to"] > span["from"]],
-        "took": (model.ended_ns - model.started_ns) / 1e9,
+        "took": model.duration_ns / 1e9,
         "detail": _model_detail(model, origin),
     }
 
 
 def _call_row(call: ToolCall, round_: RoundRecord, origin: int, content: bool) -> dict[str, Any]:
-    begun = call.ended_ns if call.started_ns is None else call.started_ns
-    spans = [_span("queue", call.queued_ns, begun, origin)]
+    spans = [_span("queue", call.queued_ns, call.waited_until_ns, origin)]
     if call.started_ns is not None:
         kind = "tools" if call.status == "ok" else "failed"
         spans.append(_span(kind, call.started_ns, call.ended_ns, origin))
@@ -164,10 +163,10 @@ def _model_detail(model: ModelCall, origin: int) -> Detail:
         ("model", clean(model.model)),
         ("status", _status(model.status, model.error_type)),
         ("began", _at(model.started_ns, origin)),
-        ("took", duration((model.ended_ns - model.started_ns) / 1e9)),
+        ("took", duration(model.duration_ns / 1e9)),
     ]
-    if model.first_token_ns is not None:
-        detail.append(("first token after", duration((model.first_token_ns - model.started_ns) / 1e9)))
+    if model.first_token_after_ns is not None:
+        detail.append(("first token after", duration(model.first_token_after_ns / 1e9)))
     if model.input_tokens is not None or model.output_tokens is not None:
         detail.append(("tokens", f"{model.input_tokens or 0} in, {model.output_tokens or 0} out"))
     if model.finish_reason:
@@ -187,8 +186,7 @@ def _attempt(attempt: Attempt, origin: int) -> str:
 
 
 def _call_detail(call: ToolCall, round_: RoundRecord, origin: int, content: bool) -> Detail:
-    ran = None if call.started_ns is None else (call.ended_ns - call.started_ns) / 1e9
-    waited = ((call.ended_ns if call.started_ns is None else call.started_ns) - call.queued_ns) / 1e9
+    ran = None if call.duration_ns is None else call.duration_ns / 1e9
     detail: Detail = [
         ("what", f"tool call in round {round_.index + 1}"),
         ("tool", clean(call.name)),
@@ -196,7 +194,7 @@ def _call_detail(call: ToolCall, round_: RoundRecord, origin: int, content: bool
         ("status", _status(call.status, call.error_type)),
         ("arguments complete", _at(call.ready_ns, origin)),
         ("queued", _at(call.queued_ns, origin)),
-        ("waited", duration(waited)),
+        ("waited", duration(call.waited_ns / 1e9)),
         ("started", "never" if call.started_ns is None else _at(call.started_ns, origin)),
         ("ran", duration(ran)),
     ]

@@ -55,12 +55,12 @@ function drawTrials(width) {
 }
 
 function drawCompletions(width) {
-  const done = binsOf("completions"), failed = binsOf("failures");
+  const done = binsOf("good"), failed = binsOf("failed");
   const both = done.map((bin, place) => ({ ...bin, failures: failed[place].value }));
   return lane(width, [
     Plot.rectY(both, { x1: "from", x2: "to", y1: 0, y2: "value", fill: binColour, inset: 0 }),
     Plot.rectY(both.filter((d) => d.failures), { x1: "from", x2: "to", y1: "value", y2: (d) => d.value + d.failures, fill: report.phases.failed, fillOpacity: 0.8 }),
-    binTip(both, (d) => `${format.number(d.value)}/s completed, ${format.number(d.failures)}/s failed`),
+    binTip(both, (d) => `${format.number(d.value)}/s good, ${format.number(d.failures)}/s failed`),
   ]);
 }
 

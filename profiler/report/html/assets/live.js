@@ -30,7 +30,7 @@ function show(data) {
     id("now").replaceChildren(...figures.map(([term, value]) => make("div", {}, make("dt", { textContent: term }), make("dd", { textContent: value }))));
   }
   id("strategies").tBodies[0].replaceChildren(...data.strategies.map((one) => make("tr", {},
-    make("th", { scope: "row" }, ...named(one, one.name)), cell(one.loops), cell(one.failed), cell(one.unanswered),
+    make("th", { scope: "row" }, ...named(one, one.name)), cell(one.loops), cell(one.failed), cell(one.incomplete),
     cell(format.duration(one.p50)), cell(format.duration(one.p95)))));
   id("tools").tBodies[0].replaceChildren(...data.tools.map((one) => make("tr", {},
     make("th", { scope: "row" }, make("bdi", { textContent: one.name })), make("td", {}, ...named(one, one.strategy)),
