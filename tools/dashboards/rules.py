@@ -6,17 +6,17 @@ import json
 from dataclasses import dataclass
 
 from profiler import metrics
-from profiler.dashboards.board import SLO_SECONDS
-from profiler.dashboards.queries import Scope, ratio
-from profiler.dashboards.service_rows import (
+from profiler.metrics import Metric
+from tools.dashboards.board import SLO_SECONDS
+from tools.dashboards.panels import Scope, ratio
+from tools.dashboards.service_rows import (
     FAST_BURN,
     OBJECTIVE,
     SLOW_BURN,
     burn_rate,
     queue_share,
 )
-from profiler.dashboards.strategy_rows import LAG_LIMIT
-from profiler.metrics import Metric
+from tools.dashboards.strategy_rows import LAG_LIMIT
 
 RUNBOOK = "dashboards/README.md"
 
