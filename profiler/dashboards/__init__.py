@@ -1,6 +1,8 @@
-"""Grafana dashboards, Prometheus rules and configuration, built from the metric table.
+"""Grafana dashboards, Prometheus rules and configuration: what `profiler dashboards` writes.
 
-`files` builds them, `write` puts them into a directory, `check` says where a directory differs.
+`python -m tools.dashboards` builds them from the metric table into `files/`, each dashboard on one line.
+`files` reads them and puts in a prefix and a data source, `write` writes them into a directory, `check`
+says where a directory differs.
 """
 
 from __future__ import annotations
@@ -9,11 +11,26 @@ import json
 import re
 from pathlib import Path
 
-from profiler.dashboards import board, rules, stack
 from profiler.errors import UsageError
 
 PREFIX = "toolloop_"
 """What the names of all metrics begin with."""
+
+DATASOURCE_UID = "toolloop-prometheus"
+"""Of the data source that Grafana is provisioned with, unless another is asked for."""
+
+DIRECTORY = Path(__file__).with_name("files")
+NAMES = (
+    "toolloop.json",
+    "test-runs.json",
+    "rules.yml",
+    "prometheus.yml",
+    "compose.yaml",
+    "provisioning/datasources/prometheus.yml",
+    "provisioning/dashboards/toolloop.yml",
+    "targets/.gitkeep",
+    "README.md",
+)
 
 
 def files(datasource: str | None = None, prefix: str = PREFIX) -> dict[str, str]:
@@ -27,19 +44,8 @@ def files(datasource: str | None = None, prefix: str = PREFIX) -> dict[str, str]
         raise UsageError(f"--prefix {prefix}: a metric's name has letters, digits and _, and no digit first")
     if datasource is not None and not re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", datasource):
         raise UsageError(f"--datasource {datasource}: a uid has up to 40 letters, digits, - and _")
-    built = {
-        "toolloop.json": _json(board.toolloop(datasource)),
-        "test-runs.json": _json(board.runs(datasource)),
-        "rules.yml": rules.render(),
-        "prometheus.yml": stack.prometheus(),
-        "compose.yaml": stack.compose(),
-        "provisioning/datasources/prometheus.yml": stack.datasources(datasource),
-        "provisioning/dashboards/toolloop.yml": stack.providers(),
-        "targets/.gitkeep": "",
-        "README.md": stack.readme(rules.runbook()),
-    }
     # Only names of metrics begin so.
-    return {path: text.replace(PREFIX, prefix) for path, text in built.items()}
+    return {name: _text(name, datasource).replace(PREFIX, prefix) for name in NAMES}
 
 
 def write(out: Path | str, datasource: str | None = None, prefix: str = PREFIX) -> list[Path]:
@@ -59,7 +65,7 @@ def write(out: Path | str, datasource: str | None = None, prefix: str = PREFIX) 
 def check(
     directory: Path | str = "dashboards", datasource: str | None = None, prefix: str = PREFIX
 ) -> list[str]:
-    """One line per file of the directory that differs from what the code builds; empty when none does."""
+    """One line per file of the directory that differs from what `write` writes; empty when none does."""
     differences = []
     for name, text in files(datasource, prefix).items():
         path = Path(directory) / name
@@ -75,5 +81,12 @@ def check(
     return differences
 
 
-def _json(dashboard: board.Dashboard) -> str:
-    return json.dumps(dashboard, indent=2, ensure_ascii=False) + "\n"
+def _text(name: str, datasource: str | None) -> str:
+    text = (DIRECTORY / name).read_text(encoding="utf-8")
+    if name.endswith(".json"):
+        dashboard = json.loads(text)
+        if datasource is not None:
+            chosen = {"selected": True, "text": datasource, "value": datasource}
+            dashboard["templating"]["list"][0]["current"] = chosen  # the first variable is the data source
+        return json.dumps(dashboard, indent=2, ensure_ascii=False) + "\n"
+    return text.replace(DATASOURCE_UID, datasource or DATASOURCE_UID)

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from profiler import dashboards
-from profiler.dashboards import rules
 from tests.integration.prometheus_process import needed
+from tools.dashboards import rules
 
 LOOP = "toolloop_loop_duration_seconds"
 PHASE = "toolloop_round_phase_seconds_total"

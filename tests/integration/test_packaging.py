@@ -43,7 +43,8 @@ def test_the_wheel_holds_everything_that_is_needed_at_run_time(built: Path) -> N
         "profiler/report/html/assets/report.css",
         "profiler/report/html/assets/vendor/d3.min.js.LICENSE",
         "profiler/load/locustfile.py",
-        "profiler/dashboards/board.py",
+        "profiler/dashboards/files/toolloop.json",
+        "profiler/dashboards/files/targets/.gitkeep",
     } <= names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert "profiler = profiler.cli:main" in entry_points
@@ -65,6 +66,8 @@ def test_the_source_distribution_holds_what_the_tests_need(built: Path) -> None:
         "docs/compatibility.md",
         "locustfiles/compare.py",
         "dashboards/toolloop.json",
+        "tools/dashboards/board.py",
+        "tools/vendor.py",
         "tests/unit/test_loop.py",
         "tests/integration/test_truth.py",
         "tests/typing/api.py",

@@ -20,11 +20,11 @@ import yaml
 
 from profiler import dashboards
 from profiler.anatomy import phases, tool_phase
-from profiler.dashboards.board import SLO_SECONDS
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.records import LoopRecord, read
 from tests.integration.prometheus_process import Prometheus, free_port, prometheus, wait_until
+from tools.dashboards.board import SLO_SECONDS
 
 SCRAPE_SECONDS = 1
 STRATEGIES = ("sequential", "gathered", "semaphore:4")

@@ -99,7 +99,7 @@ def test_adding_takes_fewer_than_ten_steps_and_names_files_that_exist(subject):
     steps = re.findall(r"^(\d+)\. ((?:.+\n)(?:   .+\n)*)", HOW_TO[subject], re.M)
     assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
     assert 1 < len(steps) < 10
-    places = (ROOT, PACKAGE, PACKAGE / "providers", PACKAGE / "dashboards", PACKAGE / "report" / "html")
+    places = (ROOT, PACKAGE, PACKAGE / "providers", PACKAGE / "report/html", ROOT / "tools/dashboards")
     for word in re.findall(r"`([\w/.]+\.(?:py|md|js|toml)|[\w/]+/)`", HOW_TO[subject]):
         if "NAME" not in word and word != "summary.json":
             assert any((place / word).exists() for place in places), word

@@ -12,10 +12,10 @@ import yaml
 
 from profiler import dashboards, metrics
 from profiler.cli import main
-from profiler.dashboards import rules
-from profiler.dashboards.board import SLO_SECONDS
-from profiler.dashboards.queries import Scope
 from profiler.errors import UsageError
+from tools.dashboards import build, rules
+from tools.dashboards.board import SLO_SECONDS
+from tools.dashboards.panels import Scope
 
 ROOT = Path(__file__).parents[2]
 FILES = dashboards.files()
@@ -275,8 +275,30 @@ def test_runbook_sections_name_panels_that_exist():
 # Files
 
 
-def test_the_committed_files_are_what_the_code_builds():
+def test_the_committed_files_are_what_the_package_writes():
     assert dashboards.check(ROOT / "dashboards") == []
+    # Whoever runs the stack there lists processes in targets/*.json.
+    assert {name for name in names_below(ROOT / "dashboards") if not name.startswith("targets/")} == {
+        name for name in FILES if not name.startswith("targets/")
+    }
+
+
+@pytest.mark.parametrize("prefix", [dashboards.PREFIX, "acme_agents_", "_"])
+@pytest.mark.parametrize("datasource", [None, dashboards.DATASOURCE_UID, "mimir-1", "0"])
+def test_the_package_writes_what_the_tool_builds(tmp_path, datasource, prefix):
+    """When this fails, run `python -m tools.dashboards`."""
+    built = {name: text.replace("toolloop_", prefix) for name, text in build(datasource).items()}
+    written = dashboards.write(tmp_path, datasource, prefix)
+    assert written == [tmp_path / name for name in built]
+    assert [path.read_bytes().decode() for path in written] == list(built.values())
+
+
+def test_the_package_has_no_file_that_it_does_not_write():
+    assert names_below(dashboards.DIRECTORY) == FILES.keys()
+
+
+def names_below(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_check_names_file_and_line(tmp_path):

@@ -33,6 +33,7 @@ from profiler.statistics import windows as warmup
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")]
+FOLDERS = "profiler|tools|tests|benchmarks|locustfiles|dashboards|docs"
 MEASURING = " ".join((ROOT / "docs" / "measuring.md").read_text("utf-8").split())
 
 
@@ -41,7 +42,7 @@ def test_links_and_paths_lead_somewhere(document):
     text = document.read_text("utf-8")
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (document.parent / target).exists(), target
-    for path in re.findall(r"`((?:profiler|tests|benchmarks|locustfiles|dashboards|docs)/[\w/.]*)`", text):
+    for path in re.findall(rf"`((?:{FOLDERS})/[\w/.]*)`", text):
         assert "NAME" in path or (ROOT / path).exists(), path
 
 

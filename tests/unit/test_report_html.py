@@ -16,12 +16,12 @@ from profiler.report.html import gather, render, write_report
 from profiler.report.html.charts import SHARES, course, critical_shares, curve, distributions, ladder, payload
 from profiler.report.html.data import Material
 from profiler.report.html.markup import embedded, text
-from profiler.report.html.vendor import LIBRARIES, VENDOR
 from profiler.report.html.waterfalls import MOST_CASES, MOST_ROWS, waterfalls
 from profiler.rundir import RunDirectory, Trial
 from profiler.statistics.figures import MovingLimit
 from profiler.statistics.summary import summarise_directory
 from tests.unit.statistics_data import call, loop, run, trial
+from tools.vendor import LIBRARIES, VENDOR
 
 
 def directory(

@@ -1,8 +1,8 @@
 """The report's charts: Observable Plot and the D3 it needs, as published, kept beside their licences.
 
-`python -m profiler.report.html.vendor` takes the versions pinned here from the npm registry (with
-npm's own client, which checks their integrity), replaces the files in `assets/vendor` and writes
-`vendor.json`: name, version, licence and SHA-256 of each. A test compares the files with it.
+`python -m tools.vendor` takes the versions pinned here from the npm registry (with npm's own client,
+which checks their integrity), replaces the files in `profiler/report/html/assets/vendor/` and writes
+`vendor.json` there: name, version, licence and SHA-256 of each. A test compares the files with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-VENDOR = Path(__file__).with_name("assets") / "vendor"
+from profiler.report.html.page import ASSETS
+
+VENDOR = ASSETS / "vendor"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from profiler import metrics
-from profiler.dashboards import service_rows, strategy_rows
-from profiler.dashboards.panels import DATASOURCE, Panel, arrange, table, target, timeline
-from profiler.dashboards.queries import RANGE, Scope
 from profiler.metrics import ROUND_BUCKETS, Metric
+from tools.dashboards import service_rows, strategy_rows
+from tools.dashboards.panels import DATASOURCE, RANGE, Panel, Scope, arrange, table, target, timeline
 
 SLO_SECONDS = 25.6
 """The threshold to start with. It must be a bucket bound, else no bucket holds the share within it."""

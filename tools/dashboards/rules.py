@@ -6,17 +6,11 @@ import json
 from dataclasses import dataclass
 
 from profiler import metrics
-from profiler.dashboards.board import SLO_SECONDS
-from profiler.dashboards.queries import Scope, ratio
-from profiler.dashboards.service_rows import (
-    FAST_BURN,
-    OBJECTIVE,
-    SLOW_BURN,
-    burn_rate,
-    queue_share,
-)
-from profiler.dashboards.strategy_rows import LAG_LIMIT
 from profiler.metrics import Metric
+from tools.dashboards.board import SLO_SECONDS
+from tools.dashboards.panels import Scope, ratio
+from tools.dashboards.service_rows import FAST_BURN, OBJECTIVE, SLOW_BURN, burn_rate, queue_share
+from tools.dashboards.strategy_rows import LAG_LIMIT
 
 RUNBOOK = "dashboards/README.md"
 
@@ -57,9 +51,10 @@ def recordings() -> list[Recording]:
         ("speedup", metrics.TOOL_PHASE_WORK),
         ("efficiency", metrics.TOOL_PHASE_CRITICAL_PATH),
     ):
-        found.append(Recording(f"job_testid_strategy:toolloop_tool_phase_{name}:ratio_rate5m", _share(part)))
+        found.append(Recording(_tool_phase(name), _share(part)))
     for window in ("1m", "5m", "30m", "1h", "6h"):
-        found.append(Recording(_burn(window), burn_rate(_SCOPE.over(window), _threshold(), "job, testid")))
+        burning = burn_rate(_SCOPE.over(window), f"{SLO_SECONDS:.10g}", "job, testid")
+        found.append(Recording(_burn(window), burning))
     return found
 
 
@@ -75,13 +70,11 @@ def alerts() -> list[Alert]:
             "{{ $labels.job }} fails its loop objective fast",
             "The error budget of loops burns {{ $value | humanize }} times too fast, over 1h and over 5m.",
             f"More than {FAST_BURN * (1 - OBJECTIVE):.0%} of loops failed or took longer than "
-            f"{SLO_SECONDS} s, over an hour and "
-            "still now: a month's budget is gone in two days.",
-            "Row *SLO*, then *Failed loops* and *Loop p95* in *Verdict*: failures or slowness? Then "
-            "*Where the "
-            "wall time goes*, and *Requests per second by status* or *Errors per second* for what fails.",
-            "Undo the last change of strategy, limit, model or tool. If a quota refuses attempts, lower "
-            "the limit.",
+            f"{SLO_SECONDS} s, over an hour and still now: a month's budget is gone in two days.",
+            "Row *SLO*, then *Failed loops* and *Loop p95* in *Verdict*: failures or slowness? Then *Where "
+            "the wall time goes*, and *Requests per second by status* or *Errors per second* for what fails.",
+            "Undo the last change of strategy, limit, model or tool. If a quota refuses attempts, lower the "
+            "limit.",
         ),
         Alert(
             "ToolloopSLOSlowBurn",
@@ -90,14 +83,14 @@ def alerts() -> list[Alert]:
             "ticket",
             "{{ $labels.job }} fails its loop objective slowly",
             "The error budget of loops burns {{ $value | humanize }} times too fast, over 6h and over 30m.",
-            f"More than {SLOW_BURN * (1 - OBJECTIVE):.0%} of loops failed or took too long, over six "
-            "hours and still now.",
+            f"More than {SLOW_BURN * (1 - OBJECTIVE):.0%} of loops failed or took too long, over six hours "
+            "and still now.",
             "As for the fast burn, over a day: *Where the wall time goes, over time* shows which phase grew.",
             "Whatever grew: a tool (timeout, cache), the model (fewer rounds), the queue (raise the limit).",
         ),
         Alert(
             "ToolloopSLOTestBurn",
-            f"{_burn('5m', testid='!=')} > {FAST_BURN} and {_burn('1m', testid='!=')} > {FAST_BURN}",
+            f'{_burn("5m")}{{testid!=""}} > {FAST_BURN} and {_burn("1m")}{{testid!=""}} > {FAST_BURN}',
             "30s",
             "info",
             "The load test {{ $labels.testid }} fails its objective",
@@ -118,33 +111,30 @@ def alerts() -> list[Alert]:
             "{{ $labels.name }} refuses attempts of {{ $labels.job }}",
             '{{ printf "%.2f" $value }} attempts a second are refused for a quota of {{ $labels.target }} '
             "{{ $labels.name }} under {{ $labels.strategy }}.",
-            "A quota has refused more than one attempt in ten seconds, for ten minutes. Retries hide "
-            "that from "
-            "users at first, and multiply the load.",
+            "A quota has refused more than one attempt in ten seconds, for ten minutes. Retries hide that "
+            "from users at first, and multiply the load.",
             "Row *Rate limits*: model or tool, and under which strategy; *Quota left*; *Backoff* for "
             "its price.",
-            "Lower the strategy's limit, or run fewer processes (each has a limiter of its own); ask "
-            "for more quota.",
+            "Lower the strategy's limit, or run fewer processes (each has a limiter of its own); ask for "
+            "more quota.",
         ),
         Alert(
             "ToolloopQueueDominates",
             # Under `sequential` calls always wait for each other: that is what it does.
-            f"{_queue_share()} > 0.5",
+            f"{queue_share(_SCOPE.over('5m'), _BY, strategy='!=sequential')} > 0.5",
             "5m",
             "ticket",
             "Calls of {{ $labels.job }} wait more than they run",
-            "{{ $value | humanizePercentage }} of the tool phase under {{ $labels.strategy }} passes "
-            "with calls "
-            "queued and none of the loop's own running.",
+            "{{ $value | humanizePercentage }} of the tool phase under {{ $labels.strategy }} passes with "
+            "calls queued and none of the loop's own running.",
             "Agents wait for each other at the limiter for more than half of the tool phase.",
             "*Queue p95 by tool*, *Calls running, mean, and the limit*: is the limit reached all the time?",
-            "Raise the limit if *Rate limits* is quiet; else fewer agents per process. One slow tool "
-            "that holds "
-            "all places wants a timeout.",
+            "Raise the limit if *Rate limits* is quiet; else fewer agents per process. One slow tool that "
+            "holds all places wants a timeout.",
         ),
         Alert(
             "ToolloopLowEfficiency",
-            f"{_recorded('efficiency', strategy='!=sequential')} < 0.5",
+            f'{_tool_phase("efficiency")}{{strategy!="sequential"}} < 0.5',
             "10m",
             "ticket",
             "Tool phases of {{ $labels.job }} take twice their longest call",
@@ -152,9 +142,8 @@ def alerts() -> list[Alert]:
             "tool phase.",
             "Tool phases take more than twice as long as their longest call: the limiter, or something that "
             "serialises the calls, costs more than the work.",
-            "*Peak concurrency of a round* against the fan-out. Peak below fan-out without a queue: a "
-            "tool blocks "
-            "the event loop, *Event-loop lag p99* agrees. With a queue: the limit.",
+            "*Peak concurrency of a round* against the fan-out. Peak below fan-out without a queue: a tool "
+            "blocks the event loop, *Event-loop lag p99* agrees. With a queue: the limit.",
             "Make the blocking tool async, or raise the limit.",
         ),
         Alert(
@@ -203,9 +192,8 @@ def alerts() -> list[Alert]:
             "page",
             "No metrics from {{ $labels.job }} any more",
             "{{ $labels.job }} exposed loop metrics within the last hour, and none for 5m.",
-            "The service is down, its /metrics is not reached, or the exporter is gone from it. No "
-            "other alert "
-            "can fire for it now. It ends by itself after an hour.",
+            "The service is down, its /metrics is not reached, or the exporter is gone from it. No other "
+            "alert can fire for it now. It ends by itself after an hour.",
             "`up{job=…}`; Prometheus's page of targets; the service's last deployment.",
             "Restore the endpoint, or remove the scrape job if it is gone for good.",
         ),
@@ -252,19 +240,9 @@ def _share(part: Metric) -> str:
     return ratio(scope.rate(part, by=_BY), scope.rate(metrics.TOOL_PHASE_WALL, by=_BY))
 
 
-def _queue_share() -> str:
-    return queue_share(_SCOPE.over("5m"), _BY, strategy="!=sequential")
+def _tool_phase(name: str) -> str:
+    return f"job_testid_strategy:toolloop_tool_phase_{name}:ratio_rate5m"
 
 
-def _threshold() -> str:
-    return f"{SLO_SECONDS:.10g}"
-
-
-def _recorded(name: str, **matchers: str) -> str:
-    inside = ",".join(f'{label}!="{value.removeprefix("!=")}"' for label, value in matchers.items())
-    return f"job_testid_strategy:toolloop_tool_phase_{name}:ratio_rate5m{{{inside}}}"
-
-
-def _burn(window: str, **matchers: str) -> str:
-    inside = "{" + ",".join(f'{label}!=""' for label in matchers) + "}" if matchers else ""
-    return f"job_testid:toolloop_slo_burn:rate{window}{inside}"
+def _burn(window: str) -> str:
+    return f"job_testid:toolloop_slo_burn:rate{window}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from profiler.dashboards import DATASOURCE_UID
+
 PROMETHEUS_IMAGE = "prom/prometheus:v3.5.0"
 GRAFANA_IMAGE = "grafana/grafana:12.1.0"
-DATASOURCE_UID = "toolloop-prometheus"
 METRICS_PORT = 9464
 
 _BUILT = "# Built by `profiler dashboards`: change the code, not this file.\n"

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from profiler import metrics, palette
-from profiler.dashboards.panels import (
+from profiler.metrics import Metric
+from tools.dashboards.panels import (
     AMBER,
     GREEN,
     RED,
     Panel,
+    Scope,
     heatmap,
+    ratio,
     row,
     stat,
     target,
     timeline,
     timeseries,
 )
-from profiler.dashboards.queries import Scope, ratio
-from profiler.dashboards.strategy_rows import LAG_LIMIT, NOW, WHOLE
-from profiler.metrics import Metric
+from tools.dashboards.strategy_rows import LAG_LIMIT, NOW, WHOLE
 
 OBJECTIVE = 0.99
 """Share of loops that should end well within the SLO's threshold."""

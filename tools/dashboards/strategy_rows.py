@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from profiler import metrics, palette
-from profiler.dashboards.panels import (
+from profiler.metrics import Metric
+from tools.dashboards.panels import (
     AMBER,
     GREEN,
     NEUTRAL,
+    RANGE,
     RED,
     Panel,
+    Scope,
     bars,
     heatmap,
+    ratio,
     row,
     stat,
     table,
     target,
     timeseries,
 )
-from profiler.dashboards.queries import RANGE, Scope, ratio
-from profiler.metrics import Metric
 
 NOW = Scope()
 """Over the scrape intervals around each point of a graph."""

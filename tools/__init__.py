@@ -1,0 +1,1 @@
+"""Programs that make committed files of the package; they are not shipped with it."""
