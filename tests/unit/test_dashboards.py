@@ -30,7 +30,7 @@ PANELS = [
     if panel["type"] != "row"
 ]
 
-NOT_SHOWN: dict[str, str] = {"toolloop_arrivals_dropped_total": "shown with failed loops, next"}
+NOT_SHOWN: dict[str, str] = {}
 """Metric → why it is on no panel and in no rule."""
 
 ADDED_BY_PROMETHEUS = {"job", "instance", "testid", "le"}

@@ -9,6 +9,7 @@ from profiler import metrics
 from profiler.metrics import ROUND_BUCKETS, Metric
 from tools.dashboards import service_rows, strategy_rows
 from tools.dashboards.panels import DATASOURCE, RANGE, Panel, Scope, arrange, table, target, timeline
+from tools.dashboards.strategy_rows import failed
 
 SLO_SECONDS = 25.6
 """The threshold to start with. It must be a bucket bound, else no bucket holds the share within it."""
@@ -74,7 +75,6 @@ def runs(datasource: str | None = None) -> Dashboard:
     seen = f"timestamp({started})[{RANGE}:15s]"
     ran = f"sum by (testid, strategy) (last_over_time({started}[{RANGE}]))"
     counted = scope.increase(metrics.LOOP_DURATION, "_count", by="testid", **tests)
-    ok = scope.increase(metrics.LOOP_DURATION, "_count", by="testid", status="=ok", **tests)
     refused = scope.increase(metrics.RATE_LIMITED, by="testid", **tests)
     panels = [
         table(
@@ -91,7 +91,7 @@ def runs(datasource: str | None = None) -> Dashboard:
                     f"count by (testid) ({ran})",
                 ),
                 "loops": ("short", counted),
-                "failed": ("percentunit", f"1 - ({ok} or 0 * {counted}) / ({counted} > 0)"),
+                "failed": ("percentunit", failed(scope.increase, "testid", **tests)),
                 "refused": ("short", f"{refused} or 0 * {counted}"),
                 "loop p95": ("s", scope.quantile(0.95, metrics.LOOP_DURATION, by="testid", **tests)),
             },

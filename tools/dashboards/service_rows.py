@@ -18,7 +18,7 @@ from tools.dashboards.panels import (
     timeline,
     timeseries,
 )
-from tools.dashboards.strategy_rows import LAG_LIMIT, NOW, WHOLE
+from tools.dashboards.strategy_rows import LAG_LIMIT, NOW, WHOLE, every_loop
 
 OBJECTIVE = 0.99
 """Share of loops that should end well within the SLO's threshold."""
@@ -289,9 +289,9 @@ def queue_share(scope: Scope, by: str, **matchers: str) -> str:
 
 
 def within(scope: Scope, threshold: str, by: str = "", **matchers: str) -> str:
-    """Share of loops that ended well within the threshold: absent without loops, 0 when none did."""
+    """Share of loops that were good within the threshold: absent without loops, 0 when none was."""
     good = scope.rate(metrics.LOOP_DURATION, "_bucket", by=by, status="=ok", le=f"={threshold}", **matchers)
-    every = scope.rate(metrics.LOOP_DURATION, "_count", by=by, **matchers)
+    every = every_loop(scope.rate, by, **matchers)
     return f"({good} or 0 * {every}) / ({every} > 0)"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from profiler import metrics, palette
 from profiler.metrics import Metric
 from tools.dashboards.panels import (
@@ -64,10 +66,11 @@ def verdict() -> list[Panel]:
         ),
         stat(
             "Failed loops",
-            "Which share of loops did not end well? Quantiles flatter a strategy that fails: read this "
-            "first. The tool and model rows say what failed.",
+            "Which share of loops failed: no answer, an answer although a tool call had failed, or (open "
+            "load) an arrival that never started? Quantiles flatter a strategy that fails: read this first. "
+            "The tool and model rows say what failed.",
             "percentunit",
-            [target(error_ratio(WHOLE, by), "{{strategy}}", instant=True)],
+            [target(failed(WHOLE.rate, by), "{{strategy}}", instant=True)],
             steps=((None, NEUTRAL), (0.01, AMBER), (0.05, RED)),
             decimals=2,
         ),
@@ -187,7 +190,7 @@ def comparison() -> Panel:
         ["strategy"],
         {
             "loops": ("short", WHOLE.increase(metrics.LOOP_DURATION, "_count", by=by)),
-            "failed": ("percentunit", error_ratio(WHOLE, by)),
+            "failed": ("percentunit", failed(WHOLE.rate, by)),
             "loop p50": ("s", WHOLE.quantile(0.5, metrics.LOOP_DURATION, by=by)),
             "loop p95": ("s", WHOLE.quantile(0.95, metrics.LOOP_DURATION, by=by)),
             "loop p99": ("s", WHOLE.quantile(0.99, metrics.LOOP_DURATION, by=by)),
@@ -283,11 +286,21 @@ def efficiency(scope: Scope, by: str) -> str:
     )
 
 
-def error_ratio(scope: Scope, by: str) -> str:
-    """Share of loops that did not end well; 0, not absent, when none failed."""
-    ok = scope.rate(metrics.LOOP_DURATION, "_count", by=by, status="=ok")
-    every = scope.rate(metrics.LOOP_DURATION, "_count", by=by)
-    return f"1 - ({ok} or 0 * {every}) / ({every} > 0)"
+def failed(counted: Callable[..., str], by: str, **matchers: str) -> str:
+    """Share of loops that failed, as `compare` prints it; 0, not absent, when none did.
+
+    `counted`: `Scope.rate` or `Scope.increase`.
+    """
+    good = counted(metrics.LOOP_DURATION, "_count", by=by, status="=ok", **matchers)
+    every = every_loop(counted, by, **matchers)
+    return f"1 - ({good} or 0 * {every}) / ({every} > 0)"
+
+
+def every_loop(counted: Callable[..., str], by: str, **matchers: str) -> str:
+    """Loops that ended, and arrivals whose loop never started."""
+    ended = counted(metrics.LOOP_DURATION, "_count", by=by, **matchers)
+    dropped = counted(metrics.ARRIVALS_DROPPED, by=by, **matchers)
+    return f"({ended} + ({dropped} or 0 * {ended}))"
 
 
 def worst_lag(scope: Scope) -> str:
