@@ -21,7 +21,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -30,6 +30,7 @@ import orjson
 from profiler import records
 from profiler.errors import RecordError
 from profiler.records import LoopRecord
+from profiler.strategies import StrategySpec
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -182,7 +183,7 @@ class Run:
 
     scenario: str
     provider: str
-    strategies: tuple[str, ...]
+    strategies: tuple[StrategySpec, ...]
     load: Load
     seed: int
     anchor: Anchor
@@ -199,6 +200,10 @@ class Run:
     incidents: tuple[Incident, ...] = ()
     spent: Spent | None = None
     schema: int = SCHEMA
+
+    def strategy(self, name: str) -> StrategySpec:
+        """The value of a strategy that its records name; unknown for one that was not asked of the run."""
+        return next((spec for spec in self.strategies if spec.text == name), StrategySpec(name, "unknown"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +274,7 @@ class RunDirectory:
 
     def save(self, run: Run) -> None:
         """Replace `run.json` in one step: a reader, or a kill, sees the old one or the new one."""
-        _replace(self.path / RUN, orjson.dumps(run, option=orjson.OPT_INDENT_2))
+        _replace(self.path / RUN, encode_run(run))
 
     def save_summary(self, summary: object) -> None:
         """Replace `summary.json` in one step. `summary` is a dataclass or plain JSON data."""
@@ -296,6 +301,13 @@ class RunDirectory:
     def records(self) -> Iterator[LoopRecord]:
         """The records, streamed; a torn last line is left out. Raises `RecordError` with file and line."""
         return records.read(self.records_path)
+
+
+def encode_run(run: Run) -> bytes:
+    """`run.json`: the fields of a `Run`, strategies as text."""
+    shown = {one.name: getattr(run, one.name) for one in fields(run)}
+    shown["strategies"] = [spec.text for spec in run.strategies]
+    return orjson.dumps(shown, option=orjson.OPT_INDENT_2)
 
 
 def decode(data: bytes, source: str = RUN) -> Run:

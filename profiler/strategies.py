@@ -1,5 +1,8 @@
 """Strategies: how the tool calls of one round are executed.
 
+A `StrategySpec` is the value: what `--strategy` names, read once by `parse_strategy` and passed on. It
+builds the `Strategy` that runs calls in one process. As text it is on disk, on screen and in labels.
+
 A strategy is handed the round's calls as coroutine functions that note their own times and
 never raise (except for cancellation), in the order the model asked for them. Each call passes
 the strategy's gate by itself, on every attempt.
@@ -10,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
 
 from profiler.errors import UsageError, did_you_mean
 from profiler.limits import FixedLimit
 from profiler.limits.gate import Clock, Gate
-from profiler.limits.spec import FORMS, Rule, Scope, parse_rules
+from profiler.limits.spec import FORMS, Rule, Scope, UnknownLimiter, parse_rules
+from profiler.palette import strategy_colour
 
 Run = Callable[[], Coroutine[Any, Any, None]]
 
@@ -97,10 +102,9 @@ class Limited:
     ) -> None:
         self.gate = Gate(limits, share=share, clock=clock)
         self.eager: Eager = eager
-        named = spec if spec is not None else "+".join(dict.fromkeys(rule.spec for rule in self.gate.rules))
+        named = spec if spec is not None else "+".join(dict.fromkeys(rule.text for rule in self.gate.rules))
         self.spec = f"{_EAGER[eager]}+{named}" if eager != "no" else named
-        limiting = [rule for rule in self.gate.rules if rule.limit is not None]
-        self.scope: Scope = min(limiting, key=lambda rule: rule.limit or 0).scope if limiting else "process"
+        self.scope = _scope(self.gate.rules)
 
     @property
     def limit(self) -> int | None:
@@ -125,43 +129,142 @@ class SemaphoreLimited(Limited):
         super().__init__(f"semaphore:{limit}" + ("" if scope == "process" else f"@{scope}"))
 
 
-_WORDS = ("sequential", "gathered", "semaphore", "rate", "tokens", "adaptive", "eager")
-"""What a part of a spec begins with."""
-
 _EAGER: dict[Eager, str] = {"no": "", "pure": "eager", "all": "eager:all"}
 
 
-def parse_strategy(spec: str, *, share: int = 1, clock: Clock = time.monotonic_ns) -> Strategy:
+def _scope(rules: Sequence[Rule]) -> Scope:
+    """Whom the narrowest of fixed limits is for."""
+    fixed = [rule for rule in rules if rule.fixed_limit is not None]
+    return min(fixed, key=lambda rule: rule.fixed_limit or 0).scope if fixed else "process"
+
+
+@dataclass(frozen=True, slots=True)
+class StrategySpec:
+    """A strategy as a value. `rules` are its limiters, `text` is how it is written.
+
+    `kind` is `unknown` for what a run recorded and this version cannot read: of a later version, or a name
+    that an application gave to its own way of running calls.
+    """
+
+    text: str
+    kind: Literal["sequential", "gathered", "limited", "unknown"] = "gathered"
+    rules: tuple[Rule, ...] = ()
+    eager: Eager = "no"
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def recorded(cls, text: str) -> Self:
+        """The value of a name in a record or a run; never refused."""
+        try:
+            return parse_strategy(text)  # type: ignore[return-value]
+        except UsageError:
+            return cls(text, "unknown")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(cls.recorded, core_schema.str_schema())
+
+    @property
+    def adapts(self) -> bool:
+        """Its limit moves while it runs."""
+        return any(rule.adapts for rule in self.rules)
+
+    @property
+    def needs_stream(self) -> bool:
+        """It starts calls while a reply streams."""
+        return self.eager != "no"
+
+    @property
+    def replayable(self) -> bool:
+        """The durations of the calls say when each ran: a recorded schedule can be replayed."""
+        if self.kind == "unknown" or self.needs_stream:
+            return False
+        one_semaphore = [rule.kind for rule in self.rules] == ["semaphore"] and self.scope != "tool"
+        return one_semaphore or not self.rules
+
+    @property
+    def scope(self) -> Scope:
+        """Whom its limit is for."""
+        return "agent" if self.kind == "sequential" else _scope(self.rules)
+
+    @property
+    def limit(self) -> int | None:
+        """How many calls it lets run at once within its scope, to begin with; None without a limit."""
+        return 1 if self.kind == "sequential" else self.share_of_limit(1)
+
+    def share_of_limit(self, share: int) -> int | None:
+        """The same in one of `share` processes that divide it among them."""
+        limits = (rule.make(share).limit for rule in self.rules)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def colour(self) -> str:
+        return strategy_colour(self.text)
+
+    def build(self, *, share: int = 1, clock: Clock = time.monotonic_ns) -> Strategy:
+        """What runs calls in one process.
+
+        `share`: how many processes share the limits; `clock`: of rates and of what adapts. Raises
+        `UsageError` for an unknown one.
+        """
+        if self.kind == "unknown":
+            parse_strategy(self.text)
+        if self.kind == "sequential":
+            return Sequential()
+        if not self.rules:
+            return Gathered(eager=self.eager)
+        named = self.text.removeprefix(f"{_EAGER[self.eager]}+") if self.needs_stream else self.text
+        return Limited(self.rules, spec=named, eager=self.eager, share=share, clock=clock)
+
+
+_WORDS = ("sequential", "gathered", "semaphore", "rate", "tokens", "adaptive", "eager")
+"""What a part of a spec begins with."""
+
+
+def parse_strategy(text: str) -> StrategySpec:
     """`sequential`, `gathered`, or limiters, joined by `+`; with `eager+` before them, or `eager` alone.
 
-    `share`: how many processes share the limits; `clock`: of rates and of what adapts. Raises `UsageError`.
+    Raises `UsageError`.
     """
-    parts = spec.split("+")
-    eager: Eager = "no"
-    if parts[0] in ("eager", "eager:all"):
-        eager = "pure" if parts.pop(0) == "eager" else "all"
-    if parts == ["sequential"] and eager == "no":
-        return Sequential()
-    if not parts or (parts == ["gathered"] and eager == "no"):
-        return Gathered(eager=eager)
-    rules: list[Rule] = []
-    for part in parts:
-        if part.startswith("tokens:"):
-            raise UsageError(f"strategy {spec!r}: tokens are of model requests: --model-limit {part}")
-        found = parse_rules(part)
-        if found is None:
-            raise UsageError(
-                f"unknown strategy {spec!r}{_near(part)}: expected sequential, gathered, or {FORMS} (N ≥ 1), "
-                "joined by +; eager+ before limiters, or eager alone"
-            )
-        rules += found
-    return Limited(rules, spec="+".join(parts), eager=eager, share=share, clock=clock)
+    first, _, rest = text.partition("+")
+    eager: Eager = {"eager": "pure", "eager:all": "all"}.get(first, "no")  # type: ignore[assignment]
+    if eager != "no" and text == first:
+        return StrategySpec(text, eager=eager)
+    if text in ("sequential", "gathered"):
+        return StrategySpec(text, text)  # type: ignore[arg-type]
+    try:
+        rules = parse_rules(text if eager == "no" else rest)
+    except UnknownLimiter as error:
+        raise UsageError(
+            f"unknown strategy {text!r}{_near(error.part)}: expected sequential, gathered, or {FORMS} "
+            "(N ≥ 1), joined by +; eager+ before limiters, or eager alone"
+        ) from None
+    for rule in rules:
+        if rule.resource == "tokens":
+            raise UsageError(f"strategy {text!r}: tokens are of model requests: --model-limit {rule.text}")
+    return StrategySpec(text, "limited", rules, eager)
 
 
 def _near(part: str) -> str:
     """A suggestion for a word that is none of ours."""
     word = part.partition(":")[0]
     return "" if word in _WORDS else did_you_mean(word, _WORDS)
+
+
+def parse_strategies(value: str | Sequence[Any] | None) -> tuple[StrategySpec, ...]:
+    """Strategies from text with commas, or from a list of such, or of values that are read already."""
+    parts = [value] if isinstance(value, str) else list(value or ())
+    found: list[StrategySpec] = []
+    for part in parts:
+        if isinstance(part, StrategySpec):
+            found.append(part)
+        else:
+            found += map(parse_strategy, split_specs(str(part)))
+    return tuple(found)
 
 
 def split_specs(text: str) -> list[str]:

@@ -75,8 +75,8 @@ def main(arguments: argparse.Namespace) -> int:
         RunDirectory.check_parent(arguments.out)
     scenario = load_scenario(arguments.scenario)
     strategy = parse_strategy(arguments.strategy)
-    if strategy.eager != "no" and not arguments.stream:
-        raise UsageError(f"--strategy {strategy.spec}: starts tools while a reply streams: add --stream")
+    if strategy.needs_stream and not arguments.stream:
+        raise UsageError(f"--strategy {strategy}: starts tools while a reply streams: add --stream")
     model_limit = None if arguments.model_limit is None else parse_model_limit(arguments.model_limit)
     redact = None if arguments.redact is None else load_redact(arguments.redact)
     records: list[LoopRecord] = []

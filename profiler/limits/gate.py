@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from profiler.errors import UsageError
 from profiler.limits import (
     ONE,
     UNTIL_RELEASE,
@@ -32,7 +31,7 @@ from profiler.limits import (
     Together,
 )
 from profiler.limits.refusals import outcome_of, retry_after_ns, stated
-from profiler.limits.spec import FORMS, Rule, parse_rules
+from profiler.limits.spec import Rule, parse_rules
 
 Clock = Callable[[], int]
 """Monotonic nanoseconds."""
@@ -189,23 +188,23 @@ class Gate:
         clock: Clock = time.monotonic_ns,
         seed: int | None = None,
     ) -> None:
-        self.rules = parse_gate(rules) if isinstance(rules, str) else tuple(rules)
+        self.rules = parse_rules(rules) if isinstance(rules, str) else tuple(rules)
         self.share = share
         self._clock = clock
         self._random = random.Random(seed)
         self._places: WeakKeyDictionary[asyncio.AbstractEventLoop, _Place] = WeakKeyDictionary()
         self._last: tuple[asyncio.AbstractEventLoop, _Place] | None = None
         self._by_agent = any(rule.scope == "agent" for rule in self.rules)
-        self.moves = any(rule.moves for rule in self.rules)
-        """Whether its limit adapts."""
-        limits = [(rule, rule.make(share).limit) for rule in self.rules]
-        self._fixed = min((n for rule, n in limits if n is not None and not rule.moves), default=None)
-        self._first = min((n for rule, n in limits if n is not None and rule.moves), default=None)
+        self.adapts = any(rule.adapts for rule in self.rules)
+        """Whether its limit moves."""
+        limits = [(rule.adapts, rule.make(share).limit) for rule in self.rules]
+        self._fixed = min((n for adapts, n in limits if n is not None and not adapts), default=None)
+        self._first = min((n for adapts, n in limits if n is not None and adapts), default=None)
 
     @property
     def limit(self) -> int | None:
         """Calls that may be inside at once now, by the narrowest rule; None without such a rule."""
-        if not self.moves:
+        if not self.adapts:
             return self._fixed
         lane = next((place.process for place in list(self._places.values()) if place.process), None)
         now = self._first if lane is None else lane.limiter.limit
@@ -330,17 +329,6 @@ class Gate:
     def _lane(self, rules: Sequence[Rule]) -> Lane:
         limiters = [rule.make(self.share) for rule in rules]
         return Lane(limiters[0] if len(limiters) == 1 else Together(limiters), self._clock)
-
-
-def parse_gate(spec: str) -> tuple[Rule, ...]:
-    """The rules of limiters joined by `+`. Raises `UsageError`."""
-    rules: list[Rule] = []
-    for part in spec.split("+"):
-        found = parse_rules(part)
-        if found is None:
-            raise UsageError(f"unknown limiter {part!r}: expected {FORMS}")
-        rules += found
-    return tuple(rules)
 
 
 _exclusive: WeakValueDictionary[tuple[int, str], Lane] = WeakValueDictionary()

@@ -11,7 +11,7 @@ adaptive                         one for the process, starting at 8; adaptive:N 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,49 +34,80 @@ _ADAPTIVE = re.compile(r"adaptive(?::([1-9]\d{0,8}))?")
 class Rule:
     """One limiter for each process, agent or tool; with `tool`, for that tool alone.
 
-    `make(share)` gives it 1/`share` of the limit, where that many processes share one; a semaphore
-    keeps at least one place. `limit` is the whole of it, None of a rate and of one that `moves`.
+    `limit` is that of a semaphore, or where an adaptive one starts; `rate` (a second) and `burst` are
+    those of a rate over `resource`. `text` is what it was read from: the same for all of `semaphore:a=1,b=2`.
     """
 
-    spec: str
-    scope: Scope
-    make: Callable[[int], Limiter]
+    text: str
+    kind: Literal["semaphore", "rate", "adaptive"]
+    scope: Scope = "process"
     limit: int | None = None
     tool: str | None = None
-    moves: bool = False
+    rate: float = 0.0
+    burst: float | None = None
+    resource: str = "requests"
+
+    @property
+    def adapts(self) -> bool:
+        """Its limit follows what the server takes."""
+        return self.kind == "adaptive"
+
+    @property
+    def fixed_limit(self) -> int | None:
+        """How many it lets be inside at once, for good; None for a rate and for one that adapts."""
+        return self.limit if self.kind == "semaphore" else None
+
+    def make(self, share: int = 1) -> Limiter:
+        """The limiter; where `share` processes share the limit, with its part of it (one place at least)."""
+        if self.kind == "rate":
+            burst = None if self.burst is None else max(1.0, self.burst / share)
+            return RateLimit(self.rate / share, burst, self.resource)
+        limit = self.limit or 1
+        if self.kind == "adaptive":
+            return AdaptiveLimit(max(1, limit // share))
+        # An agent lives in one process: nothing to share.
+        return FixedLimit(limit if self.scope == "agent" else max(1, limit // share))
 
 
-def parse_rules(spec: str) -> tuple[Rule, ...] | None:
-    """The rules of one limiter's spec, None for what is none. Raises `UsageError`."""
-    if match := _SEMAPHORE.fullmatch(spec):
+class UnknownLimiter(UsageError):
+    """A part of a spec that names no limiter; `part` is that part."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(f"unknown limiter {part!r}: expected {FORMS}")
+        self.part = part
+
+
+def parse_rules(text: str) -> tuple[Rule, ...]:
+    """The rules of limiters joined by `+`: of a strategy, of a gate, of a model's limits.
+
+    Raises `UnknownLimiter`, `UsageError` for one that cannot be.
+    """
+    return tuple(rule for part in text.split("+") for rule in _rules(part))
+
+
+def _rules(text: str) -> tuple[Rule, ...]:
+    if match := _SEMAPHORE.fullmatch(text):
         scope: Scope = match[2] if match[2] else "process"  # type: ignore[assignment]
-        return (_semaphore(spec, int(match[1]), scope),)
-    if match := _BY_TOOL.fullmatch(spec):
+        return (Rule(text, "semaphore", scope, int(match[1])),)
+    if match := _BY_TOOL.fullmatch(text):
         pairs = [part.split("=") for part in match[1].split(",")]
         if len({name for name, _ in pairs}) < len(pairs):
-            raise UsageError(f"{spec}: a tool has two limits")
-        return tuple(_semaphore(spec, int(limit), "tool", name) for name, limit in pairs)
-    match = _RATE.fullmatch(spec)
+            raise UsageError(f"{text}: a tool has two limits")
+        return tuple(Rule(text, "semaphore", "tool", int(limit), name) for name, limit in pairs)
+    match = _RATE.fullmatch(text)
     if match and float(match[2]) > 0:
-        resource = "tokens" if match[1] == "tokens" else "requests"
-        rate = float(match[2]) / (60 if match[3] == "min" else 1)
-        burst = float(match[4]) if match[4] else None
-        RateLimit(rate, burst)  # refuses a bad one here, not at the first call
-
-        def make(share: int) -> RateLimit:
-            return RateLimit(rate / share, None if burst is None else max(1.0, burst / share), resource)
-
-        return (Rule(spec, "process", make),)
-    if match := _ADAPTIVE.fullmatch(spec):
-        start = int(match[1]) if match[1] else START
-        return (Rule(spec, "process", lambda share: AdaptiveLimit(max(1, start // share)), moves=True),)
-    return None
-
-
-def _semaphore(spec: str, limit: int, scope: Scope, tool: str | None = None) -> Rule:
-    if scope == "agent":  # an agent lives in one process: nothing to share
-        return Rule(spec, scope, lambda share: FixedLimit(limit), limit, tool)
-    return Rule(spec, scope, lambda share: FixedLimit(max(1, limit // share)), limit, tool)
+        rule = Rule(
+            text,
+            "rate",
+            rate=float(match[2]) / (60 if match[3] == "min" else 1),
+            burst=float(match[4]) if match[4] else None,
+            resource="tokens" if match[1] == "tokens" else "requests",
+        )
+        RateLimit(rule.rate, rule.burst)  # refuses a bad one here, not at the first call
+        return (rule,)
+    if match := _ADAPTIVE.fullmatch(text):
+        return (Rule(text, "adaptive", limit=int(match[1]) if match[1] else START),)
+    raise UnknownLimiter(text)
 
 
 # What limiters let through in all processes together, in words.
@@ -87,7 +118,7 @@ def totals(rules: Sequence[Rule], *, share: int = 1, processes: int = 1, what: s
 
     `share` as in `Gate`: each process has 1/`share` of a limit.
     """
-    return [f"{rule.spec}: {' '.join(_words(rule, share, processes, what))}" for rule in rules]
+    return [f"{rule.text}: {' '.join(_words(rule, share, processes, what))}" for rule in rules]
 
 
 def _words(rule: Rule, share: int, processes: int, what: str) -> Iterator[str]:
@@ -98,7 +129,7 @@ def _words(rule: Rule, share: int, processes: int, what: str) -> Iterator[str]:
             yield f"in each of {processes} processes"
         return
     if isinstance(limiter, RateLimit):
-        unit, seconds = ("min", 60) if "/min" in rule.spec else ("s", 1)
+        unit, seconds = ("min", 60) if "/min" in rule.text else ("s", 1)
         each = limiter.rate * seconds
         thing = f"{'tokens' if limiter.resource == 'tokens' else what}/{unit}"
     else:

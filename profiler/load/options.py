@@ -20,7 +20,7 @@ from profiler.providers.endpoint import LOOPBACK, Endpoint
 from profiler.rundir import Anchor, Load, Run, RunDirectory
 from profiler.scenarios.schema import load_scenario
 from profiler.statistics.objectives import AbortRule, parse_objective
-from profiler.strategies import parse_strategy, split_specs
+from profiler.strategies import parse_strategies, parse_strategy, split_specs
 
 MOST = 1_000_000_000
 """Of whatever is counted, and of seconds."""
@@ -459,7 +459,7 @@ def conditions(options: LoadOptions, users: int) -> Run:
     return Run(
         scenario=options.scenario,
         provider=options.provider,
-        strategies=options.strategies,
+        strategies=parse_strategies(options.strategies),
         load=load,
         seed=options.seed,
         anchor=Anchor.now(),

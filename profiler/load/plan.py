@@ -137,11 +137,11 @@ def effective_limits(spec: str, users: int, workers: int, share: int = 1) -> lis
 
     `share`: how many processes share the limits.
     """
-    strategy = parse_strategy(spec, share=share)
-    rules = () if strategy.gate is None else strategy.gate.rules
-    if any(rule.limit is None or rule.tool for rule in rules):
-        return totals(rules, share=share, processes=workers)
-    return [_effective(spec, strategy.limit, strategy.scope, users, workers)]
+    strategy = parse_strategy(spec)
+    if any(rule.fixed_limit is None or rule.tool for rule in strategy.rules):
+        return totals(strategy.rules, share=share, processes=workers)
+    limit = 1 if strategy.kind == "sequential" else strategy.share_of_limit(share)
+    return [_effective(spec, limit, strategy.scope, users, workers)]
 
 
 def _effective(spec: str, limit: int | None, scope: str, users: int, workers: int) -> str:

@@ -242,7 +242,7 @@ class Crew:
 
         await self._close_clients()
         self.warmed_up, self.first_failure = Spent(), None
-        strategies = {spec: parse_strategy(spec, share=share) for spec in options.strategies}
+        strategies = {spec: parse_strategy(spec).build(share=share) for spec in options.strategies}
         sinks: list[Sink] = [_Reports(self)]
         if self.metrics is not None:
             sinks.append(self.metrics)

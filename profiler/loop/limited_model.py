@@ -15,7 +15,7 @@ from profiler.errors import ProviderError, UsageError
 from profiler.limits.gate import Clock, Gate, Slot
 from profiler.limits.limiter import Outcome
 from profiler.limits.refusals import REJECTING, TRANSIENT, delay_ns
-from profiler.limits.spec import Rule, parse_rules
+from profiler.limits.spec import Rule, UnknownLimiter, parse_rules
 from profiler.loop.model import Message, Model, Probe, Reply, RequestOptions
 from profiler.loop.tools import Tool
 
@@ -43,21 +43,21 @@ class TokenEstimate:
         self._output += LEARNING * (output_tokens - self._output)
 
 
-def parse_model_limit(spec: str) -> tuple[Rule, ...]:
+def parse_model_limit(text: str) -> tuple[Rule, ...]:
     """The rules of `--model-limit`, such as `rate:500/min,burst=10+tokens:30000/min`. Raises `UsageError`."""
-    rules: list[Rule] = []
-    for part in spec.split("+"):
-        try:
-            found = parse_rules(part)
-        except UsageError as error:
-            raise UsageError(f"--model-limit {spec}: {error}") from None
-        if found is None or any(rule.scope != "process" for rule in found):
-            raise UsageError(
-                f"--model-limit {spec}: expected rate:R/s or R/min[,burst=B], tokens:R/s or R/min[,burst=B], "
-                "semaphore:N, adaptive, or several joined by +"
-            )
-        rules += found
-    return tuple(rules)
+    expected = UsageError(
+        f"--model-limit {text}: expected rate:R/s or R/min[,burst=B], tokens:R/s or R/min[,burst=B], "
+        "semaphore:N, adaptive, or several joined by +"
+    )
+    try:
+        rules = parse_rules(text)
+    except UnknownLimiter:
+        raise expected from None
+    except UsageError as error:
+        raise UsageError(f"--model-limit {text}: {error}") from None
+    if any(rule.scope != "process" for rule in rules):
+        raise expected
+    return rules
 
 
 class LimitedModel:

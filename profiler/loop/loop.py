@@ -30,7 +30,7 @@ from profiler.loop.recorder import Clock, LiveCalls, Recorder, Sink, fresh_id
 from profiler.loop.tools import Function, Tool, Toolbox, result_text
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Status
 from profiler.redaction import Content, Redact
-from profiler.strategies import Gathered, Strategy
+from profiler.strategies import Gathered, Strategy, StrategySpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class ToolLoop:
         self,
         model: Model,
         tools: Sequence[Tool | Function] = (),
-        strategy: Strategy | None = None,
+        strategy: Strategy | StrategySpec | None = None,
         *,
         max_rounds: int = 5,
         tool_choice: str = "auto",
@@ -72,6 +72,8 @@ class ToolLoop:
     ) -> None:
         self.model = model
         self.tools = Toolbox(tools)
+        if isinstance(strategy, StrategySpec):
+            strategy = strategy.build(clock=clock)
         self.strategy = strategy if strategy is not None else Gathered()
         self.name = name
         self.stream = stream

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from profiler.errors import UsageError
 from profiler.report.text import clean, duration, percent
 from profiler.rundir import Run
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.replay import Counterfactual
 from profiler.statistics.summary import Summary
-from profiler.strategies import parse_strategy
 
 MOST_STEPS = 4
 FAILING = 0.01
@@ -60,7 +58,7 @@ def next_steps(summary: Summary, run: Run, estimates: tuple[Counterfactual, ...]
 def command(run: Run, **changes: Any) -> str:
     """The line that repeats a run, with some of its options changed."""
     arguments = dict(run.arguments)
-    strategies = changes.get("strategies", list(run.strategies))
+    strategies = changes.get("strategies", [spec.text for spec in run.strategies])
     blocks = changes.get("blocks", arguments.get("blocks"))
     window = arguments.get("trial_seconds")
     seconds = changes.get("duration")
@@ -138,12 +136,9 @@ def _other_limits(summary: Summary, run: Run) -> Iterator[Step]:
     """Other limits of the semaphore: lower where calls fail, higher where they only wait."""
     limits = {}
     for strategy in summary.strategies:
-        try:
-            parsed = parse_strategy(strategy.strategy)
-        except UsageError:
-            continue
-        if strategy.strategy.startswith("semaphore:") and parsed.scope == "process" and parsed.limit:
-            limits[parsed.limit] = strategy
+        spec = run.strategy(strategy.strategy)
+        if spec.replayable and spec.rules and spec.scope == "process" and spec.limit:
+            limits[spec.limit] = strategy
     waiting = [limit for limit, strategy in limits.items() if _fails(strategy) is False and _waits(strategy)]
     failing = [limit for limit, strategy in limits.items() if _fails(strategy)]
     gathered = next((s for s in summary.strategies if s.strategy == "gathered"), None)

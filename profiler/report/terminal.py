@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from profiler.errors import UsageError
 from profiler.limits.spec import totals
 from profiler.loop.limited_model import parse_model_limit
 from profiler.report.text import clean, duration, number, percent
@@ -21,7 +20,6 @@ from profiler.statistics.caveats import OUR_OTHERS
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.regression import Regression
 from profiler.statistics.summary import Summary
-from profiler.strategies import parse_strategy
 
 __all__ = ["render_comparison", "render_regression", "render_timeline", "use_color"]
 
@@ -114,21 +112,17 @@ def limits(run: Run) -> list[str]:
     lines = []
     share = run.workers if run.arguments.get("share_limit") else 1
     for spec in run.strategies:
-        try:
-            strategy = parse_strategy(spec, share=share)
-        except UsageError:  # of a user's own agent, or of a later version
+        if any(rule.fixed_limit is None or rule.scope == "tool" for rule in spec.rules):
+            lines += totals(spec.rules, share=share, processes=run.workers)
             continue
-        rules = () if strategy.gate is None else strategy.gate.rules
-        if any(rule.limit is None or rule.scope == "tool" for rule in rules):
-            lines += totals(rules, share=share, processes=run.workers)
-            continue
-        if strategy.limit is None or spec == "sequential":
+        limit = spec.share_of_limit(share)
+        if limit is None:
             continue
         agents = max([run.load.users, *(trial.users for trial in run.trials)])
-        count, what = (agents, "agent") if strategy.scope == "agent" else (run.workers, "worker")
+        count, what = (agents, "agent") if spec.scope == "agent" else (run.workers, "worker")
         lines.append(
-            f"{spec}: limit {strategy.limit} × {count} {what}{'' if count == 1 else 's'} "
-            f"= {strategy.limit * count} calls at once"
+            f"{spec}: limit {limit} × {count} {what}{'' if count == 1 else 's'} "
+            f"= {limit * count} calls at once"
         )
     if model_limit := run.arguments.get("model_limit"):
         rules = parse_model_limit(str(model_limit))

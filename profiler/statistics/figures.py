@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from profiler.anatomy import PHASES
-from profiler.errors import UsageError
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import (
     FEWEST_BLOCKS,
@@ -20,7 +19,6 @@ from profiler.statistics.quantiles import (
 )
 from profiler.statistics.table import CANCELLED, NONE, OK, Ints, Table
 from profiler.statistics.windows import Block, Indices, Measured, completed, good, latency
-from profiler.strategies import parse_strategy
 
 ARRIVAL_WAIT = "arrival_wait"
 """The phase before a loop of an open load starts: from when it was due."""
@@ -213,7 +211,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         totals=_totals(table, group.strategy),
         objective_met=met(objective, loop_seconds, failed),
         shortfalls=_count(short[short != NONE], table.shortfalls),
-        limit=_moving_limit(table, group.strategy, due),
+        limit=_moving_limit(table, group.strategy, due) if group.spec.adapts else None,
         overlap=_overlap(table, everything),
     )
 
@@ -325,8 +323,6 @@ def _tools(table: Table, blocks: tuple[Block, ...]) -> dict[str, Tool]:
 
 
 def _moving_limit(table: Table, strategy: str, loops: Indices) -> MovingLimit | None:
-    if not moves(strategy):
-        return None
     line = limit_line(table, strategy)
     chosen = np.zeros(table.trial.size, dtype=bool)
     chosen[loops] = True
@@ -408,12 +404,3 @@ def limit_line(table: Table, strategy: str) -> LimitLine:
         first += int(limits[mine[0]])
         changes[mine[1:]] = np.diff(limits[mine])
     return LimitLine(table.tools_started[rounds], limits, first + np.cumsum(changes), rounds)
-
-
-def moves(strategy: str) -> bool:
-    """Whether the limit of the strategy of this spec adapts."""
-    try:
-        gate = parse_strategy(strategy).gate
-    except UsageError:  # of a later version
-        return False
-    return gate is not None and gate.moves

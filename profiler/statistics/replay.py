@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import heapq
 import math
-import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from profiler.errors import UsageError
 from profiler.records import LoopRecord, RoundRecord
 from profiler.rundir import Run, Trial
-from profiler.strategies import parse_strategy
+from profiler.strategies import StrategySpec
 
 CALLS_PER_TRIAL = 10_000
 """Tool calls of a trial that are replayed; later loops are left out, which bounds time and memory."""
@@ -151,10 +149,10 @@ def counterfactuals(
         trial = None if index is None else trials.get(index)
         if trial is None:
             continue
-        try:
-            rule = _rule(trial.strategy)
-        except UsageError:
+        strategy = run.strategy(trial.strategy)
+        if not strategy.replayable:
             continue
+        rule = _rule(strategy)
         agents = _agents(trial, group, open_load=run.load.model == "open")
         walls.setdefault((trial.strategy, trial.users), []).append(
             _Walls(
@@ -164,7 +162,7 @@ def counterfactuals(
             )
         )
     made = []
-    for (strategy, users), parts in walls.items():
+    for (named, users), parts in walls.items():
         measured = sorted(wall for part in parts for wall in part.measured)
         same = sorted(wall for part in parts for wall in part.same)
         if not measured:
@@ -177,7 +175,7 @@ def counterfactuals(
             if changed == same:
                 continue
             p50, p95 = (_estimate(measured, same, changed, p) for p in (0.5, 0.95))
-            made.append(Counterfactual(strategy, users, change, p50, p95, len(measured), error))
+            made.append(Counterfactual(named, users, change, p50, p95, len(measured), error))
     return tuple(made)
 
 
@@ -194,14 +192,10 @@ def _quantile(ordered: list[int], p: float) -> float:
     return ordered[low] + (rank - low) * (ordered[high] - ordered[low])
 
 
-def _rule(spec: str) -> _Rule:
-    strategy = parse_strategy(spec)
-    if spec == "sequential":
+def _rule(strategy: StrategySpec) -> _Rule:
+    """How the calls of one that is `replayable` are scheduled."""
+    if strategy.kind == "sequential":
         return _Rule(chained=True, limit=None, shared=False)
-    if strategy.gate is not None and not re.fullmatch(r"semaphore:\d+(@agent)?", spec):
-        raise UsageError(f"{spec} is not one that can be replayed")
-    if strategy.eager != "no":
-        raise UsageError(f"{spec}: calls that start early are not replayed")
     return _Rule(chained=False, limit=strategy.limit, shared=strategy.scope == "process")
 
 

@@ -91,10 +91,10 @@ def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summ
     measured = measure(run, table)
     named = {group.strategy for group in measured}
     # A strategy that was recorded but has no finished trial still shows its totals.
-    for strategy in dict.fromkeys([*run.strategies, *table.strategies]):
+    for strategy in dict.fromkeys([*map(str, run.strategies), *table.strategies]):
         if strategy not in named:
             users = max((group.users for group in measured), default=run.load.users)
-            measured.append(Measured(strategy, users, (), WarmUp(0, None)))
+            measured.append(Measured(run.strategy(strategy), users, (), WarmUp(0, None)))
     levels: dict[int, list[Measured]] = {}
     for group in measured:
         levels.setdefault(group.users, []).append(group)

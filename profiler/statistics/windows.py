@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from profiler.rundir import Run, Trial
 from profiler.statistics.quantiles import Floats
 from profiler.statistics.table import CANCELLED, OK, Table
+from profiler.strategies import StrategySpec
 
 Indices = NDArray[np.intp]
 
@@ -39,10 +40,15 @@ class Block:
 class Measured:
     """One strategy under one load: its blocks, and the warm-up that was left out of each."""
 
-    strategy: str
+    spec: StrategySpec
     users: int
     blocks: tuple[Block, ...]
     warm_up: WarmUp
+
+    @property
+    def strategy(self) -> str:
+        """Its name in records and figures."""
+        return self.spec.text
 
 
 def measure(run: Run, table: Table) -> list[Measured]:
@@ -50,10 +56,13 @@ def measure(run: Run, table: Table) -> list[Measured]:
     groups: dict[tuple[int, str], list[Trial]] = {}
     for trial in run.trials:
         groups.setdefault((trial.users, trial.strategy), []).append(trial)
-    rank = {strategy: number for number, strategy in enumerate(run.strategies)}
+    rank = {strategy.text: number for number, strategy in enumerate(run.strategies)}
     order = sorted(groups, key=lambda key: (key[0], rank.get(key[1], len(rank))))
     loops_of = _loops_by_trial(table)
-    return [_measure(strategy, users, groups[users, strategy], table, loops_of) for users, strategy in order]
+    return [
+        _measure(run.strategy(strategy), users, groups[users, strategy], table, loops_of)
+        for users, strategy in order
+    ]
 
 
 def good(table: Table, loops: Indices) -> NDArray[np.bool_]:
@@ -74,7 +83,7 @@ def latency(table: Table, loops: Indices) -> NDArray[np.int64]:
 
 
 def _measure(
-    strategy: str, users: int, trials: list[Trial], table: Table, loops_of: dict[int, Indices]
+    strategy: StrategySpec, users: int, trials: list[Trial], table: Table, loops_of: dict[int, Indices]
 ) -> Measured:
     none = np.empty(0, dtype=np.intp)
     inside: list[Indices] = []

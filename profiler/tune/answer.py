@@ -209,7 +209,7 @@ def python_snippet(spec: str, model_limits: str | None = None, workers: int = 1)
     """Python that applies a strategy's limits in an application, and the model's limiters if any."""
     strategy = parse_strategy(spec)
     lines: list[str] = []
-    if strategy.gate is not None:
+    if strategy.rules:
         limits = "+".join(part for part in spec.split("+") if not part.startswith("eager"))
         share = f", share={workers}" if workers > 1 else ""
         lines += [
@@ -230,8 +230,8 @@ def python_snippet(spec: str, model_limits: str | None = None, workers: int = 1)
         model = f'LimitedModel(model, "{model_limits}")'
     lines += ["from profiler.strategies import parse_strategy", ""]
     streamed = ", stream=True" if strategy.eager != "no" else ""
-    shared = f", share={workers}" if workers > 1 and strategy.gate is not None else ""
-    lines.append(f'loop = ToolLoop({model}, tools, parse_strategy("{spec}"{shared}){streamed})')
+    shared = f".build(share={workers})" if workers > 1 and strategy.rules else ""
+    lines.append(f'loop = ToolLoop({model}, tools, parse_strategy("{spec}"){shared}{streamed})')
     return "\n".join(lines) + "\n"
 
 

@@ -83,7 +83,9 @@ def run(path: Path, strategy: str, numbers: Mapping[str, Sequence[int]]) -> Seen
         async def provide(provider: str, own: Sequence[int], offset: float) -> None:
             model: Any = make_provider(provider, base_url=emulator.url, model=None)
             tools = scenario_tools(load_scenario(str(path)))
-            loop = ToolLoop(model, tools, parse_strategy(strategy), stream=True, sinks=[records.append])
+            loop = ToolLoop(
+                model, tools, parse_strategy(strategy).build(), stream=True, sinks=[records.append]
+            )
             await loop.run("Task 0", number=9999)  # the client's first use takes long
             await asyncio.sleep(offset)
             loops = []

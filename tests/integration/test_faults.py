@@ -277,7 +277,7 @@ def test_every_fault_under_every_strategy(
             loop = ToolLoop(
                 model,
                 tools,
-                parse_strategy(spec),
+                parse_strategy(spec).build(),
                 stream=streamed,
                 sinks=[records.append],
                 threads=pool,
@@ -525,7 +525,7 @@ def test_a_random_walk_over_faults_tools_and_cancellation(
     async def walk(url: str) -> list[str]:
         models = {name: make_provider(name, base_url=url) for name in PROVIDERS}
         pool, tools = NativeThreads(limit=4), misbehaving_tools(draw)
-        strategies = [parse_strategy(spec) for spec in (*STRATEGIES, *EAGER)]
+        strategies = [parse_strategy(spec).build() for spec in (*STRATEGIES, *EAGER)]
         runs = []
         for number in range(WALKS):
             strategy = draw.choice(strategies)

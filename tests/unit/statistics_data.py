@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
 from profiler.rundir import Anchor, Load, Machine, Run, Trial
+from profiler.strategies import StrategySpec
 
 MS = 1_000_000
 
@@ -25,7 +26,9 @@ def run(trials: Sequence[Trial], users: int = 2, finished: bool = True, **change
         "trials": tuple(trials),
         "finished": finished,
     }
-    return Run(**(fields | changes))  # type: ignore[arg-type]
+    fields |= changes
+    fields["strategies"] = tuple(map(StrategySpec.recorded, fields["strategies"]))  # type: ignore[arg-type]
+    return Run(**fields)  # type: ignore[arg-type]
 
 
 def trial(

@@ -30,7 +30,7 @@ def run(tools, calls, strategy="gathered", **options):
         model = ScriptedModel(
             [calls, "done"], seconds=options.pop("seconds", 0.0), cut=options.pop("cut", None)
         )
-        made = parse_strategy(strategy, clock=clock)
+        made = parse_strategy(strategy).build(clock=clock)
         return (await ToolLoop(model, tools, made, clock=clock, **options).run("go")).record
 
     return run_virtual(main)
@@ -281,7 +281,7 @@ def _broken(error: BaseException | None, cancel_at: float | None = None):
         loop = ToolLoop(
             Breaking([]),
             [lookup],
-            parse_strategy("eager"),
+            parse_strategy("eager").build(),
             stream=True,
             clock=clock,
             sinks=[sink, records.append],
@@ -308,7 +308,7 @@ def test_what_began_early_ends_with_a_reply_that_fails(error, cancel_at):
 
 def test_eager_needs_a_streamed_reply():
     with pytest.raises(UsageError, match="stream=True"):
-        ToolLoop(ScriptedModel([]), [lookup], parse_strategy("eager"))
+        ToolLoop(ScriptedModel([]), [lookup], parse_strategy("eager").build())
 
 
 def test_the_limit_in_force_is_recorded():

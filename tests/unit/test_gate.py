@@ -546,7 +546,7 @@ def test_each_event_loop_has_limiters_of_its_own_and_keeps_them():
 )
 def test_the_limit_of_a_gate_is_its_narrowest_rule(spec, moves, limit):
     gate = Gate(spec)
-    assert (gate.moves, gate.limit) == (moves, limit)
+    assert (gate.adapts, gate.limit) == (moves, limit)
 
 
 def test_agents_limiters_are_not_shared():

@@ -224,7 +224,7 @@ def test_pieces_of_text_are_handed_on_and_the_first_of_anything_is_noted():
 
 def test_the_spec_of_a_model_limit():
     rules = parse_model_limit("rate:500/min,burst=10+tokens:30000/min+semaphore:8+adaptive")
-    assert [rule.spec for rule in rules] == [
+    assert [rule.text for rule in rules] == [
         "rate:500/min,burst=10",
         "tokens:30000/min",
         "semaphore:8",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from profiler.limits import ONE
-from profiler.limits.gate import parse_gate
-from profiler.limits.spec import totals
+from profiler.limits.spec import parse_rules, totals
 
 S = 1_000_000_000
 
@@ -28,18 +27,18 @@ S = 1_000_000_000
     ],
 )
 def test_totals_in_words(spec: str, share: int, processes: int, said: str) -> None:
-    assert totals(parse_gate(spec), share=share, processes=processes) == [f"{spec}: {said}"]
+    assert totals(parse_rules(spec), share=share, processes=processes) == [f"{spec}: {said}"]
 
 
 def test_one_process_with_all_of_a_limit_is_what_is_meant_if_nothing_is_said() -> None:
-    assert totals(parse_gate("semaphore:8")) == ["semaphore:8: up to 8 calls at once"]
+    assert totals(parse_rules("semaphore:8")) == ["semaphore:8: up to 8 calls at once"]
 
 
 def test_a_rate_that_is_shared_lets_no_more_through_than_the_whole() -> None:
     """Two processes ask as often as they can for ten seconds: r·t + b between them, and hardly less."""
     entered = 0
     for _ in range(2):
-        (rule,) = parse_gate("rate:50/s,burst=10")
+        (rule,) = parse_rules("rate:50/s,burst=10")
         limiter = rule.make(2)
         now_ns = 0
         while now_ns <= 10 * S:

@@ -67,7 +67,7 @@ def context(spec: str, sinks: Any = ()) -> AgentContext:
         base_url="http://127.0.0.1:1/v1",
         tools_url="http://127.0.0.1:1",
         model=None,
-        strategy=parse_strategy(spec),
+        strategy=parse_strategy(spec).build(),
         prompt="Task {number}.",
         sinks=sinks,
     )
@@ -262,7 +262,7 @@ async def late(tools: Tools) -> None:
 
 
 async def handing_on(tools: Tools) -> None:
-    tools.given.strategy = parse_strategy("gathered")
+    tools.given.strategy = parse_strategy("gathered").build()
     await tools.given.execute(tools.a)
     await asyncio.sleep(0.2)
     await tools.b()

@@ -106,8 +106,8 @@ def test_a_tool_that_a_quota_refused_counts_as_rate_limited(sink):
 def test_gauges_show_now(sink):
     live = sink.live_calls("gathered", "search")
     live.running, live.queued = 3, 2
-    sink.watch_limit("semaphore:4", parse_strategy("semaphore:4"))
-    sink.watch_limit("gathered", parse_strategy("gathered"))
+    sink.watch_limit("semaphore:4", parse_strategy("semaphore:4").build())
+    sink.watch_limit("gathered", parse_strategy("gathered").build())
     sink.set_agents("Agent", 20)
     sink.set_strategy("cities", "gathered")
     sink(record())
@@ -126,7 +126,7 @@ def test_gauges_show_now(sink):
 
 
 async def test_the_gauge_of_a_limit_that_adapts_moves(sink):
-    strategy = parse_strategy("adaptive:2")
+    strategy = parse_strategy("adaptive:2").build()
     sink.watch_limit("adaptive:2", strategy)
     seen = [value(sink, "toolloop_concurrency_limit", strategy="adaptive:2")]
     for refused in (False, True):

@@ -13,11 +13,12 @@ from profiler import records, rundir
 from profiler.errors import RecordError
 from profiler.records import LoopRecord
 from profiler.rundir import Anchor, ClientHealth, Incident, Load, Machine, Run, RunDirectory, Spent, Trial
+from profiler.strategies import parse_strategies
 
 RUN = Run(
     scenario="cities",
     provider="openai",
-    strategies=("sequential", "semaphore:4"),
+    strategies=parse_strategies("sequential,semaphore:4"),
     load=Load(model="closed", users=20),
     seed=7,
     anchor=Anchor(unix_ns=1_700_000_000_000_000_000, monotonic_ns=5_000_000_000),

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from profiler.records import LoopRecord
-from profiler.statistics.figures import MovingLimit, Overlap, StrategySummary, figures, limit_line, moves
+from profiler.statistics.figures import MovingLimit, Overlap, StrategySummary, figures, limit_line
 from profiler.statistics.objectives import parse_objective
 from profiler.statistics.quantiles import Estimate
 from profiler.statistics.table import tabulate
 from profiler.statistics.windows import measure
+from profiler.strategies import StrategySpec
 from tests.unit.statistics_data import MS, loop, run, trial
 
 
@@ -162,4 +163,4 @@ def test_a_moving_limit_is_its_range_in_the_windows_and_the_last() -> None:
 
 def test_which_limits_move() -> None:
     specs = ("adaptive", "eager+adaptive:4", "semaphore:8", "gathered", "of-a-later-version:9")
-    assert [moves(spec) for spec in specs] == [True, True, False, False, False]
+    assert [StrategySpec.recorded(spec).adapts for spec in specs] == [True, True, False, False, False]

@@ -27,7 +27,9 @@ from profiler.strategies import SemaphoreLimited, parse_strategy, split_specs
     ],
 )
 def test_a_spec_names_a_strategy_and_back(spec, limit, scope, eager):
-    strategy = parse_strategy(spec)
+    value = parse_strategy(spec)
+    assert (value.text, value.limit, value.scope, value.eager) == (spec, limit, scope, eager)
+    strategy = value.build()
     assert (strategy.spec, strategy.limit, strategy.scope, strategy.eager) == (spec, limit, scope, eager)
 
 
@@ -60,5 +62,5 @@ def test_a_list_with_commas_keeps_the_commas_of_a_spec():
 
 
 def test_the_share_of_a_limit():
-    assert parse_strategy("semaphore:9", share=2).limit == 4
+    assert parse_strategy("semaphore:9").build(share=2).limit == 4
     assert SemaphoreLimited(9).limit == 9

@@ -15,6 +15,7 @@ from profiler.report.timeline import causes
 from profiler.rundir import ClientHealth, Run
 from profiler.statistics.figures import MovingLimit, Overlap
 from profiler.statistics.summary import Level, Summary, summarise
+from profiler.strategies import StrategySpec
 from tests.unit.statistics_data import MS, loop, run, trial
 
 STRATEGIES = ("sequential", "semaphore:4")
@@ -130,7 +131,9 @@ def test_invalid_is_the_first_word() -> None:
 def test_the_effective_total_of_a_limit_is_printed() -> None:
     made, summary = experiment()
     assert "semaphore:4: limit 4 × 2 workers = 8 calls at once" in render_comparison(summary, made)
-    per_agent = dataclasses.replace(made, strategies=("gathered", "semaphore:3@agent", "my-own"))
+    per_agent = dataclasses.replace(
+        made, strategies=tuple(map(StrategySpec.recorded, ("gathered", "semaphore:3@agent", "my-own")))
+    )
     assert limits(per_agent) == ["semaphore:3@agent: limit 3 × 20 agents = 60 calls at once"]
 
 

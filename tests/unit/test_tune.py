@@ -304,7 +304,7 @@ def test_the_snippet_runs(spec):
     exec(body, scope)
     made = asyncio.run(scope["main"](ScriptedModel([]), []))
     assert made.strategy.spec == spec
-    assert made.model.gate.rules[1].spec == "tokens:30000/min"
+    assert made.model.gate.rules[1].text == "tokens:30000/min"
 
 
 def test_the_toml_fragment_says_the_same():

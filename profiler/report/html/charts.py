@@ -19,7 +19,7 @@ from profiler.report.html.data import Material
 from profiler.report.html.waterfalls import waterfalls
 from profiler.report.text import clean
 from profiler.rundir import Trial
-from profiler.statistics.figures import LimitLine, StrategySummary, limit_line, moves
+from profiler.statistics.figures import LimitLine, StrategySummary, limit_line
 from profiler.statistics.summary import Summary
 from profiler.statistics.table import NONE, OK, Ints, Table
 from profiler.statistics.windows import Block, Indices, Measured, completed, latency
@@ -101,7 +101,7 @@ def course(material: Material) -> dict[str, Any]:
     lines = {
         strategy: limit_line(table, strategy)
         for strategy in dict.fromkeys(trial.strategy for trial in trials)
-        if moves(strategy)
+        if run.strategy(strategy).adapts
     }
     drawn = []
     for trial in trials:
