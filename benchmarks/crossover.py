@@ -25,6 +25,7 @@ def main() -> int:
     from profiler.load.options import LoadOptions
     from profiler.rundir import RunDirectory
     from profiler.statistics.summary import summarise_directory
+    from profiler.strategies import parse_strategies
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -37,7 +38,7 @@ def main() -> int:
         for share in (0.5, 1.0, 2.0):
             users = round(share * CROSSOVER)
             options = LoadOptions(
-                strategies=(f"semaphore:{CAPACITY}", "gathered"),
+                strategies=parse_strategies((f"semaphore:{CAPACITY}", "gathered")),
                 scenario="crowded",
                 provider=arguments.provider,
                 slo="p95<4s",

@@ -31,6 +31,7 @@ def main() -> int:
     from profiler.load.options import LoadOptions
     from profiler.rundir import RunDirectory
     from profiler.statistics.summary import summarise_directory
+    from profiler.strategies import parse_strategies
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -41,13 +42,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as out:
         with start_emulator("cities", seed=5) as emulator:
             options = LoadOptions(
-                strategies=("gathered",), base_url=emulator.url, out=out, blocks=1, metrics=False
+                strategies=parse_strategies("gathered"),
+                base_url=emulator.url,
+                out=out,
+                blocks=1,
+                metrics=False,
             )
             path = run_experiment(Experiment(options, arguments.users, arguments.seconds))
             with urllib.request.urlopen(f"{emulator.url}/emulator/journal", timeout=30) as response:
                 entries = json.loads(response.read())["entries"]
         below = RunDirectory.open(path)
-        options = LoadOptions(strategies=("gathered",), scenario="instant", out=out, blocks=1, metrics=False)
+        options = LoadOptions(
+            strategies=parse_strategies("gathered"), scenario="instant", out=out, blocks=1, metrics=False
+        )
         above = RunDirectory.open(run_experiment(Experiment(options, 256, 4.0)))
         summary, overloaded = summarise_directory(below), summarise_directory(above)
         held = _held(below.path, entries)

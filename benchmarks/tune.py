@@ -40,6 +40,7 @@ def measured(specs: Sequence[str], users: int, seconds: float, out: str) -> dict
 
 def main() -> int:
     from profiler.load.options import LoadOptions
+    from profiler.strategies import parse_strategies
     from profiler.tune.search import Search, tune
 
     parser = argparse.ArgumentParser(
@@ -53,7 +54,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as out:
         for share in map(float, arguments.loads.split(",")):
             users = max(1, round(share * CROSSOVER))
-            load = LoadOptions(strategies=("gathered",), scenario="crowded", out=out)
+            load = LoadOptions(strategies=parse_strategies("gathered"), scenario="crowded", out=out)
             answer = tune(Search(load, users, budget=arguments.budget))
             found = measured((ORACLE, answer.setting.spec, "gathered"), users, arguments.seconds, out)
             ratio = found[answer.setting.spec] / found[ORACLE]

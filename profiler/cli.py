@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 from profiler.errors import ProfilerError, UsageError, did_you_mean
 from profiler.report.text import one_line
 
-COMMANDS = ("run", "compare", "tune", "init", "report", "trace", "emulate", "scenarios", "dashboards")
+MODULES = ("run", "compare", "tune", "recorded", "setup")
+"""Modules of `profiler.commands`; each adds its own, the last two several."""
 
 DEFECT = 70
 """Exit code: EX_SOFTWARE of sysexits.h."""
@@ -118,9 +119,9 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        import_module(f"profiler.commands.{name}").add(commands)
-        command = commands.choices[name]
+    for module in MODULES:
+        import_module(f"profiler.commands.{module}").add(commands)
+    for command in commands.choices.values():
         command.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )

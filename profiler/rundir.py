@@ -176,9 +176,10 @@ class Spent:
 class Run:
     """Everything about a run except its records.
 
-    `arguments` repeat the run; whoever fills it leaves out keys and headers. `workers` is the
-    number of processes that run loops: a process-wide limit of n allows n · workers in all. `spent`
-    is up to the last trial that ended.
+    `arguments` are the options it was asked with, secrets left out; `repeat` those of them that are not
+    the defaults, as words of a command line (not how many agents, how long and which strategies).
+    `workers` is the number of processes that run loops: a process-wide limit of n allows n · workers in
+    all. `spent` is up to the last trial that ended.
     """
 
     scenario: str
@@ -199,6 +200,7 @@ class Run:
     capacity: Capacity | None = None
     incidents: tuple[Incident, ...] = ()
     spent: Spent | None = None
+    repeat: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     def strategy(self, name: str) -> StrategySpec:

@@ -6,12 +6,12 @@ import argparse
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from profiler.commands.load_options import add_load, add_spending, add_turns, add_yes, load_options
-from profiler.commands.options import add_content, add_target, text
+from profiler.commands.consent import add_yes
 from profiler.errors import UsageError
-from profiler.load import defaults
+from profiler.load.declared import TEXT, add_options
+from profiler.load.options import GROUPS, LINGER_SECONDS, LoadOptions, Size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,24 +34,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "runs",
-        type=text,
+        type=TEXT.argument,
         nargs="*",
         metavar="RUN",
         help="two run directories: compare the second with the first",
     )
-    add_target(parser)
-    parser.add_argument(
-        "--strategy",
-        type=text,
-        action="append",
-        metavar="S",
-        help=f"{defaults.STRATEGY_FORMS}; may be repeated; the first is what the "
-        f"others are compared with (default: {', '.join(defaults.STRATEGIES)})",
-    )
-    add_load(parser)
-    add_turns(parser)
-    add_spending(parser)
-    add_content(parser)
+    add_options(parser, "compare", (Size, LoadOptions), GROUPS)
     add_yes(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -63,7 +51,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     output.add_argument(
         "--fail-on",
-        type=text,
+        type=TEXT.argument,
         metavar="GATE",
         help="of two runs: exit 1 when this is shown: 'p95 > +5%%, errors > +1%%'",
     )
@@ -87,8 +75,8 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.report.terminal import render_comparison, use_color
     from profiler.rundir import RunDirectory
 
-    options = load_options(arguments, tuple(arguments.strategy or defaults.STRATEGIES))
-    experiment = Experiment(options, arguments.users, arguments.duration, arguments.workers)
+    options, size = asked_load(arguments), Size.from_namespace(arguments)
+    experiment = Experiment(options, size.users, size.seconds, size.workers)
     if not agreed(
         arguments,
         options,
@@ -118,6 +106,13 @@ def main(arguments: argparse.Namespace) -> int:
         for step in next_steps(summary, run, material.counterfactuals)[:1]:
             print(f"next: {step.words}" + (f"\n  {step.command}" if step.command else ""))
     return _exit_code(run, summary.warnings, arguments.allow_saturated)
+
+
+def asked_load(arguments: argparse.Namespace, **others: Any) -> LoadOptions:
+    """The options of a load test on this command line; `others` are not on it. Raises `UsageError`."""
+    # A port that was asked for is one that Prometheus scrapes: the last block must not be lost.
+    linger = 0.0 if arguments.metrics_port is None else LINGER_SECONDS
+    return LoadOptions.from_namespace(arguments, linger_seconds=linger, **others)
 
 
 def _exit_code(run: Run, warnings: Sequence[Caveat], allow_saturated: bool) -> int:

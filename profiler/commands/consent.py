@@ -6,10 +6,20 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from profiler.load.estimate import Plan
 from profiler.load.options import LoadOptions
-from profiler.scenarios.schema import Scenario, load_scenario
+
+if TYPE_CHECKING:
+    from profiler.load.estimate import Plan
+    from profiler.scenarios.schema import Scenario
+
+
+def add_yes(parser: argparse.ArgumentParser) -> None:
+    """Consent given beforehand."""
+    parser.add_argument(
+        "--yes", action="store_true", help="do not ask before a load test that leaves this machine"
+    )
 
 
 def agreed(
@@ -19,6 +29,8 @@ def agreed(
 
     False, and said so, when the answer is no. Raises `UsageError` for a target that is not to be loaded.
     """
+    from profiler.scenarios.schema import load_scenario
+
     options.check_targets(os.environ)
     scenario = load_scenario(options.scenario)
     remote = bool(options.remote_targets(os.environ))

@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from profiler.commands.options import add_content, add_target, count, text
-from profiler.errors import ProviderError, UsageError
-from profiler.load import defaults
+from profiler.errors import ProviderError
+from profiler.load.declared import COUNT_FROM_0, TEXT, add_options
+from profiler.load.options import GROUPS, STRATEGY_FORMS, LoadOptions
 
 if TYPE_CHECKING:
     from profiler.records import LoopRecord
@@ -32,22 +32,26 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "  profiler run --base-url http://127.0.0.1:8000 --model my-model --out runs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_target(parser)
-    parser.add_argument(
+    add_options(parser, "run", (LoadOptions,), GROUPS)
+    loop = parser.add_argument_group("loop")
+    loop.add_argument(
         "--strategy",
-        type=text,
+        type=TEXT.argument,
         default="gathered",
         metavar="S",
-        help=f"{defaults.STRATEGY_FORMS} (default: gathered)",
+        help=f"{STRATEGY_FORMS} (default: gathered)",
     )
-    add_content(parser)
-    parser.add_argument(
-        "--prompt", type=text, metavar="TEXT", help="the user's message (default: the scenario's)"
+    loop.add_argument(
+        "--prompt", type=TEXT.argument, metavar="TEXT", help="the user's message (default: the scenario's)"
     )
-    parser.add_argument(
-        "--number", type=count, default=0, metavar="I", help="which entry of the tape to work on"
+    loop.add_argument(
+        "--number",
+        type=COUNT_FROM_0.argument,
+        default=0,
+        metavar="I",
+        help="which entry of the tape to work on",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="also leave a run directory in DIR")
+    loop.add_argument("--out", type=Path, metavar="DIR", help="also leave a run directory in DIR")
     parser.set_defaults(command=main)
 
 
@@ -68,35 +72,35 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.scenarios.tools import close_tool_client, scenario_tools, tool_client
     from profiler.strategies import parse_strategy
 
-    for option, url in (("--base-url", arguments.base_url), ("--tools-url", arguments.tools_url)):
+    options = LoadOptions.from_namespace(
+        arguments, strategies=(parse_strategy(arguments.strategy),), out="runs", allow_remote=True
+    )
+    for option, url in (("--base-url", options.base_url), ("--tools-url", options.tools_url)):
         if url is not None:
             Endpoint.parse(url, option)
     if arguments.out is not None:
         RunDirectory.check_parent(arguments.out)
-    scenario = load_scenario(arguments.scenario)
-    strategy = parse_strategy(arguments.strategy)
-    if strategy.needs_stream and not arguments.stream:
-        raise UsageError(f"--strategy {strategy}: starts tools while a reply streams: add --stream")
-    model_limit = None if arguments.model_limit is None else parse_model_limit(arguments.model_limit)
-    redact = None if arguments.redact is None else load_redact(arguments.redact)
+    scenario = load_scenario(options.scenario)
+    (strategy,) = options.strategies
+    redact = None if options.redact is None else load_redact(options.redact)
     records: list[LoopRecord] = []
     failure: ProviderError | None = None
 
     async def once() -> str:
-        model = make_provider(arguments.provider, base_url=base_url, model=arguments.model)
+        model = make_provider(options.provider, base_url=base_url, model=options.model)
         guard_logs()  # the SDK, imported just now, may have set up logging
         client = model.client  # type: ignore[attr-defined]
-        if model_limit is not None:
-            model = LimitedModel(model, Gate(model_limit))
+        if options.model_limit is not None:
+            model = LimitedModel(model, Gate(parse_model_limit(options.model_limit)))
         loop = ToolLoop(
             model,
             scenario_tools(scenario),
             strategy,
-            max_rounds=arguments.max_rounds,
-            tool_choice=arguments.tool_choice,
-            parallel_tool_calls=arguments.parallel_tool_calls,
-            stream=arguments.stream,
-            record_content=arguments.record_content,
+            max_rounds=options.max_rounds,
+            tool_choice=options.tool_choice,
+            parallel_tool_calls=options.parallel_tool_calls,
+            stream=options.stream,
+            record_content=options.record_content,
             redact=redact,
             sinks=[records.append],
         )
@@ -109,17 +113,15 @@ def main(arguments: argparse.Namespace) -> int:
             await client.close()
 
     with ExitStack() as stack:
-        base_url = arguments.base_url
+        base_url = options.base_url
         if base_url is None:
-            base_url = stack.enter_context(start_emulator(arguments.scenario, seed=arguments.seed)).url
+            base_url = stack.enter_context(start_emulator(options.scenario, seed=options.seed)).url
         named = os.environ.get("PROFILER_TOOLS_URL")
-        for url in filter(
-            None, (base_url, arguments.tools_url, named, os.environ.get("PROFILER_WEATHER_URL"))
-        ):
+        for url in filter(None, (base_url, options.tools_url, named, os.environ.get("PROFILER_WEATHER_URL"))):
             Endpoint.parse(url)  # raises for what is none, or holds credentials
-        tools_url = arguments.tools_url or named or emulator_at(base_url)
+        tools_url = options.tools_url or named or emulator_at(base_url)
         if tools_url is None:  # a model server has no tools: an emulator beside it has
-            tools_url = stack.enter_context(start_emulator(arguments.scenario, seed=arguments.seed)).url
+            tools_url = stack.enter_context(start_emulator(options.scenario, seed=options.seed)).url
         os.environ["PROFILER_TOOLS_URL"] = tools_url
         try:
             text = on_event_loop(once)
@@ -132,7 +134,7 @@ def main(arguments: argparse.Namespace) -> int:
     for record in records:
         print(render_timeline(record, width, use_color(sys.stdout, os.environ), unicode))
     if arguments.out is not None:
-        print(f"run directory: {_save(arguments, records)}")
+        print(f"run directory: {_save(arguments.out, options, records)}")
     if failure is not None:
         raise failure
     print(text)
@@ -156,31 +158,17 @@ async def _awaited(main: Callable[[], Awaitable[T]]) -> T:
     return await main()
 
 
-def _save(arguments: argparse.Namespace, records: Sequence[LoopRecord]) -> Path:
+def _save(parent: Path, options: LoadOptions, records: Sequence[LoopRecord]) -> Path:
     """Leave what `run` recorded as a run directory."""
     from dataclasses import replace
 
-    from profiler.load.options import LoadOptions, conditions
+    from profiler.load.options import conditions
     from profiler.records import encode
     from profiler.rundir import RunDirectory
     from profiler.statistics.summary import summarise
 
-    options = LoadOptions(
-        strategies=(arguments.strategy,),
-        provider=arguments.provider,
-        scenario=arguments.scenario,
-        base_url=arguments.base_url,
-        tools_url=arguments.tools_url,
-        model=arguments.model,
-        allow_remote=True,
-        seed=arguments.seed,
-        record_content=arguments.record_content,
-        redact=arguments.redact,
-        stream=arguments.stream,
-        model_limit=arguments.model_limit,
-    )
     run = replace(conditions(options, users=1), finished=True)
-    directory = RunDirectory.create(arguments.out, run)
+    directory = RunDirectory.create(parent, run)
     with open(directory.records_path, "ab") as file:
         file.writelines(encode(record) + b"\n" for record in records)
     directory.save_summary(summarise(run, records))

@@ -6,9 +6,12 @@ import argparse
 import os
 import sys
 
-from profiler.commands.load_options import add_load, add_spending, add_yes, load_options
-from profiler.commands.options import add_target, seconds, text
+from profiler.commands.compare import asked_load
+from profiler.commands.consent import add_yes
 from profiler.errors import TargetError
+from profiler.load.declared import SECONDS, TEXT, add_options
+from profiler.load.options import GROUPS, LoadOptions, Size
+from profiler.strategies import parse_strategies
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,9 +26,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "  profiler tune --agent my_app.agents:make_agent --max-cost 5 --price 2.50/10",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_target(parser)
-    add_load(parser)
-    add_spending(parser)
+    add_options(parser, "tune", (Size, LoadOptions), GROUPS)
     add_yes(parser)
     search = parser.add_argument_group("search")
     search.add_argument(
@@ -36,17 +37,21 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     search.add_argument(
         "--over",
-        type=text,
+        type=TEXT.argument,
         default="semaphore,adaptive",
         metavar="KINDS",
         help="what to try: semaphore, rate, adaptive, eager (default: semaphore,adaptive)",
     )
     search.add_argument(
-        "--budget", type=seconds, default=300.0, metavar="T", help="time for everything (default: 5m)"
+        "--budget",
+        type=SECONDS.argument,
+        default=300.0,
+        metavar="T",
+        help="time for everything (default: 5m)",
     )
     search.add_argument(
         "--quota",
-        type=text,
+        type=TEXT.argument,
         action="append",
         default=[],
         metavar="Q",
@@ -70,10 +75,11 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.tune.quotas import parse_quota
     from profiler.tune.search import Search, tune
 
+    size = Size.from_namespace(arguments)
     search = Search(
-        load=load_options(arguments, ("gathered",)),
-        users=arguments.users,
-        workers=arguments.workers,
+        load=asked_load(arguments, strategies=parse_strategies("gathered")),
+        users=size.users,
+        workers=size.workers,
         objective=arguments.objective,
         over=tuple(part.strip() for part in arguments.over.split(",") if part.strip()),
         budget=arguments.budget,

@@ -111,7 +111,7 @@ def plan(
             if options.arrivals is not None:
                 loops += Arrivals.parse(options.arrivals, users).expected(level, seconds)
             else:
-                each = loop_seconds(tape, at_once=strategy != "sequential") + options.think_seconds
+                each = loop_seconds(tape, at_once=strategy.kind != "sequential") + options.think_seconds
                 loops += seconds * min(level / each if each else math.inf, CLIENT_RATE * workers)
     spent = None
     if options.agent is None:

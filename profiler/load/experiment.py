@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import IO
 
 from profiler.errors import ProfilerError, TargetError, UsageError
-from profiler.load import defaults
 from profiler.load.locust.lifetime import INTERRUPTED, PARENT_FD
-from profiler.load.options import LoadOptions, conditions
+from profiler.load.options import LoadOptions, Size, conditions
 from profiler.load.output import SETTLED
 from profiler.load.plan import blocks_for
 from profiler.rundir import Follower, Progress, RunDirectory
@@ -48,6 +47,9 @@ _RAISED = re.compile(r"[A-Za-z_][\w.]*(?:: .*)?")
 """The last line of a traceback."""
 
 
+_SIZE = Size()
+
+
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """What `profiler compare` runs: `users` agents, `seconds` of measuring per strategy over all blocks.
@@ -56,16 +58,12 @@ class Experiment:
     """
 
     options: LoadOptions
-    users: int = defaults.USERS
-    seconds: float = defaults.SECONDS
-    workers: int = 1
+    users: int = _SIZE.users
+    seconds: float = _SIZE.seconds
+    workers: int = _SIZE.workers
 
     def __post_init__(self) -> None:
-        for name, value in (("--users", self.users), ("--workers", self.workers)):
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}")
-        if self.seconds <= 0:
-            raise UsageError(f"--duration must be more than 0, not {self.seconds:g}")
+        Size(self.users, self.workers, self.seconds)  # refuses what cannot be
 
     @property
     def blocks(self) -> int:
@@ -146,7 +144,7 @@ def command_line(experiment: Experiment, options: LoadOptions) -> list[str]:
     """Locust's command line."""
     command = [sys.executable, "-P", "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary"]
     command += ["-u", str(experiment.users), "-r", str(min(experiment.users, SPAWN_RATE))]
-    command += ["--exit-code-on-error", "0", *options.as_arguments()]
+    command += ["--exit-code-on-error", "0", f"--run-directory={options.run_directory}"]
     if experiment.workers > 1:
         port = str(_free_port())
         command += ["--processes", str(experiment.workers), "--expect-workers-max-wait", "60"]

@@ -104,6 +104,7 @@ class Coordinator:
         self._workers = 0
         self._limit: Resource | None = None
         self._rule = None if options.abort_on is None else AbortRule.parse(options.abort_on)
+        self._strategies = [spec.text for spec in options.strategies]
         self._turns = len(options.strategies) * max(1, len(options.levels))
         self._timing: Timing = timing(
             turns=self._turns,
@@ -168,7 +169,7 @@ class Coordinator:
         ramp = ramp_seconds(self._ramp.users, self._ramp.rate)
         if ramp > SHORT_RAMP_SECONDS and not self._spawned.is_set() and not self._site.shaped:
             _log.info("users are being spawned for some %.0f s: nothing is measured until then", ramp)
-            first = next(schedule(self.options.strategies, 0)).strategy
+            first = next(schedule(self._strategies, 0)).strategy
             unmeasured = PlannedTrial(-1, WARM_UP_BLOCK, first)
             self._show("ramping", strategy=first)
             self._team.begin(workers, unmeasured, self.options, self._ramp.users)
@@ -197,7 +198,7 @@ class Coordinator:
 
     def _trials(self) -> None:
         options = self.options
-        for planned in schedule(options.strategies, options.seed, self._timing.blocks, options.levels):
+        for planned in schedule(self._strategies, options.seed, self._timing.blocks, options.levels):
             if planned.index % self._turns == 0:
                 idle = self._longest_drain + max(self._loop_seconds.values(), default=self._team.loop_seconds)
                 self._window = self._timing.block_window(self._turns, planned.block, self._elapsed(), idle)
@@ -242,7 +243,7 @@ class Coordinator:
 
     def _say_who_had_no_turn(self) -> None:
         turns = {trial.strategy for trial in self.ledger.run.trials}
-        missed = [strategy for strategy in self.options.strategies if strategy not in turns]
+        missed = [strategy for strategy in self._strategies if strategy not in turns]
         if missed:
             _log.warning("no turn for %s: give it more time or fewer strategies", ", ".join(missed))
 

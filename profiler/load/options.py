@@ -1,128 +1,452 @@
-"""The options of a load test: added to Locust's own, checked, and sent to the workers as plain data."""
+"""The options of a load test, each declared once: on the field of `LoadOptions` that holds its value.
+
+`profiler run`, `compare` and `tune`, Locust files, `run.json` and the README's table all come from here.
+Importing this is cheap: `--help` does.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from profiler import rundir
 from profiler.errors import UsageError
-from profiler.load import defaults
-from profiler.load.plan import Arrivals
-from profiler.load.spending import Budget, Price, Resource, price_of
-from profiler.loop.limited_model import parse_model_limit
+from profiler.limits.spec import Rule
+from profiler.load.declared import (
+    AMOUNT,
+    COUNT,
+    LONGEST_SECONDS,
+    MOST,
+    PORT,
+    SECONDS,
+    SEED,
+    SWITCH,
+    TEXT,
+    Kind,
+    Options,
+    option,
+)
 from profiler.providers import DEFAULT_MODELS, PROVIDERS
 from profiler.providers.endpoint import LOOPBACK, Endpoint
-from profiler.rundir import Anchor, Load, Run, RunDirectory
-from profiler.scenarios.schema import load_scenario
-from profiler.statistics.objectives import AbortRule, parse_objective
-from profiler.strategies import parse_strategies, parse_strategy, split_specs
+from profiler.strategies import StrategySpec, parse_strategies
 
-MOST = 1_000_000_000
-"""Of whatever is counted, and of seconds."""
+if TYPE_CHECKING:
+    from profiler.load.spending import Budget, Resource
+    from profiler.rundir import Run
+
+DEFAULT_STRATEGIES = (
+    StrategySpec("sequential", "sequential"),
+    StrategySpec("gathered"),
+    StrategySpec("semaphore:32", "limited", (Rule("semaphore:32", "semaphore", limit=32),)),
+)
+"""With 20 agents a limit of 32 is felt and does not choke: it shows what a shared semaphore costs."""
+
+METRICS_PORT = 9464
+"""The first port that is tried for /metrics."""
+
+LINGER_SECONDS = 6.0
+"""How long /metrics stays up after the last trial for whoever scrapes it: every 5 s, and some to spare."""
+
+STRATEGY_FORMS = (
+    "sequential, gathered, semaphore:N (one for the process; @agent, @tool: one for each), "
+    "semaphore:TOOL=N,…, rate:R/s or R/min[,burst=B], adaptive, eager (with --stream), "
+    "or several joined by + (eager+semaphore:8)"
+)
+"""How strategies are named, for help texts."""
+
+GROUPS = {
+    "target": "",
+    "load": "",
+    "turns": "",
+    "spending": "end the run early; warm-up and retries count, loops under way are let finish",
+    "content": "",
+}
+"""Titles of groups in their order, and what the help says below them."""
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("expected numbers of users, such as 10,20,40") from None
+
+
+STRATEGIES = Kind(parse_strategies, lambda specs: ",".join(map(str, specs)))
+LEVELS = Kind(_levels, lambda levels: ",".join(map(str, levels)), least=1, most=MOST)
+
+EVERY = ("run", "compare", "tune", "locust")
+LOADS = ("compare", "tune", "locust")
 
 
 @dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """What is asked of a load test, beside Locust's users, spawn rate and run time.
+class Size(Options):
+    """How many agents in how many processes for how long; Locust has options of its own for these."""
 
-    `base_url` None: the embedded emulator. `trial_seconds` and `blocks` None: as the plan sees
-    fit. `drain_seconds`: how long loops in flight at the end of a trial are waited for. `out` is
-    where a run directory is made, `run_directory` one that exists already and is to be used.
-    `linger_seconds`: how long /metrics is served after the last trial, for a last scrape;
-    `metrics_port` None: the first that is free. `agent` (`module:factory`) replaces the built-in loop.
+    users: int = option(
+        "--users",
+        COUNT,
+        20,
+        "agents; each starts its next loop when the last one ends",
+        group="load",
+        commands=("compare", "tune"),
+        metavar="N",
+        default_text="20",
+    )
+    workers: int = option(
+        "--workers",
+        COUNT,
+        1,
+        "processes that run agents",
+        group="load",
+        commands=("compare", "tune"),
+        metavar="N",
+    )
+    seconds: float = option(
+        "--duration",
+        Kind(SECONDS.read, SECONDS.write, least=0.001, most=LONGEST_SECONDS),
+        15.0,
+        "measuring time per strategy (and level): 30s, 2m",
+        group="turns",
+        commands=("compare",),
+        metavar="T",
+        default_text="15s",
+    )
 
-    `arrivals` makes the load open, at that rate with the users asked for; `levels` are numbers of
-    users, each a load of its own. At most `max_in_flight` loops run at once, later arrivals wait.
-    `calibration_seconds`: how long the client is measured against `instant` before the run.
-    `max_loops`, `max_requests`, `max_tokens` and `max_cost` (USD) end the run when so much is spent
-    (`profiler.load.spending`); `record_content` keeps what was said, passed through `redact`
-    (`module:function`); `price`, IN/OUT in USD per million tokens, comes before the table's.
-    `share_limit`: each worker process takes its part of all limits, instead of all of them.
-    `model_limit`: limiters in front of the model, of each process.
+    def __post_init__(self) -> None:
+        self.check()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions(Options):
+    """What is asked of a load test, beside its size. Making one raises `UsageError` for what cannot be.
+
+    `base_url` None: the embedded emulator. `trial_seconds` and `blocks` None: as the plan sees fit.
+    `run_directory` is one that exists already and is to be used. `metrics_port` None: the first that is
+    free. `linger_seconds`: how long /metrics is served after the last trial, for a last scrape.
     """
 
-    strategies: tuple[str, ...] = defaults.STRATEGIES
-    provider: str = "openai"
-    scenario: str = "cities"
-    base_url: str | None = None
-    tools_url: str | None = None
-    model: str | None = None
-    allow_remote: bool = False
-    tool_choice: str = "auto"
-    parallel_tool_calls: bool = True
-    stream: bool = False
-    max_rounds: int = 5
-    trial_seconds: float | None = None
-    blocks: int | None = None
-    seed: int = 1
-    drain_seconds: float = defaults.DRAIN_SECONDS
-    out: str = "runs"
-    run_directory: str | None = None
-    metrics_port: int | None = None
-    metrics: bool = True
-    metrics_host: str = LOOPBACK
-    linger_seconds: float = 0.0
-    agent: str | None = None
-    arrivals: str | None = None
-    think_seconds: float = 0.0
-    levels: tuple[int, ...] = ()
-    max_in_flight: int | None = None
-    abort_on: str | None = None
-    slo: str | None = None
-    calibration_seconds: float = defaults.CALIBRATION_SECONDS
-    share_limit: bool = False
-    max_loops: int | None = None
-    max_requests: int | None = None
-    max_tokens: int | None = None
-    max_cost: float | None = None
-    price: str | None = None
-    record_content: bool = False
-    redact: str | None = None
-    model_limit: str | None = None
+    provider: str = option(
+        "--provider",
+        TEXT,
+        "openai",
+        "whose SDK and wire format",
+        group="target",
+        commands=EVERY,
+        choices=tuple(PROVIDERS),
+        default_text="openai",
+    )
+    scenario: str = option(
+        "--scenario",
+        TEXT,
+        "cities",
+        "what the work is",
+        group="target",
+        commands=EVERY,
+        metavar="NAME|FILE",
+        default_text="cities",
+    )
+    base_url: str | None = option(
+        "--base-url",
+        TEXT,
+        None,
+        "the model server, root or ending in /v1",
+        group="target",
+        commands=EVERY,
+        metavar="URL",
+        default_text="the emulator",
+    )
+    tools_url: str | None = option(
+        "--tools-url",
+        TEXT,
+        None,
+        "root of the tools' server",
+        group="target",
+        commands=EVERY,
+        metavar="URL",
+        default_text="the emulator",
+    )
+    model: str | None = option(
+        "--model",
+        TEXT,
+        None,
+        "model name",
+        group="target",
+        commands=EVERY,
+        metavar="M",
+        default_text=", ".join(dict.fromkeys(DEFAULT_MODELS.values())),
+    )
+    seed: int = option(
+        "--seed", SEED, 1, "seed of the emulated work", group="target", commands=EVERY, metavar="N"
+    )
+    max_rounds: int = option(
+        "--max-rounds", COUNT, 5, "rounds with calls at most", group="target", commands=EVERY, metavar="N"
+    )
+    tool_choice: str = option(
+        "--tool-choice",
+        TEXT,
+        "auto",
+        "auto, none, required, or a tool's name",
+        group="target",
+        commands=EVERY,
+        metavar="C",
+    )
+    parallel_tool_calls: bool = option(
+        "--no-parallel-tool-calls",
+        SWITCH,
+        True,
+        "ask for one call per response: a baseline",
+        group="target",
+        commands=EVERY,
+    )
+    model_limit: str | None = option(
+        "--model-limit",
+        TEXT,
+        None,
+        "limiters of ours in front of the model: rate:500/min,burst=10+tokens:30000/min, semaphore:8",
+        group="target",
+        commands=EVERY,
+        metavar="SPEC",
+    )
+    stream: bool = option(
+        "--stream", SWITCH, False, "ask for streamed responses", group="target", commands=EVERY
+    )
+    strategies: tuple[StrategySpec, ...] = option(
+        "--strategy",
+        STRATEGIES,
+        DEFAULT_STRATEGIES,
+        f"{STRATEGY_FORMS}; may be repeated; the first is what the others are compared with",
+        group="load",
+        commands=("compare", "locust"),
+        metavar="S",
+        repeats=True,
+        default_text=STRATEGIES.write(DEFAULT_STRATEGIES),
+    )
+    think_seconds: float = option(
+        "--think",
+        SECONDS,
+        0.0,
+        "closed load: wait between an agent's loops",
+        group="load",
+        commands=LOADS,
+        metavar="T",
+    )
+    arrivals: str | None = option(
+        "--arrivals",
+        TEXT,
+        None,
+        "open load instead: loops arrive at this rate (Poisson; constant:R/s evenly spaced) and do not "
+        "wait for each other; latency counts from when they were due",
+        group="load",
+        commands=LOADS,
+        metavar="R/s",
+    )
+    max_in_flight: int | None = option(
+        "--max-in-flight",
+        COUNT,
+        None,
+        "open load: loops at once at most; others wait",
+        group="load",
+        commands=LOADS,
+        metavar="N",
+    )
+    drain_seconds: float = option(
+        "--drain",
+        SECONDS,
+        30.0,
+        "wait for loops in flight at most, then cut them off and count them",
+        group="load",
+        commands=LOADS,
+        metavar="T",
+        default_text="30s",
+    )
+    allow_remote: bool = option(
+        "--allow-remote",
+        SWITCH,
+        False,
+        "let the load go beyond this machine: it costs money",
+        group="load",
+        commands=LOADS,
+    )
+    share_limit: bool = option(
+        "--share-limit",
+        SWITCH,
+        False,
+        "divide all limits among the processes, instead of each having them whole",
+        group="load",
+        commands=LOADS,
+    )
+    slo: str | None = option(
+        "--slo",
+        TEXT,
+        None,
+        "what a good loop is: p95<2s,errors<1%",
+        group="load",
+        commands=LOADS,
+        metavar="S",
+    )
+    abort_on: str | None = option(
+        "--abort-on",
+        TEXT,
+        None,
+        "end a hopeless run early: errors>20%",
+        group="load",
+        commands=LOADS,
+        metavar="RULE",
+    )
+    agent: str | None = option(
+        "--agent",
+        TEXT,
+        None,
+        "load your own agent instead of the built-in loop",
+        group="load",
+        commands=LOADS,
+        metavar="MODULE:FACTORY",
+    )
+    calibration_seconds: float = option(
+        "--calibrate",
+        SECONDS,
+        0.5,
+        "measure the client alone first, 0 to skip",
+        group="load",
+        commands=LOADS,
+        metavar="T",
+        default_text="0.5s",
+    )
+    metrics_port: int | None = option(
+        "--metrics-port",
+        PORT,
+        None,
+        "serve /metrics here; worker k at this port + k",
+        group="load",
+        commands=LOADS,
+        metavar="P",
+        default_text=f"{METRICS_PORT} or the next free one",
+    )
+    metrics_host: str = option(
+        "--metrics-host",
+        TEXT,
+        LOOPBACK,
+        "address to serve /metrics on",
+        group="load",
+        commands=LOADS,
+        metavar="H",
+        default_text=f"{LOOPBACK}, for this machine alone",
+    )
+    metrics: bool = option("--no-metrics", SWITCH, True, "serve no /metrics", group="load", commands=LOADS)
+    linger_seconds: float = option(
+        "--metrics-linger",
+        SECONDS,
+        0.0,
+        "serve /metrics so long after the last trial",
+        group="load",
+        commands=("locust",),
+        metavar="T",
+    )
+    out: str = option(
+        "--out",
+        TEXT,
+        "runs",
+        "where run directories go",
+        group="load",
+        commands=LOADS,
+        metavar="DIR",
+        default_text="runs",
+    )
+    levels: tuple[int, ...] = option(
+        "--levels",
+        LEVELS,
+        (),
+        "a ladder of loads: every strategy under each number of agents",
+        group="turns",
+        commands=("compare", "locust"),
+        metavar="N,N,…",
+    )
+    blocks: int | None = option(
+        "--blocks",
+        COUNT,
+        None,
+        "turns that every strategy gets",
+        group="turns",
+        commands=("compare", "locust"),
+        metavar="N",
+        default_text="3 to 10",
+    )
+    trial_seconds: float | None = option(
+        "--trial-seconds",
+        Kind(SECONDS.read, SECONDS.write, least=0.1, most=LONGEST_SECONDS),
+        None,
+        "how long each turn measures",
+        group="turns",
+        commands=("locust",),
+        metavar="T",
+    )
+    max_loops: int | None = option(
+        "--max-loops", COUNT, None, "loops", group="spending", commands=LOADS, metavar="N"
+    )
+    max_requests: int | None = option(
+        "--max-requests",
+        COUNT,
+        None,
+        "model requests: every attempt",
+        group="spending",
+        commands=LOADS,
+        metavar="N",
+    )
+    max_tokens: int | None = option(
+        "--max-tokens",
+        COUNT,
+        None,
+        "input and output tokens together",
+        group="spending",
+        commands=LOADS,
+        metavar="N",
+    )
+    max_cost: float | None = option(
+        "--max-cost", AMOUNT, None, "cost of the tokens", group="spending", commands=LOADS, metavar="USD"
+    )
+    price: str | None = option(
+        "--price",
+        TEXT,
+        None,
+        "USD per million input and output tokens",
+        group="spending",
+        commands=LOADS,
+        metavar="IN/OUT",
+        default_text="a table of some known models",
+    )
+    record_content: bool = option(
+        "--record-content",
+        SWITCH,
+        False,
+        "keep prompts, arguments and results in the records",
+        group="content",
+        commands=("run", "compare", "locust"),
+    )
+    redact: str | None = option(
+        "--redact",
+        TEXT,
+        None,
+        "with --record-content: a function that every text passes through, str to str",
+        group="content",
+        commands=("run", "compare", "locust"),
+        metavar="MODULE:FUNCTION",
+    )
+    run_directory: str | None = option(
+        "--run-directory", TEXT, None, "", group="load", commands=("locust",), hidden=True
+    )
 
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""
-        if not self.strategies:
-            raise UsageError("--strategy: name at least one strategy")
-        for spec in self.strategies:
-            try:
-                eager = parse_strategy(spec).eager
-            except UsageError as error:
-                raise UsageError(f"--strategy: {error}") from error
-            if eager != "no" and not self.stream:
-                raise UsageError(f"--strategy {spec}: starts tools while a reply streams: add --stream")
-        if len(set(self.strategies)) < len(self.strategies):
-            twice = next(spec for spec in self.strategies if self.strategies.count(spec) > 1)
-            raise UsageError(f"--strategy {twice}: each strategy can be named once")
-        if self.provider not in PROVIDERS:
-            raise UsageError(f"--provider {self.provider}: expected one of {', '.join(PROVIDERS)}")
-        for name, value, least in (
-            ("--trial-seconds", self.trial_seconds, 0.1),
-            ("--blocks", self.blocks, 1),
-            ("--drain", self.drain_seconds, 0),
-            ("--max-rounds", self.max_rounds, 1),
-            ("--metrics-linger", self.linger_seconds, 0),
-            ("--think", self.think_seconds, 0),
-            ("--max-in-flight", self.max_in_flight, 1),
-            ("--levels", min(self.levels, default=1), 1),
-            ("--levels", max(self.levels, default=1), 1),
-            ("--calibrate", self.calibration_seconds, 0),
-            ("--max-loops", self.max_loops, 1),
-            ("--max-requests", self.max_requests, 1),
-            ("--max-tokens", self.max_tokens, 1),
-            ("--metrics-port", self.metrics_port, 0),
-        ):
-            most = 65535 if name == "--metrics-port" else MOST
-            if value is not None and not least <= value <= most:  # NaN is neither
-                bound = f"at most {most}" if value > most else f"at least {least}"
-                raise UsageError(f"{name} must be {bound}, not {value}")
-        if not -(2**63) <= self.seed < 2**63:
-            raise UsageError(f"--seed must be a whole number of 64 bits, not {self.seed}")
+        from profiler.load.plan import Arrivals
+        from profiler.load.spending import Price
+        from profiler.loop.limited_model import parse_model_limit
+        from profiler.statistics.objectives import AbortRule, parse_objective
+
+        self.check()
+        self._check_strategies()
         if self.arrivals is not None:
             Arrivals.parse(self.arrivals)
             if self.think_seconds:
@@ -148,11 +472,22 @@ class LoadOptions:
         if self.model_limit is not None:
             parse_model_limit(self.model_limit)
 
+    def _check_strategies(self) -> None:
+        if not self.strategies:
+            raise UsageError("--strategy: name at least one strategy")
+        for spec in self.strategies:
+            if self.strategies.count(spec) > 1:
+                raise UsageError(f"--strategy {spec}: each strategy can be named once")
+            if spec.needs_stream and not self.stream:
+                raise UsageError(f"--strategy {spec}: starts tools while a reply streams: add --stream")
+
     def budget(self, model: str = "") -> Budget:
         """What may be spent. `model` is the one the target was asked for, as far as that is known.
 
         Raises `UsageError` when costs are limited and the model's price is unknown.
         """
+        from profiler.load.spending import Budget, price_of
+
         given: dict[Resource, float | None] = {
             "loops": self.max_loops,
             "requests": self.max_requests,
@@ -200,114 +535,33 @@ class LoadOptions:
                     "(real endpoints cost money and belong to somebody)"
                 )
 
-    def as_data(self) -> dict[str, Any]:
-        """Plain data for a message to a worker; `from_data` is the inverse."""
-        return asdict(self)
 
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> LoadOptions:
-        return cls(**{**data, "strategies": tuple(data["strategies"]), "levels": tuple(data["levels"])})
+def set_tools_url(options: LoadOptions, root: str) -> None:
+    """Point the worked tools of this process at their root; none given, at that of the model."""
+    os.environ["PROFILER_TOOLS_URL"] = options.tools_url or Endpoint.parse(root).root
 
-    def as_arguments(self) -> list[str]:
-        """Command-line arguments for Locust; `from_namespace` of what it parses is the inverse."""
-        arguments = [f"--strategy={','.join(self.strategies)}"]
-        for option, value in (
-            ("--provider", self.provider),
-            ("--scenario", self.scenario),
-            ("--base-url", self.base_url),
-            ("--tools-url", self.tools_url),
-            ("--model", self.model),
-            ("--tool-choice", self.tool_choice),
-            ("--max-rounds", self.max_rounds),
-            ("--trial-seconds", self.trial_seconds),
-            ("--blocks", self.blocks),
-            ("--seed", self.seed),
-            ("--drain", self.drain_seconds),
-            ("--out", self.out),
-            ("--run-directory", self.run_directory),
-            ("--metrics-port", self.metrics_port),
-            ("--metrics-host", self.metrics_host),
-            ("--metrics-linger", self.linger_seconds),
-            ("--agent", self.agent),
-            ("--arrivals", self.arrivals),
-            ("--think", self.think_seconds),
-            ("--levels", ",".join(map(str, self.levels)) or None),
-            ("--max-in-flight", self.max_in_flight),
-            ("--abort-on", self.abort_on),
-            ("--slo", self.slo),
-            ("--calibrate", self.calibration_seconds),
-            ("--max-loops", self.max_loops),
-            ("--max-requests", self.max_requests),
-            ("--max-tokens", self.max_tokens),
-            ("--max-cost", self.max_cost),
-            ("--price", self.price),
-            ("--redact", self.redact),
-            ("--model-limit", self.model_limit),
-        ):
-            if value is not None:
-                arguments.append(f"{option}={value}")
-        flags = {
-            "--allow-remote": self.allow_remote,
-            "--no-parallel-tool-calls": not self.parallel_tool_calls,
-            "--stream": self.stream,
-            "--no-metrics": not self.metrics,
-            "--share-limit": self.share_limit,
-            "--record-content": self.record_content,
-        }
-        return arguments + [flag for flag, on in flags.items() if on]
 
-    @classmethod
-    def from_namespace(cls, parsed: argparse.Namespace) -> LoadOptions:
-        """From Locust's parsed options.
-
-        What comes from the web form is text where the default is None, and a list of strategies
-        may be text with commas. Raises `UsageError`.
-        """
-        return cls(
-            strategies=split_strategies(parsed.strategy),
-            provider=parsed.provider,
-            scenario=parsed.scenario,
-            base_url=parsed.base_url or parsed.host or None,
-            tools_url=parsed.tools_url or None,
-            model=parsed.model or None,
-            allow_remote=parsed.allow_remote,
-            tool_choice=parsed.tool_choice,
-            parallel_tool_calls=not parsed.no_parallel_tool_calls,
-            stream=parsed.stream,
-            max_rounds=parsed.max_rounds,
-            trial_seconds=_number("--trial-seconds", parsed.trial_seconds, float),
-            blocks=_number("--blocks", parsed.blocks, int),
-            seed=parsed.seed,
-            drain_seconds=parsed.drain,
-            out=parsed.out,
-            run_directory=parsed.run_directory or None,
-            metrics_port=_number("--metrics-port", parsed.metrics_port, int),
-            metrics=not parsed.no_metrics,
-            metrics_host=parsed.metrics_host or LOOPBACK,
-            linger_seconds=parsed.metrics_linger,
-            agent=parsed.agent or None,
-            arrivals=parsed.arrivals or None,
-            think_seconds=parsed.think,
-            levels=split_levels(parsed.levels),
-            max_in_flight=_number("--max-in-flight", parsed.max_in_flight, int),
-            abort_on=parsed.abort_on or None,
-            slo=parsed.slo or None,
-            calibration_seconds=parsed.calibrate,
-            share_limit=parsed.share_limit,
-            max_loops=_number("--max-loops", parsed.max_loops, int),
-            max_requests=_number("--max-requests", parsed.max_requests, int),
-            max_tokens=_number("--max-tokens", parsed.max_tokens, int),
-            max_cost=_number("--max-cost", parsed.max_cost, float),
-            price=parsed.price or None,
-            record_content=parsed.record_content,
-            redact=parsed.redact or None,
-            model_limit=parsed.model_limit or None,
-        )
+NOT_REPEATED = ("out", "run_directory", "trial_seconds", "blocks", "strategies", "linger_seconds")
+"""Of options that a line to repeat a run leaves out: others say them, or nobody needs to."""
 
 
 def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> LoadOptions:
-    """What Locust's parsed options ask for. Raises `UsageError` naming what cannot be."""
-    options = LoadOptions.from_namespace(parsed)
+    """What Locust's parsed options ask for: those of the run directory that was made for the test, if any.
+
+    Raises `UsageError` naming what cannot be.
+    """
+    from profiler.rundir import RunDirectory
+    from profiler.scenarios.schema import load_scenario
+
+    if parsed.run_directory:
+        run = RunDirectory.open(parsed.run_directory).load()
+        options = LoadOptions.from_json(
+            run.arguments, strategies=run.strategies, run_directory=parsed.run_directory
+        )
+    else:
+        options = LoadOptions.from_namespace(parsed)
+        if options.base_url is None and parsed.host:
+            options = replace(options, base_url=parsed.host)
     options.check_targets(environment)
     load_scenario(options.scenario)
     if options.run_directory is None:
@@ -315,157 +569,28 @@ def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> LoadOpt
     return options
 
 
-def add_options(parser: Any) -> None:
-    """Add ours to Locust's parser; they appear in its web form too."""
-    group = parser.add_argument_group("Tool-calling agents")
-    group.add_argument = parser.add_argument  # the group's own would not know Locust's extra keywords
-    add = parser.add_argument
-    add(
-        "--strategy",
-        action=StrategyAction,
-        default=list(defaults.STRATEGIES),
-        metavar="S",
-        help=f"how the calls of a round run: {defaults.STRATEGY_FORMS}; "
-        "several with commas, or repeat the option",
-    )
-    add("--provider", choices=list(PROVIDERS), default="openai", help="API that the agents speak")
-    add("--scenario", default="cities", help="the emulator's scenario: a name, or a TOML file")
-    add("--base-url", default=None, help="root URL of the model API; none: the embedded emulator")
-    add("--tools-url", default=None, help="root URL of the tools; none: the emulator")
-    add("--model", default=None, help="model to ask for; none: the provider's default here")
-    add("--trial-seconds", default=None, help="seconds that each trial measures")
-    add("--blocks", default=None, help="how often every strategy gets its turn")
-    add("--seed", type=int, default=1, help="seed of the tape and of the order of strategies")
-    add(
-        "--arrivals",
-        default=None,
-        metavar="R/s",
-        help="open load: loops a second of all users, Poisson; or constant:R/s",
-    )
-    add("--think", type=float, default=0.0, help="closed load: seconds an agent waits between two loops")
-    add("--levels", default=None, help="a ladder of loads: numbers of users, such as 10,20,40")
-    add("--max-in-flight", default=None, help="open load: loops at once at most; later arrivals wait")
-    add("--abort-on", default=None, metavar="RULE", help="end a hopeless run early: errors>20%%")
-    add("--slo", default=None, help="what a good loop is: p95<2s,errors<1%%")
-    add(
-        "--drain",
-        type=float,
-        default=defaults.DRAIN_SECONDS,
-        help="seconds to wait for loops in flight after a trial",
-    )
-    add("--max-rounds", type=int, default=5, help="most rounds with calls in a loop")
-    add("--tool-choice", default="auto", help="auto, none, required, or the name of a tool")
-    add("--no-parallel-tool-calls", action="store_true", help="ask for one call per response")
-    add("--stream", action="store_true", help="ask for streamed responses")
-    add("--out", default="runs", help="directory that gets the run directory")
-    add(
-        "--agent",
-        default=None,
-        metavar="MODULE:FACTORY",
-        help="load your own agent instead of the built-in loop",
-    )
-    add(
-        "--calibrate",
-        type=float,
-        default=defaults.CALIBRATION_SECONDS,
-        help="seconds to measure the client alone before the run",
-    )
-    add(
-        "--metrics-port",
-        default=None,
-        help="serve /metrics here (worker k: this port + k); none: the first free one",
-    )
-    add(
-        "--metrics-host",
-        default=LOOPBACK,
-        help="address to serve /metrics on; this machine's alone by default",
-    )
-    add("--share-limit", action="store_true", help="divide all limits among the workers")
-    add("--model-limit", default=None, metavar="SPEC", help=defaults.MODEL_LIMIT)
-    add("--no-metrics", action="store_true", help="serve no /metrics")
-    add("--metrics-linger", type=float, default=0.0, help="seconds to serve /metrics after the last trial")
-    add("--max-loops", default=None, help="end the run after so many loops, warm-up included")
-    add("--max-requests", default=None, help="end the run when so many model requests are sent, retries too")
-    add("--max-tokens", default=None, help="end the run when so many tokens, in and out, are used")
-    add("--max-cost", default=None, metavar="USD", help="end the run when so much is spent")
-    add("--price", default=None, metavar="IN/OUT", help="USD per million input and output tokens")
-    add("--record-content", action="store_true", help="keep prompts, arguments and results in the records")
-    add("--redact", default=None, metavar="MODULE:FUNCTION", help="passes every text that is recorded")
-    add("--allow-remote", action="store_true", help="allow targets that are not this machine")
-    add("--run-directory", default=None, include_in_web_ui=False, help=argparse.SUPPRESS)
-
-
-class StrategyAction(argparse.Action):
-    """Collects strategies over repeated options and commas; the first use replaces the default."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        given = getattr(namespace, self.dest)
-        before = [] if given is self.default else given
-        setattr(namespace, self.dest, [*before, *split_strategies(values)])
-
-
-def split_strategies(value: str | Sequence[Any] | None) -> tuple[str, ...]:
-    """Strategy specs from text with commas or a list of such."""
-    parts = [value] if isinstance(value, str) else list(value or ())
-    return tuple(spec for part in parts for spec in split_specs(str(part)))
-
-
-def split_levels(value: str | Sequence[int] | None) -> tuple[int, ...]:
-    """`10,20,40`, or the numbers themselves. Raises `UsageError`."""
-    if not isinstance(value, str):
-        return tuple(value or ())
-    try:
-        levels = tuple(int(part) for part in value.split(",") if part.strip())
-    except ValueError:
-        levels = ()
-    if value.strip() and not levels:
-        raise UsageError(f"--levels {value}: expected numbers of users, such as 10,20,40")
-    return levels
-
-
-def set_tools_url(options: LoadOptions, root: str) -> None:
-    """Point the worked tools of this process at their root; none given, at that of the model."""
-    os.environ["PROFILER_TOOLS_URL"] = options.tools_url or Endpoint.parse(root).root
-
-
-def _number(option: str, value: Any, kind: type[Any]) -> Any:
-    if value is None or value == "":
-        return None
-    try:
-        return kind(value)
-    except ValueError:
-        raise UsageError(f"{option} {value}: expected a number") from None
-
-
-# What `run.json` says of a load test before anything has run.
-
-
 def conditions(options: LoadOptions, users: int) -> Run:
-    """A run that is about to start on this machine, with `users` agents (the most of its `levels`)."""
+    """What `run.json` says before anything has run, of `users` agents (the most of its `levels`)."""
+    from profiler import rundir
+    from profiler.load.plan import Arrivals
+    from profiler.rundir import Anchor, Load, Run
+
     most = max(options.levels, default=users)
     load = Load("closed", most, think_seconds=options.think_seconds)
     if options.arrivals is not None:
         rate = Arrivals.parse(options.arrivals, users).expected(most, 1.0)
         load = Load("open", most, arrivals=options.arrivals, rate=rate)
-    arguments = asdict(options)
-    for not_worth_repeating in ("out", "run_directory"):
-        del arguments[not_worth_repeating]
     return Run(
         scenario=options.scenario,
         provider=options.provider,
-        strategies=parse_strategies(options.strategies),
+        strategies=options.strategies,
         load=load,
         seed=options.seed,
         anchor=Anchor.now(),
         machine=rundir.machine(),
         versions=rundir.versions(),
-        arguments=arguments,
+        arguments=options.as_json(leave_out=("out", "run_directory")),
         model=options.model or "",
         slo=options.slo,
+        repeat=("--scenario", options.scenario, *options.arguments((*NOT_REPEATED, "scenario"))),
     )

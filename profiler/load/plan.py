@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from profiler.errors import UsageError
 from profiler.limits.spec import totals
-from profiler.strategies import parse_strategy
+from profiler.strategies import StrategySpec
 
 NUMBERS_PER_BLOCK = 1_000_000
 """Tape entries set aside for one block; a trial that used more would go on into the next block's."""
@@ -132,16 +132,15 @@ def ramp_seconds(users: int, rate: float) -> float:
     return max(0.0, (users - rate) / rate) if rate > 0 else 0.0
 
 
-def effective_limits(spec: str, users: int, workers: int, share: int = 1) -> list[str]:
+def effective_limits(spec: StrategySpec, users: int, workers: int, share: int = 1) -> list[str]:
     """How many tool calls a strategy lets run at once in the whole test: one line, or one for each limiter.
 
     `share`: how many processes share the limits.
     """
-    strategy = parse_strategy(spec)
-    if any(rule.fixed_limit is None or rule.tool for rule in strategy.rules):
-        return totals(strategy.rules, share=share, processes=workers)
-    limit = 1 if strategy.kind == "sequential" else strategy.share_of_limit(share)
-    return [_effective(spec, limit, strategy.scope, users, workers)]
+    if any(rule.fixed_limit is None or rule.tool for rule in spec.rules):
+        return totals(spec.rules, share=share, processes=workers)
+    limit = 1 if spec.kind == "sequential" else spec.share_of_limit(share)
+    return [_effective(spec.text, limit, spec.scope, users, workers)]
 
 
 def _effective(spec: str, limit: int | None, scope: str, users: int, workers: int) -> str:

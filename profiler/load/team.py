@@ -151,7 +151,7 @@ class Team:
             for worker in new:
                 number = self._numbers.setdefault(worker, len(self._numbers))
                 data = {
-                    "options": options.as_data(),
+                    "options": options.as_json(),
                     "root": root,
                     "worker": number,
                     "workers": len(workers),

@@ -238,11 +238,10 @@ class Crew:
     ) -> float:
         from profiler.limits.gate import Gate
         from profiler.loop.limited_model import parse_model_limit
-        from profiler.strategies import parse_strategy
 
         await self._close_clients()
         self.warmed_up, self.first_failure = Spent(), None
-        strategies = {spec: parse_strategy(spec).build(share=share) for spec in options.strategies}
+        strategies = {spec.text: spec.build(share=share) for spec in options.strategies}
         sinks: list[Sink] = [_Reports(self)]
         if self.metrics is not None:
             sinks.append(self.metrics)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from profiler.report.text import clean, duration, percent
 from profiler.rundir import Run
@@ -24,15 +23,6 @@ MODEL_SHARE = 0.6
 WORTH_EAGER = 0.05
 WORTH_A_TOOL = 0.9
 """An estimate of p50 below this share of the measured one makes a tool worth its own sentence."""
-
-
-_DEFAULTS = {
-    "max_rounds": 5,
-    "tool_choice": "auto",
-    "think_seconds": 0.0,
-    "drain_seconds": 30.0,
-}
-"""Of options that a repeated run need not name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,55 +45,29 @@ def next_steps(summary: Summary, run: Run, estimates: tuple[Counterfactual, ...]
     return list(dict.fromkeys(steps))[:MOST_STEPS]
 
 
-def command(run: Run, **changes: Any) -> str:
-    """The line that repeats a run, with some of its options changed."""
-    arguments = dict(run.arguments)
-    strategies = changes.get("strategies", [spec.text for spec in run.strategies])
-    blocks = changes.get("blocks", arguments.get("blocks"))
-    window = arguments.get("trial_seconds")
-    seconds = changes.get("duration")
-    if seconds is None and window is not None and arguments.get("blocks"):
-        seconds = float(window) * int(arguments["blocks"])
-    parts = ["profiler", "compare", "--scenario", run.scenario]
-    if run.provider != "openai":
-        parts += ["--provider", run.provider]
-    for strategy in strategies:
+def command(
+    run: Run,
+    *,
+    strategies: Sequence[str] | None = None,
+    users: int | None = None,
+    duration: float | None = None,
+    blocks: int | None = None,
+) -> str:
+    """The line that repeats a run, with what is given changed; `duration` in seconds per strategy."""
+    window, asked = run.arguments.get("trial_seconds"), run.arguments.get("blocks")
+    if duration is None and window is not None and asked:
+        duration = float(window) * int(asked)
+    blocks = asked if blocks is None else blocks
+    parts = ["profiler", "compare", *(run.repeat or ("--scenario", run.scenario))]
+    for strategy in strategies or map(str, run.strategies):
         parts += ["--strategy", strategy]
-    parts += ["--users", str(changes.get("users", run.load.users))]
-    if seconds is not None:
-        parts += ["--duration", f"{math.ceil(seconds)}s"]
+    parts += ["--users", str(users or run.load.users)]
+    if duration is not None:
+        parts += ["--duration", f"{math.ceil(duration)}s"]
     if blocks is not None:
         parts += ["--blocks", str(blocks)]
     if run.workers > 1:
         parts += ["--workers", str(run.workers)]
-    if run.seed != 1:
-        parts += ["--seed", str(run.seed)]
-    target = ("base_url", "tools_url", "model", "max_rounds", "tool_choice", "model_limit")
-    load = (
-        "agent",
-        "arrivals",
-        "max_in_flight",
-        "levels",
-        "think_seconds",
-        "drain_seconds",
-        "slo",
-        "abort_on",
-    )
-    limits = ("max_loops", "max_requests", "max_tokens", "max_cost", "price", "redact")
-    for option in (*target, *load, *limits):
-        value = arguments.get(option)
-        if value in (None, [], ()) or value == _DEFAULTS.get(option):
-            continue
-        if isinstance(value, (list, tuple)):
-            value = ",".join(map(str, value))
-        parts += [f"--{option.removesuffix('_seconds').replace('_', '-')}", str(value)]
-    if arguments.get("parallel_tool_calls") is False:
-        parts.append("--no-parallel-tool-calls")
-    parts += [
-        f"--{flag.replace('_', '-')}"
-        for flag in ("stream", "allow_remote", "share_limit", "record_content")
-        if arguments.get(flag)
-    ]
     return clean(shlex.join(parts), 2000)
 
 

@@ -17,6 +17,7 @@ from profiler.rundir import Run, RunDirectory, Spent
 from profiler.statistics.objectives import parse_objective
 from profiler.statistics.scalability import fit
 from profiler.statistics.summary import summarise_directory
+from profiler.strategies import parse_strategies, parse_strategy
 from profiler.tune.answer import Answer, AtLoad, choose, python_snippet, toml_fragment
 from profiler.tune.candidates import (
     Scored,
@@ -263,7 +264,7 @@ class Tuner:
         self._say(f"{name}: {', '.join(specs)}{load}, {blocks} × {seconds / blocks:.1f} s each")
         options = replace(
             self._spending.left(search.load),
-            strategies=tuple(specs),
+            strategies=parse_strategies(specs),
             blocks=blocks,
             levels=levels,
             seed=self._seed + len(self._runs),
@@ -316,7 +317,9 @@ class Tuner:
         curve = tuple(on_one_scale([one.found for one in self._rungs]))
         model_limits = rates[0].limits if rates else None
         summary = summarise_directory(rung.directory)
-        effective = "\n".join(effective_limits(setting.spec, self._search.users, workers, shared))
+        effective = "\n".join(
+            effective_limits(parse_strategy(setting.spec), self._search.users, workers, shared)
+        )
         return Answer(
             setting=setting,
             objective=self._search.objective,

@@ -19,6 +19,7 @@ import pytest
 from profiler import cli
 from profiler.emulator.process import start_emulator
 from profiler.rundir import RunDirectory
+from profiler.strategies import parse_strategies
 from tests.integration.kill import COMPARE, SCENARIO, VICTIMS, Killed, Victim, kill_one
 from tests.integration.locust_process import MARK, ROOT, marked, wait_until
 
@@ -39,7 +40,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[Victim, Killed]:
                 tmp_path_factory.mktemp(victim),
                 victim,
                 AFTER,
-                strategies=("gathered",),
+                strategies=parse_strategies("gathered"),
                 seconds=3.0,
                 once_loops_run=True,
             )

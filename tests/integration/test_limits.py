@@ -27,6 +27,7 @@ from profiler.records import LoopRecord
 from profiler.rundir import RunDirectory
 from profiler.scenarios.schema import load_scenario
 from profiler.scenarios.tools import close_tool_client, scenario_tools
+from profiler.strategies import parse_strategies
 from profiler.tune.quotas import advise, demand, seen_quota
 from tests.integration.locust_process import ROOT
 
@@ -131,7 +132,7 @@ def test_what_two_processes_share_is_never_exceeded(tmp_path: Path) -> None:
     scenario = quick(tmp_path, "crowded", 0.1)
     with start_emulator(scenario, seed=1) as emulator:
         options = LoadOptions(
-            strategies=("semaphore:9",),
+            strategies=parse_strategies("semaphore:9"),
             scenario=scenario,
             base_url=emulator.url,
             blocks=1,

@@ -17,6 +17,7 @@ from profiler.load import experiment
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.rundir import RunDirectory
+from profiler.strategies import parse_strategies
 from tests.integration.locust_process import MARK, ROOT, Locust, check_trials, locust, wait_until
 
 
@@ -29,7 +30,7 @@ def processes(tmp_path: Path) -> Iterator[Locust]:
 def options(out: Path, **changes: object) -> LoadOptions:
     fields: dict[str, object] = {
         "scenario": "instant",
-        "strategies": ("gathered", "sequential"),
+        "strategies": parse_strategies("gathered,sequential"),
         "out": str(out / "runs"),
         "calibration_seconds": 0.0,
     }
@@ -136,7 +137,9 @@ SCRIPT = """
 import sys
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
-options = LoadOptions(scenario="instant", strategies=("gathered",), out=sys.argv[1], calibration_seconds=0.0)
+from profiler.strategies import parse_strategies
+only = parse_strategies("gathered")
+options = LoadOptions(scenario="instant", strategies=only, out=sys.argv[1], calibration_seconds=0.0)
 run_experiment(Experiment(options, users=4, seconds=30.0, workers=2))
 """
 

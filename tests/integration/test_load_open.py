@@ -18,6 +18,7 @@ from profiler.load.options import LoadOptions
 from profiler.records import LoopRecord
 from profiler.rundir import PROGRESS, Follower, Progress, RunDirectory
 from profiler.statistics.summary import decode, summarise_directory
+from profiler.strategies import parse_strategies
 from tests.integration.locust_process import ROOT, Locust, locust
 
 SLOW = """
@@ -97,7 +98,7 @@ def test_a_capped_open_load_shows_the_backlog(tmp_path: Path) -> None:
     seen: list[Progress] = []
     with start_emulator(str(scenario)) as emulator:
         options = LoadOptions(
-            strategies=("gathered",),
+            strategies=parse_strategies("gathered"),
             scenario=str(scenario),
             base_url=emulator.url,
             arrivals="constant:60/s",
@@ -146,7 +147,7 @@ def test_a_hopeless_run_ends_early_and_says_so(tmp_path: Path) -> None:
     capacity = 'capacity = { concurrent = 1, mode = "reject" }'
     scenario.write_text(SLOW.replace("duration = 0.09", f"duration = 0.09\n{capacity}"))
     options = LoadOptions(
-        strategies=("gathered", "sequential"),
+        strategies=parse_strategies("gathered,sequential"),
         scenario=str(scenario),
         abort_on="errors>20%",
         out=str(tmp_path / "runs"),
@@ -168,7 +169,7 @@ def test_a_hopeless_run_ends_early_and_says_so(tmp_path: Path) -> None:
 
 def test_a_ladder_of_loads(tmp_path: Path) -> None:
     options = LoadOptions(
-        strategies=("gathered", "sequential"),
+        strategies=parse_strategies("gathered,sequential"),
         scenario="instant",
         levels=(6, 2),
         blocks=2,

@@ -17,6 +17,7 @@ from profiler.load.options import LoadOptions
 from profiler.load.output import SETTLED
 from profiler.rundir import RunDirectory
 from profiler.statistics.summary import summarise_directory
+from profiler.strategies import parse_strategies
 from tests.integration.locust_process import ROOT, check_trials, free_port, locust, wait_until
 
 
@@ -128,7 +129,7 @@ def test_a_worker_that_is_killed_is_missed_and_what_it_had_sent_counts(tmp_path:
     killer = threading.Thread(target=kill_one)
     killer.start()
     options = LoadOptions(
-        strategies=("gathered", "sequential"),
+        strategies=parse_strategies("gathered,sequential"),
         scenario=quick_cities(tmp_path, 0.1),
         blocks=1,
         out=str(out),

@@ -16,13 +16,13 @@ import pytest
 import trustme
 
 from profiler.emulator.process import start_emulator
-from profiler.load import defaults
+from profiler.load.options import DEFAULT_STRATEGIES
 from profiler.rundir import RunDirectory
 from tests.integration.locust_process import Locust, check_trials, csv_counts, free_port, locust, wait_until
 
 UNPATCHED = {"LOCUST_SKIP_MONKEY_PATCH": "1"}
 INSTANT = ("--scenario", "instant", "-u", "8", "-r", "8")
-STRATEGIES = set(defaults.STRATEGIES)
+STRATEGIES = {spec.text for spec in DEFAULT_STRATEGIES}
 
 
 @pytest.fixture

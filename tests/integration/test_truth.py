@@ -22,6 +22,7 @@ from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.records import LoopRecord
 from profiler.rundir import RunDirectory
+from profiler.strategies import parse_strategies
 from tests.integration.locust_process import free_port
 
 pytestmark = pytest.mark.measures
@@ -51,7 +52,7 @@ def cities(tmp_path_factory) -> tuple[list[LoopRecord], dict[str, dict], dict[st
         scraper.start()
         try:
             options = LoadOptions(
-                strategies=("gathered", "sequential", "semaphore:8"),
+                strategies=parse_strategies("gathered,sequential,semaphore:8"),
                 base_url=emulator.url,
                 out=str(path),
                 blocks=1,

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import pytest
 
-from profiler.cli import COMMANDS, main, parse
+from profiler.cli import main, parse
 
 HEAVY = (
     "openai",
@@ -24,6 +24,9 @@ HEAVY = (
     "httpx2",
     "pydantic",
 )
+
+
+COMMANDS = ("run", "compare", "tune", "report", "trace", "init", "emulate", "scenarios", "dashboards")
 
 
 def modules_after(code: str) -> set[str]:

@@ -22,14 +22,15 @@ from profiler.limits import (
 from profiler.limits import (
     refusals as signals,
 )
-from profiler.load import defaults
 from profiler.load import plan as pacing
+from profiler.load.options import LoadOptions
 from profiler.loop import eventloop as lag
 from profiler.loop import eventloop as steps
 from profiler.statistics import caveats, comparison, quantiles
 from profiler.statistics import replay as counterfactual
 from profiler.statistics import scalability as usl
 from profiler.statistics import windows as warmup
+from tools import options
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")]
@@ -60,7 +61,7 @@ def test_commands_in_blocks_are_understood(document):
         f"more than 5 % and {anatomy.TOLERANCE_NS / 1e6:g} ms longer",
         f"steps of over {steps.BLOCKING_NS / 1e6:g} ms between two awaits",
         f"pauses, {pacing.FIRST_PAUSE:g} s at first, doubling up to {pacing.LONGEST_PAUSE:g} s",
-        f"for up to {defaults.DRAIN_SECONDS:g} s (`--drain`)",
+        f"for up to {LoadOptions().drain_seconds:g} s (`--drain`)",
         f"Fewer than {warmup.FEWEST_BATCHES} batches: nothing is left out",
         "A block needs {p50} loops for p50, {p95} for p95 and {p99} for p99".format(
             **quantiles.FEWEST_PER_BLOCK
@@ -95,3 +96,10 @@ def test_the_phases_on_the_page_are_in_the_order_in_which_they_own_an_instant():
     found = re.findall(r"\d\. (?:the rest: )?`(\w+)`", MEASURING)
     assert found == ["model_queue", "backoff", "model", "tools", "queue", "parse"]
     assert set(anatomy.PHASES) - set(found) == {"collect", "unaccounted"}
+
+
+def test_the_table_of_options_is_that_of_their_declarations():
+    text = options.README.read_text("utf-8")
+    assert options.written(text) == text, "python -m tools.options"
+    for _, declared in LoadOptions.declared():
+        assert (f"| `{declared.flag}" in text) is not declared.hidden

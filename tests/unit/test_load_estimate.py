@@ -8,6 +8,7 @@ from profiler.emulator.tape import Tape
 from profiler.load.estimate import loop_seconds, loop_spent, plan, rounded
 from profiler.load.options import LoadOptions
 from profiler.scenarios.schema import load_scenario, parse_scenario
+from profiler.strategies import parse_strategies
 
 SCENARIO = """
 description = "two rounds of four calls"
@@ -28,7 +29,9 @@ duration = { kind = "constant", value = 0.5 }
 parameters = { type = "object" }
 """
 WORK = parse_scenario(SCENARIO, name="work", source="work.toml")
-REMOTE = LoadOptions(strategies=("gathered",), base_url="https://api.example.com", allow_remote=True)
+REMOTE = LoadOptions(
+    strategies=parse_strategies("gathered"), base_url="https://api.example.com", allow_remote=True
+)
 
 
 def test_a_loop_takes_its_requests_and_its_longest_calls_or_all_of_them() -> None:
@@ -46,7 +49,7 @@ def test_every_request_says_again_what_was_said() -> None:
 
 
 def test_here_it_is_one_line_without_a_cost() -> None:
-    options = LoadOptions(strategies=("gathered", "sequential"))
+    options = LoadOptions(strategies=parse_strategies("gathered,sequential"))
     (line,) = plan(options, 8, 16.0, 1, WORK, remote=False).lines()
     # 8 × 16 / 1.6 s, 8 × 16 / 4.6 s, and the first loop
     assert line == (
@@ -56,7 +59,14 @@ def test_here_it_is_one_line_without_a_cost() -> None:
 
 
 def test_where_the_target_takes_no_time_the_client_is_the_limit() -> None:
-    planned = plan(LoadOptions(strategies=("gathered",)), 20, 3.0, 2, load_scenario("instant"), remote=False)
+    planned = plan(
+        LoadOptions(strategies=parse_strategies("gathered")),
+        20,
+        3.0,
+        2,
+        load_scenario("instant"),
+        remote=False,
+    )
     assert planned.spent is not None
     assert planned.spent.loops == 3 * 2 * 200 + 2
 
@@ -70,14 +80,18 @@ def test_elsewhere_it_says_what_it_may_cost_and_which_limit_ends_it() -> None:
     assert "at $2.5/$10 per million tokens in/out" in lines[1]
     assert lines[2] == "  an estimate, as if loops were those of the scenario work"
     assert lines[3].startswith("  no limit on what is spent: --max-loops, ")
-    limited = LoadOptions(strategies=("gathered",), base_url=REMOTE.base_url, max_requests=123, max_cost=9.0)
+    limited = LoadOptions(
+        strategies=parse_strategies("gathered"), base_url=REMOTE.base_url, max_requests=123, max_cost=9.0
+    )
     assert plan(limited, 8, 16.0, 2, WORK, remote=True).lines()[3] == (
         "  --max-requests 123 will end it after about 50% of that"
     )
 
 
 def test_an_open_load_has_as_many_loops_as_arrive_and_an_agents_own_are_unknown() -> None:
-    options = LoadOptions(strategies=("gathered",), arrivals="5/s", levels=(10, 20), base_url=REMOTE.base_url)
+    options = LoadOptions(
+        strategies=parse_strategies("gathered"), arrivals="5/s", levels=(10, 20), base_url=REMOTE.base_url
+    )
     planned = plan(options, 10, 8.0, 1, WORK, remote=True)
     assert planned.spent is not None
     assert planned.spent.loops == 5 * 8 + 10 * 8 + 1  # the rate is that of 10 agents

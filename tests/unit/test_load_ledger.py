@@ -17,6 +17,7 @@ from profiler.load.options import LoadOptions, conditions
 from profiler.load.output import Ledger
 from profiler.records import LoopRecord, ModelCall, RoundRecord, encode
 from profiler.rundir import Follower, Incident, Progress, RunDirectory
+from profiler.strategies import parse_strategies
 
 RECORD = LoopRecord(
     "1", "gathered", "openai", "m", 1, 9, "ok", (RoundRecord(0, 1, 9, ModelCall("openai", "m", 1, 5)),)
@@ -39,7 +40,7 @@ class Disk(FileIO):
 
 @pytest.fixture
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
-    run = conditions(LoadOptions(strategies=("gathered",)), users=1)
+    run = conditions(LoadOptions(strategies=parse_strategies("gathered")), users=1)
     directory = RunDirectory.create(tmp_path, run)
     monkeypatch.setattr(module, "FileIO", Disk)
     made = Ledger(directory, run)

@@ -1,14 +1,16 @@
 """Options of a load test: from Locust's parsed ones and back, and what is refused."""
 
 import argparse
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+import orjson
 import pytest
 
 from profiler.errors import UsageError
-from profiler.load import defaults
-from profiler.load.options import LoadOptions, add_options
+from profiler.load.declared import COUNT, TEXT, Options, add_options, option
+from profiler.load.options import DEFAULT_STRATEGIES, LoadOptions
+from profiler.strategies import parse_strategies
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 def parse(*arguments: str) -> LoadOptions:
     parser = Parser()
     parser.add_argument("--host")
-    add_options(parser)
+    LoadOptions.add_to_locust(parser)
     return LoadOptions.from_namespace(parser.parse_args(arguments))
 
 
@@ -29,20 +31,22 @@ def test_defaults_are_the_dataclass_defaults() -> None:
     assert parse() == LoadOptions()
 
 
+def test_default_strategies_are_what_their_names_are_read_as() -> None:
+    assert parse_strategies([spec.text for spec in DEFAULT_STRATEGIES]) == DEFAULT_STRATEGIES
+
+
 def test_strategies_come_repeated_and_with_commas_and_replace_the_default() -> None:
-    assert parse().strategies == defaults.STRATEGIES
-    assert parse("--strategy", "gathered").strategies == ("gathered",)
+    assert parse().strategies == DEFAULT_STRATEGIES
+    assert parse("--strategy", "gathered").strategies == parse_strategies("gathered")
     assert parse("--strategy=gathered, semaphore:2", "--strategy", "sequential").strategies == (
-        "gathered",
-        "semaphore:2",
-        "sequential",
+        parse_strategies("gathered,semaphore:2,sequential")
     )
-    assert parse().strategies == defaults.STRATEGIES  # the default was not appended to
+    assert parse().strategies == DEFAULT_STRATEGIES  # the default was not appended to
 
 
 def test_the_command_line_of_options_parses_to_the_same_options() -> None:
     options = LoadOptions(
-        strategies=("gathered", "semaphore:4@agent"),
+        strategies=parse_strategies("gathered,semaphore:4@agent"),
         provider="anthropic",
         scenario="instant",
         base_url="http://127.0.0.1:1",
@@ -83,10 +87,11 @@ def test_the_command_line_of_options_parses_to_the_same_options() -> None:
     usual = LoadOptions()
     untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}
     assert untouched == {"think_seconds"}  # which an open load cannot have
-    assert parse(*options.as_arguments()) == options
-    assert LoadOptions.from_data(options.as_data()) == options
+    assert parse(*options.arguments(), "--run-directory=r") == options
+    data = orjson.loads(orjson.dumps(options.as_json()))
+    assert LoadOptions.from_json({**data, "of a later version": 1}) == options
     thinking = LoadOptions(think_seconds=1.5)
-    assert parse(*thinking.as_arguments()) == thinking
+    assert parse(*thinking.arguments()) == thinking
 
 
 def test_the_web_form_sends_text_where_the_default_is_none() -> None:
@@ -99,16 +104,16 @@ def test_the_web_form_sends_text_where_the_default_is_none() -> None:
     )
     options = LoadOptions.from_namespace(namespace)
     assert (options.trial_seconds, options.blocks, options.base_url) == (2.5, None, None)
-    assert options.strategies == ("gathered",)
+    assert options.strategies == parse_strategies("gathered")
     namespace.blocks = "many"
-    with pytest.raises(UsageError, match="--blocks many: expected a number"):
+    with pytest.raises(UsageError, match="--blocks many: 'many' is not a whole number"):
         LoadOptions.from_namespace(namespace)
 
 
 def _namespace() -> argparse.Namespace:
     parser = Parser()
     parser.add_argument("--host")
-    add_options(parser)
+    LoadOptions.add_to_locust(parser)
     return parser.parse_args([])
 
 
@@ -159,3 +164,32 @@ def test_anything_else_has_to_be_meant(options: LoadOptions, environment: dict[s
     from dataclasses import replace
 
     replace(options, allow_remote=True).check_targets(environment)
+
+
+@dataclass(frozen=True)
+class Asked(Options):
+    """Options of a test, one of which is a secret."""
+
+    name: str = option("--name", TEXT, "n", "a name", group="g", commands=("do",), default_text="n")
+    count: int = option("--count", COUNT, 2, "100 % of it", group="g", commands=("do", "locust"), metavar="N")
+    key: str | None = option("--key", TEXT, None, "a key", group="h", commands=("do",), secret=True)
+
+
+def test_a_secret_is_in_no_json_and_on_no_command_line() -> None:
+    asked = Asked(count=3, key="sk-secret")
+    assert asked.arguments() == ["--count", "3", "--key", "[hidden]"]
+    assert asked.as_json() == {"name": "n", "count": 3}
+    assert asked.secrets() == {"key": "sk-secret"}
+    assert Asked.from_json({**asked.as_json(), **asked.secrets()}) == asked
+
+
+def test_a_command_has_its_options_in_their_groups() -> None:
+    parser = argparse.ArgumentParser(prog="x", add_help=False)
+    add_options(parser, "do", (Asked,), {"h": "what is hidden", "g": "", "empty": "not shown"})
+    shown = " ".join(parser.format_help().split())
+    assert shown.index("h: what is hidden") < shown.index("--key KEY a key")
+    assert shown.index("g: --name NAME a name (default: n)") > shown.index("--key KEY")
+    assert "--count N 100 % of it" in shown
+    assert "empty" not in shown
+    assert Asked.from_namespace(parser.parse_args(["--count", "7"])) == Asked(count=7)
+    assert [one.flag for _, one in Asked.declared("locust")] == ["--count"]

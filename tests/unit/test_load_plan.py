@@ -15,6 +15,7 @@ from profiler.load.plan import (
     tape_numbers,
     timing,
 )
+from profiler.strategies import parse_strategy
 
 STRATEGIES = ("sequential", "gathered", "semaphore:4")
 
@@ -120,11 +121,11 @@ def test_ramp_seconds() -> None:
     ],
 )
 def test_effective_limits_are_totals_over_the_workers(spec: str, workers: int, said: str) -> None:
-    assert effective_limits(spec, users=20, workers=workers) == [said]
+    assert effective_limits(parse_strategy(spec), users=20, workers=workers) == [said]
 
 
 def test_shared_limits_are_those_of_one_process_in_all() -> None:
-    assert effective_limits("semaphore:4+rate:20/s", users=20, workers=2, share=2) == [
+    assert effective_limits(parse_strategy("semaphore:4+rate:20/s"), users=20, workers=2, share=2) == [
         "semaphore:4: 2 per process × 2 processes = up to 4 calls at once",
         "rate:20/s: 10 per process × 2 processes = up to 20 calls/s",
     ]

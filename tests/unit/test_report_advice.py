@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 
 from profiler.cli import parse
-from profiler.commands.load_options import load_options
+from profiler.commands.compare import asked_load
 from profiler.load.options import LoadOptions, conditions
 from profiler.records import LoopRecord
 from profiler.report.advice import command, next_steps
 from profiler.rundir import Run
 from profiler.statistics.figures import Overlap
 from profiler.statistics.summary import Summary, summarise
+from profiler.strategies import parse_strategies
 from tests.unit.statistics_data import loop, run, trial
 
 ARGUMENTS = {"trial_seconds": 10.0, "blocks": 3, "model": None, "max_rounds": 5, "tool_choice": "auto"}
@@ -45,26 +46,31 @@ def found(shape: dict[str, tuple[float, bool]]) -> tuple[Summary, Run]:
 
 
 def test_a_run_is_repeated_with_its_own_options() -> None:
-    made = run(
-        [trial(0, "semaphore:2@agent", 0, 10)],
-        users=7,
-        seed=3,
-        workers=2,
+    asked = LoadOptions(
         scenario="my file.toml",
-        arguments={
-            **ARGUMENTS,
-            "base_url": "http://127.0.0.1:9",
-            "stream": True,
-            "parallel_tool_calls": False,
-            "max_requests": 500,
-            "model_limit": "rate:5/s",
-            "share_limit": True,
-        },
+        base_url="http://127.0.0.1:9",
+        seed=3,
+        stream=True,
+        parallel_tool_calls=False,
+        max_requests=500,
+        model_limit="rate:5/s",
+        share_limit=True,
+        trial_seconds=10.0,
+        blocks=3,
+        strategies=parse_strategies("semaphore:2@agent"),
     )
+    made = replace(conditions(asked, users=7), workers=2)
     assert command(made) == (
-        "profiler compare --scenario 'my file.toml' --strategy semaphore:2@agent --users 7 --duration 30s "
-        "--blocks 3 --workers 2 --seed 3 --base-url http://127.0.0.1:9 "
-        "--model-limit rate:5/s --max-requests 500 --no-parallel-tool-calls --stream --share-limit"
+        "profiler compare --scenario 'my file.toml' --base-url http://127.0.0.1:9 --seed 3 "
+        "--no-parallel-tool-calls --model-limit rate:5/s --stream --share-limit --max-requests 500 "
+        "--strategy semaphore:2@agent --users 7 --duration 30s --blocks 3 --workers 2"
+    )
+
+
+def test_a_run_of_before_is_repeated_with_its_scenario() -> None:
+    made = run([trial(0, "gathered", 0, 10)], users=7, scenario="crowded", arguments=ARGUMENTS)
+    assert command(made, users=9) == (
+        "profiler compare --scenario crowded --strategy gathered --users 9 --duration 30s --blocks 3"
     )
 
 
@@ -81,7 +87,7 @@ def test_a_repeated_run_asks_for_the_same(asked: LoadOptions) -> None:
     made = conditions(replace(asked, trial_seconds=10.0, blocks=3), users=20)
     parsed = parse(shlex.split(command(made))[1:])
     assert (parsed.users, parsed.duration) == (20, 30.0)
-    assert load_options(parsed, tuple(parsed.strategy)) == replace(asked, blocks=3)
+    assert asked_load(parsed) == replace(asked, blocks=3)
 
 
 def test_eager_is_named_where_it_would_save_something_and_nobody_tried_it() -> None:

@@ -62,7 +62,9 @@ def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Experiment
                 replace(run, trials=tuple(trials), finished=True, spent=spent, incidents=incidents)
             )
 
-        for planned in schedule(options.strategies, options.seed, experiment.blocks, options.levels):
+        for planned in schedule(
+            [spec.text for spec in options.strategies], options.seed, experiment.blocks, options.levels
+        ):
             if trials and planned.block > trials[-1].block and enough is not None:
                 save()
                 if enough(directory):
@@ -183,7 +185,7 @@ def test_arrivals_grow_with_the_load(invented):
 
 def test_rates_are_tried_when_asked_for(invented):
     tune(search(20, over=("semaphore", "rate")))
-    assert sum(spec.startswith("rate:") for spec in invented[2].options.strategies) == 3
+    assert sum(spec.text.startswith("rate:") for spec in invented[2].options.strategies) == 3
 
 
 def test_an_experiment_that_measured_nothing_is_an_error(invented, monkeypatch):
@@ -228,7 +230,7 @@ def test_a_limit_ends_the_search_with_the_best_so_far(invented):
     assert answer.stopped == f"stopped at --max-loops {most}: {most} begun"
     assert (answer.proven, answer.gathered_is_as_good, answer.loads) == (False, False, ())
     assert answer.setting.limit is not None
-    assert {one.spec for one in answer.final} == set(invented[1].options.strategies)
+    assert {one.spec for one in answer.final} == set(map(str, invented[1].options.strategies))
     assert answer.sentence.startswith(f"best so far {answer.setting.spec}: goodput ")
     assert answer.sentence.endswith(" for gathered; the search had not come to its end")
     lines = render(answer).splitlines()
@@ -239,7 +241,7 @@ def test_a_limit_ends_the_search_with_the_best_so_far(invented):
     invented.clear()
     answer = tune(limited(max_loops=pilot + rungs + 10))
     assert len(invented) == 3
-    assert {one.spec for one in answer.final} == set(invented[1].options.strategies)
+    assert {one.spec for one in answer.final} == set(map(str, invented[1].options.strategies))
 
     # After the last rung: nothing is missing but the other loads.
     invented.clear()
@@ -284,7 +286,7 @@ def test_a_target_that_goes_away_leaves_what_was_found(invented, monkeypatch, go
     answer = tune(search(20))
     assert (answer.failed, answer.proven, answer.loads) == (True, proven, ())
     assert answer.stopped == "the search ended early: the target http://127.0.0.1:9 went away"
-    assert {one.spec for one in answer.final} == (known or set(invented[-1].options.strategies))
+    assert {one.spec for one in answer.final} == (known or set(map(str, invented[-1].options.strategies)))
     assert len(answer.runs) == gone_in - 1
     assert render(answer).splitlines()[0] == f"{answer.stopped}."
 
@@ -304,7 +306,7 @@ def test_what_was_measured_before_the_target_went_away_counts(invented, monkeypa
     answer = tune(search(20))
     assert len(answer.runs) == 3
     assert answer.stopped == f"the search ended early: the target went away; see {answer.runs[-1]}"
-    assert {one.spec for one in answer.final} == set(invented[-1].options.strategies)
+    assert {one.spec for one in answer.final} == set(map(str, invented[-1].options.strategies))
     loops = [RunDirectory.open(path).load().spent.loops for path in answer.runs]
     assert answer.spent.startswith(f"{sum(loops):,} loops, ")
 

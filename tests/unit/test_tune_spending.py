@@ -13,6 +13,7 @@ from profiler.load.estimate import plan
 from profiler.load.options import LoadOptions
 from profiler.rundir import Incident, Run, Spent
 from profiler.scenarios.schema import load_scenario
+from profiler.strategies import parse_strategies
 from profiler.tune import search as driver
 from profiler.tune.search import Search, Spending
 from tests.unit.statistics_data import run
@@ -66,7 +67,7 @@ def test_without_limits_nothing_ends_it() -> None:
 
 
 def test_the_plan_of_a_search_is_an_upper_bound_and_says_so() -> None:
-    options = LoadOptions(strategies=("gathered",), max_requests=100)
+    options = LoadOptions(strategies=parse_strategies("gathered"), max_requests=100)
     planned = plan(options, 8, 300.0, 1, load_scenario("instant"), remote=False, search=True)
     assert planned.lines() == [
         "plan: a search of up to 300 s with 8 agents on the embedded emulator: "

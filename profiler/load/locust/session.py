@@ -26,7 +26,6 @@ from gevent import monkey
 from locust.runners import WorkerNode, WorkerNodes
 
 from profiler.errors import ProfilerError, TargetError, UsageError
-from profiler.load import defaults
 from profiler.load import team as parts
 from profiler.load.agents import AgentFactory, load_factory
 from profiler.load.emulators import Emulators
@@ -43,7 +42,7 @@ from profiler.load.locust.lifetime import (
 )
 from profiler.load.locust.quirks import use_native_locks
 from profiler.load.locust.reporter import Reporter
-from profiler.load.options import LoadOptions, add_options, asked, conditions
+from profiler.load.options import METRICS_PORT, LoadOptions, asked, conditions
 from profiler.load.output import Ledger
 from profiler.load.spending import Budget, Grants
 from profiler.load.team import Team
@@ -82,7 +81,7 @@ def install(events: Any) -> None:
 
     def on_parser(parser: Any, **_: Any) -> None:
         nonlocal read
-        add_options(parser)
+        LoadOptions.add_to_locust(parser)
         if not read:  # later parsers are the web form's, for what was on the command line
             read = True
             _refuse_as_parsed(parser)
@@ -374,7 +373,7 @@ class Session:
     def _on_prepare(self, environment: Any, msg: Any, **_: Any) -> None:
         answer: dict[str, Any] = {"error": None, "exit_code": 0, "loop_seconds": 0.0, "model": ""}
         try:
-            options = LoadOptions.from_data(msg.data["options"])
+            options = LoadOptions.from_json(msg.data["options"])
             self._drain_seconds = options.drain_seconds
             number, remote = msg.data["worker"], msg.data["machine"] != machine_id()
             answer["metrics"] = None if remote else self._serve_metrics(options, number)
@@ -424,7 +423,7 @@ class Session:
         testid = Path(options.run_directory).name if options.run_directory else ""
         sink = PrometheusSink(labels={"testid": testid} if testid else {})
         if options.metrics_port is None:
-            ports = range(defaults.METRICS_PORT, defaults.METRICS_PORT + PORTS_TRIED)
+            ports = range(METRICS_PORT, METRICS_PORT + PORTS_TRIED)
         else:
             ports = range(options.metrics_port + number, options.metrics_port + number + 1)
         for port in ports:
