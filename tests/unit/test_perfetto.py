@@ -499,6 +499,7 @@ def loops_of_an_agent(draw):
     return LoopRecord("id", "s", "openai", "m", started, at, "ok", tuple(rounds))
 
 
+@pytest.mark.slow
 @given(st.lists(loops_of_an_agent(), min_size=1, max_size=5))
 def test_slices_always_nest_and_add_up(tmp_path_factory, loops):
     path = tmp_path_factory.mktemp("trace") / "t.json"
