@@ -17,7 +17,7 @@ def clean(text: str, longest: int = _LONGEST) -> str:
     if len(text) > longest:  # cut first: a name may have megabytes
         half = (longest - 1) // 2
         text = f"{text[:half]}…{text[-half:]}"
-    return "".join(_visible(character) for character in text)
+    return text if text.isprintable() else "".join(_visible(character) for character in text)
 
 
 def one_line(text: str) -> str:

@@ -23,7 +23,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_everything_that_is_needed_at_run_time(built: Path) -> None:
     (path,) = built.glob("toolcall_profiler-*-py3-none-any.whl")
     with zipfile.ZipFile(path) as wheel:
@@ -52,7 +51,6 @@ def test_the_wheel_holds_everything_that_is_needed_at_run_time(built: Path) -> N
     assert extras == {"otel", "grafana", "frameworks", "dev"}
 
 
-@pytest.mark.slow
 def test_the_source_distribution_holds_what_the_tests_need(built: Path) -> None:
     (path,) = built.glob("toolcall_profiler-*.tar.gz")
     with tarfile.open(path) as archive:

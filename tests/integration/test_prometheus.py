@@ -37,7 +37,7 @@ CLOSED_LOAD = "an open load alone has a schedule to be late against"
 NOTHING_TO_SHOW = {"Schedule lag p99": CLOSED_LOAD}
 """Panels without data in this run, each with the reason."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 
 @dataclass(frozen=True)

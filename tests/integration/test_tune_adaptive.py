@@ -15,7 +15,6 @@ pytestmark = pytest.mark.measures
 STEP = Step(measure=40, scale=0.06)
 
 
-@pytest.mark.slow
 def test_it_follows_the_capacity_and_plain_aimd_does_not():
     """Goodput from 40 mean tool durations after each change on, against an oracle that is told it.
 

@@ -396,6 +396,7 @@ def spoilt(data: st.DataObject, whole: bytes) -> bytes:
             return b"".join(data.draw(st.permutations(lines[:3]))) + b"".join(lines[3:])
 
 
+@pytest.mark.slow
 @MANY
 @given(data=st.data())
 def test_any_run_directory_is_read_or_refused_in_one_line(

@@ -96,6 +96,7 @@ def _array(parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[s
 schemas = _object(st.recursive(leaves, lambda parts: st.one_of(_object(parts), _array(parts)), max_leaves=8))
 
 
+@pytest.mark.slow
 @given(schemas, st.integers(0, 2**63))
 @settings(max_examples=150, deadline=None)
 def test_every_drawn_value_satisfies_its_schema(schema: dict[str, Any], seed: int) -> None:

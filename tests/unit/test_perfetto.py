@@ -457,6 +457,9 @@ def test_what_cannot_be_traced(tmp_path):
         write_trace([the_loop()], tmp_path / "nowhere" / "t.json")
 
 
+PARSING_NS = 3_000
+
+
 @st.composite
 def loops_of_an_agent(draw):
     """A loop of a few rounds with calls that overlap as they like, also with the model (eager)."""
@@ -474,7 +477,7 @@ def loops_of_an_agent(draw):
         at += draw(st.integers(0, 5_000))
         model = ModelCall("openai", "m", begun, at, attempts=tuple(attempts))
         calls = []
-        tools_started = tools_ended = at + draw(st.integers(0, 3_000))
+        tools_started = tools_ended = at + draw(st.integers(0, PARSING_NS))
         for number in range(draw(st.integers(0, 5))):
             queued = draw(st.integers(begun, tools_started))
             ran = draw(st.none() | st.integers(queued, queued + 2_000_000))
@@ -496,6 +499,7 @@ def loops_of_an_agent(draw):
     return LoopRecord("id", "s", "openai", "m", started, at, "ok", tuple(rounds))
 
 
+@pytest.mark.slow
 @given(st.lists(loops_of_an_agent(), min_size=1, max_size=5))
 def test_slices_always_nest_and_add_up(tmp_path_factory, loops):
     path = tmp_path_factory.mktemp("trace") / "t.json"
@@ -509,9 +513,11 @@ def test_slices_always_nest_and_add_up(tmp_path_factory, loops):
     calls = [call for loop in loops for call in loop.tool_calls]
     assert len(got.flows) == len(calls) == len(got.named("t"))
     assert len(got.named("running")) == sum(call.started_ns is not None for call in calls)
-    # Rounding down costs a microsecond at most at each edge of a slice.
+    # Rounding down costs a microsecond at most at each edge of a slice; and what eager calls overlap of
+    # parsing is theirs by the record, but drawn as parsing.
+    parsing = sum(len(loop.rounds) for loop in loops) * PARSING_NS / 1000
     for name in ("tools", "queue"):
         drawn = got.named(name)
         expected = sum(loop_phases(loop)[name] for loop in loops) / 1000
-        assert abs(sum(s.dur for s in drawn) - expected) <= len(drawn) + len(calls) + 1
+        assert abs(sum(s.dur for s in drawn) - expected) <= len(drawn) + len(calls) + 1 + parsing
     assert all(points[-1][1] == 0 for points in got.counters.values())

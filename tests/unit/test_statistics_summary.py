@@ -166,6 +166,7 @@ def test_a_ladder_keeps_its_levels_apart() -> None:
     assert made.strategies[0].loop_seconds.p50.value == pytest.approx(0.3)
 
 
+@pytest.mark.usefixtures("few_repeats")
 def test_a_long_ladder_gets_a_law() -> None:
     trials, records = [], []
     for index, users in enumerate((1, 2, 4, 8)):
@@ -193,6 +194,7 @@ def test_one_load_is_no_ladder_and_no_strategy_no_level() -> None:
     assert killed.strategies[0].warm_up_loops == 0
 
 
+@pytest.mark.usefixtures("few_repeats")
 def test_each_strategy_has_a_law_of_its_own() -> None:
     trials, records = [], []
     for index, (strategy, users) in enumerate(

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from profiler.statistics import scalability as usl
 from profiler.statistics.scalability import Scalability, fit
 
 LOADS = [1, 4, 8, 16, 32, 64]
@@ -69,11 +68,6 @@ def test_too_few_loads_fit_nothing() -> None:
     assert fit([1, 2, 4], [[1.0], [2.0], [4.0]]) is None
     assert fit(LOADS, [[1.0], [1.0], [1.0], [], [], []]) is None
     assert fit(LOADS, [[1.0], [0.0], [1.0], [1.0], [1.0], [1.0]]) is None
-
-
-@pytest.fixture
-def few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usl, "REPEATS", 40)
 
 
 @pytest.mark.usefixtures("few_repeats")

@@ -329,6 +329,7 @@ def test_the_objective_is_answered_by_name() -> None:
     )
 
 
+@pytest.mark.usefixtures("few_repeats")
 def test_a_ladder_shows_every_load_and_the_law() -> None:
     trials = [
         trial(index, "gathered", index * 10_000, index * 10_000 + 4000, users=users)

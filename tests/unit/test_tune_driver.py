@@ -25,22 +25,24 @@ from profiler.tune.answer import Answer, render
 from profiler.tune.search import Search, tune
 from tests.unit.statistics_data import loop
 
+pytestmark = pytest.mark.slow  # whole searches, thousands of loops each
+
 CAPACITY = 20
 
 
 def goodput(spec: str, users: int) -> tuple[float, float]:
-    """(loops a second, share that fails): two for each place in use; above the capacity, refusals."""
+    """(loops a second, share that fails): one for each place in use; above the capacity, refusals."""
     limit = parse_strategy(spec).limit
     if spec == "adaptive":
-        return min(2.0 * CAPACITY, 4.0 * users) * 0.93, 0.02
+        return min(CAPACITY, 2.0 * users) * 0.93, 0.02
     if spec == "sequential":
-        return 0.5 * users, 0.0
+        return 0.25 * users, 0.0
     places = min(8 * users, limit if limit is not None else 8 * users)
-    return min(2.0 * places, 4.0 * users), min(0.9, max(0.0, 3 * (places - CAPACITY) / CAPACITY))
+    return min(places, 2.0 * users), min(0.9, max(0.0, 3 * (places - CAPACITY) / CAPACITY))
 
 
 @pytest.fixture
-def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Experiment]:
+def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_repeats: None) -> list[Experiment]:
     """Replaces experiments by invented ones; the list gets what was asked for."""
     asked: list[Experiment] = []
 
@@ -129,7 +131,7 @@ def test_the_capacity_is_found_and_the_cliff_beyond_it(invented):
     answer = tune(search(20), said.append)
     assert answer.setting.limit is not None
     assert 0.95 * CAPACITY <= answer.setting.limit <= CAPACITY
-    assert answer.setting.goodput.value == pytest.approx(2.0 * answer.setting.limit, rel=0.05)
+    assert answer.setting.goodput.value == pytest.approx(answer.setting.limit, rel=0.05)
     assert answer.shape is not None
     assert answer.shape.cliff is not None
     assert CAPACITY < answer.shape.cliff <= 1.5 * CAPACITY
