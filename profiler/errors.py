@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from profiler.records import LoopRecord
+from typing import Any
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -65,11 +62,11 @@ class ProviderError(TargetError):
 
     Chained (`__cause__`) to the SDK's exception. `status` is the HTTP status, None when no
     response came; `request_id` the provider's id of the request; `error_type` a bounded name
-    fit for a metric label, such as `http_429`, `connection`, `timeout`. `record` is the record
-    of the loop that it ended, None outside a loop.
+    fit for a metric label, such as `http_429`, `connection`, `timeout`. `record` is the
+    `LoopRecord` of the loop that it ended, None outside a loop.
     """
 
-    record: LoopRecord | None = None
+    record: Any = None
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ As JSON a record is one object with exactly these field names, its `schema` numb
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -98,7 +98,67 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelCall:
+class ToolAttempt:
+    """One try of a tool call that may be tried again; `retry_after_ns` is the wait a server asked for."""
+
+    started_ns: int
+    ended_ns: int
+    status: ToolStatus = "ok"
+    error_type: str | None = None
+    retry_after_ns: int | None = None
+
+    @property
+    def refused(self) -> bool:
+        """The server refused it for a quota."""
+        return self.error_type in _REFUSED_ERRORS
+
+    @property
+    def reason(self) -> str:
+        """What it came to, in short: the HTTP status where there was one, else the error."""
+        return (self.error_type or self.status).removeprefix("http_")
+
+
+class _Tried:
+    """What a model request and a tool call have in common: a status, and attempts if any were observed."""
+
+    __slots__ = ()
+
+    ended_ns: int
+    status: Status | ToolStatus
+    error_type: str | None
+    attempts: tuple[Attempt, ...] | tuple[ToolAttempt, ...]
+
+    @property
+    def failure(self) -> str | None:
+        """A bounded name for what went wrong; None when it ended well."""
+        return None if self.status == "ok" else self.error_type or self.status
+
+    @property
+    def attempt_count(self) -> int:
+        """Tries: one at least, also where nobody watched them."""
+        return len(self.attempts) or 1
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        """Tries that a server refused for a quota; where none was observed, the call itself."""
+        if self.attempts:
+            return [Refusal(one.reason, one.ended_ns) for one in self.attempts if one.refused]
+        if self.error_type not in _REFUSED_ERRORS:
+            return []
+        return [Refusal(self.error_type.removeprefix("http_"), self.ended_ns)]
+
+    @property
+    def retries(self) -> list[Retry]:
+        """Each try after the first."""
+        tries: tuple[Attempt | ToolAttempt, ...] = self.attempts
+        return [
+            Retry(before.reason, max(0, after.started_ns - before.ended_ns))
+            for before, after in pairwise(tries)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall(_Tried):
     """One model request as the caller sees it: all attempts and the backoff between them.
 
     `first_token_ns` and `first_tool_call_ns` (the first call whose arguments were complete)
@@ -128,27 +188,6 @@ class ModelCall:
         return self.ended_ns - self.started_ns
 
     @property
-    def failure(self) -> str | None:
-        """A bounded name for what went wrong; None when it ended well."""
-        return None if self.status == "ok" else self.error_type or self.status
-
-    @property
-    def attempt_count(self) -> int:
-        """HTTP requests sent: one at least, also where nobody watched the wire."""
-        return len(self.attempts) or 1
-
-    @property
-    def refusals(self) -> list[Refusal]:
-        """Attempts that were refused for a quota; where no attempt was observed, the call itself."""
-        if self.attempts:
-            return [Refusal(one.reason, one.ended_ns) for one in self.attempts if one.refused]
-        return _refusal(self.error_type, self.ended_ns)
-
-    @property
-    def retries(self) -> list[Retry]:
-        return _retries(self.attempts)
-
-    @property
     def backoff_ns(self) -> int:
         """Time between an attempt and the next, of all of them."""
         return sum(retry.backoff_ns for retry in self.retries) if len(self.attempts) > 1 else 0
@@ -165,28 +204,7 @@ class ModelCall:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolAttempt:
-    """One try of a tool call that may be tried again; `retry_after_ns` is the wait a server asked for."""
-
-    started_ns: int
-    ended_ns: int
-    status: ToolStatus = "ok"
-    error_type: str | None = None
-    retry_after_ns: int | None = None
-
-    @property
-    def refused(self) -> bool:
-        """The server refused it for a quota."""
-        return self.error_type in _REFUSED_ERRORS
-
-    @property
-    def reason(self) -> str:
-        """What it came to, in short: the HTTP status where there was one, else the error."""
-        return (self.error_type or self.status).removeprefix("http_")
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(_Tried):
     """One call the model asked for.
 
     ready: its arguments were complete. queued: handed to the strategy. started: through the
@@ -234,27 +252,6 @@ class ToolCall:
     def duration_ns(self) -> int | None:
         """How long it ran; None for a call that never started."""
         return None if self.started_ns is None else self.ended_ns - self.started_ns
-
-    @property
-    def failure(self) -> str | None:
-        """A bounded name for what went wrong; None when it succeeded."""
-        return None if self.status == "ok" else self.error_type or self.status
-
-    @property
-    def attempt_count(self) -> int:
-        """Tries: one at least; only tools with retries record them."""
-        return len(self.attempts) or 1
-
-    @property
-    def refusals(self) -> list[Refusal]:
-        """Tries that a server refused for a quota."""
-        if self.attempts:
-            return [Refusal(one.reason, one.ended_ns) for one in self.attempts if one.refused]
-        return _refusal(self.error_type, self.ended_ns)
-
-    @property
-    def retries(self) -> list[Retry]:
-        return _retries(self.attempts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,20 +386,6 @@ class LoopRecord:
             for call in round_.tool_calls:
                 if call.error_type is not None or call.attempts:
                     yield from call.refusals
-
-
-def _refusal(error_type: str | None, at_ns: int) -> list[Refusal]:
-    """Of a call whose attempts nobody saw: its own error tells whether it was refused."""
-    if error_type not in _REFUSED_ERRORS:
-        return []
-    return [Refusal(error_type.removeprefix("http_"), at_ns)]
-
-
-def _retries(attempts: Sequence[Attempt | ToolAttempt]) -> list[Retry]:
-    return [
-        Retry(before.reason, max(0, after.started_ns - before.ended_ns))
-        for before, after in pairwise(attempts)
-    ]
 
 
 _DURATIONS = frozenset({"lag_ns", "limiter_wait_ns", "thread_wait_ns", "blocking_ns", "retry_after_ns"})

@@ -125,7 +125,6 @@ class ClientHealth:
     loop_lag_p99: float | None = None
     schedule_lag_p99: float | None = None
     cpu: float | None = None
-    pool_wait_p99: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,11 +44,6 @@ class Trace:
     selection: str
     counter_step_us: int
 
-    @property
-    def left_out(self) -> int:
-        """Loops of the run that are not in the trace."""
-        return self.of - self.shown
-
 
 def write_trace(
     source: RunDirectory | Path | str | Iterable[LoopRecord],

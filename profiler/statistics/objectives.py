@@ -8,7 +8,6 @@ from typing import Literal
 
 from profiler.errors import UsageError
 
-QuantileName = Literal["p50", "p95", "p99"]
 GateMetric = Literal["p50", "p95", "p99", "errors", "throughput", "goodput"]
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0}

@@ -157,36 +157,6 @@ def _type6(samples: Floats | Integers, p: float) -> float:
     return float(ordered[low - 1] + (rank - low) * (ordered[high - 1] - ordered[low - 1]))
 
 
-def sample_interval(samples: Floats, p: float, confidence: float = CONFIDENCE) -> Estimate:
-    """The distribution-free interval of the p-quantile of *independent* samples.
-
-    [X(l), X(u)] with l and u from the binomial distribution of the number of samples below the
-    quantile. Samples of one run under load are not independent: use `block_interval` for those.
-    A side that the sample is too small to bound is None: the upper one of p95 needs 72 samples,
-    of p99 368, of p99.9 3,688.
-    """
-    from scipy.stats import binom
-
-    count = samples.size
-    if count == 0:
-        return Estimate(None)
-    ordered = np.sort(samples)
-    tail = (1 - confidence) / 2
-    low = int(binom.ppf(tail, count, p))
-    high = int(binom.ppf(1 - tail, count, p)) + 1
-    return Estimate(
-        value=float(np.quantile(ordered, p)),
-        low=float(ordered[low - 1]) if low >= 1 else None,
-        high=float(ordered[high - 1]) if high <= count else None,
-    )
-
-
-def fewest_samples(p: float, confidence: float = CONFIDENCE) -> int:
-    """The smallest number of independent samples for which `sample_interval` has an upper bound."""
-    # The upper bound exists once P(all samples below the quantile) = p^n is below the tail.
-    return math.floor(math.log((1 - confidence) / 2) / math.log(p)) + 1
-
-
 def student(confidence: float, freedom: float) -> float:
     """The two-sided quantile of Student's t."""
     from scipy.special import stdtrit  # scipy.stats takes ten times as long, to import and to call

@@ -20,7 +20,6 @@ from profiler.statistics.windows import Measured, measure
 from profiler.tune.candidates import Scored
 
 ObjectiveName = Literal["goodput", "p95", "throughput"]
-OBJECTIVES: tuple[ObjectiveName, ...] = ("goodput", "p95", "throughput")
 
 MOST_FAILURES = 0.01
 """With `p95` as the objective, who fails more often has no score: the latency of successes flatters."""

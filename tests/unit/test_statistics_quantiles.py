@@ -14,10 +14,8 @@ from profiler.statistics.quantiles import (
     block_interval,
     block_quantiles,
     coarsen,
-    fewest_samples,
     quantile,
     quantiles,
-    sample_interval,
     spread,
 )
 from profiler.statistics.windows import WarmUp, mser5, of_blocks
@@ -29,21 +27,6 @@ def test_a_quantile_is_the_interpolated_order_statistic() -> None:
     assert quantile(samples, 0.95) == pytest.approx(38.5)
     assert quantile(samples, 1.0) == 40.0
     assert quantile(np.empty(0), 0.5) is None
-
-
-@pytest.mark.parametrize(("p", "count"), [(0.95, 72), (0.99, 368), (0.999, 3688)])
-def test_fewest_samples_for_an_upper_bound(p: float, count: int) -> None:
-    assert fewest_samples(p) == count
-    samples = np.arange(count, dtype=float)
-    assert sample_interval(samples, p).high == count - 1
-    assert sample_interval(samples[:-1], p).high is None
-
-
-def test_the_interval_of_independent_samples_is_binomial() -> None:
-    found = sample_interval(np.arange(1, 101, dtype=float), 0.5)
-    # binom.ppf(.025, 100, .5) = 40 and binom.ppf(.975, 100, .5) + 1 = 61
-    assert (found.low, found.value, found.high) == (40.0, 50.5, 61.0)
-    assert sample_interval(np.empty(0), 0.5) == Estimate(None)
 
 
 def test_a_block_interval_is_t_on_logarithms() -> None:
@@ -159,11 +142,6 @@ def test_halves_widen_logarithms_too() -> None:
 def test_a_rank_before_the_first_sample_is_the_first() -> None:
     whole, _ = block_quantiles([np.arange(1, 5, dtype=float)], 0.1)
     assert whole == [1.0]
-
-
-def test_a_lower_bound_needs_enough_samples_too() -> None:
-    assert sample_interval(np.arange(3, dtype=float), 0.5).low is None
-    assert sample_interval(np.arange(6, dtype=float), 0.5).low == 0.0  # binom.ppf(.025, 6, .5) = 1
 
 
 def test_nothing_but_zeros_is_zero_for_certain() -> None:

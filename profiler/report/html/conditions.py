@@ -376,7 +376,6 @@ def _health(run: Run) -> str:
             ("trial", True),
             ("loop lag p99", True),
             ("late starts p99", True),
-            ("wait for a connection p99", True),
             ("busy", True),
         ],
     )
@@ -387,7 +386,6 @@ def _health(run: Run) -> str:
                 Cell("all" if one.trial is None else str(one.trial + 1)),
                 Cell(duration(one.loop_lag_p99)),
                 Cell(duration(one.schedule_lag_p99)),
-                Cell(duration(one.pool_wait_p99)),
                 Cell(percent(one.cpu)),
             ]
         )
