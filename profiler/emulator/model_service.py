@@ -40,10 +40,13 @@ from profiler.emulator.http1 import Ending, Exchange, Reply
 from profiler.emulator.journal import Entry, Journal
 from profiler.emulator.limits import KeyQuota
 from profiler.emulator.tape import Tape
+from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER
 from profiler.scenarios.schema import Fault
 
 JSON = b"content-type: application/json\r\n"
 SSE = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
+
+_LOOP_HEADER, _TRIAL_HEADER = LOOP_HEADER.encode(), TRIAL_HEADER.encode()
 
 UNMATCHED = 1 << 62
 """Loop numbers from here on are for tool requests that belong to no call."""
@@ -110,7 +113,7 @@ class ModelService:
         """Answer a model request of API `wire`."""
         entry = self._journal.open("model", wire.name, exchange.received_ns)
         headers = exchange.headers
-        trial = headers.get(b"x-toolloop-trial")
+        trial = headers.get(_TRIAL_HEADER)
         if trial is not None:
             entry.trial = trial.decode("latin-1")
         entry.attempt = _number(headers.get(b"x-stainless-retry-count")) or 0
@@ -230,7 +233,7 @@ class ModelService:
         serial: int,
         quota: KeyQuota | None,
     ) -> None:
-        header = exchange.headers.get(b"x-toolloop-loop")
+        header = exchange.headers.get(_LOOP_HEADER)
         tape = self._tape
         loop = self._loop(header, talk)
         places = tape.places(talk, loop)
