@@ -28,6 +28,7 @@ from urllib.request import urlopen
 import uvloop
 
 from profiler.emulator.process import EmulatorProcess, start_emulator
+from profiler.loop.model import CALL_HEADER, LOOP_HEADER
 
 CITY = {
     "type": "object",
@@ -201,7 +202,7 @@ def speed(seconds: float) -> None:
         ).encode()
 
         def model(data: bytes, loop: int) -> bytes:
-            return request("POST", "/v1/chat/completions", data, **{"x-toolloop-loop": str(loop)})
+            return request("POST", "/v1/chat/completions", data, **{LOOP_HEADER: str(loop)})
 
         def numbered(data: bytes) -> Callable[[int], bytes]:
             return lambda n: model(data, n)
@@ -214,7 +215,7 @@ def speed(seconds: float) -> None:
 
         _, sample = cost(emulator, lambda n: request("POST", "/v1/chat/completions", body), 0.3)
         calls = json.loads(sample.partition(b"\r\n\r\n")[2])["choices"][0]["message"]["tool_calls"]
-        tool = {"x-toolloop-loop": "0", "x-toolloop-call": calls[0]["id"]}
+        tool = {LOOP_HEADER: "0", CALL_HEADER: calls[0]["id"]}
         plain, _ = cost(emulator, numbered(body), seconds)
         stream, sample = cost(emulator, lambda n: model(streamed, twelve), seconds)
         fetch, _ = cost(

@@ -104,6 +104,7 @@ def plain(side: str, url: str, agents: int, seconds: float) -> int:
     import httpx
     from openai import AsyncOpenAI, DefaultAioHttpClient
 
+    from profiler.loop.model import LOOP_HEADER
     from profiler.scenarios.tools import get_population, get_weather
 
     schemas = [
@@ -136,7 +137,7 @@ def plain(side: str, url: str, agents: int, seconds: float) -> int:
 
         async def loop(number: int) -> None:
             messages = [{"role": "user", "content": f"Question {number}: call the tools."}]
-            headers = {"x-toolloop-loop": str(number)}
+            headers = {LOOP_HEADER: str(number)}
             while True:
                 response = await client.chat.completions.create(
                     model="gpt-4o", messages=messages, tools=schemas, extra_headers=headers

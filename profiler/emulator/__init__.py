@@ -1,6 +1,7 @@
 """The emulator: model APIs, tool APIs, quotas, faults and the ground truth, in one server.
 
 `python -m profiler.emulator` runs it; `profiler.emulator.process` starts it in a process of its own.
-Pure: draws, arguments, tape, ids, quota, capacity, validation and rendering of the wire formats.
-I/O: http1 (connections), scheduler (timers), server (process).
+Pure: draws (and ids), arguments, tape, conversation, limits (quotas and capacity), the wire formats.
+I/O: http1 (connections), scheduler (timers), server (routes, process). Between them model_service
+(which does the faults), tool_service and journal.
 """

@@ -12,6 +12,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+
+# Private, for want of a public one: `sre_parse` is deprecated, and a parser of our own would either take
+# less than `re.compile`, which decides here what a pattern is, or be as large as all the rest.
 from re import _parser as sre_parse  # type: ignore[attr-defined]
 from typing import Any
 

@@ -12,15 +12,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from profiler.emulator import (
-    anthropic_messages,
-    openai_chat,
-    openai_responses,
-    openai_schema,
-)
-from profiler.emulator import (
-    limits as rate_headers,
-)
+from profiler.emulator import anthropic_messages, openai_chat, openai_responses
+from profiler.emulator import limits as rate_headers
 from profiler.emulator.conversation import (
     ApiError,
     Conversation,
@@ -30,20 +23,23 @@ from profiler.emulator.conversation import (
     Outstanding,
     Said,
     ToolSets,
+    answer,
     call_tokens,
     limited,
     tokens_of,
 )
 from profiler.emulator.draws import Place, decode, encode
-from profiler.emulator.faults import answer, error_frame, spoiled, status_error
 from profiler.emulator.http1 import Ending, Exchange, Reply
 from profiler.emulator.journal import Entry, Journal
 from profiler.emulator.limits import KeyQuota
 from profiler.emulator.tape import Tape
-from profiler.scenarios.schema import Fault
+from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER
+from profiler.scenarios.schema import Fault, FaultKind
 
 JSON = b"content-type: application/json\r\n"
 SSE = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
+
+_LOOP_HEADER, _TRIAL_HEADER = LOOP_HEADER.encode(), TRIAL_HEADER.encode()
 
 UNMATCHED = 1 << 62
 """Loop numbers from here on are for tool requests that belong to no call."""
@@ -110,7 +106,7 @@ class ModelService:
         """Answer a model request of API `wire`."""
         entry = self._journal.open("model", wire.name, exchange.received_ns)
         headers = exchange.headers
-        trial = headers.get(b"x-toolloop-trial")
+        trial = headers.get(_TRIAL_HEADER)
         if trial is not None:
             entry.trial = trial.decode("latin-1")
         entry.attempt = _number(headers.get(b"x-stainless-retry-count")) or 0
@@ -230,7 +226,7 @@ class ModelService:
         serial: int,
         quota: KeyQuota | None,
     ) -> None:
-        header = exchange.headers.get(b"x-toolloop-loop")
+        header = exchange.headers.get(_LOOP_HEADER)
         tape = self._tape
         loop = self._loop(header, talk)
         places = tape.places(talk, loop)
@@ -404,7 +400,7 @@ class ModelService:
     def _refuse(self, exchange: Exchange, wire: Wire, error: ApiError, entry: Entry, limits: bytes) -> None:
         entry.status = error.status
         if wire.provider == "openai":
-            body = openai_schema.envelope(error)
+            body = openai_chat.envelope(error)
         else:
             body = anthropic_messages.envelope(error, _request_id(self._serial))
         headers = JSON + self._identity(wire.provider) + limits
@@ -450,3 +446,62 @@ def _unknown_model(api: str, model: str) -> ApiError:
         status=404,
         code="model_not_found",
     )
+
+
+# What each fault does to a response; which request meets which fault is the tape's.
+
+UNKNOWN_TOOL = "nonexistent_tool"
+
+_STATUS: dict[str, tuple[int, str, str, str]] = {
+    # status, OpenAI type, Anthropic type, message
+    "http_500": (500, "server_error", "api_error", "The server had an error while processing your request."),
+    "http_503": (
+        503,
+        "server_error",
+        "api_error",
+        "The engine is currently overloaded, please try again later.",
+    ),
+    "http_529": (529, "server_error", "overloaded_error", "Overloaded"),
+    "http_429": (429, "requests", "rate_limit_error", "Rate limit reached (an injected fault)."),
+}
+
+
+def status_error(kind: FaultKind, provider: str) -> ApiError | None:
+    """The error that a fault of HTTP status answers with; None for the other kinds."""
+    if kind not in _STATUS:
+        return None
+    status, openai, anthropic, message = _STATUS[kind]
+    code = "rate_limit_exceeded" if status == 429 and provider == "openai" else None
+    return ApiError(message, status=status, kind=openai if provider == "openai" else anthropic, code=code)
+
+
+def error_frame(api: str, sequence: int) -> bytes:
+    """An error in mid-stream, after HTTP 200."""
+    if api == "messages":
+        error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+        return b"event: error\ndata: %b\n\n" % orjson.dumps(error)
+    message = "The server had an error while processing your request."
+    if api == "responses":
+        event = {
+            "type": "error",
+            "code": "server_error",
+            "message": message,
+            "param": None,
+            "sequence_number": sequence,
+        }
+        return b"event: error\ndata: %b\n\n" % orjson.dumps(event)
+    return b"data: %b\n\n" % orjson.dumps(
+        {"error": {"message": message, "type": "server_error", "param": None, "code": None}}
+    )
+
+
+def spoiled(call: MadeCall, kind: FaultKind) -> MadeCall:
+    """A call with malformed arguments, an unknown tool name, or an argument of the wrong type."""
+    if kind == "unknown_tool":
+        return call._replace(name=UNKNOWN_TOOL)
+    if kind == "malformed_arguments":
+        return call._replace(arguments=call.arguments[:-1])
+    arguments = orjson.loads(call.arguments)
+    name = next(iter(arguments), "unexpected")
+    # An array of an object is what no scalar, string, array of strings or object parameter takes.
+    return call._replace(arguments=orjson.dumps({**arguments, name: [{"unexpected": None}]}).decode())

@@ -23,7 +23,7 @@ from profiler.emulator.conversation import (
     pieces,
 )
 from profiler.emulator.draws import decode
-from profiler.emulator.openai_schema import missing, tool_choice, tool_schemas, wrong_type
+from profiler.emulator.openai_chat import missing, tool_choice, tool_schemas, wrong_type
 
 _dumps = orjson.dumps
 _ROLES = ("user", "assistant", "system", "developer")

@@ -1,4 +1,8 @@
-"""The emulator as a process: arguments, listening, and leaving."""
+"""The emulator as a server: its routes and own endpoints (health, journal, stats, metrics), and the process.
+
+A journal of 100,000 entries takes some tenths of a second to write out, in which nothing else is
+answered: fetch it between trials, not during one.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,93 @@ import signal
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from profiler.emulator.app import Emulator
-from profiler.emulator.http1 import Server
+import orjson
+
+from profiler.emulator.conversation import Outstanding
+from profiler.emulator.http1 import Exchange, Reply, Server
+from profiler.emulator.journal import Journal, exposition
+from profiler.emulator.model_service import JSON, ModelService
 from profiler.emulator.scheduler import Scheduler
+from profiler.emulator.tape import Tape
+from profiler.emulator.tool_service import ToolService, error, query_arguments
 from profiler.errors import ProfilerError, UsageError
 from profiler.providers.endpoint import exposed
 from profiler.scenarios.schema import Scenario, load_scenario
 
+_TEXT = b"content-type: text/plain; charset=utf-8\r\n"
+_METRICS = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 _SWEEP_SECONDS = 15
+
+
+class Emulator:
+    """One emulator; an application for `http1.Server`."""
+
+    def __init__(
+        self, scenario: Scenario, seed: int, scheduler: Scheduler, journal: Journal | None = None
+    ) -> None:
+        self._scenario = scenario
+        self._seed = seed
+        self._journal = journal if journal is not None else Journal()
+        self._started_ns = time.monotonic_ns()
+        outstanding = Outstanding()
+        tape = Tape(scenario, seed)
+        models = ModelService(tape, self._journal, outstanding)
+        self._tools = ToolService(tape, self._journal, outstanding, scheduler)
+        self._routes: dict[tuple[bytes, bytes], Callable[[Exchange], None]] = {
+            (b"POST", b"/v1/chat/completions"): lambda exchange: models.complete(exchange, models.chat),
+            (b"POST", b"/v1/responses"): lambda exchange: models.complete(exchange, models.responses),
+            (b"POST", b"/v1/messages"): lambda exchange: models.complete(exchange, models.messages),
+            (b"POST", b"/v1/messages/count_tokens"): models.count_tokens,
+            (b"GET", b"/v1/models"): models.list_models,
+            (b"GET", b"/healthz"): lambda exchange: exchange.send(Reply(200, _TEXT, b"ok\n")),
+            (b"HEAD", b"/healthz"): lambda exchange: exchange.send(Reply(200, _TEXT, b"ok\n")),
+            (b"GET", b"/metrics"): self._metrics,
+            (b"GET", b"/emulator/journal"): self._journal_get,
+            (b"DELETE", b"/emulator/journal"): self._journal_clear,
+            (b"GET", b"/emulator/stats"): self._stats,
+        }
+        self._paths = {path for _, path in self._routes}
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Answer one request; `exchange.send` is called now, or later by a timer."""
+        route = self._routes.get((exchange.method, exchange.path))
+        if route is not None:
+            route(exchange)
+        elif exchange.path.startswith(b"/tools/"):
+            self._tools(exchange)
+        elif exchange.path in self._paths:
+            error(exchange, 405, f"{exchange.method.decode('latin-1')} is not allowed here")
+        else:
+            error(
+                exchange, 404, f"Invalid URL ({exchange.method.decode()} {exchange.path.decode('latin-1')})"
+            )
+
+    def _journal_get(self, exchange: Exchange) -> None:
+        query = query_arguments(exchange.query)
+        entries = self._journal.entries(trial=query.get("trial"), kind=query.get("kind"))
+        body = {"clock": "monotonic_ns", "dropped": self._journal.dropped, "entries": entries}
+        exchange.send(Reply(200, JSON, orjson.dumps(body)))
+
+    def _journal_clear(self, exchange: Exchange) -> None:
+        self._journal.clear()
+        exchange.send(Reply(200, JSON, b'{"cleared":true}'))
+
+    def _stats(self, exchange: Exchange) -> None:
+        stats = {
+            "scenario": self._scenario.name,
+            "seed": self._seed,
+            "uptime_seconds": (time.monotonic_ns() - self._started_ns) / 1e9,
+            "cpu_seconds": time.process_time(),
+            **self._journal.stats(),
+        }
+        exchange.send(Reply(200, JSON, orjson.dumps(stats)))
+
+    def _metrics(self, exchange: Exchange) -> None:
+        exchange.send(Reply(200, _METRICS, exposition(self._journal)))
 
 
 def parser() -> argparse.ArgumentParser:

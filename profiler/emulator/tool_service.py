@@ -20,7 +20,10 @@ from profiler.emulator.limits import Rejected, ToolCapacity
 from profiler.emulator.model_service import JSON, UNMATCHED
 from profiler.emulator.scheduler import Scheduler, Timer
 from profiler.emulator.tape import Tape
+from profiler.loop.model import CALL_HEADER, TRIAL_HEADER
 from profiler.scenarios.schema import Capacity, ToolSpec
+
+_CALL_HEADER, _TRIAL_HEADER = CALL_HEADER.encode(), TRIAL_HEADER.encode()
 
 
 class ToolService:
@@ -69,10 +72,10 @@ class ToolService:
         entry = self._journal.open("tool", "tools", exchange.received_ns)
         entry.tool = name
         headers = exchange.headers
-        trial = headers.get(b"x-toolloop-trial")
+        trial = headers.get(_TRIAL_HEADER)
         if trial is not None:
             entry.trial = trial.decode("latin-1")
-        place = self._place(headers.get(b"x-toolloop-call"), name, arguments, entry)
+        place = self._place(headers.get(_CALL_HEADER), name, arguments, entry)
         entry.loop, entry.round, entry.call = place
         entry.duration_ns = duration_ns = int(self._tape.duration(place, name) * 1e9)
         entry.due_ns = exchange.received_ns + duration_ns

@@ -14,10 +14,11 @@ from functools import partial
 
 from profiler.anatomy import shortfall
 from profiler.errors import ProviderError, UsageError
-from profiler.loop import model as headers
 from profiler.loop.calls import Call, Executor, Place
 from profiler.loop.eventloop import NativeThreads
 from profiler.loop.model import (
+    LOOP_HEADER,
+    TRIAL_HEADER,
     Message,
     Model,
     Probe,
@@ -144,9 +145,9 @@ class _LoopRun:
         self.place = Place(agent, number, trial)
         self.headers = None
         if number is not None:
-            self.headers = {headers.LOOP: str(number)}
+            self.headers = {LOOP_HEADER: str(number)}
             if trial is not None:
-                self.headers[headers.TRIAL] = str(trial)
+                self.headers[TRIAL_HEADER] = str(trial)
 
     async def run(self, prompt: str | Sequence[Message]) -> LoopResult:
         sampler = self.loop.recorder.enter()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from profiler.loop.tools import Tool
 from profiler.records import Attempt
+
+if TYPE_CHECKING:
+    from profiler.loop.tools import Tool  # slow to import, and the emulator reads this module for its headers
 
 Message = Any
 """A message (or input item) in the provider's own form."""
@@ -143,11 +145,11 @@ class Model(Protocol):
 #
 # They are sent only when a loop runs with a tape number, never on ordinary requests.
 
-LOOP = "x-toolloop-loop"
+LOOP_HEADER = "x-toolloop-loop"
 """The loop's number: the index of its tape entry."""
 
-TRIAL = "x-toolloop-trial"
+TRIAL_HEADER = "x-toolloop-trial"
 """An opaque token of the trial; the emulator copies it into its journal."""
 
-CALL = "x-toolloop-call"
+CALL_HEADER = "x-toolloop-call"
 """On a tool's request: the provider-given id of the tool call."""

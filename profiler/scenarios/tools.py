@@ -20,7 +20,7 @@ import aiohttp
 import httpx
 import httpx_aiohttp
 
-from profiler.loop import model as headers
+from profiler.loop.model import CALL_HEADER, LOOP_HEADER, TRIAL_HEADER
 from profiler.loop.tools import SchemaTool, Tool, current_call, tool
 from profiler.scenarios.schema import Scenario, ToolSpec
 
@@ -70,10 +70,10 @@ def _ssl_context() -> ssl.SSLContext:
 async def _identify(request: httpx.Request) -> None:
     call = current_call.get()
     if call is not None and call.number is not None:
-        request.headers[headers.LOOP] = str(call.number)
-        request.headers[headers.CALL] = call.call_id
+        request.headers[LOOP_HEADER] = str(call.number)
+        request.headers[CALL_HEADER] = call.call_id
         if call.trial is not None:
-            request.headers[headers.TRIAL] = str(call.trial)
+            request.headers[TRIAL_HEADER] = str(call.trial)
 
 
 # Two worked tools. They ask the emulator, or whatever the environment names.

@@ -27,10 +27,9 @@ from weakref import WeakSet
 import httpx2
 
 from profiler.errors import UsageError
-from profiler.loop import model as headers
 from profiler.loop.calls import arguments_text
 from profiler.loop.eventloop import Steps
-from profiler.loop.model import current_probe
+from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, current_probe
 from profiler.loop.recorder import Clock, Recorder, Sink
 from profiler.loop.tools import CallContext, Tool, current_call, failure_type, result_text
 from profiler.providers.attempts import transports
@@ -314,9 +313,9 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | No
         # The SDK's retries run in this same context: they find the round they belong to here.
         profiler._round.set(round_)
     if loop.number is not None:
-        request.headers[headers.LOOP] = str(loop.number)
+        request.headers[LOOP_HEADER] = str(loop.number)
         if loop.trial is not None:
-            request.headers[headers.TRIAL] = str(loop.trial)
+            request.headers[TRIAL_HEADER] = str(loop.trial)
     return WatchedRequest(api, round_, clock)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import profiler
 from profiler import metrics
-from profiler.emulator.app import Emulator
+from profiler.emulator.server import Emulator
 from profiler.records import LoopRecord
 from profiler.report.html.page import _section
 from profiler.scenarios.schema import parse_scenario

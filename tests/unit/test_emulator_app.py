@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from profiler.emulator.app import Emulator
 from profiler.emulator.conversation import MadeCall, Said, limited
 from profiler.emulator.draws import Place, decode
 from profiler.emulator.http1 import Exchange, Reply
 from profiler.emulator.journal import Journal
 from profiler.emulator.openai_responses import Store
+from profiler.emulator.server import Emulator
 from profiler.scenarios.schema import load_scenario
 
 USER = {"role": "user", "content": "x"}

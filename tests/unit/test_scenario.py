@@ -221,6 +221,32 @@ attempts = 3
             "first_token = { kind = 'uniform', low = 0, high = 1, min = 2, max = 1 }",
             "model.first_token.max: expected a number of at least min (2), found 1",
         ),
+        (
+            "duration = 0.2",
+            "duration = 0.2\nname = 'look'",
+            (
+                "mine.toml: unknown key 'tools.look.name'; expected one of: path, description, parameters,"
+                " duration, capacity"
+            ),
+        ),
+        (
+            "duration = 0.2",
+            "duration = 0.2\n[default_tool]\npath = '/tools/other'",
+            "mine.toml: unknown key 'default_tool.path'; expected one of: duration, capacity",
+        ),
+        (
+            "rounds = 1",
+            "rounds = { kind = 'uniform', low = 1 }",
+            "mine.toml: loop.rounds.high: expected a number of at least 0, found nothing",
+        ),
+        (
+            "rounds = 1",
+            "rounds = { kind = 'pareto', scale = 1, alpha = 0.01 }",
+            "mine.toml: loop.rounds.alpha: expected a number of at least 0.1, found 0.01",
+        ),
+        ("rounds = 1", "rounds = 1001", "mine.toml: loop.rounds: expected at most 1000, found 1001"),
+        ("rounds = 1", "rounds = 1e10", "mine.toml: loop.rounds: expected a number of at most 1e+09, found"),
+        ("rounds = 1", "rounds = nan", "mine.toml: loop.rounds: expected a number of at least 0, found nan"),
         ("rounds = 1", "rounds = 1 2", "mine.toml: not valid TOML"),
     ],
 )
