@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import Field
 from pathlib import Path
+from typing import Any
 
-from profiler.load.declared import SWITCH, Option
+from profiler.load.declared import SWITCH, Option, explained
 from profiler.load.options import LoadOptions, Size
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -18,14 +20,15 @@ def table() -> str:
     groups = ("target", "load", "turns", "spending", "content")
     rows = ["| option | in | what |", "|---|---|---|"]
     for group in groups:
-        rows += [_row(declared) for _, declared in found if declared.group == group and not declared.hidden]
+        rows += [
+            _row(one, declared) for one, declared in found if declared.group == group and not declared.hidden
+        ]
     return "\n".join(rows) + "\n"
 
 
-def _row(option: Option) -> str:
-    value = "" if option.kind is SWITCH else f" {option.metavar or '|'.join(option.choices)}"
-    said = option.help + (f" (default: {option.default_text})" if option.default_text else "")
-    cells = (f"`{option.flag}{value}`", ", ".join(option.commands), said)
+def _row(one: Field[Any], option: Option) -> str:
+    value = "" if option.kind is SWITCH else f" {option.value_name or '|'.join(option.choices)}"
+    cells = (f"`{option.flag}{value}`", ", ".join(option.commands), explained(one, option))
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 

@@ -31,13 +31,15 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 class Kind:
     """What an option takes. `read` raises `ValueError`, which says what was wrong with a text.
 
-    `least` and `most` are bounds of a number, None for any; `write` is the inverse of `read`.
+    `least` and `most` are bounds of a number, None for any; `write` is the inverse of `read`; `metavar` is
+    how the help names a value.
     """
 
     read: Callable[[str], Any]
     write: Callable[[Any], str] = str
     least: float | None = None
     most: float | None = None
+    metavar: str | None = None
 
     def checked(self, value: Any) -> Any:
         """The value, if it is within the bounds. Raises `ValueError`."""
@@ -92,13 +94,13 @@ def _number(value: float) -> str:
 
 
 TEXT = Kind(_text)
-COUNT = Kind(_whole, least=1, most=MOST)
-COUNT_FROM_0 = Kind(_whole, least=0, most=MOST)
-SEED = Kind(_whole, least=-(2**63), most=2**63 - 1)
+COUNT = Kind(_whole, str, 1, MOST, "N")
+COUNT_FROM_0 = Kind(_whole, str, 0, MOST, "N")
+SEED = Kind(_whole, str, -(2**63), 2**63 - 1, "N")
 """Any whole number that run.json can hold."""
-PORT = Kind(_whole, least=0, most=65535)
+PORT = Kind(_whole, str, 0, 65535, "P")
 AMOUNT = Kind(_amount, _number)
-SECONDS = Kind(_seconds, _number, least=0, most=LONGEST_SECONDS)
+SECONDS = Kind(_seconds, _number, 0, LONGEST_SECONDS, "T")
 SWITCH = Kind(lambda text: text == "true", lambda value: "true" if value else "false")
 """Given without a value, it turns its field to what the default is not."""
 
@@ -107,8 +109,7 @@ SWITCH = Kind(lambda text: text == "true", lambda value: "true" if value else "f
 class Option:
     """The declaration. `commands` take it (`locust` are our Locust files); `repeats`: it may come again.
 
-    `default_text` is how the help names a default that the value does not tell. The value of a `secret`
-    is in no file and on no screen.
+    The value of a `secret` is in no file and on no screen.
     """
 
     flag: str
@@ -119,9 +120,13 @@ class Option:
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     repeats: bool = False
-    default_text: str | None = None
     secret: bool = False
     hidden: bool = False
+
+    @property
+    def value_name(self) -> str | None:
+        """How the help names its value."""
+        return self.metavar or self.kind.metavar
 
     @property
     def destination(self) -> str:
@@ -129,9 +134,11 @@ class Option:
         return self.flag.removeprefix("--").replace("-", "_")
 
 
-def option(flag: str, kind: Kind, default: Any, help: str, **more: Any) -> Any:
-    """A dataclass field that is an option; `more` are the fields of `Option`."""
-    return field(default=default, metadata={"option": Option(flag, kind, help, **more)})
+def option(
+    flag: str, kind: Kind, default: Any, help: str, group: str, commands: tuple[str, ...], **more: Any
+) -> Any:
+    """A dataclass field that is an option; `more` are further fields of `Option`."""
+    return field(default=default, metadata={"option": Option(flag, kind, help, group, commands, **more)})
 
 
 class Options:
@@ -180,21 +187,17 @@ class Options:
     @classmethod
     def _keywords(cls, one: Field[Any], declaration: Option, *, typed: bool) -> dict[str, Any]:
         default = _default(one)
-        said = declaration.help + (
-            f" (default: {declaration.default_text})" if declaration.default_text else ""
-        )
-        keywords: dict[str, Any] = {
-            "help": argparse.SUPPRESS if declaration.hidden else said.replace("%", "%%")
-        }
+        said = explained(one, declaration).replace("%", "%%")
+        keywords: dict[str, Any] = {"help": argparse.SUPPRESS if declaration.hidden else said}
         if declaration.kind is SWITCH:
             return keywords | {"action": "store_true"}
         if declaration.choices:
             return keywords | {"choices": declaration.choices, "default": default}
         if declaration.repeats:
             given = None if typed else [declaration.kind.write(default)]
-            return keywords | {"action": _Collect, "metavar": declaration.metavar, "default": given}
+            return keywords | {"action": _Collect, "metavar": declaration.value_name, "default": given}
         shown = None if default is None or default == () else declaration.kind.write(default)
-        keywords |= {"metavar": declaration.metavar, "default": default if typed else shown}
+        keywords |= {"metavar": declaration.value_name, "default": default if typed else shown}
         return keywords | ({"type": declaration.kind.argument} if typed else {})
 
     @classmethod
@@ -258,6 +261,15 @@ class Options:
                 repeated = isinstance(given, list)
                 values[one.name] = _read(declaration, given) if repeated else given
         return cls(**values)
+
+
+def explained(one: Field[Any], declaration: Option) -> str:
+    """The help, with the default where there is one and the help does not say it."""
+    default = _default(one)
+    if declaration.kind is SWITCH or default in (None, (), 0) or "default" in declaration.help:
+        return declaration.help
+    unit = "s" if declaration.kind.metavar == "T" else ""
+    return f"{declaration.help} (default: {declaration.kind.write(default)}{unit})"
 
 
 def add_options(

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from profiler.errors import UsageError
@@ -74,11 +75,18 @@ def _levels(text: str) -> tuple[int, ...]:
         raise ValueError("expected numbers of users, such as 10,20,40") from None
 
 
-STRATEGIES = Kind(parse_strategies, lambda specs: ",".join(map(str, specs)))
-LEVELS = Kind(_levels, lambda levels: ",".join(map(str, levels)), least=1, most=MOST)
+STRATEGIES = Kind(parse_strategies, lambda specs: ",".join(map(str, specs)), metavar="S")
+LEVELS = Kind(_levels, lambda levels: ",".join(map(str, levels)), 1, MOST, "N,N,…")
+MEASURED = Kind(SECONDS.read, SECONDS.write, 0.1, LONGEST_SECONDS, "T")
 
-EVERY = ("run", "compare", "tune", "locust")
-LOADS = ("compare", "tune", "locust")
+SEARCHES = ("compare", "tune")
+target = partial(option, group="target", commands=("run", "compare", "tune", "locust"))
+load = partial(option, group="load", commands=("compare", "tune", "locust"))
+turns = partial(option, group="turns", commands=("compare", "locust"))
+spending = partial(option, group="spending", commands=("compare", "tune", "locust"))
+content = partial(option, group="content", commands=("run", "compare", "locust"))
+
+_MODELS = ", ".join(dict.fromkeys(DEFAULT_MODELS.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,33 +94,11 @@ class Size(Options):
     """How many agents in how many processes for how long; Locust has options of its own for these."""
 
     users: int = option(
-        "--users",
-        COUNT,
-        20,
-        "agents; each starts its next loop when the last one ends",
-        group="load",
-        commands=("compare", "tune"),
-        metavar="N",
-        default_text="20",
+        "--users", COUNT, 20, "agents; each starts its next loop when the last one ends", "load", SEARCHES
     )
-    workers: int = option(
-        "--workers",
-        COUNT,
-        1,
-        "processes that run agents",
-        group="load",
-        commands=("compare", "tune"),
-        metavar="N",
-    )
+    workers: int = option("--workers", COUNT, 1, "processes that run agents", "load", SEARCHES)
     seconds: float = option(
-        "--duration",
-        Kind(SECONDS.read, SECONDS.write, least=0.001, most=LONGEST_SECONDS),
-        15.0,
-        "measuring time per strategy (and level): 30s, 2m",
-        group="turns",
-        commands=("compare",),
-        metavar="T",
-        default_text="15s",
+        "--duration", MEASURED, 15.0, "measuring time per strategy (and level)", "turns", ("compare",)
     )
 
     def __post_init__(self) -> None:
@@ -128,315 +114,132 @@ class LoadOptions(Options):
     free. `linger_seconds`: how long /metrics is served after the last trial, for a last scrape.
     """
 
-    provider: str = option(
-        "--provider",
-        TEXT,
-        "openai",
-        "whose SDK and wire format",
-        group="target",
-        commands=EVERY,
-        choices=tuple(PROVIDERS),
-        default_text="openai",
+    provider: str = target(
+        "--provider", TEXT, "openai", "whose SDK and wire format", choices=tuple(PROVIDERS)
     )
-    scenario: str = option(
-        "--scenario",
-        TEXT,
-        "cities",
-        "what the work is",
-        group="target",
-        commands=EVERY,
-        metavar="NAME|FILE",
-        default_text="cities",
-    )
-    base_url: str | None = option(
+    scenario: str = target("--scenario", TEXT, "cities", "what the work is", metavar="NAME|FILE")
+    base_url: str | None = target(
         "--base-url",
         TEXT,
         None,
-        "the model server, root or ending in /v1",
-        group="target",
-        commands=EVERY,
+        "the model server, root or ending in /v1 (default: the emulator)",
         metavar="URL",
-        default_text="the emulator",
     )
-    tools_url: str | None = option(
-        "--tools-url",
-        TEXT,
-        None,
-        "root of the tools' server",
-        group="target",
-        commands=EVERY,
-        metavar="URL",
-        default_text="the emulator",
+    tools_url: str | None = target(
+        "--tools-url", TEXT, None, "root of the tools' server (default: the emulator)", metavar="URL"
     )
-    model: str | None = option(
-        "--model",
-        TEXT,
-        None,
-        "model name",
-        group="target",
-        commands=EVERY,
-        metavar="M",
-        default_text=", ".join(dict.fromkeys(DEFAULT_MODELS.values())),
+    model: str | None = target("--model", TEXT, None, f"model name (default: {_MODELS})", metavar="M")
+    seed: int = target("--seed", SEED, 1, "seed of the emulated work")
+    max_rounds: int = target("--max-rounds", COUNT, 5, "rounds with calls at most")
+    tool_choice: str = target(
+        "--tool-choice", TEXT, "auto", "auto, none, required, or a tool's name", metavar="C"
     )
-    seed: int = option(
-        "--seed", SEED, 1, "seed of the emulated work", group="target", commands=EVERY, metavar="N"
+    parallel_tool_calls: bool = target(
+        "--no-parallel-tool-calls", SWITCH, True, "ask for one call per response: a baseline"
     )
-    max_rounds: int = option(
-        "--max-rounds", COUNT, 5, "rounds with calls at most", group="target", commands=EVERY, metavar="N"
-    )
-    tool_choice: str = option(
-        "--tool-choice",
-        TEXT,
-        "auto",
-        "auto, none, required, or a tool's name",
-        group="target",
-        commands=EVERY,
-        metavar="C",
-    )
-    parallel_tool_calls: bool = option(
-        "--no-parallel-tool-calls",
-        SWITCH,
-        True,
-        "ask for one call per response: a baseline",
-        group="target",
-        commands=EVERY,
-    )
-    model_limit: str | None = option(
+    model_limit: str | None = target(
         "--model-limit",
         TEXT,
         None,
         "limiters of ours in front of the model: rate:500/min,burst=10+tokens:30000/min, semaphore:8",
-        group="target",
-        commands=EVERY,
         metavar="SPEC",
     )
-    stream: bool = option(
-        "--stream", SWITCH, False, "ask for streamed responses", group="target", commands=EVERY
-    )
+    stream: bool = target("--stream", SWITCH, False, "ask for streamed responses")
+
     strategies: tuple[StrategySpec, ...] = option(
         "--strategy",
         STRATEGIES,
         DEFAULT_STRATEGIES,
         f"{STRATEGY_FORMS}; may be repeated; the first is what the others are compared with",
-        group="load",
-        commands=("compare", "locust"),
-        metavar="S",
+        "load",
+        ("compare", "locust"),
         repeats=True,
-        default_text=STRATEGIES.write(DEFAULT_STRATEGIES),
     )
-    think_seconds: float = option(
-        "--think",
-        SECONDS,
-        0.0,
-        "closed load: wait between an agent's loops",
-        group="load",
-        commands=LOADS,
-        metavar="T",
-    )
-    arrivals: str | None = option(
+    think_seconds: float = load("--think", SECONDS, 0.0, "closed load: wait between an agent's loops")
+    arrivals: str | None = load(
         "--arrivals",
         TEXT,
         None,
         "open load instead: loops arrive at this rate (Poisson; constant:R/s evenly spaced) and do not "
         "wait for each other; latency counts from when they were due",
-        group="load",
-        commands=LOADS,
         metavar="R/s",
     )
-    max_in_flight: int | None = option(
-        "--max-in-flight",
-        COUNT,
-        None,
-        "open load: loops at once at most; others wait",
-        group="load",
-        commands=LOADS,
-        metavar="N",
+    max_in_flight: int | None = load(
+        "--max-in-flight", COUNT, None, "open load: loops at once at most; others wait"
     )
-    drain_seconds: float = option(
-        "--drain",
-        SECONDS,
-        30.0,
-        "wait for loops in flight at most, then cut them off and count them",
-        group="load",
-        commands=LOADS,
-        metavar="T",
-        default_text="30s",
+    drain_seconds: float = load(
+        "--drain", SECONDS, 30.0, "wait for loops in flight at most, then cut them off and count them"
     )
-    allow_remote: bool = option(
-        "--allow-remote",
-        SWITCH,
-        False,
-        "let the load go beyond this machine: it costs money",
-        group="load",
-        commands=LOADS,
+    allow_remote: bool = load(
+        "--allow-remote", SWITCH, False, "let the load go beyond this machine: it costs money"
     )
-    share_limit: bool = option(
+    share_limit: bool = load(
         "--share-limit",
         SWITCH,
         False,
-        "divide all limits among the processes, instead of each having them whole",
-        group="load",
-        commands=LOADS,
+        "divide all limits among the processes; else each has them whole",
     )
-    slo: str | None = option(
-        "--slo",
-        TEXT,
-        None,
-        "what a good loop is: p95<2s,errors<1%",
-        group="load",
-        commands=LOADS,
-        metavar="S",
+    slo: str | None = load("--slo", TEXT, None, "what a good loop is: p95<2s,errors<1%", metavar="S")
+    abort_on: str | None = load(
+        "--abort-on", TEXT, None, "end a hopeless run early: errors>20%", metavar="RULE"
     )
-    abort_on: str | None = option(
-        "--abort-on",
-        TEXT,
-        None,
-        "end a hopeless run early: errors>20%",
-        group="load",
-        commands=LOADS,
-        metavar="RULE",
+    agent: str | None = load(
+        "--agent", TEXT, None, "load your own agent instead of the built-in loop", metavar="MODULE:FACTORY"
     )
-    agent: str | None = option(
-        "--agent",
-        TEXT,
-        None,
-        "load your own agent instead of the built-in loop",
-        group="load",
-        commands=LOADS,
-        metavar="MODULE:FACTORY",
+    calibration_seconds: float = load(
+        "--calibrate", SECONDS, 0.5, "measure the client alone first, 0 to skip"
     )
-    calibration_seconds: float = option(
-        "--calibrate",
-        SECONDS,
-        0.5,
-        "measure the client alone first, 0 to skip",
-        group="load",
-        commands=LOADS,
-        metavar="T",
-        default_text="0.5s",
-    )
-    metrics_port: int | None = option(
+    metrics_port: int | None = load(
         "--metrics-port",
         PORT,
         None,
-        "serve /metrics here; worker k at this port + k",
-        group="load",
-        commands=LOADS,
-        metavar="P",
-        default_text=f"{METRICS_PORT} or the next free one",
+        f"serve /metrics here; worker k at this port + k (default: {METRICS_PORT} or the next free one)",
     )
-    metrics_host: str = option(
+    metrics_host: str = load(
         "--metrics-host",
         TEXT,
         LOOPBACK,
-        "address to serve /metrics on",
-        group="load",
-        commands=LOADS,
+        "address to serve /metrics on, by default for this machine alone",
         metavar="H",
-        default_text=f"{LOOPBACK}, for this machine alone",
     )
-    metrics: bool = option("--no-metrics", SWITCH, True, "serve no /metrics", group="load", commands=LOADS)
+    metrics: bool = load("--no-metrics", SWITCH, True, "serve no /metrics")
     linger_seconds: float = option(
-        "--metrics-linger",
-        SECONDS,
-        0.0,
-        "serve /metrics so long after the last trial",
-        group="load",
-        commands=("locust",),
-        metavar="T",
+        "--metrics-linger", SECONDS, 0.0, "serve /metrics so long after the last trial", "load", ("locust",)
     )
-    out: str = option(
-        "--out",
-        TEXT,
-        "runs",
-        "where run directories go",
-        group="load",
-        commands=LOADS,
-        metavar="DIR",
-        default_text="runs",
+    out: str = load("--out", TEXT, "runs", "where run directories go", metavar="DIR")
+
+    levels: tuple[int, ...] = turns(
+        "--levels", LEVELS, (), "a ladder of loads: every strategy under each number of agents"
     )
-    levels: tuple[int, ...] = option(
-        "--levels",
-        LEVELS,
-        (),
-        "a ladder of loads: every strategy under each number of agents",
-        group="turns",
-        commands=("compare", "locust"),
-        metavar="N,N,…",
-    )
-    blocks: int | None = option(
-        "--blocks",
-        COUNT,
-        None,
-        "turns that every strategy gets",
-        group="turns",
-        commands=("compare", "locust"),
-        metavar="N",
-        default_text="3 to 10",
-    )
+    blocks: int | None = turns("--blocks", COUNT, None, "turns that every strategy gets (default: 3 to 10)")
     trial_seconds: float | None = option(
-        "--trial-seconds",
-        Kind(SECONDS.read, SECONDS.write, least=0.1, most=LONGEST_SECONDS),
-        None,
-        "how long each turn measures",
-        group="turns",
-        commands=("locust",),
-        metavar="T",
+        "--trial-seconds", MEASURED, None, "how long each turn measures", "turns", ("locust",)
     )
-    max_loops: int | None = option(
-        "--max-loops", COUNT, None, "loops", group="spending", commands=LOADS, metavar="N"
-    )
-    max_requests: int | None = option(
-        "--max-requests",
-        COUNT,
-        None,
-        "model requests: every attempt",
-        group="spending",
-        commands=LOADS,
-        metavar="N",
-    )
-    max_tokens: int | None = option(
-        "--max-tokens",
-        COUNT,
-        None,
-        "input and output tokens together",
-        group="spending",
-        commands=LOADS,
-        metavar="N",
-    )
-    max_cost: float | None = option(
-        "--max-cost", AMOUNT, None, "cost of the tokens", group="spending", commands=LOADS, metavar="USD"
-    )
-    price: str | None = option(
+
+    max_loops: int | None = spending("--max-loops", COUNT, None, "loops")
+    max_requests: int | None = spending("--max-requests", COUNT, None, "model requests: every attempt")
+    max_tokens: int | None = spending("--max-tokens", COUNT, None, "input and output tokens together")
+    max_cost: float | None = spending("--max-cost", AMOUNT, None, "cost of the tokens", metavar="USD")
+    price: str | None = spending(
         "--price",
         TEXT,
         None,
-        "USD per million input and output tokens",
-        group="spending",
-        commands=LOADS,
+        "USD per million input and output tokens (default: a table of some known models)",
         metavar="IN/OUT",
-        default_text="a table of some known models",
     )
-    record_content: bool = option(
-        "--record-content",
-        SWITCH,
-        False,
-        "keep prompts, arguments and results in the records",
-        group="content",
-        commands=("run", "compare", "locust"),
+
+    record_content: bool = content(
+        "--record-content", SWITCH, False, "keep prompts, arguments and results in the records"
     )
-    redact: str | None = option(
+    redact: str | None = content(
         "--redact",
         TEXT,
         None,
         "with --record-content: a function that every text passes through, str to str",
-        group="content",
-        commands=("run", "compare", "locust"),
         metavar="MODULE:FUNCTION",
     )
-    run_directory: str | None = option(
-        "--run-directory", TEXT, None, "", group="load", commands=("locust",), hidden=True
-    )
+
+    run_directory: str | None = option("--run-directory", TEXT, None, "", "load", ("locust",), hidden=True)
 
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""

@@ -170,9 +170,9 @@ def test_anything_else_has_to_be_meant(options: LoadOptions, environment: dict[s
 class Asked(Options):
     """Options of a test, one of which is a secret."""
 
-    name: str = option("--name", TEXT, "n", "a name", group="g", commands=("do",), default_text="n")
-    count: int = option("--count", COUNT, 2, "100 % of it", group="g", commands=("do", "locust"), metavar="N")
-    key: str | None = option("--key", TEXT, None, "a key", group="h", commands=("do",), secret=True)
+    name: str = option("--name", TEXT, "n", "a name", "g", ("do",))
+    count: int = option("--count", COUNT, 2, "100 % of it", "g", ("do", "locust"))
+    key: str | None = option("--key", TEXT, None, "a key", "h", ("do",), secret=True)
 
 
 def test_a_secret_is_in_no_json_and_on_no_command_line() -> None:
@@ -189,7 +189,7 @@ def test_a_command_has_its_options_in_their_groups() -> None:
     shown = " ".join(parser.format_help().split())
     assert shown.index("h: what is hidden") < shown.index("--key KEY a key")
     assert shown.index("g: --name NAME a name (default: n)") > shown.index("--key KEY")
-    assert "--count N 100 % of it" in shown
+    assert "--count N 100 % of it (default: 2)" in shown
     assert "empty" not in shown
     assert Asked.from_namespace(parser.parse_args(["--count", "7"])) == Asked(count=7)
     assert [one.flag for _, one in Asked.declared("locust")] == ["--count"]
