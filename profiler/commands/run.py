@@ -90,7 +90,7 @@ def main(arguments: argparse.Namespace) -> int:
             model = LimitedModel(model, Gate(model_limit))
         loop = ToolLoop(
             model,
-            scenario_tools(scenario),
+            scenario_tools(scenario, tools_url),
             strategy,
             max_rounds=arguments.max_rounds,
             tool_choice=arguments.tool_choice,
@@ -120,13 +120,10 @@ def main(arguments: argparse.Namespace) -> int:
         tools_url = arguments.tools_url or named or emulator_at(base_url)
         if tools_url is None:  # a model server has no tools: an emulator beside it has
             tools_url = stack.enter_context(start_emulator(arguments.scenario, seed=arguments.seed)).url
-        os.environ["PROFILER_TOOLS_URL"] = tools_url
         try:
             text = on_event_loop(once)
         except ProviderError as error:
             failure, text = error, ""
-        finally:
-            os.environ["PROFILER_TOOLS_URL"] = named or ""
     width = min(shutil.get_terminal_size().columns, 120)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     for record in records:

@@ -1,10 +1,9 @@
-"""The options of a load test: added to Locust's own, checked, and sent to the workers as plain data."""
+"""The options of a load test: added to Locust's own, and checked."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -200,14 +199,6 @@ class LoadOptions:
                     "(real endpoints cost money and belong to somebody)"
                 )
 
-    def as_data(self) -> dict[str, Any]:
-        """Plain data for a message to a worker; `from_data` is the inverse."""
-        return asdict(self)
-
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> LoadOptions:
-        return cls(**{**data, "strategies": tuple(data["strategies"]), "levels": tuple(data["levels"])})
-
     def as_arguments(self) -> list[str]:
         """Command-line arguments for Locust; `from_namespace` of what it parses is the inverse."""
         arguments = [f"--strategy={','.join(self.strategies)}"]
@@ -317,8 +308,6 @@ def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> LoadOpt
 
 def add_options(parser: Any) -> None:
     """Add ours to Locust's parser; they appear in its web form too."""
-    group = parser.add_argument_group("Tool-calling agents")
-    group.add_argument = parser.add_argument  # the group's own would not know Locust's extra keywords
     add = parser.add_argument
     add(
         "--strategy",
@@ -427,11 +416,6 @@ def split_levels(value: str | Sequence[int] | None) -> tuple[int, ...]:
     if value.strip() and not levels:
         raise UsageError(f"--levels {value}: expected numbers of users, such as 10,20,40")
     return levels
-
-
-def set_tools_url(options: LoadOptions, root: str) -> None:
-    """Point the worked tools of this process at their root; none given, at that of the model."""
-    os.environ["PROFILER_TOOLS_URL"] = options.tools_url or Endpoint.parse(root).root
 
 
 def _number(option: str, value: Any, kind: type[Any]) -> Any:

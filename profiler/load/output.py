@@ -35,7 +35,7 @@ MOST_BYTES = 50_000_000
 _log = logging.getLogger(__name__)
 
 
-class Ledger:
+class RunOutput:
     """The run directory of the test under way. All from greenlets of one process.
 
     `error` is set once records cannot be written (a full disk): what was there stays readable, and

@@ -84,7 +84,6 @@ def test_the_command_line_of_options_parses_to_the_same_options() -> None:
     untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}
     assert untouched == {"think_seconds"}  # which an open load cannot have
     assert parse(*options.as_arguments()) == options
-    assert LoadOptions.from_data(options.as_data()) == options
     thinking = LoadOptions(think_seconds=1.5)
     assert parse(*thinking.as_arguments()) == thinking
 
