@@ -46,7 +46,7 @@ SETTLE_SECONDS = 3.0
 SHORT_RAMP_SECONDS = 1.0
 """Up to this long, agents wait for each other; during longer ramps they work, and nothing is measured."""
 
-LONGEST_LEAD = 0.5
+LONGEST_SPREAD = 0.5
 """Share of the window: agents start within that, however long their loops take."""
 
 WATCH_SECONDS = 0.25
@@ -273,10 +273,10 @@ class Leader:
             block=planned.block + 1,
         )
         others = OtherProcesses(self._target.others())
-        lead = self._lead(planned, seconds)
+        spread = self._spread_seconds(planned, seconds)
         begun_ns = self._clock()
-        self._workers.begin(workers, planned, self.options, self._ramp.users, lead)
-        self._stop.wait(lead)
+        self._workers.begin(workers, planned, self.options, self._ramp.users, spread)
+        self._stop.wait(spread)
         started_ns = self._clock()
         self._trial_ends_ns = started_ns + int(seconds * 1e9)
         self._watch(planned, seconds, wanted)
@@ -289,11 +289,10 @@ class Leader:
         if self._cannot_go_on():
             return  # the trial is not whole: its records say what there was
         self._longest_drain = max(self._longest_drain, (drained_ns - ended_ns) / 1e9)
-        if ended.loops:
+        if loops := ended.total("loops"):
             # Little's law, with half of the drain since agents leave one by one in it.
             busy_ns = ended_ns - begun_ns + (drained_ns - ended_ns) / 2
-            self._loop_seconds[planned.strategy, users] = users * busy_ns / 1e9 / ended.loops
-        opened = self.options.arrivals is not None
+            self._loop_seconds[planned.strategy, users] = users * busy_ns / 1e9 / loops
         trial = rundir.Trial(
             index=planned.index,
             block=planned.block,
@@ -302,22 +301,23 @@ class Leader:
             started_ns=started_ns,
             ended_ns=ended_ns,
             drained_ns=drained_ns,
-            interrupted=ended.interrupted,
-            arrived=ended.arrived if opened else None,
-            late=ended.late,
-            dropped=ended.dropped,
+            interrupted=ended.total("interrupted"),
+            arrived=None if self.options.arrivals is None else ended.total("arrived"),
+            late=ended.total("late"),
+            dropped=ended.total("dropped"),
             wanted=wanted,
         )
         run = self.output.run
+        health = [*(one.health for one in ended.drained if one.health is not None), *health]
         self.output.save(
             trials=(*run.trials, trial),
             workers=len(workers),
-            client=(*run.client, *ended.health, *health),
+            client=(*run.client, *health),
             spent=self._workers.grants.total,
         )
 
-    def _lead(self, planned: PlannedTrial, window: float) -> float:
-        """Seconds in which the agents of a closed load start, one after another, before the trial measures.
+    def _spread_seconds(self, planned: PlannedTrial, window: float) -> float:
+        """How long the agents of a closed load take to start, one after another, before the trial measures.
 
         About as long as a loop takes: then they are as far apart as in the long run, and loops end from
         the first second on. Agents that start together stay in step, and a window that begins with
@@ -325,10 +325,8 @@ class Leader:
         """
         if self.options.arrivals is not None or self._ramp.shaped:
             return 0.0
-        known = self._loop_seconds.get(
-            (planned.strategy, self._wanted_users(planned)), self._workers.loop_seconds
-        )
-        return min(known, window * LONGEST_LEAD)
+        loop = (planned.strategy, self._wanted_users(planned))
+        return min(self._loop_seconds.get(loop, self._workers.loop_seconds), window * LONGEST_SPREAD)
 
     def _watch(self, planned: PlannedTrial, seconds: float, wanted: int) -> None:
         """Let the trial measure: until its time or the budget is over, it is hopeless, or a shape goes on."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from profiler.errors import ProviderError, TargetError
@@ -30,7 +31,6 @@ from profiler.scenarios.schema import Scenario
 
 if TYPE_CHECKING:
     from profiler.limits.gate import Gate
-    from profiler.loop.loop import ToolLoop
     from profiler.strategies import Strategy
 
 FirstLoops = Callable[[], Awaitable[None]]
@@ -55,6 +55,7 @@ class LoopRunners:
         self._root = root
         self._tools_root = tools_root
         self._scenario = scenario
+        self._redact = None if options.redact is None else load_redact(options.redact)
         self._runners: dict[tuple[str, str], LoopRunner] = {}
         self._model_gate: Gate | None = None
 
@@ -97,19 +98,38 @@ class LoopRunners:
     def _make_built_in(
         self, user_class: str, strategies: Mapping[str, Strategy], sinks: Sequence[Sink]
     ) -> FirstLoops:
-        built_in = _BuiltInLoops(
-            self._options, self._root, self._tools_root, self._scenario, self._model_gate
+        from profiler.loop.eventloop import NativeThreads
+        from profiler.loop.limited_model import LimitedModel
+        from profiler.loop.loop import ToolLoop
+        from profiler.providers import make_provider
+        from profiler.scenarios.tools import scenario_tools
+
+        options, prompt = self._options, self._scenario.prompt
+        model = make_provider(options.provider, base_url=self._root, model=options.model)
+        if self._model_gate is not None:
+            model = LimitedModel(model, self._model_gate)
+        self.model = model.model
+        # All of them share one client, one set of tools and one pool of threads.
+        loop = partial(
+            ToolLoop,
+            model,
+            scenario_tools(self._scenario, self._tools_root),
+            max_rounds=options.max_rounds,
+            tool_choice=options.tool_choice,
+            parallel_tool_calls=options.parallel_tool_calls,
+            stream=options.stream,
+            record_content=options.record_content,
+            redact=self._redact,
+            threads=NativeThreads(),
         )
-        self.model = built_in.model.model
         for spec, strategy in strategies.items():
-            loop = built_in.loop(strategy, sinks)
-            self._runners[user_class, spec] = BuiltInAgent(loop, self._scenario.prompt)
-        first = built_in.loop(warm_up_strategy(list(strategies.values())), [self._warmed_up])
+            self._runners[user_class, spec] = BuiltInAgent(loop(strategy=strategy, sinks=sinks), prompt)
+        first = loop(strategy=warm_up_strategy(list(strategies.values())), sinks=[self._warmed_up])
         self.spent += Spent(1)
 
         async def warm_up() -> None:
             try:
-                await first.run(self._scenario.prompt.replace("{number}", "0"))
+                await first.run(prompt.replace("{number}", "0"))
             except ProviderError as error:
                 if error.status is None or error.status in HOPELESS_STATUS:
                     raise TargetError(str(error)) from error
@@ -148,7 +168,7 @@ class LoopRunners:
             prompt=self._scenario.prompt,
             sinks=sinks,
             record_content=options.record_content,
-            redact=None if options.redact is None else load_redact(options.redact),
+            redact=self._redact,
             model_gate=self._model_gate,
         )
 
@@ -156,43 +176,6 @@ class LoopRunners:
         self.spent += spent_by(record)
         if record.status == "error":
             self.first_failure = record.error_type
-
-
-class _BuiltInLoops:
-    """Built-in loops that share one client, one set of tools and one pool of threads."""
-
-    def __init__(
-        self, options: LoadOptions, root: str, tools_root: str, scenario: Scenario, model_gate: Gate | None
-    ) -> None:
-        from profiler.loop.eventloop import NativeThreads
-        from profiler.loop.limited_model import LimitedModel
-        from profiler.providers import make_provider
-        from profiler.scenarios.tools import scenario_tools
-
-        self._options = options
-        self.model = make_provider(options.provider, base_url=root, model=options.model)
-        if model_gate is not None:
-            self.model = LimitedModel(self.model, model_gate)
-        self._tools = scenario_tools(scenario, tools_root)
-        self._threads = NativeThreads()
-        self._redact = None if options.redact is None else load_redact(options.redact)
-
-    def loop(self, strategy: Strategy, sinks: Sequence[Sink]) -> ToolLoop:
-        from profiler.loop.loop import ToolLoop
-
-        return ToolLoop(
-            self.model,
-            self._tools,
-            strategy,
-            max_rounds=self._options.max_rounds,
-            tool_choice=self._options.tool_choice,
-            parallel_tool_calls=self._options.parallel_tool_calls,
-            stream=self._options.stream,
-            sinks=sinks,
-            record_content=self._options.record_content,
-            redact=self._redact,
-            threads=self._threads,
-        )
 
 
 def warm_up_strategy(strategies: Sequence[Strategy]) -> Strategy:

@@ -26,29 +26,29 @@ class Event(Protocol):
 
 
 class LoopTask(Protocol[T_co]):
-    """A coroutine under way on an event loop in another thread."""
+    """A coroutine under way on an event loop in another thread.
 
-    def wait(self, timeout: float | None = None) -> T_co:
-        """Its result, or what it raised. Raises `TimeoutError` after `timeout` seconds."""
+    `wait` returns its result or raises what it raised; `TimeoutError` after `timeout` seconds.
+    """
 
-    def cancel(self) -> None:
-        """Ask it to stop; `wait` returns when it has."""
+    def wait(self, timeout: float | None = None) -> T_co: ...
+
+    def cancel(self) -> None: ...
 
 
 class LoopThread(Protocol):
-    """An event loop in a thread of its own, which has been started."""
+    """A started event loop in a thread of its own.
 
-    def run(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
-        """Run `work()` on the loop and wait; cancels it when the wait ends early, for whatever reason."""
+    `run` waits for `work()` to end and cancels it when the wait ends early, `submit` does not wait. `call`
+    has a function called on the loop's thread, `post` from there where the others wait.
+    """
 
-    def submit(self, work: Callable[[], Coroutine[Any, Any, T]]) -> LoopTask[T]:
-        """Run `work()` on the loop."""
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T: ...
 
-    def call(self, function: Callable[[], None]) -> None:
-        """Call `function` on the loop's thread, soon."""
+    def submit(self, work: Callable[[], Coroutine[Any, Any, T]]) -> LoopTask[T]: ...
 
-    def post(self, function: Callable[[], object]) -> None:
-        """From the loop's thread: call `function` where the others wait. It must not block."""
+    def call(self, function: Callable[[], None]) -> None: ...
 
-    def stop(self) -> None:
-        """Cancel what is under way and end the thread; waits a bounded time."""
+    def post(self, function: Callable[[], object]) -> None: ...
+
+    def stop(self) -> None: ...

@@ -28,7 +28,7 @@ from profiler.load.plan import Arrivals, PlannedTrial, share
 from profiler.load.spending import Budget, Grants, Resource
 from profiler.load.waiting import Event
 from profiler.loop.recorder import Clock
-from profiler.rundir import Anchor, Capacity, ClientHealth, Spent
+from profiler.rundir import Anchor, Capacity, Spent
 
 PREPARE_SECONDS = 60.0
 ANSWER_SECONDS = 15.0
@@ -57,15 +57,14 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What the workers said at the end of a trial; `lost` are those that said nothing."""
+    """What the workers said at the end of a trial; `lost` describes those that said nothing."""
 
-    interrupted: int = 0
-    loops: int = 0
-    arrived: int = 0
-    late: int = 0
-    dropped: int = 0
-    health: tuple[ClientHealth, ...] = ()
+    drained: tuple[Drained, ...] = ()
     lost: tuple[str, ...] = ()
+
+    def total(self, count: str) -> int:
+        """Of all workers together: `loops`, `interrupted` …"""
+        return sum(getattr(one, count) for one in self.drained)
 
 
 class Workers:
@@ -167,16 +166,8 @@ class Workers:
                 self.grants.closed(worker, answers[worker].begun, answers[worker].spent)
             else:
                 self.grants.lost(worker)
-        given = answers.values()
-        return Ended(
-            interrupted=sum(answer.interrupted for answer in given),
-            loops=sum(answer.loops for answer in given),
-            arrived=sum(answer.arrived for answer in given),
-            late=sum(answer.late for answer in given),
-            dropped=sum(answer.dropped for answer in given),
-            health=tuple(answer.health for answer in given if answer.health is not None),
-            lost=tuple(self._describe_lost(worker) for worker in workers if worker not in answers),
-        )
+        lost = tuple(self._describe_lost(worker) for worker in workers if worker not in answers)
+        return Ended(tuple(answers.values()), lost)
 
     def cut(self) -> None:
         """Have all loops under way cancelled."""
@@ -267,13 +258,11 @@ class Workers:
             )
 
     def _describe_lost(self, worker: str) -> str:
-        number, last = self._numbers.get(worker, 0), self._pulses.get(worker)
         missing = "what it had not sent is missing"
-        if last is not None:
-            missing = (
-                f"about {last.state.in_flight} loops it had in flight, and what it had not sent, are missing"
-            )
-        return f"worker {number} left: {missing}"
+        if (last := self._pulses.get(worker)) is not None:
+            loops = f"about {last.state.in_flight} loops it had in flight"
+            missing = f"{loops}, and what it had not sent, are missing"
+        return f"worker {self._numbers.get(worker, 0)} left: {missing}"
 
     def _answers(self) -> _Answers[A]:
         return _Answers(self.transport, self._new_event(), self._clock)

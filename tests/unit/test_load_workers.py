@@ -150,8 +150,9 @@ def test_a_trial_tells_each_worker_its_share_and_waits_for_all() -> None:
     )
     assert there.sent == [("a", told), ("b", replace(told, worker=1, max_in_flight=2))]
     ended = workers.end(["a", "b"], 3.0)
-    assert (ended.interrupted, ended.loops, ended.arrived, ended.late, ended.dropped) == (4, 18, 20, 2, 0)
-    assert [health.loop_lag_p99 for health in ended.health] == [0.5, 0.5]
+    totals = ("interrupted", "loops", "arrived", "late", "dropped")
+    assert [ended.total(count) for count in totals] == [4, 18, 20, 2, 0]
+    assert [one.health for one in ended.drained] == [ClientHealth("a", 4, 0.5), ClientHealth("b", 4, 0.5)]
     assert ended.lost == ()
     assert there.sent[2:] == [("a", End(3.0)), ("b", End(3.0))]
 
@@ -176,7 +177,7 @@ def test_a_worker_that_leaves_is_counted_and_not_waited_for() -> None:
     assert workers.state() == TrialState(14, 0, 60, 2, 4, 5)
     there.mute = {"b"}
     ended = workers.end(["a", "b"], 60.0)
-    assert ended.interrupted == 2
+    assert ended.total("interrupted") == 2
     assert ended.lost == (
         "worker 1 left: about 7 loops it had in flight, and what it had not sent, are missing",
     )
@@ -200,7 +201,7 @@ def test_an_answer_to_an_earlier_trial_does_not_end_this_one() -> None:
     there.mute = {"a"}
     workers.drained("a", Drained(1, interrupted=9))  # it answers for the first
     ended = workers.end(["a"], 0.0)
-    assert (ended.interrupted, len(ended.lost)) == (0, 1)
+    assert (ended.drained, len(ended.lost)) == ((), 1)
 
 
 def test_the_client_is_calibrated_once_and_its_capacity_is_that_of_all_workers() -> None:

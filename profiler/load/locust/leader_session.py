@@ -73,6 +73,11 @@ class LeaderSession:
         receive(runner, Pulse, self._workers.pulse)
         receive(runner, Drained, self._workers.drained)
         receive(runner, Records, self._write)
+        events = environment.events
+        events.test_start.add_listener(self._on_test_start)
+        events.spawning_complete.add_listener(self._on_spawning_complete)
+        events.test_stop.add_listener(self._on_test_stop)
+        events.quit.add_listener(self._on_quit)
 
     @property
     def run_directory(self) -> Path | None:
@@ -99,8 +104,7 @@ class LeaderSession:
             self._emulators.stop()
             raise
 
-    def start(self) -> None:
-        """Lead a test."""
+    def _on_test_start(self, **_: Any) -> None:
         parsed = self._environment.parsed_options
         shaped = self._environment.shape_class is not None
         seconds = float(parsed.run_time) if parsed.run_time else None
@@ -122,8 +126,7 @@ class LeaderSession:
         self._target_gone = None
         self._leading = gevent.spawn(self._lead, self._leader)
 
-    def spawned(self) -> None:
-        """All users are there."""
+    def _on_spawning_complete(self, **_: Any) -> None:
         if self._leader is not None:
             self._leader.spawned()
 
@@ -143,8 +146,7 @@ class LeaderSession:
         if self._leader is not None:
             self._leader.cut()
 
-    def stopped(self) -> None:
-        """Locust's test has stopped, and the last record has come."""
+    def _on_test_stop(self, **_: Any) -> None:
         if self._leader is not None:
             output, self._leader = self._leader.output, None
             output.close()
@@ -158,8 +160,7 @@ class LeaderSession:
         """Whoever started this process is gone."""
         self._leaving = True
 
-    def close(self) -> None:
-        """At Locust's end, after its own tables."""
+    def _on_quit(self, **_: Any) -> None:
         self._emulators.stop()
         if self._last is not None and self._headless:
             self._print_comparison(self._last)

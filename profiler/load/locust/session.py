@@ -88,19 +88,15 @@ class Session:
         guard_logs()
         self._runner = runner
         alone = isinstance(runner, LocalRunner)
-        self._leader: LeaderSession | None = None
         self._worker: WorkerSession | None = None
-        if not isinstance(runner, WorkerRunner):
-            self._leader = LeaderSession(environment, runner, pipe, alone)
+        self._leader: LeaderSession | None = None
+        # In this order Locust calls what they register: records are written before their file is closed.
         if not isinstance(runner, MasterRunner):
             self._worker = WorkerSession(environment, runner, alone)
-        events = environment.events
-        events.test_start.add_listener(self._on_test_start)
-        events.spawning_complete.add_listener(self._on_spawning_complete)
-        events.test_stopping.add_listener(self._on_test_stopping)
-        events.test_stop.add_listener(self._on_test_stop)
-        events.quitting.add_listener(self._on_quitting)
-        events.quit.add_listener(self._on_quit)
+        if not isinstance(runner, WorkerRunner):
+            self._leader = LeaderSession(environment, runner, pipe, alone)
+        environment.events.test_stopping.add_listener(self._on_test_stopping)
+        environment.events.quitting.add_listener(self._on_quitting)
         self._watch_parent(pipe)
         if self._leader is not None and environment.parsed_options.headless:
             self._leader.prepare()
@@ -121,27 +117,11 @@ class Session:
 
     @property
     def run_directory(self) -> Path | None:
-        """Of the test that this process leads."""
+        """Where the records of the test under way go, if this process leads it."""
         return None if self._leader is None else self._leader.run_directory
-
-    # Locust's events. A process that does both flushes its worker's records before the leader's next step.
-
-    def _on_test_start(self, **_: Any) -> None:
-        if self._leader is not None:
-            self._leader.start()
-
-    def _on_spawning_complete(self, **_: Any) -> None:
-        if self._leader is not None:
-            self._leader.spawned()
 
     def _on_test_stopping(self, **_: Any) -> None:
         self._conclude()
-
-    def _on_test_stop(self, **_: Any) -> None:
-        if self._worker is not None:
-            self._worker.flush()
-        if self._leader is not None:
-            self._leader.stopped()
 
     def _on_quitting(self, **_: Any) -> None:
         if self._leader is not None:
@@ -149,12 +129,6 @@ class Session:
         self._conclude()
         if self._worker is not None:
             self._worker.flush()
-
-    def _on_quit(self, **_: Any) -> None:
-        if self._worker is not None:
-            self._worker.close()
-        if self._leader is not None:
-            self._leader.close()
 
     def _conclude(self) -> None:
         """Let the loops in flight drain. Interrupted while they do, cut them off."""

@@ -40,6 +40,8 @@ class WorkerSession:
         receive(runner, Grant, lambda _, message: self.worker.grant(message))
         receive(runner, End, self._end, concurrent=True)
         receive(runner, Cut, lambda _, message: self.worker.cut())
+        environment.events.test_stop.add_listener(self.flush)
+        environment.events.quit.add_listener(self._close)
         gevent.spawn(self._reporter.run)
         gevent.spawn(self._beat)
 
@@ -54,11 +56,11 @@ class WorkerSession:
     def cut(self) -> None:
         self.worker.cut()
 
-    def flush(self) -> None:
+    def flush(self, **_: Any) -> None:
         """Report and send what has come so far."""
         self._reporter.flush()
 
-    def close(self) -> None:
+    def _close(self, **_: Any) -> None:
         self.worker.close()
 
     def _factories(self) -> dict[str, AgentFactory | None]:
