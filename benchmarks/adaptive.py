@@ -104,14 +104,11 @@ def run(
 async def _drive(
     name: str, retries: int, scenario: str, url: str, step: Step
 ) -> tuple[list[float], list[tuple[float, int]], int]:
-    import os
-
-    os.environ["PROFILER_TOOLS_URL"] = url
     began = time.monotonic()
     ends = 3 * step.seconds
     oracle = FixedLimit(CAPACITY)
     strategy = make(name, oracle)
-    tools = scenario_tools(load_scenario(scenario))
+    tools = scenario_tools(load_scenario(scenario), url)
     for tool in tools:
         tool.retries = retries
     records: list[LoopRecord] = []

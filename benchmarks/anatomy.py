@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import time
 import urllib.request
 from collections import defaultdict
@@ -50,7 +49,7 @@ async def run_loops(url: str, scenario_name: str, provider: str, stream: bool, l
     scenario = load_scenario(scenario_name)
     model = make_provider(provider, base_url=url)
     records: list[LoopRecord] = []
-    loop = ToolLoop(model, scenario_tools(scenario), Gathered(), stream=stream, sinks=[records.append])
+    loop = ToolLoop(model, scenario_tools(scenario, url), Gathered(), stream=stream, sinks=[records.append])
     numbers = iter(range(loops))
     tool_client()
 
@@ -72,7 +71,6 @@ def examine(
 ) -> Findings:
     """Run the loops on an emulator of their own and compare; backoff may differ by the tolerance."""
     with start_emulator(scenario, seed=11) as emulator:
-        os.environ["PROFILER_TOOLS_URL"] = emulator.url
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             records = runner.run(run_loops(emulator.url, scenario, provider, stream, loops, agents))
         with urllib.request.urlopen(f"{emulator.url}/emulator/journal?kind=model", timeout=60) as response:

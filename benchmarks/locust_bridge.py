@@ -167,8 +167,6 @@ def plain(provider: str, url: str, agents: int, seconds: float) -> int:
     """The yardstick: the same agents as tasks of a script, nothing recorded. Prints start, end and loops."""
     import uvloop
 
-    os.environ["PROFILER_TOOLS_URL"] = url
-
     async def run() -> str:
         from profiler.loop.loop import ToolLoop
         from profiler.providers import make_provider
@@ -177,7 +175,7 @@ def plain(provider: str, url: str, agents: int, seconds: float) -> int:
         from profiler.strategies import Gathered
 
         model = make_provider(provider, base_url=url)
-        loop = ToolLoop(model, scenario_tools(load_scenario("instant")), Gathered())
+        loop = ToolLoop(model, scenario_tools(load_scenario("instant"), url), Gathered())
         await loop.run("Warm up.")
         gc.collect()
         gc.freeze()  # as the load test does: else the yardstick would pay for collections that ours is spared

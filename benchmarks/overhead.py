@@ -31,7 +31,7 @@ from profiler.exporters.jsonl import JsonlSink
 from profiler.exporters.prometheus import PrometheusSink
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
-from profiler.scenarios.tools import close_tool_client, get_population, get_weather, tool_client
+from profiler.scenarios.tools import close_tool_client, get_population, get_weather, tool_client, use_tools_at
 from profiler.watch.profiler import Profiler
 
 PROMPT = "Compare the weather of a few cities."
@@ -195,7 +195,7 @@ def main() -> None:
     with start_emulator("instant", seed=1) as emulator, tempfile.TemporaryDirectory() as directory:
         os.sched_setaffinity(emulator.pid, {cores[-1]})
         os.sched_setaffinity(0, {cores[0]})
-        os.environ["PROFILER_TOOLS_URL"] = emulator.url
+        use_tools_at(emulator.url)
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -94,7 +94,7 @@ def main(arguments: argparse.Namespace) -> int:
             model = LimitedModel(model, Gate(parse_model_limit(options.model_limit)))
         loop = ToolLoop(
             model,
-            scenario_tools(scenario),
+            scenario_tools(scenario, tools_url),
             strategy,
             max_rounds=options.max_rounds,
             tool_choice=options.tool_choice,
@@ -122,13 +122,10 @@ def main(arguments: argparse.Namespace) -> int:
         tools_url = options.tools_url or named or emulator_at(base_url)
         if tools_url is None:  # a model server has no tools: an emulator beside it has
             tools_url = stack.enter_context(start_emulator(options.scenario, seed=options.seed)).url
-        os.environ["PROFILER_TOOLS_URL"] = tools_url
         try:
             text = on_event_loop(once)
         except ProviderError as error:
             failure, text = error, ""
-        finally:
-            os.environ["PROFILER_TOOLS_URL"] = named or ""
     width = min(shutil.get_terminal_size().columns, 120)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     for record in records:

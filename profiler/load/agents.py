@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LoopPosition:
     """Where a loop belongs in a load test; the fields are those of `LoopRecord`."""
 
     number: int
@@ -57,31 +57,31 @@ class Place:
     intended_ns: int | None = None
 
 
-class Runs(Protocol):
+class LoopRunner(Protocol):
     """Runs loops of one strategy."""
 
-    async def run(self, place: Place) -> bool:
+    async def run(self, position: LoopPosition) -> bool:
         """One loop; whether it came to its end. Raises nothing but cancellation."""
 
     async def close(self) -> None: ...
 
 
-class BuiltIn:
+class BuiltInAgent:
     """The built-in loop."""
 
     def __init__(self, loop: ToolLoop, prompt: str) -> None:
         self._loop = loop
         self._prompt = prompt
 
-    async def run(self, place: Place) -> bool:
+    async def run(self, position: LoopPosition) -> bool:
         try:
             await self._loop.run(
-                self._prompt.replace("{number}", str(place.number)),
-                number=place.number,
-                agent=place.agent,
-                trial=place.trial,
-                process=place.process,
-                intended_ns=place.intended_ns,
+                self._prompt.replace("{number}", str(position.number)),
+                number=position.number,
+                agent=position.agent,
+                trial=position.trial,
+                process=position.process,
+                intended_ns=position.intended_ns,
             )
         except ProviderError:  # recorded; the next loop may do better
             return False
@@ -94,15 +94,15 @@ class BuiltIn:
 
 
 @dataclass(slots=True)
-class _Call:
+class _AgentCall:
     """One call of a user's agent while it runs: the records that came of it, its own order of calls."""
 
-    place: Place
+    position: LoopPosition
     records: list[LoopRecord] = field(default_factory=list)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-_current: ContextVar[_Call | None] = ContextVar("toolloop_agent_call", default=None)
+_current: ContextVar[_AgentCall | None] = ContextVar("toolloop_agent_call", default=None)
 
 
 class AgentContext:
@@ -149,12 +149,12 @@ class AgentContext:
     @property
     def number(self) -> int:
         """The loop's number: the tape entry it works on."""
-        return self._call.place.number
+        return self._call.position.number
 
     @property
     def agent(self) -> str:
         """The agent that runs the loop."""
-        return self._call.place.agent
+        return self._call.position.agent
 
     @property
     def prompt(self) -> str:
@@ -181,7 +181,7 @@ class AgentContext:
         if isinstance(self.strategy, Sequential):
             return call.lock
         gate = self.strategy.gate
-        return nullcontext() if gate is None else gate.slot(tool, call.place.agent)
+        return nullcontext() if gate is None else gate.slot(tool, call.position.agent)
 
     async def execute(self, *calls: Callable[[], Awaitable[T]]) -> list[T]:
         """Run the calls of a round as the strategy says; their results in order.
@@ -189,7 +189,7 @@ class AgentContext:
         All of them end, then the first failure is raised. In the records the first tool call of each
         has the time that the strategy held it as its wait; when further ones run is its own decision.
         """
-        gate, agent = self.strategy.gate, self._call.place.agent
+        gate, agent = self.strategy.gate, self._call.position.agent
         outcomes: list[T | BaseException] = [asyncio.CancelledError()] * len(calls)
 
         clock, limit = self.profiler.recorder.clock, self.strategy.limit
@@ -233,7 +233,7 @@ class AgentContext:
             await self._closers.pop()()
 
     @property
-    def _call(self) -> _Call:
+    def _call(self) -> _AgentCall:
         call = _current.get()
         if call is None:
             raise UsageError(
@@ -242,7 +242,7 @@ class AgentContext:
         return call
 
 
-class Own:
+class CustomAgent:
     """Loops of an agent that the user wrote."""
 
     def __init__(self, agent: OneLoop, context: AgentContext, sinks: Sequence[Sink]) -> None:
@@ -252,7 +252,7 @@ class Own:
         self.failure: Exception | None = None
 
     @classmethod
-    async def make(cls, factory: AgentFactory, context: AgentContext, sinks: Sequence[Sink]) -> Own:
+    async def make(cls, factory: AgentFactory, context: AgentContext, sinks: Sequence[Sink]) -> CustomAgent:
         """Call the factory. Raises `UsageError` when what it returns cannot be called."""
         try:
             made = factory(context)
@@ -266,24 +266,27 @@ class Own:
             raise UsageError(f"the agent's factory returned {made!r}: expected an async callable")
         return cls(made, context, sinks)
 
-    async def warm(self, place: Place, sinks: Sequence[Sink] = ()) -> None:
+    async def warm(self, position: LoopPosition, sinks: Sequence[Sink] = ()) -> None:
         """One loop for `sinks` alone: the first use of a client takes long. Raises `TargetError`."""
         recorder, self._recorder = self._recorder, Recorder(sinks)
         try:
-            if not await self.run(place):
+            if not await self.run(position):
                 error = self.failure
                 said = "nothing was raised" if error is None else describe(error)
                 raise TargetError(f"the agent's first loop failed: {said}") from error
         finally:
             self._recorder = recorder
 
-    async def run(self, place: Place) -> bool:
-        call = _Call(place)
+    async def run(self, position: LoopPosition) -> bool:
+        call = _AgentCall(position)
         token = _current.set(call)
         context = self._context
         try:
             async with context.profiler.loop(
-                strategy=context.strategy.spec, agent=place.agent, number=place.number, trial=place.trial
+                strategy=context.strategy.spec,
+                agent=position.agent,
+                number=position.number,
+                trial=position.trial,
             ):
                 await self._agent()
         except Exception as error:
@@ -293,7 +296,7 @@ class Own:
             return False
         finally:
             _current.reset(token)
-            for record in placed(call.records, place, context.strategy.spec):
+            for record in placed(call.records, position, context.strategy.spec):
                 self._recorder.emit(record)
         return True
 
@@ -301,8 +304,8 @@ class Own:
         await self._context.close()
 
 
-def placed(records: Sequence[LoopRecord], place: Place, strategy: str) -> list[LoopRecord]:
-    """The records of one call of an agent, put in its place; the last one is of the call as a whole.
+def placed(records: Sequence[LoopRecord], position: LoopPosition, strategy: str) -> list[LoopRecord]:
+    """The records of one call of an agent, given its position; the last one is of the call as a whole.
 
     Where that saw no model request of its own, what recorded itself inside (a `ToolLoop`, a
     `profiler.loop.loop`) is the loop, and an empty frame around it would count twice.
@@ -317,11 +320,11 @@ def placed(records: Sequence[LoopRecord], place: Place, strategy: str) -> list[L
         replace(
             record,
             strategy=strategy,
-            number=place.number,
-            agent=place.agent,
-            trial=place.trial,
-            process=place.process,
-            intended_ns=place.intended_ns if record.parent is None else None,
+            number=position.number,
+            agent=position.agent,
+            trial=position.trial,
+            process=position.process,
+            intended_ns=position.intended_ns if record.parent is None else None,
         )
         for record in kept
     ]

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import time
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
 
 from profiler.load.options import LoadOptions
+from profiler.records import encode
 from profiler.rundir import Capacity
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+AGENTS = 32
+"""In each process: enough to keep it busy."""
 
 LONE_LOOPS = 5
 REQUESTS = 5
@@ -28,68 +27,57 @@ REQUESTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """One process's share: loops in `seconds`, and the median of a lone loop."""
+    """One process's share: loops of `agents` agents in `seconds`, and the median of a lone loop."""
 
+    agents: int
     loops: int
     seconds: float
     lone_seconds: float
 
 
-async def calibrate(options: LoadOptions, root: str, agents: int, seconds: float) -> Calibration:
-    """Run the built-in loop with `agents` agents for that long; `root` serves the scenario `instant`."""
-    from profiler.load.locust.reporter import Reporter
+async def calibrate(options: LoadOptions, root: str) -> Calibration:
+    """Run the built-in loop for `calibration_seconds`; `root` serves the scenario `instant`."""
     from profiler.loop.loop import ToolLoop
     from profiler.providers import make_provider
     from profiler.scenarios.schema import load_scenario
     from profiler.scenarios.tools import scenario_tools
     from profiler.strategies import Gathered
 
-    scenario = load_scenario("instant")
     model = make_provider(options.provider, base_url=root, model=options.model)
-    # Recording is part of what the client does; nobody reads these.
-    reporter = Reporter(lambda **_: None, lambda lines, count: None)
-    loop = ToolLoop(model, scenario_tools(scenario), Gathered(), stream=options.stream, sinks=[reporter.sink])
+    tools = scenario_tools(load_scenario("instant"), root, environment={})
+    lines: list[bytes] = []  # recording is part of what the client does; nobody reads these
+    loop = ToolLoop(
+        model,
+        tools,
+        Gathered(),
+        stream=options.stream,
+        sinks=[lambda record: lines.append(encode(record))],
+    )
     numbers = itertools.count()
     done = 0
-    with _tools_at(root):
-        await loop.run("Warm up.", number=next(numbers))
-        lone = []
-        for _ in range(LONE_LOOPS):
-            record = (await loop.run("Alone.", number=next(numbers))).record
-            lone.append((record.ended_ns - record.started_ns) / 1e9)
-        began = time.monotonic()
+    await loop.run("Warm up.", number=next(numbers))
+    lone = []
+    for _ in range(LONE_LOOPS):
+        record = (await loop.run("Alone.", number=next(numbers))).record
+        lone.append((record.ended_ns - record.started_ns) / 1e9)
+    began = time.monotonic()
 
-        async def agent() -> None:
-            nonlocal done
-            while time.monotonic() - began < seconds:
-                await loop.run("Together.", number=next(numbers))
-                done += 1
+    async def agent() -> None:
+        nonlocal done
+        while time.monotonic() - began < options.calibration_seconds:
+            await loop.run("Together.", number=next(numbers))
+            done += 1
 
-        await asyncio.gather(*(agent() for _ in range(agents)))
-        elapsed = time.monotonic() - began
+    await asyncio.gather(*(agent() for _ in range(AGENTS)))
+    elapsed = time.monotonic() - began
     await model.client.close()  # type: ignore[attr-defined]
-    return Calibration(done, elapsed, median(lone))
+    return Calibration(AGENTS, done, elapsed, median(lone))
 
 
-def capacity(agents: int, shares: Sequence[Mapping[str, float]]) -> Capacity | None:
+def capacity(shares: Sequence[Calibration]) -> Capacity | None:
     """Of all processes together, from their answers."""
     if not shares:
         return None
-    rate = sum(share["loops"] / share["seconds"] for share in shares)
-    return Capacity(agents, rate, rate * REQUESTS, max(share["lone_seconds"] for share in shares))
-
-
-@contextmanager
-def _tools_at(root: str) -> Iterator[None]:
-    before = os.environ.get("PROFILER_TOOLS_URL")
-    weather = os.environ.pop("PROFILER_WEATHER_URL", None)
-    os.environ["PROFILER_TOOLS_URL"] = root
-    try:
-        yield
-    finally:
-        if weather is not None:
-            os.environ["PROFILER_WEATHER_URL"] = weather
-        if before is None:
-            del os.environ["PROFILER_TOOLS_URL"]
-        else:
-            os.environ["PROFILER_TOOLS_URL"] = before
+    rate = sum(share.loops / share.seconds for share in shares)
+    agents = sum(share.agents for share in shares)
+    return Capacity(agents, rate, rate * REQUESTS, max(share.lone_seconds for share in shares))

@@ -148,6 +148,12 @@ class Options:
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(cls.from_json)
+
+    @classmethod
     def declared(cls, command: str | None = None) -> Iterator[tuple[Field[Any], Option]]:
         """Fields and their options: those of a command, or all."""
         for one in fields(cls):

@@ -26,7 +26,6 @@ class Emulators:
         self._wanted: tuple[str, int] | None = None
         self._running: EmulatorProcess | None = None
         self._beside: EmulatorProcess | None = None
-        # Read once: a process that runs agents sets it for the worked tools.
         self._environment = os.environ.get("PROFILER_TOOLS_URL")
 
     def root(self, options: LoadOptions) -> str:

@@ -19,12 +19,17 @@ from pathlib import Path
 from typing import IO
 
 from profiler.errors import ProfilerError, TargetError, UsageError
-from profiler.load.locust.lifetime import INTERRUPTED, PARENT_FD
 from profiler.load.options import LoadOptions, Size, conditions
 from profiler.load.output import SETTLED
 from profiler.load.plan import blocks_for
 from profiler.rundir import Follower, Progress, RunDirectory
 from profiler.scenarios.schema import load_scenario
+
+PARENT_FD = "PROFILER_PARENT_FD"
+"""Environment variable: number of an inherited descriptor that reads end-of-file when the parent goes."""
+
+INTERRUPTED = 130
+"""Locust's exit code when it was interrupted before anything had begun."""
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 

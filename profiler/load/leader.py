@@ -1,8 +1,8 @@
-"""Runs the trials of a load test, on Locust's master or on the only process.
+"""Leads a load test through its trials, on Locust's master or in the only process.
 
-It leads the team through them, waits until all have drained, and writes the run directory.
-Strategies never run mixed: the next trial begins when the last loop of this one has ended
-everywhere.
+It prepares the workers, opens and closes one trial after another on all of them, waits until all have
+drained, and writes the run directory. Strategies never run mixed: the next trial begins when the last loop
+of this one has ended everywhere.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-import gevent
-from gevent.event import Event
-
 from profiler import rundir
 from profiler.errors import ProfilerError, TargetError
 from profiler.limits.spec import totals
 from profiler.load.health import Meter, cpu_seconds
 from profiler.load.options import LoadOptions
-from profiler.load.output import Ledger
+from profiler.load.output import RunOutput
 from profiler.load.plan import (
     WARM_UP_BLOCK,
     PlannedTrial,
@@ -31,8 +28,10 @@ from profiler.load.plan import (
     timing,
 )
 from profiler.load.spending import Resource
-from profiler.load.team import Ended, Team
+from profiler.load.waiting import Event
+from profiler.load.workers import Ended, Workers
 from profiler.loop.limited_model import parse_model_limit
+from profiler.loop.recorder import Clock
 from profiler.rundir import ClientHealth, Incident, Progress, State
 from profiler.statistics.objectives import AbortRule
 
@@ -40,88 +39,96 @@ DEFAULT_WINDOW = 10.0
 """Seconds a trial measures when nothing says how long: the web UI's start without a run time."""
 
 SHAPE_WINDOW = 5.0
-"""The same under a load shape, whose steps should hold a turn of every strategy."""
+"""The same under a load shape, whose steps should hold a trial of every strategy."""
 
 SPAWN_GRACE_SECONDS = 30.0
 SETTLE_SECONDS = 3.0
 SHORT_RAMP_SECONDS = 1.0
 """Up to this long, agents wait for each other; during longer ramps they work, and nothing is measured."""
 
-LONGEST_LEAD = 0.5
-"""Of the window: agents start within that, however long their loops take."""
+LONGEST_SPREAD = 0.5
+"""Share of the window: agents start within that, however long their loops take."""
 
 WATCH_SECONDS = 0.25
 LIMITED_WATCH_SECONDS = 0.02
 """The same where a limit may end the trial: agents stand still from then on."""
-
-PROGRESS_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ramp:
-    """What the user asked Locust for: `users` at `rate` a second, `seconds` in all (None: until stopped)."""
+    """What the user asked Locust for: `users` at `rate` a second, `seconds` in all (None: until stopped).
+
+    `shaped`: a load shape says how many users there are, and when it is over.
+    """
 
     users: int
     rate: float
     seconds: float | None
+    shaped: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Site:
-    """Where the test runs: the target, and what Locust does with the users.
+class Target:
+    """The root URL that loops are run against, and how its process and others of ours fare.
 
-    `scale` has it spawn or stop users, `wanted` says how many it is to have by now; with a shape
-    (`shaped`) that changes by itself. `others`: our own processes that run no loops, by name → pid.
-    `gone` says in words when an emulator of ours has ended that ought to run.
+    `gone` says in words when it has ended that ought to run. `others`: our own processes that run no loops,
+    by name → pid.
     """
 
     root: str
-    scale: Callable[[int, float], None]
-    wanted: Callable[[], int]
-    shaped: bool = False
-    others: Callable[[], Mapping[str, int]] = dict
     gone: Callable[[], str | None] = lambda: None
+    others: Callable[[], Mapping[str, int]] = dict
 
 
-class Coordinator:
+class Leader:
     """One load test, from its first trial to its last."""
 
-    def __init__(self, options: LoadOptions, ramp: Ramp, team: Team, site: Site, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        options: LoadOptions,
+        ramp: Ramp,
+        workers: Workers,
+        target: Target,
+        output: RunOutput,
+        new_event: Callable[[], Event],
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
         self.options = options
-        self.ledger = ledger
+        self.output = output
         self.error: ProfilerError | None = None
         self.ended_early = False
         self._ramp = ramp
-        self._team = team
-        self._site = site
-        self._stop = Event()
-        self._spawned = Event()
-        self._started = time.monotonic()
+        self._workers = workers
+        self._target = target
+        self._clock = clock
+        self._stop = new_event()
+        self._spawned = new_event()
+        self._started_ns = clock()
         self._longest_drain = 0.0
         self._loop_seconds: dict[tuple[str, int], float] = {}
-        self._workers = 0
+        self._worker_count = 0
         self._limit: Resource | None = None
         self._rule = None if options.abort_on is None else AbortRule.parse(options.abort_on)
         self._strategies = [spec.text for spec in options.strategies]
         self._turns = len(options.strategies) * max(1, len(options.levels))
         self._timing: Timing = timing(
             turns=self._turns,
-            total=None if site.shaped else ramp.seconds,
+            total=None if ramp.shaped else ramp.seconds,
             window=options.trial_seconds,
             blocks=options.blocks,
-            default_window=SHAPE_WINDOW if site.shaped else DEFAULT_WINDOW,
+            default_window=SHAPE_WINDOW if ramp.shaped else DEFAULT_WINDOW,
         )
         self._now = Progress(time.time(), "preparing", blocks=self._timing.blocks, trials=self._trials_in_all)
-        self._trial_ends = 0.0
+        self._trial_ends_ns = 0
         self._window = self._timing.window
 
     @property
     def _trials_in_all(self) -> int | None:
         return None if self._timing.blocks is None else self._timing.blocks * self._turns
 
-    # Called from other greenlets:
+    # Called while `run` waits:
 
     def spawned(self) -> None:
         """All users are there."""
@@ -134,61 +141,64 @@ class Coordinator:
     def cut(self) -> None:
         """Stop, and wait for nothing."""
         self._stop.set()
-        self._team.cut()
+        self._workers.cut()
 
-    # The coordinator's own greenlet:
+    def report_progress(self) -> None:
+        """Write where the test is. To be called every second."""
+        if self._now.state != "finished":
+            self._show(self._now.state)
+
+    # The leader's own course:
 
     def run(self) -> None:
         """Run all trials. What ends it early is in `error`; the run directory is whole in any case."""
-        reporting = gevent.spawn(self._report_progress)
         try:
             if self._ramp_up():
                 self._trials()
                 if self.error is None:
-                    self._say_who_had_no_turn()
+                    self._warn_of_strategies_without_trial()
                 self._stop.wait(self.options.linger_seconds)
-            self._say_what_was_spent()
-            self.ledger.save(
+            self._save_spent()
+            self.output.save(
                 finished=not self.ended_early and (not self._stop.is_set() or self._time_is_out())
             )
         except ProfilerError as error:
             if self.error is None:
                 self.error = error
-                self.ledger.note(Incident("aborted", str(error)))
+                self.output.note(Incident("aborted", str(error)))
         finally:
-            reporting.kill()
             self._show("finished", seconds_left=0.0)
 
     def _ramp_up(self) -> bool:
         """Prepare the workers and see the users in; False when stopped meanwhile."""
-        workers = self._enlist()
-        self.ledger.save(model=self._team.model, workers=len(workers), capacity=self._team.capacity)
-        if self._team.metrics:
-            self.ledger.targets(self._team.metrics, self.options.metrics_host)
+        workers = self._prepare_workers()
+        self.output.save(model=self._workers.model, workers=len(workers), capacity=self._workers.capacity)
+        if self._workers.metrics_ports:
+            self.output.targets(self._workers.metrics_ports, self.options.metrics_host)
         self._print_limits(len(workers))
         ramp = ramp_seconds(self._ramp.users, self._ramp.rate)
-        if ramp > SHORT_RAMP_SECONDS and not self._spawned.is_set() and not self._site.shaped:
+        if ramp > SHORT_RAMP_SECONDS and not self._spawned.is_set() and not self._ramp.shaped:
             _log.info("users are being spawned for some %.0f s: nothing is measured until then", ramp)
             first = next(schedule(self._strategies, 0)).strategy
             unmeasured = PlannedTrial(-1, WARM_UP_BLOCK, first)
             self._show("ramping", strategy=first)
-            self._team.begin(workers, unmeasured, self.options, self._ramp.users)
+            self._workers.begin(workers, unmeasured, self.options, self._ramp.users)
             there = self._spawned.is_set
             self._wait(
                 lambda: there() or self._exhausted() or self._cannot_go_on(), ramp + SPAWN_GRACE_SECONDS
             )
-            self._say_that_time_was_short()
+            self._warn_of_short_ramp()
             self._end(workers, unmeasured)
         else:
             self._wait(self._spawned.is_set, SPAWN_GRACE_SECONDS)
-            self._say_that_time_was_short()
+            self._warn_of_short_ramp()
         return not self._stop.is_set()
 
-    def _say_that_time_was_short(self) -> None:
+    def _warn_of_short_ramp(self) -> None:
         """Where the run time ended the ramp. What else may have ended it says so itself."""
         if not self._stop.is_set() or self._spawned.is_set() or not self._time_is_out():
             return
-        interrupted = any(incident.kind == "interrupted" for incident in self.ledger.run.incidents)
+        interrupted = any(incident.kind == "interrupted" for incident in self.output.run.incidents)
         if self._limit is None and self.error is None and not interrupted:
             self.ended_early = True
             _log.warning(
@@ -200,59 +210,62 @@ class Coordinator:
         options = self.options
         for planned in schedule(self._strategies, options.seed, self._timing.blocks, options.levels):
             if planned.index % self._turns == 0:
-                idle = self._longest_drain + max(self._loop_seconds.values(), default=self._team.loop_seconds)
+                idle = self._longest_drain + max(
+                    self._loop_seconds.values(), default=self._workers.loop_seconds
+                )
                 self._window = self._timing.block_window(self._turns, planned.block, self._elapsed(), idle)
             left = None if self._trials_in_all is None else self._trials_in_all - planned.index
             seconds = self._timing.fit(self._window, left, self._elapsed())
             if self._stop.is_set() or seconds <= 0 or self._exhausted():
                 break
-            if self.ledger.settled:
-                self.ledger.note(Incident("settled", f"before trial {planned.index}"))
+            if self.output.settled:
+                self.output.note(Incident("settled", f"before trial {planned.index}"))
                 break
             self._scale(planned)
             self._trial(planned, seconds)
             if (planned.index + 1) % self._turns == 0:
-                self.ledger.summarise()
+                self.output.summarise()
 
     def _exhausted(self) -> bool:
         """Whether a limit on what may be spent is reached; then nothing more begins."""
         if self._limit is None:
-            self._limit = self._team.exhausted()
+            self._limit = self._workers.exhausted()
             if self._limit is not None:
                 self._stop.set()
         return self._limit is not None
 
     def _scale(self, planned: PlannedTrial) -> None:
         """Have as many users as the trial asks for, before it begins."""
-        if planned.users is not None and planned.users != self._site.wanted():
-            self._site.scale(planned.users, max(self._ramp.rate, 1.0))
+        transport = self._workers.transport
+        if planned.users is not None and planned.users != transport.wanted_users():
+            transport.scale(planned.users, max(self._ramp.rate, 1.0))
         # Without a change they are all there, unless a worker was lost with its users.
         patience = SETTLE_SECONDS if planned.users is None else SPAWN_GRACE_SECONDS
-        self._wait(lambda: self._team.users() == self._wanted(planned), patience)
+        self._wait(lambda: transport.users() == self._wanted_users(planned), patience)
 
-    def _wanted(self, planned: PlannedTrial) -> int:
+    def _wanted_users(self, planned: PlannedTrial) -> int:
         """How many users there are to be. Locust itself learns of a change a little later."""
-        return self._site.wanted() if planned.users is None else planned.users
+        return self._workers.transport.wanted_users() if planned.users is None else planned.users
 
-    def _say_what_was_spent(self) -> None:
-        grants = self._team.grants
-        self.ledger.save(spent=grants.total)
+    def _save_spent(self) -> None:
+        grants = self._workers.grants
+        self.output.save(spent=grants.total)
         if self._limit is not None:
             self.ended_early = True
-            self.ledger.note(Incident("limited", grants.budget.stopped(self._limit, grants.total)))
+            self.output.note(Incident("limited", grants.budget.stopped(self._limit, grants.total)))
 
-    def _say_who_had_no_turn(self) -> None:
-        turns = {trial.strategy for trial in self.ledger.run.trials}
-        missed = [strategy for strategy in self._strategies if strategy not in turns]
+    def _warn_of_strategies_without_trial(self) -> None:
+        tried = {trial.strategy for trial in self.output.run.trials}
+        missed = [strategy for strategy in self._strategies if strategy not in tried]
         if missed:
             _log.warning("no turn for %s: give it more time or fewer strategies", ", ".join(missed))
 
     def _trial(self, planned: PlannedTrial, seconds: float) -> None:
-        workers = self._enlist()
-        wanted = self._wanted(planned)
+        workers = self._prepare_workers()
+        wanted = self._wanted_users(planned)
         load = f" with {planned.users} agents" if planned.users is not None else ""
         _log.info("trial %d: %s%s for %.1f s", planned.index, planned.strategy, load, seconds)
-        self._trial_ends = time.monotonic() + seconds
+        self._trial_ends_ns = self._clock() + int(seconds * 1e9)
         self._show(
             "measuring",
             strategy=planned.strategy,
@@ -260,28 +273,27 @@ class Coordinator:
             trial=planned.index + 1,
             block=planned.block + 1,
         )
-        others = Others(self._site.others())
-        lead = self._lead(planned, seconds)
-        begun_ns = time.monotonic_ns()
-        self._team.begin(workers, planned, self.options, self._ramp.users, lead)
-        self._stop.wait(lead)
-        started_ns = time.monotonic_ns()
-        self._trial_ends = time.monotonic() + seconds
+        others = OtherProcesses(self._target.others())
+        spread = self._spread_seconds(planned, seconds)
+        begun_ns = self._clock()
+        self._workers.begin(workers, planned, self.options, self._ramp.users, spread)
+        self._stop.wait(spread)
+        started_ns = self._clock()
+        self._trial_ends_ns = started_ns + int(seconds * 1e9)
         self._watch(planned, seconds, wanted)
-        users = self._team.users()
-        ended_ns = time.monotonic_ns()
+        users = self._workers.transport.users()
+        ended_ns = self._clock()
         health = others.read(planned.index)
         self._show("draining")
         ended = self._end(workers, planned)
-        drained_ns = time.monotonic_ns()
+        drained_ns = self._clock()
         if self._cannot_go_on():
             return  # the trial is not whole: its records say what there was
         self._longest_drain = max(self._longest_drain, (drained_ns - ended_ns) / 1e9)
-        if ended.loops:
+        if loops := ended.total("loops"):
             # Little's law, with half of the drain since agents leave one by one in it.
             busy_ns = ended_ns - begun_ns + (drained_ns - ended_ns) / 2
-            self._loop_seconds[planned.strategy, users] = users * busy_ns / 1e9 / ended.loops
-        opened = self.options.arrivals is not None
+            self._loop_seconds[planned.strategy, users] = users * busy_ns / 1e9 / loops
         trial = rundir.Trial(
             index=planned.index,
             block=planned.block,
@@ -290,94 +302,97 @@ class Coordinator:
             started_ns=started_ns,
             ended_ns=ended_ns,
             drained_ns=drained_ns,
-            interrupted=ended.interrupted,
-            arrived=ended.arrived if opened else None,
-            late=ended.late,
-            dropped=ended.dropped,
+            interrupted=ended.total("interrupted"),
+            arrived=None if self.options.arrivals is None else ended.total("arrived"),
+            late=ended.total("late"),
+            dropped=ended.total("dropped"),
             wanted=wanted,
         )
-        run = self.ledger.run
-        self.ledger.save(
+        run = self.output.run
+        health = [*(one.health for one in ended.drained if one.health is not None), *health]
+        self.output.save(
             trials=(*run.trials, trial),
             workers=len(workers),
-            client=(*run.client, *ended.health, *health),
-            spent=self._team.grants.total,
+            client=(*run.client, *health),
+            spent=self._workers.grants.total,
         )
 
-    def _lead(self, planned: PlannedTrial, window: float) -> float:
-        """Seconds in which the agents of a closed load start, one after another, before the trial measures.
+    def _spread_seconds(self, planned: PlannedTrial, window: float) -> float:
+        """How long the agents of a closed load take to start, one after another, before the trial measures.
 
         About as long as a loop takes: then they are as far apart as in the long run, and loops end from
         the first second on. Agents that start together stay in step, and a window that begins with
         them counts no loop for as long as the first ones take.
         """
-        if self.options.arrivals is not None or self._site.shaped:
+        if self.options.arrivals is not None or self._ramp.shaped:
             return 0.0
-        known = self._loop_seconds.get((planned.strategy, self._wanted(planned)), self._team.loop_seconds)
-        return min(known, window * LONGEST_LEAD)
+        loop = (planned.strategy, self._wanted_users(planned))
+        return min(self._loop_seconds.get(loop, self._workers.loop_seconds), window * LONGEST_SPREAD)
 
     def _watch(self, planned: PlannedTrial, seconds: float, wanted: int) -> None:
         """Let the trial measure: until its time or the budget is over, it is hopeless, or a shape goes on."""
-        deadline = time.monotonic() + seconds
-        tick = LIMITED_WATCH_SECONDS if self._team.grants.limited else WATCH_SECONDS
-        while not self._exhausted() and not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
-            self._stop.wait(min(left, tick))
+        deadline_ns = self._clock() + int(seconds * 1e9)
+        tick = LIMITED_WATCH_SECONDS if self._workers.grants.limited else WATCH_SECONDS
+        while (
+            not self._exhausted() and not self._stop.is_set() and (left_ns := deadline_ns - self._clock()) > 0
+        ):
+            self._stop.wait(min(left_ns / 1e9, tick))
             if self._cannot_go_on():
                 return
             if self._rule is not None and not self._stop.is_set():
-                pulse = self._team.pulse()
-                wrong = self._rule.broken(pulse.loops, pulse.failed)
+                state = self._workers.state()
+                wrong = self._rule.broken(state.loops, state.failed)
                 if wrong is not None:
                     self.ended_early = True
-                    self.ledger.note(
+                    self.output.note(
                         Incident("aborted", f"{planned.strategy}, trial {planned.index}: {wrong}")
                     )
                     self._stop.set()
-            if self._site.shaped and self._site.wanted() != wanted:
+            if self._ramp.shaped and self._workers.transport.wanted_users() != wanted:
                 return
 
     def _cannot_go_on(self) -> bool:
         """Whether the target is gone, or nothing can be written: then this trial is the last."""
         if self.error is None:
-            gone = self._site.gone()
-            self.error = self.ledger.error or (None if gone is None else TargetError(gone))
+            gone = self._target.gone()
+            self.error = self.output.error or (None if gone is None else TargetError(gone))
             if self.error is not None:
                 self.ended_early = True
-                self.ledger.note(Incident("aborted", str(self.error)))
+                self.output.note(Incident("aborted", str(self.error)))
                 self._stop.set()
         return self.error is not None
 
-    def _enlist(self) -> list[str]:
-        workers = self._team.enlist(self.options, self._site.root)
-        if len(workers) < self._workers:
-            gone = self._workers - len(workers)
-            self.ledger.note(Incident("worker_lost", "between two trials", gone))
-        self._workers = len(workers)
+    def _prepare_workers(self) -> list[str]:
+        workers = self._workers.prepare(self.options, self._target.root)
+        if len(workers) < self._worker_count:
+            gone = self._worker_count - len(workers)
+            self.output.note(Incident("worker_lost", "between two trials", gone))
+        self._worker_count = len(workers)
         # The best guess at what draining takes, until it has been seen.
-        self._longest_drain = max(self._longest_drain, self._team.loop_seconds)
+        self._longest_drain = max(self._longest_drain, self._workers.loop_seconds)
         return workers
 
     def _end(self, workers: list[str], planned: PlannedTrial) -> Ended:
         """End the trial under way."""
-        ended = self._team.end(workers, self.options.drain_seconds)
+        ended = self._workers.end(workers, self.options.drain_seconds)
         for lost in ended.lost:
             where = (
                 f"in trial {planned.index} ({planned.strategy})" if planned.index >= 0 else "while ramping"
             )
-            self.ledger.note(Incident("worker_lost", f"{where}, {lost}"))
-        self._workers -= len(ended.lost)
+            self.output.note(Incident("worker_lost", f"{where}, {lost}"))
+        self._worker_count -= len(ended.lost)
         return ended
 
     def _wait(self, true: Callable[[], bool], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not true() and not self._stop.is_set() and time.monotonic() < deadline:
+        deadline_ns = self._clock() + int(seconds * 1e9)
+        while not true() and not self._stop.is_set() and self._clock() < deadline_ns:
             self._stop.wait(0.05)
 
     def _elapsed(self) -> float:
-        return time.monotonic() - self._started
+        return (self._clock() - self._started_ns) / 1e9
 
     def _time_is_out(self) -> bool:
-        if self._site.shaped:
+        if self._ramp.shaped:
             return True  # the shape says when it is over
         return self._ramp.seconds is not None and self._elapsed() > self._ramp.seconds - 1.0
 
@@ -392,28 +407,23 @@ class Coordinator:
             for line in totals(rules, share=share, processes=workers, what="model requests"):
                 _log.info("the model, %s", line)
 
-    def _report_progress(self) -> None:
-        while True:
-            gevent.sleep(PROGRESS_SECONDS)
-            self._show(self._now.state)
-
     def _show(self, state: State, *, seconds_left: float | None = None, **changes: str | int) -> None:
-        pulse = self._team.pulse()
+        trial = self._workers.state()
         self._now = dataclasses.replace(
             self._now,
             unix=time.time(),
             state=state,
             elapsed_seconds=self._elapsed(),
             seconds_left=self._seconds_left() if seconds_left is None else seconds_left,
-            loops=pulse.loops,
-            failures=pulse.failed,
-            rate_limited=pulse.rate_limited,
-            in_flight=pulse.in_flight,
-            waiting=pulse.waiting,
-            lag_seconds=pulse.lag_ns / 1e9,
+            loops=trial.loops,
+            failures=trial.failed,
+            rate_limited=trial.rate_limited,
+            in_flight=trial.in_flight,
+            waiting=trial.waiting,
+            lag_seconds=trial.lag_ns / 1e9,
             **changes,  # type: ignore[arg-type]
         )
-        self.ledger.progress(self._now)
+        self.output.progress(self._now)
 
     def _seconds_left(self) -> float | None:
         if self._timing.total is not None:
@@ -421,13 +431,13 @@ class Coordinator:
         if self._now.trials is None:
             return None
         each = self._window + self._longest_drain
-        here = (
-            max(0.0, self._trial_ends - time.monotonic()) + self._longest_drain if self._now.trial else each
-        )
+        here = each
+        if self._now.trial:
+            here = max(0.0, (self._trial_ends_ns - self._clock()) / 1e9) + self._longest_drain
         return here + each * (self._now.trials - max(1, self._now.trial))
 
 
-class Others:
+class OtherProcesses:
     """The CPU of our processes that run no loops, from here on: the emulator, a master."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from profiler.errors import UsageError
 from profiler.limits.spec import Rule
@@ -339,16 +338,18 @@ class LoadOptions(Options):
                 )
 
 
-def set_tools_url(options: LoadOptions, root: str) -> None:
-    """Point the worked tools of this process at their root; none given, at that of the model."""
-    os.environ["PROFILER_TOOLS_URL"] = options.tools_url or Endpoint.parse(root).root
+class Asked(NamedTuple):
+    """What a load test is to do. `run` is what its run directory says, where that was made beforehand."""
+
+    options: LoadOptions
+    run: Run | None = None
 
 
 NOT_REPEATED = ("out", "run_directory", "trial_seconds", "blocks", "strategies", "linger_seconds")
 """Of options that a line to repeat a run leaves out: others say them, or nobody needs to."""
 
 
-def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> LoadOptions:
+def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> Asked:
     """What Locust's parsed options ask for: those of the run directory that was made for the test, if any.
 
     Raises `UsageError` naming what cannot be.
@@ -356,6 +357,7 @@ def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> LoadOpt
     from profiler.rundir import RunDirectory
     from profiler.scenarios.schema import load_scenario
 
+    run = None
     if parsed.run_directory:
         run = RunDirectory.open(parsed.run_directory).load()
         options = LoadOptions.from_json(
@@ -369,7 +371,7 @@ def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> LoadOpt
     load_scenario(options.scenario)
     if options.run_directory is None:
         RunDirectory.check_parent(options.out)
-    return options
+    return Asked(options, run)
 
 
 def conditions(options: LoadOptions, users: int) -> Run:

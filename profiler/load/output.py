@@ -35,7 +35,7 @@ MOST_BYTES = 50_000_000
 _log = logging.getLogger(__name__)
 
 
-class Ledger:
+class RunOutput:
     """The run directory of the test under way. All from greenlets of one process.
 
     `error` is set once records cannot be written (a full disk): what was there stays readable, and
@@ -110,12 +110,13 @@ class Ledger:
 
     def summarise(self, at_the_end: bool = False) -> Summary | None:
         """Sum up what there is, on disk too; None when that takes too long, or cannot be done."""
-        from profiler.statistics.summary import summarise_directory
+        from profiler.statistics.summary import summarise_table
+        from profiler.statistics.table import tabulate_file
 
         if not at_the_end and self.directory.records_path.stat().st_size > MOST_BYTES:
             return None
         try:
-            summary = summarise_directory(self.directory)
+            summary = summarise_table(self.run, tabulate_file(self.directory.records_path))
             self.directory.save_summary(summary)
         except ProfilerError as error:
             _log.warning("cannot sum up: %s", error)

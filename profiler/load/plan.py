@@ -1,6 +1,6 @@
 """What a load test will do: its trials, their order, their length, and who takes which tape entries.
 
-Pure: no clock, no sockets. The coordinator asks here and does as it is told.
+Pure: no clock, no sockets. The leader asks here and does as it is told.
 """
 
 from __future__ import annotations

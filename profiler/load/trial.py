@@ -1,153 +1,143 @@
-"""A trial as one process runs it, on the loop's thread: agents that run loops until it is over."""
+"""A trial as one process runs it, on the event loop's thread: agents that run loops until it is over."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from gevent.event import Event
-
-from profiler.load.agents import Place, Runs
+from profiler.load.agents import LoopPosition, LoopRunner
 from profiler.load.health import Meter, Tally
-from profiler.load.locust.bridge import Flight
+from profiler.load.messages import Begin, Pulse, TrialState
 from profiler.load.plan import Arrivals, pause_after, tape_numbers
+from profiler.load.waiting import LoopTask
 from profiler.loop.recorder import Clock
 
 MOST_WAITING = 100_000
-"""Arrivals that wait for a place (`--max-in-flight`) in one process; more are dropped."""
-
+"""Arrivals that wait for others to end (`--max-in-flight`) in one process; more are dropped."""
 
 GOLDEN = 0.618033988749895
 """Multiples of it, modulo 1, are spread evenly however many there are."""
 
 
-@dataclass(slots=True, eq=False)
-class Trial:
-    """One strategy's turn.
+class RunningTrial:
+    """One strategy's trial, as `plan` says.
 
-    `index` is None for what is not measured. `numbers` yields this process's tape entries. `open`
-    says whether another loop may start; the loop's thread reads it, the hub's writes it. Of an open
-    load (`arrivals`), `seed` decides the draws and at most `places` loops run at once; the agents of
-    a closed one start within `spread_seconds`. `granted` is how many loops may begin, None for any
-    number: who wants more calls `ask` and waits.
+    `open` says whether another loop may start; the loop's thread reads it, the worker's writes it.
+    `granted` is how many loops may begin, None for any number: who wants more calls `ask` and waits.
+    `on_dropped` is called for every arrival that will never start.
 
-    Counts are written on the loop's thread alone: loops begun and in flight, arrivals waiting for a
-    place, and of all arrivals those that had to wait (`late`) and those that never started (`dropped`).
+    `tasks` are those of its agents, and the worker's affair.
+
+    Counts are written on the loop's thread alone: loops begun and in flight, arrivals that wait because of
+    `max_in_flight`, and of all arrivals those that had to wait (`late`) and those that never started
+    (`dropped`).
     """
 
-    index: int | None
-    strategy: str
-    numbers: Iterator[int]
-    arrivals: Arrivals | None = None
-    think_seconds: float = 0.0
-    spread_seconds: float = 0.0
-    places: int | None = None
-    seed: str = ""
-    worker: int = 0
-    workers: int = 1
-    granted: int | None = None
-    ask: Callable[[], None] = lambda: None
-    open: bool = True
-    clock: Clock = time.monotonic_ns
-    started_ns: int = 0
-    flights: set[Flight[None]] = field(default_factory=set)
-    left: Event = field(default_factory=Event)
-    meter: Meter = field(default_factory=Meter)
-    tally: Tally = field(default_factory=Tally)
-    begun: int = 0
-    in_flight: int = 0
-    asking: bool = False
-    waiting: int = 0
-    arrived: int = 0
-    late: int = 0
-    dropped: int = 0
-    _sleepers: set[asyncio.Future[None]] = field(default_factory=set)
-    _refused: set[asyncio.Future[None]] = field(default_factory=set)
-    _gate: asyncio.Semaphore | None = None
+    def __init__(
+        self,
+        plan: Begin,
+        ask: Callable[[], None] = lambda: None,
+        clock: Clock = time.monotonic_ns,
+        on_dropped: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.plan = plan
+        self.granted = 0 if plan.limited else None
+        self.open = True
+        self.started_ns = clock()
+        self.meter = Meter()
+        self.tally = Tally()
+        self.begun = self.in_flight = self.waiting = 0
+        self.arrived = self.late = self.dropped = 0
+        self.tasks: set[LoopTask[None]] = set()
+        self._ask = ask
+        self._on_dropped = on_dropped
+        self._asking = False
+        self._clock = clock
+        self._numbers = tape_numbers(plan.block, plan.worker, plan.workers)
+        self._seed = f"{plan.seed}/{plan.block}/{plan.worker}"
+        self._sleepers: set[asyncio.Future[None]] = set()
+        self._waiting_for_grant: set[asyncio.Future[None]] = set()
+        self._slots = None if plan.max_in_flight is None else asyncio.Semaphore(plan.max_in_flight)
 
-    def __post_init__(self) -> None:
-        self.started_ns = self.clock()
-
-    @classmethod
-    def from_data(cls, data: dict[str, Any]) -> Trial:
-        """From the master's message."""
-        arrivals = data["arrivals"]
-        return cls(
-            data["index"],
-            data["strategy"],
-            tape_numbers(data["block"], data["worker"], data["workers"]),
-            arrivals=None if arrivals is None else Arrivals(**arrivals),
-            think_seconds=data["think_seconds"],
-            spread_seconds=data["spread_seconds"],
-            places=data["places"],
-            seed=f"{data['seed']}/{data['block']}/{data['worker']}",
-            worker=data["worker"],
-            workers=data["workers"],
-            granted=0 if data["limited"] else None,
+    def pulse(self) -> Pulse:
+        """What the leader is told of it; from any thread."""
+        # In this order: a loop that ends in between is counted twice, as under way too, and not left out.
+        begun, in_flight = self.begun, self.in_flight
+        state = TrialState(
+            in_flight,
+            self.waiting,
+            self.tally.loops,
+            self.tally.failed,
+            self.tally.rate_limited,
+            self.meter.take_worst_lag(self.open and in_flight > 0),  # a closed one takes no samples
         )
+        return Pulse(self.plan.sequence, state, begun, self._asking, self.tally.spent)
+
+    # On the event loop's thread:
 
     def close(self) -> None:
-        """On the loop's thread: nothing new starts, who sleeps until its next loop wakes."""
+        """Nothing new starts, who sleeps until its next loop wakes."""
         self.open = False
-        for sleeper in (*self._sleepers, *self._refused):
+        for sleeper in (*self._sleepers, *self._waiting_for_grant):
             _wake(sleeper)
 
     def grant(self, loops: int) -> None:
-        """On the loop's thread: as many loops may begin in all."""
+        """As many loops may begin in all."""
         self.granted = loops
-        self.asking = False
-        for sleeper in self._refused:
+        self._asking = False
+        for sleeper in self._waiting_for_grant:
             _wake(sleeper)
 
-    async def live(self, runs: Runs, agent: Agent) -> None:
+    async def run_agent(self, runner: LoopRunner, agent: TrialAgent) -> None:
         """An agent's part in the trial, until it is over and the agent's loops have ended."""
-        if self.arrivals is None:
-            await self._closed_load(runs, agent)
+        if self.plan.arrivals is None:
+            await self._closed_load(runner, agent)
         else:
-            await self._open_load(runs, agent, self.arrivals)
+            await self._open_load(runner, agent, self.plan.arrivals)
 
-    async def _closed_load(self, runs: Runs, agent: Agent) -> None:
-        if self.spread_seconds and not agent.joins_late:
-            offset = (agent.ordinal * self.workers + self.worker) * GOLDEN % 1 * self.spread_seconds
+    async def _closed_load(self, runner: LoopRunner, agent: TrialAgent) -> None:
+        if self.plan.spread_seconds and not agent.joins_late:
+            offset = (
+                (agent.ordinal * self.plan.workers + self.plan.worker) * GOLDEN % 1 * self.plan.spread_seconds
+            )
             await self._sleep_until(self.started_ns + int(offset * 1e9))
         failures = 0
-        for number in self.numbers:
+        for number in self._numbers:
             if not self.open or agent.leaving():
                 return
             if not await self._may_begin():
                 return
-            began_ns = self.clock()
-            ended_well = await self._run(runs, agent, number, None)
+            began_ns = self._clock()
+            ended_well = await self._run(runner, agent, number, None)
             failures = 0 if ended_well else failures + 1
-            now_ns = self.clock()
+            now_ns = self._clock()
             pause = pause_after(failures, (now_ns - began_ns) / 1e9)
-            if self.think_seconds or pause:
-                due_ns = now_ns + int(max(self.think_seconds, pause) * 1e9)
+            if self.plan.think_seconds or pause:
+                due_ns = now_ns + int(max(self.plan.think_seconds, pause) * 1e9)
                 await self._sleep_until(due_ns)
                 if self.open:
-                    agent.scheduled(self, self.clock() - due_ns)
+                    agent.scheduled(self, self._clock() - due_ns)
 
-    async def _open_load(self, runs: Runs, agent: Agent, arrivals: Arrivals) -> None:
-        joined_ns = self.clock() if agent.joins_late else self.started_ns
+    async def _open_load(self, runner: LoopRunner, agent: TrialAgent, arrivals: Arrivals) -> None:
+        joined_ns = self._clock() if agent.joins_late else self.started_ns
         loops: set[asyncio.Task[None]] = set()
-        source = agent.ordinal * self.workers + self.worker
+        source = agent.ordinal * self.plan.workers + self.plan.worker
         try:
-            for due in arrivals.of_source(source, self.seed):
+            for due in arrivals.of_source(source, self._seed):
                 due_ns = self.started_ns + int(due * 1e9)
                 if due_ns < joined_ns:
                     continue
                 await self._sleep_until(due_ns)
                 if not self.open or agent.leaving():
                     break
-                agent.scheduled(self, self.clock() - due_ns)
+                agent.scheduled(self, self._clock() - due_ns)
                 self.arrived += 1
                 if self.waiting >= MOST_WAITING:
-                    self.dropped += 1
+                    self._drop()
                     continue
-                task = asyncio.ensure_future(self._arrive(runs, agent, next(self.numbers), due_ns))
+                task = asyncio.ensure_future(self._arrive(runner, agent, next(self._numbers), due_ns))
                 loops.add(task)
                 task.add_done_callback(loops.discard)
             if loops:
@@ -158,29 +148,32 @@ class Trial:
             if loops:
                 await asyncio.wait(loops)
 
-    async def _arrive(self, runs: Runs, agent: Agent, number: int, due_ns: int) -> None:
-        if self.places is None:
-            await self._run_arrival(runs, agent, number, due_ns)
+    async def _arrive(self, runner: LoopRunner, agent: TrialAgent, number: int, due_ns: int) -> None:
+        if self._slots is None:
+            await self._run_arrival(runner, agent, number, due_ns)
             return
-        if self._gate is None:
-            self._gate = asyncio.Semaphore(self.places)
-        self.late += self._gate.locked()
+        self.late += self._slots.locked()
         self.waiting += 1
         started = False
         try:
-            async with self._gate:
+            async with self._slots:
                 started = True
                 self.waiting -= 1
-                await self._run_arrival(runs, agent, number, due_ns)
+                await self._run_arrival(runner, agent, number, due_ns)
         finally:
             if not started:
                 self.waiting -= 1
-                self.dropped += 1
+                self._drop()
 
-    async def _run_arrival(self, runs: Runs, agent: Agent, number: int, due_ns: int) -> None:
+    def _drop(self) -> None:
+        """An arrival will never start: it has failed, and leaves no record."""
+        self.dropped += 1
+        self._on_dropped()
+
+    async def _run_arrival(self, runner: LoopRunner, agent: TrialAgent, number: int, due_ns: int) -> None:
         """A loop that was due while the trial was open; it may run while the trial drains."""
         if await self._may_begin(when_closed=True):
-            await self._run(runs, agent, number, due_ns)
+            await self._run(runner, agent, number, due_ns)
         else:
             self.arrived -= 1  # our own limit refused it, not the system
 
@@ -190,31 +183,31 @@ class Trial:
         while self.granted is not None and self.begun >= self.granted:
             if not self.open:
                 return False
-            if not self.asking:
-                self.asking = True
-                self.ask()
+            if not self._asking:
+                self._asking = True
+                self._ask()
             sleeper: asyncio.Future[None] = loop.create_future()
-            self._refused.add(sleeper)
+            self._waiting_for_grant.add(sleeper)
             try:
                 await sleeper
             finally:
-                self._refused.discard(sleeper)
+                self._waiting_for_grant.discard(sleeper)
         if not self.open and not when_closed:
             return False
         self.begun += 1
         return True
 
-    async def _run(self, runs: Runs, agent: Agent, number: int, due_ns: int | None) -> bool:
+    async def _run(self, runner: LoopRunner, agent: TrialAgent, number: int, due_ns: int | None) -> bool:
         self.in_flight += 1
         try:
-            return await runs.run(Place(number, agent.name, self.index, agent.process, due_ns))
+            return await runner.run(LoopPosition(number, agent.name, self.plan.index, agent.process, due_ns))
         finally:
             self.in_flight -= 1
 
     async def _sleep_until(self, at_ns: int) -> None:
         """Until then, or until the trial closes. uvloop's timers may fire almost 1 ms early."""
         loop = asyncio.get_running_loop()
-        while self.open and (left_ns := at_ns - self.clock()) > 0:
+        while self.open and (left_ns := at_ns - self._clock()) > 0:
             sleeper: asyncio.Future[None] = loop.create_future()
             timer = loop.call_later(left_ns / 1e9, _wake, sleeper)
             self._sleepers.add(sleeper)
@@ -231,7 +224,7 @@ def _wake(sleeper: asyncio.Future[None]) -> None:
 
 
 @dataclass(slots=True)
-class Agent:
+class TrialAgent:
     """One agent in one trial.
 
     `leaving()` is asked before every loop: an agent that leaves finishes its loop. `joins_late`: it
@@ -246,7 +239,7 @@ class Agent:
     joins_late: bool = False
     observe_schedule_lag: Callable[[int], None] | None = None
 
-    def scheduled(self, trial: Trial, lag_ns: int) -> None:
+    def scheduled(self, trial: RunningTrial, lag_ns: int) -> None:
         """A loop that was due `lag_ns` ago starts now."""
         lag_ns = max(0, lag_ns)
         trial.meter.schedule.add(lag_ns)

@@ -34,7 +34,7 @@ from profiler.strategies import Strategy
 _random = random.Random()
 
 
-class Place(NamedTuple):
+class CallOwner(NamedTuple):
     """Whose call it is: the fields of `LoopRecord`."""
 
     agent: str
@@ -51,7 +51,7 @@ class Call:
         "blocking_ns",
         "ended_ns",
         "error_type",
-        "place",
+        "owner",
         "queued_ns",
         "ready_ns",
         "request",
@@ -63,9 +63,9 @@ class Call:
         "tool",
     )
 
-    def __init__(self, request: CallRequest, ready_ns: int, place: Place) -> None:
+    def __init__(self, request: CallRequest, ready_ns: int, owner: CallOwner) -> None:
         self.request = request
-        self.place = place
+        self.owner = owner
         self.ready_ns = ready_ns
         self.queued_ns = ready_ns
         self.started_ns: int | None = None
@@ -165,12 +165,12 @@ class Executor:
 
     # ── eager calls ────────────────────────────────────────────────────────────────────────
 
-    def start_early(self, early: dict[str, Call], place: Place, request: CallRequest) -> None:
+    def start_early(self, early: dict[str, Call], owner: CallOwner, request: CallRequest) -> None:
         """The arguments of a call are complete while the model still streams: run it, if it may."""
         tool = self.tools.get(request.name)
         if tool is None or request.id in early or not (tool.pure or self.strategy.eager == "all"):
             return
-        call = Call(request, self.clock(), place)
+        call = Call(request, self.clock(), owner)
         if not self.parse(call):
             return  # it will be refused with the reply as a whole
         early[request.id] = call
@@ -240,7 +240,7 @@ class Executor:
                 lane.leave(ticket)
 
     async def _gated(self, call: Call, tool: Tool, gate: Gate) -> BaseException | None:
-        slot = await gate.enter(gate.slot(tool.name, call.place.agent))
+        slot = await gate.enter(gate.slot(tool.name, call.owner.agent))
         slot.outcome = "unknown"
         try:
             error = await self._attempt(call, tool)
@@ -253,7 +253,7 @@ class Executor:
             gate.leave(slot)
 
     async def _attempt(self, call: Call, tool: Tool) -> BaseException | None:
-        clock, request, place = self.clock, call.request, call.place
+        clock, request, owner = self.clock, call.request, call.owner
         live = self.live[request.name]
         started_ns = clock()
         if call.started_ns is None:
@@ -263,7 +263,7 @@ class Executor:
             call.status, call.error_type = "ok", None
         live.running += 1
         failure: BaseException | None = None
-        token = current_call.set(CallContext(request.id, request.name, place.number, place.trial))
+        token = current_call.set(CallContext(request.id, request.name, owner.number, owner.trial))
         deadline = None if tool.timeout is None else asyncio.timeout(tool.timeout)
         try:
             if deadline is None:

@@ -14,7 +14,7 @@ from functools import partial
 
 from profiler.anatomy import shortfall
 from profiler.errors import ProviderError, UsageError
-from profiler.loop.calls import Call, Executor, Place
+from profiler.loop.calls import Call, CallOwner, Executor
 from profiler.loop.eventloop import NativeThreads
 from profiler.loop.model import (
     LOOP_HEADER,
@@ -142,7 +142,7 @@ class _LoopRun:
         self.intended_ns = intended_ns
         self.clock = loop.recorder.clock
         self.rounds: list[RoundRecord] = []
-        self.place = Place(agent, number, trial)
+        self.owner = CallOwner(agent, number, trial)
         self.headers = None
         if number is not None:
             self.headers = {LOOP_HEADER: str(number)}
@@ -214,7 +214,7 @@ class _LoopRun:
         calls: list[Call] = []
         early: dict[str, Call] = {}
         if loop.stream and loop.strategy.eager != "no" and not answer_only:
-            probe.on_call = partial(loop._calls.start_early, early, self.place)
+            probe.on_call = partial(loop._calls.start_early, early, self.owner)
         model_ended_ns = tools_started_ns = tools_ended_ns = limit = None
         try:
             token = current_probe.set(probe)
@@ -303,12 +303,12 @@ class _LoopRun:
         self, reply: Reply, early: dict[str, Call], probe: Probe, model_ended_ns: int
     ) -> tuple[list[Call], list[Call]]:
         """The calls of a reply, and those of them that can be run and do not run already."""
-        place, parse, complete_ns = self.place, self.loop._calls.parse, probe.complete_ns
+        owner, parse, complete_ns = self.owner, self.loop._calls.parse, probe.complete_ns
         if not complete_ns:
-            calls = [Call(request, model_ended_ns, place) for request in reply.calls]
+            calls = [Call(request, model_ended_ns, owner) for request in reply.calls]
             return calls, [call for call in calls if parse(call)]
         calls = [
-            early.get(request.id) or Call(request, complete_ns.get(request.id, model_ended_ns), place)
+            early.get(request.id) or Call(request, complete_ns.get(request.id, model_ended_ns), owner)
             for request in reply.calls
         ]
         return calls, [call for call in calls if call.task is None and parse(call)]

@@ -10,7 +10,7 @@ import asyncio
 import functools
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 from urllib.parse import quote
@@ -76,18 +76,30 @@ async def _identify(request: httpx.Request) -> None:
             request.headers[TRIAL_HEADER] = str(call.trial)
 
 
-# Two worked tools. They ask the emulator, or whatever the environment names.
-#
-# `PROFILER_TOOLS_URL` is the root under which `/tools/weather` and `/tools/population` are
-# found; `PROFILER_WEATHER_URL=https://wttr.in` points the weather at the real service.
+# Where the tools are: `/tools/weather`, `/tools/population` and those of a scenario, under one root URL.
 
 DEFAULT_TOOLS_URL = "http://127.0.0.1:8100"
 """Where `profiler emulate` listens unless told otherwise."""
 
+_load_test_root: str | None = None
+
+
+def use_tools_at(root: str | None) -> None:
+    """Have `tools_url` name the tools of the load test that runs in this process; None: there is none."""
+    global _load_test_root
+    _load_test_root = root
+
 
 def tools_url() -> str:
-    """The root URL of the tools, without a trailing slash."""
-    return os.environ.get("PROFILER_TOOLS_URL", DEFAULT_TOOLS_URL).rstrip("/")
+    """The root URL of the tools, without a trailing slash.
+
+    That of the load test under way, else the environment's `PROFILER_TOOLS_URL`, else where `profiler
+    emulate` listens by default.
+    """
+    return (_load_test_root or os.environ.get("PROFILER_TOOLS_URL") or DEFAULT_TOOLS_URL).rstrip("/")
+
+
+# Two worked tools. `PROFILER_WEATHER_URL=https://wttr.in` points the weather at the real service.
 
 
 @tool(pure=True)
@@ -98,11 +110,14 @@ async def get_weather(city: str, units: Literal["celsius", "fahrenheit"] = "cels
         city: Name of the city, such as "Paris".
         units: Unit of the temperature.
     """
-    service = os.environ.get("PROFILER_WEATHER_URL")
+    return await _weather(tools_url(), os.environ.get("PROFILER_WEATHER_URL"), city, units)
+
+
+async def _weather(root: str, service: str | None, city: str, units: str = "celsius") -> dict[str, Any]:
     if service:
         url, query = f"{service.rstrip('/')}/{quote(city)}", {"format": "j1"}
     else:
-        url, query = f"{tools_url()}/tools/weather", {"city": city, "units": units, "format": "j1"}
+        url, query = f"{root}/tools/weather", {"city": city, "units": units, "format": "j1"}
     response = await tool_client().get(url, params=query)
     response.raise_for_status()
     now = response.json()["current_condition"][0]
@@ -122,7 +137,11 @@ async def get_population(city: str) -> dict[str, Any]:
     Args:
         city: Name of the city, such as "Paris".
     """
-    response = await tool_client().get(f"{tools_url()}/tools/population", params={"city": city})
+    return await _population(tools_url(), city)
+
+
+async def _population(root: str, city: str) -> dict[str, Any]:
+    response = await tool_client().get(f"{root}/tools/population", params={"city": city})
     response.raise_for_status()
     found: dict[str, Any] = response.json()
     return found
@@ -131,15 +150,26 @@ async def get_population(city: str) -> dict[str, Any]:
 # The client's side of a scenario's tools: what the agents of a load test can call.
 
 
-def scenario_tools(scenario: Scenario) -> Sequence[Tool]:
-    """A tool for each that the scenario names; the worked examples where it names them."""
-    worked = {t.name: t for t in (get_weather, get_population)}
-    return tuple(worked.get(spec.name) or _http_tool(spec) for spec in scenario.tools)
+def scenario_tools(
+    scenario: Scenario, root: str | None = None, environment: Mapping[str, str] = os.environ
+) -> Sequence[Tool]:
+    """A tool for each that the scenario names; the worked examples where it names them.
+
+    They ask the server at `root` (None: `tools_url`), now and ever; the weather a service that
+    `environment` names.
+    """
+    root = tools_url() if root is None else root.rstrip("/")
+    weather = partial(_weather, root, environment.get("PROFILER_WEATHER_URL"))
+    worked: dict[str, Tool] = {
+        "get_weather": get_weather.replaced(weather),
+        "get_population": get_population.replaced(partial(_population, root)),
+    }
+    return tuple(worked.get(spec.name) or _http_tool(spec, root) for spec in scenario.tools)
 
 
-def _http_tool(spec: ToolSpec) -> Tool:
+def _http_tool(spec: ToolSpec, root: str) -> Tool:
     return SchemaTool(
-        partial(_ask, spec.path),
+        partial(_ask, f"{root}{spec.path}"),
         name=spec.name,
         description=spec.description,
         parameters=spec.parameters,
@@ -147,7 +177,7 @@ def _http_tool(spec: ToolSpec) -> Tool:
     )
 
 
-async def _ask(path: str, /, **arguments: Any) -> str:
-    response = await tool_client().post(f"{tools_url()}{path}", json=arguments)
+async def _ask(url: str, /, **arguments: Any) -> str:
+    response = await tool_client().post(url, json=arguments)
     response.raise_for_status()
     return response.text

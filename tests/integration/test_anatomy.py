@@ -12,8 +12,7 @@ pytestmark = pytest.mark.measures
 @pytest.mark.parametrize(
     ("scenario", "provider", "stream"), [("flaky", "openai", False), ("flaky", "anthropic", True)]
 )
-def test_every_loop_is_accounted_for(monkeypatch, scenario, provider, stream):
-    monkeypatch.setenv("PROFILER_TOOLS_URL", "")
+def test_every_loop_is_accounted_for(scenario, provider, stream):
     found = anatomy.examine(scenario, provider, stream, loops=80, agents=20, tolerance_ns=250_000_000)
     assert found.loops == 80
     assert found.retries > 5

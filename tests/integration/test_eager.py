@@ -76,16 +76,13 @@ def longest_last(path: Path) -> list[int]:
 
 def run(path: Path, strategy: str, numbers: Mapping[str, Sequence[int]]) -> Seen:
     """All these loops on one emulator, each provider's one after another began."""
-    with start_emulator(str(path), seed=SEED) as emulator, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PROFILER_TOOLS_URL", emulator.url)
+    with start_emulator(str(path), seed=SEED) as emulator:
         records: list[LoopRecord] = []
 
         async def provide(provider: str, own: Sequence[int], offset: float) -> None:
             model: Any = make_provider(provider, base_url=emulator.url, model=None)
-            tools = scenario_tools(load_scenario(str(path)))
-            loop = ToolLoop(
-                model, tools, parse_strategy(strategy).build(), stream=True, sinks=[records.append]
-            )
+            tools = scenario_tools(load_scenario(str(path)), emulator.url)
+            loop = ToolLoop(model, tools, parse_strategy(strategy), stream=True, sinks=[records.append])
             await loop.run("Task 0", number=9999)  # the client's first use takes long
             await asyncio.sleep(offset)
             loops = []

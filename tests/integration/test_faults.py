@@ -259,14 +259,13 @@ def outcome(kind: str, hits: int, provider: str, streamed: bool) -> Outcome:
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("provider", list(PROVIDERS))
 def test_every_fault_under_every_strategy(
-    provider: str, streamed: bool, certain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    provider: str, streamed: bool, certain: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PROFILER_TOOLS_URL", certain)
     strategies = (*STRATEGIES, *EAGER) if streamed else STRATEGIES
     urllib.request.urlopen(
         urllib.request.Request(f"{certain}/emulator/journal", method="DELETE"), timeout=5
     ).close()
-    tools = scenario_tools(load_scenario("cities"))
+    tools = scenario_tools(load_scenario("cities"), certain)
 
     async def all_of_them() -> list[LoopRecord]:
         model = make_provider(provider, base_url=certain)

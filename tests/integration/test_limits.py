@@ -159,7 +159,7 @@ def test_the_advised_limit_of_a_model_keeps_within_its_quota(tmp_path: Path) -> 
         client, records = model.client, []
         if limits is not None:
             model = LimitedModel(model, Gate(parse_model_limit(limits)))
-        loop = ToolLoop(model, scenario_tools(scenario), sinks=[records.append])
+        loop = ToolLoop(model, scenario_tools(scenario, url), sinks=[records.append])
         until = time.monotonic() + seconds
 
         async def agent(number: int) -> None:
@@ -177,11 +177,7 @@ def test_the_advised_limit_of_a_model_keeps_within_its_quota(tmp_path: Path) -> 
 
     def run(limits: str | None) -> tuple[list[LoopRecord], dict[str, int]]:
         with start_emulator("quota", seed=1) as emulator:
-            os.environ["PROFILER_TOOLS_URL"] = emulator.url
-            try:
-                records = asyncio.run(load(emulator.url, limits, 60, 2.0))
-            finally:
-                del os.environ["PROFILER_TOOLS_URL"]
+            records = asyncio.run(load(emulator.url, limits, 60, 2.0))
             requests = ask(emulator.url, "stats")["requests"]
         (answers,) = [by_status for api, by_status in requests.items() if "chat" in api]
         return records, answers

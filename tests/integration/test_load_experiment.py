@@ -144,6 +144,24 @@ run_experiment(Experiment(options, users=4, seconds=30.0, workers=2))
 """
 
 
+def test_who_compares_imports_neither_locust_nor_gevent(tmp_path: Path) -> None:
+    arguments = ["compare", "--scenario", "instant", "--users", "2", "--duration", "0.3s", "--blocks", "1"]
+    arguments += ["--strategy", "gathered", "--calibrate", "0", "--allow-saturated", "--out", str(tmp_path)]
+    script = (
+        "import sys\nfrom profiler.cli import main\n"
+        f"assert main({arguments}) == 0\nprint({{'locust', 'gevent', 'zmq'}} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
 @pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGKILL])
 def test_nobody_outlives_it(processes: Locust, ended_by: signal.Signals) -> None:
     runs = processes.path / "runs"

@@ -53,8 +53,8 @@ __all__ = ["Agent"]
 
 
 def edit(environment):
-    crew = Session.of(environment).crew
-    while crew.trial is None or crew.trial.in_flight < 6:
+    worker = Session.of(environment).worker
+    while worker.trial is None or worker.trial.in_flight < 6:
         gevent.sleep(0.02)
     for users in (3, 6):
         environment.runner.start(users, 6)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -34,47 +32,6 @@ def quick_cities(path: Path, time_scale: float) -> str:
     scenario = path / "quick.toml"
     scenario.write_text(f"time_scale = {time_scale}\n{cities}")
     return str(scenario)
-
-
-HEARTBEAT = """
-import types
-import gevent
-from locust import runners
-from profiler.load.locust.session import let_workers_leave
-
-class Master(types.SimpleNamespace):
-    def rebalancing_enabled(self):
-        return True
-
-    def start(self, *_):
-        del self.clients["b"]  # it quits while users are spawned anew
-
-    @property
-    def worker_count(self):
-        return 1
-
-dispatcher = types.SimpleNamespace(remove_worker=lambda _: None)
-master = Master(clients=runners.WorkerNodes(), connection_broken=False, _users_dispatcher=dispatcher)
-master.__dict__.update(state="running", spawning_completed=True, target_user_count=6, spawn_rate=6.0)
-let_workers_leave(master)
-master.clients["a"] = runners.WorkerNode("a", state="running", heartbeat_liveness=-1)
-master.clients["b"] = runners.WorkerNode("b", state="running")
-runners.HEARTBEAT_INTERVAL = 0.01
-beating = gevent.spawn(runners.MasterRunner.heartbeat_worker, master)
-beating.join(0.05)
-print([(node.id, node.state) for node in master.clients.all], beating.dead)
-"""
-
-
-def test_a_worker_may_leave_while_the_master_spawns_the_users_of_a_lost_one_anew() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", HEARTBEAT],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (ended.stdout, ended.stderr) == ("[('a', 'missing')] False\n", "")
 
 
 def test_a_worker_that_joins_late_takes_its_share_and_no_loop_is_cut_off(tmp_path: Path) -> None:

@@ -181,6 +181,13 @@ def test_what_cannot_be_ends_with_one_line(
     assert processes.all_left_within(15)
 
 
+def test_what_cannot_be_is_refused_before_anything_is_logged_or_served(processes: Locust) -> None:
+    code, output = processes.end(processes.start("--strategy", "serial", "--web-port", str(free_port())))
+    assert code == 2
+    (line,) = output.splitlines()
+    assert line.startswith("locust: error: --strategy: unknown strategy 'serial'")
+
+
 def test_killed_master_takes_its_workers_and_the_emulator_along(processes: Locust) -> None:
     port = str(free_port())
     forking = processes.start(
@@ -290,6 +297,12 @@ def test_web_ui_starts_stops_and_starts_again(processes: Locust) -> None:
     ask("/swarm", f"{form}&strategy=semaphore:2&run_time=2s")
     assert wait_until(lambda: set(loops()) == {"semaphore:2"}, 60)
     assert wait_until(stopped, 60)
+    ask("/swarm", f"{form}&strategy=sequential")
+    assert wait_until(lambda: set(loops()) == {"sequential"}, 60)
+    time.sleep(3.0)
+    assert not stopped()  # the run time of the test before is not this one's
+    ask("/stop", "")
+    assert wait_until(stopped, 60)
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
     processes.end(process)
@@ -299,5 +312,6 @@ def test_web_ui_starts_stops_and_starts_again(processes: Locust) -> None:
     assert [{trial.strategy for trial in run.trials} for run in runs] == [
         {"gathered", "sequential"},
         {"semaphore:2"},
+        {"sequential"},
     ]
     assert sum(trial.interrupted for run in runs for trial in run.trials) == 0

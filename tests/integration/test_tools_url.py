@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,8 +15,13 @@ import pytest
 
 from profiler.cli import main
 from profiler.emulator.process import is_emulator, start_emulator
+from profiler.examples import get_weather
+from profiler.load.calibration import calibrate
 from profiler.load.emulators import Emulators
 from profiler.load.options import LoadOptions
+from profiler.scenarios.schema import load_scenario
+from profiler.scenarios.tools import close_tool_client, scenario_tools, use_tools_at
+from profiler.tool_http import tools_url
 
 
 class ModelServer(BaseHTTPRequestHandler):
@@ -61,8 +69,7 @@ def model_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         thread.join()
 
 
-def test_a_model_server_is_not_asked_for_tools(model_server, monkeypatch, capsys):
-    monkeypatch.setenv("PROFILER_TOOLS_URL", "")
+def test_a_model_server_is_not_asked_for_tools(model_server, capsys):
     assert main(["run", "--base-url", model_server, "--scenario", "instant"]) == 0
     said = capsys.readouterr().out
     assert "Sunny." in said
@@ -70,7 +77,7 @@ def test_a_model_server_is_not_asked_for_tools(model_server, monkeypatch, capsys
     assert "1 tool call" in said
     assert "failed" not in said
     assert ModelServer.other == ["/emulator/stats"]  # only whether it is an emulator
-    assert os.environ["PROFILER_TOOLS_URL"] == ""
+    assert "PROFILER_TOOLS_URL" not in os.environ
 
 
 def test_where_the_tools_of_a_load_test_are(model_server):
@@ -94,3 +101,53 @@ def test_the_environment_names_the_tools(monkeypatch):
     monkeypatch.setenv("PROFILER_TOOLS_URL", "http://127.0.0.1:7")
     emulators = Emulators()
     assert emulators.tools_root(LoadOptions()) == "http://127.0.0.1:7"
+
+
+@pytest.fixture
+def load_test() -> Iterator[str]:
+    """This process runs a load test whose tools are elsewhere."""
+    use_tools_at("http://127.0.0.1:9/")
+    yield "http://127.0.0.1:9"
+    use_tools_at(None)
+
+
+def test_the_tools_of_a_load_test_come_before_the_environments(load_test, monkeypatch):
+    monkeypatch.setenv("PROFILER_TOOLS_URL", "http://127.0.0.1:7/")
+    assert tools_url() == load_test
+    use_tools_at(None)
+    assert tools_url() == "http://127.0.0.1:7"
+    monkeypatch.setenv("PROFILER_TOOLS_URL", "")
+    assert tools_url() == "http://127.0.0.1:8100"
+
+
+def test_calibration_asks_its_own_server_and_no_weather_service(load_test, monkeypatch):
+    monkeypatch.setenv("PROFILER_WEATHER_URL", "http://127.0.0.1:9")
+    with start_emulator("instant") as emulator:
+
+        async def calibrated():
+            try:
+                return await calibrate(LoadOptions(calibration_seconds=0.05), emulator.url)
+            finally:
+                await close_tool_client()
+
+        share = asyncio.run(calibrated())
+        with urllib.request.urlopen(f"{emulator.url}/emulator/journal", timeout=10) as response:
+            asked = Counter(entry["kind"] for entry in orjson.loads(response.read())["entries"])
+    assert share.loops > 0
+    assert asked["tool"] >= 3 * share.loops
+    assert tools_url() == load_test
+
+
+def test_the_tools_of_a_scenario_stay_with_the_server_they_were_made_for(load_test, monkeypatch):
+    monkeypatch.setenv("PROFILER_WEATHER_URL", "http://127.0.0.1:9")
+    with start_emulator("instant") as emulator:
+        weather, population = scenario_tools(load_scenario("instant"), emulator.url, environment={})
+
+        async def ask():
+            found = await weather.function(city="Paris"), await population.function(city="Paris")
+            await close_tool_client()
+            return found
+
+        found = asyncio.run(ask())
+    assert [answer["city"] for answer in found] == ["Paris", "Paris"]
+    assert weather.parameters == get_weather.parameters

@@ -31,9 +31,10 @@ from profiler.cli import DEFECT, Parser
 from profiler.emulator.draws import Place
 from profiler.emulator.tape import Tape
 from profiler.errors import ScenarioError, UsageError
+from profiler.load.messages import Prepare, pack, unpack
 from profiler.load.options import LoadOptions
 from profiler.records import encode
-from profiler.rundir import Progress, RunDirectory
+from profiler.rundir import Anchor, Progress, RunDirectory
 from profiler.rundir import encode as encode_progress
 from profiler.scenarios.schema import load_scenario
 from profiler.statistics.summary import summarise_directory
@@ -69,7 +70,6 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(server, "_run", lambda coroutine: (coroutine.close(), started()))
     monkeypatch.setattr(experiment, "_locust", started)
     monkeypatch.setattr("webbrowser.open", lambda _: True)
-    monkeypatch.setenv("PROFILER_TOOLS_URL", "")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dashboards, "files", FILES_BUILT)
 
@@ -669,7 +669,7 @@ def test_any_options_of_a_locust_file_are_taken_or_refused_by_name(
         refusal = ""
         again = LoadOptions.from_namespace(LOCUST.parse_args(options.arguments()))
         assert again == replace(options, run_directory=None)
-        assert LoadOptions.from_json(json.loads(json.dumps(options.as_json()))) == options
+        assert unpack(Prepare, pack(Prepare(options, "", 0, 1, "", Anchor(0, 0)))).options == options
     if refusal:
         names = ("--base-url", *action.option_strings) if action.dest == "host" else action.option_strings
         assert any(name in refusal for name in (*names, action.dest)), (argv, refusal)

@@ -101,7 +101,6 @@ def test_the_version_is_the_distribution_s(capsys):
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PROFILER_TOOLS_URL", "")  # `run` sets it; other tests must not see that
     try:
         code = main(arguments)
     except SystemExit as left:

@@ -1,4 +1,4 @@
-"""Agents of the user's own: their place in a load test, the strategy in their hands."""
+"""Agents of the user's own: their position in a load test, the strategy in their hands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from profiler.anatomy import phases
 from profiler.errors import TargetError, UsageError
 from profiler.limits.gate import Gate
-from profiler.load.agents import AgentContext, Own, Place, load_factory, placed
+from profiler.load.agents import AgentContext, CustomAgent, LoopPosition, load_factory, placed
 from profiler.loop.limited_model import LimitedModel
 from profiler.records import LoopRecord, RoundRecord
 from profiler.strategies import parse_strategy
@@ -26,7 +26,7 @@ from tests.unit.statistics_data import loop
 
 MS = 1_000_000
 
-PLACE = Place(number=7, agent="a3", trial=2, process="worker 1", intended_ns=5)
+POSITION = LoopPosition(number=7, agent="a3", trial=2, process="worker 1", intended_ns=5)
 MARKS = {"strategy": "semaphore:2", "number": 7, "agent": "a3", "trial": 2, "process": "worker 1"}
 
 
@@ -37,26 +37,26 @@ def frame(**changes: Any) -> LoopRecord:
 
 def test_a_loop_that_the_profiler_watched_is_put_in_its_place() -> None:
     watched = replace(loop(0), id="outer", strategy="application")
-    assert placed([watched], PLACE, "semaphore:2") == [replace(watched, **MARKS, intended_ns=5)]
+    assert placed([watched], POSITION, "semaphore:2") == [replace(watched, **MARKS, intended_ns=5)]
 
 
 def test_a_loop_that_recorded_itself_is_not_counted_twice() -> None:
     own = replace(loop(0), id="own")
-    assert placed([own, frame()], PLACE, "semaphore:2") == [replace(own, **MARKS, intended_ns=5)]
+    assert placed([own, frame()], POSITION, "semaphore:2") == [replace(own, **MARKS, intended_ns=5)]
     inner = replace(own, parent="outer")  # a profiler.loop of the user's inside ours
-    assert placed([inner, frame()], PLACE, "semaphore:2") == [replace(own, **MARKS, intended_ns=5)]
+    assert placed([inner, frame()], POSITION, "semaphore:2") == [replace(own, **MARKS, intended_ns=5)]
 
 
 def test_an_agent_as_a_tool_stays_a_part_of_its_loop() -> None:
     nested = replace(loop(0), id="nested", parent="outer")
     whole = replace(loop(0), id="outer")
-    kept = placed([nested, whole], PLACE, "semaphore:2")
+    kept = placed([nested, whole], POSITION, "semaphore:2")
     assert [(r.id, r.parent, r.intended_ns) for r in kept] == [("nested", "outer", None), ("outer", None, 5)]
 
 
 def test_a_call_that_asked_no_model_still_counts() -> None:
     failed = frame(status="error", error_type="ValueError")
-    assert placed([failed], PLACE, "gathered") == [
+    assert placed([failed], POSITION, "gathered") == [
         replace(failed, **{**MARKS, "strategy": "gathered"}, intended_ns=5)
     ]
 
@@ -100,9 +100,11 @@ def highest_concurrency(
 
     async def main(clock: Callable[[], int]) -> None:
         given = context(spec)
-        own = await Own.make(lambda context: partial(body, context, call), given, ())
+        own = await CustomAgent.make(lambda context: partial(body, context, call), given, ())
         assert all(
-            await asyncio.gather(*(own.run(replace(PLACE, agent=f"a{n}", number=n)) for n in range(agents)))
+            await asyncio.gather(
+                *(own.run(replace(POSITION, agent=f"a{n}", number=n)) for n in range(agents))
+            )
         )
 
     run_virtual(main)
@@ -162,8 +164,8 @@ def test_what_a_loop_of_one_s_own_hands_over_waits_in_the_queue(
             async with nullcontext() if gate is None else gate.slot():
                 await asyncio.sleep(0.3)
 
-        own = await Own.make(lambda _: one_loop, given, [records.append])
-        await asyncio.gather(another_agent(), own.run(PLACE))
+        own = await CustomAgent.make(lambda _: one_loop, given, [records.append])
+        await asyncio.gather(another_agent(), own.run(POSITION))
 
     run_virtual(main)
     (round_,) = records[0].rounds
@@ -220,8 +222,8 @@ def handed(
             async with nullcontext() if gate is None else gate.slot():
                 await asyncio.sleep(held)
 
-        own = await Own.make(lambda _: one_loop, tools.given, [records.append])
-        _, ended = await asyncio.gather(another_agent(), own.run(PLACE))
+        own = await CustomAgent.make(lambda _: one_loop, tools.given, [records.append])
+        _, ended = await asyncio.gather(another_agent(), own.run(POSITION))
         assert ended
 
     run_virtual(main)
@@ -364,8 +366,8 @@ def test_results_come_in_order_and_the_first_failure_after_all_have_ended() -> N
             seen.append(await given.execute(partial(call, 0), partial(call, 2)))
             await given.execute(*(partial(call, n) for n in range(4)))
 
-        own = await Own.make(lambda _: one_loop, given, ())
-        assert not await own.run(PLACE)
+        own = await CustomAgent.make(lambda _: one_loop, given, ())
+        assert not await own.run(POSITION)
         assert seen == [(7, "a3", "Task 7."), [0, 2]]
         assert isinstance(own.failure, ValueError)
         assert own.failure.args == (1,)
@@ -389,18 +391,18 @@ def test_the_first_loop_is_recorded_nowhere_and_has_to_work() -> None:
             await asyncio.sleep(0)
 
         given = context("gathered")
-        own = await Own.make(lambda _: one_loop, given, [taken.append])
-        await own.warm(PLACE)
+        own = await CustomAgent.make(lambda _: one_loop, given, [taken.append])
+        await own.warm(POSITION)
         assert taken == []
-        await own.run(PLACE)
+        await own.run(POSITION)
         assert [(r.number, r.status) for r in taken] == [(7, "ok")]
 
         async def fails() -> None:
             raise KeyError("x")
 
-        broken = await Own.make(lambda _: fails, given, [taken.append])
+        broken = await CustomAgent.make(lambda _: fails, given, [taken.append])
         with pytest.raises(TargetError, match="the agent's first loop failed: KeyError"):
-            await broken.warm(PLACE)
+            await broken.warm(POSITION)
 
     run_virtual(main)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from profiler.load.agents import Place
+from profiler.load.agents import LoopPosition
 from profiler.load.health import Meter
+from profiler.load.messages import Begin
 from profiler.load.plan import Arrivals
-from profiler.load.trial import Agent, Trial
-from profiler.load.worker import describe
+from profiler.load.trial import RunningTrial, TrialAgent
 from profiler.testing import run_virtual
 
 MS = 1_000_000
@@ -26,13 +26,13 @@ class Loops:
         self.clock = clock
         self.seconds = seconds
         self.fails = fails
-        self.started: list[tuple[int, Place]] = []
-        self.ended: list[tuple[int, Place]] = []
+        self.started: list[tuple[int, LoopPosition]] = []
+        self.ended: list[tuple[int, LoopPosition]] = []
 
-    async def run(self, place: Place) -> bool:
-        self.started.append((self.clock(), place))
+    async def run(self, position: LoopPosition) -> bool:
+        self.started.append((self.clock(), position))
         await asyncio.sleep(self.seconds)
-        self.ended.append((self.clock(), place))
+        self.ended.append((self.clock(), position))
         return not self.fails
 
     async def close(self) -> None:
@@ -40,18 +40,19 @@ class Loops:
 
     @property
     def latencies(self) -> list[float]:
-        return [(at - (place.intended_ns or 0)) / 1e9 for at, place in self.ended]
+        return [(at - (position.intended_ns or 0)) / 1e9 for at, position in self.ended]
 
 
-def agent(number: int = 0, **changes: Any) -> Agent:
-    return Agent(f"a{number}", number, "p", lambda: False, **changes)
+def agent(number: int = 0, **changes: Any) -> TrialAgent:
+    return TrialAgent(f"a{number}", number, "p", lambda: False, **changes)
 
 
-def trial(clock: Callable[[], int], **changes: Any) -> Trial:
-    return Trial(0, "gathered", itertools.count(), clock=clock, **changes)
+def trial(clock: Callable[[], int], ask: Callable[[], None] = lambda: None, **changes: Any) -> RunningTrial:
+    fields = {"block": 0, "worker": 0, "workers": 1, "seed": 1, **changes}
+    return RunningTrial(Begin(1, 0, strategy="gathered", **fields), ask, clock)
 
 
-async def for_seconds(seconds: float, one: Trial, *lives: Any) -> None:
+async def for_seconds(seconds: float, one: RunningTrial, *lives: Any) -> None:
     """Let agents live through a trial that closes after that long."""
     tasks = [asyncio.ensure_future(life) for life in lives]
     await asyncio.sleep(seconds)
@@ -63,9 +64,9 @@ def test_an_agent_of_a_closed_load_thinks_between_its_loops() -> None:
     async def main(clock: Callable[[], int]) -> None:
         one, loops = trial(clock, think_seconds=0.5), Loops(clock, 0.25)
         lags: list[int] = []
-        await for_seconds(2.0, one, one.live(loops, agent(observe_schedule_lag=lags.append)))
+        await for_seconds(2.0, one, one.run_agent(loops, agent(observe_schedule_lag=lags.append)))
         assert [at // MS for at, _ in loops.started] == [0, 750, 1500]
-        assert [place.intended_ns for _, place in loops.started] == [None] * 3
+        assert [position.intended_ns for _, position in loops.started] == [None] * 3
         assert (list(one.meter.schedule.samples or ()), lags) == ([0, 0], [0, 0])
 
     run_virtual(main)
@@ -74,7 +75,7 @@ def test_an_agent_of_a_closed_load_thinks_between_its_loops() -> None:
 def test_agents_of_a_closed_load_start_one_after_another() -> None:
     async def main(clock: Callable[[], int]) -> None:
         one, loops = trial(clock, spread_seconds=1.0), Loops(clock, 1.0)
-        await for_seconds(1.9, one, *(one.live(loops, agent(n)) for n in range(10)))
+        await for_seconds(1.9, one, *(one.run_agent(loops, agent(n)) for n in range(10)))
         first = sorted(at / 1e9 for at, _ in loops.started[:10])
         assert first[0] == 0.0
         assert max(b - a for a, b in itertools.pairwise([*first, 1.0])) < 0.2
@@ -87,7 +88,7 @@ def test_agents_of_a_closed_load_start_one_after_another() -> None:
 def test_a_refused_agent_backs_off() -> None:
     async def main(clock: Callable[[], int]) -> None:
         one, loops = trial(clock), Loops(clock, 0.0, fails=True)
-        await for_seconds(2.0, one, one.live(loops, agent()))
+        await for_seconds(2.0, one, one.run_agent(loops, agent()))
         assert [at // MS for at, _ in loops.started] == [0, 100, 300, 700, 1500]
 
     run_virtual(main)
@@ -97,11 +98,11 @@ def test_arrivals_do_not_wait_for_completions() -> None:
     async def main(clock: Callable[[], int]) -> None:
         one = trial(clock, arrivals=Arrivals(10.0, 2, constant=True))
         loops = Loops(clock, 3.0)
-        await for_seconds(0.95, one, *(one.live(loops, agent(n)) for n in range(2)))
+        await for_seconds(0.95, one, *(one.run_agent(loops, agent(n)) for n in range(2)))
         assert [at // MS for at, _ in loops.started] == [100 * k for k in range(10)]
-        assert [place.intended_ns // MS for _, place in loops.started if place.intended_ns is not None] == [
-            100 * k for k in range(10)
-        ]
+        assert [
+            position.intended_ns // MS for _, position in loops.started if position.intended_ns is not None
+        ] == [100 * k for k in range(10)]
         assert loops.latencies == pytest.approx([3.0] * 10)  # drained, after the trial closed
         assert (one.arrived, one.late, one.dropped, one.in_flight) == (10, 0, 0, 0)
 
@@ -112,9 +113,9 @@ def test_latency_of_a_capped_open_load_counts_from_when_loops_were_due() -> None
     """10/s offered, 2 at once, 0.5 s each: 4/s served, so that the k-th is late by what piled up."""
 
     async def main(clock: Callable[[], int]) -> None:
-        one = trial(clock, arrivals=Arrivals(10.0, 1, constant=True), places=2)
+        one = trial(clock, arrivals=Arrivals(10.0, 1, constant=True), max_in_flight=2)
         loops = Loops(clock, 0.5)
-        await for_seconds(1.95, one, one.live(loops, agent()))
+        await for_seconds(1.95, one, one.run_agent(loops, agent()))
         served = [0.5 * (k // 2 + 1) + 0.1 * (k % 2) for k in range(20)]
         assert loops.latencies == pytest.approx([end - 0.1 * k for k, end in enumerate(served)])
         assert (one.arrived, one.late, one.dropped, one.waiting) == (20, 18, 0, 0)
@@ -124,9 +125,9 @@ def test_latency_of_a_capped_open_load_counts_from_when_loops_were_due() -> None
 
 def test_arrivals_that_never_got_a_place_are_dropped() -> None:
     async def main(clock: Callable[[], int]) -> None:
-        one = trial(clock, arrivals=Arrivals(10.0, 1, constant=True), places=2)
+        one = trial(clock, arrivals=Arrivals(10.0, 1, constant=True), max_in_flight=2)
         loops = Loops(clock, 60.0)
-        life = asyncio.ensure_future(one.live(loops, agent()))
+        life = asyncio.ensure_future(one.run_agent(loops, agent()))
         await asyncio.sleep(0.95)
         one.close()
         await asyncio.sleep(1.0)
@@ -145,7 +146,7 @@ def test_who_joins_late_does_not_make_up_for_what_was_due_before() -> None:
         one = trial(clock, arrivals=Arrivals(2.0, 1, constant=True))
         loops = Loops(clock, 0.1)
         await asyncio.sleep(1.2)
-        await for_seconds(1.0, one, one.live(loops, agent(joins_late=True)))
+        await for_seconds(1.0, one, one.run_agent(loops, agent(joins_late=True)))
         assert [at // MS for at, _ in loops.started] == [1500, 2000]
 
     run_virtual(main)
@@ -154,7 +155,7 @@ def test_who_joins_late_does_not_make_up_for_what_was_due_before() -> None:
 def test_an_agent_that_leaves_finishes_its_loop() -> None:
     async def main(clock: Callable[[], int]) -> None:
         one, loops = trial(clock), Loops(clock, 0.4)
-        await one.live(loops, Agent("a", 0, "p", lambda: clock() > 600 * MS))
+        await one.run_agent(loops, TrialAgent("a", 0, "p", lambda: clock() > 600 * MS))
         assert [at // MS for at, _ in loops.ended] == [400, 800]
 
     run_virtual(main)
@@ -163,11 +164,11 @@ def test_an_agent_that_leaves_finishes_its_loop() -> None:
 def test_an_agent_waits_for_a_grant_and_begins_no_more_than_that() -> None:
     async def main(clock: Callable[[], int]) -> None:
         asked: list[int] = []
-        one, loops = trial(clock, granted=0, ask=lambda: asked.append(clock() // MS)), Loops(clock, 0.25)
+        one, loops = trial(clock, ask=lambda: asked.append(clock() // MS), limited=True), Loops(clock, 0.25)
         timer = asyncio.get_running_loop().call_later
         timer(0.1, one.grant, 3)
         timer(1.0, one.grant, 4)
-        await for_seconds(2.0, one, *(one.live(loops, agent(n)) for n in range(2)))
+        await for_seconds(2.0, one, *(one.run_agent(loops, agent(n)) for n in range(2)))
         assert sorted(at // MS for at, _ in loops.started) == [100, 100, 350, 1000]
         assert asked == [0, 350, 1000]  # once, whoever waits
         assert (one.begun, one.in_flight) == (4, 0)
@@ -177,9 +178,9 @@ def test_an_agent_waits_for_a_grant_and_begins_no_more_than_that() -> None:
 
 def test_an_arrival_that_the_limit_refuses_never_arrived() -> None:
     async def main(clock: Callable[[], int]) -> None:
-        one = trial(clock, arrivals=Arrivals(10.0, 1, constant=True), granted=3)
-        loops = Loops(clock, 0.1)
-        await for_seconds(0.95, one, one.live(loops, agent()))
+        one, loops = trial(clock, arrivals=Arrivals(10.0, 1, constant=True), limited=True), Loops(clock, 0.1)
+        one.grant(3)
+        await for_seconds(0.95, one, one.run_agent(loops, agent()))
         assert len(loops.started) == 3
         assert (one.arrived, one.dropped, one.begun) == (3, 0, 3)
 
@@ -193,9 +194,9 @@ def test_a_trial_that_drains_takes_no_samples_and_shows_no_lag_for_it() -> None:
     one.meter.start()
     one.in_flight = 1
     now = 10.5
-    assert describe(one)["lag_ns"] == 0
+    assert one.pulse().state.lag_ns == 0
     now = 12.0
-    assert describe(one)["lag_ns"] == 1_990_000_000  # samples ought to come, and none does
+    assert one.pulse().state.lag_ns == 1_990_000_000  # samples ought to come, and none does
     one.open = False
     now = 14.0
-    assert describe(one)["lag_ns"] == 0
+    assert one.pulse().state.lag_ns == 0

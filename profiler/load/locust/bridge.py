@@ -14,18 +14,16 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import platform
-import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import gevent
 from gevent.event import AsyncResult
+from gevent.monkey import is_module_patched
 
 from profiler.errors import UsageError
-from profiler.load.locust.quirks import native_future, use_native_locks
+from profiler.load.locust.quirks import NativeExecutor, settle_processor, use_native_locks
 from profiler.loop.eventloop import start_native_thread
 
 T = TypeVar("T")
@@ -43,11 +41,11 @@ class HubCalls:
     """
 
     def __init__(self) -> None:
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], object]] = deque()
         self._watcher = gevent.get_hub().loop.async_()
         self._watcher.start(self._run)
 
-    def post(self, call: Callable[[], None]) -> None:
+    def post(self, call: Callable[[], object]) -> None:
         """From any thread."""
         self._calls.append(call)
         self._watcher.send()
@@ -62,10 +60,10 @@ class HubCalls:
             self._calls.popleft()()
 
 
-class Flight(Generic[T]):
+class BridgedTask(Generic[T]):
     """A coroutine under way on the loop's thread."""
 
-    def __init__(self, thread: LoopThread) -> None:
+    def __init__(self, thread: Bridge) -> None:
         self._thread = thread
         self._done: AsyncResult = AsyncResult()
         self._task: asyncio.Task[T] | None = None
@@ -75,10 +73,13 @@ class Flight(Generic[T]):
         """The coroutine's result; blocks the calling greenlet alone.
 
         Raises what the coroutine raised, `asyncio.CancelledError` when it was cancelled,
-        `gevent.Timeout` when `timeout` seconds pass first. The coroutine goes on in that case,
+        `TimeoutError` when `timeout` seconds pass first. The coroutine goes on in that case,
         and when the greenlet is killed: who does not want that calls `cancel`.
         """
-        result: T = self._done.get(timeout=timeout)
+        self._done.wait(timeout)
+        if not self._done.ready():
+            raise TimeoutError
+        result: T = self._done.get()
         return result
 
     def cancel(self) -> None:
@@ -112,7 +113,7 @@ class Flight(Generic[T]):
         self._thread.hub.post(lambda: self._done.set_exception(error))
 
 
-class LoopThread:
+class Bridge:
     """One event loop in one native thread. Make, start and stop it from greenlets of one hub.
 
     Not at import and not before a fork: threads do not survive one.
@@ -121,36 +122,39 @@ class LoopThread:
     def __init__(self) -> None:
         self.hub = HubCalls()
         self.loop = new_event_loop()
-        self._flights: set[Flight[Any]] = set()
         self._stopped: AsyncResult = AsyncResult()
         self._running = False
 
     def start(self) -> None:
         """Start the thread. It stops at interpreter exit, before the hub goes, if not earlier."""
-        _settle_processor()
+        settle_processor()
         self._running = True
         use_native_locks()
         start_native_thread(self._main)
         atexit.register(self.stop)
 
-    def submit(self, work: Work[T]) -> Flight[T]:
+    def submit(self, work: Work[T]) -> BridgedTask[T]:
         """Run `work()` on the loop. Raises `RuntimeError` when the loop has stopped."""
-        flight: Flight[T] = Flight(self)
-        self.call(lambda: flight._start(work))
-        return flight
+        task: BridgedTask[T] = BridgedTask(self)
+        self.call(lambda: task._start(work))
+        return task
 
     def run(self, work: Work[T], timeout: float | None = None) -> T:
         """Run `work()` on the loop and wait; cancels it when the wait ends early, for whatever reason."""
-        flight = self.submit(work)
+        task = self.submit(work)
         try:
-            return flight.wait(timeout)
+            return task.wait(timeout)
         except BaseException:
-            flight.cancel()
+            task.cancel()
             raise
 
     def call(self, function: Callable[[], None]) -> None:
         """Call `function` on the loop's thread, soon. Raises `RuntimeError` when the loop has stopped."""
         self.loop.call_soon_threadsafe(function)
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Call `function` on the hub, soon, from the loop's thread. It must not block."""
+        self.hub.post(function)
 
     def stop(self) -> None:
         """Cancel what is under way, close the loop and end the thread; waits a bounded time.
@@ -163,14 +167,12 @@ class LoopThread:
         atexit.unregister(self.stop)
         with contextlib.suppress(RuntimeError):
             self.call(self.loop.stop)
-        with contextlib.suppress(gevent.Timeout):
-            self._stopped.get(timeout=STOP_SECONDS)
+        self._stopped.wait(timeout=STOP_SECONDS)
         self.hub.close()
 
     def _main(self) -> None:
         loop = self.loop
         asyncio.set_event_loop(loop)
-        # `asyncio.to_thread`, which SDKs and agents use, would wait for a greenlet that never runs.
         loop.set_default_executor(NativeExecutor())
         try:
             loop.run_forever()
@@ -186,36 +188,6 @@ class LoopThread:
             self.hub.post(lambda: self._stopped.set(None))
 
 
-def _settle_processor() -> None:
-    """Say beforehand what `platform` would ask a subprocess for (`uname -p`).
-
-    The SDKs call `platform.platform()` in a thread before their first request, and in a patched process
-    a subprocess that is started outside the main thread may never be seen to end.
-    """
-    vars(platform.uname()).setdefault("processor", platform.machine())
-
-
-class NativeExecutor(ThreadPoolExecutor):
-    """A default executor whose threads are native in a patched process too: one a job, which then ends."""
-
-    def __init__(self) -> None:
-        super().__init__(max_workers=1)  # never used; asyncio insists on this base class
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future = native_future()
-
-        def job() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(fn(*args, **kwargs))
-            except BaseException as error:
-                future.set_exception(error)
-
-        start_native_thread(job)
-        return future
-
-
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """A uvloop where there is one, else asyncio's own.
 
@@ -225,8 +197,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
     except ImportError:
-        monkey = sys.modules.get("gevent.monkey")
-        if monkey is not None and monkey.is_module_patched("select"):
+        if is_module_patched("select"):
             raise UsageError(
                 "without uvloop (which does not exist for Windows) set LOCUST_SKIP_MONKEY_PATCH=1"
             ) from None

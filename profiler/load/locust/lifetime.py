@@ -8,9 +8,7 @@ master on another machine.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,21 +16,15 @@ from typing import Any
 import gevent
 from gevent.socket import wait_read
 
+from profiler.load.experiment import PARENT_FD
+from profiler.load.locust.quirks import native_sleep
 from profiler.loop.eventloop import start_native_thread
-
-PARENT_FD = "PROFILER_PARENT_FD"
-"""Environment variable: number of an inherited descriptor that reads end-of-file when the parent goes."""
-
-INTERRUPTED = 130
-"""Locust's exit code when it was interrupted before anything had begun."""
 
 RECONNECT_SECONDS = 3.0
 """How long a worker waits for a heartbeat after its connection to the master broke."""
 
 EXIT_SECONDS = 10.0
 """How long an orderly exit may take before the process ends itself."""
-
-_log = logging.getLogger(__name__)
 
 
 class ForkPipe:
@@ -99,7 +91,7 @@ class ForkPipe:
     def _watch(self) -> None:
         with contextlib.suppress(OSError):
             os.read(self._read, 1)
-        _native_sleep()(EXIT_SECONDS)
+        native_sleep(EXIT_SECONDS)
         os._exit(1)
 
 
@@ -149,18 +141,9 @@ def when_disconnected(runner: Any, leave: Callable[[], None]) -> None:
 
 def exit_at_the_latest(seconds: float = EXIT_SECONDS) -> None:
     """End this process after `seconds`, whatever it hangs in by then."""
-    sleep = _native_sleep()
 
     def end() -> None:
-        sleep(seconds)
+        native_sleep(seconds)
         os._exit(1)
 
     start_native_thread(end)
-
-
-def _native_sleep() -> Callable[[float], None]:
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return time.sleep
-    sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
-    return sleep

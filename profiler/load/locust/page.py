@@ -93,9 +93,9 @@ class Page:
     def _on_test_start(self, **_: Any) -> None:
         from profiler.report.running import SoFar
 
-        coordinator = self._environment.toolcall_session.coordinator
-        if coordinator is not None:
-            self._run = SoFar(coordinator.ledger.directory.path)
+        path = self._environment.toolcall_session.run_directory
+        if path is not None:
+            self._run = SoFar(path)
 
     def _follow(self) -> dict[str, Any]:
         """The data of now. One greenlet at a time reads; the others wait for it."""

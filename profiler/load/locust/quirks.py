@@ -1,26 +1,39 @@
-"""Locks that the hub's thread and the loop's thread both wait for, in a process that gevent has patched.
+"""Workarounds for Locust, gevent and CPython: everything here reaches into what is not ours.
 
-gevent replaces the locks of `threading` and `_thread` by its own, which are for greenlets of one
-thread. When a second thread waits for one of them, the one that releases it may never tell: the
-loop then stands still for ever. The interpreter's own such locks, and logging's, are made native here.
+Each says what happens without it, the versions it was seen on, when it may go, and the test that fails
+then. The other modules of this folder use these libraries as they are documented.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib._bootstrap as bootstrap
 import logging
+import os
+import platform
 import sys
 import threading
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, TypeVar
 
 import gevent
+import gevent.os
 from gevent.monkey import get_original, is_module_patched
+
+from profiler.loop.eventloop import start_native_thread
 
 T = TypeVar("T")
 
-POLL_SECONDS = 0.001
+# gevent and CPython: two native threads in a process that gevent has patched.
+#
+# gevent replaces the locks of `threading` and `_thread` by its own, which are for greenlets of one thread.
+# When a second thread waits for one of them, the one that releases it may never tell: the event loop then
+# stands still for ever. Seen on gevent 25.9 and 26.9 with CPython 3.11. All of it may go once gevent's
+# locks wake waiters of other native threads; `tests/integration/test_locust_quirks.py` then passes without.
+
+IMPORT_POLL_SECONDS = 0.001
 
 
 def use_native_locks() -> None:
@@ -28,24 +41,16 @@ def use_native_locks() -> None:
 
     Again, it does nothing.
     """
-    if not is_module_patched("threading"):
-        return
-    _use_for_logging()
-    _use_for_imports()
-
-
-def native_future() -> Future[Any]:
-    """A future that one thread may settle while another looks at it."""
-    future: Future[Any] = Future()
     if is_module_patched("threading"):
-        future._condition = threading.Condition(get_original("_thread", "RLock")())
-    return future
+        _use_native_locks_for_logging()
+        _use_native_locks_for_imports()
 
 
-def _use_for_logging() -> None:
+def _use_native_locks_for_logging() -> None:
     """For the handlers there are and those made later.
 
     The SDKs ask their loggers about every request on the loop's thread, while the hub's thread logs.
+    Test: `LOGGING` in test_locust_quirks.py.
     """
     if getattr(logging.Handler.createLock, "native", False):
         return
@@ -65,7 +70,7 @@ def _use_for_logging() -> None:
 
 
 class ImportLock:
-    """What one thread holds while it imports a module, and another waits for.
+    """A native lock that one thread holds while it imports a module, and another waits for.
 
     A greenlet of the hub's thread lets the others run meanwhile: one of them may hold it.
     """
@@ -81,9 +86,9 @@ class ImportLock:
             return taken
         while not self._lock.acquire(False):
             if gevent.getcurrent() is gevent.get_hub():  # which cannot let a greenlet run meanwhile
-                get_original("time", "sleep")(POLL_SECONDS)
+                native_sleep(IMPORT_POLL_SECONDS)
             else:
-                gevent.sleep(POLL_SECONDS)
+                gevent.sleep(IMPORT_POLL_SECONDS)
         return True
 
     def release(self) -> None:
@@ -100,11 +105,12 @@ class ImportLock:
         self.release()
 
 
-def _use_for_imports() -> None:
-    """For the modules that are imported from now on.
+def _use_native_locks_for_imports() -> None:
+    """For the modules that are imported from now on; both threads import what is loaded when first used.
 
     importlib makes locks for each, by the names that it finds in `_thread`, which gevent has replaced. Not
     all: `RLock` there stays native, and `get_ident` has to stay gevent's, since it tells greenlets apart.
+    Tests: `IMPORTS` and `WAITING_FOR_AN_IMPORT` in test_locust_quirks.py.
     """
     ImportLock.hub_thread = _native_ident()
     if bootstrap._thread.allocate_lock is ImportLock:  # type: ignore[attr-defined]
@@ -118,3 +124,148 @@ def _use_for_imports() -> None:
 def _native_ident() -> int:
     ident: int = get_original("_thread", "get_ident")()
     return ident
+
+
+def native_sleep(seconds: float) -> None:
+    """Block this native thread; the patched `time.sleep` would want a hub of its own there."""
+    get_original("time", "sleep")(seconds)
+
+
+class NativeExecutor(ThreadPoolExecutor):
+    """A default executor whose threads are native in a patched process too: one a job, which then ends.
+
+    `asyncio.to_thread`, which SDKs and agents use, would otherwise wait for a greenlet that never runs, and
+    its future for a lock of gevent's. Tests: `TO_THREAD` and `FUTURES` in test_locust_quirks.py.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(max_workers=1)  # never used; asyncio insists on this base class
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        if is_module_patched("threading"):
+            future._condition = threading.Condition(get_original("_thread", "RLock")())
+
+        def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        start_native_thread(job)
+        return future
+
+
+def settle_processor() -> None:
+    """Say beforehand what `platform` would ask a subprocess for (`uname -p`).
+
+    The SDKs call `platform.platform()` in a thread before their first request, and in a patched process
+    a subprocess that is started outside the main thread may never be seen to end: the first request hung.
+    Seen on gevent 26.9 with CPython 3.11. May go when gevent waits for children of any thread.
+    Test: `PLATFORM` in test_locust_quirks.py.
+    """
+    vars(platform.uname()).setdefault("processor", platform.machine())
+
+
+# Locust. Imported where it is used: the import patches a process, and the bridge works without.
+
+
+def check_as_parsed(parser: Any, check: Callable[[Any], None]) -> None:
+    """Have `check` see a command line as soon as Locust has parsed it, before it logs, forks or serves.
+
+    Locust has an event when options can be added and none when they are known; the next is `init`, by when
+    workers were forked and the web UI is there. Seen on Locust 2.47; may go with an event between the two.
+    Test: test_locust_runs.py, `test_what_cannot_be_is_refused_before_anything_is_logged_or_served`.
+    """
+    parse_args = parser.parse_args
+
+    def parse(*arguments: Any, **keywords: Any) -> Any:
+        parsed = parse_args(*arguments, **keywords)
+        check(parsed)
+        return parsed
+
+    parser.parse_args = parse
+
+
+def let_workers_leave(master: Any) -> None:
+    """Let workers quit at any moment of a Locust master's.
+
+    `WorkerNodes.all` looks each worker up as it gets there, and the master spawns users anew in the middle
+    of going through them, when one was lost: where another quits meanwhile, since the test is over, the
+    master failed with a `KeyError` and exit code 2. Seen on Locust 2.47; may go when `WorkerNodes.all`
+    makes a list. Test: `HEARTBEAT` in test_locust_quirks.py.
+    """
+    from locust.runners import WorkerNodes
+
+    class LeavableNodes(WorkerNodes):  # type: ignore[misc]
+        @property
+        def all(self) -> list[Any]:
+            return list(self.values())
+
+    master.clients.__class__ = LeavableNodes
+
+
+def forget_user(user: Any) -> None:
+    """Have Locust count a user that is still finishing its loop as gone.
+
+    Locust counts the users it has by their greenlets: with this one it would spawn too few when the load
+    grows again. Seen on Locust 2.47; may go when users that are stopping are no longer counted
+    (`Runner.spawn_users`). Test: test_load_open.py,
+    `test_a_load_that_shrinks_and_grows_again_within_a_loop_has_all_its_agents`.
+    """
+    user._group.discard(user._greenlet)
+
+
+def send_statistics(environment: Any, runner: Any) -> None:
+    """Send a worker's statistics to its master now.
+
+    A worker's last report of its own is sent within half a second of the end, and is lost where that is not
+    enough: Locust's tables then had fewer loops than the records. Seen on Locust 2.47; may go when
+    `WorkerRunner.quit` waits until its report has left. `test_with_forked_workers` of test_locust_runs.py
+    holds the two against each other, but fails without this on a busy machine alone.
+    """
+    report: dict[str, Any] = {}
+    environment.events.report_to_master.fire(client_id=runner.client_id, data=report)
+    runner.send_message("stats", report)
+
+
+def finish_csv() -> None:
+    """At the end of a run with `--csv`: wait until Locust has written its last figures, then end its writer.
+
+    Locust writes its files once a second and not at the end, which cuts off the last loops. Then it closes
+    them, while the greenlet that writes goes on: where leaving takes long it failed with a traceback. Seen
+    on Locust 2.47; may go when `close_files` writes them first and ends the greenlet. Tests:
+    test_locust_runs.py, `test_alone_headless_within_its_run_time`, and `CSV` in test_locust_quirks.py.
+    """
+    from locust.stats import CSV_STATS_INTERVAL_SEC
+
+    gevent.get_hub().loop.update_now()  # a sleep counts from when the hub last looked at its clock
+    gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.3)
+    gc.unfreeze()  # a worker in this process has frozen what there was, which hides it from `get_objects`
+    for one in gc.get_objects():
+        if isinstance(one, gevent.Greenlet) and "stats_writer" in repr(getattr(one, "_run", None)):
+            one.kill(block=False)
+
+
+def wait_for_forked_workers() -> None:
+    """In an unpatched master that is about to leave: let Locust wait for the workers it forked.
+
+    It forks them with gevent, which reaps them as they end, and waits with `os.waitpid`, which then knows
+    of none: a traceback for each, 3 s long. Only gevent's own waitpid knows. Not to be called earlier: with
+    it, an unpatched subprocess never starts. Seen on Locust 2.47, gevent 26.9; may go when Locust waits
+    with `gevent.os.waitpid`. Test: `FORKED` in test_locust_quirks.py.
+    """
+    if not is_module_patched("os"):
+        os.waitpid = gevent.os.waitpid
+
+
+def forget_run_time(parsed_options: Any) -> None:
+    """After a test of the web UI.
+
+    Its form leaves an empty run time as it was: the last test's would end the next one. Seen on Locust
+    2.47; may go when an empty field clears `parsed_options.run_time`. Test: test_locust_runs.py,
+    `test_web_ui_starts_stops_and_starts_again`.
+    """
+    parsed_options.run_time = None

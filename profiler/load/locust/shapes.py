@@ -15,7 +15,7 @@ from locust import LoadTestShape
 DEFAULT_USERS = 20
 
 
-class Shape(LoadTestShape):  # type: ignore[misc]
+class LoadShape(LoadTestShape):  # type: ignore[misc]
     """Users as a function of the share of the time that has passed."""
 
     abstract = True
@@ -38,7 +38,7 @@ class Shape(LoadTestShape):  # type: ignore[misc]
         raise NotImplementedError
 
 
-class Steps(Shape):
+class Steps(LoadShape):
     """Four stairs up to all users."""
 
     abstract = True
@@ -48,7 +48,7 @@ class Steps(Shape):
         return math.ceil(most * (int(passed * 4) + 1) / 4)
 
 
-class Spike(Shape):
+class Spike(LoadShape):
     """A fifth of the users, for the third fifth of the time all of them, then a fifth again."""
 
     abstract = True
@@ -58,7 +58,7 @@ class Spike(Shape):
         return most if 0.4 <= passed < 0.6 else math.ceil(most / 5)
 
 
-class Soak(Shape):
+class Soak(LoadShape):
     """All users, for as long as it takes: leaks and drifts show late."""
 
     abstract = True

@@ -9,8 +9,9 @@ from locust import User, constant, events, task
 from locust.user.task import LOCUST_STATE_STOPPING
 
 from profiler.load.agents import AgentFactory
+from profiler.load.locust.quirks import forget_user
 from profiler.load.locust.session import Session, install
-from profiler.load.trial import Trial
+from profiler.load.trial import RunningTrial
 
 _ordinals = itertools.count()
 
@@ -33,17 +34,19 @@ class AgentUser(User):  # type: ignore[misc]
 
     def on_start(self) -> None:
         self._ordinal = next(_ordinals)
-        self._last: Trial | None = None
+        self._last: RunningTrial | None = None
         self._in_trial = False
 
     @task  # type: ignore[untyped-decorator]
     def take_part(self) -> None:
-        """Live through one trial."""
-        crew = Session.of(self.environment).crew
-        self._last = crew.next_trial(self._last)
+        """Run loops in the next trial, until it is over."""
+        worker = Session.of(self.environment).worker
+        self._last = worker.next_trial(self._last)
         self._in_trial = True
         try:
-            crew.take_part(type(self).__name__, f"a{self._ordinal}", self._ordinal, self._last, self._leaving)
+            worker.take_part(
+                type(self).__name__, f"a{self._ordinal}", self._ordinal, self._last, self._leaving
+            )
         finally:
             self._in_trial = False
 
@@ -56,9 +59,7 @@ class AgentUser(User):  # type: ignore[misc]
             return bool(super().stop(force))
         if self._state != LOCUST_STATE_STOPPING:
             super().stop(force=False)
-        # Locust counts the users it has by their greenlets: with this one it would spawn too few when the
-        # load grows again. The end of the trial waits for its loop in any case.
-        self._group.discard(self._greenlet)
+        forget_user(self)  # the end of the trial waits for its loop in any case
         return False
 
     def _leaving(self) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from profiler.errors import RecordError
 from profiler.load import output as module
 from profiler.load.options import LoadOptions, conditions
-from profiler.load.output import Ledger
+from profiler.load.output import RunOutput
 from profiler.records import LoopRecord, ModelCall, RoundRecord, encode
 from profiler.rundir import Follower, Incident, Progress, RunDirectory
 from profiler.strategies import parse_strategies
@@ -39,63 +39,65 @@ class Disk(FileIO):
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunOutput]:
     run = conditions(LoadOptions(strategies=parse_strategies("gathered")), users=1)
     directory = RunDirectory.create(tmp_path, run)
     monkeypatch.setattr(module, "FileIO", Disk)
-    made = Ledger(directory, run)
+    made = RunOutput(directory, run)
     yield made
     made.close()
 
 
-def test_targets_have_no_labels_so_that_one_named_twice_is_scraped_once(ledger: Ledger) -> None:
-    ledger.targets({"worker 0": 9465, "worker 1": 9466}, "127.0.0.1")
-    written = json.loads((ledger.directory.path / "targets.json").read_text())
+def test_targets_have_no_labels_so_that_one_named_twice_is_scraped_once(output: RunOutput) -> None:
+    output.targets({"worker 0": 9465, "worker 1": 9466}, "127.0.0.1")
+    written = json.loads((output.directory.path / "targets.json").read_text())
     assert written == [{"targets": ["127.0.0.1:9465", "127.0.0.1:9466"]}]
 
 
-def test_whole_lines_stay_and_nothing_comes_after_a_torn_one(ledger: Ledger) -> None:
+def test_whole_lines_stay_and_nothing_comes_after_a_torn_one(output: RunOutput) -> None:
     Disk.room = 3 * len(LINE) + len(LINE) // 2
-    ledger.write(LINE, 1)
-    assert ledger.error is None
-    ledger.write(LINE * 4, 4)
-    path = ledger.directory.records_path
-    assert str(ledger.error) == (
+    output.write(LINE, 1)
+    assert output.error is None
+    output.write(LINE * 4, 4)
+    path = output.directory.records_path
+    assert str(output.error) == (
         f"{path}: cannot be written: No space left on device; the 3 loops before that are kept"
     )
-    assert isinstance(ledger.error, RecordError)
+    assert isinstance(output.error, RecordError)
     Disk.room = 10_000  # somebody made room: what was lost between would be missed by nobody
-    ledger.write(LINE * 2, 2)
-    ledger.close()
-    assert (ledger.records, ledger.dropped) == (3, 4)
-    assert list(ledger.directory.records()) == [RECORD] * 3
+    output.write(LINE * 2, 2)
+    output.close()
+    assert (output.records, output.dropped) == (3, 4)
+    assert list(output.directory.records()) == [RECORD] * 3
 
 
-def test_progress_that_cannot_be_written_is_left_out(ledger: Ledger) -> None:
+def test_progress_that_cannot_be_written_is_left_out(output: RunOutput) -> None:
     Disk.room = 1_000
     for _ in range(10):
-        ledger.progress(Progress(1.0, "measuring"))
+        output.progress(Progress(1.0, "measuring"))
     Disk.room = 1_000
-    ledger.progress(Progress(2.0, "finished"))
-    seen = list(Follower(ledger.directory.path).new())
+    output.progress(Progress(2.0, "finished"))
+    seen = list(Follower(output.directory.path).new())
     assert seen == seen[:1] * len(seen)
     assert 1 <= len(seen) < 10
 
 
-def test_what_happened_is_noted_as_far_as_it_can_be(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_happened_is_noted_as_far_as_it_can_be(
+    output: RunOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: Path, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    before = ledger.directory.load()
+    before = output.directory.load()
     monkeypatch.setattr(Path, "write_bytes", full)
-    ledger.note(Incident("aborted", "the disk is full"))
+    output.note(Incident("aborted", "the disk is full"))
     with pytest.raises(RecordError, match=r"run\.json: cannot be written: No space left on device"):
-        ledger.save(finished=True)
+        output.save(finished=True)
     with pytest.raises(RecordError, match=r"targets\.json: cannot be written: No space left on device"):
-        ledger.targets({"w": 9464}, "127.0.0.1")
+        output.targets({"w": 9464}, "127.0.0.1")
     monkeypatch.undo()
-    assert ledger.directory.load() == before
-    assert sorted(path.name for path in ledger.directory.path.iterdir()) == [
+    assert output.directory.load() == before
+    assert sorted(path.name for path in output.directory.path.iterdir()) == [
         "progress.jsonl",
         "records.jsonl",
         "run.json",

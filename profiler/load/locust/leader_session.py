@@ -1,0 +1,293 @@
+"""The leader in a Locust process: one load test, or one after another in the web UI."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.request import getproxies
+
+import gevent
+import gevent.socket
+from gevent.event import Event
+
+from profiler.errors import ProfilerError
+from profiler.load.emulators import Emulators
+from profiler.load.estimate import plan
+from profiler.load.health import PATIENCE_SECONDS, ConnectionWatch
+from profiler.load.leader import Leader, Ramp, Target
+from profiler.load.locust.lifetime import ForkPipe
+from profiler.load.locust.quirks import (
+    finish_csv,
+    forget_run_time,
+    let_workers_leave,
+    wait_for_forked_workers,
+)
+from profiler.load.locust.transport import LocalTransport, MasterTransport, receive
+from profiler.load.messages import Drained, Hello, Pulse, Ready, Records
+from profiler.load.options import Asked, LoadOptions, asked, conditions
+from profiler.load.output import RunOutput
+from profiler.load.spending import Budget, Grants
+from profiler.load.workers import Workers
+from profiler.providers.endpoint import Endpoint
+from profiler.report.text import one_line
+from profiler.rundir import Incident, Run, RunDirectory
+from profiler.scenarios.schema import load_scenario
+
+PROGRESS_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+CONNECT_SECONDS = 2.0
+OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM))
+"""Why a connection may fail that says nothing of its target."""
+
+_log = logging.getLogger(__name__)
+
+
+class LeaderSession:
+    """In a Locust master, or in the only process (`alone`)."""
+
+    def __init__(
+        self, environment: Any, runner: Any, pipe: ForkPipe, alone: bool, on_command_line: Asked | None
+    ) -> None:
+        self._on_command_line = on_command_line
+        self._environment = environment
+        self._runner = runner
+        self._pipe = pipe
+        self._alone = alone
+        self._leader: Leader | None = None
+        self._leading: Any = None
+        self._concluding = False
+        self._leaving = False
+        self._target_gone: str | None = None
+        self._emulators = Emulators()
+        self._greeted: set[str] = set()
+        self._last: RunOutput | None = None
+        if not alone:
+            let_workers_leave(runner)
+        transport = LocalTransport(runner) if alone else MasterTransport(runner, self._greeted)
+        self._workers = Workers(transport, Event, self._emulators.for_calibration)
+        receive(runner, Hello, lambda worker, message: self._greeted.add(worker))
+        receive(runner, Ready, self._workers.ready)
+        receive(runner, Pulse, self._workers.pulse)
+        receive(runner, Drained, self._workers.drained)
+        receive(runner, Records, self._write)
+        events = environment.events
+        events.test_start.add_listener(self._on_test_start)
+        events.spawning_complete.add_listener(self._on_spawning_complete)
+        events.test_stop.add_listener(self._on_test_stop)
+        events.quit.add_listener(self._on_quit)
+
+    @property
+    def run_directory(self) -> Path | None:
+        """Of the test under way."""
+        return None if self._leader is None else self._leader.output.directory.path
+
+    def prepare(self) -> None:
+        """Check, start the emulator, warm the clients, before a headless test's run time starts to count.
+
+        Waiting for the workers here also spares an unpatched master Locust's own wait, which
+        is a `time.sleep` that makes it deaf to them. Raises `ProfilerError` when what is asked cannot be.
+        """
+        try:
+            options, root = self._with_tools(self._asked().options)
+            if not self._alone:
+                self._wait_for_workers()
+                if self._leaving:
+                    sys.exit(1)
+                if not self._greeted:
+                    return  # Locust will say so
+            self._workers.prepare(options, root)
+            self._miss_workers()
+        except BaseException:
+            self._emulators.stop()
+            raise
+
+    def _on_test_start(self, **_: Any) -> None:
+        parsed = self._environment.parsed_options
+        shaped = self._environment.shape_class is not None
+        seconds = float(parsed.run_time) if parsed.run_time else None
+        ramp = Ramp(int(parsed.num_users or 1), float(parsed.spawn_rate or 1), seconds, shaped)
+        try:
+            asked_for, run = self._asked()
+            options, root = self._with_tools(asked_for)
+            target = Target(root, lambda: self._emulators.ended() or self._target_gone, self._other_processes)
+            output = _output(asked_for, ramp.users, run)
+            if options.run_directory is None:
+                self._log_plan(asked_for, ramp)
+            self._leader = Leader(options, ramp, self._workers, target, output, Event)
+        except ProfilerError as error:
+            self._fail(error)
+            gevent.spawn(self._stop_locust)
+            return
+        self._last = output
+        self._concluding = False
+        self._target_gone = None
+        self._leading = gevent.spawn(self._lead, self._leader)
+
+    def _on_spawning_complete(self, **_: Any) -> None:
+        if self._leader is not None:
+            self._leader.spawned()
+
+    def note_interruption(self) -> None:
+        """Locust is quitting; unless the test was over, the user has stopped it."""
+        if self._leader is not None and not self._concluding:
+            self._leader.output.note(Incident("interrupted", "stopped by the user"))
+
+    def conclude(self) -> None:
+        """End the test under way: let the loops in flight drain."""
+        self._concluding = True
+        if self._leader is not None:
+            self._leader.stop()
+            self._leading.join()
+
+    def cut(self) -> None:
+        if self._leader is not None:
+            self._leader.cut()
+
+    def _on_test_stop(self, **_: Any) -> None:
+        if self._leader is not None:
+            output, self._leader = self._leader.output, None
+            output.close()
+            if not self._headless and not self._environment.parsed_options.run_directory:
+                output.summarise(at_the_end=True)
+            self._workers.grants = Grants(Budget())  # the web form's next test has a budget of its own
+        if not self._headless:
+            forget_run_time(self._environment.parsed_options)
+
+    def leave(self) -> None:
+        """Whoever started this process is gone."""
+        self._leaving = True
+
+    def _on_quit(self, **_: Any) -> None:
+        self._emulators.stop()
+        if self._last is not None and self._headless:
+            self._print_comparison(self._last)
+        if self._environment.parsed_options.csv_prefix:
+            finish_csv()
+        if not self._alone:
+            wait_for_forked_workers()
+
+    @property
+    def _headless(self) -> bool:
+        return bool(self._environment.parsed_options.headless)
+
+    def _asked(self) -> Asked:
+        """What the command line or the web form asks for. Raises `ProfilerError` when it cannot be."""
+        if self._headless and self._on_command_line is not None:
+            return self._on_command_line
+        return asked(self._environment.parsed_options, os.environ)
+
+    def _with_tools(self, options: LoadOptions) -> tuple[LoadOptions, str]:
+        """The options with the root of the tools, and the root of the target; starts what is missing."""
+        root = self._emulators.root(options)
+        return replace(options, tools_url=self._emulators.tools_root(options)), root
+
+    def _wait_for_workers(self) -> None:
+        parsed = self._environment.parsed_options
+        with gevent.Timeout(parsed.expect_workers_max_wait or None, False):
+            while len(self._greeted) < parsed.expect_workers and not self._leaving:
+                self._miss_workers()
+                gevent.sleep(0.05)
+
+    def _miss_workers(self) -> None:
+        """Raise `ProfilerError` when one is gone already: Locust would wait a minute for it."""
+        gone = self._pipe.children_gone()
+        if gone:
+            raise ProfilerError(f"{gone} of the worker processes ended before the test began")
+
+    def _log_plan(self, options: LoadOptions, ramp: Ramp) -> None:
+        """What is about to happen, where the time for it is known."""
+        if ramp.seconds is None or ramp.shaped:
+            return
+        each = ramp.seconds / (len(options.strategies) * max(1, len(options.levels)))
+        remote = bool(options.remote_targets(os.environ))
+        scenario = load_scenario(options.scenario)
+        workers = max(1, len(self._greeted))
+        for line in plan(options, ramp.users, each, workers, scenario, remote).lines():
+            _log.info("%s", line)
+
+    def _other_processes(self) -> dict[str, int]:
+        """Our processes that run no loops."""
+        found = {} if self._alone else {"the master": os.getpid()}
+        if self._emulators.pid is not None:
+            found["the emulator"] = self._emulators.pid
+        return found
+
+    def _lead(self, leader: Leader) -> None:
+        beside = [gevent.spawn(self._report_progress, leader)]
+        if leader.options.base_url is not None:
+            beside.append(gevent.spawn(self._watch_target, Endpoint.parse(leader.options.base_url)))
+        leader.run()
+        gevent.killall(beside)
+        if leader.error is not None:
+            self._fail(leader.error)
+        elif leader.ended_early and leader.options.run_directory is None:
+            self._environment.process_exit_code = 1
+        if not self._concluding:
+            gevent.spawn(self._stop_locust)
+
+    def _report_progress(self, leader: Leader) -> None:
+        while True:
+            gevent.sleep(PROGRESS_SECONDS)
+            leader.report_progress()
+
+    def _watch_target(self, target: Endpoint) -> None:
+        """See whether one that is not ours can be connected to, while loops fail."""
+        if not target.is_loopback and getproxies():
+            return  # requests may go where we cannot
+        watch = ConnectionWatch()
+        while self._target_gone is None:
+            gevent.sleep(LOOK_SECONDS)
+            state = self._workers.state()
+            if not watch.is_due(state.loops, state.failed):
+                continue
+            refusal = None
+            try:
+                gevent.socket.create_connection(target.address, CONNECT_SECONDS).close()
+            except OSError as error:
+                if error.errno in OURS:
+                    continue
+                refusal = error.strerror or str(error)
+            if watch.is_gone(time.monotonic(), connected=refusal is None):
+                self._target_gone = (
+                    f"the target {target.root} went away in the middle of the run ({refusal}, for "
+                    f"{PATIENCE_SECONDS:g} s); what was measured is kept"
+                )
+
+    def _fail(self, error: ProfilerError) -> None:
+        _log.error("%s", one_line(str(error)))
+        self._environment.process_exit_code = error.exit_code
+
+    def _stop_locust(self) -> None:
+        if self._headless:
+            self._runner.quit()
+        else:
+            self._runner.stop()
+
+    def _write(self, _: str, message: Records) -> None:
+        if self._leader is not None:
+            self._leader.output.write(message.lines, message.count)
+
+    def _print_comparison(self, output: RunOutput) -> None:
+        """The end of a run that nobody else prints."""
+        if self._environment.parsed_options.run_directory:
+            return
+        from profiler.report.terminal import render_comparison
+
+        summary = output.summarise(at_the_end=True)
+        if summary is not None:
+            path = str(output.directory.path)
+            print(render_comparison(summary, output.run, 100, path=path), flush=True)  # noqa: T201
+
+
+def _output(options: LoadOptions, users: int, run: Run | None) -> RunOutput:
+    """In the directory that was made for this run, or in a new one."""
+    if options.run_directory is not None and run is not None:
+        return RunOutput(RunDirectory.open(options.run_directory), run)
+    run = conditions(options, users)
+    return RunOutput(RunDirectory.create(options.out, run), run)

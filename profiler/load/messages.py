@@ -1,0 +1,192 @@
+"""What the leader and the workers of a load test tell each other: one frozen record a message.
+
+    leader → worker    Prepare  Begin  Grant  End  Cut
+    worker → leader    Hello  Ready  Pulse  Records  Drained
+
+A message travels as its wire name and a plain dict (`pack`, `unpack`): to another process through Locust's
+own connection, in a single process by a call. Times named `…_seconds` are in seconds, `…_ns` in
+nanoseconds.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from profiler.load.calibration import Calibration
+from profiler.load.options import LoadOptions
+from profiler.load.plan import Arrivals
+from profiler.rundir import Anchor, ClientHealth, Spent
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+M = TypeVar("M", bound="ToWorker | ToLeader")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Make clients and agents for a test of `root`; the worker answers with `Ready`.
+
+    `worker` is its number among all that ever came, `workers` how many there are now. `machine` and `anchor`
+    are the leader's (`health.machine_id`): a worker elsewhere translates its clock. `calibration` is the URL
+    of a server without latency, None where the worker has been calibrated.
+    """
+
+    options: LoadOptions
+    root: str
+    worker: int
+    workers: int
+    machine: str
+    anchor: Anchor
+    calibration: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Open a trial for this worker's agents.
+
+    `sequence` counts the trials begun, those that are not measured (`index` None) too: what is said of an
+    earlier one is dropped. `worker` of `workers` says which tape entries are this one's. `limited`: no loop
+    begins before a `Grant`. Of an open load (`arrivals`) at most `max_in_flight` loops run at once; the
+    agents of a closed one start within `spread_seconds`.
+    """
+
+    sequence: int
+    index: int | None
+    block: int
+    strategy: str
+    worker: int
+    workers: int
+    seed: int
+    limited: bool = False
+    arrivals: Arrivals | None = None
+    think_seconds: float = 0.0
+    spread_seconds: float = 0.0
+    max_in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """As many loops of the trial may begin in all."""
+
+    sequence: int
+    loops: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Close the trial: wait for its loops that long, cut off what still runs, and answer with `Drained`."""
+
+    drain_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Cancel the loops under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A worker process is there and listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The answer to `Prepare`. `error`: why the worker cannot, with the `exit_code` of its kind.
+
+    `loop_seconds` is what its first loop took, `spent` what all first loops spent, `first_failure` the error
+    type of one that failed. `metrics_port` is where it serves /metrics, None where it does not.
+    """
+
+    error: str | None = None
+    exit_code: int = 0
+    loop_seconds: float = 0.0
+    model: str = ""
+    metrics_port: int | None = None
+    calibration: Calibration | None = None
+    spent: Spent = field(default_factory=Spent)
+    first_failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialState:
+    """How a trial stands, on one worker or on all of them together: loops, and the worst recent lag."""
+
+    in_flight: int = 0
+    waiting: int = 0
+    loops: int = 0
+    failed: int = 0
+    rate_limited: int = 0
+    lag_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """How the trial stands, every second and when an agent waits for a grant (`asks`).
+
+    `begun` loops have begun in it, and those that ended `spent` so much.
+    """
+
+    sequence: int
+    state: TrialState
+    begun: int = 0
+    asks: bool = False
+    spent: Spent = field(default_factory=Spent)
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Finished loops: `count` whole lines of `records.jsonl`, each with its newline."""
+
+    lines: bytes
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """The answer to `End`. `interrupted` loops were cut off, `begun` is final.
+
+    `arrived`, `late` and `dropped` are of an open load, as in `rundir.Trial`.
+    """
+
+    sequence: int
+    interrupted: int = 0
+    loops: int = 0
+    arrived: int = 0
+    late: int = 0
+    dropped: int = 0
+    begun: int = 0
+    spent: Spent = field(default_factory=Spent)
+    health: ClientHealth | None = None
+
+
+ToWorker = Prepare | Begin | Grant | End | Cut
+ToLeader = Hello | Ready | Pulse | Records | Drained
+
+
+def wire_name(kind: type[M]) -> str:
+    """What Locust knows messages of this kind by."""
+    return f"toolcall_{kind.__name__.lower()}"
+
+
+def pack(message: ToWorker | ToLeader) -> dict[str, Any]:
+    """Plain data: dicts, lists, text, numbers, bytes. `unpack` is the inverse."""
+    data = asdict(message)
+    if isinstance(message, Prepare):  # a worker needs the secrets, which are in no file
+        data["options"] = {**message.options.as_json(), **message.options.secrets()}
+    return data
+
+
+def unpack(kind: type[M], data: dict[str, Any]) -> M:
+    """The message of that kind, from what came over the wire."""
+    message: M = _adapter(kind).validate_python(data)  # type: ignore[arg-type]  # classes can be hashed
+    return message
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)

@@ -1,0 +1,309 @@
+"""The workers of a load test as the leader sees them: who is there, and what they answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import Generic, Protocol, TypeVar
+
+from profiler.errors import ProfilerError, TargetError, UsageError
+from profiler.load.calibration import Calibration, capacity
+from profiler.load.health import machine_id
+from profiler.load.messages import (
+    Begin,
+    Cut,
+    Drained,
+    End,
+    Grant,
+    Prepare,
+    Pulse,
+    Ready,
+    ToWorker,
+    TrialState,
+)
+from profiler.load.options import LoadOptions
+from profiler.load.plan import Arrivals, PlannedTrial, share
+from profiler.load.spending import Budget, Grants, Resource
+from profiler.load.waiting import Event
+from profiler.loop.recorder import Clock
+from profiler.rundir import Anchor, Capacity, Spent
+
+PREPARE_SECONDS = 60.0
+ANSWER_SECONDS = 15.0
+"""How much longer than the drain itself a worker may take to say that it has drained."""
+
+A = TypeVar("A", Ready, Drained)
+
+
+class Transport(Protocol):
+    """What Locust's runner does for the leader: it knows the workers and the users, and carries messages."""
+
+    def workers(self) -> list[str]:
+        """Ids of the workers that are alive, in an order that stays."""
+
+    def users(self) -> int:
+        """How many users there are now."""
+
+    def wanted_users(self) -> int:
+        """How many users there are to be by now; under a load shape that changes by itself."""
+
+    def scale(self, users: int, rate: float) -> None:
+        """Spawn or stop users, `rate` a second."""
+
+    def send(self, message: ToWorker, worker: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What the workers said at the end of a trial; `lost` describes those that said nothing."""
+
+    drained: tuple[Drained, ...] = ()
+    lost: tuple[str, ...] = ()
+
+    def total(self, count: str) -> int:
+        """Of all workers together: `loops`, `interrupted` …"""
+        return sum(getattr(one, count) for one in self.drained)
+
+
+class Workers:
+    """Prepared for one set of options and one target, led through trials.
+
+    Worker k of the W that `prepare` returned takes the tape entries i ≡ k (mod W). `loop_seconds`
+    is the longest that a worker took for its first loop, `model` the name of the model they use,
+    `capacity` what they did in their calibration, `metrics_ports` where each serves its metrics, `grants`
+    what they have spent and may. `calibration` opens the server for that.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        new_event: Callable[[], Event],
+        calibration: Callable[[], AbstractContextManager[str | None]] = nullcontext,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        self.transport = transport
+        self.loop_seconds = 0.0
+        self.model = ""
+        self.capacity: Capacity | None = None
+        self.metrics_ports: dict[str, int] = {}
+        self.grants = Grants(Budget())
+        self._new_event = new_event
+        self._clock = clock
+        self._calibration = calibration
+        self._calibrated: dict[str, Calibration] = {}
+        self._pulses: dict[str, Pulse] = {}
+        self._numbers: dict[str, int] = {}
+        self._wanted: tuple[LoadOptions, str] | None = None
+        self._prepared: set[str] = set()
+        self._ready: _Answers[Ready] = self._answers()
+        self._drained: _Answers[Drained] = self._answers()
+        self._sequence = 0
+
+    def prepare(self, options: LoadOptions, root: str, patience: float = PREPARE_SECONDS) -> list[str]:
+        """The workers that are ready for the next trial; those that are new are prepared first.
+
+        Waits up to `patience` seconds for the first worker. Raises `ProfilerError` when a worker
+        cannot do what is asked, or none comes.
+        """
+        self.grants.budget = options.budget(self.model)
+        if self._wanted != (options, root):
+            self._wanted = (options, root)
+            self._prepared.clear()
+            self._ready = self._answers()
+        workers = self._wait_for_workers(patience)
+        new = [worker for worker in workers if worker not in self._prepared]
+        self._check_warm_up(options, len(new))
+        for worker, answer in self._prepare(new, len(workers), options, root).items():
+            self._heard_ready(worker, answer, options)
+        if self._calibrated:
+            self.capacity = capacity(list(self._calibrated.values()))
+        return [worker for worker in workers if worker in self._prepared]
+
+    def begin(
+        self,
+        workers: Sequence[str],
+        planned: PlannedTrial,
+        options: LoadOptions,
+        sources: int,
+        spread_seconds: float = 0.0,
+    ) -> None:
+        """Open a trial on each of them; an index below 0 says that it is not measured.
+
+        Of an open load, `sources` users together make the rate that was asked for; the agents of a
+        closed one start within `spread_seconds`.
+        """
+        self._sequence += 1
+        self._drained = self._answers()
+        self._pulses.clear()
+        self.grants.begin()
+        message = Begin(
+            self._sequence,
+            planned.index if planned.index >= 0 else None,
+            planned.block,
+            planned.strategy,
+            worker=0,
+            workers=len(workers),
+            seed=options.seed,
+            limited=self.grants.limited,
+            arrivals=None if options.arrivals is None else Arrivals.parse(options.arrivals, sources),
+            think_seconds=options.think_seconds,
+            spread_seconds=spread_seconds,
+        )
+        most = options.max_in_flight
+        for number, worker in enumerate(workers):
+            its = None if most is None else share(most, number, len(workers))
+            self.transport.send(replace(message, worker=number, max_in_flight=its), worker)
+
+    def end(self, workers: Sequence[str], drain_seconds: float) -> Ended:
+        """Close the trial and wait until all have drained."""
+        for worker in workers:
+            self.transport.send(End(drain_seconds), worker)
+        answers = self._drained.wait(workers, drain_seconds + ANSWER_SECONDS)
+        for worker in workers:
+            if worker in answers:
+                self.grants.closed(worker, answers[worker].begun, answers[worker].spent)
+            else:
+                self.grants.lost(worker)
+        lost = tuple(self._describe_lost(worker) for worker in workers if worker not in answers)
+        return Ended(tuple(answers.values()), lost)
+
+    def cut(self) -> None:
+        """Have all loops under way cancelled."""
+        for worker in self.transport.workers():
+            self.transport.send(Cut(), worker)
+
+    def state(self) -> TrialState:
+        """How the trial under way stands, as far as the workers have said."""
+        states = [pulse.state for pulse in self._pulses.values()]
+        total = {one.name: sum(getattr(state, one.name) for state in states) for one in fields(TrialState)}
+        return TrialState(**{**total, "lag_ns": max((state.lag_ns for state in states), default=0)})
+
+    def exhausted(self) -> Resource | None:
+        """The limit on what may be spent at which nothing more may begin, None while something may."""
+        if not self.grants.limited:
+            return None
+        self.grants.only(self.transport.workers())
+        return self.grants.exhausted()
+
+    # Messages of the workers:
+
+    def ready(self, worker: str, message: Ready) -> None:
+        self._ready.give(worker, message)
+
+    def drained(self, worker: str, message: Drained) -> None:
+        if message.sequence == self._sequence:  # else it had been given up by then
+            self._drained.give(worker, message)
+
+    def pulse(self, worker: str, message: Pulse) -> None:
+        if message.sequence != self._sequence:
+            return
+        self._pulses[worker] = message
+        granted = self.grants.heard(
+            worker, message.begun, message.state.in_flight, message.spent, message.asks
+        )
+        if granted is not None:
+            self.transport.send(Grant(self._sequence, granted), worker)
+
+    def _wait_for_workers(self, patience: float) -> list[str]:
+        deadline_ns = self._clock() + int(patience * 1e9)
+        while not (workers := self.transport.workers()):
+            if self._clock() > deadline_ns:
+                raise TargetError("no worker is left to run loops")
+            self._new_event().wait(0.1)
+        return workers
+
+    def _prepare(
+        self, new: Sequence[str], workers: int, options: LoadOptions, root: str
+    ) -> Mapping[str, Ready]:
+        """What those that are new answer."""
+        uncalibrated = [worker for worker in new if worker not in self._calibrated]
+        wanted = bool(uncalibrated) and options.calibration_seconds > 0
+        with self._calibration() if wanted else nullcontext() as server:
+            for worker in new:
+                message = Prepare(
+                    options,
+                    root,
+                    self._numbers.setdefault(worker, len(self._numbers)),
+                    workers,
+                    machine_id(),
+                    Anchor.now(),
+                    calibration=server if worker in uncalibrated else None,
+                )
+                self.transport.send(message, worker)
+            return self._ready.wait(new, PREPARE_SECONDS)
+
+    def _heard_ready(self, worker: str, answer: Ready, options: LoadOptions) -> None:
+        if answer.error is not None:
+            kinds = {kind.exit_code: kind for kind in (ProfilerError, UsageError, TargetError)}
+            raise kinds[answer.exit_code](answer.error)
+        self._prepared.add(worker)
+        self.model = answer.model
+        self.grants.spent += answer.spent
+        self.grants.budget = options.budget(self.model)
+        _check_usage(options, answer.spent, answer.first_failure)
+        self.loop_seconds = max(self.loop_seconds, answer.loop_seconds)
+        if answer.metrics_port is not None:
+            self.metrics_ports[worker] = answer.metrics_port
+        if answer.calibration is not None:
+            self._calibrated[worker] = answer.calibration
+
+    def _check_warm_up(self, options: LoadOptions, workers: int) -> None:
+        """Every worker's first loop is paid too."""
+        left = None if options.max_loops is None else options.max_loops - self.grants.total.loops
+        if left is not None and workers and left < workers:
+            raise UsageError(
+                f"--max-loops {options.max_loops}: the first loops of {workers} workers alone need {workers}"
+            )
+
+    def _describe_lost(self, worker: str) -> str:
+        missing = "what it had not sent is missing"
+        if (last := self._pulses.get(worker)) is not None:
+            loops = f"about {last.state.in_flight} loops it had in flight"
+            missing = f"{loops}, and what it had not sent, are missing"
+        return f"worker {self._numbers.get(worker, 0)} left: {missing}"
+
+    def _answers(self) -> _Answers[A]:
+        return _Answers(self.transport, self._new_event(), self._clock)
+
+
+class _Answers(Generic[A]):
+    """Waits until each of a set of workers has answered, or is gone."""
+
+    def __init__(self, transport: Transport, came: Event, clock: Clock) -> None:
+        self._transport = transport
+        self._given: dict[str, A] = {}
+        self._came = came
+        self._clock = clock
+
+    def give(self, worker: str, answer: A) -> None:
+        self._given[worker] = answer
+        self._came.set()
+
+    def wait(self, workers: Sequence[str], seconds: float) -> dict[str, A]:
+        """The answers that came within `seconds`; a worker that vanished is not waited for."""
+        deadline_ns = self._clock() + int(seconds * 1e9)
+        while (left_ns := deadline_ns - self._clock()) > 0:
+            alive = self._transport.workers()
+            if all(worker in self._given or worker not in alive for worker in workers):
+                break
+            self._came.wait(min(left_ns / 1e9, 0.2))
+            self._came.clear()
+        return {worker: self._given[worker] for worker in workers if worker in self._given}
+
+
+def _check_usage(options: LoadOptions, warmed_up: Spent, failure: str | None) -> None:
+    """A limit on what the target does not tell could not be kept."""
+    for option, limit in (("--max-tokens", options.max_tokens), ("--max-cost", options.max_cost)):
+        if limit is None or not warmed_up.requests or warmed_up.output_tokens:
+            continue
+        if failure is not None:
+            raise TargetError(
+                f"{option}: the first loop failed ({failure}), so whether the target names tokens is "
+                "not known; try again, or use --max-requests"
+            )
+        raise UsageError(
+            f"{option}: the target's reply to the first loop names no tokens, so they cannot be counted; "
+            "use --max-requests"
+        )

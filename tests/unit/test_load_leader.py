@@ -1,0 +1,128 @@
+"""A load test from its ramp to its last trial, on a virtual clock: what is led, and what is said of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler.errors import TargetError
+from profiler.load.leader import Leader, Ramp, Target
+from profiler.load.messages import Begin, End
+from profiler.load.options import LoadOptions, conditions
+from profiler.load.output import RunOutput
+from profiler.rundir import Incident, RunDirectory
+from profiler.strategies import parse_strategies
+from tests.unit.test_load_workers import ROOT, Connected
+
+TOO_SHORT = "stopped before all users were there: nothing was measured; spawn them faster (-r)"
+
+
+class Leaders:
+    """Makes leaders whose workers answer at once, on virtual time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._made: list[Leader] = []
+
+    def __call__(self, there: Connected, ramp: Ramp, *, gone: str | None = None, **asked: Any) -> Leader:
+        options = LoadOptions(**{"drain_seconds": 0.0, "out": str(self._path), **asked})
+        run = conditions(options, ramp.users)
+        output = RunOutput(RunDirectory.create(options.out, run), run)
+        target = Target(ROOT, gone=lambda: gone)
+        made = Leader(options, ramp, there.workers_of_test, target, output, there.clock.event, there.clock)
+        self._made.append(made)
+        return made
+
+    def close(self) -> None:
+        for made in self._made:
+            made.output.close()
+
+
+@pytest.fixture
+def leader(tmp_path: Path) -> Iterator[Leaders]:
+    leaders = Leaders(tmp_path)
+    yield leaders
+    leaders.close()
+
+
+def test_trials_take_turns_in_blocks_and_each_measures_its_window(leader: Leaders) -> None:
+    there = Connected("a", "b")
+    there.scale(8, 8.0)
+    asked = {"strategies": parse_strategies("gathered,sequential"), "blocks": 2, "trial_seconds": 3.0}
+    one = leader(there, Ramp(8, 8.0, None), **asked)
+    one.spawned()
+    one.run()
+    run = one.output.run
+    assert (run.finished, run.workers, run.model, run.incidents) == (True, 2, "m", ())
+    assert [(trial.index, trial.block) for trial in run.trials] == [(0, 0), (1, 0), (2, 1), (3, 1)]
+    for block in (run.trials[:2], run.trials[2:]):
+        assert {trial.strategy for trial in block} == {"gathered", "sequential"}
+    assert {trial.ended_ns - trial.started_ns for trial in run.trials} == {3_000_000_000}
+    assert {(trial.users, trial.wanted, trial.interrupted) for trial in run.trials} == {(8, 8, 4)}
+    assert [type(message) for _, message in there.sent[2:]] == [Begin, Begin, End, End] * 4
+    assert RunDirectory.open(one.output.directory.path).load().trials == run.trials
+
+
+def test_a_ladder_of_loads_has_its_users_before_a_trial_begins(leader: Leaders) -> None:
+    there = Connected("a")
+    one = leader(there, Ramp(4, 4.0, None), levels=(6, 2), blocks=1, trial_seconds=1.0)
+    one.spawned()
+    one.run()
+    assert [(trial.users, trial.wanted) for trial in one.output.run.trials] == [(2, 2)] * 3 + [(6, 6)] * 3
+
+
+def test_stopped_the_trial_under_way_is_the_last_and_the_run_not_finished(leader: Leaders) -> None:
+    there = Connected("a")
+    one = leader(there, Ramp(1, 1.0, None), trial_seconds=5.0)
+    there.clock.timers[7.0] = one.stop
+    there.scale(1, 1.0)
+    one.spawned()
+    one.run()
+    run = one.output.run
+    assert len(run.trials) == 2
+    assert run.trials[-1].ended_ns == 7_000_000_000
+    assert not run.finished
+
+
+def test_a_target_that_goes_away_while_users_are_spawned_ends_the_run(
+    leader: Leaders, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = Connected("a")
+    one = leader(there, Ramp(100, 1.0, 0.5), gone="the target went away")
+    one.run()
+    assert isinstance(one.error, TargetError)
+    assert there.told(Begin) == there.told(End) == ["a"]
+    run = one.output.run
+    assert (run.finished, run.trials) == (False, ())
+    assert run.incidents == (Incident("aborted", "the target went away"),)
+    assert TOO_SHORT not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "max_loops", "interrupted", "said"),
+    [
+        (0.5, None, False, True),  # over as soon as it begins
+        (60.0, None, False, False),
+        (None, None, False, False),
+        (0.5, 1, False, False),  # spent by the first loop of the worker
+        (0.5, None, True, False),
+    ],
+)
+def test_only_a_run_time_that_was_too_short_is_blamed_for_users_that_did_not_come(
+    leader: Leaders,
+    caplog: pytest.LogCaptureFixture,
+    seconds: float | None,
+    max_loops: int | None,
+    interrupted: bool,
+    said: bool,
+) -> None:
+    one = leader(Connected("a"), Ramp(100, 1.0, seconds), max_loops=max_loops)
+    if interrupted:
+        one.output.note(Incident("interrupted", "stopped by the user"))
+    if max_loops is None:
+        one.stop()
+    one.run()
+    assert (TOO_SHORT in caplog.text) == said
+    assert one.ended_early == (said or max_loops is not None)  # then the exit code is 1
+    assert one.output.run.trials == ()

@@ -1,0 +1,107 @@
+"""What a worker answers its leader, whatever happens in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from profiler.errors import TargetError, UsageError
+from profiler.load.health import machine_id
+from profiler.load.messages import Begin, Drained, Grant, Prepare, Ready, TrialState
+from profiler.load.options import LoadOptions
+from profiler.load.worker import Worker
+from profiler.rundir import Anchor
+from tests.unit.test_load_workers import Clock
+
+PREPARE = Prepare(
+    LoadOptions(metrics=False), "http://127.0.0.1:1", 0, 1, machine_id(), Anchor(unix_ns=2, monotonic_ns=1)
+)
+
+
+class Thread:
+    """A loop's thread whose first work fails with `error`; what it is to call is called at once."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+    def run(self, work: Callable[[], Any], timeout: float | None = None) -> Any:
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    submit = run
+
+    def call(self, function: Callable[[], None]) -> None:
+        function()
+
+    def post(self, function: Callable[[], object]) -> None:
+        function()
+
+    def stop(self) -> None:
+        pass
+
+
+def worker(error: BaseException | None = None, pulses: list[int] | None = None) -> Worker:
+    return Worker(
+        report=lambda record: None,
+        start_thread=lambda: Thread(error),
+        new_event=Clock().event,
+        factories=lambda: {"Agent": None},
+        send_pulse=lambda: None if pulses is None else pulses.append(1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (UsageError("the agent's factory failed"), Ready("the agent's factory failed", 2)),
+        (TargetError("openai: http_401"), Ready("openai: http_401", 3)),
+        (
+            TimeoutError(),
+            Ready(
+                "http://127.0.0.1:1: the first loop did not end within 60 s; "
+                "try a single one: profiler run --base-url ...",
+                3,
+            ),
+        ),
+        (ValueError("of our own"), Ready("ValueError: of our own", 1)),
+        (asyncio.CancelledError(), None),
+    ],
+)
+def test_what_it_cannot_do_it_says(error: BaseException, answer: Ready | None) -> None:
+    one = worker(error)
+    assert one.prepare(PREPARE) == answer
+    one.close()
+
+
+def test_one_that_is_leaving_has_nothing_to_say() -> None:
+    one = worker(ValueError("nobody is there any more"))
+    one.leaving = True
+    assert one.prepare(PREPARE) is None
+    one.begin(Begin(1, 0, 0, "gathered", 0, 1, 1))
+    assert one.pulse() is None
+    one.close()
+
+
+def test_a_trial_is_pulsed_granted_and_drained_by_its_own_sequence() -> None:
+    one = worker()
+    assert (one.pulse(), one.end()) == (None, Drained(0))
+    one.begin(Begin(4, 2, 0, "gathered", 0, 1, 1, limited=True))
+    trial = one.next_trial(None)
+    one.grant(Grant(3, 9))  # of an earlier trial
+    assert trial.granted == 0
+    one.grant(Grant(4, 9))
+    assert trial.granted == 9
+    pulse = one.pulse()
+    assert pulse is not None
+    assert (pulse.sequence, pulse.state) == (4, TrialState())
+    drained = one.end(0.0)
+    assert (drained.sequence, drained.interrupted, drained.loops) == (4, 0, 0)
+    assert drained.health is not None
+    assert drained.health.trial == 2
+    assert (one.trial, trial.open) == (None, False)
+    assert one.end() == Drained(4)
+    one.close()
