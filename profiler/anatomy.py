@@ -1,13 +1,13 @@
-"""Where the time of a round went: pure functions of a `RoundRecord`.
+"""Where the time of a round or a loop went: pure functions of records.
 
-The phases partition wall time. Where activities overlap (calls with each other, eager calls
-with the model) each instant belongs to the first that applies:
+The phases partition wall time. Where activities overlap (calls with each other, eager calls with
+the model) each instant belongs to the first that applies:
 
     model_queue, backoff > model > any call running (tools) > any call queued (queue) > the rest
 
-where the rest is `parse` before the tool phase, `collect` after it, and `unaccounted`
-elsewhere. `backoff` is the part of a model request between two of its attempts, `model_queue` the
-part before the first in which a limiter of ours held it.
+where the rest is `parse` before the tool phase, `collect` after it, and `unaccounted` elsewhere.
+`backoff` is the part of a model request between two of its attempts, `model_queue` the part before
+the first attempt during which one of our own limiters held the request.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, Tool
 PHASES = ("model", "model_queue", "backoff", "parse", "tools", "queue", "collect", "unaccounted")
 
 Interval = tuple[int, int]
+"""Start and end in nanoseconds; the end is exclusive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +49,13 @@ def phases(round_: RoundRecord) -> dict[str, int]:
     tools = queue = parse = collect = 0
     calls = round_.tool_calls
     if round_.tools_started_ns is not None and round_.tools_ended_ns is not None:
-        running = union([(c.started_ns, c.ended_ns) for c in calls if c.started_ns is not None])
+        running = union(runs(calls))
         tools = length(running)
-        busy = running
-        waits = [c.started_ns is None or c.started_ns > c.queued_ns for c in calls]
-        if any(waits):
-            waiting = [(c.queued_ns, c.waited_until_ns) for c in calls]
-            busy = union(running + waiting)
-            queue = length(busy) - tools
+        busy = union(running + waits(calls))
+        queue = length(busy) - tools
         parse = max(0, round_.tools_started_ns - model.ended_ns)
         if busy and busy[0][0] < round_.tools_started_ns:
-            # Eager calls: what the model overlaps is the model's, what they overlap of parsing is theirs.
+            # Eager calls: what overlaps the model is the model's, what overlaps parsing is the calls'.
             under_way = (model.started_ns, model.ended_ns)
             hidden = overlap(running, under_way)
             queue -= overlap(busy, under_way) - hidden
@@ -78,7 +75,7 @@ def phases(round_: RoundRecord) -> dict[str, int]:
 
 
 def model_queue_ns(model: ModelCall) -> int:
-    """For how long limiters of ours held a model request before its first attempt."""
+    """How long our own limiters held a model request before its first attempt."""
     if not model.limiter_wait_ns:
         return 0
     first_ns = model.attempts[0].started_ns if model.attempts else model.ended_ns
@@ -87,16 +84,16 @@ def model_queue_ns(model: ModelCall) -> int:
 
 def tool_phase(round_: RoundRecord) -> ToolPhase | None:
     """The tool phase, or None for a round without a call that ran."""
-    ran = [(c.started_ns, c.ended_ns) for c in round_.tool_calls if c.started_ns is not None]
+    ran = runs(round_.tool_calls)
     if not ran or round_.tools_started_ns is None or round_.tools_ended_ns is None:
         return None
     durations = sorted([ended - started for started, ended in ran])
     middle = len(durations) // 2
+    # Every round comes through here, and statistics.median would take several times as long.
     median = durations[middle] if len(durations) % 2 else (durations[middle - 1] + durations[middle]) / 2
-    # Eager calls start before the tool phase proper; the wall runs from the first of them.
-    first = min(ran)[0]
     return ToolPhase(
-        wall_ns=round_.tools_ended_ns - min(round_.tools_started_ns, first),
+        # Eager calls start before the tool phase proper; the wall runs from the first of them.
+        wall_ns=round_.tools_ended_ns - min(round_.tools_started_ns, min(ran)[0]),
         work_ns=sum(durations),
         critical_path_ns=durations[-1],
         peak_concurrency=peak(ran),
@@ -108,10 +105,11 @@ def tool_phase(round_: RoundRecord) -> ToolPhase | None:
 class Eagerness:
     """How much of a streamed round's tool work ran while the model did, and how much could have.
 
-    `overlapped_ns`: for how long any call ran while the model streamed. `wall_ns`: from the start
-    of the model request to the end of the last call. `bound_ns`: the same, had every call started as
-    soon as its arguments were complete, T = max(D, max(eᵢ + dᵢ)). `gathered_ns`: had all
-    started when the reply was complete, D + max dᵢ.
+    `overlapped_ns`: how long any call ran while the model streamed. `wall_ns`: from the start of the
+    model request to the end of the last call. `bound_ns`: the same, had every call started as soon as
+    its arguments were complete: max(D, max(eᵢ + dᵢ)) for a reply that takes D, arguments complete
+    after eᵢ and calls that take dᵢ. `gathered_ns`: the same, had all calls started when the reply was
+    complete: D + max dᵢ.
     """
 
     overlapped_ns: int
@@ -122,41 +120,42 @@ class Eagerness:
 
 def eagerness(round_: RoundRecord) -> Eagerness | None:
     """None for a round without a call that ran, or whose reply was not streamed."""
-    model, ran = round_.model, [c for c in round_.tool_calls if c.started_ns is not None]
+    model, ran = round_.model, runs(round_.tool_calls)
     if not ran or not model.streamed:
         return None
-    running = union((c.started_ns, c.ended_ns) for c in ran if c.started_ns is not None)
-    durations = [(c.ready_ns, c.ended_ns - c.started_ns) for c in ran if c.started_ns is not None]
+    durations = [(c.ready_ns, c.duration_ns) for c in round_.tool_calls if c.duration_ns is not None]
     start = model.started_ns
     return Eagerness(
-        overlapped_ns=overlap(running, (start, model.ended_ns)),
-        wall_ns=max(model.ended_ns, *(c.ended_ns for c in ran)) - start,
+        overlapped_ns=overlap(union(ran), (start, model.ended_ns)),
+        wall_ns=max(model.ended_ns, *(ended for _, ended in ran)) - start,
         bound_ns=max(model.ended_ns, *(ready + duration for ready, duration in durations)) - start,
         gathered_ns=model.ended_ns + max(duration for _, duration in durations) - start,
     )
 
 
 TOLERANCE_NS = 5_000_000
-"""Timers and thread switches cost this much without anybody's fault."""
+"""Timers and thread switches alone cost this much."""
 
 
 def shortfall(
     calls: Sequence[ToolCall], wall_ns: int, limit: int | None, application_lag_ns: int | None = None
 ) -> Shortfall | None:
-    """What kept the calls of a round from overlapping as its strategy allows, None if nothing did.
+    """The main reason why the calls of a round overlapped less than its strategy allows, None without one.
 
-    The strategy allows what a first-come schedule of these durations on `limit` places takes
-    (Graham 1969). When the wall exceeds that by more than 5 % and `TOLERANCE_NS`, the largest of
-    these is named: tools that held the event loop, waits for a free thread, or, of the rest, the
-    limiter (shared with other agents) if there is one and else whoever else held the event loop.
+    The strategy allows the wall time of a first-come schedule of these durations on `limit` places
+    (Graham 1969). When `wall_ns` exceeds that by more than 5 % and `TOLERANCE_NS`, the excess is
+    divided: time in which tools held the event loop, waits for a free thread, and the rest. The rest
+    is the limiter's (which other agents share) if there is one, else that of whatever else held the
+    event loop. The largest of the three is returned.
 
-    `application_lag_ns`: the calls were started by code that is not ours, on an event loop that was so
-    late at worst. Where lateness does not explain the rest, that code awaited them in turn: `application`.
+    `application_lag_ns`: the calls were started by code that is not ours, on an event loop that was
+    this late at worst. When lateness does not explain the rest, that code awaited one call after
+    another: `application`.
     """
     ran = [c for c in calls if c.started_ns is not None]
     if len(ran) < 2:
         return None
-    durations = [c.ended_ns - c.started_ns - c.thread_wait_ns for c in ran if c.started_ns is not None]
+    durations = [c.duration_ns - c.thread_wait_ns for c in ran if c.duration_ns is not None]
     excess = wall_ns - schedule_wall(durations, limit)
     if excess <= max(TOLERANCE_NS, wall_ns // 20):
         return None
@@ -187,11 +186,11 @@ def schedule_wall(durations: Sequence[int], limit: int | None) -> int:
 def loop_phases(loop: LoopRecord) -> dict[str, int]:
     """Nanoseconds per phase of a whole loop; they sum to its wall time.
 
-    What lies outside every round is `unaccounted`. Rounds of a loop that was only observed may
-    overlap (model requests made at the same time); then each instant has one owner all the same.
+    Time outside every round is `unaccounted`. In a loop that was only observed, rounds may overlap
+    (model requests made at the same time); even then each instant belongs to one phase.
     """
     if any(after.started_ns < before.ended_ns for before, after in pairwise(loop.rounds)):
-        return _swept(loop)
+        return _phases_of_overlapping_rounds(loop)
     total = dict.fromkeys(PHASES, 0)
     outside = loop.wall_ns
     for round_ in loop.rounds:
@@ -202,32 +201,25 @@ def loop_phases(loop: LoopRecord) -> dict[str, int]:
     return total
 
 
-def _swept(loop: LoopRecord) -> dict[str, int]:
-    rounds = loop.rounds
-    calls = [call for round_ in rounds for call in round_.tool_calls]  # also of what only looks like a record
-    backoff = union(
-        (before.ended_ns, after.started_ns)
-        for round_ in rounds
-        for before, after in pairwise(round_.model.attempts)
-    )
-    under_way = union((r.model.started_ns, r.model.ended_ns) for r in rounds)
-    waits = union((r.model.started_ns, r.model.started_ns + model_queue_ns(r.model)) for r in rounds)
-    owners: dict[str, list[Interval]] = {
-        "model_queue": waits,
-        "backoff": backoff,
-        "model": under_way,
-        "tools": union((c.started_ns, c.ended_ns) for c in calls if c.started_ns is not None),
-        "queue": union((c.queued_ns, c.waited_until_ns) for c in calls),
-        "parse": union(
-            (r.model.ended_ns, r.tools_started_ns) for r in rounds if r.tools_started_ns is not None
-        ),
-        "collect": union((r.tools_ended_ns, r.ended_ns) for r in rounds if r.tools_ended_ns is not None),
+def _phases_of_overlapping_rounds(loop: LoopRecord) -> dict[str, int]:
+    rounds, models = loop.rounds, [round_.model for round_ in loop.rounds]
+    calls = list(loop.tool_calls)
+    attempts = [pair for model in models for pair in pairwise(model.attempts)]
+    # In the order of precedence: a phase gets what none before it covers.
+    intervals_of: dict[str, list[Interval]] = {
+        "model_queue": [(model.started_ns, model.started_ns + model_queue_ns(model)) for model in models],
+        "backoff": [(before.ended_ns, after.started_ns) for before, after in attempts],
+        "model": [(model.started_ns, model.ended_ns) for model in models],
+        "tools": runs(calls),
+        "queue": waits(calls),
+        "parse": [(r.model.ended_ns, r.tools_started_ns) for r in rounds if r.tools_started_ns is not None],
+        "collect": [(r.tools_ended_ns, r.ended_ns) for r in rounds if r.tools_ended_ns is not None],
     }
     total = dict.fromkeys(PHASES, 0)
     taken: list[Interval] = []
     window = (loop.started_ns, loop.ended_ns)
     covered = 0
-    for phase, intervals in owners.items():
+    for phase, intervals in intervals_of.items():
         taken = union([*taken, *intervals])
         total[phase] = overlap(taken, window) - covered
         covered += total[phase]
@@ -235,8 +227,18 @@ def _swept(loop: LoopRecord) -> dict[str, int]:
     return total
 
 
+def runs(calls: Iterable[ToolCall]) -> list[Interval]:
+    """From start to end of each call that started."""
+    return [(call.started_ns, call.ended_ns) for call in calls if call.started_ns is not None]
+
+
+def waits(calls: Iterable[ToolCall]) -> list[Interval]:
+    """The wait of each call in its strategy, which may be empty."""
+    return [(call.queued_ns, call.waited_until_ns) for call in calls]
+
+
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Disjoint, sorted intervals that cover the same instants; empty ones vanish."""
+    """Disjoint, sorted intervals that cover the same instants, none of them empty."""
     merged: list[Interval] = []
     for start, end in sorted(intervals):
         if end <= start:
@@ -261,7 +263,7 @@ def overlap(intervals: Iterable[Interval], window: Interval) -> int:
 
 
 def peak(intervals: Iterable[Interval]) -> int:
-    """The largest number of intervals that hold one instant; ends are exclusive."""
+    """The largest number of intervals that share one instant."""
     edges: list[tuple[int, int]] = []
     for start, end in intervals:
         edges.append((start, 1))

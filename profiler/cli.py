@@ -1,9 +1,9 @@
 """The `profiler` command. Heavy imports happen in the commands that need them.
 
-Exit codes: 0 done; 1 the run finished but what was asked of it did not hold; 2 wrong usage or
-input, or nowhere to write to; 3 the target could not be reached, refused us or went away; 70 a
-defect of the profiler's own; 130 interrupted. Whatever ends a command early is one line on standard error;
-`--debug` adds the traceback.
+Exit codes: 0 done; 1 the run finished, but a condition that it was asked to meet did not hold; 2
+wrong usage or input, or output that cannot be written; 3 the target could not be reached, refused us
+or went away; 70 a defect of the profiler itself; 130 interrupted. A command that ends early prints
+one line on standard error; `--debug` adds the traceback.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from profiler.errors import ProfilerError, UsageError, did_you_mean
 from profiler.report.text import one_line
 
 MODULES = ("run", "compare", "tune", "recorded", "setup")
-"""Modules of `profiler.commands`; each adds its own, the last two several."""
+"""Modules of `profiler.commands`; each adds its commands, the last two several."""
 
 DEFECT = 70
 """Exit code: EX_SOFTWARE of sysexits.h."""
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,50 +38,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.command(arguments)
         sys.stdout.flush()  # at exit it would fail with a traceback
         return code
-    except ProfilerError as error:
-        return _failed(error, str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`): not our failure, and nothing more to say.
+        # The reader of our output has gone (`| head`): not a failure, and nobody left to tell.
         _drop_output()
         return 0
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            where = "the output" if error.filename is None else os.fsdecode(error.filename)
-            code = _failed(
-                error, f"{where}: cannot be written: {error.strerror}", UsageError.exit_code, debug
-            )
-            _drop_output()
-            return code
-        if error.filename is not None:
-            said = f"{os.fsdecode(error.filename)}: {error.strerror}"
-            return _failed(error, said, UsageError.exit_code, debug)
-        return _failed(error, _defect(error), DEFECT, debug)
     except Exception as error:
-        return _failed(error, _defect(error), DEFECT, debug)
+        if debug:
+            traceback.print_exception(error)
+        message, code = _explained(error)
+        print(f"profiler: {one_line(message)}", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            _drop_output()
+        return code
 
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+def _explained(error: Exception) -> tuple[str, int]:
+    """What to tell the user of an error, and the exit code."""
+    if isinstance(error, ProfilerError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        where = "the output" if error.filename is None else os.fsdecode(error.filename)
+        return f"{where}: cannot be written: {error.strerror}", UsageError.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}", UsageError.exit_code
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(place.filename)}:{place.lineno}"
+    return (
+        f"a defect of the profiler: {type(error).__name__}: {error} ({where}); please report it with what "
+        "--debug shows",
+        DEFECT,
+    )
 
 
 def _drop_output() -> None:
-    """What standard output still holds cannot be written, and is not tried again at exit."""
+    """Discard what standard output still buffers; at exit Python would try to write it once more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _failed(error: Exception, said: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    print(f"profiler: {one_line(said)}", file=sys.stderr)
-    return code
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command line; its `command` runs it. `SystemExit` when it makes no sense."""
+    """The arguments of a command line; its `command` runs it. `SystemExit` on wrong usage."""
     parser = _parser()
     for argument in argv:
-        if "\0" in argument or not _is_text(argument):
+        # An undecodable argument arrives with surrogates in it, which nothing can print or send.
+        if "\0" in argument or any("\ud800" <= character <= "\udfff" for character in argument):
             parser.error(f"argument {argument!r}: not text in this system's encoding")
     arguments, extra = parser.parse_known_args(argv)
     if extra:
@@ -90,7 +93,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and where to read more. Its commands' parsers are of its kind."""
+    """Reports a mistake in one line that also says where to read more. Subcommands use it too."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(
@@ -127,23 +130,6 @@ def _parser() -> Parser:
         )
         command.set_defaults(parser=command)
     return parser
-
-
-def _is_text(argument: str) -> bool:
-    try:
-        argument.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _defect(error: Exception) -> str:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{os.path.basename(place.filename)}:{place.lineno}"
-    return (
-        f"a defect of the profiler: {type(error).__name__}: {error} ({where}); please report it with what "
-        "--debug shows"
-    )
 
 
 def _version() -> str:

@@ -1,7 +1,7 @@
-"""One tree of exceptions. Everything this package raises on purpose is a `ProfilerError`.
+"""One tree of exceptions: everything that this package raises on purpose is a `ProfilerError`.
 
-A tool that fails raises nothing: its failure becomes an error result that the model
-sees and a record with an `error_type`. Cancellation is never caught.
+A tool that fails raises nothing: its failure becomes an error result that the model sees, and a
+record with an `error_type`. Cancellation is never caught.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'gathered'?)`, to put after an unknown word; empty when nothing is near."""
-    # Long words are no slips of the finger, and comparing them takes long.
+    """` (did you mean 'gathered'?)`, to put after an unknown word; empty when none is similar."""
+    # A long word is not a typing error, and comparing it takes long.
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6) if len(word) <= 64 else []
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -21,8 +21,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 class ProfilerError(Exception):
     """Base of every exception of this package. The message says what, where, and what to do.
 
-    `run_directory`: of a load test that failed, where what had been measured by then is; None when
-    nothing had, or where the message names it already.
+    `run_directory` holds what a load test had measured when it failed; None when that is nothing, or
+    when the message names the directory already.
     """
 
     exit_code = 1
@@ -34,7 +34,7 @@ class ProfilerError(Exception):
 
 
 class UsageError(ProfilerError):
-    """What the user wrote (option, file, function signature) cannot be used. Exit code 2."""
+    """Something the user wrote (option, file, function signature) cannot be used. Exit code 2."""
 
     exit_code = 2
 
@@ -60,10 +60,10 @@ class TargetError(ProfilerError):
 class ProviderError(TargetError):
     """A model request failed for good, after the SDK's own retries.
 
-    Chained (`__cause__`) to the SDK's exception. `status` is the HTTP status, None when no
-    response came; `request_id` the provider's id of the request; `error_type` a bounded name
-    fit for a metric label, such as `http_429`, `connection`, `timeout`. `record` is the
-    `LoopRecord` of the loop that it ended, None outside a loop.
+    Chained (`__cause__`) to the SDK's exception. `status` is the HTTP status, None when no response
+    came; `request_id` the provider's id of the request; `error_type` a bounded name, fit for a
+    metric label, such as `http_429`, `connection`, `timeout`. `record` is the `LoopRecord` of the
+    loop that it ended, None outside a loop.
     """
 
     record: Any = None

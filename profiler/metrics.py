@@ -1,7 +1,7 @@
-"""THE table of metrics: each is defined here, under its full name, and nowhere else.
+"""The table of metrics: each one is defined here, under its full name, and nowhere else.
 
-Base units (seconds). No unbounded label: ids, prompts, arguments and error texts are never
-labels; tool names and error types are capped by the exporter.
+Base units (seconds). Labels are bounded: ids, prompts, arguments and error texts are never labels;
+the exporter caps how many tool names and error types there can be.
 """
 
 from __future__ import annotations
@@ -19,22 +19,20 @@ COUNT_BUCKETS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128
 
 RATIO_BUCKETS = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0)
 
-Kind = Literal["counter", "gauge", "histogram"]
-
 
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One metric. `name` is the full name as scraped (a counter's ends in `_total`)."""
 
     name: str
-    kind: Kind
+    kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
 
     @property
     def is_time(self) -> bool:
-        """Whether its values are seconds (kept as nanoseconds until they are exposed)."""
+        """Its values are seconds, kept as nanoseconds until they are exposed."""
         return self.name.removesuffix("_total").endswith("_seconds")
 
 

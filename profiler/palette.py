@@ -1,9 +1,9 @@
 """One colour per strategy, phase and outcome, shared by the dashboards and the report.
 
-The strategy colours were searched for: under normal sight and the three kinds of colour
+The strategy colours come from a search: under normal sight and the three kinds of colour
 blindness any two differ by at least 0.09 in OKLab, and each stands out from white and from a
-dark panel. Red is kept for what failed. Strategies are matched by their spec alone, so that one
-keeps its colour whatever it is compared with.
+dark panel. Red is kept for failures. A strategy's colour depends on its spec alone, so that it
+stays the same whatever the strategy is compared with.
 """
 
 from __future__ import annotations
@@ -13,33 +13,31 @@ import re
 SEQUENTIAL = "#8A8F98"
 GATHERED = "#E67E00"
 OTHER = "#934F00"
-"""Any strategy that this module does not know."""
+"""For every strategy that this module does not know."""
 
 SEMAPHORE = ("#0CAAFE", "#8B52B0", "#1F735A", "#D9A17F", "#5560FE")
-"""By the power of two below the limit, round and round; `@agent` is two further on."""
+"""By the largest power of two within the limit, cyclically; with `@agent` two places further on."""
 
-_LIMITS = (r"1", r"[23]", r"[4-7]", r"(?:[89]|1[0-5])", r"(?:1[6-9]|2\d|3[01])", r"(?:3[2-9]|[45]\d|6[0-3])")
-_LARGER = r"(?:6[4-9]|[7-9]\d|\d{3,})"
-
-
-def _semaphores() -> list[tuple[str, str]]:
-    colours = []
-    for index, limit in enumerate((*_LIMITS, _LARGER)):
-        colours.append((f"semaphore:{limit}", SEMAPHORE[index % 5]))
-        colours.append((f"semaphore:{limit}@agent", SEMAPHORE[(index + 2) % 5]))
-    return colours
-
+# 1, 2 to 3, 4 to 7 and so on up to 63, then everything larger.
+_LIMITS = (
+    *(r"1", r"[23]", r"[4-7]", r"(?:[89]|1[0-5])", r"(?:1[6-9]|2\d|3[01])"),
+    *(r"(?:3[2-9]|[45]\d|6[0-3])", r"(?:6[4-9]|[7-9]\d|\d{3,})"),
+)
 
 STRATEGIES: tuple[tuple[str, str], ...] = (
     ("sequential", SEQUENTIAL),
     ("gathered", GATHERED),
-    *_semaphores(),
+    *(
+        (f"semaphore:{limit}{scope}", SEMAPHORE[(index + further) % 5])
+        for index, limit in enumerate(_LIMITS)
+        for scope, further in (("", 0), ("@agent", 2))
+    ),
     (r"semaphore:(?:\d+@tool|[^ +]+=[^ +]+)", SEMAPHORE[3]),
     (r"rate:[^ +]+", SEMAPHORE[0]),
     (r"eager(?::all)?", SEMAPHORE[4]),
     (r"eager(?::all)?\+[^ ]+", SEMAPHORE[1]),
 )
-"""Regular expression for the whole spec, and its colour. The expressions mean the same in JavaScript."""
+"""Regular expression for the whole spec, and its colour. The dashboards use them in JavaScript too."""
 
 PHASES = {
     "model": "#5560FE",

@@ -1,15 +1,15 @@
 """The one data model: what a loop did, and when.
 
-What a record *means* is said here too, as properties: when a loop was due, whether it was good, what was
-refused, what was tried again. Every reader goes by them, so that no two count the same thing differently.
+A `LoopRecord` is one pass of the tool-calling loop. It holds `RoundRecord`s; a round holds one
+`ModelCall` (with its HTTP `Attempt`s) and the `ToolCall`s that the model asked for in it. Every
+consumer (Prometheus, JSONL, statistics, traces, reports) reads these and nothing else.
 
-A `LoopRecord` is one pass of the tool-calling loop. It holds `RoundRecord`s; a round holds
-one `ModelCall` (with its HTTP `Attempt`s) and the `ToolCall`s that the model asked for in it.
-Every consumer (Prometheus, JSONL, statistics, traces, reports) reads these and nothing else.
+What a record *means* is defined here too, as properties: when a loop was due, whether it was good,
+what was refused, what was tried again. Readers use them, so that no two count differently.
 
-All times are monotonic nanoseconds of the process that ran the loop; the run directory's
-`run.json` holds the anchor that turns them into wall-clock time. `None` means: did not happen
-(a call that never got through its limiter has no `started_ns`) or was not observed.
+All times are monotonic nanoseconds of the process that ran the loop; the run directory's `run.json`
+holds the anchor that turns them into wall-clock time. None means: did not happen (a call that
+never got through its limiter has no `started_ns`) or was not observed.
 
 Prompts, arguments and results are in the record only when the loop was told to record content.
 
@@ -19,7 +19,7 @@ As JSON a record is one object with exactly these field names, its `schema` numb
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 MOST = 2**62
-"""Of any number in a record, so that the difference of two fits 64 bits."""
+"""The largest number that a record may hold, so that the difference of two fits 64 bits."""
+
+Clock = Callable[[], int]
+"""Monotonic nanoseconds."""
 
 Status = Literal["ok", "error", "cancelled"]
 ToolStatus = Literal["ok", "error", "timeout", "cancelled"]
@@ -56,9 +59,9 @@ class Refusal(NamedTuple):
 
 
 class Retry(NamedTuple):
-    """Another try of what had failed. `reason` is the HTTP status, or the error, of the try before it.
+    """A try after one that failed. `reason` is the HTTP status, or the error, of the failed one.
 
-    `backoff_ns` lies between the end of the one and the start of the other.
+    `backoff_ns` is the time between the end of the failed try and the start of this one.
     """
 
     reason: str
@@ -69,10 +72,10 @@ class Retry(NamedTuple):
 class Attempt:
     """One HTTP try of a model request; the SDKs retry inside one call.
 
-    `connected_ns`: a connection was there (of one kept alive only aiohttp's transport tells).
-    `sent_ns`: the request was written.
-    `first_byte_ns` is the arrival of the response headers, `ended_ns` the end of the body or
-    the failure. `rate_limits` maps the provider's rate-limit headers to their values.
+    `connected_ns`: a connection was there (for one kept alive, only aiohttp's transport tells).
+    `sent_ns`: the request was written. `first_byte_ns`: the response headers arrived. `ended_ns`:
+    the body ended, or the try failed. `rate_limits` maps the provider's rate-limit headers to
+    their values.
     """
 
     started_ns: int
@@ -93,13 +96,13 @@ class Attempt:
 
     @property
     def reason(self) -> str:
-        """What it came to, in short: the HTTP status, or the error where no response came."""
+        """How it ended, in one word: the HTTP status, or the error where no response came."""
         return str(self.status) if self.status is not None else self.error_type or "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class ToolAttempt:
-    """One try of a tool call that may be tried again; `retry_after_ns` is the wait a server asked for."""
+    """One try of a call of a tool with retries; `retry_after_ns` is the wait a server asked for."""
 
     started_ns: int
     ended_ns: int
@@ -114,12 +117,12 @@ class ToolAttempt:
 
     @property
     def reason(self) -> str:
-        """What it came to, in short: the HTTP status where there was one, else the error."""
+        """How it ended, in one word: the HTTP status where there was one, else the error."""
         return (self.error_type or self.status).removeprefix("http_")
 
 
 class _Tried:
-    """What a model request and a tool call have in common: a status, and attempts if any were observed."""
+    """Common to model requests and tool calls: a status, and attempts if any were observed."""
 
     __slots__ = ()
 
@@ -135,12 +138,12 @@ class _Tried:
 
     @property
     def attempt_count(self) -> int:
-        """Tries: one at least, also where nobody watched them."""
+        """The number of tries: at least one, also where none was observed."""
         return len(self.attempts) or 1
 
     @property
     def refusals(self) -> list[Refusal]:
-        """Tries that a server refused for a quota; where none was observed, the call itself."""
+        """The tries that a server refused for a quota; where no try was observed, the call itself."""
         if self.attempts:
             return [Refusal(one.reason, one.ended_ns) for one in self.attempts if one.refused]
         if self.error_type not in _REFUSED_ERRORS:
@@ -161,9 +164,9 @@ class _Tried:
 class ModelCall(_Tried):
     """One model request as the caller sees it: all attempts and the backoff between them.
 
-    `first_token_ns` and `first_tool_call_ns` (the first call whose arguments were complete)
-    are observed on streamed requests only. `limiter_wait_ns` is the part of it in which limiters of
-    ours held it back (`profiler.loop.limited_model`).
+    `first_token_ns` and `first_tool_call_ns` (the first call whose arguments were complete) are
+    observed on streamed requests only. `limiter_wait_ns` is the time that our own limiters held the
+    request back (`profiler.loop.limited_model`).
     """
 
     provider: str
@@ -189,7 +192,7 @@ class ModelCall(_Tried):
 
     @property
     def backoff_ns(self) -> int:
-        """Time between an attempt and the next, of all of them."""
+        """The time between its attempts, summed."""
         return sum(retry.backoff_ns for retry in self.retries) if len(self.attempts) > 1 else 0
 
     @property
@@ -207,16 +210,18 @@ class ModelCall(_Tried):
 class ToolCall(_Tried):
     """One call the model asked for.
 
-    ready: its arguments were complete. queued: handed to the strategy. started: through the
-    limiter. ended. A `timeout` counts from started. `thread_wait_ns` is the part of the duration that a
-    sync tool waited for a free thread, `blocking_ns` the part in which an async tool held the event loop
-    in steps of over 10 ms, so that nothing else could run. `error_type` is bounded: `invalid_json`,
-    `invalid_arguments`, `truncated`, `unknown_tool`, `timeout`, `cancelled`, `http_429` and the
-    like where a server refused the tool, or the class name of what it raised.
+    Its times, in order: `ready_ns` (its arguments were complete), `queued_ns` (handed to the
+    strategy), `started_ns` (through the limiter; a tool's timeout counts from here), `ended_ns`. In a
+    streamed reply a call is ready before the reply is complete, and an eager one may start before too.
 
-    ready is before the model's reply was complete where that was streamed; eager calls may start
-    before it too. `attempts` are those of a tool with retries: its duration runs from the first one's
-    start to the last one's end, what lies between (backoff, the limiter again) included.
+    `thread_wait_ns` is the part of the duration that a sync tool waited for a free thread,
+    `blocking_ns` the part in which an async tool held the event loop in steps of over 10 ms, so that
+    nothing else could run. `error_type` is bounded: `invalid_json`, `invalid_arguments`, `truncated`,
+    `unknown_tool`, `timeout`, `cancelled`, `http_429` and the like where a server refused the tool, or
+    the class name of the exception it raised.
+
+    `attempts` are there for tools with retries. The duration runs from the start of the first to the
+    end of the last, including what lies between (backoff, waiting in the limiter again).
     """
 
     id: str
@@ -245,12 +250,12 @@ class ToolCall(_Tried):
 
     @property
     def began_ns(self) -> int:
-        """Where it is drawn from: its start, or where it never started the begin of its wait."""
+        """Where a drawing of it begins: its start, or the beginning of its wait if it never started."""
         return self.queued_ns if self.started_ns is None else self.started_ns
 
     @property
     def duration_ns(self) -> int | None:
-        """How long it ran; None for a call that never started."""
+        """From start to end; None for a call that never started."""
         return None if self.started_ns is None else self.ended_ns - self.started_ns
 
 
@@ -262,8 +267,8 @@ class RoundRecord:
     `tools_ended_ns`; both are None in a round without calls. After it the results are
     collected into messages until `ended_ns`. `shortfall` names what kept the calls from
     overlapping as the strategy allows (`profiler.anatomy.shortfall`), None if nothing did.
-    `unobserved_calls` were asked for, but no tool that is profiled ran them. `limit` is how many calls
-    the strategy let run at once when the phase began, None if it sets no such limit.
+    `unobserved_calls` counts calls that the model asked for and no profiled tool ran. `limit` is how
+    many calls the strategy let run at once when the phase began, None if it sets no limit.
     """
 
     index: int
@@ -284,7 +289,7 @@ class RoundRecord:
 
     @property
     def failure(self) -> str | None:
-        """A bounded name for what ended it early; None when its calls were run and answered to the model."""
+        """A bounded name for what cut it short; None when it came to an answer or to its results."""
         return None if self.status == "ok" else self.model.error_type or self.status
 
 
@@ -292,17 +297,17 @@ class RoundRecord:
 class LoopRecord:
     """One pass of the loop, from the user's message to the final answer.
 
-    `status` is `ok` when the model came to an answer, also where a tool call failed on the way; whether
-    the loop was `good` asks for the calls as well.
-    `name` is what the application calls this kind of loop, `agent` which simulated caller ran it.
-    `number` is the tape entry the loop worked on, `trial` the index of the trial it ran in
-    (None outside a load test), `process` names the process that ran it, `intended_ns` is when
-    an open load meant it to start. `parent` is the id of the loop in whose tool call this one
-    ran (an agent as a tool). `lag_ns` is the worst event-loop lag sampled while it ran.
+    `status` is `ok` when the model came to an answer, even if a tool call failed on the way; `good`
+    asks for the calls as well.
 
-    Of a loop that was only observed: `ambiguous_calls` were matched to one of several that the
-    model had asked for without anything to tell them apart, `rounds_dropped` were the first ones
-    of a loop so long that not all could be kept.
+    `name` is what the application calls this kind of loop, `agent` the simulated caller that ran it,
+    `number` the tape entry it worked on, `trial` the index of its trial (both None outside a load
+    test), `process` the process that ran it, `intended_ns` the start that an open load meant for it.
+    `parent` is the id of the loop in whose tool call this one ran (an agent as a tool). `lag_ns` is
+    the worst event-loop lag sampled while it ran.
+
+    In a loop that was only observed, `ambiguous_calls` counts calls that could be any of several
+    that the model had asked for, and `rounds_dropped` the first rounds of a loop too long to keep whole.
     """
 
     id: str
@@ -341,12 +346,12 @@ class LoopRecord:
 
     @property
     def wall_ns(self) -> int:
-        """From start to end; what the phases partition."""
+        """From start to end; the phases partition it."""
         return self.ended_ns - self.started_ns
 
     @property
     def latency_ns(self) -> int:
-        """From when it was due, so that a backlog cannot hide; in a closed load the wall time."""
+        """From when it was due to its end, so that a backlog cannot hide; in a closed load the wall time."""
         return self.ended_ns - self.due_ns
 
     @property
@@ -373,14 +378,14 @@ class LoopRecord:
 
     @property
     def failure(self) -> str | None:
-        """A bounded name for why the loop failed, `incomplete` where a call did; None when it was good."""
+        """A bounded name for why the loop failed, `incomplete` when only a call did; None for a good loop."""
         if self.status != "ok":
             return self.error_type or self.status
         return None if self.good else "incomplete"
 
     @property
     def refusals(self) -> Iterator[Refusal]:
-        """What servers of models and tools refused for a quota, in order of the rounds."""
+        """Every request that a server of a model or a tool refused for a quota, round by round."""
         for round_ in self.rounds:
             yield from round_.model.refusals
             for call in round_.tool_calls:
@@ -396,7 +401,7 @@ _TIMES = {
 
 
 def shifted(record: LoopRecord, by_ns: int) -> LoopRecord:
-    """The record with every time moved by `by_ns`: onto another machine's clock. Durations stay."""
+    """The record with every point in time moved by `by_ns`, onto another machine's clock."""
 
     def moved(one: Any, **parts: Any) -> Any:
         times = ((name, getattr(one, name)) for name in _TIMES[type(one)])
@@ -424,14 +429,14 @@ def encode(record: LoopRecord) -> bytes:
 def decode(line: bytes | str) -> LoopRecord:
     """Inverse of `encode`. Unknown keys (of a later minor version) are ignored.
 
-    Raises `RecordError` for what is not a record, or is of a later schema.
+    Raises `RecordError` when the line is not a record, or one of a later schema.
     """
     from pydantic_core import ValidationError
 
     try:
         record: LoopRecord = _reader().validate_json(line, strict=True)
     except ValidationError as error:
-        schema = _schema(line)
+        schema = _schema(line)  # a later schema may well look wrong to this one
         if schema > SCHEMA:
             raise _later(schema) from error
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -449,7 +454,7 @@ def _later(schema: int) -> RecordError:
 
 
 def _schema(line: bytes | str) -> int:
-    """The schema number of a line that is no record; 0 for none."""
+    """The schema number that a line claims although it is not a record; 0 without one."""
     try:
         return int(orjson.loads(line)["schema"])
     except (ValueError, TypeError, KeyError, OverflowError):
@@ -458,7 +463,7 @@ def _schema(line: bytes | str) -> int:
 
 @functools.cache
 def _reader() -> SchemaValidator:
-    """Checks and builds at once, in compiled code. Whole numbers have to fit 64 bits, as tables hold them."""
+    """Checks and builds a record in one pass of compiled code; integers are bounded by `MOST`."""
     from pydantic import TypeAdapter
     from pydantic_core import SchemaValidator
 
@@ -480,7 +485,7 @@ def _bound(schema: Any) -> None:
 def read(path: Path | str) -> Iterator[LoopRecord]:
     """The records of a JSONL file, one by one.
 
-    A torn last line (the writer was killed) is left out silently; a bad line elsewhere raises
+    An incomplete last line (the writer was killed) is skipped silently; a bad line elsewhere raises
     `RecordError` with file and line number.
     """
     try:

@@ -1,7 +1,8 @@
-"""What must not be shown to anybody: keys, tokens, cookies, credentials in URLs. Pure.
+"""Keeps out of logs, messages and records whatever must not be shown: keys, tokens, cookies, passwords.
 
 Providers repeat a wrong key in their error message, HTTP libraries log URLs, and SDKs log whole
-requests when they are told to debug. Whatever this package prints, logs or raises goes through here.
+requests when they are told to debug. Everything that this package prints, logs or raises goes
+through here, and so does the content that records hold when that was asked for (`Content`). Pure.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import Any
 REDACTED = "[redacted]"
 
 SHORTEST = 6
-"""Characters: a shorter value is no secret worth the name, and to replace it would spoil other words."""
+"""Characters of a secret: replacing shorter values would damage ordinary words."""
+
+MOST_CHARACTERS = 4096
+"""Kept of a prompt, an answer, arguments or a result; the rest is counted and dropped."""
+
+Redact = Callable[[str], str]
+"""Gets a whole text, returns what of it may be kept."""
 
 _SENSITIVE_HEADER = re.compile(r"authorization|cookie|key|token|secret|password|credential", re.I)
 _SENSITIVE_VARIABLE = re.compile(r"(_|^)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS|AUTH|HEADERS)(_|$)", re.I)
@@ -28,11 +35,11 @@ _PATTERNS = (
 _NAMED = re.compile(r"[\w.-]+=.")
 _SCHEMES = ("bearer", "digest")
 _QUIET = ("openai", "anthropic", "httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")
-"""Loggers whose lines below a warning hold requests, as headers and as content."""
+"""Loggers whose lines below a warning hold headers and content of requests."""
 
 
 def scrub(text: str, secrets: Collection[str] = ()) -> str:
-    """The text without `secrets`, and without what looks like one wherever it comes from."""
+    """The text without `secrets`, and without anything else that looks like a secret."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, REDACTED)
     for pattern in _PATTERNS:
@@ -42,43 +49,39 @@ def scrub(text: str, secrets: Collection[str] = ()) -> str:
 
 def header_secrets(headers: Iterable[tuple[str, str]]) -> set[str]:
     """The values of headers that authenticate, whole and in parts (`Bearer X`, `a=X; b=Y`)."""
-    found: set[str] = set()
-    for name, value in headers:
-        if _SENSITIVE_HEADER.search(name):
-            found |= _parts(value)
-    return found
+    return _secrets(_SENSITIVE_HEADER, headers)
 
 
-def environment_secrets(environment: Mapping[str, str] | None = None) -> set[str]:
+def environment_secrets(environment: Mapping[str, str] = os.environ) -> set[str]:
     """The values of environment variables whose names say that they are keys."""
-    found: set[str] = set()
-    for name, value in (os.environ if environment is None else environment).items():
-        if _SENSITIVE_VARIABLE.search(name):
-            found |= _parts(value)
-    return found
+    return _secrets(_SENSITIVE_VARIABLE, environment.items())
+
+
+def _secrets(sensitive: re.Pattern[str], named: Iterable[tuple[str, str]]) -> set[str]:
+    return set().union(*(_parts(value) for name, value in named if sensitive.search(name)))
 
 
 def error_secrets(error: BaseException) -> set[str]:
-    """What an HTTP request that failed carried, and what the environment holds."""
+    """The secrets in the headers of a failed HTTP request, and in the environment."""
     found = environment_secrets()
     for link in _chain(error):
         try:
             headers = link.request.headers  # type: ignore[attr-defined]
             found |= header_secrets(headers.items())
-        except (AttributeError, RuntimeError):  # httpx raises that when there is no request
+        except (AttributeError, RuntimeError):  # httpx raises RuntimeError when there is no request
             continue
     return found
 
 
 def describe(error: BaseException) -> str:
-    """`Type: message`, with nothing in it that the failed request was authenticated with."""
+    """`Type: message`, without what the failed request was authenticated with."""
     return f"{type(error).__name__}: {scrub(str(error), error_secrets(error))}"
 
 
 def scrub_error(error: BaseException) -> str:
-    """Rid an exception, and what it was raised from, of secrets, in place; returns its message.
+    """Remove secrets from an exception and from those it was raised from, in place; returns its message.
 
-    Tracebacks print the messages of a whole chain, and SDK errors keep the body they came with.
+    Tracebacks print the messages of the whole chain, and SDK errors keep the response's body.
     """
     secrets = error_secrets(error)
     for link in _chain(error):
@@ -90,7 +93,7 @@ def scrub_error(error: BaseException) -> str:
             if value is not None:
                 cleaned = _scrubbed(value, secrets)
                 if cleaned != value:
-                    with contextlib.suppress(AttributeError):  # a property of some other library's error
+                    with contextlib.suppress(AttributeError):  # in other libraries it may be a property
                         setattr(link, name, cleaned)
     return scrub(str(error), secrets)
 
@@ -105,7 +108,8 @@ def _scrubbed(value: Any, secrets: Collection[str]) -> Any:
     return value
 
 
-def _chain(error: BaseException) -> Iterable[BaseException]:
+def _chain(error: BaseException) -> list[BaseException]:
+    """The exception and those it was raised from or while handling, each once."""
     seen: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in seen:
@@ -115,7 +119,7 @@ def _chain(error: BaseException) -> Iterable[BaseException]:
 
 
 def _parts(value: str) -> set[str]:
-    """A value, and what is secret in `Bearer X`, `a=X; b=Y` and `name=Bearer X,other=Y`."""
+    """A value, and the secrets within one like `Bearer X`, `a=X; b=Y` or `name=Bearer X,other=Y`."""
     parts = {value}
     for piece in re.split(r"[\s;,]+", value):
         parts |= {piece, piece.partition("=")[2]} if _NAMED.match(piece) else {piece}
@@ -123,7 +127,7 @@ def _parts(value: str) -> set[str]:
 
 
 class LogGuard(logging.Filter):
-    """On a handler: SDKs and HTTP libraries say nothing below a warning, and nobody says a secret."""
+    """On a handler: drops what SDKs and HTTP libraries log below a warning, and scrubs everything else."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING and record.name.partition(".")[0] in _QUIET:
@@ -139,34 +143,22 @@ class LogGuard(logging.Filter):
 
 
 def guard_logs() -> None:
-    """Put a guard on every handler there is. Again, it does nothing; call it when there may be new ones."""
-    loggers = [logging.getLogger(), *(one for one in logging.root.manager.loggerDict.values())]
-    for logger in loggers:
+    """Put a guard on every handler that has none yet. Call it again when there may be new handlers."""
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
         for handler in getattr(logger, "handlers", ()):
             if not any(isinstance(guard, LogGuard) for guard in handler.filters):
                 handler.addFilter(LogGuard())
 
 
-# What was said, for records that are to hold it: redacted, and no longer than a bound. Pure.
-#
-# Recorded only when asked for (`record_content`). Keys that this process knows are taken out in any case.
-
-MOST_CHARACTERS = 4096
-"""Of a prompt, an answer, arguments or a result; what comes after is counted and dropped."""
-
-Redact = Callable[[str], str]
-"""Gets a whole text, returns what of it may be kept."""
-
-
 class Content:
-    """Makes texts fit to be recorded."""
+    """Makes texts fit to be recorded: redacted, cut, and in any case without the keys of this process."""
 
     def __init__(self, redact: Redact | None = None) -> None:
         self._redact = redact
         self._secrets = environment_secrets()
 
     def keep(self, text: str) -> str:
-        """What is recorded of a text. Where `redact` fails, nothing of it."""
+        """The part of a text to record; nothing of it when `redact` fails."""
         if self._redact is not None:
             try:
                 text = self._redact(text)

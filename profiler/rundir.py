@@ -1,11 +1,12 @@
 """The run directory: what an experiment leaves on disk, written so that a kill loses nothing.
 
-    run.json       `Run`: the conditions, and every trial that ended; replaced whole after each trial
-    records.jsonl  one `LoopRecord` a line, appended as loops finish
-    summary.json   written last; everything in it can be computed again from the other two
+    run.json        `Run`: the conditions, and every trial that ended; replaced whole after each trial
+    records.jsonl   one `LoopRecord` a line, appended as loops finish
+    progress.jsonl  one `Progress` a second, for live views; nothing in it is a result
+    summary.json    written last; everything in it can be computed again from run.json and the records
 
-A run whose `finished` is false was cut short; what its `trials` name is complete all the same.
-Records of a trial that `trials` does not name belong to a trial that never ended.
+A run whose `finished` is false was cut short, but the trials named in `trials` are complete. Records of
+a trial not named there belong to one that never ended.
 
 Nothing here names the host, a path, an environment variable or a key.
 """
@@ -16,6 +17,7 @@ import contextlib
 import errno
 import functools
 import importlib.metadata
+import itertools
 import os
 import platform
 import shutil
@@ -23,7 +25,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import orjson
 
@@ -35,12 +37,14 @@ from profiler.strategies import StrategySpec
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+T = TypeVar("T")
+
 SCHEMA = 1
 
-RUN, RECORDS, SUMMARY = "run.json", "records.jsonl", "summary.json"
+RUN, RECORDS, PROGRESS, SUMMARY = "run.json", "records.jsonl", "progress.jsonl", "summary.json"
 
 PACKAGES = ("toolcall-profiler", "openai", "anthropic", "httpx", "aiohttp", "locust", "gevent", "uvloop")
-"""Distributions whose versions explain a difference between two runs."""
+"""Distributions whose versions may explain a difference between two runs."""
 
 IncidentKind = Literal["worker_lost", "records_dropped", "aborted", "interrupted", "settled", "limited"]
 
@@ -64,7 +68,7 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Facts about the machine that bear on the figures; `memory_bytes` is None where it cannot be read."""
+    """Facts about the machine that matter for the figures; `memory_bytes` is None when unknown."""
 
     cores: int
     cpu: str
@@ -75,10 +79,11 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How loops were asked for.
+    """How loops are started.
 
     closed: `users` agents, each starts its next loop `think_seconds` after the last one ended.
-    open: arrivals do not wait; `arrivals` is the spec (`5/s`, `constant:5`), `rate` loops per second.
+    open: loops arrive whether or not earlier ones have ended; `arrivals` is the spec (`5/s`,
+    `constant:5`), `rate` the loops per second.
     """
 
     model: Literal["closed", "open"]
@@ -92,10 +97,10 @@ class Load:
 class Trial:
     """One strategy under one load for one block of time, after it has drained.
 
-    `started_ns` and `ended_ns` bound the window that is measured; loops that started in it were
-    waited for until `drained_ns`, when the `interrupted` ones were cut off. All monotonic.
-    `arrived`, `late` (had to wait for `--max-in-flight`) and `dropped` (never started) count the
-    arrivals of an open load inside the window. `wanted` is how many users were asked for.
+    `started_ns` and `ended_ns` bound the measured window. Loops that started in it were waited for
+    until `drained_ns`, when those still running were cut off (`interrupted` counts them). All times
+    are monotonic. `arrived`, `late` (had to wait for `--max-in-flight`) and `dropped` (never started)
+    count the arrivals of an open load inside the window. `wanted` is the number of users asked for.
     """
 
     index: int
@@ -114,10 +119,9 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class ClientHealth:
-    """How one client process fared during one trial (all of them when `trial` is None).
+    """How busy one client process was during one trial, or during all of them (`trial` None).
 
-    Lags are 99th percentiles in seconds; `cpu` is the share of one core, 0 to 1 and above for
-    threads.
+    Lags are 99th percentiles in seconds; `cpu` is the share of one core, above 1 with several threads.
     """
 
     process: str
@@ -128,11 +132,11 @@ class ClientHealth:
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
-    """What the client alone can do: loops of one round against a server without latency, before the run.
+class ClientCapacity:
+    """What the client alone can do, measured before the run: one-round loops on a server without latency.
 
-    Rates are of all processes that run loops together; `seconds` is the median of a lone loop, the
-    client's own share of every latency.
+    Rates are those of all processes together; `seconds` is the median duration of a loop that runs
+    alone, which is the client's own part of every latency.
     """
 
     agents: int
@@ -143,7 +147,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """Something that happened to the run and that no record shows. `detail` says it in words."""
+    """Something that happened to the run and is in no record. `detail` says it in words."""
 
     kind: IncidentKind
     detail: str = ""
@@ -152,9 +156,9 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What was asked of the model API: warm-ups, attempts that failed and loops cut off included.
+    """What was asked of the model API, including warm-ups, failed attempts and loops cut off.
 
-    `requests` are attempts; tokens are those that replies name, so attempts that failed add none.
+    `requests` counts attempts; tokens are those that replies report, so failed attempts add none.
     """
 
     loops: int = 0
@@ -175,10 +179,10 @@ class Spent:
 class Run:
     """Everything about a run except its records.
 
-    `arguments` are the options it was asked with, secrets left out; `repeat` those of them that are not
-    the defaults, as words of a command line (not how many agents, how long and which strategies).
-    `workers` is the number of processes that run loops: a process-wide limit of n allows n · workers in
-    all. `spent` is up to the last trial that ended.
+    `arguments` are its options, secrets left out; `repeat` those that differ from the defaults, as
+    words of a command line (without the number of agents, the duration and the strategies).
+    `workers` is the number of processes that run loops: a process-wide limit of n allows n · workers
+    in all. `spent` is up to the last trial that ended.
     """
 
     scenario: str
@@ -196,14 +200,14 @@ class Run:
     finished: bool = False
     slo: str | None = None
     client: tuple[ClientHealth, ...] = ()
-    capacity: Capacity | None = None
+    capacity: ClientCapacity | None = None
     incidents: tuple[Incident, ...] = ()
     spent: Spent | None = None
     repeat: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     def strategy(self, name: str) -> StrategySpec:
-        """The value of a strategy that its records name; unknown for one that was not asked of the run."""
+        """The strategy that records call `name`; of kind `unknown` when the run did not ask for it."""
         return next((spec for spec in self.strategies if spec.text == name), StrategySpec(name, "unknown"))
 
 
@@ -221,30 +225,24 @@ class RunDirectory:
         directory cannot be made.
         """
         stem = time.strftime("%Y%m%d-%H%M%S", time.gmtime(run.anchor.unix_ns / 1e9))
-        number = 1
-        while True:
+        for number in itertools.count(1):
             path = Path(parent) / (stem if number == 1 else f"{stem}-{number}")
             try:
                 path.mkdir(parents=True)
-            except FileExistsError as error:
-                if not path.is_dir():  # the parent, or the name itself, is a file
-                    raise RecordError(f"{path}: cannot make a run directory: {error.strerror}") from error
-                number += 1
-            except OSError as error:
-                raise RecordError(f"{path}: cannot make a run directory: {error.strerror}") from error
-            else:
                 break
+            except OSError as error:
+                # The parent, or the name itself, may be a file; an existing directory is another run's.
+                if not (isinstance(error, FileExistsError) and path.is_dir()):
+                    raise RecordError(f"{path}: cannot make a run directory: {error.strerror}") from error
         directory = cls(path)
         directory.save(run)
-        try:
+        with _failing(directory.records_path, "cannot be written"):
             directory.records_path.touch()
-        except OSError as error:
-            raise RecordError(f"{directory.records_path}: cannot be written: {error.strerror}") from error
         return directory
 
     @staticmethod
     def check_parent(parent: Path | str) -> None:
-        """Before a run that needs it: raises `RecordError` when no directory can be made in `parent`."""
+        """Raises `RecordError` when no run directory can be made in `parent`; asked before a run starts."""
         path = Path(parent)
         while not os.path.exists(path) and path != path.parent:
             path = path.parent
@@ -265,88 +263,84 @@ class RunDirectory:
 
     @property
     def records_path(self) -> Path:
-        """Where loop records are appended, one a line."""
         return self.path / RECORDS
 
     @property
     def summary_path(self) -> Path:
-        """Where the summary is, once there is one."""
         return self.path / SUMMARY
 
     def save(self, run: Run) -> None:
         """Replace `run.json` in one step: a reader, or a kill, sees the old one or the new one."""
-        _replace(self.path / RUN, encode_run(run))
+        shown = {one.name: getattr(run, one.name) for one in fields(run)}
+        shown["strategies"] = [spec.text for spec in run.strategies]
+        _replace(self.path / RUN, shown)
 
     def save_summary(self, summary: object) -> None:
         """Replace `summary.json` in one step. `summary` is a dataclass or plain JSON data."""
-        _replace(self.summary_path, orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+        _replace(self.summary_path, summary)
 
     def load(self) -> Run:
-        """What `run.json` holds. Raises `RecordError` naming file and key."""
-        return decode(_read(self.path / RUN), str(self.path / RUN))
+        """The run that `run.json` holds. Raises `RecordError` naming file and key."""
+        path = self.path / RUN
+        with _failing(path, "cannot be read"):
+            data = path.read_bytes()
+        return decode(Run, data, str(path), SCHEMA)
 
     def remove_if_unused(self) -> bool:
-        """Remove the directory, if all it says is what was asked for; whether it did.
+        """Remove the directory when it holds nothing but what was asked for; returns whether it did.
 
-        Loops, trials, incidents and what a run spent are what it keeps; first loops alone are none.
-        Raises nothing: what cannot be removed stays.
+        A loop, a trial, an incident or anything spent is reason to keep it. Raises nothing: a
+        directory that cannot be removed stays.
         """
         with contextlib.suppress(OSError, RecordError):
             run = self.load()
-            said = run.trials or run.incidents or run.spent or run.client
-            if not said and self.records_path.stat().st_size == 0:
+            used = run.trials or run.incidents or run.spent or run.client
+            if not used and self.records_path.stat().st_size == 0:
                 shutil.rmtree(self.path)
                 return True
         return False
 
     def records(self) -> Iterator[LoopRecord]:
-        """The records, streamed; a torn last line is left out. Raises `RecordError` with file and line."""
+        """The records, streamed (`profiler.records.read`). Raises `RecordError` with file and line."""
         return records.read(self.records_path)
 
 
-def encode_run(run: Run) -> bytes:
-    """`run.json`: the fields of a `Run`, strategies as text."""
-    shown = {one.name: getattr(run, one.name) for one in fields(run)}
-    shown["strategies"] = [spec.text for spec in run.strategies]
-    return orjson.dumps(shown, option=orjson.OPT_INDENT_2)
-
-
-def decode(data: bytes, source: str = RUN) -> Run:
-    """`Run` from JSON; keys of a later version are ignored.
+def decode(kind: type[T], data: bytes, source: str, newest: int) -> T:
+    """A `Run` or `Summary` from JSON of schema `newest` at most; unknown keys are ignored.
 
     Raises `RecordError` naming `source`, the line or the key, and what was expected.
     """
-    parsed = parse(data, source)
-    schema = parsed.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise RecordError(
-            f"{source}: run of schema {schema}, but this version reads up to {SCHEMA}: "
-            "upgrade toolcall-profiler"
-        )
-    from pydantic import ValidationError
-
-    try:
-        run: Run = _adapter().validate_python(parsed)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{source}: key {key}: {first['msg']}") from error
-    return run
-
-
-def parse(data: bytes, source: str) -> dict[str, Any]:
-    """A JSON object. Raises `RecordError` naming `source` and the line."""
     try:
         parsed = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise RecordError(f"{source}:{error.lineno}: not JSON: {error.msg}") from error
     if not isinstance(parsed, dict):
         raise RecordError(f"{source}: expected a JSON object, found {type(parsed).__name__}")
-    return parsed
+    schema = parsed.get("schema")
+    if isinstance(schema, int) and schema > newest:
+        raise RecordError(
+            f"{source}: {kind.__name__.lower()} of schema {schema}, but this version reads up to {newest}: "
+            "upgrade toolcall-profiler"
+        )
+    from pydantic import ValidationError
+
+    try:
+        read: T = _reader(kind).validate_python(parsed)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{source}: key {key}: {first['msg']}") from error
+    return read
+
+
+@functools.cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def machine() -> Machine:
-    """Facts about this machine."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     try:
@@ -363,72 +357,57 @@ def machine() -> Machine:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of `PACKAGES`; what is not installed is left out."""
+    """Versions of those of `PACKAGES` that are installed."""
     found: dict[str, str] = {}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                key, _, value = line.partition(":")
-                if key.strip() in ("model name", "Model", "cpu model"):
-                    return value.strip()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model", "cpu model"):
+                return value.strip()
     return platform.processor() or platform.machine()
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, content: object) -> None:
     # No fsync: a kill cannot tear it, and the process that measures must not wait for a busy disk.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _failing(path, "cannot be written"):
+        try:
+            temporary.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def _failing(path: Path, said: str) -> Iterator[None]:
+    """Turns an `OSError` into a `RecordError` that says this of the path."""
     try:
-        temporary.write_bytes(data + b"\n")
-        os.replace(temporary, path)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
+        raise RecordError(f"{path}: {said}: {error.strerror}") from error
 
-
-@functools.cache
-def _adapter() -> TypeAdapter[Run]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Run)
-
-
-# How far a load test is: one line a second in `progress.jsonl` of its run directory.
-#
-# For live views, which read the file as it grows. Nothing here is a result: those come from the records.
-
-PROGRESS = "progress.jsonl"
 
 State = Literal["preparing", "ramping", "measuring", "draining", "finished"]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One moment of a run. Counts are of the trial under way, over all workers.
+    """One moment of a load test: a line of `progress.jsonl`. Counts are those of the current trial.
 
-    `trial` counts from 1, of `trials` (None: until stopped); `block` of `blocks` likewise.
-    `seconds_left` is an estimate for the whole run, None when there is no end. `failures` are loops
-    that did not finish with every call answered, `rate_limited` attempts that a quota refused.
-    `lag_seconds` is the worst event-loop lag of the last second. `directory` is the run's, filled
-    in by `Follower`, which knows it: a view may want to look at the records too.
+    `trial` counts from 1 to `trials` (None: until stopped); `block` and `blocks` likewise.
+    `seconds_left` is an estimate for the whole run, None when it has no end. `failures` are loops
+    that are not good, `rate_limited` attempts that a quota refused. `lag_seconds` is the worst
+    event-loop lag of the last second. `directory` is the run's; `Follower` fills it in, so that a view
+    can look at the records too.
     """
 
     unix: float
@@ -450,20 +429,20 @@ class Progress:
     directory: str | None = None
 
 
-def encode(progress: Progress) -> bytes:
+def encode_progress(progress: Progress) -> bytes:
     """One line, with its newline."""
     return orjson.dumps(progress, option=orjson.OPT_APPEND_NEWLINE)
 
 
 class Follower:
-    """Reads what has come since the last time it was asked."""
+    """Reads `progress.jsonl` as it grows."""
 
     def __init__(self, directory: Path | str) -> None:
         self._path = Path(directory) / PROGRESS
         self._offset = 0
 
     def new(self) -> Iterator[Progress]:
-        """The lines that are complete and were not seen yet."""
+        """The complete lines since the last call."""
         try:
             with open(self._path, "rb") as file:
                 file.seek(self._offset)

@@ -15,7 +15,7 @@ from statistics import median
 
 from profiler.load.options import LoadOptions
 from profiler.records import encode
-from profiler.rundir import Capacity
+from profiler.rundir import ClientCapacity
 
 AGENTS = 32
 """In each process: enough to keep it busy."""
@@ -74,10 +74,10 @@ async def calibrate(options: LoadOptions, root: str) -> Calibration:
     return Calibration(AGENTS, done, elapsed, median(lone))
 
 
-def capacity(shares: Sequence[Calibration]) -> Capacity | None:
+def capacity(shares: Sequence[Calibration]) -> ClientCapacity | None:
     """Of all processes together, from their answers."""
     if not shares:
         return None
     rate = sum(share.loops / share.seconds for share in shares)
     agents = sum(share.agents for share in shares)
-    return Capacity(agents, rate, rate * REQUESTS, max(share.lone_seconds for share in shares))
+    return ClientCapacity(agents, rate, rate * REQUESTS, max(share.lone_seconds for share in shares))

@@ -19,7 +19,7 @@ import orjson
 
 from profiler.errors import ProfilerError, RecordError
 from profiler.providers.endpoint import scrape_host
-from profiler.rundir import PROGRESS, Incident, Progress, Run, RunDirectory, encode
+from profiler.rundir import PROGRESS, Incident, Progress, Run, RunDirectory, encode_progress
 
 if TYPE_CHECKING:
     from profiler.statistics.summary import Summary
@@ -91,7 +91,7 @@ class RunOutput:
 
     def progress(self, progress: Progress) -> None:
         """Where the test is; nobody is told any more once that cannot be written."""
-        if not self._progress.closed and _append(self._progress, encode(progress)) is not None:
+        if not self._progress.closed and _append(self._progress, encode_progress(progress)) is not None:
             self._progress.close()
 
     def targets(self, ports: Mapping[str, int], host: str) -> None:

@@ -28,7 +28,7 @@ from profiler.load.plan import Arrivals, PlannedTrial, share
 from profiler.load.spending import Budget, Grants, Resource
 from profiler.load.waiting import Event
 from profiler.loop.recorder import Clock
-from profiler.rundir import Anchor, Capacity, Spent
+from profiler.rundir import Anchor, ClientCapacity, Spent
 
 PREPARE_SECONDS = 60.0
 ANSWER_SECONDS = 15.0
@@ -86,7 +86,7 @@ class Workers:
         self.transport = transport
         self.loop_seconds = 0.0
         self.model = ""
-        self.capacity: Capacity | None = None
+        self.capacity: ClientCapacity | None = None
         self.metrics_ports: dict[str, int] = {}
         self.grants = Grants(Budget())
         self._new_event = new_event

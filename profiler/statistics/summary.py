@@ -8,14 +8,12 @@ agree with.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from profiler.errors import RecordError
+from profiler import rundir
 from profiler.records import LoopRecord
-from profiler.rundir import Load, Run, RunDirectory, parse
+from profiler.rundir import Load, Run, RunDirectory
 from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_strategies
 from profiler.statistics.figures import StrategySummary, figures, limit
@@ -25,9 +23,6 @@ from profiler.statistics.scalability import Scalability, fit
 from profiler.statistics.table import Table, tabulate, tabulate_file
 from profiler.statistics.verdicts import Verdict, verdict
 from profiler.statistics.windows import Measured, WarmUp, completed, measure
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 SCHEMA = 1
 
@@ -147,26 +142,4 @@ def _level(
 
 def decode(data: bytes, source: str = "summary.json") -> Summary:
     """Inverse of writing a `Summary` as JSON. Raises `RecordError` naming `source` and the key."""
-    parsed = parse(data, source)
-    schema = parsed.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise RecordError(
-            f"{source}: summary of schema {schema}, but this version reads up to {SCHEMA}: "
-            "upgrade toolcall-profiler"
-        )
-    from pydantic import ValidationError
-
-    try:
-        summary: Summary = _adapter().validate_python(parsed)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{source}: key {key}: {first['msg']}") from error
-    return summary
-
-
-@functools.cache
-def _adapter() -> TypeAdapter[Summary]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Summary)
+    return rundir.decode(Summary, data, source, SCHEMA)

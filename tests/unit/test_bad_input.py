@@ -34,8 +34,7 @@ from profiler.errors import ScenarioError, UsageError
 from profiler.load.messages import Prepare, pack, unpack
 from profiler.load.options import LoadOptions
 from profiler.records import encode
-from profiler.rundir import Anchor, Progress, RunDirectory
-from profiler.rundir import encode as encode_progress
+from profiler.rundir import Anchor, Progress, RunDirectory, encode_progress
 from profiler.scenarios.schema import load_scenario
 from profiler.statistics.summary import summarise_directory
 from tests.unit.statistics_data import MS, loop, trial

@@ -23,7 +23,7 @@ from profiler.load.messages import (
 from profiler.load.options import LoadOptions
 from profiler.load.plan import Arrivals, PlannedTrial
 from profiler.load.workers import Workers
-from profiler.rundir import Capacity, ClientHealth, Spent
+from profiler.rundir import ClientCapacity, ClientHealth, Spent
 
 OPTIONS = LoadOptions(drain_seconds=0.0)
 ROOT = "http://127.0.0.1:1"
@@ -218,7 +218,7 @@ def test_the_client_is_calibrated_once_and_its_capacity_is_that_of_all_workers()
     there.answer = replace(there.answer, calibration=Calibration(32, 100, 0.5, 0.005))
     workers.prepare(OPTIONS, ROOT)
     assert opened == [True, False]
-    assert workers.capacity == Capacity(64, 400.0, 2000.0, 0.005)
+    assert workers.capacity == ClientCapacity(64, 400.0, 2000.0, 0.005)
     workers.prepare(OPTIONS, "http://127.0.0.1:2")  # prepared again, for another target
     assert opened == [True, False]
     servers = [message.calibration for _, message in there.sent if isinstance(message, Prepare)]

@@ -10,7 +10,7 @@ import pytest
 
 from profiler.records import encode as encode_record
 from profiler.report.live import LiveView, Rolling, bar, figures_of, headline
-from profiler.rundir import Follower, Progress, encode
+from profiler.rundir import Follower, Progress, encode_progress
 from tests.unit.statistics_data import loop
 
 NOW = Progress(
@@ -133,5 +133,5 @@ def test_names_from_outside_do_not_reach_the_terminal_as_they_are() -> None:
 
 
 def test_a_follower_says_whose_progress_it_is(tmp_path: Path) -> None:
-    (tmp_path / "progress.jsonl").write_bytes(encode(NOW))
+    (tmp_path / "progress.jsonl").write_bytes(encode_progress(NOW))
     assert list(Follower(tmp_path).new()) == [replace(NOW, directory=str(tmp_path))]

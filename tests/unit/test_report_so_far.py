@@ -9,8 +9,7 @@ import pytest
 from profiler.load.locust.page import live_page, row
 from profiler.records import encode
 from profiler.report.running import SoFar
-from profiler.rundir import Progress
-from profiler.rundir import encode as encode_progress
+from profiler.rundir import Progress, encode_progress
 from tests.unit.statistics_data import loop
 
 
