@@ -325,7 +325,7 @@ def decode(kind: type[T], data: bytes, source: str, newest: int) -> T:
     from pydantic import ValidationError
 
     try:
-        read: T = _reader(kind).validate_python(parsed)
+        read: T = _reader(kind).validate_python(parsed)  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
