@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.limiters import AIMD
 from profiler.emulator.process import start_emulator
-from profiler.limits import FixedLimit
+from profiler.limits.limiter import FixedLimit
 from profiler.limits.spec import Rule
 from profiler.loop.loop import ToolLoop
 from profiler.providers import make_provider

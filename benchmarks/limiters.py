@@ -19,9 +19,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from profiler.limits import FixedLimit, RateLimit
 from profiler.limits.gate import Gate, Lane
-from profiler.limits.limiter import UNTIL_RELEASE, Cost, Outcome, Ticket
+from profiler.limits.limiter import UNTIL_RELEASE, Cost, FixedLimit, RateLimit, Signal, Ticket
 from profiler.limits.refusals import delay_ns, spread_ns
 from profiler.limits.spec import Rule
 from profiler.testing import run_virtual
@@ -47,12 +46,12 @@ class PlainAimd:
     def enter(self, now_ns: int, cost: Cost) -> Ticket:
         self.inside += 1
 
-    def leave(self, now_ns: int, ticket: Ticket, outcome: Outcome, used: Cost | None) -> None:
+    def leave(self, now_ns: int, ticket: Ticket, signal: Signal, used: Cost | None) -> None:
         busy = self.inside * 2 >= self.exact
         self.inside -= 1
-        if outcome in ("rejected", "timeout"):
+        if signal in ("rejected", "timeout"):
             self.exact = max(1.0, self.exact * 0.9)
-        elif outcome == "ok" and busy:
+        elif signal == "ok" and busy:
             self.exact = min(self._most, self.exact + 1)
 
 

@@ -1,37 +1,41 @@
 """Strategies: how the tool calls of one round are executed.
 
-A `StrategySpec` is the value: what `--strategy` names, read once by `parse_strategy` and passed on. It
-builds the `Strategy` that runs calls in one process. As text it is on disk, on screen and in labels.
+A `StrategySpec` is the value that `--strategy` names: parsed once by `parse_strategy`, then passed on;
+as text it is on disk, on screen and in labels. It builds the `Strategy` that runs calls in one process.
 
-A strategy is handed the round's calls as coroutine functions that note their own times and
-never raise (except for cancellation), in the order the model asked for them. Each call passes
-the strategy's gate by itself, on every attempt.
+A strategy is handed the round's calls as coroutine functions, in the order the model asked for them.
+They record their own times and raise nothing but a cancellation. Each call passes the strategy's
+gate by itself, on every attempt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
 from profiler.errors import UsageError, did_you_mean
-from profiler.limits import FixedLimit
-from profiler.limits.gate import Clock, Gate
+from profiler.limits.gate import Gate
+from profiler.limits.limiter import FixedLimit
 from profiler.limits.spec import FORMS, Rule, Scope, UnknownLimiter, parse_rules
 from profiler.palette import strategy_colour
+from profiler.records import Clock
 
 Run = Callable[[], Coroutine[Any, Any, None]]
+"""Runs one call to its end."""
 
 Eager = Literal["no", "pure", "all"]
 """Which calls start while the model still streams: none, those of tools declared pure, all."""
+
+_EAGER: dict[Eager, str] = {"no": "", "pure": "eager", "all": "eager:all"}
 
 
 class Strategy(Protocol):
     """Executes the calls of a round; returns when every one has ended.
 
-    `limit` is the number of calls it lets run at once within its `scope` now, None if it sets none.
+    `limit` is the number of calls that it now lets run at once within its `scope`, None if it sets none.
     """
 
     @property
@@ -46,7 +50,7 @@ class Strategy(Protocol):
 
     @property
     def gate(self) -> Gate | None:
-        """What every attempt of a call has to pass."""
+        """The gate that every attempt of a call has to pass, None without one."""
 
     @property
     def eager(self) -> Eager: ...
@@ -80,30 +84,28 @@ class Gathered:
         self.spec = _EAGER[eager] or "gathered"
 
     async def execute(self, runs: Sequence[Run]) -> None:
-        await _all(run() for run in runs)
+        await _run_all(runs)
 
 
 class Limited:
-    """All calls of the round at once, each through the gate when the limiters let it.
+    """All calls of the round at once, each through the gate as soon as the limiters let it.
 
-    `limits` is a spec as `Gate` takes it, or rules of one's own under a `spec` of one's own. Limits
-    are of this process unless their scope says otherwise: W processes allow W times as much, unless
-    each takes its part (`share`). A limiter is ours; what the server allows is its quota.
+    `limits` is a spec as `Gate` takes it, or rules. A limit holds for this process unless its scope says
+    otherwise: W processes allow W times as much, unless each takes its part (`share`).
     """
 
     def __init__(
         self,
         limits: str | Sequence[Rule],
         *,
-        spec: str | None = None,
         eager: Eager = "no",
         share: int = 1,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         self.gate = Gate(limits, share=share, clock=clock)
         self.eager: Eager = eager
-        named = spec if spec is not None else "+".join(dict.fromkeys(rule.text for rule in self.gate.rules))
-        self.spec = f"{_EAGER[eager]}+{named}" if eager != "no" else named
+        parts = dict.fromkeys(rule.text for rule in self.gate.rules)  # one text may stand for several rules
+        self.spec = "+".join(parts if eager == "no" else (_EAGER[eager], *parts))
         self.scope = _scope(self.gate.rules)
 
     @property
@@ -111,29 +113,25 @@ class Limited:
         return self.gate.limit
 
     async def execute(self, runs: Sequence[Run]) -> None:
-        await _all(run() for run in runs)
+        await _run_all(runs)
 
 
 class SemaphoreLimited(Limited):
     """All calls of the round at once, at most `limit` of them running.
 
-    With scope `process` (the module-level semaphore of the field's tutorials) the limit is one
-    for all agents of this process; with scope `agent` each agent has its own, with scope `tool`
-    each tool.
+    With scope `process` (like the module-level semaphore of many tutorials) all agents of this process
+    share one limit; with scope `agent` each agent has its own, with scope `tool` each tool.
     """
 
     def __init__(self, limit: int, *, scope: Scope = "process") -> None:
         if scope not in ("process", "agent", "tool"):
             raise UsageError(f"scope must be 'process', 'agent' or 'tool', not {scope!r}")
-        FixedLimit(limit)
+        FixedLimit(limit)  # says in plain words what is wrong with a bad one
         super().__init__(f"semaphore:{limit}" + ("" if scope == "process" else f"@{scope}"))
 
 
-_EAGER: dict[Eager, str] = {"no": "", "pure": "eager", "all": "eager:all"}
-
-
 def _scope(rules: Sequence[Rule]) -> Scope:
-    """Whom the narrowest of fixed limits is for."""
+    """The scope of the narrowest fixed limit."""
     fixed = [rule for rule in rules if rule.fixed_limit is not None]
     return min(fixed, key=lambda rule: rule.fixed_limit or 0).scope if fixed else "process"
 
@@ -142,8 +140,8 @@ def _scope(rules: Sequence[Rule]) -> Scope:
 class StrategySpec:
     """A strategy as a value. `rules` are its limiters, `text` is how it is written.
 
-    `kind` is `unknown` for what a run recorded and this version cannot read: of a later version, or a name
-    that an application gave to its own way of running calls.
+    `kind` is `unknown` for a name in a record that this version cannot parse: one of a later version, or
+    one that an application gave to its own way of running calls.
     """
 
     text: str
@@ -156,7 +154,7 @@ class StrategySpec:
 
     @classmethod
     def recorded(cls, text: str) -> Self:
-        """The value of a name in a record or a run; never refused."""
+        """The strategy that a record or a run names; of kind `unknown` rather than an error."""
         try:
             return parse_strategy(text)  # type: ignore[return-value]
         except UsageError:
@@ -170,7 +168,7 @@ class StrategySpec:
 
     @property
     def adapts(self) -> bool:
-        """Its limit moves while it runs."""
+        """Its limit changes while it runs."""
         return any(rule.adapts for rule in self.rules)
 
     @property
@@ -180,7 +178,7 @@ class StrategySpec:
 
     @property
     def replayable(self) -> bool:
-        """The durations of the calls say when each ran: a recorded schedule can be replayed."""
+        """When each call starts follows from the durations of the calls: a recorded round can be replayed."""
         if self.kind == "unknown" or self.needs_stream:
             return False
         one_semaphore = [rule.kind for rule in self.rules] == ["semaphore"] and self.scope != "tool"
@@ -188,7 +186,7 @@ class StrategySpec:
 
     @property
     def scope(self) -> Scope:
-        """Whom its limit is for."""
+        """Whether its limit is for the process, each agent or each tool."""
         return "agent" if self.kind == "sequential" else _scope(self.rules)
 
     @property
@@ -197,7 +195,7 @@ class StrategySpec:
         return 1 if self.kind == "sequential" else self.share_of_limit(1)
 
     def share_of_limit(self, share: int) -> int | None:
-        """The same in one of `share` processes that divide it among them."""
+        """`limit` in one of `share` processes that divide it among them."""
         limits = (rule.make(share).limit for rule in self.rules)
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -206,27 +204,28 @@ class StrategySpec:
         return strategy_colour(self.text)
 
     def build(self, *, share: int = 1, clock: Clock = time.monotonic_ns) -> Strategy:
-        """What runs calls in one process.
+        """The strategy that runs calls in one process.
 
-        `share`: how many processes share the limits; `clock`: of rates and of what adapts. Raises
-        `UsageError` for an unknown one.
+        `share` is how many processes divide the limits among them, `clock` what rates and adaptive
+        limits go by. Raises `UsageError` when the kind is `unknown`.
         """
         if self.kind == "unknown":
-            parse_strategy(self.text)
+            parse_strategy(self.text)  # raises, and says what is wrong with it
         if self.kind == "sequential":
             return Sequential()
         if not self.rules:
             return Gathered(eager=self.eager)
-        named = self.text.removeprefix(f"{_EAGER[self.eager]}+") if self.needs_stream else self.text
-        return Limited(self.rules, spec=named, eager=self.eager, share=share, clock=clock)
+        limited = Limited(self.rules, eager=self.eager, share=share, clock=clock)
+        limited.spec = self.text  # as it was written, even if that names a limiter twice
+        return limited
 
 
 _WORDS = ("sequential", "gathered", "semaphore", "rate", "tokens", "adaptive", "eager")
-"""What a part of a spec begins with."""
+"""The words that a part of a spec can begin with."""
 
 
 def parse_strategy(text: str) -> StrategySpec:
-    """`sequential`, `gathered`, or limiters, joined by `+`; with `eager+` before them, or `eager` alone.
+    """A strategy from its spec: `sequential`, `gathered`, `eager`, limiters joined by `+`, `eager+` limiters.
 
     Raises `UsageError`.
     """
@@ -239,8 +238,10 @@ def parse_strategy(text: str) -> StrategySpec:
     try:
         rules = parse_rules(text if eager == "no" else rest)
     except UnknownLimiter as error:
+        word = error.part.partition(":")[0]
+        near = "" if word in _WORDS else did_you_mean(word, _WORDS)
         raise UsageError(
-            f"unknown strategy {text!r}{_near(error.part)}: expected sequential, gathered, or {FORMS} "
+            f"unknown strategy {text!r}{near}: expected sequential, gathered, or {FORMS} "
             "(N ≥ 1), joined by +; eager+ before limiters, or eager alone"
         ) from None
     for rule in rules:
@@ -249,17 +250,10 @@ def parse_strategy(text: str) -> StrategySpec:
     return StrategySpec(text, "limited", rules, eager)
 
 
-def _near(part: str) -> str:
-    """A suggestion for a word that is none of ours."""
-    word = part.partition(":")[0]
-    return "" if word in _WORDS else did_you_mean(word, _WORDS)
-
-
 def parse_strategies(value: str | Sequence[Any] | None) -> tuple[StrategySpec, ...]:
-    """Strategies from text with commas, or from a list of such, or of values that are read already."""
-    parts = [value] if isinstance(value, str) else list(value or ())
+    """Strategies from text with commas, or from a sequence of such texts and of `StrategySpec`s."""
     found: list[StrategySpec] = []
-    for part in parts:
+    for part in [value] if isinstance(value, str) else value or ():
         if isinstance(part, StrategySpec):
             found.append(part)
         else:
@@ -268,7 +262,7 @@ def parse_strategies(value: str | Sequence[Any] | None) -> tuple[StrategySpec, .
 
 
 def split_specs(text: str) -> list[str]:
-    """The strategies of a list with commas; a comma inside a spec is followed by `name=`."""
+    """The specs of a list with commas; a comma followed by `name=` belongs to the spec before it."""
     specs: list[str] = []
     for part in text.split(","):
         if "=" in part and ":" not in part and specs:
@@ -278,12 +272,11 @@ def split_specs(text: str) -> list[str]:
     return specs
 
 
-async def _all(runs: Iterable[Awaitable[None]]) -> None:
+async def _run_all(runs: Sequence[Run]) -> None:
     """Run all at once; a cancellation reaches each and is waited for."""
-    pending = list(runs)
-    if len(pending) == 1:
-        await pending[0]
+    if len(runs) == 1:
+        await runs[0]()
         return
     async with asyncio.TaskGroup() as group:
-        for run in pending:
-            group.create_task(run)  # type: ignore[arg-type]
+        for run in runs:
+            group.create_task(run())

@@ -1,30 +1,8 @@
-"""Limiters as pure state machines.
+"""Limiters: ours, deciding which calls may run now. (A *quota* is the server's.)
 
-A *limiter* is ours: it decides which calls may run now. (A *quota* is the server's.) A limiter
-knows neither asyncio nor a clock; `profiler.limits.gate.Gate` drives it, first come, first served.
-
-    FixedLimit     at most N inside: a semaphore's rule
-    RateLimit      at most r·t + b: GCRA, over requests or tokens, with refunds
-    AdaptiveLimit  as many as the server takes: AIMD by epochs
-    Together       several of them, all or none
-    Holdback       what Retry-After asks for, with jitter
+limiter     `FixedLimit` (semaphore), `RateLimit` (GCRA), `Together`: state machines without a clock
+adaptive    `AdaptiveLimit`: as many calls as the server takes, AIMD by epochs
+refusals    what failures and response headers tell a limiter; `Holdback`: Retry-After, with jitter
+spec        limiters by name: `semaphore:8`, `rate:500/min,burst=20`, `adaptive`
+gate        `Gate` and `Lane`: drive limiters with asyncio, first come, first served
 """
-
-from profiler.limits.adaptive import AdaptiveLimit
-from profiler.limits.limiter import ONE, UNTIL_RELEASE, Cost, FixedLimit, Limiter, Outcome, Ticket, Together
-from profiler.limits.rate import RateLimit
-from profiler.limits.refusals import Holdback
-
-__all__ = [
-    "ONE",
-    "UNTIL_RELEASE",
-    "AdaptiveLimit",
-    "Cost",
-    "FixedLimit",
-    "Holdback",
-    "Limiter",
-    "Outcome",
-    "RateLimit",
-    "Ticket",
-    "Together",
-]

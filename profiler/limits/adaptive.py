@@ -1,34 +1,39 @@
-"""As many as the server takes: additive increase, decrease by epochs, and a memory of where it was full.
+"""A limit that follows what the server takes: additive increase, multiplicative decrease by epochs.
 
-Rejections come in bursts: whoever cuts at each one collapses to a limit of one call. So a limit L is cut
-at most once per epoch, which is one mean latency: as long as it takes to see what a cut did.
+AIMD after Chiu & Jain 1989, with a memory of where the server was full. Rejections come in bursts, and
+a cut at each one would end at a limit of one call. So a limit L is cut at most once per epoch, which
+is one mean latency: the time it takes to see what a cut did.
 
-    success      L + 1 in slow start, L + 1/L after it; only while at least 0.9·L are inside
-    rejection    to the others inside where it came alone, to min(0.9·L, others) where the epochs
-                 before had some too (0.7 in slow start); never below L/2
-    timeouts     to 0.9·L (0.7), when more than 5 % of the epoch's calls
-    full         with k others inside a call was refused: L stays at k for 8 epochs, after a vain
-                 try for 16; then one more is tried
-    growth       after 4 epochs of it without a rejection each further one doubles the step, up to L/8
+    success      L + 1 in slow start, L + 1/L after it; only while at least 0.9·L calls are inside
+    rejection    to min(0.9·L, others inside), in slow start min(0.7·L, others); to the others alone
+                 when there was no cut for 3 epochs; never below L/2
+    timeouts     to 0.9·L (0.7·L in slow start), when more than 5 % of the epoch's calls timed out
+    full         a call was refused with k others inside: L stays at k for 8 epochs, then one more is
+                 tried; if that fails, for 16
+    growth       after 4 epochs of growth without a cut, each further one doubles the step, up to L/8
 
-Minimum latency and its gradient are no signals: tool latencies are heavy-tailed. After a rejection
-nobody is let in beyond the others that were inside, for an epoch: else the one place too many
-would refuse the whole queue, a call every round trip. And a limit that tries its ceiling all the time
-costs a failed call each time: hence the memory.
+Minimum latency and its gradient are not used: tool latencies are heavy-tailed. For an epoch after a
+rejection no call is let in beyond the others that were inside then: otherwise the whole queue would be
+refused on the one place too many, a call per round trip. The memory is there because a limit that keeps
+trying its ceiling costs a failed call each time.
 """
 
 from __future__ import annotations
 
 from profiler.errors import UsageError
-from profiler.limits.limiter import UNTIL_RELEASE, Cost, Outcome, Ticket
+from profiler.limits.limiter import UNTIL_RELEASE, Cost, Signal, Ticket
 
 START = 8
 CUT = 0.9
 CUT_IN_SLOW_START = 0.7
 DEEPEST_CUT = 0.5
 SATURATED = 0.9
+"""The share of the limit that must be in use for a success to say that more would be taken."""
+
 TIMEOUT_SHARE = 0.05
 LATENCY_WEIGHT = 0.05
+"""Of each new latency, in the exponential moving average that is the epoch."""
+
 PATIENT_EPOCHS = 4
 FASTEST_GROWTH = 1 / 8
 FIRST_PATIENCE, LAST_PATIENCE = 4, 16
@@ -36,7 +41,7 @@ ALONE_EPOCHS = 3
 
 
 class AdaptiveLimit:
-    """A limit on calls inside that follows what the server takes; never below 1, nor above `most`."""
+    """At most `limit` calls inside at once, which follows the server; never below 1 nor above `most`."""
 
     def __init__(self, start: int = START, *, most: int | None = None) -> None:
         if start < 1:
@@ -55,7 +60,7 @@ class AdaptiveLimit:
         self._epochs = 0
         self._calm_epochs = 0
         self._grew = False
-        self._full: int | None = None
+        self._full: int | None = None  # others inside when a call was last refused
         self._full_epochs = 0
         self._patience = FIRST_PATIENCE
         self._last_cut = 0
@@ -75,25 +80,27 @@ class AdaptiveLimit:
         self.inside += 1
         return now_ns
 
-    def leave(self, now_ns: int, ticket: Ticket, outcome: Outcome, used: Cost | None) -> None:
+    def leave(self, now_ns: int, ticket: Ticket, signal: Signal, used: Cost | None) -> None:
         if self.inside == 0:
             raise RuntimeError("left more often than entered")
         saturated = self.inside >= SATURATED * int(self.exact)
         self.inside -= 1
-        if outcome == "unknown":
+        if signal == "unknown":
             return
         if now_ns >= self._epoch_ends_ns:
             self._next_epoch(now_ns)
         self._epoch_calls += 1
-        if outcome == "ok":
+        if signal == "ok":
             elapsed: int = now_ns - ticket
             mean = self._latency_ns
             self._latency_ns = elapsed if mean is None else mean + LATENCY_WEIGHT * (elapsed - mean)
             if saturated:
                 self._grow()
-        elif outcome == "rejected":
+        elif signal == "rejected":
             self._hold_at_others(now_ns)
-            self._is_full()
+            if self._full is None:  # a try of one more that failed
+                self._patience = min(LAST_PATIENCE, 2 * self._patience)
+            self._full, self._full_epochs = self.inside, 0
             self._cut(now_ns, refused=True)
         else:
             self._epoch_timeouts += 1
@@ -127,14 +134,8 @@ class AdaptiveLimit:
         self._no_cut_before_ns = now_ns + self._epoch_ns
         self._epoch_calls = self._epoch_timeouts = 0
 
-    def _is_full(self) -> None:
-        """A call was refused beside the others that are inside."""
-        if self._full is None:  # a try that failed
-            self._patience = min(LAST_PATIENCE, 2 * self._patience)
-        self._full = self.inside
-        self._full_epochs = 0
-
     def _hold_at_others(self, now_ns: int) -> None:
+        """For an epoch, let no call in beyond those inside now."""
         others = max(1, self.inside)
         if others < self._ceiling or now_ns >= self._ceiling_until_ns:
             self._ceiling = others
@@ -146,7 +147,7 @@ class AdaptiveLimit:
         self._epochs += 1
         if self._grew and self._full is None:
             self._calm_epochs += 1
-            if self._calm_epochs > 1:  # it holds more than it seemed
+            if self._calm_epochs > 1:  # the server takes more than it seemed to
                 self._patience = FIRST_PATIENCE
         elif self._full is not None and self.exact >= self._full:
             self._full_epochs += 1

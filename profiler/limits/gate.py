@@ -1,6 +1,6 @@
 """The asyncio gate that drives limiters: first come, first served, safe under cancellation.
 
-It is of use on its own, in an application:
+It can be used on its own, in an application:
 
     gate = Gate("semaphore:48")
     async with gate.slot("get_weather"):
@@ -13,52 +13,48 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from profiler.limits import (
+from profiler.limits.limiter import (
     ONE,
     UNTIL_RELEASE,
     Cost,
     FixedLimit,
-    Holdback,
     Limiter,
-    Outcome,
     RateLimit,
+    Signal,
     Ticket,
     Together,
 )
-from profiler.limits.refusals import outcome_of, retry_after_ns, stated
+from profiler.limits.refusals import Holdback, retry_after_ns, signal_of, stated
 from profiler.limits.spec import Rule, parse_rules
-
-Clock = Callable[[], int]
-"""Monotonic nanoseconds."""
+from profiler.records import Clock
 
 NOTHING: Cost = {}
+"""What a call used that never ran."""
 
 
 class Lane:
-    """One queue in front of one limiter. Belongs to one event loop.
+    """One queue in front of one limiter, on one event loop.
 
-    Waiters are let in in the order they came. Cancelling one at any await gives back whatever it
-    had been granted.
+    Calls are let in in the order they came. A call that is cancelled, at whatever await, gives back
+    what it had been granted.
     """
 
     __slots__ = ("__weakref__", "_clock", "_queue", "_timer", "limiter", "waiting")
 
     def __init__(self, limiter: Limiter, clock: Clock = time.monotonic_ns) -> None:
         self.limiter = limiter
-        self.waiting = 0
-        """Calls that wait now."""
+        self.waiting = 0  # calls; those that gave up stay in the queue until they are passed
         self._clock = clock
-        # Those that gave up stay in it until they are passed.
         self._queue: deque[tuple[asyncio.Future[Ticket], Cost]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     async def enter(self, cost: Cost = ONE) -> Ticket:
-        """Wait for the turn, and take it. What is returned goes to `leave`."""
+        """Wait for a turn and take it. The ticket goes to `leave`."""
         if not self.waiting:
             now_ns = self._clock()
             if self.limiter.wait_ns(now_ns, cost) == 0:
@@ -72,7 +68,7 @@ class Lane:
             return await waiter
         except BaseException:
             if waiter.done() and not waiter.cancelled():
-                # Granted and cancelled in the same tick: the place goes to the next.
+                # Granted and cancelled in the same step of the event loop: the place goes to the next.
                 self.leave(waiter.result(), "unknown", NOTHING)
             else:
                 waiter.cancel()
@@ -82,10 +78,10 @@ class Lane:
                 self._admit()
             raise
 
-    def leave(self, ticket: Ticket, outcome: Outcome = "ok", used: Cost | None = None) -> None:
+    def leave(self, ticket: Ticket, signal: Signal = "ok", used: Cost | None = None) -> None:
         """Give the place back."""
         now_ns = self._clock()
-        self.limiter.leave(now_ns, ticket, outcome, used)
+        self.limiter.leave(now_ns, ticket, signal, used)
         if self.waiting:
             self._let_in(now_ns)
 
@@ -93,7 +89,7 @@ class Lane:
         self._let_in(self._clock())
 
     def _let_in(self, now_ns: int) -> None:
-        """Whoever may enter now, in order."""
+        """Let in those who may enter now, in order; sets a timer when the next one is a matter of time."""
         queue, limiter = self._queue, self.limiter
         if self._timer is not None:
             self._timer.cancel()
@@ -115,13 +111,13 @@ class Lane:
 
 
 class Slot:
-    """A call's way through a gate: `async with gate.slot("search") as slot:`.
+    """One call's pass through a gate: `async with gate.slot("search") as slot:`.
 
-    Inside, say how it went, unless an exception does. `used`: what it took in truth, such as
-    `{"requests": 1, "tokens": 812}`.
+    An exception that leaves the block says how the call went; otherwise set `signal`, or call
+    `rejected`. `used`: what the call really took, such as `{"requests": 1, "tokens": 812}`.
     """
 
-    __slots__ = ("_gate", "agent", "cost", "lanes", "outcome", "retry_after_ns", "tickets", "tool", "used")
+    __slots__ = ("_gate", "agent", "cost", "lanes", "retry_after_ns", "signal", "tickets", "tool", "used")
 
     def __init__(self, gate: Gate, tool: str, agent: str, cost: Cost) -> None:
         self._gate = gate
@@ -130,19 +126,19 @@ class Slot:
         self.cost = cost
         self.lanes: Sequence[Lane] = ()
         self.tickets: list[Ticket] = []
-        self.outcome: Outcome = "ok"
+        self.signal: Signal = "ok"
         self.used: Cost | None = None
         self.retry_after_ns: int | None = None
 
     def rejected(self, retry_after: float | None = None) -> None:
-        """The server refused the call for its load, and asked for a wait of so many seconds."""
-        self.outcome = "rejected"
+        """The server refused the call because of its load, and asked for a wait of so many seconds."""
+        self.signal = "rejected"
         self.retry_after_ns = None if retry_after is None else int(retry_after * 1e9)
 
     def failed(self, error: BaseException) -> None:
-        """The call raised this."""
-        self.outcome = outcome_of(error)
-        if self.outcome == "rejected":
+        """The call raised this exception."""
+        self.signal = signal_of(error)
+        if self.signal == "rejected":
             self.retry_after_ns = retry_after_ns(error)
 
     def __aenter__(self) -> Coroutine[Any, Any, Slot]:
@@ -156,28 +152,28 @@ class Slot:
         self._gate.leave(self)
 
 
-class _Place:
-    """The lanes of one event loop."""
+class _LoopLanes:
+    """The lanes of a gate on one event loop; `paths`: by tool, those that agents share."""
 
     def __init__(self) -> None:
         self.process: Lane | None = None
         self.of_tools: dict[str, Lane] = {}
-        # An agent's lane lives as long as someone is inside or waits; an idle one holds no state.
+        # An agent's lane lives as long as a call is inside or waits; an idle one holds no state.
         self.of_agents: WeakValueDictionary[str, Lane] = WeakValueDictionary()
         self.paths: dict[str, tuple[Lane, ...]] = {}
         self.holdbacks: dict[str, Holdback] = {}
 
 
 class Gate:
-    """What a call has to pass: the limiters of a spec, one queue for each scope they have.
+    """The limiters of a spec, with one queue for each scope among them.
 
     `rules`: a spec such as `semaphore:48`, `rate:20/s`, `adaptive`, several joined by `+`, or the
-    rules themselves. Limiters of one scope are taken together, all or none; a call first takes its
-    place among its agent's, then its tool's, then the process's. When a server asked for a wait
+    rules themselves. Limiters of one scope are entered together, all or none; a call queues for those
+    of its agent first, then its tool's, then the process's. When a server asked for a wait
     (Retry-After), calls of the same tool wait that long and a random while more.
 
-    `share`: how many processes share the limits; each takes its part. Usable from any number of
-    event loops, each of which has limiters of its own.
+    `share`: how many processes share the limits; each takes its part. A gate may be used from any
+    number of event loops, each of which has limiters of its own.
     """
 
     def __init__(
@@ -192,139 +188,135 @@ class Gate:
         self.share = share
         self._clock = clock
         self._random = random.Random(seed)
-        self._places: WeakKeyDictionary[asyncio.AbstractEventLoop, _Place] = WeakKeyDictionary()
-        self._last: tuple[asyncio.AbstractEventLoop, _Place] | None = None
+        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopLanes] = WeakKeyDictionary()
+        self._latest: tuple[asyncio.AbstractEventLoop, _LoopLanes] | None = None
         self._by_agent = any(rule.scope == "agent" for rule in self.rules)
-        self.adapts = any(rule.adapts for rule in self.rules)
-        """Whether its limit moves."""
+        self.adapts = any(rule.adapts for rule in self.rules)  # then `limit` changes
         limits = [(rule.adapts, rule.make(share).limit) for rule in self.rules]
         self._fixed = min((n for adapts, n in limits if n is not None and not adapts), default=None)
         self._first = min((n for adapts, n in limits if n is not None and adapts), default=None)
 
     @property
     def limit(self) -> int | None:
-        """Calls that may be inside at once now, by the narrowest rule; None without such a rule."""
+        """How many calls may be inside at once now, by the narrowest rule; None without such a rule."""
         if not self.adapts:
             return self._fixed
-        lane = next((place.process for place in list(self._places.values()) if place.process), None)
+        lane = next((one.process for one in list(self._by_loop.values()) if one.process), None)
         now = self._first if lane is None else lane.limiter.limit
         return min((limit for limit in (now, self._fixed) if limit is not None), default=None)
 
     @property
     def waiting(self) -> int:
-        """Calls of the running event loop that wait now."""
-        place = self._place()
-        lanes = [place.process, *place.of_tools.values(), *place.of_agents.values()]
+        """How many calls of the running event loop wait now."""
+        here = self._lanes_here()
+        lanes = [here.process, *here.of_tools.values(), *here.of_agents.values()]
         return sum(lane.waiting for lane in lanes if lane is not None)
 
     def limiters(self, tool: str = "") -> tuple[Limiter, ...]:
         """The limiters that a call of this tool shares with other agents, on the running event loop."""
-        return tuple(lane.limiter for lane in self._shared(self._place(), tool))
+        return tuple(lane.limiter for lane in self._shared(self._lanes_here(), tool))
 
     def heed(self, tool: str, headers: Mapping[str, str]) -> None:
-        """Lower what is allowed to what a response's rate-limit headers say is left, never raise it."""
+        """Lower what is allowed to what a response's rate-limit headers say is left; never raises it."""
         figures: dict[str, dict[str, float]] = {}
         for word, resource, value in stated(headers):
             figures.setdefault(resource, {})[word] = value
         for limiter in self.limiters(tool):
             for one in limiter.limiters if isinstance(limiter, Together) else (limiter,):
-                said = figures.get(one.resource) if isinstance(one, RateLimit) else None
-                if said and isinstance(one, RateLimit):
-                    limit = said.get("limit")
-                    rate = None if limit is None else limit / 60
+                if isinstance(one, RateLimit) and (said := figures.get(one.resource)):
+                    rate = said["limit"] / 60 if "limit" in said else None
                     one.lower(self._clock(), said.get("remaining", -1.0), rate)
 
     def slot(self, tool: str = "", agent: str = "", cost: Cost = ONE) -> Slot:
         """`async with gate.slot("search") as slot:` around one call.
 
-        What it raises (429, Retry-After, a timeout) is heeded, and goes on.
+        An exception of the call (429, with or without Retry-After, or a timeout) is learned from and
+        passed on.
         """
         return Slot(self, tool, agent, cost)
 
     async def enter(self, slot: Slot) -> Slot:
         """Wait for the slot's turn; `leave` must follow. `async with slot` does both."""
-        place = self._place()
+        here = self._lanes_here()
         tool = slot.tool
-        lanes = place.paths.get(tool)
+        lanes = here.paths.get(tool)
         if lanes is None:
-            lanes = self._shared(place, tool)
+            lanes = self._shared(here, tool)
         if self._by_agent:
-            lanes = (*self._of_agent(place, slot.agent), *lanes)
+            lanes = (self._agent_lane(here, slot.agent), *lanes)
         slot.lanes = lanes
         while True:
-            if place.holdbacks:
-                await self._hold(place, tool)
+            if here.holdbacks:
+                await self._hold(here, tool)
             tickets = slot.tickets = []
             try:
                 for lane in lanes:
-                    tickets.append(await lane.enter(slot.cost))  # noqa: PERF401 (who is cancelled has some)
+                    tickets.append(await lane.enter(slot.cost))  # noqa: PERF401 (on a cancellation some are in)
             except BaseException:
                 self._give_up(slot)
                 raise
-            if not place.holdbacks:
+            if not here.holdbacks:
                 return slot
-            holdback = place.holdbacks.get(tool)
+            holdback = here.holdbacks.get(tool)
             if holdback is None or not holdback.is_closed(self._clock()):
                 return slot
-            self._give_up(slot)  # refused while we waited in line
+            self._give_up(slot)  # the server asked for a wait while this call stood in the queue
 
     def leave(self, slot: Slot) -> None:
-        """The call has ended, as the slot says."""
+        """The call has ended, in the way that the slot says."""
         if slot.retry_after_ns is not None:
-            holdbacks = self._place().holdbacks
+            holdbacks = self._lanes_here().holdbacks
             holdback = holdbacks.get(slot.tool)
             if holdback is None:
                 holdback = holdbacks[slot.tool] = Holdback(self._random)
             holdback.refused(self._clock(), slot.retry_after_ns)
-        outcome, used = slot.outcome, slot.used
+        signal, used = slot.signal, slot.used
         for lane, ticket in zip(slot.lanes, slot.tickets, strict=True):
-            lane.leave(ticket, outcome, used)
+            lane.leave(ticket, signal, used)
 
     def _give_up(self, slot: Slot) -> None:
         for lane, ticket in zip(slot.lanes, slot.tickets, strict=False):
             lane.leave(ticket, "unknown", NOTHING)
 
-    async def _hold(self, place: _Place, tool: str) -> None:
-        holdback = place.holdbacks.get(tool)
+    async def _hold(self, here: _LoopLanes, tool: str) -> None:
+        holdback = here.holdbacks.get(tool)
         if holdback is None:
             return
         wait_ns = holdback.wait_ns(self._clock())
         while wait_ns:
             await asyncio.sleep(wait_ns / 1e9)
             now_ns = self._clock()
+            # Only a new refusal means waiting again: the random part has been waited already.
             wait_ns = holdback.wait_ns(now_ns) if holdback.is_closed(now_ns) else 0
 
-    def _place(self) -> _Place:
+    def _lanes_here(self) -> _LoopLanes:
         loop = asyncio.get_running_loop()
-        last = self._last
-        if last is not None and last[0] is loop:
-            return last[1]
-        place = self._places.get(loop)
-        if place is None:
-            place = self._places[loop] = _Place()
-        self._last = (loop, place)
-        return place
+        latest = self._latest  # nearly always the same loop, and looking up a weak key takes longer
+        if latest is not None and latest[0] is loop:
+            return latest[1]
+        here = self._by_loop.setdefault(loop, _LoopLanes())
+        self._latest = (loop, here)
+        return here
 
-    def _shared(self, place: _Place, tool: str) -> tuple[Lane, ...]:
-        path = place.paths.get(tool)
+    def _shared(self, here: _LoopLanes, tool: str) -> tuple[Lane, ...]:
+        path = here.paths.get(tool)
         if path is None:
             lanes = []
             by_tool = [rule for rule in self.rules if rule.scope == "tool" and rule.tool in (None, tool)]
             if by_tool:
-                lanes.append(place.of_tools.setdefault(tool, self._lane(by_tool)))
+                lanes.append(here.of_tools.setdefault(tool, self._lane(by_tool)))
             process = [rule for rule in self.rules if rule.scope == "process"]
             if process:
-                place.process = place.process or self._lane(process)
-                lanes.append(place.process)
-            path = place.paths[tool] = tuple(lanes)
+                here.process = here.process or self._lane(process)
+                lanes.append(here.process)
+            path = here.paths[tool] = tuple(lanes)
         return path
 
-    def _of_agent(self, place: _Place, agent: str) -> tuple[Lane, ...]:
-        lane = place.of_agents.get(agent)
+    def _agent_lane(self, here: _LoopLanes, agent: str) -> Lane:
+        lane = here.of_agents.get(agent)
         if lane is None:
-            lane = self._lane([rule for rule in self.rules if rule.scope == "agent"])
-            place.of_agents[agent] = lane
-        return (lane,)
+            lane = here.of_agents[agent] = self._lane([r for r in self.rules if r.scope == "agent"])
+        return lane
 
     def _lane(self, rules: Sequence[Rule]) -> Lane:
         limiters = [rule.make(self.share) for rule in rules]

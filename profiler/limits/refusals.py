@@ -1,19 +1,25 @@
-"""What a failure tells a limiter: read from exceptions by their shape, whatever library raised them."""
+"""What failures and response headers tell: slow down, wait (Retry-After), try again, how much is left.
+
+Exceptions are read by their shape, whatever library raised them.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from profiler.limits.limiter import Outcome
+from profiler.limits.limiter import Signal
 
 REJECTING = frozenset((429, 503, 529))
-"""HTTP statuses by which a server says that it is too much at the moment."""
+"""HTTP statuses by which a server says that its load is too high at the moment."""
+
+TRANSIENT = frozenset((408, 429, 500, 502, 503, 504, 529))
+"""HTTP statuses after which another try may succeed."""
 
 
 def status_of(error: BaseException) -> int | None:
@@ -26,8 +32,8 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
-def outcome_of(error: BaseException) -> Outcome:
-    """What a call that raised this teaches a limiter."""
+def signal_of(error: BaseException) -> Signal:
+    """What a call that raised this exception tells a limiter."""
     if status_of(error) in REJECTING:
         return "rejected"
     names = {kind.__name__ for kind in type(error).__mro__}
@@ -37,7 +43,7 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def retry_after_ns(error: BaseException, wall_clock: Callable[[], float] = time.time) -> int | None:
-    """The wait that the server asked for; `retry-after-ms` before `retry-after`, seconds or a date."""
+    """The wait that the server of a failed call asked for, None when it asked for none."""
     holder: Any = getattr(error, "response", None)
     headers = getattr(error if holder is None else holder, "headers", None)
     if headers is None or not hasattr(headers, "get"):
@@ -48,9 +54,9 @@ def retry_after_ns(error: BaseException, wall_clock: Callable[[], float] = time.
 def parse_retry_after(
     milliseconds: str | None, seconds: str | None, wall_clock: Callable[[], float] = time.time
 ) -> int | None:
-    """Nanoseconds from the two headers' values; None when neither says anything of use.
+    """Nanoseconds to wait, from `retry-after-ms` (which goes first) and `retry-after` (seconds or a date).
 
-    `wall_clock` gives seconds since the epoch: a date is a wait only by the time it is now.
+    None when neither can be used. `wall_clock`: seconds since the epoch, to turn a date into a wait.
     """
     for text, unit in ((milliseconds, 1e6), (seconds, 1e9)):
         if text is None:
@@ -70,25 +76,23 @@ def parse_retry_after(
     return None
 
 
-# Retry-After: everybody waits as long as the server asks, and nobody comes back at the same moment.
-
 LEAST_SPREAD_NS = 1_000_000_000
 SPREAD_SHARE = 0.2
 
 
 def spread_ns(retry_after_ns: int) -> int:
-    """Over how long the callers come back after the wait: max(1 s, 0.2·Retry-After).
+    """The time over which callers come back after a wait, at random: max(1 s, 0.2·Retry-After).
 
-    The SDKs wait exactly as long as told, all of them, and meet again: a herd.
+    Callers that wait exactly as long as told, as those of the SDKs do, all come back at once.
     """
     return max(LEAST_SPREAD_NS, int(SPREAD_SHARE * retry_after_ns))
 
 
 class Holdback:
-    """What one key (a tool, a model) was told to wait. One for all that use the key.
+    """The wait that a server asked for on one key (a tool, a model), shared by all callers of the key.
 
-    `wait_ns` draws a caller's wait: to the end of what was asked, and a uniform share of the spread
-    that is left. Ask again after it: somebody may have been refused meanwhile.
+    `wait_ns` draws one caller's wait: until the end of the wait that was asked for, and a uniform share
+    of what is left of the spread. Ask again after it: another caller may have been refused meanwhile.
     """
 
     __slots__ = ("_closed_until_ns", "_random", "_spread_until_ns")
@@ -99,13 +103,13 @@ class Holdback:
         self._spread_until_ns = 0
 
     def refused(self, now_ns: int, retry_after_ns: int) -> None:
-        """The server asked for a wait. An earlier, longer one stays in force."""
+        """The server asked for a wait. An earlier one that lasts longer stays in force."""
         until = now_ns + retry_after_ns
         self._closed_until_ns = max(self._closed_until_ns, until)
         self._spread_until_ns = max(self._spread_until_ns, until + spread_ns(retry_after_ns))
 
     def is_closed(self, now_ns: int) -> bool:
-        """Whether the wait that was asked for is not over yet, spread aside."""
+        """Whether the wait that was asked for is still on; the spread after it does not count."""
         return now_ns < self._closed_until_ns
 
     def wait_ns(self, now_ns: int) -> int:
@@ -115,61 +119,50 @@ class Holdback:
         return opens - now_ns + int(self._random.random() * (self._spread_until_ns - opens))
 
 
-# When a failed call is tried again, and after how long.
-
 BASE_NS = 500_000_000
 CAP_NS = 8_000_000_000
 
-TRANSIENT = frozenset((408, 429, 500, 502, 503, 504, 529))
-
 
 def is_transient(error: BaseException) -> bool:
-    """Whether another try may do better: after 429, 5xx of the usual kinds, and timeouts."""
-    return status_of(error) in TRANSIENT or outcome_of(error) == "timeout"
+    """Whether another try may succeed: after a `TRANSIENT` status or a timeout."""
+    return status_of(error) in TRANSIENT or signal_of(error) == "timeout"
 
 
-def delay_ns(attempt: int, outcome: Outcome, asked_ns: int | None, random: Random) -> int:
+def delay_ns(attempt: int, signal: Signal, asked_ns: int | None, random: Random) -> int:
     """Nanoseconds between attempt number `attempt` (from 1) and the next.
 
-    What the server asked for (Retry-After) and U(0, max(1 s, 0.2·that)) more; else full jitter,
-    U(0, min(8 s, 0.5·2ⁿ⁻¹ s)).
+    After a rejection with Retry-After (`asked_ns`), that and U(0, max(1 s, 0.2·that)) more; else "full
+    jitter" (Brooker 2015), U(0, min(8 s, 0.5·2ⁿ⁻¹ s)).
     """
-    if asked_ns is not None and outcome == "rejected":
+    if asked_ns is not None and signal == "rejected":
         return asked_ns + int(random.random() * spread_ns(asked_ns))
     return int(random.random() * min(CAP_NS, BASE_NS << (attempt - 1)))
 
-
-# What providers say of their quotas: `x-ratelimit-*` and `anthropic-ratelimit-*` headers.
-
-RESOURCES = ("requests", "tokens", "input-tokens", "output-tokens")
 
 Word = Literal["limit", "remaining"]
 
 
 class Stated(NamedTuple):
-    """One figure of a response's headers; `resource` with underscores, `limit` is per minute."""
+    """One figure of a response's rate-limit headers. `resource` is with underscores, `limit` per minute."""
 
     word: Word
     resource: str
     value: float
 
 
-@functools.lru_cache(maxsize=256)  # header names come from outside
-def _meaning(header: str) -> tuple[Word, str] | None:
-    """OpenAI's is remaining-tokens, Anthropic's tokens-remaining."""
-    name = header.removeprefix("x-ratelimit-").removeprefix("anthropic-ratelimit-")
-    words: tuple[Word, ...] = ("limit", "remaining")
-    for word in words:
-        for resource in RESOURCES:
-            if name in (f"{word}-{resource}", f"{resource}-{word}"):
-                return word, resource.replace("-", "_")
-    return None
+# OpenAI's headers end in remaining-tokens, Anthropic's in tokens-remaining.
+_STATED: dict[str, tuple[Word, str]] = {
+    f"{prefix}-{name}": (word, resource.replace("-", "_"))
+    for prefix in ("x-ratelimit", "anthropic-ratelimit")
+    for word in typing.get_args(Word)
+    for resource in ("requests", "tokens", "input-tokens", "output-tokens")
+    for name in (f"{word}-{resource}", f"{resource}-{word}")
+}
 
 
 def stated(headers: Mapping[str, str]) -> Iterator[Stated]:
-    """What a response's rate-limit headers say; what is no number is left out."""
+    """The figures in a response's rate-limit headers; values that are not numbers are skipped."""
     for header, text in headers.items():
-        found = _meaning(header)
-        if found is not None:
+        if header in _STATED:
             with contextlib.suppress(ValueError):
-                yield Stated(*found, float(text))
+                yield Stated(*_STATED[header], float(text))

@@ -11,14 +11,13 @@ adaptive                         one for the process, starting at 8; adaptive:N 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from profiler.errors import UsageError
 from profiler.limits.adaptive import START, AdaptiveLimit
-from profiler.limits.limiter import FixedLimit, Limiter
-from profiler.limits.rate import RateLimit
+from profiler.limits.limiter import FixedLimit, Limiter, RateLimit
 
 Scope = Literal["process", "agent", "tool"]
 
@@ -34,8 +33,9 @@ _ADAPTIVE = re.compile(r"adaptive(?::([1-9]\d{0,8}))?")
 class Rule:
     """One limiter for each process, agent or tool; with `tool`, for that tool alone.
 
-    `limit` is that of a semaphore, or where an adaptive one starts; `rate` (a second) and `burst` are
-    those of a rate over `resource`. `text` is what it was read from: the same for all of `semaphore:a=1,b=2`.
+    `limit` is a semaphore's, or the one that an adaptive limiter starts from; `rate` (per second) and
+    `burst` are those of a rate over `resource`. `text` is the part of a spec that it comes from; the
+    rules of `semaphore:a=1,b=2` share one.
     """
 
     text: str
@@ -49,16 +49,16 @@ class Rule:
 
     @property
     def adapts(self) -> bool:
-        """Its limit follows what the server takes."""
+        """Its limit changes with what the server takes."""
         return self.kind == "adaptive"
 
     @property
     def fixed_limit(self) -> int | None:
-        """How many it lets be inside at once, for good; None for a rate and for one that adapts."""
+        """How many calls it lets be inside at once; None for a rate and for a limit that changes."""
         return self.limit if self.kind == "semaphore" else None
 
     def make(self, share: int = 1) -> Limiter:
-        """The limiter; where `share` processes share the limit, with its part of it (one place at least)."""
+        """The limiter, with one process's part of the limit (1 at least) when `share` processes share it."""
         if self.kind == "rate":
             burst = None if self.burst is None else max(1.0, self.burst / share)
             return RateLimit(self.rate / share, burst, self.resource)
@@ -70,7 +70,7 @@ class Rule:
 
 
 class UnknownLimiter(UsageError):
-    """A part of a spec that names no limiter; `part` is that part."""
+    """`part`, a part of a spec, names no limiter."""
 
     def __init__(self, part: str) -> None:
         super().__init__(f"unknown limiter {part!r}: expected {FORMS}")
@@ -78,9 +78,9 @@ class UnknownLimiter(UsageError):
 
 
 def parse_rules(text: str) -> tuple[Rule, ...]:
-    """The rules of limiters joined by `+`: of a strategy, of a gate, of a model's limits.
+    """The rules of a spec: limiters joined by `+`.
 
-    Raises `UnknownLimiter`, `UsageError` for one that cannot be.
+    Raises `UnknownLimiter` for a part that is none, `UsageError` for a limit that cannot be.
     """
     return tuple(rule for part in text.split("+") for rule in _rules(part))
 
@@ -96,49 +96,39 @@ def _rules(text: str) -> tuple[Rule, ...]:
         return tuple(Rule(text, "semaphore", "tool", int(limit), name) for name, limit in pairs)
     match = _RATE.fullmatch(text)
     if match and float(match[2]) > 0:
-        rule = Rule(
-            text,
-            "rate",
-            rate=float(match[2]) / (60 if match[3] == "min" else 1),
-            burst=float(match[4]) if match[4] else None,
-            resource="tokens" if match[1] == "tokens" else "requests",
-        )
-        RateLimit(rule.rate, rule.burst)  # refuses a bad one here, not at the first call
-        return (rule,)
+        rate = float(match[2]) / (60 if match[3] == "min" else 1)
+        burst = float(match[4]) if match[4] else None
+        RateLimit(rate, burst)  # raises for a bad one here, not at the first call
+        resource = "tokens" if match[1] == "tokens" else "requests"
+        return (Rule(text, "rate", rate=rate, burst=burst, resource=resource),)
     if match := _ADAPTIVE.fullmatch(text):
         return (Rule(text, "adaptive", limit=int(match[1]) if match[1] else START),)
     raise UnknownLimiter(text)
 
 
-# What limiters let through in all processes together, in words.
-
-
 def totals(rules: Sequence[Rule], *, share: int = 1, processes: int = 1, what: str = "calls") -> list[str]:
-    """`rate:50/s: 25 per process × 2 processes = up to 50 calls/s`: a line for each rule.
+    """What all processes together let through, a line for each rule.
 
-    `share` as in `Gate`: each process has 1/`share` of a limit.
+    Such as `rate:50/s: 25 per process × 2 processes = up to 50 calls/s`; `share` as in `Gate`.
     """
-    return [f"{rule.text}: {' '.join(_words(rule, share, processes, what))}" for rule in rules]
+    return [f"{rule.text}: {_total(rule, share, processes, what)}" for rule in rules]
 
 
-def _words(rule: Rule, share: int, processes: int, what: str) -> Iterator[str]:
+def _total(rule: Rule, share: int, processes: int, what: str) -> str:
     limiter = rule.make(share)
     if isinstance(limiter, AdaptiveLimit):
-        yield f"adapts, from {limiter.limit} {what} at once"
-        if processes > 1:
-            yield f"in each of {processes} processes"
-        return
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        return f"adapts, from {limiter.limit} {what} at once{each}"
     if isinstance(limiter, RateLimit):
         unit, seconds = ("min", 60) if "/min" in rule.text else ("s", 1)
-        each = limiter.rate * seconds
-        thing = f"{'tokens' if limiter.resource == 'tokens' else what}/{unit}"
+        let_in = limiter.rate * seconds
+        counted = f"{'tokens' if limiter.resource == 'tokens' else what}/{unit}"
     else:
-        each = float(limiter.limit or 0)
-        of = f" of {rule.tool or 'each tool'}" if rule.scope == "tool" else ""
-        thing = f"{what}{of} at once"
-    if processes > 1:
-        yield f"{_figure(each)} per process × {processes} processes ="
-    yield f"up to {_figure(each * processes)} {thing}"
+        let_in = float(limiter.limit or 0)
+        of_tool = f" of {rule.tool or 'each tool'}" if rule.scope == "tool" else ""
+        counted = f"{what}{of_tool} at once"
+    sum_ = f"{_figure(let_in)} per process × {processes} processes = " if processes > 1 else ""
+    return f"{sum_}up to {_figure(let_in * processes)} {counted}"
 
 
 def _figure(value: float) -> str:

@@ -31,7 +31,7 @@ from profiler.load.spending import Resource
 from profiler.load.waiting import Event
 from profiler.load.workers import Ended, Workers
 from profiler.loop.limited_model import parse_model_limit
-from profiler.loop.recorder import Clock
+from profiler.records import Clock
 from profiler.rundir import ClientHealth, Incident, Progress, State
 from profiler.statistics.objectives import AbortRule
 

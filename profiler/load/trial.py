@@ -12,7 +12,7 @@ from profiler.load.health import Meter, Tally
 from profiler.load.messages import Begin, Pulse, TrialState
 from profiler.load.plan import Arrivals, pause_after, tape_numbers
 from profiler.load.waiting import LoopTask
-from profiler.loop.recorder import Clock
+from profiler.records import Clock
 
 MOST_WAITING = 100_000
 """Arrivals that wait for others to end (`--max-in-flight`) in one process; more are dropped."""

@@ -27,7 +27,7 @@ from profiler.load.options import LoadOptions
 from profiler.load.plan import Arrivals, PlannedTrial, share
 from profiler.load.spending import Budget, Grants, Resource
 from profiler.load.waiting import Event
-from profiler.loop.recorder import Clock
+from profiler.records import Clock
 from profiler.rundir import Anchor, ClientCapacity, Spent
 
 PREPARE_SECONDS = 60.0

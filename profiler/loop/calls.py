@@ -1,6 +1,6 @@
 """Tool calls while they happen: parsed, let through their gates, run, tried again, recorded.
 
-Whatever goes wrong with a call becomes its error result; only a cancellation gets out.
+Whatever goes wrong with a call becomes its error result; only a cancellation is raised.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ import asyncio
 import random
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 from profiler.limits.gate import Gate, exclusive_lane
-from profiler.limits.refusals import delay_ns, is_transient, outcome_of, retry_after_ns
-from profiler.loop.eventloop import NativeThreads, Steps
+from profiler.limits.refusals import delay_ns, is_transient, retry_after_ns, signal_of
+from profiler.loop.eventloop import NativeThreads, TimedCoroutine
 from profiler.loop.model import CallRequest, current_probe
-from profiler.loop.recorder import Clock, LiveCalls
+from profiler.loop.recorder import LiveCalls
 from profiler.loop.tools import (
     CallContext,
     InvalidArguments,
     Tool,
-    Toolbox,
     current_call,
     failure_text,
     failure_type,
     result_text,
 )
-from profiler.records import ToolAttempt, ToolCall, ToolStatus
+from profiler.records import Clock, ToolAttempt, ToolCall, ToolStatus
 from profiler.redaction import Content
 from profiler.strategies import Strategy
 
@@ -35,50 +35,32 @@ _random = random.Random()
 
 
 class CallOwner(NamedTuple):
-    """Whose call it is: the fields of `LoopRecord`."""
+    """The loop that a call belongs to, as in `LoopRecord`."""
 
     agent: str
     number: int | None
     trial: int | None
 
 
-class Call:
-    """One tool call while it happens. `task` is set when it runs before the model's reply is complete."""
+@dataclass(slots=True, eq=False)
+class OpenCall:
+    """One tool call while it happens. `task` is set when it starts before the model's reply is complete."""
 
-    __slots__ = (
-        "arguments",
-        "attempts",
-        "blocking_ns",
-        "ended_ns",
-        "error_type",
-        "owner",
-        "queued_ns",
-        "ready_ns",
-        "request",
-        "result",
-        "started_ns",
-        "status",
-        "task",
-        "thread_ns",
-        "tool",
-    )
-
-    def __init__(self, request: CallRequest, ready_ns: int, owner: CallOwner) -> None:
-        self.request = request
-        self.owner = owner
-        self.ready_ns = ready_ns
-        self.queued_ns = ready_ns
-        self.started_ns: int | None = None
-        self.thread_ns: int | None = None
-        self.blocking_ns = 0
-        self.ended_ns: int | None = None
-        self.status: ToolStatus = "ok"
-        self.error_type: str | None = None
-        self.result: str | None = None
-        self.tool: Tool | None = None
-        self.arguments: dict[str, Any] = {}
-        self.attempts: list[ToolAttempt] | None = None
-        self.task: asyncio.Task[Any] | None = None
+    request: CallRequest
+    ready_ns: int
+    queued_ns: int
+    owner: CallOwner
+    started_ns: int | None = None
+    thread_ns: int | None = None
+    blocking_ns: int = 0
+    ended_ns: int | None = None
+    status: ToolStatus = "ok"
+    error_type: str | None = None
+    result: str | None = None
+    tool: Tool | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    attempts: list[ToolAttempt] = field(default_factory=list)
+    task: asyncio.Task[Any] | None = None
 
     def fail(self, status: ToolStatus, error_type: str, message: str) -> None:
         self.status = status
@@ -86,16 +68,14 @@ class Call:
         self.result = f"Error: {message}"
 
     def record(self, now_ns: int, content: Content | None) -> ToolCall:
-        """The call as it came out; with what `content` keeps of arguments and result."""
-        ended_ns = self.ended_ns
+        """The call as it ended, with what `content` keeps of its arguments and its result."""
+        ended_ns, started_ns = self.ended_ns, self.started_ns
         if ended_ns is None:
-            # Never ran: refused before the strategy saw it, or cancelled while it waited.
+            # It never ran: refused before the strategy saw it, or cancelled while it waited.
+            ended_ns = self.queued_ns
             if self.status == "ok":
                 self.fail("cancelled", "cancelled", "cancelled")
                 ended_ns = now_ns
-            else:
-                ended_ns = self.queued_ns
-        started_ns = self.started_ns
         return ToolCall(
             id=self.request.id,
             name=self.request.name,
@@ -106,22 +86,22 @@ class Call:
             status=self.status,
             error_type=self.error_type,
             thread_wait_ns=(
-                self.thread_ns - started_ns if self.thread_ns is not None and started_ns is not None else 0
+                0 if self.thread_ns is None or started_ns is None else self.thread_ns - started_ns
             ),
             blocking_ns=self.blocking_ns,
             arguments=None if content is None else content.keep(arguments_text(self.request.arguments)),
             result=None if content is None or self.result is None else content.keep(self.result),
-            attempts=() if self.attempts is None else tuple(self.attempts),
+            attempts=tuple(self.attempts),
         )
 
 
 class Executor:
-    """Runs the calls of a `ToolLoop`."""
+    """Runs the calls of a `ToolLoop`, eager ones (started while the model streams) included."""
 
     def __init__(
         self,
         *,
-        tools: Toolbox,
+        tools: Mapping[str, Tool],
         strategy: Strategy,
         threads: NativeThreads,
         live: Mapping[str, LiveCalls],
@@ -133,12 +113,12 @@ class Executor:
         self.live = live
         self.clock = clock
 
-    def parse(self, call: Call) -> bool:
-        """Validate a call's arguments; False if the model gets an error result instead of a run."""
+    def parse(self, call: OpenCall) -> bool:
+        """Find a call's tool and validate its arguments; False when the call failed with that already."""
         request = call.request
         tool = self.tools.get(request.name)
         if tool is None:
-            known = ", ".join(self.tools.names)
+            known = ", ".join(self.tools)
             call.fail("error", "unknown_tool", f"there is no tool {request.name!r}; available: {known}")
         elif request.truncated:
             call.fail("error", "truncated", "the reply was cut off before this call was complete")
@@ -151,55 +131,51 @@ class Executor:
                 call.fail("error", error.error_type, f"{error.error_type}: {error}")
         return False
 
-    async def execute(self, calls: Sequence[Call]) -> None:
+    async def execute(self, calls: Sequence[OpenCall]) -> None:
         """Run parsed calls as the strategy says."""
-        live, run = self.live, self._run
         for call in calls:
-            live[call.request.name].queued += 1
+            self.live[call.request.name].queued += 1
         try:
-            await self.strategy.execute([partial(run, call) for call in calls])
+            await self.strategy.execute([partial(self._run, call) for call in calls])
         finally:
             for call in calls:
-                if call.started_ns is None:
-                    live[call.request.name].queued -= 1
+                self._count_unstarted(call)
 
-    # ── eager calls ────────────────────────────────────────────────────────────────────────
-
-    def start_early(self, early: dict[str, Call], owner: CallOwner, request: CallRequest) -> None:
-        """The arguments of a call are complete while the model still streams: run it, if it may."""
-        tool = self.tools.get(request.name)
-        if tool is None or request.id in early or not (tool.pure or self.strategy.eager == "all"):
-            return
-        call = Call(request, self.clock(), owner)
-        if not self.parse(call):
-            return  # it will be refused with the reply as a whole
-        early[request.id] = call
-        self.live[request.name].queued += 1
-        context = copy_context()
-        context.run(current_probe.set, None)  # model requests inside the tool are not this one
-        call.task = asyncio.create_task(self._run(call), context=context)
-        call.task.add_done_callback(partial(self._early_ended, call))
-
-    def _early_ended(self, call: Call, task: asyncio.Task[Any]) -> None:
+    def _count_unstarted(self, call: OpenCall, _: object = None) -> None:
+        """A call is over; one that never started is no longer queued either."""
         if call.started_ns is None:
             self.live[call.request.name].queued -= 1
 
-    async def wait(self, calls: Iterable[Call]) -> None:
-        """Wait for those that began early."""
-        await asyncio.wait([call.task for call in calls if call.task is not None])
+    def start_early(self, early: dict[str, OpenCall], owner: CallOwner, request: CallRequest) -> None:
+        """Start a call whose arguments are complete while the model still streams, if it may run now."""
+        tool = self.tools.get(request.name)
+        if tool is None or request.id in early or not (tool.pure or self.strategy.eager == "all"):
+            return
+        now_ns = self.clock()
+        call = OpenCall(request, now_ns, now_ns, owner)
+        if not self.parse(call):
+            return  # its error becomes a result when the reply is complete
+        early[request.id] = call
+        self.live[request.name].queued += 1
+        context = copy_context()
+        context.run(current_probe.set, None)  # a model request inside the tool is not the one that streams
+        call.task = asyncio.create_task(self._run(call), context=context)
+        call.task.add_done_callback(partial(self._count_unstarted, call))
 
-    async def cancel(self, calls: Iterable[Call]) -> None:
-        """Cancel those that run early, and wait until they are gone."""
-        tasks = [call.task for call in calls if call.task is not None and not call.task.done()]
-        for task in tasks:
+    async def wait(self, early: Iterable[OpenCall]) -> None:
+        """Wait until calls that started early have ended."""
+        await asyncio.wait([call.task for call in early if call.task is not None])
+
+    async def cancel(self, early: Iterable[OpenCall]) -> None:
+        """Cancel calls that started early, and wait until they are gone."""
+        pending = [call.task for call in early if call.task is not None and not call.task.done()]
+        for task in pending:
             task.cancel()
-        while tasks and (pending := [task for task in tasks if not task.done()]):
+        while pending := [task for task in pending if not task.done()]:  # a tool may refuse once or twice
             await asyncio.wait(pending)
 
-    # ── one call ───────────────────────────────────────────────────────────────────────────
-
-    def _run(self, call: Call) -> Coroutine[Any, Any, Any]:
-        """Run one call, every attempt through the gates, to its result or error."""
+    def _run(self, call: OpenCall) -> Coroutine[Any, Any, Any]:
+        """Run one call to its result or error, every attempt of it through the gates."""
         tool = call.tool
         assert tool is not None
         if tool.exclusive is not None or tool.retries:
@@ -207,27 +183,27 @@ class Executor:
         gate = self.strategy.gate
         return self._attempt(call, tool) if gate is None else self._gated(call, tool, gate)
 
-    async def _attempts(self, call: Call, tool: Tool) -> None:
+    async def _attempts(self, call: OpenCall, tool: Tool) -> None:
         gate = self.strategy.gate
         attempt = 0
         try:
             while True:
                 attempt += 1
-                error = await self._pass(call, tool)
+                error = await self._attempt_in_turn(call, tool)
                 if error is None or attempt > tool.retries or not is_transient(error):
                     return
                 asked_ns = retry_after_ns(error)
                 if gate is None or asked_ns is None:
-                    await asyncio.sleep(delay_ns(attempt, outcome_of(error), asked_ns, _random) / 1e9)
-                # With a gate, that holds all calls of this tool as long as the server asked.
+                    await asyncio.sleep(delay_ns(attempt, signal_of(error), asked_ns, _random) / 1e9)
+                # Else the gate holds all calls of this tool, this one too, as long as the server asked.
         except asyncio.CancelledError:
             if call.started_ns is not None and call.status != "cancelled":
                 call.fail("cancelled", "cancelled", "cancelled between two attempts")
                 call.ended_ns = self.clock()
             raise
 
-    async def _pass(self, call: Call, tool: Tool) -> BaseException | None:
-        """One attempt, inside its gates; what went wrong, None if nothing did."""
+    async def _attempt_in_turn(self, call: OpenCall, tool: Tool) -> BaseException | None:
+        """One attempt, inside the gate and the lane of its `exclusive` name; its failure, if any."""
         gate = self.strategy.gate
         lane = None if tool.exclusive is None else exclusive_lane(tool.exclusive)
         ticket = None if lane is None else await lane.enter()
@@ -239,20 +215,20 @@ class Executor:
             if lane is not None:
                 lane.leave(ticket)
 
-    async def _gated(self, call: Call, tool: Tool, gate: Gate) -> BaseException | None:
+    async def _gated(self, call: OpenCall, tool: Tool, gate: Gate) -> BaseException | None:
         slot = await gate.enter(gate.slot(tool.name, call.owner.agent))
-        slot.outcome = "unknown"
+        slot.signal = "unknown"
         try:
             error = await self._attempt(call, tool)
             if error is None:
-                slot.outcome = "ok"
+                slot.signal = "ok"
             else:
                 slot.failed(error)
             return error
         finally:
             gate.leave(slot)
 
-    async def _attempt(self, call: Call, tool: Tool) -> BaseException | None:
+    async def _attempt(self, call: OpenCall, tool: Tool) -> BaseException | None:
         clock, request, owner = self.clock, call.request, call.owner
         live = self.live[request.name]
         started_ns = clock()
@@ -277,10 +253,10 @@ class Executor:
             if task is not None and task.cancelling():
                 call.fail("cancelled", "cancelled", "cancelled")
                 raise
-            # Not ours: something inside the tool was cancelled, which is the tool's failure.
+            # Nobody cancelled this call: something inside the tool was cancelled, so the tool failed.
             call.fail("error", "CancelledError", "the tool was cancelled from inside")
             failure = error
-        except (Exception, SystemExit) as error:  # a tool that calls sys.exit() is one that failed
+        except (Exception, SystemExit) as error:  # a tool that calls sys.exit() has failed
             failure = error
             if deadline is not None and deadline.expired():
                 call.fail("timeout", "timeout", f"timed out after {tool.timeout:g} s")
@@ -294,28 +270,26 @@ class Executor:
                 self._note_attempt(call, started_ns, failure)
         return failure
 
-    def _note_attempt(self, call: Call, started_ns: int, failure: BaseException | None) -> None:
+    def _note_attempt(self, call: OpenCall, started_ns: int, failure: BaseException | None) -> None:
         assert call.ended_ns is not None
-        if call.attempts is None:
-            call.attempts = []
         asked_ns = None if failure is None else retry_after_ns(failure)
         call.attempts.append(ToolAttempt(started_ns, call.ended_ns, call.status, call.error_type, asked_ns))
 
-    async def _invoke(self, call: Call, tool: Tool) -> Any:
+    async def _invoke(self, call: OpenCall, tool: Tool) -> Any:
         if not tool.is_async:
             return await self.threads.run(
-                partial(tool.function, **call.arguments), partial(self._got_thread, call)
+                partial(tool.function, **call.arguments), partial(self._note_thread, call)
             )
-        steps = Steps(tool.function(**call.arguments), self.clock)
+        timed = TimedCoroutine(tool.function(**call.arguments), self.clock)
         try:
-            return await steps
+            return await timed
         finally:
-            call.blocking_ns += steps.blocking_ns
+            call.blocking_ns += timed.blocking_ns
 
-    def _got_thread(self, call: Call) -> None:
+    def _note_thread(self, call: OpenCall) -> None:
         call.thread_ns = self.clock()
 
 
 def arguments_text(arguments: str | Mapping[str, Any]) -> str:
-    """As JSON, where they came as that; where the SDK had parsed them, as JSON again."""
+    """The arguments of a `CallRequest` as JSON text."""
     return arguments if isinstance(arguments, str) else result_text(arguments)

@@ -1,9 +1,7 @@
-"""Native threads for sync tools.
+"""Keeping an event loop free, and measuring when it is not.
 
-The default executor will not do: it has six threads on a two-core machine, and in a process
-that gevent has patched its threads are greenlets that a foreign event loop waits for in vain.
-These threads are started with the unpatched primitive, wait in an unpatched queue, and answer
-through `call_soon_threadsafe`.
+`NativeThreads` runs sync tools beside the loop, `TimedCoroutine` finds out how long a coroutine held the
+loop between two awaits, `LagSampler` how late the loop's timers fire.
 """
 
 from __future__ import annotations
@@ -25,33 +23,39 @@ Job = Callable[[], None]
 
 
 class NativeThreads:
-    """A pool of daemon threads, grown on demand up to `limit`; idle ones are kept as long as the pool is."""
+    """A pool of daemon threads, grown on demand up to `limit`; idle ones are kept as long as the pool is.
+
+    asyncio's default executor will not do: it has six threads on a two-core machine, and in a process
+    that gevent has patched its threads are greenlets, for which a foreign event loop waits in vain.
+    These threads are started by the unpatched primitive, wait in an unpatched queue, and answer through
+    `call_soon_threadsafe`.
+    """
 
     def __init__(self, limit: int = 64) -> None:
         self.limit = limit
         self.threads = 0
         self.idle = 0
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        # A loop that is made for one conversation must not leave its threads behind.
+        # A `ToolLoop` made for a single conversation must not leave its threads behind.
         weakref.finalize(self, self._jobs.put, None).atexit = False
 
     async def run(self, function: Callable[[], Any], on_start: Callable[[], None] | None = None) -> Any:
         """The function's result, from a thread, with the caller's context variables.
 
-        `on_start` is called in the thread just before. When the caller is cancelled the thread
-        goes on to the end (nothing can stop it), and its result is dropped.
+        `on_start` is called in the thread just before the function. When the caller is cancelled the
+        thread goes on to the end (nothing can stop it), and its result is dropped.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         context = contextvars.copy_context()
 
         def settle(result: Any, error: BaseException | None) -> None:
-            self.idle += 1  # counted on the loop's thread alone: no lock, no lost update
+            self.idle += 1  # only ever changed on the loop's thread, so no lock is needed
             if future.done():
                 return
             if error is None:
                 future.set_result(result)
-            elif isinstance(error, StopIteration):
+            elif isinstance(error, StopIteration):  # which a future refuses to raise
                 future.set_exception(RuntimeError(f"the function raised {error!r}"))
             else:
                 future.set_exception(error)
@@ -77,10 +81,10 @@ class NativeThreads:
 
 
 def _work(jobs: SimpleQueue[Job | None]) -> None:
-    """A thread's life. It holds the queue alone, so that a pool that nobody uses any more can go."""
+    """The loop of one thread. It refers to the queue alone, so that an unused pool can be collected."""
     while (job := jobs.get()) is not None:
         job()
-        del job
+        del job  # it refers to the caller's event loop, and the next one may not come for long
     jobs.put(None)  # for the next thread
 
 
@@ -93,20 +97,16 @@ def start_native_thread(function: Callable[[], None]) -> None:
     start(function, ())
 
 
-# Runs a coroutine and notes how long it held the event loop.
-#
-# An async function that computes, or calls something that blocks, stops every other task of the
-# loop while it does: calls that look parallel run one after another. Timing each step between two
-# awaits tells whose fault that was.
-
 BLOCKING_NS = 10_000_000
-"""A step shorter than this is no blame: the interpreter itself switches threads every 5 ms."""
+"""Shorter steps are not counted as blocking: the interpreter itself switches threads every 5 ms."""
 
 
-class Steps:
-    """Awaits the coroutine; `blocking_ns` is the time it spent in steps longer than `BLOCKING_NS`.
+class TimedCoroutine:
+    """Awaits a coroutine; `blocking_ns` is the time it spent in steps longer than `BLOCKING_NS`.
 
-    Only the coroutine's own steps count, not those of tasks that it creates.
+    An async function that computes, or calls something that blocks, stops every other task of its
+    event loop: calls that look parallel run one after another. Timing each step between two awaits
+    tells which coroutine did that. Steps of tasks that it creates do not count.
     """
 
     __slots__ = ("_clock", "_coroutine", "blocking_ns")
@@ -140,17 +140,16 @@ class Steps:
                 step, argument = coroutine.throw, error
 
 
-# Event-loop lag: how late timers fire, sampled while loops run.
-#
-# Lag is what a busy or blocked event loop adds to every latency measured on it.
-
 INTERVAL_SECONDS = 0.01
 
 _KEPT = 256
 
 
 class LagSampler:
-    """The sampler of one event loop; runs while at least one user has entered and not left."""
+    """Samples how late the timers of one event loop fire, while at least one user has entered.
+
+    This lag is what a busy or blocked event loop adds to every latency measured on it.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> None:
         self.observers: set[Callable[[int], None]] = set()
@@ -159,7 +158,7 @@ class LagSampler:
         self._users = 0
         self._due_ns = 0
         self._timer: asyncio.TimerHandle | None = None
-        # Samples (time, lag) with falling lag: all that a maximum up to now can ever need.
+        # Samples (time, lag) with falling lag: enough for the maximum from any time up to now.
         self._worst: deque[tuple[int, int]] = deque(maxlen=_KEPT)
 
     def enter(self) -> None:
@@ -168,7 +167,7 @@ class LagSampler:
             self._schedule()
 
     def leave(self, since_ns: int) -> int:
-        """Stop using; the worst lag sampled since then, in nanoseconds, the current moment included."""
+        """Stop using it; returns the worst lag since `since_ns` in nanoseconds, that of now included."""
         self._users -= 1
         worst = max(0, self._clock() - self._due_ns)
         for at_ns, lag_ns in self._worst:
@@ -201,7 +200,4 @@ _samplers: WeakKeyDictionary[asyncio.AbstractEventLoop, LagSampler] = WeakKeyDic
 def lag_sampler(clock: Callable[[], int]) -> LagSampler:
     """The one sampler of the running event loop; the clock is that of its first user."""
     loop = asyncio.get_running_loop()
-    sampler = _samplers.get(loop)
-    if sampler is None:
-        sampler = _samplers[loop] = LagSampler(loop, clock)
-    return sampler
+    return _samplers.get(loop) or _samplers.setdefault(loop, LagSampler(loop, clock))

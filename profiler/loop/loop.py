@@ -1,7 +1,7 @@
 """The loop that is profiled: model → tools → model, for several rounds.
 
-`ToolLoop` runs it; every run yields one `LoopRecord`. What goes wrong with a tool call stays
-inside the loop: the model sees an error result. What goes wrong with a model request ends it.
+`ToolLoop` runs it; every run yields one `LoopRecord`. A tool call that fails stays inside the loop: the
+model sees an error result. A model request that fails ends the loop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 
 from profiler.anatomy import shortfall
 from profiler.errors import ProviderError, UsageError
-from profiler.loop.calls import Call, CallOwner, Executor
+from profiler.loop.calls import CallOwner, Executor, OpenCall
 from profiler.loop.eventloop import NativeThreads
 from profiler.loop.model import (
     LOOP_HEADER,
@@ -27,16 +27,16 @@ from profiler.loop.model import (
     ToolResult,
     current_probe,
 )
-from profiler.loop.recorder import Clock, LiveCalls, Recorder, Sink, fresh_id
-from profiler.loop.tools import Function, Tool, Toolbox, result_text
-from profiler.records import LoopRecord, ModelCall, RoundRecord, Status
+from profiler.loop.recorder import LiveCalls, Recorder, Sink, fresh_id
+from profiler.loop.tools import Function, Tool, result_text, tools_by_name
+from profiler.records import Clock, LoopRecord, ModelCall, RoundRecord, Status
 from profiler.redaction import Content, Redact
 from profiler.strategies import Gathered, Strategy, StrategySpec
 
 
 @dataclass(frozen=True, slots=True)
 class LoopResult:
-    """What a loop came to: the final answer, the record, the whole conversation in the provider's form."""
+    """The final answer, the record, and the whole conversation in the provider's form."""
 
     text: str
     record: LoopRecord
@@ -46,11 +46,11 @@ class LoopResult:
 class ToolLoop:
     """The parallel tool-calling loop over one model, one set of tools and one strategy.
 
-    May run many loops at once. `tool_choice` is `auto`, `none`, `required` or a tool's name,
-    sent with every request. After `max_rounds` rounds with calls one last request that cannot
-    call tools gets the answer. `stream` asks for streamed responses; `on_text` then gets each
-    piece of text. With `record_content` the records hold prompts, arguments and results, each
-    passed through `redact` and cut at `profiler.redaction.MOST_CHARACTERS`.
+    One object may run many loops at once. `tool_choice` is `auto`, `none`, `required` or a tool's
+    name, sent with every request. After `max_rounds` rounds with calls, a last request without tools
+    gets the answer. `stream` asks for streamed responses; `on_text` then gets each piece of text. With
+    `record_content` the records hold prompts, arguments and results, each passed through `redact` and
+    cut at `profiler.redaction.MOST_CHARACTERS`.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ToolLoop:
         threads: NativeThreads | None = None,
     ) -> None:
         self.model = model
-        self.tools = Toolbox(tools)
+        self.tools = tools_by_name(tools)
         if isinstance(strategy, StrategySpec):
             strategy = strategy.build(clock=clock)
         self.strategy = strategy if strategy is not None else Gathered()
@@ -91,14 +91,14 @@ class ToolLoop:
             raise UsageError(
                 f"{self.strategy.spec}: tools can start early only while a reply streams; pass stream=True"
             )
-        if tool_choice not in ("auto", "none", "required") and self.tools.get(tool_choice) is None:
+        if tool_choice not in ("auto", "none", "required") and tool_choice not in self.tools:
             raise UsageError(
                 f"tool_choice {tool_choice!r}: expected auto, none, required or one of: "
-                + ", ".join(self.tools.names)
+                + ", ".join(self.tools)
             )
-        self._rendered = model.render_tools(tuple(self.tools))
+        self._rendered = model.render_tools(tuple(self.tools.values()))
         self._live: dict[str, LiveCalls] = {
-            t.name: self.recorder.live_calls(self.strategy.spec, t.name) for t in self.tools
+            name: self.recorder.live_calls(self.strategy.spec, name) for name in self.tools
         }
         self._calls = Executor(
             tools=self.tools, strategy=self.strategy, threads=self._threads, live=self._live, clock=clock
@@ -116,38 +116,28 @@ class ToolLoop:
     ) -> LoopResult:
         """Run the loop once, from a user message or a list of messages in the provider's form.
 
-        `number`, `trial` and `process` place it in a load test; a number is also sent to the
-        server, in a reserved header. Raises `ProviderError` (its record has gone to the sinks).
+        `number`, `trial`, `process` and `intended_ns` say which work of a load test this is
+        (`LoopRecord`); the first two are also sent to the server, in reserved headers. Raises
+        `ProviderError` (its record has gone to the sinks).
         """
-        return await _LoopRun(self, number, agent, trial, process, intended_ns).run(prompt)
+        return await _LoopRun(self, CallOwner(agent, number, trial), process, intended_ns).run(prompt)
 
 
 class _LoopRun:
     """One run of a `ToolLoop`: its state, and how it becomes a record."""
 
-    def __init__(
-        self,
-        loop: ToolLoop,
-        number: int | None,
-        agent: str,
-        trial: int | None,
-        process: str,
-        intended_ns: int | None,
-    ) -> None:
+    def __init__(self, loop: ToolLoop, owner: CallOwner, process: str, intended_ns: int | None) -> None:
         self.loop = loop
-        self.number = number
-        self.agent = agent
-        self.trial = trial
+        self.owner = owner
         self.process = process
         self.intended_ns = intended_ns
         self.clock = loop.recorder.clock
         self.rounds: list[RoundRecord] = []
-        self.owner = CallOwner(agent, number, trial)
         self.headers = None
-        if number is not None:
-            self.headers = {LOOP_HEADER: str(number)}
-            if trial is not None:
-                self.headers[TRIAL_HEADER] = str(trial)
+        if owner.number is not None:
+            self.headers = {LOOP_HEADER: str(owner.number)}
+            if owner.trial is not None:
+                self.headers[TRIAL_HEADER] = str(owner.trial)
 
     async def run(self, prompt: str | Sequence[Message]) -> LoopResult:
         sampler = self.loop.recorder.enter()
@@ -179,9 +169,9 @@ class _LoopRun:
                 rounds=tuple(self.rounds),
                 error_type=error_type,
                 name=self.loop.name,
-                agent=self.agent,
-                number=self.number,
-                trial=self.trial,
+                agent=self.owner.agent,
+                number=self.owner.number,
+                trial=self.owner.trial,
                 process=self.process,
                 intended_ns=self.intended_ns,
                 lag_ns=sampler.leave(started_ns) if sampler is not None else 0,
@@ -198,33 +188,29 @@ class _LoopRun:
             answer = await self._round(messages, answer_only=False)
             if answer is not None:
                 return answer
-        answer = await self._round(messages, answer_only=True)
-        return answer if answer is not None else ""
+        return await self._round(messages, answer_only=True) or ""
 
     async def _round(self, messages: list[Message], *, answer_only: bool) -> str | None:
-        """One round. The answer if the model made no calls, None if it made some (or may not go on)."""
+        """One round; always leaves a record. The answer, None if the model called tools instead."""
         clock, loop = self.clock, self.loop
         started_ns = clock()
         probe = Probe(clock, on_text=loop._on_text)
         options = RequestOptions(loop._tool_choice, loop._parallel, answer_only, loop.stream, self.headers)
         status: Status = "error"
         reply: Reply | None = None
-        error_type: str | None = None
-        request_id: str | None = None
-        calls: list[Call] = []
-        early: dict[str, Call] = {}
+        failure: ProviderError | None = None
+        calls: list[OpenCall] = []
+        early: dict[str, OpenCall] = {}
         if loop.stream and loop.strategy.eager != "no" and not answer_only:
             probe.on_call = partial(loop._calls.start_early, early, self.owner)
-        model_ended_ns = tools_started_ns = tools_ended_ns = limit = None
+        model_ended_ns = started_ns
+        tools_started_ns = tools_ended_ns = limit = None
         try:
             token = current_probe.set(probe)
             try:
                 reply = await loop.model.request(messages, loop._rendered, options, probe)
             except ProviderError as error:
-                error_type, request_id = error.error_type, error.request_id
-                raise
-            except asyncio.CancelledError:
-                error_type = "cancelled"
+                failure = error
                 raise
             finally:
                 model_ended_ns = clock()
@@ -254,64 +240,77 @@ class _LoopRun:
             raise
         finally:
             if early and status != "ok":
-                # The reply failed, or we are cancelled: nothing that began early may outlive the round.
+                # The reply failed, or this loop is cancelled: no early call may outlive the round.
                 await loop._calls.cancel(early.values())
                 calls = calls or list(early.values())
             ended_ns = clock()
             recorded = tuple([call.record(ended_ns, loop._content) for call in calls])
+            reason = None
             if tools_started_ns is not None:
-                # What comes after the last call is collecting, the wait for the event loop included.
+                # Whatever follows the last call is collecting, including a wait for the event loop.
                 tools_ended_ns = max([tools_started_ns, *[call.ended_ns for call in recorded]])
+                reason = shortfall(recorded, tools_ended_ns - tools_started_ns, limit)
             self.rounds.append(
                 RoundRecord(
                     index=len(self.rounds),
                     started_ns=started_ns,
                     ended_ns=ended_ns,
-                    model=ModelCall(
-                        provider=loop.model.provider,
-                        model=loop.model.model,
-                        started_ns=started_ns,
-                        ended_ns=model_ended_ns if model_ended_ns is not None else ended_ns,
-                        status=(
-                            "ok" if reply is not None else "cancelled" if status == "cancelled" else "error"
-                        ),
-                        error_type=error_type,
-                        request_id=reply.request_id if reply is not None else request_id,
-                        finish_reason=reply.finish_reason if reply is not None else None,
-                        streamed=loop.stream,
-                        first_token_ns=probe.first_token_ns,
-                        first_tool_call_ns=probe.first_tool_call_ns,
-                        input_tokens=reply.input_tokens if reply is not None else None,
-                        output_tokens=reply.output_tokens if reply is not None else None,
-                        attempts=tuple(probe.attempts),
-                        limiter_wait_ns=probe.limiter_wait_ns,
-                    ),
+                    model=self._model_call(probe, started_ns, model_ended_ns, reply, failure, status),
                     tools_started_ns=tools_started_ns,
                     tools_ended_ns=tools_ended_ns,
                     tool_calls=recorded,
                     status=status,
-                    shortfall=(
-                        shortfall(recorded, tools_ended_ns - tools_started_ns, limit)
-                        if tools_started_ns is not None and tools_ended_ns is not None
-                        else None
-                    ),
+                    shortfall=reason,
                     limit=limit,
                 )
             )
 
+    def _model_call(
+        self,
+        probe: Probe,
+        started_ns: int,
+        ended_ns: int,
+        reply: Reply | None,
+        failure: ProviderError | None,
+        round_status: Status,
+    ) -> ModelCall:
+        """The record of the round's model request; `failure` is what it raised, if a `ProviderError`."""
+        cancelled = reply is None and round_status == "cancelled"
+        got = reply if reply is not None else _NO_REPLY
+        return ModelCall(
+            provider=self.loop.model.provider,
+            model=self.loop.model.model,
+            started_ns=started_ns,
+            ended_ns=ended_ns,
+            status="ok" if reply is not None else "cancelled" if cancelled else "error",
+            error_type="cancelled" if cancelled else None if failure is None else failure.error_type,
+            request_id=got.request_id if failure is None else failure.request_id,
+            finish_reason=got.finish_reason,
+            streamed=self.loop.stream,
+            first_token_ns=probe.first_token_ns,
+            first_tool_call_ns=probe.first_tool_call_ns,
+            input_tokens=got.input_tokens,
+            output_tokens=got.output_tokens,
+            attempts=tuple(probe.attempts),
+            limiter_wait_ns=probe.limiter_wait_ns,
+        )
+
     def _asked(
-        self, reply: Reply, early: dict[str, Call], probe: Probe, model_ended_ns: int
-    ) -> tuple[list[Call], list[Call]]:
+        self, reply: Reply, early: dict[str, OpenCall], probe: Probe, model_ended_ns: int
+    ) -> tuple[list[OpenCall], list[OpenCall]]:
         """The calls of a reply, and those of them that can be run and do not run already."""
-        owner, parse, complete_ns = self.owner, self.loop._calls.parse, probe.complete_ns
-        if not complete_ns:
-            calls = [Call(request, model_ended_ns, owner) for request in reply.calls]
-            return calls, [call for call in calls if parse(call)]
-        calls = [
-            early.get(request.id) or Call(request, complete_ns.get(request.id, model_ended_ns), owner)
-            for request in reply.calls
-        ]
+        calls = []
+        for request in reply.calls:
+            call = early.get(request.id)
+            if call is None:
+                ready_ns = probe.complete_ns.get(request.id, model_ended_ns)
+                call = OpenCall(request, ready_ns, ready_ns, self.owner)
+            calls.append(call)
+        parse = self.loop._calls.parse
         return calls, [call for call in calls if call.task is None and parse(call)]
+
+
+_NO_REPLY = Reply("", (), [])
 
 
 def _prompt_text(prompt: str | Sequence[Message]) -> str:

@@ -1,4 +1,4 @@
-"""What the loop knows of a model: one small Protocol and the data that crosses it."""
+"""The interface between the loop and a model: one small Protocol, and the data that crosses it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from profiler.records import Attempt
 
 if TYPE_CHECKING:
-    from profiler.loop.tools import Tool  # slow to import, and the emulator reads this module for its headers
+    from profiler.loop.tools import Tool  # slow to import, and the emulator needs this module's headers
 
 Message = Any
 """A message (or input item) in the provider's own form."""
@@ -18,7 +18,7 @@ Message = Any
 
 @dataclass(frozen=True, slots=True)
 class CallRequest:
-    """A tool call as the model asked for it. `arguments`: JSON text, or an object where the SDK parsed it.
+    """A tool call as the model asked for it. `arguments`: JSON text, or an object if the SDK parsed it.
 
     `truncated`: the reply was cut off inside this call, so its arguments cannot be trusted.
     """
@@ -31,7 +31,7 @@ class CallRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A model's response. `messages` is what of it goes back into the conversation."""
+    """A model's response. `messages` is the part of it that goes back into the conversation."""
 
     text: str
     calls: tuple[CallRequest, ...]
@@ -53,10 +53,10 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """How to ask.
+    """The options of one request.
 
-    `tool_choice`: `auto`, `none`, `required`, or the name of a tool. `answer_only`: the last
-    request of a loop that used up its rounds; it cannot call tools. `headers` go out with it.
+    `tool_choice`: `auto`, `none`, `required`, or the name of a tool. `answer_only`: the last request of
+    a loop that has used up its rounds, which cannot call tools. `headers` are sent with it.
     """
 
     tool_choice: str = "auto"
@@ -68,11 +68,11 @@ class RequestOptions:
 
 @dataclass(slots=True)
 class Probe:
-    """What is observed while one model request is under way. Providers call its methods as things arrive.
+    """Observations of one model request. Providers call its methods as parts of the reply arrive.
 
     `complete_ns` maps the ids of calls to when their arguments were complete (streamed replies only).
-    `limiter_wait_ns`: for how long limiters of ours held the request back. `on_text_error`: what the
-    caller's `on_text` raised, which is not the reply's fault.
+    `limiter_wait_ns`: how long our own limiters held the request back. `on_text_error`: the exception of
+    the caller's `on_text`, which must not be taken for an unreadable reply.
     """
 
     clock: Callable[[], int]
@@ -86,7 +86,7 @@ class Probe:
     on_text_error: Exception | None = None
 
     def token(self) -> None:
-        """Something the model generated has arrived (text, or part of a call)."""
+        """A part of what the model generated has arrived: text, or a piece of a call."""
         if self.first_token_ns is None:
             self.first_token_ns = self.clock()
 
@@ -101,7 +101,7 @@ class Probe:
                 raise
 
     def call_complete(self, request: CallRequest) -> None:
-        """The arguments of a call are complete: it will not change, whatever becomes of the reply."""
+        """The arguments of a call are complete: it will not change any more, however the reply goes on."""
         now_ns = self.clock()
         if self.first_tool_call_ns is None:
             self.first_tool_call_ns = now_ns
@@ -114,15 +114,17 @@ current_probe: ContextVar[Probe | None] = ContextVar("toolloop_current_probe", d
 """The probe of the model request under way in this context; the HTTP client's hooks find it here."""
 
 
-class Model(Protocol):
-    """A model behind a provider's SDK.
+def conversation(prompt: str | Sequence[Message]) -> list[Message]:
+    """A new list of messages: one of the user for a text, else those of the prompt."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
-    `request` raises `ProviderError` when the request fails for good.
-    """
+
+class Model(Protocol):
+    """A model behind a provider's SDK. `request` raises `ProviderError` when it fails for good."""
 
     @property
     def provider(self) -> str:
-        """`openai` or `anthropic`: a metric label."""
+        """`openai`, `anthropic` and so on: a metric label."""
 
     @property
     def model(self) -> str: ...
@@ -141,9 +143,8 @@ class Model(Protocol):
         """The messages that carry the results of a round, in the order of its calls."""
 
 
-# The reserved request headers by which a load test tells the emulator which work a request belongs to.
-#
-# They are sent only when a loop runs with a tape number, never on ordinary requests.
+# Reserved headers by which a load test tells the emulator which work a request belongs to. They are sent
+# only when a loop runs with a tape number, never on ordinary requests.
 
 LOOP_HEADER = "x-toolloop-loop"
 """The loop's number: the index of its tape entry."""
@@ -152,4 +153,4 @@ TRIAL_HEADER = "x-toolloop-trial"
 """An opaque token of the trial; the emulator copies it into its journal."""
 
 CALL_HEADER = "x-toolloop-call"
-"""On a tool's request: the provider-given id of the tool call."""
+"""On the request of a tool: the provider-given id of the tool call."""

@@ -1,8 +1,7 @@
-"""From a running loop to its records.
+"""Hands each finished `LoopRecord` to the sinks, and keeps live counts of calls queued and running.
 
-The recorder hands each finished `LoopRecord` to the sinks and keeps the live counts of calls
-queued and running. A sink is a function of one record, called on the loop's own thread: it
-must not block. What a sink raises is counted and never reaches the loop.
+A sink is a function of one record, called on the loop's own thread: it must not block. An exception of
+a sink is counted and never reaches the loop.
 """
 
 from __future__ import annotations
@@ -15,14 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from profiler.loop.eventloop import LagSampler, lag_sampler
-from profiler.records import LoopRecord
-
-Clock = Callable[[], int]
-"""Monotonic nanoseconds."""
+from profiler.records import Clock, LoopRecord
 
 Sink = Callable[[LoopRecord], None]
 """A sink may also have `live_calls(strategy, tool)`, `observe_lag(lag_ns)` and `count_dropped(sink)`,
-as the Prometheus exporter does: it then shows what is under way, and what got lost."""
+as the Prometheus exporter has: then it also shows running calls, event-loop lag and lost records."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,12 +27,12 @@ _counter = itertools.count()
 
 
 def fresh_id() -> str:
-    """An id for a record: unique over processes (forked ones too), machines and time."""
+    """An id for a record, unique across processes (forked ones too), machines and time."""
     return f"{_token}-{os.getpid():x}-{next(_counter):x}"
 
 
 class LiveCalls:
-    """How many calls of one tool under one strategy are queued and running now."""
+    """The numbers of calls of one tool under one strategy that are queued and running now."""
 
     __slots__ = ("queued", "running")
 
@@ -46,7 +42,7 @@ class LiveCalls:
 
 
 class Recorder:
-    """Clock and sinks of a `ToolLoop`. `dropped` counts records that a sink failed to take.
+    """The clock and the sinks of a `ToolLoop` or `Profiler`. `dropped` counts records that a sink lost.
 
     Event-loop lag is sampled only on the real clock: a virtual one has none.
     """
@@ -59,7 +55,7 @@ class Recorder:
         self._lag_observers = [s.observe_lag for s in self._sinks if hasattr(s, "observe_lag")]
 
     def live_calls(self, strategy: str, tool: str) -> LiveCalls:
-        """The counts that the first sink which shows them keeps, or fresh ones that nobody reads."""
+        """The counts that the first sink with `live_calls` keeps, or fresh ones that nobody reads."""
         for sink in self._sinks:
             keep = getattr(sink, "live_calls", None)
             if keep is not None:

@@ -1,7 +1,7 @@
 """Tools: plain functions, async or sync, that a model may call.
 
-`@tool` turns a function into a `Tool`. Its JSON Schema comes from the type hints and the
-docstring's parameter descriptions; arguments are validated against the hints before the call.
+`@tool` turns a function into a `Tool`. Its JSON Schema comes from the type hints and from the parameters
+that the docstring describes; arguments are validated against the hints before the call.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Annotated, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
@@ -34,7 +34,7 @@ _R = typing_extensions.TypeVar("_R", default=Any)
 
 
 class CallContext(NamedTuple):
-    """Which call a tool's code is running for; `number` and `trial` are None outside a load test."""
+    """The call that a tool's code is running for; `number` and `trial` are None outside a load test."""
 
     call_id: str
     tool: str
@@ -47,7 +47,7 @@ current_call: ContextVar[CallContext | None] = ContextVar("toolloop_current_call
 
 
 class InvalidArguments(Exception):
-    """The model's arguments do not fit; `error_type` is `invalid_json` or `invalid_arguments`."""
+    """The model's arguments cannot be used; `error_type` is `invalid_json` or `invalid_arguments`."""
 
     def __init__(self, error_type: str, message: str) -> None:
         super().__init__(message)
@@ -57,8 +57,8 @@ class InvalidArguments(Exception):
 class Tool(Generic[_P, _R]):
     """A function with a name, a description, a JSON Schema and an optional timeout in seconds.
 
-    Still callable as the function it was, and typed so; `Tool` alone is any tool. `is_async` tells
-    whether calling it gives a coroutine. For `retries`, `exclusive` and `pure` see `tool`.
+    It can be called like the function and has its type; a bare `Tool` stands for any tool. `is_async`:
+    calling it returns a coroutine. For `retries`, `exclusive` and `pure` see `tool`.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Tool(Generic[_P, _R]):
         self.name = name
         self.description = description
         self.timeout = timeout
-        self.is_async = _is_async(function)
+        self.is_async = is_async(function)
         self.parameters = _without_titles(arguments.model_json_schema())
         self._arguments = arguments
         self.__doc__ = function.__doc__
@@ -121,7 +121,10 @@ class Tool(Generic[_P, _R]):
 
 
 class SchemaTool(Tool):
-    """A tool whose JSON Schema is given as it is; its function takes the arguments as keywords."""
+    """A tool whose JSON Schema is given; its function takes the arguments as keywords.
+
+    `options` are those of `Tool`: `timeout`, `retries`, `exclusive`, `pure`.
+    """
 
     def __init__(
         self,
@@ -130,21 +133,9 @@ class SchemaTool(Tool):
         name: str,
         description: str,
         parameters: Mapping[str, Any],
-        timeout: float | None = None,
-        retries: int = 0,
-        exclusive: str | None = None,
-        pure: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            function,
-            name=name,
-            description=description,
-            arguments=_AnyArguments,
-            timeout=timeout,
-            retries=retries,
-            exclusive=exclusive,
-            pure=pure,
-        )
+        super().__init__(function, name=name, description=description, arguments=_AnyArguments, **options)
         self.parameters = dict(parameters)
         self._required = tuple(parameters.get("required", ()))
 
@@ -195,10 +186,10 @@ def tool(
     """Make a function a tool: `@tool`, or `@tool(timeout=10.0)`.
 
     `timeout` is in seconds, from the start of execution (waiting in a limiter does not count).
-    `name` and `description` replace the function's name and docstring. `retries`: how often it is
+    `name` and `description` replace the function's name and docstring. `retries`: how often a call is
     tried again after 429, 5xx or a timeout, with jitter. Tools with the same `exclusive` name never
-    overlap in a process. `pure`: without side effects, so that it may run while the model still
-    streams, even when the reply then fails (strategy `eager`).
+    overlap in a process. `pure`: it has no side effects, so that it may run while the model still
+    streams, even if the reply then fails (strategy `eager`).
 
     Raises `ToolDefinitionError` for a signature that has no JSON Schema form.
     """
@@ -206,7 +197,7 @@ def tool(
         raise UsageError(f"a tool's timeout must be above 0 seconds, not {timeout!r}")
     if retries < 0:
         raise UsageError(f"a tool's retries must be at least 0, not {retries!r}")
-    # Hints may name types that are local to the function in which the tool is defined.
+    # Hints may name types that are local to the function which defines the tool.
     local_names = sys._getframe(1).f_locals
 
     def make(function: Function) -> Tool:
@@ -235,58 +226,45 @@ def tool(
     return make if function is None else make(function)
 
 
-class Toolbox:
-    """The tools of one loop, by name. Plain functions are made tools. Raises `UsageError` on a duplicate."""
-
-    def __init__(self, tools: Iterable[Tool | Function]) -> None:
-        self._tools: dict[str, Tool] = {}
-        for item in tools:
-            made = item if isinstance(item, Tool) else tool(item)
-            if made.name in self._tools:
-                raise UsageError(f"two tools are named {made.name!r}: rename one with @tool(name=...)")
-            self._tools[made.name] = made
-
-    def __iter__(self) -> Iterator[Tool]:
-        return iter(self._tools.values())
-
-    def __len__(self) -> int:
-        return len(self._tools)
-
-    def get(self, name: str) -> Tool | None:
-        return self._tools.get(name)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._tools)
+def tools_by_name(tools: Iterable[Tool | Function]) -> dict[str, Tool]:
+    """The tools of one loop; plain functions become tools. Raises `UsageError` on a duplicate name."""
+    found: dict[str, Tool] = {}
+    for item in tools:
+        made = item if isinstance(item, Tool) else tool(item)
+        if made.name in found:
+            raise UsageError(f"two tools are named {made.name!r}: rename one with @tool(name=...)")
+        found[made.name] = made
+    return found
 
 
 def failure_type(error: BaseException) -> str:
-    """A bounded name for what a tool raised: `http_429` where a server refused it, else the class name."""
+    """A bounded name for a tool's exception: `http_429` when it carries an HTTP status, else its class."""
     status = status_of(error)
     return type(error).__name__ if status is None else f"http_{status}"
 
 
 def failure_text(error: BaseException) -> str:
-    """What the model sees of what a tool raised; an exception that cannot say what it is has its name."""
+    """The text of a tool's exception as the model sees it: class and message, or the class alone."""
     name = type(error).__name__
     try:
         return result_text(f"{name}: {error}")
-    except Exception:  # its __str__ is the tool's code too
+    except Exception:  # the exception's own __str__ may fail as well
         return name
 
 
 def result_text(value: Any) -> str:
-    """What the model sees of a result: a `str` as it is, anything else as JSON; lone surrogates as `?`."""
+    """A tool's result as the model sees it: a `str` as it is, anything else as JSON."""
     if isinstance(value, str):
         try:
             value.encode()
-        except UnicodeEncodeError:  # no SDK could send it, and the whole conversation would fail
+        except UnicodeEncodeError:  # a lone surrogate: no SDK could send the conversation any more
             return value.encode(errors="replace").decode()
         return value
     return to_json(value, fallback=str).decode()
 
 
-def _is_async(function: Function) -> bool:
+def is_async(function: Any) -> bool:
+    """Whether calling it returns a coroutine: an async function, or an object whose `__call__` is one."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 (asks for the method of a callable object)
     )
@@ -322,7 +300,7 @@ def _arguments_model(
 
 
 def _without_titles(schema: Any, *, names: bool = False) -> Any:
-    """The schema less pydantic's generated titles (`names`: its keys are property names)."""
+    """The schema without the titles that pydantic generates. `names`: its keys are names of properties."""
     if isinstance(schema, dict):
         return {
             key: _without_titles(value, names=key in ("properties", "$defs"))

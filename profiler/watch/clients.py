@@ -9,9 +9,9 @@ from typing import Any
 import httpx2
 
 from profiler.loop.model import CallRequest, current_probe
-from profiler.loop.recorder import Clock
 from profiler.providers.attempts import AsyncAttempts, AsyncTee, Attempts, Tee
 from profiler.providers.wire import Api, EventReader, Observed, read_json
+from profiler.records import Clock
 from profiler.watch.loop import ObservedRound
 
 

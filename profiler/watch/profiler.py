@@ -28,14 +28,14 @@ import httpx2
 
 from profiler.errors import UsageError
 from profiler.loop.calls import arguments_text
-from profiler.loop.eventloop import Steps
+from profiler.loop.eventloop import TimedCoroutine
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, current_probe
-from profiler.loop.recorder import Clock, Recorder, Sink
+from profiler.loop.recorder import Recorder, Sink
 from profiler.loop.tools import CallContext, Tool, current_call, failure_type, result_text
 from profiler.providers.attempts import transports
 from profiler.providers.supported import refuse_httpx
 from profiler.providers.wire import api_of, requested_model, requested_prompt
-from profiler.records import Status, ToolStatus
+from profiler.records import Clock, Status, ToolStatus
 from profiler.redaction import Content, Redact
 from profiler.watch.clients import AsyncWatch, Watch, WatchedRequest
 from profiler.watch.loop import Match, ObservedCall, ObservedLoop, ObservedRound, bound_arguments
@@ -144,7 +144,7 @@ class Profiler:
             @functools.wraps(function)
             async def wrapped(*args: Any, **kwargs: Any) -> Any:
                 with self._call(name, bound_arguments(signature, args, kwargs)) as watched:
-                    steps = Steps(function(*args, **kwargs), self.recorder.clock)
+                    steps = TimedCoroutine(function(*args, **kwargs), self.recorder.clock)
                     try:
                         return watched.returns(await steps)
                     finally:

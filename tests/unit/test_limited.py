@@ -196,7 +196,7 @@ def test_a_timeout_is_told_from_other_failures():
         outcomes = []
         gate = Gate("semaphore:1", clock=clock)
         leave = gate.leave
-        gate.leave = lambda slot: (outcomes.append(slot.outcome), leave(slot))[1]
+        gate.leave = lambda slot: (outcomes.append(slot.signal), leave(slot))[1]
         model = LimitedModel(
             ScriptedModel([provider_failure("timeout", None), provider_failure("http_503", 503), "yes"]),
             gate,

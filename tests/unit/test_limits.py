@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.limits import ONE, UNTIL_RELEASE, AdaptiveLimit, Holdback, RateLimit, Together
+from profiler.limits.adaptive import AdaptiveLimit
+from profiler.limits.limiter import ONE, UNTIL_RELEASE, RateLimit, Together
 from profiler.limits.refusals import (
+    Holdback,
     delay_ns,
     is_transient,
-    outcome_of,
     parse_retry_after,
     retry_after_ns,
+    signal_of,
     status_of,
 )
 
@@ -262,7 +264,7 @@ class Aiohttp(Exception):
 def test_what_failures_teach():
     assert [status_of(e) for e in (Answer(404), Aiohttp(), ValueError(1))] == [404, 503, None]
     errors = [Answer(429), Aiohttp(), Answer(529), TimeoutError(), Answer(500), ValueError()]
-    assert [outcome_of(e) for e in errors] == ["rejected"] * 3 + ["timeout", "unknown", "unknown"]
+    assert [signal_of(e) for e in errors] == ["rejected"] * 3 + ["timeout", "unknown", "unknown"]
     assert [is_transient(e) for e in errors] == [True] * 5 + [False]
     assert not is_transient(Answer(400))
 

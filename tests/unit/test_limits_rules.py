@@ -11,16 +11,17 @@ from random import Random
 import pytest
 
 from profiler import UsageError
-from profiler.limits import ONE, UNTIL_RELEASE, AdaptiveLimit, FixedLimit, Holdback, RateLimit, Together
-from profiler.limits.limiter import Outcome
+from profiler.limits.adaptive import AdaptiveLimit
+from profiler.limits.limiter import ONE, UNTIL_RELEASE, FixedLimit, RateLimit, Signal, Together
 from profiler.limits.refusals import (
     BASE_NS,
     CAP_NS,
+    Holdback,
     delay_ns,
     is_transient,
-    outcome_of,
     parse_retry_after,
     retry_after_ns,
+    signal_of,
     status_of,
 )
 from profiler.limits.spec import parse_rules
@@ -34,8 +35,8 @@ def inside(limit: AdaptiveLimit, count: int) -> list[object]:
     return [limit.enter(0, ONE) for _ in range(count)]
 
 
-def leave(limit: AdaptiveLimit, tickets: list[object], outcome: Outcome, now_ns: int = 0) -> None:
-    limit.leave(now_ns, tickets.pop(), outcome, None)
+def leave(limit: AdaptiveLimit, tickets: list[object], signal: Signal, now_ns: int = 0) -> None:
+    limit.leave(now_ns, tickets.pop(), signal, None)
 
 
 # ── adaptive: growth ───────────────────────────────────────────────────────────────────────────
@@ -590,7 +591,7 @@ def test_what_may_do_better_next_time():
         *(408, 429, 500, 502, 503, 504, 529),
     ]
     assert is_transient(asyncio.CancelledError()) is False
-    assert outcome_of(asyncio.CancelledError()) == "unknown"
+    assert signal_of(asyncio.CancelledError()) == "unknown"
 
 
 def test_full_jitter_doubles_up_to_its_cap():

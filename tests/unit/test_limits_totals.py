@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.limits import ONE
+from profiler.limits.limiter import ONE
 from profiler.limits.spec import parse_rules, totals
 
 S = 1_000_000_000

@@ -132,7 +132,7 @@ async def test_the_gauge_of_a_limit_that_adapts_moves(sink):
     for refused in (False, True):
         slots = [await strategy.gate.enter(strategy.gate.slot()) for _ in range(2)]
         for slot in slots:
-            slot.outcome = "rejected" if refused else "ok"
+            slot.signal = "rejected" if refused else "ok"
             strategy.gate.leave(slot)
         seen.append(value(sink, "toolloop_concurrency_limit", strategy="adaptive:2"))
     assert seen == [2, 3, 1]

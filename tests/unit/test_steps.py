@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from profiler.anatomy import schedule_wall, shortfall
-from profiler.loop.eventloop import LagSampler, Steps
+from profiler.loop.eventloop import LagSampler, TimedCoroutine
 from profiler.records import ToolCall
 from profiler.testing import run_virtual
 
@@ -34,7 +34,7 @@ def test_only_long_steps_count_and_awaits_do_not():
         return "done"
 
     async def main(_):
-        steps = Steps(tool(), clock)
+        steps = TimedCoroutine(tool(), clock)
         return await steps, steps.blocking_ns
 
     assert run_virtual(main) == ("done", 350 * MS)
@@ -50,7 +50,7 @@ def test_a_coroutine_that_is_given_up_is_closed():
             ended.append("closed")
 
     async def main(clock):
-        running = Steps(tool(), clock).__await__()
+        running = TimedCoroutine(tool(), clock).__await__()
         next(running)
         running.close()
         return ended
@@ -73,21 +73,21 @@ def test_errors_and_cancellation_pass_through_the_steps():
         raise LookupError("gone")
 
     async def main(clock):
-        task = asyncio.ensure_future(_awaited(Steps(tool(), clock)))
+        task = asyncio.ensure_future(_awaited(TimedCoroutine(tool(), clock)))
         await asyncio.sleep(1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         with pytest.raises(LookupError, match="gone"):
-            await Steps(fails(), clock)
+            await TimedCoroutine(fails(), clock)
         async with asyncio.timeout(5):
-            return await Steps(asyncio.sleep(1, "in time"), clock)
+            return await TimedCoroutine(asyncio.sleep(1, "in time"), clock)
 
     assert run_virtual(main) == "in time"
     assert seen == ["cancelled"]
 
 
-async def _awaited(steps: Steps) -> None:
+async def _awaited(steps: TimedCoroutine) -> None:
     await steps
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from profiler import Tool, UsageError, tool
 from profiler.errors import ToolDefinitionError
 from profiler.loop.eventloop import NativeThreads
-from profiler.loop.tools import InvalidArguments, SchemaTool, Toolbox, result_text
+from profiler.loop.tools import InvalidArguments, SchemaTool, result_text, tools_by_name
 
 
 @tool
@@ -164,10 +164,9 @@ def test_a_toolbox_makes_tools_of_functions():
     def plain(x: int) -> int:
         return x
 
-    box = Toolbox([plain, search])
-    assert box.names == ("plain", "search")
-    assert isinstance(box.get("plain"), Tool)
-    assert box.get("none") is None
+    box = tools_by_name([plain, search])
+    assert list(box) == ["plain", "search"]
+    assert isinstance(box["plain"], Tool)
 
 
 def test_a_str_result_goes_as_it_is_anything_else_as_json():
