@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from profiler.errors import ProviderError
-from profiler.loop.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
+from profiler.loop.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult, conversation
 from profiler.loop.tools import Tool
 
 T = TypeVar("T")
@@ -92,6 +92,7 @@ class ScriptedModel:
 
     provider = "scripted"
     model = "script"
+    conversation = staticmethod(conversation)
 
     def __init__(
         self,
@@ -104,9 +105,6 @@ class ScriptedModel:
         self._seconds = seconds
         self._cut = cut
         self.requests: list[tuple[list[Message], Any, RequestOptions]] = []
-
-    def conversation(self, prompt: str | Sequence[Message]) -> list[Message]:
-        return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
     def render_tools(self, tools: Sequence[Tool]) -> list[str]:
         return [tool.name for tool in tools]

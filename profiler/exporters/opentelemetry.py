@@ -5,9 +5,12 @@
         chat {model}              the model request; its attempts are events
         execute_tool {name}       a call, from the moment it was through its limiter
 
-The n calls of a round are n siblings. What the conventions have no name for (a round, queue
-wait, strategy, fan-out) is under `toolloop.`; durations in attributes are seconds. Spans get
-their times from the record.
+The n calls of a round are n siblings. Things that the conventions have no name for (a round, queue
+wait, strategy, fan-out) are under `toolloop.`; durations in attributes are seconds. Spans get their
+times from the record.
+
+Where an SDK, or an instrumentation of one, made a `chat` span of its own for a model request, none is
+made here: `ForeignChats` finds that one, and the round links to it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import time
 from _queue import Empty, SimpleQueue  # queue.SimpleQueue is gevent's in a patched process
 from bisect import bisect_left, insort
 from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -54,10 +58,17 @@ except ImportError as error:
 SCOPE = "toolcall-profiler"
 
 MAX_QUEUED = 10_000
-"""Records that wait for the thread; more are dropped and counted."""
+"""Records that wait for the sink's thread; more are dropped and counted."""
 
 MAX_HELD = 1_000
-"""Nested loops that wait for their parent to end; beyond that the oldest go out without it."""
+"""Nested loops that wait for their parent to end; with more, the oldest are exported without it."""
+
+OPERATIONS = frozenset({"chat", "generate_content", "text_completion"})
+
+REQUEST_ID = "anthropic.request.id"
+
+MAX_WATCHED = 16_384
+"""Foreign spans kept for a request that may yet end; the oldest are forgotten (they were of no loop)."""
 
 _NS = 1e9
 
@@ -67,8 +78,8 @@ Attributes = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Placed:
-    """A span that a nested loop may belong under."""
+class _Parent:
+    """A span that may be the parent of a nested loop's."""
 
     name: str
     started_ns: int
@@ -78,13 +89,13 @@ class _Placed:
 
 @dataclass(slots=True)
 class _Family:
-    """The spans of one loop as nested loops look for their parent among them."""
+    """The spans of one loop, among which nested loops look for their parent."""
 
-    rounds: list[_Placed] = field(default_factory=list)
-    calls: list[_Placed] = field(default_factory=list)
+    rounds: list[_Parent] = field(default_factory=list)
+    calls: list[_Parent] = field(default_factory=list)
 
     def place(self, record: LoopRecord, otherwise: Context) -> Context:
-        """Where a nested loop belongs: the call it ran in; its round, if several could be that call."""
+        """The context of a nested loop: the call it ran in, or its round if several calls are possible."""
         around = [
             call
             for call in self.calls
@@ -103,19 +114,16 @@ class _Family:
 class OpenTelemetrySink:
     """A sink that makes spans and metrics of records. Providers: the global ones, unless given.
 
-    A loop makes some twenty spans and fifty measurements, a millisecond of work. So the loop's
-    thread only puts the record into a queue (about a microsecond) and a native thread of this sink
-    does the rest. How the spans are exported is the provider's business: `BatchSpanProcessor` queues
-    2,048 of them unless told otherwise, which is a hundred loops.
+    A loop makes some twenty spans and fifty measurements, a millisecond of work. So the loop's thread
+    only puts the record into a queue (about a microsecond), and a native thread of this sink does the
+    rest. How the spans are exported is up to the provider: `BatchSpanProcessor` queues 2,048 of them
+    unless told otherwise, which is a hundred loops.
 
-    A loop becomes a child of the span that is current where it runs. A loop that ran in a tool call of
-    another (`parent`) is held back until that one ends, and becomes a child of the call.
+    A loop's span is a child of the span that is current where the loop runs. A loop that ran in a tool
+    call of another one (`parent`) is held back until that one ends, and becomes a child of the call.
 
-    Where an SDK or an instrumentation made a `chat` span of its own for a model request, with the
-    same tracer provider, none is made here: the round links to that one.
-
-    `dropped` counts records that found the queue full or that failed. Call `close` before the providers are
-    shut down; at the end of the process that happens by itself. `anchor` turns the records'
+    `dropped` counts records that found the queue full or that failed. Call `close` before the providers
+    are shut down; at the end of the process that happens by itself. `anchor` turns the records'
     monotonic times into wall-clock time; over hours the two may drift apart by what NTP corrects.
     """
 
@@ -136,7 +144,7 @@ class OpenTelemetrySink:
         self._offset = anchor.unix_ns - anchor.monotonic_ns
         self._queue: SimpleQueue[tuple[LoopRecord, Context] | None] = SimpleQueue()
         self._stopped: SimpleQueue[None] = SimpleQueue()
-        self._breath: SimpleQueue[None] = SimpleQueue()
+        self._pause: SimpleQueue[None] = SimpleQueue()
         self._closed = False
         self._held: dict[str, list[tuple[LoopRecord, Context]]] = {}
         atexit.register(self.close)
@@ -149,7 +157,7 @@ class OpenTelemetrySink:
             self._queue.put((record, otel_context.get_current()))
 
     def close(self, timeout: float = 10.0) -> None:
-        """Make spans and metrics of what is left. Waits for that, up to `timeout` seconds."""
+        """Export the records that are left. Waits for that, up to `timeout` seconds."""
         if self._closed:
             return
         self._closed = True
@@ -166,12 +174,12 @@ class OpenTelemetrySink:
         self._stopped.put(None)
 
     def _yield(self) -> None:
-        """Let the event loop's thread run: the interpreter would make it wait for up to 5 ms."""
+        """Let the event loop's thread run; it would have to wait up to 5 ms for the interpreter's lock."""
         with suppress(Empty):
-            self._breath.get(timeout=1e-6)
+            self._pause.get(timeout=1e-6)
 
     def _watch(self) -> bool:
-        """False while the global provider is one that stands in for what the application has yet to set."""
+        """False while the global provider is only a stand-in for one that the application will set."""
         return self._chats.watch(
             self._provider if self._provider is not None else trace.get_tracer_provider()
         )
@@ -181,13 +189,13 @@ class OpenTelemetrySink:
         if record.parent is None:
             self._export(record, context)
             return
-        # Its parent is still running: a loop ends after the calls it waits for.
+        # Its parent is still running, since a loop ends after its calls.
         self._held.setdefault(record.parent, []).append((record, context))
         if sum(map(len, self._held.values())) > MAX_HELD:
             self._release(next(iter(self._held)))
 
     def _release(self, parent: str) -> None:
-        """Export loops whose parent did not come: where they ran, as far as that is known."""
+        """Export loops whose parent did not come, under the span that was current where they ran."""
         for record, context in self._held.pop(parent):
             self._export(record, context)
 
@@ -202,15 +210,31 @@ class OpenTelemetrySink:
         for nested, own in self._held.pop(record.id, ()):
             self._export(nested, family.place(nested, own))
 
-    def _loop(self, record: LoopRecord, context: Context) -> _Family:
+    def _start(
+        self,
+        name: str,
+        context: Context,
+        started_ns: int,
+        attributes: Attributes,
+        kind: SpanKind = SpanKind.INTERNAL,
+        links: Sequence[Link] = (),
+    ) -> tuple[Span, Context]:
+        """A span, and the context inside it."""
         span = self._tracer.start_span(
-            f"invoke_agent {record.name}" if record.name else "invoke_agent",
-            context,
-            SpanKind.INTERNAL,
-            _loop_attributes(record),
-            start_time=record.started_ns + self._offset,
+            name, context, kind, attributes, links=links, start_time=started_ns + self._offset
         )
-        inner = set_span_in_context(span, context)
+        return span, set_span_in_context(span, context)
+
+    def _end(self, span: Span, ended_ns: int, status: str, error_type: str | None) -> None:
+        if status != "ok" and error_type is not None:
+            span.set_attribute("error.type", error_type)
+        if status not in ("ok", "cancelled"):  # a cancellation is the application's wish, not a failure
+            span.set_status(StatusCode.ERROR)
+        span.end(ended_ns + self._offset)
+
+    def _loop(self, record: LoopRecord, context: Context) -> _Family:
+        name = f"invoke_agent {record.name}" if record.name else "invoke_agent"
+        span, inner = self._start(name, context, record.started_ns, _loop_attributes(record))
         family = _Family()
         total: Counter[str] = Counter()
         for round_ in record.rounds:
@@ -218,47 +242,38 @@ class OpenTelemetrySink:
             total.update(spent)
             if span.is_recording():
                 self._round(record, round_, spent, inner, family)
-            else:  # not sampled: its metrics count all the same
+            else:  # not sampled, but it counts in the metrics
                 self._instruments.round(record, round_, inner)
                 self._instruments.chat(record, round_.model, inner)
                 for call in round_.tool_calls:
                     self._instruments.call(record, call, inner)
             self._yield()
         self._instruments.loop(record, total, inner)
-        _finish(span, record.status, record.error_type)
-        span.end(record.ended_ns + self._offset)
+        self._end(span, record.ended_ns, record.status, record.error_type)
         return family
 
     def _round(
         self,
         record: LoopRecord,
         round_: RoundRecord,
-        spent: dict[str, int],
+        spent: Mapping[str, int],
         context: Context,
         family: _Family,
     ) -> None:
         foreign = self._chats.take(round_.model)
-        attributes: Attributes = {
-            "toolloop.round.index": round_.index,
-            "toolloop.round.fanout": len(round_.tool_calls),
-            "toolloop.strategy": record.strategy,
-            "toolloop.status": round_.status,
-        }
-        for phase, value in spent.items():
-            if value:
-                attributes[f"toolloop.phase.{phase}"] = value / _NS
-        if round_.shortfall is not None:
-            attributes["toolloop.round.shortfall"] = round_.shortfall
-        span = self._tracer.start_span(
-            "toolloop.round",
-            context,
-            SpanKind.INTERNAL,
-            attributes,
-            links=() if foreign is None else (Link(foreign),),
-            start_time=round_.started_ns + self._offset,
+        attributes = _present(
+            {
+                "toolloop.round.index": round_.index,
+                "toolloop.round.fanout": len(round_.tool_calls),
+                "toolloop.round.shortfall": round_.shortfall,
+                "toolloop.strategy": record.strategy,
+                "toolloop.status": round_.status,
+                **{f"toolloop.phase.{phase}": value / _NS or None for phase, value in spent.items()},
+            }
         )
-        inner = set_span_in_context(span, context)
-        family.rounds.append(_Placed("", round_.started_ns, round_.ended_ns, inner))
+        links = () if foreign is None else (Link(foreign),)
+        span, inner = self._start("toolloop.round", context, round_.started_ns, attributes, links=links)
+        family.rounds.append(_Parent("", round_.started_ns, round_.ended_ns, inner))
         self._instruments.round(record, round_, inner)
         if foreign is None:
             self._chat(record, round_.model, inner)
@@ -267,22 +282,16 @@ class OpenTelemetrySink:
             self._instruments.chat(record, round_.model, inner)
         for call in round_.tool_calls:
             made = self._call(record, call, inner)
-            family.calls.append(_Placed(call.name, call.began_ns, call.ended_ns, made))
-        _finish(span, round_.status, None)
-        span.end(round_.ended_ns + self._offset)
+            family.calls.append(_Parent(call.name, call.began_ns, call.ended_ns, made))
+        self._end(span, round_.ended_ns, round_.status, None)
 
     def _chat(self, record: LoopRecord, model: ModelCall, context: Context) -> None:
-        span = self._tracer.start_span(
-            f"chat {model.model}",
-            context,
-            SpanKind.CLIENT,
-            _chat_attributes(model),
-            start_time=model.started_ns + self._offset,
+        span, inner = self._start(
+            f"chat {model.model}", context, model.started_ns, _chat_attributes(model), SpanKind.CLIENT
         )
         self._attempts(span, model)
-        self._instruments.chat(record, model, set_span_in_context(span, context))
-        _finish(span, model.status, model.error_type)
-        span.end(model.ended_ns + self._offset)
+        self._instruments.chat(record, model, inner)
+        self._end(span, model.ended_ns, model.status, model.error_type)
 
     def _attempts(self, span: Span, model: ModelCall) -> None:
         for number, attempt in enumerate(model.attempts, start=1):
@@ -291,51 +300,51 @@ class OpenTelemetrySink:
             )
 
     def _call(self, record: LoopRecord, call: ToolCall, context: Context) -> Context:
-        span = self._tracer.start_span(
-            f"execute_tool {call.name}",
-            context,
-            SpanKind.INTERNAL,
-            _call_attributes(record, call),
-            start_time=call.began_ns + self._offset,
+        span, inner = self._start(
+            f"execute_tool {call.name}", context, call.began_ns, _call_attributes(record, call)
         )
-        inner = set_span_in_context(span, context)
         self._instruments.call(record, call, inner)
-        _finish(span, call.status, call.error_type)
-        span.end(call.ended_ns + self._offset)
+        self._end(span, call.ended_ns, call.status, call.error_type)
         return inner
 
 
+def _present(attributes: Mapping[str, Any]) -> Attributes:
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / _NS
+
+
 def _loop_attributes(record: LoopRecord) -> Attributes:
-    attributes: Attributes = {
-        "gen_ai.operation.name": "invoke_agent",
-        "gen_ai.provider.name": record.provider,
-        "gen_ai.request.model": record.model,
-        "toolloop.loop.id": record.id,
-        "toolloop.strategy": record.strategy,
-        "toolloop.status": record.status,
-        "toolloop.rounds": len(record.rounds),
-        "toolloop.tool_calls": sum(len(r.tool_calls) for r in record.rounds),
-    }
     read = [r.model.input_tokens for r in record.rounds if r.model.input_tokens is not None]
     written = [r.model.output_tokens for r in record.rounds if r.model.output_tokens is not None]
-    optional = {
-        "gen_ai.agent.name": record.name or None,
-        "gen_ai.usage.input_tokens": sum(read) if read else None,
-        "gen_ai.usage.output_tokens": sum(written) if written else None,
-        "toolloop.agent": record.agent or None,
-        "toolloop.number": record.number,
-        "toolloop.trial": record.trial,
-        "toolloop.process": record.process or None,
-        "toolloop.parent": record.parent,
-        "toolloop.schedule_lag": (
-            None if record.intended_ns is None else (record.started_ns - record.due_ns) / _NS
-        ),
-        "toolloop.event_loop_lag": record.lag_ns / _NS if record.lag_ns else None,
-        # Content, which is in the record only where the user asked for it. The shape is the conventions'.
-        "gen_ai.input.messages": _message("user", record.prompt),
-        "gen_ai.output.messages": _message("assistant", record.text),
-    }
-    return attributes | {key: value for key, value in optional.items() if value is not None}
+    lag_ns = None if record.intended_ns is None else record.started_ns - record.due_ns
+    return _present(
+        {
+            "gen_ai.operation.name": "invoke_agent",
+            "gen_ai.provider.name": record.provider,
+            "gen_ai.request.model": record.model,
+            "gen_ai.agent.name": record.name or None,
+            "gen_ai.usage.input_tokens": sum(read) if read else None,
+            "gen_ai.usage.output_tokens": sum(written) if written else None,
+            "toolloop.loop.id": record.id,
+            "toolloop.strategy": record.strategy,
+            "toolloop.status": record.status,
+            "toolloop.rounds": len(record.rounds),
+            "toolloop.tool_calls": sum(len(r.tool_calls) for r in record.rounds),
+            "toolloop.agent": record.agent or None,
+            "toolloop.number": record.number,
+            "toolloop.trial": record.trial,
+            "toolloop.process": record.process or None,
+            "toolloop.parent": record.parent,
+            "toolloop.schedule_lag": _seconds(lag_ns),
+            "toolloop.event_loop_lag": _seconds(record.lag_ns or None),
+            # Content is in the record only if the user asked for it. The shape is the conventions'.
+            "gen_ai.input.messages": _message("user", record.prompt),
+            "gen_ai.output.messages": _message("assistant", record.text),
+        }
+    )
 
 
 def _message(role: str, text: str | None) -> str | None:
@@ -345,103 +354,73 @@ def _message(role: str, text: str | None) -> str | None:
 
 
 def _chat_attributes(model: ModelCall) -> Attributes:
-    attributes: Attributes = {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": model.provider,
-        "gen_ai.request.model": model.model,
-        "toolloop.status": model.status,
-    }
-    if model.streamed:
-        attributes["gen_ai.request.stream"] = True
-    if model.first_token_after_ns is not None:
-        attributes["gen_ai.response.time_to_first_chunk"] = model.first_token_after_ns / _NS
-    if model.finish_reason is not None:
-        attributes["gen_ai.response.finish_reasons"] = (model.finish_reason,)
-    if model.input_tokens is not None:
-        attributes["gen_ai.usage.input_tokens"] = model.input_tokens
-    if model.output_tokens is not None:
-        attributes["gen_ai.usage.output_tokens"] = model.output_tokens
-    if model.request_id is not None:
-        attributes["toolloop.request.id"] = model.request_id
-    if len(model.attempts) > 1:
-        attributes["http.request.resend_count"] = len(model.attempts) - 1
-    return attributes
+    return _present(
+        {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": model.provider,
+            "gen_ai.request.model": model.model,
+            "gen_ai.request.stream": model.streamed or None,
+            "gen_ai.response.time_to_first_chunk": _seconds(model.first_token_after_ns),
+            "gen_ai.response.finish_reasons": None if model.finish_reason is None else (model.finish_reason,),
+            "gen_ai.usage.input_tokens": model.input_tokens,
+            "gen_ai.usage.output_tokens": model.output_tokens,
+            "http.request.resend_count": max(0, len(model.attempts) - 1) or None,
+            "toolloop.request.id": model.request_id,
+            "toolloop.status": model.status,
+        }
+    )
 
 
 def _attempt_attributes(number: int, attempt: Attempt) -> Attributes:
-    attributes: Attributes = {
-        "toolloop.attempt.number": number,
-        "toolloop.attempt.duration": (attempt.ended_ns - attempt.started_ns) / _NS,
-    }
-    if attempt.status is not None:
-        attributes["http.response.status_code"] = attempt.status
-    if attempt.error_type is not None:
-        attributes["error.type"] = attempt.error_type
-    if attempt.request_id is not None:
-        attributes["toolloop.request.id"] = attempt.request_id
-    if attempt.retry_after_ns is not None:
-        attributes["toolloop.attempt.retry_after"] = attempt.retry_after_ns / _NS
-    return attributes
+    return _present(
+        {
+            "toolloop.attempt.number": number,
+            "toolloop.attempt.duration": (attempt.ended_ns - attempt.started_ns) / _NS,
+            "toolloop.attempt.retry_after": _seconds(attempt.retry_after_ns),
+            "toolloop.request.id": attempt.request_id,
+            "http.response.status_code": attempt.status,
+            "error.type": attempt.error_type,
+        }
+    )
 
 
 def _call_attributes(record: LoopRecord, call: ToolCall) -> Attributes:
-    attributes: Attributes = {
-        "gen_ai.operation.name": "execute_tool",
-        "gen_ai.tool.name": call.name,
-        "gen_ai.tool.call.id": call.id,
-        "gen_ai.tool.type": "function",
-        "toolloop.strategy": record.strategy,
-        "toolloop.status": call.status,
-        "toolloop.queue": call.waited_ns / _NS,
-    }
-    if call.started_ns is None:
-        attributes["toolloop.started"] = False
-    if call.thread_wait_ns:
-        attributes["toolloop.thread_wait"] = call.thread_wait_ns / _NS
-    if call.blocking_ns:
-        attributes["toolloop.blocking"] = call.blocking_ns / _NS
-    if call.arguments is not None:
-        attributes["gen_ai.tool.call.arguments"] = call.arguments
-    if call.result is not None:
-        attributes["gen_ai.tool.call.result"] = call.result
-    return attributes
+    return _present(
+        {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": call.name,
+            "gen_ai.tool.call.id": call.id,
+            "gen_ai.tool.type": "function",
+            "gen_ai.tool.call.arguments": call.arguments,
+            "gen_ai.tool.call.result": call.result,
+            "toolloop.strategy": record.strategy,
+            "toolloop.status": call.status,
+            "toolloop.queue": call.waited_ns / _NS,
+            "toolloop.started": False if call.started_ns is None else None,
+            "toolloop.thread_wait": _seconds(call.thread_wait_ns or None),
+            "toolloop.blocking": _seconds(call.blocking_ns or None),
+        }
+    )
 
-
-def _finish(span: Span, status: str, error_type: str | None) -> None:
-    if status == "ok":
-        return
-    if error_type is not None:
-        span.set_attribute("error.type", error_type)
-    if status != "cancelled":  # stopped by the application: nothing failed
-        span.set_status(StatusCode.ERROR)
-
-
-# `chat` spans that others make: an SDK of its own accord, or an instrumentation of it.
-#
-# anthropic 2.12 and later starts a span for every request (scope `com.anthropic.sdk.python`) as soon as
-# there is a tracer provider, unless its client has `open_telemetry=False` or the environment
-# `ANTHROPIC_OPEN_TELEMETRY=false`. Instrumentations of openai do the same. None can be told from a
-# record, and guessing from versions and settings would be wrong sooner or later: so the spans are
-# watched as they start, and each is matched with the model request within which it did.
-
-OPERATIONS = frozenset({"chat", "generate_content", "text_completion"})
-
-REQUEST_ID = "anthropic.request.id"
-
-MAX_WATCHED = 16_384
-"""Spans kept for a request that may yet end; the oldest are forgotten (they were of no loop)."""
 
 _Started = tuple[int, SdkSpan]
 _at = itemgetter(0)
 
 
 class ForeignChats(SpanProcessor):
-    """The `chat` spans of a tracer provider, except those of scope `own`, until a request takes them."""
+    """The `chat` spans of a tracer provider, except those of scope `own`, until a request takes them.
+
+    anthropic 2.12 and later starts a span for every request (scope `com.anthropic.sdk.python`) as soon
+    as there is a tracer provider, unless its client has `open_telemetry=False` or the environment
+    `ANTHROPIC_OPEN_TELEMETRY=false`. Instrumentations of openai do the same. No record tells, and
+    guessing from versions and settings would be wrong sooner or later: so the spans are watched as they
+    start, and each is matched with the model request during which it did.
+    """
 
     def __init__(self, own: str) -> None:
         self._own = own
         self._new: deque[_Started] = deque(maxlen=MAX_WATCHED)  # appends are atomic, from any thread
-        self._watched: list[_Started] = []  # by start; of the taking thread alone
+        self._watched: list[_Started] = []  # by start; for the sink's thread alone
 
     def watch(self, provider: TracerProvider) -> bool:
         """Start watching; False if the provider makes no spans (yet), so that there is nothing to watch."""
@@ -457,15 +436,14 @@ class ForeignChats(SpanProcessor):
             return
         attributes = span.attributes
         if attributes and attributes.get("gen_ai.operation.name") in OPERATIONS:
-            # A time on the record's own clock: the span's is wall-clock time, which may be set back.
+            # A time on the record's own clock; the span's is wall-clock time, which may be set back.
             self._new.append((time.monotonic_ns(), span))
 
     def take(self, call: ModelCall) -> SpanContext | None:
-        """The span that was made for this request, once; None if there is none.
+        """The span that was made for this request, which is then forgotten; None without one.
 
-        On one event loop nothing runs between the start of a request and that of its span, so the
-        first span to start within the request is its own. Where both ids of a request are known
-        they must agree.
+        On one event loop nothing runs between the start of a request and that of its span, so the first
+        span to start within the request is its own. If both know the request's id, the ids must agree.
         """
         while self._new:
             insort(self._watched, self._new.popleft(), key=_at)

@@ -1,9 +1,15 @@
-"""Records as Prometheus metrics.
+"""Records as Prometheus metrics: a sink, the text of a scrape, and the thread that serves it.
 
-A loop makes some fifty observations, and prometheus-client's own metrics take a lock for each
-(gevent's lock, in a process that Locust has patched). So the sink keeps plain integers, written
-on the loop's thread alone, and becomes prometheus-client families only when it is scraped.
-Times are summed as integer nanoseconds: what is scraped equals what the records add up to.
+A loop makes some fifty observations, and prometheus-client's own metrics take a lock for each (gevent's
+lock, in a process that Locust has patched). So the sink keeps plain integers, written on the loop's
+thread alone, and becomes prometheus-client families only when it is scraped. Times are summed as integer
+nanoseconds, so that what is scraped equals what the records add up to.
+
+prometheus-client builds an object and a dictionary per line of a scrape, which at 50 tools and six
+strategies takes a quarter of a second of the interpreter that the event loop needs too. So `Exposition`
+makes every line but its number once and keeps it, and a scrape is mostly joining strings. Its text is the
+same as that of prometheus-client's `generate_latest` (a test compares them), which is what a registry of
+the application's own uses.
 """
 
 from __future__ import annotations
@@ -14,9 +20,10 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -35,24 +42,51 @@ from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
+    from profiler.strategies import Strategy
+
 MAX_TOOLS = 50
 MAX_ERROR_TYPES = 50
 OTHER = "__other__"
 
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+_AT_ONCE = 20
+"""Histograms rendered before the event loop gets its turn: some 0.2 ms of work."""
+
+_PAUSE_SECONDS = 5e-5
+"""Not 0, or the interpreter's lock would be taken back before the other thread wakes up."""
+
 _NS = 1_000_000_000
 
+_log = logging.getLogger(__name__)
 
-class Count:
-    """A counter's value: nanoseconds where the metric is in seconds."""
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Made(dict[K, V]):
+    """A dictionary that makes the values it lacks from their keys. A look-up costs what a dict's does."""
+
+    def __init__(self, make: Callable[[K], V]) -> None:
+        self._make = make
+
+    def __missing__(self, key: K) -> V:
+        value = self[key] = self._make(key)
+        return value
+
+
+class CounterChild:
+    """A counter's value under one set of labels: nanoseconds where the metric is in seconds."""
 
     __slots__ = ("value",)
 
-    def __init__(self, metric: Metric) -> None:
+    def __init__(self) -> None:
         self.value = 0
 
 
-class Histogram:
-    """Counts per bucket and the sum; bounds and sum in nanoseconds where the metric is in seconds."""
+class HistogramChild:
+    """Counts per bucket, and the sum; bounds and sum in nanoseconds where the metric is in seconds."""
 
     __slots__ = ("bounds", "counts", "exemplars", "sum", "wanted")
 
@@ -61,7 +95,7 @@ class Histogram:
         self.bounds = [bound * scale for bound in metric.buckets]
         self.counts = [0] * (len(metric.buckets) + 1)
         self.sum: float = 0
-        self.wanted = [True] * len(self.counts)
+        self.wanted = [True] * len(self.counts)  # buckets without an exemplar since the last scrape
         self.exemplars: dict[int, tuple[str, float, float]] = {}
 
     def observe(self, value: float) -> None:
@@ -69,10 +103,10 @@ class Histogram:
         self.sum += value
 
     def observe_in(self, value: float, trace: str) -> None:
-        """Observe, and keep the first of each bucket since the last scrape as its exemplar.
+        """Observe, and keep the first value of each bucket since the last scrape as its exemplar.
 
-        So the rare buckets (what is slow) and the children of failures always have one, the
-        usual buckets a sample; and how many there are depends on the scrapes, not on the load.
+        So the rare buckets (slow loops) and the children of failures always have one, the usual
+        buckets a sample; and the number of exemplars depends on the scrapes, not on the load.
         """
         index = bisect_left(self.bounds, value)
         self.counts[index] += 1
@@ -88,67 +122,54 @@ class Histogram:
         return exemplars
 
 
+def _histogram_children(metric: Metric) -> _Made[tuple[str, ...], HistogramChild]:
+    return _Made(lambda _: HistogramChild(metric))
+
+
 class _Strategy:
-    """The children of one strategy, looked up once."""
+    """The children of one strategy, so that they need not be looked up by all their labels each time."""
 
     def __init__(self, sink: PrometheusSink, name: str) -> None:
-        self.sink = sink
+        histogram, count = sink.histogram, sink.count
         self.name = name
-        self.loop_duration: dict[str, Histogram] = {}
-        self.loop_rounds = sink.histogram(metrics.LOOP_ROUNDS, name)
-        self.loop_tool_calls = sink.histogram(metrics.LOOP_TOOL_CALLS, name)
-        self.round_duration: dict[str, Histogram] = {}
-        self.phases = [(phase, sink.count(metrics.ROUND_PHASE, name, phase)) for phase in PHASES]
-        self.fanout = sink.histogram(metrics.ROUND_FANOUT, name)
-        self.peak = sink.histogram(metrics.ROUND_PEAK_CONCURRENCY, name)
-        self.straggler = sink.histogram(metrics.ROUND_STRAGGLER_RATIO, name)
-        self.wall = sink.count(metrics.TOOL_PHASE_WALL, name)
-        self.work = sink.count(metrics.TOOL_PHASE_WORK, name)
-        self.critical_path = sink.count(metrics.TOOL_PHASE_CRITICAL_PATH, name)
-        self.model_duration: dict[tuple[str, str, str], Histogram] = {}
-        self.tokens: dict[tuple[str, str], tuple[Count, Count]] = {}
-        self.calls: dict[tuple[str, str], tuple[Histogram, Histogram]] = {}
-
-    def of_status(self, children: dict[str, Histogram], metric: Metric, status: str) -> Histogram:
-        child = children.get(status)
-        if child is None:
-            child = children[status] = self.sink.histogram(metric, self.name, status)
-        return child
-
-    def of_model(self, model: ModelCall) -> Histogram:
-        key = (model.provider, model.model, model.status)
-        child = self.model_duration.get(key)
-        if child is None:
-            child = self.model_duration[key] = self.sink.histogram(
-                metrics.MODEL_REQUEST_DURATION, self.name, *key
+        self.loop_rounds = histogram(metrics.LOOP_ROUNDS, name)
+        self.loop_tool_calls = histogram(metrics.LOOP_TOOL_CALLS, name)
+        self.phases = [(phase, count(metrics.ROUND_PHASE, name, phase)) for phase in PHASES]
+        self.fanout = histogram(metrics.ROUND_FANOUT, name)
+        self.peak = histogram(metrics.ROUND_PEAK_CONCURRENCY, name)
+        self.straggler = histogram(metrics.ROUND_STRAGGLER_RATIO, name)
+        self.wall = count(metrics.TOOL_PHASE_WALL, name)
+        self.work = count(metrics.TOOL_PHASE_WORK, name)
+        self.critical_path = count(metrics.TOOL_PHASE_CRITICAL_PATH, name)
+        self.loop_duration: _Made[str, HistogramChild] = _Made(
+            lambda outcome: histogram(metrics.LOOP_DURATION, name, outcome)
+        )
+        self.round_duration: _Made[str, HistogramChild] = _Made(
+            lambda status: histogram(metrics.ROUND_DURATION, name, status)
+        )
+        # By provider, model and status; input and output tokens by provider and model.
+        self.model_duration: _Made[tuple[str, str, str], HistogramChild] = _Made(
+            lambda key: histogram(metrics.MODEL_REQUEST_DURATION, name, *key)
+        )
+        self.tokens: _Made[tuple[str, str], tuple[CounterChild, CounterChild]] = _Made(
+            lambda key: (
+                count(metrics.MODEL_TOKENS, name, *key, "input"),
+                count(metrics.MODEL_TOKENS, name, *key, "output"),
             )
-        return child
-
-    def of_tokens(self, model: ModelCall) -> tuple[Count, Count]:
-        key = (model.provider, model.model)
-        pair = self.tokens.get(key)
-        if pair is None:
-            counts = [self.sink.count(metrics.MODEL_TOKENS, self.name, *key, d) for d in ("input", "output")]
-            pair = self.tokens[key] = (counts[0], counts[1])
-        return pair
-
-    def of_call(self, tool: str, status: str) -> tuple[Histogram, Histogram]:
-        """Duration and queue wait."""
-        key = (tool, status)
-        pair = self.calls.get(key)
-        if pair is None:
-            pair = self.calls[key] = (
-                self.sink.histogram(metrics.TOOL_CALL_DURATION, self.name, tool, status),
-                self.sink.histogram(metrics.TOOL_CALL_QUEUE, self.name, tool),
+        )
+        # Duration and queue wait by tool and status.
+        self.calls: _Made[tuple[str, str], tuple[HistogramChild, HistogramChild]] = _Made(
+            lambda key: (
+                histogram(metrics.TOOL_CALL_DURATION, name, *key),
+                histogram(metrics.TOOL_CALL_QUEUE, name, key[0]),
             )
-        return pair
-
-
-class Limiting(Protocol):
-    """What a strategy is to this module."""
-
-    @property
-    def limit(self) -> int | None: ...
+        )
+        # Children that are to be seen from zero on: a rate never counts the value at which a counter
+        # first appears, so it would miss the first failures, and a share of them would be wrong.
+        for outcome in ("ok", "incomplete", "error"):
+            self.loop_duration[outcome]
+        self.round_duration["ok"]
+        count(metrics.ARRIVALS_DROPPED, name)
 
 
 class PrometheusSink(Collector):
@@ -159,56 +180,45 @@ class PrometheusSink(Collector):
 
     def __init__(self, *, labels: dict[str, str] | None = None) -> None:
         self.labels = labels or {}
-        self._counts: dict[Metric, dict[tuple[str, ...], Count]] = {}
-        self._histograms: dict[Metric, dict[tuple[str, ...], Histogram]] = {}
-        self._live: dict[tuple[str, str], LiveCalls] = {}
-        self._limits: dict[str, Limiting] = {}
-        self._strategies: dict[str, _Strategy] = {}
+        self._counts: dict[Metric, _Made[tuple[str, ...], CounterChild]] = {}
+        self._histograms: dict[Metric, _Made[tuple[str, ...], HistogramChild]] = {}
+        for metric in metrics.TABLE:
+            if metric.kind == "counter":
+                self._counts[metric] = _Made(lambda _: CounterChild())
+            elif metric.kind == "histogram":
+                self._histograms[metric] = _histogram_children(metric)
+        self._strategies: _Made[str, _Strategy] = _Made(partial(_Strategy, self))
+        self._live: _Made[tuple[str, str], LiveCalls] = _Made(lambda _: LiveCalls())
+        self._limits: dict[str, Strategy] = {}
         self._tools: dict[str, str] = {}
         self._error_types: dict[str, str] = {}
         self._agents: dict[str, int] = {}
         self._run_info: tuple[str, str, str] | None = None
         self._rate_limits: dict[tuple[str, str], Mapping[str, str]] = {}
-        for metric in metrics.TABLE:
-            if metric.kind == "counter":
-                self._counts[metric] = {}
-            elif metric.kind == "histogram":
-                self._histograms[metric] = {}
         for label in ("tool", "error_type"):
-            self.count(metrics.LABEL_OVERFLOW, label)  # from zero, as in live_calls
+            self.count(metrics.LABEL_OVERFLOW, label)  # from zero, as in _Strategy
         self.count(metrics.RECORDS_DROPPED, type(self).__name__)
         self._loop_lag = self.histogram(metrics.EVENT_LOOP_LAG)
         self._schedule_lag = self.histogram(metrics.SCHEDULE_LAG)
 
-    def count(self, metric: Metric, *labels: str) -> Count:
-        children = self._counts[metric]
-        child = children.get(labels)
-        if child is None:
-            child = children[labels] = Count(metric)
-        return child
+    def count(self, metric: Metric, *labels: str) -> CounterChild:
+        return self._counts[metric][labels]
 
-    def histogram(self, metric: Metric, *labels: str) -> Histogram:
-        children = self._histograms[metric]
-        child = children.get(labels)
-        if child is None:
-            child = children[labels] = Histogram(metric)
-        return child
+    def histogram(self, metric: Metric, *labels: str) -> HistogramChild:
+        return self._histograms[metric][labels]
 
     def live_calls(self, strategy: str, tool: str) -> LiveCalls:
-        key = (strategy, self._capped(self._tools, tool, MAX_TOOLS, "tool"))
-        live = self._live.get(key)
-        if live is None:
-            live = self._live[key] = LiveCalls()
-            # From zero: what a counter holds when it is first seen, no rate ever counts.
-            self._strategy(strategy).of_call(key[1], "ok")
-        return live
+        """The counts of calls of a tool that are queued and running; whoever runs calls changes them."""
+        shown = self._capped(self._tools, tool, MAX_TOOLS, "tool")
+        self._strategies[strategy].calls[shown, "ok"]  # from zero, as in _Strategy
+        return self._live[strategy, shown]
 
-    def watch_limit(self, spec: str, strategy: Limiting) -> None:
-        """Show what the strategy lets run at once in this process; some change it as they go."""
+    def watch_limit(self, spec: str, strategy: Strategy) -> None:
+        """Show how many calls the strategy lets run at once in this process; some change it as they go."""
         self._limits[spec] = strategy
 
     def __call__(self, record: LoopRecord) -> None:
-        strategy = self._strategies.get(record.strategy) or self._strategy(record.strategy)
+        strategy = self._strategies[record.strategy]
         trace = record.id
         calls = 0
         for round_ in record.rounds:
@@ -216,33 +226,19 @@ class PrometheusSink(Collector):
             calls += len(round_.tool_calls)
         if record.nested:
             return
-        strategy.of_status(strategy.loop_duration, metrics.LOOP_DURATION, record.outcome).observe_in(
-            record.latency_ns, trace
-        )
+        strategy.loop_duration[record.outcome].observe_in(record.latency_ns, trace)
         strategy.loop_rounds.observe(len(record.rounds))
         strategy.loop_tool_calls.observe(calls)
 
-    def _strategy(self, name: str) -> _Strategy:
-        strategy = self._strategies.get(name)
-        if strategy is None:
-            strategy = self._strategies[name] = _Strategy(self, name)
-            # From zero, as in live_calls: else a rate would miss the first failures, and a share of them lie.
-            for outcome in ("ok", "incomplete", "error"):
-                strategy.of_status(strategy.loop_duration, metrics.LOOP_DURATION, outcome)
-            strategy.of_status(strategy.round_duration, metrics.ROUND_DURATION, "ok")
-            self.count(metrics.ARRIVALS_DROPPED, name)
-        return strategy
-
     def _round(self, strategy: _Strategy, round_: RoundRecord, trace: str) -> None:
-        name = strategy.name
-        strategy.of_status(strategy.round_duration, metrics.ROUND_DURATION, round_.status).observe_in(
-            round_.duration_ns, trace
-        )
+        name, model = strategy.name, round_.model
+        strategy.round_duration[round_.status].observe_in(round_.duration_ns, trace)
         spent = phases(round_)
         for phase, count in strategy.phases:
             count.value += spent[phase]
-        model = round_.model
-        strategy.of_model(model).observe_in(model.duration_ns, trace)
+        strategy.model_duration[model.provider, model.model, model.status].observe_in(
+            model.duration_ns, trace
+        )
         for metric, after_ns in (
             (metrics.MODEL_FIRST_TOKEN, model.first_token_after_ns),
             (metrics.MODEL_FIRST_TOOL_CALL, model.first_tool_call_after_ns),
@@ -250,7 +246,7 @@ class PrometheusSink(Collector):
             if after_ns is not None:
                 self.histogram(metric, name, model.provider, model.model).observe(after_ns)
         if model.input_tokens is not None or model.output_tokens is not None:
-            read, written = strategy.of_tokens(model)
+            read, written = strategy.tokens[model.provider, model.model]
             read.value += model.input_tokens or 0
             written.value += model.output_tokens or 0
         attempts = model.attempts
@@ -272,7 +268,7 @@ class PrometheusSink(Collector):
             strategy.straggler.observe(phase_.straggler_ratio)
 
     def _tries(self, strategy: str, target: str, name: str, call: ModelCall | ToolCall) -> None:
-        """What was refused, and what was tried again."""
+        """The attempts that were refused, and those after the first."""
         for refusal in call.refusals:
             self.count(metrics.RATE_LIMITED, strategy, target, name, refusal.reason).value += 1
         for retry in call.retries:
@@ -285,7 +281,7 @@ class PrometheusSink(Collector):
         if call.duration_ns is None:
             self.histogram(metrics.TOOL_CALL_QUEUE, strategy.name, tool).observe(call.waited_ns)
         else:
-            duration, queue = strategy.of_call(tool, call.status)
+            duration, queue = strategy.calls[tool, call.status]
             duration.observe_in(call.duration_ns, trace)
             queue.observe(call.waited_ns)
         if call.failure is not None:
@@ -297,6 +293,7 @@ class PrometheusSink(Collector):
         return self._capped(self._error_types, error, MAX_ERROR_TYPES, "error_type")
 
     def _capped(self, known: dict[str, str], value: str, most: int, label: str) -> str:
+        """A label's value, or `OTHER` when there are `most` others already."""
         shown = known.get(value)
         if shown is not None:
             return shown
@@ -328,14 +325,14 @@ class PrometheusSink(Collector):
 
     def set_strategy(self, scenario: str, strategy: str | None) -> None:
         """Which strategy has the system to itself from now on; None between trials."""
-        self._run_info = None if strategy is None else (scenario, strategy, _version())
+        self._run_info = None if strategy is None else (scenario, strategy, version("toolcall-profiler"))
 
-    def children(self, metric: Metric) -> list[tuple[tuple[str, ...], Histogram]]:
-        """The children of a histogram; safe while the loop's thread goes on."""
+    def children(self, metric: Metric) -> list[tuple[tuple[str, ...], HistogramChild]]:
+        """The children of a histogram by their labels; safe while the loop's thread goes on."""
         return list(self._histograms[metric].items())  # list() copies in one step of the interpreter
 
     def values(self, metric: Metric) -> list[tuple[tuple[str, ...], float]]:
-        """The children of a counter or a gauge, in base units."""
+        """The values of a counter or a gauge by their labels, in base units."""
         if metric.kind == "gauge":
             return self._gauge_values(metric)
         children = list(self._counts[metric].items())
@@ -376,8 +373,8 @@ class PrometheusSink(Collector):
         return [
             ((*who, resource), value)
             for who, limits in list(self._rate_limits.items())
-            for quota, resource, value in quotas(limits)
-            if quota is metric
+            for word, resource, value in stated(limits)
+            if metric is (metrics.QUOTA_LIMIT if word == "limit" else metrics.QUOTA_REMAINING)
         ]
 
     def serve(self, port: int, host: str = "127.0.0.1") -> int:
@@ -389,7 +386,7 @@ class PrometheusSink(Collector):
 
 
 def register(sink: PrometheusSink, registry: CollectorRegistry = REGISTRY) -> PrometheusSink:
-    """Show the sink in a registry; the one that is there already, where one is. Returns that."""
+    """Add the sink to a registry, unless one is there already. Returns the one that is there now."""
     for known in list(registry._collector_to_names):
         if isinstance(known, PrometheusSink):
             return known
@@ -397,17 +394,7 @@ def register(sink: PrometheusSink, registry: CollectorRegistry = REGISTRY) -> Pr
     return sink
 
 
-def quotas(limits: Mapping[str, str]) -> Iterator[tuple[Metric, str, float]]:
-    """(metric, resource, value) of a response's rate-limit headers; what is no number is left out."""
-    for word, resource, value in stated(limits):
-        yield (metrics.QUOTA_LIMIT if word == "limit" else metrics.QUOTA_REMAINING), resource, value
-
-
-def _version() -> str:
-    return version("toolcall-profiler")
-
-
-def _exposed(metric: Metric, child: Histogram) -> tuple[list[Any], float]:
+def _exposed(metric: Metric, child: HistogramChild) -> tuple[list[Any], float]:
     """Buckets, each (le, cumulated count, exemplar if it has one), and the sum."""
     counts, total = child.counts[:], child.sum
     scale = _NS if metric.is_time else 1
@@ -423,36 +410,15 @@ def _exposed(metric: Metric, child: Histogram) -> tuple[list[Any], float]:
     return buckets, total / scale if metric.is_time else total
 
 
-# The text of a scrape, and the thread that serves it.
-#
-# prometheus-client builds an object and a dictionary per line, which at 50 tools and six strategies
-# takes a quarter of a second of the interpreter that the event loop needs too. Here every line but
-# its number is made once and kept, so that a scrape is mostly joining strings. The text is the same
-# as prometheus-client's `generate_latest` of the sink (a test compares them), which is what an
-# application's own registry uses.
-
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-
-_AT_ONCE = 20
-"""Histograms rendered before the event loop gets its turn: some 0.2 ms of work."""
-
-_PAUSE_SECONDS = 5e-5
-"""Longer than nothing, else the interpreter's lock is taken back before the other thread wakes."""
-
-
-_log = logging.getLogger(__name__)
-
-
 class Exposition:
-    """Renders a sink. OpenMetrics alone has exemplars; each is shown until a newer one replaces it."""
+    """Renders a sink as text. Only OpenMetrics has exemplars, each shown until a newer one replaces it."""
 
     def __init__(self, sink: PrometheusSink) -> None:
         self._sink = sink
         self._heads: dict[tuple[Metric, tuple[str, ...]], list[str]] = {}
 
     def render(self, openmetrics: bool = False) -> bytes:
-        """All metrics as text. Reads the sink while its thread goes on writing."""
+        """All metrics as text. Reads the sink while the loop's thread goes on writing."""
         lines: list[str] = []
         for metric in metrics.TABLE:
             family = metric.name
@@ -472,7 +438,12 @@ class Exposition:
         return "".join(lines).encode()
 
     def _histogram(
-        self, lines: list[str], metric: Metric, labels: tuple[str, ...], child: Histogram, openmetrics: bool
+        self,
+        lines: list[str],
+        metric: Metric,
+        labels: tuple[str, ...],
+        child: HistogramChild,
+        openmetrics: bool,
     ) -> None:
         heads = self._heads.get((metric, labels))
         if heads is None:
@@ -500,7 +471,7 @@ class Exposition:
         return heads[0]
 
     def _histogram_heads(self, metric: Metric, labels: tuple[str, ...]) -> list[str]:
-        """The lines without their numbers: buckets, count, sum."""
+        """The lines of a histogram without their numbers: buckets, count, sum."""
         pairs = self._pairs(metric, labels)
         buckets = [_braced([*pairs, f'le="{bound}"']) for bound in bounds(metric)]
         return [
@@ -523,7 +494,7 @@ def bounds(metric: Metric) -> list[str]:
 def serve(render: Callable[[bool], bytes], port: int, host: str) -> int:
     """Answer GET /metrics from a thread of its own; returns the port. Raises OSError when it is taken.
 
-    Where other machines can reach it, a warning is logged.
+    Logs a warning when other machines can reach it.
     """
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -534,7 +505,7 @@ def serve(render: Callable[[bool], bytes], port: int, host: str) -> int:
         body = render(openmetrics)
         headers = [("Content-Type", OPENMETRICS if openmetrics else TEXT)]
         if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
-            body = gzip.compress(body, 1)  # without the interpreter's lock
+            body = gzip.compress(body, 1)  # releases the interpreter's lock
             headers.append(("Content-Encoding", "gzip"))
         start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
         return [body]
@@ -543,15 +514,16 @@ def serve(render: Callable[[bool], bytes], port: int, host: str) -> int:
     warning = exposed("/metrics", host, server.server_port)
     if warning is not None:
         _log.warning("%s", warning)
-    threading.Thread(target=server.serve_forever, daemon=True).start()  # a greenlet where gevent patched
+    # A greenlet in a process that gevent has patched.
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     return server.server_port
 
 
 class _Quiet(WSGIRequestHandler):
-    timeout = 5.0  # seconds, for a peer that connects and says nothing
+    timeout = 5.0  # seconds, for a peer that connects and sends nothing
 
     def log_message(self, format: str, *args: object) -> None:
-        """No line per scrape."""
+        """Logs nothing: it would be a line per scrape."""
 
 
 def _braced(pairs: list[str]) -> str:

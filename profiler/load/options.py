@@ -29,7 +29,7 @@ from profiler.load.declared import (
     Options,
     option,
 )
-from profiler.providers import DEFAULT_MODELS, PROVIDERS
+from profiler.providers import PROVIDERS
 from profiler.providers.endpoint import LOOPBACK, Endpoint
 from profiler.strategies import StrategySpec, parse_strategies
 
@@ -85,7 +85,7 @@ turns = partial(option, group="turns", commands=("compare", "locust"))
 spending = partial(option, group="spending", commands=("compare", "tune", "locust"))
 content = partial(option, group="content", commands=("run", "compare", "locust"))
 
-_MODELS = ", ".join(dict.fromkeys(DEFAULT_MODELS.values()))
+_MODELS = ", ".join(dict.fromkeys(one.default_model for one in PROVIDERS.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +308,7 @@ class LoadOptions(Options):
     @property
     def asked_model(self) -> str:
         """The model's name in requests; empty where that is the affair of the user's own agent."""
-        return self.model or ("" if self.agent else DEFAULT_MODELS[self.provider])
+        return self.model or ("" if self.agent else PROVIDERS[self.provider].default_model)
 
     def remote_targets(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Targets that are not this machine, by what named them. `environment` may name tools too.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from profiler.errors import UsageError
 from profiler.providers.endpoint import Endpoint
@@ -14,37 +15,34 @@ if TYPE_CHECKING:
     from profiler.providers.openai_chat import OpenAIChat
     from profiler.providers.openai_responses import OpenAIResponses
 
-__all__ = [
-    "DEFAULT_MODELS",
-    "PROVIDERS",
-    "AnthropicMessages",
-    "OpenAIChat",
-    "OpenAIResponses",
-    "make_provider",
-]
+__all__ = ["PROVIDERS", "AnthropicMessages", "OpenAIChat", "OpenAIResponses", "make_provider"]
 
-_HOME = {
-    "OpenAIChat": "openai_chat",
-    "OpenAIResponses": "openai_responses",
-    "AnthropicMessages": "anthropic_messages",
+
+class Provider(NamedTuple):
+    """A model class, where it is, the package of its SDK, and the model asked for when none is named."""
+
+    model_class: str
+    module: str
+    sdk: str
+    default_model: str
+
+
+PROVIDERS = {
+    "openai": Provider("OpenAIChat", "openai_chat", "openai", "gpt-4o"),
+    "openai-responses": Provider("OpenAIResponses", "openai_responses", "openai", "gpt-4o"),
+    "anthropic": Provider("AnthropicMessages", "anthropic_messages", "anthropic", "claude-sonnet-5-5"),
 }
-
-PROVIDERS = {"openai": "OpenAIChat", "openai-responses": "OpenAIResponses", "anthropic": "AnthropicMessages"}
-"""What `--provider` takes, and the class behind it."""
-
-DEFAULT_MODELS = {"openai": "gpt-4o", "openai-responses": "gpt-4o", "anthropic": "claude-sonnet-5-5"}
-"""The model that is asked for when none is named."""
+"""By name, as `--provider` takes it."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    provider = next((one for one in PROVIDERS.values() if one.model_class == name), None)
+    if provider is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        value = getattr(import_module(f"{__name__}.{provider.module}"), name)
     except ImportError as error:
-        from profiler.providers.supported import unsupported
-
-        raise unsupported(_HOME[name].partition("_")[0], str(error)) from error
+        raise _unsupported(provider.sdk, str(error)) from error
     globals()[name] = value
     return value
 
@@ -59,7 +57,43 @@ def make_provider(
     """
     if name not in PROVIDERS:
         raise UsageError(f"unknown provider {name!r}: expected one of {', '.join(PROVIDERS)}")
+    provider = PROVIDERS[name]
     endpoint = Endpoint.parse(base_url) if base_url is not None else None
-    model = model if model is not None else DEFAULT_MODELS[name]
-    made: Model = __getattr__(PROVIDERS[name])(endpoint=endpoint, api_key=api_key, model=model)
+    model = model if model is not None else provider.default_model
+    made: Model = __getattr__(provider.model_class)(endpoint=endpoint, api_key=api_key, model=model)
     return made
+
+
+def refuse_httpx(client: Any) -> None:
+    """Raises `UsageError` for a client of an older SDK, which uses httpx: its requests cannot be observed."""
+    kinds = type(getattr(client, "_client", None)).__mro__
+    if any(kind.__module__.partition(".")[0] == "httpx" for kind in kinds):
+        raise _unsupported(type(client).__module__.partition(".")[0], "its clients are httpx's, not httpx2's")
+
+
+def _unsupported(package: str, why: str) -> UsageError:
+    """Says which version of an SDK is installed, and which ones are needed."""
+    from importlib import metadata  # slow, and needed for this message alone
+
+    try:
+        installed = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return UsageError(f"{package} is not installed: {why}; pip install '{needed(package)}'")
+    return UsageError(
+        f"{package} {installed} cannot be profiled: {why}; it takes pip install '{needed(package)}'"
+    )
+
+
+def needed(package: str) -> str:
+    """The requirement as this distribution states it, or the bare name in a source tree."""
+    from importlib import metadata
+
+    try:
+        stated = metadata.requires("toolcall-profiler") or []
+    except metadata.PackageNotFoundError:
+        stated = []
+    for requirement in stated:
+        match = re.match(r"([\w.-]+)(?:\[[^]]*\])?\s*([^;]*)", requirement)
+        if match and match[1] == package and "extra ==" not in requirement:
+            return f"{package}{match[2].strip()}"
+    return package

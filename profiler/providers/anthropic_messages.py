@@ -9,14 +9,15 @@ from typing import Any
 import anthropic
 from anthropic import AsyncAnthropic, DefaultAioHttpClient
 
-from profiler.loop.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
+from profiler.loop.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult, conversation
 from profiler.loop.tools import Tool
+from profiler.providers import refuse_httpx
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, emulator_key
 from profiler.providers.failures import NO_JSON, caught, provider_error, reading, truncated
-from profiler.providers.supported import refuse_httpx
 
-# Spans come from our records, under the round they belong to. Older SDKs make none and lack the option.
+# Our own exporter makes spans from records, under the round that they belong to. Older SDKs make none
+# and do not have the option.
 _SPANLESS: dict[str, Any] = (
     {"open_telemetry": False} if "open_telemetry" in signature(AsyncAnthropic.__init__).parameters else {}
 )
@@ -25,12 +26,13 @@ _SPANLESS: dict[str, Any] = (
 class AnthropicMessages:
     """A model behind Messages.
 
-    With a `client` of the user's, that one is used as it is; without, one is made on the SDK's
-    aiohttp transport for `endpoint` (None: the SDK's default). A `system` message at the head
-    of the prompt becomes the request's `system`.
+    A `client` of the user's is used as it is; without one, one is made on the SDK's aiohttp transport
+    for `endpoint` (None: the SDK's default). A `system` message at the head of the prompt becomes the
+    request's `system`.
     """
 
     provider = "anthropic"
+    conversation = staticmethod(conversation)
 
     def __init__(
         self,
@@ -54,11 +56,6 @@ class AnthropicMessages:
         self.model = model
         self.max_tokens = max_tokens
 
-    def conversation(self, prompt: str | Sequence[Message]) -> list[Message]:
-        if isinstance(prompt, str):
-            return [{"role": "user", "content": prompt}]
-        return list(prompt)
-
     def render_tools(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
         return [{"name": t.name, "description": t.description, "input_schema": t.parameters} for t in tools]
 
@@ -74,7 +71,7 @@ class AnthropicMessages:
             arguments["system"] = messages[0]["content"]
             arguments["messages"] = messages[1:]
         if tools:
-            # A history with tool_use blocks keeps `tools`, also when only an answer is wanted.
+            # The API demands `tools` with a history of tool_use blocks, even for an answer alone.
             arguments["tools"] = tools
             choice = _tool_choice(options)
             if choice is not None:
@@ -101,9 +98,10 @@ class AnthropicMessages:
             return _reply(message, request_id, inputs)
 
     async def _follow(self, stream: Any, probe: Probe, inputs: dict[int, str]) -> Any:
-        """The whole message; `inputs` gets the JSON text of each call, by the index of its block.
+        """Reads a stream to its end; returns the whole message.
 
-        The SDK completes broken JSON to what it may have meant; a call must not run on a guess.
+        `inputs` gets the JSON text of each call, by the index of its block: the SDK's own parser
+        completes broken JSON to what may have been meant, and a call must not run on a guess.
         """
         open_call: int | None = None  # the index of its block
         begun = False
@@ -127,21 +125,21 @@ class AnthropicMessages:
                 # A truncated reply closes its last block too: only now is that call complete.
                 _complete(stream, open_call, probe, inputs)
                 open_call = None
-        if not begun:  # the SDK has no message then, and fails on an assertion
+        if not begun:  # the SDK has no message then, and an assertion of its own would fail
             raise truncated(self.provider, stream.request_id)
         return stream.current_message_snapshot
 
     def results(self, results: Sequence[ToolResult]) -> list[Message]:
-        blocks = []
-        for result in results:
-            block = {"type": "tool_result", "tool_use_id": result.call_id, "content": result.content}
-            if result.is_error:
-                block["is_error"] = True  # type: ignore[assignment]
-            blocks.append(block)
+        blocks = [
+            {"type": "tool_result", "tool_use_id": result.call_id, "content": result.content}
+            | ({"is_error": True} if result.is_error else {})
+            for result in results
+        ]
         return [{"role": "user", "content": blocks}]
 
 
 def _complete(stream: Any, index: int, probe: Probe, inputs: dict[int, str]) -> None:
+    """The call in this block is complete."""
     block = stream.current_message_snapshot.content[index]
     probe.call_complete(CallRequest(block.id, block.name, inputs.get(index, block.input)))
 
@@ -153,7 +151,7 @@ def _reply(message: Any, request_id: str | None, inputs: dict[int, str]) -> Repl
     last = len(message.content) - 1
     for index, block in enumerate(message.content):
         if block.type == "text":
-            if block.text:  # an empty text block would be refused when it comes back
+            if block.text:  # the API refuses an empty text block in the next request
                 texts.append(block.text)
                 content.append({"type": "text", "text": block.text})
         elif block.type == "tool_use":

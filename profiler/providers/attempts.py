@@ -1,11 +1,11 @@
-"""Attempts, seen from outside the SDK's retry loop.
+"""Observes the HTTP attempts beneath an SDK's own retries.
 
-The SDKs retry inside one call, so a retry looks like a slow model. Here the transport of their
-HTTP client is wrapped: each try becomes an `Attempt` of the probe that is current in the
-caller's context. Without a probe the transport is passed through.
+The SDKs retry inside one call, so a retry looks like a slow model. Here the transport of their HTTP
+client is wrapped: each try becomes an `Attempt` of the probe that is current in the caller's
+context. Without a probe requests pass through untouched.
 
-httpx2 has no public way to reach the transport of a client that exists already, which is what
-a user hands us; a client without `_transport` is left alone, and its attempts are not seen.
+httpx2 has no public way to reach the transport of an existing client, which is what users pass in; a
+client without `_transport` is left alone, and its attempts are not seen.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 
@@ -24,17 +24,15 @@ from profiler.loop.model import Probe, current_probe
 from profiler.records import Attempt
 
 _RATE_LIMIT_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-")
-_REQUEST_ID = frozenset(("x-request-id", "request-id"))
-_KEPT_HEADERS = _REQUEST_ID | {"retry-after", "retry-after-ms"}
+_REQUEST_ID = ("x-request-id", "request-id")
+_KEPT_HEADERS = frozenset((*_REQUEST_ID, "retry-after", "retry-after-ms"))
 
 
 def observe_attempts(http_client: Any) -> None:
     """Wrap the transports of an `httpx2.AsyncClient` or `httpx2.Client`, once."""
     for put, transport in transports(http_client):
-        if isinstance(transport, AsyncAttempts | Attempts):
-            continue
         if getattr(transport, "observes_attempts", False):
-            continue  # a watcher that wraps its own
+            continue
         if isinstance(transport, httpx2.AsyncBaseTransport):
             put(AsyncAttempts(transport))
         elif isinstance(transport, httpx2.BaseTransport):
@@ -42,7 +40,7 @@ def observe_attempts(http_client: Any) -> None:
 
 
 def transports(http_client: Any) -> Iterator[tuple[Callable[[Any], None], Any]]:
-    """(how to replace it, transport) for each transport of a client, those for proxies included."""
+    """(function that replaces it, transport) for each transport of a client, those for proxies included."""
     transport = getattr(http_client, "_transport", None)
     if transport is not None:
         yield partial(setattr, http_client, "_transport"), transport
@@ -53,7 +51,7 @@ def transports(http_client: Any) -> Iterator[tuple[Callable[[Any], None], Any]]:
 
 
 class _OpenAttempt:
-    """An attempt under way. It is the probe's once it has ended, one way or the other."""
+    """An attempt under way. The probe gets it when it ends, one way or the other."""
 
     __slots__ = ("_probe", "connected_ns", "first_byte_ns", "headers", "sent_ns", "started_ns", "status")
 
@@ -66,13 +64,10 @@ class _OpenAttempt:
         self.status: int | None = None
         self.headers: list[tuple[bytes, bytes]] = []
 
-    def note(self, event: str) -> None:
-        if self._probe is None:
-            return
-        if event == "connected":
-            self.connected_ns = self._probe.clock()
-        else:
-            self.sent_ns = self._probe.clock()
+    def note(self, moment: str) -> None:
+        """`connected_ns` or `sent_ns` is now."""
+        if self._probe is not None:
+            setattr(self, moment, self._probe.clock())
 
     def responded(self, response: Any) -> None:
         assert self._probe is not None
@@ -102,10 +97,10 @@ class _OpenAttempt:
 
 
 def transport_error_type(error: BaseException | None) -> str:
-    """`timeout`, `connection`, `cancelled` or, of an error that is neither, its class name.
+    """`timeout`, `connection`, `cancelled`, or the class name of any other error.
 
-    The SDKs' aiohttp transport calls every failed connection a connect time-out; what happened
-    is told by what that was raised from.
+    The SDKs' aiohttp transport calls every failed connection a connect timeout; the exceptions that it
+    was raised from tell what really happened.
     """
     aiohttp = sys.modules.get("aiohttp")
     link, outermost = error, error
@@ -127,32 +122,18 @@ def transport_error_type(error: BaseException | None) -> str:
 def _read_headers(
     headers: list[tuple[bytes, bytes]],
 ) -> tuple[str | None, int | None, dict[str, str] | None]:
-    """(request id, retry-after in nanoseconds, rate-limit headers)"""
-    limits: dict[str, str] | None = None
-    request_id = retry_after_ms = retry_after = None
-    for raw_name, value in headers:
-        name = _header_name(raw_name)
-        if name is None:
-            continue
-        text = value.decode("latin-1")
-        if name in _REQUEST_ID:
-            request_id = text
-        elif name == "retry-after-ms":
-            retry_after_ms = text
-        elif name == "retry-after":
-            retry_after = text
-        elif limits is None:
-            limits = {name: text}
-        else:
-            limits[name] = text
-    if retry_after_ms is None and retry_after is None:  # nearly every response
-        return request_id, None, limits
-    return request_id, parse_retry_after(retry_after_ms, retry_after), limits
+    """Request id, retry-after in nanoseconds, rate-limit headers; each None when there is none."""
+    kept = {name: value.decode("latin-1") for raw, value in headers if (name := _kept(raw)) is not None}
+    request_id = None
+    for name in _REQUEST_ID:
+        request_id = kept.pop(name, request_id)
+    retry_after = kept.pop("retry-after-ms", None), kept.pop("retry-after", None)
+    return request_id, parse_retry_after(*retry_after), kept or None
 
 
 @functools.lru_cache(maxsize=512)  # the same few names with every response
-def _header_name(raw: bytes) -> str | None:
-    """The name in lower case, None for a header that no record holds."""
+def _kept(raw: bytes) -> str | None:
+    """A header's name in lower case, None when no record holds it."""
     name = raw.decode("latin-1").lower()
     return name if name in _KEPT_HEADERS or name.startswith(_RATE_LIMIT_PREFIXES) else None
 
@@ -162,6 +143,8 @@ _current: ContextVar[_OpenAttempt | None] = ContextVar("toolloop_current_attempt
 
 class AsyncAttempts(httpx2.AsyncBaseTransport):
     """An async transport whose requests become attempts."""
+
+    observes_attempts = True
 
     def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
         self.inner = inner
@@ -192,6 +175,8 @@ class AsyncAttempts(httpx2.AsyncBaseTransport):
 
 class Attempts(httpx2.BaseTransport):
     """A sync transport whose requests become attempts."""
+
+    observes_attempts = True
 
     def __init__(self, inner: httpx2.BaseTransport) -> None:
         self.inner = inner
@@ -227,10 +212,10 @@ def _both(first: OnEnd, second: OnEnd) -> OnEnd:
     return on_end
 
 
-class AsyncTee(httpx2.AsyncByteStream):
-    """A response body that shows its chunks as they pass, and its end: `on_end(error or None)`.
+class _Tee:
+    """A response body that reports its chunks as they pass, and its end: `on_end(error or None)`.
 
-    The end may be shown twice: when it fails, and when it is closed.
+    The end may be reported twice: when the body fails, and when it is closed.
     """
 
     def __init__(self, inner: Any, on_end: OnEnd, on_chunk: OnChunk | None = None) -> None:
@@ -238,12 +223,16 @@ class AsyncTee(httpx2.AsyncByteStream):
         self._on_end = on_end
         self._on_chunk = on_chunk
 
-    @staticmethod
-    def over(stream: Any, on_end: OnEnd, on_chunk: OnChunk) -> AsyncTee:
-        """A tee around `stream`. One that shows only its end is not wrapped again: each chunk would pay."""
-        if isinstance(stream, AsyncTee) and stream._on_chunk is None:
-            return AsyncTee(stream._inner, _both(stream._on_end, on_end), on_chunk)
-        return AsyncTee(stream, on_end, on_chunk)
+    @classmethod
+    def over(cls, stream: Any, on_end: OnEnd, on_chunk: OnChunk) -> Self:
+        """A tee around `stream`, in place of one that reports only its end: each chunk passes one tee."""
+        if isinstance(stream, cls) and stream._on_chunk is None:
+            return cls(stream._inner, _both(stream._on_end, on_end), on_chunk)
+        return cls(stream, on_end, on_chunk)
+
+
+class AsyncTee(_Tee, httpx2.AsyncByteStream):
+    """The tee of an async client."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         on_chunk = self._on_chunk
@@ -253,7 +242,7 @@ class AsyncTee(httpx2.AsyncByteStream):
                     on_chunk(chunk)
                 yield chunk
         except GeneratorExit:
-            raise  # the reader has what it wanted; it closes the stream next
+            raise  # the reader has what it wants; it closes the stream next
         except BaseException as error:
             self._on_end(error)
             raise
@@ -265,20 +254,8 @@ class AsyncTee(httpx2.AsyncByteStream):
             self._on_end(None)
 
 
-class Tee(httpx2.SyncByteStream):
-    """`AsyncTee` for a sync client."""
-
-    def __init__(self, inner: Any, on_end: OnEnd, on_chunk: OnChunk | None = None) -> None:
-        self._inner = inner
-        self._on_end = on_end
-        self._on_chunk = on_chunk
-
-    @staticmethod
-    def over(stream: Any, on_end: OnEnd, on_chunk: OnChunk) -> Tee:
-        """A tee around `stream`. One that shows only its end is not wrapped again: each chunk would pay."""
-        if isinstance(stream, Tee) and stream._on_chunk is None:
-            return Tee(stream._inner, _both(stream._on_end, on_end), on_chunk)
-        return Tee(stream, on_end, on_chunk)
+class Tee(_Tee, httpx2.SyncByteStream):
+    """The tee of a sync client."""
 
     def __iter__(self) -> Iterator[bytes]:
         on_chunk = self._on_chunk
@@ -301,16 +278,18 @@ class Tee(httpx2.SyncByteStream):
 
 
 # httpx2's own transport reports its progress to the request's "trace" extension.
-_CONNECTED = frozenset(("connection.connect_tcp.complete", "connection.start_tls.complete"))
-_SENT = frozenset(("http11.send_request_body.complete", "http2.send_request_body.complete"))
+_MOMENTS = {
+    "connection.connect_tcp.complete": "connected_ns",
+    "connection.start_tls.complete": "connected_ns",
+    "http11.send_request_body.complete": "sent_ns",
+    "http2.send_request_body.complete": "sent_ns",
+}
 
 
 def _sync_trace(attempt: _OpenAttempt) -> Callable[[str, Any], None]:
     def trace(event: str, info: Any) -> None:
-        if event in _CONNECTED:
-            attempt.note("connected")
-        elif event in _SENT:
-            attempt.note("sent")
+        if event in _MOMENTS:
+            attempt.note(_MOMENTS[event])
 
     return trace
 
@@ -325,10 +304,10 @@ def _async_trace(attempt: _OpenAttempt) -> Callable[[str, Any], Any]:
 
 
 def _trace_aiohttp(transport: Any) -> bool:
-    """Whether this is the SDKs' aiohttp transport, which is now traced.
+    """Trace a transport if it is the SDKs' aiohttp transport; returns whether it is.
 
-    It ignores "trace". aiohttp's own TraceConfig would cost some 50 µs a request, so its session,
-    made at the first request, is given a request class that notes the two moments.
+    That one ignores "trace". aiohttp's own TraceConfig would cost some 50 µs a request, so its session,
+    which is made at the first request, gets a request class that notes the two moments.
     """
     make_session = getattr(transport, "get_client", None)
     if make_session is None:
@@ -341,7 +320,7 @@ def _trace_aiohttp(transport: Any) -> bool:
 
     transport.get_client = traced
     session: Any = getattr(transport, "client", None)
-    if hasattr(session, "_request_class"):  # it made one already
+    if hasattr(session, "_request_class"):  # the first request is over
         session._request_class = _traced_request()
     return True
 
@@ -355,9 +334,9 @@ def _traced_request() -> type[Any]:
             attempt = _current.get()
             if attempt is None:
                 return await super().send(conn)
-            attempt.note("connected")  # a connection, new or kept alive, has just been got
+            attempt.note("connected_ns")  # aiohttp has just got a connection, new or kept alive
             response = await super().send(conn)
-            attempt.note("sent")
+            attempt.note("sent_ns")
             return response
 
     return TracedRequest

@@ -1,4 +1,4 @@
-"""Where a server is: its root URL, whether it is this machine, and how to connect to it."""
+"""Addresses of servers: root URLs, whether they are on this machine, how to connect. Looks up no name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 from profiler.errors import UsageError
 
 MAX_CONNECTIONS = 100_000
-"""So many that the client's connection pool never queues a request (and falsifies its latency)."""
+"""So many that a client's connection pool never queues a request, which would falsify its latency."""
+
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +26,18 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str, source: str = "") -> Endpoint:
-        """From a root URL or one that ends in `/v1`. `source`: the option, for errors (`UsageError`)."""
+        """From a root URL or one that ends in `/v1`. Raises `UsageError`, naming the option `source`."""
         expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
         said = f"{source}: " if source else ""
-        # What comes before an @, or after a ?, may be a secret: it is not repeated.
+        # The part before an @, or after a ?, may be a secret: the message does not repeat it.
         shown = re.split(r"[?#]", url.rpartition("@")[2])[0]
         try:
             parts = urlsplit(url)
             parts.port  # noqa: B018 (raises ValueError)
         except ValueError:
             raise UsageError(f"{said}not a base URL: {shown!r}: {expected}") from None
-        spoilt = any(character <= " " for character in url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or spoilt:
+        has_blanks = any(character <= " " for character in url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or has_blanks:
             raise UsageError(f"{said}not a base URL: {shown!r}: {expected}")
         if "@" in parts.netloc:
             raise UsageError(
@@ -61,7 +63,7 @@ class Endpoint:
 
 
 def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
-    """Options of `DefaultAioHttpClient` for this endpoint: no queueing for a pooled connection.
+    """Options of `DefaultAioHttpClient` for this endpoint, without a queue for pooled connections.
 
     Requests to this machine never go through a proxy that the environment names.
     """
@@ -75,7 +77,7 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
     if endpoint is not None and endpoint.is_loopback:
         options["trust_env"] = False
         if endpoint.root.startswith("https"):
-            # trust_env is what made the client read SSL_CERT_FILE.
+            # Without trust_env the client no longer reads SSL_CERT_FILE itself.
             options["verify"] = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
     return options
 
@@ -87,13 +89,8 @@ def emulator_key(endpoint: Endpoint | None, variable: str) -> str | None:
     return None
 
 
-# Which addresses are this machine's alone. Pure: no name is looked up.
-
-LOOPBACK = "127.0.0.1"
-
-
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on this address; of names, localhost alone."""
+    """Whether only this machine can reach the address; the only name that counts is `localhost`."""
     if host == "localhost":
         return True
     try:
@@ -103,7 +100,7 @@ def is_loopback(host: str) -> bool:
 
 
 def exposed(what: str, host: str, port: int) -> str | None:
-    """What to say where something listens for other machines too; None where it does not."""
+    """A warning when something listens for other machines too, None when it does not."""
     if is_loopback(host):
         return None
     shown = f"[{host}]" if ":" in host else host
@@ -111,5 +108,5 @@ def exposed(what: str, host: str, port: int) -> str | None:
 
 
 def scrape_host(host: str) -> str:
-    """Where this machine reaches what listens on `host`."""
+    """The address at which this machine reaches a server that listens on `host`."""
     return LOOPBACK if host in ("", "0.0.0.0") else f"[{host}]" if ":" in host else host

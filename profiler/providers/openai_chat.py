@@ -8,29 +8,22 @@ from typing import Any
 import openai
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
-from profiler.loop.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
+from profiler.loop.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult, conversation
 from profiler.loop.tools import Tool
+from profiler.providers import refuse_httpx
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, emulator_key
 from profiler.providers.failures import NO_JSON, caught, provider_error, reading, truncated
-from profiler.providers.supported import refuse_httpx
-
-
-def make_client(endpoint: Endpoint | None, api_key: str | None) -> AsyncOpenAI:
-    """A client on the SDK's aiohttp transport, without a limit on connections."""
-    return AsyncOpenAI(
-        base_url=endpoint.openai_base if endpoint is not None else None,
-        api_key=api_key or emulator_key(endpoint, "OPENAI_API_KEY"),
-        http_client=DefaultAioHttpClient(**client_options(endpoint)),
-    )
 
 
 class OpenAIModel:
     """What both of OpenAI's APIs share: a model behind an `AsyncOpenAI` client.
 
-    With a `client` of the user's, that one is used as it is; without, one is made on the SDK's
-    aiohttp transport for `endpoint` (None: the SDK's default).
+    A `client` of the user's is used as it is; without one, one is made on the SDK's aiohttp transport
+    for `endpoint` (None: the SDK's default).
     """
+
+    conversation = staticmethod(conversation)
 
     def __init__(
         self,
@@ -40,15 +33,35 @@ class OpenAIModel:
         endpoint: Endpoint | None = None,
         api_key: str | None = None,
     ) -> None:
-        self.client = client if client is not None else make_client(endpoint, api_key)
+        if client is None:
+            client = AsyncOpenAI(
+                base_url=endpoint.openai_base if endpoint is not None else None,
+                api_key=api_key or emulator_key(endpoint, "OPENAI_API_KEY"),
+                http_client=DefaultAioHttpClient(**client_options(endpoint)),
+            )
+        self.client = client
         self.model = model
-        refuse_httpx(self.client)
-        observe_attempts(self.client._client)
+        refuse_httpx(client)
+        observe_attempts(client._client)
 
-    def conversation(self, prompt: str | Sequence[Message]) -> list[Message]:
-        if isinstance(prompt, str):
-            return [{"role": "user", "content": prompt}]
-        return list(prompt)
+    def _arguments(self, tools: Any, options: RequestOptions, **conversation: Any) -> dict[str, Any]:
+        """The keyword arguments of a request; `conversation` is `messages=…` or `input=…`."""
+        arguments: dict[str, Any] = {"model": self.model, **conversation}
+        if tools and not options.answer_only:
+            arguments["tools"] = tools
+            if options.tool_choice in ("none", "required"):
+                arguments["tool_choice"] = options.tool_choice
+            elif options.tool_choice != "auto":
+                arguments["tool_choice"] = self._named_tool(options.tool_choice)
+            if not options.parallel_tool_calls:
+                arguments["parallel_tool_calls"] = False
+        if options.headers is not None:
+            arguments["extra_headers"] = options.headers
+        return arguments
+
+    def _named_tool(self, name: str) -> dict[str, Any]:
+        """The `tool_choice` that asks for one tool."""
+        raise NotImplementedError
 
 
 class OpenAIChat(OpenAIModel):
@@ -65,18 +78,13 @@ class OpenAIChat(OpenAIModel):
             for t in tools
         ]
 
+    def _named_tool(self, name: str) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": name}}
+
     async def request(
         self, messages: list[Message], tools: Any, options: RequestOptions, probe: Probe
     ) -> Reply:
-        arguments: dict[str, Any] = {"model": self.model, "messages": messages}
-        if tools and not options.answer_only:
-            arguments["tools"] = tools
-            if options.tool_choice != "auto":
-                arguments["tool_choice"] = _tool_choice(options.tool_choice)
-            if not options.parallel_tool_calls:
-                arguments["parallel_tool_calls"] = False
-        if options.headers is not None:
-            arguments["extra_headers"] = options.headers
+        arguments = self._arguments(tools, options, messages=messages)
         try:
             if options.stream:
                 return await self._streamed(arguments, probe)
@@ -85,11 +93,19 @@ class OpenAIChat(OpenAIModel):
         except caught(openai) as error:
             raise provider_error(self.provider, openai, error) from error
         with reading(self.provider):
-            return _reply(completion)
+            choice = completion.choices[0]
+            calls = tuple(
+                CallRequest(call.id, call.function.name, call.function.arguments)
+                if call.type == "function"
+                else CallRequest(call.id, call.custom.name, call.custom.input)
+                for call in choice.message.tool_calls or ()
+            )
+            text = choice.message.content or ""
+            return _reply(text, calls, choice.finish_reason, completion._request_id, completion.usage)
 
-    async def _streamed(self, options: dict[str, Any], probe: Probe) -> Reply:
+    async def _streamed(self, arguments: dict[str, Any], probe: Probe) -> Reply:
         stream = await self.client.chat.completions.create(
-            **options, stream=True, stream_options={"include_usage": True}
+            **arguments, stream=True, stream_options={"include_usage": True}
         )
         request_id = stream.response.headers.get("x-request-id")
         texts: list[str] = []
@@ -136,58 +152,31 @@ class OpenAIChat(OpenAIModel):
             raise truncated(self.provider, request_id)
         cut = len(calls) - 1 if finish_reason == "length" else None
         requests = tuple(
-            CallRequest(call_id, name, arguments, truncated=index == cut)
-            for index, (call_id, name, arguments) in enumerate(calls)
+            CallRequest(call_id, name, text, truncated=index == cut)
+            for index, (call_id, name, text) in enumerate(calls)
         )
-        text = "".join(texts)
-        return Reply(
-            text=text,
-            calls=requests,
-            messages=[_assistant(text, requests)],
-            finish_reason=finish_reason,
-            request_id=request_id,
-            input_tokens=usage.prompt_tokens if usage is not None else None,
-            output_tokens=usage.completion_tokens if usage is not None else None,
-        )
+        return _reply("".join(texts), requests, finish_reason, request_id, usage)
 
     def results(self, results: Sequence[ToolResult]) -> list[Message]:
         return [{"role": "tool", "tool_call_id": r.call_id, "content": r.content} for r in results]
 
 
-def _reply(completion: Any) -> Reply:
-    choice = completion.choices[0]
-    calls = tuple(
-        CallRequest(call.id, call.function.name, call.function.arguments)
-        if call.type == "function"
-        else CallRequest(call.id, call.custom.name, call.custom.input)
-        for call in choice.message.tool_calls or ()
-    )
-    usage = completion.usage
-    text = choice.message.content or ""
-    return Reply(
-        text=text,
-        calls=calls,
-        messages=[_assistant(text, calls)],
-        finish_reason=choice.finish_reason,
-        request_id=completion._request_id,
-        input_tokens=usage.prompt_tokens if usage is not None else None,
-        output_tokens=usage.completion_tokens if usage is not None else None,
-    )
-
-
-def _assistant(text: str, calls: Sequence[CallRequest]) -> Message:
-    message: dict[str, Any] = {"role": "assistant", "content": text or None}
+def _reply(
+    text: str, calls: tuple[CallRequest, ...], finish_reason: str, request_id: str | None, usage: Any
+) -> Reply:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
     if calls:
+        message["content"] = text or None
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in calls
         ]
-    else:
-        message["content"] = text
-    return message
-
-
-def _tool_choice(choice: str) -> Any:
-    if choice in ("none", "required"):
-        return choice
-    return {"type": "function", "function": {"name": choice}}
+    return Reply(
+        text=text,
+        calls=calls,
+        messages=[message],
+        finish_reason=finish_reason,
+        request_id=request_id,
+        input_tokens=usage.prompt_tokens if usage is not None else None,
+        output_tokens=usage.completion_tokens if usage is not None else None,
+    )

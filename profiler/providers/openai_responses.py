@@ -30,18 +30,13 @@ class OpenAIResponses(OpenAIModel):
             for t in tools
         ]
 
+    def _named_tool(self, name: str) -> dict[str, Any]:
+        return {"type": "function", "name": name}
+
     async def request(
         self, messages: list[Message], tools: Any, options: RequestOptions, probe: Probe
     ) -> Reply:
-        arguments: dict[str, Any] = {"model": self.model, "input": messages}
-        if tools and not options.answer_only:
-            arguments["tools"] = tools
-            if options.tool_choice != "auto":
-                arguments["tool_choice"] = _tool_choice(options.tool_choice)
-            if not options.parallel_tool_calls:
-                arguments["parallel_tool_calls"] = False
-        if options.headers is not None:
-            arguments["extra_headers"] = options.headers
+        arguments = self._arguments(tools, options, input=messages)
         request_id: str | None = None
         try:
             if not options.stream:
@@ -62,6 +57,7 @@ class OpenAIResponses(OpenAIModel):
             return _reply(response, request_id)
 
     async def _follow(self, stream: Any, probe: Probe, request_id: str | None) -> Any:
+        """Reads a stream to its end; returns the whole response."""
         async with stream:
             async for event in stream:
                 kind = event.type
@@ -103,9 +99,3 @@ def _reply(response: Any, request_id: str | None) -> Reply:
         input_tokens=usage.input_tokens if usage is not None else None,
         output_tokens=usage.output_tokens if usage is not None else None,
     )
-
-
-def _tool_choice(choice: str) -> Any:
-    if choice in ("none", "required"):
-        return choice
-    return {"type": "function", "name": choice}

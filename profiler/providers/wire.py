@@ -1,13 +1,13 @@
-"""What a response says, read from its bytes: for clients whose SDK calls are not ours.
+"""Reads requests and responses from their bytes: for clients whose SDK calls are not ours.
 
-Knows the JSON bodies and the server-sent events of the three APIs, and of them only what a
-record needs: the calls, the tokens, whether it was complete.
+Knows the JSON bodies and the server-sent events of the three APIs, as far as a record needs them: the
+calls, the tokens, whether the reply was complete.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import orjson
@@ -24,15 +24,12 @@ _PATHS: tuple[tuple[str, Api], ...] = (
 
 
 def api_of(path: str) -> Api | None:
-    """Which API a POST to this path is a model request of, None for anything else."""
-    for suffix, api in _PATHS:
-        if path.endswith(suffix):
-            return api
-    return None
+    """The API that a POST to this path is a model request of, None when it is none."""
+    return next((api for suffix, api in _PATHS if path.endswith(suffix)), None)
 
 
 def requested_model(body: bytes) -> str:
-    """The model a request names; arguments of calls in it may have a key of that name too."""
+    """The model that a request names; parsed, because arguments of calls may have a key `model` too."""
     try:
         model = orjson.loads(body)["model"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
@@ -41,7 +38,7 @@ def requested_model(body: bytes) -> str:
 
 
 def requested_prompt(body: bytes) -> str | None:
-    """What the user said last in a request of any of the APIs, None where nobody can tell."""
+    """The last message of the user in a request of any of the APIs, None when there is none to be found."""
     try:
         data = orjson.loads(body)
         said = data["messages"] if "messages" in data else data["input"]
@@ -53,8 +50,8 @@ def requested_prompt(body: bytes) -> str | None:
 
 
 @dataclass(slots=True)
-class Observed:
-    """What was read so far. `complete` is False for a stream that was cut off."""
+class ObservedReply:
+    """What has been read of a reply so far. `complete` is False for a stream that was cut off."""
 
     calls: list[CallRequest] = field(default_factory=list)
     input_tokens: int | None = None
@@ -63,68 +60,51 @@ class Observed:
     complete: bool = False
 
 
-def read_json(api: Api, body: bytes) -> Observed:
+def read_json(api: Api, body: bytes) -> ObservedReply:
     """A response that came as one JSON object; anything unexpected in it is left out."""
-    observed = Observed()
+    observed = ObservedReply()
     try:
-        data = orjson.loads(body)
-        _READ[api](data, observed)
+        _read(api, orjson.loads(body), observed)
     except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError):
         return observed
     observed.complete = True
     return observed
 
 
-def _read_chat(data: Any, observed: Observed) -> None:
+def _read(api: Api, data: Any, observed: ObservedReply) -> None:
     usage = data.get("usage") or {}
-    observed.input_tokens = usage.get("prompt_tokens")
-    observed.output_tokens = usage.get("completion_tokens")
-    choice = data["choices"][0]
-    observed.finish_reason = choice.get("finish_reason")
-    for call in choice["message"].get("tool_calls") or ():
-        if call.get("type", "function") == "function":
-            function = call["function"]
-            observed.calls.append(CallRequest(call["id"], function["name"], function["arguments"]))
-
-
-def _read_response(data: Any, observed: Observed) -> None:
-    usage = data.get("usage") or {}
-    observed.input_tokens = usage.get("input_tokens")
-    observed.output_tokens = usage.get("output_tokens")
-    observed.finish_reason = data.get("status")
-    for item in data["output"]:
-        if item["type"] == "function_call":
-            observed.calls.append(CallRequest(item["call_id"], item["name"], item["arguments"]))
-
-
-def _read_message(data: Any, observed: Observed) -> None:
-    usage = data.get("usage") or {}
-    observed.input_tokens = usage.get("input_tokens")
-    observed.output_tokens = usage.get("output_tokens")
-    observed.finish_reason = data.get("stop_reason")
-    for block in data["content"]:
-        if block["type"] == "tool_use":
-            observed.calls.append(CallRequest(block["id"], block["name"], block["input"]))
-
-
-_READ: dict[str, Callable[[Any, Observed], None]] = {
-    "openai": _read_chat,
-    "openai-responses": _read_response,
-    "anthropic": _read_message,
-}
+    observed.input_tokens = usage.get("prompt_tokens" if api == "openai" else "input_tokens")
+    observed.output_tokens = usage.get("completion_tokens" if api == "openai" else "output_tokens")
+    if api == "openai":
+        choice = data["choices"][0]
+        observed.finish_reason = choice.get("finish_reason")
+        for call in choice["message"].get("tool_calls") or ():
+            if call.get("type", "function") == "function":
+                function = call["function"]
+                observed.calls.append(CallRequest(call["id"], function["name"], function["arguments"]))
+    elif api == "openai-responses":
+        observed.finish_reason = data.get("status")
+        for item in data["output"]:
+            if item["type"] == "function_call":
+                observed.calls.append(CallRequest(item["call_id"], item["name"], item["arguments"]))
+    else:
+        observed.finish_reason = data.get("stop_reason")
+        for block in data["content"]:
+            if block["type"] == "tool_use":
+                observed.calls.append(CallRequest(block["id"], block["name"], block["input"]))
 
 
 class EventReader:
     """Reads a stream of server-sent events as its bytes arrive.
 
-    `on_token` is called at whatever the model generated, `on_call` at each call whose arguments
-    are complete.
+    `on_token` is called for each piece that the model generated, `on_call` for each call whose
+    arguments are complete.
     """
 
     def __init__(
         self, api: Api, on_token: Callable[[], None], on_call: Callable[[CallRequest], None]
     ) -> None:
-        self.observed = Observed()
+        self.observed = ObservedReply()
         self._on_token = on_token
         self._on_call = on_call
         self._rest = b""
@@ -137,7 +117,7 @@ class EventReader:
         self._index = -1
 
     def feed(self, chunk: bytes) -> None:
-        """Some bytes, cut anywhere."""
+        """Read the next bytes, which may end in the middle of an event."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             if not line.startswith(b"data:"):
@@ -149,11 +129,13 @@ class EventReader:
             try:
                 self._read(data)
             except (KeyError, TypeError, IndexError, AttributeError):
-                continue  # not an event of this API: its own client will say so
+                continue  # not an event of this API: the SDK will report that
 
     def _close(self) -> None:
+        """The open call, if there is one, is complete."""
         if self._open is not None:
-            call = CallRequest(self._open[0], self._open[1], self._open[2])
+            call_id, name, arguments = self._open
+            call = CallRequest(call_id, name, arguments)
             self._open = None
             self.observed.calls.append(call)
             self._on_call(call)
@@ -196,12 +178,9 @@ class EventReader:
                 self._on_token()
                 self._close()
         elif kind in ("response.completed", "response.incomplete", "response.failed"):
-            final = Observed()
-            _read_response(data["response"], final)
-            self.observed.input_tokens = final.input_tokens
-            self.observed.output_tokens = final.output_tokens
-            self.observed.finish_reason = final.finish_reason
-            self.observed.complete = True
+            final = ObservedReply()
+            _read("openai-responses", data["response"], final)
+            self.observed = replace(final, calls=self.observed.calls, complete=True)
 
     def _message(self, data: Any) -> None:
         kind = data["type"]
@@ -220,7 +199,7 @@ class EventReader:
         elif kind == "message_delta":
             self.observed.finish_reason = data["delta"].get("stop_reason")
             self.observed.output_tokens = data["usage"].get("output_tokens")
-            # A reply that was cut off closes its last block too: that call is not complete.
+            # A reply that is cut off closes its last block too, but that call is not complete.
             if self.observed.finish_reason != "max_tokens":
                 self._close()
         elif kind == "message_stop":

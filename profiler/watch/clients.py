@@ -1,4 +1,4 @@
-"""Model requests of somebody else's loop, watched at the transport of the SDK's HTTP client."""
+"""Watches model requests of somebody else's loop at the transport of the SDK's HTTP client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httpx2
 
 from profiler.loop.model import CallRequest, current_probe
 from profiler.providers.attempts import AsyncAttempts, AsyncTee, Attempts, Tee
-from profiler.providers.wire import Api, EventReader, Observed, read_json
+from profiler.providers.wire import Api, EventReader, ObservedReply, read_json
 from profiler.records import Clock
 from profiler.watch.loop import ObservedRound
 
@@ -28,12 +28,12 @@ class WatchedRequest:
         self._ended = False
         self._events: EventReader | None = None
         self._chunks: list[bytes] = []
-        self._head: tuple[int, Any] | None = None
+        self._head: tuple[int, Any] | None = None  # status and headers of a compressed response
 
     def responded(self, response: Any) -> None:
         self.ok = response.status_code < 400
         self.round.error_type = None if self.ok else f"http_{response.status_code}"
-        # Not by `response.headers`: each look-up there decodes all of them.
+        # Not `response.headers`: each look-up there decodes all headers.
         streamed = False
         for name, value in response.headers.raw:
             lower = name.lower()
@@ -57,7 +57,7 @@ class WatchedRequest:
             self._chunks.append(data)
 
     def end(self, error: BaseException | None) -> None:
-        """The body has been read, given up, or has failed; only the first time counts."""
+        """The body has been read or given up, or has failed. Only the first call counts."""
         if self._ended:
             return
         self._ended = True
@@ -77,9 +77,9 @@ class WatchedRequest:
         if not observed.complete and round_.error_type is None:
             round_.error_type = "truncated_stream" if round_.streamed else "unreadable"
 
-    def _read(self) -> Observed:
+    def _read(self) -> ObservedReply:
         body = b"".join(self._chunks)
-        if self._head is not None:  # compressed: only now can it be read, by httpx2's own decoders
+        if self._head is not None:  # only now can it be decompressed, by httpx2's own decoders
             body = httpx2.Response(self._head[0], headers=self._head[1], content=body).content
         if self._events is not None:
             if body:
@@ -92,7 +92,7 @@ class WatchedRequest:
 
 
 Observe = Callable[[httpx2.Request], WatchedRequest | None]
-"""Says whether a request is to be watched, and as what."""
+"""Begins to watch a request; None when it is not to be watched."""
 
 
 class AsyncWatch(httpx2.AsyncBaseTransport):
@@ -104,9 +104,8 @@ class AsyncWatch(httpx2.AsyncBaseTransport):
         self.owner = owner
         self.original = original
         self._observe = observe
-        self._inner = (
-            original if isinstance(original, AsyncAttempts | AsyncWatch) else AsyncAttempts(original)
-        )
+        observed = getattr(original, "observes_attempts", False)
+        self._inner = original if observed else AsyncAttempts(original)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         watched = self._observe(request)
@@ -137,7 +136,8 @@ class Watch(httpx2.BaseTransport):
         self.owner = owner
         self.original = original
         self._observe = observe
-        self._inner = original if isinstance(original, Attempts | Watch) else Attempts(original)
+        observed = getattr(original, "observes_attempts", False)
+        self._inner = original if observed else Attempts(original)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         watched = self._observe(request)

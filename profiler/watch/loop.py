@@ -1,13 +1,13 @@
-"""A loop that is not ours, inferred from its model requests and tool calls.
+"""Infers a loop that is not ours from its model requests and tool calls.
 
-Every model request begins a round. A tool call joins the round that asked for it: the newest
-one with an unclaimed call of that name and those arguments.
+Every model request begins a round. A tool call joins the round that asked for it: the newest one with
+an unclaimed call of that name and those arguments.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,18 +17,18 @@ import orjson
 from profiler.anatomy import shortfall
 from profiler.loop.model import CallRequest, Probe
 from profiler.loop.recorder import fresh_id
-from profiler.records import LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
+from profiler.records import Clock, LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
 
 MAX_ROUNDS = 10_000
-"""Rounds kept of one loop: one that never ends must not grow for ever."""
+"""Rounds kept of one loop, so that one that never ends does not grow for ever."""
 
 
 @dataclass(slots=True, eq=False)
 class HandedOver:
-    """A callable that a strategy was given: when, when it let it run, and its limit at first.
+    """A callable that a strategy was given (`at_ns`) and let run (`released_ns`), and the limit at first.
 
-    `begun`: a tool call or a model request of it has begun. Tasks and threads of the callable have
-    copies of its context; they share this object, so that what one of them begins counts for all.
+    `begun`: the callable has begun a tool call or a model request. Its tasks and threads have copies of
+    its context but share this object, so that the first to begin something counts for all of them.
     """
 
     at_ns: int
@@ -38,17 +38,17 @@ class HandedOver:
 
 
 handed_over: ContextVar[HandedOver | None] = ContextVar("toolloop_handed_over", default=None)
-"""The callable that this context is of; None where the loop's own code decides when calls run.
+"""The callable that runs in this context; None where the loop's own code decides when calls run.
 
-Only what a callable begins first has waited in the strategy: when the rest runs, the callable decides.
+Only the first thing that a callable begins has waited in the strategy; the rest, it times itself.
 """
 
 
 @dataclass(slots=True, eq=False)
 class ObservedCall:
-    """A call of a wrapped tool, while it runs and after; its content where that is recorded.
+    """A call of a wrapped tool, while it runs and after, with its content if that is recorded.
 
-    `queued_ns` is known of a call that a callable made which was `handed_over`.
+    `queued_ns` is known only for a call made by a callable that was `handed_over`.
     """
 
     request: CallRequest
@@ -66,9 +66,9 @@ class ObservedCall:
 
 @dataclass(slots=True, eq=False)
 class ObservedRound:
-    """A model request and what came of it.
+    """A model request, and the calls of tools that it led to.
 
-    `unclaimed` are the calls that nobody has run yet, each with the time it was ready.
+    `unclaimed` are the requested calls that no tool has run yet, each with the time it was ready.
     """
 
     provider: str
@@ -86,36 +86,29 @@ class ObservedRound:
 
 
 Match = tuple[ObservedRound, int, bool]
-"""(round, index into its unclaimed calls, whether that is beyond doubt)"""
+"""(round, index into its unclaimed calls, whether it cannot be another call)"""
 
 
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class ObservedLoop:
-    """What is known so far of a loop that is under way; `record` makes it a `LoopRecord`."""
+    """A loop under way, as far as it has been observed; `record` makes it a `LoopRecord`."""
 
-    def __init__(
-        self,
-        clock: Callable[[], int],
-        *,
-        name: str,
-        strategy: str,
-        parent: str | None,
-        agent: str = "",
-        number: int | None = None,
-        trial: int | None = None,
-    ) -> None:
-        self.id = fresh_id()
-        self.clock = clock
-        self.name = name
-        self.strategy = strategy
-        self.parent = parent
-        self.agent = agent
-        self.number = number
-        self.trial = trial
-        self.started_ns = clock()
-        self.rounds: list[ObservedRound] = []
-        self.rounds_dropped = 0
-        self.ambiguous = 0
-        self.prompt: str | None = None
+    clock: Clock
+    name: str
+    strategy: str
+    parent: str | None = None
+    agent: str = ""
+    number: int | None = None
+    trial: int | None = None
+    id: str = field(default_factory=fresh_id)
+    started_ns: int = field(init=False)
+    rounds: list[ObservedRound] = field(default_factory=list)
+    rounds_dropped: int = 0
+    ambiguous_calls: int = 0
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        self.started_ns = self.clock()
 
     def begin_round(self, provider: str, model: str) -> ObservedRound:
         """A model request starts."""
@@ -130,10 +123,10 @@ class ObservedLoop:
         return round_
 
     def match(self, name: str, arguments: Mapping[str, Any]) -> Match | None:
-        """Which requested call a tool that starts is running.
+        """The requested call that a starting tool runs, None if there is none of its name.
 
-        Arguments decide between calls of one name; what the model left out (defaults), and what a
-        framework added, does not count against a call. Equal calls are interchangeable.
+        Arguments decide between calls of one name. Those that the model left out (defaults) and those
+        that a framework added do not count against a call. Equal calls are interchangeable.
         """
         for round_ in reversed(self.rounds):
             named = [i for i, (request, _) in enumerate(round_.unclaimed) if request.name == name]
@@ -145,25 +138,25 @@ class ObservedLoop:
             return round_, named[0], len(named) == 1
         return None
 
-    def begin_call(self, name: str, found: Match | None, call_id: str = "") -> ObservedCall:
-        """A tool starts; without a match it joins the newest round, with no id of its own."""
+    def begin_call(self, name: str, found: Match | None) -> ObservedCall:
+        """A tool starts. Without a match its call joins the newest round, with no id and no arguments."""
         now = self.clock()
         if found is None:
             round_ = self.rounds[-1] if self.rounds else None
-            call = ObservedCall(CallRequest(call_id, name, ""), now, now)
+            call = ObservedCall(CallRequest("", name, ""), now, now)
         else:
             round_, index, certain = found
-            self.ambiguous += not certain
+            self.ambiguous_calls += not certain
             request, ready_ns = round_.unclaimed.pop(index)
             call = ObservedCall(request, ready_ns, now)
         handed = handed_over.get()
         if handed is not None:
             waited_ns = 0 if handed.begun else handed.released_ns - handed.at_ns
             handed.begun = True
-            # A round that began since is of an agent that was handed over: its calls were not.
+            # When the round began later, a whole agent was handed over, not this call.
             if round_ is not None and round_.started_ns <= handed.at_ns:
                 call.handed_over = handed
-                # Not at_ns: what the callable did before its first call was no waiting.
+                # Not from at_ns on: the callable's own work before its first call is no waiting.
                 if found is None:
                     call.ready_ns = now - waited_ns
                 call.queued_ns = max(call.ready_ns, now - waited_ns)
@@ -171,8 +164,8 @@ class ObservedLoop:
             round_.calls.append(call)
         return call
 
-    def record(self, status: Status, error_type: str | None, lag_ns: int, process: str = "") -> LoopRecord:
-        """The loop as it was; what still runs is cut off here."""
+    def record(self, status: Status, error_type: str | None, lag_ns: int) -> LoopRecord:
+        """The record of the loop; calls and requests that still run end now."""
         ended_ns = self.clock()
         ends = [*(round_.started_ns for round_ in self.rounds[1:]), ended_ns][: len(self.rounds)]
         rounds = tuple(
@@ -194,10 +187,9 @@ class ObservedLoop:
             agent=self.agent,
             number=self.number,
             trial=self.trial,
-            process=process,
             parent=self.parent,
             lag_ns=lag_ns,
-            ambiguous_calls=self.ambiguous,
+            ambiguous_calls=self.ambiguous_calls,
             rounds_dropped=self.rounds_dropped,
             prompt=self.prompt,
         )
@@ -214,7 +206,6 @@ def _round(index: int, observed: ObservedRound, next_ns: int, lag_ns: int) -> Ro
     queued = [_queued_ns(call, calls[0].started_ns) for call in calls]
     tools_started_ns = min(queued, default=None)
     handed = [call.handed_over for call in calls if call.handed_over is not None]
-    given_ns = min((callable_.at_ns for callable_ in handed), default=tools_started_ns)
     limit = handed[0].limit if handed else None
     recorded = tuple(
         ToolCall(
@@ -233,6 +224,10 @@ def _round(index: int, observed: ObservedRound, next_ns: int, lag_ns: int) -> Ro
         for call, queued_ns in zip(calls, queued, strict=True)
     )
     tools_ended_ns = max((c.ended_ns for c in recorded), default=None)
+    reason = None
+    if tools_started_ns is not None and tools_ended_ns is not None:
+        wall_ns = tools_ended_ns - min([tools_started_ns, *(one.at_ns for one in handed)])
+        reason = shortfall(_scheduled(calls, recorded), wall_ns, limit, None if handed else lag_ns)
     failed = observed.error_type is not None
     return RoundRecord(
         index=index,
@@ -258,32 +253,23 @@ def _round(index: int, observed: ObservedRound, next_ns: int, lag_ns: int) -> Ro
         tools_ended_ns=tools_ended_ns,
         tool_calls=recorded,
         status="error" if failed else "ok",
-        shortfall=(
-            shortfall(
-                _scheduled(calls, recorded),
-                tools_ended_ns - min(given_ns, tools_started_ns),
-                limit,
-                None if handed else lag_ns,
-            )
-            if tools_started_ns is not None and tools_ended_ns is not None and given_ns is not None
-            else None
-        ),
+        shortfall=reason,
         unobserved_calls=len(observed.unclaimed),
         limit=limit,
     )
 
 
 def _queued_ns(call: ObservedCall, first_ns: int) -> int:
-    """When a call was handed over; `first_ns`: when the first of its round started."""
+    """When a call was handed over; `first_ns` is the start of the first call of its round."""
     if call.queued_ns is not None:
         return call.queued_ns
-    # When the loop's own code handed a call over is not to be seen; no call of a round
-    # can have waited for another before the first of them started.
+    # When the loop's own code hands a call over cannot be observed, but no call can have waited for
+    # another one of its round before the first of them started.
     return max(call.ready_ns, min(first_ns, call.started_ns))
 
 
 def _scheduled(calls: Sequence[ObservedCall], recorded: Sequence[ToolCall]) -> list[ToolCall]:
-    """What the strategy had to schedule: a callable as one, from its release to the end of its last call."""
+    """The calls as the strategy scheduled them: a callable is one, from release to the end of its last."""
     scheduled: dict[int, ToolCall] = {}
     for call, one in zip(calls, recorded, strict=True):
         if call.handed_over is None:
@@ -300,7 +286,7 @@ def _scheduled(calls: Sequence[ObservedCall], recorded: Sequence[ToolCall]) -> l
 
 
 def _fits(requested: str | Mapping[str, Any], given: Mapping[str, Any]) -> bool:
-    """Whether a tool that was given these arguments may be running this call."""
+    """Whether a tool that runs with the arguments `given` may be running a call with those `requested`."""
     if isinstance(requested, str):
         try:
             requested = orjson.loads(requested or "{}")
@@ -312,7 +298,7 @@ def _fits(requested: str | Mapping[str, Any], given: Mapping[str, Any]) -> bool:
 
 
 def _same(value: Any, given: Any) -> bool:
-    """Equal as JSON; a framework may have made a model, an enum or a number of the value."""
+    """Whether two values are equal as JSON; frameworks turn values into models, enums or numbers."""
     if value == given:
         return True
     try:
@@ -331,8 +317,8 @@ def _plain(value: Any) -> Any:
 def bound_arguments(
     signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments by name; what **kwargs caught counts by its own name. Empty when they do not bind."""
-    if not args:  # nearly every call; binding would cost more than all else that is done for it
+    """Arguments by name, those in **kwargs under their own names; `kwargs` alone when they do not bind."""
+    if not args:  # nearly every call; binding would cost more than everything else here
         return dict(kwargs)
     try:
         bound = signature.bind(*args, **kwargs)

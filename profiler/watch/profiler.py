@@ -1,4 +1,4 @@
-"""A profiler for a loop that is already written: it watches, and changes nothing about how it runs.
+"""A profiler for a loop that exists already: it watches, and changes nothing about how the loop runs.
 
     prof = Profiler()
     client = prof.instrument(AsyncOpenAI())
@@ -6,9 +6,9 @@
     with prof.loop("support-agent"):
         ...                                 # the loop as it was
 
-Model requests are seen at the transport of the SDK's HTTP client, tool calls in the wrapped
+Model requests are observed at the transport of the SDK's HTTP client, tool calls in the wrapped
 functions; contextvars tell which loop they belong to, through tasks, `gather`, `TaskGroup` and
-`to_thread`. Where a thread carries no context, calls are matched by name and arguments.
+`to_thread`. In a thread without that context, calls are matched by name and arguments.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from profiler.loop.calls import arguments_text
 from profiler.loop.eventloop import TimedCoroutine
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, current_probe
 from profiler.loop.recorder import Recorder, Sink
-from profiler.loop.tools import CallContext, Tool, current_call, failure_type, result_text
+from profiler.loop.tools import CallContext, Tool, current_call, failure_type, is_async, result_text
+from profiler.providers import refuse_httpx
 from profiler.providers.attempts import transports
-from profiler.providers.supported import refuse_httpx
 from profiler.providers.wire import api_of, requested_model, requested_prompt
 from profiler.records import Clock, Status, ToolStatus
 from profiler.redaction import Content, Redact
@@ -53,8 +53,8 @@ class Profiler:
 
     `sinks` None: Prometheus, in prometheus-client's default registry (`metrics` is that sink).
     With `record_content` the records hold prompts, arguments and results (not the final answer), each
-    passed through `redact` and cut at `profiler.redaction.MOST_CHARACTERS`.
-    Counts: `orphan_calls` ran while no loop of this profiler could have asked for them.
+    passed through `redact` and cut at `profiler.redaction.MOST_CHARACTERS`. `orphan_calls` counts calls
+    that ran while no loop of this profiler could have asked for them.
     """
 
     def __init__(
@@ -78,8 +78,6 @@ class Profiler:
         self._loop: ContextVar[ObservedLoop | None] = ContextVar("toolloop_observed_loop", default=None)
         self._round: ContextVar[ObservedRound | None] = ContextVar("toolloop_observed_round", default=None)
 
-    # ── loops ──────────────────────────────────────────────────────────────────────────────
-
     def loop(
         self,
         name: str = "",
@@ -91,18 +89,19 @@ class Profiler:
     ) -> LoopContext:
         """A context manager, sync or async, around one pass of the loop.
 
-        `strategy` labels its metrics. A loop inside another one's context is its child. With a
+        `strategy` labels its metrics. A loop inside the context of another one is its child. With a
         `number` its requests tell an emulator which work they belong to.
         """
-        return LoopContext(self, name, strategy, agent, number, trial)
-
-    # ── model requests ─────────────────────────────────────────────────────────────────────
+        return LoopContext(
+            self,
+            {"name": name, "strategy": strategy, "agent": agent, "number": number, "trial": trial},
+        )
 
     def instrument(self, client: T) -> T:
         """Watch the requests of an `OpenAI`, `AsyncOpenAI`, `Anthropic` or `AsyncAnthropic` client.
 
-        Returns the same client. Doing it twice is harmless. Raises `UsageError` for anything
-        that has no HTTP client of the SDKs' kind.
+        Returns the same client. Doing it twice is harmless. Raises `UsageError` for an object without
+        the SDKs' kind of HTTP client.
         """
         http_client = _http_client(client)
         for put, transport in transports(http_client):
@@ -121,12 +120,10 @@ class Profiler:
                 put(transport.original)
         return client
 
-    # ── tools ──────────────────────────────────────────────────────────────────────────────
-
     def tool(self, function: T) -> T:
-        """Watch the calls of a function, a method or one of our `Tool`s, sync or async.
+        """Watch the calls of a function, a method or a `Tool`, sync or async.
 
-        What comes back has the same signature, docstring and behaviour.
+        Returns one with the same signature, docstring and behaviour.
         """
         if isinstance(function, Tool):
             return cast(T, function.replaced(self.tool(function.function)))
@@ -137,18 +134,16 @@ class Profiler:
         name = getattr(function, "__name__", type(function).__name__)
         signature = inspect.signature(function)
         wrapped: Any
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004 (asks for the method of a callable object)
-        ):
+        if is_async(function):
 
             @functools.wraps(function)
             async def wrapped(*args: Any, **kwargs: Any) -> Any:
                 with self._call(name, bound_arguments(signature, args, kwargs)) as watched:
-                    steps = TimedCoroutine(function(*args, **kwargs), self.recorder.clock)
+                    timed = TimedCoroutine(function(*args, **kwargs), self.recorder.clock)
                     try:
-                        return watched.returns(await steps)
+                        return watched.returns(await timed)
                     finally:
-                        watched.blocking(steps.blocking_ns)
+                        watched.blocking(timed.blocking_ns)
         else:
 
             @functools.wraps(function)
@@ -163,7 +158,7 @@ class Profiler:
         loop = self._loop.get()
         if loop is not None:
             return _CallContext(self, loop, loop.begin_call(name, loop.match(name, arguments)))
-        # A thread that carries no context: which open loop asked for this?
+        # A thread without the context of a loop: find the open loop that asked for this call.
         certain: list[tuple[ObservedLoop, Match]] = []
         possible: list[tuple[ObservedLoop, Match]] = []
         for candidate in list(self._open):
@@ -177,8 +172,6 @@ class Profiler:
         loop, (round_, index, sure) = min(candidates, key=lambda c: c[0].started_ns)
         return _CallContext(self, loop, loop.begin_call(name, (round_, index, sure and len(candidates) == 1)))
 
-    # ── metrics ────────────────────────────────────────────────────────────────────────────
-
     def serve_metrics(self, port: int, host: str = "127.0.0.1") -> int:
         """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port."""
         if self.metrics is None:
@@ -187,32 +180,26 @@ class Profiler:
 
 
 class LoopContext:
-    """One pass of a loop, between enter and exit. Use it once."""
+    """One pass of a loop, between enter and exit. Use it once. `options` are those of `ObservedLoop`."""
 
-    def __init__(
-        self, profiler: Profiler, name: str, strategy: str, agent: str, number: int | None, trial: int | None
-    ) -> None:
+    def __init__(self, profiler: Profiler, options: dict[str, Any]) -> None:
         self._profiler = profiler
-        self._options = (name, strategy, agent, number, trial)
+        self._options = options
         self._loop: ObservedLoop | None = None
         self._token: Token[ObservedLoop | None] | None = None
 
     def __enter__(self) -> ObservedLoop:
         profiler = self._profiler
+        self._loop = loop = ObservedLoop(profiler.recorder.clock, **self._options)
         parent = profiler._loop.get()
-        name, strategy, agent, number, trial = self._options
-        self._loop = loop = ObservedLoop(
-            profiler.recorder.clock,
-            name=name,
-            strategy=strategy,
-            parent=parent.id if parent is not None else None,
-            agent=agent,
-            number=number if number is not None or parent is None else parent.number,
-            trial=trial if trial is not None or parent is None else parent.trial,
-        )
+        if parent is not None:
+            loop.parent = parent.id
+            loop.number = parent.number if loop.number is None else loop.number
+            loop.trial = parent.trial if loop.trial is None else loop.trial
         profiler._open.add(loop)
         self._token = profiler._loop.set(loop)
-        self._sampler = profiler.recorder.enter() if _in_event_loop() else None
+        in_event_loop = asyncio._get_running_loop() is not None  # there is no lag to sample in sync code
+        self._sampler = profiler.recorder.enter() if in_event_loop else None
         return loop
 
     def __exit__(
@@ -224,7 +211,7 @@ class LoopContext:
             if self._token is not None:
                 profiler._loop.reset(self._token)
         except ValueError:
-            pass  # left in another context than it was entered in, as async generators may
+            pass  # left in another context than the one it was entered in, as async generators may
         profiler._open.discard(loop)
         lag_ns = self._sampler.leave(loop.started_ns) if self._sampler is not None else 0
         status: Status = "ok"
@@ -243,7 +230,7 @@ class LoopContext:
 
 
 class _CallContext:
-    """Around one run of a wrapped tool; what it raises goes on to whoever called it."""
+    """Around one run of a wrapped tool; an exception of the tool is passed on to its caller."""
 
     def __init__(self, profiler: Profiler, loop: ObservedLoop | None, call: ObservedCall | None) -> None:
         self._profiler = profiler
@@ -262,7 +249,7 @@ class _CallContext:
         return self
 
     def returns(self, value: T) -> T:
-        """The tool has returned `value`, which is passed on as it is."""
+        """The tool has returned `value`; returns it."""
         content = self._profiler._content
         if content is not None and self._observed is not None:
             self._observed.result = content.keep(result_text(value))
@@ -296,7 +283,7 @@ class _CallContext:
 
 
 def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | None:
-    """The attempt to watch, None where nothing is to be seen: no loop, another path, another observer."""
+    """Begin to watch a request. None outside a loop, for other paths, and under another observer."""
     loop = profiler._loop.get()
     if loop is None or current_probe.get() is not None:
         return None
@@ -310,7 +297,7 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | No
         if profiler._content is not None and loop.prompt is None:
             prompt = requested_prompt(request.content)
             loop.prompt = None if prompt is None else profiler._content.keep(prompt)
-        # The SDK's retries run in this same context: they find the round they belong to here.
+        # The SDK's retries run in this same context, and find the round that they belong to here.
         profiler._round.set(round_)
     if loop.number is not None:
         request.headers[LOOP_HEADER] = str(loop.number)
@@ -320,7 +307,7 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | No
 
 
 def _is_retry(request: httpx2.Request) -> bool:
-    # Not by `request.headers`: a look-up there decodes all of them first.
+    # Not `request.headers`: a look-up there decodes all headers first.
     return any(name.lower() == _RETRY_HEADER and value != b"0" for name, value in request.headers.raw)
 
 
@@ -333,11 +320,3 @@ def _http_client(client: Any) -> Any:
             "AsyncAnthropic client"
         )
     return http_client
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -9,7 +9,7 @@ import pytest
 from profiler.errors import UsageError
 from profiler.load.options import LoadOptions
 from profiler.load.spending import Budget, Grants, Price, price_of, spent_by
-from profiler.providers import DEFAULT_MODELS, PROVIDERS, make_provider
+from profiler.providers import PROVIDERS, make_provider
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord
 from profiler.rundir import Spent
 
@@ -30,10 +30,9 @@ def test_a_price_that_is_none_is_refused(spec: str) -> None:
 
 
 def test_the_default_models_are_those_of_the_providers_and_have_a_price() -> None:
-    assert DEFAULT_MODELS.keys() == PROVIDERS.keys()
-    for name, model in DEFAULT_MODELS.items():
-        assert make_provider(name, base_url="http://127.0.0.1:9").model == model
-        assert price_of(model) is not None
+    for name, provider in PROVIDERS.items():
+        assert make_provider(name, base_url="http://127.0.0.1:9").model == provider.default_model
+        assert price_of(provider.default_model) is not None
 
 
 def test_a_cost_can_be_limited_only_where_the_price_is_known() -> None:

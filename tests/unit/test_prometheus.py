@@ -8,7 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from profiler import metrics
-from profiler.exporters.prometheus import OTHER, PrometheusSink, quotas
+from profiler.exporters.prometheus import OTHER, PrometheusSink
+from profiler.limits.refusals import stated
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.strategies import parse_strategy
 
@@ -172,8 +173,7 @@ def test_tool_names_are_capped(sink):
     ],
 )
 def test_quotas_are_read_from_either_providers_headers(headers, found):
-    read = {(m.name.removeprefix("toolloop_quota_"), resource): v for m, resource, v in quotas(headers)}
-    assert read == found
+    assert {(word, resource): value for word, resource, value in stated(headers)} == found
 
 
 def test_the_table_is_well_formed():

@@ -11,9 +11,9 @@ import pytest
 
 from profiler import providers
 from profiler.errors import UsageError
+from profiler.providers import needed
 from profiler.providers.anthropic_messages import AnthropicMessages
 from profiler.providers.openai_chat import OpenAIChat
-from profiler.providers.supported import needed
 from profiler.watch.profiler import Profiler
 
 
