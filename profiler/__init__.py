@@ -20,23 +20,13 @@ if TYPE_CHECKING:
     from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
     from profiler.strategies import Gathered, SemaphoreLimited, Sequential, Strategy
 
-_HOME = {
-    "ProfilerError": "errors",
-    "ProviderError": "errors",
-    "UsageError": "errors",
-    "Gate": "limits.gate",
-    "LoopResult": "loop.loop",
-    "ToolLoop": "loop.loop",
-    "LoopRecord": "records",
-    "ModelCall": "records",
-    "RoundRecord": "records",
-    "ToolCall": "records",
-    "Gathered": "strategies",
-    "SemaphoreLimited": "strategies",
-    "Sequential": "strategies",
-    "Strategy": "strategies",
-    "Tool": "loop.tools",
-    "tool": "loop.tools",
+_MODULES = {
+    "errors": ("ProfilerError", "ProviderError", "UsageError"),
+    "limits.gate": ("Gate",),
+    "loop.loop": ("LoopResult", "ToolLoop"),
+    "loop.tools": ("Tool", "tool"),
+    "records": ("LoopRecord", "ModelCall", "RoundRecord", "ToolCall"),
+    "strategies": ("Gathered", "SemaphoreLimited", "Sequential", "Strategy"),
 }
 
 __all__ = [
@@ -60,12 +50,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+    for module, names in _MODULES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

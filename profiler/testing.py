@@ -1,12 +1,10 @@
-"""For tests: a virtual clock, a scripted model. Nothing here touches the network or sleeps.
+"""For tests: a virtual clock and a scripted model. Nothing here touches the network or sleeps.
 
-Use it like this::
+async def main(clock):
+    model = ScriptedModel([[call("search", query="a"), call("search", query="b")], "done"])
+    return await ToolLoop(model, tools=[search], clock=clock).run("go")
 
-    async def main(clock):
-        model = ScriptedModel([[call("search", query="a"), call("search", query="b")], "done"])
-        return await ToolLoop(model, tools=[search], clock=clock).run("go")
-
-    result = run_virtual(main)
+result = run_virtual(main)
 """
 
 from __future__ import annotations
@@ -26,11 +24,11 @@ from profiler.loop.tools import Tool
 T = TypeVar("T")
 
 REAL_WAIT_SECONDS = 5.0
-"""How long a virtual loop with nothing scheduled waits, in real time, for an answer from a thread."""
+"""How long a virtual loop that has nothing scheduled waits for an answer from a thread, in real time."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Waits by moving the virtual clock, unless there is nothing to wait for but a thread."""
+    """Waits by moving the virtual clock on, or in real time when only a thread can go on."""
 
     now = 0.0
 
@@ -83,11 +81,11 @@ def call(name: str, /, **arguments: Any) -> CallRequest:
 
 
 class ScriptedModel:
-    """A model that says what it is told: per request a list of calls, an answer, or an exception.
+    """A model that follows a script: for each request a list of calls, an answer, or an exception.
 
-    Each request takes `seconds`; in a streamed reply the arguments of its calls become complete evenly
-    over that time. `cut` breaks the n-th request off (from 0) before its last call is complete.
-    `requests` keeps what it was asked: (messages, tools, options).
+    Each request takes `seconds`; in a streamed reply the calls become complete evenly over that time.
+    `cut` is the index of a request whose reply breaks off before its last call is complete. `requests`
+    holds the (messages, tools, options) of each request.
     """
 
     provider = "scripted"

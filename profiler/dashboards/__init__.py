@@ -1,8 +1,7 @@
 """Grafana dashboards, Prometheus rules and configuration: what `profiler dashboards` writes.
 
-`python -m tools.dashboards` builds them from the metric table into `files/`, each dashboard on one line.
-`files` reads them and puts in a prefix and a data source, `write` writes them into a directory, `check`
-says where a directory differs.
+`python -m tools.dashboards` builds them from the metric table into `files/`. Here they are read, with
+the prefix and the data source that a user asks for, written into a directory, and compared with one.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from pathlib import Path
 from profiler.errors import UsageError
 
 PREFIX = "toolloop_"
-"""What the names of all metrics begin with."""
+"""The beginning of every metric's name."""
 
 DATASOURCE_UID = "toolloop-prometheus"
-"""Of the data source that Grafana is provisioned with, unless another is asked for."""
+"""The uid of the data source that Grafana is provisioned with, unless another is asked for."""
 
 DIRECTORY = Path(__file__).with_name("files")
 NAMES = (
@@ -34,22 +33,22 @@ NAMES = (
 
 
 def files(datasource: str | None = None, prefix: str = PREFIX) -> dict[str, str]:
-    """Path below the directory → text.
+    """The text of each file, by its path below the directory.
 
     `datasource`: the uid of the Grafana data source to start with (a viewer can choose another).
-    `prefix`: what metric names begin with in the Prometheus that is asked, when something on the
-    way there renames them. Raises `UsageError` when a metric could not be called that.
+    `prefix`: the beginning of metric names in the queried Prometheus, if something on the way there
+    renames them. Raises `UsageError` when one of the two is not well formed.
     """
     if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", prefix):
         raise UsageError(f"--prefix {prefix}: a metric's name has letters, digits and _, and no digit first")
     if datasource is not None and not re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", datasource):
         raise UsageError(f"--datasource {datasource}: a uid has up to 40 letters, digits, - and _")
-    # Only names of metrics begin so.
+    # Nothing but names of metrics contains the prefix.
     return {name: _text(name, datasource).replace(PREFIX, prefix) for name in NAMES}
 
 
 def write(out: Path | str, datasource: str | None = None, prefix: str = PREFIX) -> list[Path]:
-    """Write all files below `out`, over what is there; returns their paths. Raises `UsageError`."""
+    """Write all files below `out`, replacing existing ones; returns their paths. Raises `UsageError`."""
     paths = []
     for name, text in files(datasource, prefix).items():
         path = Path(out) / name
@@ -65,7 +64,7 @@ def write(out: Path | str, datasource: str | None = None, prefix: str = PREFIX) 
 def check(
     directory: Path | str = "dashboards", datasource: str | None = None, prefix: str = PREFIX
 ) -> list[str]:
-    """One line per file of the directory that differs from what `write` writes; empty when none does."""
+    """A line for each file of the directory that differs from what `write` writes."""
     differences = []
     for name, text in files(datasource, prefix).items():
         path = Path(directory) / name

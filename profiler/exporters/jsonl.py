@@ -1,4 +1,4 @@
-"""Records as lines of JSON, written as loops finish, by a thread of their own."""
+"""Records as lines of JSON, written by a thread of their own as loops finish."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ FLUSH_SECONDS = 0.2
 class JsonlSink:
     """Appends every record to a file, at most `FLUSH_SECONDS` after its loop ended.
 
-    Encoding happens on the loop's thread (some 10 µs a loop), writing never does. After a
-    failed write (a full disk) nothing more is written: `error` says why, `dropped` counts
-    the records lost.
+    Encoding happens on the loop's thread (some 10 µs a loop), writing never does. After a failed write
+    (a full disk) nothing more is written: `error` says why, `dropped` counts the lost records.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -57,6 +56,6 @@ class JsonlSink:
                 except OSError as error:
                     self.error = error
             self.dropped += len(lines)
-        with contextlib.suppress(OSError):  # what could not be flushed is counted already
+        with contextlib.suppress(OSError):  # lines that could not be flushed are counted already
             self._file.close()
         self._stopped.put(None)

@@ -1,8 +1,8 @@
 """The metrics of the OpenTelemetry sink: the GenAI conventions' own, and ours for what they lack.
 
-Ours are those of `profiler.metrics` of the same name: `toolloop.round_duration` in seconds is what a
-Prometheus behind an OTLP receiver calls `toolloop_round_duration_seconds`. The conventions ask for no
-buckets below 10 ms; ours have them. Ours keep the labels of that table, too.
+Ours are the metrics of `profiler.metrics` with the same name, labels and buckets:
+`toolloop.round_duration` in seconds is what a Prometheus behind an OTLP receiver calls
+`toolloop_round_duration_seconds`. The conventions' own have no buckets below 10 ms.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from opentelemetry import metrics as otel_metrics
 from opentelemetry.context import Context
-from opentelemetry.metrics import Counter, Histogram, Meter, MeterProvider
+from opentelemetry.metrics import Histogram, MeterProvider
 
 from profiler import metrics
 from profiler.metrics import Metric
@@ -19,9 +19,6 @@ from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 
 CALL_BUCKETS = tuple(0.01 * 2**i for i in range(14))
 """Seconds: .01 doubling to 81.92."""
-
-AGENT_BUCKETS = tuple(0.1 * 2**i for i in range(13))
-"""Seconds: .1 doubling to 409.6."""
 
 COUNT_BUCKETS = tuple(float(2**i) for i in range(8))
 """1 doubling to 128."""
@@ -35,62 +32,61 @@ Attributes = dict[str, str]
 
 
 def name_of(metric: Metric) -> str:
-    """The name of one of our metrics here: dotted prefix, no unit, no `_total`."""
+    """The name of one of our metrics in OpenTelemetry: dotted prefix, no unit, no `_total`."""
     name = metric.name.removesuffix("_total").removesuffix("_seconds")
     return name.replace("toolloop_", "toolloop.", 1)
 
 
 class Instruments:
-    """Every instrument, and which record goes into which. Used by one thread."""
+    """Every instrument, and what of a record goes into it. Used by one thread."""
 
     def __init__(self, provider: MeterProvider | None, scope: str) -> None:
         meter = otel_metrics.get_meter(scope, meter_provider=provider)
-        self._agent_duration = _seconds(
-            meter, "gen_ai.invoke_agent.duration", "A loop, from message to answer.", AGENT_BUCKETS
+
+        def histogram(name: str, unit: str, description: str, buckets: Sequence[float]) -> Histogram:
+            return meter.create_histogram(
+                name, unit, description, explicit_bucket_boundaries_advisory=buckets
+            )
+
+        def own_histogram(metric: Metric, unit: str) -> Histogram:
+            return histogram(name_of(metric), unit, metric.help, metric.buckets)
+
+        agent, inference = "gen_ai.invoke_agent", "gen_ai.client.inference"
+        self._agent_duration = histogram(
+            f"{agent}.duration", "s", "A loop, from message to answer.", metrics.ROUND_BUCKETS
         )
-        self._inference_calls = meter.create_histogram(
-            "gen_ai.invoke_agent.inference_calls",
-            "{inference_call}",
-            "Model requests of a loop.",
-            explicit_bucket_boundaries_advisory=COUNT_BUCKETS,
+        self._inference_calls = histogram(
+            f"{agent}.inference_calls", "{inference_call}", "Model requests of a loop.", COUNT_BUCKETS
         )
-        self._tool_calls = meter.create_histogram(
-            "gen_ai.invoke_agent.tool_calls",
-            "{tool_call}",
-            "Tool calls of a loop.",
-            explicit_bucket_boundaries_advisory=COUNT_BUCKETS,
+        self._tool_calls = histogram(
+            f"{agent}.tool_calls", "{tool_call}", "Tool calls of a loop.", COUNT_BUCKETS
         )
-        self._chat_duration = _seconds(
-            meter,
-            "gen_ai.client.inference.duration",
-            "A model request, all attempts and backoff included.",
-            CALL_BUCKETS,
+        self._chat_duration = histogram(
+            f"{inference}.duration", "s", "A model request, all attempts and backoff included.", CALL_BUCKETS
         )
-        self._first_chunk = _seconds(
-            meter,
-            "gen_ai.client.inference.time_to_first_chunk",
+        self._first_chunk = histogram(
+            f"{inference}.time_to_first_chunk",
+            "s",
             "From the start of a streamed model request to its first token.",
             CALL_BUCKETS,
         )
         self._input_tokens = meter.create_counter(
-            "gen_ai.client.inference.usage.input_tokens", "{token}", "Tokens of prompts."
+            f"{inference}.usage.input_tokens", "{token}", "Tokens of prompts."
         )
         self._output_tokens = meter.create_counter(
-            "gen_ai.client.inference.usage.output_tokens", "{token}", "Tokens of responses."
+            f"{inference}.usage.output_tokens", "{token}", "Tokens of responses."
         )
-        self._call_duration = _seconds(
-            meter, "gen_ai.execute_tool.duration", "A tool call, from the moment it ran.", CALL_BUCKETS
+        self._call_duration = histogram(
+            "gen_ai.execute_tool.duration", "s", "A tool call, from the moment it ran.", CALL_BUCKETS
         )
-        self._round_duration = _own_histogram(meter, metrics.ROUND_DURATION, "s")
-        self._fanout = _own_histogram(meter, metrics.ROUND_FANOUT, "{call}")
-        self._queue = _own_histogram(meter, metrics.TOOL_CALL_QUEUE, "s")
-        self._phase: Counter = meter.create_counter(
-            name_of(metrics.ROUND_PHASE), "s", metrics.ROUND_PHASE.help
-        )
+        self._round_duration = own_histogram(metrics.ROUND_DURATION, "s")
+        self._fanout = own_histogram(metrics.ROUND_FANOUT, "{call}")
+        self._queue = own_histogram(metrics.TOOL_CALL_QUEUE, "s")
+        self._phase = meter.create_counter(name_of(metrics.ROUND_PHASE), "s", metrics.ROUND_PHASE.help)
         self._known: dict[str, set[str]] = {"tool": set(), "error": set()}
 
     def loop(self, record: LoopRecord, spent: Mapping[str, int], context: Context) -> None:
-        """`spent`: nanoseconds per phase, of all rounds together."""
+        """`spent`: nanoseconds per phase, summed over the rounds."""
         attributes = {"toolloop.strategy": record.strategy}
         if record.name:
             attributes["gen_ai.agent.name"] = record.name
@@ -98,12 +94,12 @@ class Instruments:
         self._tool_calls.record(sum(len(r.tool_calls) for r in record.rounds), attributes, context)
         self._agent_duration.record(
             record.wall_ns / _NS,
-            # An agent that answered did its work, whatever became of one of its calls.
+            # An agent that answered did its work, even if one of its calls failed.
             self._failed(attributes, None if record.answered else record.failure),
             context,
         )
         for phase, value in spent.items():
-            if value > 0:  # `unaccounted` may be less, and a counter only goes up
+            if value > 0:  # `unaccounted` may be negative, and a counter only goes up
                 self._phase.add(value / _NS, {"strategy": record.strategy, "phase": phase}, context)
 
     def round(self, record: LoopRecord, round_: RoundRecord, context: Context) -> None:
@@ -150,13 +146,3 @@ class Instruments:
                 return OTHER
             known.add(value)
         return value
-
-
-def _seconds(meter: Meter, name: str, description: str, buckets: Sequence[float]) -> Histogram:
-    return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=buckets)
-
-
-def _own_histogram(meter: Meter, metric: Metric, unit: str) -> Histogram:
-    return meter.create_histogram(
-        name_of(metric), unit, metric.help, explicit_bucket_boundaries_advisory=metric.buckets
-    )

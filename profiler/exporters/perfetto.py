@@ -1,8 +1,13 @@
 """A run as a trace for ui.perfetto.dev: the Chrome trace event format, in JSON.
 
-The trace holds the loops that were selected (`profiler.exporters.perfetto` says how they
-are drawn). Its counters, in a group `run`, are those of the whole run: a slow loop is seen among
-all the calls it competed with. Where no loop is shown they stand still.
+The trace holds the selected loops. Every agent is a group of tracks ("process" in that format). On its
+track `loops` lie loop > round > model request > attempt > connect, send, wait, receive; then parse, the
+tool phase (divided into `tools` and `queue`) and collect. The calls lie on tracks of their own, as many
+as ran or waited at once, so that slices of one track nest and never overlap otherwise; an arrow leads
+from each round to its calls.
+
+The counters, in a group `run`, are those of the whole run, so that a slow loop is seen among all the
+calls it competed with. They stand still where no loop is shown.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import gzip
 import heapq
 import itertools
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,23 +24,28 @@ from typing import Any
 import orjson
 
 from profiler import records as records_file
-from profiler.anatomy import Interval, loop_phases, model_queue_ns, tool_phase, union
+from profiler.anatomy import Interval, loop_phases, model_queue_ns, runs, tool_phase, union, waits
 from profiler.errors import RecordError, UsageError
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import RunDirectory
 
 MAX_EVENTS = 250_000
-"""What a trace holds when nobody said how many loops: some 20 MB unzipped, opened within seconds."""
+"""Events of a trace for which no number of loops is given: some 20 MB unzipped, opened within seconds."""
 
 MAX_COUNTER_POINTS = 50_000
-"""Per counter. Beyond it points of time are merged, and a counter shows the last value of each."""
+"""Per counter. Beyond it points in time are merged, and a counter shows the last value of each."""
+
+MAX_TEXT = 500
+"""Characters of recorded content (prompts, arguments, results) that a slice shows."""
+
+Event = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What `write_trace` wrote: `shown` loops `of` so many, as so many `events`, chosen as `selection` says.
+    """A trace that was written: `shown` loops `of` so many, as so many `events`.
 
-    Counters are exact to `counter_step_us` microseconds.
+    `selection` says which loops; counters are exact to `counter_step_us` microseconds.
     """
 
     shown: int
@@ -53,9 +63,9 @@ def write_trace(
 ) -> Trace:
     """Write the trace of a run (directory, records file or records) to `path`; zipped if it ends in `.gz`.
 
-    `loops` takes the first so many loops to start, `slowest` those that took longest; together,
-    both kinds. With neither, the first loops up to `MAX_EVENTS` events. A file is read twice, record
-    by record (loops to show, then counters); memory holds the selected loops only.
+    `loops` selects so many loops that started first, `slowest` so many that took longest; together,
+    both. With neither, the first loops up to `MAX_EVENTS` events. A file is read twice, record by
+    record (loops to show, then counters); memory holds the selected loops only.
 
     Raises `UsageError` for a number below 1, `RecordError` when there is nothing to read or `path`
     cannot be written.
@@ -104,11 +114,11 @@ def _records(source: RunDirectory | Path | str | Iterable[LoopRecord]) -> Iterab
 
 
 class _Counter:
-    """A step function inside windows of time (disjoint, sorted), kept as its changes.
+    """A step function inside windows of time (disjoint, sorted), stored as its changes.
 
-    What changes outside them is put at the start of the next window: values inside are exact, and
-    memory does not grow with the run. Where there are too many changes all the same, they are
-    merged onto a coarser grid of time.
+    Changes outside the windows are put at the start of the next one: values inside are exact, and memory
+    does not grow with the run. If there are too many changes even so, they are merged onto a coarser
+    grid of time.
     """
 
     def __init__(self, windows: Sequence[Interval]) -> None:
@@ -151,7 +161,7 @@ class _Selection:
     def __init__(self, loops: int | None, slowest: int | None) -> None:
         self.total = 0
         self._loops, self._slowest = loops, slowest
-        # The latest start, or the fastest loop, on top: the next to go. A sequence number breaks ties.
+        # Heaps with the loop to drop next on top: the latest start, the fastest. Numbers break ties.
         self._first: list[tuple[int, int, int, LoopRecord]] = []
         self._slow: list[tuple[int, int, LoopRecord]] = []
         self._events = 0
@@ -167,10 +177,11 @@ class _Selection:
         cost = _cost(record)
         heapq.heappush(self._first, (-record.started_ns, -self.total, cost, record))
         self._events += cost
-        while (self._events > MAX_EVENTS if self._loops is None else len(self._first) > self._loops) and len(
-            self._first
-        ) > 1:
+        while len(self._first) > 1 and self._too_many():
             self._events -= heapq.heappop(self._first)[2]
+
+    def _too_many(self) -> bool:
+        return self._events > MAX_EVENTS if self._loops is None else len(self._first) > self._loops
 
     def loops(self) -> list[LoopRecord]:
         """The selected loops by start, each once."""
@@ -189,12 +200,12 @@ class _Selection:
 
 
 def _cost(record: LoopRecord) -> int:
-    """About how many events a loop becomes."""
+    """Roughly how many events a loop becomes."""
     return 1 + sum(9 + 5 * len(r.model.attempts) + 3 * len(r.tool_calls) for r in record.rounds)
 
 
 def _counters(records: Iterable[LoopRecord], windows: Sequence[Interval]) -> dict[tuple[str, str], _Counter]:
-    """Calls and loops of all records; keys are names as the trace processor joins them, "calls queued"."""
+    """Of all records. The trace processor joins the parts of a key to a name such as "calls queued"."""
     running, queued, loops = _Counter(windows), _Counter(windows), _Counter(windows)
     for record in records:
         loops.add(record.started_ns, record.ended_ns)
@@ -208,7 +219,7 @@ def _counters(records: Iterable[LoopRecord], windows: Sequence[Interval]) -> dic
 def run_events(
     counters: dict[tuple[str, str], _Counter], origin_ns: int, shown: int, total: int
 ) -> Iterator[Event]:
-    """The group `run`: how many loops, calls in flight and calls queued there were."""
+    """The group `run`, with its counters."""
     label = "run" if shown == total else f"run ({shown} of {total} loops shown, counters of all)"
     yield from named(1, "process_name", label, 0)
     for (name, key), counter in counters.items():
@@ -216,34 +227,33 @@ def run_events(
             yield {"ph": "C", "name": name, "pid": 1, "ts": (at - origin_ns) // 1000, "args": {key: value}}
 
 
-# Loop records as Chrome trace events, one group of tracks per agent.
-#
-# Every agent is a group ("process" in that format). On its track `loops` lie loop > round > model
-# request > attempt > connect, send, wait, receive; then parse, the tool phase (partitioned into
-# `tools` and `queue`) and collect. The calls lie on lanes of their own, as many as ran or waited
-# at once, so that slices of one track nest and never overlap otherwise; an arrow leads from each
-# round to its calls.
+class _Tracks:
+    """The tracks of one kind of an agent, for things that may overlap."""
 
-MAX_TEXT = 500
-"""Characters of recorded content (prompts, arguments, results) that a slice shows."""
-
-Event = dict[str, Any]
-
-
-class _Lanes:
-    """Tracks for things that may overlap: each goes to the first lane that is free."""
-
-    def __init__(self) -> None:
+    def __init__(self, pid: int, name: str, ids: Iterator[int]) -> None:
+        self._pid, self._name, self._ids = pid, name, ids
+        self._tids: list[int] = []
         self._ends: list[int] = []
 
-    def take(self, start: int, end: int) -> int:
-        """The lane, counted from 0, of what runs from start to end. Ask in the order of the starts."""
+    def take(self, start: int, end: int) -> tuple[int, list[Event]]:
+        """The id of the first track that is free from start to end, and the events that name a new one.
+
+        Ask in the order of the starts.
+        """
         for lane, free in enumerate(self._ends):
             if free <= start:
                 self._ends[lane] = end
-                return lane
+                return self._tids[lane], []
         self._ends.append(end)
-        return len(self._ends) - 1
+        self._tids.append(tid := next(self._ids))
+        number = len(self._tids)
+        label = self._name if number == 1 else f"{self._name} {number}"
+        order = number if self._name == "loops" else 1000 + number
+        track = {"ph": "M", "pid": self._pid, "tid": tid}
+        return tid, [
+            track | {"name": "thread_name", "args": {"name": label}},
+            track | {"name": "thread_sort_index", "args": {"sort_index": order}},
+        ]
 
 
 def events(loops: Sequence[LoopRecord], origin_ns: int) -> Iterator[Event]:
@@ -264,23 +274,16 @@ def events(loops: Sequence[LoopRecord], origin_ns: int) -> Iterator[Event]:
         yield from named(pid, "process_name", f"{label} of {process}" if several and process else label, pid)
         writer = _Writer(pid, origin_ns)
         calls: list[tuple[ToolCall, str]] = []
-        lanes = _Lanes()
-        tracks: list[int] = []
+        tracks = _Tracks(pid, "loops", ids)
         for loop in own:
-            lane = lanes.take(loop.started_ns, loop.ended_ns)
-            if lane == len(tracks):
-                tracks.append(next(ids))
-                yield from _track(pid, tracks, "loops")
-            yield from writer.loop(loop, tracks[lane], calls, flows)
-        calls.sort(key=lambda item: item[0].queued_ns)
-        lanes = _Lanes()
-        tracks = []
-        for call, flow in calls:
-            lane = lanes.take(call.queued_ns, call.ended_ns)
-            if lane == len(tracks):
-                tracks.append(next(ids))
-                yield from _track(pid, tracks, "calls")
-            yield from writer.call(call, tracks[lane], flow)
+            tid, named_track = tracks.take(loop.started_ns, loop.ended_ns)
+            yield from named_track
+            yield from writer.loop(loop, tid, calls, flows)
+        tracks = _Tracks(pid, "calls", ids)
+        for call, flow in sorted(calls, key=lambda item: item[0].queued_ns):
+            tid, named_track = tracks.take(call.queued_ns, call.ended_ns)
+            yield from named_track
+            yield from writer.call(call, tid, flow)
 
 
 class _Writer:
@@ -290,9 +293,11 @@ class _Writer:
         self.pid = pid
         self.origin_ns = origin_ns
 
-    def slice(self, tid: int, name: str, category: str, start: int, end: int, **args: object) -> Event:
+    def slice(
+        self, tid: int, name: str, category: str, span: Interval, args: Mapping[str, object] | None = None
+    ) -> Event:
         # Whole microseconds, rounded down at both ends: what nests in nanoseconds still does.
-        ts = (start - self.origin_ns) // 1000
+        ts = (span[0] - self.origin_ns) // 1000
         event = {
             "ph": "X",
             "name": name,
@@ -300,12 +305,10 @@ class _Writer:
             "pid": self.pid,
             "tid": tid,
             "ts": ts,
-            "dur": (end - self.origin_ns) // 1000 - ts,
+            "dur": (span[1] - self.origin_ns) // 1000 - ts,
         }
-        shown = {key: value for key, value in args.items() if value is not None}
-        if shown:
-            event["args"] = shown
-        return event
+        shown = {key: value for key, value in (args or {}).items() if value is not None}
+        return event | {"args": shown} if shown else event
 
     def instant(self, tid: int, name: str, at: int) -> Event:
         ts = (at - self.origin_ns) // 1000
@@ -314,88 +317,49 @@ class _Writer:
     def loop(
         self, loop: LoopRecord, tid: int, calls: list[tuple[ToolCall, str]], flows: Iterator[int]
     ) -> Iterator[Event]:
-        """A loop and all its rounds; puts their calls, each with the id of its arrow, into `calls`."""
+        """A loop and all its rounds; adds their calls, each with the id of its arrow, to `calls`."""
         name = loop.name or "loop"
-        yield self.slice(
-            tid,
-            name if loop.number is None else f"{name} {loop.number}",
-            "loop",
-            loop.started_ns,
-            loop.ended_ns,
-            id=loop.id,
-            strategy=loop.strategy,
-            model=f"{loop.provider} {loop.model}",
-            status=loop.status,
-            error_type=loop.error_type,
-            trial=loop.trial,
-            parent=loop.parent,
-            late_ms=None if loop.intended_ns is None else _ms(loop.started_ns - loop.due_ns),
-            lag_ms=_ms(loop.lag_ns) if loop.lag_ns else None,
-            **{f"{phase}_ms": _ms(spent) for phase, spent in loop_phases(loop).items() if spent},
-            prompt=_short(loop.prompt),
-            text=_short(loop.text),
-        )
+        args = _fields(loop, "id", "strategy", "status", "error_type", "trial", "parent") | {
+            "model": f"{loop.provider} {loop.model}",
+            "late_ms": None if loop.intended_ns is None else _ms(loop.started_ns - loop.due_ns),
+            "lag_ms": _ms(loop.lag_ns or None),
+            **{f"{phase}_ms": _ms(spent or None) for phase, spent in loop_phases(loop).items()},
+            "prompt": _short(loop.prompt),
+            "text": _short(loop.text),
+        }
+        whole = (loop.started_ns, loop.ended_ns)
+        yield self.slice(tid, name if loop.number is None else f"{name} {loop.number}", "loop", whole, args)
         for round_ in loop.rounds:
-            start, end = _inside(round_.started_ns, round_.ended_ns, (loop.started_ns, loop.ended_ns))
+            span = _inside(round_.started_ns, round_.ended_ns, whole)
             event = self.slice(
-                tid,
-                f"round {round_.index}",
-                "round",
-                start,
-                end,
-                status=round_.status,
-                shortfall=round_.shortfall,
+                tid, f"round {round_.index}", "round", span, _fields(round_, "status", "shortfall")
             )
             if round_.tool_calls:
                 flow = f"0x{next(flows):x}"
                 event |= {"bind_id": flow, "flow_out": True}
                 calls.extend((call, flow) for call in round_.tool_calls)
             yield event
-            yield from self._model(round_.model, tid, (start, end))
-            yield from self._tool_phase(round_, tid, (start, end))
+            yield from self._model(round_.model, tid, span)
+            yield from self._tool_phase(round_, tid, span)
 
     def _model(self, model: ModelCall, tid: int, parent: Interval) -> Iterator[Event]:
         span = _inside(model.started_ns, model.ended_ns, parent)
-        yield self.slice(
-            tid,
-            f"chat {model.model}",
-            "model",
-            *span,
-            status=model.status,
-            error_type=model.error_type,
-            finish_reason=model.finish_reason,
-            request_id=model.request_id,
-            input_tokens=model.input_tokens,
-            output_tokens=model.output_tokens,
-            attempts=len(model.attempts),
-        )
+        args = _fields(model, "status", "error_type", "finish_reason", "request_id")
+        args |= _fields(model, "input_tokens", "output_tokens") | {"attempts": len(model.attempts)}
+        yield self.slice(tid, f"chat {model.model}", "model", span, args)
         free = span[0]
         if held_ns := model_queue_ns(model):
             free = _inside(free, free + held_ns, span)[1]
-            yield self.slice(tid, "queue", "queue", span[0], free)
+            yield self.slice(tid, "queue", "queue", (span[0], free))
         before = None
         for number, attempt in enumerate(model.attempts, start=1):
             start, end = _inside(attempt.started_ns, attempt.ended_ns, (free, span[1]))
             if before is not None and start > free:
-                yield self.slice(
-                    tid,
-                    "backoff",
-                    "backoff",
-                    free,
-                    start,
-                    after=before.status or before.error_type,
-                )
-            yield self.slice(
-                tid,
-                f"attempt {number}",
-                "attempt",
-                start,
-                end,
-                status=attempt.status,
-                error_type=attempt.error_type,
-                request_id=attempt.request_id,
-                retry_after_ms=None if attempt.retry_after_ns is None else _ms(attempt.retry_after_ns),
-            )
+                reason = {"after": before.status or before.error_type}
+                yield self.slice(tid, "backoff", "backoff", (free, start), reason)
+            args = _fields(attempt, "status", "error_type", "request_id")
+            args["retry_after_ms"] = _ms(attempt.retry_after_ns)
+            yield self.slice(tid, f"attempt {number}", "attempt", (start, end), args)
             reached = start
             received = None if attempt.first_byte_ns is None else attempt.ended_ns
             for name, at in (
@@ -406,7 +370,7 @@ class _Writer:
             ):
                 if at is not None:
                     piece = _inside(reached, at, (reached, end))
-                    yield self.slice(tid, name, "attempt", *piece)
+                    yield self.slice(tid, name, "attempt", piece)
                     reached = piece[1]
             before, free = attempt, end
         for name, at in (
@@ -421,69 +385,45 @@ class _Writer:
             return
         free = _inside(round_.model.ended_ns, round_.model.ended_ns, parent)[0]
         start, end = span = _inside(round_.tools_started_ns, round_.tools_ended_ns, (free, parent[1]))
-        yield self.slice(tid, "parse", "phase", free, start)
-        figures = tool_phase(round_)
-        yield self.slice(
-            tid,
-            "tool phase",
-            "phase",
-            start,
-            end,
-            calls=len(round_.tool_calls),
-            work_ms=None if figures is None else _ms(figures.work_ns),
-            critical_path_ms=None if figures is None else _ms(figures.critical_path_ns),
-            peak_concurrency=None if figures is None else figures.peak_concurrency,
-        )
-        running = [(c.started_ns, c.ended_ns) for c in round_.tool_calls if c.started_ns is not None]
-        waiting = [(c.queued_ns, c.waited_until_ns) for c in round_.tool_calls]
+        yield self.slice(tid, "parse", "phase", (free, start))
+        args: dict[str, object] = {"calls": len(round_.tool_calls)}
+        if figures := tool_phase(round_):
+            args["work_ms"] = _ms(figures.work_ns)
+            args["critical_path_ms"] = _ms(figures.critical_path_ns)
+            args["peak_concurrency"] = figures.peak_concurrency
+        yield self.slice(tid, "tool phase", "phase", span, args)
+        waiting = waits(round_.tool_calls)
         at = start
-        busy = [_inside(*interval, span) for interval in union(running)]
+        busy = [_inside(*interval, span) for interval in union(runs(round_.tool_calls))]
         for low, high in [*busy, (end, end)]:
             for queue in union(_inside(*interval, (at, low)) for interval in waiting):
-                yield self.slice(tid, "queue", "phase", *queue)
+                yield self.slice(tid, "queue", "phase", queue)
             if high > low:
-                yield self.slice(tid, "tools", "phase", low, high)
+                yield self.slice(tid, "tools", "phase", (low, high))
             at = max(at, high)
-        yield self.slice(tid, "collect", "phase", end, parent[1])
+        yield self.slice(tid, "collect", "phase", (end, parent[1]))
 
     def call(self, call: ToolCall, tid: int, flow: str) -> Iterator[Event]:
         """One call from its queueing to its end: its wait, then its execution."""
-        start, end = call.queued_ns, max(call.queued_ns, call.ended_ns)
-        event = self.slice(
-            tid,
-            call.name,
-            "call",
-            start,
-            end,
-            id=call.id,
-            status=call.status,
-            error_type=call.error_type,
-            thread_wait_ms=_ms(call.thread_wait_ns) if call.thread_wait_ns else None,
-            blocking_ms=_ms(call.blocking_ns) if call.blocking_ns else None,
-            arguments=_short(call.arguments),
-            result=_short(call.result),
-        )
-        yield event | {"bind_id": flow, "flow_in": True}
-        started, _ = _inside(call.waited_until_ns, end, (start, end))
+        start, end = span = (call.queued_ns, max(call.queued_ns, call.ended_ns))
+        args = _fields(call, "id", "status", "error_type") | {
+            "thread_wait_ms": _ms(call.thread_wait_ns or None),
+            "blocking_ms": _ms(call.blocking_ns or None),
+            "arguments": _short(call.arguments),
+            "result": _short(call.result),
+        }
+        yield self.slice(tid, call.name, "call", span, args) | {"bind_id": flow, "flow_in": True}
+        started, _ = _inside(call.waited_until_ns, end, span)
         if started > start:
-            yield self.slice(tid, "queued", "call", start, started)
+            yield self.slice(tid, "queued", "call", (start, started))
         if call.started_ns is not None:
-            yield self.slice(tid, "running", "call", started, end)
+            yield self.slice(tid, "running", "call", (started, end))
 
 
 def named(pid: int, kind: str, name: str, order: int) -> Iterator[Event]:
-    """Name and place of a group."""
+    """The name and the place of a group."""
     yield {"ph": "M", "name": kind, "pid": pid, "args": {"name": name}}
     yield {"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": order}}
-
-
-def _track(pid: int, tracks: Sequence[int], name: str) -> Iterator[Event]:
-    """The name and place of the newest of an agent's tracks of one kind."""
-    number, tid = len(tracks), tracks[-1]
-    label = name if number == 1 else f"{name} {number}"
-    order = number if name == "loops" else 1000 + number
-    yield {"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": label}}
-    yield {"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "args": {"sort_index": order}}
 
 
 def _inside(start: int, end: int, parent: Interval) -> Interval:
@@ -493,8 +433,12 @@ def _inside(start: int, end: int, parent: Interval) -> Interval:
     return start, min(max(end, start), high)
 
 
-def _ms(nanoseconds: int) -> float:
-    return round(nanoseconds / 1e6, 3)
+def _fields(one: object, *names: str) -> dict[str, object]:
+    return {name: getattr(one, name) for name in names}
+
+
+def _ms(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else round(nanoseconds / 1e6, 3)
 
 
 def _short(text: str | None) -> str | None:

@@ -1,8 +1,8 @@
-"""Observes the HTTP attempts beneath an SDK's own retries.
+"""Observes HTTP requests at the transport of an SDK's client, beneath the SDK's own retries.
 
-The SDKs retry inside one call, so a retry looks like a slow model. Here the transport of their HTTP
-client is wrapped: each try becomes an `Attempt` of the probe that is current in the caller's
-context. Without a probe requests pass through untouched.
+The SDKs retry inside one call, so a retry looks like a slow model. With `observe_attempts` each try
+becomes an `Attempt` of the probe that is current in the caller's context; without a probe requests pass
+through untouched. `ObservedTransport` and `AsyncObservedTransport` do the same for other observers.
 
 httpx2 has no public way to reach the transport of an existing client, which is what users pass in; a
 client without `_transport` is left alone, and its attempts are not seen.
@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import httpx2
 
@@ -31,12 +31,19 @@ _KEPT_HEADERS = frozenset((*_REQUEST_ID, "retry-after", "retry-after-ms"))
 def observe_attempts(http_client: Any) -> None:
     """Wrap the transports of an `httpx2.AsyncClient` or `httpx2.Client`, once."""
     for put, transport in transports(http_client):
-        if getattr(transport, "observes_attempts", False):
-            continue
-        if isinstance(transport, httpx2.AsyncBaseTransport):
-            put(AsyncAttempts(transport))
-        elif isinstance(transport, httpx2.BaseTransport):
-            put(Attempts(transport))
+        put(with_attempts(transport))
+
+
+def with_attempts(transport: Any) -> Any:
+    """A transport that makes attempts of its requests, unless it is observed already or of another kind."""
+    if isinstance(transport, AsyncObservedTransport | ObservedTransport):
+        return transport
+    if isinstance(transport, httpx2.AsyncBaseTransport):
+        trace = None if _trace_aiohttp(transport) else _async_trace
+        return AsyncObservedTransport(transport, partial(_open_attempt, trace))
+    if isinstance(transport, httpx2.BaseTransport):
+        return ObservedTransport(transport, partial(_open_attempt, _sync_trace))
+    return transport
 
 
 def transports(http_client: Any) -> Iterator[tuple[Callable[[Any], None], Any]]:
@@ -51,7 +58,9 @@ def transports(http_client: Any) -> Iterator[tuple[Callable[[Any], None], Any]]:
 
 
 class _OpenAttempt:
-    """An attempt under way. The probe gets it when it ends, one way or the other."""
+    """An attempt under way, as an `Observation`. The probe gets it when it ends, one way or the other."""
+
+    on_chunk: OnChunk | None = None
 
     __slots__ = ("_probe", "connected_ns", "first_byte_ns", "headers", "sent_ns", "started_ns", "status")
 
@@ -63,6 +72,9 @@ class _OpenAttempt:
         self.first_byte_ns: int | None = None
         self.status: int | None = None
         self.headers: list[tuple[bytes, bytes]] = []
+
+    def begin(self) -> Callable[[], None]:
+        return partial(_current.reset, _current.set(self))
 
     def note(self, moment: str) -> None:
         """`connected_ns` or `sent_ns` is now."""
@@ -94,6 +106,21 @@ class _OpenAttempt:
                 rate_limits,
             )
         )
+
+
+_current: ContextVar[_OpenAttempt | None] = ContextVar("toolloop_current_attempt", default=None)
+
+
+def _open_attempt(
+    trace: Callable[[_OpenAttempt], Any] | None, request: httpx2.Request
+) -> _OpenAttempt | None:
+    probe = current_probe.get()
+    if probe is None:
+        return None
+    attempt = _OpenAttempt(probe)
+    if trace is not None:
+        request.extensions.setdefault("trace", trace(attempt))
+    return attempt
 
 
 def transport_error_type(error: BaseException | None) -> str:
@@ -138,70 +165,88 @@ def _kept(raw: bytes) -> str | None:
     return name if name in _KEPT_HEADERS or name.startswith(_RATE_LIMIT_PREFIXES) else None
 
 
-_current: ContextVar[_OpenAttempt | None] = ContextVar("toolloop_current_attempt", default=None)
+OnEnd = Callable[[BaseException | None], None]
+OnChunk = Callable[[bytes], None]
 
 
-class AsyncAttempts(httpx2.AsyncBaseTransport):
-    """An async transport whose requests become attempts."""
+class Observation(Protocol):
+    """One request under observation. `on_chunk` gets the pieces of the response's body as they pass."""
 
-    observes_attempts = True
+    @property
+    def on_chunk(self) -> OnChunk | None: ...
 
-    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
+    def begin(self) -> Callable[[], None]:
+        """Sets the context variables that the request is sent with; returns what resets them."""
+
+    def responded(self, response: Any) -> None:
+        """The headers of the response have arrived."""
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The request failed, or its body has ended, failed or been given up; may be called twice."""
+
+
+Observe = Callable[[httpx2.Request], Observation | None]
+"""Begins to observe a request; None lets it pass untouched."""
+
+
+class _Observed:
+    """`owner` put it in the place of `original`, which may differ from `inner`."""
+
+    def __init__(self, inner: Any, observe: Observe, owner: object = None, original: Any = None) -> None:
         self.inner = inner
-        self._is_aiohttp = _trace_aiohttp(inner)
+        self.owner = owner
+        self.original = original
+        self._observe = observe
+
+
+class AsyncObservedTransport(_Observed, httpx2.AsyncBaseTransport):
+    """An async transport whose requests are shown to `observe`."""
+
+    inner: httpx2.AsyncBaseTransport
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        probe = current_probe.get()
-        if probe is None:
+        seen = self._observe(request)
+        if seen is None:
             return await self.inner.handle_async_request(request)
-        attempt = _OpenAttempt(probe)
-        if not self._is_aiohttp:
-            request.extensions.setdefault("trace", _async_trace(attempt))
-        token = _current.set(attempt)
+        reset = seen.begin()
         try:
             response = await self.inner.handle_async_request(request)
         except BaseException as error:
-            attempt.end(error)
+            seen.end(error)
             raise
         finally:
-            _current.reset(token)
-        attempt.responded(response)
-        response.stream = AsyncTee(response.stream, attempt.end)
+            reset()
+        seen.responded(response)
+        response.stream = AsyncTee.over(response.stream, seen.end, seen.on_chunk)
         return response
 
     async def aclose(self) -> None:
         await self.inner.aclose()
 
 
-class Attempts(httpx2.BaseTransport):
-    """A sync transport whose requests become attempts."""
+class ObservedTransport(_Observed, httpx2.BaseTransport):
+    """A sync transport whose requests are shown to `observe`."""
 
-    observes_attempts = True
-
-    def __init__(self, inner: httpx2.BaseTransport) -> None:
-        self.inner = inner
+    inner: httpx2.BaseTransport
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        probe = current_probe.get()
-        if probe is None:
+        seen = self._observe(request)
+        if seen is None:
             return self.inner.handle_request(request)
-        attempt = _OpenAttempt(probe)
-        request.extensions.setdefault("trace", _sync_trace(attempt))
+        reset = seen.begin()
         try:
             response = self.inner.handle_request(request)
         except BaseException as error:
-            attempt.end(error)
+            seen.end(error)
             raise
-        attempt.responded(response)
-        response.stream = Tee(response.stream, attempt.end)
+        finally:
+            reset()
+        seen.responded(response)
+        response.stream = Tee.over(response.stream, seen.end, seen.on_chunk)
         return response
 
     def close(self) -> None:
         self.inner.close()
-
-
-OnEnd = Callable[[BaseException | None], None]
-OnChunk = Callable[[bytes], None]
 
 
 def _both(first: OnEnd, second: OnEnd) -> OnEnd:
@@ -218,13 +263,13 @@ class _Tee:
     The end may be reported twice: when the body fails, and when it is closed.
     """
 
-    def __init__(self, inner: Any, on_end: OnEnd, on_chunk: OnChunk | None = None) -> None:
+    def __init__(self, inner: Any, on_end: OnEnd, on_chunk: OnChunk | None) -> None:
         self._inner = inner
         self._on_end = on_end
         self._on_chunk = on_chunk
 
     @classmethod
-    def over(cls, stream: Any, on_end: OnEnd, on_chunk: OnChunk) -> Self:
+    def over(cls, stream: Any, on_end: OnEnd, on_chunk: OnChunk | None) -> Self:
         """A tee around `stream`, in place of one that reports only its end: each chunk passes one tee."""
         if isinstance(stream, cls) and stream._on_chunk is None:
             return cls(stream._inner, _both(stream._on_end, on_end), on_chunk)

@@ -17,7 +17,8 @@ import asyncio
 import functools
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from functools import partial
 from types import TracebackType
@@ -29,15 +30,27 @@ import httpx2
 from profiler.errors import UsageError
 from profiler.loop.calls import arguments_text
 from profiler.loop.eventloop import TimedCoroutine
-from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, current_probe
+from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
 from profiler.loop.tools import CallContext, Tool, current_call, failure_type, is_async, result_text
 from profiler.providers import refuse_httpx
-from profiler.providers.attempts import transports
-from profiler.providers.wire import api_of, requested_model, requested_prompt
-from profiler.records import Clock, Status, ToolStatus
+from profiler.providers.attempts import (
+    AsyncObservedTransport,
+    ObservedTransport,
+    transports,
+    with_attempts,
+)
+from profiler.providers.wire import (
+    Api,
+    EventReader,
+    ObservedReply,
+    api_of,
+    read_json,
+    requested_model,
+    requested_prompt,
+)
+from profiler.records import Clock, Status
 from profiler.redaction import Content, Redact
-from profiler.watch.clients import AsyncWatch, Watch, WatchedRequest
 from profiler.watch.loop import Match, ObservedCall, ObservedLoop, ObservedRound, bound_arguments
 
 if TYPE_CHECKING:
@@ -105,18 +118,16 @@ class Profiler:
         """
         http_client = _http_client(client)
         for put, transport in transports(http_client):
-            if isinstance(transport, AsyncWatch | Watch) and transport.owner is self:
-                continue
-            if isinstance(transport, httpx2.AsyncBaseTransport):
-                put(AsyncWatch(self, partial(_watched, self), transport))
-            elif isinstance(transport, httpx2.BaseTransport):
-                put(Watch(self, partial(_watched, self), transport))
+            if getattr(transport, "owner", None) is not self:
+                asynchronous = isinstance(transport, httpx2.AsyncBaseTransport)
+                observed = AsyncObservedTransport if asynchronous else ObservedTransport
+                put(observed(with_attempts(transport), partial(_watched, self), self, transport))
         return client
 
     def uninstrument(self, client: T) -> T:
         """Restore the client as it was before `instrument`. Returns it."""
         for put, transport in transports(_http_client(client)):
-            if isinstance(transport, AsyncWatch | Watch) and transport.owner is self:
+            if getattr(transport, "owner", None) is self:
                 put(transport.original)
         return client
 
@@ -138,26 +149,59 @@ class Profiler:
 
             @functools.wraps(function)
             async def wrapped(*args: Any, **kwargs: Any) -> Any:
-                with self._call(name, bound_arguments(signature, args, kwargs)) as watched:
+                with self._call(name, bound_arguments(signature, args, kwargs)) as call:
                     timed = TimedCoroutine(function(*args, **kwargs), self.recorder.clock)
                     try:
-                        return watched.returns(await timed)
+                        return self._returned(call, await timed)
                     finally:
-                        watched.blocking(timed.blocking_ns)
+                        call.blocking_ns = timed.blocking_ns
         else:
 
             @functools.wraps(function)
             def wrapped(*args: Any, **kwargs: Any) -> Any:
-                with self._call(name, bound_arguments(signature, args, kwargs)) as watched:
-                    return watched.returns(function(*args, **kwargs))
+                with self._call(name, bound_arguments(signature, args, kwargs)) as call:
+                    return self._returned(call, function(*args, **kwargs))
 
         wrapped.__toolloop_profiler__ = self
         return cast(T, wrapped)
 
-    def _call(self, name: str, arguments: dict[str, Any]) -> _CallContext:
+    @contextmanager
+    def _call(self, name: str, arguments: dict[str, Any]) -> Iterator[ObservedCall]:
+        """Around one run of a wrapped tool; an exception of the tool is passed on to its caller."""
+        loop, call = self._begin_call(name, arguments)
+        content, tokens = self._content, None
+        if loop is not None:
+            if content is not None and call.request.arguments != "":
+                call.arguments = content.keep(arguments_text(call.request.arguments))
+            context = CallContext(call.request.id, call.request.name, loop.number, loop.trial)
+            tokens = self._loop.set(loop), current_call.set(context)
+        try:
+            yield call
+        except BaseException as error:
+            call.status = "timeout" if isinstance(error, TimeoutError) else "error"
+            if isinstance(error, asyncio.CancelledError):
+                call.status = "cancelled"
+            call.error_type = failure_type(error) if call.status == "error" else call.status
+            if content is not None:
+                call.result = content.keep(f"Error: {type(error).__name__}: {error}")
+            raise
+        finally:
+            if tokens is not None:
+                self._loop.reset(tokens[0])
+                current_call.reset(tokens[1])
+            call.ended_ns = self.recorder.clock()
+
+    def _returned(self, call: ObservedCall, value: T) -> T:
+        """The tool has returned `value`; returns it."""
+        if self._content is not None:
+            call.result = self._content.keep(result_text(value))
+        return value
+
+    def _begin_call(self, name: str, arguments: dict[str, Any]) -> tuple[ObservedLoop | None, ObservedCall]:
+        """The loop that a starting tool works for, None if it is an orphan, and its call."""
         loop = self._loop.get()
         if loop is not None:
-            return _CallContext(self, loop, loop.begin_call(name, loop.match(name, arguments)))
+            return loop, loop.begin_call(name, loop.match(name, arguments))
         # A thread without the context of a loop: find the open loop that asked for this call.
         certain: list[tuple[ObservedLoop, Match]] = []
         possible: list[tuple[ObservedLoop, Match]] = []
@@ -168,9 +212,9 @@ class Profiler:
         candidates = certain or possible
         if not candidates:
             self.orphan_calls += 1
-            return _CallContext(self, None, None)
+            return None, ObservedCall(CallRequest("", name, ""), 0, 0)
         loop, (round_, index, sure) = min(candidates, key=lambda c: c[0].started_ns)
-        return _CallContext(self, loop, loop.begin_call(name, (round_, index, sure and len(candidates) == 1)))
+        return loop, loop.begin_call(name, (round_, index, sure and len(candidates) == 1))
 
     def serve_metrics(self, port: int, host: str = "127.0.0.1") -> int:
         """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port."""
@@ -229,57 +273,83 @@ class LoopContext:
         self.__exit__(kind, error, trace)
 
 
-class _CallContext:
-    """Around one run of a wrapped tool; an exception of the tool is passed on to its caller."""
+class WatchedRequest:
+    """One attempt of a watched model request, as an `Observation` of `profiler.providers.attempts`."""
 
-    def __init__(self, profiler: Profiler, loop: ObservedLoop | None, call: ObservedCall | None) -> None:
-        self._profiler = profiler
-        self._loop = loop
-        self._observed = call
+    __slots__ = ("_chunks", "_ended", "_events", "_head", "api", "clock", "ok", "round")
 
-    def __enter__(self) -> _CallContext:
-        loop, call = self._loop, self._observed
-        self._tokens = None
-        if loop is not None and call is not None:
-            context = CallContext(call.request.id, call.request.name, loop.number, loop.trial)
-            content = self._profiler._content
-            if content is not None and call.request.arguments != "":
-                call.arguments = content.keep(arguments_text(call.request.arguments))
-            self._tokens = (self._profiler._loop.set(loop), current_call.set(context))
-        return self
+    def __init__(self, api: Api, round_: ObservedRound, clock: Clock) -> None:
+        self.api = api
+        self.round = round_
+        self.clock = clock
+        self.ok = False
+        self._ended = False
+        self._events: EventReader | None = None
+        self._chunks: list[bytes] = []
+        self._head: tuple[int, Any] | None = None  # status and headers of a compressed response
 
-    def returns(self, value: T) -> T:
-        """The tool has returned `value`; returns it."""
-        content = self._profiler._content
-        if content is not None and self._observed is not None:
-            self._observed.result = content.keep(result_text(value))
-        return value
+    def begin(self) -> Callable[[], None]:
+        return partial(current_probe.reset, current_probe.set(self.round.probe))
 
-    def blocking(self, nanoseconds: int) -> None:
-        if self._observed is not None:
-            self._observed.blocking_ns = nanoseconds
+    def responded(self, response: Any) -> None:
+        self.ok = response.status_code < 400
+        self.round.error_type = None if self.ok else f"http_{response.status_code}"
+        # Not `response.headers`: each look-up there decodes all headers.
+        streamed = False
+        for name, value in response.headers.raw:
+            lower = name.lower()
+            if lower == b"content-type":
+                streamed = value.startswith(b"text/event-stream")
+            elif lower == b"content-encoding":
+                self._head = (response.status_code, response.headers)
+        if streamed:
+            self.round.streamed = True
+            self._events = EventReader(self.api, self.round.probe.token, self._call_complete)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        call = self._observed
-        if self._tokens is not None:
-            self._profiler._loop.reset(self._tokens[0])
-            current_call.reset(self._tokens[1])
-        if call is None:
+    def _call_complete(self, request: CallRequest) -> None:
+        now = self.clock()
+        self.round.probe.call_complete(request)
+        self.round.unclaimed.append((request, now))
+
+    def on_chunk(self, data: bytes) -> None:
+        if self._events is not None and self._head is None:
+            self._events.feed(data)
+        elif self.ok:
+            self._chunks.append(data)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The body has been read or given up, or has failed. Only the first call counts."""
+        if self._ended:
             return
-        if kind is not None:
-            status: ToolStatus = "error"
-            if issubclass(kind, asyncio.CancelledError):
-                status = "cancelled"
-            elif issubclass(kind, TimeoutError):
-                status = "timeout"
-            call.status = status
-            call.error_type = failure_type(error) if status == "error" and error is not None else status
-            content = self._profiler._content
-            if content is not None and error is not None:
-                call.result = content.keep(f"Error: {kind.__name__}: {error}")
-        call.ended_ns = self._profiler.recorder.clock()
+        self._ended = True
+        round_ = self.round
+        round_.ended_ns = self.clock()
+        if error is not None:
+            if not isinstance(error, asyncio.CancelledError):
+                attempts = round_.probe.attempts
+                round_.error_type = (attempts[-1].error_type if attempts else None) or "connection"
+            return
+        if not self.ok:
+            return
+        observed = self._read()
+        round_.finish_reason = observed.finish_reason
+        round_.input_tokens = observed.input_tokens
+        round_.output_tokens = observed.output_tokens
+        if not observed.complete and round_.error_type is None:
+            round_.error_type = "truncated_stream" if round_.streamed else "unreadable"
+
+    def _read(self) -> ObservedReply:
+        body = b"".join(self._chunks)
+        if self._head is not None:  # only now can it be decompressed, by httpx2's own decoders
+            body = httpx2.Response(self._head[0], headers=self._head[1], content=body).content
+        if self._events is not None:
+            if body:
+                self._events.feed(body)
+            return self._events.observed
+        observed = read_json(self.api, body)
+        now = self.clock()
+        self.round.unclaimed.extend((request, now) for request in observed.calls)
+        return observed
 
 
 def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | None:
