@@ -20,7 +20,6 @@ from profiler.errors import UsageError, did_you_mean
 from profiler.limits.gate import Gate
 from profiler.limits.limiter import FixedLimit
 from profiler.limits.spec import FORMS, Rule, Scope, UnknownLimiter, parse_rules
-from profiler.palette import strategy_colour
 from profiler.records import Clock
 
 Run = Callable[[], Coroutine[Any, Any, None]]
@@ -33,20 +32,15 @@ _EAGER: dict[Eager, str] = {"no": "", "pure": "eager", "all": "eager:all"}
 
 
 class Strategy(Protocol):
-    """Executes the calls of a round; returns when every one has ended.
-
-    `limit` is the number of calls that it now lets run at once within its `scope`, None if it sets none.
-    """
+    """Executes the calls of a round; returns when every one has ended."""
 
     @property
     def spec(self) -> str:
         """Its name in records, metrics and on the command line."""
 
     @property
-    def limit(self) -> int | None: ...
-
-    @property
-    def scope(self) -> Scope: ...
+    def limit(self) -> int | None:
+        """How many calls it now lets run at once, None if it sets no limit."""
 
     @property
     def gate(self) -> Gate | None:
@@ -63,7 +57,6 @@ class Sequential:
 
     spec = "sequential"
     limit = 1
-    scope: Scope = "agent"
     gate: Gate | None = None
     eager: Eager = "no"
 
@@ -76,7 +69,6 @@ class Gathered:
     """All calls of the round at once."""
 
     limit: int | None = None
-    scope: Scope = "process"
     gate: Gate | None = None
 
     def __init__(self, *, eager: Eager = "no") -> None:
@@ -106,7 +98,6 @@ class Limited:
         self.eager: Eager = eager
         parts = dict.fromkeys(rule.text for rule in self.gate.rules)  # one text may stand for several rules
         self.spec = "+".join(parts if eager == "no" else (_EAGER[eager], *parts))
-        self.scope = _scope(self.gate.rules)
 
     @property
     def limit(self) -> int | None:
@@ -128,12 +119,6 @@ class SemaphoreLimited(Limited):
             raise UsageError(f"scope must be 'process', 'agent' or 'tool', not {scope!r}")
         FixedLimit(limit)  # says in plain words what is wrong with a bad one
         super().__init__(f"semaphore:{limit}" + ("" if scope == "process" else f"@{scope}"))
-
-
-def _scope(rules: Sequence[Rule]) -> Scope:
-    """The scope of the narrowest fixed limit."""
-    fixed = [rule for rule in rules if rule.fixed_limit is not None]
-    return min(fixed, key=lambda rule: rule.fixed_limit or 0).scope if fixed else "process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +171,11 @@ class StrategySpec:
 
     @property
     def scope(self) -> Scope:
-        """Whether its limit is for the process, each agent or each tool."""
-        return "agent" if self.kind == "sequential" else _scope(self.rules)
+        """What its narrowest fixed limit is for: the process, each agent or each tool."""
+        if self.kind == "sequential":
+            return "agent"
+        fixed = [rule for rule in self.rules if rule.fixed_limit is not None]
+        return min(fixed, key=lambda rule: rule.fixed_limit or 0).scope if fixed else "process"
 
     @property
     def limit(self) -> int | None:
@@ -198,10 +186,6 @@ class StrategySpec:
         """`limit` in one of `share` processes that divide it among them."""
         limits = (rule.make(share).limit for rule in self.rules)
         return min((limit for limit in limits if limit is not None), default=None)
-
-    @property
-    def colour(self) -> str:
-        return strategy_colour(self.text)
 
     def build(self, *, share: int = 1, clock: Clock = time.monotonic_ns) -> Strategy:
         """The strategy that runs calls in one process.

@@ -140,8 +140,7 @@ class OpenTelemetrySink:
         self._instruments = Instruments(meter_provider, SCOPE)
         self._chats = ForeignChats(SCOPE)
         self._watching = self._watch()
-        anchor = anchor if anchor is not None else Anchor.now()
-        self._offset = anchor.unix_ns - anchor.monotonic_ns
+        self._offset = (anchor if anchor is not None else Anchor.now()).unix(0)
         self._queue: SimpleQueue[tuple[LoopRecord, Context] | None] = SimpleQueue()
         self._stopped: SimpleQueue[None] = SimpleQueue()
         self._pause: SimpleQueue[None] = SimpleQueue()

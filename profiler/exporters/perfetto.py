@@ -286,12 +286,12 @@ def events(loops: Sequence[LoopRecord], origin_ns: int) -> Iterator[Event]:
             yield from writer.call(call, tid, flow)
 
 
+@dataclass(frozen=True, slots=True)
 class _Writer:
-    """Events of one agent."""
+    """Events of one agent, which is the process `pid` in the trace."""
 
-    def __init__(self, pid: int, origin_ns: int) -> None:
-        self.pid = pid
-        self.origin_ns = origin_ns
+    pid: int
+    origin_ns: int
 
     def slice(
         self, tid: int, name: str, category: str, span: Interval, args: Mapping[str, object] | None = None

@@ -20,6 +20,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
@@ -76,13 +77,11 @@ class _Made(dict[K, V]):
         return value
 
 
+@dataclass(slots=True, eq=False)
 class CounterChild:
     """A counter's value under one set of labels: nanoseconds where the metric is in seconds."""
 
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = 0
+    value: int = 0
 
 
 class HistogramChild:

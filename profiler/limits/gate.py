@@ -14,6 +14,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -110,6 +111,7 @@ class Lane:
             waiter.set_result(limiter.enter(now_ns, cost))
 
 
+@dataclass(slots=True, eq=False)
 class Slot:
     """One call's pass through a gate: `async with gate.slot("search") as slot:`.
 
@@ -117,18 +119,15 @@ class Slot:
     `rejected`. `used`: what the call really took, such as `{"requests": 1, "tokens": 812}`.
     """
 
-    __slots__ = ("_gate", "agent", "cost", "lanes", "retry_after_ns", "signal", "tickets", "tool", "used")
-
-    def __init__(self, gate: Gate, tool: str, agent: str, cost: Cost) -> None:
-        self._gate = gate
-        self.tool = tool
-        self.agent = agent
-        self.cost = cost
-        self.lanes: Sequence[Lane] = ()
-        self.tickets: list[Ticket] = []
-        self.signal: Signal = "ok"
-        self.used: Cost | None = None
-        self.retry_after_ns: int | None = None
+    gate: Gate
+    tool: str
+    agent: str
+    cost: Cost
+    lanes: Sequence[Lane] = ()
+    tickets: Sequence[Ticket] = ()
+    signal: Signal = "ok"
+    used: Cost | None = None
+    retry_after_ns: int | None = None
 
     def rejected(self, retry_after: float | None = None) -> None:
         """The server refused the call because of its load, and asked for a wait of so many seconds."""
@@ -142,26 +141,26 @@ class Slot:
             self.retry_after_ns = retry_after_ns(error)
 
     def __aenter__(self) -> Coroutine[Any, Any, Slot]:
-        return self._gate.enter(self)
+        return self.gate.enter(self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
             self.failed(error)
-        self._gate.leave(self)
+        self.gate.leave(self)
 
 
+@dataclass(slots=True, eq=False)
 class _LoopLanes:
     """The lanes of a gate on one event loop; `paths`: by tool, those that agents share."""
 
-    def __init__(self) -> None:
-        self.process: Lane | None = None
-        self.of_tools: dict[str, Lane] = {}
-        # An agent's lane lives as long as a call is inside or waits; an idle one holds no state.
-        self.of_agents: WeakValueDictionary[str, Lane] = WeakValueDictionary()
-        self.paths: dict[str, tuple[Lane, ...]] = {}
-        self.holdbacks: dict[str, Holdback] = {}
+    process: Lane | None = None
+    of_tools: dict[str, Lane] = field(default_factory=dict)
+    # An agent's lane lives as long as a call is inside or waits; an idle one holds no state.
+    of_agents: WeakValueDictionary[str, Lane] = field(default_factory=WeakValueDictionary)
+    paths: dict[str, tuple[Lane, ...]] = field(default_factory=dict)
+    holdbacks: dict[str, Holdback] = field(default_factory=dict)
 
 
 class Gate:
@@ -248,7 +247,7 @@ class Gate:
         while True:
             if here.holdbacks:
                 await self._hold(here, tool)
-            tickets = slot.tickets = []
+            slot.tickets = tickets = []
             try:
                 for lane in lanes:
                     tickets.append(await lane.enter(slot.cost))  # noqa: PERF401 (on a cancellation some are in)

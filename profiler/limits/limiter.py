@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, Protocol
 
@@ -103,16 +104,14 @@ LATE_SECONDS = 0.05
 """How late timers may be: a bucket that holds a single call would lose every lateness for good."""
 
 
+@dataclass(slots=True, eq=False)
 class _Entry:
     """A call let in: what it paid, and how far the TAT was ahead of it then."""
 
-    __slots__ = ("ahead_ns", "number", "open", "paid")
-
-    def __init__(self, number: int, paid: float, ahead_ns: float) -> None:
-        self.number = number
-        self.paid = paid
-        self.ahead_ns = ahead_ns
-        self.open = True
+    number: int
+    paid: float
+    ahead_ns: float
+    open: bool = True
 
 
 class RateLimit:

@@ -95,23 +95,15 @@ class OpenCall:
         )
 
 
+@dataclass(slots=True, eq=False)
 class Executor:
     """Runs the calls of a `ToolLoop`, eager ones (started while the model streams) included."""
 
-    def __init__(
-        self,
-        *,
-        tools: Mapping[str, Tool],
-        strategy: Strategy,
-        threads: NativeThreads,
-        live: Mapping[str, LiveCalls],
-        clock: Clock,
-    ) -> None:
-        self.tools = tools
-        self.strategy = strategy
-        self.threads = threads
-        self.live = live
-        self.clock = clock
+    tools: Mapping[str, Tool]
+    strategy: Strategy
+    threads: NativeThreads
+    live: Mapping[str, LiveCalls]
+    clock: Clock
 
     def parse(self, call: OpenCall) -> bool:
         """Find a call's tool and validate its arguments; False when the call failed with that already."""

@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from profiler.loop.eventloop import LagSampler, lag_sampler
 from profiler.records import Clock, LoopRecord
@@ -31,14 +32,12 @@ def fresh_id() -> str:
     return f"{_token}-{os.getpid():x}-{next(_counter):x}"
 
 
+@dataclass(slots=True, eq=False)
 class LiveCalls:
     """The numbers of calls of one tool under one strategy that are queued and running now."""
 
-    __slots__ = ("queued", "running")
-
-    def __init__(self) -> None:
-        self.queued = 0
-        self.running = 0
+    queued: int = 0
+    running: int = 0
 
 
 class Recorder:

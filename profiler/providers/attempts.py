@@ -14,6 +14,7 @@ import functools
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, Self
 
@@ -189,14 +190,14 @@ Observe = Callable[[httpx2.Request], Observation | None]
 """Begins to observe a request; None lets it pass untouched."""
 
 
+@dataclass(eq=False)
 class _Observed:
     """`owner` put it in the place of `original`, which may differ from `inner`."""
 
-    def __init__(self, inner: Any, observe: Observe, owner: object = None, original: Any = None) -> None:
-        self.inner = inner
-        self.owner = owner
-        self.original = original
-        self._observe = observe
+    inner: Any
+    observe: Observe
+    owner: object = None
+    original: Any = None
 
 
 class AsyncObservedTransport(_Observed, httpx2.AsyncBaseTransport):
@@ -205,7 +206,7 @@ class AsyncObservedTransport(_Observed, httpx2.AsyncBaseTransport):
     inner: httpx2.AsyncBaseTransport
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        seen = self._observe(request)
+        seen = self.observe(request)
         if seen is None:
             return await self.inner.handle_async_request(request)
         reset = seen.begin()
@@ -230,7 +231,7 @@ class ObservedTransport(_Observed, httpx2.BaseTransport):
     inner: httpx2.BaseTransport
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        seen = self._observe(request)
+        seen = self.observe(request)
         if seen is None:
             return self.inner.handle_request(request)
         reset = seen.begin()
@@ -257,22 +258,22 @@ def _both(first: OnEnd, second: OnEnd) -> OnEnd:
     return on_end
 
 
+@dataclass(eq=False)
 class _Tee:
     """A response body that reports its chunks as they pass, and its end: `on_end(error or None)`.
 
     The end may be reported twice: when the body fails, and when it is closed.
     """
 
-    def __init__(self, inner: Any, on_end: OnEnd, on_chunk: OnChunk | None) -> None:
-        self._inner = inner
-        self._on_end = on_end
-        self._on_chunk = on_chunk
+    inner: Any
+    on_end: OnEnd
+    on_chunk: OnChunk | None
 
     @classmethod
     def over(cls, stream: Any, on_end: OnEnd, on_chunk: OnChunk | None) -> Self:
         """A tee around `stream`, in place of one that reports only its end: each chunk passes one tee."""
-        if isinstance(stream, cls) and stream._on_chunk is None:
-            return cls(stream._inner, _both(stream._on_end, on_end), on_chunk)
+        if isinstance(stream, cls) and stream.on_chunk is None:
+            return cls(stream.inner, _both(stream.on_end, on_end), on_chunk)
         return cls(stream, on_end, on_chunk)
 
 
@@ -280,46 +281,46 @@ class AsyncTee(_Tee, httpx2.AsyncByteStream):
     """The tee of an async client."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        on_chunk = self._on_chunk
+        on_chunk = self.on_chunk
         try:
-            async for chunk in self._inner:
+            async for chunk in self.inner:
                 if on_chunk is not None:
                     on_chunk(chunk)
                 yield chunk
         except GeneratorExit:
             raise  # the reader has what it wants; it closes the stream next
         except BaseException as error:
-            self._on_end(error)
+            self.on_end(error)
             raise
 
     async def aclose(self) -> None:
         try:
-            await self._inner.aclose()
+            await self.inner.aclose()
         finally:
-            self._on_end(None)
+            self.on_end(None)
 
 
 class Tee(_Tee, httpx2.SyncByteStream):
     """The tee of a sync client."""
 
     def __iter__(self) -> Iterator[bytes]:
-        on_chunk = self._on_chunk
+        on_chunk = self.on_chunk
         try:
-            for chunk in self._inner:
+            for chunk in self.inner:
                 if on_chunk is not None:
                     on_chunk(chunk)
                 yield chunk
         except GeneratorExit:
             raise
         except BaseException as error:
-            self._on_end(error)
+            self.on_end(error)
             raise
 
     def close(self) -> None:
         try:
-            self._inner.close()
+            self.inner.close()
         finally:
-            self._on_end(None)
+            self.on_end(None)
 
 
 # httpx2's own transport reports its progress to the request's "trace" extension.

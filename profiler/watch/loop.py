@@ -17,6 +17,7 @@ import orjson
 from profiler.anatomy import shortfall
 from profiler.loop.model import CallRequest, Probe
 from profiler.loop.recorder import fresh_id
+from profiler.providers.wire import ObservedReply
 from profiler.records import Clock, LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
 
 MAX_ROUNDS = 10_000
@@ -78,9 +79,7 @@ class ObservedRound:
     ended_ns: int | None = None
     streamed: bool = False
     error_type: str | None = None
-    finish_reason: str | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    reply: ObservedReply = field(default_factory=ObservedReply)
     unclaimed: list[tuple[CallRequest, int]] = field(default_factory=list)
     calls: list[ObservedCall] = field(default_factory=list)
 
@@ -241,12 +240,12 @@ def _round(index: int, observed: ObservedRound, next_ns: int, lag_ns: int) -> Ro
             status="error" if failed else "cancelled" if unfinished else "ok",
             error_type=observed.error_type,
             request_id=observed.probe.attempts[-1].request_id if observed.probe.attempts else None,
-            finish_reason=observed.finish_reason,
+            finish_reason=observed.reply.finish_reason,
             streamed=observed.streamed,
             first_token_ns=observed.probe.first_token_ns,
             first_tool_call_ns=observed.probe.first_tool_call_ns,
-            input_tokens=observed.input_tokens,
-            output_tokens=observed.output_tokens,
+            input_tokens=observed.reply.input_tokens,
+            output_tokens=observed.reply.output_tokens,
             attempts=tuple(observed.probe.attempts),
         ),
         tools_started_ns=tools_started_ns,

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -273,20 +274,18 @@ class LoopContext:
         self.__exit__(kind, error, trace)
 
 
-class WatchedRequest:
+@dataclass(slots=True, eq=False)
+class _WatchedRequest:
     """One attempt of a watched model request, as an `Observation` of `profiler.providers.attempts`."""
 
-    __slots__ = ("_chunks", "_ended", "_events", "_head", "api", "clock", "ok", "round")
-
-    def __init__(self, api: Api, round_: ObservedRound, clock: Clock) -> None:
-        self.api = api
-        self.round = round_
-        self.clock = clock
-        self.ok = False
-        self._ended = False
-        self._events: EventReader | None = None
-        self._chunks: list[bytes] = []
-        self._head: tuple[int, Any] | None = None  # status and headers of a compressed response
+    api: Api
+    round: ObservedRound
+    clock: Clock
+    ok: bool = False
+    ended: bool = False
+    events: EventReader | None = None
+    chunks: list[bytes] = field(default_factory=list)
+    head: tuple[int, Any] | None = None  # status and headers of a compressed response
 
     def begin(self) -> Callable[[], None]:
         return partial(current_probe.reset, current_probe.set(self.round.probe))
@@ -301,10 +300,10 @@ class WatchedRequest:
             if lower == b"content-type":
                 streamed = value.startswith(b"text/event-stream")
             elif lower == b"content-encoding":
-                self._head = (response.status_code, response.headers)
+                self.head = (response.status_code, response.headers)
         if streamed:
             self.round.streamed = True
-            self._events = EventReader(self.api, self.round.probe.token, self._call_complete)
+            self.events = EventReader(self.api, self.round.probe.token, self._call_complete)
 
     def _call_complete(self, request: CallRequest) -> None:
         now = self.clock()
@@ -312,16 +311,16 @@ class WatchedRequest:
         self.round.unclaimed.append((request, now))
 
     def on_chunk(self, data: bytes) -> None:
-        if self._events is not None and self._head is None:
-            self._events.feed(data)
+        if self.events is not None and self.head is None:
+            self.events.feed(data)
         elif self.ok:
-            self._chunks.append(data)
+            self.chunks.append(data)
 
     def end(self, error: BaseException | None = None) -> None:
         """The body has been read or given up, or has failed. Only the first call counts."""
-        if self._ended:
+        if self.ended:
             return
-        self._ended = True
+        self.ended = True
         round_ = self.round
         round_.ended_ns = self.clock()
         if error is not None:
@@ -331,28 +330,25 @@ class WatchedRequest:
             return
         if not self.ok:
             return
-        observed = self._read()
-        round_.finish_reason = observed.finish_reason
-        round_.input_tokens = observed.input_tokens
-        round_.output_tokens = observed.output_tokens
-        if not observed.complete and round_.error_type is None:
+        round_.reply = self._read()
+        if not round_.reply.complete and round_.error_type is None:
             round_.error_type = "truncated_stream" if round_.streamed else "unreadable"
 
     def _read(self) -> ObservedReply:
-        body = b"".join(self._chunks)
-        if self._head is not None:  # only now can it be decompressed, by httpx2's own decoders
-            body = httpx2.Response(self._head[0], headers=self._head[1], content=body).content
-        if self._events is not None:
+        body = b"".join(self.chunks)
+        if self.head is not None:  # only now can it be decompressed, by httpx2's own decoders
+            body = httpx2.Response(self.head[0], headers=self.head[1], content=body).content
+        if self.events is not None:
             if body:
-                self._events.feed(body)
-            return self._events.observed
+                self.events.feed(body)
+            return self.events.observed
         observed = read_json(self.api, body)
         now = self.clock()
         self.round.unclaimed.extend((request, now) for request in observed.calls)
         return observed
 
 
-def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | None:
+def _watched(profiler: Profiler, request: httpx2.Request) -> _WatchedRequest | None:
     """Begin to watch a request. None outside a loop, for other paths, and under another observer."""
     loop = profiler._loop.get()
     if loop is None or current_probe.get() is not None:
@@ -373,7 +369,7 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | No
         request.headers[LOOP_HEADER] = str(loop.number)
         if loop.trial is not None:
             request.headers[TRIAL_HEADER] = str(loop.trial)
-    return WatchedRequest(api, round_, clock)
+    return _WatchedRequest(api, round_, clock)
 
 
 def _is_retry(request: httpx2.Request) -> bool:
