@@ -55,7 +55,7 @@ def phases(round_: RoundRecord) -> dict[str, int]:
         queue = length(busy) - tools
         parse = max(0, round_.tools_started_ns - model.ended_ns)
         if busy and busy[0][0] < round_.tools_started_ns:
-            # Eager calls: what overlaps the model is the model's, what overlaps parsing is the calls'.
+            # Eager calls: time shared with the model is the model's, time shared with parsing the calls'.
             under_way = (model.started_ns, model.ended_ns)
             hidden = overlap(running, under_way)
             queue -= overlap(busy, under_way) - hidden
@@ -119,7 +119,7 @@ class Eagerness:
 
 
 def eagerness(round_: RoundRecord) -> Eagerness | None:
-    """None for a round without a call that ran, or whose reply was not streamed."""
+    """The eagerness of a round; None when no call ran or the reply was not streamed."""
     model, ran = round_.model, runs(round_.tool_calls)
     if not ran or not model.streamed:
         return None
@@ -205,7 +205,7 @@ def _phases_of_overlapping_rounds(loop: LoopRecord) -> dict[str, int]:
     rounds, models = loop.rounds, [round_.model for round_ in loop.rounds]
     calls = list(loop.tool_calls)
     attempts = [pair for model in models for pair in pairwise(model.attempts)]
-    # In the order of precedence: a phase gets what none before it covers.
+    # In the order of precedence: a phase owns the time that none before it covers.
     intervals_of: dict[str, list[Interval]] = {
         "model_queue": [(model.started_ns, model.started_ns + model_queue_ns(model)) for model in models],
         "backoff": [(before.ended_ns, after.started_ns) for before, after in attempts],
@@ -228,12 +228,12 @@ def _phases_of_overlapping_rounds(loop: LoopRecord) -> dict[str, int]:
 
 
 def runs(calls: Iterable[ToolCall]) -> list[Interval]:
-    """From start to end of each call that started."""
+    """The interval in which each call ran, for calls that started."""
     return [(call.started_ns, call.ended_ns) for call in calls if call.started_ns is not None]
 
 
 def waits(calls: Iterable[ToolCall]) -> list[Interval]:
-    """The wait of each call in its strategy, which may be empty."""
+    """The interval in which each call waited in its strategy, which may be empty."""
     return [(call.queued_ns, call.waited_until_ns) for call in calls]
 
 

@@ -96,7 +96,7 @@ class Attempt:
 
     @property
     def reason(self) -> str:
-        """How it ended, in one word: the HTTP status, or the error where no response came."""
+        """Its end in one word: the HTTP status, or the error when no response came."""
         return str(self.status) if self.status is not None else self.error_type or "unknown"
 
 
@@ -117,7 +117,7 @@ class ToolAttempt:
 
     @property
     def reason(self) -> str:
-        """How it ended, in one word: the HTTP status where there was one, else the error."""
+        """Its end in one word: the HTTP status if there was one, else the error."""
         return (self.error_type or self.status).removeprefix("http_")
 
 
@@ -197,12 +197,12 @@ class ModelCall(_Tried):
 
     @property
     def first_token_after_ns(self) -> int | None:
-        """From the start of the request; None unless a streamed token was seen."""
+        """Time from the start of the request to the first token; None unless one was streamed."""
         return None if self.first_token_ns is None else self.first_token_ns - self.started_ns
 
     @property
     def first_tool_call_after_ns(self) -> int | None:
-        """From the start of the request to the first call with complete arguments; None unless seen."""
+        """Time to the first call with complete arguments; None unless one was streamed."""
         return None if self.first_tool_call_ns is None else self.first_tool_call_ns - self.started_ns
 
 
@@ -240,7 +240,7 @@ class ToolCall(_Tried):
 
     @property
     def waited_until_ns(self) -> int:
-        """When its wait in the strategy was over: it started, or ended without ever starting."""
+        """The end of its wait in the strategy: its start, or its end if it never started."""
         return self.ended_ns if self.started_ns is None else self.started_ns
 
     @property
@@ -250,12 +250,12 @@ class ToolCall(_Tried):
 
     @property
     def began_ns(self) -> int:
-        """Where a drawing of it begins: its start, or the beginning of its wait if it never started."""
+        """The start to draw it from: its own, or that of its wait if it never started."""
         return self.queued_ns if self.started_ns is None else self.started_ns
 
     @property
     def duration_ns(self) -> int | None:
-        """From start to end; None for a call that never started."""
+        """Time from start to end; None for a call that never started."""
         return None if self.started_ns is None else self.ended_ns - self.started_ns
 
 
@@ -341,17 +341,17 @@ class LoopRecord:
 
     @property
     def due_ns(self) -> int:
-        """When it was meant to start: the arrival in an open load, else its start."""
+        """The time it was meant to start: its arrival in an open load, else its start."""
         return self.started_ns if self.intended_ns is None else self.intended_ns
 
     @property
     def wall_ns(self) -> int:
-        """From start to end; the phases partition it."""
+        """Time from start to end; the phases partition it."""
         return self.ended_ns - self.started_ns
 
     @property
     def latency_ns(self) -> int:
-        """From when it was due to its end, so that a backlog cannot hide; in a closed load the wall time."""
+        """Time from `due_ns` to its end, so that a backlog cannot hide; in a closed load the wall time."""
         return self.ended_ns - self.due_ns
 
     @property

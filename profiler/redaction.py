@@ -23,7 +23,7 @@ MOST_CHARACTERS = 4096
 """Kept of a prompt, an answer, arguments or a result; the rest is counted and dropped."""
 
 Redact = Callable[[str], str]
-"""Gets a whole text, returns what of it may be kept."""
+"""Gets a whole text, returns the version of it that may be kept."""
 
 _SENSITIVE_HEADER = re.compile(r"authorization|cookie|key|token|secret|password|credential", re.I)
 _SENSITIVE_VARIABLE = re.compile(r"(_|^)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS|AUTH|HEADERS)(_|$)", re.I)

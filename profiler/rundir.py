@@ -1,4 +1,4 @@
-"""The run directory: what an experiment leaves on disk, written so that a kill loses nothing.
+"""The run directory of an experiment, written so that a kill loses nothing.
 
     run.json        `Run`: the conditions, and every trial that ended; replaced whole after each trial
     records.jsonl   one `LoopRecord` a line, appended as loops finish
@@ -133,7 +133,7 @@ class ClientHealth:
 
 @dataclass(frozen=True, slots=True)
 class ClientCapacity:
-    """What the client alone can do, measured before the run: one-round loops on a server without latency.
+    """The client's own speed, measured before the run with one-round loops on a server without latency.
 
     Rates are those of all processes together; `seconds` is the median duration of a loop that runs
     alone, which is the client's own part of every latency.
@@ -156,7 +156,7 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What was asked of the model API, including warm-ups, failed attempts and loops cut off.
+    """Requests to the model API and their tokens, including warm-ups, failed attempts and loops cut off.
 
     `requests` counts attempts; tokens are those that replies report, so failed attempts add none.
     """

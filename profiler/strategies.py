@@ -163,7 +163,7 @@ class StrategySpec:
 
     @property
     def replayable(self) -> bool:
-        """When each call starts follows from the durations of the calls: a recorded round can be replayed."""
+        """The durations of calls determine when each one starts, so that a recorded round can be replayed."""
         if self.kind == "unknown" or self.needs_stream:
             return False
         one_semaphore = [rule.kind for rule in self.rules] == ["semaphore"] and self.scope != "tool"
@@ -171,7 +171,7 @@ class StrategySpec:
 
     @property
     def scope(self) -> Scope:
-        """What its narrowest fixed limit is for: the process, each agent or each tool."""
+        """The scope of its narrowest fixed limit."""
         if self.kind == "sequential":
             return "agent"
         fixed = [rule for rule in self.rules if rule.fixed_limit is not None]

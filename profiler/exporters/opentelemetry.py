@@ -124,7 +124,7 @@ class OpenTelemetrySink:
 
     `dropped` counts records that found the queue full or that failed. Call `close` before the providers
     are shut down; at the end of the process that happens by itself. `anchor` turns the records'
-    monotonic times into wall-clock time; over hours the two may drift apart by what NTP corrects.
+    monotonic times into wall-clock time; over hours the two drift apart as far as NTP corrects the clock.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The metrics of the OpenTelemetry sink: the GenAI conventions' own, and ours for what they lack.
+"""The metrics of the OpenTelemetry sink: those of the GenAI conventions, and ours where they have none.
 
 Ours are the metrics of `profiler.metrics` with the same name, labels and buckets:
 `toolloop.round_duration` in seconds is what a Prometheus behind an OTLP receiver calls
@@ -38,7 +38,7 @@ def name_of(metric: Metric) -> str:
 
 
 class Instruments:
-    """Every instrument, and what of a record goes into it. Used by one thread."""
+    """Every instrument, and how records are measured with them. Used by one thread."""
 
     def __init__(self, provider: MeterProvider | None, scope: str) -> None:
         meter = otel_metrics.get_meter(scope, meter_provider=provider)

@@ -205,7 +205,7 @@ def _cost(record: LoopRecord) -> int:
 
 
 def _counters(records: Iterable[LoopRecord], windows: Sequence[Interval]) -> dict[tuple[str, str], _Counter]:
-    """Of all records. The trace processor joins the parts of a key to a name such as "calls queued"."""
+    """The counters of all records. The trace processor joins a key to a name such as "calls queued"."""
     running, queued, loops = _Counter(windows), _Counter(windows), _Counter(windows)
     for record in records:
         loops.add(record.started_ns, record.ended_ns)
@@ -296,7 +296,7 @@ class _Writer:
     def slice(
         self, tid: int, name: str, category: str, span: Interval, args: Mapping[str, object] | None = None
     ) -> Event:
-        # Whole microseconds, rounded down at both ends: what nests in nanoseconds still does.
+        # Whole microseconds, rounded down at both ends, so that slices nest as they do in nanoseconds.
         ts = (span[0] - self.origin_ns) // 1000
         event = {
             "ph": "X",

@@ -8,8 +8,8 @@ nanoseconds, so that what is scraped equals what the records add up to.
 prometheus-client builds an object and a dictionary per line of a scrape, which at 50 tools and six
 strategies takes a quarter of a second of the interpreter that the event loop needs too. So `Exposition`
 makes every line but its number once and keeps it, and a scrape is mostly joining strings. Its text is the
-same as that of prometheus-client's `generate_latest` (a test compares them), which is what a registry of
-the application's own uses.
+same as that of prometheus-client's `generate_latest` (a test compares them), which serves the registry of
+an application.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class PrometheusSink(Collector):
         return self._histograms[metric][labels]
 
     def live_calls(self, strategy: str, tool: str) -> LiveCalls:
-        """The counts of calls of a tool that are queued and running; whoever runs calls changes them."""
+        """The counts of a tool's queued and running calls, which the code that runs calls changes."""
         shown = self._capped(self._tools, tool, MAX_TOOLS, "tool")
         self._strategies[strategy].calls[shown, "ok"]  # from zero, as in _Strategy
         return self._live[strategy, shown]
@@ -414,7 +414,7 @@ class Exposition:
 
     def __init__(self, sink: PrometheusSink) -> None:
         self._sink = sink
-        self._heads: dict[tuple[Metric, tuple[str, ...]], list[str]] = {}
+        self._heads: _Made[tuple[Metric, tuple[str, ...]], list[str]] = _Made(self._make_heads)
 
     def render(self, openmetrics: bool = False) -> bytes:
         """All metrics as text. Reads the sink while the loop's thread goes on writing."""
@@ -428,61 +428,41 @@ class Exposition:
                 for number, (labels, child) in enumerate(self._sink.children(metric)):
                     if number % _AT_ONCE == _AT_ONCE - 1:
                         time.sleep(_PAUSE_SECONDS)
-                    self._histogram(lines, metric, labels, child, openmetrics)
+                    lines += self._histogram(metric, self._heads[metric, labels], child, openmetrics)
             else:
                 for labels, value in self._sink.values(metric):
-                    lines.append(f"{self._plain(metric, labels)}{value!r}\n")
+                    lines.append(f"{self._heads[metric, labels][0]}{value!r}\n")
         if openmetrics:
             lines.append("# EOF\n")
         return "".join(lines).encode()
 
-    def _histogram(
-        self,
-        lines: list[str],
-        metric: Metric,
-        labels: tuple[str, ...],
-        child: HistogramChild,
-        openmetrics: bool,
-    ) -> None:
-        heads = self._heads.get((metric, labels))
-        if heads is None:
-            heads = self._heads[metric, labels] = self._histogram_heads(metric, labels)
+    @staticmethod
+    def _histogram(metric: Metric, heads: list[str], child: HistogramChild, openmetrics: bool) -> list[str]:
         counts, total = child.counts[:], child.sum
         cumulated = list(accumulate(counts))
+        lines = [f"{head}{count}\n" for head, count in zip(heads, cumulated, strict=False)]
         if openmetrics and child.exemplars:
             scale = _NS if metric.is_time else 1
-            exemplars = child.take_exemplars()
-            for index, count in enumerate(cumulated):
-                exemplar = exemplars.get(index)
-                lines.append(f"{heads[index]}{count}")
-                if exemplar is not None:
-                    trace, value, at = exemplar
-                    lines.append(f' # {{trace_id="{_escaped(trace)}"}} {value / scale!r} {at:.3f}')
-                lines.append("\n")
-        else:
-            lines += [f"{head}{count}\n" for head, count in zip(heads, cumulated, strict=False)]
+            for index, (trace, value, at) in child.take_exemplars().items():
+                exemplar = f'{{trace_id="{_escaped(trace)}"}} {value / scale!r} {at:.3f}'
+                lines[index] = f"{lines[index][:-1]} # {exemplar}\n"
         lines.append(f"{heads[-2]}{cumulated[-1]}\n{heads[-1]}{total / _NS if metric.is_time else total!r}\n")
+        return lines
 
-    def _plain(self, metric: Metric, labels: tuple[str, ...]) -> str:
-        heads = self._heads.get((metric, labels))
-        if heads is None:
-            heads = self._heads[metric, labels] = [f"{metric.name}{_braced(self._pairs(metric, labels))} "]
-        return heads[0]
-
-    def _histogram_heads(self, metric: Metric, labels: tuple[str, ...]) -> list[str]:
-        """The lines of a histogram without their numbers: buckets, count, sum."""
-        pairs = self._pairs(metric, labels)
+    def _make_heads(self, key: tuple[Metric, tuple[str, ...]]) -> list[str]:
+        """The lines of a child without their numbers; those of a histogram are buckets, count, sum."""
+        metric, labels = key
+        names = (*metric.labels, *self._sink.labels)
+        values = (*labels, *self._sink.labels.values())
+        pairs = [f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True)]
+        if metric.kind != "histogram":
+            return [f"{metric.name}{_braced(pairs)} "]
         buckets = [_braced([*pairs, f'le="{bound}"']) for bound in bounds(metric)]
         return [
             *(f"{metric.name}_bucket{inside} " for inside in buckets),
             f"{metric.name}_count{_braced(pairs)} ",
             f"{metric.name}_sum{_braced(pairs)} ",
         ]
-
-    def _pairs(self, metric: Metric, labels: tuple[str, ...]) -> list[str]:
-        names = (*metric.labels, *self._sink.labels)
-        values = (*labels, *self._sink.labels.values())
-        return [f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True)]
 
 
 def bounds(metric: Metric) -> list[str]:

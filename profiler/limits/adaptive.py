@@ -32,7 +32,7 @@ SATURATED = 0.9
 
 TIMEOUT_SHARE = 0.05
 LATENCY_WEIGHT = 0.05
-"""Of each new latency, in the exponential moving average that is the epoch."""
+"""The weight of each new latency in the exponential moving average, which is the length of an epoch."""
 
 PATIENT_EPOCHS = 4
 FASTEST_GROWTH = 1 / 8

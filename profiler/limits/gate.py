@@ -35,14 +35,14 @@ from profiler.limits.spec import Rule, parse_rules
 from profiler.records import Clock
 
 NOTHING: Cost = {}
-"""What a call used that never ran."""
+"""The cost of a call that never ran."""
 
 
 class Lane:
     """One queue in front of one limiter, on one event loop.
 
-    Calls are let in in the order they came. A call that is cancelled, at whatever await, gives back
-    what it had been granted.
+    Calls enter in the order they came. A call that is cancelled, at whatever await, gives back the place
+    it had been granted.
     """
 
     __slots__ = ("__weakref__", "_clock", "_queue", "_timer", "limiter", "waiting")
@@ -216,7 +216,7 @@ class Gate:
         return tuple(lane.limiter for lane in self._shared(self._lanes_here(), tool))
 
     def heed(self, tool: str, headers: Mapping[str, str]) -> None:
-        """Lower what is allowed to what a response's rate-limit headers say is left; never raises it."""
+        """Lower the rates to the remaining quota that a response's headers state; never raises them."""
         figures: dict[str, dict[str, float]] = {}
         for word, resource, value in stated(headers):
             figures.setdefault(resource, {})[word] = value

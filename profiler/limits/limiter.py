@@ -16,13 +16,13 @@ from typing import Any, Literal, Protocol
 from profiler.errors import UsageError
 
 Cost = Mapping[str, float]
-"""What a call takes of each resource (`requests`, `tokens`, …); of those not named it takes nothing."""
+"""The amount that a call takes of each resource (`requests`, `tokens`, …); 0 of those not named."""
 
 ONE: Cost = {"requests": 1.0}
 """The cost of an ordinary call."""
 
 Signal = Literal["ok", "rejected", "timeout", "unknown"]
-"""What the end of a call tells a limiter.
+"""The lesson of a call's end for a limiter.
 
 `rejected`: the server refused it because of its load (429, 503, 529). `unknown` teaches nothing: the
 call failed for reasons of its own, was cancelled, or never ran.
@@ -101,7 +101,7 @@ class Together:
 
 
 LATE_SECONDS = 0.05
-"""How late timers may be: a bucket that holds a single call would lose every lateness for good."""
+"""How late timers may be. With a burst of one call, every lateness would be lost to the rate for good."""
 
 
 @dataclass(slots=True, eq=False)
@@ -129,8 +129,8 @@ class RateLimit:
 
     A call may use more or less than it reserved: the difference is charged or given back when it
     leaves; a rejected call, or one that never ran, gives back all of it. Giving back never lets in more
-    than if the call had had its true cost from the start: what the bucket would have overflowed
-    meanwhile is lost. By default the burst is one call and what `LATE_SECONDS` let through.
+    than if the call had had its true cost from the start: the part that the bucket would have
+    overflowed meanwhile is lost. The default burst is one call and as many as come in `LATE_SECONDS`.
     """
 
     limit = None

@@ -1,6 +1,6 @@
-"""What failures and response headers tell: slow down, wait (Retry-After), try again, how much is left.
+"""Reads exceptions and response headers: refusals, Retry-After, transient errors, remaining quotas.
 
-Exceptions are read by their shape, whatever library raised them.
+Exceptions are recognised by their shape, whatever library raised them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def signal_of(error: BaseException) -> Signal:
-    """What a call that raised this exception tells a limiter."""
+    """The signal of a call that raised this exception."""
     if status_of(error) in REJECTING:
         return "rejected"
     names = {kind.__name__ for kind in type(error).__mro__}

@@ -107,7 +107,7 @@ def _rules(text: str) -> tuple[Rule, ...]:
 
 
 def totals(rules: Sequence[Rule], *, share: int = 1, processes: int = 1, what: str = "calls") -> list[str]:
-    """What all processes together let through, a line for each rule.
+    """The limits of all processes together in words, a line for each rule.
 
     Such as `rate:50/s: 25 per process × 2 processes = up to 50 calls/s`; `share` as in `Gate`.
     """

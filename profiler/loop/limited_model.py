@@ -18,7 +18,7 @@ from profiler.loop.model import Message, Model, Probe, Reply, RequestOptions
 from profiler.records import Clock
 
 BYTES_PER_TOKEN = 4.0
-"""In English and JSON; corrected by what the provider counts."""
+"""A first guess for English and JSON, corrected by the provider's own counts."""
 
 FIRST_OUTPUT = 300.0
 LEARNING = 0.1
@@ -37,7 +37,7 @@ class TokenEstimate:
         return size * self._per_byte + self._output
 
     def learn(self, size: int, input_tokens: int, output_tokens: int) -> None:
-        """`input_tokens` and `output_tokens`: what the provider counted for a request of `size` bytes."""
+        """The provider counted these tokens for a request of `size` bytes."""
         if size:
             self._per_byte += LEARNING * (input_tokens / size - self._per_byte)
         self._output += LEARNING * (output_tokens - self._output)
@@ -63,8 +63,8 @@ def parse_model_limit(text: str) -> tuple[Rule, ...]:
 class LimitedModel:
     """Another model behind a gate: `LimitedModel(model, "rate:500/min+tokens:30000/min")`.
 
-    A request reserves one request and an estimate of its tokens, both or neither, and is charged for
-    what the provider counted once the reply is there. Rate-limit headers lower what is allowed.
+    A request reserves one request and an estimate of its tokens, both or neither, and is charged the
+    tokens that the provider counted once the reply is there. Rate-limit headers lower the limits.
 
     The SDK's own retries are switched off, because all of its requests come back at the same moment
     after a Retry-After. Instead a request that failed is tried again up to `retries` times; all requests

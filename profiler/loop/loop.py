@@ -274,7 +274,7 @@ class _LoopRun:
         failure: ProviderError | None,
         round_status: Status,
     ) -> ModelCall:
-        """The record of the round's model request; `failure` is what it raised, if a `ProviderError`."""
+        """The record of the round's model request, which got a reply, failed or was cancelled."""
         cancelled = reply is None and round_status == "cancelled"
         got = reply if reply is not None else _NO_REPLY
         return ModelCall(

@@ -177,7 +177,7 @@ class Observation(Protocol):
     def on_chunk(self) -> OnChunk | None: ...
 
     def begin(self) -> Callable[[], None]:
-        """Sets the context variables that the request is sent with; returns what resets them."""
+        """Set the context variables that the request is sent with; returns a function that resets them."""
 
     def responded(self, response: Any) -> None:
         """The headers of the response have arrived."""

@@ -26,7 +26,7 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str, source: str = "") -> Endpoint:
-        """From a root URL or one that ends in `/v1`. Raises `UsageError`, naming the option `source`."""
+        """Parse a root URL or one that ends in `/v1`. Raises `UsageError`, naming the option `source`."""
         expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
         said = f"{source}: " if source else ""
         # The part before an @, or after a ?, may be a secret: the message does not repeat it.
@@ -35,7 +35,7 @@ class Endpoint:
             parts = urlsplit(url)
             parts.port  # noqa: B018 (raises ValueError)
         except ValueError:
-            raise UsageError(f"{said}not a base URL: {shown!r}: {expected}") from None
+            parts = urlsplit("")
         has_blanks = any(character <= " " for character in url)
         if parts.scheme not in ("http", "https") or not parts.hostname or has_blanks:
             raise UsageError(f"{said}not a base URL: {shown!r}: {expected}")

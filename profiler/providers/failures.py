@@ -30,7 +30,7 @@ UNREADABLE: tuple[type[Exception], ...] = (
     TypeError,
     ValueError,
 )
-"""What reading the SDKs' objects may raise: they are built without validation, even from an error page."""
+"""Errors of reading the SDKs' objects, which are built without validation, even from an error page."""
 
 
 def caught(sdk: Any) -> tuple[type[Exception], ...]:

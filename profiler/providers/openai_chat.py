@@ -17,7 +17,7 @@ from profiler.providers.failures import NO_JSON, caught, provider_error, reading
 
 
 class OpenAIModel:
-    """What both of OpenAI's APIs share: a model behind an `AsyncOpenAI` client.
+    """A model behind an `AsyncOpenAI` client: the base of both of OpenAI's APIs.
 
     A `client` of the user's is used as it is; without one, one is made on the SDK's aiohttp transport
     for `endpoint` (None: the SDK's default).

@@ -51,7 +51,7 @@ def requested_prompt(body: bytes) -> str | None:
 
 @dataclass(slots=True)
 class ObservedReply:
-    """What has been read of a reply so far. `complete` is False for a stream that was cut off."""
+    """A reply as far as it has been read. `complete` is False for a stream that was cut off."""
 
     calls: list[CallRequest] = field(default_factory=list)
     input_tokens: int | None = None
