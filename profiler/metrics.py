@@ -36,195 +36,171 @@ class Metric:
         return self.name.removesuffix("_total").endswith("_seconds")
 
 
-LOOP_DURATION = Metric(
+def counter(name: str, help: str, labels: tuple[str, ...] = ()) -> Metric:
+    return Metric(name, "counter", help, labels)
+
+
+def gauge(name: str, help: str, labels: tuple[str, ...] = ()) -> Metric:
+    return Metric(name, "gauge", help, labels)
+
+
+def histogram(name: str, help: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Metric:
+    return Metric(name, "histogram", help, labels, buckets)
+
+
+LOOP_DURATION = histogram(
     "toolloop_loop_duration_seconds",
-    "histogram",
     "A loop, from when it was due (in an open load: its arrival) to the final answer; status is ok, "
     "incomplete (answered, but a tool call had failed), error or cancelled. All but ok have failed.",
     ("strategy", "status"),
     ROUND_BUCKETS,
 )
-LOOP_ROUNDS = Metric("toolloop_loop_rounds", "histogram", "Rounds of a loop.", ("strategy",), COUNT_BUCKETS)
-LOOP_TOOL_CALLS = Metric(
-    "toolloop_loop_tool_calls", "histogram", "Tool calls of a loop.", ("strategy",), COUNT_BUCKETS
-)
-ARRIVALS_DROPPED = Metric(
+LOOP_ROUNDS = histogram("toolloop_loop_rounds", "Rounds of a loop.", ("strategy",), COUNT_BUCKETS)
+LOOP_TOOL_CALLS = histogram("toolloop_loop_tool_calls", "Tool calls of a loop.", ("strategy",), COUNT_BUCKETS)
+ARRIVALS_DROPPED = counter(
     "toolloop_arrivals_dropped_total",
-    "counter",
     "Arrivals of an open load whose loop never started; they have failed too.",
     ("strategy",),
 )
-ROUND_DURATION = Metric(
+ROUND_DURATION = histogram(
     "toolloop_round_duration_seconds",
-    "histogram",
     "Wall time of a round: one model response and the execution of every tool call in it.",
     ("strategy", "status"),
     ROUND_BUCKETS,
 )
-ROUND_PHASE = Metric(
+ROUND_PHASE = counter(
     "toolloop_round_phase_seconds_total",
-    "counter",
     "Wall time of rounds by phase; the phases partition it.",
     ("strategy", "phase"),
 )
-ROUND_FANOUT = Metric(
+ROUND_FANOUT = histogram(
     "toolloop_round_fanout",
-    "histogram",
     "Tool calls the model asked for in one round with calls.",
     ("strategy",),
     COUNT_BUCKETS,
 )
-ROUND_PEAK_CONCURRENCY = Metric(
+ROUND_PEAK_CONCURRENCY = histogram(
     "toolloop_round_peak_concurrency",
-    "histogram",
     "Most tool calls of one round that ran at the same time.",
     ("strategy",),
     COUNT_BUCKETS,
 )
-TOOL_PHASE_WALL = Metric(
-    "toolloop_tool_phase_wall_seconds_total",
-    "counter",
-    "Wall time of tool phases.",
-    ("strategy",),
+TOOL_PHASE_WALL = counter(
+    "toolloop_tool_phase_wall_seconds_total", "Wall time of tool phases.", ("strategy",)
 )
-TOOL_PHASE_WORK = Metric(
+TOOL_PHASE_WORK = counter(
     "toolloop_tool_phase_work_seconds_total",
-    "counter",
     "Sum of the durations of the calls of tool phases; work / wall is the speed-up.",
     ("strategy",),
 )
-TOOL_PHASE_CRITICAL_PATH = Metric(
+TOOL_PHASE_CRITICAL_PATH = counter(
     "toolloop_tool_phase_critical_path_seconds_total",
-    "counter",
     "Longest call of each tool phase, summed; critical path / wall is the efficiency.",
     ("strategy",),
 )
-ROUND_STRAGGLER_RATIO = Metric(
+ROUND_STRAGGLER_RATIO = histogram(
     "toolloop_round_straggler_ratio",
-    "histogram",
     "Longest over median call duration of a round.",
     ("strategy",),
     RATIO_BUCKETS,
 )
-TOOL_CALL_DURATION = Metric(
+TOOL_CALL_DURATION = histogram(
     "toolloop_tool_call_duration_seconds",
-    "histogram",
     "Execution of a tool call, from the moment it was through its limiter.",
     ("strategy", "tool", "status"),
     TOOL_BUCKETS,
 )
-TOOL_CALL_QUEUE = Metric(
+TOOL_CALL_QUEUE = histogram(
     "toolloop_tool_call_queue_seconds",
-    "histogram",
     "Wait of a tool call from being handed to the strategy until it started, or was given up.",
     ("strategy", "tool"),
     TOOL_BUCKETS,
 )
-TOOL_ERRORS = Metric(
+TOOL_ERRORS = counter(
     "toolloop_tool_errors_total",
-    "counter",
     "Tool calls that did not end well, by bounded error type.",
     ("strategy", "tool", "error_type"),
 )
-TOOL_CALLS_IN_FLIGHT = Metric(
-    "toolloop_tool_calls_in_flight", "gauge", "Tool calls running now.", ("strategy", "tool")
-)
-TOOL_CALLS_QUEUED = Metric(
+TOOL_CALLS_IN_FLIGHT = gauge("toolloop_tool_calls_in_flight", "Tool calls running now.", ("strategy", "tool"))
+TOOL_CALLS_QUEUED = gauge(
     "toolloop_tool_calls_queued",
-    "gauge",
     "Tool calls handed to the strategy and not yet started.",
     ("strategy", "tool"),
 )
-CONCURRENCY_LIMIT = Metric(
+CONCURRENCY_LIMIT = gauge(
     "toolloop_concurrency_limit",
-    "gauge",
     "Tool calls the strategy lets run at once in this process; absent when it sets no limit.",
     ("strategy",),
 )
-MODEL_REQUEST_DURATION = Metric(
+MODEL_REQUEST_DURATION = histogram(
     "toolloop_model_request_duration_seconds",
-    "histogram",
     "A model request as the caller sees it, all attempts and backoff included.",
     ("strategy", "provider", "model", "status"),
     TOOL_BUCKETS,
 )
-MODEL_FIRST_TOKEN = Metric(
+MODEL_FIRST_TOKEN = histogram(
     "toolloop_model_time_to_first_token_seconds",
-    "histogram",
     "From the start of a streamed model request to its first generated token.",
     ("strategy", "provider", "model"),
     TOOL_BUCKETS,
 )
-MODEL_FIRST_TOOL_CALL = Metric(
+MODEL_FIRST_TOOL_CALL = histogram(
     "toolloop_model_time_to_first_tool_call_seconds",
-    "histogram",
     "From the start of a streamed model request to its first call with complete arguments.",
     ("strategy", "provider", "model"),
     TOOL_BUCKETS,
 )
-MODEL_TOKENS = Metric(
+MODEL_TOKENS = counter(
     "toolloop_model_tokens_total",
-    "counter",
     "Tokens as the provider counted them; direction is input or output.",
     ("strategy", "provider", "model", "direction"),
 )
-RATE_LIMITED = Metric(
+RATE_LIMITED = counter(
     "toolloop_rate_limited_total",
-    "counter",
     "Attempts refused for a quota; target is model or tool, reason the status (429, 529).",
     ("strategy", "target", "name", "reason"),
 )
-RETRIES = Metric(
+RETRIES = counter(
     "toolloop_retries_total",
-    "counter",
     "Attempts after the first; reason is the status or error that caused them.",
     ("strategy", "target", "name", "reason"),
 )
-BACKOFF = Metric(
+BACKOFF = counter(
     "toolloop_backoff_seconds_total",
-    "counter",
     "Time between an attempt and the next; reason is the status or error that caused it.",
     ("strategy", "target", "name", "reason"),
 )
-QUOTA_REMAINING = Metric(
+QUOTA_REMAINING = gauge(
     "toolloop_quota_remaining",
-    "gauge",
     "What the provider's rate-limit headers last said is left; resource is requests or a kind of tokens.",
     ("provider", "model", "resource"),
 )
-QUOTA_LIMIT = Metric(
+QUOTA_LIMIT = gauge(
     "toolloop_quota_limit",
-    "gauge",
     "What the provider's rate-limit headers last said is allowed.",
     ("provider", "model", "resource"),
 )
-EVENT_LOOP_LAG = Metric(
+EVENT_LOOP_LAG = histogram(
     "toolloop_event_loop_lag_seconds",
-    "histogram",
     "How late a timer of the event loop fired: what a blocked loop adds to every latency.",
     (),
     TOOL_BUCKETS,
 )
-SCHEDULE_LAG = Metric(
+SCHEDULE_LAG = histogram(
     "toolloop_schedule_lag_seconds",
-    "histogram",
     "How late an agent started a loop against when the load meant it to start.",
     (),
     TOOL_BUCKETS,
 )
-AGENTS = Metric("toolloop_agents", "gauge", "Agents that run loops in this process now.", ("user_class",))
-RUN_INFO = Metric(
+AGENTS = gauge("toolloop_agents", "Agents that run loops in this process now.", ("user_class",))
+RUN_INFO = gauge(
     "toolloop_run_info",
-    "gauge",
     "1 while the strategy has the system to itself; its changes mark the trials of a run.",
     ("scenario", "strategy", "version"),
 )
-RECORDS_DROPPED = Metric(
-    "toolloop_records_dropped_total", "counter", "Records that a sink could not take.", ("sink",)
-)
-LABEL_OVERFLOW = Metric(
+RECORDS_DROPPED = counter("toolloop_records_dropped_total", "Records that a sink could not take.", ("sink",))
+LABEL_OVERFLOW = counter(
     "toolloop_label_overflow_total",
-    "counter",
     "Observations whose label value was replaced by __other__ because there were too many.",
     ("label",),
 )

@@ -30,7 +30,7 @@ import orjson
 from profiler.errors import RecordError
 
 if TYPE_CHECKING:
-    from pydantic_core import SchemaValidator
+    from pydantic_core import SchemaValidator, ValidationError
 
 SCHEMA = 1
 
@@ -438,19 +438,25 @@ def decode(line: bytes | str) -> LoopRecord:
     except ValidationError as error:
         schema = _schema(line)  # a later schema may well look wrong to this one
         if schema > SCHEMA:
-            raise _later(schema) from error
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"not a loop record: {where}{': ' if where else ''}{first['msg']}") from error
+            raise later_schema("record", schema, SCHEMA) from error
+        where, problem = first_problem(error)
+        raise RecordError(f"not a loop record: {where}{': ' if where else ''}{problem}") from error
     if record.schema > SCHEMA:
-        raise _later(record.schema)
+        raise later_schema("record", record.schema, SCHEMA)
     return record
 
 
-def _later(schema: int) -> RecordError:
+def later_schema(what: str, schema: int, newest: int) -> RecordError:
+    """The error for data written by a later version."""
     return RecordError(
-        f"record of schema {schema}, but this version reads up to {SCHEMA}: upgrade toolcall-profiler"
+        f"{what} of schema {schema}, but this version reads up to {newest}: upgrade toolcall-profiler"
     )
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """Where the first problem is (keys and indices joined by dots), and what it is."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"]
 
 
 def _schema(line: bytes | str) -> int:

@@ -318,18 +318,14 @@ def decode(kind: type[T], data: bytes, source: str, newest: int) -> T:
         raise RecordError(f"{source}: expected a JSON object, found {type(parsed).__name__}")
     schema = parsed.get("schema")
     if isinstance(schema, int) and schema > newest:
-        raise RecordError(
-            f"{source}: {kind.__name__.lower()} of schema {schema}, but this version reads up to {newest}: "
-            "upgrade toolcall-profiler"
-        )
+        raise records.later_schema(f"{source}: {kind.__name__.lower()}", schema, newest)
     from pydantic import ValidationError
 
     try:
         read: T = _reader(kind).validate_python(parsed)  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{source}: key {key}: {first['msg']}") from error
+        key, problem = records.first_problem(error)
+        raise RecordError(f"{source}: key {key}: {problem}") from error
     return read
 
 
