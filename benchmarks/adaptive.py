@@ -83,7 +83,7 @@ properties.number = { type = "integer", minimum = 1000, maximum = 9999, descript
 def make(name: str, oracle: FixedLimit) -> Strategy:
     """A strategy by name; `oracle` is kept at the capacity by whoever runs it."""
     if name == "oracle":
-        return Limited([Rule("oracle", "process", lambda share: oracle, moves=True)])
+        return Limited([Rule("oracle", "custom", custom=lambda share: oracle)])
     if name == "aimd":
         return Limited(AIMD)
     return Gathered() if name == "gathered" else Limited(name)

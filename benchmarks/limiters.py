@@ -56,7 +56,7 @@ class PlainAimd:
             self.exact = min(self._most, self.exact + 1)
 
 
-AIMD = (Rule("aimd", "process", lambda share: PlainAimd(), moves=True),)
+AIMD = (Rule("aimd", "custom", custom=lambda share: PlainAimd()),)
 
 
 class Refused(Exception):
@@ -136,7 +136,7 @@ def simulate(
     async def main(clock: Callable[[], int]) -> None:
         gate: Gate | None = None
         if strategy == "oracle":
-            gate = Gate([Rule("oracle", "process", lambda share: oracle)], clock=clock)
+            gate = Gate([Rule("oracle", "custom", custom=lambda share: oracle)], clock=clock)
         elif strategy not in ("sequential", "gathered"):
             gate = Gate(AIMD if strategy == "aimd" else strategy, clock=clock)
 
