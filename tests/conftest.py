@@ -25,6 +25,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
         once, shared = pyfuncitem.obj, [x for x in pyfuncitem.funcargs.values() if isinstance(x, Measurement)]
 
         def measured(**arguments: Any) -> None:
+            __tracebackhide__ = True
             try:
                 judge(lambda: once(**arguments), shared=shared, **mark.kwargs)
             except NotMeasured as not_measured:

@@ -141,6 +141,7 @@ def judge(
 
     Raises what a try raised that was not disturbed, `NotMeasured` after three that were.
     """
+    __tracebackhide__ = True
     reasons: list[str] = []
     while True:
         watching = watch()
