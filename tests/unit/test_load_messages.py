@@ -30,8 +30,6 @@ from profiler.strategies import parse_strategies
 
 TWO = parse_strategies("gathered,semaphore:2")
 OPTIONS = LoadOptions(strategies=TWO, levels=(2, 4), max_cost=1.5, price="1/2")
-    strategies=parse_strategies("gathered,semaphore:2"), levels=(2, 4), max_cost=1.5, price="1/2"
-)
 MESSAGES = (
     Prepare(OPTIONS, "http://127.0.0.1:1", 1, 2, "a machine", Anchor(2, 1), "http://127.0.0.1:2"),
     Prepare(LoadOptions(arrivals="6/s", max_in_flight=5), "http://127.0.0.1:1", 0, 1, "", Anchor(2, 1)),
