@@ -84,7 +84,7 @@ places = st.builds(Place, st.integers(0, MAX_LOOP), st.integers(0, 4095), st.int
 
 
 @given(places, st.integers(0, 2**40 - 1), st.sampled_from(["", "call_", "fc_", "toolu_"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_round_trip_whatever_the_prefix(place: Place, nonce: int, prefix: str) -> None:
     text = encode(place, nonce)
     assert len(text) == 24

@@ -46,7 +46,7 @@ def test_it_finds_the_capacity_and_stays_near(capacity):
     assert max(settled) <= max(capacity + 2, 1.2 * capacity)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     steps=st.lists(
         st.tuples(st.integers(0, 10**8), st.sampled_from(["ok", "rejected", "timeout", "unknown"])),

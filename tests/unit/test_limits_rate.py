@@ -38,7 +38,7 @@ CALLS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rate=st.sampled_from([3.0, 10.0, 50.0]), burst=st.integers(1, 12), calls=CALLS)
 def test_what_is_used_never_exceeds_the_rate_and_the_burst_whatever_is_given_back(rate, burst, calls):
     """Every call uses at most what it reserved; refunds must not let more in than the truth allows."""
