@@ -11,7 +11,7 @@ adaptive                         one for the process, starting at 8; adaptive:N 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,23 +36,22 @@ class Rule:
 
     `limit` is that of a semaphore, or where an adaptive one starts; `rate` (a second) and `burst` are
     those of a rate over `resource`. `text` is what it was read from: the same for all of `semaphore:a=1,b=2`.
-    `custom` makes a limiter of your own, for one of so many processes.
+    For a limiter of your own, override `make`.
     """
 
     text: str
-    kind: Literal["semaphore", "rate", "adaptive", "custom"]
+    kind: Literal["semaphore", "rate", "adaptive"]
     scope: Scope = "process"
     limit: int | None = None
     tool: str | None = None
     rate: float = 0.0
     burst: float | None = None
     resource: str = "requests"
-    custom: Callable[[int], Limiter] | None = None
 
     @property
     def adapts(self) -> bool:
         """Its limit may move, as that of one which follows what the server takes."""
-        return self.kind in ("adaptive", "custom")
+        return self.kind == "adaptive"
 
     @property
     def fixed_limit(self) -> int | None:
@@ -61,8 +60,6 @@ class Rule:
 
     def make(self, share: int = 1) -> Limiter:
         """The limiter; where `share` processes share the limit, with its part of it (one place at least)."""
-        if self.custom is not None:
-            return self.custom(share)
         if self.kind == "rate":
             burst = None if self.burst is None else max(1.0, self.burst / share)
             return RateLimit(self.rate / share, burst, self.resource)

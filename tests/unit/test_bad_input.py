@@ -43,7 +43,6 @@ from tests.unit.statistics_data import run as make_run
 
 MANY = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")),
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     database=None,
 )

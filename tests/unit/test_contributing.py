@@ -20,7 +20,7 @@ from profiler.report.html.page import _section
 from profiler.scenarios.schema import parse_scenario
 from profiler.statistics.summary import summarise
 from tests.unit.statistics_data import call, loop, run, trial
-from tests.unit.test_emulator_app import ask
+from tests.unit.test_emulator_server import ask
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

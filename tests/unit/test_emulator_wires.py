@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.emulator import anthropic_messages, openai_chat, openai_responses
@@ -448,7 +448,6 @@ def status_of(parse: Any, body: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("parse", list(KEYS), ids=lambda parse: parse.__name__)
 @given(data=st.data())
-@settings(deadline=None)
 def test_junk_is_refused_and_never_breaks_the_server(parse: Any, data: st.DataObject) -> None:
     body = data.draw(st.dictionaries(st.sampled_from(KEYS[parse]), junk, min_size=1, max_size=3))
     if data.draw(st.booleans()) and "stream_options" in KEYS[parse]:
@@ -460,7 +459,6 @@ def test_junk_is_refused_and_never_breaks_the_server(parse: Any, data: st.DataOb
 @given(
     parts=st.lists(junk, max_size=4), more=st.dictionaries(st.sampled_from(["tool_calls", "content"]), junk)
 )
-@settings(deadline=None)
 def test_junk_inside_messages_and_tools(parse: Any, parts: list[Any], more: dict[str, Any]) -> None:
     call = {"role": "assistant", "content": parts, **more}
     history = {"input" if parse is responses else "messages": [USER, call, *parts]}

@@ -9,8 +9,8 @@ import pytest
 from profiler.records import LoopRecord
 from profiler.rundir import ClientHealth, Incident, Load, Run
 from profiler.statistics.caveats import Caveat
-from profiler.statistics.summary import summarise
-from tests.unit.statistics_data import loop, run, trial
+from profiler.statistics.summary import Summary, summarise
+from tests.unit.statistics_data import loop, made, run, trial, trials
 
 
 def good_run(**changes: object) -> tuple[Run, list[LoopRecord]]:
@@ -179,3 +179,80 @@ def test_the_tool_that_held_the_loop_longest_is_named_first() -> None:
         )
     details = [c.detail for c in summarise(made, records).warnings if c.kind == "blocking_tool"]
     assert [detail.split()[0] for detail in details] == ["long", "brief"]
+
+
+def kinds(summary: Summary) -> list[str]:
+    return [caveat.kind for caveat in summary.warnings]
+
+
+@pytest.mark.parametrize(("cut", "said"), [(1, []), (2, ["loops_cut"])])
+def test_one_loop_in_a_hundred_may_be_cut_off(cut, said):
+    """120 loops were due."""
+    all_trials = trials(window=9000.0)
+    all_trials[0] = dataclasses.replace(all_trials[0], interrupted=cut)
+    assert kinds(summarise(run(all_trials), made(40))) == said
+
+
+@pytest.mark.parametrize(("users", "said"), [(19, []), (18, ["load_not_delivered"])])
+def test_one_agent_in_twenty_may_be_missing(users, said):
+    assert kinds(summarise(run(trials(users=users, wanted=20)), made())) == said
+
+
+@pytest.mark.parametrize(("late", "said"), [(1, []), (2, ["arrivals_late"])])
+def test_one_arrival_in_a_hundred_may_wait(late, said):
+    """180 arrived, 60 in each trial."""
+    all_trials = trials(arrived=60)
+    all_trials[0] = dataclasses.replace(all_trials[0], late=late)
+    conditions = run(all_trials, load=Load("open", users=2, rate=10.0))
+    assert kinds(summarise(conditions, made())) == said
+
+
+@pytest.mark.parametrize(("arrived", "said"), [(48, []), (42, ["load_not_delivered"])])
+def test_arrivals_may_fall_short_by_three_standard_deviations(arrived, said):
+    """60 are expected of each of three trials: 180 ± 13.4; 144 are within three of them, 126 are not."""
+    conditions = run(trials(arrived=arrived), load=Load("open", users=2, rate=10.0))
+    assert kinds(summarise(conditions, made())) == said
+
+
+@pytest.mark.parametrize(("window", "said"), [(6000.0, []), (5900.0, ["short_window"])])
+def test_a_block_holds_two_loops_at_least(window, said):
+    conditions = run(trials(window=window))
+    assert kinds(summarise(conditions, made(each=10, model=3000.0))) == said
+
+
+@pytest.mark.parametrize(
+    ("blocking", "held", "said"),
+    [(4, 60, []), (5, 60, ["blocking_tool"]), (5, 50, []), (90, 51, ["blocking_tool"])],
+)
+def test_a_tool_is_blamed_for_one_call_in_twenty_that_held_the_loop_for_long(blocking, held, said):
+    """90 calls of one tool, of which some held the event loop, that many milliseconds each."""
+    loops = made(model=20.0, calls=[(0.0, 100.0)])
+    for place in range(blocking):
+        first, last = loops[place].rounds
+        call = dataclasses.replace(first.tool_calls[0], blocking_ns=held * 1_000_000)
+        loops[place] = dataclasses.replace(
+            loops[place], rounds=(dataclasses.replace(first, tool_calls=(call,)), last)
+        )
+    assert kinds(summarise(run(trials()), loops)) == said
+
+
+def test_saturated_by_several_at_once_names_each():
+    client = (
+        ClientHealth("w0", loop_lag_p99=0.06, cpu=0.95),
+        ClientHealth("w1", loop_lag_p99=0.055, schedule_lag_p99=0.02),
+        ClientHealth("the master", cpu=1.4),
+    )
+    (caveat,) = summarise(run(trials(), client=client), made()).warnings
+    assert caveat.detail == (
+        "the client was saturated: the event loop was late by 60 ms at p99 (limit 50 ms), "
+        "and a client process kept a core 95 % busy (limit 90 %), "
+        "and loops started 20 ms late at p99, more than 5 % of the median 100 ms, "
+        "and the master kept a core 100 % busy (limit 90 %)"
+    )
+
+
+def test_one_invalid_caveat_among_others_makes_a_run_invalid_and_is_first():
+    found = summarise(run(trials(), client=(ClientHealth("w0", cpu=0.95),), finished=False), made())
+    assert kinds(found) == ["client_saturated", "unfinished"]
+    assert found.valid is False
+    assert summarise(run(trials(), finished=False), made()).valid is True

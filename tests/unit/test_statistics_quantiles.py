@@ -77,7 +77,6 @@ def test_thin_blocks_are_joined_with_their_neighbours() -> None:
     assert coarsen([], 1) is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 60))
 def test_joined_blocks_partition_and_are_thick(sizes: list[int], fewest: int) -> None:
     runs = coarsen(sizes, fewest)
@@ -182,7 +181,7 @@ def test_the_search_ends_with_the_first_half() -> None:
     assert mser5(step(20, 3, outlier=10)).skip == 15  # it cannot be: ten are not enough to go by
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0.5, 50.0), min_size=100, max_size=160))
 def test_the_warm_up_is_the_one_that_the_formula_names(values: list[float]) -> None:
     z = [sum(values[k : k + 5]) / 5 for k in range(0, len(values) // 5 * 5, 5)]

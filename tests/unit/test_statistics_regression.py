@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from profiler import records
+from profiler import records as codec
 from profiler.errors import UsageError
 from profiler.report.terminal import render_regression
 from profiler.rundir import ClientHealth, RunDirectory
 from profiler.statistics.objectives import parse_gates
 from profiler.statistics.regression import compare_directories
-from tests.unit.statistics_data import loop, run, trial
+from tests.unit.statistics_data import loop, made, run, trial, trials
 
 
 def recorded(
@@ -131,3 +132,38 @@ def test_annotations_for_github(tmp_path: Path) -> None:
 def test_nothing_in_common_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="gathered with 2 and sequential with 2"):
         compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 2, "sequential"))
+
+
+def test_an_objective_can_be_given_to_runs_that_had_none(tmp_path: Path):
+    def recorded(model: float) -> RunDirectory:
+        directory = RunDirectory.create(tmp_path, run(trials()))
+        lines = [codec.encode(one) + b"\n" for one in made(model=model)]
+        directory.records_path.write_bytes(b"".join(lines))
+        return directory
+
+    before, after = recorded(100.0), recorded(140.0)
+    (plain,) = compare_directories(before, after).comparisons
+    (held,) = compare_directories(before, after, slo="p95<120ms").comparisons
+    assert plain.goodput.value == pytest.approx(1.0)
+    assert held.goodput.value < 0.05
+
+
+def test_a_ladder_s_levels_are_named_by_their_agents(tmp_path: Path):
+    def recorded(users: tuple[int, ...]) -> RunDirectory:
+        steps = [
+            trial(
+                4 * level + b, "gathered", 20_000 * (4 * level + b), 20_000 * (4 * level + b) + 9000, b, count
+            )
+            for level, count in enumerate(users)
+            for b in range(4)
+        ]
+        directory = RunDirectory.create(tmp_path, run(steps))
+        loops = [loop(s.started_ns / 1e6 + 80 * k, trial=s.index) for s in steps for k in range(30)]
+        directory.records_path.write_bytes(b"".join(codec.encode(one) + b"\n" for one in loops))
+        return directory
+
+    before, after = recorded((2, 4)), recorded((2, 4))
+    names = [one.strategy for one in compare_directories(before, after).comparisons]
+    assert names == [f"gathered ({users} agents) in {after.path.name}" for users in (2, 4)]
+    alone = compare_directories(before, recorded((4,))).comparisons
+    assert [one.strategy.partition(" in ")[0] for one in alone] == ["gathered"]

@@ -11,7 +11,7 @@ import pytest
 from profiler.errors import RecordError
 from profiler.statistics import summary as summaries
 from profiler.statistics.summary import summarise
-from tests.unit.statistics_data import loop, run, trial
+from tests.unit.statistics_data import loop, made, run, trial, trials
 
 Q_KEYS = {"p50", "p95", "p99"}
 
@@ -210,3 +210,47 @@ def test_each_strategy_has_a_law_of_its_own() -> None:
     laws = summarise(run(trials), records).scalability
     assert laws["gathered"].rate == pytest.approx(5.0, rel=0.01)
     assert laws["sequential"].rate == pytest.approx(2.5, rel=0.01)
+
+
+def test_a_summary_carries_comparisons_verdicts_and_objectives() -> None:
+    trials, records = [], []
+    rng = np.random.default_rng(4)
+    for block in range(3):
+        for strategy, base in (("sequential", 300.0), ("gathered", 100.0)):
+            index = len(trials)
+            start = index * 60_000
+            trials.append(trial(index, strategy, start, start + 30_000, block=block))
+            models = base * rng.lognormal(0, 0.2, 250)
+            records += [
+                loop(start + k * 120, model=float(m), strategy=strategy, trial=index)
+                for k, m in enumerate(models)
+            ]
+    made = summarise(run(trials, slo="p95<200ms,errors<1%"), records)
+    (comparison,) = made.comparisons
+    assert (comparison.strategy, comparison.baseline, comparison.blocks) == ("gathered", "sequential", 3)
+    assert comparison.p50.value == pytest.approx(1 / 3, rel=0.05)
+    assert made.verdicts[0].sentence.startswith("gathered is ")
+    assert [s.objective_met for s in made.strategies] == [False, True]
+    sequential, gathered = made.strategies
+    assert gathered.goodput.value == pytest.approx(gathered.throughput.value, rel=0.02)
+    assert sequential.goodput.value is not None
+    assert sequential.throughput.value is not None
+    assert sequential.goodput.value < 0.1 * sequential.throughput.value
+    other = summarise(run(trials), records, baseline="gathered")
+    assert other.comparisons[0].baseline == "gathered"
+    assert other.verdicts[0].kind == "slower"
+
+
+def test_throughput_is_of_the_whole_window():
+    summary = summarise(run(trials()), made())
+    assert summary.strategies[0].loops.per_second == pytest.approx(30 / 6)
+
+
+def test_a_strategy_without_a_turn_stands_under_the_highest_load():
+    steps = [
+        trial(k, "gathered", 20_000 * k, 20_000 * k + 9000, 0, users) for k, users in enumerate((2, 8, 4))
+    ]
+    loops = [loop(s.started_ns / 1e6, trial=s.index) for s in steps]
+    summary = summarise(run(steps, strategies=("gathered", "adaptive")), loops)
+    assert [(level.users, len(level.strategies)) for level in summary.levels] == [(2, 1), (4, 1), (8, 2)]
+    assert summary.strategies[-1].strategy == "adaptive"

@@ -1,31 +1,104 @@
-"""The rules of limiters one by one, at their edges: what `test_limits.py` sees only as a whole."""
+"""The adaptive limit: it finds a capacity, follows it, and its rules one by one at their edges."""
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import itertools
 from collections.abc import Callable
-from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from profiler import UsageError
-from profiler.limits import ONE, UNTIL_RELEASE, AdaptiveLimit, FixedLimit, Holdback, RateLimit, Together
+from profiler.limits import ONE, UNTIL_RELEASE, AdaptiveLimit
 from profiler.limits.limiter import Outcome
-from profiler.limits.refusals import (
-    BASE_NS,
-    CAP_NS,
-    delay_ns,
-    is_transient,
-    outcome_of,
-    parse_retry_after,
-    retry_after_ns,
-    status_of,
-)
-from profiler.limits.spec import parse_rules
 
 S = 1_000_000_000
+
+
+def run(limit: AdaptiveLimit, capacity: int, latency_ns: int, until_ns: int, now_ns: int = 0) -> list[int]:
+    """Saturate the limit against a server of `capacity` that refuses at once; the limits over time."""
+    ends: list[tuple[int, int]] = []
+    seen = []
+    while now_ns < until_ns:
+        while ends and ends[0][0] <= now_ns:
+            limit.leave(now_ns, ends.pop(0)[1], "ok", None)
+        while limit.wait_ns(now_ns, ONE) == 0:
+            ticket = limit.enter(now_ns, ONE)
+            if len(ends) >= capacity:
+                limit.leave(now_ns, ticket, "rejected", None)
+            else:
+                ends.append((now_ns + latency_ns, ticket))
+        seen.append(limit.limit)
+        now_ns += latency_ns // 20
+        ends.sort()
+    for _, ticket in ends:
+        limit.leave(now_ns, ticket, "unknown", None)
+    return seen
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 20, 50, 200])
+def test_it_finds_the_capacity_and_stays_near(capacity):
+    seen = run(AdaptiveLimit(), capacity, S, 120 * S)
+    settled = seen[len(seen) // 2 :]
+    assert min(settled) >= 0.7 * capacity
+    assert max(settled) <= max(capacity + 2, 1.2 * capacity)
+
+
+@settings(max_examples=200)
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(0, 10**8), st.sampled_from(["ok", "rejected", "timeout", "unknown"])),
+        max_size=80,
+    )
+)
+def test_never_below_one_whatever_happens(steps):
+    limit, now = AdaptiveLimit(3, most=20), 0
+    for gap, outcome in steps:
+        now += gap
+        while wait := limit.wait_ns(now, ONE):
+            assert wait < UNTIL_RELEASE  # nobody is inside: time alone must open it again
+            now += wait
+        limit.leave(now + gap // 2, limit.enter(now, ONE), outcome, None)
+        now += gap // 2
+        assert 1.0 <= limit.exact <= 20
+
+
+def test_a_burst_of_rejections_is_one_cut():
+    limit = AdaptiveLimit(40)
+    tickets = [limit.enter(0, ONE) for _ in range(40)]
+    for ticket in tickets[:8]:
+        limit.leave(1, ticket, "rejected", None)
+    assert limit.exact == 28.0  # 40 · 0.7, once
+    for ticket in tickets[8:]:
+        limit.leave(S, ticket, "ok", None)
+
+
+def test_few_timeouts_are_no_signal_and_many_are():
+    limit = AdaptiveLimit(20)
+    for _ in range(2):
+        tickets = [limit.enter(0, ONE) for _ in range(20)]
+        for ticket in tickets[1:]:
+            limit.leave(10_000, ticket, "ok", None)
+        limit.leave(10_000, tickets[0], "timeout", None)
+    grown = limit.exact
+    assert grown > 20
+    for _ in range(4):
+        limit.leave(20_000, limit.enter(20_000, ONE), "timeout", None)
+    assert limit.exact == pytest.approx(0.7 * grown)  # once: what slow start had not found out yet
+    for _ in range(4):
+        limit.leave(90_000, limit.enter(90_000, ONE), "timeout", None)
+    assert limit.exact == pytest.approx(0.7 * 0.9 * grown)
+
+
+def test_an_idle_limit_does_not_grow():
+    limit = AdaptiveLimit(10)
+    for _ in range(100):
+        limit.leave(1, limit.enter(0, ONE), "ok", None)
+    assert limit.exact == 10.0
+
+
 TENTH = S // 10
 """An epoch of an adaptive limit that has not seen a call end well."""
 
@@ -36,9 +109,6 @@ def inside(limit: AdaptiveLimit, count: int) -> list[object]:
 
 def leave(limit: AdaptiveLimit, tickets: list[object], outcome: Outcome, now_ns: int = 0) -> None:
     limit.leave(now_ns, tickets.pop(), outcome, None)
-
-
-# ── adaptive: growth ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("count", "grown"), [(8, 10.0), (9, 11.0), (10, 11.0)])
@@ -70,9 +140,6 @@ def test_after_slow_start_an_epoch_of_successes_is_one_more():
     assert limit.exact == 7.0
     leave(limit, tickets, "ok")
     assert limit.exact == pytest.approx(7 + 1 / 7)
-
-
-# ── adaptive: cuts ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_refusal_in_slow_start_cuts_to_seven_tenths_or_the_others_but_not_below_half():
@@ -156,9 +223,6 @@ def test_more_others_do_not_raise_a_ceiling_that_holds():
     for _ in range(2):
         leave(limit, tickets, "unknown", 2)
     assert limit.wait_ns(2, ONE) == TENTH  # one is inside, and one is the ceiling
-
-
-# ── adaptive: memory ───────────────────────────────────────────────────────────────────────────
 
 
 def drive(
@@ -282,9 +346,6 @@ def test_a_try_that_failed_once_is_repeated_soon_when_the_limit_held_more_for_tw
     assert found == [found[0]] * 12
 
 
-# ── adaptive: counting epochs ──────────────────────────────────────────────────────────────────
-
-
 def one_each_epoch(limit: AdaptiveLimit, others: int, now: int, count: int) -> tuple[list[float], int]:
     """With so many others inside, one call ends well in each epoch: what it adds, times the limit."""
     while limit.inside < others:
@@ -401,205 +462,3 @@ def test_an_adaptive_limit_starts_at_one_at_least():
     assert AdaptiveLimit(1).limit == 1
     with pytest.raises(UsageError, match="at 1 at least, not 0"):
         AdaptiveLimit(0)
-
-
-# ── rates ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_wait_is_over_when_it_says_so():
-    limit = RateLimit(3, burst=1)
-    limit.enter(0, ONE)
-    assert limit.wait_ns(0, ONE) == 333_333_334  # not a nanosecond less than a third
-    assert limit.wait_ns(333_333_334, ONE) == 0
-
-
-@pytest.mark.parametrize(("rate", "burst"), [(1, 2.0), (20, 2.0), (30, 3.0), (500, 26.0)])
-def test_the_burst_of_itself_is_one_call_and_what_a_late_timer_lets_through(rate, burst):
-    assert RateLimit(rate).burst == burst
-
-
-@pytest.mark.parametrize("options", [(0, None), (-1, None), (float("inf"), None), (1, 0.5)])
-def test_a_rate_that_cannot_be_is_refused(options):
-    with pytest.raises(Exception, match="must be"):
-        RateLimit(*options)
-
-
-def test_what_costs_nothing_of_a_resource_does_not_wait_for_it():
-    limit = RateLimit(1, burst=1, resource="tokens")
-    limit.enter(0, {"tokens": 100.0})
-    assert limit.wait_ns(0, ONE) == 0
-
-
-def test_a_refund_passes_through_the_calls_after_it():
-    limit = RateLimit(10, burst=10, resource="tokens")
-    first = limit.enter(0, {"tokens": 4.0})
-    later = [limit.enter(0, {"tokens": 2.0}) for _ in range(2)]
-    limit.leave(0, first, "ok", {"tokens": 0.5})
-    assert limit.level(0) == pytest.approx(10 - 0.5 - 4)
-    limit.leave(0, later[0], "ok", {"tokens": 1.5})  # less than one of it counts as well
-    assert limit.level(0) == pytest.approx(10 - 0.5 - 3.5)
-
-
-def test_a_refund_counts_though_an_earlier_call_is_still_inside():
-    limit = RateLimit(10, burst=10, resource="tokens")
-    limit.enter(0, {"tokens": 4.0})
-    limit.leave(S, limit.enter(S, {"tokens": 6.0}), "rejected", None)
-    assert limit.level(S) == 10.0
-
-
-def test_a_refund_that_overflowed_before_the_next_call_is_lost_whoever_came_earlier():
-    limit = RateLimit(10, burst=10, resource="tokens")
-    limit.enter(0, {"tokens": 1.0})
-    middle = limit.enter(S, {"tokens": 5.0})
-    limit.enter(3 * S, {"tokens": 5.0})  # the bucket was full again
-    limit.leave(3 * S, middle, "rejected", None)
-    assert limit.level(3 * S) == 5.0
-
-
-def test_two_refunds_do_not_use_the_same_room_twice():
-    limit = RateLimit(10, burst=10, resource="tokens")
-    first, second = (limit.enter(0, {"tokens": 5.0}) for _ in range(2))
-    limit.enter(9 * S // 10, {"tokens": 5.0})  # but for one token the bucket was full
-    for ticket in (first, second):
-        limit.leave(9 * S // 10, ticket, "rejected", None)
-        assert limit.level(9 * S // 10) == pytest.approx(5.0)
-
-
-def test_what_was_used_beyond_the_reserve_is_charged_from_now_whoever_came_later():
-    limit = RateLimit(10, burst=10, resource="tokens")
-    first = limit.enter(0, {"tokens": 1.0})
-    limit.enter(S, {"tokens": 1.0})
-    limit.leave(2 * S, first, "ok", {"tokens": 8.0})
-    assert limit.level(2 * S) == 3.0
-
-
-def test_what_names_nothing_of_a_resource_takes_nothing_of_it():
-    limit = RateLimit(10, burst=10, resource="tokens")
-    limit.enter(0, ONE)
-    assert limit.level(0) == 10.0
-    limit.leave(0, limit.enter(0, {"tokens": 4.0}), "ok", ONE)
-    assert limit.level(0) == 10.0
-
-
-def test_a_server_may_allow_less_than_one_in_a_second():
-    limit = RateLimit(10, burst=10)
-    limit.lower(0, remaining=10, rate=0.5)
-    assert (limit.rate, limit.level(0)) == (0.5, 10.0)
-    for _ in range(10):
-        limit.enter(0, ONE)
-    assert limit.wait_ns(0, ONE) == 2 * S
-
-
-def test_what_has_left_is_forgotten():
-    limit = RateLimit(1000, burst=10)
-    stays = limit.enter(0, ONE)
-    for now in range(50):
-        limit.leave(now, limit.enter(now, ONE), "ok", None)
-    assert len(limit._entries) == 51  # a refund of the first would have to pass through them
-    limit.leave(50, stays, "ok", None)
-    assert len(limit._entries) == 0
-
-
-def test_leaving_twice_is_a_mistake():
-    for limit in (RateLimit(10), FixedLimit(1), AdaptiveLimit()):
-        ticket = limit.enter(0, ONE)
-        limit.leave(0, ticket, "ok", None)
-        with pytest.raises(RuntimeError, match="left more often than entered"):
-            limit.leave(0, ticket, "ok", None)
-
-
-# ── together, specs, signals, retries ──────────────────────────────────────────────────────────
-
-
-def test_the_limit_of_several_is_the_smallest_that_is_one():
-    assert Together([RateLimit(1), FixedLimit(7), FixedLimit(3)]).limit == 3
-    assert Together([RateLimit(1)]).limit is None
-    assert Together([]).limit is None
-    assert Together([]).wait_ns(0, ONE) == 0
-
-
-@pytest.mark.parametrize(
-    ("spec", "whole", "of_four"),
-    [("semaphore:8", 8, 2), ("semaphore:3", 3, 1), ("semaphore:8@agent", 8, 8), ("adaptive:40", 40, 10)],
-)
-def test_a_limit_shared_by_processes_is_cut_into_parts(spec, whole, of_four):
-    (rule,) = parse_rules(spec) or ()
-    assert (rule.make(1).limit, rule.make(4).limit) == (whole, of_four)
-
-
-def test_a_rate_shared_by_processes_is_cut_into_parts():
-    (rule,) = parse_rules("rate:600/min,burst=20") or ()
-    whole, part = rule.make(1), rule.make(4)
-    assert isinstance(whole, RateLimit)
-    assert isinstance(part, RateLimit)
-    assert (whole.rate, whole.burst) == (10.0, 20.0)
-    assert (part.rate, part.burst) == (2.5, 5.0)
-    assert rule.make(40).burst == 1.0
-
-
-def test_an_adaptive_limit_shared_by_more_processes_than_it_has_places_starts_at_one():
-    (rule,) = parse_rules("adaptive:2") or ()
-    assert rule.make(4).limit == 1
-
-
-def test_a_holdback_that_nobody_asked_for_is_open_and_one_that_is_over_is_too():
-    holdback = Holdback(Random(1))
-    assert not holdback.is_closed(0)
-    holdback.refused(0, S)
-    assert holdback.wait_ns(30 * S) == 0
-
-
-def test_headers_of_a_shape_that_nobody_knows_ask_for_no_wait():
-    error = ValueError()
-    error.headers = [("retry-after", "3")]
-    assert retry_after_ns(error) is None
-
-
-def test_what_is_no_status_is_none():
-    found = []
-    for status in (99, 100, 599, 600):
-        error = ValueError()
-        error.status_code = status
-        found.append(status_of(error))
-    assert found == [None, 100, 599, None]
-
-
-def test_waits_that_make_no_sense_are_not_believed():
-    assert parse_retry_after("0", None) == 0
-    assert parse_retry_after(None, "0.5") == S // 2
-    assert parse_retry_after("1000000", "3") == 3 * S  # a quarter of an hour in ms is not what it means
-    assert parse_retry_after(None, "999999") == 999_999 * S
-    assert parse_retry_after(None, "1000000") is None
-    assert parse_retry_after("soon", "later") is None
-    assert parse_retry_after(None, "Mon, 01 Jan 99999999999999999999 00:00:00 GMT") is None
-
-
-def test_a_date_to_wait_for_is_a_wait_by_the_wall_clock_of_now():
-    date = "Tue, 24 Nov 2026 16:00:05 GMT"
-    assert parse_retry_after(None, date, lambda: 1795536002.5) == 2_500_000_000
-    assert parse_retry_after(None, date, lambda: 1795536006.0) == 0
-
-
-def test_what_may_do_better_next_time():
-    def answered(status: int) -> bool:
-        error = ValueError()
-        error.status_code = status
-        return is_transient(error)
-
-    assert [status for status in range(400, 600) if answered(status)] == [
-        *(408, 429, 500, 502, 503, 504, 529),
-    ]
-    assert is_transient(asyncio.CancelledError()) is False
-    assert outcome_of(asyncio.CancelledError()) == "unknown"
-
-
-def test_full_jitter_doubles_up_to_its_cap():
-    class Highest(Random):
-        def random(self) -> float:
-            return 1.0
-
-    found = [delay_ns(attempt, "unknown", None, Highest()) for attempt in (1, 2, 3, 4, 5, 6)]
-    assert found == [BASE_NS, 2 * BASE_NS, 4 * BASE_NS, 8 * BASE_NS, CAP_NS, CAP_NS]
-    assert (BASE_NS, CAP_NS) == (500_000_000, 8_000_000_000)
-    assert delay_ns(1, "rejected", 2 * S, Highest()) == 3 * S
-    assert delay_ns(1, "timeout", 2 * S, Highest()) == BASE_NS  # asked for by nobody who refused

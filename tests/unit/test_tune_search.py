@@ -1,4 +1,4 @@
-"""The search against an invented system, whose best setting is known. Nothing runs."""
+"""The search against an invented system, whose best setting is known, and what it may spend. Nothing runs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,76 @@ from typing import Any
 
 import pytest
 
-from profiler import records
+from profiler import UsageError, records
 from profiler.errors import ProfilerError, TargetError
 from profiler.load.experiment import Experiment
 from profiler.load.options import LoadOptions, conditions
 from profiler.load.plan import schedule
 from profiler.load.spending import spent_by
 from profiler.records import LoopRecord
-from profiler.rundir import Incident, RunDirectory, Spent, Trial
+from profiler.rundir import Incident, Run, RunDirectory, Spent, Trial
 from profiler.strategies import parse_strategy
 from profiler.tune import search as driver
 from profiler.tune.answer import Answer, render
-from profiler.tune.search import Search, tune
-from tests.unit.statistics_data import loop
+from profiler.tune.search import Search, Spending, tune
+from tests.unit.statistics_data import loop, run
 
-pytestmark = pytest.mark.slow  # whole searches, thousands of loops each
+
+def test_what_cannot_be_searched_is_refused():
+    with pytest.raises(UsageError, match="--budget must be at least 60"):
+        Search(LoadOptions(), 10, budget=10)
+    with pytest.raises(UsageError, match="--over magic"):
+        Search(LoadOptions(), 10, over=("magic",))
+    with pytest.raises(UsageError, match="add --stream"):
+        Search(LoadOptions(), 10, over=("eager",))
+
+
+LIMITS = LoadOptions(max_loops=100, max_requests=250, max_tokens=9_000, max_cost=0.02, price="1/10")
+
+
+def spent(loops: int, requests: int, given: int, taken: int, *incidents: Incident) -> Run:
+    return run([], spent=Spent(loops, requests, given, taken), incidents=incidents)
+
+
+def test_what_is_left_is_the_limit_of_the_next_experiment() -> None:
+    spending = Spending(LIMITS)
+    assert spending.left(LIMITS) == LIMITS
+    spending.add(spent(10, 30, 2000, 100))
+    spending.add(spent(5, 12, 1000, 50))
+    left = spending.left(LIMITS)
+    assert (left.max_loops, left.max_requests, left.max_tokens) == (85, 208, 5850)
+    assert left.max_cost == pytest.approx(0.02 - 0.003 - 0.0015)
+    assert spending.described == "15 loops, 42 requests, 3,000 tokens in, 150 out: $0.0045 at " + (
+        "$1/$10 per million tokens in/out"
+    )
+    assert spending.stopped is None
+
+
+def test_another_experiment_needs_room_for_more_than_its_first_loops() -> None:
+    spending = Spending(LIMITS)
+    assert spending.allows(1000)  # what a loop spends is not known yet
+    spending.add(spent(80, 160, 6000, 0))  # 20 loops are left, 45 of requests, 40 of tokens
+    assert spending.allows(19)
+    assert not spending.allows(20)
+    assert (spending.limit, spending.stopped) == ("loops", "stopped at --max-loops 100: 80 begun")
+
+
+def test_the_limit_that_ended_an_experiment_ends_the_search() -> None:
+    spending = Spending(LIMITS)
+    spending.add(spent(40, 252, 4000, 100, Incident("limited", "stopped at --max-requests 250: 252 sent")))
+    assert spending.stopped == "stopped at --max-requests 250: 252 sent"
+    assert not spending.allows(0)
+    assert spending.left(LIMITS).max_requests == 1  # a limit all the same
+
+
+def test_without_limits_nothing_ends_it() -> None:
+    spending = Spending(LoadOptions())
+    spending.add(spent(10**6, 10**7, 10**9, 10**9))
+    assert spending.allows(1000)
+    assert spending.left(LoadOptions()) == LoadOptions()
+    spending.add(run([]))  # of an older version
+    assert spending.spent.loops == 10**6
+
 
 CAPACITY = 20
 
@@ -126,6 +181,7 @@ def search(users: int, **changes) -> Search:
     return Search(LoadOptions(scenario="crowded"), users, **{"budget": 120.0, **changes})
 
 
+@pytest.mark.slow
 def test_the_capacity_is_found_and_the_cliff_beyond_it(invented):
     said: list[str] = []
     answer = tune(search(20), said.append)
@@ -158,6 +214,7 @@ def test_where_nothing_is_refused_gathering_is_as_good(invented):
     assert answer.sentence.startswith("gathered: at this load gathering is as good as any limit")
 
 
+@pytest.mark.slow
 def test_several_processes_share_what_was_found(invented):
     load = LoadOptions(scenario="crowded", share_limit=True)
     answer = tune(Search(load, 20, workers=2, budget=120.0))
@@ -170,6 +227,7 @@ def test_several_processes_share_what_was_found(invented):
     assert all(one.workers == 2 for one in invented)
 
 
+@pytest.mark.slow
 def test_the_last_rung_ends_when_everything_in_it_is_told_apart(invented):
     answer = tune(search(20))
     last = RunDirectory.open(answer.runs[2]).load()
@@ -177,6 +235,7 @@ def test_the_last_rung_ends_when_everything_in_it_is_told_apart(invented):
     assert len({trial.block for trial in last.trials}) == 4
 
 
+@pytest.mark.slow
 def test_arrivals_grow_with_the_load(invented):
     load = LoadOptions(scenario="crowded", arrivals="constant:10/s")
     tune(Search(load, 20, budget=120.0))
@@ -185,6 +244,7 @@ def test_arrivals_grow_with_the_load(invented):
     assert (loads.users, loads.options.arrivals) == (30, "constant:15.000000/s")
 
 
+@pytest.mark.slow
 def test_rates_are_tried_when_asked_for(invented):
     tune(search(20, over=("semaphore", "rate")))
     assert sum(spec.text.startswith("rate:") for spec in invented[2].options.strategies) == 3
@@ -205,6 +265,7 @@ def loops_of(asked: list[Experiment], answer: Answer) -> list[int]:
     return [run.spent.loops for path in answer.runs if (run := RunDirectory.open(path).load()).spent]
 
 
+@pytest.mark.slow
 def test_each_experiment_gets_what_is_left_of_the_limits(invented):
     whole = tune(limited())
     assert whole.stopped is None
@@ -222,6 +283,7 @@ def test_each_experiment_gets_what_is_left_of_the_limits(invented):
     assert answer.spent.startswith(f"{needed:,} loops, {2 * needed:,} requests, ")
 
 
+@pytest.mark.slow
 def test_a_limit_ends_the_search_with_the_best_so_far(invented):
     pilot, rungs, final, _ = loops_of(invented, tune(limited()))
     invented.clear()

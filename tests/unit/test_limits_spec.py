@@ -1,11 +1,36 @@
-"""Effective totals: what limiters let through in all processes together, in words and in truth."""
+"""Specs: the parts that processes share, and effective totals in words and in truth."""
 
 from __future__ import annotations
 
 import pytest
 
-from profiler.limits import ONE
+from profiler.limits import ONE, RateLimit
 from profiler.limits.spec import parse_rules, totals
+
+
+@pytest.mark.parametrize(
+    ("spec", "whole", "of_four"),
+    [("semaphore:8", 8, 2), ("semaphore:3", 3, 1), ("semaphore:8@agent", 8, 8), ("adaptive:40", 40, 10)],
+)
+def test_a_limit_shared_by_processes_is_cut_into_parts(spec, whole, of_four):
+    (rule,) = parse_rules(spec) or ()
+    assert (rule.make(1).limit, rule.make(4).limit) == (whole, of_four)
+
+
+def test_a_rate_shared_by_processes_is_cut_into_parts():
+    (rule,) = parse_rules("rate:600/min,burst=20") or ()
+    whole, part = rule.make(1), rule.make(4)
+    assert isinstance(whole, RateLimit)
+    assert isinstance(part, RateLimit)
+    assert (whole.rate, whole.burst) == (10.0, 20.0)
+    assert (part.rate, part.burst) == (2.5, 5.0)
+    assert rule.make(40).burst == 1.0
+
+
+def test_an_adaptive_limit_shared_by_more_processes_than_it_has_places_starts_at_one():
+    (rule,) = parse_rules("adaptive:2") or ()
+    assert rule.make(4).limit == 1
+
 
 S = 1_000_000_000
 

@@ -1,4 +1,4 @@
-"""Limits on what a whole search may spend: what each experiment gets, the plan, and the exit code."""
+"""`profiler tune`: the plan, the question before it starts, the exit code."""
 
 from __future__ import annotations
 
@@ -11,59 +11,11 @@ import pytest
 from profiler.cli import main
 from profiler.load.estimate import plan
 from profiler.load.options import LoadOptions
-from profiler.rundir import Incident, Run, Spent
 from profiler.scenarios.schema import load_scenario
 from profiler.strategies import parse_strategies
 from profiler.tune import search as driver
-from profiler.tune.search import Search, Spending
-from tests.unit.statistics_data import run
-from tests.unit.test_tune import answer, scored
-
-LIMITS = LoadOptions(max_loops=100, max_requests=250, max_tokens=9_000, max_cost=0.02, price="1/10")
-
-
-def spent(loops: int, requests: int, given: int, taken: int, *incidents: Incident) -> Run:
-    return run([], spent=Spent(loops, requests, given, taken), incidents=incidents)
-
-
-def test_what_is_left_is_the_limit_of_the_next_experiment() -> None:
-    spending = Spending(LIMITS)
-    assert spending.left(LIMITS) == LIMITS
-    spending.add(spent(10, 30, 2000, 100))
-    spending.add(spent(5, 12, 1000, 50))
-    left = spending.left(LIMITS)
-    assert (left.max_loops, left.max_requests, left.max_tokens) == (85, 208, 5850)
-    assert left.max_cost == pytest.approx(0.02 - 0.003 - 0.0015)
-    assert spending.described == "15 loops, 42 requests, 3,000 tokens in, 150 out: $0.0045 at " + (
-        "$1/$10 per million tokens in/out"
-    )
-    assert spending.stopped is None
-
-
-def test_another_experiment_needs_room_for_more_than_its_first_loops() -> None:
-    spending = Spending(LIMITS)
-    assert spending.allows(1000)  # what a loop spends is not known yet
-    spending.add(spent(80, 160, 6000, 0))  # 20 loops are left, 45 of requests, 40 of tokens
-    assert spending.allows(19)
-    assert not spending.allows(20)
-    assert (spending.limit, spending.stopped) == ("loops", "stopped at --max-loops 100: 80 begun")
-
-
-def test_the_limit_that_ended_an_experiment_ends_the_search() -> None:
-    spending = Spending(LIMITS)
-    spending.add(spent(40, 252, 4000, 100, Incident("limited", "stopped at --max-requests 250: 252 sent")))
-    assert spending.stopped == "stopped at --max-requests 250: 252 sent"
-    assert not spending.allows(0)
-    assert spending.left(LIMITS).max_requests == 1  # a limit all the same
-
-
-def test_without_limits_nothing_ends_it() -> None:
-    spending = Spending(LoadOptions())
-    spending.add(spent(10**6, 10**7, 10**9, 10**9))
-    assert spending.allows(1000)
-    assert spending.left(LoadOptions()) == LoadOptions()
-    spending.add(run([]))  # of an older version
-    assert spending.spent.loops == 10**6
+from profiler.tune.search import Search
+from tests.unit.tune_data import answer, scored
 
 
 def test_the_plan_of_a_search_is_an_upper_bound_and_says_so() -> None:

@@ -9,6 +9,19 @@ import pytest
 
 from profiler.statistics.scalability import Scalability, fit
 
+
+@pytest.mark.parametrize(("coherency", "seen"), [(4e-6, False), (1e-4, True)])
+def test_a_peak_far_beyond_the_largest_load_is_not_claimed(coherency, seen):
+    """The law without noise: κ is known exactly, and N* = 500 or 100 where 200 was the most."""
+    loads = [10, 25, 50, 100, 200]
+    rates = [[100 * n / (1 + coherency * n * (n - 1))] * 3 for n in loads]
+    law = fit(loads, rates)
+    assert law is not None
+    assert law.coherency.value == pytest.approx(coherency, rel=0.02)
+    assert (law.peak is not None) == seen
+    assert law.sentence.startswith("throughput peaks at about 100" if seen else "no peak seen up to 200")
+
+
 LOADS = [1, 4, 8, 16, 32, 64]
 
 
@@ -135,3 +148,17 @@ def test_a_few_points_leave_more_doubt_than_their_residuals_show() -> None:
     once = width(fit(loads, [[mean] for mean in means]))
     twice = width(fit(loads * 2, [[mean] for mean in means * 2]))
     assert once > 1.8 * twice  # of four points three parameters leave one degree of freedom
+
+
+def test_the_interval_from_residuals_is_as_wide_as_the_noise_makes_it():
+    """Twelve loads of one block each, 2 % of noise: N* is known within a few per cent."""
+    rng = np.random.default_rng(3)
+    loads = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 96]
+    rates = [
+        [2 * n / (1 + 0.05 * (n - 1) + 0.001 * n * (n - 1)) * np.exp(rng.normal(0, 0.02))] for n in loads
+    ]
+    law = fit(loads, rates)
+    assert law is not None
+    assert law.peak is not None
+    assert law.peak.low < 950**0.5 < law.peak.high
+    assert 1.02 < law.peak.high / law.peak.low < 1.25

@@ -81,7 +81,7 @@ def in_turn(entered: dict[int, int], arrived: list[int]) -> bool:
     return times == sorted(times)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(limit=st.integers(1, 4), calls=ARRIVALS)
 def test_never_more_inside_and_no_slot_lost(limit, calls):
     most, entered, arrived, lane = run_virtual(lambda clock: _rush(FixedLimit(limit), calls, clock))
@@ -91,7 +91,7 @@ def test_never_more_inside_and_no_slot_lost(limit, calls):
     assert {i for i, (_, _, after) in enumerate(calls) if after is None} <= set(entered)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rate=st.sampled_from([20.0, 100.0]), burst=st.integers(1, 5), calls=ARRIVALS)
 def test_a_rate_is_kept_in_order_whoever_gives_up(rate, burst, calls):
     entries: list[int] = []
@@ -113,7 +113,7 @@ def test_a_rate_is_kept_in_order_whoever_gives_up(rate, burst, calls):
                 assert last - first + 1 <= rate * span + burst + 1e-6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(start=st.integers(1, 6), most=st.integers(1, 8), calls=ARRIVALS)
 def test_an_adaptive_limit_loses_nobody(start, most, calls):
     limiter = AdaptiveLimit(start, most=most)
@@ -123,7 +123,7 @@ def test_an_adaptive_limit_loses_nobody(start, most, calls):
     assert {i for i, (_, _, after) in enumerate(calls) if after is None} <= set(entered)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(calls=ARRIVALS)
 def test_limiters_together_take_all_or_none(calls):
     places, rate = FixedLimit(2), RateLimit(50, burst=3)
@@ -312,7 +312,7 @@ def _times(spec: str, calls: list[tuple[str, str]], seconds: float = 0.1) -> dic
     return run_virtual(main)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(calls=ARRIVALS, draw=st.randoms(use_true_random=False))
 def test_no_place_of_any_lane_is_lost_whenever_a_call_is_cancelled_or_refused(calls, draw):
     """Four scopes in a row and a Retry-After among them: cancelled at every await there is."""
