@@ -37,7 +37,7 @@ def record(parent: Path, milliseconds: float, **changes: Any) -> Path:
     ("gate", "code", "word"),
     [("p50 > +5%", 1, "fails"), ("p50 > +30%", 0, "holds"), ("p95 > +5%", 0, "not decided")],
 )
-def test_a_gate_fails_only_when_the_interval_says_so(
+def test_gate_fails_only_when_the_interval_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], gate: str, code: int, word: str
 ) -> None:
     before, after = record(tmp_path, 100), record(tmp_path, 115)
@@ -56,7 +56,7 @@ def test_annotations_for_github(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert sum(line.startswith("::error ") and "p50 +15.0 %25" in line for line in lines) == 1
 
 
-def test_two_runs_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_of_two_runs_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, after = record(tmp_path, 100), record(tmp_path, 80)
     assert main(["compare", str(before), str(after), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -64,7 +64,7 @@ def test_two_runs_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert found["verdicts"][0]["kind"] == "faster"
 
 
-def test_runs_come_in_pairs_and_gates_are_for_runs(
+def test_compare_takes_runs_in_pairs_and_gates_for_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     only = record(tmp_path, 100)
@@ -92,7 +92,7 @@ SATURATED = (ClientHealth("worker 0 (pid 1)", 0, loop_lag_p99=0.2),)
         ({"incidents": (Incident("interrupted"),)}, [], 130),
     ],
 )
-def test_exit_codes_and_nothing_but_json_on_standard_output(
+def test_compare_has_its_exit_codes_and_nothing_but_json_on_standard_output(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -125,7 +125,7 @@ def test_exit_codes_and_nothing_but_json_on_standard_output(
     assert (wanted.users, wanted.options.arrivals, wanted.options.slo) == (7, "3/s", "p95<2s")
 
 
-def test_an_invalid_run_says_so_in_its_first_line(
+def test_invalid_run_says_so_in_its_first_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -150,7 +150,7 @@ REMOTE = ["compare", "--base-url", "https://api.example.com", "--allow-remote", 
         (True, [], "", True, False),  # the end of input
     ],
 )
-def test_what_leaves_this_machine_is_asked_about_where_somebody_can_answer(
+def test_compare_asks_before_leaving_this_machine_where_somebody_can_answer(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -179,7 +179,9 @@ def test_what_leaves_this_machine_is_asked_about_where_somebody_can_answer(
     assert ("nothing was started" in said) == (not starts)
 
 
-def test_elsewhere_needs_to_be_meant_before_anything_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_target_elsewhere_needs_to_be_meant_before_anything_is_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["compare", "--base-url", "https://api.example.com", "--yes"]) == 2
     said = capsys.readouterr().err
     assert "needs --allow-remote" in said

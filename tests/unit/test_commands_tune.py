@@ -18,7 +18,7 @@ from profiler.tune.search import Search
 from tests.unit.tune_data import answer, scored
 
 
-def test_the_plan_of_a_search_is_an_upper_bound_and_says_so() -> None:
+def test_plan_of_a_search_is_an_upper_bound_and_says_so() -> None:
     options = LoadOptions(strategies=parse_strategies("gathered"), max_requests=100)
     planned = plan(options, 8, 300.0, 1, load_scenario("instant"), remote=False, search=True)
     assert planned.lines() == [
@@ -41,7 +41,7 @@ ELSEWHERE = ["tune", "--base-url", "https://api.example.com", "--allow-remote", 
         ("y\n", [], {"stopped": "the search ended early: gone", "failed": True}, 3, True),
     ],
 )
-def test_a_search_elsewhere_is_asked_about_and_what_ended_it_is_the_exit_code(
+def test_tune_elsewhere_asks_first_and_its_exit_code_says_what_ended_it(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     typed: str,
@@ -77,7 +77,7 @@ def test_a_search_elsewhere_is_asked_about_and_what_ended_it_is_the_exit_code(
         assert not changes or lines[0] == f"{changes['stopped']}."
 
 
-def test_here_nothing_is_asked_and_json_has_what_ended_it(
+def test_tune_on_this_machine_asks_nothing_and_its_json_has_what_ended_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [scored("semaphore:8", 5.0), scored("gathered", 2.0)]

@@ -73,17 +73,17 @@ def test_commands_in_blocks_are_understood(document):
         f"min({refusals.CAP_NS / 1e9:g} s, {refusals.BASE_NS / 1e9:g}·2ⁿ⁻¹ s)",
     ],
 )
-def test_the_numbers_on_the_page_are_the_code_s(said):
+def test_numbers_on_the_page_are_the_code_s(said):
     assert said in MEASURING
 
 
-def test_the_phases_on_the_page_are_in_the_order_in_which_they_own_an_instant():
+def test_phases_on_the_page_are_in_the_order_in_which_they_own_an_instant():
     found = re.findall(r"\d\. (?:the rest: )?`(\w+)`", MEASURING)
     assert found == ["model_queue", "backoff", "model", "tools", "queue", "parse"]
     assert set(anatomy.PHASES) - set(found) == {"collect", "unaccounted"}
 
 
-def test_the_table_of_options_is_that_of_their_declarations():
+def test_table_of_options_is_that_of_their_declarations():
     text = options.README.read_text("utf-8")
     assert options.written(text) == text, "python -m tools.options"
     for _, declared in LoadOptions.declared():

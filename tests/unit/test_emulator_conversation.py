@@ -19,7 +19,7 @@ def test_exact_arguments_win_over_arguments_with_defaults_filled_in() -> None:
     assert calls.take("f", {"city": "Paris"}) is None
 
 
-def test_equal_calls_are_taken_in_order_and_once() -> None:
+def test_calls_that_are_equal_are_taken_in_order_and_once() -> None:
     calls = Outstanding()
     calls.add("f", '{"n":1}', handed(1))
     calls.add("f", '{"n":1}', handed(2))
@@ -30,7 +30,7 @@ def test_equal_calls_are_taken_in_order_and_once() -> None:
     ]
 
 
-def test_other_tools_and_other_arguments_do_not_match() -> None:
+def test_match_needs_the_same_tool_and_arguments() -> None:
     calls = Outstanding()
     calls.add("f", '{"n":1}', handed(1))
     calls.add("f", "{broken", handed(2))
@@ -38,7 +38,7 @@ def test_other_tools_and_other_arguments_do_not_match() -> None:
     assert calls.take("f", {"n": 2}) is None
 
 
-def test_the_oldest_are_forgotten() -> None:
+def test_calls_are_forgotten_oldest_first() -> None:
     calls = Outstanding(size=2)
     for n in range(4):
         calls.add("f", f'{{"n":{n}}}', handed(n))

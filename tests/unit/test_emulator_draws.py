@@ -45,7 +45,7 @@ def test_clamped_to_minimum_and_maximum() -> None:
     assert max(values(Distribution("empirical", (1.0, 9.0), maximum=3.0))) == 3.0
 
 
-def test_the_address_alone_decides() -> None:
+def test_address_alone_decides() -> None:
     sample = sampler(Distribution("uniform", (0.0, 1.0)))
     forwards = [sample(key(7, i)) for i in range(50)]
     backwards = [sample(key(7, i)) for i in reversed(range(50))]
@@ -54,7 +54,7 @@ def test_the_address_alone_decides() -> None:
     assert sample(key(7, 0)) != sample(key(8, 0))
 
 
-def test_a_seed_of_its_own_separates_equal_distributions() -> None:
+def test_seed_of_its_own_separates_equal_distributions() -> None:
     first = sampler(Distribution("uniform", (0.0, 1.0)))
     second = sampler(Distribution("uniform", (0.0, 1.0), seed=1))
     assert first(key(1, 1)) != second(key(1, 1))
@@ -92,7 +92,7 @@ def test_round_trip_whatever_the_prefix(place: Place, nonce: int, prefix: str) -
     assert decode(prefix + text) == place
 
 
-def test_the_same_place_gets_another_id_for_every_nonce() -> None:
+def test_same_place_gets_another_id_for_every_nonce() -> None:
     ids = {encode(Place(5, 1, 2), nonce) for nonce in range(5000)}
     assert len(ids) == 5000
     assert len({text[:4] for text in ids}) > 1000  # they look random from the first digits on

@@ -84,7 +84,7 @@ def bodies(sent: bytes) -> list[bytes]:
     return found
 
 
-def test_a_request_in_one_piece_and_in_single_bytes() -> None:
+def test_request_in_one_piece_and_in_single_bytes() -> None:
     data = b"POST /a?q=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
     connection, transport = connect(echo)
     connection.data_received(data)
@@ -131,7 +131,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
     assert bodies(transport.sent) == [b"answer 0", b"answer 1", b"answer 2"]
 
 
-async def test_a_long_pipeline_stops_reading_until_it_is_half_empty() -> None:
+async def test_long_pipeline_stops_reading_until_it_is_half_empty() -> None:
     waiting: list[Exchange] = []
     connection, transport = connect(waiting.append)
     connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * (MAX_PIPELINED + 1))
@@ -169,7 +169,7 @@ def test_bad_input_is_refused_and_the_connection_closed(request_: bytes, status:
     assert asked == []
 
 
-def test_a_long_body_does_not_count_as_a_head() -> None:
+def test_long_body_does_not_count_as_a_head() -> None:
     body = b"b" * 200_000
     head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 200000\r\n\r\n"
     connection, transport = connect(echo)
@@ -180,7 +180,7 @@ def test_a_long_body_does_not_count_as_a_head() -> None:
     assert transport.state == "open"
 
 
-async def test_a_bad_request_behind_a_good_one_is_refused_in_its_turn() -> None:
+async def test_bad_request_behind_a_good_one_is_refused_in_its_turn() -> None:
     waiting: list[Exchange] = []
     connection, transport = connect(waiting.append)
     connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\nNONSENSE\r\n\r\n")
@@ -192,7 +192,7 @@ async def test_a_bad_request_behind_a_good_one_is_refused_in_its_turn() -> None:
     assert transport.state == "closed"
 
 
-def test_an_upgrade_is_not_taken_and_the_request_answered() -> None:
+def test_upgrade_is_not_taken_and_the_request_answered() -> None:
     connection, transport = connect(echo)
     connection.data_received(
         b"GET /u HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -226,7 +226,7 @@ def test_streams_are_chunked_and_end_as_told() -> None:
     assert b"chunked" not in transport.sent
 
 
-def test_a_stream_waits_while_the_client_does_not_read() -> None:
+def test_stream_waits_while_the_client_does_not_read() -> None:
     connection, transport = connect(
         lambda exchange: exchange.send(Reply(200, b"", frames=[(0, b"a"), (0, b"b")]))
     )
@@ -237,7 +237,7 @@ def test_a_stream_waits_while_the_client_does_not_read() -> None:
     assert transport.sent.endswith(b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n")
 
 
-def test_a_client_that_leaves_is_noticed_by_whoever_waits() -> None:
+def test_client_that_leaves_is_noticed_by_whoever_waits() -> None:
     watcher = Watcher()
     gone: list[str] = []
 
@@ -254,7 +254,7 @@ def test_a_client_that_leaves_is_noticed_by_whoever_waits() -> None:
     assert watcher.events == ["disconnected"]
 
 
-def test_an_application_that_fails_answers_500(caplog: pytest.LogCaptureFixture) -> None:
+def test_application_that_fails_answers_500(caplog: pytest.LogCaptureFixture) -> None:
     def fail(exchange: Exchange) -> None:
         raise RuntimeError("broken")
 

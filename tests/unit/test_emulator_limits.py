@@ -26,7 +26,7 @@ def quota(split: bool = False, **limits: float) -> KeyQuota:
     return KeyQuota(Quota(**limits), split_tokens=split, minute_ns=MINUTE, now_ns=0)  # type: ignore[arg-type]
 
 
-def test_the_burst_passes_at_once_and_then_the_rate() -> None:
+def test_quota_lets_the_burst_pass_at_once_and_then_the_rate() -> None:
     state = quota(requests_per_minute=60, burst=0.1)
     assert [state.admit(0, 0, 0) for _ in range(6)] == [None] * 6
     refused = state.admit(0, 0, 0)
@@ -37,14 +37,14 @@ def test_the_burst_passes_at_once_and_then_the_rate() -> None:
     assert state.admit(0, 0, refused.retry_ns) is not None
 
 
-def test_twice_the_rate_offered_gets_exactly_the_rate_accepted() -> None:
+def test_quota_accepts_exactly_its_rate_of_twice_as_much_offered() -> None:
     state = quota(requests_per_minute=120, burst=0.05)
     accepted = [n for n in range(0, 60 * 1000, 250) if state.admit(0, 0, n * 1_000_000) is None]
     after_burst = [n for n in accepted if n >= 10_000]
     assert len(after_burst) / 50 == pytest.approx(2.0, rel=0.01)
 
 
-def test_a_refused_request_takes_nothing_from_any_bucket() -> None:
+def test_quota_takes_nothing_from_any_bucket_for_a_refused_request() -> None:
     state = quota(requests_per_minute=60, input_tokens_per_minute=500, output_tokens_per_minute=500)
     assert state.admit(600, 0, 0) is None
     for _ in range(5):
@@ -63,7 +63,7 @@ def test_input_and_output_are_apart_on_anthropic() -> None:
     assert refused.retry_ns == pytest.approx(6 * SECOND, abs=2)
 
 
-def test_a_request_larger_than_the_bucket_passes_when_it_is_full() -> None:
+def test_request_larger_than_the_bucket_passes_when_it_is_full() -> None:
     state = quota(input_tokens_per_minute=100, output_tokens_per_minute=100)
     assert state.admit(5000, 0, 0) is None
     refused = state.admit(1, 0, 0)
@@ -157,7 +157,7 @@ def run(state: ToolCapacity, arrivals: list[tuple[int, int]], until: int = 10_00
     return {key: round(when, 3) for key, when in ended.items()}
 
 
-def test_above_the_limit_calls_are_rejected_and_a_free_slot_is_taken() -> None:
+def test_capacity_rejects_above_the_limit_and_takes_a_free_slot() -> None:
     state = machine(concurrent=2)
     assert state.arrive(1, 100 * MS, 0) is None
     assert state.arrive(2, 200 * MS, 0) is None
@@ -168,7 +168,7 @@ def test_above_the_limit_calls_are_rejected_and_a_free_slot_is_taken() -> None:
     assert state.arrive(4, 100 * MS, 100 * MS) is None
 
 
-def test_a_bounded_queue_serves_in_order_of_arrival() -> None:
+def test_bounded_queue_serves_in_order_of_arrival() -> None:
     state = machine(concurrent=1, mode="queue", queue=2)
     assert run(state, [(0, 100), (10, 100), (20, 50)]) == {0: 100, 1: 200, 2: 250}
     state = machine(concurrent=1, mode="queue", queue=1)
@@ -179,7 +179,7 @@ def test_a_bounded_queue_serves_in_order_of_arrival() -> None:
     ]
 
 
-def test_one_advance_over_a_long_time_starts_each_queued_call_when_the_one_before_ended() -> None:
+def test_capacity_advanced_over_a_long_time_starts_each_queued_call_when_the_one_before_ended() -> None:
     assert run(machine(concurrent=2, mode="queue", queue=9), [(0, 100)] * 6) == {
         0: 100,
         1: 100,
@@ -190,14 +190,14 @@ def test_one_advance_over_a_long_time_starts_each_queued_call_when_the_one_befor
     }
 
 
-def test_sharing_slows_everybody_down() -> None:
+def test_shared_capacity_slows_everybody_down() -> None:
     # Alone until 50 ms, then at half speed: 0 has 50 left of its 100, which takes 100.
     assert run(machine(concurrent=1, mode="share"), [(0, 100), (50, 100)]) == {0: 150, 1: 200}
     # Two at once are full speed when two fit.
     assert run(machine(concurrent=2, mode="share"), [(0, 100), (0, 100)]) == {0: 100, 1: 100}
 
 
-def test_the_schedule_changes_what_fits() -> None:
+def test_schedule_changes_what_fits() -> None:
     steps = (CapacityStep(1.0, 0.4), CapacityStep(2.0, 1.0))
     state = machine(concurrent=10, schedule=steps)
     state.advance(1000 * MS)
@@ -209,13 +209,13 @@ def test_the_schedule_changes_what_fits() -> None:
     ]
 
 
-def test_a_higher_capacity_starts_what_is_queued() -> None:
+def test_higher_capacity_starts_what_is_queued() -> None:
     steps = (CapacityStep(0.0, 0.5), CapacityStep(0.05, 1.0))
     state = machine(concurrent=2, mode="queue", queue=5, schedule=steps)
     assert run(state, [(0, 100), (0, 100)]) == {0: 100, 1: 150}
 
 
-def test_an_outage_serves_nobody_until_it_ends() -> None:
+def test_outage_serves_nobody_until_it_ends() -> None:
     steps = (CapacityStep(0.0, 0.0), CapacityStep(0.5, 1.0))
     assert run(machine(concurrent=1, mode="queue", queue=5, schedule=steps), [(0, 100)]) == {0: 600}
     assert run(machine(concurrent=1, mode="share", schedule=steps), [(0, 100)]) == {0: 600}
@@ -239,7 +239,7 @@ def test_rates_scale_with_time() -> None:
     assert state.arrive(2, 0, 0) == Rejected(429, "too many requests a second", 50_000_001)
 
 
-def test_a_caller_that_leaves_frees_its_place() -> None:
+def test_caller_that_leaves_frees_its_place() -> None:
     state = machine(concurrent=1, mode="queue", queue=1)
     state.arrive(1, 1000 * MS, 0)
     state.arrive(2, 100 * MS, 0)

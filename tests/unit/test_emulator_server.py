@@ -75,7 +75,7 @@ def test_loop_numbers_from_header_history_and_the_next_free(emulator: Emulator) 
     assert place(chat(emulator, [USER, first, *results, answer, USER])) == Place(45, 0, 0)
 
 
-def test_the_same_place_asked_twice_gets_other_ids(emulator: Emulator) -> None:
+def test_same_place_asked_twice_gets_other_ids(emulator: Emulator) -> None:
     first, second = (chat(emulator, x_toolloop_loop="3") for _ in range(2))
     assert [c["function"] for c in first["tool_calls"]] == [c["function"] for c in second["tool_calls"]]
     ids = {call["id"] for message in (first, second) for call in message["tool_calls"]}
@@ -91,7 +91,7 @@ def test_instant_schedules_nothing(emulator: Emulator) -> None:
     assert ask(emulator, "GET", "/tools/weather?city=Oslo").due_ns == 0
 
 
-def test_the_journal_is_a_ring_that_counts_what_fell_out() -> None:
+def test_journal_is_a_ring_that_counts_what_fell_out() -> None:
     emulator = Emulator(load_scenario("instant"), 0, None, Journal(size=4))  # type: ignore[arg-type]
     for n in range(6):
         ask(emulator, "GET", f"/tools/weather?city={n}", x_toolloop_trial=str(n))
@@ -103,7 +103,7 @@ def test_the_journal_is_a_ring_that_counts_what_fell_out() -> None:
     assert (body["dropped"], body["entries"]) == (0, [])
 
 
-def test_the_store_forgets_the_least_recently_used() -> None:
+def test_store_forgets_the_least_recently_used() -> None:
     store = Store(size=2)
     from profiler.emulator.conversation import ApiError, Carried
 

@@ -26,7 +26,7 @@ def test_records_are_lines_of_the_file(tmp_path):
     assert (sink.error, sink.dropped) == (None, 0)
 
 
-def test_they_are_there_before_the_sink_is_closed(tmp_path):
+def test_records_are_there_before_the_sink_is_closed(tmp_path):
     path = tmp_path / "records.jsonl"
     sink = JsonlSink(path)
     sink(record(0))
@@ -38,7 +38,7 @@ def test_they_are_there_before_the_sink_is_closed(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_a_full_disk_is_said_and_what_is_lost_is_counted():
+def test_full_disk_is_said_and_lost_records_are_counted():
     sink = JsonlSink("/dev/full")
     sink(record(0))
     sink(record(1))

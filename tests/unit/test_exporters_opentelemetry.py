@@ -147,7 +147,7 @@ def tree(spans):
     return [(path(s), (s.start_time - WALL) // MS, (s.end_time - WALL) // MS) for s in spans]
 
 
-def test_a_loop_as_spans(out):
+def test_loop_becomes_spans(out):
     out.sink(a_loop())
     spans = out.spans()
     loop, round_0, round_1 = "invoke_agent support", "toolloop.round", "toolloop.round"
@@ -274,7 +274,7 @@ def test_content_only_where_it_was_recorded(out):
     assert spans[3].attributes["gen_ai.tool.call.result"] == "found"
 
 
-def test_failed_and_cancelled(out):
+def test_spans_of_what_failed_and_was_cancelled(out):
     round_ = a_loop().rounds[0]
     model = replace(round_.model, status="error", error_type="http_500")
     failed = replace(round_, model=model, status="error", tool_calls=(), ended_ns=300 * MS)
@@ -379,7 +379,7 @@ def test_buckets(out):
     }
 
 
-def test_our_names_become_those_of_the_table_in_prometheus():
+def test_metric_names_become_those_of_the_table_in_prometheus():
     """An OTLP receiver appends the unit, and `_total` to counters."""
     assert name_of(metrics.ROUND_DURATION) + "_seconds" == "toolloop.round_duration_seconds"
     assert name_of(metrics.ROUND_PHASE) + "_seconds_total" == "toolloop.round_phase_seconds_total"
@@ -397,7 +397,7 @@ def test_tool_names_are_capped_in_metrics(out):
     assert len([s for s in out.spans() if s.name.startswith("execute_tool")]) == 53
 
 
-def test_a_loop_becomes_a_child_of_the_application_s_span(out):
+def test_loop_becomes_a_child_of_the_application_s_span(out):
     with out.provider.get_tracer("app").start_as_current_span("handle request") as application:
         out.sink(a_loop())
     loop = out.one("invoke_agent support")
@@ -405,7 +405,7 @@ def test_a_loop_becomes_a_child_of_the_application_s_span(out):
     assert loop.context.trace_id == application.get_span_context().trace_id
 
 
-def test_a_loop_that_really_ran(out):
+def test_spans_of_a_loop_that_really_ran(out):
     """Its record comes to the sink in the loop's own context, so its span has the right parent."""
 
     @tool
@@ -512,7 +512,7 @@ def loop_of_requests(*times, request_ids=()):
     return LoopRecord("p-1", "gathered", "anthropic", "claude", times[0][0], times[-1][1], "ok", rounds)
 
 
-def test_no_second_span_where_an_sdk_made_one(out):
+def test_request_gets_no_second_span_where_an_sdk_made_one(out):
     start, end, theirs = a_foreign_chat(out)
     later = (time.monotonic_ns(), time.monotonic_ns() + 1)
     out.sink(loop_of_requests((start, end), later))
@@ -526,14 +526,14 @@ def test_no_second_span_where_an_sdk_made_one(out):
     assert durations[0] == 2
 
 
-def test_an_sdk_s_span_counts_for_one_request(out):
+def test_sdk_s_span_counts_for_one_request(out):
     start, end, _ = a_foreign_chat(out)
     out.sink(loop_of_requests((start, end)))
     out.sink(replace(loop_of_requests((start, end)), id="p-2"))
     assert len([span for span in out.spans() if span.name == "chat claude"]) == 1
 
 
-def test_an_sdk_s_span_from_outside_the_request_does_not_count(out):
+def test_sdk_s_span_from_outside_the_request_does_not_count(out):
     before = time.monotonic_ns()
     before = (before, time.monotonic_ns())
     a_foreign_chat(out)
@@ -541,7 +541,7 @@ def test_an_sdk_s_span_from_outside_the_request_does_not_count(out):
     assert len([span for span in out.spans() if span.name == "chat claude"]) == 2
 
 
-def test_an_sdk_s_span_of_another_request_does_not_count(out):
+def test_sdk_s_span_of_another_request_does_not_count(out):
     start, end, _ = a_foreign_chat(out, anthropic_request_id="req_b")
     out.sink(loop_of_requests((start, end), request_ids=("req_a",)))
     assert out.one("chat claude").attributes["toolloop.request.id"] == "req_a"
@@ -553,7 +553,7 @@ def test_spans_that_are_no_chats_do_not_count(out):
     assert out.one("chat claude").links == ()
 
 
-def test_a_global_provider_that_is_set_later(out, monkeypatch):
+def test_global_provider_that_is_set_later(out, monkeypatch):
     """OpenTelemetry may be set up after the sink: its spans and those of the SDK are seen all the same."""
     provider = trace.ProxyTracerProvider()
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
@@ -571,7 +571,7 @@ def test_a_global_provider_that_is_set_later(out, monkeypatch):
     assert names.count("chat claude") == 0
 
 
-def test_what_is_not_sampled_counts_in_metrics():
+def test_loops_that_are_not_sampled_count_in_metrics():
     out = Out(sampler=ALWAYS_OFF)
     out.sink(a_loop())
     assert out.spans() == []
@@ -580,7 +580,7 @@ def test_what_is_not_sampled_counts_in_metrics():
     assert sum(count for count, _ in points["gen_ai.execute_tool.duration"].values()) == 3
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch):
+def test_sink_without_the_extra_says_what_to_install(monkeypatch):
     for module in [name for name in sys.modules if name.startswith("profiler.exporters.opentelemetry")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
@@ -588,13 +588,13 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
         importlib.import_module("profiler.exporters.opentelemetry")
 
 
-def test_a_full_queue_drops_and_counts(out, monkeypatch):
+def test_full_queue_drops_and_counts(out, monkeypatch):
     monkeypatch.setattr(sink_module, "MAX_QUEUED", 0)
     out.sink(a_loop())
     assert out.sink.dropped == 1
 
 
-def test_after_close_records_are_dropped_and_counted(out):
+def test_sink_that_is_closed_drops_and_counts_records(out):
     out.sink(a_loop())
     out.sink.close()
     out.sink.close()
@@ -603,7 +603,7 @@ def test_after_close_records_are_dropped_and_counted(out):
     assert len(out.exporter.get_finished_spans()) == 8
 
 
-def test_a_record_that_cannot_be_exported_is_counted_and_the_next_one_goes_out(out, monkeypatch):
+def test_record_that_cannot_be_exported_is_counted_and_the_next_one_goes_out(out, monkeypatch):
     broken = replace(a_loop(), rounds=(None,))
     out.sink(broken)
     out.sink(a_loop())

@@ -193,7 +193,7 @@ def shifted(loop, ms, **changes):
     return replace(move(loop), **changes)
 
 
-def test_a_loop_as_slices(tmp_path):
+def test_loop_becomes_slices(tmp_path):
     trace = write_trace([the_loop()], tmp_path / "t.json.gz")
     got = read(tmp_path / "t.json.gz")
     assert [(s.path, s.ts, s.dur) for s in got.slices if s.track == "loops"] == [
@@ -255,7 +255,7 @@ def test_calls_lie_on_lanes_and_arrows_lead_to_them(tmp_path):
     assert late == {"id": "id_search_801", "status": "timeout", "error_type": "timeout"}
 
 
-def test_a_lane_is_used_again_once_it_is_free(tmp_path):
+def test_lane_is_used_again_once_it_is_free(tmp_path):
     """Sequential calls need one lane per call that waits, the next loop needs no new ones."""
     write_trace([the_loop(), shifted(the_loop(), 1000, id="a-2", number=43)], tmp_path / "t.json")
     got = read(tmp_path / "t.json")
@@ -273,7 +273,7 @@ def test_counters(tmp_path):
     }
 
 
-def test_time_between_calls_is_queue(tmp_path):
+def test_queue_is_the_time_between_calls(tmp_path):
     """Two calls in a row with a gap, in which the second waits: tools, queue, tools."""
     round_ = the_loop().rounds[0]
     calls = (tool_call("a", 801, 811, 900), tool_call("b", 801, 950, 1101))
@@ -292,7 +292,7 @@ def test_time_between_calls_is_queue(tmp_path):
     assert spent["tools"] == 240 * MS
 
 
-def test_what_outlasts_its_parent_is_cut(tmp_path):
+def test_slice_that_outlasts_its_parent_is_cut(tmp_path):
     """A body that is closed after the request returned; attempts that a hedging client overlaps."""
     attempts = (Attempt(510 * MS, 700 * MS, 200), Attempt(600 * MS, 900 * MS, 200, first_byte_ns=850 * MS))
     round_ = the_loop().rounds[0]
@@ -306,7 +306,7 @@ def test_what_outlasts_its_parent_is_cut(tmp_path):
     assert [(s.name, s.ts, s.dur) for s in got.one("attempt 2").children] == [("wait", 200_000, 100_000)]
 
 
-def test_a_call_that_never_ran_only_waits(tmp_path):
+def test_call_that_never_ran_only_waits(tmp_path):
     calls = (tool_call("a", 801, None, 1101, status="cancelled", error_type="cancelled"),)
     round_ = replace(the_loop().rounds[0], tool_calls=calls, status="cancelled")
     write_trace([replace(the_loop(), rounds=(round_,), status="cancelled")], tmp_path / "t.json")
@@ -356,7 +356,7 @@ def numbers(got):
     return sorted(int(s.name.split()[1]) for s in got.slices if s.name.startswith("loop "))
 
 
-def test_first_loops_and_slowest_loops(tmp_path):
+def test_trace_shows_the_first_loops_and_the_slowest(tmp_path):
     path = tmp_path / "t.json.gz"
     trace = write_trace(crowd(30), path, loops=4)
     assert numbers(read(path)) == [0, 1, 2, 3]
@@ -401,7 +401,7 @@ def test_counters_are_those_of_the_whole_run_wherever_a_loop_is_shown(tmp_path, 
         assert some.counters["loops in flight"][0] == (0, 5)
 
 
-def test_without_numbers_a_trace_is_bounded_and_says_so(tmp_path, monkeypatch):
+def test_trace_without_numbers_is_bounded_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(perfetto, "MAX_EVENTS", 200)
     trace = write_trace(iter(crowd(30)), tmp_path / "t.json")
     got = read(tmp_path / "t.json")
@@ -426,12 +426,12 @@ def test_counters_are_merged_beyond_so_many_points(tmp_path, monkeypatch):
         assert all(value >= 0 for _, value in points)
 
 
-def test_reads_a_records_file(tmp_path):
+def test_trace_reads_a_records_file(tmp_path):
     (tmp_path / "records.jsonl").write_bytes(encode(the_loop()) + b"\n" + encode(the_loop())[:50])
     assert write_trace(tmp_path / "records.jsonl", tmp_path / "t.json").of == 1
 
 
-def test_reads_a_run_directory(tmp_path):
+def test_trace_reads_a_run_directory(tmp_path):
     (tmp_path / "run.json").write_bytes(b"{}")
     (tmp_path / "records.jsonl").write_bytes(encode(the_loop()) + b"\n")
     trace = write_trace(str(tmp_path), tmp_path / "t.json")
@@ -439,13 +439,13 @@ def test_reads_a_run_directory(tmp_path):
     assert numbers(read(tmp_path / "t.json")) == [42]
 
 
-def test_the_same_run_gives_the_same_file(tmp_path):
+def test_trace_of_the_same_run_is_the_same_file(tmp_path):
     write_trace(crowd(5), tmp_path / "a.json.gz")
     write_trace(crowd(5), tmp_path / "b.json.gz")
     assert (tmp_path / "a.json.gz").read_bytes() == (tmp_path / "b.json.gz").read_bytes()
 
 
-def test_what_cannot_be_traced(tmp_path):
+def test_trace_refuses_bad_numbers_and_paths_and_empty_runs(tmp_path):
     with pytest.raises(UsageError, match="slowest must be at least 1, not 0"):
         write_trace([the_loop()], tmp_path / "t.json", slowest=0)
     with pytest.raises(RecordError, match="no loops to trace"):

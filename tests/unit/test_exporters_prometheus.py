@@ -54,7 +54,7 @@ def value(sink: PrometheusSink, name: str, /, **labels: str) -> float | None:
     return registry.get_sample_value(name, {**labels, "testid": "t1"})
 
 
-def test_every_observation_of_a_loop_is_there(sink):
+def test_loop_leaves_every_observation(sink):
     sink(record())
     expected = {
         ("toolloop_loop_duration_seconds_sum", "status=incomplete"): 4.0,
@@ -98,7 +98,7 @@ def test_every_observation_of_a_loop_is_there(sink):
     assert found == pytest.approx(expected)
 
 
-def test_a_tool_that_a_quota_refused_counts_as_rate_limited(sink):
+def test_tool_that_a_quota_refused_counts_as_rate_limited(sink):
     calls = (ToolCall("1", "search", S, S, S, 2 * S, "error", "http_429"),)
     sink(record(rounds=(RoundRecord(0, 0, 2 * S, ModelCall("p", "m", 0, S), S, 2 * S, calls),)))
     labels = {"strategy": "gathered", "target": "tool", "name": "search", "reason": "429"}
@@ -130,7 +130,7 @@ def test_gauges_show_now(sink):
     assert "toolloop_run_info{" not in exposition(sink)
 
 
-async def test_the_gauge_of_a_limit_that_adapts_moves(sink):
+async def test_gauge_of_a_limit_that_adapts_moves(sink):
     strategy = parse_strategy("adaptive:2").build()
     sink.watch_limit("adaptive:2", strategy)
     seen = [value(sink, "toolloop_concurrency_limit", strategy="adaptive:2")]
@@ -181,7 +181,7 @@ def test_quotas_are_read_from_either_providers_headers(headers, found):
     assert read == found
 
 
-def test_the_table_is_well_formed():
+def test_table_is_well_formed():
     names = [metric.name for metric in metrics.TABLE]
     assert len(names) == len(set(names)) == 33
     for metric in metrics.TABLE:
@@ -221,21 +221,21 @@ def registry(filled) -> CollectorRegistry:
     return registry
 
 
-def test_the_text_says_what_prometheus_client_says(filled, registry):
+def test_exposition_says_what_prometheus_client_says(filled, registry):
     ours = samples(parse_text(Exposition(filled).render().decode()))
     theirs = samples(parse_text(generate_latest(registry).decode()))
     assert len(ours) > 500
     assert ours == theirs
 
 
-def test_openmetrics_says_what_prometheus_client_says(filled, registry):
+def test_exposition_in_openmetrics_says_what_prometheus_client_says(filled, registry):
     ours = samples(parse_openmetrics(Exposition(filled).render(openmetrics=True).decode()))
     theirs = samples(parse_openmetrics(openmetrics.generate_latest(registry).decode()))
     assert len(ours) > 500
     assert ours == theirs
 
 
-def test_a_second_scrape_has_the_new_values(filled):
+def test_scrape_has_the_new_values(filled):
     exposition = Exposition(filled)
     first = samples(parse_text(exposition.render().decode()))
     filled(loop(20, model=50.0, calls=CALLS, strategy="semaphore:1"))
@@ -260,7 +260,7 @@ def exemplars(sink: PrometheusSink, name: str) -> list[tuple[str, str, float]]:
     ]
 
 
-def test_each_bucket_has_the_first_loop_since_the_last_scrape_as_its_exemplar():
+def test_exemplar_of_a_bucket_is_its_first_loop_since_the_last_scrape():
     sink = PrometheusSink()
     for number, model in enumerate((300.0, 310.0, 5000.0)):
         sink(replace(loop(0, model=model), id=f"loop-{number}"))
@@ -280,7 +280,7 @@ def test_each_bucket_has_the_first_loop_since_the_last_scrape_as_its_exemplar():
         ("toolloop_tool_call_duration_seconds", 0.12),
     ],
 )
-def test_loops_rounds_requests_and_calls_lead_to_their_loop(name, value):
+def test_exemplars_of_rounds_requests_and_calls_lead_to_their_loop(name, value):
     sink = PrometheusSink()
     sink(replace(loop(0, calls=CALLS), id="7-1"))
     found = exemplars(sink, name)
@@ -292,7 +292,7 @@ def test_exemplars_are_in_openmetrics_alone(filled):
     assert b"trace_id" not in Exposition(filled).render()
 
 
-def test_a_tool_is_counted_from_zero():
+def test_tool_is_counted_from_zero():
     """What a counter holds when it is first scraped, no rate ever sees."""
     sink = PrometheusSink()
     sink.live_calls("gathered", "search")

@@ -39,7 +39,7 @@ def run(limit: AdaptiveLimit, capacity: int, latency_ns: int, until_ns: int, now
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 20, 50, 200])
-def test_it_finds_the_capacity_and_stays_near(capacity):
+def test_adaptive_limit_finds_the_capacity_and_stays_near(capacity):
     seen = run(AdaptiveLimit(), capacity, S, 120 * S)
     settled = seen[len(seen) // 2 :]
     assert min(settled) >= 0.7 * capacity
@@ -53,7 +53,7 @@ def test_it_finds_the_capacity_and_stays_near(capacity):
         max_size=80,
     )
 )
-def test_never_below_one_whatever_happens(steps):
+def test_adaptive_limit_is_never_below_one_whatever_happens(steps):
     limit, now = AdaptiveLimit(3, most=20), 0
     for gap, outcome in steps:
         now += gap
@@ -65,7 +65,7 @@ def test_never_below_one_whatever_happens(steps):
         assert 1.0 <= limit.exact <= 20
 
 
-def test_a_burst_of_rejections_is_one_cut():
+def test_burst_of_rejections_is_one_cut():
     limit = AdaptiveLimit(40)
     tickets = [limit.enter(0, ONE) for _ in range(40)]
     for ticket in tickets[:8]:
@@ -75,7 +75,7 @@ def test_a_burst_of_rejections_is_one_cut():
         limit.leave(S, ticket, "ok", None)
 
 
-def test_few_timeouts_are_no_signal_and_many_are():
+def test_timeouts_are_a_signal_only_where_there_are_many():
     limit = AdaptiveLimit(20)
     for _ in range(2):
         tickets = [limit.enter(0, ONE) for _ in range(20)]
@@ -92,7 +92,7 @@ def test_few_timeouts_are_no_signal_and_many_are():
     assert limit.exact == pytest.approx(0.7 * 0.9 * grown)
 
 
-def test_an_idle_limit_does_not_grow():
+def test_adaptive_limit_does_not_grow_while_idle():
     limit = AdaptiveLimit(10)
     for _ in range(100):
         limit.leave(1, limit.enter(0, ONE), "ok", None)
@@ -112,27 +112,27 @@ def leave(limit: AdaptiveLimit, tickets: list[object], outcome: Outcome, now_ns:
 
 
 @pytest.mark.parametrize(("count", "grown"), [(8, 10.0), (9, 11.0), (10, 11.0)])
-def test_it_grows_only_while_nine_tenths_are_inside(count, grown):
+def test_adaptive_limit_grows_only_while_nine_tenths_are_inside(count, grown):
     limit = AdaptiveLimit(10)
     leave(limit, inside(limit, count), "ok")
     assert limit.exact == grown
 
 
-def test_what_fails_for_reasons_of_its_own_teaches_nothing():
+def test_failure_for_reasons_of_its_own_teaches_nothing():
     limit = AdaptiveLimit(10)
     tickets = inside(limit, 10)
     leave(limit, tickets, "unknown")
     assert (limit.exact, limit.inside) == (10.0, 9)
 
 
-def test_it_never_grows_beyond_the_most():
+def test_adaptive_limit_never_grows_beyond_the_most():
     limit = AdaptiveLimit(10, most=11)
     for _ in range(3):
         leave(limit, inside(limit, 10), "ok")
     assert limit.exact == 11.0
 
 
-def test_after_slow_start_an_epoch_of_successes_is_one_more():
+def test_epoch_of_successes_after_slow_start_is_one_more():
     limit = AdaptiveLimit(10)
     tickets = inside(limit, 20)
     leave(limit, tickets, "timeout")
@@ -142,14 +142,14 @@ def test_after_slow_start_an_epoch_of_successes_is_one_more():
     assert limit.exact == pytest.approx(7 + 1 / 7)
 
 
-def test_a_refusal_in_slow_start_cuts_to_seven_tenths_or_the_others_but_not_below_half():
+def test_refusal_in_slow_start_cuts_to_seven_tenths_or_the_others_but_not_below_half():
     for others, left in ((19, 14.0), (12, 12.0), (3, 10.0), (0, 10.0)):
         limit = AdaptiveLimit(20)
         leave(limit, inside(limit, others + 1), "rejected")
         assert limit.exact == left
 
 
-def test_a_refusal_that_came_alone_costs_no_tenth():
+def test_refusal_that_came_alone_costs_no_tenth():
     limit, tickets = after_slow_start()
     now = 3 * TENTH  # two epochs on, and the third begins with it
     for _ in range(2):
@@ -174,7 +174,7 @@ def after_slow_start() -> tuple[AdaptiveLimit, list[object]]:
     return limit, tickets
 
 
-def test_an_epoch_is_a_mean_latency_that_follows_slowly():
+def test_epoch_is_a_mean_latency_that_follows_slowly():
     limit = AdaptiveLimit(20)
     tickets = inside(limit, 40)
     leave(limit, tickets, "ok", S)
@@ -189,7 +189,7 @@ def test_an_epoch_is_a_mean_latency_that_follows_slowly():
     assert limit.exact == pytest.approx(0.9 * cut)
 
 
-def test_after_a_refusal_nobody_goes_beyond_the_others_for_an_epoch():
+def test_ceiling_after_a_refusal_is_the_others_for_an_epoch():
     limit = AdaptiveLimit(20)
     tickets = inside(limit, 5)
     leave(limit, tickets, "rejected")  # four others
@@ -212,7 +212,7 @@ def test_after_a_refusal_nobody_goes_beyond_the_others_for_an_epoch():
     assert limit.wait_ns(2 * TENTH + 19, ONE) == 0
 
 
-def test_more_others_do_not_raise_a_ceiling_that_holds():
+def test_ceiling_that_holds_is_not_raised_by_more_others():
     limit = AdaptiveLimit(40)
     first, second = inside(limit, 2)
     limit.leave(0, first, "rejected", None)  # ceiling: one
@@ -254,7 +254,7 @@ def drive(
 
 
 @pytest.mark.parametrize("capacity", [20, 50])
-def test_a_full_server_is_tried_every_sixteen_latencies_after_the_first_time(capacity):
+def test_full_server_is_tried_every_sixteen_latencies_after_the_first_time(capacity):
     refused, limits = drive(AdaptiveLimit(), lambda now: capacity, 120 * S)
     back = next(k for k in range(int(refused[0]) + 1, 120) if limits[k] >= capacity)
     first, *gaps = (b - a for a, b in zip([back, *refused[1:]], refused[1:], strict=False))
@@ -263,7 +263,7 @@ def test_a_full_server_is_tried_every_sixteen_latencies_after_the_first_time(cap
     assert all(16 <= gap < 20 for gap in gaps[1:])
 
 
-def test_a_server_that_has_more_again_is_used_after_some_epochs_faster_and_faster():
+def test_server_that_has_more_again_is_used_after_some_epochs_faster_and_faster():
     _, limits = drive(AdaptiveLimit(), lambda now: 20 if now < 60 * S else 200, 100 * S)
     assert set(limits[52:67]) == {20.0}
     steps = [b - a for a, b in itertools.pairwise(limits[68:75])]
@@ -297,7 +297,7 @@ def refuse_one_more(limit: AdaptiveLimit, now: int) -> None:
         leave(limit, tickets, "unknown", now)
 
 
-def test_a_full_server_is_tried_after_eight_epochs_and_sixteen_when_that_was_in_vain():
+def test_full_server_is_tried_after_eight_epochs_and_sixteen_when_that_was_in_vain():
     limit = AdaptiveLimit(2)
     refuse_one_more(limit, 0)
     found, now = epochs(limit, 8, 0)
@@ -316,7 +316,7 @@ def test_a_full_server_is_tried_after_eight_epochs_and_sixteen_when_that_was_in_
     assert full <= found[0] < found[7]
 
 
-def test_the_epoch_of_the_first_outcome_is_the_first_that_counts():
+def test_epoch_of_the_first_outcome_is_the_first_that_counts():
     limit = AdaptiveLimit(2)
     tickets = inside(limit, 2)
     leave(limit, tickets, "rejected", 0)
@@ -325,7 +325,7 @@ def test_the_epoch_of_the_first_outcome_is_the_first_that_counts():
     assert found == [1.0] * 7 + [2.0]
 
 
-def test_a_burst_of_refusals_is_one_vain_try():
+def test_burst_of_refusals_is_one_vain_try():
     limit = AdaptiveLimit(4)
     tickets = inside(limit, 4)
     leave(limit, tickets, "rejected")
@@ -337,7 +337,7 @@ def test_a_burst_of_refusals_is_one_vain_try():
     assert found[8] > found[0]
 
 
-def test_a_try_that_failed_once_is_repeated_soon_when_the_limit_held_more_for_two_epochs():
+def test_try_that_failed_once_is_repeated_soon_when_the_limit_held_more_for_two_epochs():
     limit = AdaptiveLimit(2)
     refuse_one_more(limit, 0)
     _, now = epochs(limit, 9, 0)
@@ -364,7 +364,7 @@ def cut_by_timeouts(limit: AdaptiveLimit, now: int) -> None:
         limit.leave(now, limit.enter(now, ONE), "timeout", None)
 
 
-def test_after_four_epochs_of_growth_each_further_one_doubles_the_step_up_to_an_eighth():
+def test_step_doubles_with_each_epoch_of_growth_after_the_fourth_up_to_an_eighth():
     limit = AdaptiveLimit(400)
     grown, _ = one_each_epoch(limit, 400, 0, 1)
     assert grown == [400.0]  # slow start: a whole one
@@ -412,7 +412,7 @@ def test_timeouts_are_counted_anew_after_a_cut():
     assert limit.exact == 63.0
 
 
-def test_a_refusal_two_epochs_after_a_cut_did_not_come_alone():
+def test_refusal_two_epochs_after_a_cut_did_not_come_alone():
     for later, left in ((2, 12.6), (3, 14.0)):
         limit, tickets = after_slow_start()
         for epoch in range(1, later):
@@ -421,7 +421,7 @@ def test_a_refusal_two_epochs_after_a_cut_did_not_come_alone():
         assert limit.exact == pytest.approx(left)
 
 
-def test_each_success_of_a_full_limit_lets_one_more_beyond_the_others_that_were_inside():
+def test_success_of_a_full_limit_lets_one_more_beyond_the_others_that_were_inside():
     limit = AdaptiveLimit(100)
     tickets = inside(limit, 141)
     leave(limit, tickets, "rejected")
@@ -438,7 +438,7 @@ def test_each_success_of_a_full_limit_lets_one_more_beyond_the_others_that_were_
     assert (entered, limit.inside) == (2, 68)
 
 
-def test_one_that_was_refused_with_nobody_inside_may_try_again_at_once():
+def test_refusal_with_nobody_inside_may_be_tried_again_at_once():
     limit = AdaptiveLimit(10)
     leave(limit, inside(limit, 1), "rejected")
     assert limit.wait_ns(0, ONE) == 0
@@ -446,7 +446,7 @@ def test_one_that_was_refused_with_nobody_inside_may_try_again_at_once():
     assert limit.wait_ns(0, ONE) == TENTH
 
 
-def test_calls_that_take_no_time_have_an_epoch_of_a_nanosecond():
+def test_epoch_of_calls_that_take_no_time_is_a_nanosecond():
     limit = AdaptiveLimit(20)
     limit.leave(0, limit.enter(0, ONE), "ok", None)
     tickets = inside(limit, 10)
@@ -458,7 +458,7 @@ def test_calls_that_take_no_time_have_an_epoch_of_a_nanosecond():
     assert limit.wait_ns(0, ONE) == 1
 
 
-def test_an_adaptive_limit_starts_at_one_at_least():
+def test_adaptive_limit_starts_at_one_at_least():
     assert AdaptiveLimit(1).limit == 1
     with pytest.raises(UsageError, match="at 1 at least, not 0"):
         AdaptiveLimit(0)

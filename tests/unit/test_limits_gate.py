@@ -15,7 +15,7 @@ from profiler.limits.gate import Gate, Lane, exclusive_lane
 from profiler.testing import run_virtual
 
 
-def test_waiters_are_admitted_in_the_order_they_came():
+def test_lane_admits_waiters_in_the_order_they_came():
     async def main(clock):
         lane, order = Lane(FixedLimit(2), clock), []
 
@@ -83,7 +83,7 @@ def in_turn(entered: dict[int, int], arrived: list[int]) -> bool:
 
 @settings(max_examples=60)
 @given(limit=st.integers(1, 4), calls=ARRIVALS)
-def test_never_more_inside_and_no_slot_lost(limit, calls):
+def test_lane_never_has_more_inside_and_loses_no_slot(limit, calls):
     most, entered, arrived, lane = run_virtual(lambda clock: _rush(FixedLimit(limit), calls, clock))
     assert most <= limit
     assert (lane.limiter.inside, lane.waiting) == (0, 0)
@@ -93,7 +93,7 @@ def test_never_more_inside_and_no_slot_lost(limit, calls):
 
 @settings(max_examples=60)
 @given(rate=st.sampled_from([20.0, 100.0]), burst=st.integers(1, 5), calls=ARRIVALS)
-def test_a_rate_is_kept_in_order_whoever_gives_up(rate, burst, calls):
+def test_lane_keeps_a_rate_in_order_whoever_gives_up(rate, burst, calls):
     entries: list[int] = []
 
     class Noting(RateLimit):
@@ -115,7 +115,7 @@ def test_a_rate_is_kept_in_order_whoever_gives_up(rate, burst, calls):
 
 @settings(max_examples=60)
 @given(start=st.integers(1, 6), most=st.integers(1, 8), calls=ARRIVALS)
-def test_an_adaptive_limit_loses_nobody(start, most, calls):
+def test_lane_of_an_adaptive_limit_loses_nobody(start, most, calls):
     limiter = AdaptiveLimit(start, most=most)
     inside, entered, _, lane = run_virtual(lambda clock: _rush(limiter, calls, clock))
     assert inside <= max(start, most)
@@ -133,7 +133,7 @@ def test_limiters_together_take_all_or_none(calls):
     assert {i for i, (_, _, after) in enumerate(calls) if after is None} <= set(entered)
 
 
-def test_a_place_granted_to_a_cancelled_waiter_goes_to_the_next():
+def test_place_granted_to_a_cancelled_waiter_goes_to_the_next():
     async def main(clock):
         lane = Lane(FixedLimit(1), clock)
         first = await lane.enter()
@@ -154,7 +154,7 @@ def test_a_place_granted_to_a_cancelled_waiter_goes_to_the_next():
     assert (third, inside, waiting) == ("in", 0, 0)
 
 
-def test_a_cancelled_waiter_gives_its_share_of_a_rate_back():
+def test_cancelled_waiter_gives_its_share_of_a_rate_back():
     async def main(clock):
         lane = Lane(RateLimit(10, burst=1), clock)
         lane.leave(await lane.enter())
@@ -169,7 +169,7 @@ def test_a_cancelled_waiter_gives_its_share_of_a_rate_back():
     assert run_virtual(main) == 100_000_000
 
 
-def test_a_large_call_is_served_in_its_turn():
+def test_large_call_is_served_in_its_turn():
     """aiolimiter lets small requests overtake a large one for ever; here nobody overtakes."""
 
     async def main(clock):
@@ -193,7 +193,7 @@ def test_a_large_call_is_served_in_its_turn():
     ]
 
 
-def test_who_comes_later_does_not_overtake_a_large_call_that_waits():
+def test_large_call_that_waits_is_not_overtaken():
     async def main(clock):
         lane = Lane(RateLimit(10, burst=10, resource="tokens"), clock)
         order = []
@@ -209,7 +209,7 @@ def test_who_comes_later_does_not_overtake_a_large_call_that_waits():
     assert run_virtual(main) == [("first", 0), ("large", 1000), ("small", 1100)]
 
 
-def test_when_a_large_call_gives_up_the_small_one_behind_it_goes_at_once():
+def test_large_call_that_gives_up_lets_the_small_one_behind_it_go_at_once():
     async def main(clock):
         lane = Lane(RateLimit(10, burst=10, resource="tokens"), clock)
         lane.leave(await lane.enter({"tokens": 10.0}))
@@ -223,7 +223,7 @@ def test_when_a_large_call_gives_up_the_small_one_behind_it_goes_at_once():
     assert run_virtual(main) == 500_000_000
 
 
-def test_a_waiter_whose_coroutine_is_closed_stands_in_nobodys_way():
+def test_waiter_whose_coroutine_is_closed_stands_in_nobodys_way():
     async def main(clock):
         lane = Lane(FixedLimit(1), clock)
         ticket = await lane.enter()
@@ -239,7 +239,7 @@ def test_a_waiter_whose_coroutine_is_closed_stands_in_nobodys_way():
     assert run_virtual(main) == (0, 0)
 
 
-def test_those_that_gave_up_do_not_pile_up_behind_one_that_waits():
+def test_waiters_that_gave_up_do_not_pile_up_behind_one_that_waits():
     async def main(clock):
         lane = Lane(FixedLimit(1), clock)
         ticket = await lane.enter()
@@ -256,7 +256,7 @@ def test_those_that_gave_up_do_not_pile_up_behind_one_that_waits():
     assert run_virtual(main) == (2, 0)
 
 
-def test_a_lane_has_one_timer_however_often_it_is_asked(monkeypatch):
+def test_lane_has_one_timer_however_often_it_is_asked(monkeypatch):
     async def main(clock):
         loop, timers = asyncio.get_running_loop(), []
         later = loop.call_later
@@ -279,7 +279,7 @@ def test_a_lane_has_one_timer_however_often_it_is_asked(monkeypatch):
     assert run_virtual(main) == (11, 1)
 
 
-def test_a_wait_of_a_nanosecond_is_a_wait():
+def test_wait_of_a_nanosecond_is_a_wait():
     class Soon(FixedLimit):
         def wait_ns(self, now_ns, cost):
             return max(0, 1 - now_ns)
@@ -314,7 +314,7 @@ def _times(spec: str, calls: list[tuple[str, str]], seconds: float = 0.1) -> dic
 
 @settings(max_examples=60)
 @given(calls=ARRIVALS, draw=st.randoms(use_true_random=False))
-def test_no_place_of_any_lane_is_lost_whenever_a_call_is_cancelled_or_refused(calls, draw):
+def test_gate_loses_no_place_whenever_a_call_is_cancelled_or_refused(calls, draw):
     """Four scopes in a row and a Retry-After among them: cancelled at every await there is."""
     who = [(draw.choice("ab"), draw.choice("xy"), draw.random() < 0.1) for _ in calls]
 
@@ -364,7 +364,7 @@ def test_no_place_of_any_lane_is_lost_whenever_a_call_is_cancelled_or_refused(ca
     assert {i for i, (_, _, after) in enumerate(calls) if after is None} <= done
 
 
-def test_a_semaphore_for_each_tool_holds_back_only_its_own():
+def test_semaphore_for_each_tool_holds_back_only_its_own():
     assert _times("semaphore:1@tool", [("a", ""), ("a", ""), ("b", "")]) == {
         ("a", "", 0): 0,
         ("a", "", 1): 100,
@@ -377,7 +377,7 @@ def test_named_tools_have_limits_and_others_have_none():
     assert list(entered.values()) == [0, 100, 0, 0, 100, 0]
 
 
-def test_a_semaphore_for_each_agent():
+def test_semaphore_for_each_agent():
     entered = _times("semaphore:1@agent", [("a", "one"), ("a", "one"), ("a", "two")])
     assert list(entered.values()) == [0, 100, 0]
 
@@ -387,18 +387,18 @@ def test_limiters_compose():
     assert list(entered.values()) == [0, 0, 100, 200, 300, 400]
 
 
-def test_an_agents_place_is_taken_before_the_shared_one():
+def test_agents_place_is_taken_before_the_shared_one():
     entered = _times("semaphore:2+semaphore:1@agent", [("a", "x"), ("a", "x"), ("a", "x"), ("a", "y")])
     assert list(entered.values()) == [0, 100, 200, 0]
 
 
-def test_each_process_takes_its_share_and_at_least_one():
+def test_gate_of_a_process_has_its_share_and_at_least_one():
     assert [Gate("semaphore:8", share=n).limit for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
     assert Gate("semaphore:8@agent", share=4).limit == 8
     assert Gate("rate:10/s").limit is None
 
 
-def test_the_limit_of_an_adaptive_gate_is_the_one_of_now():
+def test_limit_of_an_adaptive_gate_is_the_one_of_now():
     async def main(clock):
         gate = Gate("adaptive:4", clock=clock)
         before = gate.limit
@@ -464,14 +464,14 @@ def _waits(calls: list[Exception | float | None], tool: str = "a") -> float:
     return run_virtual(main)
 
 
-def test_a_refusal_that_is_said_holds_its_tool_back_as_one_that_is_raised():
+def test_refusal_that_is_said_holds_its_tool_back_as_one_that_is_raised():
     assert 2 <= _waits([2.0]) <= 3
     assert _waits([2.0], tool="b") == 0
     assert _waits([None]) == 0
     assert _waits([Refusal(500, {"retry-after": "2"})]) == 0  # it broke: it is not full
 
 
-def test_a_shorter_wait_does_not_end_a_longer_one():
+def test_shorter_wait_does_not_end_a_longer_one():
     async def main(clock):
         gate = Gate("semaphore:100", clock=clock, seed=1)
         first, second = gate.slot("a"), gate.slot("a")
@@ -486,7 +486,7 @@ def test_a_shorter_wait_does_not_end_a_longer_one():
     assert run_virtual(main) >= 10
 
 
-def test_a_refusal_that_is_said_lowers_an_adaptive_limit():
+def test_refusal_that_is_said_lowers_an_adaptive_limit():
     async def main(clock):
         gate = Gate("adaptive:10", clock=clock)
         async with gate.slot() as slot:
@@ -496,7 +496,7 @@ def test_a_refusal_that_is_said_lowers_an_adaptive_limit():
     assert run_virtual(main) == 5
 
 
-def test_who_is_cancelled_in_the_second_line_gives_back_the_first_place():
+def test_waiter_that_is_cancelled_in_the_second_line_gives_back_the_first_place():
     async def main(clock):
         gate = Gate("semaphore:1@tool+semaphore:1", clock=clock)
         async with gate.slot("a"):
@@ -508,7 +508,7 @@ def test_who_is_cancelled_in_the_second_line_gives_back_the_first_place():
     assert run_virtual(main) == 1.0
 
 
-def test_each_event_loop_has_limiters_of_its_own_and_keeps_them():
+def test_gate_has_limiters_for_each_event_loop_and_keeps_them():
     gate = Gate("adaptive:4+semaphore:9")
 
     async def enter() -> object:
@@ -550,7 +550,7 @@ def test_each_event_loop_has_limiters_of_its_own_and_keeps_them():
         ("semaphore:7+semaphore:9@agent+rate:5/s", False, 7),
     ],
 )
-def test_the_limit_of_a_gate_is_its_narrowest_rule(spec, moves, limit):
+def test_limit_of_a_gate_is_its_narrowest_rule(spec, moves, limit):
     gate = Gate(spec)
     assert (gate.adapts, gate.limit) == (moves, limit)
 
@@ -562,7 +562,7 @@ def test_agents_limiters_are_not_shared():
     assert run_virtual(main) == ()
 
 
-def test_what_a_servers_headers_say_lowers_the_rates_they_speak_of():
+def test_gate_heeds_headers_for_the_rates_they_speak_of():
     async def main(clock):
         gate = Gate("rate:600/min,burst=20+tokens:60000/min,burst=1000", clock=clock)
         requests, tokens = gate.limiters()[0].limiters
@@ -576,7 +576,7 @@ def test_what_a_servers_headers_say_lowers_the_rates_they_speak_of():
     assert run_virtual(main) == ((10.0, 3.0, 1000.0, 1000.0), (500.0, 1000.0), 5.0)
 
 
-def test_those_in_line_when_the_server_asks_for_a_wait_wait_too():
+def test_gate_holds_those_in_line_when_the_server_asks_for_a_wait():
     async def main(clock):
         gate = Gate("semaphore:1", clock=clock, seed=1)
         entered = []
@@ -600,7 +600,7 @@ def test_those_in_line_when_the_server_asks_for_a_wait_wait_too():
     assert 1.1 <= at <= 2.1
 
 
-def test_what_a_call_raises_goes_on_and_frees_its_slot():
+def test_slot_is_freed_by_what_a_call_raises_which_goes_on():
     async def main(clock):
         gate = Gate("adaptive:10", clock=clock)
         for error in (Refusal(429, {}), TimeoutError(), ValueError()):
@@ -624,12 +624,12 @@ def test_exclusive_tools_of_one_name_share_a_lane():
 @pytest.mark.parametrize(
     "spec", ["", "semaphore:0", "rate:0/s", "rate:5", "gathered", "semaphore:2+", "adaptive:0"]
 )
-def test_what_is_no_limiter_is_refused(spec):
+def test_spec_that_is_no_limiter_is_refused(spec):
     with pytest.raises(UsageError, match="unknown limiter"):
         Gate(spec)
 
 
-def test_a_limiter_left_too_often_is_a_bug():
+def test_limiter_left_too_often_is_a_bug():
     for limiter in (FixedLimit(1), AdaptiveLimit(1)):
         with pytest.raises(RuntimeError, match="more often"):
             limiter.leave(0, 0, "ok", None)

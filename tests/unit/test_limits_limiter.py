@@ -11,7 +11,7 @@ def tokens(amount: float) -> dict[str, float]:
     return {"tokens": amount}
 
 
-def test_resources_are_taken_together_or_not_at_all():
+def test_together_takes_resources_all_or_none():
     requests, spend = RateLimit(10, burst=2), RateLimit(10, burst=10, resource="tokens")
     both = Together([requests, spend])
     cost = {"requests": 1.0, "tokens": 8.0}
@@ -31,7 +31,7 @@ def test_leaving_twice_is_a_mistake():
             limit.leave(0, ticket, "ok", None)
 
 
-def test_the_limit_of_several_is_the_smallest_that_is_one():
+def test_together_has_the_smallest_limit_that_is_one():
     assert Together([RateLimit(1), FixedLimit(7), FixedLimit(3)]).limit == 3
     assert Together([RateLimit(1)]).limit is None
     assert Together([]).limit is None

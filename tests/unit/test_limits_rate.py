@@ -15,7 +15,7 @@ def tokens(amount: float) -> dict[str, float]:
     return {"tokens": amount}
 
 
-def test_a_burst_then_one_each_interval():
+def test_rate_lets_a_burst_in_then_one_each_interval():
     limit = RateLimit(10, burst=3)
     for _ in range(3):
         assert limit.wait_ns(0, ONE) == 0
@@ -40,7 +40,7 @@ CALLS = st.lists(
 
 @settings(max_examples=300)
 @given(rate=st.sampled_from([3.0, 10.0, 50.0]), burst=st.integers(1, 12), calls=CALLS)
-def test_what_is_used_never_exceeds_the_rate_and_the_burst_whatever_is_given_back(rate, burst, calls):
+def test_use_never_exceeds_the_rate_and_the_burst_whatever_is_given_back(rate, burst, calls):
     """Every call uses at most what it reserved; refunds must not let more in than the truth allows."""
     limit = RateLimit(rate, burst, "tokens")
     now, entered, leaving = 0, [], []
@@ -69,7 +69,7 @@ def test_what_is_used_never_exceeds_the_rate_and_the_burst_whatever_is_given_bac
             assert total <= rate * (at - entered[first][0]) / S + largest + 1e-6
 
 
-def test_a_refund_is_exact_while_the_bucket_was_busy():
+def test_refund_is_exact_while_the_bucket_was_busy():
     limit = RateLimit(10, burst=10, resource="tokens")
     first = limit.enter(0, tokens(10))
     second = limit.enter(S, tokens(10))
@@ -80,7 +80,7 @@ def test_a_refund_is_exact_while_the_bucket_was_busy():
     assert limit.level(S) == pytest.approx(6.0)
 
 
-def test_what_was_used_beyond_the_reserve_is_charged():
+def test_use_beyond_the_reserve_is_charged():
     limit = RateLimit(10, burst=10, resource="tokens")
     ticket = limit.enter(0, tokens(5))
     limit.leave(0, ticket, "ok", tokens(25))
@@ -88,7 +88,7 @@ def test_what_was_used_beyond_the_reserve_is_charged():
     assert limit.wait_ns(0, tokens(5)) == 2 * S
 
 
-def test_an_unrejected_call_without_figures_keeps_what_it_paid():
+def test_call_without_figures_that_was_not_rejected_keeps_what_it_paid():
     limit = RateLimit(10, burst=10)
     limit.leave(0, limit.enter(0, ONE), "ok", None)
     assert limit.level(0) == 9.0
@@ -96,7 +96,7 @@ def test_an_unrejected_call_without_figures_keeps_what_it_paid():
     assert limit.level(0) == 9.0
 
 
-def test_servers_can_lower_what_is_allowed_but_never_raise_it():
+def test_rate_can_be_lowered_by_servers_but_never_raised():
     limit = RateLimit(10, burst=10)
     limit.lower(0, remaining=4, rate=100)
     assert (limit.rate, limit.level(0)) == (10, 4.0)
@@ -109,7 +109,7 @@ def test_servers_can_lower_what_is_allowed_but_never_raise_it():
     assert limit.wait_ns(0, ONE) == S // 5  # goes on at its rate, without a burst
 
 
-def test_a_wait_is_over_when_it_says_so():
+def test_wait_is_over_when_it_says_so():
     limit = RateLimit(3, burst=1)
     limit.enter(0, ONE)
     assert limit.wait_ns(0, ONE) == 333_333_334  # not a nanosecond less than a third
@@ -117,23 +117,23 @@ def test_a_wait_is_over_when_it_says_so():
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(1, 2.0), (20, 2.0), (30, 3.0), (500, 26.0)])
-def test_the_burst_of_itself_is_one_call_and_what_a_late_timer_lets_through(rate, burst):
+def test_burst_of_itself_is_one_call_and_what_a_late_timer_lets_through(rate, burst):
     assert RateLimit(rate).burst == burst
 
 
 @pytest.mark.parametrize("options", [(0, None), (-1, None), (float("inf"), None), (1, 0.5)])
-def test_a_rate_that_cannot_be_is_refused(options):
+def test_rate_that_cannot_be_is_refused(options):
     with pytest.raises(Exception, match="must be"):
         RateLimit(*options)
 
 
-def test_what_costs_nothing_of_a_resource_does_not_wait_for_it():
+def test_call_that_costs_nothing_of_a_resource_does_not_wait_for_it():
     limit = RateLimit(1, burst=1, resource="tokens")
     limit.enter(0, {"tokens": 100.0})
     assert limit.wait_ns(0, ONE) == 0
 
 
-def test_a_refund_passes_through_the_calls_after_it():
+def test_refund_passes_through_the_calls_after_it():
     limit = RateLimit(10, burst=10, resource="tokens")
     first = limit.enter(0, {"tokens": 4.0})
     later = [limit.enter(0, {"tokens": 2.0}) for _ in range(2)]
@@ -143,14 +143,14 @@ def test_a_refund_passes_through_the_calls_after_it():
     assert limit.level(0) == pytest.approx(10 - 0.5 - 3.5)
 
 
-def test_a_refund_counts_though_an_earlier_call_is_still_inside():
+def test_refund_counts_though_an_earlier_call_is_still_inside():
     limit = RateLimit(10, burst=10, resource="tokens")
     limit.enter(0, {"tokens": 4.0})
     limit.leave(S, limit.enter(S, {"tokens": 6.0}), "rejected", None)
     assert limit.level(S) == 10.0
 
 
-def test_a_refund_that_overflowed_before_the_next_call_is_lost_whoever_came_earlier():
+def test_refund_that_overflowed_before_the_next_call_is_lost_whoever_came_earlier():
     limit = RateLimit(10, burst=10, resource="tokens")
     limit.enter(0, {"tokens": 1.0})
     middle = limit.enter(S, {"tokens": 5.0})
@@ -159,7 +159,7 @@ def test_a_refund_that_overflowed_before_the_next_call_is_lost_whoever_came_earl
     assert limit.level(3 * S) == 5.0
 
 
-def test_two_refunds_do_not_use_the_same_room_twice():
+def test_refunds_do_not_use_the_same_room_twice():
     limit = RateLimit(10, burst=10, resource="tokens")
     first, second = (limit.enter(0, {"tokens": 5.0}) for _ in range(2))
     limit.enter(9 * S // 10, {"tokens": 5.0})  # but for one token the bucket was full
@@ -168,7 +168,7 @@ def test_two_refunds_do_not_use_the_same_room_twice():
         assert limit.level(9 * S // 10) == pytest.approx(5.0)
 
 
-def test_what_was_used_beyond_the_reserve_is_charged_from_now_whoever_came_later():
+def test_use_beyond_the_reserve_is_charged_from_now_whoever_came_later():
     limit = RateLimit(10, burst=10, resource="tokens")
     first = limit.enter(0, {"tokens": 1.0})
     limit.enter(S, {"tokens": 1.0})
@@ -176,7 +176,7 @@ def test_what_was_used_beyond_the_reserve_is_charged_from_now_whoever_came_later
     assert limit.level(2 * S) == 3.0
 
 
-def test_what_names_nothing_of_a_resource_takes_nothing_of_it():
+def test_cost_that_names_nothing_of_a_resource_takes_nothing_of_it():
     limit = RateLimit(10, burst=10, resource="tokens")
     limit.enter(0, ONE)
     assert limit.level(0) == 10.0
@@ -184,7 +184,7 @@ def test_what_names_nothing_of_a_resource_takes_nothing_of_it():
     assert limit.level(0) == 10.0
 
 
-def test_a_server_may_allow_less_than_one_in_a_second():
+def test_rate_may_be_lowered_to_less_than_one_in_a_second():
     limit = RateLimit(10, burst=10)
     limit.lower(0, remaining=10, rate=0.5)
     assert (limit.rate, limit.level(0)) == (0.5, 10.0)
@@ -193,7 +193,7 @@ def test_a_server_may_allow_less_than_one_in_a_second():
     assert limit.wait_ns(0, ONE) == 2 * S
 
 
-def test_what_has_left_is_forgotten():
+def test_entries_that_have_left_are_forgotten():
     limit = RateLimit(1000, burst=10)
     stays = limit.enter(0, ONE)
     for now in range(50):

@@ -20,7 +20,7 @@ from profiler.limits.refusals import (
 S = 1_000_000_000
 
 
-def test_a_holdback_waits_what_was_asked_and_a_random_share_of_the_spread():
+def test_holdback_waits_what_was_asked_and_a_random_share_of_the_spread():
     holdback = Holdback(Random(1))
     assert holdback.wait_ns(0) == 0
     holdback.refused(0, 10 * S)
@@ -35,7 +35,7 @@ def test_a_holdback_waits_what_was_asked_and_a_random_share_of_the_spread():
     assert holdback.wait_ns(12 * S) == 0
 
 
-def test_the_delay_before_the_next_attempt():
+def test_delay_before_the_next_attempt():
     random = Random(1)
     asked = [delay_ns(1, "rejected", S, random) / S for _ in range(300)]
     assert min(asked) >= 1
@@ -57,7 +57,7 @@ class Aiohttp(Exception):
     headers = {"retry-after": "3"}  # noqa: RUF012
 
 
-def test_what_failures_teach():
+def test_failures_have_a_status_and_an_outcome():
     assert [status_of(e) for e in (Answer(404), Aiohttp(), ValueError(1))] == [404, 503, None]
     errors = [Answer(429), Aiohttp(), Answer(529), TimeoutError(), Answer(500), ValueError()]
     assert [outcome_of(e) for e in errors] == ["rejected"] * 3 + ["timeout", "unknown", "unknown"]
@@ -74,7 +74,7 @@ def test_retry_after_in_its_three_forms():
     assert parse_retry_after(None, "Wed, 21 Oct 2015 07:28:00 GMT") == 0
 
 
-def test_a_holdback_that_nobody_asked_for_is_open_and_one_that_is_over_is_too():
+def test_holdback_that_nobody_asked_for_is_open_and_one_that_is_over_is_too():
     holdback = Holdback(Random(1))
     assert not holdback.is_closed(0)
     holdback.refused(0, S)
@@ -87,7 +87,7 @@ def test_headers_of_a_shape_that_nobody_knows_ask_for_no_wait():
     assert retry_after_ns(error) is None
 
 
-def test_what_is_no_status_is_none():
+def test_status_that_is_none_is_not_believed():
     found = []
     for status in (99, 100, 599, 600):
         error = ValueError()
@@ -96,7 +96,7 @@ def test_what_is_no_status_is_none():
     assert found == [None, 100, 599, None]
 
 
-def test_waits_that_make_no_sense_are_not_believed():
+def test_retry_after_that_makes_no_sense_is_not_believed():
     assert parse_retry_after("0", None) == 0
     assert parse_retry_after(None, "0.5") == S // 2
     assert parse_retry_after("1000000", "3") == 3 * S  # a quarter of an hour in ms is not what it means
@@ -106,13 +106,13 @@ def test_waits_that_make_no_sense_are_not_believed():
     assert parse_retry_after(None, "Mon, 01 Jan 99999999999999999999 00:00:00 GMT") is None
 
 
-def test_a_date_to_wait_for_is_a_wait_by_the_wall_clock_of_now():
+def test_retry_after_as_a_date_is_a_wait_by_the_wall_clock_of_now():
     date = "Tue, 24 Nov 2026 16:00:05 GMT"
     assert parse_retry_after(None, date, lambda: 1795536002.5) == 2_500_000_000
     assert parse_retry_after(None, date, lambda: 1795536006.0) == 0
 
 
-def test_what_may_do_better_next_time():
+def test_transient_failures_may_do_better_next_time():
     def answered(status: int) -> bool:
         error = ValueError()
         error.status_code = status

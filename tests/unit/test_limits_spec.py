@@ -12,12 +12,12 @@ from profiler.limits.spec import parse_rules, totals
     ("spec", "whole", "of_four"),
     [("semaphore:8", 8, 2), ("semaphore:3", 3, 1), ("semaphore:8@agent", 8, 8), ("adaptive:40", 40, 10)],
 )
-def test_a_limit_shared_by_processes_is_cut_into_parts(spec, whole, of_four):
+def test_limit_shared_by_processes_is_cut_into_parts(spec, whole, of_four):
     (rule,) = parse_rules(spec) or ()
     assert (rule.make(1).limit, rule.make(4).limit) == (whole, of_four)
 
 
-def test_a_rate_shared_by_processes_is_cut_into_parts():
+def test_rate_shared_by_processes_is_cut_into_parts():
     (rule,) = parse_rules("rate:600/min,burst=20") or ()
     whole, part = rule.make(1), rule.make(4)
     assert isinstance(whole, RateLimit)
@@ -27,7 +27,7 @@ def test_a_rate_shared_by_processes_is_cut_into_parts():
     assert rule.make(40).burst == 1.0
 
 
-def test_an_adaptive_limit_shared_by_more_processes_than_it_has_places_starts_at_one():
+def test_adaptive_limit_shared_by_more_processes_than_it_has_places_starts_at_one():
     (rule,) = parse_rules("adaptive:2") or ()
     assert rule.make(4).limit == 1
 
@@ -55,11 +55,11 @@ def test_totals_in_words(spec: str, share: int, processes: int, said: str) -> No
     assert totals(parse_rules(spec), share=share, processes=processes) == [f"{spec}: {said}"]
 
 
-def test_one_process_with_all_of_a_limit_is_what_is_meant_if_nothing_is_said() -> None:
+def test_totals_are_of_one_process_with_all_of_a_limit_if_nothing_is_said() -> None:
     assert totals(parse_rules("semaphore:8")) == ["semaphore:8: up to 8 calls at once"]
 
 
-def test_a_rate_that_is_shared_lets_no_more_through_than_the_whole() -> None:
+def test_rate_that_is_shared_lets_no_more_through_than_the_whole() -> None:
     """Two processes ask as often as they can for ten seconds: r·t + b between them, and hardly less."""
     entered = 0
     for _ in range(2):

@@ -38,7 +38,7 @@ def test_percentile_is_the_nearest_rank() -> None:
     assert p99(*(k * MS for k in range(1, 101)), limit=50) == pytest.approx(0.099, rel=0.005)
 
 
-def test_a_meter_reads_what_happened_since_it_was_started() -> None:
+def test_meter_reads_what_happened_since_it_was_started() -> None:
     cpu, now = iter([2.0, 3.5]), 10.0
     meter = Meter(cpu_clock=lambda: next(cpu), clock=lambda: now)
     meter.start()
@@ -54,7 +54,7 @@ def test_a_meter_reads_what_happened_since_it_was_started() -> None:
     assert meter.read("p", 3) == ClientHealth("p", 3, 0.008, 0.004, 0.75)
 
 
-def test_a_loop_failed_when_a_call_of_it_did() -> None:
+def test_loop_failed_when_a_call_of_it_did() -> None:
     tally = Tally()
     for one in (loop(), loop(call_status="error"), loop(status="error", statuses=(429, 429, 529))):
         tally.count(one)
@@ -79,12 +79,12 @@ def test_records_move_onto_another_clock_and_keep_their_durations() -> None:
     assert shifted(after, -by) == before
 
 
-def test_nobody_connects_while_loops_succeed_or_nothing_ends() -> None:
+def test_watch_does_not_connect_while_loops_succeed_or_nothing_ends() -> None:
     watch = ConnectionWatch()
     assert [watch.is_due(loops, failed) for loops, failed in [(0, 0), (3, 0), (5, 1), (5, 1)]] == [False] * 4
 
 
-def test_a_target_is_gone_when_nobody_could_connect_for_so_long() -> None:
+def test_target_is_gone_when_nobody_could_connect_for_so_long() -> None:
     watch = ConnectionWatch()
     watch.is_due(4, 0)
     assert watch.is_due(5, 1)
@@ -94,7 +94,7 @@ def test_a_target_is_gone_when_nobody_could_connect_for_so_long() -> None:
     assert watch.is_gone(10.0 + PATIENCE_SECONDS, False)
 
 
-def test_the_next_trial_does_not_make_it_forget() -> None:
+def test_next_trial_does_not_make_it_forget() -> None:
     watch = ConnectionWatch()
     assert watch.is_due(9, 9)
     watch.is_gone(10.0, False)
@@ -102,7 +102,7 @@ def test_the_next_trial_does_not_make_it_forget() -> None:
     assert watch.is_gone(10.0 + PATIENCE_SECONDS, False)
 
 
-def test_a_connection_or_a_loop_that_succeeds_begins_anew() -> None:
+def test_connection_or_a_loop_that_succeeds_begins_anew() -> None:
     watch = ConnectionWatch()
     assert watch.is_due(2, 2)
     watch.is_gone(10.0, False)

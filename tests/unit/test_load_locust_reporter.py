@@ -35,7 +35,7 @@ def record(**changes: Any) -> LoopRecord:
     return LoopRecord(**{**fields, **changes})
 
 
-def test_a_loop_becomes_a_row_of_each_kind_with_the_strategy_in_its_name() -> None:
+def test_loop_becomes_a_row_of_each_kind_with_the_strategy_in_its_name() -> None:
     assert list(reported(record())) == [
         Reported("LOOP", "gathered", 60.0, "incomplete"),
         Reported("ROUND", "gathered · round 1", 45.0, None),

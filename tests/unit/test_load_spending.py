@@ -14,7 +14,7 @@ from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord
 from profiler.rundir import Spent
 
 
-def test_a_price_is_the_users_else_the_tables_also_for_a_snapshot() -> None:
+def test_price_is_the_users_else_the_tables_also_for_a_snapshot() -> None:
     assert price_of("gpt-4o") == Price(2.5, 10.0)
     assert price_of("gpt-4o-2024-11-20") == price_of("gpt-4o")
     assert price_of("claude-sonnet-4-5-20250929") == price_of("claude-sonnet-4-5") == Price(3.0, 15.0)
@@ -24,19 +24,19 @@ def test_a_price_is_the_users_else_the_tables_also_for_a_snapshot() -> None:
 
 
 @pytest.mark.parametrize("spec", ["1", "1/2/3", "a/b", "-1/2", "inf/1", "nan/1", ""])
-def test_a_price_that_is_none_is_refused(spec: str) -> None:
+def test_price_that_is_none_is_refused(spec: str) -> None:
     with pytest.raises(UsageError, match="expected IN/OUT"):
         LoadOptions(price=spec)
 
 
-def test_the_default_models_are_those_of_the_providers_and_have_a_price() -> None:
+def test_default_models_are_those_of_the_providers_and_have_a_price() -> None:
     assert DEFAULT_MODELS.keys() == PROVIDERS.keys()
     for name, model in DEFAULT_MODELS.items():
         assert make_provider(name, base_url="http://127.0.0.1:9").model == model
         assert price_of(model) is not None
 
 
-def test_a_cost_can_be_limited_only_where_the_price_is_known() -> None:
+def test_cost_can_be_limited_only_where_the_price_is_known() -> None:
     with pytest.raises(UsageError, match=r"the price of my-model is unknown: say it with --price IN/OUT"):
         LoadOptions(max_cost=1.0, model="my-model")
     with pytest.raises(UsageError, match="which model the agent uses is unknown"):
@@ -49,12 +49,12 @@ def test_a_cost_can_be_limited_only_where_the_price_is_known() -> None:
 
 
 @pytest.mark.parametrize("amount", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_cost_is_an_amount_above_nothing(amount: float) -> None:
+def test_cost_is_an_amount_above_nothing(amount: float) -> None:
     with pytest.raises(UsageError, match="--max-cost must be an amount above 0"):
         LoadOptions(max_cost=amount)
 
 
-def test_every_attempt_is_a_request_and_tokens_are_those_that_replies_name() -> None:
+def test_spending_counts_every_attempt_as_a_request_and_the_tokens_that_replies_name() -> None:
     failed = RoundRecord(0, 0, 9, ModelCall("openai", "m", 0, 9, attempts=(Attempt(0, 1, 429),) * 3))
     good = RoundRecord(
         1,
@@ -82,7 +82,7 @@ def test_while_it_is_unknown_what_a_loop_costs_one_may_be_under_way() -> None:
     assert budget.room(Spent(1, 3, 0, 0), 1) == (0, "tokens")
 
 
-def test_what_ended_a_run_is_said_with_what_was_spent() -> None:
+def test_limit_that_ended_a_run_is_said_with_what_was_spent() -> None:
     budget = Budget({"requests": 500, "cost": 0.5}, Price(1.0, 2.0))
     spent = Spent(170, 503, 400_000, 51_000)
     assert budget.stopped("requests", spent) == "stopped at --max-requests 500: 503 sent"
@@ -92,7 +92,7 @@ def test_what_ended_a_run_is_said_with_what_was_spent() -> None:
     )
 
 
-def test_without_a_limit_nothing_is_granted_and_everything_counted() -> None:
+def test_budget_without_a_limit_grants_nothing_and_counts_everything() -> None:
     grants = Grants(Budget())
     grants.begin()
     assert grants.heard("a", 5, 2, Spent(0, 9, 90, 9), asks=False) is None
@@ -102,7 +102,7 @@ def test_without_a_limit_nothing_is_granted_and_everything_counted() -> None:
     assert grants.total == Spent(5, 15, 150, 15)
 
 
-def test_a_worker_that_is_lost_had_spent_the_average_on_what_it_had_under_way() -> None:
+def test_worker_that_is_lost_had_spent_the_average_on_what_it_had_under_way() -> None:
     grants = Grants(Budget({"requests": 1000}))
     grants.spent = Spent(10, 30, 0, 0)
     grants.begin()

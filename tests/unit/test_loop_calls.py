@@ -36,7 +36,7 @@ def run(tools, calls, strategy="gathered", **options):
     return run_virtual(main)
 
 
-def test_what_a_tool_raises_cannot_end_the_loop():
+def test_tool_cannot_end_the_loop_by_what_it_raises():
     class Unspeakable(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no words")
@@ -69,7 +69,7 @@ def failing(*errors: Exception | None, **options):
     return search
 
 
-def test_a_call_is_tried_again_and_every_attempt_is_recorded():
+def test_call_is_tried_again_and_every_attempt_is_recorded():
     sink = PrometheusSink()
     record = run(
         [failing(Refusal(429), Refusal(503), None, retries=2)],
@@ -99,17 +99,17 @@ def test_a_call_is_tried_again_and_every_attempt_is_recorded():
     assert dict(sink.values(RATE_LIMITED)) == {("gathered", "tool", "search", "429"): 1}
 
 
-def test_what_no_retry_would_change_is_not_tried_again():
+def test_call_that_no_retry_would_change_is_not_tried_again():
     (done,) = run([failing(Refusal(404), None, retries=2)], [call("search")]).tool_calls
     assert (done.error_type, len(done.attempts)) == ("http_404", 1)
 
 
-def test_after_the_last_attempt_its_error_stands():
+def test_error_of_the_last_attempt_stands():
     (done,) = run([failing(*[Refusal(500)] * 3, retries=2)], [call("search")]).tool_calls
     assert (done.status, done.error_type, len(done.attempts)) == ("error", "http_500", 3)
 
 
-def test_a_timeout_counts_for_each_attempt():
+def test_timeout_counts_for_each_attempt():
     @tool(timeout=0.2, retries=1)
     async def slow() -> str:
         await asyncio.sleep(1)
@@ -130,7 +130,7 @@ def test_retry_after_is_waited_for_with_jitter():
     assert all(2.0 <= wait <= 3.0 for wait in waits)
 
 
-def test_a_call_that_backs_off_holds_nobody_up():
+def test_call_that_backs_off_holds_nobody_up():
     tools = [failing(Refusal(429, {"retry-after": "5"}), None, retries=1)]
 
     @tool
@@ -142,7 +142,7 @@ def test_a_call_that_backs_off_holds_nobody_up():
     assert record.rounds[0].tool_calls[1].started_ns == 100 * MS
 
 
-def test_cancelled_between_two_attempts():
+def test_call_that_is_cancelled_between_two_attempts():
     async def main(clock):
         sink: list = []
         model = ScriptedModel([[call("search")], "done"])
@@ -204,7 +204,7 @@ async def write(seconds: float) -> str:
     return "written"
 
 
-def test_pure_tools_start_as_soon_as_their_arguments_are_complete():
+def test_eager_starts_pure_tools_as_soon_as_their_arguments_are_complete():
     calls = [call("lookup", seconds=2), call("write", seconds=1), call("lookup", seconds=0.5)]
     record = run([lookup, write], calls, "eager", stream=True, seconds=3)
     round_ = record.rounds[0]
@@ -221,7 +221,7 @@ def test_pure_tools_start_as_soon_as_their_arguments_are_complete():
     assert sum(shares.values()) == round_.ended_ns - round_.started_ns
 
 
-def test_all_tools_start_early_when_told_so():
+def test_eager_all_starts_every_tool_early():
     record = run(
         [write],
         [call("write", seconds=1)] * 1 + [call("write", seconds=1)],
@@ -232,7 +232,7 @@ def test_all_tools_start_early_when_told_so():
     assert [c.started_ns // MS for c in record.tool_calls] == [1000, 2000]
 
 
-def test_no_gain_when_the_longest_call_comes_last():
+def test_eager_gains_nothing_when_the_longest_call_comes_last():
     calls = [call("lookup", seconds=s) for s in (0.5, 0.5, 2)]
     eager = run([lookup], calls, "eager", stream=True, seconds=3).rounds[0]
     plain = run([lookup], calls, "gathered", stream=True, seconds=3).rounds[0]
@@ -251,7 +251,7 @@ def test_eager_calls_pass_the_limiter():
     assert [c.started_ns // MS for c in record.tool_calls] == [1000, 3000, 5000]
 
 
-def test_a_cut_off_reply_does_not_run_its_unfinished_call():
+def test_cut_off_reply_does_not_run_its_unfinished_call():
     ran = []
 
     @tool(pure=True)
@@ -298,7 +298,7 @@ def _broken(error: BaseException | None, cancel_at: float | None = None):
 
 
 @pytest.mark.parametrize(("error", "cancel_at"), [(provider_failure(), None), (None, 0.5)])
-def test_what_began_early_ends_with_a_reply_that_fails(error, cancel_at):
+def test_eager_call_ends_with_a_reply_that_fails(error, cancel_at):
     record, sink = _broken(error, cancel_at)
     (done,) = record.tool_calls
     assert (done.status, done.started_ns) == ("cancelled", 0)
@@ -311,7 +311,7 @@ def test_eager_needs_a_streamed_reply():
         ToolLoop(ScriptedModel([]), [lookup], parse_strategy("eager").build())
 
 
-def test_the_limit_in_force_is_recorded():
+def test_limit_in_force_is_recorded():
     calls = [call("lookup", seconds=1) for _ in range(4)]
     assert run([lookup], calls, "adaptive:2").rounds[0].limit == 2
     assert run([lookup], calls, "gathered").rounds[0].limit is None

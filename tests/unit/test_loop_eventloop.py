@@ -22,7 +22,7 @@ class HandClock:
         return self.now
 
 
-def test_only_long_steps_count_and_awaits_do_not():
+def test_steps_count_if_they_are_long_and_awaits_do_not():
     clock = HandClock()
 
     async def tool() -> str:
@@ -40,7 +40,7 @@ def test_only_long_steps_count_and_awaits_do_not():
     assert run_virtual(main) == ("done", 350 * MS)
 
 
-def test_a_coroutine_that_is_given_up_is_closed():
+def test_coroutine_that_is_given_up_is_closed():
     ended = []
 
     async def tool() -> None:
@@ -146,7 +146,7 @@ def calls(*spans: tuple[int, int], blocking: int = 0, thread_wait: int = 0) -> l
         (calls((0, 100)), 300, 1, None),
     ],
 )
-def test_what_kept_calls_from_overlapping(made, wall, limit, reason):
+def test_shortfall_names_what_kept_calls_from_overlapping(made, wall, limit, reason):
     assert shortfall(made, wall * MS, limit) == reason
 
 
@@ -163,7 +163,7 @@ def test_what_kept_calls_from_overlapping(made, wall, limit, reason):
         (calls((0, 100), (100, 200)), 2, 0, "limiter"),
     ],
 )
-def test_a_loop_that_is_only_watched_may_await_its_calls_in_turn(made, limit, lag, reason):
+def test_shortfall_of_a_watched_loop_may_be_that_it_awaits_its_calls_in_turn(made, limit, lag, reason):
     assert shortfall(made, 200 * MS, limit, lag * MS) == reason
 
 

@@ -84,7 +84,7 @@ def test_headers_lower_the_rate_and_never_raise_it():
         assert run_virtual(lambda clock, h=nothing: main(clock, h)) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
-def test_a_refusal_with_retry_after_holds_everybody_and_nobody_meets_again():
+def test_refusal_with_retry_after_holds_everybody_and_nobody_meets_again():
     async def main(clock):
         server = Server(refusals=[(429, 2 * S)] * 20)
         _, probes, go = send(server, "semaphore:100", 20, clock)
@@ -98,7 +98,7 @@ def test_a_refusal_with_retry_after_holds_everybody_and_nobody_meets_again():
     assert len(set(times[20:])) == 20
 
 
-def test_what_no_retry_would_change_is_raised_at_once():
+def test_error_that_no_retry_would_change_is_raised_at_once():
     async def main(clock):
         server = Server(refusals=[(400, None)])
         _, probes, go = send(server, "semaphore:1", 1, clock)
@@ -110,7 +110,7 @@ def test_what_no_retry_would_change_is_raised_at_once():
     assert attempts == 1
 
 
-def test_a_loop_over_a_limited_model_records_the_wait():
+def test_loop_over_a_limited_model_records_the_wait():
     async def main(clock):
         model = LimitedModel(
             ScriptedModel(["yes", "yes"]), Gate("rate:1/s,burst=1", clock=clock), clock=clock
@@ -121,7 +121,7 @@ def test_a_loop_over_a_limited_model_records_the_wait():
     assert run_virtual(main) == [0, S]
 
 
-def test_a_loop_with_tools_goes_through_to_the_model_behind():
+def test_loop_with_tools_goes_through_to_the_model_behind():
     @tool
     async def look() -> str:
         return "seen"
@@ -142,7 +142,7 @@ def test_a_loop_with_tools_goes_through_to_the_model_behind():
     assert requests[0][1] == ["look"]
 
 
-def test_the_sdks_own_retries_are_switched_off_and_the_users_model_is_left_alone():
+def test_sdks_own_retries_are_switched_off_and_the_users_model_is_left_alone():
     class Client:
         retries = 2
 
@@ -171,7 +171,7 @@ def test_the_sdks_own_retries_are_switched_off_and_the_users_model_is_left_alone
     assert run_virtual(main) == ("0", 2, 2)
 
 
-def test_a_reply_that_had_begun_is_not_asked_for_again():
+def test_reply_that_had_begun_is_not_asked_for_again():
     class Breaks(Server):
         async def request(self, messages, tools, options, probe):
             self.times.append(probe.clock() / S)
@@ -190,7 +190,7 @@ def test_a_reply_that_had_begun_is_not_asked_for_again():
     assert run_virtual(lambda clock: main(clock, False)) == ("connection", 3)  # two retries, then given up
 
 
-def test_a_timeout_is_told_from_other_failures():
+def test_timeout_is_told_from_other_failures():
     async def main(clock):
         server = Server()
         outcomes = []
@@ -222,7 +222,7 @@ def test_pieces_of_text_are_handed_on_and_the_first_of_anything_is_noted():
     assert (probe.first_tool_call_ns, sorted(probe.complete_ns.values())) == (20, [20, 30])
 
 
-def test_the_spec_of_a_model_limit():
+def test_model_limit_has_a_spec():
     rules = parse_model_limit("rate:500/min,burst=10+tokens:30000/min+semaphore:8+adaptive")
     assert [rule.text for rule in rules] == [
         "rate:500/min,burst=10",
@@ -247,7 +247,7 @@ def test_the_spec_of_a_model_limit():
         ("tpm=2000000", {"tokens": 2_000_000}),
     ],
 )
-def test_what_tune_advises_is_a_model_limit(quota, a_minute):
+def test_model_limit_takes_what_tune_advises(quota, a_minute):
     advice = advise(parse_quota(quota), Demand(2.0, 400.0, 100.0, {}, {}))
     assert advice is not None
     limiters = [rule.make(1) for rule in parse_model_limit(advice.limits)]

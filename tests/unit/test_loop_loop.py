@@ -68,7 +68,7 @@ def test_strategy_decides_when_calls_start(strategy, starts, wall):
     assert phase.straggler_ratio == pytest.approx(1.5)
 
 
-def test_one_semaphore_serves_all_agents_of_the_process():
+def test_semaphore_serves_all_agents_of_the_process():
     strategy = SemaphoreLimited(2)
     _, records, _ = run(three(100, 100), strategy=strategy, agents=2)
     ended = sorted(c.ended_ns // MS for r in records for c in r.tool_calls)
@@ -122,7 +122,7 @@ def test_queue_is_waiting_while_no_call_of_the_loop_runs():
     assert (spent["queue"] // MS, spent["tools"] // MS) == (100, 100)
 
 
-def test_after_max_rounds_one_request_that_cannot_call_tools():
+def test_max_rounds_are_followed_by_one_request_that_cannot_call_tools():
     script = [[call("wait", ms=1)], [call("wait", ms=1)], "out of rounds"]
     (result,), _, model = run(script, max_rounds=2)
     assert result.text == "out of rounds"
@@ -172,7 +172,7 @@ async def cancels_itself() -> str:
     ],
 )
 @pytest.mark.parametrize("strategy", [Sequential(), Gathered(), SemaphoreLimited(1)])
-def test_what_goes_wrong_with_a_call_stays_inside_the_loop(bad, status, error_type, strategy):
+def test_call_that_goes_wrong_stays_inside_the_loop(bad, status, error_type, strategy):
     script = [[bad, call("wait", ms=100)], "done"]
     tools = (wait, broken, leaves, refused, slow, cancels_itself)
     (result,), _, model = run(script, tools=tools, strategy=strategy)
@@ -185,7 +185,7 @@ def test_what_goes_wrong_with_a_call_stays_inside_the_loop(bad, status, error_ty
     assert result.text == "done"
 
 
-def test_a_timeout_counts_from_the_start_of_execution():
+def test_timeout_counts_from_the_start_of_execution():
     script = [[call("wait", ms=200), call("slow")], "done"]
     (result,), _, _ = run(script, tools=(wait, slow), strategy=Sequential())
     timed_out = result.record.rounds[0].tool_calls[1]
@@ -194,7 +194,7 @@ def test_a_timeout_counts_from_the_start_of_execution():
 
 
 @pytest.mark.parametrize("strategy", [Sequential(), Gathered(), SemaphoreLimited(1)])
-def test_a_cancelled_loop_cancels_its_tools_and_leaves_a_record(strategy):
+def test_cancelled_loop_cancels_its_tools_and_leaves_a_record(strategy):
     (result,), (record,), _ = run(three(300, 300), strategy=strategy, cancel_after=0.25)
     assert isinstance(result, asyncio.CancelledError)
     assert (record.status, record.error_type) == ("cancelled", "cancelled")
@@ -204,7 +204,7 @@ def test_a_cancelled_loop_cancels_its_tools_and_leaves_a_record(strategy):
     assert [c.ended_ns for c in calls] == [250 * MS, 250 * MS]
 
 
-def test_a_provider_error_ends_the_loop_with_a_complete_record():
+def test_provider_error_ends_the_loop_with_a_complete_record():
     script = [[call("wait", ms=100)], provider_failure("http_429", 429)]
     (error,), (record,), _ = run(script)
     assert isinstance(error, ProviderError)
@@ -239,7 +239,7 @@ def test_sync_tools_run_in_threads_and_see_the_callers_context():
     assert model.requests[1][0][2]["content"] == f'{{"same":false,"call":"{wanted.id}"}}'
 
 
-def test_a_sink_that_fails_never_reaches_the_loop(caplog):
+def test_sink_that_fails_never_reaches_the_loop(caplog):
     def bad_sink(record: LoopRecord) -> None:
         raise ValueError("no room")
 

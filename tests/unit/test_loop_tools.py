@@ -54,7 +54,7 @@ def test_options_replace_what_the_function_says():
     assert (made.name, made.description, made.timeout, search.timeout) == ("other", "Else.", 2.5, None)
 
 
-def test_a_property_named_title_survives():
+def test_property_named_title_survives():
     @tool
     def book(title: str) -> str:
         return title
@@ -76,11 +76,11 @@ def test_hints_may_name_local_types_and_nested_models():
     assert [place.zip_code for place in parsed["places"]] == ["", "0150"]
 
 
-def test_a_tool_is_still_the_function():
+def test_tool_is_still_the_function():
     assert asyncio.run(search("x")) == {"query": "x", "depth": "quick", "limit": "10"}
 
 
-def test_a_method_and_a_callable_object_can_be_tools():
+def test_method_and_a_callable_object_can_be_tools():
     class Archive:
         def lookup(self, key: str) -> str:
             return f"<{key}>"
@@ -122,7 +122,7 @@ def test_arguments_that_do_not_fit(arguments, error_type, text):
     assert text in str(caught.value)
 
 
-def test_a_schema_tool_takes_its_schema_as_it_is():
+def test_schema_tool_takes_its_schema_as_it_is():
     async def ask(**arguments):
         return arguments
 
@@ -136,7 +136,7 @@ def test_a_schema_tool_takes_its_schema_as_it_is():
         assert caught.value.error_type == error_type
 
 
-def test_what_cannot_be_a_tool_is_refused_when_it_is_defined():
+def test_tool_that_cannot_be_one_is_refused_when_it_is_defined():
     with pytest.raises(ToolDefinitionError, match="parameter 'rest' cannot be passed by name"):
 
         @tool
@@ -160,7 +160,7 @@ def test_what_cannot_be_a_tool_is_refused_when_it_is_defined():
         tool(timeout=-1)
 
 
-def test_a_toolbox_makes_tools_of_functions():
+def test_toolbox_makes_tools_of_functions():
     def plain(x: int) -> int:
         return x
 
@@ -170,7 +170,7 @@ def test_a_toolbox_makes_tools_of_functions():
     assert box.get("none") is None
 
 
-def test_a_str_result_goes_as_it_is_anything_else_as_json():
+def test_str_result_goes_as_it_is_anything_else_as_json():
     @dataclass
     class Point:
         x: int
@@ -196,7 +196,7 @@ def test_threads_are_reused_and_bounded():
     assert asyncio.run(main()) == (2, True)
 
 
-def test_what_a_function_raises_in_a_thread_arrives():
+def test_exception_of_a_function_in_a_thread_arrives():
     def fails() -> None:
         raise LookupError("gone")
 

@@ -22,12 +22,12 @@ from profiler.providers.endpoint import exposed, is_loopback, scrape_host
         ("example.com", False),
     ],
 )
-def test_only_loopback_addresses_are_this_machines_alone(host: str, alone: bool) -> None:
+def test_loopback_addresses_alone_are_this_machines_alone(host: str, alone: bool) -> None:
     assert is_loopback(host) is alone
     assert (exposed("x", host, 1) is None) is alone
 
 
-def test_what_others_can_reach_is_said() -> None:
+def test_address_that_others_can_reach_is_said() -> None:
     assert exposed("/metrics", "::", 9464) == (
         "/metrics listens on [::]:9464: other machines can reach it, without a key"
     )

@@ -32,7 +32,7 @@ def old_client(sdk: str) -> Any:
         ("anthropic", Profiler([]).instrument),
     ],
 )
-def test_a_client_that_speaks_httpx_is_refused_with_what_it_takes(sdk: str, use: Any) -> None:
+def test_client_that_speaks_httpx_is_refused_with_what_it_takes(sdk: str, use: Any) -> None:
     with pytest.raises(UsageError) as caught:
         use(old_client(sdk))
     assert str(caught.value) == (
@@ -43,7 +43,7 @@ def test_a_client_that_speaks_httpx_is_refused_with_what_it_takes(sdk: str, use:
 
 
 @pytest.mark.parametrize(("provider", "sdk"), [("openai", "openai"), ("anthropic", "anthropic")])
-def test_an_sdk_that_cannot_be_imported_is_named(
+def test_sdk_that_cannot_be_imported_is_named(
     provider: str, sdk: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = {"openai": "openai_chat", "anthropic": "anthropic_messages"}[provider]

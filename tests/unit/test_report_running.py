@@ -45,7 +45,7 @@ def test_figures_grow_with_the_file(tmp_path: Path) -> None:
     assert tool["queue_p95"] == pytest.approx(0.05)
 
 
-def test_progress_is_the_latest(tmp_path: Path) -> None:
+def test_running_summary_has_the_latest_progress(tmp_path: Path) -> None:
     lines = [Progress(k, "measuring", "gathered", waiting=k, lag_seconds=0.001) for k in range(3)]
     (tmp_path / "progress.jsonl").write_bytes(b"".join(map(encode_progress, lines)))
     so_far = SoFar(tmp_path)
@@ -56,7 +56,7 @@ def test_progress_is_the_latest(tmp_path: Path) -> None:
     assert data["now"]["strategy"] == "gathered"
 
 
-def test_a_row_of_locust_s_table(tmp_path: Path) -> None:
+def test_row_of_locust_s_table(tmp_path: Path) -> None:
     so_far = SoFar(tmp_path)
     so_far.add(loop(0, 100.0, [(0.0, 300.0)], "gathered"))
     assert row(so_far.data()["strategies"][0]) == {
@@ -72,7 +72,7 @@ def test_a_row_of_locust_s_table(tmp_path: Path) -> None:
     }
 
 
-def test_the_live_page_is_whole() -> None:
+def test_live_page_is_whole() -> None:
     page = live_page()
     assert page.count("<script>") == 2
     assert "/* live */" not in page

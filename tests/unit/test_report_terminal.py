@@ -66,7 +66,7 @@ def test_verdict_first_then_a_table_of_80_columns_then_the_path() -> None:
     assert row.endswith("0 %")
 
 
-def test_a_long_name_takes_a_second_line_and_cuts_no_figure() -> None:
+def test_long_name_takes_a_second_line_and_cuts_no_figure() -> None:
     made, summary = experiment()
     one = summary.strategies[0]
     long = dataclasses.replace(one, strategy="semaphore:get_weather=12+rate:20/s")
@@ -78,7 +78,7 @@ def test_a_long_name_takes_a_second_line_and_cuts_no_figure() -> None:
     assert "".join(line.split()[0] for line in table[2:] if line) == long.strategy
 
 
-def test_of_a_ladder_the_verdict_names_the_load_it_is_about() -> None:
+def test_verdict_of_a_ladder_names_the_load_it_is_about() -> None:
     made, summary = experiment()
     levels = (Level(5, summary.strategies[:1]), Level(20, summary.strategies))
     lines = render_comparison(dataclasses.replace(summary, levels=levels), made, 200).splitlines()
@@ -86,7 +86,7 @@ def test_of_a_ladder_the_verdict_names_the_load_it_is_about() -> None:
     assert [line for line in lines if line.endswith(" agents")] == ["5 agents", "20 agents"]
 
 
-def test_where_the_time_goes_is_said() -> None:
+def test_terminal_says_where_the_time_goes() -> None:
     made, summary = experiment()
     line = next(x for x in render_comparison(summary, made).splitlines() if x.startswith("sequential: "))
     mean = summary.strategies[0].mean_loop_seconds
@@ -94,7 +94,7 @@ def test_where_the_time_goes_is_said() -> None:
     assert "model 200 ms (" in line
 
 
-def test_a_limit_that_moved_and_what_ran_beside_the_model_are_said() -> None:
+def test_limit_that_moved_and_what_ran_beside_the_model_are_said() -> None:
     made, summary = experiment()
     one = dataclasses.replace(
         summary.strategies[0],
@@ -128,7 +128,7 @@ def test_invalid_is_the_first_word() -> None:
     assert summary.valid is False
 
 
-def test_the_effective_total_of_a_limit_is_printed() -> None:
+def test_effective_total_of_a_limit_is_printed() -> None:
     made, summary = experiment()
     assert "semaphore:4: limit 4 × 2 workers = 8 calls at once" in render_comparison(summary, made)
     per_agent = dataclasses.replace(
@@ -137,7 +137,7 @@ def test_the_effective_total_of_a_limit_is_printed() -> None:
     assert limits(per_agent) == ["semaphore:3@agent: limit 3 × 20 agents = 60 calls at once"]
 
 
-def test_a_narrow_terminal_is_not_overrun() -> None:
+def test_narrow_terminal_is_not_overrun() -> None:
     made, summary = experiment()
     assert max(len(line) for line in render_comparison(summary, made, 60).splitlines()) <= 60
 
@@ -209,7 +209,7 @@ def thirty_four_seconds() -> LoopRecord:
     return loop(0, model=6500, calls=[(3000 * k, 3000) for k in range(7)], strategy="semaphore:1")
 
 
-def test_the_34_seconds_are_explained_in_three_lines() -> None:
+def test_34_seconds_are_explained_in_three_lines() -> None:
     assert render_timeline(thirty_four_seconds()).splitlines()[:3] == [
         "34.0 s: 18.0 s (53 %) calls waited in the limiter semaphore:1; raise the limit",
         "        13.0 s (38 %) the model (2 requests, slowest 6.50 s)",
@@ -217,7 +217,7 @@ def test_the_34_seconds_are_explained_in_three_lines() -> None:
     ]
 
 
-def test_what_the_model_s_limiter_held_is_not_the_model() -> None:
+def test_timeline_does_not_call_the_model_what_its_limiter_held() -> None:
     record = loop(0, model=1000, calls=[(0, 500)])
     first, last = record.rounds
     first = dataclasses.replace(first, model=dataclasses.replace(first.model, limiter_wait_ns=800 * MS))
@@ -236,13 +236,13 @@ def test_what_the_model_s_limiter_held_is_not_the_model() -> None:
     assert row.count("░") == pytest.approx(4 * row.count("▓"), abs=3)
 
 
-def test_waiting_for_other_agents_is_the_limiter_too() -> None:
+def test_timeline_blames_the_limiter_for_waiting_for_other_agents_too() -> None:
     record = loop(0, model=6500, calls=[(18_000, 3000)], strategy="semaphore:1")
     assert render_timeline(record).startswith("34.0 s: 18.0 s (53 %) calls waited in the limiter semaphore:1")
 
 
 @pytest.mark.parametrize("spec", ["gathered", "eager", "eager:all"])
-def test_where_there_is_no_limiter_none_is_blamed(spec: str) -> None:
+def test_timeline_blames_no_limiter_where_there_is_none(spec: str) -> None:
     waited = causes(loop(0, model=50, calls=[(100, 100)], strategy=spec))
     assert [(cause.words, cause.remedy) for cause in waited if cause.kind == "limiter"] == [
         ("calls waited to be started", "")
@@ -258,7 +258,7 @@ def test_causes_sum_to_the_wall_and_tell_strategies_apart() -> None:
     assert limiter.remedy == "try gathered"
 
 
-def test_a_loop_of_ones_own_that_awaits_its_calls_in_turn_is_told_so() -> None:
+def test_loop_of_ones_own_that_awaits_its_calls_in_turn_is_told_so() -> None:
     record = loop(0, model=100, calls=[(0, 400), (400, 400)], strategy="application")
     first, *others = record.rounds
     first = dataclasses.replace(first, shortfall="application")
@@ -267,7 +267,7 @@ def test_a_loop_of_ones_own_that_awaits_its_calls_in_turn_is_told_so() -> None:
     assert words in " ".join(text.split())
 
 
-def test_a_tool_that_holds_the_event_loop_is_named() -> None:
+def test_tool_that_holds_the_event_loop_is_named() -> None:
     record = loop(0, model=100, calls=[(0, 400), (400, 400)], strategy="semaphore:8")
     first, *others = record.rounds
     held = dataclasses.replace(first.tool_calls[0], name="resize", blocking_ns=390 * MS)
@@ -289,7 +289,7 @@ def test_backoff_is_not_the_model() -> None:
     assert "··" in text
 
 
-def test_the_bars_show_wait_and_run_to_scale() -> None:
+def test_bars_show_wait_and_run_to_scale() -> None:
     record = loop(0, model=100, calls=[(200, 200), (0, 400)], strategy="semaphore:1")  # 600 ms
     lines = [line for line in render_timeline(record, 80).splitlines() if line.startswith("  get_weather ")]
     first, second = (line[14:-7] for line in lines)
@@ -309,20 +309,20 @@ def test_plain_terminals_get_ascii_and_narrow_ones_no_overrun() -> None:
         assert max(len(line) for line in render_timeline(record, width).splitlines()) <= width
 
 
-def test_the_decomposition_is_under_the_timeline() -> None:
+def test_decomposition_is_under_the_timeline() -> None:
     text = render_timeline(thirty_four_seconds(), 100)
     assert "34.0 s = model 13.0 s (38 %) + tools 21.0 s (62 %) + unaccounted 0.00 ms (0 %)" in text
     assert "7 tool calls in 1 of 2 rounds: 21.0 s of work in 21.0 s (speed-up 1.00, efficiency 14 %" in text
 
 
-def test_a_failed_loop_says_so_first() -> None:
+def test_failed_loop_says_so_first() -> None:
     record = loop(0, model=100, status="error")
     assert render_timeline(record).startswith(
         "100 ms: error (http_429). 100 ms (100 %) the model (1 request)"
     )
 
 
-def test_the_objective_is_answered_by_name() -> None:
+def test_objective_is_answered_by_name() -> None:
     made, summary = experiment(slo="p95<10s,errors<1%", failing=0.6)
     assert "objective p95<10s,errors<1%: met by sequential; missed by semaphore:4" in render_comparison(
         summary, made
@@ -330,7 +330,7 @@ def test_the_objective_is_answered_by_name() -> None:
 
 
 @pytest.mark.usefixtures("few_repeats")
-def test_a_ladder_shows_every_load_and_the_law() -> None:
+def test_ladder_shows_every_load_and_the_law() -> None:
     trials = [
         trial(index, "gathered", index * 10_000, index * 10_000 + 4000, users=users)
         for index, users in enumerate((1, 2, 4, 8))

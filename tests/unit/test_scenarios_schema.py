@@ -55,7 +55,7 @@ def test_minimal_file_has_documented_defaults() -> None:
     assert scenario.faults == ()
 
 
-def test_everything_a_file_may_say() -> None:
+def test_file_may_say_all_that_is_documented() -> None:
     steps = "[{ after = 1, fraction = 0.4 }, { after = 2, fraction = 1 }]"
     scenario = parse(
         """
@@ -257,14 +257,14 @@ def test_mistakes_name_file_key_and_expectation(old: str, new: str, message: str
     assert message in str(caught.value)
 
 
-def test_without_tools_there_is_nothing_to_call() -> None:
+def test_scenario_without_tools_has_nothing_to_call() -> None:
     with pytest.raises(
         ScenarioError, match=r"mine\.toml: tools: expected at least one tool, as \[tools.NAME\]"
     ):
         parse(text=MINIMAL.partition("[tools.look]")[0] + "[tools]")
 
 
-def test_two_tools_cannot_share_a_path() -> None:
+def test_tools_cannot_share_a_path() -> None:
     with pytest.raises(
         ScenarioError, match=r"tools\.\w+\.path: expected a path of its own, found '/tools/look'"
     ):
@@ -285,14 +285,14 @@ def test_shipped_scenarios_are_the_seven_and_say_what_they_are() -> None:
     assert max(fault.probability for fault in shipped["flaky"].faults) <= 0.05
 
 
-def test_a_file_is_read_by_path_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_read_by_path_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.toml").write_text(MINIMAL)
     monkeypatch.chdir(tmp_path)
     assert load_scenario("own.toml").name == "own"
     assert load_scenario(str(tmp_path / "own.toml")).tools[0].name == "look"
 
 
-def test_unknown_names_and_files() -> None:
+def test_names_and_files_that_are_unknown_are_refused() -> None:
     with pytest.raises(
         ScenarioError, match=r"unknown scenario 'citys' \(did you mean 'cities'\?\); shipped: cities, "
     ):

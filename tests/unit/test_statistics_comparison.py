@@ -29,7 +29,7 @@ from profiler.statistics.windows import measure
 from tests.unit.statistics_data import against, loop, run, side, trial
 
 
-def test_the_paired_ratio_finds_the_truth_through_drift() -> None:
+def test_paired_ratio_finds_the_truth_through_drift() -> None:
     found = against(side("fast", 1 / 1.3), side("slow", 1.0, seed=2))
     for name in ("p50", "p95"):
         ratio = getattr(found, name)
@@ -73,7 +73,7 @@ def recorded(seed: int, factor: float, drift: float = 1.0) -> tuple[object, obje
     return run(trials, seed=seed), records
 
 
-def test_two_recorded_runs_are_compared_unpaired_unless_tapes_match() -> None:
+def test_recorded_runs_are_compared_unpaired_unless_tapes_match() -> None:
     one, two = recorded(1, 1.0), recorded(2, 1.5)
     tables = [tabulate(records) for _, records in (one, two)]  # type: ignore[arg-type]
     groups = [measure(made, table) for (made, _), table in zip((one, two), tables, strict=True)]  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ OTHER = counted([100, 95, 110, 105, 99], [10, 8, 11, 10, 7])
 LOGS = [np.log((np.array(side_.done) + 0.5) / np.array(side_.seconds)) for side_ in (ONE, OTHER)]
 
 
-def test_a_ratio_of_rates_of_two_runs_is_welchs() -> None:
+def test_ratio_of_rates_of_two_runs_is_welchs() -> None:
     expected = stats.ttest_ind(*LOGS, equal_var=False)
     low, high = expected.confidence_interval(0.95)
     found = compare(ONE, OTHER, paired=False)
@@ -149,7 +149,7 @@ def test_a_ratio_of_rates_of_two_runs_is_welchs() -> None:
         assert ratio.p_value == pytest.approx(expected.pvalue)
 
 
-def test_a_ratio_of_rates_within_a_run_is_the_paired_t_of_the_blocks() -> None:
+def test_ratio_of_rates_within_a_run_is_the_paired_t_of_the_blocks() -> None:
     four = counted(OTHER.done[:4], OTHER.seconds[:4])
     expected = stats.ttest_rel(LOGS[0], LOGS[1][:4])
     low, high = expected.confidence_interval(0.95)
@@ -165,7 +165,7 @@ def test_rates_that_never_vary_are_known_exactly() -> None:
     assert compare(counted([150] * 4), counted([150] * 3), paired=False).throughput.p_value == 1.0
 
 
-def test_less_than_three_blocks_give_a_ratio_of_rates_without_an_interval() -> None:
+def test_ratio_of_rates_of_less_than_three_blocks_has_no_interval() -> None:
     found = compare(counted([30, 60], [10, 5]), counted([40, 20], [8, 12]), paired=True).throughput
     assert found == Ratio(2.0, needed=10)
     assert compare(counted([10, 20]), counted([45]), paired=False).throughput == Ratio(1 / 3, needed=30)
@@ -181,7 +181,7 @@ def test_blocks_of_no_length_are_no_division_by_zero() -> None:
     assert compare(short, short, paired=True).throughput.value == 1.0
 
 
-def test_a_side_without_blocks_needs_all_of_them() -> None:
+def test_side_without_blocks_needs_all_of_them() -> None:
     found = compare(counted([]), counted([100] * 3), paired=False)
     assert [found.p50, found.p95, found.p99] == [Ratio(None, needed=n) for n in (60, 300, 1500)]
     assert found.failures == Difference(None)
@@ -202,14 +202,14 @@ def test_pairs_are_joined_alike_where_one_side_is_thin() -> None:
     assert found.p95.low is None  # 240 pairs are not three hundred
 
 
-def test_a_run_that_is_too_thin_gives_no_interval_whichever_it_is() -> None:
+def test_run_that_is_too_thin_gives_no_interval_whichever_it_is() -> None:
     thin, full = side("thin", 1.0, blocks=5, loops=30), side("full", 1.0)
     for pair in ((thin, full), (full, thin)):
         found = compare(*pair, paired=False).p95
         assert (found.low, found.needed) == (None, 150)
 
 
-def test_how_many_loops_are_missing_is_rounded_up_to_tens() -> None:
+def test_needed_loops_are_rounded_up_to_tens() -> None:
     def needed(*sizes: int) -> int | None:
         one = counted(sizes, latencies=[[1.0] * n for n in sizes])
         return compare(one, one, paired=True).p50.needed
@@ -220,7 +220,7 @@ def test_how_many_loops_are_missing_is_rounded_up_to_tens() -> None:
     assert needed(50, 5, 5) == 20  # enough in all, in blocks too uneven: one more block's worth
 
 
-def test_the_bias_of_a_quantile_joins_the_interval() -> None:
+def test_bias_of_a_quantile_joins_the_interval() -> None:
     """Halves at 1 and at 4: a median of 2.5 of the whole, of 2 of the halves; twice that step."""
     steps = counted([40] * 3, latencies=[[1.0] * 20 + [4.0] * 20] * 3)
     flat = counted([40] * 3, latencies=[[1.0] * 40] * 3)
@@ -229,7 +229,7 @@ def test_the_bias_of_a_quantile_joins_the_interval() -> None:
         assert (found.low, found.value, found.high) == pytest.approx((2.5 / 1.25**2, 2.5, 2.5 * 1.25**2))
 
 
-def test_a_correlation_of_eight_tenths_makes_everything_between_runs_three_times_as_wide() -> None:
+def test_correlation_of_eight_tenths_makes_everything_between_runs_three_times_as_wide() -> None:
     drift = [[math.exp(k)] for k in range(10)]
     assert dependence([np.array(b) for b in drift], [np.array(b) for b in drift]) == pytest.approx(0.8)
     done = [(100, 150, 90, 130, 120)[k % 5] for k in range(10)]
@@ -271,13 +271,13 @@ def test_failures_that_never_vary_are_as_certain_as_independent_loops() -> None:
         assert found.p_value == pytest.approx(2 * stats.t.sf(0.1 / error, freedom))
 
 
-def test_a_share_of_failures_differs_by_no_more_than_all_of_it() -> None:
+def test_share_of_failures_differs_by_no_more_than_all_of_it() -> None:
     every, none = counted([4] * 3, failures=[(4, 4)] * 3), counted([4] * 3, failures=[(0, 4)] * 3)
     assert compare(every, none, paired=True).failures.high == 1.0
     assert compare(none, every, paired=True).failures.low == -1.0
 
 
-def test_a_block_in_which_nothing_ended_breaks_no_pair() -> None:
+def test_block_in_which_nothing_ended_breaks_no_pair() -> None:
     gap = counted([100] * 4, failures=[(10, 100), (0, 0), (12, 100), (9, 100)])
     found = compare(gap, counted([100] * 4, failures=[(20, 100)] * 4), paired=True).failures
     assert found.value == pytest.approx(31 / 300 - 0.2)
@@ -287,7 +287,7 @@ def test_a_block_in_which_nothing_ended_breaks_no_pair() -> None:
         assert compare(*pair, paired=True).failures == Difference(None)
 
 
-def test_what_is_shown_is_below_five_per_cent_and_relevant() -> None:
+def test_difference_is_shown_below_five_per_cent_and_if_relevant() -> None:
     found = compare(ONE, OTHER, paired=False)
     at = dataclasses.replace(
         found,
@@ -372,7 +372,7 @@ def test_failures_differ_from_one_point_on():
     assert verdict(more).metric == "goodput"
 
 
-def test_only_blocks_of_two_runs_are_taken_to_depend_on_their_neighbours():
+def test_blocks_are_taken_to_depend_on_their_neighbours_only_between_runs():
     def drifting(name: str, scale: float) -> Side:
         one = sampled(name, [100] * 8, scale)
         return dataclasses.replace(
@@ -386,7 +386,7 @@ def test_only_blocks_of_two_runs_are_taken_to_depend_on_their_neighbours():
     assert across.high / across.low > 1.02 * within.high / within.low
 
 
-def test_between_runs_dependence_widens_by_its_formula_paired_or_not():
+def test_dependence_between_runs_widens_by_its_formula_paired_or_not():
     rng = np.random.default_rng(5)
     drift = [0, 1, 2, 1, 0, 1, 2, 1, 0, 1]  # r = 0.163
     groups = tuple(np.full(100, np.exp(value)) for value in drift)
@@ -410,7 +410,7 @@ def test_runs_without_any_spread_are_equal_or_certainly_not():
     assert (twice.low, twice.p_value) == (twice.high, 0.0)
 
 
-def test_the_bias_of_both_sides_joins_where_runs_are_not_paired():
+def test_bias_of_both_sides_joins_where_runs_are_not_paired():
     """The p50 of halves and wholes differ on one side alone: blocks whose second half is slower."""
     even = sampled("a", [40] * 5)
     even = dataclasses.replace(
@@ -430,7 +430,7 @@ def test_the_bias_of_both_sides_joins_where_runs_are_not_paired():
     assert widths[3] < widths[1] / 2  # the same bias on both sides cancels
 
 
-def test_the_dependence_of_blocks_is_corrected_for_how_few_there_are():
+def test_dependence_of_blocks_is_corrected_for_how_few_there_are():
     logs = [0, 1, 2, 1, 0, 1, 2, 1, 0, 1]
     groups = [np.full(3, np.exp(value)) for value in logs]
     assert dependence(groups, groups) == pytest.approx((-0.01 / 4.9 + 1 / 10) / (1 - 4 / 10))

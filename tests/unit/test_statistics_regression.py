@@ -38,7 +38,7 @@ def recorded(
 GATES = parse_gates("p95 > +5%, errors > +1%")
 
 
-def test_a_slower_run_fails_the_gate_and_says_by_how_much(tmp_path: Path) -> None:
+def test_run_that_is_slower_fails_the_gate_and_says_by_how_much(tmp_path: Path) -> None:
     found = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2), GATES)
     assert found.holds is False
     assert [outcome.holds for outcome in found.outcomes] == [False, True]
@@ -54,7 +54,7 @@ def test_a_slower_run_fails_the_gate_and_says_by_how_much(tmp_path: Path) -> Non
     assert "slower than gathered in 20231114-221320 at p95" in found.verdicts[0].sentence
 
 
-def test_an_equal_run_passes(tmp_path: Path) -> None:
+def test_run_that_is_equal_passes(tmp_path: Path) -> None:
     found = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 2), GATES)
     assert found.holds is True
     same_tape = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 1))
@@ -62,14 +62,14 @@ def test_an_equal_run_passes(tmp_path: Path) -> None:
     assert same_tape.comparisons[0].paired is True
 
 
-def test_too_few_loops_decide_nothing(tmp_path: Path) -> None:
+def test_loops_that_are_too_few_decide_nothing(tmp_path: Path) -> None:
     sides = [recorded(tmp_path, factor, seed, loops=20) for factor, seed in ((1.0, 1), (1.5, 2))]
     found = compare_directories(sides[0], sides[1], parse_gates("p95 > +5%"))
     assert found.holds is None
     assert "not decided, too few loops: about 220 more of each needed" in found.outcomes[0].sentence
 
 
-def test_an_invalid_run_decides_nothing_and_says_so_first(tmp_path: Path) -> None:
+def test_invalid_run_decides_nothing_and_says_so_first(tmp_path: Path) -> None:
     health = ClientHealth(process="w0", cpu=0.99)
     found = compare_directories(
         recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2, client=(health,)), GATES
@@ -93,7 +93,7 @@ def fixed(
     return directory
 
 
-def test_what_is_to_know_of_either_run_is_said_and_what_is_invalid_first(tmp_path: Path) -> None:
+def test_caveats_of_either_run_are_said_and_invalid_ones_first(tmp_path: Path) -> None:
     full, thin = fixed(tmp_path), fixed(tmp_path, loops=4)
     for pair in ((full, thin), (thin, full)):
         found = compare_directories(*pair).warnings
@@ -111,7 +111,7 @@ def test_good_loops_are_named_for_the_candidate_and_then_the_baseline(tmp_path: 
     )
 
 
-def test_the_objective_of_the_candidate_says_what_is_good(tmp_path: Path) -> None:
+def test_objective_of_the_candidate_says_what_is_good(tmp_path: Path) -> None:
     slow = fixed(tmp_path, model=140.0, slo="p95<120ms")
     (found,) = compare_directories(fixed(tmp_path), slow).comparisons
     assert found.goodput.value == pytest.approx(0.5 / 30.5)
@@ -129,12 +129,12 @@ def test_annotations_for_github(tmp_path: Path) -> None:
     assert all(line.startswith("::") for line in lines)
 
 
-def test_nothing_in_common_is_a_usage_error(tmp_path: Path) -> None:
+def test_runs_with_nothing_in_common_are_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="gathered with 2 and sequential with 2"):
         compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 2, "sequential"))
 
 
-def test_an_objective_can_be_given_to_runs_that_had_none(tmp_path: Path):
+def test_objective_can_be_given_to_runs_that_had_none(tmp_path: Path):
     def recorded(model: float) -> RunDirectory:
         directory = RunDirectory.create(tmp_path, run(trials()))
         lines = [codec.encode(one) + b"\n" for one in made(model=model)]
@@ -148,7 +148,7 @@ def test_an_objective_can_be_given_to_runs_that_had_none(tmp_path: Path):
     assert held.goodput.value < 0.05
 
 
-def test_a_ladder_s_levels_are_named_by_their_agents(tmp_path: Path):
+def test_ladder_s_levels_are_named_by_their_agents(tmp_path: Path):
     def recorded(users: tuple[int, ...]) -> RunDirectory:
         steps = [
             trial(

@@ -186,7 +186,7 @@ def test_estimates_match_runs_in_which_the_change_was_real(strategy: str) -> Non
             assert figure.estimated == pytest.approx(np.quantile(truth, p) / 1e9, rel=0.001)
 
 
-def test_a_shared_limiter_is_replayed_with_the_waits_of_others() -> None:
+def test_shared_limiter_is_replayed_with_the_waits_of_others() -> None:
     """Halving one of two tools behind a crowded semaphore saves more than half of that tool's time."""
     records = simulate(works(agents=8, loops=40, seed=3), "semaphore:2")
     estimate = next(
@@ -223,7 +223,7 @@ def per_agent(limit: int) -> tuple[Counterfactual, ...]:
     return counterfactuals(one_trial(spec), [record], ["t40", "t10"])
 
 
-def test_an_agents_own_limiter_by_hand() -> None:
+def test_agents_own_limiter_by_hand() -> None:
     found = {one.change: one.p50 for one in per_agent(2)}
     # Two places: 40 | 30, then 20 after 30, 10 after 40: 50 ms. 20 | 30, then 20 and 10: 40 ms.
     assert found[Change("tool", "t40")].measured == pytest.approx(0.150)
@@ -235,7 +235,7 @@ def test_an_agents_own_limiter_by_hand() -> None:
     assert Change("first_token") not in found  # none was observed
 
 
-def test_nothing_is_estimated_where_the_replay_misses_the_run() -> None:
+def test_replay_that_misses_the_run_estimates_nothing() -> None:
     """Fifty calls at once through a "semaphore" of two: whatever ran there, it was not that."""
     records = simulate(works(agents=25, loops=4, seed=5), "gathered")
     trials = [

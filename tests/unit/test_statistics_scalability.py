@@ -11,7 +11,7 @@ from profiler.statistics.scalability import Scalability, fit
 
 
 @pytest.mark.parametrize(("coherency", "seen"), [(4e-6, False), (1e-4, True)])
-def test_a_peak_far_beyond_the_largest_load_is_not_claimed(coherency, seen):
+def test_peak_far_beyond_the_largest_load_is_not_claimed(coherency, seen):
     """The law without noise: κ is known exactly, and N* = 500 or 100 where 200 was the most."""
     loads = [10, 25, 50, 100, 200]
     rates = [[100 * n / (1 + coherency * n * (n - 1))] * 3 for n in loads]
@@ -39,7 +39,7 @@ def blocks(
     ]
 
 
-def test_a_known_law_is_recovered() -> None:
+def test_known_law_is_recovered() -> None:
     found = fit(LOADS, blocks(2.0, 0.05, 0.001, noise=0.0))
     assert found is not None
     assert found.rate == pytest.approx(2.0, rel=1e-3)
@@ -51,7 +51,7 @@ def test_a_known_law_is_recovered() -> None:
     assert found.throughput(16) == pytest.approx(throughput(16, 2.0, 0.05, 0.001), rel=1e-3)
 
 
-def test_the_interval_holds_the_true_peak_under_noise() -> None:
+def test_interval_holds_the_true_peak_under_noise() -> None:
     found = fit(LOADS, blocks(2.0, 0.05, 0.001, noise=0.03))
     assert found is not None
     assert found.peak is not None
@@ -61,7 +61,7 @@ def test_the_interval_holds_the_true_peak_under_noise() -> None:
     assert found.peak.high < 1.5 * found.peak.low
 
 
-def test_one_block_a_load_uses_residuals() -> None:
+def test_fit_of_one_block_a_load_uses_residuals() -> None:
     found = fit(LOADS, blocks(2.0, 0.05, 0.001, noise=0.02, count=1))
     assert found is not None
     assert found.coherency.low is not None
@@ -70,28 +70,28 @@ def test_one_block_a_load_uses_residuals() -> None:
 
 
 @pytest.mark.parametrize("contention", [0.0, 0.2])
-def test_no_peak_is_seen_where_there_is_none(contention: float) -> None:
+def test_peak_is_not_seen_where_there_is_none(contention: float) -> None:
     found = fit(LOADS, blocks(2.0, contention, 0.0, noise=0.03))
     assert found is not None
     assert found.peak is None
     assert found.sentence == "no peak seen up to 64 agents"
 
 
-def test_too_few_loads_fit_nothing() -> None:
+def test_fit_of_too_few_loads_is_none() -> None:
     assert fit([1, 2, 4], [[1.0], [2.0], [4.0]]) is None
     assert fit(LOADS, [[1.0], [1.0], [1.0], [], [], []]) is None
     assert fit(LOADS, [[1.0], [0.0], [1.0], [1.0], [1.0], [1.0]]) is None
 
 
 @pytest.mark.usefixtures("few_repeats")
-def test_a_throughput_that_falls_from_the_first_load_on_has_no_peak() -> None:
+def test_throughput_that_falls_from_the_first_load_on_has_no_peak() -> None:
     found = fit(LOADS, [[2.0 / (1 + 0.01 * (n - 1))] * 3 for n in LOADS])
     assert found is not None
     assert (found.peak, found.sentence) == (None, "throughput falls with every agent beyond 1")
 
 
 @pytest.mark.usefixtures("few_repeats")
-def test_a_peak_that_noise_could_have_made_is_not_seen() -> None:
+def test_peak_that_noise_could_have_made_is_not_seen() -> None:
     rng = np.random.default_rng(9)
     noisy = [
         [throughput(n, 2.0, 0.05, 0.0002) * math.exp(rng.normal(0, 0.2)) for _ in range(2)] for n in LOADS
@@ -104,7 +104,7 @@ def test_a_peak_that_noise_could_have_made_is_not_seen() -> None:
 
 
 @pytest.mark.usefixtures("few_repeats")
-def test_the_interval_of_a_peak_reaches_to_both_sides() -> None:
+def test_interval_of_a_peak_reaches_to_both_sides() -> None:
     found = fit(LOADS, blocks(2.0, 0.05, 0.001, noise=0.03))
     assert found is not None
     assert found.peak is not None
@@ -113,7 +113,7 @@ def test_the_interval_of_a_peak_reaches_to_both_sides() -> None:
 
 @pytest.mark.usefixtures("few_repeats")
 @pytest.mark.parametrize(("coherency", "noise"), [(1e-5, 0.0), (0.0, 0.03)])
-def test_without_a_peak_the_law_is_told_all_the_same(coherency: float, noise: float) -> None:
+def test_law_without_a_peak_is_told_all_the_same(coherency: float, noise: float) -> None:
     found = fit(LOADS, blocks(0.02, 0.2, coherency, noise))
     assert found is not None
     assert found.peak is None
@@ -142,7 +142,7 @@ def test_blocks_are_drawn_within_their_load_only_where_every_load_has_several() 
 
 
 @pytest.mark.usefixtures("few_repeats")
-def test_a_few_points_leave_more_doubt_than_their_residuals_show() -> None:
+def test_fit_of_a_few_points_leaves_more_doubt_than_their_residuals_show() -> None:
     loads = [1, 8, 32, 64]
     means = [off * throughput(n, 2.0, 0.05, 0.001) for n, off in zip(loads, OFF, strict=False)]
     once = width(fit(loads, [[mean] for mean in means]))
@@ -150,7 +150,7 @@ def test_a_few_points_leave_more_doubt_than_their_residuals_show() -> None:
     assert once > 1.8 * twice  # of four points three parameters leave one degree of freedom
 
 
-def test_the_interval_from_residuals_is_as_wide_as_the_noise_makes_it():
+def test_interval_from_residuals_is_as_wide_as_the_noise_makes_it():
     """Twelve loads of one block each, 2 % of noise: N* is known within a few per cent."""
     rng = np.random.default_rng(3)
     loads = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 96]

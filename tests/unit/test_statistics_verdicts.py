@@ -15,7 +15,7 @@ from profiler.statistics.verdicts import decide, verdict
 from tests.unit.statistics_data import against, side
 
 
-def test_a_verdict_names_factor_interval_and_quantile() -> None:
+def test_verdict_names_factor_interval_and_quantile() -> None:
     found = against(side("semaphore:8", 1 / 1.31), side("sequential", 1.0, seed=2))
     said = verdict(found)
     ratio = found.p95
@@ -29,13 +29,13 @@ def test_a_verdict_names_factor_interval_and_quantile() -> None:
     assert slower.sentence.startswith(f"sequential is {1 / ratio.value:.2f}× [")
 
 
-def test_no_difference_is_an_answer() -> None:
+def test_verdict_of_no_difference_is_an_answer() -> None:
     said = verdict(against(side("a", 1.0), side("b", 1.0, seed=2)))
     assert said.kind == "no_difference"
     assert "a against b: no difference shown at p95 (time " in said.sentence
 
 
-def test_too_few_says_how_many_more() -> None:
+def test_verdict_of_too_few_says_how_many_more() -> None:
     found = against(side("a", 0.5, blocks=2, loops=30), side("b", 1.0, blocks=2, loops=30, seed=2))
     assert (found.p50.low, found.p95.low) == (None, None)
     said = verdict(found)
@@ -46,21 +46,21 @@ def test_too_few_says_how_many_more() -> None:
     )
 
 
-def test_too_few_names_goodput_where_failures_are_apart() -> None:
+def test_verdict_of_too_few_names_goodput_where_failures_are_apart() -> None:
     fails = side("a", 0.5, blocks=2, loops=30, failing=(15, 15))
     said = verdict(against(fails, side("b", 1.0, blocks=2, loops=30, seed=2)))
     assert said.kind == "too_few"
     assert said.sentence.endswith("(so far 0.50× the goodput, 50 points more of its loops fail).")
 
 
-def test_enough_for_p50_but_not_for_p95() -> None:
+def test_verdict_at_p50_where_it_is_not_enough_for_p95() -> None:
     found = against(side("a", 0.5, blocks=4, loops=40), side("b", 1.0, blocks=4, loops=40, seed=2))
     said = verdict(found)
     assert (said.kind, said.metric) == ("faster", "p50")
     assert said.sentence.endswith("at p50; too few loops for p95: about 140 more of each needed.")
 
 
-def test_where_failures_differ_goodput_is_named_whatever_it_shows() -> None:
+def test_verdict_names_goodput_where_failures_differ_whatever_it_shows() -> None:
     fails = side("a", 0.5, failing=[60] * 8)
     worse = verdict(against(fails, side("b", 1.0, seed=2)))
     assert (worse.kind, worse.metric) == ("less_goodput", "goodput")
@@ -83,7 +83,7 @@ def test_where_failures_differ_goodput_is_named_whatever_it_shows() -> None:
     assert found.sentence.startswith("a against b: too few loops to compare goodput: its failure rate is ")
 
 
-def test_slower_so_far_is_said_too() -> None:
+def test_verdict_of_slower_so_far_is_said_too() -> None:
     found = verdict(against(side("a", 3.0, blocks=2, loops=30), side("b", 1.0, blocks=2, loops=30)))
     assert found.sentence.endswith("(so far 3.00× slower at p50).")
     assert "in at least 3 blocks" in found.sentence
@@ -91,12 +91,12 @@ def test_slower_so_far_is_said_too() -> None:
     assert many.sentence.endswith("more of each needed (so far 30.0× slower at p50).")
 
 
-def test_nothing_completed_is_too_few() -> None:
+def test_verdict_of_nothing_completed_is_too_few() -> None:
     empty = dataclasses.replace(side("a", 1.0), latencies=(np.empty(0),) * 8)
     assert verdict(against(empty, side("b", 1.0))).kind == "too_few"
 
 
-def test_failures_that_differ_put_goodput_first() -> None:
+def test_verdict_puts_goodput_first_where_failures_differ() -> None:
     faster_but_failing = side("gathered", 0.5, failing=[130, 135, 140, 130, 128, 138, 135, 131])
     found = against(faster_but_failing, side("sequential", 1.0, seed=2))
     assert found.failures.shown
@@ -106,13 +106,13 @@ def test_failures_that_differ_put_goodput_first() -> None:
     assert "less goodput than sequential" in said.sentence
 
 
-def test_a_few_failures_everywhere_do_not_take_over() -> None:
+def test_verdict_is_not_about_a_few_failures_everywhere() -> None:
     found = against(side("a", 0.5, failing=[1] * 8), side("b", 1.0, failing=[0] * 8, seed=2))
     assert not found.failures.shown  # 0.7 points: shown perhaps, relevant no
     assert verdict(found).metric == "p95"
 
 
-def test_a_gate_fails_only_when_the_whole_interval_is_beyond_it() -> None:
+def test_gate_fails_only_when_the_whole_interval_is_beyond_it() -> None:
     (gate,) = parse_gates("p95 > +5%")
     slow = against(side("new", 1.5), side("old", 1.0, seed=2))
     (outcome,) = decide([gate], [slow])
@@ -133,7 +133,7 @@ def test_gates_on_rates_and_errors_look_the_other_way() -> None:
     assert [outcome.holds for outcome in decide(gates, [better])] == [True, True]
 
 
-def test_many_decisions_widen_the_intervals() -> None:
+def test_gates_that_are_many_widen_the_intervals() -> None:
     (gate,) = parse_gates("p95 > +5%")
     base = against(side("new", 1.5), side("old", 1.0, seed=2))
     close = dataclasses.replace(base, p95=dataclasses.replace(base.p95, value=1.10, low=1.055, high=1.147))
@@ -148,7 +148,7 @@ def changed(**figures: Ratio | Difference) -> Comparison:
     return dataclasses.replace(KNOWN, **figures)
 
 
-def test_what_is_shown_at_p50_alone_is_said_beside_p95() -> None:
+def test_verdict_says_beside_p95_what_is_shown_at_p50_alone() -> None:
     found = changed(p95=Ratio(0.9, 0.8, 1.01), p50=Ratio(0.5, 0.4, 0.8, shown=True))
     assert verdict(found).sentence == (
         "a against b: no difference shown at p95 (time 0.90× [0.80, 1.01]); "
@@ -156,7 +156,7 @@ def test_what_is_shown_at_p50_alone_is_said_beside_p95() -> None:
     )
 
 
-def test_numbers_from_ten_on_have_one_decimal_and_unknown_ones_are_dashes() -> None:
+def test_verdict_has_one_decimal_from_ten_on_and_dashes_for_unknown_numbers() -> None:
     assert (
         "a is 12.5× [9.90, 20.0] slower" in verdict(changed(p95=Ratio(12.5, 9.9, 20.0, shown=True))).sentence
     )
@@ -165,7 +165,7 @@ def test_numbers_from_ten_on_have_one_decimal_and_unknown_ones_are_dashes() -> N
     assert "(time –× [–, –])" in verdict(changed(p95=Ratio(None))).sentence
 
 
-def test_so_far_names_whoever_fails_less_too() -> None:
+def test_verdict_so_far_names_whoever_fails_less_too() -> None:
     few, no = Ratio(1.5, needed=10), Ratio(3.0, needed=10)
     found = changed(p50=few, p95=few, goodput=no, failures=Difference(-1.0))
     assert verdict(found).sentence.endswith("(so far 3.00× the goodput, 100 points fewer of its loops fail).")
@@ -175,7 +175,7 @@ def test_so_far_names_whoever_fails_less_too() -> None:
     assert verdict(found).sentence.endswith("(so far 1.50× slower at p50).")
 
 
-def test_the_summaries_add_how_many_good_loops_there_were() -> None:
+def test_verdict_adds_from_summaries_how_many_good_loops_there_were() -> None:
     def summary(goodput: float | None, failed: float | None) -> SimpleNamespace:
         return SimpleNamespace(goodput=Estimate(goodput), failure_rate=Estimate(failed))
 
@@ -195,7 +195,7 @@ def test_the_summaries_add_how_many_good_loops_there_were() -> None:
         assert verdict(found, *pair).sentence == points  # type: ignore[arg-type]
 
 
-def test_a_gate_prints_the_interval_that_it_was_decided_by() -> None:
+def test_gate_prints_the_interval_that_it_was_decided_by() -> None:
     slow = changed(p95=Ratio(1.5, 1.1, 2.1), failures=Difference(0.05, 0.03, 0.09))
     gates = parse_gates("p95 > +5%, errors > +1%")
     one, two = (outcome.sentence for outcome in decide(gates, [slow]))
@@ -208,7 +208,7 @@ def test_a_gate_prints_the_interval_that_it_was_decided_by() -> None:
     assert sentences[4] == "a against b: errors > +1% fails: errors +5.0 % [+2.5, +10.1]."
 
 
-def test_an_interval_that_touches_a_gate_holds() -> None:
+def test_interval_that_touches_a_gate_holds() -> None:
     found = changed(goodput=Ratio(0.25, 0.125, 0.5), failures=Difference(0.25, 0.125, 0.5))
     outcomes = decide(parse_gates("goodput < -50%, errors > +12.5%"), [found])
     assert [outcome.holds for outcome in outcomes] == [True, True]
@@ -223,7 +223,7 @@ def test_failures_of_too_few_loops_decide_no_gate() -> None:
 @pytest.mark.parametrize(
     ("share", "word"), [(0, "0 %"), (2, "0.5 %"), (20, "5.0 %"), (40, "10 %"), (200, "50 %")]
 )
-def test_small_shares_are_shown_to_a_tenth(share, word):
+def test_share_that_is_small_is_shown_to_a_tenth(share, word):
     """`share` of 400 loops failed; of the other's 300."""
     from profiler.statistics.verdicts import _share
 

@@ -17,7 +17,7 @@ def block_of(trials: list, records: list) -> Block:
     return block
 
 
-def test_a_window_holds_its_beginning_and_not_its_end() -> None:
+def test_window_holds_its_beginning_and_not_its_end() -> None:
     starts_inside = [loop(1000, model=500), loop(1999, model=500)]
     ends_inside = [loop(900, model=100), loop(1899, model=100)]
     outside = [loop(999, model=1500), loop(2000, model=100), loop(800, model=199)]
@@ -35,7 +35,7 @@ def test_loops_are_in_the_order_in_which_they_were_due() -> None:
     assert block.due.tolist() == [2, 0, 1]
 
 
-def test_several_trials_of_one_block_are_added() -> None:
+def test_trials_of_one_block_are_added() -> None:
     trials = [
         trial(0, "gathered", 0, 1000, block=4, interrupted=2),
         dataclasses.replace(trial(1, "gathered", 2000, 4000, block=4, interrupted=1), dropped=5),
@@ -46,7 +46,7 @@ def test_several_trials_of_one_block_are_added() -> None:
 
 
 @pytest.mark.parametrize(("interrupted", "cancelled", "known", "cut"), [(3, 1, 3, 2), (1, 3, 3, 0)])
-def test_what_was_interrupted_and_left_a_record_is_not_counted_twice(
+def test_loop_that_was_interrupted_and_left_a_record_is_not_counted_twice(
     interrupted: int, cancelled: int, known: int, cut: int
 ) -> None:
     records = [loop(k * 10, status="cancelled") for k in range(cancelled)] + [loop(500)]
@@ -54,7 +54,7 @@ def test_what_was_interrupted_and_left_a_record_is_not_counted_twice(
     assert (block.interrupted, block.cut) == (known, cut)
 
 
-def test_a_block_as_short_as_the_warm_up_keeps_its_loops() -> None:
+def test_block_as_short_as_the_warm_up_keeps_its_loops() -> None:
     trials, records = [], []
     for block, count in enumerate((200, 200, 200, 20, 21)):
         trials.append(trial(block, "gathered", block * 100_000, block * 100_000 + 40_000, block=block))

@@ -15,7 +15,7 @@ from profiler.tune.quotas import advise, demand, parse_quota
 from tests.unit.tune_data import answer, loop, scored
 
 
-def test_the_simplest_of_those_without_a_difference_is_chosen():
+def test_choice_is_the_simplest_of_those_without_a_difference():
     best = scored("adaptive", 5.0)
     assert (
         choose([best, scored("gathered", 4.9, 0.98), scored("semaphore:8", 4.95, 0.99)])[0].spec == "gathered"
@@ -32,7 +32,7 @@ def test_the_simplest_of_those_without_a_difference_is_chosen():
     assert choose([best, scored("gathered", 4.0, 0.8, width=0.5)])[0].spec == "adaptive"
 
 
-def test_the_answer_is_a_sentence_with_its_evidence():
+def test_answer_is_a_sentence_with_its_evidence():
     final = [
         scored("semaphore:48", 5.7),
         scored("gathered", 0.9, 0.16, shown=True),
@@ -52,7 +52,7 @@ def test_the_answer_is_a_sentence_with_its_evidence():
     assert text.splitlines()[0] == found.sentence + "."
 
 
-def test_where_gathering_is_as_good_the_answer_says_so():
+def test_answer_says_so_where_gathering_is_as_good():
     found = answer([scored("semaphore:48", 5.7), scored("gathered", 5.65, 0.99)], [])
     assert found.sentence == (
         "gathered: at this load gathering is as good as any limit: goodput 5.65/s [5.37, 5.93]; "
@@ -61,13 +61,13 @@ def test_where_gathering_is_as_good_the_answer_says_so():
     assert found.headroom is None
 
 
-def test_what_is_invalid_comes_first():
+def test_answer_says_first_what_is_invalid():
     assert render(answer([scored("gathered", 1.0)], [], invalid=("invalid: the client",))).startswith(
         "invalid: the"
     )
 
 
-def test_a_difference_that_does_not_matter_is_none():
+def test_choice_ignores_a_difference_that_does_not_matter():
     best, close = scored("semaphore:64", 5.0), scored("gathered", 4.9, 0.98, shown=True, width=0.02)
     assert equivalent(close.against_best)
     assert not equivalent(close.against_best, wider=3)
@@ -79,7 +79,7 @@ def test_a_difference_that_does_not_matter_is_none():
 @pytest.mark.parametrize(
     "spec", ["gathered", "semaphore:48", "adaptive", "eager+semaphore:8", "semaphore:8+rate:5/s"]
 )
-def test_the_snippet_runs(spec):
+def test_snippet_runs(spec):
     code = python_snippet(spec, "rate:500/min+tokens:30000/min")
     from profiler.testing import ScriptedModel
 
@@ -91,21 +91,21 @@ def test_the_snippet_runs(spec):
     assert made.model.gate.rules[1].text == "tokens:30000/min"
 
 
-def test_the_toml_fragment_says_the_same():
+def test_toml_fragment_says_the_same():
     import tomllib
 
     parsed = tomllib.loads(toml_fragment("semaphore:48", "rate:500/min"))
     assert parsed == {"profiler": {"limits": {"strategy": "semaphore:48", "model": "rate:500/min"}}}
 
 
-def test_gathering_against_nothing_needs_no_comparison():
+def test_answer_of_gathering_against_nothing_needs_no_comparison():
     found = answer([scored("gathered", 5.0)], [])
     assert found.sentence == (
         "gathered: at this load gathering is as good as any limit: goodput 5/s [4.75, 5.25]"
     )
 
 
-def test_a_setting_that_is_no_semaphore_is_not_called_shared():
+def test_setting_that_is_no_semaphore_is_not_called_shared():
     final = [scored("adaptive", 5.0), scored("gathered", 4.0, 0.8, width=0.5)]
     found = answer(final, [])
     assert found.sentence == (
@@ -122,12 +122,12 @@ def test_headroom_needs_the_setting_at_four_fifths():
     assert answer(without_score, without_score).headroom is None
 
 
-def test_where_nothing_has_a_score_the_first_one_is_the_setting():
+def test_setting_is_the_first_one_where_nothing_has_a_score():
     setting, as_good = choose([scored("semaphore:8", None), scored("adaptive", None)])
     assert (setting.spec, as_good) == ("semaphore:8", False)
 
 
-def test_the_figures_of_an_objective():
+def test_figures_of_an_objective():
     p95 = replace(scored("semaphore:8", 2.0), p95=Estimate(0.5, 0.4, 0.6))
     assert answer([p95], [p95], objective="p95").sentence == "semaphore:8, shared: p95 0.5 s [0.4, 0.6]"
     throughput = replace(scored("semaphore:8", 2.0), throughput=Estimate(7.0))
@@ -138,7 +138,7 @@ def test_the_figures_of_an_objective():
     assert (per_second(Estimate(5.678)), seconds(Estimate(1.234))) == ("5.68/s", "1.23 s")
 
 
-def test_the_text_has_the_curve_other_loads_scalability_and_rates():
+def test_text_has_the_curve_other_loads_scalability_and_rates():
     final = [scored("semaphore:20", 5.0), scored("gathered", 1.0, 0.2, shown=True)]
     curve = [scored("semaphore:10", 4.0, 0.8, shown=True), final[0], scored("semaphore:40", 1.0)]
     taken = demand([loop(0, None)])
@@ -164,7 +164,7 @@ def test_the_text_has_the_curve_other_loads_scalability_and_rates():
     assert lines[-1] == "290 s, 2 experiments: runs/1, runs/2"
 
 
-def test_the_curve_is_shown_too_where_what_is_set_is_no_limit():
+def test_curve_is_shown_too_where_what_is_set_is_no_limit():
     final = [scored("adaptive", 5.0), scored("semaphore:20", 4.0, 0.8, shown=True)]
     curve = [scored("semaphore:10", 3.0), final[1]]
     lines = render(answer(final, curve, shape=shape(curve, 20))).splitlines()

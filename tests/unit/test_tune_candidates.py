@@ -20,7 +20,7 @@ from profiler.tune.candidates import (
 from tests.unit.tune_data import scored
 
 
-def test_a_ladder_reaches_from_the_mean_to_the_peak_or_lies_around_a_guess():
+def test_ladder_reaches_from_the_mean_to_the_peak_or_lies_around_a_guess():
     assert ladder(16, 1) == [1, 2, 4, 8, 16]
     assert ladder(1) == [1]
     assert ladder(160, 10, guess=20) == [10, 14, 20, 28, 40]
@@ -28,7 +28,7 @@ def test_a_ladder_reaches_from_the_mean_to_the_peak_or_lies_around_a_guess():
     assert ladder(5, 40) == [5]  # a peak below the mean is no peak: nothing was lost there
 
 
-def test_refining_looks_between_the_best_and_its_neighbours():
+def test_refine_looks_between_the_best_and_its_neighbours():
     found = refine({10: 3.0, 20: 5.0, 40: 4.0})
     assert 20 in found
     assert all(10 < limit < 40 for limit in found)
@@ -39,7 +39,7 @@ def test_refining_looks_between_the_best_and_its_neighbours():
     assert 1 in refine({1: 5.0, 2: 5.0})
 
 
-def test_who_is_shown_to_be_worse_is_out():
+def test_survivors_are_those_not_shown_to_be_worse():
     found = [
         scored("gathered", 1.0, 0.2, shown=True),
         scored("semaphore:8", 4.9, 0.98),
@@ -59,7 +59,7 @@ def test_rungs_of_different_lengths_are_put_on_one_scale():
     assert curve[0].goodput.high == pytest.approx(4.0 * 1.05)
 
 
-def test_the_shape_of_a_curve():
+def test_shape_of_a_curve():
     curve = [
         scored("semaphore:5", 2.0, 0.4, shown=True),
         scored("semaphore:10", 4.8, 0.96, shown=True),
@@ -77,12 +77,12 @@ def test_the_shape_of_a_curve():
     assert shape(curve, 20).high == 20
 
 
-def test_time_is_cut_into_blocks_with_their_drains():
+def test_block_seconds_leave_time_for_drains():
     assert block_seconds(60, trials=20, drain=1) == 2
     assert block_seconds(10, trials=20, drain=1) == 1  # never shorter than says anything
 
 
-def test_long_drains_leave_fewer_blocks():
+def test_affordable_blocks_are_fewer_with_long_drains():
     assert affordable(60, candidates=5, blocks=8, drain=0.5) == 8
     assert affordable(60, candidates=5, blocks=8, drain=2.0) == 4
     assert affordable(5, candidates=5, blocks=8, drain=2.0) == 2
@@ -111,6 +111,6 @@ def test_limits_are_apart_when_their_intervals_do_not_meet_or_one_has_none_and_i
     assert shape([replace(near, score=Estimate(4.7)), best], 20).low == 20  # 94 %
 
 
-def test_a_curve_without_a_common_candidate_keeps_its_scale():
+def test_curve_without_a_common_candidate_keeps_its_scale():
     curve = on_one_scale([[scored("semaphore:10", 5.0)], [scored("semaphore:20", 10.0)]])
     assert [one.score.value for one in curve] == [5.0, 10.0]

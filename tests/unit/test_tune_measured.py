@@ -18,14 +18,14 @@ from tests.unit.tune_data import loop
 S = 1_000_000_000
 
 
-def test_where_an_adaptive_limit_settled():
+def test_settled_limit_is_where_an_adaptive_one_stayed():
     records = [loop(i * S, limit) for i, limit in enumerate([8, 16, 32, 21, 20, 20, 19])]
     assert settled_limit(records) is None  # nothing was refused: it only grew
     records[3] = loop(3 * S, 21, error="http_429")
     assert settled_limit(records) == 20
 
 
-def test_a_pilot_tells_the_peak_and_what_trials_cost():
+def test_pilot_tells_the_peak_and_what_trials_cost():
     trial = SimpleNamespace(strategy="gathered", started_ns=0, ended_ns=4 * S, drained_ns=5 * S)
     later = SimpleNamespace(strategy="adaptive", started_ns=6 * S, ended_ns=10 * S, drained_ns=12 * S)
     records = [loop(0, None, strategy="gathered"), replace(loop(S // 2, None, strategy="gathered"), id="b")]
@@ -74,7 +74,7 @@ def test_candidates_are_scored_and_compared_with_the_best(tmp_path):
     assert fast.throughput.value == pytest.approx(11.0)
 
 
-def test_who_fails_has_no_latency_worth_a_score(tmp_path):
+def test_candidate_that_fails_has_no_latency_worth_a_score(tmp_path):
     directory = experiment(tmp_path, failing=True)
     found = {one.spec: one for one in candidates(directory, "p95", None)}
     assert found["gathered"].score.value is None
@@ -86,7 +86,7 @@ def test_who_fails_has_no_latency_worth_a_score(tmp_path):
     assert goodput["gathered"].against_best.value < 0.3
 
 
-def test_where_nothing_finished_nobody_is_best(tmp_path):
+def test_candidates_where_nothing_finished_have_no_best(tmp_path):
     trials = [trial(0, "gathered", 0, 1000)]
     directory = RunDirectory.create(tmp_path, run(trials))
     directory.records_path.write_bytes(b"")

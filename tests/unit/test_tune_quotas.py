@@ -14,7 +14,7 @@ from tests.unit.tune_data import loop
 S = 1_000_000_000
 
 
-def test_a_quota_by_hand():
+def test_quota_by_hand():
     assert parse_quota("openai:rpm=500,tpm=30000") == Quota(
         "openai", {"requests": 500, "tokens": 30000}, "as given"
     )
@@ -24,7 +24,7 @@ def test_a_quota_by_hand():
             parse_quota(wrong)
 
 
-def test_the_largest_rate_without_429s():
+def test_advice_is_the_largest_rate_without_429s():
     taken = demand([loop(0, None), loop(S, None)])
     assert taken is not None
     assert (taken.requests, taken.input_tokens, taken.output_tokens, taken.tools) == (1, 200, 50, {"look": 2})
@@ -45,7 +45,7 @@ def test_the_largest_rate_without_429s():
     assert (split.bound_by, split.limits) == ("input_tokens", "tokens:15000/min")  # 12,000 · 250 / 200
 
 
-def test_the_quota_that_headers_state():
+def test_quota_that_headers_state():
     def attempt(**headers: str) -> Attempt:
         return Attempt(0, 1, 200, rate_limits=headers)
 
@@ -59,7 +59,7 @@ def test_the_quota_that_headers_state():
     assert seen_quota([loop(0, None, attempts=(unlimited,))]) is None
 
 
-def test_what_nobody_takes_limits_nothing():
+def test_quota_that_nobody_takes_from_limits_nothing():
     silent = Demand(requests=1.0, input_tokens=0.0, output_tokens=0.0, tools={}, models={})
     assert advise(parse_quota("tpm=30000"), silent) is None
     assert demand([replace(loop(0, None), status="error")]) is None
@@ -70,7 +70,7 @@ def test_what_nobody_takes_limits_nothing():
     assert only_requests.limits == "rate:60/min"
 
 
-def test_a_million_requests_a_minute_is_no_limit_beside_one_that_is():
+def test_million_requests_a_minute_is_no_limit_beside_one_that_is():
     stated = {"x-ratelimit-limit-requests": "1000000", "x-ratelimit-limit-tokens": "30000"}
     found = seen_quota([loop(0, None, attempts=(Attempt(0, 1, 200, rate_limits=stated),))])
     assert found == Quota("openai", {"tokens": 30000.0}, "from its headers")

@@ -26,7 +26,7 @@ from profiler.tune.search import Search, Spending, tune
 from tests.unit.statistics_data import loop, run
 
 
-def test_what_cannot_be_searched_is_refused():
+def test_search_that_cannot_be_is_refused():
     with pytest.raises(UsageError, match="--budget must be at least 60"):
         Search(LoadOptions(), 10, budget=10)
     with pytest.raises(UsageError, match="--over magic"):
@@ -42,7 +42,7 @@ def spent(loops: int, requests: int, given: int, taken: int, *incidents: Inciden
     return run([], spent=Spent(loops, requests, given, taken), incidents=incidents)
 
 
-def test_what_is_left_is_the_limit_of_the_next_experiment() -> None:
+def test_spending_leaves_the_next_experiment_what_is_left() -> None:
     spending = Spending(LIMITS)
     assert spending.left(LIMITS) == LIMITS
     spending.add(spent(10, 30, 2000, 100))
@@ -56,7 +56,7 @@ def test_what_is_left_is_the_limit_of_the_next_experiment() -> None:
     assert spending.stopped is None
 
 
-def test_another_experiment_needs_room_for_more_than_its_first_loops() -> None:
+def test_spending_allows_an_experiment_only_more_than_its_first_loops() -> None:
     spending = Spending(LIMITS)
     assert spending.allows(1000)  # what a loop spends is not known yet
     spending.add(spent(80, 160, 6000, 0))  # 20 loops are left, 45 of requests, 40 of tokens
@@ -65,7 +65,7 @@ def test_another_experiment_needs_room_for_more_than_its_first_loops() -> None:
     assert (spending.limit, spending.stopped) == ("loops", "stopped at --max-loops 100: 80 begun")
 
 
-def test_the_limit_that_ended_an_experiment_ends_the_search() -> None:
+def test_spending_that_ended_an_experiment_ends_the_search() -> None:
     spending = Spending(LIMITS)
     spending.add(spent(40, 252, 4000, 100, Incident("limited", "stopped at --max-requests 250: 252 sent")))
     assert spending.stopped == "stopped at --max-requests 250: 252 sent"
@@ -73,7 +73,7 @@ def test_the_limit_that_ended_an_experiment_ends_the_search() -> None:
     assert spending.left(LIMITS).max_requests == 1  # a limit all the same
 
 
-def test_without_limits_nothing_ends_it() -> None:
+def test_spending_without_limits_ends_nothing() -> None:
     spending = Spending(LoadOptions())
     spending.add(spent(10**6, 10**7, 10**9, 10**9))
     assert spending.allows(1000)
@@ -182,7 +182,7 @@ def search(users: int, **changes) -> Search:
 
 
 @pytest.mark.slow
-def test_the_capacity_is_found_and_the_cliff_beyond_it(invented):
+def test_search_finds_the_capacity_and_the_cliff_beyond_it(invented):
     said: list[str] = []
     answer = tune(search(20), said.append)
     assert answer.setting.limit is not None
@@ -205,7 +205,7 @@ def test_the_capacity_is_found_and_the_cliff_beyond_it(invented):
     assert len(invented[2].options.strategies) <= 5
 
 
-def test_where_nothing_is_refused_gathering_is_as_good(invented):
+def test_search_where_nothing_is_refused_finds_gathering_as_good(invented):
     answer = tune(search(2))
     assert answer.setting.spec == "gathered"
     assert answer.gathered_is_as_good
@@ -215,7 +215,7 @@ def test_where_nothing_is_refused_gathering_is_as_good(invented):
 
 
 @pytest.mark.slow
-def test_several_processes_share_what_was_found(invented):
+def test_search_with_several_processes_shares_what_was_found(invented):
     load = LoadOptions(scenario="crowded", share_limit=True)
     answer = tune(Search(load, 20, workers=2, budget=120.0))
     assert answer.setting.limit is not None
@@ -228,7 +228,7 @@ def test_several_processes_share_what_was_found(invented):
 
 
 @pytest.mark.slow
-def test_the_last_rung_ends_when_everything_in_it_is_told_apart(invented):
+def test_search_ends_its_last_rung_when_everything_in_it_is_told_apart(invented):
     answer = tune(search(20))
     last = RunDirectory.open(answer.runs[2]).load()
     assert invented[2].blocks == 8
@@ -236,7 +236,7 @@ def test_the_last_rung_ends_when_everything_in_it_is_told_apart(invented):
 
 
 @pytest.mark.slow
-def test_arrivals_grow_with_the_load(invented):
+def test_search_lets_arrivals_grow_with_the_load(invented):
     load = LoadOptions(scenario="crowded", arrivals="constant:10/s")
     tune(Search(load, 20, budget=120.0))
     *before, loads = invented
@@ -245,12 +245,12 @@ def test_arrivals_grow_with_the_load(invented):
 
 
 @pytest.mark.slow
-def test_rates_are_tried_when_asked_for(invented):
+def test_search_tries_rates_when_asked_for(invented):
     tune(search(20, over=("semaphore", "rate")))
     assert sum(spec.text.startswith("rate:") for spec in invented[2].options.strategies) == 3
 
 
-def test_an_experiment_that_measured_nothing_is_an_error(invented, monkeypatch):
+def test_search_whose_experiment_measured_nothing_is_an_error(invented, monkeypatch):
     monkeypatch.setattr(driver, "candidates", lambda *arguments: [])
     with pytest.raises(TargetError, match="nothing was measured"):
         tune(search(20))
@@ -266,7 +266,7 @@ def loops_of(asked: list[Experiment], answer: Answer) -> list[int]:
 
 
 @pytest.mark.slow
-def test_each_experiment_gets_what_is_left_of_the_limits(invented):
+def test_search_gives_each_experiment_what_is_left_of_the_limits(invented):
     whole = tune(limited())
     assert whole.stopped is None
     needed = sum(loops_of(invented, whole))
@@ -284,7 +284,7 @@ def test_each_experiment_gets_what_is_left_of_the_limits(invented):
 
 
 @pytest.mark.slow
-def test_a_limit_ends_the_search_with_the_best_so_far(invented):
+def test_search_ended_by_a_limit_has_the_best_so_far(invented):
     pilot, rungs, final, _ = loops_of(invented, tune(limited()))
     invented.clear()
     # In the ladder, which has been round once: it tells something.
@@ -325,7 +325,7 @@ def test_a_limit_ends_the_search_with_the_best_so_far(invented):
         assert {one.spec for one in answer.final} == {"gathered", "adaptive"}  # the pilot's
 
 
-def test_a_limit_too_low_to_find_anything_is_said_in_one_line(invented):
+def test_search_with_a_limit_too_low_to_find_anything_says_so_in_one_line(invented):
     said = "^stopped at --max-loops 2: 2 begun: too little was measured, or met the objective; see /"
     with pytest.raises(ProfilerError, match=said) as raised:
         tune(limited(max_loops=2))
@@ -338,7 +338,7 @@ def test_a_limit_too_low_to_find_anything_is_said_in_one_line(invented):
     [(2, False, {"gathered", "adaptive"}), (3, False, None), (4, True, None)],
     ids=["ladder", "final", "other loads"],
 )
-def test_a_target_that_goes_away_leaves_what_was_found(invented, monkeypatch, gone_in, proven, known):
+def test_search_whose_target_goes_away_leaves_what_was_found(invented, monkeypatch, gone_in, proven, known):
     run_experiment = driver.run_experiment
 
     def goes_away(experiment: Experiment, **options: Any) -> Path:
@@ -355,7 +355,7 @@ def test_a_target_that_goes_away_leaves_what_was_found(invented, monkeypatch, go
     assert render(answer).splitlines()[0] == f"{answer.stopped}."
 
 
-def test_what_was_measured_before_the_target_went_away_counts(invented, monkeypatch):
+def test_search_counts_what_was_measured_before_the_target_went_away(invented, monkeypatch):
     run_experiment = driver.run_experiment
 
     def goes_away(experiment: Experiment, **options: Any) -> Path:
@@ -375,7 +375,7 @@ def test_what_was_measured_before_the_target_went_away_counts(invented, monkeypa
     assert answer.spent.startswith(f"{sum(loops):,} loops, ")
 
 
-def test_a_target_that_was_never_there_is_an_error(monkeypatch):
+def test_search_of_a_target_that_was_never_there_is_an_error(monkeypatch):
     def nobody(experiment: Experiment, **options: Any) -> Path:
         raise TargetError("nobody listens")
 
