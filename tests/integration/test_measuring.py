@@ -47,10 +47,10 @@ def burners(cores: int) -> Iterator[None]:
             os.kill(pid, signal.SIGKILL)
 
 
-def in_turns(clock: Callable[[], float], act: Callable[[float], object], slower: float) -> float:
+def in_turns(turns: int, clock: Callable[[], float], act: Callable[[float], object], slower: float) -> float:
     """How much longer `act(slower)` takes than `act(1)`, where they take turns; the median of each."""
     spent: tuple[list[float], list[float]] = ([], [])
-    for turn in range(40):
+    for turn in range(turns):
         started = clock()
         act(slower if turn % 2 else 1.0)
         spent[turn % 2].append(clock() - started)
@@ -62,11 +62,11 @@ def work(amount: float) -> None:
 
 
 def waiting(slower: float) -> float:
-    return in_turns(time.perf_counter, lambda amount: time.sleep(0.03 * amount), slower)
+    return in_turns(20, time.perf_counter, lambda amount: time.sleep(0.1 * amount), slower)
 
 
 def working(slower: float) -> float:
-    return in_turns(time.thread_time, work, slower)
+    return in_turns(40, time.thread_time, work, slower)
 
 
 def hurrying() -> float:
