@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.limiters import AIMD
+from benchmarks.limiters import AIMD, Foreign
 from profiler.emulator.process import start_emulator
 from profiler.limits.limiter import FixedLimit
-from profiler.limits.spec import Rule
 from profiler.loop.loop import ToolLoop
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
@@ -83,7 +82,7 @@ properties.number = { type = "integer", minimum = 1000, maximum = 9999, descript
 def make(name: str, oracle: FixedLimit) -> Strategy:
     """A strategy by name; `oracle` is kept at the capacity by whoever runs it."""
     if name == "oracle":
-        return Limited([Rule("oracle", "process", lambda share: oracle, moves=True)])
+        return Limited([Foreign("oracle", "adaptive", limiter=lambda: oracle)])
     if name == "aimd":
         return Limited(AIMD)
     return Gathered() if name == "gathered" else Limited(name)

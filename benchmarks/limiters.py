@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from profiler.limits.gate import Gate, Lane
-from profiler.limits.limiter import UNTIL_RELEASE, Cost, FixedLimit, RateLimit, Signal, Ticket
+from profiler.limits.limiter import UNTIL_RELEASE, Cost, FixedLimit, Limiter, RateLimit, Signal, Ticket
 from profiler.limits.refusals import delay_ns, spread_ns
 from profiler.limits.spec import Rule
 from profiler.testing import run_virtual
@@ -55,7 +55,17 @@ class PlainAimd:
             self.exact = min(self._most, self.exact + 1)
 
 
-AIMD = (Rule("aimd", "process", lambda share: PlainAimd(), moves=True),)
+@dataclass(frozen=True)
+class Foreign(Rule):
+    """The rule of a limiter that is none of the package's."""
+
+    limiter: Callable[[], Limiter] = PlainAimd
+
+    def make(self, share: int = 1) -> Limiter:
+        return self.limiter()
+
+
+AIMD = (Foreign("aimd", "adaptive"),)
 
 
 class Refused(Exception):
@@ -135,7 +145,7 @@ def simulate(
     async def main(clock: Callable[[], int]) -> None:
         gate: Gate | None = None
         if strategy == "oracle":
-            gate = Gate([Rule("oracle", "process", lambda share: oracle)], clock=clock)
+            gate = Gate([Foreign("oracle", "adaptive", limiter=lambda: oracle)], clock=clock)
         elif strategy not in ("sequential", "gathered"):
             gate = Gate(AIMD if strategy == "aimd" else strategy, clock=clock)
 

@@ -1,10 +1,43 @@
-"""The order of the tests is random; the seed that repeats it is said at the end."""
+"""The order of the tests is random; what was not measured, and the seed, are said at the end."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Generator
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.measuring import TRIES, Measurement, NotMeasured, judge
+
+# How long an example takes is the machine's business.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("measures"):
+            item.add_marker(pytest.mark.timeout(TRIES * 120))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+    """A test that is marked `measures` is judged by tests/measuring.py."""
+    mark = pyfuncitem.get_closest_marker("measures")
+    if mark is not None:
+        once, shared = pyfuncitem.obj, [x for x in pyfuncitem.funcargs.values() if isinstance(x, Measurement)]
+
+        def measured(**arguments: Any) -> None:
+            __tracebackhide__ = True
+            try:
+                judge(lambda: once(**arguments), shared=shared, **mark.kwargs)
+            except NotMeasured as not_measured:
+                pytest.xfail(str(not_measured))
+
+        pyfuncitem.obj = measured
+    return (yield)
 
 
 def pytest_collection_finish() -> None:
@@ -14,6 +47,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for report in terminalreporter.stats.get("xfailed", []):
+        terminalreporter.write_line(f"{report.nodeid}: {report.wasxfail.removeprefix('reason: ')}")
     if config.getoption("randomly_reorganize", False):
         seed = config.getoption("randomly_seed")
         terminalreporter.write_line(f"in random order; the same again with --randomly-seed={seed}")

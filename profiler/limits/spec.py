@@ -35,7 +35,7 @@ class Rule:
 
     `limit` is a semaphore's, or the one that an adaptive limiter starts from; `rate` (per second) and
     `burst` are those of a rate over `resource`. `text` is the part of a spec that it comes from; the
-    rules of `semaphore:a=1,b=2` share one.
+    rules of `semaphore:a=1,b=2` share one. For a limiter of your own, override `make`.
     """
 
     text: str

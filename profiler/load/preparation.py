@@ -21,6 +21,7 @@ from profiler.load.agents import (
     LoopRunner,
     load_redact,
 )
+from profiler.load.messages import Ready
 from profiler.load.options import LoadOptions
 from profiler.load.spending import spent_by
 from profiler.loop.recorder import Sink
@@ -40,17 +41,12 @@ HOPELESS_STATUS = (400, 401, 403, 404)
 
 
 class LoopRunners:
-    """A runner for each Locust user class and strategy. On the event loop's thread.
-
-    `model` is the name of the model they use, `loop_seconds` the longest that a first loop took, `spent` what
-    all first loops spent, `first_failure` the error type of one that failed.
-    """
+    """A runner for each Locust user class and strategy. On the event loop's thread."""
 
     def __init__(self, options: LoadOptions, root: str, tools_root: str, scenario: Scenario) -> None:
-        self.model = ""
-        self.loop_seconds = 0.0
-        self.spent = Spent()
-        self.first_failure: str | None = None
+        self._model = ""
+        self._spent = Spent()
+        self._first_failure: str | None = None
         self._options = options
         self._root = root
         self._tools_root = tools_root
@@ -68,8 +64,8 @@ class LoopRunners:
         strategies: Mapping[str, Strategy],
         sinks: Sequence[Sink],
         share: int = 1,
-    ) -> None:
-        """Make and warm up all of them.
+    ) -> Ready:
+        """Make and warm up all of them; the answer says what that took.
 
         `factories`: by Locust user class, None for the built-in loop. `strategies`: by their text. `share`:
         how many processes share the limits. Raises `ProfilerError` when the target refuses, or cannot be
@@ -81,6 +77,7 @@ class LoopRunners:
         if self._options.model_limit is not None:
             self._model_gate = Gate(parse_model_limit(self._options.model_limit), share=share)
         guard_logs()  # an agent's module may have set up logging of its own
+        slowest = 0.0
         for user_class, factory in factories.items():
             if factory is None:
                 first = self._make_built_in(user_class, strategies, sinks)
@@ -88,7 +85,10 @@ class LoopRunners:
                 first = await self._make_custom(user_class, factory, strategies, sinks)
             began = time.monotonic()
             await first()
-            self.loop_seconds = max(self.loop_seconds, time.monotonic() - began)
+            slowest = max(slowest, time.monotonic() - began)
+        return Ready(
+            loop_seconds=slowest, model=self._model, spent=self._spent, first_failure=self._first_failure
+        )
 
     async def close(self) -> None:
         """Close what was made of them."""
@@ -108,7 +108,7 @@ class LoopRunners:
         model = make_provider(options.provider, base_url=self._root, model=options.model)
         if self._model_gate is not None:
             model = LimitedModel(model, self._model_gate)
-        self.model = model.model
+        self._model = model.model
         # All of them share one client, one set of tools and one pool of threads.
         loop = partial(
             ToolLoop,
@@ -125,7 +125,7 @@ class LoopRunners:
         for spec, strategy in strategies.items():
             self._runners[user_class, spec] = BuiltInAgent(loop(strategy=strategy, sinks=sinks), prompt)
         first = loop(strategy=warm_up_strategy(list(strategies.values())), sinks=[self._warmed_up])
-        self.spent += Spent(1)
+        self._spent += Spent(1)
 
         async def warm_up() -> None:
             try:
@@ -143,13 +143,13 @@ class LoopRunners:
         strategies: Mapping[str, Strategy],
         sinks: Sequence[Sink],
     ) -> FirstLoops:
-        self.model = self._options.model or ""
+        self._model = self._options.model or ""
         made = []
         for spec, strategy in strategies.items():
             agent = await CustomAgent.make(factory, self._context(strategy, sinks), sinks)
             self._runners[user_class, spec] = agent
             made.append(agent)
-        self.spent += Spent(len(made))
+        self._spent += Spent(len(made))
 
         async def warm_up() -> None:
             nowhere = LoopPosition(0, "", None, "")
@@ -173,9 +173,9 @@ class LoopRunners:
         )
 
     def _warmed_up(self, record: LoopRecord) -> None:
-        self.spent += spent_by(record)
+        self._spent += spent_by(record)
         if record.status == "error":
-            self.first_failure = record.error_type
+            self._first_failure = record.error_type
 
 
 def warm_up_strategy(strategies: Sequence[Strategy]) -> Strategy:

@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -238,18 +239,11 @@ class Worker:
         use_tools_at(tools_root)
         runners = LoopRunners(options, message.root, tools_root, scenario)
         share = message.workers if options.share_limit else 1
-        thread.run(lambda: self._make(runners, options.strategies, factories, share), PREPARE_SECONDS)
+        ready = thread.run(lambda: self._make(runners, options.strategies, factories, share), PREPARE_SECONDS)
         # What is there now stays: later collections need not look at Locust, the SDKs and pydantic.
         gc.collect()
         gc.freeze()
-        return Ready(
-            loop_seconds=runners.loop_seconds,
-            model=runners.model,
-            metrics_port=metrics_port,
-            calibration=calibration,
-            spent=runners.spent,
-            first_failure=runners.first_failure,
-        )
+        return replace(ready, metrics_port=metrics_port, calibration=calibration)
 
     def _serve_metrics(self, options: LoadOptions, number: int) -> int | None:
         """Serve this process's metrics; returns the port."""
@@ -322,7 +316,7 @@ class Worker:
         specs: Sequence[StrategySpec],
         factories: Mapping[str, AgentFactory | None],
         share: int,
-    ) -> None:
+    ) -> Ready:
         await self._close_clients()
         self._runners = runners
         strategies = {spec.text: spec.build(share=share) for spec in specs}
@@ -331,7 +325,7 @@ class Worker:
             sinks.append(self._metrics)
             for spec, strategy in strategies.items():
                 self._metrics.watch_limit(spec, strategy)
-        await runners.make(factories, strategies, sinks, share)
+        return await runners.make(factories, strategies, sinks, share)
 
     async def _close_clients(self) -> None:
         from profiler.scenarios.tools import close_tool_client

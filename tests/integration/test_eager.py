@@ -23,12 +23,13 @@ from profiler.records import LoopRecord, RoundRecord
 from profiler.scenarios.schema import load_scenario
 from profiler.scenarios.tools import close_tool_client, scenario_tools
 from profiler.strategies import parse_strategy
+from tests.measuring import Measurement
 
 pytestmark = pytest.mark.measures
 
 SEED = 3
 PROVIDERS = ("openai", "openai-responses", "anthropic")
-SPACING = 0.13
+SPACING = 0.26
 
 SCENARIO = """
 description = "eight calls in a reply that streams for about a second"
@@ -106,14 +107,16 @@ def run(path: Path, strategy: str, numbers: Mapping[str, Sequence[int]]) -> Seen
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[int]], Seen, Seen]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Measurement[tuple[dict[str, list[int]], Seen, Seen]]:
     """(the loops of each provider and of "longest last", what eager made of them, what gathered did)."""
     path = tmp_path_factory.mktemp("eager") / "streamed.toml"
     path.write_text(SCENARIO)
     last = longest_last(path)
-    own = {provider: list(range(100 * k, 100 * k + 24)) for k, provider in enumerate(PROVIDERS, 1)}
+    own = {provider: list(range(100 * k, 100 * k + 12)) for k, provider in enumerate(PROVIDERS, 1)}
     asked = {**own, "openai": [*own["openai"], *last]}
-    return {**own, "longest last": last}, run(path, "eager", asked), run(path, "gathered", asked)
+    return Measurement(
+        lambda: ({**own, "longest last": last}, run(path, "eager", asked), run(path, "gathered", asked))
+    )
 
 
 def bounds(journal: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> dict[int, tuple[float, float]]:
@@ -140,7 +143,7 @@ def walls(found: Sequence[RoundRecord]) -> list[float]:
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_the_gain_is_that_of_the_bound(provider, seen):
-    numbers, eagerly, gathering = seen
+    numbers, eagerly, gathering = seen()
     numbers = numbers[provider]
     eager = [eagerly.rounds[number] for number in numbers]
     plain = [gathering.rounds[number] for number in numbers]
@@ -166,7 +169,7 @@ def test_the_gain_is_that_of_the_bound(provider, seen):
 
 def test_nothing_is_gained_where_the_longest_call_comes_last(seen):
     """T = max(D, max(eᵢ + dᵢ)) = D + max d, when the last to be complete is the longest."""
-    numbers, eagerly, gathering = seen
+    numbers, eagerly, gathering = seen()
     eager = [eagerly.rounds[number] for number in numbers["longest last"]]
     plain = [gathering.rounds[number] for number in numbers["longest last"]]
     assert all(found is not None and found.overlapped_ns > 0 for found in map(eagerness, eager))

@@ -16,8 +16,6 @@ import pytest
 
 from profiler.emulator.process import EmulatorProcess, start_emulator
 
-pytestmark = pytest.mark.measures
-
 MODEL = "claude-sonnet-4-6"
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 CHAT_TOOLS: Any = [
@@ -309,6 +307,7 @@ def test_own_endpoints(instant: EmulatorProcess) -> None:
         assert "emulator_journal_dropped_total 0" in lines
 
 
+@pytest.mark.measures
 async def test_tool_durations_are_the_tapes_and_are_never_short(start: Any) -> None:
     emulator = start(duration='{ kind = "uniform", low = 0.02, high = 0.08 }', scale=1.0)
     async with httpx.AsyncClient(base_url=emulator.url) as client:
@@ -327,6 +326,7 @@ async def test_tool_durations_are_the_tapes_and_are_never_short(start: Any) -> N
     assert all(20_000_000 <= entry["duration_ns"] <= 80_000_000 for entry in entries)
 
 
+@pytest.mark.measures
 async def test_model_times_stream_as_the_tape_says(start: Any) -> None:
     emulator = start(first=0.1, speed=100)
     async with openai.AsyncOpenAI(base_url=f"{emulator.url}/v1", api_key="x") as client:
@@ -346,6 +346,7 @@ async def test_model_times_stream_as_the_tape_says(start: Any) -> None:
 QUOTA = "\n[quota]\nrequests_per_minute = 600\nburst = 0.1\n"
 
 
+@pytest.mark.measures
 async def test_429s_come_exactly_when_the_quota_says(start: Any) -> None:
     # A minute of six seconds: 100 requests a second pass, the burst is 60. 200 a second are offered.
     emulator = start(QUOTA, scale=0.1)
@@ -374,6 +375,7 @@ async def test_429s_come_exactly_when_the_quota_says(start: Any) -> None:
     assert len([at for at in accepted if at >= 1]) / (times[-1] - 1) == pytest.approx(100, rel=0.03)
 
 
+@pytest.mark.measures
 async def test_the_sdk_waits_as_long_as_announced(start: Any) -> None:
     emulator = start("\n[quota]\nrequests_per_minute = 60\nburst = 0.01\n", scale=0.3)
     async with openai.AsyncOpenAI(base_url=f"{emulator.url}/v1", api_key="x", max_retries=2) as client:
@@ -400,6 +402,7 @@ async def test_the_sdk_waits_as_long_as_announced(start: Any) -> None:
     assert owed - 1 <= waited <= owed + 60
 
 
+@pytest.mark.measures
 async def test_anthropic_quota_tells_input_and_output_apart(start: Any) -> None:
     emulator = start(
         "\n[quota]\ninput_tokens_per_minute = 30000\noutput_tokens_per_minute = 60\nburst = 0.5\n"
@@ -424,6 +427,7 @@ async def test_anthropic_quota_tells_input_and_output_apart(start: Any) -> None:
     assert int(refused.value.response.headers["retry-after"]) >= 1
 
 
+@pytest.mark.measures
 async def test_concurrent_requests_are_limited_and_released(start: Any) -> None:
     emulator = start("\n[quota]\nconcurrent_requests = 2\n", first=0.15)
     async with httpx.AsyncClient(base_url=emulator.url) as client:
@@ -438,6 +442,7 @@ async def test_concurrent_requests_are_limited_and_released(start: Any) -> None:
         assert [reply.status_code for reply in replies] == [200, 200]
 
 
+@pytest.mark.measures
 @pytest.mark.parametrize(
     ("capacity", "statuses", "longest"),
     [
@@ -464,6 +469,7 @@ async def test_crowded_tools(start: Any, capacity: str, statuses: list[int], lon
     assert all(0 <= entry["sent_ns"] - entry["due_ns"] < 30_000_000 for entry in served)
 
 
+@pytest.mark.measures
 async def test_a_caller_that_goes_away_frees_its_slot(start: Any) -> None:
     emulator = start('capacity = { concurrent = 1, mode = "reject" }\n', duration=5)
     async with httpx.AsyncClient(base_url=emulator.url) as client:
@@ -511,6 +517,7 @@ async def test_faults_of_status(start: Any, kind: str, status: int) -> None:
     assert [entry["fault"] for entry in journal(emulator)] == [kind, kind, kind, None]
 
 
+@pytest.mark.measures
 async def test_faults_of_the_connection(start: Any) -> None:
     headers = {"x-toolloop-loop": "0"}
     body = {"model": "m", "messages": [USER], "tools": CHAT_TOOLS}

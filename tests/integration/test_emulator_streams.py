@@ -92,7 +92,6 @@ toolsets = st.dictionaries(
 )
 few = settings(
     max_examples=20,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

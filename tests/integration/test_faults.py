@@ -40,7 +40,7 @@ from profiler.report.terminal import render_comparison
 from profiler.rundir import RunDirectory, Trial
 from profiler.scenarios.schema import FAULT_KINDS, load_scenario
 from profiler.scenarios.tools import close_tool_client, scenario_tools
-from profiler.strategies import parse_strategy
+from profiler.strategies import parse_strategies, parse_strategy
 
 T = TypeVar("T")
 
@@ -569,7 +569,7 @@ def check_reports(
     """Everything that reads a run directory copes with one of these records."""
     strategies = tuple(dict.fromkeys(record.strategy for record in records))
     ended_ns = max(record.ended_ns for record in records)
-    run = conditions(LoadOptions(strategies=strategies, stream=True), users=WALKS)
+    run = conditions(LoadOptions(strategies=parse_strategies(strategies), stream=True), users=WALKS)
     trials = tuple(
         Trial(index, 0, spec, WALKS, started_ns, ended_ns, ended_ns) for index, spec in enumerate(strategies)
     )

@@ -17,6 +17,7 @@ from profiler.emulator.process import start_emulator
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.rundir import RunDirectory
+from profiler.strategies import parse_strategies
 from tests.integration.framework_agents import need
 from tests.integration.locust_process import ROOT, Locust, check_trials, locust
 
@@ -72,7 +73,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def compare(out: Path, agent: str, *strategies: str, scenario: str = "instant", seconds: float = 1.0):
     options = LoadOptions(
-        strategies=strategies, scenario=scenario, agent=agent, out=str(out), blocks=1, calibration_seconds=0.0
+        strategies=parse_strategies(strategies),
+        scenario=scenario,
+        agent=agent,
+        out=str(out),
+        blocks=1,
+        calibration_seconds=0.0,
     )
     return RunDirectory.open(run_experiment(Experiment(options, users=4, seconds=seconds)))
 

@@ -66,7 +66,7 @@ def test_the_source_distribution_holds_what_the_tests_need(built: Path) -> None:
         "dashboards/toolloop.json",
         "tools/dashboards/board.py",
         "tools/vendor.py",
-        "tests/unit/test_loop.py",
+        "tests/unit/test_loop_loop.py",
         "tests/integration/test_truth.py",
         "tests/typing/api.py",
         "benchmarks/load.py",

@@ -23,6 +23,7 @@ from profiler.anatomy import phases, tool_phase
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.records import LoopRecord, read
+from profiler.strategies import parse_strategies
 from tests.integration.prometheus_process import Prometheus, free_port, prometheus, wait_until
 from tools.dashboards.board import SLO_SECONDS
 
@@ -87,7 +88,7 @@ def scraped(tmp_path_factory) -> Iterator[Scraped]:
     with prometheus(directory, yaml.safe_dump(config)) as server:
         start = time.time()
         options = LoadOptions(
-            strategies=STRATEGIES,
+            strategies=parse_strategies(STRATEGIES),
             scenario=str(scenario(directory)),
             stream=True,
             seed=7,

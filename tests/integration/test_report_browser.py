@@ -18,6 +18,7 @@ from profiler.report.html import write_report
 from profiler.report.text import duration, number, percent
 from profiler.rundir import RunDirectory
 from profiler.statistics.summary import summarise_directory
+from profiler.strategies import parse_strategies
 from tests.integration.browser import Watched, chromium, screenshot, serious, watched
 from tests.unit import statistics_data as made
 
@@ -49,7 +50,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> RunDire
     crowded.write_text(
         text.replace("concurrent = 40", "concurrent = 10").replace("scale = 0.17", "scale = 0.1")
     )
-    options = LoadOptions(strategies=STRATEGIES, scenario=str(crowded), blocks=2, out=str(folder))
+    options = LoadOptions(
+        strategies=parse_strategies(STRATEGIES), scenario=str(crowded), blocks=2, out=str(folder)
+    )
     found = RunDirectory.open(run_experiment(Experiment(options, users=20, seconds=3)))
     write_report(found)
     return found

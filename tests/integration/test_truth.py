@@ -24,8 +24,9 @@ from profiler.records import LoopRecord
 from profiler.rundir import RunDirectory
 from profiler.strategies import parse_strategies
 from tests.integration.locust_process import free_port
+from tests.measuring import Measurement
 
-pytestmark = pytest.mark.measures
+pytestmark = pytest.mark.measures(tolerates=0.25)  # medians of ratios within one run
 
 
 def fetch(url: str) -> str:
@@ -34,9 +35,12 @@ def fetch(url: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def cities(tmp_path_factory) -> tuple[list[LoopRecord], dict[str, dict], dict[str, float]]:
+def cities(tmp_path_factory) -> Measurement[tuple[list[LoopRecord], dict[str, dict], dict[str, float]]]:
     """One run of `cities`, 20 agents: its records, the journal by call id, and the last scrape."""
-    path: Path = tmp_path_factory.mktemp("cities")
+    return Measurement(lambda: run(tmp_path_factory.mktemp("cities")))
+
+
+def run(path: Path) -> tuple[list[LoopRecord], dict[str, dict], dict[str, float]]:
     port = free_port()
     scrapes: list[str] = []
     done = threading.Event()
@@ -78,7 +82,7 @@ def cities(tmp_path_factory) -> tuple[list[LoopRecord], dict[str, dict], dict[st
 @pytest.mark.parametrize(("strategy", "bound"), [("gathered", max), ("sequential", sum)])
 def test_the_tool_phase_takes_what_the_strategy_allows(cities, strategy, bound):
     """Wall over the longest (gathered) or the sum (sequential) of what the emulator actually slept."""
-    records, slept, _ = cities
+    records, slept, _ = cities()
     ratios = []
     for record in records:
         if record.strategy == strategy and record.status == "ok" and record.trial is not None:
@@ -93,7 +97,7 @@ def test_the_tool_phase_takes_what_the_strategy_allows(cities, strategy, bound):
 
 
 def test_every_call_is_in_the_journal_once(cities):
-    records, slept, _ = cities
+    records, slept, _ = cities()
     ids = [call.id for record in records for call in record.tool_calls]
     assert len(ids) == len(set(ids))
     assert set(ids) <= set(slept)
@@ -102,7 +106,7 @@ def test_every_call_is_in_the_journal_once(cities):
 
 def test_the_semaphore_is_never_exceeded(cities):
     """By the server's own count of calls in flight."""
-    records, slept, _ = cities
+    records, slept, _ = cities()
     for strategy, most in (("semaphore:8", 8), ("sequential", 20)):
         ids = [c.id for r in records if r.strategy == strategy for c in r.tool_calls]
         edges = sorted(
@@ -118,7 +122,7 @@ def test_the_semaphore_is_never_exceeded(cities):
 
 
 def test_strategies_never_run_mixed(cities):
-    records, _, _ = cities
+    records, _, _ = cities()
     spans: dict[str, tuple[int, int]] = {}
     for record in records:
         low, high = spans.get(record.strategy, (record.started_ns, record.ended_ns))
@@ -129,7 +133,7 @@ def test_strategies_never_run_mixed(cities):
 
 
 def test_metrics_scraped_at_the_end_are_those_of_the_records(cities):
-    records, _, samples = cities
+    records, _, samples = cities()
     loops = Counter(r.strategy for r in records)
     for strategy, count in loops.items():
         own = [r for r in records if r.strategy == strategy]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+
+import numpy as np
 
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
 from profiler.rundir import Anchor, Load, Machine, Run, Trial
+from profiler.statistics.comparison import Comparison, Side, compare, holm
 from profiler.strategies import StrategySpec
 
 MS = 1_000_000
@@ -129,3 +133,44 @@ def _model(start: float, duration: float) -> ModelCall:
         input_tokens=10,
         output_tokens=2,
     )
+
+
+BLOCKS = 3
+
+
+def made(count: int = 30, each: float = 200.0, **changes: object) -> list[LoopRecord]:
+    """`count` loops in each of three blocks, one every `each` ms."""
+    return [
+        loop(block * 10_000 + k * each, trial=block, **changes)  # type: ignore[arg-type]
+        for block in range(BLOCKS)
+        for k in range(count)
+    ]
+
+
+def trials(window: float = 6000.0, **changes: object):
+    """The blocks of `made`, of `window` ms each."""
+    return [
+        dataclasses.replace(trial(b, "gathered", b * 10_000, b * 10_000 + window, block=b), **changes)
+        for b in range(BLOCKS)
+    ]
+
+
+def side(
+    name: str, scale: float, blocks: int = 8, loops: int = 150, failing: Sequence[int] = (), seed: int = 1
+) -> Side:
+    """Lognormal latencies around `scale` with a drift that all sides share."""
+    rng = np.random.default_rng(seed)
+    drift = np.exp(0.3 * np.sin(np.arange(blocks)))
+    failed = failing or [0] * blocks
+    return Side(
+        name=name,
+        latencies=tuple(scale * drift[b] * rng.lognormal(0, 0.3, loops) for b in range(blocks)),
+        seconds=tuple([10.0] * blocks),
+        done=tuple([loops] * blocks),
+        good=tuple(loops - f for f in failed),
+        failures=tuple((f, loops) for f in failed),
+    )
+
+
+def against(candidate: Side, baseline: Side, paired: bool = True) -> Comparison:
+    return holm([compare(candidate, baseline, paired)])[0]

@@ -42,7 +42,6 @@ from tests.unit.statistics_data import run as make_run
 
 MANY = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")),
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     database=None,
 )
@@ -199,7 +198,7 @@ def unsafe(value: str) -> bool:
 @pytest.mark.parametrize("command", OPTIONS)
 @MANY
 @given(data=st.data())
-def test_any_options_are_taken_or_refused_in_one_line(
+def test_options_of_any_kind_are_taken_or_refused_in_one_line(
     command: str, data: st.DataObject, nothing_starts: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Up to three options with whatever value; what must be there is."""
@@ -224,7 +223,7 @@ def written(action: argparse.Action, data: st.DataObject) -> list[str]:
 @pytest.mark.parametrize("command", [c for c in OPTIONS if c != "init"])
 @MANY
 @given(data=st.data())
-def test_the_line_names_the_option(
+def test_error_line_names_the_option(
     command: str, data: st.DataObject, nothing_starts: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One option with whatever value, beside what has to be there."""
@@ -287,7 +286,7 @@ def test_debug_shows_the_traceback_before_the_line(
     assert err.splitlines()[-1] == refused(["report", "nowhere"], capsys).rstrip()
 
 
-def test_a_defect_is_one_line_too_with_a_code_of_its_own(
+def test_defect_is_one_line_too_with_a_code_of_its_own(
     nothing_starts: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("profiler.scenarios.schema.shipped_scenarios", lambda: 1 / 0)
@@ -398,7 +397,7 @@ def spoilt(data: st.DataObject, whole: bytes) -> bytes:
 @pytest.mark.slow
 @MANY
 @given(data=st.data())
-def test_any_run_directory_is_read_or_refused_in_one_line(
+def test_run_directory_with_any_fault_is_read_or_refused_in_one_line(
     data: st.DataObject, recorded: dict[str, bytes], tmp_path: Path, nothing_starts: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -433,7 +432,7 @@ def test_any_run_directory_is_read_or_refused_in_one_line(
 @pytest.mark.parametrize("argv", COMMANDS)
 @pytest.mark.parametrize("file", ["run.json", "records.jsonl"])
 @pytest.mark.parametrize("instead", ["nothing", "a directory", "a link to itself"])
-def test_what_is_no_file_is_named(
+def test_run_directory_whose_file_is_none_is_named(
     file: str, instead: str, argv: list[str], recorded: dict[str, bytes], nothing_starts: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -518,7 +517,7 @@ def unprivileged() -> Iterator[None]:
         (["dashboards", "--out", "locked"], "locked/toolloop.json: cannot write"),
     ],
 )
-def test_what_the_user_may_not_read_or_write_is_named(
+def test_paths_that_the_user_may_not_read_or_write_are_named(
     argv: list[str], said: str, recorded: dict[str, bytes], nothing_starts: None, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -584,7 +583,9 @@ TOML = (
 
 @settings(MANY, max_examples=3 * MANY.max_examples)
 @given(data=st.data())
-def test_any_scenario_file_is_taken_or_refused_by_its_key(data: st.DataObject, tmp_path: Path) -> None:
+def test_scenario_file_with_any_fault_is_taken_or_refused_by_its_key(
+    data: st.DataObject, tmp_path: Path
+) -> None:
     """What is taken can be worked on: the tape draws from it."""
     whole = SHIPPED[data.draw(st.sampled_from(sorted(SHIPPED)))]
     lines = whole.splitlines()
@@ -623,9 +624,7 @@ def test_any_scenario_file_is_taken_or_refused_by_its_key(data: st.DataObject, t
         assert all(math.isfinite(seconds) and seconds >= 0 for seconds in (*durations, *paces))
 
 
-def test_a_scenario_that_is_no_text_is_named(
-    nothing_starts: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scenario_that_is_no_text_is_named(nothing_starts: None, capsys: pytest.CaptureFixture[str]) -> None:
     Path("dir.toml").mkdir()
     Path("latin.toml").write_bytes(b'description = "\xe9"')
     for file, said in (("dir.toml", "Is a directory"), ("latin.toml", "'utf-8' codec")):
@@ -652,7 +651,7 @@ LOCUST_OPTIONS = [action for action in LOCUST._actions if not isinstance(action,
 
 @settings(MANY, max_examples=3 * MANY.max_examples)
 @given(data=st.data())
-def test_any_options_of_a_locust_file_are_taken_or_refused_by_name(
+def test_locust_file_takes_any_options_or_refuses_them_by_name(
     data: st.DataObject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a Locust file checks them before it starts anything. What is taken, the workers take too."""

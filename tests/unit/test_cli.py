@@ -35,11 +35,11 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-def test_importing_the_package_imports_nothing_heavy():
+def test_package_imports_nothing_heavy():
     assert not modules_after("import profiler") & set(HEAVY)
 
 
-def test_the_loop_and_its_tools_import_no_sdk_and_no_locust():
+def test_loop_and_its_tools_import_no_sdk_and_no_locust():
     loaded = modules_after("from profiler import ToolLoop, tool, Gathered")
     assert not loaded & {"openai", "anthropic", "locust", "gevent", "scipy", "aiohttp", "httpx2"}
 
@@ -57,7 +57,7 @@ def test_help_is_answered_in_under_400_ms_of_cpu():
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_every_help_has_examples_that_parse(command, capsys):
+def test_help_has_examples_that_parse(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*command.split(), "--help"])
     assert caught.value.code == 0
@@ -71,7 +71,7 @@ def test_every_help_has_examples_that_parse(command, capsys):
         assert parse(words[1:]).parser.prog == f"profiler {command or words[1]}"
 
 
-def test_the_version_is_the_distribution_s(capsys):
+def test_version_is_the_distribution_s(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0
@@ -113,7 +113,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, said, capsys, tmp_path
     assert said in last
 
 
-def test_the_scenarios_are_listed(capsys):
+def test_scenarios_are_listed(capsys):
     assert main(["scenarios"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [

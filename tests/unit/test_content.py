@@ -16,14 +16,14 @@ from profiler.report.html.waterfalls import loop as drawn
 from profiler.testing import ScriptedModel, run_virtual
 
 
-def test_a_text_is_redacted_before_it_is_cut() -> None:
+def test_text_is_redacted_before_it_is_cut() -> None:
     long = "x" * (MOST_CHARACTERS - 3) + "secret" + "y" * 10
     assert Content().keep(long) == f"{long[:MOST_CHARACTERS]}… (13 more characters)"
     kept = Content(lambda text: text.replace("secret", "")).keep(long)
     assert kept == f"{'x' * (MOST_CHARACTERS - 3)}yyy… (7 more characters)"
 
 
-def test_where_redact_fails_nothing_is_kept() -> None:
+def test_redact_that_fails_keeps_nothing() -> None:
     def fails(text: str) -> str:
         raise ValueError(text)
 
@@ -37,7 +37,7 @@ def test_keys_are_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Content(lambda text: text + "gh").keep("with abcdef") == "with [redacted]"
 
 
-def test_every_text_of_a_record_passes_through_redact_and_the_report_shows_it() -> None:
+def test_record_has_every_text_as_redact_left_it_and_the_report_shows_it() -> None:
     @tool
     async def find(who: str) -> str:
         return f"<b>{who}</b> lives at 12 Elm Street"
@@ -75,5 +75,5 @@ def test_every_text_of_a_record_passes_through_redact_and_the_report_shows_it() 
         (b"", None),
     ],
 )
-def test_the_prompt_of_a_request_is_what_the_user_said_last(body: bytes, prompt: str | None) -> None:
+def test_prompt_of_a_request_is_what_the_user_said_last(body: bytes, prompt: str | None) -> None:
     assert requested_prompt(body) == prompt

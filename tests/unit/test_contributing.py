@@ -20,7 +20,7 @@ from profiler.report.html.page import _section
 from profiler.scenarios.schema import parse_scenario
 from profiler.statistics.summary import summarise
 from tests.unit.statistics_data import call, loop, run, trial
-from tests.unit.test_emulator_app import ask
+from tests.unit.test_emulator_server import ask
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -54,14 +54,14 @@ def picture() -> list[tuple[list[str], str, set[str]]]:
     return lines
 
 
-def test_the_picture_has_the_layers_of_the_import_contract():
+def test_picture_has_the_layers_of_the_import_contract():
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
     wanted = [(re.findall(r"\w+", layer), "".join(set(re.findall(r"[|:]", layer)))) for layer in layers]
     assert [(modules, separator) for modules, separator, _ in picture()] == wanted
 
 
-def test_every_module_of_the_package_is_in_the_picture_once():
+def test_picture_has_every_module_of_the_package_once():
     inside = {path.stem for path in PACKAGE.glob("*.py")} | {
         path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }
@@ -80,7 +80,7 @@ def imported(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in found}
 
 
-def test_the_libraries_of_each_line_are_those_that_it_imports():
+def test_picture_names_the_libraries_that_each_line_imports():
     for modules, _, libraries in picture():
         files = [path for module in modules for path in PACKAGE.rglob("*.py") if belongs(path, module)]
         found = set().union(*map(imported, files)) - sys.stdlib_module_names - {"profiler"}
@@ -95,7 +95,7 @@ def belongs(path: Path, module: str) -> bool:
 
 
 @pytest.mark.parametrize("subject", ["provider", "strategy", "metric", "scenario", "report section"])
-def test_adding_takes_fewer_than_ten_steps_and_names_files_that_exist(subject):
+def test_steps_are_fewer_than_ten_and_name_files_that_exist(subject):
     steps = re.findall(r"^(\d+)\. ((?:.+\n)(?:   .+\n)*)", HOW_TO[subject], re.M)
     assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
     assert 1 < len(steps) < 10
@@ -106,11 +106,11 @@ def test_adding_takes_fewer_than_ten_steps_and_names_files_that_exist(subject):
 
 
 @pytest.mark.parametrize("subject", ["provider", "strategy"])
-def test_the_provider_and_the_strategy_run_in_the_loop(subject):
+def test_provider_and_the_strategy_run_in_the_loop(subject):
     run_example(subject)
 
 
-def test_the_metric_is_exposed_with_its_value(monkeypatch):
+def test_metric_is_exposed_with_its_value(monkeypatch):
     monkeypatch.setattr(metrics, "TABLE", metrics.TABLE)
     run_example("metric", record=three_rounds())
 
@@ -123,7 +123,7 @@ def three_rounds() -> LoopRecord:
     return replace(record, rounds=(failed, mixed, last))
 
 
-def test_the_scenario_is_served_by_the_emulator():
+def test_scenario_is_served_by_the_emulator():
     scenario = parse_scenario(example("scenario", "toml"), name="example", source="CONTRIBUTING.md")
     emulator = Emulator(scenario, 1, None)  # type: ignore[arg-type]
     parameters = scenario.tools[0].parameters
@@ -152,7 +152,7 @@ def test_the_scenario_is_served_by_the_emulator():
     assert all(0.05 <= seconds <= 0.15 for seconds in tool_seconds)
 
 
-def test_the_section_shows_the_summary_s_figures():
+def test_section_shows_the_summary_s_figures():
     records = [loop(100 * k, 20.0, trial=0, number=k, strategy="<b>") for k in range(3)]
     summary = summarise(run([trial(0, "<b>", 0, 1000)]), records)
     section = _section(*run_example("report section", summary=summary)["section"])  # type: ignore[misc]

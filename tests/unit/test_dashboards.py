@@ -72,7 +72,7 @@ def without_strings(query: str) -> str:
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_every_panel_says_what_it_shows_and_in_which_unit(panel):
+def test_panel_says_what_it_shows_and_in_which_unit(panel):
     assert panel["title"]
     assert "?" in panel["description"], "a description says which question is answered"
     assert len(panel["description"]) > 60
@@ -88,7 +88,7 @@ def test_titles_and_ids_are_unique(board):
 
 
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
-def test_no_two_panels_overlap_and_all_fit_the_grid(board):
+def test_panels_do_not_overlap_and_fit_the_grid(board):
     cells = [p["gridPos"] for p in board["panels"]]
     for a, b in itertools.combinations(cells, 2):
         apart = (
@@ -101,7 +101,7 @@ def test_no_two_panels_overlap_and_all_fit_the_grid(board):
     assert all(c["x"] >= 0 and c["x"] + c["w"] <= 24 for c in cells)
 
 
-def test_the_eight_rows_are_there_in_order():
+def test_eight_rows_are_there_in_order():
     rows = [p["title"] for p in BOARDS["toolloop.json"]["panels"] if p["type"] == "row"]
     assert rows == [
         "Verdict",
@@ -123,13 +123,13 @@ def test_percentiles_are_never_stacked(panel):
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_every_query_goes_to_the_chosen_data_source_under_a_name_of_its_own(panel):
+def test_query_goes_to_the_chosen_data_source_under_a_name_of_its_own(panel):
     assert {t["datasource"]["uid"] for t in panel["targets"]} == {"${datasource}"}
     names = [t["refId"] for t in panel["targets"]]
     assert len(names) == len(set(names))
 
 
-def test_a_strategy_has_one_colour_on_all_graphs_that_show_strategies():
+def test_strategy_has_one_colour_on_all_graphs_that_show_strategies():
     colours = {}
     for param in PANELS:
         panel = param.values[0]
@@ -205,13 +205,13 @@ def test_ratios_and_quantiles_of_nothing_are_gaps(where, query):
         assert query.count("histogram_quantile") == query.count(">= 0"), query
 
 
-def test_every_metric_is_shown_or_excused():
+def test_metric_is_shown_or_excused():
     shown = {EXPOSED[name].name for _, query in QUERIES for name in names_in(query)}
     assert shown.isdisjoint(NOT_SHOWN), "excused, and shown all the same"
     assert BY_NAME.keys() - shown == set(NOT_SHOWN)
 
 
-def test_a_query_cannot_ask_for_a_label_that_its_metric_lacks():
+def test_query_cannot_ask_for_a_label_that_its_metric_lacks():
     with pytest.raises(ValueError, match="toolloop_loop_rounds has no label tool"):
         Scope().select(metrics.LOOP_ROUNDS, "_sum", tool="=search")
 
@@ -232,7 +232,7 @@ def test_variables_are_reloaded_with_the_time_range():
 
 
 @pytest.mark.parametrize("panel", [p for p in PANELS if p.id.startswith("toolloop-")])
-def test_every_query_heeds_the_variables(panel):
+def test_query_heeds_the_variables(panel):
     for target in panel["targets"]:
         for inside in re.findall(r"toolloop_\w+\{([^}]*)\}", target["expr"]):
             for name in ("job", "instance", "testid"):
@@ -242,7 +242,7 @@ def test_every_query_heeds_the_variables(panel):
                 assert 'strategy=~"$strategy"' in target["expr"]
 
 
-def test_every_slo_is_a_bucket_bound():
+def test_slo_is_a_bucket_bound():
     slo = next(v for v in BOARDS["toolloop.json"]["templating"]["list"] if v["name"] == "slo")
     bounds = [f"{bound:.10g}" for bound in metrics.ROUND_BUCKETS]
     assert slo["query"].split(",") == bounds
@@ -253,7 +253,7 @@ def test_every_slo_is_a_bucket_bound():
 # Rules
 
 
-def test_every_alert_says_what_is_wrong_and_where_to_read_on():
+def test_alert_says_what_is_wrong_and_where_to_read_on():
     sections = re.findall(r"^### (\w+)$", FILES["README.md"], re.MULTILINE)
     assert sections == [alert["alert"] for alert in ALERTS]
     for alert in ALERTS:
@@ -275,7 +275,7 @@ def test_runbook_sections_name_panels_that_exist():
 # Files
 
 
-def test_the_committed_files_are_what_the_package_writes():
+def test_committed_files_are_what_the_package_writes():
     assert dashboards.check(ROOT / "dashboards") == []
     # Whoever runs the stack there lists processes in targets/*.json.
     assert {name for name in names_below(ROOT / "dashboards") if not name.startswith("targets/")} == {
@@ -285,7 +285,7 @@ def test_the_committed_files_are_what_the_package_writes():
 
 @pytest.mark.parametrize("prefix", [dashboards.PREFIX, "acme_agents_", "_"])
 @pytest.mark.parametrize("datasource", [None, dashboards.DATASOURCE_UID, "mimir-1", "0"])
-def test_the_package_writes_what_the_tool_builds(tmp_path, datasource, prefix):
+def test_package_writes_what_the_tool_builds(tmp_path, datasource, prefix):
     """When this fails, run `python -m tools.dashboards`."""
     built = {name: text.replace("toolloop_", prefix) for name, text in build(datasource).items()}
     written = dashboards.write(tmp_path, datasource, prefix)
@@ -293,7 +293,7 @@ def test_the_package_writes_what_the_tool_builds(tmp_path, datasource, prefix):
     assert [path.read_bytes().decode() for path in written] == list(built.values())
 
 
-def test_the_package_has_no_file_that_it_does_not_write():
+def test_package_has_no_file_that_it_does_not_write():
     assert names_below(dashboards.DIRECTORY) == FILES.keys()
 
 
@@ -312,7 +312,7 @@ def test_check_names_file_and_line(tmp_path):
     assert [d.partition(" ")[0] for d in differences] == [f"{path}:{line}:", f"{tmp_path}/compose.yaml:"]
 
 
-def test_a_data_source_and_a_prefix_of_ones_own(tmp_path):
+def test_data_source_and_a_prefix_of_ones_own(tmp_path):
     dashboards.write(tmp_path, datasource="mimir-1", prefix="acme_agents_")
     text = (tmp_path / "toolloop.json").read_text()
     chosen = json.loads(text)["templating"]["list"][0]["current"]
@@ -323,7 +323,7 @@ def test_a_data_source_and_a_prefix_of_ones_own(tmp_path):
     assert source["datasources"][0]["uid"] == "mimir-1"
 
 
-def test_what_was_written_with_options_is_checked_with_them(tmp_path, capsys):
+def test_check_takes_the_options_that_the_files_were_written_with(tmp_path, capsys):
     chosen = ["--datasource", "mimir-1", "--prefix", "acme_agents_"]
     assert main(["dashboards", "--out", str(tmp_path), *chosen]) == 0
     assert main(["dashboards", "--check", str(tmp_path), *chosen]) == 0
@@ -333,7 +333,7 @@ def test_what_was_written_with_options_is_checked_with_them(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("option", "value"), [("prefix", "9_"), ("prefix", 'a"b'), ("datasource", "a b")])
-def test_what_cannot_be_a_name_is_refused(tmp_path, option, value):
+def test_name_that_cannot_be_one_is_refused(tmp_path, option, value):
     with pytest.raises(UsageError, match=f"--{option}"):
         dashboards.write(tmp_path, **{option: value})
 

@@ -10,26 +10,11 @@ import pytest
 
 from profiler import anatomy
 from profiler.cli import _parser
-from profiler.limits import (
-    adaptive,
-)
-from profiler.limits import (
-    refusals as holdback,
-)
-from profiler.limits import (
-    refusals as retries,
-)
-from profiler.limits import (
-    refusals as signals,
-)
-from profiler.load import plan as pacing
+from profiler.limits import adaptive, refusals
+from profiler.load import plan
 from profiler.load.options import LoadOptions
-from profiler.loop import eventloop as lag
-from profiler.loop import eventloop as steps
-from profiler.statistics import caveats, comparison, quantiles
-from profiler.statistics import replay as counterfactual
-from profiler.statistics import scalability as usl
-from profiler.statistics import windows as warmup
+from profiler.loop import eventloop
+from profiler.statistics import caveats, comparison, quantiles, replay, scalability, windows
 from tools import options
 
 ROOT = Path(__file__).parents[2]
@@ -59,10 +44,10 @@ def test_commands_in_blocks_are_understood(document):
     "said",
     [
         f"more than 5 % and {anatomy.TOLERANCE_NS / 1e6:g} ms longer",
-        f"steps of over {steps.BLOCKING_NS / 1e6:g} ms between two awaits",
-        f"pauses, {pacing.FIRST_PAUSE:g} s at first, doubling up to {pacing.LONGEST_PAUSE:g} s",
+        f"steps of over {eventloop.BLOCKING_NS / 1e6:g} ms between two awaits",
+        f"pauses, {plan.FIRST_PAUSE:g} s at first, doubling up to {plan.LONGEST_PAUSE:g} s",
         f"for up to {LoadOptions().drain_seconds:g} s (`--drain`)",
-        f"Fewer than {warmup.FEWEST_BATCHES} batches: nothing is left out",
+        f"Fewer than {windows.FEWEST_BATCHES} batches: nothing is left out",
         "A block needs {p50} loops for p50, {p95} for p95 and {p99} for p99".format(
             **quantiles.FEWEST_PER_BLOCK
         ),
@@ -71,34 +56,34 @@ def test_commands_in_blocks_are_understood(document):
         f"when the adjusted one is below {comparison.SIGNIFICANCE:.2g}",
         f"at least {comparison.RELEVANT_FAILURES * 100:g} point apart",
         f"event-loop lag above {caveats.LOOP_LAG_LIMIT * 1e3:g} ms at p99",
-        f"(a timer of {lag.INTERVAL_SECONDS * 1e3:g} ms is sampled all the time)",
+        f"(a timer of {eventloop.INTERVAL_SECONDS * 1e3:g} ms is sampled all the time)",
         f"more than {caveats.SCHEDULE_LAG_SHARE * 100:g} % of the smallest median late at p99",
         f"a core more than {caveats.CPU_LIMIT * 100:g} % busy",
-        f"The first {counterfactual.CALLS_PER_TRIAL:,} tool calls of a trial".replace(",", " "),
-        f"more than {counterfactual.REPLAY_TOLERANCE * 100:g} %, nothing is estimated",
-        f"With at least {usl.FEWEST_LOADS} loads",
-        f"comes from {usl.REPEATS} bootstrap draws",
+        f"The first {replay.CALLS_PER_TRIAL:,} tool calls of a trial".replace(",", " "),
+        f"more than {replay.REPLAY_TOLERANCE * 100:g} %, nothing is estimated",
+        f"With at least {scalability.FEWEST_LOADS} loads",
+        f"comes from {scalability.REPEATS} bootstrap draws",
         f"from {adaptive.START} on, then +1/L, and only while at least {adaptive.SATURATED:g}·L are inside",
         f"to {adaptive.CUT:g}·L at most ({adaptive.CUT_IN_SLOW_START:g}·L in slow start)",
         f"never below L/{1 / adaptive.DEEPEST_CUT:g}",
         f"more than {adaptive.TIMEOUT_SHARE * 100:g} % of the epoch's calls",
         f"stays for {2 * adaptive.FIRST_PATIENCE} epochs, after a vain try for {adaptive.LAST_PATIENCE}",
-        f"A refusal ({', '.join(map(str, sorted(signals.REJECTING)))})",
-        f"max({holdback.LEAST_SPREAD_NS / 1e9:g} s, {holdback.SPREAD_SHARE:g} × that)",
-        f"min({retries.CAP_NS / 1e9:g} s, {retries.BASE_NS / 1e9:g}·2ⁿ⁻¹ s)",
+        f"A refusal ({', '.join(map(str, sorted(refusals.REJECTING)))})",
+        f"max({refusals.LEAST_SPREAD_NS / 1e9:g} s, {refusals.SPREAD_SHARE:g} × that)",
+        f"min({refusals.CAP_NS / 1e9:g} s, {refusals.BASE_NS / 1e9:g}·2ⁿ⁻¹ s)",
     ],
 )
-def test_the_numbers_on_the_page_are_the_code_s(said):
+def test_numbers_on_the_page_are_the_code_s(said):
     assert said in MEASURING
 
 
-def test_the_phases_on_the_page_are_in_the_order_in_which_they_own_an_instant():
+def test_phases_on_the_page_are_in_the_order_in_which_they_own_an_instant():
     found = re.findall(r"\d\. (?:the rest: )?`(\w+)`", MEASURING)
     assert found == ["model_queue", "backoff", "model", "tools", "queue", "parse"]
     assert set(anatomy.PHASES) - set(found) == {"collect", "unaccounted"}
 
 
-def test_the_table_of_options_is_that_of_their_declarations():
+def test_table_of_options_is_that_of_their_declarations():
     text = options.README.read_text("utf-8")
     assert options.written(text) == text, "python -m tools.options"
     for _, declared in LoadOptions.declared():

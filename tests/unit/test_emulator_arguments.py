@@ -98,8 +98,8 @@ schemas = _object(st.recursive(leaves, lambda parts: st.one_of(_object(parts), _
 
 @pytest.mark.slow
 @given(schemas, st.integers(0, 2**63))
-@settings(max_examples=150, deadline=None)
-def test_every_drawn_value_satisfies_its_schema(schema: dict[str, Any], seed: int) -> None:
+@settings(max_examples=150)
+def test_drawn_value_satisfies_its_schema(schema: dict[str, Any], seed: int) -> None:
     assert satisfies(compile_schema(schema)(Draws(seed), seed % 100), schema)
 
 

@@ -1,4 +1,4 @@
-"""Draws by address, and the moments of every distribution."""
+"""Draws by address, the moments of every distribution, and ids that name a place."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 from statistics import fmean, median
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from profiler.emulator.draws import Draws, key, sampler, whole
+from profiler.emulator.draws import MAX_LOOP, Draws, Place, decode, encode, key, sampler, whole
 from profiler.scenarios.schema import Distribution
 
 
@@ -43,7 +45,7 @@ def test_clamped_to_minimum_and_maximum() -> None:
     assert max(values(Distribution("empirical", (1.0, 9.0), maximum=3.0))) == 3.0
 
 
-def test_the_address_alone_decides() -> None:
+def test_address_alone_decides() -> None:
     sample = sampler(Distribution("uniform", (0.0, 1.0)))
     forwards = [sample(key(7, i)) for i in range(50)]
     backwards = [sample(key(7, i)) for i in reversed(range(50))]
@@ -52,7 +54,7 @@ def test_the_address_alone_decides() -> None:
     assert sample(key(7, 0)) != sample(key(8, 0))
 
 
-def test_a_seed_of_its_own_separates_equal_distributions() -> None:
+def test_seed_of_its_own_separates_equal_distributions() -> None:
     first = sampler(Distribution("uniform", (0.0, 1.0)))
     second = sampler(Distribution("uniform", (0.0, 1.0), seed=1))
     assert first(key(1, 1)) != second(key(1, 1))
@@ -76,3 +78,35 @@ def test_draws_are_uniform_enough_to_choose_fairly() -> None:
         counts[Draws(key(9, i)).below(5)] += 1
     assert min(counts) > 1850
     assert max(counts) < 2150
+
+
+places = st.builds(Place, st.integers(0, MAX_LOOP), st.integers(0, 4095), st.integers(0, 4095))
+
+
+@given(places, st.integers(0, 2**40 - 1), st.sampled_from(["", "call_", "fc_", "toolu_"]))
+@settings(max_examples=200)
+def test_round_trip_whatever_the_prefix(place: Place, nonce: int, prefix: str) -> None:
+    text = encode(place, nonce)
+    assert len(text) == 24
+    assert text.isalnum()
+    assert decode(prefix + text) == place
+
+
+def test_same_place_gets_another_id_for_every_nonce() -> None:
+    ids = {encode(Place(5, 1, 2), nonce) for nonce in range(5000)}
+    assert len(ids) == 5000
+    assert len({text[:4] for text in ids}) > 1000  # they look random from the first digits on
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "",
+        "call_short",
+        "call_abcdefghijklmnopqrstuvwx",
+        "toolu_01A09q90qw90lq917835lq9",
+        "call_zz-zzzzzzzzzzzzzzzzzzzzz",
+    ],
+)
+def test_foreign_ids_name_no_place(foreign: str) -> None:
+    assert decode(foreign) is None

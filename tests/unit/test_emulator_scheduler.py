@@ -37,7 +37,7 @@ class EarlyLoop:
         raise AssertionError("it never ends")
 
 
-def test_nothing_is_early_and_nothing_later_than_a_tick() -> None:
+def test_timers_are_never_early_and_no_later_than_a_tick() -> None:
     loop = EarlyLoop()
     scheduler = Scheduler(loop, loop.clock)  # type: ignore[arg-type]
     fired: dict[int, int] = {}
@@ -49,7 +49,7 @@ def test_nothing_is_early_and_nothing_later_than_a_tick() -> None:
     assert list(fired.values()) == sorted(fired.values())
 
 
-def test_cancelled_timers_do_not_fire_and_callbacks_may_schedule() -> None:
+def test_timers_that_are_cancelled_do_not_fire_and_callbacks_may_schedule() -> None:
     loop = EarlyLoop()
     scheduler = Scheduler(loop, loop.clock)  # type: ignore[arg-type]
     fired: list[str] = []

@@ -42,7 +42,7 @@ def one_by_one(tape: Tape, loop: int) -> list[tuple[Place, str, str]]:
     return work
 
 
-def test_the_same_seed_and_number_are_the_same_work() -> None:
+def test_tape_of_the_same_seed_and_number_is_the_same_work() -> None:
     first = [parallel_work(Tape(CITIES, 7), loop) for loop in range(30)]
     second = [parallel_work(Tape(CITIES, 7), loop) for loop in reversed(range(30))]
     assert first == second[::-1]
@@ -63,13 +63,13 @@ def test_cities_is_what_it_says() -> None:
         assert len(set(pairs)) == len(pairs)
 
 
-def test_without_parallel_calls_the_same_calls_come_one_per_response_in_order() -> None:
+def test_tape_without_parallel_calls_has_the_same_calls_one_per_response_in_order() -> None:
     tape = Tape(CITIES, 3)
     for loop in range(40):
         assert one_by_one(tape, loop) == [call for calls in parallel_work(tape, loop) for call in calls]
 
 
-def test_the_order_in_which_tools_are_offered_changes_nothing() -> None:
+def test_tape_does_not_depend_on_the_order_in_which_tools_are_offered() -> None:
     turned = offer(
         {"other": {"type": "object", "properties": {}}, "get_population": WEATHER, "get_weather": WEATHER}
     )
@@ -96,7 +96,7 @@ def test_tool_choice_is_honoured() -> None:
     assert tape.places(talk(choice=Choice("required"), parallel=False, calls=500), 0)[0].call == 0
 
 
-def test_times_scale() -> None:
+def test_tape_times_scale() -> None:
     slow, fast = Tape(CITIES, 1), Tape(replace(CITIES, time_scale=0.1), 1)
     place = Place(4, 1, 2)
     assert fast.duration(place, "get_weather") == pytest.approx(slow.duration(place, "get_weather") / 10)

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.emulator import anthropic_messages, openai_chat, openai_responses
@@ -341,7 +341,7 @@ def test_messages_refuses(body: dict[str, Any], message: str) -> None:
     assert (caught.value.status, caught.value.kind) == (400, "invalid_request_error")
 
 
-def test_where_a_chat_conversation_stands() -> None:
+def test_chat_conversation_stands_where_its_messages_say() -> None:
     call = made()[1]
     result = {"role": "tool", "tool_call_id": "call_A", "content": "r"}
     talk = chat(messages=[{"role": "system", "content": "s"}, USER, call, result, call, result])
@@ -349,7 +349,7 @@ def test_where_a_chat_conversation_stands() -> None:
     assert chat(messages=[USER, call, result, USER]).turns == 0
 
 
-def test_where_a_messages_conversation_stands() -> None:
+def test_messages_conversation_stands_where_its_messages_say() -> None:
     use = {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_A", "name": "f", "input": {}}]}
     answer = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_A", "content": "r"}]}
     talk = messages(messages=[USER, use, answer])
@@ -376,7 +376,7 @@ def test_choices() -> None:
     assert (one.choice, one.parallel) == (Choice("required"), False)
 
 
-def test_the_same_tools_are_compiled_once() -> None:
+def test_tools_that_are_the_same_are_compiled_once() -> None:
     sets = ToolSets()
     body = {"model": "m", "messages": [USER], "tools": [CHAT_TOOL]}
     assert (
@@ -448,7 +448,6 @@ def status_of(parse: Any, body: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("parse", list(KEYS), ids=lambda parse: parse.__name__)
 @given(data=st.data())
-@settings(deadline=None)
 def test_junk_is_refused_and_never_breaks_the_server(parse: Any, data: st.DataObject) -> None:
     body = data.draw(st.dictionaries(st.sampled_from(KEYS[parse]), junk, min_size=1, max_size=3))
     if data.draw(st.booleans()) and "stream_options" in KEYS[parse]:
@@ -460,7 +459,6 @@ def test_junk_is_refused_and_never_breaks_the_server(parse: Any, data: st.DataOb
 @given(
     parts=st.lists(junk, max_size=4), more=st.dictionaries(st.sampled_from(["tool_calls", "content"]), junk)
 )
-@settings(deadline=None)
 def test_junk_inside_messages_and_tools(parse: Any, parts: list[Any], more: dict[str, Any]) -> None:
     call = {"role": "assistant", "content": parts, **more}
     history = {"input" if parse is responses else "messages": [USER, call, *parts]}

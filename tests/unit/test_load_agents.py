@@ -35,26 +35,26 @@ def frame(**changes: Any) -> LoopRecord:
     return replace(loop(0), **{"id": "outer", "rounds": (), **changes})
 
 
-def test_a_loop_that_the_profiler_watched_is_put_in_its_place() -> None:
+def test_loop_that_the_profiler_watched_is_put_in_its_place() -> None:
     watched = replace(loop(0), id="outer", strategy="application")
     assert placed([watched], POSITION, "semaphore:2") == [replace(watched, **MARKS, intended_ns=5)]
 
 
-def test_a_loop_that_recorded_itself_is_not_counted_twice() -> None:
+def test_loop_that_recorded_itself_is_not_counted_twice() -> None:
     own = replace(loop(0), id="own")
     assert placed([own, frame()], POSITION, "semaphore:2") == [replace(own, **MARKS, intended_ns=5)]
     inner = replace(own, parent="outer")  # a profiler.loop of the user's inside ours
     assert placed([inner, frame()], POSITION, "semaphore:2") == [replace(own, **MARKS, intended_ns=5)]
 
 
-def test_an_agent_as_a_tool_stays_a_part_of_its_loop() -> None:
+def test_agent_as_a_tool_stays_a_part_of_its_loop() -> None:
     nested = replace(loop(0), id="nested", parent="outer")
     whole = replace(loop(0), id="outer")
     kept = placed([nested, whole], POSITION, "semaphore:2")
     assert [(r.id, r.parent, r.intended_ns) for r in kept] == [("nested", "outer", None), ("outer", None, 5)]
 
 
-def test_a_call_that_asked_no_model_still_counts() -> None:
+def test_call_that_asked_no_model_still_counts() -> None:
     failed = frame(status="error", error_type="ValueError")
     assert placed([failed], POSITION, "gathered") == [
         replace(failed, **{**MARKS, "strategy": "gathered"}, intended_ns=5)
@@ -73,7 +73,7 @@ def context(spec: str, sinks: Any = ()) -> AgentContext:
     )
 
 
-def test_an_agent_of_one_s_own_can_heed_the_model_limit() -> None:
+def test_agent_of_one_s_own_can_heed_the_model_limit() -> None:
     model = ScriptedModel([])
     made = context("gathered")
     assert made.limited(model) is model
@@ -127,7 +127,7 @@ async def executed(given: AgentContext, call: Callable[[], Any]) -> None:
 @pytest.mark.parametrize(
     ("spec", "most"), [("sequential", 2), ("gathered", 8), ("semaphore:3", 3), ("semaphore:3@agent", 6)]
 )
-def test_the_strategy_holds_for_two_agents(spec: str, most: int, body: Any) -> None:
+def test_strategy_holds_for_two_agents(spec: str, most: int, body: Any) -> None:
     assert highest_concurrency(spec, body, agents=2) == most
 
 
@@ -135,7 +135,7 @@ def test_the_strategy_holds_for_two_agents(spec: str, most: int, body: Any) -> N
     ("spec", "phase_ms", "shortfall"),
     [("semaphore:1", {"queue": 300, "tools": 400}, "limiter"), ("gathered", {"tools": 200}, None)],
 )
-def test_what_a_loop_of_one_s_own_hands_over_waits_in_the_queue(
+def test_callables_that_a_loop_of_one_s_own_hands_over_wait_in_the_queue(
     spec: str, phase_ms: dict[str, int], shortfall: str | None
 ) -> None:
     records: list[LoopRecord] = []
@@ -284,7 +284,7 @@ async def model_then_tool(tools: Tools) -> None:
 
 
 @pytest.mark.parametrize("asked", [(), ("a", "b")])
-def test_a_callable_that_nothing_held_did_not_wait(asked: Sequence[str]) -> None:
+def test_callable_that_nothing_held_did_not_wait(asked: Sequence[str]) -> None:
     (round_,) = handed("semaphore:2", pipeline, asked=asked).rounds
     assert waits(round_) == [("a", 0, 0), ("b", 400, 400)]
     assert spent(round_) == {"tools": 400, "unaccounted": 200}
@@ -301,14 +301,14 @@ def test_a_callable_that_nothing_held_did_not_wait(asked: Sequence[str]) -> None
         (handing_on, [("a", 300, 300), ("b", 700, 700)]),
     ],
 )
-def test_only_the_first_call_of_a_callable_waited_in_the_limiter(
+def test_callable_waits_in_the_limiter_with_its_first_call_alone(
     body: Any, waited: list[tuple[str, int, int]]
 ) -> None:
     (round_,) = handed("semaphore:1", body, held=0.3).rounds
     assert waits(round_) == waited
 
 
-def test_one_callable_after_another_waits_from_when_both_were_handed_over() -> None:
+def test_callables_one_after_another_wait_from_when_both_were_handed_over() -> None:
     (round_,) = handed("sequential", pipeline, pipeline).rounds
     assert waits(round_) == [("a", 0, 0), ("b", 400, 400), ("a", 0, 600), ("b", 1000, 1000)]
     assert spent(round_) == {"tools": 800, "queue": 200, "unaccounted": 200}
@@ -316,7 +316,7 @@ def test_one_callable_after_another_waits_from_when_both_were_handed_over() -> N
 
 
 @pytest.mark.parametrize("body", [pipeline, late])
-def test_the_limiter_prolongs_a_round_where_it_held_callables_that_it_would_have_let_run(body: Any) -> None:
+def test_limiter_prolongs_a_round_where_it_held_callables_that_it_would_have_let_run(body: Any) -> None:
     assert handed("semaphore:2", body, body).rounds[0].shortfall is None
     assert handed("gathered", body, body).rounds[0].shortfall is None
     assert handed("semaphore:2", body, body, held=0.3).rounds[0].shortfall == "limiter"
@@ -324,19 +324,19 @@ def test_the_limiter_prolongs_a_round_where_it_held_callables_that_it_would_have
     assert handed("semaphore:1", body, body, held=0.1).rounds[0].shortfall == "limiter"
 
 
-def test_the_rounds_of_an_agent_that_was_handed_over_have_no_limit() -> None:
+def test_rounds_of_an_agent_that_was_handed_over_have_no_limit() -> None:
     first, second = handed("semaphore:1", sub_agent, held=0.3).rounds
     assert (first.limit, second.limit, first.tool_calls) == (None, None, ())
     assert waits(second) == [("a", 400, 400), ("b", 400, 600)]  # as in any loop whose own code runs its calls
 
 
-def test_what_waited_of_a_callable_that_asks_a_model_first_is_not_its_tool_call() -> None:
+def test_callable_that_asks_a_model_first_has_no_tool_call_that_waited() -> None:
     first, second = handed("semaphore:1", model_then_tool, held=0.3, asked=("quick",)).rounds
     assert waits(first) == [("quick", 400, 400)]
     assert (first.limit, second.limit) == (1, None)
 
 
-def test_a_call_that_was_not_ready_when_its_callable_was_handed_over_waits_from_when_it_was() -> None:
+def test_call_that_was_not_ready_when_its_callable_was_handed_over_waits_from_when_it_was() -> None:
     observed = ObservedLoop(iter([0, 0, 12]).__next__, name="", strategy="semaphore:1", parent=None)
     observed.begin_round("openai", "m").unclaimed.append((call("a"), 5))
     token = handed_over.set(HandedOver(at_ns=4, released_ns=12, limit=1))
@@ -376,14 +376,14 @@ def test_results_come_in_order_and_the_first_failure_after_all_have_ended() -> N
     run_virtual(main)
 
 
-def test_what_belongs_to_a_loop_is_refused_outside() -> None:
+def test_loop_s_own_functions_are_refused_outside() -> None:
     with pytest.raises(UsageError, match="are of a loop"):
         _ = context("gathered").number
     assert context("gathered").base_url == "http://127.0.0.1:1"
     assert context("gathered").openai_url == "http://127.0.0.1:1/v1"
 
 
-def test_the_first_loop_is_recorded_nowhere_and_has_to_work() -> None:
+def test_first_loop_is_recorded_nowhere_and_has_to_work() -> None:
     taken: list[LoopRecord] = []
 
     async def main(clock: Callable[[], int]) -> None:
@@ -429,7 +429,7 @@ def test_factories_that_are_not_there(spec: str, message: str) -> None:
         ("def make(:", "raises fails at import: SyntaxError: invalid syntax"),
     ],
 )
-def test_a_module_that_fails_at_import_is_named(
+def test_module_that_fails_at_import_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
 ) -> None:
     (tmp_path / "raises.py").write_text(content)

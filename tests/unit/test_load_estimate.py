@@ -34,13 +34,13 @@ REMOTE = LoadOptions(
 )
 
 
-def test_a_loop_takes_its_requests_and_its_longest_calls_or_all_of_them() -> None:
+def test_loop_takes_its_requests_and_its_longest_calls_or_all_of_them() -> None:
     tape = Tape(WORK, 1)
     assert loop_seconds(tape, at_once=True) == pytest.approx(3 * 0.2 + 2 * 0.5)
     assert loop_seconds(tape, at_once=False) == pytest.approx(3 * 0.2 + 8 * 0.5)
 
 
-def test_every_request_says_again_what_was_said() -> None:
+def test_estimate_counts_in_every_request_what_was_said_before() -> None:
     spent = loop_spent(Tape(WORK, 1))
     assert spent.requests == 3
     first = spent.input_tokens / 3 - 4 * 60  # four calls more with each of three requests
@@ -48,7 +48,7 @@ def test_every_request_says_again_what_was_said() -> None:
     assert spent.output_tokens == 8 * 20 + 60
 
 
-def test_here_it_is_one_line_without_a_cost() -> None:
+def test_plan_on_this_machine_is_one_line_without_a_cost() -> None:
     options = LoadOptions(strategies=parse_strategies("gathered,sequential"))
     (line,) = plan(options, 8, 16.0, 1, WORK, remote=False).lines()
     # 8 × 16 / 1.6 s, 8 × 16 / 4.6 s, and the first loop
@@ -58,7 +58,7 @@ def test_here_it_is_one_line_without_a_cost() -> None:
     )
 
 
-def test_where_the_target_takes_no_time_the_client_is_the_limit() -> None:
+def test_estimate_for_a_target_that_takes_no_time_is_the_client_s_limit() -> None:
     planned = plan(
         LoadOptions(strategies=parse_strategies("gathered")),
         20,
@@ -71,7 +71,7 @@ def test_where_the_target_takes_no_time_the_client_is_the_limit() -> None:
     assert planned.spent.loops == 3 * 2 * 200 + 2
 
 
-def test_elsewhere_it_says_what_it_may_cost_and_which_limit_ends_it() -> None:
+def test_plan_elsewhere_says_what_it_may_cost_and_which_limit_ends_it() -> None:
     lines = plan(REMOTE, 8, 16.0, 2, WORK, remote=True).lines()
     assert lines[0] == (
         "plan: 1 strategy, 16 s of measuring with 8 agents on https://api.example.com (gpt-4o)"
@@ -88,7 +88,7 @@ def test_elsewhere_it_says_what_it_may_cost_and_which_limit_ends_it() -> None:
     )
 
 
-def test_an_open_load_has_as_many_loops_as_arrive_and_an_agents_own_are_unknown() -> None:
+def test_open_load_has_as_many_loops_as_arrive_and_an_agents_own_are_unknown() -> None:
     options = LoadOptions(
         strategies=parse_strategies("gathered"), arrivals="5/s", levels=(10, 20), base_url=REMOTE.base_url
     )
@@ -100,5 +100,5 @@ def test_an_open_load_has_as_many_loops_as_arrive_and_an_agents_own_are_unknown(
     assert own.lines()[1] == "  how much the agent asks for is not known"
 
 
-def test_an_estimate_has_two_digits() -> None:
+def test_estimate_has_two_digits() -> None:
     assert [rounded(count) for count in (7, 99, 123, 1_234, 98_765)] == ["7", "99", "120", "1,200", "99,000"]

@@ -1,10 +1,12 @@
-"""What a process knows of itself as a load generator."""
+"""What a process knows of itself as a load generator, and when a target counts as gone."""
+
+from __future__ import annotations
 
 from typing import Any
 
 import pytest
 
-from profiler.load.health import Meter, Tally, p99_seconds, shift_ns
+from profiler.load.health import PATIENCE_SECONDS, ConnectionWatch, Meter, Tally, p99_seconds, shift_ns
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, shifted
 from profiler.rundir import Anchor, ClientHealth, Spent
 from profiler.statistics.histogram import Histogram
@@ -36,7 +38,7 @@ def test_percentile_is_the_nearest_rank() -> None:
     assert p99(*(k * MS for k in range(1, 101)), limit=50) == pytest.approx(0.099, rel=0.005)
 
 
-def test_a_meter_reads_what_happened_since_it_was_started() -> None:
+def test_meter_reads_what_happened_since_it_was_started() -> None:
     cpu, now = iter([2.0, 3.5]), 10.0
     meter = Meter(cpu_clock=lambda: next(cpu), clock=lambda: now)
     meter.start()
@@ -52,7 +54,7 @@ def test_a_meter_reads_what_happened_since_it_was_started() -> None:
     assert meter.read("p", 3) == ClientHealth("p", 3, 0.008, 0.004, 0.75)
 
 
-def test_a_loop_failed_when_a_call_of_it_did() -> None:
+def test_loop_failed_when_a_call_of_it_did() -> None:
     tally = Tally()
     for one in (loop(), loop(call_status="error"), loop(status="error", statuses=(429, 429, 529))):
         tally.count(one)
@@ -75,3 +77,39 @@ def test_records_move_onto_another_clock_and_keep_their_durations() -> None:
     assert round_.tool_calls[1].started_ns is None
     assert round_.model.attempts[0] == Attempt(by, MS + by, status=200, retry_after_ns=7)
     assert shifted(after, -by) == before
+
+
+def test_watch_does_not_connect_while_loops_succeed_or_nothing_ends() -> None:
+    watch = ConnectionWatch()
+    assert [watch.is_due(loops, failed) for loops, failed in [(0, 0), (3, 0), (5, 1), (5, 1)]] == [False] * 4
+
+
+def test_target_is_gone_when_nobody_could_connect_for_so_long() -> None:
+    watch = ConnectionWatch()
+    watch.is_due(4, 0)
+    assert watch.is_due(5, 1)
+    assert not watch.is_gone(10.0, False)
+    assert watch.is_due(5, 1)  # nothing ends: it is asked again
+    assert not watch.is_gone(10.0 + PATIENCE_SECONDS - 0.1, False)
+    assert watch.is_gone(10.0 + PATIENCE_SECONDS, False)
+
+
+def test_next_trial_does_not_make_it_forget() -> None:
+    watch = ConnectionWatch()
+    assert watch.is_due(9, 9)
+    watch.is_gone(10.0, False)
+    assert watch.is_due(0, 0)
+    assert watch.is_gone(10.0 + PATIENCE_SECONDS, False)
+
+
+def test_connection_or_a_loop_that_succeeds_begins_anew() -> None:
+    watch = ConnectionWatch()
+    assert watch.is_due(2, 2)
+    watch.is_gone(10.0, False)
+    watch.is_gone(12.0, True)
+    assert not watch.is_due(2, 2)
+    assert watch.is_due(3, 3)  # it fails in other ways
+    assert not watch.is_gone(10.0 + PATIENCE_SECONDS, False)
+    assert not watch.is_due(5, 4)
+    assert watch.is_due(6, 5)
+    assert not watch.is_gone(10.0 + 2 * PATIENCE_SECONDS, False)

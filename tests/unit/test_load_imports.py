@@ -40,20 +40,20 @@ def writes_environment(node: ast.AST) -> bool:
     return False
 
 
-def test_only_load_locust_imports_locust_and_what_it_runs_on() -> None:
+def test_locust_and_what_it_runs_on_are_imported_by_load_locust_alone() -> None:
     users = {path for path, tree in sources() if imported(tree) & LOCUST}
     assert users
     assert {path for path in users if not path.startswith("load/locust/")} == set()
 
 
-def test_nothing_writes_the_environment() -> None:
+def test_environment_is_written_by_nothing() -> None:
     found = [path for path, tree in sources() for node in ast.walk(tree) if writes_environment(node)]
     assert found == []
     forbidden = "os.environ['A'] = 'x'; del os.environ['A']; os.environ.pop('A'); os.putenv('A', 'x')"
     assert sum(writes_environment(node) for node in ast.walk(ast.parse(forbidden))) == 4
 
 
-def test_who_starts_a_load_test_imports_neither() -> None:
+def test_start_of_a_load_test_imports_neither() -> None:
     script = (
         "import sys\n"
         "from profiler.cli import main\n"

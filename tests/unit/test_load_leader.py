@@ -64,7 +64,7 @@ def test_trials_take_turns_in_blocks_and_each_measures_its_window(leader: Leader
     assert RunDirectory.open(one.output.directory.path).load().trials == run.trials
 
 
-def test_a_ladder_of_loads_has_its_users_before_a_trial_begins(leader: Leaders) -> None:
+def test_ladder_of_loads_has_its_users_before_a_trial_begins(leader: Leaders) -> None:
     there = Connected("a")
     one = leader(there, Ramp(4, 4.0, None), levels=(6, 2), blocks=1, trial_seconds=1.0)
     one.spawned()
@@ -85,7 +85,7 @@ def test_stopped_the_trial_under_way_is_the_last_and_the_run_not_finished(leader
     assert not run.finished
 
 
-def test_a_target_that_goes_away_while_users_are_spawned_ends_the_run(
+def test_target_that_goes_away_while_users_are_spawned_ends_the_run(
     leader: Leaders, caplog: pytest.LogCaptureFixture
 ) -> None:
     there = Connected("a")
@@ -109,7 +109,7 @@ def test_a_target_that_goes_away_while_users_are_spawned_ends_the_run(
         (0.5, None, True, False),
     ],
 )
-def test_only_a_run_time_that_was_too_short_is_blamed_for_users_that_did_not_come(
+def test_run_time_is_blamed_for_users_that_did_not_come_only_if_it_was_too_short(
     leader: Leaders,
     caplog: pytest.LogCaptureFixture,
     seconds: float | None,

@@ -49,14 +49,14 @@ MESSAGES = (
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_a_message_arrives_as_it_was_sent(message: ToWorker | ToLeader) -> None:
+def test_message_arrives_as_it_was_sent(message: ToWorker | ToLeader) -> None:
     sent = msgpack.dumps(pack(message))  # as Locust does between processes
     assert unpack(type(message), msgpack.loads(sent)) == message
     assert unpack(type(message), pack(message)) == message  # and within one
     assert hash(message) == hash(unpack(type(message), pack(message)))
 
 
-def test_every_message_has_a_wire_name_of_its_own() -> None:
+def test_message_has_a_wire_name_of_its_own() -> None:
     kinds = (ToWorker | ToLeader).__args__
     assert {type(message) for message in MESSAGES} == set(kinds)
     assert {wire_name(kind) for kind in kinds} == {f"toolcall_{kind.__name__.lower()}" for kind in kinds}

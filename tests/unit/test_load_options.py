@@ -44,7 +44,7 @@ def test_strategies_come_repeated_and_with_commas_and_replace_the_default() -> N
     assert parse().strategies == DEFAULT_STRATEGIES  # the default was not appended to
 
 
-def test_the_command_line_of_options_parses_to_the_same_options() -> None:
+def test_command_line_of_options_parses_to_the_same_options() -> None:
     options = LoadOptions(
         strategies=parse_strategies("gathered,semaphore:4@agent"),
         provider="anthropic",
@@ -94,7 +94,7 @@ def test_the_command_line_of_options_parses_to_the_same_options() -> None:
     assert parse(*thinking.arguments()) == thinking
 
 
-def test_the_web_form_sends_text_where_the_default_is_none() -> None:
+def test_web_form_sends_text_where_the_default_is_none() -> None:
     namespace = argparse.Namespace(**vars(_namespace()))
     namespace.trial_seconds, namespace.blocks, namespace.base_url, namespace.strategy = (
         "2.5",
@@ -136,7 +136,7 @@ def _namespace() -> argparse.Namespace:
         (["--slo", "fast"], "objective 'fast'"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(arguments: list[str], message: str) -> None:
+def test_options_that_cannot_be_are_refused_by_name(arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse(*arguments)
 
@@ -175,7 +175,7 @@ class Asked(Options):
     key: str | None = option("--key", TEXT, None, "a key", "h", ("do",), secret=True)
 
 
-def test_a_secret_is_in_no_json_and_on_no_command_line() -> None:
+def test_secret_is_in_no_json_and_on_no_command_line() -> None:
     asked = Asked(count=3, key="sk-secret")
     assert asked.arguments() == ["--count", "3", "--key", "[hidden]"]
     assert asked.as_json() == {"name": "n", "count": 3}
@@ -183,7 +183,7 @@ def test_a_secret_is_in_no_json_and_on_no_command_line() -> None:
     assert Asked.from_json({**asked.as_json(), **asked.secrets()}) == asked
 
 
-def test_a_command_has_its_options_in_their_groups() -> None:
+def test_command_has_its_options_in_their_groups() -> None:
     parser = argparse.ArgumentParser(prog="x", add_help=False)
     add_options(parser, "do", (Asked,), {"h": "what is hidden", "g": "", "empty": "not shown"})
     shown = " ".join(parser.format_help().split())

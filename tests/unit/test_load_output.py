@@ -82,7 +82,7 @@ def test_progress_that_cannot_be_written_is_left_out(output: RunOutput) -> None:
     assert 1 <= len(seen) < 10
 
 
-def test_what_happened_is_noted_as_far_as_it_can_be(
+def test_incidents_are_noted_as_far_as_they_can_be(
     output: RunOutput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Path, data: bytes) -> int:

@@ -1,26 +1,34 @@
-"""The plan of a load test: pure."""
+"""The plan of a load test, its arrivals and pauses, and when a run is hopeless: pure."""
 
-from itertools import islice
+from __future__ import annotations
+
+import statistics
+from itertools import islice, pairwise, takewhile
 
 import pytest
 
+from profiler.errors import UsageError
 from profiler.load.plan import (
     NUMBERS_PER_BLOCK,
+    Arrivals,
     PlannedTrial,
     block_order,
     blocks_for,
     effective_limits,
+    pause_after,
     ramp_seconds,
     schedule,
+    share,
     tape_numbers,
     timing,
 )
+from profiler.statistics.objectives import AbortRule
 from profiler.strategies import parse_strategy
 
 STRATEGIES = ("sequential", "gathered", "semaphore:4")
 
 
-def test_every_block_runs_every_strategy_once() -> None:
+def test_block_runs_every_strategy_once() -> None:
     trials = list(schedule(STRATEGIES, seed=7, blocks=4))
     assert [trial.index for trial in trials] == list(range(12))
     assert [trial.block for trial in trials] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
@@ -28,7 +36,7 @@ def test_every_block_runs_every_strategy_once() -> None:
         assert sorted(t.strategy for t in trials if t.block == block) == sorted(STRATEGIES)
 
 
-def test_the_order_is_random_over_blocks_and_repeats_with_the_seed() -> None:
+def test_order_is_random_over_blocks_and_repeats_with_the_seed() -> None:
     first = {block: block_order(STRATEGIES, 1, block) for block in range(60)}
     assert first == {block: block_order(STRATEGIES, 1, block) for block in range(60)}
     assert first != {block: block_order(STRATEGIES, 2, block) for block in range(60)}
@@ -36,7 +44,7 @@ def test_the_order_is_random_over_blocks_and_repeats_with_the_seed() -> None:
     assert min(leads.count(strategy) for strategy in STRATEGIES) >= 10  # 20 expected of each
 
 
-def test_without_blocks_the_schedule_never_ends() -> None:
+def test_schedule_without_blocks_never_ends() -> None:
     assert list(islice(schedule(("gathered",), 0), 3)) == [
         PlannedTrial(0, 0, "gathered"),
         PlannedTrial(1, 1, "gathered"),
@@ -62,7 +70,7 @@ def test_blocks_are_few_when_time_is_short(seconds: float, blocks: int) -> None:
     assert blocks_for(seconds) == blocks
 
 
-def test_a_total_is_shared_by_all_trials_and_their_drains() -> None:
+def test_total_is_shared_by_all_trials_and_their_drains() -> None:
     plan = timing(turns=3, total=90, window=None, blocks=3, default_window=10)
     assert plan.blocks == 3
     assert plan.block_window(3, block=0, elapsed=0, drain=2) == 8  # 9 × (8 + 2) = 90
@@ -74,7 +82,7 @@ def test_a_total_is_shared_by_all_trials_and_their_drains() -> None:
     assert plan.fit(5, trials_left=1, elapsed=91) == 0
 
 
-def test_without_a_total_the_window_is_what_was_asked_for() -> None:
+def test_timing_without_a_total_has_the_window_that_was_asked_for() -> None:
     plan = timing(turns=3, total=None, window=4, blocks=2, default_window=10)
     assert (plan.block_window(3, 0, elapsed=500, drain=9), plan.blocks) == (4, 2)
     assert plan.fit(4, trials_left=1, elapsed=10_000) == 4
@@ -82,14 +90,14 @@ def test_without_a_total_the_window_is_what_was_asked_for() -> None:
     assert (unbounded.window, unbounded.blocks) == (10, None)
 
 
-def test_a_window_within_a_total_repeats_until_time_is_out() -> None:
+def test_window_within_a_total_repeats_until_time_is_out() -> None:
     plan = timing(turns=2, total=60, window=5, blocks=None, default_window=10)
     assert plan.blocks is None
     assert plan.block_window(2, block=3, elapsed=40, drain=1) == 5
     assert plan.fit(5, trials_left=None, elapsed=57) == 3
 
 
-def test_a_ladder_runs_every_strategy_on_every_level_of_a_block_rising() -> None:
+def test_ladder_runs_every_strategy_on_every_level_of_a_block_rising() -> None:
     trials = list(schedule(STRATEGIES, seed=7, blocks=2, levels=(40, 10)))
     assert [trial.users for trial in trials] == [10] * 3 + [40] * 3 + [10] * 3 + [40] * 3
     assert [trial.block for trial in trials] == [0] * 6 + [1] * 6
@@ -129,3 +137,91 @@ def test_shared_limits_are_those_of_one_process_in_all() -> None:
         "semaphore:4: 2 per process × 2 processes = up to 4 calls at once",
         "rate:20/s: 10 per process × 2 processes = up to 20 calls/s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("5/s", Arrivals(5.0, 4)),
+        ("5", Arrivals(5.0, 4)),
+        ("90/m", Arrivals(1.5, 4)),
+        ("poisson:2.5/s", Arrivals(2.5, 4)),
+        ("constant:12/s", Arrivals(12.0, 4, constant=True)),
+    ],
+)
+def test_specs(spec: str, expected: Arrivals) -> None:
+    assert Arrivals.parse(spec, 4) == expected
+
+
+@pytest.mark.parametrize("spec", ["0/s", "-1/s", "5/h", "burst:5/s", "", "5/s,6/s"])
+def test_arrivals_that_are_no_rate_are_refused(spec: str) -> None:
+    with pytest.raises(UsageError, match="expected a rate such as 5/s"):
+        Arrivals.parse(spec)
+
+
+def merged(arrivals: Arrivals, seconds: float, seed: str = "1/0/0") -> list[float]:
+    """When all sources together are due within that time."""
+    due = (takewhile(lambda t: t < seconds, arrivals.of_source(n, seed)) for n in range(arrivals.sources))
+    return sorted(t for source in due for t in source)
+
+
+def test_evenly_spaced_sources_together_are_evenly_spaced() -> None:
+    together = merged(Arrivals(8.0, 4, constant=True), 3.0)
+    assert together == pytest.approx([k / 8 for k in range(24)])
+
+
+def test_poisson_sources_together_are_one_of_the_whole_rate() -> None:
+    together = merged(Arrivals(50.0, 10), 200.0)
+    assert len(together) == pytest.approx(10_000, rel=0.04)  # four standard deviations
+    gaps = [after - before for before, after in pairwise(together)]
+    # Exponential gaps have a standard deviation equal to their mean, which even spacing has not.
+    assert statistics.stdev(gaps) / statistics.fmean(gaps) == pytest.approx(1.0, abs=0.05)
+
+
+def test_draws_repeat_with_the_seed_and_differ_between_sources() -> None:
+    arrivals = Arrivals(50.0, 2)
+    assert merged(arrivals, 5.0) == merged(arrivals, 5.0)
+    assert merged(arrivals, 5.0) != merged(arrivals, 5.0, seed="1/1/0")
+    assert next(arrivals.of_source(0, "s")) != next(arrivals.of_source(1, "s"))
+
+
+def test_schedule_does_not_drift() -> None:
+    """The 100,000th arrival is where it belongs, not where rounding each gap would have left it."""
+    source = Arrivals(3.0, 1, constant=True).of_source(0, "")
+    for _ in range(99_999):
+        next(source)
+    assert next(source) == pytest.approx(33_333.0, rel=1e-12)
+
+
+def test_expected_arrivals_scale_with_the_users() -> None:
+    assert Arrivals(10.0, 20).expected(users=40, seconds=3.0) == pytest.approx(60.0)
+
+
+def test_pause_grows_for_those_that_are_refused_at_once() -> None:
+    assert [pause_after(n, 0.0) for n in (0, 1, 2, 3, 7, 60)] == pytest.approx([0, 0.1, 0.2, 0.4, 5.0, 5.0])
+    assert pause_after(1, 0.04) == pytest.approx(0.06)
+    assert pause_after(3, 2.0) == 0.0  # it was not refused at once
+
+
+@pytest.mark.parametrize(("total", "workers"), [(8, 3), (5, 2), (9, 9)])
+def test_limit_is_shared_whole(total: int, workers: int) -> None:
+    shares = [share(total, worker, workers) for worker in range(workers)]
+    assert sum(shares) == total
+    assert max(shares) - min(shares) <= 1
+
+
+def test_share_of_a_worker_is_one_place_at_least() -> None:
+    assert [share(1, worker, 3) for worker in range(3)] == [1, 1, 1]
+
+
+def test_hopeless_trial() -> None:
+    rule = AbortRule.parse("errors > 20%")
+    assert rule.broken(19, 19) is None  # too few to tell
+    assert rule.broken(20, 4) is None
+    assert rule.broken(20, 5) == "5 of 20 loops failed, more than 20 %"
+
+
+@pytest.mark.parametrize("spec", ["errors<20%", "errors>20", "errors>100%", "p95>2s", ""])
+def test_abort_rule_that_is_none_is_refused(spec: str) -> None:
+    with pytest.raises(UsageError, match="--abort-on"):
+        AbortRule.parse(spec)

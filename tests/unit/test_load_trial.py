@@ -60,7 +60,7 @@ async def for_seconds(seconds: float, one: RunningTrial, *lives: Any) -> None:
     await asyncio.gather(*tasks)
 
 
-def test_an_agent_of_a_closed_load_thinks_between_its_loops() -> None:
+def test_agent_of_a_closed_load_thinks_between_its_loops() -> None:
     async def main(clock: Callable[[], int]) -> None:
         one, loops = trial(clock, think_seconds=0.5), Loops(clock, 0.25)
         lags: list[int] = []
@@ -85,7 +85,7 @@ def test_agents_of_a_closed_load_start_one_after_another() -> None:
     run_virtual(main)
 
 
-def test_a_refused_agent_backs_off() -> None:
+def test_refused_agent_backs_off() -> None:
     async def main(clock: Callable[[], int]) -> None:
         one, loops = trial(clock), Loops(clock, 0.0, fails=True)
         await for_seconds(2.0, one, one.run_agent(loops, agent()))
@@ -141,7 +141,7 @@ def test_arrivals_that_never_got_a_place_are_dropped() -> None:
     run_virtual(main)
 
 
-def test_who_joins_late_does_not_make_up_for_what_was_due_before() -> None:
+def test_agent_that_joins_late_does_not_make_up_for_what_was_due_before() -> None:
     async def main(clock: Callable[[], int]) -> None:
         one = trial(clock, arrivals=Arrivals(2.0, 1, constant=True))
         loops = Loops(clock, 0.1)
@@ -152,7 +152,7 @@ def test_who_joins_late_does_not_make_up_for_what_was_due_before() -> None:
     run_virtual(main)
 
 
-def test_an_agent_that_leaves_finishes_its_loop() -> None:
+def test_agent_that_leaves_finishes_its_loop() -> None:
     async def main(clock: Callable[[], int]) -> None:
         one, loops = trial(clock), Loops(clock, 0.4)
         await one.run_agent(loops, TrialAgent("a", 0, "p", lambda: clock() > 600 * MS))
@@ -161,7 +161,7 @@ def test_an_agent_that_leaves_finishes_its_loop() -> None:
     run_virtual(main)
 
 
-def test_an_agent_waits_for_a_grant_and_begins_no_more_than_that() -> None:
+def test_agent_waits_for_a_grant_and_begins_no_more_than_that() -> None:
     async def main(clock: Callable[[], int]) -> None:
         asked: list[int] = []
         one, loops = trial(clock, ask=lambda: asked.append(clock() // MS), limited=True), Loops(clock, 0.25)
@@ -176,7 +176,7 @@ def test_an_agent_waits_for_a_grant_and_begins_no_more_than_that() -> None:
     run_virtual(main)
 
 
-def test_an_arrival_that_the_limit_refuses_never_arrived() -> None:
+def test_arrival_that_the_limit_refuses_never_arrived() -> None:
     async def main(clock: Callable[[], int]) -> None:
         one, loops = trial(clock, arrivals=Arrivals(10.0, 1, constant=True), limited=True), Loops(clock, 0.1)
         one.grant(3)
@@ -187,7 +187,7 @@ def test_an_arrival_that_the_limit_refuses_never_arrived() -> None:
     run_virtual(main)
 
 
-def test_a_trial_that_drains_takes_no_samples_and_shows_no_lag_for_it() -> None:
+def test_trial_that_drains_takes_no_samples_and_shows_no_lag_for_it() -> None:
     now = 10.0
     one = trial(lambda: 0)
     one.meter = Meter(clock=lambda: now)

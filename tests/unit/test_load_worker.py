@@ -71,13 +71,13 @@ def worker(error: BaseException | None = None, pulses: list[int] | None = None) 
         (asyncio.CancelledError(), None),
     ],
 )
-def test_what_it_cannot_do_it_says(error: BaseException, answer: Ready | None) -> None:
+def test_worker_says_what_it_cannot_do(error: BaseException, answer: Ready | None) -> None:
     one = worker(error)
     assert one.prepare(PREPARE) == answer
     one.close()
 
 
-def test_one_that_is_leaving_has_nothing_to_say() -> None:
+def test_worker_that_is_leaving_has_nothing_to_say() -> None:
     one = worker(ValueError("nobody is there any more"))
     one.leaving = True
     assert one.prepare(PREPARE) is None
@@ -86,7 +86,7 @@ def test_one_that_is_leaving_has_nothing_to_say() -> None:
     one.close()
 
 
-def test_a_trial_is_pulsed_granted_and_drained_by_its_own_sequence() -> None:
+def test_trial_is_pulsed_granted_and_drained_by_its_own_sequence() -> None:
     one = worker()
     assert (one.pulse(), one.end()) == (None, Drained(0))
     one.begin(Begin(4, 2, 0, "gathered", 0, 1, 1, limited=True))

@@ -127,7 +127,7 @@ def asking(begun: int, in_flight: int) -> Pulse:
     return Pulse(1, TrialState(in_flight), begun, asks=True)
 
 
-def test_a_worker_is_prepared_once_for_the_same_options_and_target() -> None:
+def test_worker_is_prepared_once_for_the_same_options_and_target() -> None:
     there = Connected("a", "b")
     workers = there.workers_of_test
     assert workers.prepare(OPTIONS, ROOT) == ["a", "b"]
@@ -140,7 +140,7 @@ def test_a_worker_is_prepared_once_for_the_same_options_and_target() -> None:
     assert there.told(Prepare) == ["a", "b", "c", "a", "b", "c"]
 
 
-def test_a_trial_tells_each_worker_its_share_and_waits_for_all() -> None:
+def test_trial_tells_each_worker_its_share_and_waits_for_all() -> None:
     there = Connected("a", "b")
     workers = there.workers_of_test
     options = LoadOptions(arrivals="6/s", max_in_flight=5, seed=9)
@@ -157,7 +157,7 @@ def test_a_trial_tells_each_worker_its_share_and_waits_for_all() -> None:
     assert there.sent[2:] == [("a", End(3.0)), ("b", End(3.0))]
 
 
-def test_what_is_not_measured_has_no_index() -> None:
+def test_entry_that_is_not_measured_has_no_index() -> None:
     there = Connected("a")
     there.workers_of_test.begin(["a"], PlannedTrial(-1, 999, "gathered"), OPTIONS, sources=1)
     ((_, message),) = there.sent
@@ -165,7 +165,7 @@ def test_what_is_not_measured_has_no_index() -> None:
     assert (message.index, message.arrivals) == (None, None)
 
 
-def test_a_worker_that_leaves_is_counted_and_not_waited_for() -> None:
+def test_worker_that_leaves_is_counted_and_not_waited_for() -> None:
     there = Connected("a", "b")
     workers = there.workers_of_test
     workers.prepare(OPTIONS, ROOT)
@@ -184,7 +184,7 @@ def test_a_worker_that_leaves_is_counted_and_not_waited_for() -> None:
     assert there.clock() == 0
 
 
-def test_a_worker_that_says_nothing_is_waited_for_as_long_as_it_may_drain_and_no_longer() -> None:
+def test_worker_that_says_nothing_is_waited_for_as_long_as_it_may_drain_and_no_longer() -> None:
     there = Connected("a")
     workers = there.workers_of_test
     begin(workers, "a")
@@ -193,7 +193,7 @@ def test_a_worker_that_says_nothing_is_waited_for_as_long_as_it_may_drain_and_no
     assert there.clock() == 19_000_000_000
 
 
-def test_an_answer_to_an_earlier_trial_does_not_end_this_one() -> None:
+def test_answer_to_an_earlier_trial_does_not_end_this_one() -> None:
     there = Connected("a")
     workers = there.workers_of_test
     begin(workers, "a")
@@ -204,7 +204,7 @@ def test_an_answer_to_an_earlier_trial_does_not_end_this_one() -> None:
     assert (ended.drained, len(ended.lost)) == ((), 1)
 
 
-def test_the_client_is_calibrated_once_and_its_capacity_is_that_of_all_workers() -> None:
+def test_client_is_calibrated_once_and_its_capacity_is_that_of_all_workers() -> None:
     opened: list[bool] = []
 
     @contextlib.contextmanager
@@ -226,7 +226,7 @@ def test_the_client_is_calibrated_once_and_its_capacity_is_that_of_all_workers()
 
 
 @pytest.mark.parametrize(("exit_code", "kind"), [(3, TargetError), (2, UsageError), (1, ProfilerError)])
-def test_what_a_worker_cannot_do_ends_the_test_with_its_reason(exit_code: int, kind: type[Exception]) -> None:
+def test_worker_that_cannot_ends_the_test_with_its_reason(exit_code: int, kind: type[Exception]) -> None:
     there = Connected("a")
     there.answer = Ready("openai: http_401", exit_code)
     with pytest.raises(kind, match="openai: http_401") as caught:
@@ -234,7 +234,7 @@ def test_what_a_worker_cannot_do_ends_the_test_with_its_reason(exit_code: int, k
     assert caught.type is kind
 
 
-def test_without_workers_there_is_no_test() -> None:
+def test_test_without_workers_is_none() -> None:
     there = Connected()
     with pytest.raises(TargetError, match="no worker is left"):
         there.workers_of_test.prepare(OPTIONS, ROOT, patience=2.0)
@@ -247,7 +247,7 @@ def test_cutting_reaches_every_worker() -> None:
     assert there.told(Cut) == ["a", "b"]
 
 
-def test_a_limited_worker_asks_and_is_granted_and_what_it_spent_is_counted() -> None:
+def test_limited_worker_asks_and_is_granted_and_what_it_spent_is_counted() -> None:
     there = Connected("a", "b")
     workers = there.workers_of_test
     options = LoadOptions(drain_seconds=0.0, max_requests=16)
@@ -265,7 +265,7 @@ def test_a_limited_worker_asks_and_is_granted_and_what_it_spent_is_counted() -> 
     assert workers.grants.exhausted() == "requests"
 
 
-def test_a_limit_that_cannot_be_kept_is_refused() -> None:
+def test_limit_that_cannot_be_kept_is_refused() -> None:
     with pytest.raises(UsageError, match="--max-loops 1: the first loops of 2 workers alone need 2"):
         Connected("a", "b").workers_of_test.prepare(LoadOptions(max_loops=1), ROOT)
 
@@ -279,14 +279,14 @@ def test_tokens_that_the_target_does_not_name_cannot_be_limited() -> None:
         there.workers_of_test.prepare(LoadOptions(max_tokens=1000), ROOT)
 
 
-def test_a_first_loop_that_failed_does_not_show_whether_the_target_names_tokens() -> None:
+def test_first_loop_that_failed_does_not_show_whether_the_target_names_tokens() -> None:
     there = Connected("a")
     there.answer = Ready(spent=Spent(1, 2), first_failure="http_503")
     with pytest.raises(TargetError, match=r"--max-cost: the first loop failed \(http_503\), so whether"):
         there.workers_of_test.prepare(LoadOptions(max_cost=1.0, price="1/1"), ROOT)
 
 
-def test_a_worker_that_has_left_does_not_keep_a_limit_from_ending_the_test() -> None:
+def test_worker_that_has_left_does_not_keep_a_limit_from_ending_the_test() -> None:
     there = Connected("a", "b")
     workers = there.workers_of_test
     options = LoadOptions(drain_seconds=0.0, max_loops=4)

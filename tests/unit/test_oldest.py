@@ -20,7 +20,7 @@ def test_everything_has_an_oldest_version() -> None:
     assert "openai==3.0" in oldest(PYPROJECT)
 
 
-def test_the_page_names_the_same() -> None:
+def test_page_names_the_same() -> None:
     bounds = dict(line.split("==") for line in oldest(PYPROJECT))
     page = (ROOT / "docs" / "compatibility.md").read_text()
     rows = dict(re.findall(r"^\| ([a-z-]+) \| ([\d.]+) \| [\d.]+ \|", page, re.MULTILINE))

@@ -51,7 +51,7 @@ def contrast(a: str, b: str) -> float:
 
 
 @pytest.mark.parametrize("sight", SIGHT)
-def test_any_two_strategies_can_be_told_apart(sight: str) -> None:
+def test_colours_of_any_two_strategies_can_be_told_apart(sight: str) -> None:
     seen = {c: oklab(np.clip(np.asarray(SIGHT[sight]) @ linear(c), 0, 1)) for c in ALL}
     closest = min(np.linalg.norm(seen[a] - seen[b]) for a, b in itertools.combinations(ALL, 2))
     assert closest >= 0.09
@@ -59,18 +59,18 @@ def test_any_two_strategies_can_be_told_apart(sight: str) -> None:
 
 @pytest.mark.parametrize("colour", ALL)
 @pytest.mark.parametrize("background", ["#FFFFFF", "#181B1F"])
-def test_strategies_stand_out_from_the_background(colour: str, background: str) -> None:
+def test_colours_stand_out_from_the_background(colour: str, background: str) -> None:
     assert contrast(colour, background) >= 2.2
 
 
-def test_a_strategy_has_one_colour_whatever_it_is_compared_with() -> None:
+def test_strategy_has_one_colour_whatever_it_is_compared_with() -> None:
     assert palette.strategy_colour("sequential") == palette.SEQUENTIAL
     assert palette.strategy_colour("gathered") == palette.GATHERED
     assert palette.strategy_colour("adaptive") == palette.OTHER
     assert palette.strategy_colour("gathered-not") == palette.OTHER
 
 
-def test_usual_limits_have_different_colours() -> None:
+def test_limits_that_are_usual_have_different_colours() -> None:
     limits = [palette.strategy_colour(f"semaphore:{n}") for n in (1, 2, 4, 8, 16)]
     assert len(set(limits)) == 5
     assert palette.strategy_colour("semaphore:4") != palette.strategy_colour("semaphore:4@agent")
@@ -78,12 +78,12 @@ def test_usual_limits_have_different_colours() -> None:
     assert len({palette.strategy_colour(spec) for spec in compared}) == len(compared)
 
 
-def test_every_limit_is_matched_once() -> None:
+def test_limit_is_matched_once() -> None:
     for limit in (*range(1, 130), 1000):
         for spec in (f"semaphore:{limit}", f"semaphore:{limit}@agent"):
             assert sum(bool(re.fullmatch(p, spec)) for p, _ in palette.STRATEGIES) == 1, spec
 
 
-def test_every_phase_has_a_colour_of_its_own() -> None:
+def test_phase_has_a_colour_of_its_own() -> None:
     assert tuple(palette.PHASES) == PHASES
     assert len(set(palette.PHASES.values())) == len(PHASES)

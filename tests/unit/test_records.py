@@ -82,7 +82,7 @@ loops = st.builds(
 
 
 @given(loops)
-def test_a_record_survives_its_codec(record):
+def test_record_survives_its_codec(record):
     assert decode(encode(record)) == record
 
 
@@ -95,7 +95,7 @@ def sample(**changes) -> LoopRecord:
     return replace(record, **changes)
 
 
-def test_the_json_form_is_the_documented_one():
+def test_json_form_is_the_documented_one():
     data = json.loads(encode(sample(number=7, trial=2)))
     assert (data["schema"], data["number"], data["trial"], data["status"]) == (1, 7, 2, "ok")
     assert data["rounds"][0]["tool_calls"][1] == {
@@ -165,7 +165,7 @@ def test_backoff_lies_between_attempts_inside_the_model_request():
     assert (spent["backoff"], spent["model"]) == (45, 30)
 
 
-def test_what_our_limiter_held_a_model_request_is_not_the_model_s():
+def test_limiter_wait_of_a_model_request_is_not_the_model_s():
     """40 before the first attempt; what it waited between attempts is backoff."""
     attempts_ = (Attempt(365, 370, 429), Attempt(380, 395, 200))
     model = ModelCall("p", "m", 320, 395, attempts=attempts_, limiter_wait_ns=40)
@@ -178,7 +178,7 @@ def test_what_our_limiter_held_a_model_request_is_not_the_model_s():
     assert loop_phases(overlapping) == loop_phases(replace(overlapping, rounds=(round_,)))
 
 
-def test_an_eager_call_gives_way_to_the_model():
+def test_eager_call_gives_way_to_the_model():
     calls = (ToolCall("c1", "a", 50, 50, 50, 180),)
     round_ = RoundRecord(0, 0, 200, ModelCall("p", "m", 0, 100), 100, 180, calls)
     assert phases(round_) == {

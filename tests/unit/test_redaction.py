@@ -92,7 +92,7 @@ def test_variables_whose_names_say_so_are_secret() -> None:
     }
 
 
-def test_an_error_and_its_causes_are_rid_of_what_their_request_carried() -> None:
+def test_error_and_its_causes_are_rid_of_what_their_request_carried() -> None:
     request = httpx.Request("POST", "http://127.0.0.1/v1", headers={"x-api-key": "abcdefgh"})
     cause = httpx.ReadError("refused abcdefgh", request=request)
     error = RuntimeError("because of abcdefgh")
@@ -103,7 +103,7 @@ def test_an_error_and_its_causes_are_rid_of_what_their_request_carried() -> None
 
 
 @pytest.mark.parametrize("sdk", [openai, anthropic])
-def test_an_sdk_error_keeps_neither_message_nor_body_with_the_key(sdk: Any) -> None:
+def test_sdk_error_keeps_neither_message_nor_body_with_the_key(sdk: Any) -> None:
     """As when a provider repeats a wrong key."""
     given = {"authorization": "Bearer abcdefgh", "x-api-key": "ijklmnop"}
     request = httpx2.Request("POST", "http://127.0.0.1/v1", headers=given)
@@ -115,7 +115,7 @@ def test_an_sdk_error_keeps_neither_message_nor_body_with_the_key(sdk: Any) -> N
     assert error.body == {"error": {"message": "wrong: [redacted]", "seen": ["[redacted]", 7], "code": None}}
 
 
-def test_an_error_without_a_request_is_looked_at_all_the_same() -> None:
+def test_error_without_a_request_is_looked_at_all_the_same() -> None:
     error = httpx.ReadError("http://user:abcdefgh@host is gone")  # its request raises RuntimeError
     assert describe(error) == "ReadError: http://[redacted]@host is gone"
     again = ValueError("sk-abcdefgh", 7)
@@ -125,7 +125,7 @@ def test_an_error_without_a_request_is_looked_at_all_the_same() -> None:
     assert again.args == ("[redacted]", 7)
 
 
-def test_a_guarded_handler_drops_request_logs_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guarded_handler_drops_request_logs_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "abcdefgh")
     guard = LogGuard()
 
@@ -163,19 +163,19 @@ def test_a_guarded_handler_drops_request_logs_and_secrets(monkeypatch: pytest.Mo
         "127.0.0.1?key=CANARY",
     ],
 )
-def test_a_url_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
+def test_url_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         Endpoint.parse(url)
     assert "CANARY" not in str(caught.value)
     assert caught.value.__cause__ is None
 
 
-def test_the_keys_of_a_scenario_are_not_repeated() -> None:
+def test_keys_of_a_scenario_are_not_repeated() -> None:
     with pytest.raises(ScenarioError, match=r"model\.api_keys: expected a list of texts$"):
         parse_scenario(SCENARIO, name="n", source="n.toml")
 
 
-def test_the_model_of_a_request_is_its_own_and_no_argument_of_that_name() -> None:
+def test_model_of_a_request_is_its_own_and_no_argument_of_that_name() -> None:
     body = b'{"messages":[{"input":{"model":"CANARY"}}],"model":"gpt-4o"}'
     assert requested_model(body) == "gpt-4o"
     assert [requested_model(other) for other in (b"", b"[]", b'{"model": 1}', b"{")] == [""] * 4

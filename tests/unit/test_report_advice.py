@@ -45,7 +45,7 @@ def found(shape: dict[str, tuple[float, bool]]) -> tuple[Summary, Run]:
     return summarise(made, records), made
 
 
-def test_a_run_is_repeated_with_its_own_options() -> None:
+def test_run_is_repeated_with_its_own_options() -> None:
     asked = LoadOptions(
         scenario="my file.toml",
         base_url="http://127.0.0.1:9",
@@ -67,7 +67,7 @@ def test_a_run_is_repeated_with_its_own_options() -> None:
     )
 
 
-def test_a_run_of_before_is_repeated_with_its_scenario() -> None:
+def test_run_of_before_is_repeated_with_its_scenario() -> None:
     made = run([trial(0, "gathered", 0, 10)], users=7, scenario="crowded", arguments=ARGUMENTS)
     assert command(made, users=9) == (
         "profiler compare --scenario crowded --strategy gathered --users 9 --duration 30s --blocks 3"
@@ -83,7 +83,7 @@ def test_a_run_of_before_is_repeated_with_its_scenario() -> None:
         LoadOptions(record_content=True, redact="mine:redact", max_cost=2.5, price="1/2", model="m"),
     ],
 )
-def test_a_repeated_run_asks_for_the_same(asked: LoadOptions) -> None:
+def test_repeated_run_asks_for_the_same(asked: LoadOptions) -> None:
     made = conditions(replace(asked, trial_seconds=10.0, blocks=3), users=20)
     parsed = parse(shlex.split(command(made))[1:])
     assert (parsed.users, parsed.duration) == (20, 30.0)
@@ -107,7 +107,7 @@ def test_eager_is_named_where_it_would_save_something_and_nobody_tried_it() -> N
     assert steps(0.002) == steps(0.02, "eager") == []
 
 
-def test_between_a_limit_that_waits_and_one_that_fails() -> None:
+def test_advice_between_a_limit_that_waits_and_one_that_fails() -> None:
     steps = next_steps(
         *found({"sequential": (40.0, False), "semaphore:8": (200.0, False), "semaphore:32": (0.0, True)})
     )
@@ -116,17 +116,17 @@ def test_between_a_limit_that_waits_and_one_that_fails() -> None:
     assert "--strategy sequential --strategy semaphore:16 " in between.command
 
 
-def test_a_limit_where_everything_at_once_fails() -> None:
+def test_advice_is_a_limit_where_everything_at_once_fails() -> None:
     steps = next_steps(*found({"sequential": (40.0, False), "gathered": (0.0, True)}))
     assert any("try a limit" in step.words for step in steps)
 
 
-def test_twice_the_limit_where_calls_only_wait() -> None:
+def test_advice_is_twice_the_limit_where_calls_only_wait() -> None:
     steps = next_steps(*found({"gathered": (0.0, False), "semaphore:4": (200.0, False)}))
     assert any(step.command and "semaphore:8" in step.command for step in steps)
 
 
-def test_more_loops_where_there_were_too_few() -> None:
+def test_advice_is_more_loops_where_there_were_too_few() -> None:
     summary, made = found({"sequential": (40.0, False), "gathered": (0.0, False)})
     needed = summary.comparisons[0].p95.needed
     assert needed

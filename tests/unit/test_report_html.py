@@ -58,7 +58,7 @@ def material(tmp_path: Path) -> Material:
     return gather(two_strategies(tmp_path))
 
 
-def test_the_summary_is_the_one_of_the_statistics(tmp_path: Path) -> None:
+def test_summary_is_the_one_of_the_statistics(tmp_path: Path) -> None:
     found = two_strategies(tmp_path)
     assert gather(found).summary == summarise_directory(found)
 
@@ -73,7 +73,7 @@ def test_curves_pass_through_the_summary_s_quantiles(material: Material) -> None
             assert curves["tool get_weather"][strategy.strategy][SHARES.index(share)] == pytest.approx(value)
 
 
-def test_a_curve_is_quantiles_in_seconds() -> None:
+def test_curve_is_quantiles_in_seconds() -> None:
     import numpy as np
 
     values = curve(np.arange(101) * 1_000_000_000)
@@ -82,7 +82,7 @@ def test_a_curve_is_quantiles_in_seconds() -> None:
     assert values[-1] == pytest.approx(100.0)
 
 
-def test_the_course_counts_what_happened_in_each_bin(tmp_path: Path) -> None:
+def test_course_counts_what_happened_in_each_bin(tmp_path: Path) -> None:
     # Two loops at once for the first half second, one call of each queued for 100 ms.
     records = [
         loop(0, 100.0, [(100.0, 200.0)], trial=0, number=0),
@@ -103,7 +103,7 @@ def test_the_course_counts_what_happened_in_each_bin(tmp_path: Path) -> None:
     assert one["limit"] == [None] * 4  # that of gathered does not move
 
 
-def test_a_limit_that_moves_is_a_line_across_its_trials(tmp_path: Path) -> None:
+def test_limit_that_moves_is_a_line_across_its_trials(tmp_path: Path) -> None:
     """Of two processes the limits add up; between rounds, and in the next block, the last one holds."""
 
     def with_limit(start: float, limit: int, process: str, number: int, trial: int) -> LoopRecord:
@@ -136,7 +136,7 @@ def test_a_limit_that_moves_is_a_line_across_its_trials(tmp_path: Path) -> None:
     assert "tool calls running at once (bars) and the limit in force (line)" in page
 
 
-def test_what_a_quota_refused_is_counted_of_model_and_tools(tmp_path: Path) -> None:
+def test_course_counts_what_a_quota_refused_of_model_and_tools(tmp_path: Path) -> None:
     record = loop(0, 100.0, [(0.0, 200.0), (0.0, 300.0)], trial=0, number=0)
     first, last = record.rounds
     calls = (replace(first.tool_calls[0], status="error", error_type="http_429"), first.tool_calls[1])
@@ -150,7 +150,7 @@ def test_what_a_quota_refused_is_counted_of_model_and_tools(tmp_path: Path) -> N
     assert found["trials"][0]["limited"] == [8.0, 4.0, 0.0, 0.0]
 
 
-def test_the_critical_path_belongs_to_the_longest_call_of_each_round(tmp_path: Path) -> None:
+def test_critical_path_belongs_to_the_longest_call_of_each_round(tmp_path: Path) -> None:
     def with_calls(start: float, fast: float, slow: float, number: int) -> LoopRecord:
         record = loop(start, 10.0, [(0.0, fast), (0.0, slow)], trial=0, number=number)
         first, last = record.rounds
@@ -163,7 +163,7 @@ def test_the_critical_path_belongs_to_the_longest_call_of_each_round(tmp_path: P
     assert shares["gathered"]["fast"] == pytest.approx(0.2)
 
 
-def test_a_ladder_has_every_load(tmp_path: Path) -> None:
+def test_ladder_has_every_load(tmp_path: Path) -> None:
     trials = [
         trial(k, "gathered", 1000 * k, 1000 * k + 1000, users=users) for k, users in enumerate((1, 2, 4))
     ]
@@ -213,7 +213,7 @@ def test_estimates_start_from_the_summary_s_quantiles(material: Material) -> Non
         assert one.p95.measured == figures[one.strategy].loop_seconds.p95.value
 
 
-def test_the_page_holds_the_figures_of_the_summary(material: Material) -> None:
+def test_page_holds_the_figures_of_the_summary(material: Material) -> None:
     shown = payload(material)["strategies"]
     for one, strategy in zip(shown, material.summary.strategies, strict=True):
         assert one["name"] == strategy.strategy
@@ -222,7 +222,7 @@ def test_the_page_holds_the_figures_of_the_summary(material: Material) -> None:
         assert one["figures"]["phases"] == strategy.phases
 
 
-def test_nothing_in_the_data_can_end_the_script() -> None:
+def test_data_cannot_end_the_script() -> None:
     data = {"</script><script>": ["<!--", "&", "\u2028"]}
     found = embedded(data)
     assert not re.search("[<>&\u2028]", found)
@@ -235,14 +235,14 @@ def test_texts_from_outside_are_escaped_and_shown_as_what_they_are() -> None:
     assert len(text("n" * 10_000)) == 399
 
 
-def test_a_run_without_any_loop_still_has_a_page(tmp_path: Path) -> None:
+def test_run_without_any_loop_still_has_a_page(tmp_path: Path) -> None:
     path = write_report(directory(tmp_path, [], [], finished=False, strategies=("gathered",)))
     page = path.read_text("utf-8")
     assert "No loop was measured." in page
     assert "Cut short." in page
 
 
-def test_invalid_is_said_before_the_verdict(tmp_path: Path) -> None:
+def test_page_says_invalid_before_the_verdict(tmp_path: Path) -> None:
     from profiler.rundir import ClientHealth
 
     found = two_strategies(tmp_path)
@@ -251,7 +251,7 @@ def test_invalid_is_said_before_the_verdict(tmp_path: Path) -> None:
     assert page.index("<strong>Invalid.</strong>") < page.index('class="verdict lead"')
 
 
-def test_where_it_goes_is_up_to_the_caller(tmp_path: Path) -> None:
+def test_page_goes_where_the_caller_says(tmp_path: Path) -> None:
     found = two_strategies(tmp_path)
     assert write_report(found) == found.path / "report.html"
     assert write_report(found, tmp_path / "elsewhere.html") == tmp_path / "elsewhere.html"
@@ -259,7 +259,7 @@ def test_where_it_goes_is_up_to_the_caller(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_browser_that_is_not_there_is_said(
+def test_browser_that_is_not_there_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], there: bool
 ) -> None:
     page = two_strategies(tmp_path).path / "report.html"
@@ -272,7 +272,7 @@ def test_a_browser_that_is_not_there_is_said(
 
 
 @pytest.mark.slow
-def test_a_page_of_many_strategies_tools_and_long_loops_stays_small(tmp_path: Path) -> None:
+def test_page_of_many_strategies_tools_and_long_loops_stays_small(tmp_path: Path) -> None:
     trials = [trial(k, f"semaphore:{k + 1}", 1000 * k, 1000 * k + 1000) for k in range(20)]
     records = []
     for k in range(20):
@@ -292,7 +292,7 @@ def test_a_page_of_many_strategies_tools_and_long_loops_stays_small(tmp_path: Pa
     assert write_report(found, material=material).stat().st_size < 2_000_000
 
 
-def test_the_vendored_files_are_the_published_ones() -> None:
+def test_vendored_files_are_the_published_ones() -> None:
     listed = {entry["file"]: entry for entry in json.loads((VENDOR / "vendor.json").read_text("utf-8"))}
     assert list(listed) == [library.file for library in LIBRARIES]
     for library in LIBRARIES:

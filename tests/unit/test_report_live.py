@@ -37,7 +37,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_words_of_one_moment() -> None:
+def test_live_view_in_words() -> None:
     assert headline(NOW) == "block 2 of 3 · semaphore:4 · measuring · 1:30 left"
     assert headline(replace(NOW, blocks=None, seconds_left=None)) == "block 2 · semaphore:4 · measuring"
     assert headline(Progress(1.0, "preparing")) == "preparing"
@@ -52,7 +52,7 @@ def test_the_words_of_one_moment() -> None:
     assert figures_of(Progress(1.0, "preparing"), None, None)[:3] == ["– loops/s", "p95 –", "– fail"]
 
 
-def test_the_bar_shows_the_share_of_time_that_is_over() -> None:
+def test_bar_shows_the_share_of_time_that_is_over() -> None:
     assert bar(NOW) == "━" * 10 + "─" * 30
     assert bar(replace(NOW, seconds_left=None)) == ""
 
@@ -83,7 +83,7 @@ def test_p95_is_of_the_trial_under_way_and_needs_enough_loops(tmp_path: Path) ->
     assert rolling.p95(tmp_path / "nothing") == pytest.approx(0.019)
 
 
-def test_without_a_terminal_a_plain_line_every_few_seconds() -> None:
+def test_live_view_without_a_terminal_is_a_plain_line_every_few_seconds() -> None:
     out = io.StringIO()
     with LiveView(out, {}) as view:
         view.say("semaphore:4: up to 4 calls at once")
@@ -108,7 +108,7 @@ def test_quiet_writes_nothing() -> None:
 
 
 @pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}])
-def test_a_terminal_is_redrawn_and_no_color_is_obeyed(environment: dict[str, str]) -> None:
+def test_terminal_is_redrawn_and_no_color_is_obeyed(environment: dict[str, str]) -> None:
     out = Terminal()
     with LiveView(out, environment, width=80) as view:
         view.watch(NOW)
@@ -132,6 +132,6 @@ def test_names_from_outside_do_not_reach_the_terminal_as_they_are() -> None:
     assert "\\x1b[2Jevil" in out.getvalue()
 
 
-def test_a_follower_says_whose_progress_it_is(tmp_path: Path) -> None:
+def test_follower_says_whose_progress_it_is(tmp_path: Path) -> None:
     (tmp_path / "progress.jsonl").write_bytes(encode_progress(NOW))
     assert list(Follower(tmp_path).new()) == [replace(NOW, directory=str(tmp_path))]

@@ -45,7 +45,7 @@ def loop(number: int) -> LoopRecord:
     )  # fmt: skip
 
 
-def test_a_run_survives_the_round_trip(tmp_path: Path) -> None:
+def test_run_survives_the_round_trip(tmp_path: Path) -> None:
     full = dataclasses.replace(
         RUN,
         trials=(TRIAL,),
@@ -76,7 +76,7 @@ def test_directories_of_one_second_do_not_collide(tmp_path: Path) -> None:
     assert names == ["20231114-221320", "20231114-221320-2", "20231114-221320-3"]
 
 
-def test_a_killed_run_is_readable(tmp_path: Path) -> None:
+def test_killed_run_is_readable(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path, dataclasses.replace(RUN, trials=(TRIAL,)))
     lines = b"\n".join(records.encode(loop(n)) for n in range(3))
     directory.records_path.write_bytes(lines[:-20])
@@ -84,7 +84,7 @@ def test_a_killed_run_is_readable(tmp_path: Path) -> None:
     assert directory.load().trials == (TRIAL,)
 
 
-def test_a_failed_write_leaves_the_old_run(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_old_run(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path, RUN)
     with pytest.raises(TypeError):
         directory.save(dataclasses.replace(RUN, arguments={"x": object()}))
@@ -110,7 +110,7 @@ def test_keys_of_a_later_version_are_ignored(tmp_path: Path) -> None:
         ({"schema": 99}, r"run\.json: run of schema 99.*upgrade"),
     ],
 )
-def test_what_is_broken_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_file_that_is_broken_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
     directory = RunDirectory.create(tmp_path, RUN)
     path = directory.path / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -125,18 +125,18 @@ def test_torn_json_names_the_line(tmp_path: Path) -> None:
         directory.load()
 
 
-def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+def test_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="not a run directory"):
         RunDirectory.open(tmp_path)
 
 
-def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
+def test_file_in_the_way_is_said(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(RecordError, match="cannot make a run directory"):
         RunDirectory.create(tmp_path / "runs", RUN)
 
 
-def test_the_anchor_turns_monotonic_into_wall_clock() -> None:
+def test_anchor_turns_monotonic_into_wall_clock() -> None:
     assert Anchor(unix_ns=1_000, monotonic_ns=100).unix(150) == 1_050
 
 
@@ -152,7 +152,7 @@ def test_facts_name_neither_host_nor_path() -> None:
     assert json.dumps(socket.gethostname()) not in text
 
 
-def test_reading_runs_loads_nothing_heavy() -> None:
+def test_rundir_imports_nothing_heavy() -> None:
     import subprocess
     import sys
 
@@ -171,7 +171,7 @@ def test_reading_runs_loads_nothing_heavy() -> None:
         ({"spent": Spent(2, 5, 900, 80)}, b"", False),
     ],
 )
-def test_only_a_directory_in_which_nothing_was_recorded_is_removed(
+def test_directory_is_removed_only_if_nothing_was_recorded_in_it(
     tmp_path: Path, changes: dict[str, Any], lines: bytes, removed: bool
 ) -> None:
     directory = RunDirectory.create(tmp_path, RUN)
@@ -182,7 +182,7 @@ def test_only_a_directory_in_which_nothing_was_recorded_is_removed(
     assert directory.path.exists() is not removed
 
 
-def test_a_run_that_cannot_be_read_is_not_removed(tmp_path: Path) -> None:
+def test_run_that_cannot_be_read_is_not_removed(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path, RUN)
     (directory.path / "run.json").write_text("{")
     assert not directory.remove_if_unused()

@@ -9,8 +9,8 @@ import pytest
 from profiler.records import LoopRecord
 from profiler.rundir import ClientHealth, Incident, Load, Run
 from profiler.statistics.caveats import Caveat
-from profiler.statistics.summary import summarise
-from tests.unit.statistics_data import loop, run, trial
+from profiler.statistics.summary import Summary, summarise
+from tests.unit.statistics_data import loop, made, run, trial, trials
 
 
 def good_run(**changes: object) -> tuple[Run, list[LoopRecord]]:
@@ -27,7 +27,7 @@ def found(**changes: object) -> dict[str, Caveat]:
     return {caveat.kind: caveat for caveat in summarise(made, records).warnings}
 
 
-def test_a_good_run_has_none() -> None:
+def test_caveats_of_a_good_run_are_none() -> None:
     assert found(client=(ClientHealth("w0", 0, loop_lag_p99=0.049, schedule_lag_p99=0.004, cpu=0.89),)) == {}
 
 
@@ -39,7 +39,7 @@ def test_a_good_run_has_none() -> None:
         (ClientHealth("w0", cpu=0.95), "a client process kept a core 95 % busy (limit 90 %)"),
     ],
 )
-def test_a_saturated_client_is_invalid_and_says_which_limit(health: ClientHealth, words: str) -> None:
+def test_saturated_client_is_invalid_and_says_which_limit(health: ClientHealth, words: str) -> None:
     caveat = found(client=(health,))["client_saturated"]
     assert caveat.invalid
     assert words in caveat.detail
@@ -47,7 +47,7 @@ def test_a_saturated_client_is_invalid_and_says_which_limit(health: ClientHealth
     assert caveat.remedy == "use fewer agents or more workers (now 1)"
 
 
-def test_the_worst_process_is_named_and_the_remedy_knows_the_workers() -> None:
+def test_worst_process_is_named_and_the_remedy_knows_the_workers() -> None:
     healths = tuple(ClientHealth(f"w{k}", loop_lag_p99=lag) for k, lag in enumerate((0.2, 0.7, 0.3)))
     caveat = found(client=healths, workers=2)["client_saturated"]
     assert "late by 700 ms" in caveat.detail
@@ -62,7 +62,7 @@ def test_incidents_are_passed_on() -> None:
     assert caveats["worker_lost"].detail.endswith("(2): worker 1")
 
 
-def test_a_run_cut_short_says_so_once() -> None:
+def test_run_cut_short_says_so_once() -> None:
     assert found(finished=False).keys() == {"unfinished"}
     assert found(finished=False, incidents=(Incident("interrupted"),)).keys() == {"interrupted"}
 
@@ -103,7 +103,7 @@ def test_agents_that_never_came() -> None:
     assert "2 of 4 agents were there in trial 0" in [c.detail for c in caveats]
 
 
-def test_a_busy_emulator_is_named() -> None:
+def test_busy_emulator_is_named() -> None:
     made, records = good_run()
     client = (ClientHealth("the emulator", 0, cpu=0.97),)
     caveat = summarise(dataclasses.replace(made, client=client), records).warnings[0]
@@ -118,7 +118,7 @@ def test_loops_cut_after_the_drain() -> None:
     assert (caveat.kind, caveat.detail.split(" loops")[0]) == ("loops_cut", "gathered: 5")
 
 
-def test_a_window_shorter_than_two_loops() -> None:
+def test_window_shorter_than_two_loops() -> None:
     trials = [
         trial(block, "gathered", block * 10_000, block * 10_000 + 3000, block=block) for block in range(3)
     ]
@@ -128,14 +128,14 @@ def test_a_window_shorter_than_two_loops() -> None:
     assert caveat.detail.startswith("gathered: a block of 3.0 s holds less than 2 loops of 1.6 s")
 
 
-def test_no_steady_state() -> None:
+def test_run_without_a_steady_state_is_said() -> None:
     trials = [trial(0, "gathered", 0, 60_000)]
     records = [loop(k * 200, model=100 + k) for k in range(200)]
     kinds = [c.kind for c in summarise(run(trials), records).warnings]
     assert kinds == ["no_steady_state", "thin_blocks"]
 
 
-def test_thin_blocks_and_nothing_completed() -> None:
+def test_blocks_that_are_thin_and_nothing_completed_are_said() -> None:
     trials = [trial(0, "gathered", 0, 6000), trial(1, "sequential", 6000, 12_000)]
     records = [loop(0), loop(6000, strategy="sequential", trial=1, status="error")]
     caveats = {c.kind: c for c in summarise(run(trials), records).warnings}
@@ -144,7 +144,7 @@ def test_thin_blocks_and_nothing_completed() -> None:
     assert caveats["nothing_completed"].detail == "sequential: no loop completed"
 
 
-def test_an_incident_that_happened_once_has_no_count_and_none_to_tell_no_colon() -> None:
+def test_incident_that_happened_once_has_no_count_and_none_to_tell_no_colon() -> None:
     caveats = found(incidents=(Incident("aborted", "errors>20%", count=1), Incident("interrupted")))
     assert caveats["aborted"].detail == "the run was aborted: errors>20%"
     assert caveats["interrupted"].detail == "the run was interrupted"
@@ -168,7 +168,7 @@ def test_loops_are_late_by_the_fastest_strategy() -> None:
     assert "loops started 6 ms late at p99, more than 5 % of the median 100 ms" in caveat.detail
 
 
-def test_the_tool_that_held_the_loop_longest_is_named_first() -> None:
+def test_tool_that_held_the_loop_longest_is_named_first() -> None:
     made, records = good_run()
     for place, (name, held) in enumerate((("brief", 60), ("long", 90))):
         one = loop(place * 200 + 20, calls=[(0.0, 100.0)])
@@ -179,3 +179,80 @@ def test_the_tool_that_held_the_loop_longest_is_named_first() -> None:
         )
     details = [c.detail for c in summarise(made, records).warnings if c.kind == "blocking_tool"]
     assert [detail.split()[0] for detail in details] == ["long", "brief"]
+
+
+def kinds(summary: Summary) -> list[str]:
+    return [caveat.kind for caveat in summary.warnings]
+
+
+@pytest.mark.parametrize(("cut", "said"), [(1, []), (2, ["loops_cut"])])
+def test_loops_may_be_cut_off_one_in_a_hundred(cut, said):
+    """120 loops were due."""
+    all_trials = trials(window=9000.0)
+    all_trials[0] = dataclasses.replace(all_trials[0], interrupted=cut)
+    assert kinds(summarise(run(all_trials), made(40))) == said
+
+
+@pytest.mark.parametrize(("users", "said"), [(19, []), (18, ["load_not_delivered"])])
+def test_agents_may_be_missing_one_in_twenty(users, said):
+    assert kinds(summarise(run(trials(users=users, wanted=20)), made())) == said
+
+
+@pytest.mark.parametrize(("late", "said"), [(1, []), (2, ["arrivals_late"])])
+def test_arrivals_may_wait_one_in_a_hundred(late, said):
+    """180 arrived, 60 in each trial."""
+    all_trials = trials(arrived=60)
+    all_trials[0] = dataclasses.replace(all_trials[0], late=late)
+    conditions = run(all_trials, load=Load("open", users=2, rate=10.0))
+    assert kinds(summarise(conditions, made())) == said
+
+
+@pytest.mark.parametrize(("arrived", "said"), [(48, []), (42, ["load_not_delivered"])])
+def test_arrivals_may_fall_short_by_three_standard_deviations(arrived, said):
+    """60 are expected of each of three trials: 180 ± 13.4; 144 are within three of them, 126 are not."""
+    conditions = run(trials(arrived=arrived), load=Load("open", users=2, rate=10.0))
+    assert kinds(summarise(conditions, made())) == said
+
+
+@pytest.mark.parametrize(("window", "said"), [(6000.0, []), (5900.0, ["short_window"])])
+def test_block_holds_two_loops_at_least(window, said):
+    conditions = run(trials(window=window))
+    assert kinds(summarise(conditions, made(each=10, model=3000.0))) == said
+
+
+@pytest.mark.parametrize(
+    ("blocking", "held", "said"),
+    [(4, 60, []), (5, 60, ["blocking_tool"]), (5, 50, []), (90, 51, ["blocking_tool"])],
+)
+def test_tool_is_blamed_for_one_call_in_twenty_that_held_the_loop_for_long(blocking, held, said):
+    """90 calls of one tool, of which some held the event loop, that many milliseconds each."""
+    loops = made(model=20.0, calls=[(0.0, 100.0)])
+    for place in range(blocking):
+        first, last = loops[place].rounds
+        call = dataclasses.replace(first.tool_calls[0], blocking_ns=held * 1_000_000)
+        loops[place] = dataclasses.replace(
+            loops[place], rounds=(dataclasses.replace(first, tool_calls=(call,)), last)
+        )
+    assert kinds(summarise(run(trials()), loops)) == said
+
+
+def test_saturated_by_several_at_once_names_each():
+    client = (
+        ClientHealth("w0", loop_lag_p99=0.06, cpu=0.95),
+        ClientHealth("w1", loop_lag_p99=0.055, schedule_lag_p99=0.02),
+        ClientHealth("the master", cpu=1.4),
+    )
+    (caveat,) = summarise(run(trials(), client=client), made()).warnings
+    assert caveat.detail == (
+        "the client was saturated: the event loop was late by 60 ms at p99 (limit 50 ms), "
+        "and a client process kept a core 95 % busy (limit 90 %), "
+        "and loops started 20 ms late at p99, more than 5 % of the median 100 ms, "
+        "and the master kept a core 100 % busy (limit 90 %)"
+    )
+
+
+def test_caveat_that_is_invalid_makes_a_run_invalid_and_is_first():
+    found = summarise(run(trials(), client=(ClientHealth("w0", cpu=0.95),), finished=False), made())
+    assert kinds(found) == ["client_saturated", "unfinished"]
+    assert found.valid is False
+    assert summarise(run(trials(), finished=False), made()).valid is True

@@ -1,11 +1,10 @@
-"""Comparisons, verdicts and gates on blocks whose truth is known."""
+"""Comparisons of blocks whose truth is known, against what SciPy and arithmetic say."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from scipy import stats
 
 from profiler.statistics.comparison import (
     SIGNIFICANCE,
-    Comparison,
     Difference,
     Ratio,
     Side,
@@ -25,37 +23,13 @@ from profiler.statistics.comparison import (
     holm_adjust,
 )
 from profiler.statistics.comparison import side as side_of
-from profiler.statistics.objectives import parse_gates
-from profiler.statistics.quantiles import Estimate
-from profiler.statistics.summary import summarise
 from profiler.statistics.table import tabulate
-from profiler.statistics.verdicts import decide, verdict
+from profiler.statistics.verdicts import verdict
 from profiler.statistics.windows import measure
-from tests.unit.statistics_data import loop, run, trial
+from tests.unit.statistics_data import against, loop, run, side, trial
 
 
-def side(
-    name: str, scale: float, blocks: int = 8, loops: int = 150, failing: Sequence[int] = (), seed: int = 1
-) -> Side:
-    """Lognormal latencies around `scale` with a drift that all sides share."""
-    rng = np.random.default_rng(seed)
-    drift = np.exp(0.3 * np.sin(np.arange(blocks)))
-    failed = failing or [0] * blocks
-    return Side(
-        name=name,
-        latencies=tuple(scale * drift[b] * rng.lognormal(0, 0.3, loops) for b in range(blocks)),
-        seconds=tuple([10.0] * blocks),
-        done=tuple([loops] * blocks),
-        good=tuple(loops - f for f in failed),
-        failures=tuple((f, loops) for f in failed),
-    )
-
-
-def against(candidate: Side, baseline: Side, paired: bool = True) -> Comparison:
-    return holm([compare(candidate, baseline, paired)])[0]
-
-
-def test_the_paired_ratio_finds_the_truth_through_drift() -> None:
+def test_paired_ratio_finds_the_truth_through_drift() -> None:
     found = against(side("fast", 1 / 1.3), side("slow", 1.0, seed=2))
     for name in ("p50", "p95"):
         ratio = getattr(found, name)
@@ -65,103 +39,6 @@ def test_the_paired_ratio_finds_the_truth_through_drift() -> None:
     assert found.p95.value == pytest.approx(1 / 1.3, rel=0.1)
     unpaired = holm([compare(side("fast", 1 / 1.3), side("slow", 1.0, seed=2), False, same_run=False)])[0]
     assert math.log(unpaired.p50.high / unpaired.p50.low) > 2 * math.log(found.p50.high / found.p50.low)
-
-
-def test_a_verdict_names_factor_interval_and_quantile() -> None:
-    found = against(side("semaphore:8", 1 / 1.31), side("sequential", 1.0, seed=2))
-    said = verdict(found)
-    ratio = found.p95
-    assert said.kind == "faster"
-    assert said.sentence == (
-        f"semaphore:8 is {1 / ratio.value:.2f}× [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}] "
-        "faster than sequential at p95."
-    )
-    slower = verdict(against(side("sequential", 1.0, seed=2), side("semaphore:8", 1 / 1.31)))
-    assert slower.kind == "slower"
-    assert slower.sentence.startswith(f"sequential is {1 / ratio.value:.2f}× [")
-
-
-def test_no_difference_is_an_answer() -> None:
-    said = verdict(against(side("a", 1.0), side("b", 1.0, seed=2)))
-    assert said.kind == "no_difference"
-    assert "a against b: no difference shown at p95 (time " in said.sentence
-
-
-def test_too_few_says_how_many_more() -> None:
-    found = against(side("a", 0.5, blocks=2, loops=30), side("b", 1.0, blocks=2, loops=30, seed=2))
-    assert (found.p50.low, found.p95.low) == (None, None)
-    said = verdict(found)
-    assert said.kind == "too_few"
-    assert said.sentence == (
-        "a against b: too few loops: about 240 more of each needed, in at least 3 blocks "
-        f"(so far {1 / found.p50.value:.2f}× faster at p50)."
-    )
-
-
-def test_too_few_names_goodput_where_failures_are_apart() -> None:
-    fails = side("a", 0.5, blocks=2, loops=30, failing=(15, 15))
-    said = verdict(against(fails, side("b", 1.0, blocks=2, loops=30, seed=2)))
-    assert said.kind == "too_few"
-    assert said.sentence.endswith("(so far 0.50× the goodput, 50 points more of its loops fail).")
-
-
-def test_enough_for_p50_but_not_for_p95() -> None:
-    found = against(side("a", 0.5, blocks=4, loops=40), side("b", 1.0, blocks=4, loops=40, seed=2))
-    said = verdict(found)
-    assert (said.kind, said.metric) == ("faster", "p50")
-    assert said.sentence.endswith("at p50; too few loops for p95: about 140 more of each needed.")
-
-
-def test_where_failures_differ_goodput_is_named_whatever_it_shows() -> None:
-    fails = side("a", 0.5, failing=[60] * 8)
-    worse = verdict(against(fails, side("b", 1.0, seed=2)))
-    assert (worse.kind, worse.metric) == ("less_goodput", "goodput")
-    assert worse.sentence.startswith("a has 1.66× [")
-    assert worse.sentence.endswith("] less goodput than b: its failure rate is +40.0 points.")
-    better = verdict(against(side("b", 1.0, seed=2), fails))
-    assert better.kind == "more_goodput"
-    assert better.sentence.startswith("b has 1.66× [")
-    assert better.sentence.endswith("] the goodput of a: its failure rate is -40.0 points.")
-    # As many good loops a second, since it tries more of them.
-    tries = dataclasses.replace(fails, good=(150,) * 8)
-    alike = verdict(against(tries, side("b", 1.0, seed=2)))
-    assert alike.kind == "no_difference"
-    assert alike.sentence == (
-        "a against b: no difference in goodput shown (1.00× [1.00, 1.00]): its failure rate is +40.0 points."
-    )
-    found = against(fails, side("b", 1.0, seed=2))
-    found = verdict(dataclasses.replace(found, goodput=dataclasses.replace(found.goodput, needed=60)))
-    assert found.kind == "too_few"
-    assert found.sentence.startswith("a against b: too few loops to compare goodput: its failure rate is ")
-
-
-def test_slower_so_far_is_said_too() -> None:
-    found = verdict(against(side("a", 3.0, blocks=2, loops=30), side("b", 1.0, blocks=2, loops=30)))
-    assert found.sentence.endswith("(so far 3.00× slower at p50).")
-    assert "in at least 3 blocks" in found.sentence
-    many = verdict(against(side("a", 30.0, blocks=3, loops=5), side("b", 1.0, blocks=3, loops=5)))
-    assert many.sentence.endswith("more of each needed (so far 30.0× slower at p50).")
-
-
-def test_nothing_completed_is_too_few() -> None:
-    empty = dataclasses.replace(side("a", 1.0), latencies=(np.empty(0),) * 8)
-    assert verdict(against(empty, side("b", 1.0))).kind == "too_few"
-
-
-def test_failures_that_differ_put_goodput_first() -> None:
-    faster_but_failing = side("gathered", 0.5, failing=[130, 135, 140, 130, 128, 138, 135, 131])
-    found = against(faster_but_failing, side("sequential", 1.0, seed=2))
-    assert found.failures.shown
-    assert found.failures.low < 0.89 < found.failures.high
-    said = verdict(found)
-    assert (said.metric, said.kind) == ("goodput", "less_goodput")
-    assert "less goodput than sequential" in said.sentence
-
-
-def test_a_few_failures_everywhere_do_not_take_over() -> None:
-    found = against(side("a", 0.5, failing=[1] * 8), side("b", 1.0, failing=[0] * 8, seed=2))
-    assert not found.failures.shown  # 0.7 points: shown perhaps, relevant no
-    assert verdict(found).metric == "p95"
 
 
 def test_goodput_of_zero_is_no_infinity() -> None:
@@ -186,35 +63,6 @@ def test_holm_may_withdraw_what_one_comparison_would_show() -> None:
     assert not among.shown
 
 
-def test_a_gate_fails_only_when_the_whole_interval_is_beyond_it() -> None:
-    (gate,) = parse_gates("p95 > +5%")
-    slow = against(side("new", 1.5), side("old", 1.0, seed=2))
-    (outcome,) = decide([gate], [slow])
-    assert outcome.holds is False
-    assert outcome.sentence.startswith("new against old: p95 > +5% fails: p95 +")
-    straddling = dataclasses.replace(slow, p95=dataclasses.replace(slow.p95, value=1.10, low=1.04, high=1.17))
-    assert decide([gate], [straddling])[0].holds is True
-    thin = against(side("new", 1.5, loops=20), side("old", 1.0, loops=20, seed=2))
-    assert decide([gate], [thin])[0].holds is None
-    assert "too few loops: about 140 more" in decide([gate], [thin])[0].sentence
-
-
-def test_gates_on_rates_and_errors_look_the_other_way() -> None:
-    gates = parse_gates("goodput < -10%, errors > +5%")
-    failing = against(side("new", 1.0, failing=[60] * 8), side("old", 1.0, seed=2))
-    assert [outcome.holds for outcome in decide(gates, [failing])] == [False, False]
-    better = against(side("new", 1.0), side("old", 1.0, failing=[60] * 8, seed=2))
-    assert [outcome.holds for outcome in decide(gates, [better])] == [True, True]
-
-
-def test_many_decisions_widen_the_intervals() -> None:
-    (gate,) = parse_gates("p95 > +5%")
-    base = against(side("new", 1.5), side("old", 1.0, seed=2))
-    close = dataclasses.replace(base, p95=dataclasses.replace(base.p95, value=1.10, low=1.055, high=1.147))
-    assert decide([gate], [close])[0].holds is False
-    assert all(outcome.holds for outcome in decide([gate], [close] * 8))
-
-
 def recorded(seed: int, factor: float, drift: float = 1.0) -> tuple[object, object]:
     rng = np.random.default_rng(seed)
     trials, records = [], []
@@ -225,7 +73,7 @@ def recorded(seed: int, factor: float, drift: float = 1.0) -> tuple[object, obje
     return run(trials, seed=seed), records
 
 
-def test_two_recorded_runs_are_compared_unpaired_unless_tapes_match() -> None:
+def test_recorded_runs_are_compared_unpaired_unless_tapes_match() -> None:
     one, two = recorded(1, 1.0), recorded(2, 1.5)
     tables = [tabulate(records) for _, records in (one, two)]  # type: ignore[arg-type]
     groups = [measure(made, table) for (made, _), table in zip((one, two), tables, strict=True)]  # type: ignore[arg-type]
@@ -248,35 +96,6 @@ def test_drift_widens_the_comparison_of_two_recorded_runs() -> None:
     assert width(found.p50) > 1.2 * width(within.p50)
 
 
-def test_a_summary_carries_comparisons_verdicts_and_objectives() -> None:
-    trials, records = [], []
-    rng = np.random.default_rng(4)
-    for block in range(3):
-        for strategy, base in (("sequential", 300.0), ("gathered", 100.0)):
-            index = len(trials)
-            start = index * 60_000
-            trials.append(trial(index, strategy, start, start + 30_000, block=block))
-            models = base * rng.lognormal(0, 0.2, 250)
-            records += [
-                loop(start + k * 120, model=float(m), strategy=strategy, trial=index)
-                for k, m in enumerate(models)
-            ]
-    made = summarise(run(trials, slo="p95<200ms,errors<1%"), records)
-    (comparison,) = made.comparisons
-    assert (comparison.strategy, comparison.baseline, comparison.blocks) == ("gathered", "sequential", 3)
-    assert comparison.p50.value == pytest.approx(1 / 3, rel=0.05)
-    assert made.verdicts[0].sentence.startswith("gathered is ")
-    assert [s.objective_met for s in made.strategies] == [False, True]
-    sequential, gathered = made.strategies
-    assert gathered.goodput.value == pytest.approx(gathered.throughput.value, rel=0.02)
-    assert sequential.goodput.value is not None
-    assert sequential.throughput.value is not None
-    assert sequential.goodput.value < 0.1 * sequential.throughput.value
-    other = summarise(run(trials), records, baseline="gathered")
-    assert other.comparisons[0].baseline == "gathered"
-    assert other.verdicts[0].kind == "slower"
-
-
 def test_blocks_that_depend_on_each_other_widen_the_comparison_of_two_runs() -> None:
     rng = np.random.default_rng(6)
     walk = np.exp(np.linspace(0, 0.5, 10))
@@ -287,9 +106,6 @@ def test_blocks_that_depend_on_each_other_widen_the_comparison_of_two_runs() -> 
     assert dependence(alternating, alternating) == 0.0
     assert dependence([np.empty(0)], [np.ones(3)]) == 0.0
     assert dependence([np.ones(3)] * 4, [np.ones(3)] * 4) == 0.0
-
-
-# ── against what SciPy and arithmetic say ──────────────────────────────────────────────────────
 
 
 def counted(
@@ -316,11 +132,13 @@ def width(found: Ratio) -> float:
 
 
 ONE = counted([120, 150, 90, 130], [10, 12, 9, 11])
+
 OTHER = counted([100, 95, 110, 105, 99], [10, 8, 11, 10, 7])
+
 LOGS = [np.log((np.array(side_.done) + 0.5) / np.array(side_.seconds)) for side_ in (ONE, OTHER)]
 
 
-def test_a_ratio_of_rates_of_two_runs_is_welchs() -> None:
+def test_ratio_of_rates_of_two_runs_is_welchs() -> None:
     expected = stats.ttest_ind(*LOGS, equal_var=False)
     low, high = expected.confidence_interval(0.95)
     found = compare(ONE, OTHER, paired=False)
@@ -331,7 +149,7 @@ def test_a_ratio_of_rates_of_two_runs_is_welchs() -> None:
         assert ratio.p_value == pytest.approx(expected.pvalue)
 
 
-def test_a_ratio_of_rates_within_a_run_is_the_paired_t_of_the_blocks() -> None:
+def test_ratio_of_rates_within_a_run_is_the_paired_t_of_the_blocks() -> None:
     four = counted(OTHER.done[:4], OTHER.seconds[:4])
     expected = stats.ttest_rel(LOGS[0], LOGS[1][:4])
     low, high = expected.confidence_interval(0.95)
@@ -347,7 +165,7 @@ def test_rates_that_never_vary_are_known_exactly() -> None:
     assert compare(counted([150] * 4), counted([150] * 3), paired=False).throughput.p_value == 1.0
 
 
-def test_less_than_three_blocks_give_a_ratio_of_rates_without_an_interval() -> None:
+def test_ratio_of_rates_of_less_than_three_blocks_has_no_interval() -> None:
     found = compare(counted([30, 60], [10, 5]), counted([40, 20], [8, 12]), paired=True).throughput
     assert found == Ratio(2.0, needed=10)
     assert compare(counted([10, 20]), counted([45]), paired=False).throughput == Ratio(1 / 3, needed=30)
@@ -363,7 +181,7 @@ def test_blocks_of_no_length_are_no_division_by_zero() -> None:
     assert compare(short, short, paired=True).throughput.value == 1.0
 
 
-def test_a_side_without_blocks_needs_all_of_them() -> None:
+def test_side_without_blocks_needs_all_of_them() -> None:
     found = compare(counted([]), counted([100] * 3), paired=False)
     assert [found.p50, found.p95, found.p99] == [Ratio(None, needed=n) for n in (60, 300, 1500)]
     assert found.failures == Difference(None)
@@ -384,14 +202,14 @@ def test_pairs_are_joined_alike_where_one_side_is_thin() -> None:
     assert found.p95.low is None  # 240 pairs are not three hundred
 
 
-def test_a_run_that_is_too_thin_gives_no_interval_whichever_it_is() -> None:
+def test_run_that_is_too_thin_gives_no_interval_whichever_it_is() -> None:
     thin, full = side("thin", 1.0, blocks=5, loops=30), side("full", 1.0)
     for pair in ((thin, full), (full, thin)):
         found = compare(*pair, paired=False).p95
         assert (found.low, found.needed) == (None, 150)
 
 
-def test_how_many_loops_are_missing_is_rounded_up_to_tens() -> None:
+def test_needed_loops_are_rounded_up_to_tens() -> None:
     def needed(*sizes: int) -> int | None:
         one = counted(sizes, latencies=[[1.0] * n for n in sizes])
         return compare(one, one, paired=True).p50.needed
@@ -402,7 +220,7 @@ def test_how_many_loops_are_missing_is_rounded_up_to_tens() -> None:
     assert needed(50, 5, 5) == 20  # enough in all, in blocks too uneven: one more block's worth
 
 
-def test_the_bias_of_a_quantile_joins_the_interval() -> None:
+def test_bias_of_a_quantile_joins_the_interval() -> None:
     """Halves at 1 and at 4: a median of 2.5 of the whole, of 2 of the halves; twice that step."""
     steps = counted([40] * 3, latencies=[[1.0] * 20 + [4.0] * 20] * 3)
     flat = counted([40] * 3, latencies=[[1.0] * 40] * 3)
@@ -411,7 +229,7 @@ def test_the_bias_of_a_quantile_joins_the_interval() -> None:
         assert (found.low, found.value, found.high) == pytest.approx((2.5 / 1.25**2, 2.5, 2.5 * 1.25**2))
 
 
-def test_a_correlation_of_eight_tenths_makes_everything_between_runs_three_times_as_wide() -> None:
+def test_correlation_of_eight_tenths_makes_everything_between_runs_three_times_as_wide() -> None:
     drift = [[math.exp(k)] for k in range(10)]
     assert dependence([np.array(b) for b in drift], [np.array(b) for b in drift]) == pytest.approx(0.8)
     done = [(100, 150, 90, 130, 120)[k % 5] for k in range(10)]
@@ -453,13 +271,13 @@ def test_failures_that_never_vary_are_as_certain_as_independent_loops() -> None:
         assert found.p_value == pytest.approx(2 * stats.t.sf(0.1 / error, freedom))
 
 
-def test_a_share_of_failures_differs_by_no_more_than_all_of_it() -> None:
+def test_share_of_failures_differs_by_no_more_than_all_of_it() -> None:
     every, none = counted([4] * 3, failures=[(4, 4)] * 3), counted([4] * 3, failures=[(0, 4)] * 3)
     assert compare(every, none, paired=True).failures.high == 1.0
     assert compare(none, every, paired=True).failures.low == -1.0
 
 
-def test_a_block_in_which_nothing_ended_breaks_no_pair() -> None:
+def test_block_in_which_nothing_ended_breaks_no_pair() -> None:
     gap = counted([100] * 4, failures=[(10, 100), (0, 0), (12, 100), (9, 100)])
     found = compare(gap, counted([100] * 4, failures=[(20, 100)] * 4), paired=True).failures
     assert found.value == pytest.approx(31 / 300 - 0.2)
@@ -469,7 +287,7 @@ def test_a_block_in_which_nothing_ended_breaks_no_pair() -> None:
         assert compare(*pair, paired=True).failures == Difference(None)
 
 
-def test_what_is_shown_is_below_five_per_cent_and_relevant() -> None:
+def test_difference_is_shown_below_five_per_cent_and_if_relevant() -> None:
     found = compare(ONE, OTHER, paired=False)
     at = dataclasses.replace(
         found,
@@ -524,82 +342,109 @@ def test_strategies_are_compared_on_the_blocks_that_both_ran() -> None:
         assert compare_runs((run(trials), run(trials)), (table, table), ([pair[0]], [pair[1]])) == ()
 
 
-# ── in words ───────────────────────────────────────────────────────────────────────────────────
-
-KNOWN = against(side("a", 1.0), side("b", 1.0, seed=2))
-
-
-def changed(**figures: Ratio | Difference) -> Comparison:
-    return dataclasses.replace(KNOWN, **figures)
-
-
-def test_what_is_shown_at_p50_alone_is_said_beside_p95() -> None:
-    found = changed(p95=Ratio(0.9, 0.8, 1.01), p50=Ratio(0.5, 0.4, 0.8, shown=True))
-    assert verdict(found).sentence == (
-        "a against b: no difference shown at p95 (time 0.90× [0.80, 1.01]); "
-        "at p50 it is 2.00× [1.25, 2.50] faster."
+def sampled(name: str, done: list[int], scale: float = 1.0, failed: int = 0) -> Side:
+    rng = np.random.default_rng(len(name))
+    return Side(
+        name,
+        tuple(scale * rng.lognormal(0, 0.2, count) for count in done),
+        (10.0,) * len(done),
+        tuple(done),
+        tuple(count - failed for count in done),
+        tuple((failed, count) for count in done),
     )
 
 
-def test_numbers_from_ten_on_have_one_decimal_and_unknown_ones_are_dashes() -> None:
-    assert (
-        "a is 12.5× [9.90, 20.0] slower" in verdict(changed(p95=Ratio(12.5, 9.9, 20.0, shown=True))).sentence
+def test_rates_of_two_blocks_are_a_point_and_say_how_many_more():
+    found = compare(sampled("a", [15, 20]), sampled("bb", [30, 40]), paired=True)
+    assert found.throughput.value == pytest.approx(0.5)
+    assert (found.throughput.needed, found.throughput.low) == (25, None)  # 3 · 20, less the 35 there are
+    assert compare(sampled("a", [100, 20]), sampled("bb", [30, 40]), paired=True).throughput.needed == 10
+    none = compare(sampled("a", [15, 20]), sampled("bb", [0, 0]), paired=True).throughput
+    assert (none.value, none.needed) == (None, 60)
+
+
+def test_failures_differ_from_one_point_on():
+    less = holm([compare(sampled("a", [2000] * 4, failed=19), sampled("bb", [2000] * 4), paired=True)])[0]
+    more = holm([compare(sampled("a", [2000] * 4, failed=21), sampled("bb", [2000] * 4), paired=True)])[0]
+    assert (less.failures.p_value < 0.05, less.failures.shown) == (True, False)
+    assert more.failures.shown
+    assert verdict(less).metric == "p95"
+    assert verdict(more).metric == "goodput"
+
+
+def test_blocks_are_taken_to_depend_on_their_neighbours_only_between_runs():
+    def drifting(name: str, scale: float) -> Side:
+        one = sampled(name, [100] * 8, scale)
+        return dataclasses.replace(
+            one, latencies=tuple(block * 1.2**k for k, block in enumerate(one.latencies))
+        )
+
+    sides = drifting("a", 1.0), drifting("bb", 1.1)
+    assert compare(*sides, paired=True) == compare(*sides, paired=True, same_run=True)
+    within, across = (compare(*sides, paired=True, same_run=same).p50 for same in (True, False))
+    assert within.value == pytest.approx(across.value)
+    assert across.high / across.low > 1.02 * within.high / within.low
+
+
+def test_dependence_between_runs_widens_by_its_formula_paired_or_not():
+    rng = np.random.default_rng(5)
+    drift = [0, 1, 2, 1, 0, 1, 2, 1, 0, 1]  # r = 0.163
+    groups = tuple(np.full(100, np.exp(value)) for value in drift)
+    ours, theirs = (
+        dataclasses.replace(
+            sampled(name, [100] * 10), latencies=groups, done=tuple(rng.integers(80, 120, 10))
+        )
+        for name in ("a", "bb")
     )
-    assert "a is 2.00× [–, –] faster" in verdict(changed(p95=Ratio(0.5, shown=True))).sentence
-    assert "a is –× [–, –] faster" in verdict(changed(p95=Ratio(0.0, shown=True))).sentence
-    assert "(time –× [–, –])" in verdict(changed(p95=Ratio(None))).sentence
+    r = dependence(groups, groups)
+    for paired in (True, False):
+        within, across = (compare(ours, theirs, paired, same_run=same).throughput for same in (True, False))
+        widths = [math.log(ratio.high / ratio.low) for ratio in (within, across)]
+        assert widths[1] / widths[0] == pytest.approx(math.sqrt((1 + r) / (1 - r)))
 
 
-def test_so_far_names_whoever_fails_less_too() -> None:
-    few, no = Ratio(1.5, needed=10), Ratio(3.0, needed=10)
-    found = changed(p50=few, p95=few, goodput=no, failures=Difference(-1.0))
-    assert verdict(found).sentence.endswith("(so far 3.00× the goodput, 100 points fewer of its loops fail).")
-    found = changed(p50=few, p95=few, goodput=no, failures=Difference(0.012))
-    assert verdict(found).sentence.endswith("(so far 3.00× the goodput, 1 points more of its loops fail).")
-    found = changed(p50=few, p95=few, goodput=no, failures=Difference(0.01))
-    assert verdict(found).sentence.endswith("(so far 1.50× slower at p50).")
+def test_runs_without_any_spread_are_equal_or_certainly_not():
+    same = compare(sampled("a", [100] * 4), sampled("bb", [100] * 4), paired=False).throughput
+    assert (same.value, same.p_value) == (1.0, 1.0)
+    twice = compare(sampled("a", [200] * 4), sampled("bb", [100] * 4), paired=False).throughput
+    assert (twice.low, twice.p_value) == (twice.high, 0.0)
 
 
-def test_the_summaries_add_how_many_good_loops_there_were() -> None:
-    def summary(goodput: float | None, failed: float | None) -> SimpleNamespace:
-        return SimpleNamespace(goodput=Estimate(goodput), failure_rate=Estimate(failed))
-
-    found = changed(
-        failures=Difference(0.4, 0.3, 0.5, 0.001, shown=True), goodput=Ratio(0.5, 0.4, 0.8, 0.001, shown=True)
+def test_bias_of_both_sides_joins_where_runs_are_not_paired():
+    """The p50 of halves and wholes differ on one side alone: blocks whose second half is slower."""
+    even = sampled("a", [40] * 5)
+    even = dataclasses.replace(
+        even, latencies=tuple(np.linspace(1.0, 1.1, 40) * (1 + b / 50) for b in range(5))
     )
-    absolute = "a has 2.00× [1.25, 2.50] less goodput than b"
-    points = f"{absolute}: its failure rate is +40.0 points."
-    assert verdict(found, summary(3.456, 0.4), summary(10.0, 0.005)).sentence == (  # type: ignore[arg-type]
-        f"{absolute} (3.46 against 10.00 good loops/s): 40 % of its loops fail, of the other's 0.5 %."
-    )
-    assert verdict(found, summary(0.0, 1.0), summary(2.0, 0.0)).sentence == (  # type: ignore[arg-type]
-        f"{absolute} (0.00 against 2.00 good loops/s): 100 % of its loops fail, of the other's 0 %."
-    )
-    whole = summary(1.0, 0.1)
-    for pair in ((None, whole), (whole, None), (whole, summary(None, 0.1)), (summary(1.0, None), whole)):
-        assert verdict(found, *pair).sentence == points  # type: ignore[arg-type]
+    apart = tuple(np.concatenate([np.full(15, 1.0), np.full(25, 4.0)]) * (1 + b / 50) for b in range(5))
+    skewed = dataclasses.replace(even, name="bb", latencies=apart)
+    widths = []
+    for one, other in ((even, even), (skewed, even), (even, skewed), (skewed, skewed)):
+        found = compare(one, other, paired=False).p50
+        widths.append(math.log(found.high / found.low))
+    assert compare(skewed, even, paired=False).p50.value == pytest.approx(
+        4 / 1.05
+    )  # of wholes, not of halves
+    assert widths[1] == pytest.approx(widths[2])
+    assert widths[1] > 3 * widths[0]
+    assert widths[3] < widths[1] / 2  # the same bias on both sides cancels
 
 
-def test_a_gate_prints_the_interval_that_it_was_decided_by() -> None:
-    slow = changed(p95=Ratio(1.5, 1.1, 2.1), failures=Difference(0.05, 0.03, 0.09))
-    gates = parse_gates("p95 > +5%, errors > +1%")
-    one, two = (outcome.sentence for outcome in decide(gates, [slow]))
-    assert one == "a against b: p95 > +5% fails: p95 +50.0 % [+10.0, +110.0]."
-    assert two == "a against b: errors > +1% fails: errors +5.0 % [+3.0, +9.0]."
-    assert decide(gates[:1], [slow])[0].sentence == one
-    assert "p95 +50.0 % [+7.1, +116.1]" in decide(gates[:1], [slow] * 3)[0].sentence
-    sentences = [outcome.sentence for outcome in decide(gates, [slow] * 4)]  # z(1 - 0.05/8) = 1.274 z(0.975)
-    assert sentences[0] == "a against b: p95 > +5% holds: p95 +50.0 % [+1.0, +130.3]."
-    assert sentences[4] == "a against b: errors > +1% fails: errors +5.0 % [+2.5, +10.1]."
+def test_dependence_of_blocks_is_corrected_for_how_few_there_are():
+    logs = [0, 1, 2, 1, 0, 1, 2, 1, 0, 1]
+    groups = [np.full(3, np.exp(value)) for value in logs]
+    assert dependence(groups, groups) == pytest.approx((-0.01 / 4.9 + 1 / 10) / (1 - 4 / 10))
+    few = groups[:4]  # r = 0: 0.25 / 0.2, but no more than 1 - 2/n
+    assert dependence(few, few) == 0.5
+    assert dependence(groups, [np.empty(0)]) == 0.0
 
 
-def test_an_interval_that_touches_a_gate_holds() -> None:
-    found = changed(goodput=Ratio(0.25, 0.125, 0.5), failures=Difference(0.25, 0.125, 0.5))
-    outcomes = decide(parse_gates("goodput < -50%, errors > +12.5%"), [found])
-    assert [outcome.holds for outcome in outcomes] == [True, True]
-
-
-def test_failures_of_too_few_loops_decide_no_gate() -> None:
-    (outcome,) = decide(parse_gates("errors > +1%"), [changed(failures=Difference(0.5))])
-    assert outcome.holds is None
-    assert outcome.sentence == "a against b: errors > +1%: not decided, too few loops."
+def test_failure_rates_are_paired_only_where_the_comparison_is():
+    ours, theirs = sampled("a", [200] * 5), sampled("bb", [200] * 5)
+    drift = (10, 60, 20, 80, 40)
+    ours = dataclasses.replace(ours, failures=tuple((failed + 6, 200) for failed in drift))
+    theirs = dataclasses.replace(theirs, failures=tuple((failed, 200) for failed in drift))
+    paired = compare(ours, theirs, paired=True).failures
+    apart = compare(ours, theirs, paired=False).failures
+    assert paired.value == apart.value == pytest.approx(0.03)
+    assert apart.high - apart.low > 1.5 * (paired.high - paired.low)

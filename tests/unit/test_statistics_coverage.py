@@ -42,7 +42,7 @@ def test_intervals_hold_the_truth(
     assert found["p99"].tries == 0  # 500 loops a block cannot be made of these
 
 
-def test_thin_blocks_get_no_verdict(coverage: ModuleType) -> None:
+def test_blocks_that_are_thin_get_no_verdict(coverage: ModuleType) -> None:
     shape = coverage.lognormal(0.5, (0.6, 0.6), -0.05)
     for blocks, loops in ((10, 5), (2, 400)):
         found = coverage.paired_coverage(np.random.default_rng(7), shape, blocks, loops, 50)
@@ -51,7 +51,7 @@ def test_thin_blocks_get_no_verdict(coverage: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("moving", ["drift", "jitter"])
-def test_the_gate_does_not_cry_wolf_but_does_cry(coverage: ModuleType, moving: str) -> None:
+def test_gate_does_not_cry_wolf_but_does_cry(coverage: ModuleType, moving: str) -> None:
     def alarms(change: float) -> float:
         rng = np.random.default_rng(7)
         share: float = coverage.false_alarms(rng, 0.5, 10, 100, 300, change, getattr(coverage, moving)).share

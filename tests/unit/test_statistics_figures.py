@@ -37,7 +37,7 @@ def figures_of(records: list[LoopRecord], trials: list, slo: str | None = None) 
 # ── failures ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_failure_rate_has_the_t_interval_of_its_blocks() -> None:
+def test_failure_rate_has_the_t_interval_of_its_blocks() -> None:
     half = 4.302652729911275 * 0.05 / 3**0.5  # t(0.975, 2) · 0.05 / √3
     assert summary([9, 10, 11]).failure_rate == Estimate(
         0.5, pytest.approx(0.5 - half), pytest.approx(0.5 + half)
@@ -47,7 +47,7 @@ def test_a_failure_rate_has_the_t_interval_of_its_blocks() -> None:
     assert summary([20, 19, 15]).failure_rate.high == 1.0
 
 
-def test_no_failure_in_sixty_loops_may_be_one_in_twenty() -> None:
+def test_failure_rate_of_none_in_sixty_loops_may_be_one_in_twenty() -> None:
     assert summary([0, 0, 0]).failure_rate == Estimate(0.0, 0.0, 3 / 60)
 
 
@@ -58,7 +58,7 @@ def test_blocks_in_which_nothing_was_due_say_nothing_of_failures() -> None:
     assert one.failure_rate == Estimate(0.5)
 
 
-def test_an_objective_is_missed_by_what_just_reaches_it() -> None:
+def test_objective_is_missed_by_what_just_reaches_it() -> None:
     assert summary([2, 2], slo="errors<10%").objective_met is False
     assert summary([2, 2], slo="errors<10.1%").objective_met is True
     assert summary([0, 0], slo="p95<100ms").objective_met is False
@@ -89,7 +89,7 @@ def test_blocks_that_agree_give_a_rate_without_any_width() -> None:
     assert summary([0, 0, 0]).throughput == Estimate(5.0, pytest.approx(5.0), pytest.approx(5.0))
 
 
-def test_nobody_waits_for_an_arrival_under_a_closed_load() -> None:
+def test_arrivals_are_none_to_wait_for_under_a_closed_load() -> None:
     assert "arrival_wait" not in summary([0]).phases
 
 
@@ -112,7 +112,7 @@ def test_blocking_is_the_longest_the_sum_and_the_count() -> None:
     assert (tool.blocking_seconds, tool.blocking_total_seconds, tool.blocking_calls) == (0.0, 0.0, 0)
 
 
-def test_an_overlap_is_shown_when_any_of_its_figures_is_something() -> None:
+def test_overlap_is_shown_when_any_of_its_figures_is_something() -> None:
     table = tabulate([loop(0, calls=[(0, 50)]), loop(500, calls=[(0, 50)])])
     (group,) = measure(run([trial(0, "gathered", 0, 4000)]), table)
     assert figures(group, table).overlap is None
@@ -141,7 +141,7 @@ LINE = [
 ]
 
 
-def test_the_limits_of_all_processes_are_added_as_they_stand() -> None:
+def test_limits_of_all_processes_are_added_as_they_stand() -> None:
     """Before a process is first heard of it has what it says then."""
     line = limit_line(tabulate(LINE), "adaptive")
     assert (line.times // MS).tolist() == [100, 400, 700, 1000, 1200, 1300]
@@ -150,7 +150,7 @@ def test_the_limits_of_all_processes_are_added_as_they_stand() -> None:
     assert limit_line(tabulate(LINE), "rate:5/s").totals.size == 0
 
 
-def test_a_moving_limit_is_its_range_in_the_windows_and_the_last() -> None:
+def test_moving_limit_is_its_range_in_the_windows_and_the_last() -> None:
     def moving(strategy: str, start: float = 0.0, end: float = 2000.0) -> MovingLimit | None:
         found = figures_of(LINE, [trial(0, strategy, start, end)])
         return found.limit
@@ -161,6 +161,6 @@ def test_a_moving_limit_is_its_range_in_the_windows_and_the_last() -> None:
     assert moving("semaphore:99") is None
 
 
-def test_which_limits_move() -> None:
+def test_limits_that_move() -> None:
     specs = ("adaptive", "eager+adaptive:4", "semaphore:8", "gathered", "of-a-later-version:9")
     assert [StrategySpec.recorded(spec).adapts for spec in specs] == [True, True, False, False, False]

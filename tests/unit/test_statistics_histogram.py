@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.statistics.histogram import ALPHA, Histogram
@@ -40,7 +40,6 @@ def test_folding_keeps_count_and_the_error_bound() -> None:
     assert len(made.bins) < 2500
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 10**12), min_size=1, max_size=150),
     st.integers(1, 50),

@@ -8,7 +8,7 @@ from profiler.errors import UsageError
 from profiler.statistics.objectives import parse_gates, parse_objective
 
 
-def test_an_objective_is_limits_by_name() -> None:
+def test_objective_is_limits_by_name() -> None:
     found = parse_objective("p95<2s, errors<1%")
     assert found.latency == {"p95": 2.0}
     assert found.errors == pytest.approx(0.01)
@@ -40,7 +40,7 @@ def test_units_and_the_highest_quantile() -> None:
         ("p95<2s,", "objective ''"),
     ],
 )
-def test_a_wrong_objective_is_explained(spec: str, message: str) -> None:
+def test_wrong_objective_is_explained(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message.replace("(", r"\(")):
         parse_objective(spec)
 
@@ -67,12 +67,12 @@ def test_gates_have_a_direction() -> None:
         ("goodput < -100%", "nothing can fall by 100 %"),
     ],
 )
-def test_a_wrong_gate_is_explained(spec: str, message: str) -> None:
+def test_wrong_gate_is_explained(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_gates(spec)
 
 
-def test_where_a_wrong_objective_is_from_is_said_when_known() -> None:
+def test_wrong_objective_names_its_source_when_known() -> None:
     with pytest.raises(UsageError, match=r"^--slo: objective 'p95': "):
         parse_objective("p95", "--slo")
     with pytest.raises(UsageError, match=r"^objective 'p95': "):

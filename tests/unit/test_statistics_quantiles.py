@@ -21,7 +21,7 @@ from profiler.statistics.quantiles import (
 from profiler.statistics.windows import WarmUp, mser5, of_blocks
 
 
-def test_a_quantile_is_the_interpolated_order_statistic() -> None:
+def test_quantile_is_the_interpolated_order_statistic() -> None:
     samples = np.array([30.0, 10.0, 20.0, 40.0])
     assert quantile(samples, 0.5) == 25.0
     assert quantile(samples, 0.95) == pytest.approx(38.5)
@@ -29,7 +29,7 @@ def test_a_quantile_is_the_interpolated_order_statistic() -> None:
     assert quantile(np.empty(0), 0.5) is None
 
 
-def test_a_block_interval_is_t_on_logarithms() -> None:
+def test_block_interval_is_t_on_logarithms() -> None:
     blocks = [math.exp(x) for x in (-0.1, 0.0, 0.1)]
     found = block_interval(1.0, blocks)
     half = 4.302652729911275 * 0.1 / math.sqrt(3)  # t(0.975, 2 degrees of freedom)
@@ -38,7 +38,7 @@ def test_a_block_interval_is_t_on_logarithms() -> None:
     assert block_interval(1.0, blocks[:2]) == Estimate(1.0)
 
 
-def test_a_block_interval_holds_its_value_and_copes_with_zeros() -> None:
+def test_block_interval_holds_its_value_and_copes_with_zeros() -> None:
     assert block_interval(5.0, [1.0, 1.0, 1.0]) == Estimate(5.0, 1.0, 5.0)
     assert block_interval(0.0, [0.0, 0.0, 0.0]) == Estimate(0.0, 0.0, 0.0)
     some = block_interval(0.1, [0.0, 0.1, 0.2])
@@ -46,13 +46,13 @@ def test_a_block_interval_holds_its_value_and_copes_with_zeros() -> None:
     assert some.high == pytest.approx(0.1 + 4.302652729911275 * 0.1 / math.sqrt(3))
 
 
-def test_the_step_from_halves_to_wholes_widens_as_a_square() -> None:
+def test_step_from_halves_to_wholes_widens_as_a_square() -> None:
     plain, widened = spread([1.0, 2.0, 3.0]), spread([1.0, 2.0, 3.0], [0.5, 1.5, 2.5])
     assert widened.half == pytest.approx(math.hypot(plain.half, 1.0))
     assert widened.mean == plain.mean == 2.0
 
 
-def test_the_p_value_agrees_with_the_interval() -> None:
+def test_p_value_agrees_with_the_interval() -> None:
     low = spread([0.9, 1.1, 1.3, 1.0])
     assert low.p_value < 0.05
     assert low.mean - low.half > 0
@@ -69,7 +69,7 @@ def test_block_quantiles_use_rank_n_plus_one() -> None:
     assert halves == [pytest.approx(math.sqrt(10.0 * 29.5))]
 
 
-def test_thin_blocks_are_joined_with_their_neighbours() -> None:
+def test_blocks_that_are_thin_are_joined_with_their_neighbours() -> None:
     assert coarsen([100, 100, 100], 100) == [slice(0, 1), slice(1, 2), slice(2, 3)]
     assert coarsen([30] * 10, 100) is None
     assert coarsen([40] * 10, 100) == [slice(0, 3), slice(3, 7), slice(7, 10)]
@@ -77,7 +77,6 @@ def test_thin_blocks_are_joined_with_their_neighbours() -> None:
     assert coarsen([], 1) is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 60))
 def test_joined_blocks_partition_and_are_thick(sizes: list[int], fewest: int) -> None:
     runs = coarsen(sizes, fewest)
@@ -113,18 +112,18 @@ def test_warm_up_is_found_to_the_batch() -> None:
     assert (found.skip, found.steady) == (30, True)
 
 
-def test_a_trend_is_no_steady_state() -> None:
+def test_trend_is_no_steady_state() -> None:
     found = mser5(np.linspace(1.0, 3.0, 200))
     assert (found.skip, found.steady) == (0, False)
 
 
-def test_a_short_series_claims_nothing() -> None:
+def test_short_series_claims_nothing() -> None:
     found = mser5(np.concatenate([np.full(5, 9.0), np.ones(94)]))
     assert (found.skip, found.steady) == (0, None)
     assert of_blocks([]).steady is None
 
 
-def test_one_slow_loop_in_one_block_is_no_warm_up() -> None:
+def test_slow_loop_in_one_block_is_no_warm_up() -> None:
     rng = np.random.default_rng(2)
     blocks = [np.exp(rng.normal(0, 0.3, 200)) * 1e9 for _ in range(8)]
     blocks[0][3] *= 5
@@ -139,12 +138,12 @@ def test_halves_widen_logarithms_too() -> None:
     assert (found.low, found.high) == (pytest.approx(0.25), pytest.approx(4.0))
 
 
-def test_a_rank_before_the_first_sample_is_the_first() -> None:
+def test_rank_before_the_first_sample_is_the_first() -> None:
     whole, _ = block_quantiles([np.arange(1, 5, dtype=float)], 0.1)
     assert whole == [1.0]
 
 
-def test_nothing_but_zeros_is_zero_for_certain() -> None:
+def test_zeros_alone_are_zero_for_certain() -> None:
     assert quantiles([np.zeros(30)] * 3).p50 == Estimate(0.0, 0.0, 0.0)
 
 
@@ -170,21 +169,21 @@ def step(batches: int, at: int, outlier: int | None = None) -> np.ndarray:
         (200, 96, (0, False)),  # of 200 batches, four
     ],
 )
-def test_a_warm_up_is_found_in_the_first_half_but_for_its_end(
+def test_warm_up_is_found_in_the_first_half_but_for_its_end(
     batches: int, at: int, expected: tuple[int, bool]
 ) -> None:
     found = mser5(step(batches, at))
     assert (found.skip, found.steady) == expected
 
 
-def test_the_search_ends_with_the_first_half() -> None:
+def test_search_ends_with_the_first_half() -> None:
     assert mser5(step(20, 3, outlier=9)).steady is False  # all but the second half would be left out
     assert mser5(step(20, 3, outlier=10)).skip == 15  # it cannot be: ten are not enough to go by
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0.5, 50.0), min_size=100, max_size=160))
-def test_the_warm_up_is_the_one_that_the_formula_names(values: list[float]) -> None:
+def test_warm_up_is_the_one_that_the_formula_names(values: list[float]) -> None:
     z = [sum(values[k : k + 5]) / 5 for k in range(0, len(values) // 5 * 5, 5)]
     n = len(z)
     errors = [float(np.var(z[d:])) / (n - d) for d in range(n // 2 + 1)]

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from profiler import records
+from profiler import records as codec
 from profiler.errors import UsageError
 from profiler.report.terminal import render_regression
 from profiler.rundir import ClientHealth, RunDirectory
 from profiler.statistics.objectives import parse_gates
 from profiler.statistics.regression import compare_directories
-from tests.unit.statistics_data import loop, run, trial
+from tests.unit.statistics_data import loop, made, run, trial, trials
 
 
 def recorded(
@@ -37,7 +38,7 @@ def recorded(
 GATES = parse_gates("p95 > +5%, errors > +1%")
 
 
-def test_a_slower_run_fails_the_gate_and_says_by_how_much(tmp_path: Path) -> None:
+def test_run_that_is_slower_fails_the_gate_and_says_by_how_much(tmp_path: Path) -> None:
     found = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2), GATES)
     assert found.holds is False
     assert [outcome.holds for outcome in found.outcomes] == [False, True]
@@ -53,7 +54,7 @@ def test_a_slower_run_fails_the_gate_and_says_by_how_much(tmp_path: Path) -> Non
     assert "slower than gathered in 20231114-221320 at p95" in found.verdicts[0].sentence
 
 
-def test_an_equal_run_passes(tmp_path: Path) -> None:
+def test_run_that_is_equal_passes(tmp_path: Path) -> None:
     found = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 2), GATES)
     assert found.holds is True
     same_tape = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 1))
@@ -61,14 +62,14 @@ def test_an_equal_run_passes(tmp_path: Path) -> None:
     assert same_tape.comparisons[0].paired is True
 
 
-def test_too_few_loops_decide_nothing(tmp_path: Path) -> None:
+def test_loops_that_are_too_few_decide_nothing(tmp_path: Path) -> None:
     sides = [recorded(tmp_path, factor, seed, loops=20) for factor, seed in ((1.0, 1), (1.5, 2))]
     found = compare_directories(sides[0], sides[1], parse_gates("p95 > +5%"))
     assert found.holds is None
     assert "not decided, too few loops: about 220 more of each needed" in found.outcomes[0].sentence
 
 
-def test_an_invalid_run_decides_nothing_and_says_so_first(tmp_path: Path) -> None:
+def test_invalid_run_decides_nothing_and_says_so_first(tmp_path: Path) -> None:
     health = ClientHealth(process="w0", cpu=0.99)
     found = compare_directories(
         recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2, client=(health,)), GATES
@@ -92,7 +93,7 @@ def fixed(
     return directory
 
 
-def test_what_is_to_know_of_either_run_is_said_and_what_is_invalid_first(tmp_path: Path) -> None:
+def test_caveats_of_either_run_are_said_and_invalid_ones_first(tmp_path: Path) -> None:
     full, thin = fixed(tmp_path), fixed(tmp_path, loops=4)
     for pair in ((full, thin), (thin, full)):
         found = compare_directories(*pair).warnings
@@ -110,7 +111,7 @@ def test_good_loops_are_named_for_the_candidate_and_then_the_baseline(tmp_path: 
     )
 
 
-def test_the_objective_of_the_candidate_says_what_is_good(tmp_path: Path) -> None:
+def test_objective_of_the_candidate_says_what_is_good(tmp_path: Path) -> None:
     slow = fixed(tmp_path, model=140.0, slo="p95<120ms")
     (found,) = compare_directories(fixed(tmp_path), slow).comparisons
     assert found.goodput.value == pytest.approx(0.5 / 30.5)
@@ -128,6 +129,41 @@ def test_annotations_for_github(tmp_path: Path) -> None:
     assert all(line.startswith("::") for line in lines)
 
 
-def test_nothing_in_common_is_a_usage_error(tmp_path: Path) -> None:
+def test_runs_with_nothing_in_common_are_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="gathered with 2 and sequential with 2"):
         compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 2, "sequential"))
+
+
+def test_objective_can_be_given_to_runs_that_had_none(tmp_path: Path):
+    def recorded(model: float) -> RunDirectory:
+        directory = RunDirectory.create(tmp_path, run(trials()))
+        lines = [codec.encode(one) + b"\n" for one in made(model=model)]
+        directory.records_path.write_bytes(b"".join(lines))
+        return directory
+
+    before, after = recorded(100.0), recorded(140.0)
+    (plain,) = compare_directories(before, after).comparisons
+    (held,) = compare_directories(before, after, slo="p95<120ms").comparisons
+    assert plain.goodput.value == pytest.approx(1.0)
+    assert held.goodput.value < 0.05
+
+
+def test_ladder_s_levels_are_named_by_their_agents(tmp_path: Path):
+    def recorded(users: tuple[int, ...]) -> RunDirectory:
+        steps = [
+            trial(
+                4 * level + b, "gathered", 20_000 * (4 * level + b), 20_000 * (4 * level + b) + 9000, b, count
+            )
+            for level, count in enumerate(users)
+            for b in range(4)
+        ]
+        directory = RunDirectory.create(tmp_path, run(steps))
+        loops = [loop(s.started_ns / 1e6 + 80 * k, trial=s.index) for s in steps for k in range(30)]
+        directory.records_path.write_bytes(b"".join(codec.encode(one) + b"\n" for one in loops))
+        return directory
+
+    before, after = recorded((2, 4)), recorded((2, 4))
+    names = [one.strategy for one in compare_directories(before, after).comparisons]
+    assert names == [f"gathered ({users} agents) in {after.path.name}" for users in (2, 4)]
+    alone = compare_directories(before, recorded((4,))).comparisons
+    assert [one.strategy.partition(" in ")[0] for one in alone] == ["gathered"]

@@ -11,12 +11,12 @@ import pytest
 from profiler.errors import RecordError
 from profiler.statistics import summary as summaries
 from profiler.statistics.summary import summarise
-from tests.unit.statistics_data import loop, run, trial
+from tests.unit.statistics_data import loop, made, run, trial, trials
 
 Q_KEYS = {"p50", "p95", "p99"}
 
 
-def test_the_shape_is_the_documented_one() -> None:
+def test_summary_has_the_documented_shape() -> None:
     made = summarise(run([trial(0, "gathered", 0, 1000)]), [loop(0, calls=[(0, 50), (10, 30)])])
     data = json.loads(orjson.dumps(made))
     assert data["schema"] == 1
@@ -38,12 +38,12 @@ def test_the_shape_is_the_documented_one() -> None:
     assert tool["queue_seconds"]["p50"]["value"] == pytest.approx(0.005)
 
 
-def test_it_can_be_read_back() -> None:
+def test_summary_can_be_read_back() -> None:
     made = summarise(run([trial(0, "gathered", 0, 1000)]), [loop(0, calls=[(0, 50)])])
     assert summaries.decode(orjson.dumps(made)) == made
 
 
-def test_a_broken_summary_names_the_key() -> None:
+def test_broken_summary_names_the_key() -> None:
     made = json.loads(orjson.dumps(summarise(run([trial(0, "gathered", 0, 1000)]), [loop(0)])))
     del made["strategies"][0]["loops"]["completed"]
     with pytest.raises(RecordError, match=r"summary\.json: key strategies\.0\.loops\.completed"):
@@ -111,7 +111,7 @@ def test_totals_include_what_no_window_holds() -> None:
     assert (totals.model_requests, totals.attempts) == (4, 4)
 
 
-def test_a_run_killed_in_its_first_trial_shows_totals() -> None:
+def test_run_killed_in_its_first_trial_shows_totals() -> None:
     made = summarise(run([], finished=False, strategies=("gathered",)), [loop(0)])
     assert made.finished is False
     assert made.strategies[0].totals.loops == 1
@@ -153,7 +153,7 @@ def test_warm_up_is_left_out_of_windows_and_kept_in_totals() -> None:
     assert strategy.totals.loops == 600
 
 
-def test_a_ladder_keeps_its_levels_apart() -> None:
+def test_ladder_keeps_its_levels_apart() -> None:
     trials = [
         trial(0, "gathered", 0, 1000, users=1),
         trial(1, "gathered", 1000, 2000, users=5),
@@ -167,7 +167,7 @@ def test_a_ladder_keeps_its_levels_apart() -> None:
 
 
 @pytest.mark.usefixtures("few_repeats")
-def test_a_long_ladder_gets_a_law() -> None:
+def test_long_ladder_gets_a_law() -> None:
     trials, records = [], []
     for index, users in enumerate((1, 2, 4, 8)):
         trials.append(trial(index, "gathered", index * 10_000, index * 10_000 + 4000, users=users))
@@ -179,14 +179,14 @@ def test_a_long_ladder_gets_a_law() -> None:
     assert summaries.decode(orjson.dumps(made)) == made
 
 
-def test_a_summary_of_a_later_version_is_not_guessed_at() -> None:
+def test_summary_of_a_later_version_is_not_guessed_at() -> None:
     made = json.loads(orjson.dumps(summarise(run([trial(0, "gathered", 0, 1000)]), [loop(0)])))
     made["schema"] = 99
     with pytest.raises(RecordError, match="summary of schema 99, but this version reads up to 1: upgrade"):
         summaries.decode(json.dumps(made).encode())
 
 
-def test_one_load_is_no_ladder_and_no_strategy_no_level() -> None:
+def test_summary_of_one_load_is_no_ladder_and_of_no_strategy_no_level() -> None:
     assert summarise(run([trial(0, "gathered", 0, 1000)]), [loop(0)]).levels == ()
     nothing = summarise(run([]), [])
     assert (nothing.strategies, nothing.levels) == ((), ())
@@ -195,7 +195,7 @@ def test_one_load_is_no_ladder_and_no_strategy_no_level() -> None:
 
 
 @pytest.mark.usefixtures("few_repeats")
-def test_each_strategy_has_a_law_of_its_own() -> None:
+def test_strategy_has_a_law_of_its_own() -> None:
     trials, records = [], []
     for index, (strategy, users) in enumerate(
         (s, u) for s in ("gathered", "sequential") for u in (1, 2, 4, 8)
@@ -210,3 +210,47 @@ def test_each_strategy_has_a_law_of_its_own() -> None:
     laws = summarise(run(trials), records).scalability
     assert laws["gathered"].rate == pytest.approx(5.0, rel=0.01)
     assert laws["sequential"].rate == pytest.approx(2.5, rel=0.01)
+
+
+def test_summary_carries_comparisons_verdicts_and_objectives() -> None:
+    trials, records = [], []
+    rng = np.random.default_rng(4)
+    for block in range(3):
+        for strategy, base in (("sequential", 300.0), ("gathered", 100.0)):
+            index = len(trials)
+            start = index * 60_000
+            trials.append(trial(index, strategy, start, start + 30_000, block=block))
+            models = base * rng.lognormal(0, 0.2, 250)
+            records += [
+                loop(start + k * 120, model=float(m), strategy=strategy, trial=index)
+                for k, m in enumerate(models)
+            ]
+    made = summarise(run(trials, slo="p95<200ms,errors<1%"), records)
+    (comparison,) = made.comparisons
+    assert (comparison.strategy, comparison.baseline, comparison.blocks) == ("gathered", "sequential", 3)
+    assert comparison.p50.value == pytest.approx(1 / 3, rel=0.05)
+    assert made.verdicts[0].sentence.startswith("gathered is ")
+    assert [s.objective_met for s in made.strategies] == [False, True]
+    sequential, gathered = made.strategies
+    assert gathered.goodput.value == pytest.approx(gathered.throughput.value, rel=0.02)
+    assert sequential.goodput.value is not None
+    assert sequential.throughput.value is not None
+    assert sequential.goodput.value < 0.1 * sequential.throughput.value
+    other = summarise(run(trials), records, baseline="gathered")
+    assert other.comparisons[0].baseline == "gathered"
+    assert other.verdicts[0].kind == "slower"
+
+
+def test_throughput_is_of_the_whole_window():
+    summary = summarise(run(trials()), made())
+    assert summary.strategies[0].loops.per_second == pytest.approx(30 / 6)
+
+
+def test_strategy_without_a_turn_stands_under_the_highest_load():
+    steps = [
+        trial(k, "gathered", 20_000 * k, 20_000 * k + 9000, 0, users) for k, users in enumerate((2, 8, 4))
+    ]
+    loops = [loop(s.started_ns / 1e6, trial=s.index) for s in steps]
+    summary = summarise(run(steps, strategies=("gathered", "adaptive")), loops)
+    assert [(level.users, len(level.strategies)) for level in summary.levels] == [(2, 1), (4, 1), (8, 2)]
+    assert summary.strategies[-1].strategy == "adaptive"

@@ -93,12 +93,12 @@ def test_columns_hold_what_the_records_say() -> None:
     assert (table.phases.sum(axis=1) == table.ended - table.started).all()
 
 
-def test_the_quick_reader_agrees_with_the_careful_one(tmp_path: Path) -> None:
+def test_quick_reader_agrees_with_the_careful_one(tmp_path: Path) -> None:
     path = write(tmp_path / "records.jsonl", some_records())
     assert same(tabulate_file(path), tabulate(records.read(path)))
 
 
-def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+def test_torn_last_line_is_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "records.jsonl", some_records())
     whole = path.read_bytes()
     for cut in (3, 50, len(whole) // 6):
@@ -109,7 +109,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "bad", [b"{}", b"[]", b"nonsense", b'{"schema": 99}', b'{"schema": 1, "rounds": [{}]}']
 )
-def test_a_bad_line_is_named_as_the_careful_reader_names_it(tmp_path: Path, bad: bytes) -> None:
+def test_bad_line_is_named_as_the_careful_reader_names_it(tmp_path: Path, bad: bytes) -> None:
     path = write(tmp_path / "records.jsonl", some_records())
     path.write_bytes(bad + b"\n" + path.read_bytes())
     with pytest.raises(RecordError) as careful:
@@ -120,7 +120,7 @@ def test_a_bad_line_is_named_as_the_careful_reader_names_it(tmp_path: Path, bad:
     assert "records.jsonl:1: " in str(quick.value)
 
 
-def test_no_records_make_an_empty_table(tmp_path: Path) -> None:
+def test_table_of_no_records_is_empty(tmp_path: Path) -> None:
     table = tabulate_file(write(tmp_path / "records.jsonl", []))
     assert table.trial.size == table.duration.size == 0
     assert table.phases.shape == (0, len(PHASES))
@@ -128,14 +128,14 @@ def test_no_records_make_an_empty_table(tmp_path: Path) -> None:
         tabulate_file(tmp_path / "none.jsonl")
 
 
-def test_a_directory_is_summarised_like_its_records(tmp_path: Path) -> None:
+def test_directory_is_summarised_like_its_records(tmp_path: Path) -> None:
     conditions = run([trial(0, "gathered", 0, 1000)])
     directory = RunDirectory.create(tmp_path, conditions)
     write(directory.records_path, some_records())
     assert summarise_directory(directory) == summarise(conditions, some_records())
 
 
-def test_a_loop_inside_a_tool_call_belongs_to_no_trial_and_is_no_loop_of_its_own() -> None:
+def test_loop_inside_a_tool_call_belongs_to_no_trial_and_is_no_loop_of_its_own() -> None:
     nested = dataclasses.replace(loop(10), parent="loop-0")
     table = tabulate([loop(0), nested])
     assert table.trial.tolist() == [0, NONE]
@@ -156,7 +156,7 @@ def test_lines_written_before_a_field_existed_are_read(tmp_path: Path) -> None:
     assert table.trial.tolist() == [0]
 
 
-def test_who_held_the_event_loop_is_in_the_summary() -> None:
+def test_summary_names_who_held_the_event_loop() -> None:
     record = loop(0, calls=[(0, 50), (20, 30)])
     first, *others = record.rounds
     held = dataclasses.replace(first.tool_calls[0], blocking_ns=200 * MS)
@@ -172,7 +172,7 @@ def test_who_held_the_event_loop_is_in_the_summary() -> None:
     assert not caveat.invalid
 
 
-def test_one_stall_in_many_calls_is_no_tools_fault() -> None:
+def test_stall_in_many_calls_is_no_tools_fault() -> None:
     record = loop(0, calls=[(0, 50), *[(0, 30)] * 40])
     first, *others = record.rounds
     held = dataclasses.replace(first.tool_calls[0], blocking_ns=200 * MS)

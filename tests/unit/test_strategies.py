@@ -26,7 +26,7 @@ from profiler.strategies import SemaphoreLimited, parse_strategy, split_specs
         ("eager:all+adaptive", 8, "process", "all"),
     ],
 )
-def test_a_spec_names_a_strategy_and_back(spec, limit, scope, eager):
+def test_spec_names_a_strategy_and_back(spec, limit, scope, eager):
     value = parse_strategy(spec)
     assert (value.text, value.limit, value.scope, value.eager) == (spec, limit, scope, eager)
     strategy = value.build()
@@ -47,12 +47,12 @@ def test_a_spec_names_a_strategy_and_back(spec, limit, scope, eager):
         ),
     ],
 )
-def test_what_is_no_strategy_is_refused(spec):
+def test_spec_that_is_no_strategy_is_refused(spec):
     with pytest.raises(UsageError, match="unknown strategy"):
         parse_strategy(spec)
 
 
-def test_a_list_with_commas_keeps_the_commas_of_a_spec():
+def test_list_with_commas_keeps_the_commas_of_a_spec():
     assert split_specs("gathered, semaphore:a=1,b=2,rate:5/s,burst=3 ,eager") == [
         "gathered",
         "semaphore:a=1,b=2",
@@ -61,6 +61,6 @@ def test_a_list_with_commas_keeps_the_commas_of_a_spec():
     ]
 
 
-def test_the_share_of_a_limit():
+def test_share_of_a_limit():
     assert parse_strategy("semaphore:9").build(share=2).limit == 4
     assert SemaphoreLimited(9).limit == 9

@@ -1,0 +1,275 @@
+"""HTTP/1.1 on a transport that only remembers: framing, limits, pipelining, back-pressure, bad input."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from profiler.emulator.http1 import MAX_PIPELINED, Connection, Exchange, Reply, Server
+
+
+class Transport:
+    def __init__(self) -> None:
+        self.sent = b""
+        self.state = "open"
+        self.reading = True
+
+    def write(self, data: bytes) -> None:
+        assert self.state == "open"
+        self.sent += data
+
+    def close(self) -> None:
+        self.state = "closed"
+
+    def abort(self) -> None:
+        self.state = "aborted"
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def get_extra_info(self, name: str) -> Any:
+        return None
+
+
+class Scheduler:
+    """Timers that fire when told."""
+
+    def __init__(self) -> None:
+        self.timers: list[tuple[int, Callable[[], None]]] = []
+
+    def at(self, due_ns: int, callback: Callable[[], None]) -> Any:
+        self.timers.append((due_ns, callback))
+        return type("Timer", (), {"callback": callback, "cancel": lambda self: None})()
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def first_byte(self, ns: int) -> None:
+        self.events.append("first byte")
+
+    def finished(self, ns: int, outcome: str) -> None:
+        self.events.append(outcome)
+
+
+def connect(application: Callable[[Exchange], None]) -> tuple[Connection, Transport]:
+    connection = Server(application, Scheduler()).connection()  # type: ignore[arg-type]
+    transport = Transport()
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    return connection, transport
+
+
+def echo(exchange: Exchange) -> None:
+    exchange.send(Reply(200, b"x-method: %b\r\n" % exchange.method, exchange.path + b"|" + exchange.body))
+
+
+def bodies(sent: bytes) -> list[bytes]:
+    """The bodies of all responses with a Content-Length."""
+    found = []
+    while sent:
+        head, _, rest = sent.partition(b"\r\n\r\n")
+        if b"100 Continue" in head:
+            sent = rest
+            continue
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        found.append(rest[:length])
+        sent = rest[length:]
+    return found
+
+
+def test_request_in_one_piece_and_in_single_bytes() -> None:
+    data = b"POST /a?q=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
+    connection, transport = connect(echo)
+    connection.data_received(data)
+    whole = transport.sent
+    assert whole.startswith(b"HTTP/1.1 200 OK\r\nx-method: POST\r\ndate: ")
+    assert bodies(whole) == [b"/a|hello"]
+    connection, transport = connect(echo)
+    for n in range(len(data)):
+        connection.data_received(data[n : n + 1])
+    assert bodies(transport.sent) == [b"/a|hello"]
+    assert transport.state == "open"
+
+
+def test_chunked_bodies_and_expect() -> None:
+    connection, transport = connect(echo)
+    connection.data_received(
+        b"POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+    )
+    assert transport.sent == b"HTTP/1.1 100 Continue\r\n\r\n"
+    connection.data_received(b"3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\ntrailer: 1\r\n\r\n")
+    assert bodies(transport.sent) == [b"/c|abcdefg"]
+
+
+def test_head_and_http_1_0_and_connection_close() -> None:
+    connection, transport = connect(echo)
+    connection.data_received(b"HEAD /h HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert transport.sent.endswith(b"content-length: 3\r\n\r\n")
+    assert transport.state == "open"
+    for request in (b"GET / HTTP/1.0\r\n\r\n", b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"):
+        connection, transport = connect(echo)
+        connection.data_received(request)
+        assert b"connection: close\r\n" in transport.sent
+        assert transport.state == "closed"
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    waiting: list[Exchange] = []
+    connection, transport = connect(waiting.append)
+    connection.data_received(b"".join(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % n for n in range(3)))
+    for n in range(3):
+        assert [exchange.path for exchange in waiting] == [b"/%d" % m for m in range(n + 1)]
+        waiting[n].send(Reply(200, b"", b"answer %d" % n))
+        await asyncio.sleep(0)
+    assert bodies(transport.sent) == [b"answer 0", b"answer 1", b"answer 2"]
+
+
+async def test_long_pipeline_stops_reading_until_it_is_half_empty() -> None:
+    waiting: list[Exchange] = []
+    connection, transport = connect(waiting.append)
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * (MAX_PIPELINED + 1))
+    assert not transport.reading
+    for n in range(MAX_PIPELINED + 1):
+        waiting[n].send(Reply(200, b"", b"x"))
+        await asyncio.sleep(0)
+    assert transport.reading
+    assert len(bodies(transport.sent)) == MAX_PIPELINED + 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"NONSENSE\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: x\r\n\r\n", b"400 Bad Request"),
+        (
+            b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"400 Bad Request",
+        ),
+        (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"400 Bad Request"),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n", b"414 "),
+        (b"GET / HTTP/1.1\r\nx: " + b"a" * 70_000 + b"\r\n\r\n", b"431 "),
+        (b"GET / HTTP/1.1\r\nx: " + b"a" * 70_000, b"431 "),
+        (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999\r\n\r\n", b"413 "),
+    ],
+)
+def test_bad_input_is_refused_and_the_connection_closed(request_: bytes, status: bytes) -> None:
+    asked: list[Exchange] = []
+    connection, transport = connect(asked.append)
+    for start in range(0, len(request_), 4096):
+        connection.data_received(request_[start : start + 4096])
+    assert transport.sent.startswith(b"HTTP/1.1 " + status)
+    assert transport.state == "closed"
+    assert asked == []
+
+
+def test_long_body_does_not_count_as_a_head() -> None:
+    body = b"b" * 200_000
+    head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 200000\r\n\r\n"
+    connection, transport = connect(echo)
+    connection.data_received(head)
+    connection.data_received(body)
+    connection.data_received(head + body)
+    assert bodies(transport.sent) == [b"/|" + body] * 2
+    assert transport.state == "open"
+
+
+async def test_bad_request_behind_a_good_one_is_refused_in_its_turn() -> None:
+    waiting: list[Exchange] = []
+    connection, transport = connect(waiting.append)
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\nNONSENSE\r\n\r\n")
+    assert transport.sent == b""
+    waiting[0].send(Reply(200, b"", b"fine"))
+    await asyncio.sleep(0)
+    assert transport.sent.startswith(b"HTTP/1.1 200 OK")
+    assert b"HTTP/1.1 400 Bad Request" in transport.sent
+    assert transport.state == "closed"
+
+
+def test_upgrade_is_not_taken_and_the_request_answered() -> None:
+    connection, transport = connect(echo)
+    connection.data_received(
+        b"GET /u HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    )
+    assert bodies(transport.sent) == [b"/u|"]
+    assert transport.state == "closed"
+
+
+def test_streams_are_chunked_and_end_as_told() -> None:
+    watcher = Watcher()
+
+    def stream(exchange: Exchange) -> None:
+        ending: Any = exchange.path[1:].decode()
+        exchange.send(
+            Reply(200, b"", frames=[(0, b"one"), (0, b"twelve bytes")], ending=ending, observer=watcher)
+        )
+
+    connection, transport = connect(stream)
+    connection.data_received(b"GET /complete HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert transport.sent.endswith(
+        b"transfer-encoding: chunked\r\n\r\n3\r\none\r\nc\r\ntwelve bytes\r\n0\r\n\r\n"
+    )
+    assert (transport.state, watcher.events) == ("open", ["first byte", "complete"])
+    connection, transport = connect(stream)
+    connection.data_received(b"GET /cut HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert transport.sent.endswith(b"c\r\ntwelve bytes\r\n")
+    assert (transport.state, watcher.events[2:]) == ("closed", ["first byte", "cut"])
+    connection, transport = connect(stream)
+    connection.data_received(b"GET /complete HTTP/1.0\r\n\r\n")
+    assert transport.sent.endswith(b"\r\n\r\nonetwelve bytes")
+    assert b"chunked" not in transport.sent
+
+
+def test_stream_waits_while_the_client_does_not_read() -> None:
+    connection, transport = connect(
+        lambda exchange: exchange.send(Reply(200, b"", frames=[(0, b"a"), (0, b"b")]))
+    )
+    connection.pause_writing()
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert transport.sent == b""
+    connection.resume_writing()
+    assert transport.sent.endswith(b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n")
+
+
+def test_client_that_leaves_is_noticed_by_whoever_waits() -> None:
+    watcher = Watcher()
+    gone: list[str] = []
+
+    def wait(exchange: Exchange) -> None:
+        exchange.on_gone = lambda: gone.append("gone")
+        if exchange.path == b"/answered":
+            exchange.send(Reply(200, b"", b"later", due_ns=1 << 62, observer=watcher))
+
+    for path in (b"/answered", b"/open"):
+        connection, _ = connect(wait)
+        connection.data_received(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % path)
+        connection.connection_lost(None)
+    assert gone == ["gone", "gone"]
+    assert watcher.events == ["disconnected"]
+
+
+def test_application_that_fails_answers_500(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(exchange: Exchange) -> None:
+        raise RuntimeError("broken")
+
+    connection, transport = connect(fail)
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert transport.sent.startswith(b"HTTP/1.1 500 ")
+    assert "the emulator failed on GET /" in caplog.text
+
+
+def test_idle_connections_are_swept() -> None:
+    server = Server(echo, Scheduler())  # type: ignore[arg-type]
+    connection, transport = server.connection(), Transport()
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    server.sweep()
+    assert transport.state == "open"
+    assert connection.idle_since(1 << 62)
+    connection.connection_lost(None)
+    assert server.connections == set()

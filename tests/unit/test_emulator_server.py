@@ -1,0 +1,139 @@
+"""The application without sockets: loop numbers, the ring, the store, what is scheduled when."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from profiler.emulator.conversation import MadeCall, Said, limited
+from profiler.emulator.draws import Place, decode
+from profiler.emulator.http1 import Exchange, Reply
+from profiler.emulator.journal import Journal
+from profiler.emulator.openai_responses import Store
+from profiler.emulator.server import Emulator
+from profiler.scenarios.schema import load_scenario
+
+USER = {"role": "user", "content": "x"}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}},
+    }
+]
+
+
+class Line:
+    """A connection that keeps what it is given."""
+
+    def pump(self) -> None:
+        pass
+
+
+def ask(emulator: Emulator, method: str, path: str, body: Any = None, **headers: str) -> Reply:
+    fields = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
+    path, _, query = path.partition("?")
+    data = b"" if body is None else json.dumps(body).encode()
+    exchange = Exchange(Line(), method.encode(), path.encode(), query.encode(), fields, data, True, True)  # type: ignore[arg-type]
+    emulator(exchange)
+    assert exchange.reply is not None
+    return exchange.reply
+
+
+@pytest.fixture
+def emulator() -> Emulator:
+    return Emulator(load_scenario("instant"), 0, None)  # type: ignore[arg-type]
+
+
+def chat(emulator: Emulator, messages: list[Any] | None = None, **headers: str) -> dict[str, Any]:
+    body = {"model": "m", "messages": messages or [USER], "tools": TOOLS}
+    reply = ask(emulator, "POST", "/v1/chat/completions", body, **headers)
+    assert reply.status == 200, reply.body
+    message: dict[str, Any] = json.loads(reply.body)["choices"][0]["message"]
+    return message
+
+
+def place(message: dict[str, Any], n: int = 0) -> Place | None:
+    return decode(message["tool_calls"][n]["id"])
+
+
+def test_loop_numbers_from_header_history_and_the_next_free(emulator: Emulator) -> None:
+    assert place(chat(emulator)) == Place(0, 0, 0)
+    assert place(chat(emulator), 2) == Place(1, 0, 2)
+    assert place(chat(emulator, x_toolloop_loop="40")) == Place(40, 0, 0)
+    assert place(chat(emulator)) == Place(41, 0, 0)
+    assert place(chat(emulator, x_toolloop_loop="not a number")) == Place(42, 0, 0)
+    assert place(chat(emulator, x_toolloop_loop="9" * 5000, x_stainless_retry_count="9" * 5000)) == Place(
+        43, 0, 0
+    )
+    first = chat(emulator)
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": "r"} for call in first["tool_calls"]]
+    answer = chat(emulator, [USER, first, *results])
+    assert answer["content"] == "From 3 results: r; r; r."
+    # A new question in the same conversation is a new loop.
+    assert place(chat(emulator, [USER, first, *results, answer, USER])) == Place(45, 0, 0)
+
+
+def test_same_place_asked_twice_gets_other_ids(emulator: Emulator) -> None:
+    first, second = (chat(emulator, x_toolloop_loop="3") for _ in range(2))
+    assert [c["function"] for c in first["tool_calls"]] == [c["function"] for c in second["tool_calls"]]
+    ids = {call["id"] for message in (first, second) for call in message["tool_calls"]}
+    assert len(ids) == 6
+
+
+def test_instant_schedules_nothing(emulator: Emulator) -> None:
+    # The fixture's scheduler is None: any timer would have failed.
+    body = {"model": "m", "messages": [USER], "tools": TOOLS, "stream": True}
+    reply = ask(emulator, "POST", "/v1/chat/completions", body)
+    assert reply.frames is not None
+    assert len({due for due, _ in reply.frames}) == 1
+    assert ask(emulator, "GET", "/tools/weather?city=Oslo").due_ns == 0
+
+
+def test_journal_is_a_ring_that_counts_what_fell_out() -> None:
+    emulator = Emulator(load_scenario("instant"), 0, None, Journal(size=4))  # type: ignore[arg-type]
+    for n in range(6):
+        ask(emulator, "GET", f"/tools/weather?city={n}", x_toolloop_trial=str(n))
+    body = json.loads(ask(emulator, "GET", "/emulator/journal").body)
+    assert body["dropped"] == 2
+    assert [entry["trial"] for entry in body["entries"]] == ["2", "3", "4", "5"]
+    ask(emulator, "DELETE", "/emulator/journal")
+    body = json.loads(ask(emulator, "GET", "/emulator/journal").body)
+    assert (body["dropped"], body["entries"]) == (0, [])
+
+
+def test_store_forgets_the_least_recently_used() -> None:
+    store = Store(size=2)
+    from profiler.emulator.conversation import ApiError, Carried
+
+    states = [Carried(n, n, None, (), (), n) for n in range(3)]
+    store.put("a", states[0])
+    store.put("b", states[1])
+    assert store.get("a") == states[0]
+    store.put("c", states[2])
+    with pytest.raises(ApiError) as caught:
+        store.get("b")
+    assert caught.value.code == "previous_response_not_found"
+    assert store.get("a") == states[0]
+
+
+def test_limits_cut_text_and_calls() -> None:
+    text = Said("a" * 100, (), "stop", 1, 26)
+    assert limited(text, 26) is text
+    assert limited(text, 5) == Said("a" * 20, (), "length", 1, 5)
+    call = MadeCall("t", "f", '{"city":"Paris","n":1}')  # 14 tokens
+    calls = Said(None, (call, call), "tool_calls", 1, 28)
+    assert limited(calls, 28).finish == "tool_calls"
+    assert limited(calls, 14).calls == (call,)
+    assert limited(calls, 24).calls == (call, call._replace(arguments='{"city"'))
+    assert limited(calls, 3) == Said(None, (), "length", 1, 3)
+
+
+def test_tool_requests_that_belong_to_no_call_get_a_place_of_their_own(emulator: Emulator) -> None:
+    for _ in range(2):
+        ask(emulator, "GET", "/tools/population?city=Oslo", x_toolloop_call="call_foreign")
+    entries = json.loads(ask(emulator, "GET", "/emulator/journal").body)["entries"]
+    assert entries[0]["call_id"] == "call_foreign"
+    assert entries[0]["loop"] != entries[1]["loop"]
+    assert min(entry["loop"] for entry in entries) > 1 << 62

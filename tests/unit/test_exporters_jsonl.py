@@ -1,0 +1,48 @@
+"""The JSONL sink: every record a line, soon; a full disk is said and counted."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from profiler.exporters.jsonl import JsonlSink
+from profiler.records import LoopRecord, read
+
+
+def record(number: int) -> LoopRecord:
+    return LoopRecord(f"r{number}", "gathered", "p", "m", 0, 1, "ok", (), number=number)
+
+
+def test_records_are_lines_of_the_file(tmp_path):
+    path = tmp_path / "records.jsonl"
+    for numbers in (range(3), range(3, 5)):  # a second sink appends
+        sink = JsonlSink(path)
+        for number in numbers:
+            sink(record(number))
+        sink.close()
+    assert list(read(path)) == [record(number) for number in range(5)]
+    assert (sink.error, sink.dropped) == (None, 0)
+
+
+def test_records_are_there_before_the_sink_is_closed(tmp_path):
+    path = tmp_path / "records.jsonl"
+    sink = JsonlSink(path)
+    sink(record(0))
+    end = time.monotonic() + 5
+    while path.stat().st_size == 0 and time.monotonic() < end:
+        os.sched_yield()
+    assert list(read(path)) == [record(0)]
+    sink.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_full_disk_is_said_and_lost_records_are_counted():
+    sink = JsonlSink("/dev/full")
+    sink(record(0))
+    sink(record(1))
+    sink.close()
+    assert isinstance(sink.error, OSError)
+    assert "No space left" in str(sink.error)
+    assert sink.dropped == 2

@@ -1,0 +1,137 @@
+"""What refusals teach: waits that servers ask for, and the delay before another attempt."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+from profiler.limits.refusals import (
+    BASE_NS,
+    CAP_NS,
+    Holdback,
+    delay_ns,
+    is_transient,
+    parse_retry_after,
+    retry_after_ns,
+    signal_of,
+    status_of,
+)
+
+S = 1_000_000_000
+
+
+def test_holdback_waits_what_was_asked_and_a_random_share_of_the_spread():
+    holdback = Holdback(Random(1))
+    assert holdback.wait_ns(0) == 0
+    holdback.refused(0, 10 * S)
+    waits = [holdback.wait_ns(0) / S for _ in range(500)]
+    assert 10 <= min(waits) < 10.1
+    assert 11.9 < max(waits) <= 12  # 0.2 · 10 s
+    late = [holdback.wait_ns(int(11.5 * S)) / S for _ in range(200)]
+    assert max(late) <= 0.5
+    holdback.refused(0, S)  # a shorter one changes nothing
+    assert holdback.is_closed(int(9.9 * S))
+    assert not holdback.is_closed(10 * S)
+    assert holdback.wait_ns(12 * S) == 0
+
+
+def test_delay_before_the_next_attempt():
+    random = Random(1)
+    asked = [delay_ns(1, "rejected", S, random) / S for _ in range(300)]
+    assert min(asked) >= 1
+    assert 1.9 < max(asked) <= 2
+    for attempt, most in ((1, 0.5), (2, 1.0), (3, 2.0), (9, 8.0)):
+        drawn = [delay_ns(attempt, "unknown", None, random) / S for _ in range(300)]
+        assert 0.9 * most < max(drawn) <= most
+
+
+class Answer(Exception):
+    def __init__(self, status: int, headers: dict[str, str] | None = None) -> None:
+        self.response = type("Response", (), {"status_code": status, "headers": headers or {}})()
+
+
+class Aiohttp(Exception):
+    """As aiohttp.ClientResponseError: the status is the exception's own."""
+
+    status = 503
+    headers = {"retry-after": "3"}  # noqa: RUF012
+
+
+def test_failures_have_a_status_and_an_outcome():
+    assert [status_of(e) for e in (Answer(404), Aiohttp(), ValueError(1))] == [404, 503, None]
+    errors = [Answer(429), Aiohttp(), Answer(529), TimeoutError(), Answer(500), ValueError()]
+    assert [signal_of(e) for e in errors] == ["rejected"] * 3 + ["timeout", "unknown", "unknown"]
+    assert [is_transient(e) for e in errors] == [True] * 5 + [False]
+    assert not is_transient(Answer(400))
+
+
+def test_retry_after_in_its_three_forms():
+    assert retry_after_ns(Answer(429, {"retry-after-ms": "250", "retry-after": "9"})) == S // 4
+    assert retry_after_ns(Aiohttp()) == 3 * S
+    assert retry_after_ns(ValueError()) is None
+    assert parse_retry_after(None, "soon") is None
+    assert parse_retry_after("-1", None) is None
+    assert parse_retry_after(None, "Wed, 21 Oct 2015 07:28:00 GMT") == 0
+
+
+def test_holdback_that_nobody_asked_for_is_open_and_one_that_is_over_is_too():
+    holdback = Holdback(Random(1))
+    assert not holdback.is_closed(0)
+    holdback.refused(0, S)
+    assert holdback.wait_ns(30 * S) == 0
+
+
+def test_headers_of_a_shape_that_nobody_knows_ask_for_no_wait():
+    error = ValueError()
+    error.headers = [("retry-after", "3")]
+    assert retry_after_ns(error) is None
+
+
+def test_status_that_is_none_is_not_believed():
+    found = []
+    for status in (99, 100, 599, 600):
+        error = ValueError()
+        error.status_code = status
+        found.append(status_of(error))
+    assert found == [None, 100, 599, None]
+
+
+def test_retry_after_that_makes_no_sense_is_not_believed():
+    assert parse_retry_after("0", None) == 0
+    assert parse_retry_after(None, "0.5") == S // 2
+    assert parse_retry_after("1000000", "3") == 3 * S  # a quarter of an hour in ms is not what it means
+    assert parse_retry_after(None, "999999") == 999_999 * S
+    assert parse_retry_after(None, "1000000") is None
+    assert parse_retry_after("soon", "later") is None
+    assert parse_retry_after(None, "Mon, 01 Jan 99999999999999999999 00:00:00 GMT") is None
+
+
+def test_retry_after_as_a_date_is_a_wait_by_the_wall_clock_of_now():
+    date = "Tue, 24 Nov 2026 16:00:05 GMT"
+    assert parse_retry_after(None, date, lambda: 1795536002.5) == 2_500_000_000
+    assert parse_retry_after(None, date, lambda: 1795536006.0) == 0
+
+
+def test_transient_failures_may_do_better_next_time():
+    def answered(status: int) -> bool:
+        error = ValueError()
+        error.status_code = status
+        return is_transient(error)
+
+    assert [status for status in range(400, 600) if answered(status)] == [
+        *(408, 429, 500, 502, 503, 504, 529),
+    ]
+    assert is_transient(asyncio.CancelledError()) is False
+    assert signal_of(asyncio.CancelledError()) == "unknown"
+
+
+def test_full_jitter_doubles_up_to_its_cap():
+    class Highest(Random):
+        def random(self) -> float:
+            return 1.0
+
+    found = [delay_ns(attempt, "unknown", None, Highest()) for attempt in (1, 2, 3, 4, 5, 6)]
+    assert found == [BASE_NS, 2 * BASE_NS, 4 * BASE_NS, 8 * BASE_NS, CAP_NS, CAP_NS]
+    assert (BASE_NS, CAP_NS) == (500_000_000, 8_000_000_000)
+    assert delay_ns(1, "rejected", 2 * S, Highest()) == 3 * S
+    assert delay_ns(1, "timeout", 2 * S, Highest()) == BASE_NS  # asked for by nobody who refused
