@@ -22,7 +22,6 @@ from profiler.emulator.conversation import (
     MadeCall,
     Outstanding,
     Said,
-    ToolSets,
     answer,
     call_tokens,
     limited,
@@ -77,18 +76,17 @@ class ModelService:
         self._quotas: dict[tuple[str, bytes], KeyQuota] = {}
         self._seen: dict[tuple[str | None, Place], int] = {}
         self._store = store = openai_responses.Store()
-        sets = ToolSets()
         self.chat = Wire(
             "chat",
             "openai",
-            lambda body, headers: openai_chat.parse(body, sets),
+            lambda body, headers: openai_chat.parse(body),
             openai_chat.render,
             openai_chat.frames,
         )
         self.responses = Wire(
             "responses",
             "openai",
-            lambda body, headers: openai_responses.parse(body, sets, store),
+            lambda body, headers: openai_responses.parse(body, store),
             openai_responses.render,
             openai_responses.frames,
         )
@@ -96,7 +94,7 @@ class ModelService:
             "messages",
             "anthropic",
             lambda body, headers: anthropic_messages.parse(
-                body, sets, threads=b"message-threads" in headers.get(b"anthropic-beta", b"")
+                body, threads=b"message-threads" in headers.get(b"anthropic-beta", b"")
             ),
             anthropic_messages.render,
             anthropic_messages.frames,
