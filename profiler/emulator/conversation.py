@@ -25,7 +25,8 @@ ChoiceKind = Literal["auto", "none", "required", "named"]
 class ApiError(Exception):
     """A request that the provider would refuse. Rendered by each API in its own envelope.
 
-    `kind` is the error's `type`; `details` is merged into the error object where given.
+    `kind` is the error's `type`; `details` is merged into the error object where given; `retry_ns` is the
+    wait that a refusal announces.
     """
 
     message: str
@@ -35,6 +36,7 @@ class ApiError(Exception):
     param: str | None = None
     code: str | None = None
     details: Mapping[str, Any] | None = None
+    retry_ns: int | None = None
 
 
 class Offered(NamedTuple):
@@ -120,8 +122,8 @@ Frame = tuple[int, bytes]
 """An SSE frame and the number of output tokens that come before it."""
 
 
-def tokens_of(text: str) -> int:
-    """Roughly four characters a token, at least one."""
+def tokens_of(text: str | bytes) -> int:
+    """The tokens of a text or of a request's body: roughly four characters each, at least one."""
     return len(text) // 4 + 1
 
 
