@@ -1,7 +1,9 @@
 """Grafana dashboards, Prometheus rules and configuration: what `profiler dashboards` writes.
 
-`python -m tools.dashboards` builds them from the metric table into `files/`. Here they are read, with
-the prefix and the data source that a user asks for, written into a directory, and compared with one.
+They are kept in `files/`: `python -m tools.dashboards` builds both dashboards (each on one line), the rules
+and the README's runbook from the metric table; the rest is edited there by hand. `files` reads them and
+puts in a prefix and a data source, `write` writes them into a directory, `check` says where a directory
+differs.
 """
 
 from __future__ import annotations

@@ -21,10 +21,13 @@ from typing import Any
 from profiler.emulator.draws import Draws
 
 Generator = Callable[[Draws, int], Any]
-"""From a stream and a dealt number to a value. The number differs from call to call of a loop and keeps
-them apart: two calls of a round ask for two cities."""
+"""Stream, dealt number → value. The number differs between the calls of a loop, so that two calls of a round
+ask for two cities."""
 
 _DEPTH = 5
+"""Levels of a schema that may refer to itself. Below them only required properties are made, else a value
+would not end."""
+
 _TYPES = ("string", "integer", "number", "boolean", "object", "array", "null")
 
 
@@ -35,7 +38,7 @@ class SchemaError(ValueError):
 def compile_schema(schema: Mapping[str, Any]) -> Generator:
     """The generator of the argument object of a tool with this `parameters` schema."""
     generate = _compile(schema, schema, "", 0)
-    generate(Draws(1), 0)  # what is wrong deep inside (a recursion without end) shows now, not in a response
+    generate(Draws(1), 0)  # a mistake deep inside (a recursion without end) shows now, not in a response
     return generate
 
 
@@ -50,9 +53,7 @@ def _compile(schema: object, root: Mapping[str, Any], name: str, depth: int) -> 
         value = schema["const"]
         return lambda draws, n: value
     if "enum" in schema:
-        options = schema["enum"]
-        if not isinstance(options, list) or not options:
-            raise SchemaError(f"{options!r} is not a non-empty array")
+        options = _non_empty(schema, "enum")
         return lambda draws, n: draws.choice(options)
     if "allOf" in schema:
         return _compile(_merge(schema, root), root, name, depth)
@@ -75,22 +76,26 @@ def _compile(schema: object, root: Mapping[str, Any], name: str, depth: int) -> 
     return lambda draws, n: None
 
 
+def _non_empty(schema: Mapping[str, Any], keyword: str) -> list[Any]:
+    parts = schema[keyword]
+    if not isinstance(parts, list) or not parts:
+        raise SchemaError(f"{parts!r} is not a non-empty array")
+    return parts
+
+
 def _type_of(schema: Mapping[str, Any]) -> str:
     kind = schema.get("type")
-    if isinstance(kind, list):
-        for option in kind:
-            if option not in _TYPES:
-                raise SchemaError(f"{option!r} is not valid under any of the given schemas")
-        return next((option for option in kind if option != "null"), "null")
     if kind is None:
         if "properties" in schema:
             return "object"
         if "items" in schema or "prefixItems" in schema:
             return "array"
         return "number" if "minimum" in schema or "maximum" in schema else "string"
-    if kind not in _TYPES:
-        raise SchemaError(f"{kind!r} is not valid under any of the given schemas")
-    return str(kind)
+    kinds = kind if isinstance(kind, list) else [kind]
+    for option in kinds:
+        if option not in _TYPES:
+            raise SchemaError(f"{option!r} is not valid under any of the given schemas")
+    return next((option for option in kinds if option != "null"), "null")
 
 
 def _resolve(reference: object, root: Mapping[str, Any]) -> Any:
@@ -110,7 +115,7 @@ def _reference(schema: Mapping[str, Any], root: Mapping[str, Any], name: str, de
     if depth < _DEPTH:
         return _compile(target, root, name, depth + 1)
 
-    # Deep inside a recursive schema: compile when reached, and only reached when it must be.
+    # Deep inside a recursive schema: compiled when a value is drawn, and only where it is required.
     def late(draws: Draws, n: int) -> Any:
         return _compile(target, root, name, depth + 1)(draws, n)
 
@@ -121,10 +126,7 @@ def _reference(schema: Mapping[str, Any], root: Mapping[str, Any], name: str, de
 
 def _merge(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {key: value for key, value in schema.items() if key != "allOf"}
-    parts = schema["allOf"]
-    if not isinstance(parts, list) or not parts:
-        raise SchemaError(f"{parts!r} is not a non-empty array")
-    for part in parts:
+    for part in _non_empty(schema, "allOf"):
         for key, value in _flat(part, root).items():
             if key == "properties":
                 merged["properties"] = {**merged.get("properties", {}), **value}
@@ -148,9 +150,7 @@ def _flat(part: object, root: Mapping[str, Any]) -> Mapping[str, Any]:
 def _union(
     schema: Mapping[str, Any], keyword: str, root: Mapping[str, Any], name: str, depth: int
 ) -> Generator:
-    branches = schema[keyword]
-    if not isinstance(branches, list) or not branches:
-        raise SchemaError(f"{branches!r} is not a non-empty array")
+    branches = _non_empty(schema, keyword)
     shared = {key: value for key, value in schema.items() if key in ("type", "properties", "required")}
     useful = [
         branch for branch in branches if not (isinstance(branch, Mapping) and branch.get("type") == "null")
@@ -315,7 +315,7 @@ def _number(schema: Mapping[str, Any]) -> Generator:
         return lambda draws, n: (first + draws.below(max(1, last - first + 1))) * step
 
     def generate(draws: Draws, n: int) -> float:
-        # Two decimals where the range allows: what a model would write.
+        # Two decimals where the range allows, as a model would write it.
         value = start + (0.001 + 0.998 * draws.random()) * (end - start)
         short = round(value, 2)
         return short if start < short < end else value
@@ -325,8 +325,8 @@ def _number(schema: Mapping[str, Any]) -> Generator:
 
 # Texts that match a regular expression, for JSON Schema's `pattern`.
 #
-# Pure. Walks the parse tree of Python's own parser; look-around and back-references are ignored,
-# and a pattern that cannot be met that way yields its nearest attempt.
+# Walks the parse tree of Python's own parser. Anchors and look-around are ignored; where no text of twenty
+# matches, the last one is taken.
 
 _PRINTABLE = [chr(code) for code in range(32, 127)]
 _WORD = [char for char in _PRINTABLE if char.isalnum() or char == "_"]
@@ -402,9 +402,7 @@ def _members(argument: Any) -> list[str]:
     return members or _PRINTABLE
 
 
-# The words that drawn arguments are made of, and which of them suit a property's name.
-#
-# Pure data and lookups.
+# The words that drawn arguments are made of, and those that suit a property's name.
 
 # 59 cities, a prime: any stride deals all of them before one repeats.
 CITIES = (
@@ -425,18 +423,13 @@ WORDS = (
 )  # fmt: skip
 
 _PEOPLE = (
-    "Ada Byron", "Grace Murray", "Alan Mathison", "Edsger Wybe", "Barbara Jane", "Niklaus Emil",
-    "Radia Joy",
+    "Ada Byron", "Grace Murray", "Alan Mathison", "Edsger Wybe", "Barbara Jane", "Niklaus Emil", "Radia Joy",
 )  # fmt: skip
 _COUNTRIES = (
     "Japan", "France", "Nigeria", "Peru", "Norway", "Egypt", "India", "Canada", "Australia", "Germany",
 )  # fmt: skip
-_LANGUAGES = (
-    "en", "fr", "de", "ja", "es", "pt", "hi", "sw",
-)  # fmt: skip
-_CURRENCIES = (
-    "EUR", "USD", "JPY", "GBP", "INR", "NGN",
-)  # fmt: skip
+_LANGUAGES = ("en", "fr", "de", "ja", "es", "pt", "hi", "sw")
+_CURRENCIES = ("EUR", "USD", "JPY", "GBP", "INR", "NGN")
 
 Text = Callable[[Draws], str]
 
@@ -475,9 +468,7 @@ _NAMED: dict[str, Text] = {
     "country": lambda draws: draws.choice(_COUNTRIES),
     "language": lambda draws: draws.choice(_LANGUAGES),
     "currency": lambda draws: draws.choice(_CURRENCIES),
-    "name": lambda draws: draws.choice(_PEOPLE),
-    "person": lambda draws: draws.choice(_PEOPLE),
-    "author": lambda draws: draws.choice(_PEOPLE),
+    **dict.fromkeys(("name", "person", "author"), lambda draws: draws.choice(_PEOPLE)),
     "date": _date,
     "email": FORMATS["email"],
     "url": FORMATS["uri"],
@@ -488,7 +479,7 @@ _PLACES = frozenset({"city", "location", "place", "town", "destination", "origin
 
 
 def named_text(name: str) -> Text | None:
-    """What a string property called `name` holds: None for a city, a phrase for names that say nothing."""
+    """The texts for a string property called `name`: None for cities, phrases where the name says nothing."""
     last = name.lower().replace("-", "_").rsplit("_", 1)[-1]
     if last in _PLACES or name.lower().startswith("city"):
         return None

@@ -1,13 +1,15 @@
-"""What every model API boils down to: a checked conversation in, something said out.
+"""What all model APIs have in common: a checked conversation comes in, something said goes out.
 
-Pure. The wire modules parse a request into a `Conversation` and render a `Said`; between them
-nothing knows which provider is being emulated.
+Pure. The wire modules (one for each API) parse a request into a `Conversation` and render a `Said`; between
+them nothing knows which provider is being emulated.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -19,29 +21,22 @@ Finish = Literal["stop", "tool_calls", "length"]
 ChoiceKind = Literal["auto", "none", "required", "named"]
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """A request that the provider would refuse. Rendered by each API in its own envelope.
 
-    `kind` is the error's `type`; `details` is merged into the error object where given.
+    `kind` is the error's `type`; `details` is merged into the error object where given; `retry_ns` is the
+    wait that a refusal announces.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 400,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        details: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.status = status
-        self.kind = kind
-        self.param = param
-        self.code = code
-        self.details = details
+    message: str
+    _: KW_ONLY
+    status: int = 400
+    kind: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+    details: Mapping[str, Any] | None = None
+    retry_ns: int | None = None
 
 
 class Offered(NamedTuple):
@@ -64,9 +59,13 @@ class Choice(NamedTuple):
 AUTO = Choice("auto")
 
 
+Progress = tuple[int, int, str | None, Sequence[Any]]
+"""How far a loop has come: the turns, calls, call id and results of a `Conversation`."""
+
+
 class Carried(NamedTuple):
-    """Where a stored conversation stands: what `Conversation` counts, the calls that still want an output,
-    and the tokens so far."""
+    """The state of a stored conversation: the progress of its loop, with the ids of calls that have no output
+    yet (`pending`), and the tokens so far."""
 
     turns: int
     calls: int
@@ -77,7 +76,7 @@ class Carried(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """A request that passed validation, seen from after its last user message.
+    """A request that passed validation. Its loop began with the last user message.
 
     `turns`: assistant turns with tool calls since then; `calls`: tool calls in them; `call_id`: the
     first of their ids, which names the loop. `results`: the contents of their results, in order.
@@ -94,7 +93,7 @@ class Conversation(NamedTuple):
     turns: int
     calls: int
     call_id: str | None
-    results: list[Any]
+    results: Sequence[Any]
     max_tokens: int | None
     echo: bytes = b""
     carried: Carried | None = None
@@ -110,7 +109,7 @@ class MadeCall(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What the model says in one response. `output_tokens` counts text and calls."""
+    """One response of the model, a text or calls. `output_tokens` counts both."""
 
     text: str | None
     calls: tuple[MadeCall, ...]
@@ -123,8 +122,8 @@ Frame = tuple[int, bytes]
 """An SSE frame and the number of output tokens that come before it."""
 
 
-def tokens_of(text: str) -> int:
-    """Roughly four characters a token, at least one."""
+def tokens_of(text: str | bytes) -> int:
+    """The tokens of a text or of a request's body: roughly four characters each, at least one."""
     return len(text) // 4 + 1
 
 
@@ -134,7 +133,7 @@ def call_tokens(call: MadeCall) -> int:
 
 
 def limited(said: Said, max_tokens: int | None) -> Said:
-    """What is left of `said` within `max_tokens`: cut text, or whole calls and one cut in its arguments."""
+    """`said` within `max_tokens`: its text cut off, or whole calls and perhaps one with cut arguments."""
     if max_tokens is None or said.output_tokens <= max_tokens:
         return said
     if not said.calls:
@@ -145,6 +144,7 @@ def limited(said: Said, max_tokens: int | None) -> Said:
         cost = call_tokens(call)
         if cost > left:
             if left > 8:
+                # Eight tokens go to name and frame; one character less keeps the JSON from being whole.
                 kept.append(call._replace(arguments=call.arguments[: (left - 8) * 4 - 1]))
             break
         kept.append(call)
@@ -153,7 +153,7 @@ def limited(said: Said, max_tokens: int | None) -> Said:
 
 
 def pieces(text: str, tokens_per_event: int) -> Iterable[tuple[int, str]]:
-    """`text` in deltas of `tokens_per_event` tokens, each with the tokens that end with it."""
+    """`text` in deltas of `tokens_per_event` tokens, each with the number of tokens up to its end."""
     size = tokens_per_event * 4
     for start in range(0, len(text), size):
         end = min(start + size, len(text))
@@ -164,7 +164,7 @@ _MENTIONED = 3
 _WIDTH = 48
 
 
-def answer(results: list[Any]) -> str:
+def answer(results: Sequence[Any]) -> str:
     """A short answer to a conversation whose tools returned `results` (texts or content blocks)."""
     if not results:
         return "There was nothing to look up, so this is the answer."
@@ -181,36 +181,13 @@ def _snippet(result: Any) -> str:
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
 
 
-class ToolSets:
-    """Tools already seen, by their JSON: clients repeat the same list in every request.
-
-    Least recently used are dropped beyond `size`.
-    """
-
-    def __init__(self, size: int = 512) -> None:
-        self._size = size
-        self._known: OrderedDict[bytes, Offered] = OrderedDict()
-
-    def get(self, key: bytes, build: Callable[[], dict[str, Mapping[str, Any]]]) -> Offered:
-        """The compiled tools of `key`; `build` validates them and returns name → parameters."""
-        offered = self._known.get(key)
-        if offered is None:
-            offered = offer(build())
-            self._known[key] = offered
-            if len(self._known) > self._size:
-                self._known.popitem(last=False)
-        else:
-            self._known.move_to_end(key)
-        return offered
-
-
 def offer(schemas: Mapping[str, Mapping[str, Any]]) -> Offered:
     """Compile name → JSON Schema. Raises `SchemaError`; the wire modules check before."""
     names = tuple(sorted(schemas))
     return Offered(names, tuple(compile_schema(schemas[name]) for name in names))
 
 
-# Which call a tool request belongs to, when it does not say.
+# The call that a tool request belongs to, when the request does not say.
 #
 # Pure state. Foreign clients send no call id to the tool; their request is matched to a call that was
 # handed out and not taken yet, by tool name and arguments. Exact matches first, then a call whose
@@ -225,7 +202,7 @@ class Handed(NamedTuple):
 
 
 def canonical(arguments: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
-    """Arguments as they compare: a query string knows only texts, so values become their texts."""
+    """Arguments in a form that compares: a query string has only texts, so all values become texts."""
     return frozenset((name, _text(value)) for name, value in arguments.items())
 
 
@@ -233,23 +210,18 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 
+@dataclass(eq=False)
 class _Call:
-    """A call handed out. Its arguments are read when a tool request comes: for most clients, never."""
+    text: str
+    handed: Handed
 
-    __slots__ = ("_asked", "_text", "handed")
-
-    def __init__(self, text: str, handed: Handed) -> None:
-        self._text = text
-        self._asked: frozenset[tuple[str, str]] | None = None
-        self.handed = handed
-
+    @cached_property
     def asked(self) -> frozenset[tuple[str, str]]:
-        if self._asked is None:
-            try:
-                self._asked = canonical(orjson.loads(self._text))
-            except (orjson.JSONDecodeError, AttributeError):  # spoilt by a fault: no request matches
-                self._asked = frozenset({("", self._text)})
-        return self._asked
+        """The arguments, read only when a tool request comes: for most clients, never."""
+        try:
+            return canonical(orjson.loads(self.text))
+        except (orjson.JSONDecodeError, AttributeError):  # spoilt by a fault: no request matches
+            return frozenset({("", self.text)})
 
 
 class Outstanding:
@@ -278,11 +250,10 @@ class Outstanding:
         wanted = canonical(arguments)
         found = None
         for serial, call in calls.items():
-            asked = call.asked()
-            if asked == wanted:
+            if call.asked == wanted:
                 found = serial
                 break
-            if found is None and asked <= wanted:
+            if found is None and call.asked <= wanted:
                 found = serial
         if found is None:
             return None

@@ -61,20 +61,20 @@ class Draws:
 
 
 Sampler = Callable[[int], float]
-"""From a stream key to the one value that this distribution has there."""
+"""Stream key → the one value of the distribution there."""
 
 
 def sampler(distribution: Distribution) -> Sampler:
     """Compile `distribution`. Kinds with a closed inverse take one draw; gamma takes several."""
-    draw = _DRAWING[distribution.kind](*distribution.parameters) if distribution.kind != "empirical" else None
-    values = distribution.parameters
-    low, high, own = distribution.minimum, distribution.maximum, distribution.seed
+    values, low, high = distribution.parameters, distribution.minimum, distribution.maximum
+    own = distribution.seed
     if distribution.kind == "constant":
         fixed = min(max(values[0], low), high)
         return lambda _: fixed
-    if draw is None:
+    if distribution.kind == "empirical":
         clamped = tuple(min(max(value, low), high) for value in values)
         return lambda stream: Draws(stream ^ own).choice(clamped)
+    draw = _DRAWING[distribution.kind](*values)
     return lambda stream: min(max(draw(Draws(stream ^ own)), low), high)
 
 
@@ -85,10 +85,6 @@ def whole(distribution: Distribution, *, least: int) -> Callable[[int], int]:
 
 
 Draw = Callable[[Draws], float]
-
-
-def _constant(value: float) -> Draw:
-    return lambda _: value
 
 
 def _uniform(low: float, high: float) -> Draw:
@@ -132,7 +128,6 @@ def _gamma(mean: float, shape: float) -> Draw:
 
 
 _DRAWING: dict[str, Callable[..., Draw]] = {
-    "constant": _constant,
     "uniform": _uniform,
     "exponential": _exponential,
     "lognormal": _lognormal,
@@ -143,10 +138,10 @@ _DRAWING: dict[str, Callable[..., Draw]] = {
 
 # Ids that look like the providers' and name a place on the tape.
 #
-# Pure. An id carries (loop, round, call) and a nonce, so that a follow-up request or a tool request
-# finds its place without the server remembering anything, and the same place run twice (two
-# strategies on one tape) still gets two ids. Multiplying by an odd constant modulo 2^138 spreads
-# the nonce over all digits; a fixed field tells ours from foreign ids.
+# An id carries (loop, round, call) and a nonce, so that a follow-up request or a tool request finds its
+# place although the server remembers nothing, and the same place run twice (two strategies on one tape)
+# still gets two ids. Multiplying by an odd constant modulo 2^138, which can be undone, spreads the nonce
+# over all digits; a fixed field (the mark) tells our ids from foreign ones.
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _VALUES = {digit: value for value, digit in enumerate(_DIGITS)}

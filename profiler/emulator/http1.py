@@ -16,22 +16,24 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from http import HTTPStatus
-from typing import Literal, Protocol, cast
+from typing import Literal, NoReturn, Protocol, cast
 
 import httptools
 
 from profiler.emulator.scheduler import Scheduler, Timer
 
-MAX_HEAD = 64 * 1024
-MAX_BODY = 32 * 1024 * 1024
+MAX_HEAD, MAX_BODY = 64 * 1024, 32 * 1024 * 1024
+"""Bytes of a request's head (a quarter of it for the URL) and of its body."""
+
 MAX_PIPELINED = 32
 IDLE_SECONDS = 120
 
 Ending = Literal["complete", "reset", "cut"]
 """How a response ends: as it should, with a connection reset, or by closing in the middle of a stream."""
 
-Outcome = Literal["complete", "reset", "cut", "disconnected"]
+Outcome = Literal[Ending, "disconnected"]
 
 _log = logging.getLogger(__name__)
 _STATUS_LINES = {
@@ -41,88 +43,52 @@ _STATUS_LINES[529] = b"HTTP/1.1 529 Overloaded\r\n"
 
 
 class Observer(Protocol):
-    """Who wants to know what became of a response (the journal)."""
+    """What is told how a response went: an entry of the journal. Times are monotonic ns."""
 
     def first_byte(self, ns: int) -> None: ...
 
     def finished(self, ns: int, outcome: Outcome) -> None: ...
 
 
+@dataclass(slots=True, eq=False)
 class Reply:
     """A response: `body` at `due_ns`, or, when `frames` is given, a chunked stream of (due_ns, payload).
 
-    `headers` are complete header lines. Times are monotonic ns; 0 is at once. With ending `reset`
-    nothing but what came before `due_ns` is sent; a reply without body, frames and with `reset` is
-    a connection that dies unanswered.
+    `headers` are complete header lines. Times are monotonic ns; 0 is at once. With the ending `reset`
+    a reply without frames is a connection that dies unanswered at `due_ns`.
     """
 
-    __slots__ = ("body", "due_ns", "ending", "frames", "headers", "observer", "status")
-
-    def __init__(
-        self,
-        status: int,
-        headers: bytes,
-        body: bytes = b"",
-        *,
-        due_ns: int = 0,
-        frames: list[tuple[int, bytes]] | None = None,
-        ending: Ending = "complete",
-        observer: Observer | None = None,
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-        self.due_ns = due_ns
-        self.frames = frames
-        self.ending = ending
-        self.observer = observer
+    status: int
+    headers: bytes
+    body: bytes = b""
+    _: KW_ONLY
+    due_ns: int = 0
+    frames: list[tuple[int, bytes]] | None = None
+    ending: Ending = "complete"
+    observer: Observer | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Exchange:
-    """One request, and where its reply goes. `send` is called exactly once, now or later."""
+    """One request, and where its reply goes. `send` is called exactly once, now or later.
 
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_next",
-        "_started",
-        "_timer",
-        "body",
-        "headers",
-        "keep_alive",
-        "method",
-        "on_gone",
-        "path",
-        "query",
-        "received_ns",
-        "reply",
-    )
+    `on_gone` is called when the client goes away before the reply has ended.
+    """
 
-    def __init__(
-        self,
-        connection: Connection,
-        method: bytes,
-        path: bytes,
-        query: bytes | None,
-        headers: dict[bytes, bytes],
-        body: bytes,
-        keep_alive: bool,
-        chunked: bool,
-    ) -> None:
-        self._connection = connection
-        self.method = method
-        self.path = path
-        self.query = query
-        self.headers = headers
-        self.body = body
-        self.keep_alive = keep_alive
-        self._chunked = chunked
-        self.received_ns = time.monotonic_ns()
-        self.reply: Reply | None = None
-        self.on_gone: Callable[[], None] | None = None
-        self._timer: Timer | None = None
-        self._next = 0
-        self._started = False
+    _connection: Connection
+    method: bytes
+    path: bytes
+    query: bytes | None
+    headers: dict[bytes, bytes]
+    body: bytes
+    keep_alive: bool
+    _chunked: bool
+    received_ns: int = field(default_factory=time.monotonic_ns)
+    reply: Reply | None = None
+    on_gone: Callable[[], None] | None = None
+    _timer: Timer | None = None
+    _next: int = 0  # index of the first frame not yet written
+    _started: bool = False
 
     def send(self, reply: Reply) -> None:
         """Answer with `reply`, at its due time."""
@@ -134,7 +100,7 @@ Application = Callable[[Exchange], None]
 
 
 class Server:
-    """What the connections of one listener share."""
+    """The state that the connections of one listener share."""
 
     def __init__(self, application: Application, scheduler: Scheduler) -> None:
         self.application = application
@@ -168,40 +134,17 @@ class Server:
 class Connection(asyncio.Protocol):
     """Parses requests, queues them, writes their replies in order."""
 
-    __slots__ = (
-        "_body",
-        "_body_size",
-        "_closing",
-        "_head_size",
-        "_headers",
-        "_in_head",
-        "_last_ns",
-        "_parser",
-        "_paused",
-        "_queue",
-        "_reading_paused",
-        "_refusal",
-        "_server",
-        "_transport",
-        "_url",
-    )
-
     def __init__(self, server: Server) -> None:
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[Exchange] = deque()
-        self._url = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
-        self._body_size = 0
-        self._head_size = 0
-        self._in_head = True
         self._refusal: int | None = None
         self._closing = False
         self._paused = False
         self._reading_paused = False
         self._last_ns = time.monotonic_ns()
+        self.on_message_begin()
 
     # asyncio.Protocol
 
@@ -229,7 +172,9 @@ class Connection(asyncio.Protocol):
             self._closing = True
         except httptools.HttpParserError:
             self._refuse(self._refusal or 400)
-        if self._in_head and len(self._queue) == waiting:  # else it was the end of a body
+        # Counts a header line that does not end, which `on_header` never sees. (Where the queue has grown, a
+        # request has ended.)
+        if self._in_head and len(self._queue) == waiting:
             self._head_size += len(data)
             if self._head_size > MAX_HEAD and not self._closing:
                 self._refuse(431)
@@ -242,9 +187,6 @@ class Connection(asyncio.Protocol):
         if waiting == 0:
             self._dispatch()
 
-    def eof_received(self) -> bool:
-        return False
-
     def pause_writing(self) -> None:
         self._paused = True
 
@@ -256,22 +198,20 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._url = b""
-        self._headers = {}
-        self._body = []
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
         self._body_size = self._head_size = 0
         self._in_head = True
 
     def on_url(self, url: bytes) -> None:
         self._url += url
         if len(self._url) > MAX_HEAD // 4:
-            self._refusal = 414
-            raise ValueError("url too long")
+            self._stop_parsing(414)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value)
         if self._head_size > MAX_HEAD:
-            self._refusal = 431
-            raise ValueError("head too long")
+            self._stop_parsing(431)
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
@@ -279,8 +219,7 @@ class Connection(asyncio.Protocol):
         headers = self._headers
         length = headers.get(b"content-length")
         if length is not None and int(length) > MAX_BODY:
-            self._refusal = 413
-            raise ValueError("body too long")
+            self._stop_parsing(413)
         if (
             headers.get(b"expect", b"").lower() == b"100-continue"
             and self._transport is not None
@@ -291,8 +230,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._body_size += len(body)
         if self._body_size > MAX_BODY:
-            self._refusal = 413
-            raise ValueError("body too long")
+            self._stop_parsing(413)
         self._body.append(body)
 
     def on_message_complete(self) -> None:
@@ -314,6 +252,11 @@ class Connection(asyncio.Protocol):
         )
         self._in_head = True
         self._head_size = 0
+
+    def _stop_parsing(self, status: int) -> NoReturn:
+        """Leave the parser, which any exception does; `data_received` refuses the request with `status`."""
+        self._refusal = status
+        raise ValueError
 
     # Replies
 

@@ -6,70 +6,62 @@ the lateness of responses, cover everything since the start (or the last clearin
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import attrgetter
 from typing import Any, Literal
 
 Kind = Literal["model", "tool"]
 
+_BOTH = ("kind", "api", "loop", "round", "trial", "status", "outcome", "fault")
+_TIMES = ("received_ns", "due_ns", "sent_ns", "finished_ns")
+_SHOWN: dict[Kind, tuple[str, ...]] = {
+    "model": (*_BOTH, *_TIMES, "attempt", "request_id", "streamed"),
+    "tool": (*_BOTH, *_TIMES, "tool", "call", "call_id", "duration_ns", "actual_ns", "in_flight"),
+}
+_VALUES = {kind: attrgetter(*names) for kind, names in _SHOWN.items()}
 
+
+@dataclass(slots=True, eq=False)
 class Entry:
     """One request. Times are monotonic ns, 0 for what did not happen (yet).
 
     `received_ns`: the request was complete; `due_ns`: when its first byte was due (0: never, a
     hang); `sent_ns`: when the first byte was written; `finished_ns`: when the last was, or when the
     client went. For tools: `duration_ns` is what the tape asked for, `in_flight` the other calls of
-    the same tool at arrival.
+    the same tool at arrival. `on_finished` is called once, when the response has ended.
     """
 
-    __slots__ = (
-        "_journal",
-        "api",
-        "attempt",
-        "call",
-        "call_id",
-        "due_ns",
-        "duration_ns",
-        "fault",
-        "finished_ns",
-        "in_flight",
-        "kind",
-        "loop",
-        "on_finished",
-        "outcome",
-        "received_ns",
-        "request_id",
-        "round",
-        "sent_ns",
-        "status",
-        "streamed",
-        "tool",
-        "trial",
-    )
+    _journal: Journal
+    kind: Kind
+    api: str
+    received_ns: int
+    due_ns: int
+    sent_ns: int = 0
+    finished_ns: int = 0
+    status: int = 0
+    outcome: str = ""
+    loop: int | None = None
+    round: int | None = None
+    call: int | None = None
+    trial: str | None = None
+    attempt: int = 0
+    request_id: str = ""
+    streamed: bool = False
+    fault: str | None = None
+    tool: str | None = None
+    call_id: str | None = None
+    duration_ns: int = 0
+    in_flight: int = 0
+    on_finished: Callable[[], None] | None = None
 
-    def __init__(self, journal: Journal, kind: Kind, api: str, received_ns: int) -> None:
-        self._journal = journal
-        self.kind: Kind = kind
-        self.api = api
-        self.received_ns = received_ns
-        self.due_ns = received_ns
-        self.sent_ns = 0
-        self.finished_ns = 0
-        self.status = 0
-        self.outcome = ""
-        self.loop: int | None = None
-        self.round: int | None = None
-        self.call: int | None = None
-        self.trial: str | None = None
-        self.attempt = 0
-        self.request_id = ""
-        self.streamed = False
-        self.fault: str | None = None
-        self.tool: str | None = None
-        self.call_id: str | None = None
-        self.duration_ns = 0
-        self.in_flight = 0
-        self.on_finished: Callable[[], None] | None = None
+    @property
+    def actual_ns(self) -> int:
+        """How long a tool's response took to begin."""
+        return self.sent_ns - self.received_ns if self.sent_ns else 0
 
     def first_byte(self, ns: int) -> None:
         self.sent_ns = ns
@@ -83,61 +75,27 @@ class Entry:
         self._journal.close(self)
 
     def as_dict(self) -> dict[str, Any]:
-        """The entry as JSON; keys that only tools or only models have are left out for the other."""
-        value: dict[str, Any] = {
-            "kind": self.kind,
-            "api": self.api,
-            "loop": self.loop,
-            "round": self.round,
-            "trial": self.trial,
-            "status": self.status,
-            "outcome": self.outcome,
-            "fault": self.fault,
-            "received_ns": self.received_ns,
-            "due_ns": self.due_ns,
-            "sent_ns": self.sent_ns,
-            "finished_ns": self.finished_ns,
-        }
-        if self.kind == "tool":
-            value |= {
-                "tool": self.tool,
-                "call": self.call,
-                "call_id": self.call_id,
-                "duration_ns": self.duration_ns,
-                "actual_ns": self.sent_ns - self.received_ns if self.sent_ns else 0,
-                "in_flight": self.in_flight,
-            }
-        else:
-            value |= {
-                "attempt": self.attempt,
-                "request_id": self.request_id,
-                "streamed": self.streamed,
-            }
-        return value
+        """The entry as JSON, with the keys of its kind."""
+        return dict(zip(_SHOWN[self.kind], _VALUES[self.kind](self), strict=True))
 
 
 _LATENESS_BOUNDS_NS = (100_000, 250_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000)
 
 
 class Journal:
-    """The ring and the counters."""
+    """The ring and the counters, which are by API, but `faults`: by kind."""
 
     def __init__(self, size: int = 100_000) -> None:
         self._ring: deque[Entry] = deque(maxlen=size)
-        self.dropped = 0
-        self.requests: Counter[tuple[str, int]] = Counter()
-        self.faults: Counter[str] = Counter()
         self.in_flight: Counter[str] = Counter()
-        self.peak_in_flight: dict[str, int] = {}
-        self._lateness = [0] * (len(_LATENESS_BOUNDS_NS) + 1)
-        self._lateness_sum_ns = 0
+        self.clear()
 
     def open(self, kind: Kind, api: str, received_ns: int) -> Entry:
         """A new entry, in the ring from now on."""
         ring = self._ring
         if len(ring) == ring.maxlen:
             self.dropped += 1
-        entry = Entry(self, kind, api, received_ns)
+        entry = Entry(self, kind, api, received_ns, due_ns=received_ns)
         ring.append(entry)
         flying = self.in_flight[api] + 1
         self.in_flight[api] = flying
@@ -154,20 +112,15 @@ class Journal:
         if entry.sent_ns:
             late = max(0, entry.sent_ns - entry.due_ns)
             self._lateness_sum_ns += late
-            index = 0
-            for bound in _LATENESS_BOUNDS_NS:
-                if late <= bound:
-                    break
-                index += 1
-            self._lateness[index] += 1
+            self._lateness[bisect_left(_LATENESS_BOUNDS_NS, late)] += 1
 
     def clear(self) -> None:
         """Forget entries and counts; what is in flight stays counted as such."""
         self._ring.clear()
         self.dropped = 0
-        self.requests.clear()
-        self.faults.clear()
-        self.peak_in_flight.clear()
+        self.requests: Counter[tuple[str, int]] = Counter()  # by API and status
+        self.faults: Counter[str] = Counter()
+        self.peak_in_flight: dict[str, int] = {}
         self._lateness = [0] * (len(_LATENESS_BOUNDS_NS) + 1)
         self._lateness_sum_ns = 0
 
@@ -179,18 +132,12 @@ class Journal:
             if (trial is None or entry.trial == trial) and (kind is None or entry.kind == kind)
         ]
 
-    def lateness(self) -> list[tuple[float, int]]:
-        """Cumulative counts of (first byte sent - due), by upper bound in seconds; the last is infinite."""
-        total, rows = 0, []
-        for bound, count in zip((*_LATENESS_BOUNDS_NS, None), self._lateness, strict=True):
-            total += count
-            rows.append((float("inf") if bound is None else bound / 1e9, total))
-        return rows
-
-    @property
-    def lateness_sum(self) -> float:
-        """Seconds."""
-        return self._lateness_sum_ns / 1e9
+    def lateness(self) -> dict[str, float]:
+        """First byte sent minus first byte due, as the samples of a Prometheus histogram in seconds."""
+        bounds = [*(f"{bound / 1e9:g}" for bound in _LATENESS_BOUNDS_NS), "+Inf"]
+        counts = list(accumulate(self._lateness))
+        buckets = {f'_bucket{{le="{bound}"}}': n for bound, n in zip(bounds, counts, strict=True)}
+        return {**buckets, "_sum": self._lateness_sum_ns / 1e9, "_count": counts[-1]}
 
     def stats(self) -> dict[str, Any]:
         """The counters as JSON."""
@@ -214,43 +161,26 @@ class Journal:
 
 def exposition(journal: Journal) -> bytes:
     """Text format 0.0.4."""
-    lines = [
-        (
-            "# HELP emulator_requests_total Finished requests by API (chat, responses, messages, tools) and"
-            " HTTP status."
-        ),
-        "# TYPE emulator_requests_total counter",
-    ]
-    for (api, status), count in sorted(journal.requests.items()):
-        lines.append(f'emulator_requests_total{{api="{api}",status="{status}"}} {count}')
-    lines += [
-        "# HELP emulator_requests_in_flight Requests received and not finished.",
-        "# TYPE emulator_requests_in_flight gauge",
-    ]
-    lines += [
-        f'emulator_requests_in_flight{{api="{api}"}} {count}'
-        for api, count in sorted(journal.in_flight.items())
-    ]
-    lines += [
-        "# HELP emulator_faults_total Faults injected, by kind.",
-        "# TYPE emulator_faults_total counter",
-    ]
-    lines += [
-        f'emulator_faults_total{{kind="{kind}"}} {count}' for kind, count in sorted(journal.faults.items())
-    ]
-    rows = journal.lateness()
-    lines += [
-        "# HELP emulator_lateness_seconds First byte sent minus first byte due.",
-        "# TYPE emulator_lateness_seconds histogram",
-    ]
-    for bound, count in rows:
-        label = "+Inf" if bound == float("inf") else f"{bound:g}"
-        lines.append(f'emulator_lateness_seconds_bucket{{le="{label}"}} {count}')
-    lines += [
-        f"emulator_lateness_seconds_sum {journal.lateness_sum}",
-        f"emulator_lateness_seconds_count {rows[-1][1]}",
-        "# HELP emulator_journal_dropped_total Journal entries that fell out of the ring.",
-        "# TYPE emulator_journal_dropped_total counter",
-        f"emulator_journal_dropped_total {journal.dropped}",
-    ]
-    return ("\n".join(lines) + "\n").encode()
+    requests = {
+        f'{{api="{api}",status="{status}"}}': n for (api, status), n in sorted(journal.requests.items())
+    }
+    in_flight = {f'{{api="{api}"}}': n for api, n in sorted(journal.in_flight.items())}
+    faults = {f'{{kind="{kind}"}}': n for kind, n in sorted(journal.faults.items())}
+    finished = "Finished requests by API (chat, responses, messages, tools) and HTTP status."
+    dropped = "Journal entries that fell out of the ring."
+    text = (
+        _family("requests_total", "counter", finished, requests)
+        + _family("requests_in_flight", "gauge", "Requests received and not finished.", in_flight)
+        + _family("faults_total", "counter", "Faults injected, by kind.", faults)
+        + _family(
+            "lateness_seconds", "histogram", "First byte sent minus first byte due.", journal.lateness()
+        )
+        + _family("journal_dropped_total", "counter", dropped, {"": journal.dropped})
+    )
+    return text.encode()
+
+
+def _family(name: str, kind: str, meaning: str, samples: Mapping[str, float]) -> str:
+    """A metric `emulator_{name}`; `samples`: what follows the name (suffix and labels) → value."""
+    head = f"# HELP emulator_{name} {meaning}\n# TYPE emulator_{name} {kind}\n"
+    return head + "".join(f"emulator_{name}{rest} {value}\n" for rest, value in samples.items())

@@ -1,7 +1,8 @@
-"""How much one tool can serve: rejection above a limit, a bounded queue, or processor sharing.
+"""The server's limits: the capacity of tools, and quotas on model requests.
 
-Pure: a state machine driven by monotonic ns that are passed in. It is told of arrivals and
-departures, and asked what ends when; the timers are the application's.
+Pure: state machines driven by monotonic ns that are passed in. A tool's capacity rejects calls above a
+limit, queues them, or shares its speed among them; it is told of arrivals and departures, and asked what
+ends when. The timers are the application's.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from profiler.emulator.conversation import ApiError
@@ -23,16 +25,14 @@ class Rejected(NamedTuple):
     retry_ns: int | None
 
 
+@dataclass(slots=True, eq=False)
 class _Call:
-    __slots__ = ("done_ns", "work_ns")
-
-    def __init__(self, work_ns: float) -> None:
-        self.work_ns = work_ns  # left to do, while shared or queued
-        self.done_ns = 0  # when it ends, while served at full speed
+    work_ns: float  # left to do, while shared or queued
+    done_ns: int = 0  # when it ends, while served at full speed
 
 
 class ToolCapacity:
-    """The state of one tool. Keys are whatever the caller tells calls apart by."""
+    """The state of one tool. The caller chooses the keys that tell calls apart."""
 
     def __init__(self, capacity: Capacity, time_scale: float, start_ns: int) -> None:
         self._capacity = capacity
@@ -57,14 +57,19 @@ class ToolCapacity:
         # A capacity of no slot at all is an outage; a fraction of one still serves one.
         return max(1, round(self._capacity.concurrent * self._fraction)) if self._fraction > 0 else 0
 
+    def _rate(self) -> float | None:
+        """Requests per second now, None for any number."""
+        rate = self._capacity.requests_per_second
+        if rate is None:
+            return None
+        return rate * self._fraction / self._scale if self._scale else float("inf")
+
     def arrive(self, key: int, work_ns: int, now_ns: int) -> Rejected | None:
         """Take call `key` in, or say why not. Call `advance(now_ns)` first."""
-        rate = self._capacity.requests_per_second
-        if rate is not None:
-            rate = rate * self._fraction / self._scale if self._scale else float("inf")
-            if self._tokens < 1:
-                wait = (1 - self._tokens) / rate * 1e9 if rate > 0 else 1e9
-                return Rejected(429, "too many requests a second", int(wait) + 1)
+        rate = self._rate()
+        if rate is not None and self._tokens < 1:
+            wait = (1 - self._tokens) / rate * 1e9 if rate > 0 else 1e9
+            return Rejected(429, "too many requests a second", int(wait) + 1)
         slots, mode = self._slots(), self._capacity.mode
         call = _Call(work_ns)
         if mode == "share":
@@ -78,7 +83,7 @@ class ToolCapacity:
             return Rejected(503, f"queue of {self._capacity.queue} is full", None)
         else:
             self._queue[key] = call
-        if self._capacity.requests_per_second is not None:
+        if rate is not None:
             self._tokens -= 1
         return None
 
@@ -118,17 +123,14 @@ class ToolCapacity:
     def _step(self, at: int, ended: list[tuple[int, int]]) -> None:
         """Move time to `at`, which is not beyond the next change."""
         elapsed = max(0, at - self._now_ns)
-        rate = self._capacity.requests_per_second
-        if rate is not None:
-            per_ns = rate * self._fraction / self._scale / 1e9 if self._scale else float("inf")
-            self._tokens = (
-                min(float(self._capacity.burst), self._tokens + elapsed * per_ns) if elapsed else self._tokens
-            )
+        rate = self._rate()
+        if rate is not None and elapsed:  # no time at an infinite rate would be NaN
+            self._tokens = min(float(self._capacity.burst), self._tokens + elapsed * (rate / 1e9))
         if self._capacity.mode == "share":
             done = elapsed * self._speed()
             for key, call in list(self._running.items()):
                 call.work_ns -= done
-                if call.work_ns <= 0.5:
+                if call.work_ns <= 0.5:  # ns; the division by the speed is not exact
                     del self._running[key]
                     ended.append((key, at))
         else:
@@ -151,9 +153,8 @@ class ToolCapacity:
 
 # Quotas: the server's limits on model requests, per API key. A limiter is ours, a quota is theirs.
 #
-# Pure: token buckets and a concurrency count, driven by the monotonic ns that are passed in. A bucket
-# holds `burst` minutes' worth, starts full and refills continuously; a request takes from all buckets
-# or from none.
+# Token buckets and a concurrency count. A bucket holds `burst` minutes' worth, starts full and refills
+# continuously; a request takes from all buckets or from none.
 
 Resource = Literal["requests", "tokens", "input-tokens", "output-tokens", "concurrent"]
 
@@ -164,20 +165,20 @@ class Bucket:
     `stated` is the same for a minute of 60 s: what is told to clients, whose clock is not scaled.
     """
 
-    __slots__ = ("_level", "_rate", "_size", "_updated_ns", "resource", "stated")
+    __slots__ = ("_level", "_rate", "_updated_ns", "resource", "size", "stated")
 
     def __init__(self, resource: Resource, limit: float, burst: float, minute_ns: float, now_ns: int) -> None:
         self.resource: Resource = resource
         self.stated = limit * 60e9 / minute_ns
-        self._size = max(1.0, limit * burst)
+        self.size = max(1.0, limit * burst)
         self._rate = limit / minute_ns
-        self._level = self._size
+        self._level = self.size
         self._updated_ns = now_ns
 
     def level(self, now_ns: int) -> float:
         """What is left at `now_ns`."""
         level = self._level + (now_ns - self._updated_ns) * self._rate
-        self._level = level = self._size if level > self._size else level
+        self._level = level = self.size if level > self.size else level
         self._updated_ns = now_ns
         return level
 
@@ -186,11 +187,11 @@ class Bucket:
 
     def wait_ns(self, amount: float) -> int:
         """How long until `amount` (at most a full bucket) will be there, after the last `level`."""
-        return max(0, int((min(amount, self._size) - self._level) / self._rate) + 1)
+        return max(0, int((min(amount, self.size) - self._level) / self._rate) + 1)
 
     def reset_ns(self) -> int:
         """How long until the bucket is full again, after the last `level`."""
-        return int((self._size - self._level) / self._rate)
+        return int((self.size - self._level) / self._rate)
 
 
 class Refusal(NamedTuple):
@@ -227,29 +228,22 @@ class KeyQuota:
         """Take what the request needs and return None, or take nothing and say why not."""
         if self._concurrent is not None and self._in_flight >= self._concurrent:
             return Refusal("concurrent", self._concurrent, self._in_flight, 1, 0)
+        wanted: dict[Resource, int] = {
+            "requests": 1,
+            "tokens": input_tokens + output_tokens,
+            "input-tokens": input_tokens,
+            "output-tokens": output_tokens,
+        }
         worst: Refusal | None = None
         amounts = []
         for bucket in self.buckets:
-            amount = float(
-                1
-                if bucket.resource == "requests"
-                else (
-                    input_tokens + output_tokens
-                    if bucket.resource == "tokens"
-                    else input_tokens
-                    if bucket.resource == "input-tokens"
-                    else output_tokens
-                )
-            )
             level = bucket.level(now_ns)
             # More than a full bucket is let through by a full one: it would else never pass.
-            amount = min(amount, bucket._size)
+            amount = min(float(wanted[bucket.resource]), bucket.size)
             if amount > level + 1e-9:
-                refusal = Refusal(
-                    bucket.resource, bucket.stated, bucket._size - level, amount, bucket.wait_ns(amount)
-                )
-                if worst is None or refusal.retry_ns > worst.retry_ns:
-                    worst = refusal
+                used, retry_ns = bucket.size - level, bucket.wait_ns(amount)
+                if worst is None or retry_ns > worst.retry_ns:
+                    worst = Refusal(bucket.resource, bucket.stated, used, amount, retry_ns)
             amounts.append(amount)
         if worst is not None:
             return worst
@@ -263,11 +257,10 @@ class KeyQuota:
         self._in_flight -= 1
 
 
-# Quotas as the providers tell of them: headers on every response, and the 429 that refuses. Pure.
+# How the providers tell of quotas: headers on every response, and the 429 that refuses.
 
 ORGANIZATION = "org-emulator"
 
-# What a scenario without quotas announces: limits that nobody meets.
 UNLIMITED: dict[str, bytes] = {
     "openai": (
         b"x-ratelimit-limit-requests: 1000000\r\nx-ratelimit-limit-tokens: 1000000000\r\n"
@@ -276,32 +269,31 @@ UNLIMITED: dict[str, bytes] = {
     ),
     "anthropic": b"",
 }
+"""The headers where a scenario has no quotas: limits that nobody meets."""
 
 
 def headers(provider: str, quota: KeyQuota, now_ns: int, wall: float) -> bytes:
     """The header lines for the state of `quota`; `wall` is the Unix time of `now_ns`."""
-    lines = []
-    for bucket in quota.buckets:
-        remaining, reset_ns = int(bucket.level(now_ns)), bucket.reset_ns()
-        if provider == "openai":
-            lines.append(
-                f"x-ratelimit-limit-{bucket.resource}: {round(bucket.stated)}\r\n"
-                f"x-ratelimit-remaining-{bucket.resource}: {max(0, remaining)}\r\n"
-                f"x-ratelimit-reset-{bucket.resource}: {go_duration(reset_ns)}\r\n"
-            )
-        else:
-            name = f"anthropic-ratelimit-{bucket.resource}"
-            lines.append(
-                f"{name}-limit: {round(bucket.stated)}\r\n{name}-remaining: {max(0, remaining)}\r\n"
-                f"{name}-reset: {rfc3339(wall + reset_ns / 1e9)}\r\n"
-            )
-    if provider == "anthropic" and (split := [b for b in quota.buckets if b.resource.endswith("tokens")]):
-        limit = sum(round(bucket.stated) for bucket in split)
-        remaining = sum(max(0, int(bucket.level(now_ns))) for bucket in split)
-        reset = rfc3339(wall + max(bucket.reset_ns() for bucket in split) / 1e9)
-        name = "anthropic-ratelimit-tokens"
-        lines.append(f"{name}-limit: {limit}\r\n{name}-remaining: {remaining}\r\n{name}-reset: {reset}\r\n")
-    return "".join(lines).encode()
+    states = [
+        (bucket.resource, round(bucket.stated), max(0, int(bucket.level(now_ns))), bucket.reset_ns())
+        for bucket in quota.buckets
+    ]
+    if provider == "openai":
+        return "".join(
+            f"x-ratelimit-limit-{resource}: {limit}\r\nx-ratelimit-remaining-{resource}: {remaining}\r\n"
+            f"x-ratelimit-reset-{resource}: {go_duration(reset_ns)}\r\n"
+            for resource, limit, remaining, reset_ns in states
+        ).encode()
+    split = [state for state in states if state[0].endswith("tokens")]
+    if split:  # Anthropic also tells of both together
+        _, stated, left, resets = zip(*split, strict=True)
+        states.append(("tokens", sum(stated), sum(left), max(resets)))
+    return "".join(
+        f"anthropic-ratelimit-{resource}-limit: {limit}\r\n"
+        f"anthropic-ratelimit-{resource}-remaining: {remaining}\r\n"
+        f"anthropic-ratelimit-{resource}-reset: {rfc3339(wall + reset_ns / 1e9)}\r\n"
+        for resource, limit, remaining, reset_ns in states
+    ).encode()
 
 
 def refusal_error(provider: str, refusal: Refusal, model: str) -> ApiError:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
 
-from profiler.emulator import anthropic_messages, openai_chat, openai_responses
-from profiler.emulator import limits as rate_headers
+from profiler.emulator import anthropic_messages, limits, openai_chat, openai_responses
 from profiler.emulator.conversation import (
     ApiError,
     Conversation,
@@ -22,7 +22,6 @@ from profiler.emulator.conversation import (
     MadeCall,
     Outstanding,
     Said,
-    ToolSets,
     answer,
     call_tokens,
     limited,
@@ -40,13 +39,17 @@ JSON = b"content-type: application/json\r\n"
 SSE = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
 
 _LOOP_HEADER, _TRIAL_HEADER = LOOP_HEADER.encode(), TRIAL_HEADER.encode()
+_ATTEMPT_HEADER = b"x-stainless-retry-count"  # of the SDKs of both providers
 
 UNMATCHED = 1 << 62
 """Loop numbers from here on are for tool requests that belong to no call."""
 
 _ANSWER_TOKENS = 32
+"""Every answer takes as long as so many tokens."""
+
 _MAX_KEYS = 10_000
-_FAULT_RETRY_NS = 1_000_000_000
+"""Of a dictionary that a client's inventions could fill: API keys, places with faults."""
+
 _DEFAULT_MODELS = ("gpt-4o", "gpt-4o-mini", "gpt-4.1", "claude-sonnet-5-5", "claude-haiku-5-5")
 
 Headers = dict[bytes, bytes]
@@ -62,6 +65,17 @@ class Wire(NamedTuple):
     frames: Callable[[Said, Conversation, str, int, int], list[Frame]]
 
 
+@dataclass(slots=True, eq=False)
+class _Request:
+    """A model request on its way. `quota`: that of its key, once the key is known; None without one."""
+
+    exchange: Exchange
+    wire: Wire
+    entry: Entry
+    serial: int
+    quota: KeyQuota | None = None
+
+
 class ModelService:
     """Chat Completions, Responses and Messages on one tape."""
 
@@ -75,20 +89,19 @@ class ModelService:
         self._models = frozenset(scenario.model.models)
         self._keys = frozenset(scenario.model.api_keys)
         self._quotas: dict[tuple[str, bytes], KeyQuota] = {}
-        self._seen: dict[tuple[str | None, Place], int] = {}
+        self._attempts: dict[tuple[str | None, Place], int] = {}
         self._store = store = openai_responses.Store()
-        sets = ToolSets()
         self.chat = Wire(
             "chat",
             "openai",
-            lambda body, headers: openai_chat.parse(body, sets),
+            lambda body, _: openai_chat.parse(body),
             openai_chat.render,
             openai_chat.frames,
         )
         self.responses = Wire(
             "responses",
             "openai",
-            lambda body, headers: openai_responses.parse(body, sets, store),
+            lambda body, _: openai_responses.parse(body, store),
             openai_responses.render,
             openai_responses.frames,
         )
@@ -96,7 +109,7 @@ class ModelService:
             "messages",
             "anthropic",
             lambda body, headers: anthropic_messages.parse(
-                body, sets, threads=b"message-threads" in headers.get(b"anthropic-beta", b"")
+                body, threads=b"message-threads" in headers.get(b"anthropic-beta", b"")
             ),
             anthropic_messages.render,
             anthropic_messages.frames,
@@ -109,46 +122,43 @@ class ModelService:
         trial = headers.get(_TRIAL_HEADER)
         if trial is not None:
             entry.trial = trial.decode("latin-1")
-        entry.attempt = _number(headers.get(b"x-stainless-retry-count")) or 0
+        entry.attempt = _number(headers.get(_ATTEMPT_HEADER)) or 0
         self._serial = serial = self._serial + 1
         entry.request_id = _request_id(serial)
+        request = _Request(exchange, wire, entry, serial)
         try:
             key = self._authorize(headers, wire.provider)
+            request.quota = self._quota(key, wire.provider, exchange.received_ns)
+            self._say(request, self._check(exchange, wire))
         except ApiError as error:
-            self._refuse(exchange, wire, error, entry, b"")
-            return
-        quota = self._quota(key, wire.provider, exchange.received_ns)
-        try:
-            talk = self._check(exchange, wire)
-            self._say(exchange, wire, talk, entry, serial, quota)
-        except ApiError as error:
-            self._refuse(
-                exchange, wire, error, entry, self._limits(wire.provider, quota, exchange.received_ns)
-            )
+            self._refuse(request, error)
 
     def count_tokens(self, exchange: Exchange) -> None:
         """Anthropic's `/v1/messages/count_tokens`."""
-        body = b'{"input_tokens":%d}' % (len(exchange.body) // 4 + 1)
-        exchange.send(Reply(200, JSON + self._identity("anthropic"), body))
+        body = b'{"input_tokens":%d}' % tokens_of(exchange.body)
+        exchange.send(Reply(200, JSON + _identity("anthropic", _request_id(self._serial)), body))
 
     def list_models(self, exchange: Exchange) -> None:
         """`/v1/models`, in the shape of the provider whose SDK asks."""
         names = self._scenario.model.models or _DEFAULT_MODELS
         self._serial += 1
+        body: dict[str, Any]
         if b"anthropic-version" in exchange.headers:
+            provider = "anthropic"
             rows = [
                 {"type": "model", "id": name, "display_name": name, "created_at": "2025-01-01T00:00:00Z"}
                 for name in names
             ]
             body = {"data": rows, "has_more": False, "first_id": names[0], "last_id": names[-1]}
-            exchange.send(Reply(200, JSON + self._identity("anthropic"), orjson.dumps(body)))
-            return
-        data = [
-            {"id": name, "object": "model", "created": 1735689600, "owned_by": "emulator"} for name in names
-        ]
-        exchange.send(
-            Reply(200, JSON + self._identity("openai"), orjson.dumps({"object": "list", "data": data}))
-        )
+        else:
+            provider = "openai"
+            created = 1735689600  # the same day
+            data = [
+                {"id": name, "object": "model", "created": created, "owned_by": "emulator"} for name in names
+            ]
+            body = {"object": "list", "data": data}
+        identity = _identity(provider, _request_id(self._serial))
+        exchange.send(Reply(200, JSON + identity, orjson.dumps(body)))
 
     # Before the tape
 
@@ -184,9 +194,8 @@ class ModelService:
         if quota is None:
             if len(self._quotas) >= _MAX_KEYS:
                 self._quotas.pop(next(iter(self._quotas)))
-            quota = KeyQuota(
-                spec, split_tokens=provider == "anthropic", minute_ns=60e9 * scale, now_ns=now_ns
-            )
+            split = provider == "anthropic"
+            quota = KeyQuota(spec, split_tokens=split, minute_ns=60e9 * scale, now_ns=now_ns)
             self._quotas[provider, key] = quota
         return quota
 
@@ -217,70 +226,42 @@ class ModelService:
 
     # What is said, and when
 
-    def _say(
-        self,
-        exchange: Exchange,
-        wire: Wire,
-        talk: Conversation,
-        entry: Entry,
-        serial: int,
-        quota: KeyQuota | None,
-    ) -> None:
+    def _say(self, request: _Request, talk: Conversation) -> None:
+        exchange, wire, entry, quota = request.exchange, request.wire, request.entry, request.quota
         header = exchange.headers.get(_LOOP_HEADER)
         tape = self._tape
         loop = self._loop(header, talk)
         places = tape.places(talk, loop)
         place = places[0] if places else Place(loop, tape.rounds(loop), 0)
         entry.loop, entry.round, entry.call = place
-        input_tokens = talk.earlier_tokens + len(exchange.body) // 4 + 1
-        said, timed_tokens = self._content(wire, talk, places, serial, input_tokens, entry)
+        said, timed_tokens = self._content(request, talk, places)
         if quota is not None:
             refusal = quota.admit(said.input_tokens, said.output_tokens, exchange.received_ns)
             if refusal is not None:
-                # Nothing is announced for concurrency; a tenth of a second, scaled, is our own word.
-                retry_ns = refusal.retry_ns or int(1e8 * self._scenario.time_scale)
-                error = rate_headers.refusal_error(wire.provider, refusal, talk.model)
-                limits = self._limits(wire.provider, quota, exchange.received_ns)
-                limits += rate_headers.retry_headers(wire.provider, retry_ns)
-                self._refuse(exchange, wire, error, entry, limits)
-                return
+                error = limits.refusal_error(wire.provider, refusal, talk.model)
+                # Providers announce no wait for concurrency; a tenth of a second, scaled, is made up.
+                error.retry_ns = refusal.retry_ns or int(1e8 * self._scenario.time_scale)
+                raise error
             entry.on_finished = quota.release
         if loop == self._free_loop:
             self._free_loop += 1
         if header is None and said.calls:
             self._hand_out(wire, places, said.calls)
         fault = self._fault(exchange, place, entry) if self._scenario.faults else None
-        if fault is not None:
-            error_of = status_error(fault.kind, wire.provider)
-            if error_of is not None:
-                limits = self._limits(wire.provider, quota, exchange.received_ns)
-                if error_of.status == 429:
-                    retry_ns = int(_FAULT_RETRY_NS * self._scenario.time_scale)
-                    limits += rate_headers.retry_headers(wire.provider, retry_ns)
-                self._refuse(exchange, wire, error_of, entry, limits)
-                return
-        token = _token(serial)
-        if talk.carried is not None and (fault is None or fault.kind == "slow_first_byte"):
-            self._store.put("resp_" + token, openai_responses.after(talk.carried, said))
-        self._send(exchange, wire, talk, said, timed_tokens, place, token, entry, fault, quota)
+        if fault is not None and fault.kind in _STATUS:
+            raise status_error(fault.kind, wire.provider, int(1e9 * self._scenario.time_scale))
+        self._send(request, talk, said, timed_tokens, place, fault)
 
-    def _content(
-        self,
-        wire: Wire,
-        talk: Conversation,
-        places: list[Place],
-        serial: int,
-        input_tokens: int,
-        entry: Entry,
-    ) -> tuple[Said, int]:
-        """What the model says, and the tokens that its duration counts."""
+    def _content(self, request: _Request, talk: Conversation, places: list[Place]) -> tuple[Said, int]:
+        """What the model says, and the number of tokens that its duration is made of."""
+        input_tokens = talk.earlier_tokens + tokens_of(request.exchange.body)
         if places:
             calls = tuple(
-                MadeCall(encode(call.place, serial << 8 | n), call.name, call.arguments)
+                MadeCall(encode(call.place, request.serial << 8 | n), call.name, call.arguments)
                 for n, call in enumerate(self._tape.calls(places, talk.tools, talk.choice))
             )
             if self._scenario.faults:
-                calls = self._spoil(wire, talk, places, calls, entry)
+                calls = self._spoil(request, talk, places, calls)
             tokens = sum(map(call_tokens, calls))
             said = Said(None, calls, "tool_calls", input_tokens, tokens)
         else:
@@ -291,26 +272,25 @@ class ModelService:
         return cut, tokens if cut is said else min(tokens, cut.output_tokens)
 
     def _spoil(
-        self, wire: Wire, talk: Conversation, places: list[Place], calls: tuple[MadeCall, ...], entry: Entry
+        self, request: _Request, talk: Conversation, places: list[Place], calls: tuple[MadeCall, ...]
     ) -> tuple[MadeCall, ...]:
+        whole_object = request.wire.provider == "anthropic" and not talk.stream
         spoilt = []
         for place, call in zip(places, calls, strict=True):
             fault = self._tape.call_fault(place, "malformed_arguments", "unknown_tool", "wrong_type")
             # A whole Anthropic body holds arguments as an object, which cannot be malformed.
-            if fault is None or (
-                fault.kind == "malformed_arguments" and wire.provider == "anthropic" and not talk.stream
-            ):
+            if fault is None or (whole_object and fault.kind == "malformed_arguments"):
                 spoilt.append(call)
             else:
-                entry.fault = fault.kind
+                request.entry.fault = fault.kind
                 spoilt.append(spoiled(call, fault.kind))
         return tuple(spoilt)
 
     def _fault(self, exchange: Exchange, place: Place, entry: Entry) -> Fault | None:
         attempt = entry.attempt
-        if b"x-stainless-retry-count" not in exchange.headers:
+        if _ATTEMPT_HEADER not in exchange.headers:
             # A client that does not number its attempts: the same place again is the next one.
-            seen = self._seen
+            seen = self._attempts
             attempt = seen.get((entry.trial, place), 0)
             seen[entry.trial, place] = attempt + 1
             if len(seen) > _MAX_KEYS:
@@ -322,59 +302,56 @@ class ModelService:
 
     def _send(
         self,
-        exchange: Exchange,
-        wire: Wire,
+        request: _Request,
         talk: Conversation,
         said: Said,
         timed_tokens: int,
         place: Place,
-        token: str,
-        entry: Entry,
         fault: Fault | None,
-        quota: KeyQuota | None,
     ) -> None:
+        exchange, wire, entry = request.exchange, request.wire, request.entry
         received_ns = exchange.received_ns
         pace = self._tape.pace(*place)
         first_ns = received_ns + int(pace.first_token * 1e9)
-        ending: Ending = "complete"
+        kind = None
         if fault is not None:
-            wait_ns = int(fault.seconds * self._scenario.time_scale * 1e9)
-            if fault.kind in ("reset", "hang"):
-                due_ns = received_ns + wait_ns if fault.kind == "hang" else first_ns
-                entry.due_ns = 0 if fault.kind == "hang" else due_ns
-                exchange.send(Reply(0, b"", due_ns=due_ns, ending="reset", observer=entry))
-                return
-            if fault.kind == "slow_first_byte":
+            kind, wait_ns = fault.kind, int(fault.seconds * self._scenario.time_scale * 1e9)
+            if kind == "hang":
+                first_ns = received_ns + wait_ns
+            elif kind == "slow_first_byte":
                 first_ns += wait_ns
-            elif fault.kind == "truncated_stream":
-                ending = "cut"
+        entry.due_ns = first_ns
+        if kind == "hang" or kind == "reset":
+            if kind == "hang":
+                entry.due_ns = 0
+            exchange.send(Reply(0, b"", due_ns=first_ns, ending="reset", observer=entry))
+            return
+        token = _token(request.serial)
+        if talk.carried is not None and kind in (None, "slow_first_byte"):
+            self._store.put("resp_" + token, openai_responses.after(talk.carried, said))
         entry.status = 200
+        ending: Ending = "cut" if kind == "truncated_stream" else "complete"
         created = int(time.time())
-        identity = self._identity(wire.provider)
-        limits = self._limits(wire.provider, quota, received_ns)
+        headers = _identity(wire.provider, entry.request_id) + self._limits(request)
         if not talk.stream:
-            due_ns = first_ns + int(pace.per_token * 1e9 * timed_tokens)
-            entry.due_ns = due_ns
+            entry.due_ns = due_ns = first_ns + int(pace.per_token * 1e9 * timed_tokens)
             body = wire.render(said, talk, token, created)
-            headers = JSON + identity + limits
             if wire.provider == "openai":
                 headers += b"openai-processing-ms: %d\r\n" % ((due_ns - received_ns) // 1_000_000)
             wait = due_ns if due_ns > received_ns else 0
-            exchange.send(Reply(200, headers, body, due_ns=wait, ending=ending, observer=entry))
+            exchange.send(Reply(200, JSON + headers, body, due_ns=wait, ending=ending, observer=entry))
             return
-        entry.due_ns = first_ns
         entry.streamed = True
         frames = wire.frames(said, talk, token, created, self._scenario.model.tokens_per_event)
-        if fault is not None and fault.kind in ("truncated_stream", "stream_error"):
+        if kind == "truncated_stream" or kind == "stream_error":
             half = len(frames) // 2
             frames = frames[:half]
-            if fault.kind == "stream_error":
+            if kind == "stream_error":
                 frames.append((frames[-1][0], error_frame(wire.name, half)))
         # Scaled so that an answer takes the tape's time whatever its length.
         per_token_ns = pace.per_token * 1e9 * timed_tokens / max(1, said.output_tokens)
         timed = [(first_ns + int(tokens * per_token_ns), payload) for tokens, payload in frames]
-        headers = SSE + identity + limits
-        exchange.send(Reply(200, headers, due_ns=first_ns, frames=timed, ending=ending, observer=entry))
+        exchange.send(Reply(200, SSE + headers, due_ns=first_ns, frames=timed, ending=ending, observer=entry))
 
     def _hand_out(self, wire: Wire, places: list[Place], calls: tuple[MadeCall, ...]) -> None:
         prefix = "toolu_" if wire.provider == "anthropic" else "call_"
@@ -383,32 +360,38 @@ class ModelService:
 
     # Headers and refusals
 
-    def _identity(self, provider: str) -> bytes:
-        ident = _request_id(self._serial).encode()
-        if provider == "openai":
-            return b"x-request-id: %b\r\nopenai-version: 2020-10-01\r\n" % ident
-        return b"request-id: %b\r\nanthropic-organization-id: %b\r\n" % (
-            ident,
-            rate_headers.ORGANIZATION.encode(),
-        )
-
-    def _limits(self, provider: str, quota: KeyQuota | None, now_ns: int) -> bytes:
+    def _limits(self, request: _Request) -> bytes:
+        """The headers that tell of the key's quota."""
+        provider, quota = request.wire.provider, request.quota
         if quota is None:
-            return rate_headers.UNLIMITED[provider]
-        return rate_headers.headers(provider, quota, now_ns, time.time())
+            return limits.UNLIMITED[provider]
+        return limits.headers(provider, quota, request.exchange.received_ns, time.time())
 
-    def _refuse(self, exchange: Exchange, wire: Wire, error: ApiError, entry: Entry, limits: bytes) -> None:
+    def _refuse(self, request: _Request, error: ApiError) -> None:
+        wire, entry = request.wire, request.entry
         entry.status = error.status
         if wire.provider == "openai":
             body = openai_chat.envelope(error)
         else:
-            body = anthropic_messages.envelope(error, _request_id(self._serial))
-        headers = JSON + self._identity(wire.provider) + limits
-        exchange.send(Reply(error.status, headers, body, observer=entry))
+            body = anthropic_messages.envelope(error, entry.request_id)
+        headers = JSON + _identity(wire.provider, entry.request_id)
+        if error.status != 401:  # a key that is not known has no quota
+            headers += self._limits(request)
+        if error.retry_ns is not None:
+            headers += limits.retry_headers(wire.provider, error.retry_ns)
+        request.exchange.send(Reply(error.status, headers, body, observer=entry))
+
+
+def _identity(provider: str, request_id: str) -> bytes:
+    """The headers that say who answers, and to which request."""
+    ident = request_id.encode()
+    if provider == "openai":
+        return b"x-request-id: %b\r\nopenai-version: 2020-10-01\r\n" % ident
+    return b"request-id: %b\r\nanthropic-organization-id: %b\r\n" % (ident, limits.ORGANIZATION.encode())
 
 
 def _number(header: bytes | None) -> int | None:
-    """A header's whole number below `UNMATCHED`; None for what is none."""
+    """The whole number in a header, below `UNMATCHED`; None when there is none."""
     if header is None or len(header) > 18 or not header.isdigit():
         return None
     return int(header)
@@ -448,57 +431,46 @@ def _unknown_model(api: str, model: str) -> ApiError:
     )
 
 
-# What each fault does to a response; which request meets which fault is the tape's.
+# What each fault does to a response. Which request meets which fault is decided by the tape.
 
-UNKNOWN_TOOL = "nonexistent_tool"
-
-_STATUS: dict[str, tuple[int, str, str, str]] = {
-    # status, OpenAI type, Anthropic type, message
-    "http_500": (500, "server_error", "api_error", "The server had an error while processing your request."),
-    "http_503": (
-        503,
-        "server_error",
-        "api_error",
-        "The engine is currently overloaded, please try again later.",
-    ),
+_SERVER_ERROR = "The server had an error while processing your request."
+_OVERLOADED = "The engine is currently overloaded, please try again later."
+_STATUS: dict[FaultKind, tuple[int, str, str, str]] = {  # status, OpenAI type, Anthropic type, message
+    "http_500": (500, "server_error", "api_error", _SERVER_ERROR),
+    "http_503": (503, "server_error", "api_error", _OVERLOADED),
     "http_529": (529, "server_error", "overloaded_error", "Overloaded"),
     "http_429": (429, "requests", "rate_limit_error", "Rate limit reached (an injected fault)."),
 }
 
 
-def status_error(kind: FaultKind, provider: str) -> ApiError | None:
-    """The error that a fault of HTTP status answers with; None for the other kinds."""
-    if kind not in _STATUS:
-        return None
+def status_error(kind: FaultKind, provider: str, retry_ns: int) -> ApiError:
+    """The error of a fault with an HTTP status; `retry_ns` is the wait that a 429 announces."""
     status, openai, anthropic, message = _STATUS[kind]
-    code = "rate_limit_exceeded" if status == 429 and provider == "openai" else None
-    return ApiError(message, status=status, kind=openai if provider == "openai" else anthropic, code=code)
+    error = ApiError(message, status=status, kind=openai if provider == "openai" else anthropic)
+    if status == 429:
+        error.retry_ns = retry_ns
+        error.code = "rate_limit_exceeded" if provider == "openai" else None
+    return error
 
 
 def error_frame(api: str, sequence: int) -> bytes:
     """An error in mid-stream, after HTTP 200."""
+    event: dict[str, Any]
+    if api == "chat":
+        error = {"message": _SERVER_ERROR, "type": "server_error", "param": None, "code": None}
+        return b"data: %b\n\n" % orjson.dumps({"error": error})
     if api == "messages":
-        error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
-        return b"event: error\ndata: %b\n\n" % orjson.dumps(error)
-    message = "The server had an error while processing your request."
-    if api == "responses":
-        event = {
-            "type": "error",
-            "code": "server_error",
-            "message": message,
-            "param": None,
-            "sequence_number": sequence,
-        }
-        return b"event: error\ndata: %b\n\n" % orjson.dumps(event)
-    return b"data: %b\n\n" % orjson.dumps(
-        {"error": {"message": message, "type": "server_error", "param": None, "code": None}}
-    )
+        event = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    else:
+        event = {"type": "error", "code": "server_error", "message": _SERVER_ERROR, "param": None}
+        event["sequence_number"] = sequence
+    return b"event: error\ndata: %b\n\n" % orjson.dumps(event)
 
 
 def spoiled(call: MadeCall, kind: FaultKind) -> MadeCall:
     """A call with malformed arguments, an unknown tool name, or an argument of the wrong type."""
     if kind == "unknown_tool":
-        return call._replace(name=UNKNOWN_TOOL)
+        return call._replace(name="nonexistent_tool")
     if kind == "malformed_arguments":
         return call._replace(arguments=call.arguments[:-1])
     arguments = orjson.loads(call.arguments)

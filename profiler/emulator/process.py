@@ -22,7 +22,7 @@ _STOP_SECONDS = 5.0
 
 
 class EmulatorProcess:
-    """A running emulator. Leaves when stopped, when used up as a context manager, or with this process."""
+    """A running emulator. It ends when stopped, at the end of a `with` block, or with this process."""
 
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
         self._process = process
@@ -37,13 +37,13 @@ class EmulatorProcess:
         return self._process.poll()
 
     def stop(self) -> int:
-        """Ask it to leave, insist after five seconds; its exit code. May be called twice."""
+        """Ask it to end, kill it after five seconds; its exit code. May be called twice."""
         process = self._process
         if process.stdin is not None:
             with contextlib.suppress(OSError):
                 process.stdin.close()
-        # The end of its standard input tells it to leave; a signal on top would meet a process that
-        # is past its signal handlers.
+        # The end of its standard input tells it to end. A signal as well could meet a process that has
+        # taken its signal handlers down already.
         try:
             process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -63,7 +63,7 @@ class EmulatorProcess:
 
 
 def is_emulator(root: str) -> bool:
-    """Whether an emulator of ours answers at this root URL of this machine."""
+    """Whether an emulator of ours answers at this root URL of this machine. No proxy is asked."""
     context = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
@@ -92,28 +92,25 @@ def start_emulator(
     """
     command = [sys.executable, "-m", "profiler.emulator", "--host", host, "--port", str(port)]
     command += ["--scenario", scenario, "--seed", str(seed), "--exit-with-parent"]
-    if tls_cert is not None:
-        command += ["--tls-cert", os.fspath(tls_cert)]
-    if tls_key is not None:
-        command += ["--tls-key", os.fspath(tls_key)]
+    for option, path in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
+        if path is not None:
+            command += [option, os.fspath(path)]
     # The package may have been imported from a source tree that is not on the child's path.
     root = str(Path(__file__).resolve().parents[2])
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    python_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": python_path},
         start_new_session=True,  # an interrupt at the terminal is ours to handle, and to pass on
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    errors = _Errors()
+    errors = _Errors(process.stderr)
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_forward, args=(process.stderr, errors), daemon=True).start()
     threading.Thread(target=_first_line, args=(process.stdout, lines), daemon=True).start()
     try:
         line = lines.get(timeout=timeout)
@@ -121,19 +118,12 @@ def start_emulator(
         line = ""
     running = EmulatorProcess(process, line.rpartition(" ")[2].strip())
     if running.url.startswith("http"):
-        errors.pass_on()
+        errors.listening = True
         return running
-    code = process.poll() if line else _code(process)
-    running.stop()
+    code = running.stop()
     said = " ".join(text.strip() for text in errors.kept) or f"no word within {timeout:g} s"
     kind = UsageError if code == UsageError.exit_code else TargetError
     raise kind(f"the emulator did not start: {said.removeprefix('profiler emulate: ')}")
-
-
-def _code(process: subprocess.Popen[str]) -> int | None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        return process.wait(2.0)
-    return None
 
 
 def _first_line(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
@@ -144,21 +134,15 @@ def _first_line(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
 class _Errors:
     """The child's standard error: kept until it listens (to explain why it did not), then passed on."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: IO[str]) -> None:
         self.kept: list[str] = []
-        self._listening = False
+        self.listening = False
+        threading.Thread(target=self._read, args=(stream,), daemon=True).start()
 
-    def pass_on(self) -> None:
-        self._listening = True
-
-    def line(self, line: str) -> None:
-        if self._listening:
-            sys.stderr.write(line)
-        else:
-            self.kept.append(line)
-
-
-def _forward(stream: IO[str], errors: _Errors) -> None:
-    with contextlib.suppress(ValueError, OSError), stream:
-        for line in stream:
-            errors.line(line)
+    def _read(self, stream: IO[str]) -> None:
+        with contextlib.suppress(ValueError, OSError), stream:
+            for line in stream:
+                if self.listening:
+                    sys.stderr.write(line)
+                else:
+                    self.kept.append(line)

@@ -11,16 +11,15 @@ import asyncio
 import heapq
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 
+@dataclass(slots=True, eq=False)
 class Timer:
-    """A pending callback; `cancel` forgets it (its heap entry goes when it comes up)."""
+    """A pending callback; `cancel` forgets it (its heap entry goes when its time comes)."""
 
-    __slots__ = ("callback", "due_ns")
-
-    def __init__(self, due_ns: int, callback: Callable[[], None]) -> None:
-        self.due_ns = due_ns
-        self.callback: Callable[[], None] | None = callback
+    due_ns: int
+    callback: Callable[[], None] | None
 
     def cancel(self) -> None:
         self.callback = None
@@ -32,7 +31,7 @@ class Scheduler:
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._loop = loop
         self._clock = clock
-        self._heap: list[tuple[int, int, Timer]] = []
+        self._heap: list[tuple[int, int, Timer]] = []  # the count keeps timers of equal times in order
         self._count = 0
         self._armed: asyncio.TimerHandle | None = None
         self._armed_ns = 0

@@ -1,4 +1,4 @@
-"""The emulator as a server: its routes and own endpoints (health, journal, stats, metrics), and the process.
+"""The emulator as a server: its routes and own endpoints (health, journal, stats, metrics), and `main`.
 
 A journal of 100,000 entries takes some tenths of a second to write out, in which nothing else is
 answered: fetch it between trials, not during one.
@@ -16,7 +16,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import orjson
@@ -45,7 +45,7 @@ class Emulator:
     ) -> None:
         self._scenario = scenario
         self._seed = seed
-        self._journal = journal if journal is not None else Journal()
+        self._journal = journal or Journal()
         self._started_ns = time.monotonic_ns()
         outstanding = Outstanding()
         tape = Tape(scenario, seed)
@@ -121,10 +121,10 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Run until SIGINT or SIGTERM; the exit code. Problems are one line on standard error."""
     try:
-        return run(parser().parse_args(argv))
+        return run(parser().parse_args())
     except ProfilerError as error:
         print(f"profiler emulate: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
     """Run as the options of `parser` say; the exit code. Raises `UsageError`."""
     scenario = load_scenario(options.scenario)
     context = tls_context(options.tls_cert, options.tls_key)
-    return _run(serve(scenario, options.seed, options.host, options.port, context, options.exit_with_parent))
+    return _run(serve(options, scenario, context))
 
 
 def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
@@ -151,28 +151,22 @@ def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | No
     return context
 
 
-async def serve(
-    scenario: Scenario,
-    seed: int,
-    host: str,
-    port: int,
-    context: ssl.SSLContext | None,
-    exit_with_parent: bool,
-) -> int:
+async def serve(options: argparse.Namespace, scenario: Scenario, context: ssl.SSLContext | None) -> int:
     """Listen, say so on standard output in one line, and serve until told to stop."""
+    host, port = options.host, options.port
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     scheduler = Scheduler(loop)
-    server = Server(Emulator(scenario, seed, scheduler), scheduler)
+    server = Server(Emulator(scenario, options.seed, scheduler), scheduler)
     try:
         listener = await loop.create_server(server.connection, host, port, ssl=context, backlog=4096)
     except OSError as error:
-        # asyncio wraps the system's own words in some of its own.
+        # asyncio wraps the system's words in some of its own.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise UsageError(f"cannot listen on {host}:{port}: {reason}") from error
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    if exit_with_parent:
+    if options.exit_with_parent:
         # A thread, since standard input may be a file or a terminal, which event loops cannot watch.
         threading.Thread(target=_watch_parent, args=(loop, stop), daemon=True).start()
     bound = listener.sockets[0].getsockname()[1]
@@ -181,7 +175,7 @@ async def serve(
     warning = exposed("the emulator", host, bound)
     if warning is not None:
         print(warning, file=sys.stderr, flush=True)  # noqa: T201
-    # What is alive now stays: full collections would only walk it and hold responses up.
+    # The objects of now stay alive: full collections would only walk over them and hold responses up.
     gc.collect()
     gc.freeze()
     sweeper = asyncio.create_task(_sweep(server))

@@ -1,4 +1,4 @@
-"""The tape: what the work of loop number i is. A pure function of (scenario, seed, i).
+"""The tape: the work of loop number i, a pure function of (scenario, seed, i).
 
 Every quantity has a stream of its own, addressed by (seed, loop, round, call), so that the same i
 is the same work under every strategy, on every provider, in whatever order requests arrive.
@@ -27,7 +27,7 @@ class PlannedCall(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """How one model response comes: seconds to the first token, seconds for each further token."""
+    """The timing of one model response: seconds to the first token, seconds for each further token."""
 
     first_token: float
     per_token: float
@@ -48,7 +48,6 @@ class Tape:
         self._default_duration = sampler(scenario.default_tool.duration)
         self._model_faults = [(n, f) for n, f in enumerate(scenario.faults) if f.kind not in CALL_FAULTS]
         self._call_faults = [(n, f) for n, f in enumerate(scenario.faults) if f.kind in CALL_FAULTS]
-        self._timeless = self._scale == 0
 
     def _key(self, loop: int, stream: int) -> int:
         return key(key(self._root, loop), stream)
@@ -104,7 +103,7 @@ class Tape:
 
     def pace(self, loop: int, round_: int, call: int) -> Pace:
         """The timing of the response that starts with this call (or is the answer), time-scaled."""
-        if self._timeless:
+        if self._scale == 0:
             return Pace(0.0, 0.0)
         at = round_ << 12 | call
         speed = self._speed(key(self._key(loop, _SPEED), at))

@@ -1,11 +1,11 @@
-"""Tool requests: which call they belong to, how long they take, and what a crowded tool does with them."""
+"""Tool requests: their place on the tape, how long they take, and queues at tools of limited capacity."""
 
 from __future__ import annotations
 
 import time
 import zlib
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
@@ -36,7 +36,7 @@ class ToolService:
         self._outstanding = outstanding
         self._scheduler = scheduler
         self._by_path = {spec.path: spec for spec in tape.scenario.tools}
-        self._counters: dict[str, ToolCounter] = {}
+        self._in_flight: dict[str, int] = {}  # by name; only names with calls in flight, so it stays small
         self._crowds: dict[str, Crowd] = {}
         self._unmatched = 0
         self._started_ns = time.monotonic_ns()
@@ -79,10 +79,9 @@ class ToolService:
         entry.loop, entry.round, entry.call = place
         entry.duration_ns = duration_ns = int(self._tape.duration(place, name) * 1e9)
         entry.due_ns = exchange.received_ns + duration_ns
-        counter = self._counters.get(name) or self._counter(name)
-        entry.in_flight = counter.in_flight
-        counter.in_flight += 1
-        entry.on_finished = counter.leave
+        entry.in_flight = in_flight = self._in_flight.get(name, 0)
+        self._in_flight[name] = in_flight + 1
+        entry.on_finished = partial(self._left, name)
         path = spec.path or exchange.path.decode("latin-1")
         reply = self._reply(place, name, path, arguments, entry)
         if spec.capacity is not None:
@@ -91,16 +90,15 @@ class ToolService:
         reply.due_ns = entry.due_ns if duration_ns else 0
         exchange.send(reply)
 
-    def _counter(self, name: str) -> ToolCounter:
-        if len(self._counters) > 1000:  # any name is a tool: do not grow with a client's inventions
-            self._counters.clear()
-        counter = self._counters[name] = ToolCounter()
-        return counter
+    def _left(self, name: str) -> None:
+        self._in_flight[name] -= 1
+        if not self._in_flight[name]:
+            del self._in_flight[name]
 
     def _crowd(self, name: str, capacity: Capacity) -> Crowd:
         crowd = self._crowds.get(name)
         if crowd is None:
-            if len(self._crowds) > 1000:
+            if len(self._crowds) > 1000:  # any name is a tool: a client could invent them without end
                 raise RuntimeError("more than a thousand tools with a capacity")
             machine = ToolCapacity(capacity, self._scenario.time_scale, self._started_ns)
             crowd = self._crowds[name] = Crowd(machine, self._scheduler)
@@ -117,7 +115,7 @@ class ToolService:
         return Reply(200, JSON, respond(name, path, arguments), observer=entry)
 
     def _place(self, header: bytes | None, name: str, arguments: dict[str, Any], entry: Entry) -> Place:
-        """The call's place: from its id, else by matching, else (it belongs to no call) one of its own."""
+        """The call's place: from its id, or by matching; a request that belongs to no call gets its own."""
         if header is not None:
             entry.call_id = header.decode("latin-1")
             place = decode(entry.call_id)
@@ -132,20 +130,8 @@ class ToolService:
         return Place(UNMATCHED + self._unmatched, 0, 0)
 
 
-class ToolCounter:
-    """Calls of one tool that are in flight."""
-
-    __slots__ = ("in_flight",)
-
-    def __init__(self) -> None:
-        self.in_flight = 0
-
-    def leave(self) -> None:
-        self.in_flight -= 1
-
-
 class Crowd:
-    """The requests at a tool of limited capacity: drives its state machine with one timer."""
+    """The requests at a tool of limited capacity; one timer drives its state machine."""
 
     def __init__(self, machine: ToolCapacity, scheduler: Scheduler) -> None:
         self._machine = machine
@@ -203,7 +189,7 @@ class Crowd:
 def _reject(exchange: Exchange, rejected: Rejected, entry: Entry) -> None:
     entry.status = rejected.status
     entry.due_ns = exchange.received_ns
-    entry.fault = None
+    entry.fault = None  # a call that was not served met none
     headers = JSON
     if rejected.retry_ns is not None:
         headers += b"retry-after: %d\r\n" % -(-rejected.retry_ns // 1_000_000_000)
@@ -219,7 +205,7 @@ def error(exchange: Exchange, status: int, message: str) -> None:
     exchange.send(Reply(status, JSON, body))
 
 
-# What the tool endpoints answer: small JSON, a pure function of tool and arguments. Pure.
+# The answers of the tools: small JSON, a pure function of tool and arguments.
 
 _SKIES = (("Sunny", "113"), ("Partly cloudy", "116"), ("Cloudy", "119"), ("Overcast", "122"), ("Mist", "143"),
           ("Light rain", "296"), ("Moderate rain", "302"), ("Light snow", "326"))  # fmt: skip

@@ -4,9 +4,9 @@ A `Scenario` says what the emulated model and tools do (how long, how often, wit
 with which faults); it holds no random draws. The tape (`profiler.emulator.tape`) turns a scenario,
 a seed and a loop number into work.
 
-All times are in seconds before `Scenario.time_scale` is applied. Every error of a file is a
+All times are in seconds before `Scenario.time_scale` is applied. Every mistake in a file is a
 `ScenarioError` that names file, key and what was expected, in the words of the key's description.
-What is built in code is checked too, and raises pydantic's `ValidationError`.
+Scenarios built in code are checked too, and raise pydantic's `ValidationError`.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ CALL_FAULTS: frozenset[str] = frozenset(
 )
 
 MOST = 1e9
-"""The largest number there is in a scenario: of seconds, of tokens, of calls."""
+"""The largest number in a scenario, whatever its unit."""
 
 MOST_ROUNDS, MOST_FAN_OUT = 1000, 4096
 
 
-# How a file's mistake becomes one line: validators raise what they `_expected`, `_Table` puts what pydantic
-# itself finds into such words, and `_message` says the first of a file's problems.
+# How a mistake in a file becomes one line: validators raise what they `_expected`; `_Table` turns pydantic's
+# own errors into the same form; `_message` reports the first of a file's problems.
 
 
 def _expected(words: str, *place: str | int) -> ValidationError:
-    """The error of a validator that expected `words` at `place`, seen from the value it checks."""
+    """The error of a validator that expected `words` at `place`, a path from the value it checks."""
     problem = PydanticCustomError("expected", "{words}", {"words": words})
     return ValidationError.from_exception_data("", [{"type": problem, "loc": place, "input": None}])
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class _Table:
-    """A table of the file. What pydantic finds wrong with it is put into the words of its fields."""
+    """A table of the file. Pydantic's errors about it are put into the words of its fields."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -76,17 +76,17 @@ class _Table:
         except ValidationError as error:
             problems = error.errors(include_url=False)
         fields: dict[str, FieldInfo] = cls.__pydantic_fields__  # type: ignore[attr-defined]
-        # What is given by position, such as the name of a tool, is not for the file to say.
+        # Fields given by position, such as the name of a tool, are no keys of the file.
         known = list(fields)[len(table.args) if isinstance(table, ArgsKwargs) else 0 :]
         raise ValidationError.from_exception_data("", [_in_words(one, fields, known) for one in problems])
 
 
 def _in_words(problem: ErrorDetails, fields: dict[str, FieldInfo], known: list[str]) -> InitErrorDetails:
-    """A table's `problem` as one of two kinds: an `unknown` key, or a value that is not as `expected`."""
+    """A table's `problem` as one of two types: an `unknown` key, or a value that is not as `expected`."""
     kind, place, context = problem["type"], problem["loc"], problem.get("ctx", {})
     if kind in ("unexpected_keyword_argument", "multiple_argument_values"):
         kind, context = "unknown", {"options": known}
-    elif kind not in ("unknown", "expected"):  # those an inner table has put into words
+    elif kind not in ("unknown", "expected"):  # those have been put into words by an inner table
         field = fields.get(str(place[0])) if place else None
         options = get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
         words = (field and field.description) or "a table"
@@ -126,7 +126,8 @@ class Distribution:
 
     constant: value; uniform: low, high; exponential: mean; lognormal: median, sigma; gamma: mean,
     shape; pareto: scale (the minimum), alpha; empirical: the values themselves, equally likely.
-    Draws are clamped to [`minimum`, `maximum`]. `seed` separates streams that would else be equal.
+    Draws are clamped to [`minimum`, `maximum`]. Two equal distributions with different `seed` draw
+    different values.
     """
 
     kind: DistributionKind
@@ -141,7 +142,7 @@ _PARAMETERS: dict[DistributionKind, dict[str, Any]] = {
     "constant": {"value": _Number},
     "uniform": {"low": _Number, "high": _Number},
     "exponential": {"mean": _Positive},
-    # Beyond these bounds of sigma, shape and alpha a draw may be larger than any float.
+    # Beyond these bounds of sigma, shape and alpha a draw could overflow a float.
     "lognormal": {"median": _Positive, "sigma": Annotated[float, _number(above=0, most=10)]},
     "gamma": {"mean": _Positive, "shape": Annotated[float, _number(0.01)]},
     "pareto": {"scale": _Positive, "alpha": Annotated[float, _number(0.1)]},
@@ -183,7 +184,7 @@ _Distribution = Annotated[
 
 
 def _bounded(most: int) -> AfterValidator:
-    """No stated value is above `most`; what is drawn beyond is cut off."""
+    """Stated values above `most` are refused; drawn values are cut off there."""
 
     def bounded(found: Distribution) -> Distribution:
         stated = found.parameters if found.kind in ("constant", "uniform", "empirical") else ()
@@ -258,7 +259,7 @@ class ModelSpec(_Table):
 
 @dataclass(frozen=True)
 class LoopSpec(_Table):
-    """The shape of a loop: `rounds` with calls (before the answer) and calls per round (`fan_out`)."""
+    """The shape of a loop: how many `rounds` with calls come before the answer, and calls per round."""
 
     rounds: Annotated[_Distribution, _bounded(MOST_ROUNDS)]
     fan_out: Annotated[_Distribution, _bounded(MOST_FAN_OUT)]
@@ -266,10 +267,9 @@ class LoopSpec(_Table):
 
 @dataclass(frozen=True)
 class Quota(_Table):
-    """The server's limits per API key, None for none. `burst` is the buckets' size in minutes' worth.
+    """The server's limits per API key, None for none. `burst`: how many minutes' worth a full bucket holds.
 
-    Our own gate is called a limiter; a quota is theirs. OpenAI's single token limit is the sum of
-    the input and the output limit.
+    OpenAI's single token limit is the sum of the input and the output limit.
     """
 
     requests_per_minute: _PositiveOrNone = None
@@ -298,7 +298,7 @@ class TapePosition(_Table):
 
 @dataclass(frozen=True)
 class Fault(_Table):
-    """Something that goes wrong, with `probability` per model request (or per call), or `at` positions.
+    """A fault, with a `probability` per model request (or per call), or `at` positions.
 
     It hits the first `attempts` attempts of a model request. `seconds` is how long a hang lasts
     before the connection is reset, or how much later a slow first byte comes.
@@ -351,7 +351,7 @@ def _tools(tables: Any) -> tuple[ToolSpec, ...]:
 
 
 def _default_tool(table: Any, scenario: ValidationInfo) -> Any:
-    """The tool that stands for all that are not defined; as slow as the first one, if nothing is said."""
+    """The tool that stands for all that are not defined; by default as slow as the first one."""
     if not isinstance(table, dict):
         return table
     given = ("", "", "any tool that the client offers and the scenario does not define", _ANY_OBJECT)
@@ -390,9 +390,9 @@ _SHIPPED = Path(__file__).parent
 
 
 def load_scenario(name_or_path: str) -> Scenario:
-    """Read a shipped scenario by name, or a TOML file by path (anything with a slash or `.toml`)."""
+    """Read a shipped scenario by name, or a TOML file by path (which has a slash or ends in `.toml`)."""
     path = Path(name_or_path)
-    if "/" not in name_or_path and "\\" not in name_or_path and not name_or_path.endswith(".toml"):
+    if not re.search(r"[/\\]|\.toml\Z", name_or_path):
         if name_or_path not in _shipped_names():
             raise ScenarioError(
                 f"unknown scenario {name_or_path!r}{did_you_mean(name_or_path, _shipped_names())}; "
@@ -401,7 +401,7 @@ def load_scenario(name_or_path: str) -> Scenario:
         path = _SHIPPED / f"{name_or_path}.toml"
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # a ValueError: bytes that are no UTF-8
+    except (OSError, ValueError) as error:  # ValueError: the bytes are not UTF-8
         reason = getattr(error, "strerror", error)
         raise ScenarioError(f"{path}: cannot read the scenario file: {reason}") from error
     return parse_scenario(text, name=path.stem, source=str(path))
@@ -420,17 +420,18 @@ def parse_scenario(text: str, *, name: str, source: str) -> Scenario:
     """Parse TOML `text`; `source` is what error messages call the file."""
     try:
         data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # numbers and nesting without end are not its own errors
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: endless numbers and nesting
         raise ScenarioError(f"{source}: not valid TOML: {error}") from error
     try:
         return _SCENARIO.validate_python(ArgsKwargs((name,), {"default_tool": {}, **data}))
     except ValidationError as error:
         message = _message(error, data)
-    raise ScenarioError(f"{source}: {message}")  # outside: pydantic's own error would repeat keys
+    # Not within `except`: a traceback would show pydantic's error, and in it the file's API keys.
+    raise ScenarioError(f"{source}: {message}")
 
 
 def _message(error: ValidationError, data: dict[str, Any]) -> str:
-    """One line on the first problem. Unknown keys come before all: one may be why another is missing."""
+    """One line on the first problem. Unknown keys come first: a misspelt key is also a missing one."""
     problem = min(error.errors(include_url=False), key=lambda one: one["type"] != "unknown")
     place, found = _find(problem["loc"], data)
     options = problem["ctx"].get("options", ())
@@ -453,5 +454,5 @@ def _find(loc: tuple[str | int, ...], data: dict[str, Any]) -> tuple[str, list[A
             place, found = f"{place}[{key}]", [inside[int(key)]]
         elif isinstance(inside, dict) and (key in inside or key == loc[-1]):
             place, found = f"{place}.{key}", [inside[key]] if key in inside else []
-        # Else it is the kind of a distribution, which is no key.
+        # Otherwise it is the kind of a distribution, which pydantic puts into the path of its errors.
     return place.removeprefix("."), found

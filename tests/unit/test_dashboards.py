@@ -283,14 +283,26 @@ def test_committed_files_are_what_the_package_writes():
     }
 
 
+def test_package_holds_what_the_tool_builds():
+    """When this fails, run `python -m tools.dashboards`."""
+    built = build()
+    assert built == {name: (dashboards.DIRECTORY / name).read_text("utf-8") for name in built}
+
+
 @pytest.mark.parametrize("prefix", [dashboards.PREFIX, "acme_agents_", "_"])
 @pytest.mark.parametrize("datasource", [None, dashboards.DATASOURCE_UID, "mimir-1", "0"])
-def test_package_writes_what_the_tool_builds(tmp_path, datasource, prefix):
-    """When this fails, run `python -m tools.dashboards`."""
-    built = {name: text.replace("toolloop_", prefix) for name, text in build(datasource).items()}
+def test_written_files_differ_in_the_names_of_metrics_and_in_the_data_source_alone(tmp_path, datasource, prefix):
     written = dashboards.write(tmp_path, datasource, prefix)
-    assert written == [tmp_path / name for name in built]
-    assert [path.read_bytes().decode() for path in written] == list(built.values())
+    assert written == [tmp_path / name for name in FILES]
+    chosen = {"selected": True, "text": datasource, "value": datasource} if datasource else {}
+    for name, text in FILES.items():
+        expected = text.replace("uid: toolloop-prometheus", f"uid: {datasource or 'toolloop-prometheus'}")
+        if name.endswith(".json"):
+            board = json.loads(text)
+            assert [v["current"] for v in board["templating"]["list"] if v["type"] == "datasource"] == [{}]
+            board["templating"]["list"][0]["current"] = chosen
+            expected = json.dumps(board, indent=2, ensure_ascii=False) + "\n"
+        assert (tmp_path / name).read_bytes().decode() == expected.replace("toolloop_", prefix)
 
 
 def test_package_has_no_file_that_it_does_not_write():

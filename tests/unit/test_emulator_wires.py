@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.emulator import anthropic_messages, openai_chat, openai_responses
-from profiler.emulator.conversation import ApiError, Choice, Conversation, MadeCall, ToolSets
+from profiler.emulator.conversation import ApiError, Choice, Conversation, MadeCall
 from profiler.emulator.model_service import spoiled
 from profiler.emulator.openai_responses import Store
 
@@ -22,15 +22,15 @@ MESSAGES_TOOL = {"name": "f", "input_schema": SCHEMA}
 
 
 def chat(**body: Any) -> Conversation:
-    return openai_chat.parse({"model": "m", "messages": [USER], **body}, ToolSets())
+    return openai_chat.parse({"model": "m", "messages": [USER], **body})
 
 
 def responses(**body: Any) -> Conversation:
-    return openai_responses.parse({"model": "m", "input": "x", **body}, ToolSets(), Store())
+    return openai_responses.parse({"model": "m", "input": "x", **body}, Store())
 
 
 def messages(**body: Any) -> Conversation:
-    return anthropic_messages.parse({"model": "m", "messages": [USER], "max_tokens": 9, **body}, ToolSets())
+    return anthropic_messages.parse({"model": "m", "messages": [USER], "max_tokens": 9, **body})
 
 
 def made(**call: Any) -> list[Any]:
@@ -377,11 +377,8 @@ def test_choices() -> None:
 
 
 def test_tools_that_are_the_same_are_compiled_once() -> None:
-    sets = ToolSets()
     body = {"model": "m", "messages": [USER], "tools": [CHAT_TOOL]}
-    assert (
-        openai_chat.parse(body, sets).tools is openai_chat.parse(orjson.loads(orjson.dumps(body)), sets).tools
-    )
+    assert openai_chat.parse(body).tools is openai_chat.parse(orjson.loads(orjson.dumps(body))).tools
 
 
 def test_spoilt_calls() -> None:

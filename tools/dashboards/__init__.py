@@ -1,30 +1,30 @@
-"""Grafana dashboards, Prometheus rules and configuration, built from the metric table.
+"""Grafana dashboards and Prometheus rules, built from the metric table.
 
-`python -m tools.dashboards` writes them into the package, from where `profiler dashboards` takes them,
-and into the repository's `dashboards/`.
+`python -m tools.dashboards` writes them into `profiler/dashboards/files/`, beside the files that are edited
+there by hand, and then all that `profiler dashboards` makes of these into the repository's `dashboards/`.
 """
 
 from __future__ import annotations
 
 import json
 
-from tools.dashboards import board, rules, stack
+from profiler.dashboards import DIRECTORY
+from tools.dashboards import board, rules
+
+_RUNBOOK = "## Runbook\n\n"
 
 
-def build(datasource: str | None = None) -> dict[str, str]:
-    """Path below the directory → text, for the Grafana data source of this uid."""
+def build() -> dict[str, str]:
+    """Name in `profiler/dashboards/files/` → text; of the README, only the runbook is made here."""
+    by_hand, _, _ = (DIRECTORY / "README.md").read_text(encoding="utf-8").partition(_RUNBOOK)
     return {
-        "toolloop.json": _json(board.toolloop(datasource)),
-        "test-runs.json": _json(board.runs(datasource)),
+        "toolloop.json": _one_line(board.toolloop()),
+        "test-runs.json": _one_line(board.runs()),
         "rules.yml": rules.render(),
-        "prometheus.yml": stack.prometheus(),
-        "compose.yaml": stack.compose(),
-        "provisioning/datasources/prometheus.yml": stack.datasources(datasource),
-        "provisioning/dashboards/toolloop.yml": stack.providers(),
-        "targets/.gitkeep": "",
-        "README.md": stack.readme(rules.runbook()),
+        "README.md": by_hand + _RUNBOOK + rules.runbook(),
     }
 
 
-def _json(dashboard: board.Dashboard) -> str:
-    return json.dumps(dashboard, indent=2, ensure_ascii=False) + "\n"
+def _one_line(dashboard: board.Dashboard) -> str:
+    """Half the size of indented JSON, which `profiler dashboards` makes of it."""
+    return json.dumps(dashboard, separators=(",", ":"), ensure_ascii=False) + "\n"

@@ -9,35 +9,46 @@ from profiler import metrics
 from profiler.metrics import ROUND_BUCKETS, Metric
 from tools.dashboards import service_rows, strategy_rows
 from tools.dashboards.panels import DATASOURCE, RANGE, Panel, Scope, arrange, table, target, timeline
-from tools.dashboards.strategy_rows import failed
+from tools.dashboards.strategy_rows import failed, per_wall_second
 
 SLO_SECONDS = 25.6
 """The threshold to start with. It must be a bucket bound, else no bucket holds the share within it."""
 
-TAG = "toolloop"
-
 Dashboard = dict[str, Any]
 
+_DATASOURCE: dict[str, Any] = {
+    "name": "datasource",
+    "label": "Data source",
+    "type": "datasource",
+    "query": "prometheus",
+    "regex": "",
+    "refresh": 1,
+    "hide": 0,
+    "multi": False,
+    "includeAll": False,
+    "current": {},
+}
+"""The variable that every query's data source is; `profiler dashboards --datasource` sets `current`."""
 
-def toolloop(datasource: str | None = None) -> Dashboard:
-    """The dashboard with the eight rows. `datasource`: uid of the data source it starts with."""
-    groups = (
-        strategy_rows.verdict(),
-        strategy_rows.side_by_side(),
-        strategy_rows.fan_out(),
-        service_rows.tools(),
-        service_rows.model(),
-        service_rows.rate_limits(),
-        service_rows.generator(),
-        service_rows.objective(),
-    )
+
+def toolloop() -> Dashboard:
+    """The dashboard with the eight rows."""
+    panels = [
+        *strategy_rows.verdict(),
+        *strategy_rows.side_by_side(),
+        *strategy_rows.fan_out(),
+        *service_rows.tools(),
+        *service_rows.model(),
+        *service_rows.rate_limits(),
+        *service_rows.generator(),
+        *service_rows.objective(),
+    ]
     variables = [
-        _datasource(datasource),
-        _labels("job", "Job", ".+", metrics.LOOP_DURATION, ()),
-        _labels("instance", "Instance", ".+", metrics.LOOP_DURATION, ("job",)),
-        _labels("testid", "Test", ".*", metrics.LOOP_DURATION, ("job", "instance")),
-        _labels("strategy", "Strategy", ".+", metrics.LOOP_DURATION, ("job", "instance", "testid")),
-        _labels("tool", "Tool", ".+", metrics.TOOL_CALL_DURATION, ("job", "instance", "testid")),
+        _labels("job", "Job", metrics.LOOP_DURATION),
+        _labels("instance", "Instance", metrics.LOOP_DURATION, "job"),
+        _labels("testid", "Test", metrics.LOOP_DURATION, "job", "instance"),
+        _labels("strategy", "Strategy", metrics.LOOP_DURATION, "job", "instance", "testid"),
+        _labels("tool", "Tool", metrics.TOOL_CALL_DURATION, "job", "instance", "testid"),
         _thresholds(),
     ]
     return _dashboard(
@@ -45,10 +56,11 @@ def toolloop(datasource: str | None = None) -> Dashboard:
         "Tool-calling loops",
         "Where the time of agents that call tools in parallel goes: in a load test, strategy against "
         "strategy, and in production.",
-        [panel for group in groups for panel in group],
-        variables,
-        annotations=[_strategy_changes()],
+        panels,
         span="now-30m",
+        refresh="10s",
+        variables=variables,
+        annotations=[_strategy_changes()],
         links=[
             {
                 "type": "link",
@@ -66,10 +78,11 @@ def toolloop(datasource: str | None = None) -> Dashboard:
     )
 
 
-def runs(datasource: str | None = None) -> Dashboard:
+def runs() -> Dashboard:
     """A table of load tests, each linked to `toolloop` with its `testid` and its time range."""
     scope = Scope(variables=False, window=RANGE)
-    tests: dict[str, str] = {"testid": "!="}
+    both = "testid, strategy"
+    tests: dict[str, str] = {"testid": "!="}  # only loops of a load test have one
     started = scope.select(metrics.LOOP_DURATION, "_count", **tests)
     # Every 15 s: a test shorter than that cannot be seen in a table of days.
     seen = f"timestamp({started})[{RANGE}:15s]"
@@ -86,10 +99,7 @@ def runs(datasource: str | None = None) -> Dashboard:
             {
                 "started": ("dateTimeAsIso", f"1000 * min by (testid) (min_over_time({seen}))"),
                 "ended": ("dateTimeAsIso", f"1000 * max by (testid) (max_over_time({seen}))"),
-                "strategies": (
-                    "short",
-                    f"count by (testid) ({ran})",
-                ),
+                "strategies": ("short", f"count by (testid) ({ran})"),
                 "loops": ("short", counted),
                 "failed": ("percentunit", failed(scope.increase, "testid", **tests)),
                 "refused": ("short", f"{refused} or 0 * {counted}"),
@@ -112,20 +122,14 @@ def runs(datasource: str | None = None) -> Dashboard:
             "s",
             ["testid", "strategy"],
             {
-                "loops": (
-                    "short",
-                    scope.increase(metrics.LOOP_DURATION, "_count", by="testid, strategy", **tests),
+                "loops": ("short", scope.increase(metrics.LOOP_DURATION, "_count", by=both, **tests)),
+                "loop p50": ("s", scope.quantile(0.5, metrics.LOOP_DURATION, by=both, **tests)),
+                "loop p95": ("s", scope.quantile(0.95, metrics.LOOP_DURATION, by=both, **tests)),
+                "speed-up": ("none", per_wall_second(scope.increase, metrics.TOOL_PHASE_WORK, both, **tests)),
+                "efficiency": (
+                    "percentunit",
+                    per_wall_second(scope.increase, metrics.TOOL_PHASE_CRITICAL_PATH, both, **tests),
                 ),
-                "loop p50": (
-                    "s",
-                    scope.quantile(0.5, metrics.LOOP_DURATION, by="testid, strategy", **tests),
-                ),
-                "loop p95": (
-                    "s",
-                    scope.quantile(0.95, metrics.LOOP_DURATION, by="testid, strategy", **tests),
-                ),
-                "speed-up": ("none", _per_test(metrics.TOOL_PHASE_WORK)),
-                "efficiency": ("percentunit", _per_test(metrics.TOOL_PHASE_CRITICAL_PATH)),
             },
             height=10,
         ),
@@ -134,7 +138,6 @@ def runs(datasource: str | None = None) -> Dashboard:
             "Did two tests overlap? Then they shared the machine, and neither figure is its own.",
             f"max by (testid, scenario, version) ({scope.select(metrics.RUN_INFO, **tests)})",
             "{{testid}}: {{scenario}}, version {{version}}",
-            width=24,
         ),
     ]
     return _dashboard(
@@ -142,18 +145,9 @@ def runs(datasource: str | None = None) -> Dashboard:
         "Test runs of tool-calling loops",
         "The load tests that Prometheus has seen, with links to each.",
         panels,
-        [_datasource(datasource)],
-        annotations=[],
         span="now-7d",
-        links=[],
+        refresh="1m",
     )
-
-
-def _per_test(part: Metric) -> str:
-    scope = Scope(variables=False, window=RANGE)
-    by = "testid, strategy"
-    wall = scope.increase(metrics.TOOL_PHASE_WALL, by=by, testid="!=")
-    return f"{scope.increase(part, by=by, testid='!=')} / ({wall} > 0)"
 
 
 def _dashboard(
@@ -161,17 +155,18 @@ def _dashboard(
     title: str,
     description: str,
     panels: Sequence[Panel],
-    variables: Sequence[dict[str, Any]],
     *,
-    annotations: Sequence[dict[str, Any]],
     span: str,
-    links: Sequence[dict[str, Any]],
+    refresh: str,
+    variables: Sequence[dict[str, Any]] = (),
+    annotations: Sequence[dict[str, Any]] = (),
+    links: Sequence[dict[str, Any]] = (),
 ) -> Dashboard:
     return {
         "uid": uid,
         "title": title,
         "description": description,
-        "tags": [TAG],
+        "tags": ["toolloop"],
         "schemaVersion": 42,
         "version": 1,
         "editable": True,
@@ -179,31 +174,19 @@ def _dashboard(
         "timezone": "browser",
         "time": {"from": span, "to": "now"},
         "timepicker": {"refresh_intervals": ["5s", "10s", "30s", "1m", "5m"]},
-        "refresh": "10s" if uid == "toolloop" else "1m",
-        "templating": {"list": list(variables)},
+        "refresh": refresh,
+        "templating": {"list": [_DATASOURCE, *variables]},
         "annotations": {"list": list(annotations)},
         "links": list(links),
         "panels": arrange(panels),
     }
 
 
-def _datasource(uid: str | None) -> dict[str, Any]:
-    return {
-        "name": "datasource",
-        "label": "Data source",
-        "type": "datasource",
-        "query": "prometheus",
-        "regex": "",
-        "refresh": 1,
-        "hide": 0,
-        "multi": False,
-        "includeAll": False,
-        "current": {} if uid is None else {"selected": True, "text": uid, "value": uid},
-    }
+def _labels(name: str, title: str, metric: Metric, *after: str) -> dict[str, Any]:
+    """A variable with the values of a label, given the variables `after` which it comes.
 
-
-def _labels(name: str, title: str, every: str, metric: Metric, after: Sequence[str]) -> dict[str, Any]:
-    """A variable with the values of a label, given the variables before it; reloaded with the time range."""
+    It is reloaded when the time range changes.
+    """
     chosen = ",".join(f'{label}=~"${label}"' for label in after)
     query = f"label_values({metric.name}_count{{{chosen}}}, {name})"
     return {
@@ -219,7 +202,7 @@ def _labels(name: str, title: str, every: str, metric: Metric, after: Sequence[s
         "hide": 0,
         "multi": True,
         "includeAll": True,
-        "allValue": every,
+        "allValue": ".*" if name == "testid" else ".+",  # production has no testid
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
     }
 

@@ -17,17 +17,23 @@ from profiler.metrics import Metric
 
 Panel = dict[str, Any]
 Target = dict[str, Any]
+Override = dict[str, Any]
+
+Queries = Mapping[str, str]
+"""Legend → PromQL."""
 
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH = 24
+"""Of the page, in units of Grafana's grid."""
 
-_QUANTILE_LINES = {"p50": [2, 4], "p99": [10, 6]}
+_QUANTILE_DASHES = {"p50": [2, 4], "p99": [10, 6]}
+"""Lengths of line and gap in pixels; p95 is a full line."""
 
-_STRATEGIES = [
-    (f"(?:{'|'.join(pattern for pattern, c in palette.STRATEGIES if c == colour)})", colour)
+_STRATEGIES = {
+    f"(?:{'|'.join(pattern for pattern, c in palette.STRATEGIES if c == colour)})": colour
     for colour in dict.fromkeys(c for _, c in palette.STRATEGIES)
-]
-"""One expression per colour."""
+}
+"""Regular expression → colour; one expression per colour."""
 
 GREEN, AMBER, RED, NEUTRAL = "#1F735A", "#E67E00", "#CE0E0A", "text"
 
@@ -135,18 +141,23 @@ def timeseries(
     title: str,
     description: str,
     unit: str,
-    targets: Sequence[Target],
+    queries: Queries,
     *,
     width: int = 8,
     height: int = 8,
     stack: bool = False,
     limit: float | None = None,
-    lowest: float | None = 0,
+    lowest: float = 0,
     highest: float | None = None,
     colours: Mapping[str, str] | None = None,
 ) -> Panel:
-    """Lines; stacked only what adds up. Above `limit` the background turns red."""
-    defaults: dict[str, Any] = {
+    """Lines; stack only what adds up. Above `limit` the background turns red.
+
+    `colours`: of the values in the legend; strategies in the legend have their own.
+    """
+    if colours is None:
+        colours = _STRATEGIES if any("{{strategy}}" in legend for legend in queries) else {}
+    defaults = {
         "unit": unit,
         "color": {"mode": "palette-classic-by-name"},
         "custom": {
@@ -160,29 +171,32 @@ def timeseries(
             "stacking": {"mode": "normal" if stack else "none", "group": "A"},
             "thresholdsStyle": {"mode": "off" if limit is None else "line+area"},
         },
-        "thresholds": _thresholds(limit),
+        "thresholds": _thresholds((None, "transparent"), *([] if limit is None else [(limit, RED)])),
+        "min": lowest,
+        **({} if highest is None else {"max": highest}),
     }
-    _bounds(defaults, lowest, highest)
-    return _panel("timeseries", title, description, targets, width, height) | {
-        "fieldConfig": {"defaults": defaults, "overrides": _overrides(colours)},
-        "options": {
-            "legend": {
-                "displayMode": "table",
-                "placement": "bottom",
-                "showLegend": True,
-                "calcs": ["mean", "lastNotNull"],
-            },
-            "tooltip": {"mode": "multi", "sort": "desc"},
+    options = {
+        "legend": {
+            "displayMode": "table",
+            "placement": "bottom",
+            "showLegend": True,
+            "calcs": ["mean", "lastNotNull"],
         },
+        "tooltip": {"mode": "multi", "sort": "desc"},
     }
+    targets = [target(expr, legend) for legend, expr in queries.items()]
+    return _panel(
+        "timeseries", title, description, targets, (width, height), defaults, _overrides(colours), options
+    )
 
 
 def stat(
     title: str,
     description: str,
     unit: str,
-    targets: Sequence[Target],
+    expr: str,
     *,
+    legend: str = "{{strategy}}",
     width: int = 4,
     height: int = 5,
     steps: Sequence[tuple[float | None, str]] = ((None, NEUTRAL),),
@@ -190,66 +204,41 @@ def stat(
     empty: str = "–",
 ) -> Panel:
     """One figure per series. `steps`: colour from each value upwards."""
-    defaults: dict[str, Any] = {
+    defaults = {
         "unit": unit,
         "color": {"mode": "thresholds"},
         "noValue": empty,
-        "thresholds": {"mode": "absolute", "steps": [{"value": v, "color": c} for v, c in steps]},
+        "thresholds": _thresholds(*steps),
+        **({} if decimals is None else {"decimals": decimals}),
     }
-    if decimals is not None:
-        defaults["decimals"] = decimals
-    return _panel("stat", title, description, targets, width, height) | {
-        "fieldConfig": {"defaults": defaults, "overrides": []},
-        "options": {
-            "colorMode": "value" if len(steps) > 1 else "none",
-            "graphMode": "none",
-            "justifyMode": "auto",
-            "orientation": "horizontal",
-            "textMode": "value_and_name",
-            "wideLayout": True,
-            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-        },
+    options = {
+        "colorMode": "value" if len(steps) > 1 else "none",
+        "graphMode": "none",
+        "justifyMode": "auto",
+        "orientation": "horizontal",
+        "textMode": "value_and_name",
+        "wideLayout": True,
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
     }
+    targets = [target(expr, legend, instant=True)]
+    return _panel("stat", title, description, targets, (width, height), defaults, [], options)
 
 
-def heatmap(
-    title: str,
-    description: str,
-    unit: str,
-    expr: str,
-    *,
-    exemplars: bool = True,
-    width: int = 12,
-    height: int = 9,
-) -> Panel:
+def heatmap(title: str, description: str, unit: str, expr: str, *, exemplars: bool = True) -> Panel:
     """Buckets of a histogram over time, with exemplars where the histogram has them."""
-    return _panel(
-        "heatmap",
-        title,
-        description,
-        [target(expr, "{{le}}", format="heatmap", exemplar=exemplars)],
-        width,
-        height,
-    ) | {
-        "fieldConfig": {"defaults": {"unit": unit}, "overrides": []},
-        "options": {
-            "calculate": False,
-            "cellGap": 1,
-            "color": {
-                "mode": "scheme",
-                "scheme": "Cividis",
-                "steps": 64,
-                "exponent": 0.5,
-                "fill": "dark-orange",
-            },
-            "exemplars": {"color": palette.GATHERED},
-            "filterValues": {"le": 1e-9},
-            "legend": {"show": True},
-            "rowsFrame": {"layout": "auto"},
-            "tooltip": {"mode": "single", "yHistogram": True, "showColorScale": True},
-            "yAxis": {"axisPlacement": "left", "reverse": False, "unit": unit},
-        },
+    options = {
+        "calculate": False,
+        "cellGap": 1,
+        "color": {"mode": "scheme", "scheme": "Cividis", "steps": 64, "exponent": 0.5, "fill": "dark-orange"},
+        "exemplars": {"color": palette.GATHERED},
+        "filterValues": {"le": 1e-9},
+        "legend": {"show": True},
+        "rowsFrame": {"layout": "auto"},
+        "tooltip": {"mode": "single", "yHistogram": True, "showColorScale": True},
+        "yAxis": {"axisPlacement": "left", "reverse": False, "unit": unit},
     }
+    targets = [target(expr, "{{le}}", format="heatmap", exemplar=exemplars)]
+    return _panel("heatmap", title, description, targets, (12, 9), {"unit": unit}, [], options)
 
 
 def bars(
@@ -261,42 +250,27 @@ def bars(
     across: str,
     within: str,
     colours: Mapping[str, str],
-    width: int = 12,
-    height: int = 9,
 ) -> Panel:
     """Stacked bars: one per value of the label `across`, cut by the label `within`."""
-    return _panel(
-        "barchart", title, description, [target(expr, instant=True, format="table")], width, height
-    ) | {
-        "fieldConfig": {
-            "defaults": {
-                "unit": unit,
-                "min": 0,
-                "color": {"mode": "palette-classic-by-name"},
-                "custom": {"fillOpacity": 85, "lineWidth": 0},
-            },
-            "overrides": _overrides(colours),
-        },
-        "options": {
-            "orientation": "horizontal",
-            "stacking": "normal",
-            "showValue": "never",
-            "xField": f"{across}\\{within}",
-            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
-            "tooltip": {"mode": "multi", "sort": "none"},
-        },
-        "transformations": [
-            {
-                "id": "groupingToMatrix",
-                "options": {
-                    "columnField": within,
-                    "rowField": across,
-                    "valueField": "Value",
-                    "emptyValue": "null",
-                },
-            }
-        ],
+    defaults = {
+        "unit": unit,
+        "min": 0,
+        "color": {"mode": "palette-classic-by-name"},
+        "custom": {"fillOpacity": 85, "lineWidth": 0},
     }
+    options = {
+        "orientation": "horizontal",
+        "stacking": "normal",
+        "showValue": "never",
+        "xField": f"{across}\\{within}",
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
+        "tooltip": {"mode": "multi", "sort": "none"},
+    }
+    matrix = {"columnField": within, "rowField": across, "valueField": "Value", "emptyValue": "null"}
+    targets = [target(expr, instant=True, format="table")]
+    return _panel(
+        "barchart", title, description, targets, (12, 9), defaults, _overrides(colours), options
+    ) | {"transformations": [{"id": "groupingToMatrix", "options": matrix}]}
 
 
 def table(
@@ -306,82 +280,62 @@ def table(
     key: Sequence[str],
     columns: Mapping[str, tuple[str, str]],
     *,
-    width: int = WIDTH,
     height: int = 8,
     links: Sequence[Mapping[str, Any]] = (),
 ) -> Panel:
-    """One row per value of the labels `key`; `columns` maps a heading to its unit and query."""
+    """One row per value of the labels `key`; `columns` maps a heading to its unit and query.
+
+    `links`: from the values of the first label. A figure whose unit is not `unit` overrides it.
+    """
     targets = [target(expr, instant=True, format="table") for _, expr in columns.values()]
-    headings = {f"Value #{_ref(i)}": heading for i, heading in enumerate(columns)}
-    if len(columns) == 1:
-        headings["Value"] = next(iter(columns))
-    overrides: list[dict[str, Any]] = [
-        {"matcher": {"id": "byName", "options": heading}, "properties": [{"id": "unit", "value": unit_}]}
-        for heading, (unit_, _) in columns.items()
-        if unit_ != unit
+    overrides = [
+        _override("byName", heading, unit=unit_) for heading, (unit_, _) in columns.items() if unit_ != unit
     ]
-    properties: list[dict[str, Any]]
     if links:
-        properties = [{"id": "links", "value": [dict(link) for link in links]}]
-        overrides.append({"matcher": {"id": "byName", "options": key[0]}, "properties": properties})
+        overrides.append(_override("byName", key[0], links=links))
     if "strategy" in key:
         mappings = [
             {
                 "type": "regex",
                 "options": {"pattern": f"/^{pattern}$/", "result": {"color": colour, "index": 0}},
             }
-            for pattern, colour in _STRATEGIES
+            for pattern, colour in _STRATEGIES.items()
         ]
-        properties = [
-            {"id": "mappings", "value": mappings},
-            {"id": "custom.cellOptions", "value": {"type": "color-text"}},
-        ]
-        overrides.append({"matcher": {"id": "byName", "options": "strategy"}, "properties": properties})
+        text = {"custom.cellOptions": {"type": "color-text"}}
+        overrides.append(_override("byName", "strategy", mappings=mappings, **text))
+    headings = {f"Value #{_ref(i)}": heading for i, heading in enumerate(columns)}
     order = {name: i for i, name in enumerate([*key, *headings])}
-    return _panel("table", title, description, targets, width, height) | {
-        "fieldConfig": {
-            "defaults": {"unit": unit, "noValue": "–", "custom": {"filterable": False, "align": "auto"}},
-            "overrides": overrides,
-        },
-        "options": {"showHeader": True, "cellHeight": "sm"},
-        "transformations": [
-            {"id": "merge", "options": {}},
-            {
-                "id": "organize",
-                "options": {"excludeByName": {"Time": True}, "indexByName": order, "renameByName": headings},
-            },
-        ],
+    organize = {"excludeByName": {"Time": True}, "indexByName": order, "renameByName": headings}
+    defaults = {"unit": unit, "noValue": "–", "custom": {"filterable": False, "align": "auto"}}
+    options = {"showHeader": True, "cellHeight": "sm"}
+    return _panel("table", title, description, targets, (WIDTH, height), defaults, overrides, options) | {
+        "transformations": [{"id": "merge", "options": {}}, {"id": "organize", "options": organize}]
     }
 
 
-def timeline(
-    title: str, description: str, expr: str, legend: str, *, width: int = 12, height: int = 6
-) -> Panel:
-    """Which series were 1, when."""
-    mappings = [{"type": "value", "options": {"1": {"text": "on"}, "0": {"text": "off"}}}]
-    return _panel("state-timeline", title, description, [target(expr, legend)], width, height) | {
-        "fieldConfig": {
-            "defaults": {
-                "unit": "none",
-                "color": {"mode": "palette-classic-by-name"},
-                "custom": {"fillOpacity": 80, "lineWidth": 0, "spanNulls": False},
-                "mappings": mappings,
-            },
-            "overrides": _overrides(None),
-        },
-        "options": {
-            "mergeValues": True,
-            "showValue": "never",
-            "rowHeight": 0.8,
-            "alignValue": "left",
-            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": False, "calcs": []},
-            "tooltip": {"mode": "single", "sort": "none"},
-        },
+def timeline(title: str, description: str, expr: str, legend: str) -> Panel:
+    """When each series was 1, as a band across the page."""
+    defaults = {
+        "unit": "none",
+        "color": {"mode": "palette-classic-by-name"},
+        "custom": {"fillOpacity": 80, "lineWidth": 0, "spanNulls": False},
+        "mappings": [{"type": "value", "options": {"1": {"text": "on"}, "0": {"text": "off"}}}],
     }
+    options = {
+        "mergeValues": True,
+        "showValue": "never",
+        "rowHeight": 0.8,
+        "alignValue": "left",
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": False, "calcs": []},
+        "tooltip": {"mode": "single", "sort": "none"},
+    }
+    targets = [target(expr, legend)]
+    overrides = _overrides(_STRATEGIES)
+    return _panel("state-timeline", title, description, targets, (WIDTH, 6), defaults, overrides, options)
 
 
 def arrange(panels: Sequence[Panel]) -> list[Panel]:
-    """Give the panels ids, places (left to right, a row's heading on a line of its own) and query names."""
+    """Number the panels and place them, left to right; a row's heading is as wide as the page."""
     placed = []
     x = y = line = 0
     for number, panel in enumerate(panels, start=1):
@@ -394,15 +348,25 @@ def arrange(panels: Sequence[Panel]) -> list[Panel]:
 
 
 def _panel(
-    kind: str, title: str, description: str, targets: Sequence[Target], width: int, height: int
+    kind: str,
+    title: str,
+    description: str,
+    targets: Sequence[Target],
+    size: tuple[int, int],
+    defaults: Mapping[str, Any],
+    overrides: Sequence[Override],
+    options: Mapping[str, Any],
 ) -> Panel:
+    """What panels of every kind have. `size`: width and height in units of Grafana's grid."""
     return {
         "type": kind,
         "title": title,
         "description": description,
         "datasource": DATASOURCE,
-        "gridPos": _size(width, height),
+        "gridPos": _size(*size),
         "targets": [t | {"refId": _ref(i)} for i, t in enumerate(targets)],
+        "fieldConfig": {"defaults": defaults, "overrides": overrides},
+        "options": options,
     }
 
 
@@ -414,35 +378,23 @@ def _ref(index: int) -> str:
     return chr(ord("A") + index)
 
 
-def _bounds(defaults: dict[str, Any], lowest: float | None, highest: float | None) -> None:
-    if lowest is not None:
-        defaults["min"] = lowest
-    if highest is not None:
-        defaults["max"] = highest
+def _thresholds(*steps: tuple[float | None, str]) -> dict[str, Any]:
+    return {"mode": "absolute", "steps": [{"value": value, "color": colour} for value, colour in steps]}
 
 
-def _thresholds(limit: float | None) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [{"value": None, "color": "transparent"}]
-    if limit is not None:
-        steps.append({"value": limit, "color": RED})
-    return {"mode": "absolute", "steps": steps}
+def _override(matcher: str, options: str, **properties: Any) -> Override:
+    found = [{"id": name, "value": value} for name, value in properties.items()]
+    return {"matcher": {"id": matcher, "options": options}, "properties": found}
 
 
-def _overrides(colours: Mapping[str, str] | None) -> list[dict[str, Any]]:
-    """Fixed colours: of the values given, or else of the strategies; and a dash for each quantile."""
-    patterns = _STRATEGIES if colours is None else list(colours.items())
-    overrides = [
-        {
-            "matcher": {"id": "byRegexp", "options": f"/^{pattern}(?: |$)/"},
-            "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}],
-        }
-        for pattern, colour in patterns
+def _overrides(colours: Mapping[str, str]) -> list[Override]:
+    """A fixed colour for what begins with each pattern, and a dash for each quantile."""
+    fixed = [
+        _override("byRegexp", f"/^{pattern}(?: |$)/", color={"mode": "fixed", "fixedColor": colour})
+        for pattern, colour in colours.items()
     ]
-    overrides += [
-        {
-            "matcher": {"id": "byRegexp", "options": f"/ {quantile}$/"},
-            "properties": [{"id": "custom.lineStyle", "value": {"fill": "dash", "dash": dash}}],
-        }
-        for quantile, dash in _QUANTILE_LINES.items()
+    dashes = [
+        _override("byRegexp", f"/ {quantile}$/", **{"custom.lineStyle": {"fill": "dash", "dash": dash}})
+        for quantile, dash in _QUANTILE_DASHES.items()
     ]
-    return overrides
+    return fixed + dashes

@@ -6,22 +6,15 @@ import json
 from dataclasses import dataclass
 
 from profiler import metrics
-from profiler.metrics import Metric
 from tools.dashboards.board import SLO_SECONDS
-from tools.dashboards.panels import Scope, ratio
+from tools.dashboards.panels import Scope
 from tools.dashboards.service_rows import FAST_BURN, OBJECTIVE, SLOW_BURN, burn_rate, queue_share
-from tools.dashboards.strategy_rows import LAG_LIMIT
+from tools.dashboards.strategy_rows import LAG_LIMIT, per_wall_second
 
 RUNBOOK = "dashboards/README.md"
 
 _SCOPE = Scope(variables=False)
 _BY = "job, testid, strategy"
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    record: str
-    expr: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +32,20 @@ class Alert:
     change: str
 
 
-def recordings() -> list[Recording]:
-    found = []
+def recordings() -> dict[str, str]:
+    """Name → PromQL. A name says its labels, the metric and the operation, as Prometheus recommends."""
+    found = {}
     for metric in (metrics.LOOP_DURATION, metrics.ROUND_DURATION):
         buckets = _SCOPE.over("1m").rate(metric, "_bucket", by="strategy, le")
-        found += [
-            Recording(f"strategy:{metric.name}:{name}_rate1m", f"histogram_quantile({q}, {buckets}) >= 0")
-            for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
-        ]
+        for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
+            found[f"strategy:{metric.name}:{name}_rate1m"] = f"histogram_quantile({q}, {buckets}) >= 0"
     for name, part in (
         ("speedup", metrics.TOOL_PHASE_WORK),
         ("efficiency", metrics.TOOL_PHASE_CRITICAL_PATH),
     ):
-        found.append(Recording(_tool_phase(name), _share(part)))
+        found[_tool_phase(name)] = per_wall_second(_SCOPE.over("5m").rate, part, _BY)
     for window in ("1m", "5m", "30m", "1h", "6h"):
-        burning = burn_rate(_SCOPE.over(window), f"{SLO_SECONDS:.10g}", "job, testid")
-        found.append(Recording(_burn(window), burning))
+        found[_burn(window)] = burn_rate(_SCOPE.over(window), f"{SLO_SECONDS:.10g}", "job, testid")
     return found
 
 
@@ -208,8 +199,8 @@ def render() -> str:
         "  - name: toolloop-recordings",
         "    rules:",
     ]
-    for rule in recordings():
-        lines += [f"      - record: {rule.record}", f"        expr: {json.dumps(rule.expr)}"]
+    for name, expr in recordings().items():
+        lines += [f"      - record: {name}", f"        expr: {json.dumps(expr)}"]
     lines += ["  - name: toolloop-alerts", "    rules:"]
     for alert in alerts():
         lines += [
@@ -228,16 +219,10 @@ def render() -> str:
 
 def runbook() -> str:
     """A section of `README.md` for each alert."""
-    sections = [
+    return "\n".join(
         f"### {alert.name}\n\n{alert.meaning}\n\n*Look at:* {alert.look}\n\n*Change:* {alert.change}\n"
         for alert in alerts()
-    ]
-    return "\n".join(sections)
-
-
-def _share(part: Metric) -> str:
-    scope = _SCOPE.over("5m")
-    return ratio(scope.rate(part, by=_BY), scope.rate(metrics.TOOL_PHASE_WALL, by=_BY))
+    )
 
 
 def _tool_phase(name: str) -> str:

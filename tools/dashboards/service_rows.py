@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from profiler import metrics, palette
 from profiler.metrics import Metric
 from tools.dashboards.panels import (
@@ -14,7 +16,6 @@ from tools.dashboards.panels import (
     ratio,
     row,
     stat,
-    target,
     timeline,
     timeseries,
 )
@@ -26,7 +27,7 @@ OBJECTIVE = 0.99
 FAST_BURN, SLOW_BURN = 14.4, 6.0
 """Burn rates that use up 2 % of a 30-day budget in an hour, and 5 % in six hours."""
 
-BURN_WINDOWS = ("5m", "30m", "1h", "6h")
+_quarter = partial(timeseries, width=6)
 
 
 def tools() -> list[Panel]:
@@ -37,16 +38,14 @@ def tools() -> list[Panel]:
             "Which tool is slow, once it has been let through the limiter? The slowest one decides a "
             "gathered round: cache it, time it out, or ask for it first.",
             "s",
-            [target(NOW.quantile(0.95, metrics.TOOL_CALL_DURATION, by="tool"), "{{tool}}")],
-            colours={},
+            {"{{tool}}": NOW.quantile(0.95, metrics.TOOL_CALL_DURATION, by="tool")},
         ),
         timeseries(
             "Queue p95 by tool",
             "How long do calls wait for the limiter? Long here and short on the left: the tool is fine, "
             "the limit is too low.",
             "s",
-            [target(NOW.quantile(0.95, metrics.TOOL_CALL_QUEUE, by="tool"), "{{tool}}")],
-            colours={},
+            {"{{tool}}": NOW.quantile(0.95, metrics.TOOL_CALL_QUEUE, by="tool")},
         ),
         timeseries(
             "Queue share of the tool phase",
@@ -54,7 +53,7 @@ def tools() -> list[Panel]:
             "Above half, agents wait for each other more than for their tools: raise the shared limit, or "
             "run fewer agents per process.",
             "percentunit",
-            [target(queue_share(NOW, "strategy"), "{{strategy}}")],
+            {"{{strategy}}": queue_share(NOW, "strategy")},
             limit=0.5,
             highest=1,
         ),
@@ -65,36 +64,33 @@ def tools() -> list[Panel]:
             "s",
             NOW.increase(metrics.TOOL_CALL_DURATION, "_bucket", by="le"),
         ),
-        timeseries(
+        _quarter(
             "Calls per second by status",
             "How do calls end? Timeouts that grow with the load mean that the tool is saturated: a lower "
             "limit makes it faster.",
             "ops",
-            [target(NOW.rate(metrics.TOOL_CALL_DURATION, "_count", by="status"), "{{status}}")],
-            width=6,
+            {"{{status}}": NOW.rate(metrics.TOOL_CALL_DURATION, "_count", by="status")},
             height=9,
             stack=True,
             colours=palette.STATUSES,
         ),
-        timeseries(
+        _quarter(
             "Errors per second",
             "Which tool fails, and how? invalid_arguments and invalid_json are the model's mistakes "
             "(describe the tool better), the rest are the tool's.",
             "ops",
-            [target(NOW.rate(metrics.TOOL_ERRORS, by="tool, error_type"), "{{tool}} {{error_type}}")],
-            width=6,
+            {"{{tool}} {{error_type}}": NOW.rate(metrics.TOOL_ERRORS, by="tool, error_type")},
             height=9,
-            colours={},
         ),
         timeseries(
             "Calls in flight and queued",
             "What is under way now? A queue that keeps growing means that agents ask for more than the "
             "limit lets through.",
             "none",
-            [
-                target(NOW.gauge(metrics.TOOL_CALLS_IN_FLIGHT, by="strategy"), "{{strategy}} in flight"),
-                target(NOW.gauge(metrics.TOOL_CALLS_QUEUED, by="strategy"), "{{strategy}} queued"),
-            ],
+            {
+                "{{strategy}} in flight": NOW.gauge(metrics.TOOL_CALLS_IN_FLIGHT, by="strategy"),
+                "{{strategy}} queued": NOW.gauge(metrics.TOOL_CALLS_QUEUED, by="strategy"),
+            },
             width=24,
             height=7,
         ),
@@ -107,44 +103,37 @@ def model() -> list[Panel]:
 
     return [
         row("Model"),
-        timeseries(
+        _quarter(
             "Request p95",
             "How long does the model take, retries and backoff included? No strategy for tool calls "
             "changes this: if it is most of a loop, use fewer rounds or a faster model.",
             "s",
-            [target(p95(metrics.MODEL_REQUEST_DURATION), "{{provider}} {{model}}")],
-            colours={},
-            width=6,
+            {"{{provider}} {{model}}": p95(metrics.MODEL_REQUEST_DURATION)},
         ),
-        timeseries(
+        _quarter(
             "First token and first call p95",
             "How long until a streamed answer begins, and until its first tool call is complete? A call "
             "complete long before the end of the request could start early. Streamed requests only.",
             "s",
-            [
-                target(p95(metrics.MODEL_FIRST_TOKEN), "{{provider}} {{model}} token"),
-                target(p95(metrics.MODEL_FIRST_TOOL_CALL), "{{provider}} {{model}} call"),
-            ],
-            colours={},
-            width=6,
+            {
+                "{{provider}} {{model}} token": p95(metrics.MODEL_FIRST_TOKEN),
+                "{{provider}} {{model}} call": p95(metrics.MODEL_FIRST_TOOL_CALL),
+            },
         ),
-        timeseries(
+        _quarter(
             "Tokens per second",
             "How fast are tokens used, as the provider counts them? Input grows with every round of a loop: "
             "long tool results are paid again and again.",
             "none",
-            [target(NOW.rate(metrics.MODEL_TOKENS, by="model, direction"), "{{model}} {{direction}}")],
-            colours={},
-            width=6,
+            {"{{model}} {{direction}}": NOW.rate(metrics.MODEL_TOKENS, by="model, direction")},
         ),
-        timeseries(
+        _quarter(
             "Requests per second by status",
             "How do model requests end, after all retries? Errors here fail whole loops.",
             "reqps",
-            [target(NOW.rate(metrics.MODEL_REQUEST_DURATION, "_count", by="status"), "{{status}}")],
+            {"{{status}}": NOW.rate(metrics.MODEL_REQUEST_DURATION, "_count", by="status")},
             stack=True,
             colours=palette.STATUSES,
-            width=6,
         ),
     ]
 
@@ -154,46 +143,38 @@ def rate_limits() -> list[Panel]:
     legend = "{{strategy}} {{target}} {{name}} {{reason}}"
     return [
         row("Rate limits"),
-        timeseries(
+        _quarter(
             "Attempts refused",
             "Whose quota refuses attempts, under which strategy? Refusals that start with a strategy are "
             "its concurrency; refusals under all of them are the load.",
             "reqps",
-            [target(NOW.rate(metrics.RATE_LIMITED, by=who), legend)],
-            width=6,
+            {legend: NOW.rate(metrics.RATE_LIMITED, by=who)},
         ),
-        timeseries(
+        _quarter(
             "Retries",
             "What is tried again, and why? Retries multiply the load: when they grow with refusals, "
             "lower the limit rather than retry more.",
             "reqps",
-            [target(NOW.rate(metrics.RETRIES, by=who), legend)],
-            width=6,
+            {legend: NOW.rate(metrics.RETRIES, by=who)},
         ),
-        timeseries(
+        _quarter(
             "Quota left",
             "How much of the quota did the provider last say is left? Near zero the next burst is refused.",
             "percentunit",
-            [
-                target(
-                    ratio(
-                        NOW.gauge(metrics.QUOTA_REMAINING, by="provider, model, resource", how="min"),
-                        NOW.gauge(metrics.QUOTA_LIMIT, by="provider, model, resource", how="min"),
-                    ),
-                    "{{model}} {{resource}}",
+            {
+                "{{model}} {{resource}}": ratio(
+                    NOW.gauge(metrics.QUOTA_REMAINING, by="provider, model, resource", how="min"),
+                    NOW.gauge(metrics.QUOTA_LIMIT, by="provider, model, resource", how="min"),
                 )
-            ],
+            },
             highest=1,
-            colours={},
-            width=6,
         ),
-        timeseries(
+        _quarter(
             "Backoff",
             "How many agents, on average, sit out a backoff (seconds of backoff per second)? They hold "
             "their loops open and do nothing.",
             "none",
-            [target(NOW.rate(metrics.BACKOFF, by=who), legend)],
-            width=6,
+            {legend: NOW.rate(metrics.BACKOFF, by=who)},
         ),
     ]
 
@@ -201,44 +182,36 @@ def rate_limits() -> list[Panel]:
 def generator() -> list[Panel]:
     return [
         row("Generator health"),
-        timeseries(
+        _quarter(
             "Event-loop lag p99",
             "How late do timers fire in each process? Above 50 ms the process is saturated, or a tool "
             "blocks it, and all latencies on this page are too high.",
             "s",
-            [target(NOW.quantile(0.99, metrics.EVENT_LOOP_LAG, by="instance"), "{{instance}}")],
+            {"{{instance}}": NOW.quantile(0.99, metrics.EVENT_LOOP_LAG, by="instance")},
             limit=LAG_LIMIT,
-            colours={},
-            width=6,
         ),
-        timeseries(
+        _quarter(
             "Schedule lag p99",
             "How late do loops start against the load that was asked for? When it grows, the load is not "
             "what it says it is: add processes.",
             "s",
-            [target(NOW.quantile(0.99, metrics.SCHEDULE_LAG, by="instance"), "{{instance}}")],
-            colours={},
-            width=6,
+            {"{{instance}}": NOW.quantile(0.99, metrics.SCHEDULE_LAG, by="instance")},
         ),
-        timeseries(
+        _quarter(
             "Agents",
             "How many agents run loops? Compare latencies only at equal numbers.",
             "none",
-            [target(NOW.gauge(metrics.AGENTS, by="user_class"), "{{user_class}}")],
-            colours={},
-            width=6,
+            {"{{user_class}}": NOW.gauge(metrics.AGENTS, by="user_class")},
         ),
-        timeseries(
+        _quarter(
             "Lost for monitoring",
             "Is anything missing here? Dropped records are loops that no metric counts; overflow is "
             "observations under __other__ because there were more than 50 tools or error types.",
             "ops",
-            [
-                target(NOW.rate(metrics.RECORDS_DROPPED, by="sink"), "dropped by {{sink}}"),
-                target(NOW.rate(metrics.LABEL_OVERFLOW, by="label"), "overflow of {{label}}"),
-            ],
-            colours={},
-            width=6,
+            {
+                "dropped by {{sink}}": NOW.rate(metrics.RECORDS_DROPPED, by="sink"),
+                "overflow of {{label}}": NOW.rate(metrics.LABEL_OVERFLOW, by="label"),
+            },
         ),
         timeline(
             "Strategy under test",
@@ -246,22 +219,20 @@ def generator() -> list[Panel]:
             "graph. Empty outside a load test.",
             NOW.gauge(metrics.RUN_INFO, by="strategy", how="max"),
             "{{strategy}}",
-            width=24,
         ),
     ]
 
 
 def objective() -> list[Panel]:
     threshold = "$slo"
-    percent = f"{OBJECTIVE:.0%}"
     return [
         row("SLO"),
         stat(
             "Loops within the objective",
-            f"Which share of loops ended well within the threshold chosen above? The objective is {percent}. "
-            "The threshold is a bucket bound, so the figure is exact.",
+            "Which share of loops ended well within the threshold chosen above? "
+            f"The objective is {OBJECTIVE:.0%}. The threshold is a bucket bound, so the figure is exact.",
             "percentunit",
-            [target(within(WHOLE, threshold, "strategy"), "{{strategy}}", instant=True)],
+            within(WHOLE, threshold, "strategy"),
             steps=((None, RED), (1 - FAST_BURN * (1 - OBJECTIVE), AMBER), (OBJECTIVE, GREEN)),
             decimals=2,
             width=8,
@@ -273,9 +244,8 @@ def objective() -> list[Panel]:
             f"Above {FAST_BURN} over 1h and 5m, or above {SLOW_BURN:g} over 6h and 30m, an alert fires; the "
             "long window says that it matters, the short one that it still goes on.",
             "none",
-            [target(burn_rate(NOW.over(window), threshold), window) for window in BURN_WINDOWS],
+            {window: burn_rate(NOW.over(window), threshold) for window in ("5m", "30m", "1h", "6h")},
             limit=FAST_BURN,
-            colours={},
             width=16,
         ),
     ]

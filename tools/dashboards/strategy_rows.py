@@ -13,6 +13,7 @@ from tools.dashboards.panels import (
     RANGE,
     RED,
     Panel,
+    Queries,
     Scope,
     bars,
     heatmap,
@@ -20,7 +21,6 @@ from tools.dashboards.panels import (
     row,
     stat,
     table,
-    target,
     timeseries,
 )
 
@@ -29,6 +29,9 @@ NOW = Scope()
 
 WHOLE = Scope(window=RANGE)
 """Over the dashboard's whole time range: comparable between strategies that took turns."""
+
+Counted = Callable[..., str]
+"""`Scope.rate` or `Scope.increase`."""
 
 LAG_LIMIT = 0.05
 """Seconds of event-loop lag at p99 above which the process measures itself and not the agents."""
@@ -43,7 +46,7 @@ def verdict() -> list[Panel]:
             "How long do 95 in 100 loops take at most, from the user's message to the final answer? "
             "Over the whole time range. If it is too long, see below which phase the time goes to.",
             "s",
-            [target(WHOLE.quantile(0.95, metrics.LOOP_DURATION, by=by), "{{strategy}}", instant=True)],
+            WHOLE.quantile(0.95, metrics.LOOP_DURATION, by=by),
         ),
         stat(
             "Speed-up",
@@ -51,7 +54,7 @@ def verdict() -> list[Panel]:
             "sequential; if a concurrent strategy stays near 1, rounds have few calls, or something "
             "serialises them: see fan-out and event-loop lag.",
             "none",
-            [target(speed_up(WHOLE, by), "{{strategy}}", instant=True)],
+            per_wall_second(WHOLE.rate, metrics.TOOL_PHASE_WORK, by),
             decimals=2,
         ),
         stat(
@@ -60,7 +63,7 @@ def verdict() -> list[Panel]:
             "nothing. Below 0.5 more time is lost to waiting than the work needs: raise the limit, if the "
             "quotas allow it.",
             "percentunit",
-            [target(efficiency(WHOLE, by), "{{strategy}}", instant=True)],
+            per_wall_second(WHOLE.rate, metrics.TOOL_PHASE_CRITICAL_PATH, by),
             steps=((None, AMBER), (0.5, NEUTRAL), (0.8, GREEN)),
             decimals=0,
         ),
@@ -70,7 +73,7 @@ def verdict() -> list[Panel]:
             "load) an arrival that never started? Quantiles flatter a strategy that fails: read this first. "
             "The tool and model rows say what failed.",
             "percentunit",
-            [target(failed(WHOLE.rate, by), "{{strategy}}", instant=True)],
+            failed(WHOLE.rate, by),
             steps=((None, NEUTRAL), (0.01, AMBER), (0.05, RED)),
             decimals=2,
         ),
@@ -79,7 +82,7 @@ def verdict() -> list[Panel]:
             "How often did a quota refuse an attempt (429, 529)? Anything lasting means that the strategy "
             "asks for more than the quota: lower its limit.",
             "reqps",
-            [target(WHOLE.rate(metrics.RATE_LIMITED, by=by), "{{strategy}}", instant=True)],
+            WHOLE.rate(metrics.RATE_LIMITED, by=by),
             steps=((None, NEUTRAL), (0.1, AMBER), (1, RED)),
             decimals=2,
             empty="none",
@@ -89,7 +92,8 @@ def verdict() -> list[Panel]:
             "Was the process itself too slow? Above 50 ms its own event loop adds to every latency here, "
             "and the figures are invalid: fewer agents per process, more processes.",
             "s",
-            [target(worst_lag(WHOLE), "worst process", instant=True)],
+            f"max({WHOLE.quantile(0.99, metrics.EVENT_LOOP_LAG, by='instance')})",
+            legend="worst process",
             steps=((None, GREEN), (LAG_LIMIT, RED)),
         ),
     ]
@@ -97,7 +101,6 @@ def verdict() -> list[Panel]:
 
 def side_by_side() -> list[Panel]:
     by = "strategy"
-    limiting = "model_queue|queue|backoff"
     return [
         row("Strategies side by side"),
         timeseries(
@@ -105,7 +108,7 @@ def side_by_side() -> list[Panel]:
             "How long do loops take under each strategy? Compare the p99s: a strategy may win the median "
             "and lose the tail.",
             "s",
-            quantiles(NOW, metrics.LOOP_DURATION),
+            quantiles(metrics.LOOP_DURATION, p50=0.5, p95=0.95, p99=0.99),
             width=12,
         ),
         timeseries(
@@ -113,7 +116,7 @@ def side_by_side() -> list[Panel]:
             "How long does one round take, model request and tool calls together? If loops are slow and "
             "rounds are not, loops have many rounds.",
             "s",
-            quantiles(NOW, metrics.ROUND_DURATION),
+            quantiles(metrics.ROUND_DURATION, p50=0.5, p95=0.95, p99=0.99),
             width=12,
         ),
         bars(
@@ -136,7 +139,7 @@ def side_by_side() -> list[Panel]:
             "Seconds of round time per second, by phase: did the mix change during the run or the day? "
             "A phase that grows while the load does not is where to look.",
             "s",
-            [target(NOW.rate(metrics.ROUND_PHASE, by="phase"), "{{phase}}")],
+            {"{{phase}}": NOW.rate(metrics.ROUND_PHASE, by="phase")},
             width=12,
             height=9,
             stack=True,
@@ -147,33 +150,30 @@ def side_by_side() -> list[Panel]:
             "How many seconds of each loop wait for our limiters (queue of the tools, model_queue) or for a "
             "quota (backoff)? A queue without backoff: the limit is too low. Backoff: it is too high.",
             "s",
-            [
-                target(
-                    ratio(
-                        NOW.rate(metrics.ROUND_PHASE, by="strategy, phase", phase=f"=~{limiting}"),
-                        NOW.rate(metrics.LOOP_DURATION, "_count", by=by),
-                        "on (strategy) group_left ()",
-                    ),
-                    "{{strategy}} {{phase}}",
+            {
+                "{{strategy}} {{phase}}": ratio(
+                    NOW.rate(metrics.ROUND_PHASE, by="strategy, phase", phase="=~model_queue|queue|backoff"),
+                    NOW.rate(metrics.LOOP_DURATION, "_count", by=by),
+                    "on (strategy) group_left ()",
                 )
-            ],
+            },
         ),
         timeseries(
             "Loops per second",
             "How many loops finish, well or not? In a closed load (N agents) a faster strategy also does "
             "more: then compare latency at equal throughput.",
             "ops",
-            [target(NOW.rate(metrics.LOOP_DURATION, "_count", by=by), "{{strategy}}")],
+            {"{{strategy}}": NOW.rate(metrics.LOOP_DURATION, "_count", by=by)},
         ),
         timeseries(
             "Rounds and calls per loop",
             "Do the strategies do the same work? If these differ, so do the loops, and durations cannot "
             "be compared.",
             "none",
-            [
-                target(NOW.mean(metrics.LOOP_ROUNDS, by=by), "{{strategy}} rounds"),
-                target(NOW.mean(metrics.LOOP_TOOL_CALLS, by=by), "{{strategy}} calls"),
-            ],
+            {
+                "{{strategy}} rounds": NOW.mean(metrics.LOOP_ROUNDS, by=by),
+                "{{strategy}} calls": NOW.mean(metrics.LOOP_TOOL_CALLS, by=by),
+            },
         ),
         comparison(),
     ]
@@ -194,8 +194,8 @@ def comparison() -> Panel:
             "loop p50": ("s", WHOLE.quantile(0.5, metrics.LOOP_DURATION, by=by)),
             "loop p95": ("s", WHOLE.quantile(0.95, metrics.LOOP_DURATION, by=by)),
             "loop p99": ("s", WHOLE.quantile(0.99, metrics.LOOP_DURATION, by=by)),
-            "speed-up": ("none", speed_up(WHOLE, by)),
-            "efficiency": ("percentunit", efficiency(WHOLE, by)),
+            "speed-up": ("none", per_wall_second(WHOLE.rate, metrics.TOOL_PHASE_WORK, by)),
+            "efficiency": ("percentunit", per_wall_second(WHOLE.rate, metrics.TOOL_PHASE_CRITICAL_PATH, by)),
             "calls per round": ("none", WHOLE.mean(metrics.ROUND_FANOUT, by=by)),
             "queue share": (
                 "percentunit",
@@ -238,10 +238,7 @@ def fan_out() -> list[Panel]:
             "How much longer than the median call is the longest of its round? Gathered calls end with "
             "the last one: above 3, time out or hedge the slow tool rather than raise the limit.",
             "none",
-            [
-                target(NOW.quantile(q, metrics.ROUND_STRAGGLER_RATIO, by=by), f"{{{{strategy}}}} {name}")
-                for name, q in (("p50", 0.5), ("p95", 0.95))
-            ],
+            quantiles(metrics.ROUND_STRAGGLER_RATIO, p50=0.5, p95=0.95),
             lowest=1,
         ),
         timeseries(
@@ -250,58 +247,43 @@ def fan_out() -> list[Panel]:
             "processes? Near the limit: the limit decides the throughput. Far below it: the limit costs "
             "nothing.",
             "none",
-            [
-                target(NOW.rate(metrics.TOOL_CALL_DURATION, "_sum", by=by), "{{strategy}} running"),
-                target(NOW.gauge(metrics.CONCURRENCY_LIMIT, by=by), "{{strategy}} limit"),
-            ],
+            {
+                "{{strategy}} running": NOW.rate(metrics.TOOL_CALL_DURATION, "_sum", by=by),
+                "{{strategy}} limit": NOW.gauge(metrics.CONCURRENCY_LIMIT, by=by),
+            },
         ),
         timeseries(
             "Peak concurrency of a round",
             "How many calls of one round really overlapped? If it stays below the fan-out without a "
             "limit, a tool blocks the event loop: make it async, or let it run in a thread.",
             "none",
-            [
-                target(NOW.mean(metrics.ROUND_PEAK_CONCURRENCY, by=by), "{{strategy}} peak"),
-                target(NOW.mean(metrics.ROUND_FANOUT, by=by), "{{strategy}} fan-out"),
-            ],
+            {
+                "{{strategy}} peak": NOW.mean(metrics.ROUND_PEAK_CONCURRENCY, by=by),
+                "{{strategy}} fan-out": NOW.mean(metrics.ROUND_FANOUT, by=by),
+            },
         ),
     ]
 
 
-def quantiles(scope: Scope, metric: Metric, by: str = "strategy") -> list[Panel]:
-    """p50, p95 and p99 of a histogram by one label."""
-    return [
-        target(scope.quantile(q, metric, by=by), f"{{{{{by}}}}} {name}")
-        for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
-    ]
+def quantiles(metric: Metric, **named: float) -> Queries:
+    """The named quantiles of a histogram, for each strategy."""
+    return {f"{{{{strategy}}}} {name}": NOW.quantile(q, metric, by="strategy") for name, q in named.items()}
 
 
-def speed_up(scope: Scope, by: str) -> str:
-    return ratio(scope.rate(metrics.TOOL_PHASE_WORK, by=by), scope.rate(metrics.TOOL_PHASE_WALL, by=by))
+def per_wall_second(counted: Counted, part: Metric, by: str, **matchers: str) -> str:
+    """Seconds of `part` (work, or critical path) per second that tool phases took."""
+    return ratio(counted(part, by=by, **matchers), counted(metrics.TOOL_PHASE_WALL, by=by, **matchers))
 
 
-def efficiency(scope: Scope, by: str) -> str:
-    return ratio(
-        scope.rate(metrics.TOOL_PHASE_CRITICAL_PATH, by=by), scope.rate(metrics.TOOL_PHASE_WALL, by=by)
-    )
-
-
-def failed(counted: Callable[..., str], by: str, **matchers: str) -> str:
-    """Share of loops that failed, as `compare` prints it; 0, not absent, when none did.
-
-    `counted`: `Scope.rate` or `Scope.increase`.
-    """
+def failed(counted: Counted, by: str, **matchers: str) -> str:
+    """Share of loops that failed, as `compare` prints it; 0, not absent, when none did."""
     good = counted(metrics.LOOP_DURATION, "_count", by=by, status="=ok", **matchers)
     every = every_loop(counted, by, **matchers)
     return f"1 - ({good} or 0 * {every}) / ({every} > 0)"
 
 
-def every_loop(counted: Callable[..., str], by: str, **matchers: str) -> str:
+def every_loop(counted: Counted, by: str, **matchers: str) -> str:
     """Loops that ended, and arrivals whose loop never started."""
     ended = counted(metrics.LOOP_DURATION, "_count", by=by, **matchers)
     dropped = counted(metrics.ARRIVALS_DROPPED, by=by, **matchers)
     return f"({ended} + ({dropped} or 0 * {ended}))"
-
-
-def worst_lag(scope: Scope) -> str:
-    return f"max({scope.quantile(0.99, metrics.EVENT_LOOP_LAG, by='instance')})"
