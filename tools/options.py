@@ -33,7 +33,7 @@ def _row(one: Field[Any], option: Option) -> str:
 
 
 def written(text: str) -> str:
-    """The README with the table of now."""
+    """The README's `text` with its table replaced by a new one."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"

@@ -1,4 +1,4 @@
-"""The report's charts: Observable Plot and the D3 it needs, as published, kept beside their licences.
+"""Fetches the JavaScript of the report's charts: Observable Plot and the D3 it needs, with their licences.
 
 `python -m tools.vendor` takes the versions pinned here from the npm registry (with npm's own client,
 which checks their integrity), replaces the files in `profiler/report/html/assets/vendor/` and writes
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -39,9 +38,9 @@ LIBRARIES = (
 """In the order in which they are loaded."""
 
 
-def refresh(target: Path = VENDOR) -> Iterator[dict[str, str]]:
-    """Replace the vendored files; yields what `vendor.json` says of each."""
-    target.mkdir(parents=True, exist_ok=True)
+def refresh() -> Iterator[dict[str, str]]:
+    """Replace the vendored files; yields an entry of `vendor.json` for each."""
+    VENDOR.mkdir(parents=True, exist_ok=True)
     for library in LIBRARIES:
         with tempfile.TemporaryDirectory() as scratch:
             command = ["npm", "pack", "--silent", f"{library.package}@{library.version}"]
@@ -50,8 +49,8 @@ def refresh(target: Path = VENDOR) -> Iterator[dict[str, str]]:
                 source = _member(archive, library.member)
                 licence = _member(archive, "package/LICENSE")
                 about = json.loads(_member(archive, "package/package.json"))
-        (target / library.file).write_bytes(source)
-        (target / f"{library.file}.LICENSE").write_bytes(licence)
+        (VENDOR / library.file).write_bytes(source)
+        (VENDOR / f"{library.file}.LICENSE").write_bytes(licence)
         yield {
             "package": library.package,
             "version": library.version,
@@ -68,14 +67,8 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
-def main() -> int:
-    """Refresh, and say what came."""
+if __name__ == "__main__":
     found = list(refresh())
     (VENDOR / "vendor.json").write_text(json.dumps(found, indent=2) + "\n")
     for entry in found:
         print(f"{entry['file']}: {entry['package']} {entry['version']}, sha256 {entry['sha256']}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,6 +2,6 @@
 
 `python -m profiler.emulator` runs it; `profiler.emulator.process` starts it in a process of its own.
 Pure: draws (and ids), arguments, tape, conversation, limits (quotas and capacity), the wire formats.
-I/O: http1 (connections), scheduler (timers), server (routes, process). Between them model_service
-(which does the faults), tool_service and journal.
+I/O: http1 (connections), scheduler (timers), server (routes, `main`). Between them: model_service
+(faults included), tool_service and journal.
 """

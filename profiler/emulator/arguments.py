@@ -13,8 +13,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-# Private, for want of a public one: `sre_parse` is deprecated, and a parser of our own would either take
-# less than `re.compile`, which decides here what a pattern is, or be as large as all the rest.
+# Private, since the public `sre_parse` is deprecated. A parser of our own would accept less than `re.compile`
+# does, which decides here whether a pattern is valid, or be as long as the rest of this module.
 from re import _parser as sre_parse  # type: ignore[attr-defined]
 from typing import Any
 

@@ -43,12 +43,12 @@ class Draws:
     __slots__ = ("_state",)
 
     def __init__(self, stream_key: int) -> None:
-        self._state = (stream_key << 64) | mix(stream_key) | 1
+        self._state = (stream_key << 64) | mix(stream_key) | 1  # odd, which the generator's period needs
 
     def random(self) -> float:
         """A number in [0, 1)."""
         self._state = state = (self._state * _MULTIPLIER) & _MASK128
-        return (state >> 75) * 1.1102230246251565e-16
+        return (state >> 75) * 1.1102230246251565e-16  # the upper 53 bits, times 2^-53
 
     def below(self, bound: int) -> int:
         """A whole number in [0, bound)."""
@@ -185,7 +185,7 @@ def encode(place: Place, nonce: int) -> str:
 
 
 def _word(word: int) -> str:
-    """Eight digits; small numbers and no loop are what makes an id cheap."""
+    """Eight digits, two at a time from a table: small integers and no loop make an id cheap."""
     pairs = _PAIRS
     return (
         f"{pairs[word % 3844]}{pairs[word // 3844 % 3844]}"

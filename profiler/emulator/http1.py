@@ -288,7 +288,7 @@ class Connection(asyncio.Protocol):
         if reply.frames is not None:
             self._pump_frames(transport, exchange, reply, reply.frames)
             return
-        if reply.due_ns and reply.due_ns > (now := time.monotonic_ns()):
+        if reply.due_ns and reply.due_ns > time.monotonic_ns():
             if exchange._timer is None:
                 exchange._timer = self._server.scheduler.at(reply.due_ns, self.pump)
             return
@@ -334,7 +334,7 @@ class Connection(asyncio.Protocol):
             transport.write(b"".join(parts))
         if done:
             self._finish(exchange, reply, reply.ending)
-        elif exchange._timer is None or exchange._timer.callback is None:
+        elif exchange._timer is None or exchange._timer.callback is None:  # else one is armed already
             exchange._timer = self._server.scheduler.at(frames[position][0], self.pump)
 
     def _finish(self, exchange: Exchange, reply: Reply, outcome: Outcome) -> None:

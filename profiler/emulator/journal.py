@@ -83,7 +83,7 @@ _LATENESS_BOUNDS_NS = (100_000, 250_000, 500_000, 1_000_000, 2_000_000, 5_000_00
 
 
 class Journal:
-    """The ring and the counters, which are by API, but `faults`: by kind."""
+    """The ring, and the counters: by API, `faults` by kind."""
 
     def __init__(self, size: int = 100_000) -> None:
         self._ring: deque[Entry] = deque(maxlen=size)

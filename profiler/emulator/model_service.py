@@ -45,10 +45,10 @@ UNMATCHED = 1 << 62
 """Loop numbers from here on are for tool requests that belong to no call."""
 
 _ANSWER_TOKENS = 32
-"""Every answer takes as long as so many tokens."""
+"""An answer takes as long as so many tokens, whatever its length."""
 
 _MAX_KEYS = 10_000
-"""Of a dictionary that a client's inventions could fill: API keys, places with faults."""
+"""The most entries that clients can add to a dictionary: quotas by API key, attempts by place."""
 
 _DEFAULT_MODELS = ("gpt-4o", "gpt-4o-mini", "gpt-4.1", "claude-sonnet-5-5", "claude-haiku-5-5")
 
@@ -457,8 +457,7 @@ def error_frame(api: str, sequence: int) -> bytes:
     """An error in mid-stream, after HTTP 200."""
     event: dict[str, Any]
     if api == "chat":
-        error = {"message": _SERVER_ERROR, "type": "server_error", "param": None, "code": None}
-        return b"data: %b\n\n" % orjson.dumps({"error": error})
+        return b"data: %b\n\n" % openai_chat.envelope(ApiError(_SERVER_ERROR, kind="server_error"))
     if api == "messages":
         event = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
     else:

@@ -12,12 +12,13 @@ from urllib.parse import unquote, unquote_plus
 import orjson
 
 from profiler.emulator.arguments import WORDS
-from profiler.emulator.conversation import Outstanding
+from profiler.emulator.conversation import ApiError, Outstanding
 from profiler.emulator.draws import Draws, Place, decode, key
 from profiler.emulator.http1 import Exchange, Reply
 from profiler.emulator.journal import Entry, Journal
 from profiler.emulator.limits import Rejected, ToolCapacity
 from profiler.emulator.model_service import JSON, UNMATCHED
+from profiler.emulator.openai_chat import envelope
 from profiler.emulator.scheduler import Scheduler, Timer
 from profiler.emulator.tape import Tape
 from profiler.loop.model import CALL_HEADER, TRIAL_HEADER
@@ -37,14 +38,14 @@ class ToolService:
         self._scheduler = scheduler
         self._by_path = {spec.path: spec for spec in tape.scenario.tools}
         self._in_flight: dict[str, int] = {}  # by name; only names with calls in flight, so it stays small
-        self._crowds: dict[str, Crowd] = {}
+        self._queues: dict[str, ToolQueue] = {}
         self._unmatched = 0
         self._started_ns = time.monotonic_ns()
 
     def __call__(self, exchange: Exchange) -> None:
         """Answer one request under `/tools/`."""
         path = exchange.path.decode("latin-1")
-        segment, _, rest = path[7:].partition("/")
+        segment, _, rest = path.removeprefix("/tools/").partition("/")
         spec = self._by_path.get("/tools/" + segment)
         arguments: dict[str, Any] = dict(query_arguments(exchange.query))
         if exchange.method == b"POST":
@@ -64,9 +65,8 @@ class ToolService:
         elif not segment or rest:
             error(exchange, 404, f"unknown path {path}")
             return
-        self._serve(
-            exchange, spec or self._scenario.default_tool, spec.name if spec else unquote(segment), arguments
-        )
+        name = spec.name if spec else unquote(segment)
+        self._serve(exchange, spec or self._scenario.default_tool, name, arguments)
 
     def _serve(self, exchange: Exchange, spec: ToolSpec, name: str, arguments: dict[str, Any]) -> None:
         entry = self._journal.open("tool", "tools", exchange.received_ns)
@@ -85,7 +85,7 @@ class ToolService:
         path = spec.path or exchange.path.decode("latin-1")
         reply = self._reply(place, name, path, arguments, entry)
         if spec.capacity is not None:
-            self._crowd(name, spec.capacity).arrive(exchange, reply, duration_ns, entry)
+            self._queue(name, spec.capacity).arrive(exchange, reply, duration_ns, entry)
             return
         reply.due_ns = entry.due_ns if duration_ns else 0
         exchange.send(reply)
@@ -95,14 +95,14 @@ class ToolService:
         if not self._in_flight[name]:
             del self._in_flight[name]
 
-    def _crowd(self, name: str, capacity: Capacity) -> Crowd:
-        crowd = self._crowds.get(name)
-        if crowd is None:
-            if len(self._crowds) > 1000:  # any name is a tool: a client could invent them without end
+    def _queue(self, name: str, capacity: Capacity) -> ToolQueue:
+        queue = self._queues.get(name)
+        if queue is None:
+            if len(self._queues) > 1000:  # any name is a tool: a client could invent them without end
                 raise RuntimeError("more than a thousand tools with a capacity")
-            machine = ToolCapacity(capacity, self._scenario.time_scale, self._started_ns)
-            crowd = self._crowds[name] = Crowd(machine, self._scheduler)
-        return crowd
+            state = ToolCapacity(capacity, self._scenario.time_scale, self._started_ns)
+            queue = self._queues[name] = ToolQueue(state, self._scheduler)
+        return queue
 
     def _reply(self, place: Place, name: str, path: str, arguments: dict[str, Any], entry: Entry) -> Reply:
         if self._scenario.faults and self._tape.call_fault(place, "tool_http_500") is not None:
@@ -130,11 +130,11 @@ class ToolService:
         return Place(UNMATCHED + self._unmatched, 0, 0)
 
 
-class Crowd:
-    """The requests at a tool of limited capacity; one timer drives its state machine."""
+class ToolQueue:
+    """The requests at a tool of limited capacity, waiting or served; one timer, for the next to end."""
 
-    def __init__(self, machine: ToolCapacity, scheduler: Scheduler) -> None:
-        self._machine = machine
+    def __init__(self, state: ToolCapacity, scheduler: Scheduler) -> None:
+        self._state = state
         self._scheduler = scheduler
         self._serial = 0
         self._waiting: dict[int, tuple[Exchange, Reply, Entry]] = {}
@@ -143,9 +143,9 @@ class Crowd:
     def arrive(self, exchange: Exchange, reply: Reply, work_ns: int, entry: Entry) -> None:
         """Serve, queue or reject one request; its reply is sent when its work is done."""
         now_ns = exchange.received_ns
-        self._end(self._machine.advance(now_ns))
+        self._end(self._state.advance(now_ns))
         self._serial = serial = self._serial + 1
-        rejected = self._machine.arrive(serial, work_ns, now_ns)
+        rejected = self._state.arrive(serial, work_ns, now_ns)
         if rejected is not None:
             _reject(exchange, rejected, entry)
             return
@@ -156,14 +156,14 @@ class Crowd:
     def _leave(self, serial: int) -> None:
         waited = self._waiting.pop(serial, None)
         if waited is not None:
-            self._end(self._machine.advance(time.monotonic_ns()))
-            self._machine.leave(serial)
+            self._end(self._state.advance(time.monotonic_ns()))
+            self._state.leave(serial)
             waited[2].finished(time.monotonic_ns(), "disconnected")
             self._arm()
 
     def _tick(self) -> None:
         self._timer = None
-        self._end(self._machine.advance(time.monotonic_ns()))
+        self._end(self._state.advance(time.monotonic_ns()))
         self._arm()
 
     def _end(self, ended: list[tuple[int, int]]) -> None:
@@ -176,7 +176,7 @@ class Crowd:
                 exchange.send(reply)
 
     def _arm(self) -> None:
-        due_ns = self._machine.next_ns()
+        due_ns = self._state.next_ns()
         if self._timer is not None:
             if due_ns is not None and self._timer.due_ns <= due_ns:
                 return  # fires early, looks again
@@ -199,10 +199,7 @@ def _reject(exchange: Exchange, rejected: Rejected, entry: Entry) -> None:
 
 def error(exchange: Exchange, status: int, message: str) -> None:
     """A plain error of the emulator itself."""
-    body = orjson.dumps(
-        {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
-    )
-    exchange.send(Reply(status, JSON, body))
+    exchange.send(Reply(status, JSON, envelope(ApiError(message))))
 
 
 # The answers of the tools: small JSON, a pure function of tool and arguments.
