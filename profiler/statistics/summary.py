@@ -1,9 +1,8 @@
 """`summary.json`: the figures of a run, as one tree of data.
 
 The shape is a contract: keys may be added, never changed. Seconds are floats, intervals are 95 %,
-quantiles are those of `quantiles`. What each figure is taken over is said in `measure` and
-`figures`; `totals` are over every record, warm-up and drain included, and are what Prometheus can
-agree with.
+quantiles are those of `quantiles`. `windows` and `figures` say which loops each figure is of; `totals`
+are of every record, warm-up and drain included, as Prometheus counts.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from profiler.records import LoopRecord
 from profiler.rundir import Load, Run, RunDirectory, parse
 from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_strategies
-from profiler.statistics.figures import StrategySummary, figures, limit
+from profiler.statistics.figures import StrategySummary, figures
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE
 from profiler.statistics.scalability import Scalability, fit
-from profiler.statistics.table import Table, tabulate, tabulate_file
+from profiler.statistics.table import Table, tabulate
 from profiler.statistics.verdicts import Verdict, verdict
 from profiler.statistics.windows import Measured, WarmUp, completed, measure
 
@@ -34,7 +33,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One load of a ladder: every strategy under it, and how they compare."""
+    """One of several loads: every strategy under it, and how they compare."""
 
     users: int
     strategies: tuple[StrategySummary, ...]
@@ -46,9 +45,9 @@ class Level:
 class Summary:
     """Everything a report shows of a run.
 
-    `strategies` (with `comparisons` and `verdicts`) are those under the highest load; `levels` has
-    every load of a ladder and is empty without one. `finished` is False for a run that was cut
-    short. `warnings` are read before anything else; `valid` is False when one of them says so.
+    `strategies` (with `comparisons` and `verdicts`) are those under the highest load; `levels` has every
+    load where there are several, and is empty otherwise. `finished` is False for a run that was cut
+    short. `warnings` are to be read before anything else; `valid` is False when one is invalid.
     """
 
     scenario: str
@@ -81,8 +80,8 @@ def summarise(run: Run, records: Iterable[LoopRecord], baseline: str | None = No
 
 
 def summarise_directory(directory: RunDirectory, baseline: str | None = None) -> Summary:
-    """The summary of a run directory, whatever became of the run. Raises `RecordError`, `UsageError`."""
-    return summarise_table(directory.load(), tabulate_file(directory.records_path), baseline)
+    """The summary of a run directory, finished or not. Raises `RecordError`, `UsageError`."""
+    return summarise_table(directory.load(), tabulate(directory.records()), baseline)
 
 
 def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summary:
@@ -90,7 +89,7 @@ def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summ
     objective = None if run.slo is None else parse_objective(run.slo, "run.json: key slo")
     measured = measure(run, table)
     named = {group.strategy for group in measured}
-    # A strategy that was recorded but has no finished trial still shows its totals.
+    # A strategy that was recorded but has no finished trial still has totals to show.
     for strategy in dict.fromkeys([*map(str, run.strategies), *table.strategies]):
         if strategy not in named:
             users = max((group.users for group in measured), default=run.load.users)
@@ -98,8 +97,8 @@ def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summ
     levels: dict[int, list[Measured]] = {}
     for group in measured:
         levels.setdefault(group.users, []).append(group)
-    ladder = tuple(_level(users, levels[users], table, objective, baseline) for users in sorted(levels))
-    top = ladder[-1] if ladder else Level(run.load.users, ())
+    every = tuple(_level(users, levels[users], table, objective, baseline) for users in sorted(levels))
+    top = every[-1] if every else Level(run.load.users, ())
     warnings = caveats(run, top.strategies)
     return Summary(
         scenario=run.scenario,
@@ -115,13 +114,13 @@ def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summ
         comparisons=top.comparisons,
         verdicts=top.verdicts,
         objective=run.slo,
-        levels=ladder if len(ladder) > 1 else (),
+        levels=every if len(every) > 1 else (),
         scalability=_scalability(measured, table),
     )
 
 
 def _scalability(measured: list[Measured], table: Table) -> dict[str, Scalability]:
-    """The law of each strategy that ran under enough loads, from the throughput of its blocks."""
+    """The scalability law of each strategy that ran under enough loads, from its blocks' throughput."""
     laws = {}
     for strategy in dict.fromkeys(group.strategy for group in measured):
         groups = [group for group in measured if group.strategy == strategy and group.blocks]
@@ -139,14 +138,14 @@ def _level(
     users: int, groups: list[Measured], table: Table, objective: Objective | None, baseline: str | None
 ) -> Level:
     strategies = tuple(figures(group, table, objective) for group in groups)
-    comparisons = compare_strategies(groups, table, limit(objective), baseline)
+    comparisons = compare_strategies(groups, table, objective, baseline)
     named = {strategy.strategy: strategy for strategy in strategies}
     verdicts = tuple(verdict(c, named.get(c.strategy), named.get(c.baseline)) for c in comparisons)
     return Level(users, strategies, comparisons, verdicts)
 
 
 def decode(data: bytes, source: str = "summary.json") -> Summary:
-    """Inverse of writing a `Summary` as JSON. Raises `RecordError` naming `source` and the key."""
+    """The `Summary` in its JSON. Raises `RecordError` naming `source` and the key."""
     parsed = parse(data, source)
     schema = parsed.get("schema")
     if isinstance(schema, int) and schema > SCHEMA:

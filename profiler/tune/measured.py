@@ -12,10 +12,10 @@ from profiler.anatomy import peak
 from profiler.records import LoopRecord
 from profiler.rundir import Run, RunDirectory
 from profiler.statistics.comparison import Ratio, compare_strategies
-from profiler.statistics.figures import StrategySummary, figures, limit, limit_line
+from profiler.statistics.figures import StrategySummary, figures, limit_line
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import Estimate
-from profiler.statistics.table import tabulate, tabulate_file
+from profiler.statistics.table import tabulate
 from profiler.statistics.windows import Measured, measure
 from profiler.tune.candidates import Scored
 
@@ -36,7 +36,7 @@ def by_level(
 ) -> dict[int, list[Scored]]:
     """The same for each load of a ladder."""
     run = directory.load()
-    table = tabulate_file(directory.records_path)
+    table = tabulate(directory.records())
     groups: dict[int, list[Measured]] = {}
     for group in measure(run, table):
         groups.setdefault(group.users, []).append(group)
@@ -48,7 +48,7 @@ def by_level(
             best = max(ranked, key=lambda one: one.score.value or 0.0).spec
             ratios = {
                 comparison.strategy: _ratio(getattr(comparison, objective), objective)
-                for comparison in compare_strategies(measured, table, limit(slo), best)
+                for comparison in compare_strategies(measured, table, slo, best)
             }
             scored = [replace(one, against_best=ratios.get(one.spec)) for one in scored]
         found[users] = scored
