@@ -15,18 +15,20 @@ from profiler.statistics.comparison import Ratio
 from profiler.statistics.quantiles import Estimate
 from profiler.tune.answer import Answer, choose, python_snippet, render, toml_fragment
 from profiler.tune.candidates import (
-    Scored,
+    Candidate,
     affordable,
     block_seconds,
     equivalent,
-    ladder,
+    first_limits,
     on_one_scale,
+    overheads,
+    pilot,
     refine,
     settled,
+    settled_limit,
     shape,
     survivors,
 )
-from profiler.tune.measured import pilot, settled_limit
 from profiler.tune.quotas import Quota, advise, demand, parse_quota, seen_quota
 from profiler.tune.search import Search
 
@@ -35,22 +37,22 @@ S = 1_000_000_000
 
 def scored(
     spec: str, score: float | None, ratio: float | None = None, shown: bool = False, width: float = 0.05
-) -> Scored:
+) -> Candidate:
     """A candidate whose intervals are ± `width` of its score."""
     estimate = Estimate(None) if score is None else Estimate(score, score * (1 - width), score * (1 + width))
     limit = int(spec.split(":")[1]) if spec.startswith("semaphore:") else None
     against = (
         None if ratio is None else Ratio(ratio, ratio * (1 - width), ratio * (1 + width), 0.01, shown=shown)
     )
-    return Scored(spec, limit, estimate, estimate, estimate, Estimate(1.0), Estimate(0.0), 10.0, against)
+    return Candidate(spec, limit, estimate, estimate, estimate, Estimate(1.0), Estimate(0.0), 10.0, against)
 
 
 def test_a_ladder_reaches_from_the_mean_to_the_peak_or_lies_around_a_guess():
-    assert ladder(16, 1) == [1, 2, 4, 8, 16]
-    assert ladder(1) == [1]
-    assert ladder(160, 10, guess=20) == [10, 14, 20, 28, 40]
-    assert ladder(4, guess=2) == [1, 2, 3, 4]
-    assert ladder(5, 40) == [5]  # a peak below the mean is no peak: nothing was lost there
+    assert first_limits(16, 1) == [1, 2, 4, 8, 16]
+    assert first_limits(1) == [1]
+    assert first_limits(160, 10, guess=20) == [10, 14, 20, 28, 40]
+    assert first_limits(4, guess=2) == [1, 2, 3, 4]
+    assert first_limits(5, 40) == [5]  # a peak below the mean is no peak: nothing was lost there
 
 
 def test_refining_looks_between_the_best_and_its_neighbours():
@@ -71,8 +73,7 @@ def test_who_is_shown_to_be_worse_is_out():
         scored("semaphore:16", 5.0),
         scored("adaptive", None),
     ]
-    assert [one.spec for one in survivors(found, 5)] == ["semaphore:16", "semaphore:8"]
-    assert [one.spec for one in survivors(found, 1)] == ["semaphore:16"]
+    assert [one.spec for one in survivors(found)] == ["semaphore:16", "semaphore:8"]
 
 
 def test_rungs_of_different_lengths_are_put_on_one_scale():
@@ -119,7 +120,7 @@ def test_the_simplest_of_those_without_a_difference_is_chosen():
     assert choose([best, scored("gathered", 4.0, 0.8, width=0.5)])[0].spec == "adaptive"
 
 
-def answer(final: list[Scored], curve: list[Scored], **changes) -> Answer:
+def answer(final: list[Candidate], curve: list[Candidate], **changes) -> Answer:
     setting, as_good = choose(final)
     values = {
         "setting": setting,
@@ -234,11 +235,11 @@ def test_a_pilot_tells_the_peak_and_what_trials_cost():
     later = SimpleNamespace(strategy="adaptive", started_ns=6 * S, ended_ns=10 * S, drained_ns=12 * S)
     records = [loop(0, None, strategy="gathered"), replace(loop(S // 2, None, strategy="gathered"), id="b")]
     run = SimpleNamespace(trials=(trial, later), load=SimpleNamespace(users=10))
-    found = pilot(run, records, 18.0)
+    found = pilot(run, records)
     assert (found.peak, found.mean, found.guess) == (4, 1.0, None)
-    assert (found.between, found.beside) == (2.0, 6.0)
+    assert overheads(run, 18.0) == (2.0, 6.0)
     records.append(loop(S, None, strategy="gathered", error="http_429"))
-    assert pilot(run, records, 18.0).peak == 20  # ten agents that ask for two calls at once
+    assert pilot(run, records).peak == 20  # ten agents that ask for two calls at once
 
 
 # ── quotas ─────────────────────────────────────────────────────────────────────────────────────

@@ -13,8 +13,8 @@ from profiler.statistics.quantiles import Estimate
 from profiler.statistics.scalability import fit
 from profiler.tune.answer import AtLoad, choose, per_second, render, seconds
 from profiler.tune.candidates import on_one_scale, shape
-from profiler.tune.measured import candidates
 from profiler.tune.quotas import Demand, Quota, advise, demand, parse_quota, seen_quota
+from profiler.tune.search import candidates
 from tests.unit.statistics_data import loop as recorded
 from tests.unit.statistics_data import run, trial
 from tests.unit.test_tune import answer, loop, scored
