@@ -455,8 +455,25 @@ def encode(progress: Progress) -> bytes:
     return orjson.dumps(progress, option=orjson.OPT_APPEND_NEWLINE)
 
 
+def appended(path: Path, offset: int, most: int = -1) -> tuple[list[bytes], int]:
+    """(the complete lines of a growing file from `offset` on, the offset after them).
+
+    At most `most` bytes of them, but at least one line. A file that cannot be read has no lines.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(most)
+            if b"\n" not in data:
+                data += file.readline()
+    except OSError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    return whole.splitlines(), offset + len(whole)
+
+
 class Follower:
-    """Reads what has come since the last time it was asked."""
+    """Reads the progress of a run as it is written."""
 
     def __init__(self, directory: Path | str) -> None:
         self._path = Path(directory) / PROGRESS
@@ -464,13 +481,6 @@ class Follower:
 
     def new(self) -> Iterator[Progress]:
         """The lines that are complete and were not seen yet."""
-        try:
-            with open(self._path, "rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except OSError:
-            return
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
+        lines, self._offset = appended(self._path, self._offset)
+        for line in lines:
             yield Progress(**{**orjson.loads(line), "directory": str(self._path.parent)})

@@ -24,7 +24,7 @@ from gevent.lock import Semaphore
 from profiler.report.text import duration, percent
 
 if TYPE_CHECKING:
-    from profiler.report.running import SoFar
+    from profiler.report.running import RunningTotals
 
 ASSETS = Path(__file__).parents[2] / "report" / "html" / "assets"
 
@@ -63,7 +63,7 @@ class Page:
 
     def __init__(self, environment: Any) -> None:
         self._environment = environment
-        self._run: SoFar | None = None
+        self._run: RunningTotals | None = None
         self._turn = Semaphore()
         self._reporting = Semaphore()
         environment.events.test_start.add_listener(self._on_test_start)
@@ -91,11 +91,11 @@ class Page:
         }
 
     def _on_test_start(self, **_: Any) -> None:
-        from profiler.report.running import SoFar
+        from profiler.report.running import RunningTotals
 
         coordinator = self._environment.toolcall_session.coordinator
         if coordinator is not None:
-            self._run = SoFar(coordinator.ledger.directory.path)
+            self._run = RunningTotals(coordinator.ledger.directory.path)
 
     def _follow(self) -> dict[str, Any]:
         """The data of now. One greenlet at a time reads; the others wait for it."""
