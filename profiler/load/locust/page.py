@@ -158,14 +158,15 @@ def make_report(directory: Path, out: Path) -> str | None:
     """Make a report in a process of its own; returns what went wrong, or None."""
     from gevent import subprocess
 
-    command = [sys.executable, "-P", "-m", "profiler.report.html", str(directory), str(out)]
+    command = [sys.executable, "-P", "-m", "profiler", "report", str(directory), "-o", str(out)]
     try:
         made = subprocess.run(command, capture_output=True, timeout=REPORT_SECONDS)
     except subprocess.TimeoutExpired:
         return f"The report was not ready after {REPORT_SECONDS:.0f} s."
     if made.returncode:
         lines = made.stderr.decode(errors="replace").strip().splitlines()
-        return f"The report could not be made: {lines[-1] if lines else 'no reason given'}"
+        reason = lines[-1].removeprefix("profiler: ") if lines else "no reason given"
+        return f"The report could not be made: {reason}"
     return None
 
 
