@@ -70,21 +70,21 @@ class Summary:
     schema: int = SCHEMA
 
 
-def summarise(run: Run, records: Iterable[LoopRecord], baseline: str | None = None) -> Summary:
+def summarise(run: Run, records: Iterable[LoopRecord]) -> Summary:
     """The summary of a run from its records, which are streamed.
 
-    Strategies are compared with `baseline`, by default the first of the run. Raises `UsageError`
-    when the run's objective cannot be parsed.
+    Strategies are compared with the first of the run. Raises `UsageError` when the run's objective
+    cannot be parsed.
     """
-    return summarise_table(run, tabulate(records), baseline)
+    return summarise_table(run, tabulate(records))
 
 
-def summarise_directory(directory: RunDirectory, baseline: str | None = None) -> Summary:
+def summarise_directory(directory: RunDirectory) -> Summary:
     """The summary of a run directory, finished or not. Raises `RecordError`, `UsageError`."""
-    return summarise_table(directory.load(), tabulate(directory.records()), baseline)
+    return summarise(directory.load(), directory.records())
 
 
-def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summary:
+def summarise_table(run: Run, table: Table) -> Summary:
     """The summary of a run whose records are already a table."""
     objective = None if run.slo is None else parse_objective(run.slo, "run.json: key slo")
     measured = measure(run, table)
@@ -97,7 +97,7 @@ def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summ
     levels: dict[int, list[Measured]] = {}
     for group in measured:
         levels.setdefault(group.users, []).append(group)
-    every = tuple(_level(users, levels[users], table, objective, baseline) for users in sorted(levels))
+    every = tuple(_level(users, levels[users], table, objective) for users in sorted(levels))
     top = every[-1] if every else Level(run.load.users, ())
     warnings = caveats(run, top.strategies)
     return Summary(
@@ -134,11 +134,9 @@ def _scalability(measured: list[Measured], table: Table) -> dict[str, Scalabilit
     return laws
 
 
-def _level(
-    users: int, groups: list[Measured], table: Table, objective: Objective | None, baseline: str | None
-) -> Level:
+def _level(users: int, groups: list[Measured], table: Table, objective: Objective | None) -> Level:
     strategies = tuple(figures(group, table, objective) for group in groups)
-    comparisons = compare_strategies(groups, table, objective, baseline)
+    comparisons = compare_strategies(groups, table, objective)
     named = {strategy.strategy: strategy for strategy in strategies}
     verdicts = tuple(verdict(c, named.get(c.strategy), named.get(c.baseline)) for c in comparisons)
     return Level(users, strategies, comparisons, verdicts)

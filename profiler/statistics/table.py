@@ -26,11 +26,11 @@ _LOOP = (
     *("requests", "attempts", "input_tokens", "output_tokens", "work", "critical", "wall", "process"),
     *("overlapped", "saved", "savable", "nested"),
 )
-_ROUND = ("round_loop", "round_wall", "tool_wall", "shortfall", "tools_started", "limit")
-_CALL = ("call_loop", "call_tool", "call_error", "duration", "queue", "blocking")
+_ROUND = ("round_loop", "round_wall", "round_calls", "tool_wall", "shortfall", "tools_started", "limit")
+_CALL = ("call_loop", "call_tool", "call_error", "queued", "duration", "queue", "blocking")
 _NARROW = {
     "shortfall": "b",
-    **dict.fromkeys(("round_loop", "limit", "call_loop", "call_tool", "call_error"), "i"),
+    **dict.fromkeys(("round_loop", "round_calls", "limit", "call_loop", "call_tool", "call_error"), "i"),
 }
 """Columns that need fewer than the 64 bits of the others."""
 
@@ -62,8 +62,10 @@ class Table:
     its calls had started at the end of the reply, and how much sooner it could have (`anatomy.Eagerness`).
     Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls, `limit` where the
     strategy set none.
-    Calls: `duration` is `NONE` for a call that never got through its limiter; `queue` is its wait there;
-    `blocking` is for how long it held the event loop.
+    Calls, in the order of their rounds: `queued` is when a call was handed to the strategy, `queue` its
+    wait there; `duration` is `NONE` for a call that never got through its limiter; `blocking` is for how
+    long it held the event loop.
+    Refusals: `refused` is when a server refused something for a quota.
     """
 
     strategies: list[str]
@@ -96,6 +98,7 @@ class Table:
 
     round_loop: Ints
     round_wall: Ints
+    round_calls: Ints
     tool_wall: Ints
     shortfall: Ints
     tools_started: Ints
@@ -104,9 +107,12 @@ class Table:
     call_loop: Ints
     call_tool: Ints
     call_error: Ints
+    queued: Ints
     duration: Ints
     queue: Ints
     blocking: Ints
+
+    refused: Ints
 
 
 def tabulate(records: Iterable[LoopRecord]) -> Table:
@@ -114,9 +120,11 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
     strategies, tools, errors, shortfalls, processes = (_Codes() for _ in range(5))
     columns = {name: array(_NARROW.get(name, "q")) for name in (*_LOOP, *_ROUND, *_CALL)}
     loops = [columns[name] for name in _LOOP]
-    round_loop, round_wall, tool_wall, shortfall, tools_started, limit = (columns[name] for name in _ROUND)
-    call_loop, call_tool, call_error, duration, queue, blocking = (columns[name] for name in _CALL)
-    phases = array("q")
+    round_loop, round_wall, round_calls, tool_wall, shortfall, tools_started, limit = (
+        columns[name] for name in _ROUND
+    )
+    call_loop, call_tool, call_error, queued, duration, queue, blocking = (columns[name] for name in _CALL)
+    phases, refused = array("q"), array("q")
     for index, record in enumerate(records):
         requests = attempts = input_tokens = output_tokens = work = critical = wall = 0
         overlapped = saved = savable = 0
@@ -138,6 +146,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
                     savable += eager.gathered_ns - eager.bound_ns
             round_loop.append(index)
             round_wall.append(round_.duration_ns)
+            round_calls.append(len(round_.tool_calls))
             tool_wall.append(phase.wall_ns if phase is not None else NONE)
             shortfall.append(shortfalls.of(round_.shortfall))
             tools_started.append(NONE if round_.tools_started_ns is None else round_.tools_started_ns)
@@ -146,6 +155,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
                 call_loop.append(index)
                 call_tool.append(tools.of(call.name))
                 call_error.append(errors.of(call.failure))
+                queued.append(call.queued_ns)
                 duration.append(NONE if call.duration_ns is None else call.duration_ns)
                 queue.append(call.waited_ns)
                 blocking.append(call.blocking_ns)
@@ -175,12 +185,14 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
         for column, value in zip(loops, row, strict=True):
             column.append(value)
         phases.extend(loop_phases(record).values())
+        refused.extend(refusal.at_ns for refusal in record.refusals)
     return Table(
         strategies=list(strategies),
         tools=list(tools),
         errors=list(errors),
         shortfalls=list(shortfalls),
         phases=_view(phases).reshape(-1, len(PHASES)),
+        refused=_view(refused),
         **{name: _view(column) for name, column in columns.items()},
     )
 

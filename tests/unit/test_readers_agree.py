@@ -318,9 +318,9 @@ def page(records: Sequence[LoopRecord], path: Path) -> Facts:
     drawn = course(material)
     (one,) = drawn["trials"]
     return {
-        "calls": material.instants.queued.size,
-        "rounds": material.instants.round_calls.size,
-        "refusals": material.instants.limited.size,
+        "calls": material.table.queued.size,
+        "rounds": material.table.round_calls.size,
+        "refusals": material.table.refused.size,
         "good": sum(one["good"]) * drawn["width"],
         "failed": sum(one["failed"]) * drawn["width"],
     }

@@ -272,9 +272,10 @@ def test_a_summary_carries_comparisons_verdicts_and_objectives() -> None:
     assert sequential.goodput.value is not None
     assert sequential.throughput.value is not None
     assert sequential.goodput.value < 0.1 * sequential.throughput.value
-    other = summarise(run(trials), records, baseline="gathered")
-    assert other.comparisons[0].baseline == "gathered"
-    assert other.verdicts[0].kind == "slower"
+    table = tabulate(records)
+    (other,) = compare_strategies(measure(run(trials), table), table, baseline="gathered")
+    assert other.baseline == "gathered"
+    assert verdict(other).kind == "slower"
 
 
 def test_blocks_that_depend_on_each_other_widen_the_comparison_of_two_runs() -> None:

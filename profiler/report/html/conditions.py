@@ -98,10 +98,10 @@ def _limit_range(limits: Sequence[float | None]) -> str:
     return f"{number(min(known))} to {number(max(known))}, last {number(known[-1])}"
 
 
-def ladder(summary: Summary) -> str:
+def levels(summary: Summary) -> str:
     """Throughput and p95 against load."""
     grid = Grid(
-        "Every load of the ladder",
+        "Every load",
         [
             ("agents", True),
             ("strategy", False),
@@ -135,7 +135,7 @@ def ladder(summary: Summary) -> str:
         + chart("chart-throughput", "Loops per second against agents", 300)
         + chart("chart-tail", "Loop latency at p95 against agents", 300)
         + "</div>"
-        + behind(grid, "table-ladder")
+        + behind(grid, "table-levels")
     )
 
 

@@ -63,10 +63,10 @@ def render(material: Material) -> str:
     if summary.levels:
         sections.append(
             (
-                "ladder",
-                "Load ladder",
+                "levels",
+                "Load levels",
                 "Dots are measured, with 95 % intervals; lines are the fitted law, where there is one.",
-                conditions.ladder(summary),
+                conditions.levels(summary),
             )
         )
     sections += [
