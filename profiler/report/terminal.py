@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO
 
 from rich import box
@@ -62,7 +62,8 @@ def _comparison(summary: Summary, run: Run) -> Iterator[RenderableType]:
     for line in limits(run):
         yield Text(line)
     if summary.objective is not None:
-        yield Text(f"objective {summary.objective}: {objective_outcome(summary, _NAME_WIDTH)}")
+        outcome = objective_outcome(summary, lambda name: clean(name, _NAME_WIDTH))
+        yield Text(f"objective {summary.objective}: {outcome}")
     for name, law in summary.scalability.items():
         yield Text(f"{clean(name)}: {law.sentence}")
     yield from _caveats(summary.warnings, invalid=False)
@@ -147,11 +148,11 @@ def overlap(strategy: StrategySummary) -> str | None:
     return f"{said}saved {duration(found.saved_seconds)} of at most {possible}"
 
 
-def objective_outcome(summary: Summary, longest: int) -> str:
-    """`met by gathered; missed by sequential`; names are cut to `longest` characters."""
+def objective_outcome(summary: Summary, shown: Callable[[str], str]) -> str:
+    """`met by gathered; missed by sequential`; `shown` is how a name is written."""
     parts = []
     for answer, word in ((True, "met by"), (False, "missed by")):
-        names = [clean(one.strategy, longest) for one in summary.strategies if one.objective_met is answer]
+        names = [shown(one.strategy) for one in summary.strategies if one.objective_met is answer]
         if names:
             parts.append(f"{word} {', '.join(names)}")
     return "; ".join(parts) or "no loop was measured"
