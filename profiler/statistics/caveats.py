@@ -230,10 +230,9 @@ def _figures(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat
         )
 
 
-def two_runs() -> Caveat:
-    """The caveat of every comparison of two runs."""
-    return Caveat(
-        "two_runs",
-        "the runs were made at two times, so a drift of the system between them looks like a change",
-        "compare both in one run, block by block, where it matters",
-    )
+TWO_RUNS = Caveat(
+    "two_runs",
+    "the runs were made at two times, so a drift of the system between them looks like a change",
+    "compare both in one run, block by block, where it matters",
+)
+"""The caveat of every comparison of two runs."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from profiler.errors import UsageError
 from profiler.rundir import RUN, Run, RunDirectory
-from profiler.statistics.caveats import Caveat, caveats, two_runs
+from profiler.statistics.caveats import TWO_RUNS, Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_runs
 from profiler.statistics.figures import figures
 from profiler.statistics.objectives import Gate, parse_objective
@@ -71,7 +71,7 @@ def compare_directories(
         comparisons.append(named)
         verdicts.append(verdict(named, b, a))
     outcomes = tuple(decide(gates, comparisons))
-    warnings = (*caveats(after.run, new), *caveats(before.run, old), two_runs())
+    warnings = (*caveats(after.run, new), *caveats(before.run, old), TWO_RUNS)
     warnings = tuple(sorted(warnings, key=lambda caveat: not caveat.invalid))
     invalid = any(caveat.invalid for caveat in warnings)
     return Regression(tuple(comparisons), tuple(verdicts), outcomes, _holds(outcomes, invalid), warnings)

@@ -110,18 +110,6 @@ class _Chain:
     pauses: list[int | None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """How a tool phase is scheduled: one call after another (`chained`), or `limit` at once (None: all).
-
-    `shared`: the limit is over the calls of all agents of a process.
-    """
-
-    chained: bool
-    limit: int | None
-    shared: bool
-
-
 def counterfactuals(
     run: Run, records: Iterable[LoopRecord], tools: Sequence[str] = ()
 ) -> tuple[Counterfactual, ...]:
@@ -140,10 +128,10 @@ def counterfactuals(
         trial = None if index is None else trials.get(index)
         if trial is None or not run.strategy(trial.strategy).replayable:
             continue
-        rule = _rule(run.strategy(trial.strategy))
+        spec = run.strategy(trial.strategy)
         chains = _chains(trial, group, open_load=run.load.model == "open")
         measured = [loop.wall for chain in chains for loop in chain.loops if loop.counts]
-        replayed = (_replay(chains, rule, change) for change in (None, *changes))
+        replayed = (_replay(chains, spec, change) for change in (None, *changes))
         series = walls.setdefault((trial.strategy, trial.users), [[] for _ in range(2 + len(changes))])
         for total, part in zip(series, (measured, *replayed), strict=True):
             total.extend(part)
@@ -165,13 +153,6 @@ def counterfactuals(
 def _estimate(measured: Ints, same: Ints, changed: Ints, p: float) -> Estimated:
     value, base, other = (float(np.quantile(walls, p)) for walls in (measured, same, changed))
     return Estimated(value / 1e9, value / 1e9 * other / base if base else value / 1e9)
-
-
-def _rule(strategy: StrategySpec) -> _Rule:
-    """How a `replayable` strategy schedules calls."""
-    if strategy.kind == "sequential":
-        return _Rule(chained=True, limit=None, shared=False)
-    return _Rule(chained=False, limit=strategy.limit, shared=strategy.scope == "process")
 
 
 def _chains(trial: Trial, records: Iterable[LoopRecord], open_load: bool) -> list[_Chain]:
@@ -236,45 +217,38 @@ def _round(round_: RoundRecord) -> _Round:
     return _Round(origin - round_.started_ns, token, tuple(calls), max(0, round_.ended_ns - last))
 
 
-def _replay(chains: list[_Chain], rule: _Rule, change: Change | None) -> list[int]:
-    """Wall times of the loops that count, under the change."""
-    limit = None if change is not None and change.kind == "limiter" else rule.limit
+def _replay(chains: list[_Chain], spec: StrategySpec, change: Change | None) -> list[int]:
+    """Wall times of the loops that count, under the change; how a `replayable` strategy schedules calls."""
     counted = [loop for chain in chains for loop in chain.loops if loop.counts]
-    if not rule.shared or limit is None:
-        return [_alone(loop, rule, limit, change) for loop in counted]
+    unlimited = change is not None and change.kind == "limiter"
+    if unlimited or not spec.rules or spec.limit is None:
+        one_by_one = spec.kind == "sequential" and not unlimited
+        # Gathered calls waited for something else than a limiter, and would wait all the same.
+        keeps_waits = spec.kind == "gathered"
+        return [_alone(loop, one_by_one, keeps_waits, change) for loop in counted]
+    together = [[_Chain(chain.process, [loop], [None])] for chain in chains for loop in chain.loops]
+    if spec.scope == "process":
+        processes = dict.fromkeys(chain.process for chain in chains)
+        together = [[chain for chain in chains if chain.process == process] for process in processes]
     walls: dict[int, int] = {}
-    for process in dict.fromkeys(chain.process for chain in chains):
-        together = [chain for chain in chains if chain.process == process]
-        walls.update(_replay_shared(together, limit, change))
+    for sharing in together:
+        walls.update(_limited(sharing, spec.limit, change))
     return [walls[id(loop)] for loop in counted]
 
 
-def _alone(loop: _Loop, rule: _Rule, limit: int | None, change: Change | None) -> int:
-    """Wall time of a loop that shares no limiter with other agents."""
+def _alone(loop: _Loop, one_by_one: bool, keeps_waits: bool, change: Change | None) -> int:
+    """Wall time of a loop without a limiter: its calls one by one, or all at once."""
     wall = loop.start - loop.due + loop.outside
-    chained = rule.chained and not (change is not None and change.kind == "limiter")
-    # Where there is no limiter, calls waited for something that the change does not take away.
-    keeps_wait = rule.limit is None and not rule.chained
     for round_ in loop.rounds:
         wall += _before(round_, change) + round_.after
-        if not round_.calls:
-            continue
-        if chained:
-            first = round_.calls[0].release
-            wall += first + sum(call.after_previous + _duration(call, change) for call in round_.calls)
-        elif limit is None:
+        if round_.calls and one_by_one:
+            wall += round_.calls[0].release
+            wall += sum(call.after_previous + _duration(call, change) for call in round_.calls)
+        elif round_.calls:
             wall += max(
-                call.release + (call.wait if keeps_wait else 0) + _duration(call, change)
+                call.release + (call.wait if keeps_waits else 0) + _duration(call, change)
                 for call in round_.calls
             )
-        else:
-            free = [min(call.release for call in round_.calls)] * min(limit, len(round_.calls))
-            end = 0
-            for call in sorted(round_.calls, key=lambda call: call.release):
-                done = max(call.release, heapq.heappop(free)) + _duration(call, change)
-                heapq.heappush(free, done)
-                end = max(end, done)
-            wall += end
     return wall
 
 
@@ -290,7 +264,7 @@ def _duration(call: _Call, change: Change | None) -> int:
 
 @dataclass(slots=True)
 class _Agent:
-    """How far an agent has come in a shared replay; `begun` is when its loop did."""
+    """How far an agent has come in the replay; `begun` is when its loop did."""
 
     chain: _Chain
     number: int = 0
@@ -306,8 +280,8 @@ class _Agent:
 _START, _ARRIVE, _END = 0, 1, 2
 
 
-def _replay_shared(together: Sequence[_Chain], limit: int, change: Change | None) -> dict[int, int]:
-    """Wall time of each loop, by its `id`, of the agents of one process, which share a first-come limiter."""
+def _limited(sharing: Sequence[_Chain], limit: int, change: Change | None) -> dict[int, int]:
+    """Wall time of each loop, by its `id`, of agents that share a limiter: first come, first served."""
     walls: dict[int, int] = {}
     # (time, number, what, agent, duration): events of the same time happen in the order of their numbers.
     events: list[tuple[int, int, int, _Agent, int]] = []
@@ -338,7 +312,7 @@ def _replay_shared(together: Sequence[_Chain], limit: int, change: Change | None
             pause = agent.chain.pauses[agent.number]
             push(max(end, agent.loop.start) if pause is None else end + pause, _START, agent)
 
-    for chain in together:
+    for chain in sharing:
         push(chain.loops[0].start, _START, _Agent(chain))
     while events:
         now, _, what, agent, duration = heapq.heappop(events)

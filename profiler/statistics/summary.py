@@ -7,14 +7,11 @@ are of every record, warm-up and drain included, as Prometheus counts.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from profiler.errors import RecordError
 from profiler.records import LoopRecord
-from profiler.rundir import Load, Run, RunDirectory, parse
+from profiler.rundir import Load, Run, RunDirectory
 from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_strategies
 from profiler.statistics.figures import StrategySummary, figures
@@ -23,10 +20,7 @@ from profiler.statistics.quantiles import CONFIDENCE
 from profiler.statistics.scalability import Scalability, fit
 from profiler.statistics.table import Table, tabulate
 from profiler.statistics.verdicts import Verdict, verdict
-from profiler.statistics.windows import Measured, WarmUp, completed, measure
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from profiler.statistics.windows import Measured, WarmUp, by_load, completed, measure
 
 SCHEMA = 1
 
@@ -94,10 +88,9 @@ def summarise_table(run: Run, table: Table) -> Summary:
         if strategy not in named:
             users = max((group.users for group in measured), default=run.load.users)
             measured.append(Measured(run.strategy(strategy), users, (), WarmUp(0, None)))
-    levels: dict[int, list[Measured]] = {}
-    for group in measured:
-        levels.setdefault(group.users, []).append(group)
-    every = tuple(_level(users, levels[users], table, objective) for users in sorted(levels))
+    every = tuple(
+        _level(users, groups, table, objective) for users, groups in sorted(by_load(measured).items())
+    )
     top = every[-1] if every else Level(run.load.users, ())
     warnings = caveats(run, top.strategies)
     return Summary(
@@ -140,30 +133,3 @@ def _level(users: int, groups: list[Measured], table: Table, objective: Objectiv
     named = {strategy.strategy: strategy for strategy in strategies}
     verdicts = tuple(verdict(c, named.get(c.strategy), named.get(c.baseline)) for c in comparisons)
     return Level(users, strategies, comparisons, verdicts)
-
-
-def decode(data: bytes, source: str = "summary.json") -> Summary:
-    """The `Summary` in its JSON. Raises `RecordError` naming `source` and the key."""
-    parsed = parse(data, source)
-    schema = parsed.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise RecordError(
-            f"{source}: summary of schema {schema}, but this version reads up to {SCHEMA}: "
-            "upgrade toolcall-profiler"
-        )
-    from pydantic import ValidationError
-
-    try:
-        summary: Summary = _adapter().validate_python(parsed)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{source}: key {key}: {first['msg']}") from error
-    return summary
-
-
-@functools.cache
-def _adapter() -> TypeAdapter[Summary]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Summary)

@@ -7,7 +7,7 @@ waited for. Neither counts the warm-up of the system.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +71,14 @@ def measure(run: Run, table: Table) -> list[Measured]:
         _measure(run.strategy(strategy), users, groups[users, strategy], table, loops_of)
         for users, strategy in order
     ]
+
+
+def by_load(measured: Iterable[Measured]) -> dict[int, list[Measured]]:
+    """The same by the number of agents."""
+    levels: dict[int, list[Measured]] = {}
+    for group in measured:
+        levels.setdefault(group.users, []).append(group)
+    return levels
 
 
 def joined(rows: Sequence[Indices]) -> Indices:

@@ -22,7 +22,7 @@ from profiler.statistics.figures import StrategySummary, figures, limit_line
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import Estimate
 from profiler.statistics.table import Table, tabulate
-from profiler.statistics.windows import Measured, measure
+from profiler.statistics.windows import by_load, measure
 
 ObjectiveName = Literal["goodput", "p95", "throughput"]
 
@@ -79,11 +79,8 @@ def by_level(
     run: Run, table: Table, objective: ObjectiveName, slo: Objective | None
 ) -> dict[int, list[Candidate]]:
     """For each load of an experiment every strategy, compared with the best in paired blocks."""
-    groups: dict[int, list[Measured]] = {}
-    for group in measure(run, table):
-        groups.setdefault(group.users, []).append(group)
     found = {}
-    for users, measured in groups.items():
+    for users, measured in by_load(measure(run, table)).items():
         candidates = [_candidate(figures(group, table, slo), objective, slo) for group in measured]
         if any(one.score.value is not None for one in candidates):
             compared = compare_strategies(measured, table, slo, best_of(candidates).spec)
@@ -197,18 +194,21 @@ def refine(scores: Mapping[int, float], most: int = 5) -> list[int]:
 # How long to measure.
 
 
-def block_seconds(seconds: float, trials: int, drain: float, least: float = 1.0) -> float:
-    """How long each of `trials` trials can measure in `seconds`, each with a `drain` (seconds) after it."""
-    return max(least, seconds / max(1, trials) - drain)
+def block_seconds(seconds: float, trials: int, drain: float) -> float:
+    """How long each of `trials` trials can measure in `seconds`, each with a `drain` (seconds) after it.
+
+    At least a second, even if that takes longer than there is: shorter windows tell nothing.
+    """
+    return max(1.0, seconds / max(1, trials) - drain)
 
 
-def affordable(seconds: float, candidates: int, blocks: int, drain: float, fewest: int = 2) -> int:
-    """In how many blocks, at most `blocks`, each candidate can be measured for at least half its drain.
+def affordable(seconds: float, candidates: int, blocks: int, drain: float) -> int:
+    """In how many of 2 to `blocks` blocks each candidate can be measured for at least half its drain.
 
     Short windows between long drains measure little more than the start of a load.
     """
     least = max(1.0, 0.5 * drain)
-    return min(blocks, max(fewest, int(seconds / (max(1, candidates) * (drain + least)))))
+    return min(blocks, max(2, int(seconds / (max(1, candidates) * (drain + least)))))
 
 
 # The curve of score over limit.

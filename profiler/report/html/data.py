@@ -19,7 +19,7 @@ from profiler.rundir import Run, RunDirectory
 from profiler.statistics.replay import CALLS_PER_TRIAL, Counterfactual, Estimated, counterfactuals
 from profiler.statistics.summary import Summary, summarise_table
 from profiler.statistics.table import NONE, Table, tabulate
-from profiler.statistics.windows import Measured, completed, good, latency, measure
+from profiler.statistics.windows import Measured, by_load, completed, good, latency, measure
 
 REPLAYED_TOOLS = 6
 """Tools of which estimates are made: those whose calls took the most time."""
@@ -45,8 +45,8 @@ class Material:
 
 def under_highest_load(measured: Sequence[Measured]) -> list[Measured]:
     """Those under the highest of the loads."""
-    most = max((group.users for group in measured), default=0)
-    return [group for group in measured if group.users == most]
+    levels = by_load(measured)
+    return levels[max(levels)] if levels else []
 
 
 def gather(directory: RunDirectory) -> Material:
