@@ -89,7 +89,7 @@ class Caveat:
 
 def caveats(run: Run, strategies: Sequence[StrategySummary]) -> tuple[Caveat, ...]:
     """Every caveat of a run, the invalid ones first."""
-    found = [*_client(run, strategies), *_incidents(run), *_load(run), *_figures(run, strategies)]
+    found = [*_client(run, strategies), *_incidents(run), *_load(run), *_figures(strategies)]
     return tuple(sorted(found, key=lambda caveat: not caveat.invalid))
 
 
@@ -193,7 +193,7 @@ def _load(run: Run) -> Iterator[Caveat]:
         )
 
 
-def _figures(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
+def _figures(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
     for strategy in strategies:
         name, loops = strategy.strategy, strategy.loops
         if loops.due and loops.interrupted > CUT_SHARE * loops.due:

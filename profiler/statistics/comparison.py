@@ -68,6 +68,12 @@ class Ratio:
         value, low, high = self.value, self.low, self.high
         return value * (low / value) ** wider, value * (high / value) ** wider
 
+    @property
+    def inverse(self) -> Ratio:
+        """baseline / candidate."""
+        value, low, high = (1 / bound if bound else None for bound in (self.value, self.high, self.low))
+        return replace(self, value=value, low=low, high=high)
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:

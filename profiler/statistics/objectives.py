@@ -60,58 +60,54 @@ def parse_objective(spec: str, source: str = "") -> Objective:
 
     Raises `UsageError`, which names the `source` of the objective, such as `--slo`, if given.
     """
-    said = f"{source}: " if source else ""
+
+    def wrong(what: str, words: str) -> UsageError:
+        return UsageError(f"{source + ': ' if source else ''}objective {what!r}: {words}")
+
     latency: dict[str, float] = {}
     errors: float | None = None
-    for part in spec.split(","):
-        term = part.strip()
+    for term in map(str.strip, spec.split(",")):
         match = _TERM.fullmatch(term)
         if match is None:
-            raise UsageError(f"{said}objective {term!r}: expected something like p95<2s or errors<1%")
+            raise wrong(term, "expected something like p95<2s or errors<1%")
         metric, unit, value = match["metric"], match["unit"], float(match["number"])
         if metric == "errors":
             if unit != "%" or value > 100:
-                raise UsageError(f"{said}objective {term!r}: errors are a percentage, such as errors<1%")
+                raise wrong(term, "errors are a percentage, such as errors<1%")
             if errors is not None:
-                raise UsageError(f"{said}objective {spec!r}: errors are limited twice")
+                raise wrong(spec, "errors are limited twice")
             errors = value / 100
         elif metric in ("p50", "p95", "p99"):
             if unit not in _UNITS or value == 0:
-                raise UsageError(f"{said}objective {term!r}: expected a time such as 800ms, 2s or 1m")
+                raise wrong(term, "expected a time such as 800ms, 2s or 1m")
             if metric in latency:
-                raise UsageError(f"{said}objective {spec!r}: {metric} is limited twice")
+                raise wrong(spec, f"{metric} is limited twice")
             latency[metric] = value * _UNITS[unit]
         else:
-            raise UsageError(
-                f"{said}objective {term!r}: unknown {metric!r}: expected p50, p95, p99 or errors"
-            )
+            raise wrong(term, f"unknown {metric!r}: expected p50, p95, p99 or errors")
     return Objective(latency, errors, spec)
 
 
 def parse_gates(spec: str) -> tuple[Gate, ...]:
     """`p95 > +5%, errors > +1%, goodput < -5%`: what makes a comparison fail. Raises `UsageError`."""
+
+    def wrong(term: str, words: str) -> UsageError:
+        return UsageError(f"--fail-on: gate {term!r}: {words}")
+
     gates = []
-    for part in spec.split(","):
-        term = part.strip()
+    for term in map(str.strip, spec.split(",")):
         match = _GATE.fullmatch(term)
         if match is None:
-            raise UsageError(
-                f"--fail-on: gate {term!r}: expected something like 'p95 > +5%' or 'goodput < -5%'"
-            )
+            raise wrong(term, "expected something like 'p95 > +5%' or 'goodput < -5%'")
         metric, share = match["metric"], float(match["number"]) / 100
         if metric not in _WORSE:
-            raise UsageError(
-                f"--fail-on: gate {term!r}: unknown {metric!r}: expected p50, p95, p99, errors, throughput "
-                "or goodput"
-            )
+            raise wrong(term, f"unknown {metric!r}: expected p50, p95, p99, errors, throughput or goodput")
         word, relation, sign = _WORSE[metric]
         if (match["relation"], match["sign"]) != (relation, sign):
-            raise UsageError(
-                f"--fail-on: gate {term!r}: a worse {metric} is {word}: "
-                f"expected '{metric} {relation} {sign}{match['number']}%'"
-            )
+            expected = f"'{metric} {relation} {sign}{match['number']}%'"
+            raise wrong(term, f"a worse {metric} is {word}: expected {expected}")
         if sign == "-" and share >= 1:
-            raise UsageError(f"--fail-on: gate {term!r}: nothing can fall by 100 % or more")
+            raise wrong(term, "nothing can fall by 100 % or more")
         gates.append(Gate(metric, share if sign == "+" else -share, term))  # type: ignore[arg-type]
     return tuple(gates)
 

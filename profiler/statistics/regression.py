@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from profiler.errors import UsageError
-from profiler.rundir import RUN, Run, RunDirectory
+from profiler.rundir import RUN, RunDirectory
 from profiler.statistics.caveats import TWO_RUNS, Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_runs
 from profiler.statistics.figures import figures
 from profiler.statistics.objectives import Gate, parse_objective
-from profiler.statistics.table import Table, tabulate
+from profiler.statistics.table import tabulate
 from profiler.statistics.verdicts import Outcome, Verdict, decide, verdict
 from profiler.statistics.windows import Measured, measure
 
@@ -31,13 +31,6 @@ class Regression:
     warnings: tuple[Caveat, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Recorded:
-    run: Run
-    table: Table
-    groups: list[Measured]
-
-
 def compare_directories(
     baseline: RunDirectory, candidate: RunDirectory, gates: Sequence[Gate] = (), slo: str | None = None
 ) -> Regression:
@@ -46,18 +39,21 @@ def compare_directories(
     Raises `RecordError` for a file that cannot be read, `UsageError` when no strategy ran in both under
     the same load, or the objective cannot be parsed.
     """
-    before, after = _read(baseline), _read(candidate)
-    spec, source = (slo, "--slo") if slo else (after.run.slo, f"{candidate.path / RUN}: key slo")
+    before, after = baseline.load(), candidate.load()
+    spec, source = (slo, "--slo") if slo else (after.slo, f"{candidate.path / RUN}: key slo")
     objective = None if spec is None else parse_objective(spec, source)
-    found = compare_runs(
-        (before.run, after.run), (before.table, after.table), (before.groups, after.groups), objective
-    )
+    tables = (tabulate(baseline.records()), tabulate(candidate.records()))
+    groups = (measure(before, tables[0]), measure(after, tables[1]))
+    found = compare_runs((before, after), tables, groups, objective)
     if not found:
         raise UsageError(
             f"nothing to compare: no strategy was measured under the same load in both runs "
-            f"({_names(before)} and {_names(after)})"
+            f"({_names(groups[0])} and {_names(groups[1])})"
         )
-    old, new = ([figures(group, side.table, objective) for group in side.groups] for side in (before, after))
+    old, new = (
+        [figures(group, table, objective) for group in measured]
+        for table, measured in zip(tables, groups, strict=True)
+    )
     pairs = [(a, b) for b in new for a in old if (a.strategy, a.users) == (b.strategy, b.users)]
     several_loads = len({b.users for _, b in pairs}) > 1
     comparisons, verdicts = [], []
@@ -71,7 +67,7 @@ def compare_directories(
         comparisons.append(named)
         verdicts.append(verdict(named, b, a))
     outcomes = tuple(decide(gates, comparisons))
-    warnings = (*caveats(after.run, new), *caveats(before.run, old), TWO_RUNS)
+    warnings = (*caveats(after, new), *caveats(before, old), TWO_RUNS)
     warnings = tuple(sorted(warnings, key=lambda caveat: not caveat.invalid))
     invalid = any(caveat.invalid for caveat in warnings)
     return Regression(tuple(comparisons), tuple(verdicts), outcomes, _holds(outcomes, invalid), warnings)
@@ -86,10 +82,5 @@ def _holds(outcomes: Sequence[Outcome], invalid: bool) -> bool | None:
     return None if None in answers else True
 
 
-def _read(directory: RunDirectory) -> _Recorded:
-    run, table = directory.load(), tabulate(directory.records())
-    return _Recorded(run, table, measure(run, table))
-
-
-def _names(recorded: _Recorded) -> str:
-    return ", ".join(f"{group.strategy} with {group.users}" for group in recorded.groups) or "none"
+def _names(measured: Sequence[Measured]) -> str:
+    return ", ".join(f"{group.strategy} with {group.users}" for group in measured) or "none"

@@ -120,11 +120,11 @@ def _on_goodput(
         kind, text = "too_few", f"{name} against {other}: too few loops to compare goodput"
     elif not ratio.shown:
         kind = "no_difference"
-        text = f"{name} against {other}: no difference in goodput shown ({_interval(ratio)})"
+        text = f"{name} against {other}: no difference in goodput shown ({_times(ratio)})"
     elif (ratio.value or 0) > 1:
-        kind, text = "more_goodput", f"{name} has {_interval(ratio)} the goodput of {other}"
+        kind, text = "more_goodput", f"{name} has {_times(ratio)} the goodput of {other}"
     else:
-        kind, text = "less_goodput", f"{name} has {_inverse(ratio)} less goodput than {other}"
+        kind, text = "less_goodput", f"{name} has {_times(ratio.inverse)} less goodput than {other}"
     difference = (comparison.failures.value or 0.0) * 100
     why = f"its failure rate is {difference:+.1f} points"
     if candidate is not None and baseline is not None:
@@ -140,7 +140,7 @@ def _on_latency(comparison: Comparison, ratio: Ratio, metric: str) -> tuple[Verd
     name, baseline = comparison.strategy, comparison.baseline
     if not ratio.shown or ratio.value is None:
         return "no_difference", (
-            f"{name} against {baseline}: no difference shown at {metric} (time {_interval(ratio)})"
+            f"{name} against {baseline}: no difference shown at {metric} (time {_times(ratio)})"
         )
     kind: VerdictKind = "faster" if ratio.value < 1 else "slower"
     return kind, f"{name} is {_faster(ratio)} than {baseline} at {metric}"
@@ -148,20 +148,11 @@ def _on_latency(comparison: Comparison, ratio: Ratio, metric: str) -> tuple[Verd
 
 def _faster(ratio: Ratio) -> str:
     """`1.31× [1.22, 1.41] faster` for a ratio of times below 1, else `… slower`."""
-    return f"{_inverse(ratio)} faster" if (ratio.value or 0) < 1 else f"{_interval(ratio)} slower"
+    return f"{_times(ratio.inverse)} faster" if (ratio.value or 0) < 1 else f"{_times(ratio)} slower"
 
 
-def _interval(ratio: Ratio) -> str:
-    return _times(ratio.value, ratio.low, ratio.high)
-
-
-def _inverse(ratio: Ratio) -> str:
-    value, low, high = ratio.value, ratio.low, ratio.high
-    return _times(1 / value if value else None, 1 / high if high else None, 1 / low if low else None)
-
-
-def _times(value: float | None, low: float | None, high: float | None) -> str:
-    return f"{_number(value)}× [{_number(low)}, {_number(high)}]"
+def _times(ratio: Ratio) -> str:
+    return f"{_number(ratio.value)}× [{_number(ratio.low)}, {_number(ratio.high)}]"
 
 
 def _number(value: float | None) -> str:

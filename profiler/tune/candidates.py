@@ -84,7 +84,9 @@ def by_level(
         candidates = [_candidate(figures(group, table, slo), objective, slo) for group in measured]
         if any(one.score.value is not None for one in candidates):
             compared = compare_strategies(measured, table, slo, best_of(candidates).spec)
-            ratios = {one.strategy: _more_is_better(getattr(one, objective), objective) for one in compared}
+            ratios: dict[str, Ratio] = {one.strategy: getattr(one, objective) for one in compared}
+            if objective == "p95":  # more is to be better, of a latency too
+                ratios = {spec: ratio.inverse for spec, ratio in ratios.items()}
             candidates = [replace(one, against_best=ratios.get(one.spec)) for one in candidates]
         found[users] = candidates
     return found
@@ -96,7 +98,7 @@ def _candidate(found: StrategySummary, objective: ObjectiveName, slo: Objective 
     if objective == "p95":
         allowed = MOST_FAILURES if slo is None or slo.errors is None else slo.errors
         hopeless = (found.failure_rate.value or 0.0) > allowed
-        score = Estimate(None) if hopeless else Estimate(*_inverse(p95))
+        score = Estimate(None) if hopeless else _per_second(p95)
     calls = sum(tool.calls for tool in found.tools.values())
     return Candidate(
         spec=found.strategy,
@@ -110,16 +112,8 @@ def _candidate(found: StrategySummary, objective: ObjectiveName, slo: Objective 
     )
 
 
-def _inverse(one: Estimate | Ratio) -> list[float | None]:
-    """1 / (value, low, high), with the bounds in order."""
-    return [1 / value if value else None for value in (one.value, one.high, one.low)]
-
-
-def _more_is_better(ratio: Ratio, objective: ObjectiveName) -> Ratio:
-    if objective != "p95" or not ratio.value:
-        return ratio
-    value, low, high = _inverse(ratio)
-    return replace(ratio, value=value, low=low, high=high)
+def _per_second(seconds: Estimate) -> Estimate:
+    return Estimate(*(1 / one if one else None for one in (seconds.value, seconds.high, seconds.low)))
 
 
 def _shared_limit(spec: str) -> int | None:
