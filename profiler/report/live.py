@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from rich.console import Console, Group
@@ -125,16 +124,14 @@ class LiveView:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             live, self._live = self._live, None
             if live is not None:
                 live.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays, above what is redrawn."""
+        """Write a line that stays, above what is redrawn."""
         if self._quiet:
             return
         with self._lock:

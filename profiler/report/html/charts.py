@@ -16,10 +16,11 @@ import numpy as np
 
 from profiler import palette
 from profiler.report.html.data import Material
+from profiler.report.html.markup import LONGEST
 from profiler.report.html.waterfalls import waterfalls
 from profiler.report.text import clean
 from profiler.rundir import Trial
-from profiler.statistics.figures import LimitLine, StrategySummary, limit_line, present
+from profiler.statistics.figures import LimitLine, limit_line, present
 from profiler.statistics.summary import Summary
 from profiler.statistics.table import NONE, OK, Ints, Table
 from profiler.statistics.windows import Indices, completed, flagged, latency, members
@@ -191,16 +192,15 @@ def critical_shares(material: Material) -> dict[str, dict[str, float]]:
 
 def _warm_until(material: Material) -> dict[int, int]:
     """Trial → when its warm-up ended (ns); blocks that are made of several trials are left out."""
+    trials: dict[tuple[str, int, int], list[Trial]] = {}
+    for trial in material.run.trials:
+        trials.setdefault((trial.strategy, trial.users, trial.block), []).append(trial)
     ends: dict[int, int] = {}
     for group in material.measured:
         for block in group.blocks:
-            mine = [
-                t
-                for t in material.run.trials
-                if (t.strategy, t.users, t.block) == (group.strategy, group.users, block.number)
-            ]
-            if len(mine) == 1:
-                ends[mine[0].index] = mine[0].ended_ns - round(block.seconds * 1e9)
+            only, *others = trials[group.strategy, group.users, block.number]
+            if not others:
+                ends[only.index] = only.ended_ns - round(block.seconds * 1e9)
     return ends
 
 
@@ -262,9 +262,6 @@ def _time_since(times: Ints, edges: Ints) -> Any:
 # Strategies and tools are in lists, never keys, and every text from outside is cleaned and cut. The
 # summary's figures go in as they are in `summary.json`; the page computes nothing from them.
 
-NAME = 40
-"""Characters of a strategy's or tool's name in the page."""
-
 MOST_STRATEGIES = 16
 MOST_TOOL_ROWS = 120
 """Rows of the tools' table: the tools with the most calls. The page says how many more there are."""
@@ -280,22 +277,22 @@ def payload(material: Material) -> dict[str, Any]:
     place = {name: index for index, name in enumerate(names)}
     falls, drawn = waterfalls(material), course(material)
     for case in falls["cases"]:
-        case["missing"] = [clean(name, NAME) for name in case["missing"]]
+        case["missing"] = [clean(name, LONGEST) for name in case["missing"]]
     for one in (*falls["cases"], *falls["loops"].values(), *drawn["trials"]):
         one["strategy"] = place.get(one["strategy"], -1)
     return {
         "strategies": [
             {
-                "name": clean(one.strategy, NAME),
+                "name": clean(one.strategy, LONGEST),
                 "colour": palette.strategy_colour(one.strategy),
-                "figures": _figures(one),
+                "figures": asdict(replace(one, tools={}, error_types={})),  # tools have a table of their own
             }
             for one in strategies
         ],
         "phases": palette.PHASES | {"arrival_wait": palette.STATUSES["cancelled"], "failed": "#CE0E0A"},
         "distributions": [
             {
-                "name": clean(name, NAME),
+                "name": clean(name, LONGEST),
                 "curves": [
                     [float(f"{value:.{DIGITS}g}") for value in found[strategy]] if strategy in found else None
                     for strategy in names
@@ -314,7 +311,7 @@ def payload(material: Material) -> dict[str, Any]:
         "counterfactuals": [
             {
                 "strategy": place[one.strategy],
-                "change": clean(one.change.words, NAME + 30),
+                "change": clean(one.change.words, LONGEST + 30),
                 "p50": asdict(one.p50),
                 "p95": asdict(one.p95),
             }
@@ -322,8 +319,3 @@ def payload(material: Material) -> dict[str, Any]:
             if one.strategy in place and one.users == material.summary.strategies[0].users
         ],
     }
-
-
-def _figures(strategy: StrategySummary) -> dict[str, Any]:
-    """The summary's figures of a strategy, without its tools, which have a table of their own."""
-    return asdict(replace(strategy, tools={}, error_types={}))

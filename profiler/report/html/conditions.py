@@ -9,9 +9,10 @@ from typing import Any
 
 from profiler import palette
 from profiler.report.advice import command
-from profiler.report.html.charts import MOST_TOOL_ROWS, NAME, critical_shares
+from profiler.report.html.charts import MOST_TOOL_ROWS, critical_shares
 from profiler.report.html.data import REPLAYED_TOOLS, Material
 from profiler.report.html.markup import (
+    LONGEST,
     Cell,
     Grid,
     behind,
@@ -162,7 +163,7 @@ def loops(data: dict[str, Any], strategies: Sequence[StrategySummary]) -> str:
 
 
 def _case(case: dict[str, Any], strategies: Sequence[StrategySummary]) -> str:
-    whose = clean(strategies[case["strategy"]].strategy, NAME) if case["strategy"] >= 0 else "?"
+    whose = clean(strategies[case["strategy"]].strategy, LONGEST) if case["strategy"] >= 0 else "?"
     entry = "" if case["number"] is None else f" (tape entry {case['number']})"
     return f"{'a failed' if case['kind'] == 'failed' else 'the ' + case['kind']} loop of {whose}{entry}"
 

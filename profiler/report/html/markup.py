@@ -13,7 +13,7 @@ from profiler import palette
 from profiler.report.text import clean, duration
 
 LONGEST = 40
-"""Characters of a name."""
+"""Characters of a strategy's or tool's name."""
 
 
 def text(value: str, longest: int = 400) -> str:

@@ -34,7 +34,7 @@ function estimate(d, shown) {
 function drawRate(width, title, get, shownAs, percent) {
   const points = strategies.map((one, index) => ({ index, ...get(one.figures) }))
     .filter((d) => shown.has(d.index) && d.value !== null);
-  const alone = width > 500; // below the others: it needs the names itself
+  const alone = width > 500; // it stands below the others, and needs names of its own
   const marginLeft = alone || getComputedStyle(document.querySelector(".pair")).gridTemplateColumns.split(" ").length === 1 ? frame.margin(width) : 10;
   const most = Math.max(...points.map((d) => d.high ?? d.value), percent ? 0.01 : 0.001);
   return Plot.plot(frame.options(width, 70 + rowHeight * strategies.length, {
@@ -103,7 +103,7 @@ function drawDistribution(width) {
   return plot;
 }
 
-// Names at the curves, each at another height, so that they do not cover each other.
+// Names beside the curves, each at a different height, so that they do not overlap.
 function direct(series) {
   const curves = series.curves.map((curve, index) => ({ curve, index })).filter((d) => d.curve && shown.has(d.index));
   curves.sort((a, b) => a.curve[50] - b.curve[50]);
