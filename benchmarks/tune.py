@@ -23,7 +23,7 @@ def measured(specs: Sequence[str], users: int, seconds: float, out: str) -> dict
     from profiler.load.experiment import Experiment, run_experiment
     from profiler.load.options import LoadOptions
     from profiler.rundir import RunDirectory
-    from profiler.tune.measured import candidates
+    from profiler.tune.search import candidates
 
     options = LoadOptions(
         strategies=tuple(dict.fromkeys(specs)),

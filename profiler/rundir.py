@@ -430,6 +430,23 @@ def encode_progress(progress: Progress) -> bytes:
     return orjson.dumps(progress, option=orjson.OPT_APPEND_NEWLINE)
 
 
+def appended(path: Path, offset: int, most: int = -1) -> tuple[list[bytes], int]:
+    """(the complete lines of a growing file from `offset` on, the offset after them).
+
+    At most `most` bytes of them, but at least one line. A file that cannot be read has no lines.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(most)
+            if b"\n" not in data:
+                data += file.readline()
+    except OSError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    return whole.splitlines(), offset + len(whole)
+
+
 class Follower:
     """Reads `progress.jsonl` as it grows."""
 
@@ -439,13 +456,6 @@ class Follower:
 
     def new(self) -> Iterator[Progress]:
         """The complete lines since the last call."""
-        try:
-            with open(self._path, "rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except OSError:
-            return
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
+        lines, self._offset = appended(self._path, self._offset)
+        for line in lines:
             yield Progress(**{**orjson.loads(line), "directory": str(self._path.parent)})

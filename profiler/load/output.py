@@ -111,12 +111,12 @@ class RunOutput:
     def summarise(self, at_the_end: bool = False) -> Summary | None:
         """Sum up what there is, on disk too; None when that takes too long, or cannot be done."""
         from profiler.statistics.summary import summarise_table
-        from profiler.statistics.table import tabulate_file
+        from profiler.statistics.table import tabulate
 
         if not at_the_end and self.directory.records_path.stat().st_size > MOST_BYTES:
             return None
         try:
-            summary = summarise_table(self.run, tabulate_file(self.directory.records_path))
+            summary = summarise_table(self.run, tabulate(self.directory.records()))
             self.directory.save_summary(summary)
         except ProfilerError as error:
             _log.warning("cannot sum up: %s", error)

@@ -18,23 +18,27 @@ from profiler.statistics.summary import Summary
 
 MOST_STEPS = 4
 FAILING = 0.01
+"""A strategy fails when at least this share of its loops does."""
 CROWDED_EFFICIENCY = 0.5
+"""Calls wait in a limiter when the efficiency of the tool phases is below this."""
 MODEL_SHARE = 0.6
+"""The model is the bottleneck when it takes at least this share of a loop."""
 WORTH_EAGER = 0.05
+"""Eager execution is worth a sentence when it could save at least this share of a loop."""
 WORTH_A_TOOL = 0.9
 """An estimate of p50 below this share of the measured one makes a tool worth its own sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to try. `command` is a line to paste, or None."""
+    """One thing to try; `command` is a line to paste, if there is one."""
 
     words: str
     command: str | None = None
 
 
 def next_steps(summary: Summary, run: Run, estimates: tuple[Counterfactual, ...] = ()) -> list[Step]:
-    """At most `MOST_STEPS`, without repeats."""
+    """At most `MOST_STEPS` things to try, without repeats."""
     steps = [
         *_validity(summary),
         *_more_loops(summary, run),
@@ -49,11 +53,10 @@ def command(
     run: Run,
     *,
     strategies: Sequence[str] | None = None,
-    users: int | None = None,
     duration: float | None = None,
     blocks: int | None = None,
 ) -> str:
-    """The line that repeats a run, with what is given changed; `duration` in seconds per strategy."""
+    """The line that repeats a run, with the given options changed; `duration` in seconds per strategy."""
     window, asked = run.arguments.get("trial_seconds"), run.arguments.get("blocks")
     if duration is None and window is not None and asked:
         duration = float(window) * int(asked)
@@ -61,7 +64,7 @@ def command(
     parts = ["profiler", "compare", *(run.repeat or ("--scenario", run.scenario))]
     for strategy in strategies or map(str, run.strategies):
         parts += ["--strategy", strategy]
-    parts += ["--users", str(users or run.load.users)]
+    parts += ["--users", str(run.load.users)]
     if duration is not None:
         parts += ["--duration", f"{math.ceil(duration)}s"]
     if blocks is not None:
@@ -78,7 +81,7 @@ def _validity(summary: Summary) -> Iterator[Step]:
 
 
 def _more_loops(summary: Summary, run: Run) -> Iterator[Step]:
-    """A longer run, where one would decide what this one could not."""
+    """A longer run, where it would decide what this one could not."""
     factors = []
     counts = {strategy.strategy: strategy.loops.due for strategy in summary.strategies}
     for comparison in summary.comparisons:
@@ -88,7 +91,7 @@ def _more_loops(summary: Summary, run: Run) -> Iterator[Step]:
     window, blocks = run.arguments.get("trial_seconds"), run.arguments.get("blocks")
     if not factors or window is None or not blocks:
         return
-    seconds = float(window) * int(blocks) * max(factors) * 1.1
+    seconds = float(window) * int(blocks) * max(factors) * 1.1  # a little more: rates vary from run to run
     yield Step(
         "Run longer, so that p95 is decided too: "
         f"about {duration(math.ceil(seconds))} of measuring per strategy.",
@@ -103,44 +106,36 @@ def _other_limits(summary: Summary, run: Run) -> Iterator[Step]:
         spec = run.strategy(strategy.strategy)
         if spec.replayable and spec.rules and spec.scope == "process" and spec.limit:
             limits[spec.limit] = strategy
-    waiting = [limit for limit, strategy in limits.items() if _fails(strategy) is False and _waits(strategy)]
-    failing = [limit for limit, strategy in limits.items() if _fails(strategy)]
-    gathered = next((s for s in summary.strategies if s.strategy == "gathered"), None)
-    if waiting and failing and max(waiting) < min(failing):
-        between = round(math.sqrt(max(waiting) * min(failing)))
-        if max(waiting) < between < min(failing):
-            yield Step(
-                f"semaphore:{max(waiting)} fails nowhere but waits, semaphore:{min(failing)} fails: "
-                "try a limit between them.",
-                command(run, strategies=[*_baseline(summary), f"semaphore:{between}"]),
-            )
-    elif waiting and (gathered is None or not _fails(gathered)):
-        yield Step(
-            f"Calls wait in semaphore:{max(waiting)} and none fails: try twice the limit.",
-            command(run, strategies=[*_baseline(summary), f"semaphore:{max(waiting) * 2}"]),
-        )
-    elif waiting:
-        limit = max(waiting)
-        yield Step(
-            f"gathered fails and semaphore:{limit} waits: try limits between them.",
-            command(
-                run, strategies=[*_baseline(summary), *(f"semaphore:{limit * factor}" for factor in (2, 4))]
-            ),
-        )
-    elif failing and min(failing) > 1:
-        yield Step(
-            f"Calls fail under semaphore:{min(failing)} too: try half the limit.",
-            command(run, strategies=[*_baseline(summary), f"semaphore:{min(failing) // 2}"]),
-        )
-    elif gathered is not None and _fails(gathered) and not limits:
-        yield Step(
-            "Calls that all start at once fail: try a limit.",
-            command(run, strategies=[*_baseline(summary), "semaphore:8", "semaphore:16"]),
-        )
+    waiting = max((n for n, one in limits.items() if _fails(one) is False and _waits(one)), default=None)
+    failing = min((n for n, one in limits.items() if _fails(one)), default=None)
+    gathered = next((one for one in summary.strategies if one.strategy == "gathered"), None)
+    gathered_fails = gathered is not None and bool(_fails(gathered))
+    words, tried = "", []
+    if waiting is not None and failing is not None and waiting < failing:
+        between = round(math.sqrt(waiting * failing))
+        if waiting < between < failing:
+            words = f"semaphore:{waiting} fails nowhere but waits, semaphore:{failing} fails: "
+            words += "try a limit between them."
+            tried = [between]
+    elif waiting is not None and not gathered_fails:
+        words = f"Calls wait in semaphore:{waiting} and none fails: try twice the limit."
+        tried = [waiting * 2]
+    elif waiting is not None:
+        words = f"gathered fails and semaphore:{waiting} waits: try limits between them."
+        tried = [waiting * 2, waiting * 4]
+    elif failing is not None and failing > 1:
+        words = f"Calls fail under semaphore:{failing} too: try half the limit."
+        tried = [failing // 2]
+    elif gathered_fails and not limits:
+        words, tried = "Calls that all start at once fail: try a limit.", [8, 16]
+    if tried:
+        baseline = [summary.comparisons[0].baseline] if summary.comparisons else []
+        specs = [*baseline, *(f"semaphore:{limit}" for limit in tried)]
+        yield Step(words, command(run, strategies=specs))
 
 
 def _eager(summary: Summary, run: Run) -> Iterator[Step]:
-    """Tools beside the model, where replies are streamed and nobody tried it."""
+    """Starting tools while the model streams, where replies are streamed and it was not tried."""
     if any(strategy.strategy.startswith("eager") for strategy in summary.strategies):
         return
     for strategy in summary.strategies:
@@ -154,6 +149,7 @@ def _eager(summary: Summary, run: Run) -> Iterator[Step]:
 
 
 def _bottleneck(summary: Summary, estimates: tuple[Counterfactual, ...]) -> Iterator[Step]:
+    """The model, or a tool, where either takes most of the time."""
     for strategy in summary.strategies:
         mean, model = strategy.mean_loop_seconds, strategy.phases.get("model", 0.0)
         if mean and model / mean >= MODEL_SHARE and not _fails(strategy):
@@ -173,10 +169,6 @@ def _bottleneck(summary: Summary, estimates: tuple[Counterfactual, ...]) -> Iter
             f"{clean(best.strategy, 40)} from {duration(best.p50.measured)} "
             f"to about {duration(best.p50.estimated)} at p50 (estimate)."
         )
-
-
-def _baseline(summary: Summary) -> list[str]:
-    return [summary.comparisons[0].baseline] if summary.comparisons else []
 
 
 def _fails(strategy: StrategySummary) -> bool | None:

@@ -1,7 +1,7 @@
 """The live view of a load test: three lines redrawn on a terminal, else a plain line every few seconds.
 
-Built on `load.progress.Progress` alone, plus the records as they are written, for the rolling p95.
-It goes to standard error: standard output belongs to results.
+It shows `rundir.Progress`, and a rolling p95 of the records as they are written. It goes to standard
+error: standard output belongs to results.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from rich.console import Console, Group
@@ -23,20 +22,20 @@ from profiler.errors import RecordError
 from profiler.records import LoopRecord, decode
 from profiler.report.terminal import use_color
 from profiler.report.text import clean, duration, number, percent
-from profiler.rundir import RECORDS, Progress
+from profiler.rundir import RECORDS, Progress, appended
 
 PLAIN_SECONDS = 5.0
 """How often a line is written where there is no terminal."""
 
 SETTLED_SECONDS = 2.0
-"""After this long a phase gets its first line."""
+"""How long a phase of the run lasts before its first line."""
 
 ROLLING_SECONDS = 10.0
 FEWEST_LOOPS = 20
-"""Below this many loops in the last `ROLLING_SECONDS` no p95 is shown."""
+"""With fewer loops in the last `ROLLING_SECONDS` no p95 is shown."""
 
 MOST_BYTES = 4_000_000
-"""Of records that came since the last look; of more only the last ones are read."""
+"""Of records since the last look; where more have come, only the last ones are read."""
 
 _NAME_WIDTH = 24
 _BAR_WIDTH = 40
@@ -52,8 +51,8 @@ class Rolling:
         self._loops: deque[tuple[int, int]] = deque()  # (ended, wall) in nanoseconds
 
     def per_second(self, progress: Progress) -> float | None:
-        """Loops per second, from how their count grew; None before two looks at one trial."""
-        # A trial's count starts anew when its window opens: what ran in before is not part of it.
+        """Loops per second, from how their count grew; None before the second look at a trial."""
+        # The count starts again when the window of a trial opens, after its ramp.
         if progress.trial != self._trial or (self._counts and progress.loops < self._counts[-1][1]):
             self._trial = progress.trial
             self._counts.clear()
@@ -65,7 +64,7 @@ class Rolling:
         return (now - before) / (last - first) if last > first else None
 
     def p95(self, directory: Path | str | None) -> float | None:
-        """Seconds, of loops that completed lately; None of too few. By nearest rank: a glance, no result."""
+        """Seconds at p95 of the loops that completed lately, by nearest rank; None if there are too few."""
         if directory is None:
             return None
         for record in self._new(Path(directory) / RECORDS):
@@ -82,19 +81,13 @@ class Rolling:
         return walls[math.ceil(0.95 * len(walls)) - 1] / 1e9
 
     def _new(self, path: Path) -> Iterator[LoopRecord]:
-        try:
-            with open(path, "rb") as file:
-                size = file.seek(0, 2)
-                skipped = size - self._offset > MOST_BYTES
-                file.seek(size - MOST_BYTES if skipped else self._offset)
-                data = file.read()
-        except OSError:
-            return
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset = size - len(data) + len(whole)
-        lines = whole.splitlines()
-        for line in lines[1:] if skipped else lines:
-            with contextlib.suppress(RecordError):  # the report will complain of it
+        first = 0
+        with contextlib.suppress(OSError):  # no records yet
+            first = path.stat().st_size - MOST_BYTES
+        skips = first > self._offset
+        lines, self._offset = appended(path, max(first, self._offset))
+        for line in lines[1:] if skips else lines:  # after a skip the first line has lost its beginning
+            with contextlib.suppress(RecordError):  # the report complains about it
                 yield decode(line)
 
 
@@ -107,7 +100,7 @@ class LiveView:
         self._stream = stream
         self._quiet = quiet
         self._color = use_color(stream, environment)
-        # NO_COLOR asks for no colours, not for no terminal; a dumb terminal cannot move its cursor.
+        # NO_COLOR takes away colours alone; only a dumb terminal cannot move its cursor.
         self._redraws = not quiet and stream.isatty() and environment.get("TERM") != "dumb"
         self._width = width
         self._rolling = Rolling()
@@ -131,16 +124,14 @@ class LiveView:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             live, self._live = self._live, None
             if live is not None:
                 live.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays, above what is redrawn."""
+        """Write a line that stays, above what is redrawn."""
         if self._quiet:
             return
         with self._lock:
@@ -150,7 +141,7 @@ class LiveView:
                 print(clean(line, 400), file=self._stream, flush=True)
 
     def watch(self, progress: Progress) -> None:
-        """What is known now."""
+        """Show a moment of the run."""
         if self._quiet:
             return
         with self._lock:
@@ -166,9 +157,9 @@ class LiveView:
                 print(line, file=self._stream, flush=True)
 
     def _is_due(self, progress: Progress) -> bool:
-        """Whether a plain line is worth it: a phase has lasted a little, or some seconds are over."""
+        """Whether a plain line is due: a phase has lasted a little, or the last line is some seconds old."""
         now = (progress.state, progress.trial)
-        if now != self._shown:  # nothing to say of it yet, but soon
+        if now != self._shown:  # a phase begins: its first line comes after `SETTLED_SECONDS`
             self._shown, self._said = now, progress.unix - PLAIN_SECONDS + SETTLED_SECONDS
         if progress.unix - self._said < PLAIN_SECONDS:
             return False
@@ -191,7 +182,7 @@ def headline(progress: Progress) -> str:
 
 
 def bar(progress: Progress) -> str:
-    """How much of the time is over; empty when there is no end."""
+    """The share of the run's time that is over, as a bar; empty when the run has no end."""
     left = progress.seconds_left
     if left is None:
         return ""
@@ -201,7 +192,7 @@ def bar(progress: Progress) -> str:
 
 
 def figures_of(progress: Progress, rate: float | None, tail: float | None) -> list[str]:
-    """The figures of the trial under way, each with its word."""
+    """The figures of the trial under way, each with its name or unit."""
     failed = progress.failures / progress.loops if progress.loops else None
     return [
         f"{number(rate)} loops/s",

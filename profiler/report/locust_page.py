@@ -1,3 +1,3 @@
-"""Re-exported: lives in `profiler.load.locust.page`."""
+"""The published path of `profiler.load.locust.page.install`."""
 
 from profiler.load.locust.page import install as install

@@ -1,13 +1,14 @@
-"""A run that is still going on, read from its directory as it grows: what every strategy and tool did so far.
+"""The totals of a run that is still going on, read from its directory as it grows.
 
-Of all loops that ended, warm-up and draining included: these are the run's totals, which Locust's
-own statistics and Prometheus agree with. The report draws the line between what counts and what not.
+They are of all loops that have ended, warm-up and draining included, as in Locust's own statistics and
+in Prometheus; which loops count is left to the report.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from profiler.anatomy import PHASES, loop_phases
 from profiler.errors import RecordError
 from profiler.records import LoopRecord, decode
 from profiler.report.text import clean
-from profiler.rundir import RECORDS, Follower, Progress
+from profiler.rundir import RECORDS, Follower, Progress, appended
 
 NAME = 40
+"""Characters of a name that are shown."""
 MOST_TOOLS = 40
+"""Of each strategy: those with the most calls."""
 SLICE_BYTES = 200_000
-"""Records that are taken in at once; between two slices others get their turn."""
-
+"""Of records that are read at once, so that other greenlets get their turn in between."""
 HISTORY = 300
 """Seconds of progress that are kept."""
 
@@ -43,13 +45,13 @@ class _Strategy:
     loops: int = 0
     failed: int = 0
     incomplete: int = 0
-    walls: array[float] = field(default_factory=lambda: array("d"))
-    phases: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
+    walls: array[float] = field(default_factory=lambda: array("d"))  # seconds, of answered loops
+    phases: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))  # nanoseconds
     tools: dict[str, _Tool] = field(default_factory=dict)
 
 
-class SoFar:
-    """One run directory, followed."""
+class RunningTotals:
+    """Totals of each strategy and tool of one run directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -59,30 +61,19 @@ class SoFar:
         self._progress: list[Progress] = []
 
     def catch_up(self) -> Iterator[None]:
-        """Take in what was written since; yields between slices, so that the caller can let others run."""
+        """Count what was written since; yields between slices, so that the caller can let others run."""
         self._progress = [*self._progress, *self._follower.new()][-HISTORY:]
         while True:
-            try:
-                with open(self.directory / RECORDS, "rb") as file:
-                    file.seek(self._offset)
-                    data = file.read(SLICE_BYTES)
-                    if b"\n" not in data:
-                        data += file.readline()
-            except OSError:
+            lines, self._offset = appended(self.directory / RECORDS, self._offset, SLICE_BYTES)
+            if not lines:
                 return
-            whole = data[: data.rfind(b"\n") + 1]
-            if not whole:
-                return
-            self._offset += len(whole)
-            for line in whole.splitlines():
-                try:
+            for line in lines:
+                with suppress(RecordError):  # the report complains about it
                     self.add(decode(line))
-                except RecordError:  # not ours to complain about: the report will
-                    continue
             yield
 
     def add(self, record: LoopRecord) -> None:
-        """One loop that ended."""
+        """Count one loop that has ended."""
         one = self._strategies.setdefault(record.strategy, _Strategy())
         for call in record.tool_calls:
             tool = one.tools.setdefault(call.name, _Tool())
@@ -103,13 +94,16 @@ class SoFar:
             one.phases[phase] += ns
 
     def data(self) -> dict[str, Any]:
-        """Plain data: progress, strategies, tools. Seconds; quantiles by the summary's definition."""
+        """Plain data: `progress` (a point a second), `now` (the last of them), `strategies`, `tools`.
+
+        Times are in seconds, phases mean seconds a loop; quantiles are defined as in the summary.
+        """
         return {
             "progress": [
                 {"unix": p.unix, "waiting": p.waiting, "in_flight": p.in_flight, "lag": p.lag_seconds}
                 for p in self._progress
             ],
-            "now": None if not self._progress else _moment(self._progress[-1]),
+            "now": _moment(self._progress[-1]) if self._progress else None,
             "strategies": [
                 {
                     "name": clean(name, NAME),

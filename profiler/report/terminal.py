@@ -1,30 +1,28 @@
-"""What `profiler compare` prints at its end: verdicts, one table of at most 80 columns, what was left out."""
+"""What `profiler compare` prints at its end: verdicts, a table of at most 80 columns, and notes."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from profiler.limits.spec import totals
 from profiler.loop.limited_model import parse_model_limit
-from profiler.report.text import clean, duration, number, percent
-from profiler.report.timeline import render_timeline
+from profiler.report.text import clean, counted, duration, number, percent
 from profiler.rundir import Run
-from profiler.statistics.caveats import OUR_OTHERS
+from profiler.statistics.caveats import Caveat, busiest
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.regression import Regression
 from profiler.statistics.summary import Summary
 
-__all__ = ["render_comparison", "render_regression", "render_timeline", "use_color"]
-
 _NAME_WIDTH = 18
 _NAMED_SHARE = 0.01
+"""Of a loop: phases below it are not named."""
 
 
 def use_color(stream: IO[str], environment: Mapping[str, str]) -> bool:
@@ -37,40 +35,38 @@ def render_comparison(
 ) -> str:
     """The end of a comparison as text: what makes it invalid, the verdicts, the figures, the notes.
 
-    `path` is the run directory as the user would type it.
+    `path` is the run directory as the user would type it; it stands on the last line, which is not wrapped.
     """
-    out = io.StringIO()
-    console = _console(out, width, color)
-    for warning in summary.warnings:
-        if warning.invalid:
-            console.print(Text(clean(warning.sentence, 400), style="bold red"))
-    where = f"at {_agents(summary.levels[-1].users)}: " if summary.levels else ""  # the highest of them
+    text = _rendered(_comparison(summary, run), width, color)
+    return text if path is None else f"{text}{clean(path, 4096)}\n"
+
+
+def _comparison(summary: Summary, run: Run) -> Iterator[RenderableType]:
+    yield from _caveats(summary.warnings, invalid=True)
+    # Of several loads, the verdicts are about the highest.
+    where = f"at {counted(summary.levels[-1].users, 'agent')}: " if summary.levels else ""
     for verdict in summary.verdicts:
-        console.print(Text(where + clean(verdict.sentence, 400), style="bold"))
+        yield Text(where + clean(verdict.sentence, 400), style="bold")
     if not summary.levels:
-        console.print(_table(summary.strategies, width))
+        yield _table(summary.strategies)
     for level in summary.levels:
-        console.print(Text(_agents(level.users)))
-        console.print(_table(level.strategies, width))
+        yield Text(counted(level.users, "agent"))
+        yield _table(level.strategies)
     for strategy in summary.strategies:
-        if strategy.phases:
-            console.print(Text(f"{clean(strategy.strategy)}: {_where(strategy)}"))
-        for line in (moving_limit(strategy), overlap(strategy)):
-            if line is not None:
-                console.print(Text(f"{clean(strategy.strategy)}: {line}"))
-    for line in [*limits(run), *_objective(summary)]:
-        console.print(Text(line))
+        said = (_where(strategy) if strategy.phases else None, moving_limit(strategy), overlap(strategy))
+        for line in filter(None, said):
+            yield Text(f"{clean(strategy.strategy)}: {line}")
+    for line in limits(run):
+        yield Text(line)
+    if summary.objective is not None:
+        outcome = objective_outcome(summary, lambda name: clean(name, _NAME_WIDTH))
+        yield Text(f"objective {summary.objective}: {outcome}")
     for name, law in summary.scalability.items():
-        console.print(Text(f"{clean(name)}: {law.sentence}"))
-    for warning in summary.warnings:
-        if not warning.invalid:
-            console.print(Text(clean(warning.sentence, 400), style="yellow"))
-    console.print(Text(_load(summary)))
+        yield Text(f"{clean(name)}: {law.sentence}")
+    yield from _caveats(summary.warnings, invalid=False)
+    yield Text(_load(summary))
     for line in _client(run):
-        console.print(Text(line))
-    if path is not None:
-        console.print(Text(clean(path, 4096)), soft_wrap=True)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+        yield Text(line)
 
 
 def render_regression(found: Regression, width: int = 80, color: bool = False, github: bool = False) -> str:
@@ -86,20 +82,23 @@ def render_regression(found: Regression, width: int = 80, color: bool = False, g
         lines += [_command(levels[outcome.holds], outcome.sentence) for outcome in found.outcomes]
         lines += [_command("notice", verdict.sentence) for verdict in found.verdicts]
         return "\n".join(lines) + "\n"
-    out = io.StringIO()
-    console = _console(out, width, color)
-    for caveat in found.warnings:
-        if caveat.invalid:
-            console.print(Text(clean(caveat.sentence, 400), style="bold red"))
+    return _rendered(_regression(found), width, color)
+
+
+def _regression(found: Regression) -> Iterator[Text]:
+    yield from _caveats(found.warnings, invalid=True)
     for outcome in found.outcomes:
         style = {True: "green", False: "bold red", None: "yellow"}[outcome.holds]
-        console.print(Text(clean(outcome.sentence, 400), style=style))
+        yield Text(clean(outcome.sentence, 400), style=style)
     for verdict in found.verdicts:
-        console.print(Text(clean(verdict.sentence, 400), style="bold"))
-    for caveat in found.warnings:
-        if not caveat.invalid:
-            console.print(Text(clean(caveat.sentence, 400), style="yellow"))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+        yield Text(clean(verdict.sentence, 400), style="bold")
+    yield from _caveats(found.warnings, invalid=False)
+
+
+def _caveats(caveats: Iterable[Caveat], invalid: bool) -> Iterator[Text]:
+    for caveat in caveats:
+        if caveat.invalid is invalid:
+            yield Text(clean(caveat.sentence, 400), style="bold red" if invalid else "yellow")
 
 
 def _command(level: str, text: str) -> str:
@@ -120,10 +119,7 @@ def limits(run: Run) -> list[str]:
             continue
         agents = max([run.load.users, *(trial.users for trial in run.trials)])
         count, what = (agents, "agent") if spec.scope == "agent" else (run.workers, "worker")
-        lines.append(
-            f"{spec}: limit {limit} × {count} {what}{'' if count == 1 else 's'} "
-            f"= {limit * count} calls at once"
-        )
+        lines.append(f"{spec}: limit {limit} × {counted(count, what)} = {limit * count} calls at once")
     if model_limit := run.arguments.get("model_limit"):
         rules = parse_model_limit(str(model_limit))
         of_model = totals(rules, share=share, processes=run.workers, what="model requests")
@@ -149,8 +145,19 @@ def overlap(strategy: StrategySummary) -> str | None:
     return f"{said}saved {duration(found.saved_seconds)} of at most {possible}"
 
 
-def _console(out: IO[str], width: int, color: bool) -> Console:
-    return Console(
+def objective_outcome(summary: Summary, shown: Callable[[str], str]) -> str:
+    """`met by gathered; missed by sequential`; `shown` is how a name is written."""
+    parts = []
+    for answer, word in ((True, "met by"), (False, "missed by")):
+        names = [shown(one.strategy) for one in summary.strategies if one.objective_met is answer]
+        if names:
+            parts.append(f"{word} {', '.join(names)}")
+    return "; ".join(parts) or "no loop was measured"
+
+
+def _rendered(parts: Iterable[RenderableType], width: int, color: bool) -> str:
+    out = io.StringIO()
+    console = Console(
         file=out,
         width=width,
         color_system="standard" if color else None,
@@ -161,33 +168,18 @@ def _console(out: IO[str], width: int, color: bool) -> Console:
         emoji=False,
         legacy_windows=False,
     )
+    for part in parts:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def _objective(summary: Summary) -> list[str]:
-    """`objective p95<2s,errors<1%: met by gathered; missed by sequential`, if there is one."""
-    if summary.objective is None:
-        return []
-    parts = []
-    for answer, word in ((True, "met by"), (False, "missed by")):
-        names = [clean(s.strategy, _NAME_WIDTH) for s in summary.strategies if s.objective_met is answer]
-        if names:
-            parts.append(f"{word} {', '.join(names)}")
-    return [f"objective {summary.objective}: {'; '.join(parts) or 'no loop was measured'}"]
-
-
-def _agents(count: int) -> str:
-    return f"{count} {'agent' if count == 1 else 'agents'}"
-
-
-def _table(strategies: Iterable[StrategySummary], width: int) -> Table:
-    strategies = list(strategies)
+def _table(strategies: Sequence[StrategySummary]) -> Table:
     goodput = any(strategy.failure_rate.value for strategy in strategies)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), width=None)
-    # The one column that may wrap: where room is short, figures are whole all the same.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    # The one column that may wrap, so that figures are whole where room is short.
     table.add_column("strategy", max_width=_NAME_WIDTH, overflow="fold")
-    for name in ("good/s" if goodput else "loops/s", "loop p50", "p95", "tools p50"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("speed-up", "effic.", "failed"):
+    rate_name = "good/s" if goodput else "loops/s"
+    for name in (rate_name, "loop p50", "p95", "tools p50", "speed-up", "effic.", "failed"):
         table.add_column(name, justify="right", no_wrap=True)
     for strategy in strategies:
         rate = strategy.goodput.value if goodput else strategy.loops.per_second
@@ -218,20 +210,15 @@ def _where(strategy: StrategySummary) -> str:
 
 
 def _client(run: Run) -> list[str]:
-    """How the client fared at worst, and what it can do alone."""
+    """How the client fared at its worst, and what it can do alone."""
     lags = [health.loop_lag_p99 for health in run.client if health.loop_lag_p99 is not None]
     late = [health.schedule_lag_p99 for health in run.client if health.schedule_lag_p99 is not None]
-    busy: dict[str, float] = {}
-    for health in run.client:
-        name = health.process if health.process in OUR_OTHERS else "client"
-        if health.cpu is not None:
-            busy[name] = max(health.cpu, busy.get(name, 0.0))
     parts = []
     if lags:
         parts.append(f"event-loop lag p99 {duration(max(lags))}")
     if late:
         parts.append(f"schedule lag p99 {duration(max(late))}")
-    parts += [f"{name} CPU {percent(share)}" for name, share in busy.items()]
+    parts += [f"{name} CPU {percent(share)}" for name, share in busiest(run, "client").items()]
     lines = [f"at worst: {', '.join(parts)}"] if parts else []
     if run.capacity is not None:
         lines.append(
@@ -248,9 +235,9 @@ def _load(summary: Summary) -> str:
         what = f"open load, {clean(load.arrivals or f'{number(load.rate)}/s')}"
     else:
         agents = summary.strategies[0].users if summary.strategies else load.users
-        what = f"closed load, {agents} {'agent' if agents == 1 else 'agents'}"
+        what = f"closed load, {counted(agents, 'agent')}"
     blocks = max((strategy.blocks for strategy in summary.strategies), default=0)
-    text = f"{what}; {loops} loops counted in {blocks} {'block' if blocks == 1 else 'blocks'}"
+    text = f"{what}; {loops} loops counted in {counted(blocks, 'block')}"
     interrupted = sum(strategy.loops.interrupted for strategy in summary.strategies)
     if load.think_seconds:
         text += f"; {duration(load.think_seconds)} of thinking between loops"

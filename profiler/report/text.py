@@ -1,4 +1,4 @@
-"""Figures and foreign texts as they are printed."""
+"""Figures, and texts from outside, as they are printed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _LONGEST_MESSAGE = 600
 
 
 def clean(text: str, longest: int = _LONGEST) -> str:
-    """A name from outside, safe on a terminal: one line, nothing that moves the cursor or reorders it.
+    """A name from outside on one line, with nothing that moves a terminal's cursor or reorders its text.
 
     Control characters, escapes, line separators and direction overrides become `\\x1b`-style codes;
     a name longer than `longest` loses its middle.
     """
-    if len(text) > longest:  # cut first: a name may have megabytes
+    if len(text) > longest:  # cut before the characters are looked at: a name may have megabytes
         half = (longest - 1) // 2
         text = f"{text[:half]}…{text[-half:]}"
     return text if text.isprintable() else "".join(_visible(character) for character in text)
@@ -48,13 +48,19 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """`53 %`; below ten percent with one decimal, and never 0 % for what is not nothing."""
+    """`53 %`; below ten percent with one decimal, and never 0 % for a share above 0; a dash for None."""
     if share is None:
         return "–"
     value = share * 100
     if 0 < value < 0.1:
         return "<0.1 %"
     return f"{value:.1f} %" if 0 < value < 9.95 else f"{value:.0f} %"
+
+
+def counted(count: int, word: str) -> str:
+    """`1 agent`, `2 agents`, `3 retries`."""
+    plural = word[:-1] + "ies" if word.endswith("y") else word + "s"
+    return f"{count} {word if count == 1 else plural}"
 
 
 def _visible(character: str) -> str:

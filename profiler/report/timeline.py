@@ -6,19 +6,25 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 from profiler.anatomy import loop_phases, model_queue_ns, phases, tool_phase
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
-from profiler.report.text import clean, duration, number, percent
+from profiler.report.text import clean, counted, duration, number, percent
 
-Kind = Literal["model", "backoff", "run", "wait", "failed"]
+Kind = Literal["model", "backoff", "wait", "run", "failed"]
 
-_UNICODE: dict[Kind, str] = {"model": "▓", "backoff": "·", "run": "█", "wait": "░", "failed": "█"}
-_ASCII: dict[Kind, str] = {"model": "=", "backoff": "~", "run": "#", "wait": ".", "failed": "x"}
-_COLORS: dict[Kind, str] = {"model": "36", "backoff": "33", "run": "32", "wait": "2", "failed": "31"}
+_STYLES: dict[Kind, tuple[str, str, str, str]] = {
+    "model": ("model", "▓", "=", "36"),
+    "backoff": ("backoff", "·", "~", "33"),
+    "wait": ("queued", "░", ".", "2"),
+    "run": ("running", "█", "#", "32"),
+    "failed": ("failed", "█", "x", "31"),
+}
+"""In the order of the legend: word, symbol, ASCII symbol, and the terminal's code for the colour."""
 
 _NARROWEST_BAR = 10
+"""Columns; where there is room for fewer, no bars are drawn."""
 _HEADLINES = 3
 
 
@@ -39,9 +45,9 @@ class _Row:
 def render_timeline(record: LoopRecord, width: int = 80, color: bool = False, unicode: bool = True) -> str:
     """The timeline of one loop, at most `width` columns wide.
 
-    The first three lines say in words where the time went, the largest part first. Then a row per
-    model request and tool call on one time axis, and the decomposition. Without `unicode` only
-    ASCII is written, whatever the names hold.
+    The first three lines say in words where the time went, the largest part first. Then follow a row
+    per model request and tool call on one time axis, and the phases. Without `unicode` only ASCII is
+    written, whatever the names hold.
     """
     width = max(width, 20)
     lines = [*_headlines(record, width), "", *_chart(record, width, color, unicode), ""]
@@ -82,7 +88,7 @@ def _chart(record: LoopRecord, width: int, color: bool, unicode: bool) -> list[s
     bar = width - labels - notes - 2
     if bar < _NARROWEST_BAR:
         return [f"{_fit(row.label, max(1, width - notes - 1))} {row.note:>{notes}}" for row in rows]
-    symbols = _UNICODE if unicode else _ASCII
+    symbols = {kind: style[1 if unicode else 2] for kind, style in _STYLES.items()}
     lines = [f"{'':{labels}} {_axis(record.wall_ns / 1e9, bar)}"]
     for row in rows:
         drawn = _draw(row.spans, record.started_ns, record.ended_ns, bar, symbols, color)
@@ -123,7 +129,7 @@ def _call_spans(call: ToolCall) -> Iterator[_Span]:
 def _draw(
     spans: tuple[_Span, ...], start: int, end: int, width: int, symbols: dict[Kind, str], color: bool
 ) -> str:
-    """The bar of one row; a later span covers an earlier one, and none that took time vanishes."""
+    """The bar of one row; a later span covers an earlier one, and one that took any time gets a cell."""
     cells: list[Kind | None] = [None] * width
     scale = width / max(1, end - start)
     for span in spans:
@@ -132,13 +138,13 @@ def _draw(
         first = min(width - 1, max(0, round((span.start - start) * scale)))
         last = min(width, max(first + 1, round((span.end - start) * scale)))
         if span.kind == "wait" and (span.end - span.start) * scale < 0.5:
-            continue  # a wait of less than half a cell would look like one of a whole cell
+            continue  # in a whole cell so short a wait would look long
         for cell in range(first, last):
             cells[cell] = span.kind
     drawn = []
     for kind, group in groupby(cells):
         text = (symbols[kind] if kind else " ") * len(list(group))
-        drawn.append(f"\x1b[{_COLORS[kind]}m{text}\x1b[0m" if color and kind else text)
+        drawn.append(f"\x1b[{_STYLES[kind][3]}m{text}\x1b[0m" if color and kind else text)
     return "".join(drawn)
 
 
@@ -155,15 +161,8 @@ def _axis(seconds: float, width: int) -> str:
 
 
 def _legend(rows: list[_Row], symbols: dict[Kind, str]) -> str:
-    words: dict[Kind, str] = {
-        "model": "model",
-        "backoff": "backoff",
-        "wait": "queued",
-        "run": "running",
-        "failed": "failed",
-    }
     shown = {span.kind for row in rows for span in row.spans if span.end > span.start}
-    return "   ".join(f"{symbols[kind]} {word}" for kind, word in words.items() if kind in shown)
+    return "   ".join(f"{symbols[kind]} {style[0]}" for kind, style in _STYLES.items() if kind in shown)
 
 
 def _decomposition(record: LoopRecord, width: int) -> list[str]:
@@ -175,17 +174,16 @@ def _decomposition(record: LoopRecord, width: int) -> list[str]:
     ]
     lines = _wrap(f"{duration(wall / 1e9)} = {' + '.join(parts)}", width)
     phases = [phase for phase in map(tool_phase, record.rounds) if phase is not None]
-    calls = sum(len(round_.tool_calls) for round_ in record.rounds)
     if phases:
         walls = sum(phase.wall_ns for phase in phases)
         work = sum(phase.work_ns for phase in phases)
         critical = sum(phase.critical_path_ns for phase in phases)
-        speed_up = number(work / walls if walls else None)
         lines += _wrap(
-            f"{calls} tool {'call' if calls == 1 else 'calls'} "
+            f"{counted(len(list(record.tool_calls)), 'tool call')} "
             f"in {len(phases)} of {len(record.rounds)} rounds: "
             f"{duration(work / 1e9)} of work in {duration(walls / 1e9)} "
-            f"(speed-up {speed_up}, efficiency {percent(critical / walls if walls else None)}, "
+            f"(speed-up {number(work / walls if walls else None)}, "
+            f"efficiency {percent(critical / walls if walls else None)}, "
             f"at most {max(phase.peak_concurrency for phase in phases)} at once)",
             width,
         )
@@ -203,28 +201,29 @@ def _ascii(text: str) -> str:
 
 # Why a loop took as long as it did: its wall time split by cause, the largest first.
 #
-# The phases of `anatomy` say what was going on at each instant; a call that waits in a limiter
-# while its siblings run is `tools` there. Causes answer another question: what would have to change.
-# The time by which waiting calls prolonged a tool phase is
+# The phases of `anatomy` say what was going on at each instant; a call that waits in a limiter while its
+# siblings run is `tools` there. Causes answer another question: what would have to change. The time by
+# which waiting calls prolonged a tool phase is
 #
 #     max(wait_i + d_i) - max(d_i)
 #
-# over the calls of a round, and belongs to the limiter, whoever held it. Causes sum to the wall time.
+# over the calls of a round, and belongs to the limiter, whichever call held it. The causes sum to the
+# wall time.
 
 FELT_NS = 1_000_000
-"""A wait shorter than this is none."""
+"""Shorter waits of model requests are not counted."""
 
 CauseKind = Literal[
     "model", "model_limiter", "backoff", "limiter", "blocked", "application", "threads", "tools", "rest"
 ]
 
 _WAITED: dict[Shortfall | None, CauseKind] = {"blocked_loop": "blocked", "application": "application"}
-"""What calls waited for before they started, where it was no limiter."""
+"""What calls waited for before they started, where it was not a limiter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """A part of a loop's wall time. `words` name what took it, `remedy` what to do about it, or ""."""
+    """A part of a loop's wall time: `words` name what took it, `remedy` what to do about it, if anything."""
 
     kind: CauseKind
     ns: int
@@ -234,86 +233,73 @@ class Cause:
 
 def causes(record: LoopRecord) -> list[Cause]:
     """The causes of a loop's wall time, the largest first; those that took none are left out."""
-    kinds: tuple[CauseKind, ...] = (
-        *("model", "model_limiter", "backoff", "limiter", "blocked", "application", "threads", "tools"),
-    )
-    totals = dict.fromkeys(kinds, 0)
+    totals: dict[CauseKind, int] = dict.fromkeys(get_args(CauseKind), 0)
     for round_ in record.rounds:
         parts = phases(round_)
         totals["model"] += parts["model"]
         totals["model_limiter"] += parts["model_queue"]
         totals["backoff"] += parts["backoff"]
         limiter, threads = _prolonged(round_)
-        # Eager calls overlap the model; what the model already covers is not theirs.
+        # Eager calls overlap the model: the part of a wait that the model covers is the model's.
         tool_wall = parts["tools"] + parts["queue"]
         limiter = min(limiter, tool_wall)
         threads = min(threads, tool_wall - limiter)
-        # A tool that holds the event loop keeps its siblings waiting, limiter or not.
+        # A tool that holds the event loop keeps its siblings waiting, with or without a limiter.
         totals[_WAITED.get(round_.shortfall, "limiter")] += limiter
         totals["threads"] += threads
         totals["tools"] += tool_wall - limiter - threads
     totals["rest"] = record.wall_ns - sum(totals.values())
-    found = [_describe(kind, ns, record) for kind, ns in totals.items() if ns > 0]
+    found = [Cause(kind, ns, *_words(kind, record)) for kind, ns in totals.items() if ns > 0]
     return sorted(found, key=lambda cause: -cause.ns)
 
 
 def _prolonged(round_: RoundRecord) -> tuple[int, int]:
     """Nanoseconds by which (waits in the limiter, waits for a thread) prolonged the tool phase."""
-    calls = [call for call in round_.tool_calls if call.started_ns is not None]
-    never = [call.ended_ns - call.queued_ns for call in round_.tool_calls if call.started_ns is None]
-    spans = [call.ended_ns - call.queued_ns for call in calls]
-    runs = [call.ended_ns - (call.started_ns or 0) for call in calls]
-    works = [run - call.thread_wait_ns for run, call in zip(runs, calls, strict=True)]
-    longest = max([*spans, *never], default=0)
-    running = max(runs, default=0)
-    return longest - running, running - max(works, default=0)
+    spans = [call.ended_ns - call.queued_ns for call in round_.tool_calls]
+    ran = [(ns, call.thread_wait_ns) for call in round_.tool_calls if (ns := call.duration_ns) is not None]
+    running = max((ns for ns, _ in ran), default=0)
+    working = max((ns - thread_wait for ns, thread_wait in ran), default=0)
+    return max(spans, default=0) - running, running - working
 
 
-def _describe(kind: CauseKind, ns: int, record: LoopRecord) -> Cause:
-    strategy = clean(record.strategy)
+def _words(kind: CauseKind, record: LoopRecord) -> tuple[str, str]:
+    """(what took the time, what to do about it, or "")."""
     if kind == "model":
+        slowest = max(r.model.duration_ns - model_queue_ns(r.model) for r in record.rounds)
         count = len(record.rounds)
-        slowest = max(
-            model.ended_ns - model.started_ns - model_queue_ns(model)
-            for model in (round_.model for round_ in record.rounds)
-        )
-        words = f"the model ({count} {_plural('request', count)}"
-        return Cause(kind, ns, words + (f", slowest {duration(slowest / 1e9)})" if count > 1 else ")"))
+        more = f", slowest {duration(slowest / 1e9)}" if count > 1 else ""
+        return f"the model ({counted(count, 'request')}{more})", ""
     if kind == "model_limiter":
         count = sum(model_queue_ns(round_.model) > FELT_NS for round_ in record.rounds) or 1
-        words = f"{count} model {_plural('request', count)} waited in the model's limiter"
-        return Cause(kind, ns, words, "raise it, if the quota allows more")
+        words = f"{counted(count, 'model request')} waited in the model's limiter"
+        return words, "raise it, if the quota allows more"
     if kind == "backoff":
         retries = sum(max(0, len(round_.model.attempts) - 1) for round_ in record.rounds)
-        words = f"backoff before {retries} {_plural('retry', retries)} of model requests"
-        return Cause(kind, ns, words, "lower the load, or limit its rate")
+        words = f"backoff before {counted(retries, 'retry')} of model requests"
+        return words, "lower the load, or limit its rate"
     if kind == "limiter":
-        if record.strategy == "sequential":
-            return Cause(kind, ns, f"calls ran one after another ({strategy})", "try gathered")
-        if record.strategy in ("gathered", "eager", "eager:all", "application"):  # no limiter
-            return Cause(kind, ns, "calls waited to be started")
-        return Cause(kind, ns, f"calls waited in the limiter {strategy}", "raise the limit")
+        return _limiter_words(record.strategy)
     if kind == "blocked":
         worst = max(record.tool_calls, key=lambda call: call.blocking_ns, default=None)
         if worst is None or not worst.blocking_ns:
-            return Cause(kind, ns, "calls waited while something held the event loop", "find what blocks it")
+            return "calls waited while something held the event loop", "find what blocks it"
         held = f"{clean(worst.name, 24)} held the event loop ({duration(worst.blocking_ns / 1e9)})"
-        return Cause(kind, ns, f"calls waited while {held}", "make it await")
+        return f"calls waited while {held}", "make it await"
     if kind == "application":
-        return Cause(kind, ns, "calls waited until the loop's own code started them", "try asyncio.gather")
+        return "calls waited until the loop's own code started them", "try asyncio.gather"
     if kind == "threads":
-        return Cause(kind, ns, "calls of sync tools waited for a thread", "make them async")
+        return "calls of sync tools waited for a thread", "make them async"
     if kind == "tools":
-        calls = [call for call in record.tool_calls if call.started_ns is not None]
-        slowest_call = max(calls, key=lambda call: call.ended_ns - (call.started_ns or 0), default=None)
-        if slowest_call is None:
-            return Cause(kind, ns, "tool calls")
-        took = duration((slowest_call.ended_ns - (slowest_call.started_ns or 0)) / 1e9)
-        return Cause(kind, ns, f"tools ran (longest: {clean(slowest_call.name, 24)}, {took})")
-    return Cause(kind, ns, "parsing, collecting and the rest")
+        longest = max(record.tool_calls, key=lambda call: call.duration_ns or -1, default=None)
+        if longest is None or longest.duration_ns is None:
+            return "tool calls", ""
+        return f"tools ran (longest: {clean(longest.name, 24)}, {duration(longest.duration_ns / 1e9)})", ""
+    return "parsing, collecting and the rest", ""
 
 
-def _plural(word: str, count: int) -> str:
-    if count == 1:
-        return word
-    return word[:-1] + "ies" if word.endswith("y") else word + "s"
+def _limiter_words(strategy: str) -> tuple[str, str]:
+    if strategy == "sequential":
+        return f"calls ran one after another ({strategy})", "try gathered"
+    if strategy in ("gathered", "eager", "eager:all", "application"):  # they have no limiter
+        return "calls waited to be started", ""
+    return f"calls waited in the limiter {clean(strategy)}", "raise the limit"

@@ -1,7 +1,7 @@
-"""What a reader must know before believing a run: a closed set, each with its remedy.
+"""What a reader must know before believing a run: a closed set of caveats, each with its remedy.
 
-An `invalid` one means that the figures describe our client, not the system; every output says it
-first. The limits are those at which measured latencies were seen to become the client's own.
+An `invalid` caveat means that the figures describe our client, not the system; every output puts it
+first. The limits are those above which measured latencies were found to be the client's own.
 """
 
 from __future__ import annotations
@@ -35,41 +35,38 @@ CaveatKind = Literal[
 ]
 
 LOOP_LAG_LIMIT = 0.050
+"""Seconds of event-loop lag at p99."""
 SCHEDULE_LAG_SHARE = 0.05
+"""Of the median loop: how late loops may start at p99."""
 CPU_LIMIT = 0.90
+"""Share of one core."""
 DELIVERED_SHARE = 0.95
 BLOCKING_LIMIT = 0.050
+"""Seconds for which one call held the event loop."""
 BLOCKING_SHARE = 0.05
 """Of a tool's calls that must have held the event loop before the tool is blamed."""
-
 CUT_SHARE = 0.01
-LOOPS_PER_WINDOW = 2
 LATE_SHARE = 0.01
+LOOPS_PER_WINDOW = 2
 CHANCE = 3.0
-"""Standard deviations by which random arrivals may fall short before the load was not delivered."""
+"""Standard deviations by which random arrivals may fall short of the load that was asked for."""
 
 OUR_OTHERS = ("the emulator", "the master")
 """Processes of ours that run no loops, by their names in `Run.client`."""
 
-_INCIDENTS: dict[IncidentKind, tuple[CaveatKind, str, str]] = {
+_INCIDENTS: dict[IncidentKind, tuple[str, str]] = {
     "worker_lost": (
-        "worker_lost",
         "a worker was lost; what it had sent counts",
         "run again, or trust only what its absence cannot change",
     ),
     "records_dropped": (
-        "records_dropped",
         "records were dropped because they came faster than they could be written",
         "use more workers or fewer agents",
     ),
-    "aborted": ("aborted", "the run was aborted", "lower the load, or raise the limit of --abort-on"),
-    "interrupted": ("interrupted", "the run was interrupted", "run it to its end"),
-    "settled": ("settled", "the run ended early, since it had shown enough", "run it alone for all blocks"),
-    "limited": (
-        "limited",
-        "the run ended early",
-        "what had begun was let finish; raise the limit for more",
-    ),
+    "aborted": ("the run was aborted", "lower the load, or raise the limit of --abort-on"),
+    "interrupted": ("the run was interrupted", "run it to its end"),
+    "settled": ("the run ended early, since it had shown enough", "run it alone for all blocks"),
+    "limited": ("the run ended early", "what had begun was let finish; raise the limit for more"),
 }
 
 _EARLY_ENDS: tuple[IncidentKind, ...] = ("aborted", "interrupted", "limited")
@@ -77,7 +74,7 @@ _EARLY_ENDS: tuple[IncidentKind, ...] = ("aborted", "interrupted", "limited")
 
 @dataclass(frozen=True, slots=True)
 class Caveat:
-    """One thing to know. `detail` is what was found, `remedy` what to do."""
+    """One thing to know: `detail` is what was found, `remedy` what to do about it."""
 
     kind: CaveatKind
     detail: str
@@ -86,49 +83,55 @@ class Caveat:
 
     @property
     def sentence(self) -> str:
-        """`invalid: ... ; do ...`, for a line of output."""
+        """`invalid: DETAIL; REMEDY` or `note: DETAIL; REMEDY`."""
         return f"{'invalid' if self.invalid else 'note'}: {self.detail}; {self.remedy}"
 
 
 def caveats(run: Run, strategies: Sequence[StrategySummary]) -> tuple[Caveat, ...]:
     """Every caveat of a run, the invalid ones first."""
-    found = [*_client(run, strategies), *_incidents(run), *_load(run), *_figures(run, strategies)]
+    found = [*_client(run, strategies), *_incidents(run), *_load(run), *_figures(strategies)]
     return tuple(sorted(found, key=lambda caveat: not caveat.invalid))
 
 
-def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
-    medians = [s.loop_seconds.p50.value for s in strategies if s.loop_seconds.p50.value is not None]
-    broken: dict[str, str] = {}
-    blocking: dict[str, float] = {}
+def busiest(run: Run, client: str) -> dict[str, float]:
+    """The largest share of a core that each kind of process used; those that run loops are the `client`."""
+    found: dict[str, float] = {}
     for health in run.client:
-        if health.loop_lag_p99 is not None and health.loop_lag_p99 > LOOP_LAG_LIMIT:
-            _worst(
-                broken, "loop", health.loop_lag_p99, "the event loop was late by {} ms at p99 (limit 50 ms)"
-            )
-        lag = health.schedule_lag_p99
-        if lag is not None and medians and lag > SCHEDULE_LAG_SHARE * min(medians):
-            text = (
-                f"loops started {{}} ms late at p99, more than 5 % of the median {min(medians) * 1e3:.0f} ms"
-            )
-            _worst(broken, "schedule", lag, text)
-        if health.cpu is not None and health.cpu > CPU_LIMIT:
-            who = health.process if health.process in OUR_OTHERS else "a client process"
-            broken[f"cpu of {who}"] = (
-                f"{who} kept a core {min(health.cpu, 1.0) * 100:.0f} % busy (limit 90 %)"
-            )
+        if health.cpu is not None:
+            name = health.process if health.process in OUR_OTHERS else client
+            found[name] = max(health.cpu, found.get(name, 0.0))
+    return found
+
+
+def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
+    broken = []
+    lag = max((health.loop_lag_p99 or 0.0 for health in run.client), default=0.0)
+    if lag > LOOP_LAG_LIMIT:
+        broken.append(f"the event loop was late by {lag * 1e3:.0f} ms at p99 (limit 50 ms)")
+    late = max((health.schedule_lag_p99 or 0.0 for health in run.client), default=0.0)
+    medians = [s.loop_seconds.p50.value for s in strategies if s.loop_seconds.p50.value is not None]
+    if medians and late > SCHEDULE_LAG_SHARE * min(medians):
+        broken.append(
+            f"loops started {late * 1e3:.0f} ms late at p99, more than 5 % of the median "
+            f"{min(medians) * 1e3:.0f} ms"
+        )
+    for who, share in busiest(run, "a client process").items():
+        if share > CPU_LIMIT:
+            broken.append(f"{who} kept a core {min(share, 1.0) * 100:.0f} % busy (limit 90 %)")
+    if broken:
+        more = f"more workers (now {run.workers})" if run.workers < run.machine.cores else "another machine"
+        yield Caveat(
+            "client_saturated",
+            f"the client was saturated: {', and '.join(broken)}",
+            f"use fewer agents or {more}",
+            invalid=True,
+        )
+    blocking: dict[str, float] = {}
     for strategy in strategies:
         for tool, figures in strategy.tools.items():
             # A tool that blocks does so again and again; a single stall is the machine's.
             if figures.blocking_calls >= max(1, BLOCKING_SHARE * figures.calls):
                 blocking[tool] = max(figures.blocking_seconds, blocking.get(tool, 0.0))
-    if broken:
-        more = f"more workers (now {run.workers})" if run.workers < run.machine.cores else "another machine"
-        yield Caveat(
-            "client_saturated",
-            f"the client was saturated: {', and '.join(broken.values())}",
-            f"use fewer agents or {more}",
-            invalid=True,
-        )
     for tool, seconds in sorted(blocking.items(), key=lambda item: -item[1]):
         if seconds > BLOCKING_LIMIT:
             yield Caveat(
@@ -138,29 +141,18 @@ def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]
             )
 
 
-def _worst(broken: dict[str, str], key: str, seconds: float, text: str) -> None:
-    """Keep the worst of several processes; texts of one key differ in their figure only."""
-    candidate = text.format(f"{seconds * 1e3:.0f}")
-    held = broken.get(key)
-    if held is None or _figure(candidate) > _figure(held):
-        broken[key] = candidate
-
-
-def _figure(text: str) -> int:
-    return max(int(word) for word in text.split() if word.isdigit())
-
-
 def _incidents(run: Run) -> Iterator[Caveat]:
     for incident in run.incidents:
-        kind, detail, remedy = _INCIDENTS[incident.kind]
+        detail, remedy = _INCIDENTS[incident.kind]
         count = f" ({incident.count})" if incident.count > 1 else ""
-        yield Caveat(kind, f"{detail}{count}{': ' + incident.detail if incident.detail else ''}", remedy)
+        said = f": {incident.detail}" if incident.detail else ""
+        yield Caveat(incident.kind, f"{detail}{count}{said}", remedy)
     if not run.finished and not any(i.kind in _EARLY_ENDS for i in run.incidents):
         yield Caveat("unfinished", "the run was cut short; what had finished is here", "run it to its end")
 
 
 def _load(run: Run) -> Iterator[Caveat]:
-    """Whether the load that was delivered is the one that was asked for."""
+    """Where the load that was delivered is not the one that was asked for."""
     for trial in run.trials:
         if trial.wanted is not None and trial.users < DELIVERED_SHARE * trial.wanted:
             yield Caveat(
@@ -176,7 +168,7 @@ def _load(run: Run) -> Iterator[Caveat]:
     each = run.load.rate / run.load.users
     expected = sum(each * trial.users * (trial.ended_ns - trial.started_ns) / 1e9 for trial in trials)
     arrived = sum(trial.arrived or 0 for trial in trials)
-    # Every strategy of a block sees the same draws, so that chance does not average out over them.
+    # The strategies of a block see the same draws: chance does not average out over them.
     chance = CHANCE * (expected * max(1, len(run.strategies))) ** 0.5
     if arrived < min(DELIVERED_SHARE * expected, expected - chance):
         yield Caveat(
@@ -201,7 +193,7 @@ def _load(run: Run) -> Iterator[Caveat]:
         )
 
 
-def _figures(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
+def _figures(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
     for strategy in strategies:
         name, loops = strategy.strategy, strategy.loops
         if loops.due and loops.interrupted > CUT_SHARE * loops.due:
@@ -238,10 +230,9 @@ def _figures(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat
         )
 
 
-def two_runs() -> Caveat:
-    """What to know of two runs made at two times."""
-    return Caveat(
-        "two_runs",
-        "the runs were made at two times, so a drift of the system between them looks like a change",
-        "compare both in one run, block by block, where it matters",
-    )
+TWO_RUNS = Caveat(
+    "two_runs",
+    "the runs were made at two times, so a drift of the system between them looks like a change",
+    "compare both in one run, block by block, where it matters",
+)
+"""The caveat of every comparison of two runs."""

@@ -2,12 +2,12 @@
 
 Within a run the comparison is paired: every block ran every strategy, in random order, on the
 same tape, so that what the blocks share (drift, the tape's work) cancels. The effect is
-exp(mean of the log-ratios of the blocks ± half), with `quantiles.spread`'s half-width.
+exp(mean of the log-ratios of the blocks ± half), where half is the half-width of `quantiles.spread`.
 
-Between two runs it is Welch's t on the same logarithms, paired only when their tapes match. Nothing
-cancels the drift then. Drift makes neighbouring blocks alike, so the lag-1 correlation r of the
-blocks' medians widens the interval by √((1 + r) / (1 - r)). On systems that wander by 5 % a block
-that takes a gate's false alarms from 17 to 7 % (`benchmarks/coverage.py`); only pairing removes them.
+Between two runs it is Welch's t on the same logarithms, paired only when their tapes match. Drift does
+not cancel then. It makes neighbouring blocks alike, so the lag-1 correlation r of the blocks' medians
+widens the interval by √((1 + r) / (1 - r)). On systems that drift by 5 % a block this takes a gate's
+false alarms from 17 to 7 % (`benchmarks/coverage.py`); only running both in one run removes them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import numpy as np
 
 from profiler.rundir import Run
 from profiler.statistics.figures import block_failures, good_loops
+from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import (
     CONFIDENCE,
     FEWEST_BLOCKS,
     FEWEST_PER_BLOCK,
     LEVELS,
     Floats,
+    Spread,
     block_quantiles,
     coarsen,
     join,
@@ -34,22 +36,22 @@ from profiler.statistics.quantiles import (
     student,
     student_tails,
 )
-from profiler.statistics.table import OK, Table
+from profiler.statistics.table import Table
 from profiler.statistics.windows import Block, Measured, completed, latency
 
 Metric = Literal["p50", "p95", "p99", "throughput", "goodput"]
 
 SIGNIFICANCE = 1 - CONFIDENCE
 RELEVANT_FAILURES = 0.01
-"""Failure rates differ when that is shown and the difference is at least this."""
+"""Failure rates that differ by a smaller share of the loops count as equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
     """candidate / baseline of one metric, with its 95 % interval and Holm-adjusted p value.
 
-    `value` alone is a point estimate. `needed` is how many more loops of each strategy a verdict
-    takes: None when there are enough. `shown` says whether the ratio differs from 1.
+    Without an interval, `value` is a point estimate, and `needed` says how many more loops of each
+    strategy an interval would take. `shown` says whether the ratio is shown to differ from 1.
     """
 
     value: float | None
@@ -59,16 +61,38 @@ class Ratio:
     needed: int | None = None
     shown: bool = False
 
+    def interval(self, wider: float = 1.0) -> tuple[float, float] | None:
+        """(low, high), widened by a factor on the logarithmic scale; None without an interval."""
+        if not self.value or self.low is None or self.high is None:
+            return None
+        value, low, high = self.value, self.low, self.high
+        return value * (low / value) ** wider, value * (high / value) ** wider
+
+    @property
+    def inverse(self) -> Ratio:
+        """baseline / candidate."""
+        value, low, high = (1 / bound if bound else None for bound in (self.value, self.high, self.low))
+        return replace(self, value=value, low=low, high=high)
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """candidate - baseline of the share of failed loops; `shown` as in `Ratio`, and relevant."""
+    """candidate - baseline of the share of failed loops.
+
+    `shown` as in `Ratio`, and only where the difference is at least `RELEVANT_FAILURES`.
+    """
 
     value: float | None
     low: float | None = None
     high: float | None = None
     p_value: float | None = None
     shown: bool = False
+
+    def interval(self, wider: float = 1.0) -> tuple[float, float] | None:
+        """(low, high), widened by a factor; None without an interval."""
+        if self.value is None or self.low is None or self.high is None:
+            return None
+        return self.value + (self.low - self.value) * wider, self.value + (self.high - self.value) * wider
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +113,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One strategy's blocks, reduced to what a comparison needs. Latencies are in time order."""
+    """One strategy's blocks, reduced to what a comparison needs; one entry per block.
+
+    `latencies` are of completed loops, in nanoseconds and in the order of time. `done` and `good` count
+    the loops that ended inside the window of `seconds`, `failures` are (failed loops, loops) due in it.
+    """
 
     name: str
     latencies: tuple[Floats, ...]
@@ -99,21 +127,23 @@ class Side:
     failures: tuple[tuple[int, int], ...]
 
 
-def side(group: Measured, table: Table, limit_ns: float | None = None, blocks: Sequence[Block] = ()) -> Side:
-    """What a comparison needs of a strategy; `blocks` picks some of its blocks."""
+def side(
+    group: Measured, table: Table, objective: Objective | None = None, blocks: Sequence[Block] = ()
+) -> Side:
+    """The side of a strategy in a comparison; `blocks` picks some of its blocks."""
     chosen = blocks or group.blocks
     return Side(
         name=group.strategy,
         latencies=tuple(latency(table, completed(table, block.due)).astype(float) for block in chosen),
         seconds=tuple(block.seconds for block in chosen),
-        done=tuple(int(np.count_nonzero(table.status[block.ended] == OK)) for block in chosen),
-        good=tuple(good_loops(table, block, limit_ns) for block in chosen),
+        done=tuple(completed(table, block.ended).size for block in chosen),
+        good=tuple(good_loops(table, block, objective) for block in chosen),
         failures=tuple(block_failures(table, block) for block in chosen),
     )
 
 
 def compare_strategies(
-    groups: Sequence[Measured], table: Table, limit_ns: float | None = None, baseline: str | None = None
+    groups: Sequence[Measured], table: Table, objective: Objective | None = None, baseline: str | None = None
 ) -> tuple[Comparison, ...]:
     """Every strategy against the baseline (the first one by default), on the blocks both ran."""
     if len(groups) < 2:
@@ -122,15 +152,14 @@ def compare_strategies(
     base = groups[names.index(baseline)] if baseline in names else groups[0]
     found = []
     for group in groups:
-        if group is base:
-            continue
         common = {block.number for block in base.blocks} & {block.number for block in group.blocks}
-        ours = [block for block in group.blocks if block.number in common]
-        theirs = [block for block in base.blocks if block.number in common]
-        if common:
-            found.append(
-                compare(side(group, table, limit_ns, ours), side(base, table, limit_ns, theirs), paired=True)
-            )
+        if group is base or not common:
+            continue
+        ours, theirs = (
+            side(one, table, objective, [block for block in one.blocks if block.number in common])
+            for one in (group, base)
+        )
+        found.append(compare(ours, theirs, paired=True))
     return holm(found)
 
 
@@ -138,54 +167,45 @@ def compare_runs(
     runs: tuple[Run, Run],
     tables: tuple[Table, Table],
     groups: tuple[Sequence[Measured], Sequence[Measured]],
-    limit_ns: float | None = None,
+    objective: Objective | None = None,
 ) -> tuple[Comparison, ...]:
     """The second run against the first, for each strategy and load in both.
 
     Paired when both ran the same tape: scenario, seed, load and number of blocks are equal.
     """
-    baseline, candidate = groups
+    same_work = len({(run.scenario, run.seed, run.load) for run in runs}) == 1
     found = []
-    for group in candidate:
-        for base in baseline:
-            if (group.strategy, group.users) != (base.strategy, base.users):
-                continue
-            if group.blocks and base.blocks:
-                ours, theirs = side(group, tables[1], limit_ns), side(base, tables[0], limit_ns)
-                found.append(compare(ours, theirs, same_tape(*runs, group, base), same_run=False))
+    for group in groups[1]:
+        for base in groups[0]:
+            if (group.strategy, group.users) == (base.strategy, base.users) and group.blocks and base.blocks:
+                ours, theirs = side(group, tables[1], objective), side(base, tables[0], objective)
+                paired = same_work and len(group.blocks) == len(base.blocks)
+                found.append(compare(ours, theirs, paired, same_run=False))
     return holm(found)
 
 
-def same_tape(one: Run, other: Run, group: Measured, base: Measured) -> bool:
-    """Whether block k of both runs did the same work."""
-    return (one.scenario, one.seed, one.load, len(base.blocks)) == (
-        other.scenario,
-        other.seed,
-        other.load,
-        len(group.blocks),
-    )
-
-
 def compare(candidate: Side, baseline: Side, paired: bool, same_run: bool = True) -> Comparison:
-    """One comparison, p values not yet adjusted for others beside it.
+    """One comparison, its p values not yet adjusted for other comparisons beside it.
 
-    Of two runs (not `same_run`) the blocks' dependence widens the intervals, paired or not.
+    Between two runs (not `same_run`) the dependence of the blocks widens the intervals, paired or not.
     """
-    ratios = {name: _latency_ratio(candidate, baseline, name, paired, same_run) for name in LEVELS}
+    sides = (candidate, baseline)
+    correlation = 0.0 if same_run else dependence(candidate.latencies, baseline.latencies)
+    latencies = {name: _latency_ratio(candidate, baseline, name, paired, same_run) for name in LEVELS}
     return Comparison(
         strategy=candidate.name,
         baseline=baseline.name,
-        throughput=_rate_ratio(candidate.done, baseline.done, candidate, baseline, paired, same_run),
-        goodput=_rate_ratio(candidate.good, baseline.good, candidate, baseline, paired, same_run),
-        failures=_failure_difference(candidate, baseline, paired, same_run),
+        throughput=_rate_ratio((candidate.done, baseline.done), sides, paired, correlation),
+        goodput=_rate_ratio((candidate.good, baseline.good), sides, paired, correlation),
+        failures=_failure_difference(sides, paired, correlation),
         paired=paired,
         blocks=min(len(candidate.seconds), len(baseline.seconds)),
-        **ratios,
+        **latencies,
     )
 
 
 def holm(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
-    """Adjust the p values of each metric over the comparisons (Holm 1979), and decide what is shown."""
+    """The comparisons with the p values of each metric adjusted (Holm 1979), and `shown` decided by them."""
     adjusted = list(comparisons)
     for metric in ("p50", "p95", "p99", "throughput", "goodput", "failures"):
         figures = [getattr(comparison, metric) for comparison in adjusted]
@@ -201,7 +221,7 @@ def holm(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
 
 def holm_adjust(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment; None (no test was made) stays None and counts for nothing."""
+    """Holm's step-down adjustment; None (no test was made) stays None and is not counted as a test."""
     order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     result: list[float | None] = [None] * len(p_values)
     highest = 0.0
@@ -214,38 +234,36 @@ def holm_adjust(p_values: Sequence[float | None]) -> list[float | None]:
 def _latency_ratio(candidate: Side, baseline: Side, name: str, paired: bool, same_run: bool) -> Ratio:
     p, fewest = LEVELS[name], FEWEST_PER_BLOCK[name]
     sides = (candidate.latencies, baseline.latencies)
-    pooled = [np.concatenate(groups) if groups else np.empty(0) for groups in sides]
+    pooled = [np.concatenate(blocks) if blocks else np.empty(0) for blocks in sides]
     if not all(values.size for values in pooled):
         return Ratio(None, needed=FEWEST_BLOCKS * fewest)
     point = float(np.quantile(pooled[0], p) / np.quantile(pooled[1], p))
-    sizes = [[group.size for group in groups] for groups in sides]
-    runs: list[list[slice] | None]
-    if paired:
-        shared = coarsen([min(pair) for pair in zip(*sizes, strict=True)], fewest)
-        runs = [shared, shared]
+    sizes = [[block.size for block in blocks] for blocks in sides]
+    if paired:  # block k of one side is joined with the same neighbours as block k of the other
+        ours = theirs = coarsen([min(pair) for pair in zip(*sizes, strict=True)], fewest)
     else:
-        runs = [coarsen(side_sizes, fewest) for side_sizes in sizes]
-    if runs[0] is None or runs[1] is None:
+        ours, theirs = (coarsen(side_sizes, fewest) for side_sizes in sizes)
+    if ours is None or theirs is None:
         return Ratio(point, needed=_needed(sizes, fewest))
-    joined = [join(groups, run) for groups, run in zip(sides, (runs[0], runs[1]), strict=True)]
-    logs = [np.log(block_quantiles(groups, p)) for groups in joined]
-    correlation = 0.0 if same_run else dependence(*joined)
+    blocks = [join(sides[0], ours), join(sides[1], theirs)]
+    (our_logs, our_halves), (their_logs, their_halves) = (np.log(block_quantiles(one, p)) for one in blocks)
+    correlation = 0.0 if same_run else dependence(*blocks)
     if paired:
-        difference, halves = logs[0] - logs[1]
-        found = spread(difference, halves, correlation=correlation)
-        return _ratio(found.mean, found.half, found.p_value)
-    bias = [float((whole - halves).mean()) for whole, halves in logs]
-    return _ratio(*_welch(logs[0][0], logs[1][0], correlation, bias[0] - bias[1]))
+        return _ratio(spread(our_logs - their_logs, our_halves - their_halves, correlation=correlation))
+    step = float((our_logs - our_halves).mean()) - float((their_logs - their_halves).mean())
+    return _ratio(_welch(our_logs, their_logs, correlation, step))
 
 
 def dependence(ours: Sequence[Floats], theirs: Sequence[Floats]) -> float:
-    """The lag-1 correlation of the blocks' median logarithms, pooled over both runs.
+    """The lag-1 correlation of the logarithms of the blocks' medians, pooled over both runs.
 
     Corrected for the bias of short series, (r + 1/n) / (1 - 4/n) (Kendall 1954; the divisor not
-    below 0.2), and kept within 0 to 1 - 2/n: few blocks say little of it. 0 where a block is empty.
+    below 0.2), and kept within 0 to 1 - 2/n, since few blocks tell little. 0 where a block is empty.
     """
     above = below = 0.0
     count = min(len(ours), len(theirs))
+    if count < FEWEST_BLOCKS:
+        return 0.0
     for groups in (ours, theirs):
         if min((group.size for group in groups), default=0) == 0:
             return 0.0
@@ -260,90 +278,72 @@ def dependence(ours: Sequence[Floats], theirs: Sequence[Floats]) -> float:
 
 
 def _needed(sizes: Sequence[Sequence[int]], fewest: int) -> int:
-    """Loops of each strategy still missing, at the number of blocks there are (not below three)."""
-    short = []
-    for blocks in sizes:
-        total = sum(blocks)
-        missing = FEWEST_BLOCKS * fewest - total
-        # Enough in all, but spread too unevenly over the blocks: about one more block's worth.
-        short.append(missing if missing > 0 else fewest)
-    return math.ceil(max(short) / 10) * 10
+    """Loops of each strategy still missing for `FEWEST_BLOCKS` blocks of `fewest`, rounded up to tens."""
+    missing = [FEWEST_BLOCKS * fewest - sum(blocks) for blocks in sizes]
+    # Where there are enough in all, they are spread too unevenly: about one more block's worth.
+    return math.ceil(max(short if short > 0 else fewest for short in missing) / 10) * 10
 
 
 def _rate_ratio(
-    ours: Sequence[int],
-    theirs: Sequence[int],
-    candidate: Side,
-    baseline: Side,
-    paired: bool,
-    same_run: bool,
+    counts: tuple[Sequence[int], Sequence[int]], sides: tuple[Side, Side], paired: bool, correlation: float
 ) -> Ratio:
-    """Ratio of counts per second; half a loop is added to each count, so that none is no infinity."""
-    rates = [
-        np.log((np.asarray(counts) + 0.5) / np.maximum(np.asarray(one.seconds), 1e-9))
-        for counts, one in ((ours, candidate), (theirs, baseline))
-    ]
-    if min(len(ours), len(theirs)) < FEWEST_BLOCKS:
-        per_second = [
-            sum(counts) / max(sum(one.seconds), 1e-9)
-            for counts, one in ((ours, candidate), (theirs, baseline))
-        ]
-        point = per_second[0] / per_second[1] if per_second[1] else None
-        fewest = FEWEST_BLOCKS * FEWEST_PER_BLOCK["p50"]
-        return Ratio(point, needed=max(10, fewest - min(sum(candidate.done), sum(baseline.done))))
-    correlation = 0.0 if same_run else dependence(candidate.latencies, baseline.latencies)
+    """Ratio of counts per second; half a loop is added to each count, so that 0 has a logarithm too."""
+    if min(map(len, counts)) < FEWEST_BLOCKS:
+        rates = [sum(each) / max(sum(one.seconds), 1e-9) for each, one in zip(counts, sides, strict=True)]
+        missing = FEWEST_BLOCKS * FEWEST_PER_BLOCK["p50"] - min(sum(one.done) for one in sides)
+        return Ratio(rates[0] / rates[1] if rates[1] else None, needed=max(10, missing))
+    ours, theirs = (
+        np.log((np.asarray(each) + 0.5) / np.maximum(one.seconds, 1e-9))
+        for each, one in zip(counts, sides, strict=True)
+    )
     if paired:
-        found = spread(rates[0] - rates[1], correlation=correlation)
-        return _ratio(found.mean, found.half, found.p_value)
-    return _ratio(*_welch(rates[0], rates[1], correlation))
+        return _ratio(spread(ours - theirs, correlation=correlation))
+    return _ratio(_welch(ours, theirs, correlation))
 
 
-def _ratio(mean: float, half: float, p_value: float) -> Ratio:
-    return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), p_value)
+def _ratio(logs: Spread) -> Ratio:
+    low, value, high = (math.exp(logs.mean + step) for step in (-logs.half, 0.0, logs.half))
+    return Ratio(value, low, high, logs.p_value)
 
 
-def _welch(ours: Floats, theirs: Floats, correlation: float, bias: float = 0.0) -> tuple[float, float, float]:
-    """(difference of the means, half its interval, p value) of two sets of blocks.
+def _welch(ours: Floats, theirs: Floats, correlation: float, step: float = 0.0) -> Spread:
+    """The t-interval of the difference of the means of two sets of blocks (Welch 1947).
 
-    `correlation` is that of neighbouring blocks, `bias` the step from halves to wholes (`spread`).
+    `correlation` is that of neighbouring blocks; `step`, from halves of blocks to whole ones, widens
+    the interval as in `spread`.
     """
     variances = [float(values.var(ddof=1)) / values.size for values in (ours, theirs)]
     total = sum(variances)
     parts = [v**2 / (values.size - 1) for v, values in zip(variances, (ours, theirs), strict=True)]
     freedom = total**2 / sum(parts) if sum(parts) > 0 else float(ours.size + theirs.size - 2)
     t = student(CONFIDENCE, freedom)
-    mean = float(ours.mean() - theirs.mean())
-    half = math.hypot(t * math.sqrt(total * (1 + correlation) / (1 - correlation)), 2 * bias)
-    if half == 0:
-        return mean, half, 0.0 if mean else 1.0
-    return mean, half, student_tails(mean * t / half, freedom)
+    half = math.hypot(t * math.sqrt(total * (1 + correlation) / (1 - correlation)), 2 * step)
+    return Spread(float(ours.mean() - theirs.mean()), half, t, freedom)
 
 
-def _failure_difference(candidate: Side, baseline: Side, paired: bool, same_run: bool) -> Difference:
+def _failure_difference(sides: tuple[Side, Side], paired: bool, correlation: float) -> Difference:
     """The difference of failure rates by blocks, no more certain than as many independent loops would be."""
-    counts = [[c for c in one.failures if c[1]] for one in (candidate, baseline)]
-    if not counts[0] or not counts[1]:
+    counts = [[(failed, loops) for failed, loops in one.failures if loops] for one in sides]
+    if not all(counts):
         return Difference(None)
-    totals = [(sum(failed for failed, _ in side_), sum(n for _, n in side_)) for side_ in counts]
+    totals = [(sum(failed for failed, _ in one), sum(loops for _, loops in one)) for one in counts]
     value = totals[0][0] / totals[0][1] - totals[1][0] / totals[1][1]
-    rates = [np.array([failed / n for failed, n in side_]) for side_ in counts]
-    if min(rate.size for rate in rates) < FEWEST_BLOCKS:
+    ours, theirs = (np.array([failed / loops for failed, loops in one]) for one in counts)
+    if min(ours.size, theirs.size) < FEWEST_BLOCKS:
         return Difference(value)
-    correlation = 0.0 if same_run else dependence(candidate.latencies, baseline.latencies)
-    if paired and rates[0].size == rates[1].size:
-        found = spread(rates[0] - rates[1], correlation=correlation)
+    if paired and ours.size == theirs.size:
+        found = spread(ours - theirs, correlation=correlation)
         half, freedom = found.half, found.freedom
     else:
-        _, half, _ = _welch(rates[0], rates[1], correlation)
-        freedom = float(rates[0].size + rates[1].size - 2)
-    # Blocks that all agree (0 % against 0 %) have no spread; the counts still have.
-    smoothed = [((failed + 1) / (n + 2), n) for failed, n in totals]
-    binomial = math.sqrt(sum(p * (1 - p) / n for p, n in smoothed))
-    t = student(CONFIDENCE, freedom)
-    half = max(half, t * binomial)
+        half, freedom = _welch(ours, theirs, correlation).half, float(ours.size + theirs.size - 2)
+    # Blocks that all agree (0 % and 0 %) have no spread, but their counts leave room for a difference
+    # (smoothed as in Agresti & Caffo 2000).
+    smoothed = [((failed + 1) / (loops + 2), loops) for failed, loops in totals]
+    binomial = math.sqrt(sum(p * (1 - p) / loops for p, loops in smoothed))
+    half = max(half, student(CONFIDENCE, freedom) * binomial)
     return Difference(
         value,
         max(-1.0, value - half),
         min(1.0, value + half),
-        student_tails(value * t / half, freedom),
+        student_tails(value * student(CONFIDENCE, freedom) / half, freedom),
     )

@@ -1,4 +1,4 @@
-"""A series of any length in bounded memory: exact samples first, logarithmic bins after.
+"""A series of any length in bounded memory: exact samples at first, logarithmic bins later.
 
 Bin k holds the values in (γ^(k-1), γ^k], γ = (1 + α) / (1 - α), and reports 2 γ^k / (γ + 1), which is
 within a relative error of α of each of them (Masson et al., DDSketch, 2019).
@@ -19,9 +19,9 @@ _LOG_GAMMA = math.log(_GAMMA)
 
 @dataclass(slots=True)
 class Histogram:
-    """Non-negative integers (nanoseconds). Exact while there are at most `limit`, then within `ALPHA`.
+    """Nanoseconds: exact while there are at most `limit` values, then within a relative error of `ALPHA`.
 
-    Below and at 0 there are no logarithms: those are counted in `zeros`.
+    Values that are not above 0 have no logarithm; they are counted in `zeros`, as 0.
     """
 
     limit: int = EXACT_LIMIT

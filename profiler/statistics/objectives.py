@@ -1,4 +1,4 @@
-"""What is asked of a run: objectives (`p95<2s,errors<1%`) and gates (`p95 > +5%`), parsed and pure."""
+"""What is asked of a run: objectives (`p95<2s,errors<1%`), gates (`p95 > +5%`) and when to abort it. Pure."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ _GATE = re.compile(
     r"(?P<metric>[a-z0-9]+)\s*(?P<relation>[<>])\s*(?P<sign>[+-])(?P<number>\d+(?:\.\d+)?)\s*%"
 )
 
+_WORSE = {
+    **dict.fromkeys(("p50", "p95", "p99", "errors"), ("more", ">", "+")),
+    **dict.fromkeys(("throughput", "goodput"), ("less", "<", "-")),
+}
+"""Metrics of gates, and how a gate says which direction is worse."""
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:
@@ -32,15 +38,16 @@ class Objective:
 
     @property
     def limit_seconds(self) -> float | None:
-        """What one loop may take to count as good: the limit of the highest quantile named."""
+        """The longest that a good loop may take: the limit of the highest quantile named."""
         return self.latency[max(self.latency)] if self.latency else None
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A change that must not be shown: of `metric`, by more than `threshold`, in the direction of its sign.
+    """A change of `metric` that makes a comparison fail when it is shown to be beyond `threshold`.
 
-    `threshold` is a share of the baseline (0.05: 5 % more); for `errors` it is in share points.
+    `threshold` is a share of the baseline (0.05: 5 % more; -0.05: 5 % less); of `errors`, which are
+    a share themselves, it is the difference.
     """
 
     metric: GateMetric
@@ -51,69 +58,64 @@ class Gate:
 def parse_objective(spec: str, source: str = "") -> Objective:
     """`p95<2s,errors<1%`: any of p50, p95, p99 with ms, s or m, and errors with %.
 
-    Raises `UsageError`; `source` is what it says the objective is from, such as `--slo`.
+    Raises `UsageError`, which names the `source` of the objective, such as `--slo`, if given.
     """
-    said = f"{source}: " if source else ""
+
+    def wrong(what: str, words: str) -> UsageError:
+        return UsageError(f"{source + ': ' if source else ''}objective {what!r}: {words}")
+
     latency: dict[str, float] = {}
     errors: float | None = None
-    for part in spec.split(","):
-        term = part.strip()
+    for term in map(str.strip, spec.split(",")):
         match = _TERM.fullmatch(term)
         if match is None:
-            raise UsageError(f"{said}objective {term!r}: expected something like p95<2s or errors<1%")
+            raise wrong(term, "expected something like p95<2s or errors<1%")
         metric, unit, value = match["metric"], match["unit"], float(match["number"])
         if metric == "errors":
             if unit != "%" or value > 100:
-                raise UsageError(f"{said}objective {term!r}: errors are a percentage, such as errors<1%")
+                raise wrong(term, "errors are a percentage, such as errors<1%")
             if errors is not None:
-                raise UsageError(f"{said}objective {spec!r}: errors are limited twice")
+                raise wrong(spec, "errors are limited twice")
             errors = value / 100
         elif metric in ("p50", "p95", "p99"):
             if unit not in _UNITS or value == 0:
-                raise UsageError(f"{said}objective {term!r}: expected a time such as 800ms, 2s or 1m")
+                raise wrong(term, "expected a time such as 800ms, 2s or 1m")
             if metric in latency:
-                raise UsageError(f"{said}objective {spec!r}: {metric} is limited twice")
+                raise wrong(spec, f"{metric} is limited twice")
             latency[metric] = value * _UNITS[unit]
         else:
-            raise UsageError(
-                f"{said}objective {term!r}: unknown {metric!r}: expected p50, p95, p99 or errors"
-            )
+            raise wrong(term, f"unknown {metric!r}: expected p50, p95, p99 or errors")
     return Objective(latency, errors, spec)
 
 
 def parse_gates(spec: str) -> tuple[Gate, ...]:
     """`p95 > +5%, errors > +1%, goodput < -5%`: what makes a comparison fail. Raises `UsageError`."""
+
+    def wrong(term: str, words: str) -> UsageError:
+        return UsageError(f"--fail-on: gate {term!r}: {words}")
+
     gates = []
-    for part in spec.split(","):
-        term = part.strip()
+    for term in map(str.strip, spec.split(",")):
         match = _GATE.fullmatch(term)
         if match is None:
-            raise UsageError(
-                f"--fail-on: gate {term!r}: expected something like 'p95 > +5%' or 'goodput < -5%'"
-            )
-        metric, relation, sign = match["metric"], match["relation"], match["sign"]
-        worse = {"throughput": ("<", "-"), "goodput": ("<", "-")}.get(metric, (">", "+"))
-        if metric not in ("p50", "p95", "p99", "errors", "throughput", "goodput"):
-            raise UsageError(
-                f"--fail-on: gate {term!r}: unknown {metric!r}: expected p50, p95, p99, errors, throughput "
-                "or goodput"
-            )
-        if (relation, sign) != worse:
-            raise UsageError(
-                f"--fail-on: gate {term!r}: a worse {metric} is {'less' if worse[0] == '<' else 'more'}: "
-                f"expected '{metric} {worse[0]} {worse[1]}{match['number']}%'"
-            )
-        share = float(match["number"]) / 100
+            raise wrong(term, "expected something like 'p95 > +5%' or 'goodput < -5%'")
+        metric, share = match["metric"], float(match["number"]) / 100
+        if metric not in _WORSE:
+            raise wrong(term, f"unknown {metric!r}: expected p50, p95, p99, errors, throughput or goodput")
+        word, relation, sign = _WORSE[metric]
+        if (match["relation"], match["sign"]) != (relation, sign):
+            expected = f"'{metric} {relation} {sign}{match['number']}%'"
+            raise wrong(term, f"a worse {metric} is {word}: expected {expected}")
         if sign == "-" and share >= 1:
-            raise UsageError(f"--fail-on: gate {term!r}: nothing can fall by 100 % or more")
+            raise wrong(term, "nothing can fall by 100 % or more")
         gates.append(Gate(metric, share if sign == "+" else -share, term))  # type: ignore[arg-type]
     return tuple(gates)
 
 
-# `--abort-on "errors>20%"`: when a run is hopeless. Pure.
+# `--abort-on "errors>20%"`: when a run is hopeless.
 
 FEWEST_LOOPS = 20
-"""Finished loops of a trial before it can be called hopeless."""
+"""Loops of a trial that must have ended before it can be called hopeless."""
 
 _RULE = re.compile(r"errors\s*>\s*(\d+(?:\.\d+)?)\s*%")
 
@@ -133,7 +135,7 @@ class AbortRule:
         return cls(float(match[1]) / 100)
 
     def broken(self, loops: int, failed: int) -> str | None:
-        """What is wrong with a trial of which `loops` loops have ended, in words; None if nothing is."""
+        """Why a trial in which `failed` of `loops` loops have failed is hopeless; None if it is not."""
         if loops < FEWEST_LOOPS or failed <= self.errors * loops:
             return None
         return f"{failed} of {loops} loops failed, more than {self.errors * 100:g} %"

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from profiler.errors import UsageError
-from profiler.rundir import RUN, Run, RunDirectory
-from profiler.statistics.caveats import Caveat, caveats, two_runs
+from profiler.rundir import RUN, RunDirectory
+from profiler.statistics.caveats import TWO_RUNS, Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_runs
-from profiler.statistics.figures import StrategySummary, figures, limit
-from profiler.statistics.objectives import Gate, Objective, parse_objective
-from profiler.statistics.table import Table, tabulate_file
+from profiler.statistics.figures import figures
+from profiler.statistics.objectives import Gate, parse_objective
+from profiler.statistics.table import tabulate
 from profiler.statistics.verdicts import Outcome, Verdict, decide, verdict
 from profiler.statistics.windows import Measured, measure
 
@@ -20,8 +20,8 @@ from profiler.statistics.windows import Measured, measure
 class Regression:
     """The candidate run against the baseline run, for each strategy and load in both.
 
-    `holds` is False when a gate fails, None when one could not be decided and none fails; a run
-    that is invalid decides nothing. `warnings` are of both runs, the candidate's first.
+    `holds` is False when a gate fails, and None when none fails but one is not decided; no gate is
+    decided on an invalid run. `warnings` are of both runs.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -31,48 +31,44 @@ class Regression:
     warnings: tuple[Caveat, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Recorded:
-    run: Run
-    table: Table
-    groups: list[Measured]
-
-
 def compare_directories(
     baseline: RunDirectory, candidate: RunDirectory, gates: Sequence[Gate] = (), slo: str | None = None
 ) -> Regression:
     """Compare two run directories. `slo` (by default the candidate's) says what counts as good.
 
-    Raises `RecordError` for what cannot be read, `UsageError` when no strategy ran in both under
+    Raises `RecordError` for a file that cannot be read, `UsageError` when no strategy ran in both under
     the same load, or the objective cannot be parsed.
     """
-    before, after = _read(baseline), _read(candidate)
-    spec, source = (slo, "--slo") if slo else (after.run.slo, f"{candidate.path / RUN}: key slo")
+    before, after = baseline.load(), candidate.load()
+    spec, source = (slo, "--slo") if slo else (after.slo, f"{candidate.path / RUN}: key slo")
     objective = None if spec is None else parse_objective(spec, source)
-    found = compare_runs(
-        (before.run, after.run), (before.table, after.table), (before.groups, after.groups), limit(objective)
-    )
+    tables = (tabulate(baseline.records()), tabulate(candidate.records()))
+    groups = (measure(before, tables[0]), measure(after, tables[1]))
+    found = compare_runs((before, after), tables, groups, objective)
     if not found:
         raise UsageError(
             f"nothing to compare: no strategy was measured under the same load in both runs "
-            f"({_names(before)} and {_names(after)})"
+            f"({_names(groups[0])} and {_names(groups[1])})"
         )
-    sides = [_figures(recorded, objective) for recorded in (before, after)]
-    pairs = [(a, b) for b in sides[1] for a in sides[0] if (a.strategy, a.users) == (b.strategy, b.users)]
-    ladder = len({after_.users for _, after_ in pairs}) > 1
+    old, new = (
+        [figures(group, table, objective) for group in measured]
+        for table, measured in zip(tables, groups, strict=True)
+    )
+    pairs = [(a, b) for b in new for a in old if (a.strategy, a.users) == (b.strategy, b.users)]
+    several_loads = len({b.users for _, b in pairs}) > 1
     comparisons, verdicts = [], []
-    for comparison, (one, other) in zip(found, pairs, strict=True):
-        name = f"{comparison.strategy} ({other.users} agents)" if ladder else comparison.strategy
+    for comparison, (a, b) in zip(found, pairs, strict=True):
+        name = f"{comparison.strategy} ({b.users} agents)" if several_loads else comparison.strategy
         named = replace(
             comparison,
             strategy=f"{name} in {candidate.path.name}",
             baseline=f"{name} in {baseline.path.name}",
         )
         comparisons.append(named)
-        verdicts.append(verdict(named, other, one))
+        verdicts.append(verdict(named, b, a))
     outcomes = tuple(decide(gates, comparisons))
-    warnings = (*caveats(after.run, sides[1]), *caveats(before.run, sides[0]))
-    warnings = tuple(sorted((*warnings, two_runs()), key=lambda caveat: not caveat.invalid))
+    warnings = (*caveats(after, new), *caveats(before, old), TWO_RUNS)
+    warnings = tuple(sorted(warnings, key=lambda caveat: not caveat.invalid))
     invalid = any(caveat.invalid for caveat in warnings)
     return Regression(tuple(comparisons), tuple(verdicts), outcomes, _holds(outcomes, invalid), warnings)
 
@@ -86,14 +82,5 @@ def _holds(outcomes: Sequence[Outcome], invalid: bool) -> bool | None:
     return None if None in answers else True
 
 
-def _read(directory: RunDirectory) -> _Recorded:
-    run, table = directory.load(), tabulate_file(directory.records_path)
-    return _Recorded(run, table, measure(run, table))
-
-
-def _figures(recorded: _Recorded, objective: Objective | None) -> list[StrategySummary]:
-    return [figures(group, recorded.table, objective) for group in recorded.groups]
-
-
-def _names(recorded: _Recorded) -> str:
-    return ", ".join(f"{group.strategy} with {group.users}" for group in recorded.groups) or "none"
+def _names(measured: Sequence[Measured]) -> str:
+    return ", ".join(f"{group.strategy} with {group.users}" for group in measured) or "none"

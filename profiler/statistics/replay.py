@@ -1,34 +1,36 @@
 """What a finished run would have looked like, had one thing been different. Estimates, and labelled so.
 
-The loops of each trial are replayed from their recorded intervals: model request, tool phase under
-the strategy's rule, what lies between; an agent starts its next loop as long after the last one as
-it did. Limiters are replayed first come, first served, over all agents that share one, so a faster
-tool also shortens the waits of others. What is assumed: durations do not change with the load that
-the change causes, so against a server at its quota an estimate is too good.
+The loops of each trial are replayed from their recorded intervals: the model request, the tool phase
+under the strategy's rule, and what lies between them; an agent pauses between two loops for as long as
+it did. Limiters are replayed first come, first served, over all agents that share one, so that a faster
+tool also shortens the waits of others. Durations are assumed not to change with the load that the change
+causes, so estimates against a server at its quota are too good.
 
-An estimate is the measured quantile times (replay with the change / replay without), so that what
-the replay itself gets wrong cancels; `replay_error` says how much that was.
+An estimate is the measured quantile times (replay with the change / replay without it), so that the
+errors of the replay itself cancel; `replay_error` says how large they were.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+import numpy as np
+
 from profiler.records import LoopRecord, RoundRecord
 from profiler.rundir import Run, Trial
+from profiler.statistics.table import Ints
 from profiler.strategies import StrategySpec
 
 CALLS_PER_TRIAL = 10_000
 """Tool calls of a trial that are replayed; later loops are left out, which bounds time and memory."""
 
 REPLAY_TOLERANCE = 0.10
-"""Where the replay of the run as it was misses the median by more, nothing is estimated from it."""
+"""Where the replay without a change misses the measured median by a larger share, nothing is estimated."""
 
 ChangeKind = Literal["tool", "first_token", "limiter"]
 
@@ -68,14 +70,8 @@ class Counterfactual:
     loops: int
     replay_error: float
 
-    @property
-    def sentence(self) -> str:
-        """`estimate: with get_weather twice as fast, p50 1.20 s → 0.90 s, p95 ...`."""
-        quantiles = ", ".join(
-            f"{name} {one.measured:.3g} s → {one.estimated:.3g} s"
-            for name, one in (("p50", self.p50), ("p95", self.p95))
-        )
-        return f"{self.strategy}, estimate: {self.change.words}, {quantiles}"
+
+# What is replayed. All times are nanoseconds.
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,36 +96,18 @@ class _Loop:
     start: int
     due: int
     rounds: tuple[_Round, ...]
-    outside: int
-    wall: int
-    counts: bool
+    outside: int  # time outside every round
+    wall: int  # from when it was due
+    counts: bool  # it was due inside the window, and was answered
 
 
 @dataclass(frozen=True, slots=True)
 class _Chain:
-    """Loops of one agent. A loop starts its pause after the one before it; None: when it did start."""
+    """Successive loops of one agent, and the pause before each; None: it starts when it was recorded to."""
 
     process: str
     loops: list[_Loop]
     pauses: list[int | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Walls:
-    """Wall times of the loops of one trial that count: as recorded, replayed, replayed per change."""
-
-    measured: list[int]
-    same: list[int]
-    changed: list[list[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """How a tool phase is scheduled: chained, or `limit` at once (None: all) over the scope's calls."""
-
-    chained: bool
-    limit: int | None
-    shared: bool
 
 
 def counterfactuals(
@@ -137,70 +115,48 @@ def counterfactuals(
 ) -> tuple[Counterfactual, ...]:
     """Every change that applies to every strategy of the run.
 
-    `tools` names the tools to try. Records are streamed, one trial in memory at a time (trials do
-    not overlap, so their records are neighbours), of each its first `CALLS_PER_TRIAL` calls.
-    Strategies this version cannot replay (or whose replay is off by more than `REPLAY_TOLERANCE`)
-    and changes that touch nothing (no first token was observed, no limiter) are left out.
+    `tools` names the tools to try. Records are streamed with one trial in memory at a time (trials do
+    not overlap, so that records of one trial are neighbours), of each its first `CALLS_PER_TRIAL` calls.
+    Left out are strategies that this version cannot replay, or whose replay is off by more than
+    `REPLAY_TOLERANCE`, and changes without effect (no first token was observed, there is no limiter).
     """
     trials = {trial.index: trial for trial in run.trials}
     changes = [*(Change("tool", tool) for tool in tools), Change("first_token"), Change("limiter")]
-    walls: dict[tuple[str, int], list[_Walls]] = {}
+    # Per strategy and load, the wall times as measured, replayed, and replayed under each change.
+    walls: dict[tuple[str, int], list[list[int]]] = {}
     for index, group in groupby(records, key=lambda record: record.trial):
         trial = None if index is None else trials.get(index)
-        if trial is None:
+        if trial is None or not run.strategy(trial.strategy).replayable:
             continue
-        strategy = run.strategy(trial.strategy)
-        if not strategy.replayable:
-            continue
-        rule = _rule(strategy)
-        agents = _agents(trial, group, open_load=run.load.model == "open")
-        walls.setdefault((trial.strategy, trial.users), []).append(
-            _Walls(
-                measured=[loop.wall for agent in agents for loop in agent.loops if loop.counts],
-                same=_replay(agents, rule, None),
-                changed=[_replay(agents, rule, change) for change in changes],
-            )
-        )
+        spec = run.strategy(trial.strategy)
+        chains = _chains(trial, group, open_load=run.load.model == "open")
+        measured = [loop.wall for chain in chains for loop in chain.loops if loop.counts]
+        replayed = (_replay(chains, spec, change) for change in (None, *changes))
+        series = walls.setdefault((trial.strategy, trial.users), [[] for _ in range(2 + len(changes))])
+        for total, part in zip(series, (measured, *replayed), strict=True):
+            total.extend(part)
     made = []
-    for (named, users), parts in walls.items():
-        measured = sorted(wall for part in parts for wall in part.measured)
-        same = sorted(wall for part in parts for wall in part.same)
-        if not measured:
+    for (strategy, users), series in walls.items():
+        found, same, *changed = (np.sort(np.array(each, dtype=np.int64)) for each in series)
+        if not found.size:
             continue
-        error = abs(_quantile(same, 0.5) / max(1.0, _quantile(measured, 0.5)) - 1)
+        error = abs(float(np.quantile(same, 0.5)) / max(1.0, float(np.quantile(found, 0.5))) - 1)
         if error > REPLAY_TOLERANCE:
             continue
-        for place, change in enumerate(changes):
-            changed = sorted(wall for part in parts for wall in part.changed[place])
-            if changed == same:
-                continue
-            p50, p95 = (_estimate(measured, same, changed, p) for p in (0.5, 0.95))
-            made.append(Counterfactual(named, users, change, p50, p95, len(measured), error))
+        for change, under_it in zip(changes, changed, strict=True):
+            if not np.array_equal(under_it, same):
+                p50, p95 = (_estimate(found, same, under_it, p) for p in (0.5, 0.95))
+                made.append(Counterfactual(strategy, users, change, p50, p95, found.size, error))
     return tuple(made)
 
 
-def _estimate(measured: list[int], same: list[int], changed: list[int], p: float) -> Estimated:
-    value = _quantile(measured, p) / 1e9
-    base = _quantile(same, p)
-    return Estimated(value, value * _quantile(changed, p) / base if base else value)
+def _estimate(measured: Ints, same: Ints, changed: Ints, p: float) -> Estimated:
+    value, base, other = (float(np.quantile(walls, p)) for walls in (measured, same, changed))
+    return Estimated(value / 1e9, value / 1e9 * other / base if base else value / 1e9)
 
 
-def _quantile(ordered: list[int], p: float) -> float:
-    rank = p * (len(ordered) - 1)
-    low = math.floor(rank)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (rank - low) * (ordered[high] - ordered[low])
-
-
-def _rule(strategy: StrategySpec) -> _Rule:
-    """How the calls of one that is `replayable` are scheduled."""
-    if strategy.kind == "sequential":
-        return _Rule(chained=True, limit=None, shared=False)
-    return _Rule(chained=False, limit=strategy.limit, shared=strategy.scope == "process")
-
-
-def _agents(trial: Trial, records: Iterable[LoopRecord], open_load: bool) -> list[_Chain]:
-    """The loops of each agent, in order; loops that overlap, or name no agent, stand alone."""
+def _chains(trial: Trial, records: Iterable[LoopRecord], open_load: bool) -> list[_Chain]:
+    """The loops of each agent in order; loops that overlap, or name no agent, are chains of their own."""
     grouped: dict[tuple[str, str], list[_Loop]] = {}
     calls = 0
     for record in records:
@@ -261,44 +217,38 @@ def _round(round_: RoundRecord) -> _Round:
     return _Round(origin - round_.started_ns, token, tuple(calls), max(0, round_.ended_ns - last))
 
 
-def _replay(agents: list[_Chain], rule: _Rule, change: Change | None) -> list[int]:
-    """Wall times of the loops that count, under the change."""
-    kind = None if change is None else change.kind
-    limit = None if kind == "limiter" else rule.limit
-    if rule.shared and limit is not None:
-        walls: dict[int, int] = {}
-        for process in dict.fromkeys(agent.process for agent in agents):
-            together = [agent for agent in agents if agent.process == process]
-            walls.update(_replay_shared(together, limit, change))
-        return [walls[id(loop)] for agent in agents for loop in agent.loops if loop.counts]
-    return [_alone(loop, rule, limit, change) for agent in agents for loop in agent.loops if loop.counts]
+def _replay(chains: list[_Chain], spec: StrategySpec, change: Change | None) -> list[int]:
+    """Wall times of the loops that count, under the change; how a `replayable` strategy schedules calls."""
+    counted = [loop for chain in chains for loop in chain.loops if loop.counts]
+    unlimited = change is not None and change.kind == "limiter"
+    if unlimited or not spec.rules or spec.limit is None:
+        one_by_one = spec.kind == "sequential" and not unlimited
+        # Gathered calls waited for something else than a limiter, and would wait all the same.
+        keeps_waits = spec.kind == "gathered"
+        return [_alone(loop, one_by_one, keeps_waits, change) for loop in counted]
+    together = [[_Chain(chain.process, [loop], [None])] for chain in chains for loop in chain.loops]
+    if spec.scope == "process":
+        processes = dict.fromkeys(chain.process for chain in chains)
+        together = [[chain for chain in chains if chain.process == process] for process in processes]
+    walls: dict[int, int] = {}
+    for sharing in together:
+        walls.update(_limited(sharing, spec.limit, change))
+    return [walls[id(loop)] for loop in counted]
 
 
-def _alone(loop: _Loop, rule: _Rule, limit: int | None, change: Change | None) -> int:
-    """Wall time of a loop that shares nothing."""
+def _alone(loop: _Loop, one_by_one: bool, keeps_waits: bool, change: Change | None) -> int:
+    """Wall time of a loop without a limiter: its calls one by one, or all at once."""
     wall = loop.start - loop.due + loop.outside
-    chained = rule.chained and not (change is not None and change.kind == "limiter")
-    keeps_wait = rule.limit is None and not rule.chained
     for round_ in loop.rounds:
         wall += _before(round_, change) + round_.after
-        if not round_.calls:
-            continue
-        if chained:
-            first = round_.calls[0].release
-            wall += first + sum(call.after_previous + _duration(call, change) for call in round_.calls)
-        elif limit is None:
+        if round_.calls and one_by_one:
+            wall += round_.calls[0].release
+            wall += sum(call.after_previous + _duration(call, change) for call in round_.calls)
+        elif round_.calls:
             wall += max(
-                call.release + (call.wait if keeps_wait else 0) + _duration(call, change)
+                call.release + (call.wait if keeps_waits else 0) + _duration(call, change)
                 for call in round_.calls
             )
-        else:
-            free = [min(call.release for call in round_.calls)] * min(limit, len(round_.calls))
-            end = 0
-            for call in sorted(round_.calls, key=lambda call: call.release):
-                done = max(call.release, heapq.heappop(free)) + _duration(call, change)
-                heapq.heappush(free, done)
-                end = max(end, done)
-            wall += end
     return wall
 
 
@@ -312,17 +262,15 @@ def _duration(call: _Call, change: Change | None) -> int:
     return call.duration // 2 if faster else call.duration
 
 
+@dataclass(slots=True)
 class _Agent:
-    """Where one agent is in its loops during a shared replay."""
+    """How far an agent has come in the replay; `begun` is when its loop did."""
 
-    __slots__ = ("begun", "chain", "number", "open_calls", "round")
-
-    def __init__(self, chain: _Chain) -> None:
-        self.chain = chain
-        self.number = 0
-        self.round = 0
-        self.begun = 0
-        self.open_calls = 0
+    chain: _Chain
+    number: int = 0
+    round: int = 0
+    begun: int = 0
+    open_calls: int = 0
 
     @property
     def loop(self) -> _Loop:
@@ -332,10 +280,10 @@ class _Agent:
 _START, _ARRIVE, _END = 0, 1, 2
 
 
-def _replay_shared(together: Sequence[_Chain], limit: int, change: Change | None) -> dict[int, int]:
-    """Wall time by `id` of each loop of the agents that share one first-come limiter."""
+def _limited(sharing: Sequence[_Chain], limit: int, change: Change | None) -> dict[int, int]:
+    """Wall time of each loop, by its `id`, of agents that share a limiter: first come, first served."""
     walls: dict[int, int] = {}
-    # (time, order of being made, what, agent, duration): equal times keep their order.
+    # (time, number, what, agent, duration): events of the same time happen in the order of their numbers.
     events: list[tuple[int, int, int, _Agent, int]] = []
     waiting: deque[tuple[_Agent, int]] = deque()
     running = made = 0
@@ -364,7 +312,7 @@ def _replay_shared(together: Sequence[_Chain], limit: int, change: Change | None
             pause = agent.chain.pauses[agent.number]
             push(max(end, agent.loop.start) if pause is None else end + pause, _START, agent)
 
-    for chain in together:
+    for chain in sharing:
         push(chain.loops[0].start, _START, _Agent(chain))
     while events:
         now, _, what, agent, duration = heapq.heappop(events)

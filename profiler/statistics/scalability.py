@@ -2,7 +2,7 @@
 
     X(N) = λN / (1 + σ(N - 1) + κN(N - 1)),    σ, κ ≥ 0,    peak at N* = √((1 - σ) / κ)
 
-λ is the throughput of one agent, σ the share of contention, κ that of coherency.
+λ is the throughput of one agent, σ the cost of contention, κ that of keeping agents coherent (Gunther 1993).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from profiler.statistics.quantiles import CONFIDENCE, Estimate, Floats
 
 FEWEST_LOADS = 4
 REPEATS = 300
-_NOTHING = 1e-9
-"""A κ this small in fits of real throughputs is none: its N* would be above 30,000 agents."""
+_NEGLIGIBLE = 1e-9
+"""A fitted κ below this counts as 0: its N* would be above 30,000 agents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scalability:
-    """A fit: `peak` is N* with its interval, None when no peak was seen; `sentence` says which."""
+    """A fit: `rate` is λ, `contention` σ, `coherency` κ; `peak` is N*, None when no peak was seen."""
 
     rate: float
     contention: float
@@ -39,10 +39,10 @@ class Scalability:
 def fit(loads: Sequence[float], throughputs: Sequence[Sequence[float]], seed: int = 0) -> Scalability | None:
     """The law fitted to the blocks' throughputs under each load; None below `FEWEST_LOADS` loads.
 
-    Relative errors are minimised: throughput varies in proportion to itself. The intervals come
-    from a bootstrap of the blocks within each load, or of the residuals where there is one block.
-    "No peak seen" unless κ's interval stays above 0 and N* is within twice the largest load; nor is
-    an N* below the smallest load a peak: throughput falls from there on.
+    Relative errors are minimised, since throughput varies in proportion to itself. The intervals come
+    from a bootstrap of the blocks within each load, or of the residuals where a load has one block.
+    A peak counts as seen when κ's interval stays above 0 and N* lies between the smallest load (below
+    it, throughput falls from the start) and twice the largest.
     """
     if len({load for load, blocks in zip(loads, throughputs, strict=True) if len(blocks)}) < FEWEST_LOADS:
         return None
@@ -53,7 +53,7 @@ def fit(loads: Sequence[float], throughputs: Sequence[Sequence[float]], seed: in
     y = np.concatenate([np.asarray(blocks, float) for blocks in throughputs])
     if not np.all(y > 0):
         return None
-    best = _fit(x, y)
+    best = rate, contention, kappa = _fit(x, y)
     replicated = all(len(blocks) > 1 for blocks in throughputs)
     fitted = _usl(x, *best)
     # Least squares uses up three degrees of freedom, which shrinks the residuals.
@@ -70,22 +70,18 @@ def fit(loads: Sequence[float], throughputs: Sequence[Sequence[float]], seed: in
     tail = (1 - CONFIDENCE) / 2
     fits = np.array(draws)
     low, high = (float(v) for v in np.quantile(fits[:, 2], [tail, 1 - tail]))
-    coherency = Estimate(best[2], low, high)
-    if low <= _NOTHING or best[2] <= _NOTHING:
-        sentence = f"no peak seen up to {max(loads):.0f} agents"
-        return Scalability(best[0], best[1], coherency, None, sentence)
-    peaks = np.sqrt(np.maximum(1 - fits[:, 1], 0) / np.maximum(fits[:, 2], _NOTHING))
-    at = math.sqrt((1 - best[1]) / best[2])
-    bounds = [float(v) for v in np.quantile(peaks, [tail, 1 - tail])]
-    if at < x.min():
-        sentence = f"throughput falls with every agent beyond {x.min():.0f}"
-        return Scalability(best[0], best[1], coherency, None, sentence)
+    peak = None
+    at = math.sqrt((1 - contention) / kappa) if min(low, kappa) > _NEGLIGIBLE else math.inf
     if at > 2 * max(loads):
         sentence = f"no peak seen up to {max(loads):.0f} agents"
-        return Scalability(best[0], best[1], coherency, None, sentence)
-    peak = Estimate(at, min(bounds[0], at), max(bounds[1], at))
-    sentence = f"throughput peaks at about {at:.0f} [{peak.low:.0f}, {peak.high:.0f}] agents"
-    return Scalability(best[0], best[1], coherency, peak, sentence)
+    elif at < x.min():
+        sentence = f"throughput falls with every agent beyond {x.min():.0f}"
+    else:
+        peaks = np.sqrt(np.maximum(1 - fits[:, 1], 0) / np.maximum(fits[:, 2], _NEGLIGIBLE))
+        first, last = (float(v) for v in np.quantile(peaks, [tail, 1 - tail]))
+        peak = Estimate(at, min(first, at), max(last, at))
+        sentence = f"throughput peaks at about {at:.0f} [{peak.low:.0f}, {peak.high:.0f}] agents"
+    return Scalability(rate, contention, Estimate(kappa, low, high), peak, sentence)
 
 
 def _fit(x: Floats, y: Floats, start: tuple[float, float, float] | None = None) -> tuple[float, float, float]:

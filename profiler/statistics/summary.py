@@ -1,9 +1,8 @@
 """`summary.json`: the figures of a run, as one tree of data.
 
 The shape is a contract: keys may be added, never changed. Seconds are floats, intervals are 95 %,
-quantiles are those of `quantiles`. What each figure is taken over is said in `measure` and
-`figures`; `totals` are over every record, warm-up and drain included, and are what Prometheus can
-agree with.
+quantiles are those of `quantiles`. `windows` and `figures` say which loops each figure is of; `totals`
+are of every record, warm-up and drain included, as Prometheus counts.
 """
 
 from __future__ import annotations
@@ -11,25 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from profiler import rundir
 from profiler.records import LoopRecord
 from profiler.rundir import Load, Run, RunDirectory
 from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_strategies
-from profiler.statistics.figures import StrategySummary, figures, limit
+from profiler.statistics.figures import StrategySummary, figures
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE
 from profiler.statistics.scalability import Scalability, fit
-from profiler.statistics.table import Table, tabulate, tabulate_file
+from profiler.statistics.table import Table, tabulate
 from profiler.statistics.verdicts import Verdict, verdict
-from profiler.statistics.windows import Measured, WarmUp, completed, measure
+from profiler.statistics.windows import Measured, WarmUp, by_load, completed, measure
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One load of a ladder: every strategy under it, and how they compare."""
+    """One of several loads: every strategy under it, and how they compare."""
 
     users: int
     strategies: tuple[StrategySummary, ...]
@@ -41,9 +39,9 @@ class Level:
 class Summary:
     """Everything a report shows of a run.
 
-    `strategies` (with `comparisons` and `verdicts`) are those under the highest load; `levels` has
-    every load of a ladder and is empty without one. `finished` is False for a run that was cut
-    short. `warnings` are read before anything else; `valid` is False when one of them says so.
+    `strategies` (with `comparisons` and `verdicts`) are those under the highest load; `levels` has every
+    load where there are several, and is empty otherwise. `finished` is False for a run that was cut
+    short. `warnings` are to be read before anything else; `valid` is False when one is invalid.
     """
 
     scenario: str
@@ -66,35 +64,34 @@ class Summary:
     schema: int = SCHEMA
 
 
-def summarise(run: Run, records: Iterable[LoopRecord], baseline: str | None = None) -> Summary:
+def summarise(run: Run, records: Iterable[LoopRecord]) -> Summary:
     """The summary of a run from its records, which are streamed.
 
-    Strategies are compared with `baseline`, by default the first of the run. Raises `UsageError`
-    when the run's objective cannot be parsed.
+    Strategies are compared with the first of the run. Raises `UsageError` when the run's objective
+    cannot be parsed.
     """
-    return summarise_table(run, tabulate(records), baseline)
+    return summarise_table(run, tabulate(records))
 
 
-def summarise_directory(directory: RunDirectory, baseline: str | None = None) -> Summary:
-    """The summary of a run directory, whatever became of the run. Raises `RecordError`, `UsageError`."""
-    return summarise_table(directory.load(), tabulate_file(directory.records_path), baseline)
+def summarise_directory(directory: RunDirectory) -> Summary:
+    """The summary of a run directory, finished or not. Raises `RecordError`, `UsageError`."""
+    return summarise(directory.load(), directory.records())
 
 
-def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summary:
+def summarise_table(run: Run, table: Table) -> Summary:
     """The summary of a run whose records are already a table."""
     objective = None if run.slo is None else parse_objective(run.slo, "run.json: key slo")
     measured = measure(run, table)
     named = {group.strategy for group in measured}
-    # A strategy that was recorded but has no finished trial still shows its totals.
+    # A strategy that was recorded but has no finished trial still has totals to show.
     for strategy in dict.fromkeys([*map(str, run.strategies), *table.strategies]):
         if strategy not in named:
             users = max((group.users for group in measured), default=run.load.users)
             measured.append(Measured(run.strategy(strategy), users, (), WarmUp(0, None)))
-    levels: dict[int, list[Measured]] = {}
-    for group in measured:
-        levels.setdefault(group.users, []).append(group)
-    ladder = tuple(_level(users, levels[users], table, objective, baseline) for users in sorted(levels))
-    top = ladder[-1] if ladder else Level(run.load.users, ())
+    every = tuple(
+        _level(users, groups, table, objective) for users, groups in sorted(by_load(measured).items())
+    )
+    top = every[-1] if every else Level(run.load.users, ())
     warnings = caveats(run, top.strategies)
     return Summary(
         scenario=run.scenario,
@@ -110,13 +107,13 @@ def summarise_table(run: Run, table: Table, baseline: str | None = None) -> Summ
         comparisons=top.comparisons,
         verdicts=top.verdicts,
         objective=run.slo,
-        levels=ladder if len(ladder) > 1 else (),
+        levels=every if len(every) > 1 else (),
         scalability=_scalability(measured, table),
     )
 
 
 def _scalability(measured: list[Measured], table: Table) -> dict[str, Scalability]:
-    """The law of each strategy that ran under enough loads, from the throughput of its blocks."""
+    """The scalability law of each strategy that ran under enough loads, from its blocks' throughput."""
     laws = {}
     for strategy in dict.fromkeys(group.strategy for group in measured):
         groups = [group for group in measured if group.strategy == strategy and group.blocks]
@@ -130,16 +127,9 @@ def _scalability(measured: list[Measured], table: Table) -> dict[str, Scalabilit
     return laws
 
 
-def _level(
-    users: int, groups: list[Measured], table: Table, objective: Objective | None, baseline: str | None
-) -> Level:
+def _level(users: int, groups: list[Measured], table: Table, objective: Objective | None) -> Level:
     strategies = tuple(figures(group, table, objective) for group in groups)
-    comparisons = compare_strategies(groups, table, limit(objective), baseline)
+    comparisons = compare_strategies(groups, table, objective)
     named = {strategy.strategy: strategy for strategy in strategies}
     verdicts = tuple(verdict(c, named.get(c.strategy), named.get(c.baseline)) for c in comparisons)
     return Level(users, strategies, comparisons, verdicts)
-
-
-def decode(data: bytes, source: str = "summary.json") -> Summary:
-    """Inverse of writing a `Summary` as JSON. Raises `RecordError` naming `source` and the key."""
-    return rundir.decode(Summary, data, source, SCHEMA)

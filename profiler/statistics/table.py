@@ -1,21 +1,20 @@
 """Records as columns: what the statistics need of each loop, round and call, a few bytes each.
 
 A run may hold a million tool calls. They are streamed into typed arrays, never kept as objects;
-everything after is arithmetic on numpy views of them.
+everything after that is arithmetic on numpy views of the arrays.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from profiler.anatomy import PHASES, eagerness, loop_phases, tool_phase
-from profiler.records import LoopRecord, read
+from profiler.records import LoopRecord
 
 Ints = NDArray[np.int64]
 
@@ -27,44 +26,46 @@ _LOOP = (
     *("requests", "attempts", "input_tokens", "output_tokens", "work", "critical", "wall", "process"),
     *("overlapped", "saved", "savable", "nested"),
 )
+_ROUND = ("round_loop", "round_wall", "round_calls", "tool_wall", "shortfall", "tools_started", "limit")
+_CALL = ("call_loop", "call_tool", "call_error", "queued", "duration", "queue", "blocking")
+_NARROW = {
+    "shortfall": "b",
+    **dict.fromkeys(("round_loop", "round_calls", "limit", "call_loop", "call_tool", "call_error"), "i"),
+}
+"""Columns that need fewer than the 64 bits of the others."""
 
 NONE = -1
-"""In a column: did not happen, or has no such thing."""
+"""In a column: did not happen, or there is no such thing."""
 
 
-@dataclass(slots=True)
-class Names:
-    """Texts, each stored once; a column holds their codes."""
+class _Codes(dict[str, int]):
+    """Texts with a number each, counted from 0 as they come; a column holds the numbers."""
 
-    texts: list[str] = field(default_factory=list)
-    codes: dict[str, int] = field(default_factory=dict)
-
-    def code(self, text: str | None) -> int:
-        """The code of a text, new or known; `NONE` of None."""
-        if text is None:
-            return NONE
-        known = self.codes.get(text)
-        if known is None:
-            known = self.codes[text] = len(self.texts)
-            self.texts.append(text)
-        return known
+    def of(self, text: str | None) -> int:
+        """The number of a text, new or known; `NONE` for None."""
+        return NONE if text is None else self.setdefault(text, len(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns of equal length per kind of thing; times in nanoseconds, `NONE` for absent.
+    """An array per column; columns of loops have a row per loop, those of rounds and calls likewise.
 
-    Loops: `due` is when the loop was meant to start (open load), else its start; `good` is 1
-    for a loop that was (`LoopRecord.good`); `nested` is 1 for a loop inside another's tool call,
-    whose time is that call's, and its `trial` is `NONE`; `phases` has one row per loop, in the order of
-    `anatomy.PHASES`; `work`, `critical` and `wall` are summed over the rounds with calls; `process` is a
-    code, the same for loops of the same process; `overlapped`, `saved` and `savable` are summed over
-    streamed rounds: calls running beside the model, how much sooner the round ended than with calls
-    started at the end of the reply, and how much sooner it could have (`anatomy.Eagerness`).
-    Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls; `shortfall` is a code of
-    `shortfalls`; `limit` is `NONE` where the strategy set none.
-    Calls: `duration` is `NONE` for a call that never got through its limiter; `blocking` is for how
-    long the call held the event loop.
+    Times are in nanoseconds; `NONE` stands for what is absent. `strategies`, `tools`, `errors` and
+    `shortfalls` are the texts that the codes in columns stand for.
+
+    Loops: `due` is when the loop was meant to start (open load), else its start. `good` is 1 for a loop
+    that was (`LoopRecord.good`). `nested` is 1 for a loop inside another's tool call: its time is part of
+    that call, and its `trial` is `NONE`. `phases` has one row per loop, in the order of `anatomy.PHASES`.
+    `work`, `critical` and `wall` (`anatomy.ToolPhase`) are summed over the rounds with calls. `process`
+    is a code, the same for loops of one process. `overlapped`, `saved` and `savable` are summed over
+    streamed rounds: for how long calls ran beside the model, how much sooner the round ended than if
+    its calls had started at the end of the reply, and how much sooner it could have (`anatomy.Eagerness`).
+    Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls, `limit` where the
+    strategy set none.
+    Calls, in the order of their rounds: `queued` is when a call was handed to the strategy, `queue` its
+    wait there; `duration` is `NONE` for a call that never got through its limiter; `blocking` is for how
+    long it held the event loop.
+    Refusals: `refused` is when a server refused something for a quota.
     """
 
     strategies: list[str]
@@ -97,6 +98,7 @@ class Table:
 
     round_loop: Ints
     round_wall: Ints
+    round_calls: Ints
     tool_wall: Ints
     shortfall: Ints
     tools_started: Ints
@@ -105,28 +107,24 @@ class Table:
     call_loop: Ints
     call_tool: Ints
     call_error: Ints
+    queued: Ints
     duration: Ints
     queue: Ints
     blocking: Ints
 
-
-def tabulate_file(path: Path) -> Table:
-    """The table of a records file; of `records.read`.
-
-    Raises `RecordError` as `records.read` does; a torn last line is left out.
-    """
-    return tabulate(read(path))
+    refused: Ints
 
 
 def tabulate(records: Iterable[LoopRecord]) -> Table:
     """The table of a stream of records."""
-    strategies, tools, errors, shortfalls, processes = Names(), Names(), Names(), Names(), Names()
-    loops = [array("q") for _ in _LOOP]
-    phases = array("q")
-    round_loop, round_wall, tool_wall, shortfall = array("i"), array("q"), array("q"), array("b")
-    tools_started, limit = array("q"), array("i")
-    call_loop, call_tool, call_error = array("i"), array("i"), array("i")
-    duration, queue, blocking = array("q"), array("q"), array("q")
+    strategies, tools, errors, shortfalls, processes = (_Codes() for _ in range(5))
+    columns = {name: array(_NARROW.get(name, "q")) for name in (*_LOOP, *_ROUND, *_CALL)}
+    loops = [columns[name] for name in _LOOP]
+    round_loop, round_wall, round_calls, tool_wall, shortfall, tools_started, limit = (
+        columns[name] for name in _ROUND
+    )
+    call_loop, call_tool, call_error, queued, duration, queue, blocking = (columns[name] for name in _CALL)
+    phases, refused = array("q"), array("q")
     for index, record in enumerate(records):
         requests = attempts = input_tokens = output_tokens = work = critical = wall = 0
         overlapped = saved = savable = 0
@@ -148,27 +146,29 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
                     savable += eager.gathered_ns - eager.bound_ns
             round_loop.append(index)
             round_wall.append(round_.duration_ns)
+            round_calls.append(len(round_.tool_calls))
             tool_wall.append(phase.wall_ns if phase is not None else NONE)
-            shortfall.append(shortfalls.code(round_.shortfall))
+            shortfall.append(shortfalls.of(round_.shortfall))
             tools_started.append(NONE if round_.tools_started_ns is None else round_.tools_started_ns)
             limit.append(NONE if round_.limit is None else round_.limit)
             for call in round_.tool_calls:
                 call_loop.append(index)
-                call_tool.append(tools.code(call.name))
-                call_error.append(errors.code(call.failure))
+                call_tool.append(tools.of(call.name))
+                call_error.append(errors.of(call.failure))
+                queued.append(call.queued_ns)
                 duration.append(NONE if call.duration_ns is None else call.duration_ns)
                 queue.append(call.waited_ns)
                 blocking.append(call.blocking_ns)
         row = (
             NONE if record.trial is None or record.nested else record.trial,
-            strategies.code(record.strategy),
+            strategies.of(record.strategy),
             NONE if record.number is None else record.number,
             record.due_ns,
             record.started_ns,
             record.ended_ns,
             _STATUS[record.status],
             int(record.good),
-            errors.code(record.failure),
+            errors.of(record.failure),
             requests,
             attempts,
             input_tokens,
@@ -176,7 +176,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             work,
             critical,
             wall,
-            processes.code(record.process),
+            processes.of(record.process),
             overlapped,
             saved,
             savable,
@@ -185,25 +185,15 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
         for column, value in zip(loops, row, strict=True):
             column.append(value)
         phases.extend(loop_phases(record).values())
+        refused.extend(refusal.at_ns for refusal in record.refusals)
     return Table(
-        strategies=strategies.texts,
-        tools=tools.texts,
-        errors=errors.texts,
-        shortfalls=shortfalls.texts,
+        strategies=list(strategies),
+        tools=list(tools),
+        errors=list(errors),
+        shortfalls=list(shortfalls),
         phases=_view(phases).reshape(-1, len(PHASES)),
-        round_loop=_view(round_loop),
-        round_wall=_view(round_wall),
-        tool_wall=_view(tool_wall),
-        shortfall=_view(shortfall),
-        tools_started=_view(tools_started),
-        limit=_view(limit),
-        call_loop=_view(call_loop),
-        call_tool=_view(call_tool),
-        call_error=_view(call_error),
-        duration=_view(duration),
-        queue=_view(queue),
-        blocking=_view(blocking),
-        **{name: _view(column) for name, column in zip(_LOOP, loops, strict=True)},
+        refused=_view(refused),
+        **{name: _view(column) for name, column in columns.items()},
     )
 
 

@@ -1,4 +1,4 @@
-"""Comparisons as sentences. Refuses to flatter: "too few" and "no difference shown" are answers."""
+"""Comparisons as sentences that claim no more than was shown, and gates decided on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VerdictKind = Literal["faster", "slower", "more_goodput", "less_goodput", "no_di
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a comparison showed, of which metric, in words."""
+    """What a comparison showed of one metric; `sentence` says it in words."""
 
     strategy: str
     baseline: str
@@ -28,7 +28,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether a gate holds; None when there is too little to decide."""
+    """Whether a gate holds; None when there are too few loops to decide."""
 
     gate: str
     strategy: str
@@ -37,7 +37,7 @@ class Outcome:
 
 
 FAILURES_APART = 0.01
-"""Shares of failed loops that lie further apart than this make goodput the figure to name."""
+"""Where the shares of failed loops differ by more, goodput is named instead of latency."""
 
 
 def verdict(
@@ -66,7 +66,7 @@ def verdict(
     text = f"{name} against {baseline_name}: too few loops: {missing}"
     fails, good = comparison.failures.value, comparison.goodput.value
     if fails is not None and abs(fails) > FAILURES_APART and good is not None:
-        # The latency of what succeeded would flatter whoever fails more.
+        # The latency of the loops that succeeded would flatter the strategy that fails more.
         word = "more" if fails > 0 else "fewer"
         text += (
             f" (so far {_number(good)}× the goodput, {abs(fails) * 100:.0f} points {word} of its loops fail)"
@@ -80,112 +80,85 @@ def verdict(
 def decide(gates: Sequence[Gate], comparisons: Sequence[Comparison]) -> list[Outcome]:
     """Whether each gate holds for each comparison: it fails only when the whole interval is beyond it.
 
-    That is the interval that is printed, so a change of exactly the threshold fails in 2.5 % of
+    Since this is the interval that is printed, a change of exactly the threshold fails in 2.5 % of
     cases. With more than two decisions the intervals are widened (Bonferroni) so that 5 % is the
-    chance of any false alarm. Too few loops decide nothing.
+    chance of any false alarm. With too few loops a gate is not decided.
     """
-    widening = _widening(len(gates) * len(comparisons))
-    return [_decide(gate, comparison, widening) for gate in gates for comparison in comparisons]
+    # Two one-sided decisions at 2.5 % each are what a 95 % interval allows for.
+    decisions = max(2, len(gates) * len(comparisons))
+    wider = NormalDist().inv_cdf(1 - 0.05 / decisions) / NormalDist().inv_cdf(0.975)
+    return [_decide(gate, comparison, wider) for gate in gates for comparison in comparisons]
 
 
-def _decide(gate: Gate, comparison: Comparison, widening: float) -> Outcome:
+def _decide(gate: Gate, comparison: Comparison, wider: float) -> Outcome:
     figure: Ratio | Difference
     if gate.metric == "errors":
-        figure, zero = comparison.failures, 0.0
+        figure, unchanged = comparison.failures, 0.0
     else:
-        figure, zero = getattr(comparison, gate.metric), 1.0
+        figure, unchanged = getattr(comparison, gate.metric), 1.0
     name = f"{comparison.strategy} against {comparison.baseline}"
-    if figure.value is None or figure.low is None or figure.high is None:
+    interval = figure.interval(wider)
+    if figure.value is None or interval is None:
         needed = figure.needed if isinstance(figure, Ratio) else None
         more = f": about {needed} more of each needed" if needed else ""
         text = f"{name}: {gate.text}: not decided, too few loops{more}."
         return Outcome(gate.text, comparison.strategy, None, text)
-    if isinstance(figure, Ratio):
-        low = figure.value * (figure.low / figure.value) ** widening
-        high = figure.value * (figure.high / figure.value) ** widening
-    else:
-        low = figure.value + (figure.low - figure.value) * widening
-        high = figure.value + (figure.high - figure.value) * widening
-    limit = zero + gate.threshold
-    broken = high < limit if gate.metric in ("throughput", "goodput") else low > limit
-    value, low, high = (f"{(x - zero) * 100:+.1f}" for x in (figure.value, low, high))
+    limit = unchanged + gate.threshold
+    broken = interval[1] < limit if gate.metric in ("throughput", "goodput") else interval[0] > limit
+    value, low, high = (f"{(x - unchanged) * 100:+.1f}" for x in (figure.value, *interval))
     word = "fails" if broken else "holds"
     text = f"{name}: {gate.text} {word}: {gate.metric} {value} % [{low}, {high}]."
     return Outcome(gate.text, comparison.strategy, not broken, text)
 
 
-def _widening(decisions: int) -> float:
-    """How much wider than 95 % an interval is when the 5 % is shared by this many one-sided decisions."""
-    if decisions <= 2:
-        return 1.0
-    normal = NormalDist()
-    return normal.inv_cdf(1 - 0.05 / decisions) / normal.inv_cdf(0.975)
-
-
 def _on_goodput(
     comparison: Comparison, candidate: StrategySummary | None, baseline: StrategySummary | None
 ) -> Verdict:
-    ratio, names = comparison.goodput, (comparison.strategy, comparison.baseline)
+    ratio, name, other = comparison.goodput, comparison.strategy, comparison.baseline
     kind: VerdictKind
     if ratio.needed is not None or ratio.low is None:
-        kind, text = "too_few", f"{names[0]} against {names[1]}: too few loops to compare goodput"
+        kind, text = "too_few", f"{name} against {other}: too few loops to compare goodput"
     elif not ratio.shown:
-        kind, text = "no_difference", f"{names[0]} against {names[1]}: no difference in goodput shown"
-        text += f" ({_interval(ratio)})"
+        kind = "no_difference"
+        text = f"{name} against {other}: no difference in goodput shown ({_times(ratio)})"
     elif (ratio.value or 0) > 1:
-        kind, text = "more_goodput", f"{names[0]} has {_interval(ratio)} the goodput of {names[1]}"
+        kind, text = "more_goodput", f"{name} has {_times(ratio)} the goodput of {other}"
     else:
-        kind = "less_goodput"
-        text = f"{names[0]} has {_inverse(ratio)} less goodput than {names[1]}"
-    if candidate is not None and baseline is not None:
-        figures = [s.goodput.value for s in (candidate, baseline)]
-        rates = [s.failure_rate.value for s in (candidate, baseline)]
-        if None not in figures and None not in rates:
-            text += f" ({_rate(figures[0])} against {_rate(figures[1])} good loops/s)"
-            text += f": {_share(rates[0])} of its loops fail, of the other's {_share(rates[1])}"
-            return Verdict(*names, "goodput", kind, text + ".")
+        kind, text = "less_goodput", f"{name} has {_times(ratio.inverse)} less goodput than {other}"
     difference = (comparison.failures.value or 0.0) * 100
-    return Verdict(*names, "goodput", kind, f"{text}: its failure rate is {difference:+.1f} points.")
+    why = f"its failure rate is {difference:+.1f} points"
+    if candidate is not None and baseline is not None:
+        rates = [one.goodput.value for one in (candidate, baseline)]
+        shares = [one.failure_rate.value for one in (candidate, baseline)]
+        if None not in rates and None not in shares:
+            text += f" ({rates[0]:.2f} against {rates[1]:.2f} good loops/s)"
+            why = f"{_share(shares[0])} of its loops fail, of the other's {_share(shares[1])}"
+    return Verdict(name, other, "goodput", kind, f"{text}: {why}.")
 
 
 def _on_latency(comparison: Comparison, ratio: Ratio, metric: str) -> tuple[VerdictKind, str]:
     name, baseline = comparison.strategy, comparison.baseline
     if not ratio.shown or ratio.value is None:
         return "no_difference", (
-            f"{name} against {baseline}: no difference shown at {metric} (time {_interval(ratio)})"
+            f"{name} against {baseline}: no difference shown at {metric} (time {_times(ratio)})"
         )
     kind: VerdictKind = "faster" if ratio.value < 1 else "slower"
     return kind, f"{name} is {_faster(ratio)} than {baseline} at {metric}"
 
 
 def _faster(ratio: Ratio) -> str:
-    """`1.31× [1.22, 1.41] faster`: of times, so a ratio below 1 is turned round."""
-    if (ratio.value or 0) < 1:
-        return f"{_inverse(ratio)} faster"
-    return f"{_interval(ratio)} slower"
+    """`1.31× [1.22, 1.41] faster` for a ratio of times below 1, else `… slower`."""
+    return f"{_times(ratio.inverse)} faster" if (ratio.value or 0) < 1 else f"{_times(ratio)} slower"
 
 
-def _interval(ratio: Ratio) -> str:
-    return _times(ratio.value, ratio.low, ratio.high)
-
-
-def _inverse(ratio: Ratio) -> str:
-    value, low, high = ratio.value, ratio.low, ratio.high
-    return _times(1 / value if value else None, 1 / high if high else None, 1 / low if low else None)
-
-
-def _times(value: float | None, low: float | None, high: float | None) -> str:
-    return f"{_number(value)}× [{_number(low)}, {_number(high)}]"
+def _times(ratio: Ratio) -> str:
+    return f"{_number(ratio.value)}× [{_number(ratio.low)}, {_number(ratio.high)}]"
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
-
-
-def _rate(value: float | None) -> str:
-    return f"{value or 0.0:.2f}"
 
 
 def _share(value: float | None) -> str:

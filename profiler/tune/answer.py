@@ -1,4 +1,4 @@
-"""What a search came to, as data and as sentences that claim no more than was shown."""
+"""The answer of a search, as data and as sentences that claim no more than was shown."""
 
 from __future__ import annotations
 
@@ -7,39 +7,42 @@ from dataclasses import dataclass
 
 from profiler.statistics.quantiles import Estimate
 from profiler.strategies import parse_strategy
-from profiler.tune.candidates import Scored, Shape, equivalent
+from profiler.tune.candidates import Candidate, Shape, best_of, equivalent
 from profiler.tune.quotas import RateAdvice
 
 AS_GOOD = 0.97
-"""Gathering is as good when no difference is shown and its score is at least this share of the best."""
+"""A candidate is as good when no difference is shown and its score is at least this share of the best."""
+
+HEADROOM_AT = 0.8
+"""The share of the limit at which headroom is measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class AtLoad:
-    """The setting and gathering at another load. `share` is of the load that was tuned for."""
+    """The setting and gathering at another load, which is `share` times the load that was tuned for."""
 
     share: float
     users: int
-    setting: Scored
-    gathered: Scored | None
+    setting: Candidate
+    gathered: Candidate | None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The setting found, and everything that speaks for it.
+    """The setting found, with the evidence for it.
 
-    `final`: the last rung, in which all were measured in the same paired blocks; `curve`: every
-    shared semaphore that was tried, by limit (`search.on_one_scale`). `stopped` says in words what
-    ended the search early: a limit on what may be spent, or an experiment that `failed`. Where that
-    was before the last rung had ended it is not `proven`, and `final` is the last rung that tells
-    something. `spent` is what it spent.
+    `final`: the candidates of the last stage, measured in the same paired blocks, the best first. `curve`:
+    every shared semaphore that was tried, by limit (`candidates.on_one_scale`), `shape` what it shows.
+    `stopped` says in words what ended the search early: a limit on what may be spent, or an experiment
+    that `failed`. Where that was before the end of the last stage the setting is not `proven`, and `final`
+    is the last stage with results. `spent` is what the search spent, in words.
     """
 
-    setting: Scored
+    setting: Candidate
     objective: str
-    final: tuple[Scored, ...]
-    curve: tuple[Scored, ...]
-    shape: Shape | None  # of the curve, if there is one
+    final: tuple[Candidate, ...]
+    curve: tuple[Candidate, ...]
+    shape: Shape | None
     gathered_is_as_good: bool
     loads: tuple[AtLoad, ...]
     scalability: str | None
@@ -58,81 +61,61 @@ class Answer:
     @property
     def sentence(self) -> str:
         """The setting with its evidence."""
-        gathered = next((one for one in self.final if one.spec == "gathered"), None)
+        setting, gathered = self.setting, _gathered(self.final)
+        measured = f"{self.objective} {_figure(setting, self.objective)}"
+        against = ""
+        if gathered is not None and gathered is not setting:
+            against = f" against {_figure(gathered, self.objective)} for gathered"
         if not self.proven:
-            text = (
-                f"best so far {self.setting.spec}: {self.objective} {_figure(self.setting, self.objective)}"
-            )
-            if gathered is not None and gathered is not self.setting:
-                text += f" against {_figure(gathered, self.objective)} for gathered"
-            return f"{text}; the search had not come to its end"
+            return f"best so far {setting.spec}: {measured}{against}; the search had not come to its end"
         if self.gathered_is_as_good:
-            best = max(self.final, key=lambda one: one.score.value or 0.0)
-            shown = "within 5 % of" if _shown_worse(self.setting, best) else "no difference shown from"
-            against = (
-                "" if best.spec == "gathered" else f"; {shown} {best.spec}, {_figure(best, self.objective)}"
-            )
-            return (
-                f"gathered: at this load gathering is as good as any limit: {self.objective} "
-                f"{_figure(self.setting, self.objective)}{against}"
-            )
-        shared = ", shared" if self.setting.limit is not None else ""
-        text = f"{self.setting.spec}{shared}: {self.objective} {_figure(self.setting, self.objective)}"
-        if gathered is not None:
-            text += f" against {_figure(gathered, self.objective)} for gathered"
-            if not _shown_worse(gathered, self.setting):
-                text += " (no difference shown)"
-        if self.setting.limit is not None and self.shape is not None and self.shape.low < self.shape.high:
+            best = best_of(self.final)
+            text = f"gathered: at this load gathering is as good as any limit: {measured}"
+            if best.spec != "gathered":
+                shown = "within 5 % of" if setting.shown_worse else "no difference shown from"
+                text += f"; {shown} {best.spec}, {_figure(best, self.objective)}"
+            return text
+        if against and gathered is not None and not gathered.shown_worse:
+            against += " (no difference shown)"
+        shared = ", shared" if setting.limit is not None else ""
+        text = f"{setting.spec}{shared}: {measured}{against}"
+        if shared and self.shape is not None and self.shape.low < self.shape.high:
             text += f"; between {self.shape.low} and {self.shape.high} no difference shown"
         return text
 
     @property
     def headroom(self) -> str | None:
-        """What is left at 80 % of the limit."""
+        """What is left of the score at 80 % of the limit."""
         limit = self.setting.limit
         if limit is None or not self.proven:
             return None
-        lower = next(
-            (one for one in self.final if one.limit == round(0.8 * limit) and one.limit != limit), None
-        )
-        if lower is None or not lower.score.value or not self.setting.score.value:
+        lower = next((one for one in self.final if one.limit == round(HEADROOM_AT * limit) != limit), None)
+        if lower is None or not lower.points or not self.setting.points:
             return None
-        share = lower.score.value / self.setting.score.value
+        share = lower.points / self.setting.points
         left = _figure(lower, self.objective)
         return f"headroom: at {lower.spec} (80 % of the limit) {share:.0%} of it are left: {left}"
 
 
-def choose(final: Sequence[Scored]) -> tuple[Scored, bool]:
-    """(the setting, whether gathering is as good). `final` is not empty; the first one ranks best.
+def choose(final: Sequence[Candidate]) -> tuple[Candidate, bool]:
+    """(the setting, whether gathering is as good), of at least one candidate.
 
     Where no difference is shown, or none that matters, the simpler wins: gathering, then the shared
-    semaphore under which fewer loops fail.
+    semaphore under which the fewest loops fail.
     """
     scored = [one for one in final if one.score.value is not None] or list(final)
-    best = max(scored, key=lambda one: one.score.value or 0.0)
-    top = best.score.value or 0.0
-    gathered = next((one for one in scored if one.spec == "gathered"), None)
-    if gathered is not None and (
-        equivalent(gathered.against_best)
-        or (not _shown_worse(gathered, best) and (gathered.score.value or 0.0) >= AS_GOOD * top)
-    ):
+    best, gathered = best_of(scored), _gathered(scored)
+    as_good = [one for one in scored if not one.shown_worse and one.points >= AS_GOOD * best.points]
+    if gathered is not None and (gathered in as_good or equivalent(gathered.against_best)):
         return gathered, True
-    semaphores = [
-        one
-        for one in scored
-        if one.limit is not None and not _shown_worse(one, best) and (one.score.value or 0.0) >= AS_GOOD * top
-    ]
-    if semaphores:
-        return min(
-            semaphores, key=lambda one: (round(one.failures.value or 0.0, 2), -(one.score.value or 0.0))
-        ), False
-    return best, False
+    semaphores = [one for one in as_good if one.limit is not None]
+    if not semaphores:
+        return best, False
+    return min(semaphores, key=lambda one: (round(one.failures.value or 0.0, 2), -one.points)), False
 
 
-def _shown_worse(one: Scored, best: Scored) -> bool:
-    if one is best or one.against_best is None:
-        return False
-    return one.against_best.shown and (one.against_best.value or 1.0) < 1
+def _gathered(candidates: Sequence[Candidate]) -> Candidate | None:
+    return next((one for one in candidates if one.spec == "gathered"), None)
 
 
 def render(answer: Answer) -> str:
@@ -171,7 +154,7 @@ def render(answer: Answer) -> str:
     return "\n".join(lines)
 
 
-def _row(name: str, one: Scored, objective: str, width: int = 8) -> str:
+def _row(name: str, one: Candidate, objective: str, width: int = 8) -> str:
     failed = "" if one.failures.value is None else f"{one.failures.value:.1%}"
     return _row_of(name, _figure(one, objective), seconds(one.p95), failed, width)
 
@@ -180,7 +163,7 @@ def _row_of(name: str, figure: str, p95: str, failed: str, width: int = 8) -> st
     return f"{name:>{width}}  {figure:<28} {p95:<26} {failed}"
 
 
-def _figure(one: Scored, objective: str) -> str:
+def _figure(one: Candidate, objective: str) -> str:
     if objective == "p95":
         return seconds(one.p95)
     return per_second(one.goodput if objective == "goodput" else one.throughput)
@@ -188,18 +171,19 @@ def _figure(one: Scored, objective: str) -> str:
 
 def per_second(one: Estimate) -> str:
     """`5.7/s [5.5, 5.9]`."""
-    if one.value is None:
-        return "too few"
-    interval = "" if one.low is None or one.high is None else f" [{one.low:.3g}, {one.high:.3g}]"
-    return f"{one.value:.3g}/s{interval}"
+    return _with_interval(one, "/s")
 
 
 def seconds(one: Estimate) -> str:
-    """`1.2 s [1.1 s, 1.3 s]`."""
+    """`1.2 s [1.1, 1.3]`."""
+    return _with_interval(one, " s")
+
+
+def _with_interval(one: Estimate, unit: str) -> str:
     if one.value is None:
         return "too few"
     interval = "" if one.low is None or one.high is None else f" [{one.low:.3g}, {one.high:.3g}]"
-    return f"{one.value:.3g} s{interval}"
+    return f"{one.value:.3g}{unit}{interval}"
 
 
 # The setting that was found, as code and configuration to paste.
@@ -208,21 +192,20 @@ def seconds(one: Estimate) -> str:
 def python_snippet(spec: str, model_limits: str | None = None, workers: int = 1) -> str:
     """Python that applies a strategy's limits in an application, and the model's limiters if any."""
     strategy = parse_strategy(spec)
+    share = f"share={workers}" if workers > 1 else ""
     lines: list[str] = []
     if strategy.rules:
         limits = "+".join(part for part in spec.split("+") if not part.startswith("eager"))
-        share = f", share={workers}" if workers > 1 else ""
         lines += [
             "from profiler import Gate",
             "",
-            f'gate = Gate("{limits}"{share})  # one for the process',
-        ]
-        lines += [
+            f'gate = Gate("{limits}"{share and ", " + share})  # one for the process',
             "",
             'async with gate.slot("tool_name"):',
             "    ...  # one try of one call: what it raises is heeded",
+            "",
+            "# or, with the built-in loop:",
         ]
-        lines += ["", "# or, with the built-in loop:"]
     lines.append("from profiler import ToolLoop")
     model = "model"
     if model_limits:
@@ -230,7 +213,7 @@ def python_snippet(spec: str, model_limits: str | None = None, workers: int = 1)
         model = f'LimitedModel(model, "{model_limits}")'
     lines += ["from profiler.strategies import parse_strategy", ""]
     streamed = ", stream=True" if strategy.eager != "no" else ""
-    shared = f".build(share={workers})" if workers > 1 and strategy.rules else ""
+    shared = f".build({share})" if share and strategy.rules else ""
     lines.append(f'loop = ToolLoop({model}, tools, parse_strategy("{spec}"){shared}{streamed})')
     return "\n".join(lines) + "\n"
 

@@ -1,18 +1,33 @@
-"""The search, pure: which limits to try next, who stays in, what the curve shows.
+"""The search, pure: candidates as measured, which of them stay, which limits to try, what the curve shows.
 
-Successive halving: a wide ladder of limits in short blocks, then only those that are not shown to
-be worse, closer together and for longer. The last rung's figures are its own: a winner's score in the
-rung it won is too good by what luck it had.
+Successive halving: limits far apart in short blocks first, then only the candidates that are not shown
+to be worse, closer together and for longer. The last stage is judged by its own figures: the winner of
+an earlier stage owes part of its score there to luck.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
 
-from profiler.statistics.comparison import Ratio
+from profiler.anatomy import peak
+from profiler.records import LoopRecord
+from profiler.rundir import Run
+from profiler.statistics.comparison import Ratio, compare_strategies
+from profiler.statistics.figures import StrategySummary, figures, limit_line
+from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import Estimate
+from profiler.statistics.table import Table, tabulate
+from profiler.statistics.windows import by_load, measure
+
+ObjectiveName = Literal["goodput", "p95", "throughput"]
+
+MOST_FAILURES = 0.01
+"""With `p95` as the objective, whatever fails more often has no score: the latency of successes flatters."""
 
 KNEE_SHARE = 0.95
 """The knee is the smallest limit with this share of the best score."""
@@ -20,12 +35,22 @@ KNEE_SHARE = 0.95
 CLIFF_SHARE = 0.9
 """Beyond the cliff less than this share of the best is left."""
 
+EQUIVALENT = 0.05
+"""A difference below this share does not matter."""
+
+EARLY = 1.5
+"""Before the end intervals count as this much wider, since whoever looks often finds differences by luck."""
+
+UNLIMITED = ("gathered", "sequential")
+"""Their scores depend on the length of blocks in another way than those of limits near the best."""
+
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """A candidate in one experiment. `score` is more the better it is; `against_best` is the paired ratio.
+class Candidate:
+    """A strategy as measured in one experiment. The higher the `score`, the better.
 
-    `limit` is that of a shared semaphore, None for others; `calls_per_second` is of its tool calls.
+    `limit` is that of a shared semaphore, None for others; `calls_per_second` counts its tool calls.
+    `against_best` is the paired ratio of its score to the best one's, None for the best itself.
     """
 
     spec: str
@@ -38,26 +63,114 @@ class Scored:
     calls_per_second: float
     against_best: Ratio | None = None
 
+    @property
+    def points(self) -> float:
+        """The score, 0 without one."""
+        return self.score.value or 0.0
 
-def ladder(highest: int, lowest: int = 1, guess: int | None = None, most: int = 5) -> list[int]:
-    """Limits to begin with, evenly spaced by ratio from `lowest` to `highest`; at most `most`.
+    @property
+    def shown_worse(self) -> bool:
+        """Whether it is shown to be worse than the best."""
+        ratio = self.against_best
+        return ratio is not None and ratio.shown and (ratio.value or 1.0) < 1
 
-    Below what the calls need on average everything only queues (and takes long to drain). With a guess
-    they lie around it, closer together.
+
+def by_level(
+    run: Run, table: Table, objective: ObjectiveName, slo: Objective | None
+) -> dict[int, list[Candidate]]:
+    """For each load of an experiment every strategy, compared with the best in paired blocks."""
+    found = {}
+    for users, measured in by_load(measure(run, table)).items():
+        candidates = [_candidate(figures(group, table, slo), objective, slo) for group in measured]
+        if any(one.score.value is not None for one in candidates):
+            compared = compare_strategies(measured, table, slo, best_of(candidates).spec)
+            ratios: dict[str, Ratio] = {one.strategy: getattr(one, objective) for one in compared}
+            if objective == "p95":  # more is to be better, of a latency too
+                ratios = {spec: ratio.inverse for spec, ratio in ratios.items()}
+            candidates = [replace(one, against_best=ratios.get(one.spec)) for one in candidates]
+        found[users] = candidates
+    return found
+
+
+def _candidate(found: StrategySummary, objective: ObjectiveName, slo: Objective | None) -> Candidate:
+    score = found.goodput if objective == "goodput" else found.throughput
+    p95 = found.loop_seconds.p95
+    if objective == "p95":
+        allowed = MOST_FAILURES if slo is None or slo.errors is None else slo.errors
+        hopeless = (found.failure_rate.value or 0.0) > allowed
+        score = Estimate(None) if hopeless else _per_second(p95)
+    calls = sum(tool.calls for tool in found.tools.values())
+    return Candidate(
+        spec=found.strategy,
+        limit=_shared_limit(found.strategy),
+        score=score,
+        goodput=found.goodput,
+        throughput=found.throughput,
+        p95=p95,
+        failures=found.failure_rate,
+        calls_per_second=calls / found.window_seconds if found.window_seconds else 0.0,
+    )
+
+
+def _per_second(seconds: Estimate) -> Estimate:
+    return Estimate(*(1 / one if one else None for one in (seconds.value, seconds.high, seconds.low)))
+
+
+def _shared_limit(spec: str) -> int | None:
+    """N of `semaphore:N`."""
+    match = re.fullmatch(r"semaphore:(\d+)", spec)
+    return int(match[1]) if match else None
+
+
+def best_of(candidates: Iterable[Candidate]) -> Candidate:
+    """The one with the highest score; the first of them where several have it, or none has one."""
+    return max(candidates, key=lambda one: one.points)
+
+
+def survivors(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates with a score that are not shown to be worse than the best, the best first."""
+    kept = [one for one in candidates if one.score.value is not None and not one.shown_worse]
+    return sorted(kept, key=lambda one: -one.points)
+
+
+def equivalent(ratio: Ratio | None, wider: float = 1.0) -> bool:
+    """Whether a ratio to the best is shown to be at least nearly 1."""
+    interval = None if ratio is None else ratio.interval(wider)
+    return interval is not None and interval[0] >= 1 - EQUIVALENT
+
+
+def settled(candidates: Sequence[Candidate]) -> bool:
+    """Whether every candidate is shown to be worse than the best, or as good, so that no more is needed."""
+    if sum(one.score.value is not None for one in candidates) < 2:
+        return False
+    best = best_of(candidates)
+    for one in candidates:
+        if one is best or one.score.value == 0:
+            continue
+        interval = None if one.against_best is None else one.against_best.interval(EARLY)
+        if interval is None or not (interval[1] < 1 or equivalent(one.against_best, EARLY)):
+            return False
+    return True
+
+
+# Which limits to try.
+
+
+def first_limits(highest: int, lowest: int = 1, guess: int | None = None) -> list[int]:
+    """At most five limits to begin with, evenly spaced by ratio from `lowest` to `highest`.
+
+    `lowest` is what the calls need on average: below it they only queue, and take long to drain. With
+    a `guess` the limits lie around it, closer together.
     """
-    lowest, highest = max(1, lowest), max(1, highest)
-    lowest = min(lowest, highest)
+    highest = max(1, highest)
+    lowest = min(max(1, lowest), highest)
     if guess is not None:
-        around = (0.5, 0.7, 1.0, 1.4, 2.0)
-        limits = {round(max(1.0, guess * share)) for share in around}
-    else:
-        ratio = highest / lowest
-        limits = {round(lowest * ratio ** (k / (most - 1))) for k in range(most)}
-    return sorted(limits)[:most]
+        return sorted({round(max(1.0, guess * share)) for share in (0.5, 0.7, 1.0, 1.4, 2.0)})
+    return sorted({round(lowest * (highest / lowest) ** (k / 4)) for k in range(5)})
 
 
 def refine(scores: Mapping[int, float], most: int = 5) -> list[int]:
-    """Limits between the best and its neighbours, the best among them; at most `most`, sorted."""
+    """Limits between the best and its neighbours, the nearest to the best first (itself); at most `most`."""
     if not scores:
         return []
     tried = sorted(scores)
@@ -68,42 +181,48 @@ def refine(scores: Mapping[int, float], most: int = 5) -> list[int]:
     between = {best}
     for k in range(1, most // 2 + 1):
         share = k / (most // 2 + 1)
-        between.add(round(best * (below / best) ** share))
-        between.add(round(best * (above / best) ** share))
+        between |= {round(best * (neighbour / best) ** share) for neighbour in (below, above)}
     return sorted(between, key=lambda limit: (abs(math.log(limit / best)), limit))[:most]
 
 
-def survivors(scored: Sequence[Scored], most: int) -> list[Scored]:
-    """Those not shown to be worse than the best, best first, at most `most`.
+# How long to measure.
 
-    The best itself is always in; who has no score is out.
+
+def block_seconds(seconds: float, trials: int, drain: float) -> float:
+    """How long each of `trials` trials can measure in `seconds`, each with a `drain` (seconds) after it.
+
+    At least a second, even if that takes longer than there is: shorter windows tell nothing.
     """
-    ranked = sorted(
-        (one for one in scored if one.score.value is not None), key=lambda one: -(one.score.value or 0.0)
-    )
-    return [one for one in ranked if not _worse(one)][: max(1, most)]
+    return max(1.0, seconds / max(1, trials) - drain)
 
 
-def _worse(one: Scored) -> bool:
-    ratio = one.against_best
-    return ratio is not None and ratio.shown and ratio.value is not None and ratio.value < 1
+def affordable(seconds: float, candidates: int, blocks: int, drain: float) -> int:
+    """In how many of 2 to `blocks` blocks each candidate can be measured for at least half its drain.
 
-
-def on_one_scale(rungs: Sequence[Sequence[Scored]]) -> list[Scored]:
-    """The curve: every shared semaphore by limit, from the last rung that tried it, on the last one's scale.
-
-    Blocks of different lengths, at different times, are not to be compared as they are: a rung's rates
-    are multiplied by what the candidates it has in common with the next one gained or lost there.
+    Short windows between long drains measure little more than the start of a load.
     """
-    curve: dict[int, Scored] = {}
+    least = max(1.0, 0.5 * drain)
+    return min(blocks, max(2, int(seconds / (max(1, candidates) * (drain + least)))))
+
+
+# The curve of score over limit.
+
+
+def on_one_scale(stages: Sequence[Sequence[Candidate]]) -> list[Candidate]:
+    """Every shared semaphore by limit, from the last stage that tried it, on the scale of the last stage.
+
+    Blocks of different lengths at different times cannot be compared as they are: the rates of a stage
+    are multiplied by what the candidates that it shares with the next one gained or lost there.
+    """
+    curve: dict[int, Candidate] = {}
     factor = 1.0
     later: dict[str, float] = {}
-    for rung in reversed(rungs):
-        own = {one.spec: one.score.value for one in rung if one.score.value}
+    for stage in reversed(stages):
+        own = {one.spec: one.score.value for one in stage if one.score.value}
         common = [spec for spec in own if spec in later and spec not in UNLIMITED]
-        if later and common:
+        if common:
             factor *= sum(later[spec] for spec in common) / sum(own[spec] for spec in common)
-        for one in rung:
+        for one in stage:
             if one.limit is not None and one.limit not in curve:
                 curve[one.limit] = replace(
                     one,
@@ -115,21 +234,17 @@ def on_one_scale(rungs: Sequence[Sequence[Scored]]) -> list[Scored]:
     return [curve[limit] for limit in sorted(curve)]
 
 
-UNLIMITED = ("gathered", "sequential")
-"""Where calls fail and loops are short, a rung's length matters otherwise than for limits near the best."""
-
-
 def _times(one: Estimate, factor: float) -> Estimate:
     return Estimate(*(None if value is None else value * factor for value in (one.value, one.low, one.high)))
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a curve of score over the limit shows; limits, None where nothing was seen.
+    """What the curve shows; limits that were tried, or None.
 
-    `knee`: the smallest tried limit with nearly the best score. `cliff`: the smallest tried limit beyond
-    the best at which clearly less is left. `low` to `high` around the best are the tried limits that are
-    not shown to differ from it, and have `CLIFF_SHARE` of its score.
+    `knee`: the smallest with nearly the best score. `cliff`: the smallest beyond the best at which clearly
+    less is left. `low` to `high` around the best: those not shown to differ from it, with at least
+    `CLIFF_SHARE` of its score.
     """
 
     best: int
@@ -139,90 +254,91 @@ class Shape:
     high: int
 
 
-def shape(curve: Sequence[Scored], best: int) -> Shape:
-    """Of shared semaphores, one entry for each limit; `best` is among them."""
-    points = sorted((one for one in curve if one.limit is not None), key=lambda one: one.limit or 0)
-    limits = [one.limit or 0 for one in points]
-    scores = [one.score.value or 0.0 for one in points]
-    place = limits.index(best)
-    top = scores[place]
-    knee = next(limit for limit, score in zip(limits, scores, strict=True) if score >= KNEE_SHARE * top)
-    cliff = None
-    for one, limit in zip(points[place + 1 :], limits[place + 1 :], strict=True):
-        high = one.score.high if one.score.high is not None else one.score.value
-        if high is not None and high < CLIFF_SHARE * top:
-            cliff = limit
-            break
-    low = high_ = place
-    while low > 0 and not _apart(points[low - 1], points[place]):
+def shape(curve: Sequence[Candidate], best: int) -> Shape:
+    """The shape of a curve of shared semaphores, one for each limit; `best` is one of the limits."""
+    points = [(one.limit, one) for one in curve if one.limit is not None]
+    points.sort(key=lambda point: point[0])
+    place = [limit for limit, _ in points].index(best)
+    top = points[place][1]
+    knee = next(limit for limit, one in points if one.points >= KNEE_SHARE * top.points)
+    beyond = [(limit, one) for limit, one in points[place + 1 :] if one.score.value is not None]
+    cliff = (limit for limit, one in beyond if (one.score.high or one.points) < CLIFF_SHARE * top.points)
+    low = high = place
+    while low > 0 and not _apart(points[low - 1][1], top):
         low -= 1
-    while high_ + 1 < len(points) and not _apart(points[high_ + 1], points[place]):
-        high_ += 1
-    return Shape(best, min(knee, best), cliff, limits[low], limits[high_])
+    while high + 1 < len(points) and not _apart(points[high + 1][1], top):
+        high += 1
+    return Shape(best, min(knee, best), next(cliff, None), points[low][0], points[high][0])
 
 
-def _apart(one: Scored, best: Scored) -> bool:
-    """Whether a figure is shown to differ, or is so far below that only too few loops hide it.
+def _apart(one: Candidate, best: Candidate) -> bool:
+    """Whether a candidate is shown to differ, or so far below that only too few loops can hide it.
 
     By the paired comparison, else by intervals that do not meet.
     """
-    if (one.score.value or 0.0) < CLIFF_SHARE * (best.score.value or 0.0):
+    if one.points < CLIFF_SHARE * best.points:
         return True
-    if (
-        one.against_best is not None
-        and one.against_best.value is not None
-        and one.against_best.low is not None
-    ):
+    if one.against_best is not None and one.against_best.interval() is not None:
         return one.against_best.shown
     if one.score.high is None or best.score.low is None:
-        return (one.score.value or 0.0) < KNEE_SHARE * (best.score.value or 0.0)
+        return one.points < KNEE_SHARE * best.points
     return one.score.high < best.score.low
 
 
-def block_seconds(seconds: float, trials: int, drain: float, least: float = 1.0) -> float:
-    """How long each of so many trials can measure in `seconds`, each with a drain after it."""
-    return max(least, seconds / max(1, trials) - drain)
+# What a first short experiment tells.
 
 
-def affordable(seconds: float, candidates: int, blocks: int, drain: float, fewest: int = 2) -> int:
-    """Of at most `blocks`, in how many all candidates can be measured for as long as they drain.
+@dataclass(frozen=True, slots=True)
+class Pilot:
+    """What the pilot experiment shows: which limits are worth trying, and what trials cost.
 
-    Short windows between long drains measure little more than the start of a load.
+    `peak`: tool calls that ran at once under `gathered`; where some failed, as many as were asked for at
+    once, since a refused call is soon over. `mean`: calls that ran at once on average, under the strategy
+    that got more done. `guess`: where the adaptive limit settled, None when it met no limit.
     """
-    least = max(1.0, 0.5 * drain)
-    return min(blocks, max(fewest, int(seconds / (max(1, candidates) * (drain + least)))))
+
+    peak: int
+    mean: float
+    guess: int | None
 
 
-EQUIVALENT = 0.05
-"""A difference below this does not matter."""
-
-EARLY = 1.5
-"""An interval looked at before the end counts as this much wider: who looks often finds much by luck."""
-
-
-def equivalent(ratio: Ratio | None, wider: float = 1.0) -> bool:
-    """Whether a ratio is shown to be at least nearly 1."""
-    bounds = _bounds(ratio, wider)
-    return bounds is not None and bounds[0] >= 1 - EQUIVALENT
-
-
-def settled(scored: Sequence[Scored]) -> bool:
-    """Whether every candidate is shown to be worse than the best, or as good, so that no more is needed."""
-    ranked = [one for one in scored if one.score.value is not None]
-    if len(ranked) < 2:
-        return False
-    best = max(ranked, key=lambda one: one.score.value or 0.0)
-    for one in scored:
-        if one is best or one.score.value == 0:
-            continue
-        bounds = _bounds(one.against_best, EARLY)
-        if bounds is None or not (bounds[1] < 1 or bounds[0] >= 1 - EQUIVALENT):
-            return False
-    return True
+def pilot(run: Run, records: Sequence[LoopRecord]) -> Pilot:
+    """The `Pilot` of an experiment with `gathered` and, if possible, `adaptive`."""
+    gathered = [record for record in records if record.strategy == "gathered"]
+    means = []
+    for trial in run.trials:
+        spans = _running(record for record in records if record.strategy == trial.strategy)
+        busy = sum(max(0, min(end, trial.ended_ns) - max(start, trial.started_ns)) for start, end in spans)
+        means.append(busy / max(1, trial.ended_ns - trial.started_ns))
+    if all(call.status == "ok" for record in gathered for call in record.tool_calls):
+        most = peak(_running(gathered))
+    else:
+        most = run.load.users * max(len(r.tool_calls) for record in gathered for r in record.rounds)
+    adaptive = [record for record in records if record.strategy == "adaptive"]
+    return Pilot(max(1, most), max(means, default=1.0), settled_limit(adaptive))
 
 
-def _bounds(ratio: Ratio | None, wider: float) -> tuple[float, float] | None:
-    """Its interval, widened by a factor on the logarithmic scale it was computed on."""
-    if ratio is None or not ratio.value or not ratio.low or not ratio.high:
+def overheads(run: Run, elapsed: float) -> tuple[float, float]:
+    """(seconds between two trials, seconds not spent on trials) of an experiment that took `elapsed`."""
+    gaps = [max(0, after.started_ns - before.ended_ns) / 1e9 for before, after in pairwise(run.trials)]
+    gaps += [(trial.drained_ns - trial.ended_ns) / 1e9 for trial in run.trials[-1:]]
+    gap = sum(gaps) / len(gaps) if gaps else 0.0
+    measured = sum((trial.ended_ns - trial.started_ns) / 1e9 for trial in run.trials)
+    return gap, max(0.0, elapsed - measured - gap * len(run.trials))
+
+
+def _running(records: Iterable[LoopRecord]) -> Iterator[tuple[int, int]]:
+    for record in records:
+        for call in record.tool_calls:
+            if call.started_ns is not None:
+                yield call.started_ns, call.ended_ns
+
+
+def settled_limit(records: Sequence[LoopRecord]) -> int | None:
+    """The median of an adaptive limit over the second half of the time; None when nothing was refused."""
+    line = limit_line(tabulate(records), "adaptive").limits
+    refused = any(call.refusals for record in records for call in record.tool_calls)
+    if line.size < 4 or not refused:
         return None
-    return ratio.value * (ratio.low / ratio.value) ** wider, ratio.value * (ratio.high / ratio.value) ** wider
+    late = sorted(line[line.size // 2 :])
+    return int(late[len(late) // 2])

@@ -1,12 +1,13 @@
 """What the servers' quotas allow: arrival rates without 429s, and limiters of ours that keep to them. Pure.
 
-A loop that takes q requests and t tokens can arrive min(rpm / 60q, tpm / 60t) times a second for
-ever; above that the bucket runs dry, and what a burst takes first is missing later.
+Loops that take q requests and t tokens each can arrive min(rpm / 60q, tpm / 60t) times a second without
+end; above that rate the server's bucket runs dry, since what a burst takes is missing later.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -20,13 +21,13 @@ _QUOTA = re.compile(
 
 _RESOURCE = {"rpm": "requests", "tpm": "tokens", "itpm": "input_tokens", "otpm": "output_tokens"}
 
-NOBODYS = 1e8
-"""A stated limit above this a minute is none."""
+UNBOUNDED = {"requests": 1e6, "tokens": 1e8, "input_tokens": 1e8, "output_tokens": 1e8}
+"""Stated limits from this many a minute on limit nobody: servers without a quota state such numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The server's limits a minute, by resource: requests, tokens, input_tokens, output_tokens."""
+    """The server's limits per minute of `requests`, `tokens`, `input_tokens` or `output_tokens`."""
 
     provider: str
     limits: Mapping[str, float]
@@ -35,7 +36,7 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one loop takes on average; `tools` are calls of each tool, `models` shares of the tokens."""
+    """What one loop takes on average; `tools` are calls of each tool, `models` their shares of the tokens."""
 
     requests: float
     input_tokens: float
@@ -44,19 +45,19 @@ class Demand:
     models: Mapping[str, float]
 
     def of(self, resource: str) -> float:
-        return {
-            "requests": self.requests,
-            "tokens": self.input_tokens + self.output_tokens,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-        }[resource]
+        """How much of a resource of `Quota.limits`."""
+        if resource == "tokens":
+            return self.input_tokens + self.output_tokens
+        taken: float = getattr(self, resource)
+        return taken
 
 
 @dataclass(frozen=True, slots=True)
 class RateAdvice:
-    """The largest rate of loops without 429s, and by what it is bound; `limits` is a spec for models.
+    """The largest rate of loops without 429s, and the resource that it is bound by.
 
     `shares`: how much of each resource that rate uses. `tools`: calls a second of each tool at that rate.
+    `models`: their shares of the tokens. `limits`: the spec of a limiter of model requests that keeps to it.
     """
 
     quota: Quota
@@ -69,7 +70,7 @@ class RateAdvice:
 
     @property
     def sentence(self) -> str:
-        """One line."""
+        """The rate, its bound, and what it uses, in one line."""
         used = ", ".join(f"{share:.0%} of {name.replace('_', ' ')}" for name, share in self.shares.items())
         return (
             f"{self.quota.provider} ({self.quota.source}): up to {self.loops_per_second:.3g} loops/s "
@@ -95,40 +96,37 @@ def parse_quota(spec: str) -> Quota:
 
 
 def seen_quota(records: Iterable[LoopRecord]) -> Quota | None:
-    """The smallest limits that any response stated in its headers; None when there were none that bind."""
+    """The smallest limits that any response stated in its headers; None when none of them limits anything."""
     limits: dict[str, float] = {}
     provider = ""
     for record in records:
         for round_ in record.rounds:
             for attempt in round_.model.attempts:
                 for word, resource, value in stated(attempt.rate_limits or {}):
-                    if word == "limit" and 0 < value < NOBODYS:
+                    if word == "limit" and 0 < value < UNBOUNDED[resource]:
                         limits[resource] = min(value, limits.get(resource, value))
                         provider = round_.model.provider
-    if limits.get("requests", 0) >= 1_000_000:
-        limits.pop("requests")
     return Quota(provider, limits, "from its headers") if limits else None
 
 
 def demand(records: Iterable[LoopRecord]) -> Demand | None:
-    """Per finished loop; None without one."""
+    """What the loops that came to an answer took on average; None without any."""
     loops = requests = read = written = 0
-    tools: dict[str, int] = {}
-    models: dict[str, int] = {}
+    tools: Counter[str] = Counter()
+    models: Counter[str] = Counter()
     for record in records:
         if not record.answered:
             continue
         loops += 1
         for round_ in record.rounds:
             model = round_.model
+            given, taken = model.input_tokens or 0, model.output_tokens or 0
             requests += model.attempt_count
-            read += model.input_tokens or 0
-            written += model.output_tokens or 0
-            models[model.model] = (
-                models.get(model.model, 0) + (model.input_tokens or 0) + (model.output_tokens or 0)
-            )
+            read += given
+            written += taken
+            models[model.model] += given + taken
             for call in round_.tool_calls:
-                tools[call.name] = tools.get(call.name, 0) + call.attempt_count
+                tools[call.name] += call.attempt_count
     if not loops:
         return None
     total = sum(models.values()) or 1
@@ -142,7 +140,7 @@ def demand(records: Iterable[LoopRecord]) -> Demand | None:
 
 
 def advise(quota: Quota, taken: Demand) -> RateAdvice | None:
-    """None when no loop takes anything of what is limited."""
+    """The advice for a quota; None when loops take nothing of what it limits."""
     rates = {
         resource: limit / 60 / taken.of(resource)
         for resource, limit in quota.limits.items()
@@ -152,23 +150,17 @@ def advise(quota: Quota, taken: Demand) -> RateAdvice | None:
         return None
     bound_by = min(rates, key=lambda resource: rates[resource])
     rate = rates[bound_by]
-    tokens = min(
-        [
-            *[quota.limits[name] for name in ("tokens",) if name in quota.limits],
-            # Ours knows one kind of tokens: each of theirs bounds it by its share of a loop.
-            *[
-                quota.limits[name] * taken.of("tokens") / taken.of(name)
-                for name in ("input_tokens", "output_tokens")
-                if name in quota.limits and taken.of(name) > 0
-            ],
-        ],
-        default=None,
-    )
     specs = []
     if "requests" in quota.limits:
         specs.append(f"rate:{quota.limits['requests']:.12g}/min")
-    if tokens is not None:
-        specs.append(f"tokens:{int(tokens)}/min")
+    # Our limiter knows one kind of tokens: limits of input and output are scaled by their share of a loop.
+    tokens = [
+        limit if name == "tokens" else limit * taken.of("tokens") / taken.of(name)
+        for name, limit in quota.limits.items()
+        if name == "tokens" or (name.endswith("_tokens") and taken.of(name) > 0)
+    ]
+    if tokens:
+        specs.append(f"tokens:{int(min(tokens))}/min")
     return RateAdvice(
         quota=quota,
         loops_per_second=rate,

@@ -14,44 +14,50 @@ from profiler.load.plan import effective_limits, scaled
 from profiler.load.spending import Resource
 from profiler.records import LoopRecord
 from profiler.rundir import Run, RunDirectory, Spent
-from profiler.statistics.objectives import parse_objective
+from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.scalability import fit
 from profiler.statistics.summary import summarise_directory
+from profiler.statistics.table import tabulate
 from profiler.strategies import parse_strategies, parse_strategy
-from profiler.tune.answer import Answer, AtLoad, choose, python_snippet, toml_fragment
+from profiler.tune.answer import HEADROOM_AT, Answer, AtLoad, choose, python_snippet, toml_fragment
 from profiler.tune.candidates import (
-    Scored,
+    Candidate,
+    ObjectiveName,
     affordable,
+    best_of,
     block_seconds,
-    ladder,
+    by_level,
+    first_limits,
     on_one_scale,
+    overheads,
+    pilot,
     refine,
     settled,
     shape,
     survivors,
 )
-from profiler.tune.measured import ObjectiveName, by_level, candidates, overheads, pilot
 from profiler.tune.quotas import Quota, RateAdvice, advise, demand, seen_quota
 
 KINDS = ("semaphore", "rate", "adaptive", "eager")
 
 PILOT_SECONDS = 4.0
-SHARES = {"ladder": 0.30, "final": 0.48, "loads": 0.22}
-BLOCKS = {"ladder": 3, "final": 8, "loads": 3}
+SHARES = {"limits": 0.30, "final": 0.48, "loads": 0.22}
+"""Of the time after the pilot, by stage."""
+BLOCKS = {"limits": 3, "final": 8, "loads": 3}
+"""Blocks of each stage, at most."""
 FIRST_LOOK = 4
-"""Blocks of the last rung before anything can be settled."""
-LOWER = 0.8
-"""What headroom is measured at, as a share of the best limit."""
-
+"""Blocks of the final stage before it may end early."""
 OTHER_LOADS = (0.5, 0.75, 1.25, 1.5)
+"""Shares of the load that is tuned for."""
 SMALLEST_BUDGET = 60.0
+"""Seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
     """What to tune: `load` says under which work (its strategies are ignored), `over` which kinds to try.
 
-    `budget` is seconds for everything, and so are the limits of `load` on what may be spent.
+    `budget` (seconds) is for the whole search, as are the limits of `load` on what may be spent.
     """
 
     load: LoadOptions
@@ -73,21 +79,27 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class Stage:
     """Candidates that were measured in the same paired blocks."""
 
     asked: tuple[str, ...]
-    found: list[Scored]
+    found: list[Candidate]
     directory: RunDirectory
 
     @property
     def whole(self) -> bool:
-        """Whether every candidate has a figure."""
+        """Whether every candidate has a score."""
         return {one.spec for one in self.found if one.score.value is not None} >= set(self.asked)
 
 
 class LimitReachedError(ProfilerError):
-    """What may be spent is spent: nothing more begins."""
+    """A limit on what may be spent is reached: no more experiments begin."""
+
+
+def candidates(directory: RunDirectory, objective: ObjectiveName, slo: Objective | None) -> list[Candidate]:
+    """Every strategy of an experiment of one load, each compared with the best in paired blocks."""
+    levels = by_level(directory.load(), tabulate(directory.records()), objective, slo)
+    return levels[max(levels)] if levels else []
 
 
 class Tuner:
@@ -99,182 +111,178 @@ class Tuner:
         self._began = time.monotonic()
         self._slo = None if search.load.slo is None else parse_objective(search.load.slo)
         self._runs: list[RunDirectory] = []
-        self._rungs: list[Rung] = []
+        self._stages: list[Stage] = []
         self._spending = Spending(search.load)
         self._failure: TargetError | None = None
-        self._seed = search.load.seed
-        self._left = dict(SHARES)
-        self._between, self._beside = 1.0, 8.0
+        self._shares = dict(SHARES)
+        # Seconds: between two trials, and of an experiment beside its trials. Measured on the last one.
+        self._gap, self._overhead = 1.0, 8.0
 
     def run(self) -> Answer:
         """Search, and answer. Raises what `run_experiment` raises.
 
-        A limit on what may be spent ends it early, with what was found by then, and so does an
-        experiment that fails, as when the target goes away; raises `LimitReachedError` or the
-        `TargetError` when that is nothing.
+        A limit on what may be spent ends the search early, with what was found by then, and so does an
+        experiment that fails, for instance because the target has gone away. Raises
+        `LimitReachedError` or the `TargetError` when nothing was found by then.
         """
         try:
             return self._search_through()
         except LimitReachedError:
-            return self._so_far()
+            return self._answer_so_far()
         except TargetError as error:
             self._failure = error
-            return self._so_far()
+            return self._answer_so_far()
 
     @property
     def _stopped(self) -> str | None:
-        """In words: what ended the search early."""
+        """What ended the search early, in words; None if nothing did."""
         return self._spending.stopped if self._failure is None else f"the search ended early: {self._failure}"
 
     def _search_through(self) -> Answer:
-        search = self._search
-        first = ["gathered", "adaptive"] if "adaptive" in search.over else ["gathered", "sequential"]
+        over = self._search.over
+        others = ["gathered", *(["adaptive"] if "adaptive" in over else [])]
+        # Beside gathering, a strategy that gets something done where gathering only fails.
+        first = others if "adaptive" in over else ["gathered", "sequential"]
         directory = self._experiment("pilot", first, 1, PILOT_SECONDS)
         records = list(directory.records())
-        self._scored(first, directory)
+        self._measured(first, directory)
         if self._spending.limit is not None:
             raise LimitReachedError
-        seen = pilot(directory.load(), records, time.monotonic() - self._began)
-        others = ["gathered", *(["adaptive"] if "adaptive" in search.over else [])]
-        rung = others
-        if "semaphore" in search.over:
-            limits = ladder(seen.peak, round(seen.mean / 2), seen.guess)
-            rung = [*others, *(f"semaphore:{limit}" for limit in limits)]
-        found = self._rung("ladder", rung)
-        final = self._rung("final", self._finalists(found, others))
+        seen = pilot(directory.load(), records)
+        limits = first_limits(seen.peak, round(seen.mean / 2), seen.guess) if "semaphore" in over else []
+        found = self._stage("limits", [*others, *(f"semaphore:{limit}" for limit in limits)])
+        final = self._stage("final", self._final_specs(found, others))
         setting, as_good = choose(final)
         try:
             loads, scalability = self._other_loads(setting)
         except (LimitReachedError, TargetError) as error:
             self._failure = error if isinstance(error, TargetError) else None
             loads, scalability = [], None
-        return self._answer(setting, as_good, self._rungs[-1], loads, scalability, self._rates(records))
+        return self._answer(setting, as_good, self._stages[-1], loads, scalability, self._rates(records))
 
-    def _so_far(self) -> Answer:
-        """The best of the last rung in which everything was measured, else of the last with figures."""
-        scored = [rung for rung in self._rungs if any(one.score.value for one in rung.found)]
-        rung = next((rung for rung in reversed(scored) if rung.whole), scored[-1] if scored else None)
-        if rung is None and self._failure is not None:
+    def _answer_so_far(self) -> Answer:
+        """The best of the last stage in which everything was measured, else of the last with scores."""
+        scored = [stage for stage in self._stages if any(one.points for one in stage.found)]
+        stage = next((stage for stage in reversed(scored) if stage.whole), scored[-1] if scored else None)
+        if stage is None and self._failure is not None:
             raise self._failure
-        if rung is None:
+        if stage is None:
             paths = ", ".join(str(directory.path) for directory in self._runs)
             raise LimitReachedError(
                 f"{self._spending.stopped}: too little was measured, or met the objective; see {paths}"
             )
-        del self._rungs[self._rungs.index(rung) + 1 :]
-        best = max(rung.found, key=lambda one: one.score.value or 0.0)
+        del self._stages[self._stages.index(stage) + 1 :]
         rates = self._rates(list(self._runs[0].records()))
-        return self._answer(best, False, rung, [], None, rates, proven=False)
+        return self._answer(best_of(stage.found), False, stage, [], None, rates, proven=False)
 
-    def _finalists(self, found: Sequence[Scored], others: Sequence[str]) -> list[str]:
+    def _final_specs(self, found: Sequence[Candidate], others: Sequence[str]) -> list[str]:
         """The best limit, one on each side of it, and what else may be as good; gathering to compare with."""
-        scores = {one.limit: one.score.value for one in found if one.limit is not None and one.score.value}
-        kept = {one.spec for one in survivors(found, len(found))}
+        scores = {one.limit: one.points for one in found if one.limit is not None and one.points}
+        kept = survivors(found)
         limits = refine(scores, 3)
-        if limits and (lower := round(LOWER * limits[0])) >= 1:
-            # For the headroom, in place of the one below it that is not the best.
+        if limits and (lower := round(HEADROOM_AT * limits[0])) >= 1:
+            # The one below the best is there for the headroom, so it is put at `HEADROOM_AT` of the best.
             limits = [limits[0], *[limit for limit in limits[1:] if limit > limits[0]], lower]
         specs = [f"semaphore:{limit}" for limit in dict.fromkeys(limits)]
-        best = survivors(found, 1)
-        if "rate" in self._search.over and best and best[0].calls_per_second:
-            specs += [f"rate:{best[0].calls_per_second * share:.4g}/s" for share in (0.8, 1.0, 1.2)]
+        if "rate" in self._search.over and kept and kept[0].calls_per_second:
+            specs += [f"rate:{kept[0].calls_per_second * share:.4g}/s" for share in (0.8, 1.0, 1.2)]
         if "eager" in self._search.over:
             specs += ["eager", *(f"eager+{spec}" for spec in specs[:1])]
-        specs += [spec for spec in others if spec == "gathered" or spec in kept or not limits]
+        as_good = {one.spec for one in kept}
+        specs += [spec for spec in others if spec == "gathered" or spec in as_good or not limits]
         return [*dict.fromkeys(specs)]
 
-    def _rung(self, name: str, specs: Sequence[str]) -> list[Scored]:
+    def _stage(self, name: str, specs: Sequence[str]) -> list[Candidate]:
         seconds = self._seconds(name)
-        blocks = affordable(seconds, len(specs), BLOCKS[name], self._between)
-        each = block_seconds(seconds, blocks * len(specs), self._between)
+        blocks = affordable(seconds, len(specs), BLOCKS[name], self._gap)
+        each = block_seconds(seconds, blocks * len(specs), self._gap)
         directory = self._experiment(name, specs, blocks, each * blocks)
-        found = self._scored(specs, directory)
+        found = self._measured(specs, directory)
         if self._spending.limit is not None:
             raise LimitReachedError
         if not found:
             raise TargetError(f"nothing was measured: see {directory.path}")
-        best = survivors(found, 1)
-        if best:
-            self._say(f"{name}: best so far {best[0].spec}")
+        for best in survivors(found)[:1]:
+            self._say(f"{name}: best so far {best.spec}")
         return found
 
-    def _scored(self, specs: Sequence[str], directory: RunDirectory) -> list[Scored]:
+    def _measured(self, specs: Sequence[str], directory: RunDirectory) -> list[Candidate]:
         found = candidates(directory, self._search.objective, self._slo)
-        self._rungs.append(Rung(tuple(specs), found, directory))
+        self._stages.append(Stage(tuple(specs), found, directory))
         return found
+
+    def _seconds_left(self) -> float:
+        """What is left of the budget for one more experiment to measure, its drains included."""
+        return self._search.budget - (time.monotonic() - self._began) - self._overhead
 
     def _seconds(self, name: str) -> float:
-        """What the trials of a rung may take, given what is left of the budget, drains included."""
-        left = self._search.budget - (time.monotonic() - self._began)
-        share = self._left.pop(name) / (sum(self._left.values()) + SHARES[name])
-        return left * share - self._beside
+        """The share of a stage in what is left, so that the stages after it get theirs."""
+        share = self._shares[name] / sum(self._shares.values())
+        del self._shares[name]
+        return (self._seconds_left() + self._overhead) * share - self._overhead
 
-    def _other_loads(self, setting: Scored) -> tuple[list[AtLoad], str | None]:
-        """The setting and gathering at other loads, and what throughput does over them."""
+    def _other_loads(self, setting: Candidate) -> tuple[list[AtLoad], str | None]:
+        """The setting and gathering at other loads, and how throughput scales over them."""
         users = self._search.users
         levels = sorted({max(1, round(users * share)) for share in (*OTHER_LOADS, 1.0)})
         specs = [*dict.fromkeys([setting.spec, "gathered"])]
         blocks = BLOCKS["loads"]
         # What time there is goes to the setting first, then to intervals, then to gathering.
-        left = self._search.budget - (time.monotonic() - self._began) - self._beside
-        if blocks * len(specs) * len(levels) * (1.0 + self._between) > left:
+        left = self._seconds_left()
+        if blocks * len(specs) * len(levels) * (1.0 + self._gap) > left:
             specs = specs[:1]
-        if blocks * len(specs) * len(levels) * (1.0 + self._between) > left:
+        if blocks * len(specs) * len(levels) * (1.0 + self._gap) > left:
             blocks = 1
-        each = block_seconds(self._seconds("loads"), blocks * len(specs) * len(levels), self._between)
+        each = block_seconds(self._seconds("loads"), blocks * len(specs) * len(levels), self._gap)
         directory = self._experiment("loads", specs, blocks, each * blocks, tuple(levels))
-        found = by_level(directory, self._search.objective, self._slo)
-        loads = []
-        for level, scored in sorted(found.items()):
-            named = {one.spec: one for one in scored}
-            if level != users and setting.spec in named:
-                gathered = named.get("gathered") if setting.spec != "gathered" else None
-                loads.append(AtLoad(level / users, level, named[setting.spec], gathered))
-        fits = [
-            (summary.users, [summary.throughput.value])
-            for level in summarise_directory(directory).levels
-            for summary in level.strategies
-            if summary.strategy == setting.spec and summary.throughput.value
-        ]
-        fitted = fit([users for users, _ in fits], [list(filter(None, values)) for _, values in fits])
-        return loads, None if fitted is None else f"over the load ladder: {fitted.sentence}"
+        found = by_level(directory.load(), tabulate(directory.records()), self._search.objective, self._slo)
+        loads, rates = [], []
+        for level, measured in sorted(found.items()):
+            named = {one.spec: one for one in measured}
+            if setting.spec not in named:
+                continue
+            at, gathered = named[setting.spec], named.get("gathered")
+            if level != users:
+                loads.append(AtLoad(level / users, level, at, None if gathered is at else gathered))
+            if at.throughput.value:
+                rates.append((level, [at.throughput.value]))
+        fitted = fit([level for level, _ in rates], [rate for _, rate in rates])
+        return loads, None if fitted is None else f"over the loads: {fitted.sentence}"
 
     def _rates(self, records: Sequence[LoopRecord]) -> list[RateAdvice]:
-        quotas = list(self._search.quotas)
         seen = seen_quota(records)
-        if seen is not None and not quotas:
-            quotas.append(seen)
+        quotas = self._search.quotas or ([] if seen is None else [seen])
         taken = demand(records)
-        return (
-            [] if taken is None else [a for a in (advise(quota, taken) for quota in quotas) if a is not None]
-        )
+        if taken is None:
+            return []
+        return [advice for quota in quotas if (advice := advise(quota, taken)) is not None]
 
     def _experiment(
         self, name: str, specs: Sequence[str], blocks: int, seconds: float, levels: tuple[int, ...] = ()
     ) -> RunDirectory:
-        """One experiment of paired blocks; each has work of its own.
+        """One experiment of paired blocks, `seconds` of measuring per strategy and level.
 
-        Raises `LimitReachedError` when too little is left to spend on it.
+        The work is new in each. Raises `LimitReachedError` when too little is left to spend on it.
         """
         search = self._search
-        # Agents of one's own are made, and have a first loop, for each strategy.
+        # The user's own agents are made anew for each strategy, and each has a first loop.
         if not self._spending.allows(search.workers * (len(specs) if search.load.agent else 1)):
             raise LimitReachedError
         load = f" at {', '.join(map(str, levels))} agents" if levels else ""
         self._say(f"{name}: {', '.join(specs)}{load}, {blocks} × {seconds / blocks:.1f} s each")
         options = replace(
-            self._spending.left(search.load),
+            self._spending.left(),
             strategies=parse_strategies(specs),
             blocks=blocks,
             levels=levels,
-            seed=self._seed + len(self._runs),
+            seed=search.load.seed + len(self._runs),
             calibration_seconds=search.load.calibration_seconds if name == "final" else 0.0,
             metrics=False,
         )
         most = max(levels, default=search.users)
         began = time.monotonic()
         if search.load.arrivals is not None and levels:
-            # Users are sources of arrivals: more of them make more, each as many as before.
+            # Each agent is a source of arrivals: more agents make more of them, each as many as before.
             options = replace(options, arrivals=scaled(search.load.arrivals, most / search.users))
         experiment = Experiment(options, most, seconds, search.workers)
         enough = self._enough if name == "final" else None
@@ -285,18 +293,18 @@ class Tuner:
                 directory = RunDirectory.open(error.run_directory)
                 self._runs.append(directory)
                 self._spending.add(directory.load())
-                self._scored(specs, directory)
+                self._measured(specs, directory)
             raise
         self._runs.append(directory)
         run = directory.load()
-        self._between, self._beside = overheads(run, time.monotonic() - began)
+        self._gap, self._overhead = overheads(run, time.monotonic() - began)
         if any(incident.kind == "interrupted" for incident in run.incidents):
             raise KeyboardInterrupt
         self._spending.add(run)
         return directory
 
     def _enough(self, directory: RunDirectory) -> bool:
-        """Whether the last rung may end: everything in it is told apart, or shown to be alike."""
+        """Whether the final stage may end: its candidates are told apart, or shown to be as good."""
         trials = directory.load().trials
         if len({trial.block for trial in trials}) < FIRST_LOOK:
             return False
@@ -304,9 +312,9 @@ class Tuner:
 
     def _answer(
         self,
-        setting: Scored,
+        setting: Candidate,
         as_good: bool,
-        rung: Rung,
+        stage: Stage,
         loads: Sequence[AtLoad],
         scalability: str | None,
         rates: Sequence[RateAdvice],
@@ -314,30 +322,30 @@ class Tuner:
     ) -> Answer:
         workers = self._search.workers
         shared = workers if self._search.load.share_limit else 1
-        curve = tuple(on_one_scale([one.found for one in self._rungs]))
+        curve = on_one_scale([one.found for one in self._stages])
+        found = None
+        if proven and any(one.points for one in curve):
+            best = setting if setting.limit is not None else best_of(curve)
+            found = shape(curve, best.limit or 0)
         model_limits = rates[0].limits if rates else None
-        summary = summarise_directory(rung.directory)
-        effective = "\n".join(
-            effective_limits(parse_strategy(setting.spec), self._search.users, workers, shared)
-        )
+        effective = effective_limits(parse_strategy(setting.spec), self._search.users, workers, shared)
+        warnings = summarise_directory(stage.directory).warnings
         return Answer(
             setting=setting,
             objective=self._search.objective,
-            final=tuple(sorted(rung.found, key=lambda one: -(one.score.value or 0.0))),
-            curve=curve,
-            shape=shape(curve, _best_limit(setting, curve))
-            if proven and any(one.score.value for one in curve)
-            else None,
+            final=tuple(sorted(stage.found, key=lambda one: -one.points)),
+            curve=tuple(curve),
+            shape=found,
             gathered_is_as_good=as_good,
             loads=tuple(loads),
             scalability=scalability,
             rates=tuple(rates),
             python=python_snippet(setting.spec, model_limits, shared),
             toml=toml_fragment(setting.spec, model_limits),
-            effective=effective,
+            effective="\n".join(effective),
             runs=tuple(str(directory.path) for directory in self._runs),
             seconds=time.monotonic() - self._began,
-            invalid=tuple(caveat.sentence for caveat in summary.warnings if caveat.invalid),
+            invalid=tuple(caveat.sentence for caveat in warnings if caveat.invalid),
             stopped=self._stopped,
             failed=self._failure is not None,
             proven=proven,
@@ -345,22 +353,16 @@ class Tuner:
         )
 
 
-def _best_limit(setting: Scored, curve: Sequence[Scored]) -> int:
-    """That of the setting; where it has none, that of the best shared semaphore that was tried."""
-    best = setting if setting.limit is not None else max(curve, key=lambda one: one.score.value or 0.0)
-    return best.limit or 0
-
-
 def tune(search: Search, say: Callable[[str], None] = lambda text: None) -> Answer:
     """Find the setting. `say` gets a line at each step. Raises what `run_experiment` raises."""
     return Tuner(search, say).run()
 
 
-# What a search may spend, over all its experiments: each gets what those before it left. Pure.
+# What a search may spend over all its experiments: each gets what those before it left. Pure.
 
 
 class Spending:
-    """The limits of `options`, and what is spent of them. `limit` is the one that ended the search."""
+    """What may be spent by `options`, and what has been; `limit` is the one that ended the search."""
 
     def __init__(self, options: LoadOptions) -> None:
         self.spent = Spent()
@@ -369,7 +371,7 @@ class Spending:
         self._budget = options.budget()
 
     def add(self, run: Run) -> None:
-        """An experiment is over, and may have come to a limit."""
+        """Count an experiment that has ended, perhaps because it came to a limit."""
         self.spent += run.spent or Spent()
         self._budget = self._options.budget(run.model)
         if any(incident.kind == "limited" for incident in run.incidents):
@@ -383,28 +385,25 @@ class Spending:
                 self.limit = which
         return self.limit is None
 
-    def left(self, options: LoadOptions) -> LoadOptions:
-        """`options` with what is left as its limits."""
+    def left(self) -> LoadOptions:
+        """The options, limited to what is left."""
+        options, used = self._options, self._budget.used
 
         def rest(limit: int | None, resource: Resource) -> int | None:
-            return (
-                None if limit is None else max(1, math.floor(limit - self._budget.used(self.spent, resource)))
-            )
+            # 1 is the smallest limit that options can have; `allows` decides whether to begin at all.
+            return None if limit is None else max(1, math.floor(limit - used(self.spent, resource)))
 
-        max_cost = self._options.max_cost
-        if max_cost is not None:
-            max_cost = max(1e-9, max_cost - self._budget.used(self.spent, "cost"))
         return replace(
             options,
-            max_loops=rest(self._options.max_loops, "loops"),
-            max_requests=rest(self._options.max_requests, "requests"),
-            max_tokens=rest(self._options.max_tokens, "tokens"),
-            max_cost=max_cost,
+            max_loops=rest(options.max_loops, "loops"),
+            max_requests=rest(options.max_requests, "requests"),
+            max_tokens=rest(options.max_tokens, "tokens"),
+            max_cost=options.max_cost and max(1e-9, options.max_cost - used(self.spent, "cost")),
         )
 
     @property
     def stopped(self) -> str | None:
-        """In words: which limit ended the search, None when none did."""
+        """Which limit ended the search, in words; None when none did."""
         return None if self.limit is None else self._budget.stopped(self.limit, self.spent)
 
     @property

@@ -291,7 +291,7 @@ def test_package_holds_what_the_tool_builds():
 
 @pytest.mark.parametrize("prefix", [dashboards.PREFIX, "acme_agents_", "_"])
 @pytest.mark.parametrize("datasource", [None, dashboards.DATASOURCE_UID, "mimir-1", "0"])
-def test_written_files_differ_in_the_names_of_metrics_and_in_the_data_source_alone(tmp_path, datasource, prefix):
+def test_written_files_differ_in_metric_names_and_the_data_source_alone(tmp_path, datasource, prefix):
     written = dashboards.write(tmp_path, datasource, prefix)
     assert written == [tmp_path / name for name in FILES]
     chosen = {"selected": True, "text": datasource, "value": datasource} if datasource else {}

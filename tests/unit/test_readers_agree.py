@@ -28,7 +28,7 @@ from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolAt
 from profiler.report.html.charts import course
 from profiler.report.html.data import gather
 from profiler.report.live import Rolling
-from profiler.report.running import SoFar
+from profiler.report.running import RunningTotals
 from profiler.rundir import Progress, RunDirectory, Trial
 from profiler.statistics.summary import summarise
 from profiler.statistics.table import NONE, tabulate
@@ -229,7 +229,7 @@ def tally(records: Sequence[LoopRecord], _: Path) -> Facts:
 
 def running(records: Sequence[LoopRecord], path: Path) -> Facts:
     """Locust's page, while the run goes on."""
-    found = SoFar(path)
+    found = RunningTotals(path)
     for record in records:
         found.add(record)
     (one,) = found._strategies.values()
@@ -318,9 +318,9 @@ def page(records: Sequence[LoopRecord], path: Path) -> Facts:
     drawn = course(material)
     (one,) = drawn["trials"]
     return {
-        "calls": material.instants.queued.size,
-        "rounds": material.instants.round_calls.size,
-        "refusals": material.instants.limited.size,
+        "calls": material.table.queued.size,
+        "rounds": material.table.round_calls.size,
+        "refusals": material.table.refused.size,
         "good": sum(one["good"]) * drawn["width"],
         "failed": sum(one["failed"]) * drawn["width"],
     }

@@ -13,7 +13,15 @@ import pytest
 from profiler.cli import main
 from profiler.records import Attempt, LoopRecord, encode
 from profiler.report.html import gather, render, write_report
-from profiler.report.html.charts import SHARES, course, critical_shares, curve, distributions, ladder, payload
+from profiler.report.html.charts import (
+    SHARES,
+    course,
+    critical_shares,
+    curve,
+    distributions,
+    over_levels,
+    payload,
+)
 from profiler.report.html.data import Material
 from profiler.report.html.markup import embedded, text
 from profiler.report.html.waterfalls import MOST_CASES, MOST_ROWS, waterfalls
@@ -170,7 +178,7 @@ def test_ladder_has_every_load(tmp_path: Path) -> None:
     records = [
         loop(1000 * k + 100 * n, 20.0, trial=k, number=n) for k in range(3) for n in range(2 * (k + 1))
     ]
-    (line,) = ladder(gather(directory(tmp_path, trials, records)).summary)
+    (line,) = over_levels(gather(directory(tmp_path, trials, records)).summary)
     assert [point["users"] for point in line["points"]] == [1, 2, 4]
     assert [point["throughput"][0] for point in line["points"]] == [2.0, 4.0, 6.0]
     assert line["law"] == []  # four loads are the fewest for a fit

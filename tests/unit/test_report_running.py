@@ -8,18 +8,18 @@ import pytest
 
 from profiler.load.locust.page import live_page, row
 from profiler.records import encode
-from profiler.report.running import SoFar
+from profiler.report.running import RunningTotals
 from profiler.rundir import Progress, encode_progress
 from tests.unit.statistics_data import loop
 
 
-def followed(so_far: SoFar) -> int:
+def followed(so_far: RunningTotals) -> int:
     return sum(1 for _ in so_far.catch_up())
 
 
 def test_figures_grow_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    so_far = SoFar(tmp_path)
+    so_far = RunningTotals(tmp_path)
     assert followed(so_far) == 0
     assert so_far.data() == {"progress": [], "now": None, "strategies": [], "tools": []}
     first = encode(loop(0, 100.0, [(50.0, 300.0), (0.0, 100.0)], "gathered"))
@@ -47,7 +47,7 @@ def test_figures_grow_with_the_file(tmp_path: Path) -> None:
 def test_running_summary_has_the_latest_progress(tmp_path: Path) -> None:
     lines = [Progress(k, "measuring", "gathered", waiting=k, lag_seconds=0.001) for k in range(3)]
     (tmp_path / "progress.jsonl").write_bytes(b"".join(map(encode_progress, lines)))
-    so_far = SoFar(tmp_path)
+    so_far = RunningTotals(tmp_path)
     followed(so_far)
     data = so_far.data()
     assert [point["waiting"] for point in data["progress"]] == [0, 1, 2]
@@ -56,7 +56,7 @@ def test_running_summary_has_the_latest_progress(tmp_path: Path) -> None:
 
 
 def test_row_of_locust_s_table(tmp_path: Path) -> None:
-    so_far = SoFar(tmp_path)
+    so_far = RunningTotals(tmp_path)
     so_far.add(loop(0, 100.0, [(0.0, 300.0)], "gathered"))
     assert row(so_far.data()["strategies"][0]) == {
         "strategy": "gathered",

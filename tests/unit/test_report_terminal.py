@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from profiler.records import Attempt, LoopRecord
-from profiler.report.terminal import limits, overlap, render_comparison, render_timeline, use_color
+from profiler.report.terminal import limits, overlap, render_comparison, use_color
 from profiler.report.text import clean, duration, number, percent
-from profiler.report.timeline import causes
+from profiler.report.timeline import causes, render_timeline
 from profiler.rundir import ClientHealth, Run
 from profiler.statistics.figures import MovingLimit, Overlap
 from profiler.statistics.summary import Level, Summary, summarise

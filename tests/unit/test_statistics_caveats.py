@@ -245,8 +245,8 @@ def test_saturated_by_several_at_once_names_each():
     (caveat,) = summarise(run(trials(), client=client), made()).warnings
     assert caveat.detail == (
         "the client was saturated: the event loop was late by 60 ms at p99 (limit 50 ms), "
-        "and a client process kept a core 95 % busy (limit 90 %), "
         "and loops started 20 ms late at p99, more than 5 % of the median 100 ms, "
+        "and a client process kept a core 95 % busy (limit 90 %), "
         "and the master kept a core 100 % busy (limit 90 %)"
     )
 

@@ -200,7 +200,7 @@ def test_shared_limiter_is_replayed_with_the_waits_of_others() -> None:
     )
     saved = estimate.p50.measured - estimate.p50.estimated
     assert saved > 0.75 * own / 1e9
-    assert "semaphore:2, estimate: with search twice as fast, p50 " in estimate.sentence
+    assert estimate.change.words == "with search twice as fast"
 
 
 def per_agent(limit: int) -> tuple[Counterfactual, ...]:

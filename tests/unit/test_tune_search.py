@@ -44,10 +44,10 @@ def spent(loops: int, requests: int, given: int, taken: int, *incidents: Inciden
 
 def test_spending_leaves_the_next_experiment_what_is_left() -> None:
     spending = Spending(LIMITS)
-    assert spending.left(LIMITS) == LIMITS
+    assert spending.left() == LIMITS
     spending.add(spent(10, 30, 2000, 100))
     spending.add(spent(5, 12, 1000, 50))
-    left = spending.left(LIMITS)
+    left = spending.left()
     assert (left.max_loops, left.max_requests, left.max_tokens) == (85, 208, 5850)
     assert left.max_cost == pytest.approx(0.02 - 0.003 - 0.0015)
     assert spending.described == "15 loops, 42 requests, 3,000 tokens in, 150 out: $0.0045 at " + (
@@ -70,14 +70,14 @@ def test_spending_that_ended_an_experiment_ends_the_search() -> None:
     spending.add(spent(40, 252, 4000, 100, Incident("limited", "stopped at --max-requests 250: 252 sent")))
     assert spending.stopped == "stopped at --max-requests 250: 252 sent"
     assert not spending.allows(0)
-    assert spending.left(LIMITS).max_requests == 1  # a limit all the same
+    assert spending.left().max_requests == 1  # a limit all the same
 
 
 def test_spending_without_limits_ends_nothing() -> None:
     spending = Spending(LoadOptions())
     spending.add(spent(10**6, 10**7, 10**9, 10**9))
     assert spending.allows(1000)
-    assert spending.left(LoadOptions()) == LoadOptions()
+    assert spending.left() == LoadOptions()
     spending.add(run([]))  # of an older version
     assert spending.spent.loops == 10**6
 

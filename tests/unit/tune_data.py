@@ -6,24 +6,24 @@ from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.statistics.comparison import Ratio
 from profiler.statistics.quantiles import Estimate
 from profiler.tune.answer import Answer, choose
-from profiler.tune.candidates import Scored, shape
+from profiler.tune.candidates import Candidate, shape
 
 S = 1_000_000_000
 
 
 def scored(
     spec: str, score: float | None, ratio: float | None = None, shown: bool = False, width: float = 0.05
-) -> Scored:
+) -> Candidate:
     """A candidate whose intervals are ± `width` of its score."""
     estimate = Estimate(None) if score is None else Estimate(score, score * (1 - width), score * (1 + width))
     limit = int(spec.split(":")[1]) if spec.startswith("semaphore:") else None
     against = (
         None if ratio is None else Ratio(ratio, ratio * (1 - width), ratio * (1 + width), 0.01, shown=shown)
     )
-    return Scored(spec, limit, estimate, estimate, estimate, Estimate(1.0), Estimate(0.0), 10.0, against)
+    return Candidate(spec, limit, estimate, estimate, estimate, Estimate(1.0), Estimate(0.0), 10.0, against)
 
 
-def answer(final: list[Scored], curve: list[Scored], **changes) -> Answer:
+def answer(final: list[Candidate], curve: list[Candidate], **changes) -> Answer:
     setting, as_good = choose(final)
     values = {
         "setting": setting,

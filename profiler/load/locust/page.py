@@ -24,7 +24,7 @@ from gevent.lock import Semaphore
 from profiler.report.text import duration, percent
 
 if TYPE_CHECKING:
-    from profiler.report.running import SoFar
+    from profiler.report.running import RunningTotals
 
 ASSETS = Path(__file__).parents[2] / "report" / "html" / "assets"
 
@@ -63,7 +63,7 @@ class Page:
 
     def __init__(self, environment: Any) -> None:
         self._environment = environment
-        self._run: SoFar | None = None
+        self._run: RunningTotals | None = None
         self._turn = Semaphore()
         self._reporting = Semaphore()
         environment.events.test_start.add_listener(self._on_test_start)
@@ -91,11 +91,11 @@ class Page:
         }
 
     def _on_test_start(self, **_: Any) -> None:
-        from profiler.report.running import SoFar
+        from profiler.report.running import RunningTotals
 
         path = self._environment.toolcall_session.run_directory
         if path is not None:
-            self._run = SoFar(path)
+            self._run = RunningTotals(path)
 
     def _follow(self) -> dict[str, Any]:
         """The data of now. One greenlet at a time reads; the others wait for it."""
@@ -158,14 +158,15 @@ def make_report(directory: Path, out: Path) -> str | None:
     """Make a report in a process of its own; returns what went wrong, or None."""
     from gevent import subprocess
 
-    command = [sys.executable, "-P", "-m", "profiler.report.html", str(directory), str(out)]
+    command = [sys.executable, "-P", "-m", "profiler", "report", str(directory), "-o", str(out)]
     try:
         made = subprocess.run(command, capture_output=True, timeout=REPORT_SECONDS)
     except subprocess.TimeoutExpired:
         return f"The report was not ready after {REPORT_SECONDS:.0f} s."
     if made.returncode:
         lines = made.stderr.decode(errors="replace").strip().splitlines()
-        return f"The report could not be made: {lines[-1] if lines else 'no reason given'}"
+        reason = lines[-1].removeprefix("profiler: ") if lines else "no reason given"
+        return f"The report could not be made: {reason}"
     return None
 
 

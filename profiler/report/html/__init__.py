@@ -1,7 +1,7 @@
 """The report: one HTML file that needs no network.
 
-`write_report` makes it from a run directory; `gather` and `render` are its two halves, for whoever
-already needs the summary: it comes with the material, from the same read.
+`write_report` makes it from a run directory; `gather` and `render` are its two halves, for callers that
+need the summary as well: it is part of the material, from the same read of the records.
 """
 
 from __future__ import annotations

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from profiler import palette
 from profiler.report.advice import Step
 from profiler.report.html.charts import SHARES
-from profiler.report.html.markup import Cell, Grid, behind, chart, name, swatch, text
-from profiler.report.terminal import overlap
+from profiler.report.html.markup import (
+    Cell,
+    Grid,
+    behind,
+    bullets,
+    chart,
+    command_line,
+    name,
+    seconds,
+    strategy,
+    swatch,
+    text,
+)
+from profiler.report.terminal import objective_outcome, overlap
 from profiler.report.text import duration, number, percent
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.quantiles import Estimate
 from profiler.statistics.summary import Summary
 
 ROW = 34
-"""Height of a strategy's row in a chart."""
+"""Pixels of a strategy's row in a chart."""
 
 READ_AT = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 """Shares that the table behind the distributions shows."""
@@ -27,33 +39,34 @@ _FACTOR = re.compile(r"(\d+(?:\.\d+)?×)( \[[^\]]*\])?")
 
 
 def verdict(summary: Summary, steps: Sequence[Step]) -> str:
-    """What was found, said first; what makes it doubtful, said before."""
+    """What makes the run invalid, what was found, and what to try next."""
     parts = []
     invalid = [warning for warning in summary.warnings if warning.invalid]
     if invalid:
-        items = "".join(f"<li>{text(w.detail)}; <strong>{text(w.remedy)}</strong>.</li>" for w in invalid)
+        items = bullets(f"{text(w.detail)}; <strong>{text(w.remedy)}</strong>." for w in invalid)
         parts.append(
             '<div class="notice invalid" role="note"><p><strong>Invalid.</strong> '
-            f"These figures describe the client, not the system.</p><ul>{items}</ul></div>"
+            f"These figures describe the client, not the system.</p>{items}</div>"
         )
     if not summary.finished:
         parts.append(
             '<div class="notice" role="note"><p><strong>Cut short.</strong> '
             "The run did not come to its end; what had finished is here.</p></div>"
         )
-    sentences = [sentence(one.sentence, summary) for one in summary.verdicts]
-    if not sentences:
-        sentences = [_alone(summary)]
-    parts.append(f'<p class="verdict lead">{sentences[0]}</p>')
-    parts += [f'<p class="verdict">{one}</p>' for one in sentences[1:]]
+    first, *others = [sentence(one.sentence, summary) for one in summary.verdicts] or [_alone(summary)]
+    parts.append(f'<p class="verdict lead">{first}</p>')
+    parts += [f'<p class="verdict">{one}</p>' for one in others]
     if summary.objective is not None:
-        parts.append(f'<p class="objective">{_objective(summary)}</p>')
-    notes = [warning for warning in summary.warnings if not warning.invalid]
+        outcome = objective_outcome(summary, name)
+        parts.append(f'<p class="objective">Objective <code>{text(summary.objective)}</code>: {outcome}.</p>')
+    notes = [f"{text(w.detail)}; {text(w.remedy)}." for w in summary.warnings if not w.invalid]
     if notes:
-        items = "".join(f"<li>{text(w.detail)}; {text(w.remedy)}.</li>" for w in notes)
-        parts.append(f'<h3>Read with care</h3><ul class="notes">{items}</ul>')
+        parts.append(f"<h3>Read with care</h3>{bullets(notes, 'notes')}")
     if steps:
-        items = "".join(f"<li><p>{text(step.words)}</p>{_command(step.command)}</li>" for step in steps)
+        items = "".join(
+            f"<li><p>{text(step.words)}</p>{command_line(step.command) if step.command else ''}</li>"
+            for step in steps
+        )
         parts.append(f'<h3>Try next</h3><ol class="steps">{items}</ol>')
     return "".join(parts)
 
@@ -71,9 +84,9 @@ def sentence(words: str, summary: Summary) -> str:
         marks.append(content)
         return f"\x00{len(marks) - 1}\x00"  # a character that `text` lets nothing bring in
 
-    for strategy in known:
-        chip = f'<span class="chip">{swatch(palette.strategy_colour(strategy))}{name(strategy)}</span>'
-        shown = re.sub(rf"(?<![\w:]){re.escape(text(strategy))}(?![\w:@])", lambda _, c=chip: mark(c), shown)  # type: ignore[misc]
+    for spec in known:
+        chip = f'<span class="chip">{strategy(spec)}</span>'
+        shown = re.sub(rf"(?<![\w:]){re.escape(text(spec))}(?![\w:@])", lambda _, c=chip: mark(c), shown)  # type: ignore[misc]
     shown = _FACTOR.sub(
         lambda m: f"<strong>{m[1]}</strong>" + (f'<span class="interval">{m[2]}</span>' if m[2] else ""),
         shown,
@@ -82,35 +95,16 @@ def sentence(words: str, summary: Summary) -> str:
 
 
 def _alone(summary: Summary) -> str:
-    """Without a comparison there is still something to say first."""
-    for strategy in summary.strategies:
-        if strategy.loop_seconds.p50.value is not None:
-            middle, tail = (duration(strategy.loop_seconds[q].value) for q in ("p50", "p95"))
+    """What to say first where there is no comparison."""
+    for one in summary.strategies:
+        middle, tail = one.loop_seconds.p50.value, one.loop_seconds.p95.value
+        if middle is not None:
             return sentence(
-                f"{strategy.strategy}: a loop takes {middle} at p50 and {tail} at p95; "
+                f"{one.strategy}: a loop takes {duration(middle)} at p50 and {duration(tail)} at p95; "
                 "there is nothing to compare.",
                 summary,
             )
     return "No loop was measured."
-
-
-def _objective(summary: Summary) -> str:
-    parts = []
-    for answer, word in ((True, "met by"), (False, "missed by")):
-        names = [name(s.strategy) for s in summary.strategies if s.objective_met is answer]
-        if names:
-            parts.append(f"{word} {', '.join(names)}")
-    outcome = "; ".join(parts) or "no loop was measured"
-    return f"Objective <code>{text(summary.objective or '')}</code>: {outcome}."
-
-
-def _command(line: str | None) -> str:
-    if line is None:
-        return ""
-    return (
-        f'<div class="command"><code>{html.escape(line)}</code>'
-        '<button type="button" class="copy" data-copies="command">Copy</button></div>'
-    )
 
 
 def side_by_side(strategies: Sequence[StrategySummary]) -> str:
@@ -118,38 +112,31 @@ def side_by_side(strategies: Sequence[StrategySummary]) -> str:
     grid = Grid(
         "Strategies side by side; small figures are 95 % intervals",
         [
-            ("strategy", False),
-            ("good loops/s", True),
-            ("loop p50", True),
-            ("p95", True),
-            ("p99", True),
-            ("failed", True),
-            ("attempts per request", True),
-            ("speed-up", True),
-            ("efficiency", True),
-            ("loops", True),
+            *("strategy", "good loops/s", "loop p50", "p95", "p99", "failed"),
+            *("attempts per request", "speed-up", "efficiency", "loops"),
         ],
         sortable=True,
     )
     for one in strategies:
         grid.rows.append(
             [
-                Cell(swatch(palette.strategy_colour(one.strategy)) + name(one.strategy), heading=True),
-                _number(one.goodput),
+                Cell(strategy(one.strategy), heading=True),
+                _with_interval(one.goodput, number),
                 *(_duration(one.loop_seconds[q]) for q in ("p50", "p95", "p99")),
-                _percent(one.failure_rate),
-                _number(one.attempts_per_request),
-                _number(one.speed_up, "×"),
-                _percent(one.efficiency),
+                _with_interval(one.failure_rate, percent),
+                _with_interval(one.attempts_per_request, number),
+                _with_interval(one.speed_up, number, "×"),
+                _with_interval(one.efficiency, percent),
                 Cell(f"{one.loops.due:,}".replace(",", " "), float(one.loops.due)),
             ]
         )
+    height = 70 + ROW * len(strategies)
     return (
         grid.html("table-strategies")
         + '<div class="pair">'
-        + chart("chart-latency", "Loop latency per strategy: p50, p95 and p99", 70 + ROW * len(strategies))
-        + chart("chart-goodput", "Good loops per second per strategy", 70 + ROW * len(strategies))
-        + chart("chart-failures", "Share of failed loops per strategy", 70 + ROW * len(strategies))
+        + chart("chart-latency", "Loop latency per strategy: p50, p95 and p99", height)
+        + chart("chart-goodput", "Good loops per second per strategy", height)
+        + chart("chart-failures", "Share of failed loops per strategy", height)
         + "</div>"
     )
 
@@ -159,30 +146,28 @@ def phases(strategies: Sequence[StrategySummary]) -> str:
     names = list(dict.fromkeys(phase for one in strategies for phase in one.phases))
     grid = Grid(
         "Mean seconds per completed loop, by phase; the phases add up to the mean",
-        [("strategy", False), *((phase.replace("_", " "), True) for phase in names), ("loop", True)],
+        ["strategy", *(phase.replace("_", " ") for phase in names), "loop"],
     )
     for one in strategies:
         mean = one.mean_loop_seconds
-        cells = [Cell(swatch(palette.strategy_colour(one.strategy)) + name(one.strategy), heading=True)]
+        cells = [Cell(strategy(one.strategy), heading=True)]
         for phase in names:
             value = one.phases.get(phase)
             share = percent(value / mean) if mean and value is not None else ""
             cells.append(Cell(duration(value), value, below=share))
-        grid.rows.append([*cells, Cell(duration(mean), mean)])
-    legend = "".join(
-        f"<li>{swatch(palette.PHASES.get(phase, '#8A8F98'))}{text(phase.replace('_', ' '))}</li>"
+        grid.rows.append([*cells, seconds(mean)])
+    legend = (
+        swatch(palette.PHASES.get(phase, "#8A8F98")) + text(phase.replace("_", " "))
         for phase in names
         if any(_seen(one, phase) for one in strategies)
     )
-    beside = "".join(
-        f"<li>{swatch(palette.strategy_colour(one.strategy))}{name(one.strategy)}: {text(said)}</li>"
-        for one in strategies
-        if (said := overlap(one)) is not None
-    )
+    beside = [
+        f"{strategy(one.strategy)}: {text(said)}" for one in strategies if (said := overlap(one)) is not None
+    ]
     return (
-        f'<ul class="legend">{legend}</ul>'
+        bullets(legend, "legend")
         + chart("chart-phases", "Mean seconds per loop, stacked by phase", 50 + (ROW + 6) * len(strategies))
-        + (f'<ul class="notes">{beside}</ul>' if beside else "")
+        + (bullets(beside, "notes") if beside else "")
         + behind(grid, "table-phases")
     )
 
@@ -192,29 +177,23 @@ def _seen(strategy: StrategySummary, phase: str) -> bool:
     return strategy.phases.get(phase, 0.0) >= 0.001 * mean > 0
 
 
-def distributions(series: Sequence[dict[str, Any]], strategies: Sequence[dict[str, Any]]) -> str:
+def distributions(series: Sequence[dict[str, Any]], strategies: Sequence[StrategySummary]) -> str:
     """The choice of a series, the curves, and the quantiles behind them."""
     if not series:
         return "<p>No loop completed, so there is no distribution to draw.</p>"
     options = "".join(
         f'<option value="{index}">{html.escape(one["name"])}</option>' for index, one in enumerate(series)
     )
-    grid = Grid(
-        "Seconds at or below which this share lies",
-        [("series", False), ("strategy", False), *((percent(share), True) for share in READ_AT)],
-    )
+    grid = Grid("Seconds at or below which this share lies", ["series", "strategy", *map(percent, READ_AT)])
     places = [SHARES.index(share) for share in READ_AT]
     for one in series:
-        for strategy, curve in zip(strategies, one["curves"], strict=True):
+        for whose, curve in zip(strategies, one["curves"], strict=True):
             if curve is not None:
                 grid.rows.append(
                     [
                         Cell(f"<bdi>{html.escape(one['name'])}</bdi>", heading=True),
-                        Cell(
-                            swatch(strategy["colour"]) + f"<bdi>{html.escape(strategy['name'])}</bdi>",
-                            numeric=False,
-                        ),
-                        *(Cell(duration(curve[place]), curve[place]) for place in places),
+                        Cell(strategy(whose.strategy), numeric=False),
+                        *(seconds(curve[place]) for place in places),
                     ]
                 )
     return (
@@ -227,24 +206,15 @@ def distributions(series: Sequence[dict[str, Any]], strategies: Sequence[dict[st
 
 
 def _duration(estimate: Estimate) -> Cell:
-    unit = None if estimate.value is None else ("s" if abs(estimate.value) >= 0.9995 else "ms")
-    below = ""
-    if estimate.low is not None and estimate.high is not None:
-        scale = 1.0 if unit == "s" else 1000.0
-        below = f"{number(estimate.low * scale)} – {number(estimate.high * scale)}"
-    return Cell(duration(estimate.value), estimate.value, below=below)
+    unit = duration(estimate.value).split()[-1]
+    scale = 1000.0 if unit == "ms" else 1.0
+    return _with_interval(estimate, lambda value: number(value and value * scale), f" {unit}")
 
 
-def _number(estimate: Estimate, unit: str = "") -> Cell:
+def _with_interval(estimate: Estimate, show: Callable[[float | None], str], unit: str = "") -> Cell:
+    """A figure above its interval, which is shown without the unit."""
     below = ""
     if estimate.low is not None and estimate.high is not None:
-        below = f"{number(estimate.low)} – {number(estimate.high)}"
-    shown = "–" if estimate.value is None else f"{number(estimate.value)}{unit}"
+        below = f"{show(estimate.low)} – {show(estimate.high)}"
+    shown = show(estimate.value) + (unit if estimate.value is not None else "")
     return Cell(shown, estimate.value, below=below)
-
-
-def _percent(estimate: Estimate) -> Cell:
-    below = ""
-    if estimate.low is not None and estimate.high is not None:
-        below = f"{percent(estimate.low)} – {percent(estimate.high)}"
-    return Cell(percent(estimate.value), estimate.value, below=below)

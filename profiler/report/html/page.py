@@ -12,7 +12,7 @@ from profiler.report.html import comparison, conditions
 from profiler.report.html.charts import MOST_STRATEGIES, payload
 from profiler.report.html.data import Material
 from profiler.report.html.markup import embedded, name, swatch, text
-from profiler.report.text import clean
+from profiler.report.text import clean, counted
 
 ASSETS = Path(__file__).with_name("assets")
 SCRIPTS = ("format.js", "frame.js", "charts.js", "course.js", "waterfalls.js", "page.js")
@@ -21,7 +21,7 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
-"""The browser's own promise that the page reaches for nothing outside."""
+"""The browser's own guarantee that the page loads nothing from outside."""
 
 
 def render(material: Material) -> str:
@@ -30,7 +30,7 @@ def render(material: Material) -> str:
     summary, run = material.summary, material.run
     shown = summary.strategies[:MOST_STRATEGIES]
     steps = next_steps(summary, run, material.counterfactuals)
-    libraries = vendored()
+    libraries = json.loads(_asset("vendor/vendor.json"))  # in the order in which they are loaded
     sections = [
         ("verdict", "Verdict", "", comparison.verdict(summary, steps)),
         (
@@ -50,23 +50,23 @@ def render(material: Material) -> str:
         (
             "distributions",
             "Distributions",
-            "How large a share took at most so long, on a logarithmic axis. Further left is faster.",
-            comparison.distributions(data["distributions"], data["strategies"]),
+            "The share that took at most this long, on a logarithmic axis. Further left is faster.",
+            comparison.distributions(data["distributions"], shown),
         ),
         (
             "course",
             "Over time",
             "The strategies took turns, block by block, so that what drifts hits all of them.",
-            conditions.course(data["course"], data["strategies"]),
+            conditions.course(data["course"], shown),
         ),
     ]
     if summary.levels:
         sections.append(
             (
-                "ladder",
-                "Load ladder",
+                "levels",
+                "Load levels",
                 "Dots are measured, with 95 % intervals; lines are the fitted law, where there is one.",
-                conditions.ladder(summary),
+                conditions.levels(summary),
             )
         )
     sections += [
@@ -74,14 +74,14 @@ def render(material: Material) -> str:
             "loops",
             "Loops",
             "One loop of each strategy at the same work.",
-            conditions.loops(data["waterfalls"], data["strategies"]),
+            conditions.loops(data["waterfalls"], shown),
         ),
         (
             "tools",
             "Tools",
             "Queue is the wait for the strategy to start a call. Critical path is the share of the "
             "longest calls of all rounds that was this tool's.",
-            conditions.tools(material, data["counterfactuals"], data["strategies"]),
+            conditions.tools(material, data["counterfactuals"], shown),
         ),
         (
             "conditions",
@@ -91,6 +91,7 @@ def render(material: Material) -> str:
         ),
     ]
     body = "".join(_section(*section) for section in sections)
+    vendored = [f"vendor/{library['file']}" for library in libraries]
     links = "".join(f'<li><a href="#{key}">{text(title)}</a></li>' for key, title, _, _ in sections)
     left = len(summary.strategies) - len(shown)
     more = f'<p class="small">{left} more strategies are left out of this page.</p>' if left else ""
@@ -111,19 +112,9 @@ def render(material: Material) -> str:
         f"{_toggles(data['strategies'])}</div>"
         f"<main>{more}{body}</main>"
         f'<script type="application/json" id="data">{embedded(data)}</script>'
-        + "".join(f"<script>{script}</script>" for script in (*_libraries(libraries), *map(_asset, SCRIPTS)))
+        + "".join(f"<script>{_asset(file)}</script>" for file in (*vendored, *SCRIPTS))
         + "</body></html>\n"
     )
-
-
-def vendored() -> list[dict[str, str]]:
-    """What `assets/vendor/vendor.json` says of the libraries, in the order in which they are loaded."""
-    found: list[dict[str, str]] = json.loads((ASSETS / "vendor" / "vendor.json").read_text("utf-8"))
-    return found
-
-
-def _libraries(found: list[dict[str, str]]) -> list[str]:
-    return [_asset(f"vendor/{library['file']}") for library in found]
 
 
 def _asset(file: str) -> str:
@@ -154,13 +145,11 @@ def _facts(material: Material) -> str:
     agents = summary.strategies[0].users if summary.strategies else run.load.users
     loops = sum(strategy.loops.due for strategy in summary.strategies)
     blocks = max((strategy.blocks for strategy in summary.strategies), default=0)
-    load = f"{run.load.model} load, {agents} {'agent' if agents == 1 else 'agents'}"
-    counted = f"{loops:,}".replace(",", " ")
     parts = [
         text(run.provider, 40),
         *([name(run.model)] if run.model else []),
-        load,
-        f"{blocks} {'block' if blocks == 1 else 'blocks'}",
-        f"{counted} loops",
+        f"{run.load.model} load, {counted(agents, 'agent')}",
+        counted(blocks, "block"),
+        f"{loops:,} loops".replace(",", " "),
     ]
     return " · ".join(f"<span>{part}</span>" for part in parts)

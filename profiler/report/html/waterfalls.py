@@ -1,7 +1,8 @@
-"""Loops as rows of bars on one time axis, and what a click on a row tells. Plain data, texts cleaned."""
+"""Loops as rows of bars on one time axis, and the details behind each row. Plain data, texts cleaned."""
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -13,16 +14,17 @@ from profiler.report.text import clean, duration, percent
 from profiler.report.timeline import causes
 
 MOST_BYTES = 600_000
-"""Of all loops in the page. Cases that would go beyond it are left out, after those of each strategy's
-first kind, its second, ...; a case gives up its recorded content before it is left out."""
+"""Of all loops in the page together. The first case of each strategy comes first, then the second, and so
+on; a case that does not fit goes in without its recorded content, or is left out."""
 
 MOST_CASES = 24
 MOST_SIDE_BY_SIDE = 6
+"""Loops that are drawn of a case."""
 MOST_ROWS = 60
-"""Rows of one loop that are drawn; the first ones, and the page says how many more there were."""
+"""Rows that are drawn of a loop: the first ones. The page says how many more there were."""
 
 LONGEST_TEXT = 300
-"""Characters of recorded content, of an argument or a result, that the page holds."""
+"""Characters of each prompt, answer, argument or result that the page holds."""
 
 Detail = list[tuple[str, str]]
 
@@ -42,6 +44,7 @@ def waterfalls(material: Material) -> dict[str, Any]:
                 shown |= more
                 kept.append(case)
                 break
+    compared = [strategy.strategy for strategy in material.summary.strategies][:MOST_SIDE_BY_SIDE]
     drawn = []
     for case in sorted(kept, key=material.cases.index):
         rows_of = _beside(case)
@@ -51,7 +54,7 @@ def waterfalls(material: Material) -> dict[str, Any]:
                 "strategy": case.strategy,
                 "number": case.number,
                 "loops": list(rows_of.values()),
-                "missing": [s for s in _compared(material) if s not in rows_of],
+                "missing": [name for name in compared if name not in rows_of],
             }
         )
     return {
@@ -62,31 +65,27 @@ def waterfalls(material: Material) -> dict[str, Any]:
 
 
 def _spread(cases: tuple[Case, ...]) -> list[Case]:
-    """The first of each strategy, then the second, ... until there are enough."""
-    places: dict[str, int] = {}
+    """The first of each strategy, then the second, and so on, until there are enough."""
+    seen: Counter[str] = Counter()
     ranked = []
     for index, case in enumerate(cases):
-        place = places[case.strategy] = places.get(case.strategy, -1) + 1
-        ranked.append((place, index))
+        ranked.append((seen[case.strategy], index))
+        seen[case.strategy] += 1
     return [cases[index] for _, index in sorted(ranked)[:MOST_CASES]]
 
 
 def _beside(case: Case) -> dict[str, int]:
-    """The rows shown of a case: its own strategy's, and of the others as many as there is room for."""
+    """The rows shown of a case: that of its own strategy, and as many others as there is room for."""
     others = [strategy for strategy in case.rows if strategy != case.strategy][: MOST_SIDE_BY_SIDE - 1]
     return {name: row for name, row in case.rows.items() if name == case.strategy or name in others}
 
 
-def _compared(material: Material) -> list[str]:
-    return [strategy.strategy for strategy in material.summary.strategies][:MOST_SIDE_BY_SIDE]
-
-
 def loop(record: LoopRecord, content: bool = True) -> dict[str, Any]:
-    """One loop: seconds count from its start, a row per model request and tool call.
+    """One loop, in seconds from its start, with a row per model request and tool call.
 
     `content`: with what was recorded of prompt, answer, arguments and results.
     """
-    wall = record.ended_ns - record.started_ns
+    wall = record.wall_ns
     rows: list[dict[str, Any]] = []
     for round_ in record.rounds:
         rows.append(_model_row(round_, record.started_ns))
@@ -116,45 +115,46 @@ def loop(record: LoopRecord, content: bool = True) -> dict[str, Any]:
 def _model_row(round_: RoundRecord, origin: int) -> dict[str, Any]:
     model = round_.model
     asked_ns = model.started_ns + model_queue_ns(model)
-    spans = [_span("queue", model.started_ns, asked_ns, origin)]
+    spans = [("queue", model.started_ns, asked_ns)]
     if model.attempts:
+        # What lies around the attempts is the SDK's own work, which counts as the model's.
+        spans.append(("model", asked_ns, model.attempts[0].started_ns))
         for attempt in model.attempts:
             failed = attempt.error_type is not None or (attempt.status or 200) >= 400
-            spans.append(_span("failed" if failed else "model", attempt.started_ns, attempt.ended_ns, origin))
+            spans.append(("failed" if failed else "model", attempt.started_ns, attempt.ended_ns))
         for before, after in pairwise(model.attempts):
-            spans.append(_span("backoff", before.ended_ns, after.started_ns, origin))
-        spans.insert(1, _span("model", asked_ns, model.attempts[0].started_ns, origin))
-        spans.append(_span("model", model.attempts[-1].ended_ns, model.ended_ns, origin))
+            spans.append(("backoff", before.ended_ns, after.started_ns))
+        spans.append(("model", model.attempts[-1].ended_ns, model.ended_ns))
     else:
-        kind = "model" if model.status == "ok" else "failed"
-        spans.append(_span(kind, asked_ns, model.ended_ns, origin))
+        spans.append(("model" if model.status == "ok" else "failed", asked_ns, model.ended_ns))
     return {
         "label": f"model {round_.index + 1}",
         "kind": "model",
         "status": model.status,
-        "spans": [span for span in spans if span["to"] > span["from"]],
+        "spans": _spans(spans, origin),
         "took": model.duration_ns / 1e9,
         "detail": _model_detail(model, origin),
     }
 
 
 def _call_row(call: ToolCall, round_: RoundRecord, origin: int, content: bool) -> dict[str, Any]:
-    spans = [_span("queue", call.queued_ns, call.waited_until_ns, origin)]
+    spans = [("queue", call.queued_ns, call.waited_until_ns)]
     if call.started_ns is not None:
-        kind = "tools" if call.status == "ok" else "failed"
-        spans.append(_span(kind, call.started_ns, call.ended_ns, origin))
+        spans.append(("tools" if call.status == "ok" else "failed", call.started_ns, call.ended_ns))
     return {
         "label": clean(call.name),
         "kind": "call",
         "status": call.status,
-        "spans": [span for span in spans if span["to"] > span["from"]],
+        "spans": _spans(spans, origin),
         "took": (call.ended_ns - call.queued_ns) / 1e9,
         "detail": _call_detail(call, round_, origin, content),
     }
 
 
-def _span(kind: str, start: int, end: int, origin: int) -> dict[str, Any]:
-    return {"kind": kind, "from": round((start - origin) / 1e9, 6), "to": round((end - origin) / 1e9, 6)}
+def _spans(spans: list[tuple[str, int, int]], origin: int) -> list[dict[str, Any]]:
+    """(kind, start, end) in seconds from the origin; those shorter than a microsecond are left out."""
+    rounded = [(kind, round((a - origin) / 1e9, 6), round((b - origin) / 1e9, 6)) for kind, a, b in spans]
+    return [{"kind": kind, "from": start, "to": end} for kind, start, end in rounded if end > start]
 
 
 def _model_detail(model: ModelCall, origin: int) -> Detail:
@@ -177,16 +177,15 @@ def _model_detail(model: ModelCall, origin: int) -> Detail:
 
 
 def _attempt(attempt: Attempt, origin: int) -> str:
-    said = str(attempt.status) if attempt.status is not None else clean(attempt.error_type or "no answer")
+    outcome = str(attempt.status) if attempt.status is not None else clean(attempt.error_type or "no answer")
     took = duration((attempt.ended_ns - attempt.started_ns) / 1e9)
-    text = f"{said}, from {_at(attempt.started_ns, origin)}, {took}"
+    text = f"{outcome}, from {_at(attempt.started_ns, origin)}, {took}"
     if attempt.retry_after_ns is not None:
         text += f", asked to wait {duration(attempt.retry_after_ns / 1e9)}"
     return text
 
 
 def _call_detail(call: ToolCall, round_: RoundRecord, origin: int, content: bool) -> Detail:
-    ran = None if call.duration_ns is None else call.duration_ns / 1e9
     detail: Detail = [
         ("what", f"tool call in round {round_.index + 1}"),
         ("tool", clean(call.name)),
@@ -196,7 +195,7 @@ def _call_detail(call: ToolCall, round_: RoundRecord, origin: int, content: bool
         ("queued", _at(call.queued_ns, origin)),
         ("waited", duration(call.waited_ns / 1e9)),
         ("started", "never" if call.started_ns is None else _at(call.started_ns, origin)),
-        ("ran", duration(ran)),
+        ("ran", duration(None if call.duration_ns is None else call.duration_ns / 1e9)),
     ]
     if call.thread_wait_ns:
         detail.append(("of it waiting for a thread", duration(call.thread_wait_ns / 1e9)))

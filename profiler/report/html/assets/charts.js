@@ -1,5 +1,5 @@
 "use strict";
-// Strategies as dots, phases as bars, distributions as curves, the ladder, the estimates.
+// Strategies as dots, phases as bars, distributions as curves, throughput against load, the estimates.
 
 const QUANTILES = ["p50", "p95", "p99"];
 const SYMBOLS = { p50: "circle", p95: "diamond2", p99: "triangle2" };
@@ -34,7 +34,7 @@ function estimate(d, shown) {
 function drawRate(width, title, get, shownAs, percent) {
   const points = strategies.map((one, index) => ({ index, ...get(one.figures) }))
     .filter((d) => shown.has(d.index) && d.value !== null);
-  const alone = width > 500; // below the others: it needs the names itself
+  const alone = width > 500; // it stands below the others, and needs names of its own
   const marginLeft = alone || getComputedStyle(document.querySelector(".pair")).gridTemplateColumns.split(" ").length === 1 ? frame.margin(width) : 10;
   const most = Math.max(...points.map((d) => d.high ?? d.value), percent ? 0.01 : 0.001);
   return Plot.plot(frame.options(width, 70 + rowHeight * strategies.length, {
@@ -103,7 +103,7 @@ function drawDistribution(width) {
   return plot;
 }
 
-// Names at the curves, each at another height, so that they do not cover each other.
+// Names beside the curves, each at a different height, so that they do not overlap.
 function direct(series) {
   const curves = series.curves.map((curve, index) => ({ curve, index })).filter((d) => d.curve && shown.has(d.index));
   curves.sort((a, b) => a.curve[50] - b.curve[50]);
@@ -127,8 +127,8 @@ function readOut(series, point) {
   place.replaceChildren(head, ...parts);
 }
 
-function drawLadder(width, title, get, law, log) {
-  const lines = report.ladder.filter((line) => shown.has(line.strategy));
+function drawAgainstLoad(width, title, get, law, log) {
+  const lines = report.levels.filter((line) => shown.has(line.strategy));
   const points = lines.flatMap((line) => line.points.map((point) => {
     const [value, low, high] = point[get];
     return { index: line.strategy, users: point.users, value, low, high };
@@ -177,8 +177,8 @@ function installCharts() {
   frame.add("chart-failures", (width) => drawRate(width, "failed loops", (f) => f.failure_rate, format.percent, true));
   frame.add("chart-phases", drawPhases);
   frame.add("chart-distribution", drawDistribution);
-  frame.add("chart-throughput", (width) => drawLadder(width, "loops/s", "throughput", true, false));
-  frame.add("chart-tail", (width) => drawLadder(width, "p95", "p95", false, true));
+  frame.add("chart-throughput", (width) => drawAgainstLoad(width, "loops/s", "throughput", true, false));
+  frame.add("chart-tail", (width) => drawAgainstLoad(width, "p95", "p95", false, true));
   frame.add("chart-estimates", drawEstimates);
   const pick = document.getElementById("pick-series");
   if (pick) pick.addEventListener("change", () => frame.paint(document.getElementById("chart-distribution")));

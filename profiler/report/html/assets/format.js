@@ -17,7 +17,7 @@ const format = {
     if (value > 0 && value < 0.1) return "<0.1 %";
     return value > 0 && value < 9.95 ? `${value.toFixed(1)} %` : `${value.toFixed(0)} %`;
   },
-  // A tick: as short as it can be.
+  // A duration at a tick of an axis, as short as it can be.
   tick(seconds) {
     if (seconds === 0) return "0";
     if (seconds < 1e-3) return `${+(seconds * 1e6).toPrecision(3)} µs`;

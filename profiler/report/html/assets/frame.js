@@ -22,7 +22,7 @@ const frame = {
     if (width < 40) return;
     frame.widths.set(place, width);
     const chart = frame.draws.get(place)(width);
-    // Plot names its groups; a name needs a role.
+    // Plot labels its groups; a label is read out only of an element with a role.
     for (const group of chart?.querySelectorAll("g[aria-label]") ?? []) group.setAttribute("role", "group");
     place.replaceChildren(...(chart ? [chart] : []));
   },
@@ -63,7 +63,7 @@ const frame = {
   colour: (index) => (index >= 0 ? strategies[index].colour : "#8A8F98"),
   visible: (index) => index < 0 || shown.has(index),
 
-  // 1, 2, 5, 10, ... inside the domain, no more than fit.
+  // 1, 2, 5, 10, ... inside the domain, at most as many as fit.
   logTicks([low, high], most) {
     const inside = (steps) => d3.range(Math.floor(Math.log10(low)), Math.log10(high) + 1)
       .flatMap((power) => steps.map((step) => +`${step}e${power}`))
@@ -117,7 +117,7 @@ function installSorting() {
       };
       const compare = (a, b) => {
         const [x, y] = [key(a), key(b)];
-        if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1; // what has no figure comes last
+        if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1; // rows without a figure come last
         const order = typeof x === "number" ? x - y : x.localeCompare(y, undefined, { numeric: true });
         return descending ? -order : order;
       };
@@ -145,7 +145,7 @@ async function copy(text) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // Pages from disk may not have the clipboard; the old way works there.
+    // A page opened from disk may have no clipboard API; the older way works there.
     const area = Object.assign(document.createElement("textarea"), { value: text });
     document.body.append(area);
     area.select();

@@ -80,7 +80,7 @@ async function poll() {
   if (!document.hidden) {
     try {
       const answer = await fetch("./tool-loops/data", { cache: "no-store" });
-      if (answer.redirected) location.reload(); // the login has ended
+      if (answer.redirected) location.reload(); // to the login page: the session has ended
       else if (answer.ok) show(await answer.json());
     } catch {
       id("facts").textContent = "Locust does not answer.";

@@ -1,5 +1,5 @@
 "use strict";
-// Loops of the same tape entry side by side, on one time axis; a row tells more when it is chosen.
+// Loops of the same tape entry side by side, on one time axis; a row shows its details when it is chosen.
 
 const WORDS = { model: "model", backoff: "backoff", queue: "queued", tools: "ran", failed: "failed" };
 const rowPitch = 17;
