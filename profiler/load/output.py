@@ -1,7 +1,8 @@
-"""What the process that leads a load test writes: the run directory, as the test goes.
+"""What comes out of a load test: what a worker reports of finished loops, and what the leader writes.
 
-Records as they come, `run.json` after every trial, `summary.json` after every block: whatever
-ends the test, what is there can be read. `progress.jsonl` and `targets.json` are for onlookers.
+The leader writes a run directory as the test goes: records as they come, `run.json` after every trial,
+`summary.json` after every block. So whatever ends the test, what is there can be read. `progress.jsonl` and
+`targets.json` are for onlookers.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from profiler.errors import ProfilerError, RecordError
 from profiler.providers.endpoint import scrape_host
-from profiler.rundir import PROGRESS, Incident, Progress, Run, RunDirectory, encode
+from profiler.records import LoopRecord, encode
+from profiler.rundir import PROGRESS, Incident, Progress, Run, RunDirectory
+from profiler.rundir import encode as encode_progress
 
 if TYPE_CHECKING:
     from profiler.statistics.summary import Summary
@@ -32,7 +36,82 @@ SETTLED = "settled"
 MOST_BYTES = 50_000_000
 """Records above this are not summed up between blocks: it would take seconds. The end does it once."""
 
+NAME_LIMIT = 60
+"""Characters of a tool's name in a reported name: a model may have made it up, at any length."""
+
 _log = logging.getLogger(__name__)
+
+
+class Reported(NamedTuple):
+    """What Locust's request event says of one thing. `exception` is a bounded name, None for a success."""
+
+    request_type: str
+    name: str
+    response_time: float
+    exception: str | None
+
+
+def reported(record: LoopRecord) -> Iterator[Reported]:
+    """What Locust is told of a record: types LOOP, ROUND, MODEL and TOOL; times in milliseconds.
+
+    The strategy is part of every name, since Locust knows no other dimension. A call that never got through
+    its limiter is reported with the time it waited. Of a loop inside another's call only the rounds, requests
+    and calls are reported.
+    """
+    strategy = record.strategy
+    if not record.nested:
+        yield Reported("LOOP", strategy, record.latency_ns / 1e6, record.failure)
+    for round_ in record.rounds:
+        name = f"{strategy} · round {round_.index + 1}"
+        yield Reported("ROUND", name, round_.duration_ns / 1e6, round_.failure)
+        model = round_.model
+        yield Reported("MODEL", f"{strategy} · {model.model}", model.duration_ns / 1e6, model.failure)
+        for call in round_.tool_calls:
+            tool = "unknown tool" if call.error_type == "unknown_tool" else call.name[:NAME_LIMIT]
+            milliseconds = (call.ended_ns - call.began_ns) / 1e6
+            yield Reported("TOOL", f"{strategy} · {tool}", milliseconds, call.failure)
+
+
+class Reporter:
+    """Takes finished loops on the event loop's thread, hands them on from another.
+
+    The loop's thread only encodes a record and appends it to a deque, which is emptied in batches: an event
+    for Locust's statistics for every loop, round, model request and tool call, and the lines of
+    `records.jsonl` for the leader.
+    """
+
+    def __init__(self, fire: Callable[..., Any], write: Callable[[bytes, int], None]) -> None:
+        """`fire`: Locust's request event; `write(lines, count)` gets whole lines with their newlines."""
+        self._fire = fire
+        self._write = write
+        self._waiting: deque[tuple[LoopRecord, bytes]] = deque()  # appends and pops are atomic
+        self._lines: list[bytes] = []
+
+    def sink(self, record: LoopRecord) -> None:
+        """Called on the loop's thread."""
+        self._waiting.append((record, encode(record)))
+
+    def report(self) -> None:
+        """Fire the events of what has come since the last time."""
+        for _ in range(len(self._waiting)):
+            record, line = self._waiting.popleft()
+            self._lines.append(line)
+            for kind, name, milliseconds, failure in reported(record):
+                self._fire(
+                    request_type=kind,
+                    name=name,
+                    response_time=milliseconds,
+                    response_length=0,
+                    exception=failure,
+                    context={},
+                )
+
+    def flush(self) -> None:
+        """Report and hand over everything that has come so far."""
+        self.report()
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._write(b"\n".join(lines) + b"\n", len(lines))
 
 
 class RunOutput:
@@ -91,7 +170,7 @@ class RunOutput:
 
     def progress(self, progress: Progress) -> None:
         """Where the test is; nobody is told any more once that cannot be written."""
-        if not self._progress.closed and _append(self._progress, encode(progress)) is not None:
+        if not self._progress.closed and _append(self._progress, encode_progress(progress)) is not None:
             self._progress.close()
 
     def targets(self, ports: Mapping[str, int], host: str) -> None:

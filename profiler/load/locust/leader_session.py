@@ -21,14 +21,13 @@ from profiler.load.emulators import Emulators
 from profiler.load.estimate import plan
 from profiler.load.health import PATIENCE_SECONDS, ConnectionWatch
 from profiler.load.leader import Leader, Ramp, Target
-from profiler.load.locust.lifetime import ForkPipe
+from profiler.load.locust.processes import ForkPipe, LocalTransport, MasterTransport, receive
 from profiler.load.locust.quirks import (
     finish_csv,
     forget_run_time,
     let_workers_leave,
     wait_for_forked_workers,
 )
-from profiler.load.locust.transport import LocalTransport, MasterTransport, receive
 from profiler.load.messages import Drained, Hello, Pulse, Ready, Records
 from profiler.load.options import Asked, LoadOptions, asked, conditions
 from profiler.load.output import RunOutput
