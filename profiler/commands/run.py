@@ -7,30 +7,31 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from profiler.commands import add_command
 from profiler.errors import ProviderError
 from profiler.load.declared import COUNT_FROM_0, TEXT, add_options
 from profiler.load.options import GROUPS, STRATEGY_FORMS, LoadOptions
 
 if TYPE_CHECKING:
+    from profiler.commands import Commands
     from profiler.records import LoopRecord
 
 T = TypeVar("T")
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "run",
-        help="run one loop and draw its timeline",
-        epilog="examples:\n"
-        "  profiler run --provider anthropic --strategy semaphore:2\n"
-        "  profiler run --scenario fanout --stream --strategy eager\n"
-        "  profiler run --base-url http://127.0.0.1:8000 --model my-model --out runs",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "run one loop and draw its timeline",
+        main,
+        "--provider anthropic --strategy semaphore:2",
+        "--scenario fanout --stream --strategy eager",
+        "--base-url http://127.0.0.1:8000 --model my-model --out runs",
     )
     add_options(parser, "run", (LoadOptions,), GROUPS)
     loop = parser.add_argument_group("loop")
@@ -52,18 +53,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="which entry of the tape to work on",
     )
     loop.add_argument("--out", type=Path, metavar="DIR", help="also leave a run directory in DIR")
-    parser.set_defaults(command=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from profiler.emulator.process import start_emulator
     from profiler.limits.gate import Gate
     from profiler.load.agents import load_redact
-    from profiler.load.emulators import emulator_at
+    from profiler.load.target import Emulators
     from profiler.loop.limited_model import LimitedModel, parse_model_limit
     from profiler.loop.loop import ToolLoop
     from profiler.providers import make_provider
-    from profiler.providers.endpoint import Endpoint
     from profiler.redaction import guard_logs
     from profiler.report.terminal import use_color
     from profiler.report.timeline import render_timeline
@@ -75,9 +73,7 @@ def main(arguments: argparse.Namespace) -> int:
     options = LoadOptions.from_namespace(
         arguments, strategies=(parse_strategy(arguments.strategy),), out="runs", allow_remote=True
     )
-    for option, url in (("--base-url", options.base_url), ("--tools-url", options.tools_url)):
-        if url is not None:
-            Endpoint.parse(url, option)
+    options.check_targets(os.environ)
     if arguments.out is not None:
         RunDirectory.check_parent(arguments.out)
     scenario = load_scenario(options.scenario)
@@ -112,20 +108,15 @@ def main(arguments: argparse.Namespace) -> int:
             await close_tool_client()
             await client.close()
 
-    with ExitStack() as stack:
-        base_url = options.base_url
-        if base_url is None:
-            base_url = stack.enter_context(start_emulator(options.scenario, seed=options.seed)).url
-        named = os.environ.get("PROFILER_TOOLS_URL")
-        for url in filter(None, (base_url, options.tools_url, named, os.environ.get("PROFILER_WEATHER_URL"))):
-            Endpoint.parse(url)  # raises for what is none, or holds credentials
-        tools_url = options.tools_url or named or emulator_at(base_url)
-        if tools_url is None:  # a model server has no tools: an emulator beside it has
-            tools_url = stack.enter_context(start_emulator(options.scenario, seed=options.seed)).url
-        try:
-            text = on_event_loop(once)
-        except ProviderError as error:
-            failure, text = error, ""
+    emulators = Emulators()
+    try:
+        base_url = emulators.root(options)
+        tools_url = emulators.tools_root(options)
+        text = on_event_loop(once)
+    except ProviderError as error:
+        failure, text = error, ""
+    finally:
+        emulators.stop()
     width = min(shutil.get_terminal_size().columns, 120)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     for record in records:
@@ -138,21 +129,14 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def on_event_loop(main: Callable[[], Awaitable[T]]) -> T:
+def on_event_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine function on uvloop, or on asyncio's own loop where uvloop is missing."""
-    new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     try:
-        import uvloop
+        from uvloop import new_event_loop
     except ImportError:
-        pass
-    else:
-        new_event_loop = uvloop.new_event_loop
+        new_event_loop = asyncio.new_event_loop  # type: ignore[assignment]
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(_awaited(main))
-
-
-async def _awaited(main: Callable[[], Awaitable[T]]) -> T:
-    return await main()
+        return runner.run(main())
 
 
 def _save(parent: Path, options: LoadOptions, records: Sequence[LoopRecord]) -> Path:

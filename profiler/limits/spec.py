@@ -117,15 +117,17 @@ def _rules(text: str) -> tuple[Rule, ...]:
 # What limiters let through in all processes together, in words.
 
 
-def totals(rules: Sequence[Rule], *, share: int = 1, processes: int = 1, what: str = "calls") -> list[str]:
+def totals(
+    rules: Sequence[Rule], *, agents: int = 1, share: int = 1, processes: int = 1, what: str = "calls"
+) -> list[str]:
     """`rate:50/s: 25 per process × 2 processes = up to 50 calls/s`: a line for each rule.
 
-    `share` as in `Gate`: each process has 1/`share` of a limit.
+    `share` as in `Gate`: each process has 1/`share` of a limit. `agents` are those of all processes.
     """
-    return [f"{rule.text}: {' '.join(_words(rule, share, processes, what))}" for rule in rules]
+    return [f"{rule.text}: {' '.join(_words(rule, agents, share, processes, what))}" for rule in rules]
 
 
-def _words(rule: Rule, share: int, processes: int, what: str) -> Iterator[str]:
+def _words(rule: Rule, agents: int, share: int, processes: int, what: str) -> Iterator[str]:
     limiter = rule.make(share)
     if isinstance(limiter, AdaptiveLimit):
         yield f"adapts, from {limiter.limit} {what} at once"
@@ -140,9 +142,12 @@ def _words(rule: Rule, share: int, processes: int, what: str) -> Iterator[str]:
         each = float(limiter.limit or 0)
         of = f" of {rule.tool or 'each tool'}" if rule.scope == "tool" else ""
         thing = f"{what}{of} at once"
-    if processes > 1:
-        yield f"{_figure(each)} per process × {processes} processes ="
-    yield f"up to {_figure(each * processes)} {thing}"
+    count, one, several = processes, "process", "processes"
+    if rule.scope == "agent":
+        count, one, several = agents, "agent", "agents"
+    if count > 1:
+        yield f"{_figure(each)} per {one} × {count} {several} ="
+    yield f"up to {_figure(each * count)} {thing}"
 
 
 def _figure(value: float) -> str:

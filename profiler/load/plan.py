@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from profiler.errors import UsageError
-from profiler.limits.spec import totals
-from profiler.strategies import StrategySpec
 
 NUMBERS_PER_BLOCK = 1_000_000
 """Tape entries set aside for one block; a trial that used more would go on into the next block's."""
@@ -130,30 +128,6 @@ def timing(
 def ramp_seconds(users: int, rate: float) -> float:
     """How long Locust takes to spawn `users` at `rate` a second; the first come at once."""
     return max(0.0, (users - rate) / rate) if rate > 0 else 0.0
-
-
-def effective_limits(spec: StrategySpec, users: int, workers: int, share: int = 1) -> list[str]:
-    """How many tool calls a strategy lets run at once in the whole test: one line, or one for each limiter.
-
-    `share`: how many processes share the limits.
-    """
-    if any(rule.fixed_limit is None or rule.tool for rule in spec.rules):
-        return totals(spec.rules, share=share, processes=workers)
-    limit = 1 if spec.kind == "sequential" else spec.share_of_limit(share)
-    return [_effective(spec.text, limit, spec.scope, users, workers)]
-
-
-def _effective(spec: str, limit: int | None, scope: str, users: int, workers: int) -> str:
-    if limit is None:
-        return f"{spec}: no limit on calls running at once"
-    if scope == "tool":
-        each = f" × {workers} processes" if workers > 1 else ""
-        return f"{spec}: {limit} per tool{each} = up to {limit * workers} calls of each tool at once"
-    if scope == "agent":
-        return f"{spec}: {limit} per agent × {users} agents = up to {limit * users} calls at once"
-    if workers == 1:
-        return f"{spec}: up to {limit} calls at once"
-    return f"{spec}: {limit} per process × {workers} processes = up to {limit * workers} calls at once"
 
 
 # When loops start: the arrivals of an open load, the pauses of agents that are refused. Pure.

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
-from profiler.load.plan import effective_limits, scaled
+from profiler.load.plan import scaled
 from profiler.load.spending import Resource
 from profiler.records import LoopRecord
 from profiler.rundir import Run, RunDirectory, Spent
 from profiler.statistics.objectives import parse_objective
 from profiler.statistics.scalability import fit
 from profiler.statistics.summary import summarise_directory
-from profiler.strategies import parse_strategies, parse_strategy
+from profiler.strategies import effective_limits, parse_strategies, parse_strategy
 from profiler.tune.answer import Answer, AtLoad, choose, python_snippet, toml_fragment
 from profiler.tune.candidates import (
     Scored,
@@ -317,9 +317,8 @@ class Tuner:
         curve = tuple(on_one_scale([one.found for one in self._rungs]))
         model_limits = rates[0].limits if rates else None
         summary = summarise_directory(rung.directory)
-        effective = "\n".join(
-            effective_limits(parse_strategy(setting.spec), self._search.users, workers, shared)
-        )
+        spec = parse_strategy(setting.spec)
+        limits = effective_limits([spec], agents=self._search.users, processes=workers, share=shared)
         return Answer(
             setting=setting,
             objective=self._search.objective,
@@ -334,7 +333,7 @@ class Tuner:
             rates=tuple(rates),
             python=python_snippet(setting.spec, model_limits, shared),
             toml=toml_fragment(setting.spec, model_limits),
-            effective=effective,
+            effective="\n".join(limits),
             runs=tuple(str(directory.path) for directory in self._runs),
             seconds=time.monotonic() - self._began,
             invalid=tuple(caveat.sentence for caveat in summary.warnings if caveat.invalid),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profiler.load.health import PATIENCE_SECONDS, ConnectionWatch
+from profiler.load.target import PATIENCE_SECONDS, ConnectionWatch
 
 
 def test_nobody_connects_while_loops_succeed_or_nothing_ends() -> None:

@@ -39,7 +39,6 @@ def test_percentile_is_the_nearest_rank() -> None:
 def test_a_meter_reads_what_happened_since_it_was_started() -> None:
     cpu, now = iter([2.0, 3.5]), 10.0
     meter = Meter(cpu_clock=lambda: next(cpu), clock=lambda: now)
-    meter.start()
     for lag in (MS, 8 * MS, 2 * MS):
         meter.lag(lag)
     meter.schedule.add(4 * MS)

@@ -191,7 +191,6 @@ def test_a_trial_that_drains_takes_no_samples_and_shows_no_lag_for_it() -> None:
     now = 10.0
     one = trial(lambda: 0)
     one.meter = Meter(clock=lambda: now)
-    one.meter.start()
     one.in_flight = 1
     now = 10.5
     assert one.pulse().state.lag_ns == 0

@@ -17,10 +17,8 @@ import gevent.socket
 from gevent.event import Event
 
 from profiler.errors import ProfilerError
-from profiler.load.emulators import Emulators
-from profiler.load.estimate import plan
-from profiler.load.health import PATIENCE_SECONDS, ConnectionWatch
-from profiler.load.leader import Leader, Ramp, Target
+from profiler.load.estimate import estimate_load
+from profiler.load.leader import Leader, Ramp
 from profiler.load.locust.processes import ForkPipe, LocalTransport, MasterTransport, receive
 from profiler.load.locust.quirks import (
     finish_csv,
@@ -32,6 +30,7 @@ from profiler.load.messages import Drained, Hello, Pulse, Ready, Records
 from profiler.load.options import Asked, LoadOptions, asked, conditions
 from profiler.load.output import RunOutput
 from profiler.load.spending import Budget, Grants
+from profiler.load.target import PATIENCE_SECONDS, ConnectionWatch, Emulators, Target
 from profiler.load.workers import Workers
 from profiler.providers.endpoint import Endpoint
 from profiler.report.text import one_line
@@ -207,7 +206,7 @@ class LeaderSession:
         remote = bool(options.remote_targets(os.environ))
         scenario = load_scenario(options.scenario)
         workers = max(1, len(self._greeted))
-        for line in plan(options, ramp.users, each, workers, scenario, remote).lines():
+        for line in estimate_load(options, ramp.users, each, workers, scenario, remote).lines():
             _log.info("%s", line)
 
     def _other_processes(self) -> dict[str, int]:
