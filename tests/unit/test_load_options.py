@@ -168,19 +168,11 @@ def test_anything_else_has_to_be_meant(options: LoadOptions, environment: dict[s
 
 @dataclass(frozen=True)
 class Asked(Options):
-    """Options of a test, one of which is a secret."""
+    """Options of a test."""
 
     name: str = option("--name", TEXT, "n", "a name", "g", ("do",))
     count: int = option("--count", COUNT, 2, "100 % of it", "g", ("do", "locust"))
-    key: str | None = option("--key", TEXT, None, "a key", "h", ("do",), secret=True)
-
-
-def test_a_secret_is_in_no_json_and_on_no_command_line() -> None:
-    asked = Asked(count=3, key="sk-secret")
-    assert asked.arguments() == ["--count", "3", "--key", "[hidden]"]
-    assert asked.as_json() == {"name": "n", "count": 3}
-    assert asked.secrets() == {"key": "sk-secret"}
-    assert Asked.from_json({**asked.as_json(), **asked.secrets()}) == asked
+    key: str | None = option("--key", TEXT, None, "a key", "h", ("do",))
 
 
 def test_a_command_has_its_options_in_their_groups() -> None:
