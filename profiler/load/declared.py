@@ -88,9 +88,7 @@ def _shown(bound: float) -> str:
 
 
 def _number(value: float) -> str:
-    return format(
-        Decimal(repr(value)).normalize(), "f"
-    )  # every digit, and no exponent: `_seconds` reads none
+    return format(Decimal(repr(value)).normalize(), "f")  # every digit; no exponent, which nothing reads
 
 
 TEXT = Kind(_text)
