@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 TARGETS = "targets.json"
 
 SETTLED = "settled"
-"""A file of this name in the run directory ends the run at the next trial."""
+"""A file of this name in the run directory ends the run before the next trial."""
 
 MOST_BYTES = 50_000_000
-"""Records above this are not summed up between blocks: it would take seconds. The end does it once."""
+"""Above this, records are not summed up between blocks, which would take seconds, but only at the end."""
 
 NAME_LIMIT = 60
 """Characters of a tool's name in a reported name: a model may have made it up, at any length."""
@@ -115,28 +115,24 @@ class Reporter:
 
 
 class RunOutput:
-    """The run directory of the test under way. All from greenlets of one process.
+    """The run directory of the test under way. Used from greenlets of one process.
 
-    `error` is set once records cannot be written (a full disk): what was there stays readable, and
-    nothing more is written. Raises `RecordError` when the files cannot be opened.
+    `error` is set once records cannot be written (a full disk): what was there stays readable, and no more
+    records are written. Raises `RecordError` when the files cannot be opened.
     """
 
     def __init__(self, directory: RunDirectory, run: Run) -> None:
         self.directory = directory
         self.run = run
         self.records = 0
-        self.dropped = 0
         self.error: RecordError | None = None
-        # Unbuffered: what a failed write left in a buffer would be tried again at some later time.
+        # Unbuffered: a buffer would try again later to write what failed, after other lines.
         self._records = _open(directory.records_path)
         self._progress = _open(directory.path / PROGRESS)
 
     def write(self, lines: bytes, count: int) -> None:
-        """Records of a worker, or of this process."""
-        if self._records.closed:
-            return
-        if self.error is not None:
-            self.dropped += count
+        """Append `count` records of a worker, or of this process."""
+        if self._records.closed or self.error is not None:
             return
         failure = _append(self._records, lines)
         if failure is None:
@@ -144,19 +140,18 @@ class RunOutput:
             return
         kept, error = failure
         self.records += kept
-        self.dropped += count - kept
         self.error = RecordError(
             f"{self.directory.records_path}: cannot be written: {error.strerror}; "
             f"the {self.records} loops before that are kept"
         )
 
     def save(self, **changes: Any) -> None:
-        """Change the run, on disk too. Raises `RecordError`."""
+        """Change fields of the run, on disk too. Raises `RecordError`."""
         self.run = dataclasses.replace(self.run, **changes)
         self.directory.save(self.run)
 
     def note(self, incident: Incident) -> None:
-        """Keep what happened with the run, as far as it can be written."""
+        """Log an incident and keep it in the run; on disk too, if that can be written."""
         _log.warning("%s: %s", incident.kind, incident.detail)
         try:
             self.save(incidents=(*self.run.incidents, incident))
@@ -169,15 +164,15 @@ class RunOutput:
         return (self.directory.path / SETTLED).exists()
 
     def progress(self, progress: Progress) -> None:
-        """Where the test is; nobody is told any more once that cannot be written."""
+        """Append where the test is; once that fails, nothing more is appended."""
         if not self._progress.closed and _append(self._progress, encode_progress(progress)) is not None:
             self._progress.close()
 
     def targets(self, ports: Mapping[str, int], host: str) -> None:
-        """Where workers on this machine serve /metrics, as Prometheus' file_sd reads it.
+        """Write where workers on this machine serve /metrics, in the form of Prometheus' file_sd.
 
-        Without labels: the metrics carry the test's id, and a target that the configuration names
-        already must not be scraped as another one.
+        Without labels: the metrics carry the test's id, and a target that Prometheus' configuration names too
+        would be scraped as a second one.
         """
         targets = [f"{scrape_host(host)}:{port}" for port in sorted(set(ports.values()))]
         path = self.directory.path / TARGETS
@@ -188,7 +183,7 @@ class RunOutput:
             raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
 
     def summarise(self, at_the_end: bool = False) -> Summary | None:
-        """Sum up what there is, on disk too; None when that takes too long, or cannot be done."""
+        """Summarise what there is, on disk too; None when that takes too long, or cannot be done."""
         from profiler.statistics.summary import summarise_table
         from profiler.statistics.table import tabulate_file
 
@@ -203,7 +198,7 @@ class RunOutput:
         return summary
 
     def close(self) -> None:
-        """After the last record has come."""
+        """Close the files, after the last record has come."""
         self._records.close()
         self._progress.close()
         _log.info("%d loops recorded in %s", self.records, self.directory.path)
@@ -217,9 +212,9 @@ def _open(path: Path) -> FileIO:
 
 
 def _append(file: FileIO, lines: bytes) -> tuple[int, OSError] | None:
-    """None when all of them are written, else how many are, and why the rest is not.
+    """Append whole lines. None when all were written, else how many were, and why the rest were not.
 
-    A torn line in the middle would make what comes after it unreadable.
+    A line that was written in part is taken back: it would make what comes after it unreadable.
     """
     before, written = os.fstat(file.fileno()).st_size, 0
     try:
