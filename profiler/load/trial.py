@@ -20,7 +20,6 @@ from profiler.load.plan import Arrivals, pause_after, tape_numbers
 from profiler.loop.recorder import Clock
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 MOST_WAITING = 100_000
 """Arrivals that may wait in one process for others to end (`--max-in-flight`); more are dropped."""
@@ -41,13 +40,13 @@ class Event(Protocol):
     def wait(self, timeout: float | None = None) -> bool: ...
 
 
-class LoopTask(Protocol[T_co]):
+class LoopTask(Protocol):
     """A coroutine under way on an event loop in another thread.
 
-    `wait` returns its result or raises what it raised; `TimeoutError` after `timeout` seconds.
+    `wait` returns when it has ended, or raises what it raised; `TimeoutError` after `timeout` seconds.
     """
 
-    def wait(self, timeout: float | None = None) -> T_co: ...
+    def wait(self, timeout: float | None = None) -> object: ...
 
     def cancel(self) -> None: ...
 
@@ -61,7 +60,7 @@ class LoopThread(Protocol):
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T: ...
 
-    def submit(self, work: Callable[[], Coroutine[Any, Any, T]]) -> LoopTask[T]: ...
+    def submit(self, work: Callable[[], Coroutine[Any, Any, object]]) -> LoopTask: ...
 
     def call(self, function: Callable[[], None]) -> None: ...
 
@@ -73,10 +72,12 @@ class LoopThread(Protocol):
 class RunningTrial:
     """One strategy's trial, as `plan` says.
 
-    `open`: whether another loop may start; the worker's thread writes it, the loop's thread reads it.
-    `granted`: how many loops may begin in all, None for any number; an agent that wants more calls `ask` once
-    and waits. `on_dropped` is called for every arrival that will never start. `tasks` are the agents' tasks;
-    the worker keeps them.
+    `process` is the name of this process in records. `ask` is called once when agents want to begin more
+    loops than are `granted` (None: any number), and they wait. `on_dropped` is called for every arrival that
+    will never start, `on_start` with how late a loop starts that was due at some time, in nanoseconds.
+
+    `open`: whether another loop may start; the worker's thread writes it, the loop's thread reads it. `tasks`
+    are the agents' tasks, which the worker keeps here.
 
     Counts are written on the loop's thread alone: loops begun and in flight; arrivals that wait because of
     `max_in_flight`; and of all that `arrived`, those that had to wait (`late`) and those that never started
@@ -88,7 +89,10 @@ class RunningTrial:
         plan: Begin,
         ask: Callable[[], None] = lambda: None,
         clock: Clock = time.monotonic_ns,
+        *,
+        process: str = "",
         on_dropped: Callable[[], None] = lambda: None,
+        on_start: Callable[[int], None] = lambda lag_ns: None,
     ) -> None:
         self.plan = plan
         self.granted = 0 if plan.limited else None
@@ -98,9 +102,11 @@ class RunningTrial:
         self.tally = Tally()
         self.begun = self.in_flight = self.waiting = 0
         self.arrived = self.late = self.dropped = 0
-        self.tasks: set[LoopTask[None]] = set()
+        self.tasks: set[LoopTask] = set()
         self._ask = ask
+        self._process = process
         self._on_dropped = on_dropped
+        self._on_start = on_start
         self._asking = False
         self._clock = clock
         self._numbers = tape_numbers(plan.block, plan.worker, plan.workers)  # all agents take from this one
@@ -162,7 +168,7 @@ class RunningTrial:
                 due_ns = now_ns + int(pause * 1e9)
                 await self._sleep_until(due_ns)
                 if self.open:
-                    self._starts(agent, due_ns)
+                    self._starts(due_ns)
 
     async def _open_load(self, runner: LoopRunner, agent: TrialAgent, arrivals: Arrivals) -> None:
         joined_ns = self._clock() if agent.joins_late else self.started_ns
@@ -175,7 +181,7 @@ class RunningTrial:
                 await self._sleep_until(due_ns)
                 if not self.open or agent.leaving():
                     break
-                self._starts(agent, due_ns)
+                self._starts(due_ns)
                 self.arrived += 1
                 if self.waiting >= MOST_WAITING:
                     self._drop()
@@ -195,12 +201,11 @@ class RunningTrial:
         """The agent's number among those of all workers."""
         return agent.ordinal * self.plan.workers + self.plan.worker
 
-    def _starts(self, agent: TrialAgent, due_ns: int) -> None:
+    def _starts(self, due_ns: int) -> None:
         """Note how late a loop starts that was due at `due_ns`."""
         lag_ns = max(0, self._clock() - due_ns)
         self.meter.schedule.add(lag_ns)
-        if agent.observe_schedule_lag is not None:
-            agent.observe_schedule_lag(lag_ns)
+        self._on_start(lag_ns)
 
     async def _arrive(self, runner: LoopRunner, agent: TrialAgent, number: int, due_ns: int) -> None:
         if self._slots is None:
@@ -254,7 +259,7 @@ class RunningTrial:
     async def _run(self, runner: LoopRunner, agent: TrialAgent, number: int, due_ns: int | None) -> bool:
         self.in_flight += 1
         try:
-            return await runner.run(LoopPosition(number, agent.name, self.plan.index, agent.process, due_ns))
+            return await runner.run(LoopPosition(number, agent.name, self.plan.index, self._process, due_ns))
         finally:
             self.in_flight -= 1
 
@@ -283,13 +288,10 @@ class TrialAgent:
     """One agent in one trial. `ordinal` counts the agents of its process.
 
     `leaving()` is asked before every loop: an agent that leaves finishes its loop. `joins_late`: it came
-    after the trial had begun, and does not make up for what was due before. `observe_schedule_lag` is told
-    how late each loop started, in nanoseconds.
+    after the trial had begun, and does not make up for what was due before.
     """
 
     name: str
     ordinal: int
-    process: str
     leaving: Callable[[], bool]
     joins_late: bool = False
-    observe_schedule_lag: Callable[[int], None] | None = None

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.agents import AgentFactory, load_factory
@@ -109,12 +109,15 @@ class Worker:
     def begin(self, message: Begin) -> None:
         """Open a trial; agents that wait join it at once, later ones as they come."""
         thread = self._loop_thread()
+        observers: dict[str, Any] = {}
+        if (metrics := self._metrics) is not None:
+            metrics.set_strategy(self._scenario, message.strategy)
+            observers["on_dropped"] = lambda: metrics.count_dropped_arrival(message.strategy)
+            observers["on_start"] = metrics.observe_schedule_lag
         self._trial = RunningTrial(
-            message, lambda: thread.post(self._send_pulse), on_dropped=self._count_dropped
+            message, lambda: thread.post(self._send_pulse), process=self._process, **observers
         )
         self._sequence = message.sequence
-        if self._metrics is not None:
-            self._metrics.set_strategy(self._scenario, message.strategy)
         opened, self._opened = self._opened, self._new_event()
         opened.set()
 
@@ -177,14 +180,8 @@ class Worker:
         assert self._thread is not None
         assert self._runners is not None
         runner = self._runners[user_class, trial.plan.strategy]
-        agent = TrialAgent(
-            name,
-            ordinal,
-            self._process,
-            leaving,
-            joins_late=time.monotonic_ns() - trial.started_ns > LATE_SECONDS * 1e9,
-            observe_schedule_lag=None if self._metrics is None else self._metrics.observe_schedule_lag,
-        )
+        late = time.monotonic_ns() - trial.started_ns > LATE_SECONDS * 1e9
+        agent = TrialAgent(name, ordinal, leaving, joins_late=late)
         task = self._thread.submit(lambda: trial.run_agent(runner, agent))
         trial.tasks.add(task)
         self._show_agents(user_class, trial)
@@ -297,10 +294,6 @@ class Worker:
         while trial.tasks and (left := deadline - time.monotonic()) > 0:
             self._agents_left.clear()
             self._agents_left.wait(left)
-
-    def _count_dropped(self) -> None:
-        if self._metrics is not None and self._trial is not None:
-            self._metrics.count_dropped_arrival(self._trial.plan.strategy)
 
     def _show_agents(self, user_class: str, trial: RunningTrial) -> None:
         if self._metrics is not None:

@@ -177,8 +177,8 @@ def check_as_parsed(parser: Any, check: Callable[[Any], None]) -> None:
     """Have `check` see a command line as soon as Locust has parsed it, before it logs, forks or serves.
 
     Locust has an event when options can be added and none when they are known; the next one is `init`, when
-    workers were forked already and the web UI is there. Seen on Locust 2.47; may go with an event between the two.
-    Test: test_locust_runs.py, `test_what_cannot_be_is_refused_before_anything_is_logged_or_served`.
+    workers were forked already and the web UI is there. Seen on Locust 2.47; may go with an event between the
+    two. Test: test_locust_runs.py, `test_what_cannot_be_is_refused_before_anything_is_logged_or_served`.
     """
     parse_args = parser.parse_args
 
