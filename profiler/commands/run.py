@@ -58,16 +58,15 @@ def add(commands: Commands) -> None:
 def main(arguments: argparse.Namespace) -> int:
     from profiler.limits.gate import Gate
     from profiler.load.agents import load_redact
+    from profiler.load.preparation import built_in_loops
     from profiler.load.target import Emulators
-    from profiler.loop.limited_model import LimitedModel, parse_model_limit
-    from profiler.loop.loop import ToolLoop
-    from profiler.providers import make_provider
+    from profiler.loop.limited_model import parse_model_limit
     from profiler.redaction import guard_logs
     from profiler.report.terminal import use_color
     from profiler.report.timeline import render_timeline
     from profiler.rundir import RunDirectory
     from profiler.scenarios.schema import load_scenario
-    from profiler.scenarios.tools import close_tool_client, scenario_tools, tool_client
+    from profiler.scenarios.tools import close_tool_client, tool_client
     from profiler.strategies import parse_strategy
 
     options = LoadOptions.from_namespace(
@@ -79,34 +78,21 @@ def main(arguments: argparse.Namespace) -> int:
     scenario = load_scenario(options.scenario)
     (strategy,) = options.strategies
     redact = None if options.redact is None else load_redact(options.redact)
+    gate = None if options.model_limit is None else Gate(parse_model_limit(options.model_limit))
     records: list[LoopRecord] = []
     failure: ProviderError | None = None
 
     async def once() -> str:
-        model = make_provider(options.provider, base_url=base_url, model=options.model)
+        make = built_in_loops(options, base_url, tools_url, scenario, redact, gate)
         guard_logs()  # the SDK, imported just now, may have set up logging
-        client = model.client  # type: ignore[attr-defined]
-        if options.model_limit is not None:
-            model = LimitedModel(model, Gate(parse_model_limit(options.model_limit)))
-        loop = ToolLoop(
-            model,
-            scenario_tools(scenario, tools_url),
-            strategy,
-            max_rounds=options.max_rounds,
-            tool_choice=options.tool_choice,
-            parallel_tool_calls=options.parallel_tool_calls,
-            stream=options.stream,
-            record_content=options.record_content,
-            redact=redact,
-            sinks=[records.append],
-        )
+        loop = make(strategy=strategy, sinks=[records.append])
         tool_client()  # made now, so that the first tool call does not pay for it
         prompt = arguments.prompt or scenario.prompt.format(number=arguments.number)
         try:
             return (await loop.run(prompt, number=arguments.number)).text
         finally:
             await close_tool_client()
-            await client.close()
+            await loop.model.client.close()  # type: ignore[attr-defined]
 
     emulators = Emulators()
     try:

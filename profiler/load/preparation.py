@@ -33,7 +33,7 @@ from profiler.loop.loop import ToolLoop
 from profiler.loop.recorder import Sink
 from profiler.providers import make_provider
 from profiler.records import LoopRecord, encode
-from profiler.redaction import guard_logs
+from profiler.redaction import Redact, guard_logs
 from profiler.rundir import Spent
 from profiler.scenarios.schema import Scenario, load_scenario
 from profiler.strategies import Gathered, Sequential, Strategy
@@ -101,34 +101,19 @@ class LoopRunners:
             await runner.close()
 
     def _make_built_in(self, user_class: str, sinks: Sequence[Sink]) -> FirstLoops:
-        from profiler.scenarios.tools import scenario_tools
-
-        options, prompt = self._options, self._scenario.prompt
-        model = make_provider(options.provider, base_url=self._root, model=options.model)
-        if self._model_gate is not None:
-            model = LimitedModel(model, self._model_gate)
-        self._model = model.model
-        # The loops of all strategies share one client, one set of tools and one pool of threads.
-        loop = partial(
-            ToolLoop,
-            model,
-            scenario_tools(self._scenario, self._tools_root),
-            max_rounds=options.max_rounds,
-            tool_choice=options.tool_choice,
-            parallel_tool_calls=options.parallel_tool_calls,
-            stream=options.stream,
-            record_content=options.record_content,
-            redact=self._redact,
-            threads=NativeThreads(),
+        make = built_in_loops(
+            self._options, self._root, self._tools_root, self._scenario, self._redact, self._model_gate
         )
         for spec, strategy in self.strategies.items():
-            self._runners[user_class, spec] = BuiltInAgent(loop(strategy=strategy, sinks=sinks), prompt)
-        first = loop(strategy=warm_up_strategy(self.strategies.values()), sinks=[self._warmed_up])
+            loop = make(strategy=strategy, sinks=sinks)
+            self._runners[user_class, spec] = BuiltInAgent(loop, self._scenario.prompt)
+        first = make(strategy=warm_up_strategy(self.strategies.values()), sinks=[self._warmed_up])
+        self._model = first.model.model
         self._spent += Spent(1)
 
         async def warm_up() -> None:
             try:
-                await first.run(prompt.replace("{number}", "0"))
+                await first.run(self._scenario.prompt.replace("{number}", "0"))
             except ProviderError as error:
                 if error.status is None or error.status in HOPELESS_STATUS:
                     raise TargetError(str(error)) from error
@@ -170,6 +155,35 @@ class LoopRunners:
         self._spent += spent_by(record)
         if record.status == "error":
             self._first_failure = record.error_type
+
+
+def built_in_loops(
+    options: LoadOptions,
+    root: str,
+    tools_root: str,
+    scenario: Scenario,
+    redact: Redact | None,
+    model_gate: Gate | None,
+) -> Callable[..., ToolLoop]:
+    """What makes built-in loops of these options, given their `strategy` and `sinks`.
+
+    All of them share one client, one set of tools and one pool of threads.
+    """
+    from profiler.scenarios.tools import scenario_tools
+
+    model = make_provider(options.provider, base_url=root, model=options.model)
+    return partial(
+        ToolLoop,
+        model if model_gate is None else LimitedModel(model, model_gate),
+        scenario_tools(scenario, tools_root),
+        max_rounds=options.max_rounds,
+        tool_choice=options.tool_choice,
+        parallel_tool_calls=options.parallel_tool_calls,
+        stream=options.stream,
+        record_content=options.record_content,
+        redact=redact,
+        threads=NativeThreads(),
+    )
 
 
 def warm_up_strategy(strategies: Collection[Strategy]) -> Strategy:
