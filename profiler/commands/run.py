@@ -87,7 +87,7 @@ def main(arguments: argparse.Namespace) -> int:
         guard_logs()  # the SDK, imported just now, may have set up logging
         loop = make(strategy=strategy, sinks=[records.append])
         tool_client()  # made now, so that the first tool call does not pay for it
-        prompt = arguments.prompt or scenario.prompt.format(number=arguments.number)
+        prompt = arguments.prompt or scenario.prompt.replace("{number}", str(arguments.number))
         try:
             return (await loop.run(prompt, number=arguments.number)).text
         finally:
