@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 from profiler.errors import ProfilerError, UsageError, did_you_mean
 from profiler.report.text import one_line
 
-MODULES = ("run", "compare", "tune", "recorded", "setup")
-"""Modules of `profiler.commands`; each adds its commands, the last two several."""
+MODULES = ("run", "compare", "tune", "others")
+"""Modules of `profiler.commands`; each adds the command of its name, the last one all others."""
 
 DEFECT = 70
 """Exit code: EX_SOFTWARE of sysexits.h."""

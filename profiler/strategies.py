@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
 from profiler.errors import UsageError, did_you_mean
 from profiler.limits.gate import Gate
 from profiler.limits.limiter import FixedLimit
-from profiler.limits.spec import FORMS, Rule, Scope, UnknownLimiter, parse_rules
+from profiler.limits.spec import FORMS, Rule, Scope, UnknownLimiter, parse_rules, totals
+from profiler.palette import strategy_colour
 from profiler.records import Clock
 
 Run = Callable[[], Coroutine[Any, Any, None]]
@@ -254,6 +255,25 @@ def split_specs(text: str) -> list[str]:
         elif part.strip():
             specs.append(part.strip())
     return specs
+
+
+def effective_limits(
+    specs: Iterable[StrategySpec], model: Sequence[Rule] = (), *, agents: int, processes: int, share: int = 1
+) -> list[str]:
+    """What strategies, and the limiters of the model, let through in all processes together, in words.
+
+    A line for each limiter, and one for a strategy without any. `agents` counts those of all processes, of
+    which `share` share the limits.
+    """
+    lines: list[str] = []
+    for spec in specs:
+        rules = (Rule(spec.text, "semaphore", "agent", 1),) if spec.kind == "sequential" else spec.rules
+        if len(rules) == 1:
+            rules = (replace(rules[0], text=spec.text),)  # `eager+` belongs to the name
+        said = totals(rules, agents=agents, share=share, processes=processes)
+        lines += said or [f"{spec}: no limit on calls running at once"]
+    of_model = totals(model, share=share, processes=processes, what="model requests")
+    return lines + [f"the model, {line}" for line in of_model]
 
 
 async def _run_all(runs: Sequence[Run]) -> None:

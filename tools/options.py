@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import Field
 from pathlib import Path
-from typing import Any
 
-from profiler.load.declared import SWITCH, Option, explained
-from profiler.load.options import LoadOptions, Size
+from profiler.load.declared import SWITCH, Option
+from profiler.load.options import GROUPS, LoadOptions, Size
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN = "<!-- options: written by `python -m tools.options` -->\n"
@@ -16,19 +14,16 @@ END = "<!-- end of options -->\n"
 
 def table() -> str:
     """A row for each option that somebody may type, in order of their groups."""
-    found = [(one, declared) for cls in (Size, LoadOptions) for one, declared in cls.declared()]
-    groups = ("target", "load", "turns", "spending", "content")
+    found = [declared for cls in (Size, LoadOptions) for _, declared in cls.declared()]
     rows = ["| option | in | what |", "|---|---|---|"]
-    for group in groups:
-        rows += [
-            _row(one, declared) for one, declared in found if declared.group == group and not declared.hidden
-        ]
+    for group in GROUPS:
+        rows += [_row(declared) for declared in found if declared.group == group and not declared.hidden]
     return "\n".join(rows) + "\n"
 
 
-def _row(one: Field[Any], option: Option) -> str:
+def _row(option: Option) -> str:
     value = "" if option.kind is SWITCH else f" {option.value_name or '|'.join(option.choices)}"
-    cells = (f"`{option.flag}{value}`", ", ".join(option.commands), explained(one, option))
+    cells = (f"`{option.flag}{value}`", ", ".join(option.commands), option.explained)
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 

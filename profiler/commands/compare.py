@@ -8,7 +8,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from profiler.commands.consent import add_yes
+from profiler.commands import add_command
 from profiler.errors import UsageError
 from profiler.load.declared import TEXT, add_options
 from profiler.load.options import GROUPS, LINGER_SECONDS, LoadOptions, Size
@@ -16,21 +16,22 @@ from profiler.load.options import GROUPS, LINGER_SECONDS, LoadOptions, Size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from profiler.commands import Commands
     from profiler.rundir import Run
     from profiler.statistics.caveats import Caveat
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "compare",
-        help="compare strategies under load, or two recorded runs",
-        epilog="examples:\n"
-        "  profiler compare --users 40 --duration 1m\n"
-        "  profiler compare --strategy gathered --strategy semaphore:8 --json | jq .verdicts\n"
-        "  profiler compare --arrivals 10/s --slo 'p95<2s,errors<1%'\n"
-        "  profiler compare --agent my_app.agents:make_agent --base-url http://127.0.0.1:8100\n"
-        "  profiler compare runs/main runs/branch --fail-on 'p95 > +5%' --format github",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "compare strategies under load, or two recorded runs",
+        main,
+        "--users 40 --duration 1m",
+        "--strategy gathered --strategy semaphore:8 --json | jq .verdicts",
+        "--arrivals 10/s --slo 'p95<2s,errors<1%'",
+        "--agent my_app.agents:make_agent --base-url http://127.0.0.1:8100",
+        "runs/main runs/branch --fail-on 'p95 > +5%' --format github",
     )
     parser.add_argument(
         "runs",
@@ -40,14 +41,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="two run directories: compare the second with the first",
     )
     add_options(parser, "compare", (Size, LoadOptions), GROUPS)
-    add_yes(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--json", action="store_true", help="print summary.json, and nothing else, on standard output"
-    )
-    output.add_argument("--quiet", action="store_true", help="say nothing while the test runs")
-    output.add_argument(
-        "--allow-saturated", action="store_true", help="exit 0 even when the client was the bottleneck"
+    output = add_output(
+        parser, json="print summary.json, and nothing else, on standard output", running="the test runs"
     )
     output.add_argument(
         "--fail-on",
@@ -58,7 +53,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     output.add_argument(
         "--format", choices=("text", "github"), default="text", help="of two runs: github for annotations"
     )
-    parser.set_defaults(command=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -66,8 +60,6 @@ def main(arguments: argparse.Namespace) -> int:
         return _recorded(arguments)
     if arguments.fail_on is not None or arguments.format != "text":
         raise UsageError("--fail-on and --format are for two recorded runs: profiler compare RUN_A RUN_B")
-    from profiler.commands.consent import agreed
-    from profiler.load.estimate import plan
     from profiler.load.experiment import Experiment, run_experiment
     from profiler.report.advice import next_steps
     from profiler.report.html import gather, write_report
@@ -76,15 +68,9 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.rundir import RunDirectory
 
     options, size = asked_load(arguments), Size.from_namespace(arguments)
-    experiment = Experiment(options, size.users, size.seconds, size.workers)
-    if not agreed(
-        arguments,
-        options,
-        lambda scenario, remote: plan(
-            options, experiment.users, experiment.seconds, experiment.workers, scenario, remote
-        ),
-    ):
+    if not agreed(arguments, options, size, size.seconds):
         return 1
+    experiment = Experiment(options, size.users, size.seconds, size.workers)
     with LiveView(sys.stderr, os.environ, arguments.quiet) as view:
         path = run_experiment(experiment, view.say, view.watch)
     directory = RunDirectory.open(path)
@@ -106,13 +92,6 @@ def main(arguments: argparse.Namespace) -> int:
         for step in next_steps(summary, run, material.counterfactuals)[:1]:
             print(f"next: {step.words}" + (f"\n  {step.command}" if step.command else ""))
     return _exit_code(run, summary.warnings, arguments.allow_saturated)
-
-
-def asked_load(arguments: argparse.Namespace, **others: Any) -> LoadOptions:
-    """The options of a load test on this command line; `others` are not on it. Raises `UsageError`."""
-    # A port that was asked for is one that Prometheus scrapes: the last block must not be lost.
-    linger = 0.0 if arguments.metrics_port is None else LINGER_SECONDS
-    return LoadOptions.from_namespace(arguments, linger_seconds=linger, **others)
 
 
 def _exit_code(run: Run, warnings: Sequence[Caveat], allow_saturated: bool) -> int:
@@ -148,3 +127,53 @@ def _recorded(arguments: argparse.Namespace) -> int:
         return 1
     invalid = any(caveat.invalid for caveat in found.warnings)
     return 1 if invalid and not arguments.allow_saturated else 0
+
+
+# Shared with `profiler tune`, which runs load tests too.
+
+
+def add_output(parser: argparse.ArgumentParser, json: str, running: str) -> argparse._ArgumentGroup:
+    """Add `--yes`, and what is said while the load runs and at its end; returns the group of the latter."""
+    parser.add_argument(
+        "--yes", action="store_true", help="do not ask before a load test that leaves this machine"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help=json)
+    output.add_argument("--quiet", action="store_true", help=f"say nothing while {running}")
+    output.add_argument(
+        "--allow-saturated", action="store_true", help="exit 0 even when the client was the bottleneck"
+    )
+    return output
+
+
+def asked_load(arguments: argparse.Namespace, **others: Any) -> LoadOptions:
+    """The options of a load test on this command line; `others` are not on it. Raises `UsageError`."""
+    # A port that was asked for is one that Prometheus scrapes: the last block must not be lost.
+    linger = 0.0 if arguments.metrics_port is None else LINGER_SECONDS
+    return LoadOptions.from_namespace(arguments, linger_seconds=linger, **others)
+
+
+def agreed(
+    arguments: argparse.Namespace, options: LoadOptions, size: Size, seconds: float, search: bool = False
+) -> bool:
+    """Show what is about to happen (`estimate_load`); ask before it leaves this machine, on a terminal.
+
+    False, and said so, when the answer is no. Raises `UsageError` for a target that is not to be loaded.
+    """
+    from profiler.load.estimate import estimate_load
+    from profiler.scenarios.schema import load_scenario
+
+    options.check_targets(os.environ)
+    scenario = load_scenario(options.scenario)
+    remote = bool(options.remote_targets(os.environ))
+    asks = remote and not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
+    if asks or not arguments.quiet:
+        planned = estimate_load(options, size.users, seconds, size.workers, scenario, remote, search)
+        print("\n".join(planned.lines()), file=sys.stderr, flush=True)
+    if not asks:
+        return True
+    print("start? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    print("nothing was started", file=sys.stderr)
+    return False

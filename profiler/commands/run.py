@@ -7,30 +7,31 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from profiler.commands import add_command
 from profiler.errors import ProviderError
 from profiler.load.declared import COUNT_FROM_0, TEXT, add_options
 from profiler.load.options import GROUPS, STRATEGY_FORMS, LoadOptions
 
 if TYPE_CHECKING:
+    from profiler.commands import Commands
     from profiler.records import LoopRecord
 
 T = TypeVar("T")
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "run",
-        help="run one loop and draw its timeline",
-        epilog="examples:\n"
-        "  profiler run --provider anthropic --strategy semaphore:2\n"
-        "  profiler run --scenario fanout --stream --strategy eager\n"
-        "  profiler run --base-url http://127.0.0.1:8000 --model my-model --out runs",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "run one loop and draw its timeline",
+        main,
+        "--provider anthropic --strategy semaphore:2",
+        "--scenario fanout --stream --strategy eager",
+        "--base-url http://127.0.0.1:8000 --model my-model --out runs",
     )
     add_options(parser, "run", (LoadOptions,), GROUPS)
     loop = parser.add_argument_group("loop")
@@ -52,80 +53,56 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="which entry of the tape to work on",
     )
     loop.add_argument("--out", type=Path, metavar="DIR", help="also leave a run directory in DIR")
-    parser.set_defaults(command=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from profiler.emulator.process import start_emulator
     from profiler.limits.gate import Gate
     from profiler.load.agents import load_redact
-    from profiler.load.emulators import emulator_at
-    from profiler.loop.limited_model import LimitedModel, parse_model_limit
-    from profiler.loop.loop import ToolLoop
-    from profiler.providers import make_provider
-    from profiler.providers.endpoint import Endpoint
+    from profiler.load.preparation import built_in_loops
+    from profiler.load.target import Emulators
+    from profiler.loop.limited_model import parse_model_limit
     from profiler.redaction import guard_logs
     from profiler.report.terminal import use_color
     from profiler.report.timeline import render_timeline
     from profiler.rundir import RunDirectory
     from profiler.scenarios.schema import load_scenario
-    from profiler.scenarios.tools import close_tool_client, scenario_tools, tool_client
+    from profiler.scenarios.tools import close_tool_client, tool_client
     from profiler.strategies import parse_strategy
 
     options = LoadOptions.from_namespace(
         arguments, strategies=(parse_strategy(arguments.strategy),), out="runs", allow_remote=True
     )
-    for option, url in (("--base-url", options.base_url), ("--tools-url", options.tools_url)):
-        if url is not None:
-            Endpoint.parse(url, option)
+    options.check_targets(os.environ)
     if arguments.out is not None:
         RunDirectory.check_parent(arguments.out)
     scenario = load_scenario(options.scenario)
     (strategy,) = options.strategies
     redact = None if options.redact is None else load_redact(options.redact)
+    gate = None if options.model_limit is None else Gate(parse_model_limit(options.model_limit))
     records: list[LoopRecord] = []
     failure: ProviderError | None = None
 
     async def once() -> str:
-        model = make_provider(options.provider, base_url=base_url, model=options.model)
+        make = built_in_loops(options, base_url, tools_url, scenario, redact, gate)
         guard_logs()  # the SDK, imported just now, may have set up logging
-        client = model.client  # type: ignore[attr-defined]
-        if options.model_limit is not None:
-            model = LimitedModel(model, Gate(parse_model_limit(options.model_limit)))
-        loop = ToolLoop(
-            model,
-            scenario_tools(scenario, tools_url),
-            strategy,
-            max_rounds=options.max_rounds,
-            tool_choice=options.tool_choice,
-            parallel_tool_calls=options.parallel_tool_calls,
-            stream=options.stream,
-            record_content=options.record_content,
-            redact=redact,
-            sinks=[records.append],
-        )
+        loop = make(strategy=strategy, sinks=[records.append])
         tool_client()  # made now, so that the first tool call does not pay for it
-        prompt = arguments.prompt or scenario.prompt.format(number=arguments.number)
+        prompt = arguments.prompt or scenario.prompt.replace("{number}", str(arguments.number))
         try:
             return (await loop.run(prompt, number=arguments.number)).text
         finally:
             await close_tool_client()
-            await client.close()
+            await loop.model.client.close()  # type: ignore[attr-defined]
 
-    with ExitStack() as stack:
-        base_url = options.base_url
-        if base_url is None:
-            base_url = stack.enter_context(start_emulator(options.scenario, seed=options.seed)).url
-        named = os.environ.get("PROFILER_TOOLS_URL")
-        for url in filter(None, (base_url, options.tools_url, named, os.environ.get("PROFILER_WEATHER_URL"))):
-            Endpoint.parse(url)  # raises for what is none, or holds credentials
-        tools_url = options.tools_url or named or emulator_at(base_url)
-        if tools_url is None:  # a model server has no tools: an emulator beside it has
-            tools_url = stack.enter_context(start_emulator(options.scenario, seed=options.seed)).url
-        try:
-            text = on_event_loop(once)
-        except ProviderError as error:
-            failure, text = error, ""
+    emulators = Emulators()
+    try:
+        base_url = emulators.root(options)
+        tools_url = emulators.tools_root(options)
+        text = on_event_loop(once)
+    except ProviderError as error:
+        failure, text = error, ""
+    finally:
+        emulators.stop()
     width = min(shutil.get_terminal_size().columns, 120)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     for record in records:
@@ -138,21 +115,14 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def on_event_loop(main: Callable[[], Awaitable[T]]) -> T:
+def on_event_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine function on uvloop, or on asyncio's own loop where uvloop is missing."""
-    new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     try:
-        import uvloop
+        from uvloop import new_event_loop
     except ImportError:
-        pass
-    else:
-        new_event_loop = uvloop.new_event_loop
+        new_event_loop = asyncio.new_event_loop  # type: ignore[assignment]
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(_awaited(main))
-
-
-async def _awaited(main: Callable[[], Awaitable[T]]) -> T:
-    return await main()
+        return runner.run(main())
 
 
 def _save(parent: Path, options: LoadOptions, records: Sequence[LoopRecord]) -> Path:

@@ -5,29 +5,32 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from profiler.commands.compare import asked_load
-from profiler.commands.consent import add_yes
+from profiler.commands import add_command
+from profiler.commands.compare import add_output, agreed, asked_load
 from profiler.errors import TargetError
 from profiler.load.declared import SECONDS, TEXT, add_options
 from profiler.load.options import GROUPS, LoadOptions, Size
 from profiler.strategies import parse_strategies
 
+if TYPE_CHECKING:
+    from profiler.commands import Commands
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "tune",
-        help="find the concurrency limit and the rates to set",
-        epilog="examples:\n"
-        "  profiler tune --scenario crowded --users 120\n"
-        "  profiler tune --objective p95 --slo 'p95<2s,errors<1%' --over semaphore,rate,adaptive\n"
-        "  profiler tune --stream --over semaphore,eager --budget 10m\n"
-        "  profiler tune --quota openai:rpm=500,tpm=30000\n"
-        "  profiler tune --agent my_app.agents:make_agent --max-cost 5 --price 2.50/10",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "find the concurrency limit and the rates to set",
+        main,
+        "--scenario crowded --users 120",
+        "--objective p95 --slo 'p95<2s,errors<1%' --over semaphore,rate,adaptive",
+        "--stream --over semaphore,eager --budget 10m",
+        "--quota openai:rpm=500,tpm=30000",
+        "--agent my_app.agents:make_agent --max-cost 5 --price 2.50/10",
     )
     add_options(parser, "tune", (Size, LoadOptions), GROUPS)
-    add_yes(parser)
     search = parser.add_argument_group("search")
     search.add_argument(
         "--objective",
@@ -57,43 +60,29 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="Q",
         help="a server's limits a minute, such as openai:rpm=500,tpm=30000 (default: what headers say)",
     )
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print the answer as JSON, and nothing else")
-    output.add_argument("--quiet", action="store_true", help="say nothing while the search runs")
-    output.add_argument(
-        "--allow-saturated", action="store_true", help="exit 0 even when the client was the bottleneck"
-    )
-    parser.set_defaults(command=main)
+    add_output(parser, json="print the answer as JSON, and nothing else", running="the search runs")
 
 
 def main(arguments: argparse.Namespace) -> int:
     import orjson
 
-    from profiler.commands.consent import agreed
-    from profiler.load.estimate import plan
     from profiler.tune.answer import render
     from profiler.tune.quotas import parse_quota
     from profiler.tune.search import Search, tune
 
     size = Size.from_namespace(arguments)
+    # One strategy, for the estimate: the search tries its own, and this is the one that asks for most.
+    load = asked_load(arguments, strategies=parse_strategies("gathered"))
     search = Search(
-        load=asked_load(arguments, strategies=parse_strategies("gathered")),
-        users=size.users,
-        workers=size.workers,
+        load,
+        size.users,
+        size.workers,
         objective=arguments.objective,
         over=tuple(part.strip() for part in arguments.over.split(",") if part.strip()),
         budget=arguments.budget,
         quotas=tuple(parse_quota(spec) for spec in arguments.quota),
     )
-
-    load = search.load
-    if not agreed(
-        arguments,
-        load,
-        lambda scenario, remote: plan(
-            load, search.users, search.budget, search.workers, scenario, remote, search=True
-        ),
-    ):
+    if not agreed(arguments, load, size, search.budget, search=True):
         return 1
 
     def say(text: str) -> None:

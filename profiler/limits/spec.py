@@ -106,15 +106,21 @@ def _rules(text: str) -> tuple[Rule, ...]:
     raise UnknownLimiter(text)
 
 
-def totals(rules: Sequence[Rule], *, share: int = 1, processes: int = 1, what: str = "calls") -> list[str]:
+# What limiters let through in all processes together, in words.
+
+
+def totals(
+    rules: Sequence[Rule], *, agents: int = 1, share: int = 1, processes: int = 1, what: str = "calls"
+) -> list[str]:
     """The limits of all processes together in words, a line for each rule.
 
-    Such as `rate:50/s: 25 per process × 2 processes = up to 50 calls/s`; `share` as in `Gate`.
+    Such as `rate:50/s: 25 per process × 2 processes = up to 50 calls/s`. `share` as in `Gate`: each process
+    has 1/`share` of a limit. `agents` are those of all processes.
     """
-    return [f"{rule.text}: {_total(rule, share, processes, what)}" for rule in rules]
+    return [f"{rule.text}: {_total(rule, agents, share, processes, what)}" for rule in rules]
 
 
-def _total(rule: Rule, share: int, processes: int, what: str) -> str:
+def _total(rule: Rule, agents: int, share: int, processes: int, what: str) -> str:
     limiter = rule.make(share)
     if isinstance(limiter, AdaptiveLimit):
         each = f" in each of {processes} processes" if processes > 1 else ""
@@ -127,8 +133,11 @@ def _total(rule: Rule, share: int, processes: int, what: str) -> str:
         let_in = float(limiter.limit or 0)
         of_tool = f" of {rule.tool or 'each tool'}" if rule.scope == "tool" else ""
         counted = f"{what}{of_tool} at once"
-    sum_ = f"{_figure(let_in)} per process × {processes} processes = " if processes > 1 else ""
-    return f"{sum_}up to {_figure(let_in * processes)} {counted}"
+    one, several, count = "process", "processes", processes
+    if rule.scope == "agent":
+        one, several, count = "agent", "agents", agents
+    sum_ = f"{_figure(let_in)} per {one} × {count} {several} = " if count > 1 else ""
+    return f"{sum_}up to {_figure(let_in * count)} {counted}"
 
 
 def _figure(value: float) -> str:

@@ -1,11 +1,10 @@
-"""Who runs a loop: the built-in `ToolLoop`, or an agent that the user wrote.
+"""What runs a loop: the built-in `ToolLoop`, or an agent that the user wrote.
 
-A factory (`--agent module:factory`, or `AgentUser.agent`) is called once per process and strategy
-with an `AgentContext`, in the running event loop, and returns an async callable without arguments:
-one call of it is one loop. Agents share what it made, as they share a client in production. What
-runs inside such a call is recorded through `context.profiler` (an instrumented client, wrapped
-tools) or through a `ToolLoop` with `sinks=[context.sink]`; either way it becomes one record, in its
-place in the load test.
+A factory (`--agent module:factory`, or `AgentUser.agent`) is called once per process and strategy with an
+`AgentContext`, in the running event loop, and returns an async callable without arguments: one call of it is
+one loop. All agents of the process share that callable, as they share a client in production. What runs
+inside such a call is recorded through `context.profiler` (an instrumented client, wrapped tools) or through a
+`ToolLoop` with `sinks=[context.sink]`. Either way it becomes one record, in its place in the load test.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from profiler.errors import ProviderError, TargetError, UsageError
+from profiler.limits.gate import Gate
 from profiler.loop.recorder import LiveCalls, Recorder, Sink
 from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord
@@ -31,7 +31,6 @@ from profiler.strategies import Sequential, Strategy
 from profiler.watch.loop import HandedOver, handed_over
 
 if TYPE_CHECKING:
-    from profiler.limits.gate import Gate
     from profiler.loop.loop import ToolLoop
     from profiler.loop.model import Model
     from profiler.watch.profiler import Profiler
@@ -61,7 +60,7 @@ class LoopRunner(Protocol):
     """Runs loops of one strategy."""
 
     async def run(self, position: LoopPosition) -> bool:
-        """One loop; whether it came to its end. Raises nothing but cancellation."""
+        """Run one loop; returns whether it came to its end. Raises nothing but cancellation."""
 
     async def close(self) -> None: ...
 
@@ -95,7 +94,7 @@ class BuiltInAgent:
 
 @dataclass(slots=True)
 class _AgentCall:
-    """One call of a user's agent while it runs: the records that came of it, its own order of calls."""
+    """One call of a user's agent while it runs, and its records; `lock` keeps `sequential` in order."""
 
     position: LoopPosition
     records: list[LoopRecord] = field(default_factory=list)
@@ -108,11 +107,11 @@ _current: ContextVar[_AgentCall | None] = ContextVar("toolloop_agent_call", defa
 class AgentContext:
     """What a user's agent is given.
 
-    `base_url` is the root of the model API, `openai_url` the same with `/v1`; `tools_url` the root
-    of the tools. `strategy` says how the calls of a round are to run: hand it to a `ToolLoop`, or
-    use `execute` or `limiter`. `profiler` watches a loop that is written already, `sink` is for a
-    `ToolLoop`, as are `record_content` and `redact`; `limited(model)` heeds `--model-limit`. `number`,
-    `prompt` and `agent` are those of the loop that the caller is in.
+    `base_url` is the root of the model API, `openai_url` the same with `/v1`, `tools_url` the root of the
+    tools. `strategy` says how the calls of a round are to run: hand it to a `ToolLoop`, or use `execute` or
+    `limiter`. `profiler` watches a loop that is written already; `sink`, `record_content` and `redact` are
+    for a `ToolLoop`. `limited(model)` keeps to `--model-limit`. `number`, `prompt` and `agent` are those of
+    the loop that the caller is in.
     """
 
     def __init__(
@@ -170,13 +169,13 @@ class AgentContext:
         return self.slot()
 
     def limited(self, model: Model) -> Model:
-        """The model behind the limiters of `--model-limit`, shared by all loops; itself without."""
+        """The model behind the limiters of `--model-limit`, which all loops share, if there are any."""
         from profiler.loop.limited_model import LimitedModel
 
         return model if self._model_gate is None else LimitedModel(model, self._model_gate)
 
     def slot(self, tool: str = "") -> AbstractAsyncContextManager[Any]:
-        """Around one call of a tool, or one try of it: what it raises (429, timeouts) is heeded."""
+        """Goes around a call of a tool, or a try of it: limiters heed what that raises (429, timeouts)."""
         call = self._call
         if isinstance(self.strategy, Sequential):
             return call.lock
@@ -184,10 +183,11 @@ class AgentContext:
         return nullcontext() if gate is None else gate.slot(tool, call.position.agent)
 
     async def execute(self, *calls: Callable[[], Awaitable[T]]) -> list[T]:
-        """Run the calls of a round as the strategy says; their results in order.
+        """Run the calls of a round as the strategy says; returns their results in order.
 
-        All of them end, then the first failure is raised. In the records the first tool call of each
-        has the time that the strategy held it as its wait; when further ones run is its own decision.
+        The first failure is raised, after all have ended. In the records, the first tool call of each
+        callable has waited as long as the strategy held the callable; the callable decides when further ones
+        run.
         """
         gate, agent = self.strategy.gate, self._call.position.agent
         outcomes: list[T | BaseException] = [asyncio.CancelledError()] * len(calls)
@@ -198,7 +198,7 @@ class AgentContext:
             outer.begun = True
 
         async def released(index: int) -> None:
-            # Per callable: one after another they may all run in one task.
+            # Set and reset for each callable, since `sequential` runs all of them in one task.
             token = handed_over.set(HandedOver(at_ns, clock(), limit))
             try:
                 outcomes[index] = await calls[index]()
@@ -224,7 +224,7 @@ class AgentContext:
         return results
 
     def on_close(self, close: Callable[[], Awaitable[Any]]) -> None:
-        """Have `close()` awaited after the last loop: of a client, for instance."""
+        """Have `close()` awaited after the last loop, such as that of a client."""
         self._closers.append(close)
 
     async def close(self) -> None:
@@ -267,7 +267,10 @@ class CustomAgent:
         return cls(made, context, sinks)
 
     async def warm(self, position: LoopPosition, sinks: Sequence[Sink] = ()) -> None:
-        """One loop for `sinks` alone: the first use of a client takes long. Raises `TargetError`."""
+        """Run one loop, recorded in `sinks` alone: the first use of a client takes long.
+
+        Raises `TargetError` when the loop fails.
+        """
         recorder, self._recorder = self._recorder, Recorder(sinks)
         try:
             if not await self.run(position):
@@ -305,10 +308,10 @@ class CustomAgent:
 
 
 def placed(records: Sequence[LoopRecord], position: LoopPosition, strategy: str) -> list[LoopRecord]:
-    """The records of one call of an agent, given its position; the last one is of the call as a whole.
+    """The records of one call of an agent, put in its position. The last one is of the call as a whole.
 
-    Where that saw no model request of its own, what recorded itself inside (a `ToolLoop`, a
-    `profiler.loop.loop`) is the loop, and an empty frame around it would count twice.
+    Where that one saw no model request of its own, a `ToolLoop` or a `profiler.loop` inside has recorded the
+    loop, and to keep the empty frame around it would count the loop twice.
     """
     *inner, outer = records
     if outer.rounds or not any(record.parent in (None, outer.id) for record in inner):
@@ -331,13 +334,13 @@ def placed(records: Sequence[LoopRecord], position: LoopPosition, strategy: str)
 
 
 def load_factory(spec: str) -> AgentFactory:
-    """`my_app.agents:make_agent`, found from the working directory too. Raises `UsageError`."""
+    """Import `my_app.agents:make_agent`, from the working directory too. Raises `UsageError`."""
     factory: AgentFactory = _named("--agent", spec, "MODULE:FACTORY, such as my_app.agents:make_agent")
     return factory
 
 
 def load_redact(spec: str) -> Redact:
-    """`my_app.privacy:redact`, found like an agent's factory. Raises `UsageError`."""
+    """Import `my_app.privacy:redact`, found as an agent's factory is. Raises `UsageError`."""
     redact: Redact = _named("--redact", spec, "MODULE:FUNCTION, such as my_app.privacy:redact")
     return redact
 
@@ -361,7 +364,7 @@ def _named(option: str, spec: str, expected: str) -> Any:
 
 
 class _Collector:
-    """A sink that keeps the records of a call for `placed`; lag goes straight on."""
+    """A sink that keeps the records of a call for `placed`; lag is passed on at once."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._recorder = Recorder(sinks)

@@ -1,4 +1,4 @@
-"""An option, declared once: on the field of a dataclass that holds its value.
+"""An option is declared once: on the field of a dataclass that holds its value.
 
     users: int = option("--users", COUNT, 20, "agents", group="load", commands=("compare", "tune"))
 
@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from decimal import Decimal
 from typing import Any, ClassVar, Self
 
 from profiler.errors import UsageError
 
 MOST = 1_000_000_000
-"""The most of whatever is counted."""
+"""The bound of everything that is counted."""
 
 LONGEST_SECONDS = 365 * 86400.0
+
 HIDDEN = "[hidden]"
 """Stands for the value of a secret wherever one is shown."""
 
@@ -29,10 +30,10 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What an option takes. `read` raises `ValueError`, which says what was wrong with a text.
+    """What values an option takes. `read` makes one from text; its `ValueError` says what was wrong.
 
-    `least` and `most` are bounds of a number, None for any; `write` is the inverse of `read`; `metavar` is
-    how the help names a value.
+    `write` is the inverse of `read`. `least` and `most` are the bounds of a number, None without bounds.
+    `metavar` is how the help names a value.
     """
 
     read: Callable[[str], Any]
@@ -42,16 +43,16 @@ class Kind:
     metavar: str | None = None
 
     def checked(self, value: Any) -> Any:
-        """The value, if it is within the bounds. Raises `ValueError`."""
+        """The value, if it is within the bounds; else raises `ValueError`."""
         if self.least is None or self.most is None or not isinstance(value, (int, float)):
             return value
-        if not self.least <= value <= self.most:  # NaN is neither
+        if not self.least <= value <= self.most:  # written so that NaN is refused too
             bound = f"at most {_shown(self.most)}" if value > self.most else f"at least {_shown(self.least)}"
             raise ValueError(f"must be {bound}, not {value}")
         return value
 
     def argument(self, text: str) -> Any:
-        """A value within the bounds, for argparse, which shows no other exception's message."""
+        """Read and check a value for argparse, which shows the message of this exception alone."""
         try:
             return self.checked(self.read(text))
         except ValueError as error:
@@ -90,7 +91,7 @@ def _shown(bound: float) -> str:
 
 
 def _number(value: float) -> str:
-    return format(Decimal(repr(value)).normalize(), "f")  # every digit, and no exponent
+    return format(Decimal(repr(value)).normalize(), "f")  # every digit; no exponent, which nothing reads
 
 
 TEXT = Kind(_text)
@@ -107,21 +108,23 @@ SWITCH = Kind(lambda text: text == "true", lambda value: "true" if value else "f
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """The declaration. `commands` take it (`locust` are our Locust files); `repeats`: it may come again.
+    """The declaration. `commands` take the option (`locust`: our Locust files); `repeats`: several times.
 
-    The value of a `secret` is in no file and on no screen.
+    A `hidden` one is in no help, no web form and no line that repeats a run. The value of a `secret` is in
+    no file and on no screen.
     """
 
     flag: str
     kind: Kind
+    default: Any
     help: str
     group: str
     commands: tuple[str, ...]
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     repeats: bool = False
-    secret: bool = False
     hidden: bool = False
+    secret: bool = False
 
     @property
     def value_name(self) -> str | None:
@@ -130,19 +133,60 @@ class Option:
 
     @property
     def destination(self) -> str:
-        """Its attribute in what argparse, and Locust's web form, give back."""
+        """Its attribute in the namespace that argparse, and Locust's web form, return."""
         return self.flag.removeprefix("--").replace("-", "_")
+
+    @property
+    def explained(self) -> str:
+        """The help, with the default where there is one and the help does not name it."""
+        if self.kind is SWITCH or self.default in (None, (), 0) or "default" in self.help:
+            return self.help
+        unit = "s" if self.kind.metavar == "T" else ""
+        return f"{self.help} (default: {self.kind.write(self.default)}{unit})"
+
+    def keywords(self, *, typed: bool) -> dict[str, Any]:
+        """For argparse's `add_argument`; unless `typed`, values stay text."""
+        said: dict[str, Any] = {
+            "help": argparse.SUPPRESS if self.hidden else self.explained.replace("%", "%%")
+        }
+        if self.kind is SWITCH:
+            return {**said, "action": "store_true"}
+        if self.choices:
+            return {**said, "choices": self.choices, "default": self.default}
+        said["metavar"] = self.value_name
+        text = None if self.default in (None, ()) else self.kind.write(self.default)
+        if self.repeats:
+            return {**said, "action": _Collect, "default": None if typed else [text]}
+        if typed:
+            return {**said, "type": self.kind.argument, "default": self.default}
+        return {**said, "default": text}
+
+    def read(self, given: Any) -> Any:
+        """The value that was given: as text, as texts, or read already. `Options.check` looks at bounds.
+
+        Raises `UsageError` naming the option.
+        """
+        if not isinstance(given, (str, list)):
+            return given
+        text = ",".join(map(str, given)) if isinstance(given, list) else given
+        try:
+            return self.kind.read(text)
+        except UsageError as error:
+            raise UsageError(f"{self.flag}: {error}") from error
+        except ValueError as error:
+            raise UsageError(f"{self.flag} {text}: {error}") from None
 
 
 def option(
     flag: str, kind: Kind, default: Any, help: str, group: str, commands: tuple[str, ...], **more: Any
 ) -> Any:
     """A dataclass field that is an option; `more` are further fields of `Option`."""
-    return field(default=default, metadata={"option": Option(flag, kind, help, group, commands, **more)})
+    declared = Option(flag, kind, default, help, group, commands, **more)
+    return field(default=default, metadata={"option": declared})
 
 
 class Options:
-    """Base of a frozen dataclass whose fields are options."""
+    """Base of a frozen dataclass whose fields are all options."""
 
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -154,57 +198,37 @@ class Options:
         return core_schema.no_info_plain_validator_function(cls.from_json)
 
     @classmethod
-    def declared(cls, command: str | None = None) -> Iterator[tuple[Field[Any], Option]]:
-        """Fields and their options: those of a command, or all."""
+    def declared(cls, command: str | None = None) -> Iterator[tuple[str, Option]]:
+        """Names of fields and their options: those of a command, or all."""
         for one in fields(cls):
-            declaration: Option | None = one.metadata.get("option")
-            if declaration is not None and (command is None or command in declaration.commands):
-                yield one, declaration
+            declared: Option = one.metadata["option"]
+            if command is None or command in declared.commands:
+                yield one.name, declared
 
     def check(self) -> None:
-        """Raises `UsageError` naming the option whose value is out of bounds."""
-        for one, declaration in self.declared():
-            value = getattr(self, one.name)
+        """Raises `UsageError` naming the option whose value is out of bounds, or none of its choices."""
+        for name, declared in self.declared():
+            value = getattr(self, name)
             for part in value if isinstance(value, tuple) else (value,):
                 try:
-                    declaration.kind.checked(part)
+                    declared.kind.checked(part)
                 except ValueError as error:
-                    raise UsageError(f"{declaration.flag} {error}") from None
-            if declaration.choices and value not in declaration.choices:
-                expected = ", ".join(declaration.choices)
-                raise UsageError(f"{declaration.flag} {value}: expected one of {expected}")
-
-    # Arguments
+                    raise UsageError(f"{declared.flag} {error}") from None
+            if declared.choices and value not in declared.choices:
+                expected = ", ".join(declared.choices)
+                raise UsageError(f"{declared.flag} {value}: expected one of {expected}")
 
     @classmethod
     def add_to_locust(cls, parser: Any) -> None:
-        """Add ours to Locust's parser; they appear in its web form, which sends text for what is not set.
+        """Add ours to Locust's parser, which makes its web form of them.
 
-        So values stay text here, and are read by `from_namespace`.
+        Values stay text, which the form sends for what is not set; `from_namespace` reads them.
         """
-        for one, declaration in cls.declared("locust"):
-            keywords = cls._keywords(one, declaration, typed=False)
-            if declaration.hidden:
-                keywords["include_in_web_ui"] = False
-            if declaration.secret:
-                keywords["is_secret"] = True
-            parser.add_argument(declaration.flag, **keywords)
-
-    @classmethod
-    def _keywords(cls, one: Field[Any], declaration: Option, *, typed: bool) -> dict[str, Any]:
-        default = _default(one)
-        said = explained(one, declaration).replace("%", "%%")
-        keywords: dict[str, Any] = {"help": argparse.SUPPRESS if declaration.hidden else said}
-        if declaration.kind is SWITCH:
-            return keywords | {"action": "store_true"}
-        if declaration.choices:
-            return keywords | {"choices": declaration.choices, "default": default}
-        if declaration.repeats:
-            given = None if typed else [declaration.kind.write(default)]
-            return keywords | {"action": _Collect, "metavar": declaration.value_name, "default": given}
-        shown = None if default is None or default == () else declaration.kind.write(default)
-        keywords |= {"metavar": declaration.value_name, "default": default if typed else shown}
-        return keywords | ({"type": declaration.kind.argument} if typed else {})
+        for _, declared in cls.declared("locust"):
+            shown = {"include_in_web_ui": False} if declared.hidden else {}
+            if declared.secret:
+                shown["is_secret"] = True
+            parser.add_argument(declared.flag, **declared.keywords(typed=False), **shown)
 
     @classmethod
     def from_namespace(cls, parsed: argparse.Namespace, **others: Any) -> Self:
@@ -213,86 +237,72 @@ class Options:
         `others` are fields that do not come from there. Raises `UsageError` naming the option.
         """
         values = dict(others)
-        for one, declaration in cls.declared():
-            given = getattr(parsed, declaration.destination, None)
-            if one.name in others or given in (None, "", []):
+        for name, declared in cls.declared():
+            given = getattr(parsed, declared.destination, None)
+            if name in others or given in (None, "", []):
                 continue
-            if declaration.kind is SWITCH:
-                values[one.name] = _default(one) is not bool(given)
+            if declared.kind is SWITCH:
+                values[name] = declared.default is not bool(given)
             else:
-                values[one.name] = _read(declaration, given)
+                values[name] = declared.read(given)
         return cls(**values)
 
     def arguments(self, leave_out: Collection[str] = ()) -> list[str]:
         """What to write on a command line for these values, where they are not the defaults."""
         written: list[str] = []
-        for one, declaration in self.declared():
-            value = getattr(self, one.name)
-            if one.name in leave_out or declaration.hidden or value == _default(one):
+        for name, declared in self.declared():
+            value = getattr(self, name)
+            if name in leave_out or declared.hidden or value == declared.default:
                 continue
-            if declaration.kind is SWITCH:
-                written.append(declaration.flag)
+            if declared.kind is SWITCH:
+                written.append(declared.flag)
                 continue
-            for part in [(one,) for one in value] if declaration.repeats else [value]:
-                text = HIDDEN if declaration.secret else declaration.kind.write(part)
-                # What begins with a dash would be taken for another option.
-                written += [f"{declaration.flag}={text}"] if text[:1] == "-" else [declaration.flag, text]
+            for part in [(one,) for one in value] if declared.repeats else [value]:
+                text = HIDDEN if declared.secret else declared.kind.write(part)
+                # A value that begins with a dash would be taken for another option.
+                written += [f"{declared.flag}={text}"] if text[:1] == "-" else [declared.flag, text]
         return written
-
-    # JSON
 
     def as_json(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
         """Plain data for `run.json` and messages; secrets are not in it."""
         return {
-            one.name: _plain(getattr(self, one.name))
-            for one, declaration in self.declared()
-            if one.name not in leave_out and not declaration.secret
+            name: _plain(getattr(self, name))
+            for name, declared in self.declared()
+            if name not in leave_out and not declared.secret
         }
 
     def secrets(self) -> dict[str, Any]:
-        """What `as_json` leaves out, for a pipe or an environment."""
+        """The secrets, as plain data for the message to a worker: what `as_json` leaves out."""
         return {
-            one.name: _plain(getattr(self, one.name))
-            for one, declaration in self.declared()
-            if declaration.secret
+            name: _plain(getattr(self, name)) for name, declared in self.declared() if declared.secret
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], **others: Any) -> Self:
         """Inverse of `as_json`; keys of another version are ignored. Raises `UsageError`."""
         values = dict(others)
-        for one, declaration in cls.declared():
-            if one.name in data and one.name not in others:
-                given = data[one.name]
-                repeated = isinstance(given, list)
-                values[one.name] = _read(declaration, given) if repeated else given
+        for name, declared in cls.declared():
+            if name in data and name not in others:
+                given = data[name]
+                values[name] = declared.read(given) if isinstance(given, list) else given
         return cls(**values)
-
-
-def explained(one: Field[Any], declaration: Option) -> str:
-    """The help, with the default where there is one and the help does not say it."""
-    default = _default(one)
-    if declaration.kind is SWITCH or default in (None, (), 0) or "default" in declaration.help:
-        return declaration.help
-    unit = "s" if declaration.kind.metavar == "T" else ""
-    return f"{declaration.help} (default: {declaration.kind.write(default)}{unit})"
 
 
 def add_options(
     parser: argparse.ArgumentParser, command: str, classes: Sequence[type[Options]], groups: Mapping[str, str]
 ) -> None:
     """Add the options of a command to its parser, in groups: title → what the help says below it, or ''."""
-    found = [(one, declared, cls) for cls in classes for one, declared in cls.declared(command)]
+    found = [declared for cls in classes for _, declared in cls.declared(command)]
     for title, said in groups.items():
-        mine = [(one, declared, cls) for one, declared, cls in found if declared.group == title]
-        group = parser.add_argument_group(title, said or None) if mine else None
-        for one, declared, cls in mine:
-            assert group is not None
-            group.add_argument(declared.flag, **cls._keywords(one, declared, typed=True))
+        mine = [declared for declared in found if declared.group == title]
+        if mine:
+            group = parser.add_argument_group(title, said or None)
+            for declared in mine:
+                group.add_argument(declared.flag, **declared.keywords(typed=True))
 
 
 class _Collect(argparse.Action):
-    """Collects the values of an option that comes again; the first one replaces the default."""
+    """Collects the values of an option that repeats; the first one replaces the default."""
 
     def __call__(
         self,
@@ -303,22 +313,6 @@ class _Collect(argparse.Action):
     ) -> None:
         given = getattr(namespace, self.dest)
         setattr(namespace, self.dest, [*(given if given is not self.default else ()), values])
-
-
-def _default(one: Field[Any]) -> Any:
-    return None if one.default is MISSING else one.default
-
-
-def _read(declaration: Option, given: Any) -> Any:
-    if not isinstance(given, (str, list)):
-        return given  # read already, by argparse
-    text = ",".join(map(str, given)) if isinstance(given, list) else given
-    try:
-        return declaration.kind.read(text)  # `check` looks at the bounds
-    except UsageError as error:
-        raise UsageError(f"{declaration.flag}: {error}") from error
-    except ValueError as error:
-        raise UsageError(f"{declaration.flag} {text}: {error}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """What a load test is about to do, before it begins: how long, how much, at which cost. Pure.
 
-Loops are those of the scenario's tape; a real model answers as fast, and says as much, as it likes.
-So the figures are an estimate, good for the order of magnitude.
+Loops are those of the scenario's tape; a real model answers at its own speed and length. So the figures are
+good for the order of magnitude alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from profiler.emulator.draws import Place
 from profiler.emulator.tape import Tape
 from profiler.load.options import LoadOptions
 from profiler.load.plan import Arrivals
-from profiler.load.spending import OPTIONS, price_of
+from profiler.load.spending import RESOURCES, extrapolated, option_of, price_of
 from profiler.rundir import Spent
 from profiler.scenarios.schema import Scenario
 
@@ -23,7 +23,7 @@ SAMPLE = 50
 """Entries of the tape that are looked at."""
 
 CLIENT_RATE = 200.0
-"""Loops a second that a process can run at most, about, where the target takes no time."""
+"""Loops a second that one process can run at most, roughly, where the target takes no time."""
 
 CHARACTERS_PER_TOKEN = 4
 CALL_TOKENS, RESULT_TOKENS, ANSWER_TOKENS = 20, 40, 60
@@ -31,66 +31,78 @@ CALL_TOKENS, RESULT_TOKENS, ANSWER_TOKENS = 20, 40, 60
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """`seconds` measured in all, what is about to be spent (None: unknown), and where.
+class LoadEstimate:
+    """What a load test of `users` agents is about to do.
 
-    A `search` (`profiler tune`) takes up to so long, and measures less than that.
+    `seconds` of measuring in all; a `search` (`profiler tune`) takes up to that long, and measures less.
+    `spent` is what it is about to spend, None where an agent of the user's own decides that.
     """
 
-    target: str
-    model: str
-    remote: bool
-    strategies: int
-    levels: tuple[int, ...]
+    options: LoadOptions
     users: int
     seconds: float
     spent: Spent | None
-    cost: float | None
-    price: str | None
-    limits: tuple[str, ...]
-    first_limit: tuple[str, float] | None
     scenario: str
-    search: bool = False
+    remote: bool
+    search: bool
+
+    @property
+    def cost(self) -> float | None:
+        """In USD; None where it is unknown."""
+        price = price_of(self.options.asked_model, self.options.price)
+        if self.spent is None or price is None:
+            return None
+        return price.cost(self.spent.input_tokens, self.spent.output_tokens)
 
     def lines(self) -> list[str]:
         """For a reader: one line, several where it may cost something."""
-        levels = f"{', '.join(map(str, self.levels))} agents" if self.levels else f"{self.users} agents"
-        strategies = "1 strategy" if self.strategies == 1 else f"{self.strategies} strategies"
-        what = f"{strategies}, {self.seconds:.0f} s of measuring"
-        if self.search:
-            what = f"a search of up to {self.seconds:.0f} s"
-        head = f"plan: {what} with {levels} on {self.target}"
+        what = f"{self._head()} on {self.options.base_url or 'the embedded emulator'}"
         if self.spent is None:
             amount = "how much the agent asks for is not known"
         else:
-            up_to = "up to " if self.search else ""
-            amount = (
-                f"{up_to}about {rounded(self.spent.loops)} loops, {rounded(self.spent.requests)} requests"
-            )
+            about = "up to about" if self.search else "about"
+            amount = f"{about} {rounded(self.spent.loops)} loops, {rounded(self.spent.requests)} requests"
         if not self.remote:
-            return [f"{head}: {amount}"]
-        head += f" ({self.model})" if self.model else ""
-        if self.spent is not None:
-            amount += (
-                f", {rounded(self.spent.input_tokens)} tokens in, {rounded(self.spent.output_tokens)} out"
-            )
-        if self.cost is not None:
-            amount += f": some ${self.cost:.2g} at {self.price}"
-        elif self.spent is not None:
-            amount += "; the price is unknown (--price IN/OUT)"
-        lines = [head, f"  {amount}"]
+            return [f"{what}: {amount}"]
+        model = self.options.asked_model
+        lines = [f"{what} ({model})" if model else what, f"  {amount}{self._tokens_and_cost()}"]
         if self.spent is not None:
             lines.append(f"  an estimate, as if loops were those of the scenario {self.scenario}")
-        if self.first_limit is not None:
-            lines.append(f"  {self.first_limit[0]} will end it after about {self.first_limit[1]:.0%} of that")
-        elif self.limits:
-            lines.append(f"  limits: {', '.join(self.limits)}")
-        else:
-            lines.append(f"  no limit on what is spent: {', '.join(OPTIONS.values())}")
-        return lines
+        return [*lines, f"  {self._limits()}"]
+
+    def _head(self) -> str:
+        levels, strategies = self.options.levels, len(self.options.strategies)
+        agents = f"{', '.join(map(str, levels))} agents" if levels else f"{self.users} agents"
+        if self.search:
+            return f"plan: a search of up to {self.seconds:.0f} s with {agents}"
+        turns = "1 strategy" if strategies == 1 else f"{strategies} strategies"
+        return f"plan: {turns}, {self.seconds:.0f} s of measuring with {agents}"
+
+    def _tokens_and_cost(self) -> str:
+        if self.spent is None:
+            return ""
+        tokens = f", {rounded(self.spent.input_tokens)} tokens in, {rounded(self.spent.output_tokens)} out"
+        if self.cost is None:
+            return f"{tokens}; the price is unknown (--price IN/OUT)"
+        return f"{tokens}: some ${self.cost:.2g} at {price_of(self.options.asked_model, self.options.price)}"
+
+    def _limits(self) -> str:
+        """Which limit on spending will end the test first, else which limits there are."""
+        budget = self.options.budget()
+        shares = [
+            (limit / used, budget.limit(resource))
+            for resource, limit in budget.limits.items()
+            if self.spent is not None and (used := budget.used(self.spent, resource)) > limit
+        ]
+        if shares:
+            share, first = min(shares)
+            return f"{first} will end it after about {share:.0%} of that"
+        if budget.limits:
+            return f"limits: {', '.join(map(budget.limit, budget.limits))}"
+        return f"no limit on what is spent: {', '.join(map(option_of, RESOURCES))}"
 
 
-def plan(
+def estimate_load(
     options: LoadOptions,
     users: int,
     seconds: float,
@@ -98,88 +110,55 @@ def plan(
     scenario: Scenario,
     remote: bool,
     search: bool = False,
-) -> Plan:
-    """`seconds` of measuring per strategy and level, as `profiler compare` has it.
+) -> LoadEstimate:
+    """An estimate for `seconds` of measuring per strategy and level, as `profiler compare` counts them.
 
-    Of a search they are all the time it has, and the one strategy is gathering, which asks for most.
+    For a search they are all the time it has, and its one strategy is gathering, which asks for most.
     """
     levels = options.levels or (users,)
     loops = 0.0
     tape = Tape(scenario, options.seed)
     for strategy in options.strategies:
+        each = loop_seconds(tape, at_once=strategy.kind != "sequential") + options.think_seconds
         for level in levels:
             if options.arrivals is not None:
                 loops += Arrivals.parse(options.arrivals, users).expected(level, seconds)
             else:
-                each = loop_seconds(tape, at_once=strategy.kind != "sequential") + options.think_seconds
                 loops += seconds * min(level / each if each else math.inf, CLIENT_RATE * workers)
-    spent = None
-    if options.agent is None:
-        one = loop_spent(tape)
-        count = round(loops) + workers
-        spent = Spent(
-            count, *(round(count * part) for part in (one.requests, one.input_tokens, one.output_tokens))
-        )
-    model = options.asked_model
-    price = price_of(model, options.price)
-    budget = options.budget()
-    shares = [
-        (budget.limit(name), limit / used)
-        for name, limit in budget.limits.items()
-        if spent is not None and (used := budget.used(spent, name)) > limit
-    ]
-    return Plan(
-        target=options.base_url or "the embedded emulator",
-        model=model,
-        remote=remote,
-        strategies=len(options.strategies),
-        levels=options.levels,
-        users=users,
+    return LoadEstimate(
+        options,
+        users,
         seconds=seconds * len(options.strategies) * len(levels),
-        spent=spent,
-        cost=None if spent is None or price is None else price.cost(spent.input_tokens, spent.output_tokens),
-        price=None if price is None else str(price),
-        limits=tuple(budget.limit(name) for name in budget.limits),
-        first_limit=min(shares, key=lambda share: share[1], default=None),
+        spent=None if options.agent else extrapolated(sample_spent(tape), round(loops) + workers),
         scenario=scenario.name,
+        remote=remote,
         search=search,
     )
 
 
 def loop_seconds(tape: Tape, at_once: bool) -> float:
-    """Mean of a loop whose calls of a round run at once, or one after another."""
+    """Mean seconds of a loop whose calls of a round run at once, or one after another."""
+    tools = tape.scenario.tools
     total = 0.0
     for loop in range(SAMPLE):
         for round_, calls in enumerate(_rounds(tape, loop)):
             pace = tape.pace(loop, round_, 0)
             total += pace.first_token + pace.per_token * (CALL_TOKENS * calls if calls else ANSWER_TOKENS)
             durations = [
-                tape.duration(
-                    Place(loop, round_, call), tape.scenario.tools[call % len(tape.scenario.tools)].name
-                )
-                for call in range(calls)
-                if tape.scenario.tools
+                tape.duration(Place(loop, round_, call), tools[call % len(tools)].name)
+                for call in range(calls if tools else 0)
             ]
             if durations:
                 total += max(durations) if at_once else sum(durations)
     return total / SAMPLE
 
 
-@dataclass(frozen=True, slots=True)
-class LoopSpent:
-    """Means of a loop."""
-
-    requests: float
-    input_tokens: float
-    output_tokens: float
-
-
-def loop_spent(tape: Tape) -> LoopSpent:
-    """Every request of a loop says again what was said before."""
+def sample_spent(tape: Tape) -> Spent:
+    """What the first `SAMPLE` loops spend. Every request of a loop says again what was said before it."""
     scenario = tape.scenario
     tools = [{"d": tool.description, "n": tool.name, "p": tool.parameters} for tool in scenario.tools]
     first = (len(scenario.prompt) + len(json.dumps(tools))) / CHARACTERS_PER_TOKEN
-    requests = given = taken = 0.0
+    requests, given, taken = 0, 0.0, 0
     for loop in range(SAMPLE):
         said = first
         for calls in _rounds(tape, loop):
@@ -187,11 +166,11 @@ def loop_spent(tape: Tape) -> LoopSpent:
             given += said
             taken += CALL_TOKENS * calls if calls else ANSWER_TOKENS
             said += (CALL_TOKENS + RESULT_TOKENS) * calls
-    return LoopSpent(requests / SAMPLE, given / SAMPLE, taken / SAMPLE)
+    return Spent(SAMPLE, requests, round(given), taken)
 
 
 def _rounds(tape: Tape, loop: int) -> Sequence[int]:
-    """Calls of each request's reply; none in the last one."""
+    """How many calls each reply of a loop makes; 0 for the last one, the answer."""
     return [*(tape.fan_out(loop, round_) for round_ in range(tape.rounds(loop))), 0]
 
 

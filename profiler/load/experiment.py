@@ -1,14 +1,16 @@
-"""An experiment from the outside: Locust in a process of its own, and the run directory it leaves.
+"""Runs a load test from outside: Locust in a process of its own, and the run directory that it leaves.
 
-The caller's process stays free of gevent, and its standard output its own.
+So the caller's process stays free of gevent, and keeps its standard output to itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,7 +28,7 @@ from profiler.rundir import Follower, Progress, RunDirectory
 from profiler.scenarios.schema import load_scenario
 
 PARENT_FD = "PROFILER_PARENT_FD"
-"""Environment variable: number of an inherited descriptor that reads end-of-file when the parent goes."""
+"""Environment variable with the number of an inherited descriptor; it reads end-of-file when we are gone."""
 
 INTERRUPTED = 130
 """Locust's exit code when it was interrupted before anything had begun."""
@@ -34,14 +36,16 @@ INTERRUPTED = 130
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
 SPAWN_RATE = 100
-"""Users a second at most; above, Locust warns."""
+"""Users a second at most; Locust warns above that."""
 
 OVERHEAD_SECONDS = 180.0
 """Start, preparation, ramp and exit, at the very most."""
 
 KILL_SECONDS = 10.0
+"""How long Locust may take to leave by itself before it is killed."""
+
 KEPT_LINES = 500
-"""Of what Locust says; its tables at the end come after what it complained of."""
+"""Last lines of Locust's output that are kept: its tables at the end come after its complaints."""
 
 FOLLOW_SECONDS = 0.25
 
@@ -50,7 +54,6 @@ _REFUSAL = re.compile(r"(?:locust: error: |/ERROR/profiler\.[\w.]+: )(.*)")
 _FAILURE = re.compile(r"(?:locust: error: |/(?:ERROR|CRITICAL)/[\w.]+: )(.*)")
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(?:: .*)?")
 """The last line of a traceback."""
-
 
 _SIZE = Size()
 
@@ -76,7 +79,7 @@ class Experiment:
 
     @property
     def limit_seconds(self) -> float:
-        """After this long something hangs."""
+        """A test that takes longer than this hangs."""
         trials = self.blocks * len(self.options.strategies) * max(1, len(self.options.levels))
         each = self.seconds / self.blocks + self.options.drain_seconds + 20.0
         return OVERHEAD_SECONDS + self.users / SPAWN_RATE + trials * each
@@ -88,18 +91,18 @@ def run_experiment(
     watch: Callable[[Progress], None] | None = None,
     enough: Callable[[RunDirectory], bool] | None = None,
 ) -> Path:
-    """Run it; returns the path of the run directory.
+    """Run an experiment; returns the path of the run directory.
 
-    `progress` gets a line at each step, `watch` what is known of the run every second, `enough` is asked
-    after every block whether what is there will do: the run then ends at its next trial. All are
-    called from threads of their own.
+    `progress` gets a line at each step, `watch` the progress every second. `enough` is asked after every
+    block whether what was measured suffices: then the run ends before its next trial. All are called from
+    threads of their own.
 
-    Interrupted (SIGINT) once, the loops in flight are waited for and the rest is left out;
-    twice, they are cut off. The run directory is complete for what had finished either way,
-    its `finished` is false and its `incidents` say `interrupted`. Raises `KeyboardInterrupt` when
-    nothing had begun, `UsageError` for what cannot be asked, `TargetError` when the target cannot be
-    reached, refuses us or goes away, `ProfilerError` when Locust failed: these name the run directory,
-    unless nothing was recorded by then and that is removed.
+    After one interrupt (SIGINT) the loops in flight are waited for and the rest is left out; after a second
+    one they are cut off. Either way the run directory is complete for what had finished, its `finished` is
+    false and its `incidents` say `interrupted`. Raises `KeyboardInterrupt` when nothing had begun,
+    `UsageError` for options that cannot be used, `TargetError` when the target cannot be reached, refuses us
+    or goes away, `ProfilerError` when Locust failed. These name the run directory, unless nothing was
+    recorded in it: then it is removed.
     """
     options = experiment.options
     options.check_targets(os.environ)
@@ -127,7 +130,7 @@ def _run(
     watch: Callable[[Progress], None] | None,
     enough: Callable[[RunDirectory], bool] | None,
 ) -> None:
-    """Locust from its start to its end."""
+    """Run Locust from its start to its end."""
     with _locust(experiment, options) as process:
         assert process.stderr is not None
         said: deque[str] = deque(maxlen=KEPT_LINES)
@@ -160,15 +163,17 @@ def command_line(experiment: Experiment, options: LoadOptions) -> list[str]:
 
 @contextlib.contextmanager
 def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess.Popen[str]]:
-    """Locust under way, in a session of its own: an interrupt at the terminal is ours to pass on.
+    """Locust under way, in a session of its own, so that we pass on an interrupt at the terminal.
 
     It leaves by itself when this process is gone, and does not outlive the `with` block.
     """
     inherited, kept = os.pipe()
     root = str(LOCUSTFILE.parents[2])
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("LOCUST_")}
-    if "LOCUST_SKIP_MONKEY_PATCH" in os.environ:
-        environment["LOCUST_SKIP_MONKEY_PATCH"] = os.environ["LOCUST_SKIP_MONKEY_PATCH"]
+    environment = {  # without settings of Locust's, which are meant for other tests
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("LOCUST_") or name == "LOCUST_SKIP_MONKEY_PATCH"
+    }
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment[PARENT_FD] = str(inherited)
     process = subprocess.Popen(
@@ -190,14 +195,14 @@ def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(KILL_SECONDS)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # the session is ours alone; usually it is empty by now
+            os.killpg(process.pid, signal.SIGKILL)  # whoever is left of its session; usually nobody
         process.wait()
         if process.stderr is not None:
             process.stderr.close()
 
 
 def _wait(process: subprocess.Popen[str], seconds: float) -> int:
-    """Its exit code. Interrupts are passed on; the third one ends it for good."""
+    """Wait for its exit code. The first two interrupts are passed on; the third one ends the waiting."""
     interrupts = 0
     while True:
         try:
@@ -245,7 +250,7 @@ def _follow(
 
 
 def _explain(code: int, said: deque[str]) -> None:
-    """Raise what the exit code means."""
+    """Raise the error that the exit code stands for."""
     if code == 0:
         return
     if code in (INTERRUPTED, -signal.SIGINT):  # the latter while it was still importing
@@ -258,24 +263,20 @@ def _explain(code: int, said: deque[str]) -> None:
 
 
 def _failure(said: list[str]) -> str:
-    """What Locust complained of last, with what was raised, in one line."""
-    for number in range(len(said) - 1, -1, -1):
-        match = _FAILURE.search(said[number])
-        if match is None:
-            continue
-        text, traceback = match[1].strip().rstrip(":"), False
-        for line in said[number + 1 :]:
-            traceback = traceback or line.startswith("Traceback ")
-            if traceback and not line.startswith("Traceback ") and _RAISED.fullmatch(line):
-                return f"{text}: {line}"
-        return text
+    """Locust's last complaint, with the exception if it shows one, in one line."""
+    for number in reversed(range(len(said))):
+        if match := _FAILURE.search(said[number]):
+            text = match[1].strip().rstrip(":")
+            traceback = itertools.dropwhile(
+                lambda line: not line.startswith("Traceback "), said[number + 1 :]
+            )
+            raised = next(filter(_RAISED.fullmatch, traceback), None)
+            return text if raised is None else f"{text}: {raised}"
     return said[-1] if said else "it said nothing"
 
 
 def _free_port() -> int:
     """A port that was free a moment ago, for the master: two experiments may run on one machine."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

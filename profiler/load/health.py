@@ -1,7 +1,7 @@
-"""How this process fares as a load generator: lags while a trial measures, and its CPU.
+"""How one process of a load test fares: the loops of a trial, its lags and its CPU, its clock.
 
-A client that is busy adds its own waiting to every latency it reports; `statistics.caveats` has
-the limits above which it says so.
+A client that is busy adds its own waiting to every latency it reports; `statistics.caveats` has the limits
+above which it says so.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +20,15 @@ from profiler.records import LoopRecord
 from profiler.rundir import Anchor, ClientHealth, Spent
 from profiler.statistics.histogram import Histogram
 
+KEPT = 20_000
+"""Lags of one trial that are kept exactly; of more than that, a histogram's bins, within 0.5 %."""
+
 
 @dataclass(slots=True)
 class Tally:
-    """What has come of a trial so far in one process; written on the loop's thread alone.
+    """Counts of a trial so far in one process; written on the loop's thread alone.
 
-    Loops, and those of them that failed (`LoopRecord.good`); `rate_limited` counts refusals.
+    `loops` have ended, and `failed` of them failed (`LoopRecord.good`); `rate_limited` counts refusals.
     """
 
     loops: int = 0
@@ -34,7 +37,7 @@ class Tally:
     spent: Spent = field(default_factory=Spent)
 
     def count(self, record: LoopRecord) -> None:
-        """A loop has ended. A nested one is no loop of its own, but what it spent was spent."""
+        """Count a loop that has ended. A nested one is no loop of its own, but what it spent was spent."""
         self.spent += spent_by(record)
         self.rate_limited += sum(1 for _ in record.refusals)
         if not record.nested:
@@ -42,65 +45,64 @@ class Tally:
             self.failed += not record.good
 
 
-KEPT = 20_000
-"""Lags of one trial that are kept as they are; of more only how many were how long, within 0.5 %."""
-
-
-@dataclass(slots=True)
 class Meter:
-    """Samples of one process in one trial, however long; lags in nanoseconds."""
+    """Lags and CPU of one process in one trial, from when it is made.
 
-    cpu_clock: Callable[[], float] = time.process_time
-    clock: Callable[[], float] = time.monotonic
-    lags: Histogram = field(default_factory=lambda: Histogram(limit=KEPT))
-    schedule: Histogram = field(default_factory=lambda: Histogram(limit=KEPT))
-    worst_lag_ns: int = 0
-    _heard: float = 0.0
-    _asked: float | None = None
-    _cpu: float = 0.0
-    _started: float = 0.0
+    `lags` are those of the event loop, `schedule` how late loops started; both in nanoseconds. The clocks are
+    in seconds.
+    """
 
-    def start(self) -> None:
-        self._cpu, self._started = self.cpu_clock(), self.clock()
+    def __init__(
+        self,
+        cpu_clock: Callable[[], float] = time.process_time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.lags = Histogram(limit=KEPT)
+        self.schedule = Histogram(limit=KEPT)
+        self._cpu_clock, self._clock = cpu_clock, clock
+        self._cpu, self._started = cpu_clock(), clock()
+        self._worst_lag_ns = 0
         self._heard = self._started
+        self._asked: float | None = None
 
     def lag(self, lag_ns: int) -> None:
         """A sample of event-loop lag."""
         self.lags.add(lag_ns)
-        self._heard = self.clock()
-        if lag_ns > self.worst_lag_ns:
-            self.worst_lag_ns = lag_ns
+        self._heard = self._clock()
+        if lag_ns > self._worst_lag_ns:
+            self._worst_lag_ns = lag_ns
 
     def take_worst_lag(self, sampled: bool) -> int:
-        """The worst lag since the last time this was asked, the one under way included.
+        """The worst lag since this was last asked, the one under way included.
 
-        `sampled`: loops run, so that samples ought to come. A loop that is blocked takes none.
+        `sampled`: loops run, so samples ought to come. A blocked event loop takes none: then its lag is the
+        time since the last one.
         """
-        worst, self.worst_lag_ns = self.worst_lag_ns, 0
-        now, asked = self.clock(), self._asked
+        worst, self._worst_lag_ns = self._worst_lag_ns, 0
+        now, asked = self._clock(), self._asked
         self._asked = now if sampled else None
         silent = asked is not None and self._heard < asked
         return int((now - self._heard - INTERVAL_SECONDS) * 1e9) if sampled and silent else worst
 
     def read(self, process: str, trial: int | None) -> ClientHealth:
-        """The figures from `start` until now."""
-        seconds = self.clock() - self._started
+        """The figures until now."""
+        seconds = self._clock() - self._started
         return ClientHealth(
             process=process,
             trial=trial,
             loop_lag_p99=p99_seconds(self.lags),
             schedule_lag_p99=p99_seconds(self.schedule),
-            cpu=(self.cpu_clock() - self._cpu) / seconds if seconds > 0 else None,
+            cpu=(self._cpu_clock() - self._cpu) / seconds if seconds > 0 else None,
         )
 
 
 def p99_seconds(lags_ns: Histogram) -> float | None:
-    """The 99th percentile (nearest rank) in seconds; None of nothing. The loop's thread may go on adding."""
+    """The 99th percentile (nearest rank) in seconds, None without samples."""
     samples = lags_ns.samples
     if samples is None:
         value = lags_ns.quantile(0.99)
         return None if value is None else value / 1e9
-    ordered = sorted(samples[:])
+    ordered = sorted(samples[:])  # a copy: the loop's thread may go on adding
     return ordered[math.ceil(0.99 * len(ordered)) - 1] / 1e9 if ordered else None
 
 
@@ -113,48 +115,19 @@ def cpu_seconds(pid: int) -> float | None:
         return None
 
 
-# Whether a target that is not ours has gone away in the middle of a run. Pure.
+def meters_of(processes: Mapping[str, int]) -> dict[str, Meter]:
+    """A meter of each process's CPU, by name. `processes`: name → pid; left out where it cannot be read."""
+    return {
+        name: Meter(cpu_clock=lambda pid=pid: cpu_seconds(pid) or 0.0)  # type: ignore[misc]
+        for name, pid in processes.items()
+        if cpu_seconds(pid) is not None
+    }
+
+
+# All records of a run are on one clock: the monotonic one of the machine that leads.
 #
-# Loops fail, none succeeds any more, and for a while nobody can connect: what comes after that measures
-# nothing. A target that answers with errors, or late, can be connected to, and is left to the loops.
-
-PATIENCE_SECONDS = 5.0
-"""A server that is restarted is back within that."""
-
-
-class ConnectionWatch:
-    """Told of the loops of the trial under way, and of attempts to connect."""
-
-    def __init__(self) -> None:
-        self._loops = 0
-        self._failed = 0
-        self._failing = False
-        self._since: float | None = None
-
-    def is_due(self, loops: int, failed: int) -> bool:
-        """Whether it is worth an attempt to connect: since the last look loops failed, and none succeeded."""
-        if loops < self._loops:  # another trial has begun
-            self._loops = self._failed = 0
-        if loops - failed > self._loops - self._failed:
-            self._failing, self._since = False, None
-        elif failed > self._failed:
-            self._failing = True
-        self._loops, self._failed = loops, failed
-        return self._failing
-
-    def is_gone(self, now: float, connected: bool) -> bool:
-        """An attempt to connect has ended; whether the target is gone by now."""
-        if connected:
-            self._failing, self._since = False, None
-            return False
-        self._since = now if self._since is None else self._since
-        return now - self._since >= PATIENCE_SECONDS
-
-
-# One clock for all records of a run: that of the machine that leads.
-#
-# Processes of one machine share its monotonic clock. Those of another are translated by anchors,
-# instants that both machines name on both of their clocks; that is as exact as their wall clocks agree.
+# Processes of one machine share it. Records of another machine are translated by anchors, one instant on both
+# clocks of a machine; that is as exact as the machines' wall clocks agree.
 
 
 def machine_id() -> str:

@@ -10,44 +10,41 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from profiler import rundir
 from profiler.errors import ProfilerError, TargetError
-from profiler.limits.spec import totals
-from profiler.load.health import Meter, cpu_seconds
+from profiler.load.health import meters_of
 from profiler.load.options import LoadOptions
 from profiler.load.output import RunOutput
-from profiler.load.plan import (
-    WARM_UP_BLOCK,
-    PlannedTrial,
-    Timing,
-    effective_limits,
-    ramp_seconds,
-    schedule,
-    timing,
-)
+from profiler.load.plan import WARM_UP_BLOCK, PlannedTrial, Timing, ramp_seconds, schedule, timing
 from profiler.load.spending import Resource
-from profiler.load.waiting import Event
+from profiler.load.target import Target
+from profiler.load.trial import Event
 from profiler.load.workers import Ended, Workers
 from profiler.loop.limited_model import parse_model_limit
 from profiler.records import Clock
-from profiler.rundir import ClientHealth, Incident, Progress, State
+from profiler.rundir import Incident, Progress, State
 from profiler.statistics.objectives import AbortRule
+from profiler.strategies import effective_limits
 
 DEFAULT_WINDOW = 10.0
-"""Seconds a trial measures when nothing says how long: the web UI's start without a run time."""
+"""Seconds a trial measures when nothing says how long: a start in the web UI without a run time."""
 
 SHAPE_WINDOW = 5.0
-"""The same under a load shape, whose steps should hold a trial of every strategy."""
+"""The same under a load shape, each of whose steps should hold a trial of every strategy."""
 
 SPAWN_GRACE_SECONDS = 30.0
+"""How much longer than the ramp itself the leader waits for its users."""
+
 SETTLE_SECONDS = 3.0
+"""How long it waits before a trial for users that should all be there."""
+
 SHORT_RAMP_SECONDS = 1.0
-"""Up to this long, agents wait for each other; during longer ramps they work, and nothing is measured."""
+"""In a ramp up to this long agents wait for each other; in a longer one they work, unmeasured."""
 
 LONGEST_SPREAD = 0.5
-"""Share of the window: agents start within that, however long their loops take."""
+"""Agents start within this share of the window, however long their loops take."""
 
 WATCH_SECONDS = 0.25
 LIMITED_WATCH_SECONDS = 0.02
@@ -60,26 +57,13 @@ _log = logging.getLogger(__name__)
 class Ramp:
     """What the user asked Locust for: `users` at `rate` a second, `seconds` in all (None: until stopped).
 
-    `shaped`: a load shape says how many users there are, and when it is over.
+    `shaped`: a load shape decides how many users there are, and when the test is over.
     """
 
     users: int
     rate: float
     seconds: float | None
     shaped: bool = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Target:
-    """The root URL that loops are run against, and how its process and others of ours fare.
-
-    `gone` says in words when it has ended that ought to run. `others`: our own processes that run no loops,
-    by name → pid.
-    """
-
-    root: str
-    gone: Callable[[], str | None] = lambda: None
-    others: Callable[[], Mapping[str, int]] = dict
 
 
 class Leader:
@@ -107,7 +91,7 @@ class Leader:
         self._spawned = new_event()
         self._started_ns = clock()
         self._longest_drain = 0.0
-        self._loop_seconds: dict[tuple[str, int], float] = {}
+        self._loop_seconds: dict[tuple[str, int], float] = {}  # by strategy and number of users
         self._worker_count = 0
         self._limit: Resource | None = None
         self._rule = None if options.abort_on is None else AbortRule.parse(options.abort_on)
@@ -120,13 +104,10 @@ class Leader:
             blocks=options.blocks,
             default_window=SHAPE_WINDOW if ramp.shaped else DEFAULT_WINDOW,
         )
+        self._trials_in_all = None if self._timing.blocks is None else self._timing.blocks * self._turns
         self._now = Progress(time.time(), "preparing", blocks=self._timing.blocks, trials=self._trials_in_all)
         self._trial_ends_ns = 0
         self._window = self._timing.window
-
-    @property
-    def _trials_in_all(self) -> int | None:
-        return None if self._timing.blocks is None else self._timing.blocks * self._turns
 
     # Called while `run` waits:
 
@@ -139,7 +120,7 @@ class Leader:
         self._stop.set()
 
     def cut(self) -> None:
-        """Stop, and wait for nothing."""
+        """Stop, and wait for no loop."""
         self._stop.set()
         self._workers.cut()
 
@@ -148,10 +129,10 @@ class Leader:
         if self._now.state != "finished":
             self._show(self._now.state)
 
-    # The leader's own course:
+    # On the greenlet that leads:
 
     def run(self) -> None:
-        """Run all trials. What ends it early is in `error`; the run directory is whole in any case."""
+        """Run all trials. What ends the test early is in `error`; the run directory is whole in any case."""
         try:
             if self._ramp_up():
                 self._trials()
@@ -167,15 +148,15 @@ class Leader:
                 self.error = error
                 self.output.note(Incident("aborted", str(error)))
         finally:
-            self._show("finished", seconds_left=0.0)
+            self._show("finished")
 
     def _ramp_up(self) -> bool:
-        """Prepare the workers and see the users in; False when stopped meanwhile."""
+        """Prepare the workers and wait for the users; False when the test was stopped meanwhile."""
         workers = self._prepare_workers()
         self.output.save(model=self._workers.model, workers=len(workers), capacity=self._workers.capacity)
         if self._workers.metrics_ports:
             self.output.targets(self._workers.metrics_ports, self.options.metrics_host)
-        self._print_limits(len(workers))
+        self._log_limits(len(workers))
         ramp = ramp_seconds(self._ramp.users, self._ramp.rate)
         if ramp > SHORT_RAMP_SECONDS and not self._spawned.is_set() and not self._ramp.shaped:
             _log.info("users are being spawned for some %.0f s: nothing is measured until then", ramp)
@@ -195,7 +176,7 @@ class Leader:
         return not self._stop.is_set()
 
     def _warn_of_short_ramp(self) -> None:
-        """Where the run time ended the ramp. What else may have ended it says so itself."""
+        """Say so where the run time ended the ramp. Whatever else may have ended it says so itself."""
         if not self._stop.is_set() or self._spawned.is_set() or not self._time_is_out():
             return
         interrupted = any(incident.kind == "interrupted" for incident in self.output.run.incidents)
@@ -210,10 +191,7 @@ class Leader:
         options = self.options
         for planned in schedule(self._strategies, options.seed, self._timing.blocks, options.levels):
             if planned.index % self._turns == 0:
-                idle = self._longest_drain + max(
-                    self._loop_seconds.values(), default=self._workers.loop_seconds
-                )
-                self._window = self._timing.block_window(self._turns, planned.block, self._elapsed(), idle)
+                self._window = self._block_window(planned.block)
             left = None if self._trials_in_all is None else self._trials_in_all - planned.index
             seconds = self._timing.fit(self._window, left, self._elapsed())
             if self._stop.is_set() or seconds <= 0 or self._exhausted():
@@ -225,6 +203,11 @@ class Leader:
             self._trial(planned, seconds)
             if (planned.index + 1) % self._turns == 0:
                 self.output.summarise()
+
+    def _block_window(self, block: int) -> float:
+        """How long each trial of a block measures: around that, it drains and its agents start one by one."""
+        spread = max(self._loop_seconds.values(), default=self._workers.loop_seconds)
+        return self._timing.block_window(self._turns, block, self._elapsed(), self._longest_drain + spread)
 
     def _exhausted(self) -> bool:
         """Whether a limit on what may be spent is reached; then nothing more begins."""
@@ -244,7 +227,7 @@ class Leader:
         self._wait(lambda: transport.users() == self._wanted_users(planned), patience)
 
     def _wanted_users(self, planned: PlannedTrial) -> int:
-        """How many users there are to be. Locust itself learns of a change a little later."""
+        """How many users there should be. A trial's own number comes first: Locust learns of it later."""
         return self._workers.transport.wanted_users() if planned.users is None else planned.users
 
     def _save_spent(self) -> None:
@@ -273,25 +256,25 @@ class Leader:
             trial=planned.index + 1,
             block=planned.block + 1,
         )
-        others = OtherProcesses(self._target.others())
+        others = meters_of(self._target.others())
         spread = self._spread_seconds(planned, seconds)
         begun_ns = self._clock()
         self._workers.begin(workers, planned, self.options, self._ramp.users, spread)
         self._stop.wait(spread)
         started_ns = self._clock()
         self._trial_ends_ns = started_ns + int(seconds * 1e9)
-        self._watch(planned, seconds, wanted)
+        self._watch(planned, wanted)
         users = self._workers.transport.users()
         ended_ns = self._clock()
-        health = others.read(planned.index)
+        health = [meter.read(name, planned.index) for name, meter in others.items()]
         self._show("draining")
         ended = self._end(workers, planned)
         drained_ns = self._clock()
         if self._cannot_go_on():
-            return  # the trial is not whole: its records say what there was
+            return  # the trial is not whole; its records are kept all the same
         self._longest_drain = max(self._longest_drain, (drained_ns - ended_ns) / 1e9)
         if loops := ended.total("loops"):
-            # Little's law, with half of the drain since agents leave one by one in it.
+            # Little's law, with half of the drain because agents leave one by one in it.
             busy_ns = ended_ns - begun_ns + (drained_ns - ended_ns) / 2
             self._loop_seconds[planned.strategy, users] = users * busy_ns / 1e9 / loops
         trial = rundir.Trial(
@@ -309,50 +292,56 @@ class Leader:
             wanted=wanted,
         )
         run = self.output.run
-        health = [*(one.health for one in ended.drained if one.health is not None), *health]
+        of_workers = [one.health for one in ended.drained if one.health is not None]
         self.output.save(
             trials=(*run.trials, trial),
             workers=len(workers),
-            client=(*run.client, *health),
+            client=(*run.client, *of_workers, *health),
             spent=self._workers.grants.total,
         )
 
     def _spread_seconds(self, planned: PlannedTrial, window: float) -> float:
         """How long the agents of a closed load take to start, one after another, before the trial measures.
 
-        About as long as a loop takes: then they are as far apart as in the long run, and loops end from
-        the first second on. Agents that start together stay in step, and a window that begins with
-        them counts no loop for as long as the first ones take.
+        About as long as a loop takes: then they are as far apart as in the long run, and loops end from the
+        first second on. Agents that start together stay in step, and a window that begins with them counts no
+        loop for as long as the first ones take.
         """
         if self.options.arrivals is not None or self._ramp.shaped:
             return 0.0
         loop = (planned.strategy, self._wanted_users(planned))
         return min(self._loop_seconds.get(loop, self._workers.loop_seconds), window * LONGEST_SPREAD)
 
-    def _watch(self, planned: PlannedTrial, seconds: float, wanted: int) -> None:
-        """Let the trial measure: until its time or the budget is over, it is hopeless, or a shape goes on."""
-        deadline_ns = self._clock() + int(seconds * 1e9)
+    def _watch(self, planned: PlannedTrial, wanted: int) -> None:
+        """Let the trial measure until its time is over, or something else ends it.
+
+        That is a limit on what may be spent, a failure, the rule of `--abort-on`, or a change of users by a
+        load shape.
+        """
         tick = LIMITED_WATCH_SECONDS if self._workers.grants.limited else WATCH_SECONDS
-        while (
-            not self._exhausted() and not self._stop.is_set() and (left_ns := deadline_ns - self._clock()) > 0
-        ):
+        while not self._exhausted() and not self._stop.is_set():
+            left_ns = self._trial_ends_ns - self._clock()
+            if left_ns <= 0:
+                return
             self._stop.wait(min(left_ns / 1e9, tick))
             if self._cannot_go_on():
                 return
-            if self._rule is not None and not self._stop.is_set():
-                state = self._workers.state()
-                wrong = self._rule.broken(state.loops, state.failed)
-                if wrong is not None:
-                    self.ended_early = True
-                    self.output.note(
-                        Incident("aborted", f"{planned.strategy}, trial {planned.index}: {wrong}")
-                    )
-                    self._stop.set()
+            self._abort_if_hopeless(planned)
             if self._ramp.shaped and self._workers.transport.wanted_users() != wanted:
                 return
 
+    def _abort_if_hopeless(self, planned: PlannedTrial) -> None:
+        if self._rule is None or self._stop.is_set():
+            return
+        state = self._workers.state()
+        wrong = self._rule.broken(state.loops, state.failed)
+        if wrong is not None:
+            self.ended_early = True
+            self.output.note(Incident("aborted", f"{planned.strategy}, trial {planned.index}: {wrong}"))
+            self._stop.set()
+
     def _cannot_go_on(self) -> bool:
-        """Whether the target is gone, or nothing can be written: then this trial is the last."""
+        """Whether the target is gone, or records cannot be written: then this trial is the last."""
         if self.error is None:
             gone = self._target.gone()
             self.error = self.output.error or (None if gone is None else TargetError(gone))
@@ -368,17 +357,15 @@ class Leader:
             gone = self._worker_count - len(workers)
             self.output.note(Incident("worker_lost", "between two trials", gone))
         self._worker_count = len(workers)
-        # The best guess at what draining takes, until it has been seen.
+        # Until a drain has been seen, the length of a loop is the best guess at how long it takes.
         self._longest_drain = max(self._longest_drain, self._workers.loop_seconds)
         return workers
 
     def _end(self, workers: list[str], planned: PlannedTrial) -> Ended:
-        """End the trial under way."""
+        """End the trial under way, and note the workers that were lost in it."""
         ended = self._workers.end(workers, self.options.drain_seconds)
+        where = f"in trial {planned.index} ({planned.strategy})" if planned.index >= 0 else "while ramping"
         for lost in ended.lost:
-            where = (
-                f"in trial {planned.index} ({planned.strategy})" if planned.index >= 0 else "while ramping"
-            )
             self.output.note(Incident("worker_lost", f"{where}, {lost}"))
         self._worker_count -= len(ended.lost)
         return ended
@@ -392,29 +379,29 @@ class Leader:
         return (self._clock() - self._started_ns) / 1e9
 
     def _time_is_out(self) -> bool:
+        """Whether the run time is over: then it is Locust that stopped the test, and not the user."""
         if self._ramp.shaped:
             return True  # the shape says when it is over
         return self._ramp.seconds is not None and self._elapsed() > self._ramp.seconds - 1.0
 
-    def _print_limits(self, workers: int) -> None:
-        users = max(self.options.levels, default=self._ramp.users)
-        share = workers if self.options.share_limit else 1
-        for spec in self.options.strategies:
-            for line in effective_limits(spec, users, workers, share):
-                _log.info("%s", line)
-        if self.options.model_limit is not None:
-            rules = parse_model_limit(self.options.model_limit)
-            for line in totals(rules, share=share, processes=workers, what="model requests"):
-                _log.info("the model, %s", line)
+    def _log_limits(self, workers: int) -> None:
+        options = self.options
+        agents = max(options.levels, default=self._ramp.users)
+        share = workers if options.share_limit else 1
+        model = () if options.model_limit is None else parse_model_limit(options.model_limit)
+        for line in effective_limits(
+            options.strategies, model, agents=agents, processes=workers, share=share
+        ):
+            _log.info("%s", line)
 
-    def _show(self, state: State, *, seconds_left: float | None = None, **changes: str | int) -> None:
+    def _show(self, state: State, **changes: str | int) -> None:
         trial = self._workers.state()
         self._now = dataclasses.replace(
             self._now,
             unix=time.time(),
             state=state,
             elapsed_seconds=self._elapsed(),
-            seconds_left=self._seconds_left() if seconds_left is None else seconds_left,
+            seconds_left=0.0 if state == "finished" else self._seconds_left(),
             loops=trial.loops,
             failures=trial.failed,
             rate_limited=trial.rate_limited,
@@ -435,18 +422,3 @@ class Leader:
         if self._now.trial:
             here = max(0.0, (self._trial_ends_ns - self._clock()) / 1e9) + self._longest_drain
         return here + each * (self._now.trials - max(1, self._now.trial))
-
-
-class OtherProcesses:
-    """The CPU of our processes that run no loops, from here on: the emulator, a master."""
-
-    def __init__(self, pids: Mapping[str, int]) -> None:
-        self._meters: dict[str, Meter] = {}
-        for name, pid in pids.items():
-            if cpu_seconds(pid) is not None:
-                meter = Meter(cpu_clock=lambda pid=pid: cpu_seconds(pid) or 0.0)  # type: ignore[misc]
-                meter.start()
-                self._meters[name] = meter
-
-    def read(self, trial: int) -> list[ClientHealth]:
-        return [meter.read(name, trial) for name, meter in self._meters.items()]

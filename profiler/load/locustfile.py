@@ -3,6 +3,6 @@
 Importing it registers listeners, and does nothing else: Locust imports before it forks.
 """
 
-from profiler.load.locust.users import Agent
+from profiler.load.users import Agent
 
 __all__ = ["Agent"]

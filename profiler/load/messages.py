@@ -1,10 +1,10 @@
-"""What the leader and the workers of a load test tell each other: one frozen record a message.
+"""What the leader and the workers of a load test tell each other: each message is one frozen record.
 
     leader → worker    Prepare  Begin  Grant  End  Cut
     worker → leader    Hello  Ready  Pulse  Records  Drained
 
-A message travels as its wire name and a plain dict (`pack`, `unpack`): to another process through Locust's
-own connection, in a single process by a call. Times named `…_seconds` are in seconds, `…_ns` in
+To another process a message travels on Locust's own connection, as its wire name and a plain dict (`pack`,
+`unpack`); in a single process it is passed on as it is. Times named `…_seconds` are in seconds, `…_ns` in
 nanoseconds.
 """
 
@@ -14,7 +14,6 @@ import functools
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from profiler.load.calibration import Calibration
 from profiler.load.options import LoadOptions
 from profiler.load.plan import Arrivals
 from profiler.rundir import Anchor, ClientHealth, Spent
@@ -29,9 +28,9 @@ M = TypeVar("M", bound="ToWorker | ToLeader")
 class Prepare:
     """Make clients and agents for a test of `root`; the worker answers with `Ready`.
 
-    `worker` is its number among all that ever came, `workers` how many there are now. `machine` and `anchor`
-    are the leader's (`health.machine_id`): a worker elsewhere translates its clock. `calibration` is the URL
-    of a server without latency, None where the worker has been calibrated.
+    `worker` is its number among all that ever connected, `workers` how many there are now. `machine` and
+    `anchor` are the leader's (`health.machine_id`): a worker on another machine translates its clock.
+    `calibration` is the URL of a server without latency, None for a worker that has been calibrated.
     """
 
     options: LoadOptions
@@ -47,9 +46,9 @@ class Prepare:
 class Begin:
     """Open a trial for this worker's agents.
 
-    `sequence` counts the trials begun, those that are not measured (`index` None) too: what is said of an
-    earlier one is dropped. `worker` of `workers` says which tape entries are this one's. `limited`: no loop
-    begins before a `Grant`. Of an open load (`arrivals`) at most `max_in_flight` loops run at once; the
+    `sequence` counts the trials begun, those that are not measured (`index` None) too; messages about an
+    earlier one are dropped. `worker` of `workers` says which tape entries are this worker's. `limited`: no
+    loop begins before a `Grant`. Of an open load (`arrivals`) at most `max_in_flight` loops run at once; the
     agents of a closed one start within `spread_seconds`.
     """
 
@@ -69,7 +68,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """As many loops of the trial may begin in all."""
+    """Let `loops` loops of the trial begin in all."""
 
     sequence: int
     loops: int
@@ -77,7 +76,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Close the trial: wait for its loops that long, cut off what still runs, and answer with `Drained`."""
+    """Close the trial: wait up to `drain_seconds` for its loops, cut off the rest, answer with `Drained`."""
 
     drain_seconds: float
 
@@ -90,6 +89,19 @@ class Cut:
 @dataclass(frozen=True, slots=True)
 class Hello:
     """A worker process is there and listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a worker did against a server without latency: `loops` of `agents` agents in `seconds`.
+
+    `lone_seconds` is the median of loops that ran alone.
+    """
+
+    agents: int
+    loops: int
+    seconds: float
+    lone_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +124,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class TrialState:
-    """How a trial stands, on one worker or on all of them together: loops, and the worst recent lag."""
+    """How a trial stands, on one worker or on all together: numbers of loops, and the worst recent lag."""
 
     in_flight: int = 0
     waiting: int = 0
@@ -126,7 +138,7 @@ class TrialState:
 class Pulse:
     """How the trial stands, every second and when an agent waits for a grant (`asks`).
 
-    `begun` loops have begun in it, and those that ended `spent` so much.
+    `begun` loops have begun in it; `spent` is what those that ended spent.
     """
 
     sequence: int
@@ -146,9 +158,9 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """The answer to `End`. `interrupted` loops were cut off, `begun` is final.
+    """The answer to `End`. `interrupted` loops were cut off; `begun` is final.
 
-    `arrived`, `late` and `dropped` are of an open load, as in `rundir.Trial`.
+    `arrived`, `late` and `dropped` count the arrivals of an open load, as in `rundir.Trial`.
     """
 
     sequence: int
@@ -167,15 +179,15 @@ ToLeader = Hello | Ready | Pulse | Records | Drained
 
 
 def wire_name(kind: type[M]) -> str:
-    """What Locust knows messages of this kind by."""
+    """Locust's name for messages of this kind."""
     return f"toolcall_{kind.__name__.lower()}"
 
 
 def pack(message: ToWorker | ToLeader) -> dict[str, Any]:
     """Plain data: dicts, lists, text, numbers, bytes. `unpack` is the inverse."""
     data = asdict(message)
-    if isinstance(message, Prepare):  # a worker needs the secrets, which are in no file
-        data["options"] = {**message.options.as_json(), **message.options.secrets()}
+    if isinstance(message, Prepare):  # strategies as text, not as dicts of their fields; secrets too
+        data["options"] = message.options.as_json() | message.options.secrets()
     return data
 
 

@@ -1,7 +1,7 @@
 """The options of a load test, each declared once: on the field of `LoadOptions` that holds its value.
 
 `profiler run`, `compare` and `tune`, Locust files, `run.json` and the README's table all come from here.
-Importing this is cheap: `--help` does.
+`profiler --help` imports this module, so slow imports (pydantic, the records) wait until they are used.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from profiler.load.declared import (
     Options,
     option,
 )
+from profiler.load.plan import Arrivals
 from profiler.providers import PROVIDERS
 from profiler.providers.endpoint import LOOPBACK, Endpoint
+from profiler.statistics.objectives import AbortRule, parse_objective
 from profiler.strategies import StrategySpec, parse_strategies
 
 if TYPE_CHECKING:
-    from profiler.load.spending import Budget, Resource
+    from profiler.load.spending import Budget
     from profiler.rundir import Run
 
 DEFAULT_STRATEGIES = (
@@ -42,13 +44,13 @@ DEFAULT_STRATEGIES = (
     StrategySpec("gathered"),
     StrategySpec("semaphore:32", "limited", (Rule("semaphore:32", "semaphore", limit=32),)),
 )
-"""With 20 agents a limit of 32 is felt and does not choke: it shows what a shared semaphore costs."""
+"""A limit of 32 slows 20 agents down a little: it shows what a shared semaphore costs."""
 
 METRICS_PORT = 9464
 """The first port that is tried for /metrics."""
 
 LINGER_SECONDS = 6.0
-"""How long /metrics stays up after the last trial for whoever scrapes it: every 5 s, and some to spare."""
+"""How long /metrics stays up after the last trial: Prometheus scrapes it every 5 s."""
 
 STRATEGY_FORMS = (
     "sequential, gathered, semaphore:N (one for the process; @agent, @tool: one for each), "
@@ -64,7 +66,7 @@ GROUPS = {
     "spending": "end the run early; warm-up and retries count, loops under way are let finish",
     "content": "",
 }
-"""Titles of groups in their order, and what the help says below them."""
+"""Groups of options in their order: title → what the help says below it."""
 
 
 def _levels(text: str) -> tuple[int, ...]:
@@ -90,7 +92,7 @@ _MODELS = ", ".join(dict.fromkeys(one.default_model for one in PROVIDERS.values(
 
 @dataclass(frozen=True, slots=True)
 class Size(Options):
-    """How many agents in how many processes for how long; Locust has options of its own for these."""
+    """How many agents, in how many processes, for how long. Locust has options of its own for these."""
 
     users: int = option(
         "--users", COUNT, 20, "agents; each starts its next loop when the last one ends", "load", SEARCHES
@@ -106,11 +108,10 @@ class Size(Options):
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions(Options):
-    """What is asked of a load test, beside its size. Making one raises `UsageError` for what cannot be.
+    """What is asked of a load test, beside its size.
 
-    `base_url` None: the embedded emulator. `trial_seconds` and `blocks` None: as the plan sees fit.
-    `run_directory` is one that exists already and is to be used. `metrics_port` None: the first that is
-    free. `linger_seconds`: how long /metrics is served after the last trial, for a last scrape.
+    `base_url` None: the embedded emulator. `trial_seconds` and `blocks` None: as `plan.timing` chooses.
+    `run_directory`: one that was made for this test beforehand. `metrics_port` None: the first that is free.
     """
 
     provider: str = target(
@@ -242,11 +243,6 @@ class LoadOptions(Options):
 
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""
-        from profiler.load.plan import Arrivals
-        from profiler.load.spending import Price
-        from profiler.loop.limited_model import parse_model_limit
-        from profiler.statistics.objectives import AbortRule, parse_objective
-
         self.check()
         self._check_strategies()
         if self.arrivals is not None:
@@ -265,13 +261,12 @@ class LoadOptions(Options):
             parse_objective(self.slo, "--slo")
         if self.redact is not None and not self.record_content:
             raise UsageError("--redact is for content that is recorded: add --record-content")
-        if self.price is not None:
-            Price.parse(self.price)
-        if self.max_cost is not None:
-            if not 0 < self.max_cost < math.inf:
-                raise UsageError(f"--max-cost must be an amount above 0, not {self.max_cost:g}")
-            self.budget()
+        if self.max_cost is not None and not 0 < self.max_cost < math.inf:
+            raise UsageError(f"--max-cost must be an amount above 0, not {self.max_cost:g}")
+        self.budget()  # refuses a price that is none, and a limited cost without a price
         if self.model_limit is not None:
+            from profiler.loop.limited_model import parse_model_limit
+
             parse_model_limit(self.model_limit)
 
     def _check_strategies(self) -> None:
@@ -284,18 +279,12 @@ class LoadOptions(Options):
                 raise UsageError(f"--strategy {spec}: starts tools while a reply streams: add --stream")
 
     def budget(self, model: str = "") -> Budget:
-        """What may be spent. `model` is the one the target was asked for, as far as that is known.
+        """What may be spent. `model`: the one that requests name, where that is known by now.
 
         Raises `UsageError` when costs are limited and the model's price is unknown.
         """
-        from profiler.load.spending import Budget, price_of
+        from profiler.load.spending import RESOURCES, Budget, price_of
 
-        given: dict[Resource, float | None] = {
-            "loops": self.max_loops,
-            "requests": self.max_requests,
-            "tokens": self.max_tokens,
-            "cost": self.max_cost,
-        }
         model = model or self.asked_model
         price = price_of(model, self.price)
         if self.max_cost is not None and price is None:
@@ -303,17 +292,18 @@ class LoadOptions(Options):
             raise UsageError(
                 f"--max-cost: {named}: say it with --price IN/OUT, USD per million input and output tokens"
             )
-        return Budget({name: limit for name, limit in given.items() if limit is not None}, price)
+        limits = {resource: getattr(self, f"max_{resource}") for resource in RESOURCES}
+        return Budget({name: limit for name, limit in limits.items() if limit is not None}, price)
 
     @property
     def asked_model(self) -> str:
-        """The model's name in requests; empty where that is the affair of the user's own agent."""
+        """The model's name in requests; empty where the user's own agent decides it."""
         return self.model or ("" if self.agent else PROVIDERS[self.provider].default_model)
 
     def remote_targets(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """Targets that are not this machine, by what named them. `environment` may name tools too.
+        """Targets that are not this machine: the option or variable that named each → its URL.
 
-        Raises `UsageError` for what is no URL of a server.
+        `environment` may name tools too. Raises `UsageError` for what is no URL of a server.
         """
         targets = {
             "--base-url": self.base_url,
@@ -326,10 +316,7 @@ class LoadOptions(Options):
         }
 
     def check_targets(self, environment: Mapping[str, str]) -> None:
-        """A load test of anything but this machine has to be meant.
-
-        Raises `UsageError` naming the first target that is elsewhere.
-        """
+        """Raises `UsageError` naming a target that is not this machine, without `--allow-remote`."""
         for name, url in self.remote_targets(environment).items():
             if not self.allow_remote:
                 raise UsageError(
@@ -339,20 +326,20 @@ class LoadOptions(Options):
 
 
 class Asked(NamedTuple):
-    """What a load test is to do. `run` is what its run directory says, where that was made beforehand."""
+    """What a load test is to do. `run`: what its run directory says, where that was made beforehand."""
 
     options: LoadOptions
     run: Run | None = None
 
 
 NOT_REPEATED = ("out", "run_directory", "trial_seconds", "blocks", "strategies", "linger_seconds")
-"""Of options that a line to repeat a run leaves out: others say them, or nobody needs to."""
+"""Options that the line to repeat a run leaves out: others imply them, or they do not matter."""
 
 
 def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> Asked:
-    """What Locust's parsed options ask for: those of the run directory that was made for the test, if any.
+    """What Locust's parsed options ask for; where they name a run directory, its options count.
 
-    Raises `UsageError` naming what cannot be.
+    Raises `UsageError` naming the option that cannot be used.
     """
     from profiler.rundir import RunDirectory
     from profiler.scenarios.schema import load_scenario
@@ -375,9 +362,8 @@ def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> Asked:
 
 
 def conditions(options: LoadOptions, users: int) -> Run:
-    """What `run.json` says before anything has run, of `users` agents (the most of its `levels`)."""
+    """What `run.json` says before anything has run. `users`: agents, where `levels` do not say how many."""
     from profiler import rundir
-    from profiler.load.plan import Arrivals
     from profiler.rundir import Anchor, Load, Run
 
     most = max(options.levels, default=users)

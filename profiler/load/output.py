@@ -1,7 +1,8 @@
-"""What the process that leads a load test writes: the run directory, as the test goes.
+"""What comes out of a load test: what a worker reports of finished loops, and what the leader writes.
 
-Records as they come, `run.json` after every trial, `summary.json` after every block: whatever
-ends the test, what is there can be read. `progress.jsonl` and `targets.json` are for onlookers.
+The leader writes a run directory as the test goes: records as they come, `run.json` after every trial,
+`summary.json` after every block. So whatever ends the test, what is there can be read. `progress.jsonl` and
+`targets.json` are for onlookers.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from profiler.errors import ProfilerError, RecordError
 from profiler.providers.endpoint import scrape_host
+from profiler.records import LoopRecord, encode
 from profiler.rundir import PROGRESS, Incident, Progress, Run, RunDirectory, encode_progress
 
 if TYPE_CHECKING:
@@ -27,37 +30,108 @@ if TYPE_CHECKING:
 TARGETS = "targets.json"
 
 SETTLED = "settled"
-"""A file of this name in the run directory ends the run at the next trial."""
+"""A file of this name in the run directory ends the run before the next trial."""
 
 MOST_BYTES = 50_000_000
-"""Records above this are not summed up between blocks: it would take seconds. The end does it once."""
+"""Above this, records are not summed up between blocks, which would take seconds, but only at the end."""
+
+NAME_LIMIT = 60
+"""Characters of a tool's name in a reported name: a model may have made it up, at any length."""
 
 _log = logging.getLogger(__name__)
 
 
-class RunOutput:
-    """The run directory of the test under way. All from greenlets of one process.
+class Reported(NamedTuple):
+    """What Locust's request event says of one thing. `exception` is a bounded name, None for a success."""
 
-    `error` is set once records cannot be written (a full disk): what was there stays readable, and
-    nothing more is written. Raises `RecordError` when the files cannot be opened.
+    request_type: str
+    name: str
+    response_time: float
+    exception: str | None
+
+
+def reported(record: LoopRecord) -> Iterator[Reported]:
+    """What Locust is told of a record: types LOOP, ROUND, MODEL and TOOL; times in milliseconds.
+
+    The strategy is part of every name, since Locust knows no other dimension. A call that never got through
+    its limiter is reported with the time it waited. Of a loop inside another's call only the rounds, requests
+    and calls are reported.
+    """
+    strategy = record.strategy
+    if not record.nested:
+        yield Reported("LOOP", strategy, record.latency_ns / 1e6, record.failure)
+    for round_ in record.rounds:
+        name = f"{strategy} · round {round_.index + 1}"
+        yield Reported("ROUND", name, round_.duration_ns / 1e6, round_.failure)
+        model = round_.model
+        yield Reported("MODEL", f"{strategy} · {model.model}", model.duration_ns / 1e6, model.failure)
+        for call in round_.tool_calls:
+            tool = "unknown tool" if call.error_type == "unknown_tool" else call.name[:NAME_LIMIT]
+            milliseconds = (call.ended_ns - call.began_ns) / 1e6
+            yield Reported("TOOL", f"{strategy} · {tool}", milliseconds, call.failure)
+
+
+class Reporter:
+    """Takes finished loops on the event loop's thread, hands them on from another.
+
+    The loop's thread only encodes a record and appends it to a deque, which is emptied in batches: an event
+    for Locust's statistics for every loop, round, model request and tool call, and the lines of
+    `records.jsonl` for the leader.
+    """
+
+    def __init__(self, fire: Callable[..., Any], write: Callable[[bytes, int], None]) -> None:
+        """`fire`: Locust's request event; `write(lines, count)` gets whole lines with their newlines."""
+        self._fire = fire
+        self._write = write
+        self._waiting: deque[tuple[LoopRecord, bytes]] = deque()  # appends and pops are atomic
+        self._lines: list[bytes] = []
+
+    def sink(self, record: LoopRecord) -> None:
+        """Called on the loop's thread."""
+        self._waiting.append((record, encode(record)))
+
+    def report(self) -> None:
+        """Fire the events of what has come since the last time."""
+        for _ in range(len(self._waiting)):
+            record, line = self._waiting.popleft()
+            self._lines.append(line)
+            for kind, name, milliseconds, failure in reported(record):
+                self._fire(
+                    request_type=kind,
+                    name=name,
+                    response_time=milliseconds,
+                    response_length=0,
+                    exception=failure,
+                    context={},
+                )
+
+    def flush(self) -> None:
+        """Report and hand over everything that has come so far."""
+        self.report()
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._write(b"\n".join(lines) + b"\n", len(lines))
+
+
+class RunOutput:
+    """The run directory of the test under way. Used from greenlets of one process.
+
+    `error` is set once records cannot be written (a full disk): what was there stays readable, and no more
+    records are written. Raises `RecordError` when the files cannot be opened.
     """
 
     def __init__(self, directory: RunDirectory, run: Run) -> None:
         self.directory = directory
         self.run = run
         self.records = 0
-        self.dropped = 0
         self.error: RecordError | None = None
-        # Unbuffered: what a failed write left in a buffer would be tried again at some later time.
+        # Unbuffered: a buffer would try again later to write what failed, after other lines.
         self._records = _open(directory.records_path)
         self._progress = _open(directory.path / PROGRESS)
 
     def write(self, lines: bytes, count: int) -> None:
-        """Records of a worker, or of this process."""
-        if self._records.closed:
-            return
-        if self.error is not None:
-            self.dropped += count
+        """Append `count` records of a worker, or of this process."""
+        if self._records.closed or self.error is not None:
             return
         failure = _append(self._records, lines)
         if failure is None:
@@ -65,19 +139,18 @@ class RunOutput:
             return
         kept, error = failure
         self.records += kept
-        self.dropped += count - kept
         self.error = RecordError(
             f"{self.directory.records_path}: cannot be written: {error.strerror}; "
             f"the {self.records} loops before that are kept"
         )
 
     def save(self, **changes: Any) -> None:
-        """Change the run, on disk too. Raises `RecordError`."""
+        """Change fields of the run, on disk too. Raises `RecordError`."""
         self.run = dataclasses.replace(self.run, **changes)
         self.directory.save(self.run)
 
     def note(self, incident: Incident) -> None:
-        """Keep what happened with the run, as far as it can be written."""
+        """Log an incident and keep it in the run; on disk too, if that can be written."""
         _log.warning("%s: %s", incident.kind, incident.detail)
         try:
             self.save(incidents=(*self.run.incidents, incident))
@@ -90,15 +163,15 @@ class RunOutput:
         return (self.directory.path / SETTLED).exists()
 
     def progress(self, progress: Progress) -> None:
-        """Where the test is; nobody is told any more once that cannot be written."""
+        """Append where the test is; once that fails, nothing more is appended."""
         if not self._progress.closed and _append(self._progress, encode_progress(progress)) is not None:
             self._progress.close()
 
     def targets(self, ports: Mapping[str, int], host: str) -> None:
-        """Where workers on this machine serve /metrics, as Prometheus' file_sd reads it.
+        """Write where workers on this machine serve /metrics, in the form of Prometheus' file_sd.
 
-        Without labels: the metrics carry the test's id, and a target that the configuration names
-        already must not be scraped as another one.
+        Without labels: the metrics carry the test's id, and a target that Prometheus' configuration names too
+        would be scraped as a second one.
         """
         targets = [f"{scrape_host(host)}:{port}" for port in sorted(set(ports.values()))]
         path = self.directory.path / TARGETS
@@ -109,7 +182,7 @@ class RunOutput:
             raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
 
     def summarise(self, at_the_end: bool = False) -> Summary | None:
-        """Sum up what there is, on disk too; None when that takes too long, or cannot be done."""
+        """Summarise what there is, on disk too; None when that takes too long, or cannot be done."""
         from profiler.statistics.summary import summarise_table
         from profiler.statistics.table import tabulate
 
@@ -124,7 +197,7 @@ class RunOutput:
         return summary
 
     def close(self) -> None:
-        """After the last record has come."""
+        """Close the files, after the last record has come."""
         self._records.close()
         self._progress.close()
         _log.info("%d loops recorded in %s", self.records, self.directory.path)
@@ -138,9 +211,9 @@ def _open(path: Path) -> FileIO:
 
 
 def _append(file: FileIO, lines: bytes) -> tuple[int, OSError] | None:
-    """None when all of them are written, else how many are, and why the rest is not.
+    """Append whole lines. None when all were written, else how many were, and why the rest were not.
 
-    A torn line in the middle would make what comes after it unreadable.
+    A line that was written in part is taken back: it would make what comes after it unreadable.
     """
     before, written = os.fstat(file.fileno()).st_size, 0
     try:

@@ -1,6 +1,6 @@
-"""What a load test will do: its trials, their order, their length, and who takes which tape entries.
+"""What a load test will do: its trials, their order and length, when loops start on which tape entries.
 
-Pure: no clock, no sockets. The leader asks here and does as it is told.
+Pure: no clock, no sockets. The leader and the workers ask here.
 """
 
 from __future__ import annotations
@@ -12,30 +12,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from profiler.errors import UsageError
-from profiler.limits.spec import totals
-from profiler.strategies import StrategySpec
 
 NUMBERS_PER_BLOCK = 1_000_000
-"""Tape entries set aside for one block; a trial that used more would go on into the next block's."""
+"""Tape entries set aside for one block; a trial that used more would run into the next block's."""
 
 WARM_UP_BLOCK = 999
-"""The block whose tape entries are used while users are still being spawned; nothing of it is measured."""
+"""The block whose tape entries are used, unmeasured, while users are still being spawned."""
 
 FEWEST_BLOCKS, MOST_BLOCKS = 3, 10
-"""Fewer than three give no interval, more than ten hardly a better one."""
+"""Fewer than three blocks give no confidence interval, more than ten hardly a better one."""
 
 BLOCK_SECONDS = 5.0
 """A block measures each strategy at least this long before the time is cut into more than three."""
 
 LEAST_SECONDS = 1.0
-"""A block shorter than this says nothing: then it is fewer than three."""
+"""A shorter block says nothing: where time is that short, there are fewer than three blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTrial:
     """One strategy's turn. `index` counts all trials of the run, `block` the rounds of turns.
 
-    `users` is the level of a ladder of loads, None without one.
+    An `index` below 0: nothing is measured. `users` is the level of a ladder of loads, None without one.
     """
 
     index: int
@@ -47,9 +45,9 @@ class PlannedTrial:
 def schedule(
     strategies: Sequence[str], seed: int, blocks: int | None = None, levels: Sequence[int] = ()
 ) -> Iterator[PlannedTrial]:
-    """Complete blocks: each runs every strategy once, in a random order, and that on every level.
+    """The trials of complete blocks, without end when `blocks` is None.
 
-    Levels rise within a block. Endless when `blocks` is None.
+    A block runs every strategy once, in a random order, on every level; levels rise within a block.
     """
     index = itertools.count()
     for block in itertools.count() if blocks is None else range(blocks):
@@ -59,7 +57,7 @@ def schedule(
 
 
 def block_order(strategies: Sequence[str], seed: int, block: int, users: int | None = None) -> list[str]:
-    """The order of one block: a function of (seed, block, level), so that a run can be repeated."""
+    """The order within a block: a function of (seed, block, level), so that a run can be repeated."""
     order = list(strategies)
     random.Random(f"{seed}/{block}" if users is None else f"{seed}/{block}/{users}").shuffle(order)
     return order
@@ -68,13 +66,13 @@ def block_order(strategies: Sequence[str], seed: int, block: int, users: int | N
 def tape_numbers(block: int, worker: int, workers: int) -> Iterator[int]:
     """The tape entries that worker `worker` of `workers` works on in a block, for every strategy alike.
 
-    The workers' shares are disjoint and together leave nothing out: entries i ≡ worker (mod workers).
+    Entries i ≡ worker (mod workers): the workers' shares are disjoint, and together leave nothing out.
     """
     return itertools.count(block * NUMBERS_PER_BLOCK + worker, workers)
 
 
 def blocks_for(seconds: float) -> int:
-    """How many blocks to cut `seconds` per strategy into: few and large when time is short."""
+    """How many blocks to cut `seconds` per strategy into: few when time is short."""
     if seconds < FEWEST_BLOCKS * LEAST_SECONDS:
         return max(1, int(seconds / LEAST_SECONDS))
     return max(FEWEST_BLOCKS, min(MOST_BLOCKS, int(seconds / BLOCK_SECONDS)))
@@ -84,8 +82,8 @@ def blocks_for(seconds: float) -> int:
 class Timing:
     """How long the trials of a run are.
 
-    With `total` seconds for everything, windows and drains together fill them. Else each window
-    measures `window` seconds, and drains come on top. `blocks` None: until somebody stops it.
+    With `total` seconds for everything, windows and drains together fill them. Else each trial measures
+    `window` seconds, and drains come on top. `blocks` None: until the test is stopped.
     """
 
     window: float
@@ -95,8 +93,8 @@ class Timing:
     def block_window(self, turns: int, block: int, elapsed: float, drain: float) -> float:
         """Seconds that each of the `turns` trials of `block` measures, decided when the block begins.
 
-        `elapsed` seconds of the total are gone, and draining took up to `drain` seconds so far. At
-        least half of a trial's share is measured; where draining takes more, later trials pay.
+        `elapsed` seconds of the total are gone, and draining took up to `drain` seconds so far. At least half
+        of a trial's share is measured; where draining takes more than the rest, later trials get less.
         """
         if self.total is None or self.blocks is None:
             return self.window
@@ -105,7 +103,7 @@ class Timing:
         return max(share / 2, share - drain)
 
     def fit(self, window: float, trials_left: int | None, elapsed: float) -> float:
-        """`window`, shortened where drains took so long that the trials left would not get their share."""
+        """`window`, or less where drains took so long that the trials left would not get their share."""
         if self.total is None:
             return window
         share = (self.total - elapsed) / (trials_left or 1)
@@ -115,65 +113,41 @@ class Timing:
 def timing(
     *, turns: int, total: float | None, window: float | None, blocks: int | None, default_window: float
 ) -> Timing:
-    """From what the user asked for; a block has `turns` trials.
+    """The timing that the user asked for; a block has `turns` trials.
 
-    `total`: Locust's `-t`. It is filled with `blocks` blocks (by default as many as `blocks_for`
-    says), unless a `window` is asked for: then blocks of it follow each other until time is out.
+    `total` is Locust's `-t`. It is filled with `blocks` blocks (by default as many as `blocks_for` says),
+    unless a `window` is asked for: then blocks of such trials follow each other until the time is over.
     """
     if total is None:
-        return Timing(window if window is not None else default_window, blocks)
+        return Timing(default_window if window is None else window, blocks)
     if window is not None:
         return Timing(window, blocks, total)
-    return Timing(0.0, blocks if blocks is not None else blocks_for(total / turns), total)
+    return Timing(0.0, blocks_for(total / turns) if blocks is None else blocks, total)
 
 
 def ramp_seconds(users: int, rate: float) -> float:
-    """How long Locust takes to spawn `users` at `rate` a second; the first come at once."""
+    """How long Locust takes to spawn `users` at `rate` a second; it spawns the first `rate` at once."""
     return max(0.0, (users - rate) / rate) if rate > 0 else 0.0
 
 
-def effective_limits(spec: StrategySpec, users: int, workers: int, share: int = 1) -> list[str]:
-    """How many tool calls a strategy lets run at once in the whole test: one line, or one for each limiter.
-
-    `share`: how many processes share the limits.
-    """
-    if any(rule.fixed_limit is None or rule.tool for rule in spec.rules):
-        return totals(spec.rules, share=share, processes=workers)
-    limit = 1 if spec.kind == "sequential" else spec.share_of_limit(share)
-    return [_effective(spec.text, limit, spec.scope, users, workers)]
-
-
-def _effective(spec: str, limit: int | None, scope: str, users: int, workers: int) -> str:
-    if limit is None:
-        return f"{spec}: no limit on calls running at once"
-    if scope == "tool":
-        each = f" × {workers} processes" if workers > 1 else ""
-        return f"{spec}: {limit} per tool{each} = up to {limit * workers} calls of each tool at once"
-    if scope == "agent":
-        return f"{spec}: {limit} per agent × {users} agents = up to {limit * users} calls at once"
-    if workers == 1:
-        return f"{spec}: up to {limit} calls at once"
-    return f"{spec}: {limit} per process × {workers} processes = up to {limit * workers} calls at once"
-
-
-# When loops start: the arrivals of an open load, the pauses of agents that are refused. Pure.
+# When loops start: the arrivals of an open load, the pauses of agents whose loops fail.
 #
-# Arrivals are computed from the start of the trial and a count, never from "now": a timer that is
-# late delays one arrival, and none after it.
+# Arrivals are computed from the start of the trial and a count, never from "now": so a timer that is late
+# delays one arrival, and none after it.
 
 _ARRIVALS = re.compile(r"(?:(constant|poisson):)?(\d+(?:\.\d+)?)(?:/(s|m|min))?")
 
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 5.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds that an agent waits after a loop that failed: doubled with every further one in a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
     """`rate` loops a second from `sources` sources together; Poisson, or evenly spaced when `constant`.
 
-    Each Locust user is one source of rate / sources. N Poisson sources together are one of N times
-    the rate (and so are N evenly spaced ones whose phases are spread), so that whatever scales the
-    users scales the load: ramps, shapes, workers.
+    Each Locust user is one source with a rate of rate / sources. N Poisson sources together are one Poisson
+    source of N times the rate (and N evenly spaced ones with spread phases are evenly spaced), so whatever
+    scales the users scales the load: ramps, shapes, workers.
     """
 
     rate: float
@@ -190,9 +164,9 @@ class Arrivals:
         return cls(rate, sources, match[1] == "constant")
 
     def of_source(self, number: int, seed: str) -> Iterator[float]:
-        """When source `number` is due, in seconds from the start of the trial; without end.
+        """When the arrivals of source `number` are due, in seconds from the start of the trial; without end.
 
-        `seed` decides the draws: the same for every strategy of a block.
+        `seed` decides the draws: it is the same for every strategy of a block.
         """
         own = self.rate / self.sources
         if self.constant:
@@ -207,7 +181,7 @@ class Arrivals:
 
 
 def scaled(spec: str, factor: float) -> str:
-    """The spec of `factor` times as many arrivals."""
+    """The spec for `factor` times as many arrivals."""
     arrivals = Arrivals.parse(spec)
     kind = "constant:" if arrivals.constant else ""
     return f"{kind}{arrivals.rate * factor:.6f}/s"
@@ -216,8 +190,8 @@ def scaled(spec: str, factor: float) -> str:
 def pause_after(failures: int, elapsed: float) -> float:
     """Seconds an agent waits after its `failures`-th failed loop in a row, which took `elapsed`.
 
-    Agents that are refused at once would otherwise ask again as fast as they can: a load that
-    nobody asked for, on a server that is in trouble. A loop that took longer needs no pause.
+    Agents that are refused at once would otherwise ask again as fast as they can: a load that nobody asked
+    for, on a server that is in trouble. A loop that took longer than the pause needs none.
     """
     if failures < 1:
         return 0.0

@@ -1,17 +1,20 @@
 """What runs the loops of one process in a load test: made once for every strategy, and warmed up.
 
-The first use of a client costs 110 to 230 ms: each runs one loop that is recorded nowhere.
+The first use of a client costs 110 to 230 ms, so each runs one loop before the test, which is recorded
+nowhere. And `calibrate`: how fast the client alone is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from profiler.errors import ProviderError, TargetError
+from profiler.limits.gate import Gate
 from profiler.load.agents import (
     AgentContext,
     AgentFactory,
@@ -21,68 +24,70 @@ from profiler.load.agents import (
     LoopRunner,
     load_redact,
 )
-from profiler.load.messages import Ready
+from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
 from profiler.load.spending import spent_by
+from profiler.loop.eventloop import NativeThreads
+from profiler.loop.limited_model import LimitedModel, parse_model_limit
+from profiler.loop.loop import ToolLoop
 from profiler.loop.recorder import Sink
-from profiler.records import LoopRecord
-from profiler.redaction import guard_logs
+from profiler.providers import make_provider
+from profiler.records import LoopRecord, encode
+from profiler.redaction import Redact, guard_logs
 from profiler.rundir import Spent
-from profiler.scenarios.schema import Scenario
-
-if TYPE_CHECKING:
-    from profiler.limits.gate import Gate
-    from profiler.strategies import Strategy
+from profiler.scenarios.schema import Scenario, load_scenario
+from profiler.strategies import Gathered, Sequential, Strategy
 
 FirstLoops = Callable[[], Awaitable[None]]
 
 HOPELESS_STATUS = (400, 401, 403, 404)
 """Answers to the very first request that no later request would change."""
 
+CALIBRATION_AGENTS = 32
+"""In each process: enough to keep it busy."""
+
+LONE_LOOPS = 5
+
 
 class LoopRunners:
-    """A runner for each Locust user class and strategy. On the event loop's thread."""
+    """A runner for each Locust user class and strategy. Used on the event loop's thread.
 
-    def __init__(self, options: LoadOptions, root: str, tools_root: str, scenario: Scenario) -> None:
-        self._model = ""
-        self._spent = Spent()
-        self._first_failure: str | None = None
+    `share`: how many processes share the limits, those of `strategies` (by their text) and the model's.
+    """
+
+    def __init__(
+        self, options: LoadOptions, root: str, tools_root: str, scenario: Scenario, share: int = 1
+    ) -> None:
+        self.strategies = {spec.text: spec.build(share=share) for spec in options.strategies}
         self._options = options
         self._root = root
         self._tools_root = tools_root
         self._scenario = scenario
         self._redact = None if options.redact is None else load_redact(options.redact)
-        self._runners: dict[tuple[str, str], LoopRunner] = {}
         self._model_gate: Gate | None = None
+        if options.model_limit is not None:
+            self._model_gate = Gate(parse_model_limit(options.model_limit), share=share)
+        self._runners: dict[tuple[str, str], LoopRunner] = {}
+        self._model = ""
+        self._spent = Spent()
+        self._first_failure: str | None = None
 
     def __getitem__(self, key: tuple[str, str]) -> LoopRunner:
         return self._runners[key]
 
-    async def make(
-        self,
-        factories: Mapping[str, AgentFactory | None],
-        strategies: Mapping[str, Strategy],
-        sinks: Sequence[Sink],
-        share: int = 1,
-    ) -> Ready:
-        """Make and warm up all of them; the answer says what that took.
+    async def make(self, factories: Mapping[str, AgentFactory | None], sinks: Sequence[Sink]) -> Ready:
+        """Make and warm up all runners; the answer says what that took.
 
-        `factories`: by Locust user class, None for the built-in loop. `strategies`: by their text. `share`:
-        how many processes share the limits. Raises `ProfilerError` when the target refuses, or cannot be
-        reached.
+        `factories`: by Locust user class, None for the built-in loop. Raises `ProfilerError` when the target
+        refuses, or cannot be reached.
         """
-        from profiler.limits.gate import Gate
-        from profiler.loop.limited_model import parse_model_limit
-
-        if self._options.model_limit is not None:
-            self._model_gate = Gate(parse_model_limit(self._options.model_limit), share=share)
         guard_logs()  # an agent's module may have set up logging of its own
         slowest = 0.0
         for user_class, factory in factories.items():
             if factory is None:
-                first = self._make_built_in(user_class, strategies, sinks)
+                first = self._make_built_in(user_class, sinks)
             else:
-                first = await self._make_custom(user_class, factory, strategies, sinks)
+                first = await self._make_custom(user_class, factory, sinks)
             began = time.monotonic()
             await first()
             slowest = max(slowest, time.monotonic() - began)
@@ -91,61 +96,34 @@ class LoopRunners:
         )
 
     async def close(self) -> None:
-        """Close what was made of them."""
+        """Close the clients of all runners."""
         for runner in self._runners.values():
             await runner.close()
 
-    def _make_built_in(
-        self, user_class: str, strategies: Mapping[str, Strategy], sinks: Sequence[Sink]
-    ) -> FirstLoops:
-        from profiler.loop.eventloop import NativeThreads
-        from profiler.loop.limited_model import LimitedModel
-        from profiler.loop.loop import ToolLoop
-        from profiler.providers import make_provider
-        from profiler.scenarios.tools import scenario_tools
-
-        options, prompt = self._options, self._scenario.prompt
-        model = make_provider(options.provider, base_url=self._root, model=options.model)
-        if self._model_gate is not None:
-            model = LimitedModel(model, self._model_gate)
-        self._model = model.model
-        # All of them share one client, one set of tools and one pool of threads.
-        loop = partial(
-            ToolLoop,
-            model,
-            scenario_tools(self._scenario, self._tools_root),
-            max_rounds=options.max_rounds,
-            tool_choice=options.tool_choice,
-            parallel_tool_calls=options.parallel_tool_calls,
-            stream=options.stream,
-            record_content=options.record_content,
-            redact=self._redact,
-            threads=NativeThreads(),
+    def _make_built_in(self, user_class: str, sinks: Sequence[Sink]) -> FirstLoops:
+        make = built_in_loops(
+            self._options, self._root, self._tools_root, self._scenario, self._redact, self._model_gate
         )
-        for spec, strategy in strategies.items():
-            self._runners[user_class, spec] = BuiltInAgent(loop(strategy=strategy, sinks=sinks), prompt)
-        first = loop(strategy=warm_up_strategy(list(strategies.values())), sinks=[self._warmed_up])
+        for spec, strategy in self.strategies.items():
+            loop = make(strategy=strategy, sinks=sinks)
+            self._runners[user_class, spec] = BuiltInAgent(loop, self._scenario.prompt)
+        first = make(strategy=warm_up_strategy(self.strategies.values()), sinks=[self._warmed_up])
+        self._model = first.model.model
         self._spent += Spent(1)
 
         async def warm_up() -> None:
             try:
-                await first.run(prompt.replace("{number}", "0"))
+                await first.run(self._scenario.prompt.replace("{number}", "0"))
             except ProviderError as error:
                 if error.status is None or error.status in HOPELESS_STATUS:
                     raise TargetError(str(error)) from error
 
         return warm_up
 
-    async def _make_custom(
-        self,
-        user_class: str,
-        factory: AgentFactory,
-        strategies: Mapping[str, Strategy],
-        sinks: Sequence[Sink],
-    ) -> FirstLoops:
+    async def _make_custom(self, user_class: str, factory: AgentFactory, sinks: Sequence[Sink]) -> FirstLoops:
         self._model = self._options.model or ""
         made = []
-        for spec, strategy in strategies.items():
+        for spec, strategy in self.strategies.items():
             agent = await CustomAgent.make(factory, self._context(strategy, sinks), sinks)
             self._runners[user_class, spec] = agent
             made.append(agent)
@@ -173,15 +151,74 @@ class LoopRunners:
         )
 
     def _warmed_up(self, record: LoopRecord) -> None:
+        """The sink of the first loops."""
         self._spent += spent_by(record)
         if record.status == "error":
             self._first_failure = record.error_type
 
 
-def warm_up_strategy(strategies: Sequence[Strategy]) -> Strategy:
-    """A strategy for the loop before the test that lets no more run at once than the test will."""
-    from profiler.strategies import Gathered, Sequential
+def built_in_loops(
+    options: LoadOptions,
+    root: str,
+    tools_root: str,
+    scenario: Scenario,
+    redact: Redact | None,
+    model_gate: Gate | None,
+) -> Callable[..., ToolLoop]:
+    """What makes built-in loops of these options, given their `strategy` and `sinks`.
 
+    All of them share one client, one set of tools and one pool of threads.
+    """
+    from profiler.scenarios.tools import scenario_tools
+
+    model = make_provider(options.provider, base_url=root, model=options.model)
+    return partial(
+        ToolLoop,
+        model if model_gate is None else LimitedModel(model, model_gate),
+        scenario_tools(scenario, tools_root),
+        max_rounds=options.max_rounds,
+        tool_choice=options.tool_choice,
+        parallel_tool_calls=options.parallel_tool_calls,
+        stream=options.stream,
+        record_content=options.record_content,
+        redact=redact,
+        threads=NativeThreads(),
+    )
+
+
+def warm_up_strategy(strategies: Collection[Strategy]) -> Strategy:
+    """A strategy for the loop before the test that lets no more calls run at once than the test will."""
     if any(strategy.limit is None and strategy.gate is None for strategy in strategies):
         return Gathered()
     return next((strategy for strategy in strategies if strategy.gate is not None), Sequential())
+
+
+async def calibrate(options: LoadOptions, root: str) -> Calibration:
+    """What the client alone can do: run the built-in loop for `calibration_seconds`, before the test.
+
+    `root` serves the scenario `instant`, without latency. The figure says how far a measured load is from the
+    client's own limit, and how much of every latency is the client itself; the target is not involved.
+    """
+    from profiler.scenarios.tools import scenario_tools
+
+    model = make_provider(options.provider, base_url=root, model=options.model)
+    tools = scenario_tools(load_scenario("instant"), root, environment={})
+    lines: list[bytes] = []  # recording is part of what the client does; nobody reads these
+    sinks = [lambda record: lines.append(encode(record))]
+    loop = ToolLoop(model, tools, Gathered(), stream=options.stream, sinks=sinks)
+    numbers = itertools.count()
+    await loop.run("Warm up.", number=next(numbers))
+    lone = [(await loop.run("Alone.", number=next(numbers))).record.latency_ns for _ in range(LONE_LOOPS)]
+    loops = 0
+    began = time.monotonic()
+
+    async def agent() -> None:
+        nonlocal loops
+        while time.monotonic() - began < options.calibration_seconds:
+            await loop.run("Together.", number=next(numbers))
+            loops += 1
+
+    await asyncio.gather(*(agent() for _ in range(CALIBRATION_AGENTS)))
+    elapsed = time.monotonic() - began
+    await model.client.close()  # type: ignore[attr-defined]
+    return Calibration(CALIBRATION_AGENTS, loops, elapsed, statistics.median(lone) / 1e9)

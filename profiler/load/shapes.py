@@ -1,5 +1,5 @@
-"""Re-exported: lives in `profiler.load.locust.shapes`."""
+"""The load shapes; they live in `profiler.load.locust.users`."""
 
-from profiler.load.locust.shapes import Soak as Soak
-from profiler.load.locust.shapes import Spike as Spike
-from profiler.load.locust.shapes import Steps as Steps
+from profiler.load.locust.users import Soak as Soak
+from profiler.load.locust.users import Spike as Spike
+from profiler.load.locust.users import Steps as Steps

@@ -1,14 +1,13 @@
 """What a load test may spend, and how its workers keep to that together. Pure.
 
-The process that leads grants loops: a worker begins one only when it has been granted it, and asks
-for more when it has none left. What is granted and has not ended counts as if it will spend what
-loops have spent on average so far, attempts and warm-up included. So the total ends near the limit,
-and past it by at most
+The leader grants loops: a worker begins only loops that it was granted, and asks for more when it has none
+left. Loops that were granted and have not ended count as if each will spend what loops have spent on average
+so far, retries and warm-up included. So the total ends near the limit, and past it by at most
 
     (loops under way at the end) × (what the most expensive of them spends - the average)
 
-since a worker is granted at most as many loops as it has under way, one at least. No loop is cut
-off for it. Loops themselves (`--max-loops`) are counted as they begin: never one too many.
+because a worker is granted at most as many loops as it has under way, and at least one. No loop is cut off to
+keep a limit. Loops themselves (`--max-loops`) are counted as they begin: never one too many.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from importlib import resources
-from typing import Literal
+from typing import Literal, get_args
 
 from profiler.errors import UsageError
 from profiler.records import LoopRecord
@@ -28,23 +27,26 @@ from profiler.rundir import Spent
 
 Resource = Literal["loops", "requests", "tokens", "cost"]
 
-OPTIONS: dict[Resource, str] = {
-    "loops": "--max-loops",
-    "requests": "--max-requests",
-    "tokens": "--max-tokens",
-    "cost": "--max-cost",
-}
+MANY = 1_000_000_000
+"""More loops than any test has."""
+
+RESOURCES: tuple[Resource, ...] = get_args(Resource)
+
+
+def option_of(resource: Resource) -> str:
+    """The option that limits it."""
+    return f"--max-{resource}"
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that may be spent, of each resource that is limited. Costs are in USD, at `price`."""
+    """The most that may be spent of each resource that is limited. Costs are in USD, at `price`."""
 
     limits: dict[Resource, float] = field(default_factory=dict)
     price: Price | None = None
 
     def used(self, spent: Spent, resource: Resource) -> float:
-        """How much of a resource that was."""
+        """How much of a resource `spent` is."""
         if resource == "loops":
             return spent.loops
         if resource == "requests":
@@ -54,26 +56,25 @@ class Budget:
         return 0.0 if self.price is None else self.price.cost(spent.input_tokens, spent.output_tokens)
 
     def room(self, spent: Spent, under_way: int) -> tuple[int, Resource | None]:
-        """How many more loops may begin, and which limit says so; `under_way` are granted and not ended.
+        """How many more loops may begin, and the limit that allows the fewest (None without limits).
 
-        While it is unknown what a loop spends, one may be under way.
+        `under_way` loops are granted and have not ended. While it is unknown what a loop spends, one may be
+        under way.
         """
-        least, which = 1_000_000_000, None
+        fewest, which = MANY, None
         for resource, limit in self.limits.items():
             used = self.used(spent, resource)
-            each = used / spent.loops if spent.loops else 0.0
-            if resource == "loops":
-                each = 1.0
+            each = 1.0 if resource == "loops" else used / spent.loops if spent.loops else 0.0
             if each > 0:
-                room = math.floor((limit - used) / each + 1e-9) - under_way
+                room = math.floor((limit - used) / each + 1e-9) - under_way  # since 0.3 / 0.1 is 2.99…
             else:
                 room = 1 - under_way if used < limit else 0
-            if room < least:
-                least, which = room, resource
-        return max(0, least), which
+            if room < fewest:
+                fewest, which = room, resource
+        return max(0, fewest), which
 
     def stopped(self, resource: Resource, spent: Spent) -> str:
-        """In words: which limit ended the run, and what was spent by then."""
+        """Which limit ended the run, and what was spent by then, in words."""
         used = self.used(spent, resource)
         if resource == "cost":
             return f"stopped at {self.limit(resource)}: ${used:.4g} spent"
@@ -81,7 +82,7 @@ class Budget:
         return f"stopped at {self.limit(resource)}: {used:.0f} {word}"
 
     def describe(self, spent: Spent) -> str:
-        """In words, with its cost where the price is known."""
+        """What was spent, in words; with its cost where the price is known."""
         text = (
             f"{spent.loops:,} loops, {spent.requests:,} requests, {spent.input_tokens:,} tokens in, "
             f"{spent.output_tokens:,} out"
@@ -89,13 +90,16 @@ class Budget:
         return text if self.price is None else f"{text}: ${self.used(spent, 'cost'):.4g} at {self.price}"
 
     def limit(self, resource: Resource) -> str:
-        """As the user said it: `--max-requests 500`."""
+        """A limit as the user wrote it: `--max-requests 500`."""
         limit = self.limits[resource]
-        return f"{OPTIONS[resource]} {f'{limit:g}' if resource == 'cost' else f'{limit:.0f}'}"
+        return f"{option_of(resource)} {f'{limit:g}' if resource == 'cost' else f'{limit:.0f}'}"
 
 
 def spent_by(record: LoopRecord) -> Spent:
-    """What a loop's model requests came to: every attempt counts, tokens are those that replies name."""
+    """What a loop's model requests spent: every attempt counts, tokens are those that replies name.
+
+    Its `loops` are 0: loops count as spent when they begin.
+    """
     requests = given = taken = 0
     for round_ in record.rounds:
         model = round_.model
@@ -105,9 +109,23 @@ def spent_by(record: LoopRecord) -> Spent:
     return Spent(0, requests, given, taken)
 
 
+def extrapolated(spent: Spent, loops: int) -> Spent:
+    """What `loops` loops spend if each spends the average of those in `spent`, which is not without loops."""
+    share = loops / spent.loops
+    return Spent(
+        loops,
+        round(spent.requests * share),
+        round(spent.input_tokens * share),
+        round(spent.output_tokens * share),
+    )
+
+
 @dataclass(slots=True)
 class Account:
-    """One worker's part in the trial under way: loops granted, begun and ended, and what ended ones spent."""
+    """One worker's part in the trial under way: its loops, and what those that ended spent.
+
+    `asks`: it waits for a grant.
+    """
 
     granted: int = 0
     begun: int = 0
@@ -115,9 +133,19 @@ class Account:
     spent: Spent = field(default_factory=Spent)
     asks: bool = False
 
+    @property
+    def under_way(self) -> int:
+        """Loops that may have begun and have not ended, so far as the leader knows."""
+        return max(self.granted, self.begun) - self.ended
+
+    @property
+    def over(self) -> Spent:
+        """What is known to be spent."""
+        return replace(self.spent, loops=self.ended)
+
 
 class Grants:
-    """Who may begin how many loops. `spent` is what is over: warm-ups and earlier trials."""
+    """Who may begin how many loops. `spent` is what warm-ups and earlier trials spent."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
@@ -131,51 +159,46 @@ class Grants:
     @property
     def total(self) -> Spent:
         """Everything that is known to be spent."""
-        total = self.spent
-        for account in self._accounts.values():
-            total += replace(account.spent, loops=account.ended)
-        return total
+        return sum((account.over for account in self._accounts.values()), self.spent)
 
     def begin(self) -> None:
         """A trial begins: nobody is granted anything yet."""
         self._accounts = {}
 
     def heard(self, worker: str, begun: int, under_way: int, spent: Spent, asks: bool) -> int | None:
-        """A worker says how it stands; the loops it is granted from now on (in this trial), None: no more."""
+        """How many loops of this trial a worker may begin in all, after it said how it stands.
+
+        None: it did not ask, or gets no more now.
+        """
         account = self._accounts.setdefault(worker, Account())
         account.begun, account.ended = begun, begun - under_way
         account.spent, account.asks = spent, asks
         if not asks or not self.limited:
             return None
         if account.granted > begun:
-            return account.granted  # it has not heard of that yet
+            return account.granted  # the grant and this pulse crossed
         room, _ = self._room()
         if not room:
             return None
+        # At most half of a fair share, so that something is left for others that ask at the same time.
         account.granted += min(max(1, under_way), max(1, room // (2 * len(self._accounts))))
         account.asks = False
         return account.granted
 
     def closed(self, worker: str, begun: int, spent: Spent) -> None:
-        """A worker has drained: what it says now is final."""
+        """A worker has drained: these figures are final."""
         self._accounts.pop(worker, None)
         self.spent += replace(spent, loops=begun)
 
     def lost(self, worker: str) -> None:
-        """A worker is gone: what it had under way is taken to have spent the average."""
+        """A worker is gone: the loops it had under way are taken to have spent the average."""
         account = self._accounts.pop(worker, None)
         if account is None:
             return
-        known, gone = self.total, max(account.granted, account.begun) - account.ended
-        self.spent += replace(account.spent, loops=account.ended)
-        if known.loops and gone:
-            share = gone / known.loops
-            self.spent += Spent(
-                gone,
-                round(known.requests * share),
-                round(known.input_tokens * share),
-                round(known.output_tokens * share),
-            )
+        known = self.total
+        self.spent += account.over
+        if known.loops and account.under_way:
+            self.spent += extrapolated(known, account.under_way)
 
     def only(self, alive: Collection[str]) -> None:
         """Workers that are not among these are lost: nobody waits for what they were granted."""
@@ -183,26 +206,29 @@ class Grants:
             self.lost(worker)
 
     def exhausted(self) -> Resource | None:
-        """The limit at which the test has come to its end: there is no room, and no grant left to use."""
-        if not self.limited:
+        """The limit that ends the test: there is no room, no grant left to use, and somebody waits for one.
+
+        None while loops may still begin.
+        """
+        accounts = self._accounts.values()
+        if not self.limited or any(account.granted > account.begun for account in accounts):
             return None
         room, which = self._room()
-        waiting = [a for a in self._accounts.values() if a.asks]
-        unused = any(a.granted > a.begun for a in self._accounts.values())
-        return which if not room and not unused and (waiting or not self._accounts) else None
+        waiting = not accounts or any(account.asks for account in accounts)
+        return which if waiting and not room else None
 
     def _room(self) -> tuple[int, Resource | None]:
-        under_way = sum(max(a.granted, a.begun) - a.ended for a in self._accounts.values())
+        under_way = sum(account.under_way for account in self._accounts.values())
         return self.budget.room(self.total, under_way)
 
 
-# What tokens cost: `prices.toml` beside this file, or what the user says.
+# What tokens cost: by `prices.toml` beside this file, or by what the user says.
 #
-# Only plain input and output tokens: what the providers' caches save is not in the records, so a cost
+# Only plain input and output tokens count: what the providers' caches save is not in the records, so a cost
 # computed here is an upper bound where prompts are cached.
 
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
-"""How a model's name says which snapshot of it is meant: all of them cost the same."""
+"""The end of a model's name that says which snapshot of it is meant; all of them cost the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +260,10 @@ class Price:
 
 
 def price_of(model: str, spec: str | None = None) -> Price | None:
-    """What `--price` says, else the table's for the model, or what it is a snapshot of; None: unknown."""
+    """What `--price` says, else the table's price of the model or of what it is a snapshot of.
+
+    None: unknown. Raises `UsageError` for a `spec` that is no price.
+    """
     if spec is not None:
         return Price.parse(spec)
     known = _table()

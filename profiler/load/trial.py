@@ -1,37 +1,86 @@
-"""A trial as one process runs it, on the event loop's thread: agents that run loops until it is over."""
+"""A trial as one process runs it, on the event loop's thread: agents that run loops until it is over.
+
+The leader and the workers are plain synchronous code. What they wait with (`Event`), and how a worker reaches
+the event loop (`LoopThread`), is passed in: greenlets and gevent's events under Locust (`locust/bridge.py`),
+a virtual clock in unit tests.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from profiler.load.agents import LoopPosition, LoopRunner
 from profiler.load.health import Meter, Tally
 from profiler.load.messages import Begin, Pulse, TrialState
 from profiler.load.plan import Arrivals, pause_after, tape_numbers
-from profiler.load.waiting import LoopTask
 from profiler.records import Clock
 
+T = TypeVar("T")
+
 MOST_WAITING = 100_000
-"""Arrivals that wait for others to end (`--max-in-flight`) in one process; more are dropped."""
+"""Arrivals that may wait in one process for others to end (`--max-in-flight`); more are dropped."""
 
 GOLDEN = 0.618033988749895
-"""Multiples of it, modulo 1, are spread evenly however many there are."""
+"""The golden ratio less one: its multiples, modulo 1, are spread evenly however many there are."""
+
+
+class Event(Protocol):
+    """As `threading.Event`."""
+
+    def is_set(self) -> bool: ...
+
+    def set(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+    def wait(self, timeout: float | None = None) -> bool: ...
+
+
+class LoopTask(Protocol):
+    """A coroutine under way on an event loop in another thread.
+
+    `wait` returns when it has ended, or raises what it raised; `TimeoutError` after `timeout` seconds.
+    """
+
+    def wait(self, timeout: float | None = None) -> object: ...
+
+    def cancel(self) -> None: ...
+
+
+class LoopThread(Protocol):
+    """An event loop that runs in a thread of its own.
+
+    `run` waits for `work()` to end, and cancels it when the waiting ends early; `submit` does not wait.
+    `call` has a function called on the loop's thread, `post` from there on the thread that waits.
+    """
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T: ...
+
+    def submit(self, work: Callable[[], Coroutine[Any, Any, object]]) -> LoopTask: ...
+
+    def call(self, function: Callable[[], None]) -> None: ...
+
+    def post(self, function: Callable[[], object]) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class RunningTrial:
     """One strategy's trial, as `plan` says.
 
-    `open` says whether another loop may start; the loop's thread reads it, the worker's writes it.
-    `granted` is how many loops may begin, None for any number: who wants more calls `ask` and waits.
-    `on_dropped` is called for every arrival that will never start.
+    `process` is the name of this process in records. `ask` is called once when agents want to begin more
+    loops than are `granted` (None: any number), and they wait. `on_dropped` is called for every arrival that
+    will never start, `on_start` with how late a loop starts that was due at some time, in nanoseconds.
 
-    `tasks` are those of its agents, and the worker's affair.
+    `open`: whether another loop may start; the worker's thread writes it, the loop's thread reads it. `tasks`
+    are the agents' tasks, which the worker keeps here.
 
-    Counts are written on the loop's thread alone: loops begun and in flight, arrivals that wait because of
-    `max_in_flight`, and of all arrivals those that had to wait (`late`) and those that never started
+    Counts are written on the loop's thread alone: loops begun and in flight; arrivals that wait because of
+    `max_in_flight`; and of all that `arrived`, those that had to wait (`late`) and those that never started
     (`dropped`).
     """
 
@@ -40,7 +89,10 @@ class RunningTrial:
         plan: Begin,
         ask: Callable[[], None] = lambda: None,
         clock: Clock = time.monotonic_ns,
+        *,
+        process: str = "",
         on_dropped: Callable[[], None] = lambda: None,
+        on_start: Callable[[int], None] = lambda lag_ns: None,
     ) -> None:
         self.plan = plan
         self.granted = 0 if plan.limited else None
@@ -50,12 +102,14 @@ class RunningTrial:
         self.tally = Tally()
         self.begun = self.in_flight = self.waiting = 0
         self.arrived = self.late = self.dropped = 0
-        self.tasks: set[LoopTask[None]] = set()
+        self.tasks: set[LoopTask] = set()
         self._ask = ask
+        self._process = process
         self._on_dropped = on_dropped
+        self._on_start = on_start
         self._asking = False
         self._clock = clock
-        self._numbers = tape_numbers(plan.block, plan.worker, plan.workers)
+        self._numbers = tape_numbers(plan.block, plan.worker, plan.workers)  # all agents take from this one
         self._seed = f"{plan.seed}/{plan.block}/{plan.worker}"
         self._sleepers: set[asyncio.Future[None]] = set()
         self._waiting_for_grant: set[asyncio.Future[None]] = set()
@@ -63,7 +117,7 @@ class RunningTrial:
 
     def pulse(self) -> Pulse:
         """What the leader is told of it; from any thread."""
-        # In this order: a loop that ends in between is counted twice, as under way too, and not left out.
+        # In this order a loop that ends in between is counted twice, as under way too, and not left out.
         begun, in_flight = self.begun, self.in_flight
         state = TrialState(
             in_flight,
@@ -71,27 +125,27 @@ class RunningTrial:
             self.tally.loops,
             self.tally.failed,
             self.tally.rate_limited,
-            self.meter.take_worst_lag(self.open and in_flight > 0),  # a closed one takes no samples
+            self.meter.take_worst_lag(self.open and in_flight > 0),  # no samples are taken when it is closed
         )
         return Pulse(self.plan.sequence, state, begun, self._asking, self.tally.spent)
 
     # On the event loop's thread:
 
     def close(self) -> None:
-        """Nothing new starts, who sleeps until its next loop wakes."""
+        """Start nothing new; wake agents that sleep until their next loop."""
         self.open = False
         for sleeper in (*self._sleepers, *self._waiting_for_grant):
             _wake(sleeper)
 
     def grant(self, loops: int) -> None:
-        """As many loops may begin in all."""
+        """Let `loops` loops begin in all."""
         self.granted = loops
         self._asking = False
         for sleeper in self._waiting_for_grant:
             _wake(sleeper)
 
     async def run_agent(self, runner: LoopRunner, agent: TrialAgent) -> None:
-        """An agent's part in the trial, until it is over and the agent's loops have ended."""
+        """An agent's part in the trial, until the trial is over and the agent's loops have ended."""
         if self.plan.arrivals is None:
             await self._closed_load(runner, agent)
         else:
@@ -99,40 +153,35 @@ class RunningTrial:
 
     async def _closed_load(self, runner: LoopRunner, agent: TrialAgent) -> None:
         if self.plan.spread_seconds and not agent.joins_late:
-            offset = (
-                (agent.ordinal * self.plan.workers + self.plan.worker) * GOLDEN % 1 * self.plan.spread_seconds
-            )
+            offset = self._source(agent) * GOLDEN % 1 * self.plan.spread_seconds
             await self._sleep_until(self.started_ns + int(offset * 1e9))
         failures = 0
         for number in self._numbers:
-            if not self.open or agent.leaving():
-                return
-            if not await self._may_begin():
+            if not self.open or agent.leaving() or not await self._may_begin():
                 return
             began_ns = self._clock()
             ended_well = await self._run(runner, agent, number, None)
             failures = 0 if ended_well else failures + 1
             now_ns = self._clock()
-            pause = pause_after(failures, (now_ns - began_ns) / 1e9)
-            if self.plan.think_seconds or pause:
-                due_ns = now_ns + int(max(self.plan.think_seconds, pause) * 1e9)
+            pause = max(self.plan.think_seconds, pause_after(failures, (now_ns - began_ns) / 1e9))
+            if pause:
+                due_ns = now_ns + int(pause * 1e9)
                 await self._sleep_until(due_ns)
                 if self.open:
-                    agent.scheduled(self, self._clock() - due_ns)
+                    self._starts(due_ns)
 
     async def _open_load(self, runner: LoopRunner, agent: TrialAgent, arrivals: Arrivals) -> None:
         joined_ns = self._clock() if agent.joins_late else self.started_ns
         loops: set[asyncio.Task[None]] = set()
-        source = agent.ordinal * self.plan.workers + self.plan.worker
         try:
-            for due in arrivals.of_source(source, self._seed):
+            for due in arrivals.of_source(self._source(agent), self._seed):
                 due_ns = self.started_ns + int(due * 1e9)
                 if due_ns < joined_ns:
                     continue
                 await self._sleep_until(due_ns)
                 if not self.open or agent.leaving():
                     break
-                agent.scheduled(self, self._clock() - due_ns)
+                self._starts(due_ns)
                 self.arrived += 1
                 if self.waiting >= MOST_WAITING:
                     self._drop()
@@ -147,6 +196,16 @@ class RunningTrial:
                 task.cancel()
             if loops:
                 await asyncio.wait(loops)
+
+    def _source(self, agent: TrialAgent) -> int:
+        """The agent's number among those of all workers."""
+        return agent.ordinal * self.plan.workers + self.plan.worker
+
+    def _starts(self, due_ns: int) -> None:
+        """Note how late a loop starts that was due at `due_ns`."""
+        lag_ns = max(0, self._clock() - due_ns)
+        self.meter.schedule.add(lag_ns)
+        self._on_start(lag_ns)
 
     async def _arrive(self, runner: LoopRunner, agent: TrialAgent, number: int, due_ns: int) -> None:
         if self._slots is None:
@@ -166,7 +225,7 @@ class RunningTrial:
                 self._drop()
 
     def _drop(self) -> None:
-        """An arrival will never start: it has failed, and leaves no record."""
+        """Count an arrival that will never start: it has failed, and leaves no record."""
         self.dropped += 1
         self._on_dropped()
 
@@ -200,13 +259,14 @@ class RunningTrial:
     async def _run(self, runner: LoopRunner, agent: TrialAgent, number: int, due_ns: int | None) -> bool:
         self.in_flight += 1
         try:
-            return await runner.run(LoopPosition(number, agent.name, self.plan.index, agent.process, due_ns))
+            return await runner.run(LoopPosition(number, agent.name, self.plan.index, self._process, due_ns))
         finally:
             self.in_flight -= 1
 
     async def _sleep_until(self, at_ns: int) -> None:
-        """Until then, or until the trial closes. uvloop's timers may fire almost 1 ms early."""
+        """Sleep until then, or until the trial closes."""
         loop = asyncio.get_running_loop()
+        # In a loop, since uvloop's timers may fire almost 1 ms early.
         while self.open and (left_ns := at_ns - self._clock()) > 0:
             sleeper: asyncio.Future[None] = loop.create_future()
             timer = loop.call_later(left_ns / 1e9, _wake, sleeper)
@@ -225,23 +285,13 @@ def _wake(sleeper: asyncio.Future[None]) -> None:
 
 @dataclass(slots=True)
 class TrialAgent:
-    """One agent in one trial.
+    """One agent in one trial. `ordinal` counts the agents of its process.
 
-    `leaving()` is asked before every loop: an agent that leaves finishes its loop. `joins_late`: it
-    came after the trial had begun, and what was due before is not its. `observe_schedule_lag` gets
-    how late each loop started against when it was meant to, in nanoseconds.
+    `leaving()` is asked before every loop: an agent that leaves finishes its loop. `joins_late`: it came
+    after the trial had begun, and does not make up for what was due before.
     """
 
     name: str
     ordinal: int
-    process: str
     leaving: Callable[[], bool]
     joins_late: bool = False
-    observe_schedule_lag: Callable[[int], None] | None = None
-
-    def scheduled(self, trial: RunningTrial, lag_ns: int) -> None:
-        """A loop that was due `lag_ns` ago starts now."""
-        lag_ns = max(0, lag_ns)
-        trial.meter.schedule.add(lag_ns)
-        if self.observe_schedule_lag is not None:
-            self.observe_schedule_lag(lag_ns)

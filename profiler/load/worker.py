@@ -1,8 +1,8 @@
 """A worker of a load test: the agents of one process, as the leader's messages say.
 
 A Locust user is one agent. Its whole part in a trial is one coroutine on the event loop's thread (loops one
-after another, or as they arrive), and its greenlet waits for that to end. Between trials it waits for the
-next.
+after another, or as they arrive), and its greenlet waits for that to end. Between trials the greenlet waits
+for the next trial.
 """
 
 from __future__ import annotations
@@ -13,27 +13,24 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.agents import AgentFactory, load_factory
-from profiler.load.calibration import calibrate
 from profiler.load.health import machine_id, shift_ns
 from profiler.load.messages import Begin, Drained, Grant, Prepare, Pulse, Ready
 from profiler.load.options import METRICS_PORT, LoadOptions
-from profiler.load.preparation import LoopRunners
-from profiler.load.trial import RunningTrial, TrialAgent
-from profiler.load.waiting import Event, LoopThread
+from profiler.load.preparation import LoopRunners, calibrate
+from profiler.load.trial import Event, LoopThread, RunningTrial, TrialAgent
 from profiler.loop.recorder import Sink
 from profiler.providers.endpoint import Endpoint, scrape_host
 from profiler.records import LoopRecord, shifted
 from profiler.redaction import describe
 from profiler.rundir import Anchor
 from profiler.scenarios.schema import load_scenario
-from profiler.strategies import StrategySpec
 
 if TYPE_CHECKING:
     from profiler.exporters.prometheus import PrometheusSink
@@ -51,11 +48,12 @@ _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """All agents of this process. Its methods are called from where one may wait: greenlets.
+    """All agents of this process. Its methods are called from greenlets, which may wait.
 
     Finished loops go to `report`. `start_thread` and `new_event` are what it waits with. `factories` tells
-    what makes the agents of each Locust user class, None for the built-in loop; `send_pulse` is called when
-    an agent waits for a grant, and must not block. Once `leaving`, nothing that fails is worth a word.
+    what makes the agents of each Locust user class, None for the built-in loop. `send_pulse` is called when
+    an agent waits for a grant, and must not block. `leaving` is set when this process has lost its leader:
+    then there is nobody to answer.
     """
 
     def __init__(
@@ -111,32 +109,33 @@ class Worker:
     def begin(self, message: Begin) -> None:
         """Open a trial; agents that wait join it at once, later ones as they come."""
         thread = self._loop_thread()
-        trial = RunningTrial(message, lambda: thread.post(self._send_pulse), on_dropped=self._count_dropped)
-        trial.meter.start()
-        self._trial, self._sequence = trial, message.sequence
-        if self._metrics is not None:
-            self._metrics.set_strategy(self._scenario, message.strategy)
+        observers: dict[str, Any] = {}
+        if (metrics := self._metrics) is not None:
+            metrics.set_strategy(self._scenario, message.strategy)
+            observers["on_dropped"] = lambda: metrics.count_dropped_arrival(message.strategy)
+            observers["on_start"] = metrics.observe_schedule_lag
+        self._trial = RunningTrial(
+            message, lambda: thread.post(self._send_pulse), process=self._process, **observers
+        )
+        self._sequence = message.sequence
         opened, self._opened = self._opened, self._new_event()
         opened.set()
 
-    def _count_dropped(self) -> None:
-        if self._metrics is not None and self._trial is not None:
-            self._metrics.count_dropped_arrival(self._trial.plan.strategy)
-
     def grant(self, message: Grant) -> None:
-        """As many loops of the trial under way may begin in all."""
+        """Let `message.loops` loops of the trial under way begin in all."""
         trial, thread = self._trial, self._thread
         if trial is not None and thread is not None and message.sequence == trial.plan.sequence:
             thread.call(lambda: trial.grant(message.loops))
 
     def end(self, drain_seconds: float | None = None) -> Drained:
-        """Close the trial, wait for its loops, and cut off what still runs after `drain_seconds`.
+        """Close the trial, wait for its loops, and cut off those that still run after `drain_seconds`.
 
         None: as many as the options say.
         """
         trial = self._trial
         if trial is None:
             return Drained(self._sequence)
+        # Of what was measured: before the trial drains.
         health, arrived = trial.meter.read(self._process, trial.plan.index), trial.arrived
         interrupted = self._drain(trial, self._drain_seconds if drain_seconds is None else drain_seconds)
         return Drained(
@@ -173,25 +172,19 @@ class Worker:
     def take_part(
         self, user_class: str, name: str, ordinal: int, trial: RunningTrial, leaving: Callable[[], bool]
     ) -> None:
-        """An agent's part in a trial that `next_trial` returned; waits until that is over.
+        """Play an agent's part in a trial that `next_trial` returned; waits until that is over.
 
-        `leaving()` is asked before every loop, on the loop's thread: an agent that leaves
-        finishes its loop. When the waiting is interrupted the loop is cancelled and waited for.
+        `leaving()` is asked before every loop, on the loop's thread: an agent that leaves finishes its loop.
+        When the waiting is interrupted the loop is cancelled and waited for.
         """
         assert self._thread is not None
         assert self._runners is not None
         runner = self._runners[user_class, trial.plan.strategy]
-        agent = TrialAgent(
-            name,
-            ordinal,
-            self._process,
-            leaving,
-            joins_late=time.monotonic_ns() - trial.started_ns > LATE_SECONDS * 1e9,
-            observe_schedule_lag=None if self._metrics is None else self._metrics.observe_schedule_lag,
-        )
+        late = time.monotonic_ns() - trial.started_ns > LATE_SECONDS * 1e9
+        agent = TrialAgent(name, ordinal, leaving, joins_late=late)
         task = self._thread.submit(lambda: trial.run_agent(runner, agent))
         trial.tasks.add(task)
-        self._count_agents(user_class, trial)
+        self._show_agents(user_class, trial)
         try:
             task.wait()
         except asyncio.CancelledError:
@@ -203,12 +196,12 @@ class Worker:
             raise
         finally:
             trial.tasks.discard(task)
-            self._count_agents(user_class, trial)
+            self._show_agents(user_class, trial)
             if not trial.tasks:
                 self._agents_left.set()
 
     def close(self) -> None:
-        """Close clients, end the loop's thread. Before gevent's hub goes."""
+        """Close clients, end the loop's thread. To be called before gevent's hub goes."""
         from profiler.scenarios.tools import use_tools_at
 
         use_tools_at(None)
@@ -229,7 +222,7 @@ class Worker:
         self._shift_ns = shift_ns(Anchor.now(), message.anchor) if remote else 0
         thread = self._loop_thread()
         calibration = None
-        if (server := message.calibration) is not None and not remote:
+        if (server := message.calibration) is not None and not remote:  # it listens on loopback alone
             calibration = thread.run(lambda: calibrate(options, server), PREPARE_SECONDS)
         scenario = load_scenario(options.scenario)
         self._scenario = scenario.name
@@ -237,10 +230,10 @@ class Worker:
         factories = {user_class: named or factory for user_class, factory in self._factories().items()}
         tools_root = options.tools_url or Endpoint.parse(message.root).root
         use_tools_at(tools_root)
-        runners = LoopRunners(options, message.root, tools_root, scenario)
         share = message.workers if options.share_limit else 1
-        ready = thread.run(lambda: self._make(runners, options.strategies, factories, share), PREPARE_SECONDS)
-        # What is there now stays: later collections need not look at Locust, the SDKs and pydantic.
+        runners = LoopRunners(options, message.root, tools_root, scenario, share)
+        ready = thread.run(lambda: self._make(runners, factories), PREPARE_SECONDS)
+        # Locust, the SDKs and pydantic stay: collections during the test need not look at them.
         gc.collect()
         gc.freeze()
         return replace(ready, metrics_port=metrics_port, calibration=calibration)
@@ -253,23 +246,21 @@ class Worker:
             return self._metrics_port
         from profiler.exporters.prometheus import PrometheusSink
 
-        # The run's name; empty, like production's, where the leader makes the directory later.
+        # The run's name. Without a run directory yet (under `locust`), empty, as in production.
         testid = Path(options.run_directory).name if options.run_directory else ""
         sink = PrometheusSink(labels={"testid": testid} if testid else {})
-        if options.metrics_port is None:
-            ports = range(METRICS_PORT, METRICS_PORT + PORTS_TRIED)
-        else:
-            ports = range(options.metrics_port + number, options.metrics_port + number + 1)
-        for port in ports:
+        first, tried = METRICS_PORT, PORTS_TRIED
+        if options.metrics_port is not None:
+            first, tried = options.metrics_port + number, 1
+        for port in range(first, first + tried):
             try:
                 self._metrics_port = sink.serve(port, options.metrics_host)
-            except OSError as error:
-                if port == ports[-1]:
-                    raise UsageError(
-                        f"--metrics-port: cannot serve on {options.metrics_host}:{port}: {error.strerror}"
-                    ) from error
-            else:
                 break
+            except OSError as error:
+                failure = error
+        else:
+            where = f"{options.metrics_host}:{port}"
+            raise UsageError(f"--metrics-port: cannot serve on {where}: {failure.strerror}") from failure
         self._metrics = sink
         _log.info("metrics: http://%s:%d/metrics", scrape_host(options.metrics_host), self._metrics_port)
         return self._metrics_port
@@ -280,7 +271,7 @@ class Worker:
         return self._thread
 
     def _drain(self, trial: RunningTrial, seconds: float) -> int:
-        """Wait for the loops of a trial, cut off what still runs then; returns how many that were."""
+        """Wait for the loops of a trial, then cut off those that still run; returns how many that were."""
         self._close(trial)
         self._wait_for_agents(trial, seconds)
         interrupted = trial.in_flight
@@ -294,7 +285,7 @@ class Worker:
         return interrupted
 
     def _close(self, trial: RunningTrial) -> None:
-        trial.open = False
+        trial.open = False  # here too, for agents that look for a trial before the loop's thread gets to it
         if self._thread is not None:
             self._thread.call(trial.close)
 
@@ -304,28 +295,21 @@ class Worker:
             self._agents_left.clear()
             self._agents_left.wait(left)
 
-    def _count_agents(self, user_class: str, trial: RunningTrial) -> None:
+    def _show_agents(self, user_class: str, trial: RunningTrial) -> None:
         if self._metrics is not None:
-            self._metrics.set_agents(user_class or "Agent", len(trial.tasks))
+            self._metrics.set_agents(user_class, len(trial.tasks))
 
     # On the loop's thread:
 
-    async def _make(
-        self,
-        runners: LoopRunners,
-        specs: Sequence[StrategySpec],
-        factories: Mapping[str, AgentFactory | None],
-        share: int,
-    ) -> Ready:
+    async def _make(self, runners: LoopRunners, factories: Mapping[str, AgentFactory | None]) -> Ready:
         await self._close_clients()
         self._runners = runners
-        strategies = {spec.text: spec.build(share=share) for spec in specs}
         sinks: list[Sink] = [_TrialSink(self)]
         if self._metrics is not None:
             sinks.append(self._metrics)
-            for spec, strategy in strategies.items():
+            for spec, strategy in runners.strategies.items():
                 self._metrics.watch_limit(spec, strategy)
-        return await runners.make(factories, strategies, sinks, share)
+        return await runners.make(factories, sinks)
 
     async def _close_clients(self) -> None:
         from profiler.scenarios.tools import close_tool_client
@@ -337,7 +321,7 @@ class Worker:
 
 
 class _TrialSink:
-    """The sink of every loop here: counts and meters of the trial, then the report."""
+    """The sink of every loop here: the counts and the meter of the trial, then the worker's report."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -356,5 +340,5 @@ class _TrialSink:
 
 
 def process_name(worker: int) -> str:
-    """What names this process in records: no host in it, since records are shared."""
+    """This process's name in records: without its host, since records are shared."""
     return f"worker {worker} (pid {os.getpid()})"

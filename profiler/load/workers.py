@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Generic, Protocol, TypeVar
 
 from profiler.errors import ProfilerError, TargetError, UsageError
-from profiler.load.calibration import Calibration, capacity
 from profiler.load.health import machine_id
 from profiler.load.messages import (
     Begin,
+    Calibration,
     Cut,
     Drained,
     End,
@@ -26,13 +26,16 @@ from profiler.load.messages import (
 from profiler.load.options import LoadOptions
 from profiler.load.plan import Arrivals, PlannedTrial, share
 from profiler.load.spending import Budget, Grants, Resource
-from profiler.load.waiting import Event
+from profiler.load.trial import Event
 from profiler.records import Clock
 from profiler.rundir import Anchor, ClientCapacity, Spent
 
 PREPARE_SECONDS = 60.0
 ANSWER_SECONDS = 15.0
 """How much longer than the drain itself a worker may take to say that it has drained."""
+
+CALIBRATION_REQUESTS = 5
+"""Requests of a loop of the scenario `instant`: two to the model, three to tools."""
 
 A = TypeVar("A", Ready, Drained)
 
@@ -41,13 +44,13 @@ class Transport(Protocol):
     """What Locust's runner does for the leader: it knows the workers and the users, and carries messages."""
 
     def workers(self) -> list[str]:
-        """Ids of the workers that are alive, in an order that stays."""
+        """Ids of the workers that are alive, in an order that does not change."""
 
     def users(self) -> int:
         """How many users there are now."""
 
     def wanted_users(self) -> int:
-        """How many users there are to be by now; under a load shape that changes by itself."""
+        """How many users there should be by now; a load shape changes that by itself."""
 
     def scale(self, users: int, rate: float) -> None:
         """Spawn or stop users, `rate` a second."""
@@ -57,23 +60,23 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What the workers said at the end of a trial; `lost` describes those that said nothing."""
+    """What the workers answered at the end of a trial; `lost` describes those that did not answer."""
 
     drained: tuple[Drained, ...] = ()
     lost: tuple[str, ...] = ()
 
     def total(self, count: str) -> int:
-        """Of all workers together: `loops`, `interrupted` …"""
+        """A count of `Drained` (`loops`, `interrupted`, …) over all workers."""
         return sum(getattr(one, count) for one in self.drained)
 
 
 class Workers:
-    """Prepared for one set of options and one target, led through trials.
+    """All workers, prepared for one set of options and one target, and led through trials.
 
-    Worker k of the W that `prepare` returned takes the tape entries i ≡ k (mod W). `loop_seconds`
-    is the longest that a worker took for its first loop, `model` the name of the model they use,
-    `capacity` what they did in their calibration, `metrics_ports` where each serves its metrics, `grants`
-    what they have spent and may. `calibration` opens the server for that.
+    Worker k of the W that `prepare` returned takes the tape entries i ≡ k (mod W). `loop_seconds` is the
+    longest that a worker took for its first loop, `model` the name of the model they use, `capacity` what
+    they did in their calibration, `metrics_ports` where each serves /metrics, `grants` what they have spent
+    and may still spend. `calibration` opens the server that they are calibrated against.
     """
 
     def __init__(
@@ -102,10 +105,10 @@ class Workers:
         self._sequence = 0
 
     def prepare(self, options: LoadOptions, root: str, patience: float = PREPARE_SECONDS) -> list[str]:
-        """The workers that are ready for the next trial; those that are new are prepared first.
+        """The workers that are ready for the next trial; new ones are prepared first.
 
-        Waits up to `patience` seconds for the first worker. Raises `ProfilerError` when a worker
-        cannot do what is asked, or none comes.
+        Waits up to `patience` seconds for the first worker. Raises `ProfilerError` when a worker cannot do
+        what is asked, or none connects.
         """
         self.grants.budget = options.budget(self.model)
         if self._wanted != (options, root):
@@ -118,7 +121,7 @@ class Workers:
         for worker, answer in self._prepare(new, len(workers), options, root).items():
             self._heard_ready(worker, answer, options)
         if self._calibrated:
-            self.capacity = capacity(list(self._calibrated.values()))
+            self.capacity = _capacity(self._calibrated.values())
         return [worker for worker in workers if worker in self._prepared]
 
     def begin(
@@ -129,10 +132,10 @@ class Workers:
         sources: int,
         spread_seconds: float = 0.0,
     ) -> None:
-        """Open a trial on each of them; an index below 0 says that it is not measured.
+        """Open a trial on each of `workers`; one with an index below 0 is not measured.
 
-        Of an open load, `sources` users together make the rate that was asked for; the agents of a
-        closed one start within `spread_seconds`.
+        In an open load, `sources` users together make the rate that was asked for; the agents of a closed one
+        start within `spread_seconds`.
         """
         self._sequence += 1
         self._drained = self._answers()
@@ -170,18 +173,18 @@ class Workers:
         return Ended(tuple(answers.values()), lost)
 
     def cut(self) -> None:
-        """Have all loops under way cancelled."""
+        """Have all loops under way cancelled, on every worker."""
         for worker in self.transport.workers():
             self.transport.send(Cut(), worker)
 
     def state(self) -> TrialState:
-        """How the trial under way stands, as far as the workers have said."""
+        """How the trial under way stands, by the last pulse of each worker."""
         states = [pulse.state for pulse in self._pulses.values()]
         total = {one.name: sum(getattr(state, one.name) for state in states) for one in fields(TrialState)}
         return TrialState(**{**total, "lag_ns": max((state.lag_ns for state in states), default=0)})
 
     def exhausted(self) -> Resource | None:
-        """The limit on what may be spent at which nothing more may begin, None while something may."""
+        """The limit that keeps any further loop from beginning, None while one may begin."""
         if not self.grants.limited:
             return None
         self.grants.only(self.transport.workers())
@@ -193,7 +196,7 @@ class Workers:
         self._ready.give(worker, message)
 
     def drained(self, worker: str, message: Drained) -> None:
-        if message.sequence == self._sequence:  # else it had been given up by then
+        if message.sequence == self._sequence:  # else the leader had given up waiting for it
             self._drained.give(worker, message)
 
     def pulse(self, worker: str, message: Pulse) -> None:
@@ -217,7 +220,7 @@ class Workers:
     def _prepare(
         self, new: Sequence[str], workers: int, options: LoadOptions, root: str
     ) -> Mapping[str, Ready]:
-        """What those that are new answer."""
+        """Prepare new workers; their answers."""
         uncalibrated = [worker for worker in new if worker not in self._calibrated]
         wanted = bool(uncalibrated) and options.calibration_seconds > 0
         with self._calibration() if wanted else nullcontext() as server:
@@ -250,7 +253,7 @@ class Workers:
             self._calibrated[worker] = answer.calibration
 
     def _check_warm_up(self, options: LoadOptions, workers: int) -> None:
-        """Every worker's first loop is paid too."""
+        """Refuse a limit that the first loops alone would pass: they are paid for too."""
         left = None if options.max_loops is None else options.max_loops - self.grants.total.loops
         if left is not None and workers and left < workers:
             raise UsageError(
@@ -269,7 +272,7 @@ class Workers:
 
 
 class _Answers(Generic[A]):
-    """Waits until each of a set of workers has answered, or is gone."""
+    """The workers' answers to one message."""
 
     def __init__(self, transport: Transport, came: Event, clock: Clock) -> None:
         self._transport = transport
@@ -282,7 +285,7 @@ class _Answers(Generic[A]):
         self._came.set()
 
     def wait(self, workers: Sequence[str], seconds: float) -> dict[str, A]:
-        """The answers that came within `seconds`; a worker that vanished is not waited for."""
+        """The answers that come within `seconds`; workers that are gone are not waited for."""
         deadline_ns = self._clock() + int(seconds * 1e9)
         while (left_ns := deadline_ns - self._clock()) > 0:
             alive = self._transport.workers()
@@ -293,8 +296,19 @@ class _Answers(Generic[A]):
         return {worker: self._given[worker] for worker in workers if worker in self._given}
 
 
+def _capacity(calibrated: Collection[Calibration]) -> ClientCapacity:
+    """What all workers together can do, at least one of which was calibrated."""
+    rate = sum(one.loops / one.seconds for one in calibrated)
+    return ClientCapacity(
+        agents=sum(one.agents for one in calibrated),
+        loops_per_second=rate,
+        requests_per_second=rate * CALIBRATION_REQUESTS,
+        seconds=max(one.lone_seconds for one in calibrated),
+    )
+
+
 def _check_usage(options: LoadOptions, warmed_up: Spent, failure: str | None) -> None:
-    """A limit on what the target does not tell could not be kept."""
+    """Refuse a limit on tokens where the target's replies do not say how many they used."""
     for option, limit in (("--max-tokens", options.max_tokens), ("--max-cost", options.max_cost)):
         if limit is None or not warmed_up.requests or warmed_up.output_tokens:
             continue

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
-from profiler.load.plan import effective_limits, scaled
+from profiler.load.plan import scaled
 from profiler.load.spending import Resource
 from profiler.records import LoopRecord
 from profiler.rundir import Run, RunDirectory, Spent
@@ -18,7 +18,7 @@ from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.scalability import fit
 from profiler.statistics.summary import summarise_directory
 from profiler.statistics.table import tabulate
-from profiler.strategies import parse_strategies, parse_strategy
+from profiler.strategies import effective_limits, parse_strategies, parse_strategy
 from profiler.tune.answer import HEADROOM_AT, Answer, AtLoad, choose, python_snippet, toml_fragment
 from profiler.tune.candidates import (
     Candidate,
@@ -328,7 +328,9 @@ class Tuner:
             best = setting if setting.limit is not None else best_of(curve)
             found = shape(curve, best.limit or 0)
         model_limits = rates[0].limits if rates else None
-        effective = effective_limits(parse_strategy(setting.spec), self._search.users, workers, shared)
+        limits = effective_limits(
+            [parse_strategy(setting.spec)], agents=self._search.users, processes=workers, share=shared
+        )
         warnings = summarise_directory(stage.directory).warnings
         return Answer(
             setting=setting,
@@ -342,7 +344,7 @@ class Tuner:
             rates=tuple(rates),
             python=python_snippet(setting.spec, model_limits, shared),
             toml=toml_fragment(setting.spec, model_limits),
-            effective="\n".join(effective),
+            effective="\n".join(limits),
             runs=tuple(str(directory.path) for directory in self._runs),
             seconds=time.monotonic() - self._began,
             invalid=tuple(caveat.sentence for caveat in warnings if caveat.invalid),

@@ -47,7 +47,7 @@ EDITED = """
 import gevent
 from locust import events
 from profiler.load.locust.session import Session
-from profiler.load.locust.users import Agent
+from profiler.load.users import Agent
 
 __all__ = ["Agent"]
 

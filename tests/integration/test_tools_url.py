@@ -16,9 +16,9 @@ import pytest
 from profiler.cli import main
 from profiler.emulator.process import is_emulator, start_emulator
 from profiler.examples import get_weather
-from profiler.load.calibration import calibrate
-from profiler.load.emulators import Emulators
 from profiler.load.options import LoadOptions
+from profiler.load.preparation import calibrate
+from profiler.load.target import Emulators
 from profiler.scenarios.schema import load_scenario
 from profiler.scenarios.tools import close_tool_client, scenario_tools, use_tools_at
 from profiler.tool_http import tools_url

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from profiler.cli import main
-from profiler.load.estimate import plan
+from profiler.load.estimate import estimate_load
 from profiler.load.options import LoadOptions
 from profiler.scenarios.schema import load_scenario
 from profiler.strategies import parse_strategies
@@ -20,7 +20,7 @@ from tests.unit.tune_data import answer, scored
 
 def test_plan_of_a_search_is_an_upper_bound_and_says_so() -> None:
     options = LoadOptions(strategies=parse_strategies("gathered"), max_requests=100)
-    planned = plan(options, 8, 300.0, 1, load_scenario("instant"), remote=False, search=True)
+    planned = estimate_load(options, 8, 300.0, 1, load_scenario("instant"), remote=False, search=True)
     assert planned.lines() == [
         "plan: a search of up to 300 s with 8 agents on the embedded emulator: "
         "up to about 60,000 loops, 120,000 requests"

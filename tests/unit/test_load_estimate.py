@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from profiler.emulator.tape import Tape
-from profiler.load.estimate import loop_seconds, loop_spent, plan, rounded
+from profiler.load.estimate import SAMPLE, estimate_load, loop_seconds, rounded, sample_spent
 from profiler.load.options import LoadOptions
 from profiler.scenarios.schema import load_scenario, parse_scenario
 from profiler.strategies import parse_strategies
@@ -41,16 +41,16 @@ def test_loop_takes_its_requests_and_its_longest_calls_or_all_of_them() -> None:
 
 
 def test_estimate_counts_in_every_request_what_was_said_before() -> None:
-    spent = loop_spent(Tape(WORK, 1))
-    assert spent.requests == 3
-    first = spent.input_tokens / 3 - 4 * 60  # four calls more with each of three requests
+    spent = sample_spent(Tape(WORK, 1))
+    assert (spent.loops, spent.requests) == (SAMPLE, SAMPLE * 3)
+    first = spent.input_tokens / SAMPLE / 3 - 4 * 60  # four calls more with each of three requests
     assert 5 < first < 30
-    assert spent.output_tokens == 8 * 20 + 60
+    assert spent.output_tokens == SAMPLE * (8 * 20 + 60)
 
 
 def test_plan_on_this_machine_is_one_line_without_a_cost() -> None:
     options = LoadOptions(strategies=parse_strategies("gathered,sequential"))
-    (line,) = plan(options, 8, 16.0, 1, WORK, remote=False).lines()
+    (line,) = estimate_load(options, 8, 16.0, 1, WORK, remote=False).lines()
     # 8 × 16 / 1.6 s, 8 × 16 / 4.6 s, and the first loop
     assert line == (
         "plan: 2 strategies, 32 s of measuring with 8 agents on the embedded emulator: "
@@ -59,7 +59,7 @@ def test_plan_on_this_machine_is_one_line_without_a_cost() -> None:
 
 
 def test_estimate_for_a_target_that_takes_no_time_is_the_client_s_limit() -> None:
-    planned = plan(
+    planned = estimate_load(
         LoadOptions(strategies=parse_strategies("gathered")),
         20,
         3.0,
@@ -72,7 +72,7 @@ def test_estimate_for_a_target_that_takes_no_time_is_the_client_s_limit() -> Non
 
 
 def test_plan_elsewhere_says_what_it_may_cost_and_which_limit_ends_it() -> None:
-    lines = plan(REMOTE, 8, 16.0, 2, WORK, remote=True).lines()
+    lines = estimate_load(REMOTE, 8, 16.0, 2, WORK, remote=True).lines()
     assert lines[0] == (
         "plan: 1 strategy, 16 s of measuring with 8 agents on https://api.example.com (gpt-4o)"
     )
@@ -83,7 +83,7 @@ def test_plan_elsewhere_says_what_it_may_cost_and_which_limit_ends_it() -> None:
     limited = LoadOptions(
         strategies=parse_strategies("gathered"), base_url=REMOTE.base_url, max_requests=123, max_cost=9.0
     )
-    assert plan(limited, 8, 16.0, 2, WORK, remote=True).lines()[3] == (
+    assert estimate_load(limited, 8, 16.0, 2, WORK, remote=True).lines()[3] == (
         "  --max-requests 123 will end it after about 50% of that"
     )
 
@@ -92,10 +92,10 @@ def test_open_load_has_as_many_loops_as_arrive_and_an_agents_own_are_unknown() -
     options = LoadOptions(
         strategies=parse_strategies("gathered"), arrivals="5/s", levels=(10, 20), base_url=REMOTE.base_url
     )
-    planned = plan(options, 10, 8.0, 1, WORK, remote=True)
+    planned = estimate_load(options, 10, 8.0, 1, WORK, remote=True)
     assert planned.spent is not None
     assert planned.spent.loops == 5 * 8 + 10 * 8 + 1  # the rate is that of 10 agents
-    own = plan(LoadOptions(agent="a:b", base_url=REMOTE.base_url), 8, 16.0, 1, WORK, remote=True)
+    own = estimate_load(LoadOptions(agent="a:b", base_url=REMOTE.base_url), 8, 16.0, 1, WORK, remote=True)
     assert (own.spent, own.cost) == (None, None)
     assert own.lines()[1] == "  how much the agent asks for is not known"
 

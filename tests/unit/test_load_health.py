@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from profiler.load.health import PATIENCE_SECONDS, ConnectionWatch, Meter, Tally, p99_seconds, shift_ns
+from profiler.load.health import Meter, Tally, p99_seconds, shift_ns
+from profiler.load.target import PATIENCE_SECONDS, ConnectionWatch
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, shifted
 from profiler.rundir import Anchor, ClientHealth, Spent
 from profiler.statistics.histogram import Histogram
@@ -41,7 +42,6 @@ def test_percentile_is_the_nearest_rank() -> None:
 def test_meter_reads_what_happened_since_it_was_started() -> None:
     cpu, now = iter([2.0, 3.5]), 10.0
     meter = Meter(cpu_clock=lambda: next(cpu), clock=lambda: now)
-    meter.start()
     for lag in (MS, 8 * MS, 2 * MS):
         meter.lag(lag)
     meter.schedule.add(4 * MS)

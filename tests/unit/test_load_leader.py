@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from profiler.errors import TargetError
-from profiler.load.leader import Leader, Ramp, Target
+from profiler.load.leader import Leader, Ramp
 from profiler.load.messages import Begin, End
 from profiler.load.options import LoadOptions, conditions
 from profiler.load.output import RunOutput
+from profiler.load.target import Target
 from profiler.rundir import Incident, RunDirectory
 from profiler.strategies import parse_strategies
 from tests.unit.test_load_workers import ROOT, Connected

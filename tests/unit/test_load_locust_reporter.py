@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from profiler.load.locust.reporter import Reported, Reporter, reported
+from profiler.load.output import Reported, Reporter, reported
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall, decode
 
 MS = 1_000_000

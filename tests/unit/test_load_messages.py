@@ -4,9 +4,9 @@ import msgpack
 import pytest
 
 from profiler.errors import UsageError
-from profiler.load.calibration import Calibration
 from profiler.load.messages import (
     Begin,
+    Calibration,
     Cut,
     Drained,
     End,

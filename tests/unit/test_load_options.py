@@ -168,7 +168,7 @@ def test_anything_else_has_to_be_meant(options: LoadOptions, environment: dict[s
 
 @dataclass(frozen=True)
 class Asked(Options):
-    """Options of a test, one of which is a secret."""
+    """Options of a test."""
 
     name: str = option("--name", TEXT, "n", "a name", "g", ("do",))
     count: int = option("--count", COUNT, 2, "100 % of it", "g", ("do", "locust"))

@@ -14,7 +14,6 @@ from profiler.load.plan import (
     PlannedTrial,
     block_order,
     blocks_for,
-    effective_limits,
     pause_after,
     ramp_seconds,
     schedule,
@@ -23,7 +22,7 @@ from profiler.load.plan import (
     timing,
 )
 from profiler.statistics.objectives import AbortRule
-from profiler.strategies import parse_strategy
+from profiler.strategies import effective_limits, parse_strategy
 
 STRATEGIES = ("sequential", "gathered", "semaphore:4")
 
@@ -120,8 +119,10 @@ def test_ramp_seconds() -> None:
         (
             "semaphore:4@tool",
             2,
-            "semaphore:4@tool: 4 per tool × 2 processes = up to 8 calls of each tool at once",
+            "semaphore:4@tool: 4 per process × 2 processes = up to 8 calls of each tool at once",
         ),
+        ("sequential", 2, "sequential: 1 per agent × 20 agents = up to 20 calls at once"),
+        ("eager+semaphore:4", 1, "eager+semaphore:4: up to 4 calls at once"),
         ("gathered", 1, "gathered: no limit on calls running at once"),
         ("eager", 1, "eager: no limit on calls running at once"),
         ("adaptive", 1, "adaptive: adapts, from 8 calls at once"),
@@ -129,11 +130,11 @@ def test_ramp_seconds() -> None:
     ],
 )
 def test_effective_limits_are_totals_over_the_workers(spec: str, workers: int, said: str) -> None:
-    assert effective_limits(parse_strategy(spec), users=20, workers=workers) == [said]
+    assert effective_limits([parse_strategy(spec)], agents=20, processes=workers) == [said]
 
 
 def test_shared_limits_are_those_of_one_process_in_all() -> None:
-    assert effective_limits(parse_strategy("semaphore:4+rate:20/s"), users=20, workers=2, share=2) == [
+    assert effective_limits([parse_strategy("semaphore:4+rate:20/s")], agents=20, processes=2, share=2) == [
         "semaphore:4: 2 per process × 2 processes = up to 4 calls at once",
         "rate:20/s: 10 per process × 2 processes = up to 20 calls/s",
     ]

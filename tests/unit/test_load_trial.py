@@ -44,12 +44,17 @@ class Loops:
 
 
 def agent(number: int = 0, **changes: Any) -> TrialAgent:
-    return TrialAgent(f"a{number}", number, "p", lambda: False, **changes)
+    return TrialAgent(f"a{number}", number, lambda: False, **changes)
 
 
-def trial(clock: Callable[[], int], ask: Callable[[], None] = lambda: None, **changes: Any) -> RunningTrial:
+def trial(
+    clock: Callable[[], int],
+    ask: Callable[[], None] = lambda: None,
+    on_start: Callable[[int], None] = lambda lag_ns: None,
+    **changes: Any,
+) -> RunningTrial:
     fields = {"block": 0, "worker": 0, "workers": 1, "seed": 1, **changes}
-    return RunningTrial(Begin(1, 0, strategy="gathered", **fields), ask, clock)
+    return RunningTrial(Begin(1, 0, strategy="gathered", **fields), ask, clock, on_start=on_start)
 
 
 async def for_seconds(seconds: float, one: RunningTrial, *lives: Any) -> None:
@@ -62,9 +67,9 @@ async def for_seconds(seconds: float, one: RunningTrial, *lives: Any) -> None:
 
 def test_agent_of_a_closed_load_thinks_between_its_loops() -> None:
     async def main(clock: Callable[[], int]) -> None:
-        one, loops = trial(clock, think_seconds=0.5), Loops(clock, 0.25)
         lags: list[int] = []
-        await for_seconds(2.0, one, one.run_agent(loops, agent(observe_schedule_lag=lags.append)))
+        one, loops = trial(clock, on_start=lags.append, think_seconds=0.5), Loops(clock, 0.25)
+        await for_seconds(2.0, one, one.run_agent(loops, agent()))
         assert [at // MS for at, _ in loops.started] == [0, 750, 1500]
         assert [position.intended_ns for _, position in loops.started] == [None] * 3
         assert (list(one.meter.schedule.samples or ()), lags) == ([0, 0], [0, 0])
@@ -155,7 +160,7 @@ def test_agent_that_joins_late_does_not_make_up_for_what_was_due_before() -> Non
 def test_agent_that_leaves_finishes_its_loop() -> None:
     async def main(clock: Callable[[], int]) -> None:
         one, loops = trial(clock), Loops(clock, 0.4)
-        await one.run_agent(loops, TrialAgent("a", 0, "p", lambda: clock() > 600 * MS))
+        await one.run_agent(loops, TrialAgent("a", 0, lambda: clock() > 600 * MS))
         assert [at // MS for at, _ in loops.ended] == [400, 800]
 
     run_virtual(main)
@@ -191,7 +196,6 @@ def test_trial_that_drains_takes_no_samples_and_shows_no_lag_for_it() -> None:
     now = 10.0
     one = trial(lambda: 0)
     one.meter = Meter(clock=lambda: now)
-    one.meter.start()
     one.in_flight = 1
     now = 10.5
     assert one.pulse().state.lag_ns == 0

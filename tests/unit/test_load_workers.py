@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from profiler.errors import ProfilerError, TargetError, UsageError
-from profiler.load.calibration import Calibration
 from profiler.load.messages import (
     Begin,
+    Calibration,
     Cut,
     Drained,
     End,

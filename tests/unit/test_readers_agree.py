@@ -23,7 +23,7 @@ from profiler.anatomy import PHASES, phases
 from profiler.exporters.opentelemetry import OpenTelemetrySink
 from profiler.exporters.prometheus import PrometheusSink
 from profiler.load.health import Tally
-from profiler.load.locust.reporter import reported
+from profiler.load.output import reported
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolAttempt, ToolCall, encode
 from profiler.report.html.charts import course
 from profiler.report.html.data import gather

@@ -1,12 +1,12 @@
-"""The bridge between gevent and asyncio: one event loop in a native thread, greenlets wait for it.
+"""The bridge between gevent and asyncio: one event loop in a native thread, and greenlets that wait for it.
 
-Locust runs its users as greenlets on gevent's hub, in the main thread; agents are coroutines on
-a uvloop in a thread of its own, started with the unpatched primitive. Nothing is woken per
-request: a greenlet hands over a whole coroutine and sleeps until it has ended, and what a
-foreign thread has to tell the hub goes through one `async_` watcher.
+Locust runs its users as greenlets on gevent's hub, in the main thread; agents are coroutines on a uvloop in a
+thread of its own, started with the unpatched primitive. Nothing is woken per request: a greenlet hands over a
+whole coroutine and sleeps until it has ended. What other threads have to tell the hub goes through one
+`async_` watcher.
 
-Every lock here is a native one or none at all: in a patched process `threading`'s locks are
-gevent's and must not be waited for from the loop's thread.
+Nothing here takes a lock of `threading`: in a patched process those are gevent's, and the loop's thread must
+not wait for them.
 """
 
 from __future__ import annotations
@@ -31,40 +31,14 @@ T = TypeVar("T")
 Work = Callable[[], Coroutine[Any, Any, T]]
 
 STOP_SECONDS = 5.0
-"""How long `stop` waits for cancelled tasks before it gives the thread up."""
-
-
-class HubCalls:
-    """Calls functions on the hub of the greenlet that made it, on behalf of other threads.
-
-    The functions run inside the hub: they must not block.
-    """
-
-    def __init__(self) -> None:
-        self._calls: deque[Callable[[], object]] = deque()
-        self._watcher = gevent.get_hub().loop.async_()
-        self._watcher.start(self._run)
-
-    def post(self, call: Callable[[], object]) -> None:
-        """From any thread."""
-        self._calls.append(call)
-        self._watcher.send()
-
-    def close(self) -> None:
-        self._watcher.stop()
-        self._watcher.close()
-
-    def _run(self) -> None:
-        # Sends that come close together wake the hub once, so everything there is gets run.
-        while self._calls:
-            self._calls.popleft()()
+"""How long `stop` waits for the thread, and one second less for cancelled tasks."""
 
 
 class BridgedTask(Generic[T]):
     """A coroutine under way on the loop's thread."""
 
-    def __init__(self, thread: Bridge) -> None:
-        self._thread = thread
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
         self._done: AsyncResult = AsyncResult()
         self._task: asyncio.Task[T] | None = None
         self._cancelled = False
@@ -72,9 +46,9 @@ class BridgedTask(Generic[T]):
     def wait(self, timeout: float | None = None) -> T:
         """The coroutine's result; blocks the calling greenlet alone.
 
-        Raises what the coroutine raised, `asyncio.CancelledError` when it was cancelled,
-        `TimeoutError` when `timeout` seconds pass first. The coroutine goes on in that case,
-        and when the greenlet is killed: who does not want that calls `cancel`.
+        Raises what the coroutine raised, `asyncio.CancelledError` when it was cancelled, `TimeoutError` when
+        `timeout` seconds pass first. After a timeout, or when the greenlet is killed, the coroutine goes on
+        unless `cancel` is called.
         """
         self._done.wait(timeout)
         if not self._done.ready():
@@ -84,49 +58,46 @@ class BridgedTask(Generic[T]):
 
     def cancel(self) -> None:
         """Ask the coroutine to stop; `wait` returns when it has."""
-        self._thread.call(self._cancel)
+        self._bridge.call(self._cancel)
 
     # On the loop's thread:
 
     def _start(self, work: Work[T]) -> None:
+        self._task = self._bridge.loop.create_task(work())
+        self._task.add_done_callback(lambda task: self._bridge.post(lambda: self._settle(task)))
         if self._cancelled:
-            self._settle(asyncio.CancelledError())
-            return
-        self._task = self._thread.loop.create_task(work())
-        self._task.add_done_callback(self._finished)
+            self._task.cancel()
 
     def _cancel(self) -> None:
         self._cancelled = True
         if self._task is not None:
             self._task.cancel()
 
-    def _finished(self, task: asyncio.Task[T]) -> None:
-        if task.cancelled():
-            self._settle(asyncio.CancelledError())
-        elif (error := task.exception()) is not None:
-            self._settle(error)
-        else:
-            result = task.result()
-            self._thread.hub.post(lambda: self._done.set(result))
+    # On the hub:
 
-    def _settle(self, error: BaseException) -> None:
-        self._thread.hub.post(lambda: self._done.set_exception(error))
+    def _settle(self, task: asyncio.Task[T]) -> None:
+        try:
+            self._done.set(task.result())
+        except BaseException as error:
+            self._done.set_exception(error)
 
 
 class Bridge:
     """One event loop in one native thread. Make, start and stop it from greenlets of one hub.
 
-    Not at import and not before a fork: threads do not survive one.
+    Neither at import nor before a fork, which threads do not survive.
     """
 
     def __init__(self) -> None:
-        self.hub = HubCalls()
         self.loop = new_event_loop()
+        self._hub_calls: deque[Callable[[], object]] = deque()
+        self._watcher = gevent.get_hub().loop.async_()
+        self._watcher.start(self._run_hub_calls)
         self._stopped: AsyncResult = AsyncResult()
         self._running = False
 
     def start(self) -> None:
-        """Start the thread. It stops at interpreter exit, before the hub goes, if not earlier."""
+        """Start the thread. It stops at interpreter exit at the latest, before the hub goes."""
         settle_processor()
         self._running = True
         use_native_locks()
@@ -153,14 +124,12 @@ class Bridge:
         self.loop.call_soon_threadsafe(function)
 
     def post(self, function: Callable[[], object]) -> None:
-        """Call `function` on the hub, soon, from the loop's thread. It must not block."""
-        self.hub.post(function)
+        """Call `function` on the hub, soon; from any thread. It must not block."""
+        self._hub_calls.append(function)
+        self._watcher.send()
 
     def stop(self) -> None:
-        """Cancel what is under way, close the loop and end the thread; waits a bounded time.
-
-        Called twice, the second does nothing.
-        """
+        """Cancel what is under way, close the loop and end the thread. A second call does nothing."""
         if not self._running:
             return
         self._running = False
@@ -168,7 +137,13 @@ class Bridge:
         with contextlib.suppress(RuntimeError):
             self.call(self.loop.stop)
         self._stopped.wait(timeout=STOP_SECONDS)
-        self.hub.close()
+        self._watcher.stop()
+        self._watcher.close()
+
+    def _run_hub_calls(self) -> None:
+        # Sends that come close together wake the hub once, so everything that is there gets run.
+        while self._hub_calls:
+            self._hub_calls.popleft()()
 
     def _main(self) -> None:
         loop = self.loop
@@ -185,14 +160,14 @@ class Bridge:
         finally:
             asyncio.set_event_loop(None)
             loop.close()
-            self.hub.post(lambda: self._stopped.set(None))
+            self.post(lambda: self._stopped.set(None))
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """A uvloop where there is one, else asyncio's own.
 
-    Raises `UsageError` in a patched process without uvloop: asyncio's selectors are gevent's
-    there, and nothing would ever complete.
+    Raises `UsageError` in a patched process without uvloop: asyncio's selectors are gevent's there, and
+    nothing would ever complete.
     """
     try:
         import uvloop

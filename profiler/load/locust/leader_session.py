@@ -17,22 +17,20 @@ import gevent.socket
 from gevent.event import Event
 
 from profiler.errors import ProfilerError
-from profiler.load.emulators import Emulators
-from profiler.load.estimate import plan
-from profiler.load.health import PATIENCE_SECONDS, ConnectionWatch
-from profiler.load.leader import Leader, Ramp, Target
-from profiler.load.locust.lifetime import ForkPipe
+from profiler.load.estimate import estimate_load
+from profiler.load.leader import Leader, Ramp
+from profiler.load.locust.processes import ForkPipe, LocalTransport, MasterTransport, receive
 from profiler.load.locust.quirks import (
     finish_csv,
     forget_run_time,
     let_workers_leave,
     wait_for_forked_workers,
 )
-from profiler.load.locust.transport import LocalTransport, MasterTransport, receive
 from profiler.load.messages import Drained, Hello, Pulse, Ready, Records
 from profiler.load.options import Asked, LoadOptions, asked, conditions
 from profiler.load.output import RunOutput
 from profiler.load.spending import Budget, Grants
+from profiler.load.target import PATIENCE_SECONDS, ConnectionWatch, Emulators, Target
 from profiler.load.workers import Workers
 from profiler.providers.endpoint import Endpoint
 from profiler.report.text import one_line
@@ -42,8 +40,8 @@ from profiler.scenarios.schema import load_scenario
 PROGRESS_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 CONNECT_SECONDS = 2.0
-OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM))
-"""Why a connection may fail that says nothing of its target."""
+OUR_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM))
+"""Errors of a connection that are this machine's, and say nothing about the target."""
 
 _log = logging.getLogger(__name__)
 
@@ -84,14 +82,14 @@ class LeaderSession:
 
     @property
     def run_directory(self) -> Path | None:
-        """Of the test under way."""
+        """That of the test under way."""
         return None if self._leader is None else self._leader.output.directory.path
 
     def prepare(self) -> None:
-        """Check, start the emulator, warm the clients, before a headless test's run time starts to count.
+        """Start the emulator and prepare the workers, before a headless test's run time starts to count.
 
-        Waiting for the workers here also spares an unpatched master Locust's own wait, which
-        is a `time.sleep` that makes it deaf to them. Raises `ProfilerError` when what is asked cannot be.
+        The workers are waited for here, because Locust's own wait is a `time.sleep`: in an unpatched master
+        that stops it from hearing them. Raises `ProfilerError` when the test cannot be run.
         """
         try:
             options, root = self._with_tools(self._asked().options)
@@ -102,7 +100,7 @@ class LeaderSession:
                 if not self._greeted:
                     return  # Locust will say so
             self._workers.prepare(options, root)
-            self._miss_workers()
+            self._check_workers()
         except BaseException:
             self._emulators.stop()
             raise
@@ -134,7 +132,7 @@ class LeaderSession:
             self._leader.spawned()
 
     def note_interruption(self) -> None:
-        """Locust is quitting; unless the test was over, the user has stopped it."""
+        """Locust is quitting: unless the test was over, the user has stopped it."""
         if self._leader is not None and not self._concluding:
             self._leader.output.note(Incident("interrupted", "stopped by the user"))
 
@@ -160,7 +158,7 @@ class LeaderSession:
             forget_run_time(self._environment.parsed_options)
 
     def leave(self) -> None:
-        """Whoever started this process is gone."""
+        """The process that started this one is gone."""
         self._leaving = True
 
     def _on_quit(self, **_: Any) -> None:
@@ -191,28 +189,27 @@ class LeaderSession:
         parsed = self._environment.parsed_options
         with gevent.Timeout(parsed.expect_workers_max_wait or None, False):
             while len(self._greeted) < parsed.expect_workers and not self._leaving:
-                self._miss_workers()
+                self._check_workers()
                 gevent.sleep(0.05)
 
-    def _miss_workers(self) -> None:
+    def _check_workers(self) -> None:
         """Raise `ProfilerError` when one is gone already: Locust would wait a minute for it."""
-        gone = self._pipe.children_gone()
-        if gone:
+        if gone := self._pipe.children_gone():
             raise ProfilerError(f"{gone} of the worker processes ended before the test began")
 
     def _log_plan(self, options: LoadOptions, ramp: Ramp) -> None:
-        """What is about to happen, where the time for it is known."""
+        """Log what is about to happen, where its run time is known."""
         if ramp.seconds is None or ramp.shaped:
             return
         each = ramp.seconds / (len(options.strategies) * max(1, len(options.levels)))
         remote = bool(options.remote_targets(os.environ))
         scenario = load_scenario(options.scenario)
         workers = max(1, len(self._greeted))
-        for line in plan(options, ramp.users, each, workers, scenario, remote).lines():
+        for line in estimate_load(options, ramp.users, each, workers, scenario, remote).lines():
             _log.info("%s", line)
 
     def _other_processes(self) -> dict[str, int]:
-        """Our processes that run no loops."""
+        """Our processes that run no loops: name → pid."""
         found = {} if self._alone else {"the master": os.getpid()}
         if self._emulators.pid is not None:
             found["the emulator"] = self._emulators.pid
@@ -237,9 +234,9 @@ class LeaderSession:
             leader.report_progress()
 
     def _watch_target(self, target: Endpoint) -> None:
-        """See whether one that is not ours can be connected to, while loops fail."""
+        """While loops fail, see whether a target that is not ours can be connected to."""
         if not target.is_loopback and getproxies():
-            return  # requests may go where we cannot
+            return  # the proxy may reach what we cannot
         watch = ConnectionWatch()
         while self._target_gone is None:
             gevent.sleep(LOOK_SECONDS)
@@ -250,7 +247,7 @@ class LeaderSession:
             try:
                 gevent.socket.create_connection(target.address, CONNECT_SECONDS).close()
             except OSError as error:
-                if error.errno in OURS:
+                if error.errno in OUR_ERRORS:
                     continue
                 refusal = error.strerror or str(error)
             if watch.is_gone(time.monotonic(), connected=refusal is None):
@@ -274,7 +271,7 @@ class LeaderSession:
             self._leader.output.write(message.lines, message.count)
 
     def _print_comparison(self, output: RunOutput) -> None:
-        """The end of a run that nobody else prints."""
+        """Print the end of a run, unless `run_experiment` started it, whose caller does."""
         if self._environment.parsed_options.run_directory:
             return
         from profiler.report.terminal import render_comparison
@@ -286,7 +283,7 @@ class LeaderSession:
 
 
 def _output(options: LoadOptions, users: int, run: Run | None) -> RunOutput:
-    """In the directory that was made for this run, or in a new one."""
+    """The directory that was made for this run, or a new one."""
     if options.run_directory is not None and run is not None:
         return RunOutput(RunDirectory.open(options.run_directory), run)
     run = conditions(options, users)

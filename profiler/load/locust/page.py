@@ -1,12 +1,11 @@
 """The "Tool loops" page in Locust's own web server: the run so far, live, and its report.
 
-A Locust file adds it with `install(events)`, after what the load registers. Locust's UI shows a tab
-with a row per strategy, and links the page beside its downloads: these are its extension points
-(`extended_tabs`, `extended_tables`, `extended_csv_files`). Everything is behind the login when
-`--web-login` is on.
+A Locust file adds it with `install(events)`, after its users. Through the extension points of Locust's UI
+(`extended_tabs`, `extended_tables`, `extended_csv_files`) it has a tab with a row per strategy there, and is
+linked beside the downloads. With `--web-login`, everything is behind the login.
 
-The page reads the run directory, and only while somebody looks; the report is made in a process
-of its own, so that neither costs the loops much.
+So that neither costs the loops much, the page reads the run directory only while somebody looks, and the
+report is made in a process of its own.
 """
 
 from __future__ import annotations
@@ -32,20 +31,21 @@ PATH = "/tool-loops"
 KEY = "tool-loops"
 TITLE = "Tool loops"
 
-COLUMNS = (
-    ("strategy", "Strategy"),
-    ("loops", "# Loops"),
-    ("failed", "# Fails"),
-    ("incomplete", "# Incomplete"),
-    ("p50", "Median"),
-    ("p95", "95%ile"),
-    ("model", "Model"),
-    ("tools", "Tools"),
-    ("queue", "Queue"),
-)
+COLUMNS = {
+    "strategy": "Strategy",
+    "loops": "# Loops",
+    "failed": "# Fails",
+    "incomplete": "# Incomplete",
+    "p50": "Median",
+    "p95": "95%ile",
+    "model": "Model",
+    "tools": "Tools",
+    "queue": "Queue",
+}
+"""Columns of the tab: keys of `row` → what the table says, in Locust's words."""
 
 REPORT_SECONDS = 120.0
-REPORT = "tool-loops.html"
+"""How long making the report may take."""
 
 
 def install(events: Any) -> None:
@@ -71,20 +71,16 @@ class Page:
         options = environment.parsed_options
         prefix = (getattr(options, "web_base_path", None) or "").rstrip("/")
         pages = Blueprint("tool_loops", __name__, url_prefix=prefix)
-        for path, view in (
-            (PATH, self._page),
-            (f"{PATH}/data", self._data),
-            (f"{PATH}/report", self._report),
-        ):
-            pages.add_url_rule(path, path.replace("/", "_"), ui.auth_required_if_enabled(view))
+        for path, view in (("", self._page), ("/data", self._data), ("/report", self._report)):
+            name = f"{KEY}{path}".replace("/", "_")
+            pages.add_url_rule(f"{PATH}{path}", name, ui.auth_required_if_enabled(view))
+        columns = [{"key": key, "title": title} for key, title in COLUMNS.items()]
         ui.app.register_blueprint(pages)
         ui.app.after_request(self._extend)
         ui.template_args = {
             **ui.template_args,
             "extended_tabs": [{"title": TITLE, "key": KEY}],
-            "extended_tables": [
-                {"key": KEY, "structure": [{"key": key, "title": title} for key, title in COLUMNS]}
-            ],
+            "extended_tables": [{"key": KEY, "structure": columns}],
             "extended_csv_files": [
                 {"href": f"{prefix}{PATH}", "title": "Tool loops: the live page, and the report"}
             ],
@@ -98,16 +94,16 @@ class Page:
             self._run = RunningTotals(path)
 
     def _follow(self) -> dict[str, Any]:
-        """The data of now. One greenlet at a time reads; the others wait for it."""
+        """The data of now. One greenlet at a time reads the records; others wait for it."""
         run = self._run
         if run is None:
             return {"now": None, "progress": [], "strategies": [], "tools": []}
         with self._turn:
             for _ in run.catch_up():
-                gevent.sleep(0)
+                gevent.sleep(0)  # the records may be many: other greenlets run in between
             return run.data()
 
-    # Views; Locust asks for the login first.
+    # Views:
 
     def _page(self) -> Response:
         return Response(live_page(), mimetype="text/html")
@@ -120,7 +116,7 @@ class Page:
         if run is None:
             return Response("No test was started yet.", status=404, mimetype="text/plain")
         with self._reporting, tempfile.TemporaryDirectory() as scratch:
-            out = Path(scratch) / REPORT
+            out = Path(scratch) / "report.html"
             problem = make_report(run.directory, out)
             if problem is not None:
                 return Response(problem, status=503, mimetype="text/plain")
@@ -138,24 +134,18 @@ class Page:
 
 def row(strategy: dict[str, Any]) -> dict[str, Any]:
     """A strategy as Locust's table shows it."""
-    mean = sum(strategy["phases"].values())
-    shares = {
-        phase: percent(strategy["phases"][phase] / mean) if mean else "–"
-        for phase in ("model", "tools", "queue")
-    }
+    phases = strategy["phases"]
+    mean = sum(phases.values())
     return {
         "strategy": strategy["name"],
-        "loops": strategy["loops"],
-        "failed": strategy["failed"],
-        "incomplete": strategy["incomplete"],
-        "p50": duration(strategy["p50"]),
-        "p95": duration(strategy["p95"]),
-        **shares,
+        **{name: strategy[name] for name in ("loops", "failed", "incomplete")},
+        **{name: duration(strategy[name]) for name in ("p50", "p95")},
+        **{name: percent(phases[name] / mean) if mean else "–" for name in ("model", "tools", "queue")},
     }
 
 
 def make_report(directory: Path, out: Path) -> str | None:
-    """Make a report in a process of its own; returns what went wrong, or None."""
+    """Make a report in a process of its own; returns what went wrong, None if nothing did."""
     from gevent import subprocess
 
     command = [sys.executable, "-P", "-m", "profiler", "report", str(directory), "-o", str(out)]
@@ -171,12 +161,8 @@ def make_report(directory: Path, out: Path) -> str | None:
 
 
 def live_page() -> str:
-    """The page, which asks for its data."""
+    """The HTML of the page, which then asks for its data."""
     template = (ASSETS / "live.html").read_text("utf-8")
-    for mark, file in (
-        ("/* styles */", "report.css"),
-        ("/* format */", "format.js"),
-        ("/* live */", "live.js"),
-    ):
-        template = template.replace(mark, (ASSETS / file).read_text("utf-8"))
+    for mark, file in (("styles", "report.css"), ("format", "format.js"), ("live", "live.js")):
+        template = template.replace(f"/* {mark} */", (ASSETS / file).read_text("utf-8"))
     return template

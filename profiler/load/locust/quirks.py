@@ -37,9 +37,9 @@ IMPORT_POLL_SECONDS = 0.001
 
 
 def use_native_locks() -> None:
-    """In a patched process, from the hub's thread: logging and imports wait for native locks from now on.
+    """In a patched process, from the hub's thread: have logging and imports use native locks from now on.
 
-    Again, it does nothing.
+    A second call does nothing.
     """
     if is_module_patched("threading"):
         _use_native_locks_for_logging()
@@ -47,7 +47,7 @@ def use_native_locks() -> None:
 
 
 def _use_native_locks_for_logging() -> None:
-    """For the handlers there are and those made later.
+    """For the handlers there are and for those made later.
 
     The SDKs ask their loggers about every request on the loop's thread, while the hub's thread logs.
     Test: `LOGGING` in test_locust_quirks.py.
@@ -72,7 +72,7 @@ def _use_native_locks_for_logging() -> None:
 class ImportLock:
     """A native lock that one thread holds while it imports a module, and another waits for.
 
-    A greenlet of the hub's thread lets the others run meanwhile: one of them may hold it.
+    A greenlet that waits for it lets the other greenlets run, since one of them may hold it.
     """
 
     hub_thread = 0
@@ -85,7 +85,7 @@ class ImportLock:
             taken: bool = self._lock.acquire(blocking, timeout)
             return taken
         while not self._lock.acquire(False):
-            if gevent.getcurrent() is gevent.get_hub():  # which cannot let a greenlet run meanwhile
+            if gevent.getcurrent() is gevent.get_hub():  # the hub itself cannot switch to a greenlet
                 native_sleep(IMPORT_POLL_SECONDS)
             else:
                 gevent.sleep(IMPORT_POLL_SECONDS)
@@ -106,10 +106,11 @@ class ImportLock:
 
 
 def _use_native_locks_for_imports() -> None:
-    """For the modules that are imported from now on; both threads import what is loaded when first used.
+    """For the modules that are imported from now on: both threads import modules when they first use them.
 
-    importlib makes locks for each, by the names that it finds in `_thread`, which gevent has replaced. Not
-    all: `RLock` there stays native, and `get_ident` has to stay gevent's, since it tells greenlets apart.
+    importlib makes locks for each module, by the names that it finds in `_thread`, which gevent has replaced.
+    Only `allocate_lock` is set back: `RLock` there stays native anyway, and `get_ident` has to stay gevent's,
+    since it tells greenlets apart.
     Tests: `IMPORTS` and `WAITING_FOR_AN_IMPORT` in test_locust_quirks.py.
     """
     ImportLock.hub_thread = _native_ident()
@@ -127,19 +128,19 @@ def _native_ident() -> int:
 
 
 def native_sleep(seconds: float) -> None:
-    """Block this native thread; the patched `time.sleep` would want a hub of its own there."""
+    """Block this native thread; the patched `time.sleep` would make a hub of its own in it."""
     get_original("time", "sleep")(seconds)
 
 
 class NativeExecutor(ThreadPoolExecutor):
-    """A default executor whose threads are native in a patched process too: one a job, which then ends.
+    """A default executor whose threads are native in a patched process too: one for each job.
 
     `asyncio.to_thread`, which SDKs and agents use, would otherwise wait for a greenlet that never runs, and
     its future for a lock of gevent's. Tests: `TO_THREAD` and `FUTURES` in test_locust_quirks.py.
     """
 
     def __init__(self) -> None:
-        super().__init__(max_workers=1)  # never used; asyncio insists on this base class
+        super().__init__(max_workers=1)  # that one is never used; asyncio insists on this base class
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         future: Future[T] = Future()
@@ -159,7 +160,7 @@ class NativeExecutor(ThreadPoolExecutor):
 
 
 def settle_processor() -> None:
-    """Say beforehand what `platform` would ask a subprocess for (`uname -p`).
+    """Tell `platform` beforehand what it would ask a subprocess for (`uname -p`).
 
     The SDKs call `platform.platform()` in a thread before their first request, and in a patched process
     a subprocess that is started outside the main thread may never be seen to end: the first request hung.
@@ -175,9 +176,9 @@ def settle_processor() -> None:
 def check_as_parsed(parser: Any, check: Callable[[Any], None]) -> None:
     """Have `check` see a command line as soon as Locust has parsed it, before it logs, forks or serves.
 
-    Locust has an event when options can be added and none when they are known; the next is `init`, by when
-    workers were forked and the web UI is there. Seen on Locust 2.47; may go with an event between the two.
-    Test: test_locust_runs.py, `test_what_cannot_be_is_refused_before_anything_is_logged_or_served`.
+    Locust has an event when options can be added and none when they are known; the next one is `init`, when
+    workers were forked already and the web UI is there. Seen on Locust 2.47; may go with an event between the
+    two. Test: test_locust_runs.py, `test_what_cannot_be_is_refused_before_anything_is_logged_or_served`.
     """
     parse_args = parser.parse_args
 

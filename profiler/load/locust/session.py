@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 from profiler.errors import ProfilerError
 from profiler.load.experiment import INTERRUPTED
 from profiler.load.locust.leader_session import LeaderSession
-from profiler.load.locust.lifetime import (
+from profiler.load.locust.processes import (
     ForkPipe,
     exit_at_the_latest,
     inherited_fd,
@@ -32,11 +33,11 @@ _installed: set[int] = set()
 
 
 def install(events: Any) -> None:
-    """Register everything with Locust's events, at the import of a Locust file. Again, it does nothing."""
+    """Register everything with Locust's events at the import of a Locust file. A second call does nothing."""
     if id(events) in _installed:
         return
     _installed.add(id(events))
-    use_native_locks()  # gevent's, of logging, may fail at exit too, when all ends early
+    use_native_locks()  # here and not with the bridge: gevent's locks of logging fail at an early exit too
     pipe = ForkPipe()
     read = False
     on_command_line: Asked | None = None
@@ -49,15 +50,13 @@ def install(events: Any) -> None:
             check_as_parsed(parser, on_parsed)
 
     def on_parsed(parsed: Any) -> None:
-        """Refuse what cannot be asked as Locust refuses its own."""
+        """Refuse bad options as Locust refuses its own."""
         nonlocal on_command_line
         if not parsed.worker:  # a worker's options come from its master
             try:
                 on_command_line = asked(parsed, os.environ)
             except ProfilerError as error:
                 _refuse(error)
-
-    events.init_command_line_parser.add_listener(on_parser)
 
     def on_init(environment: Any, runner: Any, **_: Any) -> None:
         try:
@@ -67,6 +66,7 @@ def install(events: Any) -> None:
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
 
+    events.init_command_line_parser.add_listener(on_parser)
     events.init.add_listener(on_init)
 
 
@@ -79,7 +79,7 @@ class Session:
     """One process's part in load tests: a leader (Locust's master), a worker, or both when it is alone."""
 
     def __init__(self, environment: Any, runner: Any, pipe: ForkPipe, on_command_line: Asked | None) -> None:
-        """Raises `ProfilerError` when a headless run was asked for what cannot be."""
+        """Raises `ProfilerError` when a headless run cannot do what its command line asks for."""
         from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
         pipe.all_forked()
@@ -91,12 +91,13 @@ class Session:
         alone = isinstance(runner, LocalRunner)
         self._worker: WorkerSession | None = None
         self._leader: LeaderSession | None = None
-        # In this order Locust calls what they register: records are written before their file is closed.
+        # Locust calls listeners in the order they were added: a worker writes its last records before the
+        # leader closes their file.
         if not isinstance(runner, MasterRunner):
             self._worker = WorkerSession(environment, runner, alone)
         if not isinstance(runner, WorkerRunner):
             self._leader = LeaderSession(environment, runner, pipe, alone, on_command_line)
-        environment.events.test_stopping.add_listener(self._on_test_stopping)
+        environment.events.test_stopping.add_listener(lambda **_: self._conclude())
         environment.events.quitting.add_listener(self._on_quitting)
         self._watch_parent(pipe)
         if self._leader is not None and environment.parsed_options.headless:
@@ -121,9 +122,6 @@ class Session:
         """Where the records of the test under way go, if this process leads it."""
         return None if self._leader is None else self._leader.run_directory
 
-    def _on_test_stopping(self, **_: Any) -> None:
-        self._conclude()
-
     def _on_quitting(self, **_: Any) -> None:
         if self._leader is not None:
             self._leader.note_interruption()
@@ -132,17 +130,15 @@ class Session:
             self._worker.flush()
 
     def _conclude(self) -> None:
-        """Let the loops in flight drain. Interrupted while they do, cut them off."""
+        """Let the loops in flight drain. On an interrupt meanwhile, cut them off."""
         part = self._leader or self._worker
         assert part is not None
-        for last in (False, True):
-            try:
+        try:
+            part.conclude()
+        except KeyboardInterrupt:
+            part.cut()
+            with contextlib.suppress(KeyboardInterrupt):
                 part.conclude()
-            except KeyboardInterrupt:
-                if not last:
-                    part.cut()
-            else:
-                return
 
     def _watch_parent(self, pipe: ForkPipe) -> None:
         fd = pipe.child_end()
@@ -157,7 +153,7 @@ class Session:
             when_disconnected(self._runner, self._leave)
 
     def _leave(self) -> None:
-        """Whoever leads us is gone: stop at once."""
+        """Stop at once: the process that leads this one is gone."""
         _log.warning("the process that led this one is gone: leaving")  # a consequence, never the cause
         exit_at_the_latest()
         if self._leader is not None:

@@ -1,11 +1,12 @@
-"""The Locust user: one agent."""
+"""What a Locust file is made of: a user, which is one agent, and load shapes."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, ClassVar
 
-from locust import User, constant, events, task
+from locust import LoadTestShape, User, constant, events, task
 from locust.user.task import LOCUST_STATE_STOPPING
 
 from profiler.load.agents import AgentFactory
@@ -13,15 +14,18 @@ from profiler.load.locust.quirks import forget_user
 from profiler.load.locust.session import Session, install
 from profiler.load.trial import RunningTrial
 
+DEFAULT_USERS = 20
+"""Users of a load shape without `-u`."""
+
 _ordinals = itertools.count()
 
 
 class AgentUser(User):  # type: ignore[misc]
     """An agent that runs loops, one after another or as they arrive, whenever a trial is open.
 
-    For Locust files of your own: a subclass with `agent`, a factory (`AgentContext` → async callable,
-    one call is one loop), is all it takes. Defining one registers our options and listeners with
-    Locust; `--agent` on the command line comes before it.
+    For a Locust file of your own, a subclass with `agent` is all it takes: a factory (`AgentContext` → async
+    callable, one call is one loop). Defining the subclass registers our options and listeners with Locust.
+    `--agent` on the command line takes precedence over `agent`.
     """
 
     abstract = True
@@ -51,11 +55,11 @@ class AgentUser(User):  # type: ignore[misc]
             self._in_trial = False
 
     def stop(self, force: bool = False) -> bool:
-        """An agent that Locust takes away within a trial finishes its loop first; see `_leaving`.
+        """Let an agent that Locust takes away in the middle of a trial finish its loop first (`_leaving`).
 
-        So a load that shrinks, or moves to a worker that joined, cuts no loop off.
+        So no loop is cut off when the load shrinks, or moves to a worker that joined.
         """
-        if not getattr(self, "_in_trial", False):
+        if not getattr(self, "_in_trial", False):  # Locust may stop a user before its `on_start`
             return bool(super().stop(force))
         if self._state != LOCUST_STATE_STOPPING:
             super().stop(force=False)
@@ -67,5 +71,60 @@ class AgentUser(User):  # type: ignore[misc]
         return stopping
 
 
-class Agent(AgentUser):
-    """The built-in loop, or what `--agent` names."""
+class LoadShape(LoadTestShape):  # type: ignore[misc]
+    """Users as a function of the share of the time that has passed.
+
+    It reads Locust's own `-u` (the most users), `-r` and `-t` (the whole time). While a shape changes the
+    number of users, strategies go on taking turns, and every trial belongs to one number of users. With
+    `--arrivals` the rate asked for is that of `-u` users, and follows the shape.
+    """
+
+    abstract = True
+    use_common_options = True
+    seconds: ClassVar[float] = 120.0
+
+    def tick(self) -> tuple[int, float] | None:
+        """The users to have now and the rate to spawn them at; Locust asks every second. None: the end."""
+        parsed = self.runner.environment.parsed_options
+        most = int(parsed.num_users or DEFAULT_USERS)
+        total = float(parsed.run_time or self.seconds)
+        passed = self.get_run_time() / total
+        if passed >= 1:
+            return None
+        return self.users(most, passed), float(parsed.spawn_rate or most)
+
+    @staticmethod
+    def users(most: int, passed: float) -> int:
+        """How many of `most` users there are when the share `passed` of the time has passed."""
+        raise NotImplementedError
+
+
+class Steps(LoadShape):
+    """Four equal steps up to all users."""
+
+    abstract = True
+
+    @staticmethod
+    def users(most: int, passed: float) -> int:
+        return math.ceil(most * (int(passed * 4) + 1) / 4)
+
+
+class Spike(LoadShape):
+    """A fifth of the users, for the third fifth of the time all of them, then a fifth again."""
+
+    abstract = True
+
+    @staticmethod
+    def users(most: int, passed: float) -> int:
+        return most if 0.4 <= passed < 0.6 else math.ceil(most / 5)
+
+
+class Soak(LoadShape):
+    """All users for a long time: leaks and drifts show late."""
+
+    abstract = True
+    seconds = 1800.0
+
+    @staticmethod
+    def users(most: int, passed: float) -> int:
+        return most

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import gevent
 from gevent.event import Event
 
-from profiler.load.agents import AgentFactory
 from profiler.load.locust.bridge import Bridge
+from profiler.load.locust.processes import receive, send
 from profiler.load.locust.quirks import send_statistics
-from profiler.load.locust.reporter import Reporter
-from profiler.load.locust.transport import receive, send
 from profiler.load.messages import Begin, Cut, End, Grant, Hello, Prepare, Records
+from profiler.load.output import Reporter
 from profiler.load.worker import Worker
 
 PULSE_SECONDS = 1.0
+
+REPORT_SECONDS = 0.2
+"""How long a finished loop waits at most until Locust's statistics show it."""
+
+REPORTS_PER_MESSAGE = 2
+"""Lines go to the leader with every second report: fewer, larger messages."""
 
 
 class WorkerSession:
@@ -32,7 +38,7 @@ class WorkerSession:
             self._reporter.sink,
             start_thread=_started_bridge,
             new_event=Event,
-            factories=self._factories,
+            factories=lambda: {cls.__name__: cls.agent for cls in environment.user_classes},
             send_pulse=lambda: gevent.spawn(self._pulse),
         )
         receive(runner, Prepare, self._prepare, concurrent=True)
@@ -41,8 +47,8 @@ class WorkerSession:
         receive(runner, End, self._end, concurrent=True)
         receive(runner, Cut, lambda _, message: self.worker.cut())
         environment.events.test_stop.add_listener(self.flush)
-        environment.events.quit.add_listener(self._close)
-        gevent.spawn(self._reporter.run)
+        environment.events.quit.add_listener(lambda **_: self.worker.close())
+        gevent.spawn(self._report)
         gevent.spawn(self._beat)
 
     def greet(self) -> None:
@@ -60,12 +66,6 @@ class WorkerSession:
         """Report and send what has come so far."""
         self._reporter.flush()
 
-    def _close(self, **_: Any) -> None:
-        self.worker.close()
-
-    def _factories(self) -> dict[str, AgentFactory | None]:
-        return {cls.__name__: cls.agent for cls in self._environment.user_classes}
-
     def _prepare(self, _: str, message: Prepare) -> None:
         answer = self.worker.prepare(message)
         if answer is not None:
@@ -73,10 +73,17 @@ class WorkerSession:
 
     def _end(self, _: str, message: End) -> None:
         drained = self.worker.end(message.drain_seconds)
-        self.flush()  # so that the records of a trial are there before its end is
+        self.flush()  # so that the leader has the records of a trial before it hears of its end
         if not self._alone:
             send_statistics(self._environment, self._runner)
         send(self._runner, drained)
+
+    def _report(self) -> None:
+        for reports in itertools.count(1):
+            gevent.sleep(REPORT_SECONDS)
+            self._reporter.report()
+            if reports % REPORTS_PER_MESSAGE == 0:
+                self._reporter.flush()
 
     def _beat(self) -> None:
         while True:

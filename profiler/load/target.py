@@ -1,0 +1,132 @@
+"""What loops are run against: the user's server or our emulator, and its tools; whether they still run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from profiler.emulator.process import EmulatorProcess, is_emulator, start_emulator
+from profiler.load.options import LoadOptions
+from profiler.providers.endpoint import Endpoint
+
+CALIBRATION_SCENARIO = "instant"
+"""The shipped scenario without latency."""
+
+PATIENCE_SECONDS = 5.0
+"""A target that nobody can connect to for so long is gone; a server that is restarted is back by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The root URL that loops are run against.
+
+    `gone` says in words which of the servers that ought to run has ended, None while all run. `others`: our
+    own processes that run no loops, by name → pid.
+    """
+
+    root: str
+    gone: Callable[[], str | None] = lambda: None
+    others: Callable[[], Mapping[str, int]] = dict
+
+
+class Emulators:
+    """The emulators of a load test, or of one loop; started when they are needed, kept while they fit."""
+
+    def __init__(self) -> None:
+        self._wanted: tuple[str, int] | None = None
+        self._target: EmulatorProcess | None = None
+        self._beside: EmulatorProcess | None = None
+        self._environment = os.environ.get("PROFILER_TOOLS_URL")
+
+    def root(self, options: LoadOptions) -> str:
+        """The target's root URL; starts an emulator unless a server is named, or one of its kind runs."""
+        if options.base_url is not None:
+            return options.base_url
+        wanted = (options.scenario, options.seed)
+        if self._target is None or self._wanted != wanted:
+            self.stop()
+            self._target, self._wanted = start_emulator(options.scenario, seed=options.seed), wanted
+        return self._target.url
+
+    def tools_root(self, options: LoadOptions) -> str:
+        """The root URL of the tools; call `root` first.
+
+        In this order: `--tools-url`, the environment, the target where it is an emulator, else an emulator
+        started beside it. A model server is never asked for tools.
+        """
+        named = options.tools_url or self._environment
+        if named:
+            return named
+        if options.base_url is None:
+            return self.root(options)
+        endpoint = Endpoint.parse(options.base_url)
+        if endpoint.is_loopback and is_emulator(endpoint.root):
+            return endpoint.root
+        if self._beside is None:
+            self._beside = start_emulator(options.scenario, seed=options.seed)
+        return self._beside.url
+
+    @contextmanager
+    def for_calibration(self) -> Iterator[str]:
+        """The URL of an emulator without latency: the target if it is one, else one for as long as this."""
+        if self._target is not None and self._wanted is not None and self._wanted[0] == CALIBRATION_SCENARIO:
+            yield self._target.url
+            return
+        with start_emulator(CALIBRATION_SCENARIO) as emulator:
+            yield emulator.url
+
+    def ended(self) -> str | None:
+        """In words, how an emulator that ought to run has ended; None while all run."""
+        for running in (self._target, self._beside):
+            code = None if running is None else running.poll()
+            if code is not None:
+                how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+                return f"the emulator ended in the middle of the run ({how})"
+        return None
+
+    @property
+    def pid(self) -> int | None:
+        """The target's process, where it is an emulator of ours."""
+        return None if self._target is None else self._target.pid
+
+    def stop(self) -> None:
+        """End all of them."""
+        for running in (self._target, self._beside):
+            if running is not None:
+                running.stop()
+        self._target = self._beside = None
+
+
+class ConnectionWatch:
+    """Tells when a target that is not ours has gone away in the middle of a run. Pure.
+
+    Loops fail, none succeeds any more, and for a while nobody can connect: then what follows would measure
+    nothing. A target that answers late or with errors can be connected to, and is left to the loops.
+    """
+
+    def __init__(self) -> None:
+        self._loops = 0
+        self._failed = 0
+        self._failing = False
+        self._since: float | None = None
+
+    def is_due(self, loops: int, failed: int) -> bool:
+        """Whether to try to connect: since the last look, loops of the trial failed and none succeeded."""
+        if loops < self._loops:  # another trial has begun
+            self._loops = self._failed = 0
+        if loops - failed > self._loops - self._failed:
+            self._failing, self._since = False, None
+        elif failed > self._failed:
+            self._failing = True
+        self._loops, self._failed = loops, failed
+        return self._failing
+
+    def is_gone(self, now: float, connected: bool) -> bool:
+        """Whether the target is gone, after an attempt to connect that ended at `now` (seconds)."""
+        if connected:
+            self._failing, self._since = False, None
+            return False
+        self._since = now if self._since is None else self._since
+        return now - self._since >= PATIENCE_SECONDS
