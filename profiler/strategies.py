@@ -20,7 +20,6 @@ from profiler.errors import UsageError, did_you_mean
 from profiler.limits.gate import Gate
 from profiler.limits.limiter import FixedLimit
 from profiler.limits.spec import FORMS, Rule, Scope, UnknownLimiter, parse_rules, totals
-from profiler.palette import strategy_colour
 from profiler.records import Clock
 
 Run = Callable[[], Coroutine[Any, Any, None]]

@@ -273,9 +273,7 @@ class Options:
 
     def secrets(self) -> dict[str, Any]:
         """The secrets, as plain data for the message to a worker: what `as_json` leaves out."""
-        return {
-            name: _plain(getattr(self, name)) for name, declared in self.declared() if declared.secret
-        }
+        return {name: _plain(getattr(self, name)) for name, declared in self.declared() if declared.secret}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], **others: Any) -> Self:

@@ -63,7 +63,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_a_locust_file_says_it_in_one_line_before_it_logs_forks_or_serves(processes: Locust) -> None:
     tried = {
         r"--strategy: unknown strategy 'x\n\x1b[31m'": ["--strategy", "x\n\x1b[31m", "--headless"],
-        "--blocks x: expected a number\n": ["--blocks", "x"],  # with its page
+        "--blocks x: 'x' is not a whole number\n": ["--blocks", "x"],  # with its page
         "--arrivals x: expected a rate such as": ["--arrivals", "x", "--headless", "--processes", "2"],
         "--think is for a closed load": ["--think", "1", "--arrivals", "3/s"],
     }
