@@ -24,7 +24,7 @@ from profiler.limits.limiter import FixedLimit
 from profiler.loop.loop import ToolLoop
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
-from profiler.scenarios.schema import load_scenario
+from profiler.scenarios import load_scenario
 from profiler.scenarios.tools import close_tool_client, scenario_tools
 from profiler.strategies import Gathered, Limited, Strategy
 

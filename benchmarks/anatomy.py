@@ -25,7 +25,7 @@ from profiler.anatomy import loop_phases
 from profiler.emulator.process import start_emulator
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
-from profiler.scenarios.schema import load_scenario
+from profiler.scenarios import load_scenario
 from profiler.scenarios.tools import close_tool_client, scenario_tools, tool_client
 
 

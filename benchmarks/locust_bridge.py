@@ -170,7 +170,7 @@ def plain(provider: str, url: str, agents: int, seconds: float) -> int:
     async def run() -> str:
         from profiler.loop.loop import ToolLoop
         from profiler.providers import make_provider
-        from profiler.scenarios.schema import load_scenario
+        from profiler.scenarios import load_scenario
         from profiler.scenarios.tools import close_tool_client, scenario_tools
         from profiler.strategies import Gathered
 

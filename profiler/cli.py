@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from profiler.errors import ProfilerError, UsageError, did_you_mean
 from profiler.report.text import one_line
 
-MODULES = ("run", "compare", "tune", "others")
+MODULES = ("run", "compare", "tune", "without_load")
 """Modules of `profiler.commands`; each adds the command of its name, the last one all others."""
 
 DEFECT = 70

@@ -1,3 +1,3 @@
-"""Re-exported: lives in `profiler.loop.limited_model`."""
+"""Re-exported: lives in `profiler.loop.model`."""
 
-from profiler.loop.limited_model import LimitedModel as LimitedModel
+from profiler.loop.model import LimitedModel as LimitedModel

@@ -166,7 +166,7 @@ class ModelCall(_Tried):
 
     `first_token_ns` and `first_tool_call_ns` (the first call whose arguments were complete) are
     observed on streamed requests only. `limiter_wait_ns` is the time that our own limiters held the
-    request back (`profiler.loop.limited_model`).
+    request back (`profiler.loop.model`).
     """
 
     provider: str

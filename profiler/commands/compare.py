@@ -110,7 +110,7 @@ def _recorded(arguments: argparse.Namespace) -> int:
     from profiler.report.terminal import render_regression, use_color
     from profiler.rundir import RunDirectory
     from profiler.statistics.objectives import parse_gates
-    from profiler.statistics.regression import compare_directories
+    from profiler.statistics.verdicts import compare_directories
 
     if len(arguments.runs) != 2:
         raise UsageError(f"compare takes two run directories, or none: {len(arguments.runs)} given")
@@ -161,7 +161,7 @@ def agreed(
     False, and said so, when the answer is no. Raises `UsageError` for a target that is not to be loaded.
     """
     from profiler.load.estimate import estimate_load
-    from profiler.scenarios.schema import load_scenario
+    from profiler.scenarios import load_scenario
 
     options.check_targets(os.environ)
     scenario = load_scenario(options.scenario)

@@ -60,12 +60,12 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.load.agents import load_redact
     from profiler.load.preparation import built_in_loops
     from profiler.load.target import Emulators
-    from profiler.loop.limited_model import parse_model_limit
+    from profiler.loop.model import parse_model_limit
     from profiler.redaction import guard_logs
     from profiler.report.terminal import use_color
     from profiler.report.timeline import render_timeline
     from profiler.rundir import RunDirectory
-    from profiler.scenarios.schema import load_scenario
+    from profiler.scenarios import load_scenario
     from profiler.scenarios.tools import close_tool_client, tool_client
     from profiler.strategies import parse_strategy
 

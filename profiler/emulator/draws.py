@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple, TypeVar
 
-from profiler.scenarios.schema import Distribution
+from profiler.scenarios import Distribution
 
 _MASK64 = (1 << 64) - 1
 _MASK128 = (1 << 128) - 1

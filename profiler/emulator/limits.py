@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from profiler.emulator.conversation import ApiError
-from profiler.scenarios.schema import Capacity, Quota
+from profiler.scenarios import Capacity, Quota
 
 
 class Rejected(NamedTuple):

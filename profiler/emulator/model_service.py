@@ -33,7 +33,7 @@ from profiler.emulator.journal import Entry, Journal
 from profiler.emulator.limits import KeyQuota
 from profiler.emulator.tape import Tape
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER
-from profiler.scenarios.schema import Fault, FaultKind
+from profiler.scenarios import Fault, FaultKind
 
 JSON = b"content-type: application/json\r\n"
 SSE = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"

@@ -30,7 +30,7 @@ from profiler.emulator.tape import Tape
 from profiler.emulator.tool_service import ToolService, error, query_arguments
 from profiler.errors import ProfilerError, UsageError
 from profiler.providers.endpoint import exposed
-from profiler.scenarios.schema import Scenario, load_scenario
+from profiler.scenarios import Scenario, load_scenario
 
 _TEXT = b"content-type: text/plain; charset=utf-8\r\n"
 _METRICS = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"

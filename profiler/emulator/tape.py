@@ -13,7 +13,7 @@ import orjson
 
 from profiler.emulator.conversation import Choice, Conversation, Offered
 from profiler.emulator.draws import Draws, Place, Sampler, key, sampler, whole
-from profiler.scenarios.schema import CALL_FAULTS, Fault, FaultKind, Scenario
+from profiler.scenarios import CALL_FAULTS, Fault, FaultKind, Scenario
 
 _ROUNDS, _FAN_OUT, _CALLS, _FIRST_TOKEN, _SPEED, _DURATION, _DEAL, _FAULTS = range(8)
 """The streams of a loop; fault number n has the stream `_FAULTS + n`. Within a stream a call's label is

@@ -22,7 +22,7 @@ from profiler.emulator.openai_chat import envelope
 from profiler.emulator.scheduler import Scheduler, Timer
 from profiler.emulator.tape import Tape
 from profiler.loop.model import CALL_HEADER, TRIAL_HEADER
-from profiler.scenarios.schema import Capacity, ToolSpec
+from profiler.scenarios import Capacity, ToolSpec
 
 _CALL_HEADER, _TRIAL_HEADER = CALL_HEADER.encode(), TRIAL_HEADER.encode()
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from profiler.errors import UsageError
-from profiler.limits.adaptive import START, AdaptiveLimit
-from profiler.limits.limiter import FixedLimit, Limiter, RateLimit
+from profiler.limits.limiter import START, AdaptiveLimit, FixedLimit, Limiter, RateLimit
 
 Scope = Literal["process", "agent", "tool"]
 

@@ -170,7 +170,7 @@ class AgentContext:
 
     def limited(self, model: Model) -> Model:
         """The model behind the limiters of `--model-limit`, which all loops share, if there are any."""
-        from profiler.loop.limited_model import LimitedModel
+        from profiler.loop.model import LimitedModel
 
         return model if self._model_gate is None else LimitedModel(model, self._model_gate)
 

@@ -272,8 +272,9 @@ class Options:
         }
 
     def secrets(self) -> dict[str, Any]:
-        """The secrets, as plain data for the message to a worker: what `as_json` leaves out."""
-        return {name: _plain(getattr(self, name)) for name, declared in self.declared() if declared.secret}
+        """What `as_json` leaves out, for messages to workers and the environment of a child process."""
+        found = {name: _plain(getattr(self, name)) for name, declared in self.declared() if declared.secret}
+        return {name: value for name, value in found.items() if value not in (None, [])}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], **others: Any) -> Self:

@@ -17,7 +17,7 @@ from profiler.load.options import LoadOptions
 from profiler.load.plan import Arrivals
 from profiler.load.spending import RESOURCES, extrapolated, option_of, price_of
 from profiler.rundir import Spent
-from profiler.scenarios.schema import Scenario
+from profiler.scenarios import Scenario
 
 SAMPLE = 50
 """Entries of the tape that are looked at."""

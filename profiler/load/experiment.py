@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import signal
@@ -21,11 +22,12 @@ from pathlib import Path
 from typing import IO
 
 from profiler.errors import ProfilerError, TargetError, UsageError
-from profiler.load.options import LoadOptions, Size, conditions
+from profiler.load.declared import Options
+from profiler.load.options import SECRETS, LoadOptions, Size, conditions
 from profiler.load.output import SETTLED
 from profiler.load.plan import blocks_for
 from profiler.rundir import Follower, Progress, RunDirectory
-from profiler.scenarios.schema import load_scenario
+from profiler.scenarios import load_scenario
 
 PARENT_FD = "PROFILER_PARENT_FD"
 """Environment variable with the number of an inherited descriptor; it reads end-of-file when we are gone."""
@@ -161,6 +163,12 @@ def command_line(experiment: Experiment, options: LoadOptions) -> list[str]:
     return command
 
 
+def secrets_in_environment(options: Options) -> dict[str, str]:
+    """The variable that hands the secrets among the options to Locust's process; none without secrets."""
+    secrets = options.secrets()
+    return {SECRETS: json.dumps(secrets)} if secrets else {}
+
+
 @contextlib.contextmanager
 def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess.Popen[str]]:
     """Locust under way, in a session of its own, so that we pass on an interrupt at the terminal.
@@ -176,6 +184,7 @@ def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess
     }
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment[PARENT_FD] = str(inherited)
+    environment |= secrets_in_environment(options)
     process = subprocess.Popen(
         command_line(experiment, options),
         stdin=subprocess.DEVNULL,

@@ -22,7 +22,7 @@ from profiler.load.spending import Resource
 from profiler.load.target import Target
 from profiler.load.trial import Event
 from profiler.load.workers import Ended, Workers
-from profiler.loop.limited_model import parse_model_limit
+from profiler.loop.model import parse_model_limit
 from profiler.records import Clock
 from profiler.rundir import Incident, Progress, State
 from profiler.statistics.objectives import AbortRule

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -265,7 +266,7 @@ class LoadOptions(Options):
             raise UsageError(f"--max-cost must be an amount above 0, not {self.max_cost:g}")
         self.budget()  # refuses a price that is none, and a limited cost without a price
         if self.model_limit is not None:
-            from profiler.loop.limited_model import parse_model_limit
+            from profiler.loop.model import parse_model_limit
 
             parse_model_limit(self.model_limit)
 
@@ -332,6 +333,9 @@ class Asked(NamedTuple):
     run: Run | None = None
 
 
+SECRETS = "PROFILER_SECRETS"
+"""Environment variable of Locust's process: the options that are secrets, as JSON; `run.json` has none."""
+
 NOT_REPEATED = ("out", "run_directory", "trial_seconds", "blocks", "strategies", "linger_seconds")
 """Options that the line to repeat a run leaves out: others imply them, or they do not matter."""
 
@@ -342,13 +346,15 @@ def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> Asked:
     Raises `UsageError` naming the option that cannot be used.
     """
     from profiler.rundir import RunDirectory
-    from profiler.scenarios.schema import load_scenario
+    from profiler.scenarios import load_scenario
 
     run = None
     if parsed.run_directory:
         run = RunDirectory.open(parsed.run_directory).load()
         options = LoadOptions.from_json(
-            run.arguments, strategies=run.strategies, run_directory=parsed.run_directory
+            {**run.arguments, **json.loads(environment.get(SECRETS, "{}"))},
+            strategies=run.strategies,
+            run_directory=parsed.run_directory,
         )
     else:
         options = LoadOptions.from_namespace(parsed)

@@ -28,14 +28,14 @@ from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
 from profiler.load.spending import spent_by
 from profiler.loop.eventloop import NativeThreads
-from profiler.loop.limited_model import LimitedModel, parse_model_limit
 from profiler.loop.loop import ToolLoop
+from profiler.loop.model import LimitedModel, parse_model_limit
 from profiler.loop.recorder import Sink
 from profiler.providers import make_provider
 from profiler.records import LoopRecord, encode
 from profiler.redaction import Redact, guard_logs
 from profiler.rundir import Spent
-from profiler.scenarios.schema import Scenario, load_scenario
+from profiler.scenarios import Scenario, load_scenario
 from profiler.strategies import Gathered, Sequential, Strategy
 
 FirstLoops = Callable[[], Awaitable[None]]

@@ -30,7 +30,7 @@ from profiler.providers.endpoint import Endpoint, scrape_host
 from profiler.records import LoopRecord, shifted
 from profiler.redaction import describe
 from profiler.rundir import Anchor
-from profiler.scenarios.schema import load_scenario
+from profiler.scenarios import load_scenario
 
 if TYPE_CHECKING:
     from profiler.exporters.prometheus import PrometheusSink

@@ -1,7 +1,8 @@
-"""The live view of a load test: three lines redrawn on a terminal, else a plain line every few seconds.
+"""A load test while it runs: its live view, and the running totals that Locust's page shows.
 
-It shows `rundir.Progress`, and a rolling p95 of the records as they are written. It goes to standard
-error: standard output belongs to results.
+The live view is three lines redrawn on a terminal, else a plain line every few seconds: `rundir.Progress`,
+and a rolling p95 of the records as they are written. It goes to standard error: standard output belongs to
+results.
 """
 
 from __future__ import annotations
@@ -9,20 +10,26 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
+import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from profiler import palette
+from profiler.anatomy import PHASES, loop_phases
 from profiler.errors import RecordError
 from profiler.records import LoopRecord, decode
 from profiler.report.terminal import use_color
 from profiler.report.text import clean, duration, number, percent
-from profiler.rundir import RECORDS, Progress, appended
+from profiler.rundir import RECORDS, Follower, Progress, appended
 
 PLAIN_SECONDS = 5.0
 """How often a line is written where there is no terminal."""
@@ -202,3 +209,143 @@ def figures_of(progress: Progress, rate: float | None, tail: float | None) -> li
         f"{progress.in_flight} in flight",
         f"lag {duration(progress.lag_seconds)}",
     ]
+
+
+# The totals of a run that is still going on, read from its directory as it grows.
+#
+# They are of all loops that have ended, warm-up and draining included, as in Locust's own statistics and
+# in Prometheus; which loops count is left to the report.
+
+
+NAME = 40
+"""Characters of a name that are shown."""
+MOST_TOOLS = 40
+"""Of each strategy: those with the most calls."""
+SLICE_BYTES = 200_000
+"""Of records that are read at once, so that other greenlets get their turn in between."""
+HISTORY = 300
+"""Seconds of progress that are kept."""
+
+
+@dataclass(slots=True)
+class _Tool:
+    calls: int = 0
+    errors: int = 0
+    seconds: array[float] = field(default_factory=lambda: array("d"))
+    queue: array[float] = field(default_factory=lambda: array("d"))
+
+
+@dataclass(slots=True)
+class _Strategy:
+    loops: int = 0
+    failed: int = 0
+    incomplete: int = 0
+    walls: array[float] = field(default_factory=lambda: array("d"))  # seconds, of answered loops
+    phases: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))  # nanoseconds
+    tools: dict[str, _Tool] = field(default_factory=dict)
+
+
+class RunningTotals:
+    """Totals of each strategy and tool of one run directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._offset = 0
+        self._strategies: dict[str, _Strategy] = {}
+        self._follower = Follower(directory)
+        self._progress: list[Progress] = []
+
+    def catch_up(self) -> Iterator[None]:
+        """Count what was written since; yields between slices, so that the caller can let others run."""
+        self._progress = [*self._progress, *self._follower.new()][-HISTORY:]
+        while True:
+            lines, self._offset = appended(self.directory / RECORDS, self._offset, SLICE_BYTES)
+            if not lines:
+                return
+            for line in lines:
+                with suppress(RecordError):  # the report complains about it
+                    self.add(decode(line))
+            yield
+
+    def add(self, record: LoopRecord) -> None:
+        """Count one loop that has ended."""
+        one = self._strategies.setdefault(record.strategy, _Strategy())
+        for call in record.tool_calls:
+            tool = one.tools.setdefault(call.name, _Tool())
+            tool.calls += 1
+            tool.errors += call.failure is not None
+            tool.queue.append(call.waited_ns / 1e9)
+            if call.duration_ns is not None:
+                tool.seconds.append(call.duration_ns / 1e9)
+        if record.nested:
+            return
+        one.loops += 1
+        one.failed += not record.good
+        one.incomplete += record.outcome == "incomplete"
+        if not record.answered:
+            return
+        one.walls.append(record.latency_ns / 1e9)
+        for phase, ns in loop_phases(record).items():
+            one.phases[phase] += ns
+
+    def data(self) -> dict[str, Any]:
+        """Plain data: `progress` (a point a second), `now` (the last of them), `strategies`, `tools`.
+
+        Times are in seconds, phases mean seconds a loop; quantiles are defined as in the summary.
+        """
+        return {
+            "progress": [
+                {"unix": p.unix, "waiting": p.waiting, "in_flight": p.in_flight, "lag": p.lag_seconds}
+                for p in self._progress
+            ],
+            "now": _moment(self._progress[-1]) if self._progress else None,
+            "strategies": [
+                {
+                    "name": clean(name, NAME),
+                    "colour": palette.strategy_colour(name),
+                    "loops": one.loops,
+                    "failed": one.failed,
+                    "incomplete": one.incomplete,
+                    "p50": _quantile(one.walls, 0.5),
+                    "p95": _quantile(one.walls, 0.95),
+                    "phases": {
+                        phase: ns / 1e9 / len(one.walls) if one.walls else 0.0
+                        for phase, ns in one.phases.items()
+                    },
+                }
+                for name, one in self._strategies.items()
+            ],
+            "tools": [
+                {
+                    "name": clean(name, NAME),
+                    "strategy": clean(strategy, NAME),
+                    "colour": palette.strategy_colour(strategy),
+                    "calls": tool.calls,
+                    "errors": tool.errors,
+                    "p50": _quantile(tool.seconds, 0.5),
+                    "p95": _quantile(tool.seconds, 0.95),
+                    "queue_p95": _quantile(tool.queue, 0.95),
+                }
+                for strategy, one in self._strategies.items()
+                for name, tool in sorted(one.tools.items(), key=lambda item: -item[1].calls)[:MOST_TOOLS]
+            ],
+        }
+
+
+def _moment(progress: Progress) -> dict[str, Any]:
+    return {
+        "state": progress.state,
+        "strategy": clean(progress.strategy, NAME),
+        "block": progress.block,
+        "blocks": progress.blocks,
+        "users": progress.users,
+        "in_flight": progress.in_flight,
+        "waiting": progress.waiting,
+        "lag": progress.lag_seconds,
+        "left": progress.seconds_left,
+        "limited": progress.rate_limited,
+    }
+
+
+def _quantile(values: array[float], p: float) -> float | None:
+    return float(np.quantile(np.frombuffer(values), p)) if values else None

@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from profiler.limits.spec import totals
-from profiler.loop.limited_model import parse_model_limit
+from profiler.loop.model import parse_model_limit
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.rundir import Run
 from profiler.statistics.caveats import Caveat, busiest
 from profiler.statistics.figures import StrategySummary
-from profiler.statistics.regression import Regression
 from profiler.statistics.summary import Summary
+from profiler.statistics.verdicts import Regression
 
 _NAME_WIDTH = 18
 _NAMED_SHARE = 0.01

@@ -22,7 +22,7 @@ import httpx_aiohttp
 
 from profiler.loop.model import CALL_HEADER, LOOP_HEADER, TRIAL_HEADER
 from profiler.loop.tools import SchemaTool, Tool, current_call, tool
-from profiler.scenarios.schema import Scenario, ToolSpec
+from profiler.scenarios import Scenario, ToolSpec
 
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
 

@@ -30,7 +30,7 @@ _ROUND = ("round_loop", "round_wall", "round_calls", "tool_wall", "shortfall", "
 _CALL = ("call_loop", "call_tool", "call_error", "queued", "duration", "queue", "blocking")
 _NARROW = {
     "shortfall": "b",
-    **dict.fromkeys(("round_loop", "round_calls", "limit", "call_loop", "call_tool", "call_error"), "i"),
+    **dict.fromkeys(("round_loop", "round_calls", "call_loop", "call_tool", "call_error"), "i"),
 }
 """Columns that need fewer than the 64 bits of the others."""
 

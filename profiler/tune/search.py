@@ -15,8 +15,7 @@ from profiler.load.spending import Resource
 from profiler.records import LoopRecord
 from profiler.rundir import Run, RunDirectory, Spent
 from profiler.statistics.objectives import Objective, parse_objective
-from profiler.statistics.scalability import fit
-from profiler.statistics.summary import summarise_directory
+from profiler.statistics.summary import fit, summarise_directory
 from profiler.statistics.table import tabulate
 from profiler.strategies import effective_limits, parse_strategies, parse_strategy
 from profiler.tune.answer import HEADROOM_AT, Answer, AtLoad, choose, python_snippet, toml_fragment

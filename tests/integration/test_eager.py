@@ -20,7 +20,7 @@ from profiler.emulator.tape import Tape
 from profiler.loop.loop import ToolLoop
 from profiler.providers import make_provider
 from profiler.records import LoopRecord, RoundRecord
-from profiler.scenarios.schema import load_scenario
+from profiler.scenarios import load_scenario
 from profiler.scenarios.tools import close_tool_client, scenario_tools
 from profiler.strategies import parse_strategy
 from tests.measuring import Measurement

@@ -38,7 +38,7 @@ from profiler.records import LoopRecord, decode, encode
 from profiler.report.html import gather
 from profiler.report.terminal import render_comparison
 from profiler.rundir import RunDirectory, Trial
-from profiler.scenarios.schema import FAULT_KINDS, load_scenario
+from profiler.scenarios import FAULT_KINDS, load_scenario
 from profiler.scenarios.tools import close_tool_client, scenario_tools
 from profiler.strategies import parse_strategies, parse_strategy
 

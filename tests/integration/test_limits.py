@@ -20,12 +20,12 @@ from profiler.emulator.process import start_emulator
 from profiler.limits.gate import Gate
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
-from profiler.loop.limited_model import LimitedModel, parse_model_limit
 from profiler.loop.loop import ToolLoop
+from profiler.loop.model import LimitedModel, parse_model_limit
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
 from profiler.rundir import RunDirectory
-from profiler.scenarios.schema import load_scenario
+from profiler.scenarios import load_scenario
 from profiler.scenarios.tools import close_tool_client, scenario_tools
 from profiler.strategies import parse_strategies
 from profiler.tune.quotas import advise, demand, seen_quota

@@ -19,7 +19,7 @@ from profiler.examples import get_weather
 from profiler.load.options import LoadOptions
 from profiler.load.preparation import calibrate
 from profiler.load.target import Emulators
-from profiler.scenarios.schema import load_scenario
+from profiler.scenarios import load_scenario
 from profiler.scenarios.tools import close_tool_client, scenario_tools, use_tools_at
 from profiler.tool_http import tools_url
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.statistics import scalability
+from profiler.statistics import summary
 
 
 @pytest.fixture
 def few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fits the scalability law to 40 resamples, not 300: where the width of its interval matters little."""
-    monkeypatch.setattr(scalability, "REPEATS", 40)
+    monkeypatch.setattr(summary, "REPEATS", 40)

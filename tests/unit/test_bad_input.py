@@ -35,7 +35,7 @@ from profiler.load.messages import Prepare, pack, unpack
 from profiler.load.options import LoadOptions
 from profiler.records import encode
 from profiler.rundir import Anchor, Progress, RunDirectory, encode_progress
-from profiler.scenarios.schema import load_scenario
+from profiler.scenarios import load_scenario
 from profiler.statistics.summary import summarise_directory
 from tests.unit.statistics_data import MS, loop, trial
 from tests.unit.statistics_data import run as make_run
@@ -289,7 +289,7 @@ def test_debug_shows_the_traceback_before_the_line(
 def test_defect_is_one_line_too_with_a_code_of_its_own(
     nothing_starts: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("profiler.scenarios.schema.shipped_scenarios", lambda: 1 / 0)
+    monkeypatch.setattr("profiler.scenarios.shipped_scenarios", lambda: 1 / 0)
     code, out, err = run(["scenarios"], capsys)
     assert (code, out) == (DEFECT, "")
     assert "a defect of the profiler: ZeroDivisionError" in one_line(err)

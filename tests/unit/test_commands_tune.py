@@ -11,7 +11,7 @@ import pytest
 from profiler.cli import main
 from profiler.load.estimate import estimate_load
 from profiler.load.options import LoadOptions
-from profiler.scenarios.schema import load_scenario
+from profiler.scenarios import load_scenario
 from profiler.strategies import parse_strategies
 from profiler.tune import search as driver
 from profiler.tune.search import Search

@@ -16,8 +16,8 @@ import profiler
 from profiler import metrics
 from profiler.emulator.server import Emulator
 from profiler.records import LoopRecord
-from profiler.report.html.page import _section
-from profiler.scenarios.schema import parse_scenario
+from profiler.report.html import _section
+from profiler.scenarios import parse_scenario
 from profiler.statistics.summary import summarise
 from tests.unit.statistics_data import call, loop, run, trial
 from tests.unit.test_emulator_server import ask

@@ -10,11 +10,11 @@ import pytest
 
 from profiler import anatomy
 from profiler.cli import _parser
-from profiler.limits import adaptive, refusals
+from profiler.limits import limiter, refusals
 from profiler.load import plan
 from profiler.load.options import LoadOptions
 from profiler.loop import eventloop
-from profiler.statistics import caveats, comparison, quantiles, replay, scalability, windows
+from profiler.statistics import caveats, comparison, quantiles, replay, summary, windows
 from tools import options
 
 ROOT = Path(__file__).parents[2]
@@ -61,13 +61,13 @@ def test_commands_in_blocks_are_understood(document):
         f"a core more than {caveats.CPU_LIMIT * 100:g} % busy",
         f"The first {replay.CALLS_PER_TRIAL:,} tool calls of a trial".replace(",", " "),
         f"more than {replay.REPLAY_TOLERANCE * 100:g} %, nothing is estimated",
-        f"With at least {scalability.FEWEST_LOADS} loads",
-        f"comes from {scalability.REPEATS} bootstrap draws",
-        f"from {adaptive.START} on, then +1/L, and only while at least {adaptive.SATURATED:g}·L are inside",
-        f"to {adaptive.CUT:g}·L at most ({adaptive.CUT_IN_SLOW_START:g}·L in slow start)",
-        f"never below L/{1 / adaptive.DEEPEST_CUT:g}",
-        f"more than {adaptive.TIMEOUT_SHARE * 100:g} % of the epoch's calls",
-        f"stays for {2 * adaptive.FIRST_PATIENCE} epochs, after a vain try for {adaptive.LAST_PATIENCE}",
+        f"With at least {summary.FEWEST_LOADS} loads",
+        f"comes from {summary.REPEATS} bootstrap draws",
+        f"from {limiter.START} on, then +1/L, and only while at least {limiter.SATURATED:g}·L are inside",
+        f"to {limiter.CUT:g}·L at most ({limiter.CUT_IN_SLOW_START:g}·L in slow start)",
+        f"never below L/{1 / limiter.DEEPEST_CUT:g}",
+        f"more than {limiter.TIMEOUT_SHARE * 100:g} % of the epoch's calls",
+        f"stays for {2 * limiter.FIRST_PATIENCE} epochs, after a vain try for {limiter.LAST_PATIENCE}",
         f"A refusal ({', '.join(map(str, sorted(refusals.REJECTING)))})",
         f"max({refusals.LEAST_SPREAD_NS / 1e9:g} s, {refusals.SPREAD_SHARE:g} × that)",
         f"min({refusals.CAP_NS / 1e9:g} s, {refusals.BASE_NS / 1e9:g}·2ⁿ⁻¹ s)",

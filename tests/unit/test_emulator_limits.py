@@ -15,7 +15,7 @@ from profiler.emulator.limits import (
     retry_headers,
     rfc3339,
 )
-from profiler.scenarios.schema import Capacity, CapacityStep, Quota
+from profiler.scenarios import Capacity, CapacityStep, Quota
 
 SECOND = 1_000_000_000
 

@@ -13,7 +13,7 @@ from profiler.emulator.http1 import Exchange, Reply
 from profiler.emulator.journal import Journal
 from profiler.emulator.openai_responses import Store
 from profiler.emulator.server import Emulator
-from profiler.scenarios.schema import load_scenario
+from profiler.scenarios import load_scenario
 
 USER = {"role": "user", "content": "x"}
 TOOLS = [

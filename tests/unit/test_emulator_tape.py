@@ -10,7 +10,7 @@ import pytest
 from profiler.emulator.conversation import AUTO, NO_TOOLS, Choice, Conversation, Offered, offer
 from profiler.emulator.draws import Place
 from profiler.emulator.tape import Pace, Tape
-from profiler.scenarios.schema import Fault, TapePosition, load_scenario
+from profiler.scenarios import Fault, TapePosition, load_scenario
 
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = offer(

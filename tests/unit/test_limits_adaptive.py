@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler import UsageError
-from profiler.limits.adaptive import AdaptiveLimit
-from profiler.limits.limiter import ONE, UNTIL_RELEASE, Signal
+from profiler.limits.limiter import ONE, UNTIL_RELEASE, AdaptiveLimit, Signal
 
 S = 1_000_000_000
 

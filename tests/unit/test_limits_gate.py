@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler import UsageError
-from profiler.limits.adaptive import AdaptiveLimit
 from profiler.limits.gate import Gate, Lane, exclusive_lane
-from profiler.limits.limiter import FixedLimit, RateLimit, Together
+from profiler.limits.limiter import AdaptiveLimit, FixedLimit, RateLimit, Together
 from profiler.testing import run_virtual
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.limits.adaptive import AdaptiveLimit
-from profiler.limits.limiter import ONE, FixedLimit, RateLimit, Together
+from profiler.limits.limiter import ONE, AdaptiveLimit, FixedLimit, RateLimit, Together
 
 
 def tokens(amount: float) -> dict[str, float]:

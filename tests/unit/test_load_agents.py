@@ -16,7 +16,7 @@ from profiler.anatomy import phases
 from profiler.errors import TargetError, UsageError
 from profiler.limits.gate import Gate
 from profiler.load.agents import AgentContext, CustomAgent, LoopPosition, load_factory, placed
-from profiler.loop.limited_model import LimitedModel
+from profiler.loop.model import LimitedModel
 from profiler.records import LoopRecord, RoundRecord
 from profiler.strategies import parse_strategy
 from profiler.testing import ScriptedModel, call, run_virtual

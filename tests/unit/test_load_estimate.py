@@ -7,7 +7,7 @@ import pytest
 from profiler.emulator.tape import Tape
 from profiler.load.estimate import SAMPLE, estimate_load, loop_seconds, rounded, sample_spent
 from profiler.load.options import LoadOptions
-from profiler.scenarios.schema import load_scenario, parse_scenario
+from profiler.scenarios import load_scenario, parse_scenario
 from profiler.strategies import parse_strategies
 
 SCENARIO = """

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from profiler.load.health import Meter, Tally, p99_seconds, shift_ns
+from profiler.load.health import Histogram, Meter, Tally, p99_seconds, shift_ns
 from profiler.load.target import PATIENCE_SECONDS, ConnectionWatch
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, shifted
 from profiler.rundir import Anchor, ClientHealth, Spent
-from profiler.statistics.histogram import Histogram
 
 MS = 1_000_000
 

@@ -1,7 +1,8 @@
 """Options of a load test: from Locust's parsed ones and back, and what is refused."""
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -9,7 +10,9 @@ import pytest
 
 from profiler.errors import UsageError
 from profiler.load.declared import COUNT, TEXT, Options, add_options, option
-from profiler.load.options import DEFAULT_STRATEGIES, LoadOptions
+from profiler.load.experiment import secrets_in_environment
+from profiler.load.options import DEFAULT_STRATEGIES, LoadOptions, asked, conditions
+from profiler.rundir import RunDirectory
 from profiler.strategies import parse_strategies
 
 
@@ -181,6 +184,27 @@ def test_secret_is_in_no_json_and_on_no_command_line() -> None:
     assert asked.as_json() == {"name": "n", "count": 3}
     assert asked.secrets() == {"key": "sk-secret"}
     assert Asked.from_json({**asked.as_json(), **asked.secrets()}) == asked
+
+
+def test_secret_reaches_locust_s_process_in_its_environment() -> None:
+    assert secrets_in_environment(Asked(key="sk-secret")) == {"PROFILER_SECRETS": '{"key": "sk-secret"}'}
+    assert secrets_in_environment(Asked(count=3)) == {}
+
+
+def test_locust_s_process_reads_run_json_and_the_secrets_of_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No option is a secret yet: one that exists is declared as one."""
+    price = LoadOptions.__dataclass_fields__["price"]
+    monkeypatch.setattr(price, "metadata", {"option": replace(price.metadata["option"], secret=True)})
+    options = LoadOptions(price="3.25/7.5")
+    run = conditions(options, 2)
+    assert "--price [hidden]" in " ".join(run.repeat)
+    directory = RunDirectory.create(tmp_path, run)
+    assert b"3.25" not in (directory.path / "run.json").read_bytes()
+    parsed = argparse.Namespace(run_directory=str(directory.path))
+    assert asked(parsed, secrets_in_environment(options)).options.price == "3.25/7.5"
+    assert asked(parsed, {}).options.price is None
 
 
 def test_command_has_its_options_in_their_groups() -> None:

@@ -9,8 +9,7 @@ import pytest
 from profiler import ProviderError, ToolLoop, tool
 from profiler.errors import UsageError
 from profiler.limits.gate import Gate
-from profiler.loop.limited_model import LimitedModel, parse_model_limit
-from profiler.loop.model import Probe, Reply, RequestOptions
+from profiler.loop.model import LimitedModel, Probe, Reply, RequestOptions, parse_model_limit
 from profiler.records import Attempt
 from profiler.testing import ScriptedModel, call, provider_failure, run_virtual
 from profiler.tune.quotas import Demand, advise, parse_quota

@@ -24,7 +24,7 @@ from profiler.redaction import (
     scrub,
     scrub_error,
 )
-from profiler.scenarios.schema import parse_scenario
+from profiler.scenarios import parse_scenario
 
 SCENARIO = """
 description = "d"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from profiler.errors import ScenarioError
-from profiler.scenarios.schema import (
+from profiler.scenarios import (
     Capacity,
     CapacityStep,
     Distribution,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.statistics.histogram import ALPHA, Histogram
+from profiler.load.health import ALPHA, Histogram
 
 
 def made_of(values: Iterable[int], limit: int = 1_000_000) -> Histogram:

@@ -13,7 +13,7 @@ from profiler.errors import UsageError
 from profiler.report.terminal import render_regression
 from profiler.rundir import ClientHealth, RunDirectory
 from profiler.statistics.objectives import parse_gates
-from profiler.statistics.regression import compare_directories
+from profiler.statistics.verdicts import compare_directories
 from tests.unit.statistics_data import loop, made, run, trial, trials
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from profiler.statistics.scalability import Scalability, fit
+from profiler.statistics.summary import Scalability, fit
 
 
 @pytest.mark.parametrize(("coherency", "seen"), [(4e-6, False), (1e-4, True)])

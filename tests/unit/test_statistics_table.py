@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,12 @@ def test_columns_hold_what_the_records_say() -> None:
     assert [table.errors[code] for code in table.call_error if code != NONE] == ["cancelled"]
     assert table.phases[1, PHASES.index("backoff")] == 20 * MS
     assert (table.phases.sum(axis=1) == table.ended - table.started).all()
+
+
+def test_limit_of_any_size_has_room_in_its_column() -> None:
+    (record,) = some_records()[:1]
+    vast = replace(record, rounds=tuple(replace(one, limit=2**40) for one in record.rounds))
+    assert set(tabulate([vast]).limit.tolist()) == {2**40}
 
 
 def test_torn_last_line_is_left_out(tmp_path: Path) -> None:

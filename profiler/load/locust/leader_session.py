@@ -35,7 +35,7 @@ from profiler.load.workers import Workers
 from profiler.providers.endpoint import Endpoint
 from profiler.report.text import one_line
 from profiler.rundir import Incident, Run, RunDirectory
-from profiler.scenarios.schema import load_scenario
+from profiler.scenarios import load_scenario
 
 PROGRESS_SECONDS = 1.0
 LOOK_SECONDS = 1.0

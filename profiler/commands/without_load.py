@@ -148,7 +148,7 @@ def emulate(arguments: argparse.Namespace) -> int:
 
 
 def scenarios(arguments: argparse.Namespace) -> int:
-    from profiler.scenarios.schema import shipped_scenarios
+    from profiler.scenarios import shipped_scenarios
 
     shipped = shipped_scenarios()
     width = max(len(scenario.name) for scenario in shipped)
