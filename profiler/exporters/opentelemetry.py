@@ -30,7 +30,7 @@ from typing import Any
 
 from profiler.anatomy import phases
 from profiler.errors import UsageError
-from profiler.loop.eventloop import start_native_thread
+from profiler.loop.eventloop import native_sleep, start_native_thread
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Anchor
 
@@ -143,7 +143,6 @@ class OpenTelemetrySink:
         self._offset = (anchor if anchor is not None else Anchor.now()).unix(0)
         self._queue: SimpleQueue[tuple[LoopRecord, Context] | None] = SimpleQueue()
         self._stopped: SimpleQueue[None] = SimpleQueue()
-        self._pause: SimpleQueue[None] = SimpleQueue()
         self._closed = False
         self._held: dict[str, list[tuple[LoopRecord, Context]]] = {}
         atexit.register(self.close)
@@ -174,8 +173,9 @@ class OpenTelemetrySink:
 
     def _yield(self) -> None:
         """Let the event loop's thread run; it would have to wait up to 5 ms for the interpreter's lock."""
-        with suppress(Empty):
-            self._pause.get(timeout=1e-6)
+        # Not `SimpleQueue.get(timeout=1e-6)`: CPython 3.11 waits for ever when so short a time is over
+        # before it has taken the queue's lock.
+        native_sleep(1e-6)
 
     def _watch(self) -> bool:
         """False while the global provider is only a stand-in for one that the application will set."""

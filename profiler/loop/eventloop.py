@@ -11,11 +11,13 @@ import asyncio
 import contextlib
 import contextvars
 import sys
+import time
 import weakref
 from _queue import SimpleQueue  # queue.SimpleQueue is gevent's in a patched process
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
+from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -90,11 +92,21 @@ def _work(jobs: SimpleQueue[Job | None]) -> None:
 
 def start_native_thread(function: Callable[[], None]) -> None:
     """Start a real daemon thread, whether or not gevent has patched this process."""
-    start: Callable[..., Any] = _thread.start_new_thread
+    _unpatched(_thread, "start_new_thread")(function, ())
+
+
+def native_sleep(seconds: float) -> None:
+    """Block a native thread; the `time.sleep` that gevent patches would make a hub of its own in it."""
+    _unpatched(time, "sleep")(seconds)
+
+
+def _unpatched(module: ModuleType, name: str) -> Callable[..., Any]:
+    """A function of a module as it is without gevent."""
     monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None:
-        start = monkey.get_original("_thread", "start_new_thread")
-    start(function, ())
+    original: Callable[..., Any] = (
+        getattr(module, name) if monkey is None else monkey.get_original(module.__name__, name)
+    )
+    return original
 
 
 BLOCKING_NS = 10_000_000

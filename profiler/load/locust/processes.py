@@ -18,9 +18,8 @@ from gevent.socket import wait_read
 from locust.runners import LocalRunner
 
 from profiler.load.experiment import PARENT_FD
-from profiler.load.locust.quirks import native_sleep
 from profiler.load.messages import ToLeader, ToWorker, pack, unpack, wire_name
-from profiler.loop.eventloop import start_native_thread
+from profiler.loop.eventloop import native_sleep, start_native_thread
 
 M = TypeVar("M", bound=ToWorker | ToLeader)
 

@@ -22,7 +22,7 @@ import gevent
 import gevent.os
 from gevent.monkey import get_original, is_module_patched
 
-from profiler.loop.eventloop import start_native_thread
+from profiler.loop.eventloop import native_sleep, start_native_thread
 
 T = TypeVar("T")
 
@@ -125,11 +125,6 @@ def _use_native_locks_for_imports() -> None:
 def _native_ident() -> int:
     ident: int = get_original("_thread", "get_ident")()
     return ident
-
-
-def native_sleep(seconds: float) -> None:
-    """Block this native thread; the patched `time.sleep` would make a hub of its own in it."""
-    get_original("time", "sleep")(seconds)
 
 
 class NativeExecutor(ThreadPoolExecutor):
