@@ -181,6 +181,7 @@ def said(records: Sequence[LoopRecord]) -> Facts:
     tries = [*models, *calls]
     return {
         "records": len(records),
+        "records answered": sum(record.answered for record in records),
         "loops": len(own),
         "good": sum(record.good for record in own),
         "failed": sum(not record.good for record in own),
@@ -192,12 +193,14 @@ def said(records: Sequence[LoopRecord]) -> Facts:
         "rounds": len(rounds),
         "round time": sum(round_.duration_ns for round_ in rounds),
         "requests": len(models),
+        "requests answered": sum(model.failure is None for model in models),
         "request time": sum(model.duration_ns for model in models),
         "attempts": sum(model.attempt_count for model in models),
         "input tokens": sum(model.input_tokens or 0 for model in models),
         "output tokens": sum(model.output_tokens or 0 for model in models),
         "calls": len(calls),
         "calls that ran": len(ran),
+        "calls that ran well": sum(one.duration_ns is not None and one.failure is None for one in calls),
         "failed calls": sum(call.failure is not None for call in calls),
         "call time": sum(ran),
         "wait": sum(call.waited_ns for call in calls),
@@ -402,22 +405,25 @@ def opentelemetry(records: Sequence[LoopRecord], _: Path) -> Facts:
     }
     provider.shutdown()
 
-    def count(name: str) -> int:
-        return sum(point.count for point in points[name])
+    def count(name: str, *, well: bool = False) -> int:
+        return sum(p.count for p in points[name] if not (well and "error.type" in p.attributes))
 
     def total(name: str) -> float:
         return sum(point.sum if hasattr(point, "sum") else point.value for point in points[name])
 
     return {
         "records": count("gen_ai.invoke_agent.duration"),  # an agent inside another's call is one there
+        "records answered": count("gen_ai.invoke_agent.duration", well=True),
         "rounds": total("gen_ai.invoke_agent.inference_calls"),
         "round time": total("toolloop.round_duration") / SECONDS,
         "requests": count("gen_ai.client.inference.duration"),
+        "requests answered": count("gen_ai.client.inference.duration", well=True),
         "request time": total("gen_ai.client.inference.duration") / SECONDS,
         "input tokens": total("gen_ai.client.inference.usage.input_tokens"),
         "output tokens": total("gen_ai.client.inference.usage.output_tokens"),
         "calls": total("gen_ai.invoke_agent.tool_calls"),
         "calls that ran": count("gen_ai.execute_tool.duration"),
+        "calls that ran well": count("gen_ai.execute_tool.duration", well=True),
         "call time": total("gen_ai.execute_tool.duration") / SECONDS,
         "wait": total("toolloop.tool_call_queue") / SECONDS,
         **{
