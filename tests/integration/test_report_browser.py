@@ -14,7 +14,8 @@ import pytest
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.records import LoopRecord, encode
-from profiler.report.html import write_report
+from profiler.report.html import gather, write_report
+from profiler.report.html.charts import payload
 from profiler.report.text import duration, number, percent
 from profiler.rundir import RunDirectory
 from profiler.statistics.summary import summarise_directory
@@ -177,9 +178,11 @@ def test_a_table_is_sorted_by_a_figure_and_back(report: Watched) -> None:
     assert figures(report, names) == ascending[::-1]
 
 
-def test_a_waterfall_tells_more_by_mouse_and_by_keyboard(report: Watched) -> None:
+def test_a_waterfall_tells_more_by_mouse_and_by_keyboard(report: Watched, directory: RunDirectory) -> None:
     rows = report.page.locator(".waterfall .row")
-    assert rows.count() > 10
+    falls = payload(gather(directory))["waterfalls"]
+    side_by_side = [falls["loops"][str(loop)] for loop in falls["cases"][0]["loops"]]
+    assert rows.count() == sum(len(loop["rows"]) for loop in side_by_side) > 2
     detail = report.page.locator("#call-detail")
     rows.nth(1).click()
     assert "tool call in round 1" in detail.inner_text()
@@ -190,7 +193,7 @@ def test_a_waterfall_tells_more_by_mouse_and_by_keyboard(report: Watched) -> Non
     report.page.keyboard.press("ArrowDown")
     report.page.keyboard.press("Enter")
     assert "lookup_part" in detail.inner_text()
-    assert report.page.locator("#waterfalls .waterfall h3").count() >= 2  # side by side
+    assert report.page.locator("#waterfalls .waterfall h3").count() == len(side_by_side)
     failed = report.page.locator("#pick-case option", has_text="a failed loop of gathered")
     report.page.select_option("#pick-case", failed.get_attribute("value"))
     assert report.page.locator("#waterfalls svg g[aria-label=dot] path").count() > 0
