@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """What to tell the user of an error, and the exit code."""
+    """The text that tells the user of an error, and the exit code."""
     if isinstance(error, ProfilerError):
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.errno in _DISK_FULL:

@@ -259,7 +259,7 @@ def split_specs(text: str) -> list[str]:
 def effective_limits(
     specs: Iterable[StrategySpec], model: Sequence[Rule] = (), *, agents: int, processes: int, share: int = 1
 ) -> list[str]:
-    """What strategies, and the limiters of the model, let through in all processes together, in words.
+    """Describe what strategies, and the limiters of the model, let through in all processes together.
 
     A line for each limiter, and one for a strategy without any. `agents` counts those of all processes, of
     which `share` share the limits.

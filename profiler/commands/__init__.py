@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-    """What argparse adds the parsers of commands to."""
+    """The object that argparse adds the parsers of commands to."""
 
 
 def add_command(

@@ -1,4 +1,4 @@
-"""What all model APIs have in common: a checked conversation comes in, something said goes out.
+"""The part common to all model APIs: a checked conversation comes in, a reply goes out.
 
 Pure. The wire modules (one for each API) parse a request into a `Conversation` and render a `Said`; between
 them nothing knows which provider is being emulated.

@@ -43,7 +43,7 @@ _STATUS_LINES[529] = b"HTTP/1.1 529 Overloaded\r\n"
 
 
 class Observer(Protocol):
-    """What is told how a response went: an entry of the journal. Times are monotonic ns."""
+    """The receiver of how a response went: an entry of the journal. Times are monotonic ns."""
 
     def first_byte(self, ns: int) -> None: ...
 
@@ -51,7 +51,7 @@ class Observer(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Reply:
+class HttpReply:
     """A response: `body` at `due_ns`, or, when `frames` is given, a chunked stream of (due_ns, payload).
 
     `headers` are complete header lines. Times are monotonic ns; 0 is at once. With the ending `reset`
@@ -84,13 +84,13 @@ class Exchange:
     keep_alive: bool
     _chunked: bool
     received_ns: int = field(default_factory=time.monotonic_ns)
-    reply: Reply | None = None
+    reply: HttpReply | None = None
     on_gone: Callable[[], None] | None = None
     _timer: Timer | None = None
     _next: int = 0  # index of the first frame not yet written
     _started: bool = False
 
-    def send(self, reply: Reply) -> None:
+    def send(self, reply: HttpReply) -> None:
         """Answer with `reply`, at its due time."""
         self.reply = reply
         self._connection.pump()
@@ -271,7 +271,9 @@ class Connection(asyncio.Protocol):
             )
             if exchange.reply is None:
                 exchange.send(
-                    Reply(500, b"content-type: text/plain\r\n", b"the emulator failed; its log says why\n")
+                    HttpReply(
+                        500, b"content-type: text/plain\r\n", b"the emulator failed; its log says why\n"
+                    )
                 )
             else:
                 self.abort()
@@ -305,13 +307,17 @@ class Connection(asyncio.Protocol):
             reply.observer.first_byte(now)
         self._finish(exchange, reply, reply.ending)
 
-    def _head(self, exchange: Exchange, reply: Reply) -> bytes:
+    def _head(self, exchange: Exchange, reply: HttpReply) -> bytes:
         connection = b"" if exchange.keep_alive else b"connection: close\r\n"
         line = _STATUS_LINES.get(reply.status) or b"HTTP/1.1 %d Unknown\r\n" % reply.status
         return b"%b%b%b%b" % (line, reply.headers, self._server.date_line(), connection)
 
     def _pump_frames(
-        self, transport: asyncio.Transport, exchange: Exchange, reply: Reply, frames: list[tuple[int, bytes]]
+        self,
+        transport: asyncio.Transport,
+        exchange: Exchange,
+        reply: HttpReply,
+        frames: list[tuple[int, bytes]],
     ) -> None:
         now = time.monotonic_ns()
         position, parts = exchange._next, []
@@ -337,7 +343,7 @@ class Connection(asyncio.Protocol):
         elif exchange._timer is None or exchange._timer.callback is None:  # else one is armed already
             exchange._timer = self._server.scheduler.at(frames[position][0], self.pump)
 
-    def _finish(self, exchange: Exchange, reply: Reply, outcome: Outcome) -> None:
+    def _finish(self, exchange: Exchange, reply: HttpReply, outcome: Outcome) -> None:
         now = self._last_ns = time.monotonic_ns()
         self._queue.popleft()
         exchange.on_gone = None
@@ -365,7 +371,7 @@ class Connection(asyncio.Protocol):
         """A request that cannot be read: answered in its turn, then the connection is closed."""
         self._closing = True
         exchange = Exchange(self, b"GET", b"", None, {}, b"", False, False)
-        exchange.reply = Reply(status, b"content-type: text/plain\r\n", _STATUS_LINES[status][9:])
+        exchange.reply = HttpReply(status, b"content-type: text/plain\r\n", _STATUS_LINES[status][9:])
         self._queue.append(exchange)
         self.pump()
 

@@ -176,7 +176,7 @@ class Bucket:
         self._updated_ns = now_ns
 
     def level(self, now_ns: int) -> float:
-        """What is left at `now_ns`."""
+        """The amount that is left at `now_ns`."""
         level = self._level + (now_ns - self._updated_ns) * self._rate
         self._level = level = self.size if level > self.size else level
         self._updated_ns = now_ns
@@ -194,7 +194,7 @@ class Bucket:
         return int((self.size - self._level) / self._rate)
 
 
-class Refusal(NamedTuple):
+class QuotaRefusal(NamedTuple):
     """Why a request does not pass, with the figures that the 429 body states."""
 
     resource: Resource
@@ -224,17 +224,17 @@ class KeyQuota:
         self._concurrent = quota.concurrent_requests
         self._in_flight = 0
 
-    def admit(self, input_tokens: int, output_tokens: int, now_ns: int) -> Refusal | None:
+    def admit(self, input_tokens: int, output_tokens: int, now_ns: int) -> QuotaRefusal | None:
         """Take what the request needs and return None, or take nothing and say why not."""
         if self._concurrent is not None and self._in_flight >= self._concurrent:
-            return Refusal("concurrent", self._concurrent, self._in_flight, 1, 0)
+            return QuotaRefusal("concurrent", self._concurrent, self._in_flight, 1, 0)
         wanted: dict[Resource, int] = {
             "requests": 1,
             "tokens": input_tokens + output_tokens,
             "input-tokens": input_tokens,
             "output-tokens": output_tokens,
         }
-        worst: Refusal | None = None
+        worst: QuotaRefusal | None = None
         amounts = []
         for bucket in self.buckets:
             level = bucket.level(now_ns)
@@ -243,7 +243,7 @@ class KeyQuota:
             if amount > level + 1e-9:
                 used, retry_ns = bucket.size - level, bucket.wait_ns(amount)
                 if worst is None or retry_ns > worst.retry_ns:
-                    worst = Refusal(bucket.resource, bucket.stated, used, amount, retry_ns)
+                    worst = QuotaRefusal(bucket.resource, bucket.stated, used, amount, retry_ns)
             amounts.append(amount)
         if worst is not None:
             return worst
@@ -296,7 +296,7 @@ def headers(provider: str, quota: KeyQuota, now_ns: int, wall: float) -> bytes:
     ).encode()
 
 
-def refusal_error(provider: str, refusal: Refusal, model: str) -> ApiError:
+def refusal_error(provider: str, refusal: QuotaRefusal, model: str) -> ApiError:
     """The provider's 429 for `refusal`."""
     if provider == "openai":
         kind, unit = {

@@ -28,7 +28,7 @@ from profiler.emulator.conversation import (
     tokens_of,
 )
 from profiler.emulator.draws import Place, decode, encode
-from profiler.emulator.http1 import Ending, Exchange, Reply
+from profiler.emulator.http1 import Ending, Exchange, HttpReply
 from profiler.emulator.journal import Entry, Journal
 from profiler.emulator.limits import KeyQuota
 from profiler.emulator.tape import Tape
@@ -136,7 +136,7 @@ class ModelService:
     def count_tokens(self, exchange: Exchange) -> None:
         """Anthropic's `/v1/messages/count_tokens`."""
         body = b'{"input_tokens":%d}' % tokens_of(exchange.body)
-        exchange.send(Reply(200, JSON + _identity("anthropic", _request_id(self._serial)), body))
+        exchange.send(HttpReply(200, JSON + _identity("anthropic", _request_id(self._serial)), body))
 
     def list_models(self, exchange: Exchange) -> None:
         """`/v1/models`, in the shape of the provider whose SDK asks."""
@@ -158,7 +158,7 @@ class ModelService:
             ]
             body = {"object": "list", "data": data}
         identity = _identity(provider, _request_id(self._serial))
-        exchange.send(Reply(200, JSON + identity, orjson.dumps(body)))
+        exchange.send(HttpReply(200, JSON + identity, orjson.dumps(body)))
 
     # Before the tape
 
@@ -253,7 +253,7 @@ class ModelService:
         self._send(request, talk, said, timed_tokens, place, fault)
 
     def _content(self, request: _Request, talk: Conversation, places: list[Place]) -> tuple[Said, int]:
-        """What the model says, and the number of tokens that its duration is made of."""
+        """The content of the reply, and the number of tokens that its duration is made of."""
         input_tokens = talk.earlier_tokens + tokens_of(request.exchange.body)
         if places:
             calls = tuple(
@@ -324,7 +324,7 @@ class ModelService:
         if kind == "hang" or kind == "reset":
             if kind == "hang":
                 entry.due_ns = 0
-            exchange.send(Reply(0, b"", due_ns=first_ns, ending="reset", observer=entry))
+            exchange.send(HttpReply(0, b"", due_ns=first_ns, ending="reset", observer=entry))
             return
         token = _token(request.serial)
         if talk.carried is not None and kind in (None, "slow_first_byte"):
@@ -339,7 +339,7 @@ class ModelService:
             if wire.provider == "openai":
                 headers += b"openai-processing-ms: %d\r\n" % ((due_ns - received_ns) // 1_000_000)
             wait = due_ns if due_ns > received_ns else 0
-            exchange.send(Reply(200, JSON + headers, body, due_ns=wait, ending=ending, observer=entry))
+            exchange.send(HttpReply(200, JSON + headers, body, due_ns=wait, ending=ending, observer=entry))
             return
         entry.streamed = True
         frames = wire.frames(said, talk, token, created, self._scenario.model.tokens_per_event)
@@ -351,7 +351,9 @@ class ModelService:
         # Scaled so that an answer takes the tape's time whatever its length.
         per_token_ns = pace.per_token * 1e9 * timed_tokens / max(1, said.output_tokens)
         timed = [(first_ns + int(tokens * per_token_ns), payload) for tokens, payload in frames]
-        exchange.send(Reply(200, SSE + headers, due_ns=first_ns, frames=timed, ending=ending, observer=entry))
+        exchange.send(
+            HttpReply(200, SSE + headers, due_ns=first_ns, frames=timed, ending=ending, observer=entry)
+        )
 
     def _hand_out(self, wire: Wire, places: list[Place], calls: tuple[MadeCall, ...]) -> None:
         prefix = "toolu_" if wire.provider == "anthropic" else "call_"
@@ -379,7 +381,7 @@ class ModelService:
             headers += self._limits(request)
         if error.retry_ns is not None:
             headers += limits.retry_headers(wire.provider, error.retry_ns)
-        request.exchange.send(Reply(error.status, headers, body, observer=entry))
+        request.exchange.send(HttpReply(error.status, headers, body, observer=entry))
 
 
 def _identity(provider: str, request_id: str) -> bytes:

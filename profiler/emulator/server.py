@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from profiler.emulator.conversation import Outstanding
-from profiler.emulator.http1 import Exchange, Reply, Server
+from profiler.emulator.http1 import Exchange, HttpReply, Server
 from profiler.emulator.journal import Journal, exposition
 from profiler.emulator.model_service import JSON, ModelService
 from profiler.emulator.scheduler import Scheduler
@@ -57,8 +57,8 @@ class Emulator:
             (b"POST", b"/v1/messages"): lambda exchange: models.complete(exchange, models.messages),
             (b"POST", b"/v1/messages/count_tokens"): models.count_tokens,
             (b"GET", b"/v1/models"): models.list_models,
-            (b"GET", b"/healthz"): lambda exchange: exchange.send(Reply(200, _TEXT, b"ok\n")),
-            (b"HEAD", b"/healthz"): lambda exchange: exchange.send(Reply(200, _TEXT, b"ok\n")),
+            (b"GET", b"/healthz"): lambda exchange: exchange.send(HttpReply(200, _TEXT, b"ok\n")),
+            (b"HEAD", b"/healthz"): lambda exchange: exchange.send(HttpReply(200, _TEXT, b"ok\n")),
             (b"GET", b"/metrics"): self._metrics,
             (b"GET", b"/emulator/journal"): self._journal_get,
             (b"DELETE", b"/emulator/journal"): self._journal_clear,
@@ -84,11 +84,11 @@ class Emulator:
         query = query_arguments(exchange.query)
         entries = self._journal.entries(trial=query.get("trial"), kind=query.get("kind"))
         body = {"clock": "monotonic_ns", "dropped": self._journal.dropped, "entries": entries}
-        exchange.send(Reply(200, JSON, orjson.dumps(body)))
+        exchange.send(HttpReply(200, JSON, orjson.dumps(body)))
 
     def _journal_clear(self, exchange: Exchange) -> None:
         self._journal.clear()
-        exchange.send(Reply(200, JSON, b'{"cleared":true}'))
+        exchange.send(HttpReply(200, JSON, b'{"cleared":true}'))
 
     def _stats(self, exchange: Exchange) -> None:
         stats = {
@@ -98,10 +98,10 @@ class Emulator:
             "cpu_seconds": time.process_time(),
             **self._journal.stats(),
         }
-        exchange.send(Reply(200, JSON, orjson.dumps(stats)))
+        exchange.send(HttpReply(200, JSON, orjson.dumps(stats)))
 
     def _metrics(self, exchange: Exchange) -> None:
-        exchange.send(Reply(200, _METRICS, exposition(self._journal)))
+        exchange.send(HttpReply(200, _METRICS, exposition(self._journal)))
 
 
 def parser() -> argparse.ArgumentParser:

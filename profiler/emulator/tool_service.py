@@ -14,7 +14,7 @@ import orjson
 from profiler.emulator.arguments import WORDS
 from profiler.emulator.conversation import ApiError, Outstanding
 from profiler.emulator.draws import Draws, Place, decode, key
-from profiler.emulator.http1 import Exchange, Reply
+from profiler.emulator.http1 import Exchange, HttpReply
 from profiler.emulator.journal import Entry, Journal
 from profiler.emulator.limits import Rejected, ToolCapacity
 from profiler.emulator.model_service import JSON, UNMATCHED
@@ -104,15 +104,17 @@ class ToolService:
             queue = self._queues[name] = ToolQueue(state, self._scheduler)
         return queue
 
-    def _reply(self, place: Place, name: str, path: str, arguments: dict[str, Any], entry: Entry) -> Reply:
+    def _reply(
+        self, place: Place, name: str, path: str, arguments: dict[str, Any], entry: Entry
+    ) -> HttpReply:
         if self._scenario.faults and self._tape.call_fault(place, "tool_http_500") is not None:
             entry.fault = "tool_http_500"
             entry.status = 500
-            return Reply(
+            return HttpReply(
                 500, JSON, b'{"error":{"message":"The tool failed.","type":"tool_error"}}', observer=entry
             )
         entry.status = 200
-        return Reply(200, JSON, respond(name, path, arguments), observer=entry)
+        return HttpReply(200, JSON, respond(name, path, arguments), observer=entry)
 
     def _place(self, header: bytes | None, name: str, arguments: dict[str, Any], entry: Entry) -> Place:
         """The call's place: from its id, or by matching; a request that belongs to no call gets its own."""
@@ -137,10 +139,10 @@ class ToolQueue:
         self._state = state
         self._scheduler = scheduler
         self._serial = 0
-        self._waiting: dict[int, tuple[Exchange, Reply, Entry]] = {}
+        self._waiting: dict[int, tuple[Exchange, HttpReply, Entry]] = {}
         self._timer: Timer | None = None
 
-    def arrive(self, exchange: Exchange, reply: Reply, work_ns: int, entry: Entry) -> None:
+    def arrive(self, exchange: Exchange, reply: HttpReply, work_ns: int, entry: Entry) -> None:
         """Serve, queue or reject one request; its reply is sent when its work is done."""
         now_ns = exchange.received_ns
         self._end(self._state.advance(now_ns))
@@ -194,12 +196,12 @@ def _reject(exchange: Exchange, rejected: Rejected, entry: Entry) -> None:
     if rejected.retry_ns is not None:
         headers += b"retry-after: %d\r\n" % -(-rejected.retry_ns // 1_000_000_000)
     body = orjson.dumps({"error": {"message": rejected.reason, "type": "rate_limited"}})
-    exchange.send(Reply(rejected.status, headers, body, observer=entry))
+    exchange.send(HttpReply(rejected.status, headers, body, observer=entry))
 
 
 def error(exchange: Exchange, status: int, message: str) -> None:
     """A plain error of the emulator itself."""
-    exchange.send(Reply(status, JSON, envelope(ApiError(message))))
+    exchange.send(HttpReply(status, JSON, envelope(ApiError(message))))
 
 
 # The answers of the tools: small JSON, a pure function of tool and arguments.

@@ -1,4 +1,4 @@
-"""What runs a loop: the built-in `ToolLoop`, or an agent that the user wrote.
+"""Agents, which run loops: the built-in `ToolLoop`, or an agent that the user wrote.
 
 A factory (`--agent module:factory`, or `AgentUser.agent`) is called once per process and strategy with an
 `AgentContext`, in the running event loop, and returns an async callable without arguments: one call of it is
@@ -105,7 +105,7 @@ _current: ContextVar[_AgentCall | None] = ContextVar("toolloop_agent_call", defa
 
 
 class AgentContext:
-    """What a user's agent is given.
+    """Everything that a user's agent is given.
 
     `base_url` is the root of the model API, `openai_url` the same with `/v1`, `tools_url` the root of the
     tools. `strategy` says how the calls of a round are to run: hand it to a `ToolLoop`, or use `execute` or

@@ -30,7 +30,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What values an option takes. `read` makes one from text; its `ValueError` says what was wrong.
+    """The values that an option takes. `read` makes one from text; its `ValueError` says what was wrong.
 
     `write` is the inverse of `read`. `least` and `most` are the bounds of a number, None without bounds.
     `metavar` is how the help names a value.
@@ -248,7 +248,7 @@ class Options:
         return cls(**values)
 
     def arguments(self, leave_out: Collection[str] = ()) -> list[str]:
-        """What to write on a command line for these values, where they are not the defaults."""
+        """The command-line arguments for these values, where they are not the defaults."""
         written: list[str] = []
         for name, declared in self.declared():
             value = getattr(self, name)
@@ -272,7 +272,7 @@ class Options:
         }
 
     def secrets(self) -> dict[str, Any]:
-        """What `as_json` leaves out, for messages to workers and the environment of a child process."""
+        """The values that `as_json` leaves out, for messages to workers and a child's environment."""
         found = {name: _plain(getattr(self, name)) for name, declared in self.declared() if declared.secret}
         return {name: value for name, value in found.items() if value not in (None, [])}
 

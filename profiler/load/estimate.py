@@ -1,4 +1,4 @@
-"""What a load test is about to do, before it begins: how long, how much, at which cost. Pure.
+"""Estimates a load test before it begins: how long, how much, at which cost. Pure.
 
 Loops are those of the scenario's tape; a real model answers at its own speed and length. So the figures are
 good for the order of magnitude alone.
@@ -27,12 +27,12 @@ CLIENT_RATE = 200.0
 
 CHARACTERS_PER_TOKEN = 4
 CALL_TOKENS, RESULT_TOKENS, ANSWER_TOKENS = 20, 40, 60
-"""Of a call that the model writes, of its result that goes back, of an answer."""
+"""Tokens of a call that the model writes, of its result that goes back, of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadEstimate:
-    """What a load test of `users` agents is about to do.
+    """The estimate for a load test of `users` agents.
 
     `seconds` of measuring in all; a `search` (`profiler tune`) takes up to that long, and measures less.
     `spent` is what it is about to spend, None where an agent of the user's own decides that.
@@ -154,7 +154,7 @@ def loop_seconds(tape: Tape, at_once: bool) -> float:
 
 
 def sample_spent(tape: Tape) -> Spent:
-    """What the first `SAMPLE` loops spend. Every request of a loop says again what was said before it."""
+    """The spending of the first `SAMPLE` loops. Every request of a loop repeats what was said before it."""
     scenario = tape.scenario
     tools = [{"d": tool.description, "n": tool.name, "p": tool.parameters} for tool in scenario.tools]
     first = (len(scenario.prompt) + len(json.dumps(tools))) / CHARACTERS_PER_TOKEN

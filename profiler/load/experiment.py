@@ -62,7 +62,7 @@ _SIZE = Size()
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What `profiler compare` runs: `users` agents, `seconds` of measuring per strategy over all blocks.
+    """A load test of `profiler compare`: `users` agents, `seconds` of measuring per strategy over all blocks.
 
     `workers` 1 runs everything in one process; more are a Locust master and that many workers.
     """

@@ -139,7 +139,7 @@ def machine_id() -> str:
 
 
 def shift_ns(own: Anchor, theirs: Anchor) -> int:
-    """What to add to our monotonic times to get theirs."""
+    """Nanoseconds to add to our monotonic times to get theirs."""
     return (own.unix_ns - own.monotonic_ns) - (theirs.unix_ns - theirs.monotonic_ns)
 
 

@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ramp:
-    """What the user asked Locust for: `users` at `rate` a second, `seconds` in all (None: until stopped).
+    """The ramp asked of Locust: `users` at `rate` a second, `seconds` in all (None: until stopped).
 
     `shaped`: a load shape decides how many users there are, and when the test is over.
     """

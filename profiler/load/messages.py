@@ -1,4 +1,4 @@
-"""What the leader and the workers of a load test tell each other: each message is one frozen record.
+"""Messages between the leader and the workers of a load test; each is one frozen record.
 
     leader → worker    Prepare  Begin  Grant  End  Cut
     worker → leader    Hello  Ready  Pulse  Records  Drained
@@ -93,7 +93,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a worker did against a server without latency: `loops` of `agents` agents in `seconds`.
+    """A worker's work against a server without latency: `loops` of `agents` agents in `seconds`.
 
     `lone_seconds` is the median of loops that ran alone.
     """

@@ -109,7 +109,7 @@ class Size(Options):
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions(Options):
-    """What is asked of a load test, beside its size.
+    """The options of a load test, beside its size.
 
     `base_url` None: the embedded emulator. `trial_seconds` and `blocks` None: as `plan.timing` chooses.
     `run_directory`: one that was made for this test beforehand. `metrics_port` None: the first that is free.
@@ -280,7 +280,7 @@ class LoadOptions(Options):
                 raise UsageError(f"--strategy {spec}: starts tools while a reply streams: add --stream")
 
     def budget(self, model: str = "") -> Budget:
-        """What may be spent. `model`: the one that requests name, where that is known by now.
+        """The limits on spending. `model`: the one that requests name, where that is known by now.
 
         Raises `UsageError` when costs are limited and the model's price is unknown.
         """
@@ -327,7 +327,7 @@ class LoadOptions(Options):
 
 
 class Asked(NamedTuple):
-    """What a load test is to do. `run`: what its run directory says, where that was made beforehand."""
+    """The load test asked for. `run`: the conditions in its run directory, where that was made beforehand."""
 
     options: LoadOptions
     run: Run | None = None
@@ -341,7 +341,7 @@ NOT_REPEATED = ("out", "run_directory", "trial_seconds", "blocks", "strategies",
 
 
 def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> Asked:
-    """What Locust's parsed options ask for; where they name a run directory, its options count.
+    """The load test that Locust's parsed options ask for; where they name a run directory, its options count.
 
     Raises `UsageError` naming the option that cannot be used.
     """
@@ -368,7 +368,7 @@ def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> Asked:
 
 
 def conditions(options: LoadOptions, users: int) -> Run:
-    """What `run.json` says before anything has run. `users`: agents, where `levels` do not say how many."""
+    """`run.json` before anything has run. `users`: agents, where `levels` do not say how many."""
     from profiler import rundir
     from profiler.rundir import Anchor, Load, Run
 

@@ -1,4 +1,4 @@
-"""What comes out of a load test: what a worker reports of finished loops, and what the leader writes.
+"""Output of a load test: a worker's reports of finished loops, and the leader's files.
 
 The leader writes a run directory as the test goes: records as they come, `run.json` after every trial,
 `summary.json` after every block. So whatever ends the test, what is there can be read. `progress.jsonl` and
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class Reported(NamedTuple):
-    """What Locust's request event says of one thing. `exception` is a bounded name, None for a success."""
+    """One request event of Locust's. `exception` is a bounded name, None for a success."""
 
     request_type: str
     name: str
@@ -51,7 +51,7 @@ class Reported(NamedTuple):
 
 
 def reported(record: LoopRecord) -> Iterator[Reported]:
-    """What Locust is told of a record: types LOOP, ROUND, MODEL and TOOL; times in milliseconds.
+    """Locust's request events for a record: types LOOP, ROUND, MODEL and TOOL; times in milliseconds.
 
     The strategy is part of every name, since Locust knows no other dimension. A call that never got through
     its limiter is reported with the time it waited. Of a loop inside another's call only the rounds, requests

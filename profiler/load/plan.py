@@ -1,4 +1,4 @@
-"""What a load test will do: its trials, their order and length, when loops start on which tape entries.
+"""The plan of a load test: its trials, their order and length, when loops start on which tape entries.
 
 Pure: no clock, no sockets. The leader and the workers ask here.
 """

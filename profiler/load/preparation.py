@@ -1,4 +1,4 @@
-"""What runs the loops of one process in a load test: made once for every strategy, and warmed up.
+"""Makes, and warms up, what runs the loops of one process: an agent pool for every strategy.
 
 The first use of a client costs 110 to 230 ms, so each runs one loop before the test, which is recorded
 nowhere. And `calibrate`: how fast the client alone is.
@@ -165,7 +165,7 @@ def built_in_loops(
     redact: Redact | None,
     model_gate: Gate | None,
 ) -> Callable[..., ToolLoop]:
-    """What makes built-in loops of these options, given their `strategy` and `sinks`.
+    """A function that makes built-in loops of these options, given their `strategy` and `sinks`.
 
     All of them share one client, one set of tools and one pool of threads.
     """
@@ -194,7 +194,7 @@ def warm_up_strategy(strategies: Collection[Strategy]) -> Strategy:
 
 
 async def calibrate(options: LoadOptions, root: str) -> Calibration:
-    """What the client alone can do: run the built-in loop for `calibration_seconds`, before the test.
+    """Measure the client alone: run the built-in loop for `calibration_seconds`, before the test.
 
     `root` serves the scenario `instant`, without latency. The figure says how far a measured load is from the
     client's own limit, and how much of every latency is the client itself; the target is not involved.

@@ -1,4 +1,4 @@
-"""What a load test may spend, and how its workers keep to that together. Pure.
+"""The spending of a load test, and how its workers keep to its limits together. Pure.
 
 The leader grants loops: a worker begins only loops that it was granted, and asks for more when it has none
 left. Loops that were granted and have not ended count as if each will spend what loops have spent on average
@@ -82,7 +82,7 @@ class Budget:
         return f"stopped at {self.limit(resource)}: {used:.0f} {word}"
 
     def describe(self, spent: Spent) -> str:
-        """What was spent, in words; with its cost where the price is known."""
+        """The spending in words, with its cost where the price is known."""
         text = (
             f"{spent.loops:,} loops, {spent.requests:,} requests, {spent.input_tokens:,} tokens in, "
             f"{spent.output_tokens:,} out"
@@ -96,7 +96,7 @@ class Budget:
 
 
 def spent_by(record: LoopRecord) -> Spent:
-    """What a loop's model requests spent: every attempt counts, tokens are those that replies name.
+    """The spending of a loop's model requests: every attempt counts, tokens are those that replies name.
 
     Its `loops` are 0: loops count as spent when they begin.
     """
@@ -110,7 +110,7 @@ def spent_by(record: LoopRecord) -> Spent:
 
 
 def extrapolated(spent: Spent, loops: int) -> Spent:
-    """What `loops` loops spend if each spends the average of those in `spent`, which is not without loops."""
+    """The spending of `loops` loops at the average of those in `spent`, which has some."""
     share = loops / spent.loops
     return Spent(
         loops,
@@ -140,7 +140,7 @@ class Account:
 
     @property
     def over(self) -> Spent:
-        """What is known to be spent."""
+        """All spending that is known."""
         return replace(self.spent, loops=self.ended)
 
 
@@ -260,7 +260,7 @@ class Price:
 
 
 def price_of(model: str, spec: str | None = None) -> Price | None:
-    """What `--price` says, else the table's price of the model or of what it is a snapshot of.
+    """The price that `--price` gives, else the table's price of the model or of what it is a snapshot of.
 
     None: unknown. Raises `UsageError` for a `spec` that is no price.
     """

@@ -1,4 +1,4 @@
-"""What loops are run against: the user's server or our emulator, and its tools; whether they still run."""
+"""The target of loops: the user's server or our emulator, and its tools; whether they still run."""
 
 from __future__ import annotations
 

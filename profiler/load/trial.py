@@ -116,7 +116,7 @@ class RunningTrial:
         self._slots = None if plan.max_in_flight is None else asyncio.Semaphore(plan.max_in_flight)
 
     def pulse(self) -> Pulse:
-        """What the leader is told of it; from any thread."""
+        """The state that the leader is told of; may be called from any thread."""
         # In this order a loop that ends in between is counted twice, as under way too, and not left out.
         begun, in_flight = self.begun, self.in_flight
         state = TrialState(

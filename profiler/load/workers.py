@@ -41,7 +41,7 @@ A = TypeVar("A", Ready, Drained)
 
 
 class Transport(Protocol):
-    """What Locust's runner does for the leader: it knows the workers and the users, and carries messages."""
+    """Locust's runner, as the leader needs it: it knows the workers and the users, and carries messages."""
 
     def workers(self) -> list[str]:
         """Ids of the workers that are alive, in an order that does not change."""
@@ -60,7 +60,7 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What the workers answered at the end of a trial; `lost` describes those that did not answer."""
+    """The workers' answers at the end of a trial; `lost` describes those that did not answer."""
 
     drained: tuple[Drained, ...] = ()
     lost: tuple[str, ...] = ()
@@ -297,7 +297,7 @@ class _Answers(Generic[A]):
 
 
 def _capacity(calibrated: Collection[Calibration]) -> ClientCapacity:
-    """What all workers together can do, at least one of which was calibrated."""
+    """The capacity of all workers together; at least one of them was calibrated."""
     rate = sum(one.loops / one.seconds for one in calibrated)
     return ClientCapacity(
         agents=sum(one.agents for one in calibrated),

@@ -1,4 +1,4 @@
-"""What is worth trying next, from what a run showed: a sentence each, with the command where there is one.
+"""Next steps that a run suggests: a sentence each, with the command where there is one.
 
 Rules of thumb, the most urgent first; none of them states a figure that the summary does not have.
 """

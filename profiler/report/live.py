@@ -42,7 +42,7 @@ FEWEST_LOOPS = 20
 """With fewer loops in the last `ROLLING_SECONDS` no p95 is shown."""
 
 MOST_BYTES = 4_000_000
-"""Of records since the last look; where more have come, only the last ones are read."""
+"""Bytes of records read at each look; where more have come, only the last ones are read."""
 
 _NAME_WIDTH = 24
 _BAR_WIDTH = 40
@@ -220,9 +220,9 @@ def figures_of(progress: Progress, rate: float | None, tail: float | None) -> li
 NAME = 40
 """Characters of a name that are shown."""
 MOST_TOOLS = 40
-"""Of each strategy: those with the most calls."""
+"""Tools of each strategy that are shown: those with the most calls."""
 SLICE_BYTES = 200_000
-"""Of records that are read at once, so that other greenlets get their turn in between."""
+"""Bytes of records that are read at once, so that other greenlets get their turn in between."""
 HISTORY = 300
 """Seconds of progress that are kept."""
 

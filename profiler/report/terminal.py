@@ -1,4 +1,4 @@
-"""What `profiler compare` prints at its end: verdicts, a table of at most 80 columns, and notes."""
+"""The end of `profiler compare`'s output: verdicts, a table of at most 80 columns, and notes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from profiler.statistics.verdicts import Regression
 
 _NAME_WIDTH = 18
 _NAMED_SHARE = 0.01
-"""Of a loop: phases below it are not named."""
+"""Phases with a smaller share of a loop are not named."""
 
 
 def use_color(stream: IO[str], environment: Mapping[str, str]) -> bool:

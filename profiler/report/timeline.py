@@ -218,7 +218,7 @@ CauseKind = Literal[
 ]
 
 _WAITED: dict[Shortfall | None, CauseKind] = {"blocked_loop": "blocked", "application": "application"}
-"""What calls waited for before they started, where it was not a limiter."""
+"""Reasons why calls waited before they started, other than a limiter."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a reader must know before believing a run: a closed set of caveats, each with its remedy.
+"""Caveats, which a reader must know before believing a run: a closed set, each with its remedy.
 
 An `invalid` caveat means that the figures describe our client, not the system; every output puts it
 first. The limits are those above which measured latencies were found to be the client's own.
@@ -37,14 +37,14 @@ CaveatKind = Literal[
 LOOP_LAG_LIMIT = 0.050
 """Seconds of event-loop lag at p99."""
 SCHEDULE_LAG_SHARE = 0.05
-"""Of the median loop: how late loops may start at p99."""
+"""How late loops may start at p99, as a share of the median loop."""
 CPU_LIMIT = 0.90
 """Share of one core."""
 DELIVERED_SHARE = 0.95
 BLOCKING_LIMIT = 0.050
 """Seconds for which one call held the event loop."""
 BLOCKING_SHARE = 0.05
-"""Of a tool's calls that must have held the event loop before the tool is blamed."""
+"""The share of a tool's calls that must have held the event loop before the tool is blamed."""
 CUT_SHARE = 0.01
 LATE_SHARE = 0.01
 LOOPS_PER_WINDOW = 2

@@ -55,7 +55,7 @@ class Loops:
 
 
 @dataclass(frozen=True, slots=True)
-class Tool:
+class ToolFigures:
     """Calls of one tool in the loops that were due inside the windows.
 
     `seconds` is of the calls that ran, `queue_seconds` of all. `blocking_calls` held the event loop:
@@ -142,7 +142,7 @@ class StrategySummary:
     loop_seconds: Quantiles
     round_seconds: Quantiles
     tool_phase_seconds: Quantiles
-    tools: dict[str, Tool]
+    tools: dict[str, ToolFigures]
     users: int
     blocks: int
     window_seconds: float
@@ -286,14 +286,14 @@ def _ratio_of_sums(above: Sequence[float], below: Sequence[float]) -> Estimate:
     return block_interval(value, [a / b for a, b in pairs])
 
 
-def _tools(table: Table, blocks: Sequence[Block]) -> dict[str, Tool]:
+def _tools(table: Table, blocks: Sequence[Block]) -> dict[str, ToolFigures]:
     of_block = [members(table, block.due, table.call_loop) for block in blocks]
-    result: dict[str, Tool] = {}
+    result: dict[str, ToolFigures] = {}
     for code in np.unique(table.call_tool[joined(of_block)]):
         calls = [rows[table.call_tool[rows] == code] for rows in of_block]
         every = joined(calls)
         errors, blocking = table.call_error[every], table.blocking[every]
-        result[table.tools[code]] = Tool(
+        result[table.tools[code]] = ToolFigures(
             calls=int(every.size),
             errors=present(errors).size,
             seconds=quantiles([present(table.duration[rows]) for rows in calls], _NS),

@@ -1,4 +1,4 @@
-"""What is asked of a run: objectives (`p95<2s,errors<1%`), gates (`p95 > +5%`) and when to abort it. Pure."""
+"""Demands on a run: objectives (`p95<2s,errors<1%`), gates (`p95 > +5%`) and when to abort it. Pure."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Objective:
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class RegressionGate:
     """A change of `metric` that makes a comparison fail when it is shown to be beyond `threshold`.
 
     `threshold` is a share of the baseline (0.05: 5 % more; -0.05: 5 % less); of `errors`, which are
@@ -88,7 +88,7 @@ def parse_objective(spec: str, source: str = "") -> Objective:
     return Objective(latency, errors, spec)
 
 
-def parse_gates(spec: str) -> tuple[Gate, ...]:
+def parse_gates(spec: str) -> tuple[RegressionGate, ...]:
     """`p95 > +5%, errors > +1%, goodput < -5%`: what makes a comparison fail. Raises `UsageError`."""
 
     def wrong(term: str, words: str) -> UsageError:
@@ -108,7 +108,7 @@ def parse_gates(spec: str) -> tuple[Gate, ...]:
             raise wrong(term, f"a worse {metric} is {word}: expected {expected}")
         if sign == "-" and share >= 1:
             raise wrong(term, "nothing can fall by 100 % or more")
-        gates.append(Gate(metric, share if sign == "+" else -share, term))  # type: ignore[arg-type]
+        gates.append(RegressionGate(metric, share if sign == "+" else -share, term))  # type: ignore[arg-type]
     return tuple(gates)
 
 

@@ -1,4 +1,4 @@
-"""What a finished run would have looked like, had one thing been different. Estimates, and labelled so.
+"""Replays a finished run with one thing changed. The results are estimates, and labelled so.
 
 The loops of each trial are replayed from their recorded intervals: the model request, the tool phase
 under the strategy's rule, and what lies between them; an agent pauses between two loops for as long as

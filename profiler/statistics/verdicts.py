@@ -12,7 +12,7 @@ from profiler.rundir import RUN, RunDirectory
 from profiler.statistics.caveats import TWO_RUNS, Caveat, caveats
 from profiler.statistics.comparison import Comparison, Difference, Ratio, compare_runs
 from profiler.statistics.figures import StrategySummary, figures
-from profiler.statistics.objectives import Gate, parse_objective
+from profiler.statistics.objectives import RegressionGate, parse_objective
 from profiler.statistics.quantiles import FEWEST_BLOCKS
 from profiler.statistics.table import tabulate
 from profiler.statistics.windows import Measured, measure
@@ -22,7 +22,7 @@ VerdictKind = Literal["faster", "slower", "more_goodput", "less_goodput", "no_di
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a comparison showed of one metric; `sentence` says it in words."""
+    """The finding of a comparison on one metric; `sentence` says it in words."""
 
     strategy: str
     baseline: str
@@ -82,7 +82,7 @@ def verdict(
     return Verdict(name, baseline_name, "p95", "too_few", text + ".")
 
 
-def decide(gates: Sequence[Gate], comparisons: Sequence[Comparison]) -> list[Outcome]:
+def decide(gates: Sequence[RegressionGate], comparisons: Sequence[Comparison]) -> list[Outcome]:
     """Whether each gate holds for each comparison: it fails only when the whole interval is beyond it.
 
     Since this is the interval that is printed, a change of exactly the threshold fails in 2.5 % of
@@ -95,7 +95,7 @@ def decide(gates: Sequence[Gate], comparisons: Sequence[Comparison]) -> list[Out
     return [_decide(gate, comparison, wider) for gate in gates for comparison in comparisons]
 
 
-def _decide(gate: Gate, comparison: Comparison, wider: float) -> Outcome:
+def _decide(gate: RegressionGate, comparison: Comparison, wider: float) -> Outcome:
     figure: Ratio | Difference
     if gate.metric == "errors":
         figure, unchanged = comparison.failures, 0.0
@@ -190,7 +190,10 @@ class Regression:
 
 
 def compare_directories(
-    baseline: RunDirectory, candidate: RunDirectory, gates: Sequence[Gate] = (), slo: str | None = None
+    baseline: RunDirectory,
+    candidate: RunDirectory,
+    gates: Sequence[RegressionGate] = (),
+    slo: str | None = None,
 ) -> Regression:
     """Compare two run directories. `slo` (by default the candidate's) says what counts as good.
 

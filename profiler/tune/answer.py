@@ -85,7 +85,7 @@ class Answer:
 
     @property
     def headroom(self) -> str | None:
-        """What is left of the score at 80 % of the limit."""
+        """The score that is left at 80 % of the limit."""
         limit = self.setting.limit
         if limit is None or not self.proven:
             return None

@@ -240,7 +240,7 @@ def _times(one: Estimate, factor: float) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the curve shows; limits that were tried, or None.
+    """The shape of the curve: limits that were tried, or None.
 
     `knee`: the smallest with nearly the best score. `cliff`: the smallest beyond the best at which clearly
     less is left. `low` to `high` around the best: those not shown to differ from it, with at least
@@ -290,7 +290,7 @@ def _apart(one: Candidate, best: Candidate) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """What the pilot experiment shows: which limits are worth trying, and what trials cost.
+    """Findings of the pilot experiment: which limits are worth trying, and what trials cost.
 
     `peak`: tool calls that ran at once under `gathered`; where some failed, as many as were asked for at
     once, since a refused call is soon over. `mean`: calls that ran at once on average, under the strategy

@@ -1,4 +1,4 @@
-"""What the servers' quotas allow: arrival rates without 429s, and limiters of ours that keep to them. Pure.
+"""From servers' quotas to arrival rates without 429s, and to limiters of ours that keep to them. Pure.
 
 Loops that take q requests and t tokens each can arrive min(rpm / 60q, tpm / 60t) times a second without
 end; above that rate the server's bucket runs dry, since what a burst takes is missing later.
@@ -26,7 +26,7 @@ UNBOUNDED = {"requests": 1e6, "tokens": 1e8, "input_tokens": 1e8, "output_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Quota:
+class KnownQuota:
     """The server's limits per minute of `requests`, `tokens`, `input_tokens` or `output_tokens`."""
 
     provider: str
@@ -36,7 +36,7 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one loop takes on average; `tools` are calls of each tool, `models` their shares of the tokens."""
+    """The average use of one loop; `tools` are calls of each tool, `models` their shares of the tokens."""
 
     requests: float
     input_tokens: float
@@ -45,7 +45,7 @@ class Demand:
     models: Mapping[str, float]
 
     def of(self, resource: str) -> float:
-        """How much of a resource of `Quota.limits`."""
+        """How much of a resource of `KnownQuota.limits`."""
         if resource == "tokens":
             return self.input_tokens + self.output_tokens
         taken: float = getattr(self, resource)
@@ -60,7 +60,7 @@ class RateAdvice:
     `models`: their shares of the tokens. `limits`: the spec of a limiter of model requests that keeps to it.
     """
 
-    quota: Quota
+    quota: KnownQuota
     loops_per_second: float
     bound_by: str
     shares: Mapping[str, float]
@@ -79,7 +79,7 @@ class RateAdvice:
         )
 
 
-def parse_quota(spec: str) -> Quota:
+def parse_quota(spec: str) -> KnownQuota:
     """`openai:rpm=500,tpm=30000`; also itpm and otpm. Raises `UsageError`."""
     match = _QUOTA.fullmatch(spec.strip())
     if match is None:
@@ -92,10 +92,10 @@ def parse_quota(spec: str) -> Quota:
         if float(value) <= 0:
             raise UsageError(f"--quota {spec}: {name} must be above 0")
         limits[_RESOURCE[name]] = float(value)
-    return Quota(match[1] or "model", limits, "as given")
+    return KnownQuota(match[1] or "model", limits, "as given")
 
 
-def seen_quota(records: Iterable[LoopRecord]) -> Quota | None:
+def seen_quota(records: Iterable[LoopRecord]) -> KnownQuota | None:
     """The smallest limits that any response stated in its headers; None when none of them limits anything."""
     limits: dict[str, float] = {}
     provider = ""
@@ -106,11 +106,11 @@ def seen_quota(records: Iterable[LoopRecord]) -> Quota | None:
                     if word == "limit" and 0 < value < UNBOUNDED[resource]:
                         limits[resource] = min(value, limits.get(resource, value))
                         provider = round_.model.provider
-    return Quota(provider, limits, "from its headers") if limits else None
+    return KnownQuota(provider, limits, "from its headers") if limits else None
 
 
 def demand(records: Iterable[LoopRecord]) -> Demand | None:
-    """What the loops that came to an answer took on average; None without any."""
+    """The average use of the loops that came to an answer; None without any."""
     loops = requests = read = written = 0
     tools: Counter[str] = Counter()
     models: Counter[str] = Counter()
@@ -139,7 +139,7 @@ def demand(records: Iterable[LoopRecord]) -> Demand | None:
     )
 
 
-def advise(quota: Quota, taken: Demand) -> RateAdvice | None:
+def advise(quota: KnownQuota, taken: Demand) -> RateAdvice | None:
     """The advice for a quota; None when loops take nothing of what it limits."""
     rates = {
         resource: limit / 60 / taken.of(resource)

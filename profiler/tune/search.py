@@ -35,13 +35,13 @@ from profiler.tune.candidates import (
     shape,
     survivors,
 )
-from profiler.tune.quotas import Quota, RateAdvice, advise, demand, seen_quota
+from profiler.tune.quotas import KnownQuota, RateAdvice, advise, demand, seen_quota
 
 KINDS = ("semaphore", "rate", "adaptive", "eager")
 
 PILOT_SECONDS = 4.0
 SHARES = {"limits": 0.30, "final": 0.48, "loads": 0.22}
-"""Of the time after the pilot, by stage."""
+"""Shares of the time after the pilot, by stage."""
 BLOCKS = {"limits": 3, "final": 8, "loads": 3}
 """Blocks of each stage, at most."""
 FIRST_LOOK = 4
@@ -54,7 +54,7 @@ SMALLEST_BUDGET = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What to tune: `load` says under which work (its strategies are ignored), `over` which kinds to try.
+    """The search: `load` says under which work (its strategies are ignored), `over` which kinds to try.
 
     `budget` (seconds) is for the whole search, as are the limits of `load` on what may be spent.
     """
@@ -65,7 +65,7 @@ class Search:
     objective: ObjectiveName = "goodput"
     over: tuple[str, ...] = ("semaphore", "adaptive")
     budget: float = 300.0
-    quotas: tuple[Quota, ...] = ()
+    quotas: tuple[KnownQuota, ...] = ()
 
     def __post_init__(self) -> None:
         if self.budget < SMALLEST_BUDGET:
@@ -134,7 +134,7 @@ class Tuner:
 
     @property
     def _stopped(self) -> str | None:
-        """What ended the search early, in words; None if nothing did."""
+        """Why the search ended early, in words; None if it did not."""
         return self._spending.stopped if self._failure is None else f"the search ended early: {self._failure}"
 
     def _search_through(self) -> Answer:
@@ -211,7 +211,7 @@ class Tuner:
         return found
 
     def _seconds_left(self) -> float:
-        """What is left of the budget for one more experiment to measure, its drains included."""
+        """The part of the budget left for one more experiment to measure, its drains included."""
         return self._search.budget - (time.monotonic() - self._began) - self._overhead
 
     def _seconds(self, name: str) -> float:
@@ -363,7 +363,7 @@ def tune(search: Search, say: Callable[[str], None] = lambda text: None) -> Answ
 
 
 class Spending:
-    """What may be spent by `options`, and what has been; `limit` is the one that ended the search."""
+    """The spending that `options` allow, and that done so far; `limit` is the limit that ended the search."""
 
     def __init__(self, options: LoadOptions) -> None:
         self.spent = Spent()
@@ -409,5 +409,5 @@ class Spending:
 
     @property
     def described(self) -> str:
-        """What was spent, in words, with its cost where the price is known."""
+        """The spending in words, with its cost where the price is known."""
         return self._budget.describe(self.spent)

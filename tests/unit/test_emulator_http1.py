@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from profiler.emulator.http1 import MAX_PIPELINED, Connection, Exchange, Reply, Server
+from profiler.emulator.http1 import MAX_PIPELINED, Connection, Exchange, HttpReply, Server
 
 
 class Transport:
@@ -67,7 +67,7 @@ def connect(application: Callable[[Exchange], None]) -> tuple[Connection, Transp
 
 
 def echo(exchange: Exchange) -> None:
-    exchange.send(Reply(200, b"x-method: %b\r\n" % exchange.method, exchange.path + b"|" + exchange.body))
+    exchange.send(HttpReply(200, b"x-method: %b\r\n" % exchange.method, exchange.path + b"|" + exchange.body))
 
 
 def bodies(sent: bytes) -> list[bytes]:
@@ -126,7 +126,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
     connection.data_received(b"".join(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % n for n in range(3)))
     for n in range(3):
         assert [exchange.path for exchange in waiting] == [b"/%d" % m for m in range(n + 1)]
-        waiting[n].send(Reply(200, b"", b"answer %d" % n))
+        waiting[n].send(HttpReply(200, b"", b"answer %d" % n))
         await asyncio.sleep(0)
     assert bodies(transport.sent) == [b"answer 0", b"answer 1", b"answer 2"]
 
@@ -137,7 +137,7 @@ async def test_long_pipeline_stops_reading_until_it_is_half_empty() -> None:
     connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * (MAX_PIPELINED + 1))
     assert not transport.reading
     for n in range(MAX_PIPELINED + 1):
-        waiting[n].send(Reply(200, b"", b"x"))
+        waiting[n].send(HttpReply(200, b"", b"x"))
         await asyncio.sleep(0)
     assert transport.reading
     assert len(bodies(transport.sent)) == MAX_PIPELINED + 1
@@ -185,7 +185,7 @@ async def test_bad_request_behind_a_good_one_is_refused_in_its_turn() -> None:
     connection, transport = connect(waiting.append)
     connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\nNONSENSE\r\n\r\n")
     assert transport.sent == b""
-    waiting[0].send(Reply(200, b"", b"fine"))
+    waiting[0].send(HttpReply(200, b"", b"fine"))
     await asyncio.sleep(0)
     assert transport.sent.startswith(b"HTTP/1.1 200 OK")
     assert b"HTTP/1.1 400 Bad Request" in transport.sent
@@ -207,7 +207,7 @@ def test_streams_are_chunked_and_end_as_told() -> None:
     def stream(exchange: Exchange) -> None:
         ending: Any = exchange.path[1:].decode()
         exchange.send(
-            Reply(200, b"", frames=[(0, b"one"), (0, b"twelve bytes")], ending=ending, observer=watcher)
+            HttpReply(200, b"", frames=[(0, b"one"), (0, b"twelve bytes")], ending=ending, observer=watcher)
         )
 
     connection, transport = connect(stream)
@@ -228,7 +228,7 @@ def test_streams_are_chunked_and_end_as_told() -> None:
 
 def test_stream_waits_while_the_client_does_not_read() -> None:
     connection, transport = connect(
-        lambda exchange: exchange.send(Reply(200, b"", frames=[(0, b"a"), (0, b"b")]))
+        lambda exchange: exchange.send(HttpReply(200, b"", frames=[(0, b"a"), (0, b"b")]))
     )
     connection.pause_writing()
     connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -244,7 +244,7 @@ def test_client_that_leaves_is_noticed_by_whoever_waits() -> None:
     def wait(exchange: Exchange) -> None:
         exchange.on_gone = lambda: gone.append("gone")
         if exchange.path == b"/answered":
-            exchange.send(Reply(200, b"", b"later", due_ns=1 << 62, observer=watcher))
+            exchange.send(HttpReply(200, b"", b"later", due_ns=1 << 62, observer=watcher))
 
     for path in (b"/answered", b"/open"):
         connection, _ = connect(wait)

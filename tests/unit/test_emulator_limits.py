@@ -6,7 +6,7 @@ import pytest
 
 from profiler.emulator.limits import (
     KeyQuota,
-    Refusal,
+    QuotaRefusal,
     Rejected,
     ToolCapacity,
     go_duration,
@@ -74,7 +74,7 @@ def test_request_larger_than_the_bucket_passes_when_it_is_full() -> None:
 def test_concurrency_is_released() -> None:
     state = quota(concurrent_requests=2)
     assert (state.admit(0, 0, 0), state.admit(0, 0, 0)) == (None, None)
-    assert state.admit(0, 0, 0) == Refusal("concurrent", 2, 2, 1, 0)
+    assert state.admit(0, 0, 0) == QuotaRefusal("concurrent", 2, 2, 1, 0)
     state.release()
     assert state.admit(0, 0, 0) is None
 
@@ -90,13 +90,13 @@ def test_openai_headers_and_body() -> None:
         "x-ratelimit-remaining-tokens: 26094",
         "x-ratelimit-reset-tokens: 7.812s",
     ]
-    error = refusal_error("openai", Refusal("tokens", 30000, 28039, 3906, 3_890_000_000), "gpt-4.1")
+    error = refusal_error("openai", QuotaRefusal("tokens", 30000, 28039, 3906, 3_890_000_000), "gpt-4.1")
     assert (error.status, error.kind, error.param, error.code) == (429, "tokens", None, "rate_limit_exceeded")
     assert error.message.startswith(
         "Rate limit reached for gpt-4.1 in organization org-emulator on tokens per min (TPM): Limit 30000, "
         "Used 28039, Requested 3906. Please try again in 3.89s. "
     )
-    assert refusal_error("openai", Refusal("requests", 3, 3, 1, 1), "m").kind == "requests"
+    assert refusal_error("openai", QuotaRefusal("requests", 3, 3, 1, 1), "m").kind == "requests"
     assert retry_headers("openai", 1_500_000_001) == b"retry-after: 2\r\nretry-after-ms: 1501\r\n"
 
 
@@ -113,7 +113,7 @@ def test_anthropic_headers_and_body() -> None:
         "anthropic-ratelimit-tokens-limit: 38000",
         "anthropic-ratelimit-tokens-remaining: 23000",
     ]
-    error = refusal_error("anthropic", Refusal("input-tokens", 30000, 1, 1, 1), "claude")
+    error = refusal_error("anthropic", QuotaRefusal("input-tokens", 30000, 1, 1, 1), "claude")
     assert (error.status, error.kind) == (429, "rate_limit_error")
     assert error.message.startswith(
         "This request would exceed your organization's rate limit of 30,000 input tokens per minute ("

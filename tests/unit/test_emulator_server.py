@@ -9,7 +9,7 @@ import pytest
 
 from profiler.emulator.conversation import MadeCall, Said, limited
 from profiler.emulator.draws import Place, decode
-from profiler.emulator.http1 import Exchange, Reply
+from profiler.emulator.http1 import Exchange, HttpReply
 from profiler.emulator.journal import Journal
 from profiler.emulator.openai_responses import Store
 from profiler.emulator.server import Emulator
@@ -31,7 +31,7 @@ class Line:
         pass
 
 
-def ask(emulator: Emulator, method: str, path: str, body: Any = None, **headers: str) -> Reply:
+def ask(emulator: Emulator, method: str, path: str, body: Any = None, **headers: str) -> HttpReply:
     fields = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
     path, _, query = path.partition("?")
     data = b"" if body is None else json.dumps(body).encode()

@@ -8,14 +8,14 @@ import pytest
 
 from profiler import UsageError
 from profiler.records import Attempt
-from profiler.tune.quotas import Demand, Quota, advise, demand, parse_quota, seen_quota
+from profiler.tune.quotas import Demand, KnownQuota, advise, demand, parse_quota, seen_quota
 from tests.unit.tune_data import loop
 
 S = 1_000_000_000
 
 
 def test_quota_by_hand():
-    assert parse_quota("openai:rpm=500,tpm=30000") == Quota(
+    assert parse_quota("openai:rpm=500,tpm=30000") == KnownQuota(
         "openai", {"requests": 500, "tokens": 30000}, "as given"
     )
     assert parse_quota("itpm=100").provider == "model"
@@ -54,7 +54,7 @@ def test_quota_that_headers_state():
         attempt(**{"x-ratelimit-limit-requests": "300", "x-ratelimit-limit-tokens": "-1"}),
     ]
     quota = seen_quota([loop(0, None, attempts=(one,)) for one in states])
-    assert quota == Quota("openai", {"requests": 300.0}, "from its headers")
+    assert quota == KnownQuota("openai", {"requests": 300.0}, "from its headers")
     unlimited = attempt(**{"x-ratelimit-limit-requests": "1000000", "x-ratelimit-limit-tokens": "1000000000"})
     assert seen_quota([loop(0, None, attempts=(unlimited,))]) is None
 
@@ -73,4 +73,4 @@ def test_quota_that_nobody_takes_from_limits_nothing():
 def test_million_requests_a_minute_is_no_limit_beside_one_that_is():
     stated = {"x-ratelimit-limit-requests": "1000000", "x-ratelimit-limit-tokens": "30000"}
     found = seen_quota([loop(0, None, attempts=(Attempt(0, 1, 200, rate_limits=stated),))])
-    assert found == Quota("openai", {"tokens": 30000.0}, "from its headers")
+    assert found == KnownQuota("openai", {"tokens": 30000.0}, "from its headers")

@@ -24,7 +24,7 @@ Queries = Mapping[str, str]
 
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH = 24
-"""Of the page, in units of Grafana's grid."""
+"""The width of the page, in units of Grafana's grid."""
 
 _QUANTILE_DASHES = {"p50": [2, 4], "p99": [10, 6]}
 """Lengths of line and gap in pixels; p95 is a full line."""
@@ -357,7 +357,7 @@ def _panel(
     overrides: Sequence[Override],
     options: Mapping[str, Any],
 ) -> Panel:
-    """What panels of every kind have. `size`: width and height in units of Grafana's grid."""
+    """The parts that panels of every kind have. `size`: width and height in units of Grafana's grid."""
     return {
         "type": kind,
         "title": title,

@@ -175,7 +175,7 @@ class LeaderSession:
         return bool(self._environment.parsed_options.headless)
 
     def _asked(self) -> Asked:
-        """What the command line or the web form asks for. Raises `ProfilerError` when it cannot be."""
+        """The load test asked for on the command line or in the web form. Raises `ProfilerError`."""
         if self._headless and self._on_command_line is not None:
             return self._on_command_line
         return asked(self._environment.parsed_options, os.environ)

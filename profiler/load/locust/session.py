@@ -1,4 +1,4 @@
-"""What our Locust files register with Locust: options, and in each process a `Session`."""
+"""Registers our Locust files with Locust: their options, and a `Session` in each process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Locust file is made of: a user, which is one agent, and load shapes."""
+"""The parts of a Locust file: a user, which is one agent, and load shapes."""
 
 from __future__ import annotations
 

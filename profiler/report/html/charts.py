@@ -39,7 +39,7 @@ MOST_CURVES = 160
 MOST_BINS = 240
 FINEST_BIN = 0.25
 _WIDTHS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
-"""Of a bin of the run over time, in seconds: the first that makes at most `MOST_BINS` is taken."""
+"""Lengths of a bin of the run over time, in seconds: the first that makes at most `MOST_BINS` is taken."""
 
 
 def distributions(material: Material, strategies: int = 1) -> dict[str, dict[str, list[float]]]:

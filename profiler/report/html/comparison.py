@@ -39,7 +39,7 @@ _FACTOR = re.compile(r"(\d+(?:\.\d+)?×)( \[[^\]]*\])?")
 
 
 def verdict(summary: Summary, steps: Sequence[Step]) -> str:
-    """What makes the run invalid, what was found, and what to try next."""
+    """The verdict: why the run is invalid, if it is, then what was found, and what to try next."""
     parts = []
     invalid = [warning for warning in summary.warnings if warning.invalid]
     if invalid:
@@ -95,7 +95,7 @@ def sentence(words: str, summary: Summary) -> str:
 
 
 def _alone(summary: Summary) -> str:
-    """What to say first where there is no comparison."""
+    """The first sentence where there is no comparison."""
     for one in summary.strategies:
         middle, tail = one.loop_seconds.p50.value, one.loop_seconds.p95.value
         if middle is not None:

@@ -14,8 +14,8 @@ from profiler.report.text import clean, duration, percent
 from profiler.report.timeline import causes
 
 MOST_BYTES = 600_000
-"""Of all loops in the page together. The first case of each strategy comes first, then the second, and so
-on; a case that does not fit goes in without its recorded content, or is left out."""
+"""The most bytes of all loops in the page together. The first case of each strategy comes first, then the
+second, and so on; a case that does not fit goes in without its recorded content, or is left out."""
 
 MOST_CASES = 24
 MOST_SIDE_BY_SIDE = 6
