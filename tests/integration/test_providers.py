@@ -19,8 +19,8 @@ from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses, m
 from profiler.scenarios.tools import close_tool_client, get_population, get_weather
 
 PROVIDERS = ["openai", "openai-responses", "anthropic"]
-SLACK_NS = 1_000_000_000
-"""What a busy machine may add to a time; never taken away from it."""
+SLACK_NS = 10_000_000_000
+"""What a crowded machine may add to a time; never taken away from it (`test_truth`: how close)."""
 PROMPT = "Compare the weather and population of Tokyo and Paris."
 
 
