@@ -63,7 +63,7 @@ def watched(
         viewport={"width": width, "height": 900}, color_scheme=scheme, offline=offline, **options
     )
     seen = Watched(context.new_page())
-    seen.page.set_default_timeout(10_000)
+    seen.page.set_default_timeout(60_000)
     seen.page.on(
         "console", lambda m: seen.complaints.append(m.text) if m.type in ("error", "warning") else None
     )

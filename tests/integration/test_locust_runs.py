@@ -56,7 +56,7 @@ def run_both(both: dict[str, Locust], arguments: Callable[[], list[str]]) -> dic
 
 
 def test_alone_headless_within_its_run_time(patched_or_not: dict[str, Locust]) -> None:
-    run_both(patched_or_not, lambda: [*INSTANT, "-t", "2s", "--csv", "stats"])
+    run_both(patched_or_not, lambda: [*INSTANT, "-t", "6s", "--csv", "stats"])
     for processes in patched_or_not.values():
         directory = processes.directory()
         run, records = directory.load(), list(directory.records())
@@ -64,7 +64,7 @@ def test_alone_headless_within_its_run_time(patched_or_not: dict[str, Locust]) -
         assert run.finished
         assert (run.load.users, run.workers, run.model) == (8, 1, "gpt-4o")
         took_ns = run.trials[-1].drained_ns - run.trials[0].started_ns
-        assert took_ns < 5.5e9  # three turns of 2 s would be more
+        assert took_ns < 17e9  # three turns of 6 s would be more
         measured = sum(trial.ended_ns - trial.started_ns for trial in run.trials)
         assert measured > 1e9
         # Locust's own figures and the records are the same loops, rounds and calls.
@@ -93,7 +93,8 @@ def test_with_forked_workers(patched_or_not: dict[str, Locust]) -> None:
     def arguments() -> list[str]:
         port = str(free_port())
         return [
-            *INSTANT, "-t", "2s", "--strategy", "gathered,semaphore:2", "--provider", "anthropic",
+            *INSTANT, "--blocks", "1", "--trial-seconds", "1", "--strategy", "gathered,semaphore:2",
+            "--provider", "anthropic",
             "--csv", "stats", "--processes", "2", "--master-bind-port", port, "--master-port", port,
         ]  # fmt: skip
 
