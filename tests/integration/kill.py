@@ -259,6 +259,6 @@ def _port(pid: int) -> int:
 
 def _journal(port: int) -> list[dict[str, Any]]:
     url = f"http://127.0.0.1:{port}/emulator/journal?kind=model"
-    with urllib.request.urlopen(url, timeout=5) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         entries: list[dict[str, Any]] = json.load(response)["entries"]
     return entries

@@ -65,11 +65,11 @@ class Locust:
         self.started.append(process)
         return process
 
-    def run(self, *arguments: str, timeout: float = 40, **environment: str) -> tuple[int, str]:
+    def run(self, *arguments: str, timeout: float = 90, **environment: str) -> tuple[int, str]:
         """Exit code and everything it said; checks that nothing went wrong on the way out."""
         return self.end(self.start("--headless", *arguments, **environment), timeout)
 
-    def end(self, process: subprocess.Popen[str], timeout: float = 40) -> tuple[int, str]:
+    def end(self, process: subprocess.Popen[str], timeout: float = 90) -> tuple[int, str]:
         output, _ = process.communicate(timeout=timeout)
         assert "Traceback" not in output, output
         assert "being finalized" not in output, output
@@ -93,7 +93,7 @@ class Locust:
             if process.poll() is None:
                 process.send_signal(signal.SIGABRT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    print(process.communicate(timeout=10)[0][-20_000:])  # noqa: T201
+                    print(process.communicate(timeout=60)[0][-20_000:])  # noqa: T201
         for pid in self.left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -40,7 +40,7 @@ class Prometheus:
         """`data` of an answer; an error's text is raised as AssertionError."""
         url = self._root + path + "?" + urllib.parse.urlencode(parameters, doseq=True)
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{path} {parameters}: {error.read().decode()}") from None

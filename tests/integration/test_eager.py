@@ -101,7 +101,7 @@ def run(path: Path, strategy: str, numbers: Mapping[str, Sequence[int]]) -> Seen
             await close_tool_client()
 
         asyncio.run(main())
-        with urllib.request.urlopen(f"{emulator.url}/emulator/journal", timeout=10) as response:
+        with urllib.request.urlopen(f"{emulator.url}/emulator/journal", timeout=60) as response:
             journal = json.load(response)["entries"]
     return Seen({record.number or 0: record.rounds[0] for record in records}, journal)
 

@@ -37,7 +37,7 @@ def test_one_line_then_silence_and_a_clean_end(number: signal.Signals) -> None:
         url = line.split()[-1]
         assert httpx.get(f"{url}/healthz").text == "ok\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
         assert (process.returncode, out, err) == (0, "", "")
 
 
@@ -55,7 +55,7 @@ def test_it_leaves_when_its_standard_input_ends() -> None:
     with launch("--exit-with-parent") as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("emulator listening on ")
-        out, err = process.communicate(timeout=10)  # closes standard input
+        out, err = process.communicate(timeout=60)  # closes standard input
         assert (process.returncode, out, err) == (0, "", "")
 
 

@@ -214,7 +214,7 @@ def check_whole(record: LoopRecord) -> None:
 
 def asked(url: str) -> dict[tuple[int, int], list[int | None]]:
     """By trial and loop: with what the emulator says it answered, in order; None for no status."""
-    with urllib.request.urlopen(f"{url}/emulator/journal?kind=model", timeout=10) as response:
+    with urllib.request.urlopen(f"{url}/emulator/journal?kind=model", timeout=60) as response:
         entries = json.load(response)["entries"]
     answered = defaultdict(list)
     for seen in sorted(entries, key=lambda seen: seen["received_ns"]):
@@ -263,7 +263,7 @@ def test_every_fault_under_every_strategy(
 ) -> None:
     strategies = (*STRATEGIES, *EAGER) if streamed else STRATEGIES
     urllib.request.urlopen(
-        urllib.request.Request(f"{certain}/emulator/journal", method="DELETE"), timeout=5
+        urllib.request.Request(f"{certain}/emulator/journal", method="DELETE"), timeout=60
     ).close()
     tools = scenario_tools(load_scenario("cities"), certain)
 

@@ -54,7 +54,7 @@ def journal(url):
 
 def call(url: str, method: str):
     request = urllib.request.Request(f"{url}/emulator/journal", method=method)
-    with urllib.request.urlopen(request, timeout=5) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         return json.loads(response.read() or b"null")
 
 
@@ -126,8 +126,8 @@ def check_against(journal, record: LoopRecord) -> None:
     theirs = {e["call_id"]: (e["finished_ns"] - e["received_ns"]) / 1e9 for e in tools}
     assert set(ours) == set(theirs)
     for call_id, seconds in theirs.items():
-        # What the client adds depends on the machine, and so does when the server notes that it has sent.
-        assert -0.1 < ours[call_id] - seconds < 1
+        # A crowded machine may add to the client's time, and the server may note late that it has sent.
+        assert -0.1 < ours[call_id] - seconds < 10
     phases = loop_phases(record)
     assert sum(phases.values()) == record.ended_ns - record.started_ns
 

@@ -38,7 +38,7 @@ EVERY_KIND = (
 
 
 def ask(url: str, what: str) -> Any:
-    with urllib.request.urlopen(f"{url}/emulator/{what}", timeout=10) as response:
+    with urllib.request.urlopen(f"{url}/emulator/{what}", timeout=60) as response:
         return json.load(response)
 
 

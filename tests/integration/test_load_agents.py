@@ -165,8 +165,8 @@ def test_what_init_writes_works(processes: Locust, monkeypatch: pytest.MonkeyPat
     processes.file = processes.path / "locustfile.py"
     with start_emulator(str(processes.path / "quick.toml")) as emulator:
         code, output = processes.run(
-            "-u", "3", "-r", "3", "-t", "1s", "--strategy", "gathered", "--csv", "stats",
-            "--base-url", emulator.url,
+            "-u", "3", "-r", "3", "--blocks", "1", "--trial-seconds", "1", "--strategy", "gathered",
+            "--csv", "stats", "--base-url", emulator.url,
         )  # fmt: skip
     assert code == 0, output
     assert "closed load, 3 agents" in output  # the comparison, after Locust's own tables

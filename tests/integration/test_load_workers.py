@@ -76,7 +76,7 @@ def test_a_worker_that_is_killed_is_missed_and_what_it_had_sent_counts(tmp_path:
         assert wait_until(both, 40)
         (file,) = out.glob("*/records.jsonl")
         for target in json.loads((file.parent / "targets.json").read_text())[0]["targets"]:
-            with urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as response:
+            with urllib.request.urlopen(f"http://{target}/metrics", timeout=60) as response:
                 scraped.append(f'testid="{file.parent.name}"' in response.read().decode())
         time.sleep(1.2)  # so that it has said what it has in flight
         pid = min(pids(file))

@@ -132,14 +132,14 @@ def test_behind_the_login(processes: Locust) -> None:
     process, root = start(processes, "--web-login", "-f", str(file))
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     for path in ("/tool-loops", "/tool-loops/data", "/tool-loops/report"):
-        with opener.open(f"{root}{path}", timeout=10) as answer:
+        with opener.open(f"{root}{path}", timeout=60) as answer:
             assert "/login" in answer.url
             assert b"toolcall-profiler" not in answer.read()
-    opener.open(f"{root}/authenticate", timeout=10).close()
-    with opener.open(f"{root}/tool-loops", timeout=10) as answer:
+    opener.open(f"{root}/authenticate", timeout=60).close()
+    with opener.open(f"{root}/tool-loops", timeout=60) as answer:
         assert answer.url == f"{root}/tool-loops"
         assert b"<h1>Tool loops</h1>" in answer.read()
-    with opener.open(f"{root}/tool-loops/data", timeout=10) as answer:
+    with opener.open(f"{root}/tool-loops/data", timeout=60) as answer:
         assert json.loads(answer.read())["strategies"] == []
     process.terminate()
     processes.end(process)

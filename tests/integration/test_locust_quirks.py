@@ -33,7 +33,7 @@ def on_both_threads(function, times):
     for _ in range(times):
         task = bridge.submit(there)
         function()
-        task.wait(10)
+        task.wait(30)
     sys.setswitchinterval(0.005)
 """
 
@@ -70,7 +70,7 @@ place = tempfile.TemporaryDirectory()
 sys.path.insert(0, place.name)
 pathlib.Path(place.name, "slow_to_import.py").write_text("import gevent; gevent.sleep(0.05); DONE = True")
 both = [gevent.spawn(importlib.import_module, "slow_to_import") for _ in range(2)]
-gevent.joinall(both, timeout=5)
+gevent.joinall(both, timeout=30)
 print([one.value.DONE for one in both])
 place.cleanup()
 """
@@ -80,7 +80,7 @@ sys.setswitchinterval(1e-6)
 async def in_threads():
     for _ in range(600):
         await asyncio.gather(*(asyncio.to_thread(int) for _ in range(3)))
-bridge.run(in_threads, 25)
+bridge.run(in_threads, 80)
 sys.setswitchinterval(0.005)
 print("1800 threads have answered")
 """
@@ -88,14 +88,14 @@ print("1800 threads have answered")
 TO_THREAD = """
 async def in_a_thread():
     return await asyncio.to_thread(lambda: "from a thread")
-print(bridge.run(in_a_thread, 5))
+print(bridge.run(in_a_thread, 30))
 """
 
 PLATFORM = """
 import platform
 async def asked_by_the_sdks():
     return await asyncio.gather(*(asyncio.to_thread(platform.platform) for _ in range(4)))
-print(len(bridge.run(asked_by_the_sdks, 10.0)))
+print(len(bridge.run(asked_by_the_sdks, 30.0)))
 """
 
 THREADS = (
@@ -177,7 +177,7 @@ def said(script: str, *arguments: str, **environment: str) -> str:
         [sys.executable, "-c", script, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )
     assert (done.stderr, done.returncode) == ("", 0)

@@ -291,7 +291,7 @@ def test_web_ui_starts_stops_and_starts_again(processes: Locust) -> None:
     form = "user_count=4&spawn_rate=4&scenario=instant&trial_seconds=0.5"
     ask("/swarm", f"{form}&strategy=gathered,sequential")
     assert wait_until(lambda: set(loops()) == {"gathered", "sequential"}, 60)
-    with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=5) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=60) as response:
         assert 'strategy="gathered"' in response.read().decode()
     ask("/stop", "")
     assert wait_until(stopped, 60)  # Locust's page may be some seconds old

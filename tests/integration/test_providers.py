@@ -45,7 +45,7 @@ def tools_url(url, monkeypatch):
 
 
 def journal(url: str) -> list[dict]:
-    with urllib.request.urlopen(f"{url}/emulator/journal", timeout=5) as response:
+    with urllib.request.urlopen(f"{url}/emulator/journal", timeout=60) as response:
         return json.load(response)["entries"]
 
 

@@ -53,7 +53,7 @@ MOST_REQUESTS = 3
 
 def requests(emulator: EmulatorProcess) -> int:
     """Model requests that came, by what the emulator says."""
-    with urllib.request.urlopen(f"{emulator.url}/emulator/journal?kind=model", timeout=5) as response:
+    with urllib.request.urlopen(f"{emulator.url}/emulator/journal?kind=model", timeout=60) as response:
         return len(json.load(response)["entries"])
 
 

@@ -131,7 +131,7 @@ def test_calibration_asks_its_own_server_and_no_weather_service(load_test, monke
                 await close_tool_client()
 
         share = asyncio.run(calibrated())
-        with urllib.request.urlopen(f"{emulator.url}/emulator/journal", timeout=10) as response:
+        with urllib.request.urlopen(f"{emulator.url}/emulator/journal", timeout=60) as response:
             asked = Counter(entry["kind"] for entry in orjson.loads(response.read())["entries"])
     assert share.loops > 0
     assert asked["tool"] >= 3 * share.loops

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.measures(tolerates=0.25)  # medians of ratios within on
 
 
 def fetch(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         return response.read().decode()
 
 
