@@ -200,7 +200,7 @@ def test_a_ladder_of_loads(tmp_path: Path) -> None:
 def test_stairs_of_an_open_load_under_locust(processes: Locust) -> None:
     processes.file = ROOT / "locustfiles" / "steps.py"
     code, output = processes.run(
-        "--scenario", "instant", "-u", "8", "-r", "8", "-t", "8s", "--strategy", "gathered",
+        "--scenario", "instant", "-u", "8", "-r", "8", "-t", "12s", "--strategy", "gathered",
         "--arrivals", "constant:40/s", "--trial-seconds", "0.9",
     )  # fmt: skip
     assert code == 0, output

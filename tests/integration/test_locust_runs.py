@@ -116,8 +116,8 @@ def test_with_forked_workers(patched_or_not: dict[str, Locust]) -> None:
 def test_master_and_worker_and_a_worker_that_is_not_patched(processes: Locust) -> None:
     port = str(free_port())
     master = processes.start(
-        "--headless", "--master", "--master-bind-port", port, "--expect-workers", "2", *INSTANT, "-t", "2s",
-        "--strategy", "gathered",
+        "--headless", "--master", "--master-bind-port", port, "--expect-workers", "2", *INSTANT,
+        "--blocks", "1", "--trial-seconds", "1", "--strategy", "gathered",
     )  # fmt: skip
     workers = [
         processes.start("--worker", "--master-port", port),
@@ -143,7 +143,10 @@ def test_https_with_a_private_authority(patched_or_not: dict[str, Locust], tmp_p
         pem.write_to_path(str(chain), append=True)
     with start_emulator("instant", tls_cert=chain, tls_key=key) as emulator:
         assert emulator.url.startswith("https://")
-        arguments = [*INSTANT, "-t", "1s", "--strategy", "gathered", "--base-url", f"{emulator.url}/v1"]
+        arguments = [
+            *INSTANT, "--blocks", "1", "--trial-seconds", "1", "--strategy", "gathered",
+            "--base-url", f"{emulator.url}/v1",
+        ]  # fmt: skip
         environments = {"patched": {}, "unpatched": UNPATCHED}
         started = {
             name: one.start("--headless", *arguments, SSL_CERT_FILE=str(roots), **environments[name])
