@@ -87,6 +87,7 @@ def test_the_locust_commands_in_it_are_understood(command):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.measures
 def test_the_timeline_it_shows_is_what_one_sees(tmp_path):
     (command,) = [name for name in OUTPUTS if name.startswith("profiler run")]
     done = subprocess.run(

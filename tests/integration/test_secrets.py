@@ -190,7 +190,8 @@ def test_a_load_test_with_everything_logged(tmp_path: Path, capfd: pytest.Captur
     debug = {**ENVIRONMENT, "OPENAI_LOG": "debug", "ANTHROPIC_LOG": "debug"}
     with locust(work) as processes:
         code, output = processes.run(
-            *("-L", "DEBUG", "-u", "3", "-r", "9", "--trial-seconds", "1", "--strategy", "gathered", "--blocks", "1"),
+            *("-L", "DEBUG", "-u", "3", "-r", "9", "--trial-seconds", "1", "--blocks", "1"),
+            *("--strategy", "gathered"),
             *("--scenario", "scenario.toml", "--agent", "agent:make_agent", "--metrics-port", str(port)),
             *("--csv", str(work / "runs" / "stats"), "--html", str(work / "runs" / "locust.html")),
             **debug,
