@@ -155,6 +155,31 @@ print(",gathered,1," in open(sys.argv[1] + "_stats.csv").read())
 gevent.sleep(1.2)  # the writer's next turn
 """
 
+INTERRUPTED = """
+import os
+import signal
+import gevent
+from profiler.load.locust.quirks import interrupt_the_main_greenlet
+
+interrupt_the_main_greenlet()
+
+def interrupt_itself():
+    os.kill(os.getpid(), signal.SIGINT)
+    sum(range(100_000))
+    return "went on"
+
+greenlet = gevent.spawn(interrupt_itself)
+try:
+    gevent.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted,", greenlet.value)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    sum(range(100_000))
+except KeyboardInterrupt:
+    print("again")
+"""
+
 FORKED = """
 import os
 import time
@@ -200,3 +225,7 @@ def test_locusts_csv_has_the_last_figures_and_nothing_is_written_after_it_is_clo
 
 def test_an_unpatched_master_learns_how_its_forked_workers_ended() -> None:
     assert said(FORKED, LOCUST_SKIP_MONKEY_PATCH="1") == "7\n"
+
+
+def test_an_interrupt_ends_the_main_greenlet_and_not_the_one_that_runs() -> None:
+    assert said(INTERRUPTED) == "interrupted, went on\nagain\n"

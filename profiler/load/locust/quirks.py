@@ -11,6 +11,7 @@ import importlib._bootstrap as bootstrap
 import logging
 import os
 import platform
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -255,6 +256,23 @@ def wait_for_forked_workers() -> None:
     """
     if not is_module_patched("os"):
         os.waitpid = gevent.os.waitpid
+
+
+def interrupt_the_main_greenlet() -> None:
+    """Let an interrupt end Locust's main greenlet, never whichever one happens to run.
+
+    Python raises `KeyboardInterrupt` in whatever runs: without this a greenlet of ours, the leader's among
+    them, ends with a traceback. Seen on gevent 25.9; it may go once gevent raises it in the main greenlet.
+    """
+    hub = gevent.get_hub()
+    main = hub.parent
+
+    def interrupted(*_: object) -> None:
+        if gevent.getcurrent() is main:
+            raise KeyboardInterrupt
+        hub.loop.run_callback_threadsafe(main.throw, KeyboardInterrupt)
+
+    signal.signal(signal.SIGINT, interrupted)
 
 
 def forget_run_time(parsed_options: Any) -> None:

@@ -27,7 +27,12 @@ from profiler.load.locust.processes import (
     when_closed,
     when_disconnected,
 )
-from profiler.load.locust.quirks import check_as_parsed, send_statistics, use_native_locks
+from profiler.load.locust.quirks import (
+    check_as_parsed,
+    interrupt_the_main_greenlet,
+    send_statistics,
+    use_native_locks,
+)
 from profiler.load.messages import Begin, Cut, End, Grant, Hello, Prepare, Records
 from profiler.load.options import Asked, LoadOptions, asked
 from profiler.load.output import Reporter
@@ -194,6 +199,8 @@ class Session:
             self._leader = LeaderSession(environment, runner, pipe, alone, on_command_line)
         environment.events.test_stopping.add_listener(lambda **_: self._conclude())
         environment.events.quitting.add_listener(self._on_quitting)
+        if self._leader is not None:
+            interrupt_the_main_greenlet()
         self._watch_parent(pipe)
         if self._leader is not None and environment.parsed_options.headless:
             self._leader.prepare()
