@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from profiler.load.spending import spent_by
-from profiler.loop.eventloop import INTERVAL_SECONDS
+from profiler.loop.lag import INTERVAL_SECONDS
 from profiler.records import LoopRecord
 from profiler.rundir import Anchor, ClientHealth, Spent
 

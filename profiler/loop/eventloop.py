@@ -1,7 +1,7 @@
 """Keeping an event loop free, and measuring when it is not.
 
 `NativeThreads` runs sync tools beside the loop, `TimedCoroutine` finds out how long a coroutine held the
-loop between two awaits, `LagSampler` how late the loop's timers fire.
+loop between two awaits. How late the loop is: `profiler.loop.lag`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import sys
 import time
 import weakref
 from _queue import SimpleQueue  # queue.SimpleQueue is gevent's in a patched process
-from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from types import ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 Job = Callable[[], None]
 
@@ -150,66 +148,3 @@ class TimedCoroutine:
                 raise
             except BaseException as error:
                 step, argument = coroutine.throw, error
-
-
-INTERVAL_SECONDS = 0.01
-
-_KEPT = 256
-
-
-class LagSampler:
-    """Samples how late the timers of one event loop fire, while at least one user has entered.
-
-    This lag is what a busy or blocked event loop adds to every latency measured on it.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> None:
-        self.observers: set[Callable[[int], None]] = set()
-        self._loop = loop
-        self._clock = clock
-        self._users = 0
-        self._due_ns = 0
-        self._timer: asyncio.TimerHandle | None = None
-        # Samples (time, lag) with falling lag: enough for the maximum from any time up to now.
-        self._worst: deque[tuple[int, int]] = deque(maxlen=_KEPT)
-
-    def enter(self) -> None:
-        self._users += 1
-        if self._users == 1:
-            self._schedule()
-
-    def leave(self, since_ns: int) -> int:
-        """Stop using it; returns the worst lag since `since_ns` in nanoseconds, that of now included."""
-        self._users -= 1
-        worst = max(0, self._clock() - self._due_ns)
-        for at_ns, lag_ns in self._worst:
-            if at_ns >= since_ns:
-                worst = max(worst, lag_ns)
-                break
-        if self._users == 0 and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        return worst
-
-    def _schedule(self) -> None:
-        self._due_ns = self._clock() + int(INTERVAL_SECONDS * 1e9)
-        self._timer = self._loop.call_later(INTERVAL_SECONDS, self._sample)
-
-    def _sample(self) -> None:
-        now_ns = self._clock()
-        lag_ns = max(0, now_ns - self._due_ns)  # uvloop's timers may fire a little early
-        while self._worst and self._worst[-1][1] <= lag_ns:
-            self._worst.pop()
-        self._worst.append((now_ns, lag_ns))
-        for observe in self.observers:
-            observe(lag_ns)
-        self._schedule()
-
-
-_samplers: WeakKeyDictionary[asyncio.AbstractEventLoop, LagSampler] = WeakKeyDictionary()
-
-
-def lag_sampler(clock: Callable[[], int]) -> LagSampler:
-    """The one sampler of the running event loop; the clock is that of its first user."""
-    loop = asyncio.get_running_loop()
-    return _samplers.get(loop) or _samplers.setdefault(loop, LagSampler(loop, clock))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from profiler.loop.eventloop import LagSampler, lag_sampler
+from profiler.loop.lag import LagSampler, lag_sampler
 from profiler.records import Clock, LoopRecord
 
 Sink = Callable[[LoopRecord], None]

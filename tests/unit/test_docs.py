@@ -13,7 +13,7 @@ from profiler.cli import _parser
 from profiler.limits import limiter, refusals
 from profiler.load import plan
 from profiler.load.options import LoadOptions
-from profiler.loop import eventloop
+from profiler.loop import eventloop, lag
 from profiler.statistics import caveats, comparison, quantiles, replay, summary, windows
 from tools import options
 
@@ -56,7 +56,7 @@ def test_commands_in_blocks_are_understood(document):
         f"when the adjusted one is below {comparison.SIGNIFICANCE:.2g}",
         f"at least {comparison.RELEVANT_FAILURES * 100:g} point apart",
         f"event-loop lag above {caveats.LOOP_LAG_LIMIT * 1e3:g} ms at p99",
-        f"(a timer of {eventloop.INTERVAL_SECONDS * 1e3:g} ms is sampled all the time)",
+        f"(a timer of {lag.INTERVAL_SECONDS * 1e3:g} ms is sampled all the time)",
         f"more than {caveats.SCHEDULE_LAG_SHARE * 100:g} % of the smallest median late at p99",
         f"a core more than {caveats.CPU_LIMIT * 100:g} % busy",
         f"The first {replay.CALLS_PER_TRIAL:,} tool calls of a trial".replace(",", " "),

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from profiler.anatomy import schedule_wall, shortfall
-from profiler.loop.eventloop import LagSampler, TimedCoroutine
+from profiler.loop.eventloop import TimedCoroutine
 from profiler.records import ToolCall
 from profiler.testing import run_virtual
 
@@ -89,31 +89,6 @@ def test_errors_and_cancellation_pass_through_the_steps():
 
 async def _awaited(steps: TimedCoroutine) -> None:
     await steps
-
-
-def test_lag_is_the_worst_since_the_loop_began():
-    """A clock that runs ahead of the event loop's is what a blocked loop looks like."""
-    late = 0
-
-    async def main(clock):
-        nonlocal late
-        observed: list[int] = []
-        sampler = LagSampler(asyncio.get_running_loop(), lambda: clock() + late)
-        sampler.observers.add(observed.append)
-        sampler.enter()
-        await asyncio.sleep(0.1)
-        late += 80 * MS
-        await asyncio.sleep(0.1)
-        middle = clock() + late
-        first = sampler.leave(0)
-        sampler.enter()
-        late += 30 * MS
-        await asyncio.sleep(0.1)
-        return first, sampler.leave(middle), max(observed)
-
-    first, second, worst = run_virtual(main)
-    assert first == worst == 80 * MS
-    assert second == 30 * MS
 
 
 def calls(*spans: tuple[int, int], blocking: int = 0, thread_wait: int = 0) -> list[ToolCall]:

@@ -1,0 +1,247 @@
+"""How late an event loop is, and whose fault that is: code that held it, or a machine that did not run it.
+
+`LagSampler` finds out how late the loop's timers fire, and keeps each longer lateness as a `Stall`. From
+inside, code of this process that holds the loop (a blocking call, a computation) looks the same as a
+machine that does not run the process. Two things tell them apart. The kernel counts for how long the loop's
+thread was runnable and did not run (`profiler.loop.kernel`). And where the whole process was stopped, frozen
+or suspended, a second thread that only sleeps (`Heartbeat`) is late too, and the process used no CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from profiler.anatomy import Interval, overlap, union
+from profiler.loop.eventloop import native_sleep, start_native_thread
+from profiler.loop.kernel import RunDelay
+
+INTERVAL_SECONDS = 0.01
+HEARTBEAT_SECONDS = 0.02
+
+STALL_NS = 5_000_000
+"""A shorter lateness is no stall: the interpreter itself switches threads every 5 ms."""
+
+_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """The event loop was due to run at `started_ns` and ran at `ended_ns`.
+
+    `machine_ns` of that time the machine did not run it; for the rest, code of this process held it.
+    """
+
+    started_ns: int
+    ended_ns: int
+    machine_ns: int
+
+    @property
+    def lag_ns(self) -> int:
+        return self.ended_ns - self.started_ns
+
+    @property
+    def held_ns(self) -> int:
+        """Nanoseconds in which code of this process held the loop."""
+        return self.lag_ns - self.machine_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Lateness:
+    """Nanoseconds of a stretch of time in which the event loop was late.
+
+    `held_ns` through code of this process, `machine_ns` because the machine did not run it.
+    """
+
+    held_ns: int
+    machine_ns: int
+
+
+def lateness(stalls: Iterable[Stall], window: Interval) -> Lateness:
+    """The lateness inside a window. A stall that lies in it in part counts in proportion."""
+    held = machine = 0.0
+    for stall in stalls:
+        inside = overlap([(stall.started_ns, stall.ended_ns)], window)
+        if inside:
+            share = inside / stall.lag_ns
+            held += stall.held_ns * share
+            machine += stall.machine_ns * share
+    return Lateness(round(held), round(machine))
+
+
+class Heartbeat:
+    """A native thread that sleeps 20 ms at a time, and keeps the gaps in which the process did not run.
+
+    A gap is a sleep that ended late although the process used CPU for less than half of that: where it used
+    more, its own code kept this thread waiting (for the interpreter's lock). It counts from when the thread
+    was last seen to run. The thread runs while anybody has entered, and ends by itself.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], int] = time.monotonic_ns,
+        cpu_clock: Callable[[], int] = time.process_time_ns,
+        start_thread: Callable[[Callable[[], None]], None] = start_native_thread,
+        sleep: Callable[[float], None] = native_sleep,
+    ) -> None:
+        self._clock, self._cpu_clock = clock, cpu_clock
+        self._start_thread, self._sleep = start_thread, sleep
+        self._users: set[object] = set()
+        self._thread: object | None = None  # the one whose turn it is; any other ends
+        self._beat = (0, 0)  # wall and CPU time when the thread last woke
+        self._gaps: deque[Interval] = deque(maxlen=_KEPT)
+
+    def enter(self, user: object) -> None:
+        """From any thread."""
+        self._users.add(user)
+        if self._thread is None:
+            self._start()
+
+    def leave(self, user: object) -> None:
+        self._users.discard(user)
+
+    def gaps(self) -> list[Interval]:
+        """The gaps so far, that of now included: after a stop the thread may not have had its turn yet."""
+        found = list(self._gaps)
+        if self._thread is not None and (now := self._gap(self._clock())) is not None:
+            found.append(now)
+        return found
+
+    def _start(self) -> None:
+        self._thread = thread = object()
+        self._beat = self._clock(), self._cpu_clock()
+        self._start_thread(lambda: self._run(thread))
+
+    def _run(self, thread: object) -> None:
+        while self._users and self._thread is thread:
+            self._sleep(HEARTBEAT_SECONDS)
+            now_ns = self._clock()
+            gap = self._gap(now_ns)
+            if gap is not None:
+                self._gaps.append(gap)
+            self._beat = now_ns, self._cpu_clock()
+        if self._thread is thread:
+            self._thread = None
+            if self._users:  # somebody has entered just now, and took this thread to be running
+                self._start()
+
+    def _gap(self, now_ns: int) -> Interval | None:
+        woke_ns, cpu_ns = self._beat
+        late_ns = now_ns - woke_ns - int(HEARTBEAT_SECONDS * 1e9)
+        if late_ns < STALL_NS or 2 * (self._cpu_clock() - cpu_ns) > late_ns:
+            return None
+        return woke_ns, now_ns
+
+
+class LagSampler:
+    """Samples how late the timers of one event loop fire, while at least one user has entered.
+
+    This lag is what a busy or blocked event loop adds to every latency measured on it. It is made, and
+    used, on the loop's own thread.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], int],
+        run_delay: Callable[[], int | None] | None = None,
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
+        self.observers: set[Callable[[int], None]] = set()
+        self._loop = loop
+        self._clock = clock
+        self._run_delay = RunDelay().read_ns if run_delay is None else run_delay
+        self._heartbeat = heartbeat
+        self._users = 0
+        self._due_ns = 0
+        self._delay_ns: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        # Samples (time, lag) with falling lag: enough for the maximum from any time up to now.
+        self._worst: deque[tuple[int, int]] = deque(maxlen=_KEPT)
+        self._stalls: deque[Stall] = deque(maxlen=_KEPT)
+
+    def enter(self) -> None:
+        self._users += 1
+        if self._users == 1:
+            if self._heartbeat is not None:
+                self._heartbeat.enter(self)
+            self._schedule()
+
+    def leave(self, since_ns: int) -> int:
+        """Stop using it; returns the worst lag since `since_ns` in nanoseconds, that of now included."""
+        self._users -= 1
+        worst = max(0, self._clock() - self._due_ns)
+        for at_ns, lag_ns in self._worst:
+            if at_ns >= since_ns:
+                worst = max(worst, lag_ns)
+                break
+        if self._users == 0 and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            if self._heartbeat is not None:
+                self._heartbeat.leave(self)
+        return worst
+
+    def stalls(self, since_ns: int) -> list[Stall]:
+        """The stalls that ended at `since_ns` or later, in order; one that goes on at this moment included.
+
+        To be called before `leave`. The newest 256 are kept.
+        """
+        found = [stall for stall in self._stalls if stall.ended_ns >= since_ns]
+        now_ns = self._clock()
+        if self._timer is not None and now_ns - self._due_ns >= STALL_NS:
+            found.append(Stall(self._due_ns, now_ns, self._delayed_ns()))
+        # Only now, since the heartbeat's thread may have its turn after the loop's.
+        stopped = union(self._heartbeat.gaps()) if found and self._heartbeat is not None else []
+        return [
+            Stall(one.started_ns, one.ended_ns, min(one.lag_ns, max(one.machine_ns, overlap(stopped, span))))
+            for one in found
+            for span in [(one.started_ns, one.ended_ns)]
+        ]
+
+    def _schedule(self) -> None:
+        self._due_ns = self._clock() + int(INTERVAL_SECONDS * 1e9)
+        self._delay_ns = self._run_delay()
+        self._timer = self._loop.call_later(INTERVAL_SECONDS, self._sample)
+
+    def _sample(self) -> None:
+        now_ns = self._clock()
+        lag_ns = max(0, now_ns - self._due_ns)  # uvloop's timers may fire a little early
+        while self._worst and self._worst[-1][1] <= lag_ns:
+            self._worst.pop()
+        self._worst.append((now_ns, lag_ns))
+        if lag_ns >= STALL_NS:
+            self._stalls.append(Stall(self._due_ns, now_ns, min(lag_ns, self._delayed_ns())))
+        for observe in self.observers:
+            observe(lag_ns)
+        self._schedule()
+
+    def _delayed_ns(self) -> int:
+        """For how long the thread has been runnable and did not run since the last sample."""
+        now_ns = self._run_delay()
+        return 0 if now_ns is None or self._delay_ns is None else now_ns - self._delay_ns
+
+
+_samplers: WeakKeyDictionary[asyncio.AbstractEventLoop, LagSampler] = WeakKeyDictionary()
+_heartbeat = Heartbeat()
+
+
+def _renew_heartbeat() -> None:
+    """In a forked child: no thread has come along."""
+    global _heartbeat
+    _heartbeat = Heartbeat()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_heartbeat)
+
+
+def lag_sampler(clock: Callable[[], int]) -> LagSampler:
+    """The one sampler of the running event loop; the clock is that of its first user."""
+    loop = asyncio.get_running_loop()
+    return _samplers.get(loop) or _samplers.setdefault(loop, LagSampler(loop, clock, heartbeat=_heartbeat))

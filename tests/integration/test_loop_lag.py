@@ -1,0 +1,75 @@
+"""Whose fault a stall was, on real processes: code that blocks or computes, a stop, another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from profiler.loop.kernel import RunDelay
+
+CHILD = """
+import asyncio, json, sys, time
+
+from profiler.loop.lag import lag_sampler
+
+def compute():
+    until = time.monotonic() + 0.4
+    while time.monotonic() < until:
+        pass
+
+async def main():
+    sampler = lag_sampler(time.monotonic_ns)
+    sampler.enter()
+    await asyncio.sleep(0.1)
+    print("ready", flush=True)
+    {"stopped": lambda: None, "sleeps": lambda: time.sleep(0.4), "computes": compute}[sys.argv[1]]()
+    await asyncio.sleep(1.0)
+    stalls = sampler.stalls(0)
+    sampler.leave(0)
+    worst = max(stalls, key=lambda stall: stall.lag_ns, default=None)
+    print(json.dumps(worst and [worst.lag_ns, worst.machine_ns]), flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("what", "machine"), [("sleeps", False), ("computes", False), ("stopped", True)])
+def test_code_that_holds_the_loop_is_told_from_a_process_that_was_stopped(what, machine):
+    for _ in range(3):  # a crowded machine may stop the child for a while of its own accord
+        child = subprocess.Popen([sys.executable, "-c", CHILD, what], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        if what == "stopped":
+            time.sleep(0.1)
+            os.kill(child.pid, signal.SIGSTOP)
+            time.sleep(0.4)
+            os.kill(child.pid, signal.SIGCONT)
+        lag_ns, machine_ns = json.loads(child.communicate(timeout=30)[0])
+        assert lag_ns > 0.3e9
+        if (machine_ns > 0.8 * lag_ns) if machine else (machine_ns < 0.2 * lag_ns):
+            return
+    raise AssertionError(f"{what}: {lag_ns} ns late, {machine_ns} of them the machine's")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts it")
+def test_run_delay_grows_while_another_process_has_the_core():
+    code = """
+import os, time
+from profiler.loop.kernel import RunDelay
+os.sched_setaffinity(0, {0})
+delay, began = RunDelay(), time.monotonic()
+before = delay.read_ns()
+while time.monotonic() < began + 0.5:
+    pass
+print((delay.read_ns() - before) / 1e9 / (time.monotonic() - began))
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    shares = [float(one.communicate(timeout=30)[0]) for one in both]
+    assert max(shares) > 0.25  # two that compute on one core: each waits for about half the time
+    assert RunDelay().read_ns() is not None

@@ -1,0 +1,181 @@
+"""How late an event loop is and whose fault that was: values on clocks made by hand."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from profiler.loop.lag import Heartbeat, LagSampler, Lateness, Stall, lateness
+from profiler.testing import run_virtual
+
+MS = 1_000_000
+
+
+def test_lag_is_the_worst_since_the_loop_began():
+    """A clock that runs ahead of the event loop's is what a blocked loop looks like."""
+    late = 0
+
+    async def main(clock):
+        nonlocal late
+        observed: list[int] = []
+        sampler = LagSampler(asyncio.get_running_loop(), lambda: clock() + late)
+        sampler.observers.add(observed.append)
+        sampler.enter()
+        await asyncio.sleep(0.1)
+        late += 80 * MS
+        await asyncio.sleep(0.1)
+        middle = clock() + late
+        first = sampler.leave(0)
+        sampler.enter()
+        late += 30 * MS
+        await asyncio.sleep(0.1)
+        return first, sampler.leave(middle), max(observed)
+
+    first, second, worst = run_virtual(main)
+    assert first == worst == 80 * MS
+    assert second == 30 * MS
+
+
+@pytest.mark.parametrize(
+    ("run_delays", "machine"),
+    [
+        (lambda late: None, 0),  # the kernel does not count
+        (lambda late: 7 * MS, 0),  # it has not grown
+        (lambda late: late, 80 * MS),
+        (lambda late: late // 4, 20 * MS),
+        (lambda late: 9 * late, 80 * MS),  # never more than the stall itself
+    ],
+)
+def test_what_the_thread_was_runnable_and_did_not_run_is_the_machines(run_delays, machine):
+    late = 0
+
+    async def main(clock):
+        nonlocal late
+        sampler = LagSampler(asyncio.get_running_loop(), lambda: clock() + late, lambda: run_delays(late))
+        sampler.enter()
+        await asyncio.sleep(0.105)
+        late += 80 * MS
+        await asyncio.sleep(0.1)
+        found = sampler.stalls(0)
+        sampler.leave(0)
+        return found, sampler.stalls(found[0].ended_ns + 1)
+
+    assert run_virtual(main) == ([Stall(110 * MS, 190 * MS, machine)], [])
+
+
+def test_a_stall_under_way_is_one():
+    late = 0
+
+    async def main(clock):
+        nonlocal late
+        sampler = LagSampler(asyncio.get_running_loop(), lambda: clock() + late, lambda: None)
+        sampler.enter()
+        await asyncio.sleep(0.105)
+        late += 45 * MS
+        found = sampler.stalls(0)
+        sampler.leave(0)
+        return found
+
+    assert run_virtual(main) == [Stall(110 * MS, 150 * MS, 0)]
+
+
+class HeartbeatAtHand:
+    """A heartbeat whose thread runs when the test says so, on clocks of the test's own."""
+
+    def __init__(self) -> None:
+        self.now = self.cpu = 0
+        self.started = 0
+        self._sleeps: list[tuple[int, int]] = []
+        self._leave = True
+        self.heartbeat = Heartbeat(lambda: self.now, lambda: self.cpu, self._start, self._sleep)
+
+    def run(self, *sleeps: tuple[int, int]) -> None:
+        """Let the thread sleep, each time for so many ms of wall and of CPU time; then it ends."""
+        self._sleeps = list(sleeps)
+        self.job()
+
+    def _start(self, job) -> None:
+        self.started += 1
+        self.job = job
+
+    def _sleep(self, seconds: float) -> None:
+        wall, cpu = self._sleeps.pop(0)
+        self.now += wall * MS
+        self.cpu += cpu * MS
+        if not self._sleeps and self._leave:
+            self.heartbeat.leave("loop")
+
+
+def test_gap_is_a_late_sleep_without_cpu():
+    at_hand = HeartbeatAtHand()
+    at_hand.heartbeat.enter("loop")
+    at_hand.run((20, 1), (24, 0), (60, 3), (60, 55), (20, 0))
+    # 4 ms late: none. 40 ms late: one. 40 ms late and busy: its own code. Then it is on time.
+    assert at_hand.heartbeat.gaps() == [(44 * MS, 104 * MS)]
+
+
+def test_gap_of_now_counts_before_the_thread_had_its_turn():
+    at_hand = HeartbeatAtHand()
+    at_hand.heartbeat.enter("loop")
+    at_hand.now += 30 * MS
+    assert at_hand.heartbeat.gaps() == [(0, 30 * MS)]
+    at_hand.cpu += 25 * MS
+    assert at_hand.heartbeat.gaps() == []
+
+
+def test_thread_runs_while_anybody_has_entered():
+    at_hand = HeartbeatAtHand()
+    heartbeat = at_hand.heartbeat
+    heartbeat.enter("loop")
+    heartbeat.enter("another")
+    assert at_hand.started == 1
+    heartbeat.leave("another")
+    at_hand.run((10, 0))
+    heartbeat.enter("loop")
+    assert at_hand.started == 2
+
+
+def test_who_enters_as_the_thread_ends_gets_another():
+    at_hand = HeartbeatAtHand()
+    heartbeat = at_hand.heartbeat
+    heartbeat.enter("loop")
+    heartbeat.leave("loop")
+
+    class Entering(set):
+        def __bool__(self):
+            if len(self):
+                return True
+            self.add("late")  # between the thread's last look and its end
+            return False
+
+    heartbeat._users = Entering()
+    at_hand.job()
+    assert at_hand.started == 2
+
+
+def test_stop_of_the_whole_process_is_the_machines():
+    late = 0
+    at_hand = HeartbeatAtHand()
+
+    async def main(clock):
+        nonlocal late
+        sampler = LagSampler(
+            asyncio.get_running_loop(), lambda: clock() + late, lambda: None, at_hand.heartbeat
+        )
+        sampler.enter()
+        await asyncio.sleep(0.105)
+        late += 80 * MS  # the loop stands still until 190; the other thread is late from 120 to 185
+        at_hand.heartbeat._gaps.append((120 * MS, 185 * MS))
+        await asyncio.sleep(0.1)
+        found = sampler.stalls(0)
+        sampler.leave(0)
+        return found
+
+    assert run_virtual(main) == [Stall(110 * MS, 190 * MS, 65 * MS)]
+
+
+def test_lateness_of_a_window_takes_the_part_of_each_stall_inside_it():
+    stalls = [Stall(0, 100 * MS, 0), Stall(200 * MS, 300 * MS, 60 * MS), Stall(900 * MS, 950 * MS, 0)]
+    assert lateness(stalls, (50 * MS, 250 * MS)) == Lateness(held_ns=70 * MS, machine_ns=30 * MS)
+    assert lateness(stalls, (100 * MS, 200 * MS)) == Lateness(0, 0)
