@@ -13,10 +13,10 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from profiler.limits.limiter import (
@@ -111,12 +111,18 @@ class Lane:
             waiter.set_result(limiter.enter(now_ns, cost))
 
 
+_TELLING: dict[Signal, int] = {"ok": 0, "unknown": 1, "timeout": 2, "rejected": 3}
+"""Of several signals about one pass, the one with the highest number counts."""
+
+
 @dataclass(slots=True, eq=False)
 class Slot:
     """One call's pass through a gate: `async with gate.slot("search") as slot:`.
 
-    An exception that leaves the block says how the call went; otherwise set `signal`, or call
-    `rejected`. `used`: what the call really took, such as `{"requests": 1, "tokens": 812}`.
+    An exception that leaves the block says how the call went, and so does whatever is observed of calls
+    inside it (`profiler.watch`), also where the application turns a failure into a result before it
+    leaves. Otherwise set `signal`, or call `rejected`. `used`: what the call really took, such as
+    `{"requests": 1, "tokens": 812}`.
     """
 
     gate: Gate
@@ -128,6 +134,8 @@ class Slot:
     signal: Signal = "ok"
     used: Cost | None = None
     retry_after_ns: int | None = None
+    cut_short: bool = False
+    _token: Token[Slot | None] | None = None
 
     def rejected(self, retry_after: float | None = None) -> None:
         """The server refused the call because of its load, and asked for a wait of so many seconds."""
@@ -135,20 +143,41 @@ class Slot:
         self.retry_after_ns = None if retry_after is None else int(retry_after * 1e9)
 
     def failed(self, error: BaseException) -> None:
-        """The call raised this exception."""
-        self.signal = signal_of(error)
-        if self.signal == "rejected":
-            self.retry_after_ns = retry_after_ns(error)
+        """The call raised this exception, or one inside it did."""
+        signal = signal_of(error)
+        self.learn(signal, retry_after_ns(error) if signal == "rejected" else None)
+        self.cut_short |= isinstance(error, asyncio.CancelledError)
 
-    def __aenter__(self) -> Coroutine[Any, Any, Slot]:
-        return self.gate.enter(self)
+    def learn(self, signal: Signal, retry_after_ns: int | None = None) -> None:
+        """A call inside ended so. May be called for each of several, from any thread."""
+        if _TELLING[signal] > _TELLING[self.signal]:
+            self.signal = signal
+        if retry_after_ns is not None:
+            self.retry_after_ns = max(retry_after_ns, self.retry_after_ns or 0)
+
+    async def __aenter__(self) -> Slot:
+        await self.gate.enter(self)
+        self._token = current_slot.set(self)
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
             self.failed(error)
+        elif self.cut_short:
+            # A call inside was cancelled, but not the pass: its caller's own timeout ended it.
+            self.learn("timeout")
+        try:
+            if self._token is not None:
+                current_slot.reset(self._token)
+        except ValueError:
+            pass  # left in another context than the one it was entered in, as async generators may
         self.gate.leave(self)
+
+
+current_slot: ContextVar[Slot | None] = ContextVar("toolloop_slot", default=None)
+"""The innermost slot that the running code is in; its tasks and threads have it too."""
 
 
 @dataclass(slots=True, eq=False)

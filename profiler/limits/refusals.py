@@ -1,14 +1,16 @@
-"""Reads exceptions and response headers: refusals, Retry-After, transient errors, remaining quotas.
+"""Reads exceptions, results and response headers: refusals, Retry-After, transient errors, remaining quotas.
 
-Exceptions are recognised by their shape, whatever library raised them.
+Exceptions and results are recognised by their shape, whatever library they come from.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from random import Random
 from typing import Any, Literal, NamedTuple
@@ -22,9 +24,24 @@ TRANSIENT = frozenset((408, 429, 500, 502, 503, 504, 529))
 """HTTP statuses after which another try may succeed."""
 
 
+_TIMEOUTS = frozenset(("TimeoutError", "TimeoutException", "APITimeoutError", "Timeout"))
+"""Names of exceptions, or of their bases, that mean a timeout."""
+
+MOST_ERRORS = 16
+"""Exceptions that are looked at behind one that was raised."""
+
+
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status in an exception of httpx, aiohttp, requests, openai or anthropic."""
-    for holder in (getattr(error, "response", None), error):
+    """The HTTP status in an exception of httpx, aiohttp, requests, openai or anthropic.
+
+    Else that of an exception behind it: applications wrap what a client raised in errors of their own.
+    """
+    return next((status for one in _behind(error) if (status := _status(one)) is not None), None)
+
+
+def _status(value: object) -> int | None:
+    """The HTTP status in an exception or a response."""
+    for holder in (getattr(value, "response", None), value):
         for name in ("status_code", "status"):
             status = getattr(holder, name, None)
             if isinstance(status, int) and 100 <= status < 600:
@@ -32,23 +49,121 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
+def _behind(error: BaseException, *, implied: bool = False) -> Iterator[BaseException]:
+    """The exception, those it groups, and those it was raised from, each once.
+
+    `implied`: those too that were being handled when it was raised, without a `from`.
+    """
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting and len(seen) < MOST_ERRORS:
+        one = waiting.pop(0)
+        if one is None or any(one is other for other in seen):
+            continue
+        seen.append(one)
+        yield one
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
+        waiting.append(one.__cause__)
+        if implied and not one.__suppress_context__:
+            waiting.append(one.__context__)
+
+
 def signal_of(error: BaseException) -> Signal:
     """The signal of a call that raised this exception."""
-    if status_of(error) in REJECTING:
+    found = list(_behind(error, implied=True))
+    if any(_status(one) in REJECTING for one in found):
         return "rejected"
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"TimeoutError", "TimeoutException", "APITimeoutError", "Timeout"}:
+    if any(kind.__name__ in _TIMEOUTS for one in found for kind in type(one).__mro__):
         return "timeout"
     return "unknown"
 
 
-def retry_after_ns(error: BaseException, wall_clock: Callable[[], float] = time.time) -> int | None:
-    """The wait that the server of a failed call asked for, None when it asked for none."""
-    holder: Any = getattr(error, "response", None)
-    headers = getattr(error if holder is None else holder, "headers", None)
-    if headers is None or not hasattr(headers, "get"):
+def retry_after_ns(failed: object, wall_clock: Callable[[], float] = time.time) -> int | None:
+    """The wait that the server of a failed call asked for in the exception or the response; None for none."""
+    found = _behind(failed, implied=True) if isinstance(failed, BaseException) else (failed,)
+    for one in found:
+        holder: Any = getattr(one, "response", None)
+        headers = getattr(one if holder is None else holder, "headers", None)
+        if headers is not None and hasattr(headers, "get"):
+            return parse_retry_after(headers.get("retry-after-ms"), headers.get("retry-after"), wall_clock)
+    return None
+
+
+# Failures that are returned instead of raised, as a model is to read them.
+
+_ERROR_TEXT = re.compile(
+    r'\s*(?:\{\s*"error"\s*:\s*(?!null|false|""|\{\}|\[\])|an error occurred|'
+    r"error (?:calling|executing|running)\b|\w*(?:error|exception)\s*[:(])",
+    re.IGNORECASE,
+)
+"""The beginning of a text that reports an error."""
+
+_REASONS = (
+    ("http_429", re.compile(r"\b429\b|too many requests|rate.?limit", re.IGNORECASE)),
+    ("http_529", re.compile(r"\b529\b|overloaded", re.IGNORECASE)),
+    ("http_503", re.compile(r"\b503 service|(?:status|code|http)\W{0,3}503\b", re.IGNORECASE)),
+    ("timeout", re.compile(r"\btime(?:d )?.?out", re.IGNORECASE)),
+)
+"""Reasons for which a server that is too busy fails a call, by the name that a record has for them."""
+
+LOOKED_AT = 500
+"""Characters of a returned error in which its reason is looked for."""
+
+ERROR_RESULT = "error_result"
+"""A failure that was returned and does not say why, as `ToolCall.error_type`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A failure that a tool returned. `error_type` is that of the record; None where the record has none.
+
+    An error that is the tool's own business ("no such city") is no failure of the call. But it is no
+    success either that would show a limiter that the server takes more: its signal is `unknown`.
+    """
+
+    error_type: str | None
+    signal: Signal
+    retry_after_ns: int | None = None
+
+
+def returned_failure(value: object) -> Returned | None:
+    """The failure that a tool's result stands for; None for an ordinary result.
+
+    A response (of httpx, aiohttp, requests) with a status in `REJECTING`; a result marked as an error
+    (`is_error` of Anthropic, `isError` of MCP); and an object or text that reports an error, of which only
+    refusals and timeouts are failures.
+    """
+    if isinstance(value, str):
+        return _reported(value) if _ERROR_TEXT.match(value) else None
+    # An object's own attributes, as they are: a property of somebody's class may do anything.
+    held = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
+    if not held or not isinstance(held, Mapping):
         return None
-    return parse_retry_after(headers.get("retry-after-ms"), headers.get("retry-after"), wall_clock)
+    try:
+        return _held_failure(value, held)
+    except Exception:  # an array among the values has no truth, a mapping may be somebody's own
+        return None
+
+
+def _held_failure(value: object, held: Mapping[Any, Any]) -> Returned | None:
+    marked = held.get("is_error") is True or held.get("isError") is True
+    for name in ("status_code", "status"):
+        status = held.get(name)
+        if isinstance(status, int) and status in REJECTING:
+            return Returned(f"http_{status}", "rejected", retry_after_ns(value))
+    error = held.get("error") if isinstance(value, Mapping) else None
+    if marked or error:
+        return _reported(str(error or held.get("content") or ""), marked)
+    return None
+
+
+def _reported(text: str, marked: bool = False) -> Returned:
+    """The failure in a report of an error. `marked`: it says of itself that the call failed."""
+    for error_type, reason in _REASONS:
+        if reason.search(text[:LOOKED_AT]):
+            return Returned(error_type, "timeout" if error_type == "timeout" else "rejected")
+    return Returned(ERROR_RESULT if marked else None, "unknown")
 
 
 def parse_retry_after(

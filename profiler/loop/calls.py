@@ -13,8 +13,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from profiler.limits.gate import Gate, exclusive_lane
-from profiler.limits.refusals import delay_ns, is_transient, retry_after_ns, signal_of
+from profiler.limits.gate import Gate, current_slot, exclusive_lane
+from profiler.limits.refusals import (
+    delay_ns,
+    is_transient,
+    retry_after_ns,
+    returned_failure,
+    signal_of,
+)
 from profiler.loop.eventloop import NativeThreads, TimedCoroutine
 from profiler.loop.model import CallRequest, current_probe
 from profiler.loop.recorder import LiveCalls
@@ -151,6 +157,7 @@ class Executor:
         self.live[request.name].queued += 1
         context = copy_context()
         context.run(current_probe.set, None)  # a model request inside the tool is not the one that streams
+        context.run(current_slot.set, None)  # nor is what a limiter learns of the tool about that request
         call.task = asyncio.create_task(self._run(call), context=context)
         call.task.add_done_callback(partial(self._count_unstarted, call))
 
@@ -208,17 +215,8 @@ class Executor:
                 lane.leave(ticket)
 
     async def _gated(self, call: OpenCall, tool: Tool, gate: Gate) -> BaseException | None:
-        slot = await gate.enter(gate.slot(tool.name, call.owner.agent))
-        slot.signal = "unknown"
-        try:
-            error = await self._attempt(call, tool)
-            if error is None:
-                slot.signal = "ok"
-            else:
-                slot.failed(error)
-            return error
-        finally:
-            gate.leave(slot)
+        async with gate.slot(tool.name, call.owner.agent):
+            return await self._attempt(call, tool)
 
     async def _attempt(self, call: OpenCall, tool: Tool) -> BaseException | None:
         clock, request, owner = self.clock, call.request, call.owner
@@ -240,6 +238,7 @@ class Executor:
                 async with deadline:
                     value = await self._invoke(call, tool)
             call.result = result_text(value)
+            self._note_returned(call, value)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -248,8 +247,12 @@ class Executor:
             # Nobody cancelled this call: something inside the tool was cancelled, so the tool failed.
             call.fail("error", "CancelledError", "the tool was cancelled from inside")
             failure = error
+            if (slot := current_slot.get()) is not None:
+                slot.learn("unknown")
         except (Exception, SystemExit) as error:  # a tool that calls sys.exit() has failed
             failure = error
+            if (slot := current_slot.get()) is not None:  # also one around the whole loop
+                slot.failed(error)
             if deadline is not None and deadline.expired():
                 call.fail("timeout", "timeout", f"timed out after {tool.timeout:g} s")
             else:
@@ -261,6 +264,18 @@ class Executor:
             if tool.retries:
                 self._note_attempt(call, started_ns, failure)
         return failure
+
+    def _note_returned(self, call: OpenCall, value: Any) -> None:
+        """A failure that the tool returned is one in the record; the model gets the result as it is."""
+        returned = returned_failure(value)
+        if returned is None:
+            return
+        slot = current_slot.get()
+        if slot is not None:
+            slot.learn(returned.signal, returned.retry_after_ns)
+        if returned.error_type is not None:
+            call.status = "timeout" if returned.error_type == "timeout" else "error"
+            call.error_type = returned.error_type
 
     def _note_attempt(self, call: OpenCall, started_ns: int, failure: BaseException | None) -> None:
         assert call.ended_ns is not None

@@ -29,6 +29,8 @@ from weakref import WeakSet
 import httpx2
 
 from profiler.errors import UsageError
+from profiler.limits.gate import current_slot
+from profiler.limits.refusals import returned_failure
 from profiler.loop.calls import arguments_text
 from profiler.loop.eventloop import TimedCoroutine
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
@@ -183,6 +185,9 @@ class Profiler:
             if isinstance(error, asyncio.CancelledError):
                 call.status = "cancelled"
             call.error_type = failure_type(error) if call.status == "error" else call.status
+            # A limiter learns of it here: the application may turn the failure into a result.
+            if (slot := current_slot.get()) is not None:
+                slot.failed(error)
             if content is not None:
                 call.result = content.keep(f"Error: {type(error).__name__}: {error}")
             raise
@@ -194,6 +199,13 @@ class Profiler:
 
     def _returned(self, call: ObservedCall, value: T) -> T:
         """The tool has returned `value`; returns it."""
+        returned = returned_failure(value)
+        if returned is not None:
+            if (slot := current_slot.get()) is not None:
+                slot.learn(returned.signal, returned.retry_after_ns)
+            if returned.error_type is not None:
+                call.status = "timeout" if returned.error_type == "timeout" else "error"
+                call.error_type = returned.error_type
         if self._content is not None:
             call.result = self._content.keep(result_text(value))
         return value

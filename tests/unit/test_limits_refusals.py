@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
+import numpy as np
+import pytest
+
 from profiler.limits.refusals import (
     BASE_NS,
     CAP_NS,
@@ -13,6 +16,7 @@ from profiler.limits.refusals import (
     is_transient,
     parse_retry_after,
     retry_after_ns,
+    returned_failure,
     signal_of,
     status_of,
 )
@@ -135,3 +139,80 @@ def test_full_jitter_doubles_up_to_its_cap():
     assert (BASE_NS, CAP_NS) == (500_000_000, 8_000_000_000)
     assert delay_ns(1, "rejected", 2 * S, Highest()) == 3 * S
     assert delay_ns(1, "timeout", 2 * S, Highest()) == BASE_NS  # asked for by nobody who refused
+
+
+def raised_from(cause: BaseException | None, context: BaseException | None, quiet: bool = False) -> Exception:
+    """An application's own error, raised from another one or while another one was handled."""
+    error = RuntimeError("the tool failed")
+    error.__cause__, error.__context__, error.__suppress_context__ = cause, context, quiet
+    return error
+
+
+def test_limiter_learns_from_what_an_applications_own_error_hides():
+    refused, wrapped = Answer(429, {"retry-after": "2"}), raised_from(Answer(503), None, quiet=True)
+    assert (status_of(wrapped), signal_of(wrapped), is_transient(wrapped)) == (503, "rejected", True)
+    implied = raised_from(None, refused)
+    assert (status_of(implied), signal_of(implied), retry_after_ns(implied)) == (None, "rejected", 2 * S)
+    assert signal_of(raised_from(None, refused, quiet=True)) == "unknown"  # `from None`
+    assert signal_of(ExceptionGroup("two", [ValueError(), raised_from(TimeoutError(), None)])) == "timeout"
+    assert signal_of(ExceptionGroup("two", [TimeoutError(), refused])) == "rejected"
+    loop = ValueError()
+    loop.__context__ = raised_from(loop, None)
+    assert signal_of(loop) == "unknown"  # a circle ends
+
+
+class Held:
+    """An object with these attributes, such as a response."""
+
+    def __init__(self, **values: object) -> None:
+        self.__dict__.update(values)
+
+
+@pytest.mark.parametrize(
+    ("result", "error_type", "signal"),
+    [
+        (Held(status_code=429, headers={"retry-after": "3"}), "http_429", "rejected"),
+        (Held(status=529), "http_529", "rejected"),
+        ({"status": 503, "body": ""}, "http_503", "rejected"),
+        ({"error": "HTTPStatusError('Client error 429 Too Many Requests')"}, "http_429", "rejected"),
+        ({"error": {"code": 529, "message": "Overloaded"}}, "http_529", "rejected"),
+        ('{"error": "rate limit exceeded"}', "http_429", "rejected"),
+        ("Error: 503 Service Unavailable", "http_503", "rejected"),
+        ("HTTPStatusError: Client error '429 Too Many Requests'", "http_429", "rejected"),
+        ("An error occurred while running the tool. Error: Request timed out.", "timeout", "timeout"),
+        ("Error executing tool: TimeoutError", "timeout", "timeout"),
+        ({"type": "tool_result", "is_error": True, "content": "no"}, "error_result", "unknown"),
+        (Held(isError=True, content=["429: slow down"]), "http_429", "rejected"),
+        ({"error": "no such city"}, None, "unknown"),
+        ("Error: no such city", None, "unknown"),
+    ],
+)
+def test_failure_that_a_tool_returns_is_one(result: object, error_type: str | None, signal: str):
+    found = returned_failure(result)
+    assert found is not None
+    assert (found.error_type, found.signal) == (error_type, signal)
+    assert found.retry_after_ns == (3 * S if getattr(result, "headers", None) else None)
+
+
+class Awkward(dict):
+    def get(self, *_: object) -> object:
+        raise RuntimeError("somebody's own mapping")
+
+
+class Costly:
+    @property
+    def status_code(self) -> int:
+        raise RuntimeError("a property that asks a server")
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        *(None, 429, [429], "", "Paris", "Errors were made in 429 B.C.", "429", b"Error: 429"),
+        *({"error": None, "temperature": 21}, {"status": "ok"}, {"status": 200}, {"is_error": False}, {}),
+        *({"error": np.zeros(3)}, Awkward(error=1), Costly(), Held(status_code=404), Held(status=object())),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_result_that_is_no_failure(result: object):
+    assert returned_failure(result) is None
