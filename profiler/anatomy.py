@@ -41,27 +41,32 @@ class ToolPhase:
 
 
 def phases(round_: RoundRecord) -> dict[str, int]:
-    """Nanoseconds per phase (keys: `PHASES`); they sum to the round's wall time."""
-    model = round_.model
-    backoff = model.backoff_ns
-    model_wall = model.duration_ns
-    model_queue = model_queue_ns(model)
+    """Nanoseconds per phase (keys: `PHASES`), none negative; they sum to the round's wall time."""
+    window = (round_.started_ns, round_.ended_ns)
+    model, calls = round_.model, round_.tool_calls
+    asked = _clipped((model.started_ns, model.ended_ns), window)
+    model_wall = asked[1] - asked[0]
+    model_queue, backoff = model_queue_ns(model), 0
+    if len(model.attempts) > 1:
+        # Not `model.backoff_ns`: a request that was given up may have been tried again after that.
+        backoff = overlap(union(_backoffs(model)), asked)
     tools = queue = parse = collect = 0
-    calls = round_.tool_calls
     if round_.tools_started_ns is not None and round_.tools_ended_ns is not None:
         running = union(runs(calls))
-        tools = length(running)
         busy = union(running + waits(calls))
-        queue = length(busy) - tools
-        parse = max(0, round_.tools_started_ns - model.ended_ns)
-        if busy and busy[0][0] < round_.tools_started_ns:
-            # Eager calls: time shared with the model is the model's, time shared with parsing the calls'.
-            under_way = (model.started_ns, model.ended_ns)
-            hidden = overlap(running, under_way)
-            queue -= overlap(busy, under_way) - hidden
-            tools -= hidden
-            parse -= overlap(busy, (model.ended_ns, round_.tools_started_ns))
-        collect = round_.ended_ns - round_.tools_ended_ns
+        parsing = _clipped((asked[1], round_.tools_started_ns), window)
+        collecting = _clipped((max(asked[1], round_.tools_ended_ns), window[1]), window)
+        parse, collect = parsing[1] - parsing[0], collecting[1] - collecting[0]
+        if busy and busy[0][0] >= parsing[1] and busy[-1][1] <= collecting[0]:  # nearly every round
+            tools = length(running)
+            queue = length(busy) - tools
+        else:
+            # Whatever the model covers is the model's; outside it come the calls, then parsing and collecting.
+            outside = [(window[0], asked[0]), (asked[1], window[1])]
+            tools = sum(overlap(running, part) for part in outside)
+            queue = sum(overlap(busy, part) for part in outside) - tools
+            parse -= overlap(busy, parsing)
+            collect -= overlap(busy, collecting)
     return {
         "model": model_wall - backoff - model_queue,
         "model_queue": model_queue,
@@ -72,6 +77,16 @@ def phases(round_: RoundRecord) -> dict[str, int]:
         "collect": collect,
         "unaccounted": round_.duration_ns - (model_wall + parse + tools + queue + collect),
     }
+
+
+def _clipped(interval: Interval, window: Interval) -> Interval:
+    """The part of an interval inside the window; an empty one where there is none."""
+    start = min(max(interval[0], window[0]), window[1])
+    return start, max(start, min(interval[1], window[1]))
+
+
+def _backoffs(model: ModelCall) -> list[Interval]:
+    return [(before.ended_ns, after.started_ns) for before, after in pairwise(model.attempts)]
 
 
 def model_queue_ns(model: ModelCall) -> int:
@@ -123,7 +138,12 @@ def eagerness(round_: RoundRecord) -> Eagerness | None:
     model, ran = round_.model, runs(round_.tool_calls)
     if not ran or not model.streamed:
         return None
-    durations = [(c.ready_ns, c.duration_ns) for c in round_.tool_calls if c.duration_ns is not None]
+    # A call that was begun later without being asked for (a retry of somebody's) was complete by then too.
+    durations = [
+        (min(c.ready_ns, model.ended_ns), c.duration_ns)
+        for c in round_.tool_calls
+        if c.duration_ns is not None
+    ]
     start = model.started_ns
     return Eagerness(
         overlapped_ns=overlap(union(ran), (start, model.ended_ns)),
@@ -204,11 +224,12 @@ def loop_phases(loop: LoopRecord) -> dict[str, int]:
 def _phases_of_overlapping_rounds(loop: LoopRecord) -> dict[str, int]:
     rounds, models = loop.rounds, [round_.model for round_ in loop.rounds]
     calls = list(loop.tool_calls)
-    attempts = [pair for model in models for pair in pairwise(model.attempts)]
     # In the order of precedence: a phase owns the time that none before it covers.
     intervals_of: dict[str, list[Interval]] = {
         "model_queue": [(model.started_ns, model.started_ns + model_queue_ns(model)) for model in models],
-        "backoff": [(before.ended_ns, after.started_ns) for before, after in attempts],
+        "backoff": [
+            _clipped(gap, (model.started_ns, model.ended_ns)) for model in models for gap in _backoffs(model)
+        ],
         "model": [(model.started_ns, model.ended_ns) for model in models],
         "tools": runs(calls),
         "queue": waits(calls),

@@ -234,20 +234,24 @@ class Cause:
 def causes(record: LoopRecord) -> list[Cause]:
     """The causes of a loop's wall time, the largest first; those that took none are left out."""
     totals: dict[CauseKind, int] = dict.fromkeys(get_args(CauseKind), 0)
+    # Of the loop, not of its rounds: those may overlap.
+    parts = loop_phases(record)
+    totals["model"] = parts["model"]
+    totals["model_limiter"] = parts["model_queue"]
+    totals["backoff"] = parts["backoff"]
+    left = parts["tools"] + parts["queue"]
     for round_ in record.rounds:
-        parts = phases(round_)
-        totals["model"] += parts["model"]
-        totals["model_limiter"] += parts["model_queue"]
-        totals["backoff"] += parts["backoff"]
         limiter, threads = _prolonged(round_)
-        # Eager calls overlap the model: the part of a wait that the model covers is the model's.
-        tool_wall = parts["tools"] + parts["queue"]
+        # Calls may overlap the model: the part of a wait that the model covers is the model's.
+        own = phases(round_)
+        tool_wall = min(left, own["tools"] + own["queue"])
         limiter = min(limiter, tool_wall)
         threads = min(threads, tool_wall - limiter)
         # A tool that holds the event loop keeps its siblings waiting, with or without a limiter.
         totals[_WAITED.get(round_.shortfall, "limiter")] += limiter
         totals["threads"] += threads
-        totals["tools"] += tool_wall - limiter - threads
+        left -= limiter + threads
+    totals["tools"] = left
     totals["rest"] = record.wall_ns - sum(totals.values())
     found = [Cause(kind, ns, *_words(kind, record)) for kind, ns in totals.items() if ns > 0]
     return sorted(found, key=lambda cause: -cause.ns)

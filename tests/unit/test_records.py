@@ -159,10 +159,10 @@ def test_phases_of_a_round():
 
 
 def test_backoff_lies_between_attempts_inside_the_model_request():
-    attempts_ = (Attempt(0, 20, 429), Attempt(50, 60, 503), Attempt(75, 100, 200))
+    attempts_ = (Attempt(320, 330, 429), Attempt(350, 355, 503), Attempt(370, 395, 200))
     round_ = replace(sample().rounds[1], model=ModelCall("p", "m", 320, 395, attempts=attempts_))
     spent = phases(round_)
-    assert (spent["backoff"], spent["model"]) == (45, 30)
+    assert (spent["backoff"], spent["model"]) == (35, 40)
 
 
 def test_limiter_wait_of_a_model_request_is_not_the_model_s():

@@ -1,0 +1,179 @@
+"""Phases and figures of loops that are only watched, whatever overlaps in them, against a count instant by instant."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from profiler.anatomy import PHASES, eagerness, loop_phases, model_queue_ns, phases, tool_phase
+from profiler.loop.model import CallRequest
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord
+from profiler.report.timeline import causes
+from profiler.watch.loop import ObservedCall, ObservedLoop, ObservedRound
+
+
+def watched_at_random(seed: int) -> LoopRecord:
+    """Requests at once, tools while a reply streams, beside a request, in each other, and past the next round."""
+    choose = random.Random(seed)
+    now = 0
+    loop = ObservedLoop(lambda: now, name="", strategy="application", parent=None)
+    streaming: list[ObservedRound] = []
+    running: list[ObservedCall] = []
+    asked = 0
+    for _ in range(choose.randint(1, 25)):
+        now += choose.choice((0, 1, 1, 2, 5))
+        what = choose.choice(
+            ("request", "complete", "complete", "reply", "retry", "call", "call", "end", "end")
+        )
+        if what == "request":
+            round_ = loop.begin_round("p", "m")
+            round_.streamed = choose.random() < 0.7
+            streaming.append(round_)
+        elif what == "complete" and streaming:
+            asked += 1
+            arguments = f'{{"x": {asked % 3}}}'
+            choose.choice(streaming).unclaimed.append((CallRequest(str(asked), "t", arguments), now))
+        elif what == "reply" and streaming:
+            streaming.pop(choose.randrange(len(streaming))).ended_ns = now
+        elif what == "retry" and streaming:
+            made = choose.choice(streaming).probe.attempts
+            began = made[-1].ended_ns + choose.randint(0, 3) if made else now
+            now = max(now, began + 1)
+            made.append(Attempt(began, now))
+        elif what == "call":
+            running.append(loop.begin_call("t", loop.match("t", {"x": choose.randrange(3)})))
+        elif what == "end" and running:
+            running.pop(choose.randrange(len(running))).ended_ns = now
+    now += choose.randint(0, 3)
+    return loop.record("ok", None, 0)
+
+
+def counted(rounds: tuple[RoundRecord, ...], started: int, ended: int) -> dict[str, int]:
+    """Nanosecond by nanosecond, in the order of precedence."""
+    total = dict.fromkeys(PHASES, 0)
+    for at in range(started, ended):
+        of_rounds = [_phase(round_, at) for round_ in rounds]
+        order = ("model_queue", "backoff", "model", "tools", "queue", "parse", "collect", "unaccounted")
+        total[min([*of_rounds, "unaccounted"], key=order.index)] += 1
+    return total
+
+
+def _phase(round_: RoundRecord, at: int) -> str:
+    if round_.model.started_ns <= at < round_.model.ended_ns:
+        return _of_request(round_.model, at)
+    if any(c.started_ns is not None and c.started_ns <= at < c.ended_ns for c in round_.tool_calls):
+        return "tools"
+    if any(c.queued_ns <= at < c.waited_until_ns for c in round_.tool_calls):
+        return "queue"
+    first, last = round_.tools_started_ns, round_.tools_ended_ns
+    if first is not None and round_.model.ended_ns <= at < first:
+        return "parse"
+    if last is not None and max(last, round_.model.ended_ns) <= at < round_.ended_ns:
+        return "collect"
+    return "unaccounted"
+
+
+def _of_request(model: ModelCall, at: int) -> str:
+    if at < model.started_ns + model_queue_ns(model):
+        return "model_queue"
+    pairs = zip(model.attempts, model.attempts[1:], strict=False)
+    if any(before.ended_ns <= at < after.started_ns for before, after in pairs):
+        return "backoff"
+    return "model"
+
+
+@pytest.mark.parametrize("first_seed", range(0, 2000, 200))
+def test_phases_of_any_watched_loop_are_those_counted_instant_by_instant(first_seed: int) -> None:
+    overlapping = 0
+    for seed in range(first_seed, first_seed + 200):
+        record = watched_at_random(seed)
+        for round_ in record.rounds:
+            found = phases(round_)
+            assert found == counted((round_,), round_.started_ns, round_.ended_ns), seed
+            assert min(found.values()) >= 0 and sum(found.values()) == round_.duration_ns, seed
+        assert loop_phases(record) == counted(record.rounds, record.started_ns, record.ended_ns), seed
+        why = causes(record)
+        assert sum(cause.ns for cause in why) == record.wall_ns and all(cause.ns > 0 for cause in why), seed
+        overlapping += sum(r.duration_ns for r in record.rounds) > record.wall_ns
+    assert overlapping > 10
+
+
+@pytest.mark.parametrize("first_seed", range(0, 2000, 200))
+def test_figures_of_the_tool_phase_stay_in_their_range(first_seed: int) -> None:
+    seen = 0
+    for seed in range(first_seed, first_seed + 200):
+        for round_ in watched_at_random(seed).rounds:
+            phase, eager = tool_phase(round_), eagerness(round_)
+            if phase is not None:
+                assert 0 <= phase.critical_path_ns <= phase.wall_ns, seed
+                assert phase.critical_path_ns <= phase.work_ns, seed
+                assert phase.work_ns <= phase.peak_concurrency * phase.wall_ns, seed
+                assert phase.straggler_ratio >= 1, seed
+            if eager is not None:
+                seen += 1
+                assert 0 <= eager.overlapped_ns <= round_.model.duration_ns, seed
+                assert 0 <= eager.bound_ns <= min(eager.wall_ns, eager.gathered_ns), seed
+            for call in round_.tool_calls:
+                assert call.ready_ns <= call.queued_ns <= call.waited_until_ns <= call.ended_ns, seed
+    assert seen > 50
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        pytest.param(  # two calls, each started as soon as it is complete
+            "0 request, 150 complete a, 150 call a, 300 complete b, 300 call b, 450 end a, 600 reply,"
+            "700 end b, 710 request, 900 reply",
+            {"model": 790, "tools": 100, "collect": 10},
+            id="started while the reply streams",
+        ),
+        pytest.param(
+            "0 request, 10 call p, 310 end p, 500 reply", {"model": 500}, id="prefetch beside the request"
+        ),
+        pytest.param(
+            "0 request, 10 call p, 500 reply, 700 end p, 720 request, 800 reply",
+            {"model": 580, "tools": 200, "collect": 20},
+            id="prefetch that outlasts the request",
+        ),
+        pytest.param(
+            "0 request, 200 complete a, 200 reply, 200 call a, 250 call inner, 450 end inner, 500 end a,"
+            "500 request, 700 reply",
+            {"model": 400, "tools": 300},
+            id="a tool in a tool",
+        ),
+        pytest.param(
+            "0 request, 100 complete a, 100 reply, 150 call a, 200 request, 300 end a, 400 reply",
+            {"model": 300, "parse": 50, "tools": 50},
+            id="a call that ends after the next round began",
+        ),
+        pytest.param(
+            "0 request, 100 complete a, 100 reply, 100 call a, 300 request, 400 reply",
+            {"model": 200, "tools": 200},
+            id="an unfinished call",
+        ),
+        pytest.param(
+            "0 request, 50 request, 200 reply, 300 reply, 350 complete a, 350 call a, 400 end a",
+            {"model": 300, "parse": 50, "tools": 50},
+            id="two requests at once",
+        ),
+    ],
+)
+def test_phases_of_watched_loops_whose_work_overlaps(events: str, expected: dict[str, int]) -> None:
+    now, calls = 0, {}
+    loop = ObservedLoop(lambda: now, name="", strategy="application", parent=None)
+    for event in events.split(","):
+        at, what, *names = event.split()
+        now = int(at)
+        if what == "request":
+            loop.begin_round("p", "m").streamed = True
+        elif what == "reply":
+            next(r for r in loop.rounds if r.ended_ns is None).ended_ns = now
+        elif what == "complete":
+            loop.rounds[0].unclaimed.append((CallRequest(names[0], "t", f'{{"x": "{names[0]}"}}'), now))
+        elif what == "call":
+            calls[names[0]] = loop.begin_call("t", loop.match("t", {"x": names[0]}))
+        else:
+            calls[names[0]].ended_ns = now
+    found = loop_phases(loop.record("ok", None, 0))
+    assert {phase: spent for phase, spent in found.items() if spent} == expected
