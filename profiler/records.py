@@ -308,6 +308,8 @@ class LoopRecord:
 
     In a loop that was only observed, `ambiguous_calls` counts calls that could be any of several
     that the model had asked for, and `rounds_dropped` the first rounds of a loop too long to keep whole.
+    `unlimited_calls` counts calls that went around the limit of the strategy; None where the loop is not
+    that of a user's own agent under a strategy with a limit, and so cannot go around it.
     """
 
     id: str
@@ -329,6 +331,7 @@ class LoopRecord:
     lag_ns: int = 0
     ambiguous_calls: int = 0
     rounds_dropped: int = 0
+    unlimited_calls: int | None = None
     prompt: str | None = None
     text: str | None = None
     schema: int = SCHEMA

@@ -27,7 +27,7 @@ from profiler.loop.recorder import LiveCalls, Recorder, Sink
 from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord
 from profiler.redaction import Redact, describe
-from profiler.strategies import Sequential, Strategy
+from profiler.strategies import Sequential, Strategy, StrategySpec
 from profiler.watch.loop import HandedOver, handed_over
 
 if TYPE_CHECKING:
@@ -94,11 +94,12 @@ class BuiltInAgent:
 
 @dataclass(slots=True)
 class _AgentCall:
-    """One call of a user's agent while it runs, and its records; `lock` keeps `sequential` in order."""
+    """One call of a user's agent while it runs, and its records; `turn` keeps `sequential` in order."""
 
     position: LoopPosition
     records: list[LoopRecord] = field(default_factory=list)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    turn: Gate | None = None
+    asked: bool = False  # whether it handed something to the strategy
 
 
 _current: ContextVar[_AgentCall | None] = ContextVar("toolloop_agent_call", default=None)
@@ -177,9 +178,10 @@ class AgentContext:
     def slot(self, tool: str = "") -> AbstractAsyncContextManager[Any]:
         """Goes around a call of a tool, or a try of it: limiters heed what that raises (429, timeouts)."""
         call = self._call
-        if isinstance(self.strategy, Sequential):
-            return call.lock
+        call.asked = True
         gate = self.strategy.gate
+        if isinstance(self.strategy, Sequential):
+            gate = call.turn = call.turn or Gate("semaphore:1")
         return nullcontext() if gate is None else gate.slot(tool, call.position.agent)
 
     async def execute(self, *calls: Callable[[], Awaitable[T]]) -> list[T]:
@@ -190,6 +192,7 @@ class AgentContext:
         run.
         """
         gate, agent = self.strategy.gate, self._call.position.agent
+        self._call.asked = True
         outcomes: list[T | BaseException] = [asyncio.CancelledError()] * len(calls)
 
         clock, limit = self.profiler.recorder.clock, self.strategy.limit
@@ -299,7 +302,7 @@ class CustomAgent:
             return False
         finally:
             _current.reset(token)
-            for record in placed(call.records, position, context.strategy.spec):
+            for record in placed(call.records, position, context.strategy.spec, call.asked):
                 self._recorder.emit(record)
         return True
 
@@ -307,8 +310,13 @@ class CustomAgent:
         await self._context.close()
 
 
-def placed(records: Sequence[LoopRecord], position: LoopPosition, strategy: str) -> list[LoopRecord]:
+def placed(
+    records: Sequence[LoopRecord], position: LoopPosition, strategy: str, asked: bool = True
+) -> list[LoopRecord]:
     """The records of one call of an agent, put in its position. The last one is of the call as a whole.
+
+    `asked`: the agent handed something to the strategy. Where it did not, calls that nobody watched went
+    around its limit too.
 
     Where that one saw no model request of its own, a `ToolLoop` or a `profiler.loop` inside has recorded the
     loop, and to keep the empty frame around it would count the loop twice.
@@ -328,9 +336,20 @@ def placed(records: Sequence[LoopRecord], position: LoopPosition, strategy: str)
             trial=position.trial,
             process=position.process,
             intended_ns=position.intended_ns if record.parent is None else None,
+            unlimited_calls=_unlimited(record, strategy, asked),
         )
         for record in kept
     ]
+
+
+def _unlimited(record: LoopRecord, strategy: str, asked: bool) -> int | None:
+    """Calls of a loop that went around the limit of the strategy that it was to run under."""
+    spec, own = StrategySpec.recorded(strategy), StrategySpec.recorded(record.strategy)
+    if spec.kind not in ("sequential", "limited"):
+        return None
+    if record.unlimited_calls is None:  # a `ToolLoop`, with a strategy of its own
+        return 0 if own.text == spec.text else len(list(record.tool_calls))
+    return record.unlimited_calls + (0 if asked else sum(one.unobserved_calls for one in record.rounds))
 
 
 def load_factory(spec: str) -> AgentFactory:

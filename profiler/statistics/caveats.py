@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from profiler.rundir import IncidentKind, Run
-from profiler.statistics.figures import StrategySummary
+from profiler.statistics.figures import AgentCalls, StrategySummary
+from profiler.strategies import StrategySpec
 
 CaveatKind = Literal[
+    "strategy_ignored",
+    "limiter_blind",
     "client_saturated",
     "blocking_tool",
     "load_not_delivered",
@@ -48,6 +51,12 @@ BLOCKING_SHARE = 0.05
 CUT_SHARE = 0.01
 LATE_SHARE = 0.01
 LOOPS_PER_WINDOW = 2
+AROUND_SHARE = 0.05
+"""The share of the calls that may go around a limiter of something else than calls at once."""
+UNTOLD_SHARE = 0.05
+"""The share of the calls whose failure may teach a limit that adapts nothing."""
+TOLD = frozenset(("http_429", "http_503", "http_529", "cancelled"))
+"""Failures of calls that a limiter learns from, and those that are no failures of the tool."""
 CHANCE = 3.0
 """Standard deviations by which random arrivals may fall short of the load that was asked for."""
 
@@ -88,8 +97,9 @@ class Caveat:
 
 
 def caveats(run: Run, strategies: Sequence[StrategySummary]) -> tuple[Caveat, ...]:
-    """Every caveat of a run, the invalid ones first."""
-    found = [*_client(run, strategies), *_incidents(run), *_load(run), *_figures(strategies)]
+    """Every caveat of a run, the invalid ones first, and of those a strategy that was not applied."""
+    found = [*_strategies(run, strategies), *_client(run, strategies), *_incidents(run)]
+    found += [*_load(run), *_figures(strategies)]
     return tuple(sorted(found, key=lambda caveat: not caveat.invalid))
 
 
@@ -101,6 +111,80 @@ def busiest(run: Run, client: str) -> dict[str, float]:
             name = health.process if health.process in OUR_OTHERS else client
             found[name] = max(health.cpu, found.get(name, 0.0))
     return found
+
+
+def _strategies(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
+    """Where a user's own agent went around its strategy, or a limiter could not learn how calls ended."""
+    share = run.workers if run.arguments.get("share_limit") else 1
+    for strategy in strategies:
+        name, calls = strategy.strategy, strategy.agent_calls
+        spec = run.strategy(name)
+        if calls is not None and (beside := _beside(spec, calls, share)) is not None:
+            yield Caveat(
+                "strategy_ignored",
+                f"{name} was not heeded: {beside}",
+                "hand the agent's calls to ctx.execute, ctx.slot or a ToolLoop with ctx.strategy; "
+                "until then its figures are those of the agent's own way",
+                invalid=True,
+            )
+        elif spec.adapts and (untold := _untold(strategy)) is not None:
+            yield Caveat(
+                "limiter_blind",
+                f"{name}: {untold}",
+                "watch the function that fails (ctx.profiler.tool), or call slot.rejected() where a server "
+                "refuses",
+            )
+
+
+def _beside(spec: StrategySpec, calls: AgentCalls, share: int) -> str | None:
+    """How calls went around a strategy, in words; None where they did not."""
+    if spec.kind not in ("sequential", "limited"):
+        return None
+    exceeded = ""
+    for rule, most in zip(spec.rules or (None,), calls.most, strict=False):
+        allowed = 1 if rule is None else rule.make(share).limit if rule.fixed_limit is not None else None
+        # Without a call that went around it, more than the limit are tools that call tools; but what runs
+        # through `execute` is of no tool by name.
+        if allowed is None or most <= allowed or not (calls.unlimited or (rule and rule.tool)):
+            continue
+        of = f" of {rule.tool}" if rule is not None and rule.tool else ""
+        exceeded = f"it allows {_calls(allowed)}{of} at once, and {most} ran at once"
+        break
+    if calls.calls and calls.unlimited >= calls.calls:
+        said = f"none of {calls.calls} calls went through it"
+        return f"{said}; {exceeded}" if exceeded else said
+    around = f"{calls.unlimited} of {calls.calls} calls went around it"
+    if exceeded:
+        return f"{exceeded}; {around}"
+    fixed = spec.kind == "sequential" or any(rule.fixed_limit is not None for rule in spec.rules)
+    return around if not fixed and calls.unlimited > AROUND_SHARE * calls.calls else None
+
+
+def _untold(strategy: StrategySummary) -> str | None:
+    """Failures that taught a limit which adapts nothing, in words; None where there are few."""
+    calls = strategy.agent_calls
+    if calls is not None and calls.unobserved > UNTOLD_SHARE * calls.calls:
+        return (
+            f"{calls.unobserved} of {calls.calls} calls ran in functions that are not watched: "
+            "where the agent turns a failure into a result, it did not reach the limiter"
+        )
+    ran = sum(tool.calls for tool in strategy.tools.values())
+    untold = sum(
+        count
+        for tool in strategy.tools.values()
+        for reason, count in tool.error_types.items()
+        if not (reason in TOLD or "timeout" in reason.lower())
+    )
+    if untold > UNTOLD_SHARE * ran:
+        return (
+            f"{untold} of {ran} calls failed in ways that do not reach the limiter, which heeds 429, 503, "
+            "529 and timeouts"
+        )
+    return None
+
+
+def _calls(count: int) -> str:
+    return f"{count} call{'s' if count != 1 else ''}"
 
 
 def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:

@@ -30,6 +30,7 @@ from profiler.statistics.windows import (
     latency,
     members,
 )
+from profiler.strategies import StrategySpec
 
 ARRIVAL_WAIT = "arrival_wait"
 """The phase of an open load from when a loop was due until it started."""
@@ -90,6 +91,21 @@ class MovingLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentCalls:
+    """How the calls of a user's own agent kept to the strategy, over everything that was recorded of it.
+
+    Of all `calls`, `unlimited` ones went around its limit, and `unobserved` ones were run by functions that
+    nobody watched. `most` is, for each of the strategy's rules in order (one for `sequential`), how many
+    calls ran at once within the rule's scope.
+    """
+
+    calls: int
+    unlimited: int
+    unobserved: int
+    most: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Overlap:
     """Tools that ran beside a streaming model, in mean seconds of a completed loop.
 
@@ -134,7 +150,8 @@ class StrategySummary:
     critical path / wall of the tool phases. `warm_up_loops` were left out of each block; `steady` is
     None when the series is too short to tell. `shortfalls` counts, by cause, the rounds whose calls
     overlapped less than the strategy allows. `limit` is None unless the strategy's limit adapts,
-    `overlap` unless replies with calls were streamed.
+    `overlap` unless replies with calls were streamed, `agent_calls` unless a user's own agent ran under a
+    strategy with a limit.
     """
 
     strategy: str
@@ -163,6 +180,7 @@ class StrategySummary:
     shortfalls: dict[str, int] = field(default_factory=dict)
     limit: MovingLimit | None = None
     overlap: Overlap | None = None
+    agent_calls: AgentCalls | None = None
 
 
 def figures(group: Measured, table: Table, objective: Objective | None = None) -> StrategySummary:
@@ -216,6 +234,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         shortfalls=_count(short, table.shortfalls),
         limit=_moving_limit(table, group.strategy, due) if group.spec.adapts else None,
         overlap=_overlap(table, every_answered),
+        agent_calls=_agent_calls(table, group.spec),
     )
 
 
@@ -310,6 +329,46 @@ def _moving_limit(table: Table, strategy: str, loops: Indices) -> MovingLimit | 
     line = limit_line(table, strategy)
     totals = line.totals[flagged(table, loops)[table.round_loop[line.rounds]]]
     return MovingLimit(int(totals.min()), int(totals.max()), int(totals[-1])) if totals.size else None
+
+
+def _agent_calls(table: Table, spec: StrategySpec) -> AgentCalls | None:
+    loops = np.flatnonzero((table.strategy == _code(table, spec.text)) & (table.unlimited != NONE))
+    if not loops.size:
+        return None
+    mine = np.flatnonzero(flagged(table, loops)[table.call_loop] & (table.duration != NONE))
+    loop, tool = table.call_loop[mine], table.call_tool[mine]
+    began = table.queued[mine] + table.queue[mine]
+    ended = began + table.duration[mine]
+    most = []
+    for rule in spec.rules or (None,):
+        if rule is None:  # sequential: one loop's calls in turn
+            kept, scope = np.ones(mine.size, dtype=bool), loop.astype(np.int64)
+        else:
+            kept = np.ones(mine.size, dtype=bool)
+            if rule.tool is not None:
+                kept = tool == (table.tools.index(rule.tool) if rule.tool in table.tools else NONE)
+            inner = {"process": 0, "agent": table.agent[loop], "tool": tool}[rule.scope]
+            scope = table.process[loop] * (1 + len(table.tools) + table.agent.max(initial=0)) + inner
+        most.append(_most_at_once(began[kept], ended[kept], scope[kept]))
+    unobserved = int(table.unobserved[loops].sum())
+    return AgentCalls(
+        calls=int(np.count_nonzero(flagged(table, loops)[table.call_loop])) + unobserved,
+        unlimited=int(table.unlimited[loops].sum()),
+        unobserved=unobserved,
+        most=tuple(most),
+    )
+
+
+def _most_at_once(began: Ints, ended: Ints, scope: Ints) -> int:
+    """The largest number of spans of one scope that share an instant."""
+    highest = 0
+    for one in np.unique(scope):
+        mine = scope == one
+        times = np.concatenate([began[mine], ended[mine]])
+        steps = np.repeat([1, -1], np.count_nonzero(mine))
+        running = np.cumsum(steps[np.lexsort((steps, times))])  # what ends at a time has left before it
+        highest = max(highest, int(running.max(initial=0)))
+    return highest
 
 
 def _overlap(table: Table, loops: Indices) -> Overlap | None:

@@ -24,7 +24,7 @@ _STATUS = {"ok": OK, "error": ERROR, "cancelled": CANCELLED}
 _LOOP = (
     *("trial", "strategy", "number", "due", "started", "ended", "status", "good", "error"),
     *("requests", "attempts", "input_tokens", "output_tokens", "work", "critical", "wall", "process"),
-    *("overlapped", "saved", "savable", "nested"),
+    *("overlapped", "saved", "savable", "nested", "agent", "unobserved", "unlimited"),
 )
 _ROUND = ("round_loop", "round_wall", "round_calls", "tool_wall", "shortfall", "tools_started", "limit")
 _CALL = ("call_loop", "call_tool", "call_error", "queued", "duration", "queue", "blocking")
@@ -60,6 +60,8 @@ class Table:
     is a code, the same for loops of one process. `overlapped`, `saved` and `savable` are summed over
     streamed rounds: for how long calls ran beside the model, how much sooner the round ended than if
     its calls had started at the end of the reply, and how much sooner it could have (`anatomy.Eagerness`).
+    `agent` is a code. `unobserved` counts calls that no profiled tool ran, `unlimited` those that went
+    around the strategy's limit (`NONE` where none could).
     Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls, `limit` where the
     strategy set none.
     Calls, in the order of their rounds: `queued` is when a call was handed to the strategy, `queue` its
@@ -94,6 +96,9 @@ class Table:
     saved: Ints
     savable: Ints
     nested: Ints
+    agent: Ints
+    unobserved: Ints
+    unlimited: Ints
     phases: Ints
 
     round_loop: Ints
@@ -117,7 +122,7 @@ class Table:
 
 def tabulate(records: Iterable[LoopRecord]) -> Table:
     """The table of a stream of records."""
-    strategies, tools, errors, shortfalls, processes = (_Codes() for _ in range(5))
+    strategies, tools, errors, shortfalls, processes, agents = (_Codes() for _ in range(6))
     columns = {name: array(_NARROW.get(name, "q")) for name in (*_LOOP, *_ROUND, *_CALL)}
     loops = [columns[name] for name in _LOOP]
     round_loop, round_wall, round_calls, tool_wall, shortfall, tools_started, limit = (
@@ -181,6 +186,9 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             saved,
             savable,
             int(record.nested),
+            agents.of(record.agent),
+            sum(round_.unobserved_calls for round_ in record.rounds),
+            NONE if record.unlimited_calls is None else record.unlimited_calls,
         )
         for column, value in zip(loops, row, strict=True):
             column.append(value)

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from profiler.anatomy import shortfall
+from profiler.limits.gate import current_slot
 from profiler.loop.model import CallRequest, Probe
 from profiler.loop.recorder import fresh_id
 from profiler.providers.wire import ObservedReply
@@ -104,6 +105,7 @@ class ObservedLoop:
     rounds: list[ObservedRound] = field(default_factory=list)
     rounds_dropped: int = 0
     ambiguous_calls: int = 0
+    unlimited_calls: int = 0
     prompt: str | None = None
 
     def __post_init__(self) -> None:
@@ -149,6 +151,7 @@ class ObservedLoop:
             request, ready_ns = round_.unclaimed.pop(index)
             call = ObservedCall(request, ready_ns, now)
         handed = handed_over.get()
+        self.unlimited_calls += handed is None and current_slot.get() is None
         if handed is not None:
             waited_ns = 0 if handed.begun else handed.released_ns - handed.at_ns
             handed.begun = True
@@ -190,6 +193,7 @@ class ObservedLoop:
             lag_ns=lag_ns,
             ambiguous_calls=self.ambiguous_calls,
             rounds_dropped=self.rounds_dropped,
+            unlimited_calls=self.unlimited_calls,
             prompt=self.prompt,
         )
 

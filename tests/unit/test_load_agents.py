@@ -16,7 +16,9 @@ from profiler.anatomy import phases
 from profiler.errors import TargetError, UsageError
 from profiler.limits.gate import Gate
 from profiler.load.agents import AgentContext, CustomAgent, LoopPosition, load_factory, placed
+from profiler.loop.loop import ToolLoop
 from profiler.loop.model import LimitedModel
+from profiler.loop.tools import tool
 from profiler.records import LoopRecord, RoundRecord
 from profiler.strategies import parse_strategy
 from profiler.testing import ScriptedModel, call, run_virtual
@@ -28,6 +30,7 @@ MS = 1_000_000
 
 POSITION = LoopPosition(number=7, agent="a3", trial=2, process="worker 1", intended_ns=5)
 MARKS = {"strategy": "semaphore:2", "number": 7, "agent": "a3", "trial": 2, "process": "worker 1"}
+LIMITED = {**MARKS, "unlimited_calls": 0}
 
 
 def frame(**changes: Any) -> LoopRecord:
@@ -37,14 +40,14 @@ def frame(**changes: Any) -> LoopRecord:
 
 def test_loop_that_the_profiler_watched_is_put_in_its_place() -> None:
     watched = replace(loop(0), id="outer", strategy="application")
-    assert placed([watched], POSITION, "semaphore:2") == [replace(watched, **MARKS, intended_ns=5)]
+    assert placed([watched], POSITION, "semaphore:2") == [replace(watched, **LIMITED, intended_ns=5)]
 
 
 def test_loop_that_recorded_itself_is_not_counted_twice() -> None:
     own = replace(loop(0), id="own")
-    assert placed([own, frame()], POSITION, "semaphore:2") == [replace(own, **MARKS, intended_ns=5)]
+    assert placed([own, frame()], POSITION, "semaphore:2") == [replace(own, **LIMITED, intended_ns=5)]
     inner = replace(own, parent="outer")  # a profiler.loop of the user's inside ours
-    assert placed([inner, frame()], POSITION, "semaphore:2") == [replace(own, **MARKS, intended_ns=5)]
+    assert placed([inner, frame()], POSITION, "semaphore:2") == [replace(own, **LIMITED, intended_ns=5)]
 
 
 def test_agent_as_a_tool_stays_a_part_of_its_loop() -> None:
@@ -436,3 +439,71 @@ def test_module_that_fails_at_import_is_named(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError, match=f"^--agent raises:make: {message}"):
         load_factory("raises:make")
+
+
+def mixed(spec: str, body: Callable[[AgentContext, Tools], Awaitable[Any]]) -> list[LoopRecord]:
+    """The records of one loop of an agent with watched tools, under a strategy."""
+    records: list[LoopRecord] = []
+
+    async def main(clock: Callable[[], int]) -> None:
+        tools = Tools(context(spec), clock)
+
+        async def one_loop() -> None:
+            tools.model()
+            await body(tools.given, tools)
+
+        own = await CustomAgent.make(lambda _: one_loop, tools.given, [records.append])
+        assert await own.run(POSITION)
+
+    run_virtual(main)
+    return records
+
+
+async def asks_nobody(given: AgentContext, tools: Tools) -> None:
+    await asyncio.gather(tools.a(), tools.b(), tools.a())
+
+
+async def asks_for_one(given: AgentContext, tools: Tools) -> None:
+    async with given.slot("a"):
+        await asyncio.create_task(tools.a())
+    await asyncio.gather(tools.a(), tools.b())
+
+
+async def asks_for_each(given: AgentContext, tools: Tools) -> None:
+    await given.execute(tools.a, tools.b)
+    async with given.limiter:
+        await asyncio.to_thread(tools.quick)
+
+
+async def own_loop(given: AgentContext, tools: Tools, strategy: Any = None) -> None:
+    async def c() -> None:
+        """A tool."""
+
+    model = ScriptedModel([[call("c"), call("c")], "done"])
+    await ToolLoop(model, [tool(c)], strategy, sinks=[given.sink], clock=given.profiler.recorder.clock).run(
+        ""
+    )
+
+
+async def own_loop_that_asks(given: AgentContext, tools: Tools) -> None:
+    await own_loop(given, tools, given.strategy)
+
+
+@pytest.mark.parametrize(
+    ("body", "unlimited"),
+    [(asks_nobody, 3), (asks_for_one, 2), (asks_for_each, 0), (own_loop, 2), (own_loop_that_asks, 0)],
+)
+@pytest.mark.parametrize("spec", ["semaphore:2", "sequential", "adaptive", "rate:100/s", "gathered"])
+def test_calls_that_go_around_the_strategy_are_counted(spec: str, body: Any, unlimited: int) -> None:
+    records = mixed(spec, body)
+    limited = spec != "gathered"
+    counted = [record.unlimited_calls for record in records]
+    assert sum(one or 0 for one in counted) == (unlimited if limited else 0)
+    assert all((one is None) != limited for one in counted)
+
+
+def test_calls_that_nobody_watched_went_around_a_strategy_that_was_not_asked() -> None:
+    round_ = replace(loop(0).rounds[0], unobserved_calls=4)
+    watched = replace(loop(0), id="outer", rounds=(round_,), unlimited_calls=0)
+    assert placed([watched], POSITION, "adaptive", asked=False)[0].unlimited_calls == 4
+    assert placed([watched], POSITION, "adaptive", asked=True)[0].unlimited_calls == 0

@@ -256,3 +256,102 @@ def test_caveat_that_is_invalid_makes_a_run_invalid_and_is_first():
     assert kinds(found) == ["client_saturated", "unfinished"]
     assert found.valid is False
     assert summarise(run(trials(), finished=False), made()).valid is True
+
+
+def of_an_agent(
+    spec: str, calls: int, unlimited: int, unobserved: int = 0, reason: str | None = None, **changes: object
+) -> list[Caveat]:
+    """The caveats of a user's own agent that makes so many calls at once in each loop."""
+    records = []
+    for one in made(calls=[(0.0, 50.0)] * calls, each=300.0, strategy=spec):
+        asked, answered = one.rounds
+        failed = [dataclasses.replace(c, status="error", error_type=reason) for c in asked.tool_calls]
+        kept = failed if reason else asked.tool_calls
+        asked = dataclasses.replace(asked, tool_calls=tuple(kept), unobserved_calls=unobserved)
+        rounds = (asked, answered)
+        records.append(dataclasses.replace(one, rounds=rounds, unlimited_calls=unlimited, **changes))
+    named = [dataclasses.replace(one, strategy=spec) for one in trials(window=9000.0)]
+    return list(summarise(run(named), records).warnings)
+
+
+@pytest.mark.parametrize(
+    ("spec", "calls", "unlimited", "detail"),
+    [
+        (
+            "semaphore:2",
+            *(5, 5),
+            "none of 450 calls went through it; it allows 2 calls at once, and 5 ran at once",
+        ),
+        (
+            "semaphore:2",
+            5,
+            3,
+            "it allows 2 calls at once, and 5 ran at once; 270 of 450 calls went around it",
+        ),
+        (
+            "semaphore:5@agent",
+            *(6, 1),
+            "it allows 5 calls at once, and 6 ran at once; 90 of 540 calls went around",
+        ),
+        (
+            "semaphore:2@tool",
+            3,
+            1,
+            "it allows 2 calls at once, and 3 ran at once; 90 of 270 calls went around it",
+        ),
+        (
+            "semaphore:get_weather=1",
+            *(3, 0),  # what `execute` is handed has no tool's name
+            "it allows 1 call of get_weather at once, and 3 ran at once; 0 of 270 calls went around it",
+        ),
+        (
+            "sequential",
+            2,
+            2,
+            "none of 180 calls went through it; it allows 1 call at once, and 2 ran at once",
+        ),
+        ("semaphore:9", 2, 2, "none of 180 calls went through it"),
+        ("adaptive", 4, 4, "none of 360 calls went through it"),
+        ("rate:50/s", 4, 1, "90 of 360 calls went around it"),
+    ],
+)
+def test_strategy_that_an_agent_does_not_heed_is_said_first(
+    spec: str, calls: int, unlimited: int, detail: str
+) -> None:
+    first = of_an_agent(spec, calls, unlimited)[0]
+    assert (first.kind, first.invalid) == ("strategy_ignored", True)
+    assert first.detail.startswith(f"{spec} was not heeded: {detail}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "calls", "unlimited"),
+    [
+        *(("semaphore:2", 2, 1), ("semaphore:2", 3, 0), ("gathered", 9, 9), ("rate:50/s", 4, 0)),
+        ("semaphore:other=1", 3, 0),
+    ],
+)
+def test_strategy_that_held_is_not_complained_of(spec: str, calls: int, unlimited: int) -> None:
+    """Also where more calls ran than may, none of which went around it: tools that call tools."""
+    assert "strategy_ignored" not in {caveat.kind for caveat in of_an_agent(spec, calls, unlimited)}
+
+
+@pytest.mark.parametrize(
+    ("calls", "unobserved", "reason", "detail"),
+    [
+        (1, 3, None, "adaptive: 270 of 360 calls ran in functions that are not watched"),
+        (2, 0, "ConnectionError", "adaptive: 180 of 180 calls failed in ways that do not reach the limiter"),
+    ],
+)
+def test_limiter_that_cannot_learn_is_noted(
+    calls: int, unobserved: int, reason: str | None, detail: str
+) -> None:
+    (caveat,) = [
+        c for c in of_an_agent("adaptive", calls, 0, unobserved, reason) if c.kind == "limiter_blind"
+    ]
+    assert caveat.detail.startswith(detail)
+    assert not caveat.invalid
+
+
+@pytest.mark.parametrize("reason", [None, "http_429", "timeout", "ReadTimeout", "http_529"])
+def test_limiter_that_learns_is_not_complained_of(reason: str | None) -> None:
+    assert "limiter_blind" not in {caveat.kind for caveat in of_an_agent("adaptive", 2, 0, 0, reason)}

@@ -44,9 +44,11 @@ def verdict(summary: Summary, steps: Sequence[Step]) -> str:
     invalid = [warning for warning in summary.warnings if warning.invalid]
     if invalid:
         items = bullets(f"{text(w.detail)}; <strong>{text(w.remedy)}</strong>." for w in invalid)
+        what = "These figures describe the client, not the system."
+        if all(warning.kind == "strategy_ignored" for warning in invalid):
+            what = "A strategy was not applied: figures under its name are not its own."
         parts.append(
-            '<div class="notice invalid" role="note"><p><strong>Invalid.</strong> '
-            f"These figures describe the client, not the system.</p>{items}</div>"
+            f'<div class="notice invalid" role="note"><p><strong>Invalid.</strong> {what}</p>{items}</div>'
         )
     if not summary.finished:
         parts.append(
