@@ -61,7 +61,7 @@ def phases(round_: RoundRecord) -> dict[str, int]:
             tools = length(running)
             queue = length(busy) - tools
         else:
-            # Whatever the model covers is the model's; outside it come the calls, then parsing and collecting.
+            # Whatever the model covers is its own; outside it come the calls, then parsing and collecting.
             outside = [(window[0], asked[0]), (asked[1], window[1])]
             tools = sum(overlap(running, part) for part in outside)
             queue = sum(overlap(busy, part) for part in outside) - tools

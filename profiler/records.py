@@ -307,9 +307,11 @@ class LoopRecord:
     the worst event-loop lag sampled while it ran.
 
     In a loop that was only observed, `ambiguous_calls` counts calls that could be any of several
-    that the model had asked for, and `rounds_dropped` the first rounds of a loop too long to keep whole.
-    `unlimited_calls` counts calls that went around the limit of the strategy; None where the loop is not
-    that of a user's own agent under a strategy with a limit, and so cannot go around it.
+    that the model had asked for, or only resembled the one they are taken for, and `rounds_dropped` the
+    first rounds of a loop too long to keep whole. `orphan_calls` counts the calls of watched tools that ran
+    outside every loop since the record before this one. `unlimited_calls` counts calls that went around the
+    limit of the strategy; None where the loop is not that of a user's own agent under a strategy with a
+    limit, and so cannot go around it.
     """
 
     id: str
@@ -332,6 +334,7 @@ class LoopRecord:
     ambiguous_calls: int = 0
     rounds_dropped: int = 0
     unlimited_calls: int | None = None
+    orphan_calls: int = 0
     prompt: str | None = None
     text: str | None = None
     schema: int = SCHEMA
@@ -341,6 +344,11 @@ class LoopRecord:
         """Every tool call of every round, in order."""
         for round_ in self.rounds:
             yield from round_.tool_calls
+
+    @property
+    def unobserved_calls(self) -> int:
+        """Calls that the model asked for and no watched tool ran."""
+        return sum(round_.unobserved_calls for round_ in self.rounds)
 
     @property
     def due_ns(self) -> int:

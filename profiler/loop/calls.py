@@ -29,8 +29,11 @@ from profiler.loop.tools import (
     InvalidArguments,
     Tool,
     current_call,
+    drained,
     failure_text,
     failure_type,
+    finished,
+    is_pending,
     result_text,
 )
 from profiler.records import Clock, ToolAttempt, ToolCall, ToolStatus
@@ -283,11 +286,14 @@ class Executor:
         call.attempts.append(ToolAttempt(started_ns, call.ended_ns, call.status, call.error_type, asked_ns))
 
     async def _invoke(self, call: OpenCall, tool: Tool) -> Any:
-        if not tool.is_async:
-            return await self.threads.run(
-                partial(tool.function, **call.arguments), partial(self._note_thread, call)
-            )
-        timed = TimedCoroutine(tool.function(**call.arguments), self.clock)
+        function = partial(tool.function, **call.arguments)
+        if tool.is_async:
+            value = function()
+        else:
+            value = await self.threads.run(partial(drained, function), partial(self._note_thread, call))
+            if not is_pending(value):
+                return value
+        timed = TimedCoroutine(finished(value), self.clock)
         try:
             return await timed
         finally:

@@ -18,8 +18,9 @@ from profiler.loop.lag import LagSampler, lag_sampler
 from profiler.records import Clock, LoopRecord
 
 Sink = Callable[[LoopRecord], None]
-"""A sink may also have `live_calls(strategy, tool)`, `observe_lag(lag_ns)` and `count_dropped(sink)`,
-as the Prometheus exporter has: then it also shows running calls, event-loop lag and lost records."""
+"""A sink may also have `live_calls(strategy, tool)`, `observe_lag(lag_ns)`, `count_dropped(sink)` and
+`count_orphan(tool)`, as the Prometheus exporter has: then it also shows running calls, event-loop lag,
+lost records and calls outside every loop."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Recorder:
         self.dropped = 0
         self._sinks = tuple(sinks)
         self._drop_counters = [s.count_dropped for s in self._sinks if hasattr(s, "count_dropped")]
+        self._orphan_counters = [s.count_orphan for s in self._sinks if hasattr(s, "count_orphan")]
         self._lag_observers = [s.observe_lag for s in self._sinks if hasattr(s, "observe_lag")]
 
     def live_calls(self, strategy: str, tool: str) -> LiveCalls:
@@ -70,6 +72,11 @@ class Recorder:
         sampler.observers.update(self._lag_observers)
         sampler.enter()
         return sampler
+
+    def count_orphan(self, tool: str) -> None:
+        """A watched tool was called outside every loop. In the caller's thread, whichever it is."""
+        for count in self._orphan_counters:
+            count(tool)
 
     def emit(self, record: LoopRecord) -> None:
         for sink in self._sinks:

@@ -6,6 +6,8 @@ that the docstring describes; arguments are validated against the hints before t
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import copy
 import inspect
 import json
@@ -14,13 +16,14 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from types import GeneratorType
 from typing import Annotated, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 import docstring_parser
 import typing_extensions
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from profiler.errors import ToolDefinitionError, UsageError
 from profiler.limits.refusals import status_of
@@ -58,7 +61,8 @@ class Tool(Generic[_P, _R]):
     """A function with a name, a description, a JSON Schema and an optional timeout in seconds.
 
     It can be called like the function and has its type; a bare `Tool` stands for any tool. `is_async`:
-    calling it returns a coroutine. For `retries`, `exclusive` and `pure` see `tool`.
+    calling it runs none of its code yet, but returns a coroutine or an async generator. For `retries`,
+    `exclusive` and `pure` see `tool`.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class Tool(Generic[_P, _R]):
         self.name = name
         self.description = description
         self.timeout = timeout
-        self.is_async = is_async(function)
+        self.is_async = is_async(function) or inspect.isasyncgenfunction(function)
         self.parameters = _without_titles(arguments.model_json_schema())
         self._arguments = arguments
         self.__doc__ = function.__doc__
@@ -253,14 +257,61 @@ def failure_text(error: BaseException) -> str:
 
 
 def result_text(value: Any) -> str:
-    """A tool's result as the model sees it: a `str` as it is, anything else as JSON."""
+    """A tool's result as the model sees it: a `str` as it is, anything else as JSON.
+
+    Raises TypeError for what is still to be awaited or iterated, and is no result yet.
+    """
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:  # a lone surrogate: no SDK could send the conversation any more
             return value.encode(errors="replace").decode()
         return value
-    return to_json(value, fallback=str).decode()
+    try:
+        return to_json(value, fallback=_other_text).decode()
+    except PydanticSerializationError as error:
+        raise TypeError(str(error).rpartition("TypeError: ")[2]) from error
+
+
+def _other_text(value: Any) -> str:
+    if is_pending(value):
+        raise TypeError(f"a {type(value).__name__} is no result: await it, or iterate over it, in the tool")
+    return str(value)
+
+
+def is_pending(value: Any) -> bool:
+    """Whether a tool that returns `value` has more to do: it is to be awaited or iterated over.
+
+    An iterator that is no generator is a value, such as an open file.
+    """
+    kind = type(value)
+    return (
+        hasattr(kind, "__await__")
+        or hasattr(kind, "__anext__")
+        or issubclass(kind, GeneratorType | concurrent.futures.Future)
+    )
+
+
+def drained(function: Callable[[], Any]) -> Any:
+    """What a sync tool returns, called in its thread; of a generator the list of its items."""
+    value = function()
+    if isinstance(value, GeneratorType) and not inspect.isawaitable(value):
+        return list(value)
+    return value
+
+
+async def finished(value: Any) -> Any:
+    """What a tool has returned, awaited as long as it can be; of a generator the list of its items."""
+    while is_pending(value):
+        if hasattr(type(value), "__anext__") and not inspect.isawaitable(value):
+            return [item async for item in value]
+        if isinstance(value, concurrent.futures.Future):
+            value = await asyncio.wrap_future(value)
+        elif inspect.isawaitable(value):
+            value = await value
+        else:
+            return list(value)
+    return value
 
 
 def is_async(function: Any) -> bool:

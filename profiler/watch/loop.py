@@ -1,18 +1,15 @@
 """Infers a loop that is not ours from its model requests and tool calls.
 
 Every model request begins a round. A tool call joins the round that asked for it: the newest one with
-an unclaimed call of that name and those arguments.
+an unclaimed call of that name and those arguments. What cannot be told apart is counted as ambiguous.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import orjson
+from typing import Any, NamedTuple
 
 from profiler.anatomy import shortfall
 from profiler.limits.gate import current_slot
@@ -20,6 +17,7 @@ from profiler.loop.model import CallRequest, Probe
 from profiler.loop.recorder import fresh_id
 from profiler.providers.wire import ObservedReply
 from profiler.records import Clock, LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
+from profiler.watch.arguments import FITTING, POSSIBLE, Fit, fit_of, requested
 
 MAX_ROUNDS = 10_000
 """Rounds kept of one loop, so that one that never ends does not grow for ever."""
@@ -64,6 +62,7 @@ class ObservedCall:
     result: str | None = None
     queued_ns: int | None = None
     handed_over: HandedOver | None = None
+    ambiguous: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +70,7 @@ class ObservedRound:
     """A model request, and the calls of tools that it led to.
 
     `unclaimed` are the requested calls that no tool has run yet, each with the time it was ready.
+    `misfits` are those of the `calls` whose arguments are not the requested ones.
     """
 
     provider: str
@@ -83,10 +83,26 @@ class ObservedRound:
     reply: ObservedReply = field(default_factory=ObservedReply)
     unclaimed: list[tuple[CallRequest, int]] = field(default_factory=list)
     calls: list[ObservedCall] = field(default_factory=list)
+    misfits: list[ObservedCall] = field(default_factory=list)
 
 
-Match = tuple[ObservedRound, int, bool]
-"""(round, index into its unclaimed calls, whether it cannot be another call)"""
+LOOKED_BACK = 16
+"""The newest rounds of a loop, in which a starting tool looks for its request."""
+
+
+class Match(NamedTuple):
+    """A requested call that a starting tool may be running.
+
+    `holder`: a call that has claimed the request although its own arguments do not fit. `certain`: it can
+    be no other call of this loop.
+    """
+
+    round: ObservedRound
+    request: CallRequest
+    ready_ns: int
+    holder: ObservedCall | None
+    fit: Fit
+    certain: bool = False
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -106,6 +122,7 @@ class ObservedLoop:
     rounds_dropped: int = 0
     ambiguous_calls: int = 0
     unlimited_calls: int = 0
+    open: bool = True
     prompt: str | None = None
 
     def __post_init__(self) -> None:
@@ -123,33 +140,67 @@ class ObservedLoop:
         self.rounds.append(round_)
         return round_
 
-    def match(self, name: str, arguments: Mapping[str, Any]) -> Match | None:
+    def match(self, name: str, arguments: Mapping[str, Any] | None) -> Match | None:
         """The requested call that a starting tool runs, None if there is none of its name.
 
-        Arguments decide between calls of one name. Those that the model left out (defaults) and those
-        that a framework added do not count against a call. Equal calls are interchangeable.
+        Arguments decide (None: they are not known). Those that the model left out (defaults) and those
+        that a framework added do not count against a call. Equal calls of a round are interchangeable.
+        Where no call fits, one that does not may still be meant, since frameworks change arguments; it
+        loses its request again to a call that fits.
         """
-        for round_ in reversed(self.rounds):
-            named = [i for i, (request, _) in enumerate(round_.unclaimed) if request.name == name]
-            if not named:
-                continue
-            fitting = [i for i in named if _fits(round_.unclaimed[i][0].arguments, arguments)]
-            if fitting:
-                return round_, fitting[0], True
-            return round_, named[0], len(named) == 1
-        return None
+        found: list[Match] = []
+        for round_ in self.rounds[: -LOOKED_BACK - 1 : -1]:
+            for request, ready_ns in [*round_.unclaimed]:  # other threads claim, too
+                if request.name == name:
+                    fit = fit_of(request.arguments, arguments)
+                    found.append(Match(round_, request, ready_ns, None, fit))
+            for call in [*round_.misfits]:
+                if call.request.name == name:
+                    fit = fit_of(call.request.arguments, arguments)
+                    if fit[0] == FITTING:
+                        found.append(Match(round_, call.request, call.ready_ns, call, fit))
+        if not found:
+            return None
+        best = max(match.fit for match in found)
+        level = best[0]
+        alike = [match for match in found if match.fit == best]
+        first = alike[0]
+        if level == FITTING:
+            certain = len(alike) == 1 or all(_interchangeable(first, other) for other in alike)
+        else:
+            certain = level == POSSIBLE and len(found) == 1
+        return first._replace(certain=certain)
+
+    def claim(self, found: Match) -> bool:
+        """Take the request of a match; False when another thread has taken it since."""
+        try:
+            if found.holder is None:
+                found.round.unclaimed.remove((found.request, found.ready_ns))
+                return True
+            found.round.misfits.remove(found.holder)
+        except ValueError:
+            return False
+        # A call that fits is here, so the holder, which does not, was not the one that was asked for.
+        self.ambiguous_calls -= found.holder.ambiguous
+        found.holder.request = CallRequest("", found.request.name, "")
+        found.holder.arguments, found.holder.ambiguous = None, False
+        return True
 
     def begin_call(self, name: str, found: Match | None) -> ObservedCall:
-        """A tool starts. Without a match its call joins the newest round, with no id and no arguments."""
+        """A tool starts, whose request was claimed.
+
+        Without a match its call joins the newest round, with no id and no arguments.
+        """
         now = self.clock()
         if found is None:
             round_ = self.rounds[-1] if self.rounds else None
             call = ObservedCall(CallRequest("", name, ""), now, now)
         else:
-            round_, index, certain = found
-            self.ambiguous_calls += not certain
-            request, ready_ns = round_.unclaimed.pop(index)
-            call = ObservedCall(request, ready_ns, now)
+            round_ = found.round
+            call = ObservedCall(found.request, found.ready_ns, now, ambiguous=not found.certain)
+            self.ambiguous_calls += call.ambiguous
+            if found.fit[0] != FITTING:
+                round_.misfits.append(call)
         handed = handed_over.get()
         self.unlimited_calls += handed is None and current_slot.get() is None
         if handed is not None:
@@ -288,49 +339,10 @@ def _scheduled(calls: Sequence[ObservedCall], recorded: Sequence[ToolCall]) -> l
     return list(scheduled.values())
 
 
-def _fits(requested: str | Mapping[str, Any], given: Mapping[str, Any]) -> bool:
-    """Whether a tool that runs with the arguments `given` may be running a call with those `requested`."""
-    if isinstance(requested, str):
-        try:
-            requested = orjson.loads(requested or "{}")
-        except orjson.JSONDecodeError:
-            return False
-        if not isinstance(requested, dict):
-            return False
-    return all(key in given and _same(value, given[key]) for key, value in requested.items())
-
-
-def _same(value: Any, given: Any) -> bool:
-    """Whether two values are equal as JSON; frameworks turn values into models, enums or numbers."""
-    if value == given:
+def _interchangeable(one: Match, other: Match) -> bool:
+    """Whether two requests that fit alike are of one round and ask for the same."""
+    if one.round is not other.round:
+        return False
+    if one.request.arguments == other.request.arguments:
         return True
-    try:
-        return bool(value == orjson.loads(orjson.dumps(given, default=_plain)))
-    except (TypeError, ValueError):
-        return str(value) == str(given)
-
-
-def _plain(value: Any) -> Any:
-    dump = getattr(value, "model_dump", None)
-    if dump is not None:
-        return dump(mode="json")
-    raise TypeError
-
-
-def bound_arguments(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Arguments by name, those in **kwargs under their own names; `kwargs` alone when they do not bind."""
-    if not args:  # nearly every call; binding would cost more than everything else here
-        return dict(kwargs)
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError:
-        return dict(kwargs)
-    named: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            named.update(value)
-        else:
-            named[name] = value
-    return named
+    return requested(one.request.arguments) == requested(other.request.arguments)

@@ -8,7 +8,8 @@
 
 Model requests are observed at the transport of the SDK's HTTP client, tool calls in the wrapped
 functions; contextvars tell which loop they belong to, through tasks, `gather`, `TaskGroup` and
-`to_thread`. In a thread without that context, calls are matched by name and arguments.
+`to_thread`. In a thread without that context, a call belongs to the loop that asked for it by name and
+arguments.
 """
 
 from __future__ import annotations
@@ -16,26 +17,24 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import Signature
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import httpx2
 
 from profiler.errors import UsageError
-from profiler.limits.gate import current_slot
-from profiler.limits.refusals import returned_failure
 from profiler.loop.calls import arguments_text
-from profiler.loop.eventloop import TimedCoroutine
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
-from profiler.loop.tools import CallContext, Tool, current_call, failure_type, is_async, result_text
+from profiler.loop.tools import Tool
 from profiler.providers import refuse_httpx
 from profiler.providers.attempts import (
     AsyncObservedTransport,
@@ -54,12 +53,16 @@ from profiler.providers.wire import (
 )
 from profiler.records import Clock, Status
 from profiler.redaction import Content, Redact
-from profiler.watch.loop import Match, ObservedCall, ObservedLoop, ObservedRound, bound_arguments
+from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, bound_arguments
+from profiler.watch.loop import Match, ObservedCall, ObservedLoop, ObservedRound
+from profiler.watch.tools import ToolRun, Watching, watched_function
 
 if TYPE_CHECKING:
     from profiler.exporters.prometheus import PrometheusSink
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _RETRY_HEADER = b"x-stainless-retry-count"
 
@@ -70,7 +73,8 @@ class Profiler:
     `sinks` None: Prometheus, in prometheus-client's default registry (`metrics` is that sink).
     With `record_content` the records hold prompts, arguments and results (not the final answer), each
     passed through `redact` and cut at `profiler.redaction.MOST_CHARACTERS`. `orphan_calls` counts calls
-    that ran while no loop of this profiler could have asked for them.
+    that ran outside every loop, while none of this profiler could have asked for them; the next record has
+    those since the last one.
     """
 
     def __init__(
@@ -89,10 +93,13 @@ class Profiler:
             sinks = [self.metrics]
         self.recorder = Recorder(sinks, clock)
         self.orphan_calls = 0
+        self._orphans_recorded = 0
+        self._failed = False
         self._content = Content(redact) if record_content else None
-        self._open: WeakSet[ObservedLoop] = WeakSet()
+        self._open: WeakValueDictionary[str, ObservedLoop] = WeakValueDictionary()
         self._loop: ContextVar[ObservedLoop | None] = ContextVar("toolloop_observed_loop", default=None)
         self._round: ContextVar[ObservedRound | None] = ContextVar("toolloop_observed_round", default=None)
+        self._watching = Watching(clock, self._loop, self._content)
 
     def loop(
         self,
@@ -134,100 +141,74 @@ class Profiler:
                 put(transport.original)
         return client
 
-    def tool(self, function: T) -> T:
-        """Watch the calls of a function, a method or a `Tool`, sync or async.
+    def tool(self, function: T, *, name: str | None = None) -> T:
+        """Watch the calls of a function, a method or a `Tool`, sync or async, generators included.
 
-        Returns one with the same signature, docstring and behaviour.
+        Returns one with the same signature, docstring and behaviour. A call ends when what it returns has
+        ended (`profiler.watch.tools`). `name` is the one under which the model knows the tool, where that is
+        not the function's own.
         """
         if isinstance(function, Tool):
-            return cast(T, function.replaced(self.tool(function.function)))
+            return cast(T, function.replaced(self.tool(function.function, name=name or function.name)))
+        if isinstance(function, classmethod | staticmethod):
+            return cast(T, type(function)(self.tool(function.__func__, name=name)))
         if not callable(function):
             raise UsageError(f"not a function: {function!r}")
         if getattr(function, "__toolloop_profiler__", None) is self:
-            return function
-        name = getattr(function, "__name__", type(function).__name__)
-        signature = inspect.signature(function)
-        wrapped: Any
-        if is_async(function):
-
-            @functools.wraps(function)
-            async def wrapped(*args: Any, **kwargs: Any) -> Any:
-                with self._call(name, bound_arguments(signature, args, kwargs)) as call:
-                    timed = TimedCoroutine(function(*args, **kwargs), self.recorder.clock)
-                    try:
-                        return self._returned(call, await timed)
-                    finally:
-                        call.blocking_ns = timed.blocking_ns
-        else:
-
-            @functools.wraps(function)
-            def wrapped(*args: Any, **kwargs: Any) -> Any:
-                with self._call(name, bound_arguments(signature, args, kwargs)) as call:
-                    return self._returned(call, function(*args, **kwargs))
-
+            if name is None:
+                return function
+            function = function.__wrapped__  # type: ignore[attr-defined]
+        begin = partial(self._begin, name or _name_of(function), _signature_of(function))
+        wrapped = watched_function(function, begin, self._watching)
         wrapped.__toolloop_profiler__ = self
         return cast(T, wrapped)
 
-    @contextmanager
-    def _call(self, name: str, arguments: dict[str, Any]) -> Iterator[ObservedCall]:
-        """Around one run of a wrapped tool; an exception of the tool is passed on to its caller."""
-        loop, call = self._begin_call(name, arguments)
-        content, tokens = self._content, None
-        if loop is not None:
-            if content is not None and call.request.arguments != "":
-                call.arguments = content.keep(arguments_text(call.request.arguments))
-            context = CallContext(call.request.id, call.request.name, loop.number, loop.trial)
-            tokens = self._loop.set(loop), current_call.set(context)
+    def _begin(
+        self, name: str, signature: Signature | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ToolRun:
+        """A wrapped tool is about to run."""
         try:
-            yield call
-        except BaseException as error:
-            call.status = "timeout" if isinstance(error, TimeoutError) else "error"
-            if isinstance(error, asyncio.CancelledError):
-                call.status = "cancelled"
-            call.error_type = failure_type(error) if call.status == "error" else call.status
-            # A limiter learns of it here: the application may turn the failure into a result.
-            if (slot := current_slot.get()) is not None:
-                slot.failed(error)
-            if content is not None:
-                call.result = content.keep(f"Error: {type(error).__name__}: {error}")
-            raise
-        finally:
-            if tokens is not None:
-                self._loop.reset(tokens[0])
-                current_call.reset(tokens[1])
-            call.ended_ns = self.recorder.clock()
+            loop, call = self._begin_call(name, bound_arguments(signature, args, kwargs))
+            if loop is not None and self._content is not None and call.request.arguments != "":
+                call.arguments = self._content.keep(arguments_text(call.request.arguments))
+        except Exception:  # nothing that watches a tool may keep it from running
+            if not self._failed:
+                _log.exception("a call of %s could not be watched; later failures are not logged", name)
+            self._failed = True
+            loop, call = None, _unwatched(name)
+        return ToolRun(self._watching, loop, call)
 
-    def _returned(self, call: ObservedCall, value: T) -> T:
-        """The tool has returned `value`; returns it."""
-        returned = returned_failure(value)
-        if returned is not None:
-            if (slot := current_slot.get()) is not None:
-                slot.learn(returned.signal, returned.retry_after_ns)
-            if returned.error_type is not None:
-                call.status = "timeout" if returned.error_type == "timeout" else "error"
-                call.error_type = returned.error_type
-        if self._content is not None:
-            call.result = self._content.keep(result_text(value))
-        return value
-
-    def _begin_call(self, name: str, arguments: dict[str, Any]) -> tuple[ObservedLoop | None, ObservedCall]:
+    def _begin_call(
+        self, name: str, arguments: Mapping[str, Any] | None
+    ) -> tuple[ObservedLoop | None, ObservedCall]:
         """The loop that a starting tool works for, None if it is an orphan, and its call."""
-        loop = self._loop.get()
-        if loop is not None:
-            return loop, loop.begin_call(name, loop.match(name, arguments))
-        # A thread without the context of a loop: find the open loop that asked for this call.
-        certain: list[tuple[ObservedLoop, Match]] = []
-        possible: list[tuple[ObservedLoop, Match]] = []
-        for candidate in list(self._open):
-            found = candidate.match(name, arguments)
-            if found is not None:
-                (certain if found[2] else possible).append((candidate, found))
-        candidates = certain or possible
-        if not candidates:
-            self.orphan_calls += 1
-            return None, ObservedCall(CallRequest("", name, ""), 0, 0)
-        loop, (round_, index, sure) = min(candidates, key=lambda c: c[0].started_ns)
-        return loop, loop.begin_call(name, (round_, index, sure and len(candidates) == 1))
+        while True:
+            loop, found = self._asked_by(name, arguments)
+            if loop is None:
+                self.orphan_calls += 1
+                self.recorder.count_orphan(name)
+                return None, _unwatched(name)
+            if found is None or loop.claim(found):
+                return loop, loop.begin_call(name, found)
+
+    def _asked_by(
+        self, name: str, arguments: Mapping[str, Any] | None
+    ) -> tuple[ObservedLoop | None, Match | None]:
+        """The loop that a starting tool works for, and the request that it runs."""
+        known = self._loop.get()
+        if known is not None and known.open:
+            return known, known.match(name, arguments)
+        # A thread without the context of a loop, or with that of one that has ended: which one asked for it?
+        loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
+        matches = [(loop, found) for loop in loops if (found := loop.match(name, arguments)) is not None]
+        best = max((found.fit for _, found in matches), default=None)
+        # Where nothing is possible, the only loop there is may still have had its arguments changed.
+        least = FITTING if known is not None else POSSIBLE if len(loops) > 1 else CONTRADICTED
+        if best is None or best[0] < least:
+            return None, None
+        alike = [(loop, found) for loop, found in matches if found.fit == best]
+        loop, found = min(alike, key=lambda one: one[0].started_ns)
+        return loop, found._replace(certain=found.certain and len(alike) == 1)
 
     def serve_metrics(self, port: int, host: str = "127.0.0.1") -> int:
         """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port."""
@@ -253,7 +234,7 @@ class LoopContext:
             loop.parent = parent.id
             loop.number = parent.number if loop.number is None else loop.number
             loop.trial = parent.trial if loop.trial is None else loop.trial
-        profiler._open.add(loop)
+        profiler._open[loop.id] = loop
         self._token = profiler._loop.set(loop)
         in_event_loop = asyncio._get_running_loop() is not None  # there is no lag to sample in sync code
         self._sampler = profiler.recorder.enter() if in_event_loop else None
@@ -269,13 +250,19 @@ class LoopContext:
                 profiler._loop.reset(self._token)
         except ValueError:
             pass  # left in another context than the one it was entered in, as async generators may
-        profiler._open.discard(loop)
+        loop.open = False
+        profiler._open.pop(loop.id, None)
         lag_ns = self._sampler.leave(loop.started_ns) if self._sampler is not None else 0
         status: Status = "ok"
         if kind is not None:
             cancelled = issubclass(kind, asyncio.CancelledError | GeneratorExit)
             status = "cancelled" if cancelled else "error"
-        profiler.recorder.emit(loop.record(status, kind.__name__ if kind is not None else None, lag_ns))
+        record = loop.record(status, kind.__name__ if kind is not None else None, lag_ns)
+        orphans = profiler.orphan_calls - profiler._orphans_recorded
+        if orphans:
+            profiler._orphans_recorded += orphans
+            record = replace(record, orphan_calls=orphans)
+        profiler.recorder.emit(record)
 
     async def __aenter__(self) -> ObservedLoop:
         return self.__enter__()
@@ -387,6 +374,25 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> _WatchedRequest | N
 def _is_retry(request: httpx2.Request) -> bool:
     # Not `request.headers`: a look-up there decodes all headers first.
     return any(name.lower() == _RETRY_HEADER and value != b"0" for name, value in request.headers.raw)
+
+
+def _unwatched(name: str) -> ObservedCall:
+    """The call of a run that belongs to no loop."""
+    return ObservedCall(CallRequest("", name, ""), 0, 0)
+
+
+def _name_of(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _signature_of(function: Any) -> Signature | None:
+    """None for what does not tell it: functions written in C, classes of odd metaclasses."""
+    try:
+        return inspect.signature(function)
+    except Exception:
+        return None
 
 
 def _http_client(client: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Phases and figures of loops that are only watched, whatever overlaps in them, against a count instant by instant."""
+"""Phases and figures of loops that are only watched, whatever overlaps, against a count by instants."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from profiler.watch.loop import ObservedCall, ObservedLoop, ObservedRound
 
 
 def watched_at_random(seed: int) -> LoopRecord:
-    """Requests at once, tools while a reply streams, beside a request, in each other, and past the next round."""
+    """Requests at once; tools beside a streamed reply or a request, in each other, past the next round."""
     choose = random.Random(seed)
     now = 0
     loop = ObservedLoop(lambda: now, name="", strategy="application", parent=None)
@@ -91,10 +91,12 @@ def test_phases_of_any_watched_loop_are_those_counted_instant_by_instant(first_s
         for round_ in record.rounds:
             found = phases(round_)
             assert found == counted((round_,), round_.started_ns, round_.ended_ns), seed
-            assert min(found.values()) >= 0 and sum(found.values()) == round_.duration_ns, seed
+            assert min(found.values()) >= 0, seed
+            assert sum(found.values()) == round_.duration_ns, seed
         assert loop_phases(record) == counted(record.rounds, record.started_ns, record.ended_ns), seed
         why = causes(record)
-        assert sum(cause.ns for cause in why) == record.wall_ns and all(cause.ns > 0 for cause in why), seed
+        assert sum(cause.ns for cause in why) == record.wall_ns, seed
+        assert all(cause.ns > 0 for cause in why), seed
         overlapping += sum(r.duration_ns for r in record.rounds) > record.wall_ns
     assert overlapping > 10
 
