@@ -92,6 +92,12 @@ class Load:
     arrivals: str | None = None
     rate: float | None = None
 
+    def rate_of(self, users: int) -> float | None:
+        """Loops per second that `users` of its agents make together; None in a closed load."""
+        if self.model != "open" or self.rate is None or not self.users:
+            return None
+        return self.rate / self.users * users
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -48,10 +49,13 @@ RELEVANT_FAILURES = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """candidate / baseline of one metric, with its 95 % interval and Holm-adjusted p value.
+    """candidate / baseline of one metric, with the interval that decides and the Holm-adjusted p value.
 
     Without an interval, `value` is a point estimate, and `needed` says how many more loops of each
-    strategy an interval would take. `shown` says whether the ratio is shown to differ from 1.
+    strategy an interval would take. `shown` says whether the ratio is shown to differ from 1: exactly
+    where the interval excludes 1. `confidence` is the level of the interval, above 0.95 where the
+    comparison was decided as one `among` several (`holm`); `freedom` the degrees of freedom of its t
+    (None: as if normal).
     """
 
     value: float | None
@@ -60,13 +64,28 @@ class Ratio:
     p_value: float | None = None
     needed: int | None = None
     shown: bool = False
+    confidence: float = CONFIDENCE
+    among: int = 1
+    freedom: float | None = None
 
-    def interval(self, wider: float = 1.0) -> tuple[float, float] | None:
-        """(low, high), widened by a factor on the logarithmic scale; None without an interval."""
+    def interval(self, wider: float = 1.0, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+        """(low, high) at a level of confidence, widened by a factor on the logarithmic scale.
+
+        None without an interval.
+        """
         if not self.value or self.low is None or self.high is None:
             return None
         value, low, high = self.value, self.low, self.high
-        return value * (low / value) ** wider, value * (high / value) ** wider
+        power = wider * _critical(confidence, self.freedom) / _critical(self.confidence, self.freedom)
+        return value * (low / value) ** power, value * (high / value) ** power
+
+    def decided(self, confidence: float, among: int, p_value: float | None) -> Ratio:
+        """The same at the level at which it is decided, as one `among` several."""
+        low, high = self.interval(confidence=confidence) or (self.low, self.high)
+        shown = low is not None and high is not None and not low <= 1 <= high
+        return replace(
+            self, low=low, high=high, p_value=p_value, shown=shown, confidence=confidence, among=among
+        )
 
     @property
     def inverse(self) -> Ratio:
@@ -77,9 +96,10 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """candidate - baseline of the share of failed loops.
+    """candidate - baseline of the share of failed loops; `shares` are those of the two.
 
-    `shown` as in `Ratio`, and only where the difference is at least `RELEVANT_FAILURES`.
+    `shown` says whether it is shown to differ from 0 and is at least `RELEVANT_FAILURES`. The interval,
+    `confidence`, `among` and `freedom` as in `Ratio`.
     """
 
     value: float | None
@@ -87,17 +107,42 @@ class Difference:
     high: float | None = None
     p_value: float | None = None
     shown: bool = False
+    shares: tuple[float, float] | None = None
+    confidence: float = CONFIDENCE
+    among: int = 1
+    freedom: float | None = None
 
-    def interval(self, wider: float = 1.0) -> tuple[float, float] | None:
-        """(low, high), widened by a factor; None without an interval."""
+    def interval(self, wider: float = 1.0, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+        """(low, high) at a level of confidence, widened by a factor; None without an interval."""
         if self.value is None or self.low is None or self.high is None:
             return None
-        return self.value + (self.low - self.value) * wider, self.value + (self.high - self.value) * wider
+        factor = wider * _critical(confidence, self.freedom) / _critical(self.confidence, self.freedom)
+        low, high = (self.value + (bound - self.value) * factor for bound in (self.low, self.high))
+        return max(-1.0, low), min(1.0, high)
+
+    def decided(self, confidence: float, among: int, p_value: float | None) -> Difference:
+        """The same at the level at which it is decided, as one `among` several."""
+        low, high = self.interval(confidence=confidence) or (self.low, self.high)
+        excluded = low is not None and high is not None and not low <= 0 <= high
+        shown = excluded and abs(self.value or 0.0) >= RELEVANT_FAILURES
+        return replace(
+            self, low=low, high=high, p_value=p_value, shown=shown, confidence=confidence, among=among
+        )
+
+
+def _critical(confidence: float, freedom: float | None) -> float:
+    """How many standard errors an interval of this level reaches to either side."""
+    if freedom is None:
+        return NormalDist().inv_cdf(0.5 + confidence / 2)
+    return student(confidence, freedom)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One strategy against the baseline: latencies of completed loops, rates, failures."""
+    """One strategy against the baseline: latencies of completed loops, rates, failures.
+
+    `same_run` is False for two runs, between which the system may have drifted.
+    """
 
     strategy: str
     baseline: str
@@ -109,6 +154,7 @@ class Comparison:
     failures: Difference
     paired: bool
     blocks: int
+    same_run: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,23 +246,29 @@ def compare(candidate: Side, baseline: Side, paired: bool, same_run: bool = True
         failures=_failure_difference(sides, paired, correlation),
         paired=paired,
         blocks=min(len(candidate.seconds), len(baseline.seconds)),
+        same_run=same_run,
         **latencies,
     )
 
 
 def holm(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
-    """The comparisons with the p values of each metric adjusted (Holm 1979), and `shown` decided by them."""
+    """The comparisons, each metric decided after Holm (1979), with the intervals that decide.
+
+    Holm's k-th smallest of m p values is tested at 0.05 / (m - k + 1), until one is not below that; those
+    after it are not shown either. So an interval of the level 1 - 0.05 / (m - k + 1), with the k at which a
+    comparison was decided, excludes "no difference" exactly where a difference is shown.
+    """
     adjusted = list(comparisons)
     for metric in ("p50", "p95", "p99", "throughput", "goodput", "failures"):
         figures = [getattr(comparison, metric) for comparison in adjusted]
         p_values = holm_adjust([figure.p_value for figure in figures])
-        for place, (figure, p_value) in enumerate(zip(figures, p_values, strict=True)):
-            shown = p_value is not None and p_value < SIGNIFICANCE
-            if metric == "failures":
-                shown = shown and abs(figure.value) >= RELEVANT_FAILURES
-            adjusted[place] = replace(
-                adjusted[place], **{metric: replace(figure, p_value=p_value, shown=shown)}
-            )
+        among = sum(p_value is not None for p_value in p_values)
+        rejected = sum(p_value is not None and p_value < SIGNIFICANCE for p_value in p_values)
+        tested = [place for place, p_value in enumerate(p_values) if p_value is not None]
+        for rank, place in enumerate(sorted(tested, key=lambda place: figures[place].p_value)):
+            level = 1 - SIGNIFICANCE / (among - min(rank, rejected))
+            decided = figures[place].decided(level, among, p_values[place])
+            adjusted[place] = replace(adjusted[place], **{metric: decided})
     return tuple(adjusted)
 
 
@@ -303,7 +355,7 @@ def _rate_ratio(
 
 def _ratio(logs: Spread) -> Ratio:
     low, value, high = (math.exp(logs.mean + step) for step in (-logs.half, 0.0, logs.half))
-    return Ratio(value, low, high, logs.p_value)
+    return Ratio(value, low, high, logs.p_value, freedom=logs.freedom)
 
 
 def _welch(ours: Floats, theirs: Floats, correlation: float, step: float = 0.0) -> Spread:
@@ -327,10 +379,11 @@ def _failure_difference(sides: tuple[Side, Side], paired: bool, correlation: flo
     if not all(counts):
         return Difference(None)
     totals = [(sum(failed for failed, _ in one), sum(loops for _, loops in one)) for one in counts]
-    value = totals[0][0] / totals[0][1] - totals[1][0] / totals[1][1]
+    shares = (totals[0][0] / totals[0][1], totals[1][0] / totals[1][1])
+    value = shares[0] - shares[1]
     ours, theirs = (np.array([failed / loops for failed, loops in one]) for one in counts)
     if min(ours.size, theirs.size) < FEWEST_BLOCKS:
-        return Difference(value)
+        return Difference(value, shares=shares)
     if paired and ours.size == theirs.size:
         found = spread(ours - theirs, correlation=correlation)
         half, freedom = found.half, found.freedom
@@ -346,4 +399,6 @@ def _failure_difference(sides: tuple[Side, Side], paired: bool, correlation: flo
         max(-1.0, value - half),
         min(1.0, value + half),
         student_tails(value * student(CONFIDENCE, freedom) / half, freedom),
+        shares=shares,
+        freedom=freedom,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from profiler.anatomy import PHASES
+from profiler.statistics.backlog import Backlog, growing_backlog
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import (
     FEWEST_BLOCKS,
@@ -124,7 +125,8 @@ class Totals:
     """Everything that was recorded of one strategy, inside the windows or not.
 
     `failed` loops were not good; `cancelled` and `incomplete` are some of them. A loop inside another's
-    tool call does not count as a loop; its rounds, requests, calls and tokens do count.
+    tool call does not count as a loop; its rounds, requests, calls and tokens do count. The model asked for
+    `unobserved_calls` that no profiled tool ran.
     """
 
     loops: int
@@ -137,6 +139,7 @@ class Totals:
     attempts: int
     tokens: Tokens
     incomplete: int = 0
+    unobserved_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,8 @@ class StrategySummary:
     None when the series is too short to tell. `shortfalls` counts, by cause, the rounds whose calls
     overlapped less than the strategy allows. `limit` is None unless the strategy's limit adapts,
     `overlap` unless replies with calls were streamed, `agent_calls` unless a user's own agent ran under a
-    strategy with a limit.
+    strategy with a limit. `backlog` is there where an open load was not served: latencies then say how long
+    the windows were, and nothing about the system.
     """
 
     strategy: str
@@ -181,6 +185,7 @@ class StrategySummary:
     limit: MovingLimit | None = None
     overlap: Overlap | None = None
     agent_calls: AgentCalls | None = None
+    backlog: Backlog | None = None
 
 
 def figures(group: Measured, table: Table, objective: Objective | None = None) -> StrategySummary:
@@ -235,6 +240,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         limit=_moving_limit(table, group.strategy, due) if group.spec.adapts else None,
         overlap=_overlap(table, every_answered),
         agent_calls=_agent_calls(table, group.spec),
+        backlog=growing_backlog(group, table),
     )
 
 
@@ -394,6 +400,7 @@ def _totals(table: Table, strategy: str) -> Totals:
         model_requests=int(table.requests[ran].sum()),
         attempts=int(table.attempts[ran].sum()),
         tokens=_tokens(table, np.flatnonzero(ran)),
+        unobserved_calls=int(table.unobserved[ran].sum()),
     )
 
 

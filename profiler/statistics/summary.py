@@ -21,7 +21,7 @@ from profiler.statistics.figures import StrategySummary, figures
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE, Estimate, Floats
 from profiler.statistics.table import Table, tabulate
-from profiler.statistics.verdicts import Verdict, verdict
+from profiler.statistics.verdicts import Verdict, verdicts
 from profiler.statistics.windows import Measured, WarmUp, by_load, completed, measure
 
 # Throughput against load: Gunther's Universal Scalability Law.
@@ -187,7 +187,8 @@ def summarise_table(run: Run, table: Table) -> Summary:
             users = max((group.users for group in measured), default=run.load.users)
             measured.append(Measured(run.strategy(strategy), users, (), WarmUp(0, None)))
     every = tuple(
-        _level(users, groups, table, objective) for users, groups in sorted(by_load(measured).items())
+        _level(users, groups, table, objective, run.arguments.get("max_in_flight"))
+        for users, groups in sorted(by_load(measured).items())
     )
     top = every[-1] if every else Level(run.load.users, ())
     warnings = caveats(run, top.strategies)
@@ -225,9 +226,9 @@ def _scalability(measured: list[Measured], table: Table) -> dict[str, Scalabilit
     return laws
 
 
-def _level(users: int, groups: list[Measured], table: Table, objective: Objective | None) -> Level:
+def _level(
+    users: int, groups: list[Measured], table: Table, objective: Objective | None, max_in_flight: object
+) -> Level:
     strategies = tuple(figures(group, table, objective) for group in groups)
     comparisons = compare_strategies(groups, table, objective)
-    named = {strategy.strategy: strategy for strategy in strategies}
-    verdicts = tuple(verdict(c, named.get(c.strategy), named.get(c.baseline)) for c in comparisons)
-    return Level(users, strategies, comparisons, verdicts)
+    return Level(users, strategies, comparisons, verdicts(strategies, comparisons, max_in_flight))

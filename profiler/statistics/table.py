@@ -24,7 +24,7 @@ _STATUS = {"ok": OK, "error": ERROR, "cancelled": CANCELLED}
 _LOOP = (
     *("trial", "strategy", "number", "due", "started", "ended", "status", "good", "error"),
     *("requests", "attempts", "input_tokens", "output_tokens", "work", "critical", "wall", "process"),
-    *("overlapped", "saved", "savable", "nested", "agent", "unobserved", "unlimited"),
+    *("overlapped", "saved", "savable", "nested", "first_round", "agent", "unobserved", "unlimited"),
 )
 _ROUND = ("round_loop", "round_wall", "round_calls", "tool_wall", "shortfall", "tools_started", "limit")
 _CALL = ("call_loop", "call_tool", "call_error", "queued", "duration", "queue", "blocking")
@@ -60,8 +60,9 @@ class Table:
     is a code, the same for loops of one process. `overlapped`, `saved` and `savable` are summed over
     streamed rounds: for how long calls ran beside the model, how much sooner the round ended than if
     its calls had started at the end of the reply, and how much sooner it could have (`anatomy.Eagerness`).
-    `agent` is a code. `unobserved` counts calls that no profiled tool ran, `unlimited` those that went
-    around the strategy's limit (`NONE` where none could).
+    `first_round` is from when the loop was due to the end of its first round, `NONE` where that was cut off.
+    `agent` is a code. `unobserved` counts calls that the model asked for and no profiled tool ran,
+    `unlimited` those that went around the strategy's limit (`NONE` where none could).
     Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls, `limit` where the
     strategy set none.
     Calls, in the order of their rounds: `queued` is when a call was handed to the strategy, `queue` its
@@ -96,6 +97,7 @@ class Table:
     saved: Ints
     savable: Ints
     nested: Ints
+    first_round: Ints
     agent: Ints
     unobserved: Ints
     unlimited: Ints
@@ -186,8 +188,9 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             saved,
             savable,
             int(record.nested),
+            _first_round(record),
             agents.of(record.agent),
-            sum(round_.unobserved_calls for round_ in record.rounds),
+            record.unobserved_calls,
             NONE if record.unlimited_calls is None else record.unlimited_calls,
         )
         for column, value in zip(loops, row, strict=True):
@@ -203,6 +206,12 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
         refused=_view(refused),
         **{name: _view(column) for name, column in columns.items()},
     )
+
+
+def _first_round(record: LoopRecord) -> int:
+    if not record.rounds or record.rounds[0].status == "cancelled":
+        return NONE
+    return record.rounds[0].ended_ns - record.due_ns
 
 
 def _view(column: array[int]) -> Ints:

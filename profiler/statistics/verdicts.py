@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Literal
 
 from profiler.errors import UsageError
 from profiler.rundir import RUN, RunDirectory
+from profiler.statistics.backlog import Backlog
 from profiler.statistics.caveats import TWO_RUNS, Caveat, caveats
-from profiler.statistics.comparison import Comparison, Difference, Ratio, compare_runs
+from profiler.statistics.comparison import RELEVANT_FAILURES, Comparison, Difference, Ratio, compare_runs
 from profiler.statistics.figures import StrategySummary, figures
 from profiler.statistics.objectives import RegressionGate, parse_objective
-from profiler.statistics.quantiles import FEWEST_BLOCKS
+from profiler.statistics.quantiles import CONFIDENCE, FEWEST_BLOCKS
 from profiler.statistics.table import tabulate
 from profiler.statistics.windows import Measured, measure
 
-VerdictKind = Literal["faster", "slower", "more_goodput", "less_goodput", "no_difference", "too_few"]
+VerdictKind = Literal[
+    "not_served",
+    "no_tool_calls",
+    "more_failures",
+    "fewer_failures",
+    "more_goodput",
+    "less_goodput",
+    "faster",
+    "slower",
+    "no_difference",
+    "too_few",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The finding of a comparison on one metric; `sentence` says it in words."""
+    """A finding on one metric; `sentence` says it in words. `baseline` is empty where nothing is compared."""
 
     strategy: str
     baseline: str
@@ -33,122 +44,217 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether a gate holds; None when there are too few loops to decide."""
+    """Whether a gate holds; None when it cannot be told. `confidence` is the level of its interval."""
 
     gate: str
     strategy: str
     holds: bool | None
     sentence: str
+    confidence: float = CONFIDENCE
 
 
-FAILURES_APART = 0.01
-"""Where the shares of failed loops differ by more, goodput is named instead of latency."""
+def verdicts(
+    strategies: Sequence[StrategySummary],
+    comparisons: Sequence[Comparison],
+    max_in_flight: object = None,
+) -> tuple[Verdict, ...]:
+    """What there is to say of strategies under one load, the most important first.
+
+    A load that a strategy does not serve comes before every comparison. Where the model asked for no tool
+    call at all, strategies had nothing to run, and are not compared. `max_in_flight` is the cap of the
+    load, if it had one.
+    """
+    if idle := _no_tool_calls(strategies):
+        return (idle,)
+    named = {strategy.strategy: strategy for strategy in strategies}
+    return (
+        *(_not_served(one, one.backlog, max_in_flight) for one in strategies if one.backlog is not None),
+        *(verdict(c, named.get(c.strategy), named.get(c.baseline)) for c in comparisons),
+    )
+
+
+def _not_served(strategy: StrategySummary, backlog: Backlog, max_in_flight: object) -> Verdict:
+    held = f" with --max-in-flight {max_in_flight}" if max_in_flight else ""
+    most = f"at most {backlog.served:.2g}/s" if backlog.served else "no loop came to an answer"
+    text = f"{strategy.strategy} cannot serve {backlog.rate:.3g}/s{held}: {most}, the backlog grows."
+    return Verdict(strategy.strategy, "", "served", "not_served", text)
+
+
+def _no_tool_calls(strategies: Sequence[StrategySummary]) -> Verdict | None:
+    """The verdict where loops came to an answer and not one asked for a tool."""
+    totals = [strategy.totals for strategy in strategies]
+    if any(one.tool_calls or one.unobserved_calls for one in totals):
+        return None
+    if not any(one.loops - one.failed for one in totals):
+        return None
+    text = (
+        f"{sum(one.loops for one in totals)} loops, and no tool call was asked for: there was nothing to run "
+        "in parallel, so strategies are not compared; does the model server parse tool calls "
+        "(vLLM: --enable-auto-tool-choice and --tool-call-parser)?"
+    )
+    return Verdict(", ".join(one.strategy for one in strategies), "", "tool_calls", "no_tool_calls", text)
 
 
 def verdict(
     comparison: Comparison, candidate: StrategySummary | None = None, baseline: StrategySummary | None = None
 ) -> Verdict:
-    """The verdict of one comparison: on goodput where failures differ, else on p95, else on p50.
+    """The verdict of one comparison: failures where they differ, else p95, else p50.
 
-    The summaries, when given, add absolute figures.
+    Where the load of either is not served it is goodput, since latencies mean nothing then. The summaries,
+    when given, add absolute figures.
     """
+    for summary, side in ((candidate, comparison.strategy), (baseline, comparison.baseline)):
+        if summary is not None and summary.backlog is not None:
+            kind, text = _on_goodput(comparison, candidate, baseline)
+            text += f"; the backlog of {side} grows, so latencies are not compared"
+            return _said(comparison, "goodput", kind, text)
     if comparison.failures.shown:
-        return _on_goodput(comparison, candidate, baseline)
+        return _on_failures(comparison, candidate, baseline)
+    name, other = comparison.strategy, comparison.baseline
+    if comparison.failures.shares == (1.0, 1.0):
+        return _said(comparison, "failures", "too_few", f"no loop of {name} or of {other} succeeded")
+    apart = abs(comparison.failures.value or 0.0) >= RELEVANT_FAILURES
+    also = f"; {_failures(comparison)}" if apart else ""
     tail, middle = comparison.p95, comparison.p50
-    name, baseline_name = comparison.strategy, comparison.baseline
     if tail.needed is None:
         kind, text = _on_latency(comparison, tail, "p95")
         if not tail.shown and middle.shown:
-            text += f"; at p50 it is {_faster(middle)}"
-        return Verdict(name, baseline_name, "p95", kind, text + ".")
+            text += f"; at p50 it is {_faster(middle)}{_level(middle)}"
+        return _said(comparison, "p95", kind, text + also)
     missing = f"about {tail.needed} more of each needed"
     if middle.needed is None:
         kind, text = _on_latency(comparison, middle, "p50")
-        text += f"; too few loops for p95: {missing}."
-        return Verdict(name, baseline_name, "p50", kind, text)
+        return _said(comparison, "p50", kind, f"{text}{also}; too few loops for p95: {missing}")
     if comparison.blocks < FEWEST_BLOCKS:
         missing += f", in at least {FEWEST_BLOCKS} blocks"
-    text = f"{name} against {baseline_name}: too few loops: {missing}"
-    fails, good = comparison.failures.value, comparison.goodput.value
-    if fails is not None and abs(fails) > FAILURES_APART and good is not None:
+    if apart:
         # The latency of the loops that succeeded would flatter the strategy that fails more.
-        word = "more" if fails > 0 else "fewer"
-        text += (
-            f" (so far {_number(good)}× the goodput, {abs(fails) * 100:.0f} points {word} of its loops fail)"
-        )
-    elif middle.value:
+        text = f"{_failures(comparison)}; too few loops to compare latencies: {missing}"
+        if comparison.goodput.value is not None:
+            text += f" (so far {_number(comparison.goodput.value)}× the goodput)"
+        return _said(comparison, "failures", "too_few", text)
+    text = f"{name} against {other}: too few loops: {missing}"
+    if middle.value:
         word, factor = ("faster", 1 / middle.value) if middle.value < 1 else ("slower", middle.value)
         text += f" (so far {_number(factor)}× {word} at p50)"
-    return Verdict(name, baseline_name, "p95", "too_few", text + ".")
+    return _said(comparison, "p95", "too_few", text)
+
+
+def _said(comparison: Comparison, metric: str, kind: VerdictKind, text: str) -> Verdict:
+    """The verdict as a sentence, which of two runs says what a drift between them may have done."""
+    if not comparison.same_run and kind != "too_few":
+        text += (
+            "; a drift of the system between the two runs may hide one"
+            if kind == "no_difference"
+            else ", unless the system drifted between the two runs"
+        )
+    return Verdict(comparison.strategy, comparison.baseline, metric, kind, text + ".")
 
 
 def decide(gates: Sequence[RegressionGate], comparisons: Sequence[Comparison]) -> list[Outcome]:
-    """Whether each gate holds for each comparison: it fails only when the whole interval is beyond it.
+    """Whether each gate holds for each comparison.
 
-    Since this is the interval that is printed, a change of exactly the threshold fails in 2.5 % of
-    cases. With more than two decisions the intervals are widened (Bonferroni) so that 5 % is the
-    chance of any false alarm. With too few loops a gate is not decided.
+    It fails when the whole interval is beyond it, and holds when none of the interval is; with the limit
+    inside the interval, or too few loops for one, it is not decided. So a change of exactly the threshold
+    fails in 2.5 % of cases. With more than two decisions the intervals are those of a higher level
+    (Bonferroni), so that 5 % is the chance of any false alarm; the level is said.
     """
     # Two one-sided decisions at 2.5 % each are what a 95 % interval allows for.
     decisions = max(2, len(gates) * len(comparisons))
-    wider = NormalDist().inv_cdf(1 - 0.05 / decisions) / NormalDist().inv_cdf(0.975)
-    return [_decide(gate, comparison, wider) for gate in gates for comparison in comparisons]
+    return [_decide(gate, comparison, decisions) for gate in gates for comparison in comparisons]
 
 
-def _decide(gate: RegressionGate, comparison: Comparison, wider: float) -> Outcome:
+def _decide(gate: RegressionGate, comparison: Comparison, decisions: int) -> Outcome:
     figure: Ratio | Difference
     if gate.metric == "errors":
         figure, unchanged = comparison.failures, 0.0
     else:
         figure, unchanged = getattr(comparison, gate.metric), 1.0
     name = f"{comparison.strategy} against {comparison.baseline}"
-    interval = figure.interval(wider)
+    confidence = 1 - 2 * (1 - CONFIDENCE) / decisions
+    interval = figure.interval(confidence=confidence)
     if figure.value is None or interval is None:
         needed = figure.needed if isinstance(figure, Ratio) else None
         more = f": about {needed} more of each needed" if needed else ""
         text = f"{name}: {gate.text}: not decided, too few loops{more}."
-        return Outcome(gate.text, comparison.strategy, None, text)
+        return Outcome(gate.text, comparison.strategy, None, text, confidence)
     limit = unchanged + gate.threshold
-    broken = interval[1] < limit if gate.metric in ("throughput", "goodput") else interval[0] > limit
+    worse, better = interval if gate.threshold > 0 else (-interval[1], -interval[0])
+    limit = limit if gate.threshold > 0 else -limit
+    holds = False if worse > limit else True if better <= limit else None
     value, low, high = (f"{(x - unchanged) * 100:+.1f}" for x in (figure.value, *interval))
-    word = "fails" if broken else "holds"
-    text = f"{name}: {gate.text} {word}: {gate.metric} {value} % [{low}, {high}]."
-    return Outcome(gate.text, comparison.strategy, not broken, text)
+    word = {True: " holds", False: " fails", None: ": not decided"}[holds]
+    unit = "points" if gate.metric == "errors" else "%"
+    text = f"{name}: {gate.text}{word}: {gate.metric} {value} {unit} [{low}, {high}]"
+    if decisions > 2:
+        text += f" ({_percent(confidence)}, one of {_count(decisions)})"
+    if holds is False and not comparison.same_run:
+        text += ", unless the system drifted between the two runs"
+    return Outcome(gate.text, comparison.strategy, holds, f"{text}.", confidence)
+
+
+def _on_failures(
+    comparison: Comparison, candidate: StrategySummary | None, baseline: StrategySummary | None
+) -> Verdict:
+    kind: VerdictKind = "more_failures" if (comparison.failures.value or 0.0) > 0 else "fewer_failures"
+    _, goodput = _on_goodput(comparison, candidate, baseline)
+    return _said(comparison, "failures", kind, f"{_failures(comparison)}; {goodput}")
+
+
+def _failures(comparison: Comparison) -> str:
+    """`39 % of the loops of a fail, 0 % of those of b (+39.0 points [30.1, 47.9])`."""
+    found, name, other = comparison.failures, comparison.strategy, comparison.baseline
+    text = f"{name} against {other}: failure rates"
+    if found.shares is not None:
+        ours, theirs = map(_share, found.shares)
+        text = f"{ours} of the loops of {name} fail, {theirs} of those of {other}"
+    points = f"{(found.value or 0.0) * 100:+.1f} points"
+    if found.low is None or found.high is None:
+        return f"{text} ({points}, too few blocks to show it)"
+    interval = f"[{found.low * 100:+.1f}, {found.high * 100:+.1f}]"
+    return f"{text} ({points} {interval}{'' if found.shown else ', not shown'}{_level(found, '; ')})"
 
 
 def _on_goodput(
     comparison: Comparison, candidate: StrategySummary | None, baseline: StrategySummary | None
-) -> Verdict:
+) -> tuple[VerdictKind, str]:
     ratio, name, other = comparison.goodput, comparison.strategy, comparison.baseline
-    kind: VerdictKind
+    ours, theirs = (_goodput(comparison, place, one) for place, one in enumerate((candidate, baseline)))
+    rates = "" if ours is None or theirs is None else f"{ours:.2f} against {theirs:.2f} good loops/s"
+    beside = f" ({rates})" if rates else ""
+    if ours == 0 or theirs == 0:
+        # A factor between nothing and something is no number.
+        if ours == theirs:
+            return "too_few", f"neither {name} nor {other} has any goodput"
+        none = f"{name if ours == 0 else other} has no goodput"
+        return "less_goodput" if ours == 0 else "more_goodput", none
     if ratio.needed is not None or ratio.low is None:
-        kind, text = "too_few", f"{name} against {other}: too few loops to compare goodput"
-    elif not ratio.shown:
-        kind = "no_difference"
-        text = f"{name} against {other}: no difference in goodput shown ({_times(ratio)})"
-    elif (ratio.value or 0) > 1:
-        kind, text = "more_goodput", f"{name} has {_times(ratio)} the goodput of {other}"
-    else:
-        kind, text = "less_goodput", f"{name} has {_times(ratio.inverse)} less goodput than {other}"
-    difference = (comparison.failures.value or 0.0) * 100
-    why = f"its failure rate is {difference:+.1f} points"
-    if candidate is not None and baseline is not None:
-        rates = [one.goodput.value for one in (candidate, baseline)]
-        shares = [one.failure_rate.value for one in (candidate, baseline)]
-        if None not in rates and None not in shares:
-            text += f" ({rates[0]:.2f} against {rates[1]:.2f} good loops/s)"
-            why = f"{_share(shares[0])} of its loops fail, of the other's {_share(shares[1])}"
-    return Verdict(name, other, "goodput", kind, f"{text}: {why}.")
+        return "too_few", f"{name} against {other}: too few loops to compare goodput{beside}"
+    said = "; ".join(filter(None, (_level(ratio, ""), rates)))
+    beside = f" ({said})" if said else ""
+    if not ratio.shown:
+        inside = "; ".join(filter(None, (_times(ratio), said)))
+        return "no_difference", f"{name} against {other}: no difference in goodput shown ({inside})"
+    if (ratio.value or 0) > 1:
+        return "more_goodput", f"{name} has {_times(ratio)} the goodput of {other}{beside}"
+    return "less_goodput", f"{name} has {_times(ratio.inverse)} less goodput than {other}{beside}"
+
+
+def _goodput(comparison: Comparison, place: int, summary: StrategySummary | None) -> float | None:
+    """The good loops per second of one side (0 candidate, 1 baseline); None if they are not known."""
+    if summary is not None:
+        return summary.goodput.value
+    shares = comparison.failures.shares
+    return 0.0 if shares is not None and shares[place] == 1.0 else None
 
 
 def _on_latency(comparison: Comparison, ratio: Ratio, metric: str) -> tuple[VerdictKind, str]:
     name, baseline = comparison.strategy, comparison.baseline
     if not ratio.shown or ratio.value is None:
-        return "no_difference", (
-            f"{name} against {baseline}: no difference shown at {metric} (time {_times(ratio)})"
-        )
+        said = f"time {_times(ratio)}{_level(ratio, '; ')}"
+        return "no_difference", f"{name} against {baseline}: no difference shown at {metric} ({said})"
     kind: VerdictKind = "faster" if ratio.value < 1 else "slower"
-    return kind, f"{name} is {_faster(ratio)} than {baseline} at {metric}"
+    return kind, f"{name} is {_faster(ratio)} than {baseline} at {metric}{_level(ratio)}"
 
 
 def _faster(ratio: Ratio) -> str:
@@ -157,13 +263,42 @@ def _faster(ratio: Ratio) -> str:
 
 
 def _times(ratio: Ratio) -> str:
-    return f"{_number(ratio.value)}× [{_number(ratio.low)}, {_number(ratio.high)}]"
+    """`1.31× [1.22, 1.41]`; a bound that is not 1 is not rounded to 1, which would say the opposite."""
+    low, high = ratio.low, ratio.high
+    for digits in range(2, 9):
+        shown = tuple(_number(bound, digits) for bound in (ratio.value, low, high))
+        if not ratio.shown or not any(float(one) == 1 for one in shown[1:] if one != "–"):
+            break
+    return f"{shown[0]}× [{shown[1]}, {shown[2]}]"
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | None, digits: int = 2) -> str:
     if value is None:
         return "–"
-    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
+    return f"{value:.{digits}f}" if value < 9.995 else f"{value:.{digits - 1}f}"
+
+
+_COUNTS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def _level(figure: Ratio | Difference, before: str | None = None) -> str:
+    """The level of an interval that is not one of 95 %: ` (98.3 %, one of three)`.
+
+    With `before` it stands after that, without parentheses of its own.
+    """
+    if figure.confidence == CONFIDENCE:
+        return ""
+    text = f"{_percent(figure.confidence)}, one of {_count(figure.among)}"
+    return f" ({text})" if before is None else f"{before}{text}"
+
+
+def _percent(confidence: float) -> str:
+    """`98.3 %`: as many digits as it takes not to say 100."""
+    return f"{confidence * 100:.3g} %" if confidence < 0.9995 else f"{confidence * 100:.5g} %"
+
+
+def _count(number: int) -> str:
+    return _COUNTS[number] if number < len(_COUNTS) else str(number)
 
 
 def _share(value: float | None) -> str:

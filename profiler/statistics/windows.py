@@ -8,7 +8,7 @@ waited for. Neither counts the warm-up of the system.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +41,16 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One strategy under one load: its blocks, and the warm-up left out of each."""
+    """One strategy under one load: its blocks, and the warm-up left out of each.
+
+    `rate` is how many loops a second an open load asked for, None in a closed one.
+    """
 
     spec: StrategySpec
     users: int
     blocks: tuple[Block, ...]
     warm_up: WarmUp
+    rate: float | None = None
 
     @property
     def strategy(self) -> str:
@@ -67,10 +71,11 @@ def measure(run: Run, table: Table) -> list[Measured]:
     rank = {strategy.text: number for number, strategy in enumerate(run.strategies)}
     order = sorted(groups, key=lambda key: (key[0], rank.get(key[1], len(rank))))
     loops_of = _loops_by_trial(table)
-    return [
+    measured = (
         _measure(run.strategy(strategy), users, groups[users, strategy], table, loops_of)
         for users, strategy in order
-    ]
+    )
+    return [replace(group, rate=run.load.rate_of(group.users)) for group in measured]
 
 
 def by_load(measured: Iterable[Measured]) -> dict[int, list[Measured]]:

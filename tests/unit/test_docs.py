@@ -53,7 +53,7 @@ def test_commands_in_blocks_are_understood(document):
         ),
         f"where fewer than {quantiles.FEWEST_BLOCKS} are left there is no interval",
         f"An interval is {quantiles.CONFIDENCE:.0%}".replace("%", " %"),
-        f"when the adjusted one is below {comparison.SIGNIFICANCE:.2g}",
+        f"is tested at {comparison.SIGNIFICANCE:.2g} / (m − k + 1)",
         f"at least {comparison.RELEVANT_FAILURES * 100:g} point apart",
         f"event-loop lag above {caveats.LOOP_LAG_LIMIT * 1e3:g} ms at p99",
         f"(a timer of {lag.INTERVAL_SECONDS * 1e3:g} ms is sampled all the time)",

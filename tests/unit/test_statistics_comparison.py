@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -291,8 +292,8 @@ def test_difference_is_shown_below_five_per_cent_and_if_relevant() -> None:
     found = compare(ONE, OTHER, paired=False)
     at = dataclasses.replace(
         found,
-        p50=Ratio(1.2, 1.0, 1.4, SIGNIFICANCE),
-        p95=Ratio(1.2, 1.0, 1.4, 0.99 * SIGNIFICANCE),
+        p50=Ratio(1.2, 1.0, 1.44, SIGNIFICANCE),
+        p95=Ratio(1.2, 1.001, 1.44, 0.99 * SIGNIFICANCE),
         failures=Difference(0.01, 0.005, 0.015, 0.001),
     )
     (decided,) = holm([at])
@@ -369,7 +370,7 @@ def test_failures_differ_from_one_point_on():
     assert (less.failures.p_value < 0.05, less.failures.shown) == (True, False)
     assert more.failures.shown
     assert verdict(less).metric == "p95"
-    assert verdict(more).metric == "goodput"
+    assert verdict(more).metric == "failures"
 
 
 def test_blocks_are_taken_to_depend_on_their_neighbours_only_between_runs():
@@ -448,3 +449,68 @@ def test_failure_rates_are_paired_only_where_the_comparison_is():
     apart = compare(ours, theirs, paired=False).failures
     assert paired.value == apart.value == pytest.approx(0.03)
     assert apart.high - apart.low > 1.5 * (paired.high - paired.low)
+
+
+@pytest.mark.parametrize("blocks", [3, 5, 10])
+def test_interval_that_is_printed_is_the_one_that_decides(blocks: int) -> None:
+    """Three strategies against a baseline: an interval excludes 1 exactly where it is shown."""
+    shown = hidden = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+
+        def made(name: str, factor: float, rng: np.random.Generator = rng) -> Side:
+            loops, failed = 120, rng.integers(0, 12, blocks)
+            return Side(
+                name,
+                tuple(
+                    factor * np.exp(rng.normal(0, 0.3, loops) + rng.normal(0, 0.02)) for _ in range(blocks)
+                ),
+                (6.0,) * blocks,
+                tuple(int(n) for n in rng.integers(100, 140, blocks)),
+                tuple(int(n) for n in rng.integers(80, 100, blocks)),
+                tuple((int(n), loops) for n in failed),
+            )
+
+        base = made("base", 1.0)
+        found = holm([compare(made(name, 0.95), base, paired=True) for name in "abc"])
+        for metric in ("p50", "p95", "throughput", "goodput", "failures"):
+            figures = [getattr(one, metric) for one in found]
+            levels = sorted((one.confidence for one in figures), reverse=True)
+            assert all(level in (1 - 0.05 / 3, 1 - 0.05 / 2, 0.95) for level in levels)
+            assert levels[0] == pytest.approx(1 - 0.05 / 3)
+            assert {one.among for one in figures} == {3}
+            for one in figures:
+                nothing = 0.0 if metric == "failures" else 1.0
+                excluded = not one.low <= nothing <= one.high
+                if metric == "failures":
+                    excluded = excluded and abs(one.value) >= 0.01
+                assert one.shown == excluded == (one.p_value < 0.05 and (metric != "failures" or excluded))
+                shown += one.shown
+                hidden += not one.shown
+        for one in found:
+            sentence = verdict(one).sentence
+            bounds = re.search(r"× \[([\d.]+), ([\d.]+)\]", sentence)
+            if bounds and one.p95.needed is None and one.failures.shown is False:
+                includes = float(bounds[1]) <= 1 <= float(bounds[2])
+                assert includes == ("no difference" in sentence)
+    assert min(shown, hidden) > 10
+
+
+def test_level_of_an_interval_follows_the_step_at_which_it_was_decided() -> None:
+    def at(p_value: float) -> Ratio:
+        half = stats.t.ppf(0.975, 4) / stats.t.isf(p_value / 2, 4) * math.log(1.5)
+        return Ratio(
+            1.5, math.exp(math.log(1.5) - half), math.exp(math.log(1.5) + half), p_value, freedom=4.0
+        )
+
+    base = compare(sampled("a", [100] * 5), sampled("bb", [100] * 5), paired=True)
+    ratios = [at(p_value) for p_value in (0.03, 0.001, 0.04)]
+    found = [one.p50 for one in holm([dataclasses.replace(base, p50=ratio) for ratio in ratios])]
+    assert [one.confidence for one in found] == pytest.approx([0.975, 1 - 0.05 / 3, 0.975])
+    assert [one.shown for one in found] == [False, True, False]
+    assert [one.p_value for one in found] == pytest.approx([0.06, 0.003, 0.06])
+    assert found[0].low < 1 < found[0].high
+    assert found[1].low > 1
+    # At 95 % again: the interval of the comparison alone.
+    assert found[0].interval() == pytest.approx((ratios[0].low, ratios[0].high))
+    assert "(98.3 %, one of three)" in verdict(dataclasses.replace(base, p95=found[1])).sentence

@@ -207,6 +207,7 @@ def test_summary_carries_comparisons_verdicts_and_objectives() -> None:
                 loop(start + k * 120, model=float(m), strategy=strategy, trial=index)
                 for k, m in enumerate(models)
             ]
+    records.append(loop(0, calls=[(0, 1)], trial=None))  # without any call nothing would be compared
     made = summarise(run(trials, slo="p95<200ms,errors<1%"), records)
     (comparison,) = made.comparisons
     assert (comparison.strategy, comparison.baseline, comparison.blocks) == ("gathered", "sequential", 3)

@@ -1,0 +1,142 @@
+"""Open loads that are served, and that are not, from queues whose truth is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+
+import numpy as np
+import pytest
+
+from profiler.records import LoopRecord
+from profiler.rundir import Load
+from profiler.statistics.backlog import growing_backlog
+from profiler.statistics.summary import summarise
+from profiler.statistics.table import tabulate
+from profiler.statistics.windows import measure
+from tests.unit.statistics_data import MS, loop, run, trial
+
+RATE, DRAIN = 6.0, 30.0
+
+
+def queue(due: np.ndarray, service: np.ndarray, servers: int) -> tuple[np.ndarray, np.ndarray]:
+    """When each loop starts and ends, first come, first served."""
+    free = [0.0] * servers
+    starts, ends = np.empty(due.size), np.empty(due.size)
+    for place, (at, takes) in enumerate(zip(due, service, strict=True)):
+        starts[place] = max(at, heapq.heappop(free))
+        ends[place] = starts[place] + takes
+        heapq.heappush(free, ends[place])
+    return starts, ends
+
+
+def experiment(
+    utilisation: float, seed: int, window: float = 10.0, blocks: int = 3, servers: int = 1, **load: object
+) -> tuple[object, list[LoopRecord]]:
+    """An open load of `RATE` for servers that are this busy; a loop has one round. 0: servers without end."""
+    rng = np.random.default_rng(seed)
+    trials, records = [], []
+    for block in range(blocks):
+        origin = block * 100_000.0
+        due = np.sort(rng.uniform(0, window, rng.poisson(RATE * window)))
+        if utilisation:
+            service = rng.exponential(utilisation * servers / RATE, due.size)
+            starts, ends = queue(due, service, servers)
+        else:  # all start at once, and take most of the window
+            starts, ends = due, due + 0.8 * window * rng.lognormal(0, 0.3, due.size)
+        cut = ends > window + DRAIN
+        started = starts < window + DRAIN
+        made = zip(due, np.minimum(ends, window + DRAIN), cut, started, strict=True)
+        for at, end, was_cut, ran in made:
+            if not ran:
+                continue
+            one = loop(
+                origin + at * 1e3,
+                (end - at) * 1e3,
+                trial=block,
+                status="cancelled" if was_cut else "ok",
+                intended=origin + at * 1e3,
+            )
+            if was_cut:
+                one = dataclasses.replace(
+                    one, rounds=(dataclasses.replace(one.rounds[0], status="cancelled"),)
+                )
+            records.append(one)
+        last = trial(block, "gathered", origin, origin + window * 1e3, block=block)
+        trials.append(
+            dataclasses.replace(
+                last,
+                drained_ns=int((origin + (window + DRAIN) * 1e3) * MS),
+                arrived=due.size,
+                interrupted=int(np.count_nonzero(cut & started)),
+                dropped=int(np.count_nonzero(~started)),
+            )
+        )
+    asked = Load("open", trials[0].users, arrivals="6/s", rate=RATE)
+    return dataclasses.replace(run(trials), load=asked, **load), records  # type: ignore[type-var]
+
+
+def backlog(*arguments: float, **options: float):
+    made, records = experiment(*arguments, **options)  # type: ignore[arg-type]
+    table = tabulate(records)
+    (group,) = measure(made, table)  # type: ignore[arg-type]
+    return growing_backlog(group, table)
+
+
+@pytest.mark.parametrize("servers", [1, 8])
+def test_load_of_ten_times_the_capacity_is_not_served(servers: int) -> None:
+    rates = []
+    for seed in range(20):
+        found = backlog(10.0, seed, servers=servers)
+        assert found is not None
+        assert found.rate == RATE
+        assert found.arrived == pytest.approx(RATE, rel=0.3)
+        assert found.growth == pytest.approx(54, rel=0.3)
+        rates.append(found.served)
+    assert np.median(rates) == pytest.approx(0.6, rel=0.25)
+
+
+@pytest.mark.parametrize(("window", "blocks"), [(30.0, 1), (10.0, 3), (5.0, 10)])
+def test_load_of_three_times_the_capacity_is_not_served(window: float, blocks: int) -> None:
+    found = [backlog(3.0, seed, window=window, blocks=blocks) for seed in range(10)]
+    assert sum(one is not None for one in found) >= 9
+    rates = [one.served for one in found if one is not None]
+    assert np.median(rates) == pytest.approx(2.0, rel=0.15)
+
+
+@pytest.mark.parametrize("servers", [1, 8])
+@pytest.mark.parametrize(("window", "blocks"), [(4.0, 3), (10.0, 3), (30.0, 1), (10.0, 10)])
+def test_busy_server_that_keeps_up_is_no_alarm(servers: int, window: float, blocks: int) -> None:
+    found = [backlog(0.8, seed, window=window, blocks=blocks, servers=servers) for seed in range(40)]
+    assert sum(one is not None for one in found) == 0
+
+
+def test_loops_that_are_only_longer_than_the_window_are_no_backlog_that_grows() -> None:
+    assert [backlog(0.0, seed) for seed in range(40)] == [None] * 40
+
+
+def test_closed_load_has_no_backlog() -> None:
+    made, records = experiment(10.0, 1)
+    closed = dataclasses.replace(made, load=Load("closed", 2))  # type: ignore[type-var]
+    table = tabulate(records)
+    (group,) = measure(closed, table)  # type: ignore[arg-type]
+    assert growing_backlog(group, table) is None
+
+
+def test_load_that_is_not_served_is_the_first_sentence() -> None:
+    made, records = experiment(10.0, 3)
+    records.append(loop(0, calls=[(0, 1)], trial=None))
+    summary = summarise(made, records)  # type: ignore[arg-type]
+    (said,) = summary.verdicts
+    found = summary.strategies[0].backlog
+    assert found is not None
+    assert said.kind == "not_served"
+    assert said.sentence == f"gathered cannot serve 6/s: at most {found.served:.2g}/s, the backlog grows."
+    capped = dataclasses.replace(made, arguments={"max_in_flight": 5})  # type: ignore[type-var]
+    assert (
+        summarise(capped, records)
+        .verdicts[0]
+        .sentence.startswith(  # type: ignore[arg-type]
+            "gathered cannot serve 6/s with --max-in-flight 5: at most "
+        )
+    )
