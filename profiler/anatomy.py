@@ -29,8 +29,12 @@ Interval = tuple[int, int]
 class ToolPhase:
     """The tool phase of one round with calls, in nanoseconds.
 
-    `work` is the sum of the durations, `critical_path` the longest; speed-up is work / wall,
-    efficiency critical_path / wall. `straggler_ratio` is longest / median duration.
+    `wall` runs from the first start to the last end, of the phase and of its calls: a call that begins
+    beside the model, or outlives the round, is inside all the same. `work` is the sum of the durations,
+    `critical_path` the longest. So efficiency, critical_path / wall, is at most 1, and speed-up, work /
+    wall, at most the number of calls. `peak_concurrency` counts the tries that ran at once: a call that
+    waits between two of its tries, or for its limiter, is not running. `straggler_ratio` is longest /
+    median duration.
     """
 
     wall_ns: int
@@ -107,11 +111,11 @@ def tool_phase(round_: RoundRecord) -> ToolPhase | None:
     # Every round comes through here, and statistics.median would take several times as long.
     median = durations[middle] if len(durations) % 2 else (durations[middle - 1] + durations[middle]) / 2
     return ToolPhase(
-        # Eager calls start before the tool phase proper; the wall runs from the first of them.
-        wall_ns=round_.tools_ended_ns - min(round_.tools_started_ns, min(ran)[0]),
+        wall_ns=max(round_.tools_ended_ns, *(ended for _, ended in ran))
+        - min(round_.tools_started_ns, min(ran)[0]),
         work_ns=sum(durations),
         critical_path_ns=durations[-1],
-        peak_concurrency=peak(ran),
+        peak_concurrency=peak(_tries(round_.tool_calls)),
         straggler_ratio=durations[-1] / median if median else 1.0,
     )
 
@@ -122,9 +126,10 @@ class Eagerness:
 
     `overlapped_ns`: how long any call ran while the model streamed. `wall_ns`: from the start of the
     model request to the end of the last call. `bound_ns`: the same, had every call started as soon as
-    its arguments were complete: max(D, max(eᵢ + dᵢ)) for a reply that takes D, arguments complete
-    after eᵢ and calls that take dᵢ. `gathered_ns`: the same, had all calls started when the reply was
-    complete: D + max dᵢ.
+    it could: max(D, max(eᵢ + dᵢ)) for a reply that takes D and calls that take dᵢ and could start after
+    eᵢ, when their arguments were complete. The arguments are complete when the reply is, and those of a
+    call that ran were when it started, whatever was noted: so bound ≤ wall, and bound ≤ gathered.
+    `gathered_ns`: the same, had all calls started when the reply was complete: D + max dᵢ.
     """
 
     overlapped_ns: int
@@ -138,11 +143,10 @@ def eagerness(round_: RoundRecord) -> Eagerness | None:
     model, ran = round_.model, runs(round_.tool_calls)
     if not ran or not model.streamed:
         return None
-    # A call that was begun later without being asked for (a retry of somebody's) was complete by then too.
     durations = [
-        (min(c.ready_ns, model.ended_ns), c.duration_ns)
-        for c in round_.tool_calls
-        if c.duration_ns is not None
+        (min(call.ready_ns, call.started_ns, model.ended_ns), call.ended_ns - call.started_ns)
+        for call in round_.tool_calls
+        if call.started_ns is not None
     ]
     start = model.started_ns
     return Eagerness(
@@ -251,6 +255,18 @@ def _phases_of_overlapping_rounds(loop: LoopRecord) -> dict[str, int]:
 def runs(calls: Iterable[ToolCall]) -> list[Interval]:
     """The interval in which each call ran, for calls that started."""
     return [(call.started_ns, call.ended_ns) for call in calls if call.started_ns is not None]
+
+
+def _tries(calls: Iterable[ToolCall]) -> list[Interval]:
+    """The intervals in which tries of calls ran; of a call without any of its own, the call's."""
+    return [
+        interval
+        for call in calls
+        if call.started_ns is not None
+        for interval in (
+            [(one.started_ns, one.ended_ns) for one in call.attempts] or [(call.started_ns, call.ended_ns)]
+        )
+    ]
 
 
 def waits(calls: Iterable[ToolCall]) -> list[Interval]:

@@ -53,19 +53,28 @@ def add(commands: Commands) -> None:
     output.add_argument(
         "--format", choices=("text", "github"), default="text", help="of two runs: github for annotations"
     )
+    output.add_argument(
+        "--allow-different",
+        action="store_true",
+        help="of two runs: compare them although their scenario or kind of load differs",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
     if arguments.runs:
         return _recorded(arguments)
-    if arguments.fail_on is not None or arguments.format != "text":
-        raise UsageError("--fail-on and --format are for two recorded runs: profiler compare RUN_A RUN_B")
+    if arguments.fail_on is not None or arguments.format != "text" or arguments.allow_different:
+        raise UsageError(
+            "--fail-on, --format and --allow-different are for two recorded runs: "
+            "profiler compare RUN_A RUN_B"
+        )
     from profiler.load.experiment import Experiment, run_experiment
     from profiler.report.advice import next_steps
     from profiler.report.html import gather, write_report
     from profiler.report.live import LiveView
     from profiler.report.terminal import render_comparison, use_color
     from profiler.rundir import RunDirectory
+    from profiler.statistics.caveats import every_loop_failed
 
     options, size = asked_load(arguments), Size.from_namespace(arguments)
     if not agreed(arguments, options, size, size.seconds):
@@ -91,14 +100,16 @@ def main(arguments: argparse.Namespace) -> int:
             print(f"spent: {options.budget(run.model).describe(run.spent)}")
         for step in next_steps(summary, run, material.counterfactuals)[:1]:
             print(f"next: {step.words}" + (f"\n  {step.command}" if step.command else ""))
-    return _exit_code(run, summary.warnings, arguments.allow_saturated)
+    nothing = all(every_loop_failed(strategy) for strategy in summary.strategies)
+    return _exit_code(run, summary.warnings, arguments.allow_saturated, nothing)
 
 
-def _exit_code(run: Run, warnings: Sequence[Caveat], allow_saturated: bool) -> int:
+def _exit_code(run: Run, warnings: Sequence[Caveat], allow_saturated: bool, nothing: bool) -> int:
+    """`nothing`: not one loop of any strategy was good."""
     kinds = {incident.kind for incident in run.incidents}
     if "interrupted" in kinds:
         return 130
-    if kinds & {"aborted", "limited"}:
+    if nothing or kinds & {"aborted", "limited"}:
         return 1
     return 1 if any(caveat.invalid for caveat in warnings) and not allow_saturated else 0
 
@@ -116,7 +127,7 @@ def _recorded(arguments: argparse.Namespace) -> int:
         raise UsageError(f"compare takes two run directories, or none: {len(arguments.runs)} given")
     gates = () if arguments.fail_on is None else parse_gates(arguments.fail_on)
     before, after = (RunDirectory.open(path) for path in arguments.runs)
-    found = compare_directories(before, after, gates, arguments.slo)
+    found = compare_directories(before, after, gates, arguments.slo, arguments.allow_different)
     if arguments.json:
         sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
     else:

@@ -21,6 +21,11 @@ from profiler.statistics.summary import Summary
 from profiler.statistics.verdicts import Regression
 
 _NAME_WIDTH = 18
+SURVIVORS = (
+    "times, speed-up and efficiency are of the loops that came to an answer: where loops fail, the strategy "
+    "that fails most may look fastest; good/s tells"
+)
+"""Beside figures that leave out loops that failed, or count calls that failed at once as fast ones."""
 _NAMED_SHARE = 0.01
 """Phases with a smaller share of a loop are not named."""
 
@@ -52,6 +57,8 @@ def _comparison(summary: Summary, run: Run) -> Iterator[RenderableType]:
     for level in summary.levels:
         yield Text(counted(level.users, "agent"))
         yield _table(level.strategies)
+    if any(one.failure_rate.value for one in summary.strategies):
+        yield Text(SURVIVORS)
     for strategy in summary.strategies:
         said = (_where(strategy) if strategy.phases else None, moving_limit(strategy), overlap(strategy))
         for line in filter(None, said):
@@ -187,8 +194,11 @@ def _table(strategies: Sequence[StrategySummary]) -> Table:
         table.add_row(
             Text(clean(strategy.strategy, 4 * _NAME_WIDTH)),
             number(rate),
-            duration(strategy.loop_seconds.p50.value),
-            duration(strategy.loop_seconds.p95.value),
+            *(
+                # With a backlog that grows these say how long the window was.
+                duration(None if strategy.backlog else strategy.loop_seconds[quantile].value)
+                for quantile in ("p50", "p95")
+            ),
             duration(strategy.tool_phase_seconds.p50.value),
             "–" if strategy.speed_up.value is None else f"{number(strategy.speed_up.value)}×",
             percent(strategy.efficiency.value),

@@ -10,8 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from profiler.rundir import IncidentKind, Run
 from profiler.statistics.figures import AgentCalls, StrategySummary
+from profiler.statistics.table import Table
 from profiler.strategies import StrategySpec
 
 CaveatKind = Literal[
@@ -35,6 +38,8 @@ CaveatKind = Literal[
     "thin_blocks",
     "nothing_completed",
     "two_runs",
+    "different_conditions",
+    "different_work",
 ]
 
 LOOP_LAG_LIMIT = 0.050
@@ -101,6 +106,23 @@ def caveats(run: Run, strategies: Sequence[StrategySummary]) -> tuple[Caveat, ..
     found = [*_strategies(run, strategies), *_client(run, strategies), *_incidents(run)]
     found += [*_load(run), *_figures(strategies)]
     return tuple(sorted(found, key=lambda caveat: not caveat.invalid))
+
+
+def every_loop_failed(strategy: StrategySummary) -> bool:
+    """Whether loops ran and not one was good."""
+    return 0 < strategy.totals.loops == strategy.totals.failed
+
+
+def error_causes(strategy: StrategySummary) -> str:
+    """`invalid_json (get_weather) 40, http_429 3`: what failed most often, of tools and of loops."""
+    of_tools = [
+        (count, f"{kind} ({tool})")
+        for tool, found in strategy.tools.items()
+        for kind, count in found.error_types.items()
+    ]
+    of_loops = [(count, kind) for kind, count in strategy.error_types.items() if kind != "incomplete"]
+    most = sorted((*of_tools, *of_loops), reverse=True)[:3]
+    return ", ".join(f"{what} {count}" for count, what in most)
 
 
 def busiest(run: Run, client: str) -> dict[str, float]:
@@ -286,9 +308,18 @@ def _figures(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
                 f"{name}: {loops.interrupted} loops were cut off after the drain and count as failed",
                 "drain longer (--drain)",
             )
-        totals = strategy.totals
-        if strategy.blocks and totals.loops and totals.failed - totals.incomplete == totals.loops:
-            yield Caveat("nothing_completed", f"{name}: no loop completed", "look at the error types")
+        if strategy.blocks and every_loop_failed(strategy):
+            totals, causes = strategy.totals, error_causes(strategy)
+            what = (
+                "no loop completed"
+                if totals.incomplete < totals.failed
+                else "no loop had all its calls answered"
+            )
+            yield Caveat(
+                "nothing_completed",
+                f"{name}: {what}{': ' if causes else ''}{causes}",
+                "look at the error types",
+            )
         median = strategy.loop_seconds.p50.value
         window = strategy.window_seconds / strategy.blocks if strategy.blocks else 0.0
         if median is not None and window < LOOPS_PER_WINDOW * median:
@@ -320,3 +351,51 @@ TWO_RUNS = Caveat(
     "compare both in one run, block by block, where it matters",
 )
 """The caveat of every comparison of two runs."""
+
+WORK_SHARE = 0.10
+"""Calls per loop that differ by a larger share are other work."""
+
+_MATTER = (
+    *("agent", "base_url", "tools_url", "stream", "max_rounds", "tool_choice", "parallel_tool_calls"),
+    *("model_limit", "max_in_flight", "share_limit"),
+)
+"""Arguments that change what is measured; one run against another says where they differ."""
+
+
+def different_conditions(before: Run, after: Run, tables: tuple[Table, Table]) -> Iterator[Caveat]:
+    """What differs between two runs and may be the reason of a difference, or the very thing compared."""
+    pairs = [
+        ("provider", before.provider, after.provider),
+        ("model", before.model, after.model),
+        *((name, before.arguments.get(name), after.arguments.get(name)) for name in _MATTER),
+        ("workers", before.workers, after.workers),
+        ("processor", before.machine.cpu, after.machine.cpu),
+        ("cores", before.machine.cores, after.machine.cores),
+    ]
+    # What a run of an earlier version did not note is not known to differ.
+    found = [
+        f"{name.replace('_', ' ')} ({now or 'none'} against {then or 'none'})"
+        for name, then, now in pairs
+        if then != now
+        and not (name in _MATTER and not (name in before.arguments and name in after.arguments))
+    ]
+    if found:
+        yield Caveat(
+            "different_conditions",
+            f"the runs differ in {', '.join(found)}",
+            "a difference may come from that, if that is not what is compared",
+        )
+    work = []
+    tools = [set(table.tools) for table in tables]
+    calls = [table.call_loop.size / max(1, int(np.count_nonzero(table.nested == 0))) for table in tables]
+    if tools[0] != tools[1]:
+        names = ", ".join(sorted(tools[0] ^ tools[1])[:4])
+        work.append(f"tools that only one of them called ({names})")
+    if abs(calls[1] - calls[0]) > WORK_SHARE * max(calls):
+        work.append(f"{calls[1]:.2f} calls a loop against {calls[0]:.2f}")
+    if work:
+        yield Caveat(
+            "different_work",
+            f"the loops of the two runs did different work: {' and '.join(work)}",
+            "a loop that does less is faster; compare runs of the same work",
+        )

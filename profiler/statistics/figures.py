@@ -229,7 +229,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         mean_loop_seconds=mean,
         phases=phases,
         speed_up=ratio(table.work, table.wall),
-        efficiency=ratio(table.critical, table.wall),
+        efficiency=_efficiency(ratio(table.wall - table.critical, table.critical)),
         error_types=_count(table.error[due], table.errors),
         tokens=_tokens(table, due),
         warm_up_loops=group.warm_up.skip,
@@ -309,6 +309,14 @@ def _ratio_of_sums(above: Sequence[float], below: Sequence[float]) -> Estimate:
         return Estimate(None)
     value = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
     return block_interval(value, [a / b for a, b in pairs])
+
+
+def _efficiency(lost: Estimate) -> Estimate:
+    """critical path / wall from (wall - critical path) / critical path, which cannot be negative.
+
+    So its interval ends at 1 at most, which that of a ratio would not.
+    """
+    return Estimate(*(None if one is None else 1 / (1 + one) for one in (lost.value, lost.high, lost.low)))
 
 
 def _tools(table: Table, blocks: Sequence[Block]) -> dict[str, ToolFigures]:

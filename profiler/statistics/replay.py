@@ -8,6 +8,10 @@ causes, so estimates against a server at its quota are too good.
 
 An estimate is the measured quantile times (replay with the change / replay without it), so that the
 errors of the replay itself cancel; `replay_error` says how large they were.
+
+Loops of an open load that waited for a place (`--max-in-flight`) would have started sooner, had those
+before them been faster; here they start when they were recorded to. So where arrivals waited nothing is
+estimated.
 """
 
 from __future__ import annotations
@@ -31,6 +35,11 @@ CALLS_PER_TRIAL = 10_000
 
 REPLAY_TOLERANCE = 0.10
 """Where the replay without a change misses the measured median by a larger share, nothing is estimated."""
+
+WAIT_SHARE = 0.05
+"""A loop waited for a place when it started later than due by more than this share of the median latency."""
+WAITED_SHARE = 0.01
+"""Nothing is estimated where more than this share of the loops waited for a place."""
 
 ChangeKind = Literal["tool", "first_token", "limiter"]
 
@@ -117,13 +126,15 @@ def counterfactuals(
 
     `tools` names the tools to try. Records are streamed with one trial in memory at a time (trials do
     not overlap, so that records of one trial are neighbours), of each its first `CALLS_PER_TRIAL` calls.
-    Left out are strategies that this version cannot replay, or whose replay is off by more than
-    `REPLAY_TOLERANCE`, and changes without effect (no first token was observed, there is no limiter).
+    Left out are strategies that this version cannot replay, whose replay is off by more than
+    `REPLAY_TOLERANCE` or whose arrivals `waited_for_a_place`, and changes without effect (no first token
+    was observed, there is no limiter).
     """
     trials = {trial.index: trial for trial in run.trials}
     changes = [*(Change("tool", tool) for tool in tools), Change("first_token"), Change("limiter")]
     # Per strategy and load, the wall times as measured, replayed, and replayed under each change.
     walls: dict[tuple[str, int], list[list[int]]] = {}
+    waits: dict[tuple[str, int], list[int]] = {}
     for index, group in groupby(records, key=lambda record: record.trial):
         trial = None if index is None else trials.get(index)
         if trial is None or not run.strategy(trial.strategy).replayable:
@@ -132,13 +143,17 @@ def counterfactuals(
         chains = _chains(trial, group, open_load=run.load.model == "open")
         measured = [loop.wall for chain in chains for loop in chain.loops if loop.counts]
         replayed = (_replay(chains, spec, change) for change in (None, *changes))
-        series = walls.setdefault((trial.strategy, trial.users), [[] for _ in range(2 + len(changes))])
+        key = (trial.strategy, trial.users)
+        waits.setdefault(key, []).extend(
+            loop.start - loop.due for chain in chains for loop in chain.loops if loop.counts
+        )
+        series = walls.setdefault(key, [[] for _ in range(2 + len(changes))])
         for total, part in zip(series, (measured, *replayed), strict=True):
             total.extend(part)
     made = []
     for (strategy, users), series in walls.items():
         found, same, *changed = (np.sort(np.array(each, dtype=np.int64)) for each in series)
-        if not found.size:
+        if not found.size or waited_for_a_place(np.array(waits[strategy, users]), found):
             continue
         error = abs(float(np.quantile(same, 0.5)) / max(1.0, float(np.quantile(found, 0.5))) - 1)
         if error > REPLAY_TOLERANCE:
@@ -148,6 +163,13 @@ def counterfactuals(
                 p50, p95 = (_estimate(found, same, under_it, p) for p in (0.5, 0.95))
                 made.append(Counterfactual(strategy, users, change, p50, p95, found.size, error))
     return tuple(made)
+
+
+def waited_for_a_place(waits: Ints, latencies: Ints) -> bool:
+    """Whether arrivals of an open load waited before they started: nanoseconds per loop, in any order."""
+    if not latencies.size:
+        return False
+    return float(np.mean(waits > WAIT_SHARE * float(np.median(latencies)))) > WAITED_SHARE
 
 
 def _estimate(measured: Ints, same: Ints, changed: Ints, p: float) -> Estimated:

@@ -17,14 +17,14 @@ from profiler.records import LoopRecord
 from profiler.rundir import Load, Run, RunDirectory
 from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_strategies
-from profiler.statistics.figures import StrategySummary, figures
+from profiler.statistics.figures import StrategySummary, figures, good_loops
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE, Estimate, Floats
 from profiler.statistics.table import Table, tabulate
 from profiler.statistics.verdicts import Verdict, verdicts
-from profiler.statistics.windows import Measured, WarmUp, by_load, completed, measure
+from profiler.statistics.windows import Measured, WarmUp, by_load, measure
 
-# Throughput against load: Gunther's Universal Scalability Law.
+# Goodput against load (loops that fail at once are no throughput): Gunther's Universal Scalability Law.
 #
 #     X(N) = λN / (1 + σ(N - 1) + κN(N - 1)),    σ, κ ≥ 0,    peak at N* = √((1 - σ) / κ)
 #
@@ -207,17 +207,19 @@ def summarise_table(run: Run, table: Table) -> Summary:
         verdicts=top.verdicts,
         objective=run.slo,
         levels=every if len(every) > 1 else (),
-        scalability=_scalability(measured, table),
+        scalability=_scalability(measured, table, objective),
     )
 
 
-def _scalability(measured: list[Measured], table: Table) -> dict[str, Scalability]:
-    """The scalability law of each strategy that ran under enough loads, from its blocks' throughput."""
+def _scalability(
+    measured: list[Measured], table: Table, objective: Objective | None
+) -> dict[str, Scalability]:
+    """The scalability law of each strategy that ran under enough loads, from its blocks' goodput."""
     laws = {}
     for strategy in dict.fromkeys(group.strategy for group in measured):
         groups = [group for group in measured if group.strategy == strategy and group.blocks]
         rates = [
-            [completed(table, block.ended).size / block.seconds for block in group.blocks if block.seconds]
+            [good_loops(table, block, objective) / block.seconds for block in group.blocks if block.seconds]
             for group in groups
         ]
         law = fit([group.users for group in groups], rates)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from profiler.errors import UsageError
-from profiler.rundir import RUN, RunDirectory
+from profiler.rundir import RUN, Run, RunDirectory
 from profiler.statistics.backlog import Backlog
-from profiler.statistics.caveats import TWO_RUNS, Caveat, caveats
+from profiler.statistics.caveats import TWO_RUNS, Caveat, caveats, different_conditions
 from profiler.statistics.comparison import RELEVANT_FAILURES, Comparison, Difference, Ratio, compare_runs
 from profiler.statistics.figures import StrategySummary, figures
 from profiler.statistics.objectives import RegressionGate, parse_objective
@@ -329,13 +329,21 @@ def compare_directories(
     candidate: RunDirectory,
     gates: Sequence[RegressionGate] = (),
     slo: str | None = None,
+    allow_different: bool = False,
 ) -> Regression:
     """Compare two run directories. `slo` (by default the candidate's) says what counts as good.
 
     Raises `RecordError` for a file that cannot be read, `UsageError` when no strategy ran in both under
-    the same load, or the objective cannot be parsed.
+    the same load, the objective cannot be parsed, or the runs did different work (`unlike`), unless that
+    is allowed; every sentence says then what differs.
     """
     before, after = baseline.load(), candidate.load()
+    apart = unlike(before, after)
+    if apart and not allow_different:
+        raise UsageError(
+            f"not compared: {candidate.path.name} against {baseline.path.name} has {', '.join(apart)}, so a "
+            "difference says nothing about the system; make both with the same, or pass --allow-different"
+        )
     spec, source = (slo, "--slo") if slo else (after.slo, f"{candidate.path / RUN}: key slo")
     objective = None if spec is None else parse_objective(spec, source)
     tables = (tabulate(baseline.records()), tabulate(candidate.records()))
@@ -352,21 +360,46 @@ def compare_directories(
     )
     pairs = [(a, b) for b in new for a in old if (a.strategy, a.users) == (b.strategy, b.users)]
     several_loads = len({b.users for _, b in pairs}) > 1
-    comparisons, verdicts = [], []
-    for comparison, (a, b) in zip(found, pairs, strict=True):
-        name = f"{comparison.strategy} ({b.users} agents)" if several_loads else comparison.strategy
-        named = replace(
-            comparison,
-            strategy=f"{name} in {candidate.path.name}",
-            baseline=f"{name} in {baseline.path.name}",
+    comparisons: list[Comparison] = []
+    unserved: list[Verdict] = []
+    said: list[Verdict] = []
+    for comparison, pair in zip(found, pairs, strict=True):
+        users = pair[1].users
+        name = f"{comparison.strategy} ({users} agents)" if several_loads else comparison.strategy
+        a, b = (
+            replace(one, strategy=f"{name} in {directory.path.name}")
+            for one, directory in zip(pair, (baseline, candidate), strict=True)
         )
-        comparisons.append(named)
-        verdicts.append(verdict(named, b, a))
-    outcomes = tuple(decide(gates, comparisons))
-    warnings = (*caveats(after, new), *caveats(before, old), TWO_RUNS)
-    warnings = tuple(sorted(warnings, key=lambda caveat: not caveat.invalid))
+        comparisons.append(replace(comparison, strategy=b.strategy, baseline=a.strategy))
+        for one, made in ((b, after), (a, before)):
+            if one.backlog is not None:
+                unserved.append(_not_served(one, one.backlog, made.arguments.get("max_in_flight")))
+        said.append(verdict(comparisons[-1], b, a))
+    outcomes: Sequence[Outcome] = decide(gates, comparisons)
+    if apart:
+        lead = f"with {', '.join(apart)}: "
+        said = [replace(one, sentence=lead + one.sentence) for one in said]
+        outcomes = [replace(one, sentence=lead + one.sentence) for one in outcomes]
+    warnings = (*different_conditions(before, after, tables), *caveats(after, new), *caveats(before, old))
+    warnings = tuple(sorted((*warnings, TWO_RUNS), key=lambda caveat: not caveat.invalid))
     invalid = any(caveat.invalid for caveat in warnings)
-    return Regression(tuple(comparisons), tuple(verdicts), outcomes, _holds(outcomes, invalid), warnings)
+    return Regression(
+        tuple(comparisons), (*unserved, *said), tuple(outcomes), _holds(outcomes, invalid), warnings
+    )
+
+
+def unlike(before: Run, after: Run) -> list[str]:
+    """What makes two runs no comparison at all: other work, or a load of another kind; in words.
+
+    Their strategies and numbers of agents are looked at one by one: those in both are compared.
+    """
+    pairs = [
+        ("scenario", before.scenario, after.scenario),
+        ("load", before.load.model, after.load.model),
+        ("arrivals", before.load.arrivals, after.load.arrivals),
+        ("think time", f"{before.load.think_seconds:g} s", f"{after.load.think_seconds:g} s"),
+    ]
+    return [f"another {name} ({now} against {then})" for name, then, now in pairs if then != now]
 
 
 def _holds(outcomes: Sequence[Outcome], invalid: bool) -> bool | None:

@@ -75,7 +75,7 @@ def test_compare_takes_runs_in_pairs_and_gates_for_runs(
     said = capsys.readouterr()
     assert said.out == ""
     assert "compare takes two run directories, or none: 1 given" in said.err
-    assert "--fail-on and --format are for two recorded runs" in said.err
+    assert "--fail-on, --format and --allow-different are for two recorded runs" in said.err
 
 
 SATURATED = (ClientHealth("worker 0 (pid 1)", 0, loop_lag_p99=0.2),)

@@ -180,7 +180,7 @@ def test_ladder_has_every_load(tmp_path: Path) -> None:
     ]
     (line,) = over_levels(gather(directory(tmp_path, trials, records)).summary)
     assert [point["users"] for point in line["points"]] == [1, 2, 4]
-    assert [point["throughput"][0] for point in line["points"]] == [2.0, 4.0, 6.0]
+    assert [point["goodput"][0] for point in line["points"]] == [2.0, 4.0, 6.0]
     assert line["law"] == []  # four loads are the fewest for a fit
 
 

@@ -141,7 +141,7 @@ def test_blocks_that_are_thin_and_nothing_completed_are_said() -> None:
     caveats = {c.kind: c for c in summarise(run(trials), records).warnings}
     assert caveats.keys() == {"nothing_completed", "thin_blocks"}
     assert "(gathered 1 in 1)" in caveats["thin_blocks"].detail
-    assert caveats["nothing_completed"].detail == "sequential: no loop completed"
+    assert caveats["nothing_completed"].detail == "sequential: no loop completed: http_429 1"
 
 
 def test_incident_that_happened_once_has_no_count_and_none_to_tell_no_colon() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from profiler import records
 from profiler import records as codec
 from profiler.errors import UsageError
 from profiler.report.terminal import render_regression
-from profiler.rundir import ClientHealth, RunDirectory
+from profiler.rundir import ClientHealth, Load, RunDirectory
 from profiler.statistics.objectives import parse_gates
 from profiler.statistics.verdicts import compare_directories
 from tests.unit.statistics_data import loop, made, run, trial, trials
@@ -79,12 +81,19 @@ def test_invalid_run_decides_nothing_and_says_so_first(tmp_path: Path) -> None:
 
 
 def fixed(
-    parent: Path, loops: int = 30, failing: int = 0, model: float = 100.0, **changes: object
+    parent: Path,
+    loops: int = 30,
+    failing: int = 0,
+    model: float = 100.0,
+    calls: Sequence[tuple[float, float]] = (),
+    **changes: object,
 ) -> RunDirectory:
     """Three blocks of 6 s with loops of one length."""
     trials = [trial(b, "gathered", b * 10_000, b * 10_000 + 6000, block=b) for b in range(3)]
     lines = [
-        records.encode(loop(b * 10_000 + k * 200, model, trial=b, status="error" if k < failing else "ok"))
+        records.encode(
+            loop(b * 10_000 + k * 200, model, calls, trial=b, status="error" if k < failing else "ok")
+        )
         for b in range(3)
         for k in range(loops)
     ]
@@ -168,3 +177,62 @@ def test_ladder_s_levels_are_named_by_their_agents(tmp_path: Path):
     assert names == [f"gathered ({users} agents) in {after.path.name}" for users in (2, 4)]
     alone = compare_directories(before, recorded((4,))).comparisons
     assert [one.strategy.partition(" in ")[0] for one in alone] == ["gathered"]
+
+
+def test_runs_of_different_work_are_not_compared_unless_asked(tmp_path: Path) -> None:
+    before, after = recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2, scenario="crowded")
+    refused = (
+        f"not compared: {after.path.name} against {before.path.name} has another scenario (crowded against "
+        "cities), so a difference says nothing about the system; make both with the same, or pass "
+        "--allow-different"
+    )
+    with pytest.raises(UsageError, match=re.escape(refused)):
+        compare_directories(before, after, GATES)
+    found = compare_directories(before, after, GATES, allow_different=True)
+    lead = "with another scenario (crowded against cities): gathered in "
+    assert all(one.sentence.startswith(lead) for one in (*found.verdicts, *found.outcomes))
+
+
+@pytest.mark.parametrize(
+    ("load", "said"),
+    [
+        (
+            Load("open", 2, arrivals="5/s", rate=5.0),
+            "another load (open against closed), another arrivals (5/s",
+        ),
+        (Load("closed", 2, think_seconds=1.0), "another think time (1 s against 0 s)"),
+    ],
+)
+def test_runs_under_other_kinds_of_load_are_not_compared(tmp_path: Path, load: Load, said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 2, load=load))
+
+
+def test_what_else_differs_between_two_runs_is_a_note(tmp_path: Path) -> None:
+    before = recorded(tmp_path, 1.0, 1, arguments={"stream": False, "agent": None})
+    after = recorded(tmp_path, 1.0, 2, model="other", arguments={"stream": True, "agent": None, "x": 1})
+    found = compare_directories(before, after)
+    assert [caveat.kind for caveat in found.warnings] == ["different_conditions", "two_runs"]
+    assert found.warnings[0].detail == (
+        "the runs differ in model (other against m), stream (True against none)"
+    )
+
+
+def test_loops_that_do_other_work_are_a_note(tmp_path: Path) -> None:
+    found = compare_directories(fixed(tmp_path), fixed(tmp_path, calls=((0, 1), (0, 1))))
+    (note, _) = found.warnings
+    assert note.kind == "different_work"
+    assert note.detail == (
+        "the loops of the two runs did different work: tools that only one of them called (get_weather) "
+        "and 2.00 calls a loop against 0.00"
+    )
+
+
+def test_drift_between_two_runs_is_in_the_sentence(tmp_path: Path) -> None:
+    found = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2), GATES)
+    assert found.verdicts[0].kind == "slower"
+    assert found.verdicts[0].sentence.endswith(" at p95, unless the system drifted between the two runs.")
+    assert found.outcomes[0].sentence.endswith("], unless the system drifted between the two runs.")
+    alike = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.0, 2))
+    assert alike.verdicts[0].kind == "no_difference"
+    assert alike.verdicts[0].sentence.endswith("; a drift of the system between the two runs may hide one.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import deque
 from collections.abc import Generator
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
-from profiler.rundir import Run, Trial
-from profiler.statistics.replay import Change, Counterfactual, counterfactuals
+from profiler.rundir import Load, Run, Trial
+from profiler.statistics.replay import Change, Counterfactual, counterfactuals, waited_for_a_place
 from tests.unit.statistics_data import MS, run
 
 TOOLS = ("search", "fetch")
@@ -265,3 +266,26 @@ def test_loops_outside_the_window_and_unknown_strategies_do_not_count() -> None:
         index=0, block=0, strategy="gathered", users=8, started_ns=half, ended_ns=10**15, drained_ns=10**15
     )
     assert {one.loops for one in counterfactuals(run([window]), records, TOOLS)} == {5}
+
+
+def test_no_estimates_where_arrivals_waited_for_a_place() -> None:
+    """An open load under a cap: every fourth loop starts 50 ms later than it was due."""
+    load = dataclasses.replace(one_trial("gathered"), load=Load("open", 8, arrivals="5/s", rate=5.0))
+
+    def due(record: LoopRecord, number: int, wait: float) -> LoopRecord:
+        late = int(wait * 1e6) if number % 4 == 0 else 0
+        return dataclasses.replace(record, intended_ns=record.started_ns - late, agent=f"a{number}")
+
+    records = simulate(works(agents=8, loops=20, seed=3), "gathered")
+    for wait, estimated in ((0.0, True), (0.5, True), (200.0, False)):
+        made = [due(record, number, wait) for number, record in enumerate(records)]
+        assert bool(counterfactuals(load, made, TOOLS)) is estimated
+
+
+def test_waits_are_judged_against_the_median_latency() -> None:
+    latencies = np.full(1000, 1_000_000_000)
+    few, some = (np.where(np.arange(1000) < count, 60_000_000, 0) for count in (10, 11))
+    assert not waited_for_a_place(few, latencies)
+    assert waited_for_a_place(some, latencies)
+    assert not waited_for_a_place(some * 5 // 6, latencies)  # 50 ms: 5 % of the median
+    assert not waited_for_a_place(latencies[:0], latencies[:0])

@@ -85,7 +85,8 @@ def render(material: Material) -> str:
         (
             "distributions",
             "Distributions",
-            "The share that took at most this long, on a logarithmic axis. Further left is faster.",
+            "The share that took at most this long, on a logarithmic axis. Further left is faster. "
+            "Loops that came to no answer are in none of them.",
             comparison.distributions(data["distributions"], shown),
         ),
         (

@@ -141,7 +141,6 @@ def over_levels(summary: Summary) -> list[dict[str, Any]]:
             points.setdefault(one.strategy, []).append(
                 {
                     "users": level.users,
-                    "throughput": astuple(one.throughput),
                     "goodput": astuple(one.goodput),
                     "p95": astuple(one.loop_seconds.p95),
                 }

@@ -23,7 +23,7 @@ from profiler.report.html.markup import (
     swatch,
     text,
 )
-from profiler.report.terminal import objective_outcome, overlap
+from profiler.report.terminal import SURVIVORS, objective_outcome, overlap
 from profiler.report.text import duration, number, percent
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.quantiles import Estimate
@@ -100,7 +100,7 @@ def _alone(summary: Summary) -> str:
     """The first sentence where there is no comparison."""
     for one in summary.strategies:
         middle, tail = one.loop_seconds.p50.value, one.loop_seconds.p95.value
-        if middle is not None:
+        if middle is not None and one.backlog is None:
             return sentence(
                 f"{one.strategy}: a loop takes {duration(middle)} at p50 and {duration(tail)} at p95; "
                 "there is nothing to compare.",
@@ -124,7 +124,11 @@ def side_by_side(strategies: Sequence[StrategySummary]) -> str:
             [
                 Cell(strategy(one.strategy), heading=True),
                 _with_interval(one.goodput, number),
-                *(_duration(one.loop_seconds[q]) for q in ("p50", "p95", "p99")),
+                *(
+                    # With a backlog that grows these say how long the window was.
+                    Cell("–") if one.backlog else _duration(one.loop_seconds[q])
+                    for q in ("p50", "p95", "p99")
+                ),
                 _with_interval(one.failure_rate, percent),
                 _with_interval(one.attempts_per_request, number),
                 _with_interval(one.speed_up, number, "×"),
@@ -133,8 +137,10 @@ def side_by_side(strategies: Sequence[StrategySummary]) -> str:
             ]
         )
     height = 70 + ROW * len(strategies)
+    survivors = any(one.failure_rate.value for one in strategies)
     return (
         grid.html("table-strategies")
+        + (f'<p class="small">{text(SURVIVORS)}.</p>' if survivors else "")
         + '<div class="pair">'
         + chart("chart-latency", "Loop latency per strategy: p50, p95 and p99", height)
         + chart("chart-goodput", "Good loops per second per strategy", height)

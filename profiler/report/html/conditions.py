@@ -106,15 +106,14 @@ def _limit_range(limits: Sequence[float | None]) -> str:
 
 
 def levels(summary: Summary) -> str:
-    """Throughput and p95 against load."""
-    grid = Grid("Every load", ["agents", "strategy", "loops/s", "good loops/s", "loop p50", "p95", "failed"])
+    """Goodput and p95 against load."""
+    grid = Grid("Every load", ["agents", "strategy", "good loops/s", "loop p50", "p95", "failed"])
     for level in summary.levels:
         for one in level.strategies:
             grid.rows.append(
                 [
                     Cell(str(level.users), float(level.users), heading=True),
                     Cell(strategy(one.strategy), numeric=False),
-                    Cell(number(one.throughput.value)),
                     Cell(number(one.goodput.value)),
                     seconds(one.loop_seconds.p50.value),
                     seconds(one.loop_seconds.p95.value),
@@ -125,7 +124,7 @@ def levels(summary: Summary) -> str:
     return (
         (bullets(laws, "notes") if laws else "")
         + '<div class="pair even">'
-        + chart("chart-throughput", "Loops per second against agents", 300)
+        + chart("chart-throughput", "Good loops per second against agents", 300)
         + chart("chart-tail", "Loop latency at p95 against agents", 300)
         + "</div>"
         + behind(grid, "table-levels")
@@ -207,12 +206,20 @@ def tools(
             ]
         )
     left = _left(len(rows) - len(shown), "more rows, of tools with fewer calls, are left out here")
-    return grid.html("table-tools") + left + _estimates(estimates, strategies)
+    return grid.html("table-tools") + left + _estimates(estimates, strategies, material.waited)
 
 
-def _estimates(estimates: Sequence[dict[str, Any]], strategies: Sequence[StrategySummary]) -> str:
+def _estimates(
+    estimates: Sequence[dict[str, Any]], strategies: Sequence[StrategySummary], waited: Sequence[str]
+) -> str:
+    none = ""
+    if waited:
+        none = (
+            f'<p class="small">No estimates of {", ".join(map(strategy, waited))}: arrivals waited for a '
+            "place (--max-in-flight), so loops would have started sooner too.</p>"
+        )
     if not estimates:
-        return ""
+        return none and f"<h3>If one thing were different</h3>{none}"
     grid = Grid(
         "Estimates: the measured quantile times what a replay of the recorded loops says",
         ["change", "strategy", "p50", "estimate", "p95", "estimate"],
@@ -231,6 +238,7 @@ def _estimates(estimates: Sequence[dict[str, Any]], strategies: Sequence[Strateg
         '<p class="small">Estimates, not measurements: recorded loops are replayed with one change, and '
         "durations are assumed not to depend on the load. Against a server at its quota they are "
         "too good.</p>"
+        + none
         + chart("chart-estimates", "Measured and estimated p50 per change", 44 + 34 * len(estimates))
         + behind(grid, "table-estimates")
     )

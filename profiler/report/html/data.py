@@ -16,7 +16,13 @@ import numpy as np
 from profiler.errors import RecordError
 from profiler.records import LoopRecord, decode
 from profiler.rundir import Run, RunDirectory
-from profiler.statistics.replay import CALLS_PER_TRIAL, Counterfactual, Estimated, counterfactuals
+from profiler.statistics.replay import (
+    CALLS_PER_TRIAL,
+    Counterfactual,
+    Estimated,
+    counterfactuals,
+    waited_for_a_place,
+)
 from profiler.statistics.summary import Summary, summarise_table
 from profiler.statistics.table import NONE, Table, tabulate
 from profiler.statistics.windows import Measured, by_load, completed, good, latency, measure
@@ -27,7 +33,10 @@ REPLAYED_TOOLS = 6
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """A run, its figures, and the loops that are drawn. `loops` maps rows of the table to records."""
+    """A run, its figures, and the loops that are drawn. `loops` maps rows of the table to records.
+
+    Of the strategies that `waited` there are no estimates: their arrivals waited for a place.
+    """
 
     run: Run
     table: Table
@@ -36,6 +45,7 @@ class Material:
     cases: tuple[Case, ...]
     loops: dict[int, LoopRecord]
     counterfactuals: tuple[Counterfactual, ...]
+    waited: tuple[str, ...] = ()
 
     @property
     def shown(self) -> list[Measured]:
@@ -68,8 +78,22 @@ def gather(directory: RunDirectory) -> Material:
                 yield record
 
     estimates = counterfactuals(run, replayed_loops(), _slowest_tools(table))
+    waited = [
+        group.strategy
+        for group in under_highest_load(measured)
+        if waited_for_a_place(
+            table.started[done := completed(table, group.due)] - table.due[done], latency(table, done)
+        )
+    ]
     return Material(
-        run, table, summary, measured, cases, loops, tuple(anchored(one, summary) for one in estimates)
+        run=run,
+        table=table,
+        summary=summary,
+        measured=measured,
+        cases=cases,
+        loops=loops,
+        counterfactuals=tuple(anchored(one, summary) for one in estimates),
+        waited=tuple(waited),
     )
 
 

@@ -177,7 +177,7 @@ function installCharts() {
   frame.add("chart-failures", (width) => drawRate(width, "failed loops", (f) => f.failure_rate, format.percent, true));
   frame.add("chart-phases", drawPhases);
   frame.add("chart-distribution", drawDistribution);
-  frame.add("chart-throughput", (width) => drawAgainstLoad(width, "loops/s", "throughput", true, false));
+  frame.add("chart-throughput", (width) => drawAgainstLoad(width, "good loops/s", "goodput", true, false));
   frame.add("chart-tail", (width) => drawAgainstLoad(width, "p95", "p95", false, true));
   frame.add("chart-estimates", drawEstimates);
   const pick = document.getElementById("pick-series");
