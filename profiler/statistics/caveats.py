@@ -34,6 +34,7 @@ CaveatKind = Literal[
     "unfinished",
     "loops_cut",
     "no_steady_state",
+    "warm_up",
     "short_window",
     "thin_blocks",
     "nothing_completed",
@@ -101,10 +102,21 @@ class Caveat:
         return f"{'invalid' if self.invalid else 'note'}: {self.detail}; {self.remedy}"
 
 
-def caveats(run: Run, strategies: Sequence[StrategySummary]) -> tuple[Caveat, ...]:
-    """Every caveat of a run, the invalid ones first, and of those a strategy that was not applied."""
-    found = [*_strategies(run, strategies), *_client(run, strategies), *_incidents(run)]
-    found += [*_load(run), *_figures(strategies)]
+def caveats(
+    run: Run, strategies: Sequence[StrategySummary], lower: Sequence[StrategySummary] = ()
+) -> tuple[Caveat, ...]:
+    """Every caveat of a run, the invalid ones first, and of those a strategy that was not applied.
+
+    Of the strategies under `lower` loads only what was left out is said.
+    """
+    found = [
+        *_strategies(run, strategies),
+        *_client(run, strategies),
+        *_incidents(run),
+        *_load(run),
+        *_figures(strategies),
+        *_warm_ups([*lower, *strategies]),
+    ]
     return tuple(sorted(found, key=lambda caveat: not caveat.invalid))
 
 
@@ -343,6 +355,41 @@ def _figures(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
             f"too few loops in too few blocks for intervals ({counts})",
             "run at least 3 blocks of 20 loops for p50, of 100 for p95 (--duration, --blocks)",
         )
+
+
+def left_out(strategy: StrategySummary) -> str | None:
+    """What was left out of a strategy's figures as warm-up and what it would change; None if nothing was."""
+    left = strategy.left_out
+    if left is None:
+        return None
+    would = [
+        f"{name} would be {_seconds(with_it)} instead of {_seconds(value)}"
+        for name, with_it in (("p95", left.p95), ("p99", left.p99))
+        if with_it is not None and (value := strategy.loop_seconds[name].value) is not None
+    ]
+    changed = f"; with them {' and '.join(would)}" if would else ""
+    where = "each block" if strategy.blocks > 1 else "the only block"
+    return (
+        f"{left.loops} of {left.due} loops left out as warm-up, the first {_seconds(left.seconds)} "
+        f"of {where}{changed}"
+    )
+
+
+def _warm_ups(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
+    several = len({strategy.users for strategy in strategies}) > 1
+    for strategy in strategies:
+        said = left_out(strategy)
+        if said is None:
+            continue
+        load = f" at {strategy.users} agents" if several else ""
+        remedy = "read the figures as those of a warm system"
+        if strategy.blocks == 1:
+            remedy = "run at least 3 blocks (--blocks 3): in one alone a stall at its start looks the same"
+        yield Caveat("warm_up", f"{strategy.strategy}{load}: {said}", remedy)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s"
 
 
 TWO_RUNS = Caveat(

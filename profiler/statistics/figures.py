@@ -13,9 +13,11 @@ from profiler.statistics.backlog import Backlog, growing_backlog
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import (
     FEWEST_BLOCKS,
+    LEVELS,
     Estimate,
     Quantiles,
     block_interval,
+    quantile,
     quantiles,
     spread,
 )
@@ -121,6 +123,22 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What was left out of the figures as warm-up, and what the figures would be with it.
+
+    `loops` of the `due` ones, due in the first `seconds` of each block (of each of its trials). `p50`,
+    `p95` and `p99` are seconds of completed loops, those that were left out among them.
+    """
+
+    loops: int
+    due: int
+    seconds: float
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """Everything that was recorded of one strategy, inside the windows or not.
 
@@ -150,10 +168,10 @@ class StrategySummary:
     completed loops; read them beside `failure_rate`, the share of due loops that were not good.
     `goodput` is the rate of loops that were good, and met the objective if there is one. `phases` are
     mean seconds per loop and sum to `mean_loop_seconds`. `speed_up` is work / wall and `efficiency`
-    critical path / wall of the tool phases. `warm_up_loops` were left out of each block; `steady` is
-    None when the series is too short to tell. `shortfalls` counts, by cause, the rounds whose calls
-    overlapped less than the strategy allows. `limit` is None unless the strategy's limit adapts,
-    `overlap` unless replies with calls were streamed, `agent_calls` unless a user's own agent ran under a
+    critical path / wall of the tool phases. The warm-up was found to last `warm_up_loops` in a block;
+    `left_out` says what that left out, None where there was none. `steady` is None when the series is too
+    short to tell. `shortfalls` counts, by cause, the rounds whose calls overlapped less than the strategy
+    allows. `limit` is None unless the strategy's limit adapts, `overlap` unless replies with calls were streamed, `agent_calls` unless a user's own agent ran under a
     strategy with a limit. `backlog` is there where an open load was not served: latencies then say how long
     the windows were, and nothing about the system.
     """
@@ -186,6 +204,7 @@ class StrategySummary:
     overlap: Overlap | None = None
     agent_calls: AgentCalls | None = None
     backlog: Backlog | None = None
+    left_out: LeftOut | None = None
 
 
 def figures(group: Measured, table: Table, objective: Objective | None = None) -> StrategySummary:
@@ -241,6 +260,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         overlap=_overlap(table, every_answered),
         agent_calls=_agent_calls(table, group.spec),
         backlog=growing_backlog(group, table),
+        left_out=_left_out(group, table),
     )
 
 
@@ -261,6 +281,16 @@ def good_loops(table: Table, block: Block, objective: Objective | None = None) -
 def block_failures(table: Table, block: Block) -> tuple[int, int]:
     """(failed loops, loops) of those due in the window; loops that left no record have failed."""
     return _count_failed(table, block.due) + block.cut, block.due.size + block.cut
+
+
+def _left_out(group: Measured, table: Table) -> LeftOut | None:
+    loops = joined([block.left_out for block in group.blocks])
+    if not loops.size:
+        return None
+    every = joined([loops, group.due])
+    seconds = latency(table, completed(table, every)) * _NS
+    each = {name: quantile(seconds, p) for name, p in LEVELS.items()}
+    return LeftOut(int(loops.size), int(every.size), group.warm_up_seconds, **each)
 
 
 def _meets(objective: Objective | None, latencies: Quantiles, failed: Estimate) -> bool | None:

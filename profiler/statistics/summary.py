@@ -191,7 +191,7 @@ def summarise_table(run: Run, table: Table) -> Summary:
         for users, groups in sorted(by_load(measured).items())
     )
     top = every[-1] if every else Level(run.load.users, ())
-    warnings = caveats(run, top.strategies)
+    warnings = caveats(run, top.strategies, [one for level in every[:-1] for one in level.strategies])
     return Summary(
         scenario=run.scenario,
         provider=run.provider,

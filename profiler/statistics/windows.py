@@ -8,7 +8,7 @@ waited for. Neither counts the warm-up of the system.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,9 @@ _NO_ROWS: Indices = np.empty(0, dtype=np.intp)
 class Block:
     """One strategy in one block. `due` and `ended` are rows of loops in the table.
 
-    `seconds` is the length of the window after the warm-up. `interrupted` loops were cut off after the
-    drain; `cut` counts the loops that left no record: some of those, and arrivals that never started.
+    `seconds` is the length of the window after the warm-up; `left_out` are the loops that were due before
+    it opened. `interrupted` loops were cut off after the drain; `cut` counts the loops that left no
+    record: some of those, and arrivals that never started.
     """
 
     number: int
@@ -37,19 +38,23 @@ class Block:
     ended: Indices
     interrupted: int
     cut: int
+    left_out: Indices = field(default_factory=lambda: _NO_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One strategy under one load: its blocks, and the warm-up left out of each.
 
-    `rate` is how many loops a second an open load asked for, None in a closed one.
+    The warm-up is found in loops and left out by time, in `seconds` from the start of each trial: what
+    warms up does so by the clock, and as many loops take another time where arrivals are random. `rate` is
+    how many loops a second an open load asked for, None in a closed one.
     """
 
     spec: StrategySpec
     users: int
     blocks: tuple[Block, ...]
     warm_up: WarmUp
+    warm_up_seconds: float = 0.0
     rate: float | None = None
 
     @property
@@ -124,22 +129,26 @@ def _measure(
     strategy: StrategySpec, users: int, trials: list[Trial], table: Table, loops_of: dict[int, Indices]
 ) -> Measured:
     inside: list[Indices] = []
+    before: list[Floats] = []
     for trial in trials:
         loops = loops_of.get(trial.index, _NO_ROWS)
+        loops = loops[np.argsort(table.due[loops], kind="stable")]
         due = table.due[loops]
-        chosen = loops[(due >= trial.started_ns) & (due < trial.ended_ns)]
-        inside.append(chosen[np.argsort(table.due[chosen], kind="stable")])
-    warm_up = of_blocks([latency(table, completed(table, loops)).astype(float) for loops in inside])
+        inside.append(loops[(due >= trial.started_ns) & (due < trial.ended_ns)])
+        # While users are spawned the load still grows: the later half of these loops is nearly all of it.
+        spawned = completed(table, loops[due < trial.started_ns])
+        before.append(latency(table, spawned[spawned.size // 2 :]).astype(float))
+    finished = [completed(table, loops) for loops in inside]
+    warm_up = of_blocks([latency(table, loops).astype(float) for loops in finished], before)
+    opening = _opening(warm_up, trials, [table.due[loops] for loops in finished])
     by_block: dict[int, list[Block]] = {}
-    for trial, due_inside in zip(trials, inside, strict=True):
+    for trial, due_inside, answered in zip(trials, inside, finished, strict=True):
         loops = loops_of.get(trial.index, _NO_ROWS)
-        start = trial.started_ns
-        kept = due_inside
-        finished = completed(table, due_inside)
-        # The warm-up is a number of completed loops; the window opens when the next one was due.
-        if 0 < warm_up.skip < finished.size:
-            start = int(table.due[finished[warm_up.skip]])
-            kept = due_inside[table.due[due_inside] >= start]
+        start = trial.started_ns + opening
+        if not np.any(table.due[answered] >= start):  # a trial as short as the warm-up keeps what it has
+            start = trial.started_ns
+        late = table.due[due_inside] >= start
+        kept = due_inside[late]
         ended = table.ended[loops]
         # Most loops that were cut off left a record, as cancelled; the others were only counted.
         cancelled = int(np.count_nonzero(table.status[loops] == CANCELLED))
@@ -150,10 +159,23 @@ def _measure(
             ended=loops[(ended >= start) & (ended < trial.ended_ns)],
             interrupted=max(trial.interrupted, cancelled),
             cut=max(0, trial.interrupted - cancelled) + trial.dropped,
+            left_out=due_inside[~late],
         )
         by_block.setdefault(trial.block, []).append(block)
     blocks = tuple(_join(by_block[number]) for number in sorted(by_block))
-    return Measured(strategy, users, blocks, warm_up)
+    return Measured(strategy, users, blocks, warm_up, opening / 1e9)
+
+
+def _opening(warm_up: WarmUp, trials: Sequence[Trial], due: Sequence[Ints]) -> int:
+    """Nanoseconds from the start of a trial after which its window opens, typically with the loop `skip`."""
+    if not warm_up.skip:
+        return 0
+    waits = [
+        int(times[warm_up.skip]) - trial.started_ns
+        for trial, times in zip(trials, due, strict=True)
+        if warm_up.skip < times.size
+    ]
+    return int(np.median(waits)) if waits else 0
 
 
 def _join(parts: list[Block]) -> Block:
@@ -165,6 +187,7 @@ def _join(parts: list[Block]) -> Block:
         ended=joined([part.ended for part in parts]),
         interrupted=sum(part.interrupted for part in parts),
         cut=sum(part.cut for part in parts),
+        left_out=joined([part.left_out for part in parts]),
     )
 
 
@@ -220,16 +243,110 @@ def mser5(series: Floats) -> WarmUp:
     return WarmUp(best * BATCH, True)
 
 
-def of_blocks(blocks: Sequence[Floats]) -> WarmUp:
+# MSER-5 alone takes a hump that follows normal loops, such as a server that stands still for a while,
+# for a warm-up: leaving it out makes what is left more even. So it may only propose. What is left out
+# must begin with the load, ends where the latencies first come back to the level of the rest, and shows
+# in most blocks.
+
+WINDOW = 3
+"""Batches whose mean is held against the level of the rest."""
+SEEN = 4.0
+"""Standard deviations of such a mean by which the first one must differ from the level."""
+LEAST = 0.1
+"""A smaller difference, in logarithms, is no warm-up."""
+RETURNED = 0.05
+"""The share of the first difference below which latencies are back at the level."""
+ALIKE = 1 / 2
+"""The share of the largest difference that a block must have to show the warm-up too."""
+UNLIKELY = 2.0
+"""The log-likelihood by which first loops must speak for the level of the rest to be normal ones."""
+
+
+def of_blocks(blocks: Sequence[Floats], before: Sequence[Floats] = ()) -> WarmUp:
     """One warm-up for the blocks of a strategy, from positive series aligned at their starts.
 
     The logarithms of the k-th samples of all blocks are averaged first (Welch's method), so that one
     slow loop in one block is not taken for a warm-up. Blocks shorter than half the median are ignored.
+    `before` may hold, for each block, samples of the same load from just before it: what those do not
+    show did not begin with the load.
     """
     sizes = [block.size for block in blocks if block.size]
     if not sizes:
         return WarmUp(0, None)
-    enough = [block for block in blocks if block.size * 2 >= float(np.median(sizes))]
-    shortest = min(block.size for block in enough)
-    logs = np.log(np.maximum(np.stack([block[:shortest] for block in enough]), 1.0))
-    return mser5(logs.mean(axis=0))
+    enough = [place for place, block in enumerate(blocks) if block.size * 2 >= float(np.median(sizes))]
+    shortest = min(blocks[place].size for place in enough)
+    logs = np.log(np.maximum(np.stack([blocks[place][:shortest] for place in enough]), 1.0))
+    proposed = mser5(logs.mean(axis=0))
+    if proposed.steady is None or proposed == WarmUp(0, True):
+        return proposed
+    earlier = [np.log(np.maximum(before[place], 1.0)) if before else np.empty(0) for place in enough]
+    settled = _settled(logs, earlier)
+    last = shortest // BATCH // 2
+    if settled is None or settled >= last - max(1, last // 25):  # as in `mser5`
+        return WarmUp(0, False)
+    if settled == 0:  # what MSER-5 saw was a hump further on, or a trend
+        return WarmUp(0, _begins_at_its_level(logs))
+    return WarmUp(min(settled * BATCH, proposed.skip or shortest), True)
+
+
+def _settled(logs: Floats, earlier: Sequence[Floats]) -> int | None:
+    """After how many batches a transient that most blocks begin with is over; None if not in the first half.
+
+    `logs` is (blocks, loops). The level of a block is the median of its batches in the second half. The
+    transient lasts while the mean of the next `WINDOW` batches, over all blocks, is off that level by a
+    standard deviation (estimated by the median absolute deviation), on the side on which it began, and
+    most blocks agree.
+    """
+    blocks = logs.shape[0]
+    level, sums, each = _moving_means(logs)
+    moving = each.mean(axis=0)
+    side = 1.0 if moving[0] > 0 else -1.0
+    each, moving = side * each, side * moving
+    noise = _deviation(moving[WINDOW:])
+    if moving[0] <= max(SEEN * noise, LEAST):
+        return 0
+    agree = np.count_nonzero(each > moving * ALIKE, axis=0) * 2 > blocks
+    lasts = agree & (moving > max(noise, RETURNED * moving[0]))
+    if lasts.all():
+        return None
+    end = int(np.argmin(lasts))
+    if end == 0:
+        return 0
+    differences = np.sort(side * sums[:, end] / end)
+    if differences[(blocks - 1) // 2] <= differences[-1] * ALIKE:  # not in more than half of the blocks
+        return 0
+    loops = side * (logs - level)
+    height = float(loops[:, : end * BATCH].mean())
+    preceding = np.concatenate([side * (part - own) for part, own in zip(earlier, level[:, 0], strict=True)])
+    if preceding.size >= BATCH and float(preceding.mean()) < height / 2:
+        return 0
+    # Normal loops come first where they, rather than loops of the transient's height, explain the
+    # beginning, however short it is taken.
+    means = loops.mean(axis=0)
+    variance = max(_deviation(means[means.size // 2 :]), LEAST / 4) ** 2
+    first = np.cumsum(means[: min(end, WINDOW) * BATCH])
+    number = np.arange(1, first.size + 1)
+    if np.min(height * (first - number * height / 2)) < -UNLIKELY * variance:
+        return 0
+    return end
+
+
+def _begins_at_its_level(logs: Floats) -> bool:
+    """Whether most of the first quarter is at the level of the second half, judged by steps of windows."""
+    moving = _moving_means(logs)[2].mean(axis=0)
+    noise = _deviation(np.diff(moving[::WINDOW])) / 2**0.5
+    return bool(abs(np.median(moving[: moving.size // 4 + 1])) <= max(SEEN * noise, LEAST))
+
+
+def _moving_means(logs: Floats) -> tuple[Floats, Floats, Floats]:
+    """(level of each block, running sums of its batches above it, means of `WINDOW` batches above it)."""
+    blocks, count = logs.shape[0], logs.shape[1] // BATCH
+    z = logs[:, : count * BATCH].reshape(blocks, count, BATCH).mean(axis=2)
+    level = np.median(z[:, count // 2 :], axis=1)[:, None]
+    sums = np.cumsum(np.pad(z - level, ((0, 0), (1, 0))), axis=1)
+    return level, sums, (sums[:, WINDOW:] - sums[:, :-WINDOW]) / WINDOW
+
+
+def _deviation(values: Floats) -> float:
+    """The standard deviation of normal values, from the median absolute deviation."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values)))) if values.size else 0.0

@@ -135,6 +135,37 @@ def test_run_without_a_steady_state_is_said() -> None:
     assert kinds == ["no_steady_state", "thin_blocks"]
 
 
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_what_was_left_out_as_warm_up_is_said_in_number_and_effect(blocks: int) -> None:
+    trials, records = [], []
+    for block in range(blocks):
+        trials.append(trial(block, "gathered", block * 100_000, block * 100_000 + 40_000, block=block))
+        records += [
+            loop(block * 100_000 + k * 200, model=400 if k < 20 else 100 + k % 2, trial=block)
+            for k in range(200)
+        ]
+    caveat = next(c for c in summarise(run(trials), records).warnings if c.kind == "warm_up")
+    where = "each block" if blocks == 3 else "the only block"
+    assert caveat.sentence.startswith(
+        f"note: gathered: {20 * blocks} of {200 * blocks} loops left out as warm-up, "
+        f"the first 4 s of {where}; with them p95 would be 0.4 s instead of 0.101 s "
+        "and p99 would be 0.4 s instead of 0.101 s; "
+    )
+    assert ("a stall at its start looks the same" in caveat.remedy) == (blocks == 1)
+
+
+def test_what_was_left_out_under_a_lower_load_is_said_too() -> None:
+    trials, records = [], []
+    for index, users in enumerate((1, 5)):
+        trials.append(trial(index, "gathered", index * 100_000, index * 100_000 + 40_000, users=users))
+        for k in range(200):
+            slow = users == 1 and k < 20
+            records.append(loop(index * 100_000 + k * 200, model=400 if slow else 100 + k % 2, trial=index))
+    said = [c.detail for c in summarise(run(trials), records).warnings if c.kind == "warm_up"]
+    assert len(said) == 1
+    assert said[0].startswith("gathered at 1 agents: 20 of 200 loops left out as warm-up")
+
+
 def test_blocks_that_are_thin_and_nothing_completed_are_said() -> None:
     trials = [trial(0, "gathered", 0, 6000), trial(1, "sequential", 6000, 12_000)]
     records = [loop(0), loop(6000, strategy="sequential", trial=1, status="error")]

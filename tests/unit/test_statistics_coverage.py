@@ -50,6 +50,20 @@ def test_blocks_that_are_thin_get_no_verdict(coverage: ModuleType) -> None:
         assert found["p50"].tries == found["p95"].tries == 0
 
 
+@pytest.mark.parametrize("load", ["open", "closed"])
+@pytest.mark.parametrize(("spread", "blocks"), [("σ 0.3", 1), ("σ 0.3", 3), ("two modes", 10), ("σ 1.0", 10)])
+def test_stalls_are_measured_and_warm_ups_left_out(
+    coverage: ModuleType, load: str, spread: str, blocks: int
+) -> None:
+    def share(planted: str) -> float:
+        found, _ = coverage.left_out(np.random.default_rng(7), load, spread, blocks, 40, planted)
+        hits: float = found.share
+        return hits
+
+    assert share("stall") == share("pauses") == 0.0
+    assert share("warm-up") >= 0.9
+
+
 @pytest.mark.parametrize("moving", ["drift", "jitter"])
 def test_gate_does_not_cry_wolf_but_does_cry(coverage: ModuleType, moving: str) -> None:
     def alarms(change: float) -> float:

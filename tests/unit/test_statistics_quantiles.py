@@ -201,3 +201,72 @@ def test_blocks_shorter_than_half_the_median_are_not_asked_for_a_warm_up() -> No
     assert of_blocks([long, empty, empty, empty]) == WarmUp(50, True)
     assert of_blocks([empty]) == WarmUp(0, None)
     assert of_blocks([np.zeros(100)]) == WarmUp(0, True)
+
+
+def noisy(count: int = 400, seed: int = 3) -> np.ndarray:
+    """Lognormal loops around 0.2 s, in nanoseconds."""
+    return 2e8 * np.exp(np.random.default_rng(seed).normal(0, 0.3, count))
+
+
+def with_stall(block: np.ndarray, first: int, loops: int = 40, each: float = 0.05e9) -> np.ndarray:
+    """Loops due every `each` nanoseconds, of which those from `first` on wait for the end of a stall."""
+    held = block.copy()
+    held[first : first + loops] += each * np.arange(loops, 0, -1)
+    return held
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 10])
+@pytest.mark.parametrize("first", [6, 12, 40, 80, 120, 160])
+def test_stall_after_normal_loops_is_no_warm_up(blocks: int, first: int) -> None:
+    calm = [noisy(seed=k) for k in range(blocks)]
+    one = [with_stall(block, first) if k == 0 else block for k, block in enumerate(calm)]
+    assert of_blocks(one) == WarmUp(0, True)
+    every = [with_stall(block, first) for block in calm]  # such as a collection of garbage, each time
+    assert of_blocks(every).skip == 0
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 10])
+def test_stall_at_the_start_of_one_of_several_blocks_is_no_warm_up(blocks: int) -> None:
+    series = [noisy(seed=k) for k in range(blocks)]
+    series[-1] = with_stall(series[-1], 0)
+    assert of_blocks(series).skip == 0
+
+
+def test_warm_up_shows_in_more_than_half_of_the_blocks() -> None:
+    def slow(count: int) -> int:
+        series = [noisy(seed=k) for k in range(4)]
+        for block in series[:count]:
+            block[:40] *= 3
+        return of_blocks(series).skip
+
+    assert [slow(count) for count in range(3)] == [0, 0, 0]
+    assert 40 <= slow(3) <= 50
+
+
+def test_warm_up_ends_where_latencies_are_first_back_whatever_comes_later() -> None:
+    block = noisy()
+    block[:40] *= 3
+    assert of_blocks([block]).skip == 40
+    assert of_blocks([with_stall(block, 120)]).skip == 40  # MSER-5 alone: 160
+
+
+def test_start_that_is_faster_than_the_rest_is_left_out_too() -> None:
+    series = [noisy(seed=k) for k in range(3)]
+    for block in series:
+        block[:40] /= 3
+    assert of_blocks(series).skip == 40
+
+
+def test_hump_that_loops_from_before_the_window_do_not_show_began_later() -> None:
+    stalled = with_stall(noisy(), 0)
+    assert of_blocks([stalled]).skip > 0
+    assert of_blocks([stalled], before=[noisy(8)]).skip == 0
+    assert of_blocks([stalled], before=[noisy(8) * 10]).skip > 0
+    assert of_blocks([stalled], before=[noisy(4)]).skip > 0  # four loops prove nothing
+
+
+def test_stall_in_the_middle_is_not_called_a_missing_steady_state() -> None:
+    stalled = with_stall(noisy(), 160)
+    assert mser5(np.log(stalled)).steady is False
+    assert of_blocks([stalled]) == WarmUp(0, True)
+    assert of_blocks([noisy() * np.linspace(1, 3, 400)]).steady is False

@@ -141,6 +141,10 @@ def test_warm_up_is_left_out_of_windows_and_kept_in_totals() -> None:
     assert strategy.loop_seconds.p99.value is not None
     assert strategy.loop_seconds.p99.value < 0.12
     assert strategy.totals.loops == 600
+    left = strategy.left_out
+    assert left is not None
+    assert (left.loops, left.due, left.seconds) == (60, 600, 4.0)
+    assert (left.p50, left.p95, left.p99) == (pytest.approx(0.105, abs=0.002), 0.4, 0.4)
 
 
 def test_ladder_keeps_its_levels_apart() -> None:

@@ -67,6 +67,31 @@ def test_block_as_short_as_the_warm_up_keeps_its_loops() -> None:
     assert [block.seconds for block in group.blocks] == [36.0, 36.0, 36.0, 40.0, 36.0]
 
 
+def test_warm_up_is_left_out_by_time_whatever_the_rate_of_a_block() -> None:
+    """Two seconds of slow loops: 20, 16 or 25 of them; all go, and the window opens where 20 were."""
+    trials, records = [], []
+    for block, each in enumerate((100, 125, 80)):
+        trials.append(trial(block, "gathered", block * 100_000, block * 100_000 + 20_000, block=block))
+        for at in range(0, 20_000, each):
+            slow = 400 if at < 2000 else 100 + (at // each * 37 % 11)
+            records.append(loop(block * 100_000 + at, model=slow, trial=block))
+    (group,) = measure(run(trials), tabulate(records))
+    assert group.warm_up.skip == 20
+    assert group.warm_up_seconds == 2.0
+    assert [block.left_out.size for block in group.blocks] == [20, 16, 25]
+    assert [block.due.size for block in group.blocks] == [180, 144, 225]
+    assert [block.seconds for block in group.blocks] == [18.0] * 3
+
+
+def test_hump_that_does_not_show_before_the_window_is_no_warm_up() -> None:
+    trials = [trial(0, "gathered", 1000, 21_000)]
+    inside = [loop(1000 + k * 100, model=400 if k < 20 else 100 + k * 37 % 11) for k in range(200)]
+    assert measure(run(trials), tabulate(inside))[0].warm_up.skip == 20
+    spawned = [loop(k * 100, model=100 + k) for k in range(10)]
+    (group,) = measure(run(trials), tabulate([*spawned, *inside]))
+    assert (group.warm_up.skip, group.blocks[0].left_out.size, group.blocks[0].due.size) == (0, 0, 200)
+
+
 def test_groups_stand_in_the_order_of_loads_then_of_the_run_then_as_met() -> None:
     trials = [
         trial(0, "other", 0, 10, users=1),

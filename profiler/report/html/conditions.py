@@ -30,6 +30,7 @@ from profiler.report.html.waterfalls import MOST_ROWS
 from profiler.report.terminal import limits
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import Run
+from profiler.statistics.caveats import left_out
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.replay import CALLS_PER_TRIAL
 from profiler.statistics.summary import Summary
@@ -325,11 +326,9 @@ def _health(run: Run) -> str:
 
 def _left_out(material: Material, drawn: int) -> list[str]:
     summary, run = material.summary, material.run
-    skipped = [f"{name(one.strategy)} {one.warm_up_loops}" for one in summary.strategies if one.warm_up_loops]
-    lines = ["No warm-up was seen in the series of loops, so none was left out."]
-    if skipped:
-        each = ", ".join(skipped)
-        lines = [f"Loops at the start of each block, while the system warmed up (MSER-5): {each}."]
+    lines = [f"{name(one.strategy)}: {said}." for one in summary.strategies if (said := left_out(one))]
+    if not lines:
+        lines = ["No warm-up was seen in the series of loops, so none was left out."]
     cut = sum(one.loops.interrupted for one in summary.strategies)
     if cut:
         lines.append(f"{cut} loops were cut off after the drain; they count as failed and have no latency.")
