@@ -171,9 +171,10 @@ class StrategySummary:
     critical path / wall of the tool phases. The warm-up was found to last `warm_up_loops` in a block;
     `left_out` says what that left out, None where there was none. `steady` is None when the series is too
     short to tell. `shortfalls` counts, by cause, the rounds whose calls overlapped less than the strategy
-    allows. `limit` is None unless the strategy's limit adapts, `overlap` unless replies with calls were streamed, `agent_calls` unless a user's own agent ran under a
-    strategy with a limit. `backlog` is there where an open load was not served: latencies then say how long
-    the windows were, and nothing about the system.
+    allows. `limit` is None unless the strategy's limit adapts, `overlap` unless replies with calls were
+    streamed, `agent_calls` unless a user's own agent ran under a strategy with a limit. `backlog` is there
+    where an open load was not served: latencies then say how long the windows were, and nothing about the
+    system.
     """
 
     strategy: str
