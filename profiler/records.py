@@ -166,7 +166,7 @@ class ModelCall(_Tried):
 
     `first_token_ns` and `first_tool_call_ns` (the first call whose arguments were complete) are
     observed on streamed requests only. `limiter_wait_ns` is the time that our own limiters held the
-    request back (`profiler.loop.model`).
+    request back (`profiler.loop.model`). `sending_ns` and `late_ns` are as in `ToolCall`.
     """
 
     provider: str
@@ -184,6 +184,8 @@ class ModelCall(_Tried):
     output_tokens: int | None = None
     attempts: tuple[Attempt, ...] = ()
     limiter_wait_ns: int = 0
+    sending_ns: int = 0
+    late_ns: int = 0
 
     @property
     def duration_ns(self) -> int:
@@ -216,9 +218,11 @@ class ToolCall(_Tried):
 
     `thread_wait_ns` is the part of the duration that a sync tool waited for a free thread,
     `blocking_ns` the part in which an async tool held the event loop in steps of over 10 ms, so that
-    nothing else could run. `error_type` is bounded: `invalid_json`, `invalid_arguments`, `truncated`,
-    `unknown_tool`, `timeout`, `cancelled`, `http_429` and the like where a server refused the tool, or
-    the class name of the exception it raised.
+    nothing else could run. `sending_ns` is the part in which the client made and sent its first request,
+    `late_ns` for how long at most a busy client did not notice its end (`profiler.loop.lag.BusyPeriod`); both
+    are 0 where that was not observed. `error_type` is bounded: `invalid_json`, `invalid_arguments`,
+    `truncated`, `unknown_tool`, `timeout`, `cancelled`, `http_429` and the like where a server refused the
+    tool, or the class name of the exception it raised.
 
     `attempts` are there for tools with retries. The duration runs from the start of the first to the
     end of the last, including what lies between (backoff, waiting in the limiter again).
@@ -237,6 +241,8 @@ class ToolCall(_Tried):
     arguments: str | None = None
     result: str | None = None
     attempts: tuple[ToolAttempt, ...] = ()
+    sending_ns: int = 0
+    late_ns: int = 0
 
     @property
     def waited_until_ns(self) -> int:
@@ -404,7 +410,9 @@ class LoopRecord:
                     yield from call.refusals
 
 
-_DURATIONS = frozenset({"lag_ns", "limiter_wait_ns", "thread_wait_ns", "blocking_ns", "retry_after_ns"})
+_DURATIONS = frozenset(
+    {"lag_ns", "limiter_wait_ns", "thread_wait_ns", "blocking_ns", "retry_after_ns", "sending_ns", "late_ns"}
+)
 _TIMES = {
     cls: tuple(f.name for f in fields(cls) if f.name.endswith("_ns") and f.name not in _DURATIONS)
     for cls in (Attempt, ModelCall, ToolAttempt, ToolCall, RoundRecord, LoopRecord)

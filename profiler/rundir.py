@@ -127,7 +127,14 @@ class Trial:
 class ClientHealth:
     """How busy one client process was during one trial, or during all of them (`trial` None).
 
-    Lags are 99th percentiles in seconds; `cpu` is the share of one core, above 1 with several threads.
+    Lags are 99th and 95th percentiles in seconds, `seconds` is how long was measured, `cpu` the share of one
+    core, above 1 with several threads. None: not known.
+
+    Seconds of the trial, of a process that runs loops: for which the lag of its event loop was its own code's
+    (`held_seconds`) or the machine's (`machine_seconds`), summed over samples; for which the event loop's
+    thread was ready and did not run (`delayed_seconds`), and its container's quota kept its threads from
+    running (`throttled_seconds`). Shares of the trial: in which something on the machine waited for a
+    processor (`waited`), and of a processor's time that the host kept from the machine (`stolen`).
     """
 
     process: str
@@ -135,6 +142,24 @@ class ClientHealth:
     loop_lag_p99: float | None = None
     schedule_lag_p99: float | None = None
     cpu: float | None = None
+    held_seconds: float | None = None
+    machine_seconds: float | None = None
+    delayed_seconds: float | None = None
+    throttled_seconds: float | None = None
+    waited: float | None = None
+    stolen: float | None = None
+    schedule_lag_p95: float | None = None
+    seconds: float | None = None
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """CPU time in the trial."""
+        return None if self.cpu is None or self.seconds is None else self.cpu * self.seconds
+
+    @property
+    def delayed_share(self) -> float | None:
+        """The share of the trial for which the event loop's thread was ready and did not run."""
+        return self.delayed_seconds / self.seconds if self.delayed_seconds and self.seconds else None
 
 
 @dataclass(frozen=True, slots=True)

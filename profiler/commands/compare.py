@@ -152,7 +152,10 @@ def add_output(parser: argparse.ArgumentParser, json: str, running: str) -> argp
     output.add_argument("--json", action="store_true", help=json)
     output.add_argument("--quiet", action="store_true", help=f"say nothing while {running}")
     output.add_argument(
-        "--allow-saturated", action="store_true", help="exit 0 even when the client was the bottleneck"
+        "--allow-saturated",
+        action="store_true",
+        help="exit 0 even when figures are invalid: this client saturated, its machine busy, its "
+        "container throttled",
     )
     return output
 

@@ -1,7 +1,7 @@
 """How one process of a load test fares: the loops of a trial, its lags and its CPU, its clock.
 
-A client that is busy adds its own waiting to every latency it reports; `statistics.caveats` has the limits
-above which it says so.
+A client that is busy, or that its machine does not run, adds its own waiting to every latency it reports;
+`statistics.lateness` says how much, `statistics.caveats` whose fault that was.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import socket
 import time
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from profiler.load.spending import spent_by
-from profiler.loop.lag import INTERVAL_SECONDS
+from profiler.loop.kernel import MachineLoad, Throttling, read_text
+from profiler.loop.lag import INTERVAL_SECONDS, LagSampler, Lateness
 from profiler.records import LoopRecord
 from profiler.rundir import Anchor, ClientHealth, Spent
 
@@ -49,13 +50,14 @@ class Meter:
     """Lags and CPU of one process in one trial, from when it is made.
 
     `lags` are those of the event loop, `schedule` how late loops started; both in nanoseconds. The clocks are
-    in seconds.
+    in seconds. `kernel` is what the kernel counts of a process that runs loops.
     """
 
     def __init__(
         self,
         cpu_clock: Callable[[], float] = time.process_time,
         clock: Callable[[], float] = time.monotonic,
+        kernel: Kernel | None = None,
     ) -> None:
         self.lags = Histogram(limit=KEPT)
         self.schedule = Histogram(limit=KEPT)
@@ -64,10 +66,18 @@ class Meter:
         self._worst_lag_ns = 0
         self._heard = self._started
         self._asked: float | None = None
+        self._kernel = kernel
+        self._lateness: tuple[Lateness, Lateness] | None = None  # of the event loop: at first, by now
+        self._delay_ns: tuple[int, int] | None = None
 
-    def lag(self, lag_ns: int) -> None:
-        """A sample of event-loop lag."""
+    def lag(self, lag_ns: int, sampler: LagSampler | None = None) -> None:
+        """A sample of event-loop lag, from the sampler that keeps account of whose fault it was."""
         self.lags.add(lag_ns)
+        if sampler is not None:
+            total, delay_ns = sampler.total(), sampler.run_delay_ns()
+            self._lateness = (total if self._lateness is None else self._lateness[0]), total
+            if delay_ns is not None:
+                self._delay_ns = (delay_ns if self._delay_ns is None else self._delay_ns[0]), delay_ns
         self._heard = self._clock()
         if lag_ns > self._worst_lag_ns:
             self._worst_lag_ns = lag_ns
@@ -78,6 +88,8 @@ class Meter:
         `sampled`: loops run, so samples ought to come. A blocked event loop takes none: then its lag is the
         time since the last one.
         """
+        if self._kernel is not None:
+            self._kernel.look()
         worst, self._worst_lag_ns = self._worst_lag_ns, 0
         now, asked = self._clock(), self._asked
         self._asked = now if sampled else None
@@ -87,23 +99,58 @@ class Meter:
     def read(self, process: str, trial: int | None) -> ClientHealth:
         """The figures until now."""
         seconds = self._clock() - self._started
-        return ClientHealth(
+        health = ClientHealth(
             process=process,
             trial=trial,
-            loop_lag_p99=p99_seconds(self.lags),
-            schedule_lag_p99=p99_seconds(self.schedule),
+            loop_lag_p99=quantile_seconds(self.lags, 0.99),
+            schedule_lag_p99=quantile_seconds(self.schedule, 0.99),
+            schedule_lag_p95=quantile_seconds(self.schedule, 0.95),
+            seconds=seconds,
             cpu=(self._cpu_clock() - self._cpu) / seconds if seconds > 0 else None,
+        )
+        if self._lateness is not None:
+            late = self._lateness[1] - self._lateness[0]
+            health = replace(health, held_seconds=late.held_ns / 1e9, machine_seconds=late.machine_ns / 1e9)
+        if self._delay_ns is not None:
+            health = replace(health, delayed_seconds=(self._delay_ns[1] - self._delay_ns[0]) / 1e9)
+        return health if self._kernel is None else self._kernel.read(health, seconds)
+
+
+class Kernel:
+    """What the kernel counts of this process's container and machine, from when it is made."""
+
+    def __init__(self, read_text: Callable[[str], str | None] = read_text) -> None:
+        self._read_text = read_text
+        self._throttling = Throttling(read_text)
+        self._machine = MachineLoad.now(read_text)
+
+    def look(self) -> None:
+        """To be called now and then: a process may be moved into another container."""
+        self._throttling.read_ns()
+
+    def read(self, health: ClientHealth, seconds: float) -> ClientHealth:
+        """The health with the kernel's counts, after so many seconds."""
+        throttled_ns, now = self._throttling.read_ns(), MachineLoad.now(self._read_text)
+
+        def share(before: float | None, after: float | None) -> float | None:
+            return None if before is None or after is None or seconds <= 0 else (after - before) / seconds
+
+        return replace(
+            health,
+            throttled_seconds=None if throttled_ns is None else throttled_ns / 1e9,
+            waited=share(self._machine.waited, now.waited),
+            stolen=share(self._machine.stolen, now.stolen),
         )
 
 
-def p99_seconds(lags_ns: Histogram) -> float | None:
-    """The 99th percentile (nearest rank) in seconds, None without samples."""
+def quantile_seconds(lags_ns: Histogram, p: float) -> float | None:
+    """The p-quantile (nearest rank) in seconds, None without samples."""
     samples = lags_ns.samples
     if samples is None:
-        value = lags_ns.quantile(0.99)
+        value = lags_ns.quantile(p)
         return None if value is None else value / 1e9
     ordered = sorted(samples[:])  # a copy: the loop's thread may go on adding
-    return ordered[math.ceil(0.99 * len(ordered)) - 1] / 1e9 if ordered else None
+    return ordered[math.ceil(p * len(ordered)) - 1] / 1e9 if ordered else None
 
 
 def cpu_seconds(pid: int) -> float | None:

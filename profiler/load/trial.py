@@ -93,12 +93,13 @@ class RunningTrial:
         process: str = "",
         on_dropped: Callable[[], None] = lambda: None,
         on_start: Callable[[int], None] = lambda lag_ns: None,
+        meter: Meter | None = None,
     ) -> None:
         self.plan = plan
         self.granted = 0 if plan.limited else None
         self.open = True
         self.started_ns = clock()
-        self.meter = Meter()
+        self.meter = Meter() if meter is None else meter
         self.tally = Tally()
         self.begun = self.in_flight = self.waiting = 0
         self.arrived = self.late = self.dropped = 0

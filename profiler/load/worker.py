@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.agents import AgentFactory, load_factory
-from profiler.load.health import machine_id, shift_ns
+from profiler.load.health import Kernel, Meter, machine_id, shift_ns
 from profiler.load.messages import Begin, Drained, Grant, Prepare, Pulse, Ready
 from profiler.load.options import METRICS_PORT, LoadOptions
 from profiler.load.preparation import LoopRunners, calibrate
 from profiler.load.trial import Event, LoopThread, RunningTrial, TrialAgent
+from profiler.loop.lag import lag_sampler
 from profiler.loop.recorder import Sink
 from profiler.providers.endpoint import Endpoint, scrape_host
 from profiler.records import LoopRecord, shifted
@@ -115,7 +116,11 @@ class Worker:
             observers["on_dropped"] = lambda: metrics.count_dropped_arrival(message.strategy)
             observers["on_start"] = metrics.observe_schedule_lag
         self._trial = RunningTrial(
-            message, lambda: thread.post(self._send_pulse), process=self._process, **observers
+            message,
+            lambda: thread.post(self._send_pulse),
+            process=self._process,
+            meter=Meter(kernel=Kernel()),
+            **observers,
         )
         self._sequence = message.sequence
         opened, self._opened = self._opened, self._new_event()
@@ -336,7 +341,7 @@ class _TrialSink:
     def observe_lag(self, lag_ns: int) -> None:
         trial = self._worker.trial
         if trial is not None and trial.open:
-            trial.meter.lag(lag_ns)
+            trial.meter.lag(lag_ns, lag_sampler(time.monotonic_ns))
 
 
 def process_name(worker: int) -> str:

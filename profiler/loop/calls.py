@@ -22,6 +22,7 @@ from profiler.limits.refusals import (
     signal_of,
 )
 from profiler.loop.eventloop import NativeThreads, TimedCoroutine
+from profiler.loop.lag import late_ns
 from profiler.loop.model import CallRequest, current_probe
 from profiler.loop.recorder import LiveCalls
 from profiler.loop.tools import (
@@ -62,6 +63,8 @@ class OpenCall:
     started_ns: int | None = None
     thread_ns: int | None = None
     blocking_ns: int = 0
+    sending_ns: int = 0
+    late_ns: int = 0
     ended_ns: int | None = None
     status: ToolStatus = "ok"
     error_type: str | None = None
@@ -101,6 +104,8 @@ class OpenCall:
             arguments=None if content is None else content.keep(arguments_text(self.request.arguments)),
             result=None if content is None or self.result is None else content.keep(self.result),
             attempts=tuple(self.attempts),
+            sending_ns=self.sending_ns,
+            late_ns=self.late_ns,
         )
 
 
@@ -225,6 +230,7 @@ class Executor:
         clock, request, owner = self.clock, call.request, call.owner
         live = self.live[request.name]
         started_ns = clock()
+        late_ns()  # a look at the start too, so that the one at the end knows of pauses between
         if call.started_ns is None:
             call.started_ns = started_ns
             live.queued -= 1
@@ -298,6 +304,9 @@ class Executor:
             return await timed
         finally:
             call.blocking_ns += timed.blocking_ns
+            call.sending_ns += timed.sending_ns
+            if timed.waited:
+                call.late_ns += late_ns()
 
     def _note_thread(self, call: OpenCall) -> None:
         call.thread_ns = self.clock()

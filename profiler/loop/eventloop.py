@@ -116,15 +116,18 @@ class TimedCoroutine:
 
     An async function that computes, or calls something that blocks, stops every other task of its
     event loop: calls that look parallel run one after another. Timing each step between two awaits
-    tells which coroutine did that. Steps of tasks that it creates do not count.
+    tells which coroutine did that. Steps of tasks that it creates do not count. `sending_ns` is the
+    length of the first step, in which a tool sends its request; 0 for one that awaits nothing.
     """
 
-    __slots__ = ("_clock", "_coroutine", "blocking_ns")
+    __slots__ = ("_clock", "_coroutine", "blocking_ns", "sending_ns", "waited")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], clock: Callable[[], int]) -> None:
         self._coroutine = coroutine
         self._clock = clock
         self.blocking_ns = 0
+        self.sending_ns = 0
+        self.waited = False
 
     def __await__(self) -> Generator[Any, Any, Any]:
         clock, coroutine = self._clock, self._coroutine
@@ -140,6 +143,9 @@ class TimedCoroutine:
                 held = clock() - began
                 if held > BLOCKING_NS:
                     self.blocking_ns += held
+            if not self.waited:
+                self.waited = True
+                self.sending_ns = held
             try:
                 argument = yield waits_for
                 step = coroutine.send

@@ -27,6 +27,9 @@ HEARTBEAT_SECONDS = 0.02
 STALL_NS = 5_000_000
 """A shorter lateness is no stall: the interpreter itself switches threads every 5 ms."""
 
+SETTLED_NS = 100_000_000
+"""After this long the heartbeat's thread has had its turn too."""
+
 _KEPT = 256
 
 
@@ -60,6 +63,12 @@ class Lateness:
 
     held_ns: int
     machine_ns: int
+
+    def __add__(self, other: Lateness) -> Lateness:
+        return Lateness(self.held_ns + other.held_ns, self.machine_ns + other.machine_ns)
+
+    def __sub__(self, other: Lateness) -> Lateness:
+        return Lateness(self.held_ns - other.held_ns, self.machine_ns - other.machine_ns)
 
 
 def lateness(stalls: Iterable[Stall], window: Interval) -> Lateness:
@@ -138,6 +147,47 @@ class Heartbeat:
         return woke_ns, now_ns
 
 
+IDLE_NS = 200_000
+"""A thread that neither ran nor waited for its turn for longer than this had nothing to do."""
+
+STEPS = 8
+"""Turns of the loop, at most, from when a response arrives until the code that awaits it goes on."""
+
+
+class BusyPeriod:
+    """For how long an event loop has had something to do, without a pause; looked at on its thread.
+
+    What happens while a loop is busy is noticed at the end of that at the latest, so this is how late an
+    event may be that is noticed now. Between two looks the loop paused if its process used the processor and
+    its thread waited for one (`run_delay`) for less than the time between them: then it has been busy for as
+    long as that, at most. Other threads count: the loop waits for the interpreter's lock while they run.
+    """
+
+    __slots__ = ("_at_ns", "_clock", "_cpu_clock", "_cpu_ns", "_delay_ns", "_run_delay", "age_ns")
+
+    def __init__(
+        self,
+        clock: Callable[[], int],
+        run_delay: Callable[[], int | None],
+        cpu_clock: Callable[[], int] = time.process_time_ns,
+    ) -> None:
+        self._clock, self._cpu_clock, self._run_delay = clock, cpu_clock, run_delay
+        self.age_ns = 0
+        self._at_ns, self._cpu_ns, self._delay_ns = clock(), cpu_clock(), run_delay() or 0
+
+    def look(self) -> int:
+        """Nanoseconds until now."""
+        now_ns, cpu_ns, delay_ns = self._clock(), self._cpu_clock(), self._run_delay() or 0
+        wall_ns, busy_ns = now_ns - self._at_ns, cpu_ns - self._cpu_ns + delay_ns - self._delay_ns
+        self.age_ns = busy_ns if wall_ns - busy_ns > IDLE_NS else self.age_ns + wall_ns
+        self._at_ns, self._cpu_ns, self._delay_ns = now_ns, cpu_ns, delay_ns
+        return self.age_ns
+
+    def was_late(self, lag_ns: int) -> None:
+        """Something that was due `lag_ns` ago is noticed now: busy for so long, and not for much longer."""
+        self.age_ns = max(lag_ns, min(self.look(), STEPS * lag_ns + IDLE_NS))
+
+
 class LagSampler:
     """Samples how late the timers of one event loop fire, while at least one user has entered.
 
@@ -161,9 +211,12 @@ class LagSampler:
         self._due_ns = 0
         self._delay_ns: int | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._busy = BusyPeriod(clock, self._run_delay)
         # Samples (time, lag) with falling lag: enough for the maximum from any time up to now.
         self._worst: deque[tuple[int, int]] = deque(maxlen=_KEPT)
         self._stalls: deque[Stall] = deque(maxlen=_KEPT)
+        self._total = Lateness(0, 0)
+        self._recent: deque[Stall] = deque(maxlen=_KEPT)  # those that the heartbeat may not know of yet
 
     def enter(self) -> None:
         self._users += 1
@@ -187,6 +240,18 @@ class LagSampler:
                 self._heartbeat.leave(self)
         return worst
 
+    def late_ns(self) -> int:
+        """How late an event may be that is noticed now (`BusyPeriod`). On the loop's thread."""
+        return self._busy.look()
+
+    def total(self) -> Lateness:
+        """The sum of all samples so far, those too that are no stalls. On the loop's thread."""
+        return self._total
+
+    def run_delay_ns(self) -> int | None:
+        """For how long the loop's thread has been ready and did not run; None where that is not counted."""
+        return self._run_delay()
+
     def stalls(self, since_ns: int) -> list[Stall]:
         """The stalls that ended at `since_ns` or later, in order; one that goes on at this moment included.
 
@@ -196,11 +261,14 @@ class LagSampler:
         now_ns = self._clock()
         if self._timer is not None and now_ns - self._due_ns >= STALL_NS:
             found.append(Stall(self._due_ns, now_ns, self._delayed_ns()))
-        # Only now, since the heartbeat's thread may have its turn after the loop's.
-        stopped = union(self._heartbeat.gaps()) if found and self._heartbeat is not None else []
+        return self._with_stops(found)
+
+    def _with_stops(self, stalls: list[Stall]) -> list[Stall]:
+        """The stalls with what the heartbeat knows by now: its thread may have its turn after the loop's."""
+        stopped = union(self._heartbeat.gaps()) if stalls and self._heartbeat is not None else []
         return [
             Stall(one.started_ns, one.ended_ns, min(one.lag_ns, max(one.machine_ns, overlap(stopped, span))))
-            for one in found
+            for one in stalls
             for span in [(one.started_ns, one.ended_ns)]
         ]
 
@@ -215,16 +283,40 @@ class LagSampler:
         while self._worst and self._worst[-1][1] <= lag_ns:
             self._worst.pop()
         self._worst.append((now_ns, lag_ns))
+        delayed_ns = min(lag_ns, self._delayed_ns())
+        self._total += Lateness(lag_ns - delayed_ns, delayed_ns)
         if lag_ns >= STALL_NS:
-            self._stalls.append(Stall(self._due_ns, now_ns, min(lag_ns, self._delayed_ns())))
+            self._stalls.append(Stall(self._due_ns, now_ns, delayed_ns))
+            self._recent.append(self._stalls[-1])
+        if self._recent and now_ns - self._recent[0].ended_ns > SETTLED_NS:
+            self._count_stops(now_ns - SETTLED_NS)
+        self._busy.was_late(lag_ns)
         for observe in self.observers:
             observe(lag_ns)
         self._schedule()
+
+    def _count_stops(self, until_ns: int) -> None:
+        """What was counted as held while the process was stopped was the machine's."""
+        recent = []
+        while self._recent and self._recent[0].ended_ns <= until_ns:
+            recent.append(self._recent.popleft())
+        stopped_ns = sum(
+            after.machine_ns - before.machine_ns
+            for before, after in zip(recent, self._with_stops(recent), strict=True)
+        )
+        self._total += Lateness(-stopped_ns, stopped_ns)
 
     def _delayed_ns(self) -> int:
         """For how long the thread has been runnable and did not run since the last sample."""
         now_ns = self._run_delay()
         return 0 if now_ns is None or self._delay_ns is None else now_ns - self._delay_ns
+
+
+def late_ns() -> int:
+    """`LagSampler.late_ns` of the running event loop; 0 where none is sampled, or none runs here."""
+    loop = asyncio._get_running_loop()
+    sampler = None if loop is None else _samplers.get(loop)
+    return 0 if sampler is None else sampler.late_ns()
 
 
 _samplers: WeakKeyDictionary[asyncio.AbstractEventLoop, LagSampler] = WeakKeyDictionary()

@@ -16,6 +16,7 @@ from profiler.anatomy import shortfall
 from profiler.errors import ProviderError, UsageError
 from profiler.loop.calls import CallOwner, Executor, OpenCall
 from profiler.loop.eventloop import NativeThreads
+from profiler.loop.lag import late_ns
 from profiler.loop.model import (
     LOOP_HEADER,
     TRIAL_HEADER,
@@ -194,7 +195,7 @@ class _LoopRun:
         """One round; always leaves a record. The answer, None if the model called tools instead."""
         clock, loop = self.clock, self.loop
         started_ns = clock()
-        probe = Probe(clock, on_text=loop._on_text)
+        probe = Probe(clock, on_text=loop._on_text, began_ns=started_ns)
         options = RequestOptions(loop._tool_choice, loop._parallel, answer_only, loop.stream, self.headers)
         status: Status = "error"
         reply: Reply | None = None
@@ -203,7 +204,7 @@ class _LoopRun:
         early: dict[str, OpenCall] = {}
         if loop.stream and loop.strategy.eager != "no" and not answer_only:
             probe.on_call = partial(loop._calls.start_early, early, self.owner)
-        model_ended_ns = started_ns
+        model_ended_ns, model_late_ns = started_ns, 0
         tools_started_ns = tools_ended_ns = limit = None
         try:
             token = current_probe.set(probe)
@@ -214,6 +215,7 @@ class _LoopRun:
                 raise
             finally:
                 model_ended_ns = clock()
+                model_late_ns = late_ns()
                 current_probe.reset(token)
             messages.extend(reply.messages)
             if not reply.calls or answer_only:
@@ -255,7 +257,9 @@ class _LoopRun:
                     index=len(self.rounds),
                     started_ns=started_ns,
                     ended_ns=ended_ns,
-                    model=self._model_call(probe, started_ns, model_ended_ns, reply, failure, status),
+                    model=self._model_call(
+                        probe, started_ns, model_ended_ns, model_late_ns, reply, failure, status
+                    ),
                     tools_started_ns=tools_started_ns,
                     tools_ended_ns=tools_ended_ns,
                     tool_calls=recorded,
@@ -270,6 +274,7 @@ class _LoopRun:
         probe: Probe,
         started_ns: int,
         ended_ns: int,
+        late: int,
         reply: Reply | None,
         failure: ProviderError | None,
         round_status: Status,
@@ -293,6 +298,8 @@ class _LoopRun:
             output_tokens=got.output_tokens,
             attempts=tuple(probe.attempts),
             limiter_wait_ns=probe.limiter_wait_ns,
+            sending_ns=probe.sending_ns,
+            late_ns=late,
         )
 
     def _asked(

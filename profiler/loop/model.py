@@ -84,7 +84,9 @@ class Probe:
 
     `complete_ns` maps the ids of calls to when their arguments were complete (streamed replies only).
     `limiter_wait_ns`: how long our own limiters held the request back. `on_text_error`: the exception of
-    the caller's `on_text`, which must not be taken for an unreadable reply.
+    the caller's `on_text`, which must not be taken for an unreadable reply. `sending_ns`: how much of the
+    time from `began_ns` until the first attempt was sent went by in this process, and not in waiting for a
+    connection.
     """
 
     clock: Callable[[], int]
@@ -95,6 +97,8 @@ class Probe:
     attempts: list[Attempt] = field(default_factory=list)
     complete_ns: dict[str, int] = field(default_factory=dict)
     limiter_wait_ns: int = 0
+    began_ns: int = 0
+    sending_ns: int = 0
     on_text_error: Exception | None = None
 
     def token(self) -> None:

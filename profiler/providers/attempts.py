@@ -21,6 +21,7 @@ from typing import Any, Protocol, Self
 import httpx2
 
 from profiler.limits.refusals import parse_retry_after
+from profiler.loop.lag import late_ns
 from profiler.loop.model import Probe, current_probe
 from profiler.records import Attempt
 
@@ -79,8 +80,13 @@ class _OpenAttempt:
 
     def note(self, moment: str) -> None:
         """`connected_ns` or `sent_ns` is now."""
-        if self._probe is not None:
-            setattr(self, moment, self._probe.clock())
+        if self._probe is None:
+            return
+        busy_ns, now_ns = late_ns(), self._probe.clock()
+        setattr(self, moment, now_ns)
+        if moment == "sent_ns" and not self._probe.attempts:
+            since_ns = now_ns - self._probe.began_ns - self._probe.limiter_wait_ns
+            self._probe.sending_ns = max(0, min(busy_ns, since_ns))
 
     def responded(self, response: Any) -> None:
         assert self._probe is not None

@@ -1,7 +1,7 @@
 """Caveats, which a reader must know before believing a run: a closed set, each with its remedy.
 
 An `invalid` caveat means that the figures describe our client, not the system; every output puts it
-first. The limits are those above which measured latencies were found to be the client's own.
+first, with the strategies whose figures those are and with whose fault it was.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from profiler.rundir import IncidentKind, Run
+from profiler.rundir import ClientHealth, IncidentKind, Run
 from profiler.statistics.figures import AgentCalls, StrategySummary
+from profiler.statistics.lateness import LIMIT_SECONDS, LIMIT_SHARE, worst
 from profiler.statistics.table import Table
 from profiler.strategies import StrategySpec
 
@@ -21,6 +22,9 @@ CaveatKind = Literal[
     "strategy_ignored",
     "limiter_blind",
     "client_saturated",
+    "machine_busy",
+    "container_throttled",
+    "client_late",
     "blocking_tool",
     "load_not_delivered",
     "arrivals_dropped",
@@ -43,10 +47,8 @@ CaveatKind = Literal[
     "different_work",
 ]
 
-LOOP_LAG_LIMIT = 0.050
-"""Seconds of event-loop lag at p99."""
 SCHEDULE_LAG_SHARE = 0.05
-"""How late loops may start at p99, as a share of the median loop."""
+"""How late loops may start, as a share of the median loop."""
 CPU_LIMIT = 0.90
 """Share of one core."""
 DELIVERED_SHARE = 0.95
@@ -89,12 +91,16 @@ _EARLY_ENDS: tuple[IncidentKind, ...] = ("aborted", "interrupted", "limited")
 
 @dataclass(frozen=True, slots=True)
 class Caveat:
-    """One thing to know: `detail` is what was found, `remedy` what to do about it."""
+    """One thing to know: `detail` is what was found, `remedy` what to do about it.
+
+    `strategies` are those that an invalid one is about.
+    """
 
     kind: CaveatKind
     detail: str
     remedy: str
     invalid: bool = False
+    strategies: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -107,11 +113,12 @@ def caveats(
 ) -> tuple[Caveat, ...]:
     """Every caveat of a run, the invalid ones first, and of those a strategy that was not applied.
 
-    Of the strategies under `lower` loads only what was left out is said.
+    Of the strategies under `lower` loads only what the client made of them and what was left out is said.
     """
     found = [
         *_strategies(run, strategies),
-        *_client(run, strategies),
+        *_client(run, [*lower, *strategies]),
+        *_blocking(strategies),
         *_incidents(run),
         *_load(run),
         *_figures(strategies),
@@ -139,8 +146,12 @@ def error_causes(strategy: StrategySummary) -> str:
 
 def busiest(run: Run, client: str) -> dict[str, float]:
     """The largest share of a core that each kind of process used; those that run loops are the `client`."""
+    return _busiest(run.client, client)
+
+
+def _busiest(healths: Sequence[ClientHealth], client: str) -> dict[str, float]:
     found: dict[str, float] = {}
-    for health in run.client:
+    for health in healths:
         if health.cpu is not None:
             name = health.process if health.process in OUR_OTHERS else client
             found[name] = max(health.cpu, found.get(name, 0.0))
@@ -160,6 +171,7 @@ def _strategies(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Cav
                 "hand the agent's calls to ctx.execute, ctx.slot or a ToolLoop with ctx.strategy; "
                 "until then its figures are those of the agent's own way",
                 invalid=True,
+                strategies=(name,),
             )
         elif spec.adapts and (untold := _untold(strategy)) is not None:
             yield Caveat(
@@ -221,29 +233,133 @@ def _calls(count: int) -> str:
     return f"{count} call{'s' if count != 1 else ''}"
 
 
+Fault = Literal["client_saturated", "machine_busy", "container_throttled", "client_late"]
+
+CPU_WEIGHT = 0.1
+"""Of time that a process ran or waited to run, how much counts as lag when it is asked whose fault that was.
+
+Lag that was sampled counts whole. What made no timer late may still have made answers late.
+"""
+THROTTLED_SHARE = 0.2
+"""Of the time for which a client was ready and did not run, what its quota must have kept it for."""
+
+
+def fault(healths: Sequence[ClientHealth]) -> Fault:
+    """Whose fault it was that clients were late, from what they and the kernel counted in some trials."""
+    own = machine = delayed = throttled = 0.0
+    for health in healths:
+        if health.delayed_seconds is None or health.machine_seconds is None:
+            continue
+        own += (health.held_seconds or 0.0) + CPU_WEIGHT * (health.cpu_seconds or 0.0)
+        machine += health.machine_seconds + CPU_WEIGHT * health.delayed_seconds
+        delayed += health.delayed_seconds
+        throttled += health.throttled_seconds or 0.0
+    if not own and not machine:
+        busy = any((health.cpu or 0.0) > CPU_LIMIT for health in healths)
+        return "client_saturated" if busy else "client_late"
+    if throttled and throttled > THROTTLED_SHARE * delayed and machine > own:
+        return "container_throttled"
+    return "machine_busy" if machine > own else "client_saturated"
+
+
 def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
-    broken = []
-    lag = max((health.loop_lag_p99 or 0.0 for health in run.client), default=0.0)
-    if lag > LOOP_LAG_LIMIT:
-        broken.append(f"the event loop was late by {lag * 1e3:.0f} ms at p99 (limit 50 ms)")
-    late = max((health.schedule_lag_p99 or 0.0 for health in run.client), default=0.0)
-    medians = [s.loop_seconds.p50.value for s in strategies if s.loop_seconds.p50.value is not None]
-    if medians and late > SCHEDULE_LAG_SHARE * min(medians):
-        broken.append(
-            f"loops started {late * 1e3:.0f} ms late at p99, more than 5 % of the median "
-            f"{min(medians) * 1e3:.0f} ms"
-        )
-    for who, share in busiest(run, "a client process").items():
+    """Where the figures are the client's: a caveat for each whose fault it was, with the strategies."""
+    several = len({strategy.users for strategy in strategies}) > 1
+    found: dict[Fault, list[tuple[float, str, str, list[ClientHealth]]]] = {}
+    for strategy in strategies:
+        trials = {
+            trial.index
+            for trial in run.trials
+            if (trial.strategy, trial.users) == (strategy.strategy, strategy.users)
+        }
+        healths = [health for health in run.client if health.trial is None or health.trial in trials]
+        severity, said, whose = _judge(strategy, healths)
+        if said:
+            name = f"{strategy.strategy} ({strategy.users} agents)" if several else strategy.strategy
+            found.setdefault(whose, []).append((severity, name, said, healths))
+    for whose, broken in found.items():
+        _, _, said, healths = max(broken, key=lambda one: one[0])
+        about, remedy = _said_of(whose, healths, run)
+        names = tuple(dict.fromkeys(name for _, name, _, _ in broken))
+        everywhere = len(names) == len({(one.strategy, one.users) for one in strategies})
+        of = "" if everywhere else f" under {', '.join(names)}"
+        yield Caveat(whose, f"{about}{of}: {said}", remedy, invalid=True, strategies=names)
+
+
+def _judge(strategy: StrategySummary, healths: Sequence[ClientHealth]) -> tuple[float, str, Fault]:
+    """(how bad, what is wrong with a strategy's figures, whose fault); nothing said when nothing is."""
+    ran = [health for health in healths if health.process not in OUR_OTHERS]
+    broken: list[tuple[float, str, Fault]] = []
+    part, medians = worst(strategy.client_parts), _medians(strategy)
+    if part is not None:
+        if part.excess > 1:
+            said = f"{_ms(part.late_seconds)} of {part.figure}, {_ms(part.seconds)}, are the client's own"
+            broken.append((part.excess, said, fault(ran)))
+    elif medians:
+        # Nothing was observed of each call: then any of them may have been as late as the loop's timers.
+        lag = max((health.loop_lag_p99 or 0.0 for health in ran), default=0.0)
+        excess = min(lag / LIMIT_SECONDS, lag / (LIMIT_SHARE * min(medians)))
+        if excess > 1:
+            said = f"the event loop was late by {_ms(lag)} at p99, beside a median of {_ms(min(medians))}"
+            broken.append((excess, said, fault(ran)))
+    late = max((_schedule_lag(health) for health in ran), default=0.0)
+    median = strategy.loop_seconds.p50.value
+    if median and late > max(LIMIT_SECONDS, SCHEDULE_LAG_SHARE * median):
+        said = f"loops started {_ms(late)} late, more than 5 % of the median {_ms(median)}"
+        broken.append((late / (SCHEDULE_LAG_SHARE * median), said, fault(ran)))
+    for who, share in _busiest(healths, "a client process").items():
         if share > CPU_LIMIT:
-            broken.append(f"{who} kept a core {min(share, 1.0) * 100:.0f} % busy (limit 90 %)")
-    if broken:
-        more = f"more workers (now {run.workers})" if run.workers < run.machine.cores else "another machine"
-        yield Caveat(
-            "client_saturated",
-            f"the client was saturated: {', and '.join(broken)}",
-            f"use fewer agents or {more}",
-            invalid=True,
+            said = f"{who} kept a core {min(share, 1.0) * 100:.0f} % busy (limit 90 %)"
+            broken.append((share / CPU_LIMIT, said, "client_saturated"))
+    if not broken:
+        return 0.0, "", "client_late"
+    severity, _, whose = max(broken, key=lambda one: one[0])
+    return severity, ", and ".join(said for _, said, _ in broken), whose
+
+
+def _medians(strategy: StrategySummary) -> list[float]:
+    """The medians that lateness is added to."""
+    found = [strategy.loop_seconds.p50.value, strategy.phases.get("model")]
+    found += [figures.seconds.p50.value for figures in strategy.tools.values()]
+    return [median for median in found if median]
+
+
+def _schedule_lag(health: ClientHealth) -> float:
+    """How late loops started at p95; runs of old know p99."""
+    return (
+        health.schedule_lag_p95 if health.schedule_lag_p95 is not None else health.schedule_lag_p99
+    ) or 0.0
+
+
+def _said_of(whose: Fault, healths: Sequence[ClientHealth], run: Run) -> tuple[str, str]:
+    """(whose fault it was in words, the remedy)."""
+    agent = run.arguments.get("agent") is not None
+    more = f"more workers (now {run.workers})" if run.workers < run.machine.cores else "another machine"
+    ready = max((health.delayed_share or 0.0 for health in healths), default=0.0)
+    waits = f", ready and not run for {ready * 100:.0f} % of the time" if ready >= 0.01 else ""
+    if whose == "machine_busy":
+        stolen = max((health.stolen or 0.0 for health in healths), default=0.0)
+        host = f", {stolen * 100:.0f} % of a core stolen by its host" if stolen >= 0.05 else ""
+        return (
+            f"this machine is busy with other work{waits}{host}",
+            "stop the other work, or use another machine",
         )
+    if whose == "container_throttled":
+        return f"this container is throttled{waits}", "raise its CPU quota, or use fewer agents"
+    if whose == "client_saturated":
+        cpu = " (the agent's CPU is in it)" if agent else ""
+        return f"this client is saturated{cpu}", f"use fewer agents or {more}"
+    return (
+        "this client was late, and cannot tell whose fault that was: nothing is counted here",
+        f"stop other work on this machine, or use fewer agents or {more}",
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _blocking(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
     blocking: dict[str, float] = {}
     for strategy in strategies:
         for tool, figures in strategy.tools.items():

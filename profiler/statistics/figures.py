@@ -10,6 +10,7 @@ import numpy as np
 
 from profiler.anatomy import PHASES
 from profiler.statistics.backlog import Backlog, growing_backlog
+from profiler.statistics.lateness import ClientPart, client_parts
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import (
     FEWEST_BLOCKS,
@@ -171,10 +172,11 @@ class StrategySummary:
     critical path / wall of the tool phases. The warm-up was found to last `warm_up_loops` in a block;
     `left_out` says what that left out, None where there was none. `steady` is None when the series is too
     short to tell. `shortfalls` counts, by cause, the rounds whose calls overlapped less than the strategy
-    allows. `limit` is None unless the strategy's limit adapts, `overlap` unless replies with calls were
-    streamed, `agent_calls` unless a user's own agent ran under a strategy with a limit. `backlog` is there
-    where an open load was not served: latencies then say how long the windows were, and nothing about the
-    system.
+    allows. `client_parts` are how much of its figures is the client's own; `valid` is False where that is
+    too much (`caveats`). `limit` is None unless the strategy's limit adapts, `overlap` unless replies with
+    calls were streamed, `agent_calls` unless a user's own agent ran under a strategy with a limit.
+    `backlog` is there where an open load was not served: latencies then say how long the windows were, and
+    nothing about the system.
     """
 
     strategy: str
@@ -206,6 +208,8 @@ class StrategySummary:
     agent_calls: AgentCalls | None = None
     backlog: Backlog | None = None
     left_out: LeftOut | None = None
+    client_parts: tuple[ClientPart, ...] = ()
+    valid: bool = True
 
 
 def figures(group: Measured, table: Table, objective: Objective | None = None) -> StrategySummary:
@@ -262,6 +266,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         agent_calls=_agent_calls(table, group.spec),
         backlog=growing_backlog(group, table),
         left_out=_left_out(group, table),
+        client_parts=tuple(client_parts(table, due)),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from profiler.statistics.figures import StrategySummary, figures, good_loops
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE, Estimate, Floats
 from profiler.statistics.table import Table, tabulate
-from profiler.statistics.verdicts import Verdict, verdicts
+from profiler.statistics.verdicts import Verdict, invalidated, verdicts
 from profiler.statistics.windows import Measured, WarmUp, by_load, measure
 
 # Goodput against load (loops that fail at once are no throughput): Gunther's Universal Scalability Law.
@@ -191,7 +191,10 @@ def summarise_table(run: Run, table: Table) -> Summary:
         for users, groups in sorted(by_load(measured).items())
     )
     top = every[-1] if every else Level(run.load.users, ())
-    warnings = caveats(run, top.strategies, [one for level in every[:-1] for one in level.strategies])
+    lower = [strategy for level in every[:-1] for strategy in level.strategies]
+    warnings = caveats(run, top.strategies, lower)
+    every = tuple(_with_validity(level, warnings, several=len(every) > 1) for level in every)
+    top = every[-1] if every else top
     return Summary(
         scenario=run.scenario,
         provider=run.provider,
@@ -208,6 +211,22 @@ def summarise_table(run: Run, table: Table) -> Summary:
         objective=run.slo,
         levels=every if len(every) > 1 else (),
         scalability=_scalability(measured, table, objective),
+    )
+
+
+def _with_validity(level: Level, warnings: Iterable[Caveat], several: bool) -> Level:
+    """The level with its strategies marked that are invalid, and the verdicts that involve one of them."""
+    named = {name for warning in warnings if warning.invalid for name in warning.strategies}
+
+    def valid(strategy: str) -> bool:
+        return (f"{strategy} ({level.users} agents)" if several else strategy) not in named
+
+    return replace(
+        level,
+        strategies=tuple(replace(one, valid=valid(one.strategy)) for one in level.strategies),
+        verdicts=tuple(
+            one if valid(one.strategy) and valid(one.baseline) else invalidated(one) for one in level.verdicts
+        ),
     )
 
 

@@ -25,9 +25,16 @@ _LOOP = (
     *("trial", "strategy", "number", "due", "started", "ended", "status", "good", "error"),
     *("requests", "attempts", "input_tokens", "output_tokens", "work", "critical", "wall", "process"),
     *("overlapped", "saved", "savable", "nested", "first_round", "agent", "unobserved", "unlimited"),
+    *("loop_sending", "loop_late"),
 )
-_ROUND = ("round_loop", "round_wall", "round_calls", "tool_wall", "shortfall", "tools_started", "limit")
-_CALL = ("call_loop", "call_tool", "call_error", "queued", "duration", "queue", "blocking")
+_ROUND = (
+    *("round_loop", "round_wall", "round_calls", "tool_wall", "shortfall", "tools_started", "limit"),
+    *("model_wall", "model_sending", "model_late"),
+)
+_CALL = (
+    *("call_loop", "call_tool", "call_error", "queued", "duration", "queue", "blocking"),
+    *("call_sending", "call_late"),
+)
 _NARROW = {
     "shortfall": "b",
     **dict.fromkeys(("round_loop", "round_calls", "call_loop", "call_tool", "call_error"), "i"),
@@ -63,11 +70,14 @@ class Table:
     `first_round` is from when the loop was due to the end of its first round, `NONE` where that was cut off.
     `agent` is a code. `unobserved` counts calls that the model asked for and no profiled tool ran,
     `unlimited` those that went around the strategy's limit (`NONE` where none could).
+    `loop_sending` is the time in which the client had neither a request nor a call under way at the start and
+    the end of the loop, with the `sending_ns` of its first request; `loop_late` is the `late_ns` of the last.
     Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls, `limit` where the
-    strategy set none.
+    strategy set none. `model_wall` is of the request, `model_sending` and `model_late` are its
+    `sending_ns` and `late_ns`.
     Calls, in the order of their rounds: `queued` is when a call was handed to the strategy, `queue` its
     wait there; `duration` is `NONE` for a call that never got through its limiter; `blocking` is for how
-    long it held the event loop.
+    long it held the event loop; `call_sending` and `call_late` are its `sending_ns` and `late_ns`.
     Refusals: `refused` is when a server refused something for a quota.
     """
 
@@ -101,6 +111,8 @@ class Table:
     agent: Ints
     unobserved: Ints
     unlimited: Ints
+    loop_sending: Ints
+    loop_late: Ints
     phases: Ints
 
     round_loop: Ints
@@ -110,6 +122,9 @@ class Table:
     shortfall: Ints
     tools_started: Ints
     limit: Ints
+    model_wall: Ints
+    model_sending: Ints
+    model_late: Ints
 
     call_loop: Ints
     call_tool: Ints
@@ -118,6 +133,8 @@ class Table:
     duration: Ints
     queue: Ints
     blocking: Ints
+    call_sending: Ints
+    call_late: Ints
 
     refused: Ints
 
@@ -127,10 +144,13 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
     strategies, tools, errors, shortfalls, processes, agents = (_Codes() for _ in range(6))
     columns = {name: array(_NARROW.get(name, "q")) for name in (*_LOOP, *_ROUND, *_CALL)}
     loops = [columns[name] for name in _LOOP]
-    round_loop, round_wall, round_calls, tool_wall, shortfall, tools_started, limit = (
+    round_loop, round_wall, round_calls, tool_wall, shortfall, tools_started, limit, *model_columns = (
         columns[name] for name in _ROUND
     )
-    call_loop, call_tool, call_error, queued, duration, queue, blocking = (columns[name] for name in _CALL)
+    model_wall, model_sending, model_late = model_columns
+    call_loop, call_tool, call_error, queued, duration, queue, blocking, call_sending, call_late = (
+        columns[name] for name in _CALL
+    )
     phases, refused = array("q"), array("q")
     for index, record in enumerate(records):
         requests = attempts = input_tokens = output_tokens = work = critical = wall = 0
@@ -158,6 +178,9 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             shortfall.append(shortfalls.of(round_.shortfall))
             tools_started.append(NONE if round_.tools_started_ns is None else round_.tools_started_ns)
             limit.append(NONE if round_.limit is None else round_.limit)
+            model_wall.append(model.duration_ns)
+            model_sending.append(model.sending_ns)
+            model_late.append(model.late_ns)
             for call in round_.tool_calls:
                 call_loop.append(index)
                 call_tool.append(tools.of(call.name))
@@ -166,6 +189,8 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
                 duration.append(NONE if call.duration_ns is None else call.duration_ns)
                 queue.append(call.waited_ns)
                 blocking.append(call.blocking_ns)
+                call_sending.append(call.sending_ns)
+                call_late.append(call.late_ns)
         row = (
             NONE if record.trial is None or record.nested else record.trial,
             strategies.of(record.strategy),
@@ -192,6 +217,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             agents.of(record.agent),
             record.unobserved_calls,
             NONE if record.unlimited_calls is None else record.unlimited_calls,
+            *_lateness(record),
         )
         for column, value in zip(loops, row, strict=True):
             column.append(value)
@@ -212,6 +238,18 @@ def _first_round(record: LoopRecord) -> int:
     if not record.rounds or record.rounds[0].status == "cancelled":
         return NONE
     return record.rounds[0].ended_ns - record.due_ns
+
+
+def _lateness(record: LoopRecord) -> tuple[int, int]:
+    """`loop_sending` and `loop_late` of a loop."""
+    if not record.rounds:
+        return 0, 0
+    first, last = record.rounds[0].model, record.rounds[-1].model
+    ends = [(last.ended_ns, last.late_ns)]
+    ends += [(call.ended_ns, call.late_ns) for call in record.rounds[-1].tool_calls]
+    ended_ns, late_ns = max(ends)
+    before_ns, after_ns = first.started_ns - record.started_ns, record.ended_ns - ended_ns
+    return max(0, before_ns) + first.sending_ns + max(0, after_ns), late_ns
 
 
 def _view(column: array[int]) -> Ints:

@@ -33,13 +33,17 @@ VerdictKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A finding on one metric; `sentence` says it in words. `baseline` is empty where nothing is compared."""
+    """A finding on one metric; `sentence` says it in words. `baseline` is empty where nothing is compared.
+
+    `valid` is False where the figures it rests on describe the client (`caveats`).
+    """
 
     strategy: str
     baseline: str
     metric: str
     kind: VerdictKind
     sentence: str
+    valid: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,11 @@ def _no_tool_calls(strategies: Sequence[StrategySummary]) -> Verdict | None:
         "(vLLM: --enable-auto-tool-choice and --tool-call-parser)?"
     )
     return Verdict(", ".join(one.strategy for one in strategies), "", "tool_calls", "no_tool_calls", text)
+
+
+def invalidated(found: Verdict) -> Verdict:
+    """The same verdict of figures that are invalid."""
+    return replace(found, valid=False, sentence=f"invalid: {found.sentence}")
 
 
 def verdict(
@@ -313,8 +322,8 @@ def _share(value: float | None) -> str:
 class Regression:
     """The candidate run against the baseline run, for each strategy and load in both.
 
-    `holds` is False when a gate fails, and None when none fails but one is not decided; no gate is
-    decided on an invalid run. `warnings` are of both runs.
+    `holds` is False when a gate fails, and None when none fails but one is not decided; no gate of a
+    strategy that is invalid in one of the runs is. `warnings` are of both runs.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -376,16 +385,21 @@ def compare_directories(
                 unserved.append(_not_served(one, one.backlog, made.arguments.get("max_in_flight")))
         said.append(verdict(comparisons[-1], b, a))
     outcomes: Sequence[Outcome] = decide(gates, comparisons)
+    warnings = (*different_conditions(before, after, tables), *caveats(after, new), *caveats(before, old))
+    warnings = tuple(sorted((*warnings, TWO_RUNS), key=lambda caveat: not caveat.invalid))
+    invalid = {name for caveat in warnings if caveat.invalid for name in caveat.strategies}
+    broken = {
+        named.strategy
+        for named, (_, b) in zip(comparisons, pairs, strict=True)
+        if invalid & {b.strategy, f"{b.strategy} ({b.users} agents)"}
+    }
+    outcomes = [_undecided(one) if one.strategy in broken else one for one in outcomes]
+    said = [invalidated(one) if one.strategy in broken else one for one in said]
     if apart:
         lead = f"with {', '.join(apart)}: "
         said = [replace(one, sentence=lead + one.sentence) for one in said]
         outcomes = [replace(one, sentence=lead + one.sentence) for one in outcomes]
-    warnings = (*different_conditions(before, after, tables), *caveats(after, new), *caveats(before, old))
-    warnings = tuple(sorted((*warnings, TWO_RUNS), key=lambda caveat: not caveat.invalid))
-    invalid = any(caveat.invalid for caveat in warnings)
-    return Regression(
-        tuple(comparisons), (*unserved, *said), tuple(outcomes), _holds(outcomes, invalid), warnings
-    )
+    return Regression(tuple(comparisons), (*unserved, *said), tuple(outcomes), _holds(outcomes), warnings)
 
 
 def unlike(before: Run, after: Run) -> list[str]:
@@ -402,9 +416,13 @@ def unlike(before: Run, after: Run) -> list[str]:
     return [f"another {name} ({now} against {then})" for name, then, now in pairs if then != now]
 
 
-def _holds(outcomes: Sequence[Outcome], invalid: bool) -> bool | None:
-    if invalid and outcomes:
-        return None
+def _undecided(outcome: Outcome) -> Outcome:
+    """A gate that is not decided, since the figures are invalid."""
+    name = outcome.sentence.partition(": ")[0]
+    return replace(outcome, holds=None, sentence=f"{name}: {outcome.gate}: not decided, it is invalid.")
+
+
+def _holds(outcomes: Sequence[Outcome]) -> bool | None:
     answers = [outcome.holds for outcome in outcomes]
     if False in answers:
         return False

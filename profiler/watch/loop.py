@@ -61,6 +61,8 @@ class ObservedCall:
     arguments: str | None = None
     result: str | None = None
     queued_ns: int | None = None
+    sending_ns: int = 0
+    late_ns: int = 0
     handed_over: HandedOver | None = None
     ambiguous: bool = False
 
@@ -78,6 +80,7 @@ class ObservedRound:
     probe: Probe
     started_ns: int
     ended_ns: int | None = None
+    late_ns: int = 0
     streamed: bool = False
     error_type: str | None = None
     reply: ObservedReply = field(default_factory=ObservedReply)
@@ -136,7 +139,7 @@ class ObservedLoop:
         if len(self.rounds) >= MAX_ROUNDS:
             del self.rounds[0]
             self.rounds_dropped += 1
-        round_ = ObservedRound(provider, model, Probe(self.clock), now)
+        round_ = ObservedRound(provider, model, Probe(self.clock, began_ns=now), now)
         self.rounds.append(round_)
         return round_
 
@@ -274,6 +277,8 @@ def _round(index: int, observed: ObservedRound, next_ns: int, lag_ns: int) -> Ro
             blocking_ns=call.blocking_ns,
             arguments=call.arguments,
             result=call.result,
+            sending_ns=call.sending_ns,
+            late_ns=call.late_ns,
         )
         for call, queued_ns in zip(calls, queued, strict=True)
     )
@@ -302,6 +307,8 @@ def _round(index: int, observed: ObservedRound, next_ns: int, lag_ns: int) -> Ro
             input_tokens=observed.reply.input_tokens,
             output_tokens=observed.reply.output_tokens,
             attempts=tuple(observed.probe.attempts),
+            sending_ns=observed.probe.sending_ns,
+            late_ns=observed.late_ns,
         ),
         tools_started_ns=tools_started_ns,
         tools_ended_ns=tools_ended_ns,

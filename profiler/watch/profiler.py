@@ -32,6 +32,7 @@ import httpx2
 
 from profiler.errors import UsageError
 from profiler.loop.calls import arguments_text
+from profiler.loop.lag import late_ns
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
 from profiler.loop.tools import Tool
@@ -322,6 +323,7 @@ class _WatchedRequest:
         self.ended = True
         round_ = self.round
         round_.ended_ns = self.clock()
+        round_.late_ns = late_ns()
         if error is not None:
             if not isinstance(error, asyncio.CancelledError):
                 attempts = round_.probe.attempts

@@ -23,6 +23,7 @@ from typing import Any
 from profiler.limits.gate import current_slot
 from profiler.limits.refusals import returned_failure
 from profiler.loop.eventloop import TimedCoroutine
+from profiler.loop.lag import late_ns
 from profiler.loop.tools import CallContext, current_call, failure_text, failure_type, is_async, result_text
 from profiler.records import Clock
 from profiler.redaction import MOST_CHARACTERS, Content
@@ -104,6 +105,12 @@ class ToolRun:
             self.failed(error)
         elif not self.follows:
             self.call.ended_ns = self._watching.clock()
+
+    def stepped(self, timed: TimedCoroutine) -> None:
+        """A coroutine of the tool has ended."""
+        self.call.blocking_ns += timed.blocking_ns
+        self.call.sending_ns += timed.sending_ns
+        self.call.late_ns = late_ns() if timed.waited else 0
 
     def ended(self) -> None:
         """It has come to its end, or was closed by who had enough of it."""
@@ -227,7 +234,7 @@ def watched_function(function: Any, begin: Begin, watching: Watching) -> Any:
                 try:
                     value = await timed
                 finally:
-                    run.call.blocking_ns = timed.blocking_ns
+                    run.stepped(timed)
                 return run.returned(value)
 
     elif inspect.isasyncgenfunction(function):
@@ -302,7 +309,7 @@ async def _awaited(run: ToolRun, held: _Unawaited) -> Any:
         try:
             value = await timed
         finally:
-            run.call.blocking_ns += timed.blocking_ns
+            run.stepped(timed)
         return run.returned(value)
 
 

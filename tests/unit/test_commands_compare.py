@@ -78,7 +78,7 @@ def test_compare_takes_runs_in_pairs_and_gates_for_runs(
     assert "--fail-on, --format and --allow-different are for two recorded runs" in said.err
 
 
-SATURATED = (ClientHealth("worker 0 (pid 1)", 0, loop_lag_p99=0.2),)
+SATURATED = (ClientHealth("worker 0 (pid 1)", 0, loop_lag_p99=0.2, cpu=0.91),)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_compare_has_its_exit_codes_and_nothing_but_json_on_standard_output(
     assert plan.startswith(
         "plan: 3 strategies, 45 s of measuring with 7 agents on the embedded emulator: about"
     )
-    assert [line.startswith("invalid: the client was saturated") for line in rest] == [True] * (
+    assert [line.startswith("invalid: this client is saturated") for line in rest] == [True] * (
         "client" in changes
     )
     (wanted,) = asked
@@ -133,7 +133,7 @@ def test_invalid_run_says_so_in_its_first_line(
     )
     assert main(["compare", "--quiet"]) == 1
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith("invalid: the client was saturated: the event loop was late by 200 ms")
+    assert first.startswith("invalid: this client is saturated: the event loop was late by 200 ms")
 
 
 REMOTE = ["compare", "--base-url", "https://api.example.com", "--allow-remote", "--json"]

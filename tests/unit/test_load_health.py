@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from profiler.load.health import Histogram, Meter, Tally, p99_seconds, shift_ns
+from profiler.load.health import Histogram, Meter, Tally, quantile_seconds, shift_ns
 from profiler.load.target import PATIENCE_SECONDS, ConnectionWatch
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, shifted
 from profiler.rundir import Anchor, ClientHealth, Spent
@@ -30,7 +30,7 @@ def test_percentile_is_the_nearest_rank() -> None:
         kept = Histogram(limit=limit)
         for lag in lags:
             kept.add(lag)
-        return p99_seconds(kept)
+        return quantile_seconds(kept, 0.99)
 
     assert p99() is None
     assert p99(5 * MS) == 0.005
@@ -50,7 +50,7 @@ def test_meter_reads_what_happened_since_it_was_started() -> None:
     assert meter.take_worst_lag(sampled=True) == 0
     now = 12.0
     assert meter.take_worst_lag(sampled=True) == 1_990 * MS  # samples ought to come, and none does
-    assert meter.read("p", 3) == ClientHealth("p", 3, 0.008, 0.004, 0.75)
+    assert meter.read("p", 3) == ClientHealth("p", 3, 0.008, 0.004, 0.75, schedule_lag_p95=0.004, seconds=2.0)
 
 
 def test_loop_failed_when_a_call_of_it_did() -> None:

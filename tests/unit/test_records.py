@@ -112,6 +112,8 @@ def test_json_form_is_the_documented_one():
         "arguments": None,
         "result": None,
         "attempts": [],
+        "sending_ns": 0,
+        "late_ns": 0,
     }
 
 

@@ -125,7 +125,7 @@ def test_invalid_is_the_first_word() -> None:
     health = ClientHealth(process="w0", loop_lag_p99=0.4, cpu=0.97)
     made, summary = experiment(client=(health,))
     text = render_comparison(summary, made)
-    assert text.startswith("invalid: the client was saturated: the event loop was late by 400 ms")
+    assert text.startswith("invalid: this client is saturated: the event loop was late by 400 ms")
     assert summary.valid is False
 
 

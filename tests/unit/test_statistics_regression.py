@@ -77,7 +77,7 @@ def test_invalid_run_decides_nothing_and_says_so_first(tmp_path: Path) -> None:
         recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2, client=(health,)), GATES
     )
     assert found.holds is None
-    assert render_regression(found).startswith("invalid: the client was saturated")
+    assert render_regression(found).startswith("invalid: this client is saturated")
 
 
 def fixed(
