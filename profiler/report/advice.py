@@ -41,6 +41,7 @@ def next_steps(summary: Summary, run: Run, estimates: tuple[Counterfactual, ...]
     """At most `MOST_STEPS` things to try, without repeats."""
     steps = [
         *_validity(summary),
+        *_less_load(summary, run),
         *_more_loops(summary, run),
         *_other_limits(summary, run),
         *_eager(summary, run),
@@ -80,13 +81,26 @@ def _validity(summary: Summary) -> Iterator[Step]:
             yield Step(f"Before believing any figure here: {warning.remedy}.")
 
 
+def _less_load(summary: Summary, run: Run) -> Iterator[Step]:
+    """A load that is served, where this one was not."""
+    unserved = [one for one in summary.strategies if one.backlog is not None]
+    served = max((one.backlog.most for one in unserved if one.backlog is not None), default=0.0)
+    if not unserved:
+        return
+    most = f"ask for less than {served:.2g}/s (--arrivals)" if served else "ask for less (--arrivals)"
+    if run.arguments.get("max_in_flight"):
+        most += ", or raise --max-in-flight"
+    yield Step(f"The load is not served: {most}.")
+
+
 def _more_loops(summary: Summary, run: Run) -> Iterator[Step]:
     """A longer run, where it would decide what this one could not."""
     factors = []
     counts = {strategy.strategy: strategy.loops.due for strategy in summary.strategies}
     for comparison in summary.comparisons:
         have = min(counts.get(comparison.strategy, 0), counts.get(comparison.baseline, 0))
-        if comparison.p95.needed is not None and have and not comparison.failures.shown:
+        unserved = any(one.backlog for one in summary.strategies)
+        if comparison.p95.needed is not None and have and not comparison.failures.shown and not unserved:
             factors.append((have + comparison.p95.needed) / have)
     window, blocks = run.arguments.get("trial_seconds"), run.arguments.get("blocks")
     if not factors or window is None or not blocks:
@@ -102,6 +116,8 @@ def _more_loops(summary: Summary, run: Run) -> Iterator[Step]:
 def _other_limits(summary: Summary, run: Run) -> Iterator[Step]:
     """Other limits of the semaphore: lower where calls fail, higher where they only wait."""
     limits = {}
+    if any(strategy.backlog for strategy in summary.strategies):
+        return  # loops that found no place have failed, whatever the limit of their calls
     for strategy in summary.strategies:
         spec = run.strategy(strategy.strategy)
         if spec.replayable and spec.rules and spec.scope == "process" and spec.limit:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from profiler.statistics.table import NONE, Table
-from profiler.statistics.windows import Block, Measured, completed
+from profiler.statistics.windows import Block, Measured, completed, joined, members
 
 SERVED_SHARE = 0.95
 """A load of which a larger share is served is not called unserved, whatever can be shown."""
@@ -39,13 +39,16 @@ _WALK_DEVIATION = math.sqrt(1 - 2 / math.pi)
 class Backlog:
     """An open load that is not served: in its windows loops arrived faster than they ended, to the end.
 
-    Loops per second: `rate` was asked for, `arrived` came, at most `served` of them came to an answer.
-    `growth` is by how many loops the backlog of a block grew, on average.
+    Loops per second: `rate` was asked for, `arrived` came, `served` of them came to an answer, and at most
+    `most` could be served: the rounds that ended, in loops of as many rounds as those that were answered
+    had. The two differ where loops compete with each other's later rounds, so that most of them are begun
+    and few are ended. `growth` is by how many loops the backlog of a block grew, on average.
     """
 
     rate: float
     arrived: float
     served: float
+    most: float
     growth: float
 
 
@@ -66,7 +69,9 @@ def growing_backlog(group: Measured, table: Table) -> Backlog | None:
     if not _later_is_slower(table, blocks):
         return None
     seconds = sum(block.seconds for block in blocks)
-    return Backlog(group.rate, sum(arrived) / seconds, _served(table, blocks), growth / len(blocks))
+    served = _served(table, blocks)
+    most = max(served, _rounds_served(table, blocks) / seconds)
+    return Backlog(group.rate, sum(arrived) / seconds, served, most, growth / len(blocks))
 
 
 def _later_is_slower(table: Table, blocks: list[Block]) -> bool:
@@ -115,3 +120,15 @@ def _served(table: Table, blocks: list[Block]) -> float:
             since_first += ends.size - 1
             since += span
     return max(count / seconds, since_first / since if since else 0.0)
+
+
+def _rounds_served(table: Table, blocks: list[Block]) -> float:
+    """The rounds that ended in the windows, in loops of as many rounds as those that were answered had."""
+    answered = joined([completed(table, block.due) for block in blocks])
+    if not answered.size:
+        return 0.0
+    ended = 0
+    for block in blocks:
+        at = table.round_ended[members(table, block.due, table.round_loop)]
+        ended += sum(int(np.count_nonzero((at >= start) & (at < end))) for start, end in block.windows)
+    return ended * answered.size / max(1, members(table, answered, table.round_loop).size)

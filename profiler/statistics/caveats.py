@@ -450,14 +450,14 @@ def _figures(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
             )
         median = strategy.loop_seconds.p50.value
         window = strategy.window_seconds / strategy.blocks if strategy.blocks else 0.0
-        if median is not None and window < LOOPS_PER_WINDOW * median:
+        if median is not None and window < LOOPS_PER_WINDOW * median and strategy.backlog is None:
             yield Caveat(
                 "short_window",
                 f"{name}: a block of {window:.1f} s holds less than 2 loops of {median:.1f} s: "
                 "these are the figures of a start",
                 "run longer (--duration)",
             )
-        if strategy.steady is False:
+        if strategy.steady is False and strategy.backlog is None:
             yield Caveat(
                 "no_steady_state",
                 f"{name}: no steady state was reached, latency kept changing to the end",

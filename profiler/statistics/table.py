@@ -28,8 +28,8 @@ _LOOP = (
     *("loop_sending", "loop_late"),
 )
 _ROUND = (
-    *("round_loop", "round_wall", "round_calls", "tool_wall", "shortfall", "tools_started", "limit"),
-    *("model_wall", "model_sending", "model_late"),
+    *("round_loop", "round_wall", "round_ended", "round_calls", "tool_wall", "shortfall"),
+    *("tools_started", "limit", "model_wall", "model_sending", "model_late"),
 )
 _CALL = (
     *("call_loop", "call_tool", "call_error", "queued", "duration", "queue", "blocking"),
@@ -117,6 +117,7 @@ class Table:
 
     round_loop: Ints
     round_wall: Ints
+    round_ended: Ints
     round_calls: Ints
     tool_wall: Ints
     shortfall: Ints
@@ -144,10 +145,10 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
     strategies, tools, errors, shortfalls, processes, agents = (_Codes() for _ in range(6))
     columns = {name: array(_NARROW.get(name, "q")) for name in (*_LOOP, *_ROUND, *_CALL)}
     loops = [columns[name] for name in _LOOP]
-    round_loop, round_wall, round_calls, tool_wall, shortfall, tools_started, limit, *model_columns = (
+    round_loop, round_wall, round_ended, round_calls, tool_wall, shortfall, *others = (
         columns[name] for name in _ROUND
     )
-    model_wall, model_sending, model_late = model_columns
+    tools_started, limit, model_wall, model_sending, model_late = others
     call_loop, call_tool, call_error, queued, duration, queue, blocking, call_sending, call_late = (
         columns[name] for name in _CALL
     )
@@ -173,6 +174,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
                     savable += eager.gathered_ns - eager.bound_ns
             round_loop.append(index)
             round_wall.append(round_.duration_ns)
+            round_ended.append(round_.ended_ns)
             round_calls.append(len(round_.tool_calls))
             tool_wall.append(phase.wall_ns if phase is not None else NONE)
             shortfall.append(shortfalls.of(round_.shortfall))

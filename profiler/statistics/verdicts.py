@@ -79,7 +79,7 @@ def verdicts(
 
 def _not_served(strategy: StrategySummary, backlog: Backlog, max_in_flight: object) -> Verdict:
     held = f" with --max-in-flight {max_in_flight}" if max_in_flight else ""
-    most = f"at most {backlog.served:.2g}/s" if backlog.served else "no loop came to an answer"
+    most = f"at most {backlog.most:.2g}/s" if backlog.most else "no loop came to an answer"
     text = f"{strategy.strategy} cannot serve {backlog.rate:.3g}/s{held}: {most}, the backlog grows."
     return Verdict(strategy.strategy, "", "served", "not_served", text)
 

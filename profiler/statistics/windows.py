@@ -29,7 +29,8 @@ class Block:
 
     `seconds` is the length of the window after the warm-up; `left_out` are the loops that were due before
     it opened. `interrupted` loops were cut off after the drain; `cut` counts the loops that left no
-    record: some of those, and arrivals that never started.
+    record: some of those, and arrivals that never started. `windows` are start and end of each trial's part
+    (monotonic ns).
     """
 
     number: int
@@ -39,6 +40,7 @@ class Block:
     interrupted: int
     cut: int
     left_out: Indices = field(default_factory=lambda: _NO_ROWS)
+    windows: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ def _measure(
             interrupted=max(trial.interrupted, cancelled),
             cut=max(0, trial.interrupted - cancelled) + trial.dropped,
             left_out=due_inside[~late],
+            windows=((start, trial.ended_ns),),
         )
         by_block.setdefault(trial.block, []).append(block)
     blocks = tuple(_join(by_block[number]) for number in sorted(by_block))
@@ -188,6 +191,7 @@ def _join(parts: list[Block]) -> Block:
         interrupted=sum(part.interrupted for part in parts),
         cut=sum(part.cut for part in parts),
         left_out=joined([part.left_out for part in parts]),
+        windows=tuple(window for part in parts for window in part.windows),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 
 import numpy as np
 import pytest
@@ -131,7 +132,7 @@ def test_load_that_is_not_served_is_the_first_sentence() -> None:
     found = summary.strategies[0].backlog
     assert found is not None
     assert said.kind == "not_served"
-    assert said.sentence == f"gathered cannot serve 6/s: at most {found.served:.2g}/s, the backlog grows."
+    assert said.sentence == f"gathered cannot serve 6/s: at most {found.most:.2g}/s, the backlog grows."
     capped = dataclasses.replace(made, arguments={"max_in_flight": 5})  # type: ignore[type-var]
     assert (
         summarise(capped, records)
@@ -140,3 +141,47 @@ def test_load_that_is_not_served_is_the_first_sentence() -> None:
             "gathered cannot serve 6/s with --max-in-flight 5: at most "
         )
     )
+
+
+def test_loops_that_are_begun_and_not_ended_count_by_their_rounds() -> None:
+    """A model that serves 2 requests a second, first come, first served; loops of 4 requests, 6 a second.
+
+    Everybody's first request is in front of everybody's second one, so that hardly a loop ends.
+    """
+    rng = np.random.default_rng(2)
+    trials, records = [], []
+    window, drain = 20.0, 30.0
+    for block in range(3):
+        origin = block * 100.0
+        due = np.sort(rng.uniform(0, window, rng.poisson(RATE * window)))
+        waiting = [(at, number, 0) for number, at in enumerate(due)]
+        heapq.heapify(waiting)
+        edges: list[list[float]] = [[at] for at in due]
+        free = 0.0
+        while waiting:
+            at, number, done = heapq.heappop(waiting)
+            free = max(free, at) + 0.5
+            edges[number].append(free)
+            if done < 3:
+                heapq.heappush(waiting, (free, number, done + 1))
+        for times in edges:
+            parts, cut = [], times[-1] > window + drain
+            for start, end in itertools.pairwise([at for at in times if at < window + drain]):
+                parts.append(loop(1e3 * (origin + start), 1e3 * (end - start)).rounds[0])
+            last = window + drain if cut else times[-1]
+            whole = loop(1e3 * (origin + times[0]), 1e3 * (last - times[0]), trial=block)
+            if cut:
+                parts.append(dataclasses.replace(whole.rounds[0], status="cancelled"))
+            status = "cancelled" if cut else "ok"
+            due_ns = whole.started_ns
+            records.append(
+                dataclasses.replace(whole, rounds=tuple(parts), status=status, intended_ns=due_ns)  # type: ignore[arg-type]
+            )
+        trials.append(trial(block, "gathered", origin * 1e3, (origin + window) * 1e3, block=block))
+    made = dataclasses.replace(run(trials), load=Load("open", 2, arrivals="6/s", rate=RATE))
+    table = tabulate(records)
+    (group,) = measure(made, table)
+    found = growing_backlog(group, table)
+    assert found is not None
+    assert found.served < 0.1
+    assert found.most == pytest.approx(0.5, rel=0.05)
