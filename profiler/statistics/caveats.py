@@ -15,6 +15,7 @@ import numpy as np
 from profiler.rundir import ClientHealth, IncidentKind, Run
 from profiler.statistics.figures import AgentCalls, StrategySummary
 from profiler.statistics.lateness import LIMIT_SECONDS, LIMIT_SHARE, worst
+from profiler.statistics.quantiles import FEWEST_BLOCKS, MEMORIES
 from profiler.statistics.table import Table
 from profiler.strategies import StrategySpec
 
@@ -41,6 +42,7 @@ CaveatKind = Literal[
     "warm_up",
     "short_window",
     "thin_blocks",
+    "slow_changes",
     "nothing_completed",
     "two_runs",
     "different_conditions",
@@ -463,7 +465,20 @@ def _figures(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
                 f"{name}: no steady state was reached, latency kept changing to the end",
                 "run longer blocks, or lower the load",
             )
-    thin = [s for s in strategies if s.loop_seconds.p50.value is not None and s.loop_seconds.p50.low is None]
+    without = [
+        s for s in strategies if s.loop_seconds.p50.value is not None and s.loop_seconds.p50.low is None
+    ]
+    slow = [s for s in without if s.memory_seconds]
+    if slow:
+        each = ", ".join(f"{s.strategy} over about {s.memory_seconds:.1f} s" for s in slow)
+        enough = FEWEST_BLOCKS * MEMORIES * max(s.memory_seconds for s in slow)
+        yield Caveat(
+            "slow_changes",
+            f"latency changes slowly ({each}), so blocks as short as these are no independent measurements "
+            "and there are no intervals",
+            f"run at least {FEWEST_BLOCKS} blocks with {enough:.0f} s of each strategy in all (--duration)",
+        )
+    thin = [s for s in without if not s.memory_seconds]
     if thin:
         counts = ", ".join(f"{s.strategy} {s.loops.due} in {s.blocks}" for s in thin)
         yield Caveat(

@@ -32,10 +32,13 @@ from profiler.statistics.quantiles import (
     Spread,
     block_quantiles,
     coarsen,
+    independent,
     join,
+    memory,
     spread,
     student,
     student_tails,
+    thick,
 )
 from profiler.statistics.table import Table
 from profiler.statistics.windows import Block, Measured, completed, latency
@@ -52,10 +55,11 @@ class Ratio:
     """candidate / baseline of one metric, with the interval that decides and the Holm-adjusted p value.
 
     Without an interval, `value` is a point estimate, and `needed` says how many more loops of each
-    strategy an interval would take. `shown` says whether the ratio is shown to differ from 1: exactly
-    where the interval excludes 1. `confidence` is the level of the interval, above 0.95 where the
-    comparison was decided as one `among` several (`holm`); `freedom` the degrees of freedom of its t
-    (None: as if normal).
+    strategy an interval would take. Where that is because latency changes slowly, over `memory_seconds`
+    (`quantiles.memory`), `needed_seconds` are how long each strategy must be measured in all. `shown` says
+    whether the ratio is shown to differ from 1: exactly where the interval excludes 1. `confidence` is the
+    level of the interval, above 0.95 where the comparison was decided as one `among` several (`holm`);
+    `freedom` the degrees of freedom of its t (None: as if normal).
     """
 
     value: float | None
@@ -67,6 +71,19 @@ class Ratio:
     confidence: float = CONFIDENCE
     among: int = 1
     freedom: float | None = None
+    memory_seconds: float | None = None
+    needed_seconds: float | None = None
+
+    @property
+    def missing(self) -> str:
+        """What an interval would take, in words."""
+        text = f"about {self.needed} more of each needed"
+        if self.memory_seconds and self.needed_seconds:
+            text += (
+                f", {self.needed_seconds:.0f} s of each in all, "
+                f"since latency changes slowly, over about {self.memory_seconds:.1f} s"
+            )
+        return text
 
     def interval(self, wider: float = 1.0, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
         """(low, high) at a level of confidence, widened by a factor on the logarithmic scale.
@@ -234,15 +251,23 @@ def compare(candidate: Side, baseline: Side, paired: bool, same_run: bool = True
     """One comparison, its p values not yet adjusted for other comparisons beside it.
 
     Between two runs (not `same_run`) the dependence of the blocks widens the intervals, paired or not.
+    Blocks that remember the one before them are joined (`quantiles.memory`), save for failures, which
+    need not come and go with latency.
     """
     sides = (candidate, baseline)
     correlation = 0.0 if same_run else dependence(candidate.latencies, baseline.latencies)
-    latencies = {name: _latency_ratio(candidate, baseline, name, paired, same_run) for name in LEVELS}
+    # What the strategies of a block share cancels in pairs, and need not be forgotten; without pairs the
+    # `dependence` of the blocks stands for how far they lie apart.
+    each = (candidate.latencies, baseline.latencies)
+    remembered = memory(*each) if paired else max(memory(one, within=True) for one in each)
+    latencies = {
+        name: _latency_ratio(candidate, baseline, name, paired, same_run, remembered) for name in LEVELS
+    }
     return Comparison(
         strategy=candidate.name,
         baseline=baseline.name,
-        throughput=_rate_ratio((candidate.done, baseline.done), sides, paired, correlation),
-        goodput=_rate_ratio((candidate.good, baseline.good), sides, paired, correlation),
+        throughput=_rate_ratio((candidate.done, baseline.done), sides, paired, same_run, remembered),
+        goodput=_rate_ratio((candidate.good, baseline.good), sides, paired, same_run, remembered),
         failures=_failure_difference(sides, paired, correlation),
         paired=paired,
         blocks=min(len(candidate.seconds), len(baseline.seconds)),
@@ -283,8 +308,10 @@ def holm_adjust(p_values: Sequence[float | None]) -> list[float | None]:
     return result
 
 
-def _latency_ratio(candidate: Side, baseline: Side, name: str, paired: bool, same_run: bool) -> Ratio:
-    p, fewest = LEVELS[name], FEWEST_PER_BLOCK[name]
+def _latency_ratio(
+    candidate: Side, baseline: Side, name: str, paired: bool, same_run: bool, remembered: float
+) -> Ratio:
+    p, fewest = LEVELS[name], thick(FEWEST_PER_BLOCK[name], remembered)
     sides = (candidate.latencies, baseline.latencies)
     pooled = [np.concatenate(blocks) if blocks else np.empty(0) for blocks in sides]
     if not all(values.size for values in pooled):
@@ -296,7 +323,7 @@ def _latency_ratio(candidate: Side, baseline: Side, name: str, paired: bool, sam
     else:
         ours, theirs = (coarsen(side_sizes, fewest) for side_sizes in sizes)
     if ours is None or theirs is None:
-        return Ratio(point, needed=_needed(sizes, fewest))
+        return _too_few(point, (candidate, baseline), fewest, remembered)
     blocks = [join(sides[0], ours), join(sides[1], theirs)]
     (our_logs, our_halves), (their_logs, their_halves) = (np.log(block_quantiles(one, p)) for one in blocks)
     correlation = 0.0 if same_run else dependence(*blocks)
@@ -329,6 +356,20 @@ def dependence(ours: Sequence[Floats], theirs: Sequence[Floats]) -> float:
     return min(max(corrected, 0.0), 1 - 2 / count)
 
 
+def _too_few(point: float | None, sides: tuple[Side, Side], fewest: int, remembered: float) -> Ratio:
+    """A ratio without an interval, which would take `FEWEST_BLOCKS` blocks of `fewest` loops."""
+    sizes = [[block.size for block in one.latencies] for one in sides]
+    needed = _needed(sizes, fewest)
+    rates = [
+        sum(counts) / sum(one.seconds) for counts, one in zip(sizes, sides, strict=True) if sum(one.seconds)
+    ]
+    if fewest > thick(1, remembered) or not all(rates):  # what is remembered is not what it takes
+        return Ratio(point, needed=needed)
+    rate = min(rates)
+    seconds = max(FEWEST_BLOCKS * fewest, min(map(sum, sizes)) + needed) / rate
+    return Ratio(point, needed=needed, memory_seconds=remembered / rate, needed_seconds=seconds)
+
+
 def _needed(sizes: Sequence[Sequence[int]], fewest: int) -> int:
     """Loops of each strategy still missing for `FEWEST_BLOCKS` blocks of `fewest`, rounded up to tens."""
     missing = [FEWEST_BLOCKS * fewest - sum(blocks) for blocks in sizes]
@@ -337,17 +378,30 @@ def _needed(sizes: Sequence[Sequence[int]], fewest: int) -> int:
 
 
 def _rate_ratio(
-    counts: tuple[Sequence[int], Sequence[int]], sides: tuple[Side, Side], paired: bool, correlation: float
+    counts: tuple[Sequence[int], Sequence[int]],
+    sides: tuple[Side, Side],
+    paired: bool,
+    same_run: bool,
+    remembered: float,
 ) -> Ratio:
     """Ratio of counts per second; half a loop is added to each count, so that 0 has a logarithm too."""
+    rates = [sum(each) / max(sum(one.seconds), 1e-9) for each, one in zip(counts, sides, strict=True)]
+    point = rates[0] / rates[1] if rates[1] else None
     if min(map(len, counts)) < FEWEST_BLOCKS:
-        rates = [sum(each) / max(sum(one.seconds), 1e-9) for each, one in zip(counts, sides, strict=True)]
         missing = FEWEST_BLOCKS * FEWEST_PER_BLOCK["p50"] - min(sum(one.done) for one in sides)
-        return Ratio(rates[0] / rates[1] if rates[1] else None, needed=max(10, missing))
+        return Ratio(point, needed=max(10, missing))
+    sizes = [[block.size for block in one.latencies] for one in sides]
+    if paired:
+        sizes = [[min(pair) for pair in zip(*sizes, strict=True)]] * 2
+    parts = [independent(of_side, remembered) for of_side in sizes]
+    if parts[0] is None or parts[1] is None:
+        return _too_few(point, sides, thick(1, remembered), remembered)
     ours, theirs = (
-        np.log((np.asarray(each) + 0.5) / np.maximum(one.seconds, 1e-9))
-        for each, one in zip(counts, sides, strict=True)
+        np.array([math.log((sum(each[p]) + 0.5) / max(sum(one.seconds[p]), 1e-9)) for p in of_side or ()])
+        for each, one, of_side in zip(counts, sides, parts, strict=True)
     )
+    joined = [join(one.latencies, of_side or ()) for one, of_side in zip(sides, parts, strict=True)]
+    correlation = 0.0 if same_run else dependence(*joined)
     if paired:
         return _ratio(spread(ours - theirs, correlation=correlation))
     return _ratio(_welch(ours, theirs, correlation))

@@ -18,6 +18,8 @@ from profiler.statistics.quantiles import (
     Estimate,
     Quantiles,
     block_interval,
+    independent,
+    memory,
     quantile,
     quantiles,
     spread,
@@ -171,12 +173,13 @@ class StrategySummary:
     mean seconds per loop and sum to `mean_loop_seconds`. `speed_up` is work / wall and `efficiency`
     critical path / wall of the tool phases. The warm-up was found to last `warm_up_loops` in a block;
     `left_out` says what that left out, None where there was none. `steady` is None when the series is too
-    short to tell. `shortfalls` counts, by cause, the rounds whose calls overlapped less than the strategy
-    allows. `client_parts` are how much of its figures is the client's own; `valid` is False where that is
-    too much (`caveats`). `limit` is None unless the strategy's limit adapts, `overlap` unless replies with
-    calls were streamed, `agent_calls` unless a user's own agent ran under a strategy with a limit.
-    `backlog` is there where an open load was not served: latencies then say how long the windows were, and
-    nothing about the system.
+    short to tell. `memory_seconds` is over how long the level of latency is remembered
+    (`quantiles.memory`), 0 where that is not seen; blocks not much longer are joined. `shortfalls` counts,
+    by cause, the rounds whose calls overlapped less than the strategy allows. `client_parts` are how much
+    of its figures is the client's own; `valid` is False where that is too much (`caveats`). `limit` is None
+    unless the strategy's limit adapts, `overlap` unless replies with calls were streamed, `agent_calls`
+    unless a user's own agent ran under a strategy with a limit. `backlog` is there where an open load was
+    not served: latencies then say how long the windows were, and nothing about the system.
     """
 
     strategy: str
@@ -207,6 +210,7 @@ class StrategySummary:
     overlap: Overlap | None = None
     agent_calls: AgentCalls | None = None
     backlog: Backlog | None = None
+    memory_seconds: float = 0.0
     left_out: LeftOut | None = None
     client_parts: tuple[ClientPart, ...] = ()
     valid: bool = True
@@ -223,11 +227,15 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
     short = table.shortfall[joined(rounds)]
     seconds = [block.seconds for block in blocks]
     mean, phases = _mean_phases(table, every_answered)
-    loop_seconds = quantiles([latency(table, loops) for loops in answered], _NS)
+    latencies = [latency(table, loops) for loops in answered]
+    loop_seconds = quantiles(latencies, _NS)
+    remembered = memory(latencies)
+    parts = independent([loops.size for loops in answered], remembered)
     failed = _failure_rate(table, blocks)
 
     def ratio(above: Ints, below: Ints) -> Estimate:
-        return _ratio_of_sums(*([column[loops].sum() for loops in answered] for column in (above, below)))
+        sums = [[float(column[loops].sum()) for loops in answered] for column in (above, below)]
+        return _ratio_of_sums(sums[0], sums[1], parts)
 
     return StrategySummary(
         strategy=group.strategy,
@@ -246,8 +254,8 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         users=group.users,
         blocks=len(blocks),
         window_seconds=sum(seconds),
-        throughput=_ratio_of_sums(done, seconds),
-        goodput=_ratio_of_sums([good_loops(table, block, objective) for block in blocks], seconds),
+        throughput=_ratio_of_sums(done, seconds, parts),
+        goodput=_ratio_of_sums([good_loops(table, block, objective) for block in blocks], seconds, parts),
         failure_rate=failed,
         attempts_per_request=ratio(table.attempts, table.requests),
         mean_loop_seconds=mean,
@@ -265,6 +273,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         overlap=_overlap(table, every_answered),
         agent_calls=_agent_calls(table, group.spec),
         backlog=growing_backlog(group, table),
+        memory_seconds=remembered * sum(seconds) / max(1, every_answered.size),
         left_out=_left_out(group, table),
         client_parts=tuple(client_parts(table, due)),
     )
@@ -338,13 +347,12 @@ def _mean_phases(table: Table, loops: Indices) -> tuple[float | None, dict[str, 
     return float(latency(table, loops).mean()) * _NS, phases
 
 
-def _ratio_of_sums(above: Sequence[float], below: Sequence[float]) -> Estimate:
-    """Σ above / Σ below, with an interval from the ratios of the blocks."""
-    pairs = [(float(a), float(b)) for a, b in zip(above, below, strict=True) if b > 0]
-    if not pairs:
+def _ratio_of_sums(above: Sequence[float], below: Sequence[float], parts: Sequence[slice] | None) -> Estimate:
+    """Σ above / Σ below, with an interval from the ratios of the joined blocks, if there are `parts`."""
+    if not sum(below):
         return Estimate(None)
-    value = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
-    return block_interval(value, [a / b for a, b in pairs])
+    joined_parts = [(float(sum(above[part])), float(sum(below[part]))) for part in parts or ()]
+    return block_interval(float(sum(above)) / float(sum(below)), [a / b for a, b in joined_parts if b > 0])
 
 
 def _efficiency(lost: Estimate) -> Estimate:

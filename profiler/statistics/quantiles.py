@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -149,6 +150,121 @@ def join(groups: Sequence[Floats | Integers], parts: Sequence[slice]) -> list[Fl
     return [np.concatenate([group.astype(float) for group in groups[part]]) for part in parts]
 
 
+# How long latencies remember: loops of one slow stretch of the server are one piece of evidence, not many.
+#
+# The loops of each block, in their order, are put into parts of equal length. The means of the logarithms
+# of the parts, less the course that all blocks share and a linear trend, are taken for a noise that
+# forgets at once plus a level that is forgotten as exp(-t/T), with a share λ of the variance. Both are
+# found by Whittle's approximation of the likelihood (Whittle 1953), from the periodogram I at the
+# frequencies w = 2πk/n:
+#
+#     l = -Σ (log f(w) + I(w) / f(w)),    f(w) = s (1 - λ + λ (1 - φ²) / (1 - 2φ cos w + φ²)),
+#
+# with φ = exp(-1/T) and the s that maximises it, the mean of I / f.
+
+PARTS = 96
+"""Parts that all blocks together are put into, at most (two of each block are at least made)."""
+FEWEST_PER_PART = 12
+EVIDENCE = 14.0
+"""The log-likelihood that a level must add before loops count as dependent."""
+PLAUSIBLE = 1.0
+"""The log-likelihood that a longer memory than the likeliest may lack."""
+TOLERATED = 0.12
+"""The standard deviation, in logarithms, below which a wandering level is a drift, part of any run."""
+MEMORIES = 4.0
+"""How many memories long a block must be to be nearly independent of the next one."""
+_MOST_LOOPS = 200_000
+
+_MEMORY: Floats = np.geomspace(0.5, 64.0, 15)
+_SHARE: Floats = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
+
+
+def memory(
+    groups: Sequence[Floats | Integers],
+    others: Sequence[Floats | Integers] | None = None,
+    within: bool = False,
+) -> float:
+    """Over how many samples the level of a series is remembered, T; 0 where no memory is seen.
+
+    The groups are the blocks, each in the order of time. With `others`, paired blocks of another series,
+    it is the memory of the difference of both, so that what they share does not count. `within` looks at
+    changes inside of blocks alone. It is the longest memory that is nearly as likely as the likeliest,
+    since few stretches tell little of how long they last.
+    """
+    smallest = [min((group.size for group in side), default=0) for side in (groups, others or groups)]
+    number = min(min(smallest) // FEWEST_PER_PART, max(2, PARTS // max(1, len(groups))))
+    if number < 2 or number * len(groups) < FEWEST_PER_PART:
+        return 0.0
+    level = _parts(groups, number)
+    if others is not None:
+        level = level - _parts(others, number)
+    course = level.reshape(len(groups), number)
+    course = course - course.mean(axis=0)
+    found = _forgotten((course - course.mean(axis=1, keepdims=True) if within else course).ravel())
+    samples = sum(group.size for group in groups)
+    if others is not None:
+        samples = min(samples, sum(group.size for group in others))
+    return found * samples / level.size
+
+
+def _parts(groups: Sequence[Floats | Integers], number: int) -> Floats:
+    """The mean logarithms of `number` parts of each group, one after another."""
+    every = sum(group.size for group in groups)
+    step = max(1, every // _MOST_LOOPS)
+    scale = max((float(group.mean()) for group in groups), default=0.0) or 1.0
+    positive = all(group.min() > 0 for group in groups)
+    found = []
+    for group in groups:
+        some = group[::step] / scale
+        logs = np.log(some) if positive else np.log1p(some)
+        edges = np.linspace(0, logs.size, number + 1).astype(int)
+        found.append(np.add.reduceat(logs, edges[:-1]) / np.diff(edges))
+    return np.concatenate(found)
+
+
+def _forgotten(level: Floats) -> float:
+    """T of the model above, in parts; 0 for none."""
+    time = np.arange(level.size) - (level.size - 1) / 2
+    level = level - level.mean()
+    level = level - time * float(time @ level) / float(time @ time)
+    periodogram = np.abs(np.fft.rfft(level)[1 : (level.size + 1) // 2]) ** 2 / level.size
+    if float(periodogram.mean()) <= 1e-12:
+        return 0.0
+    shapes, logs = _spectra(level.size)
+    scale = (periodogram / shapes).mean(axis=2)
+    likelihood = -periodogram.size * (np.log(scale) + logs)
+    without = -periodogram.size * math.log(float(periodogram.mean()))
+    best = np.unravel_index(int(np.argmax(likelihood)), likelihood.shape)
+    if likelihood[best] - without < EVIDENCE or scale[best] * _SHARE[best[1]] < TOLERATED**2:
+        return 0.0
+    plausible = likelihood.max(axis=1) >= likelihood[best] - PLAUSIBLE
+    return float(_MEMORY[np.flatnonzero(plausible)[-1]])
+
+
+@lru_cache(maxsize=64)
+def _spectra(size: int) -> tuple[Floats, Floats]:
+    """(f / s for each T and λ at each frequency, the mean logarithm of each)."""
+    frequency = 2 * np.pi * np.arange(1, (size + 1) // 2) / size
+    phi, share = np.exp(-1 / _MEMORY)[:, None, None], _SHARE[None, :, None]
+    shapes = 1 - share + share * (1 - phi**2) / (1 - 2 * phi * np.cos(frequency) + phi**2)
+    return shapes, np.log(shapes).mean(axis=2)
+
+
+def thick(fewest: int, remembered: float) -> int:
+    """How many samples a block must have: `fewest` for its quantile, and enough to forget the last block."""
+    return max(fewest, math.ceil(MEMORIES * remembered))
+
+
+def independent(sizes: Sequence[int], remembered: float) -> list[slice] | None:
+    """Neighbouring blocks to join so that none remembers the last one; None for fewer than `FEWEST_BLOCKS`.
+
+    Each block is one where nothing is remembered, however few they are.
+    """
+    if not remembered:
+        return [slice(k, k + 1) for k in range(len(sizes))]
+    return coarsen(sizes, thick(1, remembered))
+
+
 def _type6(samples: Floats | Integers, p: float) -> float:
     # np.quantile(samples, p, method="weibull") is the same, and takes twenty times as long.
     ordered = np.sort(samples)
@@ -172,21 +288,37 @@ def student_tails(t: float, freedom: float) -> float:
     return float(2 * stdtr(freedom, -abs(t)))
 
 
+def _between_states(pooled: Floats, blocks: Sequence[Floats], p: float) -> list[float]:
+    """The interval of a quantile that may lie between two states: from the share of each block below it.
+
+    The quantiles of such blocks jump from one state to the other, their shares do not (Woodruff 1952).
+    """
+    value = float(np.quantile(pooled, p))
+    half = spread([float(np.mean(block <= value)) for block in blocks]).half
+    return [float(np.quantile(pooled, min(1.0, max(0.0, edge)))) for edge in (p - half, p + half)]
+
+
 def quantiles(groups: Sequence[Floats | Integers], scale: float = 1.0) -> Quantiles:
     """Quantiles of the pooled samples, with intervals from the groups (one per block, in time order).
 
-    `scale` converts units: 1e-9 for nanoseconds to seconds. Blocks too thin for a quantile are
-    joined with their neighbours; where that leaves too few, the quantile has no interval.
+    `scale` converts units: 1e-9 for nanoseconds to seconds. Blocks too thin for a quantile, or shorter
+    than the series remembers, are joined with their neighbours; where that leaves too few, the quantile
+    has no interval.
     """
     pooled = np.concatenate([group.astype(float) for group in groups]) if groups else np.empty(0)
     estimates = {}
+    remembered = memory(groups)
     for name, p in LEVELS.items():
         value = quantile(pooled, p)
-        parts = coarsen([group.size for group in groups], FEWEST_PER_BLOCK[name])
+        parts = coarsen([group.size for group in groups], thick(FEWEST_PER_BLOCK[name], remembered))
         if value is None or parts is None:
             estimates[name] = Estimate(None if value is None else value * scale)
             continue
-        whole, halves = block_quantiles(join(groups, parts), p)
+        joined = join(groups, parts)
+        whole, halves = block_quantiles(joined, p)
         found = block_interval(value, whole, halves)
-        estimates[name] = Estimate(value * scale, (found.low or 0.0) * scale, (found.high or 0.0) * scale)
+        bounds = [found.low or 0.0, found.high or 0.0]
+        if remembered:
+            bounds += _between_states(pooled, joined, p)
+        estimates[name] = Estimate(value * scale, min(bounds) * scale, max(bounds) * scale)
     return Quantiles(**estimates)

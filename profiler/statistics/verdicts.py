@@ -130,7 +130,7 @@ def verdict(
         if not tail.shown and middle.shown:
             text += f"; at p50 it is {_faster(middle)}{_level(middle)}"
         return _said(comparison, "p95", kind, text + also)
-    missing = f"about {tail.needed} more of each needed"
+    missing = tail.missing
     if middle.needed is None:
         kind, text = _on_latency(comparison, middle, "p50")
         return _said(comparison, "p50", kind, f"{text}{also}; too few loops for p95: {missing}")
@@ -183,8 +183,7 @@ def _decide(gate: RegressionGate, comparison: Comparison, decisions: int) -> Out
     confidence = 1 - 2 * (1 - CONFIDENCE) / decisions
     interval = figure.interval(confidence=confidence)
     if figure.value is None or interval is None:
-        needed = figure.needed if isinstance(figure, Ratio) else None
-        more = f": about {needed} more of each needed" if needed else ""
+        more = f": {figure.missing}" if isinstance(figure, Ratio) and figure.needed else ""
         text = f"{name}: {gate.text}: not decided, too few loops{more}."
         return Outcome(gate.text, comparison.strategy, None, text, confidence)
     limit = unchanged + gate.threshold
