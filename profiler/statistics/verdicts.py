@@ -349,8 +349,8 @@ def compare_directories(
     apart = unlike(before, after)
     if apart and not allow_different:
         raise UsageError(
-            f"not compared: {candidate.path.name} against {baseline.path.name} has {', '.join(apart)}, so a "
-            "difference says nothing about the system; make both with the same, or pass --allow-different"
+            f"not compared: {candidate.path} and {baseline.path} differ in {', '.join(apart)}, so a "
+            "difference says nothing about the system; make both alike, or pass --allow-different"
         )
     spec, source = (slo, "--slo") if slo else (after.slo, f"{candidate.path / RUN}: key slo")
     objective = None if spec is None else parse_objective(spec, source)
@@ -395,7 +395,7 @@ def compare_directories(
     outcomes = [_undecided(one) if one.strategy in broken else one for one in outcomes]
     said = [invalidated(one) if one.strategy in broken else one for one in said]
     if apart:
-        lead = f"with {', '.join(apart)}: "
+        lead = f"between runs that differ in {', '.join(apart)}: "
         said = [replace(one, sentence=lead + one.sentence) for one in said]
         outcomes = [replace(one, sentence=lead + one.sentence) for one in outcomes]
     return Regression(tuple(comparisons), (*unserved, *said), tuple(outcomes), _holds(outcomes), warnings)
@@ -412,7 +412,7 @@ def unlike(before: Run, after: Run) -> list[str]:
         ("arrivals", before.load.arrivals, after.load.arrivals),
         ("think time", f"{before.load.think_seconds:g} s", f"{after.load.think_seconds:g} s"),
     ]
-    return [f"another {name} ({now} against {then})" for name, then, now in pairs if then != now]
+    return [f"{name} ({now or 'none'} against {then or 'none'})" for name, then, now in pairs if then != now]
 
 
 def _undecided(outcome: Outcome) -> Outcome:

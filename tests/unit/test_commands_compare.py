@@ -125,6 +125,40 @@ def test_compare_has_its_exit_codes_and_nothing_but_json_on_standard_output(
     assert (wanted.users, wanted.options.arrivals, wanted.options.slo) == (7, "3/s", "p95<2s")
 
 
+def test_run_without_a_good_loop_exits_with_1_and_names_the_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call of every loop had arguments that could not be read; the model answered all the same."""
+    trials = [
+        trial(block, "gathered", block * 10_000, block * 10_000 + 6000, block=block) for block in range(3)
+    ]
+    directory = RunDirectory.create(tmp_path, run(trials))
+    loops = [
+        loop(block * 10_000 + k * 200, 50, [(0, 1)], trial=block, tool_status="error")
+        for block in range(3)
+        for k in range(20)
+    ]
+    directory.records_path.write_bytes(b"".join(encode(one) + b"\n" for one in loops))
+    monkeypatch.setattr(experiment, "run_experiment", lambda *_: directory.path)
+    for arguments in ([], ["--allow-saturated"]):
+        assert main(["compare", "--quiet", *arguments]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "gathered: no loop had all its calls answered: TimeoutError (get_weather) 60;" in said
+
+
+def test_runs_of_different_scenarios_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = record(tmp_path, 100), record(tmp_path, 100, scenario="crowded")
+    assert main(["compare", str(before), str(after)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert "differ in scenario (crowded against cities)" in said.err
+    assert main(["compare", str(before), str(after), "--allow-different"]) == 0
+    assert "between runs that differ in scenario (crowded against cities): " in capsys.readouterr().out
+
+
 def test_invalid_run_says_so_in_its_first_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

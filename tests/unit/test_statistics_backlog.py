@@ -9,10 +9,13 @@ import itertools
 import numpy as np
 import pytest
 
-from profiler.records import LoopRecord
+from profiler.records import LoopRecord, shifted
+from profiler.report.advice import next_steps
+from profiler.report.html.comparison import verdict
+from profiler.report.terminal import SURVIVORS, render_comparison
 from profiler.rundir import Load
 from profiler.statistics.backlog import growing_backlog
-from profiler.statistics.summary import summarise
+from profiler.statistics.summary import Summary, summarise
 from profiler.statistics.table import tabulate
 from profiler.statistics.windows import measure
 from tests.unit.statistics_data import MS, loop, run, trial
@@ -185,3 +188,65 @@ def test_loops_that_are_begun_and_not_ended_count_by_their_rounds() -> None:
     assert found is not None
     assert found.served < 0.1
     assert found.most == pytest.approx(0.5, rel=0.05)
+
+
+def two_strategies() -> Summary:
+    """gathered is asked for ten times what it serves, sequential for half of what it does."""
+    trials, records = [], []
+    for place, (strategy, busy) in enumerate((("gathered", 10.0), ("sequential", 0.5))):
+        made, loops = experiment(busy, 3)
+        for one in made.trials:
+            number, later = 3 * place + one.index, place * 1_000 * 1_000_000_000
+            moved = {name: getattr(one, name) + later for name in ("started_ns", "ended_ns", "drained_ns")}
+            trials.append(dataclasses.replace(one, index=number, strategy=strategy, **moved))
+        for loop_ in loops:
+            moved_loop = shifted(loop_, place * 1_000 * 1_000_000_000)
+            records.append(
+                dataclasses.replace(moved_loop, strategy=strategy, trial=3 * place + (loop_.trial or 0))
+            )
+    records.append(loop(0, calls=[(0, 1)], trial=None))
+    asked = Load("open", 2, arrivals="6/s", rate=RATE)
+    return summarise(dataclasses.replace(run(trials), load=asked), records)
+
+
+def test_latencies_are_not_compared_where_one_load_is_not_served() -> None:
+    summary = two_strategies()
+    assert [one.backlog is not None for one in summary.strategies] == [True, False]
+    first, second = summary.verdicts
+    assert first.sentence.startswith("gathered cannot serve 6/s: at most 0.")
+    assert (second.kind, second.metric) == ("more_goodput", "goodput")
+    assert second.sentence.startswith("sequential has ")
+    assert second.sentence.endswith("; the backlog of gathered grows, so latencies are not compared.")
+
+
+def test_terminal_and_page_lead_with_it_and_show_no_latency_of_it() -> None:
+    summary = two_strategies()
+    made = run([], load=summary.load)
+    text = render_comparison(summary, made)
+    assert text.startswith("gathered cannot serve 6/s: at most 0.")
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.startswith((" gath", " seq"))}
+    assert rows["gathered"][2:4] == ["–", "–"]
+    assert "–" not in rows["sequential"][2:4]
+    assert " ".join(SURVIVORS.split()) in " ".join(text.split())
+    page = verdict(summary, [])
+    assert "cannot serve 6/s: at most 0." in page.split("</p>")[0]
+    steps = [step.words for step in next_steps(summary, made)]
+    assert steps[0].startswith("The load is not served: ask for less than 0.")
+    assert not any("try a limit" in words or "Run longer" in words for words in steps)
+
+
+def test_loops_without_any_tool_call_are_not_compared() -> None:
+    trials, records = [], []
+    for index, strategy in enumerate(("sequential", "gathered")):
+        trials.append(trial(index, strategy, index * 60_000, index * 60_000 + 30_000))
+        records += [loop(index * 60_000 + k * 100, strategy=strategy, trial=index) for k in range(100)]
+    (said,) = summarise(run(trials), records).verdicts
+    assert (said.kind, said.metric) == ("no_tool_calls", "tool_calls")
+    assert said.sentence.startswith("200 loops, and no tool call was asked for: ")
+    # Calls that no profiled tool ran are calls all the same.
+    whole = records[0].rounds[0]
+    unseen = dataclasses.replace(records[0], rounds=(dataclasses.replace(whole, unobserved_calls=1),))
+    assert summarise(run(trials), [unseen, *records[1:]]).verdicts[0].kind != "no_tool_calls"
+    # Loops that all failed before they could ask say nothing of the kind.
+    failed = [dataclasses.replace(one, status="error") for one in records]
+    assert summarise(run(trials), failed).verdicts[0].kind == "too_few"

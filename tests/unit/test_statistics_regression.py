@@ -182,14 +182,13 @@ def test_ladder_s_levels_are_named_by_their_agents(tmp_path: Path):
 def test_runs_of_different_work_are_not_compared_unless_asked(tmp_path: Path) -> None:
     before, after = recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2, scenario="crowded")
     refused = (
-        f"not compared: {after.path.name} against {before.path.name} has another scenario (crowded against "
-        "cities), so a difference says nothing about the system; make both with the same, or pass "
-        "--allow-different"
+        f"not compared: {after.path} and {before.path} differ in scenario (crowded against cities), so a "
+        "difference says nothing about the system; make both alike, or pass --allow-different"
     )
     with pytest.raises(UsageError, match=re.escape(refused)):
         compare_directories(before, after, GATES)
     found = compare_directories(before, after, GATES, allow_different=True)
-    lead = "with another scenario (crowded against cities): gathered in "
+    lead = "between runs that differ in scenario (crowded against cities): gathered in "
     assert all(one.sentence.startswith(lead) for one in (*found.verdicts, *found.outcomes))
 
 
@@ -198,9 +197,9 @@ def test_runs_of_different_work_are_not_compared_unless_asked(tmp_path: Path) ->
     [
         (
             Load("open", 2, arrivals="5/s", rate=5.0),
-            "another load (open against closed), another arrivals (5/s",
+            "load (open against closed), arrivals (5/s against none)",
         ),
-        (Load("closed", 2, think_seconds=1.0), "another think time (1 s against 0 s)"),
+        (Load("closed", 2, think_seconds=1.0), "differ in think time (1 s against 0 s)"),
     ],
 )
 def test_runs_under_other_kinds_of_load_are_not_compared(tmp_path: Path, load: Load, said: str) -> None:
