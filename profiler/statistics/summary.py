@@ -1,8 +1,9 @@
 """`summary.json`: the figures of a run, as one tree of data.
 
-The shape is a contract: keys may be added, never changed. Seconds are floats, intervals are 95 %,
-quantiles are those of `quantiles`. `windows` and `figures` say which loops each figure is of; `totals`
-are of every record, warm-up and drain included, as Prometheus counts.
+The shape is a contract: keys may be added, never changed. Seconds are floats, quantiles are those of
+`quantiles`, intervals are 95 % (those of comparisons have the `confidence` at which they were decided).
+`windows` and `figures` say which loops each figure is of; `totals` are of every record, warm-up and drain
+included, as Prometheus counts.
 """
 
 from __future__ import annotations

@@ -117,12 +117,13 @@ def runs() -> Dashboard:
         ),
         table(
             "Strategies of each test",
-            "Which strategy won in which test? To compare two tests, compare the same strategy: it is the "
-            "control.",
+            "Which strategy won in which test? Where loops fail, fast is no win. To compare two tests, "
+            "compare the same strategy: it is the control.",
             "s",
             ["testid", "strategy"],
             {
                 "loops": ("short", scope.increase(metrics.LOOP_DURATION, "_count", by=both, **tests)),
+                "failed": ("percentunit", failed(scope.increase, both, **tests)),
                 "loop p50": ("s", scope.quantile(0.5, metrics.LOOP_DURATION, by=both, **tests)),
                 "loop p95": ("s", scope.quantile(0.95, metrics.LOOP_DURATION, by=both, **tests)),
                 "speed-up": ("none", per_wall_second(scope.increase, metrics.TOOL_PHASE_WORK, both, **tests)),
