@@ -89,7 +89,7 @@ class ObservedRound:
     misfits: list[ObservedCall] = field(default_factory=list)
 
 
-LOOKED_BACK = 16
+LOOKED_BACK = 8
 """The newest rounds of a loop, in which a starting tool looks for its request."""
 
 
@@ -105,7 +105,7 @@ class Match(NamedTuple):
     ready_ns: int
     holder: ObservedCall | None
     fit: Fit
-    certain: bool = False
+    certain: bool = True
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -153,26 +153,29 @@ class ObservedLoop:
         """
         found: list[Match] = []
         for round_ in self.rounds[: -LOOKED_BACK - 1 : -1]:
-            for request, ready_ns in [*round_.unclaimed]:  # other threads claim, too
-                if request.name == name:
-                    fit = fit_of(request.arguments, arguments)
-                    found.append(Match(round_, request, ready_ns, None, fit))
-            for call in [*round_.misfits]:
-                if call.request.name == name:
-                    fit = fit_of(call.request.arguments, arguments)
-                    if fit[0] == FITTING:
-                        found.append(Match(round_, call.request, call.ready_ns, call, fit))
+            if round_.unclaimed:
+                for request, ready_ns in [*round_.unclaimed]:  # other threads claim, too
+                    if request.name == name:
+                        fit = fit_of(request.arguments, arguments)
+                        found.append(Match(round_, request, ready_ns, None, fit))
+                        if arguments is not None and fit == (FITTING, len(arguments)):
+                            break  # no other of this round fits better; one that fits as well asks the same
+            if round_.misfits:
+                for call in [*round_.misfits]:
+                    if call.request.name == name:
+                        fit = fit_of(call.request.arguments, arguments)
+                        if fit[0] == FITTING:
+                            found.append(Match(round_, call.request, call.ready_ns, call, fit))
         if not found:
             return None
+        if len(found) == 1 and found[0].fit[0] >= POSSIBLE:
+            return found[0]
         best = max(match.fit for match in found)
-        level = best[0]
         alike = [match for match in found if match.fit == best]
         first = alike[0]
-        if level == FITTING:
-            certain = len(alike) == 1 or all(_interchangeable(first, other) for other in alike)
-        else:
-            certain = level == POSSIBLE and len(found) == 1
-        return first._replace(certain=certain)
+        if best[0] == FITTING and all(_interchangeable(first, other) for other in alike[1:]):
+            return first
+        return first._replace(certain=False)
 
     def claim(self, found: Match) -> bool:
         """Take the request of a match; False when another thread has taken it since."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import inspect
 import sys
@@ -91,9 +90,11 @@ class ToolRun:
         """It does not run any more, perhaps for now."""
         if self._tokens is not None:
             (loop, call), self._tokens = self._tokens, None
-            with contextlib.suppress(ValueError):  # closed in another context than the one it ran in
+            try:
                 self._watching.loop.reset(loop)
                 current_call.reset(call)
+            except ValueError:  # it was closed in another context than the one it ran in
+                pass
 
     def __enter__(self) -> ToolRun:
         self.enter()
