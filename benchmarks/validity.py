@@ -41,7 +41,6 @@ import numpy as np
 
 SHARE, SECONDS = 0.05, 0.002
 FALSE_ALARMS = 0.05
-WINDOW_SECONDS = 5
 HERE = Path(__file__).resolve().parent
 SERVER = HERE.parent / "tests" / "other_server.py"
 BEHAVIOURS = (
@@ -101,6 +100,7 @@ class Condition:
     users: int
     computing_seconds: float
     disturbances: dict[str, Disturbance]
+    window_seconds: int = 5
 
     @classmethod
     def draw(cls, seed: int, number: int, kinds: Sequence[str]) -> Condition:
@@ -197,13 +197,20 @@ def measure(condition: Condition, kept: Path) -> list[Judged]:
             (kept / "log.json").write_bytes(response.read())
     finally:
         server.kill()
-        server.wait()
+        server.communicate()
     return judge(kept)
 
 
 def _run(condition: Condition, url: str, kept: Path) -> None:
     command = [sys.executable, "-m", "profiler", "compare", "--base-url", url, "--tools-url", url]
-    command += ["--users", str(condition.users), "--duration", f"{WINDOW_SECONDS}s", "--blocks", "1"]
+    command += [
+        "--users",
+        str(condition.users),
+        "--duration",
+        f"{condition.window_seconds}s",
+        "--blocks",
+        "1",
+    ]
     for strategy in condition.disturbances:
         command += ["--strategy", strategy]
     command += ["--calibrate", "0", "--no-metrics", "--quiet", "--json", "--out", str(kept / "runs")]
@@ -423,7 +430,11 @@ def judge(kept: Path) -> list[Judged]:
                 series[kind][1].extend(e["sent_ns"] - e["received_ns"] for e in seen if e["kind"] == kind)
             for one in record.rounds:
                 series["model"][0].append(one.model.duration_ns)
-                series["tool"][0].extend(c.duration_ns for c in one.tool_calls if c.duration_ns is not None)
+                series["tool"][0].extend(
+                    c.duration_ns
+                    for c in one.tool_calls
+                    if c.duration_ns is not None and c.status != "cancelled"
+                )
             if id(record) in answered:
                 series["loop"][0].append(record.ended_ns - record.due_ns)
                 last, first = max(e["sent_ns"] for e in seen), min(e["received_ns"] for e in seen)

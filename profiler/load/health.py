@@ -110,7 +110,9 @@ class Meter:
         )
         if self._lateness is not None:
             late = self._lateness[1] - self._lateness[0]
-            health = replace(health, held_seconds=late.held_ns / 1e9, machine_seconds=late.machine_ns / 1e9)
+            # Stops from before the trial may have been told from held time within it.
+            held_ns, machine_ns = max(0, late.held_ns), max(0, late.machine_ns)
+            health = replace(health, held_seconds=held_ns / 1e9, machine_seconds=machine_ns / 1e9)
         if self._delay_ns is not None:
             health = replace(health, delayed_seconds=(self._delay_ns[1] - self._delay_ns[0]) / 1e9)
         return health if self._kernel is None else self._kernel.read(health, seconds)

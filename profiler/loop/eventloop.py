@@ -117,7 +117,8 @@ class TimedCoroutine:
     An async function that computes, or calls something that blocks, stops every other task of its
     event loop: calls that look parallel run one after another. Timing each step between two awaits
     tells which coroutine did that. Steps of tasks that it creates do not count. `sending_ns` is the
-    length of the first step, in which a tool sends its request; 0 for one that awaits nothing.
+    time from its start to the turn of the loop after its first step, when a request that it makes has been
+    written; 0 for one that awaits nothing.
     """
 
     __slots__ = ("_clock", "_coroutine", "blocking_ns", "sending_ns", "waited")
@@ -146,6 +147,7 @@ class TimedCoroutine:
             if not self.waited:
                 self.waited = True
                 self.sending_ns = held
+                asyncio.get_running_loop().call_soon(self._sent, began)
             try:
                 argument = yield waits_for
                 step = coroutine.send
@@ -154,3 +156,6 @@ class TimedCoroutine:
                 raise
             except BaseException as error:
                 step, argument = coroutine.throw, error
+
+    def _sent(self, began_ns: int) -> None:
+        self.sending_ns = self._clock() - began_ns

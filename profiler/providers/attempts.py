@@ -10,6 +10,7 @@ client without `_transport` is left alone, and its attempts are not seen.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -69,6 +70,7 @@ class _OpenAttempt:
     def __init__(self, probe: Probe) -> None:
         self._probe: Probe | None = probe
         self.started_ns = probe.clock()
+        self._count_sending(probe.began_ns + probe.limiter_wait_ns)
         self.connected_ns: int | None = None
         self.sent_ns: int | None = None
         self.first_byte_ns: int | None = None
@@ -82,11 +84,18 @@ class _OpenAttempt:
         """`connected_ns` or `sent_ns` is now."""
         if self._probe is None:
             return
-        busy_ns, now_ns = late_ns(), self._probe.clock()
-        setattr(self, moment, now_ns)
-        if moment == "sent_ns" and not self._probe.attempts:
-            since_ns = now_ns - self._probe.began_ns - self._probe.limiter_wait_ns
-            self._probe.sending_ns = max(0, min(busy_ns, since_ns))
+        setattr(self, moment, self._probe.clock())
+        loop = asyncio._get_running_loop()
+        if moment != "sent_ns" or loop is None:
+            late_ns()  # the more looks, the better what the last one says
+        else:  # aiohttp's writer is a task of its own, whose turn comes before that of the count
+            loop.call_soon(self._count_sending, self.started_ns)
+
+    def _count_sending(self, since_ns: int) -> None:
+        """Count the time since then in which this process was busy with sending the first attempt."""
+        busy_ns, probe = late_ns(), self._probe
+        if busy_ns and probe is not None and not probe.attempts:
+            probe.sending_ns += max(0, min(busy_ns, probe.clock() - since_ns))
 
     def responded(self, response: Any) -> None:
         assert self._probe is not None

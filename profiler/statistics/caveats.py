@@ -242,6 +242,8 @@ CPU_WEIGHT = 0.1
 
 Lag that was sampled counts whole. What made no timer late may still have made answers late.
 """
+WORTH_SAYING = 0.02
+"""A share of the time that is not worth a word is below this."""
 THROTTLED_SHARE = 0.2
 """Of the time for which a client was ready and did not run, what its quota must have kept it for."""
 
@@ -285,7 +287,8 @@ def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]
         names = tuple(dict.fromkeys(name for _, name, _, _ in broken))
         everywhere = len(names) == len({(one.strategy, one.users) for one in strategies})
         of = "" if everywhere else f" under {', '.join(names)}"
-        yield Caveat(whose, f"{about}{of}: {said}", remedy, invalid=True, strategies=names)
+        agent = ", the agent's CPU in it" if run.arguments.get("agent") is not None else ""
+        yield Caveat(whose, f"{about}{of}: {said}{agent}", remedy, invalid=True, strategies=names)
 
 
 def _judge(strategy: StrategySummary, healths: Sequence[ClientHealth]) -> tuple[float, str, Fault]:
@@ -295,7 +298,8 @@ def _judge(strategy: StrategySummary, healths: Sequence[ClientHealth]) -> tuple[
     part, medians = worst(strategy.client_parts), _medians(strategy)
     if part is not None:
         if part.excess > 1:
-            said = f"{_ms(part.late_seconds)} of {part.figure}, {_ms(part.seconds)}, are the client's own"
+            ours, whole = _ms(part.late_seconds), _ms(part.seconds)
+            said = f"{ours} of the {whole} of {part.figure} went by in the client"
             broken.append((part.excess, said, fault(ran)))
     elif medians:
         # Nothing was observed of each call: then any of them may have been as late as the loop's timers.
@@ -335,24 +339,24 @@ def _schedule_lag(health: ClientHealth) -> float:
 
 def _said_of(whose: Fault, healths: Sequence[ClientHealth], run: Run) -> tuple[str, str]:
     """(whose fault it was in words, the remedy)."""
-    agent = run.arguments.get("agent") is not None
     more = f"more workers (now {run.workers})" if run.workers < run.machine.cores else "another machine"
-    ready = max((health.delayed_share or 0.0 for health in healths), default=0.0)
-    waits = f", ready and not run for {ready * 100:.0f} % of the time" if ready >= 0.01 else ""
+    counted = [
+        ("its event loop was ready and did not run for {} of the time", [h.delayed_share for h in healths]),
+        ("something waited for a processor for {}", [h.waited for h in healths]),
+        ("its host took {} of a core", [h.stolen for h in healths]),
+    ]
+    known = [(words, max((share or 0.0 for share in shares), default=0.0)) for words, shares in counted]
+    said = [words.format(f"{min(share, 1.0) * 100:.0f} %") for words, share in known if share >= WORTH_SAYING]
     if whose == "machine_busy":
-        stolen = max((health.stolen or 0.0 for health in healths), default=0.0)
-        host = f", {stolen * 100:.0f} % of a core stolen by its host" if stolen >= 0.05 else ""
-        return (
-            f"this machine is busy with other work{waits}{host}",
-            "stop the other work, or use another machine",
-        )
+        counts = f" ({', '.join(said)})" if said else ""
+        return f"this machine is busy{counts}", "stop the other work, or use another machine"
     if whose == "container_throttled":
-        return f"this container is throttled{waits}", "raise its CPU quota, or use fewer agents"
+        counts = f" ({said[0]})" if said else ""
+        return f"this container is throttled{counts}", "raise its CPU quota, or use fewer agents"
     if whose == "client_saturated":
-        cpu = " (the agent's CPU is in it)" if agent else ""
-        return f"this client is saturated{cpu}", f"use fewer agents or {more}"
+        return "this client is saturated", f"use fewer agents or {more}"
     return (
-        "this client was late, and cannot tell whose fault that was: nothing is counted here",
+        "this client was late, cannot tell whose fault",
         f"stop other work on this machine, or use fewer agents or {more}",
     )
 

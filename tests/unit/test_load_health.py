@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 
-from profiler.load.health import Histogram, Meter, Tally, quantile_seconds, shift_ns
+from profiler.load.health import Histogram, Kernel, Meter, Tally, quantile_seconds, shift_ns
 from profiler.load.target import PATIENCE_SECONDS, ConnectionWatch
+from profiler.loop.lag import Lateness
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, shifted
 from profiler.rundir import Anchor, ClientHealth, Spent
 
@@ -112,3 +114,48 @@ def test_connection_or_a_loop_that_succeeds_begins_anew() -> None:
     assert not watch.is_due(5, 4)
     assert watch.is_due(6, 5)
     assert not watch.is_gone(10.0 + 2 * PATIENCE_SECONDS, False)
+
+
+def test_meter_tells_whose_the_lags_of_the_trial_were() -> None:
+    class Sampler:
+        total_ns, delay_ns = Lateness(5 * MS, 7 * MS), 100 * MS
+
+        def total(self) -> Lateness:
+            return self.total_ns
+
+        def run_delay_ns(self) -> int:
+            return self.delay_ns
+
+    sampler: Any = Sampler()
+    meter = Meter(cpu_clock=lambda: 1.0, clock=lambda: 10.0)
+    meter.lag(0, sampler)
+    assert meter.read("p", 0).held_seconds == 0
+    sampler.total_ns, sampler.delay_ns = Lateness(8 * MS, 47 * MS), 160 * MS
+    meter.lag(MS, sampler)
+    read = meter.read("p", 0)
+    assert (read.held_seconds, read.machine_seconds, read.delayed_seconds) == (0.003, 0.040, 0.060)
+
+
+def test_kernels_counts_are_those_of_the_trial() -> None:
+    texts = {
+        "/proc/self/cgroup": "0::/",
+        "/proc/self/mountinfo": "30 23 0:26 / /g rw - cgroup2 cgroup2 rw",
+        "/g/cpu.stat": "throttled_usec 1000000",
+        "/proc/pressure/cpu": "some avg10=0.00 avg60=0.00 avg300=0.00 total=3000000",
+        "/proc/stat": "cpu 1 0 1 1 1 1 1 100 0 0",
+    }
+    tick = os.sysconf("SC_CLK_TCK")
+    kernel = Kernel(texts.get)
+    texts |= {
+        "/g/cpu.stat": "throttled_usec 1500000",
+        "/proc/pressure/cpu": "some avg10=0.00 avg60=0.00 avg300=0.00 total=4000000",
+        "/proc/stat": f"cpu 1 0 1 1 1 1 1 {100 + tick} 0 0",
+    }
+    kernel.look()
+    read = kernel.read(ClientHealth("p", 0), 4.0)
+    assert (read.throttled_seconds, read.waited, read.stolen) == (0.5, 0.25, 0.25)
+
+
+def test_where_the_kernel_does_not_count_nothing_is_known() -> None:
+    read = Kernel(lambda path: None).read(ClientHealth("p", 0), 4.0)
+    assert (read.throttled_seconds, read.waited, read.stolen) == (None, None, None)

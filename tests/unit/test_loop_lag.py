@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from profiler.loop.lag import Heartbeat, LagSampler, Lateness, Stall, lateness
+from profiler.loop.lag import IDLE_NS, STEPS, BusyPeriod, Heartbeat, LagSampler, Lateness, Stall, lateness
 from profiler.testing import run_virtual
 
 MS = 1_000_000
@@ -179,3 +179,113 @@ def test_lateness_of_a_window_takes_the_part_of_each_stall_inside_it():
     stalls = [Stall(0, 100 * MS, 0), Stall(200 * MS, 300 * MS, 60 * MS), Stall(900 * MS, 950 * MS, 0)]
     assert lateness(stalls, (50 * MS, 250 * MS)) == Lateness(held_ns=70 * MS, machine_ns=30 * MS)
     assert lateness(stalls, (100 * MS, 200 * MS)) == Lateness(0, 0)
+
+
+class Counters:
+    """The clock, the process's CPU time and its thread's run delay, moved by hand, in milliseconds."""
+
+    def __init__(self):
+        self.now = self.cpu = self.delay = 0
+
+    def busy(self) -> BusyPeriod:
+        return BusyPeriod(lambda: self.now, lambda: self.delay, lambda: self.cpu)
+
+    def run(self, ms: float) -> None:
+        self.now += int(ms * MS)
+        self.cpu += int(ms * MS)
+
+    def wait_to_run(self, ms: float) -> None:
+        self.now += int(ms * MS)
+        self.delay += int(ms * MS)
+
+    def idle(self, ms: float) -> None:
+        self.now += int(ms * MS)
+
+
+def test_loop_is_busy_since_it_last_paused():
+    counters = Counters()
+    busy = counters.busy()
+    counters.run(3)
+    assert busy.look() == 3 * MS
+    counters.wait_to_run(4)
+    counters.run(1)
+    assert busy.look() == 8 * MS  # ready and not run is no pause
+    counters.idle(20)
+    counters.run(2)
+    assert busy.look() == 2 * MS  # at most what it ran since the last look
+    counters.idle(0.1)
+    counters.run(1)
+    assert busy.look() == 3.1 * MS  # too short for a pause
+
+
+def test_loop_without_a_count_of_its_run_delay_goes_by_the_processor_time():
+    counters = Counters()
+    busy = BusyPeriod(lambda: counters.now, lambda: None, lambda: counters.cpu)
+    counters.run(3)
+    counters.wait_to_run(5)
+    assert busy.look() == 3 * MS
+
+
+def test_timer_that_is_late_says_for_how_long_at_least_and_at_most():
+    counters = Counters()
+    busy = counters.busy()
+    counters.idle(40)  # stopped: nothing was counted
+    counters.run(1)
+    busy.was_late(35 * MS)
+    assert busy.age_ns == 35 * MS
+    counters.run(2)
+    assert busy.look() == 37 * MS
+    counters.run(200)  # another thread, beside a loop whose timers are on time
+    busy.was_late(0)
+    assert busy.age_ns == IDLE_NS
+    counters.run(100)
+    busy.was_late(MS)
+    assert busy.age_ns == STEPS * MS + IDLE_NS
+
+
+@pytest.mark.parametrize(("share", "held", "machine"), [(0, 80, 0), (4, 60, 20), (1, 0, 80)])
+def test_sum_of_all_lags_tells_whose_they_were(share, held, machine):
+    late = 0
+
+    async def main(clock):
+        nonlocal late
+        sampler = LagSampler(
+            asyncio.get_running_loop(), lambda: clock() + late, lambda: late // share if share else 0
+        )
+        sampler.enter()
+        await asyncio.sleep(0.105)
+        before = sampler.total()
+        late += 80 * MS
+        await asyncio.sleep(0.1)
+        found = sampler.total() - before
+        sampler.leave(0)
+        return found
+
+    assert run_virtual(main) == Lateness(held * MS, machine * MS)
+
+
+def test_sum_of_all_lags_counts_stops_as_the_machines_once_the_heartbeat_has_seen_them():
+    late = 0
+
+    class Seen:
+        def enter(self, user): ...
+
+        def leave(self, user): ...
+
+        def gaps(self):
+            return [(0, 10_000 * MS)]
+
+    async def main(clock):
+        nonlocal late
+        sampler = LagSampler(asyncio.get_running_loop(), lambda: clock() + late, lambda: 0, Seen())
+        sampler.enter()
+        await asyncio.sleep(0.105)
+        late += 80 * MS
+        await asyncio.sleep(0.02)
+        early = sampler.total()
+        await asyncio.sleep(0.2)
+        settled = sampler.total()
+        sampler.leave(0)
+        return early, settled
+
+    assert run_virtual(main) == (Lateness(80 * MS, 0), Lateness(0, 80 * MS))
