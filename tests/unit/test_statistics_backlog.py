@@ -135,6 +135,8 @@ def test_load_that_is_not_served_is_the_first_sentence() -> None:
     found = summary.strategies[0].backlog
     assert found is not None
     assert said.kind == "not_served"
+    assert summary.strategies[0].loop_seconds.p50.value > 10  # which is as long as the windows, not the loops
+    assert "short_window" not in {caveat.kind for caveat in summary.warnings}
     assert said.sentence == f"gathered cannot serve 6/s: at most {found.most:.2g}/s, the backlog grows."
     capped = dataclasses.replace(made, arguments={"max_in_flight": 5})  # type: ignore[type-var]
     assert (
