@@ -121,6 +121,17 @@ TOOL_ERRORS = counter(
     "Tool calls that did not end well, by bounded error type.",
     ("strategy", "tool", "error_type"),
 )
+UNOBSERVED_CALLS = counter(
+    "toolloop_unobserved_calls_total",
+    "Calls that the model asked for and no watched tool ran.",
+    ("strategy",),
+)
+AMBIGUOUS_CALLS = counter(
+    "toolloop_ambiguous_calls_total",
+    "Calls of watched tools that could not be told apart, or only resembled what the model had asked for.",
+    ("strategy",),
+)
+ORPHAN_CALLS = counter("toolloop_orphan_calls_total", "Calls of watched tools that ran outside every loop.")
 TOOL_CALLS_IN_FLIGHT = gauge("toolloop_tool_calls_in_flight", "Tool calls running now.", ("strategy", "tool"))
 TOOL_CALLS_QUEUED = gauge(
     "toolloop_tool_calls_queued",

@@ -140,6 +140,8 @@ class _Strategy:
         self.wall = count(metrics.TOOL_PHASE_WALL, name)
         self.work = count(metrics.TOOL_PHASE_WORK, name)
         self.critical_path = count(metrics.TOOL_PHASE_CRITICAL_PATH, name)
+        self.unobserved = count(metrics.UNOBSERVED_CALLS, name)
+        self.ambiguous = count(metrics.AMBIGUOUS_CALLS, name)
         self.loop_duration: _Made[str, HistogramChild] = _Made(
             lambda outcome: histogram(metrics.LOOP_DURATION, name, outcome)
         )
@@ -197,6 +199,7 @@ class PrometheusSink(Collector):
         for label in ("tool", "error_type"):
             self.count(metrics.LABEL_OVERFLOW, label)  # from zero, as in _Strategy
         self.count(metrics.RECORDS_DROPPED, type(self).__name__)
+        self.count(metrics.ORPHAN_CALLS)
         self._loop_lag = self.histogram(metrics.EVENT_LOOP_LAG)
         self._schedule_lag = self.histogram(metrics.SCHEDULE_LAG)
 
@@ -223,6 +226,8 @@ class PrometheusSink(Collector):
         for round_ in record.rounds:
             self._round(strategy, round_, trace)
             calls += len(round_.tool_calls)
+            strategy.unobserved.value += round_.unobserved_calls
+        strategy.ambiguous.value += record.ambiguous_calls
         if record.nested:
             return
         strategy.loop_duration[record.outcome].observe_in(record.latency_ns, trace)
@@ -305,6 +310,10 @@ class PrometheusSink(Collector):
     def count_dropped(self, sink: str) -> None:
         """A sink of this name, perhaps this one, could not take a record."""
         self.count(metrics.RECORDS_DROPPED, sink).value += 1
+
+    def count_orphan(self) -> None:
+        """A watched tool was called outside every loop; where there is none, no record tells of it."""
+        self.count(metrics.ORPHAN_CALLS).value += 1
 
     def count_dropped_arrival(self, strategy: str) -> None:
         """An arrival of an open load will never start."""

@@ -387,6 +387,7 @@ class _Collector:
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._recorder = Recorder(sinks)
+        self.count_orphan = self._recorder.count_orphan
         self._lag = [sink.observe_lag for sink in sinks if hasattr(sink, "observe_lag")]
 
     def __call__(self, record: LoopRecord) -> None:

@@ -19,7 +19,7 @@ from profiler.records import Clock, LoopRecord
 
 Sink = Callable[[LoopRecord], None]
 """A sink may also have `live_calls(strategy, tool)`, `observe_lag(lag_ns)`, `count_dropped(sink)` and
-`count_orphan(tool)`, as the Prometheus exporter has: then it also shows running calls, event-loop lag,
+`count_orphan()`, as the Prometheus exporter has: then it also shows running calls, event-loop lag,
 lost records and calls outside every loop."""
 
 _log = logging.getLogger(__name__)
@@ -73,10 +73,10 @@ class Recorder:
         sampler.enter()
         return sampler
 
-    def count_orphan(self, tool: str) -> None:
+    def count_orphan(self) -> None:
         """A watched tool was called outside every loop. In the caller's thread, whichever it is."""
         for count in self._orphan_counters:
-            count(tool)
+            count()
 
     def emit(self, record: LoopRecord) -> None:
         for sink in self._sinks:

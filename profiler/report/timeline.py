@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from profiler.anatomy import loop_phases, model_queue_ns, phases, tool_phase
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 from profiler.report.text import clean, counted, duration, number, percent
+from profiler.statistics.caveats import watching
 
 Kind = Literal["model", "backoff", "wait", "run", "failed"]
 
@@ -52,6 +53,8 @@ def render_timeline(record: LoopRecord, width: int = 80, color: bool = False, un
     width = max(width, 20)
     lines = [*_headlines(record, width), "", *_chart(record, width, color, unicode), ""]
     lines += _decomposition(record, width)
+    for caveat in watching(record.unobserved_calls, record.orphan_calls, record.ambiguous_calls):
+        lines += _wrap(caveat.sentence, width)
     text = "\n".join(line.rstrip() for line in lines) + "\n"
     return text if unicode else _ascii(text)
 

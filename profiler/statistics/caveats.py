@@ -44,6 +44,9 @@ CaveatKind = Literal[
     "thin_blocks",
     "slow_changes",
     "nothing_completed",
+    "unobserved_calls",
+    "orphan_calls",
+    "ambiguous_calls",
     "two_runs",
     "different_conditions",
     "different_work",
@@ -125,6 +128,7 @@ def caveats(
         *_load(run),
         *_figures(strategies),
         *_warm_ups([*lower, *strategies]),
+        *_watched(strategies),
     ]
     return tuple(sorted(found, key=lambda caveat: not caveat.invalid))
 
@@ -144,6 +148,41 @@ def error_causes(strategy: StrategySummary) -> str:
     of_loops = [(count, kind) for kind, count in strategy.error_types.items() if kind != "incomplete"]
     most = sorted((*of_tools, *of_loops), reverse=True)[:3]
     return ", ".join(f"{what} {count}" for count, what in most)
+
+
+def _watched(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
+    totals = [strategy.totals for strategy in strategies]
+    yield from watching(
+        sum(each.unobserved_calls for each in totals),
+        sum(each.orphan_calls for each in totals),
+        sum(each.ambiguous_calls for each in totals),
+    )
+
+
+def watching(unobserved: int, orphans: int, ambiguous: int) -> Iterator[Caveat]:
+    """What the watching of loops that are not ours has missed, each with the likely reason."""
+    if unobserved:
+        yield Caveat(
+            "unobserved_calls",
+            f"{_calls(unobserved)} that the model asked for {_were(unobserved)} run by no watched tool",
+            "is each tool wrapped with prof.tool, under the name that the model knows?",
+        )
+    if orphans:
+        yield Caveat(
+            "orphan_calls",
+            f"{_calls(orphans)} of watched tools ran outside every loop",
+            "is prof.loop missing, or does a thread lose its context?",
+        )
+    if ambiguous:
+        yield Caveat(
+            "ambiguous_calls",
+            f"{_calls(ambiguous)} could not be told apart",
+            "were arguments equal in two loops at once, in threads without context, or changed on their way?",
+        )
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def busiest(run: Run, client: str) -> dict[str, float]:

@@ -146,8 +146,9 @@ class Totals:
     """Everything that was recorded of one strategy, inside the windows or not.
 
     `failed` loops were not good; `cancelled` and `incomplete` are some of them. A loop inside another's
-    tool call does not count as a loop; its rounds, requests, calls and tokens do count. The model asked for
-    `unobserved_calls` that no profiled tool ran.
+    tool call does not count as a loop; its rounds, requests, calls and tokens do count. The last three are
+    of loops that were watched: calls that the model asked for and no watched tool ran, calls that could not
+    be told apart, calls of watched tools that ran outside every loop.
     """
 
     loops: int
@@ -161,6 +162,8 @@ class Totals:
     tokens: Tokens
     incomplete: int = 0
     unobserved_calls: int = 0
+    ambiguous_calls: int = 0
+    orphan_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,6 +456,8 @@ def _totals(table: Table, strategy: str) -> Totals:
         attempts=int(table.attempts[ran].sum()),
         tokens=_tokens(table, np.flatnonzero(ran)),
         unobserved_calls=int(table.unobserved[ran].sum()),
+        ambiguous_calls=int(table.ambiguous[ran].sum()),
+        orphan_calls=int(table.orphans[ran].sum()),
     )
 
 

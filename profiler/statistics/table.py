@@ -24,8 +24,8 @@ _STATUS = {"ok": OK, "error": ERROR, "cancelled": CANCELLED}
 _LOOP = (
     *("trial", "strategy", "number", "due", "started", "ended", "status", "good", "error"),
     *("requests", "attempts", "input_tokens", "output_tokens", "work", "critical", "wall", "process"),
-    *("overlapped", "saved", "savable", "nested", "first_round", "agent", "unobserved", "unlimited"),
-    *("loop_sending", "loop_late"),
+    *("overlapped", "saved", "savable", "nested", "first_round", "agent", "unlimited"),
+    *("loop_sending", "loop_late", "unobserved", "ambiguous", "orphans"),
 )
 _ROUND = (
     *("round_loop", "round_wall", "round_ended", "round_calls", "tool_wall", "shortfall"),
@@ -68,8 +68,8 @@ class Table:
     streamed rounds: for how long calls ran beside the model, how much sooner the round ended than if
     its calls had started at the end of the reply, and how much sooner it could have (`anatomy.Eagerness`).
     `first_round` is from when the loop was due to the end of its first round, `NONE` where that was cut off.
-    `agent` is a code. `unobserved` counts calls that the model asked for and no profiled tool ran,
-    `unlimited` those that went around the strategy's limit (`NONE` where none could).
+    `agent` is a code. `unobserved`, `ambiguous` and `orphans` are the calls that `LoopRecord` counts under
+    these names, `unlimited` those that went around the strategy's limit (`NONE` where none could).
     `loop_sending` is the time in which the client had neither a request nor a call under way at the start and
     the end of the loop, with the `sending_ns` of its first request; `loop_late` is the `late_ns` of the last.
     Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls, `limit` where the
@@ -109,10 +109,12 @@ class Table:
     nested: Ints
     first_round: Ints
     agent: Ints
-    unobserved: Ints
     unlimited: Ints
     loop_sending: Ints
     loop_late: Ints
+    unobserved: Ints
+    ambiguous: Ints
+    orphans: Ints
     phases: Ints
 
     round_loop: Ints
@@ -217,9 +219,11 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             int(record.nested),
             _first_round(record),
             agents.of(record.agent),
-            record.unobserved_calls,
             NONE if record.unlimited_calls is None else record.unlimited_calls,
             *_lateness(record),
+            record.unobserved_calls,
+            record.ambiguous_calls,
+            record.orphan_calls,
         )
         for column, value in zip(loops, row, strict=True):
             column.append(value)

@@ -187,7 +187,7 @@ class Profiler:
             loop, found = self._asked_by(name, arguments)
             if loop is None:
                 self.orphan_calls += 1
-                self.recorder.count_orphan(name)
+                self.recorder.count_orphan()
                 return None, _unwatched(name)
             if found is None or loop.claim(found):
                 return loop, loop.begin_call(name, found)

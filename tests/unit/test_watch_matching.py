@@ -135,3 +135,38 @@ def test_a_loop_that_has_ended_gets_no_more_calls():
     kept.run(search)
     assert (ids(records[0]), prof.orphan_calls) == ([], 1)
     assert records[0].unobserved_calls == 1
+
+
+def test_what_watching_missed_is_in_the_metrics_and_in_words():
+    from profiler import metrics
+    from profiler.exporters.prometheus import PrometheusSink
+    from profiler.report.timeline import render_timeline
+    from profiler.statistics.table import tabulate
+
+    sink, records = PrometheusSink(), []
+    assert sink.values(metrics.ORPHAN_CALLS) == [((), 0)]
+    prof = Profiler([sink, records.append])
+    search = prof.tool(lambda **arguments: None, name="search")
+    search()
+    search()
+    with prof.loop() as loop:
+        asked(loop, ("a", '{"q": "x"}'), ("b", '{"q": "y"}'), ("c", '{"q": "z"}'))
+        search(q="other")
+    assert sink.values(metrics.ORPHAN_CALLS) == [((), 2)]
+    assert sink.values(metrics.UNOBSERVED_CALLS) == [(("application",), 2)]
+    assert sink.values(metrics.AMBIGUOUS_CALLS) == [(("application",), 1)]
+    table = tabulate(records)
+    assert (table.unobserved.sum(), table.orphans.sum(), table.ambiguous.sum()) == (2, 2, 1)
+    said = " ".join(render_timeline(records[0], 400).split())
+    assert "2 calls that the model asked for were run by no watched tool; is each tool wrapped" in said
+    assert "2 calls of watched tools ran outside every loop; is prof.loop missing, or does a thread" in said
+    assert "1 call could not be told apart; were arguments equal in two loops at once" in said
+
+
+def test_old_records_tell_of_no_orphans():
+    from profiler.records import decode, encode
+
+    records, _ = watching(("one", lambda loop: None), lambda search: None)
+    line = encode(records["one"]).replace(b'"orphan_calls":0,', b"")
+    assert b"orphan_calls" not in line
+    assert decode(line) == records["one"]

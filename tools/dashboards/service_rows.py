@@ -206,11 +206,16 @@ def generator() -> list[Panel]:
         _quarter(
             "Lost for monitoring",
             "Is anything missing here? Dropped records are loops that no metric counts; overflow is "
-            "observations under __other__ because there were more than 50 tools or error types.",
+            "observations under __other__ because there were more than 50 tools or error types. Unseen are "
+            "calls that no watched tool ran, outside are those that ran beside every loop, ambiguous those "
+            "that could not be told apart.",
             "ops",
             {
                 "dropped by {{sink}}": NOW.rate(metrics.RECORDS_DROPPED, by="sink"),
                 "overflow of {{label}}": NOW.rate(metrics.LABEL_OVERFLOW, by="label"),
+                "unseen": NOW.rate(metrics.UNOBSERVED_CALLS),
+                "outside loops": NOW.rate(metrics.ORPHAN_CALLS),
+                "ambiguous": NOW.rate(metrics.AMBIGUOUS_CALLS),
             },
         ),
         timeline(
