@@ -12,12 +12,11 @@ the first attempt during which one of our own limiters held the request.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from heapq import heapreplace
 from itertools import pairwise
 
-from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
+from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 
 PHASES = ("model", "model_queue", "backoff", "parse", "tools", "queue", "collect", "unaccounted")
 
@@ -34,7 +33,7 @@ class ToolPhase:
     `critical_path` the longest. So efficiency, critical_path / wall, is at most 1, and speed-up, work /
     wall, at most the number of calls. `peak_concurrency` counts the tries that ran at once: a call that
     waits between two of its tries, or for its limiter, is not running. `straggler_ratio` is longest /
-    median duration.
+    median duration. Calls that other calls made are part of those, and not counted beside them.
     """
 
     wall_ns: int
@@ -103,7 +102,8 @@ def model_queue_ns(model: ModelCall) -> int:
 
 def tool_phase(round_: RoundRecord) -> ToolPhase | None:
     """The tool phase, or None for a round without a call that ran."""
-    ran = runs(round_.tool_calls)
+    calls = [call for call in round_.tool_calls if not call.nested]
+    ran = runs(calls)
     if not ran or round_.tools_started_ns is None or round_.tools_ended_ns is None:
         return None
     durations = sorted([ended - started for started, ended in ran])
@@ -115,7 +115,7 @@ def tool_phase(round_: RoundRecord) -> ToolPhase | None:
         - min(round_.tools_started_ns, min(ran)[0]),
         work_ns=sum(durations),
         critical_path_ns=durations[-1],
-        peak_concurrency=peak(_tries(round_.tool_calls)),
+        peak_concurrency=peak(_tries(calls)),
         straggler_ratio=durations[-1] / median if median else 1.0,
     )
 
@@ -155,56 +155,6 @@ def eagerness(round_: RoundRecord) -> Eagerness | None:
         bound_ns=max(model.ended_ns, *(ready + duration for ready, duration in durations)) - start,
         gathered_ns=model.ended_ns + max(duration for _, duration in durations) - start,
     )
-
-
-TOLERANCE_NS = 5_000_000
-"""Timers and thread switches alone cost this much."""
-
-
-def shortfall(
-    calls: Sequence[ToolCall], wall_ns: int, limit: int | None, application_lag_ns: int | None = None
-) -> Shortfall | None:
-    """The main reason why the calls of a round overlapped less than its strategy allows, None without one.
-
-    The strategy allows the wall time of a first-come schedule of these durations on `limit` places
-    (Graham 1969). When `wall_ns` exceeds that by more than 5 % and `TOLERANCE_NS`, the excess is
-    divided: time in which tools held the event loop, waits for a free thread, and the rest. The rest
-    is the limiter's (which other agents share) if there is one, else that of whatever else held the
-    event loop. The largest of the three is returned.
-
-    `application_lag_ns`: the calls were started by code that is not ours, on an event loop that was
-    this late at worst. When lateness does not explain the rest, that code awaited one call after
-    another: `application`.
-    """
-    ran = [c for c in calls if c.started_ns is not None]
-    if len(ran) < 2:
-        return None
-    durations = [c.duration_ns - c.thread_wait_ns for c in ran if c.duration_ns is not None]
-    excess = wall_ns - schedule_wall(durations, limit)
-    if excess <= max(TOLERANCE_NS, wall_ns // 20):
-        return None
-    blocked = sum(c.blocking_ns for c in ran)
-    threads = max(c.thread_wait_ns for c in ran)
-    rest = excess - blocked - threads
-    in_turn = application_lag_ns is not None and application_lag_ns < rest / 2
-    if limit is None and not in_turn:
-        blocked, rest = max(blocked, blocked + rest), 0
-    largest = max(blocked, threads, rest)
-    if largest == threads:
-        return "threads"
-    if largest == blocked:
-        return "blocked_loop"
-    return "limiter" if limit is not None else "application"
-
-
-def schedule_wall(durations: Sequence[int], limit: int | None) -> int:
-    """Wall time of these durations started in order, at most `limit` at once."""
-    if limit is None or len(durations) <= limit:
-        return max(durations)
-    ends = [0] * limit
-    for duration in durations:
-        heapreplace(ends, ends[0] + duration)
-    return max(ends)
 
 
 def loop_phases(loop: LoopRecord) -> dict[str, int]:

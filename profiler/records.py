@@ -42,7 +42,19 @@ Clock = Callable[[], int]
 
 Status = Literal["ok", "error", "cancelled"]
 ToolStatus = Literal["ok", "error", "timeout", "cancelled"]
-Shortfall = Literal["limiter", "blocked_loop", "threads", "application"]
+Shortfall = Literal[
+    "limiter",
+    "exclusive",
+    "blocked_loop",
+    "machine",
+    "threads",
+    "application",
+    "application_limit",
+    "openai_runner",
+    "anthropic_runner",
+    "inside_tools",
+]
+"""What kept calls from overlapping; each is explained, with its remedy, in `profiler.shortfalls`."""
 Outcome = Literal["ok", "incomplete", "error", "cancelled"]
 
 REFUSED = frozenset((429, 529))
@@ -217,15 +229,20 @@ class ToolCall(_Tried):
     streamed reply a call is ready before the reply is complete, and an eager one may start before too.
 
     `thread_wait_ns` is the part of the duration that a sync tool waited for a free thread,
-    `blocking_ns` the part in which an async tool held the event loop in steps of over 10 ms, so that
-    nothing else could run. `sending_ns` is the part in which the client made and sent its first request,
-    `late_ns` for how long at most a busy client did not notice its end (`profiler.loop.lag.BusyPeriod`); both
-    are 0 where that was not observed. `error_type` is bounded: `invalid_json`, `invalid_arguments`,
-    `truncated`, `unknown_tool`, `timeout`, `cancelled`, `http_429` and the like where a server refused the
-    tool, or the class name of the exception it raised.
+    `blocking_ns` the part in which its code held the event loop in steps of over 10 ms, so that nothing
+    else could run, without the time in which the machine did not run it. `sending_ns` is the part in which
+    the client made and sent its first request, `late_ns` for how long at most a busy client did not notice
+    its end (`profiler.loop.lag.BusyPeriod`); both are 0 where that was not observed.
 
-    `attempts` are there for tools with retries. The duration runs from the start of the first to the
-    end of the last, including what lies between (backoff, waiting in the limiter again).
+    `error_type` is bounded: `invalid_json`, `invalid_arguments`, `truncated`, `unknown_tool`, `timeout`,
+    `cancelled`, `http_429` and the like where a server refused the tool, or the class name of the exception
+    it raised.
+
+    `attempts` are there for tools with retries, and for calls that an application which is only watched
+    tried again. The duration runs from the start of the first to the end of the last, including what lies
+    between (backoff, waiting in the limiter again).
+
+    `nested`: made by the code of another call of its round, as part of that one; no sibling of it.
     """
 
     id: str
@@ -243,6 +260,7 @@ class ToolCall(_Tried):
     attempts: tuple[ToolAttempt, ...] = ()
     sending_ns: int = 0
     late_ns: int = 0
+    nested: bool = False
 
     @property
     def waited_until_ns(self) -> int:
@@ -272,7 +290,8 @@ class RoundRecord:
     The tool phase runs from `tools_started_ns` (all calls parsed, handed to the strategy) to
     `tools_ended_ns`; both are None in a round without calls. After it the results are
     collected into messages until `ended_ns`. `shortfall` names what kept the calls from
-    overlapping as the strategy allows (`profiler.anatomy.shortfall`), None if nothing did.
+    overlapping as the strategy allows (`profiler.shortfalls`), None if nothing did. `pool_threads` is
+    the size of the pool of threads that was full, where that was it.
     `unobserved_calls` counts calls that the model asked for and no profiled tool ran. `limit` is how
     many calls the strategy let run at once when the phase began, None if it sets no limit.
     """
@@ -288,6 +307,7 @@ class RoundRecord:
     shortfall: Shortfall | None = None
     unobserved_calls: int = 0
     limit: int | None = None
+    pool_threads: int | None = None
 
     @property
     def duration_ns(self) -> int:

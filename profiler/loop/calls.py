@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+from profiler.anatomy import Interval
 from profiler.limits.gate import Gate, current_slot, exclusive_lane
 from profiler.limits.refusals import (
     delay_ns,
@@ -21,8 +22,8 @@ from profiler.limits.refusals import (
     returned_failure,
     signal_of,
 )
-from profiler.loop.eventloop import NativeThreads, TimedCoroutine
-from profiler.loop.lag import late_ns
+from profiler.loop.eventloop import BLOCKING_NS, NativeThreads, TimedCoroutine
+from profiler.loop.lag import Stall, held_ns, late_ns
 from profiler.loop.model import CallRequest, current_probe
 from profiler.loop.recorder import LiveCalls
 from profiler.loop.tools import (
@@ -62,7 +63,8 @@ class OpenCall:
     owner: CallOwner
     started_ns: int | None = None
     thread_ns: int | None = None
-    blocking_ns: int = 0
+    exclusive_wait_ns: int = 0
+    steps: list[Interval] = field(default_factory=list)
     sending_ns: int = 0
     late_ns: int = 0
     ended_ns: int | None = None
@@ -79,7 +81,7 @@ class OpenCall:
         self.error_type = error_type
         self.result = f"Error: {message}"
 
-    def record(self, now_ns: int, content: Content | None) -> ToolCall:
+    def record(self, now_ns: int, content: Content | None, stalls: Sequence[Stall] = ()) -> ToolCall:
         """The call as it ended, with what `content` keeps of its arguments and its result."""
         ended_ns, started_ns = self.ended_ns, self.started_ns
         if ended_ns is None:
@@ -100,7 +102,7 @@ class OpenCall:
             thread_wait_ns=(
                 0 if self.thread_ns is None or started_ns is None else self.thread_ns - started_ns
             ),
-            blocking_ns=self.blocking_ns,
+            blocking_ns=held_ns(self.steps, stalls, BLOCKING_NS) if self.steps else 0,
             arguments=None if content is None else content.keep(arguments_text(self.request.arguments)),
             result=None if content is None or self.result is None else content.keep(self.result),
             attempts=tuple(self.attempts),
@@ -213,7 +215,11 @@ class Executor:
         """One attempt, inside the gate and the lane of its `exclusive` name; its failure, if any."""
         gate = self.strategy.gate
         lane = None if tool.exclusive is None else exclusive_lane(tool.exclusive)
-        ticket = None if lane is None else await lane.enter()
+        ticket = None
+        if lane is not None:
+            asked_ns = self.clock()
+            ticket = await lane.enter()
+            call.exclusive_wait_ns += self.clock() - asked_ns
         try:
             if gate is None:
                 return await self._attempt(call, tool)
@@ -303,7 +309,7 @@ class Executor:
         try:
             return await timed
         finally:
-            call.blocking_ns += timed.blocking_ns
+            call.steps += timed.steps
             call.sending_ns += timed.sending_ns
             if timed.waited:
                 call.late_ns += late_ns()

@@ -112,21 +112,21 @@ BLOCKING_NS = 10_000_000
 
 
 class TimedCoroutine:
-    """Awaits a coroutine; `blocking_ns` is the time it spent in steps longer than `BLOCKING_NS`.
+    """Awaits a coroutine; `steps` are those between two awaits that took longer than `BLOCKING_NS`.
 
     An async function that computes, or calls something that blocks, stops every other task of its
     event loop: calls that look parallel run one after another. Timing each step between two awaits
-    tells which coroutine did that. Steps of tasks that it creates do not count. `sending_ns` is the
-    time from its start to the turn of the loop after its first step, when a request that it makes has been
-    written; 0 for one that awaits nothing.
+    tells which coroutine did that, unless the machine did not run it meanwhile (`profiler.loop.lag`).
+    Steps of tasks that it creates do not count. `sending_ns` is the time from its start to the turn of the
+    loop after its first step, when a request that it makes has been written; 0 for one that awaits nothing.
     """
 
-    __slots__ = ("_clock", "_coroutine", "blocking_ns", "sending_ns", "waited")
+    __slots__ = ("_clock", "_coroutine", "sending_ns", "steps", "waited")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], clock: Callable[[], int]) -> None:
         self._coroutine = coroutine
         self._clock = clock
-        self.blocking_ns = 0
+        self.steps: list[tuple[int, int]] = []
         self.sending_ns = 0
         self.waited = False
 
@@ -141,13 +141,15 @@ class TimedCoroutine:
             except StopIteration as done:
                 return done.value
             finally:
-                held = clock() - began
-                if held > BLOCKING_NS:
-                    self.blocking_ns += held
+                ended = clock()
+                if ended - began > BLOCKING_NS:
+                    self.steps.append((began, ended))
             if not self.waited:
                 self.waited = True
-                self.sending_ns = held
-                asyncio.get_running_loop().call_soon(self._sent, began)
+                self.sending_ns = ended - began
+                loop = asyncio._get_running_loop()  # None where another framework takes the steps
+                if loop is not None:
+                    loop.call_soon(self._sent, began)
             try:
                 argument = yield waits_for
                 step = coroutine.send

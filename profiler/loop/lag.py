@@ -13,8 +13,9 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from weakref import WeakKeyDictionary
 
 from profiler.anatomy import Interval, overlap, union
@@ -81,6 +82,12 @@ def lateness(stalls: Iterable[Stall], window: Interval) -> Lateness:
             held += stall.held_ns * share
             machine += stall.machine_ns * share
     return Lateness(round(held), round(machine))
+
+
+def held_ns(steps: Iterable[Interval], stalls: Sequence[Stall], least_ns: int) -> int:
+    """How long steps of over `least_ns` held the loop, without the time that the machine did not run them."""
+    held = (end - start - lateness(stalls, (start, end)).machine_ns for start, end in steps)
+    return sum(ns for ns in held if ns > least_ns)
 
 
 class Heartbeat:
@@ -257,7 +264,7 @@ class LagSampler:
 
         To be called before `leave`. The newest 256 are kept.
         """
-        found = [stall for stall in self._stalls if stall.ended_ns >= since_ns]
+        found = [*takewhile(lambda stall: stall.ended_ns >= since_ns, reversed(self._stalls))][::-1]
         now_ns = self._clock()
         if self._timer is not None and now_ns - self._due_ns >= STALL_NS:
             found.append(Stall(self._due_ns, now_ns, self._delayed_ns()))

@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from profiler.anatomy import shortfall
 from profiler.errors import ProviderError, UsageError
 from profiler.loop.calls import CallOwner, Executor, OpenCall
 from profiler.loop.eventloop import NativeThreads
-from profiler.loop.lag import late_ns
+from profiler.loop.lag import LagSampler, late_ns
 from profiler.loop.model import (
     LOOP_HEADER,
     TRIAL_HEADER,
@@ -30,8 +29,9 @@ from profiler.loop.model import (
 )
 from profiler.loop.recorder import LiveCalls, Recorder, Sink, fresh_id
 from profiler.loop.tools import Function, Tool, result_text, tools_by_name
-from profiler.records import Clock, LoopRecord, ModelCall, RoundRecord, Status
+from profiler.records import Clock, LoopRecord, ModelCall, RoundRecord, Status, ToolCall
 from profiler.redaction import Content, Redact
+from profiler.shortfalls import Ran, shortfall
 from profiler.strategies import Gathered, Strategy, StrategySpec
 
 
@@ -134,6 +134,7 @@ class _LoopRun:
         self.intended_ns = intended_ns
         self.clock = loop.recorder.clock
         self.rounds: list[RoundRecord] = []
+        self.sampler: LagSampler | None = None
         self.headers = None
         if owner.number is not None:
             self.headers = {LOOP_HEADER: str(owner.number)}
@@ -141,7 +142,7 @@ class _LoopRun:
                 self.headers[TRIAL_HEADER] = str(owner.trial)
 
     async def run(self, prompt: str | Sequence[Message]) -> LoopResult:
-        sampler = self.loop.recorder.enter()
+        self.sampler = sampler = self.loop.recorder.enter()
         started_ns = self.clock()
         messages = self.loop.model.conversation(prompt)
         status: Status = "error"
@@ -246,12 +247,15 @@ class _LoopRun:
                 await loop._calls.cancel(early.values())
                 calls = calls or list(early.values())
             ended_ns = clock()
-            recorded = tuple([call.record(ended_ns, loop._content) for call in calls])
+            stalls = None
+            if tools_started_ns is not None and self.sampler is not None:
+                stalls = self.sampler.stalls(tools_started_ns)
+            recorded = tuple([call.record(ended_ns, loop._content, stalls or ()) for call in calls])
             reason = None
             if tools_started_ns is not None:
                 # Whatever follows the last call is collecting, including a wait for the event loop.
                 tools_ended_ns = max([tools_started_ns, *[call.ended_ns for call in recorded]])
-                reason = shortfall(recorded, tools_ended_ns - tools_started_ns, limit)
+                reason = shortfall(_ran(calls, recorded), tools_ended_ns - tools_started_ns, limit, stalls)
             self.rounds.append(
                 RoundRecord(
                     index=len(self.rounds),
@@ -266,6 +270,7 @@ class _LoopRun:
                     status=status,
                     shortfall=reason,
                     limit=limit,
+                    pool_threads=loop._threads.limit if reason == "threads" else None,
                 )
             )
 
@@ -315,6 +320,23 @@ class _LoopRun:
             calls.append(call)
         parse = self.loop._calls.parse
         return calls, [call for call in calls if call.task is None and parse(call)]
+
+
+def _ran(calls: Sequence[OpenCall], recorded: Sequence[ToolCall]) -> list[Ran]:
+    """The calls that started."""
+    return [
+        Ran(
+            call.name,
+            call.ready_ns,
+            call.started_ns,
+            call.ended_ns,
+            call.thread_wait_ns,
+            one.exclusive_wait_ns,
+            one.steps,
+        )
+        for one, call in zip(calls, recorded, strict=True)
+        if call.started_ns is not None
+    ]
 
 
 _NO_REPLY = Reply("", (), [])

@@ -37,12 +37,16 @@ _R = typing_extensions.TypeVar("_R", default=Any)
 
 
 class CallContext(NamedTuple):
-    """The call that a tool's code is running for; `number` and `trial` are None outside a load test."""
+    """The call that a tool's code is running for; `number` and `trial` are None outside a load test.
+
+    `observed` is the call itself where it is only watched (`profiler.watch.loop.ObservedCall`).
+    """
 
     call_id: str
     tool: str
     number: int | None = None
     trial: int | None = None
+    observed: object = None
 
 
 current_call: ContextVar[CallContext | None] = ContextVar("toolloop_current_call", default=None)

@@ -6,6 +6,7 @@ calls, the tokens, whether the reply was complete.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -114,7 +115,8 @@ class EventReader:
             "anthropic": self._message,
         }[api]
         self._open: list[str] | None = None  # id, name, arguments of the call that is being streamed
-        self._index = -1
+        self._calls: dict[Any, list[str]] = {}  # the same, by index, of all calls of a Chat reply
+        self._complete: list[list[str]] = []  # those of them that are
 
     def feed(self, chunk: bytes) -> None:
         """Read the next bytes, which may end in the middle of an event."""
@@ -153,19 +155,43 @@ class EventReader:
             self._on_token()
         for part in delta.get("tool_calls") or ():
             self._on_token()
-            if part["index"] != self._index:
-                self._close()
-                self._index, self._open = part["index"], ["", "", ""]
-            assert self._open is not None
-            function = part.get("function") or {}
-            self._open[0] = part.get("id") or self._open[0]
-            self._open[1] = function.get("name") or self._open[1]
-            self._open[2] += function.get("arguments") or ""
+            self._delta(part)
         if choice.get("finish_reason"):
             self.observed.finish_reason = choice["finish_reason"]
             self.observed.complete = True
             if choice["finish_reason"] != "length":
-                self._close()
+                for call in [*self._calls.values()]:
+                    self._chat_call(call)
+
+    def _delta(self, part: Any) -> None:
+        """A piece of one call. Those of several calls may come interleaved, each with its index."""
+        index, function = part.get("index"), part.get("function") or {}
+        key = part.get("id") if index is None else index
+        if key is None and self._calls:
+            key = next(reversed(self._calls))
+        call = self._calls.get(key)
+        if call is None or (part.get("id") and call[0] not in ("", part["id"])):
+            if not function.get("name"):
+                return  # it belongs to no call
+            if call is not None:
+                self._chat_call(call)  # some servers give every call the same index
+            call = self._calls[key] = ["", "", ""]
+        elif any(one is call for one in self._complete):
+            return
+        call[0] = part.get("id") or call[0]
+        call[1] = function.get("name") or call[1]
+        call[2] += function.get("arguments") or ""
+        if call[2].rstrip().endswith("}"):
+            with contextlib.suppress(orjson.JSONDecodeError):
+                orjson.loads(call[2])
+                self._chat_call(call)  # nothing can follow; an application may run it at once
+
+    def _chat_call(self, call: list[str]) -> None:
+        """A call is complete; once."""
+        if not any(one is call for one in self._complete):
+            self._complete.append(call)
+            self._open = call
+            self._close()
 
     def _response(self, data: Any) -> None:
         kind = data["type"]

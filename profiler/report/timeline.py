@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from profiler.anatomy import loop_phases, model_queue_ns, phases, tool_phase
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 from profiler.report.text import clean, counted, duration, number, percent
+from profiler.shortfalls import EXPLAINED
 from profiler.statistics.caveats import watching
 
 Kind = Literal["model", "backoff", "wait", "run", "failed"]
@@ -216,12 +217,9 @@ def _ascii(text: str) -> str:
 FELT_NS = 1_000_000
 """Shorter waits of model requests are not counted."""
 
-CauseKind = Literal[
-    "model", "model_limiter", "backoff", "limiter", "blocked", "application", "threads", "tools", "rest"
-]
+CauseKind = Literal["model", "model_limiter", "backoff", "tools", "rest"] | Shortfall
 
-_WAITED: dict[Shortfall | None, CauseKind] = {"blocked_loop": "blocked", "application": "application"}
-"""Reasons why calls waited before they started, other than a limiter."""
+_KINDS: tuple[CauseKind, ...] = ("model", "model_limiter", "backoff", *get_args(Shortfall), "tools", "rest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +234,7 @@ class Cause:
 
 def causes(record: LoopRecord) -> list[Cause]:
     """The causes of a loop's wall time, the largest first; those that took none are left out."""
-    totals: dict[CauseKind, int] = dict.fromkeys(get_args(CauseKind), 0)
+    totals: dict[CauseKind, int] = dict.fromkeys(_KINDS, 0)
     # Of the loop, not of its rounds: those may overlap.
     parts = loop_phases(record)
     totals["model"] = parts["model"]
@@ -244,29 +242,37 @@ def causes(record: LoopRecord) -> list[Cause]:
     totals["backoff"] = parts["backoff"]
     left = parts["tools"] + parts["queue"]
     for round_ in record.rounds:
-        limiter, threads = _prolonged(round_)
+        limiter, threads, inside = _prolonged(round_)
         # Calls may overlap the model: the part of a wait that the model covers is the model's.
         own = phases(round_)
         tool_wall = min(left, own["tools"] + own["queue"])
         limiter = min(limiter, tool_wall)
         threads = min(threads, tool_wall - limiter)
+        inside = min(inside, tool_wall - limiter - threads)
         # A tool that holds the event loop keeps its siblings waiting, with or without a limiter.
-        totals[_WAITED.get(round_.shortfall, "limiter")] += limiter
+        reason = round_.shortfall
+        if reason == "inside_tools" or (reason == "threads" and threads):
+            reason = None  # which are waits after the start
+        totals[reason or "limiter"] += limiter
         totals["threads"] += threads
-        left -= limiter + threads
+        totals["inside_tools"] += inside
+        left -= limiter + threads + inside
     totals["tools"] = left
     totals["rest"] = record.wall_ns - sum(totals.values())
     found = [Cause(kind, ns, *_words(kind, record)) for kind, ns in totals.items() if ns > 0]
     return sorted(found, key=lambda cause: -cause.ns)
 
 
-def _prolonged(round_: RoundRecord) -> tuple[int, int]:
-    """Nanoseconds by which (waits in the limiter, waits for a thread) prolonged the tool phase."""
-    spans = [call.ended_ns - call.queued_ns for call in round_.tool_calls]
-    ran = [(ns, call.thread_wait_ns) for call in round_.tool_calls if (ns := call.duration_ns) is not None]
+def _prolonged(round_: RoundRecord) -> tuple[int, int, int]:
+    """Nanoseconds by which waits to start, waits for a thread and waits inside a tool prolonged the phase."""
+    calls = [call for call in round_.tool_calls if not call.nested]
+    ran = [(ns, call.thread_wait_ns) for call in calls if (ns := call.duration_ns) is not None]
     running = max((ns for ns, _ in ran), default=0)
-    working = max((ns - thread_wait for ns, thread_wait in ran), default=0)
-    return max(spans, default=0) - running, running - working
+    works = [ns - thread_wait for ns, thread_wait in ran]
+    working = max(works, default=0)
+    waited = max((call.ended_ns - call.queued_ns for call in calls), default=0) - running
+    inside = working - min(works) if works and round_.shortfall == "inside_tools" else 0
+    return waited, running - working, inside
 
 
 def _words(kind: CauseKind, record: LoopRecord) -> tuple[str, str]:
@@ -284,24 +290,31 @@ def _words(kind: CauseKind, record: LoopRecord) -> tuple[str, str]:
         retries = sum(max(0, len(round_.model.attempts) - 1) for round_ in record.rounds)
         words = f"backoff before {counted(retries, 'retry')} of model requests"
         return words, "lower the load, or limit its rate"
-    if kind == "limiter":
-        return _limiter_words(record.strategy)
-    if kind == "blocked":
-        worst = max(record.tool_calls, key=lambda call: call.blocking_ns, default=None)
-        if worst is None or not worst.blocking_ns:
-            return "calls waited while something held the event loop", "find what blocks it"
-        held = f"{clean(worst.name, 24)} held the event loop ({duration(worst.blocking_ns / 1e9)})"
-        return f"calls waited while {held}", "make it await"
-    if kind == "application":
-        return "calls waited until the loop's own code started them", "try asyncio.gather"
-    if kind == "threads":
-        return "calls of sync tools waited for a thread", "make them async"
     if kind == "tools":
         longest = max(record.tool_calls, key=lambda call: call.duration_ns or -1, default=None)
         if longest is None or longest.duration_ns is None:
             return "tool calls", ""
         return f"tools ran (longest: {clean(longest.name, 24)}, {duration(longest.duration_ns / 1e9)})", ""
-    return "parsing, collecting and the rest", ""
+    if kind == "rest":
+        return "parsing, collecting and the rest", ""
+    return _shortfall_words(kind, record)
+
+
+def _shortfall_words(kind: Shortfall, record: LoopRecord) -> tuple[str, str]:
+    if kind == "limiter":
+        return _limiter_words(record.strategy)
+    words, remedy = EXPLAINED[kind]
+    worst = max(record.tool_calls, key=lambda call: call.blocking_ns)
+    if kind == "blocked_loop" and worst.blocking_ns:
+        held = f"{clean(worst.name, 24)} held the event loop ({duration(worst.blocking_ns / 1e9)})"
+        return f"calls waited while {held}", "make it await"
+    rounds = [round_ for round_ in record.rounds if round_.shortfall == kind]
+    if kind == "threads" and rounds and rounds[0].pool_threads is not None:
+        words += f": a pool of {rounds[0].pool_threads} ran {counted(len(rounds[0].tool_calls), 'call')}"
+    if kind in ("application_limit", "openai_runner"):
+        at_once = max((phase.peak_concurrency for phase in map(tool_phase, rounds) if phase), default=1)
+        words += f": at most {at_once} at once"
+    return words, remedy
 
 
 def _limiter_words(strategy: str) -> tuple[str, str]:

@@ -8,16 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from profiler.anatomy import shortfall
+from profiler.anatomy import Interval
 from profiler.limits.gate import current_slot
+from profiler.loop.eventloop import BLOCKING_NS
+from profiler.loop.lag import Stall, held_ns
 from profiler.loop.model import CallRequest, Probe
 from profiler.loop.recorder import fresh_id
+from profiler.loop.tools import current_call
 from profiler.providers.wire import ObservedReply
-from profiler.records import Clock, LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
+from profiler.records import (
+    Clock,
+    LoopRecord,
+    ModelCall,
+    RoundRecord,
+    Status,
+    ToolAttempt,
+    ToolCall,
+    ToolStatus,
+)
+from profiler.shortfalls import Application, Pool, Ran, Runner, shortfall
 from profiler.watch.arguments import FITTING, POSSIBLE, Fit, fit_of, requested
+from profiler.watch.circumstances import Circumstances, circumstances, pool, runner
 
 MAX_ROUNDS = 10_000
 """Rounds kept of one loop, so that one that never ends does not grow for ever."""
@@ -48,7 +62,9 @@ Only the first thing that a callable begins has waited in the strategy; the rest
 class ObservedCall:
     """A call of a wrapped tool, while it runs and after, with its content if that is recorded.
 
-    `queued_ns` is known only for a call made by a callable that was `handed_over`.
+    `queued_ns` is known only for a call made by a callable that was `handed_over`. `steps` are those in which
+    its code held the event loop for long; `sync`: all of it was one step. `tries` are the calls by which the
+    application tried it again, `nested` is one that another call of its round made.
     """
 
     request: CallRequest
@@ -57,7 +73,7 @@ class ObservedCall:
     ended_ns: int | None = None
     status: ToolStatus = "ok"
     error_type: str | None = None
-    blocking_ns: int = 0
+    steps: list[Interval] = field(default_factory=list)
     arguments: str | None = None
     result: str | None = None
     queued_ns: int | None = None
@@ -65,6 +81,17 @@ class ObservedCall:
     late_ns: int = 0
     handed_over: HandedOver | None = None
     ambiguous: bool = False
+    where: Circumstances | None = None
+    pool: Pool | None = None
+    sync: bool = False
+    tries: list[ObservedCall] = field(default_factory=list)
+    nested: bool = False
+
+    def end(self, now_ns: int) -> None:
+        """In the thread that ran it."""
+        self.ended_ns = now_ns
+        if self.where is not None and self.where.executor is not None:
+            self.pool = pool(self.where.executor)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +99,9 @@ class ObservedRound:
     """A model request, and the calls of tools that it led to.
 
     `unclaimed` are the requested calls that no tool has run yet, each with the time it was ready.
-    `misfits` are those of the `calls` whose arguments are not the requested ones.
+    `misfits` are those of the `calls` whose arguments are not the requested ones. `requested_by` and
+    `called_by` are the SDK's runner that made the request, and the first call; `read_in` is where the reply
+    was read, as it streamed.
     """
 
     provider: str
@@ -87,6 +116,9 @@ class ObservedRound:
     unclaimed: list[tuple[CallRequest, int]] = field(default_factory=list)
     calls: list[ObservedCall] = field(default_factory=list)
     misfits: list[ObservedCall] = field(default_factory=list)
+    requested_by: Runner | None = None
+    called_by: Runner | None = None
+    read_in: Circumstances | None = None
 
 
 LOOKED_BACK = 8
@@ -140,6 +172,7 @@ class ObservedLoop:
             del self.rounds[0]
             self.rounds_dropped += 1
         round_ = ObservedRound(provider, model, Probe(self.clock, began_ns=now), now)
+        round_.requested_by = runner()
         self.rounds.append(round_)
         return round_
 
@@ -207,6 +240,14 @@ class ObservedLoop:
             self.ambiguous_calls += call.ambiguous
             if found.fit[0] != FITTING:
                 round_.misfits.append(call)
+        call.where = circumstances()
+        outer = current_call.get()
+        if outer is not None and round_ is not None:
+            call.nested = any(
+                outer.observed is one and one.ended_ns is None
+                for made in round_.calls
+                for one in (made, *made.tries)
+            )
         handed = handed_over.get()
         self.unlimited_calls += handed is None and current_slot.get() is None
         if handed is not None:
@@ -220,15 +261,38 @@ class ObservedLoop:
                     call.ready_ns = now - waited_ns
                 call.queued_ns = max(call.ready_ns, now - waited_ns)
         if round_ is not None:
+            if not round_.calls:
+                round_.called_by = runner()
             round_.calls.append(call)
         return call
 
-    def record(self, status: Status, error_type: str | None, lag_ns: int) -> LoopRecord:
-        """The record of the loop; calls and requests that still run end now."""
+    def try_again(self, name: str, arguments: Mapping[str, Any] | None) -> ObservedCall | None:
+        """A tool starts that nothing asked for, with the arguments of a call that has failed: its next try.
+
+        None where there is no such call in the newest rounds.
+        """
+        for round_ in self.rounds[:-4:-1]:
+            for call in reversed(round_.calls):
+                last = call.tries[-1] if call.tries else call
+                if call.request.name != name or not call.request.id or last.ended_ns is None:
+                    continue
+                if last.status != "ok" and fit_of(call.request.arguments, arguments)[0] == FITTING:
+                    tried = ObservedCall(call.request, call.ready_ns, self.clock(), where=circumstances())
+                    call.tries.append(tried)
+                    return tried
+        return None
+
+    def record(
+        self, status: Status, error_type: str | None, lag_ns: int, stalls: Sequence[Stall] | None = None
+    ) -> LoopRecord:
+        """The record of the loop; calls and requests that still run end now.
+
+        `stalls` are those of its event loop, None where that was not watched.
+        """
         ended_ns = self.clock()
         ends = [*(round_.started_ns for round_ in self.rounds[1:]), ended_ns][: len(self.rounds)]
         rounds = tuple(
-            _round(index, round_, end, lag_ns)
+            _round(index, round_, end, stalls)
             for index, (round_, end) in enumerate(zip(self.rounds, ends, strict=True))
         )
         first = self.rounds[0] if self.rounds else None
@@ -255,11 +319,8 @@ class ObservedLoop:
         )
 
 
-def _round(index: int, observed: ObservedRound, next_ns: int, lag_ns: int) -> RoundRecord:
-    """A round ends where the next begins, unless its own work goes on beyond that.
-
-    `lag_ns`: the worst event-loop lag of the whole loop.
-    """
+def _round(index: int, observed: ObservedRound, next_ns: int, stalls: Sequence[Stall] | None) -> RoundRecord:
+    """A round ends where the next begins, unless its own work goes on beyond that."""
     model_ended_ns = observed.ended_ns if observed.ended_ns is not None else next_ns
     unfinished = observed.ended_ns is None
     calls = sorted(observed.calls, key=lambda call: call.started_ns)
@@ -267,29 +328,17 @@ def _round(index: int, observed: ObservedRound, next_ns: int, lag_ns: int) -> Ro
     tools_started_ns = min(queued, default=None)
     handed = [call.handed_over for call in calls if call.handed_over is not None]
     limit = handed[0].limit if handed else None
-    recorded = tuple(
-        ToolCall(
-            id=call.request.id,
-            name=call.request.name,
-            ready_ns=call.ready_ns,
-            queued_ns=queued_ns,
-            started_ns=call.started_ns,
-            ended_ns=call.ended_ns if call.ended_ns is not None else max(next_ns, call.started_ns),
-            status="cancelled" if call.ended_ns is None else call.status,
-            error_type="unfinished" if call.ended_ns is None else call.error_type,
-            blocking_ns=call.blocking_ns,
-            arguments=call.arguments,
-            result=call.result,
-            sending_ns=call.sending_ns,
-            late_ns=call.late_ns,
-        )
-        for call, queued_ns in zip(calls, queued, strict=True)
-    )
+    recorded = [
+        _call(call, queued_ns, next_ns, stalls or ()) for call, queued_ns in zip(calls, queued, strict=True)
+    ]
     tools_ended_ns = max((c.ended_ns for c in recorded), default=None)
     reason = None
-    if tools_started_ns is not None and tools_ended_ns is not None:
-        wall_ns = tools_ended_ns - min([tools_started_ns, *(one.at_ns for one in handed)])
-        reason = shortfall(_scheduled(calls, recorded), wall_ns, limit, None if handed else lag_ns)
+    if tools_ended_ns is not None:
+        ran = _ran(observed, model_ended_ns, calls, recorded)
+        began_ns = min([one.started_ns for one in ran] + [one.at_ns for one in handed])
+        wall_ns = max(one.ended_ns for one in ran) - began_ns
+        application = None if handed else Application(model_ended_ns, _runner_of(observed, calls))
+        reason = shortfall(ran, wall_ns, limit, stalls, application)
     failed = observed.error_type is not None
     return RoundRecord(
         index=index,
@@ -315,11 +364,95 @@ def _round(index: int, observed: ObservedRound, next_ns: int, lag_ns: int) -> Ro
         ),
         tools_started_ns=tools_started_ns,
         tools_ended_ns=tools_ended_ns,
-        tool_calls=recorded,
+        tool_calls=tuple(recorded),
         status="error" if failed else "ok",
         shortfall=reason,
         unobserved_calls=len(observed.unclaimed),
         limit=limit,
+        pool_threads=_full_pool(calls) if reason == "threads" else None,
+    )
+
+
+def _call(call: ObservedCall, queued_ns: int, next_ns: int, stalls: Sequence[Stall]) -> ToolCall:
+    """The record of a call, from its first try to the end of its last."""
+    tries = [call, *call.tries]
+    last = tries[-1]
+    steps = _steps(call)
+    ended_ns = [one.ended_ns if one.ended_ns is not None else max(next_ns, one.started_ns) for one in tries]
+    attempts = [
+        ToolAttempt(one.started_ns, end, *_ending(one)) for one, end in zip(tries, ended_ns, strict=True)
+    ]
+    status, error_type = _ending(last)
+    return ToolCall(
+        id=call.request.id,
+        name=call.request.name,
+        ready_ns=call.ready_ns,
+        queued_ns=queued_ns,
+        started_ns=call.started_ns,
+        ended_ns=ended_ns[-1],
+        status=status,
+        error_type=error_type,
+        blocking_ns=held_ns(steps, stalls, BLOCKING_NS) if steps else 0,
+        arguments=call.arguments,
+        result=last.result,
+        attempts=tuple(attempts) if call.tries else (),
+        sending_ns=call.sending_ns,
+        late_ns=last.late_ns,
+        nested=call.nested,
+    )
+
+
+def _ending(call: ObservedCall) -> tuple[ToolStatus, str | None]:
+    return ("cancelled", "unfinished") if call.ended_ns is None else (call.status, call.error_type)
+
+
+def _steps(call: ObservedCall) -> list[Interval]:
+    """The long steps of all its tries; a sync tool that ran in the event loop's own thread was one."""
+    steps = []
+    for one in (call, *call.tries):
+        steps += one.steps
+        if one.sync and one.where is not None and one.where.in_event_loop and one.ended_ns is not None:
+            steps.append((one.started_ns, one.ended_ns))
+    return steps
+
+
+def _ran(
+    observed: ObservedRound, model_ended_ns: int, calls: Sequence[ObservedCall], recorded: Sequence[ToolCall]
+) -> list[Ran]:
+    """The calls as they were scheduled: those that were asked for, where any is known to have been.
+
+    A callable that was handed over is one, from its release to the end of its last call.
+    """
+    pairs = [pair for pair in zip(calls, recorded, strict=True) if not pair[1].nested]
+    asked = [pair for pair in pairs if pair[0].request.id or pair[0].handed_over is not None] or pairs
+    found: dict[int, Ran] = {}
+    for call, one in asked:
+        started_ns = call.started_ns if call.handed_over is None else call.handed_over.released_ns
+        key = id(call) if call.handed_over is None else id(call.handed_over)
+        whole = found.get(key)
+        read_on = observed.ended_ns is not None and call.started_ns >= observed.ended_ns
+        found[key] = Ran(
+            name=one.name,
+            ready_ns=one.ready_ns if call.request.id else min(started_ns, model_ended_ns),
+            started_ns=started_ns,
+            ended_ns=max(one.ended_ns, whole.ended_ns if whole else 0),
+            steps=[*_steps(call), *(whole.steps if whole else ())],
+            pool=call.pool,
+            reads=not read_on and call.where is not None and call.where.same(observed.read_in),
+        )
+    return list(found.values())
+
+
+def _runner_of(observed: ObservedRound, calls: Sequence[ObservedCall]) -> Runner | None:
+    """The SDK's runner that started the calls; from a thread of a pool it cannot be seen."""
+    if observed.called_by is None and all(call.pool for call in calls):
+        return observed.requested_by
+    return observed.called_by
+
+
+def _full_pool(calls: Sequence[ObservedCall]) -> int | None:
+    return max(
+        (call.pool.threads for call in calls if call.pool is not None and call.pool.full), default=None
     )
 
 
@@ -330,23 +463,6 @@ def _queued_ns(call: ObservedCall, first_ns: int) -> int:
     # When the loop's own code hands a call over cannot be observed, but no call can have waited for
     # another one of its round before the first of them started.
     return max(call.ready_ns, min(first_ns, call.started_ns))
-
-
-def _scheduled(calls: Sequence[ObservedCall], recorded: Sequence[ToolCall]) -> list[ToolCall]:
-    """The calls as the strategy scheduled them: a callable is one, from release to the end of its last."""
-    scheduled: dict[int, ToolCall] = {}
-    for call, one in zip(calls, recorded, strict=True):
-        if call.handed_over is None:
-            scheduled[id(call)] = one
-            continue
-        whole = scheduled.get(id(call.handed_over))
-        scheduled[id(call.handed_over)] = replace(
-            one,
-            started_ns=call.handed_over.released_ns,
-            ended_ns=max(one.ended_ns, whole.ended_ns if whole else 0),
-            blocking_ns=one.blocking_ns + (whole.blocking_ns if whole else 0),
-        )
-    return list(scheduled.values())
 
 
 def _interchangeable(one: Match, other: Match) -> bool:

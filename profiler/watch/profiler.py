@@ -55,6 +55,7 @@ from profiler.providers.wire import (
 from profiler.records import Clock, Status
 from profiler.redaction import Content, Redact
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, bound_arguments
+from profiler.watch.circumstances import circumstances
 from profiler.watch.loop import Match, ObservedCall, ObservedLoop, ObservedRound
 from profiler.watch.tools import ToolRun, Watching, watched_function
 
@@ -189,6 +190,10 @@ class Profiler:
                 self.orphan_calls += 1
                 self.recorder.count_orphan()
                 return None, _unwatched(name)
+            if found is None or found.fit[0] != FITTING:
+                tried = loop.try_again(name, arguments)
+                if tried is not None:
+                    return loop, tried
             if found is None or loop.claim(found):
                 return loop, loop.begin_call(name, found)
 
@@ -253,12 +258,15 @@ class LoopContext:
             pass  # left in another context than the one it was entered in, as async generators may
         loop.open = False
         profiler._open.pop(loop.id, None)
-        lag_ns = self._sampler.leave(loop.started_ns) if self._sampler is not None else 0
+        lag_ns, stalls = 0, None
+        if self._sampler is not None:
+            stalls = self._sampler.stalls(loop.started_ns)
+            lag_ns = self._sampler.leave(loop.started_ns)
         status: Status = "ok"
         if kind is not None:
             cancelled = issubclass(kind, asyncio.CancelledError | GeneratorExit)
             status = "cancelled" if cancelled else "error"
-        record = loop.record(status, kind.__name__ if kind is not None else None, lag_ns)
+        record = loop.record(status, kind.__name__ if kind is not None else None, lag_ns, stalls)
         orphans = profiler.orphan_calls - profiler._orphans_recorded
         if orphans:
             profiler._orphans_recorded += orphans
@@ -312,6 +320,8 @@ class _WatchedRequest:
 
     def on_chunk(self, data: bytes) -> None:
         if self.events is not None and self.head is None:
+            if self.round.read_in is None:
+                self.round.read_in = circumstances()
             self.events.feed(data)
         elif self.ok:
             self.chunks.append(data)

@@ -27,6 +27,7 @@ from profiler.loop.lag import late_ns
 from profiler.loop.tools import CallContext, current_call, failure_text, failure_type, is_async, result_text
 from profiler.records import Clock
 from profiler.redaction import MOST_CHARACTERS, Content
+from profiler.watch.circumstances import circumstances
 from profiler.watch.loop import ObservedCall, ObservedLoop
 
 Begin = Callable[[tuple[Any, ...], dict[str, Any]], "ToolRun"]
@@ -76,13 +77,14 @@ class ToolRun:
         self._texts: list[str] | None = None
         self._length = 0
         if loop is not None:
-            self._context = CallContext(call.request.id, call.request.name, loop.number, loop.trial)
+            self._context = CallContext(call.request.id, call.request.name, loop.number, loop.trial, call)
 
     def enter(self) -> None:
         """The tool's own code runs from here on, in this context, as part of the call."""
         if self.ran_ns is not None:  # the first step of what it returned
             self.call.started_ns = self._watching.clock() - self.ran_ns
             self.call.ended_ns, self.ran_ns = None, None
+            self.call.where = circumstances()
             self.call.status, self.call.error_type = "ok", None
         if self._loop is not None:
             self._tokens = self._watching.loop.set(self._loop), current_call.set(self._context)
@@ -106,11 +108,11 @@ class ToolRun:
         if error is not None:
             self.failed(error)
         elif not self.follows:
-            self.call.ended_ns = self._watching.clock()
+            self.call.end(self._watching.clock())
 
     def stepped(self, timed: TimedCoroutine) -> None:
         """A coroutine of the tool has ended."""
-        self.call.blocking_ns += timed.blocking_ns
+        self.call.steps += timed.steps
         self.call.sending_ns += timed.sending_ns
         self.call.late_ns = late_ns() if timed.waited else 0
 
@@ -118,12 +120,12 @@ class ToolRun:
         """It has come to its end, or was closed by who had enough of it."""
         if self._texts is not None and self._watching.content is not None:
             self.call.result = self._watching.content.keep(f"[{','.join(self._texts)}]")
-        self.call.ended_ns = self._watching.clock()
+        self.call.end(self._watching.clock())
 
     def failed(self, error: BaseException) -> None:
         """The tool raised `error`, or it was raised into it."""
         call, content = self.call, self._watching.content
-        call.ended_ns = self._watching.clock()
+        call.end(self._watching.clock())
         if isinstance(error, asyncio.CancelledError | GeneratorExit | concurrent.futures.CancelledError):
             call.status = call.error_type = "cancelled"
         elif isinstance(error, TimeoutError):
@@ -269,7 +271,11 @@ def watched_function(function: Any, begin: Begin, watching: Watching) -> Any:
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             with begin(args, kwargs) as run:
-                return run.returned(function(*args, **kwargs))
+                run.call.sync = True
+                value = function(*args, **kwargs)
+                given = run.returned(value)
+                run.call.sync = given is value and not run.follows
+                return given
 
     named = function
     while isinstance(named, functools.partial):
@@ -396,7 +402,7 @@ class _Steps:
             raise
         finally:
             argument = None
-            run.call.blocking_ns += timed.blocking_ns
+            run.call.steps += timed.steps
             run.leave()
         run.item(self.item)
         return True

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler import anatomy
+from profiler import anatomy, shortfalls
 from profiler.cli import _parser
 from profiler.limits import limiter, refusals
 from profiler.load import plan
@@ -43,7 +43,7 @@ def test_commands_in_blocks_are_understood(document):
 @pytest.mark.parametrize(
     "said",
     [
-        f"more than 5 % and {anatomy.TOLERANCE_NS / 1e6:g} ms longer",
+        f"more than 5 % and {shortfalls.TOLERANCE_NS / 1e6:g} ms longer",
         f"steps of over {eventloop.BLOCKING_NS / 1e6:g} ms between two awaits",
         f"pauses, {plan.FIRST_PAUSE:g} s at first, doubling up to {plan.LONGEST_PAUSE:g} s",
         f"for up to {LoadOptions().drain_seconds:g} s (`--drain`)",

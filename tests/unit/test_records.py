@@ -114,6 +114,7 @@ def test_json_form_is_the_documented_one():
         "attempts": [],
         "sending_ns": 0,
         "late_ns": 0,
+        "nested": False,
     }
 
 

@@ -12,6 +12,7 @@ from profiler.report.html.data import Case, Material
 from profiler.report.html.markup import embedded
 from profiler.report.text import clean, duration, percent
 from profiler.report.timeline import causes
+from profiler.shortfalls import EXPLAINED
 
 MOST_BYTES = 600_000
 """The most bytes of all loops in the page together. The first case of each strategy comes first, then the
@@ -202,7 +203,7 @@ def _call_detail(call: ToolCall, round_: RoundRecord, origin: int, content: bool
     if call.blocking_ns:
         detail.append(("held the event loop", duration(call.blocking_ns / 1e9)))
     if round_.shortfall is not None:
-        detail.append(("kept from overlapping by", round_.shortfall.replace("_", " ")))
+        detail.append(("why its round took longer", "; ".join(EXPLAINED[round_.shortfall])))
     if content and call.arguments is not None:
         detail.append(("arguments", clean(call.arguments, LONGEST_TEXT)))
     if content and call.result is not None:

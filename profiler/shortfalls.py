@@ -1,0 +1,320 @@
+"""Why the calls of a round overlapped less than they could have: a pure function of what was observed.
+
+The times alone do not tell a loop that awaits its calls in turn from a full pool of threads, or from an event
+loop that was held. So each call comes with where it ran (`Ran`), and the round with the stalls of its event
+loop (`profiler.loop.lag`) and with who ran the calls (`Application`). Only what happened in the tool phase
+counts: a stall before or after it explains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from heapq import heapreplace
+from statistics import median
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from profiler.anatomy import Interval, overlap, peak, union
+from profiler.records import Shortfall
+
+if TYPE_CHECKING:
+    from profiler.loop.lag import Stall
+
+TOLERANCE_NS = 5_000_000
+"""Timers and thread switches alone cost this much."""
+SLACK_NS = 15_000_000
+"""What follows an event within this time may have been caused by it."""
+NOTABLE = 0.2
+"""A stall of at least this share of a tool phase may be why the phase ended when it did."""
+MOST_UNEVEN = 0.25
+"""Calls served one at a time take about the same time each: this share of their median more or less."""
+
+
+class Explanation(NamedTuple):
+    """What a shortfall means, for people: what happened, and what to do about it."""
+
+    words: str
+    remedy: str
+
+
+EXPLAINED: dict[Shortfall, Explanation] = {
+    "limiter": Explanation("calls waited in the limiter", "raise the limit"),
+    "exclusive": Explanation(
+        "calls of tools with the same exclusive name waited for each other",
+        "leave exclusive out where they may overlap",
+    ),
+    "blocked_loop": Explanation(
+        "calls waited while something held the event loop", "find what blocks it, and await it"
+    ),
+    "machine": Explanation(
+        "calls waited while the machine did not run this process",
+        "give it a core to itself, or a larger quota",
+    ),
+    "threads": Explanation(
+        "calls of sync tools waited for a thread", "make them async, or the pool of threads larger"
+    ),
+    "application": Explanation(
+        "calls waited until the loop's own code started them", "try asyncio.gather (in sync code, threads)"
+    ),
+    "application_limit": Explanation(
+        "the loop's own code ran few calls at once", "raise its semaphore, or the size of its batches"
+    ),
+    "openai_runner": Explanation(
+        "OpenAI's tool runner started calls late",
+        "register the tools with independent=True, and run it with stream=True, eager=True and a higher "
+        "max_concurrent_calls (2 unless given)",
+    ),
+    "anthropic_runner": Explanation(
+        "Anthropic's tool runner ran calls one after another",
+        "run_tools_eagerly only lets each start while the reply streams; to overlap them, run the calls of a "
+        "reply with asyncio.gather instead",
+    ),
+    "inside_tools": Explanation(
+        "calls ran one at a time inside a tool", "look at its server, or for a lock of its own"
+    ),
+}
+"""Every shortfall there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The pool whose thread ran a call: its size, and whether other work waited for a thread as it ended."""
+
+    threads: int
+    full: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One call as it was run, in nanoseconds.
+
+    `ready_ns`: its arguments were complete. `thread_wait_ns` and `exclusive_wait_ns` are known of calls that
+    a `ToolLoop` ran: waiting for a thread (part of its duration), and for its `exclusive` name (before it).
+    `steps` are those in which it held the event loop for long (`profiler.loop.eventloop`). `reads`: it kept
+    the reply that asked for it from being read on, since it ran in the task or thread that reads.
+    """
+
+    name: str
+    ready_ns: int
+    started_ns: int
+    ended_ns: int
+    thread_wait_ns: int = 0
+    exclusive_wait_ns: int = 0
+    steps: Sequence[Interval] = ()
+    pool: Pool | None = None
+    reads: bool = False
+
+    @property
+    def span(self) -> Interval:
+        return self.started_ns, self.ended_ns
+
+
+Runner = Literal["openai", "anthropic"]
+"""A tool runner of an SDK."""
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """Calls were started by code that is not ours: a `runner` of an SDK, or the loop's own.
+
+    `reply_ended_ns`: the reply that asked for them was complete.
+    """
+
+    reply_ended_ns: int
+    runner: Runner | None = None
+
+
+def shortfall(
+    calls: Sequence[Ran],
+    wall_ns: int,
+    limit: int | None,
+    stalls: Sequence[Stall] | None = None,
+    application: Application | None = None,
+) -> Shortfall | None:
+    """The main reason why the calls of a round overlapped less than they could have, None without one.
+
+    They could have taken the wall time of a first-come schedule of their durations on `limit` places (Graham
+    1969); calls that were started by an `application`, as long as if each had started when it could. When
+    `wall_ns`, up to the end of the last call, exceeds that by more than 5 % and `TOLERANCE_NS`, the excess is
+    divided: with the time taken out in which the machine did not run this process, and then that in which
+    its code held the event loop, how much is left? What is left has a lasting reason, which is named if it
+    is at least half as large as the larger of those two. `stalls` None: the event loop was not watched.
+    """
+    if len(calls) < 2:
+        return None
+    calls = sorted(calls, key=lambda call: call.started_ns)
+    began_ns = max(call.ended_ns for call in calls) - wall_ns
+    known = [stall for stall in stalls or () if stall.ended_ns > began_ns]
+    releases = None if application is None else _releases(calls, application)
+    phase = _Phase(calls, wall_ns, limit, releases, known)
+    excess = phase.excess(lambda _: 0.0, held_steps=False)
+    if _one_at_a_time_inside(calls, wall_ns):
+        return "inside_tools"
+    if excess <= max(TOLERANCE_NS, wall_ns // 20):
+        return None
+    without_machine = phase.excess(lambda stall: stall.machine_ns / stall.lag_ns, held_steps=False)
+    rest = phase.excess(lambda _: 1.0, held_steps=True)
+    machine, held = excess - without_machine, without_machine - rest
+    if rest > TOLERANCE_NS and rest >= max(machine, held) / 2:
+        lasting = _lasting(calls, rest, limit, application)
+        if lasting is not None:
+            return lasting
+    return "machine" if machine > held else "blocked_loop"
+
+
+def _lasting(
+    calls: Sequence[Ran], rest: int, limit: int | None, application: Application | None
+) -> Shortfall | None:
+    """The reason for the excess that no stall explains; None where only an event loop can be late."""
+    threads = max(call.thread_wait_ns for call in calls)
+    exclusive = max(call.exclusive_wait_ns for call in calls)
+    if max(threads, exclusive) >= rest / 2:
+        return "threads" if threads >= exclusive else "exclusive"
+    if limit is not None:
+        return "limiter"
+    if application is None:
+        return None
+    if application.runner is not None:
+        return "openai_runner" if application.runner == "openai" else "anthropic_runner"
+    if any(call.pool is not None and call.pool.full for call in calls):
+        return "threads"
+    at_once = peak(call.span for call in calls)
+    ends = [call.ended_ns for call in calls]
+    handed_on = any(0 <= call.started_ns - end <= SLACK_NS for call in calls for end in ends)
+    return "application_limit" if at_once > 1 and handed_on else "application"
+
+
+class _Phase:
+    """A tool phase, and how much longer it took than it could have, with the time of stalls taken out."""
+
+    def __init__(
+        self,
+        calls: Sequence[Ran],
+        wall_ns: int,
+        limit: int | None,
+        releases: Sequence[int] | None,
+        stalls: Sequence[Stall],
+    ) -> None:
+        self._calls, self._limit, self._releases, self._stalls = calls, limit, releases, stalls
+        self._ended_ns = max(call.ended_ns for call in calls)
+        self._began_ns = self._ended_ns - wall_ns
+        spans = [(stall.started_ns, stall.ended_ns) for stall in stalls]
+        # Long steps make stalls; of shorter ones, and without stalls to know of, the steps are there.
+        self._steps = _outside(union(step for call in calls for step in call.steps), spans)
+        notable = [stall for stall in stalls if stall.lag_ns >= NOTABLE * wall_ns]
+        self._resumed = [[stall for stall in notable if _resumed_by(stall, call)] for call in calls]
+
+    def excess(self, share: Callable[[Stall], float], *, held_steps: bool) -> int:
+        """With this share of each stall taken out, and with the steps in which calls held the event loop.
+
+        A call that went on only when a stall was over had waited for that: the stall is no part of its work.
+        """
+        weights = [(stall.started_ns, stall.ended_ns, share(stall)) for stall in self._stalls]
+        if held_steps:
+            weights += [(start, end, 1.0) for start, end in self._steps]
+
+        def lasted(start_ns: int, end_ns: int) -> float:
+            if not weights:
+                return end_ns - start_ns
+            window = (start_ns, end_ns)
+            return end_ns - start_ns - sum(overlap([(a, b)], window) * weight for a, b, weight in weights)
+
+        durations = []
+        for call, stalls in zip(self._calls, self._resumed, strict=True):
+            waited = sum(
+                overlap([(stall.started_ns, stall.ended_ns)], call.span) * (1 - share(stall))
+                for stall in stalls
+            )
+            durations.append(round(lasted(*call.span) - call.thread_wait_ns - waited))
+        wall = lasted(self._began_ns, self._ended_ns)
+        if self._releases is None:
+            return round(wall - schedule_wall(durations, self._limit))
+        released = [lasted(self._began_ns, release) for release in self._releases]
+        return round(wall - max(at + took for at, took in zip(released, durations, strict=True)))
+
+
+def _resumed_by(stall: Stall, call: Ran) -> bool:
+    """Whether the end of a stall, which was not the call's own doing, let the call end."""
+    if not 0 <= call.ended_ns - stall.ended_ns <= SLACK_NS or call.started_ns >= stall.ended_ns:
+        return False
+    own = overlap(union(call.steps), (stall.started_ns, stall.ended_ns))
+    return 2 * min(own, stall.held_ns) < stall.lag_ns
+
+
+def _outside(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[Interval]:
+    """The parts of disjoint intervals that lie outside of others, which are sorted and disjoint."""
+    parts = []
+    for start, end in intervals:
+        at = start
+        for low, high in others:
+            if low < end and high > at:
+                if low > at:
+                    parts.append((at, low))
+                at = max(at, high)
+        if at < end:
+            parts.append((at, end))
+    return parts
+
+
+def _releases(calls: Sequence[Ran], application: Application) -> list[int]:
+    """When each call, in the order of their starts, could have been started by its application.
+
+    After the reply: with the first of them. While it streams: when it was complete, or when the stream went
+    on (a call is often taken to be complete when the next one begins). A call that kept the reply from being
+    read on hid that others were complete already, where they came the moment it had ended.
+    """
+    first_ns = calls[0].started_ns
+    if first_ns >= application.reply_ended_ns:
+        return [first_ns] * len(calls)
+    events = [*(call.ready_ns for call in calls), application.reply_ended_ns]
+    releases: list[int] = []
+    for place, call in enumerate(calls):
+        hidden = [
+            release
+            for release, other in zip(releases, calls[:place], strict=True)
+            if (other.reads or application.runner is not None)
+            and other.started_ns < application.reply_ended_ns
+            and 0 <= call.ready_ns - other.ended_ns <= SLACK_NS
+        ]
+        followed = any(call.ready_ns <= event <= call.started_ns <= event + SLACK_NS for event in events)
+        if hidden:
+            releases.append(min(hidden))
+        elif followed:
+            releases.append(call.started_ns)
+        else:
+            releases.append(min(call.started_ns, max(call.ready_ns, first_ns)))
+    return releases
+
+
+def _one_at_a_time_inside(calls: Sequence[Ran], wall_ns: int) -> bool:
+    """Whether calls that ran at once ended as if something inside them served one at a time.
+
+    In the order of their starts each ended one service time after it had started and the one before had
+    ended, all of these times alike, and at least two waited: three even steps are hardly by chance.
+    """
+    ended_ns = max(call.ended_ns for call in calls)
+    for name in {call.name for call in calls}:
+        own = [call for call in calls if call.name == name]
+        if len(own) < 3 or own[-1].ended_ns != ended_ns or any(call.steps for call in own):
+            continue
+        before_ns = own[0].started_ns
+        served, waited = [], 0
+        for call in own:
+            served.append(call.ended_ns - call.thread_wait_ns - max(call.started_ns, before_ns))
+            waited += 2 * (before_ns - call.started_ns) > served[-1] > 0
+            before_ns = call.ended_ns
+        usual = median(served)
+        even = all(abs(one - usual) <= MOST_UNEVEN * usual for one in served)
+        if waited >= 2 and even and usual > TOLERANCE_NS:
+            return True
+    return False
+
+
+def schedule_wall(durations: Sequence[int], limit: int | None) -> int:
+    """Wall time of these durations started in order, at most `limit` at once."""
+    if limit is None or len(durations) <= limit:
+        return max(durations)
+    ends = [0] * limit
+    for duration in durations:
+        heapreplace(ends, ends[0] + duration)
+    return max(ends)

@@ -1,0 +1,206 @@
+"""Why calls overlapped less than they could have: each cause by what distinguishes it, in milliseconds."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from profiler.loop.lag import Stall
+from profiler.records import Shortfall
+from profiler.shortfalls import EXPLAINED, Application, Pool, Ran, schedule_wall, shortfall
+
+MS = 1_000_000
+
+
+def ran(start: int, end: int, *, ready: int = 0, name: str = "t", **more: Any) -> Ran:
+    for key in ("thread_wait_ns", "exclusive_wait_ns"):
+        if key in more:
+            more[key] *= MS
+    more["steps"] = [(a * MS, b * MS) for a, b in more.pop("steps", ())]
+    return Ran(name, ready * MS, start * MS, end * MS, **more)
+
+
+def stall(start: int, end: int, machine: int) -> Stall:
+    return Stall(start * MS, end * MS, machine * MS)
+
+
+def why(
+    calls: list[Ran],
+    *stalls: Stall,
+    limit: int | None = None,
+    own: bool = False,
+    reply: int = 0,
+    runner: Any = None,
+    wall: int | None = None,
+) -> Shortfall | None:
+    """The reason; `own`: the calls of a watched loop, whose reply was complete at `reply`."""
+    span = max(call.ended_ns for call in calls) - min(call.started_ns for call in calls)
+    application = Application(reply * MS, runner) if own or runner else None
+    return shortfall(calls, span if wall is None else wall * MS, limit, stalls, application)
+
+
+def test_every_shortfall_is_explained_with_a_remedy() -> None:
+    assert set(EXPLAINED) == set(get_args(Shortfall))
+    assert all(words and remedy for words, remedy in EXPLAINED.values())
+
+
+@pytest.mark.parametrize(
+    ("calls", "limit", "reason"),
+    [
+        ([ran(0, 100), ran(0, 200)], None, None),
+        ([ran(0, 100), ran(100, 200)], 1, None),  # sequential: all that it allows
+        ([ran(0, 100), ran(0, 100), ran(100, 200)], 2, None),
+        ([ran(0, 100), ran(100, 200)], 2, "limiter"),  # others had its places
+        ([ran(0, 100, steps=[(0, 100)]), ran(100, 200, steps=[(100, 200)])], None, "blocked_loop"),
+        ([ran(0, 100), ran(100, 200)], None, "blocked_loop"),  # somebody else's fault
+        ([ran(0, 100), ran(0, 200, thread_wait_ns=100)], None, "threads"),
+        ([ran(0, 100), ran(100, 200, exclusive_wait_ns=100)], None, "exclusive"),
+        ([ran(0, 100), ran(4, 104)], None, None),  # within tolerance
+        ([ran(0, 100)], 1, None),
+    ],
+)
+def test_of_calls_that_a_strategy_ran(calls: list[Ran], limit: int | None, reason: str | None) -> None:
+    assert why(calls, limit=limit) == reason
+
+
+IN_TURN = [ran(0, 200), ran(200, 400), ran(400, 600)]
+GATHERED = [ran(0, 200), ran(0, 200), ran(1, 201)]
+HELD, STOPPED = 0, 1
+
+
+@pytest.mark.parametrize("machine", [HELD, STOPPED])
+@pytest.mark.parametrize("start", [-2500, -400, 700])
+def test_a_stall_before_or_after_the_tool_phase_explains_nothing(machine: int, start: int) -> None:
+    lag = 2000 if start < -2000 else 300
+    outside = stall(start, start + lag, lag * machine)
+    assert why(IN_TURN, outside, own=True) == "application"
+    assert why(GATHERED, outside, own=True) is None
+    assert why(GATHERED, outside) is None
+
+
+@pytest.mark.parametrize("machine", [HELD, STOPPED])
+def test_a_stall_within_calls_that_were_awaited_in_turn_leaves_them_in_turn(machine: int) -> None:
+    stopped = [ran(0, 350), ran(350, 550), ran(550, 750)]
+    assert why(stopped, stall(50, 350, 300 * machine), own=True) == "application"
+    assert why(stopped, stall(20, 120, 100 * machine), own=True) == "application"
+
+
+@pytest.mark.parametrize(("machine", "reason"), [(HELD, "blocked_loop"), (STOPPED, "machine")])
+def test_a_stall_that_kept_gathered_calls_waiting_is_its_own_cause(machine: int, reason: str) -> None:
+    late = [ran(0, 500), ran(300, 500), ran(300, 500)]  # two of them could not start
+    assert why(late, stall(2, 300, 298 * machine)) == reason or why(late) is None
+    resumed = [ran(0, 1000), ran(1, 1001), ran(1, 1002)]  # none of them could go on
+    assert why(resumed, stall(100, 1000, 900 * machine), own=True) == reason
+    assert why(resumed, stall(100, 1000, 900 * machine)) == reason
+
+
+def test_steps_that_the_machine_did_not_run_are_no_fault_of_the_tool() -> None:
+    calls = [ran(0, 300, steps=[(0, 300)]), ran(300, 600), ran(300, 620)]
+    assert why(calls, stall(5, 300, 290)) == "machine"
+    assert why(calls, stall(5, 300, 0)) == "blocked_loop"
+
+
+def test_a_tool_that_holds_the_loop_for_as_long_as_the_longest_call_costs_nothing() -> None:
+    calls = [ran(0, 300), ran(0, 299, steps=[(0, 299)])]
+    assert why(calls, stall(8, 299, 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("calls", "reason"),
+    [
+        (IN_TURN, "application"),
+        ([ran(0, 200), ran(0, 200), ran(201, 400), ran(202, 402)], "application_limit"),  # a semaphore
+        ([ran(0, 300), ran(50, 350), ran(100, 400)], "application"),  # started late, for no call's sake
+        ([ran(0, 200, steps=[(0, 200)]), ran(200, 400, steps=[(200, 400)])], "blocked_loop"),
+        ([ran(0, 200), ran(0, 210), ran(2, 190)], None),
+    ],
+)
+def test_of_calls_that_a_loop_s_own_code_started(calls: list[Ran], reason: str | None) -> None:
+    assert why(calls, own=True) == reason
+
+
+def test_a_full_pool_of_threads_is_named_and_one_with_free_threads_is_not() -> None:
+    full, roomy = Pool(2, True), Pool(6, False)
+    spans = [(0, 200), (0, 200), (200, 400), (200, 400)]
+    assert why([ran(*span, pool=full) for span in spans], own=True) == "threads"
+    assert why([ran(*span, pool=roomy) for span in spans], own=True) == "application_limit"
+    assert why([ran(0, 200, pool=roomy), ran(200, 400, pool=roomy)], own=True) == "application"
+
+
+@pytest.mark.parametrize("runner", ["openai", "anthropic"])
+def test_a_runner_of_an_sdk_is_named(runner: str) -> None:
+    assert why(IN_TURN, runner=runner) == f"{runner}_runner"
+    assert why(GATHERED, runner=runner) is None
+    assert why(IN_TURN, stall(-900, -100, 0), runner=runner) == f"{runner}_runner"
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        pytest.param(
+            [ran(150, 450, ready=150), ran(300, 600, ready=300), ran(450, 750, ready=450)], id="at once"
+        ),
+        pytest.param(
+            [ran(300, 600, ready=150), ran(450, 750, ready=300), ran(600, 900, ready=450)],
+            id="at the next call's delta, or the end of the reply",
+        ),
+    ],
+)
+def test_calls_started_as_they_stream_in_could_not_have_started_sooner(calls: list[Ran]) -> None:
+    assert why(calls, own=True, reply=600) is None
+
+
+def test_calls_that_were_complete_and_not_started_while_the_reply_streamed() -> None:
+    calls = [ran(150, 450, ready=150), ran(450, 750, ready=200), ran(750, 1050, ready=250)]
+    assert why(calls, own=True, reply=300) == "application"
+
+
+def test_a_call_that_kept_the_reply_from_being_read_hid_the_next_one() -> None:
+    spans = [(150, 450), (452, 752), (754, 1054)]
+    calls = [ran(start, end, ready=start - 1, reads=True) for start, end in spans]
+    assert why(calls, own=True, reply=1060) == "application"
+    assert why(calls, reply=1060, runner="anthropic") == "anthropic_runner"
+    others = [ran(start, end, ready=start - 1) for start, end in spans]  # read on meanwhile: they came then
+    assert why(others, own=True, reply=1060) is None
+
+
+def test_a_runner_with_places_for_two_is_named_while_it_streams() -> None:
+    calls = [
+        ran(20, 320, ready=20),
+        ran(40, 340, ready=40),
+        ran(345, 645, ready=344),
+        ran(347, 647, ready=346),
+    ]
+    assert why(calls, runner="openai", reply=700) == "openai_runner"
+
+
+@pytest.mark.parametrize(
+    ("calls", "reason"),
+    [
+        ([ran(0, 100), ran(0, 200), ran(0, 300)], "inside_tools"),
+        ([ran(0, 100), ran(1, 205), ran(1, 300), ran(2, 410)], "inside_tools"),
+        ([ran(0, 100), ran(0, 200), ran(100, 300), ran(200, 400)], "inside_tools"),  # two at once, one served
+        ([ran(0, 100), ran(0, 200)], None),  # two durations prove nothing
+        ([ran(0, 100), ran(0, 180), ran(0, 420)], None),
+        ([ran(0, 300), ran(0, 200), ran(0, 100)], None),  # not in the order of their starts
+        ([ran(0, 100), ran(0, 200, name="u"), ran(0, 300, name="v")], None),
+        ([ran(0, 100), ran(0, 100), ran(0, 100)], None),
+    ],
+)
+def test_calls_served_one_at_a_time_inside_a_tool(calls: list[Ran], reason: str | None) -> None:
+    assert why(calls, own=True) == reason
+    assert why(calls, limit=2 if len({c.started_ns for c in calls}) > 2 else None) == reason
+
+
+def test_tools_that_hold_the_loop_one_after_another_are_not_served_one_at_a_time() -> None:
+    calls = [ran(0, end, steps=[(end - 100, end)]) for end in (110, 210, 310)]
+    assert why(calls, own=True) in (None, "blocked_loop")
+
+
+@pytest.mark.parametrize(
+    ("durations", "limit", "wall"),
+    [([3, 1, 2], None, 3), ([3, 1, 2], 1, 6), ([3, 1, 2], 2, 3), ([1, 1, 3], 2, 4), ([2], 5, 2)],
+)
+def test_wall_of_a_first_come_schedule(durations, limit, wall):
+    assert schedule_wall(durations, limit) == wall
