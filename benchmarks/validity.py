@@ -54,7 +54,7 @@ BEHAVIOURS = (
     "sharing",
 )
 KINDS = ("none", "none", "none", "stops", "stops", "burner", "throttle")
-FEWEST_CROWD = 12
+CROWD = 16
 STRATEGIES = ("gathered", "sequential", "semaphore:2", "semaphore:4", "semaphore:8")
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -105,11 +105,12 @@ class Condition:
     @classmethod
     def draw(cls, seed: int, number: int, kinds: Sequence[str]) -> Condition:
         source = random.Random(f"{seed}/{number}")
-        seconds = 0.02 * 20 ** source.random()  # 20 to 400 ms
+        # Fast and slow in turn: what is off beside 30 ms is not off beside 600.
+        seconds = 0.02 * 8 ** source.random() if number % 2 else 0.2 * 4 ** source.random()
         users, computing = source.randint(2, 4) + round(12 * seconds), 0.0
-        if number % 4 == 2:
-            users = source.choice((FEWEST_CROWD, 16, 24, 32, 48, 64, 100))
-        elif number % 4 == 3:
+        if number % 8 in (2, 5):
+            users = source.choice((16, 24, 32, 48, 64, 100))
+        elif number % 8 in (3, 6):
             computing = round(0.001 * 50 ** source.random(), 4)
         strategies = source.sample(STRATEGIES, len(STRATEGIES))
         return cls(

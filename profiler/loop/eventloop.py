@@ -117,8 +117,8 @@ class TimedCoroutine:
     An async function that computes, or calls something that blocks, stops every other task of its
     event loop: calls that look parallel run one after another. Timing each step between two awaits
     tells which coroutine did that, unless the machine did not run it meanwhile (`profiler.loop.lag`).
-    Steps of tasks that it creates do not count. `sending_ns` is the time from its start to the turn of the
-    loop after its first step, when a request that it makes has been written; 0 for one that awaits nothing.
+    Steps of tasks that it creates do not count. `sending_ns` is about the time from its start until a
+    request that it makes in its first step has been written; 0 for one that awaits nothing.
     """
 
     __slots__ = ("_clock", "_coroutine", "sending_ns", "steps", "waited")
@@ -160,4 +160,5 @@ class TimedCoroutine:
                 step, argument = coroutine.throw, error
 
     def _sent(self, began_ns: int) -> None:
-        self.sending_ns = self._clock() - began_ns
+        # Without a body a request is written in the step, else in the turn after it: between the two.
+        self.sending_ns += (self._clock() - began_ns - self.sending_ns) // 2

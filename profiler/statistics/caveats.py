@@ -14,7 +14,7 @@ import numpy as np
 
 from profiler.rundir import ClientHealth, IncidentKind, Run
 from profiler.statistics.figures import AgentCalls, StrategySummary
-from profiler.statistics.lateness import LIMIT_SECONDS, LIMIT_SHARE, worst
+from profiler.statistics.lateness import CAUTION, LIMIT_SECONDS, LIMIT_SHARE, worst
 from profiler.statistics.quantiles import FEWEST_BLOCKS, MEMORIES
 from profiler.statistics.table import Table
 from profiler.strategies import StrategySpec
@@ -336,7 +336,7 @@ def _judge(strategy: StrategySummary, healths: Sequence[ClientHealth]) -> tuple[
     broken: list[tuple[float, str, Fault]] = []
     part, medians = worst(strategy.client_parts), _medians(strategy)
     if part is not None:
-        if part.excess > 1:
+        if part.excess > CAUTION:
             ours, whole = _ms(part.late_seconds), _ms(part.seconds)
             said = f"{ours} of the {whole} of {part.figure} went by in the client"
             broken.append((part.excess, said, fault(ran)))

@@ -23,6 +23,9 @@ LIMIT_SHARE = 0.05
 LIMIT_SECONDS = 0.002
 """A figure is off when the client's part of it is above both."""
 
+CAUTION = 0.8
+"""The share of both limits from which on an estimate counts as off: it may be too low by a fifth."""
+
 SHARES = {"p50": 0.5, "p95": 0.8}
 """How much of the time for which an end may have gone unnoticed counts, by the quantile of the figure."""
 
@@ -45,7 +48,7 @@ class ClientPart:
 
     @property
     def excess(self) -> float:
-        """How far beyond the limits it is: above 1 the figure is off."""
+        """How far it is beyond the limits; above `CAUTION` the figure counts as off."""
         return min(self.share / LIMIT_SHARE, self.late_seconds / LIMIT_SECONDS)
 
 

@@ -58,7 +58,7 @@ def test_commands_in_blocks_are_understood(document):
         f"(one of {lag.INTERVAL_SECONDS * 1e3:g} ms runs all the time)",
         "{p50:.0%} of it at p50 and {p95:.0%} at p95".format(**lateness.SHARES).replace("%", " %"),
         f"more than {lateness.LIMIT_SHARE * 100:g} % of the rest and",
-        f"and more than {lateness.LIMIT_SECONDS * 1e3:g} ms,",
+        f"and more than {lateness.LIMIT_SECONDS * 1e3:g} ms (from {lateness.CAUTION:g} of both on",
         f"by more than {caveats.SCHEDULE_LAG_SHARE * 100:g} % of their median",
         f"a core was more than {caveats.CPU_LIMIT * 100:g} % busy",
         f"The first {replay.CALLS_PER_TRIAL:,} tool calls of a trial".replace(",", " "),
