@@ -159,7 +159,9 @@ class ClientHealth:
     @property
     def delayed_share(self) -> float | None:
         """The share of the trial for which the event loop's thread was ready and did not run."""
-        return self.delayed_seconds / self.seconds if self.delayed_seconds and self.seconds else None
+        return (
+            None if self.delayed_seconds is None or not self.seconds else self.delayed_seconds / self.seconds
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,34 @@ def fixed(
     return directory
 
 
+def test_gate_of_a_strategy_that_the_client_did_not_touch_is_decided(tmp_path: Path) -> None:
+    def two(*client: ClientHealth) -> RunDirectory:
+        names = ("gathered", "sequential")
+        trials = [
+            trial(2 * b + place, name, (2 * b + place) * 10_000, (2 * b + place) * 10_000 + 6000, block=b)
+            for b in range(3)
+            for place, name in enumerate(names)
+        ]
+        lines = [
+            records.encode(
+                loop(one.started_ns / 1e6 + k * 200, 100.0 + k % 5, strategy=one.strategy, trial=one.index)
+            )
+            for one in trials
+            for k in range(30)
+        ]
+        directory = RunDirectory.create(tmp_path, run(trials, client=client))
+        directory.records_path.write_bytes(b"\n".join([*lines, b""]))
+        return directory
+
+    busy = tuple(ClientHealth("w0", index, cpu=0.99) for index in (0, 2, 4))
+    found = compare_directories(two(), two(*busy), parse_gates("p50 > +5%"))
+    held = {outcome.strategy.split()[0]: outcome.holds for outcome in found.outcomes}
+    assert held == {"gathered": None, "sequential": True}
+    assert [one.sentence.startswith("invalid: ") for one in found.verdicts] == [True, False]
+    assert found.outcomes[0].sentence.endswith("not decided, it is invalid.")
+    assert found.holds is None
+
+
 def test_caveats_of_either_run_are_said_and_invalid_ones_first(tmp_path: Path) -> None:
     full, thin = fixed(tmp_path), fixed(tmp_path, loops=4)
     for pair in ((full, thin), (thin, full)):

@@ -44,7 +44,10 @@ def verdict(summary: Summary, steps: Sequence[Step]) -> str:
     invalid = [warning for warning in summary.warnings if warning.invalid]
     if invalid:
         items = bullets(f"{text(w.detail)}; <strong>{text(w.remedy)}</strong>." for w in invalid)
-        what = "These figures describe the client, not the system."
+        names = list(dict.fromkeys(name for w in invalid for name in w.strategies))
+        valid = any(one.valid for one in summary.strategies)
+        whose = f"The figures of {', '.join(map(text, names))}" if valid and names else "These figures"
+        what = f"{whose} describe the client, not the system."
         if all(warning.kind == "strategy_ignored" for warning in invalid):
             what = "A strategy was not applied: figures under its name are not its own."
         parts.append(

@@ -309,7 +309,7 @@ def _health(run: Run) -> str:
         return '<p class="small">How the client itself fared was not recorded.</p>'
     grid = Grid(
         "How the client fared: it must not be what was measured",
-        ["process", "trial", "loop lag p99", "late starts p99", "busy"],
+        ["process", "trial", "loop lag p99", "late starts p99", "busy", "ready, not run"],
     )
     for one in run.client[:MOST_CLIENT_ROWS]:
         grid.rows.append(
@@ -319,6 +319,7 @@ def _health(run: Run) -> str:
                 seconds(one.loop_lag_p99),
                 seconds(one.schedule_lag_p99),
                 Cell(percent(one.cpu)),
+                Cell(percent(one.delayed_share)),
             ]
         )
     return f"<h3>The client</h3>{grid.html('table-client')}"
