@@ -292,6 +292,7 @@ def _between_states(pooled: Floats, blocks: Sequence[Floats], p: float) -> list[
     """The interval of a quantile that may lie between two states: from the share of each block below it.
 
     The quantiles of such blocks jump from one state to the other, their shares do not (Woodruff 1952).
+    Medians may lie there even where nothing is seen to be remembered.
     """
     value = float(np.quantile(pooled, p))
     half = spread([float(np.mean(block <= value)) for block in blocks]).half
@@ -318,7 +319,7 @@ def quantiles(groups: Sequence[Floats | Integers], scale: float = 1.0) -> Quanti
         whole, halves = block_quantiles(joined, p)
         found = block_interval(value, whole, halves)
         bounds = [found.low or 0.0, found.high or 0.0]
-        if remembered:
+        if remembered or name == "p50":
             bounds += _between_states(pooled, joined, p)
         estimates[name] = Estimate(value * scale, min(bounds) * scale, max(bounds) * scale)
     return Quantiles(**estimates)

@@ -174,6 +174,24 @@ def test_what_was_left_out_as_warm_up_is_said_in_number_and_effect(blocks: int) 
     assert ("a stall at its start looks the same" in caveat.remedy) == (blocks == 1)
 
 
+def test_latency_that_changes_slowly_is_said_with_the_duration_it_takes() -> None:
+    trials, records = [], []
+    for block in range(4):
+        trials.append(trial(block, "gathered", block * 30_000, block * 30_000 + 20_000, block=block))
+        for k in range(200):
+            slow = (block * 200 + k + 60) // 290 % 2
+            records.append(
+                loop(block * 30_000 + k * 100, model=(100 + k * 37 % 23) * (1 + slow), trial=block)
+            )
+    strategy = summarise(run(trials), records).strategies[0]
+    assert 5 < strategy.memory_seconds < 60  # the states last 29 s
+    assert (strategy.loop_seconds.p50.low, strategy.throughput.low) == (None, None)
+    (caveat,) = (c for c in summarise(run(trials), records).warnings if c.kind != "warm_up")
+    assert caveat.kind == "slow_changes"
+    assert f"(gathered over about {strategy.memory_seconds:.1f} s)" in caveat.detail
+    assert f"at least 3 blocks with {12 * strategy.memory_seconds:.0f} s of each strategy" in caveat.remedy
+
+
 def test_what_was_left_out_under_a_lower_load_is_said_too() -> None:
     trials, records = [], []
     for index, users in enumerate((1, 5)):

@@ -313,6 +313,42 @@ def test_dependence_is_the_lag_one_correlation_corrected_for_few_blocks() -> Non
     assert dependence([], []) == 0.0
 
 
+def switching(name: str, lasting: int, seed: int) -> Side:
+    """Ten blocks of 400 loops in 10 s, three times as slow for `lasting` loops, then fast for as many."""
+    rng = np.random.default_rng(seed)
+    slow = (np.arange(4000) + rng.integers(2 * lasting)) // lasting % 2
+    loops = np.exp(rng.normal(0, 0.3, 4000)) * np.where(slow, 3.0, 1.0)
+    return Side(name, tuple(loops.reshape(10, 400)), (10.0,) * 10, (400,) * 10, (400,) * 10, ((0, 400),) * 10)
+
+
+def test_latency_that_changes_slowly_gives_no_interval_but_the_duration_it_takes() -> None:
+    found = compare(switching("a", 900, 1), switching("b", 900, 5), paired=True)
+    for ratio in (found.p50, found.p95, found.p99, found.throughput, found.goodput):
+        assert ratio.low is None
+        assert ratio.memory_seconds is not None
+        assert ratio.needed_seconds is not None
+        assert 3 < ratio.memory_seconds < 40  # 900 loops are 22 s
+        assert ratio.needed_seconds == pytest.approx(12 * ratio.memory_seconds, rel=0.01)
+        assert ratio.needed == pytest.approx((ratio.needed_seconds - 100) * 40, rel=0.02)
+        assert ratio.missing == (
+            f"about {ratio.needed} more of each needed, {ratio.needed_seconds:.0f} s of each in all, "
+            f"since latency changes slowly, over about {ratio.memory_seconds:.1f} s"
+        )
+    assert found.failures.low is not None
+    assert ratio.missing in verdict(found).sentence
+
+
+def test_latency_that_changes_soon_is_compared_in_longer_blocks() -> None:
+    one, other = switching("a", 130, 1), switching("b", 110, 5)
+    found = compare(one, other, paired=True).p50
+    assert found.low is not None
+    assert found.low < 1 < found.high
+
+
+def test_thin_blocks_need_no_duration_in_words() -> None:
+    assert Ratio(1.0, needed=240).missing == "about 240 more of each needed"
+
+
 def test_strategies_are_compared_on_the_blocks_that_both_ran() -> None:
     trials, records = [], []
     for strategy, first, slow in (("a", 0, 1.0), ("b", 1, 2.0), ("c", 9, 1.0)):

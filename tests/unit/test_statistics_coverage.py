@@ -50,6 +50,39 @@ def test_blocks_that_are_thin_get_no_verdict(coverage: ModuleType) -> None:
         assert found["p50"].tries == found["p95"].tries == 0
 
 
+@pytest.mark.parametrize(
+    ("sojourn", "ratio", "shared", "blocks", "loops"),
+    [
+        (100, 2.0, False, 10, 400),
+        (300, 4.0, False, 3, 500),
+        (300, 2.0, False, 10, 100),
+        (1000, 4.0, False, 10, 400),
+        (100, 3.0, True, 10, 100),
+        (300, 3.0, True, 10, 400),
+        (300, 0.0, False, 10, 400),
+    ],
+)
+def test_intervals_hold_the_truth_of_a_server_that_changes_slowly_or_are_refused(
+    coverage: ModuleType, sojourn: int, ratio: float, shared: bool, blocks: int, loops: int
+) -> None:
+    slow = coverage.Slow(sojourn, ratio, shared)
+    found = coverage.slow_coverage(np.random.default_rng(7), slow, blocks, loops, 60)
+    for kind in ("paired", "alone"):
+        for name in ("p50", "p95"):
+            held, refused = found[f"{kind} {name}"]
+            assert refused.tries >= 30
+            assert (held.hits + refused.hits) / refused.tries >= 0.85  # 0.95 are promised
+
+
+def test_latencies_that_forget_soon_are_seldom_refused_and_hardly_widened(coverage: ModuleType) -> None:
+    shape = coverage.queue(0.7)
+    found = coverage.paired_coverage(np.random.default_rng(7), shape, 5, 200, 100)
+    assert found["too few"].share <= 0.1
+    wider = coverage.widening(np.random.default_rng(7), shape, 5, 200, 100)
+    assert wider["paired"] <= 1.5
+    assert wider["alone"] <= 1.5
+
+
 @pytest.mark.parametrize("load", ["open", "closed"])
 @pytest.mark.parametrize(("spread", "blocks"), [("σ 0.3", 1), ("σ 0.3", 3), ("two modes", 10), ("σ 1.0", 10)])
 def test_stalls_are_measured_and_warm_ups_left_out(

@@ -14,6 +14,8 @@ from profiler.statistics.quantiles import (
     block_interval,
     block_quantiles,
     coarsen,
+    independent,
+    memory,
     quantile,
     quantiles,
     spread,
@@ -145,6 +147,78 @@ def test_rank_before_the_first_sample_is_the_first() -> None:
 
 def test_zeros_alone_are_zero_for_certain() -> None:
     assert quantiles([np.zeros(30)] * 3).p50 == Estimate(0.0, 0.0, 0.0)
+
+
+# ── memory ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def in_states(lasting: int, blocks: int = 10, loops: int = 400, seed: int = 1) -> list[np.ndarray]:
+    """Loops of a server that is three times as slow for `lasting` loops, then fast for as many (means)."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.exponential(lasting, blocks * loops).astype(int) + 1
+    slow = np.repeat(np.arange(lengths.size) % 2, lengths)[: blocks * loops]
+    return list((np.exp(rng.normal(0, 0.3, slow.size)) * np.where(slow, 3.0, 1.0)).reshape(blocks, loops))
+
+
+def test_memory_of_states_is_about_half_of_how_long_they_last() -> None:
+    """Two states in turn are forgotten at the sum of both rates: exp(-2t / mean length)."""
+    found = [memory(in_states(300, seed=seed)) for seed in range(5)]
+    assert 100 < np.median(found) < 450  # the longest that is plausible, of 150
+
+
+def test_loops_that_forget_within_a_block_have_no_memory_to_speak_of() -> None:
+    rng = np.random.default_rng(1)
+    independent_ones = [rng.lognormal(0, 1.0, 100) for _ in range(10)]
+    assert memory(independent_ones) == 0.0
+    drifting = [block * (1 + 0.05 * k) for k, block in enumerate(independent_ones)]
+    assert memory(drifting) == 0.0
+    levels = np.exp(rng.normal(0, 0.05, 10).cumsum())
+    assert memory([block * level for block, level in zip(independent_ones, levels, strict=True)]) == 0.0
+
+
+def test_what_every_block_goes_through_is_not_remembered() -> None:
+    """Such as a queue that builds up from the start of each block."""
+    rng = np.random.default_rng(1)
+    course = np.exp(np.linspace(0, 2, 400))
+    assert memory([course * rng.lognormal(0, 0.3, 400) for _ in range(10)]) == 0.0
+
+
+def test_what_pairs_share_is_not_remembered_by_their_difference() -> None:
+    rng = np.random.default_rng(2)
+    one = in_states(1000)
+    other = [block * rng.lognormal(0, 0.3, block.size) for block in one]
+    assert memory(one) > 100
+    assert memory(one, other) == 0.0
+    assert memory(one, in_states(1000, seed=3)) > 100
+
+
+def test_memory_within_blocks_leaves_aside_how_far_they_lie_apart() -> None:
+    rng = np.random.default_rng(1)
+    apart = [rng.lognormal(0, 0.1, 200) * (1.0 if k // 5 % 2 else 3.0) for k in range(20)]
+    assert memory(apart) > 200
+    assert memory(apart, within=True) == 0.0
+
+
+def test_too_little_remembers_nothing() -> None:
+    assert memory([]) == memory([np.empty(0)] * 3) == memory([np.ones(23)] * 10) == 0.0
+    assert memory([np.zeros(100)] * 10) == memory([np.ones(100)] * 10) == 0.0
+    waits = in_states(300)
+    assert memory([np.where(block > 2, block, 0.0) for block in waits]) > 50  # zeros are no obstacle
+    assert memory([(block * 1e9).astype(np.int64) for block in waits]) == memory(waits)
+
+
+def test_blocks_are_joined_until_they_forget() -> None:
+    assert independent([5, 5, 5], 0.0) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert independent([100] * 9, 60.0) == [slice(0, 3), slice(3, 6), slice(6, 9)]  # four memories: 240
+    assert independent([100] * 9, 80.0) is None
+
+
+def test_states_longer_than_the_blocks_give_no_interval() -> None:
+    assert quantiles(in_states(1000)).p50.low is None
+    found = quantiles(in_states(100, loops=1000)).p50
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < math.sqrt(3) < found.high  # half of the loops are in either state
 
 
 # ── warm-up ────────────────────────────────────────────────────────────────────────────────────
