@@ -121,7 +121,7 @@ def caveats(
     Of the strategies under `lower` loads only what the client made of them and what was left out is said.
     """
     found = [
-        *_strategies(run, strategies),
+        *_strategies(run, strategies, [*lower, *strategies]),
         *_client(run, [*lower, *strategies]),
         *_blocking(strategies),
         *_incidents(run),
@@ -199,8 +199,13 @@ def _busiest(healths: Sequence[ClientHealth], client: str) -> dict[str, float]:
     return found
 
 
-def _strategies(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
-    """Where a user's own agent went around its strategy, or a limiter could not learn how calls ended."""
+def _strategies(
+    run: Run, strategies: Sequence[StrategySummary], every: Sequence[StrategySummary]
+) -> Iterator[Caveat]:
+    """Where a user's own agent went around its strategy, or a limiter could not learn how calls ended.
+
+    `every`: under all loads, since the calls are those of the whole run.
+    """
     share = run.workers if run.arguments.get("share_limit") else 1
     for strategy in strategies:
         name, calls = strategy.strategy, strategy.agent_calls
@@ -212,7 +217,7 @@ def _strategies(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Cav
                 "hand the agent's calls to ctx.execute, ctx.slot or a ToolLoop with ctx.strategy; "
                 "until then its figures are those of the agent's own way",
                 invalid=True,
-                strategies=(name,),
+                strategies=tuple(_labels([one for one in every if one.strategy == name], every)),
             )
         elif spec.adapts and (untold := _untold(strategy)) is not None:
             yield Caveat(
@@ -307,9 +312,8 @@ def fault(healths: Sequence[ClientHealth]) -> Fault:
 
 def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
     """Where the figures are the client's: a caveat for each whose fault it was, with the strategies."""
-    several = len({strategy.users for strategy in strategies}) > 1
     found: dict[Fault, list[tuple[float, str, str, list[ClientHealth]]]] = {}
-    for strategy in strategies:
+    for strategy, name in zip(strategies, _labels(strategies, strategies), strict=True):
         trials = {
             trial.index
             for trial in run.trials
@@ -318,7 +322,6 @@ def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]
         healths = [health for health in run.client if health.trial is None or health.trial in trials]
         severity, said, whose = _judge(strategy, healths)
         if said:
-            name = f"{strategy.strategy} ({strategy.users} agents)" if several else strategy.strategy
             found.setdefault(whose, []).append((severity, name, said, healths))
     for whose, broken in found.items():
         _, _, said, healths = max(broken, key=lambda one: one[0])
@@ -328,6 +331,12 @@ def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]
         of = "" if everywhere else f" under {', '.join(names)}"
         agent = ", the agent's CPU in it" if run.arguments.get("agent") is not None else ""
         yield Caveat(whose, f"{about}{of}: {said}{agent}", remedy, invalid=True, strategies=names)
+
+
+def _labels(strategies: Sequence[StrategySummary], every: Sequence[StrategySummary]) -> list[str]:
+    """Their names, with the load where there are several among `every`."""
+    several = len({one.users for one in every}) > 1
+    return [f"{one.strategy} ({one.users} agents)" if several else one.strategy for one in strategies]
 
 
 def _judge(strategy: StrategySummary, healths: Sequence[ClientHealth]) -> tuple[float, str, Fault]:

@@ -127,6 +127,8 @@ def experiment(client: tuple[ClientHealth, ...] = (), **changes: Any) -> Summary
                 late(loop(start + k * 200, 100.0, strategy=strategy, trial=index), 10.0 * (place == 0), 0.5)
                 for k in range(40)
             ]
+            # Strategies are only compared where some tool was called.
+            records.append(loop(start + 8000, 50.0, [(0.0, 1.0)], strategy=strategy, trial=index))
     return summarise(run(trials, client=client, **changes), records)
 
 
