@@ -108,6 +108,10 @@ class Ran:
     def span(self) -> Interval:
         return self.started_ns, self.ended_ns
 
+    @property
+    def lasted_ns(self) -> int:
+        return self.ended_ns - self.started_ns
+
 
 Runner = Literal["openai", "anthropic"]
 """A tool runner of an SDK."""
@@ -267,6 +271,8 @@ def _releases(calls: Sequence[Ran], application: Application) -> list[int]:
     if first_ns >= application.reply_ended_ns:
         return [first_ns] * len(calls)
     events = [*(call.ready_ns for call in calls), application.reply_ended_ns]
+    # A runner is known not to read on; what it does between two calls may take its time.
+    held_back = 0.0 if application.runner is None else 0.25
     releases: list[int] = []
     for place, call in enumerate(calls):
         hidden = [
@@ -274,7 +280,7 @@ def _releases(calls: Sequence[Ran], application: Application) -> list[int]:
             for release, other in zip(releases, calls[:place], strict=True)
             if (other.reads or application.runner is not None)
             and other.started_ns < application.reply_ended_ns
-            and 0 <= call.ready_ns - other.ended_ns <= SLACK_NS
+            and 0 <= call.ready_ns - other.ended_ns <= max(SLACK_NS, held_back * other.lasted_ns)
         ]
         followed = any(call.ready_ns <= event <= call.started_ns <= event + SLACK_NS for event in events)
         if hidden:

@@ -173,6 +173,9 @@ def test_a_runner_with_places_for_two_is_named_while_it_streams() -> None:
         ran(347, 647, ready=346),
     ]
     assert why(calls, runner="openai", reply=700) == "openai_runner"
+    slowly = [*calls[:2], ran(375, 675, ready=374), ran(385, 685, ready=384)]
+    assert why(slowly, runner="openai", reply=700) == "openai_runner"
+    assert why(slowly, own=True, reply=700) is None
 
 
 @pytest.mark.parametrize(
