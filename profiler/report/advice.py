@@ -9,9 +9,12 @@ import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
+from profiler.records import Shortfall
 from profiler.report.text import clean, duration, percent
 from profiler.rundir import Run
+from profiler.shortfalls import EXPLAINED
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.replay import Counterfactual
 from profiler.statistics.summary import Summary
@@ -25,6 +28,8 @@ MODEL_SHARE = 0.6
 """The model is the bottleneck when it takes at least this share of a loop."""
 WORTH_EAGER = 0.05
 """Eager execution is worth a sentence when it could save at least this share of a loop."""
+WORTH_A_SHORTFALL = 0.2
+"""What keeps calls from overlapping is worth a sentence in at least so many rounds per loop."""
 WORTH_A_TOOL = 0.9
 """An estimate of p50 below this share of the measured one makes a tool worth its own sentence."""
 
@@ -45,6 +50,7 @@ def next_steps(summary: Summary, run: Run, estimates: tuple[Counterfactual, ...]
         *_more_loops(summary, run),
         *_other_limits(summary, run),
         *_eager(summary, run),
+        *_shortfalls(summary),
         *_bottleneck(summary, estimates),
     ]
     return list(dict.fromkeys(steps))[:MOST_STEPS]
@@ -162,6 +168,19 @@ def _eager(summary: Summary, run: Run) -> Iterator[Step]:
                 f"{duration(found.savable_seconds)} of {duration(mean)} a loop under gathered.",
                 command(run, strategies=["gathered", "eager"]),
             )
+
+
+def _shortfalls(summary: Summary) -> Iterator[Step]:
+    """What kept calls from overlapping, where it was not a limiter (others cover that)."""
+    for strategy in summary.strategies:
+        causes = {cause: rounds for cause, rounds in strategy.shortfalls.items() if cause in EXPLAINED}
+        causes.pop("limiter", None)
+        if causes and strategy.loops.due:
+            cause = max(causes, key=lambda one: causes[one])
+            words, remedy = EXPLAINED[cast(Shortfall, cause)]
+            if causes[cause] >= WORTH_A_SHORTFALL * strategy.loops.due:
+                yield Step(f"Under {clean(strategy.strategy, 40)} {words}: {remedy}.")
+                return
 
 
 def _bottleneck(summary: Summary, estimates: tuple[Counterfactual, ...]) -> Iterator[Step]:
