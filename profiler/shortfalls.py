@@ -84,8 +84,7 @@ class Pool:
     full: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
+class Ran(NamedTuple):
     """One call as it was run, in nanoseconds.
 
     `ready_ns`: its arguments were complete. `thread_wait_ns` and `exclusive_wait_ns` are known of calls that
@@ -146,6 +145,11 @@ def shortfall(
     """
     if len(calls) < 2:
         return None
+    durations = [call.lasted_ns for call in calls]
+    longest, tolerance = max(durations), max(TOLERANCE_NS, wall_ns // 20)
+    alike = wall_ns - longest <= tolerance and longest < 2 * max(TOLERANCE_NS, min(durations))
+    if alike and not stalls and not any(call.thread_wait_ns for call in calls):
+        return None  # nearly every round: all ran at once, and took about as long
     calls = sorted(calls, key=lambda call: call.started_ns)
     began_ns = max(call.ended_ns for call in calls) - wall_ns
     known = [stall for stall in stalls or () if stall.ended_ns > began_ns]
@@ -154,7 +158,7 @@ def shortfall(
     excess = phase.excess(lambda _: 0.0, held_steps=False)
     if _one_at_a_time_inside(calls, wall_ns):
         return "inside_tools"
-    if excess <= max(TOLERANCE_NS, wall_ns // 20):
+    if excess <= tolerance:
         return None
     without_machine = phase.excess(lambda stall: stall.machine_ns / stall.lag_ns, held_steps=False)
     rest = phase.excess(lambda _: 1.0, held_steps=True)

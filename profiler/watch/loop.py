@@ -375,13 +375,14 @@ def _round(index: int, observed: ObservedRound, next_ns: int, stalls: Sequence[S
 
 def _call(call: ObservedCall, queued_ns: int, next_ns: int, stalls: Sequence[Stall]) -> ToolCall:
     """The record of a call, from its first try to the end of its last."""
-    tries = [call, *call.tries]
+    tries = [call, *call.tries] if call.tries else [call]
     last = tries[-1]
     steps = _steps(call)
     ended_ns = [one.ended_ns if one.ended_ns is not None else max(next_ns, one.started_ns) for one in tries]
-    attempts = [
-        ToolAttempt(one.started_ns, end, *_ending(one)) for one, end in zip(tries, ended_ns, strict=True)
-    ]
+    attempts: tuple[ToolAttempt, ...] = ()
+    if call.tries:
+        pairs = zip(tries, ended_ns, strict=True)
+        attempts = tuple(ToolAttempt(one.started_ns, end, *_ending(one)) for one, end in pairs)
     status, error_type = _ending(last)
     return ToolCall(
         id=call.request.id,
@@ -395,7 +396,7 @@ def _call(call: ObservedCall, queued_ns: int, next_ns: int, stalls: Sequence[Sta
         blocking_ns=held_ns(steps, stalls, BLOCKING_NS) if steps else 0,
         arguments=call.arguments,
         result=last.result,
-        attempts=tuple(attempts) if call.tries else (),
+        attempts=attempts,
         sending_ns=call.sending_ns,
         late_ns=last.late_ns,
         nested=call.nested,
@@ -409,7 +410,7 @@ def _ending(call: ObservedCall) -> tuple[ToolStatus, str | None]:
 def _steps(call: ObservedCall) -> list[Interval]:
     """The long steps of all its tries; a sync tool that ran in the event loop's own thread was one."""
     steps = []
-    for one in (call, *call.tries):
+    for one in (call, *call.tries) if call.tries else (call,):
         steps += one.steps
         if one.sync and one.where is not None and one.where.in_event_loop and one.ended_ns is not None:
             steps.append((one.started_ns, one.ended_ns))
