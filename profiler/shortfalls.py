@@ -143,7 +143,7 @@ def shortfall(
     its code held the event loop, how much is left? What is left has a lasting reason, which is named if it
     is at least half as large as the larger of those two. `stalls` None: the event loop was not watched.
     """
-    if len(calls) < 2:
+    if len(calls) < 2 or wall_ns <= TOLERANCE_NS:
         return None
     durations = [call.lasted_ns for call in calls]
     longest, tolerance = max(durations), max(TOLERANCE_NS, wall_ns // 20)
