@@ -23,8 +23,8 @@ LIMIT_SHARE = 0.05
 LIMIT_SECONDS = 0.002
 """A figure is off when the client's part of it is above both."""
 
-CAUTION = 0.8
-"""The share of both limits from which on an estimate counts as off: it may be too low by a fifth."""
+CAUTION = 0.9
+"""The share of both limits from which on an estimate counts as off: it may be too low by a tenth."""
 
 SHARES = {"p50": 0.5, "p95": 0.8}
 """How much of the time for which an end may have gone unnoticed counts, by the quantile of the figure."""
