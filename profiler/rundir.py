@@ -46,7 +46,9 @@ RUN, RECORDS, PROGRESS, SUMMARY = "run.json", "records.jsonl", "progress.jsonl",
 PACKAGES = ("toolcall-profiler", "openai", "anthropic", "httpx", "aiohttp", "locust", "gevent", "uvloop")
 """Distributions whose versions may explain a difference between two runs."""
 
-IncidentKind = Literal["worker_lost", "records_dropped", "aborted", "interrupted", "settled", "limited"]
+IncidentKind = Literal[
+    "worker_lost", "records_dropped", "aborted", "interrupted", "settled", "limited", "out_of_time"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ class Run:
     `arguments` are its options, secrets left out; `repeat` those that differ from the defaults, as
     words of a command line (without the number of agents, the duration and the strategies).
     `workers` is the number of processes that run loops: a process-wide limit of n allows n · workers
-    in all. `spent` is up to the last trial that ended.
+    in all. `spent` is up to the last trial that ended, `loop_seconds` what a loop took before the load.
     """
 
     scenario: str
@@ -237,6 +239,7 @@ class Run:
     incidents: tuple[Incident, ...] = ()
     spent: Spent | None = None
     repeat: tuple[str, ...] = ()
+    loop_seconds: float | None = None
     schema: int = SCHEMA
 
     def strategy(self, name: str) -> StrategySpec:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -43,8 +44,14 @@ SETTLE_SECONDS = 3.0
 SHORT_RAMP_SECONDS = 1.0
 """In a ramp up to this long agents wait for each other; in a longer one they work, unmeasured."""
 
+DRAIN_LOOPS = 1.5
+"""How long a trial is expected to drain, in mean loops, before one of its strategy has been seen to."""
+
 LONGEST_SPREAD = 0.5
 """Agents start within this share of the window, however long their loops take."""
+
+CUT_SECONDS = 0.5
+"""What is kept of the time of a test for cutting off the loops that still run at its end."""
 
 WATCH_SECONDS = 0.25
 LIMITED_WATCH_SECONDS = 0.02
@@ -92,6 +99,8 @@ class Leader:
         self._started_ns = clock()
         self._longest_drain = 0.0
         self._loop_seconds: dict[tuple[str, int], float] = {}  # by strategy and number of users
+        self._drains: dict[tuple[str, int], float] = {}
+        self._begun_ns = self._started_ns_of_trial = 0
         self._worker_count = 0
         self._limit: Resource | None = None
         self._rule = None if options.abort_on is None else AbortRule.parse(options.abort_on)
@@ -153,7 +162,12 @@ class Leader:
     def _ramp_up(self) -> bool:
         """Prepare the workers and wait for the users; False when the test was stopped meanwhile."""
         workers = self._prepare_workers()
-        self.output.save(model=self._workers.model, workers=len(workers), capacity=self._workers.capacity)
+        self.output.save(
+            model=self._workers.model,
+            workers=len(workers),
+            capacity=self._workers.capacity,
+            loop_seconds=self._workers.loop_seconds,
+        )
         if self._workers.metrics_ports:
             self.output.targets(self._workers.metrics_ports, self.options.metrics_host)
         self._log_limits(len(workers))
@@ -199,6 +213,9 @@ class Leader:
             if self.output.settled:
                 self.output.note(Incident("settled", f"before trial {planned.index}"))
                 break
+            if self._time_after(planned, seconds) < 0:
+                self.output.note(Incident("out_of_time", f"before trial {planned.index}"))
+                break
             self._scale(planned)
             self._trial(planned, seconds)
             if (planned.index + 1) % self._turns == 0:
@@ -208,6 +225,18 @@ class Leader:
         """How long each trial of a block measures: around that, it drains and its agents start one by one."""
         spread = max(self._loop_seconds.values(), default=self._workers.loop_seconds)
         return self._timing.block_window(self._turns, block, self._elapsed(), self._longest_drain + spread)
+
+    def _time_after(self, planned: PlannedTrial, seconds: float) -> float:
+        """Seconds that are left when a trial that measures so long has drained; infinite without an end."""
+        until = self.options.until_seconds
+        if until is None:
+            return math.inf
+        loop = (planned.strategy, self._wanted_users(planned))
+        each = self._loop_seconds.get(loop, self._workers.loop_seconds)
+        if self.options.arrivals is None:
+            seconds = max(seconds, self.options.window_loops * each)
+        drain = min(self._drains.get(loop, DRAIN_LOOPS * each), self.options.drain_seconds)
+        return until - self._clock() / 1e9 - self._spread_seconds(planned, seconds) - seconds - drain
 
     def _exhausted(self) -> bool:
         """Whether a limit on what may be spent is reached; then nothing more begins."""
@@ -258,10 +287,10 @@ class Leader:
         )
         others = meters_of(self._target.others())
         spread = self._spread_seconds(planned, seconds)
-        begun_ns = self._clock()
+        begun_ns = self._begun_ns = self._clock()
         self._workers.begin(workers, planned, self.options, self._ramp.users, spread)
         self._stop.wait(spread)
-        started_ns = self._clock()
+        started_ns = self._started_ns_of_trial = self._clock()
         self._trial_ends_ns = started_ns + int(seconds * 1e9)
         self._watch(planned, wanted)
         users = self._workers.transport.users()
@@ -277,6 +306,7 @@ class Leader:
             # Little's law, with half of the drain because agents leave one by one in it.
             busy_ns = ended_ns - begun_ns + (drained_ns - ended_ns) / 2
             self._loop_seconds[planned.strategy, users] = users * busy_ns / 1e9 / loops
+            self._drains[planned.strategy, users] = (drained_ns - ended_ns) / 1e9
         trial = rundir.Trial(
             index=planned.index,
             block=planned.block,
@@ -321,14 +351,34 @@ class Leader:
         tick = LIMITED_WATCH_SECONDS if self._workers.grants.limited else WATCH_SECONDS
         while not self._exhausted() and not self._stop.is_set():
             left_ns = self._trial_ends_ns - self._clock()
-            if left_ns <= 0:
+            if left_ns <= 0 and not self._prolong(wanted):
                 return
-            self._stop.wait(min(left_ns / 1e9, tick))
+            self._stop.wait(min(max(0.0, left_ns / 1e9), tick))
             if self._cannot_go_on():
                 return
             self._abort_if_hopeless(planned)
             if self._ramp.shaped and self._workers.transport.wanted_users() != wanted:
                 return
+
+    def _prolong(self, users: int) -> bool:
+        """Let the trial under way measure on, where its loops turn out to be long; False where it may end."""
+        options = self.options
+        if not options.window_loops or options.until_seconds is None or options.arrivals is not None:
+            return False  # without an end it would wait for ever on a server that stands still
+        now_ns, loops = self._clock(), self._workers.state().loops
+        if not loops:
+            ends_ns = now_ns + max(10**9, now_ns - self._begun_ns)
+        else:
+            # Little's law: on average an agent began in the middle of the spread, and is in the middle of a
+            # loop now. Of the first loops the short ones end first, so it is asked again then.
+            spread_ns = self._started_ns_of_trial - self._begun_ns
+            each_ns = users * (now_ns - self._begun_ns - spread_ns / 2) / (loops + users / 2)
+            ends_ns = self._started_ns_of_trial + int(options.window_loops * each_ns)
+        ends_ns = min(ends_ns, int((options.until_seconds - CUT_SECONDS) * 1e9))
+        if ends_ns - now_ns < WATCH_SECONDS * 1e9:
+            return False
+        self._trial_ends_ns = ends_ns
+        return True
 
     def _abort_if_hopeless(self, planned: PlannedTrial) -> None:
         if self._rule is None or self._stop.is_set():
@@ -363,7 +413,10 @@ class Leader:
 
     def _end(self, workers: list[str], planned: PlannedTrial) -> Ended:
         """End the trial under way, and note the workers that were lost in it."""
-        ended = self._workers.end(workers, self.options.drain_seconds)
+        drain, until = self.options.drain_seconds, self.options.until_seconds
+        if until is not None:
+            drain = max(0.0, min(drain, until - self._clock() / 1e9))
+        ended = self._workers.end(workers, drain)
         where = f"in trial {planned.index} ({planned.strategy})" if planned.index >= 0 else "while ramping"
         for lost in ended.lost:
             self.output.note(Incident("worker_lost", f"{where}, {lost}"))

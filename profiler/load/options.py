@@ -113,6 +113,9 @@ class LoadOptions(Options):
 
     `base_url` None: the embedded emulator. `trial_seconds` and `blocks` None: as `plan.timing` chooses.
     `run_directory`: one that was made for this test beforehand. `metrics_port` None: the first that is free.
+    `until_seconds`: by then, on the monotonic clock of this machine, the last turn has drained; what does not
+    fit is left out. `window_loops`: in a closed load with such an end a turn measures at least so many loops
+    of each agent.
     """
 
     provider: str = target(
@@ -241,6 +244,10 @@ class LoadOptions(Options):
     )
 
     run_directory: str | None = option("--run-directory", TEXT, None, "", "load", ("locust",), hidden=True)
+    window_loops: float = option("--window-loops", SECONDS, 0.0, "", "turns", ("locust",), hidden=True)
+    until_seconds: float | None = option(
+        "--until-seconds", AMOUNT, None, "", "turns", ("locust",), hidden=True
+    )
 
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""

@@ -36,6 +36,7 @@ CaveatKind = Literal[
     "interrupted",
     "settled",
     "limited",
+    "out_of_time",
     "unfinished",
     "loops_cut",
     "no_steady_state",
@@ -88,6 +89,7 @@ _INCIDENTS: dict[IncidentKind, tuple[str, str]] = {
     "aborted": ("the run was aborted", "lower the load, or raise the limit of --abort-on"),
     "interrupted": ("the run was interrupted", "run it to its end"),
     "settled": ("the run ended early, since it had shown enough", "run it alone for all blocks"),
+    "out_of_time": ("the run ended early, since its time was over", "give it more time"),
     "limited": ("the run ended early", "what had begun was let finish; raise the limit for more"),
 }
 

@@ -35,7 +35,9 @@ class Answer:
     every shared semaphore that was tried, by limit (`candidates.on_one_scale`), `shape` what it shows.
     `stopped` says in words what ended the search early: a limit on what may be spent, or an experiment
     that `failed`. Where that was before the end of the last stage the setting is not `proven`, and `final`
-    is the last stage with results. `spent` is what the search spent, in words.
+    is the last stage with results. `spent` is what the search spent, in words, `untried` what there was no
+    time for. The goodput of `setting` is what another measurement of it will find, with an interval for that
+    (`candidates.promised`); those of `final` are as measured together.
     """
 
     setting: Candidate
@@ -57,6 +59,7 @@ class Answer:
     failed: bool = False
     proven: bool = True
     spent: str = ""
+    untried: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -64,7 +67,7 @@ class Answer:
         setting, gathered = self.setting, _gathered(self.final)
         measured = f"{self.objective} {_figure(setting, self.objective)}"
         against = ""
-        if gathered is not None and gathered is not setting:
+        if gathered is not None and gathered.spec != setting.spec:
             against = f" against {_figure(gathered, self.objective)} for gathered"
         if not self.proven:
             return f"best so far {setting.spec}: {measured}{against}; the search had not come to its end"
@@ -90,9 +93,10 @@ class Answer:
         if limit is None or not self.proven:
             return None
         lower = next((one for one in self.final if one.limit == round(HEADROOM_AT * limit) != limit), None)
-        if lower is None or not lower.points or not self.setting.points:
+        same = next((one for one in self.final if one.spec == self.setting.spec), self.setting)
+        if lower is None or not lower.points or not same.points:
             return None
-        share = lower.points / self.setting.points
+        share = lower.points / same.points
         left = _figure(lower, self.objective)
         return f"headroom: at {lower.spec} (80 % of the limit) {share:.0%} of it are left: {left}"
 
@@ -150,6 +154,8 @@ def render(answer: Answer) -> str:
         lines += [f"  {name}: {rate:.3g} calls/s at that rate" for name, rate in advice.tools.items()]
         lines += [f"  {name}: {share:.0%} of the tokens" for name, share in advice.models.items()]
     lines += ["", answer.effective, "", answer.python, answer.toml]
+    if answer.untried:
+        lines.append(f"no time for {', '.join(answer.untried)}: a longer --budget has it")
     lines.append(f"{answer.seconds:.0f} s, {len(answer.runs)} experiments: {', '.join(answer.runs)}")
     return "\n".join(lines)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import numpy as np
 
 from profiler.anatomy import peak
 from profiler.records import LoopRecord
@@ -20,9 +21,9 @@ from profiler.rundir import Run
 from profiler.statistics.comparison import Ratio, compare_strategies
 from profiler.statistics.figures import StrategySummary, figures, limit_line
 from profiler.statistics.objectives import Objective
-from profiler.statistics.quantiles import Estimate
+from profiler.statistics.quantiles import Estimate, spread
 from profiler.statistics.table import Table, tabulate
-from profiler.statistics.windows import by_load, measure
+from profiler.statistics.windows import by_load, good, latency, measure
 
 ObjectiveName = Literal["goodput", "p95", "throughput"]
 
@@ -40,6 +41,12 @@ EQUIVALENT = 0.05
 
 EARLY = 1.5
 """Before the end intervals count as this much wider, since whoever looks often finds differences by luck."""
+
+MOST_PARTS, FEWEST_PARTS = 8, 4
+"""Into how many parts a window is cut for the interval of what is promised, and how many it takes."""
+
+LEAST_DOUBT = 0.04
+"""Two measurements of the same differ so much for reasons that neither shows."""
 
 UNLIMITED = ("gathered", "sequential")
 """Their scores depend on the length of blocks in another way than those of limits near the best."""
@@ -156,17 +163,26 @@ def settled(candidates: Sequence[Candidate]) -> bool:
 # Which limits to try.
 
 
-def first_limits(highest: int, lowest: int = 1, guess: int | None = None) -> list[int]:
-    """At most five limits to begin with, evenly spaced by ratio from `lowest` to `highest`.
+def first_limits(
+    highest: int, lowest: int = 1, guess: int | None = None, *, most: int = 5, failing: bool = False
+) -> list[int]:
+    """At most `most` limits to begin with, the most telling first.
 
-    `lowest` is what the calls need on average: below it they only queue, and take long to drain. With
-    a `guess` the limits lie around it, closer together.
+    Evenly spaced by ratio from `lowest` to `highest`; with a `guess` around it, closer together. `lowest`
+    is what the calls need on average: below it they only queue, and take long to drain. Where calls are
+    `failing` that average says little, and so lower ones are tried: what fails may do so because of the load.
     """
     highest = max(1, highest)
-    lowest = min(max(1, lowest), highest)
     if guess is not None:
-        return sorted({round(max(1.0, guess * share)) for share in (0.5, 0.7, 1.0, 1.4, 2.0)})
-    return sorted({round(lowest * (highest / lowest) ** (k / 4)) for k in range(5)})
+        limits = [round(max(1.0, guess * share)) for share in (1.0, 0.5, 1.4, 0.7, 0.25, 2.0)]
+    else:
+        lowest = min(max(1, min(lowest, highest // 8) if failing else lowest), highest)
+        steps = max(1, most - 1)
+        spaced = [round(lowest * (highest / lowest) ** (k / steps)) for k in range(steps + 1)]
+        # The middle and what is below it, where calls fail; else the highest are the most telling.
+        middle = steps / 2
+        limits = sorted(spaced, key=lambda one: abs(spaced.index(one) - middle)) if failing else spaced[::-1]
+    return [*dict.fromkeys(limits)][:most]
 
 
 def refine(scores: Mapping[int, float], most: int = 5) -> list[int]:
@@ -185,24 +201,38 @@ def refine(scores: Mapping[int, float], most: int = 5) -> list[int]:
     return sorted(between, key=lambda limit: (abs(math.log(limit / best)), limit))[:most]
 
 
-# How long to measure.
+# What the setting promises.
 
 
-def block_seconds(seconds: float, trials: int, drain: float) -> float:
-    """How long each of `trials` trials can measure in `seconds`, each with a `drain` (seconds) after it.
+def promised(run: Run, table: Table, spec: str, slo: Objective | None) -> Estimate:
+    """The goodput that another measurement of a strategy will find, with an interval for that.
 
-    At least a second, even if that takes longer than there is: shorter windows tell nothing.
+    From the good loops that ended in parts of its windows, each part as long as a loop or more: so there
+    is an interval however few blocks there are. It is that of the next measurement of the same length,
+    √2 times as wide as that of the mean, and `LEAST_DOUBT` to each side at least.
     """
-    return max(1.0, seconds / max(1, trials) - drain)
-
-
-def affordable(seconds: float, candidates: int, blocks: int, drain: float) -> int:
-    """In how many of 2 to `blocks` blocks each candidate can be measured for at least half its drain.
-
-    Short windows between long drains measure little more than the start of a load.
-    """
-    least = max(1.0, 0.5 * drain)
-    return min(blocks, max(2, int(seconds / (max(1, candidates) * (drain + least)))))
+    trials = {trial.block: trial for trial in run.trials if trial.strategy == spec}
+    groups = [group for group in measure(run, table) if group.strategy == spec]
+    counts: list[int] = []
+    seconds: list[float] = []
+    for block in groups[-1].blocks if groups else ():
+        rows = block.ended[good(table, block.ended)]
+        if slo is not None and slo.limit_seconds is not None:
+            rows = rows[latency(table, rows) < slo.limit_seconds * 1e9]
+        loop = float(np.median(latency(table, block.ended))) / 1e9 if block.ended.size else block.seconds
+        parts = max(1, min(MOST_PARTS, int(block.seconds / max(loop, 0.5))))
+        end_ns = trials[block.number].ended_ns
+        edges = end_ns - np.linspace(block.seconds * 1e9, 0.0, parts + 1)
+        counts += np.histogram(table.ended[rows], edges)[0].tolist()
+        seconds += [block.seconds / parts] * parts
+    if not sum(seconds):
+        return Estimate(None)
+    value = sum(counts) / sum(seconds)
+    if len(counts) < FEWEST_PARTS or not value:
+        return Estimate(value)
+    half = math.sqrt(2) * spread([count / part for count, part in zip(counts, seconds, strict=True)]).half
+    half = max(half, LEAST_DOUBT * value)
+    return Estimate(value, max(0.0, value - half), value + half)
 
 
 # The curve of score over limit.
@@ -294,17 +324,37 @@ class Pilot:
 
     `peak`: tool calls that ran at once under `gathered`; where some failed, as many as were asked for at
     once, since a refused call is soon over. `mean`: calls that ran at once on average, under the strategy
-    that got more done. `guess`: where the adaptive limit settled, None when it met no limit.
+    that got more done. `guess`: where the adaptive limit settled, or else how many calls a server that
+    refused others was seen to serve; None when no limit was met. `failing`: calls failed. In seconds:
+    `loops` is the mean loop of each strategy, `loop` that of good loops where they took least, and `work`
+    what the tool calls of a loop take together.
     """
 
     peak: int
     mean: float
     guess: int | None
+    failing: bool = False
+    loops: Mapping[str, float] = field(default_factory=dict)
+    loop: float = 0.0
+    work: float = 0.0
+
+    def loop_seconds(self, spec: str, users: int) -> float:
+        """The mean loop to expect of a strategy: as measured, or by Little's law of the places that it has.
+
+        A shared semaphore of k lets k seconds of calls be done in a second, so that users · work / k seconds
+        pass until each agent has had its calls.
+        """
+        if spec in self.loops:
+            return self.loops[spec]
+        limit = _shared_limit(spec)
+        longest = max(self.loops.values(), default=self.loop)
+        return longest if limit is None else max(self.loop, users * self.work / limit)
 
 
 def pilot(run: Run, records: Sequence[LoopRecord]) -> Pilot:
     """The `Pilot` of an experiment with `gathered` and, if possible, `adaptive`."""
     gathered = [record for record in records if record.strategy == "gathered"]
+    calls = [call for record in records for call in record.tool_calls]
     means = []
     for trial in run.trials:
         spans = _running(record for record in records if record.strategy == trial.strategy)
@@ -313,18 +363,34 @@ def pilot(run: Run, records: Sequence[LoopRecord]) -> Pilot:
     if all(call.status == "ok" for record in gathered for call in record.tool_calls):
         most = peak(_running(gathered))
     else:
-        most = run.load.users * max(len(r.tool_calls) for record in gathered for r in record.rounds)
-    adaptive = [record for record in records if record.strategy == "adaptive"]
-    return Pilot(max(1, most), max(means, default=1.0), settled_limit(adaptive))
+        widest = (len(r.tool_calls) + r.unobserved_calls for record in gathered for r in record.rounds)
+        most = run.load.users * max(widest, default=1)
+    guess = settled_limit([record for record in records if record.strategy == "adaptive"])
+    if guess is None and any(True for record in gathered for _ in record.refusals):
+        # A server that refuses what is too much serves as many at once as were seen to be served.
+        served = (call for record in gathered for call in record.tool_calls if call.status == "ok")
+        guess = peak((one.started_ns, one.ended_ns) for one in served if one.started_ns is not None) or None
+    ran = [call.duration_ns for call in calls if call.status == "ok" and call.duration_ns is not None]
+    whole = [record for record in records if not record.nested and record.status != "cancelled"]
+    loops, shortest = {}, math.inf
+    for spec in dict.fromkeys(record.strategy for record in whole):
+        mine = [record for record in whole if record.strategy == spec]
+        loops[spec] = _mean([record.wall_ns for record in mine]) / 1e9
+        if well := [record.wall_ns for record in mine if record.good]:
+            shortest = min(shortest, _mean(well) / 1e9)
+    return Pilot(
+        peak=max(1, most),
+        mean=max(means, default=1.0),
+        guess=guess,
+        failing=any(call.status not in ("ok", "cancelled") for call in calls),
+        loops=loops,
+        loop=min(loops.values(), default=0.0) if math.isinf(shortest) else shortest,
+        work=_mean(ran) / 1e9 * len(calls) / max(1, len(whole)),
+    )
 
 
-def overheads(run: Run, elapsed: float) -> tuple[float, float]:
-    """(seconds between two trials, seconds not spent on trials) of an experiment that took `elapsed`."""
-    gaps = [max(0, after.started_ns - before.ended_ns) / 1e9 for before, after in pairwise(run.trials)]
-    gaps += [(trial.drained_ns - trial.ended_ns) / 1e9 for trial in run.trials[-1:]]
-    gap = sum(gaps) / len(gaps) if gaps else 0.0
-    measured = sum((trial.ended_ns - trial.started_ns) / 1e9 for trial in run.trials)
-    return gap, max(0.0, elapsed - measured - gap * len(run.trials))
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 def _running(records: Iterable[LoopRecord]) -> Iterator[tuple[int, int]]:

@@ -19,17 +19,30 @@ from profiler.statistics.summary import fit, summarise_directory
 from profiler.statistics.table import tabulate
 from profiler.strategies import effective_limits, parse_strategies, parse_strategy
 from profiler.tune.answer import HEADROOM_AT, Answer, AtLoad, choose, python_snippet, toml_fragment
+from profiler.tune.budget import (
+    END,
+    LEAST_WINDOW,
+    LOADED,
+    PILOT_LOOPS,
+    PILOT_SHARE,
+    START,
+    WINDOW_LOOPS,
+    affordable,
+    fitting,
+    sufficient,
+    trial_seconds,
+    window_seconds,
+)
 from profiler.tune.candidates import (
     Candidate,
     ObjectiveName,
-    affordable,
+    Pilot,
     best_of,
-    block_seconds,
     by_level,
     first_limits,
     on_one_scale,
-    overheads,
     pilot,
+    promised,
     refine,
     settled,
     shape,
@@ -39,13 +52,17 @@ from profiler.tune.quotas import KnownQuota, RateAdvice, advise, demand, seen_qu
 
 KINDS = ("semaphore", "rate", "adaptive", "eager")
 
-PILOT_SECONDS = 4.0
-SHARES = {"limits": 0.30, "final": 0.48, "loads": 0.22}
-"""Shares of the time after the pilot, by stage."""
-BLOCKS = {"limits": 3, "final": 8, "loads": 3}
+SHARES = {"limits": 0.3, "final": 0.45, "confirm": 0.1, "loads": 0.15}
+"""Shares of the time after the pilot, by stage; what one leaves over is for those after it."""
+BLOCKS = {"limits": 2, "final": 8, "loads": 1}
 """Blocks of each stage, at most."""
 FIRST_LOOK = 4
 """Blocks of the final stage before it may end early."""
+LADDER = 4
+"""Limits for whose trials there must be time before those of the final stage: else there is but one stage."""
+FEWEST_FINAL_BLOCKS = 3
+FEWEST = 1
+"""Candidates without which there is no search."""
 OTHER_LOADS = (0.5, 0.75, 1.25, 1.5)
 """Shares of the load that is tuned for."""
 SMALLEST_BUDGET = 60.0
@@ -114,8 +131,10 @@ class Tuner:
         self._spending = Spending(search.load)
         self._failure: TargetError | None = None
         self._shares = dict(SHARES)
-        # Seconds: between two trials, and of an experiment beside its trials. Measured on the last one.
-        self._gap, self._overhead = 1.0, 8.0
+        self._start = START  # seconds of an experiment beside its trials, as the last one had them
+        self._untried: list[str] = []
+        self._window_loops = WINDOW_LOOPS
+        self._seen = Pilot(1, 1.0, None)
 
     def run(self) -> Answer:
         """Search, and answer. Raises what `run_experiment` raises.
@@ -142,22 +161,86 @@ class Tuner:
         others = ["gathered", *(["adaptive"] if "adaptive" in over else [])]
         # Beside gathering, a strategy that gets something done where gathering only fails.
         first = others if "adaptive" in over else ["gathered", "sequential"]
-        directory = self._experiment("pilot", first, 1, PILOT_SECONDS)
-        records = list(directory.records())
-        self._measured(first, directory)
-        if self._spending.limit is not None:
-            raise LimitReachedError
-        seen = pilot(directory.load(), records)
-        limits = first_limits(seen.peak, round(seen.mean / 2), seen.guess) if "semaphore" in over else []
-        found = self._stage("limits", [*others, *(f"semaphore:{limit}" for limit in limits)])
-        final = self._stage("final", self._final_specs(found, others))
+        records = self._pilot(first)
+        found = self._ladder()
+        final = self._final(found, others)
         setting, as_good = choose(final)
+        stage = self._stages[-1]
+        loads: Sequence[AtLoad] = ()
+        scalability = None
         try:
+            setting = self._confirmed(setting, stage)
             loads, scalability = self._other_loads(setting)
         except (LimitReachedError, TargetError) as error:
             self._failure = error if isinstance(error, TargetError) else None
-            loads, scalability = [], None
-        return self._answer(setting, as_good, self._stages[-1], loads, scalability, self._rates(records))
+        return self._answer(setting, as_good, stage, loads, scalability, self._rates(records))
+
+    def _pilot(self, specs: Sequence[str]) -> list[LoopRecord]:
+        """The records of a first look; refuses where the budget is too small for what it shows."""
+        budget = self._search.budget
+        until = self._began + PILOT_SHARE * budget
+        directory = self._experiment("pilot", specs, 1, LEAST_WINDOW, until=until, loops=PILOT_LOOPS)
+        run, records = directory.load(), list(directory.records())
+        self._measured(specs, directory)
+        if self._spending.limit is not None:
+            raise LimitReachedError
+        summary = summarise_directory(directory)
+        for warning in summary.warnings:
+            if warning.kind == "strategy_ignored":
+                raise UsageError(f"nothing to tune: {warning.detail}; {warning.remedy}")
+        self._seen = seen = pilot(run, records)
+        if not run.trials or not seen.loops:
+            raise self._too_little(LOADED * (run.loop_seconds or 0.0))
+        loops = self._loops(self._first_specs()[:FEWEST])
+        left = self._left() - self._start
+        if fitting(loops, left) < FEWEST:
+            # A start slower than usual, on a busy machine, costs loops of the window rather than an answer.
+            self._window_loops = PILOT_LOOPS
+            if trial_seconds(loops[0], loops=PILOT_LOOPS) > left:
+                raise self._too_little(max(*loops, *seen.loops.values()))
+        return records
+
+    def _too_little(self, loop: float) -> UsageError:
+        """The budget is too small for loops of so many seconds."""
+        enough = sufficient(loop, self._search.budget, self._start)
+        return UsageError(
+            f"--budget {self._search.budget:g}s is too little: a loop takes some {loop:.1f} s under this "
+            f"load, and each setting has to be measured for {WINDOW_LOOPS:g} of them; "
+            f"--budget {enough:.0f}s is enough"
+        )
+
+    def _first_specs(self) -> list[str]:
+        """What to try first, the most telling first."""
+        seen = self._seen
+        semaphores: list[str] = []
+        if "semaphore" in self._search.over:
+            limits = first_limits(seen.peak, round(seen.mean / 2), seen.guess, failing=seen.failing)
+            semaphores = [f"semaphore:{limit}" for limit in limits]
+        # Where calls fail under gathering, a limit and a lower one tell more than gathering once more.
+        ahead = 2 if seen.failing else 0
+        return [*semaphores[:ahead], "gathered", *semaphores[ahead:]]
+
+    def _ladder(self) -> list[Candidate]:
+        """Limits far apart, where there is time for a stage of them before the final one; else nothing."""
+        specs = [spec for spec in self._first_specs() if spec != "gathered"]
+        loops = self._loops(specs)
+        seconds = self._left() - 2 * self._start
+        final = FEWEST_FINAL_BLOCKS * 3 * sum(map(trial_seconds, loops[:1]))
+        if len(specs) < 2 or fitting(loops[:LADDER], seconds - final) < min(LADDER, len(specs)):
+            self._shares.pop("limits")
+            return []
+        return self._stage("limits", specs)
+
+    def _final(self, found: Sequence[Candidate], others: Sequence[str]) -> list[Candidate]:
+        if found:
+            return self._stage("final", self._final_specs(found, others))
+        specs = [*self._first_specs(), *others]
+        if "rate" in self._search.over or "eager" in self._search.over:
+            specs += self._final_specs(self._stages[-1].found, others)
+        return self._stage("final", [*dict.fromkeys(specs)])
+
+    def _loops(self, specs: Sequence[str]) -> list[float]:
+        return [self._seen.loop_seconds(spec, self._search.users) for spec in specs]
 
     def _answer_so_far(self) -> Answer:
         """The best of the last stage in which everything was measured, else of the last with scores."""
@@ -188,14 +271,21 @@ class Tuner:
         if "eager" in self._search.over:
             specs += ["eager", *(f"eager+{spec}" for spec in specs[:1])]
         as_good = {one.spec for one in kept}
-        specs += [spec for spec in others if spec == "gathered" or spec in as_good or not limits]
-        return [*dict.fromkeys(specs)]
+        kinds = [spec for spec in others if spec == "gathered" or spec in as_good or not limits]
+        return [*dict.fromkeys([*specs[:1], *kinds, *specs[1:]])]
 
     def _stage(self, name: str, specs: Sequence[str]) -> list[Candidate]:
-        seconds = self._seconds(name)
-        blocks = affordable(seconds, len(specs), BLOCKS[name], self._gap)
-        each = block_seconds(seconds, blocks * len(specs), self._gap)
-        directory = self._experiment(name, specs, blocks, each * blocks)
+        """Measure as many of the candidates as fit into the stage's share, the first ones."""
+        seconds, until = self._share(name)
+        count = max(FEWEST, fitting(self._loops(specs), seconds))
+        if count < len(specs):
+            self._untried += specs[count:]
+            self._say(f"{name}: no time for {', '.join(specs[count:])}")
+            specs = specs[:count]
+        loops = self._loops(specs)
+        blocks = affordable(loops, seconds, BLOCKS[name])
+        window = window_seconds(loops, seconds, blocks)
+        directory = self._experiment(name, specs, blocks, window, until=until, loops=self._window_loops)
         found = self._measured(specs, directory)
         if self._spending.limit is not None:
             raise LimitReachedError
@@ -205,35 +295,67 @@ class Tuner:
             self._say(f"{name}: best so far {best.spec}")
         return found
 
+    def _confirmed(self, setting: Candidate, stage: Stage) -> Candidate:
+        """The setting with the goodput that it promises: measured once more, alone, where there is time.
+
+        The best of several owes part of its score to luck, and in a window of its own it has none.
+        """
+        directory = stage.directory
+        loop = self._seen.loop_seconds(setting.spec, self._search.users)
+        seconds, until = self._share("confirm")
+        if seconds < trial_seconds(loop) <= self._left() - self._start:
+            # Rather than the other loads.
+            seconds, until = trial_seconds(loop), self._end
+        if seconds >= trial_seconds(loop):
+            window = window_seconds([loop], seconds, 1)
+            directory = self._experiment("confirm", [setting.spec], 1, window, until=until)
+        table = tabulate(directory.records())
+        found = promised(directory.load(), table, setting.spec, self._slo)
+        if found.value is None and directory is not stage.directory:
+            directory = stage.directory
+            found = promised(directory.load(), tabulate(directory.records()), setting.spec, self._slo)
+        score = found if self._search.objective == "goodput" else setting.score
+        return replace(setting, goodput=found, score=score)
+
     def _measured(self, specs: Sequence[str], directory: RunDirectory) -> list[Candidate]:
         found = candidates(directory, self._search.objective, self._slo)
         self._stages.append(Stage(tuple(specs), found, directory))
         return found
 
-    def _seconds_left(self) -> float:
-        """The part of the budget left for one more experiment to measure, its drains included."""
-        return self._search.budget - (time.monotonic() - self._began) - self._overhead
+    @property
+    def _end(self) -> float:
+        """When the last experiment has to be over, on the monotonic clock."""
+        return self._began + self._search.budget - END
 
-    def _seconds(self, name: str) -> float:
-        """The share of a stage in what is left, so that the stages after it get theirs."""
-        share = self._shares[name] / sum(self._shares.values())
+    def _left(self) -> float:
+        return self._end - time.monotonic()
+
+    def _share(self, name: str) -> tuple[float, float]:
+        """(seconds for the trials of a stage, when they end at the latest); those after it get their own."""
+        left = self._left()
+        share = left * self._shares[name] / sum(self._shares.values())
         del self._shares[name]
-        return (self._seconds_left() + self._overhead) * share - self._overhead
+        least = trial_seconds(self._seen.loop)
+        if name == "final" and (left - share < self._start + least or share < self._start + 3 * least):
+            share = left  # no stage after it could begin, or not even it
+        return share - self._start, min(self._end, time.monotonic() + share)
 
     def _other_loads(self, setting: Candidate) -> tuple[list[AtLoad], str | None]:
         """The setting and gathering at other loads, and how throughput scales over them."""
         users = self._search.users
         levels = sorted({max(1, round(users * share)) for share in (*OTHER_LOADS, 1.0)})
         specs = [*dict.fromkeys([setting.spec, "gathered"])]
-        blocks = BLOCKS["loads"]
-        # What time there is goes to the setting first, then to intervals, then to gathering.
-        left = self._seconds_left()
-        if blocks * len(specs) * len(levels) * (1.0 + self._gap) > left:
-            specs = specs[:1]
-        if blocks * len(specs) * len(levels) * (1.0 + self._gap) > left:
-            blocks = 1
-        each = block_seconds(self._seconds("loads"), blocks * len(specs) * len(levels), self._gap)
-        directory = self._experiment("loads", specs, blocks, each * blocks, tuple(levels))
+        seconds, until = self._share("loads")
+        # What time there is goes to the setting first, then to gathering.
+        loops = [loop for loop in self._loops(specs) for _ in levels]
+        if fitting(loops, seconds) < len(loops):
+            specs, loops = specs[:1], loops[: len(levels)]
+        if fitting(loops, seconds) < len(loops):
+            self._untried.append("other loads")
+            self._say("loads: no time for other loads")
+            return [], None
+        window = window_seconds(loops, seconds, BLOCKS["loads"])
+        directory = self._experiment("loads", specs, BLOCKS["loads"], window, tuple(levels), until=until)
         found = by_level(directory.load(), tabulate(directory.records()), self._search.objective, self._slo)
         loads, rates = [], []
         for level, measured in sorted(found.items()):
@@ -257,10 +379,19 @@ class Tuner:
         return [advice for quota in quotas if (advice := advise(quota, taken)) is not None]
 
     def _experiment(
-        self, name: str, specs: Sequence[str], blocks: int, seconds: float, levels: tuple[int, ...] = ()
+        self,
+        name: str,
+        specs: Sequence[str],
+        blocks: int,
+        window: float,
+        levels: tuple[int, ...] = (),
+        *,
+        until: float,
+        loops: float = WINDOW_LOOPS,
     ) -> RunDirectory:
-        """One experiment of paired blocks, `seconds` of measuring per strategy and level.
+        """One experiment of paired blocks: each trial measures `window` seconds, and `loops` loops, at least.
 
+        It is over at `until` on the monotonic clock, with fewer trials if need be.
         The work is new in each. Raises `LimitReachedError` when too little is left to spend on it.
         """
         search = self._search
@@ -268,7 +399,7 @@ class Tuner:
         if not self._spending.allows(search.workers * (len(specs) if search.load.agent else 1)):
             raise LimitReachedError
         load = f" at {', '.join(map(str, levels))} agents" if levels else ""
-        self._say(f"{name}: {', '.join(specs)}{load}, {blocks} × {seconds / blocks:.1f} s each")
+        self._say(f"{name}: {', '.join(specs)}{load}, {blocks} × {window:.1f} s each")
         options = replace(
             self._spending.left(),
             strategies=parse_strategies(specs),
@@ -277,13 +408,15 @@ class Tuner:
             seed=search.load.seed + len(self._runs),
             calibration_seconds=search.load.calibration_seconds if name == "final" else 0.0,
             metrics=False,
+            window_loops=loops,
+            until_seconds=until,
         )
         most = max(levels, default=search.users)
         began = time.monotonic()
         if search.load.arrivals is not None and levels:
             # Each agent is a source of arrivals: more agents make more of them, each as many as before.
             options = replace(options, arrivals=scaled(search.load.arrivals, most / search.users))
-        experiment = Experiment(options, most, seconds, search.workers)
+        experiment = Experiment(options, most, window * blocks, search.workers)
         enough = self._enough if name == "final" else None
         try:
             directory = RunDirectory.open(run_experiment(experiment, enough=enough))
@@ -296,7 +429,9 @@ class Tuner:
             raise
         self._runs.append(directory)
         run = directory.load()
-        self._gap, self._overhead = overheads(run, time.monotonic() - began)
+        if run.trials:
+            measured = (run.trials[-1].drained_ns - run.trials[0].started_ns) / 1e9
+            self._start = max(0.0, time.monotonic() - began - measured)
         if any(incident.kind == "interrupted" for incident in run.incidents):
             raise KeyboardInterrupt
         self._spending.add(run)
@@ -351,6 +486,7 @@ class Tuner:
             failed=self._failure is not None,
             proven=proven,
             spent=self._spending.described,
+            untried=tuple(dict.fromkeys(self._untried)),
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from profiler.errors import TargetError
 from profiler.load.leader import Leader, Ramp
-from profiler.load.messages import Begin, End
+from profiler.load.messages import Begin, End, TrialState
 from profiler.load.options import LoadOptions, conditions
 from profiler.load.output import RunOutput
 from profiler.load.target import Target
@@ -127,3 +127,61 @@ def test_run_time_is_blamed_for_users_that_did_not_come_only_if_it_was_too_short
     assert (TOO_SHORT in caplog.text) == said
     assert one.ended_early == (said or max_loops is not None)  # then the exit code is 1
     assert one.output.run.trials == ()
+
+
+def timed(leader: Leaders, there: Connected, rate: float | None = None, **asked: Any) -> Leader:
+    """A leader of two blocks of two strategies, with four agents that end `rate` loops a second."""
+    asked = {
+        "strategies": parse_strategies("gathered,sequential"),
+        "blocks": 2,
+        "trial_seconds": 3.0,
+        **asked,
+    }
+    there.scale(4, 4.0)
+    one = leader(there, Ramp(4, 4.0, None), **asked)
+    if rate is not None:
+
+        def state() -> TrialState:
+            return TrialState(loops=int(rate * (there.clock() - one._begun_ns) / 1e9))
+
+        there.workers_of_test.state = state  # type: ignore[method-assign]
+    one.spawned()
+    one.run()
+    return one
+
+
+def test_trial_that_would_not_have_drained_in_time_is_not_begun(leader: Leaders) -> None:
+    there = Connected("a")
+    one = timed(leader, there, until_seconds=8.0)
+    run = one.output.run
+    assert len(run.trials) == 2
+    assert run.incidents == (Incident("out_of_time", "before trial 2"),)
+    assert run.finished
+    assert all(trial.drained_ns <= 8_000_000_000 for trial in run.trials)
+
+
+def test_test_whose_first_trial_does_not_fit_says_how_long_a_loop_takes(leader: Leaders) -> None:
+    run = timed(leader, Connected("a"), until_seconds=2.0).output.run
+    assert run.trials == ()
+    assert run.loop_seconds == pytest.approx(0.1)
+
+
+def test_window_goes_on_until_it_holds_the_loops_that_were_asked_for(leader: Leaders) -> None:
+    one = timed(leader, Connected("a"), rate=2.0, window_loops=3.0, until_seconds=100.0)
+    # By Little's law the loops of four agents that end two in a second take 2 s.
+    first = one.output.run.trials[0]
+    assert (first.ended_ns - first.started_ns) / 1e9 == pytest.approx(6.0, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"rate": 40.0, "window_loops": 3.0, "until_seconds": 100.0}, {"rate": 0.1}]
+)
+def test_window_that_holds_enough_is_not_prolonged(leader: Leaders, asked: dict[str, Any]) -> None:
+    one = timed(leader, Connected("a"), **asked)
+    assert {trial.ended_ns - trial.started_ns for trial in one.output.run.trials} == {3_000_000_000}
+
+
+def test_window_is_prolonged_no_further_than_the_time_of_the_test(leader: Leaders) -> None:
+    one = timed(leader, Connected("a"), rate=0.0, window_loops=3.0, until_seconds=10.0)
+    (trial,) = one.output.run.trials
+    assert 9.0 <= trial.ended_ns / 1e9 <= 10.0

@@ -61,6 +61,8 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
         stream=True,
         max_rounds=2,
         trial_seconds=1.5,
+        window_loops=3.0,
+        until_seconds=99.0,
         blocks=4,
         seed=9,
         drain_seconds=3.0,
@@ -90,7 +92,8 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
     usual = LoadOptions()
     untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}
     assert untouched == {"think_seconds"}  # which an open load cannot have
-    assert parse(*options.arguments(), "--run-directory=r") == options
+    hidden = ("--run-directory=r", "--window-loops=3", "--until-seconds=99")
+    assert parse(*options.arguments(), *hidden) == options
     data = orjson.loads(orjson.dumps(options.as_json()))
     assert LoadOptions.from_json({**data, "of a later version": 1}) == options
     thinking = LoadOptions(think_seconds=1.5)

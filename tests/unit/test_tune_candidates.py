@@ -11,13 +11,12 @@ from profiler.records import encode
 from profiler.rundir import RunDirectory
 from profiler.statistics.objectives import parse_objective
 from profiler.statistics.quantiles import Estimate
+from profiler.statistics.table import tabulate
 from profiler.tune.candidates import (
-    affordable,
-    block_seconds,
     first_limits,
     on_one_scale,
-    overheads,
     pilot,
+    promised,
     refine,
     settled,
     settled_limit,
@@ -33,11 +32,24 @@ S = 1_000_000_000
 
 
 def test_ladder_reaches_from_the_mean_to_the_peak_or_lies_around_a_guess():
-    assert first_limits(16, 1) == [1, 2, 4, 8, 16]
+    assert first_limits(16, 1) == [16, 8, 4, 2, 1]
     assert first_limits(1) == [1]
-    assert first_limits(160, 10, guess=20) == [10, 14, 20, 28, 40]
-    assert first_limits(4, guess=2) == [1, 2, 3, 4]
+    assert first_limits(160, 10, guess=20) == [20, 10, 28, 14, 5]
+    assert first_limits(4, guess=2) == [2, 1, 3, 4]
     assert first_limits(5, 40) == [5]  # a peak below the mean is no peak: nothing was lost there
+
+
+@pytest.mark.parametrize(("most", "limits"), [(2, [23, 10]), (3, [23, 10, 32])])
+def test_ladder_cut_short_has_a_low_rung_where_calls_fail(most, limits):
+    assert first_limits(160, 60, guess=23, most=most, failing=True)[:1] == limits[:1]
+    assert min(first_limits(160, 60, guess=23, most=most, failing=True)) <= 12
+
+
+def test_ladder_without_a_guess_begins_in_the_middle_where_calls_fail():
+    limits = first_limits(160, 60, failing=True)
+    assert sorted(limits) == [20, 34, 57, 95, 160]
+    assert limits[0] == 57
+    assert first_limits(160, 60) == [160, 125, 98, 77, 60]
 
 
 def test_refine_looks_between_the_best_and_its_neighbours():
@@ -88,17 +100,6 @@ def test_shape_of_a_curve():
     assert shape(curve, 20).high == 20
 
 
-def test_block_seconds_leave_time_for_drains():
-    assert block_seconds(60, trials=20, drain=1) == 2
-    assert block_seconds(10, trials=20, drain=1) == 1  # never shorter than says anything
-
-
-def test_affordable_blocks_are_fewer_with_long_drains():
-    assert affordable(60, candidates=5, blocks=8, drain=0.5) == 8
-    assert affordable(60, candidates=5, blocks=8, drain=2.0) == 4
-    assert affordable(5, candidates=5, blocks=8, drain=2.0) == 2
-
-
 def test_settled_when_everything_is_told_apart_or_alike_with_room_to_spare():
     best = scored("semaphore:20", 5.0)
     far = scored("gathered", 1.0, 0.2, width=0.3)
@@ -141,9 +142,30 @@ def test_pilot_tells_the_peak_and_what_trials_cost():
     run = SimpleNamespace(trials=(trial, later), load=SimpleNamespace(users=10))
     found = pilot(run, records)
     assert (found.peak, found.mean, found.guess) == (4, 1.0, None)
-    assert overheads(run, 18.0) == (2.0, 6.0)
+    assert (found.failing, found.loops, found.loop, found.work) == (False, {"gathered": 1.0}, 1.0, 2.0)
+    assert found.loop_seconds("gathered", 10) == 1.0
+    assert found.loop_seconds("semaphore:5", 10) == 4.0  # ten agents with 2 s of calls each, five at a time
+    assert found.loop_seconds("semaphore:40", 10) == 1.0
     records.append(loop(S, None, strategy="gathered", error="http_429"))
-    assert pilot(run, records).peak == 20  # ten agents that ask for two calls at once
+    found = pilot(run, records)
+    assert found.peak == 20  # ten agents that ask for two calls at once
+    assert (found.guess, found.failing) == (4, True)  # as many as were served
+
+
+def test_pilot_in_which_nothing_was_recorded_knows_nothing():
+    run = SimpleNamespace(trials=(), load=SimpleNamespace(users=10))
+    assert pilot(run, []).loops == {}
+
+
+def test_promise_is_the_rate_of_good_loops_with_an_interval_for_the_next_measurement(tmp_path):
+    directory = experiment(tmp_path, failing=True)
+    run_, table = directory.load(), tabulate(directory.records())
+    sure = promised(run_, table, "semaphore:4", None)
+    assert sure.value == pytest.approx(11.0, rel=0.02)
+    assert sure.low < 10.7 < 11.3 < sure.high
+    assert promised(run_, table, "gathered", None).value == pytest.approx(2.8, rel=0.02)
+    assert promised(run_, table, "gathered", parse_objective("p50<0.0001s")).value == 0.0
+    assert promised(run_, table, "semaphore:9", None).value is None
 
 
 def experiment(tmp_path, *, failing: bool = False):

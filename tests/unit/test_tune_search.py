@@ -201,7 +201,7 @@ def test_search_finds_the_capacity_and_the_cliff_beyond_it(invented):
     assert f'Gate("{answer.setting.spec}")' in answer.python
     assert said[-1].startswith("loads: ")
     # Every rung does work of its own, and the last one decides among few.
-    assert len({one.options.seed for one in invented}) == len(invented) == 4
+    assert len({one.options.seed for one in invented}) == len(invented) == 5
     assert len(invented[2].options.strategies) <= 5
 
 
@@ -231,7 +231,7 @@ def test_search_with_several_processes_shares_what_was_found(invented):
 def test_search_ends_its_last_rung_when_everything_in_it_is_told_apart(invented):
     answer = tune(search(20))
     last = RunDirectory.open(answer.runs[2]).load()
-    assert invented[2].blocks == 8
+    assert invented[2].blocks > 4
     assert len({trial.block for trial in last.trials}) == 4
 
 
@@ -246,7 +246,7 @@ def test_search_lets_arrivals_grow_with_the_load(invented):
 
 @pytest.mark.slow
 def test_search_tries_rates_when_asked_for(invented):
-    tune(search(20, over=("semaphore", "rate")))
+    tune(search(20, over=("semaphore", "rate"), budget=240.0))
     assert sum(spec.text.startswith("rate:") for spec in invented[2].options.strategies) == 3
 
 
@@ -257,7 +257,7 @@ def test_search_whose_experiment_measured_nothing_is_an_error(invented, monkeypa
 
 
 def limited(**changes) -> Search:
-    return Search(LoadOptions(scenario="crowded", **changes), 12, budget=60.0)
+    return Search(LoadOptions(scenario="crowded", **changes), 12, budget=240.0)
 
 
 def loops_of(asked: list[Experiment], answer: Answer) -> list[int]:
@@ -275,9 +275,9 @@ def test_search_gives_each_experiment_what_is_left_of_the_limits(invented):
     loops = loops_of(invented, answer)
     assert (answer.stopped, answer.proven, sum(loops)) == (None, True, needed)
     left = [one.options.max_loops for one in invented]
-    assert left == [needed + 1 - sum(loops[:k]) for k in range(4)]
+    assert left == [needed + 1 - sum(loops[:k]) for k in range(5)]
     assert [one.options.max_requests for one in invented] == [
-        10 * needed - 2 * sum(loops[:k]) for k in range(4)
+        10 * needed - 2 * sum(loops[:k]) for k in range(5)
     ]
     assert (answer.setting, answer.sentence) == (whole.setting, whole.sentence)
     assert answer.spent.startswith(f"{needed:,} loops, {2 * needed:,} requests, ")
@@ -285,7 +285,7 @@ def test_search_gives_each_experiment_what_is_left_of_the_limits(invented):
 
 @pytest.mark.slow
 def test_search_ended_by_a_limit_has_the_best_so_far(invented):
-    pilot, rungs, final, _ = loops_of(invented, tune(limited()))
+    pilot, rungs, final, *_ = loops_of(invented, tune(limited()))
     invented.clear()
     # In the ladder, which has been round once: it tells something.
     most = pilot + round(0.7 * rungs)
@@ -296,7 +296,7 @@ def test_search_ended_by_a_limit_has_the_best_so_far(invented):
     assert answer.setting.limit is not None
     assert {one.spec for one in answer.final} == set(map(str, invented[1].options.strategies))
     assert answer.sentence.startswith(f"best so far {answer.setting.spec}: goodput ")
-    assert answer.sentence.endswith(" for gathered; the search had not come to its end")
+    assert answer.sentence.endswith("/s; the search had not come to its end")
     lines = render(answer).splitlines()
     assert lines[:2] == [f"{answer.stopped}.", f"{answer.sentence}."]
     assert "knee" not in render(answer)

@@ -1,0 +1,73 @@
+"""How the time of a search is spent, pure: what a trial takes, how many fit, and the budget that suffices.
+
+A window lasts at least three loops: shorter ones measure how a load starts. Where time is short there are
+fewer candidates, then fewer blocks, and never shorter windows. Agents start one after another over about
+the length of a loop, and the last loops are waited for: both are part of the time of a trial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+WINDOW_LOOPS = 3.0
+PILOT_LOOPS = 1.5
+"""The pilot only looks; nothing it measures is promised."""
+
+LEAST_WINDOW, MOST_WINDOW = 2.0, 60.0
+"""Seconds."""
+
+DRAIN_LOOPS = 1.5
+START, END = 6.0, 2.0
+"""Seconds of an experiment before its first trial, until one has been seen, and of what follows the last."""
+
+PILOT_SHARE = 0.45
+"""The share of the budget after which the pilot is over, so that a refusal comes in the first half."""
+
+LOADED = 2.5
+"""How much longer a loop may be under the load than alone, where the load has not been seen."""
+
+MARGIN = 1.25
+"""Of the budget that is named as sufficient."""
+
+
+def trial_seconds(loop: float, window: float = 0.0, loops: float = WINDOW_LOOPS) -> float:
+    """The time of a trial whose mean loop takes `loop` seconds, and which measures at least `window`."""
+    measured = max(window, LEAST_WINDOW, loops * loop)
+    return min(loop, measured / 2) + measured + DRAIN_LOOPS * loop
+
+
+def fitting(loops: Sequence[float], seconds: float, blocks: int = 1) -> int:
+    """How many candidates, the first ones of those with these mean loops, can be measured in `blocks`."""
+    count, left = 0, seconds
+    for loop in loops:
+        left -= blocks * trial_seconds(loop)
+        if left < 0:
+            break
+        count += 1
+    return count
+
+
+def affordable(loops: Sequence[float], seconds: float, most: int) -> int:
+    """In how many blocks, up to `most` and at least one, all these candidates can be measured."""
+    each = sum(map(trial_seconds, loops))
+    return max(1, min(most, int(seconds / each))) if each else 1
+
+
+def window_seconds(loops: Sequence[float], seconds: float, blocks: int) -> float:
+    """The longest window, the same for all candidates, with which they fit into `seconds`."""
+    low, high = LEAST_WINDOW, MOST_WINDOW
+    for _ in range(20):
+        middle = (low + high) / 2
+        if blocks * sum(trial_seconds(loop, middle) for loop in loops) <= seconds:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def sufficient(loop: float, budget: float, start: float = START) -> float:
+    """A budget, in seconds and above `budget`, for loops that take up to `loop` under the load."""
+    pilot = (start + loop + 2 * trial_seconds(loop, loops=PILOT_LOOPS)) / PILOT_SHARE
+    rest = (start + 3 * trial_seconds(loop) + END) / (1 - PILOT_SHARE)
+    return math.ceil(max(MARGIN * max(pilot, rest), budget + 1) / 30) * 30.0
