@@ -9,9 +9,7 @@ import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
-from profiler.records import Shortfall
 from profiler.report.text import clean, duration, percent
 from profiler.rundir import Run
 from profiler.shortfalls import EXPLAINED
@@ -177,7 +175,7 @@ def _shortfalls(summary: Summary) -> Iterator[Step]:
         causes.pop("limiter", None)
         if causes and strategy.loops.due:
             cause = max(causes, key=lambda one: causes[one])
-            words, remedy = EXPLAINED[cast(Shortfall, cause)]
+            words, remedy = EXPLAINED[cause]
             if causes[cause] >= WORTH_A_SHORTFALL * strategy.loops.due:
                 yield Step(f"Under {clean(strategy.strategy, 40)} {words}: {remedy}.")
                 return
