@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from weakref import WeakKeyDictionary
 
 from profiler.anatomy import Interval, overlap, union
 from profiler.loop.eventloop import native_sleep, start_native_thread
@@ -210,7 +210,7 @@ class LagSampler:
         heartbeat: Heartbeat | None = None,
     ) -> None:
         self.observers: set[Callable[[int], None]] = set()
-        self._loop = loop
+        self._loop = weakref.ref(loop)  # which outlives it; a sampler that is kept must not keep its loop
         self._clock = clock
         self._run_delay = RunDelay().read_ns if run_delay is None else run_delay
         self._heartbeat = heartbeat
@@ -282,7 +282,9 @@ class LagSampler:
     def _schedule(self) -> None:
         self._due_ns = self._clock() + int(INTERVAL_SECONDS * 1e9)
         self._delay_ns = self._run_delay()
-        self._timer = self._loop.call_later(INTERVAL_SECONDS, self._sample)
+        loop = self._loop()
+        assert loop is not None  # it runs
+        self._timer = loop.call_later(INTERVAL_SECONDS, self._sample)
 
     def _sample(self) -> None:
         now_ns = self._clock()
@@ -326,7 +328,7 @@ def late_ns() -> int:
     return 0 if sampler is None else sampler.late_ns()
 
 
-_samplers: WeakKeyDictionary[asyncio.AbstractEventLoop, LagSampler] = WeakKeyDictionary()
+_samplers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LagSampler] = weakref.WeakKeyDictionary()
 _heartbeat = Heartbeat()
 
 

@@ -15,7 +15,6 @@ import pytest
 from profiler.cli import main
 from profiler.emulator.process import EmulatorProcess, start_emulator
 from profiler.rundir import Run, RunDirectory
-from profiler.tune import search as driver
 from tests.integration.locust_process import locust
 
 SCENARIO = """
@@ -125,9 +124,8 @@ def test_compare_stops_at_a_cost_and_says_so(
 
 
 def test_a_search_stops_at_a_number_of_requests_over_its_experiments(
-    tmp_path: Path, scenario: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scenario: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(driver, "PILOT_SECONDS", 1.0)
     with start_emulator(str(scenario)) as emulator:
         code = main(
             [

@@ -666,7 +666,9 @@ def test_locust_file_takes_any_options_or_refuses_them_by_name(
     else:
         refusal = ""
         again = LoadOptions.from_namespace(LOCUST.parse_args(options.arguments()))
-        assert again == replace(options, run_directory=None)
+        # What one of our own processes asks of another is in no line that repeats a run.
+        hidden = {name: one.default for name, one in LoadOptions.declared() if one.hidden}
+        assert again == replace(options, **hidden)
         assert unpack(Prepare, pack(Prepare(options, "", 0, 1, "", Anchor(0, 0)))).options == options
     if refusal:
         names = ("--base-url", *action.option_strings) if action.dest == "host" else action.option_strings

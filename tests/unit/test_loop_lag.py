@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
+import weakref
 
 import pytest
 
-from profiler.loop.lag import IDLE_NS, STEPS, BusyPeriod, Heartbeat, LagSampler, Lateness, Stall, lateness
+from profiler.loop.lag import (
+    IDLE_NS,
+    STEPS,
+    BusyPeriod,
+    Heartbeat,
+    LagSampler,
+    Lateness,
+    Stall,
+    lag_sampler,
+    lateness,
+)
 from profiler.testing import run_virtual
 
 MS = 1_000_000
@@ -289,3 +302,19 @@ def test_sum_of_all_lags_counts_stops_as_the_machines_once_the_heartbeat_has_see
         return early, settled
 
     assert run_virtual(main) == (Lateness(80 * MS, 0), Lateness(0, 80 * MS))
+
+
+def test_sampler_and_what_it_holds_open_go_with_their_event_loop():
+    """An application may run each request in an event loop of its own."""
+    seen = []
+
+    async def main():
+        sampler = lag_sampler(time.monotonic_ns)
+        sampler.enter()
+        sampler.leave(0)
+        seen.append(weakref.ref(sampler))
+
+    for _ in range(3):
+        asyncio.run(main())
+    gc.collect()
+    assert [sampler() for sampler in seen] == [None, None, None]
