@@ -112,7 +112,7 @@ class Lane:
 
 
 _TELLING: dict[Signal, int] = {"ok": 0, "unknown": 1, "timeout": 2, "rejected": 3}
-"""Of several signals about one pass, the one with the highest number counts."""
+"""When calls in one slot ended differently, the signal with the highest number counts."""
 
 
 @dataclass(slots=True, eq=False)

@@ -119,7 +119,7 @@ class Meter:
 
 
 class Kernel:
-    """What the kernel counts of this process's container and machine, from when it is made."""
+    """Throttling of the container and load of the machine, counted by the kernel since this was made."""
 
     def __init__(self, read_text: Callable[[str], str | None] = read_text) -> None:
         self._read_text = read_text

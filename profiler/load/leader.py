@@ -51,7 +51,7 @@ LONGEST_SPREAD = 0.5
 """Agents start within this share of the window, however long their loops take."""
 
 CUT_SECONDS = 0.5
-"""What is kept of the time of a test for cutting off the loops that still run at its end."""
+"""Seconds reserved at the end of a test for cancelling loops that still run."""
 
 WATCH_SECONDS = 0.25
 LIMITED_WATCH_SECONDS = 0.02

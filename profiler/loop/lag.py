@@ -305,7 +305,7 @@ class LagSampler:
         self._schedule()
 
     def _count_stops(self, until_ns: int) -> None:
-        """What was counted as held while the process was stopped was the machine's."""
+        """Move lateness from `held_ns` to `machine_ns` where the process turned out to have been stopped."""
         recent = []
         while self._recent and self._recent[0].ended_ns <= until_ns:
             recent.append(self._recent.popleft())

@@ -297,7 +297,7 @@ def is_pending(value: Any) -> bool:
 
 
 def drained(function: Callable[[], Any]) -> Any:
-    """What a sync tool returns, called in its thread; of a generator the list of its items."""
+    """Call a sync tool, in its own thread, and return its result; for a generator, a list of its items."""
     value = function()
     if isinstance(value, GeneratorType) and not inspect.isawaitable(value):
         return list(value)
@@ -305,7 +305,7 @@ def drained(function: Callable[[], Any]) -> Any:
 
 
 async def finished(value: Any) -> Any:
-    """What a tool has returned, awaited as long as it can be; of a generator the list of its items."""
+    """Await a tool's result until nothing is left to await; for a generator, return a list of its items."""
     while is_pending(value):
         if hasattr(type(value), "__anext__") and not inspect.isawaitable(value):
             return [item async for item in value]
