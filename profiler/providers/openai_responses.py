@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import openai
+from openai import AsyncStream
+from openai.types.responses import Response, ResponseStreamEvent
 
 from profiler.loop.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult
 from profiler.loop.tools import Tool
@@ -17,6 +19,12 @@ class OpenAIResponses(OpenAIModel):
     """A model behind Responses."""
 
     provider = "openai-responses"
+    path, reply_type = "/responses", Response
+    stream_type = AsyncStream[ResponseStreamEvent]
+
+    @property
+    def _create(self) -> Any:
+        return self.client.responses.create
 
     def render_tools(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
         return [
@@ -41,10 +49,10 @@ class OpenAIResponses(OpenAIModel):
         try:
             if not options.stream:
                 with reading(self.provider, raised=NO_JSON):
-                    response = await self.client.responses.create(**arguments)
+                    response = await self._ask(arguments)
                 request_id = getattr(response, "_request_id", None)
             else:
-                stream = await self.client.responses.create(**arguments, stream=True)
+                stream = await self._ask(arguments, stream=True)
                 request_id = stream.response.headers.get("x-request-id")
                 with reading(self.provider, request_id, probe=probe):
                     response = await self._follow(stream, probe, request_id)
