@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import urllib.request
 from importlib import resources
@@ -16,6 +17,7 @@ from profiler import Gathered, ProviderError, SemaphoreLimited, ToolLoop, tool
 from profiler.anatomy import loop_phases
 from profiler.emulator.process import start_emulator
 from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses, make_provider
+from profiler.providers.endpoint import Endpoint, client_options
 from profiler.scenarios.tools import close_tool_client, get_population, get_weather
 
 PROVIDERS = ["openai", "openai-responses", "anthropic"]
@@ -247,3 +249,32 @@ async def test_clients_of_the_users_own_are_used_as_they_are(url):
             # on httpx2's own transport
             assert attempt.started_ns < attempt.sent_ns < attempt.first_byte_ns
     await close_tool_client()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("api", [OpenAIChat, OpenAIResponses])
+async def test_our_own_client_sends_what_create_would_send(url, api, stream):
+    endpoint = Endpoint.parse(url)
+    given = openai.AsyncOpenAI(
+        base_url=endpoint.openai_base,
+        api_key="mine",
+        http_client=openai.DefaultAioHttpClient(**client_options(endpoint)),
+    )
+    sent: list[list[tuple[str, dict, dict]]] = []
+    for model in (api(endpoint=endpoint, api_key="mine"), api(given)):
+        requests: list[tuple[str, dict, dict]] = []
+
+        async def note(request, requests=requests):
+            headers = {name: value for name, value in request.headers.items() if name != "content-length"}
+            body = re.sub(r"(call|fc|msg|rs)_\w{20,}", r"\1_", request.content.decode())  # ids are random
+            requests.append((request.url.path, headers, json.loads(body)))
+
+        model.client._client.event_hooks["request"].append(note)
+        loop = ToolLoop(model, [get_weather, get_population], stream=stream)
+        result = await loop.run(PROMPT, number=4)
+        assert result.text
+        sent.append(requests)
+        await model.client.close()
+    await close_tool_client()
+    assert len(sent[0]) >= 2  # one of them with calls and their results
+    assert sent[0] == sent[1]
