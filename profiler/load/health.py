@@ -1,7 +1,7 @@
 """How one process of a load test fares: the loops of a trial, its lags and its CPU, its clock.
 
 A client that is busy, or that its machine does not run, adds its own waiting to every latency it reports;
-`statistics.lateness` says how much, `statistics.caveats` whose fault that was.
+`statistics.lateness` says how much, `statistics.faults` whose fault that was.
 """
 
 from __future__ import annotations

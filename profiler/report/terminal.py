@@ -15,7 +15,8 @@ from profiler.limits.spec import totals
 from profiler.loop.model import parse_model_limit
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.rundir import Run
-from profiler.statistics.caveats import Caveat, busiest
+from profiler.statistics.caveats import Caveat
+from profiler.statistics.faults import busiest
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.summary import Summary
 from profiler.statistics.verdicts import Regression

@@ -10,14 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from profiler.rundir import ClientHealth, IncidentKind, Run
-from profiler.statistics.figures import AgentCalls, StrategySummary
-from profiler.statistics.lateness import CAUTION, LIMIT_SECONDS, LIMIT_SHARE, worst
+from profiler.statistics.faults import Fault, judge, said_of
+from profiler.statistics.figures import StrategySummary
+from profiler.statistics.heeding import counted, untold, went_around
 from profiler.statistics.quantiles import FEWEST_BLOCKS, MEMORIES
-from profiler.statistics.table import Table
-from profiler.strategies import StrategySpec
 
 CaveatKind = Literal[
     "strategy_ignored",
@@ -53,10 +50,6 @@ CaveatKind = Literal[
     "different_work",
 ]
 
-SCHEDULE_LAG_SHARE = 0.05
-"""How late loops may start, as a share of the median loop."""
-CPU_LIMIT = 0.90
-"""Share of one core."""
 DELIVERED_SHARE = 0.95
 BLOCKING_LIMIT = 0.050
 """Seconds for which one call held the event loop."""
@@ -65,17 +58,8 @@ BLOCKING_SHARE = 0.05
 CUT_SHARE = 0.01
 LATE_SHARE = 0.01
 LOOPS_PER_WINDOW = 2
-AROUND_SHARE = 0.05
-"""The share of the calls that may go around a limiter of something else than calls at once."""
-UNTOLD_SHARE = 0.05
-"""The share of the calls whose failure may teach a limit that adapts nothing."""
-TOLD = frozenset(("http_429", "http_503", "http_529", "cancelled"))
-"""Failures of calls that a limiter learns from, and those that are no failures of the tool."""
 CHANCE = 3.0
 """Standard deviations by which random arrivals may fall short of the load that was asked for."""
-
-OUR_OTHERS = ("the emulator", "the master")
-"""Processes of ours that run no loops, by their names in `Run.client`."""
 
 _INCIDENTS: dict[IncidentKind, tuple[str, str]] = {
     "worker_lost": (
@@ -166,39 +150,25 @@ def watching(unobserved: int, orphans: int, ambiguous: int) -> Iterator[Caveat]:
     if unobserved:
         yield Caveat(
             "unobserved_calls",
-            f"{_calls(unobserved)} that the model asked for {_were(unobserved)} run by no watched tool",
+            f"{counted(unobserved)} that the model asked for {_were(unobserved)} run by no watched tool",
             "is each tool wrapped with prof.tool, under the name that the model knows?",
         )
     if orphans:
         yield Caveat(
             "orphan_calls",
-            f"{_calls(orphans)} of watched tools ran outside every loop",
+            f"{counted(orphans)} of watched tools ran outside every loop",
             "is prof.loop missing, or does a thread lose its context?",
         )
     if ambiguous:
         yield Caveat(
             "ambiguous_calls",
-            f"{_calls(ambiguous)} could not be told apart",
+            f"{counted(ambiguous)} could not be told apart",
             "were arguments equal in two loops at once, in threads without context, or changed on their way?",
         )
 
 
 def _were(count: int) -> str:
     return "was" if count == 1 else "were"
-
-
-def busiest(run: Run, client: str) -> dict[str, float]:
-    """The largest share of a core that each kind of process used; those that run loops are the `client`."""
-    return _busiest(run.client, client)
-
-
-def _busiest(healths: Sequence[ClientHealth], client: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for health in healths:
-        if health.cpu is not None:
-            name = health.process if health.process in OUR_OTHERS else client
-            found[name] = max(health.cpu, found.get(name, 0.0))
-    return found
 
 
 def _strategies(
@@ -212,104 +182,22 @@ def _strategies(
     for strategy in strategies:
         name, calls = strategy.strategy, strategy.agent_calls
         spec = run.strategy(name)
-        if calls is not None and (beside := _beside(spec, calls, share)) is not None:
+        if calls is not None and (around := went_around(spec, calls, share)) is not None:
             yield Caveat(
                 "strategy_ignored",
-                f"{name} was not heeded: {beside}",
+                f"{name} was not heeded: {around}",
                 "hand the agent's calls to ctx.execute, ctx.slot or a ToolLoop with ctx.strategy; "
                 "until then its figures are those of the agent's own way",
                 invalid=True,
                 strategies=tuple(_labels([one for one in every if one.strategy == name], every)),
             )
-        elif spec.adapts and (untold := _untold(strategy)) is not None:
+        elif spec.adapts and (reason := untold(strategy)) is not None:
             yield Caveat(
                 "limiter_blind",
-                f"{name}: {untold}",
+                f"{name}: {reason}",
                 "watch the function that fails (ctx.profiler.tool), or call slot.rejected() where a server "
                 "refuses",
             )
-
-
-def _beside(spec: StrategySpec, calls: AgentCalls, share: int) -> str | None:
-    """How calls went around a strategy, in words; None where they did not."""
-    if spec.kind not in ("sequential", "limited"):
-        return None
-    exceeded = ""
-    for rule, most in zip(spec.rules or (None,), calls.most, strict=False):
-        allowed = 1 if rule is None else rule.make(share).limit if rule.fixed_limit is not None else None
-        # Without a call that went around it, more than the limit are tools that call tools; but what runs
-        # through `execute` is of no tool by name.
-        if allowed is None or most <= allowed or not (calls.unlimited or (rule and rule.tool)):
-            continue
-        of = f" of {rule.tool}" if rule is not None and rule.tool else ""
-        exceeded = f"it allows {_calls(allowed)}{of} at once, and {most} ran at once"
-        break
-    if calls.calls and calls.unlimited >= calls.calls:
-        said = f"none of {calls.calls} calls went through it"
-        return f"{said}; {exceeded}" if exceeded else said
-    around = f"{calls.unlimited} of {calls.calls} calls went around it"
-    if exceeded:
-        return f"{exceeded}; {around}"
-    fixed = spec.kind == "sequential" or any(rule.fixed_limit is not None for rule in spec.rules)
-    return around if not fixed and calls.unlimited > AROUND_SHARE * calls.calls else None
-
-
-def _untold(strategy: StrategySummary) -> str | None:
-    """Failures that taught a limit which adapts nothing, in words; None where there are few."""
-    calls = strategy.agent_calls
-    if calls is not None and calls.unobserved > UNTOLD_SHARE * calls.calls:
-        return (
-            f"{calls.unobserved} of {calls.calls} calls ran in functions that are not watched: "
-            "where the agent turns a failure into a result, it did not reach the limiter"
-        )
-    ran = sum(tool.calls for tool in strategy.tools.values())
-    untold = sum(
-        count
-        for tool in strategy.tools.values()
-        for reason, count in tool.error_types.items()
-        if not (reason in TOLD or "timeout" in reason.lower())
-    )
-    if untold > UNTOLD_SHARE * ran:
-        return (
-            f"{untold} of {ran} calls failed in ways that do not reach the limiter, which heeds 429, 503, "
-            "529 and timeouts"
-        )
-    return None
-
-
-def _calls(count: int) -> str:
-    return f"{count} call{'s' if count != 1 else ''}"
-
-
-Fault = Literal["client_saturated", "machine_busy", "container_throttled", "client_late"]
-
-CPU_WEIGHT = 0.1
-"""Of time that a process ran or waited to run, how much counts as lag when it is asked whose fault that was.
-
-Lag that was sampled counts whole. What made no timer late may still have made answers late.
-"""
-WORTH_SAYING = 0.02
-"""A share of the time that is not worth a word is below this."""
-THROTTLED_SHARE = 0.2
-"""Of the time for which a client was ready and did not run, what its quota must have kept it for."""
-
-
-def fault(healths: Sequence[ClientHealth]) -> Fault:
-    """Whose fault it was that clients were late, from what they and the kernel counted in some trials."""
-    own = machine = delayed = throttled = 0.0
-    for health in healths:
-        if health.delayed_seconds is None or health.machine_seconds is None:
-            continue
-        own += (health.held_seconds or 0.0) + CPU_WEIGHT * (health.cpu_seconds or 0.0)
-        machine += health.machine_seconds + CPU_WEIGHT * health.delayed_seconds
-        delayed += health.delayed_seconds
-        throttled += health.throttled_seconds or 0.0
-    if not own and not machine:
-        busy = any((health.cpu or 0.0) > CPU_LIMIT for health in healths)
-        return "client_saturated" if busy else "client_late"
-    if throttled and throttled > THROTTLED_SHARE * delayed and machine > own:
-        return "container_throttled"
-    return "machine_busy" if machine > own else "client_saturated"
 
 
 def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
@@ -322,12 +210,12 @@ def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]
             if (trial.strategy, trial.users) == (strategy.strategy, strategy.users)
         }
         healths = [health for health in run.client if health.trial is None or health.trial in trials]
-        severity, said, whose = _judge(strategy, healths)
+        severity, said, whose = judge(strategy, healths)
         if said:
             found.setdefault(whose, []).append((severity, name, said, healths))
     for whose, broken in found.items():
         _, _, said, healths = max(broken, key=lambda one: one[0])
-        about, remedy = _said_of(whose, healths, run)
+        about, remedy = said_of(whose, healths, run)
         names = tuple(dict.fromkeys(name for _, name, _, _ in broken))
         everywhere = len(names) == len({(one.strategy, one.users) for one in strategies})
         of = "" if everywhere else f" under {', '.join(names)}"
@@ -339,80 +227,6 @@ def _labels(strategies: Sequence[StrategySummary], every: Sequence[StrategySumma
     """Their names, with the load where there are several among `every`."""
     several = len({one.users for one in every}) > 1
     return [f"{one.strategy} ({one.users} agents)" if several else one.strategy for one in strategies]
-
-
-def _judge(strategy: StrategySummary, healths: Sequence[ClientHealth]) -> tuple[float, str, Fault]:
-    """(how bad, what is wrong with a strategy's figures, whose fault); nothing said when nothing is."""
-    ran = [health for health in healths if health.process not in OUR_OTHERS]
-    broken: list[tuple[float, str, Fault]] = []
-    part, medians = worst(strategy.client_parts), _medians(strategy)
-    if part is not None:
-        if part.excess > CAUTION:
-            ours, whole = _ms(part.late_seconds), _ms(part.seconds)
-            said = f"{ours} of the {whole} of {part.figure} went by in the client"
-            broken.append((part.excess, said, fault(ran)))
-    elif medians:
-        # Nothing was observed of each call: then any of them may have been as late as the loop's timers.
-        lag = max((health.loop_lag_p99 or 0.0 for health in ran), default=0.0)
-        excess = min(lag / LIMIT_SECONDS, lag / (LIMIT_SHARE * min(medians)))
-        if excess > 1:
-            said = f"the event loop was late by {_ms(lag)} at p99, beside a median of {_ms(min(medians))}"
-            broken.append((excess, said, fault(ran)))
-    late = max((_schedule_lag(health) for health in ran), default=0.0)
-    median = strategy.loop_seconds.p50.value
-    if median and late > max(LIMIT_SECONDS, SCHEDULE_LAG_SHARE * median):
-        said = f"loops started {_ms(late)} late, more than 5 % of the median {_ms(median)}"
-        broken.append((late / (SCHEDULE_LAG_SHARE * median), said, fault(ran)))
-    for who, share in _busiest(healths, "a client process").items():
-        if share > CPU_LIMIT:
-            said = f"{who} kept a core {min(share, 1.0) * 100:.0f} % busy (limit 90 %)"
-            broken.append((share / CPU_LIMIT, said, "client_saturated"))
-    if not broken:
-        return 0.0, "", "client_late"
-    severity, _, whose = max(broken, key=lambda one: one[0])
-    return severity, ", and ".join(said for _, said, _ in broken), whose
-
-
-def _medians(strategy: StrategySummary) -> list[float]:
-    """The medians that lateness is added to."""
-    found = [strategy.loop_seconds.p50.value, strategy.phases.get("model")]
-    found += [figures.seconds.p50.value for figures in strategy.tools.values()]
-    return [median for median in found if median]
-
-
-def _schedule_lag(health: ClientHealth) -> float:
-    """How late loops started at p95; runs of old know p99."""
-    return (
-        health.schedule_lag_p95 if health.schedule_lag_p95 is not None else health.schedule_lag_p99
-    ) or 0.0
-
-
-def _said_of(whose: Fault, healths: Sequence[ClientHealth], run: Run) -> tuple[str, str]:
-    """(whose fault it was in words, the remedy)."""
-    more = f"more workers (now {run.workers})" if run.workers < run.machine.cores else "another machine"
-    counted = [
-        ("its event loop was ready and did not run for {} of the time", [h.delayed_share for h in healths]),
-        ("something waited for a processor for {}", [h.waited for h in healths]),
-        ("its host took {} of a core", [h.stolen for h in healths]),
-    ]
-    known = [(words, max((share or 0.0 for share in shares), default=0.0)) for words, shares in counted]
-    said = [words.format(f"{min(share, 1.0) * 100:.0f} %") for words, share in known if share >= WORTH_SAYING]
-    if whose == "machine_busy":
-        counts = f" ({', '.join(said)})" if said else ""
-        return f"this machine is busy{counts}", "stop the other work, or use another machine"
-    if whose == "container_throttled":
-        counts = f" ({said[0]})" if said else ""
-        return f"this container is throttled{counts}", "raise its CPU quota, or use fewer agents"
-    if whose == "client_saturated":
-        return "this client is saturated", f"use fewer agents or {more}"
-    return (
-        "this client was late, cannot tell whose fault",
-        f"stop other work on this machine, or use fewer agents or {more}",
-    )
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _blocking(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
@@ -575,59 +389,3 @@ def _warm_ups(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
 
 def _seconds(value: float) -> str:
     return f"{value:.3g} s"
-
-
-TWO_RUNS = Caveat(
-    "two_runs",
-    "the runs were made at two times, so a drift of the system between them looks like a change",
-    "compare both in one run, block by block, where it matters",
-)
-"""The caveat of every comparison of two runs."""
-
-WORK_SHARE = 0.10
-"""Calls per loop that differ by a larger share are other work."""
-
-_MATTER = (
-    *("agent", "base_url", "tools_url", "stream", "max_rounds", "tool_choice", "parallel_tool_calls"),
-    *("model_limit", "max_in_flight", "share_limit"),
-)
-"""Arguments that change what is measured; one run against another says where they differ."""
-
-
-def different_conditions(before: Run, after: Run, tables: tuple[Table, Table]) -> Iterator[Caveat]:
-    """What differs between two runs and may be the reason of a difference, or the very thing compared."""
-    pairs = [
-        ("provider", before.provider, after.provider),
-        ("model", before.model, after.model),
-        *((name, before.arguments.get(name), after.arguments.get(name)) for name in _MATTER),
-        ("workers", before.workers, after.workers),
-        ("processor", before.machine.cpu, after.machine.cpu),
-        ("cores", before.machine.cores, after.machine.cores),
-    ]
-    # What a run of an earlier version did not note is not known to differ.
-    found = [
-        f"{name.replace('_', ' ')} ({now or 'none'} against {then or 'none'})"
-        for name, then, now in pairs
-        if then != now
-        and not (name in _MATTER and not (name in before.arguments and name in after.arguments))
-    ]
-    if found:
-        yield Caveat(
-            "different_conditions",
-            f"the runs differ in {', '.join(found)}",
-            "a difference may come from that, if that is not what is compared",
-        )
-    work = []
-    tools = [set(table.tools) for table in tables]
-    calls = [table.call_loop.size / max(1, int(np.count_nonzero(table.nested == 0))) for table in tables]
-    if tools[0] != tools[1]:
-        names = ", ".join(sorted(tools[0] ^ tools[1])[:4])
-        work.append(f"tools that only one of them called ({names})")
-    if abs(calls[1] - calls[0]) > WORK_SHARE * max(calls):
-        work.append(f"{calls[1]:.2f} calls a loop against {calls[0]:.2f}")
-    if work:
-        yield Caveat(
-            "different_work",
-            f"the loops of the two runs did different work: {' and '.join(work)}",
-            "a loop that does less is faster; compare runs of the same work",
-        )

@@ -9,12 +9,13 @@ from typing import Literal
 from profiler.errors import UsageError
 from profiler.rundir import RUN, Run, RunDirectory
 from profiler.statistics.backlog import Backlog
-from profiler.statistics.caveats import TWO_RUNS, Caveat, caveats, different_conditions
+from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import RELEVANT_FAILURES, Comparison, Difference, Ratio, compare_runs
 from profiler.statistics.figures import StrategySummary, figures
 from profiler.statistics.objectives import RegressionGate, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE, FEWEST_BLOCKS
 from profiler.statistics.table import tabulate
+from profiler.statistics.two_runs import TWO_RUNS, different_conditions
 from profiler.statistics.windows import Measured, measure
 
 VerdictKind = Literal[

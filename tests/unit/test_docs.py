@@ -14,7 +14,7 @@ from profiler.limits import limiter, refusals
 from profiler.load import plan
 from profiler.load.options import LoadOptions
 from profiler.loop import eventloop, lag
-from profiler.statistics import caveats, comparison, lateness, quantiles, replay, summary, windows
+from profiler.statistics import comparison, faults, lateness, quantiles, replay, summary, windows
 from tools import options
 
 ROOT = Path(__file__).parents[2]
@@ -59,8 +59,8 @@ def test_commands_in_blocks_are_understood(document):
         "{p50:.0%} of it at p50 and {p95:.0%} at p95".format(**lateness.SHARES).replace("%", " %"),
         f"more than {lateness.LIMIT_SHARE * 100:g} % of the rest and",
         f"and more than {lateness.LIMIT_SECONDS * 1e3:g} ms (from {lateness.CAUTION:g} of both on",
-        f"by more than {caveats.SCHEDULE_LAG_SHARE * 100:g} % of their median",
-        f"a core was more than {caveats.CPU_LIMIT * 100:g} % busy",
+        f"by more than {faults.SCHEDULE_LAG_SHARE * 100:g} % of their median",
+        f"a core was more than {faults.CPU_LIMIT * 100:g} % busy",
         f"The first {replay.CALLS_PER_TRIAL:,} tool calls of a trial".replace(",", " "),
         f"more than {replay.REPLAY_TOLERANCE * 100:g} %, nothing is estimated",
         f"With at least {summary.FEWEST_LOADS} loads",

@@ -10,7 +10,8 @@ import pytest
 
 from profiler.records import LoopRecord
 from profiler.rundir import ClientHealth
-from profiler.statistics.caveats import Caveat, fault
+from profiler.statistics.caveats import Caveat
+from profiler.statistics.faults import fault
 from profiler.statistics.lateness import ClientPart, client_parts, worst
 from profiler.statistics.summary import Summary, summarise
 from profiler.statistics.table import tabulate

@@ -1,0 +1,66 @@
+"""What a reader must know of two runs that are compared: they were made at two times, and maybe not alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from profiler.rundir import Run
+from profiler.statistics.caveats import Caveat
+from profiler.statistics.table import Table
+
+TWO_RUNS = Caveat(
+    "two_runs",
+    "the runs were made at two times, so a drift of the system between them looks like a change",
+    "compare both in one run, block by block, where it matters",
+)
+"""The caveat of every comparison of two runs."""
+
+WORK_SHARE = 0.10
+"""Calls per loop that differ by a larger share are other work."""
+
+_MATTER = (
+    *("agent", "base_url", "tools_url", "stream", "max_rounds", "tool_choice", "parallel_tool_calls"),
+    *("model_limit", "max_in_flight", "share_limit"),
+)
+"""Arguments that change what is measured; one run against another says where they differ."""
+
+
+def different_conditions(before: Run, after: Run, tables: tuple[Table, Table]) -> Iterator[Caveat]:
+    """What differs between two runs and may be the reason of a difference, or the very thing compared."""
+    pairs = [
+        ("provider", before.provider, after.provider),
+        ("model", before.model, after.model),
+        *((name, before.arguments.get(name), after.arguments.get(name)) for name in _MATTER),
+        ("workers", before.workers, after.workers),
+        ("processor", before.machine.cpu, after.machine.cpu),
+        ("cores", before.machine.cores, after.machine.cores),
+    ]
+    # What a run of an earlier version did not note is not known to differ.
+    found = [
+        f"{name.replace('_', ' ')} ({now or 'none'} against {then or 'none'})"
+        for name, then, now in pairs
+        if then != now
+        and not (name in _MATTER and not (name in before.arguments and name in after.arguments))
+    ]
+    if found:
+        yield Caveat(
+            "different_conditions",
+            f"the runs differ in {', '.join(found)}",
+            "a difference may come from that, if that is not what is compared",
+        )
+    work = []
+    tools = [set(table.tools) for table in tables]
+    calls = [table.call_loop.size / max(1, int(np.count_nonzero(table.nested == 0))) for table in tables]
+    if tools[0] != tools[1]:
+        names = ", ".join(sorted(tools[0] ^ tools[1])[:4])
+        work.append(f"tools that only one of them called ({names})")
+    if abs(calls[1] - calls[0]) > WORK_SHARE * max(calls):
+        work.append(f"{calls[1]:.2f} calls a loop against {calls[0]:.2f}")
+    if work:
+        yield Caveat(
+            "different_work",
+            f"the loops of the two runs did different work: {' and '.join(work)}",
+            "a loop that does less is faster; compare runs of the same work",
+        )
