@@ -89,7 +89,10 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class Condition:
-    """One run: a server, agents, and a disturbance for each strategy."""
+    """One run: a server, agents, and a disturbance for each strategy.
+
+    `rate`: loops a second that arrive whatever became of those before them; 0 is a closed load.
+    """
 
     number: int
     behaviour: str
@@ -101,6 +104,7 @@ class Condition:
     computing_seconds: float
     disturbances: dict[str, Disturbance]
     window_seconds: int = 5
+    rate: float = 0.0
 
     @classmethod
     def draw(cls, seed: int, number: int, kinds: Sequence[str]) -> Condition:
@@ -113,16 +117,25 @@ class Condition:
         elif number % 8 == 3:
             computing = round(0.001 * 50 ** source.random(), 4)
         strategies = source.sample(STRATEGIES, len(STRATEGIES))
+        behaviour = source.choice(BEHAVIOURS)
+        model_seconds = round(seconds * source.choice((1.0, 2.0)), 4)
+        servers, calls = source.choice((2, 4, 8)), source.choice((1, 2, 3, 5))
+        rate = 0.0
+        if number % 5 == 2:  # near what the agents, or the server, can do
+            rate = 0.8 * users / (2 * model_seconds + calls * seconds)
+            if behaviour in ("queueing", "sharing"):
+                rate = min(rate, 0.8 * servers / max(2 * model_seconds, calls * seconds))
         return cls(
             number=number,
-            behaviour=source.choice(BEHAVIOURS),
+            behaviour=behaviour,
             seconds=round(seconds, 4),
-            model_seconds=round(seconds * source.choice((1.0, 2.0)), 4),
-            servers=source.choice((2, 4, 8)),
-            calls=source.choice((1, 2, 3, 5)),
+            model_seconds=model_seconds,
+            servers=servers,
+            calls=calls,
             users=users,
             computing_seconds=computing,
             disturbances={strategy: Disturbance.draw(source, kinds) for strategy in strategies},
+            rate=round(rate, 2),
         )
 
     def said_of(self, strategy: str) -> str:
@@ -212,6 +225,8 @@ def _run(condition: Condition, url: str, kept: Path) -> None:
         "--blocks",
         "1",
     ]
+    if condition.rate:
+        command += ["--arrivals", f"{condition.rate:g}/s"]
     for strategy in condition.disturbances:
         command += ["--strategy", strategy]
     command += ["--calibrate", "0", "--no-metrics", "--quiet", "--json", "--out", str(kept / "runs")]
@@ -456,7 +471,8 @@ def judge(kept: Path) -> list[Judged]:
         found.append(
             Judged(
                 condition.number,
-                f"{condition.disturbances[group.strategy]} | {condition.behaviour}, {group.users} agents, "
+                f"{condition.disturbances[group.strategy]} | {condition.behaviour}, "
+                + (f"{condition.rate:g}/s, " if condition.rate else f"{group.users} agents, ")
                 + (f"computing {condition.computing_seconds:g}, " if condition.computing_seconds else "")
                 + group.strategy,
                 condition.said_of(group.strategy),
