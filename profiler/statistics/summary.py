@@ -59,7 +59,7 @@ def fit(loads: Sequence[float], throughputs: Sequence[Sequence[float]], seed: in
     Relative errors are minimised, since throughput varies in proportion to itself. The intervals come
     from a bootstrap of the blocks within each load, or of the residuals where a load has one block.
     A peak counts as seen when κ's interval stays above 0 and N* lies between the smallest load (below
-    it, throughput falls from the start) and twice the largest.
+    it, goodput falls from the start) and twice the largest.
     """
     if len({load for load, blocks in zip(loads, throughputs, strict=True) if len(blocks)}) < FEWEST_LOADS:
         return None
@@ -92,12 +92,12 @@ def fit(loads: Sequence[float], throughputs: Sequence[Sequence[float]], seed: in
     if at > 2 * max(loads):
         sentence = f"no peak seen up to {max(loads):.0f} agents"
     elif at < x.min():
-        sentence = f"throughput falls with every agent beyond {x.min():.0f}"
+        sentence = f"goodput falls with every agent beyond {x.min():.0f}"
     else:
         peaks = np.sqrt(np.maximum(1 - fits[:, 1], 0) / np.maximum(fits[:, 2], _NEGLIGIBLE))
         first, last = (float(v) for v in np.quantile(peaks, [tail, 1 - tail]))
         peak = Estimate(at, min(first, at), max(last, at))
-        sentence = f"throughput peaks at about {at:.0f} [{peak.low:.0f}, {peak.high:.0f}] agents"
+        sentence = f"goodput peaks at about {at:.0f} [{peak.low:.0f}, {peak.high:.0f}] agents"
     return Scalability(rate, contention, Estimate(kappa, low, high), peak, sentence)
 
 

@@ -19,7 +19,7 @@ def test_peak_far_beyond_the_largest_load_is_not_claimed(coherency, seen):
     assert law is not None
     assert law.coherency.value == pytest.approx(coherency, rel=0.02)
     assert (law.peak is not None) == seen
-    assert law.sentence.startswith("throughput peaks at about 100" if seen else "no peak seen up to 200")
+    assert law.sentence.startswith("goodput peaks at about 100" if seen else "no peak seen up to 200")
 
 
 LOADS = [1, 4, 8, 16, 32, 64]
@@ -47,7 +47,7 @@ def test_known_law_is_recovered() -> None:
     assert found.coherency.value == pytest.approx(0.001, rel=0.02)
     assert found.peak is not None
     assert found.peak.value == pytest.approx(math.sqrt(0.95 / 0.001), rel=0.02)
-    assert found.sentence.startswith("throughput peaks at about 31 [31, 31] agents")
+    assert found.sentence.startswith("goodput peaks at about 31 [31, 31] agents")
     assert found.throughput(16) == pytest.approx(throughput(16, 2.0, 0.05, 0.001), rel=1e-3)
 
 
@@ -87,7 +87,7 @@ def test_fit_of_too_few_loads_is_none() -> None:
 def test_throughput_that_falls_from_the_first_load_on_has_no_peak() -> None:
     found = fit(LOADS, [[2.0 / (1 + 0.01 * (n - 1))] * 3 for n in LOADS])
     assert found is not None
-    assert (found.peak, found.sentence) == (None, "throughput falls with every agent beyond 1")
+    assert (found.peak, found.sentence) == (None, "goodput falls with every agent beyond 1")
 
 
 @pytest.mark.usefixtures("few_repeats")

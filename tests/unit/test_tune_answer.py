@@ -147,7 +147,7 @@ def test_text_has_the_curve_other_loads_scalability_and_rates():
         final,
         curve,
         loads=(AtLoad(1.5, 30, final[0], final[1]), AtLoad(0.5, 10, final[0], None)),
-        scalability="throughput peaks at about 40 [35, 50] agents",
+        scalability="goodput peaks at about 40 [35, 50] agents",
         rates=(advise(parse_quota("openai:tpm=30000"), taken),),
         effective="semaphore:20: up to 20 calls at once",
         runs=("runs/1", "runs/2"),
@@ -158,7 +158,7 @@ def test_text_has_the_curve_other_loads_scalability_and_rates():
     assert "knee at 20, cliff at 40" in lines
     assert "  +50% (30 agents): semaphore:20 5/s [4.75, 5.25]; gathered 1/s [0.95, 1.05]" in lines
     assert "  -50% (10 agents): semaphore:20 5/s [4.75, 5.25]" in lines
-    assert "throughput peaks at about 40 [35, 50] agents" in lines
+    assert "goodput peaks at about 40 [35, 50] agents" in lines
     assert "  look: 4 calls/s at that rate" in lines
     assert "  gpt-4o: 100% of the tokens" in lines
     assert lines[-1] == "290 s, 2 experiments: runs/1, runs/2"
