@@ -171,7 +171,7 @@ def built_in_loops(
     """
     from profiler.scenarios.tools import scenario_tools
 
-    model = make_provider(options.provider, base_url=root, model=options.model)
+    model = make_provider(options.provider, base_url=root, model=options.model, rewrite=False)
     return partial(
         ToolLoop,
         model if model_gate is None else LimitedModel(model, model_gate),
@@ -201,7 +201,7 @@ async def calibrate(options: LoadOptions, root: str) -> Calibration:
     """
     from profiler.scenarios.tools import scenario_tools
 
-    model = make_provider(options.provider, base_url=root, model=options.model)
+    model = make_provider(options.provider, base_url=root, model=options.model, rewrite=False)
     tools = scenario_tools(load_scenario("instant"), root, environment={})
     lines: list[bytes] = []  # recording is part of what the client does; nobody reads these
     sinks = [lambda record: lines.append(encode(record))]

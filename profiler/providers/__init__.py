@@ -48,19 +48,26 @@ def __getattr__(name: str) -> Any:
 
 
 def make_provider(
-    name: str, *, base_url: str | None = None, model: str | None = None, api_key: str | None = None
+    name: str,
+    *,
+    base_url: str | None = None,
+    model: str | None = None,
+    api_key: str | None = None,
+    rewrite: bool = True,
 ) -> Model:
     """The model named on the command line, with a client of ours on aiohttp.
 
     `base_url` may be the server's root or end in `/v1`; None is the provider's own. `model`
-    None is the default of that provider. `api_key` None is the SDK's environment variable.
+    None is the default of that provider. `api_key` None is the SDK's environment variable. `rewrite` is
+    that of `OpenAIModel`; Anthropic's SDK rewrites nothing.
     """
     if name not in PROVIDERS:
         raise UsageError(f"unknown provider {name!r}: expected one of {', '.join(PROVIDERS)}")
     provider = PROVIDERS[name]
     endpoint = Endpoint.parse(base_url) if base_url is not None else None
     model = model if model is not None else provider.default_model
-    made: Model = __getattr__(provider.model_class)(endpoint=endpoint, api_key=api_key, model=model)
+    below = {"rewrite": False} if provider.sdk == "openai" and not rewrite else {}
+    made: Model = __getattr__(provider.model_class)(endpoint=endpoint, api_key=api_key, model=model, **below)
     return made
 
 

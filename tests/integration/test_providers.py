@@ -17,7 +17,7 @@ from profiler import Gathered, ProviderError, SemaphoreLimited, ToolLoop, tool
 from profiler.anatomy import loop_phases
 from profiler.emulator.process import start_emulator
 from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses, make_provider
-from profiler.providers.endpoint import Endpoint, client_options
+from profiler.providers.endpoint import Endpoint
 from profiler.scenarios.tools import close_tool_client, get_population, get_weather
 
 PROVIDERS = ["openai", "openai-responses", "anthropic"]
@@ -253,15 +253,11 @@ async def test_clients_of_the_users_own_are_used_as_they_are(url):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("api", [OpenAIChat, OpenAIResponses])
-async def test_our_own_client_sends_what_create_would_send(url, api, stream):
+async def test_what_goes_below_create_is_what_create_would_send(url, api, stream):
     endpoint = Endpoint.parse(url)
-    given = openai.AsyncOpenAI(
-        base_url=endpoint.openai_base,
-        api_key="mine",
-        http_client=openai.DefaultAioHttpClient(**client_options(endpoint)),
-    )
     sent: list[list[tuple[str, dict, dict]]] = []
-    for model in (api(endpoint=endpoint, api_key="mine"), api(given)):
+    for rewrite in (False, True):
+        model = api(endpoint=endpoint, rewrite=rewrite)
         requests: list[tuple[str, dict, dict]] = []
 
         async def note(request, requests=requests):
