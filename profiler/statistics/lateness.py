@@ -10,6 +10,7 @@ more, since what is in the tail is there because it was noticed late.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,10 @@ CAUTION = 0.9
 
 SHARES = {"p50": 0.5, "p95": 0.9}
 """How much of the time for which an end may have gone unnoticed counts, by the quantile of the figure."""
+
+DOUBT = 2 / math.sqrt(12)
+"""What is added to that where there was one: two standard deviations of a share that may be any from 0 to 1.
+Of n that were observed the mean share is in doubt by this over √n."""
 
 _NS = 1e-9
 
@@ -80,7 +85,8 @@ def worst(parts: Sequence[ClientPart]) -> ClientPart | None:
 def _parts(name: str, wall: Ints, sending: Ints, late: Ints) -> Iterator[ClientPart]:
     if not late.any():
         return
-    for level, share in SHARES.items():
+    for level, expected in SHARES.items():
+        share = min(1.0, expected + DOUBT / math.sqrt(wall.size))
         without = np.maximum(wall - sending - share * late, 0.0)
         reported, left = (quantile(series, LEVELS[level]) or 0.0 for series in (wall, without))
         yield ClientPart(f"{name} {level}", reported * _NS, (reported - left) * _NS)

@@ -42,10 +42,21 @@ def test_sending_counts_whole_and_what_may_have_gone_unnoticed_in_part() -> None
     found = parts([late(loop(k * 200, 100.0), sending=4.0, late=10.0) for k in range(30)])
     assert list(found) == ["loop p50", "loop p95", "model p50", "model p95"]
     assert found["model p50"].seconds == pytest.approx(0.100)
-    assert found["model p50"].late_seconds == pytest.approx(0.009)  # 4 + half of 10
-    assert found["model p95"].late_seconds == pytest.approx(0.013)  # 4 + 90 % of 10
-    assert found["model p50"].share == pytest.approx(9 / 91)
-    assert found["model p50"].excess == pytest.approx(9 / 91 / 0.05)
+    # 4 + (0.5 + 2 / √12 / √30) of 10, and 4 + all of 10, since 0.9 + the same is more
+    assert found["model p50"].late_seconds == pytest.approx(0.010054, abs=1e-6)
+    assert found["model p95"].late_seconds == pytest.approx(0.014)
+    assert found["model p50"].share == pytest.approx(10.054 / 89.946, rel=1e-4)
+    assert found["model p50"].excess == pytest.approx(10.054 / 89.946 / 0.05, rel=1e-4)
+
+
+def test_the_more_were_observed_the_less_is_added_for_doubt() -> None:
+    found = [
+        parts([late(loop(k * 200, 100.0), sending=0.0, late=10.0) for k in range(count)])["model p50"]
+        for count in (1, 4, 100, 10_000)
+    ]
+    assert [one.late_seconds for one in found] == pytest.approx(
+        [0.01, 0.007887, 0.005577, 0.005058], abs=1e-6
+    )
 
 
 def test_lateness_of_a_few_moves_the_tail_and_not_the_median() -> None:
@@ -54,15 +65,15 @@ def test_lateness_of_a_few_moves_the_tail_and_not_the_median() -> None:
     ]
     found = parts(records)
     assert found["model p50"].late_seconds == 0
-    assert found["model p95"].late_seconds == pytest.approx(0.036)
+    assert found["model p95"].late_seconds == pytest.approx(0.038309, abs=1e-6)  # 0.9 + 0.577 / √100 of 40
 
 
 def test_each_tool_is_judged_by_its_own_median() -> None:
     records = [late(loop(k * 300, 100.0, calls=[(0.0, 20.0)]), 0.0, 1.0, tool=6.0) for k in range(30)]
     found = parts(records)
     (tool,) = [name for name in found if name.endswith("p50") and name.split()[0] not in ("loop", "model")]
-    assert found[tool].late_seconds == pytest.approx(0.003)
-    assert found[tool].excess == pytest.approx(1.5)  # 3 of 17 ms is more than 5 %, and 3 of 2 ms
+    assert found[tool].late_seconds == pytest.approx(0.003632, abs=1e-6)
+    assert found[tool].excess == pytest.approx(1.816, abs=1e-3)  # of 16.4 ms more than 5 %, and of 2 ms
     assert found["model p50"].excess < 1
     assert worst(list(found.values())) == found[tool.replace("p50", "p95")]
 
@@ -142,7 +153,7 @@ def test_strategy_that_the_client_made_late_is_invalid_and_no_other() -> None:
     (caveat,) = invalid(found)
     assert (caveat.kind, caveat.strategies) == ("client_saturated", ("gathered",))
     assert caveat.detail.startswith(
-        "this client is saturated under gathered: 10.9 ms of the 100 ms of loop p95 went by in the client"
+        "this client is saturated under gathered: 11 ms of the 100 ms of loop p95 went by in the client"
     )
     assert {one.strategy: one.valid for one in found.strategies} == {"gathered": False, "sequential": True}
     assert found.valid is False
