@@ -380,6 +380,7 @@ def can_throttle() -> bool:
 
 def computing_agent(context: Any) -> Any:
     """A hand-written agent that computes for a while in each loop, as one parses or embeds something."""
+    import httpx
     from openai import AsyncOpenAI, DefaultAioHttpClient
 
     from profiler.scenarios.tools import get_population
@@ -388,8 +389,14 @@ def computing_agent(context: Any) -> Any:
         AsyncOpenAI(base_url=context.openai_url, api_key="none", http_client=DefaultAioHttpClient())
     )
     context.on_close(client.close)
-    tool = context.profiler.tool(get_population.function)
+    population = context.profiler.tool(get_population.function)
     seconds = float(os.environ["COMPUTING_SECONDS"])
+
+    async def tool(**arguments: Any) -> Any:
+        try:
+            return await population(**arguments)
+        except httpx.HTTPStatusError as error:  # a server that refuses
+            return {"error": str(error)}
 
     async def one_loop() -> None:
         messages: list[Any] = [{"role": "user", "content": context.prompt}]
