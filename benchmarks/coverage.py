@@ -6,7 +6,8 @@ Counted are: how often the 95 % interval holds the true ratio wherever a verdict
 intervals are than where nothing is taken to be remembered, and how often thin blocks get "too few"
 (`coverage_intervals.py`); how often a gate (`p95 > +5%`) fails although the truth is no worse; intervals on
 servers that change slowly (`coverage_slow.py`); stalls and warm-ups that were left out
-(`coverage_warm_up.py`). Exits 1 when a requirement is not met. The seed is fixed. Takes about ten minutes on one core.
+(`coverage_warm_up.py`). Exits 1 when a requirement is not met. The seed is fixed. It takes about ten
+minutes on one core.
 """
 
 from __future__ import annotations
