@@ -378,9 +378,16 @@ def _warm_ups(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
     several = len({strategy.users for strategy in strategies}) > 1
     for strategy in strategies:
         said = left_out(strategy)
+        load = f" at {strategy.users} agents" if several else ""
+        if strategy.unclear_seconds:
+            yield Caveat(
+                "warm_up",
+                f"{strategy.strategy}{load}: the first {_seconds(strategy.unclear_seconds)} of the only "
+                "block differ from the rest, as a warm-up or a stall would: nothing was left out",
+                "run at least 3 blocks (--blocks 3), which tell one from the other",
+            )
         if said is None:
             continue
-        load = f" at {strategy.users} agents" if several else ""
         remedy = "read the figures as those of a warm system"
         if strategy.blocks == 1:
             remedy = "run at least 3 blocks (--blocks 3): in one alone a stall at its start looks the same"

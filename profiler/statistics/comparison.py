@@ -7,7 +7,9 @@ exp(mean of the log-ratios of the blocks ± half), where half is the half-width 
 Between two runs it is Welch's t on the same logarithms, paired only when their tapes match. Drift does
 not cancel then. It makes neighbouring blocks alike, so the lag-1 correlation r of the blocks' medians
 widens the interval by √((1 + r) / (1 - r)). On systems that drift by 5 % a block this takes a gate's
-false alarms from 17 to 7 % (`benchmarks/coverage.py`); only running both in one run removes them.
+false alarms from 17 to 7 % (`benchmarks/coverage.py`); only running both in one run removes them. Few
+stretches of a level that lasts tell neither r nor how far it wanders: of a run that is not three memories
+of its level long (`quantiles.memory`) nothing is claimed.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from profiler.statistics.quantiles import (
     FEWEST_BLOCKS,
     FEWEST_PER_BLOCK,
     LEVELS,
+    MEMORIES,
     Floats,
     Spread,
     block_quantiles,
@@ -256,10 +259,7 @@ def compare(candidate: Side, baseline: Side, paired: bool, same_run: bool = True
     """
     sides = (candidate, baseline)
     correlation = 0.0 if same_run else dependence(candidate.latencies, baseline.latencies)
-    # What the strategies of a block share cancels in pairs, and need not be forgotten; without pairs the
-    # `dependence` of the blocks stands for how far they lie apart.
-    each = (candidate.latencies, baseline.latencies)
-    remembered = memory(*each) if paired else max(memory(one, within=True) for one in each)
+    remembered = _remembered((candidate.latencies, baseline.latencies), paired, same_run)
     latencies = {
         name: _latency_ratio(candidate, baseline, name, paired, same_run, remembered) for name in LEVELS
     }
@@ -274,6 +274,35 @@ def compare(candidate: Side, baseline: Side, paired: bool, same_run: bool = True
         same_run=same_run,
         **latencies,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """Over how many loops latency is remembered (0: not seen), and how many memories a block must last."""
+
+    loops: float
+    memories: float
+
+    def thick(self, fewest: int) -> int:
+        """How many loops a block must have, with `fewest` for its quantile."""
+        return thick(fewest, self.loops, self.memories)
+
+
+def _remembered(
+    sides: tuple[Sequence[Floats], Sequence[Floats]], paired: bool, same_run: bool
+) -> _Remembered:
+    """What blocks must forget: in pairs only what the strategies of a block do not share.
+
+    Between two runs it is what changes within blocks, since what neighbours share widens the interval by
+    their `dependence`; but a run shorter than three memories has no say in that, and gets no interval.
+    """
+    if paired:
+        return _Remembered(memory(*sides), MEMORIES)
+    if not same_run:
+        across = max(memory(one) for one in sides)
+        if FEWEST_BLOCKS * across > min(sum(block.size for block in one) for one in sides):
+            return _Remembered(across, 1.0)
+    return _Remembered(max(memory(one, within=True) for one in sides), MEMORIES)
 
 
 def holm(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
@@ -309,9 +338,9 @@ def holm_adjust(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _latency_ratio(
-    candidate: Side, baseline: Side, name: str, paired: bool, same_run: bool, remembered: float
+    candidate: Side, baseline: Side, name: str, paired: bool, same_run: bool, remembered: _Remembered
 ) -> Ratio:
-    p, fewest = LEVELS[name], thick(FEWEST_PER_BLOCK[name], remembered)
+    p, fewest = LEVELS[name], remembered.thick(FEWEST_PER_BLOCK[name])
     sides = (candidate.latencies, baseline.latencies)
     pooled = [np.concatenate(blocks) if blocks else np.empty(0) for blocks in sides]
     if not all(values.size for values in pooled):
@@ -356,18 +385,18 @@ def dependence(ours: Sequence[Floats], theirs: Sequence[Floats]) -> float:
     return min(max(corrected, 0.0), 1 - 2 / count)
 
 
-def _too_few(point: float | None, sides: tuple[Side, Side], fewest: int, remembered: float) -> Ratio:
+def _too_few(point: float | None, sides: tuple[Side, Side], fewest: int, remembered: _Remembered) -> Ratio:
     """A ratio without an interval, which would take `FEWEST_BLOCKS` blocks of `fewest` loops."""
     sizes = [[block.size for block in one.latencies] for one in sides]
     needed = _needed(sizes, fewest)
     rates = [
         sum(counts) / sum(one.seconds) for counts, one in zip(sizes, sides, strict=True) if sum(one.seconds)
     ]
-    if fewest > thick(1, remembered) or not all(rates):  # what is remembered is not what it takes
+    if fewest > remembered.thick(1) or not all(rates):  # what is remembered is not what it takes
         return Ratio(point, needed=needed)
     rate = min(rates)
     seconds = max(FEWEST_BLOCKS * fewest, min(map(sum, sizes)) + needed) / rate
-    return Ratio(point, needed=needed, memory_seconds=remembered / rate, needed_seconds=seconds)
+    return Ratio(point, needed=needed, memory_seconds=remembered.loops / rate, needed_seconds=seconds)
 
 
 def _needed(sizes: Sequence[Sequence[int]], fewest: int) -> int:
@@ -382,7 +411,7 @@ def _rate_ratio(
     sides: tuple[Side, Side],
     paired: bool,
     same_run: bool,
-    remembered: float,
+    remembered: _Remembered,
 ) -> Ratio:
     """Ratio of counts per second; half a loop is added to each count, so that 0 has a logarithm too."""
     rates = [sum(each) / max(sum(one.seconds), 1e-9) for each, one in zip(counts, sides, strict=True)]
@@ -393,9 +422,9 @@ def _rate_ratio(
     sizes = [[block.size for block in one.latencies] for one in sides]
     if paired:
         sizes = [[min(pair) for pair in zip(*sizes, strict=True)]] * 2
-    parts = [independent(of_side, remembered) for of_side in sizes]
+    parts = [independent(of_side, remembered.loops, remembered.memories) for of_side in sizes]
     if parts[0] is None or parts[1] is None:
-        return _too_few(point, sides, thick(1, remembered), remembered)
+        return _too_few(point, sides, remembered.thick(1), remembered)
     ours, theirs = (
         np.array([math.log((sum(each[p]) + 0.5) / max(sum(one.seconds[p]), 1e-9)) for p in of_side or ()])
         for each, one, of_side in zip(counts, sides, parts, strict=True)

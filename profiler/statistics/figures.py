@@ -175,7 +175,8 @@ class StrategySummary:
     `goodput` is the rate of loops that were good, and met the objective if there is one. `phases` are
     mean seconds per loop and sum to `mean_loop_seconds`. `speed_up` is work / wall and `efficiency`
     critical path / wall of the tool phases. The warm-up was found to last `warm_up_loops` in a block;
-    `left_out` says what that left out, None where there was none. `steady` is None when the series is too
+    `left_out` says what that left out, None where there was none; `unclear_seconds` at the start of an only
+    block may be one and were not left out. `steady` is None when the series is too
     short to tell. `memory_seconds` is over how long the level of latency is remembered
     (`quantiles.memory`), 0 where that is not seen; blocks not much longer are joined. `shortfalls` counts,
     by cause, the rounds whose calls overlapped less than the strategy allows. `client_parts` are how much
@@ -215,6 +216,7 @@ class StrategySummary:
     backlog: Backlog | None = None
     memory_seconds: float = 0.0
     left_out: LeftOut | None = None
+    unclear_seconds: float = 0.0
     client_parts: tuple[ClientPart, ...] = ()
     valid: bool = True
 
@@ -278,6 +280,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         backlog=growing_backlog(group, table),
         memory_seconds=remembered * sum(seconds) / max(1, every_answered.size),
         left_out=_left_out(group, table),
+        unclear_seconds=group.unclear_seconds,
         client_parts=tuple(client_parts(table, due)),
     )
 

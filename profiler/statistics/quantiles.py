@@ -250,19 +250,19 @@ def _spectra(size: int) -> tuple[Floats, Floats]:
     return shapes, np.log(shapes).mean(axis=2)
 
 
-def thick(fewest: int, remembered: float) -> int:
-    """How many samples a block must have: `fewest` for its quantile, and enough to forget the last block."""
-    return max(fewest, math.ceil(MEMORIES * remembered))
+def thick(fewest: int, remembered: float, memories: float = MEMORIES) -> int:
+    """How many samples a block must have: `fewest` for its quantile, and to last as many `memories`."""
+    return max(fewest, math.ceil(memories * remembered))
 
 
-def independent(sizes: Sequence[int], remembered: float) -> list[slice] | None:
+def independent(sizes: Sequence[int], remembered: float, memories: float = MEMORIES) -> list[slice] | None:
     """Neighbouring blocks to join so that none remembers the last one; None for fewer than `FEWEST_BLOCKS`.
 
     Each block is one where nothing is remembered, however few they are.
     """
     if not remembered:
         return [slice(k, k + 1) for k in range(len(sizes))]
-    return coarsen(sizes, thick(1, remembered))
+    return coarsen(sizes, thick(1, remembered, memories))
 
 
 def _type6(samples: Floats | Integers, p: float) -> float:

@@ -48,8 +48,9 @@ class Measured:
     """One strategy under one load: its blocks, and the warm-up left out of each.
 
     The warm-up is found in loops and left out by time, in `seconds` from the start of each trial: what
-    warms up does so by the clock, and as many loops take another time where arrivals are random. `rate` is
-    how many loops a second an open load asked for, None in a closed one.
+    warms up does so by the clock, and as many loops take another time where arrivals are random.
+    `unclear_seconds` is how long the start of an only block differs from the rest without being left out,
+    since it may be a stall. `rate` is how many loops a second an open load asked for, None in a closed one.
     """
 
     spec: StrategySpec
@@ -57,6 +58,7 @@ class Measured:
     blocks: tuple[Block, ...]
     warm_up: WarmUp
     warm_up_seconds: float = 0.0
+    unclear_seconds: float = 0.0
     rate: float | None = None
 
     @property
@@ -142,7 +144,8 @@ def _measure(
         before.append(latency(table, spawned[spawned.size // 2 :]).astype(float))
     finished = [completed(table, loops) for loops in inside]
     warm_up = of_blocks([latency(table, loops).astype(float) for loops in finished], before)
-    opening = _opening(warm_up, trials, [table.due[loops] for loops in finished])
+    dues = [table.due[loops] for loops in finished]
+    opening, unclear = (_opening(loops, trials, dues) for loops in (warm_up.skip, warm_up.unclear))
     by_block: dict[int, list[Block]] = {}
     for trial, due_inside, answered in zip(trials, inside, finished, strict=True):
         loops = loops_of.get(trial.index, _NO_ROWS)
@@ -166,17 +169,17 @@ def _measure(
         )
         by_block.setdefault(trial.block, []).append(block)
     blocks = tuple(_join(by_block[number]) for number in sorted(by_block))
-    return Measured(strategy, users, blocks, warm_up, opening / 1e9)
+    return Measured(strategy, users, blocks, warm_up, opening / 1e9, unclear / 1e9)
 
 
-def _opening(warm_up: WarmUp, trials: Sequence[Trial], due: Sequence[Ints]) -> int:
-    """Nanoseconds from the start of a trial after which its window opens, typically with the loop `skip`."""
-    if not warm_up.skip:
+def _opening(skip: int, trials: Sequence[Trial], due: Sequence[Ints]) -> int:
+    """Nanoseconds from the start of a trial to when its first `skip` loops have begun, typically."""
+    if not skip:
         return 0
     waits = [
-        int(times[warm_up.skip]) - trial.started_ns
+        int(times[skip]) - trial.started_ns
         for trial, times in zip(trials, due, strict=True)
-        if warm_up.skip < times.size
+        if skip < times.size
     ]
     return int(np.median(waits)) if waits else 0
 
@@ -217,10 +220,15 @@ FEWEST_BATCHES = 20
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """The first `skip` samples are the warm-up; `steady` is None when the series is too short to tell."""
+    """The first `skip` samples are the warm-up; `steady` is None when the series is too short to tell.
+
+    `unclear` samples at the start of an only block differ from the rest, but vary so much that it may be a
+    stall as well: they are not left out.
+    """
 
     skip: int
     steady: bool | None
+    unclear: int = 0
 
 
 def mser5(series: Floats) -> WarmUp:
@@ -250,7 +258,8 @@ def mser5(series: Floats) -> WarmUp:
 # MSER-5 alone takes a hump that follows normal loops, such as a server that stands still for a while,
 # for a warm-up: leaving it out makes what is left more even. So it may only propose. What is left out
 # must begin with the load, ends where the latencies first come back to the level of the rest, and shows
-# in most blocks.
+# in most blocks. An only block has no others to agree with. There its first loops, one by one, must not be
+# normal ones, and where single loops vary too much for that nothing is left out.
 
 WINDOW = 3
 """Batches whose mean is held against the level of the rest."""
@@ -264,6 +273,10 @@ ALIKE = 1 / 2
 """The share of the largest difference that a block must have to show the warm-up too."""
 UNLIKELY = 2.0
 """The log-likelihood by which first loops must speak for the level of the rest to be normal ones."""
+LOWEST = 0.005
+"""The share of an only block's loops so low that, moved to the height of a hump, none should be as low."""
+FEWEST_NORMAL = 1 / 4
+"""The share of an only block's loops that must be lower than that for normal ones to be known by it."""
 
 
 def of_blocks(blocks: Sequence[Floats], before: Sequence[Floats] = ()) -> WarmUp:
@@ -288,8 +301,11 @@ def of_blocks(blocks: Sequence[Floats], before: Sequence[Floats] = ()) -> WarmUp
     last = shortest // BATCH // 2
     if settled is None or settled >= last - max(1, last // 25):  # as in `mser5`
         return WarmUp(0, False)
+    unclear = 0
+    if settled and len(enough) == 1:
+        settled, unclear = _of_one(logs[0], settled)
     if settled == 0:  # what MSER-5 saw was a hump further on, or a trend
-        return WarmUp(0, _begins_at_its_level(logs))
+        return WarmUp(0, _begins_at_its_level(logs), unclear * BATCH)
     return WarmUp(min(settled * BATCH, proposed.skip or shortest), True)
 
 
@@ -298,15 +314,18 @@ def _settled(logs: Floats, earlier: Sequence[Floats]) -> int | None:
 
     `logs` is (blocks, loops). The level of a block is the median of its batches in the second half. The
     transient lasts while the mean of the next `WINDOW` batches, over all blocks, is off that level by a
-    standard deviation (estimated by the median absolute deviation), on the side on which it began, and
-    most blocks agree.
+    standard deviation (that of such means or, if it is more, what single loops make of it), on the side on
+    which it began, and most blocks agree.
     """
     blocks = logs.shape[0]
     level, sums, each = _moving_means(logs)
     moving = each.mean(axis=0)
     side = 1.0 if moving[0] > 0 else -1.0
     each, moving = side * each, side * moving
-    noise = _deviation(moving[WINDOW:])
+    loops = side * (logs - level)
+    means = loops.mean(axis=0)
+    single = float(means[means.size // 2 :].std())
+    noise = max(_deviation(moving[WINDOW:]), single / (WINDOW * BATCH) ** 0.5)
     if moving[0] <= max(SEEN * noise, LEAST):
         return 0
     agree = np.count_nonzero(each > moving * ALIKE, axis=0) * 2 > blocks
@@ -317,22 +336,43 @@ def _settled(logs: Floats, earlier: Sequence[Floats]) -> int | None:
     if end == 0:
         return 0
     differences = np.sort(side * sums[:, end] / end)
-    if differences[(blocks - 1) // 2] <= differences[-1] * ALIKE:  # not in more than half of the blocks
+    # More than half of the blocks must show it, and so clearly that it is no stall in one and luck in others.
+    spread = float(loops[:, means.size // 2 :].std())
+    luck = SEEN * spread / (end * BATCH * (blocks + 1) / 2) ** 0.5
+    if differences[(blocks - 1) // 2] <= max(differences[-1] * ALIKE, luck if blocks > 1 else 0.0):
         return 0
-    loops = side * (logs - level)
     height = float(loops[:, : end * BATCH].mean())
     preceding = np.concatenate([side * (part - own) for part, own in zip(earlier, level[:, 0], strict=True)])
     if preceding.size >= BATCH and float(preceding.mean()) < height / 2:
         return 0
+    if blocks == 1:
+        return end
     # Normal loops come first where they, rather than loops of the transient's height, explain the
     # beginning, however short it is taken.
-    means = loops.mean(axis=0)
     variance = max(_deviation(means[means.size // 2 :]), LEAST / 4) ** 2
     first = np.cumsum(means[: min(end, WINDOW) * BATCH])
     number = np.arange(1, first.size + 1)
     if np.min(height * (first - number * height / 2)) < -UNLIKELY * variance:
         return 0
     return end
+
+
+def _of_one(logs: Floats, end: int) -> tuple[int, int]:
+    """(batches of warm-up, batches that may be one) of an only block whose first `end` batches are a hump.
+
+    A loop is normal that is lower than nearly all loops of the rest would be if moved to the height of the
+    hump. Two among the first loops of the hump are the beginning of a normal series. Where there is one (a
+    stall catches most loops before it in flight), or too few of the rest are normal, nothing can be told.
+    """
+    rest, hump = logs[logs.size // 2 :], logs[: end * BATCH]
+    side = 1.0 if np.median(hump) > np.median(rest) else -1.0
+    low, some, middle = np.quantile(side * rest, (LOWEST, FEWEST_NORMAL, 0.5))
+    edge = low + float(np.median(side * hump)) - middle
+    if edge <= some:
+        return 0, end
+    first = side * hump[: min(hump.size // 2, WINDOW * BATCH)]
+    normal = int(np.count_nonzero(first < edge))
+    return (0 if normal else end), (end if normal == 1 else 0)
 
 
 def _begins_at_its_level(logs: Floats) -> bool:

@@ -192,6 +192,19 @@ def test_latency_that_changes_slowly_is_said_with_the_duration_it_takes() -> Non
     assert f"at least 3 blocks with {12 * strategy.memory_seconds:.0f} s of each strategy" in caveat.remedy
 
 
+def test_start_of_an_only_block_that_may_be_a_stall_is_kept_and_said() -> None:
+    records = [loop(k * 200, model=100 + k % 2 if k == 3 or k >= 20 else 400) for k in range(200)]
+    found = summarise(run([trial(0, "gathered", 0, 40_000)]), records)
+    (caveat,) = (c for c in found.warnings if c.kind == "warm_up")
+    assert caveat.detail == (
+        "gathered: the first 4 s of the only block differ from the rest, as a warm-up or a stall would: "
+        "nothing was left out"
+    )
+    assert caveat.remedy == "run at least 3 blocks (--blocks 3), which tell one from the other"
+    assert found.strategies[0].left_out is None
+    assert found.strategies[0].loops.due == 200
+
+
 def test_what_was_left_out_under_a_lower_load_is_said_too() -> None:
     trials, records = [], []
     for index, users in enumerate((1, 5)):

@@ -38,8 +38,33 @@ def test_paired_ratio_finds_the_truth_through_drift() -> None:
         assert ratio.shown
         assert ratio.needed is None
     assert found.p95.value == pytest.approx(1 / 1.3, rel=0.1)
-    unpaired = holm([compare(side("fast", 1 / 1.3), side("slow", 1.0, seed=2), False, same_run=False)])[0]
+    unpaired = holm([compare(side("fast", 1 / 1.3), side("slow", 1.0, seed=2), False)])[0]
     assert math.log(unpaired.p50.high / unpaired.p50.low) > 2 * math.log(found.p50.high / found.p50.low)
+
+
+def wandering(name: str, blocks: int, memory: int, seed: int) -> Side:
+    """Lognormal latencies on a level of σ 0.3 that is forgotten over so many loops; blocks of 100."""
+    rng = np.random.default_rng(seed)
+    keep, level, levels = math.exp(-1 / memory), 0.0, []
+    for step in rng.normal(0, 0.3 * math.sqrt(1 - keep**2), 100 * blocks):
+        level = keep * level + step
+        levels.append(level)
+    logs = np.array(levels) + rng.normal(0, 0.3, len(levels))
+    return dataclasses.replace(
+        sampled(name, [100] * blocks), latencies=tuple(np.exp(logs).reshape(blocks, 100))
+    )
+
+
+def test_two_runs_no_longer_than_their_level_lasts_are_not_compared() -> None:
+    short = compare(wandering("a", 10, 300, 1), wandering("bb", 10, 300, 2), False, same_run=False)
+    for ratio in (short.p50, short.p95, short.throughput, short.goodput):
+        assert (ratio.low, ratio.high) == (None, None)
+        assert ratio.memory_seconds is not None
+        assert ratio.needed_seconds == pytest.approx(3 * ratio.memory_seconds, rel=0.02)
+        assert "since latency changes slowly, over about" in ratio.missing
+    long = compare(wandering("a", 40, 30, 1), wandering("bb", 40, 30, 2), False, same_run=False)
+    assert long.p50.low < 1 < long.p50.high
+    assert long.throughput.low is not None
 
 
 def test_goodput_of_zero_is_no_infinity() -> None:
@@ -425,8 +450,8 @@ def test_blocks_are_taken_to_depend_on_their_neighbours_only_between_runs():
 
 def test_dependence_between_runs_widens_by_its_formula_paired_or_not():
     rng = np.random.default_rng(5)
-    drift = [0, 1, 2, 1, 0, 1, 2, 1, 0, 1]  # r = 0.163
-    groups = tuple(np.full(100, np.exp(value)) for value in drift)
+    drift = [0, 1, 2, 1, 0, 1, 2, 1, 0, 1]  # r = 0.163; a level of 11 loops a block is not looked for
+    groups = tuple(np.full(11, np.exp(value)) for value in drift)
     ours, theirs = (
         dataclasses.replace(
             sampled(name, [100] * 10), latencies=groups, done=tuple(rng.integers(80, 120, 10))

@@ -344,3 +344,36 @@ def test_stall_in_the_middle_is_not_called_a_missing_steady_state() -> None:
     assert mser5(np.log(stalled)).steady is False
     assert of_blocks([stalled]) == WarmUp(0, True)
     assert of_blocks([noisy() * np.linspace(1, 3, 400)]).steady is False
+
+
+def test_an_only_block_is_not_cut_where_single_loops_vary_too_much_to_tell_a_stall_from_a_warm_up() -> None:
+    def wide(seed: int) -> np.ndarray:
+        block = 2e8 * np.exp(np.random.default_rng(seed).normal(0, 1.0, 400))
+        block[:40] *= 4
+        return block
+
+    found = of_blocks([wide(1)])
+    assert found.skip == 0
+    assert 30 <= found.unclear <= 60
+    several = of_blocks([wide(seed) for seed in range(3)])
+    assert 30 <= several.skip <= 60
+    assert several.unclear == 0
+
+
+def test_one_normal_loop_in_front_of_the_hump_of_an_only_block_makes_it_unclear_and_two_a_stall() -> None:
+    def begun_normally(loops: int) -> np.ndarray:
+        block = noisy()
+        block[:40] *= 3
+        block[3 : 3 + loops] = 2e8
+        return block
+
+    assert of_blocks([begun_normally(0)]) == WarmUp(40, True)
+    assert of_blocks([begun_normally(1)]) == WarmUp(0, True, unclear=40)
+    assert of_blocks([begun_normally(2)]) == WarmUp(0, True)
+
+
+def test_stall_in_one_block_and_luck_in_another_are_no_warm_up() -> None:
+    series = [noisy(seed=k) for k in range(3)]
+    series[0] = with_stall(series[0], 0)
+    series[1][:5] *= 1.2
+    assert of_blocks(series).skip == 0
