@@ -18,6 +18,7 @@ def ran(start: int, end: int, *, ready: int = 0, name: str = "t", **more: Any) -
         if key in more:
             more[key] *= MS
     more["steps"] = [(a * MS, b * MS) for a, b in more.pop("steps", ())]
+    more["resumed"] = [at * MS for at in more.pop("resumed", ())]
     return Ran(name, ready * MS, start * MS, end * MS, **more)
 
 
@@ -101,9 +102,36 @@ def test_steps_that_the_machine_did_not_run_are_no_fault_of_the_tool() -> None:
     assert why(calls, stall(5, 300, 0)) == "blocked_loop"
 
 
-def test_a_tool_that_holds_the_loop_for_as_long_as_the_longest_call_costs_nothing() -> None:
-    calls = [ran(0, 300), ran(0, 299, steps=[(0, 299)])]
-    assert why(calls, stall(8, 299, 0)) is None
+def test_a_call_that_holds_the_loop_is_a_cause_where_another_waited_for_that() -> None:
+    holds = ran(0, 400, steps=[(100, 300)])
+    assert why([holds, ran(0, 400, resumed=(301,))], stall(108, 300, 0)) == "blocked_loop"
+    assert why([holds, ran(0, 301)], stall(108, 300, 0)) == "blocked_loop"
+    assert why([holds, ran(300, 400)], stall(108, 300, 0), own=True) == "blocked_loop"  # it began only then
+    assert why([holds, ran(0, 400, resumed=(90, 350))], stall(108, 300, 0)) is None  # its answer came later
+    assert why([holds, ran(0, 90)], stall(108, 300, 0)) is None
+    assert why([holds, ran(400, 500)], stall(108, 300, 0), limit=1) is None  # its turn came only then
+
+
+@pytest.mark.parametrize(("machine", "reason"), [(HELD, "blocked_loop"), (STOPPED, "machine")])
+def test_a_stall_in_the_midst_of_calls_that_were_due_meanwhile_made_them_late(
+    machine: int, reason: str
+) -> None:
+    calls = [ran(0, 420, resumed=(320,)), ran(1, 421, resumed=(320,)), ran(1, 422, resumed=(321,))]
+    assert why(calls, stall(20, 319, 299 * machine)) == reason
+    assert why(calls, stall(20, 319, 299 * machine), own=True) == reason
+    undisturbed = [call._replace(resumed=(370 * MS,)) for call in calls]
+    assert why(undisturbed, stall(20, 319, 299 * machine)) is None
+
+
+def test_a_stall_while_calls_stream_in_made_those_late_that_were_read_after_it() -> None:
+    calls = [ran(10, 210, ready=10), ran(251, 451, ready=250), ran(253, 453, ready=252)]
+    assert why(calls, stall(20, 249, 0), own=True, reply=255) == "blocked_loop"
+    assert why(calls, own=True, reply=255) is None
+
+
+def test_a_place_handed_on_with_a_stall_between_is_a_limit() -> None:
+    calls = [ran(0, 200), ran(0, 200), ran(300, 500), ran(301, 501)]
+    assert why(calls, stall(203, 299, 0), own=True) == "application_limit"
 
 
 @pytest.mark.parametrize(
