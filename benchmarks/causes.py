@@ -89,7 +89,7 @@ def truth(case: Case, worked: Sequence[Worked]) -> frozenset[str | None]:
     if lasting is not None:
         return frozenset((lasting,))
     late, wall = late_seconds(case, worked)
-    held = case.stall in ("inside", "gap") and not case.mode.startswith("sync")
+    held = case.stall in ("inside", "gap") and not case.mode.startswith("sync")  # else no loop is stalled
     stall = "blocked_loop" if held else "machine"
     alone = case.stall == "inside" and (
         # No call was there that could have waited for the one that held the loop.
@@ -99,7 +99,7 @@ def truth(case: Case, worked: Sequence[Worked]) -> frozenset[str | None]:
         return frozenset((None,))
     if alone:
         return frozenset((None, stall))
-    if late > max(CLEARLY[1], CLEARLY[0] * wall) and case.stall in ("inside", "gap", "stopped"):
+    if late > max(CLEARLY[1], CLEARLY[0] * wall) and (held or case.stall == "stopped"):
         return frozenset((stall,))
     return frozenset((None, stall))
 

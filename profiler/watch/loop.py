@@ -75,7 +75,7 @@ class ObservedCall:
     status: ToolStatus = "ok"
     error_type: str | None = None
     steps: list[Interval] = field(default_factory=list)
-    resumed: list[int] = field(default_factory=list)
+    resumed: Sequence[int] = ()
     arguments: str | None = None
     result: str | None = None
     queued_ns: int | None = None
@@ -419,7 +419,7 @@ def _steps(call: ObservedCall) -> list[Interval]:
     return steps
 
 
-def _resumed(call: ObservedCall) -> list[int]:
+def _resumed(call: ObservedCall) -> Sequence[int]:
     """When it went on after a wait, in all of its tries."""
     return call.resumed if not call.tries else [at for one in (call, *call.tries) for at in one.resumed]
 
@@ -445,7 +445,7 @@ def _ran(
             started_ns=started_ns,
             ended_ns=max(one.ended_ns, whole.ended_ns if whole else 0),
             steps=[*_steps(call), *(whole.steps if whole else ())],
-            resumed=[*_resumed(call), *(whole.resumed if whole else ())],
+            resumed=[*_resumed(call), *whole.resumed] if whole else _resumed(call),
             pool=call.pool,
             reads=not read_on and call.where is not None and call.where.same(observed.read_in),
         )

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.measures
 
 
 def test_causes_are_those_that_were_made() -> None:
-    chosen = causes.cases(24, seed=4)
+    chosen = causes.cases(24, seed=5)
     assert {case.loop for case in chosen} == {"ours", "hand", "openai", "anthropic"}
     assert {case.stall for case in chosen} == set(causes_loops.STALLS)
     told: list[str] = []

@@ -89,8 +89,10 @@ def test_a_stall_within_calls_that_were_awaited_in_turn_leaves_them_in_turn(mach
 
 @pytest.mark.parametrize(("machine", "reason"), [(HELD, "blocked_loop"), (STOPPED, "machine")])
 def test_a_stall_that_kept_gathered_calls_waiting_is_its_own_cause(machine: int, reason: str) -> None:
-    late = [ran(0, 500), ran(300, 500), ran(300, 500)]  # two of them could not start
-    assert why(late, stall(2, 300, 298 * machine)) == reason or why(late) is None
+    late = [ran(0, 500, resumed=(301,)), ran(300, 500), ran(300, 500)]  # two of them could not start
+    assert why(late, stall(2, 300, 298 * machine)) == reason
+    anyway = [ran(0, 500), *late[1:]]  # the first took as long by itself
+    assert why(anyway, stall(2, 300, 298 * machine)) is None
     resumed = [ran(0, 1000), ran(1, 1001), ran(1, 1002)]  # none of them could go on
     assert why(resumed, stall(100, 1000, 900 * machine), own=True) == reason
     assert why(resumed, stall(100, 1000, 900 * machine)) == reason
@@ -222,6 +224,35 @@ def test_a_runner_with_places_for_two_is_named_while_it_streams() -> None:
 def test_calls_served_one_at_a_time_inside_a_tool(calls: list[Ran], reason: str | None) -> None:
     assert why(calls, own=True) == reason
     assert why(calls, limit=2 if len({c.started_ns for c in calls}) > 2 else None) == reason
+
+
+HELD_LOCK = [
+    ran(0, 100),
+    ran(0, 350, steps=[(150, 300)], resumed=(150,)),  # it holds the lock, and the loop
+    ran(0, 450),
+    ran(0, 550),
+]
+HELD_AT_FIRST = [ran(0, 350), ran(250, 450), ran(251, 550), ran(251, 650)]  # two began late
+
+
+@pytest.mark.parametrize(
+    ("calls", "stalled"),
+    [
+        (HELD_LOCK, stall(150, 300, 0)),
+        ([ran(0, 100), ran(0, 310), ran(0, 311), ran(0, 400)], stall(150, 309, 159)),
+        (HELD_AT_FIRST, stall(5, 250, 0)),
+    ],
+)
+def test_calls_served_one_at_a_time_with_a_stall_between(calls: list[Ran], stalled: Stall) -> None:
+    assert why(calls, stalled, own=True) == "inside_tools"
+    assert why(calls, stalled) == "inside_tools"
+
+
+def test_calls_that_a_stall_let_end_together_were_not_served_one_at_a_time() -> None:
+    together = [ran(0, 320), ran(0, 321), ran(0, 321), ran(0, 322)]
+    assert why(together, stall(50, 319, 269)) == "machine"
+    one_later = [*together[:3], ran(0, 400)]
+    assert why(one_later, stall(50, 319, 269)) is None
 
 
 def test_tools_that_hold_the_loop_one_after_another_are_not_served_one_at_a_time() -> None:
