@@ -146,6 +146,9 @@ def said_of(done, events):
     return {"role": "assistant", "content": None, "tool_calls": calls}
 
 
+one_at_a_time = asyncio.Lock()
+
+
 async def serve(reader, writer):
     try:
         while True:
@@ -153,6 +156,12 @@ async def serve(reader, writer):
             size = int(head.split("content-length:")[1].split("\r\n")[0])
             body = json.loads(sent := await reader.readexactly(size))
             path = head.split()[1]
+            if path == "/one-at-a-time":
+                async with one_at_a_time:
+                    await asyncio.sleep(body["seconds"])
+                writer.write(JSON % 0)
+                await writer.drain()
+                continue
             said = body.get("messages") or body.get("input")
             done = (not isinstance(said, str) and len(said) > 1) or b"tool_result" in sent
             if path.endswith("completions"):

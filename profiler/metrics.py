@@ -104,6 +104,11 @@ ROUND_STRAGGLER_RATIO = histogram(
     ("strategy",),
     RATIO_BUCKETS,
 )
+ROUND_SHORTFALLS = counter(
+    "toolloop_round_shortfalls_total",
+    "Rounds whose calls overlapped less than they could have, by the main cause.",
+    ("strategy", "cause"),
+)
 TOOL_CALL_DURATION = histogram(
     "toolloop_tool_call_duration_seconds",
     "Execution of a tool call, from the moment it was through its limiter.",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -24,10 +25,14 @@ TOLERANCE_NS = 5_000_000
 """Timers and thread switches alone cost this much."""
 SLACK_NS = 15_000_000
 """What follows an event within this time may have been caused by it."""
+SAME_TURN_NS = 2_000_000
+"""What goes on in the turn of the event loop in which a stall ends may do so before that is sampled."""
 NOTABLE = 0.2
 """A stall of at least this share of a tool phase may be why the phase ended when it did."""
 MOST_UNEVEN = 0.25
 """Calls served one at a time take about the same time each: this share of their median more or less."""
+LEAST_SERVED = 3
+"""So many of them must be even."""
 
 
 class Explanation(NamedTuple):
@@ -54,7 +59,8 @@ EXPLAINED: dict[Shortfall, Explanation] = {
         "calls of sync tools waited for a thread", "make them async, or the pool of threads larger"
     ),
     "application": Explanation(
-        "calls waited until the loop's own code started them", "try asyncio.gather (in sync code, threads)"
+        "calls waited until the loop's own code started them",
+        "try asyncio.gather (in sync code, threads), with no lock of one place around them",
     ),
     "application_limit": Explanation(
         "the loop's own code ran few calls at once", "raise its semaphore, or the size of its batches"
@@ -89,8 +95,9 @@ class Ran(NamedTuple):
 
     `ready_ns`: its arguments were complete. `thread_wait_ns` and `exclusive_wait_ns` are known of calls that
     a `ToolLoop` ran: waiting for a thread (part of its duration), and for its `exclusive` name (before it).
-    `steps` are those in which it held the event loop for long (`profiler.loop.eventloop`). `reads`: it kept
-    the reply that asked for it from being read on, since it ran in the task or thread that reads.
+    `steps` are those in which it held the event loop for long, `resumed` are the times at which it went on
+    after a wait (`profiler.loop.eventloop`). `reads`: it kept the reply that asked for it from being read on,
+    since it ran in the task or thread that reads.
     """
 
     name: str
@@ -102,6 +109,7 @@ class Ran(NamedTuple):
     steps: Sequence[Interval] = ()
     pool: Pool | None = None
     reads: bool = False
+    resumed: Sequence[int] = ()
 
     @property
     def span(self) -> Interval:
@@ -156,7 +164,7 @@ def shortfall(
     releases = None if application is None else _releases(calls, application)
     phase = _Phase(calls, wall_ns, limit, releases, known)
     excess = phase.excess(lambda _: 0.0, held_steps=False)
-    if _one_at_a_time_inside(calls, wall_ns):
+    if _one_at_a_time_inside(calls, known):
         return "inside_tools"
     if excess <= tolerance:
         return None
@@ -164,14 +172,18 @@ def shortfall(
     rest = phase.excess(lambda _: 1.0, held_steps=True)
     machine, held = excess - without_machine, without_machine - rest
     if rest > TOLERANCE_NS and rest >= max(machine, held) / 2:
-        lasting = _lasting(calls, rest, limit, application)
+        lasting = _lasting(calls, rest, limit, application, known)
         if lasting is not None:
             return lasting
     return "machine" if machine > held else "blocked_loop"
 
 
 def _lasting(
-    calls: Sequence[Ran], rest: int, limit: int | None, application: Application | None
+    calls: Sequence[Ran],
+    rest: int,
+    limit: int | None,
+    application: Application | None,
+    stalls: Sequence[Stall],
 ) -> Shortfall | None:
     """The reason for the excess that no stall explains; None where only an event loop can be late."""
     threads = max(call.thread_wait_ns for call in calls)
@@ -188,7 +200,12 @@ def _lasting(
         return "threads"
     at_once = peak(call.span for call in calls)
     ends = [call.ended_ns for call in calls]
-    handed_on = any(0 <= call.started_ns - end <= SLACK_NS for call in calls for end in ends)
+    held = union((stall.started_ns, stall.ended_ns) for stall in stalls)
+    handed_on = any(
+        end <= call.started_ns and call.started_ns - end - overlap(held, (end, call.started_ns)) <= SLACK_NS
+        for call in calls
+        for end in ends
+    )
     return "application_limit" if at_once > 1 and handed_on else "application"
 
 
@@ -209,13 +226,47 @@ class _Phase:
         spans = [(stall.started_ns, stall.ended_ns) for stall in stalls]
         # Long steps make stalls; of shorter ones, and without stalls to know of, the steps are there.
         self._steps = _outside(union(step for call in calls for step in call.steps), spans)
-        notable = [stall for stall in stalls if stall.lag_ns >= NOTABLE * wall_ns]
-        self._resumed = [[stall for stall in notable if _resumed_by(stall, call)] for call in calls]
+        self._avoidable: list[list[Stall]] = [[] for _ in calls]
+        self._notable = [stall for stall in stalls if stall.lag_ns >= NOTABLE * wall_ns]
+        for stall in self._notable:
+            self._find_waits(stall)
+
+    def _find_waits(self, stall: Stall) -> None:
+        """Note the stall with the calls that waited for it to end, and with those that made others wait."""
+        made = [
+            2 * min(overlap(union(call.steps), (stall.started_ns, stall.ended_ns)), stall.held_ns)
+            >= stall.lag_ns
+            for call in self._calls
+        ]
+        waited = [not own and self._waited(call, stall) for own, call in zip(made, self._calls, strict=True)]
+        if any(waited):
+            for own, late, stalls in zip(made, waited, self._avoidable, strict=True):
+                if own or late:
+                    stalls.append(stall)
+
+    def _waited(self, call: Ran, stall: Stall) -> bool:
+        """Whether the end of a stall let a call go on, or end, or begin for no other reason."""
+        if call.started_ns < stall.ended_ns:
+            return any(
+                -SAME_TURN_NS <= at - stall.ended_ns <= SLACK_NS for at in (*call.resumed, call.ended_ns)
+            )
+        if call.started_ns - stall.ended_ns > SLACK_NS or self._limit is not None:
+            return False
+        return not any(0 <= call.started_ns - one.ended_ns <= SLACK_NS for one in self._calls)
+
+    def _read_late(self, release_ns: int, share: Callable[[Stall], float]) -> float:
+        """How much sooner, at most, a call could have been read from its reply without the rest of stalls."""
+        return sum(
+            overlap([(stall.started_ns, stall.ended_ns)], (self._began_ns, release_ns)) * (1 - share(stall))
+            for stall in self._notable
+            if 0 <= release_ns - stall.ended_ns <= SLACK_NS
+        )
 
     def excess(self, share: Callable[[Stall], float], *, held_steps: bool) -> int:
         """With this share of each stall taken out, and with the steps in which calls held the event loop.
 
         A call that went on only when a stall was over had waited for that: the stall is no part of its work.
+        Nor is it of the call that made it: it could have let the others go on.
         """
         weights = [(stall.started_ns, stall.ended_ns, share(stall)) for stall in self._stalls]
         if held_steps:
@@ -228,7 +279,7 @@ class _Phase:
             return end_ns - start_ns - sum(overlap([(a, b)], window) * weight for a, b, weight in weights)
 
         durations = []
-        for call, stalls in zip(self._calls, self._resumed, strict=True):
+        for call, stalls in zip(self._calls, self._avoidable, strict=True):
             waited = sum(
                 overlap([(stall.started_ns, stall.ended_ns)], call.span) * (1 - share(stall))
                 for stall in stalls
@@ -237,16 +288,10 @@ class _Phase:
         wall = lasted(self._began_ns, self._ended_ns)
         if self._releases is None:
             return round(wall - schedule_wall(durations, self._limit))
-        released = [lasted(self._began_ns, release) for release in self._releases]
+        released = [
+            lasted(self._began_ns, release) - self._read_late(release, share) for release in self._releases
+        ]
         return round(wall - max(at + took for at, took in zip(released, durations, strict=True)))
-
-
-def _resumed_by(stall: Stall, call: Ran) -> bool:
-    """Whether the end of a stall, which was not the call's own doing, let the call end."""
-    if not 0 <= call.ended_ns - stall.ended_ns <= SLACK_NS or call.started_ns >= stall.ended_ns:
-        return False
-    own = overlap(union(call.steps), (stall.started_ns, stall.ended_ns))
-    return 2 * min(own, stall.held_ns) < stall.lag_ns
 
 
 def _outside(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[Interval]:
@@ -296,28 +341,49 @@ def _releases(calls: Sequence[Ran], application: Application) -> list[int]:
     return releases
 
 
-def _one_at_a_time_inside(calls: Sequence[Ran], wall_ns: int) -> bool:
+def _one_at_a_time_inside(calls: Sequence[Ran], stalls: Sequence[Stall]) -> bool:
     """Whether calls that ran at once ended as if something inside them served one at a time.
 
     In the order of their starts each ended one service time after it had started and the one before had
-    ended, all of these times alike, and at least two waited: three even steps are hardly by chance.
+    ended, all of these times alike: three even ones, of which two waited, are hardly by chance. Two calls
+    alone are not enough: one that takes twice as long as another is nothing special. When a call ended that
+    ended with a stall is not known, and a service in which the loop was held may have been drawn out.
     """
     ended_ns = max(call.ended_ns for call in calls)
+    steps = [step for call in calls for step in call.steps]
+    held = union([(stall.started_ns, stall.ended_ns) for stall in stalls] + steps)
     for name in {call.name for call in calls}:
         own = [call for call in calls if call.name == name]
-        if len(own) < 3 or own[-1].ended_ns != ended_ns or any(call.steps for call in own):
-            continue
-        before_ns = own[0].started_ns
-        served, waited = [], 0
-        for call in own:
-            served.append(call.ended_ns - call.thread_wait_ns - max(call.started_ns, before_ns))
-            waited += 2 * (before_ns - call.started_ns) > served[-1] > 0
-            before_ns = call.ended_ns
-        usual = median(served)
-        even = all(abs(one - usual) <= MOST_UNEVEN * usual for one in served)
-        if waited >= 2 and even and usual > TOLERANCE_NS:
+        if len(own) >= LEAST_SERVED and own[-1].ended_ns == ended_ns and _even(own, held):
             return True
     return False
+
+
+def _even(calls: Sequence[Ran], held: Sequence[Interval]) -> bool:
+    """See `_one_at_a_time_inside`; `held` are the stalls, and the steps in which calls held the loop."""
+    ends = [end for _, end in held]
+    before_ns = calls[0].started_ns
+    served: list[tuple[int, float, int]] = []  # how many calls, for how long, and the stalls in that
+    first = 0
+    for place, call in enumerate(calls):
+        unknown = any(-SAME_TURN_NS <= call.ended_ns - end <= SLACK_NS for end in ends)
+        if unknown and call is not calls[-1]:
+            continue
+        start_ns = max(before_ns, calls[first].started_ns + calls[first].thread_wait_ns)
+        stalled_ns = overlap(held, (start_ns, call.ended_ns))
+        served.append((place + 1 - first, call.ended_ns - start_ns, stalled_ns))
+        before_ns, first = call.ended_ns, place + 1
+    usual = median([lasted / count for count, lasted, stalled in served if not stalled] or [0.0])
+    if usual <= TOLERANCE_NS:
+        return False
+    even = 0
+    for count, lasted, stalled in served:
+        if abs(lasted - count * usual) <= MOST_UNEVEN * usual:
+            even += count
+        elif not -MOST_UNEVEN * usual <= lasted - count * usual <= MOST_UNEVEN * usual + stalled:
+            return False
+    waited = sum(2 * (before.ended_ns - call.started_ns) > usual for before, call in pairwise(calls))
+    return even >= LEAST_SERVED and waited >= LEAST_SERVED - 1
 
 
 def schedule_wall(durations: Sequence[int], limit: int | None) -> int:

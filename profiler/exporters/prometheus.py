@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -38,7 +38,7 @@ from profiler.limits.refusals import stated
 from profiler.loop.recorder import LiveCalls
 from profiler.metrics import Metric
 from profiler.providers.endpoint import exposed
-from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -140,6 +140,9 @@ class _Strategy:
         self.wall = count(metrics.TOOL_PHASE_WALL, name)
         self.work = count(metrics.TOOL_PHASE_WORK, name)
         self.critical_path = count(metrics.TOOL_PHASE_CRITICAL_PATH, name)
+        self.shortfalls = {
+            cause: count(metrics.ROUND_SHORTFALLS, name, cause) for cause in get_args(Shortfall)
+        }
         self.unobserved = count(metrics.UNOBSERVED_CALLS, name)
         self.ambiguous = count(metrics.AMBIGUOUS_CALLS, name)
         self.loop_duration: _Made[str, HistogramChild] = _Made(
@@ -260,6 +263,8 @@ class PrometheusSink(Collector):
             self._rate_limits[model.provider, model.model] = attempts[-1].rate_limits
         if not round_.tool_calls:
             return
+        if round_.shortfall is not None:
+            strategy.shortfalls[round_.shortfall].value += 1
         strategy.fanout.observe(len(round_.tool_calls))
         for call in round_.tool_calls:
             self._tool_call(strategy, call, trace)

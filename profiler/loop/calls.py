@@ -65,6 +65,7 @@ class OpenCall:
     thread_ns: int | None = None
     exclusive_wait_ns: int = 0
     steps: list[Interval] = field(default_factory=list)
+    resumed: Sequence[int] = ()
     sending_ns: int = 0
     late_ns: int = 0
     ended_ns: int | None = None
@@ -310,6 +311,8 @@ class Executor:
             return await timed
         finally:
             call.steps += timed.steps
+            if timed.resumed:
+                call.resumed = [*call.resumed, *timed.resumed]
             call.sending_ns += timed.sending_ns
             if timed.waited:
                 call.late_ns += late_ns()

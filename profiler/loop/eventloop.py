@@ -109,6 +109,10 @@ def _unpatched(module: ModuleType, name: str) -> Callable[..., Any]:
 
 BLOCKING_NS = 10_000_000
 """Shorter steps are not counted as blocking: the interpreter itself switches threads every 5 ms."""
+WAITED_NS = 2_000_000
+"""A shorter pause between two steps is no wait that an event loop which was held could have drawn out."""
+_MOST_WAITS = 256
+"""Ends of waits that are kept of one coroutine: the newest, so that one that never ends does not grow."""
 
 
 class TimedCoroutine:
@@ -117,16 +121,18 @@ class TimedCoroutine:
     An async function that computes, or calls something that blocks, stops every other task of its
     event loop: calls that look parallel run one after another. Timing each step between two awaits
     tells which coroutine did that, unless the machine did not run it meanwhile (`profiler.loop.lag`).
-    Steps of tasks that it creates do not count. `sending_ns` is about the time from its start until a
-    request that it makes in its first step has been written; 0 for one that awaits nothing.
+    Steps of tasks that it creates do not count. `resumed` are the times at which it went on after a wait of
+    more than `WAITED_NS`: one at the end of a stall had waited for that. `sending_ns` is about the time from
+    its start until a request that it makes in its first step has been written; 0 for one that awaits nothing.
     """
 
-    __slots__ = ("_clock", "_coroutine", "sending_ns", "steps", "waited")
+    __slots__ = ("_clock", "_coroutine", "resumed", "sending_ns", "steps", "waited")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], clock: Callable[[], int]) -> None:
         self._coroutine = coroutine
         self._clock = clock
         self.steps: list[tuple[int, int]] = []
+        self.resumed: list[int] = []
         self.sending_ns = 0
         self.waited = False
 
@@ -134,8 +140,13 @@ class TimedCoroutine:
         clock, coroutine = self._clock, self._coroutine
         step: Callable[[Any], Any] = coroutine.send
         argument: Any = None
+        ended: int | None = None
         while True:
             began = clock()
+            if ended is not None and began - ended > WAITED_NS:
+                self.resumed.append(began)
+                if len(self.resumed) > _MOST_WAITS:
+                    del self.resumed[: _MOST_WAITS // 2]
             try:
                 waits_for = step(argument)
             except StopIteration as done:

@@ -333,6 +333,7 @@ def _ran(calls: Sequence[OpenCall], recorded: Sequence[ToolCall]) -> list[Ran]:
             call.thread_wait_ns,
             one.exclusive_wait_ns,
             one.steps,
+            resumed=one.resumed,
         )
         for one, call in zip(calls, recorded, strict=True)
         if call.started_ns is not None

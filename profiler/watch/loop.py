@@ -63,8 +63,9 @@ class ObservedCall:
     """A call of a wrapped tool, while it runs and after, with its content if that is recorded.
 
     `queued_ns` is known only for a call made by a callable that was `handed_over`. `steps` are those in which
-    its code held the event loop for long; `sync`: all of it was one step. `tries` are the calls by which the
-    application tried it again, `nested` is one that another call of its round made.
+    its code held the event loop for long, `resumed` the ends of its waits; `sync`: all of it was one step.
+    `tries` are the calls by which the application tried it again, `nested` is one that another call of its
+    round made.
     """
 
     request: CallRequest
@@ -74,6 +75,7 @@ class ObservedCall:
     status: ToolStatus = "ok"
     error_type: str | None = None
     steps: list[Interval] = field(default_factory=list)
+    resumed: Sequence[int] = ()
     arguments: str | None = None
     result: str | None = None
     queued_ns: int | None = None
@@ -417,6 +419,11 @@ def _steps(call: ObservedCall) -> list[Interval]:
     return steps
 
 
+def _resumed(call: ObservedCall) -> Sequence[int]:
+    """When it went on after a wait, in all of its tries."""
+    return call.resumed if not call.tries else [at for one in (call, *call.tries) for at in one.resumed]
+
+
 def _ran(
     observed: ObservedRound, model_ended_ns: int, calls: Sequence[ObservedCall], recorded: Sequence[ToolCall]
 ) -> list[Ran]:
@@ -438,6 +445,7 @@ def _ran(
             started_ns=started_ns,
             ended_ns=max(one.ended_ns, whole.ended_ns if whole else 0),
             steps=[*_steps(call), *(whole.steps if whole else ())],
+            resumed=[*_resumed(call), *whole.resumed] if whole else _resumed(call),
             pool=call.pool,
             reads=not read_on and call.where is not None and call.where.same(observed.read_in),
         )

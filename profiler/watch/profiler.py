@@ -19,9 +19,9 @@ import functools
 import inspect
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from inspect import Signature
 from types import TracebackType
@@ -32,7 +32,6 @@ import httpx2
 
 from profiler.errors import UsageError
 from profiler.loop.calls import arguments_text
-from profiler.loop.lag import late_ns
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
 from profiler.loop.tools import Tool
@@ -43,20 +42,12 @@ from profiler.providers.attempts import (
     transports,
     with_attempts,
 )
-from profiler.providers.wire import (
-    Api,
-    EventReader,
-    ObservedReply,
-    api_of,
-    read_json,
-    requested_model,
-    requested_prompt,
-)
+from profiler.providers.wire import api_of, requested_model, requested_prompt
 from profiler.records import Clock, Status
 from profiler.redaction import Content, Redact
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, bound_arguments
-from profiler.watch.circumstances import circumstances
 from profiler.watch.loop import Match, ObservedCall, ObservedLoop, ObservedRound
+from profiler.watch.requests import WatchedRequest, is_retry
 from profiler.watch.tools import ToolRun, Watching, watched_function
 
 if TYPE_CHECKING:
@@ -65,8 +56,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
-_RETRY_HEADER = b"x-stainless-retry-count"
 
 
 class Profiler:
@@ -282,84 +271,7 @@ class LoopContext:
         self.__exit__(kind, error, trace)
 
 
-@dataclass(slots=True, eq=False)
-class _WatchedRequest:
-    """One attempt of a watched model request, as an `Observation` of `profiler.providers.attempts`."""
-
-    api: Api
-    round: ObservedRound
-    clock: Clock
-    ok: bool = False
-    ended: bool = False
-    events: EventReader | None = None
-    chunks: list[bytes] = field(default_factory=list)
-    head: tuple[int, Any] | None = None  # status and headers of a compressed response
-
-    def begin(self) -> Callable[[], None]:
-        return partial(current_probe.reset, current_probe.set(self.round.probe))
-
-    def responded(self, response: Any) -> None:
-        self.ok = response.status_code < 400
-        self.round.error_type = None if self.ok else f"http_{response.status_code}"
-        # Not `response.headers`: each look-up there decodes all headers.
-        streamed = False
-        for name, value in response.headers.raw:
-            lower = name.lower()
-            if lower == b"content-type":
-                streamed = value.startswith(b"text/event-stream")
-            elif lower == b"content-encoding":
-                self.head = (response.status_code, response.headers)
-        if streamed:
-            self.round.streamed = True
-            self.events = EventReader(self.api, self.round.probe.token, self._call_complete)
-
-    def _call_complete(self, request: CallRequest) -> None:
-        now = self.clock()
-        self.round.probe.call_complete(request)
-        self.round.unclaimed.append((request, now))
-
-    def on_chunk(self, data: bytes) -> None:
-        if self.events is not None and self.head is None:
-            if self.round.read_in is None:
-                self.round.read_in = circumstances()
-            self.events.feed(data)
-        elif self.ok:
-            self.chunks.append(data)
-
-    def end(self, error: BaseException | None = None) -> None:
-        """The body has been read or given up, or has failed. Only the first call counts."""
-        if self.ended:
-            return
-        self.ended = True
-        round_ = self.round
-        round_.ended_ns = self.clock()
-        round_.late_ns = late_ns()
-        if error is not None:
-            if not isinstance(error, asyncio.CancelledError):
-                attempts = round_.probe.attempts
-                round_.error_type = (attempts[-1].error_type if attempts else None) or "connection"
-            return
-        if not self.ok:
-            return
-        round_.reply = self._read()
-        if not round_.reply.complete and round_.error_type is None:
-            round_.error_type = "truncated_stream" if round_.streamed else "unreadable"
-
-    def _read(self) -> ObservedReply:
-        body = b"".join(self.chunks)
-        if self.head is not None:  # only now can it be decompressed, by httpx2's own decoders
-            body = httpx2.Response(self.head[0], headers=self.head[1], content=body).content
-        if self.events is not None:
-            if body:
-                self.events.feed(body)
-            return self.events.observed
-        observed = read_json(self.api, body)
-        now = self.clock()
-        self.round.unclaimed.extend((request, now) for request in observed.calls)
-        return observed
-
-
-def _watched(profiler: Profiler, request: httpx2.Request) -> _WatchedRequest | None:
+def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | None:
     """Begin to watch a request. None outside a loop, for other paths, and under another observer."""
     loop = profiler._loop.get()
     if loop is None or current_probe.get() is not None:
@@ -369,7 +281,7 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> _WatchedRequest | N
         return None
     clock = profiler.recorder.clock
     round_ = profiler._round.get()
-    if round_ is None or round_ not in loop.rounds[-8:] or not _is_retry(request):
+    if round_ is None or round_ not in loop.rounds[-8:] or not is_retry(request):
         round_ = loop.begin_round(api, requested_model(request.content))
         if profiler._content is not None and loop.prompt is None:
             prompt = requested_prompt(request.content)
@@ -380,12 +292,7 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> _WatchedRequest | N
         request.headers[LOOP_HEADER] = str(loop.number)
         if loop.trial is not None:
             request.headers[TRIAL_HEADER] = str(loop.trial)
-    return _WatchedRequest(api, round_, clock)
-
-
-def _is_retry(request: httpx2.Request) -> bool:
-    # Not `request.headers`: a look-up there decodes all headers first.
-    return any(name.lower() == _RETRY_HEADER and value != b"0" for name, value in request.headers.raw)
+    return WatchedRequest(api, round_, clock)
 
 
 def _unwatched(name: str) -> ObservedCall:

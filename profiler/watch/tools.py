@@ -113,6 +113,8 @@ class ToolRun:
     def stepped(self, timed: TimedCoroutine) -> None:
         """A coroutine of the tool has ended."""
         self.call.steps += timed.steps
+        if timed.resumed:
+            self.call.resumed = [*self.call.resumed, *timed.resumed]
         self.call.sending_ns += timed.sending_ns
         self.call.late_ns = late_ns() if timed.waited else 0
 
@@ -403,6 +405,7 @@ class _Steps:
         finally:
             argument = None
             run.call.steps += timed.steps
+            run.call.resumed = [*run.call.resumed, *timed.resumed]
             run.leave()
         run.item(self.item)
         return True

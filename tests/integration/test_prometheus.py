@@ -266,6 +266,14 @@ def test_phases_are_those_of_the_records(scraped):
     assert found == {key: pytest.approx(ns / 1e9, rel=1e-9) for key, ns in spent.items() if ns}
 
 
+def test_causes_are_those_of_the_records(scraped):
+    causes = Counter(
+        (r.strategy, one.shortfall) for r in scraped.records for one in r.rounds if one.shortfall
+    )
+    assert scraped.last("toolloop_round_shortfalls_total", "strategy, cause") == causes
+    assert causes  # the limit of four is shared by more agents
+
+
 def test_speed_up_and_efficiency_are_those_of_the_records(scraped):
     wall, work, longest = Counter(), Counter(), Counter()
     for record in scraped.records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -14,7 +15,7 @@ from profiler import metrics
 from profiler.exporters.prometheus import OTHER, Exposition, PrometheusSink
 from profiler.limits.refusals import stated
 from profiler.loop.recorder import Recorder
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 from profiler.strategies import parse_strategy
 from tests.unit.statistics_data import loop
 
@@ -53,6 +54,18 @@ def value(sink: PrometheusSink, name: str, /, **labels: str) -> float | None:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(sink)
     return registry.get_sample_value(name, {**labels, "testid": "t1"})
+
+
+def test_rounds_are_counted_by_what_kept_their_calls_from_overlapping(sink):
+    made = record()
+    late = replace(made.rounds[0], shortfall="inside_tools")
+    sink(replace(made, rounds=(late, replace(late, index=1), made.rounds[1])))
+    name = "toolloop_round_shortfalls_total"
+    assert value(sink, name, strategy="gathered", cause="inside_tools") == 2
+    others = [cause for cause in get_args(Shortfall) if cause != "inside_tools"]
+    assert [value(sink, name, strategy="gathered", cause=cause) for cause in others] == [
+        0
+    ] * 9  # from zero on
 
 
 def test_loop_leaves_every_observation(sink):
@@ -183,7 +196,7 @@ def test_quotas_are_read_from_either_providers_headers(headers, found):
 
 def test_table_is_well_formed():
     names = [metric.name for metric in metrics.TABLE]
-    assert len(names) == len(set(names)) == 36
+    assert len(names) == len(set(names)) == 37
     for metric in metrics.TABLE:
         assert metric.name.startswith("toolloop_")
         assert metric.name.endswith("_total") == (metric.kind == "counter")

@@ -187,6 +187,23 @@ def test_exclusive_tools_never_overlap_whatever_the_strategy():
         record = run([read, write, other], [call(n) for n in ("read", "write", "other", "read")], strategy)
         starts = [c.started_ns // MS for c in record.tool_calls]
         assert starts == [0, 100, 0, 200]
+        assert record.rounds[0].shortfall == "exclusive"
+
+
+def test_exclusive_is_no_cause_where_its_calls_waited_for_less_than_another_took():
+    @tool(exclusive="db")
+    async def read() -> str:
+        await asyncio.sleep(0.1)
+        return ""
+
+    @tool
+    async def slow() -> str:
+        await asyncio.sleep(0.3)
+        return ""
+
+    assert run([read, slow], [call("read"), call("read"), call("slow")]).rounds[0].shortfall is None
+    sequential = run([read], [call("read"), call("read")], "sequential")
+    assert sequential.rounds[0].shortfall is None  # it allows one at a time
 
 
 # ── eager ──────────────────────────────────────────────────────────────────────────────────────

@@ -38,6 +38,25 @@ def test_steps_count_if_they_are_long_and_awaits_do_not():
     assert run_virtual(main) == ("done", [(0, 300 * MS), (304 * MS, 354 * MS)])
 
 
+def test_ends_of_waits_are_noted_and_the_newest_kept():
+    async def tool(waits: int) -> None:
+        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)  # no wait
+        for _ in range(waits):
+            await asyncio.sleep(0.2)
+
+    async def main(clock):
+        few, many = TimedCoroutine(tool(1), clock), TimedCoroutine(tool(999), clock)
+        await few
+        await many
+        return few.resumed, many.resumed
+
+    few, many = run_virtual(main)
+    assert [at // MS for at in few] == [100, 300]
+    assert 128 <= len(many) <= 256
+    assert many[-1] // MS == 300 + 100 + 999 * 200
+
+
 def test_coroutine_that_is_given_up_is_closed():
     ended = []
 

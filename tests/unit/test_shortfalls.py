@@ -18,6 +18,7 @@ def ran(start: int, end: int, *, ready: int = 0, name: str = "t", **more: Any) -
         if key in more:
             more[key] *= MS
     more["steps"] = [(a * MS, b * MS) for a, b in more.pop("steps", ())]
+    more["resumed"] = [at * MS for at in more.pop("resumed", ())]
     return Ran(name, ready * MS, start * MS, end * MS, **more)
 
 
@@ -88,8 +89,10 @@ def test_a_stall_within_calls_that_were_awaited_in_turn_leaves_them_in_turn(mach
 
 @pytest.mark.parametrize(("machine", "reason"), [(HELD, "blocked_loop"), (STOPPED, "machine")])
 def test_a_stall_that_kept_gathered_calls_waiting_is_its_own_cause(machine: int, reason: str) -> None:
-    late = [ran(0, 500), ran(300, 500), ran(300, 500)]  # two of them could not start
-    assert why(late, stall(2, 300, 298 * machine)) == reason or why(late) is None
+    late = [ran(0, 500, resumed=(301,)), ran(300, 500), ran(300, 500)]  # two of them could not start
+    assert why(late, stall(2, 300, 298 * machine)) == reason
+    anyway = [ran(0, 500), *late[1:]]  # the first took as long by itself
+    assert why(anyway, stall(2, 300, 298 * machine)) is None
     resumed = [ran(0, 1000), ran(1, 1001), ran(1, 1002)]  # none of them could go on
     assert why(resumed, stall(100, 1000, 900 * machine), own=True) == reason
     assert why(resumed, stall(100, 1000, 900 * machine)) == reason
@@ -101,9 +104,36 @@ def test_steps_that_the_machine_did_not_run_are_no_fault_of_the_tool() -> None:
     assert why(calls, stall(5, 300, 0)) == "blocked_loop"
 
 
-def test_a_tool_that_holds_the_loop_for_as_long_as_the_longest_call_costs_nothing() -> None:
-    calls = [ran(0, 300), ran(0, 299, steps=[(0, 299)])]
-    assert why(calls, stall(8, 299, 0)) is None
+def test_a_call_that_holds_the_loop_is_a_cause_where_another_waited_for_that() -> None:
+    holds = ran(0, 400, steps=[(100, 300)])
+    assert why([holds, ran(0, 400, resumed=(301,))], stall(108, 300, 0)) == "blocked_loop"
+    assert why([holds, ran(0, 301)], stall(108, 300, 0)) == "blocked_loop"
+    assert why([holds, ran(300, 400)], stall(108, 300, 0), own=True) == "blocked_loop"  # it began only then
+    assert why([holds, ran(0, 400, resumed=(90, 350))], stall(108, 300, 0)) is None  # its answer came later
+    assert why([holds, ran(0, 90)], stall(108, 300, 0)) is None
+    assert why([holds, ran(400, 500)], stall(108, 300, 0), limit=1) is None  # its turn came only then
+
+
+@pytest.mark.parametrize(("machine", "reason"), [(HELD, "blocked_loop"), (STOPPED, "machine")])
+def test_a_stall_in_the_midst_of_calls_that_were_due_meanwhile_made_them_late(
+    machine: int, reason: str
+) -> None:
+    calls = [ran(0, 420, resumed=(320,)), ran(1, 421, resumed=(320,)), ran(1, 422, resumed=(321,))]
+    assert why(calls, stall(20, 319, 299 * machine)) == reason
+    assert why(calls, stall(20, 319, 299 * machine), own=True) == reason
+    undisturbed = [call._replace(resumed=(370 * MS,)) for call in calls]
+    assert why(undisturbed, stall(20, 319, 299 * machine)) is None
+
+
+def test_a_stall_while_calls_stream_in_made_those_late_that_were_read_after_it() -> None:
+    calls = [ran(10, 210, ready=10), ran(251, 451, ready=250), ran(253, 453, ready=252)]
+    assert why(calls, stall(20, 249, 0), own=True, reply=255) == "blocked_loop"
+    assert why(calls, own=True, reply=255) is None
+
+
+def test_a_place_handed_on_with_a_stall_between_is_a_limit() -> None:
+    calls = [ran(0, 200), ran(0, 200), ran(300, 500), ran(301, 501)]
+    assert why(calls, stall(203, 299, 0), own=True) == "application_limit"
 
 
 @pytest.mark.parametrize(
@@ -194,6 +224,35 @@ def test_a_runner_with_places_for_two_is_named_while_it_streams() -> None:
 def test_calls_served_one_at_a_time_inside_a_tool(calls: list[Ran], reason: str | None) -> None:
     assert why(calls, own=True) == reason
     assert why(calls, limit=2 if len({c.started_ns for c in calls}) > 2 else None) == reason
+
+
+HELD_LOCK = [
+    ran(0, 100),
+    ran(0, 350, steps=[(150, 300)], resumed=(150,)),  # it holds the lock, and the loop
+    ran(0, 450),
+    ran(0, 550),
+]
+HELD_AT_FIRST = [ran(0, 350), ran(250, 450), ran(251, 550), ran(251, 650)]  # two began late
+
+
+@pytest.mark.parametrize(
+    ("calls", "stalled"),
+    [
+        (HELD_LOCK, stall(150, 300, 0)),
+        ([ran(0, 100), ran(0, 310), ran(0, 311), ran(0, 400)], stall(150, 309, 159)),
+        (HELD_AT_FIRST, stall(5, 250, 0)),
+    ],
+)
+def test_calls_served_one_at_a_time_with_a_stall_between(calls: list[Ran], stalled: Stall) -> None:
+    assert why(calls, stalled, own=True) == "inside_tools"
+    assert why(calls, stalled) == "inside_tools"
+
+
+def test_calls_that_a_stall_let_end_together_were_not_served_one_at_a_time() -> None:
+    together = [ran(0, 320), ran(0, 321), ran(0, 321), ran(0, 322)]
+    assert why(together, stall(50, 319, 269)) == "machine"
+    one_later = [*together[:3], ran(0, 400)]
+    assert why(one_later, stall(50, 319, 269)) is None
 
 
 def test_tools_that_hold_the_loop_one_after_another_are_not_served_one_at_a_time() -> None:

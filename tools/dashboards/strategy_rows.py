@@ -255,12 +255,19 @@ def fan_out() -> list[Panel]:
         timeseries(
             "Peak concurrency of a round",
             "How many calls of one round really overlapped? If it stays below the fan-out without a "
-            "limit, a tool blocks the event loop: make it async, or let it run in a thread.",
+            "limit, *Causes of little overlap* says why.",
             "none",
             {
                 "{{strategy}} peak": NOW.mean(metrics.ROUND_PEAK_CONCURRENCY, by=by),
                 "{{strategy}} fan-out": NOW.mean(metrics.ROUND_FANOUT, by=by),
             },
+        ),
+        timeseries(
+            "Causes of little overlap",
+            "Why did calls of a round overlap less than they could have? Rounds per second by their main "
+            "cause; each has a setting of its own: the table of causes in docs/measuring.md.",
+            "ops",
+            {"{{strategy}} {{cause}}": NOW.rate(metrics.ROUND_SHORTFALLS, by="strategy, cause")},
         ),
     ]
 
