@@ -351,22 +351,29 @@ def _one_at_a_time_inside(calls: Sequence[Ran], stalls: Sequence[Stall]) -> bool
     """
     ended_ns = max(call.ended_ns for call in calls)
     steps = [step for call in calls for step in call.steps]
-    held = union([(stall.started_ns, stall.ended_ns) for stall in stalls] + steps)
+    spans = [(stall.started_ns, stall.ended_ns) for stall in stalls if stall.lag_ns > SLACK_NS]
+    held = union(spans + steps)
+    ends = [end for _, end in held]
     for name in {call.name for call in calls}:
         own = [call for call in calls if call.name == name]
-        if len(own) >= LEAST_SERVED and own[-1].ended_ns == ended_ns and _even(own, held):
+        if len(own) < LEAST_SERVED or own[-1].ended_ns != ended_ns:
+            continue
+        # What went on as a stall ended may have ended then, or in the midst of it.
+        if _even(own, held, ()) or _even(own, held, ends):
             return True
     return False
 
 
-def _even(calls: Sequence[Ran], held: Sequence[Interval]) -> bool:
-    """See `_one_at_a_time_inside`; `held` are the stalls, and the steps in which calls held the loop."""
-    ends = [end for _, end in held]
+def _even(calls: Sequence[Ran], held: Sequence[Interval], hidden: Sequence[int]) -> bool:
+    """See `_one_at_a_time_inside`; `held` are the stalls, and the steps in which calls held the loop.
+
+    When a call ended that ended at a `hidden` time is not known.
+    """
     before_ns = calls[0].started_ns
     served: list[tuple[int, float, int]] = []  # how many calls, for how long, and the stalls in that
     first = 0
     for place, call in enumerate(calls):
-        unknown = any(-SAME_TURN_NS <= call.ended_ns - end <= SLACK_NS for end in ends)
+        unknown = any(-SAME_TURN_NS <= call.ended_ns - end <= SLACK_NS for end in hidden)
         if unknown and call is not calls[-1]:
             continue
         start_ns = max(before_ns, calls[first].started_ns + calls[first].thread_wait_ns)

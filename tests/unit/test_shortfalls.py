@@ -241,6 +241,7 @@ HELD_AT_FIRST = [ran(0, 350), ran(250, 450), ran(251, 550), ran(251, 650)]  # tw
         (HELD_LOCK, stall(150, 300, 0)),
         ([ran(0, 100), ran(0, 310), ran(0, 311), ran(0, 400)], stall(150, 309, 159)),
         (HELD_AT_FIRST, stall(5, 250, 0)),
+        ([ran(0, 232), ran(4, 413), ran(4, 593), ran(4, 773)], stall(113, 231, 118)),
     ],
 )
 def test_calls_served_one_at_a_time_with_a_stall_between(calls: list[Ran], stalled: Stall) -> None:
