@@ -6,6 +6,7 @@ Exceptions and results are recognised by their shape, whatever library they come
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import time
 import typing
@@ -93,8 +94,9 @@ def retry_after_ns(failed: object, wall_clock: Callable[[], float] = time.time) 
 # Failures that are returned instead of raised, as a model is to read them.
 
 _ERROR_TEXT = re.compile(
-    r'\s*(?:\{\s*"error"\s*:\s*(?!null|false|""|\{\}|\[\])|an error occurred|'
-    r"error (?:calling|executing|running)\b|\w*(?:error|exception)\s*[:(])",
+    r'\s*(?:\{\s*"(?:error"\s*:\s*(?!null|false|""|\{\}|\[\])|is_?error"\s*:\s*true|'
+    r'(?:success|ok)"\s*:\s*false|status"\s*:\s*"error")|an error occurred|failed to \w+|tool \w+ failed|'
+    r"error (?:calling|executing|running)\b|\w*(?:error|exception)\s*[:(]|(?-i:\w+Timeout)\s*[:(])",
     re.IGNORECASE,
 )
 """The beginning of a text that reports an error."""
@@ -102,8 +104,14 @@ _ERROR_TEXT = re.compile(
 _REASONS = (
     ("http_429", re.compile(r"\b429\b|too many requests|rate.?limit", re.IGNORECASE)),
     ("http_529", re.compile(r"\b529\b|overloaded", re.IGNORECASE)),
-    ("http_503", re.compile(r"\b503 service|(?:status|code|http)\W{0,3}503\b", re.IGNORECASE)),
-    ("timeout", re.compile(r"\btime(?:d )?.?out", re.IGNORECASE)),
+    (
+        "http_503",
+        re.compile(
+            r"\b503 service|\bservice (?:is )?(?:temporarily )?unavailable|(?:status|code|http)\W{0,3}503\b",
+            re.IGNORECASE,
+        ),
+    ),
+    ("timeout", re.compile(r"(?:\b|(?-i:(?=T)))time(?:d )?.?out", re.IGNORECASE)),
 )
 """Reasons for which a server that is too busy fails a call, by the name that a record has for them."""
 
@@ -130,31 +138,74 @@ class Returned:
 def returned_failure(value: object) -> Returned | None:
     """The failure that a tool's result stands for; None for an ordinary result.
 
-    A response (of httpx, aiohttp, requests) with a status in `REJECTING`; a result marked as an error
-    (`is_error` of Anthropic, `isError` of MCP); and an object or text that reports an error, of which only
-    refusals and timeouts are failures.
+    An exception that was returned instead of raised; a response (of httpx, aiohttp, requests) with a status
+    in `REJECTING`; a result marked as an error (`is_error` of Anthropic, `isError` of MCP, `status="error"`
+    of LangChain); and an object or text that reports an error, of which only refusals and timeouts are
+    failures. The text may be in content blocks, or go with an artifact.
     """
-    if isinstance(value, str):
-        return _reported(value) if _ERROR_TEXT.match(value) else None
-    # An object's own attributes, as they are: a property of somebody's class may do anything.
-    held = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
-    if not held or not isinstance(held, Mapping):
-        return None
+    if isinstance(value, BaseException):
+        return _exception(value)
     try:
-        return _held_failure(value, held)
+        text = _text(value)
+        if text is not None:
+            return _reported(text) if _ERROR_TEXT.match(text) else None
+        held = _held(value)
+        return _held_failure(value, held) if held and isinstance(held, Mapping) else None
     except Exception:  # an array among the values has no truth, a mapping may be somebody's own
         return None
 
 
+def _exception(error: BaseException) -> Returned:
+    signal = signal_of(error)
+    if signal == "rejected":
+        status = next(status for one in _behind(error, implied=True) if (status := _status(one)) in REJECTING)
+        return Returned(f"http_{status}", signal, retry_after_ns(error))
+    return Returned("timeout" if signal == "timeout" else type(error).__name__, signal)
+
+
+def _text(value: object) -> str | None:
+    """The text of a result that is text: as it is, as the first of content blocks, or with an artifact."""
+    if isinstance(value, str):
+        return value
+    if type(value) is tuple and len(value) == 2 and isinstance(value[0], str):
+        return value[0]
+    if type(value) is list and value and (type(value[0]) is dict or hasattr(value[0], "__dict__")):
+        block = value[0] if type(value[0]) is dict else value[0].__dict__
+        if block.get("type") == "text" and isinstance(block.get("text"), str):
+            return str(block["text"])
+    return None
+
+
+def _held(value: object) -> Any:
+    """An object's own attributes, as they are: a property of somebody's class may do anything."""
+    if isinstance(value, Mapping):
+        return value
+    held = getattr(value, "__dict__", None)
+    if held is None and dataclasses.is_dataclass(value):  # one with slots
+        held = {name: getattr(value, name, None) for name in value.__dataclass_fields__}
+    return held
+
+
 def _held_failure(value: object, held: Mapping[Any, Any]) -> Returned | None:
-    marked = held.get("is_error") is True or held.get("isError") is True
-    for name in ("status_code", "status"):
-        status = held.get(name)
-        if isinstance(status, int) and status in REJECTING:
-            return Returned(f"http_{status}", "rejected", retry_after_ns(value))
-    error = held.get("error") if isinstance(value, Mapping) else None
+    status, content = held.get("status"), held.get("content")
+    marked = (
+        held.get("is_error") is True
+        or held.get("isError") is True
+        or (status == "error" and content is not None)
+    )
+    for figure in (held.get("status_code"), status):
+        if isinstance(figure, int) and figure in REJECTING:
+            return Returned(f"http_{figure}", "rejected", retry_after_ns(value))
+    error = None
+    if isinstance(value, Mapping):
+        error = held.get("error")
+        if not error and (status == "error" or held.get("success") is False or held.get("ok") is False):
+            error = held.get("message") or "error"
     if marked or error:
-        return _reported(str(error or held.get("content") or ""), marked)
+        return _reported(str(error or content or ""), marked)
+    if "tool_call_id" in held or "tool_use_id" in held:  # a message to the model
+        text = _text(content)
+        return _reported(text) if text is not None and _ERROR_TEXT.match(text) else None
     return None
 
 

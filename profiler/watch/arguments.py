@@ -68,6 +68,8 @@ def _same(value: Any, given: Any) -> bool | None:
         if kind in _SCALARS:
             if not isinstance(value, _SCALARS):
                 return None
+            if value == given and isinstance(value, bool) is not isinstance(given, bool):
+                return None  # 1 and true: another call may be meant, or a framework has turned it into that
             return bool(value == given) or str(value) == str(given)  # the latter for NaN, and for 5 and "5"
         if isinstance(value, dict) and kind is dict:
             return _all(_same(part, given[name]) if name in given else False for name, part in value.items())

@@ -285,7 +285,18 @@ def watched_function(function: Any, begin: Begin, watching: Watching) -> Any:
     if not hasattr(named, "__name__"):
         named = type(named)
     wrapped.__name__, wrapped.__qualname__ = named.__name__, getattr(named, "__qualname__", named.__name__)
-    return functools.wraps(function)(wrapped)
+    wrapped = functools.wraps(function)(wrapped)
+    if not hasattr(function, "__annotations__"):  # not those of `wrapped` above
+        wrapped.__annotations__ = {}
+    if not isinstance(function, types.FunctionType | types.MethodType | type):
+        # Methods of a callable object or a cache. Looked up on its class: a property may do anything.
+        kind = type(function)
+        for name in dir(kind):
+            if name.startswith("_") or hasattr(wrapped, name):
+                continue
+            if inspect.isroutine(inspect.getattr_static(kind, name)):
+                setattr(wrapped, name, getattr(function, name))
+    return wrapped
 
 
 def _code_flags(function: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from random import Random
 
 import numpy as np
@@ -168,6 +169,18 @@ class Held:
         self.__dict__.update(values)
 
 
+class Refused(Exception):
+    def __init__(self, status_code: int) -> None:
+        super().__init__("refused")
+        self.status_code = status_code
+
+
+@dataclass(slots=True)
+class Slotted:
+    content: str
+    is_error: bool
+
+
 @pytest.mark.parametrize(
     ("result", "error_type", "signal"),
     [
@@ -183,7 +196,24 @@ class Held:
         ("Error executing tool: TimeoutError", "timeout", "timeout"),
         ({"type": "tool_result", "is_error": True, "content": "no"}, "error_result", "unknown"),
         (Held(isError=True, content=["429: slow down"]), "http_429", "rejected"),
+        (Held(status="error", content="HTTP 429 Too Many Requests"), "http_429", "rejected"),
+        (Held(status="error", content="no such city"), "error_result", "unknown"),
+        ({"role": "tool", "tool_call_id": "a", "content": "ToolError: overloaded"}, "http_529", "rejected"),
+        (Slotted("service temporarily unavailable", True), "http_503", "rejected"),
+        ({"status": "error", "message": "429 Too Many Requests"}, "http_429", "rejected"),
+        ({"success": False, "message": "rate limit exceeded"}, "http_429", "rejected"),
+        ('{"is_error": true, "content": "Service Unavailable (503)"}', "http_503", "rejected"),
+        ("Tool execution failed: Client error '429 Too Many Requests'", "http_429", "rejected"),
+        ("Failed to fetch: 503 Service Unavailable", "http_503", "rejected"),
+        ("ReadTimeout: ", "timeout", "timeout"),
+        (("Error: 429 Too Many Requests", None), "http_429", "rejected"),
+        ([{"type": "text", "text": "Error: 429 Too Many Requests"}], "http_429", "rejected"),
+        (Refused(429), "http_429", "rejected"),
+        (TimeoutError(), "timeout", "timeout"),
+        (ValueError("no such city"), "ValueError", "unknown"),
         ({"error": "no such city"}, None, "unknown"),
+        ({"success": False}, None, "unknown"),
+        ("Failed to find the city", None, "unknown"),
         ("Error: no such city", None, "unknown"),
     ],
 )
@@ -210,6 +240,7 @@ class Costly:
     [
         *(None, 429, [429], "", "Paris", "Errors were made in 429 B.C.", "429", b"Error: 429"),
         *({"error": None, "temperature": 21}, {"status": "ok"}, {"status": 200}, {"is_error": False}, {}),
+        *({"tool_call_id": "a", "content": "429 sheep"}, ("429", 1), [{"type": "text", "text": "429"}]),
         *({"error": np.zeros(3)}, Awkward(error=1), Costly(), Held(status_code=404), Held(status=object())),
     ],
     ids=lambda value: repr(value)[:30],

@@ -170,3 +170,15 @@ def test_old_records_tell_of_no_orphans():
     line = encode(records["one"]).replace(b'"orphan_calls":0,', b"")
     assert b"orphan_calls" not in line
     assert decode(line) == records["one"]
+
+
+def test_one_and_true_are_told_apart():
+    records = []
+    prof = Profiler([records.append])
+    search = prof.tool(lambda **arguments: None, name="search")
+    with prof.loop() as loop:
+        asked(loop, ("number", '{"n":1}'), ("truth", '{"n":true}'))
+        search(n=True)
+        search(n=1)
+    assert ids(records[0]) == ["truth", "number"]
+    assert records[0].ambiguous_calls == 0

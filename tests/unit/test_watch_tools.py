@@ -622,3 +622,36 @@ def test_tool_loop_does_not_tell_the_model_of_what_is_still_to_be_awaited(kind):
         value.close()
     assert (one.status, one.error_type) == ("error", "TypeError")
     assert "is no result: await it" in one.result
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def __call__(self, n: int = 1) -> str:
+        self.calls += n
+        return "counted"
+
+    def reset(self) -> None:
+        self.calls = 0
+
+    @property
+    def costly(self) -> str:
+        raise RuntimeError("asks a server")
+
+
+def test_a_callable_object_and_a_cache_keep_their_methods():
+    profiler = Profiler(sinks=[])
+    counting = Counting()
+    watched = profiler.tool(counting)
+    assert asyncio.run(watched(n=2)) == "counted"
+    assert counting.calls == 2
+    watched.reset()
+    assert counting.calls == 0
+    assert watched.__annotations__ == {}
+
+    cached = profiler.tool(functools.lru_cache(lambda n=1: n + 1))
+    assert [cached(1), cached(1)] == [2, 2]
+    assert cached.cache_info().hits == 1
+    cached.cache_clear()
+    assert cached.cache_info().hits == 0
