@@ -286,12 +286,13 @@ def _other_text(value: Any) -> str:
 def is_pending(value: Any) -> bool:
     """Whether a tool that returns `value` has more to do: it is to be awaited or iterated over.
 
-    An iterator that is no generator is a value, such as an open file.
+    An iterator that is no generator is a value, such as an open file; so is a model that can be iterated
+    over, such as a page of results.
     """
     kind = type(value)
     return (
         hasattr(kind, "__await__")
-        or hasattr(kind, "__anext__")
+        or (hasattr(kind, "__aiter__") and not issubclass(kind, BaseModel))
         or issubclass(kind, GeneratorType | concurrent.futures.Future)
     )
 
@@ -307,7 +308,7 @@ def drained(function: Callable[[], Any]) -> Any:
 async def finished(value: Any) -> Any:
     """Await a tool's result until nothing is left to await; for a generator, return a list of its items."""
     while is_pending(value):
-        if hasattr(type(value), "__anext__") and not inspect.isawaitable(value):
+        if hasattr(type(value), "__aiter__") and not inspect.isawaitable(value):
             return [item async for item in value]
         if isinstance(value, concurrent.futures.Future):
             value = await asyncio.wrap_future(value)

@@ -3,7 +3,7 @@
 A tool may return a value, a coroutine or another awaitable, a future, a generator or an async generator;
 the call lasts until that is done. What the application gets is of the same kind: it passes the same checks
 of `inspect` and `asyncio`, and is used the same way. A future is handed on as it is; another object with
-`__await__` is, too, behind a stand-in that passes `isinstance`.
+`__await__` or `__anext__` is, too, behind a stand-in that passes `isinstance`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any
@@ -201,7 +201,7 @@ class ToolRun:
                 value.add_done_callback(self._settled)
             self.follows = True
             return value
-        if hasattr(kind, "__await__"):
+        if hasattr(kind, "__await__") or hasattr(kind, "__anext__"):
             self.ran_ns = self._watching.clock() - self.call.started_ns
             return _stand_in(kind)(self, value)  # type: ignore[arg-type]
         return value
@@ -433,7 +433,10 @@ async def _streamed(run: ToolRun, generator: AsyncGenerator[Any, Any]) -> AsyncG
 
 
 class _StandIn:
-    """Stands for an awaitable object that is none of Python's own. Watched the first time it is awaited."""
+    """Stands for an awaitable object, or async iterator, that is none of Python's own.
+
+    Watched the first time it is awaited, or iterated over.
+    """
 
     __slots__ = ("_toolloop_run", "_toolloop_value")
 
@@ -459,6 +462,16 @@ class _StandIn:
         if run.ran_ns is None:  # awaited before
             return (yield from value.__await__())
         return (yield from _awaited(run, _Unawaited(_await(value))).__await__())
+
+    def _items(self) -> AsyncGenerator[Any, Any]:
+        run, value = self._toolloop_run, self._toolloop_value
+        items = _items(value)
+        return items if run.ran_ns is None else _streamed(run, items)
+
+
+async def _items(value: AsyncIterable[Any]) -> AsyncGenerator[Any, Any]:
+    async for item in value:
+        yield item
 
 
 async def _await(value: Awaitable[Any]) -> Any:
@@ -487,7 +500,11 @@ def _stand_in(kind: type) -> type[_StandIn]:
         return method
 
     special = [n for n in dir(kind) if n.startswith("__") and n.endswith("__") and n not in _OWN]
-    methods = {n: forwarded(n) for n in special if callable(getattr(kind, n, None))}
+    methods: dict[str, Any] = {n: forwarded(n) for n in special if callable(getattr(kind, n, None))}
+    if hasattr(kind, "__anext__"):
+        methods["__aiter__"] = _StandIn._items
+    if not hasattr(kind, "__await__"):
+        methods["__await__"] = None  # it is not to pass for an awaitable
     return type(kind.__name__, (_StandIn,), {"__slots__": (), **methods})
 
 

@@ -43,6 +43,23 @@ class Awaitable:
         return 3
 
 
+class Stream:
+    """An async iterator of one's own, as SDKs have them for replies that stream."""
+
+    def __init__(self, items) -> None:
+        self.items = items
+        self.closed = False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return await self.items.__anext__()
+
+    async def close(self) -> None:
+        self.closed = True
+
+
 class Caller:
     def __init__(self, body) -> None:
         self.body = body
@@ -101,6 +118,10 @@ STREAMED = {
     "async generator": a_generator,
     "wrapped async generator": lambda body: logged(a_generator(body)),
     "async function that returns one": lambda body: an_async_function(lambda: returning(a_generator(body)())),
+    "async iterator": lambda body: lambda: Stream(a_generator(body)()),
+    "async function that returns an iterator": lambda body: an_async_function(
+        lambda: returning(Stream(a_generator(body)()))
+    ),
 }
 
 
@@ -655,3 +676,17 @@ def test_a_callable_object_and_a_cache_keep_their_methods():
     assert cached.cache_info().hits == 1
     cached.cache_clear()
     assert cached.cache_info().hits == 0
+
+
+def test_an_async_iterator_stays_what_it_was():
+    async def use(stream):
+        assert isinstance(stream, Stream)
+        assert not inspect.isawaitable(stream)
+        first = await anext(stream)  # by hand, without `async for`
+        rest = [item async for item in stream]
+        await stream.close()
+        return first, rest, stream.closed
+
+    record, used = watched_call(lambda body: lambda: Stream(a_generator(body)()), fine, use)
+    assert used == ("first", ["r"], True)
+    assert record.status == "ok"
