@@ -22,7 +22,7 @@ from profiler.statistics.comparison import Ratio, compare_strategies
 from profiler.statistics.figures import StrategySummary, figures, limit_line
 from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import Estimate, spread
-from profiler.statistics.table import Table, tabulate
+from profiler.statistics.table import Ints, Table, tabulate
 from profiler.statistics.windows import by_load, good, latency, measure
 
 ObjectiveName = Literal["goodput", "p95", "throughput"]
@@ -43,7 +43,10 @@ EARLY = 1.5
 """Before the end intervals count as this much wider, since whoever looks often finds differences by luck."""
 
 MOST_PARTS, FEWEST_PARTS = 8, 4
-"""Into how many parts a window is cut for the interval of what is promised, and how many it takes."""
+"""Into how many parts a window is cut to see how its rate varies, and from how many on that is looked at."""
+
+FEWEST_LOOPS = 10
+"""Without so many in its windows there is no interval of what is promised."""
 
 LEAST_DOUBT = 0.04
 """Two measurements of the same differ so much for reasons that neither shows."""
@@ -207,15 +210,23 @@ def refine(scores: Mapping[int, float], most: int = 5) -> list[int]:
 def promised(run: Run, table: Table, spec: str, slo: Objective | None) -> Estimate:
     """The goodput that another measurement of a strategy will find, with an interval for that.
 
-    From the good loops that ended in parts of its windows, each part as long as a loop or more: so there
-    is an interval however few blocks there are. It is that of the next measurement of the same length,
-    √2 times as wide as that of the mean, and `LEAST_DOUBT` to each side at least.
+    From the good loops that ended in parts of its windows, each part as long as a loop or more: so there is
+    an interval however few blocks there are, where `FEWEST_LOOPS` were measured. It is that of the next
+    measurement of the same length, √2 times as wide as that of the mean, and `LEAST_DOUBT` to each side at
+    least.
+
+    Long calls hold their places over several parts, which are then more alike than windows are: so the
+    interval is at least that of a renewal process, in which the number of loops has a variance of c² times
+    its mean (Cox, Renewal Theory, 1962, 4.2), c being the coefficient of variation of what a loop takes: of
+    its calls where a limit holds them back, or of the whole loop. Loops that fail by chance add their share.
     """
     trials = {trial.block: trial for trial in run.trials if trial.strategy == spec}
     groups = [group for group in measure(run, table) if group.strategy == spec]
     counts: list[int] = []
     seconds: list[float] = []
+    ended: list[Ints] = []
     for block in groups[-1].blocks if groups else ():
+        ended.append(block.ended)
         rows = block.ended[good(table, block.ended)]
         if slo is not None and slo.limit_seconds is not None:
             rows = rows[latency(table, rows) < slo.limit_seconds * 1e9]
@@ -228,11 +239,22 @@ def promised(run: Run, table: Table, spec: str, slo: Objective | None) -> Estima
     if not sum(seconds):
         return Estimate(None)
     value = sum(counts) / sum(seconds)
-    if len(counts) < FEWEST_PARTS or not value:
+    rows = np.concatenate(ended)
+    if not value or rows.size < FEWEST_LOOPS:
         return Estimate(value)
-    half = math.sqrt(2) * spread([count / part for count, part in zip(counts, seconds, strict=True)]).half
-    half = max(half, LEAST_DOUBT * value)
+    half = value * max(LEAST_DOUBT, _doubt(table, rows, sum(counts)))
+    if len(counts) >= FEWEST_PARTS:
+        rates = [count / part for count, part in zip(counts, seconds, strict=True)]
+        half = max(half, math.sqrt(2) * spread(rates).half)
     return Estimate(value, max(0.0, value - half), value + half)
+
+
+def _doubt(table: Table, rows: Ints, successes: int) -> float:
+    """By what share two windows of a renewal process with these loops differ, in 95 of 100 cases at most."""
+    taken = (table.work[rows].astype(float), latency(table, rows).astype(float))
+    variation = max(float(np.var(each)) / max(1.0, float(np.mean(each)) ** 2) for each in taken)
+    failing = 1.0 - successes / rows.size
+    return 1.96 * math.sqrt(2 * (variation / rows.size + failing / successes))
 
 
 # The curve of score over limit.

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.experiment import Experiment, run_experiment
@@ -121,10 +122,18 @@ def candidates(directory: RunDirectory, objective: ObjectiveName, slo: Objective
 class Tuner:
     """One search under way."""
 
-    def __init__(self, search: Search, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        search: Search,
+        say: Callable[[str], None],
+        run: Callable[..., Path] | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self._search = search
         self._say = say
-        self._began = time.monotonic()
+        self._run_experiment = run_experiment if run is None else run
+        self._clock = time.monotonic if clock is None else clock  # in seconds
+        self._began = self._clock()
         self._slo = None if search.load.slo is None else parse_objective(search.load.slo)
         self._runs: list[RunDirectory] = []
         self._stages: list[Stage] = []
@@ -328,7 +337,7 @@ class Tuner:
         return self._began + self._search.budget - END
 
     def _left(self) -> float:
-        return self._end - time.monotonic()
+        return self._end - self._clock()
 
     def _share(self, name: str) -> tuple[float, float]:
         """(seconds for the trials of a stage, when they end at the latest); those after it get their own."""
@@ -338,7 +347,7 @@ class Tuner:
         least = trial_seconds(self._seen.loop)
         if name == "final" and (left - share < self._start + least or share < self._start + 3 * least):
             share = left  # no stage after it could begin, or not even it
-        return share - self._start, min(self._end, time.monotonic() + share)
+        return share - self._start, min(self._end, self._clock() + share)
 
     def _other_loads(self, setting: Candidate) -> tuple[list[AtLoad], str | None]:
         """The setting and gathering at other loads, and how throughput scales over them."""
@@ -412,14 +421,14 @@ class Tuner:
             until_seconds=until,
         )
         most = max(levels, default=search.users)
-        began = time.monotonic()
+        began = self._clock()
         if search.load.arrivals is not None and levels:
             # Each agent is a source of arrivals: more agents make more of them, each as many as before.
             options = replace(options, arrivals=scaled(search.load.arrivals, most / search.users))
         experiment = Experiment(options, most, window * blocks, search.workers)
         enough = self._enough if name == "final" else None
         try:
-            directory = RunDirectory.open(run_experiment(experiment, enough=enough))
+            directory = RunDirectory.open(self._run_experiment(experiment, enough=enough))
         except TargetError as error:
             if error.run_directory is not None:
                 directory = RunDirectory.open(error.run_directory)
@@ -431,7 +440,7 @@ class Tuner:
         run = directory.load()
         if run.trials:
             measured = (run.trials[-1].drained_ns - run.trials[0].started_ns) / 1e9
-            self._start = max(0.0, time.monotonic() - began - measured)
+            self._start = max(0.0, self._clock() - began - measured)
         if any(incident.kind == "interrupted" for incident in run.incidents):
             raise KeyboardInterrupt
         self._spending.add(run)
@@ -480,7 +489,7 @@ class Tuner:
             toml=toml_fragment(setting.spec, model_limits),
             effective="\n".join(limits),
             runs=tuple(str(directory.path) for directory in self._runs),
-            seconds=time.monotonic() - self._began,
+            seconds=self._clock() - self._began,
             invalid=tuple(caveat.sentence for caveat in warnings if caveat.invalid),
             stopped=self._stopped,
             failed=self._failure is not None,
@@ -490,9 +499,18 @@ class Tuner:
         )
 
 
-def tune(search: Search, say: Callable[[str], None] = lambda text: None) -> Answer:
-    """Find the setting. `say` gets a line at each step. Raises what `run_experiment` raises."""
-    return Tuner(search, say).run()
+def tune(
+    search: Search,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    run: Callable[..., Path] | None = None,
+    clock: Callable[[], float] | None = None,
+) -> Answer:
+    """Find the setting. `say` gets a line at each step. Raises what `run_experiment` raises.
+
+    `run` runs an experiment in place of `run_experiment`, and `clock` (seconds) is the clock it goes by.
+    """
+    return Tuner(search, say, run, clock).run()
 
 
 # What a search may spend over all its experiments: each gets what those before it left. Pure.

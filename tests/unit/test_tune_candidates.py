@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from statistics import mean, pvariance
 from types import SimpleNamespace
 
 import pytest
@@ -166,6 +168,22 @@ def test_promise_is_the_rate_of_good_loops_with_an_interval_for_the_next_measure
     assert promised(run_, table, "gathered", None).value == pytest.approx(2.8, rel=0.02)
     assert promised(run_, table, "gathered", parse_objective("p50<0.0001s")).value == 0.0
     assert promised(run_, table, "semaphore:9", None).value is None
+
+
+def test_promise_is_as_wide_as_loops_differ_however_few_there_are():
+    # The window is too short for four parts of a loop each: only how much loops differ is known.
+    loops = [recorded(50.0 * k, 0.0, [(0.0, 300.0 + 600.0 * (k % 2))], "semaphore:4") for k in range(34)]
+    measured = run([trial(0, "semaphore:4", 1000.0, 2700.0)])
+    found = promised(measured, tabulate(loops), "semaphore:4", None)
+    ended = [one.wall_ns for one in loops if one.ended_ns >= S]
+    assert found.value == pytest.approx(len(ended) / 1.7)
+    variation = pvariance(ended) / mean(ended) ** 2
+    share = (found.high - found.value) / found.value
+    assert share == pytest.approx(1.96 * math.sqrt(2 * variation / len(ended)))
+    assert found.value - found.low == pytest.approx(found.high - found.value)
+    few = promised(measured, tabulate(loops[-8:]), "semaphore:4", None)
+    assert few.value == pytest.approx(8 / 1.7)
+    assert (few.low, few.high) == (None, None)
 
 
 def experiment(tmp_path, *, failing: bool = False):

@@ -1,0 +1,34 @@
+"""The search against systems in virtual time: real loops and limits, servers of known capacity."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tune_simulated import System, search_once
+from profiler import UsageError
+
+
+@pytest.mark.slow
+def test_search_finds_the_capacity_within_its_budget(tmp_path: Path) -> None:
+    system = System(users=8, capacity=5)
+    answer, simulated, took = search_once(system, 1, 60.0, tmp_path)
+    assert answer.setting.limit in (4, 5)
+    assert took <= 1.1 * 60.0
+    again = simulated.goodput(answer.setting.spec, 20.0)
+    assert answer.setting.goodput.low <= again <= answer.setting.goodput.high
+
+
+@pytest.mark.slow
+def test_budget_that_a_refusal_names_suffices(tmp_path: Path) -> None:
+    system = System(users=8, capacity=100, model=(1.0, 0.2), tool=(8.0, 0.2))
+    with pytest.raises(UsageError, match="is too little: a loop takes some") as refused:
+        search_once(system, 1, 60.0, tmp_path)
+    named = re.search(r"--budget (\d+)s is enough", str(refused.value))
+    assert named is not None
+    answer, _, took = search_once(system, 1, float(named[1]), tmp_path)
+    assert answer.proven
+    assert answer.setting.goodput.value > 0
+    assert took <= 1.1 * float(named[1])
