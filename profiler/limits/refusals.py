@@ -6,7 +6,6 @@ Exceptions and results are recognised by their shape, whatever library they come
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import time
 import typing
@@ -14,7 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from random import Random
+from types import MemberDescriptorType
 from typing import Any, Literal, NamedTuple
+
+import orjson
 
 from profiler.limits.limiter import Signal
 
@@ -93,10 +95,25 @@ def retry_after_ns(failed: object, wall_clock: Callable[[], float] = time.time) 
 
 # Failures that are returned instead of raised, as a model is to read them.
 
+_FAILED = r"(?:failed|failure)\b\W{0,3}(?:with|due|after|because|http|status|error|\d|[:(])"
+_VERBS = (
+    "accessing|calling|connecting|contacting|executing|fetching|getting|invoking|loading|performing|"
+    "processing|querying|reading|requesting|running|searching"
+)
 _ERROR_TEXT = re.compile(
-    r'\s*(?:\{\s*"(?:error"\s*:\s*(?!null|false|""|\{\}|\[\])|is_?error"\s*:\s*true|'
-    r'(?:success|ok)"\s*:\s*false|status"\s*:\s*"error")|an error occurred|failed to \w+|tool \w+ failed|'
-    r"error (?:calling|executing|running)\b|\w*(?:error|exception)\s*[:(]|(?-i:\w+Timeout)\s*[:(])",
+    r'\s*(?:\{\s*"error"\s*:\s*(?!null|false|""|\{\}|\[\])|traceback \(most recent call last\))|'
+    r"[\W_]{0,8}(?:"  # a mark such as "**", "[" or a cross
+    r"an error occurred|"
+    rf"(?:an )?error (?:{_VERBS}|occurred|while|during)\b|"
+    r"(?:http )?\w*(?:error|exception)(?:\s*[:(]|\W{0,3}[\]>:]|\s+[-\u2013\u2014]\s|\s+\d{3}\b)|"
+    rf"(?:\w+ ){{0,3}}{_FAILED}|"
+    r"(?:failed to|unable to|could not|couldn't|cannot) \w+\b[^.\n]{0,80}[:(]|"
+    r"(?:the )?(?:\w+ ){0,2}timed out\b|\w*timeout(?:error\b|:| after\b)|"
+    r"rate.?limit (?:exceeded|reached|hit)\b|"
+    # A status line, and nothing more.
+    r"(?:http\W{0,3}(?:status\W{0,3})?(?:429|503|529)\W*\Z|"
+    r"(?:(?:http\W{0,3})?(?:429|503|529)\W{1,3})?"
+    r"(?:too many requests|service (?:temporarily )?unavailable|(?:site |server )?(?:is )?overloaded)\W*\Z))",
     re.IGNORECASE,
 )
 """The beginning of a text that reports an error."""
@@ -107,19 +124,44 @@ _REASONS = (
     (
         "http_503",
         re.compile(
-            r"\b503 service|\bservice (?:is )?(?:temporarily )?unavailable|(?:status|code|http)\W{0,3}503\b",
+            r"\b503 service|service (?:temporarily )?unavailable|"
+            r"(?:status|code|http(?:/[\d.]+)?|error|returned|failed|got)\W{0,3}503\b|"
+            r"(?:\A\W*|: )503\W*\Z",
             re.IGNORECASE,
         ),
     ),
-    ("timeout", re.compile(r"(?:\b|(?-i:(?=T)))time(?:d )?.?out", re.IGNORECASE)),
+    ("timeout", re.compile(r"\btime(?:d )?.?out|\w+timeout\b|deadline.?exceeded", re.IGNORECASE)),
 )
 """Reasons for which a server that is too busy fails a call, by the name that a record has for them."""
 
 LOOKED_AT = 500
 """Characters of a returned error in which its reason is looked for."""
 
+MOST_PARSED = 4000
+"""Characters of a returned text up to which it is read as JSON, where it looks like a report of an error."""
+
+_ERROR_JSON = re.compile(
+    r'\s*\{.{0,400}?"(?:is_?error|errors?|ok|success|status|(?:status|error|http)?_?(?:code|status))"\s*:',
+    re.IGNORECASE | re.DOTALL,
+)
+
 ERROR_RESULT = "error_result"
 """A failure that was returned and does not say why, as `ToolCall.error_type`."""
+
+_STATUS_NAMES = (
+    *("status_code", "status", "statusCode", "http_status", "httpStatus", "http_code"),
+    *("error_code", "errorCode"),
+)
+_SAYING = (
+    *("error", "errors", "message", "msg", "content", "detail", "details", "reason", "description"),
+    *("status", "code", "text", "error_type"),
+)
+"""Entries of a report of an error in which its reason is looked for."""
+
+_FAILED_STATUS = frozenset(("error", "failed", "failure", "timeout", "timed_out"))
+
+MOST_ENTRIES = 8
+"""Entries of a report of an error whose `code` is taken for a status: larger objects have other codes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,29 +180,20 @@ class Returned:
 def returned_failure(value: object) -> Returned | None:
     """The failure that a tool's result stands for; None for an ordinary result.
 
-    An exception that was returned instead of raised; a response (of httpx, aiohttp, requests) with a status
-    in `REJECTING`; a result marked as an error (`is_error` of Anthropic, `isError` of MCP, `status="error"`
-    of LangChain); and an object or text that reports an error, of which only refusals and timeouts are
-    failures. The text may be in content blocks, or go with an artifact.
+    A response (of httpx, aiohttp, requests) with a status in `REJECTING`; a result marked as an error
+    (`is_error` of Anthropic, `isError` of MCP); an exception that was returned; and an object, text or JSON
+    that reports an error, of which only refusals and timeouts are failures.
     """
     if isinstance(value, BaseException):
-        return _exception(value)
+        return _returned_exception(value)
     try:
         text = _text(value)
         if text is not None:
-            return _reported(text) if _ERROR_TEXT.match(text) else None
+            return _told(text)
         held = _held(value)
-        return _held_failure(value, held) if held and isinstance(held, Mapping) else None
+        return _held_failure(value, held) if held else None
     except Exception:  # an array among the values has no truth, a mapping may be somebody's own
         return None
-
-
-def _exception(error: BaseException) -> Returned:
-    signal = signal_of(error)
-    if signal == "rejected":
-        status = next(status for one in _behind(error, implied=True) if (status := _status(one)) in REJECTING)
-        return Returned(f"http_{status}", signal, retry_after_ns(error))
-    return Returned("timeout" if signal == "timeout" else type(error).__name__, signal)
 
 
 def _text(value: object) -> str | None:
@@ -171,42 +204,85 @@ def _text(value: object) -> str | None:
         return value[0]
     if type(value) is list and value and (type(value[0]) is dict or hasattr(value[0], "__dict__")):
         block = value[0] if type(value[0]) is dict else value[0].__dict__
-        if block.get("type") == "text" and isinstance(block.get("text"), str):
-            return str(block["text"])
+        text = block.get("text")
+        return text if isinstance(text, str) and block.get("type", "text") == "text" else None
     return None
 
 
-def _held(value: object) -> Any:
+def _told(text: str) -> Returned | None:
+    if _ERROR_JSON.match(text) and len(text) <= MOST_PARSED:
+        with contextlib.suppress(orjson.JSONDecodeError):
+            parsed = orjson.loads(text)
+            return _held_failure(parsed, parsed) if isinstance(parsed, dict) else None
+    return _reported(text) if _ERROR_TEXT.match(text[:LOOKED_AT]) else None
+
+
+def _returned_exception(error: BaseException) -> Returned:
+    status, signal = status_of(error), signal_of(error)
+    name = "timeout" if signal == "timeout" else type(error).__name__ if status is None else f"http_{status}"
+    if signal == "unknown" and status is None:
+        reported = _reported(f"{name}: {error}", marked=True)
+        return reported if reported.signal != "unknown" else Returned(name, signal)
+    return Returned(name, signal, retry_after_ns(error) if signal == "rejected" else None)
+
+
+def _held(value: object) -> Mapping[Any, Any] | None:
     """An object's own attributes, as they are: a property of somebody's class may do anything."""
     if isinstance(value, Mapping):
         return value
+    kind = type(value)
+    if isinstance(value, tuple):
+        names = getattr(kind, "_fields", ())
+        return dict(zip(names, value, strict=True)) if names else None
     held = getattr(value, "__dict__", None)
-    if held is None and dataclasses.is_dataclass(value):  # one with slots
-        held = {name: getattr(value, name, None) for name in value.__dataclass_fields__}
-    return held
+    if isinstance(held, Mapping):
+        return held
+    slots = [name for name, one in vars(kind).items() if isinstance(one, MemberDescriptorType)]
+    return {name: getattr(value, name) for name in slots if hasattr(value, name)}
 
 
 def _held_failure(value: object, held: Mapping[Any, Any]) -> Returned | None:
-    status, content = held.get("status"), held.get("content")
+    content = held.get("content")
     marked = (
         held.get("is_error") is True
         or held.get("isError") is True
-        or (status == "error" and content is not None)
+        or (held.get("status") == "error" and content is not None)
     )
-    for figure in (held.get("status_code"), status):
-        if isinstance(figure, int) and figure in REJECTING:
-            return Returned(f"http_{figure}", "rejected", retry_after_ns(value))
-    error = None
-    if isinstance(value, Mapping):
-        error = held.get("error")
-        if not error and (status == "error" or held.get("success") is False or held.get("ok") is False):
-            error = held.get("message") or "error"
-    if marked or error:
-        return _reported(str(error or content or ""), marked)
-    if "tool_call_id" in held or "tool_use_id" in held:  # a message to the model
-        text = _text(content)
-        return _reported(text) if text is not None and _ERROR_TEXT.match(text) else None
-    return None
+    for name in _STATUS_NAMES:
+        status = _number(held.get(name))
+        if status in REJECTING:
+            return Returned(f"http_{status}", "rejected", retry_after_ns(value))
+    error = held.get("error") or held.get("errors")
+    if not isinstance(value, Mapping) and not isinstance(error, str | BaseException | Mapping):
+        error = None  # an attribute of somebody's class
+    if isinstance(error, BaseException):
+        return _returned_exception(error)
+    status = _number(held.get("code"))
+    if status in REJECTING and 1 < len(held) <= MOST_ENTRIES and any(n in held for n in _SAYING[:4]):
+        return Returned(f"http_{status}", "rejected", retry_after_ns(value))
+    said = held.get("status")
+    failed = (
+        marked
+        or error
+        or any(held.get(name) is False for name in ("ok", "success"))
+        or (isinstance(said, str) and said.lower() in _FAILED_STATUS)
+        or held.get("timed_out") is True
+    )
+    if not failed:
+        # A message to the model, whose text may be that of a failure.
+        text = _text(content) if "tool_call_id" in held or "tool_use_id" in held else None
+        return None if text is None else _told(text)
+    if held.get("timed_out") is True:
+        return Returned("timeout", "timeout")
+    parts = (held.get(name) for name in _SAYING)
+    return _reported("\n".join(str(part) for part in parts if part and part is not True), marked)
+
+
+def _number(value: object) -> int | None:
+    """A status, as a number or as text."""
+    if isinstance(value, str) and len(value) == 3 and value.isdecimal():
+        return int(value)
+    return value if isinstance(value, int) else None
 
 
 def _reported(text: str, marked: bool = False) -> Returned:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -176,9 +177,19 @@ class Refused(Exception):
 
 
 @dataclass(slots=True)
-class Slotted:
+class Marked:
     content: str
     is_error: bool
+
+
+@dataclass(slots=True)
+class Slotted:
+    status_code: int
+
+
+class Reply(NamedTuple):
+    status: int
+    body: str
 
 
 @pytest.mark.parametrize(
@@ -199,7 +210,7 @@ class Slotted:
         (Held(status="error", content="HTTP 429 Too Many Requests"), "http_429", "rejected"),
         (Held(status="error", content="no such city"), "error_result", "unknown"),
         ({"role": "tool", "tool_call_id": "a", "content": "ToolError: overloaded"}, "http_529", "rejected"),
-        (Slotted("service temporarily unavailable", True), "http_503", "rejected"),
+        (Marked("service temporarily unavailable", True), "http_503", "rejected"),
         ({"status": "error", "message": "429 Too Many Requests"}, "http_429", "rejected"),
         ({"success": False, "message": "rate limit exceeded"}, "http_429", "rejected"),
         ('{"is_error": true, "content": "Service Unavailable (503)"}', "http_503", "rejected"),
@@ -213,8 +224,35 @@ class Slotted:
         (ValueError("no such city"), "ValueError", "unknown"),
         ({"error": "no such city"}, None, "unknown"),
         ({"success": False}, None, "unknown"),
-        ("Failed to find the city", None, "unknown"),
         ("Error: no such city", None, "unknown"),
+        ("429 Too Many Requests", "http_429", "rejected"),
+        ("Service Unavailable", "http_503", "rejected"),
+        ("Request failed with status code 429", "http_429", "rejected"),
+        ("HTTP Error 503: Service Unavailable", "http_503", "rejected"),
+        ("Error: server returned 503", "http_503", "rejected"),
+        ("Error fetching data: Client error '429 Too Many Requests'", "http_429", "rejected"),
+        ("**Error**: 429", "http_429", "rejected"),
+        ("<tool_use_error>HTTP 429</tool_use_error>", "http_429", "rejected"),
+        ("Rate limit exceeded, try again later", "http_429", "rejected"),
+        ("Traceback (most recent call last):\nhttpx.ReadTimeout", "timeout", "timeout"),
+        ("Tool call timed out after 10 seconds", "timeout", "timeout"),
+        ("Failed to look up Paris: no such city", None, "unknown"),
+        ('{"status": "error", "message": "429 Too Many Requests"}', "http_429", "rejected"),
+        ('{"is_error": true, "content": "HTTP 503"}', "http_503", "rejected"),
+        ({"success": False, "message": "rate limited"}, "http_429", "rejected"),
+        ({"status": "timeout"}, "timeout", "timeout"),
+        ({"timed_out": True}, "timeout", "timeout"),
+        ({"error": True, "message": "429 Too Many Requests"}, "http_429", "rejected"),
+        ({"errors": ["deadline exceeded"]}, "timeout", "timeout"),
+        ({"code": 429, "message": "slow down"}, "http_429", "rejected"),
+        ({"statusCode": "503"}, "http_503", "rejected"),
+        ({"ok": False}, None, "unknown"),
+        (Held(error="HTTP 429"), "http_429", "rejected"),
+        (Held(error=Answer(529)), "http_529", "rejected"),
+        (Slotted(429), "http_429", "rejected"),
+        (Reply(503, ""), "http_503", "rejected"),
+        ([{"type": "text", "text": "Error: 429"}], "http_429", "rejected"),
+        (Answer(429), "http_429", "rejected"),
     ],
 )
 def test_failure_that_a_tool_returns_is_one(result: object, error_type: str | None, signal: str):
@@ -241,6 +279,11 @@ class Costly:
         *(None, 429, [429], "", "Paris", "Errors were made in 429 B.C.", "429", b"Error: 429"),
         *({"error": None, "temperature": 21}, {"status": "ok"}, {"status": 200}, {"is_error": False}, {}),
         *({"tool_call_id": "a", "content": "429 sheep"}, ("429", 1), [{"type": "text", "text": "429"}]),
+        *("Timeout is a film of 2011", "Rate limits of APIs, explained", "Failed states index: 429 pages"),
+        "HTTP 429 is the status code for Too Many Requests, defined in RFC 6585.",
+        "HTTP 429: Too Many Requests\nThe 429 response status code indicates",
+        *({"code": 429}, {"success": True, "code": 503}, {"title": "Error: 429 explained"}, (429, "x")),
+        *('{"status": "ok", "count": 429}', '{"error": null}', '{"status": ', [{"text": 3}], [{"error": 1}]),
         *({"error": np.zeros(3)}, Awkward(error=1), Costly(), Held(status_code=404), Held(status=object())),
     ],
     ids=lambda value: repr(value)[:30],
