@@ -94,7 +94,8 @@ def left_out(
 def print_planted(rng: np.random.Generator, count: int, check: Check) -> None:
     """The shares of planted stalls and warm-ups that were left out, and of warm-ups called unclear.
 
-    Of one block alone warm-ups must be found only where its loops vary less than the warm-up changes them.
+    Of one block alone warm-ups must be found, or called unclear, only where its loops vary less than the
+    warm-up changes them.
     """
     print(f"\n{count} runs a line: share with loops left out as warm-up")
     print(
@@ -111,7 +112,10 @@ def print_planted(rng: np.random.Generator, count: int, check: Check) -> None:
                 shares = [found.share for found, _ in results]
                 unclear = sum(one.unclear > 0 for one in results[2][1]) / count
                 judged = check(shares[0], 0.0, 0.0) + check(shares[1], 0.0, 0.0)
-                judged += check(shares[2], FOUND, 1.0) if blocks > 1 or spread == "σ 0.3" else ""
+                if blocks > 1:
+                    judged += check(shares[2], FOUND, 1.0)
+                elif spread == "σ 0.3":
+                    judged += check(shares[2] + unclear, FOUND, 1.0)
                 stall, pauses, warm, said = (f"{share * 100:.1f} %" for share in (*shares, unclear))
                 print(
                     f"{load:6} {spread:9} {blocks:>6}  {stall:>7} {pauses:>15} {warm:>8} {said:>8}{judged}",

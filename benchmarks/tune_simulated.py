@@ -126,7 +126,10 @@ class SimulatedSystem:
         loop_seconds = sum(_lognormal(self._draw, self.system.model) for _ in range(2)) + max(
             _lognormal(self._draw, self.system.tool) for _ in range(self.system.fan_out)
         )
-        self.now += self._draw.uniform(*self.system.start) + loop_seconds
+        until = math.inf if options.until_seconds is None else options.until_seconds
+        self.now += self._draw.uniform(*self.system.start)
+        loop_seconds = max(0.0, min(loop_seconds, until - self.now))
+        self.now += loop_seconds
         trials: list[Trial] = []
         incidents: list[Incident] = []
         seen: dict[tuple[str, int], tuple[float, float]] = {}
@@ -143,9 +146,9 @@ class SimulatedSystem:
                         incidents.append(Incident("settled", f"before trial {planned.index}"))
                         break
                 users = planned.users or experiment.users
-                each, drain = seen.get((planned.strategy, users), (loop_seconds, 1.5 * loop_seconds))
-                until = math.inf if options.until_seconds is None else options.until_seconds
-                spread = min(each, window * 0.5)
+                longest = max((one for one, _ in seen.values()), default=0.0)
+                each, drain = seen.get((planned.strategy, users), (longest, 1.5 * longest))
+                spread = min(each or loop_seconds, window * 0.5)
                 if self.now + spread + max(window, options.window_loops * each) + drain > until:
                     incidents.append(Incident("out_of_time", f"before trial {planned.index}"))
                     break

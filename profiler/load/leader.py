@@ -232,7 +232,9 @@ class Leader:
         if until is None:
             return math.inf
         loop = (planned.strategy, self._wanted_users(planned))
-        each = self._loop_seconds.get(loop, self._workers.loop_seconds)
+        # Before any trial there is only the first loop, alone and perhaps by chance a long one: nothing is
+        # left out because of that.
+        each = self._loop_seconds.get(loop, max(self._loop_seconds.values(), default=0.0))
         if self.options.arrivals is None:
             seconds = max(seconds, self.options.window_loops * each)
         drain = min(self._drains.get(loop, DRAIN_LOOPS * each), self.options.drain_seconds)

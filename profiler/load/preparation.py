@@ -7,6 +7,7 @@ nowhere. And `calibrate`: how fast the client alone is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import statistics
 import time
@@ -89,11 +90,18 @@ class LoopRunners:
             else:
                 first = await self._make_custom(user_class, factory, sinks)
             began = time.monotonic()
-            await first()
+            # At the end of the time that the test has there is nothing to warm up for.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._seconds_left()):
+                    await first()
             slowest = max(slowest, time.monotonic() - began)
         return Ready(
             loop_seconds=slowest, model=self._model, spent=self._spent, first_failure=self._first_failure
         )
+
+    def _seconds_left(self) -> float | None:
+        until = self._options.until_seconds
+        return None if until is None else until - time.monotonic()
 
     async def close(self) -> None:
         """Close the clients of all runners."""

@@ -199,7 +199,9 @@ class Tuner:
                 raise UsageError(f"nothing to tune: {warning.detail}; {warning.remedy}")
         self._seen = seen = pilot(run, records)
         if not run.trials or not seen.loops:
-            raise self._too_little(LOADED * (run.loop_seconds or 0.0))
+            # No loop ended: each takes longer than the first one, alone, or than there was time.
+            waited = [(trial.drained_ns - trial.started_ns) / 1e9 for trial in run.trials]
+            raise self._too_little(LOADED * max(run.loop_seconds or 0.0, *waited, 0.0))
         loops = self._loops(self._first_specs()[:FEWEST])
         left = self._left() - self._start
         if fitting(loops, left) < FEWEST:
