@@ -321,6 +321,7 @@ def main() -> int:
     )
     parser.add_argument("--only", default=",".join(SYSTEMS))
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--budgets", default="60,120")
     arguments = parser.parse_args()
     missed = []
@@ -328,7 +329,7 @@ def main() -> int:
         for budget in map(float, arguments.budgets.split(",")):
             outcomes, refused = [], 0
             began = time.monotonic()
-            for seed in range(1, arguments.seeds + 1):
+            for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
                 with tempfile.TemporaryDirectory() as out:
                     try:
                         one = judged(SYSTEMS[name], seed, budget, Path(out))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import copy
 import inspect
 import json
@@ -280,19 +281,20 @@ def result_text(value: Any) -> str:
 def _other_text(value: Any) -> str:
     if is_pending(value):
         raise TypeError(f"a {type(value).__name__} is no result: await it, or iterate over it, in the tool")
+    if isinstance(value, contextlib._GeneratorContextManager | contextlib._AsyncGeneratorContextManager):
+        raise TypeError(f"a {type(value).__name__} is no result: enter it in the tool")
     return str(value)
 
 
 def is_pending(value: Any) -> bool:
     """Whether a tool that returns `value` has more to do: it is to be awaited or iterated over.
 
-    An iterator that is no generator is a value, such as an open file; so is a model that can be iterated
-    over, such as a page of results.
+    An iterator that is no generator is a value, such as an open file; so is a model, whatever else it can do.
     """
     kind = type(value)
     return (
         hasattr(kind, "__await__")
-        or (hasattr(kind, "__aiter__") and not issubclass(kind, BaseModel))
+        or (hasattr(kind, "__aiter__") and not hasattr(kind, "__pydantic_serializer__"))
         or issubclass(kind, GeneratorType | concurrent.futures.Future)
     )
 

@@ -1,9 +1,10 @@
 """Runs of watched tools, which end when what they return has ended.
 
 A tool may return a value, a coroutine or another awaitable, a future, a generator or an async generator;
-the call lasts until that is done. What the application gets is of the same kind: it passes the same checks
-of `inspect` and `asyncio`, and is used the same way. A future is handed on as it is; another object with
-`__await__` or `__anext__` is, too, behind a stand-in that passes `isinstance`.
+the call lasts until that is done; that of a context manager made of a generator, until it is left. What the
+application gets is of the same kind: it passes the same checks of `inspect` and `asyncio`, and is used the
+same way. A future is handed on as it is; another object with `__await__` or `__anext__` is, too, behind a
+stand-in that passes `isinstance`, can be entered if the object can, and is a coroutine if the object is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from profiler.limits.gate import current_slot
 from profiler.limits.refusals import returned_failure
 from profiler.loop.eventloop import TimedCoroutine
 from profiler.loop.lag import late_ns
-from profiler.loop.tools import CallContext, current_call, failure_text, failure_type, is_async, result_text
+from profiler.loop.tools import CallContext, current_call, failure_text, failure_type, result_text
 from profiler.records import Clock
 from profiler.redaction import MOST_CHARACTERS, Content
 from profiler.watch.circumstances import circumstances
@@ -191,8 +192,14 @@ class ToolRun:
         if issubclass(kind, types.GeneratorType):
             steps = _awaitable_steps if value.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE else _iterated
             return self._not_begun(steps(self, value), value)
-        if issubclass(kind, Coroutine):
+        if issubclass(kind, types.CoroutineType):
             return self._not_begun(_awaited(self, _Unawaited(value)), value)
+        if issubclass(kind, contextlib._GeneratorContextManager):
+            value.gen = self._not_begun(_iterated(self, value.gen), value.gen)
+            return value
+        if issubclass(kind, contextlib._AsyncGeneratorContextManager):
+            value.gen = self._not_begun(_streamed(self, value.gen), value.gen)
+            return value
         # As `asyncio.isfuture`, which asks a lazy object for its `__class__` and thereby has it evaluated.
         if hasattr(kind, "_asyncio_future_blocking") or issubclass(kind, concurrent.futures.Future):
             if value.done():
@@ -232,7 +239,7 @@ class ToolRun:
 def watched_function(function: Any, begin: Begin, watching: Watching) -> Any:
     """The function, or callable object, with its runs watched. It is of the same kind of function."""
     wrapped: Any
-    if is_async(function):
+    if inspect.iscoroutinefunction(function):
 
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
             with begin(args, kwargs) as run:
@@ -436,13 +443,17 @@ class _StandIn:
     """Stands for an awaitable object, or async iterator, that is none of Python's own.
 
     Watched the first time it is awaited, or iterated over.
+
+    Or the first time it is entered, as an HTTP client's request can be; then the call ends when it is left.
     """
 
-    __slots__ = ("_toolloop_run", "_toolloop_value")
+    __slots__ = ("_toolloop_entered", "_toolloop_run", "_toolloop_steps", "_toolloop_value")
 
     def __init__(self, run: ToolRun, value: Awaitable[Any]) -> None:
         object.__setattr__(self, "_toolloop_run", run)
         object.__setattr__(self, "_toolloop_value", value)
+        object.__setattr__(self, "_toolloop_entered", False)
+        object.__setattr__(self, "_toolloop_steps", None)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -478,6 +489,59 @@ async def _await(value: Awaitable[Any]) -> Any:
     return await value
 
 
+async def _enter(stand_in: Any) -> Any:
+    """`__aenter__` of a stand-in."""
+    run, value = stand_in._toolloop_run, stand_in._toolloop_value
+    if run.ran_ns is None:  # awaited or entered before
+        return await value.__aenter__()
+    object.__setattr__(stand_in, "_toolloop_entered", True)
+    run.enter()
+    timed = TimedCoroutine(_await(value.__aenter__()), run._watching.clock)
+    try:
+        return await timed
+    except BaseException as error:
+        run.failed(error)
+        raise
+    finally:
+        run.stepped(timed)
+        run.leave()
+
+
+async def _exit(stand_in: Any, kind: Any, error: BaseException | None, trace: Any) -> Any:
+    """`__aexit__` of a stand-in."""
+    run, value = stand_in._toolloop_run, stand_in._toolloop_value
+    if not stand_in._toolloop_entered:
+        return await value.__aexit__(kind, error, trace)
+    run.enter()
+    try:
+        handled = await value.__aexit__(kind, error, trace)
+    except BaseException as failure:
+        run.failed(failure)
+        raise
+    finally:
+        run.leave()
+    if error is None or handled:
+        run.ended()
+    else:
+        run.failed(error)
+    return handled
+
+
+def _send(stand_in: Any, argument: Any) -> Any:
+    """`send` of a stand-in for a coroutine: tasks take its steps this way."""
+    if stand_in._toolloop_steps is None:
+        object.__setattr__(stand_in, "_toolloop_steps", stand_in.__await__())
+    return stand_in._toolloop_steps.send(argument)
+
+
+def _throw(stand_in: Any, *error: Any) -> Any:
+    return (stand_in._toolloop_steps or stand_in._toolloop_value).throw(*error)
+
+
+def _close(stand_in: Any) -> None:
+    (stand_in._toolloop_steps or stand_in._toolloop_value).close()
+
+
 _FORWARDED = (
     *("repr", "str", "format", "hash", "call", "dir", "reduce", "reduce_ex", "or", "ror"),
     *("eq", "ne", "lt", "le", "gt", "ge"),
@@ -501,6 +565,10 @@ def _stand_in(kind: type) -> type[_StandIn]:
 
     special = [n for n in dir(kind) if n.startswith("__") and n.endswith("__") and n not in _OWN]
     methods: dict[str, Any] = {n: forwarded(n) for n in special if callable(getattr(kind, n, None))}
+    if "__aenter__" in methods:
+        methods.update(__aenter__=_enter, __aexit__=_exit)
+    if issubclass(kind, Coroutine):
+        methods.update(send=_send, throw=_throw, close=_close)
     if hasattr(kind, "__anext__"):
         methods["__aiter__"] = _StandIn._items
     if not hasattr(kind, "__await__"):

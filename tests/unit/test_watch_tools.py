@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import gc
 import inspect
 import types
 import warnings
+from collections.abc import Coroutine
 
 import pytest
 
@@ -291,8 +293,7 @@ def test_it_passes_the_checks_that_it_passed(kind):
         function = KINDS[kind](fine)
         prof = Profiler([], clock=clock)
         watched = prof.tool(function)
-        if kind != "callable object":  # becomes a function
-            assert checks(watched) == checks(function)
+        assert checks(watched) == checks(function)
         bare, mine = function(), watched()
         assert checks(mine) == checks(bare)
         assert isinstance(mine, type(bare))
@@ -408,6 +409,104 @@ def test_an_awaitable_object_is_itself_in_all_else():
         assert (await given, await given) == ("r", "r")  # what can be awaited twice still can
 
     run_virtual(main)
+
+
+class Request(Coroutine):
+    """A coroutine of a library's own that can be entered too, as the requests of HTTP clients."""
+
+    status = 200
+
+    def __init__(self, body) -> None:
+        self.coroutine = body()
+
+    def send(self, value):
+        return self.coroutine.send(value)
+
+    def throw(self, *error):
+        return self.coroutine.throw(*error)
+
+    def close(self) -> None:
+        self.coroutine.close()
+
+    def __await__(self):
+        return self.coroutine.__await__()
+
+    async def __aenter__(self):
+        return await self.coroutine
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(0.1)
+
+
+async def entering(value):
+    async with value as entered:
+        await asyncio.sleep(0.1)
+    return entered
+
+
+@pytest.mark.parametrize(
+    ("use", "ms"),
+    [
+        (taking, 300),
+        (asyncio.ensure_future, 300),
+        (lambda value: asyncio.wait_for(value, 1.0), 300),
+        (entering, 500),
+    ],
+)
+def test_a_request_of_an_http_client_can_still_be_awaited_and_entered(use, ms):
+    async def used(value):
+        assert (isinstance(value, Request), value.status) == (True, 200)
+        assert (asyncio.iscoroutine(value), inspect.iscoroutine(value)) == (True, False)
+        return await use(value)
+
+    one, result = watched_call(lambda body: lambda: Request(body), fine, used)
+    assert (result, one.duration_ns, one.status) == ("r", ms * MS, "ok")
+
+
+def test_what_fails_inside_an_entered_request_is_recorded():
+    async def use(value):
+        with pytest.raises(KeyError):
+            async with value:
+                raise KeyError
+
+    one, _ = watched_call(lambda body: lambda: Request(body), fine, use)
+    assert (one.duration_ns, one.status, one.error_type) == (400 * MS, "error", "KeyError")
+    one, _ = watched_call(lambda body: lambda: Request(body), failing, raising(ValueError, entering))
+    assert (one.duration_ns, one.status, one.error_type) == (300 * MS, "error", "ValueError")
+
+
+def raising(kind, use):
+    async def used(value):
+        with pytest.raises(kind):
+            await use(value)
+
+    return used
+
+
+def a_context_manager(body):
+    @contextlib.asynccontextmanager
+    async def work():
+        value = await body()
+        yield value
+        await asyncio.sleep(0.1)
+
+    return work
+
+
+def test_a_call_that_returns_a_context_manager_ends_when_that_is_left():
+    one, result = watched_call(a_context_manager, fine, entering)
+    assert (result, one.duration_ns, one.status) == ("r", 500 * MS, "ok")
+    one, _ = watched_call(a_context_manager, failing, raising(ValueError, entering))
+    assert (one.duration_ns, one.status, one.error_type) == (300 * MS, "error", "ValueError")
+
+    async def inside(value):
+        with value as got:
+            await asyncio.sleep(0.2)
+            raise KeyError(got)
+
+    made = contextlib.contextmanager(lambda: (yield 1))
+    one, _ = watched_call(lambda _: made, fine, raising(KeyError, inside))
+    assert (one.duration_ns, one.status, one.error_type) == (200 * MS, "error", "KeyError")
 
 
 @pytest.mark.parametrize("kind", ["generator", "wrapped generator"])
@@ -620,6 +719,23 @@ def test_tool_loop_collects_the_items_of_generators():
 
     assert told(work).result == '["a",{"b":1}]'
     assert told(logged(work)).result == '["a",{"b":1}]'
+
+
+class Pages:
+    async def __aiter__(self):
+        yield "first"
+        yield await fine()
+
+
+def test_tool_loop_collects_what_can_be_iterated_over_asynchronously():
+    one = told(functools.partial(Pages))
+    assert (one.duration_ns, one.status, one.result) == (300 * MS, "ok", '["first","r"]')
+
+
+def test_tool_loop_does_not_tell_the_model_of_a_context_manager():
+    one = told(a_context_manager(fine))
+    assert (one.status, one.error_type) == ("error", "TypeError")
+    assert "enter it in the tool" in one.result
 
 
 def test_tool_loop_awaits_a_future_of_a_thread_pool():
