@@ -352,7 +352,7 @@ class Tuner:
         return share - self._start, min(self._end, self._clock() + share)
 
     def _other_loads(self, setting: Candidate) -> tuple[list[AtLoad], str | None]:
-        """The setting and gathering at other loads, and how throughput scales over them."""
+        """The setting and gathering at other loads, and how goodput scales over them."""
         users = self._search.users
         levels = sorted({max(1, round(users * share)) for share in (*OTHER_LOADS, 1.0)})
         specs = [*dict.fromkeys([setting.spec, "gathered"])]
@@ -376,8 +376,8 @@ class Tuner:
             at, gathered = named[setting.spec], named.get("gathered")
             if level != users:
                 loads.append(AtLoad(level / users, level, at, None if gathered is at else gathered))
-            if at.throughput.value:
-                rates.append((level, [at.throughput.value]))
+            if at.goodput.value:
+                rates.append((level, [at.goodput.value]))
         fitted = fit([level for level, _ in rates], [rate for _, rate in rates])
         return loads, None if fitted is None else f"over the loads: {fitted.sentence}"
 
