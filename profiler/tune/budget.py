@@ -48,6 +48,16 @@ def fitting(loops: Sequence[float], seconds: float, blocks: int = 1) -> int:
     return count
 
 
+def within(loops: Sequence[float], seconds: float) -> list[int]:
+    """The places of the candidates that there is time to measure; one that takes too long is left out."""
+    places, left = [], seconds
+    for place, loop in enumerate(loops):
+        if trial_seconds(loop) <= left:
+            places.append(place)
+            left -= trial_seconds(loop)
+    return places
+
+
 def affordable(loops: Sequence[float], seconds: float, most: int) -> int:
     """In how many blocks, up to `most` and at least one, all these candidates can be measured."""
     each = sum(map(trial_seconds, loops))

@@ -166,18 +166,28 @@ def settled(candidates: Sequence[Candidate]) -> bool:
 # Which limits to try.
 
 
+NEARLY = 0.1
+"""Two limits that differ by a smaller share are one to begin with."""
+
+
 def first_limits(
-    highest: int, lowest: int = 1, guess: int | None = None, *, most: int = 5, failing: bool = False
+    highest: int, lowest: int = 1, guesses: Sequence[int] = (), *, most: int = 5, failing: bool = False
 ) -> list[int]:
     """At most `most` limits to begin with, the most telling first.
 
-    Evenly spaced by ratio from `lowest` to `highest`; with a `guess` around it, closer together. `lowest`
+    Evenly spaced by ratio from `lowest` to `highest`; with `guesses` (the best one first) these, and around
+    them, closer together. `lowest`
     is what the calls need on average: below it they only queue, and take long to drain. Where calls are
     `failing` that average says little, and so lower ones are tried: what fails may do so because of the load.
     """
     highest = max(1, highest)
-    if guess is not None:
-        limits = [round(max(1.0, guess * share)) for share in (1.0, 0.5, 1.4, 0.7, 0.25, 2.0)]
+    if guesses:
+        best = guesses[0]
+        around = [*guesses, *(best * share for share in (0.5, 1.4, 0.7, 0.25, 2.0))]
+        limits: list[int] = []
+        for limit in (round(max(1.0, one)) for one in around):
+            if all(abs(limit - other) > NEARLY * max(limit, other) for other in limits):
+                limits.append(limit)
     else:
         lowest = min(max(1, min(lowest, highest // 8) if failing else lowest), highest)
         steps = max(1, most - 1)
@@ -346,15 +356,16 @@ class Pilot:
 
     `peak`: tool calls that ran at once under `gathered`; where some failed, as many as were asked for at
     once, since a refused call is soon over. `mean`: calls that ran at once on average, under the strategy
-    that got more done. `guess`: where the adaptive limit settled, or else how many calls a server that
-    refused others was seen to serve; None when no limit was met. `failing`: calls failed. In seconds:
+    that got more done. `guesses`, the best first: how many calls at once a server that refused others was
+    seen to serve, and where the adaptive limit was in the end; none when no limit was met. `failing`: calls
+    failed. In seconds:
     `loops` is the mean loop of each strategy, `loop` that of good loops where they took least, and `work`
     what the tool calls of a loop take together.
     """
 
     peak: int
     mean: float
-    guess: int | None
+    guesses: tuple[int, ...]
     failing: bool = False
     loops: Mapping[str, float] = field(default_factory=dict)
     loop: float = 0.0
@@ -387,11 +398,12 @@ def pilot(run: Run, records: Sequence[LoopRecord]) -> Pilot:
     else:
         widest = (len(r.tool_calls) + r.unobserved_calls for record in gathered for r in record.rounds)
         most = run.load.users * max(widest, default=1)
-    guess = settled_limit([record for record in records if record.strategy == "adaptive"])
-    if guess is None and any(True for record in gathered for _ in record.refusals):
-        # A server that refuses what is too much serves as many at once as were seen to be served.
+    guesses = [settled_limit([record for record in records if record.strategy == "adaptive"])]
+    if any(True for record in gathered for _ in record.refusals):
+        # A server that refuses what is too much serves as many at once as were seen to be served. A limit
+        # that adapts may still have been on its way there.
         served = (call for record in gathered for call in record.tool_calls if call.status == "ok")
-        guess = peak((one.started_ns, one.ended_ns) for one in served if one.started_ns is not None) or None
+        guesses[:0] = [peak((one.started_ns, one.ended_ns) for one in served if one.started_ns is not None)]
     ran = [call.duration_ns for call in calls if call.status == "ok" and call.duration_ns is not None]
     whole = [record for record in records if not record.nested and record.status != "cancelled"]
     loops, shortest = {}, math.inf
@@ -403,7 +415,7 @@ def pilot(run: Run, records: Sequence[LoopRecord]) -> Pilot:
     return Pilot(
         peak=max(1, most),
         mean=max(means, default=1.0),
-        guess=guess,
+        guesses=tuple(guess for guess in guesses if guess),
         failing=any(call.status not in ("ok", "cancelled") for call in calls),
         loops=loops,
         loop=min(loops.values(), default=0.0) if math.isinf(shortest) else shortest,

@@ -33,6 +33,7 @@ from profiler.tune.budget import (
     sufficient,
     trial_seconds,
     window_seconds,
+    within,
 )
 from profiler.tune.candidates import (
     Candidate,
@@ -143,7 +144,7 @@ class Tuner:
         self._start = START  # seconds of an experiment beside its trials, as the last one had them
         self._untried: list[str] = []
         self._window_loops = WINDOW_LOOPS
-        self._seen = Pilot(1, 1.0, None)
+        self._seen = Pilot(1, 1.0, ())
 
     def run(self) -> Answer:
         """Search, and answer. Raises what `run_experiment` raises.
@@ -225,7 +226,7 @@ class Tuner:
         seen = self._seen
         semaphores: list[str] = []
         if "semaphore" in self._search.over:
-            limits = first_limits(seen.peak, round(seen.mean / 2), seen.guess, failing=seen.failing)
+            limits = first_limits(seen.peak, round(seen.mean / 2), seen.guesses, failing=seen.failing)
             semaphores = [f"semaphore:{limit}" for limit in limits]
         # Where calls fail under gathering, a limit and a lower one tell more than gathering once more.
         ahead = 2 if seen.failing else 0
@@ -286,13 +287,14 @@ class Tuner:
         return [*dict.fromkeys([*specs[:1], *kinds, *specs[1:]])]
 
     def _stage(self, name: str, specs: Sequence[str]) -> list[Candidate]:
-        """Measure as many of the candidates as fit into the stage's share, the first ones."""
+        """Measure as many of the candidates as fit into the stage's share, the first ones before others."""
         seconds, until = self._share(name)
-        count = max(FEWEST, fitting(self._loops(specs), seconds))
-        if count < len(specs):
-            self._untried += specs[count:]
-            self._say(f"{name}: no time for {', '.join(specs[count:])}")
-            specs = specs[:count]
+        places = within(self._loops(specs), seconds) or range(FEWEST)
+        if len(places) < len(specs):
+            left_out = [spec for place, spec in enumerate(specs) if place not in places]
+            self._untried += left_out
+            self._say(f"{name}: no time for {', '.join(left_out)}")
+            specs = [specs[place] for place in places]
         loops = self._loops(specs)
         blocks = affordable(loops, seconds, BLOCKS[name])
         window = window_seconds(loops, seconds, blocks)

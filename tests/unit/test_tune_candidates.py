@@ -36,15 +36,16 @@ S = 1_000_000_000
 def test_ladder_reaches_from_the_mean_to_the_peak_or_lies_around_a_guess():
     assert first_limits(16, 1) == [16, 8, 4, 2, 1]
     assert first_limits(1) == [1]
-    assert first_limits(160, 10, guess=20) == [20, 10, 28, 14, 5]
-    assert first_limits(4, guess=2) == [2, 1, 3, 4]
+    assert first_limits(160, 10, guesses=[20]) == [20, 10, 28, 14, 5]
+    assert first_limits(160, 10, guesses=[90, 68]) == [90, 68, 45, 126, 22]  # 63 is nearly 68
+    assert first_limits(4, guesses=[2]) == [2, 1, 3, 4]
     assert first_limits(5, 40) == [5]  # a peak below the mean is no peak: nothing was lost there
 
 
 @pytest.mark.parametrize(("most", "limits"), [(2, [23, 10]), (3, [23, 10, 32])])
 def test_ladder_cut_short_has_a_low_rung_where_calls_fail(most, limits):
-    assert first_limits(160, 60, guess=23, most=most, failing=True)[:1] == limits[:1]
-    assert min(first_limits(160, 60, guess=23, most=most, failing=True)) <= 12
+    assert first_limits(160, 60, guesses=[23], most=most, failing=True)[:1] == limits[:1]
+    assert min(first_limits(160, 60, guesses=[23], most=most, failing=True)) <= 12
 
 
 def test_ladder_without_a_guess_begins_in_the_middle_where_calls_fail():
@@ -143,7 +144,7 @@ def test_pilot_tells_the_peak_and_what_trials_cost():
     records = [loop(0, None, strategy="gathered"), replace(loop(S // 2, None, strategy="gathered"), id="b")]
     run = SimpleNamespace(trials=(trial, later), load=SimpleNamespace(users=10))
     found = pilot(run, records)
-    assert (found.peak, found.mean, found.guess) == (4, 1.0, None)
+    assert (found.peak, found.mean, found.guesses) == (4, 1.0, ())
     assert (found.failing, found.loops, found.loop, found.work) == (False, {"gathered": 1.0}, 1.0, 2.0)
     assert found.loop_seconds("gathered", 10) == 1.0
     assert found.loop_seconds("semaphore:5", 10) == 4.0  # ten agents with 2 s of calls each, five at a time
@@ -151,7 +152,7 @@ def test_pilot_tells_the_peak_and_what_trials_cost():
     records.append(loop(S, None, strategy="gathered", error="http_429"))
     found = pilot(run, records)
     assert found.peak == 20  # ten agents that ask for two calls at once
-    assert (found.guess, found.failing) == (4, True)  # as many as were served
+    assert (found.guesses, found.failing) == ((4,), True)  # as many as were served
 
 
 def test_pilot_in_which_nothing_was_recorded_knows_nothing():
