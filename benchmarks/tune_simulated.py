@@ -146,13 +146,17 @@ class SimulatedSystem:
                         incidents.append(Incident("settled", f"before trial {planned.index}"))
                         break
                 users = planned.users or experiment.users
-                longest = max((one for one, _ in seen.values()), default=0.0)
-                each, drain = seen.get((planned.strategy, users), (longest, 1.5 * longest))
+                shortest = min((one for one, _ in seen.values()), default=0.0)
+                each, drain = seen.get((planned.strategy, users), (shortest, 1.5 * shortest))
                 spread = min(each or loop_seconds, window * 0.5)
-                if self.now + spread + max(window, options.window_loops * each) + drain > until:
+                measured = max(window, options.window_loops * each)
+                over = self.now + spread + measured + drain - until
+                if over > 0 and options.window_loops:
+                    measured = max(2.0, options.window_loops * each, measured - over)
+                if self.now + spread + measured + drain > until:
                     incidents.append(Incident("out_of_time", f"before trial {planned.index}"))
                     break
-                trial, records = self._trial(planned.strategy, users, spread, window, options)
+                trial, records = self._trial(planned.strategy, users, spread, min(window, measured), options)
                 trial = replace(trial, index=planned.index, block=planned.block)
                 busy = (trial.ended_ns + trial.drained_ns) / 2e9 - (trial.started_ns / 1e9 - spread)
                 if records:

@@ -47,6 +47,9 @@ SHORT_RAMP_SECONDS = 1.0
 DRAIN_LOOPS = 1.5
 """How long a trial is expected to drain, in mean loops, before one of its strategy has been seen to."""
 
+SHORTEST_WINDOW = 2.0
+"""Seconds for which a trial of a search measures at least, where its time is short."""
+
 LONGEST_SPREAD = 0.5
 """Agents start within this share of the window, however long their loops take."""
 
@@ -213,6 +216,8 @@ class Leader:
             if self.output.settled:
                 self.output.note(Incident("settled", f"before trial {planned.index}"))
                 break
+            if options.window_loops:  # sooner a shorter window than none
+                seconds = min(seconds, max(SHORTEST_WINDOW, seconds + self._time_after(planned, seconds)))
             if self._time_after(planned, seconds) < 0:
                 self.output.note(Incident("out_of_time", f"before trial {planned.index}"))
                 break
@@ -232,9 +237,9 @@ class Leader:
         if until is None:
             return math.inf
         loop = (planned.strategy, self._wanted_users(planned))
-        # Before any trial there is only the first loop, alone and perhaps by chance a long one: nothing is
-        # left out because of that.
-        each = self._loop_seconds.get(loop, max(self._loop_seconds.values(), default=0.0))
+        # Nothing is left out on suspicion: before any trial there is only the first loop, alone and perhaps a
+        # long one by chance, and other strategies may take longer.
+        each = self._loop_seconds.get(loop, min(self._loop_seconds.values(), default=0.0))
         if self.options.arrivals is None:
             seconds = max(seconds, self.options.window_loops * each)
         drain = min(self._drains.get(loop, DRAIN_LOOPS * each), self.options.drain_seconds)

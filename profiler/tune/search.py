@@ -62,7 +62,11 @@ FIRST_LOOK = 4
 """Blocks of the final stage before it may end early."""
 LADDER = 4
 """Limits for whose trials there must be time before those of the final stage: else there is but one stage."""
+FILLED = 0.85
+"""The share of a stage's time that is planned: a trial that takes longer must not cost the next one."""
 FEWEST_FINAL_BLOCKS = 3
+FEWEST_TOLD_APART = 3
+"""Candidates that the final stage measures before there is time for anything after it."""
 FEWEST = 1
 """Candidates without which there is no search."""
 OTHER_LOADS = (0.5, 0.75, 1.25, 1.5)
@@ -289,7 +293,12 @@ class Tuner:
     def _stage(self, name: str, specs: Sequence[str]) -> list[Candidate]:
         """Measure as many of the candidates as fit into the stage's share, the first ones before others."""
         seconds, until = self._share(name)
-        places = within(self._loops(specs), seconds) or range(FEWEST)
+        places = within(self._loops(specs), FILLED * seconds)
+        if name == "final" and len(places) < min(FEWEST_TOLD_APART, len(specs)):
+            # Sooner another candidate than the answer once more.
+            seconds, until = self._left() - self._start, self._end
+            places = within(self._loops(specs), FILLED * seconds)
+        places = places or [0]
         if len(places) < len(specs):
             left_out = [spec for place, spec in enumerate(specs) if place not in places]
             self._untried += left_out
@@ -297,7 +306,7 @@ class Tuner:
             specs = [specs[place] for place in places]
         loops = self._loops(specs)
         blocks = affordable(loops, seconds, BLOCKS[name])
-        window = window_seconds(loops, seconds, blocks)
+        window = window_seconds(loops, FILLED * seconds, blocks)
         directory = self._experiment(name, specs, blocks, window, until=until, loops=self._window_loops)
         found = self._measured(specs, directory)
         if self._spending.limit is not None:

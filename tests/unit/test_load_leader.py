@@ -160,6 +160,13 @@ def test_trial_that_would_not_have_drained_in_time_is_not_begun(leader: Leaders)
     assert all(trial.drained_ns <= 8_000_000_000 for trial in run.trials)
 
 
+def test_trial_of_a_search_is_shorter_rather_than_left_out(leader: Leaders) -> None:
+    one = timed(leader, Connected("a"), rate=40.0, window_loops=1.0, until_seconds=9.5)
+    windows = [(trial.ended_ns - trial.started_ns) / 1e9 for trial in one.output.run.trials]
+    assert windows == [3.0, 3.0, pytest.approx(2.0, abs=0.1)]
+    assert one.output.run.trials[-1].drained_ns <= 9_500_000_000
+
+
 def test_test_whose_first_trial_does_not_fit_says_how_long_a_loop_takes(leader: Leaders) -> None:
     run = timed(leader, Connected("a"), until_seconds=2.0).output.run
     assert run.trials == ()
