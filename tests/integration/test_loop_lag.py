@@ -19,8 +19,8 @@ import asyncio, json, sys, time
 from profiler.loop.lag import lag_sampler
 
 def compute():
-    until = time.monotonic() + 0.4
-    while time.monotonic() < until:
+    until = time.thread_time() + 0.4
+    while time.thread_time() < until:
         pass
 
 async def main():
@@ -52,7 +52,8 @@ def test_code_that_holds_the_loop_is_told_from_a_process_that_was_stopped(what, 
             os.kill(child.pid, signal.SIGCONT)
         lag_ns, machine_ns = json.loads(child.communicate(timeout=30)[0])
         assert lag_ns > 0.3e9
-        if (machine_ns > 0.8 * lag_ns) if machine else (machine_ns < 0.2 * lag_ns):
+        # A crowded machine may add time of its own; the 0.4 s stay whose they are.
+        if (machine_ns if machine else lag_ns - machine_ns) > 0.3e9:
             return
     raise AssertionError(f"{what}: {lag_ns} ns late, {machine_ns} of them the machine's")
 
