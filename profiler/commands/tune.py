@@ -103,4 +103,4 @@ def main(arguments: argparse.Namespace) -> int:
             print(f"spent: {answer.spent}")
     if answer.failed:
         return TargetError.exit_code
-    return 1 if answer.stopped is not None or (answer.invalid and not arguments.allow_saturated) else 0
+    return 1 if answer.stopped is not None or not (answer.valid or arguments.allow_saturated) else 0

@@ -37,7 +37,8 @@ class Answer:
     that `failed`. Where that was before the end of the last stage the setting is not `proven`, and `final`
     is the last stage with results. `spent` is what the search spent, in words, `untried` what there was no
     time for. The goodput of `setting` is what another measurement of it will find, with an interval for that
-    (`candidates.promised`); those of `final` are as measured together.
+    (`candidates.promised`); those of `final` are as measured together. `invalid` says which figures are the
+    client's, in sentences; `valid`: not those of the setting itself.
     """
 
     setting: Candidate
@@ -55,6 +56,7 @@ class Answer:
     runs: tuple[str, ...]
     seconds: float
     invalid: tuple[str, ...] = ()
+    valid: bool = True
     stopped: str | None = None
     failed: bool = False
     proven: bool = True

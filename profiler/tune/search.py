@@ -147,6 +147,7 @@ class Tuner:
         self._shares = dict(SHARES)
         self._start = START  # seconds of an experiment beside its trials, as the last one had them
         self._untried: list[str] = []
+        self._confirmation: RunDirectory | None = None
         self._window_loops = WINDOW_LOOPS
         self._seen = Pilot(1, 1.0, ())
 
@@ -331,6 +332,7 @@ class Tuner:
         if seconds >= trial_seconds(loop):
             window = window_seconds([loop], seconds, 1)
             directory = self._experiment("confirm", [setting.spec], 1, window, until=until)
+            self._confirmation = directory
         table = tabulate(directory.records())
         found = promised(directory.load(), table, setting.spec, self._slo)
         if found.value is None and directory is not stage.directory:
@@ -487,7 +489,10 @@ class Tuner:
         limits = effective_limits(
             [parse_strategy(setting.spec)], agents=self._search.users, processes=workers, share=shared
         )
-        warnings = summarise_directory(stage.directory).warnings
+        # Of its own window, too, where it was measured once more.
+        measured = dict.fromkeys((stage.directory, self._confirmation or stage.directory))
+        warnings = [one for directory in measured for one in summarise_directory(directory).warnings]
+        invalid = [caveat for caveat in warnings if caveat.invalid]
         return Answer(
             setting=setting,
             objective=self._search.objective,
@@ -503,7 +508,8 @@ class Tuner:
             effective="\n".join(limits),
             runs=tuple(str(directory.path) for directory in self._runs),
             seconds=self._clock() - self._began,
-            invalid=tuple(caveat.sentence for caveat in warnings if caveat.invalid),
+            invalid=tuple(dict.fromkeys(caveat.sentence for caveat in invalid)),
+            valid=not any(not one.strategies or setting.spec in one.strategies for one in invalid),
             stopped=self._stopped,
             failed=self._failure is not None,
             proven=proven,

@@ -96,3 +96,15 @@ def test_tune_on_this_machine_asks_nothing_and_its_json_has_what_ended_it(
         False,
         None,
     )
+
+
+@pytest.mark.parametrize(
+    ("valid", "options", "code"), [(True, [], 0), (False, [], 1), (False, ["--allow-saturated"], 0)]
+)
+def test_exit_code_is_that_of_the_settings_own_figures(
+    monkeypatch: pytest.MonkeyPatch, valid: bool, options: list[str], code: int
+) -> None:
+    found = [scored("semaphore:8", 5.0), scored("gathered", 2.0)]
+    said = "invalid: this client is saturated under gathered"
+    monkeypatch.setattr(driver, "tune", lambda *_: answer(found, found, invalid=(said,), valid=valid))
+    assert main(["tune", "--quiet", *options]) == code
