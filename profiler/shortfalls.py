@@ -8,6 +8,7 @@ counts: a stall before or after it explains nothing.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
@@ -199,12 +200,14 @@ def _lasting(
     if any(call.pool is not None and call.pool.full for call in calls):
         return "threads"
     at_once = peak(call.span for call in calls)
-    ends = [call.ended_ns for call in calls]
+    ends = sorted(call.ended_ns for call in calls)
     held = union((stall.started_ns, stall.ended_ns) for stall in stalls)
+    # Of the calls that had ended when one started, the last one is the one that may have made room for it.
     handed_on = any(
-        end <= call.started_ns and call.started_ns - end - overlap(held, (end, call.started_ns)) <= SLACK_NS
+        place
+        and call.started_ns - ends[place - 1] - overlap(held, (ends[place - 1], call.started_ns)) <= SLACK_NS
         for call in calls
-        for end in ends
+        for place in [bisect_right(ends, call.started_ns)]
     )
     return "application_limit" if at_once > 1 and handed_on else "application"
 

@@ -6,6 +6,7 @@ Exceptions and results are recognised by their shape, whatever library they come
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import time
 import typing
@@ -95,7 +96,11 @@ def retry_after_ns(failed: object, wall_clock: Callable[[], float] = time.time) 
 
 # Failures that are returned instead of raised, as a model is to read them.
 
-_FAILED = r"(?:failed|failure)\b\W{0,3}(?:with|due|after|because|http|status|error|\d|[:(])"
+_FAILED = (
+    r"(?:(?:the )?(?:\w+ )?"
+    r"(?:api|call|connection|execution|fetch|http|lookup|operation|query|request|tool)s? )?"
+    r"(?:failed|failure)\b\W{0,3}(?:with|due|after|because|http|status|error|\d|[:(])"
+)
 _VERBS = (
     "accessing|calling|connecting|contacting|executing|fetching|getting|invoking|loading|performing|"
     "processing|querying|reading|requesting|running|searching"
@@ -105,10 +110,11 @@ _ERROR_TEXT = re.compile(
     r"[\W_]{0,8}(?:"  # a mark such as "**", "[" or a cross
     r"an error occurred|"
     rf"(?:an )?error (?:{_VERBS}|occurred|while|during)\b|"
-    r"(?:http )?\w*(?:error|exception)(?:\s*[:(]|\W{0,3}[\]>:]|\s+[-\u2013\u2014]\s|\s+\d{3}\b)|"
-    rf"(?:\w+ ){{0,3}}{_FAILED}|"
-    r"(?:failed to|unable to|could not|couldn't|cannot) \w+\b[^.\n]{0,80}[:(]|"
-    r"(?:the )?(?:\w+ ){0,2}timed out\b|\w*timeout(?:error\b|:| after\b)|"
+    r"(?:http )?\w*(?:error|exception)(?:\s*[:(]|\W{0,3}[\]>:]|\s+\d{3}\b)|"
+    rf"{_FAILED}|"
+    r"(?:failed to|unable to|could not|couldn't|cannot) \w+\b[^.?\n]{0,80}[:(]|"
+    r"(?:the )?(?:\w+ ){0,2}timed out(?:\W*\Z|\s*[:.(]|\s+(?:after|while|waiting)\b)|"
+    r"\w*timeout(?:error\W*\Z| after\b)|\w+timeout:|"
     r"rate.?limit (?:exceeded|reached|hit)\b|"
     # A status line, and nothing more.
     r"(?:http\W{0,3}(?:status\W{0,3})?(?:429|503|529)\W*\Z|"
@@ -118,17 +124,21 @@ _ERROR_TEXT = re.compile(
 )
 """The beginning of a text that reports an error."""
 
+
+def _numbered(status: int) -> str:
+    """A pattern for a status by its number: alone, or beside a word that says what it is."""
+    return (
+        rf"(?:status|code|http(?:/[\d.]+)?|error|exception|returned|failed|got)\W{{0,3}}{status}\b|"
+        rf"\A\W*{status}\b(?=\W*\Z|:)|: {status}\W*\Z"
+    )
+
+
 _REASONS = (
-    ("http_429", re.compile(r"\b429\b|too many requests|rate.?limit", re.IGNORECASE)),
-    ("http_529", re.compile(r"\b529\b|overloaded", re.IGNORECASE)),
+    ("http_429", re.compile(rf"{_numbered(429)}|too many requests|rate.?limit", re.IGNORECASE)),
+    ("http_529", re.compile(rf"{_numbered(529)}|overloaded", re.IGNORECASE)),
     (
         "http_503",
-        re.compile(
-            r"\b503 service|service (?:temporarily )?unavailable|"
-            r"(?:status|code|http(?:/[\d.]+)?|error|returned|failed|got)\W{0,3}503\b|"
-            r"(?:\A\W*|: )503\W*\Z",
-            re.IGNORECASE,
-        ),
+        re.compile(rf"{_numbered(503)}|\b503 service|service (?:temporarily )?unavailable", re.IGNORECASE),
     ),
     ("timeout", re.compile(r"\btime(?:d )?.?out|\w+timeout\b|deadline.?exceeded", re.IGNORECASE)),
 )
@@ -158,10 +168,32 @@ _SAYING = (
 )
 """Entries of a report of an error in which its reason is looked for."""
 
+_ASKED = (*_SAYING, *_STATUS_NAMES, "is_error", "isError", "ok", "success", "timed_out")
+
 _FAILED_STATUS = frozenset(("error", "failed", "failure", "timeout", "timed_out"))
 
-MOST_ENTRIES = 8
-"""Entries of a report of an error whose `code` is taken for a status: larger objects have other codes."""
+_OF_ERRORS = frozenset(
+    (
+        "code",
+        "details",
+        "detail",
+        "error",
+        "errors",
+        "message",
+        "msg",
+        "param",
+        "request_id",
+        "status",
+        "type",
+    )
+)
+"""Entries of a report of an error whose `code` is taken for a status: other objects have other codes."""
+
+_PLAIN = (str, int, float, bool, list, tuple, dict, BaseException)
+"""Types of entries that are looked at: what others do when they are asked, only their authors know."""
+
+FEW = 8
+"""Parts of a list or object in a report of an error that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,17 +232,22 @@ def _text(value: object) -> str | None:
     """The text of a result that is text: as it is, as the first of content blocks, or with an artifact."""
     if isinstance(value, str):
         return value
-    if type(value) is tuple and len(value) == 2 and isinstance(value[0], str):
+    if (
+        type(value) is tuple
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and not isinstance(value[1], str)
+    ):
         return value[0]
     if type(value) is list and value and (type(value[0]) is dict or hasattr(value[0], "__dict__")):
         block = value[0] if type(value[0]) is dict else value[0].__dict__
         text = block.get("text")
-        return text if isinstance(text, str) and block.get("type", "text") == "text" else None
+        return text if isinstance(text, str) and block.get("type") == "text" else None
     return None
 
 
 def _told(text: str) -> Returned | None:
-    if _ERROR_JSON.match(text) and len(text) <= MOST_PARSED:
+    if len(text) <= MOST_PARSED and _ERROR_JSON.match(text):
         with contextlib.suppress(orjson.JSONDecodeError):
             parsed = orjson.loads(text)
             return _held_failure(parsed, parsed) if isinstance(parsed, dict) else None
@@ -242,40 +279,55 @@ def _held(value: object) -> Mapping[Any, Any] | None:
 
 
 def _held_failure(value: object, held: Mapping[Any, Any]) -> Returned | None:
-    content = held.get("content")
+    entries = {name: held[name] for name in _ASKED if name in held and isinstance(held[name], _PLAIN)}
+    content, said = entries.get("content"), entries.get("status")
     marked = (
-        held.get("is_error") is True
-        or held.get("isError") is True
-        or (held.get("status") == "error" and content is not None)
+        entries.get("is_error") is True
+        or entries.get("isError") is True
+        or (said == "error" and content is not None)
     )
-    for name in _STATUS_NAMES:
-        status = _number(held.get(name))
+    statuses = [_number(entries.get(name)) for name in _STATUS_NAMES]
+    for status in statuses:
         if status in REJECTING:
             return Returned(f"http_{status}", "rejected", retry_after_ns(value))
-    error = held.get("error") or held.get("errors")
+    if not marked and any(status is not None and 200 <= status < 300 for status in statuses):
+        return None
+    error = entries.get("error") or entries.get("errors")
+    if isinstance(error, int | float) and error is not True and entries.get("error") not in REJECTING:
+        error = None  # a count, or a deviation
     if not isinstance(value, Mapping) and not isinstance(error, str | BaseException | Mapping):
         error = None  # an attribute of somebody's class
     if isinstance(error, BaseException):
         return _returned_exception(error)
-    status = _number(held.get("code"))
-    if status in REJECTING and 1 < len(held) <= MOST_ENTRIES and any(n in held for n in _SAYING[:4]):
+    status = _number(entries.get("code"))
+    if status in REJECTING and len(held) > 1 and set(held) <= _OF_ERRORS:
         return Returned(f"http_{status}", "rejected", retry_after_ns(value))
-    said = held.get("status")
     failed = (
         marked
         or error
-        or any(held.get(name) is False for name in ("ok", "success"))
+        or any(entries.get(name) is False for name in ("ok", "success"))
         or (isinstance(said, str) and said.lower() in _FAILED_STATUS)
-        or held.get("timed_out") is True
+        or entries.get("timed_out") is True
     )
     if not failed:
         # A message to the model, whose text may be that of a failure.
         text = _text(content) if "tool_call_id" in held or "tool_use_id" in held else None
         return None if text is None else _told(text)
-    if held.get("timed_out") is True:
+    if entries.get("timed_out") is True:
         return Returned("timeout", "timeout")
-    parts = (held.get(name) for name in _SAYING)
-    return _reported("\n".join(str(part) for part in parts if part and part is not True), marked)
+    parts = (entries.get(name) for name in _SAYING)
+    return _reported("\n".join(_cut(part) for part in parts if part and part is not True), marked)
+
+
+def _cut(part: Any) -> str:
+    """An entry as text, as much of it as is looked at."""
+    if isinstance(part, str):
+        return part[:LOOKED_AT]
+    if isinstance(part, list | tuple):
+        part = part[:FEW]
+    elif isinstance(part, dict):
+        part = dict(itertools.islice(part.items(), FEW))
+    return str(part)[:LOOKED_AT]
 
 
 def _number(value: object) -> int | None:

@@ -22,7 +22,7 @@ from profiler.limits.refusals import (
     returned_failure,
     signal_of,
 )
-from profiler.loop.eventloop import BLOCKING_NS, NativeThreads, TimedCoroutine
+from profiler.loop.eventloop import BLOCKING_NS, MOST_WAITS, NativeThreads, TimedCoroutine
 from profiler.loop.lag import Stall, held_ns, late_ns
 from profiler.loop.model import CallRequest, current_probe
 from profiler.loop.recorder import LiveCalls
@@ -312,7 +312,7 @@ class Executor:
         finally:
             call.steps += timed.steps
             if timed.resumed:
-                call.resumed = [*call.resumed, *timed.resumed]
+                call.resumed = [*call.resumed, *timed.resumed][-MOST_WAITS:]
             call.sending_ns += timed.sending_ns
             if timed.waited:
                 call.late_ns += late_ns()

@@ -111,7 +111,7 @@ BLOCKING_NS = 10_000_000
 """Shorter steps are not counted as blocking: the interpreter itself switches threads every 5 ms."""
 WAITED_NS = 2_000_000
 """A shorter pause between two steps is no wait that an event loop which was held could have drawn out."""
-_MOST_WAITS = 256
+MOST_WAITS = 256
 """Ends of waits that are kept of one coroutine: the newest, so that one that never ends does not grow."""
 
 
@@ -145,8 +145,8 @@ class TimedCoroutine:
             began = clock()
             if ended is not None and began - ended > WAITED_NS:
                 self.resumed.append(began)
-                if len(self.resumed) > _MOST_WAITS:
-                    del self.resumed[: _MOST_WAITS // 2]
+                if len(self.resumed) > MOST_WAITS:
+                    del self.resumed[: MOST_WAITS // 2]
             try:
                 waits_for = step(argument)
             except StopIteration as done:

@@ -24,9 +24,9 @@ class OpenAIModel:
     for `endpoint` (None: the SDK's default).
 
     `rewrite` False goes one step below the SDK's `create`, to its `post`. `create` compares each message with
-    every type that it might have, to rename what has its name on the wire already: 2.4 ms of a core for a
-    round of four calls. In a load test that is half of what the client does, and makes what it measures late.
-    Whoever wraps `create` does not see such requests; what is sent is the same.
+    every type that it might have, to rename what has its name on the wire already. In a load test that costs
+    as much as all else that the client does, and makes what it measures late. Whoever wraps `create` does not
+    see such requests; what is sent is the same.
     """
 
     conversation = staticmethod(conversation)

@@ -31,8 +31,8 @@ SHARES = {"p50": 0.5, "p95": 0.9}
 """How much of the time for which an end may have gone unnoticed counts, by the quantile of the figure."""
 
 DOUBT = 2 / math.sqrt(12)
-"""What is added to that where there was one: two standard deviations of a share that may be any from 0 to 1.
-Of n that were observed the mean share is in doubt by this over √n."""
+"""Added to these shares, over √n for n that were observed: two standard deviations of the mean of n shares
+that may each be any from 0 to 1."""
 
 _NS = 1e-9
 

@@ -3,7 +3,7 @@
 A tool may return a value, a coroutine or another awaitable, a future, a generator or an async generator;
 the call lasts until that is done; that of a context manager made of a generator, until it is left. What the
 application gets is of the same kind: it passes the same checks of `inspect` and `asyncio`, and is used the
-same way. A future is handed on as it is; another object with `__await__` or `__anext__` is, too, behind a
+same way. A future is handed on as it is; another object with `__await__` is, too, behind a
 stand-in that passes `isinstance`, can be entered if the object can, and is a coroutine if the object is.
 """
 
@@ -12,18 +12,19 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import dis
 import functools
 import inspect
 import sys
 import types
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any
 
 from profiler.limits.gate import current_slot
 from profiler.limits.refusals import returned_failure
-from profiler.loop.eventloop import TimedCoroutine
+from profiler.loop.eventloop import MOST_WAITS, TimedCoroutine
 from profiler.loop.lag import late_ns
 from profiler.loop.tools import CallContext, current_call, failure_text, failure_type, result_text
 from profiler.records import Clock
@@ -111,11 +112,15 @@ class ToolRun:
         elif not self.follows:
             self.call.end(self._watching.clock())
 
+    def resumed(self, timed: TimedCoroutine) -> None:
+        """Note the ends of a coroutine's waits, the newest ones."""
+        if timed.resumed:
+            self.call.resumed = [*self.call.resumed, *timed.resumed][-MOST_WAITS:]
+
     def stepped(self, timed: TimedCoroutine) -> None:
         """A coroutine of the tool has ended."""
         self.call.steps += timed.steps
-        if timed.resumed:
-            self.call.resumed = [*self.call.resumed, *timed.resumed]
+        self.resumed(timed)
         self.call.sending_ns += timed.sending_ns
         self.call.late_ns = late_ns() if timed.waited else 0
 
@@ -187,6 +192,8 @@ class ToolRun:
 
     def _followed(self, value: Any) -> Any:
         kind = type(value)
+        if _begun(value):
+            return value
         if issubclass(kind, types.AsyncGeneratorType):
             return self._not_begun(_streamed(self, value), value)
         if issubclass(kind, types.GeneratorType):
@@ -194,10 +201,10 @@ class ToolRun:
             return self._not_begun(steps(self, value), value)
         if issubclass(kind, types.CoroutineType):
             return self._not_begun(_awaited(self, _Unawaited(value)), value)
-        if issubclass(kind, contextlib._GeneratorContextManager):
+        if issubclass(kind, contextlib._GeneratorContextManager) and not _begun(value.gen):
             value.gen = self._not_begun(_iterated(self, value.gen), value.gen)
             return value
-        if issubclass(kind, contextlib._AsyncGeneratorContextManager):
+        if issubclass(kind, contextlib._AsyncGeneratorContextManager) and not _begun(value.gen):
             value.gen = self._not_begun(_streamed(self, value.gen), value.gen)
             return value
         # As `asyncio.isfuture`, which asks a lazy object for its `__class__` and thereby has it evaluated.
@@ -208,7 +215,7 @@ class ToolRun:
                 value.add_done_callback(self._settled)
             self.follows = True
             return value
-        if hasattr(kind, "__await__") or hasattr(kind, "__anext__"):
+        if hasattr(kind, "__await__"):
             self.ran_ns = self._watching.clock() - self.call.started_ns
             return _stand_in(kind)(self, value)  # type: ignore[arg-type]
         return value
@@ -298,18 +305,48 @@ def watched_function(function: Any, begin: Begin, watching: Watching) -> Any:
     if not isinstance(function, types.FunctionType | types.MethodType | type):
         # Methods of a callable object or a cache. Looked up on its class: a property may do anything.
         kind = type(function)
-        for name in dir(kind):
-            if name.startswith("_") or hasattr(wrapped, name):
-                continue
-            if inspect.isroutine(inspect.getattr_static(kind, name)):
-                setattr(wrapped, name, getattr(function, name))
+        with contextlib.suppress(Exception):  # a metaclass may do anything, too
+            for name in dir(kind):
+                method = inspect.getattr_static(kind, name, None)
+                if not name.startswith("_") and isinstance(method, _METHODS) and not hasattr(wrapped, name):
+                    setattr(wrapped, name, getattr(function, name))
     return wrapped
+
+
+_METHODS = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    staticmethod,
+    classmethod,
+)
 
 
 def _code_flags(function: Any) -> int:
     while isinstance(function, functools.partial | types.MethodType):
         function = function.func if isinstance(function, functools.partial) else function.__func__
     return int(function.__code__.co_flags)
+
+
+def _begun(value: Any) -> bool:
+    """Whether a generator or coroutine has taken a step: then nothing can take its place."""
+    kind = type(value)
+    if issubclass(kind, types.GeneratorType):
+        return inspect.getgeneratorstate(value) != inspect.GEN_CREATED
+    if issubclass(kind, types.CoroutineType):
+        return inspect.getcoroutinestate(value) != inspect.CORO_CREATED
+    if issubclass(kind, types.AsyncGeneratorType):
+        # `inspect.getasyncgenstate` is of Python 3.12.
+        return (
+            value.ag_running or value.ag_frame is None or value.ag_frame.f_lasti > _created_at(value.ag_code)
+        )
+    return False
+
+
+@functools.lru_cache(maxsize=256)
+def _created_at(code: types.CodeType) -> int:
+    """Where an async generator stands that has taken no step."""
+    return next(one.offset for one in dis.get_instructions(code) if one.opname == "RETURN_GENERATOR")
 
 
 class _Unawaited:
@@ -423,7 +460,7 @@ class _Steps:
         finally:
             argument = None
             run.call.steps += timed.steps
-            run.call.resumed = [*run.call.resumed, *timed.resumed]
+            run.resumed(timed)
             run.leave()
         run.item(self.item)
         return True
@@ -440,11 +477,10 @@ async def _streamed(run: ToolRun, generator: AsyncGenerator[Any, Any]) -> AsyncG
 
 
 class _StandIn:
-    """Stands for an awaitable object, or async iterator, that is none of Python's own.
+    """Stands for an awaitable object that is none of Python's own.
 
-    Watched the first time it is awaited, or iterated over.
-
-    Or the first time it is entered, as an HTTP client's request can be; then the call ends when it is left.
+    Watched the first time it is awaited or, as an HTTP client's request can be, entered; then the call ends
+    when it is left.
     """
 
     __slots__ = ("_toolloop_entered", "_toolloop_run", "_toolloop_steps", "_toolloop_value")
@@ -473,16 +509,6 @@ class _StandIn:
         if run.ran_ns is None:  # awaited before
             return (yield from value.__await__())
         return (yield from _awaited(run, _Unawaited(_await(value))).__await__())
-
-    def _items(self) -> AsyncGenerator[Any, Any]:
-        run, value = self._toolloop_run, self._toolloop_value
-        items = _items(value)
-        return items if run.ran_ns is None else _streamed(run, items)
-
-
-async def _items(value: AsyncIterable[Any]) -> AsyncGenerator[Any, Any]:
-    async for item in value:
-        yield item
 
 
 async def _await(value: Awaitable[Any]) -> Any:
@@ -569,10 +595,6 @@ def _stand_in(kind: type) -> type[_StandIn]:
         methods.update(__aenter__=_enter, __aexit__=_exit)
     if issubclass(kind, Coroutine):
         methods.update(send=_send, throw=_throw, close=_close)
-    if hasattr(kind, "__anext__"):
-        methods["__aiter__"] = _StandIn._items
-    if not hasattr(kind, "__await__"):
-        methods["__await__"] = None  # it is not to pass for an awaitable
     return type(kind.__name__, (_StandIn,), {"__slots__": (), **methods})
 
 

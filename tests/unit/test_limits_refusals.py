@@ -278,6 +278,13 @@ class Costly:
     [
         *(None, 429, [429], "", "Paris", "Errors were made in 429 B.C.", "429", b"Error: 429"),
         *({"error": None, "temperature": 21}, {"status": "ok"}, {"status": 200}, {"is_error": False}, {}),
+        *("Heart failure: overloaded ventricles", "Power failure: 429 customers lost power"),
+        *("The mission failed after 429 seconds", "Timeout: the 2013 film", "TimeoutError - Python docs: x"),
+        "The server timed out in 2019 during the election night",
+        "Unable to connect to the internet? Here is what to do: rate limit",
+        {"statusCode": 200, "code": 429, "message": "ok"},
+        {"code": "529", "msg": "ok", "data": []},
+        *([{"title": "x", "text": "Error: 429"}], ("Too many requests", "reviews")),
         *({"tool_call_id": "a", "content": "429 sheep"}, ("429", 1), [{"type": "text", "text": "429"}]),
         *("Timeout is a film of 2011", "Rate limits of APIs, explained", "Failed states index: 429 pages"),
         "HTTP 429 is the status code for Too Many Requests, defined in RFC 6585.",
