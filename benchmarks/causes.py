@@ -26,7 +26,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.causes_loops import CALLS, MODES, PLACES, STALLS, Case, Stage, Worked, possible
@@ -130,6 +130,7 @@ class Found:
     silent: int = 0
     with_cause: int = 0
     right_with_cause: int = 0
+    missed: list[Case] = field(default_factory=list)
 
     def count(self, true: frozenset[str | None], said: str | None) -> None:
         right, has_cause = said in true, None not in true
@@ -154,6 +155,7 @@ def examine(chosen: list[Case], tell: Callable[[str], object] = print) -> Found:
             found.setdefault((case.loop, case.mode, case.stall), Found()).count(true, said)
             total.count(true, said)
             if said not in true:
+                total.missed.append(case)
                 mistakes[
                     f"{case.loop} {case.mode}, {case.stall}: {said}, not {'/'.join(map(str, true))}"
                 ] += 1
