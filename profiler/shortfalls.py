@@ -201,11 +201,13 @@ def _lasting(
         return "threads"
     at_once = peak(call.span for call in calls)
     ends = sorted(call.ended_ns for call in calls)
-    held = union((stall.started_ns, stall.ended_ns) for stall in stalls)
+    held = union((stall.earliest_ns, stall.ended_ns) for stall in stalls)
     # Of the calls that had ended when one started, the last one is the one that may have made room for it.
+    # One that did is followed at once; later may be by chance.
     handed_on = any(
         place
-        and call.started_ns - ends[place - 1] - overlap(held, (ends[place - 1], call.started_ns)) <= SLACK_NS
+        and call.started_ns - ends[place - 1] - overlap(held, (ends[place - 1], call.started_ns))
+        <= TOLERANCE_NS
         for call in calls
         for place in [bisect_right(ends, call.started_ns)]
     )
@@ -229,6 +231,7 @@ class _Phase:
         spans = [(stall.started_ns, stall.ended_ns) for stall in stalls]
         # Long steps make stalls; of shorter ones, and without stalls to know of, the steps are there.
         self._steps = _outside(union(step for call in calls for step in call.steps), spans)
+        self._full = union(call.span for call in calls if call.pool is not None and call.pool.full)
         self._avoidable: list[list[Stall]] = [[] for _ in calls]
         self._notable = [stall for stall in stalls if stall.lag_ns >= NOTABLE * wall_ns]
         for stall in self._notable:
@@ -236,12 +239,16 @@ class _Phase:
 
     def _find_waits(self, stall: Stall) -> None:
         """Note the stall with the calls that waited for it to end, and with those that made others wait."""
+        threads_go_on = 2 * stall.held_ns > stall.lag_ns
         made = [
             2 * min(overlap(union(call.steps), (stall.started_ns, stall.ended_ns)), stall.held_ns)
             >= stall.lag_ns
             for call in self._calls
         ]
-        waited = [not own and self._waited(call, stall) for own, call in zip(made, self._calls, strict=True)]
+        waited = [
+            not own and not (threads_go_on and call.pool is not None) and self._waited(call, stall)
+            for own, call in zip(made, self._calls, strict=True)
+        ]
         if any(waited):
             for own, late, stalls in zip(made, waited, self._avoidable, strict=True):
                 if own or late:
@@ -269,9 +276,17 @@ class _Phase:
         """With this share of each stall taken out, and with the steps in which calls held the event loop.
 
         A call that went on only when a stall was over had waited for that: the stall is no part of its work.
-        Nor is it of the call that made it: it could have let the others go on.
+        Nor is it of the call that made it: it could have let the others go on. And while threads of a full
+        pool ran, code that held the loop kept nobody waiting: only a machine that ran none of them did.
         """
-        weights = [(stall.started_ns, stall.ended_ns, share(stall)) for stall in self._stalls]
+        weights = []
+        for stall in self._stalls:
+            span, part = (stall.started_ns, stall.ended_ns), share(stall)
+            outside = _outside([span], self._full) if self._full else [span]
+            weights += [(*piece, part) for piece in outside]
+            if self._full:
+                part = min(part, stall.machine_ns / stall.lag_ns)
+                weights += [(*piece, part) for piece in _outside([span], outside)]
         if held_steps:
             weights += [(start, end, 1.0) for start, end in self._steps]
 
@@ -344,13 +359,32 @@ def _releases(calls: Sequence[Ran], application: Application) -> list[int]:
     return releases
 
 
+def _as_long_alone(calls: Sequence[Ran], held: Sequence[Interval]) -> bool:
+    """Whether each call may have taken the same time whatever the others did.
+
+    A time in which the loop was `held` may be part of a call that held it, or that went on, or ended, at its
+    end, and is none of what a call took that waited elsewhere meanwhile.
+    """
+    ends = [end for _, end in held]
+    least, most = [], []
+    for call in calls:
+        lasted = call.lasted_ns - call.thread_wait_ns
+        disturbed = any(overlap(held, step) for step in call.steps) or any(
+            -SAME_TURN_NS <= at - end <= SLACK_NS for at in (*call.resumed, call.ended_ns) for end in ends
+        )
+        most.append(lasted)
+        least.append(lasted - overlap(held, call.span) if disturbed else lasted)
+    return max(least) <= (1 + MOST_UNEVEN) * min(most)
+
+
 def _one_at_a_time_inside(calls: Sequence[Ran], stalls: Sequence[Stall]) -> bool:
     """Whether calls that ran at once ended as if something inside them served one at a time.
 
     In the order of their starts each ended one service time after it had started and the one before had
     ended, all of these times alike: three even ones, of which two waited, are hardly by chance. Two calls
     alone are not enough: one that takes twice as long as another is nothing special. When a call ended that
-    ended with a stall is not known, and a service in which the loop was held may have been drawn out.
+    ended with a stall is not known, and a service in which the loop was held may have been drawn out. Calls
+    that a stall set off one after another, each as long as the others, end evenly too, and wait for nothing.
     """
     ended_ns = max(call.ended_ns for call in calls)
     steps = [step for call in calls for step in call.steps]
@@ -359,7 +393,7 @@ def _one_at_a_time_inside(calls: Sequence[Ran], stalls: Sequence[Stall]) -> bool
     ends = [end for _, end in held]
     for name in {call.name for call in calls}:
         own = [call for call in calls if call.name == name]
-        if len(own) < LEAST_SERVED or own[-1].ended_ns != ended_ns:
+        if len(own) < LEAST_SERVED or own[-1].ended_ns != ended_ns or _as_long_alone(own, held):
             continue
         # What went on as a stall ended may have ended then, or in the midst of it.
         if _even(own, held, ()) or _even(own, held, ends):

@@ -50,6 +50,11 @@ class Stall:
         return self.ended_ns - self.started_ns
 
     @property
+    def earliest_ns(self) -> int:
+        """It may have begun up to here: when the loop was last seen to run."""
+        return self.started_ns - int(INTERVAL_SECONDS * 1e9)
+
+    @property
     def held_ns(self) -> int:
         """Nanoseconds in which code of this process held the loop."""
         return self.lag_ns - self.machine_ns
@@ -321,6 +326,30 @@ class LagSampler:
         return 0 if now_ns is None or self._delay_ns is None else now_ns - self._delay_ns
 
 
+class StopSampler:
+    """Like `LagSampler`, for sync code: it has no event loop to be late, so stops of the process only."""
+
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        self._heartbeat = heartbeat
+
+    def enter(self) -> None:
+        self._heartbeat.enter(self)
+
+    def leave(self, since_ns: int) -> int:
+        """Stop using it; 0, for there is no lag."""
+        self._heartbeat.leave(self)
+        return 0
+
+    def stalls(self, since_ns: int) -> list[Stall]:
+        """The stops that ended at `since_ns` or later, in order, each since the heartbeat was due.
+
+        To be called before `leave`.
+        """
+        sleep_ns = int(HEARTBEAT_SECONDS * 1e9)
+        gaps = union((woke_ns + sleep_ns, ended_ns) for woke_ns, ended_ns in self._heartbeat.gaps())
+        return [Stall(start, end, end - start) for start, end in gaps if end >= since_ns]
+
+
 def late_ns() -> int:
     """`LagSampler.late_ns` of the running event loop; 0 where none is sampled, or none runs here."""
     loop = asyncio._get_running_loop()
@@ -340,6 +369,11 @@ def _renew_heartbeat() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_heartbeat)
+
+
+def stop_sampler() -> StopSampler:
+    """One for the caller, of the process's one heartbeat."""
+    return StopSampler(_heartbeat)
 
 
 def lag_sampler(clock: Callable[[], int]) -> LagSampler:

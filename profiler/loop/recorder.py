@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from profiler.loop.lag import LagSampler, lag_sampler
+from profiler.loop.lag import LagSampler, StopSampler, lag_sampler, stop_sampler
 from profiler.records import Clock, LoopRecord
 
 Sink = Callable[[LoopRecord], None]
@@ -70,6 +70,14 @@ class Recorder:
             return None
         sampler = lag_sampler(self.clock)
         sampler.observers.update(self._lag_observers)
+        sampler.enter()
+        return sampler
+
+    def enter_sync(self) -> StopSampler | None:
+        """As `enter`, where no event loop runs: look out for stops of the process."""
+        if self.clock is not time.monotonic_ns:
+            return None
+        sampler = stop_sampler()
         sampler.enter()
         return sampler
 

@@ -289,7 +289,7 @@ class ObservedLoop:
     ) -> LoopRecord:
         """The record of the loop; calls and requests that still run end now.
 
-        `stalls` are those of its event loop, None where that was not watched.
+        `stalls` are those of its event loop, in sync code of the process, None where neither was watched.
         """
         ended_ns = self.clock()
         ends = [*(round_.started_ns for round_ in self.rounds[1:]), ended_ns][: len(self.rounds)]

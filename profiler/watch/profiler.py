@@ -231,8 +231,8 @@ class LoopContext:
             loop.trial = parent.trial if loop.trial is None else loop.trial
         profiler._open[loop.id] = loop
         self._token = profiler._loop.set(loop)
-        in_event_loop = asyncio._get_running_loop() is not None  # there is no lag to sample in sync code
-        self._sampler = profiler.recorder.enter() if in_event_loop else None
+        in_event_loop = asyncio._get_running_loop() is not None
+        self._sampler = profiler.recorder.enter() if in_event_loop else profiler.recorder.enter_sync()
         return loop
 
     def __exit__(

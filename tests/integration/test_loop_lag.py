@@ -58,6 +58,47 @@ def test_code_that_holds_the_loop_is_told_from_a_process_that_was_stopped(what, 
     raise AssertionError(f"{what}: {lag_ns} ns late, {machine_ns} of them the machine's")
 
 
+SYNC_LOOP = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from profiler.loop.model import CallRequest
+from profiler.watch.profiler import Profiler
+
+prof = Profiler(sinks=[lambda record: print(record.rounds[0].shortfall, flush=True)])
+
+@prof.tool
+def work(x):
+    time.sleep(0.4)
+
+with prof.loop() as loop, ThreadPoolExecutor(4) as threads:
+    round_ = loop.begin_round("openai", "m")
+    round_.unclaimed.extend((CallRequest(str(x), "work", {"x": x}), 0) for x in range(4))
+    round_.ended_ns = time.monotonic_ns()
+    made = [threads.submit(copy_context().run, work, x=x) for x in range(4)]
+    print("ready", flush=True)
+    for one in made:
+        one.result()
+"""
+
+
+@pytest.mark.parametrize(("stop_seconds", "reason"), [(0.0, "None"), (0.1, "None"), (0.9, "machine")])
+def test_stop_that_calls_in_threads_waited_for_is_the_machine_s(stop_seconds, reason):
+    for _ in range(3):  # a crowded machine may stop the child for a while of its own accord
+        child = subprocess.Popen([sys.executable, "-c", SYNC_LOOP], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        if stop_seconds:
+            time.sleep(0.1)
+            os.kill(child.pid, signal.SIGSTOP)
+            time.sleep(stop_seconds)
+            os.kill(child.pid, signal.SIGCONT)
+        said = child.communicate(timeout=30)[0].strip()
+        if said == reason:
+            return
+    raise AssertionError(f"stopped for {stop_seconds} s: {said}, not {reason}")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts it")
 def test_run_delay_grows_while_another_process_has_the_core():
     code = """

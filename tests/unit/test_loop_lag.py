@@ -17,6 +17,7 @@ from profiler.loop.lag import (
     LagSampler,
     Lateness,
     Stall,
+    StopSampler,
     lag_sampler,
     lateness,
 )
@@ -117,7 +118,7 @@ class HeartbeatAtHand:
         self.now += wall * MS
         self.cpu += cpu * MS
         if not self._sleeps and self._leave:
-            self.heartbeat.leave("loop")
+            self.heartbeat._users.clear()
 
 
 def test_gap_is_a_late_sleep_without_cpu():
@@ -135,6 +136,16 @@ def test_gap_of_now_counts_before_the_thread_had_its_turn():
     assert at_hand.heartbeat.gaps() == [(0, 30 * MS)]
     at_hand.cpu += 25 * MS
     assert at_hand.heartbeat.gaps() == []
+
+
+def test_sync_code_sees_stops_of_the_process_since_the_heartbeat_was_due():
+    at_hand = HeartbeatAtHand()
+    sampler = StopSampler(at_hand.heartbeat)
+    sampler.enter()
+    at_hand.run((60, 3), (20, 0), (60, 55), (100, 0), (20, 0))
+    assert sampler.stalls(0) == [Stall(20 * MS, 60 * MS, 40 * MS), Stall(160 * MS, 240 * MS, 80 * MS)]
+    assert sampler.stalls(61 * MS) == [Stall(160 * MS, 240 * MS, 80 * MS)]
+    assert sampler.leave(0) == 0
 
 
 def test_thread_runs_while_anybody_has_entered():

@@ -134,6 +134,37 @@ def test_a_stall_while_calls_stream_in_made_those_late_that_were_read_after_it()
 def test_a_place_handed_on_with_a_stall_between_is_a_limit() -> None:
     calls = [ran(0, 200), ran(0, 200), ran(300, 500), ran(301, 501)]
     assert why(calls, stall(203, 299, 0), own=True) == "application_limit"
+    assert why(calls, stall(209, 299, 0), own=True) == "application_limit"  # sampled after it had begun
+
+
+def test_calls_that_begin_some_time_after_others_ended_were_not_waiting_for_their_places() -> None:
+    calls = [ran(0, 200), ran(0, 200), ran(212, 412), ran(213, 413)]
+    assert why(calls, own=True) == "application"
+    assert why(calls, stall(201, 210, 9), own=True) == "application_limit"
+
+
+@pytest.mark.parametrize("held", [150, 180, 195])
+def test_a_stall_while_the_threads_of_a_full_pool_run_changes_nothing(held: int) -> None:
+    full = Pool(2, True)
+    calls = [ran(start, start + 200, pool=full) for start in (0, 0, 200, 201)]
+    assert why(calls, stall(2, held, 0), own=True) == "threads"
+    stopped = [ran(0, 400, pool=full), ran(0, 400, pool=full), *(ran(400, 450, pool=full) for _ in "ab")]
+    assert why(stopped, stall(20, 399, 379), own=True) == "machine"
+
+
+@pytest.mark.parametrize("limit", [2, None])
+def test_places_that_a_stall_set_off_one_after_another_are_no_queue_inside(limit: int | None) -> None:
+    """Two at once; the second holds the loop, so that all others go on half a call apart."""
+    calls = [
+        ran(0, 280, resumed=(280,)),
+        ran(0, 360, resumed=(80,), steps=[(80, 280)]),
+        ran(281, 441, resumed=(361,)),
+        ran(360, 520, resumed=(440,)),
+    ]
+    reason = why(calls, stall(85, 280, 0), own=limit is None, limit=limit)
+    assert reason == ("blocked_loop" if limit else "application_limit")
+    queued = [ran(0, 80), ran(0, 160), ran(81, 240), ran(160, 320)]  # the same places, one served
+    assert why(queued, own=limit is None, limit=limit) == "inside_tools"
 
 
 @pytest.mark.parametrize(
