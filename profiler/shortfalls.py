@@ -28,6 +28,8 @@ SLACK_NS = 15_000_000
 """What follows an event within this time may have been caused by it."""
 SAME_TURN_NS = 2_000_000
 """What goes on in the turn of the event loop in which a stall ends may do so before that is sampled."""
+HANDED_ON_NS = 3_000_000
+"""The place of a call that ended is taken within this time and that of stalls; later it may be by chance."""
 NOTABLE = 0.2
 """A stall of at least this share of a tool phase may be why the phase ended when it did."""
 MOST_UNEVEN = 0.25
@@ -129,11 +131,13 @@ Runner = Literal["openai", "anthropic"]
 class Application:
     """Calls were started by code that is not ours: a `runner` of an SDK, or the loop's own.
 
-    `reply_ended_ns`: the reply that asked for them was complete.
+    `reply_ended_ns`: the reply that asked for them was complete. `in_threads`: they ran in several threads,
+    which a crowded machine starts late, and nobody samples by how much.
     """
 
     reply_ended_ns: int
     runner: Runner | None = None
+    in_threads: bool = False
 
 
 def shortfall(
@@ -147,15 +151,17 @@ def shortfall(
 
     They could have taken the wall time of a first-come schedule of their durations on `limit` places (Graham
     1969); calls that were started by an `application`, as long as if each had started when it could. When
-    `wall_ns`, up to the end of the last call, exceeds that by more than 5 % and `TOLERANCE_NS`, the excess is
-    divided: with the time taken out in which the machine did not run this process, and then that in which
-    its code held the event loop, how much is left? What is left has a lasting reason, which is named if it
-    is at least half as large as the larger of those two. `stalls` None: the event loop was not watched.
+    `wall_ns`, up to the end of the last call, exceeds that by more than 5 % and `TOLERANCE_NS` (`SLACK_NS`
+    where an application ran them in threads), the excess is divided: with the time taken out in which the
+    machine did not run this process, and then that in which its code held the event loop, how much is left?
+    What is left has a lasting reason, which is named if it is at least half as large as the larger of those
+    two. `stalls` None: the event loop was not watched.
     """
     if len(calls) < 2 or wall_ns <= TOLERANCE_NS:
         return None
     durations = [call.lasted_ns for call in calls]
-    longest, tolerance = max(durations), max(TOLERANCE_NS, wall_ns // 20)
+    timers_ns = SLACK_NS if application is not None and application.in_threads else TOLERANCE_NS
+    longest, tolerance = max(durations), max(timers_ns, wall_ns // 20)
     alike = wall_ns - longest <= tolerance and longest < 2 * max(TOLERANCE_NS, min(durations))
     if alike and not stalls and not any(call.thread_wait_ns for call in calls):
         return None  # nearly every round: all ran at once, and took about as long
@@ -203,11 +209,10 @@ def _lasting(
     ends = sorted(call.ended_ns for call in calls)
     held = union((stall.earliest_ns, stall.ended_ns) for stall in stalls)
     # Of the calls that had ended when one started, the last one is the one that may have made room for it.
-    # One that did is followed at once; later may be by chance.
     handed_on = any(
         place
         and call.started_ns - ends[place - 1] - overlap(held, (ends[place - 1], call.started_ns))
-        <= TOLERANCE_NS
+        <= HANDED_ON_NS
         for call in calls
         for place in [bisect_right(ends, call.started_ns)]
     )

@@ -339,7 +339,8 @@ def _round(index: int, observed: ObservedRound, next_ns: int, stalls: Sequence[S
         ran = _ran(observed, model_ended_ns, calls, recorded)
         began_ns = min([one.started_ns for one in ran] + [one.at_ns for one in handed])
         wall_ns = max(one.ended_ns for one in ran) - began_ns
-        application = None if handed else Application(model_ended_ns, _runner_of(observed, calls))
+        runner = _runner_of(observed, calls)
+        application = None if handed else Application(model_ended_ns, runner, _in_threads(calls))
         reason = shortfall(ran, wall_ns, limit, stalls, application)
     failed = observed.error_type is not None
     return RoundRecord(
@@ -457,6 +458,12 @@ def _runner_of(observed: ObservedRound, calls: Sequence[ObservedCall]) -> Runner
     if observed.called_by is None and all(call.pool for call in calls):
         return observed.requested_by
     return observed.called_by
+
+
+def _in_threads(calls: Sequence[ObservedCall]) -> bool:
+    """Whether they ran in several threads, with no event loop."""
+    where = [call.where for call in calls if call.where is not None and not call.where.in_event_loop]
+    return len(where) == len(calls) and len({one.thread for one in where}) > 1
 
 
 def _full_pool(calls: Sequence[ObservedCall]) -> int | None:

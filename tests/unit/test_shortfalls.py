@@ -189,6 +189,13 @@ def test_a_full_pool_of_threads_is_named_and_one_with_free_threads_is_not() -> N
     assert why([ran(0, 200, pool=roomy), ran(200, 400, pool=roomy)], own=True) == "application"
 
 
+@pytest.mark.parametrize(("late", "reason"), [(14, None), (25, "application")])
+def test_threads_may_start_some_time_late_on_a_crowded_machine(late: int, reason: Shortfall | None) -> None:
+    calls = [ran(0, 200), ran(4, 204), ran(late, 200 + late)]
+    assert shortfall(calls, (200 + late) * MS, None, (), Application(0, None, in_threads=True)) == reason
+    assert why(calls, own=True) == "application"  # of an event loop's timers, more is known
+
+
 @pytest.mark.parametrize("runner", ["openai", "anthropic"])
 def test_a_runner_of_an_sdk_is_named(runner: str) -> None:
     assert why(IN_TURN, runner=runner) == f"{runner}_runner"
