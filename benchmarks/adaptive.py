@@ -25,7 +25,7 @@ from profiler.loop.loop import ToolLoop
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
 from profiler.scenarios import load_scenario
-from profiler.scenarios.tools import close_tool_client, scenario_tools
+from profiler.scenarios.tools import close_tool_clients, scenario_tools
 from profiler.strategies import Gathered, Limited, Strategy
 
 CAPACITY = 20
@@ -128,7 +128,7 @@ async def _drive(
 
     await asyncio.gather(watch(), *(agent(number) for number in range(AGENTS)))
     await model.client.close()
-    await close_tool_client()
+    await close_tool_clients()
     return _goodputs(records, int(began * 1e9), step), limits, _refused(records)
 
 
@@ -195,7 +195,7 @@ async def _stampede(url: str, jitter: bool, agents: int) -> tuple[float, float]:
             await asyncio.sleep((delay_ns(attempt, "rejected", asked, draw) if jitter else asked) / 1e9)
 
     await asyncio.gather(*(agent() for _ in range(agents)))
-    await close_tool_client()
+    await close_tool_clients()
     return attempts / agents, time.monotonic() - began
 
 

@@ -26,7 +26,7 @@ from profiler.emulator.process import start_emulator
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
 from profiler.scenarios import load_scenario
-from profiler.scenarios.tools import close_tool_client, scenario_tools, tool_client
+from profiler.scenarios.tools import close_tool_clients, scenario_tools, tool_session
 
 
 @dataclass
@@ -51,7 +51,7 @@ async def run_loops(url: str, scenario_name: str, provider: str, stream: bool, l
     records: list[LoopRecord] = []
     loop = ToolLoop(model, scenario_tools(scenario, url), Gathered(), stream=stream, sinks=[records.append])
     numbers = iter(range(loops))
-    tool_client()
+    tool_session()
 
     async def agent() -> None:
         for number in numbers:
@@ -62,7 +62,7 @@ async def run_loops(url: str, scenario_name: str, provider: str, stream: bool, l
 
     await asyncio.gather(*(agent() for _ in range(agents)))
     await model.client.close()
-    await close_tool_client()
+    await close_tool_clients()
     return records
 
 

@@ -118,22 +118,29 @@ def plain(side: str, url: str, agents: int, seconds: float) -> int:
     async def run() -> str:
         if side == "aiohttp":
             import aiohttp
-            import httpx_aiohttp
 
-            def session() -> aiohttp.ClientSession:
-                return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-
-            tools = httpx.AsyncClient(transport=httpx_aiohttp.AiohttpTransport(client=session), timeout=60)
+            session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
             client = AsyncOpenAI(base_url=f"{url}/v1", api_key="x", http_client=DefaultAioHttpClient())
+
+            async def get(url: str, query: dict[str, str]) -> str:
+                async with session.get(url, params=query, raise_for_status=True) as response:
+                    return await response.text()
+
+            close = session.close
         else:
             tools = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=60)
             client = AsyncOpenAI(base_url=f"{url}/v1", api_key="x")
 
+            async def get(url: str, query: dict[str, str]) -> str:
+                response = await tools.get(url, params=query)
+                response.raise_for_status()
+                return response.text
+
+            close = tools.aclose
+
         async def call(name: str, arguments: str) -> str:
             query = {**json.loads(arguments), "format": "j1"}
-            response = await tools.get(f"{url}/tools/{name.removeprefix('get_')}", params=query)
-            response.raise_for_status()
-            return response.text
+            return await get(f"{url}/tools/{name.removeprefix('get_')}", query)
 
         async def loop(number: int) -> None:
             messages = [{"role": "user", "content": f"Question {number}: call the tools."}]
@@ -169,7 +176,7 @@ def plain(side: str, url: str, agents: int, seconds: float) -> int:
         await asyncio.gather(*(agent() for _ in range(agents)))
         end_ns = time.monotonic_ns()
         await client.close()
-        await tools.aclose()
+        await close()
         return f"{start_ns} {end_ns} {done}"
 
     if side == "aiohttp":

@@ -171,7 +171,7 @@ def plain(provider: str, url: str, agents: int, seconds: float) -> int:
         from profiler.loop.loop import ToolLoop
         from profiler.providers import make_provider
         from profiler.scenarios import load_scenario
-        from profiler.scenarios.tools import close_tool_client, scenario_tools
+        from profiler.scenarios.tools import close_tool_clients, scenario_tools
         from profiler.strategies import Gathered
 
         model = make_provider(provider, base_url=url)
@@ -192,7 +192,7 @@ def plain(provider: str, url: str, agents: int, seconds: float) -> int:
         await asyncio.gather(*(agent(f"a{n}") for n in range(agents)))
         end_ns = time.monotonic_ns()
         await model.client.close()
-        await close_tool_client()
+        await close_tool_clients()
         return f"{start_ns} {end_ns} {done}"
 
     print(uvloop.run(run()))

@@ -31,7 +31,13 @@ from profiler.exporters.jsonl import JsonlSink
 from profiler.exporters.prometheus import PrometheusSink
 from profiler.providers import make_provider
 from profiler.records import LoopRecord
-from profiler.scenarios.tools import close_tool_client, get_population, get_weather, tool_client, use_tools_at
+from profiler.scenarios.tools import (
+    close_tool_clients,
+    get_population,
+    get_weather,
+    tool_session,
+    use_tools_at,
+)
 from profiler.watch.profiler import Profiler
 
 PROMPT = "Compare the weather of a few cities."
@@ -144,7 +150,7 @@ async def measure(arguments: argparse.Namespace, url: str, directory: Path) -> N
         "ToolLoop": lambda: tool_loop.run(PROMPT),
         "Profiler": profiled,
     }
-    tool_client()
+    tool_session()
     for loop in variants.values():
         await cpu_per_loop(loop, arguments.loops, arguments.agents)  # warm-up
     figures: dict[str, list[float]] = {name: [] for name in variants}
@@ -155,7 +161,7 @@ async def measure(arguments: argparse.Namespace, url: str, directory: Path) -> N
             figures[name].append(await cpu_per_loop(variants[name], arguments.loops, arguments.agents))
     for provider in (plain, ours, instrumented):
         await provider.client.close()
-    await close_tool_client()
+    await close_tool_clients()
     lines.close()
 
     print(f"{arguments.provider}, {arguments.agents} agents", end=", ")

@@ -380,7 +380,7 @@ def can_throttle() -> bool:
 
 def computing_agent(context: Any) -> Any:
     """A hand-written agent that computes for a while in each loop, as one parses or embeds something."""
-    import httpx
+    import aiohttp
     from openai import AsyncOpenAI, DefaultAioHttpClient
 
     from profiler.scenarios.tools import get_population
@@ -395,7 +395,7 @@ def computing_agent(context: Any) -> Any:
     async def tool(**arguments: Any) -> Any:
         try:
             return await population(**arguments)
-        except httpx.HTTPStatusError as error:  # a server that refuses
+        except aiohttp.ClientResponseError as error:  # a server that refuses
             return {"error": str(error)}
 
     async def one_loop() -> None:

@@ -66,7 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.report.timeline import render_timeline
     from profiler.rundir import RunDirectory
     from profiler.scenarios import load_scenario
-    from profiler.scenarios.tools import close_tool_client, tool_client
+    from profiler.scenarios.tools import close_tool_clients, tool_session
     from profiler.strategies import parse_strategy
 
     options = LoadOptions.from_namespace(
@@ -86,12 +86,12 @@ def main(arguments: argparse.Namespace) -> int:
         make = built_in_loops(options, base_url, tools_url, scenario, redact, gate)
         guard_logs()  # the SDK, imported just now, may have set up logging
         loop = make(strategy=strategy, sinks=[records.append])
-        tool_client()  # made now, so that the first tool call does not pay for it
+        tool_session()  # made now, so that the first tool call does not pay for it
         prompt = arguments.prompt or scenario.prompt.replace("{number}", str(arguments.number))
         try:
             return (await loop.run(prompt, number=arguments.number)).text
         finally:
-            await close_tool_client()
+            await close_tool_clients()
             await loop.model.client.close()  # type: ignore[attr-defined]
 
     emulators = Emulators()

@@ -317,12 +317,12 @@ class Worker:
         return await runners.make(factories, sinks)
 
     async def _close_clients(self) -> None:
-        from profiler.scenarios.tools import close_tool_client
+        from profiler.scenarios.tools import close_tool_clients
 
         runners, self._runners = self._runners, None
         if runners is not None:
             await runners.close()
-        await close_tool_client()
+        await close_tool_clients()
 
 
 class _TrialSink:

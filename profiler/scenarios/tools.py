@@ -1,7 +1,8 @@
-"""One `httpx.AsyncClient` for all tools of a process, on an aiohttp transport.
+"""The tools that agents of a load test call over HTTP, on one aiohttp session for each event loop.
 
-httpx's own transport scans its whole connection pool on every request, and under Locust its
-liveness check stands still in gevent's patched `select`. aiohttp's does neither.
+A tool call through httpx takes five times the CPU of one through aiohttp, on any transport: with it, the
+client is the first thing that a load test finds. httpx's own transport also scans its whole connection pool
+on every request, and under Locust its liveness check stands still in gevent's patched `select`.
 """
 
 from __future__ import annotations
@@ -19,46 +20,64 @@ from weakref import WeakKeyDictionary
 import aiohttp
 import httpx
 import httpx_aiohttp
+import orjson
 
 from profiler.loop.model import CALL_HEADER, LOOP_HEADER, TRIAL_HEADER
 from profiler.loop.tools import SchemaTool, Tool, current_call, tool
 from profiler.scenarios import Scenario, ToolSpec
 
+TIMEOUT_SECONDS = 30.0
+"""To connect, and between two pieces of an answer."""
+
+_sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
 
 
-def tool_client() -> httpx.AsyncClient:
-    """The client of the running event loop; made at the first call, closed by `close_tool_client`.
+def tool_session() -> aiohttp.ClientSession:
+    """The session of the running event loop; made at the first call, closed by `close_tool_clients`.
 
-    No limit on connections, so a tool never waits for one; a 30 s timeout. Inside a load test
-    its requests carry the loop's number and the call's id to the emulator.
+    No limit on connections, so a tool never waits for one; a timeout of 30 s.
+    """
+    loop = asyncio.get_running_loop()
+    session = _sessions.get(loop)
+    if session is None:
+        session = _sessions[loop] = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=_ssl_context()),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=TIMEOUT_SECONDS, sock_read=TIMEOUT_SECONDS
+            ),
+        )
+        # aiohttp silently sends a GET again when a kept-alive connection turns out dead: the server
+        # would see two requests where the tool made one. There is no public switch.
+        session._retry_connection = False
+    return session
+
+
+def tool_client() -> httpx.AsyncClient:
+    """An httpx client on the session of the running event loop, for tools that are written with httpx.
+
+    Inside a load test its requests carry the loop's number and the call's id to the emulator.
     """
     loop = asyncio.get_running_loop()
     client = _clients.get(loop)
     if client is None:
         client = _clients[loop] = httpx.AsyncClient(
-            transport=httpx_aiohttp.AiohttpTransport(verify=_ssl_context(), client=_session),
-            timeout=30.0,
+            transport=httpx_aiohttp.AiohttpTransport(verify=_ssl_context(), client=tool_session),
+            timeout=TIMEOUT_SECONDS,
             event_hooks={"request": [_identify]},
         )
     return client
 
 
-async def close_tool_client() -> None:
-    """Close the running event loop's client, if there is one."""
-    client = _clients.pop(asyncio.get_running_loop(), None)
+async def close_tool_clients() -> None:
+    """Close the running event loop's session and client, if there are any."""
+    loop = asyncio.get_running_loop()
+    client, session = _clients.pop(loop, None), _sessions.pop(loop, None)
     if client is not None:
         await client.aclose()
-
-
-def _session() -> aiohttp.ClientSession:
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=_ssl_context()), cookie_jar=aiohttp.DummyCookieJar()
-    )
-    # aiohttp silently sends a GET again when a kept-alive connection turns out dead: the server
-    # would see two requests where the tool made one. There is no public switch.
-    session._retry_connection = False
-    return session
+    if session is not None:
+        await session.close()
 
 
 @functools.cache
@@ -67,13 +86,27 @@ def _ssl_context() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
 
 
-async def _identify(request: httpx.Request) -> None:
+def _identity() -> dict[str, str]:
+    """The headers that tell the emulator which loop and call a request belongs to."""
     call = current_call.get()
-    if call is not None and call.number is not None:
-        request.headers[LOOP_HEADER] = str(call.number)
-        request.headers[CALL_HEADER] = call.call_id
-        if call.trial is not None:
-            request.headers[TRIAL_HEADER] = str(call.trial)
+    if call is None or call.number is None:
+        return {}
+    headers = {LOOP_HEADER: str(call.number), CALL_HEADER: call.call_id}
+    if call.trial is not None:
+        headers[TRIAL_HEADER] = str(call.trial)
+    return headers
+
+
+async def _identify(request: httpx.Request) -> None:
+    request.headers.update(_identity())
+
+
+async def _ask(method: str, url: str, **options: Any) -> bytes:
+    """What a tool's server answers. Raises aiohttp's `ClientError`, or `TimeoutError`."""
+    async with tool_session().request(
+        method, url, headers=_identity(), raise_for_status=True, **options
+    ) as response:
+        return await response.read()
 
 
 # Where the tools are: `/tools/weather`, `/tools/population` and those of a scenario, under one root URL.
@@ -118,9 +151,7 @@ async def _weather(root: str, service: str | None, city: str, units: str = "cels
         url, query = f"{service.rstrip('/')}/{quote(city)}", {"format": "j1"}
     else:
         url, query = f"{root}/tools/weather", {"city": city, "units": units, "format": "j1"}
-    response = await tool_client().get(url, params=query)
-    response.raise_for_status()
-    now = response.json()["current_condition"][0]
+    now = orjson.loads(await _ask("GET", url, params=query))["current_condition"][0]
     return {
         "city": city,
         "temperature": float(now["temp_C"] if units == "celsius" else now["temp_F"]),
@@ -141,9 +172,7 @@ async def get_population(city: str) -> dict[str, Any]:
 
 
 async def _population(root: str, city: str) -> dict[str, Any]:
-    response = await tool_client().get(f"{root}/tools/population", params={"city": city})
-    response.raise_for_status()
-    found: dict[str, Any] = response.json()
+    found: dict[str, Any] = orjson.loads(await _ask("GET", f"{root}/tools/population", params={"city": city}))
     return found
 
 
@@ -169,7 +198,7 @@ def scenario_tools(
 
 def _http_tool(spec: ToolSpec, root: str) -> Tool:
     return SchemaTool(
-        partial(_ask, f"{root}{spec.path}"),
+        partial(_post, f"{root}{spec.path}"),
         name=spec.name,
         description=spec.description,
         parameters=spec.parameters,
@@ -177,7 +206,5 @@ def _http_tool(spec: ToolSpec, root: str) -> Tool:
     )
 
 
-async def _ask(url: str, /, **arguments: Any) -> str:
-    response = await tool_client().post(url, json=arguments)
-    response.raise_for_status()
-    return response.text
+async def _post(url: str, /, **arguments: Any) -> str:
+    return (await _ask("POST", url, json=arguments)).decode()

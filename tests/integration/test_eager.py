@@ -21,7 +21,7 @@ from profiler.loop.loop import ToolLoop
 from profiler.providers import make_provider
 from profiler.records import LoopRecord, RoundRecord
 from profiler.scenarios import load_scenario
-from profiler.scenarios.tools import close_tool_client, scenario_tools
+from profiler.scenarios.tools import close_tool_clients, scenario_tools
 from profiler.strategies import parse_strategy
 from tests.measuring import Measurement
 
@@ -98,7 +98,7 @@ def run(path: Path, strategy: str, numbers: Mapping[str, Sequence[int]]) -> Seen
             await asyncio.gather(
                 *(provide(one, own, k * spread) for k, (one, own) in enumerate(numbers.items()))
             )
-            await close_tool_client()
+            await close_tool_clients()
 
         asyncio.run(main())
         with urllib.request.urlopen(f"{emulator.url}/emulator/journal", timeout=60) as response:

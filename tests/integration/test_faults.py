@@ -39,7 +39,7 @@ from profiler.report.html import gather
 from profiler.report.terminal import render_comparison
 from profiler.rundir import RunDirectory, Trial
 from profiler.scenarios import FAULT_KINDS, load_scenario
-from profiler.scenarios.tools import close_tool_client, scenario_tools
+from profiler.scenarios.tools import close_tool_clients, scenario_tools
 from profiler.strategies import parse_strategies, parse_strategy
 
 T = TypeVar("T")
@@ -296,7 +296,7 @@ def test_every_fault_under_every_strategy(
         ended = await asyncio.gather(*runs, return_exceptions=True)
         assert {type(e) for e in ended if isinstance(e, BaseException)} <= {ProviderError}
         await model.client.close()  # type: ignore[attr-defined]
-        await close_tool_client()
+        await close_tool_clients()
         return records
 
     records = run_leaving_nothing(all_of_them)

@@ -26,7 +26,7 @@ from profiler.providers import make_provider
 from profiler.records import LoopRecord
 from profiler.rundir import RunDirectory
 from profiler.scenarios import load_scenario
-from profiler.scenarios.tools import close_tool_client, scenario_tools
+from profiler.scenarios.tools import close_tool_clients, scenario_tools
 from profiler.strategies import parse_strategies
 from profiler.tune.quotas import advise, demand, seen_quota
 from tests.integration.locust_process import ROOT
@@ -172,7 +172,7 @@ def test_the_advised_limit_of_a_model_keeps_within_its_quota(tmp_path: Path) -> 
 
         await asyncio.gather(*(agent(number) for number in range(agents)))
         await client.close()
-        await close_tool_client()
+        await close_tool_clients()
         return records
 
     def run(limits: str | None) -> tuple[list[LoopRecord], dict[str, int]]:

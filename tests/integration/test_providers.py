@@ -18,7 +18,7 @@ from profiler.anatomy import loop_phases
 from profiler.emulator.process import start_emulator
 from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses, make_provider
 from profiler.providers.endpoint import Endpoint
-from profiler.scenarios.tools import close_tool_client, get_population, get_weather
+from profiler.scenarios.tools import close_tool_clients, get_population, get_weather
 
 PROVIDERS = ["openai", "openai-responses", "anthropic"]
 SLACK_NS = 10_000_000_000
@@ -58,7 +58,7 @@ async def run(url, provider, *, number, tools=(get_weather, get_population), str
         return await loop.run(PROMPT, number=number)
     finally:
         await model.client.close()
-        await close_tool_client()
+        await close_tool_clients()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -226,7 +226,7 @@ async def test_a_cancelled_loop_leaves_no_task_behind(url):
     with pytest.raises(asyncio.CancelledError):
         await task
     await model.client.close()
-    await close_tool_client()
+    await close_tool_clients()
     assert records[0].status == "cancelled"
     assert {c.status for c in records[0].tool_calls} == {"cancelled"}
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -248,7 +248,7 @@ async def test_clients_of_the_users_own_are_used_as_they_are(url):
             attempt = result.record.rounds[0].model.attempts[0]
             # on httpx2's own transport
             assert attempt.started_ns < attempt.sent_ns < attempt.first_byte_ns
-    await close_tool_client()
+    await close_tool_clients()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -271,6 +271,6 @@ async def test_what_goes_below_create_is_what_create_would_send(url, api, stream
         assert result.text
         sent.append(requests)
         await model.client.close()
-    await close_tool_client()
+    await close_tool_clients()
     assert len(sent[0]) >= 2  # one of them with calls and their results
     assert sent[0] == sent[1]

@@ -16,7 +16,7 @@ import pytest
 
 from profiler.cli import _parser
 from profiler.emulator.process import start_emulator
-from profiler.scenarios.tools import close_tool_client
+from profiler.scenarios.tools import close_tool_clients
 
 README = Path(__file__).parents[2] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ async def test_the_python_in_it_runs(emulator, monkeypatch, capsys):
     assert printed[-1] in ("get_weather", "search", "lookup")
     await names["client"].close()
     await names["loop"].model.client.close()
-    await close_tool_client()
+    await close_tool_clients()
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("profiler ")])

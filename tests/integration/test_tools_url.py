@@ -20,7 +20,7 @@ from profiler.load.options import LoadOptions
 from profiler.load.preparation import calibrate
 from profiler.load.target import Emulators
 from profiler.scenarios import load_scenario
-from profiler.scenarios.tools import close_tool_client, scenario_tools, use_tools_at
+from profiler.scenarios.tools import close_tool_clients, scenario_tools, use_tools_at
 from profiler.tool_http import tools_url
 
 
@@ -128,7 +128,7 @@ def test_calibration_asks_its_own_server_and_no_weather_service(load_test, monke
             try:
                 return await calibrate(LoadOptions(calibration_seconds=0.05), emulator.url)
             finally:
-                await close_tool_client()
+                await close_tool_clients()
 
         share = asyncio.run(calibrated())
         with urllib.request.urlopen(f"{emulator.url}/emulator/journal", timeout=60) as response:
@@ -145,7 +145,7 @@ def test_the_tools_of_a_scenario_stay_with_the_server_they_were_made_for(load_te
 
         async def ask():
             found = await weather.function(city="Paris"), await population.function(city="Paris")
-            await close_tool_client()
+            await close_tool_clients()
             return found
 
         found = asyncio.run(ask())
