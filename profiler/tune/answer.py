@@ -38,7 +38,8 @@ class Answer:
     is the last stage with results. `spent` is what the search spent, in words, `untried` what there was no
     time for. The goodput of `setting` is what another measurement of it will find, with an interval for that
     (`candidates.promised`); those of `final` are as measured together. `invalid` says which figures are the
-    client's, in sentences; `valid`: not those of the setting itself.
+    client's, in sentences; `valid`: not those of the setting itself. `short_windows` says in words that they
+    were shorter than they ought to be, None where they were not.
     """
 
     setting: Candidate
@@ -62,6 +63,7 @@ class Answer:
     proven: bool = True
     spent: str = ""
     untried: tuple[str, ...] = ()
+    short_windows: str | None = None
 
     @property
     def sentence(self) -> str:
@@ -127,6 +129,7 @@ def _gathered(candidates: Sequence[Candidate]) -> Candidate | None:
 def render(answer: Answer) -> str:
     """The answer as text for a terminal."""
     lines = ([] if answer.stopped is None else [f"{answer.stopped}."]) + list(answer.invalid)
+    lines += [] if answer.short_windows is None else [answer.short_windows + "."]
     lines += [answer.sentence + "."]
     if answer.curve and answer.shape is not None:
         lines += ["", _row_of("limit", answer.objective, "p95", "failed")]

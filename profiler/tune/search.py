@@ -171,6 +171,17 @@ class Tuner:
         """Why the search ended early, in words; None if it did not."""
         return self._spending.stopped if self._failure is None else f"the search ended early: {self._failure}"
 
+    @property
+    def _short_windows(self) -> str | None:
+        """What was measured for fewer loops than it ought to be, and why, in words; None if nothing was."""
+        if self._window_loops >= WINDOW_LOOPS:
+            return None
+        return (
+            f"not to be relied on: settings were measured for {self._window_loops:g} loops each, not for "
+            f"{WINDOW_LOOPS:g}, since an experiment took {self._start:.0f} s to start on this machine; a "
+            "longer --budget, or an idle machine, has time for more"
+        )
+
     def _search_through(self) -> Answer:
         over = self._search.over
         others = ["gathered", *(["adaptive"] if "adaptive" in over else [])]
@@ -515,6 +526,7 @@ class Tuner:
             proven=proven,
             spent=self._spending.described,
             untried=tuple(dict.fromkeys(self._untried)),
+            short_windows=self._short_windows,
         )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.tune_simulated import System, search_once
 from profiler import UsageError
+from profiler.tune.answer import render
 
 
 @pytest.mark.slow
@@ -32,3 +33,15 @@ def test_budget_that_a_refusal_names_suffices(tmp_path: Path) -> None:
     assert answer.proven
     assert answer.setting.goodput.value > 0
     assert took <= 1.1 * float(named[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "short"), [(13.0, False), (21.0, True)])
+def test_windows_that_a_slow_start_made_short_are_said_first(
+    tmp_path: Path, start: float, short: bool
+) -> None:
+    system = System(users=8, capacity=100, model=(0.3, 0.2), tool=(0.7, 0.2), start=(start, start))
+    answer, _, _ = search_once(system, 1, 60.0, tmp_path)
+    first = render(answer).splitlines()[0]
+    assert first.startswith("not to be relied on: settings were measured for 1.5 loops each") == short
+    assert (answer.short_windows is not None) == short
