@@ -39,7 +39,8 @@ class Answer:
     time for. The goodput of `setting` is what another measurement of it will find, with an interval for that
     (`candidates.promised`); those of `final` are as measured together. `invalid` says which figures are the
     client's, in sentences; `valid`: not those of the setting itself. `short_windows` says in words that they
-    were shorter than they ought to be, None where they were not.
+    were shorter than they ought to be, None where they were not. `moved` says in words that its goodput was
+    another one at the end than in the final stage.
     """
 
     setting: Candidate
@@ -64,6 +65,7 @@ class Answer:
     spent: str = ""
     untried: tuple[str, ...] = ()
     short_windows: str | None = None
+    moved: str | None = None
 
     @property
     def sentence(self) -> str:
@@ -130,7 +132,7 @@ def render(answer: Answer) -> str:
     """The answer as text for a terminal."""
     lines = ([] if answer.stopped is None else [f"{answer.stopped}."]) + list(answer.invalid)
     lines += [] if answer.short_windows is None else [answer.short_windows + "."]
-    lines += [answer.sentence + "."]
+    lines += [answer.sentence + "."] + ([] if answer.moved is None else [answer.moved + "."])
     if answer.curve and answer.shape is not None:
         lines += ["", _row_of("limit", answer.objective, "p95", "failed")]
         for one in answer.curve:

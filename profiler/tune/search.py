@@ -16,6 +16,7 @@ from profiler.load.spending import Resource
 from profiler.records import LoopRecord
 from profiler.rundir import Run, RunDirectory, Spent
 from profiler.statistics.objectives import Objective, parse_objective
+from profiler.statistics.quantiles import Estimate
 from profiler.statistics.summary import fit, summarise_directory
 from profiler.statistics.table import tabulate
 from profiler.strategies import effective_limits, parse_strategies, parse_strategy
@@ -54,7 +55,7 @@ from profiler.tune.quotas import KnownQuota, RateAdvice, advise, demand, seen_qu
 
 KINDS = ("semaphore", "rate", "adaptive", "eager")
 
-SHARES = {"limits": 0.3, "final": 0.45, "confirm": 0.1, "loads": 0.15}
+SHARES = {"limits": 0.3, "final": 0.45, "loads": 0.15, "confirm": 0.1}
 """Shares of the time after the pilot, by stage; what one leaves over is for those after it."""
 BLOCKS = {"limits": 2, "final": 8, "loads": 1}
 """Blocks of each stage, at most."""
@@ -148,6 +149,7 @@ class Tuner:
         self._start = START  # seconds of an experiment beside its trials, as the last one had them
         self._untried: list[str] = []
         self._confirmation: RunDirectory | None = None
+        self._moved: str | None = None
         self._window_loops = WINDOW_LOOPS
         self._seen = Pilot(1, 1.0, ())
 
@@ -195,10 +197,11 @@ class Tuner:
         loads: Sequence[AtLoad] = ()
         scalability = None
         try:
-            setting = self._confirmed(setting, stage)
             loads, scalability = self._other_loads(setting)
+            self._confirm(setting)
         except (LimitReachedError, TargetError) as error:
             self._failure = error if isinstance(error, TargetError) else None
+        setting = self._promised(setting, stage)
         return self._answer(setting, as_good, stage, loads, scalability, self._rates(records))
 
     def _pilot(self, specs: Sequence[str]) -> list[LoopRecord]:
@@ -329,28 +332,44 @@ class Tuner:
             self._say(f"{name}: best so far {best.spec}")
         return found
 
-    def _confirmed(self, setting: Candidate, stage: Stage) -> Candidate:
-        """The setting with the goodput that it promises: measured once more, alone, where there is time.
+    def _confirm(self, setting: Candidate) -> None:
+        """Measure the setting once more, alone and last, where there is time.
 
-        The best of several owes part of its score to luck, and in a window of its own it has none.
+        The best of several owes part of its score to luck, and in a window of its own it has none. Last,
+        since what it serves may drift: what is promised is what comes after the search.
         """
-        directory = stage.directory
         loop = self._seen.loop_seconds(setting.spec, self._search.users)
         seconds, until = self._share("confirm")
-        if seconds < trial_seconds(loop) <= self._left() - self._start:
-            # Rather than the other loads.
-            seconds, until = trial_seconds(loop), self._end
         if seconds >= trial_seconds(loop):
             window = window_seconds([loop], seconds, 1)
-            directory = self._experiment("confirm", [setting.spec], 1, window, until=until)
-            self._confirmation = directory
-        table = tabulate(directory.records())
-        found = promised(directory.load(), table, setting.spec, self._slo)
-        if found.value is None and directory is not stage.directory:
-            directory = stage.directory
+            self._confirmation = self._experiment("confirm", [setting.spec], 1, window, until=until)
+
+    def _promised(self, setting: Candidate, stage: Stage) -> Candidate:
+        """The setting with the goodput that it promises: of its own window, else of the final stage."""
+        found = Estimate(None)
+        for directory in (self._confirmation, stage.directory):
+            if directory is None or found.value is not None:
+                continue
             found = promised(directory.load(), tabulate(directory.records()), setting.spec, self._slo)
+            if directory is self._confirmation:
+                found = self._with_drift(setting, found)
         score = found if self._search.objective == "goodput" else setting.score
         return replace(setting, goodput=found, score=score)
+
+    def _with_drift(self, setting: Candidate, found: Estimate) -> Estimate:
+        """The promise, allowing for another change like that since the final stage, where there was one."""
+        before = setting.goodput.value
+        if before is None or found.value is None or found.low is None or found.high is None:
+            return found
+        if found.low <= before <= found.high:
+            return found
+        change = found.value - before
+        self._moved = (
+            f"{setting.spec} gave {before:.3g}/s in the final stage and {found.value:.3g}/s at the end: "
+            "its interval allows for as large a change again"
+        )
+        low, high = found.low + min(0.0, change), found.high + max(0.0, change)
+        return Estimate(found.value, max(0.0, low), high)
 
     def _measured(self, specs: Sequence[str], directory: RunDirectory) -> list[Candidate]:
         found = candidates(directory, self._search.objective, self._slo)
@@ -385,7 +404,8 @@ class Tuner:
         loops = [loop for loop in self._loops(specs) for _ in levels]
         if fitting(loops, seconds) < len(loops):
             specs, loops = specs[:1], loops[: len(levels)]
-        if fitting(loops, seconds) < len(loops):
+        rest = self._end - until - self._start  # for the setting once more, which comes before all this
+        if fitting(loops, seconds) < len(loops) or rest < trial_seconds(loops[0]):
             self._untried.append("other loads")
             self._say("loads: no time for other loads")
             return [], None
@@ -527,6 +547,7 @@ class Tuner:
             spent=self._spending.described,
             untried=tuple(dict.fromkeys(self._untried)),
             short_windows=self._short_windows,
+            moved=self._moved,
         )
 
 

@@ -199,7 +199,8 @@ def test_search_finds_the_capacity_and_the_cliff_beyond_it(invented):
     assert answer.scalability is not None
     assert answer.effective == f"{answer.setting.spec}: up to {answer.setting.limit} calls at once"
     assert f'Gate("{answer.setting.spec}")' in answer.python
-    assert said[-1].startswith("loads: ")
+    assert said[-2].startswith("loads: ")
+    assert said[-1].startswith(f"confirm: {answer.setting.spec}, 1 × ")  # last: nearest to what it promises
     # Every rung does work of its own, and the last one decides among few.
     assert len({one.options.seed for one in invented}) == len(invented) == 5
     assert len(invented[2].options.strategies) <= 5
@@ -239,9 +240,10 @@ def test_search_ends_its_last_rung_when_everything_in_it_is_told_apart(invented)
 def test_search_lets_arrivals_grow_with_the_load(invented):
     load = LoadOptions(scenario="crowded", arrivals="constant:10/s")
     tune(Search(load, 20, budget=120.0))
-    *before, loads = invented
+    *before, loads, confirm = invented
     assert {one.options.arrivals for one in before} == {"constant:10/s"}
     assert (loads.users, loads.options.arrivals) == (30, "constant:15.000000/s")
+    assert (confirm.users, confirm.options.arrivals) == (20, "constant:10/s")
 
 
 @pytest.mark.slow

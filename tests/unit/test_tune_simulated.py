@@ -45,3 +45,18 @@ def test_windows_that_a_slow_start_made_short_are_said_first(
     first = render(answer).splitlines()[0]
     assert first.startswith("not to be relied on: settings were measured for 1.5 loops each") == short
     assert (answer.short_windows is not None) == short
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drift", [0.0, 0.25])
+def test_promise_is_of_the_end_of_the_search_and_allows_for_drift(tmp_path: Path, drift: float) -> None:
+    """Tools that take longer by a quarter with each minute."""
+    answer, simulated, _ = search_once(System(users=8, capacity=5, drift=drift), 1, 120.0, tmp_path)
+    final = next(one for one in answer.final if one.spec == answer.setting.spec)
+    promise = answer.setting.goodput
+    assert promise.low <= simulated.goodput(answer.setting.spec, 20.0) <= promise.high
+    assert (answer.moved is not None) == (drift > 0)
+    if drift:
+        assert promise.value < 0.9 * final.goodput.value
+        assert promise.low <= promise.value - (final.goodput.value - promise.value)
+        assert answer.moved in render(answer).splitlines()[1]
