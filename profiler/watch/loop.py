@@ -30,7 +30,7 @@ from profiler.records import (
     ToolStatus,
 )
 from profiler.shortfalls import Application, Pool, Ran, Runner, shortfall
-from profiler.watch.arguments import FITTING, POSSIBLE, Fit, fit_of, requested
+from profiler.watch.arguments import EQUAL, FITTING, POSSIBLE, Fit, fit_of, same_request
 from profiler.watch.circumstances import Circumstances, circumstances, pool, runner
 
 MAX_ROUNDS = 10_000
@@ -182,7 +182,8 @@ class ObservedLoop:
         """The requested call that a starting tool runs, None if there is none of its name.
 
         Arguments decide (None: they are not known). Those that the model left out (defaults) and those
-        that a framework added do not count against a call. Equal calls of a round are interchangeable.
+        that a framework added do not count against a call. Equal calls of a round are interchangeable. Of
+        those that differ only in what a framework may have changed, the equal one is meant.
         Where no call fits, one that does not may still be meant, since frameworks change arguments; it
         loses its request again to a call that fits.
         """
@@ -193,24 +194,25 @@ class ObservedLoop:
                     if request.name == name:
                         fit = fit_of(request.arguments, arguments)
                         found.append(Match(round_, request, ready_ns, None, fit))
-                        if arguments is not None and fit == (FITTING, len(arguments)):
+                        if fit[0] == EQUAL:
                             break  # no other of this round fits better; one that fits as well asks the same
             if round_.misfits:
                 for call in [*round_.misfits]:
                     if call.request.name == name:
                         fit = fit_of(call.request.arguments, arguments)
-                        if fit[0] == FITTING:
+                        if fit[0] >= FITTING:
                             found.append(Match(round_, call.request, call.ready_ns, call, fit))
         if not found:
             return None
-        if len(found) == 1 and found[0].fit[0] >= POSSIBLE:
-            return found[0]
-        best = max(match.fit for match in found)
-        alike = [match for match in found if match.fit == best]
-        first = alike[0]
-        if best[0] == FITTING and all(_interchangeable(first, other) for other in alike[1:]):
-            return first
-        return first._replace(certain=False)
+        first = max(found, key=lambda match: match.fit)
+        level = first.fit[0]
+        if level < FITTING:
+            certain = level == POSSIBLE and len(found) == 1
+        else:
+            certain = len(found) == 1 or not any(_rivals(first, other) for other in found)
+        if certain and level < EQUAL and arguments is not None:
+            certain = not _may_be_swapped(first, arguments)
+        return first if certain else first._replace(certain=False)
 
     def claim(self, found: Match) -> bool:
         """Take the request of a match; False when another thread has taken it since."""
@@ -240,7 +242,7 @@ class ObservedLoop:
             round_ = found.round
             call = ObservedCall(found.request, found.ready_ns, now, ambiguous=not found.certain)
             self.ambiguous_calls += call.ambiguous
-            if found.fit[0] != FITTING:
+            if found.fit[0] < FITTING:
                 round_.misfits.append(call)
         call.where = circumstances()
         outer = current_call.get()
@@ -274,14 +276,25 @@ class ObservedLoop:
         None where there is no such call in the newest rounds.
         """
         for round_ in self.rounds[:-4:-1]:
+            failed: list[tuple[Fit, ObservedCall]] = []
             for call in reversed(round_.calls):
                 last = call.tries[-1] if call.tries else call
                 if call.request.name != name or not call.request.id or last.ended_ns is None:
                     continue
-                if last.status != "ok" and fit_of(call.request.arguments, arguments)[0] == FITTING:
-                    tried = ObservedCall(call.request, call.ready_ns, self.clock(), where=circumstances())
-                    call.tries.append(tried)
-                    return tried
+                if last.status != "ok":
+                    fit = fit_of(call.request.arguments, arguments)
+                    if fit[0] >= FITTING:
+                        failed.append((fit, call))
+            if failed:
+                fit, call = max(failed, key=lambda one: one[0])
+                asked = call.request.arguments
+                self.ambiguous_calls += any(
+                    other[1] == fit[1] and not same_request(asked, one.request.arguments)
+                    for other, one in failed
+                )
+                tried = ObservedCall(call.request, call.ready_ns, self.clock(), where=circumstances())
+                call.tries.append(tried)
+                return tried
         return None
 
     def record(
@@ -481,10 +494,23 @@ def _queued_ns(call: ObservedCall, first_ns: int) -> int:
     return max(call.ready_ns, min(first_ns, call.started_ns))
 
 
-def _interchangeable(one: Match, other: Match) -> bool:
-    """Whether two requests that fit alike are of one round and ask for the same."""
-    if one.round is not other.round:
+def _rivals(first: Match, other: Match) -> bool:
+    """Whether another request than the first may be meant as well, and asks for something else."""
+    if other.fit[0] < FITTING or other.fit[1] < first.fit[1]:
         return False
-    if one.request.arguments == other.request.arguments:
+    if other.round is not first.round:
         return True
-    return requested(one.request.arguments) == requested(other.request.arguments)
+    return other.fit == first.fit and not same_request(first.request.arguments, other.request.arguments)
+
+
+def _may_be_swapped(found: Match, arguments: Mapping[str, Any]) -> bool:
+    """Whether a call that has claimed its request may be the one of `found`, and this one that one's.
+
+    So it is where these arguments fit that request better than they fit the one that is left.
+    """
+    for call in [*found.round.calls]:
+        if call.request.name == found.request.name:
+            fit = fit_of(call.request.arguments, arguments)
+            if fit[1] and fit > found.fit:
+                return True
+    return False

@@ -45,7 +45,7 @@ from profiler.providers.attempts import (
 from profiler.providers.wire import api_of, requested_model, requested_prompt
 from profiler.records import Clock, Status
 from profiler.redaction import Content, Redact
-from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, bound_arguments
+from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
 from profiler.watch.loop import Match, ObservedCall, ObservedLoop, ObservedRound
 from profiler.watch.requests import WatchedRequest, is_retry
 from profiler.watch.tools import ToolRun, Watching, watched_function
@@ -179,7 +179,7 @@ class Profiler:
                 self.orphan_calls += 1
                 self.recorder.count_orphan()
                 return None, _unwatched(name)
-            if found is None or found.fit[0] != FITTING:
+            if found is None or found.fit[0] < FITTING:
                 tried = loop.try_again(name, arguments)
                 if tried is not None:
                     return loop, tried
@@ -201,9 +201,12 @@ class Profiler:
         least = FITTING if known is not None else POSSIBLE if len(loops) > 1 else CONTRADICTED
         if best is None or best[0] < least:
             return None, None
-        alike = [(loop, found) for loop, found in matches if found.fit == best]
-        loop, found = min(alike, key=lambda one: one[0].started_ns)
-        return loop, found._replace(certain=found.certain and len(alike) == 1)
+        loop, found = min(
+            ((loop, found) for loop, found in matches if found.fit == best),
+            key=lambda one: one[0].started_ns,
+        )
+        rivals = sum(_as_good(other.fit, best) for _, other in matches)
+        return loop, found._replace(certain=found.certain and rivals == 1)
 
     def serve_metrics(self, port: int, host: str = "127.0.0.1") -> int:
         """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port."""
@@ -293,6 +296,16 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | No
         if loop.trial is not None:
             request.headers[TRIAL_HEADER] = str(loop.trial)
     return WatchedRequest(api, round_, clock)
+
+
+def _as_good(fit: Fit, best: Fit) -> bool:
+    """Whether a request may be meant as well as the one of another loop that fits best.
+
+    That one may be equal only since a framework made it so; and of requests that are possible, each is.
+    """
+    if best[0] < FITTING:
+        return fit[0] == best[0]
+    return fit[0] >= FITTING and fit[1] >= best[1]
 
 
 def _unwatched(name: str) -> ObservedCall:
