@@ -48,7 +48,8 @@ from profiler.redaction import Content, Redact
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
 from profiler.watch.loop import Match, ObservedCall, ObservedLoop, ObservedRound
 from profiler.watch.requests import WatchedRequest, is_retry
-from profiler.watch.tools import ToolRun, Watching, watched_function
+from profiler.watch.runs import ToolRun, Watching
+from profiler.watch.tools import watched_function
 
 if TYPE_CHECKING:
     from profiler.exporters.prometheus import PrometheusSink
@@ -136,8 +137,8 @@ class Profiler:
         """Watch the calls of a function, a method or a `Tool`, sync or async, generators included.
 
         Returns one with the same signature, docstring and behaviour. A call ends when what it returns has
-        ended (`profiler.watch.tools`). `name` is the one under which the model knows the tool, where that is
-        not the function's own.
+        ended (`profiler.watch.returned`). `name` is the one under which the model knows the tool, where that
+        is not the function's own.
         """
         if isinstance(function, Tool):
             return cast(T, function.replaced(self.tool(function.function, name=name or function.name)))

@@ -1,0 +1,197 @@
+"""One run of a watched tool: what runs as part of its call, and what its call comes to."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from typing import Any
+
+from profiler.limits.gate import current_slot
+from profiler.limits.refusals import returned_failure
+from profiler.loop.eventloop import MOST_WAITS, TimedCoroutine
+from profiler.loop.lag import late_ns
+from profiler.loop.tools import CallContext, current_call, failure_text, failure_type, result_text
+from profiler.records import Clock
+from profiler.redaction import MOST_CHARACTERS, Content
+from profiler.watch.circumstances import circumstances
+from profiler.watch.loop import ObservedCall, ObservedLoop
+
+_DEEPEST = 20
+"""Nested containers looked into before a result is written as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """What runs need of the profiler that watches them; `loop` is the loop of the current context."""
+
+    clock: Clock
+    loop: ContextVar[ObservedLoop | None]
+    content: Content | None
+
+
+class ToolRun:
+    """One run of a watched tool. `with` it, the tool's code runs; it ends with that, unless more follows."""
+
+    __slots__ = (
+        "_context",
+        "_length",
+        "_loop",
+        "_slot",
+        "_texts",
+        "_tokens",
+        "call",
+        "follows",
+        "ran_ns",
+        "watching",
+    )
+
+    def __init__(self, watching: Watching, loop: ObservedLoop | None, call: ObservedCall) -> None:
+        self.call = call
+        self.follows = False  # what the tool returned goes on, and ends the call
+        self.ran_ns: int | None = None  # before what it returned took its first step
+        self.watching = watching
+        self._loop = loop
+        self._slot = current_slot.get()
+        self._context: CallContext | None = None
+        self._tokens: tuple[Token[ObservedLoop | None], Token[CallContext | None]] | None = None
+        self._texts: list[str] | None = None
+        self._length = 0
+        if loop is not None:
+            self._context = CallContext(call.request.id, call.request.name, loop.number, loop.trial, call)
+
+    def enter(self) -> None:
+        """The tool's own code runs from here on, in this context, as part of the call."""
+        if self.ran_ns is not None:  # the first step of what it returned
+            self.call.started_ns = self.watching.clock() - self.ran_ns
+            self.call.ended_ns, self.ran_ns = None, None
+            self.call.where = circumstances()
+            self.call.status, self.call.error_type = "ok", None
+        if self._loop is not None:
+            self._tokens = self.watching.loop.set(self._loop), current_call.set(self._context)
+
+    def leave(self) -> None:
+        """It does not run any more, perhaps for now."""
+        if self._tokens is not None:
+            (loop, call), self._tokens = self._tokens, None
+            try:
+                self.watching.loop.reset(loop)
+                current_call.reset(call)
+            except ValueError:  # it was closed in another context than the one it ran in
+                pass
+
+    def __enter__(self) -> ToolRun:
+        self.enter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self.leave()
+        if error is not None:
+            self.failed(error)
+        elif not self.follows:
+            self.call.end(self.watching.clock())
+
+    def resumed(self, timed: TimedCoroutine) -> None:
+        """Note the ends of a coroutine's waits, the newest ones."""
+        if timed.resumed:
+            self.call.resumed = [*self.call.resumed, *timed.resumed][-MOST_WAITS:]
+
+    def stepped(self, timed: TimedCoroutine) -> None:
+        """A coroutine of the tool has ended."""
+        self.call.steps += timed.steps
+        self.resumed(timed)
+        self.call.sending_ns += timed.sending_ns
+        self.call.late_ns = late_ns() if timed.waited else 0
+
+    def ended(self) -> None:
+        """It has come to its end, or was closed by who had enough of it."""
+        if self._texts is not None and self.watching.content is not None:
+            self.call.result = self.watching.content.keep(f"[{','.join(self._texts)}]")
+        self.call.end(self.watching.clock())
+
+    def failed(self, error: BaseException) -> None:
+        """The tool raised `error`, or it was raised into it."""
+        call, content = self.call, self.watching.content
+        call.end(self.watching.clock())
+        if isinstance(error, asyncio.CancelledError | GeneratorExit | concurrent.futures.CancelledError):
+            call.status = call.error_type = "cancelled"
+        elif isinstance(error, TimeoutError):
+            call.status = call.error_type = "timeout"
+        else:
+            call.status = "error"
+            try:
+                call.error_type = failure_type(error)
+            except Exception:  # it looks into attributes of the application's exception
+                call.error_type = type(error).__name__
+        # A limiter learns of it here: the application may turn the failure into a result.
+        slot = current_slot.get() or self._slot
+        if slot is not None:
+            with contextlib.suppress(Exception):  # as above
+                slot.failed(error)
+        if content is not None:
+            call.result = content.keep(f"Error: {failure_text(error)}")
+
+    def item(self, item: Any) -> None:
+        """A generator has yielded `item`."""
+        if self.watching.content is None or self._length > MOST_CHARACTERS:
+            return
+        if self._texts is None:
+            self._texts = []
+        text = _text([item])[1:-1]
+        self._texts.append(text)
+        self._length += len(text)
+
+    def came_to(self, value: Any) -> None:
+        """The tool's last word is `value`, which may stand for a failure."""
+        call = self.call
+        with contextlib.suppress(Exception):  # it looks into the application's objects
+            returned = returned_failure(value)
+            if returned is not None:
+                slot = current_slot.get() or self._slot
+                if slot is not None:
+                    slot.learn(returned.signal, returned.retry_after_ns)
+                if returned.error_type is not None:
+                    call.status = "timeout" if returned.error_type == "timeout" else "error"
+                    call.error_type = returned.error_type
+        if self.watching.content is not None:
+            call.result = self.watching.content.keep(_text(value))
+
+    def left_to_begin(self) -> None:
+        """What it returned goes on. Should it never be begun, the call has ended now, unfinished."""
+        now = self.watching.clock()
+        self.follows, self.ran_ns = True, now - self.call.started_ns
+        self.call.ended_ns, self.call.status, self.call.error_type = now, "cancelled", "unfinished"
+
+    def settled(self, future: Any) -> None:
+        """The future that it returned is done."""
+        if future.cancelled():
+            self.failed(asyncio.CancelledError())
+            return
+        # Not `exception()`: asyncio would take it for retrieved, and not warn if the application never does.
+        error = future._exception if hasattr(future, "_exception") else future.exception()
+        if error is not None:
+            self.failed(error)
+            return
+        self.came_to(future.result())
+        self.call.ended_ns = self.watching.clock()
+
+
+def _text(value: Any) -> str:
+    """A result as it is recorded: as `ToolLoop` would tell it. Does not raise, and uses up no iterator."""
+    try:
+        if any(isinstance(part, Iterator) for part in _parts(value, _DEEPEST)):
+            return f"<{type(value).__name__}>"
+        return result_text(value)
+    except Exception:  # such as an object whose own __str__ fails
+        return f"<{type(value).__name__}>"
+
+
+def _parts(value: Any, depth: int) -> Iterator[Any]:
+    """What a result holds: itself, and what is in its containers."""
+    yield value
+    if depth and type(value) in (list, tuple, set, frozenset, dict):
+        for part in value.values() if type(value) is dict else value:
+            yield from _parts(part, depth - 1)
