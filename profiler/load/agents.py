@@ -28,7 +28,7 @@ from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord
 from profiler.redaction import Redact, describe
 from profiler.strategies import Sequential, Strategy, StrategySpec
-from profiler.watch.loop import HandedOver, handed_over
+from profiler.watch.rounds import HandedOver, handed_over
 
 if TYPE_CHECKING:
     from profiler.loop.loop import ToolLoop

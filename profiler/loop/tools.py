@@ -40,7 +40,7 @@ _R = typing_extensions.TypeVar("_R", default=Any)
 class CallContext(NamedTuple):
     """The call that a tool's code is running for; `number` and `trial` are None outside a load test.
 
-    `observed` is the call itself where it is only watched (`profiler.watch.loop.ObservedCall`).
+    `observed` is the call itself where it is only watched (`profiler.watch.rounds.ObservedCall`).
     """
 
     call_id: str

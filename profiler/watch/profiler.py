@@ -46,8 +46,9 @@ from profiler.providers.wire import api_of, requested_model, requested_prompt
 from profiler.records import Clock, Status
 from profiler.redaction import Content, Redact
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
-from profiler.watch.loop import Match, ObservedCall, ObservedLoop, ObservedRound
+from profiler.watch.loop import Match, ObservedLoop
 from profiler.watch.requests import WatchedRequest, is_retry
+from profiler.watch.rounds import ObservedCall, ObservedRound
 from profiler.watch.runs import ToolRun, Watching
 from profiler.watch.tools import watched_function
 

@@ -15,7 +15,7 @@ from profiler.loop.model import CallRequest, current_probe
 from profiler.providers.wire import Api, EventReader, ObservedReply, read_json
 from profiler.records import Clock
 from profiler.watch.circumstances import circumstances
-from profiler.watch.loop import ObservedRound
+from profiler.watch.rounds import ObservedRound
 
 _RETRY_HEADER = b"x-stainless-retry-count"
 

@@ -18,7 +18,8 @@ from profiler.loop.tools import CallContext, current_call, failure_text, failure
 from profiler.records import Clock
 from profiler.redaction import MOST_CHARACTERS, Content
 from profiler.watch.circumstances import circumstances
-from profiler.watch.loop import ObservedCall, ObservedLoop
+from profiler.watch.loop import ObservedLoop
+from profiler.watch.rounds import ObservedCall
 
 _DEEPEST = 20
 """Nested containers looked into before a result is written as text."""

@@ -10,7 +10,8 @@ from profiler.anatomy import PHASES, eagerness, loop_phases, model_queue_ns, pha
 from profiler.loop.model import CallRequest
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord
 from profiler.report.timeline import causes
-from profiler.watch.loop import ObservedCall, ObservedLoop, ObservedRound
+from profiler.watch.loop import ObservedLoop
+from profiler.watch.rounds import ObservedCall, ObservedRound
 
 
 def watched_at_random(seed: int) -> LoopRecord:

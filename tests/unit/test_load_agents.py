@@ -22,8 +22,9 @@ from profiler.loop.tools import tool
 from profiler.records import LoopRecord, RoundRecord
 from profiler.strategies import parse_strategy
 from profiler.testing import ScriptedModel, call, run_virtual
-from profiler.watch.loop import HandedOver, ObservedLoop, handed_over
+from profiler.watch.loop import ObservedLoop
 from profiler.watch.profiler import Profiler
+from profiler.watch.rounds import HandedOver, handed_over
 from tests.unit.statistics_data import loop
 
 MS = 1_000_000
