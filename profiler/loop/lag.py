@@ -195,9 +195,18 @@ class BusyPeriod:
         self._at_ns, self._cpu_ns, self._delay_ns = now_ns, cpu_ns, delay_ns
         return self.age_ns
 
-    def was_late(self, lag_ns: int) -> None:
-        """Something that was due `lag_ns` ago is noticed now: busy for so long, and not for much longer."""
-        self.age_ns = max(lag_ns, min(self.look(), STEPS * lag_ns + IDLE_NS))
+    def was_late(self, lag_ns: int) -> int:
+        """Something that was due `lag_ns` ago is noticed now: busy for so long, and not for much longer.
+
+        Where the process did not even wait for the processor meanwhile, it was stopped, or its code slept:
+        since when is not known, but not since before the last look, nor that timer was set. Returns the age.
+        """
+        looked_ns, ran_ns = self._at_ns, self._cpu_ns + self._delay_ns
+        most_ns = min(self.look(), STEPS * lag_ns + IDLE_NS)
+        if lag_ns - (self._cpu_ns + self._delay_ns - ran_ns) > STALL_NS:
+            most_ns = min(self._at_ns - looked_ns, lag_ns + int(INTERVAL_SECONDS * 1e9))
+        self.age_ns = max(lag_ns, most_ns)
+        return self.age_ns
 
 
 class LagSampler:
@@ -254,7 +263,9 @@ class LagSampler:
 
     def late_ns(self) -> int:
         """How late an event may be that is noticed now (`BusyPeriod`). On the loop's thread."""
-        return self._busy.look()
+        # After a stop, what was received is handled before the timers that tell of it.
+        overdue_ns = 0 if self._timer is None else self._clock() - self._due_ns
+        return self._busy.was_late(overdue_ns) if overdue_ns > STALL_NS else self._busy.look()
 
     def total(self) -> Lateness:
         """The sum of all samples so far, those too that are no stalls. On the loop's thread."""

@@ -103,10 +103,10 @@ async def _identify(request: httpx.Request) -> None:
 
 async def _ask(method: str, url: str, **options: Any) -> bytes:
     """What a tool's server answers. Raises aiohttp's `ClientError`, or `TimeoutError`."""
-    async with tool_session().request(
-        method, url, headers=_identity(), raise_for_status=True, **options
-    ) as response:
-        return await response.read()
+    async with tool_session().request(method, url, headers=_identity(), **options) as response:
+        answer = await response.read()  # of a refusal too: else its connection could not be used again
+        response.raise_for_status()
+        return answer
 
 
 # Where the tools are: `/tools/weather`, `/tools/population` and those of a scenario, under one root URL.

@@ -255,16 +255,41 @@ def test_timer_that_is_late_says_for_how_long_at_least_and_at_most():
     busy = counters.busy()
     counters.idle(40)  # stopped: nothing was counted
     counters.run(1)
-    busy.was_late(35 * MS)
-    assert busy.age_ns == 35 * MS
+    assert busy.was_late(35 * MS) == 41 * MS  # perhaps since the last look
     counters.run(2)
-    assert busy.look() == 37 * MS
+    assert busy.look() == 43 * MS
+    counters.idle(60)
+    assert busy.was_late(30 * MS) == 40 * MS  # not since before the timer was set
+    counters.idle(3)
+    counters.idle(22)
+    assert busy.look() == 0
+    counters.idle(20)
+    assert busy.was_late(19 * MS) == 20 * MS
     counters.run(200)  # another thread, beside a loop whose timers are on time
     busy.was_late(0)
     assert busy.age_ns == IDLE_NS
     counters.run(100)
     busy.was_late(MS)
     assert busy.age_ns == STEPS * MS + IDLE_NS
+
+
+def test_what_is_handled_before_the_timers_after_a_stop_is_late_too():
+    late = 0
+
+    async def main(clock):
+        nonlocal late
+        counters = Counters()
+        sampler = LagSampler(asyncio.get_running_loop(), lambda: clock() + late, lambda: 0)
+        sampler._busy = BusyPeriod(lambda: clock() + late, lambda: 0, lambda: counters.cpu)
+        sampler.enter()
+        await asyncio.sleep(0.104)
+        on_time = sampler.late_ns()
+        late += 30 * MS  # stopped: the timer was due after 6 of them
+        stopped = sampler.late_ns()
+        sampler.leave(0)
+        return on_time, stopped
+
+    assert run_virtual(main) == (0, 30 * MS)
 
 
 @pytest.mark.parametrize(("share", "held", "machine"), [(0, 80, 0), (4, 60, 20), (1, 0, 80)])
