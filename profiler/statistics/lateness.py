@@ -24,8 +24,8 @@ LIMIT_SHARE = 0.05
 LIMIT_SECONDS = 0.002
 """A figure is off when the client's part of it is above both."""
 
-CAUTION = 0.9
-"""The share of both limits from which on an estimate counts as off: it may be too low by a tenth."""
+CAUTION = 0.85
+"""The share of both limits from which on an estimate counts as off: it may be too low by a seventh."""
 
 SHARES = {"p50": 0.5, "p95": 0.9}
 """How much of the time for which an end may have gone unnoticed counts, by the quantile of the figure."""
