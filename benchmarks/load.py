@@ -5,7 +5,7 @@
 Scenario `instant`, OpenAI Chat: a loop is two model requests and three tool requests. `ours` is
 `locust -f locustfiles/compare.py` as it comes (recording, metrics, statistics of Locust);
 `default` a plain asyncio script with a loop by hand on the SDK's default transport and httpx's;
-`aiohttp` the same script with the SDK's aiohttp client and httpx-aiohttp, on uvloop. One core for
+`aiohttp` the same script with the SDK's aiohttp client and aiohttp, on uvloop. One core for
 the client, another for the emulator; runs are interleaved in changing order, ratios are those of
 paired repeats. On a machine that is busy with other things the rate says little: the last columns
 count requests per second of client CPU. Needs two cores and Linux.

@@ -51,7 +51,7 @@ class Stall:
 
     @property
     def earliest_ns(self) -> int:
-        """It may have begun up to here: when the loop was last seen to run."""
+        """When it may have begun at the earliest: as the timer was set, the loop ran."""
         return self.started_ns - int(INTERVAL_SECONDS * 1e9)
 
     @property
@@ -204,7 +204,8 @@ class BusyPeriod:
         looked_ns, ran_ns = self._at_ns, self._cpu_ns + self._delay_ns
         most_ns = min(self.look(), STEPS * lag_ns + IDLE_NS)
         if lag_ns - (self._cpu_ns + self._delay_ns - ran_ns) > STALL_NS:
-            most_ns = min(self._at_ns - looked_ns, lag_ns + int(INTERVAL_SECONDS * 1e9))
+            since_ns = min(self._at_ns - looked_ns, lag_ns + int(INTERVAL_SECONDS * 1e9))
+            most_ns = max(most_ns, since_ns)  # what else came in that stop has been looked at just now
         self.age_ns = max(lag_ns, most_ns)
         return self.age_ns
 

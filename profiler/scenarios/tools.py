@@ -102,7 +102,9 @@ async def _identify(request: httpx.Request) -> None:
 
 
 async def _ask(method: str, url: str, **options: Any) -> bytes:
-    """What a tool's server answers. Raises aiohttp's `ClientError`, or `TimeoutError`."""
+    """Ask the server of a tool; returns the body of its answer. Raises aiohttp's `ClientError`, also for a
+    status from 400 on, or `TimeoutError`.
+    """
     async with tool_session().request(method, url, headers=_identity(), **options) as response:
         answer = await response.read()  # of a refusal too: else its connection could not be used again
         response.raise_for_status()

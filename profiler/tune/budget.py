@@ -1,5 +1,7 @@
 """How the time of a search is spent, pure: what a trial takes, how many fit, and the budget that suffices.
 
+And what else it may spend: loops, requests, tokens and money.
+
 A window lasts at least three loops: shorter ones measure how a load starts. Where time is short there are
 fewer candidates, then fewer blocks, and never shorter windows. Agents start one after another over about
 the length of a loop, and the last loops are waited for: both are part of the time of a trial.
@@ -9,6 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+
+from profiler.load.options import LoadOptions
+from profiler.load.spending import Resource
+from profiler.rundir import Run, Spent
 
 WINDOW_LOOPS = 3.0
 PILOT_LOOPS = 1.5
@@ -81,3 +88,57 @@ def sufficient(loop: float, budget: float, start: float = START) -> float:
     pilot = (start + loop + 2 * trial_seconds(loop, loops=PILOT_LOOPS)) / PILOT_SHARE
     rest = (start + 3 * trial_seconds(loop) + END) / (1 - PILOT_SHARE)
     return math.ceil(max(MARGIN * max(pilot, rest), budget + 1) / 30) * 30.0
+
+
+# What a search may spend over all its experiments: each gets what those before it left.
+
+
+class Spending:
+    """The spending that `options` allow, and that done so far; `limit` is the limit that ended the search."""
+
+    def __init__(self, options: LoadOptions) -> None:
+        self.spent = Spent()
+        self.limit: Resource | None = None
+        self._options = options
+        self._budget = options.budget()
+
+    def add(self, run: Run) -> None:
+        """Count an experiment that has ended, perhaps because it came to a limit."""
+        self.spent += run.spent or Spent()
+        self._budget = self._options.budget(run.model)
+        if any(incident.kind == "limited" for incident in run.incidents):
+            _, self.limit = self._budget.room(self.spent, 0)
+
+    def allows(self, first_loops: int) -> bool:
+        """Whether another experiment may begin, whose clients spend `first_loops` on getting ready."""
+        if self.limit is None and self.spent.loops:
+            room, which = self._budget.room(self.spent, 0)
+            if room <= first_loops:
+                self.limit = which
+        return self.limit is None
+
+    def left(self) -> LoadOptions:
+        """The options, limited to what is left."""
+        options, used = self._options, self._budget.used
+
+        def rest(limit: int | None, resource: Resource) -> int | None:
+            # 1 is the smallest limit that options can have; `allows` decides whether to begin at all.
+            return None if limit is None else max(1, math.floor(limit - used(self.spent, resource)))
+
+        return replace(
+            options,
+            max_loops=rest(options.max_loops, "loops"),
+            max_requests=rest(options.max_requests, "requests"),
+            max_tokens=rest(options.max_tokens, "tokens"),
+            max_cost=options.max_cost and max(1e-9, options.max_cost - used(self.spent, "cost")),
+        )
+
+    @property
+    def stopped(self) -> str | None:
+        """Which limit ended the search, in words; None when none did."""
+        return None if self.limit is None else self._budget.stopped(self.limit, self.spent)
+
+    @property
+    def described(self) -> str:
+        """The spending in words, with its cost where the price is known."""
+        return self._budget.describe(self.spent)

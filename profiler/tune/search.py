@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +11,8 @@ from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.load.plan import scaled
-from profiler.load.spending import Resource
 from profiler.records import LoopRecord
-from profiler.rundir import Run, RunDirectory, Spent
+from profiler.rundir import RunDirectory
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import Estimate
 from profiler.statistics.summary import fit, summarise_directory
@@ -29,6 +27,7 @@ from profiler.tune.budget import (
     PILOT_SHARE,
     START,
     WINDOW_LOOPS,
+    Spending,
     affordable,
     fitting,
     sufficient,
@@ -404,7 +403,7 @@ class Tuner:
         loops = [loop for loop in self._loops(specs) for _ in levels]
         if fitting(loops, seconds) < len(loops):
             specs, loops = specs[:1], loops[: len(levels)]
-        rest = self._end - until - self._start  # for the setting once more, which comes before all this
+        rest = self._end - until - self._start  # for the setting once more, which matters more than this
         if fitting(loops, seconds) < len(loops) or rest < trial_seconds(loops[0]):
             self._untried.append("other loads")
             self._say("loads: no time for other loads")
@@ -563,57 +562,3 @@ def tune(
     `run` runs an experiment in place of `run_experiment`, and `clock` (seconds) is the clock it goes by.
     """
     return Tuner(search, say, run, clock).run()
-
-
-# What a search may spend over all its experiments: each gets what those before it left. Pure.
-
-
-class Spending:
-    """The spending that `options` allow, and that done so far; `limit` is the limit that ended the search."""
-
-    def __init__(self, options: LoadOptions) -> None:
-        self.spent = Spent()
-        self.limit: Resource | None = None
-        self._options = options
-        self._budget = options.budget()
-
-    def add(self, run: Run) -> None:
-        """Count an experiment that has ended, perhaps because it came to a limit."""
-        self.spent += run.spent or Spent()
-        self._budget = self._options.budget(run.model)
-        if any(incident.kind == "limited" for incident in run.incidents):
-            _, self.limit = self._budget.room(self.spent, 0)
-
-    def allows(self, first_loops: int) -> bool:
-        """Whether another experiment may begin, whose clients spend `first_loops` on getting ready."""
-        if self.limit is None and self.spent.loops:
-            room, which = self._budget.room(self.spent, 0)
-            if room <= first_loops:
-                self.limit = which
-        return self.limit is None
-
-    def left(self) -> LoadOptions:
-        """The options, limited to what is left."""
-        options, used = self._options, self._budget.used
-
-        def rest(limit: int | None, resource: Resource) -> int | None:
-            # 1 is the smallest limit that options can have; `allows` decides whether to begin at all.
-            return None if limit is None else max(1, math.floor(limit - used(self.spent, resource)))
-
-        return replace(
-            options,
-            max_loops=rest(options.max_loops, "loops"),
-            max_requests=rest(options.max_requests, "requests"),
-            max_tokens=rest(options.max_tokens, "tokens"),
-            max_cost=options.max_cost and max(1e-9, options.max_cost - used(self.spent, "cost")),
-        )
-
-    @property
-    def stopped(self) -> str | None:
-        """Which limit ended the search, in words; None when none did."""
-        return None if self.limit is None else self._budget.stopped(self.limit, self.spent)
-
-    @property
-    def described(self) -> str:
-        """The spending in words, with its cost where the price is known."""
-        return self._budget.describe(self.spent)

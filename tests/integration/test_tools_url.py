@@ -16,6 +16,7 @@ import pytest
 from profiler.cli import main
 from profiler.emulator.process import is_emulator, start_emulator
 from profiler.examples import get_weather
+from profiler.limits.refusals import retry_after_ns, signal_of, status_of
 from profiler.load.options import LoadOptions
 from profiler.load.preparation import calibrate
 from profiler.load.target import Emulators
@@ -151,3 +152,45 @@ def test_the_tools_of_a_scenario_stay_with_the_server_they_were_made_for(load_te
         found = asyncio.run(ask())
     assert [answer["city"] for answer in found] == ["Paris", "Paris"]
     assert weather.parameters == get_weather.parameters
+
+
+def test_tool_that_is_refused_keeps_its_connection_and_one_that_is_hung_up_on_is_asked_once():
+    """A server of this test's own, whose refusals have a body that comes after their head."""
+    connections, requests = 0, 0
+
+    async def serve(reader, writer):
+        nonlocal connections, requests
+        connections += 1
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                requests += 1
+                if requests == 3:
+                    break
+                writer.write(b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 2\r\ncontent-length: 4\r\n\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+                writer.write(b"busy")
+        except asyncio.IncompleteReadError:
+            pass
+        writer.close()
+
+    async def ask():
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        _, population = scenario_tools(load_scenario("instant"), f"http://127.0.0.1:{port}", environment={})
+        failures = []
+        for _ in range(3):
+            try:
+                await population.function(city="Paris")
+            except Exception as error:
+                failures.append(error)
+        await close_tool_clients()
+        server.close()
+        return failures
+
+    *refused, hung_up = asyncio.run(ask())
+    assert [(status_of(one), signal_of(one), retry_after_ns(one)) for one in refused] == [
+        (429, "rejected", 2_000_000_000)
+    ] * 2
+    assert (type(hung_up).__name__, signal_of(hung_up)) == ("ServerDisconnectedError", "unknown")
+    assert (connections, requests) == (1, 3)

@@ -22,7 +22,8 @@ from profiler.rundir import Incident, Run, RunDirectory, Spent, Trial
 from profiler.strategies import parse_strategy
 from profiler.tune import search as driver
 from profiler.tune.answer import Answer, render
-from profiler.tune.search import Search, Spending, tune
+from profiler.tune.budget import Spending
+from profiler.tune.search import Search, tune
 from tests.unit.statistics_data import loop, run
 
 
