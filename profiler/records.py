@@ -32,7 +32,8 @@ from profiler.errors import RecordError
 if TYPE_CHECKING:
     from pydantic_core import SchemaValidator, ValidationError
 
-SCHEMA = 1
+SCHEMA = 2
+"""Schema 1 knew no cached tokens: its `input_tokens` of Anthropic are the uncached ones alone."""
 
 MOST = 2**62
 """The largest number that a record may hold, so that the difference of two fits 64 bits."""
@@ -173,12 +174,33 @@ class _Tried:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerToolCall:
+    """A tool that the model's server ran itself, inside its reply: web search, code execution, hosted MCP.
+
+    From its complete arguments to the beginning of its result; both times are None where the reply was not
+    streamed, or its stream did not tell them.
+    """
+
+    name: str
+    started_ns: int | None = None
+    ended_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCall(_Tried):
     """One model request as the caller sees it: all attempts and the backoff between them.
 
-    `first_token_ns` and `first_tool_call_ns` (the first call whose arguments were complete) are
+    `first_token_ns` (the first that was generated, reasoning or not), `first_output_ns` (the first of text or
+    of a call: not of reasoning) and `first_tool_call_ns` (the first call whose arguments were complete) are
     observed on streamed requests only. `limiter_wait_ns` is the time that our own limiters held the
     request back (`profiler.loop.model`). `sending_ns` and `late_ns` are as in `ToolCall`.
+
+    Tokens mean the same for every provider, whatever its own fields count: `input_tokens` are all of the
+    request, of which `cached_tokens` were read from the provider's cache and `cache_written_tokens` written
+    to it; `output_tokens` are all that was generated, of which `reasoning_tokens` were reasoning. None: the
+    server did not say, or said something that is no count.
+
+    `unreadable` counts the parts of its reply that could not be understood.
     """
 
     provider: str
@@ -198,6 +220,36 @@ class ModelCall(_Tried):
     limiter_wait_ns: int = 0
     sending_ns: int = 0
     late_ns: int = 0
+    first_output_ns: int | None = None
+    cached_tokens: int | None = None
+    cache_written_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    server_tools: tuple[ServerToolCall, ...] = ()
+    unreadable: int = 0
+
+    @property
+    def uncached_tokens(self) -> int | None:
+        """The input tokens that were neither read from the cache nor written to it, so far as is known."""
+        if self.input_tokens is None:
+            return None
+        return max(0, self.input_tokens - (self.cached_tokens or 0) - (self.cache_written_tokens or 0))
+
+    @property
+    def limited_input_tokens(self) -> int | None:
+        """The input tokens that count against the provider's tokens per minute.
+
+        Anthropic leaves out those that were read from its cache (for most models); OpenAI counts all.
+        """
+        if self.input_tokens is None or self.provider != "anthropic":
+            return self.input_tokens
+        return max(0, self.input_tokens - (self.cached_tokens or 0))
+
+    @property
+    def total_tokens(self) -> int | None:
+        """All tokens of the request and its reply; None where neither is known."""
+        if self.input_tokens is None and self.output_tokens is None:
+            return None
+        return (self.input_tokens or 0) + (self.output_tokens or 0)
 
     @property
     def duration_ns(self) -> int:
@@ -213,6 +265,11 @@ class ModelCall(_Tried):
     def first_token_after_ns(self) -> int | None:
         """Time from the start of the request to the first token; None unless one was streamed."""
         return None if self.first_token_ns is None else self.first_token_ns - self.started_ns
+
+    @property
+    def first_output_after_ns(self) -> int | None:
+        """Time from the start of the request to the first token that was no reasoning."""
+        return None if self.first_output_ns is None else self.first_output_ns - self.started_ns
 
     @property
     def first_tool_call_after_ns(self) -> int | None:
@@ -435,7 +492,7 @@ _DURATIONS = frozenset(
 )
 _TIMES = {
     cls: tuple(f.name for f in fields(cls) if f.name.endswith("_ns") and f.name not in _DURATIONS)
-    for cls in (Attempt, ModelCall, ToolAttempt, ToolCall, RoundRecord, LoopRecord)
+    for cls in (Attempt, ServerToolCall, ModelCall, ToolAttempt, ToolCall, RoundRecord, LoopRecord)
 }
 
 
@@ -449,7 +506,11 @@ def shifted(record: LoopRecord, by_ns: int) -> LoopRecord:
     rounds = tuple(
         moved(
             round_,
-            model=moved(round_.model, attempts=tuple(moved(a) for a in round_.model.attempts)),
+            model=moved(
+                round_.model,
+                attempts=tuple(moved(a) for a in round_.model.attempts),
+                server_tools=tuple(moved(one) for one in round_.model.server_tools),
+            ),
             tool_calls=tuple(
                 moved(call, attempts=tuple(moved(a) for a in call.attempts)) for call in round_.tool_calls
             ),

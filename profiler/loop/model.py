@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from profiler.records import Attempt
+from profiler.records import Attempt, ServerToolCall
 
 if TYPE_CHECKING:
     from profiler.loop.tools import Tool  # slow to import, and the emulator needs this module's headers
@@ -43,7 +43,11 @@ class CallRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A model's response. `messages` is the part of it that goes back into the conversation."""
+    """A model's response. `messages` is the part of it that goes back into the conversation.
+
+    Tokens, `server_tools` and `unreadable` are as in `ModelCall`. `paused`: the server interrupted its own
+    turn, and goes on when it gets its reply back.
+    """
 
     text: str
     calls: tuple[CallRequest, ...]
@@ -52,6 +56,12 @@ class Reply:
     request_id: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_written_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    server_tools: tuple[ServerToolCall, ...] = ()
+    unreadable: int = 0
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,7 @@ class Probe:
     on_text: Callable[[str], None] | None = None
     on_call: Callable[[CallRequest], None] | None = None
     first_token_ns: int | None = None
+    first_output_ns: int | None = None
     first_tool_call_ns: int | None = None
     attempts: list[Attempt] = field(default_factory=list)
     complete_ns: dict[str, int] = field(default_factory=dict)
@@ -101,10 +112,17 @@ class Probe:
     sending_ns: int = 0
     on_text_error: Exception | None = None
 
-    def token(self) -> None:
-        """A part of what the model generated has arrived: text, or a piece of a call."""
+    def reasoning(self) -> None:
+        """A part of the model's reasoning has arrived."""
         if self.first_token_ns is None:
             self.first_token_ns = self.clock()
+
+    def token(self) -> None:
+        """A part of the model's output has arrived: text, or a piece of a call."""
+        if self.first_output_ns is None:
+            self.first_output_ns = self.clock()
+            if self.first_token_ns is None:
+                self.first_token_ns = self.first_output_ns
 
     def text(self, delta: str) -> None:
         """A piece of the answer's text has arrived."""

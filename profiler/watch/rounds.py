@@ -144,6 +144,7 @@ def round_record(
             finish_reason=observed.reply.finish_reason,
             streamed=observed.streamed,
             first_token_ns=observed.probe.first_token_ns,
+            first_output_ns=observed.probe.first_output_ns,
             first_tool_call_ns=observed.probe.first_tool_call_ns,
             input_tokens=observed.reply.input_tokens,
             output_tokens=observed.reply.output_tokens,

@@ -97,7 +97,7 @@ def sample(**changes) -> LoopRecord:
 
 def test_json_form_is_the_documented_one():
     data = json.loads(encode(sample(number=7, trial=2)))
-    assert (data["schema"], data["number"], data["trial"], data["status"]) == (1, 7, 2, "ok")
+    assert (data["schema"], data["number"], data["trial"], data["status"]) == (2, 7, 2, "ok")
     assert data["rounds"][0]["tool_calls"][1] == {
         "id": "c2",
         "name": "b",
@@ -123,9 +123,46 @@ def test_keys_of_a_later_minor_version_are_ignored_a_later_schema_is_not():
     data["novel"] = 1
     data["rounds"][0]["novel"] = 1
     assert decode(json.dumps(data)) == sample()
-    data["schema"] = 2
-    with pytest.raises(RecordError, match="schema 2, but this version reads up to 1"):
+    data["schema"] = 3
+    with pytest.raises(RecordError, match="schema 3, but this version reads up to 2"):
         decode(json.dumps(data))
+
+
+def test_a_record_of_the_first_schema_opens_with_its_new_fields_unknown():
+    data = json.loads(encode(sample()))
+    data["schema"] = 1
+    for round_ in data["rounds"]:
+        for name in ("first_output_ns", "cached_tokens", "cache_written_tokens", "reasoning_tokens"):
+            del round_["model"][name]
+        del round_["model"]["server_tools"], round_["model"]["unreadable"]
+        round_["model"]["input_tokens"] = 900
+    opened = decode(json.dumps(data))
+    model = opened.rounds[0].model
+    assert (opened.schema, model.input_tokens, model.cached_tokens) == (1, 900, None)
+    assert (model.uncached_tokens, model.server_tools, model.unreadable) == (900, (), 0)
+
+
+@pytest.mark.parametrize(
+    ("provider", "uncached", "limited"), [("anthropic", 12, 20_012), ("openai", 12, 50_012)]
+)
+def test_cached_tokens_are_part_of_the_input(provider: str, uncached: int, limited: int):
+    model = ModelCall(
+        provider,
+        "m",
+        0,
+        1,
+        input_tokens=50_012,
+        cached_tokens=30_000,
+        cache_written_tokens=20_000,
+        output_tokens=9,
+    )
+    assert (model.uncached_tokens, model.limited_input_tokens, model.total_tokens) == (
+        uncached,
+        limited,
+        50_021,
+    )
+    unknown = ModelCall(provider, "m", 0, 1)
+    assert (unknown.uncached_tokens, unknown.limited_input_tokens, unknown.total_tokens) == (None, None, None)
 
 
 def test_read_leaves_out_a_torn_last_line(tmp_path):
