@@ -5,8 +5,10 @@ Both SDKs have exception trees of the same shape.
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +17,7 @@ import httpx2
 from profiler.errors import ProviderError
 from profiler.loop.model import Probe
 from profiler.providers.attempts import transport_error_type
-from profiler.redaction import scrub_error
+from profiler.redaction import environment_secrets, scrub, scrub_error
 
 _STREAM_ERRORS = frozenset(
     {"overloaded_error", "rate_limit_error", "api_error", "server_error", "rate_limit_exceeded"}
@@ -31,6 +33,100 @@ UNREADABLE: tuple[type[Exception], ...] = (
     ValueError,
 )
 """Errors of reading the SDKs' objects, which are built without validation, even from an error page."""
+
+
+MOST_WORDS = 500
+"""Characters that are shown of what a server said."""
+
+_LONGEST_BODY = 100_000
+_LONGEST_PAGE = 16_384
+"""Characters that are looked at; a page's fewer, since to find its tags may take their square."""
+
+_DEEPEST = 8
+"""Levels of a body in which words are looked for."""
+
+_SAID_IN = ("error", "errors", "message", "msg", "detail", "details", "error_description", "title", "reason")
+"""Keys under which servers put their words, the likelier first, in any case of letters."""
+
+_UNSEEN = re.compile(r"<!--.*?-->|<(script|style|head)\b.*?</\1\s*>", re.S | re.I)
+_PAGE_TITLE = re.compile(r"<title\b[^>]*>(.*?)</title\s*>", re.S | re.I)
+_TAG = re.compile(r"</?[a-zA-Z!?][^<>]*>")
+
+
+def words_of(body: Any) -> str:
+    """What a server said, in its own words: one line of at most `MOST_WORDS` characters, without secrets.
+
+    `body` is that of an error, or an error event of a stream, decoded or not: an object of any shape, a list
+    (as Google sends it), text, a page of HTML (its text), bytes. Empty when it says nothing.
+    """
+    text = " ".join(scrub(_words(body, 0), environment_secrets()).split())
+    return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]}…"
+
+
+def _words(body: Any, depth: int) -> str:
+    if isinstance(body, bytes | bytearray | memoryview):
+        body = bytes(body[:_LONGEST_BODY]).decode("utf-8", "replace")
+    if isinstance(body, str):
+        return _words_of_text(body.strip()[:_LONGEST_BODY], depth)
+    found = _found(body, depth)
+    if found or depth or not body:
+        return found
+    try:  # an object of a shape that we do not know is shown as it is
+        return json.dumps(body, ensure_ascii=False, default=str)
+    except (ValueError, TypeError, RecursionError):
+        return ""
+
+
+def _words_of_text(text: str, depth: int) -> str:
+    if text[:1] in ("{", "[") and depth < _DEEPEST:
+        try:
+            decoded = json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+        return _words(decoded, depth) or text
+    if text[:1] == "<":
+        text = text[:_LONGEST_PAGE]
+        title = _PAGE_TITLE.search(text)
+        seen = " ".join(html.unescape(_TAG.sub(" ", _UNSEEN.sub(" ", text))).split())
+        heading = " ".join(html.unescape(title[1]).split()) if title else ""
+        if heading and not seen.startswith(heading):
+            seen = f"{heading}: {seen}" if seen else heading
+        return seen or text
+    return text
+
+
+def _found(body: Any, depth: int) -> str:
+    """The words within an object or a list, empty when there are none where servers put them."""
+    if depth >= _DEEPEST:
+        return ""
+    if isinstance(body, list | tuple):
+        parts = (_words(one, depth + 1) for one in body[:3])
+        return "; ".join(part for part in dict.fromkeys(parts) if part)
+    if not isinstance(body, Mapping):
+        return ""
+    by_name = {name.lower(): value for name, value in body.items() if isinstance(name, str)}
+    for key in _SAID_IN:
+        words = _words(by_name.get(key), depth + 1)
+        if words:
+            break
+    else:
+        return ""
+    if key == "error" and isinstance(by_name[key], str):  # often a mere name, with more to read beside it
+        more = next((found for one in _SAID_IN[2:] if (found := _words(by_name.get(one), depth + 1))), "")
+        words = f"{words}: {more}" if more and more != words else words
+    field = by_name.get("loc")
+    if isinstance(field, list) and field:  # FastAPI's: which part of the request it is about
+        words = f"{'.'.join(map(str, field))}: {words}"
+    raw = by_name.get("metadata")
+    if isinstance(raw, Mapping):  # OpenRouter's: what the provider behind it said
+        behind = _words(raw.get("raw"), depth + 1)
+        words = f"{words}: {behind}" if behind and behind != words else words
+    code = by_name.get("code")
+    if not isinstance(code, str):
+        code = by_name.get("status")  # Google's: INVALID_ARGUMENT
+    if isinstance(code, str) and code and code.lower() not in words.lower():
+        words = f"{words} ({code})"
+    return words
 
 
 def caught(sdk: Any) -> tuple[type[Exception], ...]:
