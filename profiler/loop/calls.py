@@ -155,16 +155,16 @@ class Executor:
         if call.started_ns is None:
             self.live[call.request.name].queued -= 1
 
-    def start_early(self, early: dict[str, OpenCall], owner: CallOwner, request: CallRequest) -> None:
+    def start_early(self, early: list[OpenCall], owner: CallOwner, request: CallRequest) -> None:
         """Start a call whose arguments are complete while the model still streams, if it may run now."""
         tool = self.tools.get(request.name)
-        if tool is None or request.id in early or not (tool.pure or self.strategy.eager == "all"):
+        if tool is None or not (tool.pure or self.strategy.eager == "all"):
             return
         now_ns = self.clock()
         call = OpenCall(request, now_ns, now_ns, owner)
         if not self.parse(call):
             return  # its error becomes a result when the reply is complete
-        early[request.id] = call
+        early.append(call)
         self.live[request.name].queued += 1
         context = copy_context()
         context.run(current_probe.set, None)  # a model request inside the tool is not the one that streams

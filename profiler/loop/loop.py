@@ -202,7 +202,7 @@ class _LoopRun:
         reply: Reply | None = None
         failure: ProviderError | None = None
         calls: list[OpenCall] = []
-        early: dict[str, OpenCall] = {}
+        early: list[OpenCall] = []
         if loop.stream and loop.strategy.eager != "no" and not answer_only:
             probe.on_call = partial(loop._calls.start_early, early, self.owner)
         model_ended_ns, model_late_ns = started_ns, 0
@@ -219,6 +219,9 @@ class _LoopRun:
                 model_late_ns = late_ns()
                 current_probe.reset(token)
             messages.extend(reply.messages)
+            if not reply.calls and reply.paused and not answer_only:
+                status = "ok"
+                return None
             if not reply.calls or answer_only:
                 status = "ok"
                 return reply.text
@@ -230,7 +233,7 @@ class _LoopRun:
                     call.queued_ns = tools_started_ns
             await loop._calls.execute(runnable)
             if early:
-                await loop._calls.wait(early.values())
+                await loop._calls.wait(early)
             messages.extend(
                 loop.model.results(
                     [ToolResult(call.request.id, call.result or "", call.status != "ok") for call in calls]
@@ -244,8 +247,8 @@ class _LoopRun:
         finally:
             if early and status != "ok":
                 # The reply failed, or this loop is cancelled: no early call may outlive the round.
-                await loop._calls.cancel(early.values())
-                calls = calls or list(early.values())
+                await loop._calls.cancel(early)
+                calls = calls or early
             ended_ns = clock()
             stalls = None
             if tools_started_ns is not None and self.sampler is not None:
@@ -314,15 +317,24 @@ class _LoopRun:
         )
 
     def _asked(
-        self, reply: Reply, early: dict[str, OpenCall], probe: Probe, model_ended_ns: int
+        self, reply: Reply, early: Sequence[OpenCall], probe: Probe, model_ended_ns: int
     ) -> tuple[list[OpenCall], list[OpenCall]]:
-        """The calls of a reply, and those of them that can be run and do not run already."""
-        calls = []
+        """The calls of a reply, and those of them that can be run and do not run already.
+
+        Ids do not tell calls apart, since some servers repeat them. Of equal calls it does not matter which
+        of them is taken for which.
+        """
+        calls, begun, complete = [], [*early], [*probe.complete]
         for request in reply.calls:
-            call = early.get(request.id)
+            call = next((one for one in begun if one.request == request), None)
             if call is None:
-                ready_ns = probe.complete_ns.get(request.id, model_ended_ns)
+                known = next((one for one in complete if one[0] == request), None)
+                if known is not None:
+                    complete.remove(known)
+                ready_ns = model_ended_ns if known is None else known[1]
                 call = OpenCall(request, ready_ns, ready_ns, self.owner)
+            else:
+                begun.remove(call)
             calls.append(call)
         parse = self.loop._calls.parse
         return calls, [call for call in calls if call.task is None and parse(call)]

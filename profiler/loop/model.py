@@ -92,7 +92,8 @@ class RequestOptions:
 class Probe:
     """Observations of one model request. Providers call its methods as parts of the reply arrive.
 
-    `complete_ns` maps the ids of calls to when their arguments were complete (streamed replies only).
+    `complete` has the calls whose arguments are complete, and since when (streamed replies only).
+    `on_arguments` hears of each of them, `on_call` of those that are final.
     `limiter_wait_ns`: how long our own limiters held the request back. `on_text_error`: the exception of
     the caller's `on_text`, which must not be taken for an unreadable reply. `sending_ns`: how much of the
     time from `began_ns` until the first attempt was sent went by in this process, and not in waiting for a
@@ -101,12 +102,13 @@ class Probe:
 
     clock: Callable[[], int]
     on_text: Callable[[str], None] | None = None
+    on_arguments: Callable[[CallRequest], None] | None = None
     on_call: Callable[[CallRequest], None] | None = None
     first_token_ns: int | None = None
     first_output_ns: int | None = None
     first_tool_call_ns: int | None = None
     attempts: list[Attempt] = field(default_factory=list)
-    complete_ns: dict[str, int] = field(default_factory=dict)
+    complete: list[tuple[CallRequest, int]] = field(default_factory=list)
     limiter_wait_ns: int = 0
     began_ns: int = 0
     sending_ns: int = 0
@@ -134,12 +136,19 @@ class Probe:
                 self.on_text_error = error
                 raise
 
-    def call_complete(self, request: CallRequest) -> None:
-        """The arguments of a call are complete: it will not change any more, however the reply goes on."""
+    def arguments_complete(self, request: CallRequest) -> None:
+        """The arguments of a call are complete. Should the reply be cut off next, they cannot be trusted."""
         now_ns = self.clock()
         if self.first_tool_call_ns is None:
             self.first_tool_call_ns = now_ns
-        self.complete_ns[request.id] = now_ns
+        self.complete.append((request, now_ns))
+        if self.on_arguments is not None:
+            self.on_arguments(request)
+
+    def call_complete(self, request: CallRequest) -> None:
+        """A call is final: it will not change any more, however the reply goes on."""
+        if not any(request is known for known, _ in self.complete):
+            self.arguments_complete(request)
         if self.on_call is not None:
             self.on_call(request)
 

@@ -8,32 +8,18 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import httpx2
 
 from profiler.errors import ProviderError
-from profiler.loop.model import Probe
 from profiler.providers.attempts import transport_error_type
 from profiler.redaction import environment_secrets, scrub, scrub_error
 
 _STREAM_ERRORS = frozenset(
     {"overloaded_error", "rate_limit_error", "api_error", "server_error", "rate_limit_exceeded"}
 )
-
-NO_JSON: tuple[type[Exception], ...] = (json.JSONDecodeError,)
-UNREADABLE: tuple[type[Exception], ...] = (
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""Errors of reading the SDKs' objects, which are built without validation, even from an error page."""
-
 
 MOST_WORDS = 500
 """Characters that are shown of what a server said."""
@@ -132,8 +118,7 @@ def _found(body: Any, depth: int) -> str:
 def caught(sdk: Any) -> tuple[type[Exception], ...]:
     """The exceptions of a failed request through the SDK module `openai` or `anthropic`.
 
-    These are its own errors and, from the middle of a stream, the transport's. A reply that cannot be
-    read is the business of `reading`.
+    These are its own errors and, from the middle of a stream, the transport's.
     """
     return (sdk.APIError, httpx2.HTTPError, httpx2.StreamError)
 
@@ -146,14 +131,14 @@ def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | 
         # An error event in mid-stream comes as a status error that carries the stream's 200.
         status = code = int(error.status_code)
         request_id = getattr(error, "request_id", None) or request_id
-        error_type = f"http_{code}" if code >= 400 else _stream_error_type(error)
+        error_type = f"http_{code}" if code >= 400 else error_type_of(getattr(error, "body", None))
     elif isinstance(error, sdk.APIConnectionError):
         error_type = transport_error_type(error.__cause__)
         server = f" from {error.request.url.scheme}://{error.request.url.netloc.decode()}"
     elif isinstance(error, httpx2.HTTPError | httpx2.StreamError):
         error_type = transport_error_type(error)
     else:
-        error_type = _stream_error_type(error)
+        error_type = error_type_of(getattr(error, "body", None))
     where = f"status {status}" if status else f"no response{server}"
     if request_id:
         where += f", request {request_id}"
@@ -172,30 +157,16 @@ def truncated(provider: str, request_id: str | None) -> ProviderError:
     return _unusable(provider, "truncated_stream", request_id, "the stream ended before the response did")
 
 
-def failed(provider: str, code: str | None, message: str | None, request_id: str | None) -> ProviderError:
-    """The server said, with status 200, that the response failed."""
-    error_type = code if code in _STREAM_ERRORS else "stream_error"
-    return _unusable(provider, error_type, request_id, message or "no reason given")
+def failed(provider: str, body: Any, request_id: str | None) -> ProviderError:
+    """The server said, with status 200, that the request failed: `body` is its error, of any shape."""
+    return _unusable(provider, error_type_of(body), request_id, words_of(body) or "no reason given")
 
 
-@contextmanager
-def reading(
-    provider: str,
-    request_id: str | None = None,
-    raised: tuple[type[Exception], ...] = UNREADABLE,
-    probe: Probe | None = None,
-) -> Iterator[None]:
-    """Around code that reads a reply: a `ProviderError` when the reply is not what the API promises.
-
-    Around the request itself pass `NO_JSON` as `raised`: other errors may be about what was to be sent.
-    """
-    try:
-        yield
-    except raised as error:
-        if probe is not None and error is probe.on_text_error:
-            raise
-        why = f"the reply is not what this API answers with: {type(error).__name__}: {error}"
-        raise _unusable(provider, "unreadable", request_id, why) from error
+def unreadable(provider: str, request_id: str | None, why: str) -> ProviderError:
+    """What came with status 200 is no reply of this API."""
+    return _unusable(
+        provider, "unreadable", request_id, f"the reply is not what this API answers with: {why}"
+    )
 
 
 def _unusable(provider: str, error_type: str, request_id: str | None, why: str) -> ProviderError:
@@ -208,9 +179,8 @@ def _unusable(provider: str, error_type: str, request_id: str | None, why: str) 
     )
 
 
-def _stream_error_type(error: Exception) -> str:
+def error_type_of(body: Any) -> str:
     """The provider's own error type if it is one of a known few: a metric label must be bounded."""
-    body = getattr(error, "body", None)
     if isinstance(body, dict):
         inner = body.get("error", body)
         if isinstance(inner, dict):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import httpx2
 import openai
-from openai import AsyncOpenAI, AsyncStream, DefaultAioHttpClient
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai import AsyncOpenAI, DefaultAioHttpClient
 
-from profiler.loop.model import CallRequest, Message, Probe, Reply, RequestOptions, ToolResult, conversation
+from profiler.loop.model import Message, Probe, Reply, RequestOptions, ToolResult, conversation
 from profiler.loop.tools import Tool
 from profiler.providers import refuse_httpx
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, emulator_key
-from profiler.providers.failures import NO_JSON, caught, provider_error, reading, truncated
+from profiler.providers.exchange import as_sent, asking, finished, follow
+from profiler.providers.replies import reader_of
 
 
 class OpenAIModel:
@@ -30,9 +31,8 @@ class OpenAIModel:
     """
 
     conversation = staticmethod(conversation)
+    provider: Literal["openai", "openai-responses"]
     path: str
-    reply_type: Any
-    stream_type: Any
 
     def __init__(
         self,
@@ -74,14 +74,36 @@ class OpenAIModel:
         """The `tool_choice` that asks for one tool."""
         raise NotImplementedError
 
+    def _conversation(self, messages: list[Message], options: RequestOptions) -> dict[str, Any]:
+        """The part of a request's body in which the two APIs differ."""
+        raise NotImplementedError
+
     @property
     def _create(self) -> Any:
         """The SDK's `create` of this API."""
         raise NotImplementedError
 
-    async def _ask(self, arguments: dict[str, Any], **more: Any) -> Any:
-        """What `create` returns."""
-        body = {**arguments, **more}
+    async def request(
+        self, messages: list[Message], tools: Any, options: RequestOptions, probe: Probe
+    ) -> Reply:
+        arguments = self._arguments(tools, options, **self._conversation(messages, options))
+        reader = reader_of(self.provider, probe)
+        with asking(self.provider, openai) as asked:
+            reply = await self._ask({**arguments, "stream": True} if options.stream else arguments)
+            if options.stream:
+                response = reply if isinstance(reply, httpx2.Response) else reply.response
+                asked.request_id = response.headers.get("x-request-id")
+                await follow(response, reader)
+            elif isinstance(reply, httpx2.Response):
+                asked.request_id = reply.headers.get("x-request-id")
+                reader.read(reply.content)
+            else:
+                asked.request_id = getattr(reply, "_request_id", None)
+                reader.whole(as_sent(reply))
+        return finished(self.provider, reader, asked.request_id)
+
+    async def _ask(self, body: dict[str, Any]) -> Any:
+        """What `create` returns, or the response itself, unread."""
         if self._rewrite:
             return await self._create(**body)
         headers = body.pop("extra_headers", None)
@@ -89,10 +111,9 @@ class OpenAIModel:
         return await self.client.post(
             self.path,
             body=body,
-            cast_to=self.reply_type,
+            cast_to=httpx2.Response,
             options=cast(Any, security if headers is None else {**security, "headers": headers}),
             stream=body.get("stream", False),
-            stream_cls=self.stream_type,
         )
 
 
@@ -100,8 +121,7 @@ class OpenAIChat(OpenAIModel):
     """A model behind Chat Completions."""
 
     provider = "openai"
-    path, reply_type = "/chat/completions", ChatCompletion
-    stream_type = AsyncStream[ChatCompletionChunk]
+    path = "/chat/completions"
 
     @property
     def _create(self) -> Any:
@@ -119,100 +139,10 @@ class OpenAIChat(OpenAIModel):
     def _named_tool(self, name: str) -> dict[str, Any]:
         return {"type": "function", "function": {"name": name}}
 
-    async def request(
-        self, messages: list[Message], tools: Any, options: RequestOptions, probe: Probe
-    ) -> Reply:
-        arguments = self._arguments(tools, options, messages=messages)
-        try:
-            if options.stream:
-                return await self._streamed(arguments, probe)
-            with reading(self.provider, raised=NO_JSON):
-                completion = await self._ask(arguments)
-        except caught(openai) as error:
-            raise provider_error(self.provider, openai, error) from error
-        with reading(self.provider):
-            choice = completion.choices[0]
-            calls = tuple(
-                CallRequest(call.id, call.function.name, call.function.arguments)
-                if call.type == "function"
-                else CallRequest(call.id, call.custom.name, call.custom.input)
-                for call in choice.message.tool_calls or ()
-            )
-            text = choice.message.content or ""
-            return _reply(text, calls, choice.finish_reason, completion._request_id, completion.usage)
-
-    async def _streamed(self, arguments: dict[str, Any], probe: Probe) -> Reply:
-        stream = await self._ask(arguments, stream=True, stream_options={"include_usage": True})
-        request_id = stream.response.headers.get("x-request-id")
-        texts: list[str] = []
-        calls: list[list[str]] = []  # id, name, arguments; by index
-
-        def complete() -> None:
-            call_id, name, text = calls[-1]
-            probe.call_complete(CallRequest(call_id, name, text))
-
-        finish_reason: str | None = None
-        usage = None
-        try:
-            with reading(self.provider, request_id, probe=probe):
-                async with stream:
-                    async for chunk in stream:
-                        if chunk.usage is not None:
-                            usage = chunk.usage
-                        if not chunk.choices:
-                            continue
-                        choice = chunk.choices[0]
-                        delta = choice.delta
-                        if delta.content:
-                            texts.append(delta.content)
-                            probe.text(delta.content)
-                        for part in delta.tool_calls or ():
-                            probe.token()
-                            function = part.function
-                            while len(calls) <= part.index:
-                                if calls:
-                                    complete()  # the next index begins: the one before is complete
-                                calls.append(["", "", ""])
-                            call = calls[part.index]
-                            call[0] = part.id or call[0]
-                            if function is not None:
-                                call[1] = function.name or call[1]
-                                call[2] += function.arguments or ""
-                        if choice.finish_reason is not None:
-                            finish_reason = choice.finish_reason
-                            if calls and finish_reason != "length":
-                                complete()
-        except caught(openai) as error:
-            raise provider_error(self.provider, openai, error, request_id) from error
-        if finish_reason is None:
-            raise truncated(self.provider, request_id)
-        cut = len(calls) - 1 if finish_reason == "length" else None
-        requests = tuple(
-            CallRequest(call_id, name, text, truncated=index == cut)
-            for index, (call_id, name, text) in enumerate(calls)
-        )
-        return _reply("".join(texts), requests, finish_reason, request_id, usage)
+    def _conversation(self, messages: list[Message], options: RequestOptions) -> dict[str, Any]:
+        # Else a stream does not say how many tokens it took.
+        usage = {"stream_options": {"include_usage": True}} if options.stream else {}
+        return {"messages": messages, **usage}
 
     def results(self, results: Sequence[ToolResult]) -> list[Message]:
         return [{"role": "tool", "tool_call_id": r.call_id, "content": r.content} for r in results]
-
-
-def _reply(
-    text: str, calls: tuple[CallRequest, ...], finish_reason: str, request_id: str | None, usage: Any
-) -> Reply:
-    message: dict[str, Any] = {"role": "assistant", "content": text}
-    if calls:
-        message["content"] = text or None
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in calls
-        ]
-    return Reply(
-        text=text,
-        calls=calls,
-        messages=[message],
-        finish_reason=finish_reason,
-        request_id=request_id,
-        input_tokens=usage.prompt_tokens if usage is not None else None,
-        output_tokens=usage.completion_tokens if usage is not None else None,
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,8 @@ import httpx2
 
 from profiler.loop.lag import late_ns
 from profiler.loop.model import CallRequest, current_probe
-from profiler.providers.wire import Api, EventReader, ObservedReply, read_json
+from profiler.providers.failures import error_type_of
+from profiler.providers.replies import Api, ReplyReader, begins_stream, reader_of
 from profiler.records import Clock
 from profiler.watch.circumstances import circumstances
 from profiler.watch.rounds import ObservedRound
@@ -29,7 +31,8 @@ class WatchedRequest:
     clock: Clock
     ok: bool = False
     ended: bool = False
-    events: EventReader | None = None
+    reader: ReplyReader | None = None
+    inflate: Any = None
     chunks: list[bytes] = field(default_factory=list)
     head: tuple[int, Any] | None = None  # status and headers of a compressed response
 
@@ -40,28 +43,43 @@ class WatchedRequest:
         self.ok = response.status_code < 400
         self.round.error_type = None if self.ok else f"http_{response.status_code}"
         # Not `response.headers`: each look-up there decodes all headers.
-        streamed = False
+        streamed, encoding = False, b""
         for name, value in response.headers.raw:
             lower = name.lower()
             if lower == b"content-type":
-                streamed = value.startswith(b"text/event-stream")
+                streamed = value.lower().startswith(b"text/event-stream")
             elif lower == b"content-encoding":
-                self.head = (response.status_code, response.headers)
-        if streamed:
-            self.round.streamed = True
-            self.events = EventReader(self.api, self.round.probe.token, self._call_complete)
+                encoding = value.strip().lower()
+        if not self.ok:
+            return
+        round_ = self.round
+        round_.streamed = streamed
+        round_.probe.on_arguments = self._arguments_complete
+        self.reader = reader_of(self.api, round_.probe, keeps=False)
+        if encoding in (b"gzip", b"deflate"):
+            self.inflate = zlib.decompressobj(wbits=47)  # of either kind; a stream is read as it comes
+        elif encoding not in (b"", b"identity"):
+            self.head = (response.status_code, response.headers)
 
-    def _call_complete(self, request: CallRequest) -> None:
-        now = self.clock()
-        self.round.probe.call_complete(request)
-        self.round.unclaimed.append((request, now))
+    def _arguments_complete(self, request: CallRequest) -> None:
+        self.round.unclaimed.append((request, self.clock()))
 
     def on_chunk(self, data: bytes) -> None:
-        if self.events is not None and self.head is None:
-            if self.round.read_in is None:
-                self.round.read_in = circumstances()
-            self.events.feed(data)
-        elif self.ok:
+        reader, round_ = self.reader, self.round
+        if reader is None:
+            return
+        if self.head is not None:
+            self.chunks.append(data)
+            return
+        if self.inflate is not None:
+            data = self.inflate.decompress(data)
+        if round_.read_in is None and data:
+            round_.read_in = circumstances()
+            if not round_.streamed:  # servers may forget to say that they stream
+                round_.streamed = begins_stream(data)
+        if round_.streamed:
+            reader.feed(data)
+        else:
             self.chunks.append(data)
 
     def end(self, error: BaseException | None = None) -> None:
@@ -77,24 +95,31 @@ class WatchedRequest:
                 attempts = round_.probe.attempts
                 round_.error_type = (attempts[-1].error_type if attempts else None) or "connection"
             return
-        if not self.ok:
+        reader = self.reader
+        if reader is None:
             return
-        round_.reply = self._read()
-        if not round_.reply.complete and round_.error_type is None:
+        self._read(reader)
+        round_.reply = reader.reply(None)
+        if reader.error is not None:
+            round_.error_type = error_type_of(reader.error)
+        elif reader.broken is not None:
+            round_.error_type = "unreadable"
+        elif not reader.complete:
             round_.error_type = "truncated_stream" if round_.streamed else "unreadable"
 
-    def _read(self) -> ObservedReply:
+    def _read(self, reader: ReplyReader) -> None:
+        """Read what could not be read as it came."""
         body = b"".join(self.chunks)
         if self.head is not None:  # only now can it be decompressed, by httpx2's own decoders
             body = httpx2.Response(self.head[0], headers=self.head[1], content=body).content
-        if self.events is not None:
+        if self.round.streamed:
             if body:
-                self.events.feed(body)
-            return self.events.observed
-        observed = read_json(self.api, body)
+                reader.feed(body)
+            reader.end()
+            return
+        reader.read(body)
         now = self.clock()
-        self.round.unclaimed.extend((request, now) for request in observed.calls)
-        return observed
+        self.round.unclaimed.extend((request, now) for request in reader.calls if not request.truncated)
 
 
 def is_retry(request: httpx2.Request) -> bool:

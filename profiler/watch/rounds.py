@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from profiler.anatomy import Interval
 from profiler.loop.eventloop import BLOCKING_NS
 from profiler.loop.lag import Stall, held_ns
-from profiler.loop.model import CallRequest, Probe
-from profiler.providers.wire import ObservedReply
+from profiler.loop.model import CallRequest, Probe, Reply
 from profiler.records import ModelCall, RoundRecord, ToolAttempt, ToolCall, ToolStatus
 from profiler.shortfalls import Application, Pool, Ran, Runner, shortfall
 from profiler.watch.circumstances import Circumstances, pool
@@ -75,6 +74,9 @@ class ObservedCall:
             self.pool = pool(self.where.executor)
 
 
+_NO_REPLY = Reply("", (), [])
+
+
 @dataclass(slots=True, eq=False)
 class ObservedRound:
     """A model request, and the calls of tools that it led to.
@@ -93,7 +95,7 @@ class ObservedRound:
     late_ns: int = 0
     streamed: bool = False
     error_type: str | None = None
-    reply: ObservedReply = field(default_factory=ObservedReply)
+    reply: Reply = _NO_REPLY
     unclaimed: list[tuple[CallRequest, int]] = field(default_factory=list)
     calls: list[ObservedCall] = field(default_factory=list)
     misfits: list[ObservedCall] = field(default_factory=list)
@@ -148,6 +150,11 @@ def round_record(
             first_tool_call_ns=observed.probe.first_tool_call_ns,
             input_tokens=observed.reply.input_tokens,
             output_tokens=observed.reply.output_tokens,
+            cached_tokens=observed.reply.cached_tokens,
+            cache_written_tokens=observed.reply.cache_written_tokens,
+            reasoning_tokens=observed.reply.reasoning_tokens,
+            server_tools=observed.reply.server_tools,
+            unreadable=observed.reply.unreadable,
             attempts=tuple(observed.probe.attempts),
             sending_ns=observed.probe.sending_ns,
             late_ns=observed.late_ns,

@@ -1,0 +1,237 @@
+"""Reads replies of Anthropic Messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from profiler.loop.model import CallRequest
+from profiler.providers.replies.reply import (
+    ReplyReader,
+    arguments_of,
+    identity_of,
+    is_object,
+    list_of,
+    made_up_id,
+    merged,
+    object_of,
+    text_of,
+)
+from profiler.records import ServerToolCall
+
+CUT_OFF = frozenset(("max_tokens", "model_context_window_exceeded", "refusal"))
+"""Stop reasons of a reply that was cut off, perhaps inside its last block."""
+
+_SERVER_TOOLS = ("server_tool_use", "mcp_tool_use")
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """A block of the reply. `pieces` are what its deltas added, `input` the pieces of a call's JSON text."""
+
+    index: Any
+    start: dict[str, Any]
+    pieces: list[Mapping[str, Any]] = field(default_factory=list)
+    input: list[str] = field(default_factory=list)
+    request: CallRequest | None = None
+    final: bool = False
+    ended_ns: int | None = None
+
+    @property
+    def kind(self) -> str:
+        return text_of(self.start.get("type"))
+
+    @property
+    def arguments(self) -> str | Mapping[str, Any]:
+        """The text that was streamed; where none was, some gateways have all of it in the block's start."""
+        return arguments_of("".join(self.input) or self.start.get("input"))
+
+
+class MessagesReader(ReplyReader):
+    """One reply of Messages."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._blocks: list[_Block] = []
+
+    def _whole(self, data: dict[str, Any]) -> None:
+        content = data.get("content")
+        if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+            self._is_broken("it has no content")
+            return
+        self._blocks = [_Block(place, part) for place, part in enumerate(content)]
+        self._stop(data.get("stop_reason"))
+        self._use(data.get("usage"))
+        self.complete = True
+        self._end()
+
+    def _event(self, data: Any) -> None:
+        if not isinstance(data, dict):
+            self._is_broken("an event that is no object")
+            return
+        kind = data.get("type")
+        if kind == "content_block_delta":
+            self._delta(data.get("index"), object_of(data.get("delta")))
+        elif kind == "content_block_start":
+            self._start(data.get("index"), object_of(data.get("content_block")))
+        elif kind == "content_block_stop":
+            block = self._block(data.get("index"))
+            if block is not None:
+                self._block_ended(block)
+        elif kind == "message_start":
+            message = object_of(data.get("message"))
+            self._use(message.get("usage"))
+            for part in list_of(message.get("content")):
+                self._start(len(self._blocks), object_of(part))
+        elif kind == "message_delta":
+            self._use(data.get("usage"))
+            self._stop(object_of(data.get("delta")).get("stop_reason"))
+        elif kind == "message_stop":
+            self.complete = self.done = True
+        elif kind == "error" or data.get("error"):
+            self.error = data.get("error") or data
+
+    def _start(self, index: Any, start: dict[str, Any]) -> None:
+        for block in self._blocks:  # something follows, so they were not cut off
+            self._finalise(block)
+        block = _Block(index, start)
+        self._blocks.append(block)
+        kind = block.kind
+        if kind in ("tool_use", *_SERVER_TOOLS):
+            self.probe.token()
+        elif kind in ("thinking", "redacted_thinking"):
+            self.probe.reasoning()
+        elif kind == "text":
+            if text_of(start.get("text")):
+                self._say(start["text"])
+        elif "tool_use_id" in start:
+            for call in self._blocks:
+                if call.ended_ns is not None and call.start.get("id") == start["tool_use_id"]:
+                    self._served(call, self.probe.clock())
+
+    def _delta(self, index: Any, delta: dict[str, Any]) -> None:
+        block = self._block(index)
+        if block is None:
+            self.unreadable += 1
+            return None
+        kind = delta.get("type")
+        if kind == "input_json_delta":
+            self.probe.token()
+            block.input.append(text_of(delta.get("partial_json")))
+            return None
+        if kind == "text_delta":
+            self._say(text_of(delta.get("text")))
+            return self._keep(block, {"text": delta.get("text")})
+        if kind in ("thinking_delta", "signature_delta"):
+            self.probe.reasoning()
+        if kind == "citations_delta":
+            citations = [one for piece in block.pieces for one in list_of(piece.get("citations"))]
+            return self._keep(block, {"citations": [*citations, delta.get("citation")]})
+        return self._keep(block, {key: value for key, value in delta.items() if key != "type"})
+
+    def _keep(self, block: _Block, piece: dict[str, Any]) -> None:
+        if self.keeps:
+            block.pieces.append(piece)
+
+    def _block(self, index: Any) -> _Block | None:
+        """The newest block with this index, the newest of all where the server gives none."""
+        if index is None and self._blocks:
+            return self._blocks[-1]
+        return next((block for block in reversed(self._blocks) if block.index == index), None)
+
+    def _block_ended(self, block: _Block) -> None:
+        block.ended_ns = self.probe.clock()
+        if block.kind == "tool_use" and block.request is None:
+            arguments = block.arguments
+            if not isinstance(arguments, str) or is_object(arguments):
+                self._tell(block)
+
+    def _tell(self, block: _Block) -> None:
+        ident = identity_of(block.start.get("id")) or made_up_id()
+        block.request = CallRequest(ident, text_of(block.start.get("name")), block.arguments)
+        self.probe.arguments_complete(block.request)
+
+    def _finalise(self, block: _Block) -> None:
+        """A call will not change any more, however the reply goes on; once."""
+        if block.kind == "tool_use" and not block.final:
+            if block.request is None:
+                self._tell(block)
+            block.final = True
+            assert block.request is not None
+            self.probe.call_complete(block.request)
+
+    def _served(self, block: _Block, now_ns: int | None) -> None:
+        """A tool of the server's own has its result."""
+        times = (None, None) if now_ns is None else (block.ended_ns, now_ns)
+        self.server_tools.append(ServerToolCall(text_of(block.start.get("name")) or block.kind, *times))
+        block.ended_ns, block.final = None, True
+
+    def _stop(self, reason: Any) -> None:
+        if reason is None:
+            return
+        self.finish_reason = reason if isinstance(reason, str) else str(reason)
+        self.complete = True
+        self.paused = reason == "pause_turn"
+        if reason not in CUT_OFF:
+            for block in self._blocks:
+                self._finalise(block)
+
+    def _end(self) -> None:
+        self._count_tokens()
+        cut = self.finish_reason in CUT_OFF
+        for block in self._blocks:
+            if block.kind == "tool_use":
+                if cut and block is self._blocks[-1]:
+                    ident = identity_of(block.start.get("id")) or made_up_id()
+                    name = text_of(block.start.get("name"))
+                    block.request = CallRequest(ident, name, block.arguments, truncated=True)
+                else:
+                    self._finalise(block)
+                assert block.request is not None
+                self.calls.append(block.request)
+            elif block.kind in _SERVER_TOOLS and not block.final:
+                self._served(block, None)
+        if self.keeps:
+            content = [kept for block in self._blocks if (kept := self._kept(block)) is not None]
+            self.messages = [{"role": "assistant", "content": content}] if content else []
+
+    def _kept(self, block: _Block) -> dict[str, Any] | None:
+        """A block as it goes back. None for an empty text, which the API refuses in a request."""
+        kept = merged((block.start, *block.pieces))
+        if block.kind == "text":
+            if not text_of(kept.get("text")):
+                return None
+            self.texts.append(kept["text"])
+        elif block.request is not None:
+            kept["id"], kept["input"] = block.request.id, _input(block.request.arguments)
+        elif block.input:
+            kept["input"] = _input("".join(block.input))
+        return kept
+
+    def _say(self, text: str) -> None:
+        self.probe.text(text)  # not kept: the blocks have the whole text in the end
+
+    def _count_tokens(self) -> None:
+        usage, self._usage = self._usage, {}
+        uncached = self._count(usage.get("input_tokens"))
+        self.cached_tokens = self._count(usage.get("cache_read_input_tokens"))
+        self.cache_written_tokens = self._count(usage.get("cache_creation_input_tokens"))
+        if uncached is not None:
+            self.input_tokens = uncached + (self.cached_tokens or 0) + (self.cache_written_tokens or 0)
+        self.output_tokens = self._count(usage.get("output_tokens"))
+        details = object_of(usage.get("output_tokens_details"))
+        self.reasoning_tokens = self._count(details.get("thinking_tokens"))
+
+
+def _input(arguments: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call's input as it goes back: an object, empty where the model's text was none."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        value = orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,274 @@
+"""What all readers of replies share: the calls, the tokens, and what of a reply goes back."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from profiler.loop.model import CallRequest, Message, Probe, Reply
+from profiler.providers.replies.events import Event, EventStream
+from profiler.records import MOST, ServerToolCall
+
+_IDENTIFIERS = frozenset(("type", "id", "index", "role", "name", "format", "object"))
+"""Fields whose text is whole in each piece, and repeated by some servers: never joined."""
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_numbers = itertools.count(secrets.randbelow(36**7))
+
+
+class ReplyReader:
+    """Reads one reply of a model, whole or event by event, from its decoded JSON. Needs no SDK.
+
+    A call is identified by its place in the reply. Indexes, ids and finish reasons are what servers
+    disagree in, so they are hints. Nothing here raises: what cannot be understood is left out and counted
+    (`unreadable`), and never guessed.
+
+    `probe` hears of tokens and calls as they arrive. `keeps` False: what goes back is not built, as nobody
+    sends it. `error`: the error object that the server sent in place of its reply, or in the middle of it.
+    `broken`: why this is no reply of the API at all. `complete`: it came to its end. `done`: nothing more
+    will come, though the connection may stay open.
+    """
+
+    def __init__(self, probe: Probe, keeps: bool = True) -> None:
+        self.probe = probe
+        self.keeps = keeps
+        self.texts: list[str] = []
+        self.calls: list[CallRequest] = []
+        self.messages: list[Message] = []
+        self.finish_reason: str | None = None
+        self.input_tokens: int | None = None
+        self.output_tokens: int | None = None
+        self.cached_tokens: int | None = None
+        self.cache_written_tokens: int | None = None
+        self.reasoning_tokens: int | None = None
+        self.server_tools: list[ServerToolCall] = []
+        self.unreadable = 0
+        self.error: Any = None
+        self.broken: str | None = None
+        self.complete = False
+        self.done = False
+        self.paused = False
+        self._events = EventStream()
+        self._usage: dict[str, Any] = {}
+
+    def feed(self, chunk: bytes) -> None:
+        """The next bytes of a stream of server-sent events."""
+        for event in self._events.feed(chunk):
+            self._decode(event)
+
+    def event(self, data: Any) -> None:
+        """The next event of a stream, decoded."""
+        self._guard(self._event, data)
+
+    def end(self) -> None:
+        """The stream is over: nothing more of it will come. Once."""
+        for event in self._events.end():
+            self._decode(event)
+        self._guard(self._end)
+
+    def read(self, body: bytes) -> None:
+        """A reply that came as one JSON object."""
+        try:
+            data = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            self._is_broken(f"not JSON: {error}")
+            return
+        self.whole(data)
+
+    def whole(self, data: Any) -> None:
+        """The same, decoded."""
+        self.probe = Probe(self.probe.clock)  # when its parts were generated, such a reply does not tell
+        if not isinstance(data, dict):
+            self._is_broken(f"{_kind(data)} where an object belongs")
+        elif data.get("error"):
+            self.error = data["error"]
+        else:
+            self._guard(self._whole, data)
+
+    def reply(self, request_id: str | None) -> Reply:
+        """The reply as it goes on into the loop."""
+        return Reply(
+            text="".join(self.texts),
+            calls=tuple(self.calls),
+            messages=self.messages,
+            finish_reason=self.finish_reason,
+            request_id=request_id,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            cached_tokens=self.cached_tokens,
+            cache_written_tokens=self.cache_written_tokens,
+            reasoning_tokens=self.reasoning_tokens,
+            server_tools=tuple(self.server_tools),
+            unreadable=self.unreadable,
+            paused=self.paused,
+        )
+
+    def _decode(self, event: Event) -> None:
+        if event.data.startswith(b"[DONE]"):
+            self.done = True
+            self._guard(self._marked_done)
+            return
+        try:
+            data = orjson.loads(event.data)
+        except orjson.JSONDecodeError as error:
+            if event.name == "error":
+                self.error = event.data.decode("utf-8", "replace")
+            elif event.data.strip():
+                self._is_broken(f"an event that is not JSON: {error}")
+            return
+        if event.name == "error" and not (isinstance(data, dict) and data.get("error")):
+            self.error = data
+            return
+        self.event(data)
+
+    def _guard(self, step: Any, *arguments: Any) -> None:
+        """One step of reading. An exception of the caller's own `on_text` is the caller's."""
+        try:
+            step(*arguments)
+        except Exception as error:
+            if error is self.probe.on_text_error:
+                raise
+            self._is_broken(f"{type(error).__name__}: {error}")
+
+    def _is_broken(self, why: str) -> None:
+        self.unreadable += 1
+        self.broken = self.broken or why
+
+    def _event(self, data: Any) -> None:
+        raise NotImplementedError
+
+    def _whole(self, data: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        raise NotImplementedError
+
+    def _marked_done(self) -> None:
+        """`[DONE]` has come."""
+
+    def _say(self, text: str) -> None:
+        """A piece of the answer's text."""
+        if self.keeps:
+            self.texts.append(text)
+        self.probe.text(text)
+
+    def _use(self, usage: Any) -> None:
+        """Another `usage` of the reply: what it leaves out is as the one before said."""
+        if isinstance(usage, dict):
+            self._usage.update((key, value) for key, value in usage.items() if value is not None)
+        elif usage is not None:
+            self.unreadable += 1
+
+    def _count(self, value: Any) -> int | None:
+        """A count of tokens; None where the server did not say, or said something that is none."""
+        if value is None:
+            return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
+            self.unreadable += 1
+            return None
+        return value
+
+
+def object_of(value: Any) -> dict[str, Any]:
+    """The value where it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def list_of(value: Any) -> list[Any]:
+    """The value where it is an array, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def text_of(value: Any) -> str:
+    """The value where it is text, else an empty one."""
+    return value if isinstance(value, str) else ""
+
+
+def first_of(*values: Any) -> Any:
+    """The first that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
+def identity_of(value: Any) -> str:
+    """The id of a call as text, empty where there is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return text_of(value)
+
+
+def made_up_id() -> str:
+    """An id for a call that came without one: nine letters and digits, which every API accepts."""
+    number, digits = next(_numbers) % 36**8, ""
+    for _ in range(8):
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+    return "c" + digits
+
+
+def arguments_of(value: Any) -> str | Mapping[str, Any]:
+    """The arguments of a call: text, or an object where one came; none at all are an empty object."""
+    if isinstance(value, str):
+        return value if value.strip() else "{}"
+    if isinstance(value, dict):
+        return value
+    if value is None or value == []:
+        return "{}"
+    return orjson.dumps(value).decode()
+
+
+def text_of_arguments(arguments: str | Mapping[str, Any]) -> str:
+    """Arguments as they go back: as text."""
+    return arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+
+
+def is_object(text: str) -> bool:
+    """Whether the text is a whole JSON object, so that nothing can follow."""
+    if not text.rstrip().endswith("}"):
+        return False
+    try:
+        return isinstance(orjson.loads(text), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
+def merged(pieces: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What streamed pieces of one object are together.
+
+    Text is joined, objects are merged, arrays of objects with an `index` too, by that; of anything else, and
+    of what names something, the last counts. Fields that are null are left out.
+    """
+    whole: dict[str, Any] = {}
+    for piece in pieces:
+        for key, value in piece.items():
+            if value is not None:
+                whole[key] = _joined(key, whole.get(key), value)
+    return whole
+
+
+def _joined(key: str, before: Any, value: Any) -> Any:
+    if isinstance(before, str) and isinstance(value, str):
+        return value if key in _IDENTIFIERS else before + value
+    if isinstance(before, dict) and isinstance(value, dict):
+        return merged((before, value))
+    if isinstance(value, list) and value and all(isinstance(one, dict) and "index" in one for one in value):
+        parts: dict[Any, list[Any]] = {}
+        for one in [*list_of(before), *value]:
+            if isinstance(one, dict):
+                parts.setdefault(str(one.get("index")), []).append(one)
+        return [merged(several) for several in parts.values()]
+    return value
+
+
+def without_nulls(item: Mapping[str, Any], left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The fields of an item that are not null, except some."""
+    return {key: value for key, value in item.items() if value is not None and key not in left_out}
+
+
+def _kind(data: Any) -> str:
+    return {list: "an array", str: "text", bool: "a boolean", type(None): "null"}.get(type(data), "a number")
