@@ -46,7 +46,7 @@ def asking(provider: str, sdk: Any) -> Iterator[Asked]:
 
 
 async def follow(response: httpx2.Response, reader: ReplyReader) -> None:
-    """Read a streamed reply to its end, and close the response. Some servers answer as if not asked to stream."""
+    """Read a streamed reply to its end, and close the response. Some servers do not stream all the same."""
     chunks = response.aiter_bytes()
     streams: bool | None = None
     if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
