@@ -164,7 +164,8 @@ def round_record(
         tool_calls=tuple(recorded),
         status="error" if failed else "ok",
         shortfall=reason,
-        unobserved_calls=len(observed.unclaimed),
+        # Those of a reply that failed are not to be run.
+        unobserved_calls=0 if failed else len(observed.unclaimed),
         limit=limit,
         pool_threads=_full_pool(calls) if reason == "threads" else None,
     )

@@ -42,7 +42,11 @@ class _Block:
 
     @property
     def kind(self) -> str:
-        return text_of(self.start.get("type"))
+        kind = text_of(self.start.get("type"))
+        if kind:
+            return kind
+        # Some gateways do not say.
+        return "tool_use" if self.start.get("name") else "text" if "text" in self.start else ""
 
     @property
     def arguments(self) -> str | Mapping[str, Any]:
@@ -95,8 +99,9 @@ class MessagesReader(ReplyReader):
             self.error = data.get("error") or data
 
     def _start(self, index: Any, start: dict[str, Any]) -> None:
-        for block in self._blocks:  # something follows, so they were not cut off
-            self._finalise(block)
+        for block in self._blocks:
+            if block.ended_ns is not None:  # something follows, so it was not cut off
+                self._finalise(block)
         block = _Block(index, start)
         self._blocks.append(block)
         kind = block.kind
@@ -200,7 +205,7 @@ class MessagesReader(ReplyReader):
 
     def _kept(self, block: _Block) -> dict[str, Any] | None:
         """A block as it goes back. None for an empty text, which the API refuses in a request."""
-        kept = merged((block.start, *block.pieces))
+        kept = merged(({"type": block.kind or None}, block.start, *block.pieces))
         if block.kind == "text":
             if not text_of(kept.get("text")):
                 return None

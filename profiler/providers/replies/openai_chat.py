@@ -41,6 +41,7 @@ class _Call:
     """A call as far as its pieces have come. `key`: the index that the server gave it, None without one.
 
     `request`: as it was told to the probe, when its arguments were complete. `final`: and something followed.
+    `doubtful`: it began with the name of the call before and nothing else, which some servers repeat.
     """
 
     key: Any
@@ -51,6 +52,7 @@ class _Call:
     value: Any = None  # arguments that are no text
     request: CallRequest | None = None
     final: bool = False
+    doubtful: bool = False
     extras: list[Mapping[str, Any]] = field(default_factory=list)
     function_extras: list[Mapping[str, Any]] = field(default_factory=list)
 
@@ -72,9 +74,10 @@ class ChatReader(ReplyReader):
         self._extras: list[Mapping[str, Any]] = []
         self._content: Any = None  # as it came, where it was no text
         self._said_text = False
+        self._choice: Any = None  # its index
 
     def _whole(self, data: dict[str, Any]) -> None:
-        choice = _first(data.get("choices"))
+        choice = self._choice_of(data.get("choices"))
         if choice is None or not isinstance(choice.get("message"), dict):
             self._use(data.get("usage"))
             self._count_tokens()
@@ -94,7 +97,7 @@ class ChatReader(ReplyReader):
         usage = data.get("usage")
         if usage is not None:
             self._use(usage)
-        choice = _first(data.get("choices"))
+        choice = self._choice_of(data.get("choices"))
         if choice is not None:
             self._read_choice(choice, choice.get("delta") or choice.get("message") or {})
 
@@ -105,8 +108,8 @@ class ChatReader(ReplyReader):
     def _end(self) -> None:
         self._count_tokens()
         cut = self.finish_reason in CUT_OFF
-        named = [call for call in self._open if call.name]
         self.unreadable += sum(1 for call in self._open if not call.name and (call.text or call.value))
+        named = [call for call in self._open if call.name and not (call.doubtful and not call.text)]
         self._open = named
         for call in named:
             last = call is named[-1]
@@ -119,6 +122,17 @@ class ChatReader(ReplyReader):
                 self.calls.append(call.request)
         if self.keeps:
             self.messages = [self._message()]
+
+    def _choice_of(self, choices: Any) -> dict[str, Any] | None:
+        """The choice that is read: the first that came, whatever its index."""
+        for choice in list_of(choices):
+            if isinstance(choice, dict):
+                index = choice.get("index") or 0
+                if self._choice is None:
+                    self._choice = index
+                if index == self._choice:
+                    return choice
+        return None
 
     def _read_choice(self, choice: dict[str, Any], delta: Any) -> None:
         if not isinstance(delta, dict):
@@ -228,7 +242,8 @@ class ChatReader(ReplyReader):
             # Pieces of several calls may come interleaved, so one that is not whole may go on.
             if call.whole() and call.name:
                 self._finalise(call)
-        call = _Call(index, ident)
+        repeats = found is not None and name == found.name and not ident and not given
+        call = _Call(index, ident, doubtful=repeats and found not in touched)
         self._open.append(call)
         return call
 
@@ -289,14 +304,6 @@ class ChatReader(ReplyReader):
         self.input_tokens, self.output_tokens = given, taken
 
 
-def _first(choices: Any) -> dict[str, Any] | None:
-    """The choice that is read: number 0."""
-    for choice in list_of(choices):
-        if isinstance(choice, dict) and not choice.get("index"):
-            return choice
-    return None
-
-
 def _begins_another(call: _Call, ident: str, name: str, given: Any, touched: list[_Call]) -> bool:
     """Whether a piece with the index or the id of a call is the beginning of another one.
 
@@ -311,8 +318,7 @@ def _begins_another(call: _Call, ident: str, name: str, given: Any, touched: lis
         return True
     if not call.whole():
         return name != call.name and not ident
-    said_again = name == call.name and (not given or (ident and arguments_of(given) == call.arguments))
-    return not said_again
+    return not (name == call.name and ident and (not given or arguments_of(given) == call.arguments))
 
 
 def _keep(pieces: list[Mapping[str, Any]], part: dict[str, Any], own: frozenset[str]) -> None:

@@ -48,7 +48,7 @@ class _Item:
 
     @property
     def kind(self) -> str:
-        return text_of(self.data.get("type"))
+        return text_of(self.data.get("type")) or _kind_by_content(self.data)
 
     def same(self, data: dict[str, Any]) -> bool:
         """Whether this is an item with one of the ids of that one."""
@@ -150,7 +150,7 @@ class ResponsesReader(ReplyReader):
             self.probe.call_complete(self._not_final.pop(0))
 
     def _request(self, item: dict[str, Any], truncated: bool = False) -> CallRequest:
-        ident = identity_of(item.get("call_id")) or identity_of(item.get("id")) or made_up_id()
+        ident = identity_of(item.get("call_id")) or made_up_id()
         return CallRequest(ident, text_of(item.get("name")), arguments_of(item.get("arguments")), truncated)
 
     def _end(self) -> None:
@@ -222,6 +222,13 @@ class ResponsesReader(ReplyReader):
         self.reasoning_tokens = self._count(of_output.get("reasoning_tokens"))
 
 
+def _kind_by_content(item: dict[str, Any]) -> str:
+    """The type of an item that does not say it."""
+    if item.get("name") and "arguments" in item:
+        return "function_call"
+    return "message" if isinstance(item.get("content"), list) and item.get("role") else ""
+
+
 def _has_ended(item: _Item) -> bool:
     """Whether an item that was never said to be done has all that it needs."""
     return item.kind == "function_call" and bool(item.data.get("arguments"))
@@ -229,7 +236,7 @@ def _has_ended(item: _Item) -> bool:
 
 def _kept(item: _Item) -> dict[str, Any]:
     """An item as it goes back."""
-    kept = without_nulls(item.data, _RESPONSE_ONLY)
+    kept = without_nulls({**item.data, "type": item.kind or None}, _RESPONSE_ONLY)
     if item.request is not None:
         kept["call_id"] = item.request.id
         kept["arguments"] = text_of_arguments(item.request.arguments)

@@ -214,7 +214,7 @@ def made_up_id() -> str:
 def arguments_of(value: Any) -> str | Mapping[str, Any]:
     """The arguments of a call: text, or an object where one came; none at all are an empty object."""
     if isinstance(value, str):
-        return value if value.strip() else "{}"
+        return "{}" if value.strip() in ("", "null", "[]") else value
     if isinstance(value, dict):
         return value
     if value is None or value == []:
