@@ -68,6 +68,7 @@ class ResponsesReader(ReplyReader):
         output = data.get("output")
         if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
             self._is_broken("it has no output")
+            return
         self._final = data
         self.complete = True
         self._end()

@@ -1,0 +1,529 @@
+"""One reader for the replies of each API: calls by their place, what goes back, tokens, times. No sockets."""
+
+from __future__ import annotations
+
+import json
+from itertools import count, pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profiler.loop.model import CallRequest, Probe
+from profiler.providers.replies import Api, ReplyReader, reader_of
+from profiler.providers.replies.events import EventStream
+from profiler.providers.replies.reply import made_up_id, merged
+from profiler.records import ServerToolCall
+
+APIS: tuple[Api, ...] = ("openai", "openai-responses", "anthropic")
+TOKYO, PARIS = '{"city":"Tokyo"}', '{"city":"Paris"}'
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def streamed(api: Api, *events: Any, end: bool = True) -> ReplyReader:
+    """A reader that has read these events, on a clock that advances by one with every look."""
+    reader = reader_of(api, Probe(count(1).__next__))
+    for event in events:
+        reader.event(event)
+    if end:
+        reader.end()
+    return reader
+
+
+def whole(api: Api, body: Any) -> ReplyReader:
+    reader = reader_of(api, Probe(count(1).__next__))
+    reader.whole(body)
+    return reader
+
+
+def told(reader: ReplyReader) -> list[tuple[str, str, Any]]:
+    return [(call.id, call.name, call.arguments) for call in reader.calls]
+
+
+# ── server-sent events ─────────────────────────────────────────────────────────────────────────
+
+EVENTS = (
+    "\N{BYTE ORDER MARK}: a comment\n\ndata: one\n\nevent: error\ndata:two\n\n\n"
+    'id: 7\ndata: a\ndata: b\nretry: 5\n\ndata\n\ndata: {"x": "Zürich 東京"}\n\ndata: open'
+).encode()
+READ = [
+    ("", b"one"),
+    ("error", b"two"),
+    ("", b"a\nb"),
+    ("", b""),
+    ("", '{"x": "Zürich 東京"}'.encode()),
+    ("", b"open"),
+]
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
+@given(cuts=st.lists(st.integers(0, len(EVENTS) + 40), max_size=30))
+def test_events_are_the_same_however_lines_end_and_bytes_are_cut(ending: bytes, cuts: list[int]):
+    body = EVENTS.replace(b"\n", ending)
+    places = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
+    stream = EventStream()
+    read = [event for begin, end in pairwise(places) for event in stream.feed(body[begin:end])]
+    assert read + stream.end() == READ
+    assert stream.end() == []
+
+
+def test_events_that_come_byte_by_byte_are_read_too():
+    stream = EventStream()
+    body = EVENTS.replace(b"\n", b"\r\n")
+    read = [event for byte in body for event in stream.feed(bytes([byte]))]
+    assert read + stream.end() == READ
+
+
+# ── Chat Completions ───────────────────────────────────────────────────────────────────────────
+
+
+def chunk(delta: Any, finish: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **more}
+
+
+def piece(arguments: Any = None, *, name: str = "look", **call: Any) -> dict[str, Any]:
+    return chunk({"tool_calls": [{**call, "function": {"name": name, "arguments": arguments}}]})
+
+
+def more(arguments: str, **call: Any) -> dict[str, Any]:
+    return chunk({"tool_calls": [{**call, "function": {"arguments": arguments}}]})
+
+
+FINISH = chunk({}, "tool_calls")
+BOTH = [("a", "look", TOKYO), ("b", "look", PARIS)]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [piece(TOKYO, index=0, id="a"), piece(PARIS, index=1, id="b")],
+        [piece(TOKYO, id="a"), piece(PARIS, id="b")],
+        [piece(TOKYO, index=0, id="a"), piece(PARIS, index=0, id="b")],
+        [piece("", index=0, id="a"), piece("", index=0, id="b"), more(PARIS, id="b"), more(TOKYO, id="a")],
+        [
+            piece("", index=-1, id="a"),
+            more(TOKYO, index=-1),
+            piece("", index=4, id="b"),
+            more(PARIS, index=4),
+        ],
+        [
+            piece("", index=0, id="a"),
+            piece("", index=1, id="b"),
+            more(TOKYO[:5], index=0),
+            more(PARIS[:5], index=1),
+            more(TOKYO[5:], index=0),
+            more(PARIS[5:], index=1),
+        ],
+        [piece(TOKYO, index=0, id="a"), FINISH, piece(PARIS, index=0, id="b"), FINISH, more("", index=0)],
+        [piece(TOKYO, index=0, id="a"), piece("", index=0, id="a"), piece(PARIS, index=1, id="b")],
+    ],
+    ids=["index", "id", "index 0", "interleaved by id", "index -1", "interleaved", "finishes", "said again"],
+)
+def test_chat_tells_calls_apart(events: list[Any]):
+    reader = streamed("openai", *events, FINISH)
+    assert (told(reader), reader.unreadable, reader.complete) == (BOTH, 0, True)
+
+
+def test_chat_calls_that_share_an_id_or_have_none_are_as_many_calls():
+    shared = streamed("openai", piece(TOKYO, index=0, id="x"), piece(PARIS, index=1, id="x"), FINISH)
+    assert told(shared) == [("x", "look", TOKYO), ("x", "look", PARIS)]
+    reader = streamed("openai", piece(TOKYO), piece(PARIS), piece(PARIS, name="find"), FINISH)
+    assert [(name, arguments) for _, name, arguments in told(reader)] == [
+        ("look", TOKYO),
+        ("look", PARIS),
+        ("find", PARIS),
+    ]
+    ids = [ident for ident, *_ in told(reader)]
+    assert len({*ids}) == 3
+    assert all(len(ident) == 9 and ident.isalnum() for ident in ids)
+    assert [one["id"] for one in reader.messages[0]["tool_calls"]] == ids
+
+
+@pytest.mark.parametrize(
+    ("given_", "read"),
+    [
+        (None, "{}"),
+        ("", "{}"),
+        (" ", "{}"),
+        ([], "{}"),
+        ("null", "{}"),
+        ({"city": "Tokyo"}, {"city": "Tokyo"}),
+        (7, "7"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_chat_arguments_that_are_none_are_an_empty_object(given_: Any, read: Any):
+    call = {"id": "a", "type": None, "function": {"name": "look", "arguments": given_}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    body = {"choices": [{"message": message, "finish_reason": "tool_calls"}]}
+    for reader in (whole("openai", body), streamed("openai", chunk(message), FINISH)):
+        assert told(reader) == [("a", "look", read)]
+        text = read if isinstance(read, str) else json.dumps(read, separators=(",", ":"))
+        assert reader.messages[0]["tool_calls"] == [
+            {"id": "a", "type": "function", "function": {"name": "look", "arguments": text}}
+        ]
+
+
+def test_chat_gives_back_what_it_does_not_know_and_keeps_what_is_of_the_response():
+    events = [
+        chunk({"role": "assistant", "content": "", "reasoning_content": "so ", "refusal": None}),
+        chunk({"reasoning_content": "then", "annotations": [{"url": "x"}], "audio": {"id": 1}, "n": None}),
+        chunk({"reasoning_details": [{"type": "t", "index": 0, "text": "a"}], "blob": {"sum": 1, "s": "x"}}),
+        chunk({"reasoning_details": [{"type": "t", "index": 0, "text": "b"}], "blob": {"sum": 2, "s": "y"}}),
+        chunk({"tool_calls": [{"index": 0, "id": "a", "extra": {"sig": "S"}, "function": {"name": "look"}}]}),
+        chunk({"tool_calls": [{"index": 0, "extra": {"sig": "T"}, "function": {"arguments": TOKYO}}]}),
+        FINISH,
+    ]
+    assert streamed("openai", *events).messages == [
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "so then",
+            "reasoning_details": [{"type": "t", "index": 0, "text": "ab"}],
+            "blob": {"sum": 2, "s": "xy"},
+            "tool_calls": [
+                {
+                    "id": "a",
+                    "type": "function",
+                    "extra": {"sig": "ST"},
+                    "function": {"name": "look", "arguments": TOKYO},
+                }
+            ],
+        }
+    ]
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_chat_call_that_is_last_of_a_reply_cut_off_is_truncated(reason: str):
+    events = [piece(TOKYO, index=0, id="a"), piece(PARIS, index=1, id="b"), chunk({}, reason)]
+    final: list[CallRequest] = []
+    reader = reader_of("openai", Probe(count().__next__, on_call=final.append))
+    for event in events:
+        reader.event(event)
+    reader.end()
+    assert [call.truncated for call in reader.calls] == [False, True]
+    assert final == [reader.calls[0]]
+
+
+def test_chat_reply_is_complete_with_a_finish_or_a_done_marker():
+    texts = [chunk({"content": "yes"})]
+    assert not streamed("openai", *texts).complete
+    assert streamed("openai", *texts, chunk({}, "stop")).complete
+    reader = streamed("openai", *texts, piece(TOKYO[:4], index=0, id="a"), end=False)
+    reader.feed(b"data: [DONE]\n\n")
+    reader.end()
+    assert (reader.complete, reader.done, [call.truncated for call in reader.calls]) == (True, True, [True])
+
+
+def test_chat_tokens_mean_the_same_whatever_the_fields():
+    def tokens(**usage: Any) -> tuple[Any, ...]:
+        reader = streamed("openai", chunk({"content": "x"}, "stop"), {"choices": [], "usage": usage})
+        assert reader.broken is None
+        return (
+            reader.input_tokens,
+            reader.cached_tokens,
+            reader.cache_written_tokens,
+            reader.output_tokens,
+            reader.reasoning_tokens,
+            reader.unreadable,
+        )
+
+    details = {
+        "prompt_tokens_details": {"cached_tokens": 40},
+        "completion_tokens_details": {"reasoning_tokens": 5},
+    }
+    assert tokens(prompt_tokens=50, completion_tokens=9, **details) == (50, 40, None, 9, 5, 0)
+    assert tokens(prompt_tokens=50, completion_tokens=9, total_tokens=64, **details) == (
+        50,
+        40,
+        None,
+        14,
+        5,
+        0,
+    )
+    assert tokens(prompt_tokens=50, prompt_cache_hit_tokens=30) == (50, 30, None, None, None, 0)
+    assert tokens(prompt_tokens="many", completion_tokens=-1) == (None, None, None, None, None, 2)
+    assert tokens(prompt_tokens=2**80, completion_tokens=True) == (None, None, None, None, None, 2)
+    assert tokens(prompt_tokens=7.0, completion_tokens=None) == (7, None, None, None, None, 0)
+
+
+def test_first_token_counts_reasoning_and_first_output_does_not():
+    reader = streamed("openai", chunk({"reasoning": "hm"}), chunk({"content": "yes"}), chunk({}, "stop"))
+    assert (reader.probe.first_token_ns, reader.probe.first_output_ns) == (1, 2)
+    thinking = {"index": 0, "content_block": {"type": "thinking", "thinking": ""}}
+    texts = {"index": 1, "content_block": {"type": "text", "text": ""}}
+    reader = streamed(
+        "anthropic",
+        {"type": "content_block_start", **thinking},
+        {"type": "content_block_start", **texts},
+        {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "yes"}},
+        end=False,
+    )
+    assert (reader.probe.first_token_ns, reader.probe.first_output_ns) == (1, 2)
+    reader = streamed(
+        "openai-responses",
+        {"type": "response.reasoning_summary_text.delta", "delta": "hm"},
+        {"type": "response.output_text.delta", "delta": "yes"},
+        end=False,
+    )
+    assert (reader.probe.first_token_ns, reader.probe.first_output_ns) == (1, 2)
+
+
+# ── Responses ──────────────────────────────────────────────────────────────────────────────────
+
+
+def item(ident: str, arguments: Any, **more: Any) -> dict[str, Any]:
+    return {
+        "type": "function_call",
+        "id": f"fc_{ident}",
+        "call_id": ident,
+        "name": "look",
+        "arguments": arguments,
+        **more,
+    }
+
+
+def done(index: int, output: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "response.output_item.done", "output_index": index, "item": output}
+
+
+def ended(kind: str = "completed", output: Any = (), **more: Any) -> dict[str, Any]:
+    return {"type": f"response.{kind}", "response": {"status": kind, "output": [*output], **more}}
+
+
+@pytest.mark.parametrize("output", [(), (item("a", TOKYO),), (item("a", TOKYO), item("b", PARIS))])
+def test_responses_items_that_were_done_count_whatever_the_end_says(output: tuple[Any, ...]):
+    a, b = item("a", TOKYO, status="completed"), item("b", PARIS)
+    reader = streamed("openai-responses", done(1, b), done(0, a), ended(output=output))
+    assert told(reader) == BOTH
+    assert [one["call_id"] for one in reader.messages] == ["a", "b"]
+    # The same objects that the probe was told of, so that a call that began early is found again.
+    assert {id(call) for call in reader.calls} == {id(call) for call, _ in reader.probe.complete}
+
+
+def test_responses_call_without_a_status_is_final_only_when_something_follows():
+    final: list[CallRequest] = []
+    reader = reader_of("openai-responses", Probe(count().__next__, on_call=final.append))
+    reader.event(done(0, item("a", TOKYO)))
+    assert final == []
+    reader.event(done(1, item("b", PARIS)))
+    assert [call.id for call in final] == ["a"]
+    reader.event(ended("incomplete"))
+    reader.end()
+    assert [(call.id, call.truncated) for call in reader.calls] == [("a", False), ("b", True)]
+    assert [call.id for call in final] == ["a"]
+
+
+def test_responses_server_tools_have_the_times_that_the_stream_tells():
+    search = {"type": "web_search_call", "id": "ws"}
+    program, ran = {"type": "program", "call_id": "p"}, {"type": "program_output", "call_id": "p"}
+    reader = streamed(
+        "openai-responses",
+        {"type": "response.output_item.added", "output_index": 0, "item": search},
+        done(0, search),
+        {"type": "response.output_item.added", "output_index": 1, "item": program},
+        done(1, program),
+        {"type": "response.output_item.added", "output_index": 2, "item": ran},
+        done(2, ran),
+        ended(),
+    )
+    assert reader.server_tools == [ServerToolCall("web_search", 1, 2), ServerToolCall("program", 4, 5)]
+    unstreamed = whole("openai-responses", {"status": "completed", "output": [search, program, ran]})
+    assert unstreamed.server_tools == [ServerToolCall("web_search"), ServerToolCall("program")]
+
+
+# ── Messages ───────────────────────────────────────────────────────────────────────────────────
+
+
+def block(
+    index: int, ident: str, *texts: str, kind: str = "tool_use", name: str = "look"
+) -> list[dict[str, Any]]:
+    start = {"type": kind, "id": ident, "name": name, "input": {}}
+    return [
+        {"type": "content_block_start", "index": index, "content_block": start},
+        *(
+            {
+                "type": "content_block_delta",
+                "index": index,
+                "delta": {"type": "input_json_delta", "partial_json": text},
+            }
+            for text in texts
+        ),
+        {"type": "content_block_stop", "index": index},
+    ]
+
+
+def stopped(reason: str, **usage: Any) -> list[dict[str, Any]]:
+    return [
+        {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": usage},
+        {"type": "message_stop"},
+    ]
+
+
+def test_messages_call_whose_json_is_broken_goes_back_empty_beside_its_sibling():
+    reader = streamed(
+        "anthropic", *block(0, "a", '{"city": Tokyo'), *block(1, "b", PARIS), *stopped("tool_use")
+    )
+    assert told(reader) == [("a", "look", '{"city": Tokyo'), ("b", "look", PARIS)]
+    assert [one["input"] for one in reader.messages[0]["content"]] == [{}, {"city": "Paris"}]
+
+
+@pytest.mark.parametrize("reason", ["max_tokens", "model_context_window_exceeded", "refusal"])
+def test_messages_last_call_of_a_reply_cut_off_is_truncated(reason: str):
+    final: list[CallRequest] = []
+    reader = reader_of("anthropic", Probe(count().__next__, on_call=final.append))
+    for event in (*block(0, "a", TOKYO), *block(1, "b", PARIS), *stopped(reason)):
+        reader.event(event)
+    reader.end()
+    assert [(call.id, call.truncated) for call in reader.calls] == [("a", False), ("b", True)]
+    assert [call.id for call in final] == ["a"]
+
+
+def test_messages_tokens_add_up_and_the_last_word_counts():
+    first = {"input_tokens": 0, "cache_read_input_tokens": 30_000, "output_tokens": 1}
+    reader = streamed(
+        "anthropic",
+        {"type": "message_start", "message": {"usage": first}},
+        *stopped(
+            "end_turn",
+            input_tokens=12,
+            cache_creation_input_tokens=20_000,
+            output_tokens=90,
+            output_tokens_details={"thinking_tokens": 40},
+        ),
+    )
+    assert (reader.input_tokens, reader.cached_tokens, reader.cache_written_tokens) == (
+        50_012,
+        30_000,
+        20_000,
+    )
+    assert (reader.output_tokens, reader.reasoning_tokens) == (90, 40)
+
+
+def test_messages_server_tools_run_from_their_input_to_their_result():
+    result = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
+    events = [
+        *block(0, "s", '{"query":"x"}', kind="server_tool_use", name="web_search"),
+        {"type": "content_block_start", "index": 1, "content_block": result},
+        {"type": "content_block_stop", "index": 1},
+        *stopped("pause_turn"),
+    ]
+    reader = streamed("anthropic", *events)
+    began_ns, ended_ns = reader.server_tools[0].started_ns, reader.server_tools[0].ended_ns
+    assert reader.server_tools[0].name == "web_search"
+    assert began_ns is not None
+    assert ended_ns == began_ns + 1
+    assert (reader.paused, reader.calls) == (True, [])
+    assert reader.messages[0]["content"] == [
+        {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {"query": "x"}},
+        result,
+    ]
+
+
+def test_messages_thinking_goes_back_with_its_signature():
+    start = {"type": "thinking", "thinking": "", "signature": ""}
+    deltas = [
+        {"type": "thinking_delta", "thinking": "so "},
+        {"type": "thinking_delta", "thinking": "then"},
+        {"type": "signature_delta", "signature": "SIG"},
+    ]
+    reader = streamed(
+        "anthropic",
+        {"type": "content_block_start", "index": 0, "content_block": start},
+        *({"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas),
+        *block(1, "a", TOKYO),
+        *stopped("tool_use"),
+    )
+    assert reader.messages[0]["content"] == [
+        {"type": "thinking", "thinking": "so then", "signature": "SIG"},
+        {"type": "tool_use", "id": "a", "name": "look", "input": {"city": "Tokyo"}},
+    ]
+
+
+# ── all of them ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("api", APIS)
+@given(values=st.lists(json_values, max_size=4))
+def test_nothing_that_comes_raises(api: Api, values: list[Any]):
+    reader = streamed(api, *values)
+    assert reader.reply(None).calls == tuple(reader.calls)
+    for value in values:
+        whole(api, value).reply(None)
+
+
+SHAPES = {
+    "openai": lambda v: chunk({"content": v, "tool_calls": v, "x": v}, None, usage=v),
+    "openai-responses": lambda v: done(0, {"type": "function_call", "call_id": v, "name": v, "arguments": v}),
+    "anthropic": lambda v: {
+        "type": "content_block_start",
+        "index": v,
+        "content_block": {"type": "tool_use", "id": v, "name": v, "input": v},
+    },
+}
+
+
+@pytest.mark.parametrize("api", APIS)
+@given(value=json_values)
+def test_no_value_of_a_field_raises(api: Api, value: Any):
+    reader = streamed(api, SHAPES[api](value), {"type": "message_stop"}, ended())
+    assert all(isinstance(call.name, str) and isinstance(call.id, str) for call in reader.calls)
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    ("body", "error", "broken"),
+    [
+        (b'{"error": {"message": "no"}}', {"message": "no"}, False),
+        (b"<html>", None, True),
+        (b"[]", None, True),
+        (b"{}", None, True),
+        (b'"\xff"', None, True),
+        (b"[" * 5000, None, True),
+    ],
+)
+def test_a_body_that_is_no_reply_is_said_to_be_none(api: Api, body: bytes, error: Any, broken: bool):
+    reader = reader_of(api, Probe(count().__next__))
+    reader.read(body)
+    assert (reader.error, reader.broken is not None, reader.complete) == (error, broken, False)
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    ("stream", "error"),
+    [
+        (b'data: {"error": {"message": "no"}}\n\n', {"message": "no"}),
+        (b"event: error\ndata: overloaded\n\n", "overloaded"),
+        (b'event: error\ndata: {"message": "no"}\n\n', {"message": "no"}),
+    ],
+)
+def test_an_error_in_a_stream_is_the_servers(api: Api, stream: bytes, error: Any):
+    reader = reader_of(api, Probe(count().__next__))
+    reader.feed(stream)
+    assert (reader.error, reader.broken) == (error, None)
+
+
+def test_pieces_of_one_object_are_put_together():
+    pieces = [
+        {"text": "a", "id": "x", "n": 1, "deep": {"text": "b", "type": "t"}, "list": [1], "none": None},
+        {"text": "c", "id": "x", "n": 2, "deep": {"text": "d", "type": "t"}, "list": [2], "none": None},
+    ]
+    assert merged(pieces) == {
+        "text": "ac",
+        "id": "x",
+        "n": 2,
+        "deep": {"text": "bd", "type": "t"},
+        "list": [2],
+    }
+
+
+def test_ids_that_are_made_up_differ():
+    ids = [made_up_id() for _ in range(1000)]
+    assert len({*ids}) == 1000
+    assert {len(ident) for ident in ids} == {9}
