@@ -3,11 +3,14 @@
 The phases partition wall time. Where activities overlap (calls with each other, eager calls with
 the model) each instant belongs to the first that applies:
 
-    model_queue, backoff > model > any call running (tools) > any call queued (queue) > the rest
+    model_queue, backoff > server_tools > model > any call running (tools) > any call queued (queue)
+    > the rest
 
 where the rest is `parse` before the tool phase, `collect` after it, and `unaccounted` elsewhere.
 `backoff` is the part of a model request between two of its attempts, `model_queue` the part before
-the first attempt during which one of our own limiters held the request.
+the first attempt during which one of our own limiters held the request, `server_tools` the part in which
+the model's server ran tools of its own (`ServerToolCall`), so far as a stream told their times. Without
+times their part is `model`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,12 @@ from itertools import pairwise
 
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 
-PHASES = ("model", "model_queue", "backoff", "parse", "tools", "queue", "collect", "unaccounted")
+PHASES = (
+    *("model", "server_tools", "model_queue", "backoff"),
+    *("parse", "tools", "queue", "collect", "unaccounted"),
+)
+SELDOM: frozenset[str] = frozenset({"server_tools"})
+"""Phases that most loops have none of: readers leave them out where they are nothing everywhere."""
 
 Interval = tuple[int, int]
 """Start and end in nanoseconds; the end is exclusive."""
@@ -49,10 +57,14 @@ def phases(round_: RoundRecord) -> dict[str, int]:
     model, calls = round_.model, round_.tool_calls
     asked = _clipped((model.started_ns, model.ended_ns), window)
     model_wall = asked[1] - asked[0]
-    model_queue, backoff = model_queue_ns(model), 0
+    model_queue, backoff, server_tools = model_queue_ns(model), 0, 0
     if len(model.attempts) > 1:
         # Not `model.backoff_ns`: a request that was given up may have been tried again after that.
         backoff = overlap(union(_backoffs(model)), asked)
+    if model.server_tools:
+        waited = [(asked[0], asked[0] + model_queue), *_backoffs(model)]
+        covered = overlap(union([*waited, *server_tool_runs(model)]), asked)
+        server_tools = covered - overlap(union(waited), asked)
     tools = queue = parse = collect = 0
     if round_.tools_started_ns is not None and round_.tools_ended_ns is not None:
         running = union(runs(calls))
@@ -71,7 +83,8 @@ def phases(round_: RoundRecord) -> dict[str, int]:
             parse -= overlap(busy, parsing)
             collect -= overlap(busy, collecting)
     return {
-        "model": model_wall - backoff - model_queue,
+        "model": model_wall - backoff - model_queue - server_tools,
+        "server_tools": server_tools,
         "model_queue": model_queue,
         "backoff": backoff,
         "parse": parse,
@@ -98,6 +111,15 @@ def model_queue_ns(model: ModelCall) -> int:
         return 0
     first_ns = model.attempts[0].started_ns if model.attempts else model.ended_ns
     return max(0, min(model.limiter_wait_ns, first_ns - model.started_ns))
+
+
+def server_tool_runs(model: ModelCall) -> list[Interval]:
+    """The interval in which each tool of the model's server ran, of those whose times are known."""
+    return [
+        (one.started_ns, one.ended_ns)
+        for one in model.server_tools
+        if one.started_ns is not None and one.ended_ns is not None
+    ]
 
 
 def tool_phase(round_: RoundRecord) -> ToolPhase | None:
@@ -183,6 +205,11 @@ def _phases_of_overlapping_rounds(loop: LoopRecord) -> dict[str, int]:
         "model_queue": [(model.started_ns, model.started_ns + model_queue_ns(model)) for model in models],
         "backoff": [
             _clipped(gap, (model.started_ns, model.ended_ns)) for model in models for gap in _backoffs(model)
+        ],
+        "server_tools": [
+            _clipped(run, (model.started_ns, model.ended_ns))
+            for model in models
+            for run in server_tool_runs(model)
         ],
         "model": [(model.started_ns, model.ended_ns) for model in models],
         "tools": runs(calls),

@@ -41,6 +41,7 @@ STRATEGIES: tuple[tuple[str, str], ...] = (
 
 PHASES = {
     "model": "#5560FE",
+    "server_tools": "#0CAAFE",
     "model_queue": "#A56A12",
     "backoff": "#CE0E0A",
     "parse": "#D9A17F",

@@ -3,6 +3,7 @@
     invoke_agent {name}           a loop
       toolloop.round              a round, with its phases
         chat {model}              the model request; its attempts are events
+          execute_tool {name}     a tool that the model's server ran, where a stream told its times
         execute_tool {name}       a call, from the moment it was through its limiter
 
 The n calls of a round are n siblings. Things that the conventions have no name for (a round, queue
@@ -278,6 +279,7 @@ class OpenTelemetrySink:
             self._chat(record, round_.model, inner)
         else:
             self._attempts(span, round_.model)
+            self._server_tools(round_.model, inner)
             self._instruments.chat(record, round_.model, inner)
         for call in round_.tool_calls:
             made = self._call(record, call, inner)
@@ -289,8 +291,21 @@ class OpenTelemetrySink:
             f"chat {model.model}", context, model.started_ns, _chat_attributes(model), SpanKind.CLIENT
         )
         self._attempts(span, model)
+        self._server_tools(model, inner)
         self._instruments.chat(record, model, inner)
         self._end(span, model.ended_ns, model.status, model.error_type)
+
+    def _server_tools(self, model: ModelCall, context: Context) -> None:
+        for one in model.server_tools:
+            if one.started_ns is None or one.ended_ns is None:
+                continue
+            attributes = {
+                "gen_ai.operation.name": "execute_tool",
+                "gen_ai.tool.name": one.name,
+                "gen_ai.tool.type": "extension",
+            }
+            span, _ = self._start(f"execute_tool {one.name}", context, one.started_ns, attributes)
+            span.end(one.ended_ns + self._offset)
 
     def _attempts(self, span: Span, model: ModelCall) -> None:
         for number, attempt in enumerate(model.attempts, start=1):

@@ -24,7 +24,15 @@ from typing import Any
 import orjson
 
 from profiler import records as records_file
-from profiler.anatomy import Interval, loop_phases, model_queue_ns, runs, tool_phase, union, waits
+from profiler.anatomy import (
+    Interval,
+    loop_phases,
+    model_queue_ns,
+    runs,
+    tool_phase,
+    union,
+    waits,
+)
 from profiler.errors import RecordError, UsageError
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import RunDirectory
@@ -201,7 +209,10 @@ class _Selection:
 
 def _cost(record: LoopRecord) -> int:
     """Roughly how many events a loop becomes."""
-    return 1 + sum(9 + 5 * len(r.model.attempts) + 3 * len(r.tool_calls) for r in record.rounds)
+    return 1 + sum(
+        9 + 5 * len(r.model.attempts) + len(r.model.server_tools) + 3 * len(r.tool_calls)
+        for r in record.rounds
+    )
 
 
 def _counters(records: Iterable[LoopRecord], windows: Sequence[Interval]) -> dict[tuple[str, str], _Counter]:
@@ -284,6 +295,20 @@ def events(loops: Sequence[LoopRecord], origin_ns: int) -> Iterator[Event]:
             tid, named_track = tracks.take(call.queued_ns, call.ended_ns)
             yield from named_track
             yield from writer.call(call, tid, flow)
+        tracks = _Tracks(pid, "server tools", ids)
+        models = [round_.model for loop in own for round_ in loop.rounds]
+        for start, end, name in sorted(timed for model in models for timed in _server_tools(model)):
+            tid, named_track = tracks.take(start, end)
+            yield from named_track
+            yield writer.slice(tid, name, "server tool", (start, end))
+
+
+def _server_tools(model: ModelCall) -> Iterator[tuple[int, int, str]]:
+    """(start, end, name) of each tool of the model's server whose times are known."""
+    for one in model.server_tools:
+        if one.started_ns is not None and one.ended_ns is not None:
+            start, end = _inside(one.started_ns, one.ended_ns, (model.started_ns, model.ended_ns))
+            yield start, end, one.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +370,9 @@ class _Writer:
     def _model(self, model: ModelCall, tid: int, parent: Interval) -> Iterator[Event]:
         span = _inside(model.started_ns, model.ended_ns, parent)
         args = _fields(model, "status", "error_type", "finish_reason", "request_id")
-        args |= _fields(model, "input_tokens", "output_tokens") | {"attempts": len(model.attempts)}
+        args |= _fields(model, "input_tokens", "cached_tokens", "cache_written_tokens")
+        args |= _fields(model, "output_tokens", "reasoning_tokens")
+        args |= {"attempts": len(model.attempts), "unreadable": model.unreadable or None}
         yield self.slice(tid, f"chat {model.model}", "model", span, args)
         free = span[0]
         if held_ns := model_queue_ns(model):
@@ -375,6 +402,7 @@ class _Writer:
             before, free = attempt, end
         for name, at in (
             ("first token", model.first_token_ns),
+            ("first output", model.first_output_ns),
             ("first tool call", model.first_tool_call_ns),
         ):
             if at is not None:

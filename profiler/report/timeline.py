@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Literal, get_args
 
-from profiler.anatomy import loop_phases, model_queue_ns, phases, tool_phase
+from profiler.anatomy import loop_phases, model_queue_ns, phases, server_tool_runs, tool_phase
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.shortfalls import EXPLAINED
 from profiler.statistics.caveats import watching
 
-Kind = Literal["model", "backoff", "wait", "run", "failed"]
+Kind = Literal["model", "server_tools", "backoff", "wait", "run", "failed"]
 
 _STYLES: dict[Kind, tuple[str, str, str, str]] = {
     "model": ("model", "▓", "=", "36"),
+    "server_tools": ("server tool", "▒", "+", "34"),
     "backoff": ("backoff", "·", "~", "33"),
     "wait": ("queued", "░", ".", "2"),
     "run": ("running", "█", "#", "32"),
@@ -117,6 +118,8 @@ def _note(ns: int, status: str) -> str:
 
 def _model_spans(model: ModelCall) -> Iterator[_Span]:
     yield _Span("model" if model.status == "ok" else "failed", model.started_ns, model.ended_ns)
+    for start, end in server_tool_runs(model):
+        yield _Span("server_tools", max(start, model.started_ns), min(end, model.ended_ns))
     yield _Span("wait", model.started_ns, model.started_ns + model_queue_ns(model))
     for before, after in pairwise(model.attempts):
         yield _Span("backoff", before.ended_ns, after.started_ns)
@@ -217,9 +220,13 @@ def _ascii(text: str) -> str:
 FELT_NS = 1_000_000
 """Shorter waits of model requests are not counted."""
 
-CauseKind = Literal["model", "model_limiter", "backoff", "tools", "rest"] | Shortfall
+CauseKind = Literal["model", "server_tools", "model_limiter", "backoff", "tools", "rest"] | Shortfall
 
-_KINDS: tuple[CauseKind, ...] = ("model", "model_limiter", "backoff", *get_args(Shortfall), "tools", "rest")
+_KINDS: tuple[CauseKind, ...] = (
+    *("model", "server_tools", "model_limiter", "backoff"),
+    *get_args(Shortfall),
+    *("tools", "rest"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +245,7 @@ def causes(record: LoopRecord) -> list[Cause]:
     # Of the loop, not of its rounds: those may overlap.
     parts = loop_phases(record)
     totals["model"] = parts["model"]
+    totals["server_tools"] = parts["server_tools"]
     totals["model_limiter"] = parts["model_queue"]
     totals["backoff"] = parts["backoff"]
     left = parts["tools"] + parts["queue"]
@@ -282,6 +290,10 @@ def _words(kind: CauseKind, record: LoopRecord) -> tuple[str, str]:
         count = len(record.rounds)
         more = f", slowest {duration(slowest / 1e9)}" if count > 1 else ""
         return f"the model ({counted(count, 'request')}{more})", ""
+    if kind == "server_tools":
+        ran = [one for round_ in record.rounds for one in round_.model.server_tools if one.ended_ns]
+        names = ", ".join(clean(name, 24) for name in dict.fromkeys(one.name for one in ran[:3]))
+        return f"the model's server ran tools of its own ({names})", ""
     if kind == "model_limiter":
         count = sum(model_queue_ns(round_.model) > FELT_NS for round_ in record.rounds) or 1
         words = f"{counted(count, 'model request')} waited in the model's limiter"

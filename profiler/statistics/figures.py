@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from profiler.anatomy import PHASES
+from profiler.anatomy import PHASES, SELDOM
 from profiler.statistics.backlog import Backlog, growing_backlog
 from profiler.statistics.lateness import ClientPart, client_parts
 from profiler.statistics.objectives import Objective
@@ -346,7 +346,11 @@ def _mean_phases(table: Table, loops: Indices) -> tuple[float | None, dict[str, 
     if not loops.size:
         return None, {}
     means = table.phases[loops].mean(axis=0) * _NS
-    phases = {phase: float(value) for phase, value in zip(PHASES, means, strict=True)}
+    phases = {
+        phase: float(value)
+        for phase, value in zip(PHASES, means, strict=True)
+        if value or phase not in SELDOM
+    }
     wait = float((table.started[loops] - table.due[loops]).mean()) * _NS
     if wait:
         phases = {ARRIVAL_WAIT: wait, **phases}

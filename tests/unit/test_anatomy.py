@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from profiler.anatomy import PHASES, eagerness, loop_phases, model_queue_ns, phases, tool_phase
 from profiler.loop.model import CallRequest
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ServerToolCall
 from profiler.report.timeline import causes
 from profiler.watch.loop import ObservedLoop
 from profiler.watch.rounds import ObservedCall, ObservedRound
@@ -47,7 +48,32 @@ def watched_at_random(seed: int) -> LoopRecord:
         elif what == "end" and running:
             running.pop(choose.randrange(len(running))).ended_ns = now
     now += choose.randint(0, 3)
-    return loop.record("ok", None, 0)
+    record = loop.record("ok", None, 0)
+    if choose.random() < 0.5:
+        return record
+    rounds = tuple(
+        replace(
+            round_, model=replace(round_.model, server_tools=server_tools_at_random(choose, round_.model))
+        )
+        for round_ in record.rounds
+    )
+    return replace(record, rounds=rounds)
+
+
+def server_tools_at_random(choose: random.Random, model: ModelCall) -> tuple[ServerToolCall, ...]:
+    """Some beside each other, some that stick out of the request, some without times."""
+    found = []
+    for _ in range(choose.randint(0, 3)):
+        start, end = sorted(choose.randint(model.started_ns - 2, model.ended_ns + 2) for _ in range(2))
+        known = choose.random() < 0.8
+        found.append(ServerToolCall("web_search", start if known else None, end if known else None))
+    return tuple(found)
+
+
+ORDER = (
+    *("model_queue", "backoff", "server_tools", "model"),
+    *("tools", "queue", "parse", "collect", "unaccounted"),
+)
 
 
 def counted(rounds: tuple[RoundRecord, ...], started: int, ended: int) -> dict[str, int]:
@@ -55,7 +81,7 @@ def counted(rounds: tuple[RoundRecord, ...], started: int, ended: int) -> dict[s
     total = dict.fromkeys(PHASES, 0)
     for at in range(started, ended):
         of_rounds = [_phase(round_, at) for round_ in rounds]
-        order = ("model_queue", "backoff", "model", "tools", "queue", "parse", "collect", "unaccounted")
+        order = ORDER
         total[min([*of_rounds, "unaccounted"], key=order.index)] += 1
     return total
 
@@ -81,6 +107,9 @@ def _of_request(model: ModelCall, at: int) -> str:
     pairs = zip(model.attempts, model.attempts[1:], strict=False)
     if any(before.ended_ns <= at < after.started_ns for before, after in pairs):
         return "backoff"
+    ran = [one for one in model.server_tools if one.started_ns is not None and one.ended_ns is not None]
+    if any(one.started_ns <= at < one.ended_ns for one in ran):  # type: ignore[operator]
+        return "server_tools"
     return "model"
 
 
@@ -180,3 +209,24 @@ def test_phases_of_watched_loops_whose_work_overlaps(events: str, expected: dict
             calls[names[0]].ended_ns = now
     found = loop_phases(loop.record("ok", None, 0))
     assert {phase: spent for phase, spent in found.items() if spent} == expected
+
+
+def test_server_tools_are_a_phase_of_their_own_as_far_as_their_times_are_known() -> None:
+    """A request from 0 to 100: searches at 20 to 50 and 40 to 60, one whose times nobody knows."""
+    searches = (
+        ServerToolCall("web_search", 20, 50),
+        ServerToolCall("web_search", 40, 60),
+        ServerToolCall("code_execution"),
+    )
+    model = ModelCall("anthropic", "m", 0, 100, streamed=True, server_tools=searches)
+    record = LoopRecord("x", "gathered", "anthropic", "m", 0, 110, "ok", (RoundRecord(0, 0, 110, model),))
+    assert {name: ns for name, ns in loop_phases(record).items() if ns} == {
+        "model": 60,
+        "server_tools": 40,
+        "unaccounted": 10,
+    }
+    words = {cause.kind: cause.words for cause in causes(record)}
+    assert words["server_tools"] == "the model's server ran tools of its own (web_search)"
+    untimed = replace(model, server_tools=(ServerToolCall("web_search"),))
+    record = replace(record, rounds=(replace(record.rounds[0], model=untimed),))
+    assert loop_phases(record)["model"] == 100

@@ -81,7 +81,7 @@ def test_numbers_on_the_page_are_the_code_s(said):
 
 def test_phases_on_the_page_are_in_the_order_in_which_they_own_an_instant():
     found = re.findall(r"\d\. (?:the rest: )?`(\w+)`", MEASURING)
-    assert found == ["model_queue", "backoff", "model", "tools", "queue", "parse"]
+    assert found == ["model_queue", "backoff", "server_tools", "model", "tools", "queue", "parse"]
     assert set(anatomy.PHASES) - set(found) == {"collect", "unaccounted"}
 
 

@@ -26,7 +26,7 @@ from profiler.exporters import opentelemetry as sink_module
 from profiler.exporters.opentelemetry import OpenTelemetrySink
 from profiler.exporters.opentelemetry_metrics import name_of
 from profiler.loop.loop import ToolLoop
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ServerToolCall, ToolCall
 from profiler.rundir import Anchor
 from profiler.testing import ScriptedModel, call, run_virtual
 
@@ -610,3 +610,18 @@ def test_record_that_cannot_be_exported_is_counted_and_the_next_one_goes_out(out
     out.sink.close()
     assert out.sink.dropped == 1
     assert len([s for s in out.exporter.get_finished_spans() if s.name == "chat gpt-4o"]) == 2
+
+
+def test_server_tools_are_spans_inside_the_request(out):
+    loop = a_loop()
+    tools = (ServerToolCall("web_search", 160 * MS, 220 * MS), ServerToolCall("web_search"))
+    first = replace(loop.rounds[0], model=replace(loop.rounds[0].model, server_tools=tools))
+    out.sink(replace(loop, rounds=(first, loop.rounds[1])))
+    span = out.one("execute_tool web_search")
+    chat = next(one for one in out.spans() if one.name == "chat gpt-4o")
+    assert span.parent.span_id == chat.context.span_id
+    assert (span.start_time - WALL, span.end_time - WALL) == (160 * MS, 220 * MS)
+    assert span.attributes["gen_ai.tool.type"] == "extension"
+    rounds = [one for one in out.spans() if one.name == "toolloop.round"]
+    found = [one.attributes.get("toolloop.phase.server_tools") for one in rounds]
+    assert found == [0.06, None]

@@ -18,7 +18,7 @@ from profiler.anatomy import loop_phases, phases
 from profiler.errors import RecordError, UsageError
 from profiler.exporters import perfetto
 from profiler.exporters.perfetto import write_trace
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, encode
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ServerToolCall, ToolCall, encode
 
 MS = 1_000_000
 
@@ -520,3 +520,21 @@ def test_slices_always_nest_and_add_up(tmp_path_factory, loops):
         expected = sum(loop_phases(loop)[name] for loop in loops) / 1000
         assert abs(sum(s.dur for s in drawn) - expected) <= len(drawn) + len(calls) + 1 + parsing
     assert all(points[-1][1] == 0 for points in got.counters.values())
+
+
+def test_server_tools_have_tracks_of_their_own(tmp_path):
+    """Two that overlap, one whose times nobody knows, one that sticks out of its request."""
+    loop = the_loop()
+    searches = (
+        ServerToolCall("web_search", 660 * MS, 720 * MS),
+        ServerToolCall("code_execution", 700 * MS, 900 * MS),
+        ServerToolCall("web_search"),
+    )
+    first = replace(loop.rounds[0], model=replace(loop.rounds[0].model, server_tools=searches))
+    write_trace([replace(loop, rounds=(first, loop.rounds[1]))], tmp_path / "t.json")
+    got = read(tmp_path / "t.json")
+    assert [(s.name, s.track, s.ts, s.dur) for s in got.slices if s.track.startswith("server tools")] == [
+        ("web_search", "server tools", 160_000, 60_000),
+        ("code_execution", "server tools 2", 200_000, 100_000),
+    ]
+    assert got.one("loop 42").args["server_tools_ms"] == 140.0

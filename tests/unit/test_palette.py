@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -87,3 +88,9 @@ def test_limit_is_matched_once() -> None:
 def test_phase_has_a_colour_of_its_own() -> None:
     assert tuple(palette.PHASES) == PHASES
     assert len(set(palette.PHASES.values())) == len(PHASES)
+
+
+def test_live_page_has_the_same_colours() -> None:
+    script = resources.files("profiler.report.html").joinpath("assets", "live.js").read_text("utf-8")
+    (line,) = re.findall(r"const COLOURS = \{(.*)\};", script)
+    assert dict(re.findall(r'(\w+): "(#\w+)"', line)) == palette.PHASES

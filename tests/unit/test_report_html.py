@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from profiler.cli import main
-from profiler.records import Attempt, LoopRecord, encode
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ServerToolCall, encode
 from profiler.report.html import gather, render, write_report
 from profiler.report.html.charts import (
     SHARES,
@@ -25,6 +25,7 @@ from profiler.report.html.charts import (
 from profiler.report.html.data import Material
 from profiler.report.html.markup import embedded, text
 from profiler.report.html.waterfalls import MOST_CASES, MOST_ROWS, waterfalls
+from profiler.report.html.waterfalls import loop as drawn_loop
 from profiler.rundir import RunDirectory, Trial
 from profiler.statistics.figures import MovingLimit
 from profiler.statistics.summary import summarise_directory
@@ -211,6 +212,44 @@ def test_cases_show_the_same_work_of_every_strategy(material: Material) -> None:
     ]
     assert found["cases"][-1]["number"] == 9
     assert found["loops"][str(found["cases"][-1]["loops"][1])]["error"] == "http_429"
+
+
+def test_row_of_a_request_shows_what_is_known_of_its_tokens_and_server_tools() -> None:
+    ms = 1_000_000
+    model = ModelCall(
+        *("anthropic", "m", 0, 900 * ms),
+        streamed=True,
+        first_token_ns=100 * ms,
+        first_output_ns=600 * ms,
+        input_tokens=50_012,
+        cached_tokens=30_000,
+        cache_written_tokens=20_000,
+        output_tokens=9,
+        reasoning_tokens=4,
+        server_tools=(ServerToolCall("web_search", 200 * ms, 500 * ms), ServerToolCall("code_execution")),
+        unreadable=2,
+    )
+
+    def row(model: ModelCall) -> dict:
+        rounds = (RoundRecord(0, 0, 900 * ms, model),)
+        drawn = drawn_loop(LoopRecord("x", "gathered", "anthropic", "m", 0, 900 * ms, "ok", rounds))
+        return drawn["rows"][0]
+
+    assert row(model)["spans"] == [
+        {"kind": "model", "from": 0.0, "to": 0.9},
+        {"kind": "server_tools", "from": 0.2, "to": 0.5},
+    ]
+    assert row(model)["detail"][5:] == [
+        ("first token after", "100 ms"),
+        ("first output after", "600 ms"),
+        ("tokens", "50012 in (30000 from the cache, 20000 written to it), 9 out (4 of reasoning)"),
+        ("tool of the server", "web_search, at 0.20 s, 300 ms"),
+        ("tool of the server", "code_execution, when is not known"),
+        ("not understood", "2 parts of the reply"),
+    ]
+    unknown = replace(model, input_tokens=None, output_tokens=None, server_tools=(), unreadable=0)
+    assert ("tokens", "not known: the server did not say") in row(unknown)["detail"]
+    assert ("tokens", "7 in, ? out") in row(ModelCall("openai", "m", 0, 9 * ms, input_tokens=7))["detail"]
 
 
 def test_estimates_start_from_the_summary_s_quantiles(material: Material) -> None:

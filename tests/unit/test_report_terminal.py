@@ -8,7 +8,7 @@ import io
 import numpy as np
 import pytest
 
-from profiler.records import Attempt, LoopRecord
+from profiler.records import Attempt, LoopRecord, ServerToolCall
 from profiler.report.terminal import limits, overlap, render_comparison, use_color
 from profiler.report.text import clean, duration, number, percent
 from profiler.report.timeline import causes, render_timeline
@@ -235,6 +235,20 @@ def test_timeline_does_not_call_the_model_what_its_limiter_held() -> None:
     assert "model queue 800 ms (32 %)" in text
     row = next(line for line in text.splitlines() if line.startswith("model 1"))
     assert row.count("░") == pytest.approx(4 * row.count("▓"), abs=3)
+
+
+def test_timeline_shows_the_tools_that_the_model_s_server_ran() -> None:
+    """A search from 250 to 750 ms of a request of 1 s."""
+    record = loop(0, model=1000)
+    (only,) = record.rounds
+    search = ServerToolCall("web_search", 250 * MS, 750 * MS)
+    model = dataclasses.replace(only.model, server_tools=(search,))
+    text = render_timeline(dataclasses.replace(record, rounds=(dataclasses.replace(only, model=model),)))
+    assert "500 ms (50 %) the model's server ran tools of its own (web_search)" in text
+    assert "1.00 s = model 500 ms (50 %) + server tools 500 ms (50 %)" in text
+    row = next(line for line in text.splitlines() if line.startswith("model 1"))
+    assert row.count("▒") == pytest.approx(row.count("▓"), abs=2)
+    assert "server tools" not in render_timeline(record)
 
 
 def test_timeline_blames_the_limiter_for_waiting_for_other_agents_too() -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from profiler.records import LoopRecord
+from profiler.records import LoopRecord, ServerToolCall
 from profiler.statistics.figures import MovingLimit, Overlap, StrategySummary, figures, limit_line
 from profiler.statistics.objectives import parse_objective
 from profiler.statistics.quantiles import Estimate
@@ -164,3 +164,18 @@ def test_moving_limit_is_its_range_in_the_windows_and_the_last() -> None:
 def test_limits_that_move() -> None:
     specs = ("adaptive", "eager+adaptive:4", "semaphore:8", "gathered", "of-a-later-version:9")
     assert [StrategySpec.recorded(spec).adapts for spec in specs] == [True, True, False, False, False]
+
+
+def test_server_tools_are_among_the_phases_only_where_any_ran() -> None:
+    """Every second loop of 100 ms has a search of 40 ms: 20 ms a loop."""
+    records = []
+    for k in range(20):
+        record = loop(k * 100)
+        (only,) = record.rounds
+        search = ServerToolCall("web_search", k * 100 * MS, (k * 100 + 40) * MS)
+        model = dataclasses.replace(only.model, server_tools=(search,) if k % 2 else ())
+        records.append(dataclasses.replace(record, rounds=(dataclasses.replace(only, model=model),)))
+    found = figures_of(records, [trial(0, "gathered", 0, 4000)]).phases
+    assert found["server_tools"] == pytest.approx(0.02)
+    assert found["model"] == pytest.approx(0.08)
+    assert "server_tools" not in summary([0]).phases

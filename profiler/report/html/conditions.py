@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -142,6 +142,8 @@ def loops(data: dict[str, Any], strategies: Sequence[StrategySummary]) -> str:
     )
     more = f" {data['left']} more loops to choose from would have made the page too large."
     kinds = {"model": "model", "backoff": "backoff", "queue": "queue", "run": "tools"}
+    if any(span["kind"] == "server_tools" for span in _spans(data)):
+        kinds = {"model": "model", "server tools": "server_tools", **kinds}
     legend = [f"{swatch(palette.PHASES[phase])}{label}" for label, phase in kinds.items()]
     legend.append('<span class="swatch failed" aria-hidden="true"></span>failed')
     grid = Grid(
@@ -160,6 +162,12 @@ def loops(data: dict[str, Any], strategies: Sequence[StrategySummary]) -> str:
         f"At most {MOST_ROWS} rows of a loop are drawn.{more if data['left'] else ''}</p>"
         + behind(grid, "table-loops")
     )
+
+
+def _spans(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for one in data["loops"].values():
+        for row in one["rows"]:
+            yield from row["spans"]
 
 
 def _case(case: dict[str, Any], strategies: Sequence[StrategySummary]) -> str:

@@ -6,11 +6,11 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from profiler.anatomy import model_queue_ns
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.anatomy import model_queue_ns, server_tool_runs
+from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ServerToolCall, ToolCall
 from profiler.report.html.data import Case, Material
 from profiler.report.html.markup import embedded
-from profiler.report.text import clean, duration, percent
+from profiler.report.text import clean, counted, duration, percent
 from profiler.report.timeline import causes
 from profiler.shortfalls import EXPLAINED
 
@@ -128,6 +128,7 @@ def _model_row(round_: RoundRecord, origin: int) -> dict[str, Any]:
         spans.append(("model", model.attempts[-1].ended_ns, model.ended_ns))
     else:
         spans.append(("model" if model.status == "ok" else "failed", asked_ns, model.ended_ns))
+    spans += [("server_tools", max(start, asked_ns), end) for start, end in server_tool_runs(model)]
     return {
         "label": f"model {round_.index + 1}",
         "kind": "model",
@@ -168,13 +169,41 @@ def _model_detail(model: ModelCall, origin: int) -> Detail:
     ]
     if model.first_token_after_ns is not None:
         detail.append(("first token after", duration(model.first_token_after_ns / 1e9)))
-    if model.input_tokens is not None or model.output_tokens is not None:
-        detail.append(("tokens", f"{model.input_tokens or 0} in, {model.output_tokens or 0} out"))
+    if model.first_output_after_ns is not None:
+        detail.append(("first output after", duration(model.first_output_after_ns / 1e9)))
+    detail.append(("tokens", _tokens(model)))
+    for one in model.server_tools[:8]:
+        detail.append(("tool of the server", _server_tool(one, origin)))
+    if model.unreadable:
+        detail.append(("not understood", f"{counted(model.unreadable, 'part')} of the reply"))
     if model.finish_reason:
         detail.append(("finished with", clean(model.finish_reason)))
     for number, attempt in enumerate(model.attempts[:8], start=1):
         detail.append((f"attempt {number}", _attempt(attempt, origin)))
     return detail
+
+
+def _tokens(model: ModelCall) -> str:
+    """`512 in (400 from the cache, 12 written to it), 40 out (30 of reasoning)`, as far as is known."""
+
+    def said(count: int | None, way: str, **parts: int | None) -> str:
+        known = ", ".join(f"{part} {words.replace('_', ' ')}" for words, part in parts.items() if part)
+        return f"{'?' if count is None else count} {way}" + (f" ({known})" if known else "")
+
+    if model.total_tokens is None:
+        return "not known: the server did not say"
+    given = said(
+        model.input_tokens, "in", from_the_cache=model.cached_tokens, written_to_it=model.cache_written_tokens
+    )
+    return f"{given}, {said(model.output_tokens, 'out', of_reasoning=model.reasoning_tokens)}"
+
+
+def _server_tool(one: ServerToolCall, origin: int) -> str:
+    if one.started_ns is None or one.ended_ns is None:
+        return f"{clean(one.name)}, when is not known"
+    return (
+        f"{clean(one.name)}, {_at(one.started_ns, origin)}, {duration((one.ended_ns - one.started_ns) / 1e9)}"
+    )
 
 
 def _attempt(attempt: Attempt, origin: int) -> str:

@@ -1,7 +1,7 @@
 "use strict";
 // Asks for the data every second while the page is visible, and shows it.
 
-const COLOURS = { model: "#5560FE", backoff: "#CE0E0A", parse: "#D9A17F", tools: "#1F735A", queue: "#E67E00", collect: "#8B52B0", unaccounted: "#8A8F98" };
+const COLOURS = { model: "#5560FE", server_tools: "#0CAAFE", model_queue: "#A56A12", backoff: "#CE0E0A", parse: "#D9A17F", tools: "#1F735A", queue: "#E67E00", collect: "#8B52B0", unaccounted: "#8A8F98" };
 const id = (name) => document.getElementById(name);
 
 function make(tag, properties, ...children) {
@@ -44,7 +44,7 @@ function phases(strategies) {
   const means = strategies.map((one) => Object.values(one.phases).reduce((a, b) => a + b, 0));
   const most = Math.max(...means, 1e-9);
   const seen = Object.keys(COLOURS).filter((phase) => strategies.some((one) => one.phases[phase] > 0.001 * most));
-  id("legend").replaceChildren(...seen.map((phase) => make("li", {}, dot(COLOURS[phase]), phase)));
+  id("legend").replaceChildren(...seen.map((phase) => make("li", {}, dot(COLOURS[phase]), phase.replace("_", " "))));
   id("phases").replaceChildren(...strategies.map((one, place) => {
     const words = Object.entries(one.phases).filter(([phase]) => seen.includes(phase)).map(([phase, s]) => `${phase} ${format.duration(s)}`).join(", ");
     const parts = Object.entries(one.phases).map(([phase, seconds]) => {

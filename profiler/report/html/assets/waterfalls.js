@@ -1,7 +1,7 @@
 "use strict";
 // Loops of the same tape entry side by side, on one time axis; a row shows its details when it is chosen.
 
-const WORDS = { model: "model", backoff: "backoff", queue: "queued", tools: "ran", failed: "failed" };
+const WORDS = { model: "model", server_tools: "server tools", backoff: "backoff", queue: "queued", tools: "ran", failed: "failed" };
 const rowPitch = 17;
 let chosenRow = null;
 
