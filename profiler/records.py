@@ -252,6 +252,18 @@ class ModelCall(_Tried):
         return (self.input_tokens or 0) + (self.output_tokens or 0)
 
     @property
+    def replied(self) -> bool:
+        """A reply came, perhaps not to its end: the server may bill it."""
+        return self.status == "ok" or any(
+            one.status is not None and one.status < 400 for one in self.attempts
+        )
+
+    @property
+    def tokens_known(self) -> bool:
+        """The server said how many tokens came in and went out."""
+        return self.input_tokens is not None and self.output_tokens is not None
+
+    @property
     def duration_ns(self) -> int:
         """All attempts and the backoff between them."""
         return self.ended_ns - self.started_ns

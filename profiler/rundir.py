@@ -193,21 +193,43 @@ class Incident:
 class Spent:
     """Requests to the model API and their tokens, including warm-ups, failed attempts and loops cut off.
 
-    `requests` counts attempts; tokens are those that replies report, so failed attempts add none.
+    `requests` counts attempts; tokens are those that replies report, so failed attempts add none. What they
+    mean is said at `records.ModelCall`: of the input, `cached_tokens` were read from the provider's cache
+    and `cache_written_tokens` written to it; of the output, `reasoning_tokens` were reasoning. Of the model
+    requests, `replies` came to a reply, and `unknown_replies` of those did not say all of their tokens.
     """
 
     loops: int = 0
     requests: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+    cache_written_tokens: int = 0
+    reasoning_tokens: int = 0
+    replies: int = 0
+    unknown_replies: int = 0
+
+    @property
+    def uncached_tokens(self) -> int:
+        """The input tokens that were neither read from the cache nor written to it, so far as is known."""
+        return max(0, self.input_tokens - self.cached_tokens - self.cache_written_tokens)
+
+    @property
+    def asked(self) -> str:
+        """`503 requests, 400,000 tokens in (1,000 cached), 51,000 out`, and how many are not known."""
+        parts = {"cached": self.cached_tokens, "written to the cache": self.cache_written_tokens}
+        of_input = ", ".join(f"{count:,} {words}" for words, count in parts.items() if count)
+        text = f"{self.requests:,} requests, {self.input_tokens:,} tokens in"
+        text += f" ({of_input}), " if of_input else ", "
+        text += f"{self.output_tokens:,} out"
+        if self.reasoning_tokens:
+            text += f" ({self.reasoning_tokens:,} of reasoning)"
+        if self.unknown_replies:
+            text += f"; tokens of {self.unknown_replies:,} of {self.replies:,} replies are not known"
+        return text
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(
-            self.loops + other.loops,
-            self.requests + other.requests,
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-        )
+        return Spent(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Spent)))
 
 
 @dataclass(frozen=True, slots=True)

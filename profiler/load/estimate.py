@@ -15,7 +15,7 @@ from profiler.emulator.draws import Place
 from profiler.emulator.tape import Tape
 from profiler.load.options import LoadOptions
 from profiler.load.plan import Arrivals
-from profiler.load.spending import RESOURCES, extrapolated, option_of, price_of
+from profiler.load.spending import RESOURCES, extrapolated, option_of
 from profiler.rundir import Spent
 from profiler.scenarios import Scenario
 
@@ -49,10 +49,8 @@ class LoadEstimate:
     @property
     def cost(self) -> float | None:
         """In USD; None where it is unknown."""
-        price = price_of(self.options.asked_model, self.options.price)
-        if self.spent is None or price is None:
-            return None
-        return price.cost(self.spent.input_tokens, self.spent.output_tokens)
+        price = self.options.model_price()
+        return None if self.spent is None or price is None else price.cost(self.spent)
 
     def lines(self) -> list[str]:
         """For a reader: one line, several where it may cost something."""
@@ -84,7 +82,7 @@ class LoadEstimate:
         tokens = f", {rounded(self.spent.input_tokens)} tokens in, {rounded(self.spent.output_tokens)} out"
         if self.cost is None:
             return f"{tokens}; the price is unknown (--price IN/OUT)"
-        return f"{tokens}: some ${self.cost:.2g} at {price_of(self.options.asked_model, self.options.price)}"
+        return f"{tokens}: some ${self.cost:.2g} at {self.options.model_price()}"
 
     def _limits(self) -> str:
         """Which limit on spending will end the test first, else which limits there are."""

@@ -37,7 +37,7 @@ from profiler.statistics.objectives import AbortRule, parse_objective
 from profiler.strategies import StrategySpec, parse_strategies
 
 if TYPE_CHECKING:
-    from profiler.load.spending import Budget
+    from profiler.load.spending import Budget, Price
     from profiler.rundir import Run
 
 DEFAULT_STRATEGIES = (
@@ -222,13 +222,16 @@ class LoadOptions(Options):
 
     max_loops: int | None = spending("--max-loops", COUNT, None, "loops")
     max_requests: int | None = spending("--max-requests", COUNT, None, "model requests: every attempt")
-    max_tokens: int | None = spending("--max-tokens", COUNT, None, "input and output tokens together")
-    max_cost: float | None = spending("--max-cost", AMOUNT, None, "cost of the tokens", metavar="USD")
+    max_tokens: int | None = spending("--max-tokens", COUNT, None, "all tokens, in and out, cached or not")
+    max_cost: float | None = spending(
+        "--max-cost", AMOUNT, None, "what the tokens cost, by what the cache did with them", metavar="USD"
+    )
     price: str | None = spending(
         "--price",
         TEXT,
         None,
-        "USD per million input and output tokens (default: a table of some known models)",
+        "USD per million tokens in and out, and of cached and cache-written ones as in 3/15/0.30/3.75 "
+        "(default: a table of some known models)",
         metavar="IN/OUT",
     )
 
@@ -291,10 +294,10 @@ class LoadOptions(Options):
 
         Raises `UsageError` when costs are limited and the model's price is unknown.
         """
-        from profiler.load.spending import RESOURCES, Budget, price_of
+        from profiler.load.spending import RESOURCES, Budget
 
         model = model or self.asked_model
-        price = price_of(model, self.price)
+        price = self.model_price(model)
         if self.max_cost is not None and price is None:
             named = f"the price of {model} is unknown" if model else "which model the agent uses is unknown"
             raise UsageError(
@@ -302,6 +305,12 @@ class LoadOptions(Options):
             )
         limits = {resource: getattr(self, f"max_{resource}") for resource in RESOURCES}
         return Budget({name: limit for name, limit in limits.items() if limit is not None}, price)
+
+    def model_price(self, model: str = "") -> Price | None:
+        """What a model's tokens cost, None where that is unknown. `model`: as in `budget`."""
+        from profiler.load.spending import price_of
+
+        return price_of(model or self.asked_model, self.price, PROVIDERS[self.provider].sdk)
 
     @property
     def asked_model(self) -> str:

@@ -8,6 +8,8 @@ so far, retries and warm-up included. So the total ends near the limit, and past
 
 because a worker is granted at most as many loops as it has under way, and at least one. No loop is cut off to
 keep a limit. Loops themselves (`--max-loops`) are counted as they begin: never one too many.
+
+Where some replies do not say their tokens, those are taken to be as many as the others', and that is said.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import math
 import re
 import tomllib
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from typing import Literal, get_args
 
@@ -46,14 +48,17 @@ class Budget:
     price: Price | None = None
 
     def used(self, spent: Spent, resource: Resource) -> float:
-        """How much of a resource `spent` is."""
+        """How much of a resource `spent` is; a reply that does not say its tokens counts as the average."""
         if resource == "loops":
             return spent.loops
         if resource == "requests":
             return spent.requests
         if resource == "tokens":
-            return spent.input_tokens + spent.output_tokens
-        return 0.0 if self.price is None else self.price.cost(spent.input_tokens, spent.output_tokens)
+            known: float = spent.input_tokens + spent.output_tokens
+        else:
+            known = 0.0 if self.price is None else self.price.cost(spent)
+        said = spent.replies - spent.unknown_replies
+        return known * spent.replies / said if spent.unknown_replies and said else known
 
     def room(self, spent: Spent, under_way: int) -> tuple[int, Resource | None]:
         """How many more loops may begin, and the limit that allows the fewest (None without limits).
@@ -76,18 +81,24 @@ class Budget:
     def stopped(self, resource: Resource, spent: Spent) -> str:
         """Which limit ended the run, and what was spent by then, in words."""
         used = self.used(spent, resource)
+        guessed = ""
+        if spent.unknown_replies and resource in ("tokens", "cost"):
+            guessed = (
+                f", if the {spent.unknown_replies} of {spent.replies} replies that do not say their tokens "
+                "were like the others"
+            )
         if resource == "cost":
-            return f"stopped at {self.limit(resource)}: ${used:.4g} spent"
+            return f"stopped at {self.limit(resource)}: ${used:.4g} spent{guessed}"
         word = {"loops": "begun", "requests": "sent", "tokens": "used"}[resource]
-        return f"stopped at {self.limit(resource)}: {used:.0f} {word}"
+        return f"stopped at {self.limit(resource)}: {used:.0f} {word}{guessed}"
 
     def describe(self, spent: Spent) -> str:
         """The spending in words, with its cost where the price is known."""
-        text = (
-            f"{spent.loops:,} loops, {spent.requests:,} requests, {spent.input_tokens:,} tokens in, "
-            f"{spent.output_tokens:,} out"
-        )
-        return text if self.price is None else f"{text}: ${self.used(spent, 'cost'):.4g} at {self.price}"
+        text = f"{spent.loops:,} loops, {spent.asked}"
+        if self.price is None:
+            return text
+        least = "at least " if spent.unknown_replies else ""
+        return f"{text}: {least}${self.price.cost(spent):.4g} at {self.price}"
 
     def limit(self, resource: Resource) -> str:
         """A limit as the user wrote it: `--max-requests 500`."""
@@ -100,24 +111,26 @@ def spent_by(record: LoopRecord) -> Spent:
 
     Its `loops` are 0: loops count as spent when they begin.
     """
-    requests = given = taken = 0
+    requests = given = taken = cached = written = reasoning = replies = unknown = 0
     for round_ in record.rounds:
         model = round_.model
         requests += model.attempt_count
         given += model.input_tokens or 0
         taken += model.output_tokens or 0
-    return Spent(0, requests, given, taken)
+        cached += model.cached_tokens or 0
+        written += model.cache_written_tokens or 0
+        reasoning += model.reasoning_tokens or 0
+        if model.replied:
+            replies += 1
+            unknown += not model.tokens_known
+    return Spent(0, requests, given, taken, cached, written, reasoning, replies, unknown)
 
 
 def extrapolated(spent: Spent, loops: int) -> Spent:
     """The spending of `loops` loops at the average of those in `spent`, which has some."""
     share = loops / spent.loops
-    return Spent(
-        loops,
-        round(spent.requests * share),
-        round(spent.input_tokens * share),
-        round(spent.output_tokens * share),
-    )
+    each = {one.name: round(getattr(spent, one.name) * share) for one in fields(Spent)}
+    return Spent(**{**each, "loops": loops})
 
 
 @dataclass(slots=True)
@@ -224,8 +237,8 @@ class Grants:
 
 # What tokens cost: by `prices.toml` beside this file, or by what the user says.
 #
-# Only plain input and output tokens count: what the providers' caches save is not in the records, so a cost
-# computed here is an upper bound where prompts are cached.
+# A cost is what is billed: input by what the provider's cache did with it, output with the reasoning that is
+# part of it. Where a server does not say what came from its cache, nothing is taken to have.
 
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
 """The end of a model's name that says which snapshot of it is meant; all of them cost the same."""
@@ -233,48 +246,81 @@ _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """USD per million tokens."""
+    """USD per million tokens of `input` that is in no cache, and of `output`, reasoning included.
+
+    `cached` and `written` are factors of `input`: for tokens read from the provider's cache, and for those
+    written to it.
+    """
 
     input: float
     output: float
+    cached: float = 1.0
+    written: float = 1.0
 
     @classmethod
-    def parse(cls, spec: str) -> Price:
-        """`2.50/10`: input, output. Raises `UsageError`."""
-        try:
-            given, taken = (float(part) for part in spec.split("/"))
-        except ValueError:
-            given = taken = -1.0
-        if not (0 <= given < float("inf") and 0 <= taken < float("inf")):
-            raise UsageError(
-                f"--price {spec}: expected IN/OUT, USD per million input and output tokens, such as 2.50/10"
-            )
-        return cls(given, taken)
+    def parse(cls, spec: str, otherwise: Price | None = None) -> Price:
+        """`2.50/10`: input, output; `3/15/0.30/3.75`: cached and written input too. Raises `UsageError`.
 
-    def cost(self, input_tokens: float, output_tokens: float) -> float:
-        """USD."""
-        return (self.input * input_tokens + self.output * output_tokens) / 1e6
+        The cache factors that `spec` leaves out are those of `otherwise`.
+        """
+        try:
+            prices = [float(part) for part in spec.split("/")]
+        except ValueError:
+            prices = []
+        if not 2 <= len(prices) <= 4 or not all(0 <= price < math.inf for price in prices):
+            raise UsageError(
+                f"--price {spec}: expected IN/OUT, or IN/OUT/CACHED/WRITTEN, USD per million tokens, such as "
+                "2.50/10 or 3/15/0.30/3.75"
+            )
+        plain, output, *cache = prices
+        if cache and not plain:
+            raise UsageError(f"--price {spec}: cached input cannot have a price where input has none")
+        factors = [1.0, 1.0] if otherwise is None else [otherwise.cached, otherwise.written]
+        factors[: len(cache)] = [price / plain for price in cache]
+        return cls(plain, output, *factors)
+
+    def cost(self, spent: Spent) -> float:
+        """USD, of the tokens that are known."""
+        billed = (
+            spent.uncached_tokens
+            + self.cached * spent.cached_tokens
+            + self.written * spent.cache_written_tokens
+        )
+        return (self.input * billed + self.output * spent.output_tokens) / 1e6
 
     def __str__(self) -> str:
-        return f"${self.input:g}/${self.output:g} per million tokens in/out"
+        factors = {"cached": self.cached, "written to the cache": self.written}
+        others = [f"${self.input * one:g} {words}" for words, one in factors.items() if one != 1]
+        return ", ".join([f"${self.input:g}/${self.output:g} per million tokens in/out", *others])
 
 
-def price_of(model: str, spec: str | None = None) -> Price | None:
+def price_of(model: str, spec: str | None = None, sdk: str = "openai") -> Price | None:
     """The price that `--price` gives, else the table's price of the model or of what it is a snapshot of.
 
+    Cache factors that `spec` leaves out are the model's, else the usual ones of the API that `sdk` speaks.
     None: unknown. Raises `UsageError` for a `spec` that is no price.
     """
-    if spec is not None:
-        return Price.parse(spec)
-    known = _table()
-    return known.get(model) or known.get(_SNAPSHOT.sub("", model))
+    prices, usual = _table()
+    known = prices.get(model) or prices.get(_SNAPSHOT.sub("", model))
+    return known if spec is None else Price.parse(spec, known or usual[sdk])
 
 
 @functools.cache
-def _table() -> dict[str, Price]:
+def _table() -> tuple[dict[str, Price], dict[str, Price]]:
+    """(price by model, what is usual by SDK: a price of nothing with its cache factors)."""
     text = (resources.files("profiler.load") / "prices.toml").read_text(encoding="utf-8")
-    return {
-        name: Price(float(price["input"]), float(price["output"]))
-        for provider in tomllib.loads(text).values()
-        for name, price in provider["models"].items()
+    providers = tomllib.loads(text)
+    usual = {
+        name: Price(0.0, 0.0, float(provider["cached"]), float(provider["written"]))
+        for name, provider in providers.items()
     }
+    return {
+        name: Price(
+            float(price["input"]),
+            float(price["output"]),
+            float(price.get("cached", usual[provider].cached)),
+            float(price.get("written", usual[provider].written)),
+        )
+        for provider, listed in providers.items()
+        for name, price in listed["models"].items()
+    }, usual

@@ -309,8 +309,9 @@ def _capacity(calibrated: Collection[Calibration]) -> ClientCapacity:
 
 def _check_usage(options: LoadOptions, warmed_up: Spent, failure: str | None) -> None:
     """Refuse a limit on tokens where the target's replies do not say how many they used."""
+    said = warmed_up.output_tokens and warmed_up.unknown_replies < max(1, warmed_up.replies)
     for option, limit in (("--max-tokens", options.max_tokens), ("--max-cost", options.max_cost)):
-        if limit is None or not warmed_up.requests or warmed_up.output_tokens:
+        if limit is None or not warmed_up.requests or said:
             continue
         if failure is not None:
             raise TargetError(

@@ -60,7 +60,7 @@ def test_loop_failed_when_a_call_of_it_did() -> None:
     for one in (loop(), loop(call_status="error"), loop(status="error", statuses=(429, 429, 529))):
         tally.count(one)
     assert (tally.loops, tally.failed, tally.rate_limited) == (3, 2, 3)
-    assert tally.spent == Spent(0, 5, 0, 0)
+    assert tally.spent == Spent(0, 5, 0, 0, replies=3, unknown_replies=3)
 
 
 def test_records_move_onto_another_clock_and_keep_their_durations() -> None:

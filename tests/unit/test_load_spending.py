@@ -15,15 +15,57 @@ from profiler.rundir import Spent
 
 
 def test_price_is_the_users_else_the_tables_also_for_a_snapshot() -> None:
-    assert price_of("gpt-4o") == Price(2.5, 10.0)
+    assert price_of("gpt-4o") == Price(2.5, 10.0, cached=0.5)
     assert price_of("gpt-4o-2024-11-20") == price_of("gpt-4o")
-    assert price_of("claude-sonnet-4-5-20250929") == price_of("claude-sonnet-4-5") == Price(3.0, 15.0)
-    assert price_of("gpt-4o", "1/2") == Price(1.0, 2.0)
+    assert price_of("claude-sonnet-4-5-20250929") == price_of("claude-sonnet-4-5")
+    assert price_of("claude-sonnet-4-5") == Price(3.0, 15.0, cached=0.1, written=1.25)
+    assert price_of("gpt-4o", "1/2") == Price(1.0, 2.0, cached=0.5)
     assert price_of("my-model") is None
-    assert Price(2.5, 10.0).cost(1_000_000, 200_000) == pytest.approx(4.5)
 
 
-@pytest.mark.parametrize("spec", ["1", "1/2/3", "a/b", "-1/2", "inf/1", "nan/1", ""])
+def test_cost_is_what_is_billed_by_what_the_cache_did_with_the_input() -> None:
+    """50,012 tokens in, of which 30,000 read from the cache and 20,000 written to it; 9 out."""
+    spent = Spent(1, 1, 50_012, 9, cached_tokens=30_000, cache_written_tokens=20_000, reasoning_tokens=4)
+    assert spent.uncached_tokens == 12
+    assert Price(2.5, 10.0).cost(spent) == pytest.approx((50_012 * 2.5 + 90) / 1e6)
+    anthropic = price_of("claude-sonnet-4-5")
+    assert anthropic is not None
+    assert anthropic.cost(spent) == pytest.approx((12 * 3 + 30_000 * 0.3 + 20_000 * 3.75 + 9 * 15) / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("model", "cached", "written"),
+    [
+        *[("gpt-4o", 1.25, 2.5), ("gpt-4.1", 0.5, 2.0), ("gpt-5-mini", 0.025, 0.25)],
+        *[("gpt-6.1-sol", 0.1, 2.5), ("gpt-6-luna", 0.01, 0.125)],
+        *[("claude-haiku-4-5", 0.1, 1.25), ("claude-opus-5-5", 0.2, 5.0)],
+    ],
+)
+def test_table_knows_what_the_caches_cost(model: str, cached: float, written: float) -> None:
+    """USD per million tokens, as the providers' pages have them."""
+    found = price_of(model)
+    assert found is not None
+    assert (found.input * found.cached, found.input * found.written) == pytest.approx((cached, written))
+
+
+def test_price_may_say_what_cached_and_written_input_costs() -> None:
+    assert Price.parse("3/15/0.30") == Price(3.0, 15.0, pytest.approx(0.1), 1.0)
+    assert Price.parse("3/15/0.30/3.75") == Price(3.0, 15.0, pytest.approx(0.1), 1.25)
+    assert str(Price.parse("3/15/0.30/3.75")) == (
+        "$3/$15 per million tokens in/out, $0.3 cached, $3.75 written to the cache"
+    )
+    # What is left out is the model's, or what is usual for the API.
+    assert price_of("claude-opus-5-5", "1/2") == Price(1.0, 2.0, 0.05, 1.25)
+    assert price_of("claude-opus-5-5", "1/2/1") == Price(1.0, 2.0, 1.0, 1.25)
+    assert LoadOptions(provider="anthropic", model="mine", price="1/2").model_price() == Price(
+        1, 2, 0.1, 1.25
+    )
+    assert LoadOptions(model="mine", price="1/2").model_price() == Price(1.0, 2.0)
+    with pytest.raises(UsageError, match="--price 0/1/1: cached input cannot have a price"):
+        LoadOptions(price="0/1/1")
+
+
+@pytest.mark.parametrize("spec", ["1", "1/2/3/4/5", "1/2/x", "1/2/-3", "a/b", "-1/2", "inf/1", "nan/1", ""])
 def test_price_that_is_none_is_refused(spec: str) -> None:
     with pytest.raises(UsageError, match="expected IN/OUT"):
         LoadOptions(price=spec)
@@ -63,7 +105,46 @@ def test_spending_counts_every_attempt_as_a_request_and_the_tokens_that_replies_
     )
     unseen = RoundRecord(2, 20, 30, ModelCall("openai", "m", 20, 30, input_tokens=1, output_tokens=2))
     record = LoopRecord("r", "gathered", "openai", "m", 0, 30, "ok", (failed, good, unseen))
-    assert spent_by(record) == Spent(0, 5, 71, 7)
+    assert spent_by(record) == Spent(0, 5, 71, 7, replies=3, unknown_replies=1)
+
+
+def test_spending_counts_what_the_cache_did_and_the_replies_that_do_not_say_their_tokens() -> None:
+    said = ModelCall(
+        *("anthropic", "m", 0, 9),
+        input_tokens=50_012,
+        output_tokens=9,
+        cached_tokens=30_000,
+        cache_written_tokens=20_000,
+        reasoning_tokens=4,
+    )
+    unsaid = ModelCall("anthropic", "m", 0, 9, output_tokens=5)
+    cut = ModelCall("anthropic", "m", 0, 9, "cancelled", "cancelled", attempts=(Attempt(0, 9, 200),))
+    refused = ModelCall("anthropic", "m", 0, 9, "error", "http_429", attempts=(Attempt(0, 9, 429),))
+    lost = ModelCall("anthropic", "m", 0, 9, "error", "connection", attempts=(Attempt(0, 9),))
+    rounds = tuple(RoundRecord(n, 0, 9, model) for n, model in enumerate((said, unsaid, cut, refused, lost)))
+    found = spent_by(LoopRecord("r", "gathered", "anthropic", "m", 0, 9, "ok", rounds))
+    assert found == Spent(0, 5, 50_012, 14, 30_000, 20_000, 4, replies=3, unknown_replies=2)
+    assert found.asked == (
+        "5 requests, 50,012 tokens in (30,000 cached, 20,000 written to the cache), 14 out (4 of reasoning); "
+        "tokens of 2 of 3 replies are not known"
+    )
+
+
+def test_replies_that_do_not_say_their_tokens_count_as_the_others() -> None:
+    budget = Budget({"tokens": 1000, "cost": 1.0}, Price(100.0, 1000.0))
+    spent = Spent(10, 40, 450, 30, replies=40, unknown_replies=10)
+    assert budget.used(spent, "tokens") == pytest.approx(480 * 40 / 30)
+    assert budget.used(spent, "cost") == pytest.approx((450 * 100 + 30 * 1000) / 1e6 * 40 / 30)
+    assert budget.stopped("tokens", spent) == (
+        "stopped at --max-tokens 1000: 640 used, if the 10 of 40 replies that do not say their tokens were "
+        "like the others"
+    )
+    assert budget.stopped("cost", spent).startswith("stopped at --max-cost 1: $0.1 spent, if the 10 of 40 ")
+    assert budget.describe(spent).endswith(
+        "tokens of 10 of 40 replies are not known: at least $0.075 at $100/$1000 per million tokens in/out"
+    )
+    # None is known: nothing to go by, so one loop at a time.
+    assert budget.used(Spent(1, 2, 0, 0, replies=2, unknown_replies=2), "tokens") == 0
 
 
 def test_room_is_the_least_of_all_limits_less_what_is_under_way() -> None:

@@ -279,6 +279,16 @@ def test_tokens_that_the_target_does_not_name_cannot_be_limited() -> None:
         there.workers_of_test.prepare(LoadOptions(max_tokens=1000), ROOT)
 
 
+def test_tokens_that_only_some_replies_name_can_be_limited() -> None:
+    there = Connected("a")
+    there.answer = Ready(spent=Spent(1, 2, 30, 4, replies=2, unknown_replies=1))
+    there.workers_of_test.prepare(LoadOptions(max_tokens=1000), ROOT)
+    there = Connected("a")
+    there.answer = Ready(spent=Spent(1, 2, 30, 4, replies=2, unknown_replies=2))  # each names but a part
+    with pytest.raises(UsageError, match="names no tokens"):
+        there.workers_of_test.prepare(LoadOptions(max_tokens=1000), ROOT)
+
+
 def test_first_loop_that_failed_does_not_show_whether_the_target_names_tokens() -> None:
     there = Connected("a")
     there.answer = Ready(spent=Spent(1, 2), first_failure="http_503")

@@ -24,7 +24,16 @@ from profiler.exporters.opentelemetry import OpenTelemetrySink
 from profiler.exporters.prometheus import PrometheusSink
 from profiler.load.health import Tally
 from profiler.load.output import reported
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolAttempt, ToolCall, encode
+from profiler.records import (
+    Attempt,
+    LoopRecord,
+    ModelCall,
+    RoundRecord,
+    ServerToolCall,
+    ToolAttempt,
+    ToolCall,
+    encode,
+)
 from profiler.report.html.charts import course
 from profiler.report.html.data import gather
 from profiler.report.live import Rolling, RunningTotals
@@ -124,6 +133,9 @@ class Maker:
         failed = bool(attempts) and attempts[-1].status != 200
         streamed = self.some(0.5)
         counted = self.some(0.8)
+        cached = self.random.randrange(50) if self.some(0.5) else None
+        reasoned = self.random.randrange(50) if self.some(0.5) else None
+        first = self.random.randrange(started, ended + 1)
         return ModelCall(
             provider="openai",
             model="m",
@@ -132,12 +144,24 @@ class Maker:
             status="error" if failed else "ok",
             error_type=attempts[-1].error_type if failed else None,
             streamed=streamed,
-            first_token_ns=self.random.randrange(started, ended + 1) if streamed else None,
-            input_tokens=self.random.randrange(100) if counted else None,
-            output_tokens=self.random.randrange(100) if counted else None,
+            first_token_ns=first if streamed else None,
+            first_output_ns=self.random.randrange(first, ended + 1) if streamed and self.some(0.8) else None,
+            input_tokens=100 + self.random.randrange(100) if counted else None,
+            output_tokens=50 + self.random.randrange(100) if counted and self.some(0.9) else None,
+            cached_tokens=cached if counted else None,
+            cache_written_tokens=self.random.randrange(50) if counted and cached is not None else None,
+            reasoning_tokens=reasoned if counted else None,
             attempts=tuple(attempts),
             limiter_wait_ns=held,
+            server_tools=tuple(self.server_tool(started, ended) for _ in range(self.random.randrange(3))),
+            unreadable=self.random.randrange(2),
         )
+
+    def server_tool(self, started: int, ended: int) -> ServerToolCall:
+        if self.some(0.3):
+            return ServerToolCall("code_execution")
+        began = started + self.random.randrange((ended - started) // MS + 1) * MS
+        return ServerToolCall("web_search", began, min(ended, began + self.random.randrange(20) * MS))
 
     def call(self, n: int, model: ModelCall, early: bool) -> ToolCall:
         queued = model.started_ns if early else self.now
@@ -198,6 +222,11 @@ def said(records: Sequence[LoopRecord]) -> Facts:
         "attempts": sum(model.attempt_count for model in models),
         "input tokens": sum(model.input_tokens or 0 for model in models),
         "output tokens": sum(model.output_tokens or 0 for model in models),
+        "cached tokens": sum(model.cached_tokens or 0 for model in models),
+        "written tokens": sum(model.cache_written_tokens or 0 for model in models),
+        "reasoning tokens": sum(model.reasoning_tokens or 0 for model in models),
+        "replies": sum(model.replied for model in models),
+        "unknown replies": sum(model.replied and not model.tokens_known for model in models),
         "calls": len(calls),
         "calls that ran": len(ran),
         "calls that ran well": sum(one.duration_ns is not None and one.failure is None for one in calls),
@@ -226,6 +255,11 @@ def tally(records: Sequence[LoopRecord], _: Path) -> Facts:
         "attempts": found.spent.requests,
         "input tokens": found.spent.input_tokens,
         "output tokens": found.spent.output_tokens,
+        "cached tokens": found.spent.cached_tokens,
+        "written tokens": found.spent.cache_written_tokens,
+        "reasoning tokens": found.spent.reasoning_tokens,
+        "replies": found.spent.replies,
+        "unknown replies": found.spent.unknown_replies,
     }
 
 

@@ -185,6 +185,7 @@ def test_phases_of_a_round():
     first, last = sample().rounds
     assert phases(first) == {
         "model": 100,
+        "server_tools": 0,
         "model_queue": 0,
         "backoff": 0,
         "parse": 10,
@@ -223,6 +224,7 @@ def test_eager_call_gives_way_to_the_model():
     round_ = RoundRecord(0, 0, 200, ModelCall("p", "m", 0, 100), 100, 180, calls)
     assert phases(round_) == {
         "model": 100,
+        "server_tools": 0,
         "model_queue": 0,
         "backoff": 0,
         "parse": 0,

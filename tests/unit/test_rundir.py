@@ -187,3 +187,13 @@ def test_run_that_cannot_be_read_is_not_removed(tmp_path: Path) -> None:
     (directory.path / "run.json").write_text("{")
     assert not directory.remove_if_unused()
     assert directory.path.exists()
+
+
+def test_spending_of_a_run_from_before_caches_were_counted_is_readable(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, RUN)
+    data = json.loads((directory.path / "run.json").read_text())
+    data["spent"] = {"loops": 2, "requests": 5, "input_tokens": 900, "output_tokens": 80}
+    (directory.path / "run.json").write_text(json.dumps(data))
+    spent = directory.load().spent
+    assert spent == Spent(2, 5, 900, 80)
+    assert spent.asked == "5 requests, 900 tokens in, 80 out"

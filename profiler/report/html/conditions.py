@@ -291,8 +291,7 @@ def _load(run: Run, summary: Summary) -> list[tuple[str, str]]:
         ("loops recorded", str(sum(one.totals.loops for one in summary.strategies))),
     ]
     if spent is not None:
-        asked = f"{spent.requests:,} requests, {spent.input_tokens:,} tokens in, {spent.output_tokens:,} out"
-        pairs.append(("asked of the model in all", f"{asked}, retries and warm-up included"))
+        pairs.append(("asked of the model in all, retries and warm-up included", spent.asked))
     began = datetime.fromtimestamp(run.anchor.unix_ns / 1e9, tz=UTC)
     pairs.append(("began", began.strftime("%Y-%m-%d %H:%M:%S UTC")))
     for line in limits(run):
