@@ -188,7 +188,8 @@ BACKOFF = counter(
 )
 QUOTA_REMAINING = gauge(
     "toolloop_quota_remaining",
-    "What the provider's rate-limit headers last said is left; resource is requests or a kind of tokens.",
+    "What the provider's rate-limit headers last said is left; resource is requests or a kind of tokens, "
+    "requests_day where they are those of a day.",
     ("provider", "model", "resource"),
 )
 QUOTA_LIMIT = gauge(

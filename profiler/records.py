@@ -88,7 +88,7 @@ class Attempt:
     `connected_ns`: a connection was there (for one kept alive, only aiohttp's transport tells).
     `sent_ns`: the request was written. `first_byte_ns`: the response headers arrived. `ended_ns`:
     the body ended, or the try failed. `rate_limits` maps the provider's rate-limit headers to
-    their values.
+    their values, with its `date` where one of them is a point in time.
     """
 
     started_ns: int
@@ -186,6 +186,16 @@ class ServerToolCall:
     ended_ns: int | None = None
 
 
+def limited_input_tokens(provider: str, input_tokens: int | None, cached_tokens: int | None) -> int | None:
+    """The input tokens of a request that count against the provider's tokens per minute.
+
+    Anthropic leaves out those that were read from its cache (for most models); OpenAI counts all.
+    """
+    if input_tokens is None or provider != "anthropic":
+        return input_tokens
+    return max(0, input_tokens - (cached_tokens or 0))
+
+
 @dataclass(frozen=True, slots=True)
 class ModelCall(_Tried):
     """One model request as the caller sees it: all attempts and the backoff between them.
@@ -236,13 +246,8 @@ class ModelCall(_Tried):
 
     @property
     def limited_input_tokens(self) -> int | None:
-        """The input tokens that count against the provider's tokens per minute.
-
-        Anthropic leaves out those that were read from its cache (for most models); OpenAI counts all.
-        """
-        if self.input_tokens is None or self.provider != "anthropic":
-            return self.input_tokens
-        return max(0, self.input_tokens - (self.cached_tokens or 0))
+        """The input tokens that count against the provider's tokens per minute (`limited_input_tokens`)."""
+        return limited_input_tokens(self.provider, self.input_tokens, self.cached_tokens)
 
     @property
     def total_tokens(self) -> int | None:

@@ -58,7 +58,7 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="Q",
-        help="a server's limits a minute, such as openai:rpm=500,tpm=30000 (default: what headers say)",
+        help="a server's limits, such as openai:rpm=500,tpm=30000; rpd, tpd: a day (default: its headers)",
     )
     add_output(parser, json="print the answer as JSON, and nothing else", running="the search runs")
 

@@ -34,7 +34,7 @@ from prometheus_client.samples import Exemplar
 
 from profiler import metrics
 from profiler.anatomy import PHASES, phases, tool_phase
-from profiler.limits.refusals import stated
+from profiler.limits.quotas import stated
 from profiler.loop.recorder import LiveCalls
 from profiler.metrics import Metric
 from profiler.providers.endpoint import exposed
@@ -383,12 +383,13 @@ class PrometheusSink(Collector):
             return [((user_class,), agents) for user_class, agents in list(self._agents.items())]
         if metric is metrics.RUN_INFO:
             return [] if self._run_info is None else [(self._run_info, 1)]
-        return [
-            ((*who, resource), value)
-            for who, limits in list(self._rate_limits.items())
-            for word, resource, value in stated(limits)
-            if metric is (metrics.QUOTA_LIMIT if word == "limit" else metrics.QUOTA_REMAINING)
-        ]
+        figures: dict[tuple[str, ...], float] = {}
+        for who, headers in list(self._rate_limits.items()):
+            for quota in stated(headers):
+                value = quota.limit if metric is metrics.QUOTA_LIMIT else quota.remaining
+                if value is not None:  # of several quotas of one name, such as two policies, the narrowest
+                    figures[*who, quota.name] = min(value, figures.get((*who, quota.name), value))
+        return list(figures.items())
 
     def serve(self, port: int, host: str = "127.0.0.1") -> int:
         """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port.

@@ -30,7 +30,8 @@ from profiler.limits.limiter import (
     Ticket,
     Together,
 )
-from profiler.limits.refusals import Holdback, retry_after_ns, signal_of, stated
+from profiler.limits.quotas import stated
+from profiler.limits.refusals import Holdback, retry_after_ns, signal_of
 from profiler.limits.spec import Rule, parse_rules
 from profiler.records import Clock
 
@@ -245,15 +246,19 @@ class Gate:
         return tuple(lane.limiter for lane in self._shared(self._lanes_here(), tool))
 
     def heed(self, tool: str, headers: Mapping[str, str]) -> None:
-        """Lower the rates to the remaining quota that a response's headers state; never raises them."""
-        figures: dict[str, dict[str, float]] = {}
-        for word, resource, value in stated(headers):
-            figures.setdefault(resource, {})[word] = value
-        for limiter in self.limiters(tool):
+        """Lower the rates to the quotas that a response's headers state, and to what is left of them.
+
+        They are never raised. Of processes that share the limits each takes its part.
+        """
+        quotas = stated(headers, time.time())
+        for limiter in self.limiters(tool) if quotas else ():
             for one in limiter.limiters if isinstance(limiter, Together) else (limiter,):
-                if isinstance(one, RateLimit) and (said := figures.get(one.resource)):
-                    rate = said["limit"] / 60 if "limit" in said else None
-                    one.lower(self._clock(), said.get("remaining", -1.0), rate)
+                if isinstance(one, RateLimit):
+                    for quota in quotas:
+                        if quota.resource == one.resource:
+                            rate = quota.lowers(one.rate * self.share)
+                            left = -1.0 if quota.remaining is None else quota.remaining / self.share
+                            one.lower(self._clock(), left, None if rate is None else rate / self.share)
 
     def slot(self, tool: str = "", agent: str = "", cost: Cost = ONE) -> Slot:
         """`async with gate.slot("search") as slot:` around one call.

@@ -1,4 +1,4 @@
-"""Reads exceptions, results and response headers: refusals, Retry-After, transient errors, remaining quotas.
+"""Reads exceptions, results and response headers: refusals, Retry-After, transient errors.
 
 Exceptions and results are recognised by their shape, whatever library they come from.
 """
@@ -9,17 +9,16 @@ import contextlib
 import itertools
 import re
 import time
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from random import Random
 from types import MemberDescriptorType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import orjson
 
 from profiler.limits.limiter import Signal
+from profiler.limits.quotas import duration_ns, moment_s, number
 
 REJECTING = frozenset((429, 503, 529))
 """HTTP statuses by which a server says that its load is too high at the moment."""
@@ -345,29 +344,29 @@ def _reported(text: str, marked: bool = False) -> Returned:
     return Returned(ERROR_RESULT if marked else None, "unknown")
 
 
+LONGEST_WAIT_S = 1e6
+"""A wait that a server asks for is not believed from so many seconds on."""
+
+
 def parse_retry_after(
     milliseconds: str | None, seconds: str | None, wall_clock: Callable[[], float] = time.time
 ) -> int | None:
-    """Nanoseconds to wait, from `retry-after-ms` (which goes first) and `retry-after` (seconds or a date).
+    """Nanoseconds to wait, from `retry-after-ms` (which goes first) and `retry-after`.
 
-    None when neither can be used. `wall_clock`: seconds since the epoch, to turn a date into a wait.
+    The latter has seconds, with decimals or without, a duration (`1m12s`) or an HTTP date; one that is past
+    asks for no wait. None when neither can be used. `wall_clock`: Unix time, to turn a date into a wait.
     """
     for text, unit in ((milliseconds, 1e6), (seconds, 1e9)):
-        if text is None:
-            continue
-        try:
-            value = float(text)
-        except ValueError:
-            continue
-        if 0 <= value < 1e6:
+        value = None if text is None else number(text)
+        if value is not None and value < LONGEST_WAIT_S:
             return int(value * unit)
-    if seconds is not None:
-        try:
-            wait = parsedate_to_datetime(seconds).timestamp() - wall_clock()
-        except (ValueError, TypeError, OverflowError):
-            return None
-        return max(0, int(wait * 1e9))
-    return None
+    if seconds is None:
+        return None
+    if (duration := duration_ns(seconds)) is not None:
+        return duration[0] if duration[0] < LONGEST_WAIT_S * 1e9 else None
+    at = moment_s(seconds)
+    wait = None if at is None else max(0.0, at - wall_clock())
+    return None if wait is None or wait >= LONGEST_WAIT_S else int(wait * 1e9)
 
 
 LEAST_SPREAD_NS = 1_000_000_000
@@ -431,32 +430,3 @@ def delay_ns(attempt: int, signal: Signal, asked_ns: int | None, random: Random)
     if asked_ns is not None and signal == "rejected":
         return asked_ns + int(random.random() * spread_ns(asked_ns))
     return int(random.random() * min(CAP_NS, BASE_NS << (attempt - 1)))
-
-
-Word = Literal["limit", "remaining"]
-
-
-class Stated(NamedTuple):
-    """One figure of a response's rate-limit headers. `resource` is with underscores, `limit` per minute."""
-
-    word: Word
-    resource: str
-    value: float
-
-
-# OpenAI's headers end in remaining-tokens, Anthropic's in tokens-remaining.
-_STATED: dict[str, tuple[Word, str]] = {
-    f"{prefix}-{name}": (word, resource.replace("-", "_"))
-    for prefix in ("x-ratelimit", "anthropic-ratelimit")
-    for word in typing.get_args(Word)
-    for resource in ("requests", "tokens", "input-tokens", "output-tokens")
-    for name in (f"{word}-{resource}", f"{resource}-{word}")
-}
-
-
-def stated(headers: Mapping[str, str]) -> Iterator[Stated]:
-    """The figures in a response's rate-limit headers; values that are not numbers are skipped."""
-    for header, text in headers.items():
-        if header in _STATED:
-            with contextlib.suppress(ValueError):
-                yield Stated(*_STATED[header], float(text))

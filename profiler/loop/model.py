@@ -22,7 +22,7 @@ from profiler.errors import ProviderError, UsageError
 from profiler.limits.gate import Gate, Slot
 from profiler.limits.refusals import TRANSIENT, delay_ns, signal_of
 from profiler.limits.spec import Rule, UnknownLimiter, parse_rules
-from profiler.records import Clock
+from profiler.records import Clock, limited_input_tokens
 
 Message = Any
 """A message (or input item) in the provider's own form."""
@@ -211,21 +211,23 @@ LEARNING = 0.1
 
 
 class TokenEstimate:
-    """How many tokens a request will take, learned from earlier requests of the same model."""
+    """How many tokens of the quota a request will take, learned from earlier requests of the same model."""
 
     def __init__(self) -> None:
         self._per_byte = 1 / BYTES_PER_TOKEN
         self._output = FIRST_OUTPUT
 
-    def of(self, size: int) -> float:
-        """Tokens of a request of `size` bytes and of its reply."""
-        return size * self._per_byte + self._output
+    def of(self, size: int, input_tokens: int | None = None, output_tokens: int | None = None) -> float:
+        """Tokens of a request of `size` bytes and of its reply, where the provider has not counted them."""
+        read = size * self._per_byte if input_tokens is None else input_tokens
+        return read + (self._output if output_tokens is None else output_tokens)
 
-    def learn(self, size: int, input_tokens: int, output_tokens: int) -> None:
-        """The provider counted these tokens for a request of `size` bytes."""
-        if size:
+    def learn(self, size: int, input_tokens: int | None, output_tokens: int | None) -> None:
+        """The provider counted these tokens for a request of `size` bytes; None teaches nothing."""
+        if size and input_tokens is not None:
             self._per_byte += LEARNING * (input_tokens / size - self._per_byte)
-        self._output += LEARNING * (output_tokens - self._output)
+        if output_tokens is not None:
+            self._output += LEARNING * (output_tokens - self._output)
 
 
 def parse_model_limit(text: str) -> tuple[Rule, ...]:
@@ -249,7 +251,8 @@ class LimitedModel:
     """Another model behind a gate: `LimitedModel(model, "rate:500/min+tokens:30000/min")`.
 
     A request reserves one request and an estimate of its tokens, both or neither, and is charged the
-    tokens that the provider counted once the reply is there. Rate-limit headers lower the limits.
+    tokens that the provider counted once the reply is there: those that count against its limit
+    (`limited_input_tokens`); what it did not say stays estimated. Rate-limit headers lower the limits.
 
     The SDK's own retries are switched off, because all of its requests come back at the same moment
     after a Retry-After. Instead a request that failed is tried again up to `retries` times; all requests
@@ -310,9 +313,11 @@ class LimitedModel:
                 await asyncio.sleep(delay_ns(attempt, slot.signal, None, self._random) / 1e9)
 
     def _settle(self, slot: Slot, size: int, reply: Reply) -> None:
-        if reply.input_tokens is not None and reply.output_tokens is not None:
-            slot.used = {"requests": 1.0, "tokens": float(reply.input_tokens + reply.output_tokens)}
-            self._estimate.learn(size, reply.input_tokens, reply.output_tokens)
+        read = limited_input_tokens(self.provider, reply.input_tokens, reply.cached_tokens)
+        if read is None and reply.output_tokens is None:
+            return
+        slot.used = {"requests": 1.0, "tokens": self._estimate.of(size, read, reply.output_tokens)}
+        self._estimate.learn(size, read, reply.output_tokens)
 
 
 def _again(error: ProviderError, probe: Probe) -> bool:

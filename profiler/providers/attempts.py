@@ -21,14 +21,14 @@ from typing import Any, Protocol, Self
 
 import httpx2
 
+from profiler.limits.quotas import is_rate_limit, kept
 from profiler.limits.refusals import parse_retry_after
 from profiler.loop.lag import late_ns
 from profiler.loop.model import Probe, current_probe
 from profiler.records import Attempt
 
-_RATE_LIMIT_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-")
 _REQUEST_ID = ("x-request-id", "request-id")
-_KEPT_HEADERS = frozenset((*_REQUEST_ID, "retry-after", "retry-after-ms"))
+_READ_HEADERS = frozenset((*_REQUEST_ID, "retry-after", "retry-after-ms", "date"))
 
 
 def observe_attempts(http_client: Any) -> None:
@@ -166,19 +166,18 @@ def _read_headers(
     headers: list[tuple[bytes, bytes]],
 ) -> tuple[str | None, int | None, dict[str, str] | None]:
     """Request id, retry-after in nanoseconds, rate-limit headers; each None when there is none."""
-    kept = {name: value.decode("latin-1") for raw, value in headers if (name := _kept(raw)) is not None}
-    request_id = None
-    for name in _REQUEST_ID:
-        request_id = kept.pop(name, request_id)
-    retry_after = kept.pop("retry-after-ms", None), kept.pop("retry-after", None)
-    return request_id, parse_retry_after(*retry_after), kept or None
+    read = [(name, value.decode("latin-1")) for raw, value in headers if (name := _read(raw)) is not None]
+    found = dict(read)
+    request_id = next((found[name] for name in reversed(_REQUEST_ID) if name in found), None)
+    retry_after = parse_retry_after(found.get("retry-after-ms"), found.get("retry-after"))
+    return request_id, retry_after, kept(read)
 
 
 @functools.lru_cache(maxsize=512)  # the same few names with every response
-def _kept(raw: bytes) -> str | None:
-    """A header's name in lower case, None when no record holds it."""
+def _read(raw: bytes) -> str | None:
+    """A header's name in lower case, None when nothing reads it."""
     name = raw.decode("latin-1").lower()
-    return name if name in _KEPT_HEADERS or name.startswith(_RATE_LIMIT_PREFIXES) else None
+    return name if name in _READ_HEADERS or is_rate_limit(name) else None
 
 
 OnEnd = Callable[[BaseException | None], None]

@@ -37,10 +37,11 @@ class Answer:
     that `failed`. Where that was before the end of the last stage the setting is not `proven`, and `final`
     is the last stage with results. `spent` is what the search spent, in words, `untried` what there was no
     time for. The goodput of `setting` is what another measurement of it will find, with an interval for that
-    (`candidates.promised`); those of `final` are as measured together. `invalid` says which figures are the
-    client's, in sentences; `valid`: not those of the setting itself. `short_windows` says in words that they
-    were shorter than they ought to be, None where they were not. `moved` says in words that its goodput was
-    another one at the end than in the final stage.
+    (`candidates.promised`); those of `final` are as measured together. `rates_leave_out` says of what
+    quotas the `rates` could not take into account, `refused` that the model's server refused requests.
+    `invalid` says which figures are the client's, in sentences; `valid`: not those of the setting itself.
+    `short_windows` says in words that they were shorter than they ought to be, None where they were not.
+    `moved` says in words that its goodput was another one at the end than in the final stage.
     """
 
     setting: Candidate
@@ -66,6 +67,8 @@ class Answer:
     untried: tuple[str, ...] = ()
     short_windows: str | None = None
     moved: str | None = None
+    rates_leave_out: tuple[str, ...] = ()
+    refused: str | None = None
 
     @property
     def sentence(self) -> str:
@@ -133,6 +136,7 @@ def render(answer: Answer) -> str:
     lines = ([] if answer.stopped is None else [f"{answer.stopped}."]) + list(answer.invalid)
     lines += [] if answer.short_windows is None else [answer.short_windows + "."]
     lines += [answer.sentence + "."] + ([] if answer.moved is None else [answer.moved + "."])
+    lines += [] if answer.refused is None else [answer.refused + "."]
     if answer.curve and answer.shape is not None:
         lines += ["", _row_of("limit", answer.objective, "p95", "failed")]
         for one in answer.curve:
@@ -160,6 +164,7 @@ def render(answer: Answer) -> str:
         lines += ["", advice.sentence]
         lines += [f"  {name}: {rate:.3g} calls/s at that rate" for name, rate in advice.tools.items()]
         lines += [f"  {name}: {share:.0%} of the tokens" for name, share in advice.models.items()]
+    lines += [line for sentence in answer.rates_leave_out for line in ("", sentence)]
     lines += ["", answer.effective, "", answer.python, answer.toml]
     if answer.untried:
         lines.append(f"no time for {', '.join(answer.untried)}: a longer --budget has it")

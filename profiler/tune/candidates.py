@@ -399,7 +399,7 @@ def pilot(run: Run, records: Sequence[LoopRecord]) -> Pilot:
         widest = (len(r.tool_calls) + r.unobserved_calls for record in gathered for r in record.rounds)
         most = run.load.users * max(widest, default=1)
     guesses = [settled_limit([record for record in records if record.strategy == "adaptive"])]
-    if any(True for record in gathered for _ in record.refusals):
+    if any(call.refusals for record in gathered for call in record.tool_calls):
         # A server that refuses what is too much serves as many at once as were seen to be served. A limit
         # that adapts may still have been on its way there.
         served = (call for record in gathered for call in record.tool_calls if call.status == "ok")

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from profiler.errors import UsageError
-from profiler.limits.refusals import stated
-from profiler.records import LoopRecord
+from profiler.limits.quotas import DAY_NS, MINUTE_NS, Quota, stated, window_words
+from profiler.records import LoopRecord, ModelCall
 
-_QUOTA = re.compile(
-    r"(?:([\w./-]+):)?((?:rpm|tpm|itpm|otpm)=\d+(?:\.\d+)?(?:,(?:rpm|tpm|itpm|otpm)=\d+(?:\.\d+)?)*)"
-)
+_LIMIT = r"(?:rp|tp|itp|otp)[md]=\d{1,15}(?:\.\d{1,9})?"
+_QUOTA = re.compile(rf"(?:([\w./-]+):)?({_LIMIT}(?:,{_LIMIT})*)")
 
-_RESOURCE = {"rpm": "requests", "tpm": "tokens", "itpm": "input_tokens", "otpm": "output_tokens"}
+_RESOURCE = {"rp": "requests", "tp": "tokens", "itp": "input_tokens", "otp": "output_tokens"}
+_OPTION = {resource: option for option, resource in _RESOURCE.items()}
 
 UNBOUNDED = {"requests": 1e6, "tokens": 1e8, "input_tokens": 1e8, "output_tokens": 1e8}
 """Stated limits from this many a minute on limit nobody: servers without a quota state such numbers."""
@@ -27,36 +27,50 @@ UNBOUNDED = {"requests": 1e6, "tokens": 1e8, "input_tokens": 1e8, "output_tokens
 
 @dataclass(frozen=True, slots=True)
 class KnownQuota:
-    """The server's limits per minute of `requests`, `tokens`, `input_tokens` or `output_tokens`."""
+    """The server's limits of `requests`, `tokens`, `input_tokens` and `output_tokens`, in one window or more.
+
+    `untold`: limits whose windows cannot be told, from which no rate follows.
+    """
 
     provider: str
-    limits: Mapping[str, float]
+    limits: tuple[Quota, ...]
     source: str
+    untold: tuple[Quota, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The average use of one loop; `tools` are calls of each tool, `models` their shares of the tokens."""
+    """The average use of one loop; `tools` are calls of each tool, `models` their shares of the tokens.
+
+    Tokens are those that count against the provider's limits (`ModelCall.limited_input_tokens`), on average
+    over the requests of which they are known: of `unknown` in `asked` requests they are not. They are None
+    where they are known of none. `requests` leaves out those that a quota refused, of which there are none
+    within it.
+    """
 
     requests: float
-    input_tokens: float
-    output_tokens: float
+    input_tokens: float | None
+    output_tokens: float | None
     tools: Mapping[str, float]
     models: Mapping[str, float]
+    unknown: int = 0
+    asked: int = 0
 
-    def of(self, resource: str) -> float:
-        """How much of a resource of `KnownQuota.limits`."""
+    def of(self, resource: str) -> float | None:
+        """How much of a resource of `KnownQuota.limits`; None where it is not known."""
         if resource == "tokens":
+            if self.input_tokens is None or self.output_tokens is None:
+                return None
             return self.input_tokens + self.output_tokens
-        taken: float = getattr(self, resource)
+        taken: float | None = getattr(self, resource)
         return taken
 
 
 @dataclass(frozen=True, slots=True)
 class RateAdvice:
-    """The largest rate of loops without 429s, and the resource that it is bound by.
+    """The largest rate of loops without 429s, and the limit that it is bound by.
 
-    `shares`: how much of each resource that rate uses. `tools`: calls a second of each tool at that rate.
+    `shares`: how much of each limit that rate uses. `tools`: calls a second of each tool at that rate.
     `models`: their shares of the tokens. `limits`: the spec of a limiter of model requests that keeps to it.
     """
 
@@ -71,47 +85,74 @@ class RateAdvice:
     @property
     def sentence(self) -> str:
         """The rate, its bound, and what it uses, in one line."""
-        used = ", ".join(f"{share:.0%} of {name.replace('_', ' ')}" for name, share in self.shares.items())
+        used = ", ".join(f"{share:.0%} of {name}" for name, share in self.shares.items())
+        a_minute = 60 * self.loops_per_second
         return (
             f"{self.quota.provider} ({self.quota.source}): up to {self.loops_per_second:.3g} loops/s "
-            f"({60 * self.loops_per_second:.0f}/min) without a 429, "
-            f"bound by {self.bound_by.replace('_', ' ')}; that uses {used}"
+            f"({a_minute:{'.3g' if a_minute < 10 else '.0f'}}/min) without a 429, bound by {self.bound_by}; "
+            f"that uses {used}"
         )
 
 
 def parse_quota(spec: str) -> KnownQuota:
-    """`openai:rpm=500,tpm=30000`; also itpm and otpm. Raises `UsageError`."""
+    """`openai:rpm=500,tpm=30000`; also itpm, otpm; rpd, tpd, … are of a day. Raises `UsageError`."""
     match = _QUOTA.fullmatch(spec.strip())
     if match is None:
         raise UsageError(
-            f"--quota {spec}: expected PROVIDER:rpm=N,tpm=N (also itpm, otpm), such as openai:rpm=500"
+            f"--quota {spec}: expected PROVIDER:rpm=N,tpm=N (also itpm, otpm; rpd and tpd: a day), "
+            "such as openai:rpm=500"
         )
-    limits: dict[str, float] = {}
+    limits: dict[str, Quota] = {}
     for part in match[2].split(","):
         name, value = part.split("=")
         if float(value) <= 0:
             raise UsageError(f"--quota {spec}: {name} must be above 0")
-        limits[_RESOURCE[name]] = float(value)
-    return KnownQuota(match[1] or "model", limits, "as given")
+        window_ns = MINUTE_NS if name.endswith("m") else DAY_NS
+        limits[name] = Quota(_RESOURCE[name[:-1]], float(value), window_ns=window_ns)
+    return KnownQuota(match[1] or "model", tuple(limits.values()), "as given")
 
 
 def seen_quota(records: Iterable[LoopRecord]) -> KnownQuota | None:
-    """The smallest limits that any response stated in its headers; None when none of them limits anything."""
-    limits: dict[str, float] = {}
+    """The smallest limits that any response stated in its headers; None when none of them limits anything.
+
+    One response tells a window, and another of the same limit does not: the longest that was told is its own.
+    """
+    limits: dict[tuple[str, str, float], int | None] = {}
     provider = ""
     for record in records:
         for round_ in record.rounds:
             for attempt in round_.model.attempts:
-                for word, resource, value in stated(attempt.rate_limits or {}):
-                    if word == "limit" and 0 < value < UNBOUNDED[resource]:
-                        limits[resource] = min(value, limits.get(resource, value))
-                        provider = round_.model.provider
-    return KnownQuota(provider, limits, "from its headers") if limits else None
+                for quota in stated(attempt.rate_limits or {}):
+                    amount = quota.limit
+                    a_minute = amount if quota.per_second is None else 60 * quota.per_second
+                    if not amount or not a_minute or a_minute >= UNBOUNDED[quota.resource]:
+                        continue
+                    provider = round_.model.provider
+                    key = (quota.resource, quota.per, amount)
+                    limits[key] = max(quota.window_ns or 0, limits.get(key) or 0) or None
+    told: dict[tuple[str, int], Quota] = {}
+    untold: dict[str, Quota] = {}
+    for (resource, _, amount), window_ns in limits.items():
+        quota = Quota(resource, amount, window_ns=window_ns)
+        if window_ns is None:
+            untold[resource] = min(quota, untold.get(resource, quota), key=_limit)
+        else:
+            told[resource, window_ns] = min(quota, told.get((resource, window_ns), quota), key=_limit)
+    if not told and not untold:
+        return None
+    return KnownQuota(provider, tuple(told.values()), "from its headers", tuple(untold.values()))
+
+
+def _limit(quota: Quota) -> float:
+    return quota.limit or 0.0
 
 
 def demand(records: Iterable[LoopRecord]) -> Demand | None:
     """The average use of the loops that came to an answer; None without any."""
-    loops = requests = read = written = 0
+    loops = requests = unknown = 0
+    read: list[int] = []
+    written: list[int] = []
+    asked: list[ModelCall] = []
     tools: Counter[str] = Counter()
     models: Counter[str] = Counter()
     for record in records:
@@ -120,53 +161,117 @@ def demand(records: Iterable[LoopRecord]) -> Demand | None:
         loops += 1
         for round_ in record.rounds:
             model = round_.model
-            given, taken = model.input_tokens or 0, model.output_tokens or 0
-            requests += model.attempt_count
-            read += given
-            written += taken
-            models[model.model] += given + taken
+            asked.append(model)
+            requests += max(1, model.attempt_count - len(model.refusals))
+            given, taken = model.limited_input_tokens, model.output_tokens
+            read += [] if given is None else [given]
+            written += [] if taken is None else [taken]
+            unknown += given is None or taken is None
+            models[model.model] += (given or 0) + (taken or 0)
             for call in round_.tool_calls:
                 tools[call.name] += call.attempt_count
     if not loops:
         return None
     total = sum(models.values()) or 1
+
+    def per_loop(tokens: list[int]) -> float | None:
+        return len(asked) / loops * sum(tokens) / len(tokens) if tokens else None
+
     return Demand(
         requests / loops,
-        read / loops,
-        written / loops,
+        per_loop(read),
+        per_loop(written),
         {name: count / loops for name, count in tools.items()},
-        {name: count / total for name, count in models.items()},
+        {name: count / total for name, count in models.items() if count},
+        unknown,
+        len(asked),
     )
 
 
 def advise(quota: KnownQuota, taken: Demand) -> RateAdvice | None:
-    """The advice for a quota; None when loops take nothing of what it limits."""
-    rates = {
-        resource: limit / 60 / taken.of(resource)
-        for resource, limit in quota.limits.items()
-        if taken.of(resource) > 0
-    }
+    """The advice for a quota; None when loops take nothing that it limits, or nothing that is known."""
+    rates: dict[Quota, float] = {}
+    for limit in quota.limits:
+        allowed, each = limit.per_second, taken.of(limit.resource)
+        if allowed and each:
+            rates[limit] = allowed / each
     if not rates:
         return None
-    bound_by = min(rates, key=lambda resource: rates[resource])
+    bound_by = min(rates, key=lambda limit: rates[limit])
     rate = rates[bound_by]
-    specs = []
-    if "requests" in quota.limits:
-        specs.append(f"rate:{quota.limits['requests']:.12g}/min")
-    # Our limiter knows one kind of tokens: limits of input and output are scaled by their share of a loop.
-    tokens = [
-        limit if name == "tokens" else limit * taken.of("tokens") / taken.of(name)
-        for name, limit in quota.limits.items()
-        if name == "tokens" or (name.endswith("_tokens") and taken.of(name) > 0)
-    ]
-    if tokens:
-        specs.append(f"tokens:{int(min(tokens))}/min")
+    requests, tokens = [], []
+    for limit in rates:
+        a_minute = 60 * (limit.per_second or 0.0)
+        if limit.resource == "requests":
+            requests.append(a_minute)
+        elif (all_tokens := taken.of("tokens")) and (of_these := taken.of(limit.resource)):
+            # Our limiter knows one kind of tokens: limits of input and output are scaled by their share.
+            tokens.append(a_minute * all_tokens / of_these)
+    specs = [f"rate:{f'{min(requests):.9f}'.rstrip('0').rstrip('.')}/min"] if requests else []
+    specs += [f"tokens:{max(1, int(min(tokens)))}/min"] if tokens else []
     return RateAdvice(
         quota=quota,
         loops_per_second=rate,
-        bound_by=bound_by,
-        shares={resource: rate / most for resource, most in rates.items()},
+        bound_by=_name(bound_by),
+        shares={_name(limit): rate / most for limit, most in rates.items()},
         tools={name: rate * calls for name, calls in taken.tools.items()},
         models=dict(taken.models),
         limits="+".join(specs),
     )
+
+
+def unsaid(quota: KnownQuota, taken: Demand) -> list[str]:
+    """What the advice for a quota cannot take into account, a sentence each."""
+    said = [
+        f"{quota.provider} ({quota.source}): {limit.words}, but its window cannot be told, so that no rate "
+        f"follows; --quota {_OPTION[limit.resource]}m={_limit(limit):.12g} says that it is a minute, "
+        f"{_OPTION[limit.resource]}d that it is a day"
+        for limit in quota.untold
+    ]
+    limited = [one for one in quota.limits if one.resource != "requests"]
+    nothing = [_name(limit) for limit in limited if taken.of(limit.resource) is None]
+    if nothing:
+        said.append(
+            f"{quota.provider}: what loops take of {', '.join(nothing)} is not known: the server did not say "
+            "its tokens, and the rate leaves that limit out"
+        )
+    elif limited and taken.unknown:
+        said.append(
+            f"{quota.provider}: of {taken.unknown} of {taken.asked} requests the tokens are not known; they "
+            "are taken to be like the others"
+        )
+    return said
+
+
+WORTH_SAYING = 0.01
+"""The share of model requests from which on it is said that the server refused them."""
+
+
+def refused(records: Iterable[LoopRecord], limits: str | None, *, held: bool) -> str | None:
+    """What the model's server refused, and what helps; None where that was next to nothing.
+
+    `limits` is the spec of a limiter that keeps to its quota, if that is known; `held`: one was on already.
+    """
+    tries = 0
+    reasons: Counter[str] = Counter()
+    for record in records:
+        for round_ in record.rounds:
+            tries += round_.model.attempt_count
+            reasons.update(refusal.reason for refusal in round_.model.refusals)
+    refusals = reasons.total()
+    if refusals == 0 or refusals < WORTH_SAYING * tries:
+        return None
+    remedy = f"--model-limit {limits} keeps to its quota" if limits else "--model-limit holds requests back"
+    if held:
+        remedy = f"--model-limit has to be lower{f', such as {limits}' if limits else ''}"
+    return (
+        f"the model's server refused {refusals} of {tries} requests ({', '.join(sorted(reasons))}), and no "
+        f"limit on tool calls changes that: {remedy}"
+    )
+
+
+def _name(limit: Quota) -> str:
+    """`input tokens`, of another window than a minute `requests a day`."""
+    name = limit.resource.replace("_", " ")
+    window_ns = limit.window_ns or MINUTE_NS
+    return name if window_ns == MINUTE_NS else f"{name} {window_words(window_ns)}"

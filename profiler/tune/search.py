@@ -50,7 +50,7 @@ from profiler.tune.candidates import (
     shape,
     survivors,
 )
-from profiler.tune.quotas import KnownQuota, RateAdvice, advise, demand, seen_quota
+from profiler.tune.quotas import KnownQuota, RateAdvice, advise, demand, refused, seen_quota, unsaid
 
 KINDS = ("semaphore", "rate", "adaptive", "eager")
 
@@ -201,7 +201,7 @@ class Tuner:
         except (LimitReachedError, TargetError) as error:
             self._failure = error if isinstance(error, TargetError) else None
         setting = self._promised(setting, stage)
-        return self._answer(setting, as_good, stage, loads, scalability, self._rates(records))
+        return self._answer(setting, as_good, stage, loads, scalability, records)
 
     def _pilot(self, specs: Sequence[str]) -> list[LoopRecord]:
         """The records of a first look; refuses where the budget is too small for what it shows."""
@@ -284,8 +284,8 @@ class Tuner:
                 f"{self._spending.stopped}: too little was measured, or met the objective; see {paths}"
             )
         del self._stages[self._stages.index(stage) + 1 :]
-        rates = self._rates(list(self._runs[0].records()))
-        return self._answer(best_of(stage.found), False, stage, [], None, rates, proven=False)
+        records = list(self._runs[0].records())
+        return self._answer(best_of(stage.found), False, stage, [], None, records, proven=False)
 
     def _final_specs(self, found: Sequence[Candidate], others: Sequence[str]) -> list[str]:
         """The best limit, one on each side of it, and what else may be as good; gathering to compare with."""
@@ -424,13 +424,15 @@ class Tuner:
         fitted = fit([level for level, _ in rates], [rate for _, rate in rates])
         return loads, None if fitted is None else f"over the loads: {fitted.sentence}"
 
-    def _rates(self, records: Sequence[LoopRecord]) -> list[RateAdvice]:
+    def _rates(self, records: Sequence[LoopRecord]) -> tuple[list[RateAdvice], list[str]]:
+        """The advice for each quota, and what it leaves out."""
         seen = seen_quota(records)
         quotas = self._search.quotas or ([] if seen is None else [seen])
         taken = demand(records)
         if taken is None:
-            return []
-        return [advice for quota in quotas if (advice := advise(quota, taken)) is not None]
+            return [], []
+        rates = [advice for quota in quotas if (advice := advise(quota, taken)) is not None]
+        return rates, [sentence for quota in quotas for sentence in unsaid(quota, taken)]
 
     def _experiment(
         self,
@@ -505,9 +507,10 @@ class Tuner:
         stage: Stage,
         loads: Sequence[AtLoad],
         scalability: str | None,
-        rates: Sequence[RateAdvice],
+        records: Sequence[LoopRecord],
         proven: bool = True,
     ) -> Answer:
+        """The answer; `records` are those of the first look, which tell of quotas."""
         workers = self._search.workers
         shared = workers if self._search.load.share_limit else 1
         curve = on_one_scale([one.found for one in self._stages])
@@ -515,7 +518,9 @@ class Tuner:
         if proven and any(one.points for one in curve):
             best = setting if setting.limit is not None else best_of(curve)
             found = shape(curve, best.limit or 0)
+        rates, left_out = self._rates(records)
         model_limits = rates[0].limits if rates else None
+        held = self._search.load.model_limit is not None
         limits = effective_limits(
             [parse_strategy(setting.spec)], agents=self._search.users, processes=workers, share=shared
         )
@@ -533,6 +538,8 @@ class Tuner:
             loads=tuple(loads),
             scalability=scalability,
             rates=tuple(rates),
+            rates_leave_out=tuple(left_out),
+            refused=refused(stage.directory.records(), model_limits, held=held),
             python=python_snippet(setting.spec, model_limits, shared),
             toml=toml_fragment(setting.spec, model_limits),
             effective="\n".join(limits),

@@ -13,7 +13,6 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from profiler import metrics
 from profiler.exporters.prometheus import OTHER, Exposition, PrometheusSink
-from profiler.limits.refusals import stated
 from profiler.loop.recorder import Recorder
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 from profiler.strategies import parse_strategy
@@ -188,10 +187,25 @@ def test_tool_names_are_capped(sink):
         ({"anthropic-ratelimit-tokens-reset": "2026-01-01T00:00:00Z"}, {}),
         ({"x-ratelimit-remaining-tokens": "many"}, {}),
         ({"x-ratelimit-limit-gpus": "3"}, {}),
+        (
+            {"x-ratelimit-limit-requests-day": "14400", "x-ratelimit-limit-requests-minute": "30"},
+            {("limit", "requests_day"): 14400, ("limit", "requests"): 30},
+        ),
+        (
+            {"ratelimit-policy": "100;w=60, 1000;w=3600"},
+            {("limit", "requests"): 100, ("limit", "requests_hour"): 1000},
+        ),
     ],
 )
 def test_quotas_are_read_from_either_providers_headers(headers, found):
-    assert {(word, resource): value for word, resource, value in stated(headers)} == found
+    sink = PrometheusSink()
+    asked = ModelCall("openai", "gpt-4o", 0, 1, attempts=(Attempt(0, 1, 200, rate_limits=headers),))
+    sink(record(rounds=(RoundRecord(0, 0, 1, asked),)))
+    gauges = {"limit": metrics.QUOTA_LIMIT, "remaining": metrics.QUOTA_REMAINING}
+    shown = {
+        (word, labels[-1]): value for word, gauge in gauges.items() for labels, value in sink.values(gauge)
+    }
+    assert shown == found
 
 
 def test_table_is_well_formed():

@@ -251,3 +251,41 @@ def test_model_limit_takes_what_tune_advises(quota, a_minute):
     assert advice is not None
     limiters = [rule.make(1) for rule in parse_model_limit(advice.limits)]
     assert {one.resource: one.rate * 60 for one in limiters} == pytest.approx(a_minute)
+
+
+@pytest.mark.parametrize(("provider", "counted"), [("openai", 150), ("anthropic", 70)])
+def test_tokens_are_settled_by_the_providers_rule(provider, counted):
+    class Cached(Server):
+        async def request(self, messages, tools, options, probe):
+            return Reply("yes", (), [], "stop", "r", 100, 50, cached_tokens=80, cache_written_tokens=15)
+
+    async def main(clock):
+        server = Cached()
+        server.provider = provider
+        model, _, go = send(server, "tokens:1/s,burst=1000", 1, clock)
+        await go()
+        (limiter,) = model.gate.limiters(model.model)
+        return limiter.level(clock())
+
+    assert run_virtual(main) == pytest.approx(1000 - counted)
+
+
+def test_tokens_that_the_server_does_not_say_stay_as_they_were_estimated():
+    class Silent(Server):
+        def __init__(self, *counted) -> None:
+            super().__init__()
+            self.counted = counted
+
+        async def request(self, messages, tools, options, probe):
+            return Reply("yes", (), [], "stop", "r", *self.counted)
+
+    async def main(clock, *counted):
+        model, _, go = send(Silent(*counted), "tokens:1/s,burst=1000", 1, clock)
+        await go()
+        (limiter,) = model.gate.limiters(model.model)
+        return 1000 - limiter.level(clock())
+
+    read = 19 / 4  # '[{"role":"user"}]' and 'null', at four bytes a token
+    assert run_virtual(lambda clock: main(clock, None, None)) == pytest.approx(read + 300, abs=2)
+    assert run_virtual(lambda clock: main(clock, None, 50)) == pytest.approx(read + 50, abs=2)
+    assert run_virtual(lambda clock: main(clock, 100, None)) == pytest.approx(400)
