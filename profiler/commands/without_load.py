@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from profiler.commands import add_command
 from profiler.errors import UsageError
 from profiler.load.declared import COUNT, PORT, SEED, TEXT
+from profiler.providers import DIALECTS
 
 if TYPE_CHECKING:
     from profiler.commands import Commands
@@ -121,6 +122,7 @@ def _add_emulate(commands: Commands) -> None:
         emulate,
         "--port 8100 --scenario fanout",
         "--port 0 --scenario ./mine.toml --seed 7",
+        "--dialect gemini --log",
     )
     parser.add_argument(
         "--host", type=TEXT.argument, default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
@@ -138,13 +140,26 @@ def _add_emulate(commands: Commands) -> None:
     parser.add_argument(
         "--seed", type=SEED.argument, default=1, metavar="N", help="seed of the emulated work"
     )
+    parser.add_argument(
+        "--dialect",
+        choices=DIALECTS,
+        help="speak Chat Completions as this server does (default: the scenario's, or openai)",
+    )
+    parser.add_argument(
+        "--log",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="a line for each request that is refused: to stderr, or to FILE",
+    )
 
 
 def emulate(arguments: argparse.Namespace) -> int:
     from profiler.emulator.server import parser, run
 
-    names = ("host", "port", "scenario", "seed")
-    return run(parser().parse_args([f"--{name}={getattr(arguments, name)}" for name in names]))
+    names = ("host", "port", "scenario", "seed", "dialect", "log")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return run(parser().parse_args([f"--{name}={value}" for name, value in given.items()]))
 
 
 def scenarios(arguments: argparse.Namespace) -> int:

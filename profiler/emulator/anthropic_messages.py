@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -16,14 +17,17 @@ from profiler.emulator.conversation import (
     ApiError,
     Choice,
     Conversation,
-    Frame,
+    Event,
+    MadeCall,
     Offered,
     Progress,
     Said,
     call_tokens,
     offer,
     pieces,
+    reasoning,
     tokens_of,
+    unnamed,
 )
 
 _dumps = orjson.dumps
@@ -31,6 +35,8 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _CHOICES = ("auto", "none", "any", "tool")
 _STOP_REASONS = {"stop": "end_turn", "tool_calls": "tool_use", "length": "max_tokens"}
 _OBJECT = "a valid dictionary or object to extract fields from"
+_RESULT_BLOCKS = frozenset({"text", "image", "document", "search_result", "tool_reference"})
+_USER_BLOCKS = _RESULT_BLOCKS | {"tool_result", "container_upload"}
 PREFACE = "I'll look that up."
 """The text before the tool calls. It takes no time, so that the timing is the tape's on all APIs."""
 
@@ -43,11 +49,11 @@ def envelope(error: ApiError, request_id: str) -> bytes:
     return _dumps({"type": "error", "error": inner, "request_id": request_id})
 
 
-def parse(body: dict[str, Any], *, threads: bool = False) -> Conversation:
+def parse(body: dict[str, Any], *, threads: bool = False, lenient: bool = False) -> Conversation:
     """Check a request body; raises `ApiError` with the provider's message.
 
-    `threads`: the request asks for the message-threads beta, which is refused so that the SDK's tool runner
-    falls back to full history.
+    `lenient`: as in `openai_chat.parse`. `threads`: the request asks for the message-threads beta, which is
+    refused so that the SDK's tool runner falls back to full history.
     """
     if threads or "thread" in body:
         raise ApiError(
@@ -73,8 +79,23 @@ def parse(body: dict[str, Any], *, threads: bool = False) -> Conversation:
         raise _invalid("tools", "a valid list")
     offered = _compiled(_dumps(tools)) if tools else NO_TOOLS
     choice, parallel = _choice(body.get("tool_choice"), offered)
-    stream = bool(body.get("stream"))
-    return Conversation(model, stream, True, offered, choice, parallel, *_walk(messages), limit)
+    if body.get("system") is not None:
+        _check_content("system", body["system"], frozenset({"text"}))
+    thinking = body.get("thinking")
+    must_think = isinstance(thinking, dict) and thinking.get("type") == "enabled"
+    return Conversation(
+        *(model, bool(body.get("stream")), True, offered, choice, parallel),
+        *_walk(messages, lenient, must_think),
+        limit,
+        resumed=_resumed(messages),
+    )
+
+
+def _resumed(messages: list[Any]) -> bool:
+    """Whether the last assistant message may be a paused turn: it has used a server's tool, and no other."""
+    content = next((one["content"] for one in reversed(messages) if one["role"] == "assistant"), None)
+    kinds = {block["type"] for block in content} if isinstance(content, list) else set()
+    return "server_tool_use" in kinds and "tool_use" not in kinds
 
 
 def _required(place: str) -> ApiError:
@@ -144,7 +165,35 @@ def _choice(value: Any, offered: Offered) -> tuple[Choice, bool]:
     return Choice("required" if kind == "any" else kind), parallel
 
 
-def _walk(messages: list[Any]) -> Progress:
+def _check_content(place: str, content: object, kinds: Collection[str]) -> None:
+    """Check a text, or a list of blocks of these `kinds`."""
+    if isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        raise _invalid(place, "a valid list")
+    for k, block in enumerate(content):
+        kind = _kind(f"{place}.{k}", block)
+        if kind not in kinds:
+            expected = ", ".join(f"'{one}'" for one in sorted(kinds))
+            raise ApiError(
+                f"{place}.{k}: Input tag '{kind}' found using 'type' does not match any of the expected tags:"
+                f" {expected}"
+            )
+        _check_block(f"{place}.{k}.{kind}", kind, block)
+
+
+_TEXT_MEMBERS = {"text": ("text",), "thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}
+
+
+def _check_block(place: str, kind: str, block: dict[str, Any]) -> None:
+    for member in _TEXT_MEMBERS.get(kind, ()):
+        if member not in block:
+            raise _required(f"{place}.{member}")
+        if not isinstance(block[member], str):
+            raise _invalid(f"{place}.{member}", "a valid string")
+
+
+def _walk(messages: list[Any], lenient: bool, must_think: bool) -> Progress:
     """One pass over the history that checks every rule about tool_use and tool_result."""
     turns = calls = 0
     call_id: str | None = None
@@ -167,8 +216,8 @@ def _walk(messages: list[Any]) -> Progress:
             place = f"messages.{n}.content"
             raise _required(place) if content is None else _invalid(place, "a valid list")
         if role == "user":
-            answered, only_results = _results(n, content, pending, results)
-            if len(answered) < len(pending):
+            answered, only_results = _results(n, content, pending, results, lenient)
+            if answered.total() < len(pending):
                 raise _unanswered(n - 1, [ident for ident in pending if ident not in answered])
             if not only_results and not answered:
                 turns, calls, call_id, results = 0, 0, None, []
@@ -176,11 +225,18 @@ def _walk(messages: list[Any]) -> Progress:
             continue
         if pending:
             raise _unanswered(n - 1, pending)
-        pending = _uses(n, content, seen)
+        pending, first = _uses(n, content, seen, lenient)
         if pending:
+            if must_think and content[0]["type"] not in ("thinking", "redacted_thinking"):
+                raise ApiError(
+                    f"messages.{n}.content.0.type: Expected `thinking` or `redacted_thinking`, but found"
+                    f" `{content[0]['type']}`. When `thinking` is enabled, a final `assistant` message must"
+                    " start with a thinking block (preceeding the lastmost set of `tool_use` and"
+                    " `tool_result` blocks)."
+                )
             turns += 1
             calls += len(pending)
-            call_id = call_id or pending[0]
+            call_id = call_id or first
     if pending:
         raise _unanswered(len(messages) - 1, pending)
     return turns, calls, call_id, results
@@ -195,59 +251,78 @@ def _unexpected_role(role: object) -> ApiError:
     return ApiError(f'messages: Unexpected role "{role}". Allowed roles are "user" or "assistant". {hint}')
 
 
-def _kind(n: int, k: int, block: Any) -> str:
+def _kind(place: str, block: Any) -> str:
     if not isinstance(block, dict):
-        raise _invalid(f"messages.{n}.content.{k}", _OBJECT)
+        raise _invalid(place, _OBJECT)
     kind = block.get("type")
     if not isinstance(kind, str):
-        raise _required(f"messages.{n}.content.{k}.type")
+        raise _required(f"{place}.type")
     return kind
 
 
-def _uses(n: int, content: list[Any], seen: set[str]) -> list[str]:
-    """The ids of the tool_use blocks of assistant message `n`, which are added to those `seen`."""
+def _uses(n: int, content: list[Any], seen: set[str], lenient: bool) -> tuple[list[str], str | None]:
+    """The ids of the tool_use blocks of assistant message `n`, which are added to those `seen`.
+
+    And what names the first of them.
+    """
     ids = []
+    first = None
     for k, block in enumerate(content):
-        kind = _kind(n, k, block)
+        place = f"messages.{n}.content.{k}"
+        kind = _kind(place, block)
         if kind == "tool_use":
             ident = block.get("id")
+            if lenient and ident is None:
+                ident = ""
             if not isinstance(ident, str):
-                raise _required(f"messages.{n}.content.{k}.tool_use.id")
-            if ident in seen:
-                raise ApiError(f"messages.{n}.content.{k}: `tool_use` ids must be unique")
+                raise _required(f"{place}.tool_use.id")
+            if ident in seen and not lenient:
+                raise ApiError(f"{place}: `tool_use` ids must be unique")
             if not isinstance(block.get("name"), str):
-                raise _required(f"messages.{n}.content.{k}.tool_use.name")
-            if not isinstance(block.get("input"), dict):
-                raise _invalid(f"messages.{n}.content.{k}.tool_use.input", "a valid dictionary")
+                raise _required(f"{place}.tool_use.name")
+            given = block.get("input")
+            if not isinstance(given, dict) and not (lenient and given in (None, "")):
+                raise _invalid(f"{place}.tool_use.input", "a valid dictionary")
             seen.add(ident)
             ids.append(ident)
+            first = first or ident or unnamed(block["name"], _dumps(given).decode())
         elif kind == "tool_result":
             raise ApiError(f"messages.{n}: `tool_result` blocks can only be in `user` messages")
-    return ids
+        else:
+            _check_block(f"{place}.{kind}", kind, block)
+    return ids, first
 
 
-def _results(n: int, content: list[Any], pending: list[str], results: list[Any]) -> tuple[set[str], bool]:
+def _results(
+    n: int, content: list[Any], pending: list[str], results: list[Any], lenient: bool
+) -> tuple[Counter[str], bool]:
     """The ids that user message `n` answers, and whether it holds nothing else; `results` grows."""
-    answered: set[str] = set()
+    answered: Counter[str] = Counter()
     only = True
+    _check_content(f"messages.{n}.content", content, _USER_BLOCKS)
     for k, block in enumerate(content):
-        if _kind(n, k, block) != "tool_result":
+        if block["type"] != "tool_result":
             only = False
             continue
+        place = f"messages.{n}.content.{k}"
         ident = block.get("tool_use_id")
+        if lenient and "" in pending and (ident is None or ident not in pending):
+            ident = ""
         if not isinstance(ident, str):
-            raise _required(f"messages.{n}.content.{k}.tool_result.tool_use_id")
-        if ident in answered:
+            raise _required(f"{place}.tool_result.tool_use_id")
+        if ident in answered and answered[ident] >= pending.count(ident):
             raise ApiError(
-                f"messages.{n}.content.{k}: each tool_use must have a single result. "
+                f"{place}: each tool_use must have a single result. "
                 f"Found multiple `tool_result` blocks with id: {ident}"
             )
         if ident not in pending:
             raise ApiError(
-                f"messages.{n}.content.{k}: unexpected `tool_use_id` found in `tool_result` blocks: {ident}. "
+                f"{place}: unexpected `tool_use_id` found in `tool_result` blocks: {ident}. "
                 "Each `tool_result` block must have a corresponding `tool_use` block in the previous message."
             )
-        answered.add(ident)
+        answered[ident] += 1
+        if "content" in block:
+            _check_content(f"{place}.tool_result.content", block["content"], _RESULT_BLOCKS)
         results.append(block.get("content") or "")
     return answered, only
 
@@ -273,9 +348,13 @@ def _message(
         "stop_reason": None if output_tokens is None else _STOP_REASONS[said.finish],
         "stop_sequence": None,
         "usage": {
-            "input_tokens": said.input_tokens,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
+            "input_tokens": said.uncached_tokens,
+            "cache_creation_input_tokens": said.cache_written_tokens,
+            "cache_read_input_tokens": said.cached_tokens,
+            "cache_creation": {
+                f"ephemeral_{ttl}_input_tokens": said.cache_written_tokens if ttl == said.cache_ttl else 0
+                for ttl in ("5m", "1h")
+            },
             "output_tokens": 1 if output_tokens is None else output_tokens,
             "service_tier": "standard",
         },
@@ -286,55 +365,95 @@ def _text(said: Said) -> str:
     return PREFACE if said.calls else said.text or ""
 
 
-def _output_tokens(said: Said) -> int:
+def output_tokens(said: Said) -> int:
+    """All output tokens that this API counts: with the preface, which takes no time."""
     return said.output_tokens + (tokens_of(PREFACE) if said.calls else 0)
 
 
-def render(said: Said, talk: Conversation, token: str, created: int) -> bytes:
-    """A `message` body."""
-    content: list[dict[str, Any]] = [{"type": "text", "text": _text(said)}]
+def _usage(said: Said) -> dict[str, Any]:
+    """The usage at the end of a stream."""
+    counted: dict[str, Any] = {"output_tokens": output_tokens(said)}
+    if said.reasoning_tokens:
+        counted["output_tokens_details"] = {"thinking_tokens": said.reasoning_tokens}
+    return counted
+
+
+def _use(call: MadeCall, value: object) -> dict[str, Any]:
+    block = {"type": "tool_use", "id": call.id, "name": call.name, "input": value}
+    left_out = [*(["id"] if call.id is None else []), *(["input"] if call.form == "missing" else [])]
+    return {member: block[member] for member in block if member not in left_out}
+
+
+def _odd_input(call: MadeCall) -> Any:
+    """The value of an input that a fault has sent in another form than an object."""
+    return orjson.loads(call.arguments) if call.form == "object" else "" if call.form == "empty" else None
+
+
+def _signature(token: str) -> str:
+    """What a client has to send back with the thinking; it looks like the provider's, and says nothing."""
+    return "EqQB" + token * 3 + "=="
+
+
+def render(said: Said, talk: Conversation, token: str) -> dict[str, Any]:
+    """A `message`."""
+    content: list[dict[str, Any]] = []
+    thought = reasoning(said)
+    if thought:
+        content.append({"type": "thinking", "thinking": thought, "signature": _signature(token)})
+    content.append({"type": "text", "text": _text(said)})
     for call in said.calls:
         try:
-            value = orjson.loads(call.arguments)
+            value = orjson.loads(call.arguments) if call.form == "text" else _odd_input(call)
         except orjson.JSONDecodeError:
             continue  # cut by max_tokens: a body cannot hold half an object
-        content.append({"type": "tool_use", "id": "toolu_" + call.token, "name": call.name, "input": value})
-    return _dumps(_message(said, talk, token, content, _output_tokens(said)))
+        content.append(_use(call, value))
+    message = _message(said, talk, token, content, output_tokens(said))
+    message["usage"] |= _usage(said)
+    return message
 
 
-_PING = b'event: ping\ndata: {"type":"ping"}\n\n'
-_START = b'event: content_block_start\ndata: {"type":"content_block_start","index":%d,"content_block":'
-_DELTA = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":'
-_TEXT_START = _START + b'{"type":"text","text":""}}\n\n'
-_TEXT_DELTA = _DELTA + b'{"type":"text_delta","text":%b}}\n\n'
-_CALL_START = _START + b'{"type":"tool_use","id":"toolu_%b","name":"%b","input":{}}}\n\n'
-_CALL_DELTA = _DELTA + b'{"type":"input_json_delta","partial_json":%b}}\n\n'
-_BLOCK_STOP = b'event: content_block_stop\ndata: {"type":"content_block_stop","index":%d}\n\n'
-_MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+def _block(out: list[Event], tokens: int, block: dict[str, Any], deltas: Iterable[Event]) -> None:
+    """Add the events of a content block, the last of which come with its last delta."""
+    index = {"index": sum(event["type"] == "content_block_start" for _, event in out)}
+    out.append((tokens, {"type": "content_block_start", **index, "content_block": block}))
+    for tokens, delta in deltas:
+        out.append((tokens, {"type": "content_block_delta", **index, "delta": delta}))
+    out.append((tokens, {"type": "content_block_stop", **index}))
 
 
-def _frame(kind: str, **members: Any) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), _dumps({"type": kind, **members}))
-
-
-def frames(said: Said, talk: Conversation, token: str, created: int, tokens_per_event: int) -> list[Frame]:
-    """The SSE frames of the same response, in the provider's order."""
-    start = _frame("message_start", message=_message(said, talk, token, [], None))
-    out: list[Frame] = [(0, start), (0, _TEXT_START % 0), (0, _PING)]
-    tokens = 0
+def events(said: Said, talk: Conversation, token: str, tokens_per_event: int) -> list[Event]:
+    """The events of the same response, in the provider's order."""
+    out: list[Event] = [(0, {"type": "message_start", "message": _message(said, talk, token, [], None)})]
+    tokens = said.reasoning_tokens
+    if tokens:
+        deltas: list[Event] = [
+            (end, {"type": "thinking_delta", "thinking": piece})
+            for end, piece in pieces(reasoning(said), tokens_per_event)
+        ]
+        deltas.append((tokens, {"type": "signature_delta", "signature": _signature(token)}))
+        _block(out, 0, {"type": "thinking", "thinking": "", "signature": ""}, deltas)
     # A preface is one piece that takes no tokens.
-    for end, piece in pieces(_text(said), 1 << 30 if said.calls else tokens_per_event):
-        tokens = 0 if said.calls else end
-        out.append((tokens, _TEXT_DELTA % (0, _dumps(piece))))
-    out.append((tokens, _BLOCK_STOP % 0))
-    for n, call in enumerate(said.calls, 1):
-        out.append((tokens, _CALL_START % (n, call.token.encode(), call.name.encode())))
-        out.append((tokens, _CALL_DELTA % (n, b'""')))
-        for end, piece in pieces(call.arguments, tokens_per_event):
-            out.append((tokens + 8 + end, _CALL_DELTA % (n, _dumps(piece))))
-        tokens += call_tokens(call)
-        out.append((tokens, _BLOCK_STOP % n))
+    text = pieces(_text(said), 1 << 30 if said.calls else tokens_per_event, tokens)
+    shown = [(tokens if said.calls else end, {"type": "text_delta", "text": piece}) for end, piece in text]
+    _block(out, tokens, {"type": "text", "text": ""}, shown)
+    for call in said.calls:
+        made: list[Event] = [(tokens, {"type": "input_json_delta", "partial_json": ""})]
+        for end, piece in pieces(call.deltas, tokens_per_event, tokens + 8):
+            made.append((end, {"type": "input_json_delta", "partial_json": piece}))
+        end = tokens + call_tokens(call)
+        if call.form == "text":
+            _block(out, tokens, _use(call, {}), made)
+        else:
+            _block(out, tokens, _use(call, _odd_input(call)), [])
+        out[-1] = (end, out[-1][1])
+        tokens = end
+    out.insert(2, (0, {"type": "ping"}))
     delta = {"stop_reason": _STOP_REASONS[said.finish], "stop_sequence": None}
-    out.append((tokens, _frame("message_delta", delta=delta, usage={"output_tokens": _output_tokens(said)})))
-    out.append((tokens, _MESSAGE_STOP))
+    out.append((said.output_tokens, {"type": "message_delta", "delta": delta, "usage": _usage(said)}))
+    out.append((said.output_tokens, {"type": "message_stop"}))
     return out
+
+
+def frame(event: dict[str, Any]) -> bytes:
+    """One event as it is sent."""
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), _dumps(event))

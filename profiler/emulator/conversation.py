@@ -6,19 +6,16 @@ them nothing knows which provider is being emulated.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import orjson
-
 from profiler.emulator.arguments import Generator, compile_schema
-from profiler.emulator.draws import Place
 
 Finish = Literal["stop", "tool_calls", "length"]
 ChoiceKind = Literal["auto", "none", "required", "named"]
+ArgumentsForm = Literal["text", "null", "missing", "empty", "object"]
 
 
 @dataclass(eq=False)
@@ -26,7 +23,7 @@ class ApiError(Exception):
     """A request that the provider would refuse. Rendered by each API in its own envelope.
 
     `kind` is the error's `type`; `details` is merged into the error object where given; `retry_ns` is the
-    wait that a refusal announces.
+    wait that a refusal announces. `log`: what a log says of it, where the message repeats what was sent.
     """
 
     message: str
@@ -37,6 +34,7 @@ class ApiError(Exception):
     code: str | None = None
     details: Mapping[str, Any] | None = None
     retry_ns: int | None = None
+    log: str | None = None
 
 
 class Offered(NamedTuple):
@@ -79,8 +77,10 @@ class Conversation(NamedTuple):
     """A request that passed validation. Its loop began with the last user message.
 
     `turns`: assistant turns with tool calls since then; `calls`: tool calls in them; `call_id`: the
-    first of their ids, which names the loop. `results`: the contents of their results, in order.
-    Responses only: `echo`, what the response repeats of the request (the inside of a JSON object);
+    first of their ids, which names the loop (where it has none, `unnamed` of the call). `results`: the
+    contents of their results, in order. `resumed`: the last assistant message holds a server's tool and
+    nothing to answer, so it may have been a paused turn, which goes on.
+    Responses only: `echo`, what the response repeats of the request;
     `carried`, the state to store, None to store nothing; `earlier_tokens`, those of stored history.
     """
 
@@ -95,31 +95,56 @@ class Conversation(NamedTuple):
     call_id: str | None
     results: Sequence[Any]
     max_tokens: int | None
-    echo: bytes = b""
+    echo: Mapping[str, Any] = MappingProxyType({})
     carried: Carried | None = None
     earlier_tokens: int = 0
+    resumed: bool = False
 
 
 class MadeCall(NamedTuple):
-    """One tool call of a response. `token` is the id without its prefix; `arguments` is JSON text."""
+    """One tool call of a response; `arguments` is JSON text.
+
+    `token` is what its ids are made of; `id` is the one that the client answers to, None where a fault
+    leaves it out; `form` is how a fault has the arguments sent.
+    """
 
     token: str
     name: str
     arguments: str
+    id: str | None = ""
+    form: ArgumentsForm = "text"
+
+    @property
+    def deltas(self) -> str:
+        """What is streamed of the arguments after the call's opening."""
+        return self.arguments if self.form == "text" else ""
 
 
 class Said(NamedTuple):
-    """One response of the model, a text or calls. `output_tokens` counts both."""
+    """One response of the model, a text or calls.
+
+    `input_tokens` are all of the request, `cached_tokens` and `cache_written_tokens` of them; `output_tokens`
+    are all that was generated, the first `reasoning_tokens` of them before text and calls.
+    """
 
     text: str | None
     calls: tuple[MadeCall, ...]
     finish: Finish
     input_tokens: int
     output_tokens: int
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0
+    cache_written_tokens: int = 0
+    cache_ttl: str = "5m"
+
+    @property
+    def uncached_tokens(self) -> int:
+        """The input tokens that were neither read from the cache nor written to it."""
+        return self.input_tokens - self.cached_tokens - self.cache_written_tokens
 
 
-Frame = tuple[int, bytes]
-"""An SSE frame and the number of output tokens that come before it."""
+Event = tuple[int, dict[str, Any]]
+"""An event of a stream, before it is JSON, and the number of output tokens that come before it."""
 
 
 def tokens_of(text: str | bytes) -> int:
@@ -132,14 +157,21 @@ def call_tokens(call: MadeCall) -> int:
     return len(call.arguments) // 4 + 9
 
 
+def unnamed(name: object, arguments: object) -> str:
+    """What stands for the id of a call that has none."""
+    return f"{name} {arguments}"
+
+
 def limited(said: Said, max_tokens: int | None) -> Said:
     """`said` within `max_tokens`: its text cut off, or whole calls and perhaps one with cut arguments."""
     if max_tokens is None or said.output_tokens <= max_tokens:
         return said
+    said = said._replace(
+        finish="length", output_tokens=max_tokens, reasoning_tokens=min(said.reasoning_tokens, max_tokens)
+    )
+    left, kept = max_tokens - said.reasoning_tokens, []
     if not said.calls:
-        text = (said.text or "")[: max_tokens * 4]
-        return said._replace(text=text, finish="length", output_tokens=max_tokens)
-    left, kept = max_tokens, []
+        return said._replace(text=(said.text or "")[: left * 4])
     for call in said.calls:
         cost = call_tokens(call)
         if cost > left:
@@ -149,15 +181,27 @@ def limited(said: Said, max_tokens: int | None) -> Said:
             break
         kept.append(call)
         left -= cost
-    return said._replace(calls=tuple(kept), finish="length", output_tokens=max_tokens)
+    return said._replace(calls=tuple(kept))
 
 
-def pieces(text: str, tokens_per_event: int) -> Iterable[tuple[int, str]]:
-    """`text` in deltas of `tokens_per_event` tokens, each with the number of tokens up to its end."""
+def pieces(text: str, tokens_per_event: int, start: int = 0) -> Iterable[tuple[int, str]]:
+    """`text` in deltas of `tokens_per_event` tokens, each with the number of tokens up to its end.
+
+    `start`: the tokens before the text.
+    """
     size = tokens_per_event * 4
-    for start in range(0, len(text), size):
-        end = min(start + size, len(text))
-        yield end // 4 + 1, text[start:end]
+    for begin in range(0, len(text), size):
+        end = min(begin + size, len(text))
+        yield start + end // 4 + 1, text[begin:end]
+
+
+_THOUGHT = "The question needs a few facts; each of them is one call, and none waits for what another finds. "
+
+
+def reasoning(said: Said) -> str:
+    """The text of the reasoning tokens; empty without any."""
+    size = max(0, said.reasoning_tokens * 4 - 1)
+    return (_THOUGHT * (size // len(_THOUGHT) + 1))[:size]
 
 
 _MENTIONED = 3
@@ -185,85 +229,3 @@ def offer(schemas: Mapping[str, Mapping[str, Any]]) -> Offered:
     """Compile name → JSON Schema. Raises `SchemaError`; the wire modules check before."""
     names = tuple(sorted(schemas))
     return Offered(names, tuple(compile_schema(schemas[name]) for name in names))
-
-
-# The call that a tool request belongs to, when the request does not say.
-#
-# Pure state. Foreign clients send no call id to the tool; their request is matched to a call that was
-# handed out and not taken yet, by tool name and arguments. Exact matches first, then a call whose
-# arguments are all in the request (tools fill in defaults). Bounded: the oldest calls are forgotten.
-
-
-class Handed(NamedTuple):
-    """A call that was handed out: its place and its full id."""
-
-    place: Place
-    call_id: str
-
-
-def canonical(arguments: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
-    """Arguments in a form that compares: a query string has only texts, so all values become texts."""
-    return frozenset((name, _text(value)) for name, value in arguments.items())
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
-
-
-@dataclass(eq=False)
-class _Call:
-    text: str
-    handed: Handed
-
-    @cached_property
-    def asked(self) -> frozenset[tuple[str, str]]:
-        """The arguments, read only when a tool request comes: for most clients, never."""
-        try:
-            return canonical(orjson.loads(self.text))
-        except (orjson.JSONDecodeError, AttributeError):  # spoilt by a fault: no request matches
-            return frozenset({("", self.text)})
-
-
-class Outstanding:
-    """Calls handed out to clients that do not name them, oldest first."""
-
-    def __init__(self, size: int = 10_000) -> None:
-        self._size = size
-        self._serial = 0
-        self._tools: dict[str, OrderedDict[int, _Call]] = {}
-        self._order: OrderedDict[int, str] = OrderedDict()
-
-    def add(self, name: str, arguments: str, handed: Handed) -> None:
-        """Remember a call that was handed out; `arguments` is its JSON text."""
-        self._serial += 1
-        self._tools.setdefault(name, OrderedDict())[self._serial] = _Call(arguments, handed)
-        self._order[self._serial] = name
-        if len(self._order) > self._size:
-            serial, oldest = self._order.popitem(last=False)
-            self._drop(oldest, serial)
-
-    def take(self, name: str, arguments: Mapping[str, Any]) -> Handed | None:
-        """The oldest call that this request may be, which is then taken."""
-        calls = self._tools.get(name)
-        if not calls:
-            return None
-        wanted = canonical(arguments)
-        found = None
-        for serial, call in calls.items():
-            if call.asked == wanted:
-                found = serial
-                break
-            if found is None and call.asked <= wanted:
-                found = serial
-        if found is None:
-            return None
-        handed = calls[found].handed
-        del self._order[found]
-        self._drop(name, found)
-        return handed
-
-    def _drop(self, name: str, serial: int) -> None:
-        calls = self._tools[name]
-        del calls[serial]
-        if not calls:
-            del self._tools[name]

@@ -100,10 +100,19 @@ Application = Callable[[Exchange], None]
 
 
 class Server:
-    """The state that the connections of one listener share."""
+    """The state that the connections of one listener share.
 
-    def __init__(self, application: Application, scheduler: Scheduler) -> None:
+    `refused` is told of requests that cannot be read: method, path, status, reason.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        scheduler: Scheduler,
+        refused: Callable[[bytes, bytes, int, str], None] = lambda method, path, status, reason: None,
+    ) -> None:
         self.application = application
+        self.refused = refused
         self.scheduler = scheduler
         self.connections: set[Connection] = set()
         self._date = b""
@@ -370,6 +379,8 @@ class Connection(asyncio.Protocol):
     def _refuse(self, status: int) -> None:
         """A request that cannot be read: answered in its turn, then the connection is closed."""
         self._closing = True
+        reason = _STATUS_LINES[status][13:].decode().strip()
+        self._server.refused(b"-", b"-", status, f"{reason}: the request cannot be read")
         exchange = Exchange(self, b"GET", b"", None, {}, b"", False, False)
         exchange.reply = HttpReply(status, b"content-type: text/plain\r\n", _STATUS_LINES[status][9:])
         self._queue.append(exchange)

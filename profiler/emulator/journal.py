@@ -18,8 +18,9 @@ Kind = Literal["model", "tool"]
 
 _BOTH = ("kind", "api", "loop", "round", "trial", "status", "outcome", "fault")
 _TIMES = ("received_ns", "due_ns", "sent_ns", "finished_ns")
+_TOKENS = ("input_tokens", "cached_tokens", "cache_written_tokens", "output_tokens", "reasoning_tokens")
 _SHOWN: dict[Kind, tuple[str, ...]] = {
-    "model": (*_BOTH, *_TIMES, "attempt", "request_id", "streamed"),
+    "model": (*_BOTH, *_TIMES, "attempt", "request_id", "streamed", *_TOKENS),
     "tool": (*_BOTH, *_TIMES, "tool", "call", "call_id", "duration_ns", "actual_ns", "in_flight"),
 }
 _VALUES = {kind: attrgetter(*names) for kind, names in _SHOWN.items()}
@@ -32,7 +33,10 @@ class Entry:
     `received_ns`: the request was complete; `due_ns`: when its first byte was due (0: never, a
     hang); `sent_ns`: when the first byte was written; `finished_ns`: when the last was, or when the
     client went. For tools: `duration_ns` is what the tape asked for, `in_flight` the other calls of
-    the same tool at arrival. `on_finished` is called once, when the response has ended.
+    the same tool at arrival. `on_finished` is called once, when the response has ended. `fault`: the kinds
+    of all that it met, joined by `+`.
+
+    Tokens of a model request that was answered, as `profiler.records.ModelCall` counts them, None of others.
     """
 
     _journal: Journal
@@ -56,6 +60,11 @@ class Entry:
     call_id: str | None = None
     duration_ns: int = 0
     in_flight: int = 0
+    input_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_written_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
     on_finished: Callable[[], None] | None = None
 
     @property
@@ -81,11 +90,15 @@ class Entry:
 
 _LATENESS_BOUNDS_NS = (100_000, 250_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000)
 
+_MOST_WORDS = 400
+"""Characters of a reason in the log."""
+
 
 class Journal:
-    """The ring, and the counters: by API, `faults` by kind."""
+    """The ring, and the counters: by API, `faults` by kind. `log` takes a line for every refusal."""
 
-    def __init__(self, size: int = 100_000) -> None:
+    def __init__(self, size: int = 100_000, log: Callable[[str], None] | None = None) -> None:
+        self._log = log
         self._ring: deque[Entry] = deque(maxlen=size)
         self.in_flight: Counter[str] = Counter()
         self.clear()
@@ -108,11 +121,21 @@ class Journal:
         self.in_flight[entry.api] -= 1
         self.requests[entry.api, entry.status] += 1
         if entry.fault is not None:
-            self.faults[entry.fault] += 1
+            self.faults.update(entry.fault.split("+"))
         if entry.sent_ns:
             late = max(0, entry.sent_ns - entry.due_ns)
             self._lateness_sum_ns += late
             self._lateness[bisect_left(_LATENESS_BOUNDS_NS, late)] += 1
+
+    def refused(self, method: bytes, path: bytes, status: int, reason: str) -> None:
+        """Log a request that was not served, with the reason in the server's words."""
+        if self._log is None:
+            return
+        shown = path.decode("latin-1")
+        if shown.startswith("/tools/"):
+            shown = "/".join(shown.split("/")[:3])  # what follows the tool's name is an argument
+        words = " ".join(reason.split())[:_MOST_WORDS]
+        self._log(f"{method.decode('latin-1')} {shown} {status} {words}")
 
     def clear(self) -> None:
         """Forget entries and counts; what is in flight stays counted as such."""

@@ -272,13 +272,30 @@ UNLIMITED: dict[str, bytes] = {
 """The headers where a scenario has no quotas: limits that nobody meets."""
 
 
-def headers(provider: str, quota: KeyQuota, now_ns: int, wall: float) -> bytes:
-    """The header lines for the state of `quota`; `wall` is the Unix time of `now_ns`."""
+def headers(style: str, quota: KeyQuota, now_ns: int, wall: float) -> bytes:
+    """The header lines for the state of `quota`; `wall` is the Unix time of `now_ns`.
+
+    `style`: a provider, or a dialect with headers of its own, or with none.
+    """
     states = [
         (bucket.resource, round(bucket.stated), max(0, int(bucket.level(now_ns))), bucket.reset_ns())
         for bucket in quota.buckets
     ]
-    if provider == "openai":
+    if style == "mistral":
+        named = {"requests": "req"}
+        return "".join(
+            f"x-ratelimit-limit-{named.get(resource, resource)}-minute: {limit}\r\n"
+            f"x-ratelimit-remaining-{named.get(resource, resource)}-minute: {remaining}\r\n"
+            for resource, limit, remaining, _ in states
+        ).encode()
+    if style == "azure":
+        return "".join(
+            f"x-ratelimit-limit-{resource}: {limit}\r\nx-ratelimit-remaining-{resource}: {remaining}\r\n"
+            for resource, limit, remaining, _ in states
+        ).encode()
+    if style not in ("openai", "anthropic"):
+        return b""
+    if style == "openai":
         return "".join(
             f"x-ratelimit-limit-{resource}: {limit}\r\nx-ratelimit-remaining-{resource}: {remaining}\r\n"
             f"x-ratelimit-reset-{resource}: {go_duration(reset_ns)}\r\n"
@@ -327,11 +344,11 @@ def refusal_error(provider: str, refusal: QuotaRefusal, model: str) -> ApiError:
     return ApiError(message, status=429, kind="rate_limit_error")
 
 
-def retry_headers(provider: str, retry_ns: int) -> bytes:
-    """`retry-after` in whole seconds, for OpenAI also `retry-after-ms`; both rounded up."""
+def retry_headers(style: str, retry_ns: int) -> bytes:
+    """`retry-after` in whole seconds, for OpenAI and Azure also `retry-after-ms`; both rounded up."""
     seconds = -(-retry_ns // 1_000_000_000)
     line = b"retry-after: %d\r\n" % seconds
-    if provider == "openai":
+    if style in ("openai", "azure"):
         line += b"retry-after-ms: %d\r\n" % -(-retry_ns // 1_000_000)
     return line
 

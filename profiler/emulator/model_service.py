@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
@@ -17,23 +17,26 @@ from profiler.emulator import anthropic_messages, limits, openai_chat, openai_re
 from profiler.emulator.conversation import (
     ApiError,
     Conversation,
-    Frame,
-    Handed,
     MadeCall,
-    Outstanding,
     Said,
     answer,
     call_tokens,
     limited,
     tokens_of,
+    unnamed,
 )
-from profiler.emulator.draws import Place, decode, encode
+from profiler.emulator.dialects import dialect
+from profiler.emulator.draws import Place, encode
+from profiler.emulator.faults import STATUS, applies, error_frame, odd_calls, spoiled, status_error
 from profiler.emulator.http1 import Ending, Exchange, HttpReply
 from profiler.emulator.journal import Entry, Journal
 from profiler.emulator.limits import KeyQuota
+from profiler.emulator.openai_requests import envelope
+from profiler.emulator.places import Handed, Outstanding, Places
+from profiler.emulator.replies import Reply
 from profiler.emulator.tape import Tape
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER
-from profiler.scenarios import Fault, FaultKind
+from profiler.scenarios import WIRE_FAULTS, Fault
 
 JSON = b"content-type: application/json\r\n"
 SSE = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
@@ -60,30 +63,33 @@ class Wire(NamedTuple):
 
     name: str
     provider: str
-    parse: Callable[[dict[str, Any], Headers], Conversation]
-    render: Callable[[Said, Conversation, str, int], bytes]
-    frames: Callable[[Said, Conversation, str, int, int], list[Frame]]
+    parse: Callable[[dict[str, Any], Exchange], Conversation]
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A model request on its way. `quota`: that of its key, once the key is known; None without one."""
+    """A model request on its way. `quota`: that of its key, once the key is known; None without one.
+
+    `odd`: the wire faults of its reply, by kind.
+    """
 
     exchange: Exchange
     wire: Wire
     entry: Entry
     serial: int
     quota: KeyQuota | None = None
+    odd: dict[str, Fault] = field(default_factory=dict)
 
 
 class ModelService:
     """Chat Completions, Responses and Messages on one tape."""
 
-    def __init__(self, tape: Tape, journal: Journal, outstanding: Outstanding) -> None:
+    def __init__(self, tape: Tape, journal: Journal, outstanding: Outstanding, places: Places) -> None:
         self._tape = tape
         self._scenario = scenario = tape.scenario
         self._journal = journal
         self._outstanding = outstanding
+        self._places = places
         self._serial = 0
         self._free_loop = 0
         self._models = frozenset(scenario.model.models)
@@ -91,29 +97,33 @@ class ModelService:
         self._quotas: dict[tuple[str, bytes], KeyQuota] = {}
         self._attempts: dict[tuple[str | None, Place], int] = {}
         self._store = store = openai_responses.Store()
-        self.chat = Wire(
-            "chat",
-            "openai",
-            lambda body, _: openai_chat.parse(body),
-            openai_chat.render,
-            openai_chat.frames,
-        )
+        # What this server sends in an odd form has to be accepted in it.
+        self._lenient = lenient = any(fault.kind in WIRE_FAULTS for fault in scenario.faults)
+        self._dialect = dialect(scenario.model.dialect, scenario.model.refuses, lenient=lenient)
+        self.chat = Wire("chat", "openai", self._parse_chat)
         self.responses = Wire(
-            "responses",
-            "openai",
-            lambda body, _: openai_responses.parse(body, store),
-            openai_responses.render,
-            openai_responses.frames,
+            "responses", "openai", lambda body, _: openai_responses.parse(body, store, lenient=lenient)
         )
         self.messages = Wire(
             "messages",
             "anthropic",
-            lambda body, headers: anthropic_messages.parse(
-                body, threads=b"message-threads" in headers.get(b"anthropic-beta", b"")
+            lambda body, exchange: anthropic_messages.parse(
+                body,
+                threads=b"message-threads" in exchange.headers.get(b"anthropic-beta", b""),
+                lenient=lenient,
             ),
-            anthropic_messages.render,
-            anthropic_messages.frames,
         )
+
+    def _parse_chat(self, body: dict[str, Any], exchange: Exchange) -> Conversation:
+        spoken = self._dialect
+        spoken.check_target(exchange.path, exchange.query)
+        deployment = spoken.model_of(exchange.path)
+        if deployment is not None:
+            body["model"] = deployment
+        spoken.check_fields(body)
+        talk = openai_chat.parse(body, lenient=self._lenient)
+        spoken.check_history(body["messages"])
+        return talk
 
     def complete(self, exchange: Exchange, wire: Wire) -> None:
         """Answer a model request of API `wire`."""
@@ -166,7 +176,8 @@ class ModelService:
         """The API key of a request; raises 401 where the scenario knows its keys."""
         authorization = headers.get(b"authorization", b"")
         bearer = authorization[7:] if authorization[:7].lower() == b"bearer " else b""
-        key = headers.get(b"x-api-key", bearer) if provider == "anthropic" else bearer
+        # Azure has a header of its own, and takes a bearer's token too.
+        key = headers.get(b"x-api-key" if provider == "anthropic" else b"api-key", bearer)
         if self._keys and key.decode("latin-1") not in self._keys:
             if provider == "anthropic":
                 message = "invalid x-api-key" if key else "x-api-key header is required"
@@ -183,6 +194,7 @@ class ModelService:
                 "https://platform.openai.com/account/api-keys.",
                 status=401,
                 code="invalid_api_key",
+                log="Incorrect API key provided.",
             )
         return key
 
@@ -206,7 +218,7 @@ class ModelService:
             raise _malformed(wire.provider, str(error)) from None
         if not isinstance(body, dict):
             raise _malformed(wire.provider, "expected an object")
-        talk = wire.parse(body, exchange.headers)
+        talk = wire.parse(body, exchange)
         if self._models and talk.model not in self._models:
             raise _unknown_model(wire.name, talk.model)
         return talk
@@ -219,7 +231,7 @@ class ModelService:
                 self._free_loop = number + 1
             return number
         if talk.call_id is not None:
-            place = decode(talk.call_id)
+            place = self._places.find(talk.call_id)
             if place is not None:
                 return place.loop
         return self._free_loop  # taken once the request is admitted: a refused one will be tried again
@@ -234,9 +246,18 @@ class ModelService:
         places = tape.places(talk, loop)
         place = places[0] if places else Place(loop, tape.rounds(loop), 0)
         entry.loop, entry.round, entry.call = place
-        said, timed_tokens = self._content(request, talk, places)
+        if self._lenient:
+            request.odd = {
+                fault.kind: fault
+                for fault in tape.wire_faults(place)
+                if applies(fault.kind, wire.name, streamed=talk.stream, calls=bool(places))
+                and not (fault.kind == "pause_turn" and talk.resumed)  # it paused before
+            }
+        said, timed_tokens = self._content(request, talk, place, places)
         if quota is not None:
-            refusal = quota.admit(said.input_tokens, said.output_tokens, exchange.received_ns)
+            # Anthropic does not count what is read from the cache; OpenAI counts all.
+            counted = said.input_tokens - (said.cached_tokens if wire.provider == "anthropic" else 0)
+            refusal = quota.admit(counted, self._output_tokens(wire, said), exchange.received_ns)
             if refusal is not None:
                 error = limits.refusal_error(wire.provider, refusal, talk.model)
                 # Providers announce no wait for concurrency; a tenth of a second, scaled, is made up.
@@ -245,31 +266,64 @@ class ModelService:
             entry.on_finished = quota.release
         if loop == self._free_loop:
             self._free_loop += 1
-        if header is None and said.calls:
-            self._hand_out(wire, places, said.calls)
+        if said.calls:
+            self._remember(wire, places, said.calls, handed_out=header is None or bool(request.odd))
         fault = self._fault(exchange, place, entry) if self._scenario.faults else None
-        if fault is not None and fault.kind in _STATUS:
+        if fault is not None and fault.kind in STATUS:
             raise status_error(fault.kind, wire.provider, int(1e9 * self._scenario.time_scale))
         self._send(request, talk, said, timed_tokens, place, fault)
 
-    def _content(self, request: _Request, talk: Conversation, places: list[Place]) -> tuple[Said, int]:
+    def _content(
+        self, request: _Request, talk: Conversation, place: Place, places: list[Place]
+    ) -> tuple[Said, int]:
         """The content of the reply, and the number of tokens that its duration is made of."""
-        input_tokens = talk.earlier_tokens + tokens_of(request.exchange.body)
-        if places:
+        wire = request.wire
+        spoken = self._dialect if wire.name == "chat" else dialect("openai")
+        drawn = self._tape.tokens(place, spoken.reasoning_tokens)
+        own_tokens = talk.earlier_tokens + tokens_of(request.exchange.body)
+        if "pause_turn" in request.odd:
+            tokens = tokens_of(anthropic_messages.PREFACE)
+            said = Said(anthropic_messages.PREFACE, (), "stop", own_tokens, tokens)
+        elif places:
             calls = tuple(
-                MadeCall(encode(call.place, request.serial << 8 | n), call.name, call.arguments)
+                MadeCall(
+                    token := encode(call.place, request.serial << 8 | n),
+                    call.name,
+                    call.arguments,
+                    self._call_id(wire, token, talk.model, request.serial << 12 | n),
+                )
                 for n, call in enumerate(self._tape.calls(places, talk.tools, talk.choice))
             )
             if self._scenario.faults:
-                calls = self._spoil(request, talk, places, calls)
+                calls = odd_calls(self._spoil(request, talk, places, calls), request.odd)
             tokens = sum(map(call_tokens, calls))
-            said = Said(None, calls, "tool_calls", input_tokens, tokens)
+            said = Said(None, calls, "tool_calls", own_tokens, tokens)
         else:
             text = answer(talk.results)
             # The answer's length depends on the results; its duration is the tape's alone.
-            said, tokens = Said(text, (), "stop", input_tokens, tokens_of(text)), _ANSWER_TOKENS
+            said, tokens = Said(text, (), "stop", own_tokens, tokens_of(text)), _ANSWER_TOKENS
+        asked = own_tokens + drawn.context
+        cached = int(asked * drawn.cached_share)
+        said = said._replace(
+            input_tokens=asked,
+            cached_tokens=cached,
+            cache_written_tokens=int((asked - cached) * drawn.written_share),
+            cache_ttl=self._scenario.model.cache_ttl,
+            output_tokens=said.output_tokens + drawn.reasoning,
+            reasoning_tokens=drawn.reasoning,
+        )
         cut = limited(said, talk.max_tokens)
-        return cut, tokens if cut is said else min(tokens, cut.output_tokens)
+        generated = cut.output_tokens - cut.reasoning_tokens
+        return cut, tokens if cut is said else min(tokens, generated)
+
+    def _call_id(self, wire: Wire, token: str, model: str, serial: int) -> str:
+        if wire.name == "chat":
+            return self._dialect.call_id(token, model, serial)
+        return ("toolu_" if wire.provider == "anthropic" else "call_") + token
+
+    def _output_tokens(self, wire: Wire, said: Said) -> int:
+        """As the API counts them."""
+        return anthropic_messages.output_tokens(said) if wire.provider == "anthropic" else said.output_tokens
 
     def _spoil(
         self, request: _Request, talk: Conversation, places: list[Place], calls: tuple[MadeCall, ...]
@@ -328,60 +382,99 @@ class ModelService:
             return
         token = _token(request.serial)
         if talk.carried is not None and kind in (None, "slow_first_byte"):
-            self._store.put("resp_" + token, openai_responses.after(talk.carried, said))
+            own_tokens = talk.earlier_tokens + tokens_of(exchange.body)
+            self._store.put("resp_" + token, openai_responses.after(talk.carried, said, own_tokens))
         entry.status = 200
+        entry.input_tokens, entry.cached_tokens = said.input_tokens, said.cached_tokens
+        entry.cache_written_tokens, entry.reasoning_tokens = said.cache_written_tokens, said.reasoning_tokens
+        entry.output_tokens = self._output_tokens(wire, said)
+        if request.odd:
+            entry.fault = "+".join([*([entry.fault] if entry.fault else []), *request.odd])
         ending: Ending = "cut" if kind == "truncated_stream" else "complete"
-        created = int(time.time())
+        reply = Reply(
+            wire.name, said, talk, token, int(time.time()), place.loop, self._dialect, tuple(request.odd)
+        )
         headers = _identity(wire.provider, entry.request_id) + self._limits(request)
+        # A tool of the server's own holds back what comes after it.
+        held = [fault.seconds for name in ("server_tool", "pause_turn") if (fault := request.odd.get(name))]
+        held_ns = int(max(held, default=0.0) * self._scenario.time_scale * 1e9)
+        per_token_ns = pace.per_token * 1e9
         if not talk.stream:
-            entry.due_ns = due_ns = first_ns + int(pace.per_token * 1e9 * timed_tokens)
-            body = wire.render(said, talk, token, created)
+            spent_ns = int(per_token_ns * (timed_tokens + said.reasoning_tokens)) + held_ns
+            entry.due_ns = due_ns = first_ns + spent_ns
             if wire.provider == "openai":
                 headers += b"openai-processing-ms: %d\r\n" % ((due_ns - received_ns) // 1_000_000)
             wait = due_ns if due_ns > received_ns else 0
-            exchange.send(HttpReply(200, JSON + headers, body, due_ns=wait, ending=ending, observer=entry))
+            exchange.send(
+                HttpReply(200, JSON + headers, reply.body(), due_ns=wait, ending=ending, observer=entry)
+            )
             return
         entry.streamed = True
-        frames = wire.frames(said, talk, token, created, self._scenario.model.tokens_per_event)
+        frames, after = reply.frames(self._scenario.model.tokens_per_event)
         if kind == "truncated_stream" or kind == "stream_error":
             half = len(frames) // 2
             frames = frames[:half]
             if kind == "stream_error":
                 frames.append((frames[-1][0], error_frame(wire.name, half)))
-        # Scaled so that an answer takes the tape's time whatever its length.
-        per_token_ns = pace.per_token * 1e9 * timed_tokens / max(1, said.output_tokens)
-        timed = [(first_ns + int(tokens * per_token_ns), payload) for tokens, payload in frames]
+        # Scaled so that an answer takes the tape's time whatever its length; reasoning is as long as it is.
+        thought = said.reasoning_tokens
+        scale = timed_tokens / max(1, said.output_tokens - thought)
+        timed = [
+            (
+                first_ns
+                + int(per_token_ns * (min(tokens, thought) + max(0, tokens - thought) * scale))
+                + (held_ns if n >= after else 0),
+                payload,
+            )
+            for n, (tokens, payload) in enumerate(frames)
+        ]
         exchange.send(
             HttpReply(200, SSE + headers, due_ns=first_ns, frames=timed, ending=ending, observer=entry)
         )
 
-    def _hand_out(self, wire: Wire, places: list[Place], calls: tuple[MadeCall, ...]) -> None:
-        prefix = "toolu_" if wire.provider == "anthropic" else "call_"
+    def _remember(
+        self, wire: Wire, places: list[Place], calls: tuple[MadeCall, ...], *, handed_out: bool
+    ) -> None:
+        """Know the calls again: by ids that do not say their place, and when a tool is asked without one."""
         for place, call in zip(places, calls, strict=False):  # max_tokens may have cut the last ones
-            self._outstanding.add(call.name, call.arguments, Handed(place, prefix + call.token))
+            if handed_out:
+                self._outstanding.add(call.name, call.arguments, Handed(place, call.id or ""))
+            if not call.id:
+                given = call.arguments if wire.provider == "anthropic" or call.form == "text" else None
+                self._places.remember(unnamed(call.name, given), place)
+            elif not call.id.endswith(call.token):
+                self._places.remember(call.id, place)
 
     # Headers and refusals
 
     def _limits(self, request: _Request) -> bytes:
         """The headers that tell of the key's quota."""
-        provider, quota = request.wire.provider, request.quota
+        style, quota = self._style(request.wire), request.quota
         if quota is None:
-            return limits.UNLIMITED[provider]
-        return limits.headers(provider, quota, request.exchange.received_ns, time.time())
+            return limits.UNLIMITED.get(style, b"")
+        return limits.headers(style, quota, request.exchange.received_ns, time.time())
+
+    def _style(self, wire: Wire) -> str:
+        """Whose headers: a provider's, or a dialect's."""
+        spoken = self._dialect.name
+        return spoken if wire.name == "chat" and spoken != "openai" else wire.provider
 
     def _refuse(self, request: _Request, error: ApiError) -> None:
-        wire, entry = request.wire, request.entry
+        wire, entry, exchange = request.wire, request.entry, request.exchange
         entry.status = error.status
-        if wire.provider == "openai":
-            body = openai_chat.envelope(error)
+        if wire.name == "chat":
+            body = self._dialect.envelope(error)
+        elif wire.provider == "openai":
+            body = envelope(error)
         else:
             body = anthropic_messages.envelope(error, entry.request_id)
         headers = JSON + _identity(wire.provider, entry.request_id)
         if error.status != 401:  # a key that is not known has no quota
             headers += self._limits(request)
         if error.retry_ns is not None:
-            headers += limits.retry_headers(wire.provider, error.retry_ns)
-        request.exchange.send(HttpReply(error.status, headers, body, observer=entry))
+            headers += limits.retry_headers(self._style(wire), error.retry_ns)
+        self._journal.refused(exchange.method, exchange.path, error.status, error.log or error.message)
+        exchange.send(HttpReply(error.status, headers, body, observer=entry))
 
 
 def _identity(provider: str, request_id: str) -> bytes:
@@ -431,50 +524,3 @@ def _unknown_model(api: str, model: str) -> ApiError:
         status=404,
         code="model_not_found",
     )
-
-
-# What each fault does to a response. Which request meets which fault is decided by the tape.
-
-_SERVER_ERROR = "The server had an error while processing your request."
-_OVERLOADED = "The engine is currently overloaded, please try again later."
-_STATUS: dict[FaultKind, tuple[int, str, str, str]] = {  # status, OpenAI type, Anthropic type, message
-    "http_500": (500, "server_error", "api_error", _SERVER_ERROR),
-    "http_503": (503, "server_error", "api_error", _OVERLOADED),
-    "http_529": (529, "server_error", "overloaded_error", "Overloaded"),
-    "http_429": (429, "requests", "rate_limit_error", "Rate limit reached (an injected fault)."),
-}
-
-
-def status_error(kind: FaultKind, provider: str, retry_ns: int) -> ApiError:
-    """The error of a fault with an HTTP status; `retry_ns` is the wait that a 429 announces."""
-    status, openai, anthropic, message = _STATUS[kind]
-    error = ApiError(message, status=status, kind=openai if provider == "openai" else anthropic)
-    if status == 429:
-        error.retry_ns = retry_ns
-        error.code = "rate_limit_exceeded" if provider == "openai" else None
-    return error
-
-
-def error_frame(api: str, sequence: int) -> bytes:
-    """An error in mid-stream, after HTTP 200."""
-    event: dict[str, Any]
-    if api == "chat":
-        return b"data: %b\n\n" % openai_chat.envelope(ApiError(_SERVER_ERROR, kind="server_error"))
-    if api == "messages":
-        event = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
-    else:
-        event = {"type": "error", "code": "server_error", "message": _SERVER_ERROR, "param": None}
-        event["sequence_number"] = sequence
-    return b"event: error\ndata: %b\n\n" % orjson.dumps(event)
-
-
-def spoiled(call: MadeCall, kind: FaultKind) -> MadeCall:
-    """A call with malformed arguments, an unknown tool name, or an argument of the wrong type."""
-    if kind == "unknown_tool":
-        return call._replace(name="nonexistent_tool")
-    if kind == "malformed_arguments":
-        return call._replace(arguments=call.arguments[:-1])
-    arguments = orjson.loads(call.arguments)
-    name = next(iter(arguments), "unexpected")
-    # An array of an object is what no scalar, string, array of strings or object parameter takes.
-    return call._replace(arguments=orjson.dumps({**arguments, name: [{"unexpected": None}]}).decode())

@@ -6,7 +6,6 @@ Pure, but for the store, which holds what a later request may refer to.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -15,13 +14,17 @@ from profiler.emulator.conversation import (
     ApiError,
     Carried,
     Conversation,
-    Frame,
+    Event,
     Said,
     call_tokens,
     pieces,
+    reasoning,
+    unnamed,
 )
 from profiler.emulator.draws import decode
-from profiler.emulator.openai_chat import (
+from profiler.emulator.openai_chat import odd_arguments
+from profiler.emulator.openai_requests import (
+    check_content,
     missing,
     missing_or_unsupported,
     missing_or_wrong,
@@ -35,6 +38,16 @@ from profiler.emulator.openai_chat import (
 _dumps = orjson.dumps
 _ROLES = ("user", "assistant", "system", "developer")
 _FRESH = Carried(0, 0, None, (), (), 0)
+_INPUT_PARTS = frozenset({"input_text", "input_image", "input_file"})
+_OUTPUT_PARTS = frozenset({"output_text", "refusal"})
+_OWN_ITEMS = frozenset(
+    {
+        "reasoning", "item_reference", "web_search_call", "file_search_call", "code_interpreter_call",
+        "computer_call", "image_generation_call", "mcp_list_tools", "mcp_call", "mcp_approval_request",
+        "mcp_approval_response", "compaction",
+    }
+)  # fmt: skip
+"""Items of the server's own, which come back as they came."""
 
 
 class Store:
@@ -62,8 +75,11 @@ class Store:
         return state
 
 
-def parse(body: dict[str, Any], store: Store) -> Conversation:
-    """Check a request body; raises `ApiError` with the provider's message, param and code."""
+def parse(body: dict[str, Any], store: Store, *, lenient: bool = False) -> Conversation:
+    """Check a request body; raises `ApiError` with the provider's message, param and code.
+
+    `lenient`: as in `openai_chat.parse`.
+    """
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise missing_or_wrong("model", "a string", model)
@@ -80,7 +96,8 @@ def parse(body: dict[str, Any], store: Store) -> Conversation:
     if previous is not None and not isinstance(previous, str):
         raise wrong_type("previous_response_id", "a string", previous)
     before = _FRESH if previous is None else store.get(previous)
-    state = _walk(given if isinstance(given, list) else [{"role": "user", "content": given or ""}], before)
+    items = given if isinstance(given, list) else [{"role": "user", "content": given or ""}]
+    state = _walk(items, before, lenient)
     stream, parallel = bool(body.get("stream")), body.get("parallel_tool_calls") is not False
     return Conversation(
         *(model, stream, True, offered, chosen, parallel),
@@ -92,10 +109,12 @@ def parse(body: dict[str, Any], store: Store) -> Conversation:
     )
 
 
-def _walk(items: list[Any], before: Carried) -> Carried:
+def _walk(items: list[Any], before: Carried, lenient: bool) -> Carried:
     """One pass over the input items, which continues where the previous response left off."""
     turns, calls, call_id, pending_ids, results, tokens = before
-    pending = dict.fromkeys(pending_ids, False)  # call id → answered
+    pending: dict[str, int] = {}  # call id → calls of this id without an output
+    for left in pending_ids:
+        pending[left] = pending.get(left, 0) + 1
     found = list(results)
     in_turn, last_round = False, None
     for n, item in enumerate(items):
@@ -104,6 +123,8 @@ def _walk(items: list[Any], before: Carried) -> Carried:
         kind = item.get("type", "message")
         if kind == "function_call_output":
             ident = item.get("call_id")
+            if lenient and "" in pending and (ident is None or ident not in pending):
+                ident = ""
             if not isinstance(ident, str):
                 raise missing(f"input[{n}].call_id")
             if ident not in pending:
@@ -112,15 +133,21 @@ def _walk(items: list[Any], before: Carried) -> Carried:
                 )
             if item.get("output") is None:
                 raise missing(f"input[{n}].output")
-            pending[ident] = True
+            if item["output"] != []:
+                check_content(f"input[{n}].output", item["output"], _INPUT_PARTS)
+            pending[ident] = max(0, pending[ident] - 1)
             found.append(item["output"])
             in_turn = False
         elif kind == "function_call":
-            for key in ("call_id", "name", "arguments"):
+            ident, arguments = item.get("call_id"), item.get("arguments")
+            if lenient and ident is None:
+                ident = ""
+            if not isinstance(ident, str):
+                raise missing(f"input[{n}].call_id")
+            for key in ("name",) if lenient and not isinstance(arguments, str) else ("name", "arguments"):
                 if not isinstance(item.get(key), str):
                     raise missing(f"input[{n}].{key}")
-            ident = item["call_id"]
-            pending[ident] = False
+            pending[ident] = pending.get(ident, 0) + 1 if lenient else 1
             if not in_turn:
                 # Some clients put each output right after its call: our own ids tell the rounds apart.
                 place = decode(ident)
@@ -129,18 +156,21 @@ def _walk(items: list[Any], before: Carried) -> Carried:
                 last_round = place.round if place is not None else None
             in_turn = True
             calls += 1
-            call_id = call_id or ident
+            call_id = call_id or ident or unnamed(item["name"], arguments)
         elif kind == "message":
-            role = item.get("role")
+            role, content = item.get("role"), item.get("content")
             if role not in _ROLES:
                 supported = "'assistant', 'system', 'developer', and 'user'"
                 raise missing_or_unsupported(f"input[{n}].role", role, supported)
-            if not isinstance(item.get("content"), str | list):
+            if content is None:
                 raise missing(f"input[{n}].content")
+            parts = _OUTPUT_PARTS if role == "assistant" else _INPUT_PARTS
+            if content != []:
+                check_content(f"input[{n}].content", content, parts)
             if role == "user":
                 _all_answered(pending)
                 turns, calls, call_id, found, last_round, pending = 0, 0, None, [], None, {}
-        elif kind not in ("reasoning", "item_reference"):
+        elif kind not in _OWN_ITEMS:
             supported = (
                 "'message', 'function_call', 'function_call_output', 'reasoning', and 'item_reference'"
             )
@@ -149,61 +179,65 @@ def _walk(items: list[Any], before: Carried) -> Carried:
     return Carried(turns, calls, call_id, (), tuple(found), tokens)
 
 
-def _all_answered(pending: dict[str, bool]) -> None:
-    for ident, answered in pending.items():
-        if not answered:
+def _all_answered(pending: dict[str, int]) -> None:
+    for ident, unanswered in pending.items():
+        if unanswered:
             raise ApiError(f"No tool output found for function call {ident}.", param="input")
 
 
-def after(state: Carried, said: Said) -> Carried:
-    """The state of a conversation once `said` is added to it."""
-    ids = tuple("call_" + call.token for call in said.calls)
+def after(state: Carried, said: Said, tokens: int) -> Carried:
+    """The state of a conversation once `said` is added to it; `tokens` are those of its request's own input.
+
+    Reasoning is not part of what the model reads again.
+    """
+    ids = tuple(call.id or "" for call in said.calls)
     return Carried(
         state.turns + bool(ids),
         state.calls + len(ids),
-        state.call_id or (ids[0] if ids else None),
+        state.call_id or (ids[0] or unnamed(said.calls[0].name, said.calls[0].arguments) if ids else None),
         ids,
         state.results,
-        said.input_tokens + said.output_tokens,
+        tokens + said.output_tokens - said.reasoning_tokens,
     )
 
 
-def _echo(body: dict[str, Any], limit: int | None, previous: str | None, parallel: bool) -> bytes:
-    """The members of a response that repeat the request, as the inside of a JSON object."""
+def _echo(body: dict[str, Any], limit: int | None, previous: str | None, parallel: bool) -> dict[str, Any]:
+    """The members of a response that repeat the request."""
     choice = body.get("tool_choice")
-    return _dumps(
-        {
-            "background": False,
-            "error": None,
-            "instructions": body.get("instructions"),
-            "max_output_tokens": limit,
-            "max_tool_calls": None,
-            "metadata": body.get("metadata") or {},
-            "parallel_tool_calls": parallel,
-            "previous_response_id": previous,
-            "prompt_cache_key": None,
-            "reasoning": {"effort": None, "summary": None},
-            "safety_identifier": None,
-            "service_tier": "default",
-            "store": body.get("store") is not False,
-            "temperature": body.get("temperature", 1.0),
-            "text": {"format": {"type": "text"}, "verbosity": "medium"},
-            "tool_choice": "auto" if choice is None else choice,
-            "tools": body.get("tools") or [],
-            "top_logprobs": 0,
-            "top_p": body.get("top_p", 1.0),
-            "truncation": "disabled",
-            "user": None,
-        }
-    )[1:-1]
+    return {
+        "background": False,
+        "error": None,
+        "instructions": body.get("instructions"),
+        "max_output_tokens": limit,
+        "max_tool_calls": None,
+        "metadata": body.get("metadata") or {},
+        "parallel_tool_calls": parallel,
+        "previous_response_id": previous,
+        "prompt_cache_key": None,
+        "reasoning": {"effort": None, "summary": None},
+        "safety_identifier": None,
+        "service_tier": "default",
+        "store": body.get("store") is not False,
+        "temperature": body.get("temperature", 1.0),
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "tool_choice": "auto" if choice is None else choice,
+        "tools": body.get("tools") or [],
+        "top_logprobs": 0,
+        "top_p": body.get("top_p", 1.0),
+        "truncation": "disabled",
+        "user": None,
+    }
 
 
 def _usage(said: Said) -> dict[str, Any]:
     return {
         "input_tokens": said.input_tokens,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {
+            "cached_tokens": said.cached_tokens,
+            "cache_write_tokens": said.cache_written_tokens,
+        },
         "output_tokens": said.output_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": said.reasoning_tokens},
         "total_tokens": said.input_tokens + said.output_tokens,
     }
 
@@ -217,81 +251,123 @@ def _status(said: Said) -> str:
 
 
 def _output(said: Said, token: str) -> list[dict[str, Any]]:
-    """The items of a response: a message, or its calls, of which the last one may be cut."""
+    """The items of a response: its reasoning; a message, or its calls, of which the last one may be cut."""
+    items: list[dict[str, Any]] = []
+    thought = reasoning(said)
+    if thought:
+        summary = [{"type": "summary_text", "text": thought}]
+        items.append({"id": "rs_" + token, "type": "reasoning", "summary": summary})
     if said.text is not None:
         message = {"id": "msg_" + token, "type": "message", "status": _status(said)}
-        return [{**message, "content": [_part(said.text)], "role": "assistant"}]
-    return [
-        {
+        items.append({**message, "content": [_part(said.text)], "role": "assistant"})
+    for n, call in enumerate(said.calls, start=1):
+        item = {
             "id": "fc_" + call.token,
             "type": "function_call",
             "status": "completed" if n < len(said.calls) else _status(said),
-            "arguments": call.arguments,
-            "call_id": "call_" + call.token,
+            "arguments": call.arguments if call.form == "text" else odd_arguments(call),
+            "call_id": call.id,
             "name": call.name,
         }
-        for n, call in enumerate(said.calls, start=1)
-    ]
+        if call.form == "missing":
+            del item["arguments"]
+        if call.id is None:
+            del item["call_id"]
+        items.append(item)
+    return items
 
 
-def render(said: Said | None, talk: Conversation, token: str, created: int) -> bytes:
-    """A `response` body, without `said` of one that has just begun; `created` in seconds since the epoch."""
-    start = {"id": "resp_" + token, "object": "response", "created_at": created, "model": talk.model}
+def render(said: Said | None, talk: Conversation, token: str, created: int) -> dict[str, Any]:
+    """A `response`, without `said` one that has just begun; `created` in seconds since the epoch."""
     cut = said is not None and said.finish == "length"
-    end = {
+    return {
+        "id": "resp_" + token,
+        "object": "response",
+        "created_at": created,
+        "model": talk.model,
+        **talk.echo,
         "status": "in_progress" if said is None else _status(said),
         "completed_at": None if said is None or cut else created,
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "output": [] if said is None else _output(said, token),
         "usage": None if said is None else _usage(said),
     }
-    return b"%b,%b,%b" % (_dumps(start)[:-1], talk.echo, _dumps(end)[1:])
 
 
-def frames(said: Said, talk: Conversation, token: str, created: int, tokens_per_event: int) -> list[Frame]:
-    """The SSE frames of the same response, in the provider's order."""
-    out: list[Frame] = []
-
-    def add(tokens: int, kind: str, rest: bytes) -> None:
-        name = b"response." + kind.encode()
-        frame = b'event: %b\ndata: {"type":"%b","sequence_number":%d,%b}\n\n' % (name, name, len(out), rest)
-        out.append((tokens, frame))
-
-    begun = b'"response":' + render(None, talk, token, created)
-    add(0, "created", begun)
-    add(0, "in_progress", begun)
-    items = _output(said, token)
+def events(said: Said, talk: Conversation, token: str, created: int, tokens_per_event: int) -> list[Event]:
+    """The events of the same response, in the provider's order; `frame` numbers them."""
+    begun = render(None, talk, token, created)
+    out: list[Event] = [
+        (0, {"type": "response.created", "response": begun}),
+        (0, {"type": "response.in_progress", "response": begun}),
+    ]
+    items = iter(enumerate(_output(said, token)))
+    tokens = said.reasoning_tokens
+    if tokens:
+        out += _reasoning_events(*next(items), tokens_per_event)
     if said.text is not None:
-        _text_frames(add, said, items[0], tokens_per_event)
-    tokens = 0
-    for n, (call, item) in enumerate(zip(said.calls, items, strict=False)):  # an answer has an item, no call
-        at = b'"output_index":%d,' % n
-        where = b'"item_id":"fc_%b",' % call.token.encode() + at
-        started = _dumps(item | {"status": "in_progress", "arguments": ""})
-        add(tokens, "output_item.added", at + b'"item":' + started)
-        for end, piece in pieces(call.arguments, tokens_per_event):
-            add(tokens + 8 + end, "function_call_arguments.delta", where + b'"delta":' + _dumps(piece))
+        out += _text_events(*next(items), said, tokens_per_event)
+    for call, (index, item) in zip(said.calls, items, strict=False):  # an answer has an item, no call
+        at = {"output_index": index}
+        where = {"item_id": item["id"], **at}
+        # As far as a stream opens: without its arguments, which follow, unless they are in another form.
+        opened = {**item, "status": "in_progress"} | ({"arguments": ""} if call.form == "text" else {})
+        out.append((tokens, {"type": "response.output_item.added", **at, "item": opened}))
+        for end, piece in pieces(call.deltas, tokens_per_event, tokens + 8):
+            out.append((end, {"type": "response.function_call_arguments.delta", **where, "delta": piece}))
         tokens += call_tokens(call)
         if item["status"] == "completed":
-            arguments = _dumps(call.arguments)
-            add(tokens, "function_call_arguments.done", where + b'"arguments":' + arguments)
-        add(tokens, "output_item.done", at + b'"item":' + _dumps(item))
-    add(said.output_tokens, _status(said), b'"response":' + render(said, talk, token, created))
+            said_so = {"arguments": item["arguments"]} if "arguments" in item else {}
+            out.append((tokens, {"type": "response.function_call_arguments.done", **where, **said_so}))
+        out.append((tokens, {"type": "response.output_item.done", **at, "item": item}))
+    whole = {"type": f"response.{_status(said)}", "response": render(said, talk, token, created)}
+    out.append((said.output_tokens, whole))
     return out
 
 
-def _text_frames(
-    add: Callable[[int, str, bytes], None], said: Said, item: dict[str, Any], tokens_per_event: int
-) -> None:
-    """The frames of the message `item`, which is all of the output."""
-    text, last = said.text or "", said.output_tokens
-    at = b'"output_index":0,'
-    where = b'"item_id":%b,%b"content_index":0,' % (_dumps(item["id"]), at)
-    started = _dumps(item | {"status": "in_progress", "content": []})
-    add(0, "output_item.added", at + b'"item":' + started)
-    add(0, "content_part.added", where + b'"part":' + _dumps(_part("")))
-    for end, piece in pieces(text, tokens_per_event):
-        add(end, "output_text.delta", where + b'"logprobs":[],"delta":' + _dumps(piece))
-    add(last, "output_text.done", where + b'"logprobs":[],"text":' + _dumps(text))
-    add(last, "content_part.done", where + b'"part":' + _dumps(_part(text)))
-    add(last, "output_item.done", at + b'"item":' + _dumps(item))
+def _text_events(index: int, item: dict[str, Any], said: Said, tokens_per_event: int) -> list[Event]:
+    """The events of a message."""
+    text, begin, last = said.text or "", said.reasoning_tokens, said.output_tokens
+    at = {"output_index": index}
+    where = {"item_id": item["id"], **at, "content_index": 0}
+    opened = {**item, "status": "in_progress", "content": []}
+    out: list[Event] = [
+        (begin, {"type": "response.output_item.added", **at, "item": opened}),
+        (begin, {"type": "response.content_part.added", **where, "part": _part("")}),
+    ]
+    for end, piece in pieces(text, tokens_per_event, begin):
+        out.append((end, {"type": "response.output_text.delta", **where, "logprobs": [], "delta": piece}))
+    return [
+        *out,
+        (last, {"type": "response.output_text.done", **where, "logprobs": [], "text": text}),
+        (last, {"type": "response.content_part.done", **where, "part": _part(text)}),
+        (last, {"type": "response.output_item.done", **at, "item": item}),
+    ]
+
+
+def _reasoning_events(index: int, item: dict[str, Any], tokens_per_event: int) -> list[Event]:
+    """The events of a reasoning item and its summary."""
+    [part] = item["summary"]
+    at = {"output_index": index}
+    where = {"item_id": item["id"], **at, "summary_index": 0}
+    added = "response.reasoning_summary_part.added"
+    out: list[Event] = [
+        (0, {"type": "response.output_item.added", **at, "item": {**item, "summary": []}}),
+        (0, {"type": added, **where, "part": {**part, "text": ""}}),
+    ]
+    last = 0
+    for last, piece in pieces(part["text"], tokens_per_event):
+        out.append((last, {"type": "response.reasoning_summary_text.delta", **where, "delta": piece}))
+    return [
+        *out,
+        (last, {"type": "response.reasoning_summary_text.done", **where, "text": part["text"]}),
+        (last, {"type": "response.reasoning_summary_part.done", **where, "part": part}),
+        (last, {"type": "response.output_item.done", **at, "item": item}),
+    ]
+
+
+def frame(event: dict[str, Any], number: int) -> bytes:
+    """One event as it is sent, as the `number`th of its stream."""
+    kind, body = event["type"].encode(), _dumps(event)  # of which the type is the first member
+    rest = body[len(kind) + 10 :]
+    return b'event: %b\ndata: {"type":"%b","sequence_number":%d%b\n\n' % (kind, kind, number, rest)

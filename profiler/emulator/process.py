@@ -81,6 +81,7 @@ def start_emulator(
     host: str = "127.0.0.1",
     port: int = 0,
     *,
+    dialect: str | None = None,
     tls_cert: str | os.PathLike[str] | None = None,
     tls_key: str | os.PathLike[str] | None = None,
     timeout: float = _START_SECONDS,
@@ -92,6 +93,8 @@ def start_emulator(
     """
     command = [sys.executable, "-m", "profiler.emulator", "--host", host, "--port", str(port)]
     command += ["--scenario", scenario, "--seed", str(seed), "--exit-with-parent"]
+    if dialect is not None:
+        command += ["--dialect", dialect]
     for option, path in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
         if path is not None:
             command += [option, os.fspath(path)]

@@ -17,24 +17,29 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from dataclasses import replace
+from typing import IO, Any
 
 import orjson
 
-from profiler.emulator.conversation import Outstanding
 from profiler.emulator.http1 import Exchange, HttpReply, Server
 from profiler.emulator.journal import Journal, exposition
 from profiler.emulator.model_service import JSON, ModelService
+from profiler.emulator.places import Outstanding, Places
 from profiler.emulator.scheduler import Scheduler
 from profiler.emulator.tape import Tape
 from profiler.emulator.tool_service import ToolService, error, query_arguments
 from profiler.errors import ProfilerError, UsageError
+from profiler.providers import DIALECTS
 from profiler.providers.endpoint import exposed
 from profiler.scenarios import Scenario, load_scenario
 
 _TEXT = b"content-type: text/plain; charset=utf-8\r\n"
 _METRICS = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 _SWEEP_SECONDS = 15
+
+STDERR = "-"
+"""`--log` without a file."""
 
 
 class Emulator:
@@ -47,16 +52,20 @@ class Emulator:
         self._seed = seed
         self._journal = journal or Journal()
         self._started_ns = time.monotonic_ns()
-        outstanding = Outstanding()
+        outstanding, places = Outstanding(), Places()
         tape = Tape(scenario, seed)
-        models = ModelService(tape, self._journal, outstanding)
-        self._tools = ToolService(tape, self._journal, outstanding, scheduler)
+        models = ModelService(tape, self._journal, outstanding, places)
+        self._tools = ToolService(tape, self._journal, outstanding, places, scheduler)
+        # The model APIs answer below any path: servers have them under /v1, /api/paas/v4, /v1beta/openai, ...
+        self._apis: dict[tuple[bytes, bytes], Callable[[Exchange], None]] = {
+            (b"POST", b"/chat/completions"): lambda exchange: models.complete(exchange, models.chat),
+            (b"POST", b"/responses"): lambda exchange: models.complete(exchange, models.responses),
+            (b"POST", b"/messages"): lambda exchange: models.complete(exchange, models.messages),
+            (b"POST", b"/messages/count_tokens"): models.count_tokens,
+            (b"GET", b"/models"): models.list_models,
+        }
         self._routes: dict[tuple[bytes, bytes], Callable[[Exchange], None]] = {
-            (b"POST", b"/v1/chat/completions"): lambda exchange: models.complete(exchange, models.chat),
-            (b"POST", b"/v1/responses"): lambda exchange: models.complete(exchange, models.responses),
-            (b"POST", b"/v1/messages"): lambda exchange: models.complete(exchange, models.messages),
-            (b"POST", b"/v1/messages/count_tokens"): models.count_tokens,
-            (b"GET", b"/v1/models"): models.list_models,
+            **{(method, b"/v1" + path): answer for (method, path), answer in self._apis.items()},
             (b"GET", b"/healthz"): lambda exchange: exchange.send(HttpReply(200, _TEXT, b"ok\n")),
             (b"HEAD", b"/healthz"): lambda exchange: exchange.send(HttpReply(200, _TEXT, b"ok\n")),
             (b"GET", b"/metrics"): self._metrics,
@@ -68,17 +77,30 @@ class Emulator:
 
     def __call__(self, exchange: Exchange) -> None:
         """Answer one request; `exchange.send` is called now, or later by a timer."""
-        route = self._routes.get((exchange.method, exchange.path))
+        method, path = exchange.method, exchange.path
+        route = self._routes.get((method, path))
         if route is not None:
             route(exchange)
-        elif exchange.path.startswith(b"/tools/"):
+        elif path.startswith(b"/tools/"):
             self._tools(exchange)
-        elif exchange.path in self._paths:
-            error(exchange, 405, f"{exchange.method.decode('latin-1')} is not allowed here")
         else:
-            error(
-                exchange, 404, f"Invalid URL ({exchange.method.decode()} {exchange.path.decode('latin-1')})"
-            )
+            self._below(exchange, method, path)
+
+    def _below(self, exchange: Exchange, method: bytes, path: bytes) -> None:
+        """Answer a request whose path is none of the usual ones, but may end as one of an API does."""
+        known = path in self._paths
+        if not path.startswith(b"/emulator/"):
+            for (needed, end), answer in self._apis.items():
+                if path.endswith(end):
+                    known = True
+                    if method == needed:
+                        answer(exchange)
+                        return
+        shown = method.decode("latin-1")
+        if known:
+            error(self._journal, exchange, 405, f"{shown} is not allowed here")
+        else:
+            error(self._journal, exchange, 404, f"Invalid URL ({shown} {path.decode('latin-1')})")
 
     def _journal_get(self, exchange: Exchange) -> None:
         query = query_arguments(exchange.query)
@@ -115,6 +137,10 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--scenario", default="cities", help="name of a shipped scenario, or a TOML file")
     options.add_argument("--seed", type=int, default=0, help="seed of the tape (default: %(default)s)")
+    options.add_argument("--dialect", choices=DIALECTS, help="speak Chat Completions as this server does")
+    options.add_argument(
+        "--log", nargs="?", const=STDERR, metavar="FILE", help="log refused requests, by default to stderr"
+    )
     options.add_argument("--tls-cert", metavar="FILE", help="certificate chain (PEM): serve https")
     options.add_argument("--tls-key", metavar="FILE", help="its private key (PEM)")
     options.add_argument("--exit-with-parent", action="store_true", help="leave when standard input ends")
@@ -133,8 +159,30 @@ def main() -> int:
 def run(options: argparse.Namespace) -> int:
     """Run as the options of `parser` say; the exit code. Raises `UsageError`."""
     scenario = load_scenario(options.scenario)
+    if options.dialect is not None:
+        scenario = replace(scenario, model=replace(scenario.model, dialect=options.dialect))
     context = tls_context(options.tls_cert, options.tls_key)
-    return _run(serve(options, scenario, context))
+    if options.log is None or options.log == STDERR:
+        log = None if options.log is None else _line_writer(sys.stderr)
+        return _run(serve(options, scenario, context, log))
+    try:
+        file = open(options.log, "a", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UsageError(f"--log {options.log}: cannot write: {error.strerror}") from error
+    with file:
+        return _run(serve(options, scenario, context, _line_writer(file)))
+
+
+def _line_writer(stream: IO[str]) -> Callable[[str], None]:
+    """Writes lines with the time in front, each at once."""
+
+    def write(line: str) -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        # A full disk or a closed pipe is no reason to serve differently.
+        with contextlib.suppress(OSError, ValueError):
+            print(now, line, file=stream, flush=True)
+
+    return write
 
 
 def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
@@ -151,13 +199,19 @@ def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | No
     return context
 
 
-async def serve(options: argparse.Namespace, scenario: Scenario, context: ssl.SSLContext | None) -> int:
-    """Listen, say so on standard output in one line, and serve until told to stop."""
+async def serve(
+    options: argparse.Namespace,
+    scenario: Scenario,
+    context: ssl.SSLContext | None,
+    log: Callable[[str], None] | None = None,
+) -> int:
+    """Listen, say so on standard output in one line, and serve until told to stop; `log` takes refusals."""
     host, port = options.host, options.port
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     scheduler = Scheduler(loop)
-    server = Server(Emulator(scenario, options.seed, scheduler), scheduler)
+    journal = Journal(log=log)
+    server = Server(Emulator(scenario, options.seed, scheduler, journal), scheduler, journal.refused)
     try:
         listener = await loop.create_server(server.connection, host, port, ssl=context, backlog=4096)
     except OSError as error:

@@ -13,11 +13,14 @@ import orjson
 
 from profiler.emulator.conversation import Choice, Conversation, Offered
 from profiler.emulator.draws import Draws, Place, Sampler, key, sampler, whole
-from profiler.scenarios import CALL_FAULTS, Fault, FaultKind, Scenario
+from profiler.scenarios import CALL_FAULTS, WIRE_FAULTS, Fault, FaultKind, Scenario
 
 _ROUNDS, _FAN_OUT, _CALLS, _FIRST_TOKEN, _SPEED, _DURATION, _DEAL, _FAULTS = range(8)
 """The streams of a loop; fault number n has the stream `_FAULTS + n`. Within a stream a call's label is
 `round << 12 | call`: 12 bits hold every call of a round (`MOST_FAN_OUT`)."""
+
+_CONTEXT, _CACHED, _WRITTEN, _REASONING = range(1 << 20, (1 << 20) + 4)
+"""More streams of a loop, beyond those of its faults."""
 
 
 class PlannedCall(NamedTuple):
@@ -35,6 +38,15 @@ class Pace(NamedTuple):
     per_token: float
 
 
+class TokenDraw(NamedTuple):
+    """What one model request draws of tokens; the shares are as `ModelSpec` says."""
+
+    context: int
+    cached_share: float
+    written_share: float
+    reasoning: int
+
+
 class Tape:
     """The work of a scenario under one seed. Holds compiled samplers, no state."""
 
@@ -48,7 +60,21 @@ class Tape:
         self._speed = sampler(scenario.model.tokens_per_second)
         self._durations: dict[str, Sampler] = {spec.name: sampler(spec.duration) for spec in scenario.tools}
         self._default_duration = sampler(scenario.default_tool.duration)
-        self._model_faults = [(n, f) for n, f in enumerate(scenario.faults) if f.kind not in CALL_FAULTS]
+        model = scenario.model
+        # Most scenarios draw none, and every draw costs.
+        drawn = (model.context_tokens, model.cached_share, model.cache_written_share)
+        self._draws_tokens = model.reasoning_tokens is not None or any(
+            one.parameters != (0.0,) for one in drawn
+        )
+        self._context = whole(model.context_tokens, least=0)
+        self._cached, self._written = sampler(model.cached_share), sampler(model.cache_written_share)
+        self._reasoning = None if model.reasoning_tokens is None else whole(model.reasoning_tokens, least=0)
+        self._wire_faults = [(n, f) for n, f in enumerate(scenario.faults) if f.kind in WIRE_FAULTS]
+        self._model_faults = [
+            (n, f)
+            for n, f in enumerate(scenario.faults)
+            if f.kind not in CALL_FAULTS and f.kind not in WIRE_FAULTS
+        ]
         self._call_faults = [(n, f) for n, f in enumerate(scenario.faults) if f.kind in CALL_FAULTS]
 
     def _key(self, loop: int, stream: int) -> int:
@@ -112,6 +138,20 @@ class Tape:
         first = self._first_token(key(self._key(loop, _FIRST_TOKEN), at))
         return Pace(first * self._scale, self._scale / speed if speed else 0.0)
 
+    def tokens(self, place: Place, default_reasoning: int) -> TokenDraw:
+        """The tokens of the request whose reply has this place."""
+        if not self._draws_tokens:
+            return TokenDraw(0, 0.0, 0.0, default_reasoning)
+        at, loop = place.round << 12 | place.call, place.loop
+        return TokenDraw(
+            self._context(key(self._key(loop, _CONTEXT), at)),
+            self._cached(key(self._key(loop, _CACHED), at)),
+            self._written(key(self._key(loop, _WRITTEN), at)),
+            default_reasoning
+            if self._reasoning is None
+            else self._reasoning(key(self._key(loop, _REASONING), at)),
+        )
+
     def duration(self, place: Place, name: str) -> float:
         """Seconds that this call of tool `name` takes, time-scaled."""
         if self._scale == 0:
@@ -127,6 +167,14 @@ class Tape:
     def call_fault(self, place: Place, *kinds: FaultKind) -> Fault | None:
         """The fault among `kinds` that this call meets, if any."""
         return self._fault(self._call_faults, place, lambda fault: fault.kind in kinds)
+
+    def wire_faults(self, place: Place) -> list[Fault]:
+        """The odd forms that the reply at this place takes: all that apply."""
+        return [
+            fault
+            for number, fault in self._wire_faults
+            if self._fault([(number, fault)], place, lambda fault: True)
+        ]
 
     def _fault(
         self, faults: list[tuple[int, Fault]], place: Place, applies: Callable[[Fault], bool]

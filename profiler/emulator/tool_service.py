@@ -12,13 +12,14 @@ from urllib.parse import unquote, unquote_plus
 import orjson
 
 from profiler.emulator.arguments import WORDS
-from profiler.emulator.conversation import ApiError, Outstanding
-from profiler.emulator.draws import Draws, Place, decode, key
+from profiler.emulator.conversation import ApiError
+from profiler.emulator.draws import Draws, Place, key
 from profiler.emulator.http1 import Exchange, HttpReply
 from profiler.emulator.journal import Entry, Journal
 from profiler.emulator.limits import Rejected, ToolCapacity
 from profiler.emulator.model_service import JSON, UNMATCHED
-from profiler.emulator.openai_chat import envelope
+from profiler.emulator.openai_requests import envelope
+from profiler.emulator.places import Outstanding, Places
 from profiler.emulator.scheduler import Scheduler, Timer
 from profiler.emulator.tape import Tape
 from profiler.loop.model import CALL_HEADER, TRIAL_HEADER
@@ -30,11 +31,15 @@ _CALL_HEADER, _TRIAL_HEADER = CALL_HEADER.encode(), TRIAL_HEADER.encode()
 class ToolService:
     """The endpoints under `/tools/`."""
 
-    def __init__(self, tape: Tape, journal: Journal, outstanding: Outstanding, scheduler: Scheduler) -> None:
+    def __init__(
+        self, tape: Tape, journal: Journal, outstanding: Outstanding, places: Places, scheduler: Scheduler
+    ) -> None:
         self._tape = tape
         self._scenario = tape.scenario
         self._journal = journal
         self._outstanding = outstanding
+        self._places = places
+        self._shares_ids = any(fault.kind == "duplicate_ids" for fault in tape.scenario.faults)
         self._scheduler = scheduler
         self._by_path = {spec.path: spec for spec in tape.scenario.tools}
         self._in_flight: dict[str, int] = {}  # by name; only names with calls in flight, so it stays small
@@ -54,16 +59,16 @@ class ToolService:
             except orjson.JSONDecodeError:
                 body = None
             if not isinstance(body, dict):
-                error(exchange, 400, "the body is not a JSON object")
+                error(self._journal, exchange, 400, "the body is not a JSON object")
                 return
             arguments |= body
         elif exchange.method not in (b"GET", b"HEAD"):
-            error(exchange, 405, "tools are asked with GET or POST")
+            error(self._journal, exchange, 405, "tools are asked with GET or POST")
             return
         if rest and segment == "weather":
             arguments["city"] = unquote(rest)  # wttr.in's own form: /weather/Paris?format=j1
         elif not segment or rest:
-            error(exchange, 404, f"unknown path {path}")
+            error(self._journal, exchange, 404, f"unknown path {path}", log="unknown path")
             return
         name = spec.name if spec else unquote(segment)
         self._serve(exchange, spec or self._scenario.default_tool, name, arguments)
@@ -84,6 +89,8 @@ class ToolService:
         entry.on_finished = partial(self._left, name)
         path = spec.path or exchange.path.decode("latin-1")
         reply = self._reply(place, name, path, arguments, entry)
+        if reply.status != 200:
+            self._journal.refused(exchange.method, exchange.path, reply.status, f"fault {entry.fault}")
         if spec.capacity is not None:
             self._queue(name, spec.capacity).arrive(exchange, reply, duration_ns, entry)
             return
@@ -101,7 +108,7 @@ class ToolService:
             if len(self._queues) > 1000:  # any name is a tool: a client could invent them without end
                 raise RuntimeError("more than a thousand tools with a capacity")
             state = ToolCapacity(capacity, self._scenario.time_scale, self._started_ns)
-            queue = self._queues[name] = ToolQueue(state, self._scheduler)
+            queue = self._queues[name] = ToolQueue(state, self._scheduler, self._journal)
         return queue
 
     def _reply(
@@ -120,7 +127,13 @@ class ToolService:
         """The call's place: from its id, or by matching; a request that belongs to no call gets its own."""
         if header is not None:
             entry.call_id = header.decode("latin-1")
-            place = decode(entry.call_id)
+            place = self._places.find(entry.call_id)
+            if place is not None and not self._shares_ids:
+                return place
+            # An id that several calls have, or that the client made up since there was none.
+            handed = self._outstanding.take(name, arguments, "" if place is None else entry.call_id)
+            if handed is not None:
+                return handed.place
             if place is not None:
                 return place
         else:
@@ -135,8 +148,9 @@ class ToolService:
 class ToolQueue:
     """The requests at a tool of limited capacity, waiting or served; one timer, for the next to end."""
 
-    def __init__(self, state: ToolCapacity, scheduler: Scheduler) -> None:
+    def __init__(self, state: ToolCapacity, scheduler: Scheduler, journal: Journal) -> None:
         self._state = state
+        self._journal = journal
         self._scheduler = scheduler
         self._serial = 0
         self._waiting: dict[int, tuple[Exchange, HttpReply, Entry]] = {}
@@ -149,6 +163,7 @@ class ToolQueue:
         self._serial = serial = self._serial + 1
         rejected = self._state.arrive(serial, work_ns, now_ns)
         if rejected is not None:
+            self._journal.refused(exchange.method, exchange.path, rejected.status, rejected.reason)
             _reject(exchange, rejected, entry)
             return
         self._waiting[serial] = (exchange, reply, entry)
@@ -199,8 +214,9 @@ def _reject(exchange: Exchange, rejected: Rejected, entry: Entry) -> None:
     exchange.send(HttpReply(rejected.status, headers, body, observer=entry))
 
 
-def error(exchange: Exchange, status: int, message: str) -> None:
-    """A plain error of the emulator itself."""
+def error(journal: Journal, exchange: Exchange, status: int, message: str, log: str | None = None) -> None:
+    """A plain error of the emulator itself. `log`: as in `ApiError`."""
+    journal.refused(exchange.method, exchange.path, status, log or message)
     exchange.send(HttpReply(status, JSON, envelope(ApiError(message))))
 
 

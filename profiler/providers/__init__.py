@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from profiler.errors import UsageError
 from profiler.providers.endpoint import Endpoint
@@ -15,7 +15,19 @@ if TYPE_CHECKING:
     from profiler.providers.openai_chat import OpenAIChat
     from profiler.providers.openai_responses import OpenAIResponses
 
-__all__ = ["PROVIDERS", "AnthropicMessages", "OpenAIChat", "OpenAIResponses", "make_provider"]
+__all__ = [
+    "DIALECTS",
+    "PROVIDERS",
+    "AnthropicMessages",
+    "DialectName",
+    "OpenAIChat",
+    "OpenAIResponses",
+    "make_provider",
+]
+
+DialectName = Literal["openai", "gemini", "vllm", "sglang", "deepseek", "mistral", "azure"]
+DIALECTS: tuple[DialectName, ...] = get_args(DialectName)
+"""Ways to speak Chat Completions: OpenAI's, and those of servers that call themselves compatible."""
 
 
 class Provider(NamedTuple):

@@ -35,18 +35,32 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ArgsKwargs, ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from profiler.errors import ScenarioError, did_you_mean
+from profiler.providers import DialectName
 
 # Scenarios: the description of the work, read from TOML and checked.
 
 
 DistributionKind = Literal["constant", "uniform", "exponential", "lognormal", "gamma", "pareto", "empirical"]
 CapacityMode = Literal["reject", "queue", "share"]
-FaultKind = Literal[
+Failure = Literal[
     "http_429", "http_500", "http_503", "http_529", "reset", "hang", "slow_first_byte", "truncated_stream",
     "stream_error", "malformed_arguments", "unknown_tool", "wrong_type", "tool_http_500",
 ]  # fmt: skip
+OddWire = Literal[
+    "missing_index", "same_index", "index_from_one", "negative_index", "interleaved_calls", "duplicate_ids",
+    "missing_ids", "empty_ids", "null_arguments", "missing_arguments", "empty_arguments", "object_arguments",
+    "null_type", "missing_status", "empty_output", "no_finish_reason", "several_finishes",
+    "delta_after_finish", "stop_finish", "usage_in_words", "negative_usage", "huge_usage", "missing_usage",
+    "late_usage", "corrected_usage", "pause_turn", "server_tool",
+]  # fmt: skip
+FaultKind = Literal[Failure, OddWire]
 
-FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+FAULT_KINDS: tuple[Failure, ...] = get_args(Failure)
+"""Faults that make a request or a call fail."""
+
+WIRE_FAULTS: tuple[OddWire, ...] = get_args(OddWire)
+"""Faults in the form of a reply, as gateways and small servers shape it; what it says is all there."""
+
 CALL_FAULTS: frozenset[str] = frozenset(
     {"malformed_arguments", "unknown_tool", "wrong_type", "tool_http_500"}
 )
@@ -54,7 +68,7 @@ CALL_FAULTS: frozenset[str] = frozenset(
 MOST = 1e9
 """The largest number in a scenario, whatever its unit."""
 
-MOST_ROUNDS, MOST_FAN_OUT = 1000, 4096
+MOST_ROUNDS, MOST_FAN_OUT, MOST_TOKENS = 1000, 4096, 10_000_000
 
 
 # How a mistake in a file becomes one line: validators raise what they `_expected`; `_Table` turns pydantic's
@@ -198,6 +212,9 @@ def _bounded(most: int) -> AfterValidator:
     return AfterValidator(bounded)
 
 
+_ZERO = Distribution("constant", (0.0,))
+
+
 @dataclass(frozen=True)
 class CapacityStep(_Table):
     """From `after` seconds since the start on, the capacity is `fraction` of what is stated."""
@@ -251,6 +268,13 @@ class ModelSpec(_Table):
 
     `models` are the accepted names (empty: any name), `api_keys` the accepted keys (empty: any or
     none). `tokens_per_event` is the size of a streamed delta.
+
+    `dialect` is how it speaks Chat Completions, `refuses` the fields of a request that it does not know.
+
+    Input tokens of a request: those of its body, and `context_tokens`, which stand for a long prompt that
+    nobody has to send. `cached_share` of them are read from the prompt cache, `cache_written_share` of the
+    others are written to it for `cache_ttl`. `reasoning_tokens` come before a reply and take their time;
+    where they are not given, some dialects have a few.
     """
 
     first_token: _Distribution
@@ -258,6 +282,13 @@ class ModelSpec(_Table):
     tokens_per_event: _Count = 8
     models: _Texts = ()
     api_keys: _Texts = ()
+    dialect: DialectName = "openai"
+    refuses: _Texts = ()
+    context_tokens: Annotated[_Distribution, _bounded(MOST_TOKENS)] = _ZERO
+    cached_share: Annotated[_Distribution, _bounded(1)] = _ZERO
+    cache_written_share: Annotated[_Distribution, _bounded(1)] = _ZERO
+    cache_ttl: Literal["5m", "1h"] = "5m"
+    reasoning_tokens: Annotated[_Distribution, _bounded(MOST_TOKENS)] | None = None
 
 
 @dataclass(frozen=True)
@@ -303,8 +334,9 @@ class TapePosition(_Table):
 class Fault(_Table):
     """A fault, with a `probability` per model request (or per call), or `at` positions.
 
-    It hits the first `attempts` attempts of a model request. `seconds` is how long a hang lasts
-    before the connection is reset, or how much later a slow first byte comes.
+    It hits the first `attempts` attempts of a model request; one of `WIRE_FAULTS` hits all, and several of
+    those may shape one reply. `seconds` is how long a hang lasts before the connection is reset, how much
+    later a slow first byte comes, or how long the server's own tool runs (there 0.5 unless given).
     """
 
     kind: FaultKind
@@ -316,6 +348,8 @@ class Fault(_Table):
     @model_validator(mode="wrap")
     @classmethod
     def _happens_somewhere(cls, table: Any, build: Any) -> Any:
+        if isinstance(table, dict) and table.get("kind") in ("server_tool", "pause_turn"):
+            table = {"seconds": 0.5, **table}
         fault = build(table)
         if isinstance(table, dict) and ("probability" in table) == ("at" in table):
             raise _expected("either probability or at", "probability")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from profiler.emulator import anthropic_messages, openai_chat, openai_responses
 from profiler.emulator.conversation import ApiError, Choice, Conversation, MadeCall
-from profiler.emulator.model_service import spoiled
+from profiler.emulator.faults import spoiled
 from profiler.emulator.openai_responses import Store
 
 USER: dict[str, Any] = {"role": "user", "content": "x"}

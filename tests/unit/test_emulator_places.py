@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from profiler.emulator.conversation import Handed, Outstanding
 from profiler.emulator.draws import Place
+from profiler.emulator.places import Handed, Outstanding
 
 
 def handed(n: int) -> Handed:
