@@ -26,6 +26,10 @@ REJECTING = frozenset((429, 503, 529))
 TRANSIENT = frozenset((408, 429, 500, 502, 503, 504, 529))
 """HTTP statuses after which another try may succeed."""
 
+TRANSIENT_ERRORS = frozenset(("timeout", "connection", "refused", "unresolved", "reset"))
+"""Failures of a connection, as `profiler.providers.connections` names them, after which another try may
+succeed: a certificate that is not trusted will not be at the next one."""
+
 
 _TIMEOUTS = frozenset(("TimeoutError", "TimeoutException", "APITimeoutError", "Timeout"))
 """Names of exceptions, or of their bases, that mean a timeout."""

@@ -16,14 +16,12 @@ from decimal import Decimal
 from typing import Any, ClassVar, Self
 
 from profiler.errors import UsageError
+from profiler.redaction import REDACTED
 
 MOST = 1_000_000_000
 """The bound of everything that is counted."""
 
 LONGEST_SECONDS = 365 * 86400.0
-
-HIDDEN = "[hidden]"
-"""Stands for the value of a secret wherever one is shown."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -258,7 +256,7 @@ class Options:
                 written.append(declared.flag)
                 continue
             for part in [(one,) for one in value] if declared.repeats else [value]:
-                text = HIDDEN if declared.secret else declared.kind.write(part)
+                text = REDACTED if declared.secret else declared.kind.write(part)
                 # A value that begins with a dash would be taken for another option.
                 written += [f"{declared.flag}={text}"] if text[:1] == "-" else [declared.flag, text]
         return written

@@ -20,7 +20,7 @@ import orjson
 
 from profiler.errors import ProviderError, UsageError
 from profiler.limits.gate import Gate, Slot
-from profiler.limits.refusals import TRANSIENT, delay_ns, signal_of
+from profiler.limits.refusals import TRANSIENT, TRANSIENT_ERRORS, delay_ns, signal_of
 from profiler.limits.spec import Rule, UnknownLimiter, parse_rules
 from profiler.records import Clock, limited_input_tokens
 
@@ -324,4 +324,4 @@ def _again(error: ProviderError, probe: Probe) -> bool:
     """Whether to try a failed request again."""
     if probe.first_token_ns is not None:
         return False
-    return error.status in TRANSIENT or error.error_type in ("timeout", "connection")
+    return error.status in TRANSIENT or error.error_type in TRANSIENT_ERRORS

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from profiler.limits.quotas import is_rate_limit, kept
 from profiler.limits.refusals import parse_retry_after
 from profiler.loop.lag import late_ns
 from profiler.loop.model import Probe, current_probe
+from profiler.providers.connections import transport_error_type
 from profiler.records import Attempt
 
 _REQUEST_ID = ("x-request-id", "request-id")
@@ -137,29 +137,6 @@ def _open_attempt(
     if trace is not None:
         request.extensions.setdefault("trace", trace(attempt))
     return attempt
-
-
-def transport_error_type(error: BaseException | None) -> str:
-    """`timeout`, `connection`, `cancelled`, or the class name of any other error.
-
-    The SDKs' aiohttp transport calls every failed connection a connect timeout; the exceptions that it
-    was raised from tell what really happened.
-    """
-    aiohttp = sys.modules.get("aiohttp")
-    link, outermost = error, error
-    while link is not None:
-        if isinstance(link, TimeoutError):
-            return "timeout"
-        if isinstance(link, ConnectionError) or (
-            aiohttp is not None and isinstance(link, aiohttp.ClientConnectionError)
-        ):
-            return "connection"
-        link = link.__cause__ or link.__context__
-    if isinstance(outermost, httpx2.TimeoutException):
-        return "timeout"
-    if isinstance(outermost, httpx2.TransportError):
-        return "connection"
-    return type(outermost).__name__ if isinstance(outermost, Exception) else "cancelled"
 
 
 def _read_headers(

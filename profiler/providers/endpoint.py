@@ -8,14 +8,34 @@ import re
 import ssl
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from profiler.errors import UsageError
+from profiler.redaction import REDACTED
 
 MAX_CONNECTIONS = 100_000
 """So many that a client's connection pool never queues a request, which would falsify its latency."""
 
 LOOPBACK = "127.0.0.1"
+
+NO_KEY = "no-key-needed"
+"""A key for servers on this machine, when the environment holds none."""
+
+KEY_VARIABLES = (
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_AUTH_TOKEN",
+    "AZURE_OPENAI_API_KEY",
+    "AZURE_OPENAI_AD_TOKEN",
+    "ANTHROPIC_FOUNDRY_API_KEY",
+)
+"""Environment variables in which the SDKs look for a key."""
+
+KEY_HEADERS = ("authorization", "x-api-key", "api-key")
+"""Headers that carry a key, in lower case."""
+
+REQUIRED_FIELDS = ("model", "messages", "input", "tools", "stream", "max_tokens")
+"""Fields of a request that a loop cannot do without, or that have options of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +102,19 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
     return options
 
 
+def shown_url(url: str) -> str:
+    """A URL as it may be printed and stored: without credentials, and its query without values."""
+    parts = urlsplit(url)
+    query = "&".join(
+        f"{quote(name)}={REDACTED}" for name, _ in parse_qsl(parts.query, keep_blank_values=True)
+    )
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
+
+
 def emulator_key(endpoint: Endpoint | None, variable: str) -> str | None:
     """A placeholder key for a server on this machine when the environment holds none."""
     if endpoint is not None and endpoint.is_loopback and not os.environ.get(variable):
-        return "no-key-needed"
+        return NO_KEY
     return None
 
 

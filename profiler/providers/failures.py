@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
+import ssl
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import httpx2
 
 from profiler.errors import ProviderError
-from profiler.providers.attempts import transport_error_type
-from profiler.redaction import environment_secrets, scrub, scrub_error
+from profiler.providers.connections import transport_error_type, transport_words
+from profiler.providers.endpoint import KEY_HEADERS, KEY_VARIABLES, NO_KEY, REQUIRED_FIELDS, shown_url
+from profiler.redaction import environment_secrets, error_secrets, scrub, scrub_error
 
 _STREAM_ERRORS = frozenset(
     {"overloaded_error", "rate_limit_error", "api_error", "server_error", "rate_limit_exceeded"}
@@ -118,38 +122,108 @@ def _found(body: Any, depth: int) -> str:
 def caught(sdk: Any) -> tuple[type[Exception], ...]:
     """The exceptions of a failed request through the SDK module `openai` or `anthropic`.
 
-    These are its own errors and, from the middle of a stream, the transport's.
+    These are its own errors and, from the middle of a stream, the transport's; where a server does not speak
+    HTTP, aiohttp's own pass through the SDK.
     """
-    return (sdk.APIError, httpx2.HTTPError, httpx2.StreamError)
+    aiohttp = sys.modules.get("aiohttp")
+    more = () if aiohttp is None else (aiohttp.ClientError,)
+    return (sdk.APIError, httpx2.HTTPError, httpx2.StreamError, ssl.SSLError, *more)
 
 
 def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | None = None) -> ProviderError:
-    """The error to raise from `error`; `request_id` is the one known before the failure, if any."""
+    """The error to raise from `error`; `request_id` is the one known before the failure, if any.
+
+    It says what failed, the URL that was asked, the server's own words or else what became of the
+    connection, and what to do where that follows.
+    """
     status: int | None = None
-    server = ""
+    said = scrub_error(error)
+    request = _request_of(error)
+    asked = "" if request is None else f" from {shown_url(str(request.url))}"
     if isinstance(error, sdk.APIStatusError):
         # An error event in mid-stream comes as a status error that carries the stream's 200.
         status = code = int(error.status_code)
         request_id = getattr(error, "request_id", None) or request_id
         error_type = f"http_{code}" if code >= 400 else error_type_of(getattr(error, "body", None))
-    elif isinstance(error, sdk.APIConnectionError):
-        error_type = transport_error_type(error.__cause__)
-        server = f" from {error.request.url.scheme}://{error.request.url.netloc.decode()}"
-    elif isinstance(error, httpx2.HTTPError | httpx2.StreamError):
-        error_type = transport_error_type(error)
-    else:
+        words = words_of(error.body) or _words_of_response(error) or "the server gave no reason"
+        words += _remedy(code, words, request)
+    elif isinstance(error, sdk.APIError) and not isinstance(error, sdk.APIConnectionError):
         error_type = error_type_of(getattr(error, "body", None))
-    where = f"status {status}" if status else f"no response{server}"
+        words = words_of(error.body) or said
+    else:
+        cause = error.__cause__ if isinstance(error, sdk.APIConnectionError) else error
+        error_type = transport_error_type(cause)
+        host = "the server" if request is None else request.url.netloc.decode("ascii", "replace")
+        timeouts = None if request is None else request.extensions.get("timeout")
+        words = transport_words(cause, host, timeouts if isinstance(timeouts, dict) else None)
+        words = scrub(words, error_secrets(error))
+    where = f"status {status}{asked}" if status else f"no response{asked}"
     if request_id:
         where += f", request {request_id}"
-    text = scrub_error(error) or type(error).__name__
     return ProviderError(
-        f"{provider}: {error_type} ({where}): {text}",
+        f"{provider}: {error_type} ({where}): {words or said or type(error).__name__}",
         provider=provider,
         status=status,
         request_id=request_id,
         error_type=error_type,
     )
+
+
+def _request_of(error: BaseException) -> Any:
+    """The request that failed, if the error or one that it was raised from has it."""
+    link: BaseException | None = error
+    for _ in range(4):
+        if link is None:
+            return None
+        try:
+            request = link.request  # type: ignore[attr-defined]
+            if isinstance(request, httpx2.Request):
+                return request
+        except (AttributeError, RuntimeError):  # httpx2 raises RuntimeError when there is no request
+            pass
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def _words_of_response(error: Any) -> str:
+    """The words in the body of the response, where the SDK did not keep them."""
+    try:
+        return scrub(words_of(error.response.content), error_secrets(error))
+    except (AttributeError, httpx2.StreamError):  # it was not read
+        return ""
+
+
+def _remedy(status: int, words: str, request: Any) -> str:
+    """What to do about a refusal, where that follows from it; else nothing."""
+    if request is None:
+        return ""
+    if status == 401:
+        return _about_key(request)
+    if status in (400, 422):
+        named = next((field for field in _droppable(request) if re.search(rf"\b{field}\b", words)), None)
+        return "" if named is None else f"; without this field: --body {named}=null"
+    return ""
+
+
+def _about_key(request: Any) -> str:
+    """Which environment variable the refused key is from, as far as that can be seen."""
+    sent = " ".join(value for name, value in request.headers.items() if name in KEY_HEADERS)
+    for variable in KEY_VARIABLES:
+        if (key := os.environ.get(variable)) and key in sent:
+            return f"; the key is that of {variable}"
+    if NO_KEY in sent:
+        variable = "ANTHROPIC_API_KEY" if "anthropic-version" in request.headers else "OPENAI_API_KEY"
+        return f"; no key was sent, since {variable} is not set"
+    return ""
+
+
+def _droppable(request: Any) -> list[str]:
+    """The fields of a request that it could do without."""
+    try:
+        body = json.loads(request.content)
+    except (ValueError, RecursionError, httpx2.RequestNotRead):
+        return []
+    return [name for name in body if name not in REQUIRED_FIELDS] if isinstance(body, dict) else []
 
 
 def truncated(provider: str, request_id: str | None) -> ProviderError:

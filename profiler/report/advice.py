@@ -10,9 +10,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from profiler.records import REFUSED
 from profiler.report.text import clean, duration, percent
 from profiler.rundir import Run
 from profiler.shortfalls import EXPLAINED
+from profiler.statistics.caveats import is_of_model
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.replay import Counterfactual
 from profiler.statistics.summary import Summary
@@ -46,6 +48,7 @@ def next_steps(summary: Summary, run: Run, estimates: tuple[Counterfactual, ...]
         *_validity(summary),
         *_less_load(summary, run),
         *_more_loops(summary, run),
+        *_model_refuses(summary, run),
         *_other_limits(summary, run),
         *_eager(summary, run),
         *_shortfalls(summary),
@@ -117,6 +120,20 @@ def _more_loops(summary: Summary, run: Run) -> Iterator[Step]:
     )
 
 
+def _model_refuses(summary: Summary, run: Run) -> Iterator[Step]:
+    """What to do where the model's server refuses requests for its rate limit: no limit on tools helps."""
+    for strategy in summary.strategies:
+        refused = sum(strategy.error_types.get(f"http_{status}", 0) for status in REFUSED)
+        if strategy.loops.due and refused >= FAILING * strategy.loops.due:
+            limit = "a lower --model-limit" if run.arguments.get("model_limit") else "--model-limit"
+            yield Step(
+                f"Under {clean(strategy.strategy, 40)} the model's rate limit ended {refused} of "
+                f"{strategy.loops.due} loops: keep to it with {limit}, such as rate:R/min+tokens:T/min, "
+                "or use fewer agents."
+            )
+            return
+
+
 def _other_limits(summary: Summary, run: Run) -> Iterator[Step]:
     """Other limits of the semaphore: lower where calls fail, higher where they only wait."""
     limits = {}
@@ -127,9 +144,9 @@ def _other_limits(summary: Summary, run: Run) -> Iterator[Step]:
         if spec.replayable and spec.rules and spec.scope == "process" and spec.limit:
             limits[spec.limit] = strategy
     waiting = max((n for n, one in limits.items() if _fails(one) is False and _waits(one)), default=None)
-    failing = min((n for n, one in limits.items() if _fails(one)), default=None)
+    failing = min((n for n, one in limits.items() if _calls_fail(one)), default=None)
     gathered = next((one for one in summary.strategies if one.strategy == "gathered"), None)
-    gathered_fails = gathered is not None and bool(_fails(gathered))
+    gathered_fails = gathered is not None and _calls_fail(gathered)
     words, tried = "", []
     if waiting is not None and failing is not None and waiting < failing:
         between = round(math.sqrt(waiting * failing))
@@ -207,6 +224,12 @@ def _bottleneck(summary: Summary, estimates: tuple[Counterfactual, ...]) -> Iter
 def _fails(strategy: StrategySummary) -> bool | None:
     rate = strategy.failure_rate.value
     return None if rate is None else rate >= FAILING
+
+
+def _calls_fail(strategy: StrategySummary) -> bool:
+    """Whether a strategy fails, and not mostly since requests of the model did."""
+    of_model = sum(count for kind, count in strategy.error_types.items() if is_of_model(kind))
+    return bool(_fails(strategy)) and of_model * 2 <= sum(strategy.error_types.values())
 
 
 def _waits(strategy: StrategySummary) -> bool:

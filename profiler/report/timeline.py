@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -301,7 +302,7 @@ def _words(kind: CauseKind, record: LoopRecord) -> tuple[str, str]:
     if kind == "backoff":
         retries = sum(max(0, len(round_.model.attempts) - 1) for round_ in record.rounds)
         words = f"backoff before {counted(retries, 'retry')} of model requests"
-        return words, "lower the load, or limit its rate"
+        return words, _before_backoff(record)
     if kind == "tools":
         longest = max(record.tool_calls, key=lambda call: call.duration_ns or -1, default=None)
         if longest is None or longest.duration_ns is None:
@@ -310,6 +311,17 @@ def _words(kind: CauseKind, record: LoopRecord) -> tuple[str, str]:
     if kind == "rest":
         return "parsing, collecting and the rest", ""
     return _shortfall_words(kind, record)
+
+
+def _before_backoff(record: LoopRecord) -> str:
+    """What to do about what the retried tries ended with most often."""
+    tries = [one for round_ in record.rounds for one in round_.model.attempts[:-1]]
+    refused = sum(one.refused for one in tries)
+    if refused * 2 >= len(tries):
+        return "keep to the model's rate limit (--model-limit), or lower the load"
+    reason, count = Counter(one.reason for one in tries).most_common(1)[0]
+    what = f"{reason} {count} times" if count > 1 else reason
+    return f"{what}: look at {'the server' if reason.isdigit() or reason == 'timeout' else 'the connection'}"
 
 
 def _shortfall_words(kind: Shortfall, record: LoopRecord) -> tuple[str, str]:

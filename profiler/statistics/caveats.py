@@ -6,10 +6,12 @@ first, with the strategies whose figures those are and with whose fault it was.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from profiler.limits.refusals import TRANSIENT_ERRORS
 from profiler.rundir import ClientHealth, IncidentKind, Run
 from profiler.statistics.faults import Fault, judge, said_of
 from profiler.statistics.figures import StrategySummary
@@ -77,6 +79,14 @@ _INCIDENTS: dict[IncidentKind, tuple[str, str]] = {
     "limited": ("the run ended early", "what had begun was let finish; raise the limit for more"),
 }
 
+_WHATEVER_LOAD = frozenset(
+    (*(f"http_{status}" for status in (400, 401, 403, 404, 405, 422)), "refused", "unresolved", "untrusted")
+)
+"""Errors of loops that a lower load would not change."""
+
+_OF_MODEL = TRANSIENT_ERRORS | {"untrusted", "unreadable", "truncated_stream", "stream_error", "server_error"}
+"""Errors of model requests, beside those with an HTTP status."""
+
 _EARLY_ENDS: tuple[IncidentKind, ...] = ("aborted", "interrupted", "limited")
 
 
@@ -110,7 +120,7 @@ def caveats(
         *_strategies(run, strategies, [*lower, *strategies]),
         *_client(run, [*lower, *strategies]),
         *_blocking(strategies),
-        *_incidents(run),
+        *_incidents(run, strategies),
         *_load(run),
         *_figures(strategies),
         *_warm_ups([*lower, *strategies]),
@@ -245,14 +255,35 @@ def _blocking(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
             )
 
 
-def _incidents(run: Run) -> Iterator[Caveat]:
+def is_of_model(error_type: str) -> bool:
+    """Whether a loop's error is that of a model request; a tool's own failure is `incomplete`."""
+    return error_type.startswith("http_") or error_type in _OF_MODEL
+
+
+def _incidents(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
     for incident in run.incidents:
         detail, remedy = _INCIDENTS[incident.kind]
+        if incident.kind == "aborted":
+            if "loops failed" not in incident.detail:  # the target, or the disk: not the rule of --abort-on
+                remedy = "see to that, and run again"
+            elif cause := _not_the_load(strategies):
+                remedy = f"see to {cause} first: a lower load would fail too"
         count = f" ({incident.count})" if incident.count > 1 else ""
         said = f": {incident.detail}" if incident.detail else ""
         yield Caveat(incident.kind, f"{detail}{count}{said}", remedy)
     if not run.finished and not any(i.kind in _EARLY_ENDS for i in run.incidents):
         yield Caveat("unfinished", "the run was cut short; what had finished is here", "run it to its end")
+
+
+def _not_the_load(strategies: Sequence[StrategySummary]) -> str | None:
+    """What ended most of the loops that failed, where no lower load would have helped; else None."""
+    counts: Counter[str] = Counter()
+    for strategy in strategies:
+        counts.update(strategy.error_types)
+    if not counts:
+        return None
+    most, count = counts.most_common(1)[0]
+    return most if most in _WHATEVER_LOAD and count * 2 > sum(counts.values()) else None
 
 
 def _load(run: Run) -> Iterator[Caveat]:

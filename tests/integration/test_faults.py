@@ -251,11 +251,11 @@ def outcome(kind: str, hits: int, provider: str, streamed: bool) -> Outcome:
         status = int(kind[5:])
         return Outcome(None, [status, 200]) if hits == ONCE else Outcome(kind, [status] * 3)
     if kind in ("reset", "hang"):
-        return Outcome(None, [None, 200]) if hits == ONCE else Outcome("connection", [None] * 3)
+        return Outcome(None, [None, 200]) if hits == ONCE else Outcome("reset", [None] * 3)
     if kind == "truncated_stream":
         if not streamed:  # half a body is no answer: the SDKs try again
-            return Outcome(None, [200, 200]) if hits == ONCE else Outcome("connection", [200] * 3)
-        return Outcome("connection", [200])
+            return Outcome(None, [200, 200]) if hits == ONCE else Outcome("reset", [200] * 3)
+        return Outcome("reset", [200])
     if kind == "stream_error" and streamed:
         return Outcome("overloaded_error" if provider == "anthropic" else "server_error", [200])
     if kind == "malformed_arguments" and (streamed or provider != "anthropic"):

@@ -183,7 +183,7 @@ class Asked(Options):
 
 def test_secret_is_in_no_json_and_on_no_command_line() -> None:
     asked = Asked(count=3, key="sk-secret")
-    assert asked.arguments() == ["--count", "3", "--key", "[hidden]"]
+    assert asked.arguments() == ["--count", "3", "--key", "[redacted]"]
     assert asked.as_json() == {"name": "n", "count": 3}
     assert asked.secrets() == {"key": "sk-secret"}
     assert Asked.from_json({**asked.as_json(), **asked.secrets()}) == asked
@@ -202,7 +202,7 @@ def test_locust_s_process_reads_run_json_and_the_secrets_of_its_environment(
     monkeypatch.setattr(price, "metadata", {"option": replace(price.metadata["option"], secret=True)})
     options = LoadOptions(price="3.25/7.5")
     run = conditions(options, 2)
-    assert "--price [hidden]" in " ".join(run.repeat)
+    assert "--price [redacted]" in " ".join(run.repeat)
     directory = RunDirectory.create(tmp_path, run)
     assert b"3.25" not in (directory.path / "run.json").read_bytes()
     parsed = argparse.Namespace(run_directory=str(directory.path))

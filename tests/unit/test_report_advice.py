@@ -121,6 +121,20 @@ def test_advice_is_a_limit_where_everything_at_once_fails() -> None:
     assert any("try a limit" in step.words for step in steps)
 
 
+def test_advice_is_the_models_limit_where_its_server_refuses() -> None:
+    summary, made = found({"gathered": (0.0, False), "semaphore:4": (0.0, False)})
+    refused = tuple(
+        replace(one, error_types={"http_429": 30}, failure_rate=replace(one.failure_rate, value=1 / 3))
+        for one in summary.strategies
+    )
+    steps = [step.words for step in next_steps(replace(summary, strategies=refused), made)]
+    assert (
+        "Under gathered the model's rate limit ended 30 of 90 loops: keep to it with --model-limit, such as "
+        "rate:R/min+tokens:T/min, or use fewer agents."
+    ) in steps
+    assert not any("limit them" in words or "try" in words for words in steps)
+
+
 def test_advice_is_twice_the_limit_where_calls_only_wait() -> None:
     steps = next_steps(*found({"gathered": (0.0, False), "semaphore:4": (200.0, False)}))
     assert any(step.command and "semaphore:8" in step.command for step in steps)

@@ -298,10 +298,19 @@ def test_backoff_is_not_the_model() -> None:
         attempts=(Attempt(0, 200 * MS, 429), Attempt(900 * MS, 1000 * MS, 200)),
     )
     record = dataclasses.replace(record, rounds=(dataclasses.replace(record.rounds[0], model=model),))
-    text = render_timeline(record)
-    assert text.startswith("1.00 s: 700 ms (70 %) backoff before 1 retry of model requests; lower the load")
+    text = render_timeline(record, 200)
+    said = "1.00 s: 700 ms (70 %) backoff before 1 retry of model requests; "
+    assert text.startswith(f"{said}keep to the model's rate limit (--model-limit), or lower the load")
     assert "▓▓" in text
     assert "··" in text
+    for first, words in (
+        (Attempt(0, 200 * MS, 500), "500: look at the server"),
+        (Attempt(0, 200 * MS, None, "timeout"), "timeout: look at the server"),
+        (Attempt(0, 200 * MS, None, "refused"), "refused: look at the connection"),
+    ):
+        model = dataclasses.replace(model, attempts=(first, model.attempts[1]))
+        record = dataclasses.replace(record, rounds=(dataclasses.replace(record.rounds[0], model=model),))
+        assert render_timeline(record, 200).startswith(said + words)
 
 
 def test_bars_show_wait_and_run_to_scale() -> None:

@@ -232,6 +232,26 @@ def test_incident_that_happened_once_has_no_count_and_none_to_tell_no_colon() ->
     assert caveats["interrupted"].detail == "the run was interrupted"
 
 
+BY_RULE = "gathered, trial 0: 20 of 30 loops failed, more than 20 %"
+GONE = "the target http://h went away in the middle of the run (refused)"
+
+
+@pytest.mark.parametrize(
+    ("detail", "error_type", "remedy"),
+    [
+        (BY_RULE, "http_429", "lower the load, or raise the limit of --abort-on"),
+        (BY_RULE, "refused", "see to refused first: a lower load would fail too"),
+        (BY_RULE, "http_401", "see to http_401 first: a lower load would fail too"),
+        (GONE, "refused", "see to that, and run again"),
+    ],
+)
+def test_remedy_of_an_aborted_run_fits_what_failed(detail: str, error_type: str, remedy: str) -> None:
+    made, records = good_run(incidents=(Incident("aborted", detail),))
+    failed = [dataclasses.replace(record, status="error", error_type=error_type) for record in records]
+    (caveat,) = [one for one in summarise(made, failed).warnings if one.kind == "aborted"]
+    assert caveat.remedy == remedy
+
+
 def test_loops_that_were_cancelled_did_not_complete() -> None:
     records = [loop(k * 10, status="cancelled") for k in range(5)]
     kinds = [caveat.kind for caveat in summarise(run([trial(0, "gathered", 0, 6000)]), records).warnings]

@@ -1,0 +1,155 @@
+"""What became of a request that got no answer: one word for records and metrics, and a sentence for people.
+
+The HTTP libraries name the same event in different ways, and the SDKs' aiohttp transport calls every failed
+connection a connect timeout. The exceptions that an error was raised from tell what really happened.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import httpx2
+
+_RESET = frozenset((errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ESHUTDOWN))
+_CERTIFICATE_ALERTS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
+"""In the reasons of TLS alerts: a server's answer to a client's certificate, or to none."""
+
+_NO_TLS = frozenset(("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"))
+
+_MOST_LINKS = 32
+
+
+def transport_error_type(error: BaseException | None) -> str:
+    """`refused`, `unresolved`, `untrusted`, `reset`, `timeout`, else `connection`: how a connection failed.
+
+    `untrusted`: one side did not accept the other's certificate, or missed one. `cancelled` for no error or
+    one that is no `Exception`, and the class name of an error that is no transport's.
+    """
+    return _judged(error)[0]
+
+
+def transport_words(
+    error: BaseException | None, host: str, timeouts: Mapping[str, float | None] | None = None
+) -> str:
+    """What happened, in words, and what to do about it where that follows. `host` is the one that was asked.
+
+    `timeouts`: the request's, in seconds, by what they limit (`connect`, `read`).
+    """
+    kind, link = _judged(error)
+    timeouts = timeouts or {}
+    proxy = any(isinstance(one, httpx2.ProxyError) or "Proxy" in type(one).__name__ for one in _links(error))
+    if kind == "refused":
+        who = "the proxy" if proxy else host
+        return f"{who} refused the connection: nothing listens at this address and port"
+    if kind == "unresolved":
+        why = getattr(link, "strerror", None) or "unknown name"
+        return f"the name {host} could not be resolved to an address ({why})"
+    if kind == "untrusted" and isinstance(link, ssl.SSLCertVerificationError):
+        told = (getattr(one, "verify_message", "") for one in _links(error))  # aiohttp's own has none
+        why = next(filter(None, told), "it could not be verified").rstrip(".")
+        if "mismatch" in why.lower() or "not valid for" in why:
+            return f"the certificate of {host} is not trusted: {why}"
+        trust = (
+            "" if "expired" in why or "not yet valid" in why else "; --ca FILE trusts an issuer of your own"
+        )
+        return f"the certificate of {host} is not trusted: {why}{trust}"
+    if kind == "untrusted":
+        why = getattr(link, "reason", None) or "TLS alert"
+        return f"{host} did not accept this client's certificate, or wants one: --client-cert FILE ({why})"
+    if kind == "reset":
+        begun = any("payload" in str(one).lower() or "message body" in str(one) for one in _links(error))
+        when = "in the middle of its answer" if begun else "before it had answered"
+        return f"{host} closed the connection {when}"
+    if kind == "timeout":
+        connecting = any(_is_named(one, "Connect") for one in _links(error))
+        limit = timeouts.get("connect" if connecting else "read")
+        within = "" if limit is None else f" within {limit:g} s"
+        return f"no connection to {host}{within}" if connecting else f"nothing came from {host}{within}"
+    if isinstance(link, ssl.SSLError):
+        reason = link.reason
+        if reason in _NO_TLS:
+            return f"{host} does not speak TLS at this port ({reason}): is it http://?"
+        return f"TLS with {host} failed: {reason}"
+    if kind == "connection":
+        return f"the connection to {host} failed: {_said(error)}"
+    return _said(error)
+
+
+def _said(error: BaseException | None) -> str:
+    """The innermost words of an error and of those it was raised from."""
+    for link in reversed(list(_links(error))):
+        said = " ".join((getattr(link, "strerror", None) or str(link)).split())
+        if said:
+            return said[:300]
+    return type(error).__name__
+
+
+def _judged(error: BaseException | None) -> tuple[str, BaseException | None]:
+    """The kind, and the exception that told it."""
+    for link in _links(error):
+        kind = _kind(link)
+        if kind is not None:
+            return kind, link
+    aiohttp = sys.modules.get("aiohttp")
+    if isinstance(error, httpx2.TimeoutException):
+        return "timeout", error
+    if isinstance(error, httpx2.ReadError | httpx2.WriteError | httpx2.CloseError):
+        return "reset", error
+    if isinstance(error, httpx2.TransportError | OSError) or (
+        aiohttp is not None and isinstance(error, aiohttp.ClientError)
+    ):
+        return "connection", error
+    return (type(error).__name__ if isinstance(error, Exception) else "cancelled"), error
+
+
+def _kind(link: BaseException) -> str | None:
+    """What this exception alone tells."""
+    if isinstance(link, ssl.SSLError):
+        if isinstance(link, ssl.SSLCertVerificationError):
+            return "untrusted"
+        if isinstance(link, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return "reset"
+        reason = getattr(link, "reason", None)
+        if reason is None:  # aiohttp's own, raised from one that has it
+            return None
+        alert = "ALERT" in reason and any(part in reason for part in _CERTIFICATE_ALERTS)
+        return "untrusted" if alert else "connection"
+    name = type(link).__name__
+    if isinstance(link, socket.gaierror) or name == "ClientConnectorDNSError":
+        return "unresolved"
+    if isinstance(link, TimeoutError):
+        return "timeout"
+    code = getattr(link, "errno", None)
+    if isinstance(link, OSError) and code == errno.ECONNREFUSED:
+        return "refused"
+    if isinstance(link, OSError) and (code in _RESET or isinstance(link, ConnectionResetError)):
+        return "reset"
+    if isinstance(link, BrokenPipeError | ConnectionAbortedError):
+        return "reset"
+    if name in ("ServerDisconnectedError", "ClientPayloadError", "BrokenResourceError", "EndOfStream"):
+        return "reset"
+    if name == "RemoteProtocolError" and ("disconnected" in str(link) or "peer closed" in str(link)):
+        return "reset"
+    return None
+
+
+def _is_named(link: BaseException, part: str) -> bool:
+    return isinstance(link, TimeoutError | httpx2.TimeoutException) and part in type(link).__name__
+
+
+def _links(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that it was raised from, of a group the first; an aiohttp error's own one too."""
+    seen: list[Any] = []
+    link = error
+    while link is not None and len(seen) < _MOST_LINKS and not any(link is one for one in seen):
+        seen.append(link)
+        yield link
+        if isinstance(link, BaseExceptionGroup):
+            link = link.exceptions[0]
+        else:
+            link = link.__cause__ or link.__context__
