@@ -1,4 +1,4 @@
-"""The order of the tests is random; what was not measured, and the seed, are said at the end."""
+"""The order of the tests is random; at the end: what was not measured, the matrix of dialects, the seed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.dialects.table import PROPERTY, lines
 from tests.measuring import TRIES, Measurement, NotMeasured, judge
 
 # How long an example takes is the machine's business.
@@ -49,6 +50,10 @@ def pytest_collection_finish() -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for report in terminalreporter.stats.get("xfailed", []):
         terminalreporter.write_line(f"{report.nodeid}: {report.wasxfail.removeprefix('reason: ')}")
+    ended = [*terminalreporter.stats.get("passed", []), *terminalreporter.stats.get("failed", [])]
+    rows = [value for report in ended for name, value in report.user_properties if name == PROPERTY]
+    for line in lines(sorted(rows, key=lambda row: row[:2])):
+        terminalreporter.write_line(line)
     if config.getoption("randomly_reorganize", False):
         seed = config.getoption("randomly_seed")
         terminalreporter.write_line(f"in random order; the same again with --randomly-seed={seed}")
