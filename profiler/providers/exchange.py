@@ -38,10 +38,7 @@ def asking(provider: str, sdk: Any) -> Iterator[Asked]:
         yield asked
     except caught(sdk) as error:
         raise provider_error(provider, sdk, error, asked.request_id) from error
-    except (
-        json.JSONDecodeError,
-        RecursionError,
-    ) as error:  # the SDK's, of a body
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:  # the SDK's, of a body
         raise unreadable(provider, asked.request_id, f"{type(error).__name__}: {error}") from error
 
 
