@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tests.dialects.script import ANY_TEXT, FRAMINGS, MADE_UP, PLAIN, Call, Dialect, Framing, Tokens, Turn
+from tests.dialects.script import (
+    ANY_TEXT,
+    FRAMINGS,
+    MADE_UP,
+    PLAIN,
+    Call,
+    Dialect,
+    Framing,
+    Tokens,
+    Turn,
+    garbage,
+)
 
 TOKYO = Call("get_weather", {"city": "Tokyo"}, "call_a")
 PARIS = Call("get_weather", {"city": "Paris"}, "call_b")
@@ -148,12 +159,12 @@ def both(name: str, calls: Sequence[Call], message: Any, events: Sequence[Any], 
     return Dialect(name, (replace(turn, **more), ANSWER))
 
 
-def used(name: str, usage: Any, tokens: Tokens) -> Dialect:
-    """A dialect of usage; ABSENT: none comes."""
+def used(name: str, usage: Any, tokens: Tokens, *, odd: bool = False) -> Dialect:
+    """A dialect of usage; ABSENT: none comes. `odd`: it holds what is no count."""
     calls = (TOKYO, PARIS)
     events = [ROLE, *in_pieces(calls), FINISH] + ([] if usage is ABSENT else [counted(usage)])
     message = completion({"tool_calls": [asked(c) for c in calls]}, usage=usage)
-    return both(name, calls, message, events, tokens=tokens)
+    return both(name, calls, message, events, tokens=tokens, unreadable=odd)
 
 
 def failing(name: str, fails: tuple[str, ...], words: str, whole: Any, events: Sequence[Any]) -> Dialect:
@@ -646,10 +657,15 @@ def _usage() -> list[Dialect]:
     return [
         used("usage missing", ABSENT, Tokens()),
         used("usage null", None, Tokens()),
-        used("usage in words", {"prompt_tokens": "many", "completion_tokens": "few"}, Tokens()),
-        used("usage a text", "many", Tokens()),
-        used("usage negative", {"prompt_tokens": -1, "completion_tokens": 7}, Tokens(None, 7)),
-        used("usage beyond 64 bits", {"prompt_tokens": 11, "completion_tokens": 2**70}, Tokens(11, None)),
+        used("usage in words", {"prompt_tokens": "many", "completion_tokens": "few"}, Tokens(), odd=True),
+        used("usage a text", "many", Tokens(), odd=True),
+        used("usage negative", {"prompt_tokens": -1, "completion_tokens": 7}, Tokens(None, 7), odd=True),
+        used(
+            "usage beyond 64 bits",
+            {"prompt_tokens": 11, "completion_tokens": 2**70},
+            Tokens(11, None),
+            odd=True,
+        ),
         used("cached and reasoning tokens", details, Tokens(1100, 70, 1024, None, 64)),
         used("cached and reasoning tokens 0", zero, Tokens(11, 7, 0, None, 0)),
         used("details of the usage null", {**USAGE, **nothing}, COUNTED),
@@ -721,4 +737,5 @@ DIALECTS = [
     *_usage(),
     *_framings(),
     *_errors(),
+    *garbage(),
 ]

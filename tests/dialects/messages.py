@@ -16,6 +16,7 @@ from tests.dialects.script import (
     Framing,
     Tokens,
     Turn,
+    garbage,
     text,
 )
 
@@ -417,15 +418,19 @@ def _usage() -> list[Dialect]:
     zero = {"input_tokens": 11, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
     null = {"input_tokens": 11, "cache_creation_input_tokens": None, "cache_read_input_tokens": None}
 
-    def used(name: str, usage: Mapping[str, Any], tokens: Tokens) -> Dialect:
+    def used(name: str, usage: Mapping[str, Any], tokens: Tokens, *, odd: bool = False) -> Dialect:
         """Input tokens come in the first event, output tokens in the last."""
         first = {k: v for k, v in usage.items() if k != "output_tokens"}
         last = {"output_tokens": usage["output_tokens"]}
         sent = stream(as_streamed(blocks), start={**first, "output_tokens": 1}, usage=last)
-        return both(name, PAIR, blocks, whole=message(blocks, usage=usage), sent=sent, tokens=tokens)
+        return both(
+            name, PAIR, blocks, whole=message(blocks, usage=usage), sent=sent, tokens=tokens, unreadable=odd
+        )
 
-    def streamed_usage(name: str, first: Any, last: Any, tokens: Tokens) -> Dialect:
-        return streamed(name, PAIR, as_streamed(blocks), start=first, usage=last, tokens=tokens)
+    def streamed_usage(name: str, first: Any, last: Any, tokens: Tokens, *, odd: bool = False) -> Dialect:
+        return streamed(
+            name, PAIR, as_streamed(blocks), start=first, usage=last, tokens=tokens, unreadable=odd
+        )
 
     return [
         used("cached tokens", {**cache, "output_tokens": 7}, Tokens(50012, 7, 30000, 20000)),
@@ -446,13 +451,15 @@ def _usage() -> list[Dialect]:
             whole=message(blocks, usage={"input_tokens": "many", "output_tokens": "few"}),
             sent=stream(as_streamed(blocks), start={"input_tokens": "many"}, usage={"output_tokens": "few"}),
             tokens=Tokens(),
+            unreadable=True,
         ),
-        used("usage negative", {"input_tokens": -1, "output_tokens": 7}, Tokens(None, 7)),
+        used("usage negative", {"input_tokens": -1, "output_tokens": 7}, Tokens(None, 7), odd=True),
         streamed_usage(
             "usage beyond 64 bits",
             {"input_tokens": 11},
             {"output_tokens": 2**70},
             Tokens(11, None),
+            odd=True,
         ),
         streamed_usage("usage in message_delta only", ABSENT, USAGE, COUNTED),
         streamed_usage(
@@ -508,4 +515,5 @@ DIALECTS = [
     *_ends(),
     *_usage(),
     *_framings(),
+    *garbage(),
 ]

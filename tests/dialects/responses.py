@@ -16,6 +16,7 @@ from tests.dialects.script import (
     Framing,
     Tokens,
     Turn,
+    garbage,
 )
 
 TOKYO = Call("get_weather", {"city": "Tokyo"}, "call_a")
@@ -353,17 +354,19 @@ def _ends() -> list[Dialect]:
 def _usage() -> list[Dialect]:
     items = [item(call) for call in PAIR]
 
-    def used(name: str, usage: Any, tokens: Tokens) -> Dialect:
-        return both(name, PAIR, items, whole=response(items, usage=usage), tokens=tokens)
+    def used(name: str, usage: Any, tokens: Tokens, *, odd: bool = False) -> Dialect:
+        return both(name, PAIR, items, whole=response(items, usage=usage), tokens=tokens, unreadable=odd)
 
     bare = {"input_tokens": 11, "output_tokens": 7}
     zero = {"cached_tokens": 0}
     return [
         used("usage missing", ABSENT, Tokens()),
         used("usage null", None, Tokens()),
-        used("usage in words", {"input_tokens": "many", "output_tokens": "few"}, Tokens()),
-        used("usage negative", {"input_tokens": -1, "output_tokens": 7}, Tokens(None, 7)),
-        used("usage beyond 64 bits", {"input_tokens": 11, "output_tokens": 2**70}, Tokens(11, None)),
+        used("usage in words", {"input_tokens": "many", "output_tokens": "few"}, Tokens(), odd=True),
+        used("usage negative", {"input_tokens": -1, "output_tokens": 7}, Tokens(None, 7), odd=True),
+        used(
+            "usage beyond 64 bits", {"input_tokens": 11, "output_tokens": 2**70}, Tokens(11, None), odd=True
+        ),
         used("usage without details", bare, Tokens(11, 7)),
         used(
             "details of the usage null",
@@ -390,4 +393,4 @@ def _framings() -> list[Dialect]:
     ]
 
 
-DIALECTS = [*_items(), *_ids_and_arguments(), *_goes_back(), *_ends(), *_usage(), *_framings()]
+DIALECTS = [*_items(), *_ids_and_arguments(), *_goes_back(), *_ends(), *_usage(), *_framings(), *garbage()]

@@ -66,7 +66,7 @@ class Turn:
     `back` are the messages (items) by which it must come back, `MADE_UP` and the like in place of what is not
     fixed; `answer`: the text of a reply without calls. `paused`: the client sends it back as it is, and the
     server goes on. `fails`: the error types one of which the loop must end with. `words`: what the error must
-    quote.
+    quote. `unreadable`: the record must count something that could not be understood; else nothing.
     """
 
     calls: tuple[Call, ...] = ()
@@ -79,6 +79,7 @@ class Turn:
     fails: tuple[str, ...] = ()
     words: str = ""
     server_tools: int = 0
+    unreadable: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,32 @@ FRAMINGS = {
 }
 
 PLAIN = Framing()
+
+GARBAGE = {
+    "no JSON": b'{"object": "oops',
+    "no JSON but a page": b"<html><body>502 Bad Gateway</body></html>",
+    "JSON 2,000 deep": b'{"choices": ' + b"[" * 2000 + b"]" * 2000 + b"}",
+    "bytes that are no UTF-8": b'{"choices": "\xff\xfe"}',
+}
+"""What comes in a 200 in place of a reply."""
+
+
+def garbage() -> list[Dialect]:
+    """Replies and events that are nothing of the API's."""
+    return [
+        Dialect(
+            name,
+            (
+                Turn(
+                    whole=came,
+                    stream=(b"data: " + came + b"\n\n", b"data: [DONE]\n\n"),
+                    fails=("unreadable",),
+                    unreadable=True,
+                ),
+            ),
+        )
+        for name, came in GARBAGE.items()
+    ]
 
 
 @dataclass

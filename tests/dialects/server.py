@@ -51,6 +51,8 @@ class History:
 
 def refusal(api: str, body: Any, turns: Sequence[Turn]) -> str | None:
     """Why a request that follows these replies is not right; None where it is."""
+    if "parallel_tool_calls" in body:  # several servers know no such field
+        return "parallel_tool_calls was sent, and nobody asked for it"
     try:
         history = History(body["input" if api == "openai-responses" else "messages"])
         if history.next("the user's message").get("role") != "user":
@@ -212,7 +214,7 @@ class Server:
 
 
 async def _send(writer: asyncio.StreamWriter, status: int, value: Any) -> None:
-    body = json.dumps(value).encode()
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
     head = (
         f"HTTP/1.1 {status} {'OK' if status == 200 else 'Bad Request'}\r\nContent-Type: application/json\r\n"
     )

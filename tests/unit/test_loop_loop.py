@@ -104,7 +104,6 @@ def test_phases_partition_the_wall_time():
     spent = {k: v / MS for k, v in phases(record.rounds[0]).items()}
     assert spent == {
         "model": 100,
-        "server_tools": 0,
         "model_queue": 0,
         "backoff": 0,
         "parse": 0,
