@@ -17,6 +17,7 @@ from tests.dialects.script import (
     Tokens,
     Turn,
     garbage,
+    served_otherwise,
 )
 
 TOKYO = Call("get_weather", {"city": "Tokyo"}, "call_a")
@@ -738,4 +739,5 @@ DIALECTS = [
     *_framings(),
     *_errors(),
     *garbage(),
+    *served_otherwise(_deltas()[0]),
 ]

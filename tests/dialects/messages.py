@@ -17,6 +17,7 @@ from tests.dialects.script import (
     Tokens,
     Turn,
     garbage,
+    served_otherwise,
     text,
 )
 
@@ -516,4 +517,5 @@ DIALECTS = [
     *_usage(),
     *_framings(),
     *garbage(),
+    *served_otherwise(_blocks()[0]),
 ]

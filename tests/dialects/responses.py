@@ -17,6 +17,7 @@ from tests.dialects.script import (
     Tokens,
     Turn,
     garbage,
+    served_otherwise,
 )
 
 TOKYO = Call("get_weather", {"city": "Tokyo"}, "call_a")
@@ -393,4 +394,13 @@ def _framings() -> list[Dialect]:
     ]
 
 
-DIALECTS = [*_items(), *_ids_and_arguments(), *_goes_back(), *_ends(), *_usage(), *_framings(), *garbage()]
+DIALECTS = [
+    *_items(),
+    *_ids_and_arguments(),
+    *_goes_back(),
+    *_ends(),
+    *_usage(),
+    *_framings(),
+    *garbage(),
+    *served_otherwise(_items()[0]),
+]

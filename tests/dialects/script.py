@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 MADE_UP = "<an id that the client makes up>"
 ANY_TEXT = "<any text>"
 ANY_OBJECT = "<any object>"
+EVENTS = "text/event-stream"
 
 
 def get_weather(city: str) -> str:
@@ -67,6 +68,7 @@ class Turn:
     fixed; `answer`: the text of a reply without calls. `paused`: the client sends it back as it is, and the
     server goes on. `fails`: the error types one of which the loop must end with. `words`: what the error must
     quote. `unreadable`: the record must count something that could not be understood; else nothing.
+    `content_type`: what the server calls its stream. `gzip`: it compresses.
     """
 
     calls: tuple[Call, ...] = ()
@@ -80,6 +82,8 @@ class Turn:
     words: str = ""
     server_tools: int = 0
     unreadable: bool = False
+    content_type: str = EVENTS
+    gzip: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,23 @@ class Dialect:
     @property
     def streamed(self) -> bool:
         return all(turn.stream is not None for turn in self.turns)
+
+
+def served_otherwise(plain: Dialect) -> list[Dialect]:
+    """A dialect as other servers send it: the same bytes, but not the same headers."""
+
+    def served(name: str, **changes: Any) -> Dialect:
+        return replace(plain, name=name, turns=tuple(replace(turn, **changes) for turn in plain.turns))
+
+    whole = tuple(
+        replace(turn, whole=None, stream=(text(turn.whole).encode(),), content_type="application/json")
+        for turn in plain.turns
+    )
+    return [
+        served("gzip", gzip=True),
+        served("a stream of another content type", whole=None, content_type="text/plain; charset=utf-8"),
+        Dialect("JSON where a stream was asked for", whole),
+    ]
 
 
 def text(value: Any) -> str:

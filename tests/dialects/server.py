@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import sys
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -208,24 +210,32 @@ class Server:
         conversation.replies += 1
         turn = dialect.turns[number]
         if not asked.get("stream"):
-            await _send(writer, 200, turn.whole)
+            await _send(writer, 200, turn.whole, compressed=turn.gzip)
         else:
-            await _stream(writer, turn.stream or ())
+            await _stream(writer, turn)
 
 
-async def _send(writer: asyncio.StreamWriter, status: int, value: Any) -> None:
+async def _send(writer: asyncio.StreamWriter, status: int, value: Any, *, compressed: bool = False) -> None:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    head = (
-        f"HTTP/1.1 {status} {'OK' if status == 200 else 'Bad Request'}\r\nContent-Type: application/json\r\n"
-    )
-    writer.write(f"{head}X-Request-Id: req_1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    head = f"HTTP/1.1 {status} {'OK' if status == 200 else 'Bad Request'}\r\nX-Request-Id: req_1\r\n"
+    head += "Content-Type: application/json\r\n"
+    if compressed:
+        body = gzip.compress(body)
+        head += "Content-Encoding: gzip\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     await writer.drain()
 
 
-async def _stream(writer: asyncio.StreamWriter, pieces: Sequence[bytes]) -> None:
+async def _stream(writer: asyncio.StreamWriter, turn: Turn) -> None:
     """Each piece is a chunk of its own, as far as the machine lets it be."""
-    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    writer.write(head.encode())
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {turn.content_type}\r\nTransfer-Encoding: chunked\r\n"
+    pieces = turn.stream or ()
+    if turn.gzip:
+        head += "Content-Encoding: gzip\r\n"
+        deflate = zlib.compressobj(wbits=31)
+        flushed = [deflate.compress(piece) + deflate.flush(zlib.Z_SYNC_FLUSH) for piece in pieces]
+        pieces = (*flushed, deflate.flush())
+    writer.write(f"{head}\r\n".encode())
     for piece in pieces:
         writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
         await asyncio.sleep(0)

@@ -1,8 +1,8 @@
 """`profiler compare`, end to end, against mocks of the model APIs that other people wrote.
 
 fakellm speaks Chat Completions and Messages, llm-mock-api these and Responses. Each asks for three calls,
-then answers. They come with the optional dependencies `frameworks`; where they are missing the tests are skipped,
-on CI (CI=true) they fail.
+then answers. They come with the optional dependencies `frameworks`; where they are missing the tests are
+skipped, on CI (CI=true) they fail.
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ def test_fakellm(fakellm: str, compare: Any, provider: str, streamed: bool) -> N
     records = compare(fakellm, provider, *["--stream"] * streamed)
     check(records, streamed)
     attempts = sum(len(round_.model.attempts) for record in records for round_ in record.rounds)
-    tried_first = 2  # the loop that looks whether the target works, before any is recorded
-    assert asked(fakellm) - before == attempts + tried_first
+    warm_up = 2  # a first loop, which is recorded nowhere
+    assert asked(fakellm) - before == attempts + warm_up
 
 
 def asked(url: str) -> int:
