@@ -63,10 +63,12 @@ class ProviderError(TargetError):
     Chained (`__cause__`) to the SDK's exception. `status` is the HTTP status, None when no response
     came; `request_id` the provider's id of the request; `error_type` a bounded name, fit for a
     metric label, such as `http_429`, `connection`, `timeout`. `record` is the `LoopRecord` of the
-    loop that it ended, None outside a loop.
+    loop that it ended, None outside a loop. `reply` is what had come of a `Reply` that ended in the failure:
+    its tokens are billed.
     """
 
     record: Any = None
+    reply: Any = None
 
     def __init__(
         self,

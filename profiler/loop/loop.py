@@ -289,8 +289,8 @@ class _LoopRun:
     ) -> ModelCall:
         """The record of the round's model request, which got a reply, failed or was cancelled."""
         cancelled = reply is None and round_status == "cancelled"
-        got = reply if reply is not None else _NO_REPLY
-        nothing_read = failure is not None and failure.error_type == "unreadable"
+        got: Reply = reply or (None if failure is None else failure.reply) or _NO_REPLY
+        nothing_read = int(failure is not None and failure.error_type == "unreadable")
         return ModelCall(
             provider=self.loop.model.provider,
             model=self.loop.model.model,
@@ -310,7 +310,7 @@ class _LoopRun:
             cache_written_tokens=got.cache_written_tokens,
             reasoning_tokens=got.reasoning_tokens,
             server_tools=got.server_tools,
-            unreadable=got.unreadable + nothing_read,
+            unreadable=max(got.unreadable, nothing_read),
             attempts=tuple(probe.attempts),
             limiter_wait_ns=probe.limiter_wait_ns,
             sending_ns=probe.sending_ns,

@@ -81,10 +81,14 @@ def as_sent(message: Any) -> Any:
 
 def finished(provider: str, reader: ReplyReader, request_id: str | None) -> Reply:
     """The reply that was read. Raises `ProviderError` where there is none that can be used."""
+    reply = reader.reply(request_id)
     if reader.error is not None:
-        raise failed(provider, reader.error, request_id)
-    if reader.broken is not None:
-        raise unreadable(provider, request_id, reader.broken)
-    if not reader.complete:
-        raise truncated(provider, request_id)
-    return reader.reply(request_id)
+        failure = failed(provider, reader.error, request_id)
+    elif reader.broken is not None:
+        failure = unreadable(provider, request_id, reader.broken)
+    elif not reader.complete:
+        failure = truncated(provider, request_id)
+    else:
+        return reply
+    failure.reply = reply
+    raise failure
