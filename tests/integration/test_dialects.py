@@ -59,17 +59,22 @@ class Bench:
     records: list[LoopRecord]
 
 
-def new_clients() -> dict[str, Any]:
-    ours = openai.AsyncOpenAI(api_key="k", base_url="http://127.0.0.1", max_retries=0)
-    theirs = anthropic.AsyncAnthropic(api_key="k", base_url="http://127.0.0.1", max_retries=0)
-    return {"openai": ours, "openai-responses": ours, "anthropic": theirs}
+def new_clients(*, on_aiohttp: bool) -> dict[str, Any]:
+    """By API; `on_aiohttp`: on the transport of a load test's, else on the SDKs' own."""
+    common: dict[str, Any] = {"api_key": "k", "base_url": "http://127.0.0.1", "max_retries": 0}
+    transports = (
+        (openai.DefaultAioHttpClient(), anthropic.DefaultAioHttpClient()) if on_aiohttp else (None,) * 2
+    )
+    of_openai = openai.AsyncOpenAI(**common, http_client=transports[0])
+    of_anthropic = anthropic.AsyncAnthropic(**common, http_client=transports[1])
+    return {"openai": of_openai, "openai-responses": of_openai, "anthropic": of_anthropic}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bench(url):
     records: list[LoopRecord] = []
     profiler = Profiler(sinks=[records.append], record_content=True)
-    clients, watched = new_clients(), new_clients()
+    clients, watched = new_clients(on_aiohttp=True), new_clients(on_aiohttp=False)
     for client in watched.values():
         profiler.instrument(client)
     yield Bench(url, clients, watched, profiler, records)
