@@ -13,6 +13,8 @@ COLUMNS = {
     "eager": "ToolLoop, eager (streamed)",
     "watched": "a hand-written loop, watched by Profiler",
     "watched, streamed": "the same, streamed",
+    "watched, sync": "the same, with sync clients and tools in a thread",
+    "watched, sync, streamed": "the same, streamed",
 }
 RIGHT, WRONG, NOT_THERE = "✓", "✗", "·"
 

@@ -55,6 +55,7 @@ class Bench:
     url: str
     clients: Mapping[str, Any]
     watched: Mapping[str, Any]
+    watched_sync: Mapping[str, Any]
     profiler: Profiler
     records: list[LoopRecord]
 
@@ -75,9 +76,14 @@ async def bench(url):
     records: list[LoopRecord] = []
     profiler = Profiler(sinks=[records.append], record_content=True)
     clients, watched = new_clients(on_aiohttp=True), new_clients(on_aiohttp=False)
-    for client in watched.values():
+    common = {"api_key": "k", "base_url": "http://127.0.0.1", "max_retries": 0}
+    of_openai, of_anthropic = openai.OpenAI(**common), anthropic.Anthropic(**common)
+    sync = {"openai": of_openai, "openai-responses": of_openai, "anthropic": of_anthropic}
+    for client in (*watched.values(), *sync.values()):
         profiler.instrument(client)
-    yield Bench(url, clients, watched, profiler, records)
+    yield Bench(url, clients, watched, sync, profiler, records)
+    of_openai.close()
+    of_anthropic.close()
     for client in {id(one): one for one in (*clients.values(), *watched.values())}.values():
         await client.close()
 
@@ -95,7 +101,7 @@ class Cell:
 
     @property
     def streamed(self) -> bool:
-        return self.column not in ("gathered", "watched")
+        return "streamed" in self.column or self.column == "eager"
 
     @property
     def path(self) -> str:
@@ -229,14 +235,50 @@ async def run_watched(cell: Cell, bench: Bench) -> None:
     messages: list[Any] = [PROMPT]
     with bench.profiler.loop("watched"):
         for number, turn in enumerate(cell.dialect.turns):
-            with contextlib.suppress(Exception) if turn.fails else contextlib.nullcontext():
-                await read_reply(cell, client, messages)
-            ids = [call.id or f"mine_{number}_{place}" for place, call in enumerate(turn.calls)]
+            with giving_up(turn):
+                resource, asked = question(cell, client, messages)
+                reply = await resource.create(**asked)
+                if cell.streamed:
+                    async for _ in reply:
+                        pass
             last_first = [tools[c.name](**c.arguments) for c in reversed(turn.calls) if c.error is None]
-            ended = await asyncio.gather(*last_first)
-            results = ["Error: not run" if call.error is not None else ended.pop() for call in turn.calls]
-            messages += sent_back(turn, ids)
-            messages += results_of(cell.api, turn.calls, ids, results)
+            messages += next_messages(cell.api, number, turn, await asyncio.gather(*last_first))
+    await check_watched(cell, bench)
+
+
+async def run_watched_sync(cell: Cell, bench: Bench) -> None:
+    """The same in a thread, with the SDK's sync client and sync tools."""
+    bench.records.clear()
+    await asyncio.to_thread(watched_in_thread, cell, bench)
+    await check_watched(cell, bench)
+
+
+def watched_in_thread(cell: Cell, bench: Bench) -> None:
+    client = cell.client(bench.watched_sync)
+    tools = {name: bench.profiler.tool(function) for name, function in TOOLS.items()}
+    messages: list[Any] = [PROMPT]
+    with bench.profiler.loop("watched"):
+        for number, turn in enumerate(cell.dialect.turns):
+            with giving_up(turn):
+                resource, asked = question(cell, client, messages)
+                reply = resource.create(**asked)
+                if cell.streamed:
+                    for _ in reply:
+                        pass
+            ended = []
+            for call in reversed(turn.calls):
+                if call.error is None:
+                    ended.append(tools[call.name](**call.arguments))
+                    cell.ran.append((call.name, plain(call.arguments)))
+            messages += next_messages(cell.api, number, turn, ended)
+
+
+def giving_up(turn: Turn) -> contextlib.AbstractContextManager[None]:
+    """Around the reading of a reply: where it is none, the SDK may raise what it likes."""
+    return contextlib.suppress(Exception) if turn.fails else contextlib.nullcontext()
+
+
+async def check_watched(cell: Cell, bench: Bench) -> None:
     async with asyncio.timeout(5):
         while not bench.records:  # noqa: ASYNC110 (a sink may be called from another thread)
             await asyncio.sleep(0.001)
@@ -260,20 +302,23 @@ async def run_watched(cell: Cell, bench: Bench) -> None:
             cell.wrong.append(f"round {number + 1}: {round_.unobserved_calls} unobserved calls")
 
 
-async def read_reply(cell: Cell, client: Any, messages: Sequence[Any]) -> None:
-    """Ask, and read to the end whatever comes, as an application that copes with it."""
+def question(cell: Cell, client: Any, messages: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+    """The resource of the SDK, and the arguments of its `create`."""
     asked: dict[str, Any] = {"model": "m", "stream": cell.streamed}
     if cell.api == "openai-responses":
-        resource, asked["input"] = client.responses, messages
-    else:
-        resource = client.chat.completions if cell.api == "openai" else client.messages
-        asked["messages"] = messages
-    if cell.api == "anthropic":
-        asked["max_tokens"] = 9
-    reply = await resource.create(**asked)
-    if cell.streamed:
-        async for _ in reply:
-            pass
+        return client.responses, {**asked, "input": messages}
+    asked["messages"] = messages
+    if cell.api == "openai":
+        return client.chat.completions, asked
+    return client.messages, {**asked, "max_tokens": 9}
+
+
+def next_messages(api: str, number: int, turn: Turn, ended: Sequence[str]) -> list[Any]:
+    """What follows a reply; `ended` are the results of the calls that ran, the last call's first."""
+    left = list(ended)
+    results = ["Error: not run" if call.error is not None else left.pop() for call in turn.calls]
+    ids = [call.id or f"mine_{number}_{place}" for place, call in enumerate(turn.calls)]
+    return [*sent_back(turn, ids), *results_of(api, turn.calls, ids, results)]
 
 
 def sent_back(turn: Turn, ids: Sequence[str]) -> list[Any]:
@@ -318,7 +363,9 @@ async def test_dialect(api, row: Dialect, bench, record_property):
         cell = Cell(api, row, column, bench.url)
         if not (row.streamed if cell.streamed else row.whole):
             continue
-        run = run_watched if column.startswith("watched") else run_loop
+        run = run_loop
+        if column.startswith("watched"):
+            run = run_watched_sync if "sync" in column else run_watched
         try:
             async with asyncio.timeout(20):
                 await run(cell, bench)
