@@ -67,6 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.rundir import RunDirectory
     from profiler.scenarios import load_scenario
     from profiler.scenarios.tools import close_tool_clients, tool_session
+    from profiler.statistics.verdicts import no_tool_calls
     from profiler.strategies import parse_strategy
 
     options = LoadOptions.from_namespace(
@@ -106,6 +107,11 @@ def main(arguments: argparse.Namespace) -> int:
     width = min(shutil.get_terminal_size().columns, 120)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     for record in records:
+        if record.answered and not any(True for _ in record.tool_calls):
+            models = [round_.model for round_ in record.rounds]
+            server_tools = sum(len(model.server_tools) for model in models)
+            unreadable = sum(model.unreadable for model in models)
+            print(no_tool_calls(1, server_tools, unreadable, "the model answered at once"))
         print(render_timeline(record, width, use_color(sys.stdout, os.environ), unicode))
     if arguments.out is not None:
         print(f"run directory: {_save(arguments.out, options, records)}")

@@ -24,12 +24,14 @@ from rich.live import Live
 from rich.text import Text
 
 from profiler import palette
-from profiler.anatomy import PHASES, loop_phases
+from profiler.anatomy import PHASES, loop_phases, server_tool_runs
 from profiler.errors import RecordError
 from profiler.records import LoopRecord, decode
 from profiler.report.terminal import use_color
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import RECORDS, Follower, Progress, appended
+from profiler.statistics.caveats import replied
+from profiler.statistics.verdicts import no_tool_calls
 
 PLAIN_SECONDS = 5.0
 """How often a line is written where there is no terminal."""
@@ -49,9 +51,15 @@ _BAR_WIDTH = 40
 
 
 class Rolling:
-    """Rate and p95 of the trial under way over the last `ROLLING_SECONDS`."""
+    """Rate and p95 of the trial under way over the last `ROLLING_SECONDS`.
+
+    `answered` loops of the run came to an answer, and all its loops asked for `calls` of tools, as far as was
+    read.
+    """
 
     def __init__(self) -> None:
+        self.answered = 0
+        self.calls = 0
         self._counts: deque[tuple[float, int]] = deque()
         self._trial = 0
         self._offset = 0
@@ -75,6 +83,8 @@ class Rolling:
         if directory is None:
             return None
         for record in self._new(Path(directory) / RECORDS):
+            self.answered += record.answered and not record.nested
+            self.calls += sum(len(one.tool_calls) + one.unobserved_calls for one in record.rounds)
             if record.answered and not record.nested and (record.trial or 0) + 1 == self._trial:
                 self._loops.append((record.ended_ns, record.latency_ns))
         if not self._loops:
@@ -154,13 +164,16 @@ class LiveView:
         with self._lock:
             rate = self._rolling.per_second(progress)
             tail = self._rolling.p95(progress.directory)
+            figures = figures_of(progress, rate, tail)
+            if self._rolling.answered >= FEWEST_LOOPS and not self._rolling.calls:
+                figures.insert(0, "no tool call was asked for")
             if self._live is not None:
-                head, figures = headline(progress), " · ".join(figures_of(progress, rate, tail))
+                head, said = headline(progress), " · ".join(figures)
                 self._live.update(
-                    Group(Text(head, style="bold"), Text(bar(progress)), Text(figures)), refresh=True
+                    Group(Text(head, style="bold"), Text(bar(progress)), Text(said)), refresh=True
                 )
             elif self._is_due(progress):
-                line = f"{headline(progress)}: {', '.join(figures_of(progress, rate, tail))}"
+                line = f"{headline(progress)}: {', '.join(figures)}"
                 print(line, file=self._stream, flush=True)
 
     def _is_due(self, progress: Progress) -> bool:
@@ -240,6 +253,10 @@ class _Strategy:
     loops: int = 0
     failed: int = 0
     incomplete: int = 0
+    asked: int = 0  # calls of tools, run or not
+    server_tools: int = 0
+    untimed_server_tools: int = 0
+    unreadable: int = 0
     walls: array[float] = field(default_factory=lambda: array("d"))  # seconds, of answered loops
     phases: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))  # nanoseconds
     tools: dict[str, _Tool] = field(default_factory=dict)
@@ -270,6 +287,11 @@ class RunningTotals:
     def add(self, record: LoopRecord) -> None:
         """Count one loop that has ended."""
         one = self._strategies.setdefault(record.strategy, _Strategy())
+        for round_ in record.rounds:
+            one.asked += len(round_.tool_calls) + round_.unobserved_calls
+            one.server_tools += len(round_.model.server_tools)
+            one.untimed_server_tools += len(round_.model.server_tools) - len(server_tool_runs(round_.model))
+            one.unreadable += round_.model.unreadable
         for call in record.tool_calls:
             tool = one.tools.setdefault(call.name, _Tool())
             tool.calls += 1
@@ -330,6 +352,17 @@ class RunningTotals:
                 for name, tool in sorted(one.tools.items(), key=lambda item: -item[1].calls)[:MOST_TOOLS]
             ],
         }
+
+    def notes(self) -> Iterator[str]:
+        """What to know before reading the figures, in sentences."""
+        every = self._strategies.values()
+        loops, answered = sum(one.loops for one in every), sum(len(one.walls) for one in every)
+        unreadable = sum(one.unreadable for one in every)
+        if answered >= FEWEST_LOOPS and not any(one.asked for one in every):
+            tools = sum(one.server_tools for one in every)
+            yield no_tool_calls(loops, tools, unreadable, "there is nothing to run in parallel")
+        for caveat in replied(unreadable, sum(one.untimed_server_tools for one in every)):
+            yield caveat.sentence
 
 
 def _moment(progress: Progress) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from profiler.anatomy import loop_phases, model_queue_ns, phases, server_tool_ru
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.shortfalls import EXPLAINED
-from profiler.statistics.caveats import watching
+from profiler.statistics.caveats import replied, watching
 
 Kind = Literal["model", "server_tools", "backoff", "wait", "run", "failed"]
 
@@ -56,7 +56,15 @@ def render_timeline(record: LoopRecord, width: int = 80, color: bool = False, un
     width = max(width, 20)
     lines = [*_headlines(record, width), "", *_chart(record, width, color, unicode), ""]
     lines += _decomposition(record, width)
-    for caveat in watching(record.unobserved_calls, record.orphan_calls, record.ambiguous_calls):
+    models = [round_.model for round_ in record.rounds]
+    timed = sum(len(server_tool_runs(model)) for model in models)
+    for caveat in (
+        *watching(record.unobserved_calls, record.orphan_calls, record.ambiguous_calls),
+        *replied(
+            sum(model.unreadable for model in models),
+            sum(len(model.server_tools) for model in models) - timed,
+        ),
+    ):
         lines += _wrap(caveat.sentence, width)
     text = "\n".join(line.rstrip() for line in lines) + "\n"
     return text if unicode else _ascii(text)

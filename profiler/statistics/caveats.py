@@ -47,6 +47,9 @@ CaveatKind = Literal[
     "unobserved_calls",
     "orphan_calls",
     "ambiguous_calls",
+    "unreadable",
+    "unknown_tokens",
+    "untimed_server_tools",
     "two_runs",
     "different_conditions",
     "different_work",
@@ -60,6 +63,7 @@ BLOCKING_SHARE = 0.05
 CUT_SHARE = 0.01
 LATE_SHARE = 0.01
 LOOPS_PER_WINDOW = 2
+TOKEN_LIMITS = ("max_tokens", "max_cost")
 CHANCE = 3.0
 """Standard deviations by which random arrivals may fall short of the load that was asked for."""
 
@@ -125,6 +129,7 @@ def caveats(
         *_figures(strategies),
         *_warm_ups([*lower, *strategies]),
         *_watched(strategies),
+        *_replies(run, strategies),
     ]
     return tuple(sorted(found, key=lambda caveat: not caveat.invalid))
 
@@ -174,6 +179,42 @@ def watching(unobserved: int, orphans: int, ambiguous: int) -> Iterator[Caveat]:
             "ambiguous_calls",
             f"{counted(ambiguous)} could not be told apart",
             "were arguments equal in two loops at once, in threads without context, or changed on their way?",
+        )
+
+
+def _replies(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
+    totals = [strategy.totals for strategy in strategies]
+    yield from replied(
+        sum(each.unreadable for each in totals), sum(each.untimed_server_tool_calls for each in totals)
+    )
+    unknown = sum(each.tokens.unknown_replies for each in totals)
+    if unknown:
+        limits = [
+            f"--{name.replace('_', '-')}" for name in TOKEN_LIMITS if run.arguments.get(name) is not None
+        ]
+        counted_as = f"{' and '.join(limits)} took them to be like the others" if limits else ""
+        yield Caveat(
+            "unknown_tokens",
+            f"tokens of {unknown} of {sum(each.tokens.replies for each in totals)} replies are not known, so "
+            "there were at least as many as are counted",
+            counted_as or "does the server name its usage (in streams: stream_options with include_usage)?",
+        )
+
+
+def replied(unreadable: int, untimed_server_tools: int) -> Iterator[Caveat]:
+    """What replies did not tell."""
+    if unreadable:
+        yield Caveat(
+            "unreadable",
+            f"{unreadable} part{'' if unreadable == 1 else 's'} of replies could not be understood",
+            "calls or tokens in them are in no figure: does the server keep to the API it speaks?",
+        )
+    if untimed_server_tools:
+        yield Caveat(
+            "untimed_server_tools",
+            f"no times are known of {counted(untimed_server_tools)} of tools that the model's server ran "
+            "itself: they are part of model",
+            "streamed replies tell them (--stream)",
         )
 
 

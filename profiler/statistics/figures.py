@@ -81,10 +81,19 @@ class ToolFigures:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens as the provider reported them."""
+    """Tokens as the provider reported them; what they mean is said at `records.ModelCall`.
+
+    `input` and `output` are those that are known: `unknown_replies` of the `replies` did not say both.
+    `cached`, `cache_written` and `reasoning` are parts of them, None where no reply said.
+    """
 
     input: int
     output: int
+    cached: int | None = None
+    cache_written: int | None = None
+    reasoning: int | None = None
+    replies: int = 0
+    unknown_replies: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +155,11 @@ class Totals:
     """Everything that was recorded of one strategy, inside the windows or not.
 
     `failed` loops were not good; `cancelled` and `incomplete` are some of them. A loop inside another's
-    tool call does not count as a loop; its rounds, requests, calls and tokens do count. The last three are
-    of loops that were watched: calls that the model asked for and no watched tool ran, calls that could not
-    be told apart, calls of watched tools that ran outside every loop.
+    tool call does not count as a loop; its rounds, requests, calls and tokens do count. Three counts are of
+    loops that were watched: calls that the model asked for and no watched tool ran, calls that could not be
+    told apart, calls of watched tools that ran outside every loop. `unreadable` counts parts of replies that
+    could not be understood, `server_tool_calls` the tools that the model's server ran itself, of which
+    `untimed_server_tool_calls` have no times.
     """
 
     loops: int
@@ -164,6 +175,9 @@ class Totals:
     unobserved_calls: int = 0
     ambiguous_calls: int = 0
     orphan_calls: int = 0
+    unreadable: int = 0
+    server_tool_calls: int = 0
+    untimed_server_tool_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,6 +479,9 @@ def _totals(table: Table, strategy: str) -> Totals:
         unobserved_calls=int(table.unobserved[ran].sum()),
         ambiguous_calls=int(table.ambiguous[ran].sum()),
         orphan_calls=int(table.orphans[ran].sum()),
+        unreadable=int(table.unreadable[ran].sum()),
+        server_tool_calls=int(table.server_tools[ran].sum()),
+        untimed_server_tool_calls=int(table.untimed_server_tools[ran].sum()),
     )
 
 
@@ -473,7 +490,19 @@ def _code(table: Table, strategy: str) -> int:
 
 
 def _tokens(table: Table, loops: Indices) -> Tokens:
-    return Tokens(int(table.input_tokens[loops].sum()), int(table.output_tokens[loops].sum()))
+    def known(column: Ints) -> int | None:
+        told = present(column[loops])
+        return int(told.sum()) if told.size else None
+
+    return Tokens(
+        int(table.input_tokens[loops].sum()),
+        int(table.output_tokens[loops].sum()),
+        known(table.cached_tokens),
+        known(table.cache_written_tokens),
+        known(table.reasoning_tokens),
+        int(table.replies[loops].sum()),
+        int(table.unknown_replies[loops].sum()),
+    )
 
 
 def _count_failed(table: Table, loops: Indices) -> int:

@@ -22,7 +22,7 @@ from profiler.statistics.figures import StrategySummary, figures, good_loops
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE, Estimate, Floats
 from profiler.statistics.table import Table, tabulate
-from profiler.statistics.verdicts import Verdict, invalidated, verdicts
+from profiler.statistics.verdicts import TOOL_CALLS, Verdict, invalidated, verdicts
 from profiler.statistics.windows import Measured, WarmUp, by_load, measure
 
 # Goodput against load (loops that fail at once are no throughput): Gunther's Universal Scalability Law.
@@ -222,11 +222,15 @@ def _with_validity(level: Level, warnings: Iterable[Caveat], several: bool) -> L
     def valid(strategy: str) -> bool:
         return (f"{strategy} ({level.users} agents)" if several else strategy) not in named
 
+    # That no tool was called is so, whoever was late.
     return replace(
         level,
         strategies=tuple(replace(one, valid=valid(one.strategy)) for one in level.strategies),
         verdicts=tuple(
-            one if valid(one.strategy) and valid(one.baseline) else invalidated(one) for one in level.verdicts
+            one
+            if one.metric == TOOL_CALLS or (valid(one.strategy) and valid(one.baseline))
+            else invalidated(one)
+            for one in level.verdicts
         ),
     )
 

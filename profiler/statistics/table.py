@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.anatomy import PHASES, eagerness, loop_phases, tool_phase
+from profiler.anatomy import PHASES, eagerness, loop_phases, server_tool_runs, tool_phase
 from profiler.records import LoopRecord
 
 Ints = NDArray[np.int64]
@@ -26,6 +26,8 @@ _LOOP = (
     *("requests", "attempts", "input_tokens", "output_tokens", "work", "critical", "wall", "process"),
     *("overlapped", "saved", "savable", "nested", "first_round", "agent", "unlimited"),
     *("loop_sending", "loop_late", "unobserved", "ambiguous", "orphans"),
+    *("cached_tokens", "cache_written_tokens", "reasoning_tokens", "replies", "unknown_replies"),
+    *("unreadable", "server_tools", "untimed_server_tools"),
 )
 _ROUND = (
     *("round_loop", "round_wall", "round_ended", "round_calls", "tool_wall", "shortfall"),
@@ -70,6 +72,10 @@ class Table:
     `first_round` is from when the loop was due to the end of its first round, `NONE` where that was cut off.
     `agent` is a code. `unobserved`, `ambiguous` and `orphans` are the calls that `LoopRecord` counts under
     these names, `unlimited` those that went around the strategy's limit (`NONE` where none could).
+    `input_tokens` and `output_tokens` are those that are known; of the `replies` that came `unknown_replies`
+    did not say both. `cached_tokens`, `cache_written_tokens` and `reasoning_tokens` are parts of them, `NONE`
+    where no reply said. `unreadable` parts of replies could not be understood. Of the `server_tools` calls
+    that the model's server ran itself, `untimed_server_tools` have no times.
     `loop_sending` is the time in which the client had neither a request nor a call under way at the start and
     the end of the loop, with the `sending_ns` of its first request; `loop_late` is the `late_ns` of the last.
     Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls, `limit` where the
@@ -115,6 +121,14 @@ class Table:
     unobserved: Ints
     ambiguous: Ints
     orphans: Ints
+    cached_tokens: Ints
+    cache_written_tokens: Ints
+    reasoning_tokens: Ints
+    replies: Ints
+    unknown_replies: Ints
+    unreadable: Ints
+    server_tools: Ints
+    untimed_server_tools: Ints
     phases: Ints
 
     round_loop: Ints
@@ -224,6 +238,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             record.unobserved_calls,
             record.ambiguous_calls,
             record.orphan_calls,
+            *_replies(record),
         )
         for column, value in zip(loops, row, strict=True):
             column.append(value)
@@ -244,6 +259,28 @@ def _first_round(record: LoopRecord) -> int:
     if not record.rounds or record.rounds[0].status == "cancelled":
         return NONE
     return record.rounds[0].ended_ns - record.due_ns
+
+
+def _replies(record: LoopRecord) -> tuple[int, ...]:
+    """The last columns of a loop: what its replies say of tokens, could not be read, and ran themselves."""
+    cached = written = reasoning = NONE
+    replies = unknown = unreadable = tools = untimed = 0
+    for round_ in record.rounds:
+        model = round_.model
+        if model.cached_tokens is not None:
+            cached = max(0, cached) + model.cached_tokens
+        if model.cache_written_tokens is not None:
+            written = max(0, written) + model.cache_written_tokens
+        if model.reasoning_tokens is not None:
+            reasoning = max(0, reasoning) + model.reasoning_tokens
+        if model.replied:
+            replies += 1
+            unknown += not model.tokens_known
+        unreadable += model.unreadable
+        if model.server_tools:
+            tools += len(model.server_tools)
+            untimed += len(model.server_tools) - len(server_tool_runs(model))
+    return cached, written, reasoning, replies, unknown, unreadable, tools, untimed
 
 
 def _lateness(record: LoopRecord) -> tuple[int, int]:

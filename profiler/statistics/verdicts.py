@@ -32,6 +32,10 @@ VerdictKind = Literal[
 ]
 
 
+TOOL_CALLS = "tool_calls"
+"""The metric of the verdict that no tool call was asked for, which takes the place of all others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A finding on one metric; `sentence` says it in words. `baseline` is empty where nothing is compared.
@@ -92,12 +96,33 @@ def _no_tool_calls(strategies: Sequence[StrategySummary]) -> Verdict | None:
         return None
     if not any(one.loops - one.failed for one in totals):
         return None
-    text = (
-        f"{sum(one.loops for one in totals)} loops, and no tool call was asked for: there was nothing to run "
-        "in parallel, so strategies are not compared; does the model server parse tool calls "
-        "(vLLM: --enable-auto-tool-choice and --tool-call-parser)?"
+    text = no_tool_calls(
+        sum(one.loops for one in totals),
+        sum(one.server_tool_calls for one in totals),
+        sum(one.unreadable for one in totals),
+        "there was nothing to run in parallel"
+        + (", so strategies are not compared" if len(totals) > 1 else ""),
     )
-    return Verdict(", ".join(one.strategy for one in strategies), "", "tool_calls", "no_tool_calls", text)
+    return Verdict(", ".join(one.strategy for one in strategies), "", TOOL_CALLS, "no_tool_calls", text)
+
+
+def no_tool_calls(loops: int, server_tools: int, unreadable: int, so: str) -> str:
+    """Why a model that is there to ask for tools may not have, in words; `so`: what follows from it.
+
+    `server_tools` calls were run by the model's server, `unreadable` parts of replies were not understood.
+    """
+    besides = f" but {server_tools} that the model's server ran itself" if server_tools else ""
+    causes = [
+        "the model server does not parse tool calls (vLLM: --enable-auto-tool-choice and --tool-call-parser)",
+        "a tool_choice of none",
+        "a model that knows no tools",
+    ]
+    if unreadable:
+        causes.insert(0, f"calls among the {unreadable} parts of replies that could not be understood")
+    return (
+        f"{loops} loop{'' if loops == 1 else 's'}, no tool call was asked for{besides}: {so}; "
+        f"likely causes: {', '.join(causes)}"
+    )
 
 
 def invalidated(found: Verdict) -> Verdict:

@@ -17,6 +17,7 @@ from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import Estimate
 from profiler.statistics.summary import fit, summarise_directory
 from profiler.statistics.table import tabulate
+from profiler.statistics.verdicts import TOOL_CALLS
 from profiler.strategies import effective_limits, parse_strategies, parse_strategy
 from profiler.tune.answer import HEADROOM_AT, Answer, AtLoad, choose, python_snippet, toml_fragment
 from profiler.tune.budget import (
@@ -216,6 +217,9 @@ class Tuner:
         for warning in summary.warnings:
             if warning.kind == "strategy_ignored":
                 raise UsageError(f"nothing to tune: {warning.detail}; {warning.remedy}")
+        for verdict in summary.verdicts:
+            if verdict.metric == TOOL_CALLS:
+                raise UsageError(f"nothing to tune: {verdict.sentence}")
         self._seen = seen = pilot(run, records)
         if not run.trials or not seen.loops:
             # No loop ended: each takes longer than the first one, alone, or than there was time.

@@ -135,3 +135,20 @@ def test_names_from_outside_do_not_reach_the_terminal_as_they_are() -> None:
 def test_follower_says_whose_progress_it_is(tmp_path: Path) -> None:
     (tmp_path / "progress.jsonl").write_bytes(encode_progress(NOW))
     assert list(Follower(tmp_path).new()) == [replace(NOW, directory=str(tmp_path))]
+
+
+def test_live_line_says_that_no_tool_call_was_asked_for(tmp_path: Path) -> None:
+    """Once enough loops have ended, and no longer than that is so."""
+    (tmp_path / "records.jsonl").write_bytes(b"")
+    now = replace(NOW, directory=str(tmp_path))
+    out = io.StringIO()
+    with LiveView(out, {}) as view:
+        for second in range(18):
+            with open(tmp_path / "records.jsonl", "ab") as file:
+                for number in range(2):
+                    calls = [(0.0, 10.0)] if second > 12 else []
+                    record = loop(start=1000.0 * second + number, calls=calls, trial=4)
+                    file.write(encode_record(record) + b"\n")
+            view.watch(replace(now, unix=1000.0 + second, loops=40 + 10 * second))
+    lines = out.getvalue().splitlines()  # after 2, 7, 12 and 17 s: 6, 16, 26 and 36 loops
+    assert ["no tool call was asked for" in line for line in lines] == [False, False, True, False]

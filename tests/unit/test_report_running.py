@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from profiler.load.locust.page import live_page, row
-from profiler.records import encode
+from profiler.records import ServerToolCall, encode
 from profiler.report.live import RunningTotals
 from profiler.rundir import Progress, encode_progress
 from tests.unit.statistics_data import loop
@@ -76,3 +77,22 @@ def test_live_page_is_whole() -> None:
     assert page.count("<script>") == 2
     assert "/* live */" not in page
     assert "http" not in page
+
+
+def test_notes_come_before_the_figures(tmp_path: Path) -> None:
+    so_far = RunningTotals(tmp_path)
+    for number in range(19):
+        so_far.add(loop(100.0 * number))
+    assert list(so_far.notes()) == []  # too few to tell
+    record = loop(2000.0)
+    (only,) = record.rounds
+    model = replace(only.model, unreadable=2, server_tools=(ServerToolCall("web_search"),))
+    so_far.add(replace(record, rounds=(replace(only, model=model),)))
+    idle, unreadable, untimed = so_far.notes()
+    assert idle.startswith(
+        "20 loops, no tool call was asked for but 1 that the model's server ran itself: there is nothing to"
+    )
+    assert unreadable.startswith("note: 2 parts of replies could not be understood; ")
+    assert untimed.startswith("note: no times are known of 1 call of tools that the model's server ran ")
+    so_far.add(loop(3000.0, calls=[(0.0, 10.0)]))
+    assert list(so_far.notes()) == [unreadable, untimed]

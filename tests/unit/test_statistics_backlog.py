@@ -9,11 +9,11 @@ import itertools
 import numpy as np
 import pytest
 
-from profiler.records import LoopRecord, shifted
+from profiler.records import LoopRecord, ServerToolCall, shifted
 from profiler.report.advice import next_steps
 from profiler.report.html.comparison import verdict
 from profiler.report.terminal import SURVIVORS, render_comparison
-from profiler.rundir import Load
+from profiler.rundir import ClientHealth, Load
 from profiler.statistics.backlog import growing_backlog
 from profiler.statistics.summary import Summary, summarise
 from profiler.statistics.table import tabulate
@@ -244,7 +244,30 @@ def test_loops_without_any_tool_call_are_not_compared() -> None:
         records += [loop(index * 60_000 + k * 100, strategy=strategy, trial=index) for k in range(100)]
     (said,) = summarise(run(trials), records).verdicts
     assert (said.kind, said.metric) == ("no_tool_calls", "tool_calls")
-    assert said.sentence.startswith("200 loops, and no tool call was asked for: ")
+    assert said.sentence.startswith("200 loops, no tool call was asked for: ")
+    assert said.sentence.endswith(
+        "so strategies are not compared; likely causes: the model server does not parse tool calls (vLLM: "
+        "--enable-auto-tool-choice and --tool-call-parser), a tool_choice of none, a model that knows no "
+        "tools"
+    )
+    # It is so whoever was late, and nothing else is worth trying.
+    late = summarise(run(trials, client=(ClientHealth("w", loop_lag_p99=0.9, cpu=0.99),)), records)
+    assert late.verdicts == (said,)
+    assert [step.words.split(":")[0] for step in next_steps(late, run(trials))] == [
+        "Have the model ask for tools first"
+    ]
+    # One strategy, whose server runs tools itself, with replies that hold more than could be read.
+    model = dataclasses.replace(
+        records[0].rounds[0].model, server_tools=(ServerToolCall("web_search"),), unreadable=3
+    )
+    alone = dataclasses.replace(
+        records[0], rounds=(dataclasses.replace(records[0].rounds[0], model=model),), trial=None
+    )
+    (said,) = summarise(run([], strategies=("sequential",)), [alone]).verdicts
+    assert said.sentence.startswith(
+        "1 loop, no tool call was asked for but 1 that the model's server ran itself: there was nothing to "
+        "run in parallel; likely causes: calls among the 3 parts of replies that could not be understood, "
+    )
     # Calls that no profiled tool ran are calls all the same.
     whole = records[0].rounds[0]
     unseen = dataclasses.replace(records[0], rounds=(dataclasses.replace(whole, unobserved_calls=1),))

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from profiler.records import LoopRecord
+from profiler.records import LoopRecord, ServerToolCall
 from profiler.rundir import ClientHealth, Incident, Load, Run
 from profiler.statistics.caveats import Caveat
 from profiler.statistics.summary import Summary, summarise
@@ -457,3 +457,52 @@ def test_limiter_that_cannot_learn_is_noted(
 @pytest.mark.parametrize("reason", [None, "http_429", "timeout", "ReadTimeout", "http_529"])
 def test_limiter_that_learns_is_not_complained_of(reason: str | None) -> None:
     assert "limiter_blind" not in {caveat.kind for caveat in of_an_agent("adaptive", 2, 0, 0, reason)}
+
+
+# ── what replies did not tell ──────────────────────────────────────────────────────────────────
+
+
+def with_models(**changes: object) -> dict[str, Caveat]:
+    """The caveats of a good run of 90 loops, where the replies of its first 40 are changed."""
+    run_, records = good_run()
+    for place in range(40):
+        (only,) = records[place].rounds
+        model = dataclasses.replace(only.model, **changes)  # type: ignore[arg-type]
+        records[place] = dataclasses.replace(records[place], rounds=(dataclasses.replace(only, model=model),))
+    return {caveat.kind: caveat for caveat in summarise(run_, records).warnings}
+
+
+def test_tokens_that_replies_did_not_name_are_said_to_be_unknown() -> None:
+    caveat = with_models(output_tokens=None)["unknown_tokens"]
+    assert caveat.detail == (
+        "tokens of 40 of 90 replies are not known, so there were at least as many as are counted"
+    )
+    assert caveat.remedy.startswith("does the server name its usage (in streams: ")
+    assert "unknown_tokens" not in with_models(input_tokens=0)
+    assert "unknown_tokens" not in with_models(status="error", error_type="http_500", output_tokens=None)
+
+
+def test_limits_on_tokens_that_are_not_known_are_named() -> None:
+    run_, records = good_run(arguments={"max_tokens": 900, "max_cost": None})
+    (only,) = records[0].rounds
+    model = dataclasses.replace(only.model, input_tokens=None)
+    records[0] = dataclasses.replace(records[0], rounds=(dataclasses.replace(only, model=model),))
+    (caveat,) = [one for one in summarise(run_, records).warnings if one.kind == "unknown_tokens"]
+    assert caveat.detail.startswith("tokens of 1 of 90 replies are not known")
+    assert caveat.remedy == "--max-tokens took them to be like the others"
+
+
+def test_what_could_not_be_understood_is_counted_and_said() -> None:
+    caveat = with_models(unreadable=2)["unreadable"]
+    assert caveat.detail == "80 parts of replies could not be understood"
+    assert not caveat.invalid
+
+
+def test_server_tools_without_times_are_said_to_be_part_of_the_model() -> None:
+    timed, untimed = ServerToolCall("web_search", 0, 1), ServerToolCall("web_search")
+    caveat = with_models(server_tools=(timed, untimed))["untimed_server_tools"]
+    assert caveat.sentence == (
+        "note: no times are known of 40 calls of tools that the model's server ran itself: they are part of "
+        "model; streamed replies tell them (--stream)"
+    )
+    assert "untimed_server_tools" not in with_models(server_tools=(timed,))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from profiler.records import LoopRecord, ServerToolCall
-from profiler.statistics.figures import MovingLimit, Overlap, StrategySummary, figures, limit_line
+from profiler.statistics.figures import MovingLimit, Overlap, StrategySummary, Tokens, figures, limit_line
 from profiler.statistics.objectives import parse_objective
 from profiler.statistics.quantiles import Estimate
 from profiler.statistics.table import tabulate
@@ -179,3 +179,22 @@ def test_server_tools_are_among_the_phases_only_where_any_ran() -> None:
     assert found["server_tools"] == pytest.approx(0.02)
     assert found["model"] == pytest.approx(0.08)
     assert "server_tools" not in summary([0]).phases
+
+
+def test_tokens_that_no_reply_names_are_unknown_and_not_none() -> None:
+    """20 loops of 10 in, 2 out: every fourth says what was cached, every fifth says nothing."""
+    records = []
+    for k in range(20):
+        record = loop(k * 100)
+        (only,) = record.rounds
+        model = only.model
+        if k % 4 == 0:
+            model = dataclasses.replace(model, cached_tokens=6, cache_written_tokens=3)
+        if k % 5 == 0:
+            model = dataclasses.replace(
+                model, input_tokens=None, output_tokens=None, cached_tokens=None, cache_written_tokens=None
+            )
+        records.append(dataclasses.replace(record, rounds=(dataclasses.replace(only, model=model),)))
+    found = figures_of(records, [trial(0, "gathered", 0, 4000)])
+    assert found.tokens == Tokens(160, 32, 24, 12, None, 20, 4)  # 4 of the 5 fourths are no fifth
+    assert found.totals.tokens == found.tokens

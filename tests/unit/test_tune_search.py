@@ -25,6 +25,7 @@ from profiler.tune.answer import Answer, render
 from profiler.tune.budget import Spending
 from profiler.tune.search import Search, tune
 from tests.unit.statistics_data import loop, run
+from tests.unit.statistics_data import loop as made_loop
 
 
 def test_search_that_cannot_be_is_refused():
@@ -385,3 +386,13 @@ def test_search_of_a_target_that_was_never_there_is_an_error(monkeypatch):
     monkeypatch.setattr(driver, "run_experiment", nobody)
     with pytest.raises(TargetError, match="nobody listens"):
         tune(search(20))
+
+
+def test_search_over_loops_without_tool_calls_has_nothing_to_tune(invented, monkeypatch):
+    without = lambda *args, **_: made_loop(*args[:2], (), *args[3:])  # noqa: E731
+    monkeypatch.setattr("tests.unit.test_tune_search.loop", without)
+    with pytest.raises(
+        UsageError, match=r"^nothing to tune: \d+ loops, no tool call was asked for: .*vLLM: --"
+    ):
+        tune(search(20))
+    assert len(invented) == 1

@@ -97,11 +97,11 @@ class Page:
         """The data of now. One greenlet at a time reads the records; others wait for it."""
         run = self._run
         if run is None:
-            return {"now": None, "progress": [], "strategies": [], "tools": []}
+            return {"now": None, "progress": [], "strategies": [], "tools": [], "notes": []}
         with self._turn:
             for _ in run.catch_up():
                 gevent.sleep(0)  # the records may be many: other greenlets run in between
-            return run.data()
+            return {**run.data(), "notes": list(run.notes())}
 
     # Views:
 

@@ -29,6 +29,7 @@ function show(data) {
       ["answers with 429", now.limited], ["event-loop lag", format.duration(now.lag)]];
     id("now").replaceChildren(...figures.map(([term, value]) => make("div", {}, make("dt", { textContent: term }), make("dd", { textContent: value }))));
   }
+  id("notes").replaceChildren(...data.notes.map((words) => make("li", { textContent: words })));
   id("strategies").tBodies[0].replaceChildren(...data.strategies.map((one) => make("tr", {},
     make("th", { scope: "row" }, ...named(one, one.name)), cell(one.loops), cell(one.failed), cell(one.incomplete),
     cell(format.duration(one.p50)), cell(format.duration(one.p95)))));
