@@ -56,8 +56,13 @@ def _loop(strategy: str, tool: str, status: str, error: str | None) -> LoopRecor
         0,
         300 * _MS,
         first_token_ns=_MS,
+        first_output_ns=2 * _MS,
+        first_tool_call_ns=3 * _MS,
         input_tokens=9,
+        cached_tokens=3,
+        cache_written_tokens=3,
         output_tokens=9,
+        reasoning_tokens=3,
         attempts=attempts,
     )
     call = ToolCall("c", tool, 300 * _MS, 300 * _MS, 310 * _MS, 700 * _MS, status, error)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """The table of metrics: each one is defined here, under its full name, and nowhere else.
 
 Base units (seconds). Labels are bounded: ids, prompts, arguments and error texts are never labels;
-the exporter caps how many tool names and error types there can be.
+the exporter caps how many strategies, models, tool names and error types there can be, and names that a model
+made up are none of them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from typing import Literal
 TOOL_BUCKETS = (0.001, 0.0025, 0.005, *(0.01 * 2**i for i in range(14)))
 """Seconds: .001, .0025, .005, then .01 doubling to 81.92."""
 
-ROUND_BUCKETS = tuple(0.1 * 2**i for i in range(13))
-"""Seconds: .1 doubling to 409.6."""
+MODEL_BUCKETS = (0.005, 0.01, 0.04, *(0.01 * 2**i for i in range(3, 17)))
+"""Seconds: .005, .01, .04, then .08 doubling to 655.36: the SDKs wait for 600 s. As many as of a tool."""
+
+ROUND_BUCKETS = tuple(0.1 * 2**i for i in range(16))
+"""Seconds: .1 doubling to 3276.8."""
 
 COUNT_BUCKETS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0)
 
@@ -152,24 +156,44 @@ MODEL_REQUEST_DURATION = histogram(
     "toolloop_model_request_duration_seconds",
     "A model request as the caller sees it, all attempts and backoff included.",
     ("strategy", "provider", "model", "status"),
-    TOOL_BUCKETS,
+    MODEL_BUCKETS,
 )
 MODEL_FIRST_TOKEN = histogram(
     "toolloop_model_time_to_first_token_seconds",
-    "From the start of a streamed model request to its first generated token.",
+    "From the start of a streamed model request to its first generated token, reasoning or not.",
     ("strategy", "provider", "model"),
-    TOOL_BUCKETS,
+    MODEL_BUCKETS,
+)
+MODEL_FIRST_OUTPUT = histogram(
+    "toolloop_model_time_to_first_output_seconds",
+    "From the start of a streamed model request to the first token of a text or a call, reasoning left out.",
+    ("strategy", "provider", "model"),
+    MODEL_BUCKETS,
 )
 MODEL_FIRST_TOOL_CALL = histogram(
     "toolloop_model_time_to_first_tool_call_seconds",
     "From the start of a streamed model request to its first call with complete arguments.",
     ("strategy", "provider", "model"),
-    TOOL_BUCKETS,
+    MODEL_BUCKETS,
 )
 MODEL_TOKENS = counter(
     "toolloop_model_tokens_total",
-    "Tokens as the provider counted them; direction is input or output.",
+    "All tokens that replies named; direction is input or output.",
     ("strategy", "provider", "model", "direction"),
+)
+MODEL_TOKEN_DETAILS = counter(
+    "toolloop_model_token_details_total",
+    "Tokens that are part of toolloop_model_tokens_total: kind is cached (input read from the provider's "
+    "cache), cache_written (input written to it) or reasoning (output).",
+    ("strategy", "provider", "model", "kind"),
+)
+MODEL_UNKNOWN_TOKENS = counter(
+    "toolloop_model_unknown_tokens_total",
+    "Replies that did not say all of their tokens: there were more than are counted.",
+    ("strategy", "provider", "model"),
+)
+UNREADABLE = counter(
+    "toolloop_unreadable_total", "Parts of replies that could not be understood.", ("strategy",)
 )
 RATE_LIMITED = counter(
     "toolloop_rate_limited_total",

@@ -23,7 +23,7 @@ import time
 from _queue import Empty, SimpleQueue  # queue.SimpleQueue is gevent's in a patched process
 from bisect import bisect_left, insort
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -331,8 +331,6 @@ def _seconds(nanoseconds: int | None) -> float | None:
 
 
 def _loop_attributes(record: LoopRecord) -> Attributes:
-    read = [r.model.input_tokens for r in record.rounds if r.model.input_tokens is not None]
-    written = [r.model.output_tokens for r in record.rounds if r.model.output_tokens is not None]
     lag_ns = None if record.intended_ns is None else record.started_ns - record.due_ns
     return _present(
         {
@@ -340,8 +338,7 @@ def _loop_attributes(record: LoopRecord) -> Attributes:
             "gen_ai.provider.name": record.provider,
             "gen_ai.request.model": record.model,
             "gen_ai.agent.name": record.name or None,
-            "gen_ai.usage.input_tokens": sum(read) if read else None,
-            "gen_ai.usage.output_tokens": sum(written) if written else None,
+            **_usage([round_.model for round_ in record.rounds]),
             "toolloop.loop.id": record.id,
             "toolloop.strategy": record.strategy,
             "toolloop.status": record.status,
@@ -361,6 +358,22 @@ def _loop_attributes(record: LoopRecord) -> Attributes:
     )
 
 
+def _usage(models: Sequence[ModelCall]) -> dict[str, int | None]:
+    """The tokens of model requests under the conventions' names; None where no reply said."""
+
+    def known(counts: Iterable[int | None]) -> int | None:
+        said = [count for count in counts if count is not None]
+        return sum(said) if said else None
+
+    return {
+        "gen_ai.usage.input_tokens": known(model.input_tokens for model in models),
+        "gen_ai.usage.cache_read.input_tokens": known(model.cached_tokens for model in models),
+        "gen_ai.usage.cache_creation.input_tokens": known(model.cache_written_tokens for model in models),
+        "gen_ai.usage.output_tokens": known(model.output_tokens for model in models),
+        "gen_ai.usage.reasoning.output_tokens": known(model.reasoning_tokens for model in models),
+    }
+
+
 def _message(role: str, text: str | None) -> str | None:
     if text is None:
         return None
@@ -376,8 +389,9 @@ def _chat_attributes(model: ModelCall) -> Attributes:
             "gen_ai.request.stream": model.streamed or None,
             "gen_ai.response.time_to_first_chunk": _seconds(model.first_token_after_ns),
             "gen_ai.response.finish_reasons": None if model.finish_reason is None else (model.finish_reason,),
-            "gen_ai.usage.input_tokens": model.input_tokens,
-            "gen_ai.usage.output_tokens": model.output_tokens,
+            **_usage([model]),
+            "toolloop.time_to_first_output": _seconds(model.first_output_after_ns),
+            "toolloop.unreadable": model.unreadable or None,
             "http.request.resend_count": max(0, len(model.attempts) - 1) or None,
             "toolloop.request.id": model.request_id,
             "toolloop.status": model.status,

@@ -2,7 +2,8 @@
 
 Ours are the metrics of `profiler.metrics` with the same name, labels and buckets:
 `toolloop.round_duration` in seconds is what a Prometheus behind an OTLP receiver calls
-`toolloop_round_duration_seconds`. The conventions' own have no buckets below 10 ms.
+`toolloop_round_duration_seconds`. The conventions' own have no buckets below 10 ms; those of model requests
+go on above the 82 s that the conventions suggest, since the SDKs wait for 600 s.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 CALL_BUCKETS = tuple(0.01 * 2**i for i in range(14))
 """Seconds: .01 doubling to 81.92."""
 
+MODEL_BUCKETS = tuple(0.01 * 2**i for i in range(17))
+"""Seconds: .01 doubling to 655.36."""
+
 COUNT_BUCKETS = tuple(float(2**i) for i in range(8))
 """1 doubling to 128."""
 
 MAX_NAMES = 50
 OTHER = "__other__"
+UNKNOWN_TOOL = "__unknown_tool__"
+"""Instead of the names of tools that there are not: models make up as many as they like."""
 
 _NS = 1e9
 
@@ -62,20 +68,33 @@ class Instruments:
             f"{agent}.tool_calls", "{tool_call}", "Tool calls of a loop.", COUNT_BUCKETS
         )
         self._chat_duration = histogram(
-            f"{inference}.duration", "s", "A model request, all attempts and backoff included.", CALL_BUCKETS
+            f"{inference}.duration", "s", "A model request, all attempts and backoff included.", MODEL_BUCKETS
         )
         self._first_chunk = histogram(
             f"{inference}.time_to_first_chunk",
             "s",
-            "From the start of a streamed model request to its first token.",
-            CALL_BUCKETS,
+            "From the start of a streamed model request to its first token, reasoning or not.",
+            MODEL_BUCKETS,
         )
+        self._first_output = own_histogram(metrics.MODEL_FIRST_OUTPUT, "s")
         self._input_tokens = meter.create_counter(
-            f"{inference}.usage.input_tokens", "{token}", "Tokens of prompts."
+            f"{inference}.usage.input_tokens", "{token}", "Tokens of prompts, cached or not."
         )
         self._output_tokens = meter.create_counter(
-            f"{inference}.usage.output_tokens", "{token}", "Tokens of responses."
+            f"{inference}.usage.output_tokens", "{token}", "Tokens of responses, reasoning included."
         )
+        self._cached_tokens = meter.create_counter(
+            f"{inference}.usage.cache_read.input_tokens", "{token}", "Of the input, read from a cache."
+        )
+        self._cache_written_tokens = meter.create_counter(
+            f"{inference}.usage.cache_write.input_tokens", "{token}", "Of the input, written to a cache."
+        )
+        self._reasoning_tokens = meter.create_counter(
+            f"{inference}.usage.reasoning.output_tokens", "{token}", "Of the output, reasoning."
+        )
+        unknown, unreadable = metrics.MODEL_UNKNOWN_TOKENS, metrics.UNREADABLE
+        self._unknown_tokens = meter.create_counter(name_of(unknown), "{reply}", unknown.help)
+        self._unreadable = meter.create_counter(name_of(unreadable), "{part}", unreadable.help)
         self._call_duration = histogram(
             "gen_ai.execute_tool.duration", "s", "A tool call, from the moment it ran.", CALL_BUCKETS
         )
@@ -83,13 +102,16 @@ class Instruments:
         self._fanout = own_histogram(metrics.ROUND_FANOUT, "{call}")
         self._queue = own_histogram(metrics.TOOL_CALL_QUEUE, "s")
         self._phase = meter.create_counter(name_of(metrics.ROUND_PHASE), "s", metrics.ROUND_PHASE.help)
-        self._known: dict[str, set[str]] = {"tool": set(), "error": set()}
+        self._known: dict[str, set[str]] = {
+            kind: set() for kind in ("strategy", "agent", "model", "tool", "error")
+        }
 
     def loop(self, record: LoopRecord, spent: Mapping[str, int], context: Context) -> None:
         """`spent`: nanoseconds per phase, summed over the rounds."""
-        attributes = {"toolloop.strategy": record.strategy}
+        strategy = self._strategy(record)
+        attributes = {"toolloop.strategy": strategy}
         if record.name:
-            attributes["gen_ai.agent.name"] = record.name
+            attributes["gen_ai.agent.name"] = self._capped("agent", record.name)
         self._inference_calls.record(len(record.rounds), attributes, context)
         self._tool_calls.record(sum(len(r.tool_calls) for r in record.rounds), attributes, context)
         self._agent_duration.record(
@@ -100,39 +122,56 @@ class Instruments:
         )
         for phase, value in spent.items():
             if value > 0:  # `unaccounted` may be negative, and a counter only goes up
-                self._phase.add(value / _NS, {"strategy": record.strategy, "phase": phase}, context)
+                self._phase.add(value / _NS, {"strategy": strategy, "phase": phase}, context)
 
     def round(self, record: LoopRecord, round_: RoundRecord, context: Context) -> None:
+        strategy = self._strategy(record)
         if round_.tool_calls:
-            self._fanout.record(len(round_.tool_calls), {"strategy": record.strategy}, context)
+            self._fanout.record(len(round_.tool_calls), {"strategy": strategy}, context)
         self._round_duration.record(
-            round_.duration_ns / _NS,
-            {"strategy": record.strategy, "status": round_.status},
-            context,
+            round_.duration_ns / _NS, {"strategy": strategy, "status": round_.status}, context
         )
 
     def chat(self, record: LoopRecord, model: ModelCall, context: Context) -> None:
         attributes = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": model.provider,
-            "gen_ai.request.model": model.model,
-            "toolloop.strategy": record.strategy,
+            "gen_ai.request.model": self._capped("model", model.model),
+            "toolloop.strategy": self._strategy(record),
         }
         self._chat_duration.record(model.duration_ns / _NS, self._failed(attributes, model.failure), context)
         if model.first_token_after_ns is not None:
             self._first_chunk.record(model.first_token_after_ns / _NS, attributes, context)
-        if model.input_tokens is not None:
-            self._input_tokens.add(model.input_tokens, attributes, context)
-        if model.output_tokens is not None:
-            self._output_tokens.add(model.output_tokens, attributes, context)
+        for counter, tokens in (
+            (self._input_tokens, model.input_tokens),
+            (self._output_tokens, model.output_tokens),
+            (self._cached_tokens, model.cached_tokens),
+            (self._cache_written_tokens, model.cache_written_tokens),
+            (self._reasoning_tokens, model.reasoning_tokens),
+        ):
+            if tokens is not None:
+                counter.add(tokens, attributes, context)
+        ours = {"strategy": attributes["toolloop.strategy"]}
+        if model.unreadable:
+            self._unreadable.add(model.unreadable, ours, context)
+        ours |= {"provider": model.provider, "model": attributes["gen_ai.request.model"]}
+        if model.replied and not model.tokens_known:
+            self._unknown_tokens.add(1, ours, context)
+        if model.first_output_after_ns is not None:
+            self._first_output.record(model.first_output_after_ns / _NS, ours, context)
 
     def call(self, record: LoopRecord, call: ToolCall, context: Context) -> None:
-        tool = self._capped("tool", call.name)
-        self._queue.record(call.waited_ns / _NS, {"tool": tool, "strategy": record.strategy}, context)
+        unknown = call.error_type == "unknown_tool"
+        tool = UNKNOWN_TOOL if unknown else self._capped("tool", call.name)
+        strategy = self._strategy(record)
+        self._queue.record(call.waited_ns / _NS, {"tool": tool, "strategy": strategy}, context)
         if call.duration_ns is None:
             return
-        attributes = {"gen_ai.tool.name": tool, "toolloop.strategy": record.strategy}
+        attributes = {"gen_ai.tool.name": tool, "toolloop.strategy": strategy}
         self._call_duration.record(call.duration_ns / _NS, self._failed(attributes, call.failure), context)
+
+    def _strategy(self, record: LoopRecord) -> str:
+        return self._capped("strategy", record.strategy)
 
     def _failed(self, attributes: Attributes, error_type: str | None) -> Attributes:
         if error_type is None:

@@ -45,9 +45,13 @@ if TYPE_CHECKING:
 
     from profiler.strategies import Strategy
 
+MAX_STRATEGIES = 50
+MAX_MODELS = 20
 MAX_TOOLS = 50
 MAX_ERROR_TYPES = 50
 OTHER = "__other__"
+UNKNOWN_TOOL = "__unknown_tool__"
+"""Instead of the names of tools that there are not: models make up as many as they like."""
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -151,7 +155,8 @@ class _Strategy:
         self.round_duration: _Made[str, HistogramChild] = _Made(
             lambda status: histogram(metrics.ROUND_DURATION, name, status)
         )
-        # By provider, model and status; input and output tokens by provider and model.
+        self.unreadable = count(metrics.UNREADABLE, name)
+        # By provider, model and status; tokens by provider and model: all of them, and parts of them.
         self.model_duration: _Made[tuple[str, str, str], HistogramChild] = _Made(
             lambda key: histogram(metrics.MODEL_REQUEST_DURATION, name, *key)
         )
@@ -160,6 +165,16 @@ class _Strategy:
                 count(metrics.MODEL_TOKENS, name, *key, "input"),
                 count(metrics.MODEL_TOKENS, name, *key, "output"),
             )
+        )
+        self.details: _Made[tuple[str, str], tuple[CounterChild, CounterChild, CounterChild]] = _Made(
+            lambda key: (
+                count(metrics.MODEL_TOKEN_DETAILS, name, *key, "cached"),
+                count(metrics.MODEL_TOKEN_DETAILS, name, *key, "cache_written"),
+                count(metrics.MODEL_TOKEN_DETAILS, name, *key, "reasoning"),
+            )
+        )
+        self.unknown_tokens: _Made[tuple[str, str], CounterChild] = _Made(
+            lambda key: count(metrics.MODEL_UNKNOWN_TOKENS, name, *key)
         )
         # Duration and queue wait by tool and status.
         self.calls: _Made[tuple[str, str], tuple[HistogramChild, HistogramChild]] = _Made(
@@ -194,12 +209,14 @@ class PrometheusSink(Collector):
         self._strategies: _Made[str, _Strategy] = _Made(partial(_Strategy, self))
         self._live: _Made[tuple[str, str], LiveCalls] = _Made(lambda _: LiveCalls())
         self._limits: dict[str, Strategy] = {}
+        self._names: dict[str, str] = {}  # of strategies
+        self._models: dict[str, str] = {}
         self._tools: dict[str, str] = {}
         self._error_types: dict[str, str] = {}
         self._agents: dict[str, int] = {}
         self._run_info: tuple[str, str, str] | None = None
         self._rate_limits: dict[tuple[str, str], Mapping[str, str]] = {}
-        for label in ("tool", "error_type"):
+        for label in ("strategy", "model", "tool", "error_type"):
             self.count(metrics.LABEL_OVERFLOW, label)  # from zero, as in _Strategy
         self.count(metrics.RECORDS_DROPPED, type(self).__name__)
         self.count(metrics.ORPHAN_CALLS)
@@ -214,16 +231,17 @@ class PrometheusSink(Collector):
 
     def live_calls(self, strategy: str, tool: str) -> LiveCalls:
         """The counts of a tool's queued and running calls, which the code that runs calls changes."""
-        shown = self._capped(self._tools, tool, MAX_TOOLS, "tool")
+        shown, strategy = self._capped(self._tools, tool, MAX_TOOLS, "tool"), self._strategy(strategy)
         self._strategies[strategy].calls[shown, "ok"]  # from zero, as in _Strategy
         return self._live[strategy, shown]
 
     def watch_limit(self, spec: str, strategy: Strategy) -> None:
         """Show how many calls the strategy lets run at once in this process; some change it as they go."""
-        self._limits[spec] = strategy
+        if (shown := self._strategy(spec)) != OTHER:  # several have no limit in common
+            self._limits[shown] = strategy
 
     def __call__(self, record: LoopRecord) -> None:
-        strategy = self._strategies[record.strategy]
+        strategy = self._strategies[self._strategy(record.strategy)]
         trace = record.id
         calls = 0
         for round_ in record.rounds:
@@ -239,28 +257,38 @@ class PrometheusSink(Collector):
 
     def _round(self, strategy: _Strategy, round_: RoundRecord, trace: str) -> None:
         name, model = strategy.name, round_.model
+        whose = self._capped(self._models, model.model, MAX_MODELS, "model")
+        who = model.provider, whose
         strategy.round_duration[round_.status].observe_in(round_.duration_ns, trace)
         spent = phases(round_)
         for phase, count in strategy.phases:
             count.value += spent[phase]
-        strategy.model_duration[model.provider, model.model, model.status].observe_in(
-            model.duration_ns, trace
-        )
+        strategy.model_duration[*who, model.status].observe_in(model.duration_ns, trace)
         for metric, after_ns in (
             (metrics.MODEL_FIRST_TOKEN, model.first_token_after_ns),
+            (metrics.MODEL_FIRST_OUTPUT, model.first_output_after_ns),
             (metrics.MODEL_FIRST_TOOL_CALL, model.first_tool_call_after_ns),
         ):
             if after_ns is not None:
-                self.histogram(metric, name, model.provider, model.model).observe(after_ns)
-        if model.input_tokens is not None or model.output_tokens is not None:
-            read, written = strategy.tokens[model.provider, model.model]
-            read.value += model.input_tokens or 0
-            written.value += model.output_tokens or 0
+                self.histogram(metric, name, *who).observe(after_ns)
+        if model.total_tokens is not None:
+            taken, made = strategy.tokens[who]
+            taken.value += model.input_tokens or 0
+            made.value += model.output_tokens or 0
+        details = (model.cached_tokens, model.cache_written_tokens, model.reasoning_tokens)
+        if any(details):
+            for detail, tokens in zip(strategy.details[who], details, strict=True):
+                detail.value += tokens or 0
+        unknown = strategy.unknown_tokens[who]
+        if model.replied and not model.tokens_known:
+            unknown.value += 1
+        if model.unreadable:
+            strategy.unreadable.value += model.unreadable
         attempts = model.attempts
         if len(attempts) != 1 or attempts[0].refused:
-            self._tries(name, "model", model.model, model)
-        if attempts and attempts[-1].rate_limits:
-            self._rate_limits[model.provider, model.model] = attempts[-1].rate_limits
+            self._tries(name, "model", whose, model)
+        if attempts and attempts[-1].rate_limits and whose != OTHER:  # whose quota it is must be clear
+            self._rate_limits[who] = attempts[-1].rate_limits
         if not round_.tool_calls:
             return
         if round_.shortfall is not None:
@@ -286,7 +314,10 @@ class PrometheusSink(Collector):
             self.count(metrics.BACKOFF, *labels).value += retry.backoff_ns
 
     def _tool_call(self, strategy: _Strategy, call: ToolCall, trace: str) -> None:
-        tool = self._tools.get(call.name) or self._capped(self._tools, call.name, MAX_TOOLS, "tool")
+        tool = self._tools.get(call.name)
+        if tool is None:
+            unknown = call.error_type == "unknown_tool"
+            tool = UNKNOWN_TOOL if unknown else self._capped(self._tools, call.name, MAX_TOOLS, "tool")
         if call.duration_ns is None:
             self.histogram(metrics.TOOL_CALL_QUEUE, strategy.name, tool).observe(call.waited_ns)
         else:
@@ -297,6 +328,9 @@ class PrometheusSink(Collector):
             self.count(metrics.TOOL_ERRORS, strategy.name, tool, self._error(call.failure)).value += 1
         if call.failure is not None or call.attempts:
             self._tries(strategy.name, "tool", tool, call)
+
+    def _strategy(self, name: str) -> str:
+        return self._capped(self._names, name, MAX_STRATEGIES, "strategy")
 
     def _error(self, error: str) -> str:
         return self._capped(self._error_types, error, MAX_ERROR_TYPES, "error_type")
@@ -322,7 +356,7 @@ class PrometheusSink(Collector):
 
     def count_dropped_arrival(self, strategy: str) -> None:
         """An arrival of an open load will never start."""
-        self.count(metrics.ARRIVALS_DROPPED, strategy).value += 1
+        self.count(metrics.ARRIVALS_DROPPED, self._strategy(strategy)).value += 1
 
     def observe_lag(self, lag_ns: int) -> None:
         """One sample of event-loop lag."""

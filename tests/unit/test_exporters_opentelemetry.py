@@ -341,6 +341,7 @@ def test_metrics(out):
             (fetch, s): (2, 0.4),
             (("error.type", "timeout"), search, s): (2, 0.4),
         },
+        "toolloop.model_unknown_tokens": {(("model", "gpt-4o"), ("provider", "openai"), ours): 2},
         "toolloop.round_duration": {(("status", "ok"), ours): (4, 2.0)},
         "toolloop.round_fanout": {(ours,): (2, 6)},
         "toolloop.tool_call_queue": {
@@ -364,11 +365,13 @@ def test_buckets(out):
         for m in scope.metrics
         if hasattr(m.data.data_points[0], "explicit_bounds")
     }
-    doubling = tuple(0.01 * 2**i for i in range(14))
+    doubling = tuple(0.01 * 2**i for i in range(17))
+    assert doubling[-1] > 600
     assert bounds["gen_ai.client.inference.duration"] == doubling
     assert bounds["gen_ai.client.inference.time_to_first_chunk"] == doubling
-    assert bounds["gen_ai.execute_tool.duration"] == doubling
-    assert bounds["gen_ai.invoke_agent.duration"] == tuple(0.1 * 2**i for i in range(13))
+    assert bounds["gen_ai.execute_tool.duration"] == doubling[:14]
+    assert bounds["gen_ai.invoke_agent.duration"] == tuple(0.1 * 2**i for i in range(16))
+    assert bounds["toolloop.round_duration"] == metrics.ROUND_BUCKETS
     assert bounds["gen_ai.invoke_agent.tool_calls"] == (1, 2, 4, 8, 16, 32, 64, 128)
     assert bounds["toolloop.tool_call_queue"] == metrics.TOOL_BUCKETS
     assert {m.name: m.unit for m in scope.metrics if m.name.startswith("toolloop.")} == {
@@ -376,6 +379,7 @@ def test_buckets(out):
         "toolloop.round_fanout": "{call}",
         "toolloop.tool_call_queue": "s",
         "toolloop.round_phase": "s",
+        "toolloop.model_unknown_tokens": "{reply}",
     }
 
 
@@ -625,3 +629,63 @@ def test_server_tools_are_spans_inside_the_request(out):
     rounds = [one for one in out.spans() if one.name == "toolloop.round"]
     found = [one.attributes.get("toolloop.phase.server_tools") for one in rounds]
     assert found == [0.06, None]
+
+
+def test_tokens_and_first_output_of_a_request(out):
+    loop = a_loop()
+    model = replace(
+        loop.rounds[0].model,
+        input_tokens=50_012,
+        cached_tokens=30_000,
+        cache_written_tokens=20_000,
+        reasoning_tokens=4,
+        first_output_ns=260 * MS,
+        unreadable=1,
+    )
+    out.sink(replace(loop, rounds=(replace(loop.rounds[0], model=model), loop.rounds[1])))
+    chat = next(one for one in out.spans() if one.name == "chat gpt-4o").attributes
+    agent = next(one for one in out.spans() if one.name.startswith("invoke_agent")).attributes
+    usage = {
+        "gen_ai.usage.cache_read.input_tokens": 30_000,
+        "gen_ai.usage.cache_creation.input_tokens": 20_000,
+        "gen_ai.usage.reasoning.output_tokens": 4,
+    }
+    assert {name: chat[name] for name in usage} == {name: agent[name] for name in usage} == usage
+    assert (chat["gen_ai.usage.input_tokens"], agent["gen_ai.usage.input_tokens"]) == (50_012, 50_042)
+    assert (chat["toolloop.time_to_first_output"], chat["toolloop.unreadable"]) == (0.26, 1)
+    points = out.points()
+    usage_name = "gen_ai.client.inference.usage"
+    found = {
+        name: sum(points[f"{usage_name}.{name}"].values())
+        for name in ("cache_read.input_tokens", "cache_write.input_tokens", "reasoning.output_tokens")
+    }
+    assert found == {
+        "cache_read.input_tokens": 30_000,
+        "cache_write.input_tokens": 20_000,
+        "reasoning.output_tokens": 4,
+    }
+    assert sum(points["toolloop.unreadable"].values()) == 1
+    assert list(points["toolloop.model_time_to_first_output"].values()) == [(1, pytest.approx(0.26))]
+
+
+def test_names_from_outside_are_capped_in_metrics(out):
+    """Strategies, models and agents; and no tool that there is not has a name."""
+    first, second = a_loop().rounds
+    made_up = tuple(
+        a_call(f"made_up_{i}", 300, 300, 400, status="error", error_type="unknown_tool") for i in range(60)
+    )
+    for number in range(60):
+        rounds = (
+            replace(first, model=replace(first.model, model=f"model-{number}"), tool_calls=made_up[:1]),
+            second,
+        )
+        out.sink(a_loop(strategy=f"rate:{number}/s", name=f"agent-{number}", rounds=rounds))
+    out.sink(a_loop(rounds=(replace(first, tool_calls=made_up), second)))
+    values: dict[str, set[str]] = {}
+    for series in out.points().values():
+        for attributes in series:
+            for name, found in attributes:
+                values.setdefault(name, set()).add(found)
+    assert len(values["gen_ai.request.model"]) == len(values["toolloop.strategy"]) == 51
+    assert len(values["strategy"]) == len(values["gen_ai.agent.name"]) == 51
+    assert values["gen_ai.tool.name"] == values["tool"] == {"__unknown_tool__"}

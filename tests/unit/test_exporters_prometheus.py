@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import get_args
 
@@ -12,13 +13,16 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from profiler import metrics
-from profiler.exporters.prometheus import OTHER, Exposition, PrometheusSink
+from profiler.exporters.prometheus import OTHER, UNKNOWN_TOOL, Exposition, PrometheusSink
 from profiler.loop.recorder import Recorder
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 from profiler.strategies import parse_strategy
 from tests.unit.statistics_data import loop
 
 S = 1_000_000_000
+
+MOST_SERIES = 20_600
+"""Of 50 tools under 6 strategies, each with calls that ended well and not (`benchmarks/scrape.py`)."""
 
 
 def record(**changes) -> LoopRecord:
@@ -32,7 +36,16 @@ def record(**changes) -> LoopRecord:
         ),
     )
     model = ModelCall(
-        "openai", "gpt-4o", 0, S, input_tokens=100, output_tokens=20, first_token_ns=S // 4, attempts=attempts
+        *("openai", "gpt-4o", 0, S),
+        input_tokens=100,
+        cached_tokens=60,
+        cache_written_tokens=30,
+        output_tokens=20,
+        reasoning_tokens=15,
+        first_token_ns=S // 4,
+        first_output_ns=S // 2,
+        attempts=attempts,
+        unreadable=2,
     )
     calls = (
         ToolCall("1", "search", S, S, S, 3 * S),
@@ -98,6 +111,12 @@ def test_loop_leaves_every_observation(sink):
         ("toolloop_model_time_to_first_token_seconds_sum", "provider=openai model=gpt-4o"): 0.25,
         ("toolloop_model_tokens_total", "provider=openai model=gpt-4o direction=input"): 100,
         ("toolloop_model_tokens_total", "provider=openai model=gpt-4o direction=output"): 20,
+        ("toolloop_model_token_details_total", "provider=openai model=gpt-4o kind=cached"): 60,
+        ("toolloop_model_token_details_total", "provider=openai model=gpt-4o kind=cache_written"): 30,
+        ("toolloop_model_token_details_total", "provider=openai model=gpt-4o kind=reasoning"): 15,
+        ("toolloop_model_unknown_tokens_total", "provider=openai model=gpt-4o"): 1,
+        ("toolloop_model_time_to_first_output_seconds_sum", "provider=openai model=gpt-4o"): 0.5,
+        ("toolloop_unreadable_total", ""): 2,
         ("toolloop_rate_limited_total", "target=model name=gpt-4o reason=429"): 1,
         ("toolloop_retries_total", "target=model name=gpt-4o reason=429"): 1,
         ("toolloop_backoff_seconds_total", "target=model name=gpt-4o reason=429"): 0.4,
@@ -179,6 +198,42 @@ def test_tool_names_are_capped(sink):
     assert value(sink, "toolloop_label_overflow_total", label="tool") == 10
 
 
+def test_names_that_a_model_made_up_are_no_labels(sink):
+    calls = tuple(
+        ToolCall(str(i), f"made_up_{i}", 0, 0, None, S, "error", "unknown_tool") for i in range(1000)
+    )
+    sink(record(rounds=(RoundRecord(0, 0, S, ModelCall("p", "m", 0, 0), 0, S, calls),)))
+    assert "made_up" not in exposition(sink)
+    labels = {"strategy": "gathered", "tool": UNKNOWN_TOOL}
+    assert value(sink, "toolloop_tool_errors_total", **labels, error_type="unknown_tool") == 1000
+    assert value(sink, "toolloop_label_overflow_total", label="tool") == 0
+
+
+def test_strategies_and_models_are_capped_wherever_they_are_labels(sink):
+    attempts = (Attempt(0, 1, 429), Attempt(2, 3, 200, rate_limits={"x-ratelimit-limit-requests": "5"}))
+    for number in range(70):
+        model = ModelCall("openai", f"model-{number}", 0, S, attempts=attempts, first_output_ns=1)
+        rounds = (RoundRecord(0, 0, S, model),)
+        sink(record(strategy=f"rate:{number}/s", model=f"model-{number}", rounds=rounds))
+        sink.live_calls(f"rate:{number}/s", "search").running = 1
+        sink.watch_limit(f"rate:{number}/s", parse_strategy("semaphore:4").build())
+        sink.count_dropped_arrival(f"rate:{number}/s")
+    text = exposition(sink)
+    assert set(re.findall(r'strategy="([^"]*)"', text)) == {OTHER, *(f"rate:{n}/s" for n in range(50))}
+    models = set(re.findall(r'(?:model|name)="([^"]*)"', text))
+    assert models == {OTHER, *(f"model-{n}" for n in range(20))}
+    assert value(sink, "toolloop_loop_duration_seconds_count", strategy=OTHER, status="ok") == 20
+    assert value(sink, "toolloop_arrivals_dropped_total", strategy=OTHER) == 20
+    assert value(sink, "toolloop_label_overflow_total", label="model") == 50
+
+
+def test_series_stay_within_what_a_scrape_may_cost():
+    from benchmarks.scrape import filled
+
+    text = Exposition(filled(tools=50, strategies=6)).render()
+    assert sum(not line.startswith(b"#") for line in text.splitlines()) <= MOST_SERIES
+
+
 @pytest.mark.parametrize(
     ("headers", "found"),
     [
@@ -210,7 +265,7 @@ def test_quotas_are_read_from_either_providers_headers(headers, found):
 
 def test_table_is_well_formed():
     names = [metric.name for metric in metrics.TABLE]
-    assert len(names) == len(set(names)) == 37
+    assert len(names) == len(set(names)) == 41
     for metric in metrics.TABLE:
         assert metric.name.startswith("toolloop_")
         assert metric.name.endswith("_total") == (metric.kind == "counter")
@@ -218,7 +273,12 @@ def test_table_is_well_formed():
         assert metric.help.endswith(".")
     assert metrics.TOOL_BUCKETS[3:6] == (0.01, 0.02, 0.04)
     assert metrics.TOOL_BUCKETS[-1] == pytest.approx(81.92)
-    assert metrics.ROUND_BUCKETS[-1] == pytest.approx(409.6)
+    assert metrics.ROUND_BUCKETS[-1] == pytest.approx(3276.8)
+    assert metrics.MODEL_BUCKETS[-1] == pytest.approx(655.36)
+    assert len(metrics.MODEL_BUCKETS) == len(metrics.TOOL_BUCKETS)
+    for metric in metrics.TABLE:
+        if metric.name.startswith("toolloop_model_") and metric.buckets:
+            assert metric.buckets == metrics.MODEL_BUCKETS
 
 
 CALLS = ((0.0, 30.0), (10.0, 120.0))

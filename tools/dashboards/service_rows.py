@@ -111,21 +111,28 @@ def model() -> list[Panel]:
             {"{{provider}} {{model}}": p95(metrics.MODEL_REQUEST_DURATION)},
         ),
         _quarter(
-            "First token and first call p95",
-            "How long until a streamed answer begins, and until its first tool call is complete? A call "
-            "complete long before the end of the request could start early. Streamed requests only.",
+            "First token, first output and first call p95",
+            "How long until a streamed answer begins, reasoning or not, until its first token that is no "
+            "reasoning, and until its first tool call is complete? A call complete long before the end of "
+            "the request could start early. Streamed requests only.",
             "s",
             {
                 "{{provider}} {{model}} token": p95(metrics.MODEL_FIRST_TOKEN),
+                "{{provider}} {{model}} output": p95(metrics.MODEL_FIRST_OUTPUT),
                 "{{provider}} {{model}} call": p95(metrics.MODEL_FIRST_TOOL_CALL),
             },
         ),
         _quarter(
             "Tokens per second",
-            "How fast are tokens used, as the provider counts them? Input grows with every round of a loop: "
-            "long tool results are paid again and again.",
+            "How fast are tokens used? Input grows with every round of a loop: long tool results are paid "
+            "again and again, unless they are cached. Cached and cache_written are part of the input, "
+            "reasoning of the output. Replies of unknown tokens: there were more than are counted.",
             "none",
-            {"{{model}} {{direction}}": NOW.rate(metrics.MODEL_TOKENS, by="model, direction")},
+            {
+                "{{model}} {{direction}}": NOW.rate(metrics.MODEL_TOKENS, by="model, direction"),
+                "{{model}} {{kind}}": NOW.rate(metrics.MODEL_TOKEN_DETAILS, by="model, kind"),
+                "{{model}} replies of unknown tokens": NOW.rate(metrics.MODEL_UNKNOWN_TOKENS, by="model"),
+            },
         ),
         _quarter(
             "Requests per second by status",
@@ -206,9 +213,9 @@ def generator() -> list[Panel]:
         _quarter(
             "Lost for monitoring",
             "Is anything missing here? Dropped records are loops that no metric counts; overflow is "
-            "observations under __other__ because there were more than 50 tools or error types. Unseen are "
-            "calls that no watched tool ran, outside are those that ran beside every loop, ambiguous those "
-            "that could not be told apart.",
+            "observations under __other__ because there were more than 50 tools, error types or strategies, "
+            "or 20 models. Unseen are calls that no watched tool ran, outside those that ran beside every "
+            "loop, ambiguous those that could not be told apart, unreadable parts of replies.",
             "ops",
             {
                 "dropped by {{sink}}": NOW.rate(metrics.RECORDS_DROPPED, by="sink"),
@@ -216,6 +223,7 @@ def generator() -> list[Panel]:
                 "unseen": NOW.rate(metrics.UNOBSERVED_CALLS),
                 "outside loops": NOW.rate(metrics.ORPHAN_CALLS),
                 "ambiguous": NOW.rate(metrics.AMBIGUOUS_CALLS),
+                "unreadable": NOW.rate(metrics.UNREADABLE),
             },
         ),
         timeline(
