@@ -35,6 +35,14 @@ WORTH_A_TOOL = 0.9
 """An estimate of p50 below this share of the measured one makes a tool worth its own sentence."""
 
 
+_REFUSALS = (
+    *(f"http_{status}" for status in sorted(REFUSED)),
+    *("rate_limit_error", "rate_limit_exceeded", "overloaded_error"),  # in a stream that had begun
+    "RateLimitError",  # as it leaves an agent that is only watched
+)
+"""Errors by which loops end when the model's server refuses a request for a quota."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One thing to try; `command` is a line to paste, if there is one."""
@@ -51,7 +59,7 @@ def next_steps(summary: Summary, run: Run, estimates: tuple[Counterfactual, ...]
         *_validity(summary),
         *_less_load(summary, run),
         *_more_loops(summary, run),
-        *_model_refuses(summary, run),
+        *_model_limit(summary, run),
         *_other_limits(summary, run),
         *_eager(summary, run),
         *_shortfalls(summary),
@@ -66,6 +74,7 @@ def command(
     strategies: Sequence[str] | None = None,
     duration: float | None = None,
     blocks: int | None = None,
+    model_limit: str | None = None,
 ) -> str:
     """The line that repeats a run, with the given options changed; `duration` in seconds per strategy."""
     window, asked = run.arguments.get("trial_seconds"), run.arguments.get("blocks")
@@ -73,6 +82,10 @@ def command(
         duration = float(window) * int(asked)
     blocks = asked if blocks is None else blocks
     parts = ["profiler", "compare", *(run.repeat or ("--scenario", run.scenario))]
+    if model_limit is not None:
+        if "--model-limit" in parts:
+            del parts[(at := parts.index("--model-limit")) : at + 2]
+        parts += ["--model-limit", model_limit]
     for strategy in strategies or map(str, run.strategies):
         parts += ["--strategy", strategy]
     parts += ["--users", str(run.load.users)]
@@ -123,16 +136,20 @@ def _more_loops(summary: Summary, run: Run) -> Iterator[Step]:
     )
 
 
-def _model_refuses(summary: Summary, run: Run) -> Iterator[Step]:
-    """What to do where the model's server refuses requests for its rate limit: no limit on tools helps."""
+def _model_limit(summary: Summary, run: Run) -> Iterator[Step]:
+    """A limit on model requests, where it is them that the server refuses: no limit on tools helps."""
     for strategy in summary.strategies:
-        refused = sum(strategy.error_types.get(f"http_{status}", 0) for status in REFUSED)
-        if strategy.loops.due and refused >= FAILING * strategy.loops.due:
+        lost = _lost_to_the_model(strategy)
+        if strategy.loops.due and lost >= FAILING * strategy.loops.due:
             limit = "a lower --model-limit" if run.arguments.get("model_limit") else "--model-limit"
+            # As many requests as the loops that were answered took: what the server was seen to serve.
+            each = strategy.totals.model_requests / max(1, strategy.totals.loops)
+            rate = (strategy.throughput.value or 0.0) * each
+            spec = f"rate:{rate:{'.0f' if rate >= 100 else '.3g'}}/s" if rate >= 0.01 else "adaptive"
             yield Step(
-                f"Under {clean(strategy.strategy, 40)} the model's rate limit ended {refused} of "
-                f"{strategy.loops.due} loops: keep to it with {limit}, such as rate:R/min+tokens:T/min, "
-                "or use fewer agents."
+                f"Under {clean(strategy.strategy, 40)} the model's rate limit ended {lost} of "
+                f"{strategy.loops.due} loops: keep to it with {limit}, or use fewer agents.",
+                command(run, model_limit=spec),
             )
             return
 
@@ -140,8 +157,8 @@ def _model_refuses(summary: Summary, run: Run) -> Iterator[Step]:
 def _other_limits(summary: Summary, run: Run) -> Iterator[Step]:
     """Other limits of the semaphore: lower where calls fail, higher where they only wait."""
     limits = {}
-    if any(strategy.backlog for strategy in summary.strategies):
-        return  # loops that found no place have failed, whatever the limit of their calls
+    if any(strategy.backlog or _model_refuses(strategy) for strategy in summary.strategies):
+        return  # loops that found no place, or no answer, have failed, whatever the limit of their calls
     for strategy in summary.strategies:
         spec = run.strategy(strategy.strategy)
         if spec.replayable and spec.rules and spec.scope == "process" and spec.limit:
@@ -222,6 +239,17 @@ def _bottleneck(summary: Summary, estimates: tuple[Counterfactual, ...]) -> Iter
             f"{clean(best.strategy, 40)} from {duration(best.p50.measured)} "
             f"to about {duration(best.p50.estimated)} at p50 (estimate)."
         )
+
+
+def _lost_to_the_model(strategy: StrategySummary) -> int:
+    """Loops that ended because the model's server refused a request; tools fail calls, not loops."""
+    return sum(strategy.error_types.get(name, 0) for name in _REFUSALS)
+
+
+def _model_refuses(strategy: StrategySummary) -> bool:
+    """Whether loops fail, and half of them or more because the model's server refuses requests."""
+    failed = sum(strategy.error_types.values())
+    return bool(_fails(strategy)) and 2 * _lost_to_the_model(strategy) >= failed > 0
 
 
 def _fails(strategy: StrategySummary) -> bool | None:

@@ -121,18 +121,58 @@ def test_advice_is_a_limit_where_everything_at_once_fails() -> None:
     assert any("try a limit" in step.words for step in steps)
 
 
-def test_advice_is_the_models_limit_where_its_server_refuses() -> None:
-    summary, made = found({"gathered": (0.0, False), "semaphore:4": (0.0, False)})
-    refused = tuple(
-        replace(one, error_types={"http_429": 30}, failure_rate=replace(one.failure_rate, value=1 / 3))
-        for one in summary.strategies
-    )
-    steps = [step.words for step in next_steps(replace(summary, strategies=refused), made)]
-    assert (
-        "Under gathered the model's rate limit ended 30 of 90 loops: keep to it with --model-limit, such as "
-        "rate:R/min+tokens:T/min, or use fewer agents."
-    ) in steps
-    assert not any("limit them" in words or "try" in words for words in steps)
+def refused_by_the_model(
+    *specs: str, error: str = "http_429", repeat: tuple[str, ...] = ()
+) -> tuple[Summary, Run]:
+    """A third of each strategy's loops end because the model's server refuses a request."""
+    trials, records = [], list[LoopRecord]()
+    for block in range(3):
+        for spec in specs:
+            index = len(trials)
+            begin = index * 10_000
+            trials.append(trial(index, spec, begin, begin + 10_000, block=block))
+            calls = [(0.0, 40.0), (200.0, 40.0)]
+            for n in range(30):
+                ended = "error" if n % 3 == 0 else "ok"
+                one = loop(begin + 300 * n, 20.0, calls, spec, index, number=n, status=ended)
+                records.append(replace(one, error_type=error) if ended == "error" else one)
+    made = run(trials, scenario="crowded", arguments=ARGUMENTS, repeat=repeat)
+    return summarise(made, records), made
+
+
+@pytest.mark.parametrize("error", ["http_429", "http_529", "overloaded_error", "RateLimitError"])
+def test_advice_is_a_limit_on_the_model_where_its_server_refuses(error: str) -> None:
+    endpoint = ("--scenario", "crowded", "--base-url", "https://models.example/v1", "--model", "m")
+    for specs in (("gathered",), ("gathered", "semaphore:8"), ("semaphore:8", "semaphore:32")):
+        steps = next_steps(*refused_by_the_model(*specs, error=error, repeat=endpoint))
+        (step,) = [step for step in steps if "--model-limit" in step.words]
+        assert step.words == (
+            f"Under {specs[0]} the model's rate limit ended 30 of 90 loops: keep to it with --model-limit, "
+            "or use fewer agents."
+        )
+        assert step.command is not None
+        # 60 of 90 loops were answered in 30 s, with two requests each.
+        assert step.command.startswith(
+            "profiler compare --scenario crowded --base-url https://models.example/v1 --model m "
+            f"--model-limit rate:4/s --strategy {specs[0]} "
+        )
+        assert not any("try a limit" in one.words or "the limit" in one.words for one in steps)
+
+
+def test_advice_is_a_lower_limit_on_the_model_where_there_was_one() -> None:
+    held = ("--scenario", "crowded", "--model-limit", "rate:500/min", "--seed", "3")
+    summary, made = refused_by_the_model("gathered", repeat=held)
+    steps = next_steps(summary, replace(made, arguments={**ARGUMENTS, "model_limit": "rate:500/min"}))
+    (step,) = [step for step in steps if "--model-limit" in step.words]
+    assert step.words.endswith("keep to it with a lower --model-limit, or use fewer agents.")
+    assert step.command is not None
+    assert step.command.count("--model-limit") == 1
+    assert "--seed 3 --model-limit rate:4/s --strategy gathered" in step.command
+
+
+def test_tools_that_fail_are_no_reason_for_a_limit_on_the_model() -> None:
+    steps = next_steps(*found({"sequential": (40.0, False), "gathered": (0.0, True)}))
+    assert not any("--model-limit" in step.words for step in steps)
 
 
 def test_advice_is_twice_the_limit_where_calls_only_wait() -> None:
