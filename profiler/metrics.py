@@ -141,6 +141,11 @@ AMBIGUOUS_CALLS = counter(
     ("strategy",),
 )
 ORPHAN_CALLS = counter("toolloop_orphan_calls_total", "Calls of watched tools that ran outside every loop.")
+WATCH_FAILURES = counter(
+    "toolloop_watch_failures_total",
+    "Times that watching a loop, request or tool failed: records lack it, the application did not notice.",
+    ("part",),
+)
 TOOL_CALLS_IN_FLIGHT = gauge("toolloop_tool_calls_in_flight", "Tool calls running now.", ("strategy", "tool"))
 TOOL_CALLS_QUEUED = gauge(
     "toolloop_tool_calls_queued",

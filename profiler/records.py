@@ -411,7 +411,7 @@ class LoopRecord:
     first rounds of a loop too long to keep whole. `orphan_calls` counts the calls of watched tools that ran
     outside every loop since the record before this one. `unlimited_calls` counts calls that went around the
     limit of the strategy; None where the loop is not that of a user's own agent under a strategy with a
-    limit, and so cannot go around it.
+    limit, and so cannot go around it. `watch_failures` counts what is missing since watching it failed.
     """
 
     id: str
@@ -435,6 +435,7 @@ class LoopRecord:
     rounds_dropped: int = 0
     unlimited_calls: int | None = None
     orphan_calls: int = 0
+    watch_failures: int = 0
     prompt: str | None = None
     text: str | None = None
     schema: int = SCHEMA

@@ -20,6 +20,8 @@ class JsonlSink:
     (a full disk) nothing more is written: `error` says why, `dropped` counts the lost records.
     """
 
+    waited_for = True
+
     def __init__(self, path: Path | str) -> None:
         self.error: OSError | None = None
         self.dropped = 0

@@ -128,6 +128,8 @@ class OpenTelemetrySink:
     monotonic times into wall-clock time; over hours the two drift apart as far as NTP corrects the clock.
     """
 
+    waited_for = True
+
     def __init__(
         self,
         tracer_provider: TracerProvider | None = None,

@@ -35,6 +35,7 @@ from prometheus_client.samples import Exemplar
 from profiler import metrics
 from profiler.anatomy import PHASES, phases, tool_phase
 from profiler.limits.quotas import stated
+from profiler.loop.boundary import Part
 from profiler.loop.recorder import LiveCalls
 from profiler.metrics import Metric
 from profiler.providers.endpoint import exposed
@@ -197,6 +198,8 @@ class PrometheusSink(Collector):
     `labels` (such as `testid`) are constant for the process and added at exposition.
     """
 
+    waited_for = True  # it only counts
+
     def __init__(self, *, labels: dict[str, str] | None = None) -> None:
         self.labels = labels or {}
         self._counts: dict[Metric, _Made[tuple[str, ...], CounterChild]] = {}
@@ -220,6 +223,8 @@ class PrometheusSink(Collector):
             self.count(metrics.LABEL_OVERFLOW, label)  # from zero, as in _Strategy
         self.count(metrics.RECORDS_DROPPED, type(self).__name__)
         self.count(metrics.ORPHAN_CALLS)
+        for part in get_args(Part):
+            self.count(metrics.WATCH_FAILURES, part)
         self._loop_lag = self.histogram(metrics.EVENT_LOOP_LAG)
         self._schedule_lag = self.histogram(metrics.SCHEDULE_LAG)
 
@@ -353,6 +358,10 @@ class PrometheusSink(Collector):
     def count_orphan(self) -> None:
         """A watched tool was called outside every loop; where there is none, no record tells of it."""
         self.count(metrics.ORPHAN_CALLS).value += 1
+
+    def count_watch_failure(self, part: str) -> None:
+        """Watching a loop, a request or a tool failed."""
+        self.count(metrics.WATCH_FAILURES, part).value += 1
 
     def count_dropped_arrival(self, strategy: str) -> None:
         """An arrival of an open load will never start."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 from types import MemberDescriptorType
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -217,10 +217,11 @@ def returned_failure(value: object) -> Returned | None:
 
     A response (of httpx, aiohttp, requests) with a status in `REJECTING`; a result marked as an error
     (`is_error` of Anthropic, `isError` of MCP); an exception that was returned; and an object, text or JSON
-    that reports an error, of which only refusals and timeouts are failures.
+    that reports an error, of which only refusals and timeouts are failures. None of the code of an object's
+    own class is run, not even for its `__class__`: a lazy one would be evaluated.
     """
-    if isinstance(value, BaseException):
-        return _returned_exception(value)
+    if issubclass(type(value), BaseException):
+        return _returned_exception(cast(BaseException, value))
     try:
         text = _text(value)
         if text is not None:
@@ -233,8 +234,8 @@ def returned_failure(value: object) -> Returned | None:
 
 def _text(value: object) -> str | None:
     """The text of a result that is text: as it is, as the first of content blocks, or with an artifact."""
-    if isinstance(value, str):
-        return value
+    if issubclass(type(value), str):
+        return str.__str__(cast(str, value))
     if (
         type(value) is tuple
         and len(value) == 2
@@ -266,23 +267,32 @@ def _returned_exception(error: BaseException) -> Returned:
     return Returned(name, signal, retry_after_ns(error) if signal == "rejected" else None)
 
 
+_HOLD_NOTHING = frozenset((int, float, bool, bytes, list, set, frozenset, type(None)))
+
+
 def _held(value: object) -> Mapping[Any, Any] | None:
     """An object's own attributes, as they are: a property of somebody's class may do anything."""
-    if isinstance(value, Mapping):
-        return value
     kind = type(value)
-    if isinstance(value, tuple):
+    if kind in _HOLD_NOTHING:
+        return None
+    if issubclass(kind, dict):
+        given = cast(dict[Any, Any], value)
+        return given if kind is dict else dict(dict.items(given))
+    if issubclass(kind, tuple):
         names = getattr(kind, "_fields", ())
-        return dict(zip(names, value, strict=True)) if names else None
-    held = getattr(value, "__dict__", None)
-    if isinstance(held, Mapping):
-        return held
-    slots = [name for name, one in vars(kind).items() if isinstance(one, MemberDescriptorType)]
-    return {name: getattr(value, name) for name in slots if hasattr(value, name)}
+        return dict(zip(names, tuple.__iter__(cast(tuple[Any, ...], value)), strict=True)) if names else None
+    with contextlib.suppress(AttributeError):  # it has slots instead
+        return cast(dict[str, Any], object.__getattribute__(value, "__dict__"))
+    held = {}
+    for name, slot in vars(kind).items():
+        if type(slot) is MemberDescriptorType:
+            with contextlib.suppress(AttributeError):  # nothing in it
+                held[name] = slot.__get__(value)
+    return held
 
 
 def _held_failure(value: object, held: Mapping[Any, Any]) -> Returned | None:
-    entries = {name: held[name] for name in _ASKED if name in held and isinstance(held[name], _PLAIN)}
+    entries = {name: held[name] for name in _ASKED if name in held and issubclass(type(held[name]), _PLAIN)}
     content, said = entries.get("content"), entries.get("status")
     marked = (
         entries.get("is_error") is True

@@ -385,6 +385,8 @@ def _named(option: str, spec: str, expected: str) -> Any:
 class _Collector:
     """A sink that keeps the records of a call for `placed`; lag is passed on at once."""
 
+    waited_for = True
+
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._recorder = Recorder(sinks)
         self.count_orphan = self._recorder.count_orphan

@@ -30,7 +30,7 @@ from profiler.load.spending import spent_by
 from profiler.loop.eventloop import NativeThreads
 from profiler.loop.loop import ToolLoop
 from profiler.loop.model import LimitedModel, parse_model_limit
-from profiler.loop.recorder import Sink
+from profiler.loop.recorder import Sink, waited_for
 from profiler.providers import make_provider
 from profiler.records import LoopRecord, encode
 from profiler.redaction import Redact, guard_logs
@@ -161,6 +161,7 @@ class LoopRunners:
             model_gate=self._model_gate,
         )
 
+    @waited_for
     def _warmed_up(self, record: LoopRecord) -> None:
         """The sink of the first loops."""
         self._spent += spent_by(record)
@@ -215,7 +216,7 @@ async def calibrate(options: LoadOptions, root: str) -> Calibration:
     model = make_provider(options.provider, base_url=root, model=options.model, rewrite=False)
     tools = scenario_tools(load_scenario("instant"), root, environment={})
     lines: list[bytes] = []  # recording is part of what the client does; nobody reads these
-    sinks = [lambda record: lines.append(encode(record))]
+    sinks = [waited_for(lambda record: lines.append(encode(record)))]
     loop = ToolLoop(model, tools, Gathered(), stream=options.stream, sinks=sinks)
     numbers = itertools.count()
     await loop.run("Warm up.", number=next(numbers))

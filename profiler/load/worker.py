@@ -328,6 +328,8 @@ class Worker:
 class _TrialSink:
     """The sink of every loop here: the counts and the meter of the trial, then the worker's report."""
 
+    waited_for = True
+
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 

@@ -90,15 +90,15 @@ def _work(jobs: SimpleQueue[Job | None]) -> None:
 
 def start_native_thread(function: Callable[[], None]) -> None:
     """Start a real daemon thread, whether or not gevent has patched this process."""
-    _unpatched(_thread, "start_new_thread")(function, ())
+    unpatched(_thread, "start_new_thread")(function, ())
 
 
 def native_sleep(seconds: float) -> None:
     """Block a native thread; the `time.sleep` that gevent patches would make a hub of its own in it."""
-    _unpatched(time, "sleep")(seconds)
+    unpatched(time, "sleep")(seconds)
 
 
-def _unpatched(module: ModuleType, name: str) -> Callable[..., Any]:
+def unpatched(module: ModuleType, name: str) -> Callable[..., Any]:
     """A function of a module as it is without gevent."""
     monkey = sys.modules.get("gevent.monkey")
     original: Callable[..., Any] = (
@@ -160,7 +160,8 @@ class TimedCoroutine:
                 self.sending_ns = ended - began
                 loop = asyncio._get_running_loop()  # None where another framework takes the steps
                 if loop is not None:
-                    loop.call_soon(self._sent, began)
+                    with contextlib.suppress(Exception):  # a loop of another make; the coroutine goes on
+                        loop.call_soon(self._sent, began)
             try:
                 argument = yield waits_for
                 step = coroutine.send

@@ -10,6 +10,7 @@ or suspended, a second thread that only sleeps (`Heartbeat`) is late too, and th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 import weakref
@@ -136,7 +137,10 @@ class Heartbeat:
     def _start(self) -> None:
         self._thread = thread = object()
         self._beat = self._clock(), self._cpu_clock()
-        self._start_thread(lambda: self._run(thread))
+        try:
+            self._start_thread(lambda: self._run(thread))
+        except RuntimeError:  # a process may have no more threads: stops are not told from stalls
+            self._thread = None
 
     def _run(self, thread: object) -> None:
         while self._users and self._thread is thread:
@@ -243,9 +247,9 @@ class LagSampler:
     def enter(self) -> None:
         self._users += 1
         if self._users == 1:
+            self._schedule()
             if self._heartbeat is not None:
                 self._heartbeat.enter(self)
-            self._schedule()
 
     def leave(self, since_ns: int) -> int:
         """Stop using it; returns the worst lag since `since_ns` in nanoseconds, that of now included."""
@@ -304,6 +308,13 @@ class LagSampler:
         self._timer = loop.call_later(INTERVAL_SECONDS, self._sample)
 
     def _sample(self) -> None:
+        """The timer: nothing that fails here reaches the event loop, and the next sample is taken."""
+        with contextlib.suppress(Exception):
+            self._take()
+        with contextlib.suppress(Exception):
+            self._schedule()
+
+    def _take(self) -> None:
         now_ns = self._clock()
         lag_ns = max(0, now_ns - self._due_ns)  # uvloop's timers may fire a little early
         while self._worst and self._worst[-1][1] <= lag_ns:
@@ -318,8 +329,8 @@ class LagSampler:
             self._count_stops(now_ns - SETTLED_NS)
         self._busy.was_late(lag_ns)
         for observe in self.observers:
-            observe(lag_ns)
-        self._schedule()
+            with contextlib.suppress(Exception):  # of a sink, one of several
+                observe(lag_ns)
 
     def _count_stops(self, until_ns: int) -> None:
         """Move lateness from `held_ns` to `machine_ns` where the process turned out to have been stopped."""

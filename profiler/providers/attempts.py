@@ -2,7 +2,8 @@
 
 The SDKs retry inside one call, so a retry looks like a slow model. With `observe_attempts` each try
 becomes an `Attempt` of the probe that is current in the caller's context; without a probe requests pass
-through untouched. `ObservedTransport` and `AsyncObservedTransport` do the same for other observers.
+through untouched. `ObservedTransport` and `AsyncObservedTransport` do the same for other observers. Whatever
+an observer does runs inside a `Boundary`: one that fails leaves the request as it would have been.
 
 httpx2 has no public way to reach the transport of an existing client, which is what users pass in; a
 client without `_transport` is left alone, and its attempts are not seen.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ import httpx2
 
 from profiler.limits.quotas import is_rate_limit, kept
 from profiler.limits.refusals import parse_retry_after
+from profiler.loop.boundary import Boundary, within
 from profiler.loop.lag import late_ns
 from profiler.loop.model import Probe, current_probe
 from profiler.providers.connections import transport_error_type
@@ -31,22 +33,28 @@ _REQUEST_ID = ("x-request-id", "request-id")
 _READ_HEADERS = frozenset((*_REQUEST_ID, "retry-after", "retry-after-ms", "date"))
 
 
+_boundary = Boundary()
+"""Of attempts for which no other one is given."""
+
+
 def observe_attempts(http_client: Any) -> None:
     """Wrap the transports of an `httpx2.AsyncClient` or `httpx2.Client`, once."""
+    asynchronous = isinstance(http_client, httpx2.AsyncClient)
     for put, transport in transports(http_client):
-        put(with_attempts(transport))
+        put(with_attempts(transport, asynchronous))
 
 
-def with_attempts(transport: Any) -> Any:
-    """A transport that makes attempts of its requests, unless it is observed already or of another kind."""
+def with_attempts(transport: Any, asynchronous: bool, boundary: Boundary = _boundary) -> Any:
+    """A transport that makes attempts of its requests, unless it is observed already.
+
+    `asynchronous` is the client: a transport may serve both kinds.
+    """
     if isinstance(transport, AsyncObservedTransport | ObservedTransport):
         return transport
-    if isinstance(transport, httpx2.AsyncBaseTransport):
-        trace = None if _trace_aiohttp(transport) else _async_trace
-        return AsyncObservedTransport(transport, partial(_open_attempt, trace))
-    if isinstance(transport, httpx2.BaseTransport):
-        return ObservedTransport(transport, partial(_open_attempt, _sync_trace))
-    return transport
+    if asynchronous:
+        trace = None if boundary.call("request", _trace_aiohttp, transport, boundary) else _async_trace
+        return AsyncObservedTransport(transport, partial(_open_attempt, trace, boundary), boundary)
+    return ObservedTransport(transport, partial(_open_attempt, _sync_trace, boundary), boundary)
 
 
 def transports(http_client: Any) -> Iterator[tuple[Callable[[Any], None], Any]]:
@@ -65,9 +73,19 @@ class _OpenAttempt:
 
     on_chunk: OnChunk | None = None
 
-    __slots__ = ("_probe", "connected_ns", "first_byte_ns", "headers", "sent_ns", "started_ns", "status")
+    __slots__ = (
+        "_probe",
+        "boundary",
+        "connected_ns",
+        "first_byte_ns",
+        "headers",
+        "sent_ns",
+        "started_ns",
+        "status",
+    )
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, boundary: Boundary) -> None:
+        self.boundary = boundary
         self._probe: Probe | None = probe
         self.started_ns = probe.clock()
         self._count_sending(probe.began_ns + probe.limiter_wait_ns)
@@ -80,6 +98,7 @@ class _OpenAttempt:
     def begin(self) -> Callable[[], None]:
         return partial(_current.reset, _current.set(self))
 
+    @within("request")
     def note(self, moment: str) -> None:
         """`connected_ns` or `sent_ns` is now."""
         if self._probe is None:
@@ -91,6 +110,7 @@ class _OpenAttempt:
         else:  # aiohttp's writer is a task of its own, whose turn comes before that of the count
             loop.call_soon(self._count_sending, self.started_ns)
 
+    @within("request")
     def _count_sending(self, since_ns: int) -> None:
         """Count the time since then in which this process was busy with sending the first attempt."""
         busy_ns, probe = late_ns(), self._probe
@@ -102,6 +122,9 @@ class _OpenAttempt:
         self.first_byte_ns = self._probe.clock()
         self.status = response.status_code
         self.headers = response.headers.raw
+
+    def unreadable(self) -> None:
+        """Of an attempt nothing is read but its headers."""
 
     def end(self, error: BaseException | None = None) -> None:
         probe, self._probe = self._probe, None
@@ -128,12 +151,12 @@ _current: ContextVar[_OpenAttempt | None] = ContextVar("toolloop_current_attempt
 
 
 def _open_attempt(
-    trace: Callable[[_OpenAttempt], Any] | None, request: httpx2.Request
+    trace: Callable[[_OpenAttempt], Any] | None, boundary: Boundary, request: httpx2.Request
 ) -> _OpenAttempt | None:
     probe = current_probe.get()
     if probe is None:
         return None
-    attempt = _OpenAttempt(probe)
+    attempt = _OpenAttempt(probe, boundary)
     if trace is not None:
         request.extensions.setdefault("trace", trace(attempt))
     return attempt
@@ -176,19 +199,113 @@ class Observation(Protocol):
     def end(self, error: BaseException | None = None) -> None:
         """The request failed, or its body has ended, failed or been given up; may be called twice."""
 
+    def unreadable(self) -> None:
+        """Observing it has failed: from here on it is told of its end alone."""
+
 
 Observe = Callable[[httpx2.Request], Observation | None]
 """Begins to observe a request; None lets it pass untouched."""
 
 
+class _Observing:
+    """An observation inside its boundary: no method raises, and once one has failed, little more is told."""
+
+    __slots__ = ("_observed", "_reset", "boundary", "reads")
+
+    def __init__(self, observed: Observation, boundary: Boundary) -> None:
+        self.boundary = boundary
+        self.reads = True
+        self._observed = observed
+        self._reset: Callable[[], None] | None = None
+
+    def _failed(self, error: Exception) -> None:
+        self.boundary.failed("request", error)
+        if self.reads:
+            self.reads = False
+            self.boundary.call("request", self._observed.unreadable)
+
+    def begin(self) -> None:
+        try:
+            self._reset = self._observed.begin()
+        except Exception as error:
+            self._failed(error)
+
+    def sent(self) -> None:
+        """The request is over, or its response has arrived: what `begin` set is reset."""
+        if self._reset is not None:
+            try:
+                self._reset()
+            except Exception as error:
+                self._failed(error)
+
+    def responded(self, response: Any) -> None:
+        try:
+            self._observed.responded(response)
+        except Exception as error:
+            self._failed(error)
+
+    def on_chunk(self, data: bytes) -> None:
+        if self.reads:
+            try:
+                on_chunk = self._observed.on_chunk
+                if on_chunk is not None:
+                    on_chunk(data)
+            except Exception as error:
+                self._failed(error)
+
+    def end(self, error: BaseException | None = None) -> None:
+        try:
+            self._observed.end(error)
+        except Exception as failure:
+            self._failed(failure)
+
+    def tee(self, response: Any, kind: type[_Tee], stream_kind: type[Any]) -> None:
+        """Show the body too, as it passes. One that is no body is left for the client to complain of."""
+        try:
+            stream = response.stream
+            if not isinstance(stream, stream_kind):
+                self.end()
+            elif hasattr(response, "_content"):  # made in this process, and read already: nobody will again
+                if isinstance(stream, httpx2.ByteStream):
+                    self.on_chunk(b"".join(stream))
+                self.end()
+            else:
+                on_chunk = None if self._observed.on_chunk is None else self.on_chunk
+                response.stream = kind.over(stream, self.end, on_chunk)
+        except Exception as error:
+            self._failed(error)
+            self.end()
+
+
 @dataclass(eq=False)
 class _Observed:
-    """`owner` put it in the place of `original`, which may differ from `inner`."""
+    """`owner` put it in the place of `original`, which may differ from `inner`.
+
+    Whatever else it is asked for, such as a connection pool, is that of `inner`.
+    """
 
     inner: Any
     observe: Observe
+    boundary: Boundary = _boundary
     owner: object = None
     original: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # a copy that is not filled yet
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def _begin(self, request: httpx2.Request) -> _Observing | None:
+        try:
+            observed = self.observe(request)
+            if observed is None:
+                return None
+            observing = _Observing(observed, self.boundary)
+        except Exception as error:
+            self.boundary.failed("request", error)
+            return None
+        observing.begin()
+        return observing
 
 
 class AsyncObservedTransport(_Observed, httpx2.AsyncBaseTransport):
@@ -197,20 +314,26 @@ class AsyncObservedTransport(_Observed, httpx2.AsyncBaseTransport):
     inner: httpx2.AsyncBaseTransport
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        seen = self.observe(request)
+        seen = self._begin(request)
         if seen is None:
             return await self.inner.handle_async_request(request)
-        reset = seen.begin()
         try:
             response = await self.inner.handle_async_request(request)
         except BaseException as error:
             seen.end(error)
             raise
         finally:
-            reset()
+            seen.sent()
         seen.responded(response)
-        response.stream = AsyncTee.over(response.stream, seen.end, seen.on_chunk)
+        seen.tee(response, AsyncTee, httpx2.AsyncByteStream)
         return response
+
+    async def __aenter__(self) -> Self:
+        await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self.inner.__aexit__(*error)
 
     async def aclose(self) -> None:
         await self.inner.aclose()
@@ -222,20 +345,26 @@ class ObservedTransport(_Observed, httpx2.BaseTransport):
     inner: httpx2.BaseTransport
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        seen = self.observe(request)
+        seen = self._begin(request)
         if seen is None:
             return self.inner.handle_request(request)
-        reset = seen.begin()
         try:
             response = self.inner.handle_request(request)
         except BaseException as error:
             seen.end(error)
             raise
         finally:
-            reset()
+            seen.sent()
         seen.responded(response)
-        response.stream = Tee.over(response.stream, seen.end, seen.on_chunk)
+        seen.tee(response, Tee, httpx2.SyncByteStream)
         return response
+
+    def __enter__(self) -> Self:
+        self.inner.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.inner.__exit__(*error)
 
     def close(self) -> None:
         self.inner.close()
@@ -253,12 +382,18 @@ def _both(first: OnEnd, second: OnEnd) -> OnEnd:
 class _Tee:
     """A response body that reports its chunks as they pass, and its end: `on_end(error or None)`.
 
-    The end may be reported twice: when the body fails, and when it is closed.
+    The end may be reported twice: when the body fails, and when it is closed. What it reports to does not
+    raise. Whatever else it is asked for is that of `inner`.
     """
 
     inner: Any
     on_end: OnEnd
     on_chunk: OnChunk | None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
 
     @classmethod
     def over(cls, stream: Any, on_end: OnEnd, on_chunk: OnChunk | None) -> Self:
@@ -273,8 +408,10 @@ class AsyncTee(_Tee, httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         on_chunk = self.on_chunk
+        chunks: Any = None
         try:
-            async for chunk in self.inner:
+            chunks = self.inner.__aiter__()
+            async for chunk in chunks:
                 if on_chunk is not None:
                     on_chunk(chunk)
                 yield chunk
@@ -283,6 +420,9 @@ class AsyncTee(_Tee, httpx2.AsyncByteStream):
         except BaseException as error:
             self.on_end(error)
             raise
+        finally:
+            if isinstance(chunks, AsyncGenerator):  # as the client does with what it is given
+                await chunks.aclose()
 
     async def aclose(self) -> None:
         try:
@@ -296,12 +436,16 @@ class Tee(_Tee, httpx2.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         on_chunk = self.on_chunk
+        chunks: Any = None
         try:
-            for chunk in self.inner:
+            chunks = iter(self.inner)
+            for chunk in chunks:
                 if on_chunk is not None:
                     on_chunk(chunk)
                 yield chunk
         except GeneratorExit:
+            if hasattr(chunks, "close"):  # as `yield from` does
+                chunks.close()
             raise
         except BaseException as error:
             self.on_end(error)
@@ -340,7 +484,7 @@ def _async_trace(attempt: _OpenAttempt) -> Callable[[str, Any], Any]:
     return trace
 
 
-def _trace_aiohttp(transport: Any) -> bool:
+def _trace_aiohttp(transport: Any, boundary: Boundary) -> bool:
     """Trace a transport if it is the SDKs' aiohttp transport; returns whether it is.
 
     That one ignores "trace". aiohttp's own TraceConfig would cost some 50 µs a request, so its session,
@@ -352,14 +496,18 @@ def _trace_aiohttp(transport: Any) -> bool:
 
     def traced() -> Any:
         session = make_session()
-        session._request_class = _traced_request()
+        boundary.call("request", _trace_session, session)
         return session
 
     transport.get_client = traced
     session: Any = getattr(transport, "client", None)
     if hasattr(session, "_request_class"):  # the first request is over
-        session._request_class = _traced_request()
+        _trace_session(session)
     return True
+
+
+def _trace_session(session: Any) -> None:
+    session._request_class = _traced_request()
 
 
 @functools.cache

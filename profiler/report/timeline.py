@@ -59,7 +59,9 @@ def render_timeline(record: LoopRecord, width: int = 80, color: bool = False, un
     models = [round_.model for round_ in record.rounds]
     timed = sum(len(server_tool_runs(model)) for model in models)
     for caveat in (
-        *watching(record.unobserved_calls, record.orphan_calls, record.ambiguous_calls),
+        *watching(
+            record.unobserved_calls, record.orphan_calls, record.ambiguous_calls, record.watch_failures
+        ),
         *replied(
             sum(model.unreadable for model in models),
             sum(len(model.server_tools) for model in models) - timed,

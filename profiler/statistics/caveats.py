@@ -50,6 +50,7 @@ CaveatKind = Literal[
     "unreadable",
     "unknown_tokens",
     "untimed_server_tools",
+    "watch_failures",
     "two_runs",
     "different_conditions",
     "different_work",
@@ -160,7 +161,7 @@ def _watched(strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
     )
 
 
-def watching(unobserved: int, orphans: int, ambiguous: int) -> Iterator[Caveat]:
+def watching(unobserved: int, orphans: int, ambiguous: int, failures: int = 0) -> Iterator[Caveat]:
     """What the watching of loops that are not ours has missed, each with the likely reason."""
     if unobserved:
         yield Caveat(
@@ -179,6 +180,12 @@ def watching(unobserved: int, orphans: int, ambiguous: int) -> Iterator[Caveat]:
             "ambiguous_calls",
             f"{counted(ambiguous)} could not be told apart",
             "were arguments equal in two loops at once, in threads without context, or changed on their way?",
+        )
+    if failures:
+        yield Caveat(
+            "watch_failures",
+            f"watching failed {'once' if failures == 1 else f'{failures} times'}: something is missing here",
+            "the first failure of each kind is in the log",
         )
 
 

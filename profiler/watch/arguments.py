@@ -2,7 +2,8 @@
 
 Frameworks change arguments on their way: texts into numbers, dates or enums, all of them into one model,
 names into names of their own. What is recognised in its new form fits, though less than what is equal.
-Nothing here raises, whatever the application's arguments are and whatever their code does. Pure.
+Nothing here raises, whatever the application's arguments are, and none of the code of its own classes is run:
+that could take long, or have effects. Of objects of these only what they hold is looked at. Pure.
 """
 
 from __future__ import annotations
@@ -237,6 +238,18 @@ def _own_names(asked: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[st
     return found
 
 
+_VALUES = {
+    *("builtins", "uuid", "ipaddress", "fractions", "collections", "array", "zoneinfo", "typing", "abc"),
+    *("numpy", "pydantic", "pydantic_core"),
+}
+"""Packages whose classes are of plain values: their code computes these, and nothing else."""
+
+
+def _is_plain_class(kind: type) -> bool:
+    """Whether all of a class's code is from packages of plain values."""
+    return all(base.__module__.partition(".")[0] in _VALUES for base in kind.__mro__)
+
+
 def _made_of(value: Any, given: Any) -> bool:
     """Whether an object, which is none of JSON's kinds, is recognised as the requested value.
 
@@ -253,13 +266,26 @@ def _made_of(value: Any, given: Any) -> bool:
     if issubclass(kind, pathlib.PurePath):
         return type(value) is str and pathlib.PurePath(value) == given
     if issubclass(kind, bytes | bytearray):
-        return type(value) is str and value.encode() == given
+        return type(value) is str and bytes.__eq__(value.encode(), given) is True
     if issubclass(kind, set | frozenset):
-        return type(value) is list and _same_members(value, given)
+        return type(value) is list and _same_members(value, frozenset.union(frozenset(), given))
+    # Of a class derived from one of JSON's kinds: by the methods of that kind.
+    if issubclass(kind, str):
+        return _same(value, str.__str__(given)) >= FITTING
+    if issubclass(kind, int):
+        return _same(value, int.__int__(given)) >= FITTING
+    if issubclass(kind, float):
+        return _same(value, float.__float__(given)) >= FITTING
+    if issubclass(kind, dict):
+        return _same(value, dict(dict.items(given))) >= FITTING
+    if issubclass(kind, list):
+        return _same(value, list.copy(given)) >= FITTING
     fields = _fields(given, value) if type(value) is dict else None
     if fields is not None and _by_name(value, fields) >= FITTING:
         return True
-    if hasattr(kind, "__len__") and not issubclass(kind, str):
+    if not _is_plain_class(kind):
+        return False
+    if hasattr(kind, "__len__"):
         if type(value) not in (list, dict) or len(given) != len(value):
             return False
         if math.prod(getattr(given, "shape", ())) > _LARGEST:
@@ -348,12 +374,11 @@ def _held(given: Any, name: str) -> Iterator[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON's kinds: of a model, an array, or (as text) a number or date of some library's own."""
-    for name in ("model_dump", "tolist"):
-        convert = getattr(type(value), name, None)
-        if convert is not None:
-            return convert(value, mode="json") if name == "model_dump" else convert(value)
-    raise TypeError
+    """An array as lists."""
+    convert = getattr(type(value), "tolist", None) if _is_plain_class(type(value)) else None
+    if convert is None:
+        raise TypeError
+    return convert(value)
 
 
 def bound_arguments(

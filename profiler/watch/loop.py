@@ -60,6 +60,7 @@ class ObservedLoop:
     rounds_dropped: int = 0
     ambiguous_calls: int = 0
     unlimited_calls: int = 0
+    watch_failures: int = 0
     open: bool = True
     prompt: str | None = None
 
@@ -231,7 +232,27 @@ class ObservedLoop:
             ambiguous_calls=self.ambiguous_calls,
             rounds_dropped=self.rounds_dropped,
             unlimited_calls=self.unlimited_calls,
+            watch_failures=self.watch_failures,
             prompt=self.prompt,
+        )
+
+    def bare_record(self, status: Status) -> LoopRecord:
+        """What is known of a loop whose record could not be made: that it ran, from when to when."""
+        return LoopRecord(
+            self.id,
+            self.strategy,
+            provider="",
+            model="",
+            started_ns=self.started_ns,
+            ended_ns=self.clock(),
+            status=status,
+            rounds=(),
+            name=self.name,
+            agent=self.agent,
+            number=self.number,
+            trial=self.trial,
+            parent=self.parent,
+            watch_failures=self.watch_failures,
         )
 
 

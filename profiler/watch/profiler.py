@@ -15,9 +15,9 @@ arguments.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar, Token
@@ -31,7 +31,9 @@ from weakref import WeakValueDictionary
 import httpx2
 
 from profiler.errors import UsageError
+from profiler.loop.boundary import Boundary, Part
 from profiler.loop.calls import arguments_text
+from profiler.loop.lag import LagSampler, Stall, StopSampler
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
 from profiler.loop.tools import Tool
@@ -43,7 +45,7 @@ from profiler.providers.attempts import (
     with_attempts,
 )
 from profiler.providers.wire import api_of, requested_model, requested_prompt
-from profiler.records import Clock, Status
+from profiler.records import Clock, LoopRecord, Status
 from profiler.redaction import Content, Redact
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
 from profiler.watch.loop import Match, ObservedLoop
@@ -57,8 +59,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
-
 
 class Profiler:
     """Watches loops, and hands a `LoopRecord` of each to the sinks when it ends.
@@ -67,7 +67,8 @@ class Profiler:
     With `record_content` the records hold prompts, arguments and results (not the final answer), each
     passed through `redact` and cut at `profiler.redaction.MOST_CHARACTERS`. `orphan_calls` counts calls
     that ran outside every loop, while none of this profiler could have asked for them; the next record has
-    those since the last one.
+    those since the last one. `failures` counts what could not be watched because the watching itself failed,
+    by what it was (`profiler.loop.boundary.Part`): the application has not noticed, but records lack it.
     """
 
     def __init__(
@@ -87,12 +88,22 @@ class Profiler:
         self.recorder = Recorder(sinks, clock)
         self.orphan_calls = 0
         self._orphans_recorded = 0
-        self._failed = False
+        self._boundary = Boundary(self._failed)
         self._content = Content(redact) if record_content else None
         self._open: WeakValueDictionary[str, ObservedLoop] = WeakValueDictionary()
         self._loop: ContextVar[ObservedLoop | None] = ContextVar("toolloop_observed_loop", default=None)
         self._round: ContextVar[ObservedRound | None] = ContextVar("toolloop_observed_round", default=None)
-        self._watching = Watching(clock, self._loop, self._content)
+        self._watching = Watching(clock, self._loop, self._content, self._boundary)
+
+    @property
+    def failures(self) -> Mapping[Part, int]:
+        return self._boundary.failures
+
+    def _failed(self, part: Part) -> None:
+        loop = self._loop.get()
+        if loop is not None:
+            loop.watch_failures += 1
+        self.recorder.count_watch_failure(part)
 
     def loop(
         self,
@@ -120,17 +131,18 @@ class Profiler:
         the SDKs' kind of HTTP client.
         """
         http_client = _http_client(client)
+        asynchronous = isinstance(http_client, httpx2.AsyncClient)
+        observed = AsyncObservedTransport if asynchronous else ObservedTransport
         for put, transport in transports(http_client):
-            if getattr(transport, "owner", None) is not self:
-                asynchronous = isinstance(transport, httpx2.AsyncBaseTransport)
-                observed = AsyncObservedTransport if asynchronous else ObservedTransport
-                put(observed(with_attempts(transport), partial(_watched, self), self, transport))
+            if _owner(transport) is not self:
+                attempts = with_attempts(transport, asynchronous, self._boundary)
+                put(observed(attempts, partial(_watched, self), self._boundary, self, transport))
         return client
 
     def uninstrument(self, client: T) -> T:
         """Restore the client as it was before `instrument`. Returns it."""
         for put, transport in transports(_http_client(client)):
-            if getattr(transport, "owner", None) is self:
+            if _owner(transport) is self:
                 put(transport.original)
         return client
 
@@ -164,12 +176,10 @@ class Profiler:
             loop, call = self._begin_call(name, bound_arguments(signature, args, kwargs))
             if loop is not None and self._content is not None and call.request.arguments != "":
                 call.arguments = self._content.keep(arguments_text(call.request.arguments))
-        except Exception:  # nothing that watches a tool may keep it from running
-            if not self._failed:
-                _log.exception("a call of %s could not be watched; later failures are not logged", name)
-            self._failed = True
-            loop, call = None, _unwatched(name)
-        return ToolRun(self._watching, loop, call)
+            return ToolRun(self._watching, loop, call)
+        except Exception as error:
+            self._boundary.failed("tool", error)
+            return ToolRun(self._watching, None, _unwatched(name))
 
     def _begin_call(
         self, name: str, arguments: Mapping[str, Any] | None
@@ -220,6 +230,8 @@ class Profiler:
 class LoopContext:
     """One pass of a loop, between enter and exit. Use it once. `options` are those of `ObservedLoop`."""
 
+    _sampler: LagSampler | StopSampler | None = None
+
     def __init__(self, profiler: Profiler, options: dict[str, Any]) -> None:
         self._profiler = profiler
         self._options = options
@@ -229,6 +241,11 @@ class LoopContext:
     def __enter__(self) -> ObservedLoop:
         profiler = self._profiler
         self._loop = loop = ObservedLoop(profiler.recorder.clock, **self._options)
+        profiler._boundary.call("loop", self._enter, loop)
+        return loop
+
+    def _enter(self, loop: ObservedLoop) -> None:
+        profiler = self._profiler
         parent = profiler._loop.get()
         if parent is not None:
             loop.parent = parent.id
@@ -238,34 +255,56 @@ class LoopContext:
         self._token = profiler._loop.set(loop)
         in_event_loop = asyncio._get_running_loop() is not None
         self._sampler = profiler.recorder.enter() if in_event_loop else profiler.recorder.enter_sync()
-        return loop
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        profiler, loop = self._profiler, self._loop
-        assert loop is not None
-        try:
-            if self._token is not None:
-                profiler._loop.reset(self._token)
-        except ValueError:
-            pass  # left in another context than the one it was entered in, as async generators may
+        profiler, boundary = self._profiler, self._profiler._boundary
+        # Each on its own: that one fails is no reason to leave the next undone.
+        token, self._token = self._token, None
+        if token is not None:
+            boundary.call("loop", _left, profiler._loop, token)
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        boundary.call("loop", self._close, loop)
+        lateness = boundary.call("loop", self._lateness, loop)
+        record = boundary.call("loop", self._record, loop, kind, lateness or (0, None))
+        if record is None:
+            loop.watch_failures += 1  # outside its context by now
+            record = boundary.call("loop", loop.bare_record, "ok" if kind is None else "error")
+        if record is not None:
+            boundary.call("loop", profiler.recorder.emit, record)
+
+    def _close(self, loop: ObservedLoop) -> None:
         loop.open = False
-        profiler._open.pop(loop.id, None)
-        lag_ns, stalls = 0, None
-        if self._sampler is not None:
-            stalls = self._sampler.stalls(loop.started_ns)
-            lag_ns = self._sampler.leave(loop.started_ns)
+        self._profiler._open.pop(loop.id, None)
+
+    def _lateness(self, loop: ObservedLoop) -> tuple[int, list[Stall] | None]:
+        """The worst lag of its event loop, and the stalls."""
+        sampler, self._sampler = self._sampler, None
+        if sampler is None:
+            return 0, None
+        stalls = sampler.stalls(loop.started_ns)
+        return sampler.leave(loop.started_ns), stalls
+
+    def _record(
+        self,
+        loop: ObservedLoop,
+        kind: type[BaseException] | None,
+        lateness: tuple[int, list[Stall] | None],
+    ) -> LoopRecord:
         status: Status = "ok"
         if kind is not None:
             cancelled = issubclass(kind, asyncio.CancelledError | GeneratorExit)
             status = "cancelled" if cancelled else "error"
-        record = loop.record(status, kind.__name__ if kind is not None else None, lag_ns, stalls)
+        record = loop.record(status, kind.__name__ if kind is not None else None, *lateness)
+        profiler = self._profiler
         orphans = profiler.orphan_calls - profiler._orphans_recorded
         if orphans:
             profiler._orphans_recorded += orphans
             record = replace(record, orphan_calls=orphans)
-        profiler.recorder.emit(record)
+        return record
 
     async def __aenter__(self) -> ObservedLoop:
         return self.__enter__()
@@ -274,6 +313,18 @@ class LoopContext:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, trace)
+
+
+def _left(variable: ContextVar[ObservedLoop | None], token: Token[ObservedLoop | None]) -> None:
+    with contextlib.suppress(
+        ValueError
+    ):  # in another context than it was entered in, as async generators may
+        variable.reset(token)
+
+
+def _owner(transport: Any) -> object:
+    """The profiler that put this transport in its place, None for one that nobody watches."""
+    return transport.owner if isinstance(transport, AsyncObservedTransport | ObservedTransport) else None
 
 
 def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | None:

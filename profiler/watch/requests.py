@@ -17,7 +17,7 @@ from profiler.providers.failures import error_type_of
 from profiler.providers.replies import Api, ReplyReader, begins_stream, reader_of
 from profiler.records import Clock
 from profiler.watch.circumstances import circumstances
-from profiler.watch.rounds import ObservedRound
+from profiler.watch.rounds import NO_REPLY, ObservedRound
 
 _RETRY_HEADER = b"x-stainless-retry-count"
 
@@ -56,8 +56,8 @@ class WatchedRequest:
         round_.streamed = streamed
         round_.probe.on_arguments = self._arguments_complete
         self.reader = reader_of(self.api, round_.probe, keeps=False)
-        if encoding in (b"gzip", b"deflate"):
-            self.inflate = zlib.decompressobj(wbits=47)  # of either kind; a stream is read as it comes
+        if encoding == b"gzip":
+            self.inflate = zlib.decompressobj(wbits=31)  # a stream is read as it comes
         elif encoding not in (b"", b"identity"):
             self.head = (response.status_code, response.headers)
 
@@ -72,7 +72,11 @@ class WatchedRequest:
             self.chunks.append(data)
             return
         if self.inflate is not None:
-            data = self.inflate.decompress(data)
+            try:
+                data = self.inflate.decompress(data)
+            except zlib.error:  # which the application gets, too
+                self._cannot_decode()
+                return
         if round_.read_in is None and data:
             round_.read_in = circumstances()
             if not round_.streamed:  # servers may forget to say that they stream
@@ -96,9 +100,11 @@ class WatchedRequest:
                 round_.error_type = (attempts[-1].error_type if attempts else None) or "connection"
             return
         reader = self.reader
-        if reader is None:
+        if reader is None or round_.unread:
             return
         self._read(reader)
+        if round_.unread:
+            return
         round_.reply = reader.reply(None)
         if reader.error is not None:
             round_.error_type = error_type_of(reader.error)
@@ -107,11 +113,25 @@ class WatchedRequest:
         elif not reader.complete:
             round_.error_type = "truncated_stream" if round_.streamed else "unreadable"
 
+    def unreadable(self) -> None:
+        """The record says that something is missing, in place of what was read until then."""
+        self.round.unread += 1
+        self.reader, self.chunks = None, []
+        self.round.reply = NO_REPLY
+
+    def _cannot_decode(self) -> None:
+        self.unreadable()
+        self.round.error_type = "unreadable"
+
     def _read(self, reader: ReplyReader) -> None:
         """Read what could not be read as it came."""
         body = b"".join(self.chunks)
         if self.head is not None:  # only now can it be decompressed, by httpx2's own decoders
-            body = httpx2.Response(self.head[0], headers=self.head[1], content=body).content
+            try:
+                body = httpx2.Response(self.head[0], headers=self.head[1], content=body).content
+            except httpx2.DecodingError:  # as above
+                self._cannot_decode()
+                return
         if self.round.streamed:
             if body:
                 reader.feed(body)

@@ -29,13 +29,14 @@ _VALUES = frozenset((str, dict, list, int, float, bool, tuple, bytes, type(None)
 def followed(run: ToolRun, value: Any) -> Any:
     """The tool has returned `value`. Returns what the application gets in its place, which may be it."""
     run.follows = False
-    if type(value) not in _VALUES:
-        try:
+    try:
+        if type(value) not in _VALUES:
             given = _followed(run, value)
-        except Exception:  # whatever a type may do when it is asked what it is
-            given = value
-        if run.follows or given is not value:
-            return given
+            if run.follows or given is not value:
+                return given
+    except Exception as error:  # whatever a type may do when it is asked what it is
+        run.follows = False
+        run.boundary.failed("tool", error)
     run.came_to(value)
     return value
 
@@ -66,8 +67,9 @@ def _followed(run: ToolRun, value: Any) -> Any:
         run.follows = True
         return value
     if hasattr(kind, "__await__"):
+        stand_in = _stand_in(kind)(run, value)  # type: ignore[arg-type]
         run.ran_ns = run.watching.clock() - run.call.started_ns
-        return _stand_in(kind)(run, value)  # type: ignore[arg-type]
+        return stand_in
     return value
 
 
@@ -211,8 +213,7 @@ class Steps:
             raise
         finally:
             argument = None
-            run.call.steps += timed.steps
-            run.resumed(timed)
+            run.stepped_on(timed)
             run.leave()
         run.item(self.item)
         return True

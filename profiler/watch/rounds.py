@@ -74,7 +74,7 @@ class ObservedCall:
             self.pool = pool(self.where.executor)
 
 
-_NO_REPLY = Reply("", (), [])
+NO_REPLY = Reply("", (), [])
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +84,7 @@ class ObservedRound:
     `unclaimed` are the requested calls that no tool has run yet, each with the time it was ready.
     `misfits` are those of the `calls` whose arguments are not the requested ones. `requested_by` and
     `called_by` are the SDK's runner that made the request, and the first call; `read_in` is where the reply
-    was read, as it streamed.
+    was read, as it streamed. `unread`: times that reading the reply failed.
     """
 
     provider: str
@@ -95,13 +95,14 @@ class ObservedRound:
     late_ns: int = 0
     streamed: bool = False
     error_type: str | None = None
-    reply: Reply = _NO_REPLY
+    reply: Reply = NO_REPLY
     unclaimed: list[tuple[CallRequest, int]] = field(default_factory=list)
     calls: list[ObservedCall] = field(default_factory=list)
     misfits: list[ObservedCall] = field(default_factory=list)
     requested_by: Runner | None = None
     called_by: Runner | None = None
     read_in: Circumstances | None = None
+    unread: int = 0
 
 
 def round_record(
@@ -154,7 +155,7 @@ def round_record(
             cache_written_tokens=observed.reply.cache_written_tokens,
             reasoning_tokens=observed.reply.reasoning_tokens,
             server_tools=observed.reply.server_tools,
-            unreadable=observed.reply.unreadable,
+            unreadable=observed.reply.unreadable + observed.unread,
             attempts=tuple(observed.probe.attempts),
             sending_ns=observed.probe.sending_ns,
             late_ns=observed.late_ns,

@@ -12,6 +12,7 @@ from typing import Any
 
 from profiler.limits.gate import current_slot
 from profiler.limits.refusals import returned_failure
+from profiler.loop.boundary import Boundary, within
 from profiler.loop.eventloop import MOST_WAITS, TimedCoroutine
 from profiler.loop.lag import late_ns
 from profiler.loop.tools import CallContext, current_call, failure_text, failure_type, result_text
@@ -32,10 +33,14 @@ class Watching:
     clock: Clock
     loop: ContextVar[ObservedLoop | None]
     content: Content | None
+    boundary: Boundary
 
 
 class ToolRun:
-    """One run of a watched tool. `with` it, the tool's code runs; it ends with that, unless more follows."""
+    """One run of a watched tool. `with` it, the tool's code runs; it ends with that, unless more follows.
+
+    The application's own code calls these methods, through the wrapper around its tool: none of them raises.
+    """
 
     __slots__ = (
         "_context",
@@ -64,6 +69,11 @@ class ToolRun:
         if loop is not None:
             self._context = CallContext(call.request.id, call.request.name, loop.number, loop.trial, call)
 
+    @property
+    def boundary(self) -> Boundary:
+        return self.watching.boundary
+
+    @within("tool")
     def enter(self) -> None:
         """The tool's own code runs from here on, in this context, as part of the call."""
         if self.ran_ns is not None:  # the first step of what it returned
@@ -74,6 +84,7 @@ class ToolRun:
         if self._loop is not None:
             self._tokens = self.watching.loop.set(self._loop), current_call.set(self._context)
 
+    @within("tool")
     def leave(self) -> None:
         """It does not run any more, perhaps for now."""
         if self._tokens is not None:
@@ -93,13 +104,26 @@ class ToolRun:
         if error is not None:
             self.failed(error)
         elif not self.follows:
-            self.call.end(self.watching.clock())
+            self.returned()
 
+    @within("tool")
+    def returned(self) -> None:
+        """Its code has come to its end."""
+        self.call.end(self.watching.clock())
+
+    @within("tool")
+    def stepped_on(self, timed: TimedCoroutine) -> None:
+        """An item of an async generator has been made."""
+        self.call.steps += timed.steps
+        self.resumed(timed)
+
+    @within("tool")
     def resumed(self, timed: TimedCoroutine) -> None:
         """Note the ends of a coroutine's waits, the newest ones."""
         if timed.resumed:
             self.call.resumed = [*self.call.resumed, *timed.resumed][-MOST_WAITS:]
 
+    @within("tool")
     def stepped(self, timed: TimedCoroutine) -> None:
         """A coroutine of the tool has ended."""
         self.call.steps += timed.steps
@@ -107,12 +131,14 @@ class ToolRun:
         self.call.sending_ns += timed.sending_ns
         self.call.late_ns = late_ns() if timed.waited else 0
 
+    @within("tool")
     def ended(self) -> None:
         """It has come to its end, or was closed by who had enough of it."""
         if self._texts is not None and self.watching.content is not None:
             self.call.result = self.watching.content.keep(f"[{','.join(self._texts)}]")
         self.call.end(self.watching.clock())
 
+    @within("tool")
     def failed(self, error: BaseException) -> None:
         """The tool raised `error`, or it was raised into it."""
         call, content = self.call, self.watching.content
@@ -135,6 +161,7 @@ class ToolRun:
         if content is not None:
             call.result = content.keep(f"Error: {failure_text(error)}")
 
+    @within("tool")
     def item(self, item: Any) -> None:
         """A generator has yielded `item`."""
         if self.watching.content is None or self._length > MOST_CHARACTERS:
@@ -145,6 +172,7 @@ class ToolRun:
         self._texts.append(text)
         self._length += len(text)
 
+    @within("tool")
     def came_to(self, value: Any) -> None:
         """The tool's last word is `value`, which may stand for a failure."""
         call = self.call
@@ -166,6 +194,7 @@ class ToolRun:
         self.follows, self.ran_ns = True, now - self.call.started_ns
         self.call.ended_ns, self.call.status, self.call.error_type = now, "cancelled", "unfinished"
 
+    @within("tool")
     def settled(self, future: Any) -> None:
         """The future that it returned is done."""
         if future.cancelled():

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from profiler.loop.eventloop import TimedCoroutine
@@ -24,7 +24,7 @@ def watched_function(function: Any, begin: Begin, watching: Watching) -> Any:
 
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
             with begin(args, kwargs) as run:
-                timed = TimedCoroutine(function(*args, **kwargs), watching.clock)
+                timed = TimedCoroutine(_coroutine(function(*args, **kwargs)), watching.clock)
                 try:
                     value = await timed
                 finally:
@@ -85,6 +85,15 @@ def watched_function(function: Any, begin: Begin, watching: Watching) -> Any:
                 if not name.startswith("_") and isinstance(method, _METHODS) and not hasattr(wrapped, name):
                     setattr(wrapped, name, getattr(function, name))
     return wrapped
+
+
+def _coroutine(value: Any) -> Coroutine[Any, Any, Any]:
+    """What an async function returned; it may only say of itself that it is one, and return a future."""
+    return value if issubclass(type(value), types.CoroutineType) else _awaited(value)
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
 
 
 _METHODS = (

@@ -104,6 +104,7 @@ def test_phases_partition_the_wall_time():
     spent = {k: v / MS for k, v in phases(record.rounds[0]).items()}
     assert spent == {
         "model": 100,
+        "server_tools": 0,
         "model_queue": 0,
         "backoff": 0,
         "parse": 0,
@@ -246,10 +247,29 @@ def test_sink_that_fails_never_reaches_the_loop(caplog):
     async def main(clock):
         loop = ToolLoop(ScriptedModel(["hi"]), clock=clock, sinks=[bad_sink])
         await loop.run("go")
+        assert loop.recorder.flush(timeout=60)
         return loop.recorder.dropped
 
     assert run_virtual(main) == 1
     assert "a sink failed" in caplog.text
+
+
+def test_sink_that_blocks_keeps_no_loop_waiting():
+    let_go, got = threading.Event(), []
+
+    def blocks(record: LoopRecord) -> None:
+        assert let_go.wait(60)
+        got.append(record.status)
+
+    async def main(clock):
+        loop = ToolLoop(ScriptedModel(["hi", "hi"]), clock=clock, sinks=[blocks])
+        await asyncio.gather(loop.run("go"), loop.run("go"))
+        assert got == []
+        let_go.set()
+        assert loop.recorder.flush(60)
+
+    run_virtual(main)
+    assert got == ["ok", "ok"]
 
 
 def test_wrong_options_are_refused_at_once():

@@ -215,7 +215,8 @@ def generator() -> list[Panel]:
             "Is anything missing here? Dropped records are loops that no metric counts; overflow is "
             "observations under __other__ because there were more than 50 tools, error types or strategies, "
             "or 20 models. Unseen are calls that no watched tool ran, outside those that ran beside every "
-            "loop, ambiguous those that could not be told apart, unreadable parts of replies.",
+            "loop, ambiguous those that could not be told apart, unreadable parts of replies, failed the "
+            "watching itself, by what it watched.",
             "ops",
             {
                 "dropped by {{sink}}": NOW.rate(metrics.RECORDS_DROPPED, by="sink"),
@@ -224,6 +225,7 @@ def generator() -> list[Panel]:
                 "outside loops": NOW.rate(metrics.ORPHAN_CALLS),
                 "ambiguous": NOW.rate(metrics.AMBIGUOUS_CALLS),
                 "unreadable": NOW.rate(metrics.UNREADABLE),
+                "failed {{part}}": NOW.rate(metrics.WATCH_FAILURES, by="part"),
             },
         ),
         timeline(

@@ -1,0 +1,149 @@
+"""The transport that a watched client gets passes for the one it had."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from profiler.providers.attempts import observe_attempts
+from profiler.watch.profiler import Profiler
+
+REPLY = {
+    "id": "c",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12},
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
+}
+MESSAGES: Any = [{"role": "user", "content": "x"}]
+
+
+def answer(request: httpx2.Request) -> httpx2.Response:
+    return httpx2.Response(200, json=REPLY)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_transport_of_both_kinds_whose_replies_are_read_already_is_watched(asynchronous):
+    """Such as `httpx2.MockTransport`, which many programs are tested with."""
+    records: list[Any] = []
+    prof = Profiler(sinks=[records.append])
+    transport = httpx2.MockTransport(answer)
+
+    async def main() -> Any:
+        given = {"model": "m", "messages": MESSAGES}
+        if asynchronous:
+            http_client = httpx2.AsyncClient(transport=transport)
+            client = prof.instrument(openai.AsyncOpenAI(api_key="k", http_client=http_client))
+            async with prof.loop():
+                return await client.chat.completions.create(**given)
+        with prof.loop():
+            sync = openai.OpenAI(api_key="k", http_client=httpx2.Client(transport=transport))
+            return prof.instrument(sync).chat.completions.create(**given)
+
+    assert asyncio.run(main()).choices[0].message.content == "hi"
+    (round_,) = records[0].rounds
+    assert (round_.model.status, round_.model.input_tokens, round_.model.output_tokens) == ("ok", 5, 7)
+    assert (round_.model.finish_reason, round_.model.unreadable, records[0].watch_failures) == ("stop", 0, 0)
+
+
+class Opened(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
+    """A transport that is to be entered, has something of its own, and answers with nonsense."""
+
+    pool = "its own"
+
+    def __init__(self, response: Any = None) -> None:
+        self.did: Counter[str] = Counter()
+        self.response = response
+
+    def __enter__(self) -> Any:
+        self.did["enter"] += 1
+        return self
+
+    async def __aenter__(self) -> Any:
+        self.did["enter"] += 1
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.did["exit"] += 1
+
+    async def __aexit__(self, *error: Any) -> None:
+        self.did["exit"] += 1
+
+    def handle_request(self, request: httpx2.Request) -> Any:
+        return self.response
+
+    async def handle_async_request(self, request: httpx2.Request) -> Any:
+        return self.response
+
+
+class WithClient:
+    def __init__(self, http_client: Any) -> None:
+        self._client = http_client
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_it_is_entered_and_asked_as_the_one_it_stands_for(asynchronous):
+    transport = Opened()
+    kind: Any = httpx2.AsyncClient if asynchronous else httpx2.Client
+    client = WithClient(kind(transport=transport))
+    Profiler(sinks=[]).instrument(client)  # type: ignore[type-var]
+    assert client._client._transport.pool == "its own"
+    with pytest.raises(AttributeError, match="'Opened' object has no attribute 'other'"):
+        client._client._transport.other  # noqa: B018
+
+    async def main() -> None:
+        if asynchronous:
+            async with client._client:
+                assert transport.did == {"enter": 1}
+        else:
+            with client._client:
+                assert transport.did == {"enter": 1}
+
+    asyncio.run(main())
+    assert transport.did == {"enter": 1, "exit": 1}
+
+
+class AsyncOnly(httpx2.AsyncByteStream):
+    pass
+
+
+@pytest.mark.parametrize("response", [None, "text", httpx2.Response(200, stream=AsyncOnly())])
+@pytest.mark.parametrize("watch", ["profiler", "attempts"])
+def test_a_response_that_is_none_fails_as_it_does_unwatched(response, watch):
+    prof = Profiler(sinks=[])
+
+    def asked(watched: bool) -> tuple[type[BaseException], str]:
+        client = httpx2.Client(transport=Opened(response))
+        if watched and watch == "profiler":
+            prof.instrument(WithClient(client))  # type: ignore[type-var]
+        elif watched:
+            observe_attempts(client)
+        with pytest.raises((AttributeError, AssertionError, TypeError)) as failure, prof.loop():
+            client.post("http://m/v1/chat/completions", content=json.dumps({"model": "m"}))
+        return failure.type, str(failure.value)
+
+    assert asked(True) == asked(False)
+
+
+def test_of_two_profilers_of_a_client_the_last_watches_and_both_can_be_taken_off_again():
+    http_client = httpx2.Client(transport=httpx2.MockTransport(answer))
+    original = http_client._transport
+    client = openai.OpenAI(api_key="k", http_client=http_client)
+    one, other = Profiler(sinks=[]), Profiler(sinks=[])
+    one.instrument(client)
+    inner = http_client._transport
+    other.instrument(client)
+    with one.loop() as first, other.loop() as second:
+        client.chat.completions.create(model="m", messages=MESSAGES)
+    assert (len(first.rounds), len(second.rounds)) == (0, 1)
+    other.uninstrument(client)
+    assert http_client._transport is inner
+    one.uninstrument(client)
+    assert http_client._transport is original
