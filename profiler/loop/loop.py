@@ -124,6 +124,10 @@ class ToolLoop:
         return await _LoopRun(self, CallOwner(agent, number, trial), process, intended_ns).run(prompt)
 
 
+MAX_PAUSES = 10
+"""Interruptions of one turn (Anthropic's `pause_turn`) after which the loop goes on."""
+
+
 class _LoopRun:
     """One run of a `ToolLoop`: its state, and how it becomes a record."""
 
@@ -135,6 +139,7 @@ class _LoopRun:
         self.clock = loop.recorder.clock
         self.rounds: list[RoundRecord] = []
         self.sampler: LagSampler | None = None
+        self.paused = False
         self.headers = None
         if owner.number is not None:
             self.headers = {LOOP_HEADER: str(owner.number)}
@@ -187,10 +192,26 @@ class _LoopRun:
 
     async def _rounds(self, messages: list[Message]) -> str:
         for _ in range(self.loop.max_rounds):
-            answer = await self._round(messages, answer_only=False)
+            answer = await self._turn(messages, answer_only=False)
             if answer is not None:
                 return answer
-        return await self._round(messages, answer_only=True) or ""
+        return await self._turn(messages, answer_only=True) or ""
+
+    async def _turn(self, messages: list[Message], *, answer_only: bool) -> str | None:
+        """The model's turn: one round, and one more each time that the server interrupts it."""
+        texts: list[str] = []
+        for _ in range(MAX_PAUSES + 1):
+            text = await self._round(messages, answer_only=answer_only)
+            if not self.paused or text is None:
+                return None if text is None else "".join((*texts, text))
+            texts.append(text)
+        raise ProviderError(
+            f"{self.loop.model.provider}: paused (status 200): the server interrupted its turn "
+            f"{MAX_PAUSES + 1} times without an answer or a call",
+            provider=self.loop.model.provider,
+            status=200,
+            error_type="paused",
+        )
 
     async def _round(self, messages: list[Message], *, answer_only: bool) -> str | None:
         """One round; always leaves a record. The answer, None if the model called tools instead."""
@@ -219,9 +240,7 @@ class _LoopRun:
                 model_late_ns = late_ns()
                 current_probe.reset(token)
             messages.extend(reply.messages)
-            if not reply.calls and reply.paused and not answer_only:
-                status = "ok"
-                return None
+            self.paused = reply.paused and not reply.calls
             if not reply.calls or answer_only:
                 status = "ok"
                 return reply.text

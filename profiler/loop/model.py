@@ -113,6 +113,7 @@ class Probe:
     began_ns: int = 0
     sending_ns: int = 0
     on_text_error: Exception | None = None
+    _told: set[int] = field(default_factory=set)  # of the objects in `complete`
 
     def reasoning(self) -> None:
         """A part of the model's reasoning has arrived."""
@@ -129,6 +130,10 @@ class Probe:
     def text(self, delta: str) -> None:
         """A piece of the answer's text has arrived."""
         self.token()
+        self.hand_on(delta)
+
+    def hand_on(self, delta: str) -> None:
+        """Give the caller a piece of the answer's text."""
         if self.on_text is not None and delta:
             try:
                 self.on_text(delta)
@@ -142,12 +147,13 @@ class Probe:
         if self.first_tool_call_ns is None:
             self.first_tool_call_ns = now_ns
         self.complete.append((request, now_ns))
+        self._told.add(id(request))
         if self.on_arguments is not None:
             self.on_arguments(request)
 
     def call_complete(self, request: CallRequest) -> None:
         """A call is final: it will not change any more, however the reply goes on."""
-        if not any(request is known for known, _ in self.complete):
+        if id(request) not in self._told:
             self.arguments_complete(request)
         if self.on_call is not None:
             self.on_call(request)

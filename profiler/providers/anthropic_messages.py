@@ -80,7 +80,7 @@ class AnthropicMessages:
         if options.headers is not None:
             arguments["extra_headers"] = options.headers
         reader = reader_of(self.provider, probe)
-        with asking(self.provider, anthropic) as asked:
+        with asking(self.provider, anthropic, probe) as asked:
             if options.stream:
                 stream = await self.client.messages.create(**arguments, stream=True)
                 asked.request_id = stream.response.headers.get("request-id")

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 
-from profiler.loop.model import Reply
+from profiler.loop.model import Probe, Reply
 from profiler.providers.failures import caught, failed, provider_error, truncated, unreadable
 from profiler.providers.replies import ReplyReader, begins_stream
 
@@ -31,15 +31,27 @@ class Asked:
 
 
 @contextmanager
-def asking(provider: str, sdk: Any) -> Iterator[Asked]:
+def asking(provider: str, sdk: Any, probe: Probe) -> Iterator[Asked]:
     """Around a request through the SDK `openai` or `anthropic`: its failures become `ProviderError`."""
     asked = Asked()
     try:
         yield asked
-    except caught(sdk) as error:
-        raise provider_error(provider, sdk, error, asked.request_id) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:  # the SDK's, of a body
-        raise unreadable(provider, asked.request_id, f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        if error is probe.on_text_error:
+            raise
+        if isinstance(error, caught(sdk)):
+            raise provider_error(provider, sdk, error, asked.request_id) from error
+        if _is_of_json(error):
+            why = f"{type(error).__name__}: {error}"
+            raise unreadable(provider, asked.request_id, why) from error
+        raise
+
+
+def _is_of_json(error: Exception) -> bool:
+    """Whether an error is of the SDK's reading a body, which is no JSON or more of it than Python takes."""
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
+        return True
+    return isinstance(error, ValueError) and "integer string conversion" in str(error)
 
 
 async def follow(response: httpx2.Response, reader: ReplyReader) -> None:
@@ -66,7 +78,9 @@ async def follow(response: httpx2.Response, reader: ReplyReader) -> None:
                     async for _ in chunks:
                         pass
         if whole:
+            probe = reader.probe
             reader.read(b"".join(whole))
+            probe.hand_on("".join(reader.texts))
         else:
             reader.end()
     finally:

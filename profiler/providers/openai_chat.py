@@ -88,7 +88,7 @@ class OpenAIModel:
     ) -> Reply:
         arguments = self._arguments(tools, options, **self._conversation(messages, options))
         reader = reader_of(self.provider, probe)
-        with asking(self.provider, openai) as asked:
+        with asking(self.provider, openai, probe) as asked:
             reply = await self._ask({**arguments, "stream": True} if options.stream else arguments)
             if options.stream:
                 response = reply if isinstance(reply, httpx2.Response) else reply.response

@@ -389,7 +389,7 @@ def _ends() -> list[Dialect]:
             (
                 Turn(
                     stream=PLAIN.frame([start(), *events_of(0, SAID), wrong]),
-                    tokens=Tokens(11, 1),
+                    tokens=Tokens(11, None),
                     fails=("overloaded_error",),
                     words="the cluster is on fire",
                 ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import json
 from itertools import count, pairwise
 from typing import Any
@@ -107,6 +108,12 @@ BOTH = [("a", "look", TOKYO), ("b", "look", PARIS)]
         [piece(TOKYO, index=0, id="a"), piece(PARIS, index=0, id="b")],
         [piece("", index=0, id="a"), piece("", index=0, id="b"), more(PARIS, id="b"), more(TOKYO, id="a")],
         [
+            piece("", index=0, id="a"),
+            piece("", index=0, id="b"),
+            more(TOKYO, index=0, id="a"),
+            more(PARIS, index=0, id="b"),
+        ],
+        [
             piece("", index=-1, id="a"),
             more(TOKYO, index=-1),
             piece("", index=4, id="b"),
@@ -122,8 +129,31 @@ BOTH = [("a", "look", TOKYO), ("b", "look", PARIS)]
         ],
         [piece(TOKYO, index=0, id="a"), FINISH, piece(PARIS, index=0, id="b"), FINISH, more("", index=0)],
         [piece(TOKYO, index=0, id="a"), piece("", index=0, id="a"), piece(PARIS, index=1, id="b")],
+        [
+            piece("{}", index=0, id="a"),
+            piece({}, index=1, id="b"),
+            more(TOKYO, index=0),
+            more(PARIS, index=1),
+        ],
+        [
+            piece("", index=0, id="a", name="lo"),
+            piece(TOKYO, index=0, name="ok"),
+            piece(PARIS, index=1, id="b"),
+        ],
     ],
-    ids=["index", "id", "index 0", "interleaved by id", "index -1", "interleaved", "finishes", "said again"],
+    ids=[
+        "index",
+        "id",
+        "index 0",
+        "interleaved by id",
+        "interleaved by id at one index",
+        "index -1",
+        "interleaved",
+        "finishes",
+        "said again",
+        "a placeholder first",
+        "a name in two pieces",
+    ],
 )
 def test_chat_tells_calls_apart(events: list[Any]):
     reader = streamed("openai", *events, FINISH)
@@ -197,6 +227,61 @@ def test_chat_gives_back_what_it_does_not_know_and_keeps_what_is_of_the_response
             ],
         }
     ]
+
+
+def test_chat_content_of_parts_is_joined_by_their_type_as_if_it_came_whole():
+    def thinking(text: str) -> dict[str, Any]:
+        return {"type": "thinking", "thinking": [{"type": "text", "text": text}]}
+
+    pieces = [[thinking("Let")], [thinking(" me")], "The", [{"type": "text", "text": " answer"}], ""]
+    reader = streamed("openai", *(chunk({"content": one}) for one in pieces), chunk({}, "stop"))
+    whole_ = [thinking("Let me"), {"type": "text", "text": "The answer"}]
+    assert reader.messages == [{"role": "assistant", "content": whole_}]
+    assert "".join(reader.texts) == "The answer"
+    unstreamed = whole("openai", {"choices": [{"message": {"content": whole_}}]})
+    assert (unstreamed.messages, unstreamed.complete) == (reader.messages, True)
+
+
+def test_chat_message_that_ends_a_stream_whole_is_not_said_twice():
+    events = [chunk({"content": "Hel"}), chunk({"content": "lo"})]
+    last = {"choices": [{"message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}]}
+    assert streamed("openai", *events, last).texts == ["Hel", "lo"]
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    "broken", [b'data: {"error": {"message": "no"}}\n\n', b"data: nonsense\n\n", b'data: {"x']
+)
+def test_no_call_of_a_reply_that_failed_is_final(api: Api, broken: bytes):
+    opening: dict[Api, Any] = {
+        "openai": piece("", index=0, id="a"),
+        "openai-responses": {"type": "response.output_item.added", "item": item("a", "")},
+        "anthropic": block(0, "a")[0],
+    }
+    final: list[CallRequest] = []
+    reader = reader_of(api, Probe(count().__next__, on_call=final.append))
+    reader.event(opening[api])
+    reader.feed(broken)
+    reader.end()
+    assert (final, reader.calls, reader.usable) == ([], [], False)
+
+
+def test_long_replies_take_work_in_proportion():
+    def events(pieces: int) -> list[Any]:
+        arguments = [more('{"a":{}},', index=0) for _ in range(pieces)]
+        return [
+            *(chunk({"reasoning_content": "abcd"}) for _ in range(pieces)),
+            piece("[", index=0),
+            *arguments,
+        ]
+
+    # Work, not time: how many characters are parsed or copied shows in the calls of the functions.
+    profiles = []
+    for pieces in (500, 1000):
+        profile = cProfile.Profile()
+        profile.runcall(streamed, "openai", *events(pieces), FINISH)
+        profiles.append(sum(entry.callcount for entry in profile.getstats()))
+    assert profiles[1] < 2.1 * profiles[0]
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
@@ -423,6 +508,21 @@ def test_messages_server_tools_run_from_their_input_to_their_result():
     assert reader.messages[0]["content"] == [
         {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {"query": "x"}},
         result,
+    ]
+
+
+def test_messages_citations_go_back_once_each():
+    deltas = [{"type": "citations_delta", "citation": {"n": number}} for number in range(5)]
+    start = {"type": "text", "text": "", "citations": None}
+    reader = streamed(
+        "anthropic",
+        {"type": "content_block_start", "index": 0, "content_block": start},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "so"}},
+        *({"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas),
+        *stopped("end_turn"),
+    )
+    assert reader.messages[0]["content"] == [
+        {"type": "text", "text": "so", "citations": [{"n": number} for number in range(5)]}
     ]
 
 

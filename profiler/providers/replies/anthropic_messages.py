@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import orjson
 
 from profiler.loop.model import CallRequest
 from profiler.providers.replies.reply import (
@@ -30,12 +29,17 @@ _SERVER_TOOLS = ("server_tool_use", "mcp_tool_use")
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """A block of the reply. `pieces` are what its deltas added, `input` the pieces of a call's JSON text."""
+    """A block of the reply. `pieces` are what its deltas added, `input` the pieces of a call's JSON text.
+
+    `value`: an input that came as an object in place of text.
+    """
 
     index: Any
     start: dict[str, Any]
     pieces: list[Mapping[str, Any]] = field(default_factory=list)
     input: list[str] = field(default_factory=list)
+    value: dict[str, Any] | None = None
+    citations: list[Any] = field(default_factory=list)
     request: CallRequest | None = None
     final: bool = False
     ended_ns: int | None = None
@@ -51,7 +55,7 @@ class _Block:
     @property
     def arguments(self) -> str | Mapping[str, Any]:
         """The text that was streamed; where none was, some gateways have all of it in the block's start."""
-        return arguments_of("".join(self.input) or self.start.get("input"))
+        return arguments_of("".join(self.input) or self.value or self.start.get("input"))
 
 
 class MessagesReader(ReplyReader):
@@ -60,16 +64,18 @@ class MessagesReader(ReplyReader):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._blocks: list[_Block] = []
+        self._open: list[_Block] = []  # calls that are not final
 
     def _whole(self, data: dict[str, Any]) -> None:
         content = data.get("content")
         if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
             self._is_broken("it has no content")
-            return
-        self._blocks = [_Block(place, part) for place, part in enumerate(content)]
-        self._stop(data.get("stop_reason"))
+        else:
+            self._blocks = [_Block(place, part) for place, part in enumerate(content)]
+            self._open = [block for block in self._blocks if block.kind == "tool_use"]
+            self._stop(data.get("stop_reason"))
+            self.complete = True
         self._use(data.get("usage"))
-        self.complete = True
         self._end()
 
     def _event(self, data: Any) -> None:
@@ -87,7 +93,9 @@ class MessagesReader(ReplyReader):
                 self._block_ended(block)
         elif kind == "message_start":
             message = object_of(data.get("message"))
-            self._use(message.get("usage"))
+            usage = message.get("usage")
+            # Its output tokens are those of a reply that has just begun.
+            self._use({**usage, "output_tokens": None} if isinstance(usage, dict) else usage)
             for part in list_of(message.get("content")):
                 self._start(len(self._blocks), object_of(part))
         elif kind == "message_delta":
@@ -99,53 +107,59 @@ class MessagesReader(ReplyReader):
             self.error = data.get("error") or data
 
     def _start(self, index: Any, start: dict[str, Any]) -> None:
-        for block in self._blocks:
-            if block.ended_ns is not None:  # something follows, so it was not cut off
-                self._finalise(block)
+        for block in [block for block in self._open if block.ended_ns is not None]:
+            self._finalise(block)  # something follows, so it was not cut off
         block = _Block(index, start)
         self._blocks.append(block)
         kind = block.kind
         if kind in ("tool_use", *_SERVER_TOOLS):
             self.probe.token()
+            if kind == "tool_use":
+                self._open.append(block)
         elif kind in ("thinking", "redacted_thinking"):
             self.probe.reasoning()
         elif kind == "text":
             if text_of(start.get("text")):
-                self._say(start["text"])
-        elif "tool_use_id" in start:
+                self.probe.text(start["text"])
+        elif start.get("tool_use_id"):
             for call in self._blocks:
-                if call.ended_ns is not None and call.start.get("id") == start["tool_use_id"]:
+                served = call.kind in _SERVER_TOOLS and call.ended_ns is not None
+                if served and call.start.get("id") == start["tool_use_id"]:
                     self._served(call, self.probe.clock())
 
     def _delta(self, index: Any, delta: dict[str, Any]) -> None:
         block = self._block(index)
         if block is None:
             self.unreadable += 1
-            return None
+            return
         kind = delta.get("type")
         if kind == "input_json_delta":
             self.probe.token()
-            block.input.append(text_of(delta.get("partial_json")))
-            return None
+            piece = delta.get("partial_json")
+            if isinstance(piece, str):
+                block.input.append(piece)
+            elif isinstance(piece, dict):
+                block.value = piece
+            else:
+                self.unreadable += piece is not None
+            return
         if kind == "text_delta":
-            self._say(text_of(delta.get("text")))
-            return self._keep(block, {"text": delta.get("text")})
-        if kind in ("thinking_delta", "signature_delta"):
+            # Not kept as text: the blocks have the whole of it in the end.
+            self.probe.text(text_of(delta.get("text")))
+        elif kind in ("thinking_delta", "signature_delta"):
             self.probe.reasoning()
+        if not self.keeps:
+            return
         if kind == "citations_delta":
-            citations = [one for piece in block.pieces for one in list_of(piece.get("citations"))]
-            return self._keep(block, {"citations": [*citations, delta.get("citation")]})
-        return self._keep(block, {key: value for key, value in delta.items() if key != "type"})
-
-    def _keep(self, block: _Block, piece: dict[str, Any]) -> None:
-        if self.keeps:
-            block.pieces.append(piece)
+            block.citations.append(delta.get("citation"))
+        else:
+            block.pieces.append({key: value for key, value in delta.items() if key != "type"})
 
     def _block(self, index: Any) -> _Block | None:
-        """The newest block with this index, the newest of all where the server gives none."""
-        if index is None and self._blocks:
-            return self._blocks[-1]
-        return next((block for block in reversed(self._blocks) if block.index == index), None)
+        """The newest block with this index, or else the newest that has not ended."""
+        with_index = (block for block in reversed(self._blocks) if block.index == index)
+        not_ended = (block for block in reversed(self._blocks) if block.ended_ns is None)
+        return next(with_index, None) or next(not_ended, None)
 
     def _block_ended(self, block: _Block) -> None:
         block.ended_ns = self.probe.clock()
@@ -165,6 +179,7 @@ class MessagesReader(ReplyReader):
             if block.request is None:
                 self._tell(block)
             block.final = True
+            self._open.remove(block)
             assert block.request is not None
             self.probe.call_complete(block.request)
 
@@ -175,17 +190,19 @@ class MessagesReader(ReplyReader):
         block.ended_ns, block.final = None, True
 
     def _stop(self, reason: Any) -> None:
-        if reason is None:
+        if not reason:
             return
         self.finish_reason = reason if isinstance(reason, str) else str(reason)
         self.complete = True
-        self.paused = reason == "pause_turn"
-        if reason not in CUT_OFF:
-            for block in self._blocks:
+        self.paused = self.finish_reason == "pause_turn"
+        if self.finish_reason not in CUT_OFF:
+            for block in [*self._open]:
                 self._finalise(block)
 
     def _end(self) -> None:
         self._count_tokens()
+        if not self.usable:
+            return
         cut = self.finish_reason in CUT_OFF
         for block in self._blocks:
             if block.kind == "tool_use":
@@ -200,27 +217,25 @@ class MessagesReader(ReplyReader):
             elif block.kind in _SERVER_TOOLS and not block.final:
                 self._served(block, None)
         if self.keeps:
-            content = [kept for block in self._blocks if (kept := self._kept(block)) is not None]
+            content = [kept for block in self._blocks if (kept := self._back(block)) is not None]
             self.messages = [{"role": "assistant", "content": content}] if content else []
 
-    def _kept(self, block: _Block) -> dict[str, Any] | None:
-        """A block as it goes back. None for an empty text, which the API refuses in a request."""
-        kept = merged(({"type": block.kind or None}, block.start, *block.pieces))
+    def _back(self, block: _Block) -> dict[str, Any] | None:
+        """A block as it goes back. None for a text of nothing, which the API refuses in a request."""
+        back = merged(({"type": block.kind or None}, block.start, *block.pieces))
+        if block.citations:
+            back["citations"] = [*list_of(back.get("citations")), *block.citations]
         if block.kind == "text":
-            if not text_of(kept.get("text")):
-                return None
-            self.texts.append(kept["text"])
-        elif block.request is not None:
-            kept["id"], kept["input"] = block.request.id, _input(block.request.arguments)
-        elif block.input:
-            kept["input"] = _input("".join(block.input))
-        return kept
-
-    def _say(self, text: str) -> None:
-        self.probe.text(text)  # not kept: the blocks have the whole text in the end
+            self.texts.append(text_of(back.get("text")))
+            return back if self.texts[-1].strip() else None
+        if block.request is not None:
+            back["id"] = block.request.id
+        if block.request is not None or block.kind in _SERVER_TOOLS:
+            back["input"] = _input(block.arguments)
+        return back
 
     def _count_tokens(self) -> None:
-        usage, self._usage = self._usage, {}
+        usage = self._usage
         uncached = self._count(usage.get("input_tokens"))
         self.cached_tokens = self._count(usage.get("cache_read_input_tokens"))
         self.cache_written_tokens = self._count(usage.get("cache_creation_input_tokens"))
@@ -236,7 +251,7 @@ def _input(arguments: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(arguments, str):
         return arguments
     try:
-        value = orjson.loads(arguments)
-    except orjson.JSONDecodeError:
+        value = json.loads(arguments)  # not orjson, which makes decimals of large integers
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-_BEGINNINGS = (b"data:", b"event:", b"id:", b"retry:", b":", b"\xef\xbb\xbf")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def begins_stream(chunk: bytes) -> bool:
-    """Whether a body that does not say so begins as a stream of events."""
-    return chunk.lstrip()[:6].startswith(_BEGINNINGS)
+    """Whether a body that does not say so begins as a stream of events: by the first letter of a field."""
+    return chunk.lstrip().removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] in (b"d", b"e", b"i", b"r", b":")
 
 
 class Event(NamedTuple):
@@ -68,7 +68,7 @@ class EventStream:
     def _read(self, line: bytes, events: list[Event]) -> None:
         if not self._began:
             self._began = True
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(_BYTE_ORDER_MARK)
         if line.startswith(b"data:"):
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
         elif not line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from profiler.loop.model import CallRequest
 from profiler.providers.replies.reply import (
     ReplyReader,
     arguments_of,
-    first_of,
+    arguments_text,
     identity_of,
     is_object,
     list_of,
@@ -18,7 +19,6 @@ from profiler.providers.replies.reply import (
     merged,
     object_of,
     text_of,
-    text_of_arguments,
     without_nulls,
 )
 
@@ -35,34 +35,84 @@ _RESPONSE_ONLY = frozenset(("annotations", "refusal", "audio", "parsed"))
 _OWN_OF_CALL = frozenset(("index", "id", "type", "function", "custom"))
 _OWN_OF_FUNCTION = frozenset(("name", "arguments", "input", "parsed_arguments"))
 
+_STRUCTURE = re.compile(r'\\.?|["{}]', re.DOTALL)
+"""What tells where a JSON object ends: braces, quotes, and what a backslash escapes."""
+
 
 @dataclass(slots=True, eq=False)
 class _Call:
     """A call as far as its pieces have come. `key`: the index that the server gave it, None without one.
 
-    `request`: as it was told to the probe, when its arguments were complete. `final`: and something followed.
-    `doubtful`: it began with the name of the call before and nothing else, which some servers repeat.
+    `value`: arguments that are no text. `request`: as it was told to the probe, once its arguments were
+    whole. `final`: and something followed. `doubtful`: it began with the name of the call before and nothing
+    else, which some servers repeat.
     """
 
     key: Any
     id: str = ""
     kind: str = "function"
     name: str = ""
-    text: str = ""
-    value: Any = None  # arguments that are no text
+    pieces: list[str] = field(default_factory=list)
+    value: Any = None
     request: CallRequest | None = None
     final: bool = False
     doubtful: bool = False
     extras: list[Mapping[str, Any]] = field(default_factory=list)
     function_extras: list[Mapping[str, Any]] = field(default_factory=list)
+    # How far the object is read: how deep, inside text or not, after a backslash or not.
+    depth: int = 0
+    in_text: bool = False
+    escaped: bool = False
+    whole: bool = False
 
     @property
     def arguments(self) -> str | Mapping[str, Any]:
-        return arguments_of(self.text if self.value is None else self.value)
+        return arguments_of("".join(self.pieces) if self.value is None else self.value)
 
-    def whole(self) -> bool:
-        """Whether its arguments are complete: a whole object, to which nothing can be added."""
-        return self.request is not None or isinstance(self.value, dict) or is_object(self.text)
+    @property
+    def has_arguments(self) -> bool:
+        return bool(self.pieces) or self.value is not None
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether its arguments are an empty object, in the place of which some servers send others next."""
+        return self.value == {} or (self.whole and self.arguments == "{}")
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its arguments are whole, and no placeholder: nothing can follow."""
+        return self.whole and not self.is_placeholder
+
+    def add(self, given: Any) -> bool:
+        """More of its arguments; False where they had been whole before."""
+        if self.whole and given not in (None, ""):
+            blank = isinstance(given, str) and not given.strip()
+            if not self.is_placeholder or blank:
+                return blank
+            self.pieces, self.value, self.whole, self.depth = [], None, False, 0
+        if isinstance(given, str):
+            if given:
+                self.pieces.append(given)
+                self._read(given)
+        elif given is not None:
+            self.value = given
+            self.whole = isinstance(given, dict)
+        return True
+
+    def _read(self, piece: str) -> None:
+        """Look for the end of the object. Only there is it parsed: it may come in thousands of pieces."""
+        skipped = int(self.escaped)
+        self.escaped = False
+        for match in _STRUCTURE.finditer(piece, skipped):
+            mark = match[0]
+            if mark[0] == "\\":
+                self.escaped = self.in_text and len(mark) == 1
+            elif mark == '"':
+                self.in_text = not self.in_text
+            elif not self.in_text:
+                self.depth += 1 if mark == "{" else -1
+        if self.depth == 0 and not self.in_text and "}" in piece:
+            self.whole = is_object("".join(self.pieces))
 
 
 class ChatReader(ReplyReader):
@@ -70,56 +120,70 @@ class ChatReader(ReplyReader):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._open: list[_Call] = []
+        self._calls: list[_Call] = []
+        self._open: list[_Call] = []  # those of them that are not final
         self._extras: list[Mapping[str, Any]] = []
-        self._content: Any = None  # as it came, where it was no text
-        self._said_text = False
-        self._choice: Any = None  # its index
+        self._content: list[Any] = []  # texts and parts, as they came
+        self._choice: Any = None  # the index of the choice that is read
 
     def _whole(self, data: dict[str, Any]) -> None:
         choice = self._choice_of(data.get("choices"))
-        if choice is None or not isinstance(choice.get("message"), dict):
-            self._use(data.get("usage"))
-            self._count_tokens()
-            self._is_broken("it has no message")
-            return
-        self._read_choice(choice, choice["message"])
         self._use(data.get("usage"))
+        if choice is None or not isinstance(choice.get("message"), dict):
+            self._is_broken("it has no message")
+        else:
+            self.complete = True
+            self._read_choice(choice, choice["message"])
         self._end()
 
     def _event(self, data: Any) -> None:
         if not isinstance(data, dict):
             self._is_broken("an event that is no object")
             return
-        if data.get("error"):
-            self.error = data["error"]
+        if data.get("error") or data.get("object") == "error":
+            self.error = data.get("error") or data
             return
         usage = data.get("usage")
         if usage is not None:
             self._use(usage)
+        elif "choices" not in data:
+            self.unreadable += 1
         choice = self._choice_of(data.get("choices"))
-        if choice is not None:
-            self._read_choice(choice, choice.get("delta") or choice.get("message") or {})
+        if choice is None:
+            return
+        delta = choice.get("delta")
+        if not delta and not (self._calls or self._content or self._extras):
+            delta = choice.get("message")  # else all of it again, as some servers end
+        self._read_choice(choice, delta or {})
 
     def _marked_done(self) -> None:
-        if self.finish_reason is None:
+        if self._choice is not None:
             self.complete = True
 
     def _end(self) -> None:
         self._count_tokens()
+        if not self.usable:
+            return
+        self.unreadable += sum(1 for call in self._calls if not call.name and call.has_arguments)
+        self._calls = [
+            call for call in self._calls if call.name and (call.has_arguments or not call.doubtful)
+        ]
         cut = self.finish_reason in CUT_OFF
-        self.unreadable += sum(1 for call in self._open if not call.name and (call.text or call.value))
-        named = [call for call in self._open if call.name and not (call.doubtful and not call.text)]
-        self._open = named
-        for call in named:
-            last = call is named[-1]
-            # Without a finish reason, a call that is no whole object is one that was cut off.
-            if last and (cut or (self.finish_reason is None and not (call.whole() or not call.text))):
-                self.calls.append(CallRequest(call.id or made_up_id(), call.name, call.arguments, True))
+        for call in self._calls:
+            last = call is self._calls[-1]
+            if call.final:
+                cut_off = False
+            elif cut:
+                cut_off = last or not call.is_settled
+            else:
+                # Without a finish reason, a call that is no whole object is one that was cut off.
+                cut_off = self.finish_reason is None and not call.whole and call.arguments != "{}"
+            if cut_off:
+                call.request = CallRequest(call.id or made_up_id(), call.name, call.arguments, truncated=True)
             else:
                 self._finalise(call)
-                assert call.request is not None
-                self.calls.append(call.request)
+            assert call.request is not None
+            self.calls.append(call.request)
         if self.keeps:
             self.messages = [self._message()]
 
@@ -147,43 +211,40 @@ class ChatReader(ReplyReader):
             self._read_content(content)
         parts = delta.get("tool_calls")
         if parts:
-            if isinstance(parts, dict):
-                parts = [parts]
-            touched: list[_Call] = []
-            for part in list_of(parts):
+            beside: list[_Call] = []
+            for part in [parts] if isinstance(parts, dict) else list_of(parts):
                 if isinstance(part, dict):
                     self.probe.token()
-                    self._read_part(part, touched)
+                    self._read_part(part, beside)
                 else:
                     self.unreadable += 1
         reason = choice.get("finish_reason")
-        if reason is not None:
+        if reason:
             self.finish_reason = reason if isinstance(reason, str) else str(reason)
             self.complete = True
             if self.finish_reason not in CUT_OFF:
-                for call in self._open:
-                    # Some servers give a reason with every event: what is not whole may go on.
-                    if call.name and call.whole():
-                        self._finalise(call)
+                self._finalise_settled()
 
     def _read_extras(self, delta: dict[str, Any]) -> None:
         """The fields of a message that are not the API's own."""
         if any(delta.get(name) for name in _REASONING):
             self.probe.reasoning()
+        self.unreadable += bool(delta.get("function_call"))  # how calls were made before there were tools
         if self.keeps:
-            kept = without_nulls(delta, _OWN | _RESPONSE_ONLY)
-            if kept:
-                self._extras.append(kept)
+            others = without_nulls(delta, _OWN | _RESPONSE_ONLY)
+            if others:
+                self._extras.append(others)
 
     def _read_content(self, content: Any) -> None:
         if isinstance(content, str):
-            self._said_text = True
+            self._content.append(content)
             if content:
                 self._say(content)
             return
         if not isinstance(content, list):
             self.unreadable += 1
             return
+        self._content += content
         for part in content:
             if isinstance(part, str):
                 self._say(part)
@@ -191,61 +252,68 @@ class ChatReader(ReplyReader):
                 self.probe.reasoning()
             elif text_of(object_of(part).get("text")):
                 self._say(part["text"])
-        if self.keeps:
-            self._content = [*list_of(self._content), *content]
 
-    def _read_part(self, part: dict[str, Any], touched: list[_Call]) -> None:
-        """A piece of one call. `touched`: the calls of which pieces came in the same event."""
+    def _say(self, text: str) -> None:
+        if self.keeps:
+            self.texts.append(text)
+        self.probe.text(text)
+
+    def _read_part(self, part: dict[str, Any], beside: list[_Call]) -> None:
+        """A piece of one call. `beside`: the calls of which pieces came before it in the same event."""
         function = object_of(part.get("function") or part.get("custom"))
         name = text_of(function.get("name"))
         given = function.get("arguments", function.get("input"))
         ident = identity_of(part.get("id"))
-        call = self._call_of(part.get("index"), ident, name, given, touched)
+        call = self._call_of(part.get("index"), ident, name, given, beside)
         if call is None:
             self.unreadable += bool(given)
             return
-        touched.append(call)
+        beside.append(call)
+        said_again = call.whole and given not in (None, "") and arguments_of(given) == call.arguments
+        if not said_again and not call.add(given):
+            self.unreadable += 1
+        if self.keeps:
+            _collect(call.extras, part, _OWN_OF_CALL)
+            _collect(call.function_extras, function, _OWN_OF_FUNCTION)
+        if call.final:
+            return
         if part.get("custom"):
             call.kind = "custom"
-        if call.final:
-            return  # said again, or an empty piece after the end
         call.id = ident or call.id
-        call.name = name or call.name
-        if isinstance(given, str):
-            call.text += given
-        elif given is not None:
-            call.value = given
-        if self.keeps:
-            _keep(call.extras, part, _OWN_OF_CALL)
-            _keep(call.function_extras, function, _OWN_OF_FUNCTION)
-        if call.name and call.request is None and call.whole():
-            # Nothing can follow, so an application may run it at once.
-            self._tell(call)
+        if name != call.name:
+            call.name += name
+        if call.name and call.request is None and call.is_settled:
+            self._tell(call)  # an application may run it at once
 
-    def _call_of(self, index: Any, ident: str, name: str, given: Any, touched: list[_Call]) -> _Call | None:
+    def _call_of(self, index: Any, ident: str, name: str, given: Any, beside: list[_Call]) -> _Call | None:
         """The call that a piece belongs to, which the piece may begin; None where there is none."""
-        last = self._open[-1] if self._open else None
+        last = self._calls[-1] if self._calls else None
+        with_id = (call for call in reversed(self._calls) if ident and call.id == ident)
         if index is not None:
-            found = next((call for call in reversed(self._open) if call.key == index), None)
+            there = (call for call in reversed(self._calls) if call.key == index)
+            found = next((call for call in with_id if call.key == index), None) or next(there, None)
         elif ident:
-            found = next((call for call in reversed(self._open) if call.id == ident), None)
+            found = next(with_id, None)
         else:
             found = last
-        if found is not None and not _begins_another(found, ident, name, given, touched):
+        if found is not None and not _begins_another(found, ident, name, given, beside):
             return found
         if not name and not ident:
-            if given and last is not None and not last.whole():
+            if given and last is not None and not last.whole:
                 return last  # its index is not that of the opening piece
             if index is None:
                 return None
-        for call in self._open:
-            # Pieces of several calls may come interleaved, so one that is not whole may go on.
-            if call.whole() and call.name:
-                self._finalise(call)
-        repeats = found is not None and name == found.name and not ident and not given
-        call = _Call(index, ident, doubtful=repeats and found not in touched)
+        # Pieces of several calls may come interleaved: those that are not whole may go on.
+        self._finalise_settled()
+        repeats = found is not None and found not in beside and name == found.name and given in (None, "")
+        call = _Call(index, ident, doubtful=repeats and ident in ("", found.id if found else ""))
+        self._calls.append(call)
         self._open.append(call)
         return call
+
+    def _finalise_settled(self) -> None:
+        for call in [call for call in self._open if call.name and call.is_settled]:
+            self._finalise(call)
 
     def _tell(self, call: _Call) -> None:
         call.request = CallRequest(call.id or made_up_id(), call.name, call.arguments)
@@ -257,82 +325,101 @@ class ChatReader(ReplyReader):
             if call.request is None:
                 self._tell(call)
             call.final = True
+            self._open.remove(call)
             assert call.request is not None
             self.probe.call_complete(call.request)
 
     def _message(self) -> dict[str, Any]:
         """The assistant message as it came, with its calls as the API wants them back."""
-        text = "".join(self.texts)
-        content = self._content if self._content is not None else text if self._said_text else None
+        content: Any = "".join(self.texts)
+        if any(not isinstance(part, str) for part in self._content):
+            content = _joined_parts(self._content)
+        elif not self._content and self._calls:
+            content = None
         message: dict[str, Any] = {"role": "assistant", "content": content, **merged(self._extras)}
-        if not self._open:
-            message["content"] = text if content is None else content
-            return message
-        message["tool_calls"] = [
-            _call_message(call, request) for call, request in zip(self._open, self.calls, strict=True)
-        ]
+        if self._calls:
+            message["tool_calls"] = [_back(call) for call in self._calls]
         return message
 
     def _count_tokens(self) -> None:
-        usage, self._usage = self._usage, {}
-        given = self._count(usage.get("prompt_tokens"))
-        taken = self._count(usage.get("completion_tokens"))
-        total = usage.get("total_tokens")
+        usage = self._usage
         of_input = object_of(usage.get("prompt_tokens_details"))
         of_output = object_of(usage.get("completion_tokens_details"))
+        given = self._count(usage.get("prompt_tokens"))
+        taken = self._count(usage.get("completion_tokens"))
         self.cached_tokens = self._count(
-            first_of(
-                of_input.get("cached_tokens"),
-                usage.get("prompt_cache_hit_tokens"),  # DeepSeek's
-                usage.get("cache_read_input_tokens"),  # of gateways to Anthropic
-            )
+            of_input.get("cached_tokens"),
+            usage.get("prompt_cache_hit_tokens"),  # DeepSeek's
+            usage.get("cache_read_input_tokens"),  # of gateways to Anthropic
         )
         self.cache_written_tokens = self._count(
-            first_of(
-                of_input.get("cache_write_tokens"),
-                of_input.get("cache_creation_tokens"),
-                usage.get("cache_creation_input_tokens"),
-            )
+            of_input.get("cache_write_tokens"),
+            of_input.get("cache_creation_tokens"),
+            usage.get("cache_creation_input_tokens"),
         )
-        self.reasoning_tokens = self._count(
-            first_of(of_output.get("reasoning_tokens"), usage.get("reasoning_tokens"))
-        )
+        self.reasoning_tokens = self._count(of_output.get("reasoning_tokens"), usage.get("reasoning_tokens"))
         # Some servers leave reasoning out of `completion_tokens`; their total tells.
         apart = self.reasoning_tokens or 0
-        if given is not None and taken is not None and total == given + taken + apart:
+        if given is not None and taken is not None and usage.get("total_tokens") == given + taken + apart:
             taken += apart
         self.input_tokens, self.output_tokens = given, taken
 
 
-def _begins_another(call: _Call, ident: str, name: str, given: Any, touched: list[_Call]) -> bool:
+def _begins_another(call: _Call, ident: str, name: str, given: Any, beside: list[_Call]) -> bool:
     """Whether a piece with the index or the id of a call is the beginning of another one.
 
-    So it is with a new id and a name; with arguments of its own when those of the call are complete; and
-    where it stands beside a piece of the call, in the same event.
+    So it is with a new id and a name, with another name (unless it is the rest of the name of a call that has
+    an id), with a name once the arguments of the call are whole (unless all of the call is repeated), and
+    where it stands beside a piece of the call in one event.
     """
     if not name or not call.name:
         return False
     if ident and call.id and ident != call.id:
         return True
-    if any(one is call for one in touched):
+    if name != call.name and (ident or not call.id):
         return True
-    if not call.whole():
-        return name != call.name and not ident
-    return not (name == call.name and ident and (not given or arguments_of(given) == call.arguments))
+    if any(one is call for one in beside):
+        return True
+    return call.whole and not (ident and given and arguments_of(given) == call.arguments)
 
 
-def _keep(pieces: list[Mapping[str, Any]], part: dict[str, Any], own: frozenset[str]) -> None:
+def _collect(pieces: list[Mapping[str, Any]], part: dict[str, Any], own: frozenset[str]) -> None:
     for name in part:
         if name not in own:
             pieces.append(without_nulls(part, own))
             return
 
 
-def _call_message(call: _Call, request: CallRequest) -> dict[str, Any]:
-    arguments = text_of_arguments(request.arguments)
+def _joined_parts(content: list[Any]) -> list[Any]:
+    """Parts of a content that were streamed, neighbours of one type (`text`, `thinking`) joined."""
+    parts: list[Any] = []
+    for piece in content:
+        part = {"type": "text", "text": piece} if isinstance(piece, str) else piece
+        before = parts[-1] if parts else None
+        if isinstance(part, dict) and isinstance(before, dict) and part.get("type") == before.get("type"):
+            if part.get("type") == "text":
+                parts[-1] = {
+                    **before,
+                    **part,
+                    "text": text_of(before.get("text")) + text_of(part.get("text")),
+                }
+                continue
+            if isinstance(part.get("thinking"), list) and isinstance(before.get("thinking"), list):
+                thinking = _joined_parts([*before["thinking"], *part["thinking"]])
+                parts[-1] = {**before, **part, "thinking": thinking}
+                continue
+        if part != {"type": "text", "text": ""}:
+            parts.append(part)
+    return parts
+
+
+def _back(call: _Call) -> dict[str, Any]:
+    """A call as it goes back."""
+    assert call.request is not None
+    arguments = arguments_text(call.request.arguments)
     said = {"name": call.name, "input" if call.kind == "custom" else "arguments": arguments}
     return {
-        "id": request.id,
+        "id": call.request.id,
         "type": call.kind,
         **merged(call.extras),
         call.kind: {**said, **merged(call.function_extras)},

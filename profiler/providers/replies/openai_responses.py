@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from profiler.loop.model import CallRequest
 from profiler.providers.replies.reply import (
     ReplyReader,
     arguments_of,
+    arguments_text,
     identity_of,
     list_of,
     made_up_id,
     object_of,
     text_of,
-    text_of_arguments,
     without_nulls,
 )
 from profiler.records import ServerToolCall
+
+_CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
+"""Items that are calls, and the field of what they call the tool with."""
 
 _SERVER_TOOLS = {
     "web_search_call": "web_search",
@@ -37,7 +40,10 @@ _RESPONSE_ONLY = frozenset(("parsed_arguments", "parsed"))
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """An item of the output, as it was added or, once it is `done`, as it ended. `index` is the server's."""
+    """An item of the output, as it was added or, once it is `done`, as it ended. `index` is the server's.
+
+    `pieces` are those of the arguments of a call, as they came.
+    """
 
     index: Any
     data: dict[str, Any]
@@ -45,14 +51,32 @@ class _Item:
     request: CallRequest | None = None
     began_ns: int | None = None
     ended_ns: int | None = None
+    pieces: list[str] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
         return text_of(self.data.get("type")) or _kind_by_content(self.data)
 
-    def same(self, data: dict[str, Any]) -> bool:
-        """Whether this is an item with one of the ids of that one."""
-        return any(self.data.get(key) == data[key] for key in ("id", "call_id") if data.get(key))
+    @property
+    def status(self) -> Any:
+        return self.data.get("status")
+
+    @property
+    def arguments(self) -> Any:
+        return self.data.get(_CALLS[self.kind]) or "".join(self.pieces)
+
+    def has_id_of(self, data: dict[str, Any]) -> bool:
+        """Whether this is an item with the id of that one, or with its call's where either has none."""
+        key = "id" if self.data.get("id") and data.get("id") else "call_id"
+        return bool(data.get(key)) and self.data.get(key) == data[key]
+
+    def is_like(self, data: dict[str, Any]) -> bool:
+        """Whether that is an item of this type, of a call with the same name and arguments."""
+        other = _Item(None, data)
+        if self.kind != other.kind or self.kind not in _CALLS:
+            return self.kind == other.kind
+        same_name = self.data.get("name") == data.get("name")
+        return same_name and arguments_of(self.arguments) == arguments_of(other.arguments)
 
 
 class ResponsesReader(ReplyReader):
@@ -68,9 +92,8 @@ class ResponsesReader(ReplyReader):
         output = data.get("output")
         if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
             self._is_broken("it has no output")
-            return
         self._final = data
-        self.complete = True
+        self.complete = self.broken is None
         self._end()
 
     def _event(self, data: Any) -> None:
@@ -80,9 +103,16 @@ class ResponsesReader(ReplyReader):
         kind = text_of(data.get("type"))
         if kind == "response.output_text.delta":
             self._settle()
-            self._say(text_of(data.get("delta")))
-        elif kind == "response.function_call_arguments.delta":
+            self.probe.text(text_of(data.get("delta")))  # not kept: the items have the whole text in the end
+        elif kind in ("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"):
             self.probe.token()
+            item = self._open_item(data.get("output_index"), {"id": data.get("item_id")})
+            if item is not None:
+                item.pieces.append(text_of(data.get("delta")))
+        elif kind == "response.function_call_arguments.done":
+            item = self._open_item(data.get("output_index"), {"id": data.get("item_id")})
+            if item is not None and isinstance(data.get("arguments"), str):
+                item.pieces = [data["arguments"]]
         elif kind.startswith("response.reasoning"):
             if kind.endswith(".delta"):
                 self.probe.reasoning()
@@ -90,16 +120,15 @@ class ResponsesReader(ReplyReader):
             self._added(data)
         elif kind == "response.output_item.done":
             self._item_done(data)
-        elif kind == "response.function_call_arguments.done":
-            item = self._open_item(data.get("output_index"), {"id": data.get("item_id")})
-            if item is not None and isinstance(data.get("arguments"), str):
-                item.data["arguments"] = data["arguments"]
         elif kind in _ENDS:
-            self._final = object_of(data.get("response"))
-            self._final.setdefault("status", _ENDS[kind])
+            self._final = {"status": _ENDS[kind], **object_of(data.get("response"))}
             self.complete = self.done = True
         elif kind == "error" or data.get("error"):
             self.error = data.get("error") or data
+
+    def _marked_done(self) -> None:
+        # Not of this API, but of gateways to it.
+        self.complete = self.complete or any(item.done for item in self._items)
 
     def _added(self, data: dict[str, Any]) -> None:
         self._settle()
@@ -109,11 +138,11 @@ class ResponsesReader(ReplyReader):
             item.began_ns = self.probe.clock()
         elif item.kind == "program_output":
             for program in self._items:
-                if program.kind == "program" and program.same(item.data):
+                if program.kind == "program" and program.data.get("call_id") == item.data.get("call_id"):
                     program.ended_ns = self.probe.clock()
         elif item.kind == "reasoning":
             self.probe.reasoning()
-        elif item.kind == "function_call":
+        elif item.kind in _CALLS:
             self.probe.token()
 
     def _item_done(self, data: dict[str, Any]) -> None:
@@ -121,16 +150,18 @@ class ResponsesReader(ReplyReader):
         given, index = object_of(data.get("item")), data.get("output_index")
         item = self._open_item(index, given)
         if item is None:
+            if any(known.done and known.has_id_of(given) and known.is_like(given) for known in self._items):
+                return  # said again
             item = _Item(index, given)
             self._items.append(item)
         item.data, item.done = given, True
-        if item.kind == "function_call":
+        if item.kind in _CALLS:
             self.probe.token()
-            if given.get("status") == "incomplete":
+            if item.status == "incomplete":
                 return
-            item.request = self._request(given)
+            item.request = _request(item)
             self.probe.arguments_complete(item.request)
-            if given.get("status") == "completed":
+            if item.status == "completed":
                 self.probe.call_complete(item.request)
             else:  # it does not say, and a reply that is cut off may end here
                 self._not_final.append(item.request)
@@ -142,7 +173,7 @@ class ResponsesReader(ReplyReader):
     def _open_item(self, index: Any, given: dict[str, Any]) -> _Item | None:
         """The item that is not done and has these ids, or else this index: some gateways repeat indexes."""
         open_items = [item for item in self._items if not item.done]
-        named = [item for item in open_items if item.same(given)]
+        named = [item for item in open_items if item.has_id_of(given)]
         return next(iter(named or [item for item in open_items if item.index == index]), None)
 
     def _settle(self) -> None:
@@ -150,70 +181,70 @@ class ResponsesReader(ReplyReader):
         while self._not_final:
             self.probe.call_complete(self._not_final.pop(0))
 
-    def _request(self, item: dict[str, Any], truncated: bool = False) -> CallRequest:
-        ident = identity_of(item.get("call_id")) or made_up_id()
-        return CallRequest(ident, text_of(item.get("name")), arguments_of(item.get("arguments")), truncated)
-
     def _end(self) -> None:
-        final = self._final
-        status = text_of(final.get("status")) or None
+        self._use(self._final.get("usage"))
+        self._count_tokens()
+        status = text_of(self._final.get("status")) or None
         if status == "failed":
-            self.error = final.get("error") or {"message": "no reason given"}
+            self.error = self._final.get("error") or {"message": "no reason given"}
         self.finish_reason = status
-        if status != "incomplete":
+        if not self.usable:
+            return
+        cut = status == "incomplete"
+        if not cut:
             self._settle()
         items = self._in_order()
         for item in items:
-            self._take(item, status == "incomplete" and item is items[-1])
-        self._count_tokens(final.get("usage"))
+            self._take(item, cut and (item is items[-1] or not item.done))
 
     def _in_order(self) -> list[_Item]:
-        """The items of the finished reply, as they ended."""
-        streamed = [item for item in self._items if item.done or _has_ended(item)]
+        """The items of the finished reply. Of those that were done, the last event only tells the order."""
+        streamed = [item for item in self._items if item.done or item.kind in _CALLS]
         indexes = [item.index for item in streamed]
         if all(isinstance(index, int) for index in indexes) and len({*indexes}) == len(indexes):
             streamed.sort(key=lambda item: item.index)
-        output = [one for one in list_of(self._final.get("output")) if isinstance(one, dict)]
-        if len(output) < len(streamed):
-            return streamed  # some gateways end with an output that is empty
         left, items = [*streamed], []
-        for place, data in enumerate(output):
-            item = next((one for one in left if one.same(data)), None)
+        for place, data in enumerate(list_of(self._final.get("output"))):
+            if not isinstance(data, dict):
+                self.unreadable += 1
+                continue
+            item = next((one for one in left if one.has_id_of(data)), None)
+            item = item or next((one for one in left if one.is_like(data)), None)
             if item is None:
-                item = next((one for one in left if one.kind == data.get("type")), None)
-            if item is None:
-                item = _Item(place, data)
+                item = _Item(place, data, done=True)
             else:
                 left.remove(item)
-                item.data = data
+                if not item.done:
+                    item.data, item.done = data, True
             items.append(item)
-        return items
+        if not left:
+            return items
+        # Some gateways end with an output that lacks items, or has none.
+        return streamed + [item for item in items if item not in streamed]
 
     def _take(self, item: _Item, cut: bool) -> None:
-        data, kind = item.data, item.kind
-        if kind == "function_call":
-            status = data.get("status")
-            if status == "incomplete" or (cut and status != "completed"):
-                item.request = self._request(data, truncated=True)
-            elif item.request is None:
-                item.request = self._request(data)
-                self.probe.call_complete(item.request)
+        kind = item.kind
+        if kind in _CALLS:
+            if item.request is None:
+                truncated = item.status == "incomplete" or (cut and item.status != "completed")
+                item.request = _request(item, truncated)
+                if not truncated:
+                    self.probe.call_complete(item.request)
+            elif any(item.request is request for request in self._not_final):
+                item.request = _request(item, truncated=True)
             self.calls.append(item.request)
         elif kind == "message" and self.keeps:
-            parts = [object_of(part) for part in list_of(data.get("content"))]
+            parts = [object_of(part) for part in list_of(item.data.get("content"))]
             self.texts += [text_of(part.get("text")) for part in parts if part.get("type") == "output_text"]
         elif kind in _SERVER_TOOLS:
-            times = (item.began_ns, item.ended_ns) if item.began_ns and item.ended_ns else (None, None)
+            told = item.began_ns is not None and item.ended_ns is not None
+            times = (item.began_ns, item.ended_ns) if told else (None, None)
             self.server_tools.append(ServerToolCall(_SERVER_TOOLS[kind], *times))
         if self.keeps:
-            self.messages.append(_kept(item))
+            self.messages.append(_back(item))
 
-    def _say(self, text: str) -> None:
-        self.probe.text(text)  # not kept: the items have the whole text in the end
-
-    def _count_tokens(self, usage: Any) -> None:
-        self._use(usage)
-        usage, self._usage = self._usage, {}
+    def _count_tokens(self) -> None:
+        usage = self._usage
         of_input = object_of(usage.get("input_tokens_details"))
         of_output = object_of(usage.get("output_tokens_details"))
         self.input_tokens = self._count(usage.get("input_tokens"))
@@ -230,17 +261,17 @@ def _kind_by_content(item: dict[str, Any]) -> str:
     return "message" if isinstance(item.get("content"), list) and item.get("role") else ""
 
 
-def _has_ended(item: _Item) -> bool:
-    """Whether an item that was never said to be done has all that it needs."""
-    return item.kind == "function_call" and bool(item.data.get("arguments"))
+def _request(item: _Item, truncated: bool = False) -> CallRequest:
+    ident = identity_of(item.data.get("call_id")) or made_up_id()
+    return CallRequest(ident, text_of(item.data.get("name")), arguments_of(item.arguments), truncated)
 
 
-def _kept(item: _Item) -> dict[str, Any]:
+def _back(item: _Item) -> dict[str, Any]:
     """An item as it goes back."""
     kept = without_nulls({**item.data, "type": item.kind or None}, _RESPONSE_ONLY)
     if item.request is not None:
         kept["call_id"] = item.request.id
-        kept["arguments"] = text_of_arguments(item.request.arguments)
+        kept[_CALLS[item.kind]] = arguments_text(item.request.arguments)
     elif item.kind == "message":
         kept["content"] = [
             without_nulls(part, _RESPONSE_ONLY) if isinstance(part, dict) else part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -55,6 +56,11 @@ class ReplyReader:
         self._events = EventStream()
         self._usage: dict[str, Any] = {}
 
+    @property
+    def usable(self) -> bool:
+        """Whether it is a reply that came to its end: of any other, no further call may run."""
+        return self.complete and self.error is None and self.broken is None
+
     def feed(self, chunk: bytes) -> None:
         """The next bytes of a stream of server-sent events."""
         for event in self._events.feed(chunk):
@@ -67,14 +73,14 @@ class ReplyReader:
     def end(self) -> None:
         """The stream is over: nothing more of it will come. Once."""
         for event in self._events.end():
-            self._decode(event)
+            self._decode(event, cut_off=True)
         self._guard(self._end)
 
     def read(self, body: bytes) -> None:
         """A reply that came as one JSON object."""
         try:
-            data = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
+            data = _decoded(body)
+        except (ValueError, RecursionError) as error:
             self._is_broken(f"not JSON: {error}")
             return
         self.whole(data)
@@ -86,6 +92,8 @@ class ReplyReader:
             self._is_broken(f"{_kind(data)} where an object belongs")
         elif data.get("error"):
             self.error = data["error"]
+            self._use(data.get("usage"))
+            self._guard(self._end)
         else:
             self._guard(self._whole, data)
 
@@ -107,17 +115,20 @@ class ReplyReader:
             paused=self.paused,
         )
 
-    def _decode(self, event: Event) -> None:
-        if event.data.startswith(b"[DONE]"):
+    def _decode(self, event: Event, cut_off: bool = False) -> None:
+        text = event.data.strip()
+        if text.startswith(b"[DONE]"):
             self.done = True
             self._guard(self._marked_done)
             return
         try:
-            data = orjson.loads(event.data)
-        except orjson.JSONDecodeError as error:
+            data = _decoded(event.data)
+        except (ValueError, RecursionError) as error:
+            if cut_off or not text:
+                return  # the reply has not come to its end, and will be said not to have
             if event.name == "error":
-                self.error = event.data.decode("utf-8", "replace")
-            elif event.data.strip():
+                self.error = text.decode("utf-8", "replace")
+            else:
                 self._is_broken(f"an event that is not JSON: {error}")
             return
         if event.name == "error" and not (isinstance(data, dict) and data.get("error")):
@@ -145,16 +156,11 @@ class ReplyReader:
         raise NotImplementedError
 
     def _end(self) -> None:
+        """The reply is over, usable or not."""
         raise NotImplementedError
 
     def _marked_done(self) -> None:
         """`[DONE]` has come."""
-
-    def _say(self, text: str) -> None:
-        """A piece of the answer's text."""
-        if self.keeps:
-            self.texts.append(text)
-        self.probe.text(text)
 
     def _use(self, usage: Any) -> None:
         """Another `usage` of the reply: what it leaves out is as the one before said."""
@@ -163,8 +169,12 @@ class ReplyReader:
         elif usage is not None:
             self.unreadable += 1
 
-    def _count(self, value: Any) -> int | None:
-        """A count of tokens; None where the server did not say, or said something that is none."""
+    def _count(self, *values: Any) -> int | None:
+        """A count of tokens, the first that is not None.
+
+        None where the server did not say, or said something that is no count.
+        """
+        value = next((value for value in values if value is not None), None)
         if value is None:
             return None
         if isinstance(value, float) and value.is_integer():
@@ -188,11 +198,6 @@ def list_of(value: Any) -> list[Any]:
 def text_of(value: Any) -> str:
     """The value where it is text, else an empty one."""
     return value if isinstance(value, str) else ""
-
-
-def first_of(*values: Any) -> Any:
-    """The first that is not None."""
-    return next((value for value in values if value is not None), None)
 
 
 def identity_of(value: Any) -> str:
@@ -219,55 +224,74 @@ def arguments_of(value: Any) -> str | Mapping[str, Any]:
         return value
     if value is None or value == []:
         return "{}"
-    return orjson.dumps(value).decode()
+    return json_text(value)
 
 
-def text_of_arguments(arguments: str | Mapping[str, Any]) -> str:
+def json_text(value: Any) -> str:
+    """A value as JSON text, numbers of any size and halves of characters included."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return json.dumps(value, separators=(",", ":"))
+
+
+def arguments_text(arguments: str | Mapping[str, Any]) -> str:
     """Arguments as they go back: as text."""
-    return arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+    return arguments if isinstance(arguments, str) else json_text(arguments)
 
 
 def is_object(text: str) -> bool:
-    """Whether the text is a whole JSON object, so that nothing can follow."""
+    """Whether the text is one whole JSON object."""
     if not text.rstrip().endswith("}"):
         return False
     try:
-        return isinstance(orjson.loads(text), dict)
-    except orjson.JSONDecodeError:
+        return isinstance(_decoded(text), dict)
+    except (ValueError, RecursionError):
         return False
 
 
 def merged(pieces: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """What streamed pieces of one object are together.
 
-    Text is joined, objects are merged, arrays of objects with an `index` too, by that; of anything else, and
-    of what names something, the last counts. Fields that are null are left out.
+    Text is joined, objects are merged, arrays of objects with an `index` by that and their type; of anything
+    else, and of what names something, the last counts. Fields that are null are left out.
     """
-    whole: dict[str, Any] = {}
+    found: dict[str, list[Any]] = {}
     for piece in pieces:
         for key, value in piece.items():
             if value is not None:
-                whole[key] = _joined(key, whole.get(key), value)
-    return whole
+                found.setdefault(key, []).append(value)
+    return {key: values[0] if len(values) == 1 else _joined(key, values) for key, values in found.items()}
 
 
-def _joined(key: str, before: Any, value: Any) -> Any:
-    if isinstance(before, str) and isinstance(value, str):
-        return value if key in _IDENTIFIERS else before + value
-    if isinstance(before, dict) and isinstance(value, dict):
-        return merged((before, value))
-    if isinstance(value, list) and value and all(isinstance(one, dict) and "index" in one for one in value):
-        parts: dict[Any, list[Any]] = {}
-        for one in [*list_of(before), *value]:
-            if isinstance(one, dict):
-                parts.setdefault(str(one.get("index")), []).append(one)
-        return [merged(several) for several in parts.values()]
-    return value
+def _joined(key: str, values: list[Any]) -> Any:
+    if key not in _IDENTIFIERS and all(isinstance(value, str) for value in values):
+        return "".join(values)
+    if all(isinstance(value, dict) for value in values):
+        return merged(values)
+    if all(isinstance(value, list) and value and all(map(_has_index, value)) for value in values):
+        parts: dict[tuple[str, str], list[Any]] = {}
+        for part in itertools.chain.from_iterable(values):
+            parts.setdefault((str(part["index"]), str(part.get("type"))), []).append(part)
+        return [merged(pieces) for pieces in parts.values()]
+    return values[-1]
+
+
+def _has_index(value: Any) -> bool:
+    return isinstance(value, dict) and "index" in value
 
 
 def without_nulls(item: Mapping[str, Any], left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The fields of an item that are not null, except some."""
     return {key: value for key, value in item.items() if value is not None and key not in left_out}
+
+
+def _decoded(text: bytes | str) -> Any:
+    """JSON, with what the SDKs' reader takes beyond the standard: NaN, and characters in two halves."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)
 
 
 def _kind(data: Any) -> str:
