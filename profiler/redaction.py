@@ -22,6 +22,8 @@ SHORTEST = 6
 MOST_CHARACTERS = 4096
 """Kept of a prompt, an answer, arguments or a result; the rest is counted and dropped."""
 
+_kept: set[str] = set()
+
 Redact = Callable[[str], str]
 """Gets a whole text, returns the version of it that may be kept."""
 
@@ -31,6 +33,8 @@ _PATTERNS = (
     re.compile(r"(?<=://)[^/@\s]+(?=@)"),
     re.compile(r"(?i)(?<=bearer )[^\s\"',}]{6,}"),
     re.compile(r"\bsk-[A-Za-z0-9_*-]{6,}"),
+    re.compile(r"(?i)(?<=[?&]key=)[^&\s\"']{6,}"),
+    re.compile(r"(?i)(?<=token=)[^&\s\"']{6,}"),
 )
 _NAMED = re.compile(r"[\w.-]+=.")
 _SCHEMES = ("bearer", "digest")
@@ -53,8 +57,13 @@ def header_secrets(headers: Iterable[tuple[str, str]]) -> set[str]:
 
 
 def environment_secrets(environment: Mapping[str, str] = os.environ) -> set[str]:
-    """The values of environment variables whose names say that they are keys."""
-    return _secrets(_SENSITIVE_VARIABLE, environment.items())
+    """The values of environment variables whose names say that they are keys, and those of `keep_secret`."""
+    return _secrets(_SENSITIVE_VARIABLE, environment.items()) | _kept
+
+
+def keep_secret(values: Iterable[str]) -> None:
+    """Let this process print and log none of these values any more: they were given as options."""
+    _kept.update(*(_parts(value) for value in values))
 
 
 def _secrets(sensitive: re.Pattern[str], named: Iterable[tuple[str, str]]) -> set[str]:

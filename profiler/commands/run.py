@@ -84,7 +84,7 @@ def main(arguments: argparse.Namespace) -> int:
     failure: ProviderError | None = None
 
     async def once() -> str:
-        make = built_in_loops(options, base_url, tools_url, scenario, redact, gate)
+        make = built_in_loops(options, options.endpoint(base_url), tools_url, scenario, redact, gate)
         guard_logs()  # the SDK, imported just now, may have set up logging
         loop = make(strategy=strategy, sinks=[records.append])
         tool_session()  # made now, so that the first tool call does not pay for it

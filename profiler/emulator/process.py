@@ -62,9 +62,12 @@ class EmulatorProcess:
         self.stop()
 
 
-def is_emulator(root: str) -> bool:
-    """Whether an emulator of ours answers at this root URL of this machine. No proxy is asked."""
-    context = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
+def is_emulator(root: str, context: ssl.SSLContext | None = None) -> bool:
+    """Whether an emulator of ours answers at this root URL of this machine. No proxy is asked.
+
+    `context`: how to connect over TLS; None as the environment says.
+    """
+    context = context or ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
     )

@@ -14,7 +14,7 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from profiler.errors import ProviderError, TargetError, UsageError
 from profiler.limits.gate import Gate
 from profiler.loop.recorder import LiveCalls, Recorder, Sink
-from profiler.providers.endpoint import Endpoint
+from profiler.providers.endpoint import Endpoint, client_options, sdk_options
 from profiler.records import LoopRecord
 from profiler.redaction import Redact, describe
 from profiler.strategies import Sequential, Strategy, StrategySpec
@@ -108,18 +108,19 @@ _current: ContextVar[_AgentCall | None] = ContextVar("toolloop_agent_call", defa
 class AgentContext:
     """Everything that a user's agent is given.
 
-    `base_url` is the root of the model API, `openai_url` the same with `/v1`, `tools_url` the root of the
-    tools. `strategy` says how the calls of a round are to run: hand it to a `ToolLoop`, or use `execute` or
-    `limiter`. `profiler` watches a loop that is written already; `sink`, `record_content` and `redact` are
-    for a `ToolLoop`. `limited(model)` keeps to `--model-limit`. `number`, `prompt` and `agent` are those of
-    the loop that the caller is in.
+    `client_options()` are the arguments of the SDK's client for the model server under load. `base_url` is
+    what Anthropic's clients take as theirs, `openai_url` what OpenAI's do, `body` the fields of `--body`.
+    `tools_url` is the root of the tools. `strategy` says how the calls of a round are to run: hand it to a
+    `ToolLoop`, or use `execute` or `limiter`. `profiler` watches a loop that is written already; `sink`,
+    `record_content` and `redact` are for a `ToolLoop`. `limited(model)` keeps to `--model-limit`. `number`,
+    `prompt` and `agent` are those of the loop that the caller is in.
     """
 
     def __init__(
         self,
         *,
         provider: str,
-        base_url: str,
+        endpoint: Endpoint,
         tools_url: str,
         model: str | None,
         strategy: Strategy,
@@ -127,14 +128,16 @@ class AgentContext:
         sinks: Sequence[Sink],
         record_content: bool = False,
         redact: Redact | None = None,
+        body: Mapping[str, Any] | None = None,
         model_gate: Gate | None = None,
     ) -> None:
         from profiler.watch.profiler import Profiler
 
-        endpoint = Endpoint.parse(base_url)
         self.provider = provider
+        self.endpoint = endpoint
         self.base_url = endpoint.root
-        self.openai_url = f"{endpoint.root}/v1"
+        self.openai_url = endpoint.openai_base
+        self.body = dict(body or {})
         self.tools_url = tools_url
         self.model = model
         self.strategy = strategy
@@ -145,6 +148,19 @@ class AgentContext:
         self._prompt = prompt
         self._model_gate = model_gate
         self._closers: list[Callable[[], Awaitable[Any]]] = []
+
+    def client_options(self, sdk: str = "openai", **transport: Any) -> dict[str, Any]:
+        """Arguments for an async client of `sdk` (or `anthropic`): `AsyncOpenAI(**ctx.client_options())`.
+
+        Its URL, the headers, query and certificates that the load test was given, a key where the server is
+        on this machine and the environment has none, and an HTTP client on aiohttp, to which `transport` are
+        further arguments.
+        """
+        http_client = importlib.import_module(sdk).DefaultAioHttpClient
+        return {
+            **sdk_options(self.endpoint, sdk, None),
+            "http_client": http_client(**{**client_options(self.endpoint), **transport}),
+        }
 
     @property
     def number(self) -> int:

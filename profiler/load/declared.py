@@ -31,7 +31,8 @@ class Kind:
     """The values that an option takes. `read` makes one from text; its `ValueError` says what was wrong.
 
     `write` is the inverse of `read`. `least` and `most` are the bounds of a number, None without bounds.
-    `metavar` is how the help names a value.
+    `metavar` is how the help names a value. `each`: of an option that repeats, each text is read alone, and
+    the tuples that come of them are joined. `shown`: what may be shown of a value that is a secret in part.
     """
 
     read: Callable[[str], Any]
@@ -39,6 +40,8 @@ class Kind:
     least: float | None = None
     most: float | None = None
     metavar: str | None = None
+    each: bool = False
+    shown: Callable[[Any], Any] | None = None
 
     def checked(self, value: Any) -> Any:
         """The value, if it is within the bounds; else raises `ValueError`."""
@@ -109,7 +112,7 @@ class Option:
     """The declaration. `commands` take the option (`locust`: our Locust files); `repeats`: several times.
 
     A `hidden` one is in no help, no web form and no line that repeats a run. The value of a `secret` is in
-    no file and on no screen.
+    no file and on no screen, but for the part of it that its kind shows.
     """
 
     flag: str
@@ -154,7 +157,7 @@ class Option:
         said["metavar"] = self.value_name
         text = None if self.default in (None, ()) else self.kind.write(self.default)
         if self.repeats:
-            return {**said, "action": _Collect, "default": None if typed else [text]}
+            return {**said, "action": _Collect, "default": None if typed or text is None else [text]}
         if typed:
             return {**said, "type": self.kind.argument, "default": self.default}
         return {**said, "default": text}
@@ -166,13 +169,22 @@ class Option:
         """
         if not isinstance(given, (str, list)):
             return given
+        if self.kind.each and isinstance(given, list):
+            return tuple(part for one in given for part in self.read(str(one)))
         text = ",".join(map(str, given)) if isinstance(given, list) else given
         try:
             return self.kind.read(text)
         except UsageError as error:
             raise UsageError(f"{self.flag}: {error}") from error
         except ValueError as error:
-            raise UsageError(f"{self.flag} {text}: {error}") from None
+            said = self.flag if self.secret else f"{self.flag} {text}"
+            raise UsageError(f"{said}: {error}") from None
+
+    def public(self, value: Any) -> Any:
+        """What may be shown of a value; None when that is nothing."""
+        if not self.secret or value in (None, ()):
+            return value
+        return None if self.kind.shown is None else self.kind.shown(value)
 
 
 def option(
@@ -224,8 +236,8 @@ class Options:
         """
         for _, declared in cls.declared("locust"):
             shown = {"include_in_web_ui": False} if declared.hidden else {}
-            if declared.secret:
-                shown["is_secret"] = True
+            if declared.secret and (declared.kind.shown is None or declared.kind.each):
+                shown["is_secret"] = True  # a URL is no password, though its query may hold one
             parser.add_argument(declared.flag, **declared.keywords(typed=False), **shown)
 
     @classmethod
@@ -256,7 +268,8 @@ class Options:
                 written.append(declared.flag)
                 continue
             for part in [(one,) for one in value] if declared.repeats else [value]:
-                text = REDACTED if declared.secret else declared.kind.write(part)
+                public = declared.public(part)
+                text = REDACTED if public is None else declared.kind.write(public)
                 # A value that begins with a dash would be taken for another option.
                 written += [f"{declared.flag}={text}"] if text[:1] == "-" else [declared.flag, text]
         return written
@@ -264,15 +277,18 @@ class Options:
     def as_json(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
         """Plain data for `run.json` and messages; secrets are not in it."""
         return {
-            name: _plain(getattr(self, name))
+            name: _plain(declared.public(getattr(self, name)))
             for name, declared in self.declared()
-            if name not in leave_out and not declared.secret
+            if name not in leave_out and not (declared.secret and declared.kind.shown is None)
         }
 
     def secrets(self) -> dict[str, Any]:
         """The values that `as_json` leaves out, for messages to workers and a child's environment."""
-        found = {name: _plain(getattr(self, name)) for name, declared in self.declared() if declared.secret}
-        return {name: value for name, value in found.items() if value not in (None, [])}
+        return {
+            name: _plain(value)
+            for name, declared in self.declared()
+            if (value := getattr(self, name)) not in (None, ()) and declared.public(value) != value
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], **others: Any) -> Self:

@@ -16,6 +16,7 @@ from profiler.emulator.tape import Tape
 from profiler.load.options import LoadOptions
 from profiler.load.plan import Arrivals
 from profiler.load.spending import RESOURCES, extrapolated, option_of
+from profiler.providers.endpoint import shown_url
 from profiler.rundir import Spent
 from profiler.scenarios import Scenario
 
@@ -54,7 +55,8 @@ class LoadEstimate:
 
     def lines(self) -> list[str]:
         """For a reader: one line, several where it may cost something."""
-        what = f"{self._head()} on {self.options.base_url or 'the embedded emulator'}"
+        url = self.options.base_url
+        what = f"{self._head()} on {'the embedded emulator' if url is None else shown_url(url)}"
         if self.spent is None:
             amount = "how much the agent asks for is not known"
         else:

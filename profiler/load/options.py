@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from profiler.errors import UsageError
 from profiler.limits.spec import Rule
@@ -30,9 +30,19 @@ from profiler.load.declared import (
     Options,
     option,
 )
+from profiler.load.endpoints import (
+    FIELD,
+    HEADER,
+    PARAMETER,
+    URL,
+    check_tls,
+    endpoint_of,
+    fields_of,
+    tls_of,
+)
 from profiler.load.plan import Arrivals
 from profiler.providers import PROVIDERS
-from profiler.providers.endpoint import LOOPBACK, Endpoint
+from profiler.providers.endpoint import LOOPBACK, Endpoint, shown_url
 from profiler.statistics.objectives import AbortRule, parse_objective
 from profiler.strategies import StrategySpec, parse_strategies
 
@@ -124,11 +134,45 @@ class LoadOptions(Options):
     scenario: str = target("--scenario", TEXT, "cities", "what the work is", metavar="NAME|FILE")
     base_url: str | None = target(
         "--base-url",
+        URL,
+        None,
+        "the model server: its root, or a URL with a path and query of its own, which is taken as it is "
+        "(default: the emulator)",
+        secret=True,
+    )
+    header: tuple[str, ...] = target(
+        "--header", HEADER, (), "sent with every model request; may be repeated", repeats=True, secret=True
+    )
+    query: tuple[str, ...] = target(
+        "--query",
+        PARAMETER,
+        (),
+        "in the URL of every model request; may be repeated",
+        repeats=True,
+        secret=True,
+    )
+    body: tuple[str, ...] = target(
+        "--body",
+        FIELD,
+        (),
+        "a field of every model request, or with null one to leave out (thinking, reasoning_effort, "
+        "stream_options=null); may be repeated",
+        repeats=True,
+    )
+    ca: str | None = target(
+        "--ca", TEXT, None, "certificates (PEM) to trust beside the system's", metavar="FILE"
+    )
+    client_cert: str | None = target(
+        "--client-cert",
         TEXT,
         None,
-        "the model server, root or ending in /v1 (default: the emulator)",
-        metavar="URL",
+        "this client's certificate for the model server (PEM, with its key or --client-key)",
+        metavar="FILE",
     )
+    client_key: str | None = target(
+        "--client-key", TEXT, None, "the key of --client-cert, without a password", metavar="FILE"
+    )
+    insecure: bool = target("--insecure", SWITCH, False, "trust whatever certificate the model server shows")
     tools_url: str | None = target(
         "--tools-url", TEXT, None, "root of the tools' server (default: the emulator)", metavar="URL"
     )
@@ -256,6 +300,7 @@ class LoadOptions(Options):
         """Raises `UsageError` naming the option that cannot be used."""
         self.check()
         self._check_strategies()
+        tls_of(self)
         if self.arrivals is not None:
             Arrivals.parse(self.arrivals)
             if self.think_seconds:
@@ -317,6 +362,15 @@ class LoadOptions(Options):
         """The model's name in requests; empty where the user's own agent decides it."""
         return self.model or ("" if self.agent else PROVIDERS[self.provider].default_model)
 
+    def endpoint(self, root: str) -> Endpoint:
+        """The model server at `root`, asked as these options say."""
+        return endpoint_of(self, root)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of `--body`: to be set in every request, or with None to be left out."""
+        return fields_of(self.body)
+
     def remote_targets(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Targets that are not this machine: the option or variable that named each → its URL.
 
@@ -333,11 +387,15 @@ class LoadOptions(Options):
         }
 
     def check_targets(self, environment: Mapping[str, str]) -> None:
-        """Raises `UsageError` naming a target that is not this machine, without `--allow-remote`."""
+        """Raises `UsageError` naming a target that is not this machine, without `--allow-remote`.
+
+        And for certificates that cannot be used.
+        """
+        check_tls(self)
         for name, url in self.remote_targets(environment).items():
             if not self.allow_remote:
                 raise UsageError(
-                    f"{name} {url} is not this machine: a load test of it needs --allow-remote "
+                    f"{name} {shown_url(url)} is not this machine: a load test of it needs --allow-remote "
                     "(real endpoints cost money and belong to somebody)"
                 )
 

@@ -32,6 +32,7 @@ from profiler.loop.loop import ToolLoop
 from profiler.loop.model import LimitedModel, parse_model_limit
 from profiler.loop.recorder import Sink, waited_for
 from profiler.providers import make_provider
+from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord, encode
 from profiler.redaction import Redact, guard_logs
 from profiler.rundir import Spent
@@ -60,7 +61,7 @@ class LoopRunners:
     ) -> None:
         self.strategies = {spec.text: spec.build(share=share) for spec in options.strategies}
         self._options = options
-        self._root = root
+        self._endpoint = options.endpoint(root)
         self._tools_root = tools_root
         self._scenario = scenario
         self._redact = None if options.redact is None else load_redact(options.redact)
@@ -113,7 +114,7 @@ class LoopRunners:
 
     def _make_built_in(self, user_class: str, sinks: Sequence[Sink]) -> FirstLoops:
         make = built_in_loops(
-            self._options, self._root, self._tools_root, self._scenario, self._redact, self._model_gate
+            self._options, self._endpoint, self._tools_root, self._scenario, self._redact, self._model_gate
         )
         for spec, strategy in self.strategies.items():
             loop = make(strategy=strategy, sinks=sinks)
@@ -150,7 +151,8 @@ class LoopRunners:
         options = self._options
         return AgentContext(
             provider=options.provider,
-            base_url=self._root,
+            endpoint=self._endpoint,
+            body=options.fields,
             tools_url=self._tools_root,
             model=options.model,
             strategy=strategy,
@@ -171,7 +173,7 @@ class LoopRunners:
 
 def built_in_loops(
     options: LoadOptions,
-    root: str,
+    endpoint: Endpoint,
     tools_root: str,
     scenario: Scenario,
     redact: Redact | None,
@@ -183,7 +185,9 @@ def built_in_loops(
     """
     from profiler.scenarios.tools import scenario_tools
 
-    model = make_provider(options.provider, base_url=root, model=options.model, rewrite=False)
+    model = make_provider(
+        options.provider, base_url=endpoint, model=options.model, body=options.fields, rewrite=False
+    )
     return partial(
         ToolLoop,
         model if model_gate is None else LimitedModel(model, model_gate),

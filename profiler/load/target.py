@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from profiler.emulator.process import EmulatorProcess, is_emulator, start_emulator
 from profiler.load.options import LoadOptions
-from profiler.providers.endpoint import Endpoint
 
 CALIBRATION_SCENARIO = "instant"
 """The shipped scenario without latency."""
@@ -61,8 +60,9 @@ class Emulators:
             return named
         if options.base_url is None:
             return self.root(options)
-        endpoint = Endpoint.parse(options.base_url)
-        if endpoint.is_loopback and is_emulator(endpoint.root):
+        endpoint = options.endpoint(options.base_url)
+        context = endpoint.tls.context() if endpoint.url.startswith("https") else None
+        if endpoint.is_loopback and endpoint.is_bare and is_emulator(endpoint.root, context):
             return endpoint.root
         if self._beside is None:
             self._beside = start_emulator(options.scenario, seed=options.seed)

@@ -27,7 +27,7 @@ from profiler.load.preparation import LoopRunners, calibrate
 from profiler.load.trial import Event, LoopThread, RunningTrial, TrialAgent
 from profiler.loop.lag import lag_sampler
 from profiler.loop.recorder import Sink
-from profiler.providers.endpoint import Endpoint, scrape_host
+from profiler.providers.endpoint import Endpoint, scrape_host, shown_url
 from profiler.records import LoopRecord, shifted
 from profiler.redaction import describe
 from profiler.rundir import Anchor
@@ -97,7 +97,7 @@ class Worker:
         except ProfilerError as error:
             return Ready(str(error), error.exit_code)
         except TimeoutError:
-            late = f"{message.root}: the first loop did not end within {PREPARE_SECONDS:g} s"
+            late = f"{shown_url(message.root)}: the first loop did not end within {PREPARE_SECONDS:g} s"
             return Ready(f"{late}; try a single one: profiler run --base-url ...", TargetError.exit_code)
         except asyncio.CancelledError:
             return None

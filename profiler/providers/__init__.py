@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -62,24 +63,28 @@ def __getattr__(name: str) -> Any:
 def make_provider(
     name: str,
     *,
-    base_url: str | None = None,
+    base_url: str | Endpoint | None = None,
     model: str | None = None,
     api_key: str | None = None,
+    body: Mapping[str, Any] | None = None,
     rewrite: bool = True,
 ) -> Model:
     """The model named on the command line, with a client of ours on aiohttp.
 
-    `base_url` may be the server's root or end in `/v1`; None is the provider's own. `model`
-    None is the default of that provider. `api_key` None is the SDK's environment variable. `rewrite` is
-    that of `OpenAIModel`; Anthropic's SDK rewrites nothing.
+    `base_url` may be the server's root, or have a path and a query of its own; None is the provider's own.
+    An `Endpoint` has headers and certificates too. `model` None is the default of that provider. `api_key`
+    None is the SDK's environment variable. `body` and `rewrite` are those of `OpenAIModel`; Anthropic's SDK
+    rewrites nothing.
     """
     if name not in PROVIDERS:
         raise UsageError(f"unknown provider {name!r}: expected one of {', '.join(PROVIDERS)}")
     provider = PROVIDERS[name]
-    endpoint = Endpoint.parse(base_url) if base_url is not None else None
+    endpoint = Endpoint.parse(base_url) if isinstance(base_url, str) else base_url
     model = model if model is not None else provider.default_model
     below = {"rewrite": False} if provider.sdk == "openai" and not rewrite else {}
-    made: Model = __getattr__(provider.model_class)(endpoint=endpoint, api_key=api_key, model=model, **below)
+    made: Model = __getattr__(provider.model_class)(
+        endpoint=endpoint, api_key=api_key, model=model, body=body, **below
+    )
     return made
 
 

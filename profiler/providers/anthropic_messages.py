@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any, Literal
 
 import anthropic
 from anthropic import AsyncAnthropic, DefaultAioHttpClient
 
+from profiler.errors import UsageError
 from profiler.loop.model import Message, Probe, Reply, RequestOptions, ToolResult, conversation
 from profiler.loop.tools import Tool
 from profiler.providers import refuse_httpx
 from profiler.providers.attempts import observe_attempts
-from profiler.providers.endpoint import Endpoint, client_options, emulator_key
+from profiler.providers.endpoint import Endpoint, client_options, sdk_options
 from profiler.providers.exchange import as_sent, asking, finished, follow
 from profiler.providers.replies import reader_of
 
@@ -29,7 +30,7 @@ class AnthropicMessages:
 
     A `client` of the user's is used as it is; without one, one is made on the SDK's aiohttp transport
     for `endpoint` (None: the SDK's default). A `system` message at the head of the prompt becomes the
-    request's `system`.
+    request's `system`. Fields of `body` are set in every request, those that are None are left out of it.
     """
 
     provider: Literal["anthropic"] = "anthropic"
@@ -43,11 +44,14 @@ class AnthropicMessages:
         max_tokens: int = 4096,
         endpoint: Endpoint | None = None,
         api_key: str | None = None,
+        body: Mapping[str, Any] | None = None,
     ) -> None:
+        self._fields = dict(body or {})
+        if self._fields.get("max_tokens", 0) is None:
+            raise UsageError("max_tokens cannot be left out of a request of this API: give it a number")
         if client is None:
             client = AsyncAnthropic(
-                base_url=endpoint.root if endpoint is not None else None,
-                api_key=api_key or emulator_key(endpoint, "ANTHROPIC_API_KEY"),
+                **sdk_options(endpoint, "anthropic", api_key),
                 http_client=DefaultAioHttpClient(**client_options(endpoint)),
                 **_SPANLESS,
             )
@@ -79,6 +83,9 @@ class AnthropicMessages:
                 arguments["tool_choice"] = choice
         if options.headers is not None:
             arguments["extra_headers"] = options.headers
+        if self._fields:
+            arguments = {n: v for n, v in arguments.items() if self._fields.get(n, v) is not None}
+            arguments["extra_body"] = {n: v for n, v in self._fields.items() if v is not None}
         reader = reader_of(self.provider, probe)
         with asking(self.provider, anthropic, probe) as asked:
             if options.stream:

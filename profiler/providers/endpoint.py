@@ -1,4 +1,4 @@
-"""Addresses of servers: root URLs, whether they are on this machine, how to connect. Looks up no name."""
+"""Addresses of servers: URLs, whether they are on this machine, how they are asked. Looks up no name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
@@ -34,20 +34,82 @@ KEY_VARIABLES = (
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")
 """Headers that carry a key, in lower case."""
 
-REQUIRED_FIELDS = ("model", "messages", "input", "tools", "stream", "max_tokens")
-"""Fields of a request that a loop cannot do without, or that have options of their own."""
+LOOPS_OWN = {
+    "model": "--model",
+    "stream": "--stream",
+    "tools": "what the scenario has",
+    "messages": "what the loop writes",
+    "input": "what the loop writes",
+}
+"""Fields of a request that are a loop's own, and what decides them."""
+
+_APIS = ("/chat/completions", "/responses", "/messages")
+"""Ends of URLs that people copy with the path of a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How a server proves who it is, and how this client does; paths of PEM files.
+
+    `ca`: trusted beside the system's (or those of SSL_CERT_FILE). `certificate` and `key` are the client's,
+    which may be in one file. `insecure`: whoever answers is trusted.
+    """
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    insecure: bool = False
+
+    def context(self) -> ssl.SSLContext:
+        """For the connections of a client. Raises `UsageError` naming a file that cannot be used."""
+        import httpx2
+
+        context = httpx2.create_ssl_context(verify=not self.insecure)
+        if self.ca is not None:
+            try:
+                context.load_verify_locations(self.ca)
+            except (OSError, ValueError) as error:
+                raise UsageError(f"--ca {self.ca}: {_unread(error)}") from error
+        if self.certificate is not None:
+            key = f" with --client-key {self.key}" if self.key else ""
+            try:
+                context.load_cert_chain(self.certificate, self.key, password=_no_password)
+            except (OSError, ValueError) as error:
+                raise UsageError(f"--client-cert {self.certificate}{key}: {_unread(error)}") from error
+        return context
+
+
+def _no_password() -> str:
+    """Instead of OpenSSL's question at the terminal."""
+    raise ValueError("the key is encrypted: write it without a password")
+
+
+def _unread(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"no PEM file of the kind that is needed ({error.reason or error})"
+    return getattr(error, "strerror", None) or str(error)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server's root URL, without a trailing slash or `/v1`."""
+    """A model server, and how it is asked. `url` has no query and no trailing slash.
 
-    root: str
+    A URL with a path of its own is taken as it is; to a bare root OpenAI's APIs are at `/v1`. Anthropic's SDK
+    puts `/v1/messages` behind any URL, which may end in `/v1` here. `query` and `headers` go with every
+    request; neither is shown anywhere.
+    """
+
+    url: str
+    query: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    tls: Tls = Tls()
 
     @classmethod
     def parse(cls, url: str, source: str = "") -> Endpoint:
-        """Parse a root URL or one that ends in `/v1`. Raises `UsageError`, naming the option `source`."""
-        expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
+        """Parse a base URL. Raises `UsageError`, naming the option `source`."""
+        expected = (
+            "expected http://HOST[:PORT] or https://HOST[:PORT], with a path where the server needs one"
+        )
         said = f"{source}: " if source else ""
         # The part before an @, or after a ?, may be a secret: the message does not repeat it.
         shown = re.split(r"[?#]", url.rpartition("@")[2])[0]
@@ -63,29 +125,70 @@ class Endpoint:
             raise UsageError(
                 f"{said}the base URL of {parts.hostname} holds credentials: pass the key by environment"
             )
-        if parts.query or parts.fragment:
-            raise UsageError(f"{said}the base URL of {parts.hostname} has a query: {expected}")
-        return cls(url.rstrip("/").removesuffix("/v1").rstrip("/"))
+        if parts.fragment:
+            raise UsageError(f"{said}the base URL of {parts.hostname} has a fragment (#…): {expected}")
+        path = parts.path.rstrip("/")
+        for api in _APIS:
+            path = path.removesuffix(api).rstrip("/")
+        query = tuple(parse_qsl(parts.query, keep_blank_values=True))
+        return cls(f"{parts.scheme}://{parts.netloc}{path}", query)
+
+    @property
+    def root(self) -> str:
+        """The URL without a `/v1` at its end: Anthropic's SDK takes it, and an emulator's tools are there."""
+        return self.url.removesuffix("/v1").rstrip("/")
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it has no path, but for `/v1`: an emulator of ours is nowhere else."""
+        return not urlsplit(self.root).path
 
     @property
     def openai_base(self) -> str:
-        return f"{self.root}/v1"
+        """What OpenAI's SDK takes."""
+        return self.url if urlsplit(self.url).path else f"{self.url}/v1"
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port."""
-        parts = urlsplit(self.root)
+        parts = urlsplit(self.url)
         return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
     @property
     def is_loopback(self) -> bool:
         return is_loopback(self.address[0])
 
+    @property
+    def key_headers(self) -> frozenset[str]:
+        """The names, in lower case, of its headers that carry a key."""
+        return frozenset(name.lower() for name, _ in self.headers).intersection(KEY_HEADERS)
+
+
+def sdk_options(endpoint: Endpoint | None, sdk: str, api_key: str | None) -> dict[str, Any]:
+    """Arguments of the client of `sdk` (`openai` or `anthropic`) for this endpoint, its transport excepted.
+
+    A key among the endpoint's headers takes the place of the one that the SDK finds in the environment, which
+    `client_options` keep from being sent.
+    """
+    variable = "OPENAI_API_KEY" if sdk == "openai" else "ANTHROPIC_API_KEY"
+    if endpoint is None:
+        return {"base_url": None, "api_key": api_key}
+    options: dict[str, Any] = {"base_url": endpoint.openai_base if sdk == "openai" else endpoint.root}
+    if api_key is None and endpoint.key_headers:
+        api_key = NO_KEY
+    options["api_key"] = api_key or emulator_key(endpoint, variable)
+    if endpoint.headers:
+        options["default_headers"] = dict(endpoint.headers)
+    if endpoint.query:
+        options["default_query"] = dict(endpoint.query)
+    return options
+
 
 def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
     """Options of `DefaultAioHttpClient` for this endpoint, without a queue for pooled connections.
 
-    Requests to this machine never go through a proxy that the environment names.
+    Requests to this machine never go through a proxy that the environment names. Raises `UsageError` for
+    certificates that cannot be read.
     """
     import httpx2
 
@@ -94,20 +197,32 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
             max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS, keepalive_expiry=30.0
         )
     }
-    if endpoint is not None and endpoint.is_loopback:
-        options["trust_env"] = False
-        if endpoint.root.startswith("https"):
+    if endpoint is not None:
+        options["trust_env"] = not endpoint.is_loopback
+        if endpoint.url.startswith("https") and (endpoint.is_loopback or endpoint.tls != Tls()):
             # Without trust_env the client no longer reads SSL_CERT_FILE itself.
-            options["verify"] = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
+            options["verify"] = endpoint.tls.context()
+        if given := endpoint.key_headers:
+
+            async def send_no_other_key(request: Any) -> None:
+                for name in KEY_HEADERS:
+                    if name not in given:
+                        request.headers.pop(name, None)
+
+            options["event_hooks"] = {"request": [send_no_other_key]}
     return options
 
 
 def shown_url(url: str) -> str:
     """A URL as it may be printed and stored: without credentials, and its query without values."""
-    parts = urlsplit(url)
-    query = "&".join(
-        f"{quote(name)}={REDACTED}" for name, _ in parse_qsl(parts.query, keep_blank_values=True)
-    )
+    if not set(url).intersection("?#@"):
+        return url
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return re.split(r"[?#]", url.rpartition("@")[2])[0]
+    names = [quote(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    query = "&".join(f"{name}={REDACTED}" for name in names)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
 
 

@@ -18,7 +18,7 @@ import httpx2
 
 from profiler.errors import ProviderError
 from profiler.providers.connections import transport_error_type, transport_words
-from profiler.providers.endpoint import KEY_HEADERS, KEY_VARIABLES, NO_KEY, REQUIRED_FIELDS, shown_url
+from profiler.providers.endpoint import KEY_HEADERS, KEY_VARIABLES, LOOPS_OWN, NO_KEY, shown_url
 from profiler.redaction import environment_secrets, error_secrets, scrub, scrub_error
 
 _STREAM_ERRORS = frozenset(
@@ -223,7 +223,9 @@ def _droppable(request: Any) -> list[str]:
         body = json.loads(request.content)
     except (ValueError, RecursionError, httpx2.RequestNotRead):
         return []
-    return [name for name in body if name not in REQUIRED_FIELDS] if isinstance(body, dict) else []
+    if not isinstance(body, dict):
+        return []
+    return [name for name in body if name not in LOOPS_OWN and name != "max_tokens"]
 
 
 def truncated(provider: str, request_id: str | None) -> ProviderError:

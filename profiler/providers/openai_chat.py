@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import httpx2
@@ -13,7 +13,7 @@ from profiler.loop.model import Message, Probe, Reply, RequestOptions, ToolResul
 from profiler.loop.tools import Tool
 from profiler.providers import refuse_httpx
 from profiler.providers.attempts import observe_attempts
-from profiler.providers.endpoint import Endpoint, client_options, emulator_key
+from profiler.providers.endpoint import Endpoint, client_options, sdk_options
 from profiler.providers.exchange import as_sent, asking, finished, follow
 from profiler.providers.replies import reader_of
 
@@ -22,7 +22,8 @@ class OpenAIModel:
     """A model behind an `AsyncOpenAI` client: the base of both of OpenAI's APIs.
 
     A `client` of the user's is used as it is; without one, one is made on the SDK's aiohttp transport
-    for `endpoint` (None: the SDK's default).
+    for `endpoint` (None: the SDK's default). Fields of `body` are set in every request, those that are None
+    are left out of it: `{"reasoning_effort": "low", "stream_options": None}`.
 
     `rewrite` False goes one step below the SDK's `create`, to its `post`. `create` compares each message with
     every type that it might have, to rename what has its name on the wire already. In a load test that costs
@@ -41,16 +42,17 @@ class OpenAIModel:
         *,
         endpoint: Endpoint | None = None,
         api_key: str | None = None,
+        body: Mapping[str, Any] | None = None,
         rewrite: bool = True,
     ) -> None:
         if client is None:
             client = AsyncOpenAI(
-                base_url=endpoint.openai_base if endpoint is not None else None,
-                api_key=api_key or emulator_key(endpoint, "OPENAI_API_KEY"),
+                **sdk_options(endpoint, "openai", api_key),
                 http_client=DefaultAioHttpClient(**client_options(endpoint)),
             )
         self.client = client
         self.model = model
+        self._fields = dict(body or {})
         self._rewrite = rewrite
         refuse_httpx(client)
         observe_attempts(client._client)
@@ -104,8 +106,13 @@ class OpenAIModel:
 
     async def _ask(self, body: dict[str, Any]) -> Any:
         """What `create` returns, or the response itself, unread."""
+        for name, value in self._fields.items():
+            if value is None:
+                body.pop(name, None)
+        fields = {name: value for name, value in self._fields.items() if value is not None}
         if self._rewrite:
-            return await self._create(**body)
+            return await self._create(**body, **({"extra_body": fields} if fields else {}))
+        body |= fields
         headers = body.pop("extra_headers", None)
         security = {"security": {"bearer_auth": True}}  # as `create` has it: no administrator's key
         return await self.client.post(

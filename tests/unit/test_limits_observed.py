@@ -15,6 +15,7 @@ from profiler.limits.gate import Gate, current_slot
 from profiler.load.agents import AgentContext, CustomAgent, LoopPosition
 from profiler.loop.loop import ToolLoop
 from profiler.loop.tools import tool
+from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord
 from profiler.strategies import parse_strategy
 from profiler.testing import ScriptedModel, call, run_virtual
@@ -130,7 +131,7 @@ def limits_over_time(body: Body, through: Any, loops: int = 30) -> tuple[list[in
         strategy = parse_strategy("adaptive").build(clock=clock)
         given = AgentContext(
             provider="openai",
-            base_url="http://127.0.0.1:1",
+            endpoint=Endpoint.parse("http://127.0.0.1:1"),
             tools_url="http://127.0.0.1:1",
             model=None,
             strategy=strategy,

@@ -19,6 +19,7 @@ from profiler.load.agents import AgentContext, CustomAgent, LoopPosition, load_f
 from profiler.loop.loop import ToolLoop
 from profiler.loop.model import LimitedModel
 from profiler.loop.tools import tool
+from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord, RoundRecord
 from profiler.strategies import parse_strategy
 from profiler.testing import ScriptedModel, call, run_virtual
@@ -68,7 +69,7 @@ def test_call_that_asked_no_model_still_counts() -> None:
 def context(spec: str, sinks: Any = ()) -> AgentContext:
     return AgentContext(
         provider="openai",
-        base_url="http://127.0.0.1:1/v1",
+        endpoint=Endpoint.parse("http://127.0.0.1:1/v1"),
         tools_url="http://127.0.0.1:1",
         model=None,
         strategy=parse_strategy(spec).build(),

@@ -11,15 +11,18 @@ import pytest
 from profiler.errors import UsageError
 from profiler.load.declared import COUNT, TEXT, Options, add_options, option
 from profiler.load.experiment import secrets_in_environment
+from profiler.load.messages import Prepare, pack, unpack
 from profiler.load.options import DEFAULT_STRATEGIES, LoadOptions, asked, conditions
-from profiler.rundir import RunDirectory
+from profiler.rundir import Anchor, RunDirectory
 from profiler.strategies import parse_strategies
 
 
 class Parser(argparse.ArgumentParser):
     """Takes the keywords that Locust's parser adds."""
 
-    def add_argument(self, *args: Any, include_in_web_ui: bool = True, **kwargs: Any) -> Any:  # type: ignore[override]
+    def add_argument(  # type: ignore[override]
+        self, *args: Any, include_in_web_ui: bool = True, is_secret: bool = False, **kwargs: Any
+    ) -> Any:
         return super().add_argument(*args, **kwargs)
 
 
@@ -53,6 +56,10 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
         provider="anthropic",
         scenario="instant",
         base_url="http://127.0.0.1:1",
+        body=('thinking={"type": "enabled", "budget_tokens": 1024}', "stream_options=null"),
+        ca="ca.pem",
+        client_cert="me.pem",
+        client_key="me.key",
         tools_url="http://127.0.0.1:2",
         model="m",
         allow_remote=True,
@@ -91,7 +98,8 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
     )
     usual = LoadOptions()
     untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}
-    assert untouched == {"think_seconds"}  # which an open load cannot have
+    # An open load does not think, --ca and --insecure exclude each other, and the line has no secrets.
+    assert untouched == {"think_seconds", "insecure", "header", "query"}
     hidden = ("--run-directory=r", "--window-loops=3", "--until-seconds=99")
     assert parse(*options.arguments(), *hidden) == options
     data = orjson.loads(orjson.dumps(options.as_json()))
@@ -192,6 +200,87 @@ def test_secret_is_in_no_json_and_on_no_command_line() -> None:
 def test_secret_reaches_locust_s_process_in_its_environment() -> None:
     assert secrets_in_environment(Asked(key="sk-secret")) == {"PROFILER_SECRETS": '{"key": "sk-secret"}'}
     assert secrets_in_environment(Asked(count=3)) == {}
+
+
+SECRET = LoadOptions(
+    base_url="https://h.example/openai/deployments/d?api-version=2024-10-21&sig=abc",
+    header=("api-key=k1, k2=k3", "X-Team=blue"),
+    query=("key=AIza-1",),
+    allow_remote=True,
+)
+
+
+def test_names_alone_of_headers_and_parameters_are_written(tmp_path: Path) -> None:
+    made = conditions(SECRET, 2)
+    url = "https://h.example/openai/deployments/d?api-version=[redacted]&sig=[redacted]"
+    assert SECRET.arguments() == [
+        *("--base-url", url, "--header", "api-key=[redacted]", "--header", "X-Team=[redacted]"),
+        *("--query", "key=[redacted]", "--allow-remote"),
+    ]
+    directory = RunDirectory.create(tmp_path, made)
+    written = (directory.path / "run.json").read_text()
+    assert [word for word in ("2024-10-21", "abc", "k1", "k3", "blue", "AIza") if word in written] == []
+    assert made.arguments["header"] == ["api-key=[redacted]", "X-Team=[redacted]"]
+    parsed = argparse.Namespace(run_directory=str(directory.path))
+    again = asked(parsed, secrets_in_environment(SECRET))
+    assert again.options == replace(SECRET, run_directory=str(directory.path))
+    assert unpack(Prepare, pack(Prepare(SECRET, "", 0, 1, "", Anchor(0, 0)))).options == SECRET
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--header", "api key=s3cret"], "--header: expected NAME=VALUE, such as api-key=…"),
+        (["--header", "s3cret"], "--header: expected NAME=VALUE, such as api-key=…"),
+        (
+            ["--header", "a=s3cret\r\nb: c"],
+            "--header: the value of a may have printable ASCII characters alone",
+        ),
+        (["--header", "Content-Length=3"], "--header: Content-Length is for the HTTP library to say"),
+        (["--query", "s3cret"], "--query: expected NAME=VALUE, such as api-version=2024-10-21"),
+        (["--body", "thinking"], "--body thinking: expected KEY=JSON, such as stream_options=null"),
+        (
+            ["--body", "reasoning_effort=low"],
+            "--body reasoning_effort=low: no JSON after reasoning_effort= "
+            '(a text is written reasoning_effort="…", quotes included)',
+        ),
+        (["--body", "x=NaN"], '--body x=NaN: no JSON after x= (a text is written x="…", quotes included)'),
+        (["--body", "model=1"], "--body model=1: model is --model"),
+        (["--body", "messages=[]"], "--body messages=[]: messages is what the loop writes"),
+        (["--client-key", "k.pem"], "--client-key is the key of a certificate: add --client-cert"),
+        (["--ca", "c", "--insecure"], "--insecure trusts every certificate: it makes --ca useless"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_without_its_secrets(given: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse(*given)
+    assert str(refused.value) == said
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (LoadOptions(ca="/nowhere.pem", base_url="https://127.0.0.1:1"), "--ca /nowhere.pem: No such file"),
+        (
+            LoadOptions(ca=__file__, base_url="https://127.0.0.1:1"),
+            f"--ca {__file__}: no PEM file of the kind",
+        ),
+        (
+            LoadOptions(client_cert=__file__, base_url="https://127.0.0.1:1"),
+            f"--client-cert {__file__}: no PEM file of the kind that is needed",
+        ),
+        (
+            LoadOptions(insecure=True, base_url="http://127.0.0.1:1?k=v"),
+            "are for a --base-url with https://, not",
+        ),
+        (LoadOptions(insecure=True), "are for a --base-url with https://, not the emulator"),
+    ],
+)
+def test_certificates_that_cannot_be_used_are_refused(given: LoadOptions, said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        given.check_targets({})
+    assert said in str(refused.value)
+    assert "k=v" not in str(refused.value)
 
 
 def test_locust_s_process_reads_run_json_and_the_secrets_of_its_environment(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from profiler.errors import UsageError
 from profiler.exporters.prometheus import serve
-from profiler.providers.endpoint import exposed, is_loopback, scrape_host
+from profiler.providers.endpoint import Endpoint, exposed, is_loopback, scrape_host, shown_url
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,44 @@ from profiler.providers.endpoint import exposed, is_loopback, scrape_host
 def test_loopback_addresses_alone_are_this_machines_alone(host: str, alone: bool) -> None:
     assert is_loopback(host) is alone
     assert (exposed("x", host, 1) is None) is alone
+
+
+@pytest.mark.parametrize(
+    ("url", "openai", "anthropic"),
+    [
+        ("http://h:1", "http://h:1/v1", "http://h:1"),
+        ("http://h:1/", "http://h:1/v1", "http://h:1"),
+        ("http://h:1/v1/", "http://h:1/v1", "http://h:1"),
+        ("https://h/api/paas/v4", "https://h/api/paas/v4", "https://h/api/paas/v4"),
+        ("https://h/v1beta/openai/", "https://h/v1beta/openai", "https://h/v1beta/openai"),
+        ("https://h/proxy/v1", "https://h/proxy/v1", "https://h/proxy"),
+        ("https://h/anthropic", "https://h/anthropic", "https://h/anthropic"),
+        ("https://h/openai/deployments/d?api-version=1&x=", *["https://h/openai/deployments/d"] * 2),
+        ("https://h/openai/deployments/d/chat/completions?a=1", *["https://h/openai/deployments/d"] * 2),
+        ("https://h/anthropic/v1/messages", "https://h/anthropic/v1", "https://h/anthropic"),
+    ],
+)
+def test_url_with_a_path_is_taken_as_it_is(url: str, openai: str, anthropic: str) -> None:
+    endpoint = Endpoint.parse(url)
+    assert (endpoint.openai_base, endpoint.root) == (openai, anthropic)
+
+
+def test_query_of_a_url_goes_with_requests_and_is_shown_without_values() -> None:
+    url = "https://h/deployments/d?api-version=2024-10-21&key=AIza&flag="
+    assert Endpoint.parse(url).query == (("api-version", "2024-10-21"), ("key", "AIza"), ("flag", ""))
+    assert shown_url(url) == ("https://h/deployments/d?api-version=[redacted]&key=[redacted]&flag=[redacted]")
+    assert shown_url("https://user:pass@h:1/p#x") == "https://h:1/p"
+    assert shown_url("http://[::1?key=s3cret") == "http://[::1"
+    assert shown_url("http://h/p") == "http://h/p"
+
+
+@pytest.mark.parametrize("url", ["http://u:p@h/", "http://h/#key", "ftp://h", "h", "http://h/ x?k=s3cret"])
+def test_what_is_no_base_url_is_refused_without_its_secrets(url: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        Endpoint.parse(url, "--base-url")
+    assert str(refused.value).startswith("--base-url: ")
+    assert "s3cret" not in str(refused.value)
+    assert ":p@" not in str(refused.value)
 
 
 def test_address_that_others_can_reach_is_said() -> None:

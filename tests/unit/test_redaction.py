@@ -159,7 +159,7 @@ def test_guarded_handler_drops_request_logs_and_secrets(monkeypatch: pytest.Monk
         "ftp://user:CANARY@127.0.0.1",
         "http://user:CANARY@127.0.0.1:port",
         "http://user:CANARY@[::1",
-        "http://127.0.0.1/v1?key=CANARY",
+        "http://127.0.0.1/v1#CANARY",
         "127.0.0.1?key=CANARY",
     ],
 )
