@@ -226,6 +226,7 @@ def _walk(messages: list[Any], lenient: bool, must_think: bool) -> Progress:
         if pending:
             raise _unanswered(n - 1, pending)
         pending, first = _uses(n, content, seen, lenient)
+        call_id = call_id or first
         if pending:
             if must_think and content[0]["type"] not in ("thinking", "redacted_thinking"):
                 raise ApiError(
@@ -236,7 +237,6 @@ def _walk(messages: list[Any], lenient: bool, must_think: bool) -> Progress:
                 )
             turns += 1
             calls += len(pending)
-            call_id = call_id or first
     if pending:
         raise _unanswered(len(messages) - 1, pending)
     return turns, calls, call_id, results
@@ -263,10 +263,10 @@ def _kind(place: str, block: Any) -> str:
 def _uses(n: int, content: list[Any], seen: set[str], lenient: bool) -> tuple[list[str], str | None]:
     """The ids of the tool_use blocks of assistant message `n`, which are added to those `seen`.
 
-    And what names the first of them.
+    And what names the first of them, or the server's own tool where a paused turn has no other.
     """
     ids = []
-    first = None
+    first = searched = None
     for k, block in enumerate(content):
         place = f"messages.{n}.content.{k}"
         kind = _kind(place, block)
@@ -290,7 +290,9 @@ def _uses(n: int, content: list[Any], seen: set[str], lenient: bool) -> tuple[li
             raise ApiError(f"messages.{n}: `tool_result` blocks can only be in `user` messages")
         else:
             _check_block(f"{place}.{kind}", kind, block)
-    return ids, first
+            if kind == "server_tool_use" and isinstance(block.get("id"), str):
+                searched = block["id"]
+    return ids, first or searched
 
 
 def _results(

@@ -183,8 +183,13 @@ class ServerTool(NamedTuple):
 
     token: str
 
+    @property
+    def ident(self) -> str:
+        """Its id in an Anthropic reply."""
+        return "srvtoolu_" + self.token
+
     def blocks(self) -> list[dict[str, Any]]:
-        ident = "srvtoolu_" + self.token
+        ident = self.ident
         result = {**_FOUND, "encrypted_content": self.token, "page_age": None}
         return [
             {"type": "server_tool_use", "id": ident, "name": "web_search", "input": _QUERY},

@@ -27,7 +27,15 @@ from profiler.emulator.conversation import (
 )
 from profiler.emulator.dialects import dialect
 from profiler.emulator.draws import Place, encode
-from profiler.emulator.faults import STATUS, applies, error_frame, odd_calls, spoiled, status_error
+from profiler.emulator.faults import (
+    STATUS,
+    ServerTool,
+    applies,
+    error_frame,
+    odd_calls,
+    spoiled,
+    status_error,
+)
 from profiler.emulator.http1 import Ending, Exchange, HttpReply
 from profiler.emulator.journal import Entry, Journal
 from profiler.emulator.limits import KeyQuota
@@ -388,6 +396,8 @@ class ModelService:
         entry.input_tokens, entry.cached_tokens = said.input_tokens, said.cached_tokens
         entry.cache_written_tokens, entry.reasoning_tokens = said.cache_written_tokens, said.reasoning_tokens
         entry.output_tokens = self._output_tokens(wire, said)
+        if "pause_turn" in request.odd:
+            self._places.remember(ServerTool(token).ident, place)  # all that a paused turn is known by
         if request.odd:
             entry.fault = "+".join([*([entry.fault] if entry.fault else []), *request.odd])
         ending: Ending = "cut" if kind == "truncated_stream" else "complete"

@@ -41,7 +41,7 @@ from profiler.load.endpoints import (
     tls_of,
 )
 from profiler.load.plan import Arrivals
-from profiler.providers import PROVIDERS
+from profiler.providers import DIALECTS, PROVIDERS
 from profiler.providers.endpoint import LOOPBACK, Endpoint, shown_url
 from profiler.statistics.objectives import AbortRule, parse_objective
 from profiler.strategies import StrategySpec, parse_strategies
@@ -56,6 +56,9 @@ DEFAULT_STRATEGIES = (
     StrategySpec("semaphore:32", "limited", (Rule("semaphore:32", "semaphore", limit=32),)),
 )
 """A limit of 32 slows 20 agents down a little: it shows what a shared semaphore costs."""
+
+AS_THE_SCENARIO = "scenario"
+"""The value of `--dialect` that leaves it to the scenario."""
 
 METRICS_PORT = 9464
 """The first port that is tried for /metrics."""
@@ -173,6 +176,13 @@ class LoadOptions(Options):
         "--client-key", TEXT, None, "the key of --client-cert, without a password", metavar="FILE"
     )
     insecure: bool = target("--insecure", SWITCH, False, "trust whatever certificate the model server shows")
+    dialect: str = target(
+        "--dialect",
+        TEXT,
+        AS_THE_SCENARIO,
+        "whose Chat Completions the emulator speaks; scenario: what that says, else openai",
+        choices=(AS_THE_SCENARIO, *DIALECTS),
+    )
     tools_url: str | None = target(
         "--tools-url", TEXT, None, "root of the tools' server (default: the emulator)", metavar="URL"
     )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from profiler.emulator.process import EmulatorProcess, is_emulator, start_emulator
-from profiler.load.options import LoadOptions
+from profiler.load.options import AS_THE_SCENARIO, LoadOptions
 
 CALIBRATION_SCENARIO = "instant"
 """The shipped scenario without latency."""
@@ -34,7 +34,7 @@ class Emulators:
     """The emulators of a load test, or of one loop; started when they are needed, kept while they fit."""
 
     def __init__(self) -> None:
-        self._wanted: tuple[str, int] | None = None
+        self._wanted: tuple[str, int, str] | None = None
         self._target: EmulatorProcess | None = None
         self._beside: EmulatorProcess | None = None
         self._environment = os.environ.get("PROFILER_TOOLS_URL")
@@ -43,10 +43,12 @@ class Emulators:
         """The target's root URL; starts an emulator unless a server is named, or one of its kind runs."""
         if options.base_url is not None:
             return options.base_url
-        wanted = (options.scenario, options.seed)
+        wanted = (options.scenario, options.seed, options.dialect)
         if self._target is None or self._wanted != wanted:
             self.stop()
-            self._target, self._wanted = start_emulator(options.scenario, seed=options.seed), wanted
+            dialect = None if options.dialect == AS_THE_SCENARIO else options.dialect
+            self._target = start_emulator(options.scenario, seed=options.seed, dialect=dialect)
+            self._wanted = wanted
         return self._target.url
 
     def tools_root(self, options: LoadOptions) -> str:

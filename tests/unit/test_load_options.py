@@ -72,6 +72,7 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
         until_seconds=99.0,
         blocks=4,
         seed=9,
+        dialect="gemini",
         drain_seconds=3.0,
         out="o",
         run_directory="r",
