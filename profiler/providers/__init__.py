@@ -95,6 +95,20 @@ def refuse_httpx(client: Any) -> None:
         raise _unsupported(type(client).__module__.partition(".")[0], "its clients are httpx's, not httpx2's")
 
 
+def refuse_invoke_model(client: Any) -> None:
+    """Raises `UsageError` for a client of Bedrock's InvokeModel, which is none of the APIs that are read.
+
+    Its streams are frames of AWS's own, around events of Messages.
+    """
+    kinds = type(client).__mro__
+    name = next((kind.__name__ for kind in kinds if kind.__module__ == "anthropic.lib.bedrock._client"), None)
+    if name is not None:
+        raise UsageError(
+            f"{name} cannot be profiled: Bedrock's InvokeModel API streams in frames of its own; "
+            f"use {name}Mantle, Bedrock's Messages API"
+        )
+
+
 def _unsupported(package: str, why: str) -> UsageError:
     """Says which version of an SDK is installed, and which ones are needed."""
     from importlib import metadata  # slow, and needed for this message alone

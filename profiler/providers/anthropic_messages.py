@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anthropic
 from anthropic import AsyncAnthropic, DefaultAioHttpClient
@@ -12,11 +12,14 @@ from anthropic import AsyncAnthropic, DefaultAioHttpClient
 from profiler.errors import UsageError
 from profiler.loop.model import Message, Probe, Reply, RequestOptions, ToolResult, conversation
 from profiler.loop.tools import Tool
-from profiler.providers import refuse_httpx
+from profiler.providers import refuse_httpx, refuse_invoke_model
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.endpoint import Endpoint, client_options, sdk_options
 from profiler.providers.exchange import as_sent, asking, finished, follow
 from profiler.providers.replies import reader_of
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropicBedrockMantle, AsyncAnthropicVertex
 
 # Our own exporter makes spans from records, under the round that they belong to. Older SDKs make none
 # and do not have the option.
@@ -28,9 +31,10 @@ _SPANLESS: dict[str, Any] = (
 class AnthropicMessages:
     """A model behind Messages.
 
-    A `client` of the user's is used as it is; without one, one is made on the SDK's aiohttp transport
-    for `endpoint` (None: the SDK's default). A `system` message at the head of the prompt becomes the
-    request's `system`. Fields of `body` are set in every request, those that are None are left out of it.
+    A `client` of the user's, for another cloud too, is used as it is; without one, one is made on the SDK's
+    aiohttp transport for `endpoint` (None: the SDK's default). A `system` message at the head of the prompt
+    becomes the request's `system`. Fields of `body` are set in every request, those that are None are left
+    out of it.
     """
 
     provider: Literal["anthropic"] = "anthropic"
@@ -38,7 +42,7 @@ class AnthropicMessages:
 
     def __init__(
         self,
-        client: AsyncAnthropic | None = None,
+        client: AsyncAnthropic | AsyncAnthropicVertex | AsyncAnthropicBedrockMantle | None = None,
         model: str = "claude-sonnet-5-5",
         *,
         max_tokens: int = 4096,
@@ -57,6 +61,7 @@ class AnthropicMessages:
             )
         self.client = client
         refuse_httpx(client)
+        refuse_invoke_model(client)
         observe_attempts(client._client)
         self.model = model
         self.max_tokens = max_tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import orjson
 
 from profiler.providers.replies import Api
@@ -11,20 +13,33 @@ _PATHS: tuple[tuple[str, Api], ...] = (
     ("/responses", "openai-responses"),
     ("/messages", "anthropic"),
 )
+_VERTEX = re.compile(
+    r"/publishers/anthropic/models/(?!count-tokens:)([^/]+):(?:rawPredict|streamRawPredict)$"
+)
+"""Google's path to Messages. The model is in it and not in the body; tokens are counted at one like it."""
+_AZURE = re.compile(r"/deployments/([^/]+)/chat/completions$")
+"""Azure's, with the name of a deployment, which requests may leave out of the body."""
 
 
 def api_of(path: str) -> Api | None:
     """The API that a POST to this path is a model request of, None when it is none."""
-    return next((api for suffix, api in _PATHS if path.endswith(suffix)), None)
+    found = next((api for suffix, api in _PATHS if path.endswith(suffix)), None)
+    return "anthropic" if found is None and _VERTEX.search(path) else found
 
 
-def requested_model(body: bytes) -> str:
-    """The model that a request names; parsed, because arguments of calls may have a key `model` too."""
+def requested_model(body: bytes, path: str = "") -> str:
+    """The model that a request names; where its body names none, the one that its decoded path does.
+
+    The body is parsed, because arguments of calls may have a key `model` too.
+    """
     try:
         model = orjson.loads(body)["model"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        return ""
-    return model if isinstance(model, str) else ""
+        model = None
+    if isinstance(model, str) and model:
+        return model
+    named = _VERTEX.search(path) or _AZURE.search(path)
+    return named[1] if named else ""
 
 
 def requested_prompt(body: bytes) -> str | None:

@@ -37,7 +37,7 @@ from profiler.loop.lag import LagSampler, Stall, StopSampler
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
 from profiler.loop.tools import Tool
-from profiler.providers import refuse_httpx
+from profiler.providers import refuse_httpx, refuse_invoke_model
 from profiler.providers.attempts import (
     AsyncObservedTransport,
     ObservedTransport,
@@ -127,8 +127,9 @@ class Profiler:
     def instrument(self, client: T) -> T:
         """Watch the requests of an `OpenAI`, `AsyncOpenAI`, `Anthropic` or `AsyncAnthropic` client.
 
-        Returns the same client. Doing it twice is harmless. Raises `UsageError` for an object without
-        the SDKs' kind of HTTP client.
+        And of the SDKs' clients for other clouds: Azure, Foundry, Vertex, Bedrock's Mantle. Returns the same
+        client. Doing it twice is harmless. Raises `UsageError` for an object without the SDKs' kind of HTTP
+        client, and for `AnthropicBedrock`, whose requests and streams are in a form of AWS's own.
         """
         http_client = _http_client(client)
         asynchronous = isinstance(http_client, httpx2.AsyncClient)
@@ -338,7 +339,7 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | No
     clock = profiler.recorder.clock
     round_ = profiler._round.get()
     if round_ is None or round_ not in loop.rounds[-8:] or not is_retry(request):
-        round_ = loop.begin_round(api, requested_model(request.content))
+        round_ = loop.begin_round(api, requested_model(request.content, request.url.path))
         if profiler._content is not None and loop.prompt is None:
             prompt = requested_prompt(request.content)
             loop.prompt = None if prompt is None else profiler._content.keep(prompt)
@@ -381,6 +382,7 @@ def _signature_of(function: Any) -> Signature | None:
 
 
 def _http_client(client: Any) -> Any:
+    refuse_invoke_model(client)
     http_client = getattr(client, "_client", None)
     if not isinstance(http_client, httpx2.AsyncClient | httpx2.Client):
         refuse_httpx(client)

@@ -14,7 +14,7 @@ import pytest
 
 from profiler.errors import ScenarioError, UsageError
 from profiler.providers.endpoint import Endpoint
-from profiler.providers.wire import requested_model
+from profiler.providers.wire import api_of, requested_model
 from profiler.redaction import (
     LogGuard,
     describe,
@@ -179,3 +179,26 @@ def test_model_of_a_request_is_its_own_and_no_argument_of_that_name() -> None:
     body = b'{"messages":[{"input":{"model":"CANARY"}}],"model":"gpt-4o"}'
     assert requested_model(body) == "gpt-4o"
     assert [requested_model(other) for other in (b"", b"[]", b'{"model": 1}', b"{")] == [""] * 4
+
+
+VERTEX = "/v1/projects/p/locations/eu/publishers/anthropic/models"
+
+
+@pytest.mark.parametrize(
+    ("path", "api", "model"),
+    [
+        ("/v1/chat/completions", "openai", ""),
+        ("/openai/deployments/d 1/chat/completions", "openai", "d 1"),
+        ("/openai/responses", "openai-responses", ""),
+        ("/anthropic/v1/messages", "anthropic", ""),
+        (f"{VERTEX}/claude-x@20260101:rawPredict", "anthropic", "claude-x@20260101"),
+        (f"{VERTEX}/claude-x:streamRawPredict", "anthropic", "claude-x"),
+        (f"{VERTEX}/count-tokens:rawPredict", None, ""),
+        ("/v1/publishers/mistralai/models/m:rawPredict", None, ""),
+        ("/v1/messages/count_tokens", None, ""),
+        ("/openai/deployments/d/embeddings", None, ""),
+    ],
+)
+def test_api_and_model_of_a_path(path: str, api: str | None, model: str) -> None:
+    assert (api_of(path), requested_model(b"{}", path)) == (api, model)
+    assert requested_model(b'{"model": "said"}', path) == "said"
