@@ -16,6 +16,7 @@ import pytest
 import trustme
 
 from profiler import ToolLoop, tool
+from profiler.load.agents import AgentContext
 from profiler.load.options import LoadOptions
 from profiler.load.preparation import built_in_loops
 from profiler.providers import PROVIDERS, AnthropicMessages, OpenAIChat, OpenAIResponses, make_provider
@@ -181,6 +182,42 @@ async def test_certificates_of_both_sides(files: dict[str, str], provider: str) 
         assert await said(other.url, insecure=True) == "Done."
         assert await said(other.url, ca=ca) == "untrusted"
         assert await said(other.url) == "untrusted"
+
+
+@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+async def test_client_of_an_agent_of_ones_own_is_made_as_the_options_say(
+    files: dict[str, str], sdk: str
+) -> None:
+    options = LoadOptions(
+        header=("api-key=s3cret-of-mine",),
+        query=("flag=on",),
+        body=("seed=7",),
+        ca=files["ca"],
+        client_cert=files["both"],
+    )
+    with serving(replies, server_tls(wants_a_certificate=True)) as server:
+        context = AgentContext(
+            provider=sdk,
+            endpoint=options.endpoint(f"{server.url}/api/v4?version=1"),
+            body=options.fields,
+            tools_url="http://127.0.0.1:1",
+            model="m",
+            strategy=Gathered(),
+            prompt="hi",
+            sinks=(),
+        )
+        if sdk == "openai":
+            client = openai.AsyncOpenAI(**context.client_options())
+            model = OpenAIChat(client, "m", body=context.body)
+        else:
+            client = anthropic.AsyncAnthropic(**context.client_options("anthropic"))
+            model = AnthropicMessages(client, "m", body=context.body)
+        assert (await ToolLoop(model).run("hi")).text == "Done."
+        await client.close()
+    (asked,) = server.asked
+    assert asked.path == f"/api/v4{PATHS[sdk]}?version=1&flag=on"
+    assert (asked.headers["api-key"], asked.body["seed"]) == ("s3cret-of-mine", 7)
+    assert not {"authorization", "x-api-key"}.intersection(asked.headers)
 
 
 def profiler(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
