@@ -170,7 +170,7 @@ def _walk(items: list[Any], before: Carried, lenient: bool) -> Carried:
             if role == "user":
                 _all_answered(pending)
                 turns, calls, call_id, found, last_round, pending = 0, 0, None, [], None, {}
-        elif kind not in _OWN_ITEMS:
+        elif not isinstance(kind, str) or kind not in _OWN_ITEMS:
             supported = (
                 "'message', 'function_call', 'function_call_output', 'reasoning', and 'item_reference'"
             )
