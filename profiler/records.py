@@ -207,7 +207,8 @@ class ModelCall(_Tried):
 
     Tokens mean the same for every provider, whatever its own fields count: `input_tokens` are all of the
     request, of which `cached_tokens` were read from the provider's cache and `cache_written_tokens` written
-    to it; `output_tokens` are all that was generated, of which `reasoning_tokens` were reasoning. None: the
+    to it (of these `cache_written_1h_tokens` for an hour, which costs more than for five minutes);
+    `output_tokens` are all that was generated, of which `reasoning_tokens` were reasoning. None: the
     server did not say, or said something that is no count.
 
     `unreadable` counts the parts of its reply that could not be understood.
@@ -236,6 +237,7 @@ class ModelCall(_Tried):
     reasoning_tokens: int | None = None
     server_tools: tuple[ServerToolCall, ...] = ()
     unreadable: int = 0
+    cache_written_1h_tokens: int | None = None
 
     @property
     def uncached_tokens(self) -> int | None:

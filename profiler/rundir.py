@@ -195,8 +195,9 @@ class Spent:
 
     `requests` counts attempts; tokens are those that replies report, so failed attempts add none. What they
     mean is said at `records.ModelCall`: of the input, `cached_tokens` were read from the provider's cache
-    and `cache_written_tokens` written to it; of the output, `reasoning_tokens` were reasoning. Of the model
-    requests, `replies` came to a reply, and `unknown_replies` of those did not say all of their tokens.
+    and `cache_written_tokens` written to it (`cache_written_1h_tokens` for an hour); of the output,
+    `reasoning_tokens` were reasoning. Of the model requests, `replies` came to a reply, and `unknown_replies`
+    of those did not say all of their tokens.
     """
 
     loops: int = 0
@@ -208,6 +209,7 @@ class Spent:
     reasoning_tokens: int = 0
     replies: int = 0
     unknown_replies: int = 0
+    cache_written_1h_tokens: int = 0
 
     @property
     def uncached_tokens(self) -> int:

@@ -111,7 +111,7 @@ def spent_by(record: LoopRecord) -> Spent:
 
     Its `loops` are 0: loops count as spent when they begin.
     """
-    requests = given = taken = cached = written = reasoning = replies = unknown = 0
+    requests = given = taken = cached = written = reasoning = replies = unknown = hour = 0
     for round_ in record.rounds:
         model = round_.model
         requests += model.attempt_count
@@ -119,11 +119,12 @@ def spent_by(record: LoopRecord) -> Spent:
         taken += model.output_tokens or 0
         cached += model.cached_tokens or 0
         written += model.cache_written_tokens or 0
+        hour += model.cache_written_1h_tokens or 0
         reasoning += model.reasoning_tokens or 0
         if model.replied:
             replies += 1
             unknown += not model.tokens_known
-    return Spent(0, requests, given, taken, cached, written, reasoning, replies, unknown)
+    return Spent(0, requests, given, taken, cached, written, reasoning, replies, unknown, hour)
 
 
 def extrapolated(spent: Spent, loops: int) -> Spent:
@@ -248,14 +249,15 @@ _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
 class Price:
     """USD per million tokens of `input` that is in no cache, and of `output`, reasoning included.
 
-    `cached` and `written` are factors of `input`: for tokens read from the provider's cache, and for those
-    written to it.
+    `cached`, `written` and `written_1h` are factors of `input`: for tokens read from the provider's cache,
+    and for those written to it, the last for an hour.
     """
 
     input: float
     output: float
     cached: float = 1.0
     written: float = 1.0
+    written_1h: float = 1.0
 
     @classmethod
     def parse(cls, spec: str, otherwise: Price | None = None) -> Price:
@@ -275,16 +277,19 @@ class Price:
         plain, output, *cache = prices
         if cache and not plain:
             raise UsageError(f"--price {spec}: cached input cannot have a price where input has none")
-        factors = [1.0, 1.0] if otherwise is None else [otherwise.cached, otherwise.written]
-        factors[: len(cache)] = [price / plain for price in cache]
-        return cls(plain, output, *factors)
+        usual = otherwise if otherwise is not None else cls(0.0, 0.0)
+        cached = cache[0] / plain if cache else usual.cached
+        written = cache[1] / plain if len(cache) > 1 else usual.written
+        # An hour's has no price of its own here: it is as much dearer as it usually is.
+        return cls(plain, output, cached, written, written * usual.written_1h / usual.written)
 
     def cost(self, spent: Spent) -> float:
         """USD, of the tokens that are known."""
         billed = (
             spent.uncached_tokens
             + self.cached * spent.cached_tokens
-            + self.written * spent.cache_written_tokens
+            + self.written * (spent.cache_written_tokens - spent.cache_written_1h_tokens)
+            + self.written_1h * spent.cache_written_1h_tokens
         )
         return (self.input * billed + self.output * spent.output_tokens) / 1e6
 
@@ -311,7 +316,10 @@ def _table() -> tuple[dict[str, Price], dict[str, Price]]:
     text = (resources.files("profiler.load") / "prices.toml").read_text(encoding="utf-8")
     providers = tomllib.loads(text)
     usual = {
-        name: Price(0.0, 0.0, float(provider["cached"]), float(provider["written"]))
+        name: Price(
+            *(0.0, 0.0, float(provider["cached"]), float(provider["written"])),
+            float(provider.get("written_1h", provider["written"])),
+        )
         for name, provider in providers.items()
     }
     return {
@@ -320,6 +328,7 @@ def _table() -> tuple[dict[str, Price], dict[str, Price]]:
             float(price["output"]),
             float(price.get("cached", usual[provider].cached)),
             float(price.get("written", usual[provider].written)),
+            float(price.get("written_1h", price.get("written", usual[provider].written_1h))),
         )
         for provider, listed in providers.items()
         for name, price in listed["models"].items()

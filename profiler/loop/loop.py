@@ -327,6 +327,7 @@ class _LoopRun:
             output_tokens=got.output_tokens,
             cached_tokens=got.cached_tokens,
             cache_written_tokens=got.cache_written_tokens,
+            cache_written_1h_tokens=got.cache_written_1h_tokens,
             reasoning_tokens=got.reasoning_tokens,
             server_tools=got.server_tools,
             unreadable=max(got.unreadable, nothing_read),

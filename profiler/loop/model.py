@@ -58,6 +58,7 @@ class Reply:
     output_tokens: int | None = None
     cached_tokens: int | None = None
     cache_written_tokens: int | None = None
+    cache_written_1h_tokens: int | None = None
     reasoning_tokens: int | None = None
     server_tools: tuple[ServerToolCall, ...] = ()
     unreadable: int = 0

@@ -153,6 +153,7 @@ def round_record(
             output_tokens=observed.reply.output_tokens,
             cached_tokens=observed.reply.cached_tokens,
             cache_written_tokens=observed.reply.cache_written_tokens,
+            cache_written_1h_tokens=observed.reply.cache_written_1h_tokens,
             reasoning_tokens=observed.reply.reasoning_tokens,
             server_tools=observed.reply.server_tools,
             unreadable=observed.reply.unreadable + observed.unread,

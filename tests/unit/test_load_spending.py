@@ -18,7 +18,7 @@ def test_price_is_the_users_else_the_tables_also_for_a_snapshot() -> None:
     assert price_of("gpt-4o") == Price(2.5, 10.0, cached=0.5)
     assert price_of("gpt-4o-2024-11-20") == price_of("gpt-4o")
     assert price_of("claude-sonnet-4-5-20250929") == price_of("claude-sonnet-4-5")
-    assert price_of("claude-sonnet-4-5") == Price(3.0, 15.0, cached=0.1, written=1.25)
+    assert price_of("claude-sonnet-4-5") == Price(3.0, 15.0, cached=0.1, written=1.25, written_1h=2.0)
     assert price_of("gpt-4o", "1/2") == Price(1.0, 2.0, cached=0.5)
     assert price_of("my-model") is None
 
@@ -50,15 +50,20 @@ def test_table_knows_what_the_caches_cost(model: str, cached: float, written: fl
 
 def test_price_may_say_what_cached_and_written_input_costs() -> None:
     assert Price.parse("3/15/0.30") == Price(3.0, 15.0, pytest.approx(0.1), 1.0)
-    assert Price.parse("3/15/0.30/3.75") == Price(3.0, 15.0, pytest.approx(0.1), 1.25)
+    assert Price.parse("3/15/0.30/3.75") == Price(3.0, 15.0, pytest.approx(0.1), 1.25, 1.25)
     assert str(Price.parse("3/15/0.30/3.75")) == (
         "$3/$15 per million tokens in/out, $0.3 cached, $3.75 written to the cache"
     )
+    # An hour in the cache costs as much more than minutes as it usually does.
+    hour = Spent(1, 1, 1000, 0, cache_written_tokens=1000, cache_written_1h_tokens=400)
+    known = price_of("claude-opus-5", "10/20/1/15")
+    assert known is not None
+    assert known.cost(hour) == pytest.approx((600 * 15 + 400 * 24) / 1e6)
     # What is left out is the model's, or what is usual for the API.
-    assert price_of("claude-opus-5-5", "1/2") == Price(1.0, 2.0, 0.05, 1.25)
-    assert price_of("claude-opus-5-5", "1/2/1") == Price(1.0, 2.0, 1.0, 1.25)
+    assert price_of("claude-opus-5-5", "1/2") == Price(1.0, 2.0, 0.05, 1.25, 2.0)
+    assert price_of("claude-opus-5-5", "1/2/1") == Price(1.0, 2.0, 1.0, 1.25, 2.0)
     assert LoadOptions(provider="anthropic", model="mine", price="1/2").model_price() == Price(
-        1, 2, 0.1, 1.25
+        1, 2, 0.1, 1.25, 2.0
     )
     assert LoadOptions(model="mine", price="1/2").model_price() == Price(1.0, 2.0)
     with pytest.raises(UsageError, match="--price 0/1/1: cached input cannot have a price"):

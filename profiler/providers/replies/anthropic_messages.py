@@ -239,6 +239,8 @@ class MessagesReader(ReplyReader):
         uncached = self._count(usage.get("input_tokens"))
         self.cached_tokens = self._count(usage.get("cache_read_input_tokens"))
         self.cache_written_tokens = self._count(usage.get("cache_creation_input_tokens"))
+        by_lifetime = object_of(usage.get("cache_creation"))
+        self.cache_written_1h_tokens = self._count(by_lifetime.get("ephemeral_1h_input_tokens"))
         if uncached is not None:
             self.input_tokens = uncached + (self.cached_tokens or 0) + (self.cache_written_tokens or 0)
         self.output_tokens = self._count(usage.get("output_tokens"))

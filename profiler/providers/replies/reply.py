@@ -45,6 +45,7 @@ class ReplyReader:
         self.output_tokens: int | None = None
         self.cached_tokens: int | None = None
         self.cache_written_tokens: int | None = None
+        self.cache_written_1h_tokens: int | None = None
         self.reasoning_tokens: int | None = None
         self.server_tools: list[ServerToolCall] = []
         self.unreadable = 0
@@ -109,6 +110,7 @@ class ReplyReader:
             output_tokens=self.output_tokens,
             cached_tokens=self.cached_tokens,
             cache_written_tokens=self.cache_written_tokens,
+            cache_written_1h_tokens=self.cache_written_1h_tokens,
             reasoning_tokens=self.reasoning_tokens,
             server_tools=tuple(self.server_tools),
             unreadable=self.unreadable,
