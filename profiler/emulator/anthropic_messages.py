@@ -392,7 +392,7 @@ def _odd_input(call: MadeCall) -> Any:
 
 
 def _signature(token: str) -> str:
-    """What a client has to send back with the thinking; it looks like the provider's, and says nothing."""
+    """The signature of a thinking block, which a client has to send back. It only looks like the provider's."""
     return "EqQB" + token * 3 + "=="
 
 

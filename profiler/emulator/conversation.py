@@ -116,7 +116,7 @@ class MadeCall(NamedTuple):
 
     @property
     def deltas(self) -> str:
-        """What is streamed of the arguments after the call's opening."""
+        """The part of the arguments that is streamed after the call's opening."""
         return self.arguments if self.form == "text" else ""
 
 
@@ -158,7 +158,7 @@ def call_tokens(call: MadeCall) -> int:
 
 
 def unnamed(name: object, arguments: object) -> str:
-    """What stands for the id of a call that has none."""
+    """A stand-in for the id of a call that has none."""
     return f"{name} {arguments}"
 
 

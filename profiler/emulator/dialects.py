@@ -23,7 +23,7 @@ _SHORT = re.compile(r"[a-zA-Z0-9]{9}")
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _DEPLOYMENT = re.compile(rb"/openai/deployments/([^/]+)/")
 _SKIPPED_SIGNATURES = ("skip_thought_signature_validator", "context_engineering_is_the_way_to_go")
-"""What Google documents for calls of another model's, which have no signature."""
+"""Signatures that Google documents for the calls of another model, which have none."""
 
 _SAFE = {"filtered": False, "severity": "safe"}
 _FILTERED = dict.fromkeys(("hate", "self_harm", "sexual", "violence"), _SAFE)

@@ -1,4 +1,4 @@
-"""What a fault does to a reply. Which reply meets which fault is decided by the tape. Pure.
+"""Applies faults to replies. Which reply meets which fault is decided by the tape. Pure.
 
 Three kinds: replies with an HTTP status or a broken stream, calls that are spoilt, and odd wires
 (`profiler.scenarios.WIRE_FAULTS`): replies in the forms that gateways and small servers give them, in which

@@ -465,7 +465,7 @@ class ModelService:
         return limits.headers(style, quota, request.exchange.received_ns, time.time())
 
     def _style(self, wire: Wire) -> str:
-        """Whose headers: a provider's, or a dialect's."""
+        """The provider or the dialect whose headers are sent."""
         spoken = self._dialect.name
         return spoken if wire.name == "chat" and spoken != "openai" else wire.provider
 

@@ -1,4 +1,4 @@
-"""What both OpenAI APIs check alike: tools, `tool_choice`, limits, content; and their errors. Pure."""
+"""Checks that both OpenAI APIs share: tools, `tool_choice`, limits, content; and their errors. Pure."""
 
 from __future__ import annotations
 

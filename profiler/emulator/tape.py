@@ -39,7 +39,7 @@ class Pace(NamedTuple):
 
 
 class TokenDraw(NamedTuple):
-    """What one model request draws of tokens; the shares are as `ModelSpec` says."""
+    """The tokens drawn for one model request; the shares are as `ModelSpec` says."""
 
     context: int
     cached_share: float
