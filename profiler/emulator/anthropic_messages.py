@@ -392,7 +392,7 @@ def _odd_input(call: MadeCall) -> Any:
 
 
 def _signature(token: str) -> str:
-    """The signature of a thinking block, which a client has to send back. It only looks like the provider's."""
+    """The signature of a thinking block, which a client has to send back; it looks like the provider's."""
     return "EqQB" + token * 3 + "=="
 
 
