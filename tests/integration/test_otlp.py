@@ -217,7 +217,7 @@ async def test_a_loop_over_otlp(receiver, emulator):
     assert [e.span_id for e in duration.exemplars] == [agent.span_id]
     (requests,) = receiver.points("gen_ai.client.inference.duration")
     assert requests.count == len(record.rounds)
-    assert list(requests.explicit_bounds) == [0.01 * 2**i for i in range(14)]
+    assert list(requests.explicit_bounds) == [0.01 * 2**i for i in range(17)]
     by_tool = {
         attributes(point)["gen_ai.tool.name"]: point.count
         for point in receiver.points("gen_ai.execute_tool.duration")
@@ -298,7 +298,7 @@ async def test_failed_requests_are_not_doubled_either(receiver):
     assert [link.span_id for link in round_.links] == [theirs.span_id]
     assert not [span for _, span in receiver.spans if span.name.startswith("chat ")]
     (agent,) = receiver.named("invoke_agent")
-    assert attributes(agent)["error.type"] == "connection"
+    assert attributes(agent)["error.type"] == "refused"
     assert agent.status.code == agent.status.STATUS_CODE_ERROR
 
 

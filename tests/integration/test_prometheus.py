@@ -117,6 +117,10 @@ prompt = "Question {number}"
 [model]
 first_token = { kind = "uniform", low = 0.02, high = 0.05 }
 tokens_per_second = 4000
+context_tokens = 2000
+cached_share = 0.5
+cache_written_share = 0.5
+reasoning_tokens = 20
 [loop]
 rounds = { kind = "empirical", values = [1, 2] }
 fan_out = { kind = "empirical", values = [2, 3, 4, 6] }

@@ -26,7 +26,7 @@ COMMANDS = sorted(
         line.split("#")[0].strip()
         for language, block in BLOCKS
         if not language
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
         if line.startswith(("profiler ", "locust "))
     }
 )

@@ -398,6 +398,7 @@ def test_records_that_a_sink_fails_on_are_counted_by_sink():
     recorder = Recorder([full_disk, sink])
     recorder.emit(loop(0))
     recorder.emit(loop(1))
+    assert recorder.flush(timeout=60)
     found = samples(parse_text(Exposition(sink).render().decode()))
     assert found["toolloop_records_dropped_total", ("sink", "full_disk")] == 2.0
     assert found["toolloop_records_dropped_total", ("sink", "PrometheusSink")] == 0.0
