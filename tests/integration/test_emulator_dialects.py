@@ -17,8 +17,11 @@ import openai
 import pytest
 
 from profiler.emulator.process import EmulatorProcess, start_emulator
-from profiler.providers import DIALECTS
+from profiler.loop.loop import ToolLoop
+from profiler.providers import DIALECTS, PROVIDERS, make_provider
+from profiler.records import LoopRecord
 from profiler.scenarios import WIRE_FAULTS
+from profiler.strategies import parse_strategy
 
 SCENARIO = """
 description = "two rounds of three calls, with cache and reasoning"
@@ -503,3 +506,71 @@ def test_odd_messages_wire_finishes(started: Any, kind: str, stream: bool) -> No
         assert usage["cache_creation"]["ephemeral_5m_input_tokens"] == entry["cache_written_tokens"]
         assert usage["output_tokens"] == entry["output_tokens"]
         assert usage["output_tokens_details"]["thinking_tokens"] == entry["reasoning_tokens"] == 40
+
+
+# Loops of ours
+
+MODES = {"whole": (False, "gathered"), "streamed": (True, "gathered"), "eager": (True, "eager:all")}
+USAGE_FAULTS = ("usage_in_words", "negative_usage", "huge_usage", "missing_usage")
+
+
+async def run_ours(provider: str, url: str, mode: str, number: int, body: Any = None) -> LoopRecord:
+    """The record of a `ToolLoop`, which has to end well."""
+
+    async def look(city: str = "") -> str:
+        """Looks."""
+        return f"result of {city}"
+
+    stream, strategy = MODES[mode]
+    model: Any = make_provider(provider, base_url=url, body=body)
+    try:
+        loop = ToolLoop(model, [look], parse_strategy(strategy), stream=stream)
+        result = await loop.run("Compare.", number=number)
+    finally:
+        await model.client.close()
+    assert result.text.endswith("and 3 more.")
+    assert [call.status for call in result.record.tool_calls] == ["ok"] * 6
+    assert result.record.status == "ok"
+    return result.record
+
+
+def counted(record: LoopRecord) -> list[tuple[int | None, ...]]:
+    return [
+        (m.input_tokens, m.cached_tokens, m.cache_written_tokens, m.output_tokens, m.reasoning_tokens)
+        for m in (round_.model for round_ in record.rounds)
+    ]
+
+
+def counted_by_server(entries: list[dict[str, Any]]) -> list[tuple[int | None, ...]]:
+    names = ("input_tokens", "cached_tokens", "cache_written_tokens", "output_tokens", "reasoning_tokens")
+    return [tuple(entry[name] for name in names) for entry in entries]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_dialect_finishes_loops_of_ours(started: Any, dialect: str, mode: str) -> None:
+    emulator = started(dialect)
+    truth(emulator)
+    body = {"stream_options": None} if dialect == "mistral" and MODES[mode][0] else None
+    for number in range(3):  # the habits of a server that has several
+        record = await run_ours("openai", emulator.url, mode, number, body)
+        entries = truth(emulator)
+        assert [entry["status"] for entry in entries] == [200] * 3
+        assert counted(record) == counted_by_server(entries)
+        assert sum(round_.model.unreadable for round_ in record.rounds) == 0
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("kind", WIRE_FAULTS)
+async def test_odd_wire_finishes_loops_of_ours(started: Any, kind: str, provider: str) -> None:
+    emulator = started("openai", kind)
+    truth(emulator)
+    for mode in MODES:
+        record = await run_ours(provider, emulator.url, mode, 0)
+        entries = truth(emulator)
+        assert [entry["status"] for entry in entries] == [200] * len(record.rounds)
+        if kind in USAGE_FAULTS:
+            # What is no count is unknown. Details that are counts stay.
+            assert {(model[0], model[3]) for model in counted(record)} == {(None, None)}
+        else:
+            assert counted(record) == counted_by_server(entries)
