@@ -129,7 +129,9 @@ def estimate_load(
         options,
         users,
         seconds=seconds * len(options.strategies) * len(levels),
-        spent=None if options.agent else extrapolated(sample_spent(tape), round(loops) + workers),
+        spent=(
+            None if options.agent else extrapolated(sample_spent(tape, not remote), round(loops) + workers)
+        ),
         scenario=scenario.name,
         remote=remote,
         search=search,
@@ -153,20 +155,40 @@ def loop_seconds(tape: Tape, at_once: bool) -> float:
     return total / SAMPLE
 
 
-def sample_spent(tape: Tape) -> Spent:
-    """The spending of the first `SAMPLE` loops. Every request of a loop repeats what was said before it."""
+def sample_spent(tape: Tape, emulated: bool) -> Spent:
+    """The spending of the first `SAMPLE` loops. Every request of a loop repeats what was said before it.
+
+    `emulated`: the scenario's context, cache and reasoning count too. A real model draws none of them.
+    """
     scenario = tape.scenario
     tools = [{"d": tool.description, "n": tool.name, "p": tool.parameters} for tool in scenario.tools]
     first = (len(scenario.prompt) + len(json.dumps(tools))) / CHARACTERS_PER_TOKEN
-    requests, given, taken = 0, 0.0, 0
+    requests = taken = reasoning = 0
+    given = cached = written = 0.0
     for loop in range(SAMPLE):
         said = first
-        for calls in _rounds(tape, loop):
+        for round_, calls in enumerate(_rounds(tape, loop)):
+            asked = said
+            if emulated:
+                drawn = tape.tokens(Place(loop, round_, 0), default_reasoning=0)
+                asked += drawn.context
+                cached += (read := asked * drawn.cached_share)
+                written += (asked - read) * drawn.written_share
+                reasoning += drawn.reasoning
             requests += 1
-            given += said
+            given += asked
             taken += CALL_TOKENS * calls if calls else ANSWER_TOKENS
             said += (CALL_TOKENS + RESULT_TOKENS) * calls
-    return Spent(SAMPLE, requests, round(given), taken)
+    return Spent(
+        SAMPLE,
+        requests,
+        round(given),
+        taken + reasoning,
+        cached_tokens=round(cached),
+        cache_written_tokens=round(written),
+        reasoning_tokens=reasoning,
+        cache_written_1h_tokens=round(written) if scenario.model.cache_ttl == "1h" else 0,
+    )
 
 
 def _rounds(tape: Tape, loop: int) -> Sequence[int]:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from profiler.emulator.process import start_emulator
+from profiler.emulator.tape import Tape
+from profiler.load.estimate import SAMPLE, sample_spent
 from profiler.load.spending import price_of, spent_by
 from profiler.loop.loop import ToolLoop
 from profiler.loop.model import Probe, RequestOptions
@@ -50,6 +52,7 @@ properties.city = { type = "string", description = "Name of the city." }
 """
 
 LOOPS = 12
+SEED = 3
 MODELS = {"openai": "gpt-4o", "openai-responses": "gpt-5.5", "anthropic": "claude-opus-5"}
 USD = {  # per million: plain input, cached, written, written for an hour, output
     "gpt-4o": (2.5, 1.25, 2.5, 2.5, 10.0),
@@ -70,12 +73,14 @@ def counts(model: ModelCall) -> Counts:
     )
 
 
-async def loops_of_ours(provider: str, url: str, stream: bool, path: str) -> list[LoopRecord]:
+async def loops_of_ours(
+    provider: str, url: str, stream: bool, path: str, loops: int = LOOPS
+) -> list[LoopRecord]:
     records: list[LoopRecord] = []
     model: Any = make_provider(provider, base_url=url, model=MODELS[provider])
     tools = scenario_tools(load_scenario(path), url)
     loop = ToolLoop(model, tools, stream=stream, sinks=[records.append])
-    await asyncio.gather(*(loop.run("Compare.", number=number) for number in range(LOOPS)))
+    await asyncio.gather(*(loop.run("Compare.", number=number) for number in range(loops)))
     await model.client.close()
     await close_tool_clients()
     return records
@@ -113,7 +118,7 @@ def test_recorded_tokens_and_their_cost_are_the_servers(provider: str, lifetime:
     assert price is not None
     for run in (loops_of_ours, watched_requests):
         for stream in (False, True):
-            with start_emulator(str(path), seed=3) as emulator:
+            with start_emulator(str(path), seed=SEED) as emulator:
                 records = asyncio.run(run(provider, emulator.url, stream, str(path)))
                 with urllib.request.urlopen(f"{emulator.url}/emulator/journal", timeout=60) as response:
                     entries = [one for one in json.load(response)["entries"] if one["kind"] == "model"]
@@ -132,3 +137,19 @@ def test_recorded_tokens_and_their_cost_are_the_servers(provider: str, lifetime:
             assert any(model.reasoning_tokens for r in records for model in [r.rounds[0].model])
             spent = sum((spent_by(record) for record in records[1:]), spent_by(records[0]))
             assert price.cost(spent) == pytest.approx(dollars / 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize("lifetime", ["5m", "1h"])
+@pytest.mark.parametrize("provider", list(PROVIDERS))
+def test_cost_that_is_estimated_before_a_run_is_what_it_costs(
+    provider: str, lifetime: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "caches.toml"
+    path.write_text(SCENARIO.replace("LIFETIME", lifetime))
+    price = price_of(MODELS[provider])
+    assert price is not None
+    estimated = price.cost(sample_spent(Tape(load_scenario(str(path)), SEED), emulated=True))
+    with start_emulator(str(path), seed=SEED) as emulator:
+        records = asyncio.run(loops_of_ours(provider, emulator.url, False, str(path), SAMPLE))
+    spent = sum((spent_by(record) for record in records[1:]), spent_by(records[0]))
+    assert estimated == pytest.approx(price.cost(spent), rel=0.01)

@@ -41,11 +41,24 @@ def test_loop_takes_its_requests_and_its_longest_calls_or_all_of_them() -> None:
 
 
 def test_estimate_counts_in_every_request_what_was_said_before() -> None:
-    spent = sample_spent(Tape(WORK, 1))
+    spent = sample_spent(Tape(WORK, 1), emulated=True)
     assert (spent.loops, spent.requests) == (SAMPLE, SAMPLE * 3)
     first = spent.input_tokens / SAMPLE / 3 - 4 * 60  # four calls more with each of three requests
     assert 5 < first < 30
     assert spent.output_tokens == SAMPLE * (8 * 20 + 60)
+
+
+def test_estimate_has_the_scenarios_caches_and_reasoning_only_where_the_model_is_emulated() -> None:
+    more = "context_tokens = 1000\ncached_share = 0.5\ncache_written_share = 0.25\nreasoning_tokens = 30\n"
+    text = SCENARIO.replace("[model]\n", f'[model]\n{more}cache_ttl = "1h"\n')
+    tape = Tape(parse_scenario(text, name="caches", source="caches.toml"), 1)
+    plain, spent = sample_spent(tape, emulated=False), sample_spent(tape, emulated=True)
+    assert plain == sample_spent(Tape(WORK, 1), emulated=True)
+    assert spent.input_tokens == plain.input_tokens + 1000 * spent.requests
+    assert spent.cached_tokens == pytest.approx(spent.input_tokens / 2, abs=1)
+    assert spent.cache_written_tokens == pytest.approx(spent.input_tokens / 8, abs=1)
+    assert spent.cache_written_1h_tokens == spent.cache_written_tokens
+    assert spent.output_tokens - plain.output_tokens == spent.reasoning_tokens == 30 * spent.requests
 
 
 def test_plan_on_this_machine_is_one_line_without_a_cost() -> None:
