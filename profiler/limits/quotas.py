@@ -33,8 +33,8 @@ DAY_NS = 24 * HOUR_NS
 MONTH_NS = 30 * DAY_NS
 
 RESOURCES = frozenset(("requests", "tokens", "input_tokens", "output_tokens"))
-"""What is counted. Others are not read: Anthropic's `priority-input-tokens` limit nothing, since requests
-beyond that capacity are served like all others."""
+"""The resources that quotas count. Others are not read: Anthropic's `priority-input-tokens` limit nothing,
+since requests beyond that capacity are served like all others."""
 
 WINDOWS = {"second": SECOND_NS, "minute": MINUTE_NS, "hour": HOUR_NS, "day": DAY_NS, "month": MONTH_NS}
 """The windows that servers have, by the word that a header has for them."""
@@ -160,7 +160,7 @@ class _Named(NamedTuple):
 
 
 def _named(header: str) -> _Named | None:
-    """What a header's name says; None for one that is no figure of a quota."""
+    """The meaning of a header's name; None for one that is no figure of a quota."""
     match = _PREFIX.match(header)
     if match is None:
         return None
@@ -263,7 +263,7 @@ def _reset(text: str, now_s: float | None, *, to_full: bool) -> Reset | None:
 
 @dataclass(slots=True)
 class _Figures:
-    """What the headers of one quota say."""
+    """The figures in the headers of one quota."""
 
     limit: float | None = None
     remaining: float | None = None

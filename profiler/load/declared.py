@@ -181,7 +181,7 @@ class Option:
             raise UsageError(f"{said}: {error}") from None
 
     def public(self, value: Any) -> Any:
-        """What may be shown of a value; None when that is nothing."""
+        """The part of a value that may be shown; None when that is nothing."""
         if not self.secret or value in (None, ()):
             return value
         return None if self.kind.shown is None else self.kind.shown(value)

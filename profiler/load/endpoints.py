@@ -57,7 +57,7 @@ def _no_constant(name: str) -> None:
 
 
 def _names(values: Iterable[str]) -> tuple[str, ...]:
-    """What may be shown of `NAME=VALUE`."""
+    """Each `NAME=VALUE` with its value hidden."""
     return tuple(f"{one.partition('=')[0]}={REDACTED}" for one in values)
 
 

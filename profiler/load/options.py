@@ -362,7 +362,7 @@ class LoadOptions(Options):
         return Budget({name: limit for name, limit in limits.items() if limit is not None}, price)
 
     def model_price(self, model: str = "") -> Price | None:
-        """What a model's tokens cost, None where that is unknown. `model`: as in `budget`."""
+        """The price of a model's tokens, None where it is unknown. `model`: as in `budget`."""
         from profiler.load.spending import price_of
 
         return price_of(model or self.asked_model, self.price, PROVIDERS[self.provider].sdk)

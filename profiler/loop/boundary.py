@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 Part = Literal["loop", "request", "tool"]
-"""What was being watched: a loop's begin or end, a model request with its reply, a call of a tool."""
+"""The part that was watched: a loop's begin or end, a model request with its reply, a call of a tool."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,7 +52,7 @@ class Boundary:
                 self._on_failure(part)
 
     def call(self, part: Part, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
-        """What the function returns; None when it fails."""
+        """Call the function; returns its result, or None when it fails."""
         try:
             return function(*args, **kwargs)
         except Exception as error:
