@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import resource
 import shlex
 import subprocess
 import sys
 from importlib.metadata import version
+from statistics import median
 
 import pytest
 
@@ -44,16 +45,23 @@ def test_loop_and_its_tools_import_no_sdk_and_no_locust():
     assert not loaded & {"openai", "anthropic", "locust", "gevent", "scipy", "aiohttp", "httpx2"}
 
 
-def test_help_is_answered_in_under_400_ms_of_cpu():
+def cpu_seconds(code: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def test_help_names_every_command_and_costs_a_few_imports_of_the_standard_library():
     code = "from profiler.cli import main; main(['--help'])"
-    before = os.times()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    after = os.times()
     for command in COMMANDS:
         assert command in done.stdout
-    cpu = after.children_user - before.children_user + after.children_system - before.children_system
-    assert cpu < 0.4
     assert not modules_after("from profiler.cli import _parser; _parser()") & set(HEAVY)
+    # Seconds would be the machine's: in turns with an import that help needs too. It is 3 of them; an SDK
+    # would be 11 more, numpy 3.
+    turns = [(cpu_seconds("import asyncio"), cpu_seconds(code)) for _ in range(5)]
+    assert median(took for _, took in turns) < 5 * median(least for least, _ in turns)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
