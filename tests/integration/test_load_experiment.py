@@ -140,7 +140,7 @@ from profiler.load.options import LoadOptions
 from profiler.strategies import parse_strategies
 only = parse_strategies("gathered")
 options = LoadOptions(scenario="instant", strategies=only, out=sys.argv[1], calibration_seconds=0.0)
-run_experiment(Experiment(options, users=4, seconds=30.0, workers=2))
+run_experiment(Experiment(options, users=4, seconds=300.0, workers=2))
 """
 
 
@@ -165,13 +165,14 @@ def test_who_compares_imports_neither_locust_nor_gevent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGKILL])
 def test_nobody_outlives_it(processes: Locust, ended_by: signal.Signals) -> None:
     runs = processes.path / "runs"
-    script = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(runs)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), MARK: processes.mark},
-    )
-    assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 60)
-    script.send_signal(ended_by)
-    code = script.wait(20)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), MARK: processes.mark}
+    with subprocess.Popen([sys.executable, "-c", SCRIPT, str(runs)], env=environment) as script:
+        try:
+            assert wait_until(lambda: any(f.stat().st_size > 0 for f in runs.glob("*/records.jsonl")), 60)
+            script.send_signal(ended_by)
+            code = script.wait(60)  # of its 300 s; a drain takes 30 at most
+        finally:
+            script.kill()
     assert code == (0 if ended_by == signal.SIGINT else -signal.SIGKILL)
     assert processes.all_left_within(15)
     run = processes.directory().load()
