@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -11,6 +12,10 @@ from hypothesis import HealthCheck, settings
 
 from tests.dialects.table import PROPERTY, lines
 from tests.measuring import TRIES, Measurement, NotMeasured, judge
+
+# A shell that starts the tests in the background has all its children ignore interrupts, and we send some.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes is the machine's business.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
