@@ -402,9 +402,13 @@ def test_empty_pieces_are_no_tokens_and_reasoning_is_no_output(api: Api, events:
         ("openai", chunk({"refusal": "I"})),
         ("openai", chunk({"audio": {"transcript": "I"}})),
         ("openai-responses", {"type": "response.refusal.delta", "delta": "I"}),
+        (
+            "openai-responses",
+            {"type": "response.output_item.done", "item": {"type": "message", "content": [{"text": "I"}]}},
+        ),
     ],
 )
-def test_refusals_and_speech_are_output(api: Api, event: Any):
+def test_refusals_speech_and_text_without_deltas_are_output(api: Api, event: Any):
     reader = streamed(api, event, end=False)
     assert (reader.probe.first_token_ns, reader.probe.first_output_ns) == (1, 1)
 

@@ -159,7 +159,9 @@ class ResponsesReader(ReplyReader):
             item = _Item(index, given)
             self._items.append(item)
         item.data, item.done = given, True
-        if item.kind in _CALLS:
+        if item.kind == "message" and given.get("content"):
+            self.probe.token()  # some gateways send no deltas
+        elif item.kind in _CALLS:
             self.probe.token()
             if item.status == "incomplete":
                 return
