@@ -189,11 +189,11 @@ def _resource(parts: list[str], tokens: bool = False) -> str:
 
 # Their values.
 
-_NUMBER = re.compile(r"-?\d{1,18}(?:\.\d{1,9})?")
-_DURATION = re.compile(r"(?:\d{1,9}(?:\.\d{1,9})?(?:d|h|ms|m|s|us|µs|μs|ns))+")
+_NUMBER = re.compile(r"-?\d{1,18}(?:\.\d{1,30})?")  # Python's servers write 16 decimals and more
+_DURATION = re.compile(r"(?:\d{1,9}(?:\.\d{1,30})?(?:d|h|ms|m|s|us|µs|μs|ns))+")
 _DURATION_PART = re.compile(r"(\d+)(?:\.(\d+))?([a-zµμ]+)")
 _UNITS_NS = {"d": DAY_NS, "h": HOUR_NS, "m": MINUTE_NS, "s": SECOND_NS, "ms": 10**6, "ns": 1}
-_MOMENT = re.compile(r"\s*(?:\d{10,}|\d{4}-\d\d-\d\dT|[A-Za-z]{3})")
+_MOMENT = re.compile(r"\s*(?:\d{10,}|\d{4}-\d\d-\d\d[Tt ]|[A-Za-z]{3})")
 """The beginning of a point in time: a Unix time, RFC 3339 or an HTTP date."""
 
 
@@ -229,7 +229,7 @@ def moment_s(text: str) -> float | None:
     """Unix time of an RFC 3339 time or an HTTP date, in UTC where it names no zone; None for another text."""
     text = text.strip()
     try:
-        found = datetime.fromisoformat(text) if text[:4].isdigit() else parsedate_to_datetime(text)
+        found = datetime.fromisoformat(text.upper()) if text[:4].isdigit() else parsedate_to_datetime(text)
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
@@ -247,7 +247,7 @@ def _reset(text: str, now_s: float | None, *, to_full: bool) -> Reset | None:
         if seconds < 0:
             return None
         ns = round(seconds * SECOND_NS)
-        step_ns = SECOND_NS // 10 ** len(text.partition(".")[2])
+        step_ns = max(1, SECOND_NS // 10 ** len(text.partition(".")[2]))
     else:
         at = float(text) if _NUMBER.fullmatch(text) else moment_s(text)
         if at is None or now_s is None:
@@ -300,7 +300,9 @@ def stated(headers: Mapping[str, str], now_s: float | None = None) -> tuple[Quot
             figures.remaining = number(text)
         else:  # "100", and also "100, 100;w=60, 1000;w=3600" in early drafts
             first, *others = _items(text) or [_Item("")]
-            figures.limit = number(first.head)
+            # "2,000,000" is no list.
+            plain = any(not one.parameters and one.head != first.head for one in others)
+            figures.limit = None if plain else number(first.head)
             policies += _policies([first] * bool(first.parameters) + others)
     policies += _policies(_items(lines.get("ratelimit-policy", "")))
     _add_current(found, _items(lines.get("ratelimit", "")), policies, now_s)

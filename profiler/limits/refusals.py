@@ -93,7 +93,8 @@ def retry_after_ns(failed: object, wall_clock: Callable[[], float] = time.time) 
         holder: Any = getattr(one, "response", None)
         headers = getattr(one if holder is None else holder, "headers", None)
         if headers is not None and hasattr(headers, "get"):
-            return parse_retry_after(headers.get("retry-after-ms"), headers.get("retry-after"), wall_clock)
+            milliseconds, seconds = headers.get("retry-after-ms"), headers.get("retry-after")
+            return asked_wait_ns(milliseconds, seconds, headers.get("date"), wall_clock)
     return None
 
 
@@ -381,6 +382,17 @@ def parse_retry_after(
     at = moment_s(seconds)
     wait = None if at is None else max(0.0, at - wall_clock())
     return None if wait is None or wait >= LONGEST_WAIT_S else int(wait * 1e9)
+
+
+def asked_wait_ns(
+    milliseconds: str | None,
+    seconds: str | None,
+    date: str | None,
+    wall_clock: Callable[[], float] = time.time,
+) -> int | None:
+    """`parse_retry_after` of a response; a point in time is on the server's clock, as `date` tells it."""
+    now_s = moment_s(date) if isinstance(date, str) else None
+    return parse_retry_after(milliseconds, seconds, wall_clock if now_s is None else lambda: now_s)
 
 
 LEAST_SPREAD_NS = 1_000_000_000

@@ -308,7 +308,7 @@ class _LoopRun:
     ) -> ModelCall:
         """The record of the round's model request, which got a reply, failed or was cancelled."""
         cancelled = reply is None and round_status == "cancelled"
-        got: Reply = reply or (None if failure is None else failure.reply) or _NO_REPLY
+        got: Reply = reply or (None if failure is None else failure.reply) or probe.broken_off or _NO_REPLY
         nothing_read = int(failure is not None and failure.error_type == "unreadable")
         return ModelCall(
             provider=self.loop.model.provider,

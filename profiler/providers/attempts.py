@@ -22,7 +22,7 @@ from typing import Any, Protocol, Self
 import httpx2
 
 from profiler.limits.quotas import is_rate_limit, kept
-from profiler.limits.refusals import parse_retry_after
+from profiler.limits.refusals import asked_wait_ns
 from profiler.loop.boundary import Boundary, within
 from profiler.loop.lag import late_ns
 from profiler.loop.model import Probe, current_probe
@@ -169,7 +169,7 @@ def _read_headers(
     read = [(name, value.decode("latin-1")) for raw, value in headers if (name := _read(raw)) is not None]
     found = dict(read)
     request_id = next((found[name] for name in reversed(_REQUEST_ID) if name in found), None)
-    retry_after = parse_retry_after(found.get("retry-after-ms"), found.get("retry-after"))
+    retry_after = asked_wait_ns(found.get("retry-after-ms"), found.get("retry-after"), found.get("date"))
     return request_id, retry_after, kept(read)
 
 

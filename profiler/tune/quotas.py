@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from profiler.errors import UsageError
-from profiler.limits.quotas import DAY_NS, MINUTE_NS, Quota, stated, window_words
+from profiler.limits.quotas import DAY_NS, MINUTE_NS, TOLERANCE, Quota, stated, window_words
 from profiler.records import LoopRecord, ModelCall
 
 _LIMIT = r"(?:rp|tp|itp|otp)[md]=\d{1,15}(?:\.\d{1,9})?"
@@ -116,8 +116,11 @@ def seen_quota(records: Iterable[LoopRecord]) -> KnownQuota | None:
     """The smallest limits that any response stated in its headers; None when none of them limits anything.
 
     One response tells a window, and another of the same limit does not: the longest that was told is its own.
+    It cannot be told where a reset was further away than that: near its end a fixed window looks like a
+    shorter one.
     """
     limits: dict[tuple[str, str, float], int | None] = {}
+    resets: dict[tuple[str, str, float], int] = {}
     provider = ""
     for record in records:
         for round_ in record.rounds:
@@ -130,14 +133,18 @@ def seen_quota(records: Iterable[LoopRecord]) -> KnownQuota | None:
                     provider = round_.model.provider
                     key = (quota.resource, quota.per, amount)
                     limits[key] = max(quota.window_ns or 0, limits.get(key) or 0) or None
+                    reset_ns = quota.reset_ns if quota.remaining else None  # a bucket in debt takes longer
+                    resets[key] = max(reset_ns or 0, resets.get(key, 0))
     told: dict[tuple[str, int], Quota] = {}
     untold: dict[str, Quota] = {}
-    for (resource, _, amount), window_ns in limits.items():
-        quota = Quota(resource, amount, window_ns=window_ns)
-        if window_ns is None:
+    for (resource, per, amount), window_ns in limits.items():
+        longer = resets[resource, per, amount] > (window_ns or 0) * (1 + TOLERANCE)
+        quota = Quota(resource, amount, window_ns=window_ns if per or not longer else None)
+        if quota.window_ns is None:
             untold[resource] = min(quota, untold.get(resource, quota), key=_limit)
         else:
-            told[resource, window_ns] = min(quota, told.get((resource, window_ns), quota), key=_limit)
+            of = resource, quota.window_ns
+            told[of] = min(quota, told.get(of, quota), key=_limit)
     if not told and not untold:
         return None
     return KnownQuota(provider, tuple(told.values()), "from its headers", tuple(untold.values()))

@@ -94,13 +94,14 @@ class WatchedRequest:
         round_ = self.round
         round_.ended_ns = self.clock()
         round_.late_ns = late_ns()
-        if error is not None:
-            if not isinstance(error, asyncio.CancelledError):
-                attempts = round_.probe.attempts
-                round_.error_type = (attempts[-1].error_type if attempts else None) or "connection"
-            return
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            attempts = round_.probe.attempts
+            round_.error_type = (attempts[-1].error_type if attempts else None) or "connection"
         reader = self.reader
         if reader is None or round_.unread:
+            return
+        if error is not None:
+            round_.reply = reader.so_far()
             return
         self._read(reader)
         if round_.unread:

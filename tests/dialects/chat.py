@@ -655,6 +655,18 @@ def _usage() -> list[Dialect]:
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
     nothing = {"prompt_tokens_details": None, "completion_tokens_details": {"reasoning_tokens": None}}
+    apart = {
+        "prompt_tokens": 12,
+        "completion_tokens": 7,
+        "total_tokens": 19,
+        "prompt_tokens_details": {"cached_tokens": 30_000, "cached_creation_tokens": 200},
+    }
+    hidden = {
+        "prompt_tokens": 11,
+        "completion_tokens": 7,
+        "total_tokens": 78,
+        "completion_tokens_details": {"reasoning_tokens": 60},
+    }
     return [
         used("usage missing", ABSENT, Tokens()),
         used("usage null", None, Tokens()),
@@ -670,6 +682,35 @@ def _usage() -> list[Dialect]:
         used("cached and reasoning tokens", details, Tokens(1100, 70, 1024, None, 64)),
         used("cached and reasoning tokens 0", zero, Tokens(11, 7, 0, None, 0)),
         used("details of the usage null", {**USAGE, **nothing}, COUNTED),
+        used("usage of zeros", {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, Tokens()),
+        used("cached tokens beside the usage", {**USAGE, "cached_tokens": 5}, Tokens(11, 7, 5)),
+        used("cached tokens left out of the input", apart, Tokens(30_212, 7, 30_000, 200)),
+        used("reasoning left out of the output", hidden, Tokens(11, 67, None, None, 60)),
+        used("reasoning in the total alone", {**USAGE, "total_tokens": 400}, Tokens(11, 389)),
+        streamed(
+            "usage in the choice",
+            PAIR,
+            [
+                ROLE,
+                *calls,
+                {**chunk({}), "choices": [{**chunk({}, "tool_calls")["choices"][0], "usage": USAGE}]},
+            ],
+        ),
+        streamed(
+            "usage in a field of Groq's",
+            PAIR,
+            [ROLE, *calls, {**chunk({}, "tool_calls"), "x_groq": {"id": "req_1", "usage": USAGE}}],
+        ),
+        streamed(
+            "usage, then zeros",
+            PAIR,
+            [
+                ROLE,
+                *calls,
+                chunk({}, "tool_calls", usage=USAGE),
+                counted({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}),
+            ],
+        ),
         streamed("usage in the finish chunk", PAIR, [ROLE, *calls, chunk({}, "tool_calls", usage=USAGE)]),
         streamed(
             "usage in every chunk, cumulative",

@@ -463,7 +463,39 @@ def _usage() -> list[Dialect]:
             Tokens(11, None),
             odd=True,
         ),
+        used(
+            "lifetimes of what was written, without their sum",
+            {
+                "input_tokens": 11,
+                "output_tokens": 7,
+                "cache_creation": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 50},
+            },
+            Tokens(161, 7, None, 150),
+        ),
+        used(
+            "cached tokens in words",
+            {"input_tokens": 11, "output_tokens": 7, "cache_read_input_tokens": "many"},
+            Tokens(None, 7),
+            odd=True,
+        ),
         streamed_usage("usage in message_delta only", ABSENT, USAGE, COUNTED),
+        streamed_usage(
+            "usage 0 in message_start, and nothing more of it",
+            {"input_tokens": 0, "output_tokens": 0},
+            {"output_tokens": 7},
+            Tokens(None, 7),
+        ),
+        streamed_usage(
+            "usage 0 in message_delta",
+            {"input_tokens": 11, "cache_read_input_tokens": 1000, "output_tokens": 1},
+            {
+                "input_tokens": 0,
+                "cache_read_input_tokens": 0,
+                "cache_creation_input_tokens": 0,
+                "output_tokens": 7,
+            },
+            Tokens(1011, 7, 1000),
+        ),
         streamed_usage(
             "input tokens 0, then corrected", {"input_tokens": 0, "output_tokens": 0}, USAGE, COUNTED
         ),

@@ -369,6 +369,26 @@ def _usage() -> list[Dialect]:
             "usage beyond 64 bits", {"input_tokens": 11, "output_tokens": 2**70}, Tokens(11, None), odd=True
         ),
         used("usage without details", bare, Tokens(11, 7)),
+        used("usage of zeros", {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}, Tokens()),
+        used(
+            "reasoning left out of the output",
+            {
+                "input_tokens": 11,
+                "output_tokens": 7,
+                "total_tokens": 78,
+                "output_tokens_details": {"reasoning_tokens": 60},
+            },
+            Tokens(11, 67, None, None, 60),
+        ),
+        used(
+            "cached tokens left out of the input",
+            {
+                "input_tokens": 11,
+                "output_tokens": 7,
+                "input_tokens_details": {"cached_tokens": 1000, "cache_creation_tokens": 3},
+            },
+            Tokens(1014, 7, 1000, 3),
+        ),
         used(
             "details of the usage null",
             {**bare, "input_tokens_details": None, "output_tokens_details": {"reasoning_tokens": None}},

@@ -118,6 +118,16 @@ def windows(headers: dict[str, str], now_s: float | None = None) -> dict[str, in
         ),
         (openai("tokens", -1, -1, 0), []),
         ({"x-rate-limit-remaining-tokens": "12"}, [Quota("tokens", None, 12)]),
+        (  # as Python writes seconds
+            openai("requests-day", 1000, 999, "33011.382867336273"),
+            [Quota("requests", 1000, 999, 33_011_382_867_336, DAY_NS, "day")],
+        ),
+        (  # RFC 3339 in small letters
+            anthropic("requests", 50, 49, "2026-11-29t10:00:02z"),
+            [Quota("requests", 50, 49, 2 * SECOND_NS, MINUTE_NS)],
+        ),
+        (openai("tokens", "2,000,000", 1999, "30ms"), [Quota("tokens", None, 1999, 30_000_000)]),
+        ({"x-ratelimit-limit-requests": "100, 100"}, [Quota("requests", 100)]),  # two lines of one header
         (  # OpenRouter, GitHub: fixed windows
             {"X-RateLimit-Limit": "50", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1795996800000"},
             [Quota("requests", 50, 0, 50_400 * SECOND_NS, DAY_NS)],
@@ -369,6 +379,8 @@ def test_text_that_is_no_duration() -> None:
     [
         (None, "3", 3),
         (None, "0.25", 0.25),
+        (None, "1.7999999523162842", 1.799999952),
+        (None, "1.2345678901234567s", 1.23456789),
         (None, " 7 ", 7),
         ("1500", "9", 1.5),
         ("1500.5", None, 1.5005),

@@ -71,6 +71,13 @@ def test_failures_have_a_status_and_an_outcome():
     assert not is_transient(Answer(400))
 
 
+def test_retry_after_at_a_time_is_one_of_the_servers_own_clock():
+    at = {"retry-after": "Sun, 29 Nov 2026 10:00:05 GMT"}
+    assert retry_after_ns(Answer(429, {**at, "date": "Sun, 29 Nov 2026 10:00:00 GMT"})) == 5 * S
+    assert retry_after_ns(Answer(429, {**at, "date": "today"}), lambda: 1795946402.0) == 3 * S
+    assert retry_after_ns(Answer(429, at), lambda: 1795946402.0) == 3 * S
+
+
 def test_retry_after_in_its_three_forms():
     assert retry_after_ns(Answer(429, {"retry-after-ms": "250", "retry-after": "9"})) == S // 4
     assert retry_after_ns(Aiohttp()) == 3 * S

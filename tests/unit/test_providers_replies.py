@@ -360,6 +360,169 @@ def test_first_token_counts_reasoning_and_first_output_does_not():
     assert (reader.probe.first_token_ns, reader.probe.first_output_ns) == (1, 2)
 
 
+GEMINI = {"content": "<thought>hm", "extra_content": {"google": {"thought": True}}}
+
+
+@pytest.mark.parametrize(
+    ("api", "events"),
+    [
+        ("openai", [chunk({"content": "", "role": "assistant"}), chunk({"reasoning_text": "hm"})]),
+        ("openai", [chunk({"reasoning_content": ""}), chunk({"thinking_blocks": [{"thinking": "hm"}]})]),
+        ("openai", [chunk({"content": None, "refusal": None, "tool_calls": []}), chunk(GEMINI)]),
+        (
+            "openai-responses",
+            [
+                {"type": "response.output_text.delta", "delta": ""},
+                {"type": "response.reasoning_text.delta", "delta": "hm"},
+            ],
+        ),
+        (
+            "anthropic",
+            [
+                {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": ""}},
+                {"type": "content_block_start", "index": 1, "content_block": {"type": "thinking"}},
+            ],
+        ),
+    ],
+)
+def test_empty_pieces_are_no_tokens_and_reasoning_is_no_output(api: Api, events: list[Any]):
+    reader = streamed(api, end=False)
+    begin = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    if api == "anthropic":
+        reader.event(begin)
+    reader.event(events[0])
+    assert (reader.probe.first_token_ns, reader.probe.first_output_ns) == (None, None)
+    reader.event(events[1])
+    assert (reader.probe.first_token_ns, reader.probe.first_output_ns) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("api", "event"),
+    [
+        ("openai", chunk({"refusal": "I"})),
+        ("openai", chunk({"audio": {"transcript": "I"}})),
+        ("openai-responses", {"type": "response.refusal.delta", "delta": "I"}),
+        (
+            "openai-responses",
+            {"type": "response.output_item.done", "item": {"type": "message", "content": [{"text": "I"}]}},
+        ),
+    ],
+)
+def test_refusals_speech_and_text_without_deltas_are_output(api: Api, event: Any):
+    reader = streamed(api, event, end=False)
+    assert (reader.probe.first_token_ns, reader.probe.first_output_ns) == (1, 1)
+
+
+# What servers say of tokens: (input, output, cached, written, written for an hour, reasoning), unreadable.
+COUNTED = {"prompt_tokens": 100, "completion_tokens": 20}
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({**COUNTED, "total_tokens": 120}, (100, 20, None, None, None, None, 0)),
+        ({**COUNTED, "total_tokens": 40}, (100, 20, None, None, None, None, 0)),  # less than its parts
+        ({**COUNTED, "total_tokens": "many"}, (100, 20, None, None, None, None, 0)),
+        # Left out of the counts: so says the total, ...
+        ({**COUNTED, "total_tokens": 150, "cached_tokens": 30}, (130, 20, 30, None, None, None, 0)),
+        ({**COUNTED, "total_tokens": 130, "reasoning_tokens": 10}, (100, 30, None, None, None, 10, 0)),
+        (
+            {**COUNTED, "total_tokens": 160, "reasoning_tokens": 10, "cached_tokens": 30},
+            (130, 30, 30, None, None, 10, 0),
+        ),
+        # ... or a part that is larger than the whole.
+        ({**COUNTED, "total_tokens": 120, "reasoning_tokens": 60}, (100, 80, None, None, None, 60, 0)),
+        ({"prompt_tokens": 12, "cached_tokens": 3000}, (3012, None, 3000, None, None, None, 0)),
+        # Read and written overlap in what some servers say: neither is larger than all.
+        (
+            {**COUNTED, "prompt_tokens_details": {"cached_tokens": 80, "cache_write_tokens": 90}},
+            (100, 20, 80, 90, None, None, 0),
+        ),
+        (
+            {
+                **COUNTED,
+                "prompt_tokens_details": {
+                    "cache_creation_tokens": 50,
+                    "cache_creation_token_details": {"ephemeral_1h_input_tokens": 20},
+                },
+            },
+            (100, 20, None, 50, 20, None, 0),
+        ),
+        (
+            {
+                **COUNTED,
+                "prompt_tokens_details": {
+                    "cache_creation": {"ephemeral_5m_input_tokens": 7},
+                    "cached_tokens": 0,
+                },
+            },
+            (100, 20, 0, 7, None, None, 0),
+        ),
+        (
+            {**COUNTED, "claude_cache_creation_1_h_tokens": 9, "claude_cache_creation_5_m_tokens": 1},
+            (100, 20, None, 10, 9, None, 0),
+        ),
+        # Only the total has the reasoning, unless it is told.
+        ({**COUNTED, "total_tokens": 700}, (100, 600, None, None, None, None, 0)),
+        ({**COUNTED, "total_tokens": 700, "reasoning_tokens": 0}, (100, 20, None, None, None, 0, 0)),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, (None,) * 6 + (0,)),
+        ({"prompt_tokens": 0, "completion_tokens": 20}, (None, 20, None, None, None, None, 0)),
+        ({**COUNTED, "prompt_tokens": 10**12, "cached_tokens": 1}, (10**12, 20, 1, None, None, None, 0)),
+        ({**COUNTED, "prompt_tokens": 10**12 + 1}, (None, 20, None, None, None, None, 1)),
+        (  # each is a count, their sum is none
+            {**COUNTED, "prompt_tokens": 10**12, "cached_tokens": 10**12, "total_tokens": 2 * 10**12 + 20},
+            (None, 20, 10**12, None, None, None, 1),
+        ),
+    ],
+)
+def test_chat_parts_and_totals_of_a_usage(usage: Any, tokens: tuple[Any, ...]):
+    reader = streamed("openai", chunk({"content": "x"}, "stop"), {"choices": [], "usage": usage})
+    assert (
+        reader.input_tokens,
+        reader.output_tokens,
+        reader.cached_tokens,
+        reader.cache_written_tokens,
+        reader.cache_written_1h_tokens,
+        reader.reasoning_tokens,
+        reader.unreadable,
+    ) == tokens
+
+
+def test_chat_total_is_that_of_its_own_usage():
+    events = [
+        chunk({"content": "x"}, usage={"prompt_tokens": 90, "completion_tokens": 60, "total_tokens": 150}),
+        chunk({}, "stop", usage={"prompt_tokens": 11, "completion_tokens": 7}),
+    ]
+    reader = streamed("openai", *events)
+    assert (reader.input_tokens, reader.output_tokens) == (11, 7)
+
+
+def test_chat_usage_beside_an_error_counts():
+    failed = {
+        "error": {"message": "gone"},
+        "choices": [{"delta": {}, "finish_reason": "error"}],
+        "usage": COUNTED,
+    }
+    reader = streamed("openai", chunk({"content": "x"}), failed)
+    assert reader.error == {"message": "gone"}
+    assert (reader.input_tokens, reader.output_tokens) == (100, 20)
+
+
+def test_messages_of_what_was_written_no_more_is_for_an_hour_than_all():
+    first = {
+        "input_tokens": 15,
+        "cache_creation_input_tokens": 100,
+        "cache_creation": {"ephemeral_1h_input_tokens": 100},
+    }
+    reader = streamed(
+        "anthropic",
+        {"type": "message_start", "message": {"usage": first}},
+        *stopped("end_turn", cache_creation_input_tokens=50, output_tokens=8),
+    )
+    written = reader.cache_written_tokens, reader.cache_written_1h_tokens
+    assert (reader.input_tokens, *written) == (65, 50, 50)
+
+
 # ── Responses ──────────────────────────────────────────────────────────────────────────────────
 
 

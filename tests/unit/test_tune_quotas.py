@@ -137,6 +137,22 @@ def test_window_that_cannot_be_told_is_said_and_no_rate_follows_from_it():
     assert len(unsaid(nothing_told, taken)) == 1
 
 
+def test_fixed_window_of_an_hour_is_none_of_a_minute_near_its_end():
+    def attempt(remaining: int, reset: int) -> Attempt:
+        figures = {"limit": 1000, "remaining": remaining, "reset": reset}
+        return Attempt(0, 1, 200, rate_limits={f"ratelimit-{word}": str(n) for word, n in figures.items()})
+
+    def untold(*attempts: Attempt) -> tuple[Quota, ...]:
+        quota = seen_quota([loop(0, None, attempts=(one,)) for one in attempts])
+        assert quota is not None
+        return quota.untold
+
+    near_its_end = attempt(500, 30)  # as of a minute, of which half is used and half is left
+    assert untold(near_its_end) == ()
+    assert untold(attempt(510, 90), near_its_end) == (Quota("requests", 1000),)
+    assert untold(attempt(0, 90), near_its_end) == ()  # more was taken than there was
+
+
 def test_tokens_that_are_not_known_are_no_zeros():
     known, silent = loop(0, None), loop(S, None)
     asked = replace(silent.rounds[0].model, input_tokens=None, output_tokens=None)

@@ -61,6 +61,11 @@ class _Block:
 class MessagesReader(ReplyReader):
     """One reply of Messages."""
 
+    COUNTS = (
+        (("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"), ("cache_creation",)),
+        (("output_tokens",), ("output_tokens_details",)),
+    )
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._blocks: list[_Block] = []
@@ -145,7 +150,8 @@ class MessagesReader(ReplyReader):
             return
         if kind == "text_delta":
             # Not kept as text: the blocks have the whole of it in the end.
-            self.probe.text(text_of(delta.get("text")))
+            if text_of(delta.get("text")):
+                self.probe.text(delta["text"])
         elif kind in ("thinking_delta", "signature_delta"):
             self.probe.reasoning()
         if not self.keeps:
@@ -238,14 +244,19 @@ class MessagesReader(ReplyReader):
         usage = self._usage
         uncached = self._count(usage.get("input_tokens"))
         self.cached_tokens = self._count(usage.get("cache_read_input_tokens"))
-        self.cache_written_tokens = self._count(usage.get("cache_creation_input_tokens"))
-        by_lifetime = object_of(usage.get("cache_creation"))
-        self.cache_written_1h_tokens = self._count(by_lifetime.get("ephemeral_1h_input_tokens"))
-        if uncached is not None:
-            self.input_tokens = uncached + (self.cached_tokens or 0) + (self.cache_written_tokens or 0)
-        self.output_tokens = self._count(usage.get("output_tokens"))
+        self._set_cache_written(usage)
         details = object_of(usage.get("output_tokens_details"))
         self.reasoning_tokens = self._count(details.get("thinking_tokens"))
+        given = None
+        if uncached is not None:
+            # What is not there is 0: not every server has a cache. What is there and no count is not known.
+            parts = {
+                "cache_read_input_tokens": self.cached_tokens,
+                "cache_creation_input_tokens": self.cache_written_tokens,
+            }
+            if all(count is not None or usage.get(name) is None for name, count in parts.items()):
+                given = uncached + sum(count or 0 for count in parts.values())
+        self._set_tokens(given, self._count(usage.get("output_tokens")))
 
 
 def _input(arguments: str | Mapping[str, Any]) -> Mapping[str, Any]:

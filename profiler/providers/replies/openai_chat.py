@@ -25,8 +25,9 @@ from profiler.providers.replies.reply import (
 CUT_OFF = frozenset(("length", "content_filter"))
 """Finish reasons of a reply that was cut off, perhaps inside its last call."""
 
-_REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
-"""Fields of reasoning: DeepSeek's and vLLM's, OpenRouter's, others'."""
+_REASONING = ("reasoning", "thinking")
+"""What the fields of reasoning begin with: `reasoning_content` of DeepSeek and vLLM, `reasoning_details` of
+OpenRouter, `thinking_blocks` of LiteLLM, and so on."""
 
 _OWN = frozenset(("role", "content", "tool_calls"))
 _RESPONSE_ONLY = frozenset(("annotations", "refusal", "audio", "parsed"))
@@ -118,6 +119,11 @@ class _Call:
 class ChatReader(ReplyReader):
     """One reply of Chat Completions."""
 
+    COUNTS = (
+        (("prompt_tokens",), ("prompt_tokens_details", "total_tokens")),
+        (("completion_tokens",), ("completion_tokens_details", "total_tokens")),
+    )
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._calls: list[_Call] = []
@@ -128,7 +134,7 @@ class ChatReader(ReplyReader):
 
     def _whole(self, data: dict[str, Any]) -> None:
         choice = self._choice_of(data.get("choices"))
-        self._use(data.get("usage"))
+        self._use(_usage_of(data, choice))
         if choice is None or not isinstance(choice.get("message"), dict):
             self._is_broken("it has no message")
         else:
@@ -140,15 +146,14 @@ class ChatReader(ReplyReader):
         if not isinstance(data, dict):
             self._is_broken("an event that is no object")
             return
+        choice = self._choice_of(data.get("choices"))
+        usage = _usage_of(data, choice)
+        self._use(usage)
         if data.get("error") or data.get("object") == "error":
             self.error = data.get("error") or data
             return
-        usage = data.get("usage")
-        if usage is not None:
-            self._use(usage)
-        elif "choices" not in data:
+        if usage is None and "choices" not in data:
             self.unreadable += 1
-        choice = self._choice_of(data.get("choices"))
         if choice is None:
             return
         delta = choice.get("delta")
@@ -208,7 +213,7 @@ class ChatReader(ReplyReader):
                 break
         content = delta.get("content")
         if content is not None:
-            self._read_content(content)
+            self._read_content(content, _is_thought(delta))
         parts = delta.get("tool_calls")
         if parts:
             beside: list[_Call] = []
@@ -227,19 +232,21 @@ class ChatReader(ReplyReader):
 
     def _read_extras(self, delta: dict[str, Any]) -> None:
         """The fields of a message that are not the API's own."""
-        if any(delta.get(name) for name in _REASONING):
+        if any(value and name.startswith(_REASONING) for name, value in delta.items()):
             self.probe.reasoning()
+        if delta.get("refusal") or delta.get("audio"):
+            self.probe.token()  # output, though no text of an answer
         self.unreadable += bool(delta.get("function_call"))  # how calls were made before there were tools
         if self.keeps:
             others = without_nulls(delta, _OWN | _RESPONSE_ONLY)
             if others:
                 self._extras.append(others)
 
-    def _read_content(self, content: Any) -> None:
+    def _read_content(self, content: Any, thought: bool) -> None:
         if isinstance(content, str):
             self._content.append(content)
             if content:
-                self._say(content)
+                self._say(content, thought)
             return
         if not isinstance(content, list):
             self.unreadable += 1
@@ -253,10 +260,14 @@ class ChatReader(ReplyReader):
             elif text_of(object_of(part).get("text")):
                 self._say(part["text"])
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, thought: bool = False) -> None:
         if self.keeps:
             self.texts.append(text)
-        self.probe.text(text)
+        if thought:
+            self.probe.reasoning()
+            self.probe.hand_on(text)
+        else:
+            self.probe.text(text)
 
     def _read_part(self, part: dict[str, Any], beside: list[_Call]) -> None:
         """A piece of one call. `beside`: the calls of which pieces came before it in the same event."""
@@ -345,24 +356,34 @@ class ChatReader(ReplyReader):
         usage = self._usage
         of_input = object_of(usage.get("prompt_tokens_details"))
         of_output = object_of(usage.get("completion_tokens_details"))
-        given = self._count(usage.get("prompt_tokens"))
-        taken = self._count(usage.get("completion_tokens"))
         self.cached_tokens = self._count(
             of_input.get("cached_tokens"),
+            usage.get("cached_tokens"),  # Moonshot's
             usage.get("prompt_cache_hit_tokens"),  # DeepSeek's
             usage.get("cache_read_input_tokens"),  # of gateways to Anthropic
         )
-        self.cache_written_tokens = self._count(
-            of_input.get("cache_write_tokens"),
-            of_input.get("cache_creation_tokens"),
-            usage.get("cache_creation_input_tokens"),
-        )
+        self._set_cache_written(of_input, usage)
         self.reasoning_tokens = self._count(of_output.get("reasoning_tokens"), usage.get("reasoning_tokens"))
-        # Some servers leave reasoning out of `completion_tokens`; their total tells.
-        apart = self.reasoning_tokens or 0
-        if given is not None and taken is not None and usage.get("total_tokens") == given + taken + apart:
-            taken += apart
-        self.input_tokens, self.output_tokens = given, taken
+        self._set_tokens(
+            self._count(usage.get("prompt_tokens")),
+            self._count(usage.get("completion_tokens")),
+            usage.get("total_tokens"),
+        )
+
+
+def _is_thought(delta: dict[str, Any]) -> bool:
+    """Whether its content is reasoning, as Gemini marks it."""
+    return object_of(object_of(delta.get("extra_content")).get("google")).get("thought") is True
+
+
+def _usage_of(data: dict[str, Any], choice: dict[str, Any] | None) -> Any:
+    """The usage in an event; Moonshot streams it in the choice, Groq in a field of its own."""
+    usage = data.get("usage")
+    if usage is None and choice is not None:
+        usage = choice.get("usage")
+    if usage is None and "x_groq" in data:
+        usage = object_of(data["x_groq"]).get("usage")
+    return usage
 
 
 def _begins_another(call: _Call, ident: str, name: str, given: Any, beside: list[_Call]) -> bool:

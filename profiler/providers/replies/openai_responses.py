@@ -103,7 +103,11 @@ class ResponsesReader(ReplyReader):
         kind = text_of(data.get("type"))
         if kind == "response.output_text.delta":
             self._settle()
-            self.probe.text(text_of(data.get("delta")))  # not kept: the items have the whole text in the end
+            if text_of(data.get("delta")):
+                self.probe.text(data["delta"])  # not kept: the items have the whole text in the end
+        elif kind == "response.refusal.delta":
+            if data.get("delta"):
+                self.probe.token()
         elif kind in ("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"):
             self.probe.token()
             item = self._open_item(data.get("output_index"), {"id": data.get("item_id")})
@@ -155,7 +159,9 @@ class ResponsesReader(ReplyReader):
             item = _Item(index, given)
             self._items.append(item)
         item.data, item.done = given, True
-        if item.kind in _CALLS:
+        if item.kind == "message" and given.get("content"):
+            self.probe.token()  # some gateways send no deltas
+        elif item.kind in _CALLS:
             self.probe.token()
             if item.status == "incomplete":
                 return
@@ -247,11 +253,14 @@ class ResponsesReader(ReplyReader):
         usage = self._usage
         of_input = object_of(usage.get("input_tokens_details"))
         of_output = object_of(usage.get("output_tokens_details"))
-        self.input_tokens = self._count(usage.get("input_tokens"))
-        self.output_tokens = self._count(usage.get("output_tokens"))
         self.cached_tokens = self._count(of_input.get("cached_tokens"))
-        self.cache_written_tokens = self._count(of_input.get("cache_write_tokens"))
+        self._set_cache_written(of_input, usage)
         self.reasoning_tokens = self._count(of_output.get("reasoning_tokens"))
+        self._set_tokens(
+            self._count(usage.get("input_tokens")),
+            self._count(usage.get("output_tokens")),
+            usage.get("total_tokens"),
+        )
 
 
 def _kind_by_content(item: dict[str, Any]) -> str:

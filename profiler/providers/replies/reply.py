@@ -5,17 +5,32 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
 
 from profiler.loop.model import CallRequest, Message, Probe, Reply
 from profiler.providers.replies.events import Event, EventStream
-from profiler.records import MOST, ServerToolCall
+from profiler.records import ServerToolCall
 
 _IDENTIFIERS = frozenset(("type", "id", "index", "role", "name", "format", "object"))
 """Fields whose text is whole in each piece, and repeated by some servers: never joined."""
+
+MOST_TOKENS = 10**12
+"""No reply has more: beyond, it is no count. The sum of millions of such replies still fits 64 bits."""
+
+_WRITTEN = (
+    "cache_write_tokens",
+    "cache_creation_tokens",
+    "cached_creation_tokens",
+    "cache_creation_input_tokens",
+)
+"""Names for what was written to the cache: OpenAI's, of gateways to Anthropic, Anthropic's own."""
+
+_LIFETIMES = ("cache_creation", "cache_creation_token_details")
+_HOUR = ("ephemeral_1h_input_tokens", "claude_cache_creation_1_h_tokens")
+_MINUTES = ("ephemeral_5m_input_tokens", "claude_cache_creation_5_m_tokens")
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _numbers = itertools.count(secrets.randbelow(36**7))
@@ -33,6 +48,10 @@ class ReplyReader:
     `broken`: why this is no reply of the API at all. `complete`: it came to its end. `done`: nothing more
     will come, though the connection may stay open.
     """
+
+    COUNTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    """The fields of a usage that together are all input, and those that are all output; with each, those that
+    tell more of it."""
 
     def __init__(self, probe: Probe, keeps: bool = True) -> None:
         self.probe = probe
@@ -98,6 +117,11 @@ class ReplyReader:
         else:
             self._guard(self._whole, data)
 
+    def so_far(self) -> Reply:
+        """What is known of a reply that broke off, and will not be ended: its tokens, if they had come."""
+        self._guard(self._count_tokens)
+        return self.reply(None)
+
     def reply(self, request_id: str | None) -> Reply:
         """The reply as it goes on into the loop."""
         return Reply(
@@ -161,15 +185,64 @@ class ReplyReader:
         """The reply is over, usable or not."""
         raise NotImplementedError
 
+    def _count_tokens(self) -> None:
+        """Set the tokens from the usage that has come."""
+        raise NotImplementedError
+
     def _marked_done(self) -> None:
         """`[DONE]` has come."""
 
     def _use(self, usage: Any) -> None:
-        """Another `usage` of the reply: what it leaves out is as the one before said."""
+        """Another `usage` of the reply: what it leaves out is as the one before said.
+
+        Counts only grow, so that a 0 after more is that of a server which does not say it here. A total is
+        that of its own usage.
+        """
         if isinstance(usage, dict):
-            self._usage.update((key, value) for key, value in usage.items() if value is not None)
+            said = {key: value for key, value in usage.items() if value is not None}
+            for counts, details in self.COUNTS:
+                if not any(map(said.get, counts)) and any(map(self._usage.get, counts)):
+                    said = {key: said[key] for key in said if key not in counts and key not in details}
+            if not self._usage.keys().isdisjoint(said):
+                self._usage.pop("total_tokens", None)
+            self._usage.update(said)
         elif usage is not None:
             self.unreadable += 1
+
+    def _set_cache_written(self, *places: Mapping[str, Any]) -> None:
+        """Set what was written to the cache, and of that what for an hour, from where servers put it."""
+        lifetimes = [*(object_of(place.get(name)) for place in places for name in _LIFETIMES), *places]
+        hour, minutes = (self._count(*_all_of(lifetimes, names)) for names in (_HOUR, _MINUTES))
+        written = self._count(*_all_of(places, _WRITTEN))
+        if written is None and (hour, minutes) != (None, None):
+            written = (hour or 0) + (minutes or 0)
+        if hour is not None and written is not None:
+            hour = min(hour, written)
+        self.cache_written_tokens, self.cache_written_1h_tokens = written, hour
+
+    def _set_tokens(self, given: int | None, taken: int | None, total: Any = None) -> None:
+        """Set `input_tokens` and `output_tokens` from what the server calls so; what was cached and what was
+        reasoning are set before.
+
+        Some servers leave those parts out: so says a total that is all of it together, or a part that is
+        larger than the whole. Some have reasoning in the total alone. No request is without input: 0 is
+        that of a server which does not count.
+        """
+        cached, written = self.cached_tokens or 0, self.cache_written_tokens or 0
+        reasoning = self.reasoning_tokens or 0
+        left_out = (0, 0)
+        if given is not None and taken is not None:
+            pairs = ((0, 0), (0, reasoning), (cached + written, 0), (cached + written, reasoning))
+            left_out = next((pair for pair in pairs if given + taken + sum(pair) == total), (0, 0))
+        if given is not None:
+            given += cached + written if max(cached, written) > given else left_out[0]
+        if taken is not None:
+            taken += reasoning if reasoning > taken else left_out[1]
+        if given is not None and taken is not None and self.reasoning_tokens is None and _is_count(total):
+            taken = max(taken, int(total) - given)
+        if given == 0:
+            given, taken = None, taken or None
+        self.input_tokens, self.output_tokens = self._count(given), self._count(taken)
 
     def _count(self, *values: Any) -> int | None:
         """A count of tokens, the first that is not None.
@@ -179,12 +252,20 @@ class ReplyReader:
         value = next((value for value in values if value is not None), None)
         if value is None:
             return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
+        if not _is_count(value):
             self.unreadable += 1
             return None
-        return value
+        return int(value)
+
+
+def _is_count(value: Any) -> bool:
+    if isinstance(value, float):
+        return value.is_integer() and 0 <= value <= MOST_TOKENS
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
+
+
+def _all_of(places: Iterable[Mapping[str, Any]], names: Iterable[str]) -> Iterator[Any]:
+    return (place.get(name) for place in places for name in names)
 
 
 def object_of(value: Any) -> dict[str, Any]:
