@@ -16,6 +16,7 @@ import pytest
 import trustme
 
 from profiler import ToolLoop, tool
+from profiler.errors import UsageError
 from profiler.load.agents import AgentContext
 from profiler.load.options import LoadOptions
 from profiler.load.preparation import built_in_loops
@@ -84,7 +85,7 @@ async def test_request_is_made_as_the_options_say(provider: str, stream: bool) -
             model="m",
             base_url=f"{server.url}/api/paas/v4?api-version=2024-10-21",
             header=("api-key=s3cret-of-mine", "X-Team=a=b, c"),
-            query=("flag=on off",),
+            query=("flag=on off", "flag="),
             body=(*FIELDS, "max_tokens=77") if provider == "anthropic" else FIELDS,
             stream=stream,
         )
@@ -97,7 +98,8 @@ async def test_request_is_made_as_the_options_say(provider: str, stream: bool) -
     (asked,) = server.asked
     parts = urlsplit(asked.path)
     assert parts.path == f"/api/paas/v4{PATHS[provider]}"
-    assert parse_qsl(parts.query) == [("api-version", "2024-10-21"), ("flag", "on off")]
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    assert pairs == [("api-version", "2024-10-21"), ("flag", "on off"), ("flag", "")]
     assert asked.headers["api-key"] == "s3cret-of-mine"
     assert asked.headers["x-team"] == "a=b, c"
     assert "authorization" not in asked.headers  # the key that is given takes the place of the SDK's
@@ -182,6 +184,15 @@ async def test_certificates_of_both_sides(files: dict[str, str], provider: str) 
         assert await said(other.url, insecure=True) == "Done."
         assert await said(other.url, ca=ca) == "untrusted"
         assert await said(other.url) == "untrusted"
+
+
+def test_key_of_another_certificate_is_called_that(files: dict[str, str]) -> None:
+    with pytest.raises(UsageError) as refused:
+        Tls(certificate=files["certificate"], key=files["other"]).context()
+    assert str(refused.value) == (
+        f"--client-cert {files['certificate']} with --client-key {files['other']}: "
+        "the key is that of another certificate"
+    )
 
 
 @pytest.mark.parametrize("sdk", ["openai", "anthropic"])
