@@ -47,7 +47,9 @@ def _field(text: str) -> tuple[str, ...]:
         raise ValueError(f"{name} is {LOOPS_OWN[name]}")
     try:
         # What can be read may still not be sent: 1e999 is infinite, "\\ud800" half a character.
-        json.dumps(json.loads(value, parse_constant=_no_constant), ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(
+            json.loads(value, parse_constant=_no_constant), ensure_ascii=False, allow_nan=False
+        ).encode()
     except (ValueError, RecursionError):
         raise ValueError(f'no JSON after {name}= (a text is written {name}="…", quotes included)') from None
     return (text,)

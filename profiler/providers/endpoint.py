@@ -241,7 +241,7 @@ def _without_secrets(url: str) -> str:
 
 
 def _can_be_asked(url: str, host: str) -> bool:
-    """Whether the HTTP libraries take the URL, and its host can be looked up: else each fails in its own way."""
+    """Whether the HTTP libraries take the URL: each refuses one in its own way, and late."""
     import httpx2
 
     try:

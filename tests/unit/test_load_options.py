@@ -246,7 +246,10 @@ def test_names_alone_of_headers_and_parameters_are_written(tmp_path: Path) -> No
             '(a text is written reasoning_effort="…", quotes included)',
         ),
         (["--body", "x=NaN"], '--body x=NaN: no JSON after x= (a text is written x="…", quotes included)'),
-        (["--body", "x=1e999"], '--body x=1e999: no JSON after x= (a text is written x="…", quotes included)'),
+        (
+            ["--body", "x=1e999"],
+            '--body x=1e999: no JSON after x= (a text is written x="…", quotes included)',
+        ),
         (
             ["--body", 'x="\\ud800"'],
             '--body x="\\ud800": no JSON after x= (a text is written x="…", quotes included)',

@@ -61,8 +61,21 @@ def test_query_of_a_url_goes_with_requests_and_is_shown_without_values() -> None
     "url",
     [
         *("http://u:p@h/", "http://h/#key", "ftp://h", "h", "http://h/ x?k=s3cret", "http://h/ ?k=a@s3cret"),
-        *("ftp://u:s3cret?s3cret@h", "h?k=a@s3cret", "http://a..b", "http://.h", f"http://{'a' * 64}.example"),
-        *("http://h\x7f/", "http://h/\x7f", "http://h/\x00", "http://h\\v1", "http://h%00", "http://h/\ud800"),
+        *(
+            "ftp://u:s3cret?s3cret@h",
+            "h?k=a@s3cret",
+            "http://a..b",
+            "http://.h",
+            f"http://{'a' * 64}.example",
+        ),
+        *(
+            "http://h\x7f/",
+            "http://h/\x7f",
+            "http://h/\x00",
+            "http://h\\v1",
+            "http://h%00",
+            "http://h/\ud800",
+        ),
         *("http://{HOST}:80", "http://<name>.example", "http://ex\u2603ample", "http://\u200d.example"),
         f"http://h/{'a' * 70_000}",
     ],
