@@ -51,12 +51,12 @@ def render_comparison(
 def _comparison(summary: Summary, run: Run) -> Iterator[RenderableType]:
     # Of several loads, the verdicts are about the highest.
     where = f"at {counted(summary.levels[-1].users, 'agent')}: " if summary.levels else ""
-    said = [Text(where + clean(verdict.sentence, 400), style="bold") for verdict in summary.verdicts]
+    found = [Text(where + clean(verdict.sentence, 400), style="bold") for verdict in summary.verdicts]
     if summary.idle:
-        yield from said
+        yield from found
     yield from _caveats(summary.warnings, invalid=True)
     if not summary.idle:
-        yield from said
+        yield from found
     if not summary.levels:
         yield _table(summary.strategies)
     for level in summary.levels:
