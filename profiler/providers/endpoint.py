@@ -208,12 +208,16 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
         if endpoint.url.startswith("https") and (endpoint.is_loopback or endpoint.tls != Tls()):
             # Without trust_env the client no longer reads SSL_CERT_FILE itself.
             options["verify"] = endpoint.tls.context()
-        if given := endpoint.key_headers:
+        if endpoint.headers:
+            given = endpoint.key_headers
+            others = [name for name in KEY_HEADERS if given and name not in given]
+            ours = [name for name, _ in endpoint.headers]
+            home = httpx2.URL(endpoint.url).host  # as requests name it, a punycoded one in letters
 
             async def send_no_other_key(request: Any) -> None:
-                for name in KEY_HEADERS:
-                    if name not in given:
-                        request.headers.pop(name, None)
+                """Of redirects too: to another host go none of the headers, whose values are secrets."""
+                for name in others if request.url.host == home else (*others, *ours):
+                    request.headers.pop(name, None)
 
             options["event_hooks"] = {"request": [send_no_other_key]}
     return options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import ssl
@@ -16,7 +17,7 @@ import pytest
 import trustme
 
 from profiler import ToolLoop, tool
-from profiler.errors import UsageError
+from profiler.errors import ProviderError, UsageError
 from profiler.load.agents import AgentContext
 from profiler.load.options import LoadOptions
 from profiler.load.preparation import built_in_loops
@@ -109,6 +110,27 @@ async def test_request_is_made_as_the_options_say(provider: str, stream: bool) -
     assert "stream_options" not in asked.body
     assert asked.body.get("max_tokens") == (77 if provider == "anthropic" else None)
     assert asked.body.get("stream", False) is stream
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_headers_do_not_follow_a_redirect_to_another_host(provider: str) -> None:
+    def moved(asked: Asked) -> bytes:
+        if "/here" in asked.path:
+            return replies(asked)
+        to = f"{asked.headers['host']}/here/messages" if "/same" in asked.path else elsewhere
+        return response(307).replace(b"content-type", f"location: http://{to}\r\ncontent-type".encode())
+
+    with serving(moved) as server:
+        elsewhere = f"{server.host.replace('127.0.0.1', 'localhost')}/here/messages"
+        for path in ("same", "other"):
+            options = LoadOptions(provider=provider, model="m", header=("x-team-token=s3cret-of-mine",))
+            endpoint = options.endpoint(f"{server.url}/{path}")
+            model = make_provider(provider, base_url=endpoint, model="m", api_key="k")
+            with contextlib.suppress(ProviderError):  # a reply of Messages, to whoever asks
+                await ToolLoop(model).run("hi")
+            await model.client.close()
+    sent = [(asked.path.split("/")[1], "x-team-token" in asked.headers) for asked in server.asked]
+    assert list(dict.fromkeys(sent)) == [("same", True), ("here", True), ("other", True), ("here", False)]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import httpx2
 import pytest
 
 from profiler.errors import UsageError
 from profiler.exporters.prometheus import serve
-from profiler.providers.endpoint import Endpoint, exposed, is_loopback, scrape_host, shown_url
+from profiler.providers.endpoint import Endpoint, client_options, exposed, is_loopback, scrape_host, shown_url
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,18 @@ def test_hosts_of_all_kinds_are_taken() -> None:
     assert [Endpoint.parse(f"http://{host}:80/v1").url for host in hosts] == [
         f"http://{host}:80/v1" for host in hosts
     ]
+
+
+@pytest.mark.parametrize("host", ["xn--mnchen-3ya.example", "MÜNCHEN.example", "[::1]", "H.example:8000"])
+async def test_headers_are_for_the_host_of_the_endpoint_alone(host: str) -> None:
+    endpoint = Endpoint(f"http://{host}/v1", headers=(("x-mine", "1"),))
+    (hook,) = client_options(endpoint)["event_hooks"]["request"]
+    sent = []
+    for url in (f"http://{host}/v1/messages", f"http://{host}:81/", "http://other.example/"):
+        request = httpx2.Request("POST", url.replace(":8000:81", ":81"), headers={"x-mine": "1"})
+        await hook(request)
+        sent.append("x-mine" in request.headers)
+    assert sent == [True, True, False]
 
 
 def test_address_that_others_can_reach_is_said() -> None:
