@@ -46,7 +46,10 @@ def _field(text: str) -> tuple[str, ...]:
     if name in LOOPS_OWN:
         raise ValueError(f"{name} is {LOOPS_OWN[name]}")
     try:
-        json.loads(value, parse_constant=_no_constant)
+        # What can be read may still not be sent: 1e999 is infinite, "\\ud800" half a character.
+        json.dumps(
+            json.loads(value, parse_constant=_no_constant), ensure_ascii=False, allow_nan=False
+        ).encode()
     except (ValueError, RecursionError):
         raise ValueError(f'no JSON after {name}= (a text is written {name}="…", quotes included)') from None
     return (text,)

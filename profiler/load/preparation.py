@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -39,10 +40,12 @@ from profiler.rundir import Spent
 from profiler.scenarios import Scenario, load_scenario
 from profiler.strategies import Gathered, Sequential, Strategy
 
+_log = logging.getLogger(__name__)
+
 FirstLoops = Callable[[], Awaitable[None]]
 
-HOPELESS_STATUS = (400, 401, 403, 404)
-"""Answers to the very first request that no later request would change."""
+PASSING_STATUS = (408, 409, 425, 429)
+"""Refusals that another request may not meet; any other below 500 is that of every request."""
 
 CALIBRATION_AGENTS = 32
 """In each process: enough to keep it busy."""
@@ -124,11 +127,17 @@ class LoopRunners:
         self._spent += Spent(1)
 
         async def warm_up() -> None:
-            try:
-                await first.run(self._scenario.prompt.replace("{number}", "0"))
-            except ProviderError as error:
-                if error.status is None or error.status in HOPELESS_STATUS:
-                    raise TargetError(str(error)) from error
+            for attempt in range(2):
+                try:
+                    await first.run(self._scenario.prompt.replace("{number}", str(attempt)))
+                except ProviderError as error:
+                    if error.error_type == "unreadable" and not attempt:
+                        self._spent += Spent(1)
+                        continue  # once it may be a fault of the server's, twice it is none of the API's
+                    if is_hopeless(error):
+                        raise TargetError(str(error)) from error
+                    _log.warning("the loop before the test failed: %s", error)
+                return
 
         return warm_up
 
@@ -169,6 +178,14 @@ class LoopRunners:
         self._spent += spent_by(record)
         if record.status == "error":
             self._first_failure = record.error_type
+
+
+def is_hopeless(error: ProviderError) -> bool:
+    """Whether the requests after a first one that failed so would all fail in the same way."""
+    if error.status is None or error.error_type == "unreadable":
+        return True
+    refused = not 200 <= error.status < 300 and error.status < 500
+    return refused and error.status not in PASSING_STATUS
 
 
 def built_in_loops(

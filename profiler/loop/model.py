@@ -98,8 +98,8 @@ class Probe:
     `limiter_wait_ns`: how long our own limiters held the request back. `on_text_error`: the exception of
     the caller's `on_text`, which must not be taken for an unreadable reply. `sending_ns`: how much of the
     time from `began_ns` until the first attempt was sent went by in this process, and not in waiting for a
-    connection. `broken_off`: what had come of a streamed reply whose connection broke, or whose request was
-    cancelled.
+    connection. `url`: the one that was asked last. `broken_off`: what had come of a streamed reply whose
+    connection broke, or whose request was cancelled.
     """
 
     clock: Callable[[], int]
@@ -115,6 +115,7 @@ class Probe:
     began_ns: int = 0
     sending_ns: int = 0
     on_text_error: Exception | None = None
+    url: Any = None
     broken_off: Reply | None = None
     _told: set[int] = field(default_factory=set)  # of the objects in `complete`
 

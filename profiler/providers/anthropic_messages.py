@@ -101,7 +101,7 @@ class AnthropicMessages:
                 message = await self.client.messages.create(**arguments)
                 asked.request_id = getattr(message, "_request_id", None)
                 reader.whole(as_sent(message))
-        return finished(self.provider, reader, asked.request_id)
+        return finished(self.provider, reader, probe.url, asked.request_id)
 
     def results(self, results: Sequence[ToolResult]) -> list[Message]:
         blocks = [

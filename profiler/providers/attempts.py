@@ -156,6 +156,7 @@ def _open_attempt(
     probe = current_probe.get()
     if probe is None:
         return None
+    probe.url = request.url
     attempt = _OpenAttempt(probe, boundary)
     if trace is not None:
         request.extensions.setdefault("trace", trace(attempt))

@@ -75,15 +75,35 @@ def transport_words(
         if reason in _NO_TLS:
             return f"{host} does not speak TLS at this port ({reason}): is it http://?"
         return f"TLS with {host} failed: {reason}"
+    if isinstance(link, httpx2.DecodingError):
+        return f"the answer of {host} is not what its content-encoding says: {link}"
+    if (said := _unreadable_answer(error)) is not None:
+        return f"the answer of {host} cannot be read: {said}"
     if kind == "connection":
         return f"the connection to {host} failed: {_said(error)}"
     return _said(error)
 
 
+def _unreadable_answer(error: BaseException | None) -> str | None:
+    """What is wrong with an answer that is no HTTP. aiohttp says 400 with it, which nobody sent."""
+    for link in _links(error):
+        module = type(link).__module__
+        if module.startswith("aiohttp.") and type(link).__name__ == "ClientResponseError":
+            return one_line(str(getattr(link, "message", "")))[:300]
+        if isinstance(link, httpx2.RemoteProtocolError):
+            return one_line(str(link))[:300]
+    return None
+
+
+def one_line(text: str) -> str:
+    """A text of somebody else's as it may be printed: no line breaks, and nothing that steers a terminal."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())
+
+
 def _said(error: BaseException | None) -> str:
     """The innermost words of an error and of those it was raised from."""
     for link in reversed(list(_links(error))):
-        said = " ".join((getattr(link, "strerror", None) or str(link)).split())
+        said = one_line(getattr(link, "strerror", None) or str(link))
         if said:
             return said[:300]
     return type(error).__name__

@@ -43,6 +43,11 @@ LOOPS_OWN = {
 }
 """Fields of a request that are a loop's own, and what decides them."""
 
+_NO_HOST = re.compile(r"[\\%<>{}|^`\"]")
+"""Not in a host's name: a place that was left to be filled in, or a backslash for a slash."""
+
+_UNPRINTED = re.compile(r"[\x00-\x20\x7f]")
+
 _APIS = ("/chat/completions", "/responses", "/messages")
 """Ends of URLs that people copy with the path of a request."""
 
@@ -86,7 +91,10 @@ def _no_password() -> str:
 
 def _unread(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return f"no PEM file of the kind that is needed ({error.reason or error})"
+        if error.reason == "KEY_VALUES_MISMATCH":
+            return "the key is that of another certificate"
+        why = f" ({error.reason})" if error.reason else ""
+        return f"no PEM file of the kind that is needed{why}"
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -111,16 +119,14 @@ class Endpoint:
             "expected http://HOST[:PORT] or https://HOST[:PORT], with a path where the server needs one"
         )
         said = f"{source}: " if source else ""
-        # The part before an @, or after a ?, may be a secret: the message does not repeat it.
-        shown = re.split(r"[?#]", url.rpartition("@")[2])[0]
         try:
             parts = urlsplit(url)
             parts.port  # noqa: B018 (raises ValueError)
         except ValueError:
             parts = urlsplit("")
-        has_blanks = any(character <= " " for character in url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or has_blanks:
-            raise UsageError(f"{said}not a base URL: {shown!r}: {expected}")
+        known = parts.scheme in ("http", "https") and bool(parts.hostname)
+        if not known or _UNPRINTED.search(url) or not _can_be_asked(url, parts.hostname or ""):
+            raise UsageError(f"{said}not a base URL: {_without_secrets(url)!r}: {expected}")
         if "@" in parts.netloc:
             raise UsageError(
                 f"{said}the base URL of {parts.hostname} holds credentials: pass the key by environment"
@@ -179,8 +185,6 @@ def sdk_options(endpoint: Endpoint | None, sdk: str, api_key: str | None) -> dic
     options["api_key"] = api_key or emulator_key(endpoint, variable)
     if endpoint.headers:
         options["default_headers"] = dict(endpoint.headers)
-    if endpoint.query:
-        options["default_query"] = dict(endpoint.query)
     return options
 
 
@@ -198,16 +202,22 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
         )
     }
     if endpoint is not None:
+        if endpoint.query:  # the SDKs' default_query has each name but once
+            options["params"] = list(endpoint.query)
         options["trust_env"] = not endpoint.is_loopback
         if endpoint.url.startswith("https") and (endpoint.is_loopback or endpoint.tls != Tls()):
             # Without trust_env the client no longer reads SSL_CERT_FILE itself.
             options["verify"] = endpoint.tls.context()
-        if given := endpoint.key_headers:
+        if endpoint.headers:
+            given = endpoint.key_headers
+            others = [name for name in KEY_HEADERS if given and name not in given]
+            ours = [name for name, _ in endpoint.headers]
+            home = httpx2.URL(endpoint.url).host  # as requests name it, a punycoded one in letters
 
             async def send_no_other_key(request: Any) -> None:
-                for name in KEY_HEADERS:
-                    if name not in given:
-                        request.headers.pop(name, None)
+                """Of redirects too: to another host go none of the headers, whose values are secrets."""
+                for name in others if request.url.host == home else (*others, *ours):
+                    request.headers.pop(name, None)
 
             options["event_hooks"] = {"request": [send_no_other_key]}
     return options
@@ -220,10 +230,30 @@ def shown_url(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError:
-        return re.split(r"[?#]", url.rpartition("@")[2])[0]
+        return _without_secrets(url)
     names = [quote(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     query = "&".join(f"{name}={REDACTED}" for name in names)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
+
+
+def _without_secrets(url: str) -> str:
+    """What may be shown of what is no URL: the part before an @, or after a ?, may be a secret."""
+    shown, mark, _ = url.partition("@")[0].partition("?")
+    if mark and "@" in url:  # a password with a ? in it, or a query with an @
+        return f"{shown.partition('://')[0]}://…" if "://" in shown else "…"
+    return re.split(r"[?#]", url.rpartition("@")[2])[0]
+
+
+def _can_be_asked(url: str, host: str) -> bool:
+    """Whether the HTTP libraries take the URL: each refuses one in its own way, and late."""
+    import httpx2
+
+    try:
+        httpx2.URL(url)
+        host.encode("idna")  # no label is empty or longer than 63 bytes
+    except (httpx2.InvalidURL, UnicodeError):
+        return False
+    return ":" in host or not _NO_HOST.search(host)
 
 
 def emulator_key(endpoint: Endpoint | None, variable: str) -> str | None:

@@ -42,8 +42,10 @@ def asking(provider: str, sdk: Any, probe: Probe) -> Iterator[Asked]:
         if isinstance(error, caught(sdk)):
             raise provider_error(provider, sdk, error, asked.request_id) from error
         if _is_of_json(error):
-            why = f"{type(error).__name__}: {error}"
-            raise unreadable(provider, asked.request_id, why) from error
+            came = getattr(error, "doc", None)
+            empty = isinstance(came, str) and not came.strip()
+            why = "an empty body" if empty else f"not JSON: {error}"
+            raise unreadable(provider, probe.url, asked.request_id, why, came) from error
         raise
 
 
@@ -93,19 +95,21 @@ async def follow(response: httpx2.Response, reader: ReplyReader) -> None:
 
 def as_sent(message: Any) -> Any:
     """An SDK's object as the JSON that it was made from, fields that the SDK does not know included."""
+    if isinstance(message, list):
+        return [as_sent(one) for one in message]
     dump = getattr(message, "model_dump", None)
     return message if dump is None else dump(by_alias=True, exclude_unset=True, warnings=False)
 
 
-def finished(provider: str, reader: ReplyReader, request_id: str | None) -> Reply:
-    """The reply that was read. Raises `ProviderError` where there is none that can be used."""
+def finished(provider: str, reader: ReplyReader, url: Any, request_id: str | None) -> Reply:
+    """The reply that was read, from `url`. Raises `ProviderError` where there is none that can be used."""
     reply = reader.reply(request_id)
     if reader.error is not None:
-        failure = failed(provider, reader.error, request_id)
+        failure = failed(provider, url, request_id, reader.error)
     elif reader.broken is not None:
-        failure = unreadable(provider, request_id, reader.broken)
+        failure = unreadable(provider, url, request_id, reader.broken, reader.came)
     elif not reader.complete:
-        failure = truncated(provider, request_id)
+        failure = truncated(provider, url, request_id)
     else:
         return reply
     failure.reply = reply

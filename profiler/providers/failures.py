@@ -11,13 +11,13 @@ import os
 import re
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import httpx2
 
 from profiler.errors import ProviderError
-from profiler.providers.connections import transport_error_type, transport_words
+from profiler.providers.connections import one_line, transport_error_type, transport_words
 from profiler.providers.endpoint import KEY_HEADERS, KEY_VARIABLES, LOOPS_OWN, NO_KEY, shown_url
 from profiler.redaction import environment_secrets, error_secrets, scrub, scrub_error
 
@@ -43,13 +43,14 @@ _PAGE_TITLE = re.compile(r"<title\b[^>]*>(.*?)</title\s*>", re.S | re.I)
 _TAG = re.compile(r"</?[a-zA-Z!?][^<>]*>")
 
 
-def words_of(body: Any) -> str:
+def words_of(body: Any, secrets: Collection[str] = ()) -> str:
     """What a server said, in its own words: one line of at most `MOST_WORDS` characters, without secrets.
 
+    Which are those of the environment and `secrets`.
     `body` is that of an error, or an error event of a stream, decoded or not: an object of any shape, a list
     (as Google sends it), text, a page of HTML (its text), bytes. Empty when it says nothing.
     """
-    text = " ".join(scrub(_words(body, 0), environment_secrets()).split())
+    text = one_line(scrub(_words(body, 0), environment_secrets().union(secrets)))
     return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]}…"
 
 
@@ -57,7 +58,7 @@ def _words(body: Any, depth: int) -> str:
     if isinstance(body, bytes | bytearray | memoryview):
         body = bytes(body[:_LONGEST_BODY]).decode("utf-8", "replace")
     if isinstance(body, str):
-        return _words_of_text(body.strip()[:_LONGEST_BODY], depth)
+        return _words_of_text(body.lstrip("\ufeff").strip()[:_LONGEST_BODY], depth)
     found = _found(body, depth)
     if found or depth or not body:
         return found
@@ -68,7 +69,7 @@ def _words(body: Any, depth: int) -> str:
 
 
 def _words_of_text(text: str, depth: int) -> str:
-    if text[:1] in ("{", "[") and depth < _DEEPEST:
+    if text[:1] in ("{", "[", '"') and depth < _DEEPEST:
         try:
             decoded = json.loads(text)
         except (ValueError, RecursionError):
@@ -138,14 +139,18 @@ def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | 
     """
     status: int | None = None
     said = scrub_error(error)
-    request = _request_of(error)
-    asked = "" if request is None else f" from {shown_url(str(request.url))}"
+    requests = _requests_of(error)
+    request = requests[-1] if requests else None
+    where = _asked(error, requests)
     if isinstance(error, sdk.APIStatusError):
         # An error event in mid-stream comes as a status error that carries the stream's 200.
         status = code = int(error.status_code)
         request_id = getattr(error, "request_id", None) or request_id
-        error_type = f"http_{code}" if code >= 400 else error_type_of(getattr(error, "body", None))
-        words = words_of(error.body) or _words_of_response(error) or "the server gave no reason"
+        answered = 200 <= code < 300
+        error_type = error_type_of(getattr(error, "body", None)) if answered else f"http_{code}"
+        # The SDKs keep a part of the body alone.
+        words = "" if answered else _words_of_response(error)
+        words = words or words_of(error.body) or _words_of_response(error) or "the server gave no reason"
         words += _remedy(code, words, request)
     elif isinstance(error, sdk.APIError) and not isinstance(error, sdk.APIConnectionError):
         error_type = error_type_of(getattr(error, "body", None))
@@ -153,15 +158,16 @@ def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | 
     else:
         cause = error.__cause__ if isinstance(error, sdk.APIConnectionError) else error
         error_type = transport_error_type(cause)
-        host = "the server" if request is None else request.url.netloc.decode("ascii", "replace")
         timeouts = None if request is None else request.extensions.get("timeout")
-        words = transport_words(cause, host, timeouts if isinstance(timeouts, dict) else None)
+        words = transport_words(
+            cause, _host(error, request), timeouts if isinstance(timeouts, dict) else None
+        )
         words = scrub(words, error_secrets(error))
-    where = f"status {status}{asked}" if status else f"no response{asked}"
+    where = (f"status {status}" if status else "no response") + where
     if request_id:
         where += f", request {request_id}"
     return ProviderError(
-        f"{provider}: {error_type} ({where}): {words or said or type(error).__name__}",
+        one_line(f"{provider}: {error_type} ({where}): {words or said or type(error).__name__}"),
         provider=provider,
         status=status,
         request_id=request_id,
@@ -169,26 +175,56 @@ def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | 
     )
 
 
-def _request_of(error: BaseException) -> Any:
-    """The request that failed, if the error or one that it was raised from has it."""
+def _asked(error: BaseException, requests: list[Any]) -> str:
+    """` from URL`, and where a redirect led there, from which URL; empty where it is not known."""
+    if not requests:
+        url = _url_of_aiohttp(error)
+        return "" if url is None else f" from {shown_url(str(url))}"
+    first, last = requests[0], requests[-1]
+    if first.url == last.url:
+        return f" from {shown_url(str(last.url))}"
+    how = "" if first.method == last.method else f" with {last.method}"
+    return f" from {shown_url(str(last.url))}, to which {shown_url(str(first.url))} redirects{how}"
+
+
+def _host(error: BaseException, request: Any) -> str:
+    if request is not None:
+        return str(request.url.netloc.decode("ascii", "replace"))
+    url = _url_of_aiohttp(error)
+    return "the server" if url is None else str(url.authority)
+
+
+def _url_of_aiohttp(error: BaseException) -> Any:
+    """The URL in an error of aiohttp's own, which OpenAI's SDK lets pass as it is."""
+    return getattr(getattr(error, "request_info", None), "real_url", None)
+
+
+def _requests_of(error: BaseException) -> list[Any]:
+    """The request that the SDK made, and the one that failed in the end, which a redirect may have led to.
+
+    Empty where the error, and those that it was raised from, have none.
+    """
+    found = []
     link: BaseException | None = error
     for _ in range(4):
         if link is None:
-            return None
+            break
+        response = getattr(link, "response", None)
+        found += [one.request for one in getattr(response, "history", ())]
         try:
             request = link.request  # type: ignore[attr-defined]
             if isinstance(request, httpx2.Request):
-                return request
+                found.append(request)
         except (AttributeError, RuntimeError):  # httpx2 raises RuntimeError when there is no request
             pass
         link = link.__cause__ or link.__context__
-    return None
+    return found
 
 
 def _words_of_response(error: Any) -> str:
     """The words in the body of the response, where the SDK did not keep them."""
     try:
-        return scrub(words_of(error.response.content), error_secrets(error))
+        return words_of(error.response.text, error_secrets(error))
     except (AttributeError, httpx2.StreamError):  # it was not read
         return ""
 
@@ -228,26 +264,31 @@ def _droppable(request: Any) -> list[str]:
     return [name for name in body if name not in LOOPS_OWN and name != "max_tokens"]
 
 
-def truncated(provider: str, request_id: str | None) -> ProviderError:
+def truncated(provider: str, url: Any, request_id: str | None) -> ProviderError:
     """The stream ended before the response was complete."""
-    return _unusable(provider, "truncated_stream", request_id, "the stream ended before the response did")
-
-
-def failed(provider: str, body: Any, request_id: str | None) -> ProviderError:
-    """The server said, with status 200, that the request failed: `body` is its error, of any shape."""
-    return _unusable(provider, error_type_of(body), request_id, words_of(body) or "no reason given")
-
-
-def unreadable(provider: str, request_id: str | None, why: str) -> ProviderError:
-    """What came with status 200 is no reply of this API."""
     return _unusable(
-        provider, "unreadable", request_id, f"the reply is not what this API answers with: {why}"
+        provider, "truncated_stream", url, request_id, "the stream ended before the response did"
     )
 
 
-def _unusable(provider: str, error_type: str, request_id: str | None, why: str) -> ProviderError:
+def failed(provider: str, url: Any, request_id: str | None, body: Any) -> ProviderError:
+    """The server said, with status 200, that the request failed: `body` is its error, of any shape."""
+    words = words_of(body) or "no reason given"
+    return _unusable(provider, error_type_of(body), url, request_id, words)
+
+
+def unreadable(provider: str, url: Any, request_id: str | None, why: str, came: Any = None) -> ProviderError:
+    """What came with status 200 is no reply of this API. `came`: what it was."""
+    words = f"the reply is not what this API answers with: {why}"
+    if said := words_of(came):
+        words += f"; it says: {said}"
+    return _unusable(provider, "unreadable", url, request_id, words)
+
+
+def _unusable(provider: str, error_type: str, url: Any, request_id: str | None, why: str) -> ProviderError:
+    asked = "" if url is None else f" from {shown_url(str(url))}"
     return ProviderError(
-        f"{provider}: {error_type} (status 200, request {request_id or 'unknown'}): {why}",
+        one_line(f"{provider}: {error_type} (status 200{asked}, request {request_id or 'unknown'}): {why}"),
         provider=provider,
         status=200,
         request_id=request_id,

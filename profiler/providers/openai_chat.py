@@ -102,7 +102,7 @@ class OpenAIModel:
             else:
                 asked.request_id = getattr(reply, "_request_id", None)
                 reader.whole(as_sent(reply))
-        return finished(self.provider, reader, asked.request_id)
+        return finished(self.provider, reader, probe.url, asked.request_id)
 
     async def _ask(self, body: dict[str, Any]) -> Any:
         """What `create` returns, or the response itself, unread."""

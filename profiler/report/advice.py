@@ -18,7 +18,6 @@ from profiler.statistics.caveats import is_of_model
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.replay import Counterfactual
 from profiler.statistics.summary import Summary
-from profiler.statistics.verdicts import TOOL_CALLS
 
 MOST_STEPS = 4
 FAILING = 0.01
@@ -53,7 +52,7 @@ class Step:
 
 def next_steps(summary: Summary, run: Run, estimates: tuple[Counterfactual, ...] = ()) -> list[Step]:
     """At most `MOST_STEPS` things to try, without repeats."""
-    if any(one.metric == TOOL_CALLS for one in summary.verdicts):
+    if summary.idle:
         return [Step("Have the model ask for tools first: until then no strategy has anything to do.")]
     steps = [
         *_validity(summary),

@@ -41,6 +41,7 @@ def render_comparison(
 ) -> str:
     """The end of a comparison as text: what makes it invalid, the verdicts, the figures, the notes.
 
+    That the model asked for no tool at all comes first: no remedy of what is invalid would help.
     `path` is the run directory as the user would type it; it stands on the last line, which is not wrapped.
     """
     text = _rendered(_comparison(summary, run), width, color)
@@ -48,11 +49,14 @@ def render_comparison(
 
 
 def _comparison(summary: Summary, run: Run) -> Iterator[RenderableType]:
-    yield from _caveats(summary.warnings, invalid=True)
     # Of several loads, the verdicts are about the highest.
     where = f"at {counted(summary.levels[-1].users, 'agent')}: " if summary.levels else ""
-    for verdict in summary.verdicts:
-        yield Text(where + clean(verdict.sentence, 400), style="bold")
+    found = [Text(where + clean(verdict.sentence, 400), style="bold") for verdict in summary.verdicts]
+    if summary.idle:
+        yield from found
+    yield from _caveats(summary.warnings, invalid=True)
+    if not summary.idle:
+        yield from found
     if not summary.levels:
         yield _table(summary.strategies)
     for level in summary.levels:

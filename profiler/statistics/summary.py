@@ -162,6 +162,11 @@ class Summary:
     quantile: str = "linear"
     schema: int = SCHEMA
 
+    @property
+    def idle(self) -> bool:
+        """Whether the model asked for no tool at all, which is said before anything else."""
+        return any(one.metric == TOOL_CALLS for one in self.verdicts)
+
 
 def summarise(run: Run, records: Iterable[LoopRecord]) -> Summary:
     """The summary of a run from its records, which are streamed.

@@ -21,7 +21,7 @@ from profiler.loop.model import Probe, current_probe
 from profiler.providers import PROVIDERS, AnthropicMessages, OpenAIChat, OpenAIResponses, make_provider
 from profiler.providers.attempts import observe_attempts
 from profiler.providers.failures import provider_error
-from tests.integration.plain_server import RESET, calls, events, response, serving
+from tests.integration.plain_server import RESET, Asked, calls, events, response, serving
 
 CA = trustme.CA()
 PATHS = {
@@ -212,6 +212,102 @@ async def test_refusal_is_in_the_servers_own_words(
     if provider == "anthropic":  # its request ids come under another name
         said = said.replace(f"{PATHS[provider]}):", f"{PATHS[provider]}, request req_7):")
     assert said == expected + words
+
+
+REPLIES = {
+    "a page": (
+        b"<html><head><title>Sign in</title></head></html>",
+        "text where an object belongs; it says: Sign in",
+        "not JSON: Expecting value: line 1 column 1 (char 0); it says: Sign in",
+    ),
+    "an error of no known shape": (
+        {"detail": "Not authenticated"},
+        *["it has no WHAT; it says: Not authenticated"] * 2,
+    ),
+    "a list": ([{"msg": "busy"}], *["an array where an object belongs; it says: busy"] * 2),
+    "half an object": (
+        b'{"msg": "cut',
+        *['not JSON: Unterminated string starting at: line 1 column 9 (char 8); it says: {"msg": "cut'] * 2,
+    ),
+    "nothing": (b" ", "an empty body", None),
+}
+"""Bodies that come with status 200: what is said of them whole, and where a stream was asked for."""
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize(("body", "whole", "streamed"), REPLIES.values(), ids=REPLIES)
+async def test_what_is_no_reply_is_shown_with_the_url(
+    provider: str, stream: bool, body: object, whole: str, streamed: str | None
+) -> None:
+    kind = "text/html" if isinstance(body, bytes) and body.startswith(b"<") else "application/json"
+    with serving(lambda _: response(200, body, kind)) as server:
+        model = make_provider(provider, base_url=server.url, model="m")
+        with pytest.raises(ProviderError) as caught:
+            await ToolLoop(model, stream=stream).run("hi")
+        await model.client.close()
+    said, words = str(caught.value), streamed if stream else whole
+    asked = f"(status 200 from {server.url}{PATHS[provider]}, request "
+    assert asked in said
+    what = {"openai": "message", "openai-responses": "output", "anthropic": "content"}[provider]
+    if words is None:
+        assert said.endswith("): the stream ended before the response did")
+    else:
+        why = words.replace("WHAT", what)
+        assert said.endswith(f"): the reply is not what this API answers with: {why}")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_redirect_is_said_with_both_urls(provider: str, stream: bool) -> None:
+    def moved(status: int, to: str) -> bytes:
+        return response(status).replace(b"content-type", f"location: {to}\r\ncontent-type".encode())
+
+    async def said(answer: object) -> str:
+        with serving(answer) as server:  # type: ignore[arg-type]
+            model = make_provider(provider, base_url=server.url, model="m")
+            model.client.max_retries = 0
+            with pytest.raises(ProviderError) as caught:
+                await ToolLoop(model, stream=stream).run("hi")
+            await model.client.close()
+        return str(caught.value).partition("(")[2].replace(server.host, "HOST")
+
+    asked = f"http://HOST{PATHS[provider]}"
+    gone = await said(lambda _: moved(307, "http://elsewhere.invalid/login?key=s3cret"))
+    assert gone.startswith(
+        f"no response from http://elsewhere.invalid/login?key=[redacted], to which {asked} redirects): "
+        "the name elsewhere.invalid could not be resolved to an address ("
+    )
+
+    def other(one: Asked) -> bytes:
+        return response(405, {"detail": "Not so"}) if one.path == "/other" else moved(301, "/other")
+
+    refused = (await said(other)).replace(", request req_7", "")
+    assert refused == f"status 405 from http://HOST/other, to which {asked} redirects with GET): Not so"
+    nowhere = (await said(lambda _: response(308))).replace(", request req_7", "")
+    assert nowhere == f"status 308 from {asked}): the server gave no reason"
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_answer_that_is_no_http_or_not_encoded_as_it_says_is_called_that(provider: str) -> None:
+    answers = {
+        b"SSH-2.0-OpenSSH\r\n\r\n": "connection: the answer of HOST cannot be read: Bad status line: ",
+        response(400, b"plain").replace(b"content-type", b"content-encoding: gzip\r\ncontent-type"): (
+            "DecodingError: the answer of HOST is not what its content-encoding says: "
+        ),
+    }
+    for raw, words in answers.items():
+        with serving(lambda _, raw=raw: raw) as server:  # type: ignore[misc]
+            model = make_provider(provider, base_url=server.url, model="m")
+            model.client.max_retries = 0
+            with pytest.raises(ProviderError) as caught:
+                await ToolLoop(model).run("hi")
+            await model.client.close()
+        asked = f" (no response from {server.url}{PATHS[provider]})"
+        assert asked in str(caught.value)
+        said = str(caught.value).replace(asked, "").replace(server.host, "HOST")
+        assert said.startswith(f"{provider}: {words}")
+        assert "400" not in said
 
 
 async def test_refused_key_is_said_to_be_that_of_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import ssl
@@ -16,6 +17,7 @@ import pytest
 import trustme
 
 from profiler import ToolLoop, tool
+from profiler.errors import ProviderError, UsageError
 from profiler.load.agents import AgentContext
 from profiler.load.options import LoadOptions
 from profiler.load.preparation import built_in_loops
@@ -84,7 +86,7 @@ async def test_request_is_made_as_the_options_say(provider: str, stream: bool) -
             model="m",
             base_url=f"{server.url}/api/paas/v4?api-version=2024-10-21",
             header=("api-key=s3cret-of-mine", "X-Team=a=b, c"),
-            query=("flag=on off",),
+            query=("flag=on off", "flag="),
             body=(*FIELDS, "max_tokens=77") if provider == "anthropic" else FIELDS,
             stream=stream,
         )
@@ -97,7 +99,8 @@ async def test_request_is_made_as_the_options_say(provider: str, stream: bool) -
     (asked,) = server.asked
     parts = urlsplit(asked.path)
     assert parts.path == f"/api/paas/v4{PATHS[provider]}"
-    assert parse_qsl(parts.query) == [("api-version", "2024-10-21"), ("flag", "on off")]
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    assert pairs == [("api-version", "2024-10-21"), ("flag", "on off"), ("flag", "")]
     assert asked.headers["api-key"] == "s3cret-of-mine"
     assert asked.headers["x-team"] == "a=b, c"
     assert "authorization" not in asked.headers  # the key that is given takes the place of the SDK's
@@ -107,6 +110,27 @@ async def test_request_is_made_as_the_options_say(provider: str, stream: bool) -
     assert "stream_options" not in asked.body
     assert asked.body.get("max_tokens") == (77 if provider == "anthropic" else None)
     assert asked.body.get("stream", False) is stream
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_headers_do_not_follow_a_redirect_to_another_host(provider: str) -> None:
+    def moved(asked: Asked) -> bytes:
+        if "/here" in asked.path:
+            return replies(asked)
+        to = f"{asked.headers['host']}/here/messages" if "/same" in asked.path else elsewhere
+        return response(307).replace(b"content-type", f"location: http://{to}\r\ncontent-type".encode())
+
+    with serving(moved) as server:
+        elsewhere = f"{server.host.replace('127.0.0.1', 'localhost')}/here/messages"
+        for path in ("same", "other"):
+            options = LoadOptions(provider=provider, model="m", header=("x-team-token=s3cret-of-mine",))
+            endpoint = options.endpoint(f"{server.url}/{path}")
+            model = make_provider(provider, base_url=endpoint, model="m", api_key="k")
+            with contextlib.suppress(ProviderError):  # a reply of Messages, to whoever asks
+                await ToolLoop(model).run("hi")
+            await model.client.close()
+    sent = [(asked.path.split("/")[1], "x-team-token" in asked.headers) for asked in server.asked]
+    assert list(dict.fromkeys(sent)) == [("same", True), ("here", True), ("other", True), ("here", False)]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -182,6 +206,15 @@ async def test_certificates_of_both_sides(files: dict[str, str], provider: str) 
         assert await said(other.url, insecure=True) == "Done."
         assert await said(other.url, ca=ca) == "untrusted"
         assert await said(other.url) == "untrusted"
+
+
+def test_key_of_another_certificate_is_called_that(files: dict[str, str]) -> None:
+    with pytest.raises(UsageError) as refused:
+        Tls(certificate=files["certificate"], key=files["other"]).context()
+    assert str(refused.value) == (
+        f"--client-cert {files['certificate']} with --client-key {files['other']}: "
+        "the key is that of another certificate"
+    )
 
 
 @pytest.mark.parametrize("sdk", ["openai", "anthropic"])

@@ -246,6 +246,14 @@ def test_names_alone_of_headers_and_parameters_are_written(tmp_path: Path) -> No
             '(a text is written reasoning_effort="…", quotes included)',
         ),
         (["--body", "x=NaN"], '--body x=NaN: no JSON after x= (a text is written x="…", quotes included)'),
+        (
+            ["--body", "x=1e999"],
+            '--body x=1e999: no JSON after x= (a text is written x="…", quotes included)',
+        ),
+        (
+            ["--body", 'x="\\ud800"'],
+            '--body x="\\ud800": no JSON after x= (a text is written x="…", quotes included)',
+        ),
         (["--body", "model=1"], "--body model=1: model is --model"),
         (["--body", "messages=[]"], "--body messages=[]: messages is what the loop writes"),
         (["--client-key", "k.pem"], "--client-key is the key of a certificate: add --client-cert"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import httpx2
 import pytest
 
 from profiler.errors import UsageError
 from profiler.exporters.prometheus import serve
-from profiler.providers.endpoint import Endpoint, exposed, is_loopback, scrape_host, shown_url
+from profiler.providers.endpoint import Endpoint, client_options, exposed, is_loopback, scrape_host, shown_url
 
 
 @pytest.mark.parametrize(
@@ -57,13 +58,54 @@ def test_query_of_a_url_goes_with_requests_and_is_shown_without_values() -> None
     assert shown_url("http://h/p") == "http://h/p"
 
 
-@pytest.mark.parametrize("url", ["http://u:p@h/", "http://h/#key", "ftp://h", "h", "http://h/ x?k=s3cret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://u:p@h/", "http://h/#key", "ftp://h", "h", "http://h/ x?k=s3cret", "http://h/ ?k=a@s3cret"),
+        *(
+            "ftp://u:s3cret?s3cret@h",
+            "h?k=a@s3cret",
+            "http://a..b",
+            "http://.h",
+            f"http://{'a' * 64}.example",
+        ),
+        *(
+            "http://h\x7f/",
+            "http://h/\x7f",
+            "http://h/\x00",
+            "http://h\\v1",
+            "http://h%00",
+            "http://h/\ud800",
+        ),
+        *("http://{HOST}:80", "http://<name>.example", "http://ex\u2603ample", "http://\u200d.example"),
+        f"http://h/{'a' * 70_000}",
+    ],
+)
 def test_what_is_no_base_url_is_refused_without_its_secrets(url: str) -> None:
     with pytest.raises(UsageError) as refused:
         Endpoint.parse(url, "--base-url")
     assert str(refused.value).startswith("--base-url: ")
     assert "s3cret" not in str(refused.value)
     assert ":p@" not in str(refused.value)
+
+
+def test_hosts_of_all_kinds_are_taken() -> None:
+    hosts = ("münchen.example", "例え.example", "xn--mnchen-3ya.example", "h_x", "h.", "[::1]", "10.0.0.7")
+    assert [Endpoint.parse(f"http://{host}:80/v1").url for host in hosts] == [
+        f"http://{host}:80/v1" for host in hosts
+    ]
+
+
+@pytest.mark.parametrize("host", ["xn--mnchen-3ya.example", "MÜNCHEN.example", "[::1]", "H.example:8000"])
+async def test_headers_are_for_the_host_of_the_endpoint_alone(host: str) -> None:
+    endpoint = Endpoint(f"http://{host}/v1", headers=(("x-mine", "1"),))
+    (hook,) = client_options(endpoint)["event_hooks"]["request"]
+    sent = []
+    for url in (f"http://{host}/v1/messages", f"http://{host}:81/", "http://other.example/"):
+        request = httpx2.Request("POST", url.replace(":8000:81", ":81"), headers={"x-mine": "1"})
+        await hook(request)
+        sent.append("x-mine" in request.headers)
+    assert sent == [True, True, False]
 
 
 def test_address_that_others_can_reach_is_said() -> None:

@@ -253,6 +253,12 @@ def test_loops_without_any_tool_call_are_not_compared() -> None:
     # It is so whoever was late, and nothing else is worth trying.
     late = summarise(run(trials, client=(ClientHealth("w", loop_lag_p99=0.9, cpu=0.99),)), records)
     assert late.verdicts == (said,)
+    assert not late.valid
+    words = said.sentence[:45]
+    printed = " ".join(render_comparison(late, run(trials)).split())
+    assert 0 == printed.index(words) < printed.index("invalid: ")
+    page = verdict(late, [])
+    assert -1 < page.index(words) < page.index("Invalid.")
     assert [step.words.split(":")[0] for step in next_steps(late, run(trials))] == [
         "Have the model ask for tools first"
     ]

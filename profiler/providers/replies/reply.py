@@ -45,8 +45,8 @@ class ReplyReader:
 
     `probe` hears of tokens and calls as they arrive. `keeps` False: what goes back is not built, as nobody
     sends it. `error`: the error object that the server sent in place of its reply, or in the middle of it.
-    `broken`: why this is no reply of the API at all. `complete`: it came to its end. `done`: nothing more
-    will come, though the connection may stay open.
+    `broken`: why this is no reply of the API at all, and `came` what came instead. `complete`: it came to its
+    end. `done`: nothing more will come, though the connection may stay open.
     """
 
     COUNTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
@@ -70,6 +70,7 @@ class ReplyReader:
         self.unreadable = 0
         self.error: Any = None
         self.broken: str | None = None
+        self.came: Any = None
         self.complete = False
         self.done = False
         self.paused = False
@@ -101,7 +102,7 @@ class ReplyReader:
         try:
             data = _decoded(body)
         except (ValueError, RecursionError) as error:
-            self._is_broken(f"not JSON: {error}")
+            self._is_broken(f"not JSON: {error}" if body.strip() else "an empty body", body)
             return
         self.whole(data)
 
@@ -109,13 +110,15 @@ class ReplyReader:
         """The same, decoded."""
         self.probe = Probe(self.probe.clock)  # when its parts were generated, such a reply does not tell
         if not isinstance(data, dict):
-            self._is_broken(f"{_kind(data)} where an object belongs")
+            self._is_broken(f"{_kind(data)} where an object belongs", data)
         elif data.get("error"):
             self.error = data["error"]
             self._use(data.get("usage"))
             self._guard(self._end)
         else:
             self._guard(self._whole, data)
+            if self.broken is not None:
+                self.came = data
 
     def so_far(self) -> Reply:
         """What is known of a reply that broke off, and will not be ended: its tokens, if they had come."""
@@ -155,7 +158,7 @@ class ReplyReader:
             if event.name == "error":
                 self.error = text.decode("utf-8", "replace")
             else:
-                self._is_broken(f"an event that is not JSON: {error}")
+                self._is_broken(f"an event that is not JSON: {error}", text)
             return
         if event.name == "error" and not (isinstance(data, dict) and data.get("error")):
             self.error = data
@@ -171,9 +174,10 @@ class ReplyReader:
                 raise
             self._is_broken(f"{type(error).__name__}: {error}")
 
-    def _is_broken(self, why: str) -> None:
+    def _is_broken(self, why: str, came: Any = None) -> None:
         self.unreadable += 1
-        self.broken = self.broken or why
+        if self.broken is None:
+            self.broken, self.came = why, came
 
     def _event(self, data: Any) -> None:
         raise NotImplementedError

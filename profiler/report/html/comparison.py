@@ -40,7 +40,11 @@ _FACTOR = re.compile(r"(\d+(?:\.\d+)?×)( \[[^\]]*\])?")
 
 def verdict(summary: Summary, steps: Sequence[Step]) -> str:
     """The verdict: why the run is invalid, if it is, then what was found, and what to try next."""
-    parts = []
+    parts: list[str] = []
+    first, *others = [sentence(one.sentence, summary) for one in summary.verdicts] or [_alone(summary)]
+    lead = f'<p class="verdict lead">{first}</p>'
+    if summary.idle:
+        parts.append(lead)
     invalid = [warning for warning in summary.warnings if warning.invalid]
     if invalid:
         items = bullets(f"{text(w.detail)}; <strong>{text(w.remedy)}</strong>." for w in invalid)
@@ -58,8 +62,8 @@ def verdict(summary: Summary, steps: Sequence[Step]) -> str:
             '<div class="notice" role="note"><p><strong>Cut short.</strong> '
             "The run did not come to its end; what had finished is here.</p></div>"
         )
-    first, *others = [sentence(one.sentence, summary) for one in summary.verdicts] or [_alone(summary)]
-    parts.append(f'<p class="verdict lead">{first}</p>')
+    if not summary.idle:
+        parts.append(lead)
     parts += [f'<p class="verdict">{one}</p>' for one in others]
     if summary.objective is not None:
         outcome = objective_outcome(summary, name)
