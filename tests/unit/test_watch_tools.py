@@ -11,6 +11,7 @@ import inspect
 import types
 import warnings
 from collections.abc import Coroutine
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -301,6 +302,47 @@ def test_it_passes_the_checks_that_it_passed(kind):
                 await one
             elif inspect.iscoroutine(one):
                 one.close()
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arguments_that_it_does_not_take_are_refused_where_it_is_called(kind):
+    """Models make up arguments, and programs catch the TypeError around the call, not around the await."""
+    records = []
+
+    async def main(clock):
+        function = KINDS[kind](fine)
+        prof = Profiler([records.append], clock=clock)
+        watched = prof.tool(function, name="tool")
+        with pytest.raises(TypeError) as bare:
+            function(country="JP")
+        with prof.loop() as loop:
+            round_ = loop.begin_round("openai", "m")
+            round_.unclaimed.append((CallRequest("c", "tool", '{"country": "JP"}'), clock()))
+            round_.ended_ns = clock()
+            with pytest.raises(TypeError) as mine:
+                watched(country="JP")
+        assert mine.value.args == bare.value.args
+        assert (mine.value.__cause__, mine.value.__context__) == (None, None)
+        assert set(prof.failures.values()) == {0}
+
+    run_virtual(main)
+    (one,) = records[0].tool_calls
+    assert (one.id, one.status, one.error_type) == ("c", "error", "TypeError")
+
+
+def test_what_only_says_that_it_is_a_coroutine_function_is_called_at_once():
+    called = []
+
+    async def main(clock):
+        tool = AsyncMock(side_effect=lambda: called.append(1), __name__="tool")
+        watched = Profiler([], clock=clock).tool(tool)
+        assert inspect.iscoroutinefunction(watched)
+        made = watched()
+        assert (tool.call_count, tool.await_count, called) == (1, 0, [])
+        await made
+        assert (tool.call_count, tool.await_count, called) == (1, 1, [1])
 
     run_virtual(main)
 
