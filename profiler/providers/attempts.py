@@ -52,9 +52,9 @@ def with_attempts(transport: Any, asynchronous: bool, boundary: Boundary = _boun
     if isinstance(transport, AsyncObservedTransport | ObservedTransport):
         return transport
     if asynchronous:
-        trace = None if boundary.call("request", _trace_aiohttp, transport, boundary) else _async_trace
+        trace = None if boundary.call("request", _trace_aiohttp, transport, boundary) else _AsyncTrace
         return AsyncObservedTransport(transport, partial(_open_attempt, trace, boundary), boundary)
-    return ObservedTransport(transport, partial(_open_attempt, _sync_trace, boundary), boundary)
+    return ObservedTransport(transport, partial(_open_attempt, _Trace, boundary), boundary)
 
 
 def transports(http_client: Any) -> Iterator[tuple[Callable[[Any], None], Any]]:
@@ -158,7 +158,10 @@ def _open_attempt(
         return None
     attempt = _OpenAttempt(probe, boundary)
     if trace is not None:
-        request.extensions.setdefault("trace", trace(attempt))
+        known = request.extensions.get("trace")
+        # A redirection keeps that of the attempt before, and a challenge to log in the whole request.
+        if known is None or isinstance(known, _Trace | _AsyncTrace):
+            request.extensions["trace"] = trace(attempt)
     return attempt
 
 
@@ -467,21 +470,22 @@ _MOMENTS = {
 }
 
 
-def _sync_trace(attempt: _OpenAttempt) -> Callable[[str, Any], None]:
-    def trace(event: str, info: Any) -> None:
+@dataclass(eq=False, slots=True)
+class _Trace:
+    attempt: _OpenAttempt
+
+    def __call__(self, event: str, info: Any) -> None:
         if event in _MOMENTS:
-            attempt.note(_MOMENTS[event])
-
-    return trace
+            self.attempt.note(_MOMENTS[event])
 
 
-def _async_trace(attempt: _OpenAttempt) -> Callable[[str, Any], Any]:
-    note = _sync_trace(attempt)
+@dataclass(eq=False, slots=True)
+class _AsyncTrace:
+    attempt: _OpenAttempt
 
-    async def trace(event: str, info: Any) -> None:
-        note(event, info)
-
-    return trace
+    async def __call__(self, event: str, info: Any) -> None:
+        if event in _MOMENTS:
+            self.attempt.note(_MOMENTS[event])
 
 
 def _trace_aiohttp(transport: Any, boundary: Boundary) -> bool:

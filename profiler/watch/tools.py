@@ -76,11 +76,11 @@ def watched_function(function: Any, begin: Begin, watching: Watching) -> Any:
 
 
 def _made(function: Any, begin: Begin, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The coroutine or generator that the call makes; none of its code has run. A call that fails has ended."""
+    """The coroutine or generator that the call makes, before any of its code has run."""
     try:
         return function(*args, **kwargs)
     except BaseException:
-        with begin(args, kwargs):
+        with begin(args, kwargs):  # this call has ended already
             raise
 
 

@@ -44,7 +44,7 @@ OUTSIDE = re.compile(
             r"watch/runs:ToolRun\.(__enter__|__exit__|boundary)",
             # Around a request and its response; `_Observing` is the boundary.
             r"providers/attempts:(_Observing|_Observed|Async\w+|ObservedTransport|_Tee|Tee|_both)\..*",
-            r"providers/attempts:.*<locals>\.(trace|traced|TracedRequest\.send)",
+            r"providers/attempts:.*<locals>\.(traced|TracedRequest\.send)|providers/attempts:_(Async)?Trace\..*",
             # What is called before anything runs, and to open and leave a loop.
             r"watch/profiler:Profiler\.(__init__|loop|instrument|uninstrument|tool|_begin|failures)",
             r"watch/profiler:(LoopContext\.__\w+__|_name_of|_signature_of|_http_client|_owner)",

@@ -147,3 +147,70 @@ def test_of_two_profilers_of_a_client_the_last_watches_and_both_can_be_taken_off
     assert http_client._transport is inner
     one.uninstrument(client)
     assert http_client._transport is original
+
+
+class Login(httpx2.Auth):
+    def auth_flow(self, request: httpx2.Request) -> Any:
+        response = yield request
+        if response.status_code == 401:
+            request.headers["authorization"] = "Digest x"
+            yield request
+
+
+@pytest.mark.parametrize("status", [307, 308, 401])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_redirection_and_a_challenge_to_log_in_are_attempts_of_one_request(asynchronous, status):
+    """The HTTP client sends the same body again by itself; from a redirection its request has no content."""
+    records: list[Any] = []
+    prof = Profiler(sinks=[records.append], record_content=True)
+    bodies: list[bytes] = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        bodies.append(b"".join(request.stream))  # type: ignore[arg-type]
+        if len(bodies) == 1:
+            return httpx2.Response(status, headers={"location": "/v2/chat/completions"}, content=b"moved")
+        return answer(request)
+
+    def traced(request: httpx2.Request) -> httpx2.Response:
+        request.extensions["trace"]("http11.send_request_body.complete", {})
+        return handle(request)
+
+    async def async_traced(request: httpx2.Request) -> httpx2.Response:
+        await request.extensions["trace"]("http11.send_request_body.complete", {})
+        return handle(request)
+
+    async def main() -> Any:
+        given: Any = {"model": "m", "messages": MESSAGES}
+        options: Any = {"api_key": "k", "max_retries": 0}
+        if asynchronous:
+            http_client = httpx2.AsyncClient(
+                transport=httpx2.MockTransport(async_traced), auth=Login(), follow_redirects=True
+            )
+            client = prof.instrument(openai.AsyncOpenAI(http_client=http_client, **options))
+            async with prof.loop():
+                return await client.chat.completions.create(**given)
+        sync = httpx2.Client(transport=httpx2.MockTransport(traced), auth=Login(), follow_redirects=True)
+        with prof.loop():
+            return prof.instrument(openai.OpenAI(http_client=sync, **options)).chat.completions.create(
+                **given
+            )
+
+    assert asyncio.run(main()).choices[0].message.content == "hi"
+    assert bodies[0] == bodies[1] != b""
+    (round_,) = records[0].rounds
+    assert (round_.model.model, round_.model.status, round_.model.error_type) == ("m", "ok", None)
+    assert (round_.model.output_tokens, round_.model.unreadable) == (7, 0)
+    assert [one.status for one in round_.model.attempts] == [status, 200]
+    assert all(one.sent_ns is not None for one in round_.model.attempts)
+    assert (records[0].prompt, records[0].watch_failures) == ("x", 0)
+
+
+def test_a_redirection_that_is_not_followed_is_an_error():
+    records: list[Any] = []
+    prof = Profiler(sinks=[records.append])
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(304))
+    client = openai.OpenAI(api_key="k", max_retries=0, http_client=httpx2.Client(transport=transport))
+    with pytest.raises(openai.APIStatusError), prof.loop():
+        prof.instrument(client).chat.completions.create(model="m", messages=MESSAGES)
+    (round_,) = records[0].rounds
+    assert (round_.model.status, round_.model.error_type, round_.model.unreadable) == ("error", "http_304", 0)
