@@ -511,14 +511,18 @@ def _trace_aiohttp(transport: Any, boundary: Boundary) -> bool:
 
 
 def _trace_session(session: Any) -> None:
-    session._request_class = _traced_request()
+    session._request_class = _traced_request(session._request_class)
 
 
-@functools.cache
-def _traced_request() -> type[Any]:
-    import aiohttp
+@functools.lru_cache(maxsize=64)
+def _traced_request(kind: type[Any]) -> type[Any]:
+    """A session's class of requests, traced: it may be one of the application's own."""
+    if getattr(kind, "toolloop_traced", False):
+        return kind
 
-    class TracedRequest(aiohttp.ClientRequest):
+    class TracedRequest(kind):  # type: ignore[misc]
+        toolloop_traced = True
+
         async def send(self, conn: Any) -> Any:
             attempt = _current.get()
             if attempt is None:
