@@ -242,7 +242,7 @@ class _StandIn:
     when it is left.
     """
 
-    __slots__ = ("_toolloop_entered", "_toolloop_run", "_toolloop_steps", "_toolloop_value")
+    __slots__ = ("__weakref__", "_toolloop_entered", "_toolloop_run", "_toolloop_steps", "_toolloop_value")
 
     def __init__(self, run: ToolRun, value: Awaitable[Any]) -> None:
         object.__setattr__(self, "_toolloop_run", run)

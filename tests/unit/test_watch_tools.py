@@ -10,6 +10,7 @@ import gc
 import inspect
 import types
 import warnings
+import weakref
 from collections.abc import Coroutine
 from unittest.mock import AsyncMock
 
@@ -444,6 +445,7 @@ def test_an_awaitable_object_is_itself_in_all_else():
         assert (len(given), given.function) == (3, fine)
         given.mark = 1
         assert thing.mark == 1
+        assert weakref.ref(given)() is given
         assert (await given, await given) == ("r", "r")  # what can be awaited twice still can
 
     run_virtual(main)
