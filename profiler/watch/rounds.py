@@ -83,7 +83,9 @@ NO_REPLY = Reply("", (), [])
 class ObservedRound:
     """A model request, and the calls of tools that it led to.
 
-    `unclaimed` are the requested calls that no tool has run yet, each with the time it was ready.
+    `unclaimed` are the requested calls that no tool has run yet, each with the time it was ready. A tool may
+    be called thousands of times unasked, so a call that starts does not look at all `calls`: `asked` are
+    those that were asked for, `began` is all of them and their next tries.
     `misfits` are those of the `calls` whose arguments are not the requested ones. `requested_by` and
     `called_by` are the SDK's runner that made the request, and the first call; `read_in` is where the reply
     was read, as it streamed. `unread`: times that reading the reply failed. `body`: the stream of the body
@@ -101,12 +103,20 @@ class ObservedRound:
     reply: Reply = NO_REPLY
     unclaimed: list[tuple[CallRequest, int]] = field(default_factory=list)
     calls: list[ObservedCall] = field(default_factory=list)
+    asked: list[ObservedCall] = field(default_factory=list)
+    began: set[ObservedCall] = field(default_factory=set)
     misfits: list[ObservedCall] = field(default_factory=list)
     requested_by: Runner | None = None
     called_by: Runner | None = None
     read_in: Circumstances | None = None
     unread: int = 0
     body: weakref.ref[Any] | None = None
+
+    def add(self, call: ObservedCall, asked: bool) -> None:
+        self.calls.append(call)
+        self.began.add(call)
+        if asked:
+            self.asked.append(call)
 
     def sends(self, request: Any) -> None:
         try:
