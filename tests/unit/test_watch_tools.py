@@ -8,6 +8,8 @@ import contextlib
 import functools
 import gc
 import inspect
+import json
+import re
 import types
 import warnings
 import weakref
@@ -18,6 +20,7 @@ import pytest
 
 from profiler import ToolLoop
 from profiler.loop.model import CallRequest
+from profiler.redaction import MOST_CHARACTERS
 from profiler.testing import ScriptedModel, call, run_virtual
 from profiler.watch.profiler import Profiler
 
@@ -697,6 +700,38 @@ def test_no_argument_or_result_disturbs_a_tool(make, content):
 
     run_virtual(main)
     assert [one.status for one in records[0].tool_calls] == ["ok"] * 12
+
+
+def laughs():
+    """Few objects, of which a text would be longer than any memory."""
+    one: object = "ha"
+    for _ in range(60):
+        one = [one, one]
+    return one
+
+
+@pytest.mark.parametrize(
+    ("make", "beginning"),
+    [
+        (
+            lambda: list(range(300_000)),
+            json.dumps(list(range(2_000)), separators=(",", ":"))[:MOST_CHARACTERS],
+        ),
+        (lambda: {"page": "<p>" * 500_000}, '{"page":"' + ("<p>" * 2_000)[: MOST_CHARACTERS - 9]),
+        (lambda: {n: {"n": (n, n)} for n in range(200_000)}, '{"0":{"n":[0,0]},"1":{"n":[1,1]},'),
+        (lambda: frozenset([1]), "[1]"),
+        (laughs, "[" * 60 + '"ha","ha"],["ha","ha"]],'),
+    ],
+)
+def test_a_result_of_any_size_is_recorded_as_its_beginning(make, beginning):
+    result = make()
+    one, got = watched_call(lambda _: lambda: result, fine, use=returning, record_content=True)
+    assert got is result
+    kept, _, more = one.result.partition("…")
+    assert kept.startswith(beginning)
+    if kept != "[1]":
+        assert len(kept) == MOST_CHARACTERS
+        assert re.fullmatch(r" \(at least \d+ more characters\)", more)
 
 
 def test_recording_a_result_uses_up_no_iterator_in_it():
