@@ -259,9 +259,16 @@ def test_a_boundary_catches_counts_and_says_once(caplog):
 @pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_what_is_the_applications_own_passes_through(error):
     watcher = Watcher()
+
+    def fails() -> None:
+        raise error
+
     with pytest.raises(error):
         watcher.fails(error())
-    assert watcher.boundary.failures["tool"] == 0
+    with pytest.raises(error):
+        watcher.boundary.call("loop", fails)
+    assert set(watcher.boundary.failures.values()) == {0}
+    assert watcher.told == []
 
 
 def test_who_is_told_of_failures_may_fail():

@@ -13,6 +13,7 @@ import pytest
 
 from profiler.providers.attempts import observe_attempts
 from profiler.watch.profiler import Profiler
+from profiler.watch.requests import WatchedRequest
 
 REPLY = {
     "id": "c",
@@ -214,3 +215,51 @@ def test_a_redirection_that_is_not_followed_is_an_error():
         prof.instrument(client).chat.completions.create(model="m", messages=MESSAGES)
     (round_,) = records[0].rounds
     assert (round_.model.status, round_.model.error_type, round_.model.unreadable) == ("error", "http_304", 0)
+
+
+WATCHING = ("begin", "responded", "on_chunk", "end")
+
+
+def asked_with_a_failing(
+    method: str, error: type[BaseException], asynchronous: bool, monkeypatch: Any
+) -> Any:
+    """(the reply that a watched client gives, the profiler, its records), where that method raises."""
+
+    def fails(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(WatchedRequest, method, fails)
+    records: list[Any] = []
+    prof = Profiler(sinks=[records.append])
+    transport = httpx2.MockTransport(answer)
+    given: Any = {"model": "m", "messages": MESSAGES}
+    options: Any = {"api_key": "k", "max_retries": 0}
+
+    async def main() -> Any:
+        if asynchronous:
+            http_client = httpx2.AsyncClient(transport=transport)
+            client = prof.instrument(openai.AsyncOpenAI(http_client=http_client, **options))
+            async with prof.loop():
+                return await client.chat.completions.create(**given)
+        sync = prof.instrument(openai.OpenAI(http_client=httpx2.Client(transport=transport), **options))
+        with prof.loop():
+            return sync.chat.completions.create(**given)
+
+    return asyncio.run(main()), prof, records
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("method", WATCHING)
+def test_whatever_fails_in_watching_a_request_stays_there(method, asynchronous, monkeypatch):
+    reply, prof, records = asked_with_a_failing(method, ValueError, asynchronous, monkeypatch)
+    assert (reply.choices[0].message.content, reply.usage.completion_tokens) == ("hi", 7)
+    (round_,) = records[0].rounds
+    assert prof.failures["request"] == records[0].watch_failures > 0
+    assert (round_.model.output_tokens, round_.model.unreadable) == (None, 1)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("method", WATCHING)
+def test_an_interruption_while_a_request_is_watched_is_the_applications(method, asynchronous, monkeypatch):
+    with pytest.raises(SystemExit):
+        asked_with_a_failing(method, SystemExit, asynchronous, monkeypatch)
