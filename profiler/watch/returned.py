@@ -66,7 +66,7 @@ def _followed(run: ToolRun, value: Any) -> Any:
             value.add_done_callback(run.settled)
         run.follows = True
         return value
-    if hasattr(kind, "__await__"):
+    if getattr(kind, "__await__", None) is not None:  # None says that it cannot be awaited
         stand_in = _stand_in(kind)(run, value)  # type: ignore[arg-type]
         run.ran_ns = run.watching.clock() - run.call.started_ns
         return stand_in

@@ -454,6 +454,15 @@ def test_an_awaitable_object_is_itself_in_all_else():
     run_virtual(main)
 
 
+class Unawaitable(Awaitable):
+    __await__ = None  # type: ignore[assignment]
+
+
+def test_an_object_that_says_it_cannot_be_awaited_is_handed_on_as_it_is():
+    thing = Unawaitable(fine)
+    assert Profiler([]).tool(lambda: thing)() is thing
+
+
 class Request(Coroutine):
     """A coroutine of a library's own that can be entered too, as the requests of HTTP clients."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx2
@@ -263,3 +264,71 @@ def test_whatever_fails_in_watching_a_request_stays_there(method, asynchronous, 
 def test_an_interruption_while_a_request_is_watched_is_the_applications(method, asynchronous, monkeypatch):
     with pytest.raises(SystemExit):
         asked_with_a_failing(method, SystemExit, asynchronous, monkeypatch)
+
+
+class Body(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    """A body of five pieces, which notes what is done with it."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for number in range(5):
+                self.did.append(f"gives {number}")
+                yield b"data: {}\n\n"
+        finally:
+            self.did.append("stops")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self:
+            yield piece
+
+    def close(self) -> None:
+        self.did.append("is closed")
+
+    async def aclose(self) -> None:
+        self.close()
+
+
+@pytest.mark.parametrize("enough", [0, 2, 9])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_body_is_read_as_it_is_needed_and_closed_once(asynchronous, enough):
+    """A connection goes back to its pool when its body is closed."""
+
+    async def did(watched: bool) -> list[str]:
+        body = Body()
+        response = httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
+        kind: Any = httpx2.AsyncClient if asynchronous else httpx2.Client
+        client = kind(transport=Opened(response))
+        prof = Profiler(sinks=[])
+        if watched:
+            prof.instrument(WithClient(client))  # type: ignore[type-var]
+        asked: Any = ("POST", "http://m/v1/chat/completions")
+        read = 0
+        with prof.loop() as loop:
+            if asynchronous:
+                async with client.stream(*asked, content=b"{}") as given:
+                    if enough:
+                        pieces = given.aiter_raw()
+                        async for _ in pieces:
+                            body.did.append("is read")
+                            read += 1
+                            if read == enough:
+                                break
+                        await pieces.aclose()
+            else:
+                with client.stream(*asked, content=b"{}") as given:
+                    if enough:
+                        for _ in given.iter_raw():
+                            body.did.append("is read")
+                            read += 1
+                            if read == enough:
+                                break
+        assert len(loop.rounds) == watched
+        return body.did
+
+    bare, mine = asyncio.run(did(False)), asyncio.run(did(True))
+    assert mine == bare
+    assert mine.count("is closed") == 1
+    assert mine.count("is read") == min(enough, 5)
