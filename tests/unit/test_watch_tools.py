@@ -929,3 +929,33 @@ def test_what_a_callable_object_computes_when_asked_is_not_asked_for():
 
     tool = Profiler([]).tool(Asking(fine), name="ask")
     assert tool.close() == "closed"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("no"), "error"),
+        (KeyboardInterrupt(), "error"),
+        (SystemExit(3), "error"),
+        (asyncio.CancelledError("why"), "cancelled"),
+        (GeneratorExit(), "cancelled"),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_whatever_ends_a_loop_leaves_it_as_it_came(asynchronous, error, status):
+    records = []
+    prof = Profiler([records.append])
+
+    async def ended():
+        async with prof.loop():
+            raise error
+
+    def sync_ended():
+        with prof.loop():
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        ended().send(None) if asynchronous else sync_ended()
+    assert raised.value is error
+    assert (error.__cause__, error.__context__) == (None, None)
+    assert [one.status for one in records] == [status]

@@ -232,7 +232,8 @@ def asked_with_a_failing(
     monkeypatch.setattr(WatchedRequest, method, fails)
     records: list[Any] = []
     prof = Profiler(sinks=[records.append])
-    transport = httpx2.MockTransport(answer)
+    body = Body([json.dumps(REPLY).encode()])  # one that passes, not one that is there already
+    transport = Opened(httpx2.Response(200, headers={"content-type": "application/json"}, stream=body))
     given: Any = {"model": "m", "messages": MESSAGES}
     options: Any = {"api_key": "k", "max_retries": 0}
 
@@ -267,16 +268,17 @@ def test_an_interruption_while_a_request_is_watched_is_the_applications(method, 
 
 
 class Body(httpx2.SyncByteStream, httpx2.AsyncByteStream):
-    """A body of five pieces, which notes what is done with it."""
+    """A body that notes what is done with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces = pieces
         self.did: list[str] = []
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            for number in range(5):
-                self.did.append(f"gives {number}")
-                yield b"data: {}\n\n"
+            for piece in self.pieces:
+                self.did.append("gives one")
+                yield piece
         finally:
             self.did.append("stops")
 
@@ -297,7 +299,7 @@ def test_a_body_is_read_as_it_is_needed_and_closed_once(asynchronous, enough):
     """A connection goes back to its pool when its body is closed."""
 
     async def did(watched: bool) -> list[str]:
-        body = Body()
+        body = Body([b"data: {}\n\n"] * 5)
         response = httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
         kind: Any = httpx2.AsyncClient if asynchronous else httpx2.Client
         client = kind(transport=Opened(response))
