@@ -959,3 +959,19 @@ def test_whatever_ends_a_loop_leaves_it_as_it_came(asynchronous, error, status):
     assert raised.value is error
     assert (error.__cause__, error.__context__) == (None, None)
     assert [one.status for one in records] == [status]
+
+
+class OddFuture:
+    """Says that it is a future, and fails when it is asked whether it is done."""
+
+    _asyncio_future_blocking = False
+
+    def done(self):
+        raise ValueError
+
+
+def test_a_result_that_fails_when_it_is_looked_at_is_handed_on_as_it_is():
+    thing = OddFuture()
+    prof = Profiler([])
+    assert prof.tool(lambda: thing)() is thing
+    assert prof.failures == {"loop": 0, "request": 0, "tool": 1}
