@@ -22,6 +22,9 @@ SHORTEST = 6
 MOST_CHARACTERS = 4096
 """Kept of a prompt, an answer, arguments or a result; the rest is counted and dropped."""
 
+LOOKED_AT = 16_384
+"""Characters of a text that are looked at to find those: a tool's result may be of any length."""
+
 _kept: set[str] = set()
 
 Redact = Callable[[str], str]
@@ -166,8 +169,13 @@ class Content:
         self._redact = redact
         self._secrets = environment_secrets()
 
-    def keep(self, text: str) -> str:
-        """The part of a text to record; nothing of it when `redact` fails."""
+    @property
+    def looks_at(self) -> int | None:
+        """Characters of a text that are looked at; None when all are, since `redact` gets whole texts."""
+        return LOOKED_AT if self._redact is None else None
+
+    def keep(self, text: str, cut: bool = False) -> str:
+        """The part of a text to record; nothing of it when `redact` fails. `cut`: it is not all of it."""
         if self._redact is not None:
             try:
                 text = self._redact(text)
@@ -175,6 +183,23 @@ class Content:
                 return f"[redact failed: {type(error).__name__}]"
             if not isinstance(text, str):
                 return f"[redact returned {type(text).__name__}, not str]"
-        text = scrub(text, self._secrets)
-        more = len(text) - MOST_CHARACTERS
-        return text if more <= 0 else f"{text[:MOST_CHARACTERS]}… ({more} more characters)"
+        text = str.__str__(text)  # one of an application's own class may say anything of itself
+        beginning = self._beginning(text)
+        left_out = len(text) - len(beginning)
+        text = scrub(beginning, self._secrets)
+        more = left_out + max(0, len(text) - MOST_CHARACTERS)
+        if not more:
+            return text
+        return f"{text[:MOST_CHARACTERS]}… ({'at least ' if cut else ''}{more} more characters)"
+
+    def _beginning(self, text: str) -> str:
+        """What is looked at of a text: it does not end in the middle of a secret."""
+        if len(text) <= LOOKED_AT:
+            return text
+        end, before = LOOKED_AT, 0
+        while end != before:
+            before = end
+            for secret in self._secrets:
+                at = text.find(secret, max(0, end - len(secret) + 1), end + len(secret) - 1)
+                end = at if at >= 0 else end
+        return text[:end]

@@ -56,8 +56,10 @@ class _Thread:
         self.pid = os.getpid()
         self.pieces: SimpleQueue[_Piece | None] = SimpleQueue()
         self.working = False
+        self.ident: int | None = None
 
     def run(self) -> None:
+        self.ident = unpatched(_thread, "get_ident")()
         try:
             while (piece := self.pieces.get()) is not None:
                 self.working = True
@@ -113,10 +115,15 @@ class Handover:
         return True
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until everything so far is done, up to `timeout` seconds; whether it is."""
+        """Wait until everything so far is done, up to `timeout` seconds; whether it is.
+
+        A piece of work that asks for it is not done itself, so it waits for nothing.
+        """
         thread = self._thread
         if thread is None or thread.pid != os.getpid():
             return True
+        if thread.ident == unpatched(_thread, "get_ident")():
+            return False
         return _flush(thread, timeout)
 
     def _started(self) -> _Thread:

@@ -52,9 +52,9 @@ def with_attempts(transport: Any, asynchronous: bool, boundary: Boundary = _boun
     if isinstance(transport, AsyncObservedTransport | ObservedTransport):
         return transport
     if asynchronous:
-        trace = None if boundary.call("request", _trace_aiohttp, transport, boundary) else _async_trace
+        trace = None if boundary.call("request", _trace_aiohttp, transport, boundary) else _AsyncTrace
         return AsyncObservedTransport(transport, partial(_open_attempt, trace, boundary), boundary)
-    return ObservedTransport(transport, partial(_open_attempt, _sync_trace, boundary), boundary)
+    return ObservedTransport(transport, partial(_open_attempt, _Trace, boundary), boundary)
 
 
 def transports(http_client: Any) -> Iterator[tuple[Callable[[Any], None], Any]]:
@@ -159,7 +159,10 @@ def _open_attempt(
     probe.url = request.url
     attempt = _OpenAttempt(probe, boundary)
     if trace is not None:
-        request.extensions.setdefault("trace", trace(attempt))
+        known = request.extensions.get("trace")
+        # A redirection keeps that of the attempt before, and a challenge to log in the whole request.
+        if known is None or isinstance(known, _Trace | _AsyncTrace):
+            request.extensions["trace"] = trace(attempt)
     return attempt
 
 
@@ -468,21 +471,22 @@ _MOMENTS = {
 }
 
 
-def _sync_trace(attempt: _OpenAttempt) -> Callable[[str, Any], None]:
-    def trace(event: str, info: Any) -> None:
+@dataclass(eq=False, slots=True)
+class _Trace:
+    attempt: _OpenAttempt
+
+    def __call__(self, event: str, info: Any) -> None:
         if event in _MOMENTS:
-            attempt.note(_MOMENTS[event])
-
-    return trace
+            self.attempt.note(_MOMENTS[event])
 
 
-def _async_trace(attempt: _OpenAttempt) -> Callable[[str, Any], Any]:
-    note = _sync_trace(attempt)
+@dataclass(eq=False, slots=True)
+class _AsyncTrace:
+    attempt: _OpenAttempt
 
-    async def trace(event: str, info: Any) -> None:
-        note(event, info)
-
-    return trace
+    async def __call__(self, event: str, info: Any) -> None:
+        if event in _MOMENTS:
+            self.attempt.note(_MOMENTS[event])
 
 
 def _trace_aiohttp(transport: Any, boundary: Boundary) -> bool:
@@ -508,14 +512,18 @@ def _trace_aiohttp(transport: Any, boundary: Boundary) -> bool:
 
 
 def _trace_session(session: Any) -> None:
-    session._request_class = _traced_request()
+    session._request_class = _traced_request(session._request_class)
 
 
-@functools.cache
-def _traced_request() -> type[Any]:
-    import aiohttp
+@functools.lru_cache(maxsize=64)
+def _traced_request(kind: type[Any]) -> type[Any]:
+    """A session's class of requests, traced: it may be one of the application's own."""
+    if getattr(kind, "toolloop_traced", False):
+        return kind
 
-    class TracedRequest(aiohttp.ClientRequest):
+    class TracedRequest(kind):  # type: ignore[misc]
+        toolloop_traced = True
+
         async def send(self, conn: Any) -> Any:
             attempt = _current.get()
             if attempt is None:

@@ -13,6 +13,8 @@ _PATHS: tuple[tuple[str, Api], ...] = (
     ("/responses", "openai-responses"),
     ("/messages", "anthropic"),
 )
+_THREAD = re.compile(r"/threads/[^/]+/messages$")
+"""A message is added to a thread of OpenAI's Assistants: no model is asked."""
 _VERTEX = re.compile(
     r"/publishers/anthropic/models/(?!count-tokens:)([^/]+):(?:rawPredict|streamRawPredict)$"
 )
@@ -24,7 +26,9 @@ _AZURE = re.compile(r"/deployments/([^/]+)/chat/completions$")
 def api_of(path: str) -> Api | None:
     """The API that a POST to this path is a model request of, None when it is none."""
     found = next((api for suffix, api in _PATHS if path.endswith(suffix)), None)
-    return "anthropic" if found is None and _VERTEX.search(path) else found
+    if found is None:
+        return "anthropic" if _VERTEX.search(path) else None
+    return None if _THREAD.search(path) else found
 
 
 def requested_model(body: bytes, path: str = "") -> str:

@@ -149,10 +149,9 @@ class ObservedLoop:
         call.where = circumstances()
         outer = current_call.get()
         if outer is not None and round_ is not None:
-            call.nested = any(
-                outer.observed is one and one.ended_ns is None
-                for made in round_.calls
-                for one in (made, *made.tries)
+            observed = outer.observed
+            call.nested = (
+                isinstance(observed, ObservedCall) and observed in round_.began and observed.ended_ns is None
             )
         handed = handed_over.get()
         self.unlimited_calls += handed is None and current_slot.get() is None
@@ -169,7 +168,7 @@ class ObservedLoop:
         if round_ is not None:
             if not round_.calls:
                 round_.called_by = runner()
-            round_.calls.append(call)
+            round_.add(call, asked=found is not None)
         return call
 
     def try_again(self, name: str, arguments: Mapping[str, Any] | None) -> ObservedCall | None:
@@ -179,7 +178,7 @@ class ObservedLoop:
         """
         for round_ in self.rounds[:-4:-1]:
             failed: list[tuple[Fit, ObservedCall]] = []
-            for call in reversed(round_.calls):
+            for call in reversed(round_.asked):
                 last = call.tries[-1] if call.tries else call
                 if call.request.name != name or not call.request.id or last.ended_ns is None:
                     continue
@@ -196,6 +195,7 @@ class ObservedLoop:
                 )
                 tried = ObservedCall(call.request, call.ready_ns, self.clock(), where=circumstances())
                 call.tries.append(tried)
+                round_.began.add(tried)
                 return tried
         return None
 
@@ -270,7 +270,7 @@ def _may_be_swapped(found: Match, arguments: Mapping[str, Any]) -> bool:
 
     So it is where these arguments fit that request better than they fit the one that is left.
     """
-    for call in [*found.round.calls]:
+    for call in [*found.round.asked]:
         if call.request.name == found.request.name:
             fit = fit_of(call.request.arguments, arguments)
             if fit[1] and fit > found.fit:

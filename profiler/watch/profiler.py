@@ -49,7 +49,7 @@ from profiler.records import Clock, LoopRecord, Status
 from profiler.redaction import Content, Redact
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
 from profiler.watch.loop import Match, ObservedLoop
-from profiler.watch.requests import WatchedRequest, is_retry
+from profiler.watch.requests import WatchedRequest, body_of, is_retry
 from profiler.watch.rounds import ObservedCall, ObservedRound
 from profiler.watch.runs import ToolRun, Watching
 from profiler.watch.tools import watched_function
@@ -338,13 +338,15 @@ def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | No
         return None
     clock = profiler.recorder.clock
     round_ = profiler._round.get()
-    if round_ is None or round_ not in loop.rounds[-8:] or not is_retry(request):
-        round_ = loop.begin_round(api, requested_model(request.content, request.url.path))
+    if round_ is None or round_ not in loop.rounds[-8:] or not (is_retry(request) or round_.sent(request)):
+        body = body_of(request)
+        round_ = loop.begin_round(api, requested_model(body, request.url.path))
         if profiler._content is not None and loop.prompt is None:
-            prompt = requested_prompt(request.content)
+            prompt = requested_prompt(body)
             loop.prompt = None if prompt is None else profiler._content.keep(prompt)
         # The SDK's retries run in this same context, and find the round that they belong to here.
         profiler._round.set(round_)
+    round_.sends(request)
     if loop.number is not None:
         request.headers[LOOP_HEADER] = str(loop.number)
         if loop.trial is not None:

@@ -40,7 +40,7 @@ class WatchedRequest:
         return partial(current_probe.reset, current_probe.set(self.round.probe))
 
     def responded(self, response: Any) -> None:
-        self.ok = response.status_code < 400
+        self.ok = response.status_code < 300  # what a redirection leads to is the next attempt
         self.round.error_type = None if self.ok else f"http_{response.status_code}"
         # Not `response.headers`: each look-up there decodes all headers.
         streamed, encoding = False, b""
@@ -141,6 +141,14 @@ class WatchedRequest:
         reader.read(body)
         now = self.clock()
         self.round.unclaimed.extend((request, now) for request in reader.calls if not request.truncated)
+
+
+def body_of(request: httpx2.Request) -> bytes:
+    """The body of a request that is about to be sent; empty where it is streamed, and can be read once."""
+    try:
+        return request.content
+    except httpx2.RequestNotRead:  # a redirection is followed by a request that has only the stream
+        return b"".join(request.stream) if isinstance(request.stream, httpx2.ByteStream) else b""
 
 
 def is_retry(request: httpx2.Request) -> bool:

@@ -51,7 +51,7 @@ def _followed(run: ToolRun, value: Any) -> Any:
         steps = _awaitable_steps if value.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE else iterated
         return _to_begin(run, steps(run, value), value)
     if issubclass(kind, types.CoroutineType):
-        return _to_begin(run, _awaited(run, _Unawaited(value)), value)
+        return _to_begin(run, _awaited(run, Unawaited(value)), value)
     if issubclass(kind, contextlib._GeneratorContextManager) and not _begun(value.gen):
         value.gen = _to_begin(run, iterated(run, value.gen), value.gen)
         return value
@@ -66,7 +66,7 @@ def _followed(run: ToolRun, value: Any) -> Any:
             value.add_done_callback(run.settled)
         run.follows = True
         return value
-    if hasattr(kind, "__await__"):
+    if getattr(kind, "__await__", None) is not None:  # None says that it cannot be awaited
         stand_in = _stand_in(kind)(run, value)  # type: ignore[arg-type]
         run.ran_ns = run.watching.clock() - run.call.started_ns
         return stand_in
@@ -75,10 +75,16 @@ def _followed(run: ToolRun, value: Any) -> Any:
 
 def _to_begin(run: ToolRun, watched: Any, original: Any) -> Any:
     """`watched` goes to the application, in place of the original and under its name."""
+    under_its_name(watched, original)
+    run.left_to_begin()
+    return watched
+
+
+def under_its_name(watched: Any, original: Any) -> Any:
+    """The coroutine or generator `watched`, with the name of the original."""
     for name in ("__name__", "__qualname__"):
         if isinstance(getattr(original, name, None), str):
             setattr(watched, name, getattr(original, name))
-    run.left_to_begin()
     return watched
 
 
@@ -103,7 +109,7 @@ def _created_at(code: types.CodeType) -> int:
     return next(one.offset for one in dis.get_instructions(code) if one.opname == "RETURN_GENERATOR")
 
 
-class _Unawaited:
+class Unawaited:
     """Holds a coroutine that another one will await. If that never runs, Python warns of it alone."""
 
     __slots__ = ("coroutine",)
@@ -121,7 +127,7 @@ class _Unawaited:
             coroutine.close()
 
 
-async def _awaited(run: ToolRun, held: _Unawaited) -> Any:
+async def _awaited(run: ToolRun, held: Unawaited) -> Any:
     """Awaits what the tool returned, as part of its call."""
     with run:
         timed = TimedCoroutine(held.coroutine, run.watching.clock)
@@ -236,7 +242,7 @@ class _StandIn:
     when it is left.
     """
 
-    __slots__ = ("_toolloop_entered", "_toolloop_run", "_toolloop_steps", "_toolloop_value")
+    __slots__ = ("__weakref__", "_toolloop_entered", "_toolloop_run", "_toolloop_steps", "_toolloop_value")
 
     def __init__(self, run: ToolRun, value: Awaitable[Any]) -> None:
         object.__setattr__(self, "_toolloop_run", run)
@@ -261,7 +267,7 @@ class _StandIn:
         run, value = self._toolloop_run, self._toolloop_value
         if run.ran_ns is None:  # awaited before
             return (yield from value.__await__())
-        return (yield from _awaited(run, _Unawaited(_await(value))).__await__())
+        return (yield from _awaited(run, Unawaited(_await(value))).__await__())
 
 
 async def _await(value: Awaitable[Any]) -> Any:

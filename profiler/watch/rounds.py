@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from profiler.anatomy import Interval
 from profiler.loop.eventloop import BLOCKING_NS
@@ -81,10 +83,13 @@ NO_REPLY = Reply("", (), [])
 class ObservedRound:
     """A model request, and the calls of tools that it led to.
 
-    `unclaimed` are the requested calls that no tool has run yet, each with the time it was ready.
+    `unclaimed` are the requested calls that no tool has run yet, each with the time it was ready. A tool may
+    be called thousands of times unasked, so a call that starts does not look at all `calls`: `asked` are
+    those that were asked for, `began` is all of them and their next tries.
     `misfits` are those of the `calls` whose arguments are not the requested ones. `requested_by` and
     `called_by` are the SDK's runner that made the request, and the first call; `read_in` is where the reply
-    was read, as it streamed. `unread`: times that reading the reply failed.
+    was read, as it streamed. `unread`: times that reading the reply failed. `body`: the stream of the body
+    that was sent last.
     """
 
     provider: str
@@ -98,11 +103,30 @@ class ObservedRound:
     reply: Reply = NO_REPLY
     unclaimed: list[tuple[CallRequest, int]] = field(default_factory=list)
     calls: list[ObservedCall] = field(default_factory=list)
+    asked: list[ObservedCall] = field(default_factory=list)
+    began: set[ObservedCall] = field(default_factory=set)
     misfits: list[ObservedCall] = field(default_factory=list)
     requested_by: Runner | None = None
     called_by: Runner | None = None
     read_in: Circumstances | None = None
     unread: int = 0
+    body: weakref.ref[Any] | None = None
+
+    def add(self, call: ObservedCall, asked: bool) -> None:
+        self.calls.append(call)
+        self.began.add(call)
+        if asked:
+            self.asked.append(call)
+
+    def sends(self, request: Any) -> None:
+        try:
+            self.body = weakref.ref(request.stream)
+        except TypeError:  # a class of one's own without such references
+            self.body = None
+
+    def sent(self, request: Any) -> bool:
+        """Whether this body was sent for it: the client follows a redirection, or a challenge to log in."""
+        return self.body is not None and self.body() is request.stream
 
 
 def round_record(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,9 @@ from profiler.watch.rounds import ObservedCall
 
 _DEEPEST = 20
 """Nested containers looked into before a result is written as text."""
+
+_DEEPEST_WRITTEN = 100
+"""Nested containers of a result that are written, where not all of it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +171,7 @@ class ToolRun:
             return
         if self._texts is None:
             self._texts = []
-        text = _text([item])[1:-1]
+        text = _text([item], self.watching.content.looks_at)[0][1:-1]
         self._texts.append(text)
         self._length += len(text)
 
@@ -186,7 +189,7 @@ class ToolRun:
                     call.status = "timeout" if returned.error_type == "timeout" else "error"
                     call.error_type = returned.error_type
         if self.watching.content is not None:
-            call.result = self.watching.content.keep(_text(value))
+            call.result = self.watching.content.keep(*_text(value, self.watching.content.looks_at))
 
     def left_to_begin(self) -> None:
         """What it returned goes on. Should it never be begun, the call has ended now, unfinished."""
@@ -209,19 +212,64 @@ class ToolRun:
         self.call.ended_ns = self.watching.clock()
 
 
-def _text(value: Any) -> str:
-    """A result as it is recorded: as `ToolLoop` would tell it. Does not raise, and uses up no iterator."""
+def _text(value: Any, most: int | None) -> tuple[str, bool]:
+    """A result as it is recorded: as `ToolLoop` would tell it, and whether that is a part of it.
+
+    So it is where it holds so much that its first `most` characters do not need all of it. Does not raise,
+    and uses up no iterator.
+    """
+    kind = type(value)
     try:
+        cut = False
+        if most is not None and kind in _CONTAINERS:
+            beginning = _Beginning(most)
+            value, cut = beginning.of(value), beginning.cut
         if any(isinstance(part, Iterator) for part in _parts(value, _DEEPEST)):
-            return f"<{type(value).__name__}>"
-        return result_text(value)
+            return f"<{kind.__name__}>", False
+        return result_text(value), cut
     except Exception:  # such as an object whose own __str__ fails
-        return f"<{type(value).__name__}>"
+        return f"<{kind.__name__}>", False
+
+
+_CONTAINERS = frozenset((list, tuple, set, frozenset, dict))
+
+
+class _Beginning:
+    """Copies of containers with no more in them than decides the first characters of their text.
+
+    Each part is a character at least. `cut`: there was more.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.cut = False
+        self._most = self._left = most
+
+    def of(self, value: Any, depth: int = _DEEPEST_WRITTEN) -> Any:
+        self._left -= 1
+        kind = type(value)
+        if kind is str:
+            self.cut = self.cut or len(value) > self._most
+            return value[: self._most]
+        if kind not in _CONTAINERS:
+            return value
+        if not depth:
+            self.cut = True
+            return f"<{kind.__name__}>"
+        if kind is dict:
+            return {name: self.of(part, depth - 1) for name, part in self._first(value.items())}
+        return [self.of(part, depth - 1) for part in self._first(value)]
+
+    def _first(self, parts: Iterable[Any]) -> Iterator[Any]:
+        for part in parts:
+            if self._left <= 0:
+                self.cut = True
+                return
+            yield part
 
 
 def _parts(value: Any, depth: int) -> Iterator[Any]:
     """What a result holds: itself, and what is in its containers."""
     yield value
-    if depth and type(value) in (list, tuple, set, frozenset, dict):
+    if depth and type(value) in _CONTAINERS:
         for part in value.values() if type(value) is dict else value:
             yield from _parts(part, depth - 1)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import anthropic
 import openai
 import pytest
@@ -145,6 +146,47 @@ def test_generated_replies_over_sockets(server):
     assert sum(replies.values()) == COUNT
     assert failed > COUNT / 4
     assert set(prof.failures.values()) == {0}
+
+
+class Marked(aiohttp.ClientRequest):
+    """Requests of an application's own."""
+
+    async def send(self, conn: Any) -> Any:
+        self.headers["x-marked"] = "yes"
+        return await super().send(conn)
+
+
+async def test_requests_of_an_applications_own_class_stay_of_it():
+    """A session on aiohttp may have a class of requests, which signs them, for example."""
+    heads: list[bytes] = []
+    records: list[Any] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        body = b'{"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}'
+        head = f"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {len(body)}\r\n"
+        writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        http_client = openai.DefaultAioHttpClient()
+        async with aiohttp.ClientSession(request_class=Marked) as session:
+            http_client._transport.client = lambda: session  # type: ignore[attr-defined]
+            client = openai.AsyncOpenAI(
+                api_key="k", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0, http_client=http_client
+            )
+            prof = Profiler(sinks=[records.append])
+            prof.instrument(client)
+            messages: Any = [{"role": "user", "content": "x"}]
+            async with prof.loop():
+                for _ in range(2):
+                    await client.chat.completions.create(model="m", messages=messages)
+            await client.close()
+    assert [b"x-marked: yes" in head for head in heads] == [True, True]
+    attempts = [round_.model.attempts[0] for round_ in records[0].rounds]
+    assert all(one.connected_ns is not None and one.sent_ns is not None for one in attempts)
 
 
 def joined(found: list[Any]) -> list[Any]:

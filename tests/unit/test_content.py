@@ -10,7 +10,7 @@ from profiler import ToolLoop, tool
 from profiler.loop.model import CallRequest
 from profiler.providers.wire import requested_prompt
 from profiler.records import decode, encode
-from profiler.redaction import MOST_CHARACTERS, Content
+from profiler.redaction import LOOKED_AT, MOST_CHARACTERS, Content
 from profiler.report.html.markup import embedded
 from profiler.report.html.waterfalls import loop as drawn
 from profiler.testing import ScriptedModel, run_virtual
@@ -21,6 +21,35 @@ def test_text_is_redacted_before_it_is_cut() -> None:
     assert Content().keep(long) == f"{long[:MOST_CHARACTERS]}… (13 more characters)"
     kept = Content(lambda text: text.replace("secret", "")).keep(long)
     assert kept == f"{'x' * (MOST_CHARACTERS - 3)}yyy… (7 more characters)"
+
+
+def test_of_a_long_text_only_the_beginning_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "k3y-" + "s" * 5_000
+    monkeypatch.setenv("MY_API_KEY", key)
+    monkeypatch.setenv("OTHER_API_KEY", "Bearer 123456")
+    content = Content()
+    long = "x" * 1_000_000
+    assert content.keep(long) == f"{long[:MOST_CHARACTERS]}… ({1_000_000 - MOST_CHARACTERS} more characters)"
+    assert content.keep(long, cut=True).endswith("… (at least 995904 more characters)")
+    # The look would end in the middle of a key, at whose beginning another one ends.
+    text = (key + " ") * 3 + "x" * (LOOKED_AT - 3 * 5_005 - 20) + "Bearer 123456" + key + "x" * 9
+    kept = "[redacted] " * 3 + "x" * (LOOKED_AT - 3 * 5_005 - 20)
+    assert content.keep(text) == f"{kept}[redacted]… ({len(key) + 9} more characters)"
+    assert Content(lambda text: text[-1]).keep("x" * 1_000_000 + "y") == "y"
+    assert Content(lambda text: text).looks_at is None
+
+
+def test_text_of_a_class_of_its_own_is_kept_as_text() -> None:
+    class Own(str):
+        __slots__ = ()
+
+        def __len__(self) -> int:
+            raise ValueError
+
+        __str__ = __getitem__ = __len__  # type: ignore[assignment]
+
+    kept = Content().keep(Own("mine"))
+    assert (type(kept), kept) == (str, "mine")
 
 
 def test_redact_that_fails_keeps_nothing() -> None:

@@ -67,6 +67,16 @@ def test_a_sink_that_blocks_keeps_no_loop_waiting_and_gets_every_record_later():
     assert blocking.got == list(range(20))
 
 
+def test_a_sink_that_waits_for_all_records_waits_for_nothing_and_says_so():
+    """It is called for one of them, so they are not all there."""
+    waited: list[bool] = []
+    recorder = Recorder([lambda one: waited.append(recorder.flush())])
+    recorder.emit(record())
+    recorder.emit(record())
+    assert recorder.flush(60)
+    assert waited == [False, False]
+
+
 def test_what_does_not_fit_into_the_queue_is_dropped_and_counted(monkeypatch, caplog):
     monkeypatch.setattr(handover, "MOST_WAITING", 3)
     blocking, metrics = Blocking(), PrometheusSink()
@@ -249,9 +259,16 @@ def test_a_boundary_catches_counts_and_says_once(caplog):
 @pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_what_is_the_applications_own_passes_through(error):
     watcher = Watcher()
+
+    def fails() -> None:
+        raise error
+
     with pytest.raises(error):
         watcher.fails(error())
-    assert watcher.boundary.failures["tool"] == 0
+    with pytest.raises(error):
+        watcher.boundary.call("loop", fails)
+    assert set(watcher.boundary.failures.values()) == {0}
+    assert watcher.told == []
 
 
 def test_who_is_told_of_failures_may_fail():

@@ -196,6 +196,7 @@ VERTEX = "/v1/projects/p/locations/eu/publishers/anthropic/models"
         (f"{VERTEX}/count-tokens:rawPredict", None, ""),
         ("/v1/publishers/mistralai/models/m:rawPredict", None, ""),
         ("/v1/messages/count_tokens", None, ""),
+        ("/v1/threads/thread_1/messages", None, ""),
         ("/openai/deployments/d/embeddings", None, ""),
     ],
 )

@@ -185,6 +185,7 @@ async def used(kind: str, tool: Any, arguments: tuple[Any, ...], named: dict[str
     found: list[Any] = []
     try:
         value = tool(*arguments, **named)
+        found.append("called")  # what raises before this has raised where it was called
         if kind in ("async", "coroutine of a def"):
             found.append(await value)
         elif kind == "generator":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import datetime
@@ -387,6 +388,45 @@ def test_a_next_try_is_that_of_the_failed_call_with_equal_arguments():
     calls = {call.id: len(call.attempts) for call in records[0].tool_calls}
     assert calls == {"number": 2, "text": 0}
     assert records[0].ambiguous_calls == 1  # a framework may have turned "5" into 5
+
+
+class Unseen(list):
+    """A list to which one can add, and at which nobody looks."""
+
+    def __iter__(self):
+        raise AssertionError
+
+    __reversed__ = __getitem__ = __contains__ = __iter__  # type: ignore[assignment]
+
+
+def test_a_call_that_starts_does_not_look_at_all_before_it():
+    """A tool that is called ten thousand times unasked would take longer each time."""
+    prof = Profiler([])
+
+    def search(**arguments):
+        if arguments.get("city") == "Rome":
+            raise ValueError
+        if arguments.get("deeper"):
+            search_(city="Oslo")
+
+    search_ = prof.tool(search)
+    with prof.loop() as loop:
+        round_ = asked(loop, ("a", '{"city": "Rome"}'))
+        unseen = round_.calls = Unseen()
+        with contextlib.suppress(ValueError):
+            search_(city="Rome")
+        with contextlib.suppress(ValueError):
+            search_(city="Rome")  # the next try
+        search_(city="Bern")
+        search_(deeper=True)
+        round_.calls = list.copy(unseen)
+    assert set(prof.failures.values()) == {0}
+    assert [(call.request.id, len(call.tries), call.nested) for call in round_.calls] == [
+        ("a", 1, False),
+        ("", 0, False),
+        ("", 0, False),
+        ("", 0, True),
+    ]
 
 
 def test_one_argument_under_the_name_of_another_is_not_taken_for_it():

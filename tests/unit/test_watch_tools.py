@@ -8,14 +8,19 @@ import contextlib
 import functools
 import gc
 import inspect
+import json
+import re
 import types
 import warnings
+import weakref
 from collections.abc import Coroutine
+from unittest.mock import AsyncMock
 
 import pytest
 
 from profiler import ToolLoop
 from profiler.loop.model import CallRequest
+from profiler.redaction import MOST_CHARACTERS
 from profiler.testing import ScriptedModel, call, run_virtual
 from profiler.watch.profiler import Profiler
 
@@ -305,6 +310,47 @@ def test_it_passes_the_checks_that_it_passed(kind):
     run_virtual(main)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_arguments_that_it_does_not_take_are_refused_where_it_is_called(kind):
+    """Models make up arguments, and programs catch the TypeError around the call, not around the await."""
+    records = []
+
+    async def main(clock):
+        function = KINDS[kind](fine)
+        prof = Profiler([records.append], clock=clock)
+        watched = prof.tool(function, name="tool")
+        with pytest.raises(TypeError) as bare:
+            function(country="JP")
+        with prof.loop() as loop:
+            round_ = loop.begin_round("openai", "m")
+            round_.unclaimed.append((CallRequest("c", "tool", '{"country": "JP"}'), clock()))
+            round_.ended_ns = clock()
+            with pytest.raises(TypeError) as mine:
+                watched(country="JP")
+        assert mine.value.args == bare.value.args
+        assert (mine.value.__cause__, mine.value.__context__) == (None, None)
+        assert set(prof.failures.values()) == {0}
+
+    run_virtual(main)
+    (one,) = records[0].tool_calls
+    assert (one.id, one.status, one.error_type) == ("c", "error", "TypeError")
+
+
+def test_what_only_says_that_it_is_a_coroutine_function_is_called_at_once():
+    called = []
+
+    async def main(clock):
+        tool = AsyncMock(side_effect=lambda: called.append(1), __name__="tool")
+        watched = Profiler([], clock=clock).tool(tool)
+        assert inspect.iscoroutinefunction(watched)
+        made = watched()
+        assert (tool.call_count, tool.await_count, called) == (1, 0, [])
+        await made
+        assert (tool.call_count, tool.await_count, called) == (1, 1, [1])
+
+    run_virtual(main)
+
+
 def test_a_task_and_a_future_are_handed_on_as_they_are():
     async def main(clock):
         prof = Profiler([], clock=clock)
@@ -402,9 +448,19 @@ def test_an_awaitable_object_is_itself_in_all_else():
         assert (len(given), given.function) == (3, fine)
         given.mark = 1
         assert thing.mark == 1
+        assert weakref.ref(given)() is given
         assert (await given, await given) == ("r", "r")  # what can be awaited twice still can
 
     run_virtual(main)
+
+
+class Unawaitable(Awaitable):
+    __await__ = None  # type: ignore[assignment]
+
+
+def test_an_object_that_says_it_cannot_be_awaited_is_handed_on_as_it_is():
+    thing = Unawaitable(fine)
+    assert Profiler([]).tool(lambda: thing)() is thing
 
 
 class Request(Coroutine):
@@ -655,6 +711,38 @@ def test_no_argument_or_result_disturbs_a_tool(make, content):
     assert [one.status for one in records[0].tool_calls] == ["ok"] * 12
 
 
+def laughs():
+    """Few objects, of which a text would be longer than any memory."""
+    one: object = "ha"
+    for _ in range(60):
+        one = [one, one]
+    return one
+
+
+@pytest.mark.parametrize(
+    ("make", "beginning"),
+    [
+        (
+            lambda: list(range(300_000)),
+            json.dumps(list(range(2_000)), separators=(",", ":"))[:MOST_CHARACTERS],
+        ),
+        (lambda: {"page": "<p>" * 500_000}, '{"page":"' + ("<p>" * 2_000)[: MOST_CHARACTERS - 9]),
+        (lambda: {n: {"n": (n, n)} for n in range(200_000)}, '{"0":{"n":[0,0]},"1":{"n":[1,1]},'),
+        (lambda: frozenset([1]), "[1]"),
+        (laughs, "[" * 60 + '"ha","ha"],["ha","ha"]],'),
+    ],
+)
+def test_a_result_of_any_size_is_recorded_as_its_beginning(make, beginning):
+    result = make()
+    one, got = watched_call(lambda _: lambda: result, fine, use=returning, record_content=True)
+    assert got is result
+    kept, _, more = one.result.partition("…")
+    assert kept.startswith(beginning)
+    if kept != "[1]":
+        assert len(kept) == MOST_CHARACTERS
+        assert re.fullmatch(r" \(at least \d+ more characters\)", more)
+
+
 def test_recording_a_result_uses_up_no_iterator_in_it():
     async def use(value):
         return list(value["rows"])
@@ -841,3 +929,49 @@ def test_what_a_callable_object_computes_when_asked_is_not_asked_for():
 
     tool = Profiler([]).tool(Asking(fine), name="ask")
     assert tool.close() == "closed"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("no"), "error"),
+        (KeyboardInterrupt(), "error"),
+        (SystemExit(3), "error"),
+        (asyncio.CancelledError("why"), "cancelled"),
+        (GeneratorExit(), "cancelled"),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_whatever_ends_a_loop_leaves_it_as_it_came(asynchronous, error, status):
+    records = []
+    prof = Profiler([records.append])
+
+    async def ended():
+        async with prof.loop():
+            raise error
+
+    def sync_ended():
+        with prof.loop():
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        ended().send(None) if asynchronous else sync_ended()
+    assert raised.value is error
+    assert (error.__cause__, error.__context__) == (None, None)
+    assert [one.status for one in records] == [status]
+
+
+class OddFuture:
+    """Says that it is a future, and fails when it is asked whether it is done."""
+
+    _asyncio_future_blocking = False
+
+    def done(self):
+        raise ValueError
+
+
+def test_a_result_that_fails_when_it_is_looked_at_is_handed_on_as_it_is():
+    thing = OddFuture()
+    prof = Profiler([])
+    assert prof.tool(lambda: thing)() is thing
+    assert prof.failures == {"loop": 0, "request": 0, "tool": 1}
