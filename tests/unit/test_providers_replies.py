@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from profiler.loop.model import CallRequest, Probe
 from profiler.providers.replies import Api, ReplyReader, reader_of
 from profiler.providers.replies.events import EventStream
-from profiler.providers.replies.reply import made_up_id, merged
+from profiler.providers.replies.reply import is_cut_off, joined_arguments, made_up_id, merged
 from profiler.records import ServerToolCall
 
 APIS: tuple[Api, ...] = ("openai", "openai-responses", "anthropic")
@@ -627,3 +627,98 @@ def test_ids_that_are_made_up_differ():
     ids = [made_up_id() for _ in range(1000)]
     assert len({*ids}) == 1000
     assert {len(ident) for ident in ids} == {9}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (['{"city":', '"Tokyo"}'], TOKYO),
+        (["{}", '{"city":', '"Tokyo"}'], TOKYO),
+        (["", "{}", TOKYO], TOKYO),
+        ([TOKYO, TOKYO, TOKYO], TOKYO),
+        (['{"city":', '"Tokyo"}', TOKYO], TOKYO),
+        (["{}"], "{}"),
+        (["{}", " "], "{} "),
+        (["{}", '{"city":'], '{}{"city":'),
+        ([TOKYO, PARIS], TOKYO + PARIS),
+        (['{"a":"x', "x", '"}'], '{"a":"xx"}'),
+    ],
+)
+def test_arguments_in_pieces_are_joined_but_not_what_is_said_twice(pieces: list[str], text: str):
+    assert joined_arguments(pieces) == text
+
+
+@pytest.mark.parametrize(
+    ("reason", "cut_off"),
+    [
+        ("length", True),
+        ("MAX_TOKENS", True),
+        ("FinishReason.MAX_TOKENS", True),
+        ("content_filter: PROHIBITED_CONTENT", True),
+        ("tool_calls", False),
+        ("TOOL_CALLS", False),
+        ("stop", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_a_reply_was_cut_off_for_these_reasons(reason: str | None, cut_off: bool):
+    assert is_cut_off(reason) is cut_off
+
+
+@pytest.mark.parametrize("reason", ["MAX_TOKENS", "content_filter", "network_error"])
+def test_the_last_call_of_a_reply_cut_off_never_becomes_final(reason: str):
+    """Whichever API: a gateway passes on the reason of the server behind it."""
+    events: dict[Api, list[Any]] = {
+        "openai": [piece(TOKYO, index=0, id="a"), piece(PARIS, index=1, id="b"), chunk({}, reason)],
+        "anthropic": [*block(0, "a", TOKYO), *block(1, "b", PARIS), *stopped(reason)],
+    }
+    for api, sent in events.items():
+        final: list[CallRequest] = []
+        reader = reader_of(api, Probe(count().__next__, on_call=final.append))
+        for event in sent:
+            reader.event(event)
+        reader.end()
+        assert [call.truncated for call in reader.calls] == [False, True]
+        assert [call.id for call in final] == ["a"]
+
+
+def test_blocks_of_thinking_end_with_their_signature():
+    def blocks(*parts: tuple[str, str]) -> list[dict[str, Any]]:
+        return [{"type": "thinking", "thinking": text, "signature": signature} for text, signature in parts]
+
+    hidden = {"type": "redacted_thinking", "data": "D"}
+    pieces = [*blocks(("a", ""), ("b", ""), ("", "S"), ("c", ""), ("c", "T")), hidden, hidden]
+    assert merged({"thinking_blocks": [one]} for one in pieces) == {
+        "thinking_blocks": [*blocks(("ab", "S"), ("c", "T")), hidden, hidden]
+    }
+
+
+def test_messages_input_goes_to_no_block_but_its_own():
+    stray = {"type": "input_json_delta", "partial_json": "{}"}
+    begun, more, ended_ = block(0, "a", TOKYO)
+    reader = streamed(
+        "anthropic",
+        begun,
+        {"type": "content_block_delta", "index": 3, "delta": stray},
+        more,
+        ended_,
+        *stopped("tool_use"),
+    )
+    assert (told(reader), reader.unreadable) == ([("a", "look", TOKYO)], 1)
+
+
+def test_responses_custom_input_may_come_in_its_last_event_alone():
+    begun = {"type": "custom_tool_call", "id": "ct_a", "call_id": "a", "name": "look", "input": ""}
+    reader = streamed(
+        "openai-responses",
+        {"type": "response.output_item.added", "output_index": 0, "item": begun},
+        {
+            "type": "response.custom_tool_call_input.done",
+            "item_id": "ct_a",
+            "output_index": 0,
+            "input": "print(1)",
+        },
+        ended(),
+    )
+    assert (told(reader), reader.unreadable) == ([("a", "look", "print(1)")], 0)

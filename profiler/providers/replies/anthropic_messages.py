@@ -12,26 +12,36 @@ from profiler.providers.replies.reply import (
     ReplyReader,
     arguments_of,
     identity_of,
+    is_cut_off,
     is_object,
+    joined_arguments,
     list_of,
     made_up_id,
     merged,
     object_of,
+    place_of,
     text_of,
 )
 from profiler.records import ServerToolCall
 
-CUT_OFF = frozenset(("max_tokens", "model_context_window_exceeded", "refusal"))
-"""Stop reasons of a reply that was cut off, perhaps inside its last block."""
-
 _SERVER_TOOLS = ("server_tool_use", "mcp_tool_use")
+
+_DELTAS_OF = {
+    "input_json_delta": ("tool_use", *_SERVER_TOOLS),
+    "text_delta": ("text",),
+    "citations_delta": ("text",),
+    "thinking_delta": ("thinking",),
+    "signature_delta": ("thinking",),
+}
+"""What kinds of blocks a kind of delta belongs to."""
+_KNOWN = frozenset(kind for kinds in _DELTAS_OF.values() for kind in kinds)
 
 
 @dataclass(slots=True, eq=False)
 class _Block:
     """A block of the reply. `pieces` are what its deltas added, `input` the pieces of a call's JSON text.
 
-    `value`: an input that came as an object in place of text.
+    `value`: an input that came as an object in place of text. `signature`: the last that came.
     """
 
     index: Any
@@ -39,6 +49,7 @@ class _Block:
     pieces: list[Mapping[str, Any]] = field(default_factory=list)
     input: list[str] = field(default_factory=list)
     value: dict[str, Any] | None = None
+    signature: Any = None
     citations: list[Any] = field(default_factory=list)
     request: CallRequest | None = None
     final: bool = False
@@ -53,13 +64,20 @@ class _Block:
         return "tool_use" if self.start.get("name") else "text" if "text" in self.start else ""
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether nothing of it has come but its beginning."""
+        return self.ended_ns is None and not (self.pieces or self.input or self.value or self.signature)
+
+    @property
     def arguments(self) -> str | Mapping[str, Any]:
         """The text that was streamed; where none was, some gateways have all of it in the block's start."""
-        return arguments_of("".join(self.input) or self.value or self.start.get("input"))
+        return arguments_of(joined_arguments(self.input) or self.value or self.start.get("input"))
 
 
 class MessagesReader(ReplyReader):
     """One reply of Messages."""
+
+    _ANSWER = "content"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -84,11 +102,11 @@ class MessagesReader(ReplyReader):
             return
         kind = data.get("type")
         if kind == "content_block_delta":
-            self._delta(data.get("index"), object_of(data.get("delta")))
+            self._delta(place_of(data.get("index")), object_of(data.get("delta")))
         elif kind == "content_block_start":
-            self._start(data.get("index"), object_of(data.get("content_block")))
+            self._start(place_of(data.get("index")), object_of(data.get("content_block")))
         elif kind == "content_block_stop":
-            block = self._block(data.get("index"))
+            block = self._block(place_of(data.get("index")))
             if block is not None:
                 self._block_ended(block)
         elif kind == "message_start":
@@ -106,7 +124,14 @@ class MessagesReader(ReplyReader):
         elif kind == "error" or data.get("error"):
             self.error = data.get("error") or data
 
+    def _marked_done(self) -> None:
+        # Not of this API, but of gateways to it.
+        self.complete = self.complete or bool(self._blocks)
+
     def _start(self, index: Any, start: dict[str, Any]) -> None:
+        for block in self._blocks[-1:]:
+            if block.is_untouched and start.get("id") and (block.index, block.start) == (index, start):
+                return  # said again
         for block in [block for block in self._open if block.ended_ns is not None]:
             self._finalise(block)  # something follows, so it was not cut off
         block = _Block(index, start)
@@ -128,11 +153,11 @@ class MessagesReader(ReplyReader):
                     self._served(call, self.probe.clock())
 
     def _delta(self, index: Any, delta: dict[str, Any]) -> None:
-        block = self._block(index)
+        kind = delta.get("type")
+        block = self._block(index, text_of(kind))
         if block is None:
             self.unreadable += 1
             return
-        kind = delta.get("type")
         if kind == "input_json_delta":
             self.probe.token()
             piece = delta.get("partial_json")
@@ -150,23 +175,32 @@ class MessagesReader(ReplyReader):
             self.probe.reasoning()
         if not self.keeps:
             return
-        if kind == "citations_delta":
+        if kind == "signature_delta":
+            block.signature = delta.get("signature")
+        elif kind == "citations_delta":
             block.citations.append(delta.get("citation"))
         else:
             block.pieces.append({key: value for key, value in delta.items() if key != "type"})
 
-    def _block(self, index: Any) -> _Block | None:
-        """The newest block with this index, or else the newest that has not ended."""
-        with_index = (block for block in reversed(self._blocks) if block.index == index)
-        not_ended = (block for block in reversed(self._blocks) if block.ended_ns is None)
-        return next(with_index, None) or next(not_ended, None)
+    def _block(self, index: Any, delta: str = "") -> _Block | None:
+        """The newest block with this index, or else, where there are none, the newest that has not ended.
+
+        It is one that a `delta` of this type belongs to.
+        """
+        kinds = _DELTAS_OF.get(delta, ())
+        found = None
+        for block in reversed(self._blocks):
+            if not kinds or block.kind in kinds or block.kind not in _KNOWN:
+                if block.index == index:
+                    return block
+                if found is None and block.ended_ns is None and (index is None or block.index is None):
+                    found = block
+        return found
 
     def _block_ended(self, block: _Block) -> None:
         block.ended_ns = self.probe.clock()
-        if block.kind == "tool_use" and block.request is None:
-            arguments = block.arguments
-            if not isinstance(arguments, str) or is_object(arguments):
-                self._tell(block)
+        if block.kind == "tool_use" and block.request is None and _is_whole(block.arguments):
+            self._tell(block)
 
     def _tell(self, block: _Block) -> None:
         ident = identity_of(block.start.get("id")) or made_up_id()
@@ -195,7 +229,7 @@ class MessagesReader(ReplyReader):
         self.finish_reason = reason if isinstance(reason, str) else str(reason)
         self.complete = True
         self.paused = self.finish_reason == "pause_turn"
-        if self.finish_reason not in CUT_OFF:
+        if not is_cut_off(self.finish_reason):
             for block in [*self._open]:
                 self._finalise(block)
 
@@ -203,10 +237,15 @@ class MessagesReader(ReplyReader):
         self._count_tokens()
         if not self.usable:
             return
-        cut = self.finish_reason in CUT_OFF
+        cut = is_cut_off(self.finish_reason)
         for block in self._blocks:
             if block.kind == "tool_use":
-                if cut and block is self._blocks[-1]:
+                if cut:
+                    cut_off = block is self._blocks[-1]
+                else:
+                    # Without a stop reason, a call that is no whole object is one that was cut off.
+                    cut_off = self.finish_reason is None and not _is_whole(block.arguments)
+                if cut_off and not block.final:
                     ident = identity_of(block.start.get("id")) or made_up_id()
                     name = text_of(block.start.get("name"))
                     block.request = CallRequest(ident, name, block.arguments, truncated=True)
@@ -223,6 +262,8 @@ class MessagesReader(ReplyReader):
     def _back(self, block: _Block) -> dict[str, Any] | None:
         """A block as it goes back. None for a text of nothing, which the API refuses in a request."""
         back = merged(({"type": block.kind or None}, block.start, *block.pieces))
+        if block.signature is not None:
+            back["signature"] = block.signature
         if block.citations:
             back["citations"] = [*list_of(back.get("citations")), *block.citations]
         if block.kind == "text":
@@ -246,6 +287,10 @@ class MessagesReader(ReplyReader):
         self.output_tokens = self._count(usage.get("output_tokens"))
         details = object_of(usage.get("output_tokens_details"))
         self.reasoning_tokens = self._count(details.get("thinking_tokens"))
+
+
+def _is_whole(arguments: str | Mapping[str, Any]) -> bool:
+    return not isinstance(arguments, str) or is_object(arguments)
 
 
 def _input(arguments: str | Mapping[str, Any]) -> Mapping[str, Any]:
