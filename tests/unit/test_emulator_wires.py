@@ -103,7 +103,7 @@ def made(**call: Any) -> list[Any]:
         ),
         (
             {"messages": made(function={"name": "f", "arguments": {}})},
-            "Invalid type for 'messages[1].tool_calls[0].function.arguments': expected a string, but got an object",
+            "Invalid type for 'messages[1].tool_calls[0].function.arguments': expected a string",
             "messages[1].tool_calls[0].function.arguments",
             "invalid_type",
         ),
