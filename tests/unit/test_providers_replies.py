@@ -722,3 +722,60 @@ def test_responses_custom_input_may_come_in_its_last_event_alone():
         ended(),
     )
     assert (told(reader), reader.unreadable) == ([("a", "look", "print(1)")], 0)
+
+
+def test_an_event_without_a_type_is_what_its_name_says():
+    reader = reader_of("anthropic", Probe(count().__next__))
+    for event in (*block(0, "a", TOKYO), *stopped("tool_use", output_tokens=7)):
+        kind = event.pop("type")
+        reader.feed(f"event: {kind}\ndata: {json.dumps(event)}\n\n".encode())
+    reader.end()
+    assert (told(reader), reader.output_tokens, reader.unreadable) == ([("a", "look", TOKYO)], 7, 0)
+
+
+def test_a_delta_without_a_type_is_what_it_holds():
+    begun, _, ended_ = block(0, "a", TOKYO)
+    untyped = {"type": "content_block_delta", "index": 0, "delta": {"partial_json": TOKYO}}
+    assert told(streamed("anthropic", begun, untyped, ended_, *stopped("tool_use"))) == [("a", "look", TOKYO)]
+
+
+@pytest.mark.parametrize("api", ["openai-responses", "anthropic"])
+def test_a_stream_of_another_api_is_counted_as_unreadable(api: Api):
+    reader = streamed(api, chunk({"content": "yes"}), chunk({}, "stop"))
+    assert (reader.complete, reader.unreadable) == (False, 2)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_call_without_a_name_is_counted_and_neither_runs_nor_goes_back(api: Api):
+    whole_: dict[Api, Any] = {
+        "openai": {"choices": [{"message": {"tool_calls": [{"id": "a", "function": {"arguments": TOKYO}}]}}]},
+        "openai-responses": {"status": "completed", "output": [{**item("a", TOKYO), "name": None}]},
+        "anthropic": {"content": [{"type": "tool_use", "id": "a", "input": {}}], "stop_reason": "tool_use"},
+    }
+    reader = whole(api, whole_[api])
+    assert (reader.calls, reader.unreadable) == ([], 1)
+    assert "tool_use" not in str(reader.messages)
+    assert "call" not in str(reader.messages)
+
+
+def test_a_reply_that_was_cut_off_stays_so():
+    events = [piece(TOKYO, index=0, id="a"), chunk({}, "length"), chunk({}, "tool_calls")]
+    reader = streamed("openai", *events)
+    assert ([call.truncated for call in reader.calls], reader.finish_reason) == ([True], "length")
+    reader = streamed("anthropic", *block(0, "a", TOKYO), *stopped("max_tokens")[:1], *stopped("tool_use"))
+    assert ([call.truncated for call in reader.calls], reader.finish_reason) == ([True], "max_tokens")
+
+
+def test_responses_item_that_was_done_may_lack_what_its_other_events_say():
+    added = {"type": "response.output_item.added", "output_index": 0, "item": item("a", "")}
+    nameless = {"type": "function_call", "arguments": TOKYO, "status": "completed"}
+    assert told(streamed("openai-responses", added, done(0, nameless), ended())) == [("a", "look", TOKYO)]
+    empty = streamed("openai-responses", done(0, item("a", "")), ended(output=[item("a", TOKYO)]))
+    assert told(empty) == [("a", "look", TOKYO)]
+    none = streamed("openai-responses", done(0, item("a", "")), ended(output=[item("a", "")]))
+    assert told(none) == [("a", "look", "{}")]
+
+
+def test_chat_completion_of_the_old_kind_is_counted():
+    old = {"choices": [{"index": 0, "text": "yes", "finish_reason": "stop"}]}
+    assert streamed("openai", old).unreadable == 1

@@ -34,6 +34,13 @@ _DELTAS_OF = {
     "signature_delta": ("thinking",),
 }
 """What kinds of blocks a kind of delta belongs to."""
+_DELTA_WITH = {
+    "partial_json": "input_json_delta",
+    "text": "text_delta",
+    "thinking": "thinking_delta",
+    "signature": "signature_delta",
+}
+"""What kind of delta has a field."""
 _KNOWN = frozenset(kind for kinds in _DELTAS_OF.values() for kind in kinds)
 
 
@@ -123,6 +130,8 @@ class MessagesReader(ReplyReader):
             self.complete = self.done = True
         elif kind == "error" or data.get("error"):
             self.error = data.get("error") or data
+        elif not kind:
+            self._is_unknown(data)
 
     def _marked_done(self) -> None:
         # Not of this API, but of gateways to it.
@@ -153,8 +162,11 @@ class MessagesReader(ReplyReader):
                     self._served(call, self.probe.clock())
 
     def _delta(self, index: Any, delta: dict[str, Any]) -> None:
-        kind = delta.get("type")
-        block = self._block(index, text_of(kind))
+        # Some gateways do not say what it is.
+        kind = text_of(delta.get("type")) or next(
+            (_DELTA_WITH[key] for key in delta if key in _DELTA_WITH), ""
+        )
+        block = self._block(index, kind)
         if block is None:
             self.unreadable += 1
             return
@@ -226,8 +238,7 @@ class MessagesReader(ReplyReader):
     def _stop(self, reason: Any) -> None:
         if not reason:
             return
-        self.finish_reason = reason if isinstance(reason, str) else str(reason)
-        self.complete = True
+        self._finishes(reason)
         self.paused = self.finish_reason == "pause_turn"
         if not is_cut_off(self.finish_reason):
             for block in [*self._open]:
@@ -239,7 +250,9 @@ class MessagesReader(ReplyReader):
             return
         cut = is_cut_off(self.finish_reason)
         for block in self._blocks:
-            if block.kind == "tool_use":
+            if block.kind == "tool_use" and not block.start.get("name"):
+                self.unreadable += 1
+            elif block.kind == "tool_use":
                 if cut:
                     cut_off = block is self._blocks[-1]
                 else:
@@ -260,7 +273,9 @@ class MessagesReader(ReplyReader):
             self.messages = [{"role": "assistant", "content": content}] if content else []
 
     def _back(self, block: _Block) -> dict[str, Any] | None:
-        """A block as it goes back. None for a text of nothing, which the API refuses in a request."""
+        """A block as it goes back. None for what the API refuses: a text of nothing, a call of no name."""
+        if block.kind == "tool_use" and not block.start.get("name"):
+            return None
         back = merged(({"type": block.kind or None}, block.start, *block.pieces))
         if block.signature is not None:
             back["signature"] = block.signature

@@ -12,7 +12,6 @@ from profiler.providers.replies.reply import (
     ReplyReader,
     arguments_of,
     arguments_text,
-    has_words,
     identity_of,
     is_cut_off,
     is_object,
@@ -139,7 +138,6 @@ class ChatReader(ReplyReader):
         self._extras: list[Mapping[str, Any]] = []
         self._content: list[Any] = []  # texts and parts, as they came
         self._choice: Any = None  # the index of the choice that is read
-        self._words: Any = None  # what was said in place of a piece: why there is no reply, if none comes
 
     def _whole(self, data: dict[str, Any]) -> None:
         self._use(data.get("usage"))
@@ -167,9 +165,7 @@ class ChatReader(ReplyReader):
         if usage is not None:
             self._use(usage)
         elif "choices" not in data:
-            self.unreadable += 1
-            if has_words(data):
-                self._words = data
+            self._is_unknown(data)
         for choice in self._choices_of(data.get("choices")):
             self._read_choice(choice, choice.get("delta") or self._not_said(choice.get("message")) or {})
 
@@ -179,8 +175,6 @@ class ChatReader(ReplyReader):
 
     def _end(self) -> None:
         self._count_tokens()
-        if not self.complete and self.error is None:
-            self.error = self._words
         if not self.usable:
             return
         self.unreadable += sum(not call.name for call in self._calls)
@@ -241,6 +235,7 @@ class ChatReader(ReplyReader):
         if not isinstance(delta, dict):
             self.unreadable += 1
             delta = {}
+        self.unreadable += bool(choice.get("text"))  # how texts were completed before there were chats
         for name in delta:
             if name not in _OWN:
                 self._read_extras(delta)
@@ -259,8 +254,7 @@ class ChatReader(ReplyReader):
                     self.unreadable += 1
         reason = choice.get("finish_reason")
         if reason and reason != "null":
-            self.finish_reason = reason if isinstance(reason, str) else str(reason)
-            self.complete = True
+            self._finishes(reason)
             if not is_cut_off(self.finish_reason):
                 self._finalise_settled()
 

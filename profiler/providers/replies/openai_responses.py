@@ -150,6 +150,8 @@ class ResponsesReader(ReplyReader):
             self.complete = self.done = True
         elif kind == "error" or data.get("error"):
             self.error = data.get("error") or data
+        elif not kind:
+            self._is_unknown(data)
 
     def _marked_done(self) -> None:
         # Not of this API, but of gateways to it.
@@ -204,10 +206,11 @@ class ResponsesReader(ReplyReader):
                 return  # said again
             item = _Item(index, given)
             self._items.append(item)
-        item.data, item.done = given, True
+        # Some gateways name the call in its first event alone.
+        item.data, item.done = {**_named(item.data), **without_nulls(given)}, True
         if item.kind in _CALLS:
             self.probe.token()
-            if item.status == "incomplete":
+            if item.status == "incomplete" or not item.arguments:
                 return
             item.request = _request(item)
             self.probe.arguments_complete(item.request)
@@ -275,8 +278,8 @@ class ResponsesReader(ReplyReader):
                 item = _Item(place, data, done=True)
             else:
                 left.remove(item)
-                if not item.done:
-                    item.data, item.done = data, True
+                if not item.done or (item.kind in _CALLS and not item.arguments):
+                    item.data, item.done = {**_named(item.data), **without_nulls(data)}, True
             items.append(item)
         if not left:
             return items
@@ -285,6 +288,9 @@ class ResponsesReader(ReplyReader):
 
     def _take(self, item: _Item, cut: bool) -> None:
         kind = item.kind
+        if kind in _CALLS and not text_of(item.data.get("name")):
+            self.unreadable += 1
+            return  # nobody can run it, and the API does not take it back
         if kind in _CALLS:
             if item.request is None:
                 truncated = item.status == "incomplete" or (cut and item.status != "completed")
@@ -333,6 +339,11 @@ def _kind_by_content(item: dict[str, Any]) -> str:
     if item.get("name") and "arguments" in item:
         return "function_call"
     return "message" if isinstance(item.get("content"), list) and item.get("role") else ""
+
+
+def _named(data: dict[str, Any]) -> dict[str, Any]:
+    """What tells an item from others."""
+    return {key: data[key] for key in ("type", "id", "call_id", "name") if data.get(key)}
 
 
 def _request(item: _Item, truncated: bool = False) -> CallRequest:

@@ -73,6 +73,7 @@ class ReplyReader:
         self.done = False
         self.paused = False
         self._events = EventStream()
+        self._words: Any = None  # what was said in place of an event: why there is no reply, if none comes
         self._usage: dict[str, Any] = {}
 
     @property
@@ -93,6 +94,8 @@ class ReplyReader:
         """The stream is over: nothing more of it will come. Once."""
         for event in self._events.end():
             self._decode(event, cut_off=True)
+        if not self.complete and self.error is None:
+            self.error = self._words
         self._guard(self._end)
 
     def read(self, body: bytes) -> None:
@@ -154,6 +157,8 @@ class ReplyReader:
         if event.name == "error" and not (isinstance(data, dict) and data.get("error")):
             self.error = data
             return
+        if event.name and isinstance(data, dict) and not data.get("type"):
+            data = {**data, "type": event.name}
         self.event(data)
 
     def _guard(self, step: Any, *arguments: Any) -> None:
@@ -164,6 +169,18 @@ class ReplyReader:
             if error is self.probe.on_text_error:
                 raise
             self._is_broken(f"{type(error).__name__}: {error}")
+
+    def _is_unknown(self, data: dict[str, Any]) -> None:
+        """An event that is none of the API's."""
+        self.unreadable += 1
+        if has_words(data):
+            self._words = data
+
+    def _finishes(self, reason: Any) -> None:
+        """The reply finished for this reason. One that was cut off stays so, whatever is said next."""
+        if not is_cut_off(self.finish_reason):
+            self.finish_reason = reason if isinstance(reason, str) else str(reason)
+        self.complete = True
 
     def _is_broken(self, why: str) -> None:
         self.unreadable += 1
