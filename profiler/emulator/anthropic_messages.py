@@ -193,6 +193,17 @@ def _check_block(place: str, kind: str, block: dict[str, Any]) -> None:
             raise _invalid(f"{place}.{member}", "a valid string")
 
 
+def _check_texts(content: list[dict[str, Any]]) -> None:
+    """A text of nothing is refused, though it may have come so."""
+    for block in content:
+        if block["type"] == "text" and not block["text"].strip():
+            raise ApiError(
+                "messages: text content blocks must contain non-whitespace text"
+                if block["text"]
+                else "messages: text content blocks must be non-empty"
+            )
+
+
 def _walk(messages: list[Any], lenient: bool, must_think: bool) -> Progress:
     """One pass over the history that checks every rule about tool_use and tool_result."""
     turns = calls = 0
@@ -217,6 +228,7 @@ def _walk(messages: list[Any], lenient: bool, must_think: bool) -> Progress:
             raise _required(place) if content is None else _invalid(place, "a valid list")
         if role == "user":
             answered, only_results = _results(n, content, pending, results, lenient)
+            _check_texts(content)
             if answered.total() < len(pending):
                 raise _unanswered(n - 1, [ident for ident in pending if ident not in answered])
             if not only_results and not answered:
@@ -226,6 +238,7 @@ def _walk(messages: list[Any], lenient: bool, must_think: bool) -> Progress:
         if pending:
             raise _unanswered(n - 1, pending)
         pending, first = _uses(n, content, seen, lenient)
+        _check_texts(content)
         call_id = call_id or first
         if pending:
             if must_think and content[0]["type"] not in ("thinking", "redacted_thinking"):

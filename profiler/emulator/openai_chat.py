@@ -190,7 +190,9 @@ def _made(made: Any, n: int, lenient: bool) -> tuple[dict[str, list[int]], str]:
         arguments = function.get("arguments")
         for key in ("name",) if lenient and not isinstance(arguments, str) else ("name", "arguments"):
             if not isinstance(function.get(key), str):
-                raise missing(f"messages[{n}].tool_calls[{k}].function.{key}")
+                raise missing_or_wrong(
+                    f"messages[{n}].tool_calls[{k}].function.{key}", "a string", function.get(key)
+                )
         if lenient and ident in pending:
             pending[ident].append(-1)
         else:

@@ -146,7 +146,7 @@ def _walk(items: list[Any], before: Carried, lenient: bool) -> Carried:
                 raise missing(f"input[{n}].call_id")
             for key in ("name",) if lenient and not isinstance(arguments, str) else ("name", "arguments"):
                 if not isinstance(item.get(key), str):
-                    raise missing(f"input[{n}].{key}")
+                    raise missing_or_wrong(f"input[{n}].{key}", "a string", item.get(key))
             pending[ident] = pending.get(ident, 0) + 1 if lenient else 1
             if not in_turn:
                 # Some clients put each output right after its call: our own ids tell the rounds apart.

@@ -769,6 +769,162 @@ def _errors() -> list[Dialect]:
     ]
 
 
+def _gateways() -> list[Dialect]:
+    """What gateways between the model and the client make of a reply."""
+    (t1, t2), weather = halves(TOKYO.json), "get_weather"
+    a, b = "call_a", "call_b"
+    calls, pieces = [asked(call) for call in PAIR], in_pieces(PAIR)
+    paris = chunk(piece(1, b, weather, PARIS.json))
+    said = {"role": "assistant", "content": "I ask."}
+    asks = {"role": "assistant", "tool_calls": calls}
+    flat = [{"id": c.id, "type": "function", "name": c.name, "arguments": dict(c.arguments)} for c in PAIR]
+    strange = [{"id": "x", "type": "function", "fn": {"n": weather}}]
+    on_fire = {"code": 502, "message": "the cluster is on fire"}
+    words = {"code": 1302, "msg": "the cluster is on fire", "success": False}
+    thought = {"type": "thinking", "thinking": "hm, hm", "signature": "U0lH"}
+    blocks = ({"thinking": "hm, ", "signature": ""}, {"thinking": "hm", "signature": ""})
+    signed = ({**blocks[0]}, {**blocks[1]}, {"thinking": "", "signature": "U0lH"})
+    again = ({**blocks[0]}, {**blocks[1]}, {"thinking": "hm, hm", "signature": "U0lH"})
+    first_signed = back(PAIR)
+    first_signed[0]["tool_calls"][0].update(SIGNATURE)
+
+    def choices(*of: Mapping[str, Any]) -> dict[str, Any]:
+        return {**chunk({}), "choices": list(of)}
+
+    def failing_choice(delta: str) -> dict[str, Any]:
+        return choices({"index": 0, delta: {"content": ""}, "finish_reason": "error", "error": on_fire})
+
+    def thinking(name: str, parts: Sequence[Mapping[str, Any]]) -> Dialect:
+        deltas = [chunk({"thinking_blocks": [{"type": "thinking", **part}]}) for part in parts]
+        comes = back(PAIR, thinking_blocks=[thought])
+        return streamed(name, PAIR, [ROLE, *deltas, *pieces, *END], back=comes)
+
+    def cut_off(reason: str) -> Dialect:
+        calls = (TOKYO, CUT)
+        whole = completion({"tool_calls": [asked(call) for call in calls]}, reason)
+        events = [ROLE, *in_pieces(calls), chunk({}, reason), counted()]
+        return both(f"cut off for {reason}, the last call's arguments whole by chance", calls, whole, events)
+
+    def no_call(name: str, message: Mapping[str, Any]) -> Dialect:
+        answers = Turn(
+            answer="",
+            whole=completion(message),
+            stream=stream([chunk(message), *END]),
+            tokens=COUNTED,
+            unreadable=True,
+        )
+        return Dialect(name, (answers,))
+
+    return [
+        *map(cut_off, ("max_tokens", "MAX_OUTPUT_TOKENS", "model_length", "content_filter: SAFETY")),
+        streamed(
+            "the name in pieces, the id in each",
+            PAIR,
+            [chunk(piece(0, a, part, "")) for part in ("get_", "weather")]
+            + [chunk(piece(0, a, arguments=TOKYO.json)), paris, *END],
+        ),
+        streamed(
+            "a new id in every piece",
+            (with_id(TOKYO, "call_a2"), PARIS),
+            [
+                chunk(piece(0, "call_a0", weather, "")),
+                chunk(piece(0, "call_a1", arguments=t1)),
+                chunk(piece(0, "call_a2", arguments=t2)),
+                paris,
+                *END,
+            ],
+        ),
+        streamed(
+            "a new id and the name in every piece",
+            (with_id(TOKYO, "call_a1"), PARIS),
+            [chunk(piece(0, f"call_a{n}", weather, part)) for n, part in enumerate((t1, t2))] + [paris, *END],
+        ),
+        both(
+            "calls that are not wrapped in function",
+            PAIR,
+            {"tool_calls": flat},
+            [chunk({"tool_calls": [{**call, "index": i} for i, call in enumerate(flat)]}), *END],
+        ),
+        no_call("calls of which nothing is known", {"tool_calls": strange}),
+        no_call("a call as it was before there were tools", {"function_call": {"name": weather}}),
+        streamed(
+            "text streamed, the calls in a message at the end",
+            PAIR,
+            [
+                chunk({"role": "assistant", "content": "I "}),
+                chunk({"content": "ask."}),
+                choices({"index": 0, "message": {**said, **asks}, "finish_reason": "tool_calls"}),
+                counted(),
+            ],
+            back=back(PAIR, "I ask."),
+        ),
+        streamed(
+            "all streamed, and again in a message at the end",
+            PAIR,
+            [
+                *pieces,
+                choices({"index": 0, "delta": {}, "message": asks, "finish_reason": "stop"}),
+                counted(),
+            ],
+        ),
+        both(
+            "text and calls as two choices",
+            PAIR,
+            {**completion({}), "choices": [{"message": said}, {"message": asks, "finish_reason": "stop"}]},
+            [choices({"delta": said}, {"delta": asks, "finish_reason": "stop"}), counted()],
+            back=back(PAIR, "I ask."),
+        ),
+        streamed(
+            "a finish null as text until the last",
+            PAIR,
+            [choices({**one["choices"][0], "finish_reason": "null"}) for one in pieces] + END,
+        ),
+        failing(
+            "a finish null as text, and no other",
+            ("truncated_stream",),
+            "",
+            None,
+            [choices({"index": 0, "delta": {"content": "I "}, "finish_reason": "null"})],
+        ),
+        failing(
+            "an error in the choice",
+            ("stream_error",),
+            "the cluster is on fire",
+            {**completion({}), **failing_choice("message")},
+            [ROLE, failing_choice("delta")],
+        ),
+        Dialect(
+            "words in place of a reply",
+            (Turn(whole=words, fails=("stream_error",), words="the cluster is on fire"),),
+        ),
+        Dialect(
+            "words in place of a stream",
+            (
+                Turn(
+                    stream=stream([words]),
+                    fails=("stream_error",),
+                    words="the cluster is on fire",
+                    unreadable=True,
+                ),
+            ),
+        ),
+        thinking("blocks of thinking in pieces", signed),
+        thinking("blocks of thinking in pieces, then the whole", again),
+        streamed(
+            "the thought_signature in every piece of a call",
+            PAIR,
+            [
+                chunk(piece(0, a, weather, "", **SIGNATURE)),
+                chunk(piece(0, arguments=t1, **SIGNATURE)),
+                chunk(piece(0, arguments=t2, **SIGNATURE)),
+                paris,
+                *END,
+            ],
+            back=first_signed,
+        ),
+    ]
+
+
 DIALECTS = [
     *_deltas(),
     *_index_and_id(),
@@ -777,6 +933,7 @@ DIALECTS = [
     *_ends(),
     *_goes_back(),
     *_usage(),
+    *_gateways(),
     *_framings(),
     *_errors(),
     *garbage(),

@@ -542,12 +542,85 @@ def _framings() -> list[Dialect]:
     ]
 
 
+def _gateways() -> list[Dialect]:
+    """What gateways between the model and the client make of a reply."""
+    blocks = [asked(call) for call in PAIR]
+    each = [events_of(index, block) for index, block in enumerate(blocks)]
+    events = [event for one in each for event in one]
+    cut = replace(PARIS, error="truncated")
+    chance = [asked(TOKYO), asked(cut)]
+    thought = {"type": "thinking", "thinking": "hm, hm", "signature": "EqQBCg=="}
+    calls = [comes_back(call) for call in PAIR]
+
+    def cut_off(reason: str) -> Dialect:
+        return both(
+            f"cut off for {reason}, the last call's input whole by chance",
+            (TOKYO, cut),
+            [],
+            whole=message(chance, reason),
+            sent=stream(as_streamed(chance), stop=reason),
+        )
+
+    def input_of(name: str, pieces: Any) -> Dialect:
+        """Streams of calls whose input comes in these pieces of its text."""
+        sent: list[Any] = []
+        for index, block in enumerate(blocks):
+            texts = pieces(text(block["input"]))
+            deltas = [delta(index, "input_json_delta", partial_json=piece) for piece in texts]
+            sent += [opened(index, {**block, "input": {}}), *deltas, closed(index)]
+        return streamed(name, PAIR, sent)
+
+    def index_as_text(event: Mapping[str, Any]) -> dict[str, Any]:
+        begins = event["type"] == "content_block_start"
+        return {**event, "index": event["index"] if begins else str(event["index"])}
+
+    after_thinking = [{**event, "index": event["index"] + 1} for event in events]
+    return [
+        *map(cut_off, ("length", "MAX_TOKENS", "content_filter")),
+        input_of("an empty object before the input", lambda whole: ("{}", *halves(whole))),
+        input_of("the input twice", lambda whole: (whole, whole)),
+        input_of("the input in pieces, then the whole", lambda whole: (*halves(whole), whole)),
+        streamed(
+            "interleaved, some indexes as text",
+            PAIR,
+            [index_as_text(event) for pair in zip(*each, strict=True) for event in pair],
+        ),
+        streamed("every block begun twice", PAIR, [event for one in each for event in (one[0], *one)]),
+        streamed(
+            "[DONE], and no other end",
+            PAIR,
+            [],
+            sent=PLAIN.frame([start(), *events], done=True),
+            tokens=Tokens(11, None),
+        ),
+        streamed(
+            "text of a block that never began",
+            PAIR,
+            [*each[0][:2], delta(9, "text_delta", text="hm"), *each[0][2:], *each[1]],
+            unreadable=True,
+        ),
+        streamed(
+            "input of a block that never began",
+            PAIR,
+            [*each[0][:2], delta(9, "input_json_delta", partial_json="{}"), *each[0][2:], *each[1]],
+            unreadable=True,
+        ),
+        streamed(
+            "the signature in the first event too",
+            PAIR,
+            [opened(0, {**thought, "thinking": ""}), *events_of(0, thought)[1:], *after_thinking],
+            back=back(thought, *calls),
+        ),
+    ]
+
+
 DIALECTS = [
     *_blocks(),
     *_ids_and_input(),
     *_goes_back(),
     *_ends(),
     *_usage(),
+    *_gateways(),
     *_framings(),
     *garbage(),
     *served_otherwise(_blocks()[0]),

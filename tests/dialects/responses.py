@@ -414,12 +414,132 @@ def _framings() -> list[Dialect]:
     ]
 
 
+def _gateways() -> list[Dialect]:
+    """What gateways between the model and the client make of a reply."""
+    items = [item(call) for call in PAIR]
+    events, nothing = as_streamed(items), response([])
+    said_whole = ANSWER.answer or ""
+    message = said(said_whole)
+    texts = [one for one in filled(0, message) if one["type"] == "response.output_text.delta"]
+    cut = replace(PARIS, error="truncated")
+    unsaid = [item(TOKYO, status=ABSENT), item(cut, status=ABSENT)]
+    created = {"type": "response.created", "response": response([], "in_progress", None)}
+    failed = {"code": "server_error", "message": "the cluster is on fire"}
+
+    def ended(name: str, kind: str, final: Any, calls: Sequence[Call] = PAIR, sent: Any = None) -> Dialect:
+        """Streams whose last event is this one."""
+        last = {"type": kind, "response": final}
+        framed = PLAIN.frame(numbered([created, *(events if sent is None else sent), last]))
+        return Dialect(
+            name,
+            (
+                Turn(calls, [comes_back(call) for call in calls], None, framed, COUNTED),
+                replace(ANSWER, whole=None),
+            ),
+        )
+
+    def answered(name: str, middle: Sequence[Any], final: Any = nothing, whole: Any = None) -> Dialect:
+        """Replies whose text is that of `ANSWER`."""
+        return Dialect(
+            name, (Turn(answer=said_whole, whole=whole, stream=stream(middle, final), tokens=COUNTED),)
+        )
+
+    def in_other_form(name: str, content: Any) -> Dialect:
+        whole = response([{**message, "content": content}])
+        return answered(name, [done(0, whole["output"][0])], nothing, whole)
+
+    pieces = [
+        [begun(i, one), {**filled(i, one)[0], "delta": "{}"}, *filled(i, one)[:2]]
+        for i, one in enumerate(items)
+    ]
+    return [
+        ended("the end is called response.done", "response.done", response(items)),
+        ended("response.done alone", "response.done", response(items), sent=[]),
+        ended("completed, said to be in progress", "response.completed", response(items, "in_progress")),
+        ended(
+            "incomplete, said to be in progress",
+            "response.incomplete",
+            response(unsaid, "in_progress"),
+            (TOKYO, cut),
+            as_streamed(unsaid),
+        ),
+        Dialect(
+            "failed, said to be in progress",
+            (
+                Turn(
+                    stream=PLAIN.frame(
+                        numbered(
+                            [
+                                created,
+                                {
+                                    "type": "response.failed",
+                                    "response": response([], "in_progress", None, error=failed),
+                                },
+                            ]
+                        )
+                    ),
+                    fails=("server_error",),
+                    words="the cluster is on fire",
+                ),
+            ),
+        ),
+        both(
+            "cancelled",
+            (TOKYO, cut),
+            unsaid,
+            whole=response(unsaid, "cancelled"),
+            events=as_streamed(unsaid),
+            final=response(unsaid, "incomplete"),
+        ),
+        streamed(
+            "arguments in .done alone, items never done",
+            PAIR,
+            [event for i, one in enumerate(items) for event in (begun(i, one), filled(i, one)[2])],
+            nothing,
+        ),
+        streamed(
+            "an empty object before the arguments, items never done",
+            PAIR,
+            [event for one in pieces for event in one],
+            nothing,
+        ),
+        streamed(
+            "every item begun twice",
+            PAIR,
+            [one for event in events for one in [event] * (1 + event["type"].endswith(".added"))],
+            nothing,
+        ),
+        Dialect(
+            "arguments of items that never began",
+            (
+                Turn(
+                    answer="",
+                    stream=stream([one for i, of in enumerate(items) for one in filled(i, of)], nothing),
+                    tokens=COUNTED,
+                    unreadable=True,
+                ),
+            ),
+        ),
+        answered("text in deltas alone", texts),
+        answered("text in output_text.done alone", [one for one in filled(0, message) if "text" in one]),
+        answered("text in deltas, its item done without content", [*texts, done(0, said("", content=[]))]),
+        answered(
+            "an item done before all of its text has come",
+            [begun(0, message), texts[0], done(0, said(texts[0]["delta"])), *texts[1:]],
+        ),
+        answered("text in deltas, its item in the end alone", texts, response([message])),
+        in_other_form("content a text", said_whole),
+        in_other_form("a part of another type", [{"type": "text", "text": said_whole}]),
+    ]
+
+
 DIALECTS = [
     *_items(),
     *_ids_and_arguments(),
     *_goes_back(),
     *_ends(),
     *_usage(),
+    *_gateways(),
     *_framings(),
     *garbage(),
     *served_otherwise(_items()[0]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from profiler.rundir import ClientHealth, Incident, RunDirectory
 from tests.unit.statistics_data import loop, run, trial
 
 
-def record(parent: Path, milliseconds: float, **changes: Any) -> Path:
+def record(
+    parent: Path, milliseconds: float, calls: Sequence[tuple[float, float]] = (), **changes: Any
+) -> Path:
     """A run directory: five blocks of 30 loops of about that long, jittered the same way in every run."""
     trials = [
         trial(block, "gathered", block * 10_000, block * 10_000 + 6000, block=block) for block in range(5)
@@ -25,7 +28,7 @@ def record(parent: Path, milliseconds: float, **changes: Any) -> Path:
     made = run(trials, **changes)
     directory = RunDirectory.create(parent, made)
     loops = [
-        loop(block * 10_000 + k * 200, milliseconds * (1 + 0.01 * ((7 * k + block) % 5)), trial=block)
+        loop(block * 10_000 + k * 200, milliseconds * (1 + 0.01 * ((7 * k + block) % 5)), calls, trial=block)
         for block in range(5)
         for k in range(30)
     ]
@@ -163,7 +166,7 @@ def test_invalid_run_says_so_in_its_first_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        experiment, "run_experiment", lambda *_, **__: record(tmp_path, 100, client=SATURATED)
+        experiment, "run_experiment", lambda *_, **__: record(tmp_path, 100, [(0, 1)], client=SATURATED)
     )
     assert main(["compare", "--quiet"]) == 1
     first = capsys.readouterr().out.splitlines()[0]

@@ -102,6 +102,12 @@ def made(**call: Any) -> list[Any]:
             "missing_required_parameter",
         ),
         (
+            {"messages": made(function={"name": "f", "arguments": {}})},
+            "Invalid type for 'messages[1].tool_calls[0].function.arguments': expected a string",
+            "messages[1].tool_calls[0].function.arguments",
+            "invalid_type",
+        ),
+        (
             {"messages": [*made(), {"role": "tool", "content": "x"}]},
             "Missing required parameter: 'messages.[2].tool_call_id'.",
             "messages.[2].tool_call_id",
@@ -231,6 +237,11 @@ def test_chat_refuses(body: dict[str, Any], message: str, param: str, code: str 
             "input[0].arguments",
         ),
         (
+            {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": {}}]},
+            "Invalid type for 'input[0].arguments': expected a string, but got an object",
+            "input[0].arguments",
+        ),
+        (
             {"input": [{"type": "function_call_output", "output": "x"}]},
             "Missing required parameter: 'input[0].call_id'.",
             "input[0].call_id",
@@ -292,6 +303,14 @@ def test_responses_refuses(body: dict[str, Any], message: str, param: str) -> No
                 ]
             },
             "messages.0.content.0.tool_use.input: Input should be a valid dictionary",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]},
+            "messages: text content blocks must be non-empty",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": [{"type": "text", "text": " \n"}]}]},
+            "messages: text content blocks must contain non-whitespace text",
         ),
         (
             {"messages": [{"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "t"}]}]},

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from profiler.loop.model import CallRequest, Probe
 from profiler.providers.replies import Api, ReplyReader, reader_of
 from profiler.providers.replies.events import EventStream
-from profiler.providers.replies.reply import made_up_id, merged
+from profiler.providers.replies.reply import is_cut_off, joined_arguments, made_up_id, merged
 from profiler.records import ServerToolCall
 
 APIS: tuple[Api, ...] = ("openai", "openai-responses", "anthropic")
@@ -790,3 +790,155 @@ def test_ids_that_are_made_up_differ():
     ids = [made_up_id() for _ in range(1000)]
     assert len({*ids}) == 1000
     assert {len(ident) for ident in ids} == {9}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (['{"city":', '"Tokyo"}'], TOKYO),
+        (["{}", '{"city":', '"Tokyo"}'], TOKYO),
+        (["", "{}", TOKYO], TOKYO),
+        ([TOKYO, TOKYO, TOKYO], TOKYO),
+        (['{"city":', '"Tokyo"}', TOKYO], TOKYO),
+        (["{}"], "{}"),
+        (["{}", " "], "{} "),
+        (["{}", '{"city":'], '{}{"city":'),
+        ([TOKYO, PARIS], TOKYO + PARIS),
+        (['{"a":"x', "x", '"}'], '{"a":"xx"}'),
+    ],
+)
+def test_arguments_in_pieces_are_joined_but_not_what_is_said_twice(pieces: list[str], text: str):
+    assert joined_arguments(pieces) == text
+
+
+@pytest.mark.parametrize(
+    ("reason", "cut_off"),
+    [
+        ("length", True),
+        ("MAX_TOKENS", True),
+        ("FinishReason.MAX_TOKENS", True),
+        ("content_filter: PROHIBITED_CONTENT", True),
+        ("tool_calls", False),
+        ("TOOL_CALLS", False),
+        ("stop", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_a_reply_was_cut_off_for_these_reasons(reason: str | None, cut_off: bool):
+    assert is_cut_off(reason) is cut_off
+
+
+@pytest.mark.parametrize("reason", ["MAX_TOKENS", "content_filter", "network_error"])
+def test_the_last_call_of_a_reply_cut_off_never_becomes_final(reason: str):
+    """Whichever API: a gateway passes on the reason of the server behind it."""
+    events: dict[Api, list[Any]] = {
+        "openai": [piece(TOKYO, index=0, id="a"), piece(PARIS, index=1, id="b"), chunk({}, reason)],
+        "anthropic": [*block(0, "a", TOKYO), *block(1, "b", PARIS), *stopped(reason)],
+    }
+    for api, sent in events.items():
+        final: list[CallRequest] = []
+        reader = reader_of(api, Probe(count().__next__, on_call=final.append))
+        for event in sent:
+            reader.event(event)
+        reader.end()
+        assert [call.truncated for call in reader.calls] == [False, True]
+        assert [call.id for call in final] == ["a"]
+
+
+def test_blocks_of_thinking_end_with_their_signature():
+    def blocks(*parts: tuple[str, str]) -> list[dict[str, Any]]:
+        return [{"type": "thinking", "thinking": text, "signature": signature} for text, signature in parts]
+
+    hidden = {"type": "redacted_thinking", "data": "D"}
+    pieces = [*blocks(("a", ""), ("b", ""), ("", "S"), ("c", ""), ("c", "T")), hidden, hidden]
+    assert merged({"thinking_blocks": [one]} for one in pieces) == {
+        "thinking_blocks": [*blocks(("ab", "S"), ("c", "T")), hidden, hidden]
+    }
+
+
+def test_messages_input_goes_to_no_block_but_its_own():
+    stray = {"type": "input_json_delta", "partial_json": "{}"}
+    begun, more, ended_ = block(0, "a", TOKYO)
+    reader = streamed(
+        "anthropic",
+        begun,
+        {"type": "content_block_delta", "index": 3, "delta": stray},
+        more,
+        ended_,
+        *stopped("tool_use"),
+    )
+    assert (told(reader), reader.unreadable) == ([("a", "look", TOKYO)], 1)
+
+
+def test_responses_custom_input_may_come_in_its_last_event_alone():
+    begun = {"type": "custom_tool_call", "id": "ct_a", "call_id": "a", "name": "look", "input": ""}
+    reader = streamed(
+        "openai-responses",
+        {"type": "response.output_item.added", "output_index": 0, "item": begun},
+        {
+            "type": "response.custom_tool_call_input.done",
+            "item_id": "ct_a",
+            "output_index": 0,
+            "input": "print(1)",
+        },
+        ended(),
+    )
+    assert (told(reader), reader.unreadable) == ([("a", "look", "print(1)")], 0)
+
+
+def test_an_event_without_a_type_is_what_its_name_says():
+    reader = reader_of("anthropic", Probe(count().__next__))
+    for event in (*block(0, "a", TOKYO), *stopped("tool_use", output_tokens=7)):
+        kind = event.pop("type")
+        reader.feed(f"event: {kind}\ndata: {json.dumps(event)}\n\n".encode())
+    reader.end()
+    assert (told(reader), reader.output_tokens, reader.unreadable) == ([("a", "look", TOKYO)], 7, 0)
+
+
+def test_a_delta_without_a_type_is_what_it_holds():
+    begun, _, ended_ = block(0, "a", TOKYO)
+    untyped = {"type": "content_block_delta", "index": 0, "delta": {"partial_json": TOKYO}}
+    assert told(streamed("anthropic", begun, untyped, ended_, *stopped("tool_use"))) == [("a", "look", TOKYO)]
+
+
+@pytest.mark.parametrize("api", ["openai-responses", "anthropic"])
+def test_a_stream_of_another_api_is_counted_as_unreadable(api: Api):
+    reader = streamed(api, chunk({"content": "yes"}), chunk({}, "stop"))
+    assert (reader.complete, reader.unreadable) == (False, 2)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_call_without_a_name_is_counted_and_neither_runs_nor_goes_back(api: Api):
+    whole_: dict[Api, Any] = {
+        "openai": {"choices": [{"message": {"tool_calls": [{"id": "a", "function": {"arguments": TOKYO}}]}}]},
+        "openai-responses": {"status": "completed", "output": [{**item("a", TOKYO), "name": None}]},
+        "anthropic": {"content": [{"type": "tool_use", "id": "a", "input": {}}], "stop_reason": "tool_use"},
+    }
+    reader = whole(api, whole_[api])
+    assert (reader.calls, reader.unreadable) == ([], 1)
+    assert "tool_use" not in str(reader.messages)
+    assert "call" not in str(reader.messages)
+
+
+def test_a_reply_that_was_cut_off_stays_so():
+    events = [piece(TOKYO, index=0, id="a"), chunk({}, "length"), chunk({}, "tool_calls")]
+    reader = streamed("openai", *events)
+    assert ([call.truncated for call in reader.calls], reader.finish_reason) == ([True], "length")
+    reader = streamed("anthropic", *block(0, "a", TOKYO), *stopped("max_tokens")[:1], *stopped("tool_use"))
+    assert ([call.truncated for call in reader.calls], reader.finish_reason) == ([True], "max_tokens")
+
+
+def test_responses_item_that_was_done_may_lack_what_its_other_events_say():
+    added = {"type": "response.output_item.added", "output_index": 0, "item": item("a", "")}
+    nameless = {"type": "function_call", "arguments": TOKYO, "status": "completed"}
+    assert told(streamed("openai-responses", added, done(0, nameless), ended())) == [("a", "look", TOKYO)]
+    empty = streamed("openai-responses", done(0, item("a", "")), ended(output=[item("a", TOKYO)]))
+    assert told(empty) == [("a", "look", TOKYO)]
+    none = streamed("openai-responses", done(0, item("a", "")), ended(output=[item("a", "")]))
+    assert told(none) == [("a", "look", "{}")]
+
+
+def test_chat_completion_of_the_old_kind_is_counted():
+    old = {"choices": [{"index": 0, "text": "yes", "finish_reason": "stop"}]}
+    assert streamed("openai", old).unreadable == 1

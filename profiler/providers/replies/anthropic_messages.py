@@ -12,26 +12,43 @@ from profiler.providers.replies.reply import (
     ReplyReader,
     arguments_of,
     identity_of,
+    is_cut_off,
     is_object,
+    joined_arguments,
     list_of,
     made_up_id,
     merged,
     object_of,
+    place_of,
     text_of,
 )
 from profiler.records import ServerToolCall
 
-CUT_OFF = frozenset(("max_tokens", "model_context_window_exceeded", "refusal"))
-"""Stop reasons of a reply that was cut off, perhaps inside its last block."""
-
 _SERVER_TOOLS = ("server_tool_use", "mcp_tool_use")
+
+_DELTAS_OF = {
+    "input_json_delta": ("tool_use", *_SERVER_TOOLS),
+    "text_delta": ("text",),
+    "citations_delta": ("text",),
+    "thinking_delta": ("thinking",),
+    "signature_delta": ("thinking",),
+}
+"""What kinds of blocks a kind of delta belongs to."""
+_DELTA_WITH = {
+    "partial_json": "input_json_delta",
+    "text": "text_delta",
+    "thinking": "thinking_delta",
+    "signature": "signature_delta",
+}
+"""What kind of delta has a field."""
+_KNOWN = frozenset(kind for kinds in _DELTAS_OF.values() for kind in kinds)
 
 
 @dataclass(slots=True, eq=False)
 class _Block:
     """A block of the reply. `pieces` are what its deltas added, `input` the pieces of a call's JSON text.
 
-    `value`: an input that came as an object in place of text.
+    `value`: an input that came as an object in place of text. `signature`: the last that came.
     """
 
     index: Any
@@ -39,6 +56,7 @@ class _Block:
     pieces: list[Mapping[str, Any]] = field(default_factory=list)
     input: list[str] = field(default_factory=list)
     value: dict[str, Any] | None = None
+    signature: Any = None
     citations: list[Any] = field(default_factory=list)
     request: CallRequest | None = None
     final: bool = False
@@ -53,9 +71,14 @@ class _Block:
         return "tool_use" if self.start.get("name") else "text" if "text" in self.start else ""
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether nothing of it has come but its beginning."""
+        return self.ended_ns is None and not (self.pieces or self.input or self.value or self.signature)
+
+    @property
     def arguments(self) -> str | Mapping[str, Any]:
         """The text that was streamed; where none was, some gateways have all of it in the block's start."""
-        return arguments_of("".join(self.input) or self.value or self.start.get("input"))
+        return arguments_of(joined_arguments(self.input) or self.value or self.start.get("input"))
 
 
 class MessagesReader(ReplyReader):
@@ -65,6 +88,7 @@ class MessagesReader(ReplyReader):
         (("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"), ("cache_creation",)),
         (("output_tokens",), ("output_tokens_details",)),
     )
+    _ANSWER = "content"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -89,11 +113,11 @@ class MessagesReader(ReplyReader):
             return
         kind = data.get("type")
         if kind == "content_block_delta":
-            self._delta(data.get("index"), object_of(data.get("delta")))
+            self._delta(place_of(data.get("index")), object_of(data.get("delta")))
         elif kind == "content_block_start":
-            self._start(data.get("index"), object_of(data.get("content_block")))
+            self._start(place_of(data.get("index")), object_of(data.get("content_block")))
         elif kind == "content_block_stop":
-            block = self._block(data.get("index"))
+            block = self._block(place_of(data.get("index")))
             if block is not None:
                 self._block_ended(block)
         elif kind == "message_start":
@@ -110,8 +134,17 @@ class MessagesReader(ReplyReader):
             self.complete = self.done = True
         elif kind == "error" or data.get("error"):
             self.error = data.get("error") or data
+        elif not kind:
+            self._is_unknown(data)
+
+    def _marked_done(self) -> None:
+        # Not of this API, but of gateways to it.
+        self.complete = self.complete or bool(self._blocks)
 
     def _start(self, index: Any, start: dict[str, Any]) -> None:
+        for block in self._blocks[-1:]:
+            if block.is_untouched and start.get("id") and (block.index, block.start) == (index, start):
+                return  # said again
         for block in [block for block in self._open if block.ended_ns is not None]:
             self._finalise(block)  # something follows, so it was not cut off
         block = _Block(index, start)
@@ -133,11 +166,14 @@ class MessagesReader(ReplyReader):
                     self._served(call, self.probe.clock())
 
     def _delta(self, index: Any, delta: dict[str, Any]) -> None:
-        block = self._block(index)
+        # Some gateways do not say what it is.
+        kind = text_of(delta.get("type")) or next(
+            (_DELTA_WITH[key] for key in delta if key in _DELTA_WITH), ""
+        )
+        block = self._block(index, kind)
         if block is None:
             self.unreadable += 1
             return
-        kind = delta.get("type")
         if kind == "input_json_delta":
             self.probe.token()
             piece = delta.get("partial_json")
@@ -156,23 +192,32 @@ class MessagesReader(ReplyReader):
             self.probe.reasoning()
         if not self.keeps:
             return
-        if kind == "citations_delta":
+        if kind == "signature_delta":
+            block.signature = delta.get("signature")
+        elif kind == "citations_delta":
             block.citations.append(delta.get("citation"))
         else:
             block.pieces.append({key: value for key, value in delta.items() if key != "type"})
 
-    def _block(self, index: Any) -> _Block | None:
-        """The newest block with this index, or else the newest that has not ended."""
-        with_index = (block for block in reversed(self._blocks) if block.index == index)
-        not_ended = (block for block in reversed(self._blocks) if block.ended_ns is None)
-        return next(with_index, None) or next(not_ended, None)
+    def _block(self, index: Any, delta: str = "") -> _Block | None:
+        """The newest block with this index, or else, where there are none, the newest that has not ended.
+
+        It is one that a `delta` of this type belongs to.
+        """
+        kinds = _DELTAS_OF.get(delta, ())
+        found = None
+        for block in reversed(self._blocks):
+            if not kinds or block.kind in kinds or block.kind not in _KNOWN:
+                if block.index == index:
+                    return block
+                if found is None and block.ended_ns is None and (index is None or block.index is None):
+                    found = block
+        return found
 
     def _block_ended(self, block: _Block) -> None:
         block.ended_ns = self.probe.clock()
-        if block.kind == "tool_use" and block.request is None:
-            arguments = block.arguments
-            if not isinstance(arguments, str) or is_object(arguments):
-                self._tell(block)
+        if block.kind == "tool_use" and block.request is None and _is_whole(block.arguments):
+            self._tell(block)
 
     def _tell(self, block: _Block) -> None:
         ident = identity_of(block.start.get("id")) or made_up_id()
@@ -198,10 +243,9 @@ class MessagesReader(ReplyReader):
     def _stop(self, reason: Any) -> None:
         if not reason:
             return
-        self.finish_reason = reason if isinstance(reason, str) else str(reason)
-        self.complete = True
+        self._finishes(reason)
         self.paused = self.finish_reason == "pause_turn"
-        if self.finish_reason not in CUT_OFF:
+        if not is_cut_off(self.finish_reason):
             for block in [*self._open]:
                 self._finalise(block)
 
@@ -209,10 +253,17 @@ class MessagesReader(ReplyReader):
         self._count_tokens()
         if not self.usable:
             return
-        cut = self.finish_reason in CUT_OFF
+        cut = is_cut_off(self.finish_reason)
         for block in self._blocks:
-            if block.kind == "tool_use":
-                if cut and block is self._blocks[-1]:
+            if block.kind == "tool_use" and not block.start.get("name"):
+                self.unreadable += 1
+            elif block.kind == "tool_use":
+                if cut:
+                    cut_off = block is self._blocks[-1]
+                else:
+                    # Without a stop reason, a call that is no whole object is one that was cut off.
+                    cut_off = self.finish_reason is None and not _is_whole(block.arguments)
+                if cut_off and not block.final:
                     ident = identity_of(block.start.get("id")) or made_up_id()
                     name = text_of(block.start.get("name"))
                     block.request = CallRequest(ident, name, block.arguments, truncated=True)
@@ -227,8 +278,12 @@ class MessagesReader(ReplyReader):
             self.messages = [{"role": "assistant", "content": content}] if content else []
 
     def _back(self, block: _Block) -> dict[str, Any] | None:
-        """A block as it goes back. None for a text of nothing, which the API refuses in a request."""
+        """A block as it goes back. None for what the API refuses: a text of nothing, a call of no name."""
+        if block.kind == "tool_use" and not block.start.get("name"):
+            return None
         back = merged(({"type": block.kind or None}, block.start, *block.pieces))
+        if block.signature is not None:
+            back["signature"] = block.signature
         if block.citations:
             back["citations"] = [*list_of(back.get("citations")), *block.citations]
         if block.kind == "text":
@@ -257,6 +312,10 @@ class MessagesReader(ReplyReader):
             if all(count is not None or usage.get(name) is None for name, count in parts.items()):
                 given = uncached + sum(count or 0 for count in parts.values())
         self._set_tokens(given, self._count(usage.get("output_tokens")))
+
+
+def _is_whole(arguments: str | Mapping[str, Any]) -> bool:
+    return not isinstance(arguments, str) or is_object(arguments)
 
 
 def _input(arguments: str | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,17 +13,16 @@ from profiler.providers.replies.reply import (
     arguments_of,
     arguments_text,
     identity_of,
+    is_cut_off,
     is_object,
     list_of,
     made_up_id,
     merged,
     object_of,
+    place_of,
     text_of,
     without_nulls,
 )
-
-CUT_OFF = frozenset(("length", "content_filter"))
-"""Finish reasons of a reply that was cut off, perhaps inside its last call."""
 
 _REASONING = ("reasoning", "thinking")
 """What the fields of reasoning begin with: `reasoning_content` of DeepSeek and vLLM, `reasoning_details` of
@@ -80,6 +79,11 @@ class _Call:
         return self.value == {} or (self.whole and self.arguments == "{}")
 
     @property
+    def is_open(self) -> bool:
+        """Whether a part of its arguments has come, and not the whole."""
+        return bool(self.pieces) and not self.whole
+
+    @property
     def is_settled(self) -> bool:
         """Whether its arguments are whole, and no placeholder: nothing can follow."""
         return self.whole and not self.is_placeholder
@@ -123,6 +127,7 @@ class ChatReader(ReplyReader):
         (("prompt_tokens",), ("prompt_tokens_details", "total_tokens")),
         (("completion_tokens",), ("completion_tokens_details", "total_tokens")),
     )
+    _ANSWER = "choices"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -133,33 +138,32 @@ class ChatReader(ReplyReader):
         self._choice: Any = None  # the index of the choice that is read
 
     def _whole(self, data: dict[str, Any]) -> None:
-        choice = self._choice_of(data.get("choices"))
-        self._use(_usage_of(data, choice))
-        if choice is None or not isinstance(choice.get("message"), dict):
+        choices = self._choices_of(data.get("choices"))
+        self._use(_usage_of(data, choices))
+        for choice in choices:
+            if isinstance(choice.get("message"), dict):
+                self.complete = True
+                self._read_choice(choice, choice["message"])
+            elif choice.get("error"):
+                self.error = choice["error"]
+        if not self.complete and self.error is None:
             self._is_broken("it has no message")
-        else:
-            self.complete = True
-            self._read_choice(choice, choice["message"])
         self._end()
 
     def _event(self, data: Any) -> None:
         if not isinstance(data, dict):
             self._is_broken("an event that is no object")
             return
-        choice = self._choice_of(data.get("choices"))
-        usage = _usage_of(data, choice)
+        choices = self._choices_of(data.get("choices"))
+        usage = _usage_of(data, choices)
         self._use(usage)
         if data.get("error") or data.get("object") == "error":
             self.error = data.get("error") or data
             return
         if usage is None and "choices" not in data:
-            self.unreadable += 1
-        if choice is None:
-            return
-        delta = choice.get("delta")
-        if not delta and not (self._calls or self._content or self._extras):
-            delta = choice.get("message")  # else all of it again, as some servers end
-        self._read_choice(choice, delta or {})
+            self._is_unknown(data)
+        for choice in choices:
+            self._read_choice(choice, choice.get("delta") or self._not_said(choice.get("message")) or {})
 
     def _marked_done(self) -> None:
         if self._choice is not None:
@@ -169,11 +173,11 @@ class ChatReader(ReplyReader):
         self._count_tokens()
         if not self.usable:
             return
-        self.unreadable += sum(1 for call in self._calls if not call.name and call.has_arguments)
+        self.unreadable += sum(not call.name for call in self._calls)
         self._calls = [
             call for call in self._calls if call.name and (call.has_arguments or not call.doubtful)
         ]
-        cut = self.finish_reason in CUT_OFF
+        cut = is_cut_off(self.finish_reason)
         for call in self._calls:
             last = call is self._calls[-1]
             if call.final:
@@ -192,21 +196,40 @@ class ChatReader(ReplyReader):
         if self.keeps:
             self.messages = [self._message()]
 
-    def _choice_of(self, choices: Any) -> dict[str, Any] | None:
-        """The choice that is read: the first that came, whatever its index."""
+    def _choices_of(self, choices: Any) -> list[dict[str, Any]]:
+        """The parts of the choice that is read: the first that came, whatever its index.
+
+        Some servers put its text and its calls side by side, as two choices with the same index or none.
+        """
+        found = []
         for choice in list_of(choices):
             if isinstance(choice, dict):
                 index = choice.get("index") or 0
                 if self._choice is None:
                     self._choice = index
                 if index == self._choice:
-                    return choice
-        return None
+                    found.append(choice)
+        return found
+
+    def _not_said(self, message: Any) -> Any:
+        """What a whole message in a stream adds to it: some end with all of it again, some with more."""
+        if not isinstance(message, dict):
+            return message
+        said = {name for extras in self._extras for name in extras}
+        if any(self._content):
+            said.add("content")
+        if self._calls:
+            said.add("tool_calls")
+        return {name: value for name, value in message.items() if name not in said}
 
     def _read_choice(self, choice: dict[str, Any], delta: Any) -> None:
+        if choice.get("error"):
+            self.error = choice["error"]
+            return
         if not isinstance(delta, dict):
             self.unreadable += 1
             delta = {}
+        self.unreadable += bool(choice.get("text"))  # how texts were completed before there were chats
         for name in delta:
             if name not in _OWN:
                 self._read_extras(delta)
@@ -224,10 +247,9 @@ class ChatReader(ReplyReader):
                 else:
                     self.unreadable += 1
         reason = choice.get("finish_reason")
-        if reason:
-            self.finish_reason = reason if isinstance(reason, str) else str(reason)
-            self.complete = True
-            if self.finish_reason not in CUT_OFF:
+        if reason and reason != "null":
+            self._finishes(reason)
+            if not is_cut_off(self.finish_reason):
                 self._finalise_settled()
 
     def _read_extras(self, delta: dict[str, Any]) -> None:
@@ -271,21 +293,24 @@ class ChatReader(ReplyReader):
 
     def _read_part(self, part: dict[str, Any], beside: list[_Call]) -> None:
         """A piece of one call. `beside`: the calls of which pieces came before it in the same event."""
-        function = object_of(part.get("function") or part.get("custom"))
+        function, own = object_of(part.get("function") or part.get("custom")), _OWN_OF_CALL
+        if not function and ("name" in part or "arguments" in part):
+            function, own = part, _OWN_OF_CALL | _OWN_OF_FUNCTION  # some servers do not wrap it
         name = text_of(function.get("name"))
         given = function.get("arguments", function.get("input"))
         ident = identity_of(part.get("id"))
-        call = self._call_of(part.get("index"), ident, name, given, beside)
+        call = self._call_of(place_of(part.get("index")), ident, name, given, beside)
         if call is None:
-            self.unreadable += bool(given)
+            self.unreadable += bool(given) or any(part[key] for key in part if key not in own)
             return
         beside.append(call)
         said_again = call.whole and given not in (None, "") and arguments_of(given) == call.arguments
         if not said_again and not call.add(given):
             self.unreadable += 1
         if self.keeps:
-            _collect(call.extras, part, _OWN_OF_CALL)
-            _collect(call.function_extras, function, _OWN_OF_FUNCTION)
+            _collect(call.extras, part, own)
+            if function is not part:
+                _collect(call.function_extras, function, _OWN_OF_FUNCTION)
         if call.final:
             return
         if part.get("custom"):
@@ -376,14 +401,10 @@ def _is_thought(delta: dict[str, Any]) -> bool:
     return object_of(object_of(delta.get("extra_content")).get("google")).get("thought") is True
 
 
-def _usage_of(data: dict[str, Any], choice: dict[str, Any] | None) -> Any:
+def _usage_of(data: dict[str, Any], choices: list[dict[str, Any]]) -> Any:
     """The usage in an event; Moonshot streams it in the choice, Groq in a field of its own."""
-    usage = data.get("usage")
-    if usage is None and choice is not None:
-        usage = choice.get("usage")
-    if usage is None and "x_groq" in data:
-        usage = object_of(data["x_groq"]).get("usage")
-    return usage
+    places = (data, *choices, object_of(data.get("x_groq")))
+    return next((place["usage"] for place in places if place.get("usage") is not None), None)
 
 
 def _begins_another(call: _Call, ident: str, name: str, given: Any, beside: list[_Call]) -> bool:
@@ -391,9 +412,13 @@ def _begins_another(call: _Call, ident: str, name: str, given: Any, beside: list
 
     So it is with a new id and a name, with another name (unless it is the rest of the name of a call that has
     an id), with a name once the arguments of the call are whole (unless all of the call is repeated), and
-    where it stands beside a piece of the call in one event.
+    where it stands beside a piece of the call in one event. But not with arguments that can only go on.
     """
     if not name or not call.name:
+        return False
+    if name == call.name and call.is_open and isinstance(given, str) and given.strip()[:1] not in ("", "{"):
+        return False
+    if ident and ident == call.id and not call.has_arguments and name != call.name:
         return False
     if ident and call.id and ident != call.id:
         return True
@@ -405,9 +430,12 @@ def _begins_another(call: _Call, ident: str, name: str, given: Any, beside: list
 
 
 def _collect(pieces: list[Mapping[str, Any]], part: dict[str, Any], own: frozenset[str]) -> None:
+    """Keep the fields that are not known. Some servers repeat them in every piece of a call."""
     for name in part:
         if name not in own:
-            pieces.append(without_nulls(part, own))
+            others = without_nulls(part, own)
+            if not pieces or pieces[-1] != others:
+                pieces.append(others)
             return
 
 

@@ -11,9 +11,12 @@ from profiler.providers.replies.reply import (
     arguments_of,
     arguments_text,
     identity_of,
+    is_cut_off,
+    joined_arguments,
     list_of,
     made_up_id,
     object_of,
+    place_of,
     text_of,
     without_nulls,
 )
@@ -34,7 +37,13 @@ _SERVER_TOOLS = {
 }
 """Items of tools that the server runs itself, and what records call them."""
 
-_ENDS = {"response.completed": "completed", "response.incomplete": "incomplete", "response.failed": "failed"}
+_ENDS = {
+    "response.completed": "completed",
+    "response.done": "completed",  # OpenRouter's
+    "response.incomplete": "incomplete",
+    "response.failed": "failed",
+}
+_BAD_ENDS = ("incomplete", "failed", "cancelled")
 _RESPONSE_ONLY = frozenset(("parsed_arguments", "parsed"))
 
 
@@ -42,7 +51,7 @@ _RESPONSE_ONLY = frozenset(("parsed_arguments", "parsed"))
 class _Item:
     """An item of the output, as it was added or, once it is `done`, as it ended. `index` is the server's.
 
-    `pieces` are those of the arguments of a call, as they came.
+    `pieces` are those of the arguments of a call, `texts` those of the text of a message, as they came.
     """
 
     index: Any
@@ -52,6 +61,7 @@ class _Item:
     began_ns: int | None = None
     ended_ns: int | None = None
     pieces: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -63,7 +73,8 @@ class _Item:
 
     @property
     def arguments(self) -> Any:
-        return self.data.get(_CALLS[self.kind]) or "".join(self.pieces)
+        given = self.data.get(_CALLS[self.kind])
+        return given if given not in (None, "", "{}", {}) else joined_arguments(self.pieces) or given
 
     def has_id_of(self, data: dict[str, Any]) -> bool:
         """Whether this is an item with the id of that one, or with its call's where either has none."""
@@ -82,11 +93,14 @@ class _Item:
 class ResponsesReader(ReplyReader):
     """One reply of Responses. Items that were done count, whatever the last event says of them."""
 
+    _ANSWER = "output"
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._items: list[_Item] = []
         self._not_final: list[CallRequest] = []
         self._final: dict[str, Any] = {}
+        self._strays: list[_Item] = []  # of pieces of items that had not been added
 
     def _whole(self, data: dict[str, Any]) -> None:
         output = data.get("output")
@@ -103,20 +117,26 @@ class ResponsesReader(ReplyReader):
         kind = text_of(data.get("type"))
         if kind == "response.output_text.delta":
             self._settle()
-            if text_of(data.get("delta")):
-                self.probe.text(data["delta"])  # not kept: the items have the whole text in the end
+            if delta := text_of(data.get("delta")):
+                self.probe.text(delta)
+                if self.keeps:
+                    self._message_of(data).texts.append(delta)
+        elif kind == "response.output_text.done":
+            if self.keeps and not (item := self._message_of(data)).texts:
+                item.texts.append(text_of(data.get("text")))
         elif kind == "response.refusal.delta":
             if data.get("delta"):
                 self.probe.token()
         elif kind in ("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"):
             self.probe.token()
-            item = self._open_item(data.get("output_index"), {"id": data.get("item_id")})
-            if item is not None:
-                item.pieces.append(text_of(data.get("delta")))
-        elif kind == "response.function_call_arguments.done":
-            item = self._open_item(data.get("output_index"), {"id": data.get("item_id")})
-            if item is not None and isinstance(data.get("arguments"), str):
-                item.pieces = [data["arguments"]]
+            call = self._call_of(data)
+            if call is not None:
+                call.pieces.append(text_of(data.get("delta")))
+        elif kind in ("response.function_call_arguments.done", "response.custom_tool_call_input.done"):
+            call = self._call_of(data)
+            given = data.get("arguments", data.get("input"))
+            if call is not None and isinstance(given, str):
+                call.pieces = [given]
         elif kind.startswith("response.reasoning"):
             if kind.endswith(".delta"):
                 self.probe.reasoning()
@@ -125,18 +145,50 @@ class ResponsesReader(ReplyReader):
         elif kind == "response.output_item.done":
             self._item_done(data)
         elif kind in _ENDS:
-            self._final = {"status": _ENDS[kind], **object_of(data.get("response"))}
+            response = object_of(data.get("response"))
+            status = _ENDS[kind]
+            if status == "completed" and response.get("status") in _BAD_ENDS:
+                status = response["status"]
+            self._use(data.get("usage"))
+            self._final = {**response, "status": status}
             self.complete = self.done = True
         elif kind == "error" or data.get("error"):
             self.error = data.get("error") or data
+        elif not kind:
+            self._is_unknown(data)
 
     def _marked_done(self) -> None:
         # Not of this API, but of gateways to it.
         self.complete = self.complete or any(item.done for item in self._items)
 
+    def _message_of(self, data: dict[str, Any]) -> _Item:
+        """The message that a piece of text belongs to. Some gateways begin none, or end it too early."""
+        ident, index = data.get("item_id"), place_of(data.get("output_index"))
+        messages = [item for item in reversed(self._items) if item.kind == "message"]
+        named = (item for item in messages if ident and item.data.get("id") == ident)
+        item = next(named, None) or next((item for item in messages if item.index == index), None)
+        if item is None:
+            told = {"id": ident} if isinstance(ident, str) else {}
+            item = _Item(index, {**told, "type": "message", "role": "assistant", "content": []})
+            self._items.append(item)
+        return item
+
+    def _call_of(self, data: dict[str, Any]) -> _Item | None:
+        """The call that a piece of arguments belongs to."""
+        index, named = place_of(data.get("output_index")), {"id": data.get("item_id")}
+        item = self._open_item(index, named)
+        if item is None:
+            self._strays.append(_Item(index, named))
+        return item
+
     def _added(self, data: dict[str, Any]) -> None:
         self._settle()
-        item = _Item(data.get("output_index"), object_of(data.get("item")))
+        item = _Item(place_of(data.get("output_index")), object_of(data.get("item")))
+        if any(
+            known.index == item.index and known.has_id_of(item.data) and not (known.done or known.pieces)
+            for known in self._items[-1:]
+        ):
+            return  # said again
         self._items.append(item)
         if item.kind in _SERVER_TOOLS:
             item.began_ns = self.probe.clock()
@@ -151,19 +203,20 @@ class ResponsesReader(ReplyReader):
 
     def _item_done(self, data: dict[str, Any]) -> None:
         self._settle()
-        given, index = object_of(data.get("item")), data.get("output_index")
+        given, index = object_of(data.get("item")), place_of(data.get("output_index"))
         item = self._open_item(index, given)
         if item is None:
             if any(known.done and known.has_id_of(given) and known.is_like(given) for known in self._items):
                 return  # said again
             item = _Item(index, given)
             self._items.append(item)
-        item.data, item.done = given, True
-        if item.kind == "message" and given.get("content"):
+        # Some gateways name the call in its first event alone.
+        item.data, item.done = {**_named(item.data), **without_nulls(given)}, True
+        if item.kind == "message" and item.data.get("content"):
             self.probe.token()  # some gateways send no deltas
         elif item.kind in _CALLS:
             self.probe.token()
-            if item.status == "incomplete":
+            if item.status == "incomplete" or not item.arguments:
                 return
             item.request = _request(item)
             self.probe.arguments_complete(item.request)
@@ -196,16 +249,27 @@ class ResponsesReader(ReplyReader):
         self.finish_reason = status
         if not self.usable:
             return
-        cut = status == "incomplete"
+        cut = is_cut_off(status)
         if not cut:
             self._settle()
         items = self._in_order()
+        self.unreadable += sum(
+            not any(item.index == stray.index or item.has_id_of(stray.data) for item in items)
+            for stray in self._first_strays()
+        )
         for item in items:
             self._take(item, cut and (item is items[-1] or not item.done))
 
+    def _first_strays(self) -> list[_Item]:
+        """One of the strays of each item that they are of."""
+        found: dict[tuple[str, str], _Item] = {}
+        for stray in self._strays:
+            found.setdefault((str(stray.index), str(stray.data["id"])), stray)
+        return [*found.values()]
+
     def _in_order(self) -> list[_Item]:
         """The items of the finished reply. Of those that were done, the last event only tells the order."""
-        streamed = [item for item in self._items if item.done or item.kind in _CALLS]
+        streamed = [item for item in self._items if item.done or item.texts or item.kind in _CALLS]
         indexes = [item.index for item in streamed]
         if all(isinstance(index, int) for index in indexes) and len({*indexes}) == len(indexes):
             streamed.sort(key=lambda item: item.index)
@@ -220,8 +284,8 @@ class ResponsesReader(ReplyReader):
                 item = _Item(place, data, done=True)
             else:
                 left.remove(item)
-                if not item.done:
-                    item.data, item.done = data, True
+                if not item.done or (item.kind in _CALLS and not item.arguments):
+                    item.data, item.done = {**_named(item.data), **without_nulls(data)}, True
             items.append(item)
         if not left:
             return items
@@ -230,6 +294,9 @@ class ResponsesReader(ReplyReader):
 
     def _take(self, item: _Item, cut: bool) -> None:
         kind = item.kind
+        if kind in _CALLS and not text_of(item.data.get("name")):
+            self.unreadable += 1
+            return  # nobody can run it, and the API does not take it back
         if kind in _CALLS:
             if item.request is None:
                 truncated = item.status == "incomplete" or (cut and item.status != "completed")
@@ -240,8 +307,13 @@ class ResponsesReader(ReplyReader):
                 item.request = _request(item, truncated=True)
             self.calls.append(item.request)
         elif kind == "message" and self.keeps:
-            parts = [object_of(part) for part in list_of(item.data.get("content"))]
-            self.texts += [text_of(part.get("text")) for part in parts if part.get("type") == "output_text"]
+            text, streamed = _text_of(item), "".join(item.texts)
+            if len(streamed) > len(text) and streamed.startswith(text):
+                # The last word of some gateways is shorter than what they had said.
+                text = streamed
+                part = {"type": "output_text", "text": text, "annotations": []}
+                item.data = {**item.data, "content": [part]}
+            self.texts.append(text)
         elif kind in _SERVER_TOOLS:
             told = item.began_ns is not None and item.ended_ns is not None
             times = (item.began_ns, item.ended_ns) if told else (None, None)
@@ -263,11 +335,24 @@ class ResponsesReader(ReplyReader):
         )
 
 
+def _text_of(message: _Item) -> str:
+    """The text of a message, which some servers send bare, or in parts that are called otherwise."""
+    content = message.data.get("content")
+    parts = [object_of(part) for part in list_of(content)]
+    texts = [part.get("text") for part in parts if part.get("type") in ("output_text", "text", None)]
+    return text_of(content) or "".join(map(text_of, texts))
+
+
 def _kind_by_content(item: dict[str, Any]) -> str:
     """The type of an item that does not say it."""
     if item.get("name") and "arguments" in item:
         return "function_call"
     return "message" if isinstance(item.get("content"), list) and item.get("role") else ""
+
+
+def _named(data: dict[str, Any]) -> dict[str, Any]:
+    """What tells an item from others."""
+    return {key: data[key] for key in ("type", "id", "call_id", "name") if data.get(key)}
 
 
 def _request(item: _Item, truncated: bool = False) -> CallRequest:
@@ -281,7 +366,7 @@ def _back(item: _Item) -> dict[str, Any]:
     if item.request is not None:
         kept["call_id"] = item.request.id
         kept[_CALLS[item.kind]] = arguments_text(item.request.arguments)
-    elif item.kind == "message":
+    elif item.kind == "message" and not isinstance(item.data.get("content"), str):
         kept["content"] = [
             without_nulls(part, _RESPONSE_ONLY) if isinstance(part, dict) else part
             for part in list_of(item.data.get("content"))

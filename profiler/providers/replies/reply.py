@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -32,6 +32,21 @@ _LIFETIMES = ("cache_creation", "cache_creation_token_details")
 _HOUR = ("ephemeral_1h_input_tokens", "claude_cache_creation_1_h_tokens")
 _MINUTES = ("ephemeral_5m_input_tokens", "claude_cache_creation_5_m_tokens")
 
+CUT_OFF = frozenset(
+    (
+        *("length", "model_length", "max_length", "max_tokens", "max_output_tokens", "incomplete"),
+        *("model_context_window_exceeded", "context_length_exceeded"),
+        *("content_filter", "function_call_filter", "safety", "sensitive", "recitation", "blocklist"),
+        *("prohibited_content", "refusal", "guardrail_intervened", "malformed_function_call"),
+        *("error", "error_limit", "error_toxic", "network_error", "insufficient_system_resource"),
+        *("abort", "aborted", "cancelled", "timeout"),
+    )
+)
+"""Reasons to finish, of all APIs and servers, of a reply that was cut off, perhaps inside its last call."""
+
+_SAID_IN = ("message", "msg", "detail")
+"""Where servers put their words in an object that is an error and does not say so."""
+
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _numbers = itertools.count(secrets.randbelow(36**7))
 
@@ -52,6 +67,8 @@ class ReplyReader:
     COUNTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
     """The fields of a usage that together are all input, and those that are all output; with each, those that
     tell more of it."""
+    _ANSWER: str
+    """The field of a whole reply without which it is none."""
 
     def __init__(self, probe: Probe, keeps: bool = True) -> None:
         self.probe = probe
@@ -75,6 +92,7 @@ class ReplyReader:
         self.done = False
         self.paused = False
         self._events = EventStream()
+        self._words: Any = None  # what was said in place of an event: why there is no reply, if none comes
         self._usage: dict[str, Any] = {}
 
     @property
@@ -95,6 +113,8 @@ class ReplyReader:
         """The stream is over: nothing more of it will come. Once."""
         for event in self._events.end():
             self._decode(event, cut_off=True)
+        if not self.complete and self.error is None:
+            self.error = self._words
         self._guard(self._end)
 
     def read(self, body: bytes) -> None:
@@ -111,8 +131,8 @@ class ReplyReader:
         self.probe = Probe(self.probe.clock)  # when its parts were generated, such a reply does not tell
         if not isinstance(data, dict):
             self._is_broken(f"{_kind(data)} where an object belongs", data)
-        elif data.get("error"):
-            self.error = data["error"]
+        elif data.get("error") or (self._ANSWER not in data and has_words(data)):
+            self.error = data.get("error") or data
             self._use(data.get("usage"))
             self._guard(self._end)
         else:
@@ -163,6 +183,8 @@ class ReplyReader:
         if event.name == "error" and not (isinstance(data, dict) and data.get("error")):
             self.error = data
             return
+        if event.name and isinstance(data, dict) and not data.get("type"):
+            data = {**data, "type": event.name}
         self.event(data)
 
     def _guard(self, step: Any, *arguments: Any) -> None:
@@ -173,6 +195,18 @@ class ReplyReader:
             if error is self.probe.on_text_error:
                 raise
             self._is_broken(f"{type(error).__name__}: {error}")
+
+    def _is_unknown(self, data: dict[str, Any]) -> None:
+        """An event that is none of the API's."""
+        self.unreadable += 1
+        if has_words(data):
+            self._words = data
+
+    def _finishes(self, reason: Any) -> None:
+        """The reply finished for this reason. One that was cut off stays so, whatever is said next."""
+        if not is_cut_off(self.finish_reason):
+            self.finish_reason = reason if isinstance(reason, str) else str(reason)
+        self.complete = True
 
     def _is_broken(self, why: str, came: Any = None) -> None:
         self.unreadable += 1
@@ -294,6 +328,25 @@ def identity_of(value: Any) -> str:
     return text_of(value)
 
 
+def place_of(index: Any) -> Any:
+    """An index as it can be compared: some servers send text here and a number there."""
+    if isinstance(index, str) and index.isdecimal():
+        return int(index)
+    return index
+
+
+def is_cut_off(reason: str | None) -> bool:
+    """Whether a reply that finished for this reason was cut off. Some servers add words, or a type's name."""
+    if reason is None:
+        return False
+    return reason.partition(":")[0].rpartition(".")[2].strip().lower() in CUT_OFF
+
+
+def has_words(data: Mapping[str, Any]) -> bool:
+    """Whether an object in the place of a reply, or of a part of it, says something: an error does."""
+    return any(isinstance(data.get(name), str) and data[name] for name in _SAID_IN)
+
+
 def made_up_id() -> str:
     """An id for a call that came without one: nine letters and digits, which every API accepts."""
     number, digits = next(_numbers) % 36**8, ""
@@ -312,6 +365,24 @@ def arguments_of(value: Any) -> str | Mapping[str, Any]:
     if value is None or value == []:
         return "{}"
     return json_text(value)
+
+
+def joined_arguments(pieces: Sequence[str]) -> str:
+    """The text of arguments that came in pieces.
+
+    Some servers send an empty object in their place first, or the whole of them once more.
+    """
+    text = "".join(pieces)
+    told = [piece for piece in pieces if piece.strip()]
+    if len(told) < 2:
+        return text
+    if told[0].strip() == "{}" and is_object(rest := "".join(told[1:])):
+        return rest
+    last = told[-1]
+    repeated = last == told[0] or len(last) == len(text) - len(last)
+    if repeated and text == last * (len(text) // len(last)) and is_object(last):
+        return last
+    return text
 
 
 def json_text(value: Any) -> str:
@@ -340,8 +411,9 @@ def is_object(text: str) -> bool:
 def merged(pieces: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """What streamed pieces of one object are together.
 
-    Text is joined, objects are merged, arrays of objects with an `index` by that and their type; of anything
-    else, and of what names something, the last counts. Fields that are null are left out.
+    Text is joined, objects are merged, arrays of objects with an `index` by that and their type, blocks of
+    thinking as they follow each other; of anything else, and of what names something, the last counts. Fields
+    that are null are left out.
     """
     found: dict[str, list[Any]] = {}
     for piece in pieces:
@@ -361,7 +433,27 @@ def _joined(key: str, values: list[Any]) -> Any:
         for part in itertools.chain.from_iterable(values):
             parts.setdefault((str(part["index"]), str(part.get("type"))), []).append(part)
         return [merged(pieces) for pieces in parts.values()]
+    if all(isinstance(value, list) and all(map(_is_thinking, value)) for value in values):
+        return _joined_thinking(itertools.chain.from_iterable(values))
     return values[-1]
+
+
+def _is_thinking(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("type") in ("thinking", "redacted_thinking")
+
+
+def _joined_thinking(pieces: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Blocks of thinking in pieces. The one with the signature ends a block; some repeat its text in it."""
+    blocks: list[dict[str, Any]] = []
+    for piece in pieces:
+        before = blocks[-1] if blocks else {}
+        if piece["type"] == before.get("type") == "thinking" and not before.get("signature"):
+            said, more = text_of(before.get("thinking")), text_of(piece.get("thinking"))
+            text = said if piece.get("signature") and more == said else said + more
+            blocks[-1] = {**before, **without_nulls(piece), "thinking": text}
+        else:
+            blocks.append(piece)
+    return blocks
 
 
 def _has_index(value: Any) -> bool:
