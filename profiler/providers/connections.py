@@ -24,6 +24,10 @@ _NO_TLS = frozenset(("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILU
 _MOST_LINKS = 32
 
 
+class LeavesThisMachine(httpx2.TransportError):
+    """A server on this machine redirects to another one."""
+
+
 def transport_error_type(error: BaseException | None) -> str:
     """`refused`, `unresolved`, `untrusted`, `reset`, `timeout`, else `connection`: how a connection failed.
 
@@ -79,6 +83,8 @@ def transport_words(
         return f"the answer of {host} is not what its content-encoding says: {link}"
     if (said := _unreadable_answer(error)) is not None:
         return f"the answer of {host} cannot be read: {said}"
+    if isinstance(link, LeavesThisMachine):
+        return str(link)
     if kind == "connection":
         return f"the connection to {host} failed: {_said(error)}"
     return _said(error)

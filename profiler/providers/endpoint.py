@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
@@ -208,19 +209,31 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
         if endpoint.url.startswith("https") and (endpoint.is_loopback or endpoint.tls != Tls()):
             # Without trust_env the client no longer reads SSL_CERT_FILE itself.
             options["verify"] = endpoint.tls.context()
-        if endpoint.headers:
-            given = endpoint.key_headers
-            others = [name for name in KEY_HEADERS if given and name not in given]
-            ours = [name for name, _ in endpoint.headers]
-            home = httpx2.URL(endpoint.url).host  # as requests name it, a punycoded one in letters
-
-            async def send_no_other_key(request: Any) -> None:
-                """Of redirects too: to another host go none of the headers, whose values are secrets."""
-                for name in others if request.url.host == home else (*others, *ours):
-                    request.headers.pop(name, None)
-
-            options["event_hooks"] = {"request": [send_no_other_key]}
+        options["event_hooks"] = {"request": [_before_each_request(endpoint)]}
     return options
+
+
+def _before_each_request(endpoint: Endpoint) -> Callable[[Any], Awaitable[None]]:
+    """What is done with requests to the endpoint, and with those that its redirects lead to."""
+    import httpx2
+
+    from profiler.providers.connections import LeavesThisMachine
+
+    given = endpoint.key_headers
+    others = [name for name in KEY_HEADERS if given and name not in given]
+    secrets = (*KEY_HEADERS, *(name for name, _ in endpoint.headers))
+    home = httpx2.URL(endpoint.url).host  # as requests name it, a punycoded one in letters
+
+    async def checked(request: Any) -> None:
+        elsewhere = request.url.host != home
+        for name in secrets if elsewhere else others:
+            request.headers.pop(name, None)
+        if elsewhere and endpoint.is_loopback and not is_loopback(request.url.host):
+            # Who loads a server on this machine has not agreed to load another one.
+            words = "this is another machine: if it is meant, give it as --base-url"
+            raise LeavesThisMachine(words, request=request)
+
+    return checked
 
 
 def shown_url(url: str) -> str:

@@ -267,10 +267,15 @@ async def test_redirect_is_said_with_both_urls(provider: str, stream: bool) -> N
         return str(caught.value).partition("(")[2].replace(server.host, "HOST")
 
     asked = f"http://HOST{PATHS[provider]}"
-    gone = await said(lambda _: moved(307, "http://elsewhere.invalid/login?key=s3cret"))
-    assert gone.startswith(
-        f"no response from http://elsewhere.invalid/login?key=[redacted], to which {asked} redirects): "
-        "the name elsewhere.invalid could not be resolved to an address ("
+    gone = await said(lambda _: moved(307, "http://127.0.0.2:9/login?key=s3cret"))
+    assert gone == (
+        f"no response from http://127.0.0.2:9/login?key=[redacted], to which {asked} redirects): "
+        "127.0.0.2:9 refused the connection: nothing listens at this address and port"
+    )
+    away = await said(lambda _: moved(307, "http://elsewhere.invalid/login"))
+    assert away == (
+        f"no response from http://elsewhere.invalid/login, to which {asked} redirects): "
+        "this is another machine: if it is meant, give it as --base-url"
     )
 
     def other(one: Asked) -> bytes:
