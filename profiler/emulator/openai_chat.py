@@ -21,12 +21,14 @@ from profiler.emulator.conversation import (
 from profiler.emulator.openai_requests import (
     check_content,
     empty_array,
+    flag,
     missing,
     missing_or_unsupported,
     missing_or_wrong,
     offered_tools,
     token_limit,
     tool_choice,
+    unsupported,
     wrong_type,
 )
 
@@ -62,14 +64,14 @@ def parse(body: dict[str, Any], *, lenient: bool = False) -> Conversation:
     if tools == []:
         raise empty_array("tools")
     offered = offered_tools(tools, nested=True)
-    choice, parallel = body.get("tool_choice"), body.get("parallel_tool_calls")
+    choice, parallel = body.get("tool_choice"), flag(body, "parallel_tool_calls")
     if parallel is not None and not offered.names:
         raise ApiError(
             "Invalid value for 'parallel_tool_calls': 'parallel_tool_calls' is only allowed when 'tools' are"
             " specified.",
             param="parallel_tool_calls",
         )
-    stream, options = bool(body.get("stream")), body.get("stream_options")
+    stream, options = bool(flag(body, "stream")), body.get("stream_options")
     if options is not None and not stream:
         raise ApiError(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.", param="stream_options"
@@ -185,6 +187,8 @@ def _made(made: Any, n: int, lenient: bool) -> tuple[dict[str, list[int]], str]:
             ident = ""
         if not isinstance(ident, str):
             raise missing(f"messages[{n}].tool_calls[{k}].id")
+        if call.get("type") not in ("function", None):  # some of the servers stream calls without it
+            raise unsupported(f"messages[{n}].tool_calls[{k}].type", call["type"], "'function'")
         if not isinstance(function, dict):
             raise missing(f"messages[{n}].tool_calls[{k}].function")
         arguments = function.get("arguments")

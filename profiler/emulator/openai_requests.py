@@ -94,6 +94,14 @@ def check_content(key: str, content: object, kinds: Collection[str]) -> None:
             raise missing_or_wrong(f"{key}[{n}].{member}", "a string", part.get(member))
 
 
+def flag(body: Mapping[str, Any], key: str) -> bool | None:
+    """Check an optional parameter that is true or false."""
+    value = body.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise wrong_type(key, "a boolean", value)
+    return value
+
+
 def token_limit(key: str, value: Any, least: int) -> int | None:
     """Check an optional limit of output tokens."""
     if value is None:

@@ -25,6 +25,7 @@ from profiler.emulator.draws import decode
 from profiler.emulator.openai_chat import odd_arguments
 from profiler.emulator.openai_requests import (
     check_content,
+    flag,
     missing,
     missing_or_unsupported,
     missing_or_wrong,
@@ -98,7 +99,7 @@ def parse(body: dict[str, Any], store: Store, *, lenient: bool = False) -> Conve
     before = _FRESH if previous is None else store.get(previous)
     items = given if isinstance(given, list) else [{"role": "user", "content": given or ""}]
     state = _walk(items, before, lenient)
-    stream, parallel = bool(body.get("stream")), body.get("parallel_tool_calls") is not False
+    stream, parallel = bool(flag(body, "stream")), flag(body, "parallel_tool_calls") is not False
     return Conversation(
         *(model, stream, True, offered, chosen, parallel),
         *(state.turns, state.calls, state.call_id, state.results),

@@ -96,6 +96,24 @@ def made(**call: Any) -> list[Any]:
             "missing_required_parameter",
         ),
         (
+            {"messages": made(type="robot")},
+            "Invalid value: 'robot'. Supported values are: 'function'.",
+            "messages[1].tool_calls[0].type",
+            "invalid_value",
+        ),
+        (
+            {"stream": "yes"},
+            "Invalid type for 'stream': expected a boolean, but got a string instead.",
+            "stream",
+            "invalid_type",
+        ),
+        (
+            {"parallel_tool_calls": 1},
+            "Invalid type for 'parallel_tool_calls': expected a boolean, but got an integer instead.",
+            "parallel_tool_calls",
+            "invalid_type",
+        ),
+        (
             {"messages": made(function={"name": "f"})},
             "Missing required parameter: 'messages[1].tool_calls[0].function.arguments'.",
             "messages[1].tool_calls[0].function.arguments",
