@@ -156,7 +156,8 @@ class ChatReader(ReplyReader):
             return
         choices = self._choices_of(data.get("choices"))
         usage = _usage_of(data, choices)
-        self._use(usage)
+        if usage is not None:
+            self._use(usage)
         if data.get("error") or data.get("object") == "error":
             self.error = data.get("error") or data
             return
@@ -403,8 +404,10 @@ def _is_thought(delta: dict[str, Any]) -> bool:
 
 def _usage_of(data: dict[str, Any], choices: list[dict[str, Any]]) -> Any:
     """The usage in an event; Moonshot streams it in the choice, Groq in a field of its own."""
-    places = (data, *choices, object_of(data.get("x_groq")))
-    return next((place["usage"] for place in places if place.get("usage") is not None), None)
+    usage = data.get("usage")
+    for choice in choices if usage is None else ():
+        usage = choice.get("usage") if usage is None else usage
+    return object_of(data["x_groq"]).get("usage") if usage is None and "x_groq" in data else usage
 
 
 def _begins_another(call: _Call, ident: str, name: str, given: Any, beside: list[_Call]) -> bool:

@@ -163,7 +163,15 @@ class ResponsesReader(ReplyReader):
 
     def _message_of(self, data: dict[str, Any]) -> _Item:
         """The message that a piece of text belongs to. Some gateways begin none, or end it too early."""
-        ident, index = data.get("item_id"), place_of(data.get("output_index"))
+        ident = data.get("item_id")
+        if (
+            self._items
+            and ident
+            and (last := self._items[-1]).kind == "message"
+            and last.data.get("id") == ident
+        ):
+            return last  # nearly always
+        index = place_of(data.get("output_index"))
         messages = [item for item in reversed(self._items) if item.kind == "message"]
         named = (item for item in messages if ident and item.data.get("id") == ident)
         item = next(named, None) or next((item for item in messages if item.index == index), None)
