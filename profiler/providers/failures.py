@@ -279,10 +279,23 @@ def failed(provider: str, url: Any, request_id: str | None, body: Any) -> Provid
 
 def unreadable(provider: str, url: Any, request_id: str | None, why: str, came: Any = None) -> ProviderError:
     """What came with status 200 is no reply of this API. `came`: what it was."""
-    words = f"the reply is not what this API answers with: {why}"
-    if said := words_of(came):
-        words += f"; it says: {said}"
+    words = f"the reply is not what this API answers with: {why}{_seen_of(came)}"
     return _unusable(provider, "unreadable", url, request_id, words)
+
+
+def _seen_of(came: Any) -> str:
+    """What may be shown of what is no reply. It may hold an answer all the same, which is not shown."""
+    if isinstance(came, bytes):
+        came = came[:_LONGEST_BODY].decode("utf-8", "replace")
+    if isinstance(came, str):
+        said = "" if came.lstrip("\ufeff \t\r\n")[:1] in ("{", "[", '"') else words_of(came)
+    else:
+        said = words_of(found) if (found := _found(came, 0)) else ""
+    if said:
+        return f"; it says: {said}"
+    if isinstance(came, Mapping) and came:
+        return f"; its fields are {one_line(', '.join(name[:40] for name in [*map(str, came)][:8]))}"
+    return ""
 
 
 def _unusable(provider: str, error_type: str, url: Any, request_id: str | None, why: str) -> ProviderError:

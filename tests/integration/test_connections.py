@@ -215,8 +215,7 @@ async def test_refusal_is_in_the_servers_own_words(
 
 
 NONE = "the reply is not what this API answers with: "
-HALF = b'{"msg": "cut'
-CUT = f"{NONE}not JSON: Unterminated string starting at: line 1 column 9 (char 8); it says: {HALF.decode()}"
+CUT = f"{NONE}not JSON: Unterminated string starting at: line 1 column 9 (char 8)"
 REPLIES = {
     "a page": (
         b"<html><head><title>Sign in</title></head></html>",
@@ -224,9 +223,12 @@ REPLIES = {
         f"{NONE}not JSON: Expecting value: line 1 column 1 (char 0); it says: Sign in",
     ),
     "an error of no known shape": ({"detail": "Not authenticated"}, *["Not authenticated"] * 2),
-    "an object of another kind": ({"a": 1}, *[f'{NONE}it has no WHAT; it says: {{"a": 1}}'] * 2),
+    "an answer of another API": (
+        {"model": "m", "response": "Paris is best."},
+        *[f"{NONE}it has no WHAT; its fields are model, response"] * 2,
+    ),
     "a list": ([{"msg": "busy"}], *[f"{NONE}an array where an object belongs; it says: busy"] * 2),
-    "half an object": (HALF, CUT, CUT),
+    "half an object": (b'{"msg": "cut', CUT, CUT),
     "nothing": (b" ", f"{NONE}an empty body", "the stream ended before the response did"),
 }
 """Bodies that come with status 200: what is said of them whole, and where a stream was asked for."""
