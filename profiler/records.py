@@ -262,7 +262,7 @@ class ModelCall(_Tried):
     def replied(self) -> bool:
         """A reply came, perhaps not to its end: the server may bill it."""
         return self.status == "ok" or any(
-            one.status is not None and one.status < 400 for one in self.attempts
+            one.status is not None and one.status < 300 for one in self.attempts
         )
 
     @property

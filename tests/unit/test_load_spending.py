@@ -125,12 +125,14 @@ def test_spending_counts_what_the_cache_did_and_the_replies_that_do_not_say_thei
     unsaid = ModelCall("anthropic", "m", 0, 9, output_tokens=5)
     cut = ModelCall("anthropic", "m", 0, 9, "cancelled", "cancelled", attempts=(Attempt(0, 9, 200),))
     refused = ModelCall("anthropic", "m", 0, 9, "error", "http_429", attempts=(Attempt(0, 9, 429),))
-    lost = ModelCall("anthropic", "m", 0, 9, "error", "connection", attempts=(Attempt(0, 9),))
+    lost = ModelCall(
+        "anthropic", "m", 0, 9, "error", "connection", attempts=(Attempt(0, 4, 307), Attempt(5, 9))
+    )
     rounds = tuple(RoundRecord(n, 0, 9, model) for n, model in enumerate((said, unsaid, cut, refused, lost)))
     found = spent_by(LoopRecord("r", "gathered", "anthropic", "m", 0, 9, "ok", rounds))
-    assert found == Spent(0, 5, 50_012, 14, 30_000, 20_000, 4, replies=3, unknown_replies=2)
+    assert found == Spent(0, 6, 50_012, 14, 30_000, 20_000, 4, replies=3, unknown_replies=2)
     assert found.asked == (
-        "5 requests, 50,012 tokens in (30,000 cached, 20,000 written to the cache), 14 out (4 of reasoning); "
+        "6 requests, 50,012 tokens in (30,000 cached, 20,000 written to the cache), 14 out (4 of reasoning); "
         "tokens of 2 of 3 replies are not known"
     )
 
