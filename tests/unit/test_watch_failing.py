@@ -51,7 +51,7 @@ OUTSIDE = re.compile(
             r"watch/tools:(watched_function|_code_flags|_of_kind)",
             r"watch/loop:ObservedLoop\.__\w+__",
             r"providers/attempts:(transports|with_attempts)",
-            r"loop/recorder:(Recorder\.(__init__|_all)|is_waited_for|fresh_id)",
+            r"loop/recorder:(Recorder\.(__init__|_all)|is_waited_for|fresh_id|_refuse)",
             r"loop/handover:Handover\.(__init__|__del__)",
             r"loop/lag:LagSampler\._sample",
             r"redaction:(Content\.__init__|environment_secrets|_secrets|_parts)",
