@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Callable
 from typing import Any
@@ -63,6 +64,7 @@ def stand_in_class(base: type[StandIn], kind: type, methods: dict[str, Any]) -> 
         "__slots__": (),
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
+        "__doc__": inspect.getdoc(kind) or "",  # never that of a base, which tells the user's model nothing
         "_toolloop_own": base._toolloop_own | methods.keys(),
     }
     return type(kind.__name__, (base,), body)

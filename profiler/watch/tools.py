@@ -96,7 +96,7 @@ class _Object(StandIn):
 
     __slots__ = ("_toolloop_again", "_toolloop_owner", "_toolloop_runs")
 
-    _toolloop_own = frozenset({"__deepcopy__", "__toolloop_profiler__", "__wrapped__"})
+    _toolloop_own = frozenset({"__deepcopy__", "__toolloop_profiler__"})
 
     def __init__(self, value: Any, runs: Callable[..., Any], owner: object, again: Again) -> None:
         super().__init__(value)
@@ -107,6 +107,8 @@ class _Object(StandIn):
     def __getattribute__(self, name: str) -> Any:
         if name == "__call__":  # asked for by frameworks, which look whether it is async
             return self._toolloop_again(self._toolloop_value.__call__)
+        if name == "__wrapped__":  # no property, which frameworks would find on the class
+            return self._toolloop_value
         if name == "__class__" and issubclass(type(self._toolloop_value), type):
             return type(self)  # what says that it is a class has to be one, for `issubclass`
         try:
@@ -121,10 +123,6 @@ class _Object(StandIn):
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._toolloop_runs(*args, **kwargs)
-
-    @property
-    def __wrapped__(self) -> Any:
-        return self._toolloop_value
 
     @property
     def __toolloop_profiler__(self) -> object:
@@ -169,10 +167,22 @@ def _object_class(kind: type) -> Any:
     methods: dict[str, Any]
     methods = {name: own for name, own in _OWN_METHODS.items() if callable(getattr(kind, name, None))}
     call = inspect.getattr_static(kind, "__call__", None)
-    if isinstance(call, types.FunctionType):  # of which the stand-in's has the signature, and is of its kind
-        of_kind = _of_kind(cast(types.FunctionType, _Object.__call__), call.__code__.co_flags & _KINDS)
-        methods["__call__"] = functools.wraps(call)(of_kind)
+    if type(call) is types.FunctionType:
+        methods["__call__"] = _calling_as(call)
     return stand_in_class(_Object, kind, methods)
+
+
+def _calling_as(call: types.FunctionType) -> Any:
+    """`__call__` of a stand-in, of which `inspect` and `typing` say what they say of that of the class."""
+    of_kind = _of_kind(cast(types.FunctionType, _Object.__call__), call.__code__.co_flags & _KINDS)
+    # `get_type_hints` looks names up in its globals.
+    made: Any = functools.update_wrapper(types.FunctionType(of_kind.__code__, call.__globals__), call)
+    # Frameworks refuse methods that are wrapped. One of a `functools.partialmethod` has the signature of
+    # another function, too: by the first of these names, and since Python 3.13 by the second.
+    del made.__wrapped__
+    made.__dict__.update(call.__dict__)
+    made._partialmethod = made.__partialmethod__ = functools.partialmethod(call)
+    return made
 
 
 def _named(function: Any) -> Any:

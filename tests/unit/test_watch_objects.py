@@ -9,14 +9,16 @@ import inspect
 import pickle
 import typing
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from unittest.mock import MagicMock
 
 import pytest
+from pydantic import BaseModel
 
 from profiler import ToolLoop
 from profiler.loop.model import CallRequest
-from profiler.loop.tools import is_async
+from profiler.loop.tools import is_async, tool
 from profiler.testing import ScriptedModel, call, run_virtual
 from profiler.watch.profiler import Profiler
 
@@ -69,6 +71,10 @@ class Streaming:
 
 def pair(*given):
     return given
+
+
+def pair_of_names(one: str, other: str = "") -> tuple[str, str]:
+    return one, other
 
 
 async def async_pair(*given):
@@ -166,16 +172,16 @@ def test_every_way_to_get_at_it_is_watched_under_its_name_and_found_by_its_argum
         "descriptor": lambda: find(Descriptor()),
         "partial": lambda: find(functools.partial(Agent.of_class)),
     }
-    tool = functions[kind]()
+    watched = functions[kind]()
     name = "find"
     if rewrapped:
-        tool, name = prof.tool(tool, name="other"), "other"
+        watched, name = prof.tool(watched, name="other"), "other"
     with prof.loop() as loop:
         round_ = loop.begin_round("openai", "m")
         for id_, query in (("a", "x"), ("b", "y")):
             round_.unclaimed.append((CallRequest(id_, name, f'{{"query": "{query}"}}'), loop.clock()))
-        tool("y")
-        tool("x")
+        watched("y")
+        watched("x")
     found = [(one.id, one.name, one.status) for one in records[0].tool_calls]
     if kind == "descriptor":  # its signature names no argument
         assert [one[1:] for one in found] == [(name, "ok")] * 2
@@ -270,6 +276,24 @@ def test_it_shows_what_the_object_shows():
     # Frameworks name a tool so, and an object has none of its own.
     assert (watched.__name__, Profiler([]).tool(functools.partial(pair)).__name__) == ("Search", "pair")
     assert watched.__wrapped__ is SEARCH
+    assert inspect.getdoc(type(watched)) == "Searches."
+    assert not inspect.getdoc(type(Profiler([]).tool(AsyncSearch())))
+
+
+def test_it_passes_for_a_plain_object_with_a_plain_method():
+    """As frameworks look at it that refuse what is wrapped, or that read the class alone."""
+    watched = Profiler([]).tool(SEARCH)
+    owner = next(one for one in type(watched).__mro__ if "__call__" in vars(one))
+    method = vars(owner)["__call__"]
+    assert inspect.isfunction(method)
+    missing = object()
+    for one in (watched, method):
+        assert inspect.getattr_static(one, "__wrapped__", missing) is missing
+        assert inspect.getattr_static(one, "__signature__", missing) is missing
+    assert inspect.signature(method) == inspect.signature(Search.__call__)
+    assert inspect.signature(method.__get__(watched)) == inspect.signature(SEARCH.__call__)
+    assert method.__globals__ is globals()
+    assert (inspect.isroutine(watched), inspect.isclass(watched)) == (False, False)
 
 
 def shown(function):
@@ -295,6 +319,23 @@ def test_it_says_as_the_original_whether_it_is_async(function, asynchronous):
     watched = Profiler([]).tool(function)
     assert shown(watched) == shown(function)
     assert any(shown(watched)) is asynchronous
+
+
+def test_the_schema_of_a_watched_object_is_that_of_the_object():
+    class Place(BaseModel):
+        name: str
+
+    class Local(Search):
+        def __call__(
+            self, place: Place, parts: Sequence[int] = ()
+        ) -> str:  # of this function, and of the module
+            return place.name
+
+    prof = Profiler([])
+    for function in (Local(), Search().with_query, functools.lru_cache(pair_of_names)):
+        bare, watched = tool(name="x")(function), tool(name="x")(prof.tool(function))
+        assert watched.parameters == bare.parameters
+        assert list(watched.parameters["properties"]) == list(inspect.signature(function).parameters)
 
 
 def test_dunder_call_is_watched():
