@@ -97,7 +97,8 @@ def _begun(value: Any) -> bool:
     if issubclass(kind, types.CoroutineType):
         return inspect.getcoroutinestate(value) != inspect.CORO_CREATED
     if issubclass(kind, types.AsyncGeneratorType):
-        # `inspect.getasyncgenstate` is of Python 3.12.
+        if sys.version_info >= (3, 12):
+            return inspect.getasyncgenstate(value) != inspect.AGEN_CREATED
         return (
             value.ag_running or value.ag_frame is None or value.ag_frame.f_lasti > _created_at(value.ag_code)
         )
