@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import itertools
 import logging
 import os
@@ -19,10 +20,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from types import CoroutineType
+from typing import Any, TypeVar, cast
 
+from profiler.errors import UsageError
 from profiler.loop.handover import Handover
 from profiler.loop.lag import LagSampler, StopSampler, lag_sampler, stop_sampler
+from profiler.loop.tools import is_async
 from profiler.records import Clock, LoopRecord
 from profiler.redaction import describe
 
@@ -81,6 +85,27 @@ def is_waited_for(sink: Any) -> bool:
     return (type(getattr(sink, "__self__", None)), getattr(sink, "__name__", "")) in _QUICK
 
 
+def _refuse(sink: Any) -> None:
+    """Raises `UsageError` for what would lose every record: calling it runs none of its code."""
+    if not callable(sink):
+        raise UsageError(f"a sink is called with each record, and cannot be a {type(sink).__name__}")
+    called = sink
+    while isinstance(called, partial):
+        called = called.func
+    if isinstance(called, type):  # calling it makes an object of it, whatever its `__call__` is
+        return
+    for one in (called, called.__call__):
+        if is_async(one) or inspect.isasyncgenfunction(one) or inspect.isgeneratorfunction(one):
+            raise UsageError(
+                f"sink {_name_of(sink)} is an async function or a generator, which nothing would await or "
+                "read: a sink is a plain function of one record"
+            )
+
+
+def _name_of(sink: Any) -> str:
+    return str(getattr(sink, "__name__", type(sink).__name__))
+
+
 class Recorder:
     """The clock and the sinks of a `ToolLoop` or `Profiler`. `dropped` counts records that a sink lost.
 
@@ -89,13 +114,16 @@ class Recorder:
     10,000 records may wait for them, and more are dropped. For these `emit` waits only if they are quick
     (`profiler.loop.handover`); `flush` waits for them in any case.
 
-    Event-loop lag is sampled only on the real clock: a virtual one has none.
+    Event-loop lag is sampled only on the real clock: a virtual one has none. Raises `UsageError` for sinks
+    that are async or generators; a record for which a sink returns a coroutine all the same counts as lost.
     """
 
     def __init__(self, sinks: Sequence[Sink] = (), clock: Clock = time.monotonic_ns) -> None:
         self.clock = clock
         self.dropped = 0
         self._sinks = tuple(sinks)
+        for sink in self._sinks:
+            _refuse(sink)
         self._here = [sink for sink in self._sinks if is_waited_for(sink)]
         self._elsewhere = [sink for sink in self._sinks if not is_waited_for(sink)]
         self._handover = Handover() if self._elsewhere else None
@@ -172,7 +200,7 @@ class Recorder:
         failed = False
         for sink in self._elsewhere:
             try:
-                sink(record)
+                _call(sink, record)
             except BaseException as error:
                 failed = True
                 self._lost(sink, error)
@@ -180,13 +208,13 @@ class Recorder:
 
     def _deliver(self, sink: Sink, record: LoopRecord) -> None:
         try:
-            sink(record)
+            _call(sink, record)
         except Exception as error:
             self._lost(sink, error)
 
     def _lost(self, sink: Sink, error: BaseException | None = None) -> None:
         self.dropped += 1
-        name = str(getattr(sink, "__name__", type(sink).__name__))
+        name = _name_of(sink)
         _count(self._drop_counters, name)
         if self.dropped == 1:
             # Not its traceback, which would take longer to write than a sink is waited for.
@@ -194,6 +222,15 @@ class Recorder:
                 f"failed on a record ({describe(error)})" if error is not None else "is too slow: one is lost"
             )
             _log.error("a sink %s; later failures are only counted: %s", why, name)
+
+
+def _call(sink: Sink, record: LoopRecord) -> None:
+    """As a lambda may, a plain function may return a coroutine of an async one: then nothing has run."""
+    returned = cast(Callable[[LoopRecord], object], sink)(record)
+    if type(returned) is CoroutineType:
+        with contextlib.suppress(Exception):
+            returned.close()
+        raise TypeError("it returned a coroutine, which nothing awaits")
 
 
 def _count(counters: Iterable[Callable[..., Any]], *args: Any) -> None:

@@ -24,7 +24,7 @@ from contextvars import ContextVar, Token
 from dataclasses import replace
 from functools import partial
 from inspect import Signature
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -52,7 +52,7 @@ from profiler.watch.loop import Match, ObservedLoop
 from profiler.watch.requests import WatchedRequest, body_of, is_retry
 from profiler.watch.rounds import ObservedCall, ObservedRound
 from profiler.watch.runs import ToolRun, Watching
-from profiler.watch.tools import watched_function
+from profiler.watch.tools import watched
 
 if TYPE_CHECKING:
     from profiler.exporters.prometheus import PrometheusSink
@@ -148,11 +148,20 @@ class Profiler:
         return client
 
     def tool(self, function: T, *, name: str | None = None) -> T:
-        """Watch the calls of a function, a method or a `Tool`, sync or async, generators included.
+        """Watch the calls of a function, a method, a callable object or a `Tool`; of generators, too.
 
-        Returns one with the same signature, docstring and behaviour. A call ends when what it returns has
-        ended (`profiler.watch.returned`). `name` is the one under which the model knows the tool, where that
-        is not the function's own.
+        Returns one with the same signature, docstring and behaviour: an attribute of a class is bound to its
+        objects just if it would be unwatched. In place of an object, a partial or a cache comes another one
+        that has its class (for `isinstance`), attributes, `==` and `hash`, and no state of its own: what is
+        set on one is set on both. In place of a class comes what makes its objects, and is no class.
+
+        Copies of a watched object are watched. A pickle of one, and a pickle or `copy.copy` of a method, give
+        the unwatched one; watched classes, caches and functions of C cannot be pickled. Not watched are the
+        calls that an object makes of itself, and other methods of it that run it.
+
+        A call ends when what it returns has ended (`profiler.watch.returned`). `name` is the one under which
+        the model knows the tool, where that is not the function's own. Raises `UsageError` for what cannot be
+        called.
         """
         if isinstance(function, Tool):
             return cast(T, function.replaced(self.tool(function.function, name=name or function.name)))
@@ -163,11 +172,10 @@ class Profiler:
         if getattr(function, "__toolloop_profiler__", None) is self:
             if name is None:
                 return function
-            function = function.__wrapped__  # type: ignore[attr-defined]
-        begin = partial(self._begin, name or _name_of(function), _signature_of(function))
-        wrapped = watched_function(function, begin, self._watching)
-        wrapped.__toolloop_profiler__ = self
-        return cast(T, wrapped)
+            function = _unwatched_of(function)
+        name = name or _name_of(function)
+        begin = partial(self._begin, name, _signature_of(function))
+        return cast(T, watched(function, begin, self._watching, self, partial(self.tool, name=name)))
 
     def _begin(
         self, name: str, signature: Signature | None, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -367,6 +375,14 @@ def _as_good(fit: Fit, best: Fit) -> bool:
 def _unwatched(name: str) -> ObservedCall:
     """The call of a run that belongs to no loop."""
     return ObservedCall(CallRequest("", name, ""), 0, 0)
+
+
+def _unwatched_of(watched: Any) -> Any:
+    """What a watched function, method or object was made of."""
+    if type(watched) is MethodType:
+        function: Any = watched.__func__
+        return MethodType(function.__wrapped__, watched.__self__)
+    return watched.__wrapped__
 
 
 def _name_of(function: Any) -> str:

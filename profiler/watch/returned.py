@@ -21,6 +21,7 @@ from typing import Any
 
 from profiler.loop.eventloop import TimedCoroutine
 from profiler.watch.runs import ToolRun
+from profiler.watch.standin import StandIn, stand_in_class
 
 _VALUES = frozenset((str, dict, list, int, float, bool, tuple, bytes, type(None)))
 """Types of nearly all results, which need no second look."""
@@ -96,7 +97,8 @@ def _begun(value: Any) -> bool:
     if issubclass(kind, types.CoroutineType):
         return inspect.getcoroutinestate(value) != inspect.CORO_CREATED
     if issubclass(kind, types.AsyncGeneratorType):
-        # `inspect.getasyncgenstate` is of Python 3.12.
+        if sys.version_info >= (3, 12):
+            return inspect.getasyncgenstate(value) != inspect.AGEN_CREATED
         return (
             value.ag_running or value.ag_frame is None or value.ag_frame.f_lasti > _created_at(value.ag_code)
         )
@@ -235,33 +237,22 @@ async def _streamed(run: ToolRun, generator: AsyncGenerator[Any, Any]) -> AsyncG
             steps.throw(error)
 
 
-class _StandIn:
+class _Awaitable(StandIn):
     """Stands for an awaitable object that is none of Python's own.
 
     Watched the first time it is awaited or, as an HTTP client's request can be, entered; then the call ends
     when it is left.
     """
 
-    __slots__ = ("__weakref__", "_toolloop_entered", "_toolloop_run", "_toolloop_steps", "_toolloop_value")
+    __slots__ = ("_toolloop_entered", "_toolloop_run", "_toolloop_steps")
+
+    _toolloop_own = frozenset({"__await__"})
 
     def __init__(self, run: ToolRun, value: Awaitable[Any]) -> None:
+        super().__init__(value)
         object.__setattr__(self, "_toolloop_run", run)
-        object.__setattr__(self, "_toolloop_value", value)
         object.__setattr__(self, "_toolloop_entered", False)
         object.__setattr__(self, "_toolloop_steps", None)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        return type(self._toolloop_value)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._toolloop_value, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._toolloop_value, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(self._toolloop_value, name)
 
     def __await__(self) -> Generator[Any, Any, Any]:
         run, value = self._toolloop_run, self._toolloop_value
@@ -327,31 +318,12 @@ def _close(stand_in: Any) -> None:
     (stand_in._toolloop_steps or stand_in._toolloop_value).close()
 
 
-_FORWARDED = (
-    *("repr", "str", "format", "hash", "call", "dir", "reduce", "reduce_ex", "or", "ror"),
-    *("eq", "ne", "lt", "le", "gt", "ge"),
-)
-_OWN = frozenset(
-    {*dir(type), *dir(_StandIn), "__del__", "__weakref__", "__class_getitem__", "__set_name__"}
-    - {f"__{name}__" for name in _FORWARDED}
-)
-"""Special methods that a stand-in has of itself, or should not have."""
-
-
 @functools.lru_cache(maxsize=256)
-def _stand_in(kind: type) -> type[_StandIn]:
-    """The stand-in for objects of a class, with the special methods of that class."""
-
-    def forwarded(name: str) -> Callable[..., Any]:
-        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return getattr(self._toolloop_value, name)(*args, **kwargs)
-
-        return method
-
-    special = [n for n in dir(kind) if n.startswith("__") and n.endswith("__") and n not in _OWN]
-    methods: dict[str, Any] = {n: forwarded(n) for n in special if callable(getattr(kind, n, None))}
-    if "__aenter__" in methods:
+def _stand_in(kind: type) -> Any:
+    """The class of stand-ins for awaitable objects of this class."""
+    methods: dict[str, Any] = {}
+    if callable(getattr(kind, "__aenter__", None)):
         methods.update(__aenter__=_enter, __aexit__=_exit)
     if issubclass(kind, Coroutine):
         methods.update(send=_send, throw=_throw, close=_close)
-    return type(kind.__name__, (_StandIn,), {"__slots__": (), **methods})
+    return stand_in_class(_Awaitable, kind, methods)

@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import functools
 import inspect
 import types
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from typing import Any
+from typing import Any, cast
 
 from profiler.loop.eventloop import TimedCoroutine
 from profiler.watch.returned import Steps, Unawaited, followed, iterated, under_its_name
 from profiler.watch.runs import ToolRun, Watching
+from profiler.watch.standin import StandIn, stand_in_class
 
 Begin = Callable[[tuple[Any, ...], dict[str, Any]], "ToolRun"]
 """A watched tool is called with these positional and keyword arguments. Does not raise."""
 
 
-def watched_function(function: Any, begin: Begin, watching: Watching) -> Any:
-    """The function, or callable object, with its runs watched. It is of the same kind of function."""
+Again = Callable[[Any], Any]
+"""Watches another callable as the same tool."""
+
+
+def watched(function: Any, begin: Begin, watching: Watching, owner: object, again: Again) -> Any:
+    """The function, method or callable object with its runs watched, and marked as those of `owner`.
+
+    It is of the same kind; as an attribute of a class, too, which binds it just if it binds the original.
+    """
+    kind = type(function)
+    if kind is types.FunctionType:
+        return _marked(function, begin, watching, owner)
+    if kind is types.MethodType:
+        # What a method is called with first is its object, which is no argument of the tool.
+        inner = _marked(function.__func__, lambda args, kwargs: begin(args[1:], kwargs), watching, owner)
+        return types.MethodType(inner, function.__self__)
+    # Whatever the metaclass does when it is looked at.
+    found = watching.boundary.call("tool", _object_class, kind)  # type: ignore[arg-type]
+    return (found or _Object)(function, _runs(function, begin, watching), owner, again)
+
+
+def _marked(function: Any, begin: Begin, watching: Watching, owner: object) -> Any:
+    made: Any = _runs(function, begin, watching)
+    named = _named(function)
+    made.__name__, made.__qualname__ = named.__name__, getattr(named, "__qualname__", named.__name__)
+    made = functools.wraps(function)(made)
+    if not hasattr(function, "__annotations__"):  # not those of the wrapper
+        made.__annotations__ = {}
+    made.__toolloop_profiler__ = owner
+    return made
+
+
+def _runs(function: Any, begin: Begin, watching: Watching) -> Any:
+    """A function that runs this one, of the same kind of function, with its runs watched."""
     wrapped: Any
     flags = _code_flags(function)
     # Also of an async function and of a generator is the call itself passed on at once: Python binds its
@@ -55,24 +88,108 @@ def watched_function(function: Any, begin: Begin, watching: Watching) -> Any:
                 run.call.sync = given is value and not run.follows
                 return given
 
-    named = function
-    while isinstance(named, functools.partial):
-        named = named.func
-    if not hasattr(named, "__name__"):
-        named = type(named)
-    wrapped.__name__, wrapped.__qualname__ = named.__name__, getattr(named, "__qualname__", named.__name__)
-    wrapped = functools.wraps(function)(wrapped)
-    if not hasattr(function, "__annotations__"):  # not those of `wrapped` above
-        wrapped.__annotations__ = {}
-    if not isinstance(function, types.FunctionType | types.MethodType | type):
-        # Methods of a callable object or a cache. Looked up on its class: a property may do anything.
-        kind = type(function)
-        with contextlib.suppress(Exception):  # a metaclass may do anything, too
-            for name in dir(kind):
-                method = inspect.getattr_static(kind, name, None)
-                if not name.startswith("_") and isinstance(method, _METHODS) and not hasattr(wrapped, name):
-                    setattr(wrapped, name, getattr(function, name))
     return wrapped
+
+
+class _Object(StandIn):
+    """Stands for a callable object, calls of which are watched."""
+
+    __slots__ = ("_toolloop_again", "_toolloop_owner", "_toolloop_runs")
+
+    _toolloop_own = frozenset({"__deepcopy__", "__toolloop_profiler__"})
+
+    def __init__(self, value: Any, runs: Callable[..., Any], owner: object, again: Again) -> None:
+        super().__init__(value)
+        object.__setattr__(self, "_toolloop_runs", runs)
+        object.__setattr__(self, "_toolloop_owner", owner)
+        object.__setattr__(self, "_toolloop_again", again)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__call__":  # asked for by frameworks, which look whether it is async
+            return self._toolloop_again(self._toolloop_value.__call__)
+        if name == "__wrapped__":  # no property, which frameworks would find on the class
+            return self._toolloop_value
+        if name == "__class__" and issubclass(type(self._toolloop_value), type):
+            return type(self)  # what says that it is a class has to be one, for `issubclass`
+        try:
+            return super().__getattribute__(name)
+        except AttributeError:
+            # Frameworks name tools by these, which partials and objects lack.
+            if name in ("__name__", "__qualname__"):
+                return getattr(_named(self._toolloop_value), name)
+            if name == "__annotations__":
+                return {}
+            raise
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self._toolloop_runs(*args, **kwargs)
+
+    @property
+    def __toolloop_profiler__(self) -> object:
+        return self._toolloop_owner
+
+    def __copy__(self) -> Any:
+        return self._toolloop_again(copy.copy(self._toolloop_value))
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self._toolloop_again(copy.deepcopy(self._toolloop_value, memo))
+
+
+def _bound(stand_in: Any, instance: Any, owner: Any = None) -> Any:
+    """`__get__` of a stand-in for an object that has it: what that comes to is watched as well."""
+    value = stand_in._toolloop_value
+    bound = value.__get__(instance, owner)
+    if bound is value:
+        return stand_in
+    if type(bound) is types.MethodType and bound.__func__ is value:
+        return types.MethodType(stand_in, bound.__self__)
+    return stand_in._toolloop_again(bound) if callable(bound) else bound
+
+
+def _named_in(stand_in: Any, owner: Any, name: str) -> None:
+    """`__set_name__` of a stand-in for an object that has it."""
+    stand_in._toolloop_value.__set_name__(owner, name)
+
+
+async def _entered(stand_in: Any) -> Any:
+    """`__aenter__` of a stand-in: an object that gives itself is still watched inside."""
+    value = stand_in._toolloop_value
+    entered = await value.__aenter__()
+    return stand_in if entered is value else entered
+
+
+_OWN_METHODS = {"__get__": _bound, "__set_name__": _named_in, "__aenter__": _entered}
+
+
+@functools.lru_cache(maxsize=256)
+def _object_class(kind: type) -> Any:
+    """The class of stand-ins for callable objects of this class."""
+    methods: dict[str, Any]
+    methods = {name: own for name, own in _OWN_METHODS.items() if callable(getattr(kind, name, None))}
+    call = inspect.getattr_static(kind, "__call__", None)
+    if type(call) is types.FunctionType:
+        methods["__call__"] = _calling_as(call)
+    return stand_in_class(_Object, kind, methods)
+
+
+def _calling_as(call: types.FunctionType) -> Any:
+    """`__call__` of a stand-in, of which `inspect` and `typing` say what they say of that of the class."""
+    of_kind = _of_kind(cast(types.FunctionType, _Object.__call__), call.__code__.co_flags & _KINDS)
+    # `get_type_hints` looks names up in its globals.
+    made: Any = functools.update_wrapper(types.FunctionType(of_kind.__code__, call.__globals__), call)
+    # Frameworks refuse methods that are wrapped. One of a `functools.partialmethod` has the signature of
+    # another function, too: by the first of these names, and since Python 3.13 by the second.
+    del made.__wrapped__
+    made.__dict__.update(call.__dict__)
+    made._partialmethod = made.__partialmethod__ = functools.partialmethod(call)
+    return made
+
+
+def _named(function: Any) -> Any:
+    """What has the name of a callable that may have none."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if hasattr(function, "__name__") else type(function)
 
 
 def _made(function: Any, begin: Begin, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -143,13 +260,10 @@ async def _awaited(value: Any) -> Any:
     return await value
 
 
-_METHODS = (
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodDescriptorType,
-    staticmethod,
-    classmethod,
+_KINDS = (
+    inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 )
+"""The flags that tell which kind of function one is."""
 
 
 def _code_flags(function: Any) -> int:

@@ -26,6 +26,7 @@ from tests.integration.framework_agents import (
     QUESTION,
     Tools,
     langgraph,
+    need,
     openai_agents,
     pydantic_ai,
 )
@@ -157,6 +158,38 @@ async def test_openai_agents_profiled(emulator: EmulatorProcess, api: str) -> No
         tools = [prof.tool(tool) for tool in Tools(emulator.url).all()]
         answer = await openai_agents(prof.instrument(client), api, tools, stream=True)
     check_profile(emulator, records, answer)
+
+
+class Search:
+    """Searches."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def __call__(self, query: str, limit: int = 3) -> str:
+        """Search for it."""
+        self.asked.append(query)
+        return f"{query}, {limit}"
+
+
+async def test_a_callable_object_is_a_tool_of_openai_agents_watched_or_not() -> None:
+    agents = need("agents")
+    search = Search()
+    watched = Profiler(sinks=[]).tool(search)
+    tools = [agents.function_tool(one, name_override="search") for one in (search, watched)]
+    bare, mine = ((tool.description, tool.params_json_schema) for tool in tools)
+    assert mine == bare
+    assert list(mine[1]["properties"]) == ["query", "limit"]
+    results = [await agents_call(tool, '{"query": "q", "limit": 2}') for tool in tools]
+    assert results == ["q, 2", "q, 2"]
+    assert search.asked == watched.asked == ["q", "q"]
+
+
+async def agents_call(tool: Any, arguments: str) -> Any:
+    from agents.tool_context import ToolContext
+
+    context = ToolContext(context=None, tool_name=tool.name, tool_call_id="c", tool_arguments=arguments)
+    return await tool.on_invoke_tool(context, arguments)
 
 
 @pytest.mark.parametrize("api", ["chat", "responses", "messages"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextvars
+import functools
+import gc
 import os
 import queue
 import subprocess
@@ -13,12 +15,16 @@ import threading
 
 import pytest
 
+from profiler import ToolLoop
+from profiler.errors import UsageError
 from profiler.exporters.prometheus import PrometheusSink
 from profiler.loop import handover
 from profiler.loop.boundary import Boundary, within
 from profiler.loop.handover import Handover
 from profiler.loop.recorder import LiveCalls, Recorder, is_waited_for, waited_for
 from profiler.records import LoopRecord
+from profiler.testing import ScriptedModel
+from profiler.watch.profiler import Profiler
 
 
 def record(number: int = 0) -> LoopRecord:
@@ -276,3 +282,94 @@ def test_who_is_told_of_failures_may_fail():
         raise RuntimeError
 
     assert Boundary(fails).call("tool", int, "x") is None
+
+
+async def async_sink(one):
+    raise AssertionError("runs only if it is awaited")
+
+
+def generator_sink(one):
+    yield one
+
+
+async def async_generator_sink(one):
+    yield one
+
+
+class AsyncCalled:
+    async def __call__(self, one):
+        raise AssertionError("runs only if it is awaited")
+
+    async def write(self, one):
+        raise AssertionError("runs only if it is awaited")
+
+
+class GeneratorCalled:
+    def __call__(self, one):
+        yield one
+
+
+@pytest.mark.parametrize(
+    ("sink", "name"),
+    [
+        (async_sink, "async_sink"),
+        (functools.partial(async_sink), "partial"),
+        (AsyncCalled(), "AsyncCalled"),
+        (functools.partial(AsyncCalled()), "partial"),
+        (AsyncCalled().write, "write"),
+        (waited_for(AsyncCalled()), "AsyncCalled"),
+        (generator_sink, "generator_sink"),
+        (async_generator_sink, "async_generator_sink"),
+        (GeneratorCalled(), "GeneratorCalled"),
+    ],
+)
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda sink: Recorder([print, sink]),
+        lambda sink: Profiler(sinks=[sink]),
+        lambda sink: ToolLoop(ScriptedModel(["done"]), sinks=[sink]),
+    ],
+)
+def test_a_sink_of_which_nothing_would_run_is_refused_where_it_is_given(sink, name, given):
+    with pytest.raises(UsageError) as raised:
+        given(sink)
+    assert str(raised.value) == (
+        f"sink {name} is an async function or a generator, which nothing would await or read: "
+        "a sink is a plain function of one record"
+    )
+
+
+def test_a_sink_that_cannot_be_called_is_refused_where_it_is_given():
+    with pytest.raises(UsageError, match=r"^a sink is called with each record, and cannot be a list$"):
+        Profiler(sinks=[[]])
+
+
+def test_a_class_is_a_sink_whatever_its_objects_do_when_they_are_called():
+    made = []
+
+    class Kept(AsyncCalled):
+        def __init__(self, one):
+            made.append(one)
+
+    one = record()
+    recorder = patient(Kept)
+    recorder.emit(one)
+    assert made == [one]
+    assert recorder.dropped == 0
+
+
+@pytest.mark.parametrize("mark", [lambda sink: sink, waited_for])
+def test_a_record_is_lost_when_its_sink_returns_a_coroutine(mark, caplog):
+    """Which cannot be seen before; and Python does not warn of it in addition."""
+
+    def sink(one):
+        return async_sink(one)
+
+    recorder = patient(mark(sink))
+    recorder.emit(record())
+    recorder.emit(record())
+    gc.collect()
+    assert recorder.dropped == 2
+    (line,) = caplog.messages
+    assert "a sink failed on a record (TypeError: it returned a coroutine, which nothing awaits)" in line

@@ -38,20 +38,22 @@ OUTSIDE = re.compile(
     "|".join(
         (
             # Around a tool, and in place of what it returned.
-            r"watch/tools:(watched_function\.<locals>\.wrapped|_made|_\w+ing|_coroutine|_awaited)",
+            r"watch/tools:(_runs\.<locals>\.wrapped|watched\.<locals>.*|_made|_\w+ing|_coroutine|_awaited)",
+            r"watch/tools:(_Object\..*|_bound|_named_in|_entered)",
+            r"watch/standin:(StandIn\..*|_method|_forwarded\.<locals>.*)",
             r"watch/returned:(followed|iterated|_awaited|_awaitable_steps|_streamed|Steps\..*|Unawaited\..*|under_its_name)",
-            r"watch/returned:(_StandIn\..*|_await|_enter|_exit|_send|_throw|_close|_stand_in\.<locals>.*)",
+            r"watch/returned:(_Awaitable\..*|_await|_enter|_exit|_send|_throw|_close)",
             r"watch/runs:ToolRun\.(__enter__|__exit__|boundary)",
             # Around a request and its response; `_Observing` is the boundary.
             r"providers/attempts:(_Observing|_Observed|Async\w+|ObservedTransport|_Tee|Tee|_both)\..*",
             r"providers/attempts:.*<locals>\.(traced|TracedRequest\.send)|providers/attempts:_(Async)?Trace\..*",
             # What is called before anything runs, and to open and leave a loop.
             r"watch/profiler:Profiler\.(__init__|loop|instrument|uninstrument|tool|_begin|failures)",
-            r"watch/profiler:(LoopContext\.__\w+__|_name_of|_signature_of|_http_client|_owner)",
-            r"watch/tools:(watched_function|_code_flags|_of_kind)",
+            r"watch/profiler:(LoopContext\.__\w+__|_unwatched_of|_name_of|_signature_of|_http_client|_owner)",
+            r"watch/tools:(watched|_marked|_runs|_named|_code_flags|_of_kind)",
             r"watch/loop:ObservedLoop\.__\w+__",
             r"providers/attempts:(transports|with_attempts)",
-            r"loop/recorder:(Recorder\.(__init__|_all)|is_waited_for|fresh_id)",
+            r"loop/recorder:(Recorder\.(__init__|_all)|is_waited_for|fresh_id|_refuse)",
             r"loop/handover:Handover\.(__init__|__del__)",
             r"loop/lag:LagSampler\._sample",
             r"redaction:(Content\.__init__|environment_secrets|_secrets|_parts)",
