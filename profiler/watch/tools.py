@@ -17,7 +17,6 @@ from profiler.watch.standin import StandIn, stand_in_class
 Begin = Callable[[tuple[Any, ...], dict[str, Any]], "ToolRun"]
 """A watched tool is called with these positional and keyword arguments. Does not raise."""
 
-
 Again = Callable[[Any], Any]
 """Watches another callable as the same tool."""
 
