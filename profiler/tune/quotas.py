@@ -213,9 +213,10 @@ def advise(quota: KnownQuota, taken: Demand) -> RateAdvice | None:
             requests.append(a_minute)
         elif (all_tokens := taken.of("tokens")) and (of_these := taken.of(limit.resource)):
             # Our limiter knows one kind of tokens: limits of input and output are scaled by their share.
-            tokens.append(a_minute * all_tokens / of_these)
+            tokens.append(a_minute * (all_tokens / of_these))
     specs = [f"rate:{f'{min(requests):.9f}'.rstrip('0').rstrip('.')}/min"] if requests else []
-    specs += [f"tokens:{max(1, int(min(tokens)))}/min"] if tokens else []
+    # A whole number that came out of floats a little too low is that number.
+    specs += [f"tokens:{max(1, int(min(tokens) * (1 + 1e-12)))}/min"] if tokens else []
     return RateAdvice(
         quota=quota,
         loops_per_second=rate,

@@ -15,6 +15,19 @@ from tests.unit.tune_data import loop
 S = 1_000_000_000
 
 
+def test_advised_tokens_are_the_limit_itself_whatever_a_loop_takes() -> None:
+    """Its average is any fraction, and 3,600,000 × (23 / 7) / (23 / 7) is 3,599,999.9999999995."""
+    for n in range(2, 400):
+        for share in (1, n - 1):
+            taken = Demand(2.0, (n - share) / 7, share / 7, {}, {})
+            advice = advise(parse_quota("openai:tpm=3600000"), taken)
+            assert advice is not None
+            assert advice.limits == "tokens:3600000/min"
+    half = advise(parse_quota("anthropic:otpm=6000"), Demand(2.0, 23 / 7, 23 / 7, {}, {}))
+    assert half is not None
+    assert half.limits == "tokens:12000/min"
+
+
 def test_quota_by_hand():
     assert parse_quota("openai:rpm=500,tpm=30000,rpd=10000") == KnownQuota(
         "openai",
