@@ -34,7 +34,7 @@ _READ_HEADERS = frozenset((*_REQUEST_ID, "retry-after", "retry-after-ms", "date"
 
 
 _boundary = Boundary()
-"""Of attempts for which no other one is given."""
+"""The boundary of attempts for which no other one is given."""
 
 
 def observe_attempts(http_client: Any) -> None:
@@ -124,7 +124,7 @@ class _OpenAttempt:
         self.headers = response.headers.raw
 
     def unreadable(self) -> None:
-        """Of an attempt nothing is read but its headers."""
+        """Nothing of an attempt is read but its headers."""
 
     def end(self, error: BaseException | None = None) -> None:
         probe, self._probe = self._probe, None

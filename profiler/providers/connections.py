@@ -91,17 +91,17 @@ def transport_words(
 
 
 def _unreadable_answer(error: BaseException | None) -> str | None:
-    """What is wrong with an answer that is no HTTP. aiohttp says 400 with it, which nobody sent."""
+    """Why an answer that is no HTTP cannot be read. (aiohttp adds a status of 400, which nobody sent.)"""
     for link in _links(error):
         module = type(link).__module__
         if module.startswith("aiohttp.") and type(link).__name__ == "ClientResponseError":
-            return one_line(str(getattr(link, "message", "")))[:300]
+            return plain_words(str(getattr(link, "message", "")))[:300]
         if isinstance(link, httpx2.RemoteProtocolError):
-            return one_line(str(link))[:300]
+            return plain_words(str(link))[:300]
     return None
 
 
-def one_line(text: str) -> str:
+def plain_words(text: str) -> str:
     """A text of somebody else's as it may be printed: no line breaks, and nothing that steers a terminal."""
     return " ".join("".join(one if one.isprintable() else " " for one in text).split())
 
@@ -109,7 +109,7 @@ def one_line(text: str) -> str:
 def _said(error: BaseException | None) -> str:
     """The innermost words of an error and of those it was raised from."""
     for link in reversed(list(_links(error))):
-        said = one_line(getattr(link, "strerror", None) or str(link))
+        said = plain_words(getattr(link, "strerror", None) or str(link))
         if said:
             return said[:300]
     return type(error).__name__

@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 
 from profiler.errors import ProviderError
-from profiler.providers.connections import one_line, transport_error_type, transport_words
+from profiler.providers.connections import plain_words, transport_error_type, transport_words
 from profiler.providers.endpoint import KEY_HEADERS, KEY_VARIABLES, LOOPS_OWN, NO_KEY, shown_url
 from profiler.redaction import environment_secrets, error_secrets, scrub, scrub_error
 
@@ -50,7 +50,7 @@ def words_of(body: Any, secrets: Collection[str] = ()) -> str:
     `body` is that of an error, or an error event of a stream, decoded or not: an object of any shape, a list
     (as Google sends it), text, a page of HTML (its text), bytes. Empty when it says nothing.
     """
-    text = one_line(scrub(_words(body, 0), environment_secrets().union(secrets)))
+    text = plain_words(scrub(_words(body, 0), environment_secrets().union(secrets)))
     return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]}…"
 
 
@@ -167,7 +167,7 @@ def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | 
     if request_id:
         where += f", request {request_id}"
     return ProviderError(
-        one_line(f"{provider}: {error_type} ({where}): {words or said or type(error).__name__}"),
+        plain_words(f"{provider}: {error_type} ({where}): {words or said or type(error).__name__}"),
         provider=provider,
         status=status,
         request_id=request_id,
@@ -294,14 +294,16 @@ def _seen_of(came: Any) -> str:
     if said:
         return f"; it says: {said}"
     if isinstance(came, Mapping) and came:
-        return f"; its fields are {one_line(', '.join(name[:40] for name in [*map(str, came)][:8]))}"
+        return f"; its fields are {plain_words(', '.join(name[:40] for name in [*map(str, came)][:8]))}"
     return ""
 
 
 def _unusable(provider: str, error_type: str, url: Any, request_id: str | None, why: str) -> ProviderError:
     asked = "" if url is None else f" from {shown_url(str(url))}"
     return ProviderError(
-        one_line(f"{provider}: {error_type} (status 200{asked}, request {request_id or 'unknown'}): {why}"),
+        plain_words(
+            f"{provider}: {error_type} (status 200{asked}, request {request_id or 'unknown'}): {why}"
+        ),
         provider=provider,
         status=200,
         request_id=request_id,
