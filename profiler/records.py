@@ -61,6 +61,9 @@ Outcome = Literal["ok", "incomplete", "error", "cancelled"]
 REFUSED = frozenset((429, 529))
 """HTTP statuses by which a server refuses a request for a quota: 429, and Anthropic's 529 (overloaded)."""
 
+INTERNAL = "internal"
+"""The `error_type` of a loop that a defect of ours ended: an exception that nobody expects."""
+
 _REFUSED_ERRORS = frozenset(f"http_{status}" for status in REFUSED)
 
 

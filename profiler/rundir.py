@@ -47,7 +47,14 @@ PACKAGES = ("toolcall-profiler", "openai", "anthropic", "httpx", "aiohttp", "loc
 """Distributions whose versions may explain a difference between two runs."""
 
 IncidentKind = Literal[
-    "worker_lost", "records_dropped", "aborted", "interrupted", "settled", "limited", "out_of_time"
+    "worker_lost",
+    "records_dropped",
+    "aborted",
+    "interrupted",
+    "terminated",
+    "settled",
+    "limited",
+    "out_of_time",
 ]
 
 

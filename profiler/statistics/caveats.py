@@ -33,6 +33,7 @@ CaveatKind = Literal[
     "records_dropped",
     "aborted",
     "interrupted",
+    "terminated",
     "settled",
     "limited",
     "out_of_time",
@@ -79,6 +80,7 @@ _INCIDENTS: dict[IncidentKind, tuple[str, str]] = {
     ),
     "aborted": ("the run was aborted", "lower the load, or raise the limit of --abort-on"),
     "interrupted": ("the run was interrupted", "run it to its end"),
+    "terminated": ("the run was told to end (SIGTERM)", "run it to its end"),
     "settled": ("the run ended early, since it had shown enough", "run it alone for all blocks"),
     "out_of_time": ("the run ended early, since its time was over", "give it more time"),
     "limited": ("the run ended early", "what had begun was let finish; raise the limit for more"),
@@ -92,7 +94,7 @@ _WHATEVER_LOAD = frozenset(
 _OF_MODEL = TRANSIENT_ERRORS | {"untrusted", "unreadable", "truncated_stream", "stream_error", "server_error"}
 """Errors of model requests, beside those with an HTTP status."""
 
-_EARLY_ENDS: tuple[IncidentKind, ...] = ("aborted", "interrupted", "limited")
+_EARLY_ENDS: tuple[IncidentKind, ...] = ("aborted", "interrupted", "terminated", "limited")
 
 
 @dataclass(frozen=True, slots=True)
