@@ -10,16 +10,20 @@ PACKAGE := $(VENV)/.installed
 DEV := $(VENV)/.installed-$(EXTRAS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: compare test quick fast test-oldest lint types contracts coverage clean
+.PHONY: compare test shared quick fast test-oldest lint types contracts coverage clean
 
 # On a busy machine too this ends in a verdict, with its caveat.
 compare: $(PACKAGE)
 	$(BIN)/profiler compare --allow-saturated
 
-# What measures time has the machine to itself; all else shares its cores, and mostly waits.
-test: $(DEV) lint types contracts
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'not measures'
+# What measures time has the machine to itself; all else shares its cores, and mostly waits: mypy beside it too.
+test: $(DEV) lint contracts
+	$(MAKE) --no-print-directory -j 2 types shared
 	$(BIN)/python -m pytest -m measures
+
+# In the order of tests/conftest.py: the longest first.
+shared: $(DEV)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not measures'
 
 # In under a minute on two cores: mypy, where it has no cache, runs beside the tests.
 quick: $(DEV)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.dialects.table import PROPERTY, lines
 from tests.measuring import TRIES, Measurement, NotMeasured, judge
+
+INTEGRATION = Path(__file__).with_name("integration")
 
 # A shell that starts the tests in the background has all its children ignore interrupts, and we send some.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -26,6 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("measures"):
             item.add_marker(pytest.mark.timeout(TRIES * 120))
+    # Files that take long come first: else one process runs the last of them while the others have nothing left.
+    long = {item.path for item in items if INTEGRATION in item.path.parents or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.hookimpl(wrapper=True)
