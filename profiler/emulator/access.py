@@ -80,7 +80,7 @@ def refusal(
         if host is None or not _is_known(host, allowed):
             return _foreign(f"the Origin {_shown(origin)}", host)
     elif headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-mode") != b"navigate":
-        # What a page of another site embeds (an image, a script) comes without an Origin. Links may be followed.
+        # What a page of another site embeds (an image, a script) has no Origin. Links may be followed.
         return Refusal(403, "a page of another site asks (Sec-Fetch-Site: cross-site)")
     return None
 
