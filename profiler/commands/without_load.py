@@ -123,6 +123,7 @@ def _add_emulate(commands: Commands) -> None:
         "--port 8100 --scenario fanout",
         "--port 0 --scenario ./mine.toml --seed 7",
         "--dialect gemini --log",
+        "--host 0.0.0.0 --allow-host loadtest",
     )
     parser.add_argument(
         "--host", type=TEXT.argument, default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
@@ -152,6 +153,14 @@ def _add_emulate(commands: Commands) -> None:
         metavar="FILE",
         help="a line for each request that is refused: to stderr, or to FILE",
     )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        type=TEXT.argument,
+        default=[],
+        metavar="NAME",
+        help="answer /emulator/* and /metrics under this host too, beside localhost; may be repeated",
+    )
 
 
 def emulate(arguments: argparse.Namespace) -> int:
@@ -159,7 +168,8 @@ def emulate(arguments: argparse.Namespace) -> int:
 
     names = ("host", "port", "scenario", "seed", "dialect", "log")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    return run(parser().parse_args([f"--{name}={value}" for name, value in given.items()]))
+    several = [f"--allow-host={name}" for name in arguments.allow_host]
+    return run(parser().parse_args([*(f"--{name}={value}" for name, value in given.items()), *several]))
 
 
 def scenarios(arguments: argparse.Namespace) -> int:

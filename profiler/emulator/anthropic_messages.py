@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import orjson
 
-from profiler.emulator.arguments import SchemaError, compile_schema
+from profiler.emulator.arguments import Allowance, Generator, compile_schema
 from profiler.emulator.conversation import (
     AUTO,
     NO_TOOLS,
@@ -29,6 +28,8 @@ from profiler.emulator.conversation import (
     tokens_of,
     unnamed,
 )
+from profiler.emulator.offers import Offers
+from profiler.emulator.work import SchemaError, TooMuch
 
 _dumps = orjson.dumps
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
@@ -77,7 +78,7 @@ def parse(body: dict[str, Any], *, threads: bool = False, lenient: bool = False)
     tools = body.get("tools")
     if tools and not isinstance(tools, list):
         raise _invalid("tools", "a valid list")
-    offered = _compiled(_dumps(tools)) if tools else NO_TOOLS
+    offered = _offered(tools) if tools else NO_TOOLS
     choice, parallel = _choice(body.get("tool_choice"), offered)
     if body.get("system") is not None:
         _check_content("system", body["system"], frozenset({"text"}))
@@ -106,10 +107,17 @@ def _invalid(place: str, expected: str) -> ApiError:
     return ApiError(f"{place}: Input should be {expected}")
 
 
-@lru_cache(maxsize=512)  # clients repeat the same list in every request
-def _compiled(tools: bytes) -> Offered:
-    schemas: dict[str, Mapping[str, Any]] = {}
-    for n, tool in enumerate(orjson.loads(tools)):
+def _offered(tools: list[Any]) -> Offered:
+    try:
+        return _OFFERS(tools)
+    except TooMuch as error:
+        raise ApiError(f"tools: {error}") from error
+
+
+def _compiled(tools: list[Any]) -> Offered:
+    generators: dict[str, Generator] = {}
+    allowance = Allowance()
+    for n, tool in enumerate(tools):
         if not isinstance(tool, dict):
             raise _invalid(f"tools.{n}", _OBJECT)
         if tool.get("type", "custom") not in ("custom", None):
@@ -121,7 +129,7 @@ def _compiled(tools: bytes) -> Offered:
             raise _required(f"{place}.name")
         if not _NAME.fullmatch(name):
             raise ApiError(f"{place}.name: String should match pattern '^{_NAME.pattern}$'")
-        if name in schemas:
+        if name in generators:
             raise ApiError("tools: Tool names must be unique.")
         if schema is None:
             raise _required(f"{place}.input_schema")
@@ -132,15 +140,19 @@ def _compiled(tools: bytes) -> Offered:
         if schema["type"] != "object":
             raise _invalid(f"{place}.input_schema.type", "'object'")
         try:
-            compile_schema(schema)
-        except (SchemaError, TypeError, ValueError) as error:
+            generators[name] = compile_schema(schema, allowance)
+        except TooMuch as error:
+            raise ApiError(f"{place}.input_schema: tool '{name}': {error}") from error
+        except SchemaError as error:
             raise ApiError(
                 f"{place}.input_schema: JSON schema is invalid. It must match JSON Schema draft"
                 " 2020-12 (https://json-schema.org/draft/2020-12). Learn more about tool use at"
                 " https://docs.claude.com/en/docs/tool-use."
             ) from error
-        schemas[name] = schema
-    return offer(schemas)
+    return offer(generators)
+
+
+_OFFERS = Offers(_compiled)
 
 
 def _choice(value: Any, offered: Offered) -> tuple[Choice, bool]:

@@ -225,7 +225,8 @@ def _snippet(result: Any) -> str:
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
 
 
-def offer(schemas: Mapping[str, Mapping[str, Any]]) -> Offered:
-    """Compile name → JSON Schema. Raises `SchemaError`; the wire modules check before."""
-    names = tuple(sorted(schemas))
-    return Offered(names, tuple(compile_schema(schemas[name]) for name in names))
+def offer(tools: Mapping[str, Mapping[str, Any] | Generator]) -> Offered:
+    """The tools of these names, each with its JSON Schema (that may raise `SchemaError`), or that compiled."""
+    names = tuple(sorted(tools))
+    made = (tools[name] for name in names)
+    return Offered(names, tuple(one if isinstance(one, Generator) else compile_schema(one) for one in made))

@@ -30,6 +30,9 @@ MAX_HEAD, MAX_BODY = 64 * 1024, 32 * 1024 * 1024
 MAX_PIPELINED = 32
 IDLE_SECONDS = 120
 
+_JOINED = frozenset({b"host", b"origin", b"sec-fetch-site"})
+"""Headers of which the last must not stand for all, since they say who asks."""
+
 Ending = Literal["complete", "reset", "cut"]
 """How a response ends: as it should, with a connection reset, or by closing in the middle of a stream."""
 
@@ -221,7 +224,12 @@ class Connection(asyncio.Protocol):
         self._head_size += len(name) + len(value)
         if self._head_size > MAX_HEAD:
             self._stop_parsing(431)
-        self._headers[name.lower()] = value
+        if not self._in_head:
+            return  # a trailer, after the body: nothing here needs one, and none may replace a header
+        name = name.lower()
+        if name in _JOINED and name in self._headers:
+            value = self._headers[name] + b", " + value
+        self._headers[name] = value
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -247,6 +255,8 @@ class Connection(asyncio.Protocol):
         body = self._body
         parser = self._parser
         modern = parser.get_http_version() == "1.1"  # an HTTP/1.0 client gets one plain reply a connection
+        if modern and b"host" not in self._headers:
+            self._headers[b"host"] = b""  # which HTTP/1.1 demands: to leave it out names no host either
         self._queue.append(
             Exchange(
                 self,

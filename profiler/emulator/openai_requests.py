@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import orjson
 
-from profiler.emulator.arguments import SchemaError, compile_schema
+from profiler.emulator.arguments import Allowance, Generator, compile_schema
 from profiler.emulator.conversation import AUTO, NO_TOOLS, ApiError, Choice, Offered, offer
+from profiler.emulator.offers import Offers
+from profiler.emulator.work import MOST_DEEP, SchemaError, TooMuch
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _TYPES = {
@@ -124,13 +126,16 @@ def offered_tools(tools: Any, *, nested: bool) -> Offered:
         return NO_TOOLS
     if not isinstance(tools, list):
         raise wrong_type("tools", "an array of objects", tools)
-    return _compiled(_dumps(tools), nested)
+    try:
+        return _OFFERS[nested](tools)
+    except TooMuch as error:
+        raise ApiError(f"Invalid 'tools': {error}.", param="tools", code="invalid_value") from error
 
 
-@lru_cache(maxsize=1024)  # clients repeat the same list in every request
-def _compiled(tools: bytes, nested: bool) -> Offered:
-    schemas: dict[str, Mapping[str, Any]] = {}
-    for n, tool in enumerate(orjson.loads(tools)):
+def _compiled(tools: list[Any], *, nested: bool) -> Offered:
+    generators: dict[str, Generator] = {}
+    allowance = Allowance()
+    for n, tool in enumerate(tools):
         path, function = f"tools[{n}]", tool
         if not isinstance(tool, dict):
             raise wrong_type(path, "an object", tool)
@@ -151,39 +156,39 @@ def _compiled(tools: bytes, nested: bool) -> Offered:
                 param=f"{path}.name",
                 code="invalid_value",
             )
-        schemas[name] = {"type": "object", "properties": {}} if parameters is None else parameters
-        problem = _schema_problem(schemas[name])
-        if problem is not None:
+        try:
+            schema = {"type": "object", "properties": {}} if parameters is None else parameters
+            generators[name] = _checked(schema, allowance)
+        except SchemaError as error:
             raise ApiError(
-                f"Invalid schema for function '{name}': {problem}",
+                f"Invalid schema for function '{name}': {error}.",
                 param=f"{path}.parameters",
                 code="invalid_function_parameters",
-            )
-    return offer(schemas)
+            ) from error
+    return offer(generators)
 
 
-def _schema_problem(schema: object) -> str | None:
+_OFFERS = {nested: Offers(partial(_compiled, nested=nested)) for nested in (True, False)}
+
+
+def _checked(schema: object, allowance: Allowance) -> Generator:
     if not isinstance(schema, dict) or schema.get("type") != "object":
-        kind = schema.get("type") if isinstance(schema, dict) else type(schema).__name__
-        return f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{kind}\"'."
+        kind = str(schema.get("type")) if isinstance(schema, dict) else type(schema).__name__
+        raise SchemaError(f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{kind[:80]}\"'")
     if "properties" not in schema:
-        return "In context=(), object schema missing properties."
+        raise SchemaError("In context=(), object schema missing properties")
     problem = _missing_items(schema, ())
     if problem is not None:
-        return problem
-    try:
-        compile_schema(schema)
-    except (SchemaError, TypeError, ValueError) as error:
-        return f"{error}."
-    return None
+        raise SchemaError(problem)
+    return compile_schema(schema, allowance)
 
 
 def _missing_items(schema: object, context: tuple[str, ...]) -> str | None:
     """OpenAI alone insists that an array says what its items are."""
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict) or len(context) > 2 * MOST_DEEP:  # too deep, as compiling it will say
         return None
     if schema.get("type") == "array" and "items" not in schema and "prefixItems" not in schema:
-        return f"In context={context}, array schema missing items."
+        return f"In context={context}, array schema missing items"
     properties = schema.get("properties")
     for key, part in properties.items() if isinstance(properties, dict) else ():
         problem = _missing_items(part, (*context, "properties", key))
@@ -211,7 +216,7 @@ def tool_choice(value: object, offered: Offered, function: object) -> Choice:
     name = function.get("name") if isinstance(function, dict) else None
     if kind != "function" or not isinstance(name, str):
         raise missing("tool_choice.function.name" if kind == "function" else "tool_choice.type")
-    return Choice("named", (_known(name, offered),))
+    return Choice("named", (_known(name, offered.names),))
 
 
 def _allowed(value: dict[str, Any], offered: Offered) -> Choice:
@@ -219,14 +224,17 @@ def _allowed(value: dict[str, Any], offered: Offered) -> Choice:
     tools = inner.get("tools") if isinstance(inner, dict) else None
     if not isinstance(tools, list) or not tools:
         raise missing("tool_choice.allowed_tools.tools")
-    names = []
+    offered_names = frozenset(offered.names)
+    names = {}
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, dict) else {}
-        names.append(_known(function.get("name") if isinstance(function, dict) else None, offered))
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str) or name not in names:
+            names[_known(name, offered_names)] = True
     return Choice("required" if inner.get("mode") == "required" else "auto", tuple(names))
 
 
-def _known(name: Any, offered: Offered) -> str:
-    if name not in offered.names:
+def _known(name: Any, offered: Collection[str]) -> str:
+    if not isinstance(name, str) or name not in offered:
         raise ApiError(f"Tool choice '{name}' not found in 'tools' parameter.", param="tool_choice")
     return str(name)

@@ -16,12 +16,13 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from typing import IO, Any
 
 import orjson
 
+from profiler.emulator.access import allowed_host, refusal, split_target
 from profiler.emulator.http1 import Exchange, HttpReply, Server
 from profiler.emulator.journal import Journal, exposition
 from profiler.emulator.model_service import JSON, ModelService
@@ -43,11 +44,18 @@ STDERR = "-"
 
 
 class Emulator:
-    """One emulator; an application for `http1.Server`."""
+    """One emulator; an application for `http1.Server`. `allowed`: results of `access.allowed_host`."""
 
     def __init__(
-        self, scenario: Scenario, seed: int, scheduler: Scheduler, journal: Journal | None = None
+        self,
+        scenario: Scenario,
+        seed: int,
+        scheduler: Scheduler,
+        journal: Journal | None = None,
+        *,
+        allowed: Collection[str] = (),
     ) -> None:
+        self._allowed = frozenset(allowed)
         self._scenario = scenario
         self._seed = seed
         self._journal = journal or Journal()
@@ -68,12 +76,14 @@ class Emulator:
             **{(method, b"/v1" + path): answer for (method, path), answer in self._apis.items()},
             (b"GET", b"/healthz"): lambda exchange: exchange.send(HttpReply(200, _TEXT, b"ok\n")),
             (b"HEAD", b"/healthz"): lambda exchange: exchange.send(HttpReply(200, _TEXT, b"ok\n")),
+        }
+        self._own: dict[tuple[bytes, bytes], Callable[[Exchange], None]] = {
             (b"GET", b"/metrics"): self._metrics,
             (b"GET", b"/emulator/journal"): self._journal_get,
             (b"DELETE", b"/emulator/journal"): self._journal_clear,
             (b"GET", b"/emulator/stats"): self._stats,
         }
-        self._paths = {path for _, path in self._routes}
+        self._paths = {path for _, path in (*self._routes, *self._own)}
 
     def __call__(self, exchange: Exchange) -> None:
         """Answer one request; `exchange.send` is called now, or later by a timer."""
@@ -83,8 +93,27 @@ class Emulator:
             route(exchange)
         elif path.startswith(b"/tools/"):
             self._tools(exchange)
+        elif path.startswith(b"/emulator/") or path == b"/metrics":
+            self._ask_own(exchange, None)
+        elif not path.startswith(b"/") and (absolute := split_target(path))[0] is not None:
+            authority, exchange.path = absolute
+            if exchange.path.startswith(b"/emulator/") or exchange.path == b"/metrics":
+                self._ask_own(exchange, authority)
+            else:
+                self(exchange)
         else:
             self._below(exchange, method, path)
+
+    def _ask_own(self, exchange: Exchange, authority: bytes | None) -> None:
+        """Answer a request to what shows or changes the emulator's state, unless a stranger asks."""
+        refused = refusal(exchange.headers, authority, self._allowed)
+        route = self._own.get((exchange.method, exchange.path))
+        if refused is not None:
+            error(self._journal, exchange, refused.status, refused.words)
+        elif route is not None:
+            route(exchange)
+        else:
+            self._below(exchange, exchange.method, exchange.path)
 
     def _below(self, exchange: Exchange, method: bytes, path: bytes) -> None:
         """Answer a request whose path is none of the usual ones, but may end as one of an API does."""
@@ -140,6 +169,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--dialect", choices=DIALECTS, help="speak Chat Completions as this server does")
     options.add_argument(
         "--log", nargs="?", const=STDERR, metavar="FILE", help="log refused requests, by default to stderr"
+    )
+    options.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer /emulator/* and /metrics under this host too, beside localhost; may be repeated",
     )
     options.add_argument("--tls-cert", metavar="FILE", help="certificate chain (PEM): serve https")
     options.add_argument("--tls-key", metavar="FILE", help="its private key (PEM)")
@@ -211,7 +247,9 @@ async def serve(
     stop = asyncio.Event()
     scheduler = Scheduler(loop)
     journal = Journal(log=log)
-    server = Server(Emulator(scenario, options.seed, scheduler, journal), scheduler, journal.refused)
+    allowed = [allowed_host(name) for name in options.allow_host]
+    emulator = Emulator(scenario, options.seed, scheduler, journal, allowed=allowed)
+    server = Server(emulator, scheduler, journal.refused)
     try:
         listener = await loop.create_server(server.connection, host, port, ssl=context, backlog=4096)
     except OSError as error:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import orjson
 
-from profiler.emulator.conversation import Choice, Conversation, Offered
+from profiler.emulator.conversation import ApiError, Choice, Conversation, Offered
 from profiler.emulator.draws import Draws, Place, Sampler, key, sampler, whole
+from profiler.emulator.work import MOST_WORK, Work
 from profiler.scenarios import CALL_FAULTS, WIRE_FAULTS, Fault, FaultKind, Scenario
 
 _ROUNDS, _FAN_OUT, _CALLS, _FIRST_TOKEN, _SPEED, _DURATION, _DEAL, _FAULTS = range(8)
@@ -21,6 +22,10 @@ _ROUNDS, _FAN_OUT, _CALLS, _FIRST_TOKEN, _SPEED, _DURATION, _DEAL, _FAULTS = ran
 
 _CONTEXT, _CACHED, _WRITTEN, _REASONING = range(1 << 20, (1 << 20) + 4)
 """More streams of a loop, beyond those of its faults."""
+
+
+_WORK_OF_A_CALL = 1_000
+"""The work that each further call of a reply may add to that of one, on average."""
 
 
 class PlannedCall(NamedTuple):
@@ -112,11 +117,17 @@ class Tape:
         return [Place(loop, round_, n) for n in range(self.fan_out(loop, round_))]
 
     def calls(self, places: list[Place], offered: Offered, choice: Choice) -> list[PlannedCall]:
-        """Tools and arguments for `places`, drawn from what the client offers (and `choice` allows)."""
+        """Tools and arguments for `places`, drawn from what the client offers (and `choice` allows).
+
+        Raises `ApiError` where the arguments of all of them together are too much work.
+        """
         names, generators = offered
         indices: tuple[int, ...] = tuple(range(len(names)))
         if choice.names:
-            indices = tuple(n for n in indices if names[n] in choice.names)
+            allowed = frozenset(choice.names)
+            indices = tuple(n for n in indices if names[n] in allowed)
+        most = MOST_WORK + _WORK_OF_A_CALL * len(places)
+        work = Work(most)
         loop = places[0].loop
         stream = self._key(loop, _CALLS)
         deal = self._key(loop, _DEAL)
@@ -125,7 +136,13 @@ class Tape:
             draws = Draws(key(stream, place.round << 12 | place.call))
             index = indices[draws.below(len(indices))]
             # Dealt numbers differ within a loop of ordinary size, so no city is asked for twice.
-            value = generators[index](draws, deal + (place.round * 16 + place.call) * 7)
+            value = generators[index](draws, deal + (place.round * 16 + place.call) * 7, work)
+            if work.left < -most:
+                raise ApiError(
+                    f"The schema of tool '{names[index]}' is too large for the {len(places)} calls of this"
+                    f" reply: their arguments take more than {2 * most:,} characters or steps.",
+                    param="tools",
+                )
             planned.append(PlannedCall(place, names[index], orjson.dumps(value).decode()))
         return planned
 

@@ -11,7 +11,6 @@ from urllib.parse import unquote, unquote_plus
 
 import orjson
 
-from profiler.emulator.arguments import WORDS
 from profiler.emulator.conversation import ApiError
 from profiler.emulator.draws import Draws, Place, key
 from profiler.emulator.http1 import Exchange, HttpReply
@@ -22,6 +21,7 @@ from profiler.emulator.openai_requests import envelope
 from profiler.emulator.places import Outstanding, Places
 from profiler.emulator.scheduler import Scheduler, Timer
 from profiler.emulator.tape import Tape
+from profiler.emulator.words import WORDS
 from profiler.loop.model import CALL_HEADER, TRIAL_HEADER
 from profiler.scenarios import Capacity, ToolSpec
 

@@ -147,3 +147,27 @@ def test_it_says_when_other_machines_can_reach_it() -> None:
             _, complained = process.communicate(timeout=20)
         assert said in complained
         assert len(complained.splitlines()) == bool(said)
+
+
+def test_other_names_are_let_in_by_allow_host() -> None:
+    """The address of the listener stays loopback; the name is only what a client says it asked."""
+    command = [sys.executable, "-m", "profiler", "emulate", "--port", "0", "--scenario", "instant"]
+    given = ["--allow-host", "loadtest", "--allow-host", "gateway"]
+    with subprocess.Popen([*command, *given], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        statuses = {
+            name: httpx.get(f"{url}/emulator/journal", headers={"host": name}).status_code
+            for name in ("loadtest:8100", "gateway", "evil.example")
+        }
+        process.terminate()
+        process.communicate(timeout=60)
+    assert statuses == {"loadtest:8100": 200, "gateway": 200, "evil.example": 403}
+
+
+def test_a_host_that_is_none_is_wrong_usage() -> None:
+    command = [sys.executable, "-m", "profiler", "emulate", "--port", "0", "--allow-host", "http://loadtest"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--allow-host 'http://loadtest' is not a host: give a name or an address alone" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -273,3 +273,24 @@ def test_idle_connections_are_swept() -> None:
     assert connection.idle_since(1 << 62)
     connection.connection_lost(None)
     assert server.connections == set()
+
+
+def seen(data: bytes) -> dict[bytes, bytes]:
+    asked: list[Exchange] = []
+    connection, _ = connect(asked.append)
+    connection.data_received(data)
+    return asked[0].headers
+
+
+def test_headers_that_say_who_asks_are_never_the_last_of_several() -> None:
+    several = b"GET / HTTP/1.1\r\nHost: evil\r\nhOst: localhost\r\nOrigin: a\r\nOrigin: b\r\n\r\n"
+    assert seen(several) == {b"host": b"evil, localhost", b"origin": b"a, b"}
+    assert seen(b"GET / HTTP/1.1\r\n\r\n") == {b"host": b""}  # HTTP/1.1 demands one
+    assert seen(b"GET / HTTP/1.0\r\n\r\n") == {}
+
+
+def test_trailers_replace_no_header() -> None:
+    chunked = (
+        b"POST / HTTP/1.1\r\nHost: evil\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nHost: localhost\r\n\r\n"
+    )
+    assert seen(chunked)[b"host"] == b"evil"

@@ -137,3 +137,50 @@ def test_tool_requests_that_belong_to_no_call_get_a_place_of_their_own(emulator:
     assert entries[0]["call_id"] == "call_foreign"
     assert entries[0]["loop"] != entries[1]["loop"]
     assert min(entry["loop"] for entry in entries) > 1 << 62
+
+
+OWN = [
+    ("GET", "/emulator/journal"),
+    ("DELETE", "/emulator/journal"),
+    ("GET", "/emulator/stats"),
+    ("GET", "/emulator/what-is-not-there"),
+    ("OPTIONS", "/emulator/journal"),
+    ("GET", "/metrics"),
+]
+FOREIGN = [
+    {"host": "evil.example"},
+    {"host": "127.0.0.1:8100", "origin": "http://evil.example"},
+    {"host": "127.0.0.1:8100", "origin": "null"},
+]
+
+
+@pytest.mark.parametrize(("method", "path"), OWN)
+@pytest.mark.parametrize("headers", FOREIGN)
+def test_own_endpoints_refuse_strangers_and_do_nothing(
+    emulator: Emulator, method: str, path: str, headers: dict[str, str]
+) -> None:
+    chat(emulator, **headers)  # the model APIs and the tools answer everybody
+    assert ask(emulator, "GET", "/tools/weather?city=Oslo", **headers).status == 200
+    assert ask(emulator, "GET", "/healthz", **headers).status == 200
+    refused = ask(emulator, method, path, **headers)
+    assert refused.status == 403
+    assert (
+        "the emulator's own endpoints answer localhost alone" in json.loads(refused.body)["error"]["message"]
+    )
+    assert len(json.loads(ask(emulator, "GET", "/emulator/journal").body)["entries"]) == 2
+
+
+def test_own_endpoints_in_absolute_form_go_by_the_host_in_it(emulator: Emulator) -> None:
+    local = {"host": "localhost:8100"}
+    assert ask(emulator, "GET", "http://localhost:8100/emulator/stats", **local).status == 200
+    for target in ("http://evil.example", "http://localhost@evil.example", "http://"):
+        for path in ("/emulator/stats", "/metrics"):
+            assert ask(emulator, "GET", target + path, **local).status in (400, 403)
+    body = {"model": "m", "messages": [USER]}
+    assert ask(emulator, "POST", "http://evil.example/v1/chat/completions", body).status == 200
+
+
+def test_hosts_that_are_given_are_answered() -> None:
+    emulator = Emulator(load_scenario("instant"), 0, None, allowed=["loadtest"])  # type: ignore[arg-type]
+    assert ask(emulator, "GET", "/emulator/journal", host="loadtest:8100").status == 200
+    assert ask(emulator, "GET", "/emulator/journal", host="other:8100").status == 403
