@@ -140,8 +140,10 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
         lines = [f"report: {report}"]
         if run.spent is not None and options.remote_targets(os.environ):
             lines.append(f"spent: {options.budget(run.model).describe(run.spent)}")
-        for step in next_steps(summary, run, material.counterfactuals)[:1]:
-            lines.append(f"next: {step.words}" + (f"\n  {step.command}" if step.command else ""))
+        lines += [
+            f"next: {step.words}" + (f"\n  {step.command}" if step.command else "")
+            for step in next_steps(summary, run, material.counterfactuals)[:1]
+        ]
         show(text + "\n".join(lines) + "\n")
     if failure is not None:
         print(f"profiler: {failure}", file=sys.stderr, flush=True)
@@ -184,7 +186,9 @@ def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
         show(orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
     elif not show_as_asked(arguments, findings):
         width = min(shutil.get_terminal_size().columns, 100)
-        show(render_comparison(summary, run, width, use_color(sys.stdout, os.environ), path=arguments.runs[0]))
+        show(
+            render_comparison(summary, run, width, use_color(sys.stdout, os.environ), path=arguments.runs[0])
+        )
     ending = Ending(
         internal=summary.internal,
         unanswered=summary.unanswered,

@@ -9,7 +9,8 @@
          --abort-on ended the run, every loop failed, nothing was measured
     0    none of these
 
-`exit_code` decides; `profiler.cli` turns errors that end a command before it has a report into the same codes.
+`exit_code` decides; `profiler.cli` turns errors that end a command before it has a report into the same
+codes.
 """
 
 from __future__ import annotations
@@ -26,14 +27,26 @@ DEFECT = 70
 INTERRUPTED, TERMINATED = 128 + 2, 128 + 15
 """As shells count what SIGINT and SIGTERM end."""
 
+EXIT_CODES = """\
+exit codes, the first that applies:
+  2    wrong usage or input, or output that cannot be written
+  70   a defect of the profiler, if only in one loop: said after the report
+  143  ended by SIGTERM
+  130  interrupted
+  3    the target could not be reached, refused us, went away or never answered
+  1    what was asked does not hold: figures are invalid, --slo or --fail-on is missed,
+       a limit or --abort-on ended the run, every loop failed
+  0    none of these"""
+"""For --help."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """How a command ended.
 
-    `error` ended it, None if nothing did. `internal` loops were ended by a defect of ours. `incidents` are the
-    kinds of those of its runs (`rundir.IncidentKind`). `unanswered`: requests were sent, and nothing at all
-    came back to any. `missed`: something that was asked does not hold.
+    `error` ended it, None if nothing did. `internal` loops were ended by a defect of ours. `incidents` are
+    the kinds of those of its runs (`rundir.IncidentKind`). `unanswered`: requests were sent, and nothing at
+    all came back to any. `missed`: something that was asked does not hold.
     """
 
     error: BaseException | None = None

@@ -1,4 +1,4 @@
-"""What was asked of a run and how it came out, for machines that build software: JUnit, Markdown, annotations.
+"""What was asked of a run and how it came out, for build machines: JUnit, Markdown, annotations of GitHub.
 
 All three render the same `Findings`, whose outcomes are those that the terminal prints and the exit code
 goes by. Texts from outside (names of strategies, of tools, errors) are escaped as each format asks for.
@@ -115,10 +115,12 @@ def github(found: Findings) -> str:
     lines = [_command("error" if one.invalid else "notice", one.sentence) for one in found.warnings]
     undecided = "error" if found.undecided_fails else "warning"
     levels = {True: "notice", False: "error", None: undecided}
-    for one in found.outcomes:
-        # Validity is among the caveats; that nothing is wrong with a run is no news.
-        if one.kind in ("gate", "objective") or (one.holds is False and one.kind != "validity"):
-            lines.append(_command(levels[one.holds], one.sentence))
+    # Validity is among the caveats; that nothing is wrong with a run is no news.
+    lines += [
+        _command(levels[one.holds], one.sentence)
+        for one in found.outcomes
+        if one.kind in ("gate", "objective") or (one.holds is False and one.kind != "validity")
+    ]
     failures = {one.sentence for one in found.outcomes if one.holds is False}
     lines += [_command("notice", sentence) for sentence in found.verdicts if sentence not in failures]
     return "".join(f"{line}\n" for line in lines)
@@ -140,7 +142,9 @@ def markdown(found: Findings) -> str:
     verdicts = [sentence for sentence in found.verdicts if sentence not in failed]
     lines += [f"**{_escaped(sentence)}**\n" for sentence in failed]
     lines += [f"{_escaped(sentence)}\n" for sentence in verdicts]
-    lines += _table(("asked", "result", "why"), [(name_of(one), one.result, one.sentence) for one in found.outcomes])
+    lines += _table(
+        ("asked", "result", "why"), [(name_of(one), one.result, one.sentence) for one in found.outcomes]
+    )
     if len(found.figures) > 1:
         lines += ["", *_table(found.figures[0], found.figures[1:])]
     if found.warnings:

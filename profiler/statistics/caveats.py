@@ -144,8 +144,8 @@ def defects(loops: int) -> Iterator[Caveat]:
     if loops:
         yield Caveat(
             "internal",
-            f"{loops} loop{'' if loops == 1 else 's'} ended by a defect of the profiler (internal), counted as "
-            "failed",
+            f"{loops} loop{'' if loops == 1 else 's'} ended by a defect of the profiler (internal) and count "
+            "as failed",
             "please report it with what --debug shows",
         )
 

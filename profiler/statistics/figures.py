@@ -162,8 +162,8 @@ class Totals:
     told apart, calls of watched tools that ran outside every loop. `unreadable` counts parts of replies that
     could not be understood, `server_tool_calls` the tools that the model's server ran itself, of which
     `untimed_server_tool_calls` have no times. Something came back to `heard_requests`, nothing at all to
-    `unheard_requests`. `internal` loops, nested or not, were ended by a defect of ours. `causes` count why calls
-    failed (`invalid_json (get_weather)`) and loops ended, the most frequent first.
+    `unheard_requests`. `internal` loops, nested or not, were ended by a defect of ours. `causes` count why
+    calls failed (`invalid_json (get_weather)`) and loops ended, the most frequent first.
     """
 
     loops: int

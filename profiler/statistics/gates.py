@@ -142,7 +142,9 @@ def not_measured(strategy: StrategySummary) -> str:
 def _no_loop_in(seconds: float) -> str:
     if not seconds:
         return "no turn of it came to its end"
-    return f"no loop began within a block of {seconds:.3g} s, since loops take longer; run longer (--duration)"
+    return (
+        f"no loop began within a block of {seconds:.3g} s, since loops take longer; run longer (--duration)"
+    )
 
 
 def judge_end(incidents: Sequence[Incident]) -> Outcome:
@@ -154,19 +156,26 @@ def judge_end(incidents: Sequence[Incident]) -> Outcome:
     return Outcome("end", "", True, "the run came to its end.", kind="end")
 
 
-def judge_objective(
-    spec: str, strategies: Sequence[StrategySummary], several_loads: bool = False
-) -> Outcome:
-    """Whether any strategy meets the objective; of several loads, at the lowest one."""
+def judge_objective(spec: str, strategies: Sequence[StrategySummary], several_loads: bool = False) -> Outcome:
+    """Whether any strategy meets the objective; of several loads these are those under the lowest one."""
     at = f" at {strategies[0].users} agents" if several_loads and strategies else ""
-    met = [one.strategy for one in strategies if one.objective_met]
+    found = [(one.strategy, one.objective_met, one.objective_missed) for one in strategies]
+    return objective_outcome(spec, found, at)
+
+
+def objective_outcome(
+    spec: str, found: Sequence[tuple[str, bool | None, Sequence[str]]], at: str = ""
+) -> Outcome:
+    """The outcome of an objective, from (name, whether it is met, what is missed in words) of what was tried.
+
+    It fails when nothing meets it; then it is said by how much.
+    """
+    met = [name for name, holds, _ in found if holds]
     if met:
         text = f"objective {spec} passed{at}: met by {', '.join(met)}."
         return Outcome(spec, "", True, text, kind="objective")
-    said = [
-        f"{one.strategy}: {', '.join(one.objective_missed) or 'no loop was measured'}" for one in strategies
-    ]
-    text = f"objective {spec} failed: no strategy meets it{at} ({'; '.join(said)})."
+    said = "; ".join(f"{name}: {', '.join(missed) or 'no loop was measured'}" for name, _, missed in found)
+    text = f"objective {spec} failed{at}: nothing meets it ({said or 'nothing was measured'})."
     return Outcome(spec, "", False, text, kind="objective")
 
 

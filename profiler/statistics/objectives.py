@@ -68,7 +68,7 @@ class Objective:
 
 
 def apart(value: float, limit: float) -> str:
-    """A figure in three digits, or in as many as it takes to tell it from the limit that it is held against."""
+    """A figure in three digits, or in as many as it takes to tell it from the limit it is held against."""
     text = ""
     for digits in range(3, 17):
         text = f"{value:.{digits}g}"
@@ -148,8 +148,8 @@ def parse_gates(*specs: str) -> tuple[QualityGate, ...]:
         for term in _terms(spec):
             named = _OF_STRATEGY.fullmatch(term)
             if named is not None:
-                strategy, term = named["strategy"], named["gate"]
-            gates.append(_gate(term, strategy))
+                strategy = named["strategy"]
+            gates.append(_gate(term if named is None else named["gate"], strategy))
     return tuple(gates)
 
 

@@ -48,7 +48,7 @@ TOOL_CALLS = "tool_calls"
 """The metric of the verdict that no tool call was asked for, which takes the place of all others."""
 
 LOOPS = "loops"
-"""The metric of the verdict that nothing was measured. That of the whole run takes the place of all others."""
+"""The metric of verdicts that nothing was measured."""
 
 VOID: tuple[VerdictKind, ...] = ("no_tool_calls", "every_loop_failed", "nothing_measured")
 """Verdicts that take the place of all others, and come before anything else is said."""
@@ -311,8 +311,8 @@ class Regression:
     """The candidate run against the baseline run, for each strategy and load in both.
 
     `outcomes` are of the gates. `holds` is False when a gate fails, and None when none fails but one is not
-    decided; no gate of a strategy that is invalid in one of the runs is. `warnings` are of both runs. `before`
-    and `after` are the figures of what both measured, in the order of `comparisons`.
+    decided; no gate of a strategy that is invalid in one of the runs is. `warnings` are of both runs.
+    `before` and `after` are the figures of what both measured, in the order of `comparisons`.
     """
 
     comparisons: tuple[Comparison, ...]

@@ -78,7 +78,9 @@ def test_compare_takes_runs_in_pairs_and_gates_for_runs(
     said = capsys.readouterr()
     assert said.out == ""
     assert "compare takes two run directories, or none: 1 given" in said.err
-    assert "gate 'p95 > +5%': a change is between two recorded runs (profiler compare RUN_A RUN_B)" in said.err
+    assert (
+        "gate 'p95 > +5%': a change is between two recorded runs (profiler compare RUN_A RUN_B)" in said.err
+    )
 
 
 SATURATED = (ClientHealth("worker 0 (pid 1)", 0, loop_lag_p99=0.2, cpu=0.91),)
