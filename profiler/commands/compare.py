@@ -208,7 +208,9 @@ def _two_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     from profiler.statistics.verdicts import compare_directories
 
     before, after = (RunDirectory.open(path) for path in arguments.runs)
-    found = compare_directories(before, after, gates, arguments.slo, arguments.allow_different)
+    found = compare_directories(
+        before, after, gates, arguments.slo, arguments.allow_different, arguments.allow_saturated
+    )
     both = [judge_loops(found.before), judge_loops(found.after)]
     outcomes = [judge_validity(found.warnings, arguments.allow_saturated)]
     outcomes.append(next((one for one in both if one.holds is False), both[1]))

@@ -77,7 +77,7 @@ def judge(
     if summary.objective is not None:
         lowest = summary.levels[0].strategies if summary.levels else summary.strategies
         found.append(judge_objective(summary.objective, lowest, several_loads=bool(summary.levels)))
-    return (*found, *judge_gates(gates, every, summary.warnings))
+    return (*found, *judge_gates(gates, every, summary.warnings, allow_saturated))
 
 
 def judge_validity(warnings: Collection[Caveat], allowed: bool) -> Outcome:
@@ -182,29 +182,38 @@ def objective_outcome(
 # Gates on one run: each figure and its interval against a bound.
 
 
+ALLOWED = ", of invalid figures, as --allow-saturated allows"
+
+
 def judge_gates(
-    gates: Sequence[QualityGate], strategies: Sequence[StrategySummary], warnings: Collection[Caveat] = ()
+    gates: Sequence[QualityGate],
+    strategies: Sequence[StrategySummary],
+    warnings: Collection[Caveat] = (),
+    allow_saturated: bool = False,
 ) -> list[Outcome]:
     """Whether each gate on one run holds for each strategy that it is about, under each load.
 
     It fails when the figure's whole interval, of 95 %, is beyond the bound, passes when none of the interval
     is, and is not decided otherwise: without an interval, with the bound inside it, or where the figures are
-    the client's. So a strategy that is exactly at the bound fails in 2.5 % of cases.
+    the client's, unless those are allowed. So a strategy that is exactly at the bound fails in 2.5 % of cases.
     """
     invalid = {name for caveat in warnings if caveat.invalid for name in caveat.strategies}
     return [
-        _judge_gate(gate, one, label, label in invalid)
+        _judge_gate(gate, one, label, label in invalid, allow_saturated)
         for gate in gates
         for one, label in zip(strategies, labels(strategies, strategies), strict=True)
         if not gate.relative and gate.strategy in (None, one.strategy)
     ]
 
 
-def _judge_gate(gate: QualityGate, strategy: StrategySummary, label: str, invalid: bool) -> Outcome:
+def _judge_gate(
+    gate: QualityGate, strategy: StrategySummary, label: str, invalid: bool, allowed: bool
+) -> Outcome:
     def outcome(holds: bool | None, words: str) -> Outcome:
-        return Outcome(gate.text, label, holds, f"{label}: {gate.text}{_SAID[holds]}{words}.")
+        besides = ALLOWED if invalid and allowed else ""
+        return Outcome(gate.text, label, holds, f"{label}: {gate.text}{_SAID[holds]}{words}{besides}.")
 
-    if invalid:
+    if invalid and not allowed:
         return outcome(None, ", it is invalid")
     figure, limit = interval_of(gate, strategy), gate.threshold
     if figure.value is None:

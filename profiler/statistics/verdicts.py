@@ -13,6 +13,7 @@ from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import RELEVANT_FAILURES, Comparison, Difference, Ratio, compare_runs
 from profiler.statistics.figures import StrategySummary, figures
 from profiler.statistics.gates import (
+    ALLOWED,
     Outcome,
     at_level,
     decide,
@@ -311,7 +312,7 @@ class Regression:
     """The candidate run against the baseline run, for each strategy and load in both.
 
     `outcomes` are of the gates. `holds` is False when a gate fails, and None when none fails but one is not
-    decided; no gate of a strategy that is invalid in one of the runs is. `warnings` are of both runs.
+    decided. `warnings` are of both runs.
     `before` and `after` are the figures of what both measured, in the order of `comparisons`.
     """
 
@@ -330,10 +331,12 @@ def compare_directories(
     gates: Sequence[QualityGate] = (),
     slo: str | None = None,
     allow_different: bool = False,
+    allow_saturated: bool = False,
 ) -> Regression:
     """Compare two run directories. `slo` (by default the candidate's) says what counts as good.
 
-    Gates that are not `relative` judge the candidate alone. Raises `RecordError` for a file that cannot be
+    Gates that are not `relative` judge the candidate alone. No gate of a strategy that is invalid in either is
+    decided, unless that is allowed. Raises `RecordError` for a file that cannot be
     read, `UsageError` when no strategy ran in both under the same load, a gate is about one that did not, the
     objective cannot be parsed, or the runs did different work (`unlike`), unless that is allowed; every
     sentence says then what differs.
@@ -387,7 +390,8 @@ def compare_directories(
         for named, (_, b) in zip(comparisons, pairs, strict=True)
         if invalid & {b.strategy, f"{b.strategy} ({b.users} agents)"}
     }
-    outcomes = [_undecided(one) if one.strategy in broken else one for one in outcomes]
+    judged_anyway = _allowed if allow_saturated else _undecided
+    outcomes = [judged_anyway(one) if one.strategy in broken else one for one in outcomes]
     said = [invalidated(one) if one.strategy in broken else one for one in said]
     if apart:
         lead = f"between runs that differ in {', '.join(apart)}: "
@@ -395,7 +399,7 @@ def compare_directories(
         outcomes = [replace(one, sentence=lead + one.sentence) for one in outcomes]
     outcomes += [
         replace(one, sentence=f"{candidate.path.name}: {one.sentence}")
-        for one in judge_gates(gates, [b for _, b in pairs], of_candidate)
+        for one in judge_gates(gates, [b for _, b in pairs], of_candidate, allow_saturated)
     ]
     return Regression(
         tuple(comparisons),
@@ -426,6 +430,10 @@ def _undecided(outcome: Outcome) -> Outcome:
     """A gate that is not decided, since the figures are invalid."""
     name = outcome.sentence.partition(": ")[0]
     return replace(outcome, holds=None, sentence=f"{name}: {outcome.gate}: not decided, it is invalid.")
+
+
+def _allowed(outcome: Outcome) -> Outcome:
+    return replace(outcome, sentence=f"{outcome.sentence.removesuffix('.')}{ALLOWED}.")
 
 
 def _holds(outcomes: Sequence[Outcome]) -> bool | None:
