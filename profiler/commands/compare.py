@@ -95,7 +95,7 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
     from profiler.report.live import LiveView
     from profiler.report.terminal import render_comparison, use_color
     from profiler.rundir import RunDirectory
-    from profiler.statistics.gates import judge, missed
+    from profiler.statistics.gates import judge, latencies_of, missed
 
     options, size = asked_load(arguments), Size.from_namespace(arguments)
     check_gates(gates, [spec.text for spec in options.strategies])
@@ -115,7 +115,8 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
     directory = RunDirectory.open(path)
     material = gather(directory)
     run = material.run
-    outcomes = judge(material.summary, gates, run.incidents, arguments.allow_saturated)
+    latencies = latencies_of(material.measured, material.table)
+    outcomes = judge(material.summary, gates, latencies, run.incidents, arguments.allow_saturated)
     summary = replace(material.summary, outcomes=outcomes)
     directory.save_summary(summary)
     report = write_report(directory, material=material)
@@ -159,9 +160,11 @@ def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     from profiler.report import ci
     from profiler.report.terminal import render_comparison, use_color
     from profiler.rundir import RunDirectory
-    from profiler.statistics.gates import judge, missed
+    from profiler.statistics.gates import judge, latencies_of, missed
     from profiler.statistics.objectives import parse_objective
-    from profiler.statistics.summary import summarise
+    from profiler.statistics.summary import summarise_table
+    from profiler.statistics.table import tabulate
+    from profiler.statistics.windows import measure
 
     if not gates and arguments.slo is None:
         raise UsageError(
@@ -173,11 +176,14 @@ def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     if arguments.slo is not None:
         parse_objective(arguments.slo, "--slo")
         run = replace(run, slo=arguments.slo)
-    summary = summarise(run, directory.records())
+    table = tabulate(directory.records())
+    summary = summarise_table(run, table)
     check_gates(gates, list(dict.fromkeys(one.strategy for one in summary.every_strategy)))
-    # How the run ended was the matter of the command that made it; here it is a note.
-    outcomes = judge(summary, gates, allow_saturated=arguments.allow_saturated)
-    outcomes = tuple(one for one in outcomes if one.kind != "end")
+    # How the run ended, and what it was asked then, was the matter of the command that made it.
+    left_out = {"end"} if arguments.slo is not None else {"end", "objective"}
+    latencies = latencies_of(measure(run, table), table)
+    outcomes = judge(summary, gates, latencies, allow_saturated=arguments.allow_saturated)
+    outcomes = tuple(one for one in outcomes if one.kind not in left_out)
     summary = replace(summary, outcomes=outcomes)
     undecided_fails = arguments.undecided == "fail"
     findings = ci.of_run(run, summary, undecided_fails)

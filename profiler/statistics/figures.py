@@ -343,12 +343,18 @@ def _left_out(group: Measured, table: Table) -> LeftOut | None:
 
 
 def _failure_rate(table: Table, blocks: Sequence[Block]) -> Estimate:
-    """The share of due loops that failed, with a t-interval over blocks, kept inside 0 to 1.
+    """The share of due loops that failed."""
+    return share([block_failures(table, block) for block in blocks])
 
-    Where no block had a failure they all agree, and t gives an interval of no width; its upper end is
-    then that of the rule of three: 3 / n is what no failure in n loops cannot rule out.
+
+def share(blocks: Sequence[tuple[int, int]]) -> Estimate:
+    """The share of loops that, say, failed, from (how many of them did, loops) of each block.
+
+    With a t-interval over blocks, kept inside 0 to 1. Where no block had a failure they all agree, and t
+    gives an interval of no width; its upper end is then that of the rule of three: 3 / n is what no failure
+    in n loops cannot rule out.
     """
-    counts = [(failed, loops) for failed, loops in (block_failures(table, b) for b in blocks) if loops]
+    counts = [(failed, loops) for failed, loops in blocks if loops]
     loops = sum(loops for _, loops in counts)
     if not loops:
         return Estimate(None)

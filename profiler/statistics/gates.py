@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from profiler.statistics.caveats import Caveat, labels
 from profiler.statistics.comparison import Comparison, Difference, Ratio
-from profiler.statistics.figures import StrategySummary
+from profiler.statistics.figures import StrategySummary, share
 from profiler.statistics.objectives import QualityGate, apart
-from profiler.statistics.quantiles import CONFIDENCE, Estimate
+from profiler.statistics.quantiles import CONFIDENCE, FEWEST_BLOCKS, LEVELS, Estimate
+from profiler.statistics.windows import completed, latency
 
 if TYPE_CHECKING:
     from profiler.rundir import Incident
     from profiler.statistics.summary import Summary
+    from profiler.statistics.table import Ints, Table
+    from profiler.statistics.windows import Measured
 
 Result = Literal["passed", "failed", "not decided"]
 _RESULTS: dict[bool | None, Result] = {True: "passed", False: "failed", None: "not decided"}
@@ -67,17 +70,21 @@ def missed(outcomes: Collection[Outcome], undecided_fails: bool = False) -> bool
 def judge(
     summary: Summary,
     gates: Sequence[QualityGate] = (),
+    latencies: Latencies | None = None,
     incidents: Sequence[Incident] = (),
     allow_saturated: bool = False,
 ) -> tuple[Outcome, ...]:
-    """Everything that was asked of one run, the gates last. `incidents`: of the run that has just ended."""
+    """Everything that was asked of one run, the gates last. `incidents`: of the run that has just ended.
+
+    `latencies`: as in `judge_gates`.
+    """
     every = summary.every_strategy
     found = [judge_validity(summary.warnings, allow_saturated), judge_loops(every)]
     found.append(judge_end(incidents))
     if summary.objective is not None:
         lowest = summary.levels[0].strategies if summary.levels else summary.strategies
         found.append(judge_objective(summary.objective, lowest, several_loads=bool(summary.levels)))
-    return (*found, *judge_gates(gates, every, summary.warnings, allow_saturated))
+    return (*found, *judge_gates(gates, every, latencies, summary.warnings, allow_saturated))
 
 
 def judge_validity(warnings: Collection[Caveat], allowed: bool) -> Outcome:
@@ -182,12 +189,24 @@ def objective_outcome(
 # Gates on one run: each figure and its interval against a bound.
 
 
+Latencies = Mapping[tuple[str, int], Sequence["Ints"]]
+"""Of each strategy under each load (agents): nanoseconds of each block's loops that came to an answer."""
+
+
+def latencies_of(measured: Sequence[Measured], table: Table) -> Latencies:
+    return {
+        (group.strategy, group.users): [latency(table, completed(table, block.due)) for block in group.blocks]
+        for group in measured
+    }
+
+
 ALLOWED = ", of invalid figures, as --allow-saturated allows"
 
 
 def judge_gates(
     gates: Sequence[QualityGate],
     strategies: Sequence[StrategySummary],
+    latencies: Latencies | None = None,
     warnings: Collection[Caveat] = (),
     allow_saturated: bool = False,
 ) -> list[Outcome]:
@@ -195,11 +214,21 @@ def judge_gates(
 
     It fails when the figure's whole interval, of 95 %, is beyond the bound, passes when none of the interval
     is, and is not decided otherwise: without an interval, with the bound inside it, or where the figures are
-    the client's, unless those are allowed. So a strategy that is exactly at the bound fails in 2.5 % of cases.
+    the client's, unless those are allowed. So a strategy exactly at the bound fails in 2.5 % of cases.
+
+    A quantile of too few loops for an interval is judged by how many of them took longer than the bound,
+    which a few loops tell where they are far from it. That takes their `latencies`.
     """
     invalid = {name for caveat in warnings if caveat.invalid for name in caveat.strategies}
     return [
-        _judge_gate(gate, one, label, label in invalid, allow_saturated)
+        _judge_gate(
+            gate,
+            one,
+            label,
+            (latencies or {}).get((one.strategy, one.users), ()),
+            invalid=bool(invalid & {one.strategy, f"{one.strategy} ({one.users} agents)"}),
+            allowed=allow_saturated,
+        )
         for gate in gates
         for one, label in zip(strategies, labels(strategies, strategies), strict=True)
         if not gate.relative and gate.strategy in (None, one.strategy)
@@ -207,7 +236,13 @@ def judge_gates(
 
 
 def _judge_gate(
-    gate: QualityGate, strategy: StrategySummary, label: str, invalid: bool, allowed: bool
+    gate: QualityGate,
+    strategy: StrategySummary,
+    label: str,
+    latencies: Sequence[Ints],
+    *,
+    invalid: bool,
+    allowed: bool,
 ) -> Outcome:
     def outcome(holds: bool | None, words: str) -> Outcome:
         besides = ALLOWED if invalid and allowed else ""
@@ -221,14 +256,39 @@ def _judge_gate(
         return outcome(None, f", {nothing}")
     value = f"{gate.metric} {_shown(gate, figure.value)}"
     if figure.low is None or figure.high is None:
-        return outcome(None, f", too few loops or blocks for an interval: {value}")
+        holds, words = _longer(gate, strategy, latencies)
+        return outcome(holds, f"{words}: {value}" if holds is None else f": {value}{words}")
     worse, better = (figure.low, figure.high) if gate.upward else (-figure.high, -figure.low)
     bound = limit if gate.upward else -limit
     holds = False if worse > bound else True if better <= bound else None
     interval = f"[{_shown(gate, figure.low, False)}, {_shown(gate, figure.high, False)}]"
-    if holds and strategy.backlog is not None and gate.metric in ("p50", "p95", "p99"):
+    if holds and strategy.backlog is not None and gate.metric in LEVELS:
         return outcome(None, f", the backlog grows, and latency with it: {value} {interval} so far")
     return outcome(holds, f": {value} {interval}")
+
+
+def _longer(
+    gate: QualityGate, strategy: StrategySummary, latencies: Sequence[Ints]
+) -> tuple[bool | None, str]:
+    """Whether the gate holds by how many loops took longer than its bound, and that in words.
+
+    A quantile is beyond the bound where more than its share of the loops are: 5 % at p95.
+    """
+    blocks = [(int((block > gate.threshold * 1e9).sum()), int(block.size)) for block in latencies]
+    loops = sum(size for _, size in blocks)
+    if (
+        gate.metric not in LEVELS
+        or strategy.memory_seconds
+        or strategy.backlog is not None
+        or sum(size > 0 for _, size in blocks) < FEWEST_BLOCKS
+    ):
+        return None, ", too few loops or blocks for an interval"
+    found, most = _share(share(blocks), loops), 1 - LEVELS[gate.metric]
+    value, low, high = found.value or 0.0, found.low or 0.0, found.high or 0.0
+    holds = False if low > most else True if high < most else None
+    shown = [apart(one * 100, most * 100) for one in (value, low, high)]
+    words = f"{shown[0]} % [{shown[1]}, {shown[2]}] of {loops} loops took longer"
+    return holds, f", too few loops: {words}" if holds is None else f", {words}"
 
 
 def interval_of(gate: QualityGate, strategy: StrategySummary) -> Estimate:

@@ -18,6 +18,7 @@ from profiler.statistics.gates import (
     at_level,
     decide,
     judge_gates,
+    latencies_of,
     not_measured,
     nothing_measured,
     unmeasured,
@@ -335,8 +336,8 @@ def compare_directories(
 ) -> Regression:
     """Compare two run directories. `slo` (by default the candidate's) says what counts as good.
 
-    Gates that are not `relative` judge the candidate alone. No gate of a strategy that is invalid in either is
-    decided, unless that is allowed. Raises `RecordError` for a file that cannot be
+    Gates that are not `relative` judge the candidate alone. No gate of a strategy that is invalid in either
+    is decided, unless that is allowed. Raises `RecordError` for a file that cannot be
     read, `UsageError` when no strategy ran in both under the same load, a gate is about one that did not, the
     objective cannot be parsed, or the runs did different work (`unlike`), unless that is allowed; every
     sentence says then what differs.
@@ -399,7 +400,9 @@ def compare_directories(
         outcomes = [replace(one, sentence=lead + one.sentence) for one in outcomes]
     outcomes += [
         replace(one, sentence=f"{candidate.path.name}: {one.sentence}")
-        for one in judge_gates(gates, [b for _, b in pairs], of_candidate, allow_saturated)
+        for one in judge_gates(
+            gates, [b for _, b in pairs], latencies_of(groups[1], tables[1]), of_candidate, allow_saturated
+        )
     ]
     return Regression(
         tuple(comparisons),
