@@ -1,9 +1,7 @@
 """The `profiler` command. Heavy imports happen in the commands that need them.
 
-Exit codes: 0 done; 1 the run finished, but a condition that it was asked to meet did not hold; 2
-wrong usage or input, or output that cannot be written; 3 the target could not be reached, refused us
-or went away; 70 a defect of the profiler itself; 130 interrupted. A command that ends early prints
-one line on standard error; `--debug` adds the traceback.
+Exit codes are those of `profiler.commands.exits`. A command that ends early prints one line on standard
+error; `--debug` adds the traceback.
 """
 
 from __future__ import annotations
@@ -17,14 +15,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+from profiler.commands.exits import DEFECT, EXIT_CODES
 from profiler.errors import ProfilerError, UsageError, did_you_mean
 from profiler.report.text import one_line
 
 MODULES = ("run", "compare", "tune", "without_load")
 """Modules of `profiler.commands`; each adds the command of its name, the last one all others."""
-
-DEFECT = 70
-"""Exit code: EX_SOFTWARE of sysexits.h."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -88,8 +84,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if extra:
         used: Parser = arguments.parser
         known = [name for action in used._actions for name in action.option_strings]
-        used.error(f"unknown argument {extra[0]!r}{did_you_mean(extra[0].partition('=')[0], known)}")
+        name = extra[0].partition("=")[0]
+        others = _commands_with(parser, name)
+        hint = f" (an option of {', '.join(others)})" if others else did_you_mean(name, known)
+        used.error(f"unknown argument {extra[0]!r}{hint}")
     return arguments
+
+
+def _commands_with(parser: argparse.ArgumentParser, option: str) -> list[str]:
+    """The commands that have an option."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    commands = {name: command for group in groups for name, command in group.choices.items()}
+    return [name for name, command in commands.items() if option in command._option_string_actions]
 
 
 class Parser(argparse.ArgumentParser):
@@ -113,7 +119,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="profiler",
         description="Load testing and latency profiling for agents that call tools in parallel.",
-        epilog="examples:\n"
+        epilog=f"{EXIT_CODES}\n\nexamples:\n"
         "  profiler compare                        the three strategies on the embedded emulator\n"
         "  profiler run --strategy sequential      one loop, its timeline drawn\n"
         "  profiler emulate --scenario fanout      the emulator alone",

@@ -269,6 +269,13 @@ class ModelCall(_Tried):
         )
 
     @property
+    def heard(self) -> bool | None:
+        """Anything came back, if only a status. None where no try of it is known, nor how it ended."""
+        if self.status == "ok" or any(one.status is not None for one in self.attempts):
+            return True
+        return False if self.attempts else None
+
+    @property
     def tokens_known(self) -> bool:
         """The server said how many tokens came in and went out."""
         return self.input_tokens is not None and self.output_tokens is not None

@@ -367,6 +367,18 @@ class RunDirectory:
                 return True
         return False
 
+    def ended_by(self, error_type: str) -> int:
+        """How many loops ended with this error type. Lines without the word are not looked at."""
+        word = orjson.dumps(error_type)
+        found = 0
+        with contextlib.suppress(OSError), open(self.records_path, "rb") as file:
+            for line in file:
+                if word in line:
+                    with contextlib.suppress(orjson.JSONDecodeError):  # the last one may be half written
+                        record = orjson.loads(line)
+                        found += isinstance(record, dict) and record.get("error_type") == error_type
+        return found
+
     def records(self) -> Iterator[LoopRecord]:
         """The records, streamed (`profiler.records.read`). Raises `RecordError` with file and line."""
         return records.read(self.records_path)

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from profiler.commands.exits import EXIT_CODES
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     """The object that argparse adds the parsers of commands to."""
@@ -15,10 +17,12 @@ def add_command(
     commands: Commands, name: str, help: str, run: Callable[[argparse.Namespace], int], *examples: str
 ) -> argparse.ArgumentParser:
     """Add `profiler NAME`; `run` gets its arguments and returns the exit code. `examples`: of arguments."""
+    lines = [EXIT_CODES, ""] if name in ("run", "compare", "tune") else []
+    lines += ["examples:", *(f"  profiler {name} {example}".rstrip() for example in examples)]
     parser = commands.add_parser(
         name,
         help=help,
-        epilog="\n".join(["examples:", *(f"  profiler {name} {example}".rstrip() for example in examples)]),
+        epilog="\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=run)

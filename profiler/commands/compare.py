@@ -1,4 +1,4 @@
-"""`profiler compare`: strategies under load, and how they compare; or two runs that were recorded."""
+"""`profiler compare`: strategies under load, and how they compare; or runs that were recorded."""
 
 from __future__ import annotations
 
@@ -6,39 +6,42 @@ import argparse
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiler.commands import add_command
-from profiler.errors import UsageError
+from profiler.commands.exits import Ending, complain
+from profiler.errors import ProfilerError, UsageError
 from profiler.load.declared import TEXT, add_options
 from profiler.load.options import GROUPS, LINGER_SECONDS, LoadOptions, Size
+from profiler.statistics.objectives import check_gates, parse_gates
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from profiler.commands import Commands
-    from profiler.rundir import Run
-    from profiler.statistics.caveats import Caveat
+    from profiler.report.ci import Findings
+    from profiler.statistics.objectives import QualityGate
 
 
 def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "compare",
-        "compare strategies under load, or two recorded runs",
+        "compare strategies under load, or two recorded runs; or judge one",
         main,
         "--users 40 --duration 1m",
         "--strategy gathered --strategy semaphore:8 --json | jq .verdicts",
         "--arrivals 10/s --slo 'p95<2s,errors<1%'",
+        "--fail-on 'p95 > 2s, errors > 1%' --fail-on 'semaphore:8: goodput < 5/s' --junit junit.xml",
         "--agent my_app.agents:make_agent --base-url http://127.0.0.1:8100",
         "runs/main runs/branch --fail-on 'p95 > +5%' --format github",
+        "runs/main --fail-on 'p95 > 2s' --format markdown",
     )
     parser.add_argument(
         "runs",
         type=TEXT.argument,
         nargs="*",
         metavar="RUN",
-        help="two run directories: compare the second with the first",
+        help="two run directories: compare the second with the first; one, with --fail-on or --slo: judge it",
     )
     add_options(parser, "compare", (Size, LoadOptions), GROUPS)
     output = add_output(
@@ -47,11 +50,16 @@ def add(commands: Commands) -> None:
     output.add_argument(
         "--fail-on",
         type=TEXT.argument,
+        action="append",
+        default=[],
         metavar="GATE",
-        help="of two runs: exit 1 when this is shown: 'p95 > +5%%, errors > +1%%'",
+        help="exit 1 when this is shown, of any strategy ('p95 > 2s, errors > 1%%, goodput < 5/s') or of one "
+        "('semaphore:8: p95 > 2s'), under each load; between two runs: 'p95 > +5%%'; may be repeated",
     )
     output.add_argument(
-        "--format", choices=("text", "github"), default="text", help="of two runs: github for annotations"
+        "--undecided",
+        choices=("pass", "fail"),
+        help="what a gate counts as that is neither shown to hold nor to be missed (default: pass)",
     )
     output.add_argument(
         "--allow-different",
@@ -61,83 +69,171 @@ def add(commands: Commands) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    gates = parse_gates(*arguments.fail_on)
+    if arguments.undecided is not None and not gates:
+        raise UsageError("--undecided is about gates: say with --fail-on which")
+    check_output(arguments)
+    if len(arguments.runs) == 2:
+        return _two_recorded(arguments, gates)
+    if arguments.allow_different:
+        raise UsageError("--allow-different is for two recorded runs: profiler compare RUN_A RUN_B")
+    if len(arguments.runs) > 2:
+        raise UsageError(f"compare takes two run directories, or none: {len(arguments.runs)} given")
     if arguments.runs:
-        return _recorded(arguments)
-    if arguments.fail_on is not None or arguments.format != "text" or arguments.allow_different:
-        raise UsageError(
-            "--fail-on, --format and --allow-different are for two recorded runs: "
-            "profiler compare RUN_A RUN_B"
-        )
+        return _one_recorded(arguments, gates)
+    return _load_test(arguments, gates)
+
+
+def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) -> int:
+    from dataclasses import replace
+
     from profiler.load.experiment import Experiment, run_experiment
+    from profiler.records import INTERNAL
+    from profiler.report import ci
     from profiler.report.advice import next_steps
     from profiler.report.html import gather, write_report
     from profiler.report.live import LiveView
     from profiler.report.terminal import render_comparison, use_color
     from profiler.rundir import RunDirectory
-    from profiler.statistics.caveats import every_loop_failed
+    from profiler.statistics.gates import judge, latencies_of, missed
 
     options, size = asked_load(arguments), Size.from_namespace(arguments)
+    check_gates(gates, [spec.text for spec in options.strategies])
     if not agreed(arguments, options, size, size.seconds):
         return 1
     experiment = Experiment(options, size.users, size.seconds, size.workers)
-    with LiveView(sys.stderr, os.environ, arguments.quiet) as view:
-        path = run_experiment(experiment, view.say, view.watch)
+    failure: ProfilerError | None = None
+    try:
+        with LiveView(sys.stderr, os.environ, arguments.quiet) as view:
+            path = run_experiment(experiment, view.say, view.watch)
+    except ProfilerError as error:
+        failed = RunDirectory(Path(error.run_directory or ""))
+        if error.run_directory is None or not failed.ended_by(INTERNAL):
+            write_junit(arguments, ci.junit_of_error(f"profiler compare: {options.scenario}", str(error)))
+            raise
+        failure, path = error, failed.path  # a defect of ours is said beside a report, whatever came after
     directory = RunDirectory.open(path)
     material = gather(directory)
-    run, summary = material.run, material.summary
+    run = material.run
+    latencies = latencies_of(material.measured, material.table)
+    outcomes = judge(material.summary, gates, latencies, run.incidents, arguments.allow_saturated)
+    summary = replace(material.summary, outcomes=outcomes)
     directory.save_summary(summary)
     report = write_report(directory, material=material)
+    undecided_fails = arguments.undecided == "fail"
+    ending = Ending(
+        error=failure,
+        internal=summary.internal,
+        incidents={incident.kind for incident in run.incidents},
+        unanswered=summary.unanswered,
+        missed=missed(outcomes, undecided_fails),
+    )
+    findings = ci.of_run(run, summary, undecided_fails)
+    write_junit(arguments, ci.junit(findings))
     if arguments.json:
         for caveat in summary.warnings:
             if caveat.invalid:
                 print(caveat.sentence, file=sys.stderr, flush=True)
-        sys.stdout.write(directory.summary_path.read_text())
-    else:
+        show(directory.summary_path.read_text())
+    elif not show_as_asked(arguments, findings, f"report: {report}"):
         width = min(shutil.get_terminal_size().columns, 100)
-        print(render_comparison(summary, run, width, use_color(sys.stdout, os.environ), path=str(path)))
-        print(f"report: {report}")
+        text = render_comparison(summary, run, width, use_color(sys.stdout, os.environ), path=str(path))
+        lines = [f"report: {report}"]
         if run.spent is not None and options.remote_targets(os.environ):
-            print(f"spent: {options.budget(run.model).describe(run.spent)}")
-        for step in next_steps(summary, run, material.counterfactuals)[:1]:
-            print(f"next: {step.words}" + (f"\n  {step.command}" if step.command else ""))
-    nothing = all(every_loop_failed(strategy) for strategy in summary.strategies)
-    return _exit_code(run, summary.warnings, arguments.allow_saturated, nothing)
+            lines.append(f"spent: {options.budget(run.model).describe(run.spent)}")
+        lines += [
+            f"next: {step.words}" + (f"\n  {step.command}" if step.command else "")
+            for step in next_steps(summary, run, material.counterfactuals)[:1]
+        ]
+        show(text + "\n".join(lines) + "\n")
+    if failure is not None:
+        print(f"profiler: {failure}", file=sys.stderr, flush=True)
+    return complain(ending, str(path))
 
 
-def _exit_code(run: Run, warnings: Sequence[Caveat], allow_saturated: bool, nothing: bool) -> int:
-    """`nothing`: not one loop of any strategy was good."""
-    kinds = {incident.kind for incident in run.incidents}
-    if "interrupted" in kinds:
-        return 130
-    if nothing or kinds & {"aborted", "limited"}:
-        return 1
-    return 1 if any(caveat.invalid for caveat in warnings) and not allow_saturated else 0
+def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) -> int:
+    """Judge one recorded run."""
+    from dataclasses import replace
+
+    import orjson
+
+    from profiler.report import ci
+    from profiler.report.terminal import render_comparison, use_color
+    from profiler.rundir import RunDirectory
+    from profiler.statistics.gates import judge, latencies_of, missed
+    from profiler.statistics.objectives import parse_objective
+    from profiler.statistics.summary import summarise_table
+    from profiler.statistics.table import tabulate
+    from profiler.statistics.windows import measure
+
+    if not gates and arguments.slo is None:
+        raise UsageError(
+            "compare takes two run directories, or none: 1 given; to judge it say what to hold it against: "
+            "--fail-on 'p95 > 2s' or --slo 'p95<2s'"
+        )
+    directory = RunDirectory.open(arguments.runs[0])
+    run = directory.load()
+    if arguments.slo is not None:
+        parse_objective(arguments.slo, "--slo")
+        run = replace(run, slo=arguments.slo)
+    table = tabulate(directory.records())
+    summary = summarise_table(run, table)
+    check_gates(gates, list(dict.fromkeys(one.strategy for one in summary.every_strategy)))
+    # How the run ended, and what it was asked then, was the matter of the command that made it.
+    left_out = {"end"} if arguments.slo is not None else {"end", "objective"}
+    latencies = latencies_of(measure(run, table), table)
+    outcomes = judge(summary, gates, latencies, allow_saturated=arguments.allow_saturated)
+    outcomes = tuple(one for one in outcomes if one.kind not in left_out)
+    summary = replace(summary, outcomes=outcomes)
+    undecided_fails = arguments.undecided == "fail"
+    findings = ci.of_run(run, summary, undecided_fails)
+    write_junit(arguments, ci.junit(findings))
+    if arguments.json:
+        show(orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+    elif not show_as_asked(arguments, findings):
+        width = min(shutil.get_terminal_size().columns, 100)
+        show(
+            render_comparison(summary, run, width, use_color(sys.stdout, os.environ), path=arguments.runs[0])
+        )
+    ending = Ending(
+        internal=summary.internal,
+        unanswered=summary.unanswered,
+        missed=missed(outcomes, undecided_fails),
+    )
+    return complain(ending, arguments.runs[0])
 
 
-def _recorded(arguments: argparse.Namespace) -> int:
+def _two_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) -> int:
     """Compare the second of two recorded runs with the first."""
     import orjson
 
+    from profiler.report import ci
     from profiler.report.terminal import render_regression, use_color
     from profiler.rundir import RunDirectory
-    from profiler.statistics.objectives import parse_gates
+    from profiler.statistics.gates import judge_loops, judge_objective, judge_validity, missed
     from profiler.statistics.verdicts import compare_directories
 
-    if len(arguments.runs) != 2:
-        raise UsageError(f"compare takes two run directories, or none: {len(arguments.runs)} given")
-    gates = () if arguments.fail_on is None else parse_gates(arguments.fail_on)
     before, after = (RunDirectory.open(path) for path in arguments.runs)
-    found = compare_directories(before, after, gates, arguments.slo, arguments.allow_different)
+    found = compare_directories(
+        before, after, gates, arguments.slo, arguments.allow_different, arguments.allow_saturated
+    )
+    both = [judge_loops(found.before), judge_loops(found.after)]
+    outcomes = [judge_validity(found.warnings, arguments.allow_saturated)]
+    outcomes.append(next((one for one in both if one.holds is False), both[1]))
+    if arguments.slo is not None:
+        outcomes.append(judge_objective(arguments.slo, found.after))
+    outcomes += found.outcomes
+    undecided_fails = arguments.undecided == "fail"
+    findings = ci.of_two_runs(after.load(), found, outcomes, undecided_fails)
+    write_junit(arguments, ci.junit(findings))
     if arguments.json:
-        sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
-    else:
+        show(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+    elif not show_as_asked(arguments, findings):
         width = min(shutil.get_terminal_size().columns, 100)
-        color = use_color(sys.stdout, os.environ)
-        print(render_regression(found, width, color, github=arguments.format == "github"), end="")
-    if found.holds is False:
-        return 1
-    invalid = any(caveat.invalid for caveat in found.warnings)
-    return 1 if invalid and not arguments.allow_saturated else 0
+        show(render_regression(found, outcomes, width, use_color(sys.stdout, os.environ)))
+    sides = [{one.strategy: one.totals.internal for one in side} for side in (found.before, found.after)]
+    internal = sum(sum(side.values()) for side in sides)  # totals are of all loads
+    return complain(Ending(internal=internal, missed=missed(outcomes, undecided_fails)))
 
 
 # Shared with `profiler tune`, which runs load tests too.
@@ -150,6 +246,18 @@ def add_output(parser: argparse.ArgumentParser, json: str, running: str) -> argp
     )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help=json)
+    output.add_argument(
+        "--format",
+        choices=("text", "markdown", "github"),
+        default="text",
+        help="markdown for a comment on a pull request, github for annotations (default: text)",
+    )
+    output.add_argument(
+        "--junit",
+        type=Path,
+        metavar="FILE",
+        help="also write what was asked, and whether it holds, as JUnit XML",
+    )
     output.add_argument("--quiet", action="store_true", help=f"say nothing while {running}")
     output.add_argument(
         "--allow-saturated",
@@ -158,6 +266,59 @@ def add_output(parser: argparse.ArgumentParser, json: str, running: str) -> argp
         "container throttled",
     )
     return output
+
+
+def check_output(arguments: argparse.Namespace) -> None:
+    """Raises `UsageError` for output that could not be written, before anything runs."""
+    if arguments.json and arguments.format != "text":
+        raise UsageError(f"--json and --format {arguments.format}: standard output can hold one of them")
+    path: Path | None = arguments.junit
+    if path is None:
+        return
+    existed = os.path.lexists(path)
+    if existed and not (path.is_file() or path.is_dir()):
+        return  # a pipe or a device: to open it, and close it, would end what it leads to
+    try:
+        with open(path, "ab"):
+            pass
+    except OSError as error:
+        raise UsageError(f"--junit {path}: cannot be written: {error.strerror}") from error
+    if not existed:
+        path.unlink()
+
+
+def write_junit(arguments: argparse.Namespace, content: bytes) -> None:
+    """Write the file of `--junit`, where one was asked for."""
+    if arguments.junit is not None:
+        try:
+            arguments.junit.write_bytes(content)
+        except OSError as error:
+            raise UsageError(f"--junit {arguments.junit}: cannot be written: {error.strerror}") from error
+
+
+def show_as_asked(arguments: argparse.Namespace, findings: Findings, besides: str | None = None) -> bool:
+    """Print findings in the format that was asked for; False where that is plain text.
+
+    `besides` is said on standard error then.
+    """
+    from profiler.report import ci
+
+    if arguments.format == "text":
+        return False
+    show(ci.github(findings) if arguments.format == "github" else ci.markdown(findings))
+    if besides is not None and not arguments.quiet:
+        print(besides, file=sys.stderr, flush=True)
+    return True
+
+
+def show(text: str) -> None:
+    """Print on standard output. A reader that has gone (`| head`) changes nothing about the exit code."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered would be tried once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def asked_load(arguments: argparse.Namespace, **others: Any) -> LoadOptions:

@@ -7,12 +7,14 @@ import asyncio
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from profiler.commands import add_command
-from profiler.errors import ProviderError
+from profiler.commands.exits import Ending, complain
+from profiler.errors import ProfilerError, ProviderError
 from profiler.load.declared import COUNT_FROM_0, TEXT, add_options
 from profiler.load.options import GROUPS, STRATEGY_FORMS, LoadOptions
 
@@ -61,6 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.load.preparation import built_in_loops
     from profiler.load.target import Emulators
     from profiler.loop.model import parse_model_limit
+    from profiler.records import INTERNAL
     from profiler.redaction import guard_logs
     from profiler.report.terminal import use_color
     from profiler.report.timeline import render_timeline
@@ -81,7 +84,7 @@ def main(arguments: argparse.Namespace) -> int:
     redact = None if options.redact is None else load_redact(options.redact)
     gate = None if options.model_limit is None else Gate(parse_model_limit(options.model_limit))
     records: list[LoopRecord] = []
-    failure: ProviderError | None = None
+    failure: Exception | None = None
 
     async def once() -> str:
         make = built_in_loops(options, options.endpoint(base_url), tools_url, scenario, redact, gate)
@@ -102,11 +105,17 @@ def main(arguments: argparse.Namespace) -> int:
         text = on_event_loop(once)
     except ProviderError as error:
         failure, text = error, ""
+    except Exception as error:
+        if not any(record.error_type == INTERNAL for record in records):
+            raise
+        failure, text = error, ""  # a defect of ours: what there is of the loop is drawn all the same
     finally:
         emulators.stop()
     width = min(shutil.get_terminal_size().columns, 120)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     for record in records:
+        if record.answered and not record.good:
+            print(f"the loop failed: {_why(record)}")
         if record.answered and not any(True for _ in record.tool_calls):
             models = [round_.model for round_ in record.rounds]
             server_tools = sum(len(model.server_tools) for model in models)
@@ -115,10 +124,20 @@ def main(arguments: argparse.Namespace) -> int:
         print(render_timeline(record, width, use_color(sys.stdout, os.environ), unicode))
     if arguments.out is not None:
         print(f"run directory: {_save(arguments.out, options, records)}")
-    if failure is not None:
+    internal = sum(record.error_type == INTERNAL for record in records)
+    if failure is not None and not (internal and isinstance(failure, ProfilerError)):
         raise failure
-    print(text)
-    return 0
+    if failure is None:
+        print(text)
+    missed = any(not record.good for record in records if not record.nested)
+    where = None if arguments.out is None else str(arguments.out)
+    return complain(Ending(error=failure, internal=internal, missed=missed), where)
+
+
+def _why(record: LoopRecord) -> str:
+    """`timeout (get_weather) 2`: the calls that failed in a loop that came to an answer."""
+    failed = Counter(f"{call.failure} ({call.name})" for call in record.tool_calls if call.failure)
+    return ", ".join(f"{what} {count}" for what, count in failed.most_common())
 
 
 def on_event_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -8,8 +8,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from profiler.commands import add_command
-from profiler.commands.compare import add_output, agreed, asked_load
-from profiler.errors import TargetError
+from profiler.commands.compare import (
+    add_output,
+    agreed,
+    asked_load,
+    check_output,
+    show,
+    show_as_asked,
+    write_junit,
+)
+from profiler.commands.exits import Ending, complain
+from profiler.errors import ProfilerError, TargetError
 from profiler.load.declared import SECONDS, TEXT, add_options
 from profiler.load.options import GROUPS, LoadOptions, Size
 from profiler.strategies import parse_strategies
@@ -28,6 +37,7 @@ def add(commands: Commands) -> None:
         "--objective p95 --slo 'p95<2s,errors<1%' --over semaphore,rate,adaptive",
         "--stream --over semaphore,eager --budget 10m",
         "--quota openai:rpm=500,tpm=30000",
+        "--slo 'p95<2s' --junit junit.xml --format markdown",
         "--agent my_app.agents:make_agent --max-cost 5 --price 2.50/10",
     )
     add_options(parser, "tune", (Size, LoadOptions), GROUPS)
@@ -66,10 +76,13 @@ def add(commands: Commands) -> None:
 def main(arguments: argparse.Namespace) -> int:
     import orjson
 
-    from profiler.tune.answer import render
+    from profiler.report import ci
+    from profiler.statistics.gates import missed
+    from profiler.tune.answer import findings, render
     from profiler.tune.quotas import parse_quota
     from profiler.tune.search import Search, tune
 
+    check_output(arguments)
     size = Size.from_namespace(arguments)
     # One strategy, for the estimate: the search tries its own, and this is the one that asks for most.
     load = asked_load(arguments, strategies=parse_strategies("gathered"))
@@ -89,18 +102,28 @@ def main(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    answer = tune(search, say)
+    try:
+        answer = tune(search, say)
+    except ProfilerError as error:
+        write_junit(arguments, ci.junit_of_error(f"profiler tune: {load.scenario}", str(error)))
+        raise
+    outcomes = answer.outcomes(arguments.allow_saturated)
+    found = findings(answer, outcomes, load.scenario)
+    write_junit(arguments, ci.junit(found))
+    spent = load.budget().limits or load.remote_targets(os.environ)
     if arguments.json:
         data = {
             "sentence": answer.sentence,
             "headroom": answer.headroom,
             **orjson.loads(orjson.dumps(answer)),
         }
-        sys.stdout.write(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
-    else:
-        print(render(answer))
-        if load.budget().limits or load.remote_targets(os.environ):
-            print(f"spent: {answer.spent}")
-    if answer.failed:
-        return TargetError.exit_code
-    return 1 if answer.stopped is not None or not (answer.valid or arguments.allow_saturated) else 0
+        show(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+    elif not show_as_asked(arguments, found):
+        show(render(answer) + (f"\nspent: {answer.spent}\n" if spent else "\n"))
+    ending = Ending(
+        error=TargetError(answer.stopped or "") if answer.failed else None,
+        internal=answer.internal,
+        unanswered=answer.unanswered,
+        missed=missed(outcomes),
+    )
+    return complain(ending, ", ".join(answer.runs))

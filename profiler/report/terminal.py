@@ -18,6 +18,7 @@ from profiler.rundir import Run
 from profiler.statistics.caveats import Caveat
 from profiler.statistics.faults import busiest
 from profiler.statistics.figures import StrategySummary
+from profiler.statistics.gates import Outcome
 from profiler.statistics.summary import Summary
 from profiler.statistics.verdicts import Regression
 
@@ -41,7 +42,8 @@ def render_comparison(
 ) -> str:
     """The end of a comparison as text: what makes it invalid, the verdicts, the figures, the notes.
 
-    That the model asked for no tool at all comes first: no remedy of what is invalid would help.
+    That the model asked for no tool at all, or every loop failed, comes first: no remedy of what is invalid
+    would help. Then comes what was asked of the run (`Summary.outcomes`).
     `path` is the run directory as the user would type it; it stands on the last line, which is not wrapped.
     """
     text = _rendered(_comparison(summary, run), width, color)
@@ -52,10 +54,12 @@ def _comparison(summary: Summary, run: Run) -> Iterator[RenderableType]:
     # Of several loads, the verdicts are about the highest.
     where = f"at {counted(summary.levels[-1].users, 'agent')}: " if summary.levels else ""
     found = [Text(where + clean(verdict.sentence, 400), style="bold") for verdict in summary.verdicts]
-    if summary.idle:
+    if summary.void:
         yield from found
     yield from _caveats(summary.warnings, invalid=True)
-    if not summary.idle:
+    in_words = {verdict.sentence for verdict in summary.verdicts}
+    yield from _outcomes(one for one in summary.outcomes if one.sentence not in in_words)
+    if not summary.void:
         yield from found
     if not summary.levels:
         yield _table(summary.strategies)
@@ -81,41 +85,36 @@ def _comparison(summary: Summary, run: Run) -> Iterator[RenderableType]:
         yield Text(line)
 
 
-def render_regression(found: Regression, width: int = 80, color: bool = False, github: bool = False) -> str:
-    """One run against another as text: what makes it invalid, the gates' outcomes, the verdicts, the notes.
+def render_regression(
+    found: Regression, outcomes: Sequence[Outcome] = (), width: int = 80, color: bool = False
+) -> str:
+    """One run against another as text: what makes it invalid, the outcomes, the verdicts, the notes.
 
-    With `github` each outcome and warning is a workflow command, which becomes an annotation.
+    `outcomes`: of everything that was asked, by default of the gates.
     """
-    if github:
-        lines = [
-            _command("error" if caveat.invalid else "notice", caveat.sentence) for caveat in found.warnings
-        ]
-        levels = {True: "notice", False: "error", None: "warning"}
-        lines += [_command(levels[outcome.holds], outcome.sentence) for outcome in found.outcomes]
-        lines += [_command("notice", verdict.sentence) for verdict in found.verdicts]
-        return "\n".join(lines) + "\n"
-    return _rendered(_regression(found), width, color)
+    return _rendered(_regression(found, outcomes or found.outcomes), width, color)
 
 
-def _regression(found: Regression) -> Iterator[Text]:
+def _regression(found: Regression, outcomes: Sequence[Outcome]) -> Iterator[Text]:
     yield from _caveats(found.warnings, invalid=True)
-    for outcome in found.outcomes:
-        style = {True: "green", False: "bold red", None: "yellow"}[outcome.holds]
-        yield Text(clean(outcome.sentence, 400), style=style)
+    yield from _outcomes(outcomes)
     for verdict in found.verdicts:
         yield Text(clean(verdict.sentence, 400), style="bold")
     yield from _caveats(found.warnings, invalid=False)
+
+
+def _outcomes(outcomes: Iterable[Outcome]) -> Iterator[Text]:
+    """What was asked and decided. Whether figures are valid, and how the run ended, is among the caveats."""
+    for one in outcomes:
+        if one.kind == "gate" or (one.holds is False and one.kind in ("objective", "loops")):
+            style = {True: "green", False: "bold red", None: "yellow"}[one.holds]
+            yield Text(clean(one.sentence, 400), style=style)
 
 
 def _caveats(caveats: Iterable[Caveat], invalid: bool) -> Iterator[Text]:
     for caveat in caveats:
         if caveat.invalid is invalid:
             yield Text(clean(caveat.sentence, 400), style="bold red" if invalid else "yellow")
-
-
-def _command(level: str, text: str) -> str:
-    """A GitHub workflow command; its data may hold neither % nor line ends."""
-    return f"::{level} title=profiler::{clean(text, 400).replace('%', '%25')}"
 
 
 def limits(run: Run) -> list[str]:

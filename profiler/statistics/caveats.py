@@ -19,6 +19,7 @@ from profiler.statistics.heeding import counted, untold, went_around
 from profiler.statistics.quantiles import FEWEST_BLOCKS, MEMORIES
 
 CaveatKind = Literal[
+    "internal",
     "strategy_ignored",
     "limiter_blind",
     "client_saturated",
@@ -124,6 +125,7 @@ def caveats(
     Of the strategies under `lower` loads only what the client made of them and what was left out is said.
     """
     found = [
+        *defects(sum({one.strategy: one.totals.internal for one in [*lower, *strategies]}.values())),
         *_strategies(run, strategies, [*lower, *strategies]),
         *_client(run, [*lower, *strategies]),
         *_blocking(strategies),
@@ -135,6 +137,17 @@ def caveats(
         *_replies(run, strategies),
     ]
     return tuple(sorted(found, key=lambda caveat: not caveat.invalid))
+
+
+def defects(loops: int) -> Iterator[Caveat]:
+    """Loops that a defect of ours ended."""
+    if loops:
+        yield Caveat(
+            "internal",
+            f"{loops} loop{'' if loops == 1 else 's'} ended by a defect of the profiler (internal) and count "
+            "as failed",
+            "please report it with what --debug shows",
+        )
 
 
 def every_loop_failed(strategy: StrategySummary) -> bool:
@@ -151,6 +164,7 @@ def error_causes(strategy: StrategySummary) -> str:
     ]
     of_loops = [(count, kind) for kind, count in strategy.error_types.items() if kind != "incomplete"]
     most = sorted((*of_tools, *of_loops), reverse=True)[:3]
+    most = most or [(count, what) for what, count in strategy.totals.causes.items()][:3]
     return ", ".join(f"{what} {count}" for count, what in most)
 
 
@@ -249,7 +263,7 @@ def _strategies(
                 "hand the agent's calls to ctx.execute, ctx.slot or a ToolLoop with ctx.strategy; "
                 "until then its figures are those of the agent's own way",
                 invalid=True,
-                strategies=tuple(_labels([one for one in every if one.strategy == name], every)),
+                strategies=tuple(labels([one for one in every if one.strategy == name], every)),
             )
         elif spec.adapts and (reason := untold(strategy)) is not None:
             yield Caveat(
@@ -263,7 +277,7 @@ def _strategies(
 def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:
     """Where the figures are the client's: a caveat for each whose fault it was, with the strategies."""
     found: dict[Fault, list[tuple[float, str, str, list[ClientHealth]]]] = {}
-    for strategy, name in zip(strategies, _labels(strategies, strategies), strict=True):
+    for strategy, name in zip(strategies, labels(strategies, strategies), strict=True):
         trials = {
             trial.index
             for trial in run.trials
@@ -283,7 +297,7 @@ def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]
         yield Caveat(whose, f"{about}{of}: {said}{agent}", remedy, invalid=True, strategies=names)
 
 
-def _labels(strategies: Sequence[StrategySummary], every: Sequence[StrategySummary]) -> list[str]:
+def labels(strategies: Sequence[StrategySummary], every: Sequence[StrategySummary]) -> list[str]:
     """Their names, with the load where there are several among `every`."""
     several = len({one.users for one in every}) > 1
     return [f"{one.strategy} ({one.users} agents)" if several else one.strategy for one in strategies]

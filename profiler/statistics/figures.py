@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from profiler.anatomy import PHASES, SELDOM
+from profiler.records import INTERNAL
 from profiler.statistics.backlog import Backlog, growing_backlog
 from profiler.statistics.lateness import ClientPart, client_parts
 from profiler.statistics.objectives import Objective
@@ -159,7 +161,9 @@ class Totals:
     loops that were watched: calls that the model asked for and no watched tool ran, calls that could not be
     told apart, calls of watched tools that ran outside every loop. `unreadable` counts parts of replies that
     could not be understood, `server_tool_calls` the tools that the model's server ran itself, of which
-    `untimed_server_tool_calls` have no times.
+    `untimed_server_tool_calls` have no times. Something came back to `heard_requests`, nothing at all to
+    `unheard_requests`. `internal` loops, nested or not, were ended by a defect of ours. `causes` count why
+    calls failed (`invalid_json (get_weather)`) and loops ended, the most frequent first.
     """
 
     loops: int
@@ -178,6 +182,10 @@ class Totals:
     unreadable: int = 0
     server_tool_calls: int = 0
     untimed_server_tool_calls: int = 0
+    heard_requests: int = 0
+    unheard_requests: int = 0
+    internal: int = 0
+    causes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +195,8 @@ class StrategySummary:
     `loop_seconds`, `round_seconds`, `tool_phase_seconds` (rounds with calls) and `phases` are of
     completed loops; read them beside `failure_rate`, the share of due loops that were not good.
     `goodput` is the rate of loops that were good, and met the objective if there is one. `phases` are
-    mean seconds per loop and sum to `mean_loop_seconds`. `speed_up` is work / wall and `efficiency`
+    mean seconds per loop and sum to `mean_loop_seconds`. `objective_missed` says in words which terms of the
+    objective are missed, and by what figure. `speed_up` is work / wall and `efficiency`
     critical path / wall of the tool phases. The warm-up was found to last `warm_up_loops` in a block;
     `left_out` says what that left out, None where there was none; `unclear_seconds` at the start of an only
     block may be one and were not left out. `steady` is None when the series is too
@@ -223,6 +232,7 @@ class StrategySummary:
     steady: bool | None
     totals: Totals
     objective_met: bool | None = None
+    objective_missed: tuple[str, ...] = ()
     shortfalls: dict[str, int] = field(default_factory=dict)
     limit: MovingLimit | None = None
     overlap: Overlap | None = None
@@ -251,6 +261,9 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
     remembered = memory(latencies)
     parts = independent([loops.size for loops in answered], remembered)
     failed = _failure_rate(table, blocks)
+    missed = None
+    if objective is not None and failed.value is not None:
+        missed = objective.missed({name: loop_seconds[name].value for name in LEVELS}, failed.value)
 
     def ratio(above: Ints, below: Ints) -> Estimate:
         sums = [[float(column[loops].sum()) for loops in answered] for column in (above, below)]
@@ -286,7 +299,8 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         warm_up_loops=group.warm_up.skip,
         steady=group.warm_up.steady,
         totals=_totals(table, group.strategy),
-        objective_met=_meets(objective, loop_seconds, failed),
+        objective_met=None if missed is None else not missed,
+        objective_missed=missed or (),
         shortfalls=_count(short, table.shortfalls),
         limit=_moving_limit(table, group.strategy, due) if group.spec.adapts else None,
         overlap=_overlap(table, every_answered),
@@ -328,23 +342,19 @@ def _left_out(group: Measured, table: Table) -> LeftOut | None:
     return LeftOut(int(loops.size), int(every.size), group.warm_up_seconds, **each)
 
 
-def _meets(objective: Objective | None, latencies: Quantiles, failed: Estimate) -> bool | None:
-    """Whether the measured figures meet the objective (the figures themselves, not their intervals)."""
-    if objective is None or failed.value is None:
-        return None
-    if objective.errors is not None and failed.value >= objective.errors:
-        return False
-    values = [(latencies[name].value, seconds) for name, seconds in objective.latency.items()]
-    return all(value is not None and value < seconds for value, seconds in values)
-
-
 def _failure_rate(table: Table, blocks: Sequence[Block]) -> Estimate:
-    """The share of due loops that failed, with a t-interval over blocks, kept inside 0 to 1.
+    """The share of due loops that failed."""
+    return share([block_failures(table, block) for block in blocks])
 
-    Where no block had a failure they all agree, and t gives an interval of no width; its upper end is
-    then that of the rule of three: 3 / n is what no failure in n loops cannot rule out.
+
+def share(blocks: Sequence[tuple[int, int]]) -> Estimate:
+    """The share of loops that, say, failed, from (how many of them did, loops) of each block.
+
+    With a t-interval over blocks, kept inside 0 to 1. Where no block had a failure they all agree, and t
+    gives an interval of no width; its upper end is then that of the rule of three: 3 / n is what no failure
+    in n loops cannot rule out.
     """
-    counts = [(failed, loops) for failed, loops in (block_failures(table, b) for b in blocks) if loops]
+    counts = [(failed, loops) for failed, loops in blocks if loops]
     loops = sum(loops for _, loops in counts)
     if not loops:
         return Estimate(None)
@@ -463,6 +473,7 @@ def _overlap(table: Table, loops: Indices) -> Overlap | None:
 def _totals(table: Table, strategy: str) -> Totals:
     ran = table.strategy == _code(table, strategy)
     calls = ran[table.call_loop]
+    internal = table.errors.index(INTERNAL) if INTERNAL in table.errors else NONE - 1
     loops = ran & (table.nested == 0)
     failed = loops & (table.good == 0)
     return Totals(
@@ -482,7 +493,22 @@ def _totals(table: Table, strategy: str) -> Totals:
         unreadable=int(table.unreadable[ran].sum()),
         server_tool_calls=int(table.server_tools[ran].sum()),
         untimed_server_tool_calls=int(table.untimed_server_tools[ran].sum()),
+        heard_requests=int(table.heard[ran].sum()),
+        unheard_requests=int(table.unheard[ran].sum()),
+        internal=int(np.count_nonzero(ran & (table.error == internal))),
+        causes=_causes(table, calls, loops),
     )
+
+
+def _causes(table: Table, calls: Any, loops: Any) -> dict[str, int]:
+    """Why calls failed and loops ended, of the rows of these masks, the most frequent first."""
+    found: Counter[str] = Counter(_count(table.error[loops], table.errors))
+    del found["incomplete"]  # what made it so is among the calls
+    failed = calls & (table.call_error != NONE)
+    of_calls = Counter(zip(table.call_error[failed].tolist(), table.call_tool[failed].tolist(), strict=True))
+    for (error, tool), count in of_calls.items():
+        found[f"{table.errors[error]} ({table.tools[tool]})"] += count
+    return dict(found.most_common())
 
 
 def _code(table: Table, strategy: str) -> int:

@@ -18,11 +18,12 @@ from profiler.records import LoopRecord
 from profiler.rundir import Load, Run, RunDirectory
 from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_strategies
-from profiler.statistics.figures import StrategySummary, figures, good_loops
+from profiler.statistics.figures import StrategySummary, Totals, figures, good_loops
+from profiler.statistics.gates import Outcome
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE, Estimate, Floats
 from profiler.statistics.table import Table, tabulate
-from profiler.statistics.verdicts import TOOL_CALLS, Verdict, invalidated, verdicts
+from profiler.statistics.verdicts import LOOPS, TOOL_CALLS, VOID, Verdict, invalidated, verdicts
 from profiler.statistics.windows import Measured, WarmUp, by_load, measure
 
 # Goodput against load (loops that fail at once are no throughput): Gunther's Universal Scalability Law.
@@ -140,7 +141,8 @@ class Summary:
 
     `strategies` (with `comparisons` and `verdicts`) are those under the highest load; `levels` has every
     load where there are several, and is empty otherwise. `finished` is False for a run that was cut
-    short. `warnings` are to be read before anything else; `valid` is False when one is invalid.
+    short. `warnings` are to be read before anything else; `valid` is False when one is invalid. `outcomes`
+    say whether what was asked of the run holds, where a command asked.
     """
 
     scenario: str
@@ -161,10 +163,38 @@ class Summary:
     confidence: float = CONFIDENCE
     quantile: str = "linear"
     schema: int = SCHEMA
+    outcomes: tuple[Outcome, ...] = ()
+
+    @property
+    def void(self) -> bool:
+        """Whether there is nothing to compare, which is said before anything else."""
+        return any(one.kind in VOID for one in self.verdicts)
+
+    @property
+    def every_strategy(self) -> list[StrategySummary]:
+        """Each strategy under each load."""
+        return [one for level in self.levels for one in level.strategies] or list(self.strategies)
+
+    @property
+    def totals(self) -> list[Totals]:
+        """Everything that was recorded, by strategy: totals are of all loads."""
+        return list({one.strategy: one.totals for one in self.every_strategy}.values())
+
+    @property
+    def internal(self) -> int:
+        """Loops that a defect of ours ended."""
+        return sum(one.internal for one in self.totals)
+
+    @property
+    def unanswered(self) -> bool:
+        """Requests were sent, and nothing at all came back to any of them."""
+        return any(one.unheard_requests for one in self.totals) and not any(
+            one.heard_requests for one in self.totals
+        )
 
     @property
     def idle(self) -> bool:
-        """Whether the model asked for no tool at all, which is said before anything else."""
+        """Whether the model asked for no tool at all."""
         return any(one.metric == TOOL_CALLS for one in self.verdicts)
 
 
@@ -227,13 +257,13 @@ def _with_validity(level: Level, warnings: Iterable[Caveat], several: bool) -> L
     def valid(strategy: str) -> bool:
         return (f"{strategy} ({level.users} agents)" if several else strategy) not in named
 
-    # That no tool was called is so, whoever was late.
+    # That no tool was called, or nothing measured, is so, whoever was late.
     return replace(
         level,
         strategies=tuple(replace(one, valid=valid(one.strategy)) for one in level.strategies),
         verdicts=tuple(
             one
-            if one.metric == TOOL_CALLS or (valid(one.strategy) and valid(one.baseline))
+            if one.metric in (TOOL_CALLS, LOOPS) or (valid(one.strategy) and valid(one.baseline))
             else invalidated(one)
             for one in level.verdicts
         ),

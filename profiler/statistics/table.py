@@ -27,7 +27,7 @@ _LOOP = (
     *("overlapped", "saved", "savable", "nested", "first_round", "agent", "unlimited"),
     *("loop_sending", "loop_late", "unobserved", "ambiguous", "orphans"),
     *("cached_tokens", "cache_written_tokens", "reasoning_tokens", "replies", "unknown_replies"),
-    *("unreadable", "server_tools", "untimed_server_tools"),
+    *("unreadable", "server_tools", "untimed_server_tools", "heard", "unheard"),
 )
 _ROUND = (
     *("round_loop", "round_wall", "round_ended", "round_calls", "tool_wall", "shortfall"),
@@ -75,7 +75,8 @@ class Table:
     `input_tokens` and `output_tokens` are those that are known; of the `replies` that came `unknown_replies`
     did not say both. `cached_tokens`, `cache_written_tokens` and `reasoning_tokens` are parts of them, `NONE`
     where no reply said. `unreadable` parts of replies could not be understood. Of the `server_tools` calls
-    that the model's server ran itself, `untimed_server_tools` have no times.
+    that the model's server ran itself, `untimed_server_tools` have no times. Of its model requests, something
+    came back to the `heard` ones and nothing at all to the `unheard` ones (`ModelCall.heard`).
     `loop_sending` is the time in which the client had neither a request nor a call under way at the start and
     the end of the loop, with the `sending_ns` of its first request; `loop_late` is the `late_ns` of the last.
     Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls, `limit` where the
@@ -129,6 +130,8 @@ class Table:
     unreadable: Ints
     server_tools: Ints
     untimed_server_tools: Ints
+    heard: Ints
+    unheard: Ints
     phases: Ints
 
     round_loop: Ints
@@ -264,7 +267,7 @@ def _first_round(record: LoopRecord) -> int:
 def _replies(record: LoopRecord) -> tuple[int, ...]:
     """The last columns of a loop: what its replies say of tokens, could not be read, and ran themselves."""
     cached = written = reasoning = NONE
-    replies = unknown = unreadable = tools = untimed = 0
+    replies = unknown = unreadable = tools = untimed = heard = unheard = 0
     for round_ in record.rounds:
         model = round_.model
         if model.cached_tokens is not None:
@@ -277,10 +280,12 @@ def _replies(record: LoopRecord) -> tuple[int, ...]:
             replies += 1
             unknown += not model.tokens_known
         unreadable += model.unreadable
+        heard += model.heard is True
+        unheard += model.heard is False
         if model.server_tools:
             tools += len(model.server_tools)
             untimed += len(model.server_tools) - len(server_tool_runs(model))
-    return cached, written, reasoning, replies, unknown, unreadable, tools, untimed
+    return cached, written, reasoning, replies, unknown, unreadable, tools, untimed, heard, unheard
 
 
 def _lateness(record: LoopRecord) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Comparisons as sentences that claim no more than was shown; gates; one recorded run against another."""
+"""Comparisons as sentences that claim no more than was shown; one recorded run against another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from profiler.statistics.backlog import Backlog
 from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import RELEVANT_FAILURES, Comparison, Difference, Ratio, compare_runs
 from profiler.statistics.figures import StrategySummary, figures
-from profiler.statistics.objectives import RegressionGate, parse_objective
+from profiler.statistics.gates import (
+    ALLOWED,
+    Outcome,
+    at_level,
+    decide,
+    judge_gates,
+    latencies_of,
+    not_measured,
+    nothing_measured,
+    unmeasured,
+)
+from profiler.statistics.objectives import QualityGate, check_gates, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE, FEWEST_BLOCKS
 from profiler.statistics.table import tabulate
 from profiler.statistics.two_runs import TWO_RUNS, different_conditions
@@ -21,6 +32,9 @@ from profiler.statistics.windows import Measured, measure
 VerdictKind = Literal[
     "not_served",
     "no_tool_calls",
+    "every_loop_failed",
+    "nothing_measured",
+    "not_measured",
     "more_failures",
     "fewer_failures",
     "more_goodput",
@@ -34,6 +48,12 @@ VerdictKind = Literal[
 
 TOOL_CALLS = "tool_calls"
 """The metric of the verdict that no tool call was asked for, which takes the place of all others."""
+
+LOOPS = "loops"
+"""The metric of verdicts that nothing was measured."""
+
+VOID: tuple[VerdictKind, ...] = ("no_tool_calls", "every_loop_failed", "nothing_measured")
+"""Verdicts that take the place of all others, and come before anything else is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +71,6 @@ class Verdict:
     valid: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Whether a gate holds; None when it cannot be told. `confidence` is the level of its interval."""
-
-    gate: str
-    strategy: str
-    holds: bool | None
-    sentence: str
-    confidence: float = CONFIDENCE
-
-
 def verdicts(
     strategies: Sequence[StrategySummary],
     comparisons: Sequence[Comparison],
@@ -70,13 +79,22 @@ def verdicts(
     """What there is to say of strategies under one load, the most important first.
 
     A load that a strategy does not serve comes before every comparison. Where the model asked for no tool
-    call at all, strategies had nothing to run, and are not compared. `max_in_flight` is the cap of the
-    load, if it had one.
+    call at all, strategies had nothing to run, and are not compared; nor are they where every loop failed.
+    `max_in_flight` is the cap of the load, if it had one.
     """
     if idle := _no_tool_calls(strategies):
         return (idle,)
+    ran = any(one.totals.loops or one.loops.interrupted for one in strategies)
+    if ran and (nothing := nothing_measured(strategies)):
+        names = ", ".join(one.strategy for one in strategies)
+        return (Verdict(names, "", LOOPS, nothing.kind, f"{nothing.sentence}."),)
     named = {strategy.strategy: strategy for strategy in strategies}
     return (
+        *(
+            Verdict(one.strategy, "", LOOPS, "not_measured", f"{not_measured(one)}.")
+            for one in strategies
+            if ran and unmeasured(one)
+        ),
         *(_not_served(one, one.backlog, max_in_flight) for one in strategies if one.backlog is not None),
         *(verdict(c, named.get(c.strategy), named.get(c.baseline)) for c in comparisons),
     )
@@ -186,47 +204,6 @@ def _said(comparison: Comparison, metric: str, kind: VerdictKind, text: str) -> 
     return Verdict(comparison.strategy, comparison.baseline, metric, kind, text + ".")
 
 
-def decide(gates: Sequence[RegressionGate], comparisons: Sequence[Comparison]) -> list[Outcome]:
-    """Whether each gate holds for each comparison.
-
-    It fails when the whole interval is beyond it, and holds when none of the interval is; with the limit
-    inside the interval, or too few loops for one, it is not decided. So a change of exactly the threshold
-    fails in 2.5 % of cases. With more than two decisions the intervals are those of a higher level
-    (Bonferroni), so that 5 % is the chance of any false alarm; the level is said.
-    """
-    # Two one-sided decisions at 2.5 % each are what a 95 % interval allows for.
-    decisions = max(2, len(gates) * len(comparisons))
-    return [_decide(gate, comparison, decisions) for gate in gates for comparison in comparisons]
-
-
-def _decide(gate: RegressionGate, comparison: Comparison, decisions: int) -> Outcome:
-    figure: Ratio | Difference
-    if gate.metric == "errors":
-        figure, unchanged = comparison.failures, 0.0
-    else:
-        figure, unchanged = getattr(comparison, gate.metric), 1.0
-    name = f"{comparison.strategy} against {comparison.baseline}"
-    confidence = 1 - 2 * (1 - CONFIDENCE) / decisions
-    interval = figure.interval(confidence=confidence)
-    if figure.value is None or interval is None:
-        more = f": {figure.missing}" if isinstance(figure, Ratio) and figure.needed else ""
-        text = f"{name}: {gate.text}: not decided, too few loops{more}."
-        return Outcome(gate.text, comparison.strategy, None, text, confidence)
-    limit = unchanged + gate.threshold
-    worse, better = interval if gate.threshold > 0 else (-interval[1], -interval[0])
-    limit = limit if gate.threshold > 0 else -limit
-    holds = False if worse > limit else True if better <= limit else None
-    value, low, high = (f"{(x - unchanged) * 100:+.1f}" for x in (figure.value, *interval))
-    word = {True: " holds", False: " fails", None: ": not decided"}[holds]
-    unit = "points" if gate.metric == "errors" else "%"
-    text = f"{name}: {gate.text}{word}: {gate.metric} {value} {unit} [{low}, {high}]"
-    if decisions > 2:
-        text += f" ({_percent(confidence)}, one of {_count(decisions)})"
-    if holds is False and not comparison.same_run:
-        text += ", unless the system drifted between the two runs"
-    return Outcome(gate.text, comparison.strategy, holds, f"{text}.", confidence)
-
-
 def _on_failures(
     comparison: Comparison, candidate: StrategySummary | None, baseline: StrategySummary | None
 ) -> Verdict:
@@ -312,9 +289,6 @@ def _number(value: float | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if value < 9.995 else f"{value:.{digits - 1}f}"
 
 
-_COUNTS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-
-
 def _level(figure: Ratio | Difference, before: str | None = None) -> str:
     """The level of an interval that is not one of 95 %: ` (98.3 %, one of three)`.
 
@@ -322,17 +296,8 @@ def _level(figure: Ratio | Difference, before: str | None = None) -> str:
     """
     if figure.confidence == CONFIDENCE:
         return ""
-    text = f"{_percent(figure.confidence)}, one of {_count(figure.among)}"
+    text = at_level(figure.confidence, figure.among)
     return f" ({text})" if before is None else f"{before}{text}"
-
-
-def _percent(confidence: float) -> str:
-    """`98.3 %`: as many digits as it takes not to say 100."""
-    return f"{confidence * 100:.3g} %" if confidence < 0.9995 else f"{confidence * 100:.5g} %"
-
-
-def _count(number: int) -> str:
-    return _COUNTS[number] if number < len(_COUNTS) else str(number)
 
 
 def _share(value: float | None) -> str:
@@ -347,8 +312,9 @@ def _share(value: float | None) -> str:
 class Regression:
     """The candidate run against the baseline run, for each strategy and load in both.
 
-    `holds` is False when a gate fails, and None when none fails but one is not decided; no gate of a
-    strategy that is invalid in one of the runs is. `warnings` are of both runs.
+    `outcomes` are of the gates. `holds` is False when a gate fails, and None when none fails but one is not
+    decided. `warnings` are of both runs.
+    `before` and `after` are the figures of what both measured, in the order of `comparisons`.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -356,20 +322,25 @@ class Regression:
     outcomes: tuple[Outcome, ...]
     holds: bool | None
     warnings: tuple[Caveat, ...]
+    before: tuple[StrategySummary, ...] = ()
+    after: tuple[StrategySummary, ...] = ()
 
 
 def compare_directories(
     baseline: RunDirectory,
     candidate: RunDirectory,
-    gates: Sequence[RegressionGate] = (),
+    gates: Sequence[QualityGate] = (),
     slo: str | None = None,
     allow_different: bool = False,
+    allow_saturated: bool = False,
 ) -> Regression:
     """Compare two run directories. `slo` (by default the candidate's) says what counts as good.
 
-    Raises `RecordError` for a file that cannot be read, `UsageError` when no strategy ran in both under
-    the same load, the objective cannot be parsed, or the runs did different work (`unlike`), unless that
-    is allowed; every sentence says then what differs.
+    Gates that are not `relative` judge the candidate alone. No gate of a strategy that is invalid in either
+    is decided, unless that is allowed. Raises `RecordError` for a file that cannot be
+    read, `UsageError` when no strategy ran in both under the same load, a gate is about one that did not, the
+    objective cannot be parsed, or the runs did different work (`unlike`), unless that is allowed; every
+    sentence says then what differs.
     """
     before, after = baseline.load(), candidate.load()
     apart = unlike(before, after)
@@ -393,6 +364,7 @@ def compare_directories(
         for table, measured in zip(tables, groups, strict=True)
     )
     pairs = [(a, b) for b in new for a in old if (a.strategy, a.users) == (b.strategy, b.users)]
+    check_gates(gates, list(dict.fromkeys(b.strategy for _, b in pairs)), runs=2)
     several_loads = len({b.users for _, b in pairs}) > 1
     comparisons: list[Comparison] = []
     unserved: list[Verdict] = []
@@ -409,8 +381,9 @@ def compare_directories(
             if one.backlog is not None:
                 unserved.append(_not_served(one, one.backlog, made.arguments.get("max_in_flight")))
         said.append(verdict(comparisons[-1], b, a))
-    outcomes: Sequence[Outcome] = decide(gates, comparisons)
-    warnings = (*different_conditions(before, after, tables), *caveats(after, new), *caveats(before, old))
+    outcomes: Sequence[Outcome] = decide(gates, comparisons, [b.strategy for _, b in pairs])
+    of_candidate = caveats(after, new)
+    warnings = (*different_conditions(before, after, tables), *of_candidate, *caveats(before, old))
     warnings = tuple(sorted((*warnings, TWO_RUNS), key=lambda caveat: not caveat.invalid))
     invalid = {name for caveat in warnings if caveat.invalid for name in caveat.strategies}
     broken = {
@@ -418,13 +391,28 @@ def compare_directories(
         for named, (_, b) in zip(comparisons, pairs, strict=True)
         if invalid & {b.strategy, f"{b.strategy} ({b.users} agents)"}
     }
-    outcomes = [_undecided(one) if one.strategy in broken else one for one in outcomes]
+    judged_anyway = _allowed if allow_saturated else _undecided
+    outcomes = [judged_anyway(one) if one.strategy in broken else one for one in outcomes]
     said = [invalidated(one) if one.strategy in broken else one for one in said]
     if apart:
         lead = f"between runs that differ in {', '.join(apart)}: "
         said = [replace(one, sentence=lead + one.sentence) for one in said]
         outcomes = [replace(one, sentence=lead + one.sentence) for one in outcomes]
-    return Regression(tuple(comparisons), (*unserved, *said), tuple(outcomes), _holds(outcomes), warnings)
+    outcomes += [
+        replace(one, sentence=f"{candidate.path.name}: {one.sentence}")
+        for one in judge_gates(
+            gates, [b for _, b in pairs], latencies_of(groups[1], tables[1]), of_candidate, allow_saturated
+        )
+    ]
+    return Regression(
+        tuple(comparisons),
+        (*unserved, *said),
+        tuple(outcomes),
+        _holds(outcomes),
+        warnings,
+        before=tuple(a for a, _ in pairs),
+        after=tuple(b for _, b in pairs),
+    )
 
 
 def unlike(before: Run, after: Run) -> list[str]:
@@ -445,6 +433,10 @@ def _undecided(outcome: Outcome) -> Outcome:
     """A gate that is not decided, since the figures are invalid."""
     name = outcome.sentence.partition(": ")[0]
     return replace(outcome, holds=None, sentence=f"{name}: {outcome.gate}: not decided, it is invalid.")
+
+
+def _allowed(outcome: Outcome) -> Outcome:
+    return replace(outcome, sentence=f"{outcome.sentence.removesuffix('.')}{ALLOWED}.")
 
 
 def _holds(outcomes: Sequence[Outcome]) -> bool | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from profiler.report.ci import Findings
+from profiler.report.text import percent
+from profiler.statistics.gates import Outcome
 from profiler.statistics.quantiles import Estimate
 from profiler.strategies import parse_strategy
 from profiler.tune.candidates import Candidate, Shape, best_of, equivalent
@@ -41,7 +44,10 @@ class Answer:
     quotas the `rates` could not take into account, `refused` that the model's server refused requests.
     `invalid` says which figures are the client's, in sentences; `valid`: not those of the setting itself.
     `short_windows` says in words that they were shorter than they ought to be, None where they were not.
-    `moved` says in words that its goodput was another one at the end than in the final stage.
+    `moved` says in words that its goodput was another one at the end than in the final stage. `slo` is
+    whether any setting that was tried meets `--slo`, None without one. `nothing` says in words that no loop
+    of the final stage was good, `unanswered` that nothing came back to any request of it. `internal` loops of
+    the search were ended by a defect of ours.
     """
 
     setting: Candidate
@@ -69,6 +75,22 @@ class Answer:
     moved: str | None = None
     rates_leave_out: tuple[str, ...] = ()
     refused: str | None = None
+    slo: Outcome | None = None
+    nothing: str | None = None
+    unanswered: bool = False
+    internal: int = 0
+
+    def outcomes(self, allow_saturated: bool = False) -> tuple[Outcome, ...]:
+        """What was asked of the search, and whether it holds."""
+        said = "; ".join(self.invalid) or "the figures are valid"
+        ended = f"{self.stopped or 'the search came to its end'}."
+        measured = f"{self.nothing or 'loops were measured'}."
+        found = (
+            Outcome("valid", "", self.valid or allow_saturated, f"{said}.", kind="validity"),
+            Outcome("loops", "", self.nothing is None, measured, kind="loops"),
+            Outcome("end", "", self.stopped is None, ended, kind="end"),
+        )
+        return found if self.slo is None else (*found, self.slo)
 
     @property
     def sentence(self) -> str:
@@ -133,10 +155,13 @@ def _gathered(candidates: Sequence[Candidate]) -> Candidate | None:
 
 def render(answer: Answer) -> str:
     """The answer as text for a terminal."""
-    lines = ([] if answer.stopped is None else [f"{answer.stopped}."]) + list(answer.invalid)
+    lines = [] if answer.nothing is None else [f"{answer.nothing}."]
+    lines += ([] if answer.stopped is None else [f"{answer.stopped}."]) + list(answer.invalid)
+    lines += [] if answer.slo is None or answer.slo.holds else [answer.slo.sentence]
     lines += [] if answer.short_windows is None else [answer.short_windows + "."]
     lines += [answer.sentence + "."] + ([] if answer.moved is None else [answer.moved + "."])
     lines += [] if answer.refused is None else [answer.refused + "."]
+    lines += [answer.slo.sentence] if answer.slo is not None and answer.slo.holds else []
     if answer.curve and answer.shape is not None:
         lines += ["", _row_of("limit", answer.objective, "p95", "failed")]
         for one in answer.curve:
@@ -170,6 +195,23 @@ def render(answer: Answer) -> str:
         lines.append(f"no time for {', '.join(answer.untried)}: a longer --budget has it")
     lines.append(f"{answer.seconds:.0f} s, {len(answer.runs)} experiments: {', '.join(answer.runs)}")
     return "\n".join(lines)
+
+
+def findings(answer: Answer, outcomes: tuple[Outcome, ...], scenario: str) -> Findings:
+    """What a search found, to be rendered for machines that build software."""
+    head = ("strategy", answer.objective, "p95", "failed")
+    rows = [
+        (one.spec, _figure(one, answer.objective), seconds(one.p95), percent(one.failures.value))
+        for one in answer.final
+    ]
+    said = (answer.sentence, *filter(None, (answer.short_windows, answer.moved, answer.refused)))
+    return Findings(
+        subject=f"profiler tune: {scenario}",
+        outcomes=outcomes,
+        verdicts=tuple(f"{sentence}." for sentence in said),
+        figures=(head, *rows),
+        seconds=answer.seconds,
+    )
 
 
 def _row(name: str, one: Candidate, objective: str, width: int = 8) -> str:

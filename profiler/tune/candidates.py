@@ -61,6 +61,7 @@ class Candidate:
 
     `limit` is that of a shared semaphore, None for others; `calls_per_second` counts its tool calls.
     `against_best` is the paired ratio of its score to the best one's, None for the best itself.
+    `objective_met` is whether it meets `--slo` (None without one), `objective_missed` says what it misses.
     """
 
     spec: str
@@ -72,6 +73,8 @@ class Candidate:
     failures: Estimate
     calls_per_second: float
     against_best: Ratio | None = None
+    objective_met: bool | None = None
+    objective_missed: tuple[str, ...] = ()
 
     @property
     def points(self) -> float:
@@ -119,6 +122,8 @@ def _candidate(found: StrategySummary, objective: ObjectiveName, slo: Objective 
         p95=p95,
         failures=found.failure_rate,
         calls_per_second=calls / found.window_seconds if found.window_seconds else 0.0,
+        objective_met=found.objective_met,
+        objective_missed=found.objective_missed,
     )
 
 

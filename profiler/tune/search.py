@@ -11,8 +11,9 @@ from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.load.plan import scaled
-from profiler.records import LoopRecord
+from profiler.records import INTERNAL, LoopRecord
 from profiler.rundir import RunDirectory
+from profiler.statistics.gates import Outcome, nothing_measured, objective_outcome
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import Estimate
 from profiler.statistics.summary import fit, summarise_directory
@@ -529,8 +530,11 @@ class Tuner:
             [parse_strategy(setting.spec)], agents=self._search.users, processes=workers, share=shared
         )
         # Of its own window, too, where it was measured once more.
-        measured = dict.fromkeys((stage.directory, self._confirmation or stage.directory))
-        warnings = [one for directory in measured for one in summarise_directory(directory).warnings]
+        summary = summarise_directory(stage.directory)
+        nothing = nothing_measured(summary.every_strategy)
+        warnings = list(summary.warnings)
+        if self._confirmation is not None:
+            warnings += summarise_directory(self._confirmation).warnings
         invalid = [caveat for caveat in warnings if caveat.invalid]
         return Answer(
             setting=setting,
@@ -558,6 +562,21 @@ class Tuner:
             untried=tuple(dict.fromkeys(self._untried)),
             short_windows=self._short_windows,
             moved=self._moved,
+            slo=self._judged_objective(),
+            nothing=None if nothing is None else nothing.sentence,
+            unanswered=summary.unanswered,
+            internal=sum(directory.ended_by(INTERNAL) for directory in self._runs),
+        )
+
+    def _judged_objective(self) -> Outcome | None:
+        """Whether any setting meets `--slo`, each as it was measured last; None without one."""
+        spec = self._search.load.slo
+        if spec is None:
+            return None
+        last = {one.spec: one for stage in self._stages for one in stage.found}
+        best_first = sorted(last.values(), key=lambda one: -one.points)
+        return objective_outcome(
+            spec, [(one.spec, one.objective_met, one.objective_missed) for one in best_first]
         )
 
 

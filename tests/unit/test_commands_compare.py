@@ -38,7 +38,7 @@ def record(
 
 @pytest.mark.parametrize(
     ("gate", "code", "word"),
-    [("p50 > +5%", 1, "fails"), ("p50 > +30%", 0, "holds"), ("p95 > +5%", 0, "not decided")],
+    [("p50 > +5%", 1, "failed"), ("p50 > +30%", 0, "passed"), ("p95 > +5%", 0, "not decided")],
 )
 def test_gate_fails_only_when_the_interval_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], gate: str, code: int, word: str
@@ -78,7 +78,9 @@ def test_compare_takes_runs_in_pairs_and_gates_for_runs(
     said = capsys.readouterr()
     assert said.out == ""
     assert "compare takes two run directories, or none: 1 given" in said.err
-    assert "--fail-on, --format and --allow-different are for two recorded runs" in said.err
+    assert (
+        "gate 'p95 > +5%': a change is between two recorded runs (profiler compare RUN_A RUN_B)" in said.err
+    )
 
 
 SATURATED = (ClientHealth("worker 0 (pid 1)", 0, loop_lag_p99=0.2, cpu=0.91),)

@@ -12,6 +12,7 @@ import pytest
 from profiler import records
 from profiler import records as codec
 from profiler.errors import UsageError
+from profiler.report import ci
 from profiler.report.terminal import render_regression
 from profiler.rundir import ClientHealth, Load, RunDirectory
 from profiler.statistics.objectives import parse_gates
@@ -158,11 +159,12 @@ def test_objective_of_the_candidate_says_what_is_good(tmp_path: Path) -> None:
 
 
 def test_annotations_for_github(tmp_path: Path) -> None:
-    found = compare_directories(recorded(tmp_path, 1.0, 1), recorded(tmp_path, 1.5, 2), GATES)
-    lines = render_regression(found, github=True).splitlines()
+    after = recorded(tmp_path, 1.5, 2)
+    found = compare_directories(recorded(tmp_path, 1.0, 1), after, GATES)
+    lines = ci.github(ci.of_two_runs(after.load(), found, found.outcomes)).splitlines()
     assert lines[0].startswith("::notice title=profiler::note: the runs were made at two times")
     assert lines[1].startswith("::error title=profiler::gathered in ")
-    assert "p95 > +5%25 fails: p95 +" in lines[1]
+    assert "p95 > +5%25 failed: p95 +" in lines[1]
     assert lines[2].startswith("::notice title=profiler::")
     assert all(line.startswith("::") for line in lines)
 

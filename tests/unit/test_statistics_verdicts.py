@@ -151,7 +151,7 @@ def test_gate_is_decided_only_where_the_whole_interval_is_on_one_side_of_it() ->
     slow = against(side("new", 1.5), side("old", 1.0, seed=2))
     (outcome,) = decide([gate], [slow])
     assert outcome.holds is False
-    assert outcome.sentence.startswith("new against old: p95 > +5% fails: p95 +")
+    assert outcome.sentence.startswith("new against old: p95 > +5% failed: p95 +")
     straddling = dataclasses.replace(slow, p95=dataclasses.replace(slow.p95, value=1.10, low=1.04, high=1.17))
     (outcome,) = decide([gate], [straddling])
     assert outcome.holds is None
@@ -239,14 +239,14 @@ def test_gate_prints_the_interval_that_it_was_decided_by() -> None:
     slow = changed(p95=Ratio(1.5, 1.1, 2.1), failures=Difference(0.05, 0.03, 0.09))
     gates = parse_gates("p95 > +5%, errors > +1%")
     one, two = (outcome.sentence for outcome in decide(gates, [slow]))
-    assert one == "a against b: p95 > +5% fails: p95 +50.0 % [+10.0, +110.0]."
-    assert two == "a against b: errors > +1% fails: errors +5.0 points [+3.0, +9.0]."
+    assert one == "a against b: p95 > +5% failed: p95 +50.0 % [+10.0, +110.0]."
+    assert two == "a against b: errors > +1% failed: errors +5.0 points [+3.0, +9.0]."
     assert decide(gates[:1], [slow])[0].sentence == one
     assert "p95 +50.0 % [+7.1, +116.1] (96.7 %, one of three)." in decide(gates[:1], [slow] * 3)[0].sentence
     sentences = [outcome.sentence for outcome in decide(gates, [slow] * 4)]  # z(1 - 0.05/8) = 1.274 z(0.975)
     level = "(98.8 %, one of eight)."
     assert sentences[0] == f"a against b: p95 > +5%: not decided: p95 +50.0 % [+1.0, +130.3] {level}"
-    assert sentences[4] == f"a against b: errors > +1% fails: errors +5.0 points [+2.5, +10.1] {level}"
+    assert sentences[4] == f"a against b: errors > +1% failed: errors +5.0 points [+2.5, +10.1] {level}"
 
 
 def test_interval_that_touches_a_gate_holds() -> None:

@@ -43,7 +43,7 @@ def verdict(summary: Summary, steps: Sequence[Step]) -> str:
     parts: list[str] = []
     first, *others = [sentence(one.sentence, summary) for one in summary.verdicts] or [_alone(summary)]
     lead = f'<p class="verdict lead">{first}</p>'
-    if summary.idle:
+    if summary.void:
         parts.append(lead)
     invalid = [warning for warning in summary.warnings if warning.invalid]
     if invalid:
@@ -62,7 +62,7 @@ def verdict(summary: Summary, steps: Sequence[Step]) -> str:
             '<div class="notice" role="note"><p><strong>Cut short.</strong> '
             "The run did not come to its end; what had finished is here.</p></div>"
         )
-    if not summary.idle:
+    if not summary.void:
         parts.append(lead)
     parts += [f'<p class="verdict">{one}</p>' for one in others]
     if summary.objective is not None:
