@@ -48,6 +48,7 @@ PACKAGES = ("toolcall-profiler", "openai", "anthropic", "httpx", "aiohttp", "loc
 
 IncidentKind = Literal[
     "worker_lost",
+    "worker_returned",
     "records_dropped",
     "aborted",
     "interrupted",

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from profiler import rundir
 from profiler.errors import ProfilerError, TargetError
 from profiler.load.health import meters_of
+from profiler.load.messages import Returned
 from profiler.load.options import LoadOptions
 from profiler.load.output import RunOutput
 from profiler.load.plan import WARM_UP_BLOCK, PlannedTrial, Timing, ramp_seconds, schedule, timing
@@ -135,6 +136,12 @@ class Leader:
         """Stop, and wait for no loop."""
         self._stop.set()
         self._workers.cut()
+
+    def returned(self, worker: str, message: Returned) -> None:
+        """A worker that was lost has found out, and left."""
+        self.output.note(
+            Incident("worker_returned", self._workers.describe_returned(worker, message), message.loops)
+        )
 
     def report_progress(self) -> None:
         """Write where the test is. To be called every second."""
@@ -308,6 +315,9 @@ class Leader:
         drained_ns = self._clock()
         if self._cannot_go_on():
             return  # the trial is not whole; its records are kept all the same
+        # Locust counts users of a worker that has just stopped, and of one that joined and waits. Agents that
+        # were cut off before the end are in no answer.
+        users = ended.total("agents") or users
         self._longest_drain = max(self._longest_drain, (drained_ns - ended_ns) / 1e9)
         if loops := ended.total("loops"):
             # Little's law, with half of the drain because agents leave one by one in it.

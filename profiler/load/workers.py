@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.health import machine_id
+from profiler.load.identity import of_scenario
 from profiler.load.messages import (
     Begin,
     Calibration,
@@ -20,6 +21,7 @@ from profiler.load.messages import (
     Prepare,
     Pulse,
     Ready,
+    Returned,
     ToWorker,
     TrialState,
 )
@@ -29,6 +31,7 @@ from profiler.load.spending import Budget, Grants, Resource
 from profiler.load.trial import Event
 from profiler.records import Clock
 from profiler.rundir import Anchor, ClientCapacity, Spent
+from profiler.scenarios import load_scenario
 
 PREPARE_SECONDS = 60.0
 ANSWER_SECONDS = 15.0
@@ -223,6 +226,7 @@ class Workers:
         """Prepare new workers; their answers."""
         uncalibrated = [worker for worker in new if worker not in self._calibrated]
         wanted = bool(uncalibrated) and options.calibration_seconds > 0
+        scenario = of_scenario(load_scenario(options.scenario)) if new else ""
         with self._calibration() if wanted else nullcontext() as server:
             for worker in new:
                 message = Prepare(
@@ -233,6 +237,7 @@ class Workers:
                     machine_id(),
                     Anchor.now(),
                     calibration=server if worker in uncalibrated else None,
+                    scenario=scenario,
                 )
                 self.transport.send(message, worker)
             return self._ready.wait(new, PREPARE_SECONDS)
@@ -259,6 +264,16 @@ class Workers:
             raise UsageError(
                 f"--max-loops {options.max_loops}: the first loops of {workers} workers alone need {workers}"
             )
+
+    def describe_returned(self, worker: str, message: Returned) -> str:
+        """What became of a worker that was lost, in words."""
+        number = self._numbers.get(worker, 0)
+        how = f"stood still for {message.seconds:.0f} s" if message.seconds else "had lost its connection"
+        loops = f"{message.loops} loops" if message.loops != 1 else "1 loop"
+        return (
+            f"worker {number} {how} and came back when others had its agents: it began nothing more and left; "
+            f"{loops} that it had in flight are in no figure"
+        )
 
     def _describe_lost(self, worker: str) -> str:
         missing = "what it had not sent is missing"

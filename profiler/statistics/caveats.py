@@ -30,6 +30,7 @@ CaveatKind = Literal[
     "arrivals_dropped",
     "arrivals_late",
     "worker_lost",
+    "worker_returned",
     "records_dropped",
     "aborted",
     "interrupted",
@@ -73,6 +74,10 @@ _INCIDENTS: dict[IncidentKind, tuple[str, str]] = {
     "worker_lost": (
         "a worker was lost; what it had sent counts",
         "run again, or trust only what its absence cannot change",
+    ),
+    "worker_returned": (
+        "a lost worker came back",
+        "the others went on with the load that was asked for; start it again for the next run",
     ),
     "records_dropped": (
         "records were dropped because they came faster than they could be written",
