@@ -271,8 +271,8 @@ class Workers:
         how = f"stood still for {message.seconds:.0f} s" if message.seconds else "had lost its connection"
         loops = f"{message.loops} loops" if message.loops != 1 else "1 loop"
         return (
-            f"worker {number} {how} and came back when others had its agents: it began nothing more and left; "
-            f"{loops} that it had in flight are in no figure"
+            f"worker {number} {how} and came back when others had its agents: it began nothing more and "
+            f"left; {loops} that it had in flight are in no figure"
         )
 
     def _describe_lost(self, worker: str) -> str:
