@@ -49,6 +49,7 @@ PACKAGES = ("toolcall-profiler", "openai", "anthropic", "httpx", "aiohttp", "loc
 IncidentKind = Literal[
     "worker_lost",
     "worker_returned",
+    "target_stood_still",
     "records_dropped",
     "aborted",
     "interrupted",

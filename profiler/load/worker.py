@@ -84,6 +84,7 @@ class Worker:
         self._metrics: PrometheusSink | None = None
         self._metrics_port = 0
         self._runners: LoopRunners | None = None
+        self._prepared: tuple[object, Ready] | None = None
         self._trial: RunningTrial | None = None
         self._sequence = 0
         # Loops that ended while the lease did not hold: of a worker that is dismissed they do not count.
@@ -98,9 +99,18 @@ class Worker:
     # Messages of the leader:
 
     def prepare(self, message: Prepare) -> Ready | None:
-        """Make clients and agents; the answer says why that cannot be. None when this process is leaving."""
+        """Make clients and agents; the answer says why that cannot be. None when this process is leaving.
+
+        One at a time: a leader that did not hear this worker for a while asks again. It gets the same answer.
+        """
+        asked = message.options, message.root, message.workers if message.options.share_limit else None
+        if self._prepared is not None and self._prepared[0] == asked:
+            return self._prepared[1]
+        self._prepared = None
         try:
-            return self._prepare(message)
+            ready = self._prepare(message)
+            self._prepared = asked, ready
+            return ready
         except ProfilerError as error:
             return Ready(str(error), error.exit_code)
         except TimeoutError:

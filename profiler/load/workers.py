@@ -34,6 +34,9 @@ from profiler.rundir import Anchor, ClientCapacity, Spent
 from profiler.scenarios import load_scenario
 
 PREPARE_SECONDS = 60.0
+SILENT_SECONDS = 2.5
+"""A worker in a trial says every second how it stands."""
+
 ANSWER_SECONDS = 15.0
 """How much longer than the drain itself a worker may take to say that it has drained."""
 
@@ -73,6 +76,33 @@ class Ended:
         return sum(getattr(one, count) for one in self.drained)
 
 
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """How many agents were left in a trial while workers were not heard, and until when, in nanoseconds."""
+
+    fewest: int | None = None
+    wanted: int = 0
+    since_ns: int = 0
+    until_ns: int = 0
+    over: bool = False
+
+    def noted(self, left: int, wanted: int, since_ns: int, now_ns: int) -> Shortage:
+        """With so many left now of those wanted, where a worker has not been heard since then."""
+        if left >= wanted:
+            return self if self.fewest is None or self.over else replace(self, until_ns=now_ns, over=True)
+        if self.fewest is None:
+            return Shortage(left, wanted, since_ns, now_ns)
+        return replace(self, fewest=min(left, self.fewest), until_ns=now_ns, over=False)
+
+    def __str__(self) -> str:
+        """`8 of 12 agents were left for 6 s, until the others had theirs too`; empty without a shortage."""
+        if self.fewest is None:
+            return ""
+        until = "until others had taken their place" if self.over else "to the end of the trial"
+        seconds = (self.until_ns - self.since_ns) / 1e9
+        return f"{self.fewest} of {self.wanted} agents were left for {seconds:.0f} s, {until}"
+
+
 class Workers:
     """All workers, prepared for one set of options and one target, and led through trials.
 
@@ -100,6 +130,8 @@ class Workers:
         self._calibration = calibration
         self._calibrated: dict[str, Calibration] = {}
         self._pulses: dict[str, Pulse] = {}
+        self._heard_ns: dict[str, int] = {}
+        self._shortage = Shortage()
         self._numbers: dict[str, int] = {}
         self._wanted: tuple[LoadOptions, str] | None = None
         self._prepared: set[str] = set()
@@ -143,6 +175,8 @@ class Workers:
         self._sequence += 1
         self._drained = self._answers()
         self._pulses.clear()
+        self._heard_ns.clear()
+        self._shortage = Shortage()
         self.grants.begin()
         message = Begin(
             self._sequence,
@@ -173,6 +207,8 @@ class Workers:
             else:
                 self.grants.lost(worker)
         lost = tuple(self._describe_lost(worker) for worker in workers if worker not in answers)
+        if lost and (left := str(self._shortage)):
+            lost = (f"{lost[0]}; {left}", *lost[1:])
         return Ended(tuple(answers.values()), lost)
 
     def cut(self) -> None:
@@ -185,6 +221,19 @@ class Workers:
         states = [pulse.state for pulse in self._pulses.values()]
         total = {one.name: sum(getattr(state, one.name) for state in states) for one in fields(TrialState)}
         return TrialState(**{**total, "lag_ns": max((state.lag_ns for state in states), default=0)})
+
+    def look(self, wanted: int) -> None:
+        """Note how many of the agents `wanted` are left while workers are not heard. Often, in a trial."""
+        now_ns, alive = self._clock(), self.transport.workers()
+        silent = [
+            worker
+            for worker, heard_ns in self._heard_ns.items()
+            if worker not in alive or now_ns - heard_ns > SILENT_SECONDS * 1e9
+        ]
+        if silent:
+            left = sum(pulse.state.agents for worker, pulse in self._pulses.items() if worker not in silent)
+            since_ns = min(self._heard_ns[worker] for worker in silent)
+            self._shortage = self._shortage.noted(left, wanted, since_ns, now_ns)
 
     def exhausted(self) -> Resource | None:
         """The limit that keeps any further loop from beginning, None while one may begin."""
@@ -206,6 +255,7 @@ class Workers:
         if message.sequence != self._sequence:
             return
         self._pulses[worker] = message
+        self._heard_ns[worker] = self._clock()
         granted = self.grants.heard(
             worker, message.begun, message.state.in_flight, message.spent, message.asks
         )

@@ -340,7 +340,9 @@ def _unaccounted(
     excused: Counter[str] = Counter()
     for (trial, number), loop in missing.items():
         worker = takers(trial, number)
-        since = disturbed.master if worker is None else disturbed.lost.get(worker, disturbed.master)
+        # Not known: of one that recorded nothing in this trial.
+        whose = disturbed.lost.values() if worker is None else [disturbed.lost.get(worker)]
+        since = min((at for at in (*whose, disturbed.master) if at is not None), default=None)
         if since is None:
             excused[f"of worker {worker}, which was not disturbed"] += 1
         elif loop.answered_ns is not None and loop.answered_ns < since - OWED_NS:

@@ -8,11 +8,13 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gevent
 from gevent.event import Event
+from gevent.lock import Semaphore
 
 from profiler.errors import ProfilerError
 from profiler.load.experiment import INTERRUPTED
@@ -59,6 +61,7 @@ class WorkerSession:
         self._runner = runner
         self._alone = alone
         self._over = False
+        self._preparing = Semaphore()
         self._reporter = Reporter(
             environment.events.request.fire, lambda lines, count: send(runner, Records(lines, count))
         )
@@ -87,11 +90,16 @@ class WorkerSession:
         send(self._runner, own_hello(self._environment.parsed_locustfiles or ()))
         gevent.spawn(self._beats)
 
-    def give_up(self, why: str) -> None:
-        """Leave for good: others have this worker's agents, or are about to be given them."""
+    def give_up(self, why: str, cut_off: bool = False) -> None:
+        """Leave for good: others have this worker's agents, or are about to be given them.
+
+        `cut_off`: it could say nothing, which looks as if it had stood still.
+        """
         if self.worker.leaving or self._over:
             return
         left = self.worker.give_up()
+        if cut_off:
+            left = replace(left, seconds=0.0)
         stood = f"this worker stood still for {left.seconds:.0f} s, and " if left.seconds else "this worker: "
         # A consequence of something that the leader reports: never the cause.
         _log.warning("%s%s: leaving; %d loops in flight were cut off", stood, why, left.loops)
@@ -114,7 +122,8 @@ class WorkerSession:
         self._reporter.flush()
 
     def _prepare(self, _: str, message: Prepare) -> None:
-        answer = self.worker.prepare(message)
+        with self._preparing:
+            answer = self.worker.prepare(message)
         if answer is not None:
             send(self._runner, answer)
 
@@ -289,7 +298,7 @@ class Session:
     def _disconnected(self) -> None:
         """The connection to the master broke: what was under way on it is lost, the end of a trial too."""
         assert self._worker is not None
-        self._worker.give_up("its connection to the master broke")
+        self._worker.give_up("its connection to the master broke", cut_off=True)
 
     def _leave(self) -> None:
         """Stop at once: the process that leads this one is gone."""
