@@ -23,7 +23,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -48,6 +48,8 @@ PACKAGES = ("toolcall-profiler", "openai", "anthropic", "httpx", "aiohttp", "loc
 
 IncidentKind = Literal[
     "worker_lost",
+    "worker_returned",
+    "target_stood_still",
     "records_dropped",
     "aborted",
     "interrupted",
@@ -512,10 +514,13 @@ def encode_progress(progress: Progress) -> bytes:
 def appended(path: Path, offset: int, most: int = -1) -> tuple[list[bytes], int]:
     """(the complete lines of a growing file from `offset` on, the offset after them).
 
-    At most `most` bytes of them, but at least one line. A file that cannot be read has no lines.
+    At most `most` bytes of them, but at least one line. A file that cannot be read has no lines; one that has
+    become shorter is another one, and read from its beginning.
     """
     try:
         with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size < offset:
+                offset = 0
             file.seek(offset)
             data = file.read(most)
             if b"\n" not in data:
@@ -534,7 +539,11 @@ class Follower:
         self._offset = 0
 
     def new(self) -> Iterator[Progress]:
-        """The complete lines since the last call."""
+        """The complete lines since the last call; what is no progress is left out."""
+        from pydantic import ValidationError
+
         lines, self._offset = appended(self._path, self._offset)
         for line in lines:
-            yield Progress(**{**orjson.loads(line), "directory": str(self._path.parent)})
+            with contextlib.suppress(ValidationError, orjson.JSONDecodeError):
+                progress = _reader(Progress).validate_python(orjson.loads(line))
+                yield replace(progress, directory=str(self._path.parent))

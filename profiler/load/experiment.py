@@ -26,6 +26,7 @@ from profiler.load.declared import Options
 from profiler.load.options import SECRETS, LoadOptions, Size, conditions
 from profiler.load.output import SETTLED
 from profiler.load.plan import blocks_for
+from profiler.redaction import describe
 from profiler.rundir import Follower, Progress, RunDirectory
 from profiler.scenarios import load_scenario
 
@@ -58,6 +59,10 @@ _RAISED = re.compile(r"[A-Za-z_][\w.]*(?:: .*)?")
 """The last line of a traceback."""
 
 _SIZE = Size()
+
+
+class LeaderKilledError(ProfilerError):
+    """Locust's process, which leads a load test, was killed by a signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,8 @@ def run_experiment(
         _run(experiment, options, directory, progress, watch, enough)
     except BaseException as error:
         kept = not directory.remove_if_unused()
+        if kept and isinstance(error, LeaderKilledError):
+            raise LeaderKilledError(f"{error}; what was recorded is in {directory.path}") from None
         if kept and isinstance(error, ProfilerError) and not isinstance(error, UsageError):
             error.run_directory = str(directory.path)
         raise
@@ -139,7 +146,9 @@ def _run(
         reader = threading.Thread(target=_listen, args=(process.stderr, said, progress), daemon=True)
         reader.start()
         over = threading.Event()
-        watcher = threading.Thread(target=_follow, args=(directory, watch, enough, over), daemon=True)
+        watcher = threading.Thread(
+            target=_follow, args=(directory, watch, enough, over, progress), daemon=True
+        )
         watcher.start()
         try:
             code = _wait(process, experiment.limit_seconds)
@@ -191,6 +200,7 @@ def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         env=environment,
         pass_fds=(inherited,),
         start_new_session=True,
@@ -231,7 +241,8 @@ def _listen(stream: IO[str], said: deque[str], progress: Callable[[str], None] |
             said.append(line.rstrip())
             match = _SAID.search(line)
             if match and progress is not None:
-                progress(match[1])
+                with contextlib.suppress(Exception):  # nobody would read on, and Locust would wait for that
+                    progress(match[1])
 
 
 def _follow(
@@ -239,21 +250,37 @@ def _follow(
     watch: Callable[[Progress], None] | None,
     enough: Callable[[RunDirectory], bool] | None,
     over: threading.Event,
+    say: Callable[[str], None] | None = None,
 ) -> None:
+    """Whatever fails here is said once and tried again: files may be read while they are being written."""
     if watch is None and enough is None:
         return
     follower = Follower(directory.path)
     block = 1
+    failed: set[str] = set()
+
+    def fails(what: str, error: Exception) -> None:
+        if what not in failed and say is not None:
+            with contextlib.suppress(Exception):  # of the stream that it would be written to
+                say(f"{what} failed, and is tried again: {describe(error)}")
+        failed.add(what)
+
     while True:
         last = over.wait(FOLLOW_SECONDS)
         for progress in follower.new():
             if watch is not None:
-                watch(progress)
+                try:
+                    watch(progress)
+                except Exception as error:
+                    fails("the live view", error)
             if enough is not None and progress.block > block:
                 block = progress.block
-                if enough(directory):
-                    (directory.path / SETTLED).touch()
-                    enough = None
+                try:
+                    if enough(directory):
+                        (directory.path / SETTLED).touch()
+                        enough = None
+                except Exception as error:
+                    fails("the look at whether this is enough", error)
         if last:
             return
 
@@ -264,6 +291,11 @@ def _explain(code: int, said: deque[str]) -> None:
         return
     if code in (INTERRUPTED, -signal.SIGINT):  # the latter while it was still importing
         raise KeyboardInterrupt
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-code).name
+            hint = ": by hand, or by a system out of memory" if code == -signal.SIGKILL else ""
+            raise LeaderKilledError(f"the load test's leader was killed by signal {-code} ({name}{hint})")
     refusals = [match[1] for line in said if (match := _REFUSAL.search(line))]
     for kind in (UsageError, TargetError):
         if refusals and code == kind.exit_code:

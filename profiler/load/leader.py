@@ -16,6 +16,7 @@ from collections.abc import Callable
 from profiler import rundir
 from profiler.errors import ProfilerError, TargetError
 from profiler.load.health import meters_of
+from profiler.load.messages import Returned, TrialState
 from profiler.load.options import LoadOptions
 from profiler.load.output import RunOutput
 from profiler.load.plan import WARM_UP_BLOCK, PlannedTrial, Timing, ramp_seconds, schedule, timing
@@ -27,6 +28,7 @@ from profiler.loop.model import parse_model_limit
 from profiler.records import Clock
 from profiler.rundir import Incident, Progress, State
 from profiler.statistics.objectives import AbortRule
+from profiler.statistics.stillness import LEAST_SECONDS, stood_still
 from profiler.strategies import effective_limits
 
 DEFAULT_WINDOW = 10.0
@@ -76,6 +78,25 @@ class Ramp:
     shaped: bool = False
 
 
+class _Quiet:
+    """Whether loops ran in a trial and none ended for a while: then its records are worth a look.
+
+    `position` is where they begin in the file.
+    """
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        self.long = False
+        self._loops: int | None = None
+        self._since_ns = 0
+
+    def look(self, state: TrialState, now_ns: int) -> None:
+        """To be called every second."""
+        if state.loops != self._loops or not state.in_flight:
+            self._loops, self._since_ns = state.loops, now_ns
+        self.long = self.long or now_ns - self._since_ns > (LEAST_SECONDS - 2.0) * 1e9
+
+
 class Leader:
     """One load test, from its first trial to its last."""
 
@@ -106,6 +127,7 @@ class Leader:
         self._begun_ns = self._started_ns_of_trial = 0
         self._worker_count = 0
         self._limit: Resource | None = None
+        self._quiet = _Quiet(0)
         self._rule = None if options.abort_on is None else AbortRule.parse(options.abort_on)
         self._strategies = [spec.text for spec in options.strategies]
         self._turns = len(options.strategies) * max(1, len(options.levels))
@@ -136,10 +158,17 @@ class Leader:
         self._stop.set()
         self._workers.cut()
 
+    def returned(self, worker: str, message: Returned) -> None:
+        """A worker that was lost has found out, and left."""
+        self.output.note(
+            Incident("worker_returned", self._workers.describe_returned(worker, message), message.loops)
+        )
+
     def report_progress(self) -> None:
         """Write where the test is. To be called every second."""
         if self._now.state != "finished":
             self._show(self._now.state)
+            self._quiet.look(self._workers.state(), self._clock())
 
     # On the greenlet that leads:
 
@@ -295,6 +324,7 @@ class Leader:
         others = meters_of(self._target.others())
         spread = self._spread_seconds(planned, seconds)
         begun_ns = self._begun_ns = self._clock()
+        self._quiet = _Quiet(self.output.position)
         self._workers.begin(workers, planned, self.options, self._ramp.users, spread)
         self._stop.wait(spread)
         started_ns = self._started_ns_of_trial = self._clock()
@@ -308,6 +338,9 @@ class Leader:
         drained_ns = self._clock()
         if self._cannot_go_on():
             return  # the trial is not whole; its records are kept all the same
+        # Locust counts users of a worker that has just stopped, and of one that joined and waits. Agents that
+        # were cut off before the end are in no answer.
+        users = ended.total("agents") or users
         self._longest_drain = max(self._longest_drain, (drained_ns - ended_ns) / 1e9)
         if loops := ended.total("loops"):
             # Little's law, with half of the drain because agents leave one by one in it.
@@ -363,6 +396,7 @@ class Leader:
             self._stop.wait(min(max(0.0, left_ns / 1e9), tick))
             if self._cannot_go_on():
                 return
+            self._workers.look(wanted)
             self._abort_if_hopeless(planned)
             if self._ramp.shaped and self._workers.transport.wanted_users() != wanted:
                 return
@@ -412,7 +446,8 @@ class Leader:
         workers = self._workers.prepare(self.options, self._target.root)
         if len(workers) < self._worker_count:
             gone = self._worker_count - len(workers)
-            self.output.note(Incident("worker_lost", "between two trials", gone))
+            left = f"between two trials: {len(workers)} workers are left, which have its agents"
+            self.output.note(Incident("worker_lost", left, gone))
         self._worker_count = len(workers)
         # Until a drain has been seen, the length of a loop is the best guess at how long it takes.
         self._longest_drain = max(self._longest_drain, self._workers.loop_seconds)
@@ -428,7 +463,20 @@ class Leader:
         for lost in ended.lost:
             self.output.note(Incident("worker_lost", f"{where}, {lost}"))
         self._worker_count -= len(ended.lost)
+        if self._quiet.long and planned.index >= 0:
+            self._note_stillness(where)
         return ended
+
+    def _note_stillness(self, where: str) -> None:
+        """Note when the target stood still in the trial that has just drained."""
+        with_tools = self.options.tools_url == self._target.root
+        for one in stood_still(self.output.since(self._quiet.position), with_tools):
+            at = time.gmtime(self.output.run.anchor.unix(one.started_ns) / 1e9)
+            waited = "1 request was" if one.waiting == 1 else f"{one.waiting} requests were"
+            said = (
+                f"for {one.seconds:.0f} s from {time.strftime('%H:%M:%S', at)} UTC, {where}: {waited} waiting"
+            )
+            self.output.note(Incident("target_stood_still", said))
 
     def _wait(self, true: Callable[[], bool], seconds: float) -> None:
         deadline_ns = self._clock() + int(seconds * 1e9)

@@ -1,7 +1,7 @@
 """Messages between the leader and the workers of a load test; each is one frozen record.
 
-    leader → worker    Prepare  Begin  Grant  End  Cut
-    worker → leader    Hello  Ready  Pulse  Records  Drained
+    leader → worker    Prepare  Begin  Grant  End  Cut  Heard  Dismiss
+    worker → leader    Hello  Ready  Pulse  Records  Drained  Beat  Returned
 
 To another process a message travels on Locust's own connection, as its wire name and a plain dict (`pack`,
 `unpack`); in a single process it is passed on as it is. Times named `…_seconds` are in seconds, `…_ns` in
@@ -31,6 +31,7 @@ class Prepare:
     `worker` is its number among all that ever connected, `workers` how many there are now. `machine` and
     `anchor` are the leader's (`health.machine_id`): a worker on another machine translates its clock.
     `calibration` is the URL of a server without latency, None for a worker that has been calibrated.
+    `scenario` tells the leader's scenario from others (`identity.of_scenario`).
     """
 
     options: LoadOptions
@@ -40,6 +41,7 @@ class Prepare:
     machine: str
     anchor: Anchor
     calibration: str | None = None
+    scenario: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,49 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """The leader heard the worker's `Beat` of `sent_ns`, and counts on it."""
+
+    sent_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """The worker was taken for lost, and others have its agents: it is to leave, and to begin nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
-    """A worker process is there and listens."""
+    """A worker process is there and listens.
+
+    What it runs: the `version` of this package, its Locust `file` and that file's `digest`; "" where it is
+    not known, as of a version that does not say so. `pid` and `parent` are its process and that one's parent.
+    """
+
+    version: str = ""
+    file: str = ""
+    digest: str = ""
+    pid: int = 0
+    parent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The worker was there at `sent_ns` of its own clock (`lease.running_ns`); sent every half a second."""
+
+    sent_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A worker that was taken for lost, or lost its connection, is leaving.
+
+    `loops` were in flight when it found out, and are in no record. It had stood still for `seconds`; 0 where
+    it had not.
+    """
+
+    loops: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +167,10 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class TrialState:
-    """How a trial stands, on one worker or on all together: numbers of loops, and the worst recent lag."""
+    """How a trial stands, on one worker or on all together: numbers of loops, and the worst recent lag.
+
+    `agents` take part in it.
+    """
 
     in_flight: int = 0
     waiting: int = 0
@@ -132,6 +178,7 @@ class TrialState:
     failed: int = 0
     rate_limited: int = 0
     lag_ns: int = 0
+    agents: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +207,7 @@ class Records:
 class Drained:
     """The answer to `End`. `interrupted` loops were cut off; `begun` is final.
 
+    `agents` took part in the trial when it closed.
     `arrived`, `late` and `dropped` count the arrivals of an open load, as in `rundir.Trial`.
     """
 
@@ -172,10 +220,11 @@ class Drained:
     begun: int = 0
     spent: Spent = field(default_factory=Spent)
     health: ClientHealth | None = None
+    agents: int = 0
 
 
-ToWorker = Prepare | Begin | Grant | End | Cut
-ToLeader = Hello | Ready | Pulse | Records | Drained
+ToWorker = Prepare | Begin | Grant | End | Cut | Heard | Dismiss
+ToLeader = Hello | Ready | Pulse | Records | Drained | Beat | Returned
 
 
 def wire_name(kind: type[M]) -> str:

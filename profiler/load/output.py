@@ -21,8 +21,8 @@ import orjson
 
 from profiler.errors import ProfilerError, RecordError
 from profiler.providers.endpoint import scrape_host
-from profiler.records import LoopRecord, encode
-from profiler.rundir import PROGRESS, Incident, Progress, Run, RunDirectory, encode_progress
+from profiler.records import LoopRecord, decode, encode
+from profiler.rundir import PROGRESS, Incident, Progress, Run, RunDirectory, appended, encode_progress
 
 if TYPE_CHECKING:
     from profiler.statistics.summary import Summary
@@ -156,6 +156,23 @@ class RunOutput:
             self.save(incidents=(*self.run.incidents, incident))
         except RecordError as error:
             _log.warning("%s", error)
+
+    @property
+    def position(self) -> int:
+        """Where in the file the next record will be."""
+        return self.directory.records_path.stat().st_size
+
+    def since(self, position: int) -> Iterator[LoopRecord]:
+        """The records from there on; none where they are so many that reading them takes seconds."""
+        try:
+            if self.position - position > MOST_BYTES:
+                return
+            lines, _ = appended(self.directory.records_path, position)
+        except OSError:
+            return
+        for line in lines:
+            with contextlib.suppress(RecordError):  # the report complains about it
+                yield decode(line)
 
     @property
     def settled(self) -> bool:

@@ -75,6 +75,7 @@ class RunningTrial:
     `process` is the name of this process in records. `ask` is called once when agents want to begin more
     loops than are `granted` (None: any number), and they wait. `on_dropped` is called for every arrival that
     will never start, `on_start` with how late a loop starts that was due at some time, in nanoseconds.
+    While `holds()` is false no loop begins: `go_on` is called when it may be true again.
 
     `open`: whether another loop may start; the worker's thread writes it, the loop's thread reads it. `tasks`
     are the agents' tasks, which the worker keeps here.
@@ -94,6 +95,7 @@ class RunningTrial:
         on_dropped: Callable[[], None] = lambda: None,
         on_start: Callable[[int], None] = lambda lag_ns: None,
         meter: Meter | None = None,
+        holds: Callable[[], bool] = lambda: True,
     ) -> None:
         self.plan = plan
         self.granted = 0 if plan.limited else None
@@ -109,11 +111,12 @@ class RunningTrial:
         self._on_dropped = on_dropped
         self._on_start = on_start
         self._asking = False
+        self._holds = holds
         self._clock = clock
         self._numbers = tape_numbers(plan.block, plan.worker, plan.workers)  # all agents take from this one
         self._seed = f"{plan.seed}/{plan.block}/{plan.worker}"
         self._sleepers: set[asyncio.Future[None]] = set()
-        self._waiting_for_grant: set[asyncio.Future[None]] = set()
+        self._waiting_for_leave: set[asyncio.Future[None]] = set()
         self._slots = None if plan.max_in_flight is None else asyncio.Semaphore(plan.max_in_flight)
 
     def pulse(self) -> Pulse:
@@ -127,6 +130,7 @@ class RunningTrial:
             self.tally.failed,
             self.tally.rate_limited,
             self.meter.take_worst_lag(self.open and in_flight > 0),  # no samples are taken when it is closed
+            len(self.tasks),
         )
         return Pulse(self.plan.sequence, state, begun, self._asking, self.tally.spent)
 
@@ -135,14 +139,18 @@ class RunningTrial:
     def close(self) -> None:
         """Start nothing new; wake agents that sleep until their next loop."""
         self.open = False
-        for sleeper in (*self._sleepers, *self._waiting_for_grant):
+        for sleeper in (*self._sleepers, *self._waiting_for_leave):
             _wake(sleeper)
 
     def grant(self, loops: int) -> None:
         """Let `loops` loops begin in all."""
         self.granted = loops
         self._asking = False
-        for sleeper in self._waiting_for_grant:
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Let agents see whether they may begin their next loop."""
+        for sleeper in self._waiting_for_leave:
             _wake(sleeper)
 
     async def run_agent(self, runner: LoopRunner, agent: TrialAgent) -> None:
@@ -238,20 +246,20 @@ class RunningTrial:
             self.arrived -= 1  # our own limit refused it, not the system
 
     async def _may_begin(self, when_closed: bool = False) -> bool:
-        """Whether another loop may begin, which then counts as begun. Waits for a grant if need be."""
+        """Whether another loop may begin, which then counts as begun. Waits for leave if need be."""
         loop = asyncio.get_running_loop()
-        while self.granted is not None and self.begun >= self.granted:
+        while not (holds := self._holds()) or (self.granted is not None and self.begun >= self.granted):
             if not self.open:
                 return False
-            if not self._asking:
+            if holds and not self._asking:
                 self._asking = True
                 self._ask()
             sleeper: asyncio.Future[None] = loop.create_future()
-            self._waiting_for_grant.add(sleeper)
+            self._waiting_for_leave.add(sleeper)
             try:
                 await sleeper
             finally:
-                self._waiting_for_grant.discard(sleeper)
+                self._waiting_for_leave.discard(sleeper)
         if not self.open and not when_closed:
             return False
         self.begun += 1

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.agents import AgentFactory, load_factory
 from profiler.load.health import Kernel, Meter, machine_id, shift_ns
-from profiler.load.messages import Begin, Drained, Grant, Prepare, Pulse, Ready
+from profiler.load.identity import of_scenario
+from profiler.load.lease import Lease
+from profiler.load.messages import Begin, Drained, Grant, Prepare, Pulse, Ready, Returned
 from profiler.load.options import METRICS_PORT, LoadOptions
 from profiler.load.preparation import LoopRunners, calibrate
 from profiler.load.trial import Event, LoopThread, RunningTrial, TrialAgent
@@ -54,7 +57,7 @@ class Worker:
     Finished loops go to `report`. `start_thread` and `new_event` are what it waits with. `factories` tells
     what makes the agents of each Locust user class, None for the built-in loop. `send_pulse` is called when
     an agent waits for a grant, and must not block. `leaving` is set when this process has lost its leader:
-    then there is nobody to answer.
+    then there is nobody to answer. Without a `lease` nobody else is given this process's agents.
     """
 
     def __init__(
@@ -64,8 +67,10 @@ class Worker:
         new_event: Callable[[], Event],
         factories: Callable[[], Mapping[str, AgentFactory | None]],
         send_pulse: Callable[[], object],
+        lease: Lease | None = None,
     ) -> None:
         self.leaving = False
+        self.lease = lease
         self._report = report
         self._start_thread = start_thread
         self._new_event = new_event
@@ -79,8 +84,11 @@ class Worker:
         self._metrics: PrometheusSink | None = None
         self._metrics_port = 0
         self._runners: LoopRunners | None = None
+        self._prepared: tuple[object, Ready] | None = None
         self._trial: RunningTrial | None = None
         self._sequence = 0
+        # Loops that ended while the lease did not hold: of a worker that is dismissed they do not count.
+        self._withheld: list[LoopRecord] = []
         self._opened, self._agents_left = new_event(), new_event()
 
     @property
@@ -91,9 +99,18 @@ class Worker:
     # Messages of the leader:
 
     def prepare(self, message: Prepare) -> Ready | None:
-        """Make clients and agents; the answer says why that cannot be. None when this process is leaving."""
+        """Make clients and agents; the answer says why that cannot be. None when this process is leaving.
+
+        One at a time: a leader that did not hear this worker for a while asks again. It gets the same answer.
+        """
+        asked = message.options, message.root, message.workers if message.options.share_limit else None
+        if self._prepared is not None and self._prepared[0] == asked:
+            return self._prepared[1]
+        self._prepared = None
         try:
-            return self._prepare(message)
+            ready = self._prepare(message)
+            self._prepared = asked, ready
+            return ready
         except ProfilerError as error:
             return Ready(str(error), error.exit_code)
         except TimeoutError:
@@ -120,6 +137,7 @@ class Worker:
             lambda: thread.post(self._send_pulse),
             process=self._process,
             meter=Meter(kernel=Kernel()),
+            holds=lambda: self.lease is None or self.lease.holds,
             **observers,
         )
         self._sequence = message.sequence
@@ -132,6 +150,27 @@ class Worker:
         if trial is not None and thread is not None and message.sequence == trial.plan.sequence:
             thread.call(lambda: trial.grant(message.loops))
 
+    def heard(self, sent_ns: int) -> None:
+        """The leader counts on this worker, as of a beat of that time: loops may begin."""
+        if self.lease is None or not self.lease.renew(sent_ns):
+            return
+        trial, thread = self._trial, self._thread
+        if trial is not None and thread is not None:
+            thread.call(trial.go_on)
+        while self._withheld:
+            self._report(self._withheld.pop(0))
+
+    def give_up(self) -> Returned:
+        """Begin nothing any more and cut off what is in flight: others have this worker's agents."""
+        assert self.lease is not None
+        self.lease.revoke()
+        self.leaving = True
+        if (trial := self._trial) is not None:
+            self.cut()
+            self._wait_for_agents(trial, CUT_SECONDS)
+        loops = sum(1 for record in self._withheld if not record.nested)
+        return Returned(loops, self.lease.stood_still_seconds)
+
     def end(self, drain_seconds: float | None = None) -> Drained:
         """Close the trial, wait for its loops, and cut off those that still run after `drain_seconds`.
 
@@ -142,6 +181,7 @@ class Worker:
             return Drained(self._sequence)
         # Of what was measured: before the trial drains.
         health, arrived = trial.meter.read(self._process, trial.plan.index), trial.arrived
+        agents = len(trial.tasks)
         interrupted = self._drain(trial, self._drain_seconds if drain_seconds is None else drain_seconds)
         return Drained(
             trial.plan.sequence,
@@ -153,6 +193,7 @@ class Worker:
             trial.begun,
             trial.tally.spent,
             health,
+            agents,
         )
 
     def cut(self) -> None:
@@ -230,6 +271,11 @@ class Worker:
         if (server := message.calibration) is not None and not remote:  # it listens on loopback alone
             calibration = thread.run(lambda: calibrate(options, server), PREPARE_SECONDS)
         scenario = load_scenario(options.scenario)
+        if message.scenario and of_scenario(scenario) != message.scenario:
+            raise UsageError(
+                f"worker {message.worker} ({socket.gethostname()}, pid {os.getpid()}) has another scenario "
+                f"{options.scenario} than the master: give both the same file"
+            )
         self._scenario = scenario.name
         named = None if options.agent is None else load_factory(options.agent)
         factories = {user_class: named or factory for user_class, factory in self._factories().items()}
@@ -306,6 +352,13 @@ class Worker:
 
     # On the loop's thread:
 
+    def _take(self, record: LoopRecord) -> None:
+        """A loop has ended."""
+        if self.lease is None or self.lease.holds:
+            self._report(record)
+        else:
+            self._withheld.append(record)
+
     async def _make(self, runners: LoopRunners, factories: Mapping[str, AgentFactory | None]) -> Ready:
         await self._close_clients()
         self._runners = runners
@@ -338,7 +391,7 @@ class _TrialSink:
         if trial is not None:
             trial.tally.count(record)
         shift_ns = self._worker._shift_ns
-        self._worker._report(shifted(record, shift_ns) if shift_ns else record)
+        self._worker._take(shifted(record, shift_ns) if shift_ns else record)
 
     def observe_lag(self, lag_ns: int) -> None:
         trial = self._worker.trial

@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.health import machine_id
+from profiler.load.identity import of_scenario
 from profiler.load.messages import (
     Begin,
     Calibration,
@@ -20,6 +21,7 @@ from profiler.load.messages import (
     Prepare,
     Pulse,
     Ready,
+    Returned,
     ToWorker,
     TrialState,
 )
@@ -29,8 +31,12 @@ from profiler.load.spending import Budget, Grants, Resource
 from profiler.load.trial import Event
 from profiler.records import Clock
 from profiler.rundir import Anchor, ClientCapacity, Spent
+from profiler.scenarios import load_scenario
 
 PREPARE_SECONDS = 60.0
+SILENT_SECONDS = 2.5
+"""A worker in a trial says every second how it stands."""
+
 ANSWER_SECONDS = 15.0
 """How much longer than the drain itself a worker may take to say that it has drained."""
 
@@ -70,6 +76,33 @@ class Ended:
         return sum(getattr(one, count) for one in self.drained)
 
 
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """How many agents were left in a trial while workers were not heard, and until when, in nanoseconds."""
+
+    fewest: int | None = None
+    wanted: int = 0
+    since_ns: int = 0
+    until_ns: int = 0
+    over: bool = False
+
+    def noted(self, left: int, wanted: int, since_ns: int, now_ns: int) -> Shortage:
+        """With so many left now of those wanted, where a worker has not been heard since then."""
+        if left >= wanted:
+            return self if self.fewest is None or self.over else replace(self, until_ns=now_ns, over=True)
+        if self.fewest is None:
+            return Shortage(left, wanted, since_ns, now_ns)
+        return replace(self, fewest=min(left, self.fewest), until_ns=now_ns, over=False)
+
+    def __str__(self) -> str:
+        """`8 of 12 agents were left for 6 s, until the others had theirs too`; empty without a shortage."""
+        if self.fewest is None:
+            return ""
+        until = "until others had taken their place" if self.over else "to the end of the trial"
+        seconds = (self.until_ns - self.since_ns) / 1e9
+        return f"{self.fewest} of {self.wanted} agents were left for {seconds:.0f} s, {until}"
+
+
 class Workers:
     """All workers, prepared for one set of options and one target, and led through trials.
 
@@ -97,6 +130,8 @@ class Workers:
         self._calibration = calibration
         self._calibrated: dict[str, Calibration] = {}
         self._pulses: dict[str, Pulse] = {}
+        self._heard_ns: dict[str, int] = {}
+        self._shortage = Shortage()
         self._numbers: dict[str, int] = {}
         self._wanted: tuple[LoadOptions, str] | None = None
         self._prepared: set[str] = set()
@@ -140,6 +175,8 @@ class Workers:
         self._sequence += 1
         self._drained = self._answers()
         self._pulses.clear()
+        self._heard_ns.clear()
+        self._shortage = Shortage()
         self.grants.begin()
         message = Begin(
             self._sequence,
@@ -170,6 +207,8 @@ class Workers:
             else:
                 self.grants.lost(worker)
         lost = tuple(self._describe_lost(worker) for worker in workers if worker not in answers)
+        if lost and (left := str(self._shortage)):
+            lost = (f"{lost[0]}; {left}", *lost[1:])
         return Ended(tuple(answers.values()), lost)
 
     def cut(self) -> None:
@@ -182,6 +221,19 @@ class Workers:
         states = [pulse.state for pulse in self._pulses.values()]
         total = {one.name: sum(getattr(state, one.name) for state in states) for one in fields(TrialState)}
         return TrialState(**{**total, "lag_ns": max((state.lag_ns for state in states), default=0)})
+
+    def look(self, wanted: int) -> None:
+        """Note how many of the agents `wanted` are left while workers are not heard. Often, in a trial."""
+        now_ns, alive = self._clock(), self.transport.workers()
+        silent = [
+            worker
+            for worker, heard_ns in self._heard_ns.items()
+            if worker not in alive or now_ns - heard_ns > SILENT_SECONDS * 1e9
+        ]
+        if silent:
+            left = sum(pulse.state.agents for worker, pulse in self._pulses.items() if worker not in silent)
+            since_ns = min(self._heard_ns[worker] for worker in silent)
+            self._shortage = self._shortage.noted(left, wanted, since_ns, now_ns)
 
     def exhausted(self) -> Resource | None:
         """The limit that keeps any further loop from beginning, None while one may begin."""
@@ -203,6 +255,7 @@ class Workers:
         if message.sequence != self._sequence:
             return
         self._pulses[worker] = message
+        self._heard_ns[worker] = self._clock()
         granted = self.grants.heard(
             worker, message.begun, message.state.in_flight, message.spent, message.asks
         )
@@ -223,6 +276,7 @@ class Workers:
         """Prepare new workers; their answers."""
         uncalibrated = [worker for worker in new if worker not in self._calibrated]
         wanted = bool(uncalibrated) and options.calibration_seconds > 0
+        scenario = of_scenario(load_scenario(options.scenario)) if new else ""
         with self._calibration() if wanted else nullcontext() as server:
             for worker in new:
                 message = Prepare(
@@ -233,6 +287,7 @@ class Workers:
                     machine_id(),
                     Anchor.now(),
                     calibration=server if worker in uncalibrated else None,
+                    scenario=scenario,
                 )
                 self.transport.send(message, worker)
             return self._ready.wait(new, PREPARE_SECONDS)
@@ -259,6 +314,16 @@ class Workers:
             raise UsageError(
                 f"--max-loops {options.max_loops}: the first loops of {workers} workers alone need {workers}"
             )
+
+    def describe_returned(self, worker: str, message: Returned) -> str:
+        """What became of a worker that was lost, in words."""
+        number = self._numbers.get(worker, 0)
+        how = f"stood still for {message.seconds:.0f} s" if message.seconds else "had lost its connection"
+        loops = f"{message.loops} loops" if message.loops != 1 else "1 loop"
+        return (
+            f"worker {number} {how} and came back when others had its agents: it began nothing more and "
+            f"left; {loops} that it had in flight are in no figure"
+        )
 
     def _describe_lost(self, worker: str) -> str:
         missing = "what it had not sent is missing"

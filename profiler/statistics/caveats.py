@@ -31,6 +31,8 @@ CaveatKind = Literal[
     "arrivals_dropped",
     "arrivals_late",
     "worker_lost",
+    "worker_returned",
+    "target_stood_still",
     "records_dropped",
     "aborted",
     "interrupted",
@@ -74,6 +76,14 @@ _INCIDENTS: dict[IncidentKind, tuple[str, str]] = {
     "worker_lost": (
         "a worker was lost; what it had sent counts",
         "run again, or trust only what its absence cannot change",
+    ),
+    "worker_returned": (
+        "a lost worker came back",
+        "the others went on with the load that was asked for; start it again for the next run",
+    ),
+    "target_stood_still": (
+        "the target stood still, and then went on",
+        "find out what stopped it then; the figures of that trial are with it",
     ),
     "records_dropped": (
         "records were dropped because they came faster than they could be written",

@@ -125,11 +125,11 @@ def kill_one(
         words = said.read().decode()
     if "Traceback" in words:
         wrong.append("a traceback")
-    with _judging:
+    with judging:
         return _judge(path, victim, found, code, words, wrong)
 
 
-_judging = threading.Lock()
+judging = threading.Lock()
 """What `profiler report` says goes to the one standard output of this process."""
 
 COMPARE = [
@@ -161,7 +161,7 @@ def _look(parent: int, mark: str, victim: Victim, at: float) -> _Kill:
     owed: frozenset[tuple[int, int]] = frozenset()
     for emulator in pids.get("emulator", []):
         with contextlib.suppress(OSError, ValueError):
-            entries = _journal(_port(emulator))
+            entries = journal(f"http://127.0.0.1:{_port(emulator)}")
             owed = frozenset(
                 (int(entry["trial"]), entry["loop"])
                 for entry in entries
@@ -257,8 +257,8 @@ def _port(pid: int) -> int:
     raise ValueError(f"{pid} does not listen")
 
 
-def _journal(port: int) -> list[dict[str, Any]]:
-    url = f"http://127.0.0.1:{port}/emulator/journal?kind=model"
-    with urllib.request.urlopen(url, timeout=60) as response:
+def journal(root: str) -> list[dict[str, Any]]:
+    """The model requests that an emulator has seen."""
+    with urllib.request.urlopen(f"{root}/emulator/journal?kind=model", timeout=60) as response:
         entries: list[dict[str, Any]] = json.load(response)["entries"]
     return entries

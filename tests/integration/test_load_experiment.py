@@ -123,7 +123,19 @@ TABLES = ["Type     Name    # reqs", "LOOP     gathered    105"] * 30
             ProfilerError,
             "the load test failed (exit code 1): ModuleNotFoundError: No module named 'locust'",
         ),
-        (-9, [], ProfilerError, "the load test failed (exit code -9): it said nothing"),
+        (
+            -9,
+            ["[x] vm/WARNING/profiler.load.workers: a worker left"],
+            experiment.LeaderKilledError,
+            "the load test's leader was killed by signal 9 (SIGKILL: by hand, or by a system out of memory)",
+        ),
+        (
+            -11,
+            [],
+            experiment.LeaderKilledError,
+            "the load test's leader was killed by signal 11 (SIGSEGV)",
+        ),
+        (-200, [], ProfilerError, "the load test failed (exit code -200): it said nothing"),
     ],
 )
 def test_what_an_exit_code_means(code: int, said: list[str], kind: type[ProfilerError], message: str) -> None:

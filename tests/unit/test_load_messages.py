@@ -5,17 +5,21 @@ import pytest
 
 from profiler.errors import UsageError
 from profiler.load.messages import (
+    Beat,
     Begin,
     Calibration,
     Cut,
+    Dismiss,
     Drained,
     End,
     Grant,
+    Heard,
     Hello,
     Prepare,
     Pulse,
     Ready,
     Records,
+    Returned,
     ToLeader,
     ToWorker,
     TrialState,
@@ -39,6 +43,11 @@ MESSAGES = (
     End(30.0),
     Cut(),
     Hello(),
+    Hello("0.1.0", "compare.py", "0a1b2c3d", 7, 6),
+    Beat(12),
+    Heard(12),
+    Dismiss(),
+    Returned(3, 20.5),
     Ready("openai: http_401", 3),
     Ready(None, 0, 0.2, "m", 9464, Calibration(32, 500, 0.5, 0.004), Spent(1, 2, 30, 4), "http_503"),
     Pulse(4, TrialState(7, 1, 30, 2, 1, 5_000_000), 37, asks=True, spent=Spent(0, 60, 900, 120)),
@@ -60,7 +69,7 @@ def test_message_has_a_wire_name_of_its_own() -> None:
     kinds = (ToWorker | ToLeader).__args__
     assert {type(message) for message in MESSAGES} == set(kinds)
     assert {wire_name(kind) for kind in kinds} == {f"toolcall_{kind.__name__.lower()}" for kind in kinds}
-    assert len(kinds) == 10
+    assert len(kinds) == 14
 
 
 def test_options_that_cannot_be_are_refused_on_arrival_too() -> None:

@@ -204,3 +204,38 @@ def test_trial_that_drains_takes_no_samples_and_shows_no_lag_for_it() -> None:
     one.open = False
     now = 14.0
     assert one.pulse().state.lag_ns == 0
+
+
+def test_agents_begin_nothing_while_others_may_have_their_place_and_go_on_when_they_have_not() -> None:
+    async def main(clock: Callable[[], int]) -> None:
+        holds = True
+        one = RunningTrial(Begin(1, 0, 0, "gathered", 0, 1, 1), clock=clock, holds=lambda: holds)
+        loops = Loops(clock, 0.25)
+        lives = [asyncio.ensure_future(one.run_agent(loops, agent(n))) for n in range(2)]
+        await asyncio.sleep(0.6)
+        holds = False  # two loops each have ended by 0.75 s, and nothing begins
+        await asyncio.sleep(3.4)
+        assert [at // MS for at, _ in loops.started] == [0, 0, 250, 250, 500, 500]
+        assert (one.begun, one.in_flight) == (6, 0)
+        holds = True
+        one.go_on()
+        await asyncio.sleep(0.1)
+        assert [at // MS for at, _ in loops.started[6:]] == [4000, 4000]
+        holds = False
+        await asyncio.sleep(1.0)
+        one.close()
+        await asyncio.gather(*lives)
+        assert one.begun == 8
+
+    run_virtual(main)
+
+
+def test_arrivals_that_nobody_lets_begin_before_the_end_count_as_none() -> None:
+    async def main(clock: Callable[[], int]) -> None:
+        plan = Begin(1, 0, 0, "gathered", 0, 1, 1, arrivals=Arrivals(4.0, 1, constant=True))
+        one = RunningTrial(plan, clock=clock, holds=lambda: False)
+        loops = Loops(clock, 0.25)
+        await for_seconds(2.0, one, one.run_agent(loops, agent()))
+        assert (one.begun, one.arrived, loops.started) == (0, 0, [])
+
+    run_virtual(main)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from profiler.errors import TargetError, UsageError
 from profiler.load.health import machine_id
-from profiler.load.messages import Begin, Drained, Grant, Prepare, Ready, TrialState
+from profiler.load.lease import Lease
+from profiler.load.messages import Begin, Drained, Grant, Prepare, Ready, Returned, TrialState
 from profiler.load.options import LoadOptions
 from profiler.load.worker import Worker
+from profiler.records import LoopRecord
 from profiler.rundir import Anchor
+from tests.unit.statistics_data import loop
 from tests.unit.test_load_workers import Clock
 
 PREPARE = Prepare(
@@ -104,4 +110,83 @@ def test_trial_is_pulsed_granted_and_drained_by_its_own_sequence() -> None:
     assert drained.health.trial == 2
     assert (one.trial, trial.open) == (None, False)
     assert one.end() == Drained(4)
+    one.close()
+
+
+class At:
+    """A clock that somebody sets."""
+
+    now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+def leased(clock: At) -> tuple[Worker, list[LoopRecord]]:
+    reported: list[LoopRecord] = []
+    one = Worker(
+        report=reported.append,
+        start_thread=Thread,
+        new_event=Clock().event,
+        factories=lambda: {"Agent": None},
+        send_pulse=lambda: None,
+        lease=Lease(clock),
+    )
+    return one, reported
+
+
+def test_loops_that_end_unheard_are_reported_once_the_leader_has_heard_of_this_worker() -> None:
+    clock = At()
+    one, reported = leased(clock)
+    one.heard(clock())
+    first, second, third = (loop(float(start)) for start in range(3))
+    one._take(first)
+    clock.now_ns = 20_000_000_000
+    one._take(second)
+    one.heard(500_000_000)  # an answer that had waited here
+    one._take(third)
+    assert reported == [first]
+    one.heard(clock())
+    assert reported == [first, second, third]
+    one.close()
+
+
+def test_worker_that_was_given_up_begins_nothing_and_keeps_apart_what_it_had_in_flight() -> None:
+    clock = At()
+    one, reported = leased(clock)
+    assert one.lease is not None
+    one.heard(one.lease.beat())
+    one.begin(Begin(1, 0, 0, "gathered", 0, 1, 1))
+    trial = one.next_trial(None)
+    clock.now_ns = 20_500_000_000
+    one.lease.beat()
+    one._take(loop(1.0))
+    one._take(replace(loop(2.0), parent="another"))  # a loop inside another's call is none of its own
+    assert one.give_up() == Returned(1, 20.0)
+    assert (trial.open, one.leaving, one.pulse(), reported) == (False, True, None, [])
+    one.heard(clock())
+    assert (one.lease.holds, reported) == (False, [])
+    one.close()
+
+
+def test_worker_that_is_asked_again_gives_the_same_answer_without_making_its_clients_anew() -> None:
+    one = worker()
+    one._loop_thread().run = lambda work, timeout=None: Ready(model="m")  # type: ignore[method-assign]
+    first = one.prepare(PREPARE)
+    one._loop_thread().run = lambda work, timeout=None: Ready(model="other")  # type: ignore[method-assign]
+    assert one.prepare(replace(PREPARE, worker=1, workers=2)) == first == Ready(model="m")
+    again = one.prepare(replace(PREPARE, root="http://127.0.0.1:2"))
+    assert again == Ready(model="other")
+    one.close()
+
+
+def test_worker_with_another_scenario_says_which_and_where() -> None:
+    one = worker()
+    answer = one.prepare(replace(PREPARE, worker=1, scenario="another0"))
+    assert answer is not None
+    assert answer.exit_code == 2
+    assert answer.error == (
+        f"worker 1 ({socket.gethostname()}, pid {os.getpid()}) has another scenario cities than the master: "
+        "give both the same file"
+    )
     one.close()

@@ -17,6 +17,7 @@ from profiler.load.messages import (
     Prepare,
     Pulse,
     Ready,
+    Returned,
     ToWorker,
     TrialState,
 )
@@ -309,3 +310,72 @@ def test_worker_that_has_left_does_not_keep_a_limit_from_ending_the_test() -> No
     there.names.remove("a")
     assert workers.exhausted() == "loops"
     assert workers.grants.total.loops == 4
+
+
+def pulsed(agents: int) -> Pulse:
+    return Pulse(1, TrialState(in_flight=agents, agents=agents))
+
+
+def test_it_is_said_how_many_agents_were_left_until_others_had_the_place_of_a_lost_worker() -> None:
+    there = Connected("a", "b", "c")
+    workers = there.workers_of_test
+    workers.prepare(OPTIONS, ROOT)
+    begin(workers, "a", "b", "c")
+    for second in range(12):  # c says nothing after 3 s; from 8 s on the others have its agents
+        there.clock.now_ns = second * 1_000_000_000
+        for name, agents in (("a", 4), ("b", 4), ("c", 4)):
+            if name != "c" or second <= 3:
+                workers.pulse(name, pulsed(agents + 2 * (second >= 8)))
+        workers.look(12)
+    there.mute = {"c"}
+    ended = workers.end(["a", "b", "c"], 0.0)
+    assert ended.lost == (
+        "worker 2 left: about 4 loops it had in flight, and what it had not sent, are missing; "
+        "8 of 12 agents were left for 5 s, until others had taken their place",
+    )
+
+
+def test_agents_that_nobody_replaces_are_left_out_to_the_end_of_the_trial() -> None:
+    there = Connected("a", "b")
+    workers = there.workers_of_test
+    begin(workers, "a", "b")
+    workers.pulse("a", pulsed(3))
+    workers.pulse("b", pulsed(3))
+    workers.look(6)
+    there.clock.now_ns = 3_000_000_000
+    workers.pulse("a", pulsed(3))
+    workers.look(6)
+    there.mute = {"b"}
+    (lost,) = workers.end(["a", "b"], 0.0).lost
+    assert lost.endswith("; 3 of 6 agents were left for 3 s, to the end of the trial")
+
+
+def test_workers_that_are_all_heard_leave_no_shortage_to_speak_of() -> None:
+    there = Connected("a", "b")
+    workers = there.workers_of_test
+    begin(workers, "a", "b")
+    workers.pulse("a", pulsed(3))
+    workers.look(6)  # b has not said anything yet
+    there.mute = {"b"}
+    assert workers.end(["a", "b"], 0.0).lost == ("worker 0 left: what it had not sent is missing",)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            Returned(3, 20.4),
+            "worker 1 stood still for 20 s and came back when others had its agents: it began nothing more "
+            "and left; 3 loops that it had in flight are in no figure",
+        ),
+        (
+            Returned(1),
+            "worker 1 had lost its connection and came back when others had its agents: it began nothing "
+            "more and left; 1 loop that it had in flight are in no figure",
+        ),
+    ],
+)
+def test_worker_that_returns_is_told_of_in_words(message: Returned, said: str) -> None:
+    there = Connected("a", "b")
+    there.workers_of_test.prepare(OPTIONS, ROOT)
+    assert there.workers_of_test.describe_returned("b", message) == said

@@ -16,9 +16,10 @@ import gevent
 import gevent.socket
 from gevent.event import Event
 
-from profiler.errors import ProfilerError
+from profiler.errors import ProfilerError, UsageError
 from profiler.load.estimate import estimate_load
 from profiler.load.leader import Leader, Ramp
+from profiler.load.locust.members import Members, shown
 from profiler.load.locust.processes import ForkPipe, LocalTransport, MasterTransport, receive
 from profiler.load.locust.quirks import (
     finish_csv,
@@ -26,7 +27,7 @@ from profiler.load.locust.quirks import (
     let_workers_leave,
     wait_for_forked_workers,
 )
-from profiler.load.messages import Drained, Hello, Pulse, Ready, Records
+from profiler.load.messages import Drained, Pulse, Ready, Records, Returned
 from profiler.load.options import Asked, LoadOptions, asked, conditions
 from profiler.load.output import RunOutput
 from profiler.load.spending import Budget, Grants
@@ -63,13 +64,14 @@ class LeaderSession:
         self._leaving = False
         self._target_gone: str | None = None
         self._emulators = Emulators()
-        self._greeted: set[str] = set()
+        self._members: Members | None = None
         self._last: RunOutput | None = None
+        transport = LocalTransport(runner)
         if not alone:
             let_workers_leave(runner)
-        transport = LocalTransport(runner) if alone else MasterTransport(runner, self._greeted)
+            self._members = Members(environment, runner, self._returned)
+            transport = MasterTransport(runner, self._members.greeted)
         self._workers = Workers(transport, Event, self._emulators.for_calibration)
-        receive(runner, Hello, lambda worker, message: self._greeted.add(worker))
         receive(runner, Ready, self._workers.ready)
         receive(runner, Pulse, self._workers.pulse)
         receive(runner, Drained, self._workers.drained)
@@ -93,11 +95,11 @@ class LeaderSession:
         """
         try:
             options, root = self._with_tools(self._asked().options)
-            if not self._alone:
-                self._wait_for_workers()
+            if self._members is not None:
+                self._wait_for_workers(self._members)
                 if self._leaving:
                     sys.exit(1)
-                if not self._greeted:
+                if not self._members.greeted:
                     return  # Locust will say so
             self._workers.prepare(options, root)
             self._check_workers()
@@ -167,7 +169,8 @@ class LeaderSession:
             self._print_comparison(self._last)
         if self._environment.parsed_options.csv_prefix:
             finish_csv()
-        if not self._alone:
+        if self._members is not None:
+            self._members.end_stopped()
             wait_for_forked_workers()
 
     @property
@@ -185,12 +188,18 @@ class LeaderSession:
         root = self._emulators.root(options)
         return replace(options, tools_url=self._emulators.tools_root(options)), root
 
-    def _wait_for_workers(self) -> None:
+    def _wait_for_workers(self, members: Members) -> None:
+        """Raises `UsageError` when one that came cannot take part: then those that are expected never do."""
         parsed = self._environment.parsed_options
+        members.strict = True
         with gevent.Timeout(parsed.expect_workers_max_wait or None, False):
-            while len(self._greeted) < parsed.expect_workers and not self._leaving:
+            while len(members.greeted) < parsed.expect_workers and not self._leaving:
                 self._check_workers()
+                if members.stranger is not None:
+                    members.dismiss_all()
+                    raise UsageError(members.stranger)
                 gevent.sleep(0.05)
+        members.strict = False
 
     def _check_workers(self) -> None:
         """Raise `ProfilerError` when one is gone already: Locust would wait a minute for it."""
@@ -204,7 +213,7 @@ class LeaderSession:
         each = ramp.seconds / (len(options.strategies) * max(1, len(options.levels)))
         remote = bool(options.remote_targets(os.environ))
         scenario = load_scenario(options.scenario)
-        workers = max(1, len(self._greeted))
+        workers = 1 if self._members is None else max(1, len(self._members.greeted))
         for line in estimate_load(options, ramp.users, each, workers, scenario, remote).lines():
             _log.info("%s", line)
 
@@ -265,6 +274,12 @@ class LeaderSession:
             self._runner.quit()
         else:
             self._runner.stop()
+
+    def _returned(self, worker: str, message: Returned) -> None:
+        if self._leader is not None:
+            self._leader.returned(worker, message)
+        else:
+            _log.warning("worker %s left after the test", shown(worker))
 
     def _write(self, _: str, message: Records) -> None:
         if self._leader is not None:

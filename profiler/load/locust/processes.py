@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,8 +22,8 @@ from profiler.loop.eventloop import native_sleep, start_native_thread
 
 M = TypeVar("M", bound=ToWorker | ToLeader)
 
-RECONNECT_SECONDS = 3.0
-"""How long a worker waits for a heartbeat after its connection to the master broke."""
+QUIT_SECONDS = 1.0
+"""How long a worker whose connection broke waits for the master's word that the test is over."""
 
 EXIT_SECONDS = 10.0
 """How long an orderly exit may take before the process ends itself."""
@@ -167,30 +166,23 @@ def when_closed(fd: int, leave: Callable[[], None]) -> None:
 
 
 def when_disconnected(runner: Any, leave: Callable[[], None]) -> None:
-    """Call `leave` in a greenlet once the worker's connection to its master is broken for good."""
+    """Call `leave` in a greenlet once the worker's connection to its master broke.
+
+    ZeroMQ connects again by itself, but what was on the way is lost, in both directions and in silence: loops
+    that had ended, or the word that a trial is over.
+    """
     import zmq
     from zmq.utils.monitor import parse_monitor_message
 
-    heard = time.monotonic()
-
-    def on_heartbeat(**_: Any) -> None:
-        nonlocal heard
-        heard = time.monotonic()
-
     def watch() -> None:
         monitor = runner.client.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        while True:
-            try:
-                parse_monitor_message(monitor.recv_multipart())
-            except zmq.ZMQError:
-                return  # the socket was closed
-            broke = time.monotonic()
-            gevent.sleep(RECONNECT_SECONDS)
-            if heard < broke:
-                leave()
-                return
+        try:
+            parse_monitor_message(monitor.recv_multipart())
+        except zmq.ZMQError:
+            return  # the socket was closed
+        gevent.sleep(QUIT_SECONDS)  # a master that is done says so, and closes
+        leave()
 
-    runner.environment.events.heartbeat_received.add_listener(on_heartbeat)
     gevent.spawn(watch)
 
 

@@ -8,14 +8,18 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gevent
 from gevent.event import Event
+from gevent.lock import Semaphore
 
 from profiler.errors import ProfilerError
 from profiler.load.experiment import INTERRUPTED
+from profiler.load.identity import own_hello
+from profiler.load.lease import BEAT_SECONDS, Lease
 from profiler.load.locust.bridge import Bridge
 from profiler.load.locust.leader_session import LeaderSession
 from profiler.load.locust.processes import (
@@ -33,7 +37,7 @@ from profiler.load.locust.quirks import (
     send_statistics,
     use_native_locks,
 )
-from profiler.load.messages import Begin, Cut, End, Grant, Hello, Prepare, Records
+from profiler.load.messages import Beat, Begin, Cut, Dismiss, End, Grant, Heard, Prepare, Records
 from profiler.load.options import Asked, LoadOptions, asked
 from profiler.load.output import Reporter
 from profiler.load.worker import Worker
@@ -56,6 +60,8 @@ class WorkerSession:
         self._environment = environment
         self._runner = runner
         self._alone = alone
+        self._over = False
+        self._preparing = Semaphore()
         self._reporter = Reporter(
             environment.events.request.fire, lambda lines, count: send(runner, Records(lines, count))
         )
@@ -65,23 +71,47 @@ class WorkerSession:
             new_event=Event,
             factories=lambda: {cls.__name__: cls.agent for cls in environment.user_classes},
             send_pulse=lambda: gevent.spawn(self._pulse),
+            lease=None if alone else Lease(),
         )
         receive(runner, Prepare, self._prepare, concurrent=True)
-        receive(runner, Begin, lambda _, message: self.worker.begin(message))
+        receive(runner, Begin, self._begin)
         receive(runner, Grant, lambda _, message: self.worker.grant(message))
         receive(runner, End, self._end, concurrent=True)
         receive(runner, Cut, lambda _, message: self.worker.cut())
+        receive(runner, Heard, lambda _, message: self.worker.heard(message.sent_ns))
+        receive(runner, Dismiss, lambda *_: self.give_up("its master took it for lost"), concurrent=True)
         environment.events.test_stop.add_listener(self.flush)
         environment.events.quit.add_listener(lambda **_: self.worker.close())
         gevent.spawn(self._report)
-        gevent.spawn(self._beat)
+        gevent.spawn(self._pulses)
 
     def greet(self) -> None:
-        """Tell the leader that this process listens."""
-        send(self._runner, Hello())
+        """Tell the leader that this process listens, and go on telling it that it is there."""
+        send(self._runner, own_hello(self._environment.parsed_locustfiles or ()))
+        gevent.spawn(self._beats)
+
+    def give_up(self, why: str, cut_off: bool = False) -> None:
+        """Leave for good: others have this worker's agents, or are about to be given them.
+
+        `cut_off`: it could say nothing, which looks as if it had stood still.
+        """
+        if self.worker.leaving or self._over:
+            return
+        left = self.worker.give_up()
+        if cut_off:
+            left = replace(left, seconds=0.0)
+        stood = f"this worker stood still for {left.seconds:.0f} s, and " if left.seconds else "this worker: "
+        # A consequence of something that the leader reports: never the cause.
+        _log.warning("%s%s: leaving; %d loops in flight were cut off", stood, why, left.loops)
+        self.flush()
+        send(self._runner, left)
+        self._environment.process_exit_code = 1
+        exit_at_the_latest()
+        self._runner.quit()
 
     def conclude(self) -> None:
         """End the trial under way: let its loops drain."""
+        self._over = True
         self.worker.end()
 
     def cut(self) -> None:
@@ -92,9 +122,14 @@ class WorkerSession:
         self._reporter.flush()
 
     def _prepare(self, _: str, message: Prepare) -> None:
-        answer = self.worker.prepare(message)
+        with self._preparing:
+            answer = self.worker.prepare(message)
         if answer is not None:
             send(self._runner, answer)
+
+    def _begin(self, _: str, message: Begin) -> None:
+        self._over = False
+        self.worker.begin(message)
 
     def _end(self, _: str, message: End) -> None:
         drained = self.worker.end(message.drain_seconds)
@@ -110,10 +145,16 @@ class WorkerSession:
             if reports % REPORTS_PER_MESSAGE == 0:
                 self._reporter.flush()
 
-    def _beat(self) -> None:
+    def _pulses(self) -> None:
         while True:
             gevent.sleep(PULSE_SECONDS)
             self._pulse()
+
+    def _beats(self) -> None:
+        lease = self.worker.lease
+        while lease is not None and not self.worker.leaving:
+            send(self._runner, Beat(lease.beat()))
+            gevent.sleep(BEAT_SECONDS)
 
     def _pulse(self) -> None:
         pulse = self.worker.pulse()
@@ -251,11 +292,18 @@ class Session:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if fd is not None:
             when_closed(fd, self._leave)
-        if self._leader is None:
-            when_disconnected(self._runner, self._leave)
+        if self._worker is not None and self._leader is None:
+            when_disconnected(self._runner, self._disconnected)
+
+    def _disconnected(self) -> None:
+        """The connection to the master broke: what was under way on it is lost, the end of a trial too."""
+        assert self._worker is not None
+        self._worker.give_up("its connection to the master broke", cut_off=True)
 
     def _leave(self) -> None:
         """Stop at once: the process that leads this one is gone."""
+        if self._worker is not None and self._worker.worker.leaving:
+            return
         _log.warning("the process that led this one is gone: leaving")  # a consequence, never the cause
         exit_at_the_latest()
         if self._leader is not None:
