@@ -176,7 +176,7 @@ class OpenTelemetrySink:
             if self._running:
                 return
             self._running = True
-        # Once more: a child of multiprocessing has a list of its own, and the provider may be younger than this.
+        # Once more: a child of multiprocessing has a list of its own, and the provider may be younger.
         at_exit(self.close)
         try:
             start_native_thread(partial(self._work, self._queue))

@@ -259,8 +259,8 @@ class PrometheusSink(Collector):
     def _warn_unserved(self) -> None:
         self._unserved = False
         _log.warning(
-            "the metrics of process %d are served nowhere: the port is that of the process it was forked from; "
-            "serve them after the fork, in each process at a port of its own",
+            "the metrics of process %d are served nowhere: the port is its parent's; serve them after "
+            "the fork, in each process at a port of its own",
             os.getpid(),
         )
 
@@ -591,7 +591,7 @@ def serve(render: Callable[[bool], bytes], port: int, host: str) -> int:
     warning = exposed("/metrics", host, server.server_port)
     if warning is not None:
         _log.warning("%s", warning)
-    in_forked_child(lambda: server.socket.close())  # or the port stays taken when this process is gone
+    in_forked_child(server.server_close)  # or the port stays taken when this process is gone
     # A greenlet in a process that gevent has patched.
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server.server_port
