@@ -2,13 +2,14 @@
 
 Exit codes: 0 done; 1 the run finished, but a condition that it was asked to meet did not hold; 2
 wrong usage or input, or output that cannot be written; 3 the target could not be reached, refused us
-or went away; 70 a defect of the profiler itself; 130 interrupted. A command that ends early prints
-one line on standard error; `--debug` adds the traceback.
+or went away; 70 a defect of the profiler itself; 130 interrupted, 143 ended by SIGTERM or SIGHUP. A command
+that ends early prints one line on standard error; `--debug` adds the traceback.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -17,8 +18,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from profiler.errors import ProfilerError, UsageError, did_you_mean
+from profiler.errors import Interrupted, ProfilerError, UsageError, did_you_mean
 from profiler.report.text import one_line
+from profiler.signals import signals
 
 MODULES = ("run", "compare", "tune", "without_load")
 """Modules of `profiler.commands`; each adds the command of its name, the last one all others."""
@@ -31,15 +33,23 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Wrong usage leaves by `SystemExit`, as argparse does."""
+    with signals.raised():
+        return signals.exit_code(_main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
     debug = False
     try:
-        arguments = parse(sys.argv[1:] if argv is None else argv)
+        arguments = parse(argv)
         debug = arguments.debug
         code: int = arguments.command(arguments)
         sys.stdout.flush()  # at exit it would fail with a traceback
         return code
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:
+        ended = error if isinstance(error, Interrupted) else Interrupted()
+        with contextlib.suppress(OSError):  # the terminal may have been closed
+            print(f"profiler: {one_line(str(ended))}", file=sys.stderr, flush=True)
+        return ended.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not a failure, and nobody left to tell.
         _drop_output()
