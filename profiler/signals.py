@@ -29,7 +29,7 @@ class Signals:
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """Until the end of the block a signal raises `Terminated` in the main thread, unless it is `handled`."""
+        """Until the end of the block a signal raises `Terminated` in the main thread, unless handled."""
         before = {}
         if threading.current_thread() is threading.main_thread():
             for number in ENDING:

@@ -36,14 +36,14 @@ from profiler.load.output import SETTLED
 from profiler.load.plan import blocks_for
 from profiler.rundir import Follower, Incident, Progress, RunDirectory
 from profiler.scenarios import load_scenario
-from profiler.signals import DRAIN_SECONDS
+from profiler.signals import DRAIN_SECONDS, ENDING
 
 PARENT_FD = "PROFILER_PARENT_FD"
 """Environment variable with the number of an inherited descriptor; it reads end-of-file when we are gone."""
 
 _ENDED = {
     **dict.fromkeys((Interrupted.exit_code, -signal.SIGINT), Interrupted),
-    **dict.fromkeys((Terminated.exit_code, -signal.SIGTERM), Terminated),
+    **dict.fromkeys((Terminated.exit_code, *(-number for number in ENDING)), Terminated),
 }
 """Locust's exit codes when it was ended before anything had begun; by the signal while it still imported."""
 
@@ -236,6 +236,9 @@ def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess
     os.close(inherited)
     try:
         yield process
+    except KeyboardInterrupt:  # nobody waits for it, and while it imports it does not see that we go
+        process.terminate()
+        raise
     finally:
         os.close(kept)
         if process.poll() is None:
@@ -265,7 +268,7 @@ def _wait(process: subprocess.Popen[str], seconds: float) -> tuple[int, Keyboard
             if interrupts > 2:
                 raise
             if isinstance(error, Terminated):
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(error.signal)
                 until = min(until, time.monotonic() + DRAIN_SECONDS + KILL_SECONDS)
             else:
                 process.send_signal(signal.SIGINT)
