@@ -7,6 +7,7 @@ error; `--debug` adds the traceback.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -16,8 +17,9 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from profiler.commands.exits import DEFECT, EXIT_CODES
-from profiler.errors import ProfilerError, UsageError, did_you_mean
+from profiler.errors import Interrupted, ProfilerError, UsageError, did_you_mean
 from profiler.report.text import one_line
+from profiler.signals import signals
 
 MODULES = ("run", "compare", "tune", "without_load")
 """Modules of `profiler.commands`; each adds the command of its name, the last one all others."""
@@ -27,15 +29,23 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Wrong usage leaves by `SystemExit`, as argparse does."""
+    with signals.raised():
+        return signals.exit_code(_main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
     debug = False
     try:
-        arguments = parse(sys.argv[1:] if argv is None else argv)
+        arguments = parse(argv)
         debug = arguments.debug
         code: int = arguments.command(arguments)
         sys.stdout.flush()  # at exit it would fail with a traceback
         return code
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:
+        ended = error if isinstance(error, Interrupted) else Interrupted()
+        with contextlib.suppress(OSError):  # the terminal may have been closed
+            print(f"profiler: {one_line(str(ended))}", file=sys.stderr, flush=True)
+        return ended.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not a failure, and nobody left to tell.
         _drop_output()

@@ -1,5 +1,7 @@
 """One tree of exceptions: everything that this package raises on purpose is a `ProfilerError`.
 
+But for `Interrupted`, which is what the user wanted.
+
 A tool that fails raises nothing: its failure becomes an error result that the model sees, and a
 record with an `error_type`. Cancellation is never caught.
 """
@@ -7,8 +9,9 @@ record with an `error_type`. Cancellation is never caught.
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -84,3 +87,38 @@ class ProviderError(TargetError):
         self.status = status
         self.request_id = request_id
         self.error_type = error_type
+
+
+class Interrupted(KeyboardInterrupt):
+    """A command was ended before it was done: by Ctrl-C, or as `Terminated` says. Exit code 130.
+
+    No `ProfilerError`, since nothing failed, and no `Exception`, since nobody is to go on after it. `outcome`
+    says in words what had been measured by then, and where it is; empty where that is not known.
+    """
+
+    exit_code = 130
+    incident: Literal["interrupted", "terminated"] = "interrupted"
+    outcome = ""
+
+    @property
+    def cause(self) -> str:
+        """In words, what ended it."""
+        return "interrupted"
+
+    def __str__(self) -> str:
+        return f"{self.cause}{self.outcome and ' '}{self.outcome}"
+
+
+class Terminated(Interrupted):
+    """SIGTERM or SIGHUP ended it, or is about to. Exit code 143, whichever it was."""
+
+    exit_code = 143
+    incident = "terminated"
+
+    def __init__(self, number: signal.Signals = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.signal = number
+
+    @property
+    def cause(self) -> str:
+        return f"told to end by {self.signal.name}"

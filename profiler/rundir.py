@@ -24,6 +24,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -547,3 +548,21 @@ class Follower:
             with contextlib.suppress(ValidationError, orjson.JSONDecodeError):
                 progress = _reader(Progress).validate_python(orjson.loads(line))
                 yield replace(progress, directory=str(self._path.parent))
+
+
+def append_lines(file: FileIO, lines: bytes) -> tuple[int, OSError] | None:
+    """Append whole lines. None when all were written, else how many were, and why the rest were not.
+
+    A line that was written in part is taken back: it would make what comes after it unreadable.
+    """
+    before, written = os.fstat(file.fileno()).st_size, 0
+    try:
+        while written < len(lines):
+            written += file.write(lines[written:])
+    except OSError as error:
+        whole = lines.rfind(b"\n", 0, written) + 1
+        with contextlib.suppress(OSError):
+            if os.fstat(file.fileno()).st_size == before + written:  # else another process has appended since
+                file.truncate(before + whole)
+        return lines.count(b"\n", 0, whole), error
+    return None

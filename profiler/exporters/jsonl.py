@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-from _queue import Empty, SimpleQueue  # queue.SimpleQueue is gevent's in a patched process
+import _thread
+import atexit
+import logging
 from collections import deque
+from io import FileIO
 from pathlib import Path
 
-from profiler.loop.eventloop import start_native_thread
+from profiler.loop.eventloop import native_sleep, start_native_thread, unpatched
+from profiler.process import at_exit, in_forked_child
 from profiler.records import LoopRecord, encode
+from profiler.rundir import append_lines
 
 FLUSH_SECONDS = 0.2
+
+_log = logging.getLogger(__name__)
 
 
 class JsonlSink:
     """Appends every record to a file, at most `FLUSH_SECONDS` after its loop ended.
 
-    Encoding happens on the loop's thread (some 10 µs a loop), writing never does. After a failed write
-    (a full disk) nothing more is written: `error` says why, `dropped` counts the lost records.
+    Encoding happens on the loop's thread (some 10 µs a loop), writing never does while the process runs. At
+    the end of the process what is left is written; where it is killed, or leaves by `os._exit`, the last
+    `FLUSH_SECONDS` are lost. A forked child appends its own records to the same file, in whole lines.
+
+    After a failed write (a full disk) nothing more is written: `error` says why, `dropped` counts the lost
+    records, those after `close` too.
     """
 
     waited_for = True
@@ -25,39 +35,68 @@ class JsonlSink:
     def __init__(self, path: Path | str) -> None:
         self.error: OSError | None = None
         self.dropped = 0
+        self._path = path
         self._lines: deque[bytes] = deque()  # its appends and pops are atomic
-        self._stop: SimpleQueue[None] = SimpleQueue()
-        self._stopped: SimpleQueue[None] = SimpleQueue()
-        self._file = open(path, "ab")  # noqa: SIM115 (closed by the writer)
-        start_native_thread(self._write)
+        # Unbuffered: a buffer would be copied into a forked child, and split lines that two processes write.
+        self._file = FileIO(path, "ab")
+        self._renew()
+        in_forked_child(self._renew)
+        at_exit(self._finish)
+
+    def _renew(self) -> None:
+        """No thread runs, and nothing waits to be written; in a child its parent writes what waited."""
+        self.dropped = 0
+        self._lines.clear()
+        self._writing = unpatched(_thread, "RLock")()
+        self._running = False
+        self._at_once = self._file.closed
 
     def __call__(self, record: LoopRecord) -> None:
         self._lines.append(encode(record))
+        if self._at_once:
+            self._write()
+        elif not self._running:
+            self._start()
 
     def close(self) -> None:
-        """Write what is left and close the file."""
-        self._stop.put(None)
-        self._stopped.get()
+        """Write what is left and close the file. A second call does nothing."""
+        self._finish()
+        atexit.unregister(self._finish)
+        with self._writing:
+            self._file.close()
+
+    def _start(self) -> None:
+        with self._writing:
+            if self._running:
+                return
+            self._running = True
+        at_exit(self._finish)  # once more, for a child of multiprocessing
+        try:
+            start_native_thread(self._run)
+        except RuntimeError:  # at a limit of threads, or at the end of the process
+            self._finish()
+
+    def _run(self) -> None:
+        while not self._at_once:
+            native_sleep(FLUSH_SECONDS)
+            self._write()
+
+    def _finish(self) -> None:
+        """Write what is left; records that come from now on are written as they come.
+
+        There may be some: other threads, and whatever else is done at the end of the process, may end loops.
+        """
+        self._at_once = True
+        self._write()
 
     def _write(self) -> None:
-        stopping = False
-        while not stopping:
-            try:
-                self._stop.get(timeout=FLUSH_SECONDS)
-                stopping = True
-            except Empty:
-                pass
+        with self._writing:
             lines = [self._lines.popleft() for _ in range(len(self._lines))]
-            if not lines:
-                continue
-            if self.error is None:
-                try:
-                    self._file.write(b"\n".join(lines) + b"\n")
-                    self._file.flush()
-                    continue
-                except OSError as error:
-                    self.error = error
-            self.dropped += len(lines)
-        with contextlib.suppress(OSError):  # lines that could not be flushed are counted already
-            self._file.close()
-        self._stopped.put(None)
+            kept = 0
+            if lines and self.error is None and not self._file.closed:
+                failure = append_lines(self._file, b"\n".join(lines) + b"\n")
+                if failure is None:
+                    return
+                kept, self.error = failure
+                _log.error("%s: cannot be written: %s; later records are counted", self._path, self.error)
+            self.dropped += len(lines) - kept

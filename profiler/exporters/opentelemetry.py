@@ -16,6 +16,7 @@ made here: `ForeignChats` finds that one, and the round links to it.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import json
 import logging
@@ -26,12 +27,14 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
 from profiler.anatomy import phases
 from profiler.errors import UsageError
-from profiler.loop.eventloop import native_sleep, start_native_thread
+from profiler.loop.eventloop import native_sleep, start_native_thread, unpatched
+from profiler.process import at_exit, in_forked_child
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Anchor
 
@@ -144,18 +147,42 @@ class OpenTelemetrySink:
         self._chats = ForeignChats(SCOPE)
         self._watching = self._watch()
         self._offset = (anchor if anchor is not None else Anchor.now()).unix(0)
+        self._closed = False
+        self._renew()
+        in_forked_child(self._renew)
+        at_exit(self.close)
+
+    def _renew(self) -> None:
+        """No thread runs, and nothing waits; what waits when a child is forked is exported by its parent."""
+        self.dropped = 0
         self._queue: SimpleQueue[tuple[LoopRecord, Context] | None] = SimpleQueue()
         self._stopped: SimpleQueue[None] = SimpleQueue()
-        self._closed = False
         self._held: dict[str, list[tuple[LoopRecord, Context]]] = {}
-        atexit.register(self.close)
-        start_native_thread(self._work)
+        self._starting = unpatched(_thread, "allocate_lock")()
+        self._running = False
+        self._chats.forget()
 
     def __call__(self, record: LoopRecord) -> None:
+        if not self._running and not self._closed:
+            self._start_thread()
         if self._closed or self._queue.qsize() >= MAX_QUEUED:
             self.dropped += 1
         else:
             self._queue.put((record, otel_context.get_current()))
+
+    def _start_thread(self) -> None:
+        """With the first record: a thread that was started before a fork would not be there after it."""
+        with self._starting:
+            if self._running:
+                return
+            self._running = True
+        # Once more: a child of multiprocessing has a list of its own, and the provider may be younger.
+        at_exit(self.close)
+        try:
+            start_native_thread(partial(self._work, self._queue))
+        except RuntimeError:  # at a limit of threads, or at the end of the process
+            self._running = False
+            raise
 
     def close(self, timeout: float = 10.0) -> None:
         """Export the records that are left. Waits for that, up to `timeout` seconds."""
@@ -164,11 +191,13 @@ class OpenTelemetrySink:
         self._closed = True
         atexit.unregister(self.close)
         self._queue.put(None)
+        if not self._running:
+            return
         with suppress(Empty):
             self._stopped.get(timeout=timeout)
 
-    def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
+    def _work(self, queue: SimpleQueue[tuple[LoopRecord, Context] | None]) -> None:
+        while (item := queue.get()) is not None:
             self._take(*item)
         while self._held:
             self._release(next(iter(self._held)))
@@ -187,7 +216,9 @@ class OpenTelemetrySink:
         )
 
     def _take(self, record: LoopRecord, context: Context) -> None:
-        self._watching = self._watching or self._watch()
+        if not self._watching and self._watch():
+            self._watching = True
+            at_exit(self.close)  # before the end of that provider, which has been made only now
         if record.parent is None:
             self._export(record, context)
             return
@@ -459,6 +490,11 @@ class ForeignChats(SpanProcessor):
             return False
         add(self)
         return True
+
+    def forget(self) -> None:
+        """In a forked child: the spans so far are of the parent's requests."""
+        self._new.clear()
+        self._watched.clear()
 
     def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
         scope = span.instrumentation_scope

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import threading
 import time
 from bisect import bisect_left
@@ -38,6 +39,7 @@ from profiler.limits.quotas import stated
 from profiler.loop.boundary import Part
 from profiler.loop.recorder import LiveCalls
 from profiler.metrics import Metric
+from profiler.process import in_forked_child
 from profiler.providers.endpoint import exposed
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 
@@ -101,6 +103,12 @@ class HistogramChild:
         self.sum: float = 0
         self.wanted = [True] * len(self.counts)  # buckets without an exemplar since the last scrape
         self.exemplars: dict[int, tuple[str, float, float]] = {}
+
+    def reset(self) -> None:
+        self.counts = [0] * len(self.counts)
+        self.sum = 0
+        self.wanted = [True] * len(self.counts)
+        self.exemplars.clear()
 
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
@@ -227,6 +235,34 @@ class PrometheusSink(Collector):
             self.count(metrics.WATCH_FAILURES, part)
         self._loop_lag = self.histogram(metrics.EVENT_LOOP_LAG)
         self._schedule_lag = self.histogram(metrics.SCHEDULE_LAG)
+        self._served = self._unserved = False
+        in_forked_child(self._renew)
+
+    def _renew(self) -> None:
+        """In a forked child: from zero on, or what its parent has counted would count in each child again.
+
+        In place, since those who count keep the children. The thread that served them has not come along.
+        """
+        for counters in self._counts.values():
+            for counter in counters.values():
+                counter.value = 0
+        for histograms in self._histograms.values():
+            for histogram in histograms.values():
+                histogram.reset()
+        for live in self._live.values():
+            live.queued = live.running = 0
+        self._agents.clear()
+        self._rate_limits.clear()
+        self._run_info = None
+        self._served, self._unserved = False, self._served
+
+    def _warn_unserved(self) -> None:
+        self._unserved = False
+        _log.warning(
+            "the metrics of process %d are served nowhere: the port is its parent's; serve them after "
+            "the fork, in each process at a port of its own",
+            os.getpid(),
+        )
 
     def count(self, metric: Metric, *labels: str) -> CounterChild:
         return self._counts[metric][labels]
@@ -246,6 +282,8 @@ class PrometheusSink(Collector):
             self._limits[shown] = strategy
 
     def __call__(self, record: LoopRecord) -> None:
+        if self._unserved:
+            self._warn_unserved()
         strategy = self._strategies[self._strategy(record.strategy)]
         trace = record.id
         calls = 0
@@ -439,7 +477,9 @@ class PrometheusSink(Collector):
 
         Raises OSError when the port is taken.
         """
-        return serve(Exposition(self).render, port, host)
+        its_port = serve(Exposition(self).render, port, host)
+        self._served, self._unserved = True, False
+        return its_port
 
 
 def register(sink: PrometheusSink, registry: CollectorRegistry = REGISTRY) -> PrometheusSink:
@@ -551,6 +591,7 @@ def serve(render: Callable[[bool], bytes], port: int, host: str) -> int:
     warning = exposed("/metrics", host, server.server_port)
     if warning is not None:
         _log.warning("%s", warning)
+    in_forked_child(server.server_close)  # or the port stays taken when this process is gone
     # A greenlet in a process that gevent has patched.
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server.server_port

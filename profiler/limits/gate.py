@@ -33,6 +33,7 @@ from profiler.limits.limiter import (
 from profiler.limits.quotas import stated
 from profiler.limits.refusals import Holdback, retry_after_ns, signal_of
 from profiler.limits.spec import Rule, parse_rules
+from profiler.process import in_forked_child
 from profiler.records import Clock
 
 NOTHING: Cost = {}
@@ -216,7 +217,8 @@ class Gate:
         self.rules = parse_rules(rules) if isinstance(rules, str) else tuple(rules)
         self.share = share
         self._clock = clock
-        self._random = random.Random(seed)
+        # Not one of its own unless asked for: the children of a fork would all wait for equally long.
+        self._random = random.SystemRandom() if seed is None else random.Random(seed)
         self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopLanes] = WeakKeyDictionary()
         self._latest: tuple[asyncio.AbstractEventLoop, _LoopLanes] | None = None
         self._by_agent = any(rule.scope == "agent" for rule in self.rules)
@@ -224,6 +226,12 @@ class Gate:
         limits = [(rule.adapts, rule.make(share).limit) for rule in self.rules]
         self._fixed = min((n for adapts, n in limits if n is not None and not adapts), default=None)
         self._first = min((n for adapts, n in limits if n is not None and adapts), default=None)
+        in_forked_child(self._renew)
+
+    def _renew(self) -> None:
+        """In a forked child: the calls that are inside, or wait, are the parent's."""
+        self._by_loop = WeakKeyDictionary()
+        self._latest = None
 
     @property
     def limit(self) -> int | None:
@@ -357,6 +365,9 @@ class Gate:
 
 
 _exclusive: WeakValueDictionary[tuple[int, str], Lane] = WeakValueDictionary()
+
+
+in_forked_child(lambda: _exclusive.clear())  # noqa: PLW0108 (a method's object would have to be hashable)
 
 
 def exclusive_lane(name: str) -> Lane:

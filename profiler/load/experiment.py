@@ -15,26 +15,38 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from profiler.errors import ProfilerError, TargetError, UsageError
+from profiler.errors import (
+    Interrupted,
+    ProfilerError,
+    RecordError,
+    TargetError,
+    Terminated,
+    UsageError,
+)
 from profiler.load.declared import Options
 from profiler.load.options import SECRETS, LoadOptions, Size, conditions
 from profiler.load.output import SETTLED
 from profiler.load.plan import blocks_for
 from profiler.redaction import describe
-from profiler.rundir import Follower, Progress, RunDirectory
+from profiler.rundir import Follower, Incident, Progress, RunDirectory
 from profiler.scenarios import load_scenario
+from profiler.signals import DRAIN_SECONDS, ENDING
 
 PARENT_FD = "PROFILER_PARENT_FD"
 """Environment variable with the number of an inherited descriptor; it reads end-of-file when we are gone."""
 
-INTERRUPTED = 130
-"""Locust's exit code when it was interrupted before anything had begun."""
+_ENDED = {
+    **dict.fromkeys((Interrupted.exit_code, -signal.SIGINT), Interrupted),
+    **dict.fromkeys((Terminated.exit_code, *(-number for number in ENDING)), Terminated),
+}
+"""Locust's exit codes when it was ended before anything had begun; by the signal while it still imported."""
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
@@ -105,11 +117,13 @@ def run_experiment(
     threads of their own.
 
     After one interrupt (SIGINT) the loops in flight are waited for and the rest is left out; after a second
-    one they are cut off. Either way the run directory is complete for what had finished, its `finished` is
-    false and its `incidents` say `interrupted`. Raises `KeyboardInterrupt` when nothing had begun,
-    `UsageError` for options that cannot be used, `TargetError` when the target cannot be reached, refuses us
-    or goes away, `ProfilerError` when Locust failed. These name the run directory, unless nothing was
-    recorded in it: then it is removed.
+    one they are cut off. After `Terminated` they are cut off in `DRAIN_SECONDS`. Either way the run directory
+    is complete for what had finished, its `finished` is false and its `incidents` say `interrupted` or
+    `terminated`. Where nothing had been measured, or no end came, `Interrupted` or `Terminated` is raised.
+
+    Raises `UsageError` for options that cannot be used, `TargetError` when the target cannot be reached,
+    refuses us or goes away, `ProfilerError` when Locust failed. All of these name the run directory, unless
+    nothing was recorded in it: then it is removed.
     """
     options = experiment.options
     options.check_targets(os.environ)
@@ -121,6 +135,8 @@ def run_experiment(
     options = replace(options, run_directory=str(directory.path))
     try:
         _run(experiment, options, directory, progress, watch, enough)
+    except KeyboardInterrupt as error:
+        raise _ended_early(error, directory) from None
     except BaseException as error:
         kept = not directory.remove_if_unused()
         if kept and isinstance(error, LeaderKilledError):
@@ -128,7 +144,29 @@ def run_experiment(
         if kept and isinstance(error, ProfilerError) and not isinstance(error, UsageError):
             error.run_directory = str(directory.path)
         raise
+    ended = _EARLY.get(next((i.kind for i in directory.load().incidents if i.kind in _EARLY), ""))
+    if ended is not None and directory.records_path.stat().st_size == 0:
+        raise _ended_early(ended(), directory)
     return directory.path
+
+
+_EARLY: dict[str, type[Interrupted]] = {kind.incident: kind for kind in (Interrupted, Terminated)}
+
+
+def _ended_early(error: KeyboardInterrupt, directory: RunDirectory) -> Interrupted:
+    """What to raise when a run was ended before its first trial, or did not end as it was told to."""
+    ended = error if isinstance(error, Interrupted) else Interrupted()
+    if directory.remove_if_unused():
+        ended.outcome = "before anything was measured: nothing is kept"
+        return ended
+    with contextlib.suppress(RecordError):
+        run = directory.load()
+        if all(incident.kind != ended.incident for incident in run.incidents):
+            incident = Incident(ended.incident, f"{ended.cause}, and no end came in time")
+            directory.save(replace(run, incidents=(*run.incidents, incident)))
+    measured = directory.records_path.stat().st_size > 0
+    ended.outcome = f"{'in the middle' if measured else 'before anything was measured'}; see {directory.path}"
+    return ended
 
 
 def _run(
@@ -151,12 +189,12 @@ def _run(
         )
         watcher.start()
         try:
-            code = _wait(process, experiment.limit_seconds)
+            code, told = _wait(process, experiment.limit_seconds)
             reader.join(KILL_SECONDS)
         finally:
             over.set()
             watcher.join(KILL_SECONDS)
-    _explain(code, said)
+    _explain(code, said, told)
 
 
 def command_line(experiment: Experiment, options: LoadOptions) -> list[str]:
@@ -208,6 +246,9 @@ def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess
     os.close(inherited)
     try:
         yield process
+    except KeyboardInterrupt:  # nobody waits for it, and while it imports it does not see that we go
+        process.terminate()
+        raise
     finally:
         os.close(kept)
         if process.poll() is None:
@@ -220,18 +261,30 @@ def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess
             process.stderr.close()
 
 
-def _wait(process: subprocess.Popen[str], seconds: float) -> int:
-    """Wait for its exit code. The first two interrupts are passed on; the third one ends the waiting."""
+def _wait(process: subprocess.Popen[str], seconds: float) -> tuple[int, KeyboardInterrupt | None]:
+    """Wait for its exit code; returns it with the last of what interrupted the waiting.
+
+    The first two interrupts are passed on; the third one ends the waiting, and so does the end of the time.
+    """
     interrupts = 0
+    told: KeyboardInterrupt | None = None
+    until = time.monotonic() + seconds
     while True:
         try:
-            return process.wait(seconds)
-        except KeyboardInterrupt:
+            return process.wait(max(0.0, until - time.monotonic())), told
+        except KeyboardInterrupt as error:
             interrupts += 1
+            told = error
             if interrupts > 2:
                 raise
-            process.send_signal(signal.SIGINT)
+            if isinstance(error, Terminated):
+                process.send_signal(error.signal)
+                until = min(until, time.monotonic() + DRAIN_SECONDS + KILL_SECONDS)
+            else:
+                process.send_signal(signal.SIGINT)
         except subprocess.TimeoutExpired:
+            if isinstance(told, Terminated):
+                raise told from None
             raise TargetError(f"the load test hung: no end after {seconds:.0f} s") from None
 
 
@@ -285,12 +338,12 @@ def _follow(
             return
 
 
-def _explain(code: int, said: deque[str]) -> None:
-    """Raise the error that the exit code stands for."""
+def _explain(code: int, said: deque[str], told: KeyboardInterrupt | None = None) -> None:
+    """Raise the error that the exit code stands for; `told` is what we were told, and have passed on."""
     if code == 0:
         return
-    if code in (INTERRUPTED, -signal.SIGINT):  # the latter while it was still importing
-        raise KeyboardInterrupt
+    if code in _ENDED:
+        raise told or _ENDED[code]()
     if code < 0:
         with contextlib.suppress(ValueError):
             name = signal.Signals(-code).name

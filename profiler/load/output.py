@@ -7,10 +7,8 @@ The leader writes a run directory as the test goes: records as they come, `run.j
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
@@ -22,7 +20,16 @@ import orjson
 from profiler.errors import ProfilerError, RecordError
 from profiler.providers.endpoint import scrape_host
 from profiler.records import LoopRecord, decode, encode
-from profiler.rundir import PROGRESS, Incident, Progress, Run, RunDirectory, appended, encode_progress
+from profiler.rundir import (
+    PROGRESS,
+    Incident,
+    Progress,
+    Run,
+    RunDirectory,
+    append_lines,
+    appended,
+    encode_progress,
+)
 
 if TYPE_CHECKING:
     from profiler.statistics.summary import Summary
@@ -133,7 +140,7 @@ class RunOutput:
         """Append `count` records of a worker, or of this process."""
         if self._records.closed or self.error is not None:
             return
-        failure = _append(self._records, lines)
+        failure = append_lines(self._records, lines)
         if failure is None:
             self.records += count
             return
@@ -181,7 +188,7 @@ class RunOutput:
 
     def progress(self, progress: Progress) -> None:
         """Append where the test is; once that fails, nothing more is appended."""
-        if not self._progress.closed and _append(self._progress, encode_progress(progress)) is not None:
+        if not self._progress.closed and append_lines(self._progress, encode_progress(progress)) is not None:
             self._progress.close()
 
     def targets(self, ports: Mapping[str, int], host: str) -> None:
@@ -225,20 +232,3 @@ def _open(path: Path) -> FileIO:
         return FileIO(path, "ab")
     except OSError as error:
         raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _append(file: FileIO, lines: bytes) -> tuple[int, OSError] | None:
-    """Append whole lines. None when all were written, else how many were, and why the rest were not.
-
-    A line that was written in part is taken back: it would make what comes after it unreadable.
-    """
-    before, written = os.fstat(file.fileno()).st_size, 0
-    try:
-        while written < len(lines):
-            written += file.write(lines[written:])
-    except OSError as error:
-        whole = lines.rfind(b"\n", 0, written) + 1
-        with contextlib.suppress(OSError):
-            file.truncate(before + whole)
-        return lines.count(b"\n", 0, whole), error
-    return None

@@ -42,7 +42,7 @@ from profiler.records import Clock, ToolAttempt, ToolCall, ToolStatus
 from profiler.redaction import Content
 from profiler.strategies import Strategy
 
-_random = random.Random()
+_random = random.SystemRandom()  # in the children of a fork others than in the parent
 
 
 class CallOwner(NamedTuple):

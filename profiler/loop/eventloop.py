@@ -19,6 +19,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+from profiler.process import in_forked_child
+
 Job = Callable[[], None]
 
 
@@ -33,6 +35,11 @@ class NativeThreads:
 
     def __init__(self, limit: int = 64) -> None:
         self.limit = limit
+        self._renew()
+        in_forked_child(self._renew)
+
+    def _renew(self) -> None:
+        """No thread runs yet, and none waits; jobs of a forked child's parent are the parent's."""
         self.threads = 0
         self.idle = 0
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()

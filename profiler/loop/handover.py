@@ -13,8 +13,8 @@ A busy machine may take milliseconds to run the thread. For that a handover wait
 from __future__ import annotations
 
 import _thread
-import atexit
 import contextlib
+import logging
 import os
 import time
 from _queue import SimpleQueue  # queue.SimpleQueue is gevent's in a patched process
@@ -23,6 +23,7 @@ from contextvars import Context, copy_context
 from typing import Any
 
 from profiler.loop.eventloop import start_native_thread, unpatched
+from profiler.process import at_exit
 
 MOST_WAITING = 10_000
 """Pieces of work that may wait; more are refused."""
@@ -37,6 +38,8 @@ EXIT_SECONDS = 2.0
 """For how long the end of the program waits for what was handed over before."""
 
 Work = Callable[[], None]
+
+_log = logging.getLogger(__name__)
 
 
 class _Piece:
@@ -130,6 +133,7 @@ class Handover:
         thread = _Thread()
         start_native_thread(thread.run)
         _running.add(thread)
+        at_exit(_flush_all)  # before the sinks that were made until now close their files
         self._thread = thread
         return thread
 
@@ -156,11 +160,12 @@ def _nothing() -> None:
     pass
 
 
-@atexit.register
 def _flush_all() -> None:
     """Before the program ends, threads like these are stopped wherever they are."""
     until = time.monotonic() + EXIT_SECONDS
+    left = 0
     for thread in list(_running):
-        if thread.pid == os.getpid():
-            with contextlib.suppress(Exception):
-                _flush(thread, until - time.monotonic())
+        if thread.pid == os.getpid() and not _flush(thread, until - time.monotonic()):
+            left += max(1, thread.pieces.qsize() - 1)  # without the one that was to tell
+    if left:
+        _log.error("the program ends before %d records have reached a sink, which is too slow", left)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 import weakref
 from collections import deque
@@ -22,6 +21,7 @@ from itertools import takewhile
 from profiler.anatomy import Interval, overlap, union
 from profiler.loop.eventloop import native_sleep, start_native_thread
 from profiler.loop.kernel import RunDelay
+from profiler.process import in_forked_child
 
 INTERVAL_SECONDS = 0.01
 HEARTBEAT_SECONDS = 0.02
@@ -384,14 +384,14 @@ _samplers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LagSampler] = we
 _heartbeat = Heartbeat()
 
 
-def _renew_heartbeat() -> None:
-    """In a forked child: no thread has come along."""
+def _renew() -> None:
+    """In a forked child: no thread has come along, and what the kernel counts is of the parent's."""
     global _heartbeat
     _heartbeat = Heartbeat()
+    _samplers.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_heartbeat)
+in_forked_child(_renew)
 
 
 def stop_sampler() -> StopSampler:

@@ -289,7 +289,7 @@ class LimitedModel:
             inner.client = self.client.with_options(max_retries=0)
             self._inner = inner
         self._estimate = TokenEstimate()
-        self._random = random.Random()
+        self._random = random.SystemRandom()  # in the children of a fork others than in the parent
 
     async def request(
         self, messages: list[Message], tools: Any, options: RequestOptions, probe: Probe

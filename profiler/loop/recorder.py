@@ -27,6 +27,7 @@ from profiler.errors import UsageError
 from profiler.loop.handover import Handover
 from profiler.loop.lag import LagSampler, StopSampler, lag_sampler, stop_sampler
 from profiler.loop.tools import is_async
+from profiler.process import in_forked_child
 from profiler.records import Clock, LoopRecord
 from profiler.redaction import describe
 
@@ -41,6 +42,15 @@ _log = logging.getLogger(__name__)
 
 _token = secrets.token_hex(4)
 _counter = itertools.count()
+
+
+def _renew_token() -> None:
+    """In a forked child: another one may be given the same process id later."""
+    global _token
+    _token = secrets.token_hex(4)
+
+
+in_forked_child(_renew_token)
 
 
 def fresh_id() -> str:

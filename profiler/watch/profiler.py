@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar, Token
@@ -37,6 +38,7 @@ from profiler.loop.lag import LagSampler, Stall, StopSampler
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
 from profiler.loop.tools import Tool
+from profiler.process import in_forked_child
 from profiler.providers import refuse_httpx, refuse_invoke_model
 from profiler.providers.attempts import (
     AsyncObservedTransport,
@@ -94,6 +96,14 @@ class Profiler:
         self._loop: ContextVar[ObservedLoop | None] = ContextVar("toolloop_observed_loop", default=None)
         self._round: ContextVar[ObservedRound | None] = ContextVar("toolloop_observed_round", default=None)
         self._watching = Watching(clock, self._loop, self._content, self._boundary)
+        in_forked_child(self._renew)
+
+    def _renew(self) -> None:
+        """In a forked child: the loops under way are the parent's, and so are their records."""
+        for loop in list(self._open.values()):
+            loop.open = False
+        self._open = WeakValueDictionary()
+        self._orphans_recorded = self.orphan_calls
 
     @property
     def failures(self) -> Mapping[Part, int]:
@@ -246,10 +256,12 @@ class LoopContext:
         self._options = options
         self._loop: ObservedLoop | None = None
         self._token: Token[ObservedLoop | None] | None = None
+        self._process = 0
 
     def __enter__(self) -> ObservedLoop:
         profiler = self._profiler
         self._loop = loop = ObservedLoop(profiler.recorder.clock, **self._options)
+        self._process = os.getpid()
         profiler._boundary.call("loop", self._enter, loop)
         return loop
 
@@ -275,6 +287,8 @@ class LoopContext:
             boundary.call("loop", _left, profiler._loop, token)
         loop, self._loop = self._loop, None
         if loop is None:
+            return
+        if self._process != os.getpid():  # forked inside the loop: its record is the parent's
             return
         boundary.call("loop", self._close, loop)
         lateness = boundary.call("loop", self._lateness, loop)

@@ -16,7 +16,7 @@ import gevent
 import gevent.socket
 from gevent.event import Event
 
-from profiler.errors import ProfilerError, UsageError
+from profiler.errors import ProfilerError, Terminated, UsageError
 from profiler.load.estimate import estimate_load
 from profiler.load.leader import Leader, Ramp
 from profiler.load.locust.members import Members, shown
@@ -61,6 +61,7 @@ class LeaderSession:
         self._leader: Leader | None = None
         self._leading: Any = None
         self._concluding = False
+        self._interrupted = False
         self._leaving = False
         self._target_gone: str | None = None
         self._emulators = Emulators()
@@ -125,7 +126,7 @@ class LeaderSession:
             gevent.spawn(self._stop_locust)
             return
         self._last = output
-        self._concluding = False
+        self._concluding = self._interrupted = False
         self._target_gone = None
         self._leading = gevent.spawn(self._lead, self._leader)
 
@@ -133,9 +134,15 @@ class LeaderSession:
         if self._leader is not None:
             self._leader.spawned()
 
-    def note_interruption(self) -> None:
-        """Locust is quitting: unless the test was over, the user has stopped it."""
-        if self._leader is not None and not self._concluding:
+    def note_interruption(self, told: KeyboardInterrupt | None) -> None:
+        """Locust is quitting, or told to hurry by SIGTERM: unless the test was over, that ended it."""
+        if self._leader is None:
+            return
+        if isinstance(told, Terminated):
+            if not self._concluding or self._interrupted:
+                self._leader.output.note(Incident(told.incident, told.cause))
+        elif not self._concluding:
+            self._interrupted = True
             self._leader.output.note(Incident("interrupted", "stopped by the user"))
 
     def conclude(self) -> None:

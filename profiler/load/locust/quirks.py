@@ -23,7 +23,9 @@ import gevent
 import gevent.os
 from gevent.monkey import get_original, is_module_patched
 
+from profiler.errors import Terminated
 from profiler.loop.eventloop import native_sleep, start_native_thread
+from profiler.signals import ENDING
 
 T = TypeVar("T")
 
@@ -303,8 +305,10 @@ def wait_for_forked_workers() -> None:
         os.waitpid = gevent.os.waitpid
 
 
-def interrupt_the_main_greenlet() -> None:
-    """Let an interrupt end Locust's main greenlet, never whichever one happens to run.
+def interrupt_the_main_greenlet(hear: Callable[[KeyboardInterrupt], None]) -> None:
+    """Let an interrupt, SIGTERM or SIGHUP end Locust's main greenlet, never whichever one happens to run.
+
+    `hear` is called before with what is raised there.
 
     Python raises `KeyboardInterrupt` in whatever runs: without this a greenlet of ours, the leader's among
     them, ends with a traceback. Seen on gevent 25.9; it may go once gevent raises it in the main greenlet.
@@ -312,12 +316,43 @@ def interrupt_the_main_greenlet() -> None:
     hub = gevent.get_hub()
     main = hub.parent
 
-    def interrupted(*_: object) -> None:
+    def interrupted(number: int, _: object) -> None:
+        error = KeyboardInterrupt() if number == signal.SIGINT else Terminated(signal.Signals(number))
+        hear(error)
         if gevent.getcurrent() is main:
-            raise KeyboardInterrupt
-        hub.loop.run_callback_threadsafe(main.throw, KeyboardInterrupt)
+            raise error
+        hub.loop.run_callback_threadsafe(main.throw, error)
 
     signal.signal(signal.SIGINT, interrupted)
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` does
+            signal.signal(number, interrupted)
+    _keep_signal_handlers()
+
+
+def leave_signals_to_the_master() -> None:
+    """In a worker that Locust forked: whoever ends a terminal's or a service's processes ends all at once.
+
+    The master decides then, and tells the worker; how it ends without a word the worker learns from its pipe.
+    """
+    for number in (signal.SIGINT, *ENDING):
+        signal.signal(number, signal.SIG_IGN)
+    _keep_signal_handlers()
+
+
+def _keep_signal_handlers() -> None:
+    """Have Locust install none for SIGTERM, which it does as the last thing before a test.
+
+    Its own shuts down in a greenlet beside all others, a second one beside the first, and waits for loops as
+    long as they take. Seen on Locust 2.47; may go when it treats SIGTERM as it does an interrupt. Test:
+    test_ends.py, `test_locust_by_itself`.
+    """
+    install = gevent.signal_handler
+
+    def signal_handler(number: int, *arguments: Any, **keywords: Any) -> Any:
+        return None if number in ENDING else install(number, *arguments, **keywords)
+
+    gevent.signal_handler = signal_handler
 
 
 def forget_run_time(parsed_options: Any) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import logging
 import os
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,7 @@ import gevent
 from gevent.event import Event
 from gevent.lock import Semaphore
 
-from profiler.errors import ProfilerError
-from profiler.load.experiment import INTERRUPTED
+from profiler.errors import Interrupted, ProfilerError, Terminated
 from profiler.load.identity import own_hello
 from profiler.load.lease import BEAT_SECONDS, Lease
 from profiler.load.locust.bridge import Bridge
@@ -34,6 +32,7 @@ from profiler.load.locust.processes import (
 from profiler.load.locust.quirks import (
     check_as_parsed,
     interrupt_the_main_greenlet,
+    leave_signals_to_the_master,
     send_statistics,
     use_native_locks,
 )
@@ -43,6 +42,7 @@ from profiler.load.output import Reporter
 from profiler.load.worker import Worker
 from profiler.redaction import guard_logs
 from profiler.report.text import one_line
+from profiler.signals import DRAIN_SECONDS
 
 PULSE_SECONDS = 1.0
 
@@ -204,8 +204,8 @@ def install(events: Any) -> None:
             environment.toolcall_session = Session(environment, runner, pipe, on_command_line)
         except ProfilerError as error:
             _refuse(error)
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
+        except KeyboardInterrupt as error:
+            sys.exit((error if isinstance(error, Interrupted) else Interrupted()).exit_code)
 
     events.init_command_line_parser.add_listener(on_parser)
     events.init.add_listener(on_init)
@@ -229,6 +229,7 @@ class Session:
             logging.getLogger(name).setLevel(logging.WARNING)
         guard_logs()
         self._runner = runner
+        self._told: KeyboardInterrupt | None = None  # the last interrupt or signal
         alone = isinstance(runner, LocalRunner)
         self._worker: WorkerSession | None = None
         self._leader: LeaderSession | None = None
@@ -240,8 +241,6 @@ class Session:
             self._leader = LeaderSession(environment, runner, pipe, alone, on_command_line)
         environment.events.test_stopping.add_listener(lambda **_: self._conclude())
         environment.events.quitting.add_listener(self._on_quitting)
-        if self._leader is not None:
-            interrupt_the_main_greenlet()
         self._watch_parent(pipe)
         if self._leader is not None and environment.parsed_options.headless:
             self._leader.prepare()
@@ -267,29 +266,35 @@ class Session:
 
     def _on_quitting(self, **_: Any) -> None:
         if self._leader is not None:
-            self._leader.note_interruption()
+            self._leader.note_interruption(self._told)
         self._conclude()
         if self._worker is not None:
             self._worker.flush()
 
     def _conclude(self) -> None:
-        """Let the loops in flight drain. On an interrupt meanwhile, cut them off."""
+        """Let the loops in flight drain. Cut them off on an interrupt meanwhile, or when told by SIGTERM."""
         part = self._leader or self._worker
         assert part is not None
+        cut = gevent.spawn_later(DRAIN_SECONDS, part.cut) if isinstance(self._told, Terminated) else None
         try:
             part.conclude()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             part.cut()
+            if self._leader is not None and isinstance(error, Terminated):
+                self._leader.note_interruption(error)
             with contextlib.suppress(KeyboardInterrupt):
                 part.conclude()
+        finally:
+            if cut is not None:
+                cut.kill()
 
     def _watch_parent(self, pipe: ForkPipe) -> None:
         fd = pipe.child_end()
         if fd is None:
+            interrupt_the_main_greenlet(self._hear)
             fd = inherited_fd()
         else:
-            # A terminal interrupts a forked worker too, but its master decides; the pipe says when it goes.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            leave_signals_to_the_master()
         if fd is not None:
             when_closed(fd, self._leave)
         if self._worker is not None and self._leader is None:
@@ -299,6 +304,9 @@ class Session:
         """The connection to the master broke: what was under way on it is lost, the end of a trial too."""
         assert self._worker is not None
         self._worker.give_up("its connection to the master broke", cut_off=True)
+
+    def _hear(self, told: KeyboardInterrupt) -> None:
+        self._told = told
 
     def _leave(self) -> None:
         """Stop at once: the process that leads this one is gone."""

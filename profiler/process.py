@@ -1,0 +1,60 @@
+"""What has to be done when this process forks, and when it ends.
+
+A forked child has the memory of its parent and none of its threads. So whatever has a thread, a queue that
+one reads, a lock that one may have held, or records that it has not written yet, begins anew in the child:
+what was under way belongs to the parent, which goes on with it. (`gunicorn --preload` forks its workers from
+a process that has imported the application, and may have used it.)
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import sys
+import weakref
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+Done = Callable[[], None]
+
+_functions: list[Done] = []
+_methods: weakref.WeakKeyDictionary[object, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+_numbers = itertools.count()
+
+
+def in_forked_child(function: Done) -> None:
+    """Have it called in every child that is forked from here on, before any other code of the child.
+
+    A method, one of each object, does not keep its object alive. It starts no thread and waits for nothing.
+    """
+    if isinstance(function, MethodType):
+        _methods[function.__self__] = function.__func__
+    else:
+        _functions.append(function)
+
+
+def _forked() -> None:
+    for function in _functions:
+        function()
+    for one, method in list(_methods.items()):
+        method(one)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+def at_exit(function: Done) -> None:
+    """Have it called when this process ends by itself, before whatever has been registered so far.
+
+    May be called again, which makes it the first; in a child too. It may be called twice at the end: the
+    children of `multiprocessing` leave without `atexit`, and have a list of their own, which is used as well.
+    """
+    atexit.unregister(function)
+    atexit.register(function)
+    # Not imported: without it there are no such children.
+    process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
+    if process is not None and util is not None and process.parent_process() is not None:
+        util.Finalize(None, function, exitpriority=next(_numbers))  # those of the highest come first
