@@ -26,6 +26,7 @@ from typing import Any, TypeVar, cast
 from profiler.errors import UsageError
 from profiler.loop.handover import Handover
 from profiler.loop.lag import LagSampler, StopSampler, lag_sampler, stop_sampler
+from profiler.loop.supervision import is_left
 from profiler.loop.tools import is_async
 from profiler.records import Clock, LoopRecord
 from profiler.redaction import describe
@@ -182,7 +183,9 @@ class Recorder:
         _count(self._failure_counters, part)
 
     def emit(self, record: LoopRecord) -> None:
-        """Does not raise."""
+        """Does not raise. The record of a loop that was left (`profiler.loop.supervision`) is there already."""
+        if is_left():
+            return
         for sink in self._here:
             self._deliver(sink, record)
         if self._handover is not None:
