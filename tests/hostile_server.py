@@ -179,7 +179,7 @@ def with_odd_value(dice: random.Random, text: str, within: str = "") -> str:
     """A JSON text with an odd value in some place of it; `within`: in a field of that name, if it has one."""
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return dice.choice(ODD_VALUES)
     paths = [path for path in paths_of(data) if path and (not within or within in path)] or [()]
     path, odd = dice.choice(paths), dice.choice(ODD_VALUES)
@@ -386,8 +386,9 @@ class HostileServer:
             return True
         told.append(kind)
         async for piece in KINDS[kind](request, writer):
-            writer.write(piece)
-            await writer.drain()
+            for start in range(0, len(piece), 65536):  # of a bomb, nobody reads much
+                writer.write(piece[start : start + 65536])
+                await writer.drain()
         return False
 
 

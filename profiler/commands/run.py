@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from profiler.commands import add_command
-from profiler.errors import ProviderError
+from profiler.errors import TargetError
 from profiler.load.declared import COUNT_FROM_0, TEXT, add_options
 from profiler.load.options import GROUPS, STRATEGY_FORMS, LoadOptions
 
@@ -61,6 +61,7 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.load.preparation import built_in_loops
     from profiler.load.target import Emulators
     from profiler.loop.model import parse_model_limit
+    from profiler.loop.supervision import Supervision, supervised
     from profiler.redaction import guard_logs
     from profiler.report.terminal import use_color
     from profiler.report.timeline import render_timeline
@@ -81,16 +82,21 @@ def main(arguments: argparse.Namespace) -> int:
     redact = None if options.redact is None else load_redact(options.redact)
     gate = None if options.model_limit is None else Gate(parse_model_limit(options.model_limit))
     records: list[LoopRecord] = []
-    failure: ProviderError | None = None
+    text = ""
 
-    async def once() -> str:
+    async def once() -> BaseException | None:
         make = built_in_loops(options, options.endpoint(base_url), tools_url, scenario, redact, gate)
         guard_logs()  # the SDK, imported just now, may have set up logging
         loop = make(strategy=strategy, sinks=[records.append])
         tool_session()  # made now, so that the first tool call does not pay for it
         prompt = arguments.prompt or scenario.prompt.replace("{number}", str(arguments.number))
+
+        async def loop_once() -> None:
+            nonlocal text
+            text = (await loop.run(prompt, number=arguments.number)).text
+
         try:
-            return (await loop.run(prompt, number=arguments.number)).text
+            return await supervised(loop_once, options.loop_timeout, Supervision())
         finally:
             await close_tool_clients()
             await loop.model.client.close()  # type: ignore[attr-defined]
@@ -99,9 +105,7 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         base_url = emulators.root(options)
         tools_url = emulators.tools_root(options)
-        text = on_event_loop(once)
-    except ProviderError as error:
-        failure, text = error, ""
+        failure = on_event_loop(once)
     finally:
         emulators.stop()
     width = min(shutil.get_terminal_size().columns, 120)
@@ -115,7 +119,9 @@ def main(arguments: argparse.Namespace) -> int:
         print(render_timeline(record, width, use_color(sys.stdout, os.environ), unicode))
     if arguments.out is not None:
         print(f"run directory: {_save(arguments.out, options, records)}")
-    if failure is not None:
+    if isinstance(failure, TimeoutError):
+        raise TargetError(str(failure))
+    if failure is not None:  # where it is a defect of ours, its record says so, and so does the exit code
         raise failure
     print(text)
     return 0

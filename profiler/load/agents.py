@@ -89,7 +89,7 @@ class BuiltInAgent:
             if over.left:
                 record = _left(over, started_ns, recorder.clock(), self._loop.strategy.spec)
                 recorder.emit(_at(record, position, self._loop.strategy.spec))
-        if not isinstance(error, ProviderError | asyncio.CancelledError | None):
+        if error is not None and not is_expected(error):
             note_defect(error)
         return error is None
 
@@ -107,6 +107,11 @@ class BuiltInAgent:
         client = getattr(self._loop.model, "client", None)
         if client is not None:
             await client.close()
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the built-in loop may raise this: a fault of its server's, or the end of its time."""
+    return isinstance(error, ProviderError | TimeoutError | asyncio.CancelledError)
 
 
 _defects = 0
@@ -338,9 +343,9 @@ class CustomAgent:
             made = factory(context)
             if inspect.isawaitable(made):
                 made = await made
-        except UsageError:
+        except (UsageError, asyncio.CancelledError):
             raise
-        except Exception as error:
+        except BaseException as error:  # `sys.exit` too, which would end the whole event loop
             raise UsageError(f"the agent's factory failed: {describe(error)}") from error
         if not callable(made):
             raise UsageError(f"the agent's factory returned {made!r}: expected an async callable")
@@ -376,8 +381,7 @@ class CustomAgent:
         if error is None:
             return True
         if self.failure is None:
-            said = "did not end in time" if over.timed_out else f"raised {describe(error)}"
-            _log.warning("the agent %s (later failures are only counted)", said)
+            _log.warning("the agent raised %s (later ones are only counted)", describe(error))
         self.failure = error
         return False
 

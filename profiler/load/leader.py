@@ -425,6 +425,8 @@ class Leader:
             drain = max(0.0, min(drain, until - self._clock() / 1e9))
         ended = self._workers.end(workers, drain)
         where = f"in trial {planned.index} ({planned.strategy})" if planned.index >= 0 else "while ramping"
+        if unwritten := ended.total("unwritten"):
+            self.output.note(Incident("records_dropped", where, unwritten))
         for lost in ended.lost:
             self.output.note(Incident("worker_lost", f"{where}, {lost}"))
         self._worker_count -= len(ended.lost)

@@ -158,7 +158,8 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """The answer to `End`. `interrupted` loops were cut off; `begun` is final.
+    """The answer to `End`. `interrupted` loops were cut off; `begun` is final; `unwritten` loops have ended
+    whose records could not be handed on.
 
     `arrived`, `late` and `dropped` count the arrivals of an open load, as in `rundir.Trial`.
     """
@@ -172,6 +173,7 @@ class Drained:
     begun: int = 0
     spent: Spent = field(default_factory=Spent)
     health: ClientHealth | None = None
+    unwritten: int = 0
 
 
 ToWorker = Prepare | Begin | Grant | End | Cut

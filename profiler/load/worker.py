@@ -25,7 +25,9 @@ from profiler.load.messages import Begin, Drained, Grant, Prepare, Pulse, Ready
 from profiler.load.options import METRICS_PORT, LoadOptions
 from profiler.load.preparation import LoopRunners, calibrate
 from profiler.load.trial import Event, LoopThread, RunningTrial, TrialAgent
+from profiler.load.spending import LoopAccount
 from profiler.loop.lag import lag_sampler
+from profiler.loop.ledger import current_ledger
 from profiler.loop.recorder import Sink
 from profiler.providers.endpoint import Endpoint, scrape_host, shown_url
 from profiler.records import LoopRecord, shifted
@@ -153,6 +155,7 @@ class Worker:
             trial.begun,
             trial.tally.spent,
             health,
+            trial.tally.unwritten,
         )
 
     def cut(self) -> None:
@@ -329,16 +332,25 @@ class _TrialSink:
     """The sink of every loop here: the counts and the meter of the trial, then the worker's report."""
 
     waited_for = True
+    __name__ = "records"  # as metrics and the log name it
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
     def __call__(self, record: LoopRecord) -> None:
         trial = self._worker.trial
-        if trial is not None:
-            trial.tally.count(record)
-        shift_ns = self._worker._shift_ns
-        self._worker._report(shifted(record, shift_ns) if shift_ns else record)
+        try:
+            account = current_ledger.get()
+            if isinstance(account, LoopAccount):
+                account.record(record)
+            if trial is not None:
+                trial.tally.count(record)
+            shift_ns = self._worker._shift_ns
+            self._worker._report(shifted(record, shift_ns) if shift_ns else record)
+        except Exception:
+            if trial is not None and not record.nested:
+                trial.tally.unwritten += 1
+            raise  # the recorder counts it in the metrics, and logs the first
 
     def observe_lag(self, lag_ns: int) -> None:
         trial = self._worker.trial

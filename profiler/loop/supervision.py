@@ -77,7 +77,7 @@ async def supervised(
 ) -> BaseException | None:
     """Run a loop for `seconds` at most (None: any time); returns what it raised, None when it returned.
 
-    A cancellation of the caller is raised, once the loop has ended or was left.
+    That is a `TimeoutError` where it took longer, however it then ended. A cancellation of the caller is raised, once the loop has ended or was left.
     """
 
     async def settled() -> BaseException | None:
@@ -100,9 +100,8 @@ async def supervised(
     if not task.done():
         over.timed_out = True
         await _cancel(task, over)
-    if not task.done() or task.cancelled():
-        return asyncio.CancelledError()
-    return task.result()
+        return TimeoutError(f"the loop did not end within {seconds:g} s (--loop-timeout)")
+    return asyncio.CancelledError() if task.cancelled() else task.result()
 
 
 async def _cancel(task: asyncio.Task[Any], over: Supervision) -> None:
