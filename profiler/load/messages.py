@@ -159,7 +159,7 @@ class Records:
 @dataclass(frozen=True, slots=True)
 class Drained:
     """The answer to `End`. `interrupted` loops were cut off; `begun` is final; `unwritten` loops have ended
-    whose records could not be handed on.
+    whose records could not be handed on. `held`: why this process can run no loop any more.
 
     `arrived`, `late` and `dropped` count the arrivals of an open load, as in `rundir.Trial`.
     """
@@ -174,6 +174,7 @@ class Drained:
     spent: Spent = field(default_factory=Spent)
     health: ClientHealth | None = None
     unwritten: int = 0
+    held: str | None = None
 
 
 ToWorker = Prepare | Begin | Grant | End | Cut

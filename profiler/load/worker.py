@@ -7,11 +7,13 @@ for the next trial.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import gc
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,8 +26,9 @@ from profiler.load.health import Kernel, Meter, machine_id, shift_ns
 from profiler.load.messages import Begin, Drained, Grant, Prepare, Pulse, Ready
 from profiler.load.options import METRICS_PORT, LoadOptions
 from profiler.load.preparation import LoopRunners, calibrate
-from profiler.load.trial import Event, LoopThread, RunningTrial, TrialAgent
 from profiler.load.spending import LoopAccount
+from profiler.load.trial import Event, LoopThread, RunningTrial, TrialAgent
+from profiler.loop.eventloop import unpatched
 from profiler.loop.lag import lag_sampler
 from profiler.loop.ledger import current_ledger
 from profiler.loop.recorder import Sink
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
 
 CUT_SECONDS = 5.0
 """How long cancelled loops get to come to their end."""
+
+TURN_SECONDS = 2.0
+"""How long an event loop may take for one turn when all of its loops are cancelled."""
 
 PREPARE_SECONDS = 60.0
 LATE_SECONDS = 0.5
@@ -83,6 +89,8 @@ class Worker:
         self._runners: LoopRunners | None = None
         self._trial: RunningTrial | None = None
         self._sequence = 0
+        self._thread_id = 0
+        self._held: str | None = None
         self._opened, self._agents_left = new_event(), new_event()
 
     @property
@@ -156,6 +164,7 @@ class Worker:
             trial.tally.spent,
             health,
             trial.tally.unwritten,
+            self._held,
         )
 
     def cut(self) -> None:
@@ -286,11 +295,26 @@ class Worker:
         if trial.tasks:
             self.cut()
             self._wait_for_agents(trial, CUT_SECONDS)
+        if trial.tasks:
+            self._find_what_holds()
         if self._trial is trial:
             self._trial = None
             if self._metrics is not None:
                 self._metrics.set_strategy(self._scenario, None)
         return interrupted
+
+    def _find_what_holds(self) -> None:
+        """See whether the event loop still turns. Where it does not, no loop will run here any more."""
+        thread, turned = self._thread, self._new_event()
+        if thread is None:
+            return
+        thread.call(lambda: thread.post(turned.set))
+        if not turned.wait(TURN_SECONDS):
+            self._held = (
+                f"{self._process}: the event loop does not go on, since code of an agent holds it: "
+                f"{_where(self._thread_id)}; it must not block: await it, or run it with asyncio.to_thread"
+            )
+            _log.error("%s", self._held)
 
     def _close(self, trial: RunningTrial) -> None:
         trial.open = False  # here too, for agents that look for a trial before the loop's thread gets to it
@@ -311,6 +335,7 @@ class Worker:
 
     async def _make(self, runners: LoopRunners, factories: Mapping[str, AgentFactory | None]) -> Ready:
         await self._close_clients()
+        self._thread_id = unpatched(_thread, "get_ident")()
         self._runners = runners
         sinks: list[Sink] = [_TrialSink(self)]
         if self._metrics is not None:
@@ -356,6 +381,14 @@ class _TrialSink:
         trial = self._worker.trial
         if trial is not None and trial.open:
             trial.meter.lag(lag_ns, lag_sampler(time.monotonic_ns))
+
+
+def _where(thread_id: int) -> str:
+    """What a thread does now: file, line and function."""
+    frame = sys._current_frames().get(thread_id)
+    if frame is None:
+        return "nobody knows where"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
 
 
 def process_name(worker: int) -> str:
