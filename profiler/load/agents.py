@@ -376,6 +376,8 @@ class CustomAgent:
             _current.reset(token)
             if over.left:
                 call.records.append(_left(over, started_ns, clock(), spec))
+            elif not call.records:  # it was cancelled before its first step
+                call.records.append(_bare(started_ns, clock(), spec, *over.ending))
             for record in self._placed(call, started_ns):
                 self._recorder.emit(record)
         if error is None:

@@ -306,7 +306,7 @@ class Worker:
     def _find_what_holds(self) -> None:
         """See whether the event loop still turns. Where it does not, no loop will run here any more."""
         thread, turned = self._thread, self._new_event()
-        if thread is None:
+        if thread is None or self._held is not None:
             return
         thread.call(lambda: thread.post(turned.set))
         if not turned.wait(TURN_SECONDS):
@@ -388,6 +388,11 @@ def _where(thread_id: int) -> str:
     frame = sys._current_frames().get(thread_id)
     if frame is None:
         return "nobody knows where"
+    # Of the `time.sleep` that gevent has patched a hub is seen, and what called it is behind that.
+    behind = getattr(getattr(frame.f_locals.get("self"), "parent", None), "gr_frame", None)
+    frame = behind or frame
+    while frame.f_back is not None and f"{os.sep}gevent{os.sep}" in frame.f_code.co_filename:
+        frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
 
 

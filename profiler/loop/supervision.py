@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -36,10 +37,10 @@ class Supervision:
     @property
     def ending(self) -> tuple[Status, str]:
         """Status and error type of the loop, where it ends with a cancellation."""
-        if self.cancelled:
-            return "cancelled", "cancelled"
         if self.timed_out:
             return "error", LOOP_TIMEOUT
+        if self.cancelled:
+            return "cancelled", "cancelled"
         return "error", "CancelledError"  # nobody cancelled it: something inside it was cancelled
 
 
@@ -108,9 +109,20 @@ async def _cancel(task: asyncio.Task[Any], over: Supervision) -> None:
     """Cancel a task and wait for its end, for `CANCEL_SECONDS` at most."""
     loop = asyncio.get_running_loop()
     until = loop.time() + CANCEL_SECONDS
-    while not task.done() and (left := until - loop.time()) > 0:
-        task.cancel()
-        await asyncio.wait((task,), timeout=min(left, AGAIN_SECONDS))
-    over.left = not task.done()
-    if over.left:  # should it raise at last, nobody wants to know
-        task.add_done_callback(lambda late: late.cancelled() or late.exception())
+    try:
+        while not task.done() and (left := until - loop.time()) > 0:
+            task.cancel()
+            await asyncio.wait((task,), timeout=min(left, AGAIN_SECONDS))
+    finally:  # also where the caller is cancelled meanwhile
+        over.left = not task.done()
+        if over.left:
+            _leave(task)
+
+
+def _leave(task: asyncio.Task[Any]) -> None:
+    """Leave a task to itself: should it raise at last, nobody wants to know."""
+    task.add_done_callback(lambda late: late.cancelled() or late.exception())
+    # Code with a bare `except` in a loop would catch the end of the interpreter too, which then had none: it
+    # ends coroutines by an exception when it frees them. So this one is never freed.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(task.get_coro()))
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
