@@ -145,9 +145,7 @@ class LoopAccount(Ledger):
     def spent(self) -> Spent:
         """The spending, of no loops: they count as spent when they begin."""
         told = self.recorded
-        counts = {
-            one.name: max(getattr(told, one.name), getattr(self, one.name, 0)) for one in fields(Spent)
-        }
+        counts = {one.name: max(getattr(told, one.name), getattr(self, one.name, 0)) for one in fields(Spent)}
         known = max(self.known_replies, told.replies - told.unknown_replies)
         replies = max(counts["replies"], known)
         return Spent(**{**counts, "loops": 0, "replies": replies, "unknown_replies": replies - known})

@@ -1,7 +1,7 @@
 """What the model requests of a loop cost, counted where they pass: before anything that can fail.
 
-A record is made at the end of a loop, and may be lost on its way (a sink fails, a loop does not end). What was
-sent and what came back is counted here, in plain whole numbers, as it happens.
+A record is made at the end of a loop, and may be lost on its way: a sink fails, a loop does not end. What
+was sent and what came back is counted here, in plain whole numbers, as it happens.
 """
 
 from __future__ import annotations

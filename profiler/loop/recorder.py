@@ -183,7 +183,7 @@ class Recorder:
         _count(self._failure_counters, part)
 
     def emit(self, record: LoopRecord) -> None:
-        """Does not raise. The record of a loop that was left (`profiler.loop.supervision`) is there already."""
+        """Does not raise. Of a loop that was left (`profiler.loop.supervision`) there is a record already."""
         if is_left():
             return
         for sink in self._here:

@@ -19,7 +19,8 @@ CANCEL_SECONDS = 3.0
 """How long a cancelled loop may take to come to its end, before it is left to itself."""
 
 AGAIN_SECONDS = 1.0
-"""What is still running so long after it was cancelled is cancelled once more: tools swallow the first one."""
+"""What still runs so long after it was cancelled is cancelled once more: tools may swallow the first one."""
+
 
 @dataclass(slots=True, eq=False)
 class Supervision:
@@ -78,7 +79,8 @@ async def supervised(
 ) -> BaseException | None:
     """Run a loop for `seconds` at most (None: any time); returns what it raised, None when it returned.
 
-    That is a `TimeoutError` where it took longer, however it then ended. A cancellation of the caller is raised, once the loop has ended or was left.
+    That is a `TimeoutError` where it took longer, however it then ended. A cancellation of the caller is
+    raised, once the loop has ended or was left.
     """
 
     async def settled() -> BaseException | None:

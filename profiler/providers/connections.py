@@ -40,7 +40,7 @@ class TooLarge(httpx2.TransportError):
 
 
 class _Bounded:
-    """A decoder of a response that gives no more than `MOST_BYTES`; its pieces are small, so it stops soon."""
+    """A decoder of a response that gives `MOST_BYTES` at most. Its pieces are small, so it stops soon."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -71,8 +71,8 @@ async def bound_reply(response: Any) -> None:
 def transport_error_type(error: BaseException | None) -> str:
     """`refused`, `unresolved`, `untrusted`, `reset`, `timeout`, else `connection`: how a connection failed.
 
-    `untrusted`: one side did not accept the other's certificate, or missed one. And for what came instead of
-    an answer: `not_http` (its headers, lengths or chunks are none, or are longer than the client reads),
+    `untrusted`: one side did not accept the other's certificate, or missed one. And for what came instead
+    of an answer: `not_http` (its headers, lengths or chunks are none, or more than the client reads),
     `undecodable` (not what its content-encoding says), `too_large` (`MOST_BYTES`). `cancelled` for no error or
     one that is no `Exception`, and the class name of an error that is no transport's.
     """

@@ -203,7 +203,7 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
         "event_hooks": {"response": [bound_reply]},
         "limits": httpx2.Limits(
             max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS, keepalive_expiry=30.0
-        )
+        ),
     }
     if endpoint is not None:
         if endpoint.query:  # the SDKs' default_query has each name but once

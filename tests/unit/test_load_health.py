@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from profiler.load.health import Histogram, Kernel, Meter, Tally, quantile_seconds, shift_ns
+from profiler.load.spending import LoopAccount
 from profiler.load.target import PATIENCE_SECONDS, ConnectionWatch
 from profiler.loop.lag import Lateness
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, shifted
-from profiler.load.spending import LoopAccount
 from profiler.rundir import Anchor, ClientHealth, Spent
 
 MS = 1_000_000

@@ -165,7 +165,6 @@ class Bridge:
             loop.close()
             self.post(lambda: self._stopped.set(None))
 
-
     def _run_on(self) -> None:
         """Run the loop until `stop`. What asyncio lets end a loop ends only the task that raised it: an agent
         may make tasks of its own, in which somebody calls `sys.exit`."""
