@@ -64,6 +64,9 @@ REFUSED = frozenset((429, 529))
 INTERNAL = "internal"
 """The `error_type` of a loop that a defect of ours ended: an exception that nobody expects."""
 
+LOOP_TIMEOUT = "loop_timeout"
+"""The `error_type` of a loop that was still running after `--loop-timeout`."""
+
 _REFUSED_ERRORS = frozenset(f"http_{status}" for status in REFUSED)
 
 

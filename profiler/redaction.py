@@ -87,7 +87,11 @@ def error_secrets(error: BaseException) -> set[str]:
 
 def describe(error: BaseException) -> str:
     """`Type: message`, without what the failed request was authenticated with."""
-    return f"{type(error).__name__}: {scrub(str(error), error_secrets(error))}"
+    try:
+        said = str(error)
+    except Exception:  # an exception's own code may fail as well
+        return type(error).__name__
+    return f"{type(error).__name__}: {scrub(said, error_secrets(error))}"
 
 
 def scrub_error(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from profiler.commands import add_command
 from profiler.commands.exits import Ending, complain
-from profiler.errors import ProfilerError, ProviderError
+from profiler.errors import ProfilerError, TargetError
 from profiler.load.declared import COUNT_FROM_0, TEXT, add_options
 from profiler.load.options import GROUPS, STRATEGY_FORMS, LoadOptions
 
@@ -63,6 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.load.preparation import built_in_loops
     from profiler.load.target import Emulators
     from profiler.loop.model import parse_model_limit
+    from profiler.loop.supervision import Supervision, supervised
     from profiler.records import INTERNAL
     from profiler.redaction import guard_logs
     from profiler.report.terminal import use_color
@@ -84,16 +85,21 @@ def main(arguments: argparse.Namespace) -> int:
     redact = None if options.redact is None else load_redact(options.redact)
     gate = None if options.model_limit is None else Gate(parse_model_limit(options.model_limit))
     records: list[LoopRecord] = []
-    failure: Exception | None = None
+    text = ""
 
-    async def once() -> str:
+    async def once() -> BaseException | None:
         make = built_in_loops(options, options.endpoint(base_url), tools_url, scenario, redact, gate)
         guard_logs()  # the SDK, imported just now, may have set up logging
         loop = make(strategy=strategy, sinks=[records.append])
         tool_session()  # made now, so that the first tool call does not pay for it
         prompt = arguments.prompt or scenario.prompt.replace("{number}", str(arguments.number))
+
+        async def loop_once() -> None:
+            nonlocal text
+            text = (await loop.run(prompt, number=arguments.number)).text
+
         try:
-            return (await loop.run(prompt, number=arguments.number)).text
+            return await supervised(loop_once, options.loop_timeout, Supervision())
         finally:
             await close_tool_clients()
             await loop.model.client.close()  # type: ignore[attr-defined]
@@ -102,13 +108,7 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         base_url = emulators.root(options)
         tools_url = emulators.tools_root(options)
-        text = on_event_loop(once)
-    except ProviderError as error:
-        failure, text = error, ""
-    except Exception as error:
-        if not any(record.error_type == INTERNAL for record in records):
-            raise
-        failure, text = error, ""  # a defect of ours: what there is of the loop is drawn all the same
+        failure = on_event_loop(once)
     finally:
         emulators.stop()
     width = min(shutil.get_terminal_size().columns, 120)
@@ -125,6 +125,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         print(f"run directory: {_save(arguments.out, options, records)}")
     internal = sum(record.error_type == INTERNAL for record in records)
+    if isinstance(failure, TimeoutError):
+        raise TargetError(str(failure))
     if failure is not None and not (internal and isinstance(failure, ProfilerError)):
         raise failure
     if failure is None:

@@ -26,7 +26,7 @@ REJECTING = frozenset((429, 503, 529))
 TRANSIENT = frozenset((408, 429, 500, 502, 503, 504, 529))
 """HTTP statuses after which another try may succeed."""
 
-TRANSIENT_ERRORS = frozenset(("timeout", "connection", "refused", "unresolved", "reset"))
+TRANSIENT_ERRORS = frozenset(("timeout", "connection", "refused", "unresolved", "reset", "not_http"))
 """Failures of a connection, as `profiler.providers.connections` names them, after which another try may
 succeed: a certificate that is not trusted will not be at the next one."""
 

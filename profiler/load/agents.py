@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from profiler.errors import ProviderError, TargetError, UsageError
 from profiler.limits.gate import Gate
-from profiler.loop.recorder import LiveCalls, Recorder, Sink
+from profiler.loop.boundary import place_of
+from profiler.loop.recorder import LiveCalls, Recorder, Sink, fresh_id
+from profiler.loop.supervision import Supervision, supervised
 from profiler.providers.endpoint import Endpoint, client_options, sdk_options
-from profiler.records import LoopRecord
+from profiler.records import INTERNAL, LoopRecord, Status
 from profiler.redaction import Redact, describe
 from profiler.strategies import Sequential, Strategy, StrategySpec
 from profiler.watch.rounds import HandedOver, handed_over
@@ -66,30 +68,85 @@ class LoopRunner(Protocol):
 
 
 class BuiltInAgent:
-    """The built-in loop."""
+    """The built-in loop, for `timeout` seconds at most (None: any time).
 
-    def __init__(self, loop: ToolLoop, prompt: str) -> None:
+    Whatever it raises is caught here, and nowhere else: what is no failure of the model's server is a defect
+    of ours, and ends one loop, not the agent.
+    """
+
+    def __init__(self, loop: ToolLoop, prompt: str, timeout: float | None = None) -> None:
         self._loop = loop
         self._prompt = prompt
+        self._timeout = timeout
 
     async def run(self, position: LoopPosition) -> bool:
+        over = Supervision()
+        recorder = self._loop.recorder
+        started_ns = recorder.clock()
         try:
-            await self._loop.run(
-                self._prompt.replace("{number}", str(position.number)),
-                number=position.number,
-                agent=position.agent,
-                trial=position.trial,
-                process=position.process,
-                intended_ns=position.intended_ns,
-            )
-        except ProviderError:  # recorded; the next loop may do better
-            return False
-        return True
+            error = await supervised(partial(self._once, position), self._timeout, over)
+        finally:
+            if over.left:
+                record = _left(over, started_ns, recorder.clock(), self._loop.strategy.spec)
+                recorder.emit(_at(record, position, self._loop.strategy.spec))
+        if error is not None and not is_expected(error):
+            note_defect(error)
+        return error is None
+
+    async def _once(self, position: LoopPosition) -> None:
+        await self._loop.run(
+            self._prompt.replace("{number}", str(position.number)),
+            number=position.number,
+            agent=position.agent,
+            trial=position.trial,
+            process=position.process,
+            intended_ns=position.intended_ns,
+        )
 
     async def close(self) -> None:
         client = getattr(self._loop.model, "client", None)
         if client is not None:
             await client.close()
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the built-in loop may raise this: a fault of its server's, or the end of its time."""
+    return isinstance(error, ProviderError | TimeoutError | asyncio.CancelledError)
+
+
+_defects = 0
+
+
+def note_defect(error: BaseException) -> None:
+    """A loop, which is recorded as `internal`, ended with an exception that nobody expects.
+
+    The first is logged: its type and its place, since its text may hold what nobody asked to record.
+    """
+    global _defects
+    _defects += 1
+    if _defects == 1:
+        _log.error(
+            "a defect of the profiler ended a loop, which is recorded as %r: %s at %s; later ones are only "
+            "counted",
+            *(INTERNAL, type(error).__name__, place_of(error)),
+        )
+
+
+def _left(over: Supervision, started_ns: int, ended_ns: int, strategy: str) -> LoopRecord:
+    """The record of a loop that did not end when it was cancelled: of what it had done by then."""
+    _log.warning("a loop did not end when it was cancelled, and was left to itself")
+    status, error_type = over.ending
+    if over.so_far is not None:
+        try:
+            return over.so_far(status, error_type)
+        except Exception as error:
+            note_defect(error)
+    return _bare(started_ns, ended_ns, strategy, status, error_type)
+
+
+def _bare(started_ns: int, ended_ns: int, strategy: str, status: Status, error_type: str) -> LoopRecord:
+    """The record of a loop of which nothing else is known."""
+    return LoopRecord(fresh_id(), strategy, "", "", started_ns, ended_ns, status, (), error_type)
 
 
 @dataclass(slots=True)
@@ -264,26 +321,35 @@ class AgentContext:
 class CustomAgent:
     """Loops of an agent that the user wrote."""
 
-    def __init__(self, agent: OneLoop, context: AgentContext, sinks: Sequence[Sink]) -> None:
+    def __init__(
+        self, agent: OneLoop, context: AgentContext, sinks: Sequence[Sink], timeout: float | None = None
+    ) -> None:
         self._agent = agent
         self._context = context
+        self._timeout = timeout
         self._recorder = Recorder(sinks)
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
 
     @classmethod
-    async def make(cls, factory: AgentFactory, context: AgentContext, sinks: Sequence[Sink]) -> CustomAgent:
+    async def make(
+        cls,
+        factory: AgentFactory,
+        context: AgentContext,
+        sinks: Sequence[Sink],
+        timeout: float | None = None,
+    ) -> CustomAgent:
         """Call the factory. Raises `UsageError` when what it returns cannot be called."""
         try:
             made = factory(context)
             if inspect.isawaitable(made):
                 made = await made
-        except UsageError:
+        except (UsageError, asyncio.CancelledError):
             raise
-        except Exception as error:
+        except BaseException as error:  # `sys.exit` too, which would end the whole event loop
             raise UsageError(f"the agent's factory failed: {describe(error)}") from error
         if not callable(made):
             raise UsageError(f"the agent's factory returned {made!r}: expected an async callable")
-        return cls(made, context, sinks)
+        return cls(made, context, sinks, timeout)
 
     async def warm(self, position: LoopPosition, sinks: Sequence[Sink] = ()) -> None:
         """Run one loop, recorded in `sinks` alone: the first use of a client takes long.
@@ -300,27 +366,46 @@ class CustomAgent:
             self._recorder = recorder
 
     async def run(self, position: LoopPosition) -> bool:
-        call = _AgentCall(position)
+        call, over = _AgentCall(position), Supervision()
+        clock, spec = self._recorder.clock, self._context.strategy.spec
+        started_ns = clock()
         token = _current.set(call)
-        context = self._context
         try:
-            async with context.profiler.loop(
-                strategy=context.strategy.spec,
-                agent=position.agent,
-                number=position.number,
-                trial=position.trial,
-            ):
-                await self._agent()
-        except Exception as error:
-            if self.failure is None:
-                _log.warning("the agent raised %s (later ones are only counted)", describe(error))
-            self.failure = error
-            return False
+            error = await supervised(partial(self._once, position), self._timeout, over)
         finally:
             _current.reset(token)
-            for record in placed(call.records, position, context.strategy.spec, call.asked):
+            if over.left:
+                call.records.append(_left(over, started_ns, clock(), spec))
+            elif not call.records:  # it was cancelled before its first step
+                call.records.append(_bare(started_ns, clock(), spec, *over.ending))
+            for record in self._placed(call, started_ns):
                 self._recorder.emit(record)
-        return True
+        if error is None:
+            return True
+        if self.failure is None:
+            _log.warning("the agent raised %s (later ones are only counted)", describe(error))
+        self.failure = error
+        return False
+
+    async def _once(self, position: LoopPosition) -> None:
+        context = self._context
+        async with context.profiler.loop(
+            strategy=context.strategy.spec,
+            agent=position.agent,
+            number=position.number,
+            trial=position.trial,
+        ):
+            await self._agent()
+
+    def _placed(self, call: _AgentCall, started_ns: int) -> list[LoopRecord]:
+        """The records of the call. It leaves one in any case."""
+        spec, position = self._context.strategy.spec, call.position
+        try:
+            return placed(call.records, position, spec, call.asked)
+        except Exception as error:
+            note_defect(error)
+            ended_ns = self._recorder.clock()
+            return [_at(_bare(started_ns, ended_ns, spec, "error", INTERNAL), position, spec)]
 
     async def close(self) -> None:
         await self._context.close()
@@ -344,18 +429,22 @@ def placed(
         top = [record.parent in (None, outer.id) for record in inner]
         kept = [replace(r, parent=None) if is_top else r for r, is_top in zip(inner, top, strict=True)]
     return [
-        replace(
-            record,
-            strategy=strategy,
-            number=position.number,
-            agent=position.agent,
-            trial=position.trial,
-            process=position.process,
-            intended_ns=position.intended_ns if record.parent is None else None,
-            unlimited_calls=_unlimited(record, strategy, asked),
-        )
+        replace(_at(record, position, strategy), unlimited_calls=_unlimited(record, strategy, asked))
         for record in kept
     ]
+
+
+def _at(record: LoopRecord, position: LoopPosition, strategy: str) -> LoopRecord:
+    """The record, in this place of a load test."""
+    return replace(
+        record,
+        strategy=strategy,
+        number=position.number,
+        agent=position.agent,
+        trial=position.trial,
+        process=position.process,
+        intended_ns=position.intended_ns if record.parent is None else None,
+    )
 
 
 def _unlimited(record: LoopRecord, strategy: str, asked: bool) -> int | None:

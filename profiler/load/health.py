@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from profiler.load.spending import spent_by
 from profiler.loop.kernel import MachineLoad, Throttling, read_text
 from profiler.loop.lag import INTERVAL_SECONDS, LagSampler, Lateness
 from profiler.records import LoopRecord
@@ -29,17 +28,18 @@ KEPT = 20_000
 class Tally:
     """Counts of a trial so far in one process; written on the loop's thread alone.
 
-    `loops` have ended, and `failed` of them failed (`LoopRecord.good`); `rate_limited` counts refusals.
+    `loops` have ended, and `failed` of them failed (`LoopRecord.good`); `rate_limited` counts refusals, and
+    `unwritten` loops whose records could not be handed on.
     """
 
     loops: int = 0
     failed: int = 0
     rate_limited: int = 0
+    unwritten: int = 0
     spent: Spent = field(default_factory=Spent)
 
     def count(self, record: LoopRecord) -> None:
-        """Count a loop that has ended. A nested one is no loop of its own, but what it spent was spent."""
-        self.spent += spent_by(record)
+        """Count a loop that has ended. A nested one is no loop of its own."""
         self.rate_limited += sum(1 for _ in record.refusals)
         if not record.nested:
             self.loops += 1

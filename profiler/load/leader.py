@@ -435,12 +435,17 @@ class Leader:
         """Whether the target is gone, or records cannot be written: then this trial is the last."""
         if self.error is None:
             gone = self._target.gone()
-            self.error = self.output.error or (None if gone is None else TargetError(gone))
-            if self.error is not None:
-                self.ended_early = True
-                self.output.note(Incident("aborted", str(self.error)))
-                self._stop.set()
+            error = self.output.error or (None if gone is None else TargetError(gone))
+            if error is not None:
+                self._abort(error)
         return self.error is not None
+
+    def _abort(self, error: ProfilerError) -> None:
+        """End the test with this error, after the trial under way."""
+        if self.error is None:
+            self.error, self.ended_early = error, True
+            self.output.note(Incident("aborted", str(error)))
+            self._stop.set()
 
     def _prepare_workers(self) -> list[str]:
         workers = self._workers.prepare(self.options, self._target.root)
@@ -460,6 +465,10 @@ class Leader:
             drain = max(0.0, min(drain, until - self._clock() / 1e9))
         ended = self._workers.end(workers, drain)
         where = f"in trial {planned.index} ({planned.strategy})" if planned.index >= 0 else "while ramping"
+        if unwritten := ended.total("unwritten"):
+            self.output.note(Incident("records_dropped", where, unwritten))
+        if held := next((one.held for one in ended.drained if one.held is not None), None):
+            self._abort(ProfilerError(held))
         for lost in ended.lost:
             self.output.note(Incident("worker_lost", f"{where}, {lost}"))
         self._worker_count -= len(ended.lost)

@@ -205,7 +205,8 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """The answer to `End`. `interrupted` loops were cut off; `begun` is final.
+    """The answer to `End`. `interrupted` loops were cut off; `begun` is final; `unwritten` loops have ended
+    whose records could not be handed on. `held`: why this process can run no loop any more.
 
     `agents` took part in the trial when it closed.
     `arrived`, `late` and `dropped` count the arrivals of an open load, as in `rundir.Trial`.
@@ -221,6 +222,8 @@ class Drained:
     spent: Spent = field(default_factory=Spent)
     health: ClientHealth | None = None
     agents: int = 0
+    unwritten: int = 0
+    held: str | None = None
 
 
 ToWorker = Prepare | Begin | Grant | End | Cut | Heard | Dismiss

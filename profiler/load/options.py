@@ -203,6 +203,12 @@ class LoadOptions(Options):
         metavar="SPEC",
     )
     stream: bool = target("--stream", SWITCH, False, "ask for streamed responses")
+    loop_timeout: float = target(
+        "--loop-timeout",
+        MEASURED,
+        900.0,
+        "a loop that takes longer is ended, and has failed (`loop_timeout`)",
+    )
 
     strategies: tuple[StrategySpec, ...] = option(
         "--strategy",

@@ -158,7 +158,8 @@ class RunOutput:
 
     def note(self, incident: Incident) -> None:
         """Log an incident and keep it in the run; on disk too, if that can be written."""
-        _log.warning("%s: %s", incident.kind, incident.detail)
+        count = f" ({incident.count})" if incident.count > 1 else ""
+        _log.warning("%s%s: %s", incident.kind, count, incident.detail)
         try:
             self.save(incidents=(*self.run.incidents, incident))
         except RecordError as error:

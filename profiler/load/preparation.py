@@ -23,15 +23,19 @@ from profiler.load.agents import (
     CustomAgent,
     LoopPosition,
     LoopRunner,
+    is_expected,
     load_redact,
+    note_defect,
 )
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
-from profiler.load.spending import spent_by
+from profiler.load.spending import LoopAccount
 from profiler.loop.eventloop import NativeThreads
+from profiler.loop.ledger import current_ledger
 from profiler.loop.loop import ToolLoop
 from profiler.loop.model import LimitedModel, parse_model_limit
 from profiler.loop.recorder import Sink, waited_for
+from profiler.loop.supervision import Supervision, supervised
 from profiler.providers import make_provider
 from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord, encode
@@ -95,12 +99,17 @@ class LoopRunners:
             began = time.monotonic()
             # At the end of the time that the test has there is nothing to warm up for.
             limit = asyncio.timeout(self._seconds_left())
+            account = LoopAccount()
+            token = current_ledger.set(account)
             try:
                 async with limit:
                     await first()
             except TimeoutError:
                 if not limit.expired():
                     raise
+            finally:
+                current_ledger.reset(token)
+                self._spent += account.spent
             slowest = max(slowest, time.monotonic() - began)
         return Ready(
             loop_seconds=slowest, model=self._model, spent=self._spent, first_failure=self._first_failure
@@ -121,22 +130,30 @@ class LoopRunners:
         )
         for spec, strategy in self.strategies.items():
             loop = make(strategy=strategy, sinks=sinks)
-            self._runners[user_class, spec] = BuiltInAgent(loop, self._scenario.prompt)
+            self._runners[user_class, spec] = BuiltInAgent(
+                loop, self._scenario.prompt, self._options.loop_timeout
+            )
         first = make(strategy=warm_up_strategy(self.strategies.values()), sinks=[self._warmed_up])
         self._model = first.model.model
         self._spent += Spent(1)
 
         async def warm_up() -> None:
             for attempt in range(2):
-                try:
-                    await first.run(self._scenario.prompt.replace("{number}", str(attempt)))
-                except ProviderError as error:
-                    if error.error_type == "unreadable" and not attempt:
+                prompt = self._scenario.prompt.replace("{number}", str(attempt))
+                error = await supervised(
+                    partial(first.run, prompt), self._options.loop_timeout, Supervision()
+                )
+                if error is None:
+                    return
+                if not is_expected(error):
+                    note_defect(error)
+                if isinstance(error, ProviderError):
+                    if not attempt and may_pass(error):
                         self._spent += Spent(1)
-                        continue  # once it may be a fault of the server's, twice it is none of the API's
+                        continue
                     if is_hopeless(error):
                         raise TargetError(str(error)) from error
-                    _log.warning("the loop before the test failed: %s", error)
+                _log.warning("the loop before the test failed: %s", error)
                 return
 
         return warm_up
@@ -145,14 +162,24 @@ class LoopRunners:
         self._model = self._options.model or ""
         made = []
         for spec, strategy in self.strategies.items():
-            agent = await CustomAgent.make(factory, self._context(strategy, sinks), sinks)
+            agent = await CustomAgent.make(
+                factory, self._context(strategy, sinks), sinks, self._options.loop_timeout
+            )
             self._runners[user_class, spec] = agent
             made.append(agent)
         self._spent += Spent(len(made))
 
+        nowhere = LoopPosition(0, "", None, "")
+
+        async def warm(agent: CustomAgent) -> None:
+            try:
+                await agent.warm(nowhere, [self._warmed_up])
+            except TargetError:  # as with the built-in loop, once may be a bad moment of the server's
+                self._spent += Spent(1)
+                await agent.warm(nowhere, [self._warmed_up])
+
         async def warm_up() -> None:
-            nowhere = LoopPosition(0, "", None, "")
-            await asyncio.gather(*(agent.warm(nowhere, [self._warmed_up]) for agent in made))
+            await asyncio.gather(*(warm(agent) for agent in made))
 
         return warm_up
 
@@ -175,9 +202,17 @@ class LoopRunners:
     @waited_for
     def _warmed_up(self, record: LoopRecord) -> None:
         """The sink of the first loops."""
-        self._spent += spent_by(record)
+        account = current_ledger.get()
+        if isinstance(account, LoopAccount):
+            account.record(record)
         if record.status == "error":
             self._first_failure = record.error_type
+
+
+def may_pass(error: ProviderError) -> bool:
+    """Whether a first request that failed so is tried once more: once it may be a bad moment of the server's,
+    twice it is what every request meets."""
+    return error.error_type in ("unreadable", "undecodable", "not_http", "too_large", "reset", "connection")
 
 
 def is_hopeless(error: ProviderError) -> bool:

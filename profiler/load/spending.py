@@ -24,6 +24,7 @@ from importlib import resources
 from typing import Literal, get_args
 
 from profiler.errors import UsageError
+from profiler.loop.ledger import Ledger
 from profiler.records import LoopRecord
 from profiler.rundir import Spent
 
@@ -125,6 +126,29 @@ def spent_by(record: LoopRecord) -> Spent:
             replies += 1
             unknown += not model.tokens_known
     return Spent(0, requests, given, taken, cached, written, reasoning, replies, unknown, hour)
+
+
+@dataclass(slots=True, eq=False)
+class LoopAccount(Ledger):
+    """What a loop spends: counted as it happens, or as its records say where these tell of more.
+
+    Records may be lost. The count misses what an agent asks for in threads that carry no context.
+    """
+
+    recorded: Spent = field(default_factory=Spent)
+
+    def record(self, record: LoopRecord) -> None:
+        """A record of the loop, or of one inside it."""
+        self.recorded += spent_by(record)
+
+    @property
+    def spent(self) -> Spent:
+        """The spending, of no loops: they count as spent when they begin."""
+        told = self.recorded
+        counts = {one.name: max(getattr(told, one.name), getattr(self, one.name, 0)) for one in fields(Spent)}
+        known = max(self.known_replies, told.replies - told.unknown_replies)
+        replies = max(counts["replies"], known)
+        return Spent(**{**counts, "loops": 0, "replies": replies, "unknown_replies": replies - known})
 
 
 def extrapolated(spent: Spent, loops: int) -> Spent:

@@ -17,6 +17,8 @@ from profiler.load.agents import LoopPosition, LoopRunner
 from profiler.load.health import Meter, Tally
 from profiler.load.messages import Begin, Pulse, TrialState
 from profiler.load.plan import Arrivals, pause_after, tape_numbers
+from profiler.load.spending import LoopAccount
+from profiler.loop.ledger import current_ledger
 from profiler.records import Clock
 
 T = TypeVar("T")
@@ -267,9 +269,13 @@ class RunningTrial:
 
     async def _run(self, runner: LoopRunner, agent: TrialAgent, number: int, due_ns: int | None) -> bool:
         self.in_flight += 1
+        account = LoopAccount()
+        token = current_ledger.set(account)
         try:
             return await runner.run(LoopPosition(number, agent.name, self.plan.index, self._process, due_ns))
         finally:
+            current_ledger.reset(token)
+            self.tally.spent += account.spent
             self.in_flight -= 1
 
     async def _sleep_until(self, at_ns: int) -> None:

@@ -7,12 +7,14 @@ for the next trial.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import gc
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,8 +29,11 @@ from profiler.load.lease import Lease
 from profiler.load.messages import Begin, Drained, Grant, Prepare, Pulse, Ready, Returned
 from profiler.load.options import METRICS_PORT, LoadOptions
 from profiler.load.preparation import LoopRunners, calibrate
+from profiler.load.spending import LoopAccount
 from profiler.load.trial import Event, LoopThread, RunningTrial, TrialAgent
+from profiler.loop.eventloop import unpatched
 from profiler.loop.lag import lag_sampler
+from profiler.loop.ledger import current_ledger
 from profiler.loop.recorder import Sink
 from profiler.providers.endpoint import Endpoint, scrape_host, shown_url
 from profiler.records import LoopRecord, shifted
@@ -41,6 +46,9 @@ if TYPE_CHECKING:
 
 CUT_SECONDS = 5.0
 """How long cancelled loops get to come to their end."""
+
+TURN_SECONDS = 2.0
+"""How long an event loop may take for one turn when all of its loops are cancelled."""
 
 PREPARE_SECONDS = 60.0
 LATE_SECONDS = 0.5
@@ -89,6 +97,8 @@ class Worker:
         self._sequence = 0
         # Loops that ended while the lease did not hold: of a worker that is dismissed they do not count.
         self._withheld: list[LoopRecord] = []
+        self._thread_id = 0
+        self._held: str | None = None
         self._opened, self._agents_left = new_event(), new_event()
 
     @property
@@ -194,6 +204,8 @@ class Worker:
             trial.tally.spent,
             health,
             agents,
+            trial.tally.unwritten,
+            self._held,
         )
 
     def cut(self) -> None:
@@ -329,11 +341,26 @@ class Worker:
         if trial.tasks:
             self.cut()
             self._wait_for_agents(trial, CUT_SECONDS)
+        if trial.tasks:
+            self._find_what_holds()
         if self._trial is trial:
             self._trial = None
             if self._metrics is not None:
                 self._metrics.set_strategy(self._scenario, None)
         return interrupted
+
+    def _find_what_holds(self) -> None:
+        """See whether the event loop still turns. Where it does not, no loop will run here any more."""
+        thread, turned = self._thread, self._new_event()
+        if thread is None or self._held is not None:
+            return
+        thread.call(lambda: thread.post(turned.set))
+        if not turned.wait(TURN_SECONDS):
+            self._held = (
+                f"{self._process}: the event loop does not go on, since code of an agent holds it: "
+                f"{_where(self._thread_id)}; it must not block: await it, or run it with asyncio.to_thread"
+            )
+            _log.error("%s", self._held)
 
     def _close(self, trial: RunningTrial) -> None:
         trial.open = False  # here too, for agents that look for a trial before the loop's thread gets to it
@@ -361,6 +388,7 @@ class Worker:
 
     async def _make(self, runners: LoopRunners, factories: Mapping[str, AgentFactory | None]) -> Ready:
         await self._close_clients()
+        self._thread_id = unpatched(_thread, "get_ident")()
         self._runners = runners
         sinks: list[Sink] = [_TrialSink(self)]
         if self._metrics is not None:
@@ -382,21 +410,43 @@ class _TrialSink:
     """The sink of every loop here: the counts and the meter of the trial, then the worker's report."""
 
     waited_for = True
+    __name__ = "records"  # as metrics and the log name it
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
     def __call__(self, record: LoopRecord) -> None:
         trial = self._worker.trial
-        if trial is not None:
-            trial.tally.count(record)
-        shift_ns = self._worker._shift_ns
-        self._worker._take(shifted(record, shift_ns) if shift_ns else record)
+        try:
+            account = current_ledger.get()
+            if isinstance(account, LoopAccount):
+                account.record(record)
+            if trial is not None:
+                trial.tally.count(record)
+            shift_ns = self._worker._shift_ns
+            self._worker._take(shifted(record, shift_ns) if shift_ns else record)
+        except Exception:
+            if trial is not None and not record.nested:
+                trial.tally.unwritten += 1
+            raise  # the recorder counts it in the metrics, and logs the first
 
     def observe_lag(self, lag_ns: int) -> None:
         trial = self._worker.trial
         if trial is not None and trial.open:
             trial.meter.lag(lag_ns, lag_sampler(time.monotonic_ns))
+
+
+def _where(thread_id: int) -> str:
+    """What a thread does now: file, line and function."""
+    frame = sys._current_frames().get(thread_id)
+    if frame is None:
+        return "nobody knows where"
+    # Of the `time.sleep` that gevent has patched a hub is seen, and what called it is behind that.
+    behind = getattr(getattr(frame.f_locals.get("self"), "parent", None), "gr_frame", None)
+    frame = behind or frame
+    while frame.f_back is not None and f"{os.sep}gevent{os.sep}" in frame.f_code.co_filename:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
 
 
 def process_name(worker: int) -> str:

@@ -43,7 +43,7 @@ class Boundary:
                     "Later failures of this kind are only counted",
                     part,
                     type(error).__name__,
-                    _place(error),
+                    place_of(error),
                 )
         except Exception:  # such as a filter of the application's own log, or no stack left
             pass
@@ -88,7 +88,7 @@ def within(
     return decorated
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """File and line where it was raised."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

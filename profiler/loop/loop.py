@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from profiler.errors import ProviderError, UsageError
@@ -28,8 +28,9 @@ from profiler.loop.model import (
     current_probe,
 )
 from profiler.loop.recorder import LiveCalls, Recorder, Sink, fresh_id
+from profiler.loop.supervision import can_tell, cancelled_as
 from profiler.loop.tools import Function, Tool, result_text, tools_by_name
-from profiler.records import Clock, LoopRecord, ModelCall, RoundRecord, Status, ToolCall
+from profiler.records import INTERNAL, Clock, LoopRecord, ModelCall, RoundRecord, Status, ToolCall
 from profiler.redaction import Content, Redact
 from profiler.shortfalls import Ran, shortfall
 from profiler.strategies import Gathered, Strategy, StrategySpec
@@ -140,6 +141,7 @@ class _LoopRun:
         self.rounds: list[RoundRecord] = []
         self.sampler: LagSampler | None = None
         self.paused = False
+        self.caller_error: Exception | None = None  # what the caller's `on_text` raised
         self.headers = None
         if owner.number is not None:
             self.headers = {LOOP_HEADER: str(owner.number)}
@@ -149,9 +151,10 @@ class _LoopRun:
     async def run(self, prompt: str | Sequence[Message]) -> LoopResult:
         self.sampler = sampler = self.loop.recorder.enter()
         started_ns = self.clock()
+        can_tell(lambda *end: replace(self.bare_record(started_ns, *end), rounds=tuple(self.rounds)))
         messages = self.loop.model.conversation(prompt)
         status: Status = "error"
-        error_type: str | None = "internal"
+        error_type: str | None = INTERNAL
         text: str | None = None
         failure: ProviderError | None = None
         try:
@@ -161,34 +164,51 @@ class _LoopRun:
             error_type, failure = error.error_type, error
             raise
         except asyncio.CancelledError:
-            status, error_type = "cancelled", "cancelled"
+            status, error_type = cancelled_as()
+            raise
+        except BaseException as error:
+            if error is self.caller_error or not isinstance(error, Exception):
+                error_type = type(error).__name__  # not a defect of ours
             raise
         finally:
+            record = self.bare_record(started_ns, status, error_type)
             content = self.loop._content
-            record = LoopRecord(
-                id=fresh_id(),
-                strategy=self.loop.strategy.spec,
-                provider=self.loop.model.provider,
-                model=self.loop.model.model,
-                started_ns=started_ns,
-                ended_ns=self.clock(),
-                status=status,
-                rounds=tuple(self.rounds),
-                error_type=error_type,
-                name=self.loop.name,
-                agent=self.owner.agent,
-                number=self.owner.number,
-                trial=self.owner.trial,
-                process=self.process,
-                intended_ns=self.intended_ns,
-                lag_ns=sampler.leave(started_ns) if sampler is not None else 0,
-                prompt=None if content is None else content.keep(_prompt_text(prompt)),
-                text=None if content is None or text is None else content.keep(text),
-            )
-            if failure is not None:
-                failure.record = record
-            self.loop.recorder.emit(record)
+            try:
+                record = replace(
+                    record,
+                    rounds=tuple(self.rounds),
+                    lag_ns=sampler.leave(started_ns) if sampler is not None else 0,
+                    prompt=None if content is None else content.keep(_prompt_text(prompt)),
+                    text=None if content is None or text is None else content.keep(text),
+                )
+            except Exception:
+                record = replace(record, status="error", error_type=INTERNAL)
+                raise
+            finally:  # whatever is wrong with what it is to hold, the loop leaves a record
+                if failure is not None:
+                    failure.record = record
+                self.loop.recorder.emit(record)
         return LoopResult(text, record, messages)
+
+    def bare_record(self, started_ns: int, status: Status, error_type: str | None) -> LoopRecord:
+        """The record of this loop, without what happened in it."""
+        return LoopRecord(
+            id=fresh_id(),
+            strategy=self.loop.strategy.spec,
+            provider=self.loop.model.provider,
+            model=self.loop.model.model,
+            started_ns=started_ns,
+            ended_ns=self.clock(),
+            status=status,
+            rounds=(),
+            error_type=error_type,
+            name=self.loop.name,
+            agent=self.owner.agent,
+            number=self.owner.number,
+            trial=self.owner.trial,
+            process=self.process,
+            intended_ns=self.intended_ns,
+        )
 
     async def _rounds(self, messages: list[Message]) -> str:
         for _ in range(self.loop.max_rounds):
@@ -239,6 +259,7 @@ class _LoopRun:
                 model_ended_ns = clock()
                 model_late_ns = late_ns()
                 current_probe.reset(token)
+                self.caller_error = probe.on_text_error
             messages.extend(reply.messages)
             self.paused = reply.paused and not reply.calls
             if not reply.calls or answer_only:

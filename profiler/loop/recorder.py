@@ -26,6 +26,7 @@ from typing import Any, TypeVar, cast
 from profiler.errors import UsageError
 from profiler.loop.handover import Handover
 from profiler.loop.lag import LagSampler, StopSampler, lag_sampler, stop_sampler
+from profiler.loop.supervision import is_left
 from profiler.loop.tools import is_async
 from profiler.process import in_forked_child
 from profiler.records import Clock, LoopRecord
@@ -192,7 +193,9 @@ class Recorder:
         _count(self._failure_counters, part)
 
     def emit(self, record: LoopRecord) -> None:
-        """Does not raise."""
+        """Does not raise. Of a loop that was left (`profiler.loop.supervision`) there is a record already."""
+        if is_left():
+            return
         for sink in self._here:
             self._deliver(sink, record)
         if self._handover is not None:

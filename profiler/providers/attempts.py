@@ -25,6 +25,7 @@ from profiler.limits.quotas import is_rate_limit, kept
 from profiler.limits.refusals import asked_wait_ns
 from profiler.loop.boundary import Boundary, within
 from profiler.loop.lag import late_ns
+from profiler.loop.ledger import current_ledger
 from profiler.loop.model import Probe, current_probe
 from profiler.providers.connections import transport_error_type
 from profiler.records import Attempt
@@ -119,6 +120,8 @@ class _OpenAttempt:
 
     def responded(self, response: Any) -> None:
         assert self._probe is not None
+        if (ledger := current_ledger.get()) is not None:
+            ledger.responded(response.status_code)
         self.first_byte_ns = self._probe.clock()
         self.status = response.status_code
         self.headers = response.headers.raw
@@ -156,6 +159,8 @@ def _open_attempt(
     probe = current_probe.get()
     if probe is None:
         return None
+    if (ledger := current_ledger.get()) is not None:
+        ledger.sent()
     probe.url = request.url
     attempt = _OpenAttempt(probe, boundary)
     if trace is not None:

@@ -10,7 +10,7 @@ import errno
 import socket
 import ssl
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import httpx2
@@ -24,14 +24,56 @@ _NO_TLS = frozenset(("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILU
 _MOST_LINKS = 32
 
 
+MOST_BYTES = 32 * 2**20
+"""Decoded bytes of one reply that are read: more than any model answers with, and little enough to hold."""
+
+
 class LeavesThisMachine(httpx2.TransportError):
     """A server on this machine redirects to another one."""
+
+
+class TooLarge(httpx2.TransportError):
+    """A reply is larger than `MOST_BYTES`: it does not end, or a small body unpacks to it."""
+
+    def __init__(self) -> None:
+        super().__init__(f"its answer is longer than {MOST_BYTES // 2**20} MiB, and was not read on")
+
+
+class _Bounded:
+    """A decoder of a response that gives `MOST_BYTES` at most. Its pieces are small, so it stops soon."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._left = MOST_BYTES
+
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        return self._counted(self._inner.decode(data))
+
+    def flush(self) -> Iterator[bytes]:
+        return self._counted(self._inner.flush())
+
+    def _counted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self._left -= len(piece)
+            if self._left < 0:
+                raise TooLarge
+            yield piece
+
+
+async def bound_reply(response: Any) -> None:
+    """A hook on the responses of a client: reading more than `MOST_BYTES` of one raises `TooLarge`.
+
+    httpx2 decodes a body in pieces of 1 MiB at most, and has no public place to count them.
+    """
+    response._decoder = _Bounded(response._get_content_decoder())
 
 
 def transport_error_type(error: BaseException | None) -> str:
     """`refused`, `unresolved`, `untrusted`, `reset`, `timeout`, else `connection`: how a connection failed.
 
-    `untrusted`: one side did not accept the other's certificate, or missed one. `cancelled` for no error or
+    `untrusted`: one side did not accept the other's certificate, or missed one. And for what came instead
+    of an answer: `not_http` (its headers, lengths or chunks are none, or more than the client reads),
+    `undecodable` (not what its content-encoding says), `too_large` (`MOST_BYTES`). `cancelled` for no error or
     one that is no `Exception`, and the class name of an error that is no transport's.
     """
     return _judged(error)[0]
@@ -79,7 +121,9 @@ def transport_words(
         if reason in _NO_TLS:
             return f"{host} does not speak TLS at this port ({reason}): is it http://?"
         return f"TLS with {host} failed: {reason}"
-    if isinstance(link, httpx2.DecodingError):
+    if kind == "too_large":
+        return f"{host}: {link}"
+    if kind == "undecodable":
         return f"the answer of {host} is not what its content-encoding says: {link}"
     if (said := _unreadable_answer(error)) is not None:
         return f"the answer of {host} cannot be read: {said}"
@@ -121,6 +165,9 @@ def _judged(error: BaseException | None) -> tuple[str, BaseException | None]:
         kind = _kind(link)
         if kind is not None:
             return kind, link
+    for link in _links(error):
+        if _is_no_http(link):
+            return "not_http", link
     aiohttp = sys.modules.get("aiohttp")
     if isinstance(error, httpx2.TimeoutException):
         return "timeout", error
@@ -148,6 +195,10 @@ def _kind(link: BaseException) -> str | None:
     name = type(link).__name__
     if isinstance(link, socket.gaierror) or name == "ClientConnectorDNSError":
         return "unresolved"
+    if isinstance(link, TooLarge):
+        return "too_large"
+    if isinstance(link, httpx2.DecodingError):
+        return "undecodable"
     if isinstance(link, TimeoutError):
         return "timeout"
     code = getattr(link, "errno", None)
@@ -162,6 +213,15 @@ def _kind(link: BaseException) -> str | None:
     if name == "RemoteProtocolError" and ("disconnected" in str(link) or "peer closed" in str(link)):
         return "reset"
     return None
+
+
+def _is_no_http(link: BaseException) -> bool:
+    """Whether it is of an HTTP library's parser (aiohttp's, httpx2's)."""
+    if isinstance(link, httpx2.RemoteProtocolError):
+        return True
+    module, name = type(link).__module__, type(link).__name__
+    parsed = module.startswith("aiohttp.http_exceptions") or name in ("ClientResponseError", "InvalidHeader")
+    return parsed and module.startswith("aiohttp.")
 
 
 def _is_named(link: BaseException, part: str) -> bool:

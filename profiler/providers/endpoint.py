@@ -197,10 +197,13 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
     """
     import httpx2
 
+    from profiler.providers.connections import bound_reply
+
     options: dict[str, Any] = {
+        "event_hooks": {"response": [bound_reply]},
         "limits": httpx2.Limits(
             max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS, keepalive_expiry=30.0
-        )
+        ),
     }
     if endpoint is not None:
         if endpoint.query:  # the SDKs' default_query has each name but once
@@ -209,7 +212,7 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
         if endpoint.url.startswith("https") and (endpoint.is_loopback or endpoint.tls != Tls()):
             # Without trust_env the client no longer reads SSL_CERT_FILE itself.
             options["verify"] = endpoint.tls.context()
-        options["event_hooks"] = {"request": [_before_each_request(endpoint)]}
+        options["event_hooks"]["request"] = [_before_each_request(endpoint)]
     return options
 
 

@@ -86,8 +86,8 @@ _INCIDENTS: dict[IncidentKind, tuple[str, str]] = {
         "find out what stopped it then; the figures of that trial are with it",
     ),
     "records_dropped": (
-        "records were dropped because they came faster than they could be written",
-        "use more workers or fewer agents",
+        "loops ended whose records could not be written, and are in no figure but the spending",
+        "the log of the run says what was wrong with the first",
     ),
     "aborted": ("the run was aborted", "lower the load, or raise the limit of --abort-on"),
     "interrupted": ("the run was interrupted", "run it to its end"),
@@ -102,7 +102,10 @@ _WHATEVER_LOAD = frozenset(
 )
 """Errors of loops that a lower load would not change."""
 
-_OF_MODEL = TRANSIENT_ERRORS | {"untrusted", "unreadable", "truncated_stream", "stream_error", "server_error"}
+_OF_MODEL = TRANSIENT_ERRORS | {
+    *("untrusted", "unreadable", "undecodable", "too_large", "truncated_stream", "stream_error"),
+    "server_error",
+}
 """Errors of model requests, beside those with an HTTP status."""
 
 _EARLY_ENDS: tuple[IncidentKind, ...] = ("aborted", "interrupted", "terminated", "limited")

@@ -236,7 +236,7 @@ class ObservedLoop:
             prompt=self.prompt,
         )
 
-    def bare_record(self, status: Status) -> LoopRecord:
+    def bare_record(self, status: Status, error_type: str | None) -> LoopRecord:
         """What is known of a loop whose record could not be made: that it ran, from when to when."""
         return LoopRecord(
             self.id,
@@ -247,6 +247,7 @@ class ObservedLoop:
             ended_ns=self.clock(),
             status=status,
             rounds=(),
+            error_type=error_type,
             name=self.name,
             agent=self.agent,
             number=self.number,

@@ -37,6 +37,7 @@ from profiler.loop.calls import arguments_text
 from profiler.loop.lag import LagSampler, Stall, StopSampler
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
+from profiler.loop.supervision import can_tell, cancelled_as, has_timed_out
 from profiler.loop.tools import Tool
 from profiler.process import in_forked_child
 from profiler.providers import refuse_httpx, refuse_invoke_model
@@ -47,7 +48,7 @@ from profiler.providers.attempts import (
     with_attempts,
 )
 from profiler.providers.wire import api_of, requested_model, requested_prompt
-from profiler.records import Clock, LoopRecord, Status
+from profiler.records import LOOP_TIMEOUT, Clock, LoopRecord, Status
 from profiler.redaction import Content, Redact
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
 from profiler.watch.loop import Match, ObservedLoop
@@ -272,6 +273,7 @@ class LoopContext:
             loop.parent = parent.id
             loop.number = parent.number if loop.number is None else loop.number
             loop.trial = parent.trial if loop.trial is None else loop.trial
+        can_tell(lambda *end: loop.record(*end, lag_ns=0))
         profiler._open[loop.id] = loop
         self._token = profiler._loop.set(loop)
         in_event_loop = asyncio._get_running_loop() is not None
@@ -295,7 +297,7 @@ class LoopContext:
         record = boundary.call("loop", self._record, loop, kind, lateness or (0, None))
         if record is None:
             loop.watch_failures += 1  # outside its context by now
-            record = boundary.call("loop", loop.bare_record, "ok" if kind is None else "error")
+            record = boundary.call("loop", loop.bare_record, *_ending(kind))
         if record is not None:
             boundary.call("loop", profiler.recorder.emit, record)
 
@@ -317,11 +319,7 @@ class LoopContext:
         kind: type[BaseException] | None,
         lateness: tuple[int, list[Stall] | None],
     ) -> LoopRecord:
-        status: Status = "ok"
-        if kind is not None:
-            cancelled = issubclass(kind, asyncio.CancelledError | GeneratorExit)
-            status = "cancelled" if cancelled else "error"
-        record = loop.record(status, kind.__name__ if kind is not None else None, *lateness)
+        record = loop.record(*_ending(kind), *lateness)
         profiler = self._profiler
         orphans = profiler.orphan_calls - profiler._orphans_recorded
         if orphans:
@@ -336,6 +334,20 @@ class LoopContext:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, trace)
+
+
+def _ending(kind: type[BaseException] | None) -> tuple[Status, str | None]:
+    """Status and error type of a loop that ended with such an exception."""
+    if has_timed_out():  # also where its code took the cancellation for something else
+        return "error", LOOP_TIMEOUT
+    if kind is None:
+        return "ok", None
+    if issubclass(kind, GeneratorExit):
+        return "cancelled", kind.__name__
+    if not issubclass(kind, asyncio.CancelledError):
+        return "error", kind.__name__
+    status, _ = cancelled_as()
+    return status, kind.__name__
 
 
 def _left(variable: ContextVar[ObservedLoop | None], token: Token[ObservedLoop | None]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from profiler.load.health import Histogram, Kernel, Meter, Tally, quantile_seconds, shift_ns
+from profiler.load.spending import LoopAccount
 from profiler.load.target import PATIENCE_SECONDS, ConnectionWatch
 from profiler.loop.lag import Lateness
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, shifted
@@ -56,11 +57,12 @@ def test_meter_reads_what_happened_since_it_was_started() -> None:
 
 
 def test_loop_failed_when_a_call_of_it_did() -> None:
-    tally = Tally()
+    tally, account = Tally(), LoopAccount()
     for one in (loop(), loop(call_status="error"), loop(status="error", statuses=(429, 429, 529))):
         tally.count(one)
+        account.record(one)
     assert (tally.loops, tally.failed, tally.rate_limited) == (3, 2, 3)
-    assert tally.spent == Spent(0, 5, 0, 0, replies=3, unknown_replies=3)
+    assert account.spent == Spent(0, 5, 0, 0, replies=3, unknown_replies=3)
 
 
 def test_records_move_onto_another_clock_and_keep_their_durations() -> None:

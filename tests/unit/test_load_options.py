@@ -66,6 +66,7 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
         tool_choice="required",
         parallel_tool_calls=False,
         stream=True,
+        loop_timeout=7.5,
         max_rounds=2,
         trial_seconds=1.5,
         window_loops=3.0,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,8 @@ from gevent.monkey import is_module_patched
 from profiler.errors import UsageError
 from profiler.load.locust.quirks import NativeExecutor, settle_processor, use_native_locks
 from profiler.loop.eventloop import start_native_thread
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -150,7 +153,7 @@ class Bridge:
         asyncio.set_event_loop(loop)
         loop.set_default_executor(NativeExecutor())
         try:
-            loop.run_forever()
+            self._run_on()
             tasks = asyncio.all_tasks(loop)
             for task in tasks:
                 task.cancel()
@@ -161,6 +164,16 @@ class Bridge:
             asyncio.set_event_loop(None)
             loop.close()
             self.post(lambda: self._stopped.set(None))
+
+    def _run_on(self) -> None:
+        """Run the loop until `stop`. What asyncio lets end a loop ends only the task that raised it: an agent
+        may make tasks of its own, in which somebody calls `sys.exit`."""
+        while True:
+            try:
+                self.loop.run_forever()
+                return
+            except (SystemExit, KeyboardInterrupt) as error:
+                _log.warning("a task of an agent raised %s", type(error).__name__)
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from profiler.loop.ledger import current_ledger
 from profiler.loop.model import CallRequest, Message, Probe, Reply
 from profiler.providers.replies.events import Event, EventStream
 from profiler.records import ServerToolCall
@@ -94,6 +95,7 @@ class ReplyReader:
         self._events = EventStream()
         self._words: Any = None  # what was said in place of an event: why there is no reply, if none comes
         self._usage: dict[str, Any] = {}
+        self._billed = False
 
     @property
     def usable(self) -> bool:
@@ -147,6 +149,9 @@ class ReplyReader:
 
     def reply(self, request_id: str | None) -> Reply:
         """The reply as it goes on into the loop."""
+        if not self._billed and (ledger := current_ledger.get()) is not None:
+            self._billed = True
+            ledger.read(self)
         return Reply(
             text="".join(self.texts),
             calls=tuple(self.calls),

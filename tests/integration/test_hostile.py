@@ -1,0 +1,71 @@
+"""A server that sends anything: every loop leaves its record, no agent is lost, nothing is called a defect."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from profiler.cli import main
+from profiler.commands.run import on_event_loop
+from profiler.records import INTERNAL, LOOP_TIMEOUT
+from profiler.rundir import RunDirectory
+from tests.hostile.grammar import ENDLESS, KINDS
+from tests.hostile.loops import APIS, hostile_server, lines, run_loops, table
+
+LOOPS = 200
+"""Of each API, whole and streamed; benchmarks/hostile.py runs 5,000 in all."""
+
+AGENTS = 80
+
+ERRORS = frozenset(
+    (
+        *("unreadable", "truncated_stream", "stream_error", "not_http", "undecodable", "too_large"),
+        *("reset", "connection", "timeout", LOOP_TIMEOUT),
+    )
+)
+"""What a loop may fail with here, beside refusals (`http_503`)."""
+
+
+def test_server_that_sends_anything_costs_one_loop_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), hostile_server(seed=7) as url:
+        fates = on_event_loop(lambda: run_loops(url, LOOPS, AGENTS, timeout=1.0))
+        found = table(url, fates)
+    assert len(fates) == 2 * len(APIS)
+    for fate in fates:
+        assert sorted(fate.records) == list(range(LOOPS)), fate.name
+        assert (fate.begun, fate.agents, fate.repeated, fate.dropped) == (LOOPS, AGENTS, 0, 0), fate.name
+        assert fate.spent.requests == fate.requests >= LOOPS
+        assert fate.spent.input_tokens > 0
+        assert fate.spent.replies >= fate.spent.unknown_replies > 0
+    ended = {end for ends in found.values() for end in ends}
+    assert {end for end in ended if not end.startswith("http_")} <= ERRORS | {"ok"}, lines(found)
+    assert set(found) == {*KINDS, "good"}
+    for kind in ENDLESS:
+        assert found[kind][LOOP_TIMEOUT] > 0, kind
+    assert found["bomb"]["too_large"] > 0
+    assert found["good"]["ok"] > LOOPS
+    assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_run_against_such_a_server_exits_as_documented(
+    stream: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = set()
+    with hostile_server(seed=3, share=0.8) as url:
+        for number in range(12):
+            codes.add(
+                main(
+                    ["run", "--base-url", url, "--tools-url", url, "--model", "m", "--out", str(tmp_path)]
+                    + ["--number", str(number), "--loop-timeout", "1s", *(["--stream"] if stream else [])]
+                )
+            )
+    assert codes == {0, 3}
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    runs = [RunDirectory.open(path) for path in tmp_path.iterdir()]
+    records = [record for run in runs for record in run.records()]
+    assert len(records) == 12
+    assert INTERNAL not in {record.error_type for record in records}
