@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from profiler.errors import ProfilerError, UsageError, did_you_mean
 from profiler.report.text import one_line
+from profiler.streams import prepare_streams
 
 MODULES = ("run", "compare", "tune", "without_load")
 """Modules of `profiler.commands`; each adds the command of its name, the last one all others."""
@@ -31,6 +32,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Wrong usage leaves by `SystemExit`, as argparse does."""
+    prepare_streams()
     debug = False
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)

@@ -12,6 +12,7 @@ from profiler.commands import add_command
 from profiler.errors import UsageError
 from profiler.load.declared import TEXT, add_options
 from profiler.load.options import GROUPS, LINGER_SECONDS, LoadOptions, Size
+from profiler.streams import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,7 +92,7 @@ def main(arguments: argparse.Namespace) -> int:
         for caveat in summary.warnings:
             if caveat.invalid:
                 print(caveat.sentence, file=sys.stderr, flush=True)
-        sys.stdout.write(directory.summary_path.read_text())
+        write_json(directory.summary_path.read_bytes())
     else:
         width = min(shutil.get_terminal_size().columns, 100)
         print(render_comparison(summary, run, width, use_color(sys.stdout, os.environ), path=str(path)))
@@ -129,7 +130,7 @@ def _recorded(arguments: argparse.Namespace) -> int:
     before, after = (RunDirectory.open(path) for path in arguments.runs)
     found = compare_directories(before, after, gates, arguments.slo, arguments.allow_different)
     if arguments.json:
-        sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+        write_json(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     else:
         width = min(shutil.get_terminal_size().columns, 100)
         color = use_color(sys.stdout, os.environ)

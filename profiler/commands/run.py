@@ -105,14 +105,13 @@ def main(arguments: argparse.Namespace) -> int:
     finally:
         emulators.stop()
     width = min(shutil.get_terminal_size().columns, 120)
-    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     for record in records:
         if record.answered and not any(True for _ in record.tool_calls):
             models = [round_.model for round_ in record.rounds]
             server_tools = sum(len(model.server_tools) for model in models)
             unreadable = sum(model.unreadable for model in models)
             print(no_tool_calls(1, server_tools, unreadable, "the model answered at once"))
-        print(render_timeline(record, width, use_color(sys.stdout, os.environ), unicode))
+        print(render_timeline(record, width, use_color(sys.stdout, os.environ)))
     if arguments.out is not None:
         print(f"run directory: {_save(arguments.out, options, records)}")
     if failure is not None:

@@ -13,6 +13,7 @@ from profiler.errors import TargetError
 from profiler.load.declared import SECONDS, TEXT, add_options
 from profiler.load.options import GROUPS, LoadOptions, Size
 from profiler.strategies import parse_strategies
+from profiler.streams import write_json
 
 if TYPE_CHECKING:
     from profiler.commands import Commands
@@ -96,7 +97,7 @@ def main(arguments: argparse.Namespace) -> int:
             "headroom": answer.headroom,
             **orjson.loads(orjson.dumps(answer)),
         }
-        sys.stdout.write(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+        write_json(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     else:
         print(render(answer))
         if load.budget().limits or load.remote_targets(os.environ):

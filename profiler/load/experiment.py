@@ -28,6 +28,7 @@ from profiler.load.output import SETTLED
 from profiler.load.plan import blocks_for
 from profiler.rundir import Follower, Progress, RunDirectory
 from profiler.scenarios import load_scenario
+from profiler.streams import IN_CHILDREN
 
 PARENT_FD = "PROFILER_PARENT_FD"
 """Environment variable with the number of an inherited descriptor; it reads end-of-file when we are gone."""
@@ -184,13 +185,15 @@ def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess
     }
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment[PARENT_FD] = str(inherited)
+    environment |= IN_CHILDREN
     environment |= secrets_in_environment(options)
     process = subprocess.Popen(
         command_line(experiment, options),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=environment,
         pass_fds=(inherited,),
         start_new_session=True,

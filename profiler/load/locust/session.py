@@ -39,6 +39,7 @@ from profiler.load.output import Reporter
 from profiler.load.worker import Worker
 from profiler.redaction import guard_logs
 from profiler.report.text import one_line
+from profiler.streams import prepare_streams
 
 PULSE_SECONDS = 1.0
 
@@ -137,6 +138,7 @@ def install(events: Any) -> None:
     if id(events) in _installed:
         return
     _installed.add(id(events))
+    prepare_streams()
     use_native_locks()  # here and not with the bridge: gevent's locks of logging fail at an early exit too
     pipe = ForkPipe()
     read = False
