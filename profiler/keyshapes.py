@@ -41,7 +41,7 @@ _VALUE = r"""(?:[bu]? \\? (?: "(?P<double>[^"\r\n]*) | '(?P<single>[^'\r\n]*) )
 _PLAIN_WORD = re.compile(r"[A-Za-z][a-z]{0,14}|[A-Z]{1,15}|[a-z]{1,15}(?:_[a-z]{1,15}){1,4}")
 _IDENTIFIER = re.compile(r"[A-Za-z_][a-z_-]{0,60}")
 _NUMBER = re.compile(r"[-+]?[\d.,:]{1,40}(?:%|m?s)?")
-_MODEL_NAME = re.compile(r"[a-z]{1,8}(?:-(?:[a-z]{1,8}|v?\d{1,2}[a-z]?)){1,3}")
+_MODEL_NAME = re.compile(r"(?!(?:ant|or|proj|svcacct|admin|lf|test|live)-)[a-z]{1,8}(?:-(?:[a-z]{1,8}|v?\d{1,2}[a-z]?)){1,3}")
 _PUNCTUATION = ".,;:!?)]}\\"
 
 
