@@ -20,6 +20,7 @@ from profiler.commands.exits import DEFECT, EXIT_CODES
 from profiler.errors import Interrupted, ProfilerError, UsageError, did_you_mean
 from profiler.report.text import one_line
 from profiler.signals import signals
+from profiler.streams import prepare_streams
 
 MODULES = ("run", "compare", "tune", "without_load")
 """Modules of `profiler.commands`; each adds the command of its name, the last one all others."""
@@ -29,6 +30,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Wrong usage leaves by `SystemExit`, as argparse does."""
+    prepare_streams()
     with signals.raised():
         return signals.exit_code(_main(sys.argv[1:] if argv is None else argv))
 

@@ -13,8 +13,9 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
+from urllib.parse import quote
 
-REDACTED = "[redacted]"
+from profiler.keyshapes import REDACTED, hide_keys
 
 SHORTEST = 6
 """Characters of a secret: replacing shorter values would damage ordinary words."""
@@ -30,28 +31,24 @@ _kept: set[str] = set()
 Redact = Callable[[str], str]
 """Gets a whole text, returns the version of it that may be kept."""
 
-_SENSITIVE_HEADER = re.compile(r"authorization|cookie|key|token|secret|password|credential", re.I)
-_SENSITIVE_VARIABLE = re.compile(r"(_|^)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS|AUTH|HEADERS)(_|$)", re.I)
-_PATTERNS = (
-    re.compile(r"(?<=://)[^/@\s]+(?=@)"),
-    re.compile(r"(?i)(?<=bearer )[^\s\"',}]{6,}"),
-    re.compile(r"\bsk-[A-Za-z0-9_*-]{6,}"),
-    re.compile(r"(?i)(?<=[?&]key=)[^&\s\"']{6,}"),
-    re.compile(r"(?i)(?<=token=)[^&\s\"']{6,}"),
+_SENSITIVE_HEADER = re.compile(r"authorization|cookie|key|token|secret|password|credential|signature", re.I)
+_SENSITIVE_VARIABLE = re.compile(
+    r"(_|^)((API)?KEYS?|TOKENS?|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS|AUTH|COOKIES?|HEADERS)(_|$)",
+    re.I,
 )
 _NAMED = re.compile(r"[\w.-]+=.")
-_SCHEMES = ("bearer", "digest")
+_SCHEMES = ("bearer", "basic", "digest")
 _QUIET = ("openai", "anthropic", "httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")
 """Loggers whose lines below a warning hold headers and content of requests."""
 
 
 def scrub(text: str, secrets: Collection[str] = ()) -> str:
-    """The text without `secrets`, and without anything else that looks like a secret."""
+    """The text without `secrets`, and without anything else that looks like one (`profiler.keyshapes`)."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, REDACTED)
-    for pattern in _PATTERNS:
-        text = pattern.sub(REDACTED, text)
-    return text
+        if "%" in text:
+            text = text.replace(quote(secret, safe=""), REDACTED)
+    return hide_keys(text)
 
 
 def header_secrets(headers: Iterable[tuple[str, str]]) -> set[str]:

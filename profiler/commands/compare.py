@@ -15,6 +15,7 @@ from profiler.errors import ProfilerError, UsageError
 from profiler.load.declared import TEXT, add_options
 from profiler.load.options import GROUPS, LINGER_SECONDS, LoadOptions, Size
 from profiler.statistics.objectives import check_gates, parse_gates
+from profiler.streams import json_text
 
 if TYPE_CHECKING:
     from profiler.commands import Commands
@@ -134,7 +135,7 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
         for caveat in summary.warnings:
             if caveat.invalid:
                 print(caveat.sentence, file=sys.stderr, flush=True)
-        show(directory.summary_path.read_text())
+        show(json_text(directory.summary_path.read_bytes()))
     elif not show_as_asked(arguments, findings, f"report: {report}"):
         width = min(shutil.get_terminal_size().columns, 100)
         text = render_comparison(summary, run, width, use_color(sys.stdout, os.environ), path=str(path))
@@ -189,7 +190,7 @@ def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     findings = ci.of_run(run, summary, undecided_fails)
     write_junit(arguments, ci.junit(findings))
     if arguments.json:
-        show(orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+        show(json_text(orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)))
     elif not show_as_asked(arguments, findings):
         width = min(shutil.get_terminal_size().columns, 100)
         show(
@@ -227,7 +228,7 @@ def _two_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     findings = ci.of_two_runs(after.load(), found, outcomes, undecided_fails)
     write_junit(arguments, ci.junit(findings))
     if arguments.json:
-        show(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+        show(json_text(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)))
     elif not show_as_asked(arguments, findings):
         width = min(shutil.get_terminal_size().columns, 100)
         show(render_regression(found, outcomes, width, use_color(sys.stdout, os.environ)))

@@ -112,7 +112,6 @@ def main(arguments: argparse.Namespace) -> int:
     finally:
         emulators.stop()
     width = min(shutil.get_terminal_size().columns, 120)
-    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     for record in records:
         if record.answered and not record.good:
             print(f"the loop failed: {_why(record)}")
@@ -121,7 +120,7 @@ def main(arguments: argparse.Namespace) -> int:
             server_tools = sum(len(model.server_tools) for model in models)
             unreadable = sum(model.unreadable for model in models)
             print(no_tool_calls(1, server_tools, unreadable, "the model answered at once"))
-        print(render_timeline(record, width, use_color(sys.stdout, os.environ), unicode))
+        print(render_timeline(record, width, use_color(sys.stdout, os.environ)))
     if arguments.out is not None:
         print(f"run directory: {_save(arguments.out, options, records)}")
     internal = sum(record.error_type == INTERNAL for record in records)

@@ -22,6 +22,7 @@ from profiler.errors import ProfilerError, TargetError
 from profiler.load.declared import SECONDS, TEXT, add_options
 from profiler.load.options import GROUPS, LoadOptions, Size
 from profiler.strategies import parse_strategies
+from profiler.streams import json_text
 
 if TYPE_CHECKING:
     from profiler.commands import Commands
@@ -117,7 +118,7 @@ def main(arguments: argparse.Namespace) -> int:
             "headroom": answer.headroom,
             **orjson.loads(orjson.dumps(answer)),
         }
-        show(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+        show(json_text(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)))
     elif not show_as_asked(arguments, found):
         show(render(answer) + (f"\nspent: {answer.spent}\n" if spent else "\n"))
     ending = Ending(

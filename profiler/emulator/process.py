@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import IO
 
 from profiler.errors import TargetError, UsageError
+from profiler.streams import IN_CHILDREN
 
 _START_SECONDS = 20.0
 _STOP_SECONDS = 5.0
@@ -109,8 +110,9 @@ def start_emulator(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": python_path},
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, **IN_CHILDREN, "PYTHONPATH": python_path},
         start_new_session=True,  # an interrupt at the terminal is ours to handle, and to pass on
     )
     assert process.stdout is not None

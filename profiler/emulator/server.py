@@ -34,6 +34,7 @@ from profiler.errors import ProfilerError, UsageError
 from profiler.providers import DIALECTS
 from profiler.providers.endpoint import exposed
 from profiler.scenarios import Scenario, load_scenario
+from profiler.streams import prepare_streams
 
 _TEXT = b"content-type: text/plain; charset=utf-8\r\n"
 _METRICS = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
@@ -185,6 +186,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Run until SIGINT or SIGTERM; the exit code. Problems are one line on standard error."""
+    prepare_streams()
     try:
         return run(parser().parse_args())
     except ProfilerError as error:

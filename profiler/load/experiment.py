@@ -38,6 +38,7 @@ from profiler.redaction import describe
 from profiler.rundir import Follower, Incident, Progress, RunDirectory
 from profiler.scenarios import load_scenario
 from profiler.signals import DRAIN_SECONDS, ENDING
+from profiler.streams import IN_CHILDREN
 
 PARENT_FD = "PROFILER_PARENT_FD"
 """Environment variable with the number of an inherited descriptor; it reads end-of-file when we are gone."""
@@ -231,13 +232,14 @@ def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess
     }
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment[PARENT_FD] = str(inherited)
+    environment |= IN_CHILDREN
     environment |= secrets_in_environment(options)
     process = subprocess.Popen(
         command_line(experiment, options),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         env=environment,
         pass_fds=(inherited,),

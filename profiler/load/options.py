@@ -42,7 +42,7 @@ from profiler.load.endpoints import (
 )
 from profiler.load.plan import Arrivals
 from profiler.providers import DIALECTS, PROVIDERS
-from profiler.providers.endpoint import LOOPBACK, Endpoint, shown_url
+from profiler.providers.endpoint import LOOPBACK, Endpoint, check_trusted, shown_url
 from profiler.statistics.objectives import AbortRule, parse_objective
 from profiler.strategies import StrategySpec, parse_strategies
 
@@ -405,8 +405,9 @@ class LoadOptions(Options):
     def check_targets(self, environment: Mapping[str, str]) -> None:
         """Raises `UsageError` naming a target that is not this machine, without `--allow-remote`.
 
-        And for certificates that cannot be used.
+        And for certificates that cannot be used, those that the environment names included.
         """
+        check_trusted(environment)
         check_tls(self)
         for name, url in self.remote_targets(environment).items():
             if not self.allow_remote:

@@ -35,7 +35,7 @@ from profiler.loop.eventloop import unpatched
 from profiler.loop.lag import lag_sampler
 from profiler.loop.ledger import current_ledger
 from profiler.loop.recorder import Sink
-from profiler.providers.endpoint import Endpoint, scrape_host, shown_url
+from profiler.providers.endpoint import Endpoint, check_trusted, scrape_host, shown_url
 from profiler.records import LoopRecord, shifted
 from profiler.redaction import describe
 from profiler.rundir import Anchor
@@ -272,6 +272,7 @@ class Worker:
     def _prepare(self, message: Prepare) -> Ready:
         from profiler.scenarios.tools import use_tools_at
 
+        check_trusted(os.environ)  # this machine may be another one than the leader's
         options = message.options
         self._drain_seconds = options.drain_seconds
         remote = message.machine != machine_id()

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
@@ -83,6 +83,24 @@ class Tls:
             except (OSError, ValueError) as error:
                 raise UsageError(f"--client-cert {self.certificate}{key}: {_unread(error)}") from error
         return context
+
+
+def check_trusted(environment: Mapping[str, str]) -> None:
+    """Raises `UsageError` for certificates to trust that the environment names and that cannot be used.
+
+    The HTTP libraries read them for every client, also for one that will ask without TLS, and fail in words
+    that name no file. `SSL_CERT_DIR` counts where `SSL_CERT_FILE` is not set.
+    """
+    remedy = "name another, or unset it"
+    if file := environment.get("SSL_CERT_FILE"):
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"SSL_CERT_FILE {file}: {_unread(error)}: {remedy}") from error
+        return
+    directories = environment.get("SSL_CERT_DIR")
+    if directories and not any(os.path.isdir(part) for part in directories.split(os.pathsep)):
+        raise UsageError(f"SSL_CERT_DIR {directories}: no such directory: {remedy}")
 
 
 def _no_password() -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Literal, get_args
 
+from rich.cells import cell_len, set_cell_size
+
 from profiler.anatomy import loop_phases, model_queue_ns, phases, server_tool_runs, tool_phase
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 from profiler.report.text import clean, counted, duration, number, percent
@@ -17,15 +19,15 @@ from profiler.statistics.caveats import replied, watching
 
 Kind = Literal["model", "server_tools", "backoff", "wait", "run", "failed"]
 
-_STYLES: dict[Kind, tuple[str, str, str, str]] = {
-    "model": ("model", "▓", "=", "36"),
-    "server_tools": ("server tool", "▒", "+", "34"),
-    "backoff": ("backoff", "·", "~", "33"),
-    "wait": ("queued", "░", ".", "2"),
-    "run": ("running", "█", "#", "32"),
-    "failed": ("failed", "█", "x", "31"),
+_STYLES: dict[Kind, tuple[str, str, str]] = {
+    "model": ("model", "▓", "36"),
+    "server_tools": ("server tool", "▒", "34"),
+    "backoff": ("backoff", "·", "33"),
+    "wait": ("queued", "░", "2"),
+    "run": ("running", "█", "32"),
+    "failed": ("failed", "▚", "31"),
 }
-"""In the order of the legend: word, symbol, ASCII symbol, and the terminal's code for the colour."""
+"""In the order of the legend: word, symbol, and the terminal's code for the colour."""
 
 _NARROWEST_BAR = 10
 """Columns; where there is room for fewer, no bars are drawn."""
@@ -46,15 +48,14 @@ class _Row:
     note: str
 
 
-def render_timeline(record: LoopRecord, width: int = 80, color: bool = False, unicode: bool = True) -> str:
+def render_timeline(record: LoopRecord, width: int = 80, color: bool = False) -> str:
     """The timeline of one loop, at most `width` columns wide.
 
     The first three lines say in words where the time went, the largest part first. Then follow a row
-    per model request and tool call on one time axis, and the phases. Without `unicode` only ASCII is
-    written, whatever the names hold.
+    per model request and tool call on one time axis, and the phases.
     """
     width = max(width, 20)
-    lines = [*_headlines(record, width), "", *_chart(record, width, color, unicode), ""]
+    lines = [*_headlines(record, width), "", *_chart(record, width, color), ""]
     lines += _decomposition(record, width)
     models = [round_.model for round_ in record.rounds]
     timed = sum(len(server_tool_runs(model)) for model in models)
@@ -68,8 +69,7 @@ def render_timeline(record: LoopRecord, width: int = 80, color: bool = False, un
         ),
     ):
         lines += _wrap(caveat.sentence, width)
-    text = "\n".join(line.rstrip() for line in lines) + "\n"
-    return text if unicode else _ascii(text)
+    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def _headlines(record: LoopRecord, width: int) -> list[str]:
@@ -97,19 +97,18 @@ def _wrap(line: str, width: int) -> list[str]:
     )
 
 
-def _chart(record: LoopRecord, width: int, color: bool, unicode: bool) -> list[str]:
+def _chart(record: LoopRecord, width: int, color: bool) -> list[str]:
     rows = list(_rows(record))
     notes = max((len(row.note) for row in rows), default=0)
-    labels = min(max((len(row.label) for row in rows), default=0), max(8, width // 3))
+    labels = min(max((cell_len(row.label) for row in rows), default=0), max(8, width // 3))
     bar = width - labels - notes - 2
     if bar < _NARROWEST_BAR:
         return [f"{_fit(row.label, max(1, width - notes - 1))} {row.note:>{notes}}" for row in rows]
-    symbols = {kind: style[1 if unicode else 2] for kind, style in _STYLES.items()}
     lines = [f"{'':{labels}} {_axis(record.wall_ns / 1e9, bar)}"]
     for row in rows:
-        drawn = _draw(row.spans, record.started_ns, record.ended_ns, bar, symbols, color)
+        drawn = _draw(row.spans, record.started_ns, record.ended_ns, bar, color)
         lines.append(f"{_fit(row.label, labels)} {drawn} {row.note:>{notes}}")
-    lines += ["", *_wrap(_legend(rows, symbols), width)]
+    lines += ["", *_wrap(_legend(rows), width)]
     return lines
 
 
@@ -144,9 +143,7 @@ def _call_spans(call: ToolCall) -> Iterator[_Span]:
     yield _Span("run" if call.status == "ok" else "failed", call.started_ns, call.ended_ns)
 
 
-def _draw(
-    spans: tuple[_Span, ...], start: int, end: int, width: int, symbols: dict[Kind, str], color: bool
-) -> str:
+def _draw(spans: tuple[_Span, ...], start: int, end: int, width: int, color: bool) -> str:
     """The bar of one row; a later span covers an earlier one, and one that took any time gets a cell."""
     cells: list[Kind | None] = [None] * width
     scale = width / max(1, end - start)
@@ -161,8 +158,8 @@ def _draw(
             cells[cell] = span.kind
     drawn = []
     for kind, group in groupby(cells):
-        text = (symbols[kind] if kind else " ") * len(list(group))
-        drawn.append(f"\x1b[{_STYLES[kind][3]}m{text}\x1b[0m" if color and kind else text)
+        text = (_STYLES[kind][1] if kind else " ") * len(list(group))
+        drawn.append(f"\x1b[{_STYLES[kind][2]}m{text}\x1b[0m" if color and kind else text)
     return "".join(drawn)
 
 
@@ -178,9 +175,9 @@ def _axis(seconds: float, width: int) -> str:
     return line
 
 
-def _legend(rows: list[_Row], symbols: dict[Kind, str]) -> str:
+def _legend(rows: list[_Row]) -> str:
     shown = {span.kind for row in rows for span in row.spans if span.end > span.start}
-    return "   ".join(f"{symbols[kind]} {style[0]}" for kind, style in _STYLES.items() if kind in shown)
+    return "   ".join(f"{style[1]} {style[0]}" for kind, style in _STYLES.items() if kind in shown)
 
 
 def _decomposition(record: LoopRecord, width: int) -> list[str]:
@@ -209,12 +206,8 @@ def _decomposition(record: LoopRecord, width: int) -> list[str]:
 
 
 def _fit(text: str, width: int) -> str:
-    return f"{text:{width}}" if len(text) <= width else text[: width - 1] + "…"
-
-
-def _ascii(text: str) -> str:
-    replaced = text.replace("…", ".").replace("–", "-").replace("×", "x").replace("≥", ">=")
-    return replaced.encode("ascii", "backslashreplace").decode("ascii")
+    """The text in exactly so many columns; a character may take two, as Chinese ones do."""
+    return set_cell_size(text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…", width)
 
 
 # Why a loop took as long as it did: its wall time split by cause, the largest first.

@@ -324,11 +324,8 @@ def test_bars_show_wait_and_run_to_scale() -> None:
     assert len(second) - len(second.lstrip()) == len(first) - len(first.lstrip())
 
 
-def test_plain_terminals_get_ascii_and_narrow_ones_no_overrun() -> None:
+def test_narrow_terminals_get_no_overrun() -> None:
     record = dataclasses.replace(thirty_four_seconds(), strategy="größe")
-    text = render_timeline(record, 40, unicode=False)
-    assert text.isascii()
-    assert "..##" in text
     for width in (20, 24, 30, 40, 57, 80, 200):
         assert max(len(line) for line in render_timeline(record, width).splitlines()) <= width
 

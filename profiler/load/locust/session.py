@@ -43,6 +43,7 @@ from profiler.load.worker import Worker
 from profiler.redaction import guard_logs
 from profiler.report.text import one_line
 from profiler.signals import DRAIN_SECONDS
+from profiler.streams import prepare_streams
 
 PULSE_SECONDS = 1.0
 
@@ -178,6 +179,7 @@ def install(events: Any) -> None:
     if id(events) in _installed:
         return
     _installed.add(id(events))
+    prepare_streams()
     use_native_locks()  # here and not with the bridge: gevent's locks of logging fail at an early exit too
     pipe = ForkPipe()
     read = False
