@@ -10,7 +10,9 @@ from typing import Any
 
 import orjson
 
+from profiler.emulator.bodies import can_be_written
 from profiler.emulator.conversation import (
+    MENTIONED,
     ApiError,
     Carried,
     Conversation,
@@ -19,6 +21,7 @@ from profiler.emulator.conversation import (
     call_tokens,
     pieces,
     reasoning,
+    snippet,
     unnamed,
 )
 from profiler.emulator.draws import decode
@@ -99,6 +102,9 @@ def parse(body: dict[str, Any], store: Store, *, lenient: bool = False) -> Conve
     before = _FRESH if previous is None else store.get(previous)
     items = given if isinstance(given, list) else [{"role": "user", "content": given or ""}]
     state = _walk(items, before, lenient)
+    for key in ("instructions", "metadata", "temperature", "tool_choice", "top_p"):  # which the reply repeats
+        if isinstance(body.get(key), list | dict) and not can_be_written(body[key]):
+            raise ApiError(f"Invalid '{key}': nested too deeply.", param=key, code="invalid_value")
     stream, parallel = bool(flag(body, "stream")), flag(body, "parallel_tool_calls") is not False
     return Conversation(
         *(model, stream, True, offered, chosen, parallel),
@@ -189,15 +195,17 @@ def _all_answered(pending: dict[str, int]) -> None:
 def after(state: Carried, said: Said, tokens: int) -> Carried:
     """The state of a conversation once `said` is added to it; `tokens` are those of its request's own input.
 
-    Reasoning is not part of what the model reads again.
+    Reasoning is not part of what the model reads again. Of results only so much is kept as an answer shows: a
+    state may stay for long after its client has gone.
     """
+    results = tuple(snippet(one) if n < MENTIONED else "" for n, one in enumerate(state.results))
     ids = tuple(call.id or "" for call in said.calls)
     return Carried(
         state.turns + bool(ids),
         state.calls + len(ids),
         state.call_id or (ids[0] or unnamed(said.calls[0].name, said.calls[0].arguments) if ids else None),
         ids,
-        state.results,
+        results,
         tokens + said.output_tokens - said.reasoning_tokens,
     )
 

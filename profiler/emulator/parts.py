@@ -1,8 +1,8 @@
 """The parts of a compiled schema: each draws a value that satisfies it, in bounded work. Pure.
 
 Parts refer to each other, also in circles. `settle` finds for each the least work that a value of it takes;
-what needs itself without end has none. Drawing is free to be generous near the root, while there is work left;
-deeper, and without, it makes the least.
+what needs itself without end has none. Near the root, and while there is work left, drawing is free to make
+more; deeper, and without, it makes the least.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from profiler.emulator.words import WORDS
 from profiler.emulator.work import MOST_DEEP, MOST_WORK, TooMuch, Work
 
 DEPTH = 5
-"""Levels in which optional properties and items are made. Below them only what is required is, else a value of
-a schema that refers to itself would not end."""
+"""Levels in which optional properties and items are made. Below them only what is required is, else a value
+of a schema that refers to itself would not end."""
 
 _SMALL = 16
 """The work of a short value or key, about its characters."""
