@@ -22,6 +22,7 @@ from profiler.emulator.draws import Draws
 from profiler.emulator.parts import (
     Array,
     Leaf,
+    LongText,
     Maker,
     Matching,
     Object,
@@ -315,7 +316,7 @@ class _Compiler:
             make = lambda draws, n: named(draws)  # noqa: E731
         if shortest == 0 and longest is None:
             return Leaf(name, make)
-        return Leaf(name, _fitted(make, shortest, longest), 16 + shortest)
+        return LongText(name, _fitted(make, shortest, longest), 16 + shortest)
 
 
 def _non_empty(schema: Mapping[str, Any], keyword: str) -> list[Any]:

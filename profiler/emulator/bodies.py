@@ -24,7 +24,8 @@ def read_json(body: bytes) -> Any:
     if len(body) > MOST_VALUES and _marks(body) > MOST_VALUES:
         # Texts may be full of them: looked at without, unless that would take long too.
         texts, escapes = (body.count(b'"') - body.count(b'\\"')) // 2, body.count(b"\\")
-        if texts > 2 * MOST_VALUES or escapes > 10 * MOST_VALUES or _marks(_STRING.sub(b"", body)) > MOST_VALUES:
+        long = texts > 2 * MOST_VALUES or escapes > 10 * MOST_VALUES
+        if long or _marks(_STRING.sub(b"", body)) > MOST_VALUES:
             raise BodyError(f"the body holds more than {MOST_VALUES:,} values")
     return orjson.loads(body)
 

@@ -41,6 +41,10 @@ from profiler.emulator.openai_requests import (
 
 _dumps = orjson.dumps
 _ROLES = ("user", "assistant", "system", "developer")
+_REPEATED = ("instructions", "metadata", "temperature", "tool_choice", "top_p")
+"""The members of a request that its reply repeats as they came."""
+
+_NESTS = (list, dict)
 _FRESH = Carried(0, 0, None, (), (), 0)
 _INPUT_PARTS = frozenset({"input_text", "input_image", "input_file"})
 _OUTPUT_PARTS = frozenset({"output_text", "refusal"})
@@ -102,8 +106,8 @@ def parse(body: dict[str, Any], store: Store, *, lenient: bool = False) -> Conve
     before = _FRESH if previous is None else store.get(previous)
     items = given if isinstance(given, list) else [{"role": "user", "content": given or ""}]
     state = _walk(items, before, lenient)
-    for key in ("instructions", "metadata", "temperature", "tool_choice", "top_p"):  # which the reply repeats
-        if isinstance(body.get(key), list | dict) and not can_be_written(body[key]):
+    for key in _REPEATED:
+        if type(body.get(key)) in _NESTS and not can_be_written(body[key]):
             raise ApiError(f"Invalid '{key}': nested too deeply.", param=key, code="invalid_value")
     stream, parallel = bool(flag(body, "stream")), flag(body, "parallel_tool_calls") is not False
     return Conversation(
@@ -198,7 +202,9 @@ def after(state: Carried, said: Said, tokens: int) -> Carried:
     Reasoning is not part of what the model reads again. Of results only so much is kept as an answer shows: a
     state may stay for long after its client has gone.
     """
-    results = tuple(snippet(one) if n < MENTIONED else "" for n, one in enumerate(state.results))
+    results = state.results
+    if results:
+        results = (*map(snippet, results[:MENTIONED]), *("" for _ in results[MENTIONED:]))
     ids = tuple(call.id or "" for call in said.calls)
     return Carried(
         state.turns + bool(ids),

@@ -54,7 +54,7 @@ class Part:
 
 
 class Leaf(Part):
-    """A value that `make` makes. Only a long one is counted."""
+    """A short value that `make` makes."""
 
     __slots__ = ("_make",)
 
@@ -63,8 +63,16 @@ class Leaf(Part):
         self._make = make
 
     def draw(self, draws: Draws, n: int, depth: int, work: Work) -> Any:
-        if self.own > _SMALL:
-            work.left -= self.own
+        return self._make(draws, n)
+
+
+class LongText(Leaf):
+    """A text with a `minLength`."""
+
+    __slots__ = ()
+
+    def draw(self, draws: Draws, n: int, depth: int, work: Work) -> Any:
+        work.left -= self.own
         return self._make(draws, n)
 
 
@@ -187,14 +195,17 @@ class Object(Part):
 
     def draw(self, draws: Draws, n: int, depth: int, work: Work) -> dict[str, Any]:
         value: dict[str, Any] = {}
+        below = depth + 1
         for key, always, part, weight in self._members:
             if always or (depth < DEPTH and work.left > 0 and draws.random() < 0.5):
                 work.left -= weight
-                value[key] = part.draw(draws, n, depth + 1, work)
+                value[key] = part.draw(draws, n, below, work)
         for key in self._unnamed:
             work.left -= len(key) + _SMALL
             value[key] = draws.choice(WORDS)
-        fewest = max(1, self._fewest) if self._is_map and depth < DEPTH and work.left > 0 else self._fewest
+        fewest = self._fewest
+        if self._is_map and depth < DEPTH and work.left > 0:
+            fewest = max(1, fewest)
         if len(value) < fewest:
             self._fill(value, fewest, draws, n, depth, work)
         return value
