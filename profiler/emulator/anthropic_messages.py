@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from profiler.emulator.arguments import Allowance, Generator, compile_schema
+from profiler.emulator.bodies import can_be_written
 from profiler.emulator.conversation import (
     AUTO,
     NO_TOOLS,
@@ -310,7 +311,8 @@ def _uses(n: int, content: list[Any], seen: set[str], lenient: bool) -> tuple[li
                 raise _invalid(f"{place}.tool_use.input", "a valid dictionary")
             seen.add(ident)
             ids.append(ident)
-            first = first or ident or unnamed(block["name"], _dumps(given).decode())
+            if not first:
+                first = ident or _unnamed(block["name"], given)
         elif kind == "tool_result":
             raise ApiError(f"messages.{n}: `tool_result` blocks can only be in `user` messages")
         else:
@@ -320,11 +322,17 @@ def _uses(n: int, content: list[Any], seen: set[str], lenient: bool) -> tuple[li
     return ids, first or searched
 
 
+def _unnamed(name: str, given: object) -> str:
+    """What a call without an id is known by; what is nested too deeply to be written was never ours."""
+    return unnamed(name, _dumps(given).decode() if can_be_written(given) else None)
+
+
 def _results(
     n: int, content: list[Any], pending: list[str], results: list[Any], lenient: bool
 ) -> tuple[Counter[str], bool]:
     """The ids that user message `n` answers, and whether it holds nothing else; `results` grows."""
     answered: Counter[str] = Counter()
+    wanted = Counter(pending)
     only = True
     _check_content(f"messages.{n}.content", content, _USER_BLOCKS)
     for k, block in enumerate(content):
@@ -333,16 +341,16 @@ def _results(
             continue
         place = f"messages.{n}.content.{k}"
         ident = block.get("tool_use_id")
-        if lenient and "" in pending and (ident is None or ident not in pending):
+        if lenient and "" in wanted and (not isinstance(ident, str) or ident not in wanted):
             ident = ""
         if not isinstance(ident, str):
             raise _required(f"{place}.tool_result.tool_use_id")
-        if ident in answered and answered[ident] >= pending.count(ident):
+        if ident in answered and answered[ident] >= wanted[ident]:
             raise ApiError(
                 f"{place}: each tool_use must have a single result. "
                 f"Found multiple `tool_result` blocks with id: {ident}"
             )
-        if ident not in pending:
+        if ident not in wanted:
             raise ApiError(
                 f"{place}: unexpected `tool_use_id` found in `tool_result` blocks: {ident}. "
                 "Each `tool_result` block must have a corresponding `tool_use` block in the previous message."

@@ -6,7 +6,7 @@ const, properties, required, additionalProperties, items, prefixItems, the lengt
 keywords, multipleOf, uniqueItems, format, patterns, allOf, anyOf, oneOf, $ref into the same
 document, recursive ones included. Optional properties appear half of the time.
 
-A schema comes from whoever asks, so both compiling and drawing are bounded, in parts and in work; what asks for
+A schema comes from whoever asks, so compiling and drawing are bounded, in parts and in work; what asks for
 more is `TooMuch`.
 """
 
@@ -22,6 +22,7 @@ from profiler.emulator.draws import Draws
 from profiler.emulator.parts import (
     Array,
     Leaf,
+    LongText,
     Maker,
     Matching,
     Object,
@@ -48,8 +49,10 @@ _LEAST_INTEGER, _MOST_INTEGER = -(1 << 63), (1 << 63) - 1
 
 
 class Generator:
-    """Stream, dealt number → value. The number differs between the calls of a loop, so that two calls of a round
-    ask for two cities. What a value takes comes off `work`, with which values can share it."""
+    """Stream, dealt number → value. What a value takes comes off `work`, which several values may share.
+
+    The number differs between the calls of a loop, so that two calls of a round ask for two cities.
+    """
 
     __slots__ = ("_part",)
 
@@ -313,7 +316,7 @@ class _Compiler:
             make = lambda draws, n: named(draws)  # noqa: E731
         if shortest == 0 and longest is None:
             return Leaf(name, make)
-        return Leaf(name, _fitted(make, shortest, longest), 16 + shortest)
+        return LongText(name, _fitted(make, shortest, longest), 16 + shortest)
 
 
 def _non_empty(schema: Mapping[str, Any], keyword: str) -> list[Any]:

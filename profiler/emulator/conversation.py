@@ -204,7 +204,9 @@ def reasoning(said: Said) -> str:
     return (_THOUGHT * (size // len(_THOUGHT) + 1))[:size]
 
 
-_MENTIONED = 3
+MENTIONED = 3
+"""The results that an answer shows something of."""
+
 _WIDTH = 48
 
 
@@ -212,12 +214,13 @@ def answer(results: Sequence[Any]) -> str:
     """A short answer to a conversation whose tools returned `results` (texts or content blocks)."""
     if not results:
         return "There was nothing to look up, so this is the answer."
-    mentioned = "; ".join(_snippet(result) for result in results[:_MENTIONED])
-    more = f"; and {len(results) - _MENTIONED} more" if len(results) > _MENTIONED else ""
+    mentioned = "; ".join(snippet(result) for result in results[:MENTIONED])
+    more = f"; and {len(results) - MENTIONED} more" if len(results) > MENTIONED else ""
     return f"From {len(results)} results: {mentioned}{more}."
 
 
-def _snippet(result: Any) -> str:
+def snippet(result: Any) -> str:
+    """The beginning of a result as an answer shows it; that of a snippet is itself."""
     if isinstance(result, list):
         texts = [block.get("text") for block in result if isinstance(block, dict)]
         result = next((text for text in texts if isinstance(text, str)), "")
@@ -226,7 +229,7 @@ def _snippet(result: Any) -> str:
 
 
 def offer(tools: Mapping[str, Mapping[str, Any] | Generator]) -> Offered:
-    """The tools of these names, each with its JSON Schema (that may raise `SchemaError`), or that compiled."""
+    """The tools of these names, each with its JSON Schema (it may raise `SchemaError`) or that compiled."""
     names = tuple(sorted(tools))
     made = (tools[name] for name in names)
     return Offered(names, tuple(one if isinstance(one, Generator) else compile_schema(one) for one in made))

@@ -16,8 +16,10 @@ from typing import Any
 
 import orjson
 
+from profiler.emulator.bodies import can_be_written
 from profiler.emulator.conversation import ApiError, Event
 from profiler.emulator.openai_requests import envelope as openai_envelope
+from profiler.emulator.work import shown
 
 _SHORT = re.compile(r"[a-zA-Z0-9]{9}")
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -70,7 +72,8 @@ class Dialect:
             return ApiError(words, details={"details": [detail]})
         if self.name == "mistral":
             problem: dict[str, Any] = {"type": "extra_forbidden", "loc": ["body", field]}
-            problem |= {"msg": "Extra inputs are not permitted", "input": value}
+            problem |= {"msg": "Extra inputs are not permitted"}
+            problem |= {"input": value if can_be_written(value) else shown(value)}
             # The body holds what was sent; the words do not, since they are what a log shows.
             words = f"{field}: Extra inputs are not permitted"
             return ApiError(words, status=422, details={"message": {"detail": [problem]}})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import socket
 import struct
 import time
@@ -29,6 +30,7 @@ MAX_HEAD, MAX_BODY = 64 * 1024, 32 * 1024 * 1024
 
 MAX_PIPELINED = 32
 IDLE_SECONDS = 120
+_GONE = getattr(select, "POLLRDHUP", 0)  # where it does not exist the client is missed when its reply is due
 
 _JOINED = frozenset({b"host", b"origin", b"sec-fetch-site"})
 """Headers of which the last must not stand for all, since they say who asks."""
@@ -75,7 +77,8 @@ class HttpReply:
 class Exchange:
     """One request, and where its reply goes. `send` is called exactly once, now or later.
 
-    `on_gone` is called when the client goes away before the reply has ended.
+    The `body` is there while the application is called, and not later: replies may take long, and bodies are
+    large. `on_gone` is called when the client goes away before the reply has ended.
     """
 
     _connection: Connection
@@ -133,10 +136,16 @@ class Server:
         return self._date
 
     def sweep(self) -> None:
-        """Close connections that have been idle too long, or take too long to send a request."""
+        """Close connections that are idle too long, or take too long to send a request or to read a reply.
+
+        And those whose clients went away while we read nothing of them, which nobody else notices.
+        """
         limit = time.monotonic_ns() - IDLE_SECONDS * 1_000_000_000
-        for connection in [c for c in self.connections if c.idle_since(limit)]:
-            connection.close()
+        for connection in list(self.connections):
+            if connection.is_left() or connection.stuck_since(limit):
+                connection.abort()
+            elif connection.idle_since(limit):
+                connection.close()
 
     def close(self) -> None:
         for connection in list(self.connections):
@@ -170,6 +179,9 @@ class Connection(asyncio.Protocol):
         for exchange in self._queue:
             self._gone(exchange)
         self._queue.clear()
+        # Half a request may be large, and the parser knows us: a circle, which would keep it for a while.
+        self._begin()
+        del self._parser
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
@@ -193,7 +205,7 @@ class Connection(asyncio.Protocol):
         queue = self._queue
         if len(queue) == waiting:
             return
-        if len(queue) > MAX_PIPELINED and not self._reading_paused and self._transport is not None:
+        if not self._reading_paused and self._transport is not None and self._holds_more_than(1):
             self._reading_paused = True
             self._transport.pause_reading()
         if waiting == 0:
@@ -201,6 +213,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
+        self._last_ns = time.monotonic_ns()
 
     def resume_writing(self) -> None:
         self._paused = False
@@ -209,10 +222,13 @@ class Connection(asyncio.Protocol):
     # Callbacks of the parser
 
     def on_message_begin(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
-        self._body_size = self._head_size = 0
+        self._body: bytes | bytearray = b""
+        self._head_size = 0
         self._in_head = True
 
     def on_url(self, url: bytes) -> None:
@@ -245,14 +261,17 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        self._body_size += len(body)
-        if self._body_size > MAX_BODY:
+        if not self._body:
+            self._body = body
+            return
+        if len(self._body) + len(body) > MAX_BODY:
             self._stop_parsing(413)
-        self._body.append(body)
+        if isinstance(self._body, bytes):
+            self._body = bytearray(self._body)  # not a list of pieces: a piece of one byte takes 40
+        self._body += body
 
     def on_message_complete(self) -> None:
         path, mark, query = self._url.partition(b"?")
-        body = self._body
         parser = self._parser
         modern = parser.get_http_version() == "1.1"  # an HTTP/1.0 client gets one plain reply a connection
         if modern and b"host" not in self._headers:
@@ -264,13 +283,12 @@ class Connection(asyncio.Protocol):
                 path,
                 query if mark else None,
                 self._headers,
-                body[0] if len(body) == 1 else b"".join(body),
+                bytes(self._body),
                 modern and parser.should_keep_alive(),
                 modern,
             )
         )
-        self._in_head = True
-        self._head_size = 0
+        self._begin()
 
     def _stop_parsing(self, status: int) -> NoReturn:
         """Leave the parser, which any exception does; `data_received` refuses the request with `status`."""
@@ -296,6 +314,7 @@ class Connection(asyncio.Protocol):
                 )
             else:
                 self.abort()
+        exchange.body = b""
 
     def pump(self) -> None:
         """Write whatever is due of the reply at the head of the queue; arm the timer for what is not."""
@@ -377,7 +396,7 @@ class Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._proceed)
 
     def _proceed(self) -> None:
-        if self._reading_paused and len(self._queue) <= MAX_PIPELINED // 2 and self._transport is not None:
+        if self._reading_paused and self._transport is not None and not self._holds_more_than(0.5):
             self._reading_paused = False
             self._transport.resume_reading()
         if self._queue and self._transport is not None:
@@ -386,9 +405,17 @@ class Connection(asyncio.Protocol):
             else:
                 self.pump()
 
+    def _holds_more_than(self, share: float) -> bool:
+        """Whether more is waiting to be answered than this share of what may."""
+        queue = self._queue
+        if len(queue) > MAX_PIPELINED * share:
+            return True
+        return len(queue) > 1 and sum(len(exchange.body) for exchange in queue) > MAX_BODY * share
+
     def _refuse(self, status: int) -> None:
         """A request that cannot be read: answered in its turn, then the connection is closed."""
         self._closing = True
+        self._begin()  # of what was read of it nothing is needed
         reason = _STATUS_LINES[status][13:].decode().strip()
         self._server.refused(b"-", b"-", status, f"{reason}: the request cannot be read")
         exchange = Exchange(self, b"GET", b"", None, {}, b"", False, False)
@@ -407,6 +434,21 @@ class Connection(asyncio.Protocol):
 
     def idle_since(self, limit_ns: int) -> bool:
         return not self._queue and self._last_ns < limit_ns
+
+    def stuck_since(self, limit_ns: int) -> bool:
+        """Whether the client has read nothing since, of a reply or of the last one before the end."""
+        return (self._paused or (self._closing and not self._queue)) and self._last_ns < limit_ns
+
+    def is_left(self) -> bool:
+        """Whether the client went away while nothing is read of it: then the event loop does not see it."""
+        if not self._reading_paused or not _GONE or self._transport is None:
+            return False
+        raw = self._transport.get_extra_info("socket")
+        if raw is None:
+            return False
+        poll = select.poll()
+        poll.register(raw.fileno(), _GONE)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         self._closing = True

@@ -134,7 +134,7 @@ class Journal:
         shown = path.decode("latin-1")
         if shown.startswith("/tools/"):
             shown = "/".join(shown.split("/")[:3])  # what follows the tool's name is an argument
-        words = " ".join(reason.split())[:_MOST_WORDS]
+        words = " ".join(reason[: 4 * _MOST_WORDS].split())[:_MOST_WORDS]
         self._log(f"{method.decode('latin-1')} {shown} {status} {words}")
 
     def clear(self) -> None:

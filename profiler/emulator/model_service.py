@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from profiler.emulator import anthropic_messages, limits, openai_chat, openai_responses
+from profiler.emulator.bodies import BodyError, read_json
 from profiler.emulator.conversation import (
     ApiError,
     Conversation,
@@ -57,6 +58,9 @@ UNMATCHED = 1 << 62
 
 _ANSWER_TOKENS = 32
 """An answer takes as long as so many tokens, whatever its length."""
+
+_MOST_MODEL = 256
+"""Characters of a model's name, which each piece of a streamed reply repeats."""
 
 _MAX_KEYS = 10_000
 """The most entries that clients can add to a dictionary: quotas by API key, attempts by place."""
@@ -150,6 +154,8 @@ class ModelService:
             self._say(request, self._check(exchange, wire))
         except ApiError as error:
             self._refuse(request, error)
+        except RecursionError:  # a value of hundreds of levels, where a message would repeat it
+            self._refuse(request, ApiError("The request is nested too deeply."))
 
     def count_tokens(self, exchange: Exchange) -> None:
         """Anthropic's `/v1/messages/count_tokens`."""
@@ -221,12 +227,16 @@ class ModelService:
 
     def _check(self, exchange: Exchange, wire: Wire) -> Conversation:
         try:
-            body = orjson.loads(exchange.body)
+            body = read_json(exchange.body)
+        except BodyError as error:
+            raise ApiError(f"The request is too large: {error}.") from error
         except orjson.JSONDecodeError as error:
             raise _malformed(wire.provider, str(error)) from None
         if not isinstance(body, dict):
             raise _malformed(wire.provider, "expected an object")
         talk = wire.parse(body, exchange)
+        if len(talk.model) > _MOST_MODEL:
+            raise _long_model(wire.provider, len(talk.model))
         if self._models and talk.model not in self._models:
             raise _unknown_model(wire.name, talk.model)
         return talk
@@ -519,6 +529,17 @@ def _malformed(provider: str, problem: str) -> ApiError:
         " HTTP library correctly. The OpenAI API expects a JSON payload, but what was sent was not valid"
         " JSON. If you have trouble figuring out how to fix this, please contact us through our help center"
         " at help.openai.com.)"
+    )
+
+
+def _long_model(provider: str, length: int) -> ApiError:
+    if provider == "anthropic":
+        return ApiError(f"model: String should have at most {_MOST_MODEL} characters")
+    return ApiError(
+        f"Invalid 'model': string too long. Expected a string with maximum length {_MOST_MODEL}, but got a"
+        f" string with length {length} instead.",
+        param="model",
+        code="string_above_max_length",
     )
 
 

@@ -104,7 +104,7 @@ def _walk(messages: list[Any], lenient: bool) -> Progress:
     turns = calls = 0
     call_id: str | None = None
     results: list[Any] = []
-    pending: dict[str, list[int]] = {}  # ids of the last message's calls → the result of each, -1 without one
+    pending: dict[str, tuple[int, int]] = {}  # ids of the last message's calls → results left, the last one
     unanswered = 0
     for n, message in enumerate(messages):
         if not isinstance(message, dict):
@@ -122,17 +122,17 @@ def _walk(messages: list[Any], lenient: bool) -> Progress:
                 ident = ""
             if not isinstance(ident, str):
                 raise missing(f"messages.[{n}].tool_call_id")
-            answered = pending.get(ident, [])
-            if -1 not in answered:
+            left, last = pending.get(ident, (0, -1))
+            if not left:
                 raise ApiError(
                     f"Invalid parameter: 'tool_call_id' of '{ident}' not found in 'tool_calls' of previous"
                     " message."
-                    if not answered
+                    if last < 0
                     else f"Invalid parameter: Duplicate value for 'tool_call_id' of '{ident}', in"
-                    f" messages[{answered[-1]}] and messages[{n}].",
+                    f" messages[{last}] and messages[{n}].",
                     param=f"messages.[{n}].tool_call_id",
                 )
-            answered[answered.index(-1)] = n
+            pending[ident] = (left - 1, n)
             unanswered -= 1
             if content is None:
                 raise missing(f"messages.[{n}].content")
@@ -146,7 +146,7 @@ def _walk(messages: list[Any], lenient: bool) -> Progress:
         if role == "assistant":
             if made is not None:
                 pending, first = _made(made, n, lenient)
-                unanswered = sum(map(len, pending.values()))
+                unanswered = sum(left for left, _ in pending.values())
                 turns += 1
                 calls += unanswered
                 call_id = call_id or first
@@ -171,13 +171,16 @@ def _walk(messages: list[Any], lenient: bool) -> Progress:
     return turns, calls, call_id, results
 
 
-def _made(made: Any, n: int, lenient: bool) -> tuple[dict[str, list[int]], str]:
-    """The ids of the calls of assistant message `n`, without results; and what names the first call."""
+def _made(made: Any, n: int, lenient: bool) -> tuple[dict[str, tuple[int, int]], str]:
+    """The ids of the calls of assistant message `n`, without results; and what names the first call.
+
+    With each id come its calls that have no result yet, and the message of the last result, -1 for none.
+    """
     if made == []:
         raise empty_array(f"messages[{n}].tool_calls")
     if not isinstance(made, list):
         raise wrong_type(f"messages[{n}].tool_calls", "an array of objects", made)
-    pending: dict[str, list[int]] = {}
+    pending: dict[str, tuple[int, int]] = {}
     first = None
     for k, call in enumerate(made):
         if not isinstance(call, dict):
@@ -197,16 +200,14 @@ def _made(made: Any, n: int, lenient: bool) -> tuple[dict[str, list[int]], str]:
                 raise missing_or_wrong(
                     f"messages[{n}].tool_calls[{k}].function.{key}", "a string", function.get(key)
                 )
-        if lenient and ident in pending:
-            pending[ident].append(-1)
-        else:
-            pending[ident] = [-1]
+        before = pending[ident][0] if lenient and ident in pending else 0
+        pending[ident] = (before + 1, -1)
         first = first or ident or unnamed(function["name"], arguments)
     return pending, first or ""
 
 
-def _unanswered(pending: dict[str, list[int]], n: int) -> ApiError:
-    ids = ", ".join(ident for ident, answered in pending.items() if -1 in answered)
+def _unanswered(pending: dict[str, tuple[int, int]], n: int) -> ApiError:
+    ids = ", ".join(ident for ident, (left, _) in pending.items() if left)
     return ApiError(
         "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
         f"'tool_call_id'. The following tool_call_ids did not have response messages: {ids}",

@@ -12,7 +12,7 @@ import orjson
 from profiler.emulator.arguments import Allowance, Generator, compile_schema
 from profiler.emulator.conversation import AUTO, NO_TOOLS, ApiError, Choice, Offered, offer
 from profiler.emulator.offers import Offers
-from profiler.emulator.work import MOST_DEEP, SchemaError, TooMuch
+from profiler.emulator.work import MOST_DEEP, SchemaError, TooMuch, shown
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _TYPES = {
@@ -54,7 +54,8 @@ def missing_or_wrong(key: str, expected: str, value: object) -> ApiError:
 def unsupported(key: str, value: object, supported: str) -> ApiError:
     """The error for a parameter with a value that is not one of those `supported`."""
     return ApiError(
-        f"Invalid value: '{value}'. Supported values are: {supported}.",
+        f"Invalid value: '{value if isinstance(value, str) else shown(value)}'. Supported values are:"
+        f" {supported}.",
         param=key,
         code="invalid_value",
         log=f"Invalid value for '{key}'. Supported values are: {supported}.",

@@ -10,7 +10,9 @@ from typing import Any
 
 import orjson
 
+from profiler.emulator.bodies import can_be_written
 from profiler.emulator.conversation import (
+    MENTIONED,
     ApiError,
     Carried,
     Conversation,
@@ -19,6 +21,7 @@ from profiler.emulator.conversation import (
     call_tokens,
     pieces,
     reasoning,
+    snippet,
     unnamed,
 )
 from profiler.emulator.draws import decode
@@ -38,6 +41,10 @@ from profiler.emulator.openai_requests import (
 
 _dumps = orjson.dumps
 _ROLES = ("user", "assistant", "system", "developer")
+_REPEATED = ("instructions", "metadata", "temperature", "tool_choice", "top_p")
+"""The members of a request that its reply repeats as they came."""
+
+_NESTS = (list, dict)
 _FRESH = Carried(0, 0, None, (), (), 0)
 _INPUT_PARTS = frozenset({"input_text", "input_image", "input_file"})
 _OUTPUT_PARTS = frozenset({"output_text", "refusal"})
@@ -99,6 +106,9 @@ def parse(body: dict[str, Any], store: Store, *, lenient: bool = False) -> Conve
     before = _FRESH if previous is None else store.get(previous)
     items = given if isinstance(given, list) else [{"role": "user", "content": given or ""}]
     state = _walk(items, before, lenient)
+    for key in _REPEATED:
+        if type(body.get(key)) in _NESTS and not can_be_written(body[key]):
+            raise ApiError(f"Invalid '{key}': nested too deeply.", param=key, code="invalid_value")
     stream, parallel = bool(flag(body, "stream")), flag(body, "parallel_tool_calls") is not False
     return Conversation(
         *(model, stream, True, offered, chosen, parallel),
@@ -189,15 +199,19 @@ def _all_answered(pending: dict[str, int]) -> None:
 def after(state: Carried, said: Said, tokens: int) -> Carried:
     """The state of a conversation once `said` is added to it; `tokens` are those of its request's own input.
 
-    Reasoning is not part of what the model reads again.
+    Reasoning is not part of what the model reads again. Of results only so much is kept as an answer shows: a
+    state may stay for long after its client has gone.
     """
+    results = state.results
+    if results:
+        results = (*map(snippet, results[:MENTIONED]), *("" for _ in results[MENTIONED:]))
     ids = tuple(call.id or "" for call in said.calls)
     return Carried(
         state.turns + bool(ids),
         state.calls + len(ids),
         state.call_id or (ids[0] or unnamed(said.calls[0].name, said.calls[0].arguments) if ids else None),
         ids,
-        state.results,
+        results,
         tokens + said.output_tokens - said.reasoning_tokens,
     )
 

@@ -1,8 +1,8 @@
 """The parts of a compiled schema: each draws a value that satisfies it, in bounded work. Pure.
 
 Parts refer to each other, also in circles. `settle` finds for each the least work that a value of it takes;
-what needs itself without end has none. Drawing is free to be generous near the root, while there is work left;
-deeper, and without, it makes the least.
+what needs itself without end has none. Near the root, and while there is work left, drawing is free to make
+more; deeper, and without, it makes the least.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from profiler.emulator.words import WORDS
 from profiler.emulator.work import MOST_DEEP, MOST_WORK, TooMuch, Work
 
 DEPTH = 5
-"""Levels in which optional properties and items are made. Below them only what is required is, else a value of
-a schema that refers to itself would not end."""
+"""Levels in which optional properties and items are made. Below them only what is required is, else a value
+of a schema that refers to itself would not end."""
 
 _SMALL = 16
 """The work of a short value or key, about its characters."""
@@ -54,7 +54,7 @@ class Part:
 
 
 class Leaf(Part):
-    """A value that `make` makes. Only a long one is counted."""
+    """A short value that `make` makes."""
 
     __slots__ = ("_make",)
 
@@ -63,8 +63,16 @@ class Leaf(Part):
         self._make = make
 
     def draw(self, draws: Draws, n: int, depth: int, work: Work) -> Any:
-        if self.own > _SMALL:
-            work.left -= self.own
+        return self._make(draws, n)
+
+
+class LongText(Leaf):
+    """A text with a `minLength`."""
+
+    __slots__ = ()
+
+    def draw(self, draws: Draws, n: int, depth: int, work: Work) -> Any:
+        work.left -= self.own
         return self._make(draws, n)
 
 
@@ -187,14 +195,17 @@ class Object(Part):
 
     def draw(self, draws: Draws, n: int, depth: int, work: Work) -> dict[str, Any]:
         value: dict[str, Any] = {}
+        below = depth + 1
         for key, always, part, weight in self._members:
             if always or (depth < DEPTH and work.left > 0 and draws.random() < 0.5):
                 work.left -= weight
-                value[key] = part.draw(draws, n, depth + 1, work)
+                value[key] = part.draw(draws, n, below, work)
         for key in self._unnamed:
             work.left -= len(key) + _SMALL
             value[key] = draws.choice(WORDS)
-        fewest = max(1, self._fewest) if self._is_map and depth < DEPTH and work.left > 0 else self._fewest
+        fewest = self._fewest
+        if self._is_map and depth < DEPTH and work.left > 0:
+            fewest = max(1, fewest)
         if len(value) < fewest:
             self._fill(value, fewest, draws, n, depth, work)
         return value

@@ -27,6 +27,9 @@ _CONTEXT, _CACHED, _WRITTEN, _REASONING = range(1 << 20, (1 << 20) + 4)
 _WORK_OF_A_CALL = 1_000
 """The work that each further call of a reply may add to that of one, on average."""
 
+_MOST_OVERDRAWN = 200_000
+"""The work that is required beyond that, at most."""
+
 
 class PlannedCall(NamedTuple):
     """A call of the tape: its place, tool and arguments (JSON text)."""
@@ -126,8 +129,7 @@ class Tape:
         if choice.names:
             allowed = frozenset(choice.names)
             indices = tuple(n for n in indices if names[n] in allowed)
-        most = MOST_WORK + _WORK_OF_A_CALL * len(places)
-        work = Work(most)
+        work = Work(MOST_WORK + _WORK_OF_A_CALL * len(places))
         loop = places[0].loop
         stream = self._key(loop, _CALLS)
         deal = self._key(loop, _DEAL)
@@ -137,10 +139,10 @@ class Tape:
             index = indices[draws.below(len(indices))]
             # Dealt numbers differ within a loop of ordinary size, so no city is asked for twice.
             value = generators[index](draws, deal + (place.round * 16 + place.call) * 7, work)
-            if work.left < -most:
+            if work.left < -_MOST_OVERDRAWN:
                 raise ApiError(
                     f"The schema of tool '{names[index]}' is too large for the {len(places)} calls of this"
-                    f" reply: their arguments take more than {2 * most:,} characters or steps.",
+                    f" reply: their arguments take more than {_MOST_OVERDRAWN:,} characters or steps.",
                     param="tools",
                 )
             planned.append(PlannedCall(place, names[index], orjson.dumps(value).decode()))

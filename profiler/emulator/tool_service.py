@@ -11,6 +11,7 @@ from urllib.parse import unquote, unquote_plus
 
 import orjson
 
+from profiler.emulator.bodies import BodyError, can_be_written, read_json
 from profiler.emulator.conversation import ApiError
 from profiler.emulator.draws import Draws, Place, key
 from profiler.emulator.http1 import Exchange, HttpReply
@@ -55,11 +56,17 @@ class ToolService:
         arguments: dict[str, Any] = dict(query_arguments(exchange.query))
         if exchange.method == b"POST":
             try:
-                body = orjson.loads(exchange.body) if exchange.body else {}
+                body = read_json(exchange.body) if exchange.body else {}
+            except BodyError as problem:
+                error(self._journal, exchange, 400, str(problem))
+                return
             except orjson.JSONDecodeError:
                 body = None
             if not isinstance(body, dict):
                 error(self._journal, exchange, 400, "the body is not a JSON object")
+                return
+            if not can_be_written(body):
+                error(self._journal, exchange, 400, "the body is nested too deeply")
                 return
             arguments |= body
         elif exchange.method not in (b"GET", b"HEAD"):
@@ -224,6 +231,7 @@ def error(journal: Journal, exchange: Exchange, status: int, message: str, log: 
 
 _SKIES = (("Sunny", "113"), ("Partly cloudy", "116"), ("Cloudy", "119"), ("Overcast", "122"), ("Mist", "143"),
           ("Light rain", "296"), ("Moderate rain", "302"), ("Light snow", "326"))  # fmt: skip
+_MOST_CITY = 100
 _WINDS = ("N", "NNE", "NE", "E", "ESE", "SE", "S", "SSW", "SW", "W", "WNW", "NW")
 
 
@@ -243,10 +251,12 @@ def query_arguments(query: bytes | None) -> dict[str, str]:
 
 def respond(name: str, path: str, arguments: Mapping[str, Any]) -> bytes:
     """The JSON body of tool `name` at `path` for `arguments`."""
+    city = str(arguments.get("city", "Paris"))
+    # What is remembered of a long one would be most of a body.
     if path == "/tools/weather":
-        return weather(str(arguments.get("city", "Paris")))
+        return weather(city) if len(city) <= _MOST_CITY else weather.__wrapped__(city)
     if path == "/tools/population":
-        return population(str(arguments.get("city", "Paris")))
+        return population(city) if len(city) <= _MOST_CITY else population.__wrapped__(city)
     return generic(name, arguments)
 
 
