@@ -165,7 +165,10 @@ def judge_end(incidents: Sequence[Incident]) -> Outcome:
 
 def judge_objective(spec: str, strategies: Sequence[StrategySummary], several_loads: bool = False) -> Outcome:
     """Whether any strategy meets the objective; of several loads these are those under the lowest one."""
-    at = f" at {strategies[0].users} agents" if several_loads and strategies else ""
+    at = ""
+    if several_loads and strategies:
+        users = strategies[0].users
+        at = f" at {users} agent{'' if users == 1 else 's'}"
     found = [(one.strategy, one.objective_met, one.objective_missed) for one in strategies]
     return objective_outcome(spec, found, at)
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from profiler.cli import main
+from profiler.errors import TargetError
 from profiler.load import experiment
 from profiler.load.experiment import Experiment
-from profiler.records import encode
-from profiler.rundir import ClientHealth, Incident, RunDirectory
+from profiler.records import INTERNAL, encode
+from profiler.rundir import ClientHealth, Incident, IncidentKind, RunDirectory
 from tests.unit.statistics_data import loop, run, trial
 
 
@@ -225,3 +230,243 @@ def test_target_elsewhere_needs_to_be_meant_before_anything_is_asked(
     said = capsys.readouterr().err
     assert "needs --allow-remote" in said
     assert "plan:" not in said
+
+
+GATES = ["--fail-on", "p50 > 1s, errors > 50%", "--fail-on", "gathered: goodput < 1/s"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (GATES, 0, "gathered: p50 > 1s passed: p50 0.204 s ["),
+        (["--fail-on", "p50 > 50ms"], 1, "gathered: p50 > 50ms failed: p50 0.204 s ["),
+        (["--fail-on", "errors > 1%"], 0, "gathered: errors > 1%: not decided: errors 0 % [0, 2]."),
+        (["--fail-on", "errors > 1%", "--undecided", "pass"], 0, "not decided"),
+        (["--fail-on", "errors > 1%", "--undecided", "fail"], 1, "not decided"),
+        (
+            ["--slo", "p95<50ms,errors<1%"],
+            1,
+            "objective p95<50ms,errors<1% failed: nothing meets it (gathered: p95 ",
+        ),
+        (["--slo", "p95<2s"], 0, "objective p95<2s: met by gathered"),
+    ],
+)
+def test_one_run_is_judged_when_it_ends_and_when_it_was_recorded(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    said: str,
+) -> None:
+    slo = arguments[1] if arguments[0] == "--slo" else None
+    path = record(tmp_path, 100, [(0, 0)], slo=slo)
+    monkeypatch.setattr(experiment, "run_experiment", lambda *_, **__: path)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((100, 24)))
+    running = ["compare", "--quiet", "--strategy", "gathered", *arguments]
+    for command in (running, ["compare", str(path), *arguments]):
+        assert main(command) == code
+        assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_objective_that_a_run_was_recorded_with_is_judged_where_it_is_asked_again(tmp_path: Path) -> None:
+    path = str(record(tmp_path, 100, [(0, 0)], slo="p95<50ms"))
+    assert main(["compare", path, "--fail-on", "p50 > 1s"]) == 0
+    assert main(["compare", path, "--fail-on", "p50 > 1s", "--slo", "p95<50ms"]) == 1
+    other = str(record(tmp_path, 100, [(0, 0)], slo="p95<50ms"))
+    assert main(["compare", path, other]) == 0
+    assert main(["compare", path, other, "--slo", "p95<50ms"]) == 1
+
+
+def test_gates_of_two_runs_may_hold_the_second_against_a_bound(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = record(tmp_path, 300), record(tmp_path, 100)
+    gates = ["--fail-on", "p50 > +5%, p50 > 150ms", "--fail-on", "gathered: p50 > 50ms"]
+    assert main(["compare", str(before), str(after), *gates, "--format", "github"]) == 1
+    lines = [line.partition("title=profiler::")[2] for line in capsys.readouterr().out.splitlines()]
+    assert [line.split(": p50 0.102")[0] for line in lines if line.startswith(f"{after.name}: ")] == [
+        f"{after.name}: gathered: p50 > 150ms passed",
+        f"{after.name}: gathered: p50 > 50ms failed",
+    ]
+    assert main(["compare", str(before), str(after), "--fail-on", "sequential: p50 > +5%"]) == 2
+    assert "no strategy 'sequential' here: expected one of gathered" in capsys.readouterr().err
+
+
+def test_junit_and_markdown_of_one_run_are_what_the_exit_code_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, file = record(tmp_path, 100, [(0, 0)]), tmp_path / "junit.xml"
+    command = ["compare", str(path), *GATES, "--fail-on", "p50 > 50ms", "--junit", str(file)]
+    assert main([*command, "--format", "markdown"]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("### profiler compare: cities: failed\n")
+    root = ElementTree.parse(file).getroot()
+    assert [root.attrib[name] for name in ("tests", "failures", "errors", "skipped")] == ["6", "1", "0", "0"]
+    names = [case.attrib["name"] for case in root.iter("testcase")]
+    assert names[2:] == [
+        f"gathered: {gate}" for gate in ("p50 > 1s", "errors > 50%", "goodput < 1/s", "p50 > 50ms")
+    ]
+    assert all(f"| {name} | " in out for name in names[2:] if "<" not in name)
+    assert main([*command, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)["outcomes"]
+    assert [one["result"] for one in found] == [*["passed"] * 5, "failed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--fail-on", "p95 > +5%"], "a change is between two recorded runs"),
+        (["--fail-on", "semaphore:9: p95 > 2s"], "no strategy 'semaphore:9' here"),
+        (["--fail-on", "p95 > 2"], "expected something like 'p95 > 2s'"),
+        (["--undecided", "fail"], "--undecided is about gates"),
+        (["--allow-different"], "--allow-different is for two recorded runs"),
+        (["--junit", "none/junit.xml"], "--junit none/junit.xml: cannot be written: No such file"),
+        (["--junit", "."], "--junit .: cannot be written: Is a directory"),
+        (["--json", "--format", "markdown"], "--json and --format markdown: standard output can hold one"),
+    ],
+)
+def test_what_cannot_be_judged_or_written_is_refused_before_anything_runs(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started: list[bool] = []
+    monkeypatch.setattr(experiment, "run_experiment", lambda *_, **__: started.append(True))
+    assert main(["compare", "--quiet", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert started == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_junit_file_is_not_made_before_there_is_something_to_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "junit.xml"
+
+    def unreachable(*_: Any, **__: Any) -> Path:
+        assert not file.exists()
+        raise TargetError("the target refused us")
+
+    monkeypatch.setattr(experiment, "run_experiment", unreachable)
+    assert main(["compare", "--quiet", "--junit", str(file)]) == 3
+    assert capsys.readouterr().err == "profiler: the target refused us\n"
+    (error,) = ElementTree.parse(file).getroot().iter("error")
+    assert error.attrib["message"] == "the target refused us"
+
+
+def spoilt(path: Path, error_type: str, every: int = 1) -> Path:
+    """The run with every n-th loop ended by this error."""
+    file = RunDirectory(path).records_path
+    lines = [json.loads(line) for line in file.read_bytes().splitlines()]
+    for line in lines[::every]:
+        line |= {"status": "error", "error_type": error_type}
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(None, 70), ("the target went away; what was measured is kept", 70)]
+)
+def test_loop_that_a_defect_of_ours_ended_is_said_beside_a_complete_report(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: str | None,
+    code: int,
+) -> None:
+    path = spoilt(record(tmp_path, 100, [(0, 0)], incidents=(Incident("terminated"),)), INTERNAL, every=50)
+
+    def instead(*_: Any, **__: Any) -> Path:
+        if error is None:
+            return path
+        failure = TargetError(error)
+        failure.run_directory = str(path)
+        raise failure
+
+    monkeypatch.setattr(experiment, "run_experiment", instead)
+    assert main(["compare", "--quiet"]) == code
+    said = capsys.readouterr()
+    words = " ".join(said.out.split())
+    assert (
+        "note: 3 loops ended by a defect of the profiler (internal) and count as failed; please report"
+        in words
+    )
+    assert (path / "report.html").stat().st_size > 10_000
+    assert said.err.splitlines() == [
+        *([] if error is None else [f"profiler: {error}; see {path}"]),
+        "profiler: 3 loops ended by a defect of the profiler (internal): please report it with what --debug "
+        f"shows; the records are in {path}",
+    ]
+    for recorded in ([str(path), "--fail-on", "p50 > 1s"], [str(path), str(path)]):
+        assert main(["compare", *recorded]) == 70
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("terminated", 143), ("interrupted", 130), ("aborted", 1), ("limited", 1), ("settled", 0)],
+)
+def test_exit_code_says_how_the_run_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: IncidentKind, code: int
+) -> None:
+    path = record(tmp_path, 100, [(0, 0)], incidents=(Incident(kind),))
+    monkeypatch.setattr(experiment, "run_experiment", lambda *_, **__: path)
+    assert main(["compare", "--quiet"]) == code
+    # Of a run that was recorded the gates decide: how it ended was said then, and is a note now.
+    assert main(["compare", str(path), "--fail-on", "p50 > 1s"]) == 0
+
+
+def test_target_that_never_answered_has_its_own_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = spoilt(record(tmp_path, 100), "timeout")
+    file = RunDirectory(path).records_path
+    silent = {"started_ns": 0, "ended_ns": 1, "error_type": "timeout"}
+    lines = [json.loads(line) for line in file.read_bytes().splitlines()]
+    for line in lines:
+        line["rounds"][0]["model"] |= {"status": "error", "error_type": "timeout", "attempts": [silent] * 2}
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(experiment, "run_experiment", lambda *_, **__: path)
+    assert main(["compare", "--quiet"]) == 3
+    said = capsys.readouterr()
+    assert said.out.startswith("every loop failed (150 of gathered): timeout 150.\n")
+    assert said.err == "profiler: the target never answered: nothing came back to any request\n"
+    # One status, if only of a refusal, and it did.
+    lines[0]["rounds"][0]["model"]["attempts"][0]["status"] = 500
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["compare", "--quiet"]) == 1
+
+
+@pytest.mark.parametrize("nothing", ["no records", "no turn", "no loop in a block"])
+def test_run_in_which_nothing_was_measured_does_not_pass(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, nothing: str
+) -> None:
+    path = record(tmp_path, 100, [(0, 0)])
+    file = RunDirectory(path).records_path
+    if nothing == "no turn":
+        RunDirectory(path).save(run([], strategies=("gathered",)))
+    if nothing == "no records":
+        file.write_bytes(b"")
+    if nothing == "no loop in a block":
+        late = [encode(loop(block * 10_000 + 7000, 50, [(0, 0)], trial=block)) for block in range(5)]
+        file.write_bytes(b"\n".join([*late, b""]))
+    monkeypatch.setattr(experiment, "run_experiment", lambda *_, **__: path)
+    assert main(["compare", "--quiet", "--allow-saturated"]) == 1
+    assert capsys.readouterr().out.startswith("nothing was measured: no ")
+    assert main(["compare", str(path), "--fail-on", "p95 > 2s"]) in (1, 2)
+
+
+def test_reader_that_has_gone_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    """As `| head -1` does, once the pipe is full."""
+    path = record(tmp_path, 100, [(0, 0)])
+    command = [sys.executable, "-m", "profiler", "compare", str(path), "--fail-on", "p50 > 50ms"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")

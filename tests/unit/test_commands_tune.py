@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from profiler.cli import main
 from profiler.load.estimate import estimate_load
 from profiler.load.options import LoadOptions
+from profiler.rundir import RunDirectory
 from profiler.scenarios import load_scenario
+from profiler.statistics.gates import Outcome, objective_outcome
 from profiler.strategies import parse_strategies
 from profiler.tune import search as driver
-from profiler.tune.search import Search
+from profiler.tune.candidates import Candidate
+from profiler.tune.search import Search, Stage, Tuner
 from tests.unit.tune_data import answer, scored
 
 
@@ -108,3 +114,96 @@ def test_exit_code_is_that_of_the_settings_own_figures(
     said = "invalid: this client is saturated under gathered"
     monkeypatch.setattr(driver, "tune", lambda *_: answer(found, found, invalid=(said,), valid=valid))
     assert main(["tune", "--quiet", *options]) == code
+
+
+SLO = "p95<2s,errors<1%"
+
+
+def meeting(spec: str, met: bool) -> Candidate:
+    return replace(scored(spec, 5.0), objective_met=met, objective_missed=() if met else ("p95 2.31 s",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said", "err"),
+    [
+        ({}, 0, "", ""),
+        (
+            {"slo": objective_outcome(SLO, [("semaphore:8", False, ("p95 2.31 s",))])},
+            1,
+            f"objective {SLO} failed: nothing meets it (semaphore:8: p95 2.31 s).",
+            "",
+        ),
+        (
+            {
+                "slo": objective_outcome(
+                    SLO, [("gathered", False, ("errors 4 %",)), ("semaphore:8", True, ())]
+                )
+            },
+            0,
+            f"objective {SLO} passed: met by semaphore:8.",
+            "",
+        ),
+        (
+            {"nothing": "every loop failed (9 of gathered): timeout 9", "unanswered": True},
+            3,
+            "every loop failed (9 of gathered): timeout 9.",
+            "the target never answered",
+        ),
+        ({"nothing": "every loop failed (9 of gathered): http_500 9"}, 1, "http_500 9.", ""),
+        ({"internal": 2, "stopped": "gone", "failed": True}, 70, "gone.", "2 loops ended by a defect"),
+    ],
+)
+def test_tune_exits_with_what_was_asked_of_it_and_says_so(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    code: int,
+    said: str,
+    err: str,
+) -> None:
+    found = [scored("semaphore:8", 5.0), scored("gathered", 2.0)]
+    monkeypatch.setattr(driver, "tune", lambda *_: answer(found, found, **changes))
+    file = tmp_path / "junit.xml"
+    assert main(["tune", "--quiet", "--slo", SLO, "--junit", str(file)]) == code
+    printed = capsys.readouterr()
+    assert said in printed.out
+    assert err in printed.err
+    assert bool(err) == bool(printed.err)
+    root = ElementTree.parse(file).getroot()
+    failing = {"nothing", "stopped"} & set(changes) or (code == 1)
+    assert (root.attrib["failures"] != "0") is bool(failing)
+
+
+def test_tune_in_markdown_has_its_sentence_and_the_settings_of_the_last_stage(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = [scored("semaphore:8", 5.0), scored("gathered", 2.0)]
+    monkeypatch.setattr(driver, "tune", lambda *_: answer(found, found))
+    assert main(["tune", "--quiet", "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("### profiler tune: cities: passed\n\nsemaphore:8, shared: goodput 5/s ")
+    assert "| semaphore:8 | 5/s \\[4.75, 5.25\\] | 1 s | 0 % |" in text
+    with pytest.raises(SystemExit) as left:
+        main(["tune", "--fail-on", "p95 > 2s"])
+    assert left.value.code == 2
+    assert "unknown argument '--fail-on' (an option of compare)" in capsys.readouterr().err
+    assert main(["tune", "--junit", str(tmp_path)]) == 2
+
+
+def test_search_judges_the_objective_by_the_last_measurement_of_each_setting() -> None:
+    def judged(*stages: list[Candidate], slo: str | None = SLO) -> Outcome | None:
+        tuner = Tuner(Search(LoadOptions(slo=slo), 8), lambda _: None)
+        tuner._stages = [Stage((), found, RunDirectory(Path())) for found in stages]
+        return tuner._judged_objective()
+
+    assert judged([meeting("gathered", True)], slo=None) is None
+    first, last = [meeting("gathered", True), meeting("semaphore:4", False)], [meeting("gathered", False)]
+    outcome = judged(first, last)
+    assert outcome is not None
+    assert outcome.sentence == (
+        f"objective {SLO} failed: nothing meets it (gathered: p95 2.31 s; semaphore:4: p95 2.31 s)."
+    )
+    outcome = judged(last, first)
+    assert outcome is not None
+    assert outcome.holds is True
