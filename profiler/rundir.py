@@ -526,6 +526,8 @@ def appended(path: Path, offset: int, most: int = -1) -> tuple[list[bytes], int]
             data = file.read(most)
             if b"\n" not in data:
                 data += file.readline()
+    except FileNotFoundError:
+        return [], 0
     except OSError:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]

@@ -6,17 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from profiler.errors import ProfilerError, TargetError, UsageError
+from profiler.errors import ProfilerError, RecordError, TargetError, UsageError
 from profiler.load import experiment
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
-from profiler.rundir import RunDirectory
+from profiler.load.output import SETTLED
+from profiler.rundir import Progress, RunDirectory, encode_progress
 from profiler.strategies import parse_strategies
 from tests.integration.locust_process import MARK, ROOT, Locust, check_trials, locust, wait_until
 
@@ -77,6 +79,37 @@ def test_what_cannot_be_is_said_before_anything_starts(tmp_path: Path) -> None:
 def test_a_target_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="openai"):
         run_experiment(Experiment(options(tmp_path, base_url="http://127.0.0.1:9"), users=1, seconds=1))
+
+
+def test_nothing_that_fails_at_a_look_at_the_run_stops_the_next_look_or_the_early_end(tmp_path: Path) -> None:
+    """The view's stream is gone, a record is half written, the run is unreadable for a moment."""
+    (tmp_path / "records.jsonl").touch()
+    with open(tmp_path / "progress.jsonl", "wb") as file:
+        for block in (1, 2, 3, 4):
+            file.write(encode_progress(Progress(1.0 + block, "measuring", block=block)))
+            file.write(b"no progress\n")
+    looks: list[int] = []
+    said: list[str] = []
+
+    def watch(progress: Progress) -> None:
+        looks.append(progress.block)
+        raise BrokenPipeError("the terminal is gone")
+
+    def enough(directory: RunDirectory) -> bool:
+        if looks[-1] == 2:
+            raise RecordError("records.jsonl:7: not a loop record")
+        return looks[-1] == 3
+
+    over = threading.Event()
+    over.set()
+    experiment._follow(RunDirectory(tmp_path), watch, enough, over, said.append)
+    assert looks == [1, 2, 3, 4]
+    assert (tmp_path / SETTLED).exists()
+    assert said == [
+        "the live view failed, and is tried again: BrokenPipeError: the terminal is gone",
+        "the look at whether this is enough failed, and is tried again: "
+        "RecordError: records.jsonl:7: not a loop record",
+    ]
 
 
 def test_an_interrupt_while_locust_is_still_importing_is_an_interrupt() -> None:

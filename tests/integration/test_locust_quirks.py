@@ -136,6 +136,56 @@ beating.join(0.05)
 print([(node.id, node.state) for node in master.clients.all], beating.dead)
 """
 
+LOST = """
+import types
+from locust import User, dispatch, runners
+from profiler.load.locust.quirks import LostWorkers
+
+class Agent(User):
+    pass
+
+heard, started = [], []
+
+class Master(types.SimpleNamespace):
+    @property
+    def worker_count(self):
+        return len(self.clients.running)
+
+    def start(self, users, rate):
+        started.append((users, rate))
+        self._users_dispatcher.new_dispatch(users, rate)
+        for self.shares in self._users_dispatcher:
+            pass
+
+def message(kind):
+    return types.SimpleNamespace(type=kind)
+
+nodes = runners.WorkerNodes()
+for name in "abc":
+    nodes[name] = runners.WorkerNode(name, state="running")
+dispatcher = dispatch.UsersDispatcher(nodes.running, [Agent])
+master = Master(clients=nodes, _users_dispatcher=None, state="running", spawning_completed=True)
+master.__dict__.update(target_user_count=6, spawn_rate=6.0, shares={})
+master.handle_message = lambda client_id, message: heard.append((client_id, message.type))
+lost = LostWorkers(master)
+nodes["a"].state = "missing"
+master.handle_message("a", message("heartbeat"))  # no test, and no users: it may come back
+nodes["a"].state = "running"
+master._users_dispatcher = dispatcher
+master.start(6, 6.0)
+nodes["a"].state = "missing"
+dispatcher.remove_worker(nodes["a"])
+for kind in ("heartbeat", "stats", "spawning", "client_ready", "toolcall_beat", "quit"):
+    master.handle_message("a", message(kind))
+print(heard, sorted(lost.ids), sorted(nodes))
+lost.hand_over()
+print({name: sum(share.values()) for name, share in master.shares.items()}, dispatcher.dispatch_in_progress)
+dispatcher.remove_worker(nodes.pop("b"))  # it quits in good order, and Locust hands out nothing
+lost.hand_over()
+lost.hand_over()
+print({name: sum(share.values()) for name, share in master.shares.items()}, started)
+"""
+
 CSV = """
 import sys
 import gevent
@@ -217,6 +267,14 @@ def test_two_native_threads_wait_for_each_other_in_a_process_that_gevent_has_pat
 
 def test_a_worker_may_leave_while_the_master_spawns_the_users_of_a_lost_one_anew() -> None:
     assert said(HEARTBEAT) == "[('a', 'missing')] False\n"
+
+
+def test_a_worker_that_was_missing_in_a_test_is_lost_for_good_and_its_users_go_to_the_others() -> None:
+    assert said(LOST).splitlines() == [
+        "[('a', 'heartbeat'), ('a', 'toolcall_beat'), ('a', 'quit')] ['a'] ['b', 'c']",
+        "{'b': 3, 'c': 3} True",  # Locust takes that to go on for ever
+        "{'c': 6} [(6, 6.0), (6, 6.0), (6, 6.0)]",
+    ]
 
 
 def test_locusts_csv_has_the_last_figures_and_nothing_is_written_after_it_is_closed(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """A load test from its ramp to its last trial, on a virtual clock: what is led, and what is said of it."""
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,14 @@ import pytest
 
 from profiler.errors import TargetError
 from profiler.load.leader import Leader, Ramp
-from profiler.load.messages import Begin, End, TrialState
+from profiler.load.messages import Begin, End, Returned, TrialState
 from profiler.load.options import LoadOptions, conditions
 from profiler.load.output import RunOutput
 from profiler.load.target import Target
+from profiler.records import encode
 from profiler.rundir import Incident, RunDirectory
 from profiler.strategies import parse_strategies
+from tests.unit.statistics_data import loop
 from tests.unit.test_load_workers import ROOT, Connected
 
 TOO_SHORT = "stopped before all users were there: nothing was measured; spawn them faster (-r)"
@@ -192,3 +197,57 @@ def test_window_is_prolonged_no_further_than_the_time_of_the_test(leader: Leader
     one = timed(leader, Connected("a"), rate=0.0, window_loops=3.0, until_seconds=10.0)
     (trial,) = one.output.run.trials
     assert 9.0 <= trial.ended_ns / 1e9 <= 10.0
+
+
+def test_trial_has_the_agents_that_took_part_and_not_those_that_locust_counts(leader: Leaders) -> None:
+    there = Connected("a", "b")
+    there.scale(8, 8.0)
+    there.drained = replace(there.drained, agents=3)
+    one = leader(there, Ramp(8, 8.0, None), blocks=1, trial_seconds=1.0)
+    one.spawned()
+    one.run()
+    assert {(trial.users, trial.wanted) for trial in one.output.run.trials} == {(6, 8)}
+
+
+def test_worker_that_returns_is_an_incident_with_the_loops_it_had_in_flight(leader: Leaders) -> None:
+    there = Connected("a", "b")
+    there.scale(2, 2.0)
+    one = leader(there, Ramp(2, 2.0, None), blocks=1, trial_seconds=1.0)
+    one.spawned()
+    one.run()
+    one.returned("b", Returned(3, 20.0))
+    (incident,) = one.output.run.incidents
+    assert (incident.kind, incident.count) == ("worker_returned", 3)
+    assert incident.detail.startswith("worker 1 stood still for 20 s and came back")
+
+
+def test_target_that_stood_still_is_noted_with_when_and_how_long(leader: Leaders) -> None:
+    """Loops of 0.2 s for 8 s, then one agent's loop of 20 s over the stop, then quick ones again."""
+    there = Connected("a")
+    there.scale(4, 4.0)
+    one = leader(
+        there, Ramp(4, 4.0, None), strategies=parse_strategies("gathered"), blocks=1, trial_seconds=40.0
+    )
+    starts = [100.0 * k for k in range(80)] + [28_100.0 + 100.0 * k for k in range(80)]
+    records = [loop(start, model=200.0) for start in starts] + [loop(8050.0, model=20_000.0)]
+    state = {"loops": 0}
+
+    def comes() -> None:
+        lines = b"".join(encode(record) + b"\n" for record in records)
+        one.output.write(lines, len(records))
+
+    def look(second: int) -> None:
+        state["loops"] += 10 * (second < 8 or second > 28)
+        one.report_progress()
+
+    there.workers_of_test.state = lambda: TrialState(4, loops=state["loops"])  # type: ignore[method-assign]
+    there.clock.timers[35.0] = comes
+    for second in range(1, 35):
+        there.clock.timers[second + 0.5] = partial(look, second)
+    one.spawned()
+    one.run()
+    at = time.strftime("%H:%M:%S", time.gmtime(one.output.run.anchor.unix(8_100_000_000) / 1e9))
+    (incident,) = one.output.run.incidents
+    assert incident == Incident(
+        "target_stood_still", f"for 20 s from {at} UTC, in trial 0 (gathered): 1 request was waiting"
+    )

@@ -152,3 +152,48 @@ def test_live_line_says_that_no_tool_call_was_asked_for(tmp_path: Path) -> None:
             view.watch(replace(now, unix=1000.0 + second, loops=40 + 10 * second))
     lines = out.getvalue().splitlines()  # after 2, 7, 12 and 17 s: 6, 16, 26 and 36 loops
     assert ["no tool call was asked for" in line for line in lines] == [False, False, True, False]
+
+
+def test_live_line_stays_whatever_becomes_of_the_records(tmp_path: Path) -> None:
+    """They grow by half lines, hold what is no record, become shorter, and vanish."""
+    path = tmp_path / "records.jsonl"
+    rolling = Rolling()
+    rolling.per_second(replace(NOW, trial=1))
+    lines = [encode_record(loop(100.0 * number, number=number)) + b"\n" for number in range(60)]
+
+    def look(data: bytes, mode: str = "ab") -> float | None:
+        with open(path, mode) as file:
+            file.write(data)
+        return rolling.p95(tmp_path)
+
+    assert rolling.p95(tmp_path) is None
+    for whole in lines[:30]:
+        look(whole[:50])
+        look(whole[50:])
+    assert rolling.answered == 30
+    assert look(b"\xff\xfe{]\n" + b"[" * 100_000 + b"\n\n{}\nnull\n") == pytest.approx(0.1)
+    path.unlink()
+    assert rolling.p95(tmp_path) == pytest.approx(0.1)
+    look(lines[30], "wb")  # another file, and shorter
+    assert rolling.answered == 31
+    look(b"".join(lines[31:]))
+    assert rolling.answered == 60
+    (tmp_path / "records.jsonl").unlink()
+    (tmp_path / "records.jsonl").mkdir()
+    assert rolling.p95(tmp_path) == pytest.approx(0.1)
+
+
+def test_records_that_come_faster_than_they_are_read_are_skipped_and_the_rest_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("profiler.report.live.MOST_BYTES", 3000)
+    path = tmp_path / "records.jsonl"
+    rolling = Rolling()
+    rolling.per_second(replace(NOW, trial=1))
+    lines = [encode_record(loop(100.0 * number, number=number)) + b"\n" for number in range(40)]
+    for number, whole in enumerate(lines):
+        with open(path, "ab") as file:  # never at the end of a line when it is looked at
+            file.write(lines[number - 1][70:] * bool(number) + whole[:70])
+        if number % 10 == 9:
+            rolling.p95(tmp_path)
+    assert 0 < rolling.answered < 40

@@ -12,7 +12,19 @@ import pytest
 from profiler import records, rundir
 from profiler.errors import RecordError
 from profiler.records import LoopRecord
-from profiler.rundir import Anchor, ClientHealth, Incident, Load, Machine, Run, RunDirectory, Spent, Trial
+from profiler.rundir import (
+    Anchor,
+    ClientHealth,
+    Follower,
+    Incident,
+    Load,
+    Machine,
+    Progress,
+    Run,
+    RunDirectory,
+    Spent,
+    Trial,
+)
 from profiler.strategies import parse_strategies
 
 RUN = Run(
@@ -197,3 +209,50 @@ def test_spending_of_a_run_from_before_caches_were_counted_is_readable(tmp_path:
     spent = directory.load().spent
     assert spent == Spent(2, 5, 900, 80)
     assert spent.asked == "5 requests, 900 tokens in, 80 out"
+
+
+def line(number: float) -> bytes:
+    return rundir.encode_progress(Progress(number, "measuring", loops=int(number)))
+
+
+def test_progress_is_followed_through_half_lines_garbage_and_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    follower = Follower(tmp_path)
+
+    def comes(data: bytes, mode: str = "ab") -> list[float]:
+        with open(path, mode) as file:
+            file.write(data)
+        return [progress.unix for progress in follower.new()]
+
+    assert list(follower.new()) == []  # not there yet
+    assert comes(line(1.0) + line(2.0)[:9]) == [1.0]
+    assert comes(line(2.0)[9:]) == [2.0]
+    odd = [b"\xff\xfe\x00", b"", b"[1]", b"{", b"null", b'{"unix": "x", "state": "measuring"}', b"{}"]
+    odd += [b'{"unix": 2.5, "state": "asleep"}', b"[" * 100_000, b'{"unix": 2.5}', b"\xc3(" * 9]
+    assert comes(b"\n".join(odd) + b"\n" + line(3.0)) == [3.0]
+    later = line(4.0).replace(b"{", b'{"of_a_later_version": {"x": 1}, ', 1)
+    assert comes(later) == [4.0]
+    assert comes(line(5.0)[:20], "wb") == []  # shorter than before: another one
+    assert comes(line(5.0)[20:]) == [5.0]
+    path.unlink()
+    assert list(follower.new()) == []
+    path.mkdir()
+    assert list(follower.new()) == []
+    path.rmdir()
+    assert comes(line(6.0)) == [6.0]
+
+
+def test_growing_file_is_read_in_whole_lines_wherever_it_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    whole = b"".join(b"%d%s\n" % (number, b"x" * (number % 7)) for number in range(40))
+    for most in (-1, 1, 16):
+        path.write_bytes(b"")
+        offset, lines = 0, []
+        for cut in range(1, len(whole) + 1):
+            path.write_bytes(whole[:cut])
+            found, offset = rundir.appended(path, offset, most)
+            lines += found
+        while found:
+            found, offset = rundir.appended(path, offset, most)
+            lines += found
+        assert lines == whole.splitlines()

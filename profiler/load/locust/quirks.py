@@ -214,8 +214,8 @@ class LostWorkers:
     After 60 s it drops the worker and spawns all users from none, in the middle of the test. And it thinks
     for ever that it is still handing users out once it did so for a lost worker: the share of the next one
     that leaves is then given to nobody. Seen on Locust 2.47; may go when a worker that returns is told to
-    stop its users, and `UsersDispatcher._dispatcher` ends a redistribution. Tests: `LOST` in
-    test_locust_quirks.py, and test_lost_workers.py.
+    stop its users, and `UsersDispatcher._dispatcher` ends a redistribution. Test: `LOST` in
+    test_locust_quirks.py.
     """
 
     OF_LOCUST = frozenset(
