@@ -12,6 +12,7 @@ from profiler.commands import add_command
 from profiler.errors import UsageError
 from profiler.load.declared import TEXT, add_options
 from profiler.load.options import GROUPS, LINGER_SECONDS, LoadOptions, Size
+from profiler.signals import signals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,6 +83,7 @@ def main(arguments: argparse.Namespace) -> int:
     experiment = Experiment(options, size.users, size.seconds, size.workers)
     with LiveView(sys.stderr, os.environ, arguments.quiet) as view:
         path = run_experiment(experiment, view.say, view.watch)
+    signals.finish_first(str(path))
     directory = RunDirectory.open(path)
     material = gather(directory)
     run, summary = material.run, material.summary

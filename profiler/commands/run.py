@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from profiler.commands import add_command
-from profiler.errors import ProviderError
+from profiler.errors import Interrupted, ProviderError, Terminated
 from profiler.load.declared import COUNT_FROM_0, TEXT, add_options
 from profiler.load.options import GROUPS, STRATEGY_FORMS, LoadOptions
+from profiler.signals import DRAIN_SECONDS, signals
 
 if TYPE_CHECKING:
     from profiler.commands import Commands
@@ -81,7 +82,7 @@ def main(arguments: argparse.Namespace) -> int:
     redact = None if options.redact is None else load_redact(options.redact)
     gate = None if options.model_limit is None else Gate(parse_model_limit(options.model_limit))
     records: list[LoopRecord] = []
-    failure: ProviderError | None = None
+    failure: ProviderError | Interrupted | None = None
 
     async def once() -> str:
         make = built_in_loops(options, options.endpoint(base_url), tools_url, scenario, redact, gate)
@@ -102,6 +103,9 @@ def main(arguments: argparse.Namespace) -> int:
         text = on_event_loop(once)
     except ProviderError as error:
         failure, text = error, ""
+    except KeyboardInterrupt as error:
+        failure, text = error if isinstance(error, Interrupted) else Interrupted(), ""
+        failure.outcome = "in the middle of the loop" if records else "before anything was measured"
     finally:
         emulators.stop()
     width = min(shutil.get_terminal_size().columns, 120)
@@ -113,8 +117,9 @@ def main(arguments: argparse.Namespace) -> int:
             unreadable = sum(model.unreadable for model in models)
             print(no_tool_calls(1, server_tools, unreadable, "the model answered at once"))
         print(render_timeline(record, width, use_color(sys.stdout, os.environ), unicode))
-    if arguments.out is not None:
-        print(f"run directory: {_save(arguments.out, options, records)}")
+    if arguments.out is not None and records:
+        ended = failure if isinstance(failure, Interrupted) else None
+        print(f"run directory: {_save(arguments.out, options, records, ended)}")
     if failure is not None:
         raise failure
     print(text)
@@ -122,25 +127,60 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def on_event_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine function on uvloop, or on asyncio's own loop where uvloop is missing."""
+    """Run a coroutine function on uvloop, or on asyncio's own loop where uvloop is missing.
+
+    After SIGTERM it is cancelled unless it ends within `DRAIN_SECONDS`; after an interrupt, or a second
+    SIGTERM, at once. Raises `KeyboardInterrupt` or `Terminated` where it was.
+    """
     try:
         from uvloop import new_event_loop
     except ImportError:
         new_event_loop = asyncio.new_event_loop  # type: ignore[assignment]
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main())
+        ending = _Ending(runner.get_loop())
+        with signals.handled(ending.hear):
+            try:
+                return runner.run(ending.watched(main))
+            except asyncio.CancelledError:
+                if ending.told is None:
+                    raise
+                raise ending.told from None
 
 
-def _save(parent: Path, options: LoadOptions, records: Sequence[LoopRecord]) -> Path:
+class _Ending:
+    """Cancels what runs on an event loop some time after it was told to end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.told: Terminated | None = None
+        self._loop = loop
+        self._task: asyncio.Task[Any] | None = None
+
+    async def watched(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        self._task = asyncio.current_task()
+        return await main()
+
+    def hear(self, told: Terminated) -> None:
+        """In the main thread, in the midst of whatever it does."""
+        if self._task is None:
+            raise told
+        loop, cancel, seconds = self._loop, self._task.cancel, DRAIN_SECONDS if self.told is None else 0.0
+        self.told = told
+        loop.call_soon_threadsafe(lambda: loop.call_later(seconds, cancel))
+
+
+def _save(
+    parent: Path, options: LoadOptions, records: Sequence[LoopRecord], ended: Interrupted | None
+) -> Path:
     """Leave what `run` recorded as a run directory."""
     from dataclasses import replace
 
     from profiler.load.options import conditions
     from profiler.records import encode
-    from profiler.rundir import RunDirectory
+    from profiler.rundir import Incident, RunDirectory
     from profiler.statistics.summary import summarise
 
-    run = replace(conditions(options, users=1), finished=True)
+    incidents = () if ended is None else (Incident(ended.incident, ended.cause),)
+    run = replace(conditions(options, users=1), finished=ended is None, incidents=incidents)
     directory = RunDirectory.create(parent, run)
     with open(directory.records_path, "ab") as file:
         file.writelines(encode(record) + b"\n" for record in records)

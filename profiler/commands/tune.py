@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from profiler.commands import add_command
 from profiler.commands.compare import add_output, agreed, asked_load
-from profiler.errors import TargetError
+from profiler.errors import Interrupted, TargetError, Terminated
 from profiler.load.declared import SECONDS, TEXT, add_options
 from profiler.load.options import GROUPS, LoadOptions, Size
 from profiler.strategies import parse_strategies
@@ -101,6 +101,8 @@ def main(arguments: argparse.Namespace) -> int:
         print(render(answer))
         if load.budget().limits or load.remote_targets(os.environ):
             print(f"spent: {answer.spent}")
+    if answer.ended is not None:
+        return (Terminated if answer.ended == "terminated" else Interrupted).exit_code
     if answer.failed:
         return TargetError.exit_code
     return 1 if answer.stopped is not None or not (answer.valid or arguments.allow_saturated) else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from profiler.statistics.quantiles import Estimate
 from profiler.strategies import parse_strategy
@@ -33,10 +34,10 @@ class Answer:
 
     `final`: the candidates of the last stage, measured in the same paired blocks, the best first. `curve`:
     every shared semaphore that was tried, by limit (`candidates.on_one_scale`), `shape` what it shows.
-    `stopped` says in words what ended the search early: a limit on what may be spent, or an experiment
-    that `failed`. Where that was before the end of the last stage the setting is not `proven`, and `final`
-    is the last stage with results. `spent` is what the search spent, in words, `untried` what there was no
-    time for. The goodput of `setting` is what another measurement of it will find, with an interval for that
+    `stopped` says in words what ended the search early: a limit on what may be spent, an experiment that
+    `failed`, or the user (`ended`). Where that was before the end of the last stage the setting is not
+    `proven`, and `final` is the last stage with results. `spent` is what the search spent, in words, `untried`
+    what there was no time for. The goodput of `setting` is what another measurement of it will find, with an interval for that
     (`candidates.promised`); those of `final` are as measured together. `rates_leave_out` says of what
     quotas the `rates` could not take into account, `refused` that the model's server refused requests.
     `invalid` says which figures are the client's, in sentences; `valid`: not those of the setting itself.
@@ -62,6 +63,7 @@ class Answer:
     valid: bool = True
     stopped: str | None = None
     failed: bool = False
+    ended: Literal["interrupted", "terminated"] | None = None
     proven: bool = True
     spent: str = ""
     untried: tuple[str, ...] = ()
