@@ -36,11 +36,12 @@ class Answer:
     every shared semaphore that was tried, by limit (`candidates.on_one_scale`), `shape` what it shows.
     `stopped` says in words what ended the search early: a limit on what may be spent, an experiment that
     `failed`, or the user (`ended`). Where that was before the end of the last stage the setting is not
-    `proven`, and `final` is the last stage with results. `spent` is what the search spent, in words, `untried`
-    what there was no time for. The goodput of `setting` is what another measurement of it will find, with an interval for that
-    (`candidates.promised`); those of `final` are as measured together. `rates_leave_out` says of what
-    quotas the `rates` could not take into account, `refused` that the model's server refused requests.
-    `invalid` says which figures are the client's, in sentences; `valid`: not those of the setting itself.
+    `proven`, and `final` is the last stage with results. `spent` is what the search spent, in words,
+    `untried` what there was no time for. The goodput of `setting` is what another measurement of it will
+    find, with an interval for that (`candidates.promised`); those of `final` are as measured together.
+    `rates_leave_out` says of what quotas the `rates` could not take into account, `refused` that the
+    model's server refused requests. `invalid` says which figures are the client's, in sentences; `valid`:
+    not those of the setting itself.
     `short_windows` says in words that they were shorter than they ought to be, None where they were not.
     `moved` says in words that its goodput was another one at the end than in the final stage.
     """
