@@ -25,6 +25,9 @@ from profiler.streams import prepare_streams
 MODULES = ("run", "compare", "tune", "without_load")
 """Modules of `profiler.commands`; each adds the command of its name, the last one all others."""
 
+MEASURING = ("run", "compare", "tune")
+"""Commands that run loops."""
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -40,11 +43,14 @@ def _main(argv: Sequence[str]) -> int:
     try:
         arguments = parse(argv)
         debug = arguments.debug
+        if arguments.parser.prog.split()[-1] in MEASURING:
+            signals.outcome = "before anything was measured"
         code: int = arguments.command(arguments)
         sys.stdout.flush()  # at exit it would fail with a traceback
         return code
     except KeyboardInterrupt as error:
         ended = error if isinstance(error, Interrupted) else Interrupted()
+        ended.outcome = ended.outcome or signals.outcome
         with contextlib.suppress(OSError):  # the terminal may have been closed
             print(f"profiler: {one_line(str(ended))}", file=sys.stderr, flush=True)
         return ended.exit_code

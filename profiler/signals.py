@@ -20,10 +20,14 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasatt
 
 
 class Signals:
-    """What this command has been told. `told` is the first of the signals that came, None without one."""
+    """What this command has been told. `told` is the first of the signals that came, None without one.
+
+    `outcome` is what an interrupt now would leave, where that is known (`Interrupted.outcome`).
+    """
 
     def __init__(self) -> None:
         self.told: Terminated | None = None
+        self.outcome = ""
         self._handle: Callable[[Terminated], None] | None = None
         self._timer: threading.Timer | None = None
 
@@ -35,7 +39,7 @@ class Signals:
             for number in ENDING:
                 if signal.getsignal(number) is signal.SIG_DFL:
                     before[number] = signal.signal(number, self._on_signal)
-        self.told = self._handle = None
+        self.told, self.outcome, self._handle = None, "", None
         try:
             yield
         finally:
@@ -54,11 +58,12 @@ class Signals:
         finally:
             self._handle = before
 
-    def finish_first(self) -> None:
-        """From now on one signal only ends what comes after this command: its output is all that is left.
+    def finish_first(self, run_directory: str) -> None:
+        """From now on the command ends by itself when told to: all that is left is the report of this run.
 
-        It is raised after all at the next signal, and when `DRAIN_SECONDS` were not enough.
+        The signal is raised after all with the next one, and when `DRAIN_SECONDS` were not enough.
         """
+        self.outcome = f"before its report was made: profiler report {run_directory}"
 
         def later(told: Terminated) -> None:
             self._handle = None

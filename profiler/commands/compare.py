@@ -14,6 +14,7 @@ from profiler.commands.exits import Ending, complain
 from profiler.errors import ProfilerError, UsageError
 from profiler.load.declared import TEXT, add_options
 from profiler.load.options import GROUPS, LINGER_SECONDS, LoadOptions, Size
+from profiler.signals import signals
 from profiler.statistics.objectives import check_gates, parse_gates
 from profiler.streams import json_text
 
@@ -113,6 +114,7 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
             write_junit(arguments, ci.junit_of_error(f"profiler compare: {options.scenario}", str(error)))
             raise
         failure, path = error, failed.path  # a defect of ours is said beside a report, whatever came after
+    signals.finish_first(str(path))
     directory = RunDirectory.open(path)
     material = gather(directory)
     run = material.run

@@ -19,12 +19,12 @@ import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from profiler.errors import ProfilerError, TargetError, UsageError
+from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated, UsageError
 
 DONE, NOT_HELD, USAGE, TARGET = 0, 1, UsageError.exit_code, TargetError.exit_code
 DEFECT = 70
 """EX_SOFTWARE of sysexits.h."""
-INTERRUPTED, TERMINATED = 128 + 2, 128 + 15
+INTERRUPTED, TERMINATED = Interrupted.exit_code, Terminated.exit_code
 """As shells count what SIGINT and SIGTERM end."""
 
 EXIT_CODES = """\
@@ -63,7 +63,7 @@ def exit_code(ending: Ending) -> int:
         return USAGE
     if ending.internal or (isinstance(error, Exception) and not isinstance(error, ProfilerError)):
         return DEFECT
-    if "terminated" in ending.incidents:
+    if "terminated" in ending.incidents or isinstance(error, Terminated):
         return TERMINATED
     if "interrupted" in ending.incidents or isinstance(error, KeyboardInterrupt):
         return INTERRUPTED

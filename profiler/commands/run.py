@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from profiler.commands import add_command
 from profiler.commands.exits import Ending, complain
-from profiler.errors import ProfilerError, TargetError
+from profiler.errors import Interrupted, ProfilerError, TargetError
 from profiler.load.declared import COUNT_FROM_0, TEXT, add_options
 from profiler.load.options import GROUPS, STRATEGY_FORMS, LoadOptions
+from profiler.signals import DRAIN_SECONDS, signals
 
 if TYPE_CHECKING:
     from profiler.commands import Commands
@@ -86,6 +87,7 @@ def main(arguments: argparse.Namespace) -> int:
     gate = None if options.model_limit is None else Gate(parse_model_limit(options.model_limit))
     records: list[LoopRecord] = []
     text = ""
+    failure: BaseException | None = None
 
     async def once() -> BaseException | None:
         make = built_in_loops(options, options.endpoint(base_url), tools_url, scenario, redact, gate)
@@ -109,6 +111,9 @@ def main(arguments: argparse.Namespace) -> int:
         base_url = emulators.root(options)
         tools_url = emulators.tools_root(options)
         failure = on_event_loop(once)
+    except KeyboardInterrupt as error:
+        failure = ended = error if isinstance(error, Interrupted) else Interrupted()
+        ended.outcome = "in the middle of the loop" if records else "before anything was measured"
     finally:
         emulators.stop()
     width = min(shutil.get_terminal_size().columns, 120)
@@ -121,8 +126,9 @@ def main(arguments: argparse.Namespace) -> int:
             unreadable = sum(model.unreadable for model in models)
             print(no_tool_calls(1, server_tools, unreadable, "the model answered at once"))
         print(render_timeline(record, width, use_color(sys.stdout, os.environ)))
-    if arguments.out is not None:
-        print(f"run directory: {_save(arguments.out, options, records)}")
+    if arguments.out is not None and records:
+        interruption = failure if isinstance(failure, Interrupted) else None
+        print(f"run directory: {_save(arguments.out, options, records, interruption)}")
     internal = sum(record.error_type == INTERNAL for record in records)
     if isinstance(failure, TimeoutError):
         raise TargetError(str(failure))
@@ -142,25 +148,60 @@ def _why(record: LoopRecord) -> str:
 
 
 def on_event_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine function on uvloop, or on asyncio's own loop where uvloop is missing."""
+    """Run a coroutine function on uvloop, or on asyncio's own loop where uvloop is missing.
+
+    After SIGTERM it is cancelled unless it ends within `DRAIN_SECONDS`; after an interrupt, or a second
+    SIGTERM, at once. Raises `KeyboardInterrupt` or `Terminated` where it was.
+    """
     try:
         from uvloop import new_event_loop
     except ImportError:
         new_event_loop = asyncio.new_event_loop  # type: ignore[assignment]
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main())
+        ending = _Ending(runner.get_loop())
+        with signals.handled(ending.hear):
+            try:
+                return runner.run(ending.watched(main))
+            except asyncio.CancelledError:
+                if ending.told is None:
+                    raise
+                raise ending.told from None
 
 
-def _save(parent: Path, options: LoadOptions, records: Sequence[LoopRecord]) -> Path:
+class _Ending:
+    """Cancels what runs on an event loop some time after it was told to end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.told: Terminated | None = None
+        self._loop = loop
+        self._task: asyncio.Task[Any] | None = None
+
+    async def watched(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        self._task = asyncio.current_task()
+        return await main()
+
+    def hear(self, told: Terminated) -> None:
+        """In the main thread, in the midst of whatever it does."""
+        if self._task is None:
+            raise told
+        loop, cancel, seconds = self._loop, self._task.cancel, DRAIN_SECONDS if self.told is None else 0.0
+        self.told = told
+        loop.call_soon_threadsafe(lambda: loop.call_later(seconds, cancel))
+
+
+def _save(
+    parent: Path, options: LoadOptions, records: Sequence[LoopRecord], ended: Interrupted | None
+) -> Path:
     """Leave what `run` recorded as a run directory."""
     from dataclasses import replace
 
     from profiler.load.options import conditions
     from profiler.records import encode
-    from profiler.rundir import RunDirectory
+    from profiler.rundir import Incident, RunDirectory
     from profiler.statistics.summary import summarise
 
-    run = replace(conditions(options, users=1), finished=True)
+    incidents = () if ended is None else (Incident(ended.incident, ended.cause),)
+    run = replace(conditions(options, users=1), finished=ended is None, incidents=incidents)
     directory = RunDirectory.create(parent, run)
     with open(directory.records_path, "ab") as file:
         file.writelines(encode(record) + b"\n" for record in records)

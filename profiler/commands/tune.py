@@ -124,6 +124,7 @@ def main(arguments: argparse.Namespace) -> int:
     ending = Ending(
         error=TargetError(answer.stopped or "") if answer.failed else None,
         internal=answer.internal,
+        incidents=() if answer.ended is None else (answer.ended,),
         unanswered=answer.unanswered,
         missed=missed(outcomes),
     )

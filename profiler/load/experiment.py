@@ -163,7 +163,7 @@ def _ended_early(error: KeyboardInterrupt, directory: RunDirectory) -> Interrupt
     with contextlib.suppress(RecordError):
         run = directory.load()
         if all(incident.kind != ended.incident for incident in run.incidents):
-            incident = Incident(ended.incident, f"{ended.cause}, and no end came in time")
+            incident = Incident(ended.incident, ended.cause)
             directory.save(replace(run, incidents=(*run.incidents, incident)))
     measured = directory.records_path.stat().st_size > 0
     ended.outcome = f"{'in the middle' if measured else 'before anything was measured'}; see {directory.path}"

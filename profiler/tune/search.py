@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from profiler.errors import ProfilerError, TargetError, UsageError
+from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated, UsageError
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.load.plan import scaled
@@ -146,6 +146,7 @@ class Tuner:
         self._stages: list[Stage] = []
         self._spending = Spending(search.load)
         self._failure: TargetError | None = None
+        self._ended: Interrupted | None = None
         self._shares = dict(SHARES)
         self._start = START  # seconds of an experiment beside its trials, as the last one had them
         self._untried: list[str] = []
@@ -158,8 +159,8 @@ class Tuner:
         """Search, and answer. Raises what `run_experiment` raises.
 
         A limit on what may be spent ends the search early, with what was found by then, and so does an
-        experiment that fails, for instance because the target has gone away. Raises
-        `LimitReachedError` or the `TargetError` when nothing was found by then.
+        experiment that fails, for instance because the target has gone away, and an interrupt. Raises
+        `LimitReachedError`, the `TargetError` or `Interrupted` when nothing was found by then.
         """
         try:
             return self._search_through()
@@ -168,10 +169,15 @@ class Tuner:
         except TargetError as error:
             self._failure = error
             return self._answer_so_far()
+        except KeyboardInterrupt as error:
+            self._ended = error if isinstance(error, Interrupted) else Interrupted()
+            return self._answer_so_far()
 
     @property
     def _stopped(self) -> str | None:
         """Why the search ended early, in words; None if it did not."""
+        if self._ended is not None:
+            return f"the search was {self._ended.cause}"
         return self._spending.stopped if self._failure is None else f"the search ended early: {self._failure}"
 
     @property
@@ -200,8 +206,9 @@ class Tuner:
         try:
             loads, scalability = self._other_loads(setting)
             self._confirm(setting)
-        except (LimitReachedError, TargetError) as error:
+        except (LimitReachedError, TargetError, Interrupted) as error:
             self._failure = error if isinstance(error, TargetError) else None
+            self._ended = error if isinstance(error, Interrupted) else None
         setting = self._promised(setting, stage)
         return self._answer(setting, as_good, stage, loads, scalability, records)
 
@@ -283,14 +290,21 @@ class Tuner:
         stage = next((stage for stage in reversed(scored) if stage.whole), scored[-1] if scored else None)
         if stage is None and self._failure is not None:
             raise self._failure
+        if stage is None and self._ended is not None:
+            if self._runs:
+                self._ended.outcome = f"before enough was measured; see {self._paths}"
+            raise self._ended
         if stage is None:
-            paths = ", ".join(str(directory.path) for directory in self._runs)
             raise LimitReachedError(
-                f"{self._spending.stopped}: too little was measured, or met the objective; see {paths}"
+                f"{self._spending.stopped}: too little was measured, or met the objective; see {self._paths}"
             )
         del self._stages[self._stages.index(stage) + 1 :]
         records = list(self._runs[0].records())
         return self._answer(best_of(stage.found), False, stage, [], None, records, proven=False)
+
+    @property
+    def _paths(self) -> str:
+        return ", ".join(str(directory.path) for directory in self._runs)
 
     def _final_specs(self, found: Sequence[Candidate], others: Sequence[str]) -> list[str]:
         """The best limit, one on each side of it, and what else may be as good; gathering to compare with."""
@@ -493,9 +507,11 @@ class Tuner:
         if run.trials:
             measured = (run.trials[-1].drained_ns - run.trials[0].started_ns) / 1e9
             self._start = max(0.0, self._clock() - began - measured)
-        if any(incident.kind == "interrupted" for incident in run.incidents):
-            raise KeyboardInterrupt
         self._spending.add(run)
+        for ended in (Terminated, Interrupted):
+            if any(incident.kind == ended.incident for incident in run.incidents):
+                self._measured(specs, directory)
+                raise ended()
         return directory
 
     def _enough(self, directory: RunDirectory) -> bool:
@@ -557,6 +573,7 @@ class Tuner:
             valid=not any(not one.strategies or setting.spec in one.strategies for one in invalid),
             stopped=self._stopped,
             failed=self._failure is not None,
+            ended=None if self._ended is None else self._ended.incident,
             proven=proven,
             spent=self._spending.described,
             untried=tuple(dict.fromkeys(self._untried)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from profiler.errors import ProfilerError, RecordError, TargetError, UsageError
+from profiler.errors import Interrupted, ProfilerError, RecordError, TargetError, Terminated, UsageError
 from profiler.load import experiment
 from profiler.load.experiment import Experiment, run_experiment
-from profiler.load.options import LoadOptions
+from profiler.load.options import LoadOptions, conditions
 from profiler.load.output import SETTLED
-from profiler.rundir import Progress, RunDirectory, encode_progress
+from profiler.rundir import Incident, Progress, RunDirectory, encode_progress
 from profiler.strategies import parse_strategies
 from tests.integration.locust_process import MARK, ROOT, Locust, check_trials, locust, wait_until
 
@@ -112,9 +113,39 @@ def test_nothing_that_fails_at_a_look_at_the_run_stops_the_next_look_or_the_earl
     ]
 
 
-def test_an_interrupt_while_locust_is_still_importing_is_an_interrupt() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        experiment._explain(-signal.SIGINT, deque(["KeyboardInterrupt"]))
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (130, Interrupted),
+        (-signal.SIGINT, Interrupted),  # while it was still importing
+        (143, Terminated),
+        (-signal.SIGTERM, Terminated),
+        (-signal.SIGHUP, Terminated),
+    ],
+)
+def test_locust_that_was_ended_before_anything_had_begun(code: int, kind: type[Interrupted]) -> None:
+    with pytest.raises(Interrupted) as raised:
+        experiment._explain(code, deque(["KeyboardInterrupt"]))
+    assert type(raised.value) is kind
+    told = Terminated(signal.SIGHUP)
+    with pytest.raises(Interrupted) as raised:
+        experiment._explain(code, deque(), told)
+    assert raised.value is told
+
+
+def test_an_early_end_names_the_directory_if_that_is_kept(tmp_path: Path) -> None:
+    empty = RunDirectory.create(tmp_path, conditions(options(tmp_path), 1))
+    early = "interrupted before anything was measured"
+    assert str(experiment._ended_early(KeyboardInterrupt(), empty)) == f"{early}: nothing is kept"
+    assert not empty.path.exists()
+    noted = RunDirectory.create(tmp_path, conditions(options(tmp_path), 1))
+    noted.save(dataclasses.replace(noted.load(), incidents=(Incident("interrupted", "stopped by the user"),)))
+    assert str(experiment._ended_early(KeyboardInterrupt(), noted)) == f"{early}; see {noted.path}"
+    assert len(noted.load().incidents) == 1
+    noted.records_path.write_text("{}\n")
+    ended = experiment._ended_early(Terminated(signal.SIGHUP), noted)
+    assert str(ended) == f"told to end by SIGHUP in the middle; see {noted.path}"
+    assert noted.load().incidents[1] == Incident("terminated", "told to end by SIGHUP")
 
 
 TABLES = ["Type     Name    # reqs", "LOOP     gathered    105"] * 30

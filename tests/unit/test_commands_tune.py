@@ -45,6 +45,8 @@ ELSEWHERE = ["tune", "--base-url", "https://api.example.com", "--allow-remote", 
         ("", ["--yes"], {}, 0, True),
         ("y\n", [], {"stopped": "stopped at --max-cost 1: $1.02 spent"}, 1, True),
         ("y\n", [], {"stopped": "the search ended early: gone", "failed": True}, 3, True),
+        ("y\n", [], {"stopped": "the search was interrupted", "ended": "interrupted"}, 130, True),
+        ("y\n", [], {"stopped": "the search was told to end", "ended": "terminated"}, 143, True),
     ],
 )
 def test_tune_elsewhere_asks_first_and_its_exit_code_says_what_ended_it(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from profiler import UsageError, records
-from profiler.errors import ProfilerError, TargetError
+from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated
 from profiler.load.experiment import Experiment
 from profiler.load.options import LoadOptions, conditions
 from profiler.load.plan import schedule
@@ -257,6 +257,36 @@ def test_search_tries_rates_when_asked_for(invented):
 def test_search_whose_experiment_measured_nothing_is_an_error(invented, monkeypatch):
     monkeypatch.setattr(driver, "candidates", lambda *arguments: [])
     with pytest.raises(TargetError, match="nothing was measured"):
+        tune(search(20))
+
+
+@pytest.mark.parametrize("kind", [Interrupted, Terminated])
+def test_search_that_is_ended_answers_with_what_it_has(invented, monkeypatch, kind):
+    """In its second experiment, which has measured what it could by then."""
+    run = driver.run_experiment
+
+    def ended(experiment: Experiment, **others) -> Path:
+        path = run(experiment, **others)
+        if len(invented) == 2:
+            directory = RunDirectory.open(path)
+            directory.save(replace(directory.load(), incidents=(Incident(kind.incident),)))
+        return path
+
+    monkeypatch.setattr(driver, "run_experiment", ended)
+    answer = tune(search(20))
+    assert len(invented) == len(answer.runs) == 2
+    assert (answer.ended, answer.stopped) == (kind.incident, f"the search was {kind().cause}")
+    assert (answer.proven, answer.failed, answer.loads) == (False, False, ())
+    assert answer.setting.limit is not None
+    assert answer.sentence.startswith(f"best so far {answer.setting.spec}: ")
+
+
+def test_search_that_is_ended_before_anything_was_measured_says_so(invented, monkeypatch):
+    def ended(*_, **others) -> Path:
+        raise Terminated
+
+    monkeypatch.setattr(driver, "run_experiment", ended)
+    with pytest.raises(Terminated):
         tune(search(20))
 
 
