@@ -1,6 +1,7 @@
 """A load test from its ramp to its last trial, on a virtual clock: what is led, and what is said of it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,32 @@ def test_window_is_prolonged_no_further_than_the_time_of_the_test(leader: Leader
     one = timed(leader, Connected("a"), rate=0.0, window_loops=3.0, until_seconds=10.0)
     (trial,) = one.output.run.trials
     assert 9.0 <= trial.ended_ns / 1e9 <= 10.0
+
+
+def test_records_that_could_not_be_handed_on_are_said_with_their_number(leader: Leaders) -> None:
+    there = Connected("a", "b")
+    there.drained = replace(there.drained, unwritten=3)
+    there.scale(2, 2.0)
+    one = leader(there, Ramp(2, 2.0, None), blocks=1, trial_seconds=1.0)
+    one.spawned()
+    one.run()
+    dropped = [incident for incident in one.output.run.incidents if incident.kind == "records_dropped"]
+    assert [(incident.detail, incident.count) for incident in dropped] == [
+        (f"in trial {number} ({strategy})", 6)
+        for number, strategy in enumerate(trial.strategy for trial in one.output.run.trials)
+    ]
+    assert len(dropped) == 3
+    assert one.output.run.finished
+
+
+def test_agent_that_holds_an_event_loop_ends_the_run_after_the_trial(leader: Leaders) -> None:
+    there = Connected("a")
+    there.drained = replace(there.drained, held="worker 0: agent.py:12 holds it")
+    there.scale(2, 2.0)
+    one = leader(there, Ramp(2, 2.0, None), blocks=3, trial_seconds=1.0)
+    one.spawned()
+    one.run()
+    assert str(one.error) == "worker 0: agent.py:12 holds it"
+    assert len(there.told(Begin)) == 1
+    assert one.output.run.incidents == (Incident("aborted", "worker 0: agent.py:12 holds it"),)
+    assert not one.output.run.finished

@@ -23,8 +23,8 @@ from profiler.anatomy import PHASES, phases
 from profiler.exporters.opentelemetry import OpenTelemetrySink
 from profiler.exporters.prometheus import PrometheusSink
 from profiler.load.health import Tally
-from profiler.load.spending import LoopAccount
 from profiler.load.output import reported
+from profiler.load.spending import LoopAccount
 from profiler.records import (
     Attempt,
     LoopRecord,
