@@ -17,7 +17,7 @@ from profiler.records import INTERNAL
 from tests.hostile.loops import hostile_server, lines, run_loops, table
 
 LOOPS = 5_000
-AGENTS = 100
+AGENTS = 40
 APIS = 6
 """Three, each whole and streamed."""
 

@@ -151,7 +151,11 @@ class _LoopRun:
     async def run(self, prompt: str | Sequence[Message]) -> LoopResult:
         self.sampler = sampler = self.loop.recorder.enter()
         started_ns = self.clock()
-        can_tell(lambda *end: replace(self.bare_record(started_ns, *end), rounds=tuple(self.rounds)))
+        can_tell(
+            lambda status, error_type: replace(
+                self.bare_record(started_ns, status, error_type), rounds=tuple(self.rounds)
+            )
+        )
         messages = self.loop.model.conversation(prompt)
         status: Status = "error"
         error_type: str | None = INTERNAL

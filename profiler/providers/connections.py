@@ -73,8 +73,8 @@ def transport_error_type(error: BaseException | None) -> str:
 
     `untrusted`: one side did not accept the other's certificate, or missed one. And for what came instead
     of an answer: `not_http` (its headers, lengths or chunks are none, or more than the client reads),
-    `undecodable` (not what its content-encoding says), `too_large` (`MOST_BYTES`). `cancelled` for no error or
-    one that is no `Exception`, and the class name of an error that is no transport's.
+    `undecodable` (not what its content-encoding says), `too_large` (`MOST_BYTES`). `cancelled` for no error
+    or one that is no `Exception`, and the class name of an error that is no transport's.
     """
     return _judged(error)[0]
 

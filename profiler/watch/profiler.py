@@ -273,7 +273,7 @@ class LoopContext:
             loop.parent = parent.id
             loop.number = parent.number if loop.number is None else loop.number
             loop.trial = parent.trial if loop.trial is None else loop.trial
-        can_tell(lambda *end: loop.record(*end, lag_ns=0))
+        can_tell(lambda status, error_type: loop.record(status, error_type, 0))
         profiler._open[loop.id] = loop
         self._token = profiler._loop.set(loop)
         in_event_loop = asyncio._get_running_loop() is not None

@@ -97,7 +97,7 @@ async def _of_api(url: str, provider: str, streamed: bool, loops: int, agents: i
     ]
     waiting = asyncio.ensure_future(over.wait())
     await asyncio.wait((waiting, *still), return_when=asyncio.FIRST_COMPLETED)
-    while trial.in_flight:
+    while trial.in_flight:  # noqa: ASYNC110 (nothing tells when the last loop ends but this count)
         await asyncio.sleep(0.01)
     fate.agents = sum(not one.done() for one in still)
     trial.close()

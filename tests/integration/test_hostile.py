@@ -1,4 +1,4 @@
-"""A server that sends anything: every loop leaves its record, no agent is lost, nothing is called a defect."""
+"""A server that sends anything: every loop leaves its record, no agent is lost, no defect is seen."""
 
 from __future__ import annotations
 
@@ -58,8 +58,21 @@ def test_run_against_such_a_server_exits_as_documented(
         for number in range(12):
             codes.add(
                 main(
-                    ["run", "--base-url", url, "--tools-url", url, "--model", "m", "--out", str(tmp_path)]
-                    + ["--number", str(number), "--loop-timeout", "1s", *(["--stream"] if stream else [])]
+                    [
+                        *(
+                            "run",
+                            "--base-url",
+                            url,
+                            "--tools-url",
+                            url,
+                            "--model",
+                            "m",
+                            "--out",
+                            str(tmp_path),
+                        ),
+                        *("--number", str(number), "--loop-timeout", "1s"),
+                        *(("--stream",) if stream else ()),
+                    ]
                 )
             )
     assert codes == {0, 3}

@@ -251,3 +251,32 @@ def test_target_that_stood_still_is_noted_with_when_and_how_long(leader: Leaders
     assert incident == Incident(
         "target_stood_still", f"for 20 s from {at} UTC, in trial 0 (gathered): 1 request was waiting"
     )
+
+
+def test_records_that_could_not_be_handed_on_are_said_with_their_number(leader: Leaders) -> None:
+    there = Connected("a", "b")
+    there.drained = replace(there.drained, unwritten=3)
+    there.scale(2, 2.0)
+    one = leader(there, Ramp(2, 2.0, None), blocks=1, trial_seconds=1.0)
+    one.spawned()
+    one.run()
+    dropped = [incident for incident in one.output.run.incidents if incident.kind == "records_dropped"]
+    assert [(incident.detail, incident.count) for incident in dropped] == [
+        (f"in trial {number} ({strategy})", 6)
+        for number, strategy in enumerate(trial.strategy for trial in one.output.run.trials)
+    ]
+    assert len(dropped) == 3
+    assert one.output.run.finished
+
+
+def test_agent_that_holds_an_event_loop_ends_the_run_after_the_trial(leader: Leaders) -> None:
+    there = Connected("a")
+    there.drained = replace(there.drained, held="worker 0: agent.py:12 holds it")
+    there.scale(2, 2.0)
+    one = leader(there, Ramp(2, 2.0, None), blocks=3, trial_seconds=1.0)
+    one.spawned()
+    one.run()
+    assert str(one.error) == "worker 0: agent.py:12 holds it"
+    assert len(there.told(Begin)) == 1
+    assert one.output.run.incidents == (Incident("aborted", "worker 0: agent.py:12 holds it"),)
+    assert not one.output.run.finished

@@ -8,7 +8,8 @@ import pytest
 
 from profiler.errors import UsageError
 from profiler.load.options import LoadOptions
-from profiler.load.spending import Budget, Grants, Price, price_of, spent_by
+from profiler.load.spending import Budget, Grants, LoopAccount, Price, price_of, spent_by
+from profiler.loop.model import Reply
 from profiler.providers import PROVIDERS, make_provider
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord
 from profiler.rundir import Spent
@@ -259,3 +260,37 @@ def test_loops_are_never_one_too_many() -> None:
         granted[name] = granted[name] if more is None else more
     assert sum(granted.values()) == 8
     assert grants.exhausted() == "loops"
+
+
+def test_account_counts_what_passed_though_no_record_tells_of_it() -> None:
+    """Three attempts: refused, a reply that broke off, one that said its tokens."""
+    account = LoopAccount()
+    for status in (429, 200, 200):
+        account.sent()
+        account.responded(status)
+    account.read(Reply("", (), [], input_tokens=70, output_tokens=9, cached_tokens=30))
+    assert account.spent == Spent(0, 3, 70, 9, cached_tokens=30, replies=2, unknown_replies=1)
+
+
+def test_account_of_a_loop_in_threads_without_context_is_what_its_records_say() -> None:
+    account = LoopAccount()
+    account.record(record(attempts=2, given=50, taken=20))
+    account.sent()
+    assert account.spent == Spent(0, 2, 50, 20, replies=1)
+
+
+def test_tokens_of_a_reply_that_was_tried_again_are_not_lost() -> None:
+    """Its record has those of the last try alone."""
+    account = LoopAccount()
+    for taken in (None, 20):
+        account.sent()
+        account.responded(200)
+        account.read(Reply("", (), [], input_tokens=50, output_tokens=taken))
+    account.record(record(attempts=2, given=50, taken=20))
+    assert account.spent == Spent(0, 2, 100, 20, replies=2, unknown_replies=1)
+
+
+def record(attempts: int, given: int, taken: int) -> LoopRecord:
+    tries = tuple(Attempt(0, 1, 200) for _ in range(attempts))
+    model = ModelCall("openai", "m", 0, 1, input_tokens=given, output_tokens=taken, attempts=tries)
+    return LoopRecord("l", "gathered", "openai", "m", 0, 1, "ok", (RoundRecord(0, 0, 1, model),))

@@ -14,6 +14,8 @@ from profiler.load.health import Meter
 from profiler.load.messages import Begin
 from profiler.load.plan import Arrivals
 from profiler.load.trial import RunningTrial, TrialAgent
+from profiler.loop.ledger import current_ledger
+from profiler.rundir import Spent
 from profiler.testing import run_virtual
 
 MS = 1_000_000
@@ -86,6 +88,24 @@ def test_agents_of_a_closed_load_start_one_after_another() -> None:
         assert max(b - a for a, b in itertools.pairwise([*first, 1.0])) < 0.2
         # From then on they stay as far apart: ten loops end in every second.
         assert len([at for at, _ in loops.ended if at < 2e9]) == pytest.approx(10, abs=1)
+
+    run_virtual(main)
+
+
+def test_loop_s_spending_counts_whatever_becomes_of_its_record() -> None:
+    class Asks(Loops):
+        async def run(self, position: LoopPosition) -> bool:
+            ledger = current_ledger.get()
+            assert ledger is not None
+            ledger.sent()
+            ledger.responded(200)
+            return await super().run(position)
+
+    async def main(clock: Callable[[], int]) -> None:
+        one = trial(clock)
+        await for_seconds(3.5, one, one.run_agent(Asks(clock, 1.0), agent()))
+        assert one.begun == 4
+        assert one.pulse().spent == Spent(0, 4, replies=4, unknown_replies=4)
 
     run_virtual(main)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,10 @@ from profiler.load.health import machine_id
 from profiler.load.lease import Lease
 from profiler.load.messages import Begin, Drained, Grant, Prepare, Ready, Returned, TrialState
 from profiler.load.options import LoadOptions
-from profiler.load.worker import Worker
+from profiler.load.spending import LoopAccount
+from profiler.load.worker import Worker, _TrialSink
+from profiler.loop.ledger import current_ledger
+from profiler.loop.recorder import Recorder
 from profiler.records import LoopRecord
 from profiler.rundir import Anchor
 from tests.unit.statistics_data import loop
@@ -50,9 +54,13 @@ class Thread:
         pass
 
 
-def worker(error: BaseException | None = None, pulses: list[int] | None = None) -> Worker:
+def worker(
+    error: BaseException | None = None,
+    pulses: list[int] | None = None,
+    report: Callable[[LoopRecord], None] = lambda record: None,
+) -> Worker:
     return Worker(
-        report=lambda record: None,
+        report=report,
         start_thread=lambda: Thread(error),
         new_event=Clock().event,
         factories=lambda: {"Agent": None},
@@ -190,3 +198,47 @@ def test_worker_with_another_scenario_says_which_and_where() -> None:
         "give both the same file"
     )
     one.close()
+
+
+def test_loop_whose_record_cannot_be_handed_on_is_counted() -> None:
+    def full(_: LoopRecord) -> None:
+        raise TypeError("str is not valid UTF-8: surrogates not allowed")
+
+    one = worker(report=full)
+    one.begin(Begin(4, 2, 0, "gathered", 0, 1, 1))
+    one.next_trial(None)
+    recorder = Recorder([_TrialSink(one)])
+    account = LoopAccount()
+    token = current_ledger.set(account)
+    recorder.emit(loop(0))
+    current_ledger.reset(token)
+    assert (recorder.dropped, account.spent.requests) == (1, 1)
+    drained = one.end(0.0)
+    assert (drained.loops, drained.unwritten) == (1, 1)
+    one.close()
+
+
+def test_code_that_holds_the_event_loop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiler.load.worker.CUT_SECONDS", 0.0)
+    monkeypatch.setattr("profiler.load.worker.TURN_SECONDS", 0.0)
+    one = worker()
+    one.begin(Begin(4, 2, 0, "gathered", 0, 1, 1))
+    trial = one.next_trial(None)
+    trial.tasks.add(Held())
+    one._thread_id = threading.get_ident()
+    monkeypatch.setattr(Thread, "post", lambda self, function: None)  # it never comes to that
+    held = one.end(0.0).held
+    assert held is not None
+    assert "the event loop does not go on" in held
+    assert "worker.py" in held  # what this very thread does now
+    one.close()
+
+
+class Held:
+    """An agent's task that does not end."""
+
+    def wait(self, timeout: float | None = None) -> object:
+        raise TimeoutError
+
+    def cancel(self) -> None:
+        pass

@@ -7,6 +7,7 @@ import json
 from itertools import count, pairwise
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from profiler.loop.model import CallRequest, Probe
 from profiler.providers.replies import Api, ReplyReader, reader_of
 from profiler.providers.replies.events import EventStream
-from profiler.providers.replies.reply import is_cut_off, joined_arguments, made_up_id, merged
+from profiler.providers.replies.reply import is_cut_off, joined_arguments, made_up_id, merged, sendable
 from profiler.records import ServerToolCall
+from tests.hostile.good import answer_of
+from tests.hostile.grammar import paths_of
 
 APIS: tuple[Api, ...] = ("openai", "openai-responses", "anthropic")
 TOKYO, PARIS = '{"city":"Tokyo"}', '{"city":"Paris"}'
@@ -942,3 +945,38 @@ def test_responses_item_that_was_done_may_lack_what_its_other_events_say():
 def test_chat_completion_of_the_old_kind_is_counted():
     old = {"choices": [{"index": 0, "text": "yes", "finish_reason": "stop"}]}
     assert streamed("openai", old).unreadable == 1
+
+
+@pytest.mark.parametrize(
+    ("came", "goes_on"),
+    [
+        ("plain", "plain"),
+        ("\u00e9\U0001f600", "\u00e9\U0001f600"),
+        ("\ud83d\ude00", "\U0001f600"),  # the two halves came in two pieces
+        ("a\ud800b", "a\ufffdb"),
+        ({"a": [float("nan"), float("inf"), 1.5]}, {"a": [None, None, 1.5]}),
+        ({"\udc00": 10**30}, {"\ufffd": 10**30}),
+    ],
+)
+def test_what_no_json_can_hold_does_not_go_on(came: Any, goes_on: Any) -> None:
+    assert sendable(came) == goes_on
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("odd", [r'"\ud800"', "NaN", "1e400", "1" + "0" * 40])
+def test_reply_with_odd_values_can_be_recorded_and_sent_again(api: Api, odd: str) -> None:
+    """In the place of each of its values; what is not understood is no reply."""
+    name = {"openai-responses": "responses", "anthropic": "messages"}.get(api, api)
+    for calls in (0, 2):
+        whole = json.dumps(answer_of(name, 1, calls))
+        for path in paths_of(json.loads(whole))[1:]:
+            data = place = json.loads(whole)
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = "ODD"
+            reader = reader_of(api, Probe(lambda: 0))
+            reader.read(json.dumps(data).replace('"ODD"', odd).encode())
+            reply = reader.reply(None)
+            kept = [*((one.id, one.name) for one in reply.calls), reply.finish_reason, reply.output_tokens]
+            orjson.dumps([*kept, reply.text])
+            json.dumps(reply.messages, ensure_ascii=False, allow_nan=False).encode()

@@ -24,6 +24,7 @@ from profiler.exporters.opentelemetry import OpenTelemetrySink
 from profiler.exporters.prometheus import PrometheusSink
 from profiler.load.health import Tally
 from profiler.load.output import reported
+from profiler.load.spending import LoopAccount
 from profiler.records import (
     Attempt,
     LoopRecord,
@@ -252,21 +253,23 @@ def said(records: Sequence[LoopRecord]) -> Facts:
 
 def tally(records: Sequence[LoopRecord], _: Path) -> Facts:
     """The live line, progress.jsonl and limits on what is spent are of this."""
-    found = Tally()
+    found, account = Tally(), LoopAccount()
     for record in records:
         found.count(record)
+        account.record(record)
+    spent = account.spent
     return {
         "loops": found.loops,
         "failed": found.failed,
         "refusals": found.rate_limited,
-        "attempts": found.spent.requests,
-        "input tokens": found.spent.input_tokens,
-        "output tokens": found.spent.output_tokens,
-        "cached tokens": found.spent.cached_tokens,
-        "written tokens": found.spent.cache_written_tokens,
-        "reasoning tokens": found.spent.reasoning_tokens,
-        "replies": found.spent.replies,
-        "unknown replies": found.spent.unknown_replies,
+        "attempts": spent.requests,
+        "input tokens": spent.input_tokens,
+        "output tokens": spent.output_tokens,
+        "cached tokens": spent.cached_tokens,
+        "written tokens": spent.cache_written_tokens,
+        "reasoning tokens": spent.reasoning_tokens,
+        "replies": spent.replies,
+        "unknown replies": spent.unknown_replies,
     }
 
 

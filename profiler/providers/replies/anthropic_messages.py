@@ -20,6 +20,8 @@ from profiler.providers.replies.reply import (
     merged,
     object_of,
     place_of,
+    request_of,
+    sendable,
     text_of,
 )
 from profiler.records import ServerToolCall
@@ -221,7 +223,7 @@ class MessagesReader(ReplyReader):
 
     def _tell(self, block: _Block) -> None:
         ident = identity_of(block.start.get("id")) or made_up_id()
-        block.request = CallRequest(ident, text_of(block.start.get("name")), block.arguments)
+        block.request = request_of(ident, text_of(block.start.get("name")), block.arguments)
         self.probe.arguments_complete(block.request)
 
     def _finalise(self, block: _Block) -> None:
@@ -237,7 +239,8 @@ class MessagesReader(ReplyReader):
     def _served(self, block: _Block, now_ns: int | None) -> None:
         """A tool of the server's own has its result."""
         times = (None, None) if now_ns is None else (block.ended_ns, now_ns)
-        self.server_tools.append(ServerToolCall(text_of(block.start.get("name")) or block.kind, *times))
+        name = sendable(text_of(block.start.get("name"))) or block.kind
+        self.server_tools.append(ServerToolCall(name, *times))
         block.ended_ns, block.final = None, True
 
     def _stop(self, reason: Any) -> None:
@@ -266,7 +269,7 @@ class MessagesReader(ReplyReader):
                 if cut_off and not block.final:
                     ident = identity_of(block.start.get("id")) or made_up_id()
                     name = text_of(block.start.get("name"))
-                    block.request = CallRequest(ident, name, block.arguments, truncated=True)
+                    block.request = request_of(ident, name, block.arguments, truncated=True)
                 else:
                     self._finalise(block)
                 assert block.request is not None
@@ -323,7 +326,7 @@ def _input(arguments: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(arguments, str):
         return arguments
     try:
-        value = json.loads(arguments)  # not orjson, which makes decimals of large integers
+        value = sendable(json.loads(arguments))  # not orjson, which makes decimals of large integers
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

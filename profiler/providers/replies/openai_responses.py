@@ -17,6 +17,8 @@ from profiler.providers.replies.reply import (
     made_up_id,
     object_of,
     place_of,
+    request_of,
+    sendable,
     text_of,
     without_nulls,
 )
@@ -254,7 +256,7 @@ class ResponsesReader(ReplyReader):
         status = text_of(self._final.get("status")) or None
         if status == "failed":
             self.error = self._final.get("error") or {"message": "no reason given"}
-        self.finish_reason = status
+        self.finish_reason = sendable(status)
         if not self.usable:
             return
         cut = is_cut_off(status)
@@ -365,7 +367,7 @@ def _named(data: dict[str, Any]) -> dict[str, Any]:
 
 def _request(item: _Item, truncated: bool = False) -> CallRequest:
     ident = identity_of(item.data.get("call_id")) or made_up_id()
-    return CallRequest(ident, text_of(item.data.get("name")), arguments_of(item.arguments), truncated)
+    return request_of(ident, text_of(item.data.get("name")), arguments_of(item.arguments), truncated)
 
 
 def _back(item: _Item) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import orjson
 
@@ -14,6 +15,8 @@ from profiler.loop.ledger import current_ledger
 from profiler.loop.model import CallRequest, Message, Probe, Reply
 from profiler.providers.replies.events import Event, EventStream
 from profiler.records import ServerToolCall
+
+V = TypeVar("V")
 
 _IDENTIFIERS = frozenset(("type", "id", "index", "role", "name", "format", "object"))
 """Fields whose text is whole in each piece, and repeated by some servers: never joined."""
@@ -96,6 +99,7 @@ class ReplyReader:
         self._words: Any = None  # what was said in place of an event: why there is no reply, if none comes
         self._usage: dict[str, Any] = {}
         self._billed = False
+        self._is_plain = True  # all of it is JSON by the standard, and so can be sent again as it is
 
     @property
     def usable(self) -> bool:
@@ -122,14 +126,18 @@ class ReplyReader:
     def read(self, body: bytes) -> None:
         """A reply that came as one JSON object."""
         try:
-            data = _decoded(body)
+            data = self._loads(body)
         except (ValueError, RecursionError) as error:
             self._is_broken(f"not JSON: {error}" if body.strip() else "an empty body", body)
             return
-        self.whole(data)
+        self._use_whole(data)
 
     def whole(self, data: Any) -> None:
         """The same, decoded."""
+        self._is_plain = False
+        self._use_whole(data)
+
+    def _use_whole(self, data: Any) -> None:
         self.probe = Probe(self.probe.clock)  # when its parts were generated, such a reply does not tell
         if not isinstance(data, dict):
             self._is_broken(f"{_kind(data)} where an object belongs", data)
@@ -152,10 +160,15 @@ class ReplyReader:
         if not self._billed and (ledger := current_ledger.get()) is not None:
             self._billed = True
             ledger.read(self)
+        messages: list[Message] = []
+        try:
+            messages = self.messages if self._is_plain else sendable(self.messages)
+        except RecursionError as error:
+            self._is_broken(str(error))
         return Reply(
-            text="".join(self.texts),
+            text=sendable("".join(self.texts)),
             calls=tuple(self.calls),
-            messages=self.messages,
+            messages=messages,
             finish_reason=self.finish_reason,
             request_id=request_id,
             input_tokens=self.input_tokens,
@@ -176,7 +189,7 @@ class ReplyReader:
             self._guard(self._marked_done)
             return
         try:
-            data = _decoded(event.data)
+            data = self._loads(event.data)
         except (ValueError, RecursionError) as error:
             if cut_off or not text:
                 return  # the reply has not come to its end, and will be said not to have
@@ -191,6 +204,14 @@ class ReplyReader:
         if event.name and isinstance(data, dict) and not data.get("type"):
             data = {**data, "type": event.name}
         self.event(data)
+
+    def _loads(self, text: bytes) -> Any:
+        """JSON, with what the SDKs' reader takes beyond the standard: NaN, and characters in two halves."""
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
+            self._is_plain = False
+            return json.loads(text)
 
     def _guard(self, step: Any, *arguments: Any) -> None:
         """One step of reading. An exception of the caller's own `on_text` is the caller's."""
@@ -210,7 +231,7 @@ class ReplyReader:
     def _finishes(self, reason: Any) -> None:
         """The reply finished for this reason. One that was cut off stays so, whatever is said next."""
         if not is_cut_off(self.finish_reason):
-            self.finish_reason = reason if isinstance(reason, str) else str(reason)
+            self.finish_reason = sendable(reason) if isinstance(reason, str) else str(reason)
         self.complete = True
 
     def _is_broken(self, why: str, came: Any = None) -> None:
@@ -403,12 +424,40 @@ def arguments_text(arguments: str | Mapping[str, Any]) -> str:
     return arguments if isinstance(arguments, str) else json_text(arguments)
 
 
+def request_of(
+    ident: str, name: str, arguments: str | Mapping[str, Any], truncated: bool = False
+) -> CallRequest:
+    """A call as it can be recorded, and sent again."""
+    return CallRequest(sendable(ident), sendable(name), sendable(arguments), truncated)
+
+
+def sendable(value: V) -> V:
+    """A value from JSON of any kind as JSON by the standard, which can be sent and written.
+
+    Halves of characters are joined where they belong together, and else replaced; what is no number is null.
+    """
+    made: Any = value
+    if isinstance(value, str):
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                made = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    elif isinstance(value, float):
+        made = value if math.isfinite(value) else None
+    elif isinstance(value, dict):
+        made = {sendable(key): sendable(inner) for key, inner in value.items()}
+    elif isinstance(value, list):
+        made = [sendable(inner) for inner in value]
+    return cast(V, made)
+
+
 def is_object(text: str) -> bool:
     """Whether the text is one whole JSON object."""
     if not text.rstrip().endswith("}"):
         return False
     try:
-        return isinstance(_decoded(text), dict)
+        return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -468,14 +517,6 @@ def _has_index(value: Any) -> bool:
 def without_nulls(item: Mapping[str, Any], left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The fields of an item that are not null, except some."""
     return {key: value for key, value in item.items() if value is not None and key not in left_out}
-
-
-def _decoded(text: bytes | str) -> Any:
-    """JSON, with what the SDKs' reader takes beyond the standard: NaN, and characters in two halves."""
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return json.loads(text)
 
 
 def _kind(data: Any) -> str:
