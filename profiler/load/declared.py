@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any, ClassVar, Self
 
 from profiler.errors import UsageError
-from profiler.redaction import REDACTED
+from profiler.keyshapes import REDACTED
 
 MOST = 1_000_000_000
 """The bound of everything that is counted."""

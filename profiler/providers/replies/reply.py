@@ -128,7 +128,9 @@ class ReplyReader:
 
     def whole(self, data: Any) -> None:
         """The same, decoded."""
-        self.probe = Probe(self.probe.clock)  # when its parts were generated, such a reply does not tell
+        self.probe = Probe(
+            self.probe.clock, sent_headers=self.probe.sent_headers
+        )  # when its parts were generated, such a reply does not tell
         if not isinstance(data, dict):
             self._is_broken(f"{_kind(data)} where an object belongs", data)
         elif data.get("error") or (self._ANSWER not in data and has_words(data)):
