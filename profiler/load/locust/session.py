@@ -15,6 +15,7 @@ import gevent
 from gevent.event import Event
 
 from profiler.errors import ProfilerError
+from profiler.keyshapes import hide_keys
 from profiler.load.experiment import INTERRUPTED
 from profiler.load.locust.bridge import Bridge
 from profiler.load.locust.leader_session import LeaderSession
@@ -173,7 +174,7 @@ def install(events: Any) -> None:
 
 
 def _refuse(error: ProfilerError) -> None:
-    print(f"locust: error: {one_line(str(error))}", file=sys.stderr)  # noqa: T201 (what argparse would do)
+    print(f"locust: error: {one_line(hide_keys(str(error)))}", file=sys.stderr)  # noqa: T201 (what argparse would do)
     sys.exit(error.exit_code)
 
 
