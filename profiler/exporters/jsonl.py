@@ -8,6 +8,7 @@ from collections import deque
 from pathlib import Path
 
 from profiler.loop.eventloop import start_native_thread
+from profiler.modes import new_for_owner
 from profiler.records import LoopRecord, encode
 
 FLUSH_SECONDS = 0.2
@@ -17,7 +18,8 @@ class JsonlSink:
     """Appends every record to a file, at most `FLUSH_SECONDS` after its loop ended.
 
     Encoding happens on the loop's thread (some 10 µs a loop), writing never does. After a failed write
-    (a full disk) nothing more is written: `error` says why, `dropped` counts the lost records.
+    (a full disk) nothing more is written: `error` says why, `dropped` counts the lost records. A new file is
+    its owner's alone, since records may hold what was said; one that exists keeps its mode.
     """
 
     waited_for = True
@@ -28,7 +30,7 @@ class JsonlSink:
         self._lines: deque[bytes] = deque()  # its appends and pops are atomic
         self._stop: SimpleQueue[None] = SimpleQueue()
         self._stopped: SimpleQueue[None] = SimpleQueue()
-        self._file = open(path, "ab")  # noqa: SIM115 (closed by the writer)
+        self._file = open(path, "ab", opener=new_for_owner)  # noqa: SIM115 (closed by the writer)
         start_native_thread(self._write)
 
     def __call__(self, record: LoopRecord) -> None:

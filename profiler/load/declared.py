@@ -112,8 +112,8 @@ class Option:
     """The declaration. `commands` take the option (`locust`: our Locust files); `repeats`: several times.
 
     A `hidden` one is in no help, no web form and no line that repeats a run. The value of a `secret` is in
-    no file and on no screen, but for the part of it that its kind shows; nor is that of another option, as far
-    as it looks like a key.
+    no file and on no screen, but for the part of it that its kind shows; nor is what looks like a key in the
+    value of another one.
     """
 
     flag: str

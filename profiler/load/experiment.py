@@ -26,6 +26,7 @@ from profiler.load.declared import Options
 from profiler.load.options import SECRETS, LoadOptions, Size, conditions
 from profiler.load.output import SETTLED
 from profiler.load.plan import blocks_for
+from profiler.modes import opener_like
 from profiler.rundir import Follower, Progress, RunDirectory
 from profiler.scenarios import load_scenario
 from profiler.streams import IN_CHILDREN
@@ -255,7 +256,7 @@ def _follow(
             if enough is not None and progress.block > block:
                 block = progress.block
                 if enough(directory):
-                    (directory.path / SETTLED).touch()
+                    open(directory.path / SETTLED, "ab", opener=opener_like(directory.path)).close()
                     enough = None
         if last:
             return

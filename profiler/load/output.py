@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from profiler.errors import ProfilerError, RecordError
+from profiler.modes import opener_like
 from profiler.providers.endpoint import scrape_host
 from profiler.records import LoopRecord, encode
 from profiler.rundir import PROGRESS, Incident, Progress, Run, RunDirectory, encode_progress
@@ -177,7 +178,8 @@ class RunOutput:
         path = self.directory.path / TARGETS
         data = orjson.dumps([{"targets": targets}], option=orjson.OPT_INDENT_2)
         try:
-            path.write_bytes(data)
+            with open(path, "wb", opener=opener_like(path.parent)) as file:
+                file.write(data)
         except OSError as error:
             raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
 
@@ -205,7 +207,7 @@ class RunOutput:
 
 def _open(path: Path) -> FileIO:
     try:
-        return FileIO(path, "ab")
+        return FileIO(path, "ab", opener=opener_like(path.parent))
     except OSError as error:
         raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
 
