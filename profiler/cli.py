@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 
 from profiler.commands.exits import DEFECT, EXIT_CODES
 from profiler.errors import Interrupted, ProfilerError, UsageError, did_you_mean
+from profiler.keyshapes import hide_keys
+from profiler.redaction import error_secrets, scrub
 from profiler.report.text import one_line
 from profiler.signals import signals
 from profiler.streams import prepare_streams
@@ -59,10 +61,11 @@ def _main(argv: Sequence[str]) -> int:
         _drop_output()
         return 0
     except Exception as error:
+        secrets = error_secrets(error)
         if debug:
-            traceback.print_exception(error)
+            sys.stderr.write(scrub("".join(traceback.format_exception(error)), secrets))
         message, code = _explained(error)
-        print(f"profiler: {one_line(message)}", file=sys.stderr)
+        print(f"profiler: {one_line(scrub(message, secrets))}", file=sys.stderr)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             _drop_output()
         return code
@@ -121,7 +124,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(
-            UsageError.exit_code, f"{self.prog}: error: {one_line(message)} (options: {self.prog} --help)\n"
+            UsageError.exit_code,
+            f"{self.prog}: error: {one_line(hide_keys(message))} (options: {self.prog} --help)\n",
         )
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

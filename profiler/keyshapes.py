@@ -41,7 +41,9 @@ _VALUE = r"""(?:[bu]? \\? (?: "(?P<double>[^"\r\n]*) | '(?P<single>[^'\r\n]*) )
 _PLAIN_WORD = re.compile(r"[A-Za-z][a-z]{0,14}|[A-Z]{1,15}|[a-z]{1,15}(?:_[a-z]{1,15}){1,4}")
 _IDENTIFIER = re.compile(r"[A-Za-z_][a-z_-]{0,60}")
 _NUMBER = re.compile(r"[-+]?[\d.,:]{1,40}(?:%|m?s)?")
-_MODEL_NAME = re.compile(r"(?!(?:ant|or|proj|svcacct|admin|lf|test|live)-)[a-z]{1,8}(?:-(?:[a-z]{1,8}|v?\d{1,2}[a-z]?)){1,3}")
+_MODEL_NAME = re.compile(
+    r"(?!(?:ant|or|proj|svcacct|admin|lf|test|live)-)[a-z]{1,8}(?:-(?:[a-z]{1,8}|v?\d{1,2}[a-z]?)){1,3}"
+)
 _PUNCTUATION = ".,;:!?)]}\\"
 
 
@@ -51,6 +53,7 @@ _KEY_OF = re.compile(
 )
 _SIGNED_BY = re.compile(rf"(?:amz|goog){_JOINT}\Z", re.I)
 
+_SHORT = 200
 _LONG = 200
 """Characters: of a match that was none after all, so much may be looked at again."""
 
@@ -92,6 +95,8 @@ class _Shape:
 def hide_keys(text: str) -> str:
     """The text with `[redacted]` for whatever in it looks like a key."""
     lowered = _lowered(text)
+    if len(text) < _SHORT and not _ANYWHERE.search(lowered):  # ids of requests, names
+        return text
     for shape, places in _SHAPES_AND_PLACES:
         looked_at = text if shape.cased else lowered
         if any(word in looked_at for word in shape.begins):
@@ -324,3 +329,6 @@ _SHAPES = (
 """In this order: what is found by name or place takes with it what has the beginning of a key."""
 
 _SHAPES_AND_PLACES = tuple((shape, re.compile("|".join(map(re.escape, shape.begins)))) for shape in _SHAPES)
+_ANYWHERE = re.compile(
+    "|".join(sorted({re.escape(word.lower()) for shape in _SHAPES for word in shape.begins}))
+)

@@ -8,6 +8,7 @@ through here, and so does the content that records hold when that was asked for 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -64,6 +65,33 @@ def environment_secrets(environment: Mapping[str, str] = os.environ) -> set[str]
 def keep_secret(values: Iterable[str]) -> None:
     """Let this process print and log none of these values any more: they were given as options."""
     _kept.update(*(_parts(value) for value in values))
+    _carried.cache_clear()
+
+
+def carried_secrets(raw_headers: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
+    """The secrets in the headers that a request was sent with, and in the environment at its first request.
+
+    Quick, since nearly all requests carry the same: it is asked for every attempt.
+    """
+    return _carried(tuple(value for name, value in raw_headers if _authenticates(name)))
+
+
+@functools.lru_cache(maxsize=256)
+def _authenticates(name: bytes) -> bool:
+    return bool(_SENSITIVE_HEADER.search(name.decode("latin-1")))
+
+
+@functools.lru_cache(maxsize=64)
+def _carried(values: tuple[bytes, ...]) -> frozenset[str]:
+    parts = set().union(*(_parts(value.decode("latin-1")) for value in values))
+    return frozenset(parts | environment_secrets())
+
+
+def scrub_echo(text: str, secrets: Collection[str]) -> str:
+    """`scrub` for what a server says with every reply: ids of requests, values of headers."""
+    if len(text) < SHORTEST or text.isdigit():
+        return text
+    return scrub(text, [secret for secret in secrets if secret in text])
 
 
 def _secrets(sensitive: re.Pattern[str], named: Iterable[tuple[str, str]]) -> set[str]:

@@ -32,6 +32,7 @@ import orjson
 
 from profiler import records
 from profiler.errors import RecordError
+from profiler.modes import OWNERS_DIRECTORY, opener_like
 from profiler.records import LoopRecord
 from profiler.strategies import StrategySpec
 
@@ -291,14 +292,15 @@ class RunDirectory:
     def create(cls, parent: Path | str, run: Run) -> Self:
         """A new directory in `parent`, named by the run's wall-clock start (UTC), with `run.json` in it.
 
-        Runs that start within one second get `-2`, `-3`, ... Raises `RecordError` when the
-        directory cannot be made.
+        Runs that start within one second get `-2`, `-3`, ... Where content is recorded, the directory and
+        all that is ever put into it are the owner's alone. Raises `RecordError` when it cannot be made.
         """
+        mode = OWNERS_DIRECTORY if run.arguments.get("record_content") else 0o777
         stem = time.strftime("%Y%m%d-%H%M%S", time.gmtime(run.anchor.unix_ns / 1e9))
         for number in itertools.count(1):
             path = Path(parent) / (stem if number == 1 else f"{stem}-{number}")
             try:
-                path.mkdir(parents=True)
+                path.mkdir(mode, parents=True)  # those above it get the usual mode
                 break
             except OSError as error:
                 # The parent, or the name itself, may be a file; an existing directory is another run's.
@@ -307,7 +309,7 @@ class RunDirectory:
         directory = cls(path)
         directory.save(run)
         with _failing(directory.records_path, "cannot be written"):
-            directory.records_path.touch()
+            open(directory.records_path, "ab", opener=opener_like(path)).close()
         return directory
 
     @staticmethod
@@ -457,7 +459,8 @@ def _replace(path: Path, content: object) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with _failing(path, "cannot be written"):
         try:
-            temporary.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
+            with open(temporary, "wb", opener=opener_like(path.parent)) as file:
+                file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
             os.replace(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):

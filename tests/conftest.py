@@ -30,7 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("measures"):
             item.add_marker(pytest.mark.timeout(TRIES * 120))
     # Files that take long come first: else one process runs the last of them while the others have nothing left.
-    long = {item.path for item in items if INTEGRATION in item.path.parents or item.get_closest_marker("slow")}
+    long = {
+        item.path for item in items if INTEGRATION in item.path.parents or item.get_closest_marker("slow")
+    }
     items.sort(key=lambda item: item.path not in long)
 
 

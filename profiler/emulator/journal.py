@@ -14,6 +14,8 @@ from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Literal
 
+from profiler.keyshapes import hide_keys
+
 Kind = Literal["model", "tool"]
 
 _BOTH = ("kind", "api", "loop", "round", "trial", "status", "outcome", "fault")
@@ -134,8 +136,8 @@ class Journal:
         shown = path.decode("latin-1")
         if shown.startswith("/tools/"):
             shown = "/".join(shown.split("/")[:3])  # what follows the tool's name is an argument
-        words = " ".join(reason[: 4 * _MOST_WORDS].split())[:_MOST_WORDS]
-        self._log(f"{method.decode('latin-1')} {shown} {status} {words}")
+        words = hide_keys(" ".join(reason[: 4 * _MOST_WORDS].split()))[:_MOST_WORDS]
+        self._log(f"{method.decode('latin-1')} {hide_keys(shown)} {status} {words}")
 
     def clear(self) -> None:
         """Forget entries and counts; what is in flight stays counted as such."""

@@ -10,6 +10,7 @@ from io import FileIO
 from pathlib import Path
 
 from profiler.loop.eventloop import native_sleep, start_native_thread, unpatched
+from profiler.modes import new_for_owner
 from profiler.process import at_exit, in_forked_child
 from profiler.records import LoopRecord, encode
 from profiler.rundir import append_lines
@@ -28,6 +29,8 @@ class JsonlSink:
 
     After a failed write (a full disk) nothing more is written: `error` says why, `dropped` counts the lost
     records, those after `close` too.
+
+    A new file is its owner's alone, since records may hold what was said; one that exists keeps its mode.
     """
 
     waited_for = True
@@ -38,7 +41,7 @@ class JsonlSink:
         self._path = path
         self._lines: deque[bytes] = deque()  # its appends and pops are atomic
         # Unbuffered: a buffer would be copied into a forked child, and split lines that two processes write.
-        self._file = FileIO(path, "ab")
+        self._file = FileIO(path, "ab", opener=new_for_owner)
         self._renew()
         in_forked_child(self._renew)
         at_exit(self._finish)

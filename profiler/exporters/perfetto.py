@@ -34,6 +34,7 @@ from profiler.anatomy import (
     waits,
 )
 from profiler.errors import RecordError, UsageError
+from profiler.modes import Opener, opener_like
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import RunDirectory
 
@@ -95,7 +96,7 @@ def write_trace(
     step_us = max(counter.step for counter in counters.values())
     written = 0
     try:
-        with open(path, "wb") as file:
+        with open(path, "wb", opener=_opener(source)) as file:
             # No time and no name in the header: the same run gives the same file.
             zipped = str(path).endswith(".gz")
             output: Any = gzip.GzipFile("", "wb", 6, file, mtime=0) if zipped else file
@@ -111,6 +112,13 @@ def write_trace(
     except OSError as error:
         raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
     return trace
+
+
+def _opener(source: RunDirectory | Path | str | Iterable[LoopRecord]) -> Opener | None:
+    """A trace is as private as the records that it is made of."""
+    if isinstance(source, RunDirectory):
+        return opener_like(source.path)
+    return opener_like(Path(source)) if isinstance(source, str | Path) else None
 
 
 def _records(source: RunDirectory | Path | str | Iterable[LoopRecord]) -> Iterable[LoopRecord]:

@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any, ClassVar, Self
 
 from profiler.errors import UsageError
-from profiler.redaction import REDACTED
+from profiler.keyshapes import REDACTED, hide_keys
 
 MOST = 1_000_000_000
 """The bound of everything that is counted."""
@@ -112,7 +112,8 @@ class Option:
     """The declaration. `commands` take the option (`locust`: our Locust files); `repeats`: several times.
 
     A `hidden` one is in no help, no web form and no line that repeats a run. The value of a `secret` is in
-    no file and on no screen, but for the part of it that its kind shows.
+    no file and on no screen, but for the part of it that its kind shows; nor is what looks like a key in the
+    value of another one.
     """
 
     flag: str
@@ -177,14 +178,18 @@ class Option:
         except UsageError as error:
             raise UsageError(f"{self.flag}: {error}") from error
         except ValueError as error:
-            said = self.flag if self.secret else f"{self.flag} {text}"
+            said = self.flag if self.secret else f"{self.flag} {hide_keys(text)}"
             raise UsageError(f"{said}: {error}") from None
 
     def public(self, value: Any) -> Any:
-        """The part of a value that may be shown; None when that is nothing."""
-        if not self.secret or value in (None, ()):
-            return value
-        return None if self.kind.shown is None else self.kind.shown(value)
+        """The part of a value that may be shown; None when that is nothing. It looks like no key either."""
+        if self.secret and value not in (None, ()):
+            value = None if self.kind.shown is None else self.kind.shown(value)
+        if isinstance(value, str):
+            return hide_keys(value)
+        if isinstance(value, tuple):
+            return tuple(hide_keys(one) if isinstance(one, str) else one for one in value)
+        return value
 
 
 def option(

@@ -34,6 +34,7 @@ from profiler.load.declared import Options
 from profiler.load.options import SECRETS, LoadOptions, Size, conditions
 from profiler.load.output import SETTLED
 from profiler.load.plan import blocks_for
+from profiler.modes import opener_like
 from profiler.redaction import describe
 from profiler.rundir import Follower, Incident, Progress, RunDirectory
 from profiler.scenarios import load_scenario
@@ -332,7 +333,7 @@ def _follow(
                 block = progress.block
                 try:
                     if enough(directory):
-                        (directory.path / SETTLED).touch()
+                        open(directory.path / SETTLED, "ab", opener=opener_like(directory.path)).close()
                         enough = None
                 except Exception as error:
                     fails("the look at whether this is enough", error)

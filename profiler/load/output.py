@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from profiler.errors import ProfilerError, RecordError
+from profiler.modes import opener_like
 from profiler.providers.endpoint import scrape_host
 from profiler.records import LoopRecord, decode, encode
 from profiler.rundir import (
@@ -202,7 +203,8 @@ class RunOutput:
         path = self.directory.path / TARGETS
         data = orjson.dumps([{"targets": targets}], option=orjson.OPT_INDENT_2)
         try:
-            path.write_bytes(data)
+            with open(path, "wb", opener=opener_like(path.parent)) as file:
+                file.write(data)
         except OSError as error:
             raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
 
@@ -230,6 +232,6 @@ class RunOutput:
 
 def _open(path: Path) -> FileIO:
     try:
-        return FileIO(path, "ab")
+        return FileIO(path, "ab", opener=opener_like(path.parent))
     except OSError as error:
         raise RecordError(f"{path}: cannot be written: {error.strerror}") from error

@@ -98,7 +98,8 @@ class Probe:
     `limiter_wait_ns`: how long our own limiters held the request back. `on_text_error`: the exception of
     the caller's `on_text`, which must not be taken for an unreadable reply. `sending_ns`: how much of the
     time from `began_ns` until the first attempt was sent went by in this process, and not in waiting for a
-    connection. `url`: the one that was asked last. `broken_off`: what had come of a streamed reply whose
+    connection. `url`: the one that was asked last, `sent_headers`: those it was asked with, as raw pairs.
+    `broken_off`: what had come of a streamed reply whose
     connection broke, or whose request was cancelled.
     """
 
@@ -116,6 +117,7 @@ class Probe:
     sending_ns: int = 0
     on_text_error: Exception | None = None
     url: Any = None
+    sent_headers: Sequence[tuple[bytes, bytes]] = ()
     broken_off: Reply | None = None
     _told: set[int] = field(default_factory=set)  # of the objects in `complete`
 

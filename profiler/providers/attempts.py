@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from profiler.loop.ledger import current_ledger
 from profiler.loop.model import Probe, current_probe
 from profiler.providers.connections import transport_error_type
 from profiler.records import Attempt
+from profiler.redaction import carried_secrets, scrub_echo
 
 _REQUEST_ID = ("x-request-id", "request-id")
 _READ_HEADERS = frozenset((*_REQUEST_ID, "retry-after", "retry-after-ms", "date"))
@@ -133,7 +134,9 @@ class _OpenAttempt:
         probe, self._probe = self._probe, None
         if probe is None:
             return
-        request_id, retry_after_ns, rate_limits = _read_headers(self.headers)
+        request_id, retry_after_ns, rate_limits = _read_headers(
+            self.headers, carried_secrets(probe.sent_headers)
+        )
         probe.attempts.append(
             Attempt(
                 self.started_ns,
@@ -161,7 +164,7 @@ def _open_attempt(
         return None
     if (ledger := current_ledger.get()) is not None:
         ledger.sent()
-    probe.url = request.url
+    probe.url, probe.sent_headers = request.url, request.headers.raw
     attempt = _OpenAttempt(probe, boundary)
     if trace is not None:
         known = request.extensions.get("trace")
@@ -172,14 +175,22 @@ def _open_attempt(
 
 
 def _read_headers(
-    headers: list[tuple[bytes, bytes]],
+    headers: list[tuple[bytes, bytes]], secrets: Collection[str]
 ) -> tuple[str | None, int | None, dict[str, str] | None]:
-    """Request id, retry-after in nanoseconds, rate-limit headers; each None when there is none."""
+    """Request id, retry-after in nanoseconds, rate-limit headers; each None when there is none.
+
+    None of the `secrets` is in them, should a server send back what it was sent.
+    """
     read = [(name, value.decode("latin-1")) for raw, value in headers if (name := _read(raw)) is not None]
     found = dict(read)
     request_id = next((found[name] for name in reversed(_REQUEST_ID) if name in found), None)
     retry_after = asked_wait_ns(found.get("retry-after-ms"), found.get("retry-after"), found.get("date"))
-    return request_id, retry_after, kept(read)
+    if request_id is not None:
+        request_id = scrub_echo(request_id, secrets)
+    limits = kept(read)
+    if limits is not None:
+        limits = {name: scrub_echo(value, secrets) for name, value in limits.items()}
+    return request_id, retry_after, limits
 
 
 @functools.lru_cache(maxsize=512)  # the same few names with every response

@@ -11,7 +11,6 @@ import contextlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -19,21 +18,32 @@ import httpx2
 from profiler.loop.model import Probe, Reply
 from profiler.providers.failures import caught, failed, provider_error, truncated, unreadable
 from profiler.providers.replies import ReplyReader, begins_stream
+from profiler.redaction import carried_secrets, scrub_echo
 
 _DRAIN_SECONDS = 0.1
 
 
-@dataclass(slots=True)
 class Asked:
     """A request under way; `request_id` is the server's, once its headers have come."""
 
-    request_id: str | None = None
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._request_id: str | None = None
+
+    @property
+    def request_id(self) -> str | None:
+        return self._request_id
+
+    @request_id.setter
+    def request_id(self, given: str | None) -> None:
+        """Without the keys of the request, should the server send those back."""
+        self._request_id = None if given is None else scrub_echo(given, _secrets(self._probe))
 
 
 @contextmanager
 def asking(provider: str, sdk: Any, probe: Probe) -> Iterator[Asked]:
     """Around a request through the SDK `openai` or `anthropic`: its failures become `ProviderError`."""
-    asked = Asked()
+    asked = Asked(probe)
     try:
         yield asked
     except Exception as error:
@@ -45,8 +55,12 @@ def asking(provider: str, sdk: Any, probe: Probe) -> Iterator[Asked]:
             came = getattr(error, "doc", None)
             empty = isinstance(came, str) and not came.strip()
             why = "an empty body" if empty else f"not JSON: {error}"
-            raise unreadable(provider, probe.url, asked.request_id, why, came) from error
+            raise unreadable(provider, probe.url, asked.request_id, why, came, _secrets(probe)) from error
         raise
+
+
+def _secrets(probe: Probe) -> frozenset[str]:
+    return carried_secrets(probe.sent_headers)
 
 
 def _is_of_json(error: Exception) -> bool:
@@ -105,9 +119,9 @@ def finished(provider: str, reader: ReplyReader, url: Any, request_id: str | Non
     """The reply that was read, from `url`. Raises `ProviderError` where there is none that can be used."""
     reply = reader.reply(request_id)
     if reader.error is not None:
-        failure = failed(provider, url, request_id, reader.error)
+        failure = failed(provider, url, request_id, reader.error, _secrets(reader.probe))
     elif reader.broken is not None:
-        failure = unreadable(provider, url, request_id, reader.broken, reader.came)
+        failure = unreadable(provider, url, request_id, reader.broken, reader.came, _secrets(reader.probe))
     elif not reader.complete:
         failure = truncated(provider, url, request_id)
     else:

@@ -164,10 +164,13 @@ def provider_error(provider: str, sdk: Any, error: Exception, request_id: str | 
         )
         words = scrub(words, error_secrets(error))
     where = (f"status {status}" if status else "no response") + where
+    secrets = error_secrets(error)
     if request_id:
+        request_id = scrub(str(request_id), secrets)
         where += f", request {request_id}"
+    message = f"{provider}: {error_type} ({where}): {words or said or type(error).__name__}"
     return ProviderError(
-        plain_words(f"{provider}: {error_type} ({where}): {words or said or type(error).__name__}"),
+        plain_words(scrub(message, secrets)),
         provider=provider,
         status=status,
         request_id=request_id,
@@ -271,26 +274,39 @@ def truncated(provider: str, url: Any, request_id: str | None) -> ProviderError:
     )
 
 
-def failed(provider: str, url: Any, request_id: str | None, body: Any) -> ProviderError:
-    """The server said, with status 200, that the request failed: `body` is its error, of any shape."""
-    words = words_of(body) or "no reason given"
+def failed(
+    provider: str, url: Any, request_id: str | None, body: Any, secrets: Collection[str] = ()
+) -> ProviderError:
+    """The server said, with status 200, that the request failed: `body` is its error, of any shape.
+
+    `secrets`: those that the request carried.
+    """
+    words = words_of(body, secrets) or "no reason given"
     return _unusable(provider, error_type_of(body), url, request_id, words)
 
 
-def unreadable(provider: str, url: Any, request_id: str | None, why: str, came: Any = None) -> ProviderError:
-    """What came with status 200 is no reply of this API. `came`: what it was."""
-    words = f"the reply is not what this API answers with: {why}{_seen_of(came)}"
+def unreadable(
+    provider: str,
+    url: Any,
+    request_id: str | None,
+    why: str,
+    came: Any = None,
+    secrets: Collection[str] = (),
+) -> ProviderError:
+    """What came with status 200 is no reply of this API. `came`: what it was; `secrets`: as in `failed`."""
+    seen = scrub(f"{why}{_seen_of(came, secrets)}", secrets)
+    words = f"the reply is not what this API answers with: {seen}"
     return _unusable(provider, "unreadable", url, request_id, words)
 
 
-def _seen_of(came: Any) -> str:
+def _seen_of(came: Any, secrets: Collection[str]) -> str:
     """What may be shown of what is no reply. It may hold an answer all the same, which is not shown."""
     if isinstance(came, bytes):
         came = came[:_LONGEST_BODY].decode("utf-8", "replace")
     if isinstance(came, str):
-        said = "" if came.lstrip("\ufeff \t\r\n")[:1] in ("{", "[", '"') else words_of(came)
+        said = "" if came.lstrip("\ufeff \t\r\n")[:1] in ("{", "[", '"') else words_of(came, secrets)
     else:
-        said = words_of(found) if (found := _found(came, 0)) else ""
+        said = words_of(found, secrets) if (found := _found(came, 0)) else ""
     if said:
         return f"; it says: {said}"
     if isinstance(came, Mapping) and came:

@@ -16,6 +16,7 @@ from gevent.event import Event
 from gevent.lock import Semaphore
 
 from profiler.errors import Interrupted, ProfilerError, Terminated
+from profiler.keyshapes import hide_keys
 from profiler.load.identity import own_hello
 from profiler.load.lease import BEAT_SECONDS, Lease
 from profiler.load.locust.bridge import Bridge
@@ -214,7 +215,7 @@ def install(events: Any) -> None:
 
 
 def _refuse(error: ProfilerError) -> None:
-    print(f"locust: error: {one_line(str(error))}", file=sys.stderr)  # noqa: T201 (what argparse would do)
+    print(f"locust: error: {one_line(hide_keys(str(error)))}", file=sys.stderr)  # noqa: T201 (what argparse would do)
     sys.exit(error.exit_code)
 
 

@@ -138,7 +138,8 @@ class ReplyReader:
         self._use_whole(data)
 
     def _use_whole(self, data: Any) -> None:
-        self.probe = Probe(self.probe.clock)  # when its parts were generated, such a reply does not tell
+        # When its parts were generated, such a reply does not tell.
+        self.probe = Probe(self.probe.clock, sent_headers=self.probe.sent_headers)
         if not isinstance(data, dict):
             self._is_broken(f"{_kind(data)} where an object belongs", data)
         elif data.get("error") or (self._ANSWER not in data and has_words(data)):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler.errors import RecordError
+from profiler.modes import opener_like
 from profiler.report.advice import next_steps
 from profiler.report.html import comparison, conditions
 from profiler.report.html.charts import MOST_STRATEGIES, payload
@@ -37,7 +38,8 @@ def write_report(directory: RunDirectory, out: Path | None = None, material: Mat
     page = render(gather(directory) if material is None else material)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(page, encoding="utf-8")
+        with open(temporary, "w", encoding="utf-8", opener=opener_like(directory.records_path)) as file:
+            file.write(page)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
