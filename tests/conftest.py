@@ -29,10 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("measures"):
             item.add_marker(pytest.mark.timeout(TRIES * 120))
-    # Files that take long come first: else one process runs the last of them while the others have nothing left.
-    long = {
-        item.path for item in items if INTEGRATION in item.path.parents or item.get_closest_marker("slow")
-    }
+    # Files that take long come first: else one process runs the last of them while the others have no work.
+    long = {item.path for item in items if item.get_closest_marker("slow") or item.path.parent == INTEGRATION}
     items.sort(key=lambda item: item.path not in long)
 
 

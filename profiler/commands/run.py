@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from profiler.commands import add_command
 from profiler.commands.exits import Ending, complain
-from profiler.errors import Interrupted, ProfilerError, TargetError
+from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated
 from profiler.load.declared import COUNT_FROM_0, TEXT, add_options
 from profiler.load.options import GROUPS, STRATEGY_FORMS, LoadOptions
 from profiler.signals import DRAIN_SECONDS, signals

@@ -7,6 +7,7 @@ The leader writes a run directory as the test goes: records as they come, `run.j
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections import deque
