@@ -61,7 +61,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("api", ["chat/completions", "responses", "messages"])
 def test_others_are_answered_while_a_schema_is_looked_at(emulator: EmulatorProcess, api: str) -> None:
-    """Hostile requests and a plain one are sent together; had one of them no bound, none would be answered."""
+    """Hostile requests and a plain one are sent together; had one of them no bound, none would end."""
     statuses: dict[str, int] = {}
 
     def ask(name: str, part: dict[str, Any]) -> None:
