@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+_CROWDED = 1_000
+"""Timers from which on it is worth looking for those that were cancelled."""
+
 
 @dataclass(slots=True, eq=False)
 class Timer:
-    """A pending callback; `cancel` forgets it (its heap entry goes when its time comes)."""
+    """A pending callback; `cancel` forgets it (its heap entry goes later)."""
 
     due_ns: int
     callback: Callable[[], None] | None
@@ -33,6 +36,7 @@ class Scheduler:
         self._clock = clock
         self._heap: list[tuple[int, int, Timer]] = []  # the count keeps timers of equal times in order
         self._count = 0
+        self._crowded = _CROWDED
         self._armed: asyncio.TimerHandle | None = None
         self._armed_ns = 0
 
@@ -40,7 +44,13 @@ class Scheduler:
         """Call `callback` at `due_ns` (monotonic), or as soon after as the loop allows; never before."""
         timer = Timer(due_ns, callback)
         self._count += 1
-        heapq.heappush(self._heap, (due_ns, self._count, timer))
+        heap = self._heap
+        if len(heap) > self._crowded:
+            # Of clients that went away: their replies may be due in an hour.
+            heap[:] = [entry for entry in heap if entry[2].callback is not None]
+            heapq.heapify(heap)
+            self._crowded = max(_CROWDED, 2 * len(heap))
+        heapq.heappush(heap, (due_ns, self._count, timer))
         if self._armed is None or due_ns < self._armed_ns:
             self._arm(due_ns)
         return timer

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.emulator.arguments import CITIES, SchemaError, compile_schema
+from profiler.emulator.arguments import compile_schema
 from profiler.emulator.draws import Draws, key
+from profiler.emulator.words import CITIES
+from profiler.emulator.work import SchemaError
 
 
 def drawn(

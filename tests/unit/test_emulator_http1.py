@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import gc
+import socket
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from profiler.emulator.http1 import MAX_PIPELINED, Connection, Exchange, HttpReply, Server
+from profiler.emulator.http1 import MAX_BODY, MAX_PIPELINED, Connection, Exchange, HttpReply, Server
+from profiler.emulator.scheduler import Timer
 
 
 class Transport:
-    def __init__(self) -> None:
+    def __init__(self, raw: socket.socket | None = None) -> None:
         self.sent = b""
         self.state = "open"
         self.reading = True
+        self.raw = raw
 
     def write(self, data: bytes) -> None:
         assert self.state == "open"
@@ -34,7 +39,7 @@ class Transport:
         self.reading = True
 
     def get_extra_info(self, name: str) -> Any:
-        return None
+        return self.raw
 
 
 class Scheduler:
@@ -45,7 +50,7 @@ class Scheduler:
 
     def at(self, due_ns: int, callback: Callable[[], None]) -> Any:
         self.timers.append((due_ns, callback))
-        return type("Timer", (), {"callback": callback, "cancel": lambda self: None})()
+        return Timer(due_ns, callback)
 
 
 class Watcher:
@@ -294,3 +299,131 @@ def test_trailers_replace_no_header() -> None:
         b"POST / HTTP/1.1\r\nHost: evil\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nHost: localhost\r\n\r\n"
     )
     assert seen(chunked)[b"host"] == b"evil"
+
+
+LARGE = b"b" * 1_000_000
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Circles stay: what is gone is gone at once, not when the collector comes by."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize(
+    "when", ["in its head", "in its body", "while it waits", "while it streams", "after it"]
+)
+def test_client_that_leaves_leaves_nothing_behind(when: str) -> None:
+    def exchanges() -> int:
+        return sum(isinstance(one, Exchange) for one in gc.get_objects())
+
+    def answer(exchange: Exchange) -> None:
+        if when == "while it streams":
+            exchange.send(HttpReply(200, b"", frames=[(0, b"one"), (1 << 62, b"two")]))
+        elif when == "after it":
+            exchange.send(HttpReply(200, b"", b"done"))
+
+    before = exchanges()
+    server = Server(answer, Scheduler())  # type: ignore[arg-type]
+    connection, transport = server.connection(), Transport()
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2000000\r\n\r\n"
+    connection.data_received(head[:20] if when == "in its head" else head + LARGE)
+    if when not in ("in its head", "in its body"):
+        connection.data_received(LARGE)
+    left = weakref.ref(connection)
+    assert exchanges() - before == (when.startswith("while"))
+    connection.connection_lost(None)
+    del connection
+    # The scheduler's timer, which is cancelled, is all that may know of it until its time comes.
+    server.scheduler.timers.clear()  # type: ignore[attr-defined]
+    assert (left(), exchanges() - before, server.connections) == (None, 0, set())
+
+
+def test_body_is_let_go_as_soon_as_it_has_been_read() -> None:
+    """A reply may be due in ten minutes, and a connection may stay open for two without another request."""
+    asked: list[Exchange] = []
+    sizes: list[int] = []
+
+    def take(exchange: Exchange) -> None:
+        sizes.append(len(exchange.body))
+        asked.append(exchange)
+
+    connection, _ = connect(take)
+    connection.data_received(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n" + LARGE)
+    assert sizes == [1_000_000]
+    assert asked[0].body == b""
+    assert connection._body == b""
+
+
+def test_body_in_many_pieces_takes_no_more_than_its_size() -> None:
+    connection, transport = connect(
+        lambda exchange: exchange.send(HttpReply(200, b"", b"%d" % len(exchange.body)))
+    )
+    connection.data_received(
+        b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 5_000
+    )
+    assert connection._body == b"x" * 5_000
+    connection.data_received(b"0\r\n\r\n")
+    assert bodies(transport.sent) == [b"5000"]
+
+
+def test_body_of_many_chunks_is_refused_beyond_the_limit() -> None:
+    connection, transport = connect(echo)
+    connection.data_received(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
+    chunk = b"400000\r\n" + b"x" * 0x400000 + b"\r\n"
+    for _ in range(MAX_BODY // 0x400000 + 1):
+        connection.data_received(chunk)
+    assert transport.sent.startswith(b"HTTP/1.1 413 ")
+    assert connection._body == b""
+
+
+async def test_bodies_that_wait_for_their_turn_are_bounded() -> None:
+    waiting: list[Exchange] = []
+    connection, transport = connect(waiting.append)
+    body = b"b" * (MAX_BODY // 2 + 1)
+    request = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    for _ in range(2):  # the first has been read
+        connection.data_received(request)
+    assert transport.reading
+    connection.data_received(request)
+    assert not transport.reading
+    for n in range(3):
+        waiting[n].send(HttpReply(200, b"", b"x"))
+        await asyncio.sleep(0)
+    assert transport.reading
+    assert bodies(transport.sent) == [b"x"] * 3
+
+
+def test_client_that_leaves_while_nothing_is_read_of_it_is_swept() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        server = Server(lambda exchange: None, Scheduler())  # type: ignore[arg-type]
+        connection, transport = server.connection(), Transport(ours)
+        connection.connection_made(transport)  # type: ignore[arg-type]
+        connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * (MAX_PIPELINED + 1))
+        assert not transport.reading
+        server.sweep()
+        assert transport.state == "open"
+        theirs.close()
+        server.sweep()
+        assert transport.state == "aborted"
+
+
+def test_client_that_does_not_read_its_reply_is_swept_in_time() -> None:
+    server = Server(echo, Scheduler())  # type: ignore[arg-type]
+    connection, transport = server.connection(), Transport()
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    connection.pause_writing()
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    server.sweep()
+    assert transport.state == "open"
+    assert connection.stuck_since(1 << 62)
+    connection.resume_writing()
+    assert not connection.stuck_since(1 << 62)
+    connection.close()  # the end of it may never be read
+    assert connection.stuck_since(1 << 62)

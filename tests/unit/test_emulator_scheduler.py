@@ -59,3 +59,16 @@ def test_timers_that_are_cancelled_do_not_fire_and_callbacks_may_schedule() -> N
     )
     loop.run()
     assert fired == ["first", "second"]
+
+
+def test_cancelled_timers_do_not_pile_up_until_they_are_due() -> None:
+    loop = EarlyLoop()
+    scheduler = Scheduler(loop, loop.clock)  # type: ignore[arg-type]
+    fired: list[int] = []
+    for n in range(20_000):
+        timer = scheduler.at(3600 * 1000 * MS + n, lambda n=n: fired.append(n))  # type: ignore[misc]
+        if n % 100:
+            timer.cancel()
+    assert len(scheduler._heap) < 2_000
+    loop.run()
+    assert fired == list(range(0, 20_000, 100))

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from profiler.emulator.conversation import MadeCall, Said, limited
+from profiler.emulator import anthropic_messages, openai_chat
+from profiler.emulator.conversation import Carried, MadeCall, Said, answer, limited
 from profiler.emulator.draws import Place, decode
 from profiler.emulator.http1 import Exchange, HttpReply
 from profiler.emulator.journal import Journal
-from profiler.emulator.openai_responses import Store
+from profiler.emulator.openai_responses import Store, after
 from profiler.emulator.server import Emulator
+from profiler.emulator.tool_service import population, weather
 from profiler.scenarios import load_scenario
 
 USER = {"role": "user", "content": "x"}
@@ -34,7 +36,7 @@ class Line:
 def ask(emulator: Emulator, method: str, path: str, body: Any = None, **headers: str) -> HttpReply:
     fields = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
     path, _, query = path.partition("?")
-    data = b"" if body is None else json.dumps(body).encode()
+    data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     exchange = Exchange(Line(), method.encode(), path.encode(), query.encode(), fields, data, True, True)  # type: ignore[arg-type]
     emulator(exchange)
     assert exchange.reply is not None
@@ -105,7 +107,7 @@ def test_journal_is_a_ring_that_counts_what_fell_out() -> None:
 
 def test_store_forgets_the_least_recently_used() -> None:
     store = Store(size=2)
-    from profiler.emulator.conversation import ApiError, Carried
+    from profiler.emulator.conversation import ApiError
 
     states = [Carried(n, n, None, (), (), n) for n in range(3)]
     store.put("a", states[0])
@@ -159,7 +161,11 @@ FOREIGN = [
 def test_own_endpoints_refuse_strangers_and_do_nothing(
     emulator: Emulator, method: str, path: str, headers: dict[str, str]
 ) -> None:
-    chat(emulator, **headers)  # the model APIs and the tools answer everybody
+    # The model APIs and the tools answer everybody.
+    assert (
+        ask(emulator, "POST", "/v1/chat/completions", {"model": "m", "messages": [USER]}, **headers).status
+        == 200
+    )
     assert ask(emulator, "GET", "/tools/weather?city=Oslo", **headers).status == 200
     assert ask(emulator, "GET", "/healthz", **headers).status == 200
     refused = ask(emulator, method, path, **headers)
@@ -184,3 +190,89 @@ def test_hosts_that_are_given_are_answered() -> None:
     emulator = Emulator(load_scenario("instant"), 0, None, allowed=["loadtest"])  # type: ignore[arg-type]
     assert ask(emulator, "GET", "/emulator/journal", host="loadtest:8100").status == 200
     assert ask(emulator, "GET", "/emulator/journal", host="other:8100").status == 403
+
+
+def test_stored_conversation_keeps_of_results_what_an_answer_shows() -> None:
+    """A state may be kept for long after its client has gone, and results may be most of a body."""
+    results = tuple(f"{n} " + "r" * 100_000 for n in range(5))
+    state = Carried(1, 5, "call_a", (), results, 9)
+    kept = after(state, Said("so", (), "stop", 1, 1), 1).results
+    assert list(map(len, kept)) == [48, 48, 48, 0, 0]
+    assert answer(kept) == answer(results)
+
+
+@pytest.mark.parametrize("city", ["Oslo", "O" * 5_000])
+def test_answers_about_long_cities_are_not_remembered(emulator: Emulator, city: str) -> None:
+    for tool in (weather, population):
+        tool.cache_clear()
+        body = ask(emulator, "POST", f"/tools/{tool.__name__}", {"city": city}).body
+        assert city.encode() in body
+        assert tool.cache_info().currsize == (len(city) < 100)
+
+
+DEEP = b"[" * 900 + b"]" * 900
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/chat/completions", b'{"a":[' + b"[]," * 200_000 + b"[]]}", "holds more than 200,000 values"),
+        ("/v1/responses", b'{"a":[' + b"1," * 200_000 + b"1]}", "holds more than 200,000 values"),
+        ("/v1/messages", b'{"a":[' + b'"",' * 900_000 + b'""]}', "holds more than 200,000 values"),
+        ("/v1/messages", b'{"a":"' + b'\\",' * 900_000, "not valid JSON"),
+        ("/tools/search", b'{"a":[' + b"1," * 200_000 + b"1]}", "holds more than 200,000 values"),
+        ("/tools/search", b'{"a":' + DEEP + b"}", "the body is nested too deeply"),
+        ("/v1/chat/completions", b'{"model":"m","messages":[{"role":' + DEEP + b"}]}", "Invalid value"),
+        ("/v1/chat/completions", b'{"model":"m","n":' + DEEP + b',"messages":[1]}', "Invalid value for 'n'"),
+        (
+            "/v1/responses",
+            b'{"model":"m","input":"x","metadata":' + DEEP + b"}",
+            "Invalid 'metadata': nested",
+        ),
+        (
+            "/v1/messages",
+            b'{"model":"m","max_tokens":9,"messages":[{"role":' + DEEP + b',"content":"x"}]}',
+            "Unexpected role",
+        ),
+        ("/v1/chat/completions", b'{"model":"' + b"m" * 300 + b'","messages":[]}', "empty array"),
+        (
+            "/v1/chat/completions",
+            b'{"model":"' + b"m" * 300 + b'","messages":[{"role":"user","content":"x"}]}',
+            "Expected a string with maximum length 256, but got a string with length 300",
+        ),
+        ("/v1/responses", b'{"model":"' + b"m" * 300 + b'","input":"x"}', "maximum length 256"),
+        (
+            "/v1/messages",
+            b'{"model":"' + b"m" * 300 + b'","max_tokens":9,"messages":[{"role":"user","content":"x"}]}',
+            "model: String should have at most 256 characters",
+        ),
+    ],
+)
+def test_bodies_with_too_much_in_them_are_refused_in_words(
+    emulator: Emulator, path: str, body: bytes, words: str
+) -> None:
+    reply = ask(emulator, "POST", path, body)
+    assert reply.status == 400
+    assert words in json.loads(reply.body)["error"]["message"]
+
+
+def test_texts_may_hold_as_many_commas_as_they_like(emulator: Emulator) -> None:
+    texts = [{"role": "user", "content": text} for text in ("," * 300_000, json.dumps([["a"]] * 100_000))]
+    assert ask(emulator, "POST", "/v1/chat/completions", {"model": "m", "messages": texts}).status == 200
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+def test_results_of_thousands_of_calls_are_matched_in_one_pass(lenient: bool) -> None:
+    """Quadratic work would take minutes."""
+    size = 15_000
+    ids = ["" if lenient else f"c{n}" for n in range(size)]
+    function = {"name": "f", "arguments": "{}"}
+    calls = [{"id": one, "type": "function", "function": function} for one in ids]
+    results = [{"role": "tool", "tool_call_id": one, "content": "r"} for one in ids]
+    messages = [USER, {"role": "assistant", "tool_calls": calls}, *results]
+    assert openai_chat.parse({"model": "m", "messages": messages}, lenient=lenient).calls == size
+    uses = [{"type": "tool_use", "id": one, "name": "f", "input": {}} for one in ids]
+    blocks = [{"type": "tool_result", "tool_use_id": one, "content": "r"} for one in ids]
+    history = [USER, {"role": "assistant", "content": uses}, {"role": "user", "content": blocks}]
+    body = {"model": "m", "max_tokens": 9, "messages": history}
+    assert anthropic_messages.parse(body, lenient=lenient).calls == size
