@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+from profiler.commands import drop_output
 from profiler.commands.exits import DEFECT, EXIT_CODES
 from profiler.errors import ProfilerError, UsageError, did_you_mean
 from profiler.report.text import one_line
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not a failure, and nobody left to tell.
-        _drop_output()
+        drop_output()
         return 0
     except Exception as error:
         if debug:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, code = _explained(error)
         print(f"profiler: {one_line(message)}", file=sys.stderr)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            _drop_output()
+            drop_output()
         return code
 
 
@@ -66,11 +67,6 @@ def _explained(error: Exception) -> tuple[str, int]:
         "--debug shows",
         DEFECT,
     )
-
-
-def _drop_output() -> None:
-    """Discard what standard output still buffers; at exit Python would try to write it once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

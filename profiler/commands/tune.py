@@ -7,13 +7,12 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from profiler.commands import add_command
+from profiler.commands import add_command, show
 from profiler.commands.compare import (
     add_output,
     agreed,
     asked_load,
     check_output,
-    show,
     show_as_asked,
     write_junit,
 )
@@ -123,6 +122,7 @@ def main(arguments: argparse.Namespace) -> int:
     ending = Ending(
         error=TargetError(answer.stopped or "") if answer.failed else None,
         internal=answer.internal,
+        incidents=() if answer.ended is None else (answer.ended,),
         unanswered=answer.unanswered,
         missed=missed(outcomes),
     )

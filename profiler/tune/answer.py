@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from profiler.report.ci import Findings
 from profiler.report.text import percent
@@ -36,13 +37,14 @@ class Answer:
 
     `final`: the candidates of the last stage, measured in the same paired blocks, the best first. `curve`:
     every shared semaphore that was tried, by limit (`candidates.on_one_scale`), `shape` what it shows.
-    `stopped` says in words what ended the search early: a limit on what may be spent, or an experiment
-    that `failed`. Where that was before the end of the last stage the setting is not `proven`, and `final`
-    is the last stage with results. `spent` is what the search spent, in words, `untried` what there was no
-    time for. The goodput of `setting` is what another measurement of it will find, with an interval for that
-    (`candidates.promised`); those of `final` are as measured together. `rates_leave_out` says of what
-    quotas the `rates` could not take into account, `refused` that the model's server refused requests.
-    `invalid` says which figures are the client's, in sentences; `valid`: not those of the setting itself.
+    `stopped` says in words what ended the search early: a limit on what may be spent, an experiment that
+    `failed`, or the user (`ended`). Where that was before the end of the last stage the setting is not
+    `proven`, and `final` is the last stage with results. `spent` is what the search spent, in words,
+    `untried` what there was no time for. The goodput of `setting` is what another measurement of it will
+    find, with an interval for that (`candidates.promised`); those of `final` are as measured together.
+    `rates_leave_out` says of what quotas the `rates` could not take into account, `refused` that the
+    model's server refused requests. `invalid` says which figures are the client's, in sentences; `valid`:
+    not those of the setting itself.
     `short_windows` says in words that they were shorter than they ought to be, None where they were not.
     `moved` says in words that its goodput was another one at the end than in the final stage. `slo` is
     whether any setting that was tried meets `--slo`, None without one. `nothing` says in words that no loop
@@ -68,6 +70,7 @@ class Answer:
     valid: bool = True
     stopped: str | None = None
     failed: bool = False
+    ended: Literal["interrupted", "terminated"] | None = None
     proven: bool = True
     spent: str = ""
     untried: tuple[str, ...] = ()

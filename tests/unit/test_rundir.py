@@ -197,3 +197,15 @@ def test_spending_of_a_run_from_before_caches_were_counted_is_readable(tmp_path:
     spent = directory.load().spent
     assert spent == Spent(2, 5, 900, 80)
     assert spent.asked == "5 requests, 900 tokens in, 80 out"
+
+
+def test_loops_that_one_error_ended_are_counted_where_a_line_is_torn_too(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, RUN)
+    lines = [records.encode(dataclasses.replace(loop(k), status="error", error_type=kind)) for k, kind in
+             enumerate(("internal", "timeout", "internal"))]  # fmt: skip
+    torn = lines[0][: len(lines[0]) // 2] + b'"internal"'
+    directory.records_path.write_bytes(b"\n".join([*lines, torn]))
+    assert directory.ended_by("internal") == 2
+    assert directory.ended_by("http_500") == 0
+    directory.records_path.unlink()
+    assert directory.ended_by("internal") == 0
