@@ -203,7 +203,7 @@ def test_tokens_that_no_reply_names_are_unknown_and_not_none() -> None:
 
 def test_totals_count_why_calls_failed_and_loops_ended_and_what_was_our_own_defect() -> None:
     internal = [dataclasses.replace(loop(k, status="error"), error_type="internal") for k in range(2)]
-    nested = dataclasses.replace(internal[0], parent_id="l")
+    nested = dataclasses.replace(internal[0], parent="l")
     records = [
         *(loop(k * 200, calls=[(0, 1), (0, 1)], tool_status="error") for k in range(3)),
         *(loop(k, status="error") for k in range(4)),
