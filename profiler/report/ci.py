@@ -104,7 +104,7 @@ def name_of(outcome: Outcome) -> str:
     """What was asked, as a name: `semaphore:8: p95 > 2s`."""
     if outcome.kind == "objective":
         return f"objective {outcome.gate}"
-    return _RUN_WIDE.get(outcome.kind) or f"{outcome.strategy}: {outcome.gate}"
+    return _RUN_WIDE.get(outcome.kind) or f"{outcome.about or outcome.strategy}: {outcome.gate}"
 
 
 # GitHub: workflow commands, which become annotations.
