@@ -463,6 +463,7 @@ def test_run_in_which_nothing_was_measured_does_not_pass(
     assert main(["compare", str(path), "--fail-on", "p95 > 2s"]) in (1, 2)
 
 
+@pytest.mark.slow
 def test_reader_that_has_gone_does_not_change_the_exit_code(tmp_path: Path) -> None:
     """As `| head -1` does, once the pipe is full."""
     path = record(tmp_path, 100, [(0, 0)])
