@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.statistics.comparison import Comparison, Side, compare, holm
+from profiler.statistics.gates import decide
 from profiler.statistics.objectives import parse_gates
 from profiler.statistics.quantiles import LEVELS, quantiles
-from profiler.statistics.verdicts import decide, verdict
+from profiler.statistics.verdicts import verdict
 from profiler.statistics.windows import of_blocks
 
 Samples = NDArray[np.float64]

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+from profiler.commands import drop_output
 from profiler.commands.exits import DEFECT, EXIT_CODES
 from profiler.errors import Interrupted, ProfilerError, UsageError, did_you_mean
 from profiler.keyshapes import hide_keys
@@ -58,7 +59,7 @@ def _main(argv: Sequence[str]) -> int:
         return ended.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not a failure, and nobody left to tell.
-        _drop_output()
+        drop_output()
         return 0
     except Exception as error:
         secrets = error_secrets(error)
@@ -67,7 +68,7 @@ def _main(argv: Sequence[str]) -> int:
         message, code = _explained(error)
         print(f"profiler: {one_line(scrub(message, secrets))}", file=sys.stderr)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            _drop_output()
+            drop_output()
         return code
 
 
@@ -87,11 +88,6 @@ def _explained(error: Exception) -> tuple[str, int]:
         "--debug shows",
         DEFECT,
     )
-
-
-def _drop_output() -> None:
-    """Discard what standard output still buffers; at exit Python would try to write it once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiler.commands import add_command
+from profiler.commands import add_command, show
 from profiler.commands.exits import Ending, complain
 from profiler.errors import ProfilerError, UsageError
 from profiler.load.declared import TEXT, add_options
@@ -312,16 +312,6 @@ def show_as_asked(arguments: argparse.Namespace, findings: Findings, besides: st
     if besides is not None and not arguments.quiet:
         print(besides, file=sys.stderr, flush=True)
     return True
-
-
-def show(text: str) -> None:
-    """Print on standard output. A reader that has gone (`| head`) changes nothing about the exit code."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is still buffered would be tried once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def asked_load(arguments: argparse.Namespace, **others: Any) -> LoadOptions:

@@ -63,13 +63,16 @@ def exit_code(ending: Ending) -> int:
         return USAGE
     if ending.internal or (isinstance(error, Exception) and not isinstance(error, ProfilerError)):
         return DEFECT
-    if "terminated" in ending.incidents or isinstance(error, Terminated):
+    ended = set(ending.incidents)
+    if isinstance(error, KeyboardInterrupt):  # one that SIGTERM raised says so
+        ended.add(getattr(error, "incident", "interrupted"))
+    if "terminated" in ended:
         return TERMINATED
-    if "interrupted" in ending.incidents or isinstance(error, KeyboardInterrupt):
+    if "interrupted" in ended:
         return INTERRUPTED
     if isinstance(error, TargetError) or ending.unanswered:
         return TARGET
-    if ending.missed or error is not None or {"aborted", "limited"} & set(ending.incidents):
+    if ending.missed or error is not None or ended & {"aborted", "limited"}:
         return NOT_HELD
     return DONE
 

@@ -7,13 +7,12 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from profiler.commands import add_command
+from profiler.commands import add_command, show
 from profiler.commands.compare import (
     add_output,
     agreed,
     asked_load,
     check_output,
-    show,
     show_as_asked,
     write_junit,
 )

@@ -104,7 +104,7 @@ def name_of(outcome: Outcome) -> str:
     """What was asked, as a name: `semaphore:8: p95 > 2s`."""
     if outcome.kind == "objective":
         return f"objective {outcome.gate}"
-    return _RUN_WIDE.get(outcome.kind) or f"{outcome.strategy}: {outcome.gate}"
+    return _RUN_WIDE.get(outcome.kind) or f"{outcome.about or outcome.strategy}: {outcome.gate}"
 
 
 # GitHub: workflow commands, which become annotations.
@@ -145,13 +145,19 @@ def markdown(found: Findings) -> str:
     lines += [f"**{_escaped(sentence)}**\n" for sentence in failed]
     lines += [f"{_escaped(sentence)}\n" for sentence in verdicts]
     lines += _table(
-        ("asked", "result", "why"), [(name_of(one), one.result, one.sentence) for one in found.outcomes]
+        ("asked", "result", "why"), [(name_of(one), one.result, _why(one)) for one in found.outcomes]
     )
     if len(found.figures) > 1:
         lines += ["", *_table(found.figures[0], found.figures[1:])]
     if found.warnings:
         lines += ["", *(f"- {_escaped(one.sentence)}" for one in found.warnings)]
     return "\n".join(lines) + "\n"
+
+
+def _why(outcome: Outcome) -> str:
+    """The sentence without what stands in the cells before it."""
+    asked = re.escape(name_of(outcome))
+    return re.sub(rf"^{asked}:? {outcome.result}[:,] ", "", outcome.sentence)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

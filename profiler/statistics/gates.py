@@ -47,7 +47,7 @@ class Outcome:
     cannot be told.
 
     `gate` is what was asked, `strategy` of which strategy (empty: of the run), `confidence` the level of the
-    interval that decided.
+    interval that decided. `about` is the strategy without what differs from run to run, such as a directory.
     """
 
     gate: str
@@ -56,6 +56,7 @@ class Outcome:
     sentence: str
     confidence: float = CONFIDENCE
     kind: OutcomeKind = "gate"
+    about: str = ""
     result: Result = field(init=False)
 
     def __post_init__(self) -> None:

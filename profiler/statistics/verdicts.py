@@ -391,6 +391,8 @@ def compare_directories(
         for named, (_, b) in zip(comparisons, pairs, strict=True)
         if invalid & {b.strategy, f"{b.strategy} ({b.users} agents)"}
     }
+    plain = {one.strategy: one.strategy.removesuffix(f" in {candidate.path.name}") for one in comparisons}
+    outcomes = [replace(one, about=plain[one.strategy]) for one in outcomes]
     judged_anyway = _allowed if allow_saturated else _undecided
     outcomes = [judged_anyway(one) if one.strategy in broken else one for one in outcomes]
     said = [invalidated(one) if one.strategy in broken else one for one in said]

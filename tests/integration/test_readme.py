@@ -133,3 +133,25 @@ def test_the_comparison_it_shows_is_what_one_sees(tmp_path):
     report = re.search(r"report: (\S+)", done.stdout)
     assert report is not None
     assert (tmp_path / report[1]).stat().st_size > 10_000
+
+
+def test_the_gates_it_shows_are_what_one_sees(tmp_path):
+    """On a few loops, of which a gate may not be decided."""
+    ((command, shown),) = re.findall(r"<!-- gates: (.*?) -->\n```\n(.*?)```", TEXT, re.S)
+    assert command in COMMANDS
+    short = ("--duration", "1.5s", "--blocks", "3", "--calibrate", "0", "--no-metrics", "--quiet")
+    done = subprocess.run(
+        [sys.executable, "-m", *shlex.split(command), *short],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(README.parent), "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "junit.xml").read_text().count("<testcase ") == 6
+
+    def first_cells(text: str) -> list[str]:
+        return [line.split(" | ")[0] for line in text.splitlines() if line.startswith(("#", "| "))]
+
+    assert first_cells(done.stdout) == first_cells(shown)

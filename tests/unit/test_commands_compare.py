@@ -283,7 +283,11 @@ def test_gates_of_two_runs_may_hold_the_second_against_a_bound(
 ) -> None:
     before, after = record(tmp_path, 300), record(tmp_path, 100)
     gates = ["--fail-on", "p50 > +5%, p50 > 150ms", "--fail-on", "gathered: p50 > 50ms"]
-    assert main(["compare", str(before), str(after), *gates, "--format", "github"]) == 1
+    file = tmp_path / "junit.xml"
+    command = ["compare", str(before), str(after), *gates, "--format", "github", "--junit", str(file)]
+    assert main(command) == 1
+    names = [case.attrib["name"] for case in ElementTree.parse(file).getroot().iter("testcase")]
+    assert names[2:] == [f"gathered: {gate}" for gate in ("p50 > +5%", "p50 > 150ms", "p50 > 50ms")]
     lines = [line.partition("title=profiler::")[2] for line in capsys.readouterr().out.splitlines()]
     assert [line.split(": p50 0.102")[0] for line in lines if line.startswith(f"{after.name}: ")] == [
         f"{after.name}: gathered: p50 > 150ms passed",
@@ -459,6 +463,7 @@ def test_run_in_which_nothing_was_measured_does_not_pass(
     assert main(["compare", str(path), "--fail-on", "p95 > 2s"]) in (1, 2)
 
 
+@pytest.mark.slow
 def test_reader_that_has_gone_does_not_change_the_exit_code(tmp_path: Path) -> None:
     """As `| head -1` does, once the pipe is full."""
     path = record(tmp_path, 100, [(0, 0)])

@@ -14,6 +14,12 @@ from profiler.errors import ProfilerError, ProviderError, RecordError, TargetErr
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 
+class Told(KeyboardInterrupt):
+    """What SIGTERM raises."""
+
+    incident = "terminated"
+
+
 @pytest.mark.parametrize(
     ("ending", "code"),
     [
@@ -34,6 +40,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
         (Ending(incidents={"interrupted", "limited"}, error=TargetError("gone")), 130),
         (Ending(incidents={"interrupted", "terminated"}), 143),
         (Ending(incidents={"terminated"}, error=TargetError("gone"), missed=True), 143),
+        (Ending(error=Told(), missed=True), 143),
         # 70 before all of these, also of one loop.
         (Ending(internal=1), 70),
         (Ending(internal=1, incidents={"terminated", "interrupted"}), 70),

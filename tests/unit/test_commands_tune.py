@@ -153,6 +153,8 @@ def meeting(spec: str, met: bool) -> Candidate:
         ),
         ({"nothing": "every loop failed (9 of gathered): http_500 9"}, 1, "http_500 9.", ""),
         ({"internal": 2, "stopped": "gone", "failed": True}, 70, "gone.", "2 loops ended by a defect"),
+        ({"stopped": "the search was interrupted", "ended": "interrupted"}, 130, "interrupted.", ""),
+        ({"stopped": "the search was told to end", "ended": "terminated"}, 143, "told to end.", ""),
     ],
 )
 def test_tune_exits_with_what_was_asked_of_it_and_says_so(

@@ -275,3 +275,19 @@ def test_interval_arithmetic():
     assert merged == [(0, 4), (5, 12)]
     assert overlap(merged, (2, 6)) == 3
     assert peak([(0, 5), (5, 9), (2, 6)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "tries", "heard"),
+    [
+        ("ok", (), True),
+        ("error", (None, 500), True),
+        ("error", (None, None), False),
+        ("cancelled", (None,), False),
+        ("error", (), None),  # nobody saw what came
+    ],
+)
+def test_request_was_heard_if_anything_came_back(status, tries, heard):
+    attempts = tuple(Attempt(0, 1, status=code) for code in tries)
+    call = ModelCall("openai", "m", 0, 1, status=status, error_type="timeout", attempts=attempts)
+    assert call.heard is heard

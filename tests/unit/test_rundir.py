@@ -256,3 +256,15 @@ def test_growing_file_is_read_in_whole_lines_wherever_it_is_cut(tmp_path: Path) 
             found, offset = rundir.appended(path, offset, most)
             lines += found
         assert lines == whole.splitlines()
+
+
+def test_loops_that_one_error_ended_are_counted_where_a_line_is_torn_too(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, RUN)
+    lines = [records.encode(dataclasses.replace(loop(k), status="error", error_type=kind)) for k, kind in
+             enumerate(("internal", "timeout", "internal"))]  # fmt: skip
+    torn = lines[0][: len(lines[0]) // 2] + b'"internal"'
+    directory.records_path.write_bytes(b"\n".join([*lines, torn]))
+    assert directory.ended_by("internal") == 2
+    assert directory.ended_by("http_500") == 0
+    directory.records_path.unlink()
+    assert directory.ended_by("internal") == 0

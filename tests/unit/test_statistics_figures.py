@@ -7,14 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from profiler.records import LoopRecord, ServerToolCall
+from profiler.records import Attempt, LoopRecord, ServerToolCall
 from profiler.statistics.figures import MovingLimit, Overlap, StrategySummary, Tokens, figures, limit_line
 from profiler.statistics.objectives import parse_objective
 from profiler.statistics.quantiles import Estimate
+from profiler.statistics.summary import summarise
 from profiler.statistics.table import tabulate
 from profiler.statistics.windows import measure
 from profiler.strategies import StrategySpec
-from tests.unit.statistics_data import MS, loop, run, trial
+from tests.unit.statistics_data import MS, loop, run, trial, trials
 
 
 def summary(failed: list[int], loops: int = 20, slo: str | None = None, **changes: object) -> StrategySummary:
@@ -198,3 +199,28 @@ def test_tokens_that_no_reply_names_are_unknown_and_not_none() -> None:
     found = figures_of(records, [trial(0, "gathered", 0, 4000)])
     assert found.tokens == Tokens(160, 32, 24, 12, None, 20, 4)  # 4 of the 5 fourths are no fifth
     assert found.totals.tokens == found.tokens
+
+
+def test_totals_count_why_calls_failed_and_loops_ended_and_what_was_our_own_defect() -> None:
+    internal = [dataclasses.replace(loop(k, status="error"), error_type="internal") for k in range(2)]
+    nested = dataclasses.replace(internal[0], parent="l")
+    records = [
+        *(loop(k * 200, calls=[(0, 1), (0, 1)], tool_status="error") for k in range(3)),
+        *(loop(k, status="error") for k in range(4)),
+        *internal,
+        nested,
+        loop(0, strategy="other", status="error"),
+    ]
+    totals = summarise(run(trials()), records).strategies[0].totals
+    assert totals.causes == {"TimeoutError (get_weather)": 6, "http_429": 4, "internal": 2}
+    assert list(totals.causes) == ["TimeoutError (get_weather)", "http_429", "internal"]
+    assert totals.internal == 3
+    silent = dataclasses.replace(records[3].rounds[0].model, status="error", attempts=(Attempt(0, 1),))
+    unheard = dataclasses.replace(
+        records[3], rounds=(dataclasses.replace(records[3].rounds[0], model=silent),)
+    )
+    found = summarise(run(trials()), [*records[:1], unheard])
+    assert (found.totals[0].heard_requests, found.totals[0].unheard_requests) == (2, 1)
+    assert not found.unanswered
+    assert summarise(run(trials()), [unheard]).unanswered
+    assert found.internal == 0

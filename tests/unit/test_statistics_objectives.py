@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from profiler.errors import UsageError
-from profiler.statistics.objectives import parse_gates, parse_objective
+from profiler.statistics.objectives import check_gates, parse_gates, parse_objective
 
 
 def test_objective_is_limits_by_name() -> None:
@@ -57,10 +57,65 @@ def test_gates_have_a_direction() -> None:
     assert parse_gates("p95 > +100%")[0].threshold == 1.0
 
 
+def test_gates_on_one_run_have_units() -> None:
+    found = parse_gates("p50 > 800ms, p95>2s,p99 > 1.5 m, errors > 0%", "throughput < 300/m, goodput < 5/s")
+    assert [(gate.metric, pytest.approx(gate.threshold)) for gate in found] == [
+        ("p50", 0.8),
+        ("p95", 2.0),
+        ("p99", 90.0),
+        ("errors", 0.0),
+        ("throughput", 5.0),
+        ("goodput", 5.0),
+    ]
+    assert not any(gate.relative for gate in found)
+    assert [gate.upward for gate in found] == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        ("semaphore:8: p95 > 2s, errors > 1%", ["semaphore:8", "semaphore:8"]),
+        ("p95 > 2s, semaphore:8: p99 > 3s, gathered: p50 > 1s", [None, "semaphore:8", "gathered"]),
+        ("semaphore:search=2,get_weather=4: p95 > 2s", ["semaphore:search=2,get_weather=4"]),
+        ("rate:500/min,burst=10+semaphore:8@agent:p95>2s", ["rate:500/min,burst=10+semaphore:8@agent"]),
+        ("eager:all: p95 > +5%, errors > +1%", ["eager:all", "eager:all"]),
+        ("my own, v2: p95 > 2s", ["my own, v2"]),
+    ],
+)
+def test_strategy_before_a_gate_holds_for_those_after_it(spec: str, names: list[str | None]) -> None:
+    found = parse_gates(spec)
+    assert [gate.strategy for gate in found] == names
+    assert all(not gate.text.startswith(str(gate.strategy)) for gate in found)
+    # Another --fail-on begins anew.
+    assert parse_gates(spec, "p95 > 9s")[-1].strategy is None
+
+
+def test_gate_is_refused_where_it_cannot_be_judged() -> None:
+    known = ["gathered", "semaphore:8"]
+    check_gates(parse_gates("semaphore:8: p95 > 2s, errors > 1%"), known)
+    check_gates(parse_gates("gathered: p95 > +5%, p95 > 2s"), known, runs=2)
+    with pytest.raises(UsageError, match=r"'semaphore:9' here \(did you mean 'semaphore:8'\?\)"):
+        check_gates(parse_gates("semaphore:9: p95 > 2s"), known)
+    with pytest.raises(UsageError, match="a change is between two recorded runs"):
+        check_gates(parse_gates("p95 > +5%"), known)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("p95 > 5%", "expected something like 'p95 > "),
+        ("p95 > 5%", "expected something like 'p95 > 2s' of one run, 'p95 > "),
+        ("", "gate '': expected something like"),
+        ("p95 > 2s,", "gate '': expected something like"),
+        ("p95 > 2", "expected something like 'p95 > 2s'"),
+        ("p95 > 0s", "expected something like 'p95 > 2s'"),
+        ("p95 < 2s", "a worse p95 is more: expected 'p95 > 2s'"),
+        ("goodput > 5/s", "a worse goodput is less: expected 'goodput < 5/s'"),
+        ("goodput < 5s", "expected something like 'goodput < 5/s'"),
+        ("errors > 1s", "expected something like 'errors > 1%'"),
+        ("errors > 100%", "expected something like 'errors > 1%'"),
+        ("p95 > +5s", "a change is a percentage, such as 'p95 > "),
+        ("semaphore:8 p95 > 2s", "expected something like"),
+        (": p95 > 2s", "expected something like"),
         ("p95 < +5%", r"a worse p95 is more: expected 'p95 > \+5%'"),
         ("goodput > +5%", "a worse goodput is less: expected 'goodput < -5%'"),
         ("speed > +5%", "unknown 'speed'"),

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from profiler.statistics.comparison import Comparison, Difference, Ratio
+from profiler.statistics.gates import decide
 from profiler.statistics.objectives import parse_gates
 from profiler.statistics.quantiles import Estimate
-from profiler.statistics.verdicts import decide, verdict
+from profiler.statistics.verdicts import verdict
 from tests.unit.statistics_data import against, side
 
 
