@@ -248,7 +248,8 @@ class Workers:
         self._ready.give(worker, message)
 
     def drained(self, worker: str, message: Drained) -> None:
-        if message.sequence == self._sequence:  # else the leader had given up waiting for it
+        # Else the leader had given up waiting for it, or on it.
+        if message.sequence == self._sequence and worker in self.transport.workers():
             self._drained.give(worker, message)
 
     def pulse(self, worker: str, message: Pulse) -> None:

@@ -251,3 +251,16 @@ def test_target_that_stood_still_is_noted_with_when_and_how_long(leader: Leaders
     assert incident == Incident(
         "target_stood_still", f"for 20 s from {at} UTC, in trial 0 (gathered): 1 request was waiting"
     )
+
+
+def test_test_whose_last_worker_is_gone_says_so(leader: Leaders) -> None:
+    there = Connected("a")
+    there.scale(1, 1.0)
+    one = leader(there, Ramp(1, 1.0, None), trial_seconds=5.0)
+    there.clock.timers[7.0] = lambda: (there.names.clear(), one.stop_without_workers())
+    one.spawned()
+    one.run()
+    assert str(one.error) == "no worker is left to run loops; what was measured is kept"
+    run = one.output.run
+    assert (len(run.trials), run.finished) == (1, False)
+    assert [incident.kind for incident in run.incidents] == ["aborted", "worker_lost"]

@@ -41,6 +41,9 @@ from profiler.scenarios import load_scenario
 PROGRESS_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 CONNECT_SECONDS = 2.0
+QUIT_SECONDS = 3.0
+"""How long after a headless test its process leaves by itself, where nothing else made it leave."""
+
 OUR_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM))
 """Errors of a connection that are this machine's, and say nothing about the target."""
 
@@ -142,7 +145,8 @@ class LeaderSession:
         """End the test under way: let the loops in flight drain."""
         self._concluding = True
         if self._leader is not None:
-            self._leader.stop()
+            gone = not self._workers.transport.workers()
+            (self._leader.stop_without_workers if gone else self._leader.stop)()
             self._leading.join()
 
     def cut(self) -> None:
@@ -150,6 +154,9 @@ class LeaderSession:
             self._leader.cut()
 
     def _on_test_stop(self, **_: Any) -> None:
+        if self._headless:
+            # Locust stops a test whose last worker went missing, and then goes on without one for ever.
+            gevent.spawn_later(QUIT_SECONDS, self._runner.quit)
         if self._leader is not None:
             output, self._leader = self._leader.output, None
             output.close()
