@@ -72,7 +72,7 @@ class LeaderSession:
         transport = LocalTransport(runner)
         if not alone:
             let_workers_leave(runner)
-            self._members = Members(environment, runner, self._returned)
+            self._members = Members(environment, runner, self._returned, self._has_agents)
             transport = MasterTransport(runner, self._members.greeted)
         self._workers = Workers(transport, Event, self._emulators.for_calibration)
         receive(runner, Ready, self._workers.ready)
@@ -198,7 +198,6 @@ class LeaderSession:
     def _wait_for_workers(self, members: Members) -> None:
         """Raises `UsageError` when one that came cannot take part: then those that are expected never do."""
         parsed = self._environment.parsed_options
-        members.strict = True
         with gevent.Timeout(parsed.expect_workers_max_wait or None, False):
             while len(members.greeted) < parsed.expect_workers and not self._leaving:
                 self._check_workers()
@@ -281,6 +280,9 @@ class LeaderSession:
             self._runner.quit()
         else:
             self._runner.stop()
+
+    def _has_agents(self, worker: str) -> bool:
+        return self._workers.has_agents(worker)
 
     def _returned(self, worker: str, message: Returned) -> None:
         if self._leader is not None:
