@@ -161,6 +161,7 @@ class _Disturbed:
     lost: dict[int, int] = field(default_factory=dict)  # worker → since when it may have lost loops
     stood: list[tuple[int, int, int]] = field(default_factory=list)  # worker, from, to: not heard meanwhile
     master: int | None = None
+    deaf: list[tuple[int, int]] = field(default_factory=list)  # the master was stopped
     running: set[int] = field(default_factory=set)  # workers that ran on when they were not heard
 
 
@@ -236,6 +237,8 @@ def _play(
             disturbed.running.add(worker)
         if event.kind == "kill_master":
             disturbed.master = at
+        if event.kind == "stop_master":
+            disturbed.deaf.append((at, time.monotonic_ns()))
         if event.kind in ("kill", "cut") or (event.kind in ("stop", "silence") and event.seconds > 3.0):
             disturbed.lost[worker] = min(at, disturbed.lost.get(worker, at))
         if event.kind in ("stop", "silence"):
@@ -349,6 +352,8 @@ def _unaccounted(
         # Not known: of one that recorded nothing in this trial.
         whose = disturbed.lost.values() if worker is None else [disturbed.lost.get(worker)]
         since = min((at for at in (*whose, disturbed.master) if at is not None), default=None)
+        if since is not None:  # what a master that is stopped has not read goes with the connection
+            since = min([since, *(start for start, end in disturbed.deaf if start < since < end)])
         if since is None:
             excused[f"of worker {worker}, which was not disturbed"] += 1
         elif loop.answered_ns is not None and loop.answered_ns < since - OWED_NS:
