@@ -95,8 +95,9 @@ def rounds(count: int, draw: random.Random, beside: int) -> int:
                 flush=True,
             )
             if one.wrong:
-                lines = [line for line in one.said.splitlines() if "/WARNING/" in line or "/ERROR/" in line]
-                print("    " + "\n    ".join(lines[-20:]), flush=True)
+                with tempfile.NamedTemporaryFile("w", prefix="round-", suffix=".txt", delete=False) as kept:
+                    kept.write(one.said)
+                print(f"    what they said: {kept.name}", flush=True)
     failed = sum(bool(one.wrong) for one in done)
     begun, kept = sum(one.begun for one in done), sum(one.recorded for one in done)
     print(

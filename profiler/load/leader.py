@@ -153,6 +153,14 @@ class Leader:
         """Let the trial under way be the last: its loops drain, nothing new starts."""
         self._stop.set()
 
+    def stop_without_workers(self) -> None:
+        """Stop: Locust has ended the test because the last worker is gone."""
+        if self.error is None:
+            self.error = ProfilerError("no worker is left to run loops; what was measured is kept")
+            self.ended_early = True
+            self.output.note(Incident("aborted", str(self.error)))
+        self._stop.set()
+
     def cut(self) -> None:
         """Stop, and wait for no loop."""
         self._stop.set()

@@ -270,25 +270,27 @@ class Worker:
             thread.stop()
 
     def _prepare(self, message: Prepare) -> Ready:
-        from profiler.scenarios.tools import use_tools_at
-
         check_trusted(os.environ)  # this machine may be another one than the leader's
         options = message.options
-        self._drain_seconds = options.drain_seconds
-        remote = message.machine != machine_id()
-        metrics_port = None if remote else self._serve_metrics(options, message.worker)
-        self._process = process_name(message.worker)
-        self._shift_ns = shift_ns(Anchor.now(), message.anchor) if remote else 0
-        thread = self._loop_thread()
-        calibration = None
-        if (server := message.calibration) is not None and not remote:  # it listens on loopback alone
-            calibration = thread.run(lambda: calibrate(options, server), PREPARE_SECONDS)
         scenario = load_scenario(options.scenario)
         if message.scenario and of_scenario(scenario) != message.scenario:
             raise UsageError(
                 f"worker {message.worker} ({socket.gethostname()}, pid {os.getpid()}) has another scenario "
                 f"{options.scenario} than the master: give both the same file"
             )
+        thread = self._loop_thread()
+        # On its thread, since it takes seconds where the machine is busy, and heartbeats have to go on here.
+        thread.run(_import_tools, PREPARE_SECONDS)
+        from profiler.scenarios.tools import use_tools_at
+
+        self._drain_seconds = options.drain_seconds
+        remote = message.machine != machine_id()
+        metrics_port = None if remote else self._serve_metrics(options, message.worker)
+        self._process = process_name(message.worker)
+        self._shift_ns = shift_ns(Anchor.now(), message.anchor) if remote else 0
+        calibration = None
+        if (server := message.calibration) is not None and not remote:  # it listens on loopback alone
+            calibration = thread.run(lambda: calibrate(options, server), PREPARE_SECONDS)
         self._scenario = scenario.name
         named = None if options.agent is None else load_factory(options.agent)
         factories = {user_class: named or factory for user_class, factory in self._factories().items()}
@@ -448,6 +450,10 @@ def _where(thread_id: int) -> str:
     while frame.f_back is not None and f"{os.sep}gevent{os.sep}" in frame.f_code.co_filename:
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+
+
+async def _import_tools() -> None:
+    import profiler.scenarios.tools  # noqa: F401
 
 
 def process_name(worker: int) -> str:

@@ -131,6 +131,7 @@ class Workers:
         self._calibrated: dict[str, Calibration] = {}
         self._pulses: dict[str, Pulse] = {}
         self._heard_ns: dict[str, int] = {}
+        self._in_trial: set[str] = set()
         self._shortage = Shortage()
         self._numbers: dict[str, int] = {}
         self._wanted: tuple[LoadOptions, str] | None = None
@@ -177,6 +178,7 @@ class Workers:
         self._pulses.clear()
         self._heard_ns.clear()
         self._shortage = Shortage()
+        self._in_trial = set(workers)
         self.grants.begin()
         message = Begin(
             self._sequence,
@@ -201,6 +203,7 @@ class Workers:
         for worker in workers:
             self.transport.send(End(drain_seconds), worker)
         answers = self._drained.wait(workers, drain_seconds + ANSWER_SECONDS)
+        self._in_trial = set()
         for worker in workers:
             if worker in answers:
                 self.grants.closed(worker, answers[worker].begun, answers[worker].spent)
@@ -221,6 +224,10 @@ class Workers:
         states = [pulse.state for pulse in self._pulses.values()]
         total = {one.name: sum(getattr(state, one.name) for state in states) for one in fields(TrialState)}
         return TrialState(**{**total, "lag_ns": max((state.lag_ns for state in states), default=0)})
+
+    def has_agents(self, worker: str) -> bool:
+        """Whether agents of this worker may run loops: others must not be given their place while they do."""
+        return worker in self._in_trial
 
     def look(self, wanted: int) -> None:
         """Note how many of the agents `wanted` are left while workers are not heard. Often, in a trial."""
@@ -248,7 +255,8 @@ class Workers:
         self._ready.give(worker, message)
 
     def drained(self, worker: str, message: Drained) -> None:
-        if message.sequence == self._sequence:  # else the leader had given up waiting for it
+        # Else the leader had given up waiting for it, or on it.
+        if message.sequence == self._sequence and worker in self.transport.workers():
             self._drained.give(worker, message)
 
     def pulse(self, worker: str, message: Pulse) -> None:

@@ -36,6 +36,9 @@ Kind = Literal["kill", "stop", "cut", "silence", "stop_master", "kill_master", "
 KINDS: tuple[Kind, ...] = ("kill", "stop", "cut", "silence", "stop_master", "kill_master", "stop_target")
 
 WORKERS, USERS = 3, 12
+MOST_AGENTS = USERS // 2
+"""Of one worker, when another one is gone."""
+
 STRATEGIES = ("gathered", "semaphore:2", "sequential")
 TRIAL_SECONDS = 5
 
@@ -158,6 +161,8 @@ class _Disturbed:
     lost: dict[int, int] = field(default_factory=dict)  # worker → since when it may have lost loops
     stood: list[tuple[int, int, int]] = field(default_factory=list)  # worker, from, to: not heard meanwhile
     master: int | None = None
+    deaf: list[tuple[int, int]] = field(default_factory=list)  # the master was stopped
+    running: set[int] = field(default_factory=set)  # workers that ran on when they were not heard
 
 
 def disturb_one(path: Path, events: tuple[Event, ...]) -> Round:
@@ -228,8 +233,12 @@ def _play(
             _signal(pid, signal.SIGSTOP)
             time.sleep(event.seconds)
             _signal(pid, signal.SIGCONT)
+        if event.kind == "silence":
+            disturbed.running.add(worker)
         if event.kind == "kill_master":
             disturbed.master = at
+        if event.kind == "stop_master":
+            disturbed.deaf.append((at, time.monotonic_ns()))
         if event.kind in ("kill", "cut") or (event.kind in ("stop", "silence") and event.seconds > 3.0):
             disturbed.lost[worker] = min(at, disturbed.lost.get(worker, at))
         if event.kind in ("stop", "silence"):
@@ -343,20 +352,24 @@ def _unaccounted(
         # Not known: of one that recorded nothing in this trial.
         whose = disturbed.lost.values() if worker is None else [disturbed.lost.get(worker)]
         since = min((at for at in (*whose, disturbed.master) if at is not None), default=None)
+        if since is not None:  # what a master that is stopped has not read goes with the connection
+            since = min([since, *(start for start, end in disturbed.deaf if start < since < end)])
         if since is None:
             excused[f"of worker {worker}, which was not disturbed"] += 1
         elif loop.answered_ns is not None and loop.answered_ns < since - OWED_NS:
             excused[f"of worker {worker} that had ended a second before it was disturbed"] += 1
     for why, count in excused.items():
         yield f"{count} loops are missing {why}"
-    late = 0
+    late: Counter[int] = Counter()
     for (trial, number), loop in begun.items():
         for worker, since, until in disturbed.stood:
             heard_again = until + LAPSE_NS
             if (until - since) / 1e9 >= LOST_SECONDS and takers(trial, number) == worker:
-                late += since + LAPSE_NS < loop.began_ns < heard_again
-    if late:
-        yield f"{late} loops begun by a worker that others had taken the place of"
+                late[worker] += since + LAPSE_NS < loop.began_ns < heard_again
+    for worker, count in late.items():
+        # A process may be stopped between the beginning of a loop and its first request.
+        if count > (0 if worker in disturbed.running else MOST_AGENTS):
+            yield f"{count} loops begun by worker {worker}, whose place others had taken"
 
 
 def _takers(records: list[LoopRecord], pids: list[int]) -> Any:

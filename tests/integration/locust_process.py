@@ -45,7 +45,7 @@ class Locust:
                 "-f",
                 str(self.file),
                 "--only-summary",
-                *UNCALIBRATED,
+                *(() if "--worker" in arguments else UNCALIBRATED),  # theirs come from their master
                 *arguments,
             ],
             cwd=self.path,

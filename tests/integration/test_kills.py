@@ -20,6 +20,7 @@ from profiler import cli
 from profiler.emulator.process import start_emulator
 from profiler.rundir import RunDirectory
 from profiler.strategies import parse_strategies
+from tests.integration.disturb import Event, Round, disturb_one
 from tests.integration.kill import COMPARE, SCENARIO, VICTIMS, Killed, Victim, kill_one
 from tests.integration.locust_process import MARK, ROOT, marked, wait_until
 
@@ -59,6 +60,40 @@ def test_a_kill_loses_at_most_the_last_second(victim: Victim, killed: dict[Victi
         assert one.said.splitlines()[-1].startswith(
             "profiler: the emulator ended in the middle of the run (killed by signal 9); see runs/"
         )
+
+
+def test_the_death_of_the_leader_is_named_with_where_the_records_are(killed: dict[Victim, Killed]) -> None:
+    said = killed["locust"].said.splitlines()[-1]
+    assert re.fullmatch(
+        r"profiler: the load test's leader was killed by signal 9 \(SIGKILL: by hand, or by a system out of "
+        r"memory\); what was recorded is in runs/[\w-]+",
+        said,
+    )
+
+
+ROUNDS = (
+    (Event("stop", 0.8, worker=1, seconds=7.0), Event("stop_target", 1.5, seconds=6.0)),
+    (Event("cut", 1.0, worker=0), Event("kill", 2.0, worker=2)),
+    (Event("silence", 0.8, worker=2, seconds=7.0), Event("kill_master", 9.0)),
+)
+
+
+@pytest.fixture(scope="module")
+def rounds(tmp_path_factory: pytest.TempPathFactory) -> list[Round]:
+    """All at the same time: most of it is waiting. benchmarks/kills.py draws many more."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(disturb_one, [tmp_path_factory.mktemp("round") for _ in ROUNDS], ROUNDS))
+
+
+@pytest.mark.parametrize("number", range(len(ROUNDS)))
+def test_no_loop_is_lost_unsaid_and_the_load_is_never_more_than_was_asked_for(
+    number: int, rounds: list[Round]
+) -> None:
+    one = rounds[number]
+    assert one.wrong == (), f"{one.wrong}\n{one.said}"
+    assert one.recorded > 0
+    if number == 0:
+        assert {"worker_lost", "worker_returned"} <= set(one.incidents)
 
 
 def test_a_target_of_ones_own_that_goes_away_ends_the_run(tmp_path: Path) -> None:

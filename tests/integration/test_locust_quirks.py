@@ -167,10 +167,12 @@ dispatcher = dispatch.UsersDispatcher(nodes.running, [Agent])
 master = Master(clients=nodes, _users_dispatcher=None, state="running", spawning_completed=True)
 master.__dict__.update(target_user_count=6, spawn_rate=6.0, shares={})
 master.handle_message = lambda client_id, message: heard.append((client_id, message.type))
-lost = LostWorkers(master)
+has_agents = []
+lost = LostWorkers(master, lambda worker: worker in has_agents)
 nodes["a"].state = "missing"
-master.handle_message("a", message("heartbeat"))  # no test, and no users: it may come back
+master.handle_message("a", message("heartbeat"))  # it may come back
 nodes["a"].state = "running"
+has_agents += "abc"
 master._users_dispatcher = dispatcher
 master.start(6, 6.0)
 nodes["a"].state = "missing"

@@ -280,3 +280,16 @@ def test_agent_that_holds_an_event_loop_ends_the_run_after_the_trial(leader: Lea
     assert len(there.told(Begin)) == 1
     assert one.output.run.incidents == (Incident("aborted", "worker 0: agent.py:12 holds it"),)
     assert not one.output.run.finished
+
+
+def test_test_whose_last_worker_is_gone_says_so(leader: Leaders) -> None:
+    there = Connected("a")
+    there.scale(1, 1.0)
+    one = leader(there, Ramp(1, 1.0, None), trial_seconds=5.0)
+    there.clock.timers[7.0] = lambda: (there.names.clear(), one.stop_without_workers())
+    one.spawned()
+    one.run()
+    assert str(one.error) == "no worker is left to run loops; what was measured is kept"
+    run = one.output.run
+    assert (len(run.trials), run.finished) == (1, False)
+    assert [incident.kind for incident in run.incidents] == ["aborted", "worker_lost"]

@@ -41,6 +41,9 @@ from profiler.scenarios import load_scenario
 PROGRESS_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 CONNECT_SECONDS = 2.0
+QUIT_SECONDS = 3.0
+"""How long after a headless test its process leaves by itself, where nothing else made it leave."""
+
 OUR_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM))
 """Errors of a connection that are this machine's, and say nothing about the target."""
 
@@ -70,7 +73,7 @@ class LeaderSession:
         transport = LocalTransport(runner)
         if not alone:
             let_workers_leave(runner)
-            self._members = Members(environment, runner, self._returned)
+            self._members = Members(environment, runner, self._returned, self._has_agents)
             transport = MasterTransport(runner, self._members.greeted)
         self._workers = Workers(transport, Event, self._emulators.for_calibration)
         receive(runner, Ready, self._workers.ready)
@@ -149,7 +152,8 @@ class LeaderSession:
         """End the test under way: let the loops in flight drain."""
         self._concluding = True
         if self._leader is not None:
-            self._leader.stop()
+            gone = not self._workers.transport.workers()
+            (self._leader.stop_without_workers if gone else self._leader.stop)()
             self._leading.join()
 
     def cut(self) -> None:
@@ -157,6 +161,9 @@ class LeaderSession:
             self._leader.cut()
 
     def _on_test_stop(self, **_: Any) -> None:
+        if self._headless:
+            # Locust stops a test whose last worker went missing, and then goes on without one for ever.
+            gevent.spawn_later(QUIT_SECONDS, self._runner.quit)
         if self._leader is not None:
             output, self._leader = self._leader.output, None
             output.close()
@@ -198,7 +205,6 @@ class LeaderSession:
     def _wait_for_workers(self, members: Members) -> None:
         """Raises `UsageError` when one that came cannot take part: then those that are expected never do."""
         parsed = self._environment.parsed_options
-        members.strict = True
         with gevent.Timeout(parsed.expect_workers_max_wait or None, False):
             while len(members.greeted) < parsed.expect_workers and not self._leaving:
                 self._check_workers()
@@ -281,6 +287,9 @@ class LeaderSession:
             self._runner.quit()
         else:
             self._runner.stop()
+
+    def _has_agents(self, worker: str) -> bool:
+        return self._workers.has_agents(worker)
 
     def _returned(self, worker: str, message: Returned) -> None:
         if self._leader is not None:

@@ -32,14 +32,21 @@ class Members:
 
     `greeted` are those that run the same, by Locust's ids. `strict`: strangers end the test (`stranger`),
     else the test goes on without them. `on_returned` is called with a worker that was lost, and left.
+    `has_agents` tells whether a worker's agents may run loops.
     """
 
-    def __init__(self, environment: Any, runner: Any, on_returned: Callable[[str, Returned], None]) -> None:
+    def __init__(
+        self,
+        environment: Any,
+        runner: Any,
+        on_returned: Callable[[str, Returned], None],
+        has_agents: Callable[[str], bool],
+    ) -> None:
         self.greeted: set[str] = set()
-        self.strict = False
+        self.strict = bool(environment.parsed_options.headless)
         self.stranger: str | None = None
         self._runner = runner
-        self._lost = LostWorkers(runner)
+        self._lost = LostWorkers(runner, has_agents)
         self._own = own_hello(environment.parsed_locustfiles or ())
         self._hellos: dict[str, Hello] = {}
         self._connected: dict[str, float] = {}

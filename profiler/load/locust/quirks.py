@@ -207,7 +207,7 @@ def let_workers_leave(master: Any) -> None:
 
 
 class LostWorkers:
-    """Workers of a Locust master that were missing during a test: they are lost for good.
+    """Workers of a Locust master that were missing while `has_agents(worker)`: they are lost for good.
 
     Locust hands the users of a worker that it does not hear to others, and counts the worker again with its
     old users as soon as it says anything: one that was stopped for 20 s and came back made 40 users of 30.
@@ -223,9 +223,10 @@ class LostWorkers:
     )
     """Messages of a lost worker that Locust must not see; it tells one that it does not know to quit."""
 
-    def __init__(self, master: Any) -> None:
+    def __init__(self, master: Any, has_agents: Callable[[str], bool]) -> None:
         self.ids: set[str] = set()
         self._master = master
+        self._has_agents = has_agents
         handle = master.handle_message
 
         def handle_unless_lost(client_id: str, message: Any) -> None:
@@ -237,11 +238,10 @@ class LostWorkers:
 
     def look(self) -> None:
         """Drop the workers that are missing. To be called more often than Locust's heartbeats come."""
-        if self._master._users_dispatcher is None:
-            return  # no test: nobody was given their users
         for client in self._master.clients.missing:
-            self.ids.add(client.id)
-            del self._master.clients[client.id]
+            if self._has_agents(client.id):  # any other may come back: it has been slow to import, perhaps
+                self.ids.add(client.id)
+                del self._master.clients[client.id]
 
     def hand_over(self) -> None:
         """Have the users of workers that are gone started on the others, where Locust did not."""
