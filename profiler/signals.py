@@ -6,9 +6,10 @@ installs none, and a signal that is ignored (`nohup`), or that somebody handles 
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from profiler.errors import Terminated
@@ -30,6 +31,7 @@ class Signals:
         self.outcome = ""
         self._handle: Callable[[Terminated], None] | None = None
         self._timer: threading.Timer | None = None
+        self._terminals: list[int] = []
 
     @contextmanager
     def raised(self) -> Iterator[None]:
@@ -40,6 +42,7 @@ class Signals:
                 if signal.getsignal(number) is signal.SIG_DFL:
                     before[number] = signal.signal(number, self._on_signal)
         self.told, self.outcome, self._handle = None, "", None
+        self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
         try:
             yield
         finally:
@@ -79,10 +82,20 @@ class Signals:
 
     def _on_signal(self, number: int, _: object) -> None:
         told = Terminated(signal.Signals(number))
+        _let_go_of(self._terminals)
         self.told = self.told or told
         if self._handle is None:
             raise told
         self._handle(told)
+
+
+def _let_go_of(terminals: Sequence[int]) -> None:
+    """Write nowhere in place of a terminal that was closed: it would fail, and with it the report."""
+    for fd in terminals:
+        if not os.isatty(fd):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, fd)
+            os.close(nowhere)
 
 
 def _again(number: signal.Signals) -> None:

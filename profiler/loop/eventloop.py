@@ -42,6 +42,7 @@ class NativeThreads:
         """No thread runs yet, and none waits; jobs of a forked child's parent are the parent's."""
         self.threads = 0
         self.idle = 0
+        self._counting = unpatched(_thread, "allocate_lock")()  # several event loops may share a pool
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         # A `ToolLoop` made for a single conversation must not leave its threads behind.
         weakref.finalize(self, self._jobs.put, None).atexit = False
@@ -57,7 +58,8 @@ class NativeThreads:
         context = contextvars.copy_context()
 
         def settle(result: Any, error: BaseException | None) -> None:
-            self.idle += 1  # only ever changed on the loop's thread, so no lock is needed
+            with self._counting:
+                self.idle += 1
             if future.done():
                 return
             if error is None:
@@ -78,10 +80,11 @@ class NativeThreads:
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
                 loop.call_soon_threadsafe(settle, result, failure)
 
-        if self.idle > 0:
-            self.idle -= 1
-        elif self.threads < self.limit:
-            self.threads += 1
+        with self._counting:
+            starts = self.idle <= 0 and self.threads < self.limit
+            self.threads += starts
+            self.idle -= self.idle > 0
+        if starts:
             start_native_thread(partial(_work, self._jobs))
         self._jobs.put(job)
         return await future

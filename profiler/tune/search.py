@@ -13,6 +13,7 @@ from profiler.load.options import LoadOptions
 from profiler.load.plan import scaled
 from profiler.records import INTERNAL, LoopRecord
 from profiler.rundir import RunDirectory
+from profiler.signals import signals
 from profiler.statistics.gates import Outcome, nothing_measured, objective_outcome
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import Estimate
@@ -503,6 +504,7 @@ class Tuner:
                 self._measured(specs, directory)
             raise
         self._runs.append(directory)
+        signals.outcome = f"before the search had come to its end; see {self._paths}"
         run = directory.load()
         if run.trials:
             measured = (run.trials[-1].drained_ns - run.trials[0].started_ns) / 1e9

@@ -49,12 +49,12 @@ def test_tools_gates_and_sinks_work_in_children_and_in_the_parent_afterwards(
         assert len({one.id for one in records}) == len(records)
     spans = [line.split() for line in (tmp_path / "spans.txt").read_text().splitlines()]
     assert Counter(int(number) for number, _ in spans) == numbers
-    assert (
-        len({pid for number, pid in spans if int(number) < 2000}) == 1
-    )  # those before the fork, by the parent
+    before = {pid for number, pid in spans if int(number) < 2000}
+    assert len(before) == 1  # the parent exports those before the fork
     counted = dict(line.split() for line in (tmp_path / "metrics.txt").read_text().splitlines())
-    # Each child counts its own, the parent all of its own.
-    assert counted == {str(process): str(2 * each if process == 1 else each) for process in range(5)}
+    of_parent = int(counted.pop("1"))  # all of its own; in its threads it runs more than are numbered
+    assert of_parent > 2 * each if how == "thread" else of_parent == 2 * each
+    assert counted == {str(process): str(each) for process in (0, 2, 3, 4)}
     # The parent serves its metrics, and cannot serve a child's.
     assert [line.rpartition("; ")[2] for line in said.splitlines()] == [
         "serve them after the fork, in each process at a port of its own"

@@ -213,7 +213,9 @@ import signal
 import gevent
 from profiler.load.locust.quirks import interrupt_the_main_greenlet
 
-interrupt_the_main_greenlet()
+heard = []
+interrupt_the_main_greenlet(heard.append)
+gevent.signal_handler(signal.SIGTERM, print, "Locust's own")
 
 def interrupt_itself():
     os.kill(os.getpid(), signal.SIGINT)
@@ -230,6 +232,11 @@ try:
     sum(range(100_000))
 except KeyboardInterrupt:
     print("again")
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    gevent.sleep(30)
+except KeyboardInterrupt as error:
+    print(error, [type(one).__name__ for one in heard])
 """
 
 FORKED = """
@@ -288,4 +295,8 @@ def test_an_unpatched_master_learns_how_its_forked_workers_ended() -> None:
 
 
 def test_an_interrupt_ends_the_main_greenlet_and_not_the_one_that_runs() -> None:
-    assert said(INTERRUPTED) == "interrupted, went on\nagain\n"
+    assert said(INTERRUPTED).splitlines() == [
+        "interrupted, went on",
+        "again",
+        "told to end by SIGTERM ['KeyboardInterrupt', 'KeyboardInterrupt', 'Terminated']",
+    ]

@@ -38,7 +38,7 @@ def test_records_are_there_before_the_sink_is_closed(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_full_disk_is_said_and_lost_records_are_counted():
+def test_full_disk_is_said_and_lost_records_are_counted(caplog):
     sink = JsonlSink("/dev/full")
     sink(record(0))
     sink(record(1))
@@ -46,3 +46,15 @@ def test_full_disk_is_said_and_lost_records_are_counted():
     assert isinstance(sink.error, OSError)
     assert "No space left" in str(sink.error)
     assert sink.dropped == 2
+    (said,) = caplog.messages
+    assert said.startswith("/dev/full: cannot be written: ")
+
+
+def test_after_close_records_are_counted_and_a_second_close_does_nothing(tmp_path):
+    sink = JsonlSink(tmp_path / "records.jsonl")
+    sink(record(0))
+    sink.close()
+    sink.close()
+    sink(record(1))
+    assert list(read(tmp_path / "records.jsonl")) == [record(0)]
+    assert (sink.error, sink.dropped) == (None, 1)
