@@ -68,6 +68,12 @@ async def bound_reply(response: Any) -> None:
     response._decoder = _Bounded(response._get_content_decoder())
 
 
+def decoded(headers: Any, body: bytes) -> bytes:
+    """A body as its content-encoding says. Raises `httpx2.DecodingError`, or `TooLarge`."""
+    decoder = _Bounded(httpx2.Response(200, headers=headers)._get_content_decoder())
+    return b"".join((*decoder.decode(body), *decoder.flush()))
+
+
 def transport_error_type(error: BaseException | None) -> str:
     """`refused`, `unresolved`, `untrusted`, `reset`, `timeout`, else `connection`: how a connection failed.
 
