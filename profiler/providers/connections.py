@@ -28,6 +28,10 @@ MOST_BYTES = 32 * 2**20
 """Decoded bytes of one reply that are read: more than any model answers with, and little enough to hold."""
 
 
+class LoopIsOver(httpx2.TransportError):
+    """A loop that was left to itself, since it did not end when it was cancelled, asks on."""
+
+
 class LeavesThisMachine(httpx2.TransportError):
     """A server on this machine redirects to another one."""
 
