@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from profiler.commands.run import on_event_loop
 from profiler.records import INTERNAL
-from tests.hostile.loops import hostile_server, lines, run_loops, table
+from tests.hostile.loops import hostile_server, journal_of, lines, run_loops, table
 
 LOOPS = 5_000
 AGENTS = 40
@@ -28,7 +28,7 @@ def main(seed: int) -> int:
         began = time.monotonic()
         fates = on_event_loop(lambda: run_loops(url, each, AGENTS, timeout=2.0))
         seconds = time.monotonic() - began
-        found = table(url, fates)
+        found = table(journal_of(url), fates)
     print("\n".join(lines(found)))
     lost = sum(each - len(fate.records) + fate.repeated + fate.dropped for fate in fates)
     agents = sum(AGENTS - fate.agents for fate in fates)

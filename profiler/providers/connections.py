@@ -28,6 +28,10 @@ MOST_BYTES = 32 * 2**20
 """Decoded bytes of one reply that are read: more than any model answers with, and little enough to hold."""
 
 
+class LoopIsOver(httpx2.TransportError):
+    """A loop that was left to itself, since it did not end when it was cancelled, asks on."""
+
+
 class LeavesThisMachine(httpx2.TransportError):
     """A server on this machine redirects to another one."""
 
@@ -66,6 +70,12 @@ async def bound_reply(response: Any) -> None:
     httpx2 decodes a body in pieces of 1 MiB at most, and has no public place to count them.
     """
     response._decoder = _Bounded(response._get_content_decoder())
+
+
+def decoded(headers: Any, body: bytes) -> bytes:
+    """A body as its content-encoding says. Raises `httpx2.DecodingError`, or `TooLarge`."""
+    decoder = _Bounded(httpx2.Response(200, headers=headers)._get_content_decoder())
+    return b"".join((*decoder.decode(body), *decoder.flush()))
 
 
 def transport_error_type(error: BaseException | None) -> str:

@@ -238,7 +238,8 @@ def _before_each_request(endpoint: Endpoint) -> Callable[[Any], Awaitable[None]]
     """What is done with requests to the endpoint, and with those that its redirects lead to."""
     import httpx2
 
-    from profiler.providers.connections import LeavesThisMachine
+    from profiler.loop.supervision import is_left
+    from profiler.providers.connections import LeavesThisMachine, LoopIsOver
 
     given = endpoint.key_headers
     others = [name for name in KEY_HEADERS if given and name not in given]
@@ -246,6 +247,8 @@ def _before_each_request(endpoint: Endpoint) -> Callable[[Any], Awaitable[None]]
     home = httpx2.URL(endpoint.url).host  # as requests name it, a punycoded one in letters
 
     async def checked(request: Any) -> None:
+        if is_left():  # others run in its place: together they would be more than was asked for
+            raise LoopIsOver("the loop was ended", request=request)
         elsewhere = request.url.host != home
         for name in secrets if elsewhere else others:
             request.headers.pop(name, None)

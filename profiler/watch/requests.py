@@ -13,6 +13,7 @@ import httpx2
 
 from profiler.loop.lag import late_ns
 from profiler.loop.model import CallRequest, current_probe
+from profiler.providers.connections import MOST_BYTES, TooLarge, decoded, transport_error_type
 from profiler.providers.failures import error_type_of
 from profiler.providers.replies import Api, ReplyReader, begins_stream, reader_of
 from profiler.records import Clock
@@ -34,7 +35,8 @@ class WatchedRequest:
     reader: ReplyReader | None = None
     inflate: Any = None
     chunks: list[bytes] = field(default_factory=list)
-    head: tuple[int, Any] | None = None  # status and headers of a compressed response
+    head: Any = None  # the headers of a response that is compressed otherwise than by gzip
+    size: int = 0
 
     def begin(self) -> Callable[[], None]:
         return partial(current_probe.reset, current_probe.set(self.round.probe))
@@ -59,7 +61,7 @@ class WatchedRequest:
         if encoding == b"gzip":
             self.inflate = zlib.decompressobj(wbits=31)  # a stream is read as it comes
         elif encoding not in (b"", b"identity"):
-            self.head = (response.status_code, response.headers)
+            self.head = response.headers
 
     def _arguments_complete(self, request: CallRequest) -> None:
         self.round.unclaimed.append((request, self.clock()))
@@ -73,10 +75,14 @@ class WatchedRequest:
             return
         if self.inflate is not None:
             try:
-                data = self.inflate.decompress(data)
-            except zlib.error:  # which the application gets, too
-                self._cannot_decode()
+                data = self.inflate.decompress(data, MOST_BYTES + 1)
+            except zlib.error as error:  # which the application gets, too
+                self._cannot_read(httpx2.DecodingError(str(error)))
                 return
+        self.size += len(data)
+        if self.size > MOST_BYTES:  # the application may go on to read it
+            self._cannot_read(TooLarge())
+            return
         if round_.read_in is None and data:
             round_.read_in = circumstances()
             if not round_.streamed:  # servers may forget to say that they stream
@@ -120,18 +126,18 @@ class WatchedRequest:
         self.reader, self.chunks = None, []
         self.round.reply = NO_REPLY
 
-    def _cannot_decode(self) -> None:
+    def _cannot_read(self, error: Exception) -> None:
         self.unreadable()
-        self.round.error_type = "unreadable"
+        self.round.error_type = transport_error_type(error)
 
     def _read(self, reader: ReplyReader) -> None:
         """Read what could not be read as it came."""
         body = b"".join(self.chunks)
         if self.head is not None:  # only now can it be decompressed, by httpx2's own decoders
             try:
-                body = httpx2.Response(self.head[0], headers=self.head[1], content=body).content
-            except httpx2.DecodingError:  # as above
-                self._cannot_decode()
+                body = decoded(self.head, body)
+            except (httpx2.DecodingError, TooLarge) as error:  # as above
+                self._cannot_read(error)
                 return
         if self.round.streamed:
             if body:

@@ -107,10 +107,15 @@ async def _of_api(url: str, provider: str, streamed: bool, loops: int, agents: i
     return fate
 
 
-def table(url: str, fates: list[Fate]) -> dict[str, Counter[str]]:
-    """Kind of reply → how many loops that met it last ended how. `good`: a loop that met no other."""
+def journal_of(url: str) -> dict[str, list[str]]:
+    """API, way and number of a loop → the kinds of replies that its requests got."""
     with urllib.request.urlopen(f"{url}/journal", timeout=60) as answer:
         journal: dict[str, list[str]] = json.load(answer)
+    return journal
+
+
+def table(journal: dict[str, list[str]], fates: list[Fate]) -> dict[str, Counter[str]]:
+    """Kind of reply → how many loops that met it last ended how. `good`: a loop that met no other."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for fate in fates:
         for number, record in fate.records.items():

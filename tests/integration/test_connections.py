@@ -149,8 +149,8 @@ def test_failed_connection_is_called_what_it_was(
         said = provider_error("openai", openai, error)
     host = url.partition("://")[2]
     if error_type is None:  # aiohttp has a class of its own for it
-        assert (said.error_type, said.status) == ("connection", None)
-        assert recorded == "connection"
+        assert (said.error_type, said.status) == ("not_http", None)
+        assert recorded == "not_http"
         assert "220 mail.example.com" in str(said)
         return
     assert (said.error_type, said.status, recorded) == (error_type, None, error_type)
@@ -292,9 +292,9 @@ async def test_redirect_is_said_with_both_urls(provider: str, stream: bool) -> N
 @pytest.mark.parametrize("provider", PROVIDERS)
 async def test_answer_that_is_no_http_or_not_encoded_as_it_says_is_called_that(provider: str) -> None:
     answers = {
-        b"SSH-2.0-OpenSSH\r\n\r\n": "connection: the answer of HOST cannot be read: Bad status line: ",
+        b"SSH-2.0-OpenSSH\r\n\r\n": "not_http: the answer of HOST cannot be read: Bad status line: ",
         response(400, b"plain").replace(b"content-type", b"content-encoding: gzip\r\ncontent-type"): (
-            "DecodingError: the answer of HOST is not what its content-encoding says: "
+            "undecodable: the answer of HOST is not what its content-encoding says: "
         ),
     }
     for raw, words in answers.items():

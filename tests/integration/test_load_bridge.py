@@ -102,7 +102,25 @@ except RuntimeError:
     print("closed")
 """
 
-CASES = ((GREENLETS, "True"), (FAILURE, "from the loop"), (CANCELLED, "True"), (TIMED_OUT, "True"))
+EXITED = """
+import logging
+logging.getLogger("profiler").addHandler(logging.NullHandler())
+async def goes_on():
+    async def leaves():
+        raise SystemExit(4)
+    task = asyncio.create_task(leaves())
+    await asyncio.wait([task])
+    return repr(task.exception())
+print(bridge.run(goes_on, 30))
+"""
+
+CASES = (
+    (GREENLETS, "True"),
+    (FAILURE, "from the loop"),
+    (CANCELLED, "True"),
+    (TIMED_OUT, "True"),
+    (EXITED, "SystemExit(4)"),
+)
 
 LEFT = """
 bridge.submit(lambda: asyncio.sleep(3600))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import httpx2
 import pytest
 
 from profiler.errors import ProviderError
@@ -17,6 +18,8 @@ from profiler.loop.loop import ToolLoop
 from profiler.loop.recorder import waited_for
 from profiler.loop.supervision import CANCEL_SECONDS, Supervision, supervised
 from profiler.loop.tools import tool
+from profiler.providers.connections import LoopIsOver
+from profiler.providers.endpoint import Endpoint, client_options
 from profiler.records import INTERNAL, LOOP_TIMEOUT, LoopRecord
 from profiler.testing import ScriptedModel, call, run_virtual
 from tests.unit.test_load_agents import context
@@ -269,3 +272,24 @@ def test_caller_s_own_error_is_no_defect_of_ours() -> None:
 
     run_virtual(main)
     assert [(one.status, one.error_type) for one in kept] == [("error", "LookupError")]
+
+
+def test_loop_that_was_left_asks_the_model_server_no_more() -> None:
+    (hook,) = client_options(Endpoint.parse("http://127.0.0.1:1"))["event_hooks"]["request"]
+    asked = []
+
+    async def main(clock: Callable[[], int]) -> None:
+        async def asks_on() -> None:
+            for _ in range(3):
+                await refuse(50.0)
+                try:
+                    await hook(httpx2.Request("POST", "http://127.0.0.1:1/v1/responses"))
+                    asked.append(clock() / 1e9)
+                except LoopIsOver:
+                    return
+
+        await supervised(asks_on, 60.0, Supervision())
+        await asyncio.sleep(200.0)
+
+    run_virtual(main)
+    assert asked == [50.0]
