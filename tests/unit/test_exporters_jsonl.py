@@ -46,3 +46,11 @@ def test_full_disk_is_said_and_lost_records_are_counted():
     assert isinstance(sink.error, OSError)
     assert "No space left" in str(sink.error)
     assert sink.dropped == 2
+
+
+def test_new_file_is_the_owners_alone_and_one_that_exists_keeps_its_mode(tmp_path):
+    (tmp_path / "shared.jsonl").touch(0o644)
+    (tmp_path / "shared.jsonl").chmod(0o644)
+    for name, mode in (("new.jsonl", 0o600), ("shared.jsonl", 0o644)):
+        JsonlSink(tmp_path / name).close()
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
