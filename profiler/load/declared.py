@@ -9,6 +9,7 @@ JSON in `run.json`, the line that repeats a run, and the table in the README.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -246,6 +247,36 @@ class Options:
             parser.add_argument(declared.flag, **declared.keywords(typed=False), **shown)
 
     @classmethod
+    def hide_in_form(cls, parser: Any) -> None:
+        """Let a parser of Locust's, whose values fill its web form, give only what may be shown of ours."""
+        parse = parser.parse_args
+
+        def parse_args(*args: Any, **keywords: Any) -> argparse.Namespace:
+            parsed: argparse.Namespace = parse(*args, **keywords)
+            for _, declared in cls.declared("locust"):
+                given = getattr(parsed, declared.destination, None)
+                if declared.kind is not SWITCH and given not in (None, "", []):
+                    with contextlib.suppress(UsageError):  # it was refused at the command line
+                        value = declared.read(given)
+                        public = declared.public(value)
+                        if public != value:
+                            setattr(parsed, declared.destination, _in_form(declared, public))
+            return parsed
+
+        parser.parse_args = parse_args
+
+    def given_back(self, parsed: argparse.Namespace) -> dict[str, Any]:
+        """Fields whose hidden value comes back from the form as it was shown there (`hide_in_form`)."""
+        found: dict[str, Any] = {}
+        for name, declared in self.declared("locust"):
+            given, value = getattr(parsed, declared.destination, None), getattr(self, name)
+            text = ",".join(map(str, given)) if isinstance(given, list) else given
+            hidden = isinstance(text, str) and REDACTED in text
+            if hidden and text == _in_form(declared, declared.public(value)):
+                found[name] = value
+        return found
+
+    @classmethod
     def from_namespace(cls, parsed: argparse.Namespace, **others: Any) -> Self:
         """From parsed arguments or Locust's web form, where the empty text is the default.
 
@@ -317,6 +348,13 @@ def add_options(
             group = parser.add_argument_group(title, said or None)
             for declared in mine:
                 group.add_argument(declared.flag, **declared.keywords(typed=True))
+
+
+def _in_form(declared: Option, public: Any) -> str:
+    """The part of a value that may be shown, as Locust's form has it; it splits what repeats at commas."""
+    if public is None:
+        return REDACTED
+    return ",".join(public) if declared.kind.each else declared.kind.write(public)
 
 
 class _Collect(argparse.Action):

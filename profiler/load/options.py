@@ -431,10 +431,13 @@ NOT_REPEATED = ("out", "run_directory", "trial_seconds", "blocks", "strategies",
 """Options that the line to repeat a run leaves out: others imply them, or they do not matter."""
 
 
-def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> Asked:
+def asked(
+    parsed: argparse.Namespace, environment: Mapping[str, str], command_line: LoadOptions | None = None
+) -> Asked:
     """The load test that Locust's parsed options ask for; where they name a run directory, its options count.
 
-    Raises `UsageError` naming the option that cannot be used.
+    `command_line`: the options that were given there, whose secrets the web form shows in part. Raises
+    `UsageError` naming the option that cannot be used.
     """
     from profiler.rundir import RunDirectory
     from profiler.scenarios import load_scenario
@@ -448,7 +451,8 @@ def asked(parsed: argparse.Namespace, environment: Mapping[str, str]) -> Asked:
             run_directory=parsed.run_directory,
         )
     else:
-        options = LoadOptions.from_namespace(parsed)
+        hidden = {} if command_line is None else command_line.given_back(parsed)
+        options = LoadOptions.from_namespace(parsed, **hidden)
         if options.base_url is None and parsed.host:
             options = replace(options, base_url=parsed.host)
     options.check_targets(environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -351,3 +352,113 @@ def test_content_on_the_command_line(
     assert "CANARY-prompt" not in text
     assert text.count("CANARY-argument") >= 2
     assert "CANARY-openai-key" not in text
+
+
+class HostileEcho(Echo):
+    """Says what it was given wherever a server can say something, with the status that the path names."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        given = " ".join(value for value in self.headers.values() if CANARY in value)
+        body = json.dumps(
+            {"error": {"message": f"Incorrect key: {given}", "type": given, "code": given}}
+        ).encode()
+        self.send_response(int(self.path.split("/")[1]))
+        for name in (
+            "x-request-id",
+            "request-id",
+            "x-ratelimit-limit-requests",
+            "x-ratelimit-reset-requests",
+        ):
+            self.send_header(name, given)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize("index", range(3))
+async def test_a_server_that_sends_the_key_back_in_ids_and_headers(index: int, status: int) -> None:
+    """Keys of no known shape, which no environment holds: they are those that the request was sent with."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HostileEcho)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url, key = f"http://127.0.0.1:{server.server_port}/{status}", "CANARY given to the client alone"
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key.replace(" ", "-"), max_retries=0)
+    claude = anthropic.AsyncAnthropic(base_url=url, api_key=key.replace(" ", "-"), max_retries=0)
+    model = [OpenAIChat(client), OpenAIResponses(client), AnthropicMessages(claude)][index]
+    records: list[Any] = []
+    try:
+        with pytest.raises(ProviderError) as caught:
+            await ToolLoop(model, sinks=[records.append]).run("hello")
+        watched = Profiler([records.append])
+        watched.instrument(model.client)
+        with watched.loop("watched"), contextlib.suppress(openai.APIError, anthropic.APIError):
+            await ask(index, model, "hello", [])
+    finally:
+        await model.client.close()
+        await client.close()
+        await claude.close()
+        server.shutdown()
+        server.server_close()
+    error = caught.value
+    assert "Incorrect key: " in str(error)
+    assert "[redacted]" in str(error.request_id)
+    assert look("".join(traceback.format_exception(error)), str(error.request_id)) == []
+    assert len(records) == 2
+    assert b"[redacted]" in encode(records[0])
+    assert look(*map(encode, records)) == []
+
+
+def test_keys_on_the_command_line_are_in_no_other_process_and_in_no_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They are handed to Locust's process by its environment, which is its owner's alone."""
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    seen.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with start_emulator("instant") as emulator:
+            code = main(
+                [
+                    *("compare", "--scenario", "instant", "--strategy", "gathered", "--users", "1"),
+                    *("--duration", "1s", "--calibrate", "0", "--allow-saturated", "--out", str(tmp_path)),
+                    *("--base-url", f"{emulator.url}/v1?api-key=CANARY-1", "--query", "code=CANARY-2"),
+                    *("--header", "x-team=CANARY-3", "--tools-url", f"{emulator.url}?token=CANARY-4"),
+                    *("--body", 'metadata={"api_key": "CANARY-5"}'),
+                ]
+            )
+    finally:
+        over.set()
+        watcher.join()
+    said = capfd.readouterr()
+    assert code in (0, 1), said.err
+    assert any(" -m locust " in one for one in seen)
+    assert look(*(one for one in seen if " -m locust " in one or "profiler.emulator" in one)) == []
+    assert look(said.out, said.err) == []
+    assert look_in(tmp_path) == []
+    (run,) = tmp_path.glob("*/run.json")
+    arguments = json.loads(run.read_text())["arguments"]
+    assert arguments["body"] == ['metadata={"api_key": "[redacted]"}']
+
+
+def test_a_traceback_of_debug_shows_no_key(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no luck with xai-CANARYabcdefghijklmnop and CANARY-anthropic-key")
+
+    monkeypatch.setattr("profiler.scenarios.shipped_scenarios", fail)
+    assert main(["scenarios", "--debug"]) == 70
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "RuntimeError: no luck with [redacted] and [redacted]" in said
+    assert look(said) == []

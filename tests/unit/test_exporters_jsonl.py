@@ -58,3 +58,11 @@ def test_after_close_records_are_counted_and_a_second_close_does_nothing(tmp_pat
     sink(record(1))
     assert list(read(tmp_path / "records.jsonl")) == [record(0)]
     assert (sink.error, sink.dropped) == (None, 1)
+
+
+def test_new_file_is_the_owners_alone_and_one_that_exists_keeps_its_mode(tmp_path):
+    (tmp_path / "shared.jsonl").touch(0o644)
+    (tmp_path / "shared.jsonl").chmod(0o644)
+    for name, mode in (("new.jsonl", 0o600), ("shared.jsonl", 0o644)):
+        JsonlSink(tmp_path / name).close()
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode

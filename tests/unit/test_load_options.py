@@ -126,6 +126,51 @@ def test_web_form_sends_text_where_the_default_is_none() -> None:
         LoadOptions.from_namespace(namespace)
 
 
+def test_web_form_shows_no_key_and_what_it_sends_back_stands_for_the_one_of_the_command_line() -> None:
+    given = [
+        *(
+            "--base-url",
+            "http://127.0.0.1:1/v1?api-key=abcdefgh",
+            "--header",
+            "x-team=a,b",
+            "--header",
+            "n=c",
+        ),
+        *("--body", 'metadata={"token": "ijklmnop"}', "--provider", "anthropic"),
+    ]
+    parser = Parser()
+    parser.add_argument("--host")
+    LoadOptions.add_to_locust(parser)
+    LoadOptions.hide_in_form(parser)
+    form = parser.parse_args(given)
+    assert (form.base_url, form.header, form.body, form.provider) == (
+        "http://127.0.0.1:1/v1?api-key=[redacted]",
+        "x-team=[redacted],n=[redacted]",
+        'metadata={"token": "[redacted]"}',
+        "anthropic",
+    )
+    form.header = form.header.split(",")  # as Locust reads what repeats
+    assert asked(form, {}, parse(*given)).options == parse(*given)
+    form.base_url = "http://127.0.0.1:2"
+    assert asked(form, {}, parse(*given)).options.base_url == "http://127.0.0.1:2"
+
+
+def test_what_looks_like_a_key_in_any_option_goes_by_another_way_than_run_json() -> None:
+    options = LoadOptions(
+        tools_url="http://127.0.0.1:1?token=abcdefgh",
+        body=('metadata={"api_key": "ijklmnop"}',),
+        model="sk-large",
+    )
+    public, secrets = options.as_json(), options.secrets()
+    assert public["tools_url"] == "http://127.0.0.1:1?token=[redacted]"
+    assert public["body"] == ['metadata={"api_key": "[redacted]"}']
+    assert set(secrets) == {"tools_url", "body"}
+    assert LoadOptions.from_json({**public, **secrets}, strategies=options.strategies) == options
+    repeated = " ".join(options.arguments())
+    assert "abcdefgh" not in repeated
+    assert "ijklmnop" not in repeated
+
+
 def _namespace() -> argparse.Namespace:
     parser = Parser()
     parser.add_argument("--host")

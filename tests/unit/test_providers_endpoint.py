@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import certifi
 import httpx2
 import pytest
 
+from profiler.cli import main
 from profiler.errors import UsageError
 from profiler.exporters.prometheus import serve
-from profiler.providers.endpoint import Endpoint, client_options, exposed, is_loopback, scrape_host, shown_url
+from profiler.providers.endpoint import (
+    Endpoint,
+    check_trusted,
+    client_options,
+    exposed,
+    is_loopback,
+    scrape_host,
+    shown_url,
+)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +147,43 @@ def test_metrics_that_others_can_reach_are_logged(
     assert serve(lambda openmetrics: b"", 0, host) == 7
     said = [record.message for record in caplog.records]
     assert said == ["/metrics listens on 0.0.0.0:7: other machines can reach it, without a key"] * lines
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("missing", "No such file or directory"),
+        ("a directory", "Is a directory"),
+        ("", "no PEM file"),
+        ("words", "no PEM file"),
+        ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no PEM file"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "compare", "tune"])
+def test_certificates_of_the_environment_that_cannot_be_used_are_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    what: str,
+    said: str,
+) -> None:
+    path = tmp_path / "roots.pem"
+    if what == "a directory":
+        path.mkdir()
+    elif what != "missing":
+        path.write_text(what)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    assert main([command, "--out", str(tmp_path / "runs")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert f"SSL_CERT_FILE {path}: {said}" in shown
+
+
+def test_directory_of_certificates_counts_where_no_file_is_named(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    for environment in ({}, {"SSL_CERT_FILE": ""}, {"SSL_CERT_DIR": f"{missing}:{tmp_path}"}):
+        check_trusted(environment)
+    with pytest.raises(UsageError, match=r"SSL_CERT_DIR .*missing: no such directory"):
+        check_trusted({"SSL_CERT_DIR": missing})
+    check_trusted({"SSL_CERT_FILE": certifi.where(), "SSL_CERT_DIR": missing})

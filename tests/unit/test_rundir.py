@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ import pytest
 
 from profiler import records, rundir
 from profiler.errors import RecordError
+from profiler.exporters.perfetto import write_trace
+from profiler.load.output import RunOutput
+from profiler.modes import opener_like
 from profiler.records import LoopRecord
+from profiler.report.html import write_report
 from profiler.rundir import (
     Anchor,
     ClientHealth,
@@ -268,3 +273,42 @@ def test_loops_that_one_error_ended_are_counted_where_a_line_is_torn_too(tmp_pat
     assert directory.ended_by("http_500") == 0
     directory.records_path.unlink()
     assert directory.ended_by("internal") == 0
+
+
+@pytest.mark.parametrize("content", [False, True])
+def test_directory_with_content_is_the_owners_alone_and_so_is_what_is_made_of_it(
+    tmp_path: Path, content: bool
+) -> None:
+    """From the start: no file is opened for others first. What is outside keeps the usual mode."""
+    before = os.umask(0o022)
+    try:
+        parent = tmp_path / "runs" / "more"
+        directory = RunDirectory.create(
+            parent, dataclasses.replace(RUN, arguments={"record_content": content})
+        )
+        directory.save_summary({"schema": 1})
+        output = RunOutput(directory, directory.load())
+        output.targets({"worker": 9464}, "127.0.0.1")
+        output.write(records.encode(loop(0)) + b"\n", 1)
+        output.close()
+        outside = tmp_path / "trace.json"
+        outside.write_text("of before")
+        write_trace(directory, outside)
+        page = write_report(directory, tmp_path / "page.html", material=None)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in directory.path.iterdir()}
+    assert set(modes) == {"run.json", "records.jsonl", "summary.json", "progress.jsonl", "targets.json"}
+    assert set(modes.values()) == {0o600 if content else 0o644}
+    assert directory.path.stat().st_mode & 0o777 == (0o700 if content else 0o755)
+    assert parent.stat().st_mode & 0o777 == 0o755
+    assert {one.stat().st_mode & 0o777 for one in (outside, page)} == {0o600 if content else 0o644}
+
+
+def test_what_is_no_regular_file_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir(0o700)
+    opener = opener_like(tmp_path / "private")
+    mode = os.stat(os.devnull).st_mode
+    with open(os.devnull, "wb", opener=opener):
+        assert os.stat(os.devnull).st_mode == mode
+    assert opener_like(tmp_path / "missing") is None

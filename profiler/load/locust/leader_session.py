@@ -195,7 +195,8 @@ class LeaderSession:
         """The load test asked for on the command line or in the web form. Raises `ProfilerError`."""
         if self._headless and self._on_command_line is not None:
             return self._on_command_line
-        return asked(self._environment.parsed_options, os.environ)
+        known = None if self._on_command_line is None else self._on_command_line.options
+        return asked(self._environment.parsed_options, os.environ, known)
 
     def _with_tools(self, options: LoadOptions) -> tuple[LoadOptions, str]:
         """The options with the root of the tools, and the root of the target; starts what is missing."""

@@ -192,6 +192,8 @@ def install(events: Any) -> None:
         if not read:  # later parsers are the web form's, for what was on the command line
             read = True
             check_as_parsed(parser, on_parsed)
+        else:
+            LoadOptions.hide_in_form(parser)
 
     def on_parsed(parsed: Any) -> None:
         """Refuse bad options as Locust refuses its own."""
