@@ -210,8 +210,13 @@ class Workers:
             else:
                 self.grants.lost(worker)
         lost = tuple(self._describe_lost(worker) for worker in workers if worker not in answers)
-        if lost and (left := str(self._shortage)):
-            lost = (f"{lost[0]}; {left}", *lost[1:])
+        gone = sum(
+            pulse.state.agents for worker, pulse in self._pulses.items() if worker in {*workers} - {*answers}
+        )
+        if gone:
+            there = sum(one.agents for one in answers.values())
+            at_the_end = f"{there} of {there + gone} agents were left at the end of the trial"
+            lost = (f"{lost[0]}; {str(self._shortage) or at_the_end}", *lost[1:])
         return Ended(tuple(answers.values()), lost)
 
     def cut(self) -> None:
