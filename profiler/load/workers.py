@@ -178,7 +178,7 @@ class Workers:
         self._pulses.clear()
         self._heard_ns.clear()
         self._shortage = Shortage()
-        self._in_trial = set(workers)
+        self._in_trial |= set(workers)
         self.grants.begin()
         message = Begin(
             self._sequence,
@@ -203,7 +203,7 @@ class Workers:
         for worker in workers:
             self.transport.send(End(drain_seconds), worker)
         answers = self._drained.wait(workers, drain_seconds + ANSWER_SECONDS)
-        self._in_trial = set()
+        self._in_trial -= set(answers)  # whoever did not answer may still be in it
         for worker in workers:
             if worker in answers:
                 self.grants.closed(worker, answers[worker].begun, answers[worker].spent)
