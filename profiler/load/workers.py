@@ -178,7 +178,7 @@ class Workers:
         self._pulses.clear()
         self._heard_ns.clear()
         self._shortage = Shortage()
-        self._in_trial = set(workers)
+        self._in_trial |= set(workers)
         self.grants.begin()
         message = Begin(
             self._sequence,
@@ -203,15 +203,20 @@ class Workers:
         for worker in workers:
             self.transport.send(End(drain_seconds), worker)
         answers = self._drained.wait(workers, drain_seconds + ANSWER_SECONDS)
-        self._in_trial = set()
+        self._in_trial -= set(answers)  # whoever did not answer may still be in it
         for worker in workers:
             if worker in answers:
                 self.grants.closed(worker, answers[worker].begun, answers[worker].spent)
             else:
                 self.grants.lost(worker)
         lost = tuple(self._describe_lost(worker) for worker in workers if worker not in answers)
-        if lost and (left := str(self._shortage)):
-            lost = (f"{lost[0]}; {left}", *lost[1:])
+        gone = sum(
+            pulse.state.agents for worker, pulse in self._pulses.items() if worker in {*workers} - {*answers}
+        )
+        if gone:
+            there = sum(one.agents for one in answers.values())
+            at_the_end = f"{there} of {there + gone} agents were left at the end of the trial"
+            lost = (f"{lost[0]}; {str(self._shortage) or at_the_end}", *lost[1:])
         return Ended(tuple(answers.values()), lost)
 
     def cut(self) -> None:

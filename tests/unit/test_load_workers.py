@@ -350,6 +350,31 @@ def test_agents_that_nobody_replaces_are_left_out_to_the_end_of_the_trial() -> N
     assert lost.endswith("; 3 of 6 agents were left for 3 s, to the end of the trial")
 
 
+def test_worker_that_is_lost_as_a_trial_ends_leaves_as_many_agents_as_the_others_had_then() -> None:
+    there = Connected("a", "b")
+    workers = there.workers_of_test
+    begin(workers, "a", "b")
+    there.drained = replace(there.drained, sequence=1, agents=3)
+    workers.pulse("b", pulsed(2))
+    there.mute = {"b"}
+    (lost,) = workers.end(["a", "b"], 0.0).lost
+    assert lost.endswith("are missing; 3 of 5 agents were left at the end of the trial")
+
+
+def test_worker_that_did_not_say_that_it_has_drained_may_still_have_agents_that_run() -> None:
+    there = Connected("a", "b")
+    workers = there.workers_of_test
+    assert not workers.has_agents("a")
+    begin(workers, "a", "b")
+    assert [workers.has_agents(name) for name in "ab"] == [True, True]
+    there.mute = {"b"}
+    workers.end(["a", "b"], 0.0)
+    assert [workers.has_agents(name) for name in "ab"] == [False, True]
+    begin(workers, "a")
+    workers.end(["a"], 0.0)
+    assert [workers.has_agents(name) for name in "ab"] == [False, True]
+
+
 def test_workers_that_are_all_heard_leave_no_shortage_to_speak_of() -> None:
     there = Connected("a", "b")
     workers = there.workers_of_test
