@@ -96,7 +96,12 @@ def exception():
 
 
 def daemons():
-    threads = [threading.Thread(target=lambda: (loops(1), ended.append(1), time.sleep(60)), daemon=True) for _ in range(3)]
+    def one_loop():
+        loops(1)
+        ended.append(1)
+        time.sleep(60)
+
+    threads = [threading.Thread(target=one_loop, daemon=True) for _ in range(3)]
     for one in threads:
         one.start()
     while len(ended) < 3:
