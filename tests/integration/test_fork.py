@@ -96,15 +96,19 @@ def exception():
 
 
 def daemons():
-    threads = [threading.Thread(target=lambda: (loops(1), time.sleep(60)), daemon=True) for _ in range(3)]
+    def one_loop():
+        loops(1)
+        ended.append(1)
+        time.sleep(60)
+
+    threads = [threading.Thread(target=one_loop, daemon=True) for _ in range(3)]
     for one in threads:
         one.start()
-    while len(started) < 3:
+    while len(ended) < 3:
         time.sleep(0.01)
 
 
-started = []
-profiler.recorder._here.append(lambda record: started.append(record))
+ended = []
 
 
 def interrupted():
@@ -141,7 +145,6 @@ if sys.argv[1] == "late":
     atexit.register(late)
     with profiler.loop():  # so that the threads are there
         pass
-    started.clear()
 else:
     globals()[sys.argv[1]]()
 """
