@@ -19,11 +19,11 @@ from typing import Any, NoReturn
 from profiler.commands import drop_output
 from profiler.commands.exits import DEFECT, EXIT_CODES
 from profiler.errors import Interrupted, ProfilerError, UsageError, did_you_mean
-from profiler.keyshapes import hide_keys
+from profiler.process.signals import signals
+from profiler.process.streams import prepare_streams
 from profiler.redaction import error_secrets, scrub
+from profiler.redaction.keys import hide_keys
 from profiler.report.text import one_line
-from profiler.signals import signals
-from profiler.streams import prepare_streams
 
 MODULES = ("run", "compare", "tune", "without_load")
 """Modules of `profiler.commands`; each adds the command of its name, the last one all others."""

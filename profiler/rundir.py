@@ -32,7 +32,7 @@ import orjson
 
 from profiler import records
 from profiler.errors import RecordError
-from profiler.modes import OWNERS_DIRECTORY, opener_like
+from profiler.process.modes import OWNERS_DIRECTORY, opener_like
 from profiler.records import LoopRecord
 from profiler.strategies import StrategySpec
 

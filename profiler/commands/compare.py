@@ -14,9 +14,9 @@ from profiler.commands.exits import Ending, complain
 from profiler.errors import ProfilerError, UsageError
 from profiler.load.declared import TEXT, add_options
 from profiler.load.options import GROUPS, LINGER_SECONDS, LoadOptions, Size
-from profiler.signals import signals
+from profiler.process.signals import signals
+from profiler.process.streams import json_text
 from profiler.statistics.objectives import check_gates, parse_gates
-from profiler.streams import json_text
 
 if TYPE_CHECKING:
     from profiler.commands import Commands

@@ -17,7 +17,7 @@ from profiler.commands.exits import Ending, complain
 from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated
 from profiler.load.declared import COUNT_FROM_0, TEXT, add_options
 from profiler.load.options import GROUPS, STRATEGY_FORMS, LoadOptions
-from profiler.signals import DRAIN_SECONDS, signals
+from profiler.process.signals import DRAIN_SECONDS, signals
 
 if TYPE_CHECKING:
     from profiler.commands import Commands

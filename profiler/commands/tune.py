@@ -20,8 +20,8 @@ from profiler.commands.exits import Ending, complain
 from profiler.errors import ProfilerError, TargetError
 from profiler.load.declared import SECONDS, TEXT, add_options
 from profiler.load.options import GROUPS, LoadOptions, Size
+from profiler.process.streams import json_text
 from profiler.strategies import parse_strategies
-from profiler.streams import json_text
 
 if TYPE_CHECKING:
     from profiler.commands import Commands

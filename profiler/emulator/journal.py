@@ -14,7 +14,7 @@ from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Literal
 
-from profiler.keyshapes import hide_keys
+from profiler.redaction.keys import hide_keys
 
 Kind = Literal["model", "tool"]
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO
 
 from profiler.errors import TargetError, UsageError
-from profiler.streams import IN_CHILDREN
+from profiler.process.streams import IN_CHILDREN
 
 _START_SECONDS = 20.0
 _STOP_SECONDS = 5.0

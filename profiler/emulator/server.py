@@ -31,10 +31,10 @@ from profiler.emulator.scheduler import Scheduler
 from profiler.emulator.tape import Tape
 from profiler.emulator.tool_service import ToolService, error, query_arguments
 from profiler.errors import ProfilerError, UsageError
+from profiler.process.streams import prepare_streams
 from profiler.providers import DIALECTS
 from profiler.providers.endpoint import exposed
 from profiler.scenarios import Scenario, load_scenario
-from profiler.streams import prepare_streams
 
 _TEXT = b"content-type: text/plain; charset=utf-8\r\n"
 _METRICS = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"

@@ -10,8 +10,8 @@ from io import FileIO
 from pathlib import Path
 
 from profiler.loop.eventloop import native_sleep, start_native_thread, unpatched
-from profiler.modes import new_for_owner
-from profiler.process import at_exit, in_forked_child
+from profiler.process.lifetime import at_exit, in_forked_child
+from profiler.process.modes import new_for_owner
 from profiler.records import LoopRecord, encode
 from profiler.rundir import append_lines
 

@@ -34,7 +34,7 @@ from typing import Any
 from profiler.anatomy import phases
 from profiler.errors import UsageError
 from profiler.loop.eventloop import native_sleep, start_native_thread, unpatched
-from profiler.process import at_exit, in_forked_child
+from profiler.process.lifetime import at_exit, in_forked_child
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Anchor
 

@@ -34,7 +34,7 @@ from profiler.anatomy import (
     waits,
 )
 from profiler.errors import RecordError, UsageError
-from profiler.modes import Opener, opener_like
+from profiler.process.modes import Opener, opener_like
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import RunDirectory
 

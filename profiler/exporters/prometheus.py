@@ -39,7 +39,7 @@ from profiler.limits.quotas import stated
 from profiler.loop.boundary import Part
 from profiler.loop.recorder import LiveCalls
 from profiler.metrics import Metric
-from profiler.process import in_forked_child
+from profiler.process.lifetime import in_forked_child
 from profiler.providers.endpoint import exposed
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 

@@ -33,7 +33,7 @@ from profiler.limits.limiter import (
 from profiler.limits.quotas import stated
 from profiler.limits.refusals import Holdback, retry_after_ns, signal_of
 from profiler.limits.spec import Rule, parse_rules
-from profiler.process import in_forked_child
+from profiler.process.lifetime import in_forked_child
 from profiler.records import Clock
 
 NOTHING: Cost = {}

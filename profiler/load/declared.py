@@ -17,7 +17,7 @@ from decimal import Decimal
 from typing import Any, ClassVar, Self
 
 from profiler.errors import UsageError
-from profiler.keyshapes import REDACTED, hide_keys
+from profiler.redaction.keys import REDACTED, hide_keys
 
 MOST = 1_000_000_000
 """The bound of everything that is counted."""

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from profiler.errors import UsageError
-from profiler.keyshapes import REDACTED
 from profiler.load.declared import Kind
 from profiler.providers.endpoint import LOOPS_OWN, Endpoint, Tls, shown_url
 from profiler.redaction import keep_secret
+from profiler.redaction.keys import REDACTED
 
 if TYPE_CHECKING:
     from profiler.load.options import LoadOptions

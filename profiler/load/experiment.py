@@ -34,12 +34,12 @@ from profiler.load.declared import Options
 from profiler.load.options import SECRETS, LoadOptions, Size, conditions
 from profiler.load.output import SETTLED
 from profiler.load.plan import blocks_for
-from profiler.modes import opener_like
+from profiler.process.modes import opener_like
+from profiler.process.signals import DRAIN_SECONDS, ENDING
+from profiler.process.streams import IN_CHILDREN
 from profiler.redaction import describe
 from profiler.rundir import Follower, Incident, Progress, RunDirectory
 from profiler.scenarios import load_scenario
-from profiler.signals import DRAIN_SECONDS, ENDING
-from profiler.streams import IN_CHILDREN
 
 PARENT_FD = "PROFILER_PARENT_FD"
 """Environment variable with the number of an inherited descriptor; it reads end-of-file when we are gone."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from profiler.errors import ProfilerError, RecordError
-from profiler.modes import opener_like
+from profiler.process.modes import opener_like
 from profiler.providers.endpoint import scrape_host
 from profiler.records import LoopRecord, decode, encode
 from profiler.rundir import (

@@ -19,7 +19,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from profiler.process import in_forked_child
+from profiler.process.lifetime import in_forked_child
 
 Job = Callable[[], None]
 

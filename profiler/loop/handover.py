@@ -23,7 +23,7 @@ from contextvars import Context, copy_context
 from typing import Any
 
 from profiler.loop.eventloop import start_native_thread, unpatched
-from profiler.process import at_exit
+from profiler.process.lifetime import at_exit
 
 MOST_WAITING = 10_000
 """Pieces of work that may wait; more are refused."""

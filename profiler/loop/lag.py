@@ -21,7 +21,7 @@ from itertools import takewhile
 from profiler.anatomy import Interval, overlap, union
 from profiler.loop.eventloop import native_sleep, start_native_thread
 from profiler.loop.kernel import RunDelay
-from profiler.process import in_forked_child
+from profiler.process.lifetime import in_forked_child
 
 INTERVAL_SECONDS = 0.01
 HEARTBEAT_SECONDS = 0.02

@@ -28,7 +28,7 @@ from profiler.loop.handover import Handover
 from profiler.loop.lag import LagSampler, StopSampler, lag_sampler, stop_sampler
 from profiler.loop.supervision import is_left
 from profiler.loop.tools import is_async
-from profiler.process import in_forked_child
+from profiler.process.lifetime import in_forked_child
 from profiler.records import Clock, LoopRecord
 from profiler.redaction import describe
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from profiler.errors import UsageError
-from profiler.keyshapes import REDACTED
+from profiler.redaction.keys import REDACTED
 
 MAX_CONNECTIONS = 100_000
 """So many that a client's connection pool never queues a request, which would falsify its latency."""

@@ -11,9 +11,9 @@ from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated,
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.load.plan import scaled
+from profiler.process.signals import signals
 from profiler.records import INTERNAL, LoopRecord
 from profiler.rundir import RunDirectory
-from profiler.signals import signals
 from profiler.statistics.gates import Outcome, nothing_measured, objective_outcome
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import Estimate

@@ -39,7 +39,7 @@ from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_
 from profiler.loop.recorder import Recorder, Sink
 from profiler.loop.supervision import can_tell, cancelled_as, has_timed_out
 from profiler.loop.tools import Tool
-from profiler.process import in_forked_child
+from profiler.process.lifetime import in_forked_child
 from profiler.providers import refuse_httpx, refuse_invoke_model
 from profiler.providers.attempts import (
     AsyncObservedTransport,

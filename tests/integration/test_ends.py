@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from profiler.process.signals import DRAIN_SECONDS
 from profiler.rundir import Run, RunDirectory
-from profiler.signals import DRAIN_SECONDS
 from tests.integration.locust_process import MARK, ROOT, free_port, locust, wait_until
 from tests.integration.plain_server import Asked, PlainServer, response
 

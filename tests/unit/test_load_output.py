@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -85,11 +86,11 @@ def test_progress_that_cannot_be_written_is_left_out(output: RunOutput) -> None:
 def test_incidents_are_noted_as_far_as_they_can_be(
     output: RunOutput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Path, data: bytes) -> int:
+    def full(old: Path, new: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = output.directory.load()
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "replace", full)
     output.note(Incident("aborted", "the disk is full"))
     with pytest.raises(RecordError, match=r"run\.json: cannot be written: No space left on device"):
         output.save(finished=True)

@@ -143,6 +143,9 @@ def test_metrics_that_others_can_reach_are_logged(
         def serve_forever(self) -> None:
             pass
 
+        def server_close(self) -> None:
+            pass
+
     monkeypatch.setattr("profiler.exporters.prometheus.make_server", lambda *_: Server())
     assert serve(lambda openmetrics: b"", 0, host) == 7
     said = [record.message for record in caplog.records]

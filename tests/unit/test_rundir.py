@@ -14,7 +14,7 @@ from profiler import records, rundir
 from profiler.errors import RecordError
 from profiler.exporters.perfetto import write_trace
 from profiler.load.output import RunOutput
-from profiler.modes import opener_like
+from profiler.process.modes import opener_like
 from profiler.records import LoopRecord
 from profiler.report.html import write_report
 from profiler.rundir import (

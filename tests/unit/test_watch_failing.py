@@ -30,7 +30,7 @@ from tests.generated_replies import MESSAGES, Served, Wire, clients, shown
 ROOT = Path(profiler.__file__).parent
 
 WATCHING = re.compile(
-    r"watch/\w+|providers/(attempts|wire)|loop/(model|lag|recorder|handover|kernel)|limits/refusals|redaction"
+    r"watch/\w+|providers/(attempts|wire)|loop/(model|lag|recorder|handover|kernel)|limits/refusals|redaction/\w+"
     r"|shortfalls|anatomy"
 )
 
@@ -56,7 +56,7 @@ OUTSIDE = re.compile(
             r"loop/recorder:(Recorder\.(__init__|_all)|is_waited_for|fresh_id|_refuse)",
             r"loop/handover:Handover\.(__init__|__del__)",
             r"loop/lag:LagSampler\._sample",
-            r"redaction:(Content\.__init__|environment_secrets|_secrets|_parts)",
+            r"redaction/__init__:(Content\.__init__|environment_secrets|_secrets|_parts)",
         )
     )
 )

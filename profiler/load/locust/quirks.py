@@ -25,7 +25,7 @@ from gevent.monkey import get_original, is_module_patched
 
 from profiler.errors import Terminated
 from profiler.loop.eventloop import native_sleep, start_native_thread
-from profiler.signals import ENDING
+from profiler.process.signals import ENDING
 
 T = TypeVar("T")
 

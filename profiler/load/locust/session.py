@@ -16,7 +16,6 @@ from gevent.event import Event
 from gevent.lock import Semaphore
 
 from profiler.errors import Interrupted, ProfilerError, Terminated
-from profiler.keyshapes import hide_keys
 from profiler.load.identity import own_hello
 from profiler.load.lease import BEAT_SECONDS, Lease
 from profiler.load.locust.bridge import Bridge
@@ -41,10 +40,11 @@ from profiler.load.messages import Beat, Begin, Cut, Dismiss, End, Grant, Heard,
 from profiler.load.options import Asked, LoadOptions, asked
 from profiler.load.output import Reporter
 from profiler.load.worker import Worker
+from profiler.process.signals import DRAIN_SECONDS
+from profiler.process.streams import prepare_streams
 from profiler.redaction import guard_logs
+from profiler.redaction.keys import hide_keys
 from profiler.report.text import one_line
-from profiler.signals import DRAIN_SECONDS
-from profiler.streams import prepare_streams
 
 PULSE_SECONDS = 1.0
 

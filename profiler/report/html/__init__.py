@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler.errors import RecordError
-from profiler.modes import opener_like
+from profiler.process.modes import opener_like
 from profiler.report.advice import next_steps
 from profiler.report.html import comparison, conditions
 from profiler.report.html.charts import MOST_STRATEGIES, payload

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from profiler.keyshapes import hide_keys
+from profiler.redaction.keys import hide_keys
 
 HIDDEN = {
     # By name, in URLs.

@@ -13,7 +13,7 @@ import pytest
 from profiler import cli
 from profiler.errors import Interrupted, Terminated
 from profiler.instrument import Profiler
-from profiler.signals import ENDING, signals
+from profiler.process.signals import ENDING, signals
 
 
 def told(number: signal.Signals) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from profiler.keyshapes import REDACTED, hide_keys
+from profiler.redaction.keys import REDACTED, hide_keys
 
 SHORTEST = 6
 """Characters of a secret: replacing shorter values would damage ordinary words."""
@@ -44,7 +44,7 @@ _QUIET = ("openai", "anthropic", "httpx", "httpx2", "httpcore", "httpcore2", "ai
 
 
 def scrub(text: str, secrets: Collection[str] = ()) -> str:
-    """The text without `secrets`, and without anything else that looks like one (`profiler.keyshapes`)."""
+    """The text without `secrets`, and without what looks like one (`profiler.redaction.keys`)."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, REDACTED)
         if "%" in text:

@@ -11,11 +11,11 @@ import sys
 import pytest
 from rich.cells import cell_len
 
+from profiler.process.streams import ERRORS, json_text, plainer
 from profiler.report.live import bar, headline
 from profiler.report.terminal import render_comparison
 from profiler.report.timeline import render_timeline
 from profiler.rundir import Progress
-from profiler.streams import ERRORS, plainer, write_json
 from tests.unit.statistics_data import loop
 from tests.unit.test_cli import COMMANDS
 from tests.unit.test_report_terminal import experiment
@@ -88,7 +88,7 @@ def test_json_is_the_same_in_any_encoding(encoding: str, monkeypatch: pytest.Mon
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding, errors=ERRORS)
     monkeypatch.setattr(sys, "stdout", stream)
-    write_json(json.dumps(data, ensure_ascii=False).encode())
+    stream.write(json_text(json.dumps(data, ensure_ascii=False).encode()))
     stream.flush()
     assert json.loads(raw.getvalue().decode(encoding)) == data
 
@@ -97,7 +97,7 @@ def test_json_is_the_same_in_any_encoding(encoding: str, monkeypatch: pytest.Mon
 def test_closed_streams_lead_nowhere(closed: str) -> None:
     """What is opened after them gets other numbers than theirs, and nothing that is printed."""
     code = (
-        "import os, sys, tempfile; from profiler.streams import prepare_streams; prepare_streams(); "
+        "import os, sys, tempfile; from profiler.process.streams import prepare_streams; prepare_streams(); "
         "file = tempfile.TemporaryFile(); print('out ×'); print('err ×', file=sys.stderr, flush=True); "
         "sys.stdout.flush(); sys.exit(41 if file.fileno() > 2 and file.read() == b'' else 1)"
     )
