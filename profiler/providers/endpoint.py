@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import re
@@ -230,8 +231,18 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
         if endpoint.url.startswith("https") and (endpoint.is_loopback or endpoint.tls != Tls()):
             # Without trust_env the client no longer reads SSL_CERT_FILE itself.
             options["verify"] = endpoint.tls.context()
+        else:
+            options["verify"] = _usual_context(
+                os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+            )
         options["event_hooks"]["request"] = [_before_each_request(endpoint)]
     return options
+
+
+@functools.cache
+def _usual_context(file: str | None, directories: str | None) -> ssl.SSLContext:
+    """One for all clients, since each would take 20 ms to load the same certificates, without TLS too."""
+    return Tls().context()
 
 
 def _before_each_request(endpoint: Endpoint) -> Callable[[Any], Awaitable[None]]:

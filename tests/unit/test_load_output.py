@@ -86,11 +86,12 @@ def test_progress_that_cannot_be_written_is_left_out(output: RunOutput) -> None:
 def test_incidents_are_noted_as_far_as_they_can_be(
     output: RunOutput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(old: Path, new: Path) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = output.directory.load()
     monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(module, "opener_like", full)
     output.note(Incident("aborted", "the disk is full"))
     with pytest.raises(RecordError, match=r"run\.json: cannot be written: No space left on device"):
         output.save(finished=True)
