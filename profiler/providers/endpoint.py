@@ -232,9 +232,8 @@ def client_options(endpoint: Endpoint | None) -> dict[str, Any]:
             # Without trust_env the client no longer reads SSL_CERT_FILE itself.
             options["verify"] = endpoint.tls.context()
         else:
-            options["verify"] = _usual_context(
-                os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
-            )
+            trusted = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+            options["verify"] = _usual_context(*trusted)
         options["event_hooks"]["request"] = [_before_each_request(endpoint)]
     return options
 
