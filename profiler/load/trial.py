@@ -80,7 +80,7 @@ class RunningTrial:
     While `holds()` is false no loop begins: `go_on` is called when it may be true again.
 
     `open`: whether another loop may start; the worker's thread writes it, the loop's thread reads it. `tasks`
-    are the agents' tasks, which the worker keeps here.
+    are the agents and the tasks that they run in, which the worker keeps here.
 
     Counts are written on the loop's thread alone: loops begun and in flight; arrivals that wait because of
     `max_in_flight`; and of all that `arrived`, those that had to wait (`late`) and those that never started
@@ -107,7 +107,7 @@ class RunningTrial:
         self.tally = Tally()
         self.begun = self.in_flight = self.waiting = 0
         self.arrived = self.late = self.dropped = 0
-        self.tasks: set[LoopTask] = set()
+        self.tasks: dict[LoopTask, TrialAgent] = {}
         self._ask = ask
         self._process = process
         self._on_dropped = on_dropped
@@ -121,6 +121,11 @@ class RunningTrial:
         self._waiting_for_leave: set[asyncio.Future[None]] = set()
         self._slots = None if plan.max_in_flight is None else asyncio.Semaphore(plan.max_in_flight)
 
+    @property
+    def agents(self) -> int:
+        """How many take part; those that leave only finish their loop."""
+        return sum(not agent.leaving() for agent in list(self.tasks.values()))
+
     def pulse(self) -> Pulse:
         """The state that the leader is told of; may be called from any thread."""
         # In this order a loop that ends in between is counted twice, as under way too, and not left out.
@@ -132,7 +137,7 @@ class RunningTrial:
             self.tally.failed,
             self.tally.rate_limited,
             self.meter.take_worst_lag(self.open and in_flight > 0),  # no samples are taken when it is closed
-            len(self.tasks),
+            self.agents,
         )
         return Pulse(self.plan.sequence, state, begun, self._asking, self.tally.spent)
 

@@ -191,7 +191,7 @@ class Worker:
             return Drained(self._sequence)
         # Of what was measured: before the trial drains.
         health, arrived = trial.meter.read(self._process, trial.plan.index), trial.arrived
-        agents = len(trial.tasks)
+        agents = trial.agents
         interrupted = self._drain(trial, self._drain_seconds if drain_seconds is None else drain_seconds)
         return Drained(
             trial.plan.sequence,
@@ -241,7 +241,7 @@ class Worker:
         late = time.monotonic_ns() - trial.started_ns > LATE_SECONDS * 1e9
         agent = TrialAgent(name, ordinal, leaving, joins_late=late)
         task = self._thread.submit(lambda: trial.run_agent(runner, agent))
-        trial.tasks.add(task)
+        trial.tasks[task] = agent
         self._show_agents(user_class, trial)
         try:
             task.wait()
@@ -253,7 +253,7 @@ class Worker:
                 task.wait(CUT_SECONDS)
             raise
         finally:
-            trial.tasks.discard(task)
+            trial.tasks.pop(task, None)
             self._show_agents(user_class, trial)
             if not trial.tasks:
                 self._agents_left.set()

@@ -236,7 +236,9 @@ class LagSampler:
         self._users = 0
         self._due_ns = 0
         self._delay_ns: int | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        # Whether a timer runs, and which. The timer itself is not kept: it would keep the event loop.
+        self._is_due = False
+        self._number = 0
         self._busy = BusyPeriod(clock, self._run_delay)
         # Samples (time, lag) with falling lag: enough for the maximum from any time up to now.
         self._worst: deque[tuple[int, int]] = deque(maxlen=_KEPT)
@@ -247,7 +249,10 @@ class LagSampler:
     def enter(self) -> None:
         self._users += 1
         if self._users == 1:
-            self._schedule()
+            # Loops of a few milliseconds, one after another, are sampled by the timer that the last one left.
+            # One that is overdue is of a stall before this loop.
+            if not self._is_due or self._clock() >= self._due_ns:
+                self._schedule()
             if self._heartbeat is not None:
                 self._heartbeat.enter(self)
 
@@ -259,17 +264,14 @@ class LagSampler:
             if at_ns >= since_ns:
                 worst = max(worst, lag_ns)
                 break
-        if self._users == 0 and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-            if self._heartbeat is not None:
-                self._heartbeat.leave(self)
+        if self._users == 0 and self._heartbeat is not None:
+            self._heartbeat.leave(self)
         return worst
 
     def late_ns(self) -> int:
         """How late an event may be that is noticed now (`BusyPeriod`). On the loop's thread."""
         # After a stop, what was received is handled before the timers that tell of it.
-        overdue_ns = 0 if self._timer is None else self._clock() - self._due_ns
+        overdue_ns = self._clock() - self._due_ns if self._is_due else 0
         return self._busy.was_late(overdue_ns) if overdue_ns > STALL_NS else self._busy.look()
 
     def total(self) -> Lateness:
@@ -287,7 +289,7 @@ class LagSampler:
         """
         found = [*takewhile(lambda stall: stall.ended_ns >= since_ns, reversed(self._stalls))][::-1]
         now_ns = self._clock()
-        if self._timer is not None and now_ns - self._due_ns >= STALL_NS:
+        if self._is_due and now_ns - self._due_ns >= STALL_NS:
             found.append(Stall(self._due_ns, now_ns, self._delayed_ns()))
         return self._with_stops(found)
 
@@ -305,10 +307,19 @@ class LagSampler:
         self._delay_ns = self._run_delay()
         loop = self._loop()
         assert loop is not None  # it runs
-        self._timer = loop.call_later(INTERVAL_SECONDS, self._sample)
+        self._is_due, self._number = True, self._number + 1
+        loop.call_later(INTERVAL_SECONDS, self._sample, self._number)
 
-    def _sample(self) -> None:
-        """The timer: nothing that fails here reaches the event loop, and the next sample is taken."""
+    def _sample(self, number: int) -> None:
+        """The timer: nothing that fails here reaches the event loop, and the next sample is taken.
+
+        It lapses where nobody has entered by now.
+        """
+        if number != self._number:  # another one took its place
+            return
+        self._is_due = False
+        if self._users == 0:
+            return
         with contextlib.suppress(Exception):
             self._take()
         with contextlib.suppress(Exception):

@@ -500,6 +500,10 @@ def _totals(table: Table, strategy: str) -> Totals:
     )
 
 
+MOST_CAUSES = 50
+"""Names of tools are part of them, and a model may invent a new one in every call."""
+
+
 def _causes(table: Table, calls: Any, loops: Any) -> dict[str, int]:
     """Why calls failed and loops ended, of the rows of these masks, the most frequent first."""
     found: Counter[str] = Counter(_count(table.error[loops], table.errors))
@@ -508,7 +512,7 @@ def _causes(table: Table, calls: Any, loops: Any) -> dict[str, int]:
     of_calls = Counter(zip(table.call_error[failed].tolist(), table.call_tool[failed].tolist(), strict=True))
     for (error, tool), count in of_calls.items():
         found[f"{table.errors[error]} ({table.tools[tool]})"] += count
-    return dict(found.most_common())
+    return dict(found.most_common(MOST_CAUSES))
 
 
 def _code(table: Table, strategy: str) -> int:

@@ -79,7 +79,7 @@ def test_run_against_such_a_server_exits_as_documented(
                     ]
                 )
             )
-    assert codes == {0, 3}
+    assert codes == {1, 3}  # 1: it was answered, and its calls failed, since this server has no tools
     said = capsys.readouterr()
     assert "Traceback" not in said.out + said.err
     runs = [RunDirectory.open(path) for path in tmp_path.iterdir()]

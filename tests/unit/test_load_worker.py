@@ -18,6 +18,7 @@ from profiler.load.lease import Lease
 from profiler.load.messages import Begin, Drained, Grant, Prepare, Ready, Returned, TrialState
 from profiler.load.options import LoadOptions
 from profiler.load.spending import LoopAccount
+from profiler.load.trial import TrialAgent
 from profiler.load.worker import Worker, _TrialSink
 from profiler.loop.ledger import current_ledger
 from profiler.loop.recorder import Recorder
@@ -224,7 +225,7 @@ def test_code_that_holds_the_event_loop_is_named(monkeypatch: pytest.MonkeyPatch
     one = worker()
     one.begin(Begin(4, 2, 0, "gathered", 0, 1, 1))
     trial = one.next_trial(None)
-    trial.tasks.add(Held())
+    trial.tasks[Held()] = TrialAgent("a", 0, lambda: False)
     one._thread_id = threading.get_ident()
     monkeypatch.setattr(Thread, "post", lambda self, function: None)  # it never comes to that
     held = one.end(0.0).held

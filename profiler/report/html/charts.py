@@ -20,7 +20,7 @@ from profiler.report.html.markup import LONGEST
 from profiler.report.html.waterfalls import waterfalls
 from profiler.report.text import clean
 from profiler.rundir import Trial
-from profiler.statistics.figures import LimitLine, limit_line, present
+from profiler.statistics.figures import LimitLine, StrategySummary, limit_line, present
 from profiler.statistics.summary import Summary
 from profiler.statistics.table import NONE, OK, Ints, Table
 from profiler.statistics.windows import Indices, completed, flagged, latency, members
@@ -269,6 +269,11 @@ DIGITS = 5
 """Significant digits of a distribution."""
 
 
+def _without_names(one: StrategySummary) -> StrategySummary:
+    """Without what is named from outside: tools have a table of their own, and errors a sentence."""
+    return replace(one, tools={}, error_types={}, totals=replace(one.totals, causes={}))
+
+
 def payload(material: Material) -> dict[str, Any]:
     """All data of the page."""
     strategies = material.summary.strategies[:MOST_STRATEGIES]
@@ -284,7 +289,7 @@ def payload(material: Material) -> dict[str, Any]:
             {
                 "name": clean(one.strategy, LONGEST),
                 "colour": palette.strategy_colour(one.strategy),
-                "figures": asdict(replace(one, tools={}, error_types={})),  # tools have a table of their own
+                "figures": asdict(_without_names(one)),
             }
             for one in strategies
         ],
