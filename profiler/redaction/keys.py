@@ -202,7 +202,7 @@ _ISSUED = {
     "gl(?:pat|dt|rt|cbt|ptt|ft|soat|agent)-": r"[A-Za-z0-9_.-]{12,}",  # GitLab
     "hf_": r"[A-Za-z0-9]{16,}",  # Hugging Face
     "(?:gsk|r8|fw|npm|lsv2|dop_v1|figd|shpat|pcsk|lin_api)_": r"[A-Za-z0-9_-]{16,}",  # Groq, Replicate, ...
-    "(?:xai|csk|nvapi|pplx|tvly|pypi)-": r"[A-Za-z0-9_-]{16,}",  # xAI, Cerebras, NVIDIA, ...
+    "(?:xai|csk|nvapi|pplx|tvly)-": r"[A-Za-z0-9_-]{16,}",  # xAI, Cerebras, NVIDIA, ...
     "xox[abceoprs]-": r"[A-Za-z0-9-]{8,}",  # Slack
     "xapp-": r"[A-Za-z0-9-]{8,}",
     r"SG\.": r"[A-Za-z0-9_-]{12,}(?:\.[A-Za-z0-9_-]+)?",  # SendGrid
@@ -318,7 +318,7 @@ _SHAPES = (
                 "lsv2_",
                 "dop_v1_",
             ),
-            *("figd_", "shpat_", "xai-", "csk-", "nvapi-", "pplx-", "tvly-", "pcsk_", "lin_api_", "pypi-"),
+            *("figd_", "shpat_", "xai-", "csk-", "nvapi-", "pplx-", "tvly-", "pcsk_", "lin_api_"),
             *("xox", "xapp-", "SG.", "eyJ"),
         ),
         re.compile(f"{_START}(?:{'|'.join(begin + rest for begin, rest in _ISSUED.items())})"),
