@@ -16,9 +16,11 @@ from tests.measuring import TRIES, Measurement, NotMeasured, judge
 
 INTEGRATION = Path(__file__).with_name("integration")
 
-# A shell that starts the tests in the background has all its children ignore interrupts, and we send some.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell that starts the tests in the background has all its children ignore interrupts, and `nohup` has them
+# ignore a hang-up; we send some of both.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 # How long an example takes is the machine's business.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
