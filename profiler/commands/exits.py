@@ -78,7 +78,7 @@ def exit_code(ending: Ending) -> int:
 
 
 def complaints(ending: Ending, where: str | None = None) -> Iterable[str]:
-    """What standard error is told beside a report: a defect of ours, a target that never answered.
+    """The sentences for standard error, beside a report: a defect of ours, a target that never answered.
 
     `where`: the run directory, which a report of the defect should come with.
     """

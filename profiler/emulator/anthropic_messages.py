@@ -323,7 +323,7 @@ def _uses(n: int, content: list[Any], seen: set[str], lenient: bool) -> tuple[li
 
 
 def _unnamed(name: str, given: object) -> str:
-    """What a call without an id is known by; what is nested too deeply to be written was never ours."""
+    """The key of a call without an id; one that is nested too deeply to be written was never ours."""
     return unnamed(name, _dumps(given).decode() if can_be_written(given) else None)
 
 

@@ -167,7 +167,7 @@ class _Group(_Node):
 
 
 class _Again(_Node):
-    """What a group has matched."""
+    """The text that a group has matched."""
 
     __slots__ = ("_number",)
 

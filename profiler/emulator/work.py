@@ -20,7 +20,7 @@ class TooMuch(SchemaError):
 
 
 class Work:
-    """What is left of it. Where nothing is left only what is required is drawn."""
+    """The work that is left. Where there is none only what is required is drawn."""
 
     __slots__ = ("left",)
 

@@ -156,7 +156,7 @@ _EARLY: dict[str, type[Interrupted]] = {kind.incident: kind for kind in (Interru
 
 
 def _ended_early(error: KeyboardInterrupt, directory: RunDirectory) -> Interrupted:
-    """What to raise when a run was ended before its first trial, or did not end as it was told to."""
+    """The error to raise when a run was ended before its first trial, or did not end as it was told to."""
     ended = error if isinstance(error, Interrupted) else Interrupted()
     if directory.remove_if_unused():
         ended.outcome = "before anything was measured: nothing is kept"

@@ -1,4 +1,4 @@
-"""What has to be the same in all processes of a load test: this package, the Locust file, the scenario.
+"""The identity of a load test: this package, the Locust file and the scenario, the same in all processes.
 
 A worker says with its `Hello` what it runs, and its master compares. Digests are short: they tell files
 apart, and guard against nothing.
@@ -19,7 +19,7 @@ _DIGITS = 8
 
 
 def own_hello(files: Sequence[str]) -> Hello:
-    """What this process runs; `files` are its Locust files."""
+    """The identity of this process; `files` are its Locust files."""
     name = ", ".join(Path(file).name for file in files)
     return Hello(versions().get("toolcall-profiler", ""), name, of_files(files), os.getpid(), os.getppid())
 
@@ -40,7 +40,7 @@ def of_scenario(scenario: Scenario) -> str:
 
 
 def difference(master: Hello, worker: Hello) -> str | None:
-    """What a worker runs that its master does not, in words; None where nothing is known to differ."""
+    """In words, how a worker differs from its master; None where nothing is known to differ."""
     if worker.version != master.version:
         its = worker.version or "a version that does not say which"
         return f"it runs toolcall-profiler {its}, the master {master.version or 'none that is installed'}"
