@@ -307,9 +307,13 @@ class RunDirectory:
                 if not (isinstance(error, FileExistsError) and path.is_dir()):
                     raise RecordError(f"{path}: cannot make a run directory: {error.strerror}") from error
         directory = cls(path)
-        directory.save(run)
-        with _failing(directory.records_path, "cannot be written"):
-            open(directory.records_path, "ab", opener=opener_like(path)).close()
+        try:
+            directory.save(run)
+            with _failing(directory.records_path, "cannot be written"):
+                open(directory.records_path, "ab", opener=opener_like(path)).close()
+        except KeyboardInterrupt:  # nobody else knows of it yet
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         return directory
 
     @staticmethod

@@ -134,8 +134,8 @@ def run_experiment(
         options, blocks=experiment.blocks, trial_seconds=max(0.1, experiment.seconds / experiment.blocks)
     )
     directory = RunDirectory.create(options.out, conditions(options, experiment.users))
-    options = replace(options, run_directory=str(directory.path))
     try:
+        options = replace(options, run_directory=str(directory.path))
         _run(experiment, options, directory, progress, watch, enough)
     except KeyboardInterrupt as error:
         raise _ended_early(error, directory) from None

@@ -312,3 +312,15 @@ def test_what_is_no_regular_file_keeps_its_mode(tmp_path: Path) -> None:
     with open(os.devnull, "wb", opener=opener):
         assert os.stat(os.devnull).st_mode == mode
     assert opener_like(tmp_path / "missing") is None
+
+
+def test_directory_whose_making_is_interrupted_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDirectory, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        RunDirectory.create(tmp_path, RUN)
+    assert list(tmp_path.iterdir()) == []
