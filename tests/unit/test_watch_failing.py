@@ -48,7 +48,9 @@ OUTSIDE = re.compile(
             r"providers/attempts:(_Observing|_Observed|Async\w+|ObservedTransport|_Tee|Tee|_both)\..*",
             r"providers/attempts:.*<locals>\.(traced|TracedRequest\.send)|providers/attempts:_(Async)?Trace\..*",
             # What is called before anything runs, and to open and leave a loop.
-            r"watch/profiler:Profiler\.(__init__|loop|instrument|uninstrument|tool|_begin|failures)",
+            r"watch/profiler:Profiler\.(__init__|loop|instrument|uninstrument|failures)",
+            r"watch/profiler:Profiler\.(tool|tools|dispatcher|_watched_as|_begin|_begin_told)(\..*)?",
+            r"watch/(frameworks:.*|dispatch:Dispatch\.__init__.*)",
             r"watch/profiler:(LoopContext\.__\w+__|_unwatched_of|_name_of|_signature_of|_http_client|_owner)",
             r"watch/tools:(watched|_marked|_runs|_named|_code_flags|_of_kind)",
             r"watch/loop:ObservedLoop\.__\w+__",
@@ -166,6 +168,10 @@ def plain(a: Any) -> Any:
     return {"got": a}
 
 
+def dispatched(call: Any, a: Any) -> Any:
+    return plain(a)
+
+
 async def slow(a: Any) -> Any:
     await asyncio.sleep(0)
     return [a]
@@ -214,8 +220,10 @@ async def program(served: Served, made: Any, prof: Profiler | None) -> list[Any]
     found: list[Any] = []
     sync, asynchronous = made
     tools = [plain, slow, listing, lazily, awaitable, future, fails]
+    dispatcher = dispatched
     if prof is not None:
         tools = [prof.tool(one) for one in tools]
+        dispatcher = prof.dispatcher(dispatched, name="call")
 
     def asked(wires: list[Wire]) -> None:
         served.wires = list(wires)
@@ -232,7 +240,7 @@ async def program(served: Served, made: Any, prof: Profiler | None) -> list[Any]
         found.append(
             shown(await asynchronous["anthropic"].messages.create(model="m", max_tokens=9, messages=MESSAGES))
         )
-        found.append(shown(tools[0]([1, 2])))
+        found.append(shown(dispatcher({"name": "plain"}, [1, 2])))
         asked([WHOLE])
         found.append(shown(sync["anthropic"].messages.create(model="m", max_tokens=9, messages=MESSAGES)))
         asked([CUT_OFF])
