@@ -99,6 +99,19 @@ def failures(records: Sequence[LoopRecord], most: int = 3) -> str:
     return ", ".join(f"{clean(what)} {count}" for what, count in found.most_common(most))
 
 
+def lead(record: LoopRecord) -> str:
+    """`1.65 s; most of it (53 %): tools ran (longest: search, 443 ms)`: one loop in a sentence."""
+    said = duration(record.wall_ns / 1e9)
+    if not record.good:
+        said += f", failed ({failures([record])})"
+    found = causes(record)
+    if found and record.wall_ns:
+        share = found[0].ns / record.wall_ns
+        part = "most of it" if share > 0.5 else "the largest part"
+        said += f"; {part} ({percent(share)}): {found[0].words}"
+    return said
+
+
 def in_a_line(record: LoopRecord, first: LoopRecord) -> str:
     """`812 ms, at 1.20 s, 3 requests, 5 calls: 60 % the model (3 requests, slowest 310 ms)`."""
     calls = len(list(record.tool_calls)) + record.unobserved_calls

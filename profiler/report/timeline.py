@@ -278,7 +278,7 @@ _OF_SEVERAL: dict[CauseKind, str] = {
 
 def of_several(kind: CauseKind, words: str) -> str:
     """What a cause is in several loops, of which `words` are those of one."""
-    if kind in EXPLAINED:
+    if kind in EXPLAINED and kind != "limiter":  # of which the strategy is a part
         return EXPLAINED[kind].words
     return _OF_SEVERAL.get(kind, words)
 

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from profiler import palette
-from profiler.anatomy import PHASES
-from profiler.report.html import conditions
+from profiler.report.html import conditions, kinds
 from profiler.report.html.bare import Bare, Group, files_of, gather_files
-from profiler.report.html.charts import DIGITS, SHARES, critical_shares, distributions
-from profiler.report.html.comparison import READ_AT
+from profiler.report.html.charts import DIGITS, SHARES, distributions
 from profiler.report.html.markup import (
     LONGEST,
     Cell,
     Grid,
-    behind,
     bullets,
-    chart,
     definitions,
     embedded,
     name,
-    seconds,
-    swatch,
     text,
 )
 from profiler.report.html.page import Section, libraries, page, write_page
 from profiler.report.html.waterfalls import MOST_BYTES, loop
-from profiler.report.look import failures, said_of
-from profiler.report.text import clean, counted, duration, number, percent
-from profiler.report.timeline import causes, of_several
+from profiler.report.look import failures, lead, said_of
+from profiler.report.text import clean, counted, duration, percent
+from profiler.report.timeline import of_several
 
-MOST_TOOLS = 120
 FEWEST_FOR_CURVES = 5
 
 
@@ -71,10 +63,10 @@ def render_records(bare: Bare) -> str:
                 "groups",
                 "Kinds of loops",
                 "As they are told apart by name, strategy and model.",
-                _groups(bare),
+                kinds.groups(bare),
             )
         )
-    sections.append(Section("phases", "Where the time goes", _PHASES_ABOUT, _phases(bare)))
+    sections.append(Section("phases", "Where the time goes", _PHASES_ABOUT, kinds.phases(bare)))
     if any(one.tools for one in bare.summaries):
         sections.append(
             Section(
@@ -82,7 +74,7 @@ def render_records(bare: Bare) -> str:
                 "Tools",
                 "Queue is the wait of a call to be started. Critical path is the share of the longest calls "
                 "of all rounds that was this tool's.",
-                _tools(bare),
+                kinds.tools(bare),
             )
         )
     if data["distributions"]:
@@ -92,7 +84,7 @@ def render_records(bare: Bare) -> str:
                 "Distributions",
                 "The share that took at most this long, on a logarithmic axis. Loops that came to no answer "
                 "are in none of them.",
-                _distributions(bare, data["distributions"]),
+                kinds.curves(bare, data["distributions"]),
             )
         )
     sections.append(Section("conditions", "What this page is made of", "", _made_of(bare)))
@@ -159,13 +151,7 @@ def _lead(bare: Bare) -> str:
         record = next(
             record for _, record in bare.rows.values() if table.nested.size == 1 or not record.nested
         )
-        said = duration(record.wall_ns / 1e9)
-        if not record.good:
-            said += f", failed ({failures([record])})"
-        found = causes(record)
-        if found and record.wall_ns:
-            said += f": {percent(found[0].ns / record.wall_ns)} of it {found[0].words}"
-        return f"{said}."
+        return f"{lead(record)}."
     count = int(np.count_nonzero(table.good[tops] == 0))
     p95 = float(np.quantile(walls, 0.95))
     return f"{said_of(walls.tolist(), count, _reasons(bare) or failures(failed), p95)}."
@@ -204,7 +190,12 @@ def _why(bare: Bare) -> str:
         share = one.ns / wall if wall else 0.0
         generic = one.words if alone else of_several(kind, one.words)
         cells = [
-            Cell(text(generic), heading=True, below="" if alone or generic == one.words else text(one.words)),
+            Cell(
+                text(generic),
+                heading=True,
+                below="" if alone or generic == one.words else text(one.words),
+                kind="words",
+            ),
             Cell(duration(one.ns / 1e9), one.ns / 1e9),
             Cell(percent(share), share),
         ]
@@ -236,180 +227,6 @@ def _case_names(bare: Bare, data: dict[str, Any]) -> list[str]:
     return found
 
 
-def _group(bare: Bare, place: int) -> str:
-    return swatch(_colours(bare)[place]) + name(bare.summaries[place].strategy)
-
-
-def _colours(bare: Bare) -> list[str]:
-    """Of strategies their own; where several kinds have the same one, others that differ."""
-    own = [palette.strategy_colour(group.strategy) for group in bare.groups]
-    if len(set(own)) == len(own):
-        return own
-    return list(
-        itertools.islice(itertools.cycle((*palette.SEMAPHORE, palette.GATHERED, palette.OTHER)), len(own))
-    )
-
-
-def _groups(bare: Bare) -> str:
-    grid = Grid(
-        "Kinds of loops",
-        [
-            "loops of",
-            "loops",
-            "p50",
-            "p95",
-            "failed",
-            "requests per loop",
-            "calls per loop",
-            "speed-up",
-            "efficiency",
-        ],
-        sortable=True,
-    )
-    for place, one in enumerate(bare.summaries):
-        loops = max(1, one.loops.due)
-        mine = bare.table.strategy == bare.table.strategies.index(one.strategy)
-        calls = int(np.count_nonzero(mine[bare.table.call_loop]))
-        requests = int(bare.table.requests[mine].sum())
-        failed = one.failure_rate.value
-        grid.rows.append(
-            [
-                Cell(_group(bare, place), heading=True),
-                Cell(f"{one.loops.due:,}".replace(",", " "), float(one.loops.due)),
-                seconds(one.loop_seconds.p50.value),
-                seconds(one.loop_seconds.p95.value),
-                Cell(percent(failed), failed, kind="bad" if failed else ""),
-                Cell(number(requests / loops), requests / loops),
-                Cell(number(calls / loops), calls / loops),
-                Cell(
-                    "–" if one.speed_up.value is None else f"{number(one.speed_up.value)}×",
-                    one.speed_up.value,
-                ),
-                Cell(percent(one.efficiency.value), one.efficiency.value),
-            ]
-        )
-    return grid.html("table-groups")
-
-
-def _phases(bare: Bare) -> str:
-    """Mean seconds by phase as bars, and p50 and p95 of each."""
-    table = bare.table
-    grid = Grid(
-        "Seconds per loop in each phase",
-        [*(["loops of"] if len(bare.shown) > 1 else []), "phase", "mean", "share", "p50", "p95"],
-    )
-    seen: list[str] = []
-    for place, (group, one) in enumerate(zip(bare.shown, bare.summaries, strict=True)):
-        done = group.due[table.status[group.due] == 0]
-        for column, phase in enumerate(PHASES):
-            mean = one.phases.get(phase)
-            if not mean or not done.size:
-                continue
-            spent = table.phases[done, column] / 1e9
-            seen.append(phase)
-            first = [Cell(_group(bare, place), heading=True)] if len(bare.shown) > 1 else []
-            label = swatch(palette.PHASES[phase]) + text(phase.replace("_", " "))
-            share = mean / one.mean_loop_seconds if one.mean_loop_seconds else None
-            grid.rows.append(
-                [
-                    *first,
-                    Cell(label, heading=not first, numeric=False),
-                    seconds(mean),
-                    Cell(percent(share), share),
-                    seconds(float(np.quantile(spent, 0.5))),
-                    seconds(float(np.quantile(spent, 0.95))),
-                ]
-            )
-    if not grid.rows:
-        return "<p>No loop came to an answer, so there is nothing to divide.</p>"
-    legend = (
-        swatch(palette.PHASES[phase]) + text(phase.replace("_", " "))
-        for phase in PHASES
-        if phase in set(seen)
-    )
-    height = 50 + 40 * len(bare.shown)
-    return (
-        bullets(legend, "legend")
-        + chart("chart-phases", "Mean seconds per loop, stacked by phase", height)
-        + grid.html("table-phases")
-    )
-
-
-def _tools(bare: Bare) -> str:
-    shares = critical_shares(bare)
-    several = len(bare.shown) > 1
-    grid = Grid(
-        "Calls of each tool",
-        [
-            *("tool", *(["loops of"] if several else [])),
-            *(
-                "calls",
-                "errors",
-                "p50",
-                "p95",
-                "queue p50",
-                "queue p95",
-                "critical path",
-                "held the event loop",
-            ),
-        ],
-        sortable=True,
-    )
-    rows = [
-        (tool, place, found) for place, one in enumerate(bare.summaries) for tool, found in one.tools.items()
-    ]
-    rows.sort(key=lambda row: -row[2].calls)
-    for tool, place, found in rows[:MOST_TOOLS]:
-        share = shares.get(bare.summaries[place].strategy, {}).get(tool, 0.0)
-        kinds = ", ".join(f"{text(kind, 30)} {count}" for kind, count in list(found.error_types.items())[:4])
-        held = found.blocking_seconds
-        grid.rows.append(
-            [
-                Cell(name(tool), heading=True),
-                *([Cell(_group(bare, place), numeric=False)] if several else []),
-                Cell(str(found.calls), float(found.calls)),
-                Cell(str(found.errors), float(found.errors), below=kinds, kind="bad" if found.errors else ""),
-                *(seconds(found.seconds[q].value) for q in ("p50", "p95")),
-                *(seconds(found.queue_seconds[q].value) for q in ("p50", "p95")),
-                Cell(percent(share), share),
-                Cell(duration(held) if held else "–", held),
-            ]
-        )
-    left = len(rows) - len(grid.rows)
-    more = (
-        f'<p class="small">{left} more rows, of tools with fewer calls, are left out here.</p>'
-        if left
-        else ""
-    )
-    return grid.html("table-tools") + more
-
-
-def _distributions(bare: Bare, series: Sequence[dict[str, Any]]) -> str:
-    options = "".join(
-        f'<option value="{index}">{text(one["name"], LONGEST + 5)}</option>'
-        for index, one in enumerate(series)
-    )
-    grid = Grid("Seconds at or below which this share lies", ["series", "loops of", *map(percent, READ_AT)])
-    places = [SHARES.index(share) for share in READ_AT]
-    for one in series:
-        for place, curve in enumerate(one["curves"]):
-            if curve is not None:
-                grid.rows.append(
-                    [
-                        Cell(f"<bdi>{text(one['name'], LONGEST + 5)}</bdi>", heading=True),
-                        Cell(_group(bare, place), numeric=False),
-                        *(seconds(curve[at]) for at in places),
-                    ]
-                )
-    return (
-        '<p class="controls"><label for="pick-series">Time of</label> '
-        f'<select id="pick-series">{options}</select></p>'
-        + chart("chart-distribution", "Cumulative share against time, one curve per kind of loops", 340)
-        + '<p class="readout" id="readout" aria-live="off">Point at a curve to read it.</p>'
-        + behind(grid, "table-distributions")
-    )
-
-
 def _made_of(bare: Bare) -> str:
     table = bare.table
     tokens = [one.tokens for one in bare.summaries]
@@ -435,8 +252,8 @@ def _made_of(bare: Bare) -> str:
         which = f"{drawn} of {table.nested.size} loops: the slowest, the medians, and some that failed"
     notes = [
         "Records hold no date: times count from the start of the first loop, by the clock of the machine "
-        "that ran it. Of records of several machines, or from before and after a restart, only durations mean "
-        "anything.",
+        "that ran it. Of records of several machines, or from before and after a restart, only durations "
+        "mean anything.",
         "Nothing was left out as warm-up, and there are no intervals: nobody decided here how many loops ran "
         "when.",
         f"Drawn: {which}.",
@@ -479,7 +296,7 @@ def _payload(bare: Bare) -> dict[str, Any]:
                 "colour": colour,
                 "figures": {"phases": one.phases, "mean_loop_seconds": one.mean_loop_seconds},
             }
-            for one, colour in zip(bare.summaries, _colours(bare), strict=True)
+            for one, colour in zip(bare.summaries, kinds.colours(bare), strict=True)
         ],
         "phases": palette.PHASES | {"failed": "#CE0E0A"},
         "distributions": [
