@@ -78,7 +78,8 @@ def said_of(walls: Sequence[float], failed: int, why: str, p95: float | None = N
     if len(walls) == 1:
         said = f"1 loop: {duration(walls[0])}"
     else:
-        said = f"{len(walls):,} loops: half took at most {duration(median(walls))}, ".replace(",", " ", 1)
+        count = f"{len(walls):,}".replace(",", " ")
+        said = f"{count} loops: half took at most {duration(median(walls))}, "
         if p95 is not None and len(walls) >= ENOUGH_FOR_P95:
             said += f"95 % at most {duration(p95)}, "
         said += f"the slowest {duration(max(walls))}"
