@@ -15,6 +15,8 @@ MOST_DRAWN = 3
 """Loops that are drawn in full: the slowest."""
 MOST_LINES = 20
 """Loops that get a line each."""
+MOST_NAMED = 20
+"""Clients and tools that are named."""
 
 ENOUGH_FOR_P95 = 20
 """With fewer loops the slowest one says more than an estimate of p95 would."""
@@ -58,6 +60,28 @@ def render_loops(
         lines += wrapped(f"not seen: {sentence}", width)
     text = "\n".join(lines).strip("\n")
     return f"{text}\n" if text else ""
+
+
+def look(
+    records: Sequence[LoopRecord],
+    found: Sequence[str],
+    width: int = 80,
+    color: bool = False,
+    left_out: int = 0,
+) -> str:
+    """The loops, what was not seen of them, and what was watched; where there are none, what to do."""
+    text = render_loops(records, width, color, left_out)
+    lines = [] if records else wrapped(NOTHING_RECORDED, width)
+    watched = watched_words(found)
+    return text + "\n".join([*lines, *(wrapped(watched, width) if watched else []), ""])
+
+
+def watched_words(found: Sequence[str]) -> str:
+    """`watched: AsyncOpenAI (agent.py:7), get_weather (agent.py:20)`."""
+    if not found:
+        return ""
+    more = len(found) - MOST_NAMED
+    return f"watched: {', '.join(map(clean, found[:MOST_NAMED]))}{f', and {more} more' if more > 0 else ''}"
 
 
 def several(records: Sequence[LoopRecord], left_out: int = 0) -> str:

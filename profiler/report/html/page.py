@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from profiler.errors import RecordError
-from profiler.process.modes import opener_like
+from profiler.process.modes import for_owner, opener_like
 from profiler.report.html.markup import embedded, swatch, text
 
 ASSETS = Path(__file__).with_name("assets")
@@ -75,11 +75,15 @@ def libraries() -> list[dict[str, str]]:
     return found
 
 
-def write_page(path: Path, page: str, source: Path) -> Path:
-    """Write a page in one step, as private as the records in `source` are. Raises `RecordError`."""
+def write_page(path: Path, page: str, source: Path | None = None, private: bool = False) -> Path:
+    """Write a page in one step; returns its path. Raises `RecordError`.
+
+    It is its owner's alone where `private`, or where the records in `source` are.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    opener = for_owner if private else None if source is None else opener_like(source)
     try:
-        with open(temporary, "w", encoding="utf-8", opener=opener_like(source)) as file:
+        with open(temporary, "w", encoding="utf-8", opener=opener) as file:
             file.write(page)
         os.replace(temporary, path)
     except OSError as error:
