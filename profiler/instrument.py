@@ -140,15 +140,12 @@ class Profiler(Watcher):
         from profiler.report.look import look
 
         kept = self._shown()
-        return look(list(kept.records), self._found(), width, color, kept.left_out)
+        return look(list(kept.records), self.found, width, color, kept.left_out)
 
     def _shown(self) -> Kept:
         if self._kept is None:
             raise UsageError("no loops are kept to be shown: use it as `with Profiler() as prof:`")
         return self._kept
-
-    def _found(self) -> list[str]:
-        return [str(one) for one in self.found]
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str] | None:
         """For notebooks: HTML without scripts, and text."""
@@ -160,7 +157,7 @@ class Profiler(Watcher):
         plain = self._text(_WIDTH)
         if not self._kept.records:
             return {"text/plain": plain}
-        shown = still(list(self._kept.records), watched_words(self._found()), self._kept.left_out)
+        shown = still(list(self._kept.records), watched_words(self.found), self._kept.left_out)
         return {"text/html": shown, "text/plain": plain}
 
 

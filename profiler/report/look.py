@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
+from typing import TYPE_CHECKING
 
 from profiler.records import LoopRecord
 from profiler.report.text import clean, counted, duration, percent
 from profiler.report.timeline import causes, render_timeline, wrapped
 from profiler.report.unseen import Unseen
+
+if TYPE_CHECKING:
+    from profiler.watch.auto import Found
 
 MOST_DRAWN = 3
 """Loops that are drawn in full: the slowest."""
@@ -64,7 +68,7 @@ def render_loops(
 
 def look(
     records: Sequence[LoopRecord],
-    found: Sequence[str],
+    found: Sequence[Found],
     width: int = 80,
     color: bool = False,
     left_out: int = 0,
@@ -72,16 +76,19 @@ def look(
     """The loops, what was not seen of them, and what was watched; where there are none, what to do."""
     text = render_loops(records, width, color, left_out)
     lines = [] if records else wrapped(NOTHING_RECORDED, width)
-    watched = watched_words(found)
-    return text + "\n".join([*lines, *(wrapped(watched, width) if watched else []), ""])
+    for said in watched_words(found):
+        lines += wrapped(said, width)
+    return text + "\n".join([*lines, ""])
 
 
-def watched_words(found: Sequence[str]) -> str:
-    """`watched: AsyncOpenAI (agent.py:7), get_weather (agent.py:20)`."""
-    if not found:
-        return ""
-    more = len(found) - MOST_NAMED
-    return f"watched: {', '.join(map(clean, found[:MOST_NAMED]))}{f', and {more} more' if more > 0 else ''}"
+def watched_words(found: Sequence[Found]) -> list[str]:
+    """`watched: AsyncOpenAI (agent.py:7), get_weather (agent.py:20)`, and a line for each that is not."""
+    names = list(dict.fromkeys(clean(str(one)) for one in found if not one.problem))
+    lines = []
+    if names:
+        more = f", and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        lines.append(f"watched: {', '.join(names[:MOST_NAMED])}{more}")
+    return lines + list(dict.fromkeys(clean(str(one), 300) for one in found if one.problem))
 
 
 def several(records: Sequence[LoopRecord], left_out: int = 0) -> str:

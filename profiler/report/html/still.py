@@ -22,7 +22,7 @@ _WORDS = {"server_tools": "server tools", "queue": "queued", "tools": "ran"}
 _ORDER = ("model", "server_tools", "backoff", "queue", "tools", "failed")
 
 
-def still(records: Sequence[LoopRecord], watched: str = "", left_out: int = 0) -> str:
+def still(records: Sequence[LoopRecord], watched: Sequence[str] = (), left_out: int = 0) -> str:
     """The slowest loops drawn, the others told in a line each; what was watched, and what was not seen."""
     ordered = sorted(records, key=lambda record: record.started_ns)
     top = [record for record in ordered if not record.nested] or ordered
@@ -43,8 +43,7 @@ def still(records: Sequence[LoopRecord], watched: str = "", left_out: int = 0) -
             f"<details><summary>{counted(len(told), 'other loop')}</summary>"
             f"{''.join(told[:MOST_TOLD])}{more}</details>"
         )
-    if watched:
-        parts.append(f'<div style="opacity:.75;margin-top:.4em">{text(watched, 600)}</div>')
+    parts += [f'<div style="opacity:.75">{text(one, 2_000)}</div>' for one in watched]
     return (
         '<div style="font:13px/1.5 system-ui,sans-serif;max-width:60em;text-align:left">'
         f"{''.join(parts)}</div>"
