@@ -17,6 +17,8 @@ from profiler.report.unseen import Unseen
 MOST_TOLD = 50
 """Loops that get a line each, behind a heading that opens."""
 
+_FELT = 0.002
+"""Spans that take a smaller share of the loop than this cannot be seen, and are not in the legend."""
 _FAILED = "repeating-linear-gradient(45deg, #CE0E0A 0 3px, #f7b5b3 3px 5px)"
 _WORDS = {"server_tools": "server tools", "queue": "queued", "tools": "ran"}
 _ORDER = ("model", "server_tools", "backoff", "queue", "tools", "failed")
@@ -60,7 +62,12 @@ def _loop(record: LoopRecord, number: str) -> str:
         for cause in causes(record)[:3]
         if wall and cause.ns >= 0.01 * wall
     )
-    kinds = {span["kind"] for row in data["rows"] for span in row["spans"]}
+    kinds = {
+        span["kind"]
+        for row in data["rows"]
+        for span in row["spans"]
+        if span["to"] - span["from"] > _FELT * data["wall"]
+    }
     legend = "".join(
         f'<span style="margin-right:1em;white-space:nowrap">{_box(kind)} {_WORDS.get(kind, kind)}</span>'
         for kind in _ORDER
