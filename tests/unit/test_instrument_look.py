@@ -62,7 +62,8 @@ def test_exception_passes_and_what_was_recorded_is_shown(
             ran(prof)
             raise KeyError("x")
 
-    pytest.raises(KeyError, fails)
+    with pytest.raises(KeyError):
+        fails()
     assert "210 ms: " in terminal.getvalue()
     assert prof._automatic is None
 
