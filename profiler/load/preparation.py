@@ -16,19 +16,11 @@ from functools import partial
 
 from profiler.errors import ProviderError, TargetError
 from profiler.limits.gate import Gate
-from profiler.load.agents import (
-    AgentContext,
-    AgentFactory,
-    BuiltInAgent,
-    CustomAgent,
-    LoopPosition,
-    LoopRunner,
-    is_expected,
-    load_redact,
-    note_defect,
-)
+from profiler.load.agents import LoadedAgent, load_redact
+from profiler.load.context import AgentContext, LoopPosition
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
+from profiler.load.runners import BuiltInAgent, CustomAgent, LoopRunner, is_expected, note_defect
 from profiler.load.spending import LoopAccount
 from profiler.loop.eventloop import NativeThreads
 from profiler.loop.ledger import current_ledger
@@ -83,19 +75,19 @@ class LoopRunners:
     def __getitem__(self, key: tuple[str, str]) -> LoopRunner:
         return self._runners[key]
 
-    async def make(self, factories: Mapping[str, AgentFactory | None], sinks: Sequence[Sink]) -> Ready:
+    async def make(self, agents: Mapping[str, LoadedAgent | None], sinks: Sequence[Sink]) -> Ready:
         """Make and warm up all runners; the answer says what that took.
 
-        `factories`: by Locust user class, None for the built-in loop. Raises `ProfilerError` when the target
+        `agents`: by Locust user class, None for the built-in loop. Raises `ProfilerError` when the target
         refuses, or cannot be reached.
         """
         guard_logs()  # an agent's module may have set up logging of its own
         slowest = 0.0
-        for user_class, factory in factories.items():
-            if factory is None:
+        for user_class, agent in agents.items():
+            if agent is None:
                 first = self._make_built_in(user_class, sinks)
             else:
-                first = await self._make_custom(user_class, factory, sinks)
+                first = await self._make_custom(user_class, agent, sinks)
             began = time.monotonic()
             # At the end of the time that the test has there is nothing to warm up for.
             limit = asyncio.timeout(self._seconds_left())
@@ -158,12 +150,12 @@ class LoopRunners:
 
         return warm_up
 
-    async def _make_custom(self, user_class: str, factory: AgentFactory, sinks: Sequence[Sink]) -> FirstLoops:
+    async def _make_custom(self, user_class: str, loaded: LoadedAgent, sinks: Sequence[Sink]) -> FirstLoops:
         self._model = self._options.model or ""
         made = []
         for spec, strategy in self.strategies.items():
             agent = await CustomAgent.make(
-                factory, self._context(strategy, sinks), sinks, self._options.loop_timeout
+                loaded, self._context(strategy, sinks), sinks, self._options.loop_timeout
             )
             self._runners[user_class, spec] = agent
             made.append(agent)
