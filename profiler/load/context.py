@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from profiler.errors import UsageError
+from profiler.errors import RequestRefused, UsageError
 from profiler.limits.gate import Gate
 from profiler.loop.recorder import LiveCalls, Recorder, Sink
+from profiler.providers.attempts import Guard
 from profiler.providers.endpoint import Endpoint, client_options, sdk_options
 from profiler.records import LoopRecord
 from profiler.redaction import Redact
@@ -47,14 +48,20 @@ class LoopPosition:
     intended_ns: int | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class AgentCall:
-    """One call of a user's agent while it runs, and its records; `turn` keeps `sequential` in order."""
+    """One call of a user's agent while it runs, and its records; `turn` keeps `sequential` in order.
+
+    `asked`: it handed something to the strategy. `refused`: one of its model requests was not sent. `over`:
+    it has ended, and what still runs of it, in threads, is to end soon.
+    """
 
     position: LoopPosition
     records: list[LoopRecord] = field(default_factory=list)
     turn: Gate | None = None
-    asked: bool = False  # whether it handed something to the strategy
+    asked: bool = False
+    refused: RequestRefused | None = None
+    over: bool = False
 
 
 agent_call: ContextVar[AgentCall | None] = ContextVar("toolloop_agent_call", default=None)
@@ -85,6 +92,8 @@ class AgentContext:
         redact: Redact | None = None,
         body: Mapping[str, Any] | None = None,
         model_gate: Gate | None = None,
+        profiler: Profiler | None = None,
+        guard: Guard | None = None,
     ) -> None:
         from profiler.watch.profiler import Profiler
 
@@ -99,7 +108,10 @@ class AgentContext:
         self.sink: Sink = Collector(sinks)
         self.record_content = record_content
         self.redact = redact
-        self.profiler: Profiler = Profiler([self.sink], record_content=record_content, redact=redact)
+        self.profiler: Profiler = profiler or Profiler(
+            [self.sink], record_content=record_content, redact=redact
+        )
+        self.profiler.guard = self.guard = guard
         self._prompt = prompt
         self._model_gate = model_gate
         self._closers: list[Callable[[], Awaitable[Any]]] = []

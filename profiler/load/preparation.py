@@ -17,6 +17,7 @@ from functools import partial
 from profiler.errors import ProviderError, TargetError
 from profiler.limits.gate import Gate
 from profiler.load.agents import LoadedAgent, load_redact
+from profiler.load.clients import Pointing
 from profiler.load.context import AgentContext, LoopPosition
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
@@ -64,10 +65,12 @@ class LoopRunners:
         self._tools_root = tools_root
         self._scenario = scenario
         self._redact = None if options.redact is None else load_redact(options.redact)
+        self._pointing = Pointing(self._endpoint)
         self._model_gate: Gate | None = None
         if options.model_limit is not None:
             self._model_gate = Gate(parse_model_limit(options.model_limit), share=share)
         self._runners: dict[tuple[str, str], LoopRunner] = {}
+        self._shared: Profiler | None = None  # of plain agents
         self._model = ""
         self._spent = Spent()
         self._first_failure: str | None = None
@@ -113,6 +116,8 @@ class LoopRunners:
 
     async def close(self) -> None:
         """Close the clients of all runners."""
+        if self._shared is not None:
+            self._shared.stop()
         for runner in self._runners.values():
             await runner.close()
 
@@ -154,9 +159,9 @@ class LoopRunners:
         self._model = self._options.model or ""
         made = []
         for spec, strategy in self.strategies.items():
-            agent = await CustomAgent.make(
-                loaded, self._context(strategy, sinks), sinks, self._options.loop_timeout
-            )
+            context = self._context(loaded, strategy, sinks)
+            variant = dict(getattr(spec, "variant", ()))
+            agent = await CustomAgent.make(loaded, context, sinks, self._options.loop_timeout, variant)
             self._runners[user_class, spec] = agent
             made.append(agent)
         self._spent += Spent(len(made))
@@ -175,9 +180,9 @@ class LoopRunners:
 
         return warm_up
 
-    def _context(self, strategy: Strategy, sinks: Sequence[Sink]) -> AgentContext:
+    def _context(self, loaded: LoadedAgent, strategy: Strategy, sinks: Sequence[Sink]) -> AgentContext:
         options = self._options
-        return AgentContext(
+        context = AgentContext(
             provider=options.provider,
             endpoint=self._endpoint,
             body=options.fields,
@@ -189,7 +194,15 @@ class LoopRunners:
             record_content=options.record_content,
             redact=self._redact,
             model_gate=self._model_gate,
+            profiler=self._shared if loaded.plain else None,
+            guard=self._pointing.for_plain if loaded.plain else self._pointing.guard,
         )
+        if loaded.plain and self._shared is None:
+            # One for all strategies, since a client at module level has one: calls are told apart by the
+            # context of the loop that they are in.
+            self._shared = context.profiler
+            self._shared.auto(find_tools=True, on_client=self._pointing.point)
+        return context
 
     @waited_for
     def _warmed_up(self, record: LoopRecord) -> None:

@@ -15,12 +15,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from profiler.errors import ProviderError, TargetError
+from profiler.errors import ProfilerError, ProviderError, RequestRefused, TargetError, UsageError
 from profiler.load.agents import LoadedAgent
 from profiler.load.context import AgentCall, AgentContext, LoopPosition, OneLoop, agent_call
+from profiler.load.places import raised_line
 from profiler.loop.boundary import place_of
 from profiler.loop.recorder import Recorder, Sink, fresh_id
 from profiler.loop.supervision import Supervision, supervised
+from profiler.providers.attempts import request_guard
 from profiler.records import INTERNAL, LoopRecord, Status
 from profiler.redaction import describe
 from profiler.strategies import StrategySpec
@@ -149,14 +151,12 @@ class CustomAgent:
     async def warm(self, position: LoopPosition, sinks: Sequence[Sink] = ()) -> None:
         """Run one loop, recorded in `sinks` alone: the first use of a client takes long.
 
-        Raises `TargetError` when the loop fails.
+        Raises what `first_failed` says when the loop fails.
         """
         recorder, self._recorder = self._recorder, Recorder(sinks)
         try:
             if not await self.run(position):
-                error = self.failure
-                said = "nothing was raised" if error is None else describe(error)
-                raise TargetError(f"the agent's first loop failed: {said}") from error
+                raise first_failed(self.failure)
         finally:
             self._recorder = recorder
 
@@ -164,10 +164,13 @@ class CustomAgent:
         call, over = AgentCall(position), Supervision()
         clock, spec = self._recorder.clock, self._context.strategy.spec
         started_ns = clock()
-        token = agent_call.set(call)
+        token, guarded = agent_call.set(call), request_guard.set(self._context.guard)
+        error: BaseException | None = None
         try:
             error = await supervised(partial(self._once, position), self._timeout, over)
         finally:
+            call.over = True
+            request_guard.reset(guarded)
             agent_call.reset(token)
             if over.left:
                 call.records.append(_left(over, started_ns, clock(), spec))
@@ -175,9 +178,13 @@ class CustomAgent:
                 call.records.append(_bare(started_ns, clock(), spec, *over.ending))
             for record in self._placed(call, started_ns):
                 self._recorder.emit(record)
+        if call.refused is not None:
+            error = call.refused.error  # whatever the agent made of it
         if error is None:
             return True
-        if self.failure is None:
+        if self.failure is None and call.refused is not None:
+            _log.warning("%s (later ones are only counted)", error)
+        elif self.failure is None:
             _log.warning("the agent raised %s (later ones are only counted)", describe(error))
         self.failure = error
         return False
@@ -196,7 +203,10 @@ class CustomAgent:
         """The records of the call. It leaves one in any case."""
         spec, position = self._context.strategy.spec, call.position
         try:
-            return placed(call.records, position, spec, call.asked)
+            records = placed(call.records, position, spec, call.asked)
+            if call.refused is not None:
+                records = [_refused(record) for record in records]
+            return records
         except Exception as error:
             note_defect(error)
             ended_ns = self._recorder.clock()
@@ -204,6 +214,17 @@ class CustomAgent:
 
     async def close(self) -> None:
         await self._context.close()
+
+
+def first_failed(error: BaseException | None) -> ProfilerError:
+    """What a test ends with whose first loop failed so."""
+    if isinstance(error, UsageError):
+        return error
+    said = "nothing was raised" if error is None else describe(error)
+    where = None if error is None else raised_line(error)
+    failed = TargetError(f"the agent's first loop failed: {said}{f' ({where})' if where else ''}")
+    failed.__cause__ = error
+    return failed
 
 
 def placed(
@@ -227,6 +248,13 @@ def placed(
         replace(_at(record, position, strategy), unlimited_calls=_unlimited(record, strategy, asked))
         for record in kept
     ]
+
+
+def _refused(record: LoopRecord) -> LoopRecord:
+    """The record of a loop, one of whose requests was refused, though it may have caught that."""
+    if record.status != "ok" or record.parent is not None:
+        return record
+    return replace(record, status="error", error_type=RequestRefused.__name__)
 
 
 def _at(record: LoopRecord, position: LoopPosition, strategy: str) -> LoopRecord:

@@ -43,6 +43,7 @@ from profiler.process.lifetime import in_forked_child
 from profiler.providers import refuse_httpx, refuse_invoke_model
 from profiler.providers.attempts import (
     AsyncObservedTransport,
+    Guard,
     ObservedTransport,
     transports,
     with_attempts,
@@ -72,7 +73,10 @@ class Profiler:
     that ran outside every loop, while none of this profiler could have asked for them; the next record has
     those since the last one. `failures` counts what could not be watched because the watching itself failed,
     by what it was (`profiler.loop.boundary.Part`): the application has not noticed, but records lack it.
+    `guard` looks at every request of its clients before that is sent, and may refuse it.
     """
+
+    guard: Guard | None = None
 
     def __init__(
         self,
