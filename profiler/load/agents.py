@@ -30,6 +30,7 @@ from profiler.providers.endpoint import Endpoint, client_options, sdk_options
 from profiler.records import INTERNAL, LoopRecord, Status
 from profiler.redaction import Redact, describe
 from profiler.strategies import Sequential, Strategy, StrategySpec
+from profiler.variants import Variant, variant_text
 from profiler.watch.rounds import HandedOver, handed_over
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ T = TypeVar("T")
 OneLoop = Callable[[], Awaitable[Any]]
 """An agent: one call is one loop."""
 
-AgentFactory = Callable[["AgentContext"], "OneLoop | Awaitable[OneLoop]"]
+AgentFactory = Callable[..., "OneLoop | Awaitable[OneLoop]"]
+"""Called with an `AgentContext`, and with the settings of the variant under test, by their names."""
 
 _log = logging.getLogger(__name__)
 
@@ -461,6 +463,24 @@ def load_factory(spec: str) -> AgentFactory:
     """Import `my_app.agents:make_agent`, from the working directory too. Raises `UsageError`."""
     factory: AgentFactory = _named("--agent", spec, "MODULE:FACTORY, such as my_app.agents:make_agent")
     return factory
+
+
+def with_settings(factory: AgentFactory, variant: Variant) -> AgentFactory:
+    """The factory, called with these settings too. Raises `UsageError` where it takes none of that name."""
+    if not variant:
+        return factory
+    try:
+        taken = inspect.signature(factory)
+    except (TypeError, ValueError):  # of a callable that tells nothing
+        return partial(factory, **dict(variant))
+    try:
+        taken.bind(None, **dict(variant))
+    except TypeError as error:
+        named = getattr(factory, "__qualname__", repr(factory))
+        raise UsageError(
+            f"--variant {variant_text(variant)}: the factory {named}{taken} cannot take that: {error}"
+        ) from None
+    return partial(factory, **dict(variant))
 
 
 def load_redact(spec: str) -> Redact:

@@ -26,6 +26,7 @@ from profiler.load.agents import (
     is_expected,
     load_redact,
     note_defect,
+    with_settings,
 )
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
@@ -67,6 +68,7 @@ class LoopRunners:
         self, options: LoadOptions, root: str, tools_root: str, scenario: Scenario, share: int = 1
     ) -> None:
         self.strategies = {spec.text: spec.build(share=share) for spec in options.strategies}
+        self._variants = {spec.text: spec.variant for spec in options.strategies}
         self._options = options
         self._endpoint = options.endpoint(root)
         self._tools_root = tools_root
@@ -125,6 +127,7 @@ class LoopRunners:
             await runner.close()
 
     def _make_built_in(self, user_class: str, sinks: Sequence[Sink]) -> FirstLoops:
+        self._options.check_variants()
         make = built_in_loops(
             self._options, self._endpoint, self._tools_root, self._scenario, self._redact, self._model_gate
         )
@@ -163,7 +166,10 @@ class LoopRunners:
         made = []
         for spec, strategy in self.strategies.items():
             agent = await CustomAgent.make(
-                factory, self._context(strategy, sinks), sinks, self._options.loop_timeout
+                with_settings(factory, self._variants[spec]),
+                self._context(strategy, sinks),
+                sinks,
+                self._options.loop_timeout,
             )
             self._runners[user_class, spec] = agent
             made.append(agent)
