@@ -58,9 +58,10 @@ SEMAPHORE = Dial()
 class Candidate:
     """A strategy as measured in one experiment. The higher the `score`, the better.
 
-    `limit` is that of a shared semaphore, or the value of the setting that is searched; None for others; `calls_per_second` counts its tool calls.
-    `against_best` is the paired ratio of its score to the best one's, None for the best itself.
-    `objective_met` is whether it meets `--slo` (None without one), `objective_missed` says what it misses.
+    `limit` is that of a shared semaphore, or the value of the setting that is searched; None for others.
+    `calls_per_second` counts its tool calls. `against_best` is the paired ratio of its score to the best
+    one's, None for the best itself. `objective_met` is whether it meets `--slo` (None without one),
+    `objective_missed` says what it misses.
     """
 
     spec: str
@@ -280,7 +281,7 @@ def _doubt(table: Table, rows: Ints, successes: int) -> float:
 
 
 def on_one_scale(stages: Sequence[Sequence[Candidate]], dial: Dial = SEMAPHORE) -> list[Candidate]:
-    """Every candidate with a limit by that, from the last stage that tried it, on the scale of the last stage.
+    """Every candidate with a limit, by that: from the last stage that tried it, on the last stage's scale.
 
     Blocks of different lengths at different times cannot be compared as they are: the rates of a stage
     are multiplied by what the candidates that it shares with the next one gained or lost there.
@@ -366,11 +367,10 @@ class Pilot:
     """Findings of the pilot experiment: which limits are worth trying, and what trials cost.
 
     `peak`: tool calls that ran at once under the baseline, such as `gathered`; where some failed, as many as
-    were asked for at once, since a refused call is soon over. `mean`: calls that ran at once on average, under the strategy
-    that got more done. `guesses`, the best first: how many calls at once a server that refused others was
-    seen to serve (the value of the setting that let so many run), and where the adaptive limit was in the
-    end; none when no limit was met. `failing`: calls
-    failed. In seconds:
+    were asked for at once, since a refused call is soon over. `mean`: calls that ran at once on average,
+    under the strategy that got more done. `guesses`, the best first: how many calls at once a server that
+    refused others was seen to serve (of a setting: the value that lets so many run), and where the adaptive
+    limit was in the end; none when no limit was met. `failing`: calls failed. In seconds:
     `loops` is the mean loop of each strategy, `loop` that of good loops where they took least, and `work`
     what the tool calls of a loop take together.
     """

@@ -1,10 +1,13 @@
-"""What a search turns: the limit of a shared semaphore, or a setting of an agent's own (`calls=1..32`). Pure."""
+"""What a search turns: the limit of a shared semaphore, or a setting of an agent's own (`--over a=1..32`).
+
+Pure.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from profiler.errors import UsageError
 from profiler.strategies import Knob
@@ -21,8 +24,8 @@ _LIST = re.compile(r"[1-9]\d{0,8}(?:,[1-9]\d{0,8})*")
 class Dial:
     """`values` are those that may be tried, in ascending order."""
 
-    knob: Knob = Knob()
-    values: Sequence[int] = range(1, LARGEST + 1)
+    knob: Knob = field(default_factory=Knob)
+    values: range | tuple[int, ...] = range(1, LARGEST + 1)
 
     @property
     def setting(self) -> str | None:
@@ -36,7 +39,7 @@ class Dial:
 
     @property
     def beside(self) -> str:
-        """The strategy for a first look beside the baseline: one that gets something done where that only fails."""
+        """The strategy of a first look beside the baseline: it gets something done where that only fails."""
         if self.setting is None:
             return "sequential"
         low, high = self.values[0], self.values[-1]
@@ -79,7 +82,10 @@ def split_over(text: str) -> tuple[str, ...]:
 
 
 def dial_of(over: Sequence[str]) -> Dial:
-    """What is turned, given the parts of `--over`. Raises `UsageError` for a setting that cannot be searched."""
+    """What is turned, given the parts of `--over`.
+
+    Raises `UsageError` for a setting that cannot be searched.
+    """
     settings = [part for part in over if is_setting(part)]
     if not settings:
         return Dial()
@@ -89,11 +95,11 @@ def dial_of(over: Sequence[str]) -> Dial:
             f"--over {settings[0]}: a setting of the agent is searched alone, not with {others} at once"
         )
     name, _, said = settings[0].partition("=")
-    values: Sequence[int] = ()
+    values: range | tuple[int, ...] = ()
     if match := _RANGE.fullmatch(said):
         values = range(int(match[1]), int(match[2]) + 1)
     elif _LIST.fullmatch(said):
-        values = sorted({int(value) for value in said.split(",")})
+        values = tuple(sorted({int(value) for value in said.split(",")}))
     if len(values) < 2 or values[-1] > LARGEST:
         raise UsageError(
             f"--over {settings[0]}: expected whole numbers up to {LARGEST}, two or more of them, such as "

@@ -105,8 +105,8 @@ class Search:
         if self.dial.setting is not None:
             if self.load.agent is None:
                 raise UsageError(
-                    f"--over {self.over[0]}: settings are those of an agent of your own: name the factory that "
-                    "takes them with --agent MODULE:FACTORY"
+                    f"--over {self.over[0]}: settings are those of an agent of your own: name the factory "
+                    "that takes them with --agent MODULE:FACTORY"
                 )
         elif unknown or not self.over:
             raise UsageError(

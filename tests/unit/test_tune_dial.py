@@ -26,7 +26,10 @@ def test_dial_is_a_semaphore_unless_a_setting_is_named():
 @pytest.mark.parametrize(
     ("over", "said"),
     [
-        ("calls=1..32,semaphore", "--over calls=1..32: a setting of the agent is searched alone, not with semaphore"),
+        (
+            "calls=1..32,semaphore",
+            "--over calls=1..32: a setting of the agent is searched alone, not with semaphore",
+        ),
         ("a=1..3,b=1..3", "--over a=1..3: a setting of the agent is searched alone, not with b=1..3"),
         ("a=5", "--over a=5: expected whole numbers up to 1000000, two or more of them, such as a=1..32"),
         ("a=5..5", "--over a=5..5: expected whole numbers"),
