@@ -54,7 +54,7 @@ from profiler.records import LOOP_TIMEOUT, Clock, LoopRecord, Status
 from profiler.redaction import Content, Redact
 from profiler.watch import frameworks
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
-from profiler.watch.auto import Automatic, Found, OnClient
+from profiler.watch.auto import Automatic, Found, OfferedTool, OnClient
 from profiler.watch.conversations import Conversations
 from profiler.watch.dispatch import Dispatch, Given
 from profiler.watch.frameworks import describe
@@ -211,6 +211,11 @@ class Profiler:
     def found(self) -> tuple[Found, ...]:
         """Clients and tools that `auto` watches or has watched, and those that it cannot watch, with why."""
         return self._found + tuple(self._automatic.found if self._automatic is not None else ())
+
+    @property
+    def offered(self) -> tuple[OfferedTool, ...]:
+        """The tools that requests offered the model since `auto(find_tools=True)`."""
+        return () if self._automatic is None else tuple(self._automatic.offered.values())
 
     def _begin_conversation(
         self, parent: ObservedLoop | None
