@@ -248,8 +248,14 @@ class LoadOptions(Options):
         "--abort-on", TEXT, None, "end a hopeless run early: errors>20%", metavar="RULE"
     )
     agent: str | None = load(
-        "--agent", TEXT, None, "load your own agent instead of the built-in loop", metavar="MODULE:FACTORY"
+        "--agent",
+        TEXT,
+        None,
+        "load your own agent instead of the built-in loop: a function that takes the prompt, or a factory of "
+        "one (make_…, or one with a parameter ctx)",
+        metavar="MODULE:FUNCTION",
     )
+    factory: bool = load("--factory", SWITCH, False, "what --agent names makes the agent, whatever its name")
     calibration_seconds: float = load(
         "--calibrate", SECONDS, 0.5, "measure the client alone first, 0 to skip"
     )
@@ -331,6 +337,8 @@ class LoadOptions(Options):
             AbortRule.parse(self.abort_on)
         if self.slo is not None:
             parse_objective(self.slo, "--slo")
+        if self.factory and self.agent is None:
+            raise UsageError("--factory says what --agent is: add --agent MODULE:FUNCTION")
         if self.redact is not None and not self.record_content:
             raise UsageError("--redact is for content that is recorded: add --record-content")
         if self.max_cost is not None and not 0 < self.max_cost < math.inf:

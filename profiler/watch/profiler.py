@@ -44,6 +44,7 @@ from profiler.process.lifetime import in_forked_child
 from profiler.providers import refuse_httpx, refuse_invoke_model
 from profiler.providers.attempts import (
     AsyncObservedTransport,
+    Guard,
     ObservedTransport,
     transports,
     with_attempts,
@@ -79,7 +80,11 @@ class Profiler:
     `hold`, where it is set, is asked with the name of each watched tool that is about to run outside every
     slot of a limiter and every callable that was handed over: the run waits in what it returns (None: it does
     not wait), entered as an async context manager by async tools, as a plain one by sync tools in threads.
+
+    `guard` looks at every request of its clients before that is sent, and may refuse it.
     """
+
+    guard: Guard | None = None
 
     def __init__(
         self,
