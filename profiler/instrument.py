@@ -131,9 +131,9 @@ class Profiler(Watcher):
         from profiler.report.look import NOTHING_RECORDED
 
         path, kept = Path(path), self._shown()
-        bare = gather_records(list(kept.records), "with Profiler()", kept.left_out)
-        if bare is None:
+        if not kept.records:
             raise RecordError(f"{path}: not written: {NOTHING_RECORDED}")
+        bare = gather_records(list(kept.records), "with Profiler()", kept.left_out)
         return write_page(path, render_records(bare), private=self._content is not None)
 
     def _text(self, width: int, color: bool = False) -> str:

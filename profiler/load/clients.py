@@ -131,7 +131,9 @@ PLAIN_REMEDY = (
     "nor requests to whole URLs and redirects: use OpenAI, AsyncOpenAI, Anthropic or AsyncAnthropic under load"
 )
 
-FACTORY_REMEDY = "; make the client with **ctx.client_options(), or with base_url=ctx.openai_url (ctx.base_url)"
+FACTORY_REMEDY = (
+    "; make the client with **ctx.client_options(), or with base_url=ctx.openai_url (ctx.base_url)"
+)
 
 
 def _cloud_of(client: Any) -> str | None:
