@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiler.commands.exits import Ending, complain
+from profiler.commands.exits import NOT_HELD, Ending, complain
 from profiler.commands.script import ScriptEnd, run_script, show_error
 from profiler.commands.without_load import open_page
-from profiler.errors import Interrupted, ProfilerError, TargetError
+from profiler.errors import Interrupted, ProfilerError, TargetError, UsageError
 from profiler.load.clients import PLAIN_REMEDY, Pointing, set_environment
 from profiler.load.context import AgentContext, LoopPosition, agent_call
 from profiler.load.target import Emulators
@@ -98,6 +98,12 @@ class OwnRun:
             self.profiler.guard, point = self._pointing.for_plain, self._pointing.point
         self.profiler.auto(find_tools=True, conversations=True, on_client=point)
 
+    def lacks_key(self, error: BaseException) -> bool:
+        """Whether its code has no key of a server of its own: then there is a way to run it without."""
+        said = f"{type(error).__name__} {error}"
+        missing = any(word in said for word in ("api_key", "_API_KEY", "AuthenticationError"))
+        return missing and self._endpoint is None
+
     def script(self) -> ScriptEnd:
         """Run the script."""
         self.profiler.recorder.add(self.keep)
@@ -133,7 +139,7 @@ class OwnRun:
                 _hold(profiler)
 
             async def once() -> BaseException | None:
-                made = await loaded.make(context)
+                made = await loaded.make(context, dict(options.strategies[0].variant))
 
                 async def kept() -> None:
                     self.answer = await made()
@@ -206,7 +212,7 @@ def _their_own(options: LoadOptions) -> Endpoint:
 def _hold(profiler: Profiler) -> None:
     """Have the strategy hold back the calls of a plain agent's tools."""
     try:
-        from profiler.load.holding import hold
+        from profiler.load.holding import hold  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         return
     profiler.hold = hold
@@ -236,21 +242,26 @@ def main(
     with own:
         if options.agent is None:
             ended = own.script()
-            failure, code = ended.interrupt, ended.code
+            failure, code = ended.error, ended.code
         else:
             try:
                 failure = own.agent(run, prompt)
             except KeyboardInterrupt as error:
                 failure = error
+            except UsageError as error:
+                if own.lacks_key(error):
+                    raise UsageError(f"{error}; {WITHOUT_KEY}") from error
+                raise
     if isinstance(failure, KeyboardInterrupt):
         failure = failure if isinstance(failure, Interrupted) else Interrupted()
         failure.outcome = "in the middle of it" if own.records else "before anything was measured"
-    elif failure is not None and not isinstance(failure, ProfilerError | TimeoutError):
-        show_error(failure)
-        code = 1
+    elif failure is not None and options.agent is not None and not isinstance(failure, _OF_OURS):
+        show_error(failure)  # of a script, that is done
+        code = NOT_HELD
+    if failure is not None and own.lacks_key(failure):
+        print(f"profiler: {WITHOUT_KEY}", file=sys.stderr, flush=True)
+    print()
     _show(own)
-    if isinstance(failure, BaseException) and not own.records and not own.arguments.emulate:
-        print(f"profiler: {WITHOUT_KEY}", file=sys.stderr)
     if own.records:
         title = arguments.what if options.agent is None else options.agent
         interrupt = failure if isinstance(failure, Interrupted) else None
@@ -258,11 +269,15 @@ def main(
         leave(arguments, options, records, interrupt, title, save, own.count - len(records))
     if isinstance(own.answer, str):
         print(own.answer)
-    if isinstance(failure, TimeoutError):
+    if options.agent is not None and isinstance(failure, TimeoutError):
         raise TargetError(str(failure))
-    if isinstance(failure, Interrupted | ProfilerError):
+    if isinstance(failure, Interrupted) or (options.agent is not None and isinstance(failure, ProfilerError)):
         raise failure
     return code or complain(_ending(own.records), None if arguments.out is None else str(arguments.out))
+
+
+_OF_OURS = (ProfilerError, TimeoutError)
+"""What ends the run of an agent and is no fault of its code: a line says it."""
 
 
 def _ending(records: Sequence[LoopRecord] | deque[LoopRecord]) -> Ending:

@@ -46,8 +46,8 @@ def add(commands: Commands) -> None:
         nargs="?",
         type=TEXT.argument,
         metavar="SCRIPT|PROMPT",
-        help="what ends in .py is a script of yours, all that follows it the script's own arguments; anything "
-        "else is the user's message",
+        help="what ends in .py is a script of yours, all that follows it the script's own arguments; "
+        "anything else is the user's message",
     )
     add_options(parser, "run", (LoadOptions,), GROUPS)
     loop = parser.add_argument_group("loop")
@@ -125,6 +125,7 @@ def main(arguments: argparse.Namespace) -> int:
         arguments, strategies=(strategy_named,), out="runs", allow_remote=True
     )
     prompt_given = _prompt(arguments, options)
+    options.check_variants()
     options.check_targets(os.environ)
     if arguments.out is not None:
         RunDirectory.check_parent(arguments.out)
@@ -205,7 +206,8 @@ def _prompt(arguments: argparse.Namespace, options: LoadOptions) -> str | None:
         for option, value in (("--agent", options.agent), ("--prompt", given)):
             if value is not None:
                 raise UsageError(
-                    f"{option} is not for a script: {arguments.what} runs as it is, with what stands behind it"
+                    f"{option} is not for a script: {arguments.what} runs as it is, with what stands "
+                    "behind it"
                 )
         if arguments.strategy is not None:
             raise UsageError(

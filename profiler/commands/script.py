@@ -22,10 +22,10 @@ _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 
 @dataclass(frozen=True, slots=True)
 class ScriptEnd:
-    """How a script ended: the code it would have exited with, and the interrupt that ended it, if one did."""
+    """How a script ended: the code it would have exited with, and the exception that ended it, if one did."""
 
     code: int
-    interrupt: KeyboardInterrupt | None = None
+    error: BaseException | None = None
 
 
 def run_script(path: str, arguments: Sequence[str]) -> ScriptEnd:
@@ -62,7 +62,7 @@ def run_script(path: str, arguments: Sequence[str]) -> ScriptEnd:
         return ScriptEnd(130, interrupt)
     except BaseException as error:
         show_error(error)
-        return ScriptEnd(1)
+        return ScriptEnd(1, error)
     return ScriptEnd(0)
 
 

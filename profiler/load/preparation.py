@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from profiler.errors import ProviderError, TargetError
 from profiler.limits.gate import Gate
@@ -37,6 +38,9 @@ from profiler.rundir import Spent
 from profiler.scenarios import Scenario, load_scenario
 from profiler.strategies import Gathered, Sequential, Strategy
 
+if TYPE_CHECKING:
+    from profiler.watch.profiler import Profiler
+
 _log = logging.getLogger(__name__)
 
 FirstLoops = Callable[[], Awaitable[None]]
@@ -60,6 +64,7 @@ class LoopRunners:
         self, options: LoadOptions, root: str, tools_root: str, scenario: Scenario, share: int = 1
     ) -> None:
         self.strategies = {spec.text: spec.build(share=share) for spec in options.strategies}
+        self._variants = {spec.text: spec.variant for spec in options.strategies}
         self._options = options
         self._endpoint = options.endpoint(root)
         self._tools_root = tools_root
@@ -122,6 +127,7 @@ class LoopRunners:
             await runner.close()
 
     def _make_built_in(self, user_class: str, sinks: Sequence[Sink]) -> FirstLoops:
+        self._options.check_variants()
         make = built_in_loops(
             self._options, self._endpoint, self._tools_root, self._scenario, self._redact, self._model_gate
         )
@@ -160,7 +166,7 @@ class LoopRunners:
         made = []
         for spec, strategy in self.strategies.items():
             context = self._context(loaded, strategy, sinks)
-            variant = dict(getattr(spec, "variant", ()))
+            variant = dict(self._variants[spec])
             agent = await CustomAgent.make(loaded, context, sinks, self._options.loop_timeout, variant)
             self._runners[user_class, spec] = agent
             made.append(agent)

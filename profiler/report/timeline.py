@@ -16,6 +16,7 @@ from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, Tool
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.report.unseen import Unseen
 from profiler.shortfalls import EXPLAINED
+from profiler.strategies import StrategySpec
 
 Kind = Literal["model", "server_tools", "backoff", "wait", "run", "failed"]
 
@@ -353,8 +354,9 @@ def _shortfall_words(kind: Shortfall, record: LoopRecord) -> tuple[str, str]:
 
 
 def _limiter_words(strategy: str) -> tuple[str, str]:
-    if strategy == "sequential":
-        return f"calls ran one after another ({strategy})", "try gathered"
-    if strategy in ("gathered", "eager", "eager:all", "application"):  # they have no limiter
+    spec = StrategySpec.recorded(strategy)
+    if spec.kind == "sequential":
+        return f"calls ran one after another ({clean(strategy)})", "try gathered"
+    if spec.kind in ("gathered", "own") or strategy == "application":  # they have no limiter
         return "calls waited to be started", ""
-    return f"calls waited in the limiter {clean(strategy)}", "raise the limit"
+    return f"calls waited in the limiter {clean(spec.base)}", "raise the limit"

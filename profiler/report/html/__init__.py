@@ -135,7 +135,7 @@ def render(material: Material) -> str:
 
 
 def _title(material: Material) -> str:
-    strategies = ", ".join(clean(s.strategy, 24) for s in material.summary.strategies[:4])
+    strategies = ", ".join(clean(s.strategy, 40) for s in material.summary.strategies[:4])
     return f"{clean(material.run.scenario, 40)}: {strategies}"
 
 
