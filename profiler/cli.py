@@ -101,6 +101,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, extra = parser.parse_known_args(argv)
     if of_script:
         arguments.script_arguments = of_script
+    # To argparse an unknown option with a space in it is a positional argument.
+    extra += [one for one in [getattr(arguments, "what", None)] if one is not None and one.startswith("-")]
     if extra:
         used: Parser = arguments.parser
         known = [name for action in used._actions for name in action.option_strings]

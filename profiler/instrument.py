@@ -98,9 +98,7 @@ class Profiler(Watcher):
     def _show(self) -> None:
         """On a terminal or in a notebook; nowhere else, since it would land in a log."""
         if in_notebook():
-            from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
-
-            display(self)
+            sys.modules["IPython"].display.display(self)
             return
         for stream in (sys.stdout, sys.stderr):
             if stream is not None and stream.isatty():

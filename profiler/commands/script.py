@@ -94,9 +94,10 @@ def without_ours(trace: TracebackType | None) -> TracebackType | None:
         if not os.path.abspath(trace.tb_frame.f_code.co_filename).startswith(_PACKAGE):
             kept.append(trace)
         trace = trace.tb_next
-    for one, following in zip(kept, [*kept[1:], None], strict=True):
-        one.tb_next = following
-    return kept[0] if kept else None
+    following: TracebackType | None = None
+    for one in reversed(kept):
+        one.tb_next, following = following, one
+    return following
 
 
 def _replace_first_path(folder: str, launcher: Sequence[str]) -> None:
