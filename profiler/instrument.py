@@ -98,9 +98,7 @@ class Profiler(Watcher):
     def _show(self) -> None:
         """On a terminal or in a notebook; nowhere else, since it would land in a log."""
         if in_notebook():
-            from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
-
-            display(self)
+            sys.modules["IPython"].display.display(self)
             return
         for stream in (sys.stdout, sys.stderr):
             if stream is not None and stream.isatty():
@@ -131,9 +129,9 @@ class Profiler(Watcher):
         from profiler.report.look import NOTHING_RECORDED
 
         path, kept = Path(path), self._shown()
-        bare = gather_records(list(kept.records), "with Profiler()", kept.left_out)
-        if bare is None:
+        if not kept.records:
             raise RecordError(f"{path}: not written: {NOTHING_RECORDED}")
+        bare = gather_records(list(kept.records), "with Profiler()", kept.left_out)
         return write_page(path, render_records(bare), private=self._content is not None)
 
     def _text(self, width: int, color: bool = False) -> str:

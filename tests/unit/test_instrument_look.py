@@ -167,9 +167,8 @@ def test_notebook_displays_html_and_text(
 ) -> None:
     shown: list[Any] = []
     shell = SimpleNamespace(kernel=object())
-    ipython = SimpleNamespace(get_ipython=lambda: shell)
+    ipython = SimpleNamespace(get_ipython=lambda: shell, display=SimpleNamespace(display=shown.append))
     monkeypatch.setitem(sys.modules, "IPython", ipython)
-    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=shown.append))
     with Profiler([]) as prof:
         ran(prof)
     assert shown == [prof]
