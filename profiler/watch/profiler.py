@@ -32,6 +32,7 @@ from weakref import WeakValueDictionary
 import httpx2
 
 from profiler.errors import UsageError
+from profiler.loop import nesting
 from profiler.loop.boundary import Boundary, Part
 from profiler.loop.calls import arguments_text
 from profiler.loop.lag import LagSampler, Stall, StopSampler
@@ -105,7 +106,7 @@ class Profiler:
     def _renew(self) -> None:
         """In a forked child: the loops under way are the parent's, and so are their records."""
         for loop in list(self._open.values()):
-            loop.open = False
+            loop.running.open = False
         self._open = WeakValueDictionary()
         self._orphans_recorded = self.orphan_calls
 
@@ -130,8 +131,9 @@ class Profiler:
     ) -> LoopContext:
         """A context manager, sync or async, around one pass of the loop.
 
-        `strategy` labels its metrics. A loop inside the context of another one is its child. With a
-        `number` its requests tell an emulator which work they belong to.
+        `strategy` labels its metrics. A loop inside the context of another one is its child, and one of the
+        tool call that it begins in, also inside a `ToolLoop` of the same sinks. With a `number` its requests
+        tell an emulator which work they belong to.
         """
         return LoopContext(
             self,
@@ -337,11 +339,13 @@ class LoopContext:
         self._options = options
         self._loop: ObservedLoop | None = None
         self._token: Token[ObservedLoop | None] | None = None
+        self._place: nesting.Left | None = None
         self._process = 0
 
     def __enter__(self) -> ObservedLoop:
         profiler = self._profiler
-        self._loop = loop = ObservedLoop(profiler.recorder.clock, **self._options)
+        recorder = profiler.recorder
+        self._loop = loop = ObservedLoop(recorder.clock, **self._options, sinks=recorder.sinks)
         self._process = os.getpid()
         profiler._boundary.call("loop", self._enter, loop)
         return loop
@@ -349,13 +353,14 @@ class LoopContext:
     def _enter(self, loop: ObservedLoop) -> None:
         profiler = self._profiler
         parent = profiler._loop.get()
+        loop.parent = nesting.begun_in(loop.running)
         if parent is not None:
-            loop.parent = parent.id
             loop.number = parent.number if loop.number is None else loop.number
             loop.trial = parent.trial if loop.trial is None else loop.trial
         can_tell(lambda status, error_type: loop.record(status, error_type, 0))
         profiler._open[loop.id] = loop
         self._token = profiler._loop.set(loop)
+        self._place = nesting.enter(loop.running)
         in_event_loop = asyncio._get_running_loop() is not None
         self._sampler = profiler.recorder.enter() if in_event_loop else profiler.recorder.enter_sync()
 
@@ -367,6 +372,9 @@ class LoopContext:
         token, self._token = self._token, None
         if token is not None:
             boundary.call("loop", _left, profiler._loop, token)
+        place, self._place = self._place, None
+        if place is not None:
+            boundary.call("loop", nesting.leave, place)
         loop, self._loop = self._loop, None
         if loop is None:
             return
@@ -382,7 +390,7 @@ class LoopContext:
             boundary.call("loop", profiler.recorder.emit, record)
 
     def _close(self, loop: ObservedLoop) -> None:
-        loop.open = False
+        loop.running.open = False
         self._profiler._open.pop(loop.id, None)
 
     def _lateness(self, loop: ObservedLoop) -> tuple[int, list[Stall] | None]:
