@@ -33,6 +33,7 @@ import httpx2
 
 from profiler.errors import UsageError
 from profiler.limits.gate import current_slot
+from profiler.loop import nesting
 from profiler.loop.boundary import Boundary, Part
 from profiler.loop.calls import arguments_text
 from profiler.loop.lag import LagSampler, Stall, StopSampler
@@ -148,8 +149,9 @@ class Profiler:
     ) -> LoopContext:
         """A context manager, sync or async, around one pass of the loop.
 
-        `strategy` labels its metrics. A loop inside the context of another one is its child. With a
-        `number` its requests tell an emulator which work they belong to.
+        `strategy` labels its metrics. A loop inside the context of another one is its child, and one of the
+        tool call that it begins in, also inside a `ToolLoop` of the same sinks. With a `number` its requests
+        tell an emulator which work they belong to.
         """
         return LoopContext(
             self,
@@ -220,7 +222,9 @@ class Profiler:
     def _begin_conversation(
         self, parent: ObservedLoop | None
     ) -> tuple[ObservedLoop, LagSampler | StopSampler | None]:
-        loop = ObservedLoop(self.recorder.clock, "", "application", None if parent is None else parent.id)
+        loop = ObservedLoop(self.recorder.clock, "", "application", sinks=self.recorder.sinks)
+        if parent is not None:
+            loop.parent = nesting.begun_in(loop.running)
         self._open[loop.id] = loop
         in_event_loop = asyncio._get_running_loop() is not None
         return loop, self.recorder.enter() if in_event_loop else self.recorder.enter_sync()
@@ -492,11 +496,13 @@ class LoopContext:
         self._options = options
         self._loop: ObservedLoop | None = None
         self._token: Token[ObservedLoop | None] | None = None
+        self._place: nesting.Left | None = None
         self._process = 0
 
     def __enter__(self) -> ObservedLoop:
         profiler = self._profiler
-        self._loop = loop = ObservedLoop(profiler.recorder.clock, **self._options)
+        recorder = profiler.recorder
+        self._loop = loop = ObservedLoop(recorder.clock, **self._options, sinks=recorder.sinks)
         self._process = os.getpid()
         profiler._boundary.call("loop", self._enter, loop)
         return loop
@@ -504,13 +510,14 @@ class LoopContext:
     def _enter(self, loop: ObservedLoop) -> None:
         profiler = self._profiler
         parent = profiler._loop.get()
+        loop.parent = nesting.begun_in(loop.running)
         if parent is not None:
-            loop.parent = parent.id
             loop.number = parent.number if loop.number is None else loop.number
             loop.trial = parent.trial if loop.trial is None else loop.trial
         can_tell(lambda status, error_type: loop.record(status, error_type, 0))
         profiler._open[loop.id] = loop
         self._token = profiler._loop.set(loop)
+        self._place = nesting.enter(loop.running)
         in_event_loop = asyncio._get_running_loop() is not None
         self._sampler = profiler.recorder.enter() if in_event_loop else profiler.recorder.enter_sync()
 
@@ -522,6 +529,9 @@ class LoopContext:
         token, self._token = self._token, None
         if token is not None:
             boundary.call("loop", _left, profiler._loop, token)
+        place, self._place = self._place, None
+        if place is not None:
+            boundary.call("loop", nesting.leave, place)
         loop, self._loop = self._loop, None
         if loop is None:
             return
