@@ -116,6 +116,7 @@ class Profiler:
         self.hold: Callable[[str], Held | None] | None = None
         self._automatic: Automatic | None = None
         self._found: tuple[Found, ...] = ()
+        self._offered: dict[str, OfferedTool] = {}
         self._conversations: Conversations | None = None
         in_forked_child(self._renew)
 
@@ -205,6 +206,7 @@ class Profiler:
         if automatic is not None:
             automatic.stop()
             self._found += tuple(automatic.found)
+            self._offered |= automatic.offered
         conversations, self._conversations = self._conversations, None
         if conversations is not None:
             self._boundary.call("loop", conversations.end)
@@ -216,8 +218,9 @@ class Profiler:
 
     @property
     def offered(self) -> tuple[OfferedTool, ...]:
-        """The tools that requests offered the model since `auto(find_tools=True)`."""
-        return () if self._automatic is None else tuple(self._automatic.offered.values())
+        """The tools that requests offered the model while `auto(find_tools=True)` watched."""
+        now = {} if self._automatic is None else self._automatic.offered
+        return tuple((self._offered | now).values())
 
     def _begin_conversation(
         self, parent: ObservedLoop | None
