@@ -14,7 +14,7 @@ from profiler.limits.gate import current_slot
 from profiler.loop.lag import Stall
 from profiler.loop.model import CallRequest, Probe
 from profiler.loop.recorder import fresh_id
-from profiler.loop.tools import current_call
+from profiler.loop.tools import CallContext, current_call
 from profiler.records import Clock, LoopRecord, Status
 from profiler.watch.arguments import EQUAL, FITTING, POSSIBLE, Fit, fit_of, same_request
 from profiler.watch.circumstances import circumstances, runner
@@ -115,6 +115,24 @@ class ObservedLoop:
         if certain and level < EQUAL and arguments is not None:
             certain = not _may_be_swapped(first, arguments)
         return first if certain else first._replace(certain=False)
+
+    def runs(self, call: CallContext | None) -> bool:
+        """Whether a call, such as the one that the caller is part of, is one of this loop."""
+        if call is None:
+            return False
+        return any(call.observed in round_.began for round_ in self.rounds[: -LOOKED_BACK - 1 : -1])
+
+    def expects(self, name: str) -> bool:
+        """Whether a call of this tool was asked for that has not run yet, or failed and may be retried."""
+        for round_ in self.rounds[: -LOOKED_BACK - 1 : -1]:
+            if any(request.name == name for request, _ in [*round_.unclaimed]):
+                return True
+        for round_ in self.rounds[:-4:-1]:
+            for call in [*round_.asked]:
+                last = call.tries[-1] if call.tries else call
+                if call.request.name == name and last.ended_ns is not None and last.status != "ok":
+                    return True
+        return False
 
     def claim(self, found: Match) -> bool:
         """Take the request of a match; False when another thread has taken it since."""

@@ -20,25 +20,26 @@ import functools
 import inspect
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from dataclasses import replace
 from functools import partial
 from inspect import Signature
 from types import MethodType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import httpx2
 
 from profiler.errors import UsageError
+from profiler.limits.gate import current_slot
 from profiler.loop.boundary import Boundary, Part
 from profiler.loop.calls import arguments_text
 from profiler.loop.lag import LagSampler, Stall, StopSampler
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
 from profiler.loop.supervision import can_tell, cancelled_as, has_timed_out
-from profiler.loop.tools import Tool
+from profiler.loop.tools import Tool, current_call
 from profiler.process.lifetime import in_forked_child
 from profiler.providers import refuse_httpx, refuse_invoke_model
 from profiler.providers.attempts import (
@@ -52,10 +53,12 @@ from profiler.providers.wire import api_of, requested_model, requested_prompt
 from profiler.records import LOOP_TIMEOUT, Clock, LoopRecord, Status
 from profiler.redaction import Content, Redact
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
+from profiler.watch.auto import Automatic, Found, OnClient
+from profiler.watch.conversations import Conversations
 from profiler.watch.loop import Match, ObservedLoop
 from profiler.watch.requests import WatchedRequest, body_of, is_retry
-from profiler.watch.rounds import ObservedCall, ObservedRound
-from profiler.watch.runs import ToolRun, Watching
+from profiler.watch.rounds import ObservedCall, ObservedRound, handed_over
+from profiler.watch.runs import Held, ToolRun, Watching
 from profiler.watch.tools import watched
 
 if TYPE_CHECKING:
@@ -74,6 +77,10 @@ class Profiler:
     those since the last one. `failures` counts what could not be watched because the watching itself failed,
     by what it was (`profiler.loop.boundary.Part`): the application has not noticed, but records lack it.
     `guard` looks at every request of its clients before that is sent, and may refuse it.
+
+    `hold`, where it is set, is asked with the name of each watched tool that is about to run outside every
+    slot of a limiter and every callable that was handed over: the run waits in what it returns (None: it does
+    not wait), entered as an async context manager by async tools, as a plain one by sync tools in threads.
     """
 
     guard: Guard | None = None
@@ -101,6 +108,10 @@ class Profiler:
         self._loop: ContextVar[ObservedLoop | None] = ContextVar("toolloop_observed_loop", default=None)
         self._round: ContextVar[ObservedRound | None] = ContextVar("toolloop_observed_round", default=None)
         self._watching = Watching(clock, self._loop, self._content, self._boundary)
+        self.hold: Callable[[str], Held | None] | None = None
+        self._automatic: Automatic | None = None
+        self._found: tuple[Found, ...] = ()
+        self._conversations: Conversations | None = None
         in_forked_child(self._renew)
 
     def _renew(self) -> None:
@@ -109,6 +120,8 @@ class Profiler:
             loop.open = False
         self._open = WeakValueDictionary()
         self._orphans_recorded = self.orphan_calls
+        if self._conversations is not None:
+            self._conversations.forget()
 
     @property
     def failures(self) -> Mapping[Part, int]:
@@ -155,6 +168,100 @@ class Profiler:
                 put(observed(attempts, partial(_watched, self), self._boundary, self, transport))
         return client
 
+    def auto(
+        self,
+        *,
+        find_tools: bool = False,
+        conversations: bool = False,
+        on_client: OnClient | None = None,
+    ) -> Self:
+        """Watch every OpenAI and Anthropic client of the process without naming it, from its next request on.
+
+        So are the tools of the SDKs' own runners. With `find_tools` also the application's functions that the
+        names of tools stand for, found when a request first offers a tool: those of registries by key, others
+        by their name, behind frameworks too; their code is exchanged in place, and put back by `stop`. Only
+        calls that the model asked for are recorded of those. With `conversations` requests outside every
+        `loop` are recorded: each conversation is a loop, whose record comes with `stop`.
+
+        `on_client` is called with each client before its first request is sent; what it raises reaches the
+        application. `found` says what is watched. Doing it twice changes nothing. Returns the profiler.
+        """
+        if self._automatic is None:
+            if conversations:
+                self._conversations = Conversations(self._begin_conversation, self._end_conversation)
+            self._automatic = Automatic(self, find_tools, on_client)
+            self._automatic.start()
+        return self
+
+    def stop(self) -> None:
+        """Undo `auto`. What it found stays known, and conversations under way have come to their end."""
+        automatic, self._automatic = self._automatic, None
+        if automatic is not None:
+            automatic.stop()
+            self._found += tuple(automatic.found)
+        conversations, self._conversations = self._conversations, None
+        if conversations is not None:
+            self._boundary.call("loop", conversations.end)
+
+    @property
+    def found(self) -> tuple[Found, ...]:
+        """Clients and tools that `auto` watches or has watched, and those that it cannot watch, with why."""
+        return self._found + tuple(self._automatic.found if self._automatic is not None else ())
+
+    def _begin_conversation(
+        self, parent: ObservedLoop | None
+    ) -> tuple[ObservedLoop, LagSampler | StopSampler | None]:
+        loop = ObservedLoop(self.recorder.clock, "", "application", None if parent is None else parent.id)
+        self._open[loop.id] = loop
+        in_event_loop = asyncio._get_running_loop() is not None
+        return loop, self.recorder.enter() if in_event_loop else self.recorder.enter_sync()
+
+    def _end_conversation(self, record: LoopRecord) -> None:
+        self._open.pop(record.id, None)
+        self.recorder.emit(self._with_orphans(record))
+
+    def _conversation(self, request: httpx2.Request, current: ObservedLoop | None) -> ObservedLoop | None:
+        """The loop that a request belongs to, where loops are conversations."""
+        conversations = self._conversations
+        if conversations is None or (current is not None and current.open and current not in conversations):
+            return current
+        round_ = self._round.get()
+        if current is not None and round_ in current.rounds[-8:] and is_retry(request):
+            return current
+        inside = current is not None and current.runs(current_call.get())
+        loop = conversations.of(body_of(request), current, inside)
+        self._loop.set(loop)
+        return loop
+
+    def _took(self, ns: int) -> None:
+        """Looking for tools took so long: before its first request that is no time of a loop's."""
+        loop = self._loop.get()
+        if loop is not None and not loop.rounds:
+            loop.started_ns += ns
+
+    def _expected(self, names: Sequence[str]) -> str | None:
+        """Which of these tools a function that stands for them runs now: one that was asked for, if any."""
+        outer = current_call.get()
+        observed = None if outer is None else outer.observed
+        running = (
+            observed.request.name if isinstance(observed, ObservedCall) and not observed.ended_ns else ""
+        )
+        if running in names:
+            return None  # a part of the call that was asked for, such as what a decorator calls
+        known = self._loop.get()
+        loops = [] if known is None else [known]
+        if known is None or not known.open or (self._conversations and known in self._conversations):
+            loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
+        return next((name for name in names if any(loop.expects(name) for loop in loops)), None)
+
+    def _held(self, name: str) -> Held | None:
+        """What a run of a tool waits in."""
+        hold = self.hold
+        if hold is None or current_slot.get() is not None or current_call.get() is not None:
+            return None
+        handed = handed_over.get()
+        return hold(name) if handed is None else None
+
     def uninstrument(self, client: T) -> T:
         """Restore the client as it was before `instrument`. Returns it."""
         for put, transport in transports(_http_client(client)):
@@ -189,7 +296,7 @@ class Profiler:
                 return function
             function = _unwatched_of(function)
         name = name or _name_of(function)
-        begin = partial(self._begin, name, _signature_of(function))
+        begin = _Begin(self, name, _signature_of(function))
         return cast(T, watched(function, begin, self._watching, self, partial(self.tool, name=name)))
 
     def _begin(
@@ -200,7 +307,12 @@ class Profiler:
             loop, call = self._begin_call(name, bound_arguments(signature, args, kwargs))
             if loop is not None and self._content is not None and call.request.arguments != "":
                 call.arguments = self._content.keep(arguments_text(call.request.arguments))
-            return ToolRun(self._watching, loop, call)
+            return ToolRun(
+                self._watching,
+                loop,
+                call,
+                None if self.hold is None else partial(self._boundary.call, "tool", self._held, name),
+            )
         except Exception as error:
             self._boundary.failed("tool", error)
             return ToolRun(self._watching, None, _unwatched(name))
@@ -228,7 +340,11 @@ class Profiler:
         """The loop that a starting tool works for, and the request that it runs."""
         known = self._loop.get()
         if known is not None and known.open:
-            return known, known.match(name, arguments)
+            found = known.match(name, arguments)
+            # The conversation of a context may be one that the application is done with.
+            if found is not None or self._conversations is None or known not in self._conversations:
+                return known, found
+            known = None
         # A thread without the context of a loop, or with that of one that has ended: which one asked for it?
         loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
         matches = [(loop, found) for loop in loops if (found := loop.match(name, arguments)) is not None]
@@ -244,11 +360,37 @@ class Profiler:
         rivals = sum(_as_good(other.fit, best) for _, other in matches)
         return loop, found._replace(certain=found.certain and rivals == 1)
 
+    def _with_orphans(self, record: LoopRecord) -> LoopRecord:
+        """The record, with the calls since the last one that belonged to no loop."""
+        orphans = self.orphan_calls - self._orphans_recorded
+        self._orphans_recorded += orphans
+        return replace(record, orphan_calls=orphans) if orphans else record
+
     def serve_metrics(self, port: int, host: str = "127.0.0.1") -> int:
         """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port."""
         if self.metrics is None:
             raise UsageError("this Profiler was given sinks of its own: call serve() of its Prometheus sink")
         return self.metrics.serve(port, host)
+
+
+class _Begin:
+    """Begins runs of one watched tool (`profiler.watch.tools.Begin`)."""
+
+    __slots__ = ("_name", "_profiler", "_signature")
+
+    def __init__(self, profiler: Profiler, name: str, signature: Signature | None) -> None:
+        self._profiler, self._name, self._signature = profiler, name, signature
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolRun:
+        return self._profiler._begin(self._name, self._signature, args, kwargs)
+
+    @property
+    def holds(self) -> bool:
+        return self._profiler.hold is not None
+
+    def held(self) -> Held | None:
+        profiler = self._profiler
+        return profiler._boundary.call("tool", profiler._held, self._name)
 
 
 class LoopContext:
@@ -323,13 +465,7 @@ class LoopContext:
         kind: type[BaseException] | None,
         lateness: tuple[int, list[Stall] | None],
     ) -> LoopRecord:
-        record = loop.record(*_ending(kind), *lateness)
-        profiler = self._profiler
-        orphans = profiler.orphan_calls - profiler._orphans_recorded
-        if orphans:
-            profiler._orphans_recorded += orphans
-            record = replace(record, orphan_calls=orphans)
-        return record
+        return self._profiler._with_orphans(loop.record(*_ending(kind), *lateness))
 
     async def __aenter__(self) -> ObservedLoop:
         return self.__enter__()
@@ -369,10 +505,14 @@ def _owner(transport: Any) -> object:
 def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | None:
     """Begin to watch a request. None outside a loop, for other paths, and under another observer."""
     loop = profiler._loop.get()
-    if loop is None or current_probe.get() is not None:
+    if (loop is None and profiler._conversations is None) or current_probe.get() is not None:
         return None
     api = api_of(request.url.path) if request.method == "POST" else None
     if api is None:
+        return None
+    if profiler._conversations is not None:
+        loop = profiler._conversation(request, loop)
+    if loop is None:
         return None
     clock = profiler.recorder.clock
     round_ = profiler._round.get()

@@ -38,17 +38,18 @@ OUTSIDE = re.compile(
     "|".join(
         (
             # Around a tool, and in place of what it returned.
-            r"watch/tools:(_runs\.<locals>\.wrapped|watched\.<locals>.*|_made|_\w+ing|_coroutine|_awaited)",
-            r"watch/tools:(_Object\..*|_bound|_named_in|_entered)",
+            r"watch/tools:(_runs\.<locals>\.\w+|watched\.<locals>.*|_made|_\w+ing|_coroutine|_awaited)",
+            r"watch/tools:(_WithoutObject\..*|_held_back|_Object\..*|_bound|_named_in|_entered)",
             r"watch/standin:(StandIn\..*|_method|_forwarded\.<locals>.*)",
-            r"watch/returned:(followed|iterated|_awaited|_awaitable_steps|_streamed|Steps\..*|Unawaited\..*|under_its_name)",
+            r"watch/returned:(followed|iterated|_awaited|_held_back|_awaitable_steps|_streamed|Steps\..*|Unawaited\..*|under_its_name)",
             r"watch/returned:(_Awaitable\..*|_await|_enter|_exit|_send|_throw|_close)",
-            r"watch/runs:ToolRun\.(__enter__|__exit__|boundary)",
+            r"watch/runs:ToolRun\.(__enter__|__exit__|boundary|holds|held)",
             # Around a request and its response; `_Observing` is the boundary.
             r"providers/attempts:(_Observing|_Observed|Async\w+|ObservedTransport|_Tee|Tee|_both)\..*",
             r"providers/attempts:.*<locals>\.(traced|TracedRequest\.send)|providers/attempts:_(Async)?Trace\..*",
             # What is called before anything runs, and to open and leave a loop.
             r"watch/profiler:Profiler\.(__init__|loop|instrument|uninstrument|tool|_begin|failures)",
+            r"watch/profiler:_Begin\..*",
             r"watch/profiler:(LoopContext\.__\w+__|_unwatched_of|_name_of|_signature_of|_http_client|_owner)",
             r"watch/tools:(watched|_marked|_runs|_named|_code_flags|_of_kind)",
             r"watch/loop:ObservedLoop\.__\w+__",
