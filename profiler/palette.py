@@ -24,6 +24,21 @@ _LIMITS = (
     *(r"(?:3[2-9]|[45]\d|6[0-3])", r"(?:6[4-9]|[7-9]\d|\d{3,})"),
 )
 
+_WORDS = ("true", "false", "null")
+_NO_WHOLE_NUMBER = rf"(?!(?:\d+|{'|'.join(_WORDS)})$)"
+
+
+def _setting(place: int) -> str:
+    """The last setting of an agent of the user's own, after whatever strategy, for one of five colours.
+
+    Whole numbers go by their size, as the limits of semaphores do, other values by their last character.
+    """
+    values = [limit for index, limit in enumerate(_LIMITS) if index % 5 == place]
+    values += _WORDS[place : place + 1]
+    endings = "".join(re.escape(chr(code)) for code in range(33, 127) if code % 5 == place)
+    return rf"(?:.* )?\w+=(?:{'|'.join(values)}|{_NO_WHOLE_NUMBER}[^ ]*[{endings}])"
+
+
 STRATEGIES: tuple[tuple[str, str], ...] = (
     ("sequential", SEQUENTIAL),
     ("gathered", GATHERED),
@@ -36,6 +51,7 @@ STRATEGIES: tuple[tuple[str, str], ...] = (
     (r"rate:[^ +]+", SEMAPHORE[0]),
     (r"eager(?::all)?", SEMAPHORE[4]),
     (r"eager(?::all)?\+[^ ]+", SEMAPHORE[1]),
+    *((_setting(place), colour) for place, colour in enumerate(SEMAPHORE)),
 )
 """Regular expression for the whole spec, and its colour. The dashboards use them in JavaScript too."""
 

@@ -381,7 +381,8 @@ class RoundRecord:
     collected into messages until `ended_ns`. `shortfall` names what kept the calls from
     overlapping as the strategy allows (`profiler.shortfalls`), None if nothing did. `pool_threads` is
     the size of the pool of threads that was full, where that was it.
-    `unobserved_calls` counts calls that the model asked for and no profiled tool ran. `limit` is how
+    `unobserved_calls` counts calls that the model asked for and no profiled tool ran, `unobserved_tools` are
+    the names in them, one for each call, where they are known. `limit` is how
     many calls the strategy let run at once when the phase began, None if it sets no limit.
     """
 
@@ -397,6 +398,7 @@ class RoundRecord:
     unobserved_calls: int = 0
     limit: int | None = None
     pool_threads: int | None = None
+    unobserved_tools: tuple[str, ...] = ()
 
     @property
     def duration_ns(self) -> int:

@@ -2,6 +2,7 @@
 
 A `StrategySpec` is the value that `--strategy` names: parsed once by `parse_strategy`, then passed on;
 as text it is on disk, on screen and in labels. It builds the `Strategy` that runs calls in one process.
+Settings of an agent of the user's own (`--variant`) are part of it: `semaphore:8 max_concurrent_calls=2`.
 
 A strategy is handed the round's calls as coroutine functions, in the order the model asked for them.
 They record their own times and raise nothing but a cancellation. Each call passes the strategy's
@@ -21,6 +22,8 @@ from profiler.limits.gate import Gate
 from profiler.limits.limiter import FixedLimit
 from profiler.limits.spec import FORMS, Rule, Scope, UnknownLimiter, parse_rules, totals
 from profiler.records import Clock
+from profiler.redaction.keys import hide_keys
+from profiler.variants import MOST, Variant, grid, is_setting, parse_variant, variant_text
 
 Run = Callable[[], Coroutine[Any, Any, None]]
 """Runs one call to its end."""
@@ -55,7 +58,7 @@ class Strategy(Protocol):
 class Sequential:
     """One call after another, in the order the model asked for them."""
 
-    spec = "sequential"
+    spec: str = "sequential"
     limit = 1
     gate: Gate | None = None
     eager: Eager = "no"
@@ -73,7 +76,7 @@ class Gathered:
 
     def __init__(self, *, eager: Eager = "no") -> None:
         self.eager: Eager = eager
-        self.spec = _EAGER[eager] or "gathered"
+        self.spec: str = _EAGER[eager] or "gathered"
 
     async def execute(self, runs: Sequence[Run]) -> None:
         await _run_all(runs)
@@ -125,14 +128,17 @@ class SemaphoreLimited(Limited):
 class StrategySpec:
     """A strategy as a value. `rules` are its limiters, `text` is how it is written.
 
-    `kind` is `unknown` for a name in a record that this version cannot parse: one of a later version, or
-    one that an application gave to its own way of running calls.
+    `variant` are settings that the user's own agent is made with. `kind` is `own` where there are no others:
+    the agent runs its calls in its own way, and what it hands over starts at once. It is `unknown` for a name
+    in a record that this version cannot parse: one of a later version, or one that an application gave to its
+    own way of running calls.
     """
 
     text: str
-    kind: Literal["sequential", "gathered", "limited", "unknown"] = "gathered"
+    kind: Literal["sequential", "gathered", "limited", "own", "unknown"] = "gathered"
     rules: tuple[Rule, ...] = ()
     eager: Eager = "no"
+    variant: Variant = ()
 
     def __str__(self) -> str:
         return self.text
@@ -152,6 +158,11 @@ class StrategySpec:
         return core_schema.no_info_after_validator_function(cls.recorded, core_schema.str_schema())
 
     @property
+    def base(self) -> str:
+        """Its text without the settings of the agent; empty where it is nothing else."""
+        return self.text.removesuffix(variant_text(self.variant)).rstrip() if self.variant else self.text
+
+    @property
     def adapts(self) -> bool:
         """Its limit changes while it runs."""
         return any(rule.adapts for rule in self.rules)
@@ -164,7 +175,8 @@ class StrategySpec:
     @property
     def replayable(self) -> bool:
         """The durations of calls determine when each one starts, so that a recorded round can be replayed."""
-        if self.kind == "unknown" or self.needs_stream:
+        # A setting of the agent's own may decide it, too.
+        if self.kind in ("unknown", "own") or self.variant or self.needs_stream:
             return False
         one_semaphore = [rule.kind for rule in self.rules] == ["semaphore"] and self.scope != "tool"
         return one_semaphore or not self.rules
@@ -195,13 +207,49 @@ class StrategySpec:
         """
         if self.kind == "unknown":
             parse_strategy(self.text)  # raises, and says what is wrong with it
+        made: Sequential | Gathered | Limited
         if self.kind == "sequential":
-            return Sequential()
-        if not self.rules:
-            return Gathered(eager=self.eager)
-        limited = Limited(self.rules, eager=self.eager, share=share, clock=clock)
-        limited.spec = self.text  # as it was written, even if that names a limiter twice
-        return limited
+            made = Sequential()
+        elif not self.rules:
+            made = Gathered(eager=self.eager)
+        else:
+            made = Limited(self.rules, eager=self.eager, share=share, clock=clock)
+        made.spec = self.text  # as it was written, even if that names a limiter twice
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """What has one whole number to choose: a semaphore that all agents of a process share, or, with a
+    `name`, that setting of an agent's own."""
+
+    name: str | None = None
+
+    @property
+    def noun(self) -> str:
+        """What its values are called."""
+        return "limit" if self.name is None else "value"
+
+    def spec(self, value: int) -> str:
+        """The strategy with this value."""
+        return f"semaphore:{value}" if self.name is None else f"{self.name}={value}"
+
+    def value(self, text: str) -> int | None:
+        """The value that a strategy has of it; None for one that is about something else as well."""
+        spec = StrategySpec.recorded(text)
+        if self.name is not None:
+            found = spec.variant[0] if spec.kind == "own" and len(spec.variant) == 1 else ("", None)
+            whole = found[0] == self.name and type(found[1]) is int
+            return found[1] if whole else None  # type: ignore[return-value]
+        alone = spec.kind == "limited" and len(spec.rules) == 1 and not (spec.variant or spec.needs_stream)
+        return spec.rules[0].fixed_limit if alone and spec.rules[0].scope == "process" else None
+
+
+def knob_of(specs: Iterable[StrategySpec]) -> Knob:
+    """The setting of which all those that leave the calls to the agent have a value; else the semaphore."""
+    own = [spec.variant for spec in specs if spec.kind == "own"]
+    names = {variant[0][0] for variant in own if len(variant) == 1 and type(variant[0][1]) is int}
+    return Knob(names.pop()) if len(names) == 1 and all(len(one) == 1 for one in own) else Knob()
 
 
 _WORDS = ("sequential", "gathered", "semaphore", "rate", "tokens", "adaptive", "eager")
@@ -211,8 +259,44 @@ _WORDS = ("sequential", "gathered", "semaphore", "rate", "tokens", "adaptive", "
 def parse_strategy(text: str) -> StrategySpec:
     """A strategy from its spec: `sequential`, `gathered`, `eager`, limiters joined by `+`, `eager+` limiters.
 
-    Raises `UsageError`.
+    Settings of the agent may follow, or stand alone: `semaphore:8 a=1 b=true`, `a=1`. Raises `UsageError`.
     """
+    words = text.split()
+    if not any(map(is_setting, words)):
+        return _parse_base(text)
+    base = "" if is_setting(words[0]) else words[0]
+    try:
+        variant = parse_variant(words[1:] if base else words)
+    except UsageError as error:
+        raise UsageError(f"strategy {hide_keys(text)!r}: {error}") from None
+    return with_variant(_parse_base(base) if base else None, variant)
+
+
+def with_variant(spec: StrategySpec | None, variant: Variant) -> StrategySpec:
+    """The strategy with these settings of the agent; without one, the agent's own way of running calls.
+
+    Raises `UsageError` for a setting that it has already.
+    """
+    base = "" if spec is None else spec.base
+    variant = parse_variant(variant_text((*(spec.variant if spec else ()), *variant)).split())
+    text = " ".join(filter(None, (base, variant_text(variant))))
+    return replace(spec or StrategySpec("", "own"), text=text, variant=variant)
+
+
+def crossed(specs: Sequence[StrategySpec], settings: Sequence[str]) -> tuple[StrategySpec, ...]:
+    """Every combination of settings (`variants.parse_grid`), under each of the strategies, if there are any.
+
+    Raises `UsageError` where there are more than `variants.MOST`.
+    """
+    each = grid(settings)
+    count = len(each) * max(1, len(specs))
+    if count > MOST:
+        of = f"{len(each)} of --variant" + (f" × {len(specs)} of --strategy" if specs else "")
+        raise UsageError(f"--variant: {count} combinations ({of}), and {MOST} at most can be compared")
+    return tuple(with_variant(spec, variant) for spec in specs or (None,) for variant in each)
+
+
+def _parse_base(text: str) -> StrategySpec:
     first, _, rest = text.partition("+")
     eager: Eager = {"eager": "pure", "eager:all": "all"}.get(first, "no")  # type: ignore[assignment]
     if eager != "no" and text == first:
@@ -246,13 +330,17 @@ def parse_strategies(value: str | Sequence[Any] | None) -> tuple[StrategySpec, .
 
 
 def split_specs(text: str) -> list[str]:
-    """The specs of a list with commas; a comma followed by `name=` belongs to the spec before it."""
+    """The specs of a list with commas.
+
+    A comma followed by `name=` belongs to a spec with a colon before it (`semaphore:a=1,b=2`,
+    `rate:5/s,burst=2`), unless settings of an agent have ended that one.
+    """
     specs: list[str] = []
-    for part in text.split(","):
-        if "=" in part and ":" not in part and specs:
-            specs[-1] += f",{part.strip()}"
-        elif part.strip():
-            specs.append(part.strip())
+    for part in map(str.strip, text.split(",")):
+        if specs and ":" in specs[-1] and " " not in specs[-1] and is_setting(part.partition(" ")[0]):
+            specs[-1] += f",{part}"
+        elif part:
+            specs.append(part)
     return specs
 
 
@@ -266,10 +354,15 @@ def effective_limits(
     """
     lines: list[str] = []
     for spec in specs:
+        if spec.kind == "own":
+            lines.append(f"{spec}: no limit of the profiler's; the agent runs its calls in its own way")
+            continue
         rules = (Rule(spec.text, "semaphore", "agent", 1),) if spec.kind == "sequential" else spec.rules
         if len(rules) == 1:
-            rules = (replace(rules[0], text=spec.text),)  # `eager+` belongs to the name
+            rules = (replace(rules[0], text=spec.base),)  # `eager+` belongs to the name
         said = totals(rules, agents=agents, share=share, processes=processes)
+        if spec.variant:
+            said = [f"{spec}: {line.removeprefix(f'{spec.base}: ')}" for line in said]
         lines += said or [f"{spec}: no limit on calls running at once"]
     of_model = totals(model, share=share, processes=processes, what="model requests")
     return lines + [f"the model, {line}" for line in of_model]

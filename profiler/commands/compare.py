@@ -33,6 +33,7 @@ def add(commands: Commands) -> None:
         "--users 40 --duration 1m",
         "--strategy gathered --strategy semaphore:8 --json | jq .verdicts",
         "--arrivals 10/s --slo 'p95<2s,errors<1%'",
+        "--agent my_app:make_agent --variant max_concurrent_calls=2,8",
         "--fail-on 'p95 > 2s, errors > 1%' --fail-on 'semaphore:8: goodput < 5/s' --junit junit.xml",
         "--agent my_app.agents:make_agent --base-url http://127.0.0.1:8100",
         "runs/main runs/branch --fail-on 'p95 > +5%' --format github",
@@ -100,6 +101,7 @@ def _load_test(arguments: argparse.Namespace, gates: tuple[QualityGate, ...]) ->
     from profiler.statistics.gates import judge, latencies_of, missed
 
     options, size = asked_load(arguments), Size.from_namespace(arguments)
+    options.check_variants()
     check_gates(gates, [spec.text for spec in options.strategies])
     if not agreed(arguments, options, size, size.seconds):
         return 1

@@ -78,6 +78,7 @@ def main(arguments: argparse.Namespace) -> int:
     options = LoadOptions.from_namespace(
         arguments, strategies=(parse_strategy(arguments.strategy),), out="runs", allow_remote=True
     )
+    options.check_variants()
     options.check_targets(os.environ)
     if arguments.out is not None:
         RunDirectory.check_parent(arguments.out)

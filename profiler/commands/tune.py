@@ -39,6 +39,7 @@ def add(commands: Commands) -> None:
         "--quota openai:rpm=500,tpm=30000",
         "--slo 'p95<2s' --junit junit.xml --format markdown",
         "--agent my_app.agents:make_agent --max-cost 5 --price 2.50/10",
+        "--agent my_app.agents:make_agent --over max_concurrent_calls=1..32",
     )
     add_options(parser, "tune", (Size, LoadOptions), GROUPS)
     search = parser.add_argument_group("search")
@@ -53,7 +54,8 @@ def add(commands: Commands) -> None:
         type=TEXT.argument,
         default="semaphore,adaptive",
         metavar="KINDS",
-        help="what to try: semaphore, rate, adaptive, eager (default: semaphore,adaptive)",
+        help="what to try: semaphore, rate, adaptive, eager (default: semaphore,adaptive); or values of a "
+        "setting that the factory of --agent is called with: max_concurrent_calls=1..32, or =1,2,4,8",
     )
     search.add_argument(
         "--budget",
@@ -79,6 +81,7 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.report import ci
     from profiler.statistics.gates import missed
     from profiler.tune.answer import findings, render
+    from profiler.tune.dial import split_over
     from profiler.tune.quotas import parse_quota
     from profiler.tune.search import Search, tune
 
@@ -91,7 +94,7 @@ def main(arguments: argparse.Namespace) -> int:
         size.users,
         size.workers,
         objective=arguments.objective,
-        over=tuple(part.strip() for part in arguments.over.split(",") if part.strip()),
+        over=split_over(arguments.over),
         budget=arguments.budget,
         quotas=tuple(parse_quota(spec) for spec in arguments.quota),
     )

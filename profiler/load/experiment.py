@@ -128,6 +128,7 @@ def run_experiment(
     nothing was recorded in it: then it is removed.
     """
     options = experiment.options
+    options.check_variants()
     options.check_targets(os.environ)
     load_scenario(options.scenario)
     options = replace(

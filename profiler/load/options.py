@@ -44,7 +44,9 @@ from profiler.load.plan import Arrivals
 from profiler.providers import DIALECTS, PROVIDERS
 from profiler.providers.endpoint import LOOPBACK, Endpoint, check_trusted, shown_url
 from profiler.statistics.objectives import AbortRule, parse_objective
-from profiler.strategies import StrategySpec, parse_strategies
+from profiler.strategies import StrategySpec, crossed, parse_strategies, split_specs
+from profiler.variants import MOST as MOST_VARIANTS
+from profiler.variants import parse_grid, variant_text
 
 if TYPE_CHECKING:
     from profiler.load.spending import Budget, Price
@@ -91,6 +93,7 @@ def _levels(text: str) -> tuple[int, ...]:
 
 
 STRATEGIES = Kind(parse_strategies, lambda specs: ",".join(map(str, specs)), metavar="S")
+VARIANTS = Kind(parse_grid, ",".join, metavar="NAME=V[,V…]")
 LEVELS = Kind(_levels, lambda levels: ",".join(map(str, levels)), 1, MOST, "N,N,…")
 MEASURED = Kind(SECONDS.read, SECONDS.write, 0.1, LONGEST_SECONDS, "T")
 
@@ -124,6 +127,8 @@ class Size(Options):
 class LoadOptions(Options):
     """The options of a load test, beside its size.
 
+    `variants` are crossed with `strategies`, and are in them from then on (`StrategySpec.variant`): without
+    strategies of their own the agent runs its calls its own way under each.
     `base_url` None: the embedded emulator. `trial_seconds` and `blocks` None: as `plan.timing` chooses.
     `run_directory`: one that was made for this test beforehand. `metrics_port` None: the first that is free.
     `until_seconds`: by then, on the monotonic clock of this machine, the last turn has drained; what does not
@@ -215,6 +220,17 @@ class LoadOptions(Options):
         STRATEGIES,
         DEFAULT_STRATEGIES,
         f"{STRATEGY_FORMS}; may be repeated; the first is what the others are compared with",
+        "load",
+        ("compare", "locust"),
+        repeats=True,
+    )
+    variants: tuple[str, ...] = option(
+        "--variant",
+        VARIANTS,
+        (),
+        "a setting that the factory of --agent is called with (max_concurrent_calls=2,8); each value, and "
+        "each combination of several settings, is compared as a strategy is, under each --strategy where one "
+        f"is given; may be repeated; {MOST_VARIANTS} at most",
         "load",
         ("compare", "locust"),
         repeats=True,
@@ -321,6 +337,10 @@ class LoadOptions(Options):
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""
         self.check()
+        if self.variants:
+            specs = () if self.strategies == DEFAULT_STRATEGIES else self.strategies
+            object.__setattr__(self, "strategies", crossed(specs, self.variants))
+            object.__setattr__(self, "variants", ())
         self._check_strategies()
         tls_of(self)
         if self.arrivals is not None:
@@ -357,6 +377,21 @@ class LoadOptions(Options):
                 raise UsageError(f"--strategy {spec}: each strategy can be named once")
             if spec.needs_stream and not self.stream:
                 raise UsageError(f"--strategy {spec}: starts tools while a reply streams: add --stream")
+        if sum(bool(spec.variant) for spec in self.strategies) > MOST_VARIANTS:
+            raise UsageError(f"--strategy: {MOST_VARIANTS} settings of an agent at most can be compared")
+        written = list(map(str, self.strategies))
+        if split_specs(",".join(written)) != written:  # as run.json and messages have them
+            own = next(spec for spec in self.strategies if spec.kind == "own")
+            raise UsageError(f"--strategy {own}: name it before any strategy with limits of tools")
+
+    def check_variants(self) -> None:
+        """Raises `UsageError` for settings of an agent where there is none of the user's own."""
+        chosen = next((spec for spec in self.strategies if spec.variant), None)
+        if chosen is not None and self.agent is None:
+            raise UsageError(
+                f"--variant {variant_text(chosen.variant[:1])}: settings are those of an agent of your own: "
+                "name the factory that takes them with --agent MODULE:FACTORY"
+            )
 
     def budget(self, model: str = "") -> Budget:
         """The limits on spending. `model`: the one that requests name, where that is known by now.
@@ -435,7 +470,7 @@ class Asked(NamedTuple):
 SECRETS = "PROFILER_SECRETS"
 """Environment variable of Locust's process: the options that are secrets, as JSON; `run.json` has none."""
 
-NOT_REPEATED = ("out", "run_directory", "trial_seconds", "blocks", "strategies", "linger_seconds")
+NOT_REPEATED = ("out", "run_directory", "trial_seconds", "blocks", "strategies", "linger_seconds", "variants")
 """Options that the line to repeat a run leaves out: others imply them, or they do not matter."""
 
 

@@ -65,6 +65,7 @@ class LoopRunners:
         self, options: LoadOptions, root: str, tools_root: str, scenario: Scenario, share: int = 1
     ) -> None:
         self.strategies = {spec.text: spec.build(share=share) for spec in options.strategies}
+        self._variants = {spec.text: spec.variant for spec in options.strategies}
         self._options = options
         self._endpoint = options.endpoint(root)
         self._tools_root = tools_root
@@ -129,6 +130,7 @@ class LoopRunners:
             await runner.close()
 
     def _make_built_in(self, user_class: str, sinks: Sequence[Sink]) -> FirstLoops:
+        self._options.check_variants()
         make = built_in_loops(
             self._options, self._endpoint, self._tools_root, self._scenario, self._redact, self._model_gate
         )
@@ -167,7 +169,7 @@ class LoopRunners:
         made = []
         for spec, strategy in self.strategies.items():
             context = self._context(loaded, strategy, sinks)
-            variant = dict(getattr(spec, "variant", ()))
+            variant = dict(self._variants[spec])
             agent = await CustomAgent.make(loaded, context, sinks, self._options.loop_timeout, variant)
             self._runners[user_class, spec] = agent
             made.append(agent)

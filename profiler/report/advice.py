@@ -18,6 +18,7 @@ from profiler.statistics.caveats import is_of_model
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.replay import Counterfactual
 from profiler.statistics.summary import Summary
+from profiler.strategies import knob_of
 
 MOST_STEPS = 4
 FAILING = 0.01
@@ -154,14 +155,15 @@ def _model_limit(summary: Summary, run: Run) -> Iterator[Step]:
 
 
 def _other_limits(summary: Summary, run: Run) -> Iterator[Step]:
-    """Other limits of the semaphore: lower where calls fail, higher where they only wait."""
+    """Other values of the limit that was compared: lower where calls fail, higher where they only wait."""
     limits = {}
     if any(strategy.backlog or _model_refuses(strategy) for strategy in summary.strategies):
         return  # loops that found no place, or no answer, have failed, whatever the limit of their calls
+    knob = knob_of(run.strategies)
     for strategy in summary.strategies:
-        spec = run.strategy(strategy.strategy)
-        if spec.replayable and spec.rules and spec.scope == "process" and spec.limit:
-            limits[spec.limit] = strategy
+        value = knob.value(strategy.strategy)
+        if value:
+            limits[value] = strategy
     waiting = max((n for n, one in limits.items() if _fails(one) is False and _waits(one)), default=None)
     failing = min((n for n, one in limits.items() if _calls_fail(one)), default=None)
     gathered = next((one for one in summary.strategies if one.strategy == "gathered"), None)
@@ -170,24 +172,24 @@ def _other_limits(summary: Summary, run: Run) -> Iterator[Step]:
     if waiting is not None and failing is not None and waiting < failing:
         between = round(math.sqrt(waiting * failing))
         if waiting < between < failing:
-            words = f"semaphore:{waiting} fails nowhere but waits, semaphore:{failing} fails: "
-            words += "try a limit between them."
+            words = f"{knob.spec(waiting)} fails nowhere but waits, {knob.spec(failing)} fails: "
+            words += f"try a {knob.noun} between them."
             tried = [between]
     elif waiting is not None and not gathered_fails:
-        words = f"Calls wait in semaphore:{waiting} and none fails: try twice the limit."
+        words = f"Calls wait in {knob.spec(waiting)} and none fails: try twice the {knob.noun}."
         tried = [waiting * 2]
     elif waiting is not None:
-        words = f"gathered fails and semaphore:{waiting} waits: try limits between them."
+        words = f"gathered fails and {knob.spec(waiting)} waits: try {knob.noun}s between them."
         tried = [waiting * 2, waiting * 4]
     elif failing is not None and failing > 1:
-        words = f"Calls fail under semaphore:{failing} too: try half the limit."
+        words = f"Calls fail under {knob.spec(failing)} too: try half the {knob.noun}."
         tried = [failing // 2]
     elif gathered_fails and not limits:
         words, tried = "Calls that all start at once fail: try a limit.", [8, 16]
     if tried:
         baseline = [summary.comparisons[0].baseline] if summary.comparisons else []
-        specs = [*baseline, *(f"semaphore:{limit}" for limit in tried)]
-        yield Step(words, command(run, strategies=specs))
+        specs = [*baseline, *map(knob.spec, tried)]
+        yield Step(words, command(run, strategies=list(dict.fromkeys(specs))))
 
 
 def _eager(summary: Summary, run: Run) -> Iterator[Step]:

@@ -46,7 +46,7 @@ FEWEST_LOOPS = 20
 MOST_BYTES = 4_000_000
 """Bytes of records read at each look; where more have come, only the last ones are read."""
 
-_NAME_WIDTH = 24
+_NAME_WIDTH = 40
 _BAR_WIDTH = 40
 
 

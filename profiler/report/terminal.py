@@ -21,8 +21,11 @@ from profiler.statistics.figures import StrategySummary
 from profiler.statistics.gates import Outcome
 from profiler.statistics.summary import Summary
 from profiler.statistics.verdicts import Regression
+from profiler.variants import is_setting
 
 _NAME_WIDTH = 18
+_LONGEST_NAME = 40
+"""Of a setting of an agent's own, where there is room."""
 SURVIVORS = (
     "times, speed-up and efficiency are of the loops that came to an answer: where loops fail, the strategy "
     "that fails most may look fastest; good/s tells"
@@ -75,7 +78,7 @@ def _comparison(summary: Summary, run: Run) -> Iterator[RenderableType]:
     for line in limits(run):
         yield Text(line)
     if summary.objective is not None:
-        outcome = objective_outcome(summary, lambda name: clean(name, _NAME_WIDTH))
+        outcome = objective_outcome(summary, lambda name: clean(name, _LONGEST_NAME))
         yield Text(f"objective {summary.objective}: {outcome}")
     for name, law in summary.scalability.items():
         yield Text(f"{clean(name)}: {law.sentence}")
@@ -123,7 +126,8 @@ def limits(run: Run) -> list[str]:
     share = run.workers if run.arguments.get("share_limit") else 1
     for spec in run.strategies:
         if any(rule.fixed_limit is None or rule.scope == "tool" for rule in spec.rules):
-            lines += totals(spec.rules, share=share, processes=run.workers)
+            found = totals(spec.rules, share=share, processes=run.workers)
+            lines += [line for line in found if line not in lines]  # several settings of an agent share them
             continue
         limit = spec.share_of_limit(share)
         if limit is None:
@@ -188,7 +192,8 @@ def _table(strategies: Sequence[StrategySummary]) -> Table:
     goodput = any(strategy.failure_rate.value for strategy in strategies)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     # The one column that may wrap, so that figures are whole where room is short.
-    table.add_column("strategy", max_width=_NAME_WIDTH, overflow="fold")
+    words = [len(word) for strategy in strategies for word in strategy.strategy.split() if is_setting(word)]
+    table.add_column("strategy", max_width=min(_LONGEST_NAME, max(_NAME_WIDTH, *words, 0)), overflow="fold")
     rate_name = "good/s" if goodput else "loops/s"
     for name in (rate_name, "loop p50", "p95", "tools p50", "speed-up", "effic.", "failed"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -196,7 +201,7 @@ def _table(strategies: Sequence[StrategySummary]) -> Table:
         rate = strategy.goodput.value if goodput else strategy.loops.per_second
         failed = strategy.failure_rate.value
         table.add_row(
-            Text(clean(strategy.strategy, 4 * _NAME_WIDTH)),
+            Text(clean(strategy.strategy, 4 * _LONGEST_NAME)),
             number(rate),
             *(
                 # With a backlog that grows these say how long the window was.

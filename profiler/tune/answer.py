@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +12,8 @@ from profiler.report.text import percent
 from profiler.statistics.gates import Outcome
 from profiler.statistics.quantiles import Estimate
 from profiler.strategies import parse_strategy
-from profiler.tune.candidates import Candidate, Shape, best_of, equivalent
+from profiler.tune.candidates import SEMAPHORE, Candidate, Shape, best_of, equivalent
+from profiler.tune.dial import Dial
 from profiler.tune.quotas import RateAdvice
 
 AS_GOOD = 0.97
@@ -23,7 +25,7 @@ HEADROOM_AT = 0.8
 
 @dataclass(frozen=True, slots=True)
 class AtLoad:
-    """The setting and gathering at another load, which is `share` times the load that was tuned for."""
+    """The setting and the baseline at another load, which is `share` times the load that was tuned for."""
 
     share: float
     users: int
@@ -35,8 +37,11 @@ class AtLoad:
 class Answer:
     """The setting found, with the evidence for it.
 
+    `dial` is the setting of the agent that was searched, None for the limit of a semaphore, and `baseline`
+    what the candidates are held against: its largest value, or gathering.
+
     `final`: the candidates of the last stage, measured in the same paired blocks, the best first. `curve`:
-    every shared semaphore that was tried, by limit (`candidates.on_one_scale`), `shape` what it shows.
+    every value that was tried, in order (`candidates.on_one_scale`), `shape` what it shows.
     `stopped` says in words what ended the search early: a limit on what may be spent, an experiment that
     `failed`, or the user (`ended`). Where that was before the end of the last stage the setting is not
     `proven`, and `final` is the last stage with results. `spent` is what the search spent, in words,
@@ -82,6 +87,8 @@ class Answer:
     nothing: str | None = None
     unanswered: bool = False
     internal: int = 0
+    baseline: str = "gathered"
+    dial: str | None = None
 
     def outcomes(self, allow_saturated: bool = False) -> tuple[Outcome, ...]:
         """What was asked of the search, and whether it holds."""
@@ -98,11 +105,11 @@ class Answer:
     @property
     def sentence(self) -> str:
         """The setting with its evidence."""
-        setting, gathered = self.setting, _gathered(self.final)
+        setting, gathered = self.setting, _named(self.final, self.baseline)
         measured = f"{self.objective} {_figure(setting, self.objective)}"
         against = ""
         if gathered is not None and gathered.spec != setting.spec:
-            against = f" against {_figure(gathered, self.objective)} for gathered"
+            against = f" against {_figure(gathered, self.objective)} for {self.baseline}"
         if not self.proven:
             return f"best so far {setting.spec}: {measured}{against}; the search had not come to its end"
         if self.gathered_is_as_good:
@@ -114,9 +121,9 @@ class Answer:
             return text
         if against and gathered is not None and not gathered.shown_worse:
             against += " (no difference shown)"
-        shared = ", shared" if setting.limit is not None else ""
+        shared = ", shared" if setting.limit is not None and self.dial is None else ""
         text = f"{setting.spec}{shared}: {measured}{against}"
-        if shared and self.shape is not None and self.shape.low < self.shape.high:
+        if setting.limit is not None and self.shape is not None and self.shape.low < self.shape.high:
             text += f"; between {self.shape.low} and {self.shape.high} no difference shown"
         return text
 
@@ -135,15 +142,18 @@ class Answer:
         return f"headroom: at {lower.spec} (80 % of the limit) {share:.0%} of it are left: {left}"
 
 
-def choose(final: Sequence[Candidate]) -> tuple[Candidate, bool]:
+def choose(final: Sequence[Candidate], dial: Dial = SEMAPHORE) -> tuple[Candidate, bool]:
     """(the setting, whether gathering is as good), of at least one candidate.
 
     Where no difference is shown, or none that matters, the simpler wins: gathering, then the shared
-    semaphore under which the fewest loops fail.
+    semaphore under which the fewest loops fail. Of a setting of the agent's own it is the smallest value.
     """
     scored = [one for one in final if one.score.value is not None] or list(final)
-    best, gathered = best_of(scored), _gathered(scored)
+    best, gathered = best_of(scored), _named(scored, dial.baseline)
     as_good = [one for one in scored if not one.shown_worse and one.points >= AS_GOOD * best.points]
+    if dial.setting is not None:
+        enough = [one for one in scored if one in as_good or equivalent(one.against_best)]
+        return min(enough, key=lambda one: (round(one.failures.value or 0.0, 2), one.limit or 0)), False
     if gathered is not None and (gathered in as_good or equivalent(gathered.against_best)):
         return gathered, True
     semaphores = [one for one in as_good if one.limit is not None]
@@ -152,8 +162,8 @@ def choose(final: Sequence[Candidate]) -> tuple[Candidate, bool]:
     return min(semaphores, key=lambda one: (round(one.failures.value or 0.0, 2), -one.points)), False
 
 
-def _gathered(candidates: Sequence[Candidate]) -> Candidate | None:
-    return next((one for one in candidates if one.spec == "gathered"), None)
+def _named(candidates: Sequence[Candidate], spec: str) -> Candidate | None:
+    return next((one for one in candidates if one.spec == spec), None)
 
 
 def render(answer: Answer) -> str:
@@ -166,7 +176,7 @@ def render(answer: Answer) -> str:
     lines += [] if answer.refused is None else [answer.refused + "."]
     lines += [answer.slo.sentence] if answer.slo is not None and answer.slo.holds else []
     if answer.curve and answer.shape is not None:
-        lines += ["", _row_of("limit", answer.objective, "p95", "failed")]
+        lines += ["", _row_of("limit" if answer.dial is None else "value", answer.objective, "p95", "failed")]
         for one in answer.curve:
             mark = "  ←" if one.limit == answer.setting.limit else ""
             lines.append(_row(str(one.limit), one, answer.objective) + mark)
@@ -176,12 +186,17 @@ def render(answer: Answer) -> str:
     if answer.headroom:
         lines.append(answer.headroom)
     lines += ["", "in the same paired blocks:"]
-    lines += [_row_of("strategy", answer.objective, "p95", "failed", 24)]
-    lines += [_row(one.spec, one, answer.objective, 24) for one in answer.final]
+    width = max(24, *(len(one.spec) for one in answer.final))
+    lines += [_row_of("strategy", answer.objective, "p95", "failed", width)]
+    lines += [_row(one.spec, one, answer.objective, width) for one in answer.final]
     if answer.loads:
         lines += ["", "at other loads:"]
         for at in answer.loads:
-            other = "" if at.gathered is None else f"; gathered {_figure(at.gathered, answer.objective)}"
+            other = (
+                ""
+                if at.gathered is None
+                else f"; {at.gathered.spec} {_figure(at.gathered, answer.objective)}"
+            )
             lines.append(
                 f"  {at.share - 1:+.0%} ({at.users} agents): {at.setting.spec} "
                 f"{_figure(at.setting, answer.objective)}{other}"
@@ -252,9 +267,20 @@ def _with_interval(one: Estimate, unit: str) -> str:
 # The setting that was found, as code and configuration to paste.
 
 
-def python_snippet(spec: str, model_limits: str | None = None, workers: int = 1) -> str:
-    """Python that applies a strategy's limits in an application, and the model's limiters if any."""
+def python_snippet(
+    spec: str, model_limits: str | None = None, workers: int = 1, agent: str | None = None
+) -> str:
+    """Python that applies a strategy's limits in an application, and the model's limiters if any.
+
+    Of settings of `agent` (MODULE:FACTORY) it is the call of its factory.
+    """
     strategy = parse_strategy(spec)
+    if strategy.kind == "own":
+        module, _, factory = (agent or "").partition(":")
+        imports = f"from {module} import {factory}\n\n" if factory.isidentifier() else ""
+        given = ", ".join(f"{name}={value!r}" for name, value in strategy.variant)
+        held = f"# model requests: {model_limits} (profiler.limited.LimitedModel)\n" if model_limits else ""
+        return f"{imports}{factory or 'make_agent'}(context, {given})\n{held}"
     share = f"share={workers}" if workers > 1 else ""
     lines: list[str] = []
     if strategy.rules:
@@ -283,7 +309,11 @@ def python_snippet(spec: str, model_limits: str | None = None, workers: int = 1)
 
 def toml_fragment(spec: str, model_limits: str | None = None) -> str:
     """The same as a table for a configuration file."""
+    strategy = parse_strategy(spec)
     lines = ["[profiler.limits]", f'strategy = "{spec}"']
+    if strategy.kind == "own":
+        lines = ["[agent]", *(f"{name} = {json.dumps(value)}" for name, value in strategy.variant)]
+        lines += ["", "[profiler.limits]"] if model_limits else []
     if model_limits:
         lines.append(f'model = "{model_limits}"')
     return "\n".join(lines) + "\n"

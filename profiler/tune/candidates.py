@@ -8,7 +8,6 @@ an earlier stage owes part of its score there to luck.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -24,6 +23,7 @@ from profiler.statistics.objectives import Objective
 from profiler.statistics.quantiles import Estimate, spread
 from profiler.statistics.table import Ints, Table, tabulate
 from profiler.statistics.windows import by_load, good, latency, measure
+from profiler.tune.dial import Dial
 
 ObjectiveName = Literal["goodput", "p95", "throughput"]
 
@@ -51,17 +51,17 @@ FEWEST_LOOPS = 10
 LEAST_DOUBT = 0.04
 """Two measurements of the same differ so much for reasons that neither shows."""
 
-UNLIMITED = ("gathered", "sequential")
-"""Their scores depend on the length of blocks in another way than those of limits near the best."""
+SEMAPHORE = Dial()
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A strategy as measured in one experiment. The higher the `score`, the better.
 
-    `limit` is that of a shared semaphore, None for others; `calls_per_second` counts its tool calls.
-    `against_best` is the paired ratio of its score to the best one's, None for the best itself.
-    `objective_met` is whether it meets `--slo` (None without one), `objective_missed` says what it misses.
+    `limit` is that of a shared semaphore, or the value of the setting that is searched; None for others.
+    `calls_per_second` counts its tool calls. `against_best` is the paired ratio of its score to the best
+    one's, None for the best itself. `objective_met` is whether it meets `--slo` (None without one),
+    `objective_missed` says what it misses.
     """
 
     spec: str
@@ -89,12 +89,12 @@ class Candidate:
 
 
 def by_level(
-    run: Run, table: Table, objective: ObjectiveName, slo: Objective | None
+    run: Run, table: Table, objective: ObjectiveName, slo: Objective | None, dial: Dial = SEMAPHORE
 ) -> dict[int, list[Candidate]]:
     """For each load of an experiment every strategy, compared with the best in paired blocks."""
     found = {}
     for users, measured in by_load(measure(run, table)).items():
-        candidates = [_candidate(figures(group, table, slo), objective, slo) for group in measured]
+        candidates = [_candidate(figures(group, table, slo), objective, slo, dial) for group in measured]
         if any(one.score.value is not None for one in candidates):
             compared = compare_strategies(measured, table, slo, best_of(candidates).spec)
             ratios: dict[str, Ratio] = {one.strategy: getattr(one, objective) for one in compared}
@@ -105,7 +105,9 @@ def by_level(
     return found
 
 
-def _candidate(found: StrategySummary, objective: ObjectiveName, slo: Objective | None) -> Candidate:
+def _candidate(
+    found: StrategySummary, objective: ObjectiveName, slo: Objective | None, dial: Dial
+) -> Candidate:
     score = found.goodput if objective == "goodput" else found.throughput
     p95 = found.loop_seconds.p95
     if objective == "p95":
@@ -115,7 +117,7 @@ def _candidate(found: StrategySummary, objective: ObjectiveName, slo: Objective 
     calls = sum(tool.calls for tool in found.tools.values())
     return Candidate(
         spec=found.strategy,
-        limit=_shared_limit(found.strategy),
+        limit=dial.value(found.strategy),
         score=score,
         goodput=found.goodput,
         throughput=found.throughput,
@@ -129,12 +131,6 @@ def _candidate(found: StrategySummary, objective: ObjectiveName, slo: Objective 
 
 def _per_second(seconds: Estimate) -> Estimate:
     return Estimate(*(1 / one if one else None for one in (seconds.value, seconds.high, seconds.low)))
-
-
-def _shared_limit(spec: str) -> int | None:
-    """N of `semaphore:N`."""
-    match = re.fullmatch(r"semaphore:(\d+)", spec)
-    return int(match[1]) if match else None
 
 
 def best_of(candidates: Iterable[Candidate]) -> Candidate:
@@ -201,6 +197,15 @@ def first_limits(
         middle = steps / 2
         limits = sorted(spaced, key=lambda one: abs(spaced.index(one) - middle)) if failing else spaced[::-1]
     return [*dict.fromkeys(limits)][:most]
+
+
+def first_values(dial: Dial, seen: Pilot) -> list[int]:
+    """The values to begin with, after a first look, the most telling first."""
+    if dial.setting is None:
+        return first_limits(seen.peak, round(seen.mean / 2), seen.guesses, failing=seen.failing)
+    # What a setting's value lets through is not known: the whole range counts.
+    lowest, highest = dial.values[0], dial.values[-1]
+    return dial.distinct(first_limits(highest, lowest, seen.guesses, failing=seen.failing))
 
 
 def refine(scores: Mapping[int, float], most: int = 5) -> list[int]:
@@ -275,8 +280,8 @@ def _doubt(table: Table, rows: Ints, successes: int) -> float:
 # The curve of score over limit.
 
 
-def on_one_scale(stages: Sequence[Sequence[Candidate]]) -> list[Candidate]:
-    """Every shared semaphore by limit, from the last stage that tried it, on the scale of the last stage.
+def on_one_scale(stages: Sequence[Sequence[Candidate]], dial: Dial = SEMAPHORE) -> list[Candidate]:
+    """Every candidate with a limit, by that: from the last stage that tried it, on the last stage's scale.
 
     Blocks of different lengths at different times cannot be compared as they are: the rates of a stage
     are multiplied by what the candidates that it shares with the next one gained or lost there.
@@ -284,9 +289,11 @@ def on_one_scale(stages: Sequence[Sequence[Candidate]]) -> list[Candidate]:
     curve: dict[int, Candidate] = {}
     factor = 1.0
     later: dict[str, float] = {}
+    # Their scores depend on the length of blocks in another way than those of limits near the best.
+    unlimited = (dial.baseline, "sequential")
     for stage in reversed(stages):
         own = {one.spec: one.score.value for one in stage if one.score.value}
-        common = [spec for spec in own if spec in later and spec not in UNLIMITED]
+        common = [spec for spec in own if spec in later and spec not in unlimited]
         if common:
             factor *= sum(later[spec] for spec in common) / sum(own[spec] for spec in common)
         for one in stage:
@@ -359,11 +366,11 @@ def _apart(one: Candidate, best: Candidate) -> bool:
 class Pilot:
     """Findings of the pilot experiment: which limits are worth trying, and what trials cost.
 
-    `peak`: tool calls that ran at once under `gathered`; where some failed, as many as were asked for at
-    once, since a refused call is soon over. `mean`: calls that ran at once on average, under the strategy
-    that got more done. `guesses`, the best first: how many calls at once a server that refused others was
-    seen to serve, and where the adaptive limit was in the end; none when no limit was met. `failing`: calls
-    failed. In seconds:
+    `peak`: tool calls that ran at once under the baseline, such as `gathered`; where some failed, as many as
+    were asked for at once, since a refused call is soon over. `mean`: calls that ran at once on average,
+    under the strategy that got more done. `guesses`, the best first: how many calls at once a server that
+    refused others was seen to serve (of a setting: the value that lets so many run), and where the adaptive
+    limit was in the end; none when no limit was met. `failing`: calls failed. In seconds:
     `loops` is the mean loop of each strategy, `loop` that of good loops where they took least, and `work`
     what the tool calls of a loop take together.
     """
@@ -375,23 +382,34 @@ class Pilot:
     loops: Mapping[str, float] = field(default_factory=dict)
     loop: float = 0.0
     work: float = 0.0
+    dial: Dial = SEMAPHORE
 
     def loop_seconds(self, spec: str, users: int) -> float:
         """The mean loop to expect of a strategy: as measured, or by Little's law of the places that it has.
 
         A shared semaphore of k lets k seconds of calls be done in a second, so that users · work / k seconds
-        pass until each agent has had its calls.
+        pass until each agent has had its calls. Of a setting it is not known what it limits: half the value
+        may make loops twice as long, and a larger one makes them no longer.
         """
         if spec in self.loops:
             return self.loops[spec]
-        limit = _shared_limit(spec)
+        limit = self.dial.value(spec)
         longest = max(self.loops.values(), default=self.loop)
-        return longest if limit is None else max(self.loop, users * self.work / limit)
+        if limit is None:
+            return longest
+        if self.dial.setting is None:
+            return max(self.loop, users * self.work / limit)
+        seen = {self.dial.value(name): seconds for name, seconds in self.loops.items()}
+        slower = [(value, seconds) for value, seconds in seen.items() if value is not None and value <= limit]
+        if slower:
+            return max(slower)[1]
+        value, seconds = min((one for one in seen.items() if one[0] is not None), default=(limit, longest))
+        return max(self.loop, seconds * (value or limit) / limit)
 
 
-def pilot(run: Run, records: Sequence[LoopRecord]) -> Pilot:
-    """The `Pilot` of an experiment with `gathered` and, if possible, `adaptive`."""
-    gathered = [record for record in records if record.strategy == "gathered"]
+def pilot(run: Run, records: Sequence[LoopRecord], dial: Dial = SEMAPHORE) -> Pilot:
+    """The `Pilot` of an experiment with the baseline and, if possible, `adaptive`."""
+    gathered = [record for record in records if record.strategy == dial.baseline]
     calls = [call for record in records for call in record.tool_calls]
     means = []
     for trial in run.trials:
@@ -408,7 +426,8 @@ def pilot(run: Run, records: Sequence[LoopRecord]) -> Pilot:
         # A server that refuses what is too much serves as many at once as were seen to be served. A limit
         # that adapts may still have been on its way there.
         served = (call for record in gathered for call in record.tool_calls if call.status == "ok")
-        guesses[:0] = [peak((one.started_ns, one.ended_ns) for one in served if one.started_ns is not None)]
+        most_served = peak((one.started_ns, one.ended_ns) for one in served if one.started_ns is not None)
+        guesses[:0] = [_value_letting_through(most_served, records, dial)]
     ran = [call.duration_ns for call in calls if call.status == "ok" and call.duration_ns is not None]
     whole = [record for record in records if not record.nested and record.status != "cancelled"]
     loops, shortest = {}, math.inf
@@ -425,7 +444,17 @@ def pilot(run: Run, records: Sequence[LoopRecord]) -> Pilot:
         loops=loops,
         loop=min(loops.values(), default=0.0) if math.isinf(shortest) else shortest,
         work=_mean(ran) / 1e9 * len(calls) / max(1, len(whole)),
+        dial=dial,
     )
+
+
+def _value_letting_through(calls: int, records: Sequence[LoopRecord], dial: Dial) -> int | None:
+    """The value with which so many calls run at once: of a setting in proportion to what one let run."""
+    if dial.setting is None:
+        return calls
+    value = dial.value(dial.beside)
+    ran = peak(_running(record for record in records if record.strategy == dial.beside))
+    return dial.nearest(calls * value / ran) if value is not None and ran else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated, UsageError
@@ -39,12 +39,13 @@ from profiler.tune.budget import (
     within,
 )
 from profiler.tune.candidates import (
+    SEMAPHORE,
     Candidate,
     ObjectiveName,
     Pilot,
     best_of,
     by_level,
-    first_limits,
+    first_values,
     on_one_scale,
     pilot,
     promised,
@@ -53,6 +54,7 @@ from profiler.tune.candidates import (
     shape,
     survivors,
 )
+from profiler.tune.dial import Dial, dial_of
 from profiler.tune.quotas import KnownQuota, RateAdvice, advise, demand, refused, seen_quota, unsaid
 
 KINDS = ("semaphore", "rate", "adaptive", "eager")
@@ -82,7 +84,8 @@ SMALLEST_BUDGET = 60.0
 class Search:
     """The search: `load` says under which work (its strategies are ignored), `over` which kinds to try.
 
-    `budget` (seconds) is for the whole search, as are the limits of `load` on what may be spent.
+    `budget` (seconds) is for the whole search, as are the limits of `load` on what may be spent. `dial` is
+    what is turned, as `over` says.
     """
 
     load: LoadOptions
@@ -92,13 +95,24 @@ class Search:
     over: tuple[str, ...] = ("semaphore", "adaptive")
     budget: float = 300.0
     quotas: tuple[KnownQuota, ...] = ()
+    dial: Dial = field(init=False, default=Dial())
 
     def __post_init__(self) -> None:
         if self.budget < SMALLEST_BUDGET:
             raise UsageError(f"--budget must be at least {SMALLEST_BUDGET:g} seconds, not {self.budget:g}")
+        object.__setattr__(self, "dial", dial_of(self.over))
         unknown = [kind for kind in self.over if kind not in KINDS]
-        if unknown or not self.over:
-            raise UsageError(f"--over {','.join(self.over)}: expected some of {', '.join(KINDS)}")
+        if self.dial.setting is not None:
+            if self.load.agent is None:
+                raise UsageError(
+                    f"--over {self.over[0]}: settings are those of an agent of your own: name the factory "
+                    "that takes them with --agent MODULE:FACTORY"
+                )
+        elif unknown or not self.over:
+            raise UsageError(
+                f"--over {','.join(self.over)}: expected some of {', '.join(KINDS)}, or a setting of the "
+                "agent, such as max_concurrent_calls=1..32"
+            )
         if "eager" in self.over and not self.load.stream:
             raise UsageError("--over eager: tools start early only while a reply streams; add --stream")
 
@@ -121,9 +135,11 @@ class LimitReachedError(ProfilerError):
     """A limit on what may be spent is reached: no more experiments begin."""
 
 
-def candidates(directory: RunDirectory, objective: ObjectiveName, slo: Objective | None) -> list[Candidate]:
+def candidates(
+    directory: RunDirectory, objective: ObjectiveName, slo: Objective | None, dial: Dial = SEMAPHORE
+) -> list[Candidate]:
     """Every strategy of an experiment of one load, each compared with the best in paired blocks."""
-    levels = by_level(directory.load(), tabulate(directory.records()), objective, slo)
+    levels = by_level(directory.load(), tabulate(directory.records()), objective, slo, dial)
     return levels[max(levels)] if levels else []
 
 
@@ -154,6 +170,7 @@ class Tuner:
         self._confirmation: RunDirectory | None = None
         self._moved: str | None = None
         self._window_loops = WINDOW_LOOPS
+        self._dial = search.dial
         self._seen = Pilot(1, 1.0, ())
 
     def run(self) -> Answer:
@@ -194,13 +211,14 @@ class Tuner:
 
     def _search_through(self) -> Answer:
         over = self._search.over
-        others = ["gathered", *(["adaptive"] if "adaptive" in over else [])]
+        baseline = self._dial.baseline
+        others = [baseline, *(["adaptive"] if "adaptive" in over else [])]
         # Beside gathering, a strategy that gets something done where gathering only fails.
-        first = others if "adaptive" in over else ["gathered", "sequential"]
+        first = others if "adaptive" in over else [baseline, self._dial.beside]
         records = self._pilot(first)
         found = self._ladder()
         final = self._final(found, others)
-        setting, as_good = choose(final)
+        setting, as_good = choose(final, self._dial)
         stage = self._stages[-1]
         loads: Sequence[AtLoad] = ()
         scalability = None
@@ -229,7 +247,7 @@ class Tuner:
         for verdict in summary.verdicts:
             if verdict.metric == TOOL_CALLS:
                 raise UsageError(f"nothing to tune: {verdict.sentence}")
-        self._seen = seen = pilot(run, records)
+        self._seen = seen = pilot(run, records, self._dial)
         if not run.trials or not seen.loops:
             # No loop ended: each takes longer than the first one, alone, or than there was time.
             waited = [(trial.drained_ns - trial.started_ns) / 1e9 for trial in run.trials]
@@ -255,17 +273,16 @@ class Tuner:
     def _first_specs(self) -> list[str]:
         """What to try first, the most telling first."""
         seen = self._seen
-        semaphores: list[str] = []
-        if "semaphore" in self._search.over:
-            limits = first_limits(seen.peak, round(seen.mean / 2), seen.guesses, failing=seen.failing)
-            semaphores = [f"semaphore:{limit}" for limit in limits]
+        limited: list[str] = []
+        if "semaphore" in self._search.over or self._dial.setting is not None:
+            limited = [*map(self._dial.spec, first_values(self._dial, seen))]
         # Where calls fail under gathering, a limit and a lower one tell more than gathering once more.
         ahead = 2 if seen.failing else 0
-        return [*semaphores[:ahead], "gathered", *semaphores[ahead:]]
+        return [*dict.fromkeys([*limited[:ahead], self._dial.baseline, *limited[ahead:]])]
 
     def _ladder(self) -> list[Candidate]:
         """Limits far apart, where there is time for a stage of them before the final one; else nothing."""
-        specs = [spec for spec in self._first_specs() if spec != "gathered"]
+        specs = [spec for spec in self._first_specs() if self._dial.value(spec) is not None]
         loops = self._loops(specs)
         seconds = self._left() - 2 * self._start
         final = FEWEST_FINAL_BLOCKS * 3 * sum(map(trial_seconds, loops[:1]))
@@ -311,17 +328,20 @@ class Tuner:
         """The best limit, one on each side of it, and what else may be as good; gathering to compare with."""
         scores = {one.limit: one.points for one in found if one.limit is not None and one.points}
         kept = survivors(found)
-        limits = refine(scores, 3)
-        if limits and (lower := round(HEADROOM_AT * limits[0])) >= 1:
+        limits = self._dial.distinct(refine(scores, 3))
+        if limits:
             # The one below the best is there for the headroom, so it is put at `HEADROOM_AT` of the best.
-            limits = [limits[0], *[limit for limit in limits[1:] if limit > limits[0]], lower]
-        specs = [f"semaphore:{limit}" for limit in dict.fromkeys(limits)]
+            lower = self._dial.nearest(HEADROOM_AT * limits[0])
+            below = lower if lower < limits[0] else self._dial.below(limits[0])
+            above = [limit for limit in limits[1:] if limit > limits[0]]
+            limits = [limits[0], *above, *([] if below is None else [below])]
+        specs = [*map(self._dial.spec, limits)]
         if "rate" in self._search.over and kept and kept[0].calls_per_second:
             specs += [f"rate:{kept[0].calls_per_second * share:.4g}/s" for share in (0.8, 1.0, 1.2)]
         if "eager" in self._search.over:
             specs += ["eager", *(f"eager+{spec}" for spec in specs[:1])]
         as_good = {one.spec for one in kept}
-        kinds = [spec for spec in others if spec == "gathered" or spec in as_good or not limits]
+        kinds = [spec for spec in others if spec == self._dial.baseline or spec in as_good or not limits]
         return [*dict.fromkeys([*specs[:1], *kinds, *specs[1:]])]
 
     def _stage(self, name: str, specs: Sequence[str]) -> list[Candidate]:
@@ -391,7 +411,7 @@ class Tuner:
         return Estimate(found.value, max(0.0, low), high)
 
     def _measured(self, specs: Sequence[str], directory: RunDirectory) -> list[Candidate]:
-        found = candidates(directory, self._search.objective, self._slo)
+        found = candidates(directory, self._search.objective, self._slo, self._dial)
         self._stages.append(Stage(tuple(specs), found, directory))
         return found
 
@@ -414,12 +434,12 @@ class Tuner:
         return share - self._start, min(self._end, self._clock() + share)
 
     def _other_loads(self, setting: Candidate) -> tuple[list[AtLoad], str | None]:
-        """The setting and gathering at other loads, and how goodput scales over them."""
+        """The setting and the baseline at other loads, and how goodput scales over them."""
         users = self._search.users
         levels = sorted({max(1, round(users * share)) for share in (*OTHER_LOADS, 1.0)})
-        specs = [*dict.fromkeys([setting.spec, "gathered"])]
+        specs = [*dict.fromkeys([setting.spec, self._dial.baseline])]
         seconds, until = self._share("loads")
-        # What time there is goes to the setting first, then to gathering.
+        # What time there is goes to the setting first, then to the baseline.
         loops = [loop for loop in self._loops(specs) for _ in levels]
         if fitting(loops, seconds) < len(loops):
             specs, loops = specs[:1], loops[: len(levels)]
@@ -430,13 +450,14 @@ class Tuner:
             return [], None
         window = window_seconds(loops, seconds, BLOCKS["loads"])
         directory = self._experiment("loads", specs, BLOCKS["loads"], window, tuple(levels), until=until)
-        found = by_level(directory.load(), tabulate(directory.records()), self._search.objective, self._slo)
+        table = tabulate(directory.records())
+        found = by_level(directory.load(), table, self._search.objective, self._slo, self._dial)
         loads, rates = [], []
         for level, measured in sorted(found.items()):
             named = {one.spec: one for one in measured}
             if setting.spec not in named:
                 continue
-            at, gathered = named[setting.spec], named.get("gathered")
+            at, gathered = named[setting.spec], named.get(self._dial.baseline)
             if level != users:
                 loads.append(AtLoad(level / users, level, at, None if gathered is at else gathered))
             if at.goodput.value:
@@ -521,7 +542,7 @@ class Tuner:
         trials = directory.load().trials
         if len({trial.block for trial in trials}) < FIRST_LOOK:
             return False
-        return settled(candidates(directory, self._search.objective, self._slo))
+        return settled(candidates(directory, self._search.objective, self._slo, self._dial))
 
     def _answer(
         self,
@@ -536,7 +557,7 @@ class Tuner:
         """The answer; `records` are those of the first look, which tell of quotas."""
         workers = self._search.workers
         shared = workers if self._search.load.share_limit else 1
-        curve = on_one_scale([one.found for one in self._stages])
+        curve = on_one_scale([one.found for one in self._stages], self._dial)
         found = None
         if proven and any(one.points for one in curve):
             best = setting if setting.limit is not None else best_of(curve)
@@ -566,7 +587,9 @@ class Tuner:
             rates=tuple(rates),
             rates_leave_out=tuple(left_out),
             refused=refused(stage.directory.records(), model_limits, held=held),
-            python=python_snippet(setting.spec, model_limits, shared),
+            baseline=self._dial.baseline,
+            dial=self._dial.setting,
+            python=python_snippet(setting.spec, model_limits, shared, self._search.load.agent),
             toml=toml_fragment(setting.spec, model_limits),
             effective="\n".join(limits),
             runs=tuple(str(directory.path) for directory in self._runs),

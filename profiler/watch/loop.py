@@ -134,6 +134,22 @@ class ObservedLoop:
                     return True
         return False
 
+    def is_running(self, name: str, given: Sequence[Mapping[str, Any] | None]) -> bool:
+        """Whether a starting tool is a part of the call that runs here: the same tool, seen once more.
+
+        So it is where a dispatcher and the function that it runs are both watched, or a framework's tool and
+        the function inside it.
+        """
+        outer = current_call.get()
+        call = outer.observed if outer is not None else None
+        if not isinstance(call, ObservedCall) or call.request.name != name or call.ended_ns is not None:
+            return False
+        if call.request.arguments == "":  # nothing asked for it
+            return False
+        if not any(call in round_.began for round_ in self.rounds[: -LOOKED_BACK - 1 : -1]):
+            return False
+        return any(fit_of(call.request.arguments, arguments)[0] >= FITTING for arguments in given)
+
     def claim(self, found: Match) -> bool:
         """Take the request of a match; False when another thread has taken it since."""
         try:

@@ -26,7 +26,7 @@ from dataclasses import replace
 from functools import partial
 from inspect import Signature
 from types import MethodType, TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
 import httpx2
@@ -52,9 +52,12 @@ from profiler.providers.attempts import (
 from profiler.providers.wire import api_of, requested_model, requested_prompt
 from profiler.records import LOOP_TIMEOUT, Clock, LoopRecord, Status
 from profiler.redaction import Content, Redact
+from profiler.watch import frameworks
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
 from profiler.watch.auto import Automatic, Found, OnClient
 from profiler.watch.conversations import Conversations
+from profiler.watch.dispatch import Dispatch, Given
+from profiler.watch.frameworks import describe
 from profiler.watch.loop import Match, ObservedLoop
 from profiler.watch.requests import WatchedRequest, body_of, is_retry
 from profiler.watch.rounds import ObservedCall, ObservedRound, handed_over
@@ -76,11 +79,12 @@ class Profiler:
     that ran outside every loop, while none of this profiler could have asked for them; the next record has
     those since the last one. `failures` counts what could not be watched because the watching itself failed,
     by what it was (`profiler.loop.boundary.Part`): the application has not noticed, but records lack it.
-    `guard` looks at every request of its clients before that is sent, and may refuse it.
 
     `hold`, where it is set, is asked with the name of each watched tool that is about to run outside every
     slot of a limiter and every callable that was handed over: the run waits in what it returns (None: it does
     not wait), entered as an async context manager by async tools, as a plain one by sync tools in threads.
+
+    `guard` looks at every request of its clients before that is sent, and may refuse it.
     """
 
     guard: Guard | None = None
@@ -269,7 +273,12 @@ class Profiler:
                 put(transport.original)
         return client
 
-    def tool(self, function: T, *, name: str | None = None) -> T:
+    @overload
+    def tool(self, function: T, *, name: str | None = None) -> T: ...
+    @overload
+    def tool(self, *, name: str | None = None) -> Callable[[T], T]: ...
+
+    def tool(self, function: Any = None, *, name: str | None = None) -> Any:
         """Watch the calls of a function, a method, a callable object or a `Tool`; of generators, too.
 
         Returns one with the same signature, docstring and behaviour: an attribute of a class is bound to its
@@ -282,47 +291,100 @@ class Profiler:
         calls that an object makes of itself, and other methods of it that run it.
 
         A call ends when what it returns has ended (`profiler.watch.returned`). `name` is the one under which
-        the model knows the tool, where that is not the function's own. Raises `UsageError` for what cannot be
-        called.
+        the model knows the tool, where that is not the function's own; with it alone, this is a decorator.
+        The tools of frameworks are watched as by `tools`. Raises `UsageError` for what cannot be called.
         """
+        if function is None and name is not None:
+            return partial(self.tool, name=name)
         if isinstance(function, Tool):
-            return cast(T, function.replaced(self.tool(function.function, name=name or function.name)))
+            return function.replaced(self.tool(function.function, name=name or function.name))
         if isinstance(function, classmethod | staticmethod):
-            return cast(T, type(function)(self.tool(function.__func__, name=name)))
+            return type(function)(self.tool(function.__func__, name=name))
+        if frameworks.holds_tools(function):
+            return frameworks.watched_tools(function, lambda one, own: self.tool(one, name=name or own))
         if not callable(function):
-            raise UsageError(f"not a function: {function!r}")
+            raise UsageError(f"not a function: {describe(function)}")
         if getattr(function, "__toolloop_profiler__", None) is self:
             if name is None:
                 return function
             function = _unwatched_of(function)
         name = name or _name_of(function)
-        begin = _Begin(self, name, _signature_of(function))
-        return cast(T, watched(function, begin, self._watching, self, partial(self.tool, name=name)))
+        begin = _Begin(self, _told_once(name, _signature_of(function)), name)
+        return watched(function, begin, self._watching, self, partial(self.tool, name=name))
 
-    def _begin(
-        self, name: str, signature: Signature | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> ToolRun:
-        """A wrapped tool is about to run."""
+    def _watched_as(self, function: Any, name: str | None) -> Any:
+        return self.tool(function, name=name)
+
+    def tools(self, registry: T) -> T:
+        """Watch all tools that a registry holds. Returns a registry of the same kind, with watched tools.
+
+        A dict: its keys are the names. A list, tuple or set of functions, of `Tool`s or of what follows. A
+        value may be a dict or a tuple that holds a function beside other things, such as its schema. These
+        are copied, and are left as they were.
+
+        What frameworks hold is changed in place and returned, since whatever was made of it has it already:
+        a pydantic-ai `Agent`, toolset or `Tool`; an openai-agents `Agent` (with the agents it hands off to)
+        or `FunctionTool`; a LangChain `BaseTool`, a LangGraph `ToolNode`; tools of the SDKs' own runners. Do
+        this when all of their tools are there.
+
+        Raises `UsageError` where no tool is found.
+        """
+        return cast(T, frameworks.watched_tools(registry, self._watched_as))
+
+    @overload
+    def dispatcher(self, function: T, *, name: str) -> T: ...
+    @overload
+    def dispatcher(self, *, name: str) -> Callable[[T], T]: ...
+
+    def dispatcher(self, function: Any = None, *, name: str) -> Any:
+        """Watch a function that runs all tools: each call of it is one of the tool that it runs.
+
+        `name` is the parameter that says which one: it holds the tool's name, the tool, or the model's call
+        as the SDKs give it. The other arguments, or a mapping among them, are the tool's own, by which the
+        call is told from others. Where no name can be told, the call has the function's. Without a function
+        this is a decorator. For the rest as `tool`.
+
+        Raises `UsageError` for what cannot be called, and where it has no such parameter.
+        """
+        if function is None:
+            return partial(self.dispatcher, name=name)
+        if isinstance(function, Tool):
+            return function.replaced(self.dispatcher(function.function, name=name))
+        if isinstance(function, classmethod | staticmethod):
+            return type(function)(self.dispatcher(function.__func__, name=name))
+        if not callable(function):
+            raise UsageError(f"not a function: {describe(function)}")
+        if getattr(function, "__toolloop_profiler__", None) is self:
+            function = _unwatched_of(function)
+        told = Dispatch(_name_of(function), _signature_of(function), name)
+        again = partial(self.dispatcher, name=name)
+        return watched(function, _Begin(self, told, told.of), self._watching, self, again)
+
+    def _begin(self, told: Told, of: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolRun:
+        """A wrapped tool is about to run; `told` says which, and where it cannot, `of` is its name."""
         try:
-            loop, call = self._begin_call(name, bound_arguments(signature, args, kwargs))
-            if loop is not None and self._content is not None and call.request.arguments != "":
-                call.arguments = self._content.keep(arguments_text(call.request.arguments))
-            return ToolRun(
-                self._watching,
-                loop,
-                call,
-                None if self.hold is None else partial(self._boundary.call, "tool", self._held, name),
-            )
+            return self._run(*told(args, kwargs))
         except Exception as error:
             self._boundary.failed("tool", error)
-            return ToolRun(self._watching, None, _unwatched(name))
+            return ToolRun(self._watching, None, _unwatched(of))
 
-    def _begin_call(
-        self, name: str, arguments: Mapping[str, Any] | None
-    ) -> tuple[ObservedLoop | None, ObservedCall]:
+    def _run(self, name: str, given: Given) -> ToolRun:
+        """A run of the tool of this name, with what its arguments may be."""
+        loop, call = self._begin_call(name, given)
+        if loop is not None and self._content is not None and call.request.arguments != "":
+            call.arguments = self._content.keep(arguments_text(call.request.arguments))
+        waits: Callable[[], Held | None] | None = None
+        if self.hold is not None:
+            waits = partial(self._boundary.call, "tool", self._held, name)
+        return ToolRun(self._watching, loop, call, waits)
+
+    def _begin_call(self, name: str, given: Given) -> tuple[ObservedLoop | None, ObservedCall]:
         """The loop that a starting tool works for, None if it is an orphan, and its call."""
+        known = self._loop.get()
+        if known is not None and known.is_running(name, given):
+            return None, _unwatched(name)
         while True:
-            loop, found = self._asked_by(name, arguments)
+            loop, found, arguments = self._best_of(name, given)
             if loop is None:
                 self.orphan_calls += 1
                 self.recorder.count_orphan()
@@ -333,6 +395,13 @@ class Profiler:
                     return loop, tried
             if found is None or loop.claim(found):
                 return loop, loop.begin_call(name, found)
+
+    def _best_of(
+        self, name: str, given: Given
+    ) -> tuple[ObservedLoop | None, Match | None, Mapping[str, Any] | None]:
+        """The loop and the request of those possible arguments that fit best."""
+        asked = [(*self._asked_by(name, arguments), arguments) for arguments in given]
+        return max(asked, key=lambda one: (one[0] is not None, () if one[1] is None else one[1].fit))
 
     def _asked_by(
         self, name: str, arguments: Mapping[str, Any] | None
@@ -373,24 +442,39 @@ class Profiler:
         return self.metrics.serve(port, host)
 
 
+Told = Callable[[tuple[Any, ...], dict[str, Any]], "tuple[str, Given]"]
+"""Tells which tool a call runs, and what its arguments may be."""
+
+
+def _told_once(name: str, signature: Signature | None) -> Told:
+    """As all calls of a function do that is one tool."""
+
+    def told(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Given]:
+        return name, (bound_arguments(signature, args, kwargs),)
+
+    return told
+
+
 class _Begin:
-    """Begins runs of one watched tool (`profiler.watch.tools.Begin`)."""
+    """Begins runs of a watched function (`profiler.watch.tools.Begin`)."""
 
-    __slots__ = ("_name", "_profiler", "_signature")
+    __slots__ = ("_of", "_profiler", "_told")
 
-    def __init__(self, profiler: Profiler, name: str, signature: Signature | None) -> None:
-        self._profiler, self._name, self._signature = profiler, name, signature
+    def __init__(self, profiler: Profiler, told: Told, of: str) -> None:
+        self._profiler, self._told, self._of = profiler, told, of
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolRun:
-        return self._profiler._begin(self._name, self._signature, args, kwargs)
+        return self._profiler._begin(self._told, self._of, args, kwargs)
 
     @property
     def holds(self) -> bool:
         return self._profiler.hold is not None
 
-    def held(self) -> Held | None:
-        profiler = self._profiler
-        return profiler._boundary.call("tool", profiler._held, self._name)
+    def held(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held | None:
+        return self._profiler._boundary.call("tool", self._held, args, kwargs)
+
+    def _held(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held | None:
+        return self._profiler._held(self._told(args, kwargs)[0])
 
 
 class LoopContext:

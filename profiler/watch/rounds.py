@@ -192,6 +192,7 @@ def round_record(
         shortfall=reason,
         # Those of a reply that failed are not to be run.
         unobserved_calls=0 if failed else len(observed.unclaimed),
+        unobserved_tools=() if failed else tuple(request.name for request, _ in observed.unclaimed),
         limit=limit,
         pool_threads=_full_pool(calls) if reason == "threads" else None,
     )

@@ -27,7 +27,7 @@ class Begin(Protocol):
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolRun: ...
 
-    def held(self) -> Held | None: ...
+    def held(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held | None: ...
 
 
 class _WithoutObject:
@@ -45,8 +45,8 @@ class _WithoutObject:
     def holds(self) -> bool:
         return self._begin.holds
 
-    def held(self) -> Held | None:
-        return self._begin.held()
+    def held(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held | None:
+        return self._begin.held(args[1:], kwargs)
 
 
 Again = Callable[[Any], Any]
@@ -113,7 +113,11 @@ def _runs(function: Any, begin: Begin, watching: Watching) -> Any:
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             # On an event loop's own thread nothing else runs meanwhile, and waiting would stop it.
-            if begin.holds and asyncio._get_running_loop() is None and (held := begin.held()) is not None:
+            if (
+                begin.holds
+                and asyncio._get_running_loop() is None
+                and (held := begin.held(args, kwargs)) is not None
+            ):
                 with held:
                     return run_once(args, kwargs)
             return run_once(args, kwargs)
@@ -265,7 +269,7 @@ async def _held_back(
     begin: Begin, args: tuple[Any, ...], kwargs: dict[str, Any], held: Unawaited, watching: Watching
 ) -> Any:
     """As `_awaiting`, after it has waited for what holds runs back."""
-    waits = begin.held()
+    waits = begin.held(args, kwargs)
     if waits is None:
         return await _awaiting(begin, args, kwargs, held, watching)
     begun = False

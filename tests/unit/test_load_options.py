@@ -50,6 +50,45 @@ def test_strategies_come_repeated_and_with_commas_and_replace_the_default() -> N
     assert parse().strategies == DEFAULT_STRATEGIES  # the default was not appended to
 
 
+def test_variants_are_crossed_with_strategies_that_were_named_and_are_part_of_them_from_then_on() -> None:
+    agent = ("--agent", "my_app:make")
+    alone = parse(*agent, "--variant", "calls=2,8", "--variant", "calls=16")
+    assert alone.strategies == parse_strategies(["calls=2", "calls=8", "calls=16"])
+    assert alone.variants == ()
+    crossed = parse(*agent, "--strategy", "gathered", "--variant", "calls=2,8", "--variant", "fast=true")
+    assert crossed.strategies == parse_strategies("gathered calls=2 fast=true,gathered calls=8 fast=true")
+    assert parse(*crossed.arguments()) == crossed
+    assert LoadOptions.from_json(orjson.loads(orjson.dumps(crossed.as_json()))) == crossed
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--variant", ",".join(f"a={n}" for n in range(17))], "--variant: 17 combinations"),
+        (["--variant", "calls"], "--variant: 'calls': expected NAME=VALUE"),
+        (["--variant", "a=1", "--strategy", "a=1"], "a has two values"),
+        (["--strategy", ",".join(f"gathered a={n}" for n in range(17))], "16 settings of an agent at most"),
+    ],
+)
+def test_variants_that_cannot_be_are_refused(given: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse("--agent", "my_app:make", *given)
+
+
+def test_setting_that_would_be_read_as_a_tool_s_limit_has_to_come_first() -> None:
+    own, of_tools = parse_strategies("b=2"), parse_strategies("semaphore:a=1")
+    assert LoadOptions(strategies=own + of_tools).strategies == own + of_tools
+    with pytest.raises(UsageError, match="--strategy b=2: name it before"):
+        LoadOptions(strategies=of_tools + own)
+
+
+def test_variant_without_an_agent_of_ones_own_is_refused() -> None:
+    options = parse("--variant", "calls=2")
+    with pytest.raises(UsageError, match="--variant calls=2: settings are those of an agent of your own"):
+        options.check_variants()
+    parse().check_variants()
+
+
 def test_command_line_of_options_parses_to_the_same_options() -> None:
     options = LoadOptions(
         strategies=parse_strategies("gathered,semaphore:4@agent"),
@@ -102,7 +141,8 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
     usual = LoadOptions()
     untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}
     # An open load does not think, --ca and --insecure exclude each other, and the line has no secrets.
-    assert untouched == {"think_seconds", "insecure", "header", "query"}
+    # --variant is part of the strategies once it is read.
+    assert untouched == {"think_seconds", "insecure", "header", "query", "variants"}
     hidden = ("--run-directory=r", "--window-loops=3", "--until-seconds=99")
     assert parse(*options.arguments(), *hidden) == options
     data = orjson.loads(orjson.dumps(options.as_json()))

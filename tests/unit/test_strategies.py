@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from profiler import UsageError
-from profiler.strategies import SemaphoreLimited, parse_strategy, split_specs
+from profiler.limits.spec import Rule
+from profiler.strategies import (
+    Gathered,
+    SemaphoreLimited,
+    StrategySpec,
+    crossed,
+    effective_limits,
+    parse_strategies,
+    parse_strategy,
+    split_specs,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,3 +74,77 @@ def test_list_with_commas_keeps_the_commas_of_a_spec():
 def test_share_of_a_limit():
     assert parse_strategy("semaphore:9").build(share=2).limit == 4
     assert SemaphoreLimited(9).limit == 9
+
+
+def test_settings_of_an_agent_are_part_of_a_strategy_and_of_its_name():
+    spec = parse_strategy("semaphore:8  max_concurrent_calls=2 parallel=true")
+    assert spec == StrategySpec(
+        "semaphore:8 max_concurrent_calls=2 parallel=true",
+        "limited",
+        (Rule("semaphore:8", "semaphore", limit=8),),
+        variant=(("max_concurrent_calls", 2), ("parallel", True)),
+    )
+    assert (spec.base, spec.limit, spec.scope, spec.replayable) == ("semaphore:8", 8, "process", False)
+    built = spec.build()
+    assert (built.spec, built.limit) == (spec.text, 8)
+    assert parse_strategy("sequential a=1").build().spec == "sequential a=1"
+
+
+def test_settings_alone_leave_the_calls_to_the_agent():
+    spec = parse_strategy("max_concurrent_calls=2")
+    assert (spec.kind, spec.text, spec.base, spec.limit) == ("own", "max_concurrent_calls=2", "", None)
+    assert not spec.replayable
+    assert not spec.adapts
+    built = spec.build()
+    assert isinstance(built, Gathered)
+    assert (built.spec, built.gate) == (spec.text, None)
+    assert StrategySpec.recorded(spec.text) == spec
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("semaphore:8 fast", "unknown strategy"),
+        ("semaphore:8 a=1 fast", "'fast' is no setting of an agent: expected NAME=VALUE"),
+        ("a=", "'a=' is no setting of an agent"),
+        ("a=1 a=2", "a has two values"),
+        ("semaphore:0 a=1", "unknown strategy 'semaphore:0'"),
+    ],
+)
+def test_spec_with_bad_settings_is_refused(spec, said):
+    with pytest.raises(UsageError, match=said):
+        parse_strategy(spec)
+
+
+def test_list_with_settings_of_an_agent_begins_a_new_spec_at_each_comma():
+    assert split_specs("semaphore:a=1,b=2 k=1,k=2,gathered k=3,k=4") == [
+        "semaphore:a=1,b=2 k=1",
+        "k=2",
+        "gathered k=3",
+        "k=4",
+    ]
+    assert split_specs("rate:5/s,burst=2 k=1,sequential") == ["rate:5/s,burst=2 k=1", "sequential"]
+
+
+def test_settings_are_crossed_with_strategies():
+    def texts(specs, settings):
+        return [str(spec) for spec in crossed(parse_strategies(specs), settings)]
+
+    assert texts("", ["a=1", "a=2"]) == ["a=1", "a=2"]
+    assert texts("", ["a=1", "b=x", "a=2"]) == ["a=1 b=x", "a=2 b=x"]
+    assert texts("gathered,semaphore:4", ["a=1", "a=2"]) == [
+        *("gathered a=1", "gathered a=2", "semaphore:4 a=1", "semaphore:4 a=2")
+    ]
+    with pytest.raises(UsageError, match="--variant: 18 combinations"):
+        texts("gathered,sequential", [f"a={n}" for n in range(9)])
+
+
+def test_effective_limit_of_an_agents_own_way_is_not_claimed():
+    specs = parse_strategies(["a=8", "gathered a=8", "semaphore:4 a=8", "rate:6/min+semaphore:2 a=x/min"])
+    assert effective_limits(specs, agents=10, processes=2) == [
+        "a=8: no limit of the profiler's; the agent runs its calls in its own way",
+        "gathered a=8: no limit on calls running at once",
+        "semaphore:4 a=8: 4 per process × 2 processes = up to 8 calls at once",
+        "rate:6/min+semaphore:2 a=x/min: rate:6/min: 6 per process × 2 processes = up to 12 calls/min",
+        "rate:6/min+semaphore:2 a=x/min: semaphore:2: 2 per process × 2 processes = up to 4 calls at once",
+    ]

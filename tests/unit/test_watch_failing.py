@@ -48,8 +48,10 @@ OUTSIDE = re.compile(
             r"providers/attempts:(_Observing|_Observed|Async\w+|ObservedTransport|_Tee|Tee|_both)\..*",
             r"providers/attempts:.*<locals>\.(traced|TracedRequest\.send)|providers/attempts:_(Async)?Trace\..*",
             # What is called before anything runs, and to open and leave a loop.
-            r"watch/profiler:Profiler\.(__init__|loop|instrument|uninstrument|tool|_begin|failures)",
-            r"watch/profiler:_Begin\..*",
+            r"watch/profiler:(_Begin\.(__\w+__|holds|held)|_told_once)",
+            r"watch/profiler:Profiler\.(__init__|loop|instrument|uninstrument|failures)",
+            r"watch/profiler:Profiler\.(tool|tools|dispatcher|_watched_as|_begin)(\..*)?",
+            r"watch/(frameworks:.*|dispatch:Dispatch\.__init__.*)",
             r"watch/profiler:(LoopContext\.__\w+__|_unwatched_of|_name_of|_signature_of|_http_client|_owner)",
             r"watch/tools:(watched|_marked|_runs|_named|_code_flags|_of_kind)",
             r"watch/loop:ObservedLoop\.__\w+__",
@@ -167,6 +169,10 @@ def plain(a: Any) -> Any:
     return {"got": a}
 
 
+def dispatched(call: Any, a: Any) -> Any:
+    return plain(a)
+
+
 async def slow(a: Any) -> Any:
     await asyncio.sleep(0)
     return [a]
@@ -215,8 +221,10 @@ async def program(served: Served, made: Any, prof: Profiler | None) -> list[Any]
     found: list[Any] = []
     sync, asynchronous = made
     tools = [plain, slow, listing, lazily, awaitable, future, fails]
+    dispatcher = dispatched
     if prof is not None:
         tools = [prof.tool(one) for one in tools]
+        dispatcher = prof.dispatcher(dispatched, name="call")
 
     def asked(wires: list[Wire]) -> None:
         served.wires = list(wires)
@@ -233,7 +241,7 @@ async def program(served: Served, made: Any, prof: Profiler | None) -> list[Any]
         found.append(
             shown(await asynchronous["anthropic"].messages.create(model="m", max_tokens=9, messages=MESSAGES))
         )
-        found.append(shown(tools[0]([1, 2])))
+        found.append(shown(dispatcher({"name": "plain"}, [1, 2])))
         asked([WHOLE])
         found.append(shown(sync["anthropic"].messages.create(model="m", max_tokens=9, messages=MESSAGES)))
         asked([CUT_OFF])

@@ -24,6 +24,9 @@ const format = {
     return seconds < 1 ? `${+(seconds * 1000).toPrecision(3)} ms` : `${+seconds.toPrecision(4)} s`;
   },
   cut(text, longest) {
-    return text.length <= longest ? text : `${text.slice(0, Math.max(1, longest - 1))}…`;
+    // The middle goes: settings of an agent (max_concurrent_calls=8) differ at their ends.
+    if (text.length <= longest) return text;
+    const end = Math.max(0, Math.floor((longest - 1) / 2));
+    return `${text.slice(0, Math.max(1, longest - 1 - end))}…${end ? text.slice(-end) : ""}`;
   },
 };
