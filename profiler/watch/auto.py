@@ -231,6 +231,11 @@ def _seen_request(original: Any) -> Any:
     return request
 
 
+def made_at(client: Any) -> str | None:
+    """`file:line` where a client was made while some profiler watched, None where that is not known."""
+    return _made_at.get(client)
+
+
 def _seen_init(original: Any) -> Any:
     @wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
