@@ -170,7 +170,7 @@ def settled(candidates: Sequence[Candidate]) -> bool:
 NEARLY = 0.1
 """Two limits that differ by a smaller share are one to begin with, unless both are guessed."""
 
-A_LITTLE_LESS = 0.95
+A_LITTLE_LESS = 0.97
 """Of how many calls a server seems to serve: where that is one too many, all of them may fail."""
 
 
