@@ -17,7 +17,7 @@ from profiler.commands.exits import NOT_HELD, Ending, complain
 from profiler.commands.script import ScriptEnd, run_script, show_error
 from profiler.commands.without_load import open_page
 from profiler.errors import Interrupted, ProfilerError, TargetError, UsageError
-from profiler.load.clients import PLAIN_REMEDY, Pointing, set_environment
+from profiler.load.clients import Pointing, set_environment
 from profiler.load.context import AgentContext, LoopPosition, agent_call
 from profiler.load.target import Emulators
 from profiler.loop.recorder import listeners, waited_for
@@ -84,7 +84,7 @@ class OwnRun:
         options = self.options
         if self.arguments.emulate or options.base_url is not None:
             self._endpoint = endpoint = options.endpoint(self._emulators.root(options))
-            self._pointing = Pointing(endpoint, self.said.append, PLAIN_REMEDY)
+            self._pointing = Pointing(endpoint, self.said.append)
             set_environment(endpoint, os.environ)
             if self.arguments.emulate:  # the worked tools ask it, too
                 os.environ.setdefault("PROFILER_TOOLS_URL", endpoint.root)

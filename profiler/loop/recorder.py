@@ -168,6 +168,10 @@ class Recorder:
         self._failure_counters = self._all("count_watch_failure")
         self._lag_observers = self._all("observe_lag")
 
+    @property
+    def sinks(self) -> Sequence[Sink]:
+        return self._sinks
+
     def _all(self, name: str) -> list[Callable[..., Any]]:
         """The methods of this name that sinks have, each to be called as its sink is."""
         here = [method for sink in self._here if callable(method := getattr(sink, name, None))]
