@@ -15,7 +15,7 @@ import pytest
 from profiler.anatomy import phases
 from profiler.errors import TargetError, UsageError
 from profiler.limits.gate import Gate
-from profiler.load.agents import AgentContext, CustomAgent, LoopPosition, load_factory, placed
+from profiler.load.agents import AgentContext, CustomAgent, LoopPosition, load_factory, placed, with_settings
 from profiler.loop.loop import ToolLoop
 from profiler.loop.model import LimitedModel
 from profiler.loop.tools import tool
@@ -23,6 +23,7 @@ from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord, RoundRecord
 from profiler.strategies import parse_strategy
 from profiler.testing import ScriptedModel, call, run_virtual
+from profiler.variants import parse_variant
 from profiler.watch.loop import ObservedLoop
 from profiler.watch.profiler import Profiler
 from profiler.watch.rounds import HandedOver, handed_over
@@ -76,6 +77,21 @@ def context(spec: str, sinks: Any = ()) -> AgentContext:
         prompt="Task {number}.",
         sinks=sinks,
     )
+
+
+def test_factory_is_called_with_the_settings_of_the_variant() -> None:
+    given: list[tuple[object, ...]] = []
+
+    def make(ctx: object, calls: int = 1, *, fast: bool = False) -> None:
+        given.append((ctx, calls, fast))
+
+    with_settings(make, parse_variant(["calls=8", "fast=true"]))("context")
+    with_settings(make, ())("context")
+    assert given == [("context", 8, True), ("context", 1, False)]
+    with pytest.raises(UsageError, match=r"--variant cals=8: the factory .* unexpected keyword"):
+        with_settings(make, parse_variant(["cals=8"]))
+    anything = with_settings(lambda ctx, **settings: settings, parse_variant(["a=null"]))
+    assert anything("context") == {"a": None}
 
 
 def test_agent_of_one_s_own_can_heed_the_model_limit() -> None:
