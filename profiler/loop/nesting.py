@@ -7,8 +7,10 @@ one only where both of their records go to a common sink: to a reader of the one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar, Token
+from types import BuiltinMethodType, MethodType
 from typing import Any, NamedTuple
 
 
@@ -23,7 +25,12 @@ class Running:
         self.open = True
 
     def shares(self, sinks: Sequence[Any]) -> bool:
-        return self.sinks is sinks or any(one in sinks for one in self.sinks)
+        """Whether one of the sinks is one of its own; a method of the same object is the same."""
+        return any(
+            one is other or (type(one) in _METHODS and type(other) in _METHODS and one == other)
+            for one in self.sinks
+            for other in sinks
+        )
 
 
 class Place(NamedTuple):
@@ -37,6 +44,8 @@ class Place(NamedTuple):
     outer: Place | None
 
 
+_METHODS = (MethodType, BuiltinMethodType)
+
 _place: ContextVar[Place | None] = ContextVar("toolloop_place", default=None)
 
 Left = Token[Place | None]
@@ -48,13 +57,38 @@ def enter(loop: Running, loops: list[str] | None = None) -> Left:
 
 
 def leave(token: Left) -> None:
-    """Raises ValueError in another context than that of `enter`, and changes nothing there."""
-    _place.reset(token)
+    """In another context than that of `enter`, as where an async generator is closed, nothing changes."""
+    with contextlib.suppress(ValueError):
+        _place.reset(token)
 
 
-def around(sinks: Sequence[Any]) -> Place | None:
-    """The innermost place of this context in a loop that has not ended and shares a sink."""
+def begun_in(loop: Running) -> str | None:
+    """The id of the loop that this one begins in: the innermost that has not ended and shares a sink with it.
+
+    Where that is in a tool call of it, the call has this loop from now on.
+    """
+    return _parent(loop, anywhere=True)
+
+
+def begun_in_call(loop: Running) -> str | None:
+    """The same, of a loop that only a tool call makes a part of another one, whatever is around the call."""
+    return _parent(loop, anywhere=False)
+
+
+def _parent(loop: Running, anywhere: bool) -> str | None:
+    places = list(_around(loop))
+    if not places or not (anywhere or any(place.loops is not None for place in places)):
+        return None
+    innermost = places[0]
+    if innermost.loops is not None:
+        innermost.loops.append(loop.id)
+    return innermost.loop.id
+
+
+def _around(loop: Running) -> Iterator[Place]:
+    """The places of this context that count for the loop, from the innermost on."""
     place = _place.get()
-    while place is not None and not (place.loop.open and place.loop.shares(sinks)):
+    while place is not None:
+        if place.loop.open and place.loop.shares(loop.sinks):
+            yield place
         place = place.outer
-    return place

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.util
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from functools import wraps
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from profiler.errors import UsageError
 from profiler.watch.discovery import Runs, exchange, functions_of, place_of
 from profiler.watch.places import place_of_caller
+from profiler.watch.runners import RunnerTools
 
 if TYPE_CHECKING:
     from profiler.watch.profiler import Profiler
@@ -58,7 +60,9 @@ class Automatic:
 
     def __init__(self, profiler: Profiler, find_tools: bool, on_client: OnClient | None) -> None:
         self.found: list[Found] = []
+        self.offered: dict[str, OfferedTool] = {}
         self._profiler = profiler
+        self._runners = RunnerTools(self._tool_of_runner, profiler._boundary)
         self._find_tools = find_tools
         self._on_client = on_client
         self._clients: WeakSet[Any] = WeakSet()
@@ -69,24 +73,27 @@ class Automatic:
         self._lock = threading.Lock()
 
     def start(self) -> None:
+        self._runners.install()
         _watch(self)
 
     def stop(self) -> None:
         """Leave the clients and functions as they were."""
         _unwatch(self)
+        self._runners.uninstall()
         while self._undo:
             self._undo.pop()()
 
     def sees(self, client: Any, options: Any) -> None:
         """A client is about to send a request. Raises nothing but what `on_client` does."""
         boundary = self._profiler._boundary
+        boundary.call("request", self._runners.install)  # their modules may have been imported only now
         if client not in self._clients:
             self._clients.add(client)
             boundary.call("request", self._take, client)
             if self._on_client is not None:
                 self._on_client(client)
         if self._find_tools:
-            boundary.call("request", self._look_for, _offered(options))
+            boundary.call("request", self._look_for, options)
 
     def _take(self, client: Any) -> None:
         name = type(client).__name__
@@ -99,14 +106,23 @@ class Automatic:
         self.found.append(Found("client", name, place))
         self._undo.append(lambda: self._profiler.uninstrument(client))
 
-    def _look_for(self, names: Sequence[str]) -> None:
+    def _tool_of_runner(self, function: Any, name: str) -> Any:
+        runs = inspect.unwrap(function)
+        found = Found("tool", name, place_of(runs) if isinstance(runs, FunctionType) else "")
+        if found not in self.found:
+            self.found.append(found)
+        return self._profiler.tool(function, name=name)
+
+    def _look_for(self, options: Any) -> None:
         """Find what these tools run; once more when there are other functions, or clients, since."""
+        self.offered.update((tool.name, tool) for tool in _offered(options))
+        names = self.offered.keys()
         size = (len(vars(sys.modules["__main__"])), len(self._clients))
         if self._looked_for.issuperset(names) and size == self._looked_at:
             return
         began_ns = self._profiler.recorder.clock()
         with self._lock:  # other threads wait until what their tools run is watched, too
-            self._looked_for.update(names)
+            self._looked_for |= names
             self._looked_at = size
             by_function: dict[int, tuple[FunctionType, list[str]]] = {}
             for name, functions in functions_of(self._looked_for).items():
@@ -140,17 +156,33 @@ class Automatic:
         return made
 
 
-def _offered(options: Any) -> list[str]:
-    """The names of the tools that a request of an SDK offers the model."""
+class OfferedTool(NamedTuple):
+    """A tool as a request offers it to the model: `parameters` is a JSON Schema."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+def _offered(options: Any) -> list[OfferedTool]:
+    """The tools that a request of an SDK offers the model, those left out that its server runs itself."""
     data = getattr(options, "json_data", None)
     tools = data.get("tools") if isinstance(data, dict) else None
     found = []
     for tool in tools if isinstance(tools, list) else ():
         if isinstance(tool, dict):
             function = tool.get("function")
-            name = function.get("name") if isinstance(function, dict) else tool.get("name")
+            given = function if isinstance(function, dict) else tool
+            name, said = given.get("name"), given.get("description")
+            schema = given.get("parameters", given.get("input_schema"))
             if isinstance(name, str):
-                found.append(name)
+                found.append(
+                    OfferedTool(
+                        name,
+                        said if isinstance(said, str) else "",
+                        schema if isinstance(schema, dict) else {},
+                    )
+                )
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from profiler.limits.gate import current_slot
 from profiler.loop.lag import Stall
 from profiler.loop.model import CallRequest, Probe
+from profiler.loop.nesting import Running
 from profiler.loop.recorder import fresh_id
 from profiler.loop.tools import CallContext, current_call
 from profiler.records import Clock, LoopRecord, Status
@@ -61,11 +62,21 @@ class ObservedLoop:
     ambiguous_calls: int = 0
     unlimited_calls: int = 0
     watch_failures: int = 0
-    open: bool = True
     prompt: str | None = None
+    sinks: Sequence[Any] = ()
+    running: Running = field(init=False)
 
     def __post_init__(self) -> None:
         self.started_ns = self.clock()
+        self.running = Running(self.id, self.sinks)
+
+    @property
+    def open(self) -> bool:
+        return self.running.open
+
+    @open.setter
+    def open(self, value: bool) -> None:
+        self.running.open = value
 
     def begin_round(self, provider: str, model: str) -> ObservedRound:
         """A model request starts."""

@@ -33,6 +33,7 @@ import httpx2
 
 from profiler.errors import UsageError
 from profiler.limits.gate import current_slot
+from profiler.loop import nesting
 from profiler.loop.boundary import Boundary, Part
 from profiler.loop.calls import arguments_text
 from profiler.loop.lag import LagSampler, Stall, StopSampler
@@ -54,7 +55,7 @@ from profiler.records import LOOP_TIMEOUT, Clock, LoopRecord, Status
 from profiler.redaction import Content, Redact
 from profiler.watch import frameworks
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
-from profiler.watch.auto import Automatic, Found, OnClient
+from profiler.watch.auto import Automatic, Found, OfferedTool, OnClient
 from profiler.watch.conversations import Conversations
 from profiler.watch.dispatch import Dispatch, Given
 from profiler.watch.frameworks import describe
@@ -115,6 +116,7 @@ class Profiler:
         self.hold: Callable[[str], Held | None] | None = None
         self._automatic: Automatic | None = None
         self._found: tuple[Found, ...] = ()
+        self._offered: dict[str, OfferedTool] = {}
         self._conversations: Conversations | None = None
         in_forked_child(self._renew)
 
@@ -148,8 +150,9 @@ class Profiler:
     ) -> LoopContext:
         """A context manager, sync or async, around one pass of the loop.
 
-        `strategy` labels its metrics. A loop inside the context of another one is its child. With a
-        `number` its requests tell an emulator which work they belong to.
+        `strategy` labels its metrics. A loop inside the context of another one is its child, and one of the
+        tool call that it begins in, also inside a `ToolLoop` of the same sinks. With a `number` its requests
+        tell an emulator which work they belong to.
         """
         return LoopContext(
             self,
@@ -203,6 +206,7 @@ class Profiler:
         if automatic is not None:
             automatic.stop()
             self._found += tuple(automatic.found)
+            self._offered |= automatic.offered
         conversations, self._conversations = self._conversations, None
         if conversations is not None:
             self._boundary.call("loop", conversations.end)
@@ -212,10 +216,18 @@ class Profiler:
         """Clients and tools that `auto` watches or has watched, and those that it cannot watch, with why."""
         return self._found + tuple(self._automatic.found if self._automatic is not None else ())
 
+    @property
+    def offered(self) -> tuple[OfferedTool, ...]:
+        """The tools that requests offered the model while `auto(find_tools=True)` watched."""
+        now = {} if self._automatic is None else self._automatic.offered
+        return tuple((self._offered | now).values())
+
     def _begin_conversation(
         self, parent: ObservedLoop | None
     ) -> tuple[ObservedLoop, LagSampler | StopSampler | None]:
-        loop = ObservedLoop(self.recorder.clock, "", "application", None if parent is None else parent.id)
+        loop = ObservedLoop(self.recorder.clock, "", "application", sinks=self.recorder.sinks)
+        if parent is not None:
+            loop.parent = nesting.begun_in(loop.running)
         self._open[loop.id] = loop
         in_event_loop = asyncio._get_running_loop() is not None
         return loop, self.recorder.enter() if in_event_loop else self.recorder.enter_sync()
@@ -487,11 +499,13 @@ class LoopContext:
         self._options = options
         self._loop: ObservedLoop | None = None
         self._token: Token[ObservedLoop | None] | None = None
+        self._place: nesting.Left | None = None
         self._process = 0
 
     def __enter__(self) -> ObservedLoop:
         profiler = self._profiler
-        self._loop = loop = ObservedLoop(profiler.recorder.clock, **self._options)
+        recorder = profiler.recorder
+        self._loop = loop = ObservedLoop(recorder.clock, **self._options, sinks=recorder.sinks)
         self._process = os.getpid()
         profiler._boundary.call("loop", self._enter, loop)
         return loop
@@ -499,13 +513,14 @@ class LoopContext:
     def _enter(self, loop: ObservedLoop) -> None:
         profiler = self._profiler
         parent = profiler._loop.get()
+        loop.parent = nesting.begun_in(loop.running)
         if parent is not None:
-            loop.parent = parent.id
             loop.number = parent.number if loop.number is None else loop.number
             loop.trial = parent.trial if loop.trial is None else loop.trial
         can_tell(lambda status, error_type: loop.record(status, error_type, 0))
         profiler._open[loop.id] = loop
         self._token = profiler._loop.set(loop)
+        self._place = nesting.enter(loop.running)
         in_event_loop = asyncio._get_running_loop() is not None
         self._sampler = profiler.recorder.enter() if in_event_loop else profiler.recorder.enter_sync()
 
@@ -517,6 +532,9 @@ class LoopContext:
         token, self._token = self._token, None
         if token is not None:
             boundary.call("loop", _left, profiler._loop, token)
+        place, self._place = self._place, None
+        if place is not None:
+            boundary.call("loop", nesting.leave, place)
         loop, self._loop = self._loop, None
         if loop is None:
             return

@@ -15,6 +15,7 @@ from profiler.limits.refusals import returned_failure
 from profiler.loop.boundary import Boundary, within
 from profiler.loop.eventloop import MOST_WAITS, TimedCoroutine
 from profiler.loop.lag import late_ns
+from profiler.loop.nesting import Left, enter, leave
 from profiler.loop.tools import CallContext, current_call, failure_text, failure_type, result_text
 from profiler.records import Clock
 from profiler.redaction import MOST_CHARACTERS, Content
@@ -86,7 +87,7 @@ class ToolRun:
         self._loop = loop
         self._slot = current_slot.get()
         self._context: CallContext | None = None
-        self._tokens: tuple[Token[ObservedLoop | None], Token[CallContext | None]] | None = None
+        self._tokens: tuple[Token[ObservedLoop | None], Token[CallContext | None], Left] | None = None
         self._texts: list[str] | None = None
         self._length = 0
         if loop is not None:
@@ -124,16 +125,21 @@ class ToolRun:
             self.call.where = circumstances()
             self.call.status, self.call.error_type = "ok", None
         if self._loop is not None:
-            self._tokens = self.watching.loop.set(self._loop), current_call.set(self._context)
+            self._tokens = (
+                self.watching.loop.set(self._loop),
+                current_call.set(self._context),
+                enter(self._loop.running, self.call.loops),
+            )
 
     @within("tool")
     def leave(self) -> None:
         """It does not run any more, perhaps for now."""
         if self._tokens is not None:
-            (loop, call), self._tokens = self._tokens, None
+            (loop, call, place), self._tokens = self._tokens, None
             try:
                 self.watching.loop.reset(loop)
                 current_call.reset(call)
+                leave(place)
             except ValueError:  # it was closed in another context than the one it ran in
                 pass
 

@@ -30,7 +30,7 @@ from tests.generated_replies import MESSAGES, Served, Wire, clients, shown
 ROOT = Path(profiler.__file__).parent
 
 WATCHING = re.compile(
-    r"watch/\w+|providers/(attempts|wire)|loop/(model|lag|recorder|handover|kernel)|limits/refusals|redaction/\w+"
+    r"watch/\w+|providers/(attempts|wire)|loop/(model|lag|recorder|handover|kernel|nesting)|limits/refusals|redaction/\w+"
     r"|shortfalls|anatomy"
 )
 
@@ -54,9 +54,9 @@ OUTSIDE = re.compile(
             r"watch/(frameworks:.*|dispatch:Dispatch\.__init__.*)",
             r"watch/profiler:(LoopContext\.__\w+__|_unwatched_of|_name_of|_signature_of|_http_client|_owner)",
             r"watch/tools:(watched|_marked|_runs|_named|_code_flags|_of_kind)",
-            r"watch/loop:ObservedLoop\.__\w+__",
+            r"watch/loop:ObservedLoop\.__\w+__|loop/nesting:Running\.__init__",
             r"providers/attempts:(transports|with_attempts)",
-            r"loop/recorder:(Recorder\.(__init__|_all)|is_waited_for|fresh_id|_refuse)",
+            r"loop/recorder:(Recorder\.(__init__|_all|sinks)|is_waited_for|fresh_id|_refuse)",
             r"loop/handover:Handover\.(__init__|__del__)",
             r"loop/lag:LagSampler\._sample",
             r"redaction/__init__:(Content\.__init__|environment_secrets|_secrets|_parts)",
