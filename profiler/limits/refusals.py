@@ -100,9 +100,9 @@ def retry_after_ns(failed: object, wall_clock: Callable[[], float] = time.time) 
 
 # Failures that are returned instead of raised, as a model is to read them.
 
+_NOUNS = "api|call|connection|execution|fetch|function|http|lookup|operation|query|request|tool"
 _FAILED = (
-    r"(?:(?:the )?(?:\w+ )?"
-    r"(?:api|call|connection|execution|fetch|http|lookup|operation|query|request|tool)s? )?"
+    rf"(?:(?:the )?(?:\w+ )?(?:{_NOUNS})s? |\w+_\w+(?:\(\))? )?"
     r"(?:failed|failure)\b\W{0,3}(?:with|due|after|because|http|status|error|\d|[:(])"
 )
 _VERBS = (
@@ -114,12 +114,13 @@ _ERROR_TEXT = re.compile(
     r"[\W_]{0,8}(?:"  # a mark such as "**", "[" or a cross
     r"an error occurred|"
     rf"(?:an )?error (?:{_VERBS}|occurred|while|during)\b|"
-    r"(?:http )?\w*(?:error|exception)(?:\s*[:(]|\W{0,3}[\]>:]|\s+\d{3}\b)|"
+    rf"(?:(?:{_NOUNS}|client|server|internal|network|unexpected) )?"
+    r"\w*(?:error|exception)(?:\s*[:(]|\W{0,3}[\]>:]|\s+\d{3}\b)|"
     rf"{_FAILED}|"
     r"(?:failed to|unable to|could not|couldn't|cannot) \w+\b[^.?\n]{0,80}[:(]|"
     r"(?:the )?(?:\w+ ){0,2}timed out(?:\W*\Z|\s*[:.(]|\s+(?:after|while|waiting)\b)|"
-    r"\w*timeout(?:error\W*\Z| after\b)|\w+timeout:|"
-    r"rate.?limit (?:exceeded|reached|hit)\b|"
+    r"\w*timeout(?:error\W*\Z| after\b)|\w+timeout[:(]|"
+    r"(?:api )?rate.?limit (?:exceeded|reached|hit)\b|"
     # A status line, and nothing more.
     r"(?:http\W{0,3}(?:status\W{0,3})?(?:429|503|529)\W*\Z|"
     r"(?:(?:http\W{0,3})?(?:429|503|529)\W{1,3})?"
@@ -127,6 +128,26 @@ _ERROR_TEXT = re.compile(
     re.IGNORECASE,
 )
 """The beginning of a text that reports an error."""
+
+
+_BUSY = "(?:429|503|529)"
+
+_RAISED_TEXT = re.compile(
+    r"(?:[^\n:]{0,60}[:(]\W{0,3}|error\W{1,3})?"  # what the application puts in front
+    rf"(?:(?:client|server) error '{_BUSY} |{_BUSY} (?:client|server) error: [^\n]* for url|"
+    rf"{_BUSY}, message='|error code: {_BUSY} - |http error {_BUSY}: )",
+    re.IGNORECASE,
+)
+"""The message of an exception of httpx, requests, aiohttp, the SDKs or urllib, for a status that refuses."""
+
+_PAGE = re.compile(rf"\s*<(?:!doctype )?html\b.{{0,200}}?<title>\s*{_BUSY}\b", re.IGNORECASE | re.DOTALL)
+"""The page that a server in front of a service sends in its place."""
+
+_BODY = re.compile(r'\s*\{\s*"(?:detail|message|msg)"\s*:')
+"""A JSON body that may be that of a refusal: `{"detail": "Too Many Requests"}`."""
+
+SHORT = 600
+"""Characters of a text that may be the message of an exception, or the body of a refusal."""
 
 
 def _numbered(status: int) -> str:
@@ -256,7 +277,27 @@ def _told(text: str) -> Returned | None:
         with contextlib.suppress(orjson.JSONDecodeError):
             parsed = orjson.loads(text)
             return _held_failure(parsed, parsed) if isinstance(parsed, dict) else None
-    return _reported(text) if _ERROR_TEXT.match(text[:LOOKED_AT]) else None
+    beginning = text[:LOOKED_AT]
+    if _ERROR_TEXT.match(beginning) or _PAGE.match(beginning):
+        return _reported(text)
+    if len(text) <= SHORT:
+        if _RAISED_TEXT.match(text):
+            return _reported(text)
+        if _BODY.match(text):
+            return _refusing_body(text)
+    return None
+
+
+def _refusing_body(text: str) -> Returned | None:
+    """The failure of a JSON object that holds nothing but a refusal in words."""
+    with contextlib.suppress(orjson.JSONDecodeError):
+        parsed = orjson.loads(text)
+        if isinstance(parsed, dict) and set(parsed) <= _OF_ERRORS:
+            said = next(iter(parsed.values()))
+            if isinstance(said, str) and _ERROR_TEXT.match(said):
+                found = _reported(said)
+                return found if found.signal == "rejected" else None
+    return None
 
 
 def _returned_exception(error: BaseException) -> Returned:

@@ -97,7 +97,13 @@ def load_agent(spec: str, *, factory: bool = False) -> LoadedAgent:
 
     After the colon may be several names, as in `my_app:assistant.run`. Raises `UsageError`.
     """
-    found = _named("--agent", spec, "MODULE:FUNCTION, such as my_app.agents:agent")
+    from profiler.watch.profiler import Profiler
+
+    noting = Profiler([]).auto()  # where each client is made
+    try:
+        found = _named("--agent", spec, "MODULE:FUNCTION, such as my_app.agents:agent")
+    finally:
+        noting.stop()
     loaded = as_agent(found, spec, factory=factory)
     if loaded.plain:
         _check_prompt(spec, found)

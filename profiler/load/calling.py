@@ -8,11 +8,15 @@ stream: it is awaited, or read to its end, before the call has ended.
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import inspect
 import sys
+import threading
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial, wraps
 from typing import Any
 
 from profiler.loop.eventloop import NativeThreads
@@ -21,6 +25,9 @@ MOST_THREADS = 100_000
 """More than agents of any process: a thread is started when a call begins and no other is idle."""
 
 _ASYNC_CODE = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+
+_WORKER = getattr(concurrent.futures.thread, "_worker", None)
+_CARRIES = "__toolloop_carries_context__"
 
 _threads: NativeThreads | None = None
 
@@ -80,6 +87,37 @@ def _in_thread(function: Callable[..., Any], args: tuple[Any, ...], keywords: di
 def _exhaust(iterator: Iterator[Any]) -> None:
     for _ in iterator:
         pass
+
+
+def carry_context_into_threads() -> None:
+    """Have threads that an agent starts, and jobs of its pools, know the loop that they are part of.
+
+    Python hands the context on to tasks alone. A call in such a thread would belong to whichever loop asked
+    for one like it, and no strategy could hold it back. For the rest of the process; a second call does
+    nothing.
+    """
+    start: Any = threading.Thread.start
+    submit: Any = ThreadPoolExecutor.submit
+    if greenlets_for_threads() or hasattr(start, _CARRIES):
+        return
+
+    @wraps(start)
+    def start_with_context(thread: threading.Thread) -> None:
+        if getattr(thread, "_target", None) is not _WORKER:  # its jobs have contexts of their own
+            thread.run = partial(copy_context().run, thread.run)  # type: ignore[method-assign]
+        start(thread)
+
+    @wraps(submit)
+    def submit_with_context(pool: Any, fn: Any, /, *args: Any, **keywords: Any) -> Any:
+        return submit(pool, copy_context().run, fn, *args, **keywords)
+
+    setattr(start_with_context, _CARRIES, True)
+    replaced: list[tuple[type, str, Any]] = [
+        (threading.Thread, "start", start_with_context),
+        (ThreadPoolExecutor, "submit", submit_with_context),
+    ]
+    for owner, name, function in replaced:
+        setattr(owner, name, function)
 
 
 def _pool() -> NativeThreads:

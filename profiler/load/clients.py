@@ -17,10 +17,11 @@ import httpx2
 
 from profiler.errors import RequestRefused, UsageError
 from profiler.load.context import agent_call
-from profiler.load.places import calling_line
 from profiler.providers.attempts import AsyncObservedTransport, ObservedTransport, transports
 from profiler.providers.endpoint import KEY_HEADERS, NO_KEY, Endpoint, Tls, is_loopback, shown_url
 from profiler.redaction.keys import hide_keys
+from profiler.watch.auto import made_at
+from profiler.watch.places import place_of_caller
 
 _CLOUDS = ("azure", "bedrock", "vertex", "aws", "google_cloud", "foundry")
 """Modules of the SDKs whose clients make their URLs, and their keys, in a way of their own."""
@@ -46,21 +47,14 @@ def set_environment(endpoint: Endpoint, environment: MutableMapping[str, str]) -
 class Pointing:
     """Points clients at one server, and refuses their requests to any other.
 
-    `say` is called with a sentence for each client that asked another one before. `remedy` is what a refusal
-    advises.
+    `say` is called with a sentence for each client that asked another one before.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        say: Callable[[str], object] = _log.info,
-        remedy: str = "",
-    ) -> None:
-        self.blocking: set[str] = set()  # where sync clients were used on an event loop
+    def __init__(self, endpoint: Endpoint, say: Callable[[str], object] = _log.info) -> None:
         self._endpoint = endpoint
         self._say = say
-        self._remedy = remedy
         self._pointed: WeakSet[Any] = WeakSet()
+        self.unwatched: dict[str, None] = {}  # clients of factories, such as `AsyncOpenAI (agent.py:7)`
 
     def point(self, client: Any) -> None:
         """Have a client of the SDKs ask the target. For `on_client` of `Profiler.auto`."""
@@ -73,30 +67,42 @@ class Pointing:
         client.base_url = endpoint.openai_base if openai else endpoint.root
         _connect(client._client, endpoint)
         if not self._is_target(httpx2.URL(before)):
-            where = calling_line()
+            where = made_at(client) or place_of_caller()
             self._say(
                 f"{type(client).__name__}{f' ({where})' if where else ''} asks the target "
                 f"{shown_url(str(client.base_url).rstrip('/'))} instead of "
                 f"{shown_url(hide_keys(before.rstrip('/')))}"
             )
 
+    def note(self, guarding: object, client: Any) -> None:
+        """Note a client that nobody watches but `guarding`, whose `on_client` this is."""
+        for _, transport in transports(client._client):
+            if getattr(transport, "owner", None) is guarding and not isinstance(
+                transport.original, AsyncObservedTransport | ObservedTransport
+            ):
+                where = made_at(client) or place_of_caller()
+                self.unwatched[f"{type(client).__name__}{f' ({where})' if where else ''}"] = None
+
     def guard(self, request: httpx2.Request, asynchronous: bool) -> None:
-        """Refuse a request to another server than the target: raises `RequestRefused`.
+        """Refuse a request of a factory's client to another server than the target: raises `RequestRefused`.
 
         And any of a loop that is over, whose threads nothing can stop. A `profiler.providers.attempts.Guard`.
         """
+        self._look_at(request, FACTORY_REMEDY)
+
+    def _look_at(self, request: httpx2.Request, remedy: str) -> None:
         call = agent_call.get()
         if call is not None and call.over:
             raise RequestRefused(UsageError("the loop was ended"))
         if not self._is_target(request.url):
-            refused = RequestRefused(UsageError(self._refusal(request.url)))
+            refused = RequestRefused(UsageError(self._refusal(request.url, remedy)))
             if call is not None:
                 call.refused = call.refused or refused
             raise refused
 
     def for_plain(self, request: httpx2.Request, asynchronous: bool) -> None:
-        """A guard that has requests carry the headers and the query of the target as well."""
-        self.guard(request, asynchronous)
+        """The same for a plain agent, whose requests are given the headers and the query of the target."""
+        self._look_at(request, PLAIN_REMEDY)
         endpoint = self._endpoint
         if endpoint.headers:
             for name in KEY_HEADERS:
@@ -115,24 +121,25 @@ class Pointing:
         home = httpx2.URL(self._endpoint.url).host  # as requests name it, a punycoded one in letters
         return known == port and (url.host in (host, home) or (is_loopback(url.host) and is_loopback(host)))
 
-    def _refusal(self, url: httpx2.URL) -> str:
-        where = calling_line()
+    def _refusal(self, url: httpx2.URL, remedy: str) -> str:
+        where = place_of_caller()
         parts = urlsplit(str(url))
         asks = f"a model request to {parts.scheme}://{parts.hostname}"
         asks += f":{parts.port}" if parts.port else ""
         return (
             f"{where or 'the agent'}: {asks} was refused before it was sent: under load only the target, "
-            f"{shown_url(self._endpoint.url)}, is asked{self._remedy}"
+            f"{shown_url(self._endpoint.url)}, is asked{remedy}"
         )
 
 
 PLAIN_REMEDY = (
     "; an agent's own clients are pointed there, but not those of a cloud (Azure, Bedrock, Vertex, Foundry), "
-    "nor requests to whole URLs and redirects: use OpenAI, AsyncOpenAI, Anthropic or AsyncAnthropic under load"
+    "nor whole URLs and redirects: use OpenAI, AsyncOpenAI, Anthropic or AsyncAnthropic under load"
 )
 
 FACTORY_REMEDY = (
-    "; make the client with **ctx.client_options(), or with base_url=ctx.openai_url (ctx.base_url)"
+    "; make the client with **ctx.client_options(), or with base_url=ctx.openai_url (Anthropic's: "
+    "ctx.base_url)"
 )
 
 
@@ -156,11 +163,10 @@ def _connect(http_client: Any, endpoint: Endpoint) -> None:
     asynchronous = isinstance(http_client, httpx2.AsyncClient)
     made = httpx2.AsyncHTTPTransport if asynchronous else httpx2.HTTPTransport
     for put, transport in transports(http_client):
-        innermost = None
-        while isinstance(transport, AsyncObservedTransport | ObservedTransport):
-            innermost, transport = transport, transport.inner
         with_tls: Any = made(verify=context)
-        if innermost is None:
-            put(with_tls)
+        if isinstance(transport, AsyncObservedTransport | ObservedTransport):
+            while isinstance(transport.inner, AsyncObservedTransport | ObservedTransport):
+                transport = transport.inner  # noqa: PLW2901
+            transport.inner = with_tls
         else:
-            innermost.inner = with_tls
+            put(with_tls)

@@ -52,16 +52,20 @@ class LoopPosition:
 class AgentCall:
     """One call of a user's agent while it runs, and its records; `turn` keeps `sequential` in order.
 
-    `asked`: it handed something to the strategy. `refused`: one of its model requests was not sent. `over`:
-    it has ended, and what still runs of it, in threads, is to end soon.
+    `context` is the one that its agent was made with, `loop` the event loop that it was called on. `asked`:
+    it handed something to the strategy. `refused`: one of its model requests was not sent. `over`: it has
+    ended, and what still runs of it, in threads, is to end soon. `waits` are tasks of what threads wait for.
     """
 
     position: LoopPosition
+    context: AgentContext | None = None
+    loop: asyncio.AbstractEventLoop | None = None
     records: list[LoopRecord] = field(default_factory=list)
     turn: Gate | None = None
     asked: bool = False
     refused: RequestRefused | None = None
     over: bool = False
+    waits: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 agent_call: ContextVar[AgentCall | None] = ContextVar("toolloop_agent_call", default=None)

@@ -100,6 +100,7 @@ MEASURED = Kind(SECONDS.read, SECONDS.write, 0.1, LONGEST_SECONDS, "T")
 SEARCHES = ("compare", "tune")
 target = partial(option, group="target", commands=("run", "compare", "tune", "locust"))
 load = partial(option, group="load", commands=("compare", "tune", "locust"))
+own = partial(option, group="load", commands=("run", "compare", "tune", "locust"))
 turns = partial(option, group="turns", commands=("compare", "locust"))
 spending = partial(option, group="spending", commands=("compare", "tune", "locust"))
 content = partial(option, group="content", commands=("run", "compare", "locust"))
@@ -263,15 +264,15 @@ class LoadOptions(Options):
     abort_on: str | None = load(
         "--abort-on", TEXT, None, "end a hopeless run early: errors>20%", metavar="RULE"
     )
-    agent: str | None = load(
+    agent: str | None = own(
         "--agent",
         TEXT,
         None,
-        "load your own agent instead of the built-in loop: a function that takes the prompt, or a factory of "
+        "your own agent instead of the built-in loop: a function that takes the prompt, or a factory of "
         "one (make_…, or one with a parameter ctx)",
         metavar="MODULE:FUNCTION",
     )
-    factory: bool = load("--factory", SWITCH, False, "what --agent names makes the agent, whatever its name")
+    factory: bool = own("--factory", SWITCH, False, "what --agent names makes the agent, whatever its name")
     calibration_seconds: float = load(
         "--calibrate", SECONDS, 0.5, "measure the client alone first, 0 to skip"
     )

@@ -2,51 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import sysconfig
 from collections.abc import Iterator
-from functools import lru_cache
 from types import CodeType, CoroutineType, FrameType
 from typing import Any
 
-import profiler
-
-_OTHERS = tuple(
-    os.path.join(os.path.realpath(path), "")
-    for path in {
-        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-        os.path.dirname(profiler.__file__),
-    }
-)
-
-MOST_FRAMES = 200
-
-
-@lru_cache(maxsize=4096)
-def is_users(file: str) -> bool:
-    """Whether a file of code is the user's: neither Python's, nor installed, nor ours."""
-    if file.startswith("<"):
-        return False
-    return not os.path.realpath(file).startswith(_OTHERS) and "site-packages" not in file
-
-
-def shown(file: str, line: int) -> str:
-    """`agent.py:12`: from the working directory on, where the file is in it."""
-    relative = os.path.relpath(file)
-    return f"{file if relative.startswith(os.pardir) else relative}:{line}"
-
-
-def calling_line() -> str | None:
-    """The innermost line of the user's code that led here, None where there is none on the stack."""
-    frame: FrameType | None = sys._getframe(1)
-    for _ in range(MOST_FRAMES):
-        if frame is None:
-            return None
-        if is_users(frame.f_code.co_filename):
-            return shown(frame.f_code.co_filename, frame.f_lineno)
-        frame = frame.f_back
-    return None
+from profiler.watch.places import MOST_FRAMES, is_application, place
 
 
 def raised_line(error: BaseException) -> str | None:
@@ -54,8 +15,8 @@ def raised_line(error: BaseException) -> str | None:
     found = None
     trace = error.__traceback__
     while trace is not None:
-        if is_users(trace.tb_frame.f_code.co_filename):
-            found = shown(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        if is_application(trace.tb_frame.f_code.co_filename):
+            found = place(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     return found
 
@@ -64,8 +25,8 @@ def waiting_line(coroutine: Any) -> str | None:
     """The innermost line of the user's code at which a coroutine that is not running waits."""
     found = None
     for frame in _awaited(coroutine):
-        if is_users(frame.f_code.co_filename):
-            found = shown(frame.f_code.co_filename, frame.f_lineno)
+        if is_application(frame.f_code.co_filename):
+            found = place(frame.f_code.co_filename, frame.f_lineno)
     return found
 
 
@@ -90,8 +51,8 @@ def thread_line(thread: int) -> str | None:
     for _ in range(MOST_FRAMES):
         if frame is None:
             return None
-        if is_users(frame.f_code.co_filename):
-            return shown(frame.f_code.co_filename, frame.f_lineno)
+        if is_application(frame.f_code.co_filename):
+            return place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return None
 
@@ -101,7 +62,7 @@ def defined_line(code: CodeType, name: str) -> str | None:
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             if inner.co_name == name:
-                return shown(inner.co_filename, inner.co_firstlineno)
+                return place(inner.co_filename, inner.co_firstlineno)
             if (found := defined_line(inner, name)) is not None:
                 return found
     return None

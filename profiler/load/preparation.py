@@ -20,6 +20,7 @@ from profiler.limits.gate import Gate
 from profiler.load.agents import LoadedAgent, load_redact
 from profiler.load.clients import Pointing
 from profiler.load.context import AgentContext, LoopPosition
+from profiler.load.holding import hold
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
 from profiler.load.runners import BuiltInAgent, CustomAgent, LoopRunner, is_expected, note_defect
@@ -76,6 +77,7 @@ class LoopRunners:
             self._model_gate = Gate(parse_model_limit(options.model_limit), share=share)
         self._runners: dict[tuple[str, str], LoopRunner] = {}
         self._shared: Profiler | None = None  # of plain agents
+        self._guarding: Profiler | None = None  # of clients that a factory does not have watched
         self._model = ""
         self._spent = Spent()
         self._first_failure: str | None = None
@@ -121,8 +123,9 @@ class LoopRunners:
 
     async def close(self) -> None:
         """Close the clients of all runners."""
-        if self._shared is not None:
-            self._shared.stop()
+        for profiler in (self._shared, self._guarding):
+            if profiler is not None:
+                profiler.stop()
         for runner in self._runners.values():
             await runner.close()
 
@@ -187,6 +190,8 @@ class LoopRunners:
         return warm_up
 
     def _context(self, loaded: LoadedAgent, strategy: Strategy, sinks: Sequence[Sink]) -> AgentContext:
+        from profiler.watch.profiler import Profiler
+
         options = self._options
         context = AgentContext(
             provider=options.provider,
@@ -207,7 +212,13 @@ class LoopRunners:
             # One for all strategies, since a client at module level has one: calls are told apart by the
             # context of the loop that they are in.
             self._shared = context.profiler
+            self._shared.hold = hold
             self._shared.auto(find_tools=True, on_client=self._pointing.point)
+        elif not loaded.plain and self._guarding is None:
+            # A factory says itself what is watched; but nothing else may ask somebody else either.
+            self._guarding = Profiler([])
+            self._guarding.guard = self._pointing.guard
+            self._guarding.auto(on_client=partial(self._pointing.note, self._guarding))
         return context
 
     @waited_for

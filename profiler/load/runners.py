@@ -161,7 +161,8 @@ class CustomAgent:
             self._recorder = recorder
 
     async def run(self, position: LoopPosition) -> bool:
-        call, over = AgentCall(position), Supervision()
+        call = AgentCall(position, self._context, asyncio.get_running_loop())
+        over = Supervision()
         clock, spec = self._recorder.clock, self._context.strategy.spec
         started_ns = clock()
         token, guarded = agent_call.set(call), request_guard.set(self._context.guard)
@@ -170,6 +171,8 @@ class CustomAgent:
             error = await supervised(partial(self._once, position), self._timeout, over)
         finally:
             call.over = True
+            for task in [*call.waits]:  # their threads go on, to their end
+                task.cancel()
             request_guard.reset(guarded)
             agent_call.reset(token)
             if over.left:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from profiler.anatomy import peak
-from profiler.records import LoopRecord
+from profiler.records import LoopRecord, ToolCall
 from profiler.rundir import Run
 from profiler.statistics.comparison import Ratio, compare_strategies
 from profiler.statistics.figures import StrategySummary, figures, limit_line
@@ -168,7 +168,10 @@ def settled(candidates: Sequence[Candidate]) -> bool:
 
 
 NEARLY = 0.1
-"""Two limits that differ by a smaller share are one to begin with."""
+"""Two limits that differ by a smaller share are one to begin with, unless both are guessed."""
+
+A_LITTLE_LESS = 0.97
+"""Of how many calls a server seems to serve: where that is one too many, all of them may fail."""
 
 
 def first_limits(
@@ -184,8 +187,8 @@ def first_limits(
     highest = max(1, highest)
     if guesses:
         best = guesses[0]
-        around = [*guesses, *(best * share for share in (0.5, 1.4, 0.7, 0.25, 2.0))]
-        limits: list[int] = []
+        around = [best * share for share in (0.5, 1.4, 0.7, 0.25, 2.0)]
+        limits = [*dict.fromkeys(guesses)]
         for limit in (round(max(1.0, one)) for one in around):
             if all(abs(limit - other) > NEARLY * max(limit, other) for other in limits):
                 limits.append(limit)
@@ -421,13 +424,15 @@ def pilot(run: Run, records: Sequence[LoopRecord], dial: Dial = SEMAPHORE) -> Pi
     else:
         widest = (len(r.tool_calls) + r.unobserved_calls for record in gathered for r in record.rounds)
         most = run.load.users * max(widest, default=1)
-    guesses = [settled_limit([record for record in records if record.strategy == "adaptive"])]
+    guesses: list[int] = []
     if any(call.refusals for record in gathered for call in record.tool_calls):
-        # A server that refuses what is too much serves as many at once as were seen to be served. A limit
-        # that adapts may still have been on its way there.
-        served = (call for record in gathered for call in record.tool_calls if call.status == "ok")
-        most_served = peak((one.started_ns, one.ended_ns) for one in served if one.started_ns is not None)
-        guesses[:0] = [_value_letting_through(most_served, records, dial)]
+        # A server that refuses what is too much serves as many at once as ran while it refused others. A
+        # limit that adapts may still have been on its way there.
+        served = served_at_refusals([call for record in gathered for call in record.tool_calls])
+        guesses = _values_letting_through(served, records, dial)
+    adapted = settled_limit([record for record in records if record.strategy == "adaptive"])
+    if adapted is not None and all(abs(adapted - one) > NEARLY * max(adapted, one) for one in guesses):
+        guesses.append(adapted)
     ran = [call.duration_ns for call in calls if call.status == "ok" and call.duration_ns is not None]
     whole = [record for record in records if not record.nested and record.status != "cancelled"]
     loops, shortest = {}, math.inf
@@ -439,7 +444,7 @@ def pilot(run: Run, records: Sequence[LoopRecord], dial: Dial = SEMAPHORE) -> Pi
     return Pilot(
         peak=max(1, most),
         mean=max(means, default=1.0),
-        guesses=tuple(guess for guess in guesses if guess),
+        guesses=tuple(guesses),
         failing=any(call.status not in ("ok", "cancelled") for call in calls),
         loops=loops,
         loop=min(loops.values(), default=0.0) if math.isinf(shortest) else shortest,
@@ -448,13 +453,36 @@ def pilot(run: Run, records: Sequence[LoopRecord], dial: Dial = SEMAPHORE) -> Pi
     )
 
 
-def _value_letting_through(calls: int, records: Sequence[LoopRecord], dial: Dial) -> int | None:
-    """The value with which so many calls run at once: of a setting in proportion to what one let run."""
-    if dial.setting is None:
-        return calls
-    value = dial.value(dial.beside)
-    ran = peak(_running(record for record in records if record.strategy == dial.beside))
-    return dial.nearest(calls * value / ran) if value is not None and ran else None
+def served_at_refusals(calls: Sequence[ToolCall]) -> int:
+    """How many calls that succeeded ran when others were refused: the median over the refusals.
+
+    The most that ever ran are more than the server had at once, since a call takes time on its way there and
+    back; and one more than it serves may be many too many.
+    """
+    ran = [call for call in calls if call.started_ns is not None]
+    served = [call for call in ran if call.status == "ok"]
+    started = np.sort([call.started_ns or 0 for call in served])
+    ended = np.sort([call.ended_ns for call in served])
+    at = [((call.started_ns or 0) + call.ended_ns) // 2 for call in ran if call.refusals]
+    if not at:
+        return 0
+    running = np.searchsorted(started, at, "right") - np.searchsorted(ended, at, "right")
+    return round(float(np.median(running)))
+
+
+def _values_letting_through(calls: int, records: Sequence[LoopRecord], dial: Dial) -> list[int]:
+    """The values with which so many calls, and a few less, run at once.
+
+    Of a setting in proportion to what one value let run.
+    """
+    share = 1.0
+    if dial.setting is not None:
+        value = dial.value(dial.beside)
+        ran = peak(_running(record for record in records if record.strategy == dial.beside))
+        share = (value or 0) / max(1, ran)
+    if not calls * share:
+        return []
+    return dial.distinct([calls * share, math.floor(A_LITTLE_LESS * calls * share)])
 
 
 def _mean(values: Sequence[float]) -> float:

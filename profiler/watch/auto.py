@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import wraps
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from profiler.errors import UsageError
@@ -60,6 +60,7 @@ class Automatic:
 
     def __init__(self, profiler: Profiler, find_tools: bool, on_client: OnClient | None) -> None:
         self.found: list[Found] = []
+        self.offered: dict[str, OfferedTool] = {}
         self._profiler = profiler
         self._runners = RunnerTools(self._tool_of_runner, profiler._boundary)
         self._find_tools = find_tools
@@ -92,7 +93,7 @@ class Automatic:
             if self._on_client is not None:
                 self._on_client(client)
         if self._find_tools:
-            boundary.call("request", self._look_for, _offered(options))
+            boundary.call("request", self._look_for, options)
 
     def _take(self, client: Any) -> None:
         name = type(client).__name__
@@ -112,14 +113,16 @@ class Automatic:
             self.found.append(found)
         return self._profiler.tool(function, name=name)
 
-    def _look_for(self, names: Sequence[str]) -> None:
+    def _look_for(self, options: Any) -> None:
         """Find what these tools run; once more when there are other functions, or clients, since."""
+        self.offered.update((tool.name, tool) for tool in _offered(options))
+        names = self.offered.keys()
         size = (len(vars(sys.modules["__main__"])), len(self._clients))
         if self._looked_for.issuperset(names) and size == self._looked_at:
             return
         began_ns = self._profiler.recorder.clock()
         with self._lock:  # other threads wait until what their tools run is watched, too
-            self._looked_for.update(names)
+            self._looked_for |= names
             self._looked_at = size
             by_function: dict[int, tuple[FunctionType, list[str]]] = {}
             for name, functions in functions_of(self._looked_for).items():
@@ -153,17 +156,33 @@ class Automatic:
         return made
 
 
-def _offered(options: Any) -> list[str]:
-    """The names of the tools that a request of an SDK offers the model."""
+class OfferedTool(NamedTuple):
+    """A tool as a request offers it to the model: `parameters` is a JSON Schema."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+def _offered(options: Any) -> list[OfferedTool]:
+    """The tools that a request of an SDK offers the model, those left out that its server runs itself."""
     data = getattr(options, "json_data", None)
     tools = data.get("tools") if isinstance(data, dict) else None
     found = []
     for tool in tools if isinstance(tools, list) else ():
         if isinstance(tool, dict):
             function = tool.get("function")
-            name = function.get("name") if isinstance(function, dict) else tool.get("name")
+            given = function if isinstance(function, dict) else tool
+            name, said = given.get("name"), given.get("description")
+            schema = given.get("parameters", given.get("input_schema"))
             if isinstance(name, str):
-                found.append(name)
+                found.append(
+                    OfferedTool(
+                        name,
+                        said if isinstance(said, str) else "",
+                        schema if isinstance(schema, dict) else {},
+                    )
+                )
     return found
 
 
@@ -223,6 +242,11 @@ def _seen_request(original: Any) -> Any:
         return original(self, *args, **kwargs)
 
     return request
+
+
+def made_at(client: Any) -> str | None:
+    """`file:line` where a client was made while some profiler watched, None where that is not known."""
+    return _made_at.get(client)
 
 
 def _seen_init(original: Any) -> Any:

@@ -55,7 +55,7 @@ from profiler.records import LOOP_TIMEOUT, Clock, LoopRecord, Status
 from profiler.redaction import Content, Redact
 from profiler.watch import frameworks
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
-from profiler.watch.auto import Automatic, Found, OnClient
+from profiler.watch.auto import Automatic, Found, OfferedTool, OnClient
 from profiler.watch.conversations import Conversations
 from profiler.watch.dispatch import Dispatch, Given
 from profiler.watch.frameworks import describe
@@ -116,6 +116,7 @@ class Profiler:
         self.hold: Callable[[str], Held | None] | None = None
         self._automatic: Automatic | None = None
         self._found: tuple[Found, ...] = ()
+        self._offered: dict[str, OfferedTool] = {}
         self._conversations: Conversations | None = None
         in_forked_child(self._renew)
 
@@ -205,6 +206,7 @@ class Profiler:
         if automatic is not None:
             automatic.stop()
             self._found += tuple(automatic.found)
+            self._offered |= automatic.offered
         conversations, self._conversations = self._conversations, None
         if conversations is not None:
             self._boundary.call("loop", conversations.end)
@@ -213,6 +215,12 @@ class Profiler:
     def found(self) -> tuple[Found, ...]:
         """Clients and tools that `auto` watches or has watched, and those that it cannot watch, with why."""
         return self._found + tuple(self._automatic.found if self._automatic is not None else ())
+
+    @property
+    def offered(self) -> tuple[OfferedTool, ...]:
+        """The tools that requests offered the model while `auto(find_tools=True)` watched."""
+        now = {} if self._automatic is None else self._automatic.offered
+        return tuple((self._offered | now).values())
 
     def _begin_conversation(
         self, parent: ObservedLoop | None

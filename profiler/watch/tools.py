@@ -272,8 +272,14 @@ async def _held_back(
     waits = begin.held(args, kwargs)
     if waits is None:
         return await _awaiting(begin, args, kwargs, held, watching)
-    async with waits:
-        return await _awaiting(begin, args, kwargs, held, watching)
+    begun = False
+    try:
+        async with waits:
+            begun = True
+            return await _awaiting(begin, args, kwargs, held, watching)
+    finally:
+        if not begun and isinstance(held.coroutine, types.CoroutineType):
+            held.coroutine.close()  # it was cancelled in the queue, which is no mistake of the application's
 
 
 async def _streaming(

@@ -260,6 +260,21 @@ class Reply(NamedTuple):
         (Reply(503, ""), "http_503", "rejected"),
         ([{"type": "text", "text": "Error: 429"}], "http_429", "rejected"),
         (Answer(429), "http_429", "rejected"),
+        # What `str` makes of the exceptions of clients, alone and behind an application's words.
+        ("Client error '429 Too Many Requests' for url 'http://x/y'\nFor more", "http_429", "rejected"),
+        ("503 Server Error: Service Unavailable for url: http://x/y", "http_503", "rejected"),
+        ("429, message='Too Many Requests', url='http://x/y'", "http_429", "rejected"),
+        ("Error code: 429 - {'error': {'message': 'slow down'}}", "http_429", "rejected"),
+        ("get_weather failed: HTTP Error 429: Too Many Requests", "http_429", "rejected"),
+        ("Sorry, something went wrong: 429, message='Too Many Requests'", "http_429", "rejected"),
+        ("ERROR Client error '529 ' for url 'http://x/y'", "http_529", "rejected"),
+        ("Tool error: timed out", "timeout", "timeout"),
+        ("get_weather failed: timed out", "timeout", "timeout"),
+        ("ReadTimeout('timed out')", "timeout", "timeout"),
+        # Bodies of refusals whose status nobody looked at.
+        ('{"detail":"Too Many Requests"}', "http_429", "rejected"),
+        ('{"message": "API rate limit exceeded", "request_id": "a1"}', "http_429", "rejected"),
+        ("<html>\r\n<head><title>503 Service Unavailable</title></head>", "http_503", "rejected"),
     ],
 )
 def test_failure_that_a_tool_returns_is_one(result: object, error_type: str | None, signal: str):
@@ -296,6 +311,9 @@ class Costly:
         *("Timeout is a film of 2011", "Rate limits of APIs, explained", "Failed states index: 429 pages"),
         "HTTP 429 is the status code for Too Many Requests, defined in RFC 6585.",
         "HTTP 429: Too Many Requests\nThe 429 response status code indicates",
+        *("Client error '404 Not Found' for url 'http://x/y'", "How to fix an HTTP Error 429: wait"),
+        *('{"detail": "too many cooks"}', '{"message": "Too Many Requests", "films": 3}', "<html><p>429</p>"),
+        *('{"message": "Rate limits, explained"}', "Client error '429 T' for url 'x'" + " and so on" * 60),
         *({"code": 429}, {"success": True, "code": 503}, {"title": "Error: 429 explained"}, (429, "x")),
         *('{"status": "ok", "count": 429}', '{"error": null}', '{"status": ', [{"text": 3}], [{"error": 1}]),
         *({"error": np.zeros(3)}, Awkward(error=1), Costly(), Held(status_code=404), Held(status=object())),

@@ -252,7 +252,7 @@ def test_names_after_the_colon(module: Any) -> None:
 
 def test_object_that_cannot_be_called_is_told_its_method(module: Any) -> None:
     module.framework = types.SimpleNamespace(run=plain, other=1)
-    with pytest.raises(UsageError, match="name a function of it, such as an_agents_module:framework[.]run"):
+    with pytest.raises(UsageError, match=r"a function of it, such as an_agents_module:framework\.run"):
         load_agent("an_agents_module:framework")
 
 

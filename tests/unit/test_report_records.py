@@ -58,7 +58,6 @@ def test_page_of_one_loop_explains_it_first(tmp_path: Path) -> None:
 def test_page_of_many_loops_has_quantiles_of_them_and_of_their_tools() -> None:
     records = made(40)
     bare = gather_records(records, "x")
-    assert bare is not None
     (one,) = bare.summaries
     walls = [record.wall_ns / 1e9 for record in records]
     assert one.loop_seconds.p50.value == pytest.approx(np.quantile(walls, 0.5))
@@ -79,7 +78,6 @@ def test_kinds_of_loops_are_told_apart_by_what_they_differ_in() -> None:
         *made(1, name="support", parent="loop 0"),
     ]
     bare = gather_records(records, "x")
-    assert bare is not None
     assert [one.strategy for one in bare.summaries] == ["m", "other", "m (inside tool calls)"]
     assert [one.loops.due for one in bare.summaries] == [3, 2, 1]
     page = render_records(bare)
@@ -100,7 +98,6 @@ def test_what_was_not_seen_comes_first_in_words() -> None:
     assert sentences[2].startswith("2 calls of watched tools ran outside every loop; is prof.loop missing")
     assert sentences[3].startswith("1 call could not be told apart; ")
     bare = gather_records(records, "x")
-    assert bare is not None
     page = render_records(bare)
     assert page.index("none was seen") < page.index("verdict lead")
 
@@ -116,7 +113,6 @@ def test_failures_are_counted_and_drawn() -> None:
     records = made(60)
     records[7] = replace(records[7], status="error", error_type="http_429")
     bare = gather_records(records, "x")
-    assert bare is not None
     assert 7 in bare.rows
     page = render_records(bare)
     assert "1 failed (http_429 1)." in page

@@ -45,7 +45,7 @@ def test_over_that_cannot_be_searched_is_refused(over, said):
 
 
 def test_search_of_a_setting_needs_an_agent_of_ones_own():
-    with pytest.raises(UsageError, match="--over calls=1..32: settings are those of an agent of your own"):
+    with pytest.raises(UsageError, match="settings are those of an agent of your own"):
         Search(LoadOptions(), 10, over=("calls=1..32",))
     assert Search(LoadOptions(agent="my:make"), 10, over=("calls=1..32",)).dial.setting == "calls"
 

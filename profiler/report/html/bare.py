@@ -117,15 +117,16 @@ def gather_files(path: Path) -> Bare:
     return found
 
 
-def gather_records(records: Sequence[LoopRecord], source: str, left_out: int = 0) -> Bare | None:
-    """The material of records in memory; None without any."""
+def gather_records(records: Sequence[LoopRecord], source: str, left_out: int = 0) -> Bare:
+    """The material of records in memory, of which there is one at least."""
 
     def again(rows: set[int]) -> Iterator[tuple[int, LoopRecord]]:
         return ((row, record) for row, record in enumerate(records) if row in rows)
 
     found = _gather(source, records, again)
-    if found is not None:
-        found.left_out = left_out
+    if found is None:
+        raise RecordError(f"{source}: no loops: there are no records")
+    found.left_out = left_out
     return found
 
 
