@@ -110,6 +110,12 @@ def test_calls_of_old_records_have_no_names() -> None:
     assert said.startswith("2 calls that the model asked for were run by no watched tool; ")
 
 
+def test_calls_of_a_last_reply_may_be_given_up_on_purpose() -> None:
+    record = loop(0, 100, [], "application", None)  # one round without calls
+    (said,) = Unseen.of([unseen(record, "search", "search")]).sentences()
+    assert said.startswith("2 calls (search) were asked for by the last reply of a loop, and none was seen")
+
+
 def test_failures_are_counted_and_drawn() -> None:
     records = made(60)
     records[7] = replace(records[7], status="error", error_type="http_429")
