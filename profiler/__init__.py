@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from profiler.errors import ProfilerError, ProviderError, UsageError
+    from profiler.instrument import Profiler
     from profiler.limits.gate import Gate
     from profiler.loop.loop import LoopResult, ToolLoop
     from profiler.loop.tools import Tool, tool
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "errors": ("ProfilerError", "ProviderError", "UsageError"),
+    "instrument": ("Profiler",),
     "limits.gate": ("Gate",),
     "loop.loop": ("LoopResult", "ToolLoop"),
     "loop.tools": ("Tool", "tool"),
@@ -35,6 +37,7 @@ __all__ = [
     "LoopRecord",
     "LoopResult",
     "ModelCall",
+    "Profiler",
     "ProfilerError",
     "ProviderError",
     "RoundRecord",

@@ -25,7 +25,7 @@ from profiler.redaction import error_secrets, scrub
 from profiler.redaction.keys import hide_keys
 from profiler.report.text import one_line
 
-MODULES = ("run", "compare", "tune", "without_load")
+MODULES = ("run", "compare", "tune", "scenario", "without_load")
 """Modules of `profiler.commands`; each adds the command of its name, the last one all others."""
 
 MEASURING = ("run", "compare", "tune")
@@ -97,7 +97,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         # An undecodable argument arrives with surrogates in it, which nothing can print or send.
         if "\0" in argument or any("\ud800" <= character <= "\udfff" for character in argument):
             parser.error(f"argument {argument!r}: not text in this system's encoding")
+    argv, of_script = _cut(parser, argv)
     arguments, extra = parser.parse_known_args(argv)
+    if of_script:
+        arguments.script_arguments = of_script
+    # To argparse an unknown option with a space in it is a positional argument.
+    extra += [one for one in [getattr(arguments, "what", None)] if one is not None and one.startswith("-")]
     if extra:
         used: Parser = arguments.parser
         known = [name for action in used._actions for name in action.option_strings]
@@ -106,6 +111,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         hint = f" (an option of {', '.join(others)})" if others else did_you_mean(name, known)
         used.error(f"unknown argument {extra[0]!r}{hint}")
     return arguments
+
+
+def _cut(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without those that a script of `run` gets, and those."""
+    place = next((place for place, argument in enumerate(argv) if not argument.startswith("-")), len(argv))
+    if argv[place : place + 1] != ["run"]:
+        return list(argv), []
+    from profiler.commands.run import cut
+
+    (run,) = (
+        action.choices["run"] for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    own, of_script = cut(argv[place + 1 :], run)
+    return [*argv[: place + 1], *own], of_script
 
 
 def _commands_with(parser: argparse.ArgumentParser, option: str) -> list[str]:

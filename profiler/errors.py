@@ -1,6 +1,6 @@
 """One tree of exceptions: everything that this package raises on purpose is a `ProfilerError`.
 
-But for `Interrupted`, which is what the user wanted.
+But for `Interrupted`, which is what the user wanted, and `RequestRefused`, which nobody is to try again.
 
 A tool that fails raises nothing: its failure becomes an error result that the model sees, and a
 record with an `error_type`. Cancellation is never caught.
@@ -87,6 +87,18 @@ class ProviderError(TargetError):
         self.status = status
         self.request_id = request_id
         self.error_type = error_type
+
+
+class RequestRefused(BaseException):
+    """A model request was not sent, since it would have left the target of a load test. Ends its loop.
+
+    No `Exception`, since the SDKs, and applications, try again what raises one. `error` says what, where, and
+    what to do; a test that meets it before its load ends with that.
+    """
+
+    def __init__(self, error: UsageError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Interrupted(KeyboardInterrupt):

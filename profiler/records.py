@@ -332,6 +332,8 @@ class ToolCall(_Tried):
     between (backoff, waiting in the limiter again).
 
     `nested`: made by the code of another call of its round, as part of that one; no sibling of it.
+    `loops` are the ids of the loops that began in it (an agent as a tool): children of the call's own loop
+    (`LoopRecord.parent`), and of this call whatever its id is.
     """
 
     id: str
@@ -350,6 +352,7 @@ class ToolCall(_Tried):
     sending_ns: int = 0
     late_ns: int = 0
     nested: bool = False
+    loops: tuple[str, ...] = ()
 
     @property
     def waited_until_ns(self) -> int:
@@ -381,7 +384,8 @@ class RoundRecord:
     collected into messages until `ended_ns`. `shortfall` names what kept the calls from
     overlapping as the strategy allows (`profiler.shortfalls`), None if nothing did. `pool_threads` is
     the size of the pool of threads that was full, where that was it.
-    `unobserved_calls` counts calls that the model asked for and no profiled tool ran. `limit` is how
+    `unobserved_calls` counts calls that the model asked for and no profiled tool ran, `unobserved_tools` are
+    the names in them, one for each call, where they are known. `limit` is how
     many calls the strategy let run at once when the phase began, None if it sets no limit.
     """
 
@@ -397,6 +401,7 @@ class RoundRecord:
     unobserved_calls: int = 0
     limit: int | None = None
     pool_threads: int | None = None
+    unobserved_tools: tuple[str, ...] = ()
 
     @property
     def duration_ns(self) -> int:
@@ -418,8 +423,8 @@ class LoopRecord:
     `name` is what the application calls this kind of loop, `agent` the simulated caller that ran it,
     `number` the tape entry it worked on, `trial` the index of its trial (both None outside a load
     test), `process` the process that ran it, `intended_ns` the start that an open load meant for it.
-    `parent` is the id of the loop in whose tool call this one ran (an agent as a tool). `lag_ns` is
-    the worst event-loop lag sampled while it ran.
+    `parent` is the id of the loop inside which this one began (an agent as a tool); which call of that one
+    it was in, the call says (`ToolCall.loops`). `lag_ns` is the worst event-loop lag sampled while it ran.
 
     In a loop that was only observed, `ambiguous_calls` counts calls that could be any of several
     that the model had asked for, or only resembled the one they are taken for, and `rounds_dropped` the

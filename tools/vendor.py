@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiler.report.html import ASSETS
+from profiler.report.html.page import ASSETS
 
 VENDOR = ASSETS / "vendor"
 

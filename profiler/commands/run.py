@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from profiler.commands import add_command
 from profiler.commands.exits import Ending, complain
-from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated
+from profiler.errors import Interrupted, ProfilerError, TargetError, Terminated, UsageError
 from profiler.load.declared import COUNT_FROM_0, TEXT, add_options
 from profiler.load.options import GROUPS, STRATEGY_FORMS, LoadOptions
 from profiler.process.signals import DRAIN_SECONDS, signals
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SCRIPT = ".py"
+"""What a positional argument ends in that is a script."""
+
 
 def add(commands: Commands) -> None:
     parser = add_command(
@@ -33,20 +36,38 @@ def add(commands: Commands) -> None:
         "run one loop and draw its timeline",
         main,
         "--provider anthropic --strategy semaphore:2",
-        "--scenario fanout --stream --strategy eager",
         "--base-url http://127.0.0.1:8000 --model my-model --out runs",
+        "script.py an argument              # a script of yours, as `python script.py an argument`",
+        '--agent my_app:agent "Compare the weather of Tokyo and Paris" --open',
+        "--agent my_app:agent --emulate      # the emulator as its model: no key, no cost",
+    )
+    parser.add_argument(
+        "what",
+        nargs="?",
+        type=TEXT.argument,
+        metavar="SCRIPT|PROMPT",
+        help="what ends in .py is a script of yours, all that follows it the script's own arguments; "
+        "anything else is the user's message",
     )
     add_options(parser, "run", (LoadOptions,), GROUPS)
     loop = parser.add_argument_group("loop")
     loop.add_argument(
         "--strategy",
         type=TEXT.argument,
-        default="gathered",
         metavar="S",
-        help=f"{STRATEGY_FORMS} (default: gathered)",
+        help=f"{STRATEGY_FORMS} (default: gathered; of --agent, its own way)",
     )
     loop.add_argument(
-        "--prompt", type=TEXT.argument, metavar="TEXT", help="the user's message (default: the scenario's)"
+        "--prompt",
+        type=TEXT.argument,
+        metavar="TEXT",
+        help="the user's message, as without --prompt (default: the scenario's)",
+    )
+    loop.add_argument(
+        "--emulate",
+        action="store_true",
+        help="have the script or --agent ask the emulator, whatever server its clients name (without "
+        "--agent and script: the default)",
     )
     loop.add_argument(
         "--number",
@@ -55,7 +76,31 @@ def add(commands: Commands) -> None:
         metavar="I",
         help="which entry of the tape to work on",
     )
-    loop.add_argument("--out", type=Path, metavar="DIR", help="also leave a run directory in DIR")
+    loop.add_argument(
+        "--out", type=Path, metavar="DIR", help="also leave a run directory in DIR, with the report page"
+    )
+    loop.add_argument("--open", action="store_true", help="write the report page, and open it in the browser")
+    parser.set_defaults(script_arguments=[])
+
+
+def cut(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
+    """The arguments of `run` without those behind a script, which are the script's own; and those."""
+    known = parser._option_string_actions
+    place = 0
+    while place < len(arguments):
+        name, equals, _ = arguments[place].partition("=")
+        if not name.startswith("-") or name == "-":
+            break
+        place += 1
+        if name == "--":
+            break
+        named = {id(one): one for option, one in known.items() if option.startswith(name)}
+        action = known.get(name) or (next(iter(named.values())) if len(named) == 1 else None)
+        if action is not None and action.nargs is None and not equals:
+            place += 1
+    if place < len(arguments) and arguments[place].endswith(SCRIPT):
+        return list(arguments[: place + 1]), list(arguments[place + 1 :])
+    return list(arguments), []
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -75,13 +120,19 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.statistics.verdicts import no_tool_calls
     from profiler.strategies import parse_strategy
 
+    strategy_named = parse_strategy(arguments.strategy or "gathered")
     options = LoadOptions.from_namespace(
-        arguments, strategies=(parse_strategy(arguments.strategy),), out="runs", allow_remote=True
+        arguments, strategies=(strategy_named,), out="runs", allow_remote=True
     )
+    prompt_given = _prompt(arguments, options)
     options.check_variants()
     options.check_targets(os.environ)
     if arguments.out is not None:
         RunDirectory.check_parent(arguments.out)
+    if options.agent is not None or _is_script(arguments):
+        from profiler.commands import own
+
+        return own.main(arguments, options, prompt_given, on_event_loop, _save)
     scenario = load_scenario(options.scenario)
     (strategy,) = options.strategies
     redact = None if options.redact is None else load_redact(options.redact)
@@ -95,7 +146,7 @@ def main(arguments: argparse.Namespace) -> int:
         guard_logs()  # the SDK, imported just now, may have set up logging
         loop = make(strategy=strategy, sinks=[records.append])
         tool_session()  # made now, so that the first tool call does not pay for it
-        prompt = arguments.prompt or scenario.prompt.replace("{number}", str(arguments.number))
+        prompt = prompt_given or scenario.prompt.replace("{number}", str(arguments.number))
 
         async def loop_once() -> None:
             nonlocal text
@@ -127,9 +178,9 @@ def main(arguments: argparse.Namespace) -> int:
             unreadable = sum(model.unreadable for model in models)
             print(no_tool_calls(1, server_tools, unreadable, "the model answered at once"))
         print(render_timeline(record, width, use_color(sys.stdout, os.environ)))
-    if arguments.out is not None and records:
+    if records:
         interruption = failure if isinstance(failure, Interrupted) else None
-        print(f"run directory: {_save(arguments.out, options, records, interruption)}")
+        _leave(arguments, options, records, interruption)
     internal = sum(record.error_type == INTERNAL for record in records)
     if isinstance(failure, TimeoutError):
         raise TargetError(str(failure))
@@ -140,6 +191,45 @@ def main(arguments: argparse.Namespace) -> int:
     missed = any(not record.good for record in records if not record.nested)
     where = None if arguments.out is None else str(arguments.out)
     return complain(Ending(error=failure, internal=internal, missed=missed), where)
+
+
+def _is_script(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.what and arguments.what.endswith(SCRIPT))
+
+
+def _prompt(arguments: argparse.Namespace, options: LoadOptions) -> str | None:
+    """The user's message, None where none was given. Raises `UsageError` for arguments that contradict."""
+    given: str | None = arguments.prompt
+    if arguments.emulate and options.base_url is not None:
+        raise UsageError("--emulate and --base-url name two servers: give one of them")
+    if _is_script(arguments):
+        for option, value in (("--agent", options.agent), ("--prompt", given)):
+            if value is not None:
+                raise UsageError(
+                    f"{option} is not for a script: {arguments.what} runs as it is, with what stands "
+                    "behind it"
+                )
+        if arguments.strategy is not None:
+            raise UsageError(
+                f"--strategy is not for a script: {arguments.what} runs its calls in its own way; --agent "
+                "takes it"
+            )
+        return None
+    if arguments.what is not None and given is not None:
+        raise UsageError("the prompt is given twice: once with --prompt, once without")
+    return given if given is not None else arguments.what
+
+
+def _leave(
+    arguments: argparse.Namespace,
+    options: LoadOptions,
+    records: Sequence[LoopRecord],
+    ended: Interrupted | None,
+) -> None:
+    """Leave a run directory and the page, where they are asked for; says where."""
+    from profiler.commands.own import leave
+
+    leave(arguments, options, records, ended, options.scenario, _save)
 
 
 def _why(record: LoopRecord) -> str:

@@ -34,27 +34,41 @@ def _add_report(commands: Commands) -> None:
     parser = add_command(
         commands,
         "report",
-        "write the report page of a run",
+        "write the report page of a run, or of records",
         report,
         "runs/20260101-120000 --open",
-        "runs/20260101-120000 -o page.html",
+        "records.jsonl -o page.html",
     )
-    parser.add_argument("run", type=TEXT.argument, metavar="RUN", help="a run directory")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="default: report.html in the run directory"
+        "run",
+        type=TEXT.argument,
+        metavar="RUN",
+        help="a run directory, a file of records, or a directory of such files (*.jsonl)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: report.html in the directory, or beside the file under its name",
     )
     parser.add_argument("--open", action="store_true", help="open it in the browser")
 
 
 def report(arguments: argparse.Namespace) -> int:
-    from profiler.report.html import write_report
-    from profiler.rundir import RunDirectory
+    from profiler.report.html import write_any
 
-    path = write_report(RunDirectory.open(arguments.run), arguments.output)
+    path = write_any(Path(arguments.run), arguments.output)
     print(path)
-    if arguments.open and not webbrowser.open(path.resolve().as_uri()):
-        print("no browser was found here: open that file in one", file=sys.stderr)
+    if arguments.open:
+        open_page(path)
     return 0
+
+
+def open_page(path: Path) -> None:
+    """Open a page in the browser; where there is none, say so."""
+    if not webbrowser.open(path.resolve().as_uri()):
+        print("no browser was found here: open that file in one", file=sys.stderr)
 
 
 def _add_trace(commands: Commands) -> None:

@@ -81,38 +81,26 @@ _log = logging.getLogger(__name__)
 Attributes = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Parent:
-    """A span that may be the parent of a nested loop's."""
-
-    name: str
-    started_ns: int
-    ended_ns: int
-    context: Context
-
-
 @dataclass(slots=True)
 class _Family:
-    """The spans of one loop, among which nested loops look for their parent."""
+    """The spans of one loop, among which nested loops have their parent.
 
-    rounds: list[_Parent] = field(default_factory=list)
-    calls: list[_Parent] = field(default_factory=list)
+    `calls`: the context of a call by the id of each loop that began in it; `rounds`: start, end and context;
+    `whole`: that of the loop, None if it could not be exported.
+    """
+
+    whole: Context | None = None
+    rounds: list[tuple[int, int, Context]] = field(default_factory=list)
+    calls: dict[str, Context] = field(default_factory=dict)
 
     def place(self, record: LoopRecord, otherwise: Context) -> Context:
-        """The context of a nested loop: the call it ran in, or its round if several calls are possible."""
-        around = [
-            call
-            for call in self.calls
-            if call.started_ns <= record.started_ns and record.ended_ns <= call.ended_ns
-        ]
-        if len(around) > 1:
-            around = [call for call in around if call.name == record.name] or around
-        if len(around) == 1:
-            return around[0].context
-        for round_ in self.rounds:
-            if round_.started_ns <= record.started_ns <= round_.ended_ns:
-                return round_.context
-        return otherwise
+        """The context of a nested loop: the call that it began in, if none the round, or the whole loop."""
+        if record.id in self.calls:
+            return self.calls[record.id]
+        for started_ns, ended_ns, context in self.rounds:
+            if started_ns <= record.started_ns <= ended_ns:
+                return context
+        return self.whole or otherwise
 
 
 class OpenTelemetrySink:
@@ -124,7 +112,8 @@ class OpenTelemetrySink:
     unless told otherwise, which is a hundred loops.
 
     A loop's span is a child of the span that is current where the loop runs. A loop that ran in a tool
-    call of another one (`parent`) is held back until that one ends, and becomes a child of the call.
+    call of another one (`parent`) is held back until that one ends, and becomes a child of the call; one that
+    goes on after that does so when it ends.
 
     `dropped` counts records that found the queue full or that failed. Call `close` before the providers
     are shut down; at the end of the process that happens by itself. `anchor` turns the records'
@@ -158,6 +147,7 @@ class OpenTelemetrySink:
         self._queue: SimpleQueue[tuple[LoopRecord, Context] | None] = SimpleQueue()
         self._stopped: SimpleQueue[None] = SimpleQueue()
         self._held: dict[str, list[tuple[LoopRecord, Context]]] = {}
+        self._late: dict[str, Context] = {}
         self._starting = unpatched(_thread, "allocate_lock")()
         self._running = False
         self._chats.forget()
@@ -222,6 +212,10 @@ class OpenTelemetrySink:
         if record.parent is None:
             self._export(record, context)
             return
+        late = self._late.pop(record.id, None)
+        if late is not None:
+            self._export(record, late)
+            return
         # Its parent is still running, since a loop ends after its calls.
         self._held.setdefault(record.parent, []).append((record, context))
         if sum(map(len, self._held.values())) > MAX_HELD:
@@ -242,6 +236,11 @@ class OpenTelemetrySink:
             family = _Family()
         for nested, own in self._held.pop(record.id, ()):
             self._export(nested, family.place(nested, own))
+            family.calls.pop(nested.id, None)
+        for id_, inner in family.calls.items():  # still running, though their calls have ended
+            self._late[id_] = inner
+            if len(self._late) > MAX_HELD:
+                del self._late[next(iter(self._late))]
 
     def _start(
         self,
@@ -268,7 +267,7 @@ class OpenTelemetrySink:
     def _loop(self, record: LoopRecord, context: Context) -> _Family:
         name = f"invoke_agent {record.name}" if record.name else "invoke_agent"
         span, inner = self._start(name, context, record.started_ns, _loop_attributes(record))
-        family = _Family()
+        family = _Family(inner)
         total: Counter[str] = Counter()
         for round_ in record.rounds:
             spent = phases(round_)
@@ -306,7 +305,7 @@ class OpenTelemetrySink:
         )
         links = () if foreign is None else (Link(foreign),)
         span, inner = self._start("toolloop.round", context, round_.started_ns, attributes, links=links)
-        family.rounds.append(_Parent("", round_.started_ns, round_.ended_ns, inner))
+        family.rounds.append((round_.started_ns, round_.ended_ns, inner))
         self._instruments.round(record, round_, inner)
         if foreign is None:
             self._chat(record, round_.model, inner)
@@ -316,7 +315,7 @@ class OpenTelemetrySink:
             self._instruments.chat(record, round_.model, inner)
         for call in round_.tool_calls:
             made = self._call(record, call, inner)
-            family.calls.append(_Parent(call.name, call.began_ns, call.ended_ns, made))
+            family.calls.update(dict.fromkeys(call.loops, made))
         self._end(span, round_.ended_ns, round_.status, None)
 
     def _chat(self, record: LoopRecord, model: ModelCall, context: Context) -> None:

@@ -4,7 +4,7 @@ The trace holds the selected loops. Every agent is a group of tracks ("process" 
 track `loops` lie loop > round > model request > attempt > connect, send, wait, receive; then parse, the
 tool phase (divided into `tools` and `queue`) and collect. The calls lie on tracks of their own, as many
 as ran or waited at once, so that slices of one track nest and never overlap otherwise; an arrow leads
-from each round to its calls.
+from each round to its calls, and from a call to the loops that began in it.
 
 The counters, in a group `run`, are those of the whole run, so that a slow loop is seen among all the
 calls it competed with. They stand still where no loop is shown.
@@ -287,11 +287,12 @@ def events(loops: Sequence[LoopRecord], origin_ns: int) -> Iterator[Event]:
     # The trace processor takes thread ids to be unique in the whole trace: one sequence numbers all.
     ids = itertools.count(2)
     flows = itertools.count(1)
+    arrows = _arrows(loops, flows)
     for (process, agent), own in agents.items():
         pid = next(ids)
         label = f"agent {agent}" if agent else "loops without an agent"
         yield from named(pid, "process_name", f"{label} of {process}" if several and process else label, pid)
-        writer = _Writer(pid, origin_ns)
+        writer = _Writer(pid, origin_ns, arrows)
         calls: list[tuple[ToolCall, str]] = []
         tracks = _Tracks(pid, "loops", ids)
         for loop in own:
@@ -311,6 +312,23 @@ def events(loops: Sequence[LoopRecord], origin_ns: int) -> Iterator[Event]:
             yield writer.slice(tid, name, "server tool", (start, end))
 
 
+def _arrows(loops: Sequence[LoopRecord], flows: Iterator[int]) -> dict[str, str]:
+    """The id of the arrow that leads to a loop, from the call that it began in, by the id of the loop.
+
+    None in the microsecond in which the call starts: readers could find its end before its start.
+    """
+    starts = {loop.id: loop.started_ns for loop in loops}
+    arrows: dict[str, str] = {}
+    for loop in loops:
+        for call in loop.tool_calls:
+            if call.loops and call.started_ns is not None:
+                flow = f"0x{next(flows):x}"
+                arrows |= {
+                    id_: flow for id_ in call.loops if starts.get(id_, 0) // 1000 > call.started_ns // 1000
+                }
+    return arrows
+
+
 def _server_tools(model: ModelCall) -> Iterator[tuple[int, int, str]]:
     """(start, end, name) of each tool of the model's server whose times are known."""
     for one in model.server_tools:
@@ -321,10 +339,11 @@ def _server_tools(model: ModelCall) -> Iterator[tuple[int, int, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    """Events of one agent, which is the process `pid` in the trace."""
+    """Events of one agent, which is the process `pid` in the trace; for `arrows` see `_arrows`."""
 
     pid: int
     origin_ns: int
+    arrows: Mapping[str, str]
 
     def slice(
         self, tid: int, name: str, category: str, span: Interval, args: Mapping[str, object] | None = None
@@ -361,7 +380,10 @@ class _Writer:
             "text": _short(loop.text),
         }
         whole = (loop.started_ns, loop.ended_ns)
-        yield self.slice(tid, name if loop.number is None else f"{name} {loop.number}", "loop", whole, args)
+        event = self.slice(tid, name if loop.number is None else f"{name} {loop.number}", "loop", whole, args)
+        if loop.id in self.arrows:
+            event |= {"bind_id": self.arrows[loop.id], "flow_in": True}
+        yield event
         for round_ in loop.rounds:
             span = _inside(round_.started_ns, round_.ended_ns, whole)
             event = self.slice(
@@ -453,7 +475,9 @@ class _Writer:
         if started > start:
             yield self.slice(tid, "queued", "call", (start, started))
         if call.started_ns is not None:
-            yield self.slice(tid, "running", "call", (started, end))
+            running = self.slice(tid, "running", "call", (started, end))
+            arrow = next((self.arrows[id_] for id_ in call.loops if id_ in self.arrows), None)
+            yield running if arrow is None else running | {"bind_id": arrow, "flow_out": True}
 
 
 def named(pid: int, kind: str, name: str, order: int) -> Iterator[Event]:

@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from profiler.load.agents import AgentContext
+    from profiler.load.context import AgentContext
     from profiler.load.locust.users import AgentUser
 
 __all__ = ["AgentContext", "AgentUser"]
 
-_HOME = {"AgentContext": "agents", "AgentUser": "locust.users"}
+_HOME = {"AgentContext": "context", "AgentUser": "locust.users"}
 
 
 def __getattr__(name: str) -> Any:

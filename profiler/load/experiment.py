@@ -233,6 +233,9 @@ def _locust(experiment: Experiment, options: LoadOptions) -> Iterator[subprocess
         if not name.startswith("LOCUST_") or name == "LOCUST_SKIP_MONKEY_PATCH"
     }
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    if options.agent is not None:
+        # It may run in threads, and call what it likes: `load/locust/quirks.py`, about native threads.
+        environment["LOCUST_SKIP_MONKEY_PATCH"] = "1"
     environment[PARENT_FD] = str(inherited)
     environment |= IN_CHILDREN
     environment |= secrets_in_environment(options)

@@ -100,6 +100,7 @@ MEASURED = Kind(SECONDS.read, SECONDS.write, 0.1, LONGEST_SECONDS, "T")
 SEARCHES = ("compare", "tune")
 target = partial(option, group="target", commands=("run", "compare", "tune", "locust"))
 load = partial(option, group="load", commands=("compare", "tune", "locust"))
+own = partial(option, group="load", commands=("run", "compare", "tune", "locust"))
 turns = partial(option, group="turns", commands=("compare", "locust"))
 spending = partial(option, group="spending", commands=("compare", "tune", "locust"))
 content = partial(option, group="content", commands=("run", "compare", "locust"))
@@ -228,7 +229,7 @@ class LoadOptions(Options):
         "--variant",
         VARIANTS,
         (),
-        "a setting that the factory of --agent is called with (max_concurrent_calls=2,8); each value, and "
+        "a setting that the function of --agent is called with (max_concurrent_calls=2,8); each value, and "
         "each combination of several settings, is compared as a strategy is, under each --strategy where one "
         f"is given; may be repeated; {MOST_VARIANTS} at most",
         "load",
@@ -263,9 +264,15 @@ class LoadOptions(Options):
     abort_on: str | None = load(
         "--abort-on", TEXT, None, "end a hopeless run early: errors>20%", metavar="RULE"
     )
-    agent: str | None = load(
-        "--agent", TEXT, None, "load your own agent instead of the built-in loop", metavar="MODULE:FACTORY"
+    agent: str | None = own(
+        "--agent",
+        TEXT,
+        None,
+        "your own agent instead of the built-in loop: a function that takes the prompt, or a factory of "
+        "one (make_…, or one with a parameter ctx)",
+        metavar="MODULE:FUNCTION",
     )
+    factory: bool = own("--factory", SWITCH, False, "what --agent names makes the agent, whatever its name")
     calibration_seconds: float = load(
         "--calibrate", SECONDS, 0.5, "measure the client alone first, 0 to skip"
     )
@@ -351,6 +358,8 @@ class LoadOptions(Options):
             AbortRule.parse(self.abort_on)
         if self.slo is not None:
             parse_objective(self.slo, "--slo")
+        if self.factory and self.agent is None:
+            raise UsageError("--factory says what --agent is: add --agent MODULE:FUNCTION")
         if self.redact is not None and not self.record_content:
             raise UsageError("--redact is for content that is recorded: add --record-content")
         if self.max_cost is not None and not 0 < self.max_cost < math.inf:
@@ -382,7 +391,7 @@ class LoadOptions(Options):
         if chosen is not None and self.agent is None:
             raise UsageError(
                 f"--variant {variant_text(chosen.variant[:1])}: settings are those of an agent of your own: "
-                "name the factory that takes them with --agent MODULE:FACTORY"
+                "name the function that takes them with --agent MODULE:FUNCTION"
             )
 
     def budget(self, model: str = "") -> Budget:

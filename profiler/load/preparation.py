@@ -13,23 +13,17 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from profiler.errors import ProviderError, TargetError
 from profiler.limits.gate import Gate
-from profiler.load.agents import (
-    AgentContext,
-    AgentFactory,
-    BuiltInAgent,
-    CustomAgent,
-    LoopPosition,
-    LoopRunner,
-    is_expected,
-    load_redact,
-    note_defect,
-    with_settings,
-)
+from profiler.load.agents import LoadedAgent, load_redact
+from profiler.load.clients import Pointing
+from profiler.load.context import AgentContext, LoopPosition
+from profiler.load.holding import hold
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
+from profiler.load.runners import BuiltInAgent, CustomAgent, LoopRunner, is_expected, note_defect
 from profiler.load.spending import LoopAccount
 from profiler.loop.eventloop import NativeThreads
 from profiler.loop.ledger import current_ledger
@@ -44,6 +38,9 @@ from profiler.redaction import Redact, guard_logs
 from profiler.rundir import Spent
 from profiler.scenarios import Scenario, load_scenario
 from profiler.strategies import Gathered, Sequential, Strategy
+
+if TYPE_CHECKING:
+    from profiler.watch.profiler import Profiler
 
 _log = logging.getLogger(__name__)
 
@@ -74,10 +71,13 @@ class LoopRunners:
         self._tools_root = tools_root
         self._scenario = scenario
         self._redact = None if options.redact is None else load_redact(options.redact)
+        self._pointing = Pointing(self._endpoint)
         self._model_gate: Gate | None = None
         if options.model_limit is not None:
             self._model_gate = Gate(parse_model_limit(options.model_limit), share=share)
         self._runners: dict[tuple[str, str], LoopRunner] = {}
+        self._shared: Profiler | None = None  # of plain agents
+        self._guarding: Profiler | None = None  # of clients that a factory does not have watched
         self._model = ""
         self._spent = Spent()
         self._first_failure: str | None = None
@@ -85,19 +85,19 @@ class LoopRunners:
     def __getitem__(self, key: tuple[str, str]) -> LoopRunner:
         return self._runners[key]
 
-    async def make(self, factories: Mapping[str, AgentFactory | None], sinks: Sequence[Sink]) -> Ready:
+    async def make(self, agents: Mapping[str, LoadedAgent | None], sinks: Sequence[Sink]) -> Ready:
         """Make and warm up all runners; the answer says what that took.
 
-        `factories`: by Locust user class, None for the built-in loop. Raises `ProfilerError` when the target
+        `agents`: by Locust user class, None for the built-in loop. Raises `ProfilerError` when the target
         refuses, or cannot be reached.
         """
         guard_logs()  # an agent's module may have set up logging of its own
         slowest = 0.0
-        for user_class, factory in factories.items():
-            if factory is None:
+        for user_class, agent in agents.items():
+            if agent is None:
                 first = self._make_built_in(user_class, sinks)
             else:
-                first = await self._make_custom(user_class, factory, sinks)
+                first = await self._make_custom(user_class, agent, sinks)
             began = time.monotonic()
             # At the end of the time that the test has there is nothing to warm up for.
             limit = asyncio.timeout(self._seconds_left())
@@ -123,6 +123,9 @@ class LoopRunners:
 
     async def close(self) -> None:
         """Close the clients of all runners."""
+        for profiler in (self._shared, self._guarding):
+            if profiler is not None:
+                profiler.stop()
         for runner in self._runners.values():
             await runner.close()
 
@@ -161,16 +164,13 @@ class LoopRunners:
 
         return warm_up
 
-    async def _make_custom(self, user_class: str, factory: AgentFactory, sinks: Sequence[Sink]) -> FirstLoops:
+    async def _make_custom(self, user_class: str, loaded: LoadedAgent, sinks: Sequence[Sink]) -> FirstLoops:
         self._model = self._options.model or ""
         made = []
         for spec, strategy in self.strategies.items():
-            agent = await CustomAgent.make(
-                with_settings(factory, self._variants[spec]),
-                self._context(strategy, sinks),
-                sinks,
-                self._options.loop_timeout,
-            )
+            context = self._context(loaded, strategy, sinks)
+            variant = dict(self._variants[spec])
+            agent = await CustomAgent.make(loaded, context, sinks, self._options.loop_timeout, variant)
             self._runners[user_class, spec] = agent
             made.append(agent)
         self._spent += Spent(len(made))
@@ -189,9 +189,11 @@ class LoopRunners:
 
         return warm_up
 
-    def _context(self, strategy: Strategy, sinks: Sequence[Sink]) -> AgentContext:
+    def _context(self, loaded: LoadedAgent, strategy: Strategy, sinks: Sequence[Sink]) -> AgentContext:
+        from profiler.watch.profiler import Profiler
+
         options = self._options
-        return AgentContext(
+        context = AgentContext(
             provider=options.provider,
             endpoint=self._endpoint,
             body=options.fields,
@@ -203,7 +205,21 @@ class LoopRunners:
             record_content=options.record_content,
             redact=self._redact,
             model_gate=self._model_gate,
+            profiler=self._shared if loaded.plain else None,
+            guard=self._pointing.for_plain if loaded.plain else self._pointing.guard,
         )
+        if loaded.plain and self._shared is None:
+            # One for all strategies, since a client at module level has one: calls are told apart by the
+            # context of the loop that they are in.
+            self._shared = context.profiler
+            self._shared.hold = hold
+            self._shared.auto(find_tools=True, on_client=self._pointing.point)
+        elif not loaded.plain and self._guarding is None:
+            # A factory says itself what is watched; but nothing else may ask somebody else either.
+            self._guarding = Profiler([])
+            self._guarding.guard = self._pointing.guard
+            self._guarding.auto(on_client=partial(self._pointing.note, self._guarding))
+        return context
 
     @waited_for
     def _warmed_up(self, record: LoopRecord) -> None:

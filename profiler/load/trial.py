@@ -13,10 +13,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from profiler.load.agents import LoopPosition, LoopRunner
+from profiler.load.context import LoopPosition
 from profiler.load.health import Meter, Tally
 from profiler.load.messages import Begin, Pulse, TrialState
 from profiler.load.plan import Arrivals, pause_after, tape_numbers
+from profiler.load.runners import LoopRunner
 from profiler.load.spending import LoopAccount
 from profiler.loop.ledger import current_ledger
 from profiler.records import Clock

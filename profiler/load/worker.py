@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiler.errors import ProfilerError, TargetError, UsageError
-from profiler.load.agents import AgentFactory, load_factory
+from profiler.load.agents import LoadedAgent, as_agent, load_agent
+from profiler.load.calling import carry_context_into_threads
+from profiler.load.clients import set_environment
+from profiler.load.context import AgentFactory
 from profiler.load.health import Kernel, Meter, machine_id, shift_ns
 from profiler.load.identity import of_scenario
 from profiler.load.lease import Lease
@@ -292,13 +295,19 @@ class Worker:
         if (server := message.calibration) is not None and not remote:  # it listens on loopback alone
             calibration = thread.run(lambda: calibrate(options, server), PREPARE_SECONDS)
         self._scenario = scenario.name
-        named = None if options.agent is None else load_factory(options.agent)
-        factories = {user_class: named or factory for user_class, factory in self._factories().items()}
+        if options.agent is not None:
+            set_environment(options.endpoint(message.root), os.environ)
+            carry_context_into_threads()
+        named = None if options.agent is None else load_agent(options.agent, factory=options.factory)
+        agents = {
+            user_class: named or (None if factory is None else as_agent(factory, user_class, factory=True))
+            for user_class, factory in self._factories().items()
+        }
         tools_root = options.tools_url or Endpoint.parse(message.root).root
         use_tools_at(tools_root)
         share = message.workers if options.share_limit else 1
         runners = LoopRunners(options, message.root, tools_root, scenario, share)
-        ready = thread.run(lambda: self._make(runners, factories), PREPARE_SECONDS)
+        ready = thread.run(lambda: self._make(runners, agents), PREPARE_SECONDS)
         # Locust, the SDKs and pydantic stay: collections during the test need not look at them.
         gc.collect()
         gc.freeze()
@@ -389,7 +398,7 @@ class Worker:
         else:
             self._withheld.append(record)
 
-    async def _make(self, runners: LoopRunners, factories: Mapping[str, AgentFactory | None]) -> Ready:
+    async def _make(self, runners: LoopRunners, agents: Mapping[str, LoadedAgent | None]) -> Ready:
         await self._close_clients()
         self._thread_id = unpatched(_thread, "get_ident")()
         self._runners = runners
@@ -398,7 +407,7 @@ class Worker:
             sinks.append(self._metrics)
             for spec, strategy in runners.strategies.items():
                 self._metrics.watch_limit(spec, strategy)
-        return await runners.make(factories, sinks)
+        return await runners.make(agents, sinks)
 
     async def _close_clients(self) -> None:
         from profiler.scenarios.tools import close_tool_clients

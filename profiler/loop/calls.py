@@ -25,6 +25,7 @@ from profiler.limits.refusals import (
 from profiler.loop.eventloop import BLOCKING_NS, MOST_WAITS, NativeThreads, TimedCoroutine
 from profiler.loop.lag import Stall, held_ns, late_ns
 from profiler.loop.model import CallRequest, current_probe
+from profiler.loop.nesting import Running, enter, leave
 from profiler.loop.recorder import LiveCalls
 from profiler.loop.tools import (
     CallContext,
@@ -51,6 +52,7 @@ class CallOwner(NamedTuple):
     agent: str
     number: int | None
     trial: int | None
+    loop: Running
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +77,7 @@ class OpenCall:
     tool: Tool | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     attempts: list[ToolAttempt] = field(default_factory=list)
+    loops: list[str] = field(default_factory=list)
     task: asyncio.Task[Any] | None = None
 
     def fail(self, status: ToolStatus, error_type: str, message: str) -> None:
@@ -109,6 +112,7 @@ class OpenCall:
             attempts=tuple(self.attempts),
             sending_ns=self.sending_ns,
             late_ns=self.late_ns,
+            loops=tuple(self.loops),
         )
 
 
@@ -246,6 +250,7 @@ class Executor:
         live.running += 1
         failure: BaseException | None = None
         token = current_call.set(CallContext(request.id, request.name, owner.number, owner.trial))
+        place = enter(owner.loop, call.loops)
         deadline = None if tool.timeout is None else asyncio.timeout(tool.timeout)
         try:
             if deadline is None:
@@ -275,6 +280,7 @@ class Executor:
                 call.fail("error", failure_type(error), failure_text(error))
         finally:
             current_call.reset(token)
+            leave(place)
             live.running -= 1
             call.ended_ns = clock()
             if tool.retries:

@@ -27,6 +27,7 @@ from profiler.loop.model import (
     ToolResult,
     current_probe,
 )
+from profiler.loop.nesting import Running, begun_in_call
 from profiler.loop.recorder import LiveCalls, Recorder, Sink, fresh_id
 from profiler.loop.supervision import can_tell, cancelled_as
 from profiler.loop.tools import Function, Tool, result_text, tools_by_name
@@ -122,7 +123,12 @@ class ToolLoop:
         (`LoopRecord`); the first two are also sent to the server, in reserved headers. Raises
         `ProviderError` (its record has gone to the sinks).
         """
-        return await _LoopRun(self, CallOwner(agent, number, trial), process, intended_ns).run(prompt)
+        running = Running(fresh_id(), self.recorder.sinks)
+        run = _LoopRun(self, CallOwner(agent, number, trial, running), process, intended_ns)
+        try:
+            return await run.run(prompt)
+        finally:
+            running.open = False
 
 
 MAX_PAUSES = 10
@@ -137,6 +143,7 @@ class _LoopRun:
         self.owner = owner
         self.process = process
         self.intended_ns = intended_ns
+        self.parent = begun_in_call(owner.loop)
         self.clock = loop.recorder.clock
         self.rounds: list[RoundRecord] = []
         self.sampler: LagSampler | None = None
@@ -197,7 +204,7 @@ class _LoopRun:
     def bare_record(self, started_ns: int, status: Status, error_type: str | None) -> LoopRecord:
         """The record of this loop, without what happened in it."""
         return LoopRecord(
-            id=fresh_id(),
+            id=self.owner.loop.id,
             strategy=self.loop.strategy.spec,
             provider=self.loop.model.provider,
             model=self.loop.model.model,
@@ -212,6 +219,7 @@ class _LoopRun:
             trial=self.owner.trial,
             process=self.process,
             intended_ns=self.intended_ns,
+            parent=self.parent,
         )
 
     async def _rounds(self, messages: list[Message]) -> str:

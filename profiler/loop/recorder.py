@@ -132,17 +132,37 @@ class Recorder:
     def __init__(self, sinks: Sequence[Sink] = (), clock: Clock = time.monotonic_ns) -> None:
         self.clock = clock
         self.dropped = 0
+        self._handover: Handover | None = None
+        self._failed_in_turn = 0
         self._sinks = tuple(sinks)
         for sink in self._sinks:
             _refuse(sink)
+        self._set_up()
+
+    def add(self, sink: Sink) -> None:
+        """Hand records to one more sink from now on. Raises `UsageError` as the constructor does."""
+        _refuse(sink)
+        self._sinks = (*self._sinks, sink)
+        self._set_up()
+
+    def remove(self, sink: Sink) -> None:
+        """Hand no more records to a sink, if it is one of these."""
+        self._sinks = tuple(one for one in self._sinks if one is not sink)
+        self._set_up()
+
+    def _set_up(self) -> None:
         self._here = [sink for sink in self._sinks if is_waited_for(sink)]
         self._elsewhere = [sink for sink in self._sinks if not is_waited_for(sink)]
-        self._handover = Handover() if self._elsewhere else None
-        self._failed_in_turn = 0
+        if self._elsewhere and self._handover is None:
+            self._handover = Handover()
         self._drop_counters = self._all("count_dropped")
         self._orphan_counters = self._all("count_orphan")
         self._failure_counters = self._all("count_watch_failure")
         self._lag_observers = self._all("observe_lag")
+
+    @property
+    def sinks(self) -> Sequence[Sink]:
+        return self._sinks
 
     def _all(self, name: str) -> list[Callable[..., Any]]:
         """The methods of this name that sinks have, each to be called as its sink is."""

@@ -105,6 +105,12 @@ def _is_descriptor(stream: Any, descriptor: int) -> bool:
         return False
 
 
+def fitting(text: str, stream: Any) -> str:
+    """The text as a stream that nobody prepared can take it."""
+    encoding = getattr(stream, "encoding", None)
+    return text.encode(encoding, ERRORS).decode(encoding) if encoding else text
+
+
 def json_text(data: bytes) -> str:
     """JSON as text for standard output: as it is, or with escapes where the encoding is not UTF-8."""
     text = data.decode("utf-8")

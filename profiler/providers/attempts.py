@@ -226,6 +226,16 @@ class Observation(Protocol):
 Observe = Callable[[httpx2.Request], Observation | None]
 """Begins to observe a request; None lets it pass untouched."""
 
+Guard = Callable[[httpx2.Request, bool], None]
+"""Looks at a request before it is sent, from an async client if the second argument is true.
+
+It may change the request. What it raises is raised to the client, and the request is not sent.
+"""
+
+request_guard: ContextVar[Guard | None] = ContextVar("toolloop_request_guard", default=None)
+"""The guard of the code that runs in this context. The owner of a transport may have one too (`guard`), for
+requests from threads without the context."""
+
 
 class _Observing:
     """An observation inside its boundary: no method raises, and once one has failed, little more is told."""
@@ -315,6 +325,12 @@ class _Observed:
             raise AttributeError(name)
         return getattr(self.inner, name)
 
+    def _look_at(self, request: httpx2.Request, asynchronous: bool) -> None:
+        """Outside the boundary: a guard is no observer."""
+        guard: Guard | None = request_guard.get() or getattr(self.owner, "guard", None)
+        if guard is not None:
+            guard(request, asynchronous)
+
     def _begin(self, request: httpx2.Request) -> _Observing | None:
         try:
             observed = self.observe(request)
@@ -334,6 +350,7 @@ class AsyncObservedTransport(_Observed, httpx2.AsyncBaseTransport):
     inner: httpx2.AsyncBaseTransport
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self._look_at(request, True)
         seen = self._begin(request)
         if seen is None:
             return await self.inner.handle_async_request(request)
@@ -365,6 +382,7 @@ class ObservedTransport(_Observed, httpx2.BaseTransport):
     inner: httpx2.BaseTransport
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self._look_at(request, False)
         seen = self._begin(request)
         if seen is None:
             return self.inner.handle_request(request)

@@ -14,8 +14,8 @@ from rich.cells import cell_len, set_cell_size
 from profiler.anatomy import loop_phases, model_queue_ns, phases, server_tool_runs, tool_phase
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 from profiler.report.text import clean, counted, duration, number, percent
+from profiler.report.unseen import Unseen
 from profiler.shortfalls import EXPLAINED
-from profiler.statistics.caveats import replied, watching
 from profiler.strategies import StrategySpec
 
 Kind = Literal["model", "server_tools", "backoff", "wait", "run", "failed"]
@@ -49,27 +49,18 @@ class _Row:
     note: str
 
 
-def render_timeline(record: LoopRecord, width: int = 80, color: bool = False) -> str:
+def render_timeline(record: LoopRecord, width: int = 80, color: bool = False, notes: bool = True) -> str:
     """The timeline of one loop, at most `width` columns wide.
 
     The first three lines say in words where the time went, the largest part first. Then follow a row
-    per model request and tool call on one time axis, and the phases.
+    per model request and tool call on one time axis, the phases, and with `notes` what was not seen.
     """
     width = max(width, 20)
     lines = [*_headlines(record, width), "", *_chart(record, width, color), ""]
     lines += _decomposition(record, width)
-    models = [round_.model for round_ in record.rounds]
-    timed = sum(len(server_tool_runs(model)) for model in models)
-    for caveat in (
-        *watching(
-            record.unobserved_calls, record.orphan_calls, record.ambiguous_calls, record.watch_failures
-        ),
-        *replied(
-            sum(model.unreadable for model in models),
-            sum(len(model.server_tools) for model in models) - timed,
-        ),
-    ):
-        lines += _wrap(caveat.sentence, width)
+    if notes:
+        for sentence in Unseen.of([record]).sentences():
+            lines += wrapped(f"note: {sentence}", width)
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -88,10 +79,11 @@ def _headlines(record: LoopRecord, width: int) -> list[str]:
         lines.append((head if place == 0 else " " * len(head)) + line)
     if not lines:
         return [head.rstrip(": ")]
-    return [part for line in lines for part in _wrap(line, width)]
+    return [part for line in lines for part in wrapped(line, width)]
 
 
-def _wrap(line: str, width: int) -> list[str]:
+def wrapped(line: str, width: int) -> list[str]:
+    """The lines of a text; those after the first are indented as that one is."""
     indent = " " * min(len(line) - len(line.lstrip()), width // 4)
     return textwrap.wrap(
         line.strip(), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
@@ -109,7 +101,7 @@ def _chart(record: LoopRecord, width: int, color: bool) -> list[str]:
     for row in rows:
         drawn = _draw(row.spans, record.started_ns, record.ended_ns, bar, color)
         lines.append(f"{_fit(row.label, labels)} {drawn} {row.note:>{notes}}")
-    lines += ["", *_wrap(_legend(rows), width)]
+    lines += ["", *wrapped(_legend(rows), width)]
     return lines
 
 
@@ -188,13 +180,13 @@ def _decomposition(record: LoopRecord, width: int) -> list[str]:
         for name, ns in loop_phases(record).items()
         if ns or name == "unaccounted"
     ]
-    lines = _wrap(f"{duration(wall / 1e9)} = {' + '.join(parts)}", width)
+    lines = wrapped(f"{duration(wall / 1e9)} = {' + '.join(parts)}", width)
     phases = [phase for phase in map(tool_phase, record.rounds) if phase is not None]
     if phases:
         walls = sum(phase.wall_ns for phase in phases)
         work = sum(phase.work_ns for phase in phases)
         critical = sum(phase.critical_path_ns for phase in phases)
-        lines += _wrap(
+        lines += wrapped(
             f"{counted(len(list(record.tool_calls)), 'tool call')} "
             f"in {len(phases)} of {len(record.rounds)} rounds: "
             f"{duration(work / 1e9)} of work in {duration(walls / 1e9)} "
@@ -274,6 +266,22 @@ def causes(record: LoopRecord) -> list[Cause]:
     totals["rest"] = record.wall_ns - sum(totals.values())
     found = [Cause(kind, ns, *_words(kind, record)) for kind, ns in totals.items() if ns > 0]
     return sorted(found, key=lambda cause: -cause.ns)
+
+
+_OF_SEVERAL: dict[CauseKind, str] = {
+    "model": "the model",
+    "server_tools": "the model's server ran tools of its own",
+    "model_limiter": "model requests waited in the model's limiter",
+    "backoff": "backoff before retries of model requests",
+    "tools": "tools ran",
+}
+
+
+def of_several(kind: CauseKind, words: str) -> str:
+    """What a cause is in several loops, of which `words` are those of one."""
+    if kind in EXPLAINED and kind != "limiter":  # of which the strategy is a part
+        return EXPLAINED[kind].words
+    return _OF_SEVERAL.get(kind, words)
 
 
 def _prolonged(round_: RoundRecord) -> tuple[int, int, int]:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from profiler.limits.gate import current_slot
 from profiler.loop.lag import Stall
 from profiler.loop.model import CallRequest, Probe
+from profiler.loop.nesting import Running
 from profiler.loop.recorder import fresh_id
-from profiler.loop.tools import current_call
+from profiler.loop.tools import CallContext, current_call
 from profiler.records import Clock, LoopRecord, Status
 from profiler.watch.arguments import EQUAL, FITTING, POSSIBLE, Fit, fit_of, same_request
 from profiler.watch.circumstances import circumstances, runner
@@ -61,11 +62,21 @@ class ObservedLoop:
     ambiguous_calls: int = 0
     unlimited_calls: int = 0
     watch_failures: int = 0
-    open: bool = True
     prompt: str | None = None
+    sinks: Sequence[Any] = ()
+    running: Running = field(init=False)
 
     def __post_init__(self) -> None:
         self.started_ns = self.clock()
+        self.running = Running(self.id, self.sinks)
+
+    @property
+    def open(self) -> bool:
+        return self.running.open
+
+    @open.setter
+    def open(self, value: bool) -> None:
+        self.running.open = value
 
     def begin_round(self, provider: str, model: str) -> ObservedRound:
         """A model request starts."""
@@ -115,6 +126,40 @@ class ObservedLoop:
         if certain and level < EQUAL and arguments is not None:
             certain = not _may_be_swapped(first, arguments)
         return first if certain else first._replace(certain=False)
+
+    def runs(self, call: CallContext | None) -> bool:
+        """Whether a call, such as the one that the caller is part of, is one of this loop."""
+        if call is None:
+            return False
+        return any(call.observed in round_.began for round_ in self.rounds[: -LOOKED_BACK - 1 : -1])
+
+    def expects(self, name: str) -> bool:
+        """Whether a call of this tool was asked for that has not run yet, or failed and may be retried."""
+        for round_ in self.rounds[: -LOOKED_BACK - 1 : -1]:
+            if any(request.name == name for request, _ in [*round_.unclaimed]):
+                return True
+        for round_ in self.rounds[:-4:-1]:
+            for call in [*round_.asked]:
+                last = call.tries[-1] if call.tries else call
+                if call.request.name == name and last.ended_ns is not None and last.status != "ok":
+                    return True
+        return False
+
+    def is_running(self, name: str, given: Sequence[Mapping[str, Any] | None]) -> bool:
+        """Whether a starting tool is a part of the call that runs here: the same tool, seen once more.
+
+        So it is where a dispatcher and the function that it runs are both watched, or a framework's tool and
+        the function inside it.
+        """
+        outer = current_call.get()
+        call = outer.observed if outer is not None else None
+        if not isinstance(call, ObservedCall) or call.request.name != name or call.ended_ns is not None:
+            return False
+        if call.request.arguments == "":  # nothing asked for it
+            return False
+        if not any(call in round_.began for round_ in self.rounds[: -LOOKED_BACK - 1 : -1]):
+            return False
+        return any(fit_of(call.request.arguments, arguments)[0] >= FITTING for arguments in given)
 
     def claim(self, found: Match) -> bool:
         """Take the request of a match; False when another thread has taken it since."""

@@ -20,29 +20,32 @@ import functools
 import inspect
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from dataclasses import replace
 from functools import partial
 from inspect import Signature
 from types import MethodType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
 import httpx2
 
 from profiler.errors import UsageError
+from profiler.limits.gate import current_slot
+from profiler.loop import nesting
 from profiler.loop.boundary import Boundary, Part
 from profiler.loop.calls import arguments_text
 from profiler.loop.lag import LagSampler, Stall, StopSampler
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
 from profiler.loop.supervision import can_tell, cancelled_as, has_timed_out
-from profiler.loop.tools import Tool
+from profiler.loop.tools import Tool, current_call
 from profiler.process.lifetime import in_forked_child
 from profiler.providers import refuse_httpx, refuse_invoke_model
 from profiler.providers.attempts import (
     AsyncObservedTransport,
+    Guard,
     ObservedTransport,
     transports,
     with_attempts,
@@ -50,11 +53,16 @@ from profiler.providers.attempts import (
 from profiler.providers.wire import api_of, requested_model, requested_prompt
 from profiler.records import LOOP_TIMEOUT, Clock, LoopRecord, Status
 from profiler.redaction import Content, Redact
+from profiler.watch import frameworks
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
+from profiler.watch.auto import Automatic, Found, OfferedTool, OnClient
+from profiler.watch.conversations import Conversations
+from profiler.watch.dispatch import Dispatch, Given
+from profiler.watch.frameworks import describe
 from profiler.watch.loop import Match, ObservedLoop
 from profiler.watch.requests import WatchedRequest, body_of, is_retry
-from profiler.watch.rounds import ObservedCall, ObservedRound
-from profiler.watch.runs import ToolRun, Watching
+from profiler.watch.rounds import ObservedCall, ObservedRound, handed_over
+from profiler.watch.runs import Held, ToolRun, Watching
 from profiler.watch.tools import watched
 
 if TYPE_CHECKING:
@@ -72,7 +80,15 @@ class Profiler:
     that ran outside every loop, while none of this profiler could have asked for them; the next record has
     those since the last one. `failures` counts what could not be watched because the watching itself failed,
     by what it was (`profiler.loop.boundary.Part`): the application has not noticed, but records lack it.
+
+    `hold`, where it is set, is asked with the name of each watched tool that is about to run outside every
+    slot of a limiter and every callable that was handed over: the run waits in what it returns (None: it does
+    not wait), entered as an async context manager by async tools, as a plain one by sync tools in threads.
+
+    `guard` looks at every request of its clients before that is sent, and may refuse it.
     """
+
+    guard: Guard | None = None
 
     def __init__(
         self,
@@ -97,6 +113,11 @@ class Profiler:
         self._loop: ContextVar[ObservedLoop | None] = ContextVar("toolloop_observed_loop", default=None)
         self._round: ContextVar[ObservedRound | None] = ContextVar("toolloop_observed_round", default=None)
         self._watching = Watching(clock, self._loop, self._content, self._boundary)
+        self.hold: Callable[[str], Held | None] | None = None
+        self._automatic: Automatic | None = None
+        self._found: tuple[Found, ...] = ()
+        self._offered: dict[str, OfferedTool] = {}
+        self._conversations: Conversations | None = None
         in_forked_child(self._renew)
 
     def _renew(self) -> None:
@@ -105,6 +126,8 @@ class Profiler:
             loop.open = False
         self._open = WeakValueDictionary()
         self._orphans_recorded = self.orphan_calls
+        if self._conversations is not None:
+            self._conversations.forget()
 
     @property
     def failures(self) -> Mapping[Part, int]:
@@ -127,8 +150,9 @@ class Profiler:
     ) -> LoopContext:
         """A context manager, sync or async, around one pass of the loop.
 
-        `strategy` labels its metrics. A loop inside the context of another one is its child. With a
-        `number` its requests tell an emulator which work they belong to.
+        `strategy` labels its metrics. A loop inside the context of another one is its child, and one of the
+        tool call that it begins in, also inside a `ToolLoop` of the same sinks. With a `number` its requests
+        tell an emulator which work they belong to.
         """
         return LoopContext(
             self,
@@ -151,6 +175,109 @@ class Profiler:
                 put(observed(attempts, partial(_watched, self), self._boundary, self, transport))
         return client
 
+    def auto(
+        self,
+        *,
+        find_tools: bool = False,
+        conversations: bool = False,
+        on_client: OnClient | None = None,
+    ) -> Self:
+        """Watch every OpenAI and Anthropic client of the process without naming it, from its next request on.
+
+        So are the tools of the SDKs' own runners. With `find_tools` also the application's functions that the
+        names of tools stand for, found when a request first offers a tool: those of registries by key, others
+        by their name, behind frameworks too; their code is exchanged in place, and put back by `stop`. Only
+        calls that the model asked for are recorded of those. With `conversations` requests outside every
+        `loop` are recorded: each conversation is a loop, whose record comes with `stop`.
+
+        `on_client` is called with each client before its first request is sent; what it raises reaches the
+        application. `found` says what is watched. Doing it twice changes nothing. Returns the profiler.
+        """
+        if self._automatic is None:
+            if conversations:
+                self._conversations = Conversations(self._begin_conversation, self._end_conversation)
+            self._automatic = Automatic(self, find_tools, on_client)
+            self._automatic.start()
+        return self
+
+    def stop(self) -> None:
+        """Undo `auto`. What it found stays known, and conversations under way have come to their end."""
+        automatic, self._automatic = self._automatic, None
+        if automatic is not None:
+            automatic.stop()
+            self._found += tuple(automatic.found)
+            self._offered |= automatic.offered
+        conversations, self._conversations = self._conversations, None
+        if conversations is not None:
+            self._boundary.call("loop", conversations.end)
+
+    @property
+    def found(self) -> tuple[Found, ...]:
+        """Clients and tools that `auto` watches or has watched, and those that it cannot watch, with why."""
+        return self._found + tuple(self._automatic.found if self._automatic is not None else ())
+
+    @property
+    def offered(self) -> tuple[OfferedTool, ...]:
+        """The tools that requests offered the model while `auto(find_tools=True)` watched."""
+        now = {} if self._automatic is None else self._automatic.offered
+        return tuple((self._offered | now).values())
+
+    def _begin_conversation(
+        self, parent: ObservedLoop | None
+    ) -> tuple[ObservedLoop, LagSampler | StopSampler | None]:
+        loop = ObservedLoop(self.recorder.clock, "", "application", sinks=self.recorder.sinks)
+        if parent is not None:
+            loop.parent = nesting.begun_in(loop.running)
+        self._open[loop.id] = loop
+        in_event_loop = asyncio._get_running_loop() is not None
+        return loop, self.recorder.enter() if in_event_loop else self.recorder.enter_sync()
+
+    def _end_conversation(self, record: LoopRecord) -> None:
+        self._open.pop(record.id, None)
+        self.recorder.emit(self._with_orphans(record))
+
+    def _conversation(self, request: httpx2.Request, current: ObservedLoop | None) -> ObservedLoop | None:
+        """The loop that a request belongs to, where loops are conversations."""
+        conversations = self._conversations
+        if conversations is None or (current is not None and current.open and current not in conversations):
+            return current
+        round_ = self._round.get()
+        if current is not None and round_ in current.rounds[-8:] and is_retry(request):
+            return current
+        inside = current is not None and current.runs(current_call.get())
+        loop = conversations.of(body_of(request), current, inside)
+        self._loop.set(loop)
+        return loop
+
+    def _took(self, ns: int) -> None:
+        """Looking for tools took so long: before its first request that is no time of a loop's."""
+        loop = self._loop.get()
+        if loop is not None and not loop.rounds:
+            loop.started_ns += ns
+
+    def _expected(self, names: Sequence[str]) -> str | None:
+        """Which of these tools a function that stands for them runs now: one that was asked for, if any."""
+        outer = current_call.get()
+        observed = None if outer is None else outer.observed
+        running = (
+            observed.request.name if isinstance(observed, ObservedCall) and not observed.ended_ns else ""
+        )
+        if running in names:
+            return None  # a part of the call that was asked for, such as what a decorator calls
+        known = self._loop.get()
+        loops = [] if known is None else [known]
+        if known is None or not known.open or (self._conversations and known in self._conversations):
+            loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
+        return next((name for name in names if any(loop.expects(name) for loop in loops)), None)
+
+    def _held(self, name: str) -> Held | None:
+        """What a run of a tool waits in."""
+        hold = self.hold
+        if hold is None or current_slot.get() is not None or current_call.get() is not None:
+            return None
+        handed = handed_over.get()
+        return hold(name) if handed is None else None
+
     def uninstrument(self, client: T) -> T:
         """Restore the client as it was before `instrument`. Returns it."""
         for put, transport in transports(_http_client(client)):
@@ -158,7 +285,12 @@ class Profiler:
                 put(transport.original)
         return client
 
-    def tool(self, function: T, *, name: str | None = None) -> T:
+    @overload
+    def tool(self, function: T, *, name: str | None = None) -> T: ...
+    @overload
+    def tool(self, *, name: str | None = None) -> Callable[[T], T]: ...
+
+    def tool(self, function: Any = None, *, name: str | None = None) -> Any:
         """Watch the calls of a function, a method, a callable object or a `Tool`; of generators, too.
 
         Returns one with the same signature, docstring and behaviour: an attribute of a class is bound to its
@@ -171,42 +303,100 @@ class Profiler:
         calls that an object makes of itself, and other methods of it that run it.
 
         A call ends when what it returns has ended (`profiler.watch.returned`). `name` is the one under which
-        the model knows the tool, where that is not the function's own. Raises `UsageError` for what cannot be
-        called.
+        the model knows the tool, where that is not the function's own; with it alone, this is a decorator.
+        The tools of frameworks are watched as by `tools`. Raises `UsageError` for what cannot be called.
         """
+        if function is None and name is not None:
+            return partial(self.tool, name=name)
         if isinstance(function, Tool):
-            return cast(T, function.replaced(self.tool(function.function, name=name or function.name)))
+            return function.replaced(self.tool(function.function, name=name or function.name))
         if isinstance(function, classmethod | staticmethod):
-            return cast(T, type(function)(self.tool(function.__func__, name=name)))
+            return type(function)(self.tool(function.__func__, name=name))
+        if frameworks.holds_tools(function):
+            return frameworks.watched_tools(function, lambda one, own: self.tool(one, name=name or own))
         if not callable(function):
-            raise UsageError(f"not a function: {function!r}")
+            raise UsageError(f"not a function: {describe(function)}")
         if getattr(function, "__toolloop_profiler__", None) is self:
             if name is None:
                 return function
             function = _unwatched_of(function)
         name = name or _name_of(function)
-        begin = partial(self._begin, name, _signature_of(function))
-        return cast(T, watched(function, begin, self._watching, self, partial(self.tool, name=name)))
+        begin = _Begin(self, _told_once(name, _signature_of(function)), name)
+        return watched(function, begin, self._watching, self, partial(self.tool, name=name))
 
-    def _begin(
-        self, name: str, signature: Signature | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> ToolRun:
-        """A wrapped tool is about to run."""
+    def _watched_as(self, function: Any, name: str | None) -> Any:
+        return self.tool(function, name=name)
+
+    def tools(self, registry: T) -> T:
+        """Watch all tools that a registry holds. Returns a registry of the same kind, with watched tools.
+
+        A dict: its keys are the names. A list, tuple or set of functions, of `Tool`s or of what follows. A
+        value may be a dict or a tuple that holds a function beside other things, such as its schema. These
+        are copied, and are left as they were.
+
+        What frameworks hold is changed in place and returned, since whatever was made of it has it already:
+        a pydantic-ai `Agent`, toolset or `Tool`; an openai-agents `Agent` (with the agents it hands off to)
+        or `FunctionTool`; a LangChain `BaseTool`, a LangGraph `ToolNode`; tools of the SDKs' own runners. Do
+        this when all of their tools are there.
+
+        Raises `UsageError` where no tool is found.
+        """
+        return cast(T, frameworks.watched_tools(registry, self._watched_as))
+
+    @overload
+    def dispatcher(self, function: T, *, name: str) -> T: ...
+    @overload
+    def dispatcher(self, *, name: str) -> Callable[[T], T]: ...
+
+    def dispatcher(self, function: Any = None, *, name: str) -> Any:
+        """Watch a function that runs all tools: each call of it is one of the tool that it runs.
+
+        `name` is the parameter that says which one: it holds the tool's name, the tool, or the model's call
+        as the SDKs give it. The other arguments, or a mapping among them, are the tool's own, by which the
+        call is told from others. Where no name can be told, the call has the function's. Without a function
+        this is a decorator. For the rest as `tool`.
+
+        Raises `UsageError` for what cannot be called, and where it has no such parameter.
+        """
+        if function is None:
+            return partial(self.dispatcher, name=name)
+        if isinstance(function, Tool):
+            return function.replaced(self.dispatcher(function.function, name=name))
+        if isinstance(function, classmethod | staticmethod):
+            return type(function)(self.dispatcher(function.__func__, name=name))
+        if not callable(function):
+            raise UsageError(f"not a function: {describe(function)}")
+        if getattr(function, "__toolloop_profiler__", None) is self:
+            function = _unwatched_of(function)
+        told = Dispatch(_name_of(function), _signature_of(function), name)
+        again = partial(self.dispatcher, name=name)
+        return watched(function, _Begin(self, told, told.of), self._watching, self, again)
+
+    def _begin(self, told: Told, of: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolRun:
+        """A wrapped tool is about to run; `told` says which, and where it cannot, `of` is its name."""
         try:
-            loop, call = self._begin_call(name, bound_arguments(signature, args, kwargs))
-            if loop is not None and self._content is not None and call.request.arguments != "":
-                call.arguments = self._content.keep(arguments_text(call.request.arguments))
-            return ToolRun(self._watching, loop, call)
+            return self._run(*told(args, kwargs))
         except Exception as error:
             self._boundary.failed("tool", error)
-            return ToolRun(self._watching, None, _unwatched(name))
+            return ToolRun(self._watching, None, _unwatched(of))
 
-    def _begin_call(
-        self, name: str, arguments: Mapping[str, Any] | None
-    ) -> tuple[ObservedLoop | None, ObservedCall]:
+    def _run(self, name: str, given: Given) -> ToolRun:
+        """A run of the tool of this name, with what its arguments may be."""
+        loop, call = self._begin_call(name, given)
+        if loop is not None and self._content is not None and call.request.arguments != "":
+            call.arguments = self._content.keep(arguments_text(call.request.arguments))
+        waits: Callable[[], Held | None] | None = None
+        if self.hold is not None:
+            waits = partial(self._boundary.call, "tool", self._held, name)
+        return ToolRun(self._watching, loop, call, waits)
+
+    def _begin_call(self, name: str, given: Given) -> tuple[ObservedLoop | None, ObservedCall]:
         """The loop that a starting tool works for, None if it is an orphan, and its call."""
+        known = self._loop.get()
+        if known is not None and known.is_running(name, given):
+            return None, _unwatched(name)
         while True:
-            loop, found = self._asked_by(name, arguments)
+            loop, found, arguments = self._best_of(name, given)
             if loop is None:
                 self.orphan_calls += 1
                 self.recorder.count_orphan()
@@ -218,13 +408,24 @@ class Profiler:
             if found is None or loop.claim(found):
                 return loop, loop.begin_call(name, found)
 
+    def _best_of(
+        self, name: str, given: Given
+    ) -> tuple[ObservedLoop | None, Match | None, Mapping[str, Any] | None]:
+        """The loop and the request of those possible arguments that fit best."""
+        asked = [(*self._asked_by(name, arguments), arguments) for arguments in given]
+        return max(asked, key=lambda one: (one[0] is not None, () if one[1] is None else one[1].fit))
+
     def _asked_by(
         self, name: str, arguments: Mapping[str, Any] | None
     ) -> tuple[ObservedLoop | None, Match | None]:
         """The loop that a starting tool works for, and the request that it runs."""
         known = self._loop.get()
         if known is not None and known.open:
-            return known, known.match(name, arguments)
+            found = known.match(name, arguments)
+            # The conversation of a context may be one that the application is done with.
+            if found is not None or self._conversations is None or known not in self._conversations:
+                return known, found
+            known = None
         # A thread without the context of a loop, or with that of one that has ended: which one asked for it?
         loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
         matches = [(loop, found) for loop in loops if (found := loop.match(name, arguments)) is not None]
@@ -240,11 +441,52 @@ class Profiler:
         rivals = sum(_as_good(other.fit, best) for _, other in matches)
         return loop, found._replace(certain=found.certain and rivals == 1)
 
+    def _with_orphans(self, record: LoopRecord) -> LoopRecord:
+        """The record, with the calls since the last one that belonged to no loop."""
+        orphans = self.orphan_calls - self._orphans_recorded
+        self._orphans_recorded += orphans
+        return replace(record, orphan_calls=orphans) if orphans else record
+
     def serve_metrics(self, port: int, host: str = "127.0.0.1") -> int:
         """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port."""
         if self.metrics is None:
             raise UsageError("this Profiler was given sinks of its own: call serve() of its Prometheus sink")
         return self.metrics.serve(port, host)
+
+
+Told = Callable[[tuple[Any, ...], dict[str, Any]], "tuple[str, Given]"]
+"""Tells which tool a call runs, and what its arguments may be."""
+
+
+def _told_once(name: str, signature: Signature | None) -> Told:
+    """As all calls of a function do that is one tool."""
+
+    def told(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Given]:
+        return name, (bound_arguments(signature, args, kwargs),)
+
+    return told
+
+
+class _Begin:
+    """Begins runs of a watched function (`profiler.watch.tools.Begin`)."""
+
+    __slots__ = ("_of", "_profiler", "_told")
+
+    def __init__(self, profiler: Profiler, told: Told, of: str) -> None:
+        self._profiler, self._told, self._of = profiler, told, of
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolRun:
+        return self._profiler._begin(self._told, self._of, args, kwargs)
+
+    @property
+    def holds(self) -> bool:
+        return self._profiler.hold is not None
+
+    def held(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held | None:
+        return self._profiler._boundary.call("tool", self._held, args, kwargs)
+
+    def _held(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held | None:
+        return self._profiler._held(self._told(args, kwargs)[0])
 
 
 class LoopContext:
@@ -257,11 +499,13 @@ class LoopContext:
         self._options = options
         self._loop: ObservedLoop | None = None
         self._token: Token[ObservedLoop | None] | None = None
+        self._place: nesting.Left | None = None
         self._process = 0
 
     def __enter__(self) -> ObservedLoop:
         profiler = self._profiler
-        self._loop = loop = ObservedLoop(profiler.recorder.clock, **self._options)
+        recorder = profiler.recorder
+        self._loop = loop = ObservedLoop(recorder.clock, **self._options, sinks=recorder.sinks)
         self._process = os.getpid()
         profiler._boundary.call("loop", self._enter, loop)
         return loop
@@ -269,13 +513,14 @@ class LoopContext:
     def _enter(self, loop: ObservedLoop) -> None:
         profiler = self._profiler
         parent = profiler._loop.get()
+        loop.parent = nesting.begun_in(loop.running)
         if parent is not None:
-            loop.parent = parent.id
             loop.number = parent.number if loop.number is None else loop.number
             loop.trial = parent.trial if loop.trial is None else loop.trial
         can_tell(lambda status, error_type: loop.record(status, error_type, 0))
         profiler._open[loop.id] = loop
         self._token = profiler._loop.set(loop)
+        self._place = nesting.enter(loop.running)
         in_event_loop = asyncio._get_running_loop() is not None
         self._sampler = profiler.recorder.enter() if in_event_loop else profiler.recorder.enter_sync()
 
@@ -287,6 +532,9 @@ class LoopContext:
         token, self._token = self._token, None
         if token is not None:
             boundary.call("loop", _left, profiler._loop, token)
+        place, self._place = self._place, None
+        if place is not None:
+            boundary.call("loop", nesting.leave, place)
         loop, self._loop = self._loop, None
         if loop is None:
             return
@@ -319,13 +567,7 @@ class LoopContext:
         kind: type[BaseException] | None,
         lateness: tuple[int, list[Stall] | None],
     ) -> LoopRecord:
-        record = loop.record(*_ending(kind), *lateness)
-        profiler = self._profiler
-        orphans = profiler.orphan_calls - profiler._orphans_recorded
-        if orphans:
-            profiler._orphans_recorded += orphans
-            record = replace(record, orphan_calls=orphans)
-        return record
+        return self._profiler._with_orphans(loop.record(*_ending(kind), *lateness))
 
     async def __aenter__(self) -> ObservedLoop:
         return self.__enter__()
@@ -365,10 +607,14 @@ def _owner(transport: Any) -> object:
 def _watched(profiler: Profiler, request: httpx2.Request) -> WatchedRequest | None:
     """Begin to watch a request. None outside a loop, for other paths, and under another observer."""
     loop = profiler._loop.get()
-    if loop is None or current_probe.get() is not None:
+    if (loop is None and profiler._conversations is None) or current_probe.get() is not None:
         return None
     api = api_of(request.url.path) if request.method == "POST" else None
     if api is None:
+        return None
+    if profiler._conversations is not None:
+        loop = profiler._conversation(request, loop)
+    if loop is None:
         return None
     clock = profiler.recorder.clock
     round_ = profiler._round.get()

@@ -52,7 +52,8 @@ def _followed(run: ToolRun, value: Any) -> Any:
         steps = _awaitable_steps if value.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE else iterated
         return _to_begin(run, steps(run, value), value)
     if issubclass(kind, types.CoroutineType):
-        return _to_begin(run, _awaited(run, Unawaited(value)), value)
+        steps_of = _held_back if run.holds else _awaited
+        return _to_begin(run, steps_of(run, Unawaited(value)), value)
     if issubclass(kind, contextlib._GeneratorContextManager) and not _begun(value.gen):
         value.gen = _to_begin(run, iterated(run, value.gen), value.gen)
         return value
@@ -138,6 +139,16 @@ async def _awaited(run: ToolRun, held: Unawaited) -> Any:
         finally:
             run.stepped(timed)
         return followed(run, value)
+
+
+async def _held_back(run: ToolRun, held: Unawaited) -> Any:
+    """As `_awaited`, after it has waited for what holds runs back."""
+    waits = run.held()
+    if waits is None:
+        return await _awaited(run, held)
+    async with waits:
+        run.released()
+        return await _awaited(run, held)
 
 
 def iterated(run: ToolRun, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
@@ -258,7 +269,8 @@ class _Awaitable(StandIn):
         run, value = self._toolloop_run, self._toolloop_value
         if run.ran_ns is None:  # awaited before
             return (yield from value.__await__())
-        return (yield from _awaited(run, Unawaited(_await(value))).__await__())
+        steps_of = _held_back if run.holds else _awaited
+        return (yield from steps_of(run, Unawaited(_await(value))).__await__())
 
 
 async def _await(value: Awaitable[Any]) -> Any:

@@ -45,7 +45,7 @@ class ObservedCall:
     `queued_ns` is known only for a call made by a callable that was `handed_over`. `steps` are those in which
     its code held the event loop for long, `resumed` the ends of its waits; `sync`: all of it was one step.
     `tries` are the calls by which the application tried it again, `nested` is one that another call of its
-    round made.
+    round made, `loops` are the ids of those that began in it.
     """
 
     request: CallRequest
@@ -68,6 +68,7 @@ class ObservedCall:
     sync: bool = False
     tries: list[ObservedCall] = field(default_factory=list)
     nested: bool = False
+    loops: list[str] = field(default_factory=list)
 
     def end(self, now_ns: int) -> None:
         """In the thread that ran it."""
@@ -192,6 +193,7 @@ def round_record(
         shortfall=reason,
         # Those of a reply that failed are not to be run.
         unobserved_calls=0 if failed else len(observed.unclaimed),
+        unobserved_tools=() if failed else tuple(request.name for request, _ in observed.unclaimed),
         limit=limit,
         pool_threads=_full_pool(calls) if reason == "threads" else None,
     )
@@ -224,6 +226,7 @@ def _call(call: ObservedCall, queued_ns: int, next_ns: int, stalls: Sequence[Sta
         sending_ns=call.sending_ns,
         late_ns=last.late_ns,
         nested=call.nested,
+        loops=tuple(id_ for one in tries for id_ in one.loops),
     )
 
 

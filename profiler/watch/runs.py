@@ -5,28 +5,41 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from profiler.limits.gate import current_slot
 from profiler.limits.refusals import returned_failure
 from profiler.loop.boundary import Boundary, within
 from profiler.loop.eventloop import MOST_WAITS, TimedCoroutine
 from profiler.loop.lag import late_ns
+from profiler.loop.nesting import Left, enter, leave
 from profiler.loop.tools import CallContext, current_call, failure_text, failure_type, result_text
 from profiler.records import Clock
 from profiler.redaction import MOST_CHARACTERS, Content
 from profiler.watch.circumstances import circumstances
 from profiler.watch.loop import ObservedLoop
-from profiler.watch.rounds import ObservedCall
+from profiler.watch.rounds import ObservedCall, handed_over
 
 _DEEPEST = 20
 """Nested containers looked into before a result is written as text."""
 
 _DEEPEST_WRITTEN = 100
 """Nested containers of a result that are written, where not all of it is."""
+
+
+class Held(Protocol):
+    """What the run of a tool waits in: entered by `async with`; in a thread without event loop by `with`."""
+
+    async def __aenter__(self) -> object: ...
+
+    async def __aexit__(self, *raised: Any) -> object: ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *raised: Any) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,7 @@ class ToolRun:
 
     __slots__ = (
         "_context",
+        "_held",
         "_length",
         "_loop",
         "_slot",
@@ -58,15 +72,22 @@ class ToolRun:
         "watching",
     )
 
-    def __init__(self, watching: Watching, loop: ObservedLoop | None, call: ObservedCall) -> None:
+    def __init__(
+        self,
+        watching: Watching,
+        loop: ObservedLoop | None,
+        call: ObservedCall,
+        held: Callable[[], Held | None] | None = None,
+    ) -> None:
         self.call = call
+        self._held = held
         self.follows = False  # what the tool returned goes on, and ends the call
         self.ran_ns: int | None = None  # before what it returned took its first step
         self.watching = watching
         self._loop = loop
         self._slot = current_slot.get()
         self._context: CallContext | None = None
-        self._tokens: tuple[Token[ObservedLoop | None], Token[CallContext | None]] | None = None
+        self._tokens: tuple[Token[ObservedLoop | None], Token[CallContext | None], Left] | None = None
         self._texts: list[str] | None = None
         self._length = 0
         if loop is not None:
@@ -75,6 +96,25 @@ class ToolRun:
     @property
     def boundary(self) -> Boundary:
         return self.watching.boundary
+
+    @property
+    def holds(self) -> bool:
+        return self._held is not None
+
+    def held(self) -> Held | None:
+        """What an awaitable that it returned has to wait in before its first step, None if in nothing."""
+        held = None if self._held is None else self._held()
+        if held is not None and self._loop is not None:
+            self._loop.unlimited_calls -= 1  # it began outside every limiter, and has done nothing yet
+        return held
+
+    @within("tool")
+    def released(self) -> None:
+        """It has waited in what `held` returned."""
+        handed = handed_over.get()
+        if handed is not None:
+            handed.begun = True
+            self.call.handed_over, self.call.queued_ns = handed, max(self.call.ready_ns, handed.at_ns)
 
     @within("tool")
     def enter(self) -> None:
@@ -85,16 +125,21 @@ class ToolRun:
             self.call.where = circumstances()
             self.call.status, self.call.error_type = "ok", None
         if self._loop is not None:
-            self._tokens = self.watching.loop.set(self._loop), current_call.set(self._context)
+            self._tokens = (
+                self.watching.loop.set(self._loop),
+                current_call.set(self._context),
+                enter(self._loop.running, self.call.loops),
+            )
 
     @within("tool")
     def leave(self) -> None:
         """It does not run any more, perhaps for now."""
         if self._tokens is not None:
-            (loop, call), self._tokens = self._tokens, None
+            (loop, call, place), self._tokens = self._tokens, None
             try:
                 self.watching.loop.reset(loop)
                 current_call.reset(call)
+                leave(place)
             except ValueError:  # it was closed in another context than the one it ran in
                 pass
 

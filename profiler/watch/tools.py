@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import inspect
 import types
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from profiler.loop.eventloop import TimedCoroutine
 from profiler.watch.returned import Steps, Unawaited, followed, iterated, under_its_name
-from profiler.watch.runs import ToolRun, Watching
+from profiler.watch.runs import Held, ToolRun, Watching
 from profiler.watch.standin import StandIn, stand_in_class
 
-Begin = Callable[[tuple[Any, ...], dict[str, Any]], "ToolRun"]
-"""A watched tool is called with these positional and keyword arguments. Does not raise."""
+
+class Begin(Protocol):
+    """A watched tool is called with these positional and keyword arguments. Does not raise.
+
+    `held` is what its run has to wait in before, None if in nothing; not `holds`: that is always None.
+    """
+
+    @property
+    def holds(self) -> bool: ...
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolRun: ...
+
+    def held(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held | None: ...
+
+
+class _WithoutObject:
+    """Begins runs of a method, whose first argument is its object, and none of the tool."""
+
+    __slots__ = ("_begin",)
+
+    def __init__(self, begin: Begin) -> None:
+        self._begin = begin
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolRun:
+        return self._begin(args[1:], kwargs)
+
+    @property
+    def holds(self) -> bool:
+        return self._begin.holds
+
+    def held(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held | None:
+        return self._begin.held(args[1:], kwargs)
+
 
 Again = Callable[[Any], Any]
 """Watches another callable as the same tool."""
@@ -30,8 +62,7 @@ def watched(function: Any, begin: Begin, watching: Watching, owner: object, agai
     if kind is types.FunctionType:
         return _marked(function, begin, watching, owner)
     if kind is types.MethodType:
-        # What a method is called with first is its object, which is no argument of the tool.
-        inner = _marked(function.__func__, lambda args, kwargs: begin(args[1:], kwargs), watching, owner)
+        inner = _marked(function.__func__, _WithoutObject(begin), watching, owner)
         return types.MethodType(inner, function.__self__)
     # Whatever the metaclass does when it is looked at.
     found = watching.boundary.call("tool", _object_class, kind)  # type: ignore[arg-type]
@@ -59,7 +90,8 @@ def _runs(function: Any, begin: Begin, watching: Watching) -> Any:
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             made = _made(function, begin, args, kwargs)
-            return under_its_name(_awaiting(begin, args, kwargs, Unawaited(made), watching), made)
+            run = _held_back if begin.holds else _awaiting
+            return under_its_name(run(begin, args, kwargs, Unawaited(made), watching), made)
 
         wrapped = _of_kind(wrapped, inspect.CO_COROUTINE)
     elif flags & inspect.CO_ASYNC_GENERATOR and inspect.isasyncgenfunction(function):
@@ -80,6 +112,17 @@ def _runs(function: Any, begin: Begin, watching: Watching) -> Any:
     else:
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
+            # On an event loop's own thread nothing else runs meanwhile, and waiting would stop it.
+            if (
+                begin.holds
+                and asyncio._get_running_loop() is None
+                and (held := begin.held(args, kwargs)) is not None
+            ):
+                with held:
+                    return run_once(args, kwargs)
+            return run_once(args, kwargs)
+
+        def run_once(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             with begin(args, kwargs) as run:
                 run.call.sync = True
                 value = function(*args, **kwargs)
@@ -220,6 +263,23 @@ async def _awaiting(
         finally:
             run.stepped(timed)
         return followed(run, value)
+
+
+async def _held_back(
+    begin: Begin, args: tuple[Any, ...], kwargs: dict[str, Any], held: Unawaited, watching: Watching
+) -> Any:
+    """As `_awaiting`, after it has waited for what holds runs back."""
+    waits = begin.held(args, kwargs)
+    if waits is None:
+        return await _awaiting(begin, args, kwargs, held, watching)
+    begun = False
+    try:
+        async with waits:
+            begun = True
+            return await _awaiting(begin, args, kwargs, held, watching)
+    finally:
+        if not begun and isinstance(held.coroutine, types.CoroutineType):
+            held.coroutine.close()  # it was cancelled in the queue, which is no mistake of the application's
 
 
 async def _streaming(

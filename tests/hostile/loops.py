@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from profiler.load.agents import BuiltInAgent
 from profiler.load.messages import Begin
+from profiler.load.runners import BuiltInAgent
 from profiler.load.trial import RunningTrial, TrialAgent
 from profiler.loop.loop import ToolLoop
 from profiler.loop.recorder import waited_for

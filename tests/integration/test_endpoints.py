@@ -18,7 +18,7 @@ import trustme
 
 from profiler import ToolLoop, tool
 from profiler.errors import ProviderError, UsageError
-from profiler.load.agents import AgentContext
+from profiler.load.context import AgentContext
 from profiler.load.options import LoadOptions
 from profiler.load.preparation import built_in_loops
 from profiler.providers import PROVIDERS, AnthropicMessages, OpenAIChat, OpenAIResponses, make_provider

@@ -8,6 +8,7 @@ are missing the tests are skipped, on CI (CI=true) they fail.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,119 @@ async def test_openai_agents_profiled(emulator: EmulatorProcess, api: str) -> No
         tools = [prof.tool(tool) for tool in Tools(emulator.url).all()]
         answer = await openai_agents(prof.instrument(client), api, tools, stream=True)
     check_profile(emulator, records, answer)
+
+
+async def registered_pydantic_ai(prof: Profiler, client: Any, url: str) -> str:
+    """Tools of an agent, and of a toolset whose tools have other names for the model."""
+    need("pydantic_ai")
+    from pydantic_ai import Agent, FunctionToolset
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    tools = Tools(url)
+    agent = Agent(
+        OpenAIChatModel("gpt-4o", provider=OpenAIProvider(openai_client=client)),
+        tools=[tools.search],
+        toolsets=[FunctionToolset([tools.lookup, tools.weather_of]).prefixed("city")],
+    )
+    assert prof.tools(agent) is agent
+    return (await agent.run(QUESTION)).output
+
+
+async def registered_openai_agents(prof: Profiler, client: Any, url: str) -> str:
+    agents = need("agents")
+    tools = Tools(url)
+
+    async def invoke(context: Any, arguments: str) -> str:
+        return await tools.weather_of(**json.loads(arguments))
+
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    agent = agents.Agent(
+        name="searcher",
+        model=agents.OpenAIChatCompletionsModel("gpt-4o", client),
+        tools=[
+            agents.function_tool(tools.search),
+            agents.function_tool(tools.lookup),
+            agents.FunctionTool("weather_of", "Weather.", schema, invoke, strict_json_schema=False),
+        ],
+    )
+    assert prof.tools(agent) is agent
+    config = agents.RunConfig(tracing_disabled=True)
+    return (await agents.Runner.run(agent, QUESTION, run_config=config)).final_output
+
+
+async def registered_langgraph(prof: Profiler, client: Any, url: str) -> str:
+    """LangChain's tools, decorated and of a class of their own, in a graph that was made before."""
+    need("langgraph")
+    from langchain_core.tools import BaseTool, tool
+    from langgraph.graph import START, MessagesState, StateGraph
+    from langgraph.prebuilt import ToolNode, tools_condition
+
+    plain = Tools(url)
+
+    class WeatherOf(BaseTool):
+        name: str = "weather_of"
+        description: str = "Weather of a city."
+
+        def _run(self, city: str) -> str:
+            raise NotImplementedError
+
+        async def _arun(self, city: str) -> str:
+            return await plain.weather_of(city)
+
+    model = need("langchain_openai").ChatOpenAI(
+        model="gpt-4o", async_client=client.chat.completions, api_key="x"
+    )
+    tools = [tool(plain.search), tool(plain.lookup), WeatherOf()]
+    bound = model.bind_tools(tools)
+
+    async def think(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await bound.ainvoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("think", think)
+    graph.add_node("tools", ToolNode(tools))
+    graph.add_edge(START, "think")
+    graph.add_conditional_edges("think", tools_condition)
+    graph.add_edge("tools", "think")
+    compiled = graph.compile()
+    assert prof.tools(tools) == tools
+    state = await compiled.ainvoke({"messages": [("user", QUESTION)]})
+    return str(state["messages"][-1].text)
+
+
+@pytest.mark.parametrize("agent", [registered_pydantic_ai, registered_openai_agents, registered_langgraph])
+async def test_tools_of_a_framework_are_watched_by_one_call(emulator: EmulatorProcess, agent: Any) -> None:
+    records: list[LoopRecord] = []
+    prof = Profiler(sinks=[records.append])
+    async with client_of("chat", emulator.url) as client, prof.loop("registered"):
+        answer = await agent(prof, prof.instrument(client), emulator.url)
+    check_answer(answer)
+    (record,) = records
+    assert (record.status, record.ambiguous_calls, record.orphan_calls) == ("ok", 0, 0)
+    assert [len(r.tool_calls) for r in record.rounds] == [3, 0]
+    assert record.unobserved_calls == 0
+    calls = record.rounds[0].tool_calls
+    assert len({c.id for c in calls} - {""}) == 3  # each is one that the model asked for
+    assert max(c.started_ns for c in calls) < min(c.ended_ns for c in calls)
+    assert prof.failures == {"loop": 0, "request": 0, "tool": 0}
+
+
+async def test_failure_of_an_openai_agents_tool_is_seen_though_its_framework_answers_it() -> None:
+    agents = need("agents")
+
+    def failing(query: str) -> str:
+        raise ConnectionError("gone")
+
+    records: list[LoopRecord] = []
+    prof = Profiler(sinks=[records.append])
+    search = prof.tools(agents.function_tool(failing, name_override="search"))
+    with prof.loop("x") as loop:
+        loop.begin_round("openai", "gpt-4o")
+        text = await agents_call(search, '{"query": "q"}')
+    assert "An error occurred" in text
+    (call,) = records[0].tool_calls
+    assert (call.name, call.status, call.error_type) == ("search", "error", "ConnectionError")
 
 
 class Search:

@@ -101,6 +101,22 @@ async def use_the_profiler() -> None:
         return x > 0
 
     assert_type(decorated(1.0), bool)
+
+    @prof.tool(name="other")
+    def renamed(x: float) -> bool:
+        return x > 0
+
+    assert_type(renamed(1.0), bool)
+    assert_type(prof.tools({"count": decorated})["count"](1.0), bool)
+    assert_type(prof.tools([count_words])[0]("a b"), int)
+
+    @prof.dispatcher(name="name")
+    async def call_tool(name: str, arguments: dict[str, Any]) -> str:
+        return name
+
+    assert_type(await call_tool("count", {}), str)
+    assert_type(await prof.dispatcher(call_tool, name="name")("count", {}), str)
+    prof.dispatcher(call_tool)  # type: ignore[call-overload]
     with prof.loop("support", number=1):
         pass
     async with prof.loop("support"):

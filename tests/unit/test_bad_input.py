@@ -462,7 +462,7 @@ def lay(recorded: dict[str, bytes]) -> None:
     [
         (["report", "A", "-o", "A"], "A: cannot be written: Is a directory"),
         (["report", "A", "-o", "none/report.html"], "none/report.html: cannot be written: No such file"),
-        (["report", "A/run.json"], "A/run.json: not a run directory"),
+        (["report", "A/run.json"], "A/run.json:1: not a loop record"),
         (["trace", "A/run.json"], "A/run.json:1: not a loop record"),
         (["trace", "A", "-o", "none/t.json"], "none/t.json: cannot be written: No such file"),
         (["trace", "A", "--loops", "0"], "--loops: must be at least 1, not 0"),

@@ -16,7 +16,7 @@ import profiler
 from profiler import metrics
 from profiler.emulator.server import Emulator
 from profiler.records import LoopRecord
-from profiler.report.html import _section
+from profiler.report.html.page import Section, _section
 from profiler.scenarios import parse_scenario
 from profiler.statistics.summary import summarise
 from tests.unit.statistics_data import call, loop, run, trial
@@ -155,7 +155,7 @@ def test_scenario_is_served_by_the_emulator():
 def test_section_shows_the_summary_s_figures():
     records = [loop(100 * k, 20.0, trial=0, number=k, strategy="<b>") for k in range(3)]
     summary = summarise(run([trial(0, "<b>", 0, 1000)]), records)
-    section = _section(*run_example("report section", summary=summary)["section"])  # type: ignore[misc]
+    section = _section(Section(*run_example("report section", summary=summary)["section"]))  # type: ignore[misc]
     assert '<section id="tokens" aria-labelledby="h-tokens"><h2 id="h-tokens">Tokens</h2>' in section
     assert '<td data-sort="30" class="n">30</td><td data-sort="6" class="n">6</td>' in section
     assert "<bdi>&lt;b&gt;</bdi>" in section

@@ -454,12 +454,22 @@ def nested_loop(identity, started, ended, **changes):
 
 
 def test_nested_loops_lie_under_the_call_they_ran_in(out):
-    out.sink(nested_loop("n-1", 410, 590))  # during the second search only
-    out.sink(nested_loop("n-2", 310, 390, name="search"))  # two calls ran: one is named so
-    out.sink(nested_loop("n-3", 310, 391, name="other"))  # either call: their round is sure
-    out.sink(nested_loop("n-4", 700, 800))  # in no call
-    out.sink(nested_loop("n-5", 420, 580, parent="n-1"))  # in the first nested one, which has no call
-    out.sink(a_loop())
+    loop = a_loop()
+    calls = {call.id: call for call in loop.tool_calls}
+    held = {"id_search_600": ("n-1", "n-6"), "id_search_400": ("n-2",)}
+    first, *others = loop.rounds
+    first = replace(
+        first, tool_calls=tuple(replace(call, loops=held.get(call.id, ())) for call in first.tool_calls)
+    )
+    assert set(held) < set(calls)
+    out.sink(nested_loop("n-1", 310, 390))
+    out.sink(nested_loop("n-2", 310, 390, name="search"))
+    out.sink(nested_loop("n-3", 410, 590))  # beside the calls, in none of them
+    out.sink(nested_loop("n-4", 700, 800))
+    out.sink(nested_loop("n-7", 5000, 5001))  # in no round either
+    out.sink(nested_loop("n-5", 320, 380, parent="n-1"))  # in the first nested one, which has no call
+    out.sink(replace(loop, rounds=(first, *others)))
+    out.sink(nested_loop("n-6", 420, 5000))  # goes on after the call, and after its loop
     spans = out.spans()
     by_id = {span.context.span_id: span for span in spans}
     parents = {
@@ -473,6 +483,8 @@ def test_nested_loops_lie_under_the_call_they_ran_in(out):
     assert parents["n-3"].attributes["toolloop.round.index"] == 0
     assert parents["n-4"].attributes["toolloop.round.index"] == 1
     assert parents["n-5"].name == "toolloop.round"
+    assert parents["n-6"] is parents["n-1"]
+    assert parents["n-7"].name.startswith("invoke_agent")
     assert len({span.context.trace_id for span in spans}) == 1
 
 

@@ -342,6 +342,28 @@ def test_agents_have_groups_and_overlapping_loops_have_tracks(tmp_path):
     ]
 
 
+def test_loop_in_a_call_has_an_arrow_from_it(tmp_path):
+    """Of two calls with one name and one id, each has its own."""
+    calls = [
+        tool_call("research", 801, 801, 1101, loops=("short", "not shown")),
+        tool_call("research", 801, 801, 1400, loops=("long", "again")),
+    ]
+    outer = replace(the_loop(), rounds=(replace(the_loop().rounds[0], tool_calls=tuple(calls)),))
+    own = {"rounds": (), "parent": outer.id, "number": None}
+    inner = [
+        replace(outer, id=name, name=name, started_ns=start * MS, ended_ns=end * MS, **own)
+        for name, start, end in (("short", 900, 1000), ("long", 900, 1100), ("again", 1200, 1300))
+    ]
+    write_trace([outer, *inner], tmp_path / "t.json")
+    got = read(tmp_path / "t.json")
+    into = {target.name: source for source, target in got.flows if target.name in ("short", "long", "again")}
+    assert {name: (source.name, source.end) for name, source in into.items()} == {
+        "short": ("running", 601_000),
+        "long": ("running", 900_000),
+        "again": ("running", 900_000),
+    }
+
+
 def crowd(count):
     """Loops as they end: every third is slow; half of them overlap the one before."""
     loops = []

@@ -12,7 +12,9 @@ import httpx
 import pytest
 
 from profiler.limits.gate import Gate, current_slot
-from profiler.load.agents import AgentContext, CustomAgent, LoopPosition
+from profiler.load.agents import as_agent
+from profiler.load.context import AgentContext, LoopPosition
+from profiler.load.runners import CustomAgent
 from profiler.loop.loop import ToolLoop
 from profiler.loop.tools import tool
 from profiler.providers.endpoint import Endpoint
@@ -150,7 +152,9 @@ def limits_over_time(body: Body, through: Any, loops: int = 30) -> tuple[list[in
             limits.append(strategy.limit or 0)
             assert current_slot.get() is None
 
-        own = await CustomAgent.make(lambda _: one_loop, given, [records.append])
+        own = await CustomAgent.make(
+            as_agent(lambda _: one_loop, "agents:make", factory=True), given, [records.append]
+        )
 
         async def agent(number: int) -> None:
             for _ in range(loops):

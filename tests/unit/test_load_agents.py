@@ -15,7 +15,9 @@ import pytest
 from profiler.anatomy import phases
 from profiler.errors import TargetError, UsageError
 from profiler.limits.gate import Gate
-from profiler.load.agents import AgentContext, CustomAgent, LoopPosition, load_factory, placed, with_settings
+from profiler.load.agents import LoadedAgent, as_agent, load_agent
+from profiler.load.context import AgentContext, LoopPosition
+from profiler.load.runners import CustomAgent, placed
 from profiler.loop.loop import ToolLoop
 from profiler.loop.model import LimitedModel
 from profiler.loop.tools import tool
@@ -23,7 +25,6 @@ from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord, RoundRecord
 from profiler.strategies import parse_strategy
 from profiler.testing import ScriptedModel, call, run_virtual
-from profiler.variants import parse_variant
 from profiler.watch.loop import ObservedLoop
 from profiler.watch.profiler import Profiler
 from profiler.watch.rounds import HandedOver, handed_over
@@ -67,6 +68,10 @@ def test_call_that_asked_no_model_still_counts() -> None:
     ]
 
 
+def factory(function: Any) -> LoadedAgent:
+    return as_agent(function, "agents:make", factory=True)
+
+
 def context(spec: str, sinks: Any = ()) -> AgentContext:
     return AgentContext(
         provider="openai",
@@ -77,21 +82,6 @@ def context(spec: str, sinks: Any = ()) -> AgentContext:
         prompt="Task {number}.",
         sinks=sinks,
     )
-
-
-def test_factory_is_called_with_the_settings_of_the_variant() -> None:
-    given: list[tuple[object, ...]] = []
-
-    def make(ctx: object, calls: int = 1, *, fast: bool = False) -> None:
-        given.append((ctx, calls, fast))
-
-    with_settings(make, parse_variant(["calls=8", "fast=true"]))("context")
-    with_settings(make, ())("context")
-    assert given == [("context", 8, True), ("context", 1, False)]
-    with pytest.raises(UsageError, match=r"--variant cals=8: the factory .* unexpected keyword"):
-        with_settings(make, parse_variant(["cals=8"]))
-    anything = with_settings(lambda ctx, **settings: settings, parse_variant(["a=null"]))
-    assert anything("context") == {"a": None}
 
 
 def test_agent_of_one_s_own_can_heed_the_model_limit() -> None:
@@ -121,7 +111,7 @@ def highest_concurrency(
 
     async def main(clock: Callable[[], int]) -> None:
         given = context(spec)
-        own = await CustomAgent.make(lambda context: partial(body, context, call), given, ())
+        own = await CustomAgent.make(factory(lambda context: partial(body, context, call)), given, ())
         assert all(
             await asyncio.gather(
                 *(own.run(replace(POSITION, agent=f"a{n}", number=n)) for n in range(agents))
@@ -185,7 +175,7 @@ def test_callables_that_a_loop_of_one_s_own_hands_over_wait_in_the_queue(
             async with nullcontext() if gate is None else gate.slot():
                 await asyncio.sleep(0.3)
 
-        own = await CustomAgent.make(lambda _: one_loop, given, [records.append])
+        own = await CustomAgent.make(factory(lambda _: one_loop), given, [records.append])
         await asyncio.gather(another_agent(), own.run(POSITION))
 
     run_virtual(main)
@@ -243,7 +233,7 @@ def handed(
             async with nullcontext() if gate is None else gate.slot():
                 await asyncio.sleep(held)
 
-        own = await CustomAgent.make(lambda _: one_loop, tools.given, [records.append])
+        own = await CustomAgent.make(factory(lambda _: one_loop), tools.given, [records.append])
         _, ended = await asyncio.gather(another_agent(), own.run(POSITION))
         assert ended
 
@@ -387,7 +377,7 @@ def test_results_come_in_order_and_the_first_failure_after_all_have_ended() -> N
             seen.append(await given.execute(partial(call, 0), partial(call, 2)))
             await given.execute(*(partial(call, n) for n in range(4)))
 
-        own = await CustomAgent.make(lambda _: one_loop, given, ())
+        own = await CustomAgent.make(factory(lambda _: one_loop), given, ())
         assert not await own.run(POSITION)
         assert seen == [(7, "a3", "Task 7."), [0, 2]]
         assert isinstance(own.failure, ValueError)
@@ -412,7 +402,7 @@ def test_first_loop_is_recorded_nowhere_and_has_to_work() -> None:
             await asyncio.sleep(0)
 
         given = context("gathered")
-        own = await CustomAgent.make(lambda _: one_loop, given, [taken.append])
+        own = await CustomAgent.make(factory(lambda _: one_loop), given, [taken.append])
         await own.warm(POSITION)
         assert taken == []
         await own.run(POSITION)
@@ -421,7 +411,7 @@ def test_first_loop_is_recorded_nowhere_and_has_to_work() -> None:
         async def fails() -> None:
             raise KeyError("x")
 
-        broken = await CustomAgent.make(lambda _: fails, given, [taken.append])
+        broken = await CustomAgent.make(factory(lambda _: fails), given, [taken.append])
         with pytest.raises(TargetError, match="the agent's first loop failed: KeyError"):
             await broken.warm(POSITION)
 
@@ -431,15 +421,15 @@ def test_first_loop_is_recorded_nowhere_and_has_to_work() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("my_app", "expected MODULE:FACTORY"),
+        ("my_app", "expected MODULE:FUNCTION"),
         ("no_such_module_here:make", "cannot import no_such_module_here"),
         ("json:make_agent", "json has no function make_agent"),
     ],
 )
 def test_factories_that_are_not_there(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        load_factory(spec)
-    assert load_factory("json:dumps") is not None
+        load_agent(spec)
+    assert load_agent("json:dumps") is not None
 
 
 @pytest.mark.parametrize(
@@ -456,7 +446,7 @@ def test_module_that_fails_at_import_is_named(
     (tmp_path / "raises.py").write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError, match=f"^--agent raises:make: {message}"):
-        load_factory("raises:make")
+        load_agent("raises:make")
 
 
 def mixed(spec: str, body: Callable[[AgentContext, Tools], Awaitable[Any]]) -> list[LoopRecord]:
@@ -470,7 +460,7 @@ def mixed(spec: str, body: Callable[[AgentContext, Tools], Awaitable[Any]]) -> l
             tools.model()
             await body(tools.given, tools)
 
-        own = await CustomAgent.make(lambda _: one_loop, tools.given, [records.append])
+        own = await CustomAgent.make(factory(lambda _: one_loop), tools.given, [records.append])
         assert await own.run(POSITION)
 
     run_virtual(main)

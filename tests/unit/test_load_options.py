@@ -121,6 +121,7 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
         metrics_host="0.0.0.0",
         linger_seconds=1.0,
         agent="my_app:make",
+        factory=True,
         arrivals="5/s",
         levels=(10, 20),
         max_in_flight=7,

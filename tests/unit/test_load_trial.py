@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from profiler.load.agents import LoopPosition
+from profiler.load.context import LoopPosition
 from profiler.load.health import Meter
 from profiler.load.messages import Begin
 from profiler.load.plan import Arrivals

@@ -12,8 +12,9 @@ import httpx2
 import pytest
 
 from profiler.errors import ProviderError
-from profiler.load import agents
-from profiler.load.agents import BuiltInAgent, CustomAgent, LoopPosition
+from profiler.load import runners
+from profiler.load.context import LoopPosition
+from profiler.load.runners import BuiltInAgent, CustomAgent
 from profiler.loop.loop import ToolLoop
 from profiler.loop.recorder import waited_for
 from profiler.loop.supervision import CANCEL_SECONDS, Supervision, supervised
@@ -22,7 +23,7 @@ from profiler.providers.connections import LoopIsOver
 from profiler.providers.endpoint import Endpoint, client_options
 from profiler.records import INTERNAL, LOOP_TIMEOUT, LoopRecord
 from profiler.testing import ScriptedModel, call, run_virtual
-from tests.unit.test_load_agents import context
+from tests.unit.test_load_agents import context, factory
 
 POSITION = LoopPosition(number=7, agent="a3", trial=2, process="worker 1", intended_ns=5)
 
@@ -62,7 +63,7 @@ def built_in(
 
 @pytest.fixture(autouse=True)
 def none_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents, "_defects", 0)
+    monkeypatch.setattr(runners, "_defects", 0)
 
 
 def test_loop_that_takes_too_long_has_failed_with_what_it_had_done() -> None:
@@ -230,7 +231,7 @@ def test_agent_of_one_s_own_survives_whatever_it_raises(body: Callable[[], Any],
             await (end(0.1) if end is asyncio.sleep else end())
 
         given = context("gathered", [waited_for(lambda record: None)])
-        own = await CustomAgent.make(lambda _: one, given, [kept.append], 5.0)
+        own = await CustomAgent.make(factory(lambda _: one), given, [kept.append], 5.0)
         return [await own.run(replace(POSITION, number=number)) for number in range(2)]
 
     assert run_virtual(main) == [False, True]
@@ -244,7 +245,7 @@ def test_agent_that_is_cancelled_before_its_first_step_leaves_a_record() -> None
     kept: list[LoopRecord] = []
 
     async def main(clock: Callable[[], int]) -> None:
-        own = await CustomAgent.make(lambda _: sleeps, context("gathered"), [kept.append])
+        own = await CustomAgent.make(factory(lambda _: sleeps), context("gathered"), [kept.append])
         task = asyncio.ensure_future(own.run(POSITION))
         await asyncio.sleep(0)
         task.cancel()

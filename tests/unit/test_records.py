@@ -115,6 +115,7 @@ def test_json_form_is_the_documented_one():
         "sending_ns": 0,
         "late_ns": 0,
         "nested": False,
+        "loops": [],
     }
 
 

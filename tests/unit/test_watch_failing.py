@@ -30,7 +30,7 @@ from tests.generated_replies import MESSAGES, Served, Wire, clients, shown
 ROOT = Path(profiler.__file__).parent
 
 WATCHING = re.compile(
-    r"watch/\w+|providers/(attempts|wire)|loop/(model|lag|recorder|handover|kernel)|limits/refusals|redaction/\w+"
+    r"watch/\w+|providers/(attempts|wire)|loop/(model|lag|recorder|handover|kernel|nesting)|limits/refusals|redaction/\w+"
     r"|shortfalls|anatomy"
 )
 
@@ -38,22 +38,25 @@ OUTSIDE = re.compile(
     "|".join(
         (
             # Around a tool, and in place of what it returned.
-            r"watch/tools:(_runs\.<locals>\.wrapped|watched\.<locals>.*|_made|_\w+ing|_coroutine|_awaited)",
-            r"watch/tools:(_Object\..*|_bound|_named_in|_entered)",
+            r"watch/tools:(_runs\.<locals>\.\w+|watched\.<locals>.*|_made|_\w+ing|_coroutine|_awaited)",
+            r"watch/tools:(_WithoutObject\..*|_held_back|_Object\..*|_bound|_named_in|_entered)",
             r"watch/standin:(StandIn\..*|_method|_forwarded\.<locals>.*)",
-            r"watch/returned:(followed|iterated|_awaited|_awaitable_steps|_streamed|Steps\..*|Unawaited\..*|under_its_name)",
+            r"watch/returned:(followed|iterated|_awaited|_held_back|_awaitable_steps|_streamed|Steps\..*|Unawaited\..*|under_its_name)",
             r"watch/returned:(_Awaitable\..*|_await|_enter|_exit|_send|_throw|_close)",
-            r"watch/runs:ToolRun\.(__enter__|__exit__|boundary)",
+            r"watch/runs:ToolRun\.(__enter__|__exit__|boundary|holds|held)",
             # Around a request and its response; `_Observing` is the boundary.
             r"providers/attempts:(_Observing|_Observed|Async\w+|ObservedTransport|_Tee|Tee|_both)\..*",
             r"providers/attempts:.*<locals>\.(traced|TracedRequest\.send)|providers/attempts:_(Async)?Trace\..*",
             # What is called before anything runs, and to open and leave a loop.
-            r"watch/profiler:Profiler\.(__init__|loop|instrument|uninstrument|tool|_begin|failures)",
+            r"watch/profiler:(_Begin\.(__\w+__|holds|held)|_told_once)",
+            r"watch/profiler:Profiler\.(__init__|loop|instrument|uninstrument|failures)",
+            r"watch/profiler:Profiler\.(tool|tools|dispatcher|_watched_as|_begin)(\..*)?",
+            r"watch/(frameworks:.*|dispatch:Dispatch\.__init__.*)",
             r"watch/profiler:(LoopContext\.__\w+__|_unwatched_of|_name_of|_signature_of|_http_client|_owner)",
             r"watch/tools:(watched|_marked|_runs|_named|_code_flags|_of_kind)",
-            r"watch/loop:ObservedLoop\.__\w+__",
+            r"watch/loop:ObservedLoop\.__\w+__|loop/nesting:Running\.__init__",
             r"providers/attempts:(transports|with_attempts)",
-            r"loop/recorder:(Recorder\.(__init__|_all)|is_waited_for|fresh_id|_refuse)",
+            r"loop/recorder:(Recorder\.(__init__|_all|sinks)|is_waited_for|fresh_id|_refuse)",
             r"loop/handover:Handover\.(__init__|__del__)",
             r"loop/lag:LagSampler\._sample",
             r"redaction/__init__:(Content\.__init__|environment_secrets|_secrets|_parts)",
@@ -166,6 +169,10 @@ def plain(a: Any) -> Any:
     return {"got": a}
 
 
+def dispatched(call: Any, a: Any) -> Any:
+    return plain(a)
+
+
 async def slow(a: Any) -> Any:
     await asyncio.sleep(0)
     return [a]
@@ -214,8 +221,10 @@ async def program(served: Served, made: Any, prof: Profiler | None) -> list[Any]
     found: list[Any] = []
     sync, asynchronous = made
     tools = [plain, slow, listing, lazily, awaitable, future, fails]
+    dispatcher = dispatched
     if prof is not None:
         tools = [prof.tool(one) for one in tools]
+        dispatcher = prof.dispatcher(dispatched, name="call")
 
     def asked(wires: list[Wire]) -> None:
         served.wires = list(wires)
@@ -232,7 +241,7 @@ async def program(served: Served, made: Any, prof: Profiler | None) -> list[Any]
         found.append(
             shown(await asynchronous["anthropic"].messages.create(model="m", max_tokens=9, messages=MESSAGES))
         )
-        found.append(shown(tools[0]([1, 2])))
+        found.append(shown(dispatcher({"name": "plain"}, [1, 2])))
         asked([WHOLE])
         found.append(shown(sync["anthropic"].messages.create(model="m", max_tokens=9, messages=MESSAGES)))
         asked([CUT_OFF])

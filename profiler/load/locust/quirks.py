@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -145,11 +146,13 @@ class NativeExecutor(ThreadPoolExecutor):
         if is_module_patched("threading"):
             future._condition = threading.Condition(get_original("_thread", "RLock")())
 
+        context = copy_context()  # `run_in_executor` hands none on: a tool would belong to no loop
+
         def job() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                future.set_result(fn(*args, **kwargs))
+                future.set_result(context.run(fn, *args, **kwargs))
             except BaseException as error:
                 future.set_exception(error)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from locust import LoadTestShape, User, constant, events, task
 from locust.user.task import LOCUST_STATE_STOPPING
 
-from profiler.load.agents import AgentFactory
+from profiler.load.context import AgentFactory
 from profiler.load.locust.quirks import forget_user
 from profiler.load.locust.session import Session, install
 from profiler.load.trial import RunningTrial

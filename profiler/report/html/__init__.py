@@ -6,24 +6,21 @@ need the summary as well: it is part of the material, from the same read of the 
 
 from __future__ import annotations
 
-import contextlib
-import html
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from profiler.errors import RecordError
-from profiler.process.modes import opener_like
 from profiler.report.advice import next_steps
 from profiler.report.html import comparison, conditions
 from profiler.report.html.charts import MOST_STRATEGIES, payload
 from profiler.report.html.data import Material, gather
-from profiler.report.html.markup import embedded, name, swatch, text
+from profiler.report.html.markup import name, text
+from profiler.report.html.page import Section, libraries, page, write_page
+from profiler.report.html.records import write_records
 from profiler.report.text import clean, counted
-from profiler.rundir import RunDirectory
+from profiler.rundir import PROGRESS, RUN, RunDirectory
 
-__all__ = ["Material", "gather", "render", "write_report"]
+__all__ = ["Material", "gather", "render", "write_any", "write_report"]
 
 REPORT = "report.html"
 
@@ -35,30 +32,34 @@ def write_report(directory: RunDirectory, out: Path | None = None, material: Mat
     `RecordError`, `UsageError`.
     """
     path = directory.path / REPORT if out is None else out
-    page = render(gather(directory) if material is None else material)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    found = render(gather(directory) if material is None else material)
+    return write_page(path, found, directory.records_path)
+
+
+def write_any(path: Path, out: Path | None = None) -> Path:
+    """Write the page of whatever `path` is: a run directory, a file of records, or a directory of such files.
+
+    That of a run in which nothing was measured, as `profiler run` leaves one, is of its records. Raises
+    `RecordError`, `UsageError`.
+    """
+    if _is_run(path):
+        directory = RunDirectory.open(path)
+        if directory.load().trials or not directory.records_path.stat().st_size:
+            return write_report(directory, out)
+        return write_records(directory.records_path, path / REPORT if out is None else out)
+    if not path.exists():
+        raise RecordError(f"{path}: not a run directory, and no file of records")
+    return write_records(path, out)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether it is a run directory, though perhaps a broken one: opening it then says so."""
+    if not path.is_dir():
+        return False
     try:
-        with open(temporary, "w", encoding="utf-8", opener=opener_like(directory.records_path)) as file:
-            file.write(page)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
-    return path
-
-
-# The page put together: one file, with its styles, scripts and data inside.
-
-
-ASSETS = Path(__file__).with_name("assets")
-SCRIPTS = ("format.js", "frame.js", "charts.js", "course.js", "waterfalls.js", "page.js")
-
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
-    "base-uri 'none'; form-action 'none'"
-)
-"""The browser's own guarantee that the page loads nothing from outside."""
+        return not {RUN, PROGRESS}.isdisjoint(os.listdir(path))
+    except OSError:
+        return True
 
 
 def render(material: Material) -> str:
@@ -67,7 +68,6 @@ def render(material: Material) -> str:
     summary, run = material.summary, material.run
     shown = summary.strategies[:MOST_STRATEGIES]
     steps = next_steps(summary, run, material.counterfactuals)
-    libraries = json.loads(_asset("vendor/vendor.json"))  # in the order in which they are loaded
     sections = [
         ("verdict", "Verdict", "", comparison.verdict(summary, steps)),
         (
@@ -125,52 +125,13 @@ def render(material: Material) -> str:
             "conditions",
             "The client and the conditions",
             "",
-            conditions.conditions(material, libraries, len(data["waterfalls"]["loops"])),
+            conditions.conditions(material, libraries(), len(data["waterfalls"]["loops"])),
         ),
     ]
-    body = "".join(_section(*section) for section in sections)
-    vendored = [f"vendor/{library['file']}" for library in libraries]
-    links = "".join(f'<li><a href="#{key}">{text(title)}</a></li>' for key, title, _, _ in sections)
     left = len(summary.strategies) - len(shown)
     more = f'<p class="small">{left} more strategies are left out of this page.</p>' if left else ""
-    return (
-        "<!doctype html>\n"
-        f'<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{text(_title(material))}</title><style>{_asset('report.css')}</style></head><body>"
-        '<a class="skip" href="#verdict">To the verdict</a>'
-        f"<header><div><p class=brand>toolcall-profiler</p><h1>{name(run.scenario)}</h1>"
-        f'<p class="facts">{_facts(material)}</p></div>'
-        '<button type="button" id="theme" aria-label="Switch between light and dark">'
-        '<span aria-hidden="true">◐</span></button></header>'
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav>'
-        '<div class="toggles" role="group" aria-label="Strategies shown in the charts" id="toggles">'
-        f"{_toggles(data['strategies'])}</div>"
-        f"<main>{more}{body}</main>"
-        f'<script type="application/json" id="data">{embedded(data)}</script>'
-        + "".join(f"<script>{_asset(file)}</script>" for file in (*vendored, *SCRIPTS))
-        + "</body></html>\n"
-    )
-
-
-def _asset(file: str) -> str:
-    return (ASSETS / file).read_text("utf-8")
-
-
-def _section(key: str, title: str, about: str, content: str) -> str:
-    heading = f'<h2 id="h-{key}">{text(title)}</h2>'
-    note = f'<p class="about">{text(about)}</p>' if about else ""
-    return f'<section id="{key}" aria-labelledby="h-{key}">{heading}{note}{content}</section>'
-
-
-def _toggles(strategies: list[dict[str, Any]]) -> str:
-    return "".join(
-        f'<button type="button" aria-pressed="true" data-index="{index}">{swatch(one["colour"])}'
-        f"<bdi>{html.escape(one['name'])}</bdi></button>"
-        for index, one in enumerate(strategies)
-    )
+    parts = [Section(*section) for section in sections]
+    return page(_title(material), name(run.scenario), _facts(material), parts, data, more)
 
 
 def _title(material: Material) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from profiler import palette
-from profiler.report.html.data import Material
+from profiler.report.html.data import Material, Shown
 from profiler.report.html.markup import LONGEST
 from profiler.report.html.waterfalls import waterfalls
 from profiler.report.text import clean
@@ -42,7 +42,7 @@ _WIDTHS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0
 """Lengths of a bin of the run over time, in seconds: the first that makes at most `MOST_BINS` is taken."""
 
 
-def distributions(material: Material, strategies: int = 1) -> dict[str, dict[str, list[float]]]:
+def distributions(material: Shown, strategies: int = 1) -> dict[str, dict[str, list[float]]]:
     """Series (`loops`, `rounds`, `tool phases`, `tool NAME`) → strategy → seconds at `SHARES`."""
     table = material.table
     due = {group.strategy: group.due for group in material.shown}
@@ -162,7 +162,7 @@ def over_levels(summary: Summary) -> list[dict[str, Any]]:
     return drawn
 
 
-def critical_shares(material: Material) -> dict[str, dict[str, float]]:
+def critical_shares(material: Shown) -> dict[str, dict[str, float]]:
     """Strategy → tool → its share of the critical paths (the longest call of each round)."""
     table = material.table
     result: dict[str, dict[str, float]] = {}

@@ -134,11 +134,16 @@ def levels(summary: Summary) -> str:
 
 def loops(data: dict[str, Any], strategies: Sequence[StrategySummary]) -> str:
     """The choice of a case, and where its loops are drawn."""
-    if not data["cases"]:
+    labels = [_case(case, strategies) for case in data["cases"]]
+    return drawn(data, labels, "The same entry of the tape is the same work for every strategy. ")
+
+
+def drawn(data: dict[str, Any], labels: Sequence[str], note: str = "") -> str:
+    """The choice of a case, of which `labels` are the names, and where its loops are drawn."""
+    if not labels:
         return "<p>No loop was measured, so there is none to draw.</p>"
     options = "".join(
-        f'<option value="{index}">{html.escape(_case(case, strategies))}</option>'
-        for index, case in enumerate(data["cases"])
+        f'<option value="{index}">{html.escape(label)}</option>' for index, label in enumerate(labels)
     )
     more = f" {data['left']} more loops to choose from would have made the page too large."
     kinds = {"model": "model", "backoff": "backoff", "queue": "queue", "run": "tools"}
@@ -152,13 +157,13 @@ def loops(data: dict[str, Any], strategies: Sequence[StrategySummary]) -> str:
         rows=[[Cell("", numeric=False)] * 3 + [Cell("")] * 3],  # the script replaces it
     )
     return (
-        '<p class="controls"><label for="pick-case">Show</label> '
+        f'<p class="controls"{"" if len(labels) > 1 else " hidden"}><label for="pick-case">Show</label> '
         f'<select id="pick-case">{options}</select></p>'
         + bullets(legend, "legend")
         + '<div id="waterfalls" class="waterfalls"></div>'
         '<div id="call-detail" class="detail" role="status" aria-live="polite">'
         "<p>Choose a bar for the details of a model request or a tool call.</p></div>"
-        '<p class="small">The same entry of the tape is the same work for every strategy. '
+        f'<p class="small">{text(note)}'
         f"At most {MOST_ROWS} rows of a loop are drawn.{more if data['left'] else ''}</p>"
         + behind(grid, "table-loops")
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -53,6 +53,16 @@ class Material:
         return under_highest_load(self.measured)
 
 
+class Shown(Protocol):
+    """Loops as columns, and kinds of them (strategies, of a load test) that are shown side by side."""
+
+    @property
+    def table(self) -> Table: ...
+
+    @property
+    def shown(self) -> list[Measured]: ...
+
+
 def under_highest_load(measured: Sequence[Measured]) -> list[Measured]:
     """Those under the highest of the loads."""
     levels = by_load(measured)
@@ -71,7 +81,7 @@ def gather(directory: RunDirectory) -> Material:
     loops: dict[int, LoopRecord] = {}
 
     def replayed_loops() -> Iterator[LoopRecord]:
-        for row, record in _lines(directory.records_path, drawn | replayed):
+        for row, record in lines_of(directory.records_path, drawn | replayed):
             if row in drawn:
                 loops[row] = record
             if row in replayed:
@@ -136,7 +146,7 @@ def _slowest_tools(table: Table) -> list[str]:
     return [table.tools[code] for code in np.argsort(-spent, kind="stable")[:REPLAYED_TOOLS]]
 
 
-def _lines(path: Path, rows: set[int]) -> Iterator[tuple[int, LoopRecord]]:
+def lines_of(path: Path, rows: set[int]) -> Iterator[tuple[int, LoopRecord]]:
     """(row, record) of some lines of the records, in order."""
     try:
         with open(path, "rb") as file:

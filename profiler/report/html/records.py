@@ -1,0 +1,317 @@
+"""The page of records without a load test: what one loop, or thousands, did, and why it took so long."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from profiler import palette
+from profiler.report.html import conditions, kinds
+from profiler.report.html.bare import Bare, Group, files_of, gather_files
+from profiler.report.html.charts import DIGITS, SHARES, distributions
+from profiler.report.html.markup import (
+    LONGEST,
+    Cell,
+    Grid,
+    bullets,
+    definitions,
+    embedded,
+    name,
+    text,
+)
+from profiler.report.html.page import Section, libraries, page, write_page
+from profiler.report.html.waterfalls import MOST_BYTES, loop
+from profiler.report.look import failures, lead, said_of
+from profiler.report.text import clean, counted, duration, percent
+from profiler.report.timeline import of_several
+
+FEWEST_FOR_CURVES = 5
+
+
+def write_records(path: Path, out: Path | None = None) -> Path:
+    """Write the page of a file of records, or of a directory of such files; returns where it is.
+
+    `out` None: beside the file, under its name with `.html`, or `report.html` in the directory. Raises
+    `RecordError`.
+    """
+    if out is None:
+        out = path / "report.html" if path.is_dir() else path.with_suffix(".html")
+    return write_page(out, render_records(gather_files(path)), files_of(path)[0])
+
+
+def render_records(bare: Bare) -> str:
+    """The page of records."""
+    data = _payload(bare)
+    alone = bare.table.nested.size == 1
+    sections = [
+        Section("verdict", "In short", "", _verdict(bare)),
+        Section("why", "Why it took so long", _WHY[alone], _why(bare)),
+        Section(
+            "loops",
+            "Timeline" if alone else "Loops",
+            "" if alone else "Times count from the start of each loop.",
+            conditions.drawn(data["waterfalls"], _case_names(bare, data)),
+        ),
+    ]
+    if len(bare.shown) > 1:
+        sections.append(
+            Section(
+                "groups",
+                "Kinds of loops",
+                "As they are told apart by name, strategy and model.",
+                kinds.groups(bare),
+            )
+        )
+    sections.append(Section("phases", "Where the time goes", _PHASES_ABOUT, kinds.phases(bare)))
+    if any(one.tools for one in bare.summaries):
+        sections.append(
+            Section(
+                "tools",
+                "Tools",
+                "Queue is the wait of a call to be started. Critical path is the share of the longest calls "
+                "of all rounds that was this tool's.",
+                kinds.tools(bare),
+            )
+        )
+    if data["distributions"]:
+        sections.append(
+            Section(
+                "distributions",
+                "Distributions",
+                "The share that took at most this long, on a logarithmic axis. Loops that came to no answer "
+                "are in none of them.",
+                kinds.curves(bare, data["distributions"]),
+            )
+        )
+    sections.append(Section("conditions", "What this page is made of", "", _made_of(bare)))
+    title = _heading(bare)
+    return page(
+        f"{clean(title, LONGEST)}: {counted(int(bare.tops.size), 'loop')}",
+        name(title),
+        _facts(bare),
+        sections,
+        data,
+        switches=len(bare.shown) > 1,
+    )
+
+
+_WHY = {
+    True: "The parts add up to the time of the loop.",
+    False: "The parts add up to the time of all loops that ran inside no other; what each was is said of the "
+    "loop in which it took longest.",
+}
+_PHASES_ABOUT = (
+    "Of loops that came to an answer. Each instant belongs to one phase: model before running tools before "
+    "queued calls before the rest."
+)
+
+
+def _heading(bare: Bare) -> str:
+    names = {group.name for group in bare.groups if not group.inside}
+    return names.pop() if len(names) == 1 and "" not in names else bare.source
+
+
+def _facts(bare: Bare) -> str:
+    models = list(dict.fromkeys((group.provider, group.model) for group in bare.groups if group.model))
+    strategies = list(dict.fromkeys(group.strategy for group in bare.groups))
+    parts = [f"{text(provider, 40)} {name(model)}" for provider, model in models[:3]]
+    if len(models) > 3:
+        parts.append(f"{len(models) - 3} more models")
+    parts += [name(strategy) for strategy in strategies[:3]]
+    if len(strategies) > 3:
+        parts.append(f"{len(strategies) - 3} more strategies")
+    parts.append(f"{counted(int(bare.tops.size), 'loop')}")
+    return " · ".join(f"<span>{part}</span>" for part in parts)
+
+
+def _verdict(bare: Bare) -> str:
+    """What was not seen first, then the lead."""
+    parts = []
+    missing = bare.unseen.sentences()
+    if missing:
+        items = bullets(f"{text(one)}." for one in missing)
+        parts.append(
+            '<div class="notice" role="note"><p><strong>Not everything was seen.</strong> '
+            f"What is missing is in no figure here.</p>{items}</div>"
+        )
+    parts.append(f'<p class="verdict lead">{text(_lead(bare))}</p>')
+    parts += [f'<p class="verdict">{text(one)}</p>' for one in _notes(bare)]
+    return "".join(parts)
+
+
+def _lead(bare: Bare) -> str:
+    table, tops = bare.table, bare.tops
+    walls = (table.ended - table.started)[tops] / 1e9
+    failed = [record for _, record in bare.rows.values() if not record.good]
+    if tops.size == 1 and bare.rows:
+        record = next(
+            record for _, record in bare.rows.values() if table.nested.size == 1 or not record.nested
+        )
+        return f"{lead(record)}."
+    count = int(np.count_nonzero(table.good[tops] == 0))
+    p95 = float(np.quantile(walls, 0.95))
+    return f"{said_of(walls.tolist(), count, _reasons(bare) or failures(failed), p95)}."
+
+
+def _reasons(bare: Bare, most: int = 3) -> str:
+    found: Counter[str] = Counter()
+    for one in bare.summaries:
+        found.update(one.totals.causes)
+    return ", ".join(f"{clean(what)} {count}" for what, count in found.most_common(most))
+
+
+def _notes(bare: Bare) -> Iterator[str]:
+    inside = int(np.count_nonzero(bare.table.nested)) if bare.tops.size < bare.table.nested.size else 0
+    if inside:
+        yield (
+            f"{counted(inside, 'more loop')} ran inside tool calls of these: their time is part of those "
+            "calls."
+        )
+    if bare.left_out:
+        yield f"These are the newest loops; {counted(bare.left_out, 'older loop')} were not kept."
+    if bare.groups_left:
+        yield f"{bare.groups_left} more kinds of loops, with fewer loops, are left out of the tables."
+
+
+def _why(bare: Bare) -> str:
+    """The causes of the time of all loops, as a table with what to do about each."""
+    table, tops = bare.table, bare.tops
+    wall = int((table.ended - table.started)[tops].sum())
+    alone = tops.size == 1
+    columns = ["what took the time", "time" if alone else "time in all", "share"]
+    grid = Grid(
+        "The causes of the time, the largest first", [*columns, *([] if alone else ["loops"]), "what to do"]
+    )
+    for kind, one in sorted(bare.causes.items(), key=lambda pair: -pair[1].ns):
+        share = one.ns / wall if wall else 0.0
+        generic = one.words if alone else of_several(kind, one.words)
+        cells = [
+            Cell(
+                text(generic),
+                heading=True,
+                below="" if alone or generic == one.words else text(one.words),
+                kind="words",
+            ),
+            Cell(duration(one.ns / 1e9), one.ns / 1e9),
+            Cell(percent(share), share),
+        ]
+        if not alone:
+            cells.append(Cell(f"{one.loops} of {tops.size}", float(one.loops)))
+        cells.append(Cell(text(one.remedy if share >= 0.02 else ""), numeric=False, kind="words"))
+        grid.rows.append(cells)
+    return grid.html("table-why")
+
+
+def _case_names(bare: Bare, data: dict[str, Any]) -> list[str]:
+    """`loop 17 of 940, the slowest: 3.40 s, failed (http_429)`."""
+    found = []
+    slowest = max((record.wall_ns for _, record in bare.rows.values() if not record.nested), default=0)
+    for case in data["waterfalls"]["cases"]:
+        place, record = bare.rows[case["row"]]
+        label = f"loop {place} of {bare.table.nested.size}"
+        if record.name:
+            label += f", {clean(record.name, LONGEST)}"
+        if record.nested:
+            label += ", inside a tool call"
+        elif record.wall_ns == slowest:
+            label += ", the slowest"
+        label += f": {duration(record.wall_ns / 1e9)}"
+        if not record.good:
+            label += f", failed ({failures([record], 1)})"
+        began = (record.started_ns - int(bare.table.started.min())) / 1e9
+        found.append(f"{label} (began at {duration(began, 's')})")
+    return found
+
+
+def _made_of(bare: Bare) -> str:
+    table = bare.table
+    tokens = [one.tokens for one in bare.summaries]
+    requests, calls = int(table.requests.sum()), int(table.call_tool.size)
+    pairs = [
+        ("records of", bare.source),
+        (
+            "loops",
+            f"{table.nested.size}, {int(np.count_nonzero(table.nested))} of them inside tool calls of others",
+        ),
+        ("model requests", f"{requests}, {int(table.attempts.sum())} attempts"),
+        ("tool calls", str(calls)),
+        ("refused by a quota", str(table.refused.size)),
+        ("tokens", f"{sum(one.input for one in tokens)} in, {sum(one.output for one in tokens)} out"),
+        (
+            "from the first start to the last end",
+            duration(int(table.ended.max() - table.started.min()) / 1e9, "s"),
+        ),
+    ]
+    drawn = len(bare.rows)
+    which = "all loops"
+    if drawn < table.nested.size:
+        which = f"{drawn} of {table.nested.size} loops: the slowest, the medians, and some that failed"
+    notes = [
+        "Records hold no date: times count from the start of the first loop, by the clock of the machine "
+        "that ran it. Of records of several machines, or from before and after a restart, only durations "
+        "mean anything.",
+        "Nothing was left out as warm-up, and there are no intervals: nobody decided here how many loops ran "
+        "when.",
+        f"Drawn: {which}.",
+    ]
+    used = ", ".join(
+        f"{text(one['package'])} {text(one['version'])} ({text(one['licence'])})" for one in libraries()
+    )
+    return (
+        f"{definitions(pairs)}{bullets(map(text, notes), 'notes')}"
+        f'<p class="small">Charts: {used}. This page asks the network for nothing.</p>'
+    )
+
+
+# What the scripts draw from.
+
+
+def _payload(bare: Bare) -> dict[str, Any]:
+    """As that of a load test's page, without what belongs to a load."""
+    labels = [one.strategy for one in bare.summaries]
+    place = {group: index for index, group in enumerate(bare.groups)}
+    cases: list[dict[str, Any]] = []
+    loops: dict[str, dict[str, Any]] = {}
+    spent = 0
+    for row, (_, record) in bare.rows.items():
+        for content in (True, False):
+            one = {**loop(record, content), "strategy": place.get(Group.of(record), -1)}
+            size = len(embedded(one))
+            if spent + size <= MOST_BYTES:
+                spent += size
+                loops[str(row)] = one
+                cases.append({"row": row, "loops": [row], "missing": []})
+                break
+    curves = {}
+    if bare.tops.size >= FEWEST_FOR_CURVES:
+        curves = distributions(bare, len(labels))
+    return {
+        "strategies": [
+            {
+                "name": clean(one.strategy, LONGEST),
+                "colour": colour,
+                "figures": {"phases": one.phases, "mean_loop_seconds": one.mean_loop_seconds},
+            }
+            for one, colour in zip(bare.summaries, kinds.colours(bare), strict=True)
+        ],
+        "phases": palette.PHASES | {"failed": "#CE0E0A"},
+        "distributions": [
+            {
+                "name": clean(series, LONGEST),
+                "curves": [
+                    [float(f"{value:.{DIGITS}g}") for value in found[label]] if label in found else None
+                    for label in labels
+                ],
+            }
+            for series, found in curves.items()
+        ],
+        "shares": list(SHARES),
+        "course": {"width": 1.0, "trials": []},
+        "levels": [],
+        "waterfalls": {"cases": cases, "left": len(bare.rows) - len(cases), "loops": loops},
+        "counterfactuals": [],
+    }

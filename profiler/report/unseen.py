@@ -1,0 +1,74 @@
+"""What watching has missed, in words: calls that nobody saw or outside every loop, replies not understood."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Self
+
+from profiler.anatomy import server_tool_runs
+from profiler.records import LoopRecord
+from profiler.report.text import clean, counted
+from profiler.statistics.caveats import replied, watching
+
+MOST_NAMED = 8
+"""Tools that are named; a model may invent a new name in every call."""
+
+
+class Unseen:
+    """Counts over loops of what their records do not hold; `sentences` says it, with what to do."""
+
+    def __init__(self) -> None:
+        self._asked: Counter[str] = Counter()
+        self._unseen: Counter[str] = Counter()
+        self._unnamed = self._orphans = self._ambiguous = self._failures = 0
+        self._unreadable = self._untimed = self._dropped = 0
+
+    @classmethod
+    def of(cls, records: Iterable[LoopRecord]) -> Self:
+        found = cls()
+        for record in records:
+            found.add(record)
+        return found
+
+    def add(self, record: LoopRecord) -> None:
+        self._orphans += record.orphan_calls
+        self._ambiguous += record.ambiguous_calls
+        self._failures += record.watch_failures
+        self._dropped += record.rounds_dropped
+        for round_ in record.rounds:
+            self._asked.update(call.name for call in round_.tool_calls if call.id)
+            if round_.unobserved_calls:
+                self._unseen.update(round_.unobserved_tools)
+                self._unnamed += max(0, round_.unobserved_calls - len(round_.unobserved_tools))
+            model = round_.model
+            self._unreadable += model.unreadable
+            self._untimed += len(model.server_tools) - len(server_tool_runs(model))
+
+    def sentences(self) -> list[str]:
+        """Each with what to do about it; none where everything was seen."""
+        return list(self._sentences())
+
+    def _sentences(self) -> Iterator[str]:
+        for tool, missing in self._unseen.most_common(MOST_NAMED):
+            asked = self._asked[tool] + missing
+            name = clean(tool)
+            seen = "and none was seen" if missing == asked else f"and {missing} {_were(missing)} not seen"
+            yield (
+                f"{counted(asked, 'call')} of {name} {_were(asked)} asked for {seen}: is the function that "
+                f"runs it watched, under this name? prof.tool(function, name={name!r})"
+            )
+        others = self._unseen.most_common()[MOST_NAMED:]
+        if others:
+            yield f"calls of {len(others)} more tools were not seen, {sum(n for _, n in others)} in all"
+        for caveat in (
+            *watching(self._unnamed, self._orphans, self._ambiguous, self._failures),
+            *replied(self._unreadable, self._untimed),
+        ):
+            yield f"{caveat.detail}; {caveat.remedy}"
+        if self._dropped:
+            yield f"{counted(self._dropped, 'round')} at the start of loops that were too long are not here"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"

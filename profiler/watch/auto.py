@@ -1,0 +1,277 @@
+"""Watches what an application uses without being told of each: SDK clients, and the functions of tools.
+
+The base class of the SDKs' clients is patched while any profiler does this, once per process, so clients that
+were made before are found at their next request, too. An SDK that is not imported yet is patched when it is.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from importlib.machinery import ModuleSpec
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
+
+from profiler.errors import UsageError
+from profiler.watch.discovery import Runs, exchange, functions_of, place_of
+from profiler.watch.places import place_of_caller
+
+if TYPE_CHECKING:
+    from profiler.watch.profiler import Profiler
+
+_MODULES = ("openai._base_client", "anthropic._base_client")
+_CLIENTS = ("SyncAPIClient", "AsyncAPIClient")
+
+OnClient = Callable[[Any], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Something of the application that is watched without its having said so, or that cannot be.
+
+    `place` is `file:line`: where a client was made (or first used, if it was made before), where a function
+    begins. `problem` says why it is not watched.
+    """
+
+    kind: Literal["client", "tool"]
+    name: str
+    place: str = ""
+    problem: str = ""
+
+    def __str__(self) -> str:
+        where = f" ({self.place})" if self.place else ""
+        return f"{self.name}{where}" + (f": not watched: {self.problem}" if self.problem else "")
+
+
+class Automatic:
+    """What one profiler watches of itself, from `start` to `stop`.
+
+    `on_client` is called with each client before its first request is sent; what it raises reaches the
+    application. With `find_tools` functions are looked for at the first request that offers their tools.
+    """
+
+    def __init__(self, profiler: Profiler, find_tools: bool, on_client: OnClient | None) -> None:
+        self.found: list[Found] = []
+        self.offered: dict[str, OfferedTool] = {}
+        self._profiler = profiler
+        self._find_tools = find_tools
+        self._on_client = on_client
+        self._clients: WeakSet[Any] = WeakSet()
+        self._looked_for: set[str] = set()
+        self._exchanged: set[tuple[int, str]] = set()
+        self._looked_at = (0, 0)
+        self._undo: list[Callable[[], object]] = []
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        _watch(self)
+
+    def stop(self) -> None:
+        """Leave the clients and functions as they were."""
+        _unwatch(self)
+        while self._undo:
+            self._undo.pop()()
+
+    def sees(self, client: Any, options: Any) -> None:
+        """A client is about to send a request. Raises nothing but what `on_client` does."""
+        boundary = self._profiler._boundary
+        if client not in self._clients:
+            self._clients.add(client)
+            boundary.call("request", self._take, client)
+            if self._on_client is not None:
+                self._on_client(client)
+        if self._find_tools:
+            boundary.call("request", self._look_for, options)
+
+    def _take(self, client: Any) -> None:
+        name = type(client).__name__
+        place = _made_at.get(client) or place_of_caller() or ""
+        try:
+            self._profiler.instrument(client)
+        except UsageError as error:
+            self.found.append(Found("client", name, place, str(error)))
+            return
+        self.found.append(Found("client", name, place))
+        self._undo.append(lambda: self._profiler.uninstrument(client))
+
+    def _look_for(self, options: Any) -> None:
+        """Find what these tools run; once more when there are other functions, or clients, since."""
+        self.offered.update((tool.name, tool) for tool in _offered(options))
+        names = self.offered.keys()
+        size = (len(vars(sys.modules["__main__"])), len(self._clients))
+        if self._looked_for.issuperset(names) and size == self._looked_at:
+            return
+        began_ns = self._profiler.recorder.clock()
+        with self._lock:  # other threads wait until what their tools run is watched, too
+            self._looked_for |= names
+            self._looked_at = size
+            by_function: dict[int, tuple[FunctionType, list[str]]] = {}
+            for name, functions in functions_of(self._looked_for).items():
+                for function in functions:
+                    if (id(function), name) not in self._exchanged:
+                        by_function.setdefault(id(function), (function, []))[1].append(name)
+            for function, its_names in by_function.values():
+                self._undo.append(exchange(function, self._chooser(its_names)))
+                self._exchanged |= {(id(function), name) for name in its_names}  # `_undo` keeps the function
+                self.found += [Found("tool", name, place_of(function)) for name in its_names]
+        self._profiler._took(self._profiler.recorder.clock() - began_ns)
+
+    def _chooser(
+        self, names: Sequence[str]
+    ) -> Callable[[FunctionType], Callable[[tuple[Any, ...], dict[str, Any]], Runs | None]]:
+        """What decides which calls of a function are runs of the tools of these names.
+
+        Only those that the model has asked for: the application may call its functions for itself, too.
+        """
+        profiler = self._profiler
+
+        def made(function: FunctionType) -> Callable[[tuple[Any, ...], dict[str, Any]], Runs | None]:
+            watched = {name: profiler.tool(function, name=name) for name in names}
+
+            def choose(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Runs | None:
+                name = profiler._boundary.call("tool", profiler._expected, names)
+                return None if name is None else watched[name]
+
+            return choose
+
+        return made
+
+
+class OfferedTool(NamedTuple):
+    """A tool as a request offers it to the model: `parameters` is a JSON Schema."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+def _offered(options: Any) -> list[OfferedTool]:
+    """The tools that a request of an SDK offers the model, those left out that its server runs itself."""
+    data = getattr(options, "json_data", None)
+    tools = data.get("tools") if isinstance(data, dict) else None
+    found = []
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, dict):
+            function = tool.get("function")
+            given = function if isinstance(function, dict) else tool
+            name, said = given.get("name"), given.get("description")
+            schema = given.get("parameters", given.get("input_schema"))
+            if isinstance(name, str):
+                found.append(
+                    OfferedTool(
+                        name,
+                        said if isinstance(said, str) else "",
+                        schema if isinstance(schema, dict) else {},
+                    )
+                )
+    return found
+
+
+# The patch of the SDKs' base clients, shared by all profilers of the process.
+
+_watching: list[Automatic] = []
+_patched: list[tuple[type, str, Any]] = []
+_patch_lock = threading.RLock()
+_made_at: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+
+
+def _watch(automatic: Automatic) -> None:
+    with _patch_lock:
+        if not _watching:
+            for name in _MODULES:
+                module = sys.modules.get(name)
+                if module is not None:
+                    _patch(module)
+            sys.meta_path.insert(0, _finder)
+        if automatic not in _watching:
+            _watching.append(automatic)
+
+
+def _unwatch(automatic: Automatic) -> None:
+    with _patch_lock:
+        if automatic in _watching:
+            _watching.remove(automatic)
+        if not _watching:
+            if _finder in sys.meta_path:
+                sys.meta_path.remove(_finder)
+            while _patched:
+                owner, name, original = _patched.pop()
+                setattr(owner, name, original)
+
+
+def _patch(module: ModuleType) -> None:
+    for name in _CLIENTS:
+        client = getattr(module, name, None)
+        if isinstance(client, type):
+            _replace(client, "request", _seen_request)
+            _replace(client, "__init__", _seen_init)
+
+
+def _replace(owner: type, name: str, make: Callable[[Any], Any]) -> None:
+    original = vars(owner).get(name)
+    if original is not None and not any(one[:2] == (owner, name) for one in _patched):
+        _patched.append((owner, name, original))
+        setattr(owner, name, make(original))
+
+
+def _seen_request(original: Any) -> Any:
+    @wraps(original)
+    def request(self: Any, *args: Any, **kwargs: Any) -> Any:
+        options = kwargs.get("options", args[1] if len(args) > 1 else None)
+        for automatic in [*_watching]:
+            automatic.sees(self, options)
+        return original(self, *args, **kwargs)
+
+    return request
+
+
+def made_at(client: Any) -> str | None:
+    """`file:line` where a client was made while some profiler watched, None where that is not known."""
+    return _made_at.get(client)
+
+
+def _seen_init(original: Any) -> Any:
+    @wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        _made_at[self] = place_of_caller()
+
+    return init
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Patches an SDK's base clients when their module has been imported."""
+
+    def __init__(self) -> None:
+        self._looking = threading.local()
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name not in _MODULES or getattr(self._looking, "now", False):
+            return None
+        self._looking.now = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._looking.now = False
+        loader = None if spec is None else spec.loader
+        if loader is None:
+            return None
+        run = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            run(module)
+            with _patch_lock:
+                if _watching:
+                    _patch(module)
+
+        loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+_finder = _AfterImport()

@@ -1,0 +1,267 @@
+"""Finds the functions that names of tools stand for, and has calls of them pass through other code.
+
+A model asks for a tool by its name. In an application that name is a key of a registry, the name of a
+function, or an attribute of a tool object of some framework. The functions found by it are exchanged in
+place: the code object of each is replaced by one that calls what watches it, so whoever holds the function
+already (a registry, a closure, a bound method, a framework) runs that too. `restore` puts the code back.
+
+Only functions of the application itself (`places.is_application`) are exchanged.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import inspect
+import sys
+import threading
+import types
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from profiler.watch.places import is_application, place
+
+_RUN_BY_TOOL_OBJECTS = (
+    *("func", "coroutine", "function", "fn", "handler", "callback", "on_invoke_tool"),
+    *("__call__", "call", "run", "_run", "arun", "_arun", "execute", "invoke"),
+)
+"""Attributes under which objects with a tool's name keep what the tool runs, in frameworks and by hand."""
+
+_KINDS = (
+    inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+)
+
+_COPY = "__toolloop_copy__"
+_OURS = frozenset(("__toolloop_profiler__", _COPY))
+"""Attributes of functions that were made here."""
+
+_DEEPEST = 5
+"""Containers and objects within each other that are looked into, from a module on."""
+
+Runs = Callable[..., Any]
+"""What runs in place of a function, with its arguments."""
+
+
+def functions_of(names: Collection[str]) -> dict[str, list[types.FunctionType]]:
+    """The application's functions that each of these tools may run; a name without any is left out.
+
+    It looks at every object that the garbage collector knows, which takes 0.1 to 0.2 s in a large process; of
+    what it was told to leave alone (`gc.freeze`), at what the application's modules hold.
+    """
+    wanted = frozenset(names)
+    found: dict[str, dict[int, types.FunctionType]] = {}
+    for thing in _things():
+        for name, value in _named(thing, wanted):
+            function = _function(value)
+            if function is not None:
+                found.setdefault(name, {})[id(function)] = function
+    return {name: list(functions.values()) for name, functions in found.items()}
+
+
+def _things() -> Iterator[Any]:
+    yield from gc.get_objects()
+    if not gc.get_freeze_count():
+        return
+    seen: set[int] = set()
+    waiting = [vars(module) for module in [*sys.modules.values()] if _is_own(module)]
+    for _ in range(_DEEPEST):
+        inside: list[Any] = []
+        for thing in waiting:
+            if id(thing) not in seen:
+                seen.add(id(thing))
+                yield thing
+                if type(thing) in (dict, list, tuple):
+                    inside += [*thing.values()] if type(thing) is dict else [*thing]
+                elif isinstance(thing, type):
+                    inside.append(dict(vars(thing)))
+                elif _is_of_application(type(thing)) and (held := _attributes(thing)) is not None:
+                    inside.append(held)
+        waiting = inside
+
+
+def _is_own(module: Any) -> bool:
+    filename = getattr(module, "__file__", None)
+    return getattr(module, "__name__", "") == "__main__" or (
+        isinstance(filename, str) and is_application(filename)
+    )
+
+
+def _is_of_application(kind: type) -> bool:
+    """Whether the application's code made this class."""
+    return _is_own(sys.modules.get(kind.__module__))
+
+
+def place_of(function: types.FunctionType) -> str:
+    """`agent.py:12`, where the function begins."""
+    code = function.__code__
+    return place(code.co_filename, code.co_firstlineno)
+
+
+def _named(thing: Any, wanted: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    """(a name, what it may stand for): the pairs that one object gives. It runs no code of the object's."""
+    kind = type(thing)
+    if kind is types.FunctionType:
+        if thing.__name__ in wanted:
+            yield thing.__name__, thing
+        return
+    if kind is not dict:
+        # Most objects have no dict until they are asked for one, and asking all would take long.
+        if "tool" not in kind.__name__.lower():
+            return
+        thing = _attributes(thing)
+        if thing is None:
+            return
+    try:
+        for name in wanted & thing.keys():
+            yield name, thing[name]
+        named = thing.get("name")
+        if type(named) is str and named in wanted:
+            for attribute in _RUN_BY_TOOL_OBJECTS:
+                if attribute in thing:
+                    yield named, thing[attribute]
+    except (RuntimeError, TypeError, KeyError):  # another thread changes it meanwhile; a key of its own kind
+        return
+
+
+def _attributes(thing: Any) -> Any:
+    """The attributes of an object, None where it has none of its own."""
+    try:
+        found = object.__getattribute__(thing, "__dict__")
+    except Exception:
+        return None
+    return found if type(found) is dict else None
+
+
+def _function(value: Any) -> types.FunctionType | None:
+    """The application's function behind a value, through methods, partials and the wrappers of libraries."""
+    for _ in range(20):
+        kind = type(value)
+        if kind in (types.MethodType, staticmethod, classmethod):
+            value = value.__func__
+        elif kind is functools.partial:
+            value = value.func
+        elif kind is types.FunctionType:
+            function: types.FunctionType = value
+            own = is_application(value.__code__.co_filename)
+            if own and _OURS.isdisjoint(value.__dict__):
+                return function
+            value = value.__dict__.get("__wrapped__")
+        elif kind is functools._lru_cache_wrapper:
+            value = value.__wrapped__
+        else:
+            return None
+    return None
+
+
+class Exchange:
+    """A function whose code is exchanged. `functions` is a copy of what it was, for who runs it now."""
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self.function = function
+        self.code = function.__code__
+        self.original = _copy(function)
+        self._signature_was = function.__dict__.get("__signature__")
+        self.runs: list[Callable[[tuple[Any, ...], dict[str, Any]], Runs | None]] = []
+        signature = _signature(function)
+        if signature is not None:
+            function.__signature__ = signature  # type: ignore[attr-defined]
+        function.__code__ = _calling(self.run, self.code)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What runs in place of the function: the first that wants this call, else the function as it was."""
+        for choose in self.runs:
+            chosen = choose(args, kwargs)
+            if chosen is not None:
+                return chosen(*args, **kwargs)
+        return self.original(*args, **kwargs)
+
+    def restore(self) -> None:
+        function = self.function
+        function.__code__ = self.code
+        if self._signature_was is None:
+            function.__dict__.pop("__signature__", None)
+        else:
+            function.__signature__ = self._signature_was  # type: ignore[attr-defined]
+
+
+_lock = threading.Lock()
+_exchanged: dict[int, Exchange] = {}
+
+
+def exchange(
+    function: types.FunctionType, choose: Callable[[types.FunctionType], Callable[..., Runs | None]]
+) -> Callable[[], None]:
+    """Have calls of a function pass by what `choose` makes, given a copy of the function as it was.
+
+    That is asked with the arguments, as a tuple and a dict, of each call: it returns what runs in the
+    function's place, or None for the function itself. Returns what undoes this.
+    """
+    with _lock:
+        known = _exchanged.get(id(function)) or Exchange(function)
+        _exchanged[id(function)] = known
+    chosen = choose(known.original)
+    known.runs.insert(0, chosen)
+
+    def undo() -> None:
+        with _lock:
+            if chosen in known.runs:
+                known.runs.remove(chosen)
+            if not known.runs and _exchanged.get(id(function)) is known:
+                del _exchanged[id(function)]
+                known.restore()
+
+    return undo
+
+
+def _copy(function: types.FunctionType) -> types.FunctionType:
+    """A function that does the same, and is not changed when the original's code is."""
+    copy = types.FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__dict__.update(function.__dict__, **{_COPY: True})
+    copy.__annotations__ = function.__annotations__
+    copy.__qualname__, copy.__module__, copy.__doc__ = (
+        function.__qualname__,
+        function.__module__,
+        function.__doc__,
+    )
+    return copy
+
+
+def _signature(function: types.FunctionType) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+
+_PLACE = "the place of what runs instead"
+
+
+def _template(*args: Any, **kwargs: Any) -> Any:
+    instead: Any = "the place of what runs instead"
+    return instead(*args, **kwargs)
+
+
+def _calling(run: Runs, code: types.CodeType) -> types.CodeType:
+    """Code that calls `run` with whatever it is called with, and passes for the code of the function.
+
+    A code object takes any constant, so nothing of the function's globals or closure is needed. Its free
+    variables have to be as many as the function's cells, though none is used; of the kind of function
+    (async, a generator) `inspect` goes by the flags, and the interpreter by the instructions.
+    """
+    template = _template.__code__
+    return template.replace(
+        co_consts=tuple(run if one == _PLACE else one for one in template.co_consts),
+        co_freevars=code.co_freevars,
+        co_name=code.co_name,
+        co_qualname=code.co_qualname,
+        co_filename=code.co_filename,
+        co_firstlineno=code.co_firstlineno,
+        co_flags=template.co_flags | (code.co_flags & _KINDS),
+    )

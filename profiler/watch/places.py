@@ -1,0 +1,57 @@
+"""Which code is the application's own, and where in it something happens."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import sysconfig
+from types import FrameType
+
+MOST_FRAMES = 200
+
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+_LIBRARY = tuple(
+    os.path.join(os.path.realpath(path), "")
+    for name in ("stdlib", "platstdlib")
+    if (path := sysconfig.get_path(name))
+)
+_INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_application(filename: str) -> bool:
+    """Whether code of this file is the application's: no library's, not Python's own and not ours.
+
+    What is typed into a shell, or a cell of a notebook, is.
+    """
+    if filename.startswith("<"):
+        return not filename.startswith(("<frozen", "<__array", "<attrs", "<lambdifygenerated"))
+    path = os.path.realpath(filename)
+    if path.startswith(_PACKAGE) or any(part in path for part in _INSTALLED):
+        return False
+    return not path.startswith(_LIBRARY)
+
+
+def place_of_caller() -> str | None:
+    """`file:line` of the innermost code of the application that called this; None without any."""
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(MOST_FRAMES):
+        if frame is None:
+            return None
+        if is_application(frame.f_code.co_filename):
+            return place(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return None
+
+
+def place(filename: str, line: int) -> str:
+    """`agent.py:12`; relative to the working directory where the file is in it."""
+    shown = filename
+    if os.path.isabs(filename):
+        try:
+            relative = os.path.relpath(filename)
+        except (OSError, ValueError):  # the directory is gone, or on another drive
+            relative = filename
+        shown = filename if relative.startswith("..") else relative
+    return f"{shown}:{line}"

@@ -1,0 +1,459 @@
+"""Clients and tools are watched that nobody named, conversations are loops, and all of it is put back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import anthropic
+import httpx2
+import openai
+import pytest
+
+from profiler.errors import UsageError
+from profiler.watch.profiler import Profiler
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+
+
+def chat_tools(*names: str) -> list[Any]:
+    return [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in names]
+
+
+def chat(calls: list[tuple[str, str, Any]], text: str = "done") -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": None if calls else text}
+    if calls:
+        message["tool_calls"] = [
+            {"id": id_, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+            for id_, name, arguments in calls
+        ]
+    finish = "tool_calls" if calls else "stop"
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    return {"id": "r", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+
+
+class Model(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
+    """Asks for one call of the first offered tool for each city of the question, then answers."""
+
+    def __init__(self, refuses: int = 0) -> None:
+        self.refuses = refuses
+        self.numbers = itertools.count()
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        body = json.loads(request.read())
+        if self.refuses:
+            self.refuses -= 1
+            return httpx2.Response(429, headers={"retry-after-ms": "1"}, json={"error": {"message": "slow"}})
+        asked, tools = str(body["messages"][0]["content"]), body.get("tools") or []
+        answered = len(body["messages"]) > 1 or not tools
+        if request.url.path.endswith("/messages"):
+            name = tools[0]["name"] if tools else ""
+            content: list[Any] = [{"type": "text", "text": "done"}]
+            if not answered:
+                content = [
+                    {
+                        "type": "tool_use",
+                        "id": f"t{next(self.numbers)}",
+                        "name": name,
+                        "input": {"city": city},
+                    }
+                    for city in asked.split()
+                ]
+            stop = "end_turn" if answered else "tool_use"
+            usage = {"input_tokens": 1, "output_tokens": 1}
+            head = {"id": "m", "type": "message", "role": "assistant", "model": "m", "usage": usage}
+            return httpx2.Response(200, json={**head, "content": content, "stop_reason": stop})
+        name = tools[0]["function"]["name"] if tools else ""
+        calls = [(f"c{next(self.numbers)}", name, {"city": city}) for city in asked.split()]
+        return httpx2.Response(200, json=chat([] if answered else calls))
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        await asyncio.sleep(0)
+        return self.handle_request(request)
+
+
+def sync_client(model: Model, sdk: Any = openai.OpenAI, **options: Any) -> Any:
+    return sdk(api_key="x", http_client=httpx2.Client(transport=model), **options)
+
+
+def async_client(model: Model, sdk: Any = openai.AsyncOpenAI, **options: Any) -> Any:
+    return sdk(api_key="x", http_client=httpx2.AsyncClient(transport=model), **options)
+
+
+def auto_sync(city: str) -> str:
+    return city.upper()
+
+
+async def auto_async(city: str) -> str:
+    await asyncio.sleep(0)
+    return city.upper()
+
+
+def ask(client: Any, question: str, tool: str, run: Any) -> str:
+    messages: list[Any] = [{"role": "user", "content": question}]
+    reply = client.chat.completions.create(model="m", messages=messages, tools=chat_tools(tool))
+    message = reply.choices[0].message
+    messages.append(message)
+    for call in message.tool_calls:
+        result = run(**json.loads(call.function.arguments))
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    return client.chat.completions.create(model="m", messages=messages).choices[0].message.content
+
+
+async def ask_async(client: Any, question: str, tool: str, run: Any) -> str:
+    messages: list[Any] = [{"role": "user", "content": question}]
+    reply = await client.chat.completions.create(model="m", messages=messages, tools=chat_tools(tool))
+    message = reply.choices[0].message
+    messages.append(message)
+    results = await asyncio.gather(
+        *(run(**json.loads(call.function.arguments)) for call in message.tool_calls)
+    )
+    for call, result in zip(message.tool_calls, results, strict=True):
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    return (await client.chat.completions.create(model="m", messages=messages)).choices[0].message.content
+
+
+@pytest.fixture
+def records():
+    return []
+
+
+@pytest.fixture
+def prof(records):
+    made = Profiler(sinks=[records.append])
+    yield made
+    made.stop()
+    assert set(made.failures.values()) == {0}
+
+
+def shape(record: Any) -> list[list[tuple[str, bool]]]:
+    """For each round its calls: name, and whether it is known which request each ran."""
+    return [[(call.name, bool(call.id)) for call in round_.tool_calls] for round_ in record.rounds]
+
+
+def test_a_client_made_before_is_watched_from_its_next_request_on(prof, records):
+    client = sync_client(Model())
+    with prof.loop("before"):
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+    prof.auto()
+    with prof.loop("after"):
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+    assert [len(record.rounds) for record in records] == [0, 1]
+    found = prof.found[0]
+    assert (found.kind, found.name, found.problem) == ("client", "OpenAI", "")
+    assert found.place.rpartition(":")[0].endswith("test_watch_auto.py")  # of its request
+
+
+def test_a_client_made_since_is_said_with_where_it_was_made(prof):
+    prof.auto()
+    line = test_a_client_made_since_is_said_with_where_it_was_made.__code__.co_firstlineno + 3
+    client = anthropic.AsyncAnthropic(api_key="x", http_client=httpx2.AsyncClient(transport=Model()))
+
+    async def once() -> None:
+        await client.messages.create(model="m", max_tokens=5, messages=[{"role": "user", "content": "x"}])
+
+    asyncio.run(once())
+    assert str(prof.found[0]).endswith(f"test_watch_auto.py:{line})")
+    assert prof.found[0].name == "AsyncAnthropic"
+
+
+def test_stop_leaves_everything_as_it_was(prof, records):
+    from openai._base_client import AsyncAPIClient, SyncAPIClient
+
+    before = [(one.request, one.__init__) for one in (SyncAPIClient, AsyncAPIClient)]
+    code = auto_sync.__code__
+    client = sync_client(Model())
+    transport = client._client._transport
+    prof.auto(find_tools=True)
+    with prof.loop():
+        ask(client, "rome oslo", "auto_sync", auto_sync)
+    assert auto_sync.__code__ is not code
+    assert client._client._transport is not transport
+    prof.stop()
+    assert auto_sync.__code__ is code
+    assert client._client._transport is transport
+    assert [(one.request, one.__init__) for one in (SyncAPIClient, AsyncAPIClient)] == before
+    assert [str(one).partition(" ")[0] for one in prof.found] == ["OpenAI", "auto_sync"]
+    with prof.loop():
+        ask(client, "rome", "auto_sync", auto_sync)
+    assert [len(record.rounds) for record in records] == [2, 0]
+
+
+def test_what_on_client_raises_reaches_the_application_and_nothing_is_sent(prof):
+    model = Model()
+
+    def refuse(client: Any) -> None:
+        raise UsageError("another host")
+
+    prof.auto(on_client=refuse)
+    client = sync_client(model)
+    with pytest.raises(UsageError, match="another host"):
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+    assert next(model.numbers) == 0
+
+
+def test_on_client_may_point_a_client_elsewhere_before_its_first_request(prof):
+    asked: list[str] = []
+
+    class Noting(Model):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            asked.append(str(request.url))
+            return super().handle_request(request)
+
+    def point(client: Any) -> None:
+        client.base_url = "http://127.0.0.1:9/v1"
+
+    prof.auto(on_client=point)
+    client = sync_client(Noting(), base_url="https://example.com/v1")
+    for _ in range(2):
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+    assert asked == ["http://127.0.0.1:9/v1/chat/completions"] * 2
+
+
+def test_tools_are_found_by_name_and_by_registry_key(prof, records):
+    registry = {"weather-of": auto_async}
+    prof.auto(find_tools=True)
+    client, asynchronous = sync_client(Model()), async_client(Model())
+    with prof.loop("by name"):
+        assert ask(client, "rome oslo", "auto_sync", auto_sync) == "done"
+    with prof.loop("by key"):
+        asyncio.run(ask_async(asynchronous, "rome oslo", "weather-of", registry["weather-of"]))
+    assert shape(records[0]) == [[("auto_sync", True)] * 2, []]
+    assert shape(records[1]) == [[("weather-of", True)] * 2, []]
+    assert [record.rounds[0].unobserved_calls for record in records] == [0, 0]
+    assert [record.ambiguous_calls for record in records] == [0, 0]
+
+
+def test_a_function_that_the_application_calls_for_itself_is_no_call_of_a_tool(prof, records):
+    prof.auto(find_tools=True)
+    client = sync_client(Model())
+    with prof.loop():
+        ask(client, "rome", "auto_sync", auto_sync)
+        assert auto_sync("own") == "OWN"
+    assert auto_sync("outside") == "OUTSIDE"
+    assert shape(records[0]) == [[("auto_sync", True)], []]
+    assert (prof.orphan_calls, records[0].orphan_calls) == (0, 0)
+
+
+def test_a_function_inside_another_of_the_same_tool_is_part_of_its_call(prof, records):
+    async def wrapping(**arguments: Any) -> str:
+        return await auto_async(**arguments)
+
+    registry = {"auto_async": wrapping}
+    prof.auto(find_tools=True)
+    with prof.loop():
+        asyncio.run(ask_async(async_client(Model()), "rome oslo", "auto_async", registry["auto_async"]))
+    assert shape(records[0]) == [[("auto_async", True)] * 2, []]
+
+
+def test_functions_defined_after_a_first_request_are_found_with_the_next_client(prof, records):
+    prof.auto(find_tools=True)
+    first = sync_client(Model())
+    with prof.loop():
+        ask(first, "rome", "auto_late", lambda city: city)
+    made: dict[str, Any] = {}
+    exec("def auto_late(city):\n    return city", made)
+    with prof.loop():
+        ask(sync_client(Model()), "rome", "auto_late", made["auto_late"])
+    assert [shape(record) for record in records] == [[[], []], [[("auto_late", True)], []]]
+    assert records[0].rounds[0].unobserved_calls == 1
+
+
+def test_each_conversation_is_a_loop(prof, records):
+    prof.auto(find_tools=True, conversations=True)
+    client = sync_client(Model())
+    ask(client, "rome oslo", "auto_sync", auto_sync)
+    ask(client, "paris", "auto_sync", auto_sync)
+    prof.stop()
+    assert [shape(record) for record in records] == [
+        [[("auto_sync", True)] * 2, []],
+        [[("auto_sync", True)], []],
+    ]
+    assert [record.status for record in records] == ["ok", "ok"]
+    for record in records:
+        assert record.ended_ns == record.rounds[-1].model.ended_ns
+
+
+def test_conversations_at_once_stay_apart(prof, records):
+    prof.auto(find_tools=True, conversations=True)
+    client = async_client(Model())
+
+    async def together() -> None:
+        questions = ["rome", "oslo paris", "bern kyiv lima"]
+        await asyncio.gather(*(ask_async(client, one, "auto_async", auto_async) for one in questions))
+
+    asyncio.run(together())
+    prof.stop()
+    assert sorted(len(record.rounds[0].tool_calls) for record in records) == [1, 2, 3]
+    assert [len(record.rounds) for record in records] == [2, 2, 2]
+
+
+def test_a_conversation_goes_on_in_a_thread_that_knows_nothing_of_it(prof, records):
+    prof.auto(conversations=True)
+    client = sync_client(Model())
+    messages: list[Any] = [{"role": "user", "content": "rome"}]
+    message = client.chat.completions.create(model="m", messages=messages, tools=chat_tools("other"))
+    call = message.choices[0].message.tool_calls[0]
+    messages += [message.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "x"}]
+
+    def go_on() -> None:
+        client.chat.completions.create(model="m", messages=messages)
+
+    with ThreadPoolExecutor() as pool:
+        pool.submit(go_on).result()
+    prof.stop()
+    assert [len(record.rounds) for record in records] == [2]
+
+
+def test_an_sdk_s_retry_is_no_new_conversation(prof, records):
+    prof.auto(conversations=True)
+    client = sync_client(Model(refuses=2), max_retries=3)
+    ask(client, "rome", "auto_sync", auto_sync)
+    prof.stop()
+    assert [[len(round_.model.attempts) for round_ in record.rounds] for record in records] == [[3, 1]]
+
+
+def test_a_conversation_inside_a_tool_is_the_child_of_its_loop(prof, records):
+    client = async_client(Model())
+
+    async def auto_research(city: str) -> str:
+        return await ask_async(client, "oslo", "auto_async", auto_async)
+
+    prof.auto(find_tools=True, conversations=True)
+    asyncio.run(ask_async(client, "rome", "auto_research", auto_research))
+    prof.stop()
+    outer = next(record for record in records if record.parent is None)
+    inner = next(record for record in records if record.parent is not None)
+    assert inner.parent == outer.id
+    assert (shape(outer), shape(inner)) == (
+        [[("auto_research", True)], []],
+        [[("auto_async", True)], []],
+    )
+
+
+def test_a_loop_that_was_marked_is_no_conversation(prof, records):
+    prof.auto(conversations=True)
+    client = sync_client(Model())
+    with prof.loop("marked"):
+        ask(client, "rome", "auto_sync", auto_sync)
+        ask(client, "oslo", "auto_sync", auto_sync)
+    prof.stop()
+    assert [(record.name, len(record.rounds)) for record in records] == [("marked", 4)]
+
+
+def test_a_failed_request_ends_a_conversation_as_failed(prof, records):
+    prof.auto(conversations=True)
+    client = sync_client(Model(refuses=9), max_retries=0)
+    with pytest.raises(openai.RateLimitError):
+        ask(client, "rome", "auto_sync", auto_sync)
+    prof.stop()
+    assert [(record.status, record.error_type) for record in records] == [("error", "http_429")]
+
+
+class Turnstile:
+    """Lets one run in at a time, and counts."""
+
+    def __init__(self) -> None:
+        self.inside = self.most = self.entered = 0
+        self.thread_lock = threading.Lock()
+        self.lock = asyncio.Lock()
+
+    def come(self, step: int) -> None:
+        self.inside += step
+        self.most = max(self.most, self.inside)
+        self.entered += step > 0
+
+    async def __aenter__(self) -> None:
+        await self.lock.acquire()
+        self.come(1)
+
+    async def __aexit__(self, *raised: Any) -> None:
+        self.come(-1)
+        self.lock.release()
+
+    def __enter__(self) -> None:
+        self.thread_lock.acquire()
+        self.come(1)
+
+    def __exit__(self, *raised: Any) -> None:
+        self.come(-1)
+        self.thread_lock.release()
+
+
+running = most = 0
+
+
+async def auto_counted(city: str) -> str:
+    global running, most
+    running += 1
+    most = max(most, running)
+    await asyncio.sleep(0)
+    running -= 1
+    return city
+
+
+@pytest.mark.parametrize("through", ["itself", "a wrapper", "a thread"])
+def test_watched_tools_wait_in_what_holds_them(prof, records, through: str):
+    global most
+    most = 0
+    gate = Turnstile()
+    names: list[str] = []
+
+    def hold(name: str) -> Turnstile:
+        names.append(name)
+        return gate
+
+    def behind(**arguments: Any) -> Any:
+        return auto_counted(**arguments)
+
+    runs = {
+        "itself": ("auto_counted", auto_counted),
+        "a wrapper": ("auto_counted", behind),
+        "a thread": ("auto_sync", lambda **arguments: asyncio.to_thread(auto_sync, **arguments)),
+    }
+    name, run = runs[through]
+    prof.auto(find_tools=True)
+    prof.hold = hold
+    with prof.loop():
+        asyncio.run(ask_async(async_client(Model()), "rome oslo bern", name, run))
+    assert names == [name] * 3
+    assert (gate.most, gate.entered) == (1, 3)
+    assert most == (0 if through == "a thread" else 1)
+    assert [call.name for call in records[0].tool_calls] == [name] * 3
+
+
+def test_a_tool_inside_a_held_one_does_not_wait(prof, records):
+    gate = Turnstile()
+
+    async def auto_outer(city: str) -> str:
+        return await inner(city=city)
+
+    inner = prof.tool(auto_async)
+    prof.auto(find_tools=True)
+    prof.hold = lambda name: gate
+    with prof.loop():
+        answer = asyncio.run(ask_async(async_client(Model()), "rome oslo", "auto_outer", auto_outer))
+    assert answer == "done"
+    assert gate.entered == 2
+    assert sorted(call.name for call in records[0].tool_calls) == ["auto_async"] * 2 + ["auto_outer"] * 2
+
+
+def test_what_fails_while_it_is_asked_what_holds_a_tool_holds_nothing(records):
+    prof = Profiler(sinks=[records.append])
+
+    def hold(name: str) -> Any:
+        raise ValueError(name)
+
+    prof.auto(find_tools=True)
+    prof.hold = hold
+    try:
+        with prof.loop():
+            asyncio.run(ask_async(async_client(Model()), "rome oslo", "auto_async", auto_async))
+    finally:
+        prof.stop()
+    assert shape(records[0]) == [[("auto_async", True)] * 2, []]
+    assert prof.failures["tool"] == 2

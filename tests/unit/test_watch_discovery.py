@@ -1,0 +1,244 @@
+"""The functions behind names of tools are found in whatever holds them, exchanged in place, and put back."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import inspect
+import typing
+from dataclasses import dataclass
+
+import pytest
+
+from profiler.watch.discovery import Exchange, exchange, functions_of, place_of
+from profiler.watch.places import is_application, place
+
+
+def disc_plain(a: int, b: int = 2, *, c: int = 3) -> int:
+    """Adds them."""
+    return a + b + c
+
+
+async def disc_async(a: int) -> int:
+    await asyncio.sleep(0)
+    return a
+
+
+def disc_generator(n: int):
+    yield from range(n)
+
+
+async def disc_async_generator(n: int):
+    for i in range(n):
+        yield i
+
+
+def closures():
+    ten = 10
+
+    def disc_inner(a: int) -> int:
+        return a + ten
+
+    def disc_recursive(n: int) -> int:
+        return 1 if n < 2 else n * disc_recursive(n - 1)
+
+    return disc_inner, disc_recursive
+
+
+class Base:
+    def __init__(self) -> None:
+        self.value = 5
+
+    def disc_method(self, a: int) -> int:
+        return self.value + a
+
+    @classmethod
+    def disc_of_class(cls, a: int) -> tuple[str, int]:
+        return cls.__name__, a
+
+    @staticmethod
+    def disc_static(a: int) -> int:
+        return a
+
+
+class Derived(Base):
+    def disc_method(self, a: int) -> int:
+        return super().disc_method(a) + 1
+
+
+def library_wrapper(function):
+    """As a decorator of a library does; its code is Python's own."""
+    return functools.lru_cache(maxsize=4)(function)
+
+
+@library_wrapper
+def disc_cached(a: int) -> int:
+    return a
+
+
+@dataclass
+class ToolSpec:
+    name: str
+    func: object
+
+
+def found(name: str) -> list[str]:
+    return sorted(function.__qualname__ for function in functions_of([name]).get(name, ()))
+
+
+def test_functions_are_found_by_their_own_names():
+    assert found("disc_plain") == ["disc_plain"]
+    assert found("disc_cached") == ["disc_cached"]
+    assert found("disc_method") == ["Base.disc_method", "Derived.disc_method"]
+    assert found("disc_of_class") == ["Base.disc_of_class"]
+    assert found("disc_static") == ["Base.disc_static"]
+    assert found("no function has this name") == []
+
+
+def test_functions_are_found_by_what_holds_them_under_another_name():
+    thing = Base()
+    partly = functools.partial(disc_async, 1)
+    held = {"disc-key": disc_async, "disc-method": thing.disc_method, "disc-partial": partly}
+    spec = ToolSpec("disc-spec", disc_plain)
+    plain = {"name": "disc-dict", "description": "", "function": disc_generator}
+    assert found("disc-key") == ["disc_async"]
+    assert found("disc-method") == ["Base.disc_method"]
+    assert found("disc-partial") == ["disc_async"]
+    assert found("disc-spec") == ["disc_plain"]
+    assert found("disc-dict") == ["disc_generator"]
+    assert (len(held), spec.name, plain["name"]) == (3, "disc-spec", "disc-dict")
+
+
+def test_code_of_libraries_is_never_found():
+    registry = {"disc-library": asyncio.sleep, "disc-c": len, "disc-class": Base}
+    assert [found(name) for name in registry] == [[], [], []]
+    assert found("dumps") == []
+
+
+@pytest.mark.parametrize(
+    ("filename", "own"),
+    [
+        (__file__, True),
+        ("<stdin>", True),
+        ("<ipython-input-1-abc>", True),
+        ("<frozen importlib._bootstrap>", False),
+        (asyncio.__file__, False),
+        (pytest.__file__, False),
+        (inspect.getsourcefile(exchange), False),
+    ],
+)
+def test_which_code_is_the_application_s(filename: str, own: bool):
+    assert is_application(filename) is own
+
+
+def test_a_place_is_relative_to_the_working_directory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert place(str(tmp_path / "agent.py"), 12) == "agent.py:12"
+    assert place("/elsewhere/agent.py", 12) == "/elsewhere/agent.py:12"
+
+
+def test_an_exchanged_function_does_what_it_did_wherever_it_is_held():
+    calls: list[str] = []
+
+    def choose(original):
+        def chosen(args, kwargs):
+            def run(*args, **kwargs):
+                calls.append(original.__name__)
+                return original(*args, **kwargs)
+
+            return run
+
+        return chosen
+
+    inner, recursive = closures()
+    functions = [disc_plain, disc_async, disc_generator, disc_async_generator, inner, recursive]
+    functions += [Base.disc_method, Derived.disc_method, Base.disc_of_class.__func__, Base.disc_static]
+    held_before = {function.__qualname__: function for function in functions}
+    told = [
+        (f.__name__, f.__qualname__, f.__doc__, f.__module__, inspect.signature(f), inspect.getsource(f))
+        for f in functions
+    ]
+    kinds = [(inspect.iscoroutinefunction(f), inspect.isasyncgenfunction(f)) for f in functions]
+    codes = [function.__code__ for function in functions]
+    undo = [exchange(function, choose) for function in functions]
+
+    async def items():
+        return [item async for item in disc_async_generator(2)], await disc_async(4)
+
+    for _ in range(2):
+        assert held_before["disc_plain"](1, c=1) == 4
+        assert asyncio.run(items()) == ([0, 1], 4)
+        assert (list(disc_generator(2)), inner(1), recursive(3)) == ([0, 1], 11, 6)
+        assert (Base().disc_method(1), Derived().disc_method(1)) == (6, 7)
+        assert (Derived.disc_of_class(1), Base.disc_static(1)) == (("Derived", 1), 1)
+        with pytest.raises(TypeError, match="missing 1 required positional argument"):
+            disc_plain()
+        assert told == [
+            (f.__name__, f.__qualname__, f.__doc__, f.__module__, inspect.signature(f), inspect.getsource(f))
+            for f in functions
+        ]
+        assert kinds == [(inspect.iscoroutinefunction(f), inspect.isasyncgenfunction(f)) for f in functions]
+        assert typing.get_type_hints(disc_plain) == {"a": int, "b": int, "c": int, "return": int}
+        assert copy.deepcopy(disc_plain) is disc_plain
+        once = {"disc_plain": 2, "disc_recursive": 3, "disc_method": 3}
+        names = ["disc_async_generator", "disc_async", "disc_generator", "disc_inner"]
+        names += ["disc_of_class", "disc_static"]
+        expected = once | dict.fromkeys(names, 1)
+        assert {name: calls.count(name) for name in {*calls}} == (expected if undo else {})
+        calls.clear()
+        for one in undo:
+            one()
+        undo = []
+    assert [function.__code__ for function in functions] == codes
+    assert not any("__signature__" in function.__dict__ for function in functions)
+
+
+def test_two_may_exchange_one_function_and_put_it_back_in_any_order():
+    code = disc_plain.__code__
+    calls: list[str] = []
+
+    def named(name: str):
+        def choose(original):
+            def chosen(args, kwargs):
+                if kwargs.get("c") != name:
+                    return None
+                return lambda *args, **kwargs: calls.append(name)
+
+            return chosen
+
+        return choose
+
+    first = exchange(disc_plain, named("first"))
+    second = exchange(disc_plain, named("second"))
+    disc_plain(1, c="first")
+    disc_plain(1, c="second")
+    assert disc_plain(1) == 6
+    first()
+    disc_plain(1, c="second")
+    assert calls == ["first", "second", "second"]
+    assert disc_plain.__code__ is not code
+    second()
+    second()
+    assert disc_plain.__code__ is code
+
+
+def test_the_copy_is_found_by_no_later_look():
+    one = Exchange(disc_plain)
+    try:
+        assert found("disc_plain") == ["disc_plain"]
+        assert functions_of(["disc_plain"])["disc_plain"] == [disc_plain]
+        assert place_of(disc_plain).endswith(f"test_watch_discovery.py:{one.code.co_firstlineno}")
+    finally:
+        one.restore()
+
+
+def test_a_signature_of_its_own_is_kept():
+    def disc_signed(*args):
+        return args
+
+    disc_signed.__signature__ = inspect.Signature()
+    one = Exchange(disc_signed)
+    assert inspect.signature(disc_signed) == inspect.Signature()
+    one.restore()
+    assert disc_signed.__signature__ == inspect.Signature()
