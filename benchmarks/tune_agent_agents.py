@@ -6,6 +6,7 @@ All of them turn what a tool raises into a text for the model, as most agents do
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 from collections.abc import Awaitable, Callable
@@ -61,16 +62,19 @@ def make_limited(ctx: AgentContext, max_concurrent_calls: int = 64) -> Callable[
 
 async def plain(prompt: str) -> str:
     """An agent that nobody wrote for a load test."""
-    async with AsyncOpenAI(max_retries=0) as client:
-        messages: list[Any] = [{"role": "user", "content": prompt}]
-        while True:
-            reply = await client.chat.completions.create(model="m", messages=messages, tools=SCHEMA)
-            said = reply.choices[0].message
-            if not said.tool_calls:
-                return said.content or ""
-            messages.append(said.model_dump(exclude_none=True))
-            results = await asyncio.gather(*(_told(one) for one in said.tool_calls))
-            messages += results
+    messages: list[Any] = [{"role": "user", "content": prompt}]
+    while True:
+        reply = await _client().chat.completions.create(model="m", messages=messages, tools=SCHEMA)
+        said = reply.choices[0].message
+        if not said.tool_calls:
+            return said.content or ""
+        messages.append(said.model_dump(exclude_none=True))
+        messages += await asyncio.gather(*(_told(one) for one in said.tool_calls))
+
+
+@functools.cache
+def _client() -> AsyncOpenAI:
+    return AsyncOpenAI(max_retries=0)
 
 
 async def _told(call: Any) -> dict[str, str]:
