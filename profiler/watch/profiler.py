@@ -427,7 +427,7 @@ class Profiler:
                 return known, found
             known = None
         # A thread without the context of a loop, or with that of one that has ended: which one asked for it?
-        loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
+        loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None and loop.rounds]
         matches = [(loop, found) for loop in loops if (found := loop.match(name, arguments)) is not None]
         best = max((found.fit for _, found in matches), default=None)
         # Where nothing is possible, the only loop there is may still have had its arguments changed.
@@ -542,6 +542,8 @@ class LoopContext:
             return
         boundary.call("loop", self._close, loop)
         lateness = boundary.call("loop", self._lateness, loop)
+        if boundary.call("loop", loop.leaves_record) is False:
+            return
         record = boundary.call("loop", self._record, loop, kind, lateness or (0, None))
         if record is None:
             loop.watch_failures += 1  # outside its context by now
