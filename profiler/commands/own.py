@@ -19,6 +19,7 @@ from profiler.commands.without_load import open_page
 from profiler.errors import Interrupted, ProfilerError, TargetError, UsageError
 from profiler.load.clients import Pointing, set_environment
 from profiler.load.context import AgentContext, LoopPosition, agent_call
+from profiler.load.holding import hold
 from profiler.load.target import Emulators
 from profiler.loop.recorder import listeners, waited_for
 from profiler.providers import PROVIDERS
@@ -142,7 +143,7 @@ class OwnRun:
             profiler.recorder.add(self._outside)
             listeners.append(self._overheard.append)
             if loaded.plain:
-                _hold(profiler)
+                profiler.hold = hold  # the strategy holds back the calls of its tools
 
             async def once() -> BaseException | None:
                 made = await loaded.make(context, dict(options.strategies[0].variant))
@@ -217,15 +218,6 @@ def _their_own(options: LoadOptions) -> Endpoint:
     sdk = PROVIDERS[options.provider].sdk
     url = os.environ.get(f"{sdk.upper()}_BASE_URL") or HOSTS[sdk]
     return options.endpoint(url)
-
-
-def _hold(profiler: Profiler) -> None:
-    """Have the strategy hold back the calls of a plain agent's tools."""
-    try:
-        from profiler.load.holding import hold  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return
-    profiler.hold = hold
 
 
 def main(

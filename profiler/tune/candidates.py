@@ -211,12 +211,20 @@ def first_values(dial: Dial, seen: Pilot) -> list[int]:
     return dial.distinct(first_limits(highest, lowest, seen.guesses, failing=seen.failing))
 
 
-def refine(scores: Mapping[int, float], most: int = 5) -> list[int]:
-    """Limits between the best and its neighbours, the nearest to the best first (itself); at most `most`."""
+def knee_of(scores: Mapping[int, float]) -> int:
+    """The smallest limit with nearly the best score."""
+    return min(limit for limit in scores if scores[limit] >= KNEE_SHARE * max(scores.values()))
+
+
+def refine(scores: Mapping[int, float], most: int = 5, best: int | None = None) -> list[int]:
+    """Limits between the best and its neighbours, the nearest to the best first (itself); at most `most`.
+
+    `best`: the one to go by; None for that with the best score.
+    """
     if not scores:
         return []
     tried = sorted(scores)
-    best = max(tried, key=lambda limit: scores[limit])
+    best = max(tried, key=lambda limit: scores[limit]) if best is None else best
     place = tried.index(best)
     below = tried[place - 1] if place else max(1, best // 2)
     above = tried[place + 1] if place + 1 < len(tried) else round(best * 1.5)

@@ -46,6 +46,7 @@ from profiler.tune.candidates import (
     best_of,
     by_level,
     first_values,
+    knee_of,
     on_one_scale,
     pilot,
     promised,
@@ -105,8 +106,8 @@ class Search:
         if self.dial.setting is not None:
             if self.load.agent is None:
                 raise UsageError(
-                    f"--over {self.over[0]}: settings are those of an agent of your own: name the factory "
-                    "that takes them with --agent MODULE:FACTORY"
+                    f"--over {self.over[0]}: settings are those of an agent of your own: name the function "
+                    "that takes them with --agent MODULE:FUNCTION"
                 )
         elif unknown or not self.over:
             raise UsageError(
@@ -328,13 +329,16 @@ class Tuner:
         """The best limit, one on each side of it, and what else may be as good; gathering to compare with."""
         scores = {one.limit: one.points for one in found if one.limit is not None and one.points}
         kept = survivors(found)
-        limits = self._dial.distinct(refine(scores, 3))
+        # Of a setting the smallest value that is as good is what is asked for.
+        middle = knee_of(scores) if scores and self._dial.setting is not None else None
+        limits = self._dial.distinct(refine(scores, 3, middle))
         if limits:
             # The one below the best is there for the headroom, so it is put at `HEADROOM_AT` of the best.
             lower = self._dial.nearest(HEADROOM_AT * limits[0])
             below = lower if lower < limits[0] else self._dial.below(limits[0])
             above = [limit for limit in limits[1:] if limit > limits[0]]
             limits = [limits[0], *above, *([] if below is None else [below])]
+            limits += [] if middle is None else [best_of(kept or found).limit or middle]
         specs = [*map(self._dial.spec, limits)]
         if "rate" in self._search.over and kept and kept[0].calls_per_second:
             specs += [f"rate:{kept[0].calls_per_second * share:.4g}/s" for share in (0.8, 1.0, 1.2)]

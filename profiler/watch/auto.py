@@ -117,7 +117,9 @@ class Automatic:
         """Find what these tools run; once more when there are other functions, or clients, since."""
         self.offered.update((tool.name, tool) for tool in _offered(options))
         names = self.offered.keys()
-        size = (len(vars(sys.modules["__main__"])), len(self._clients))
+        # Not all names: at the level of a script's module each statement may add one, and looking takes long.
+        functions = sum(map(callable, [*vars(sys.modules["__main__"]).values()]))
+        size = (functions, len(self._clients))
         if self._looked_for.issuperset(names) and size == self._looked_at:
             return
         began_ns = self._profiler.recorder.clock()
@@ -125,8 +127,8 @@ class Automatic:
             self._looked_for |= names
             self._looked_at = size
             by_function: dict[int, tuple[FunctionType, list[str]]] = {}
-            for name, functions in functions_of(self._looked_for).items():
-                for function in functions:
+            for name, candidates in functions_of(self._looked_for).items():
+                for function in candidates:
                     if (id(function), name) not in self._exchanged:
                         by_function.setdefault(id(function), (function, []))[1].append(name)
             for function, its_names in by_function.values():

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from profiler.anatomy import peak
 from profiler.emulator.process import start_emulator
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
+from profiler.records import LoopRecord
+from profiler.report.html import gather, write_report
 from profiler.rundir import RunDirectory
 from profiler.strategies import parse_strategies
 from tests.integration.framework_agents import need
@@ -48,6 +51,37 @@ def make_agent(context):
 
     return one_loop
 '''
+
+LIMITED = """
+import asyncio
+from openai import AsyncOpenAI
+from profiler.tool_http import tool_client
+
+TOOL = {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+
+
+def make_agent(context, calls: int, answer: str = "none"):
+    client = context.profiler.instrument(AsyncOpenAI(**context.client_options()))
+    context.on_close(client.close)
+    places = asyncio.Semaphore(calls)  # of all loops together
+
+    @context.profiler.tool
+    async def get_weather(city: str = "Rome") -> str:
+        await asyncio.sleep(0.02)
+        return answer
+
+    async def one(call):
+        async with places:
+            return await get_weather()
+
+    async def one_loop():
+        messages = [{"role": "user", "content": context.prompt}]
+        tools = [{"type": "function", "function": TOOL}]
+        reply = await client.chat.completions.create(model="m", messages=messages, tools=tools)
+        await asyncio.gather(*map(one, reply.choices[0].message.tool_calls))
+
+    return one_loop
+"""
 
 BROKEN = """
 def make_broken(context):
@@ -95,6 +129,37 @@ def test_a_pydantic_ai_agent(tmp_path: Path, module: str) -> None:
         assert all(call.status == "ok" for call in record.tool_calls)
         assert all(call.id.startswith("call_") for call in record.tool_calls)
     assert {record.agent for record in records} == {"a0", "a1", "a2", "a3"}
+
+
+def most_at_once(records: list[LoopRecord]) -> int:
+    return peak((call.started_ns or 0, call.ended_ns) for one in records for call in one.tool_calls)
+
+
+def test_settings_of_an_agent_are_compared_as_strategies(processes: Locust) -> None:
+    """With a Locust file, in two workers: each setting has an agent of its own in each of them."""
+    (processes.path / "my_limited_agent.py").write_text(LIMITED)
+    settings = ["--agent", "my_limited_agent:make_agent", "--variant", "calls=1,2", "--variant", "answer=sun"]
+    code, said = processes.run(
+        *("-u", "8", "-r", "8", "-t", "4s", "--scenario", "instant", "--processes", "2", *settings)
+    )
+    assert code == 0, said
+    directory = processes.directory()
+    run, records = directory.load(), list(directory.records())
+    check_trials(run, records, {"calls=1 answer=sun", "calls=2 answer=sun"})
+    assert [spec.variant for spec in run.strategies] == [
+        (("calls", 1), ("answer", "sun")),
+        (("calls", 2), ("answer", "sun")),
+    ]
+    for calls in (1, 2):
+        mine = [one for one in records if one.strategy == f"calls={calls} answer=sun"]
+        assert {one.status for one in mine} == {"ok"}
+        for process in {one.process for one in mine}:
+            assert most_at_once([one for one in mine if one.process == process]) == calls
+    material = gather(directory)
+    assert not [one for one in material.summary.warnings if one.kind == "strategy_ignored"]
+    assert material.counterfactuals == ()
+    page = write_report(directory, material=material).read_text()
+    assert "calls=2 answer=sun" in page
 
 
 def test_an_agent_whose_first_loop_fails_is_no_load_test(

@@ -151,6 +151,15 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
     assert parse(*thinking.arguments()) == thinking
 
 
+def test_web_form_sends_settings_as_text_or_split_at_its_commas() -> None:
+    for given in (["calls=2", "8", "fast=true"], "calls=2,8,fast=true"):
+        namespace = argparse.Namespace(**{**vars(_namespace()), "variant": given, "agent": "my_app:make"})
+        found = LoadOptions.from_namespace(namespace)
+        assert list(map(str, found.strategies)) == ["calls=2 fast=true", "calls=8 fast=true"]
+        shown = argparse.Namespace(**{**vars(namespace), "strategy": list(map(str, DEFAULT_STRATEGIES))})
+        assert LoadOptions.from_namespace(shown) == found
+
+
 def test_web_form_sends_text_where_the_default_is_none() -> None:
     namespace = argparse.Namespace(**vars(_namespace()))
     namespace.trial_seconds, namespace.blocks, namespace.base_url, namespace.strategy = (

@@ -79,6 +79,34 @@ def test_limits_that_are_usual_have_different_colours() -> None:
     assert len({palette.strategy_colour(spec) for spec in compared}) == len(compared)
 
 
+def test_values_of_a_setting_have_different_colours_under_any_strategy() -> None:
+    for base in ("", "gathered ", "semaphore:8 ", "fast=true "):
+        values = [palette.strategy_colour(f"{base}max_concurrent_calls={n}") for n in (1, 2, 4, 8, 16)]
+        assert len(set(values)) == 5
+        words = [palette.strategy_colour(f"{base}mode={word}") for word in ("true", "false", "null")]
+        assert len(set(words)) == 3
+    assert palette.strategy_colour("mode=gpt-a") != palette.strategy_colour("mode=gpt-b")
+
+
+def test_value_of_a_setting_is_matched_once() -> None:
+    for value in (
+        *range(1, 130),
+        "true",
+        "false",
+        "null",
+        "x",
+        "a1",
+        "0.5",
+        "1e3",
+        "a=2",
+        "-3",
+        "fal",
+        "trues",
+    ):
+        for spec in (f"calls={value}", f"semaphore:8 calls={value}", f"a=1 calls={value}"):
+            assert sum(bool(re.fullmatch(p, spec)) for p, _ in palette.STRATEGIES) == 1, spec
+
+
 def test_limit_is_matched_once() -> None:
     for limit in (*range(1, 130), 1000):
         for spec in (f"semaphore:{limit}", f"semaphore:{limit}@agent"):

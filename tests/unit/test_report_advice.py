@@ -79,6 +79,9 @@ def test_run_of_before_is_repeated_with_its_scenario() -> None:
     [
         LoadOptions(),
         LoadOptions(agent="agents:make_agent", think_seconds=0.5, levels=(10, 20), drain_seconds=5.0),
+        LoadOptions(
+            agent="agents:make", variants=("calls=2", "calls=8"), strategies=parse_strategies("gathered")
+        ),
         LoadOptions(arrivals="constant:5/s", max_in_flight=50, slo="p95<2s,errors<1%", abort_on="errors>20%"),
         LoadOptions(record_content=True, redact="mine:redact", max_cost=2.5, price="1/2", model="m"),
     ],
@@ -114,6 +117,28 @@ def test_advice_between_a_limit_that_waits_and_one_that_fails() -> None:
     (between,) = [step for step in steps if "between" in step.words]
     assert between.command is not None
     assert "--strategy sequential --strategy semaphore:16 " in between.command
+
+
+def test_advice_to_an_agent_whose_setting_is_compared_is_another_value_of_it() -> None:
+    def step(shape: dict[str, tuple[float, bool]]) -> tuple[str, str]:
+        (one,) = [step for step in next_steps(*found(shape)) if "value" in step.words]
+        assert one.command is not None
+        return one.words, " ".join(part for part in shlex.split(one.command) if "calls=" in part)
+
+    assert step({"calls=8": (200.0, False), "calls=32": (0.0, True)}) == (
+        "calls=8 fails nowhere but waits, calls=32 fails: try a value between them.",
+        "calls=8 calls=16",
+    )
+    assert step({"calls=4": (0.0, False), "calls=8": (200.0, False)}) == (
+        "Calls wait in calls=8 and none fails: try twice the value.",
+        "calls=4 calls=16",
+    )
+    assert step({"calls=8": (0.0, True)}) == (
+        "Calls fail under calls=8 too: try half the value.",
+        "calls=4",
+    )
+    several = next_steps(*found({"calls=8 fast=true": (0.0, True), "calls=9 fast=true": (0.0, True)}))
+    assert all("semaphore" not in (step.command or "") for step in several)
 
 
 def test_advice_is_a_limit_where_everything_at_once_fails() -> None:

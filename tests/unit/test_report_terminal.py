@@ -218,6 +218,20 @@ def test_34_seconds_are_explained_in_three_lines() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        ("semaphore:1 calls=2", "calls waited in the limiter semaphore:1; raise the limit"),
+        ("sequential a=2", "calls ran one after another (sequential a=2); try gathered"),
+        ("calls=2", "calls waited to be started"),
+        ("gathered calls=2", "calls waited to be started"),
+    ],
+)
+def test_limiter_is_named_without_the_settings_of_the_agent(strategy: str, said: str) -> None:
+    record = dataclasses.replace(thirty_four_seconds(), strategy=strategy)
+    assert render_timeline(record).splitlines()[0] == f"34.0 s: 18.0 s (53 %) {said}"
+
+
 def test_timeline_does_not_call_the_model_what_its_limiter_held() -> None:
     record = loop(0, model=1000, calls=[(0, 500)])
     first, last = record.rounds

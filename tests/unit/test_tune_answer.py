@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from profiler.statistics.comparison import Ratio
 from profiler.statistics.quantiles import Estimate
 from profiler.tune.answer import AtLoad, choose, per_second, python_snippet, render, seconds, toml_fragment
 from profiler.tune.candidates import equivalent, shape
+from profiler.tune.dial import dial_of
 from profiler.tune.quotas import advise, demand, parse_quota
 from tests.unit.tune_data import answer, loop, scored
 
@@ -89,6 +91,45 @@ def test_snippet_runs(spec):
     made = asyncio.run(scope["main"](ScriptedModel([]), []))
     assert made.strategy.spec == spec
     assert made.model.gate.rules[1].text == "tokens:30000/min"
+
+
+def test_setting_of_an_agent_is_pasted_as_the_call_of_its_factory():
+    import tomllib
+
+    code = python_snippet("calls=8 mode=fast", None, agent="my_app.agents:make_agent")
+    assert code == "from my_app.agents import make_agent\n\nmake_agent(..., calls=8, mode='fast')\n"
+    limited = python_snippet("calls=8", "rate:500/min", agent="my_app:make_agent")
+    assert limited.endswith("\n# model requests: rate:500/min (profiler.limited.LimitedModel)\n")
+    parsed = tomllib.loads(toml_fragment("calls=8 fast=true mode=x", "rate:500/min"))
+    assert parsed == {
+        "agent": {"calls": 8, "fast": True, "mode": "x"},
+        "profiler": {"limits": {"model": "rate:500/min"}},
+    }
+
+
+SETTING = dial_of(("calls=1..32",))
+
+
+def test_of_values_that_are_as_good_the_smallest_is_chosen():
+    final = [valued(32, 5.0), valued(8, 4.95, 0.99), valued(4, 4.0, 0.8, shown=True)]
+    assert choose(final, SETTING)[0].spec == "calls=8"
+    close = replace(
+        valued(4, 4.8, 0.96, shown=True), against_best=Ratio(0.96, 0.955, 0.965, 0.01, shown=True)
+    )
+    assert choose([*final[:2], close], SETTING)[0].spec == "calls=4"  # shown to be within 5 %
+    failing = replace(valued(2, 4.95, 0.99), failures=Estimate(0.2))
+    assert choose([*final[:2], failing], SETTING)[0].spec == "calls=8"
+
+
+def valued(value: int, *arguments, **more):
+    return replace(scored(f"calls={value}", *arguments, **more), limit=value)
+
+
+def test_answer_of_a_setting_is_held_against_its_largest_value():
+    final = [valued(8, 5.0), valued(32, 2.0, 0.4, shown=True)]
+    found = answer(final, final, baseline="calls=32", dial="calls", shape=shape(final[:1], 8))
+    assert found.sentence == "calls=8: goodput 5/s [4.75, 5.25] against 2/s [1.9, 2.1] for calls=32"
+    assert [line for line in render(found).splitlines() if line.startswith("   value")]
 
 
 def test_toml_fragment_says_the_same():

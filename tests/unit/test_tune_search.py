@@ -89,7 +89,8 @@ CAPACITY = 20
 
 def goodput(spec: str, users: int) -> tuple[float, float]:
     """(loops a second, share that fails): one for each place in use; above the capacity, refusals."""
-    limit = parse_strategy(spec).limit
+    asked = parse_strategy(spec)
+    limit = asked.variant[0][1] if asked.kind == "own" else asked.limit
     if spec == "adaptive":
         return min(CAPACITY, 2.0 * users) * 0.93, 0.02
     if spec == "sequential":
@@ -215,6 +216,32 @@ def test_search_where_nothing_is_refused_finds_gathering_as_good(invented):
     assert answer.shape is not None
     assert answer.shape.cliff is None
     assert answer.sentence.startswith("gathered: at this load gathering is as good as any limit")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("values", "best"), [("1..32", range(19, 21)), ("2,4,16,24,64", range(16, 17))])
+def test_search_of_a_setting_finds_the_value_and_how_to_set_it(invented, values, best):
+    load = LoadOptions(scenario="crowded", agent="my_app:make_agent")
+    answer = tune(Search(load, 20, over=(f"calls={values}",), budget=120.0))
+    value, largest = answer.setting.limit, values.replace(".", ",").split(",")[-1]
+    assert value in best
+    assert f"calls={largest}" in map(str, invented[0].options.strategies)
+    assert all(spec.kind == "own" for one in invented for spec in one.options.strategies)
+    assert answer.setting.goodput.value == pytest.approx(value, rel=0.05)
+    assert answer.sentence.startswith(f"calls={value}: goodput ")
+    assert f" for calls={largest}" in answer.sentence
+    assert answer.shape.cliff is not None
+    assert (answer.baseline, answer.dial) == (f"calls={largest}", "calls")
+    assert answer.python == f"from my_app import make_agent\n\nmake_agent(..., calls={value})\n"
+    assert answer.toml == f"[agent]\ncalls = {value}\n"
+    assert [at.gathered.spec for at in answer.loads] == [f"calls={largest}"] * 4
+
+
+def test_search_of_a_setting_that_makes_no_difference_finds_its_smallest_value(invented):
+    load = LoadOptions(scenario="crowded", agent="my_app:make_agent")
+    answer = tune(Search(load, 2, over=("calls=4..16",), budget=120.0))  # four places are enough
+    assert answer.setting.spec == "calls=4"
+    assert "; between 4 and 16 no difference shown" in answer.sentence
 
 
 @pytest.mark.slow
