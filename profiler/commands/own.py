@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ class OwnRun:
             self._pointing = Pointing(endpoint, self.said.append)
             set_environment(endpoint, os.environ)
             if self.arguments.emulate:  # the worked tools ask it, too
-                os.environ.setdefault("PROFILER_TOOLS_URL", endpoint.root)
+                _name_tools(endpoint, os.environ)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,6 +211,10 @@ class OwnRun:
             profiler=self.profiler,
             guard=None if self._pointing is None else self._pointing.for_plain,
         )
+
+
+def _name_tools(endpoint: Endpoint, environment: MutableMapping[str, str]) -> None:
+    environment.setdefault("PROFILER_TOOLS_URL", endpoint.root)
 
 
 def _their_own(options: LoadOptions) -> Endpoint:
