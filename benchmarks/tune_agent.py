@@ -1,6 +1,6 @@
 """`profiler tune` on an agent of one's own, against brute force, over seeds.
 
-    python -m benchmarks.tune_agent [--agent swallowing,texts,limited] [--seeds 1,2] [--budget 180]
+    python -m benchmarks.tune_agent [--agent plain,swallowing,texts,limited] [--seeds 1,2] [--budget 300]
 
 The model and the tool API are a server of this file's own, in a process of its own: the tool serves 30 calls
 at once and answers 429 above, and the agent turns that into a text for the model. After each search the
@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -26,14 +27,20 @@ from profiler.load.options import LoadOptions
 
 CAPACITY = 30
 FAN_OUT = 4
-USERS = 52
-MODEL_SECONDS, TOOL_SECONDS, SIGMA = 0.3, 0.3, 0.8
+USERS = 40
+MODEL_SECONDS, TOOL_SECONDS, SIGMA = 0.3, 0.5, 0.8
 """Medians of lognormal durations, and the sigma of the tool's."""
 
 SHARES = (0.5, 0.75, 0.9, 1.0, 1.15, 1.5)
 """Of the capacity: what brute force tries, beside gathering and `adaptive`."""
 
-AGENTS = ("swallowing", "texts", "limited")
+AGENTS = {
+    "plain": "plain",
+    "swallowing": "make_swallowing",
+    "texts": "make_texts",
+    "limited": "make_limited",
+}
+"""Name → function of `tune_agent_agents`."""
 KNOB = "max_concurrent_calls"
 
 
@@ -147,7 +154,7 @@ def main() -> int:
     )
     parser.add_argument("--agent", default=",".join(AGENTS))
     parser.add_argument("--seeds", default="1,2,3,4,5,6,7,8,9,10")
-    parser.add_argument("--budget", type=float, default=180.0)
+    parser.add_argument("--budget", type=float, default=300.0)
     parser.add_argument("--seconds", type=float, default=20.0, help="of measuring each after the search")
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--verbose", action="store_true", help="print what the search says, and its answer")
@@ -166,8 +173,9 @@ def main() -> int:
         well = 0
         for seed in seeds:
             with tempfile.TemporaryDirectory() as out, server(seed) as root:
+                os.environ["PARTS_URL"] = root
                 load = LoadOptions(
-                    agent=f"benchmarks.tune_agent_agents:make_{name}",
+                    agent=f"benchmarks.tune_agent_agents:{AGENTS[name]}",
                     base_url=root,
                     tools_url=root,
                     out=out,

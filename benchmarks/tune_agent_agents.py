@@ -6,7 +6,9 @@ All of them turn what a tool raises into a text for the model, as most agents do
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -56,6 +58,43 @@ def make_limited(ctx: AgentContext, max_concurrent_calls: int = 64) -> Callable[
         return await asyncio.gather(*map(one, calls))
 
     return _agent(ctx, run)
+
+
+async def plain(prompt: str) -> str:
+    """An agent that nobody wrote for a load test."""
+    messages: list[Any] = [{"role": "user", "content": prompt}]
+    while True:
+        reply = await _client().chat.completions.create(model="m", messages=messages, tools=SCHEMA)
+        said = reply.choices[0].message
+        if not said.tool_calls:
+            return said.content or ""
+        messages.append(said.model_dump(exclude_none=True))
+        messages += await asyncio.gather(*(_told(one) for one in said.tool_calls))
+
+
+@functools.cache
+def _client() -> AsyncOpenAI:
+    return AsyncOpenAI(max_retries=0)
+
+
+async def _told(call: Any) -> dict[str, str]:
+    try:
+        result = await TOOLS[call.function.name](**json.loads(call.function.arguments))
+    except Exception as error:
+        result = str(error)
+    return {"role": "tool", "tool_call_id": call.id, "content": result}
+
+
+async def lookup_part(number: int) -> str:
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(f"{os.environ['PARTS_URL']}/parts/{number}") as response,
+    ):
+        response.raise_for_status()
+        return await response.text()
+
+
+TOOLS = {"lookup_part": lookup_part}
 
 
 def _agent(

@@ -55,7 +55,7 @@ def add(commands: Commands) -> None:
         default="semaphore,adaptive",
         metavar="KINDS",
         help="what to try: semaphore, rate, adaptive, eager (default: semaphore,adaptive); or values of a "
-        "setting that the factory of --agent is called with: max_concurrent_calls=1..32, or =1,2,4,8",
+        "setting that the function of --agent is called with: max_concurrent_calls=1..32, or =1,2,4,8",
     )
     search.add_argument(
         "--budget",

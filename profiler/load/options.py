@@ -229,7 +229,7 @@ class LoadOptions(Options):
         "--variant",
         VARIANTS,
         (),
-        "a setting that the factory of --agent is called with (max_concurrent_calls=2,8); each value, and "
+        "a setting that the function of --agent is called with (max_concurrent_calls=2,8); each value, and "
         "each combination of several settings, is compared as a strategy is, under each --strategy where one "
         f"is given; may be repeated; {MOST_VARIANTS} at most",
         "load",
@@ -391,7 +391,7 @@ class LoadOptions(Options):
         if chosen is not None and self.agent is None:
             raise UsageError(
                 f"--variant {variant_text(chosen.variant[:1])}: settings are those of an agent of your own: "
-                "name the factory that takes them with --agent MODULE:FACTORY"
+                "name the function that takes them with --agent MODULE:FUNCTION"
             )
 
     def budget(self, model: str = "") -> Budget:

@@ -272,15 +272,15 @@ def python_snippet(
 ) -> str:
     """Python that applies a strategy's limits in an application, and the model's limiters if any.
 
-    Of settings of `agent` (MODULE:FACTORY) it is the call of its factory.
+    Of settings of `agent` (MODULE:FUNCTION) it is the call of that, beside what else it is called with.
     """
     strategy = parse_strategy(spec)
     if strategy.kind == "own":
-        module, _, factory = (agent or "").partition(":")
-        imports = f"from {module} import {factory}\n\n" if factory.isidentifier() else ""
+        module, _, function = (agent or "").partition(":")
+        imports = f"from {module} import {function}\n\n" if function.isidentifier() else ""
         given = ", ".join(f"{name}={value!r}" for name, value in strategy.variant)
         held = f"# model requests: {model_limits} (profiler.limited.LimitedModel)\n" if model_limits else ""
-        return f"{imports}{factory or 'make_agent'}(context, {given})\n{held}"
+        return f"{imports}{function or 'make_agent'}(..., {given})\n{held}"
     share = f"share={workers}" if workers > 1 else ""
     lines: list[str] = []
     if strategy.rules:

@@ -106,8 +106,8 @@ class Search:
         if self.dial.setting is not None:
             if self.load.agent is None:
                 raise UsageError(
-                    f"--over {self.over[0]}: settings are those of an agent of your own: name the factory "
-                    "that takes them with --agent MODULE:FACTORY"
+                    f"--over {self.over[0]}: settings are those of an agent of your own: name the function "
+                    "that takes them with --agent MODULE:FUNCTION"
                 )
         elif unknown or not self.over:
             raise UsageError(

@@ -38,9 +38,9 @@ class RunnerTools:
                 _installed.append(self)
             for module, patches in _PATCHES.items():
                 if module in sys.modules and module not in _patched:
-                    _patched[module] = []
-                    for owner, method, make in patches:
-                        _patch(_patched[module], getattr(sys.modules[module], owner, None), method, make)
+                    _patched[module] = _patch_all(module, patches)
+                    if module == _MESSAGES and not _patched[module]:
+                        _patched[module] = _patch_all(_FUNCTIONS, _OLDER)
 
     def uninstall(self) -> None:
         with _lock:
@@ -62,11 +62,20 @@ _patched: dict[str, list[tuple[type, str, Any]]] = {}
 _lock = threading.RLock()
 
 
-def _patch(done: list[tuple[type, str, Any]], kind: Any, method: str, make: Callable[[Any], Any]) -> None:
-    original = vars(kind).get(method) if isinstance(kind, type) else None
-    if original is not None:  # else another version, which is left alone
-        setattr(kind, method, functools.wraps(original)(make(original)))
-        done.append((kind, method, original))
+Patches = tuple[tuple[str, str, Callable[[Any], Any]], ...]
+"""(class, method, what makes the one in its place) of a module."""
+
+
+def _patch_all(module: str, patches: Patches) -> list[tuple[type, str, Any]]:
+    """Those that the module has; another version may lack some."""
+    done: list[tuple[type, str, Any]] = []
+    for name, method, make in patches:
+        kind = getattr(sys.modules.get(module), name, None)
+        original = vars(kind).get(method) if isinstance(kind, type) else None
+        if isinstance(kind, type) and original is not None:
+            setattr(kind, method, functools.wraps(original)(make(original)))
+            done.append((kind, method, original))
+    return done
 
 
 def _watched(function: Any, name: str) -> Any:
@@ -120,6 +129,16 @@ def _anthropic_tool(original: Any) -> Any:
     return run_tool
 
 
+def _anthropic_function(original: Any) -> Any:
+    """`call(self, input)` of a tool, where the runner of an older version has no method that runs one."""
+
+    def call(self: Any, input: Any) -> Any:
+        function = functools.partial(original, self)
+        return _by_input(function, 0, self.name, getattr(self, "func", None))(input)
+
+    return call
+
+
 def _with_call(tool: Any, tool_use: Any) -> Any:
     return _Other(tool, call=_by_input(tool.call, 0, tool_use.name, getattr(tool, "func", None)))
 
@@ -157,11 +176,18 @@ def _by_input(call: Any, at: int, name: str, function: Any) -> Any:
     return called
 
 
+_FUNCTIONS = "anthropic.lib.tools._beta_functions"
+
 _RESPONSES = "openai.lib.responses_tool_runner"
 _MESSAGES = "anthropic.lib.tools._beta_runner"
 _TOOLSETS = "anthropic.lib.tools._toolsets._runnable"
 
-_PATCHES: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
+_OLDER: Patches = (
+    ("BetaFunctionTool", "call", _anthropic_function),
+    ("BetaAsyncFunctionTool", "call", _anthropic_function),
+)
+
+_PATCHES: dict[str, Patches] = {
     _RESPONSES: (
         ("ResponsesToolRunner", "_execute_function", _openai),
         ("AsyncResponsesToolRunner", "_execute_function", _openai),

@@ -97,7 +97,7 @@ def test_setting_of_an_agent_is_pasted_as_the_call_of_its_factory():
     import tomllib
 
     code = python_snippet("calls=8 mode=fast", None, agent="my_app.agents:make_agent")
-    assert code == "from my_app.agents import make_agent\n\nmake_agent(context, calls=8, mode='fast')\n"
+    assert code == "from my_app.agents import make_agent\n\nmake_agent(..., calls=8, mode='fast')\n"
     limited = python_snippet("calls=8", "rate:500/min", agent="my_app:make_agent")
     assert limited.endswith("\n# model requests: rate:500/min (profiler.limited.LimitedModel)\n")
     parsed = tomllib.loads(toml_fragment("calls=8 fast=true mode=x", "rate:500/min"))

@@ -232,7 +232,7 @@ def test_search_of_a_setting_finds_the_value_and_how_to_set_it(invented, values,
     assert f" for calls={largest}" in answer.sentence
     assert answer.shape.cliff is not None
     assert (answer.baseline, answer.dial) == (f"calls={largest}", "calls")
-    assert answer.python == f"from my_app import make_agent\n\nmake_agent(context, calls={value})\n"
+    assert answer.python == f"from my_app import make_agent\n\nmake_agent(..., calls={value})\n"
     assert answer.toml == f"[agent]\ncalls = {value}\n"
     assert [at.gathered.spec for at in answer.loads] == [f"calls={largest}"] * 4
 

@@ -1,4 +1,4 @@
-"""The tools of the SDKs' own runners are watched as they run, whatever the user passed, and left as they were."""
+"""The tools of the SDKs' own runners are watched as they run; what the user passed is left as it was."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ import anthropic
 import httpx2
 import openai
 import pytest
-from anthropic.lib.tools import _beta_runner
-from openai.lib import responses_tool_runner
-from openai.lib.responses_tool_runner import (
-    AsyncRegisteredFunction,
-    AsyncResponsesToolRunner,
-    RegisteredFunction,
-    ResponsesToolRunner,
-)
 
 from profiler.loop.boundary import Boundary
+from profiler.loop.model import CallRequest
 from profiler.watch.profiler import Profiler
 from profiler.watch.runners import RunnerTools
+
+responses = pytest.importorskip("openai.lib.responses_tool_runner")  # the oldest SDKs lack them
+toolsets = pytest.importorskip("anthropic.lib.tools._toolsets._runnable")
+messages = pytest.importorskip("anthropic.lib.tools._beta_runner")
 
 CALLS = [("c1", {"city": "Tokyo"}), ("c2", {"city": "Paris"}), ("c3", {"city": "Nowhere"})]
 """What the model asks for: the last one fails."""
@@ -261,8 +258,8 @@ def execute(arguments: Any) -> str:
 @pytest.mark.parametrize("eager", [False, True])
 def test_tools_of_openais_runner(watch: Any, eager: bool, independent: bool) -> None:
     model = Model()
-    function = RegisteredFunction(SCHEMA, execute, independent=independent)
-    runner = ResponsesToolRunner(functions=[function])
+    function = responses.RegisteredFunction(SCHEMA, execute, independent=independent)
+    runner = responses.ResponsesToolRunner(functions=[function])
     held = dict(runner._functions)
     with openai.OpenAI(api_key="k", http_client=httpx2.Client(transport=model)) as client:
         watch.prof.instrument(client)
@@ -286,8 +283,8 @@ def test_tools_of_openais_async_runner(watch: Any, eager: bool, independent: boo
         return execute(arguments)
 
     async def main() -> Any:
-        runner = AsyncResponsesToolRunner(
-            functions=[AsyncRegisteredFunction(SCHEMA, execute_async, independent=independent)]
+        runner = responses.AsyncResponsesToolRunner(
+            functions=[responses.AsyncRegisteredFunction(SCHEMA, execute_async, independent=independent)]
         )
         http = httpx2.AsyncClient(transport=model)
         async with openai.AsyncOpenAI(api_key="k", http_client=http) as client:
@@ -307,10 +304,10 @@ def test_failing_tool_of_openais_runner_ends_it_as_it_does_unwatched(watch: Any)
     for watched in (True, False):
         if not watched:
             watch.tools.uninstall()
-        runner = ResponsesToolRunner(functions=[RegisteredFunction(SCHEMA, fails)])
+        runner = responses.ResponsesToolRunner(functions=[responses.RegisteredFunction(SCHEMA, fails)])
         with openai.OpenAI(api_key="k", http_client=httpx2.Client(transport=Model())) as client:
             watch.prof.instrument(client)
-            with watch.prof.loop("x"), pytest.raises(responses_tool_runner.ToolRunnerError) as caught:
+            with watch.prof.loop("x"), pytest.raises(responses.ToolRunnerError) as caught:
                 runner.run(client, PARAMS)
         errors.append(str(caught.value))
     assert errors[0] == errors[1]
@@ -319,11 +316,38 @@ def test_failing_tool_of_openais_runner_ends_it_as_it_does_unwatched(watch: Any)
     assert list(watch.records[1].tool_calls) == []
 
 
+def test_member_of_a_toolset(watch: Any) -> None:
+    class Toolset(toolsets.BetaRunnableToolset):
+        toolset_name = "browser"
+
+        def to_dict(self) -> Any:
+            return {"type": "browser_toolset_20260801"}
+
+        def call(self, context: Any, name: str, input: Any) -> str:
+            return f"{name} {input['name']}"
+
+    block = anthropic.types.beta.BetaToolUseBlock(
+        id="c1", name="open", input={"name": "page"}, type="tool_use", toolset_name="browser"
+    )
+    with watch.prof.loop("x") as loop:
+        round_ = loop.begin_round("anthropic", "m")
+        round_.unclaimed += [
+            (CallRequest("c0", "open", '{"name": "other"}'), 0),
+            (CallRequest("c1", "open", '{"name": "page"}'), 0),
+        ]
+        result = Toolset().tool_result(block)
+    assert result["tool_use_id"] == "c1"
+    assert "open page" in json.dumps(result)
+    assert [(call.name, call.id, call.status) for call in watch.records[0].tool_calls] == [
+        ("open", "c1", "ok")
+    ]
+
+
 METHODS = [
-    (_beta_runner.BaseSyncToolRunner, "_run_tool"),
-    (_beta_runner.BaseAsyncToolRunner, "_run_tool"),
-    (ResponsesToolRunner, "_execute_function"),
-    (AsyncResponsesToolRunner, "_execute_function"),
+    (messages.BaseSyncToolRunner, "_run_tool"),
+    (messages.BaseAsyncToolRunner, "_run_tool"),
+    (responses.ResponsesToolRunner, "_execute_function"),
+    (responses.AsyncResponsesToolRunner, "_execute_function"),
 ]
 
 
@@ -344,16 +368,16 @@ def test_runners_are_patched_once_and_put_back() -> None:
 
 def test_module_that_is_imported_later_is_patched_then(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["openai.lib.responses_tool_runner"]
-    original = vars(ResponsesToolRunner)["_execute_function"]
+    original = vars(responses.ResponsesToolRunner)["_execute_function"]
     monkeypatch.delitem(sys.modules, "openai.lib.responses_tool_runner")
     tools = RunnerTools(lambda function, name: function, Boundary())
     tools.install()
-    assert vars(ResponsesToolRunner)["_execute_function"] is original
+    assert vars(responses.ResponsesToolRunner)["_execute_function"] is original
     monkeypatch.setitem(sys.modules, "openai.lib.responses_tool_runner", module)
     tools.install()
-    assert vars(ResponsesToolRunner)["_execute_function"] is not original
+    assert vars(responses.ResponsesToolRunner)["_execute_function"] is not original
     tools.uninstall()
-    assert vars(ResponsesToolRunner)["_execute_function"] is original
+    assert vars(responses.ResponsesToolRunner)["_execute_function"] is original
 
 
 def test_failure_of_watching_leaves_the_tool_as_it_is() -> None:
@@ -372,7 +396,7 @@ def test_failure_of_watching_leaves_the_tool_as_it_is() -> None:
         assert message.content[0].text == "done"
         assert model.results == [("c1", False), ("c2", False), ("c3", True)]
         with openai.OpenAI(api_key="k", http_client=httpx2.Client(transport=model)) as openai_client:
-            runner = ResponsesToolRunner(functions=[RegisteredFunction(SCHEMA, execute)])
+            runner = responses.ResponsesToolRunner(functions=[responses.RegisteredFunction(SCHEMA, execute)])
             assert runner.run(openai_client, PARAMS).output_text == "done"
     finally:
         tools.uninstall()
@@ -392,4 +416,22 @@ def test_auto_watches_the_tools_of_runners_and_says_so() -> None:
         prof.stop()
     assert [(call.name, call.id, call.status) for call in records[0].tool_calls] == SEEN
     line = get_weather.__code__.co_firstlineno
-    assert said == [f"get_weather (tests/unit/test_watch_runners.py:{line})"]
+    assert len(said) == 1
+    assert said[0].startswith("get_weather (")
+    assert said[0].endswith(f"test_watch_runners.py:{line})")
+
+
+def test_older_runner_calls_tools_itself(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no method that runs one tool: the tools' own is watched."""
+    watch.tools.uninstall()
+    monkeypatch.setattr(messages, "BaseSyncToolRunner", object)
+    monkeypatch.setattr(messages, "BaseAsyncToolRunner", object)
+    watch.tools.install()
+    model = Model()
+    with anthropic.Anthropic(api_key="k", http_client=httpx2.Client(transport=model)) as client:
+        watch.prof.instrument(client)
+        with watch.prof.loop("x"):
+            tool = anthropic.beta_tool(get_weather)
+            client.beta.messages.tool_runner(**QUESTION, tools=[tool]).until_done()
+    assert model.results == [("c1", False), ("c2", False), ("c3", True)]
+    assert watch.calls() == SEEN
