@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from profiler.errors import RecordError, UsageError
+from profiler.loop.recorder import listeners
 from profiler.process.streams import fitting
 from profiler.watch.profiler import Profiler as Watcher
 
@@ -61,7 +62,7 @@ class Profiler(Watcher):
     def __enter__(self) -> Self:
         """Watch every SDK client and the tools that are asked for, and keep the newest loops to show them.
 
-        Each conversation is a loop. It ends with the block at the latest.
+        Each conversation is a loop, which ends with the block at the latest, and each run of a `ToolLoop`.
         """
         self._depth += 1
         if self._depth == 1:
@@ -69,6 +70,7 @@ class Profiler(Watcher):
                 self.recorder.remove(self._kept)
             self._kept, self._process = Kept(), os.getpid()
             self.recorder.add(self._kept)
+            listeners.append(self._kept)
             self.auto(find_tools=True, conversations=True)
         return self
 
@@ -81,6 +83,8 @@ class Profiler(Watcher):
         try:
             self.stop()
         finally:
+            if self._kept in listeners:
+                listeners.remove(self._kept)
             if self._process == os.getpid():  # not in a child that was forked in the block
                 try:
                     self._show()

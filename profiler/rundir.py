@@ -245,6 +245,27 @@ class Spent:
         return Spent(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Spent)))
 
 
+CheckOutcome = Literal["heeded", "not_heeded", "not_told", "problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What the first loop of a user's agent showed before the load: under one strategy, or ("") under all.
+
+    `detail` says it in words, with the place in the user's code; `remedy` what to do about it. A `problem` is
+    about something else than whether the strategy was heeded.
+    """
+
+    strategy: str
+    outcome: CheckOutcome
+    detail: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        said = f"{self.strategy}: {self.detail}" if self.strategy else self.detail
+        return f"{said}; {self.remedy}" if self.remedy else said
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Everything about a run except its records.
@@ -252,7 +273,8 @@ class Run:
     `arguments` are its options, secrets left out; `repeat` those that differ from the defaults, as
     words of a command line (without the number of agents, the duration and the strategies).
     `workers` is the number of processes that run loops: a process-wide limit of n allows n · workers
-    in all. `spent` is up to the last trial that ended, `loop_seconds` what a loop took before the load.
+    in all. `spent` is up to the last trial that ended, `loop_seconds` what a loop took before the load,
+    `checks` what the first loops of a user's agent showed then.
     """
 
     scenario: str
@@ -275,6 +297,7 @@ class Run:
     spent: Spent | None = None
     repeat: tuple[str, ...] = ()
     loop_seconds: float | None = None
+    checks: tuple[Check, ...] = ()
     schema: int = SCHEMA
 
     def strategy(self, name: str) -> StrategySpec:

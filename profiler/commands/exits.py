@@ -9,6 +9,8 @@
          --abort-on ended the run, every loop failed, nothing was measured
     0    none of these
 
+`run` of a script ends with the script's own code, unless that is 0.
+
 `exit_code` decides; `profiler.cli` turns errors that end a command before it has a report into the same
 codes.
 """

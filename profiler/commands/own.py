@@ -17,10 +17,11 @@ from profiler.commands.exits import NOT_HELD, Ending, complain
 from profiler.commands.script import ScriptEnd, run_script, show_error
 from profiler.commands.without_load import open_page
 from profiler.errors import Interrupted, ProfilerError, TargetError, UsageError
-from profiler.load.clients import PLAIN_REMEDY, Pointing, set_environment
+from profiler.load.clients import Pointing, set_environment
 from profiler.load.context import AgentContext, LoopPosition, agent_call
+from profiler.load.holding import hold
 from profiler.load.target import Emulators
-from profiler.loop.recorder import waited_for
+from profiler.loop.recorder import listeners, waited_for
 from profiler.providers import PROVIDERS
 from profiler.records import INTERNAL, LoopRecord
 from profiler.report.html.bare import gather_records
@@ -64,6 +65,7 @@ class OwnRun:
         self.count = 0
         self.records: deque[LoopRecord] = deque(maxlen=None if arguments.out is not None else MOST_KEPT)
         self.answer: Any = None
+        self._overheard: list[LoopRecord] = []
         self._scenario = scenario
         self._redact = redact
         self._gate = gate
@@ -83,8 +85,10 @@ class OwnRun:
         options = self.options
         if self.arguments.emulate or options.base_url is not None:
             self._endpoint = endpoint = options.endpoint(self._emulators.root(options))
-            self._pointing = Pointing(endpoint, self.said.append, PLAIN_REMEDY)
+            self._pointing = Pointing(endpoint, self.said.append)
             set_environment(endpoint, os.environ)
+            if self.arguments.emulate:  # the worked tools ask it, too
+                os.environ.setdefault("PROFILER_TOOLS_URL", endpoint.root)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -108,9 +112,11 @@ class OwnRun:
         """Run the script."""
         self.profiler.recorder.add(self.keep)
         self._watch()
+        listeners.append(self.keep)
         try:
             ended = run_script(self.arguments.what, self.arguments.script_arguments)
         finally:
+            listeners.remove(self.keep)
             self.profiler.stop()
         if self._process != os.getpid():  # a child that the script forked, and let come to its end
             sys.stdout.flush()
@@ -135,8 +141,9 @@ class OwnRun:
             context = self._context(prompt, beside=not loaded.plain)
             profiler.recorder.add(context.sink)
             profiler.recorder.add(self._outside)
+            listeners.append(self._overheard.append)
             if loaded.plain:
-                _hold(profiler)
+                profiler.hold = hold  # the strategy holds back the calls of its tools
 
             async def once() -> BaseException | None:
                 made = await loaded.make(context, dict(options.strategies[0].variant))
@@ -155,6 +162,7 @@ class OwnRun:
 
             failure: BaseException | None = run(once)
         finally:
+            listeners[:] = [one for one in listeners if one != self._overheard.append]
             profiler.stop()
             self._tidy()
         return failure
@@ -166,15 +174,18 @@ class OwnRun:
             self.keep(record)
 
     def _tidy(self) -> None:
-        """Leave out the agent's own loop where it is empty, as all requests were made outside; its strategy
-        is the agent's own where none was asked for."""
-        records = [record for record in self.records if record.rounds] or list(self.records)
+        """Add the runs of a `ToolLoop` that has no sink of ours. Leave out the agent's own loop where it is
+        empty, as all requests were made elsewhere. Its strategy is its own where none was asked for.
+        """
+        known = {record.id for record in self.records}
+        records = [*self.records, *(one for one in self._overheard if one.id not in known)]
+        records = [record for record in records if record.rounds] or records
         if self.arguments.strategy is None:
             records = [
                 replace(record, strategy="application") if record.strategy == "gathered" else record
                 for record in records
             ]
-        self.count -= len(self.records) - len(records)
+        self.count += len(records) - len(self.records)
         self.records.clear()
         self.records.extend(records)
 
@@ -207,15 +218,6 @@ def _their_own(options: LoadOptions) -> Endpoint:
     sdk = PROVIDERS[options.provider].sdk
     url = os.environ.get(f"{sdk.upper()}_BASE_URL") or HOSTS[sdk]
     return options.endpoint(url)
-
-
-def _hold(profiler: Profiler) -> None:
-    """Have the strategy hold back the calls of a plain agent's tools."""
-    try:
-        from profiler.load.holding import hold  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return
-    profiler.hold = hold
 
 
 def main(

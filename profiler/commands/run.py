@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCRIPT = ".py"
+SUFFIX = ".py"
 """What a positional argument ends in that is a script."""
 
 
@@ -46,8 +47,8 @@ def add(commands: Commands) -> None:
         nargs="?",
         type=TEXT.argument,
         metavar="SCRIPT|PROMPT",
-        help="what ends in .py is a script of yours, all that follows it the script's own arguments; "
-        "anything else is the user's message",
+        help="what ends in .py is a script of yours, all that follows it the script's own arguments, and its "
+        "exit code is kept; anything else is the user's message",
     )
     add_options(parser, "run", (LoadOptions,), GROUPS)
     loop = parser.add_argument_group("loop")
@@ -98,7 +99,7 @@ def cut(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list
         action = known.get(name) or (next(iter(named.values())) if len(named) == 1 else None)
         if action is not None and action.nargs is None and not equals:
             place += 1
-    if place < len(arguments) and arguments[place].endswith(SCRIPT):
+    if place < len(arguments) and arguments[place].endswith(SUFFIX):
         return list(arguments[: place + 1]), list(arguments[place + 1 :])
     return list(arguments), []
 
@@ -132,7 +133,8 @@ def main(arguments: argparse.Namespace) -> int:
     if options.agent is not None or _is_script(arguments):
         from profiler.commands import own
 
-        return own.main(arguments, options, prompt_given, on_event_loop, _save)
+        script = arguments.what if options.agent is None else None
+        return own.main(arguments, options, prompt_given, on_event_loop, partial(_save, script=script))
     scenario = load_scenario(options.scenario)
     (strategy,) = options.strategies
     redact = None if options.redact is None else load_redact(options.redact)
@@ -194,7 +196,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _is_script(arguments: argparse.Namespace) -> bool:
-    return bool(arguments.what and arguments.what.endswith(SCRIPT))
+    return bool(arguments.what and arguments.what.endswith(SUFFIX))
 
 
 def _prompt(arguments: argparse.Namespace, options: LoadOptions) -> str | None:
@@ -281,18 +283,25 @@ class _Ending:
 
 
 def _save(
-    parent: Path, options: LoadOptions, records: Sequence[LoopRecord], ended: Interrupted | None
+    parent: Path,
+    options: LoadOptions,
+    records: Sequence[LoopRecord],
+    ended: Interrupted | None,
+    script: str | None = None,
 ) -> Path:
     """Leave what `run` recorded as a run directory."""
     from dataclasses import replace
 
     from profiler.load.options import conditions
     from profiler.records import encode
+    from profiler.report.html import SCRIPT
     from profiler.rundir import Incident, RunDirectory
     from profiler.statistics.summary import summarise
 
     incidents = () if ended is None else (Incident(ended.incident, ended.cause),)
-    run = replace(conditions(options, users=1), finished=ended is None, incidents=incidents)
+    asked = conditions(options, users=1)
+    named = {} if script is None else {SCRIPT: script}
+    run = replace(asked, finished=ended is None, incidents=incidents, arguments={**asked.arguments, **named})
     directory = RunDirectory.create(parent, run)
     with open(directory.records_path, "ab") as file:
         file.writelines(encode(record) + b"\n" for record in records)

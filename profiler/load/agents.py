@@ -15,10 +15,11 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
+from types import ModuleType
 from typing import Any
 
 from profiler.errors import UsageError, did_you_mean
-from profiler.load.calling import called, greenlets_for_threads, is_async
+from profiler.load.calling import called, greenlets_for_threads, is_async, underlying
 from profiler.load.context import AgentContext, OneLoop
 from profiler.redaction import Redact, describe
 
@@ -40,6 +41,12 @@ class LoadedAgent:
     spec: str
     function: Any
     plain: bool
+
+    @property
+    def module(self) -> ModuleType | None:
+        """The user's module that it was found in."""
+        name = self.spec.partition(":")[0]
+        return sys.modules.get(name) or sys.modules.get(getattr(underlying(self.function), "__module__", ""))
 
     async def make(self, context: AgentContext, variant: Mapping[str, Any] | None = None) -> OneLoop:
         """The agent for one strategy; one call of it is one loop.

@@ -19,6 +19,7 @@ from contextvars import copy_context
 from functools import partial, wraps
 from typing import Any
 
+from profiler.load.context import agent_call
 from profiler.loop.eventloop import NativeThreads
 
 MOST_THREADS = 100_000
@@ -80,6 +81,9 @@ async def called(function: Callable[..., Any], *args: Any, **keywords: Any) -> A
 
 
 def _in_thread(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    call = agent_call.get()
+    if call is not None and call.trace is not None:
+        call.trace.thread = threading.get_ident()
     value = function(*args, **keywords)
     return _exhaust(value) if inspect.isgenerator(value) else value
 

@@ -88,10 +88,12 @@ class Pointing:
 
         And any of a loop that is over, whose threads nothing can stop. A `profiler.providers.attempts.Guard`.
         """
-        self._look_at(request, FACTORY_REMEDY)
+        self._look_at(request, asynchronous, FACTORY_REMEDY)
 
-    def _look_at(self, request: httpx2.Request, remedy: str) -> None:
+    def _look_at(self, request: httpx2.Request, asynchronous: bool, remedy: str) -> None:
         call = agent_call.get()
+        if call is not None and call.trace is not None:
+            call.trace.requested(asynchronous)
         if call is not None and call.over:
             raise RequestRefused(UsageError("the loop was ended"))
         if not self._is_target(request.url):
@@ -102,7 +104,7 @@ class Pointing:
 
     def for_plain(self, request: httpx2.Request, asynchronous: bool) -> None:
         """The same for a plain agent, whose requests are given the headers and the query of the target."""
-        self._look_at(request, PLAIN_REMEDY)
+        self._look_at(request, asynchronous, PLAIN_REMEDY)
         endpoint = self._endpoint
         if endpoint.headers:
             for name in KEY_HEADERS:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from profiler.errors import RequestRefused, UsageError
-from profiler.limits.gate import Gate
+from profiler.limits.gate import Gate, current_slot
 from profiler.loop.recorder import LiveCalls, Recorder, Sink
 from profiler.providers.attempts import Guard
 from profiler.providers.endpoint import Endpoint, client_options, sdk_options
@@ -26,6 +26,7 @@ from profiler.strategies import Sequential, Strategy
 from profiler.watch.rounds import HandedOver, handed_over
 
 if TYPE_CHECKING:
+    from profiler.load.selfcheck import Trace
     from profiler.loop.model import Model
     from profiler.watch.profiler import Profiler
 
@@ -55,6 +56,7 @@ class AgentCall:
     `context` is the one that its agent was made with, `loop` the event loop that it was called on. `asked`:
     it handed something to the strategy. `refused`: one of its model requests was not sent. `over`: it has
     ended, and what still runs of it, in threads, is to end soon. `waits` are tasks of what threads wait for.
+    `trace` sees what it does, in the first loop.
     """
 
     position: LoopPosition
@@ -66,6 +68,7 @@ class AgentCall:
     refused: RequestRefused | None = None
     over: bool = False
     waits: set[asyncio.Task[None]] = field(default_factory=set)
+    trace: Trace | None = None
 
 
 agent_call: ContextVar[AgentCall | None] = ContextVar("toolloop_agent_call", default=None)
@@ -169,7 +172,9 @@ class AgentContext:
         gate = self.strategy.gate
         if isinstance(self.strategy, Sequential):
             gate = call.turn = call.turn or Gate("semaphore:1")
-        return nullcontext() if gate is None else gate.slot(tool, call.position.agent)
+        if gate is None or _has_place(call, gate):
+            return nullcontext()
+        return gate.slot(tool, call.position.agent)
 
     async def execute(self, *calls: Callable[[], Awaitable[T]]) -> list[T]:
         """Run the calls of a round as the strategy says; returns their results in order.
@@ -178,8 +183,11 @@ class AgentContext:
         callable has waited as long as the strategy held the callable; the callable decides when further ones
         run.
         """
-        gate, agent = self.strategy.gate, self._call.position.agent
-        self._call.asked = True
+        call, gate = self._call, self.strategy.gate
+        agent = call.position.agent
+        call.asked = True
+        if gate is not None and _has_place(call, gate):
+            gate = None
         outcomes: list[T | BaseException] = [asyncio.CancelledError()] * len(calls)
 
         clock, limit = self.profiler.recorder.clock, self.strategy.limit
@@ -229,7 +237,23 @@ class AgentContext:
             raise UsageError(
                 "number, prompt, limiter and execute are of a loop: use them inside the agent's call"
             )
+        if call.trace is not None and call.context is not self:
+            call.trace.note(call.trace.foreign)
         return call
+
+
+def _has_place(call: AgentCall, gate: Gate) -> bool:
+    """Whether the caller is inside a call that has its place in the gate.
+
+    One more place would be one for which that call waits, and where all places are taken by such calls they
+    wait for each other for ever.
+    """
+    slot = current_slot.get()
+    if slot is None or slot.gate is not gate:
+        return False
+    if call.trace is not None:
+        call.trace.note(call.trace.nested)
+    return True
 
 
 class Collector:
@@ -239,13 +263,21 @@ class Collector:
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._recorder = Recorder(sinks)
-        self.count_orphan = self._recorder.count_orphan
         self._lag = [sink.observe_lag for sink in sinks if hasattr(sink, "observe_lag")]
 
     def __call__(self, record: LoopRecord) -> None:
         call = agent_call.get()
         if call is not None:
             call.records.append(record)
+
+    def count_orphan(self) -> None:
+        """A watched tool runs outside every loop of its profiler."""
+        self._recorder.count_orphan()
+        call = agent_call.get()
+        if call is None or call.trace is None or call.context is None:
+            return
+        if call.context.sink is not self:
+            call.trace.note(call.trace.foreign)
 
     def live_calls(self, strategy: str, tool: str) -> LiveCalls:
         return self._recorder.live_calls(strategy, tool)

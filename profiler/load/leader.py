@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from profiler import rundir
-from profiler.errors import ProfilerError, TargetError
+from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.health import meters_of
 from profiler.load.messages import Returned, TrialState
 from profiler.load.options import LoadOptions
@@ -207,7 +207,9 @@ class Leader:
             workers=len(workers),
             capacity=self._workers.capacity,
             loop_seconds=self._workers.loop_seconds,
+            checks=self._workers.checks,
         )
+        self._say_checks()
         if self._workers.metrics_ports:
             self.output.targets(self._workers.metrics_ports, self.options.metrics_host)
         self._log_limits(len(workers))
@@ -228,6 +230,14 @@ class Leader:
             self._wait(self._spawned.is_set, SPAWN_GRACE_SECONDS)
             self._warn_of_short_ramp()
         return not self._stop.is_set()
+
+    def _say_checks(self) -> None:
+        """Say what the first loops showed. Raises `UsageError` where that leaves a search nothing to find."""
+        for check in self._workers.checks:
+            fine = check.outcome in ("heeded", "not_told")
+            _log.log(logging.INFO if fine else logging.WARNING, "%s", check)
+            if check.outcome == "not_heeded" and self.options.window_loops:
+                raise UsageError(f"nothing to tune: {check}")
 
     def _warn_of_short_ramp(self) -> None:
         """Say so where the run time ended the ramp. Whatever else may have ended it says so itself."""

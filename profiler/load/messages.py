@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from profiler.load.options import LoadOptions
 from profiler.load.plan import Arrivals
-from profiler.rundir import Anchor, ClientHealth, Spent
+from profiler.rundir import Anchor, Check, ClientHealth, Spent
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -152,7 +152,8 @@ class Ready:
     """The answer to `Prepare`. `error`: why the worker cannot, with the `exit_code` of its kind.
 
     `loop_seconds` is what its first loop took, `spent` what all first loops spent, `first_failure` the error
-    type of one that failed. `metrics_port` is where it serves /metrics, None where it does not.
+    type of one that failed, `checks` what those of a user's agent showed. `metrics_port` is where it serves
+    /metrics, None where it does not.
     """
 
     error: str | None = None
@@ -163,6 +164,7 @@ class Ready:
     calibration: Calibration | None = None
     spent: Spent = field(default_factory=Spent)
     first_failure: str | None = None
+    checks: tuple[Check, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import sys
+import threading
 from collections.abc import Iterator
-from types import CodeType, CoroutineType, FrameType
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import CodeType, CoroutineType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from profiler.watch.places import MOST_FRAMES, is_application, place
+
+_LOCK = type(threading.Lock())
 
 
 def raised_line(error: BaseException) -> str | None:
@@ -57,12 +64,54 @@ def thread_line(thread: int) -> str | None:
     return None
 
 
-def defined_line(code: CodeType, name: str) -> str | None:
-    """Where a function of that name is defined inside this code, at any depth."""
+def function_line(module: ModuleType | None, name: str) -> str:
+    """Where a module defines a function of that name, at any depth; empty where it does not."""
+    for value in [] if module is None else [*vars(module).values()]:
+        if isinstance(value, FunctionType) and value.__module__ == getattr(module, "__name__", ""):
+            if value.__name__ == name:
+                return place(value.__code__.co_filename, value.__code__.co_firstlineno)
+            if found := _inner_line(value.__code__, name):
+                return found
+    return ""
+
+
+def _inner_line(code: CodeType, name: str) -> str:
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             if inner.co_name == name:
                 return place(inner.co_filename, inner.co_firstlineno)
-            if (found := defined_line(inner, name)) is not None:
+            if found := _inner_line(inner, name):
                 return found
-    return None
+    return ""
+
+
+def limits_of(module: ModuleType | None) -> list[tuple[str, int]]:
+    """The semaphores, locks and thread pools that a module keeps: `SLOTS (agent.py:8)`, and their size."""
+    found = []
+    for name, value in [] if module is None else [*vars(module).items()]:
+        if isinstance(value, asyncio.Semaphore | threading.Semaphore):
+            size = int(getattr(value, "_value", 0))
+        elif isinstance(value, asyncio.Lock | _LOCK):
+            size = 1
+        elif isinstance(value, ThreadPoolExecutor):
+            size = int(getattr(value, "_max_workers", 0))
+        else:
+            continue
+        line = _assigned_line(module, name)
+        found.append((f"{name} ({line})" if line else name, size))
+    return found
+
+
+def _assigned_line(module: ModuleType | None, name: str) -> str:
+    """Where a module assigns to a global name."""
+    file = getattr(module, "__file__", None)
+    try:
+        tree = ast.parse(Path(str(file)).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    for statement in tree.body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        targets = [statement.target] if isinstance(statement, ast.AnnAssign) else targets
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return place(str(file), statement.lineno)
+    return ""

@@ -23,7 +23,9 @@ from profiler.load.context import AgentContext, LoopPosition
 from profiler.load.holding import hold
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
-from profiler.load.runners import BuiltInAgent, CustomAgent, LoopRunner, is_expected, note_defect
+from profiler.load.places import function_line, limits_of
+from profiler.load.runners import BuiltInAgent, CustomAgent, FirstLoop, LoopRunner, is_expected, note_defect
+from profiler.load.selfcheck import Seen, judged, merged
 from profiler.load.spending import LoopAccount
 from profiler.loop.eventloop import NativeThreads
 from profiler.loop.ledger import current_ledger
@@ -35,9 +37,9 @@ from profiler.providers import make_provider
 from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord, encode
 from profiler.redaction import Redact, guard_logs
-from profiler.rundir import Spent
+from profiler.rundir import Check, Spent
 from profiler.scenarios import Scenario, load_scenario
-from profiler.strategies import Gathered, Sequential, Strategy
+from profiler.strategies import Gathered, Sequential, Strategy, StrategySpec
 
 if TYPE_CHECKING:
     from profiler.watch.profiler import Profiler
@@ -81,6 +83,8 @@ class LoopRunners:
         self._model = ""
         self._spent = Spent()
         self._first_failure: str | None = None
+        self._checks: tuple[Check, ...] = ()
+        self._share = share
 
     def __getitem__(self, key: tuple[str, str]) -> LoopRunner:
         return self._runners[key]
@@ -114,7 +118,11 @@ class LoopRunners:
                 self._spent += account.spent
             slowest = max(slowest, time.monotonic() - began)
         return Ready(
-            loop_seconds=slowest, model=self._model, spent=self._spent, first_failure=self._first_failure
+            loop_seconds=slowest,
+            model=self._model,
+            spent=self._spent,
+            first_failure=self._first_failure,
+            checks=self._checks,
         )
 
     def _seconds_left(self) -> float | None:
@@ -166,28 +174,45 @@ class LoopRunners:
 
     async def _make_custom(self, user_class: str, loaded: LoadedAgent, sinks: Sequence[Sink]) -> FirstLoops:
         self._model = self._options.model or ""
-        made = []
+        made: dict[str, CustomAgent] = {}
         for spec, strategy in self.strategies.items():
             context = self._context(loaded, strategy, sinks)
             variant = dict(self._variants[spec])
             agent = await CustomAgent.make(loaded, context, sinks, self._options.loop_timeout, variant)
             self._runners[user_class, spec] = agent
-            made.append(agent)
+            made[spec] = agent
         self._spent += Spent(len(made))
 
         nowhere = LoopPosition(0, "", None, "")
 
-        async def warm(agent: CustomAgent) -> None:
+        async def check(spec: StrategySpec) -> list[Check]:
+            agent = made[spec.text]
             try:
-                await agent.warm(nowhere, [self._warmed_up])
+                first = await agent.first(nowhere, [self._warmed_up])
             except TargetError:  # as with the built-in loop, once may be a bad moment of the server's
                 self._spent += Spent(1)
-                await agent.warm(nowhere, [self._warmed_up])
+                first = await agent.first(nowhere, [self._warmed_up])
+            return judged(spec, self._seen(loaded, first), self._share)
 
-        async def warm_up() -> None:
-            await asyncio.gather(*(warm(agent) for agent in made))
+        async def check_all() -> None:
+            found = await asyncio.gather(*(check(spec) for spec in self._options.strategies))
+            self._checks += merged([one for checks in found for one in checks])
 
-        return warm_up
+        return check_all
+
+    def _seen(self, loaded: LoadedAgent, first: FirstLoop) -> Seen:
+        unrun, unasked = first.trace.missed()
+        module = loaded.module
+        return Seen(
+            first.records,
+            first.trace,
+            {name: function_line(module, name) for name in unrun},
+            {name: function_line(module, name) for name in unasked},
+            tuple(self._pointing.unwatched),
+            limits_of(module),
+            loaded.plain,
+            first.timed_out,
+        )
 
     def _context(self, loaded: LoadedAgent, strategy: Strategy, sinks: Sequence[Sink]) -> AgentContext:
         from profiler.watch.profiler import Profiler

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,11 +19,12 @@ from profiler.errors import ProfilerError, ProviderError, RequestRefused, Target
 from profiler.load.agents import LoadedAgent
 from profiler.load.context import AgentCall, AgentContext, LoopPosition, OneLoop, agent_call
 from profiler.load.places import raised_line
+from profiler.load.selfcheck import CHECK_SECONDS, Trace, traced
 from profiler.loop.boundary import place_of
 from profiler.loop.recorder import Recorder, Sink, fresh_id
 from profiler.loop.supervision import Supervision, supervised
 from profiler.providers.attempts import request_guard
-from profiler.records import INTERNAL, LoopRecord, Status
+from profiler.records import INTERNAL, LOOP_TIMEOUT, LoopRecord, Status
 from profiler.redaction import describe
 from profiler.strategies import StrategySpec
 
@@ -134,6 +135,7 @@ class CustomAgent:
         self._context = context
         self._timeout = timeout
         self._recorder = Recorder(sinks)
+        self._trace: Trace | None = None
         self.failure: BaseException | None = None
 
     @classmethod
@@ -148,20 +150,31 @@ class CustomAgent:
         """Those of an agent as `--agent` names it. Raises `UsageError` where it cannot be called so."""
         return cls(await agent.make(context, variant), context, sinks, timeout)
 
-    async def warm(self, position: LoopPosition, sinks: Sequence[Sink] = ()) -> None:
-        """Run one loop, recorded in `sinks` alone: the first use of a client takes long.
+    async def first(
+        self, position: LoopPosition, sinks: Sequence[Sink] = (), seconds: float = CHECK_SECONDS
+    ) -> FirstLoop:
+        """Run one loop, recorded in `sinks` alone, for so many seconds at most; returns what it showed.
 
-        Raises what `first_failed` says when the loop fails.
+        The first use of a client takes long. Raises what `first_failed` says when the loop fails.
         """
-        recorder, self._recorder = self._recorder, Recorder(sinks)
+        found = FirstLoop([], Trace())
+        profiler = self._context.profiler
+        recorder, self._recorder = self._recorder, Recorder([*sinks, found.records.append])
+        timeout, self._timeout = self._timeout, min(seconds, self._timeout or seconds)
+        held, profiler.hold = profiler.hold, profiler.hold or traced
+        self._trace = found.trace
         try:
             if not await self.run(position):
-                raise first_failed(self.failure)
+                found.timed_out = isinstance(self.failure, TimeoutError) and not found.ended
+                if not found.timed_out:
+                    raise first_failed(self.failure)
         finally:
-            self._recorder = recorder
+            self._recorder, self._timeout, self._trace = recorder, timeout, None
+            profiler.hold = held
+        return found
 
     async def run(self, position: LoopPosition) -> bool:
-        call = AgentCall(position, self._context, asyncio.get_running_loop())
+        call = AgentCall(position, self._context, asyncio.get_running_loop(), trace=self._trace)
         over = Supervision()
         clock, spec = self._recorder.clock, self._context.strategy.spec
         started_ns = clock()
@@ -199,8 +212,12 @@ class CustomAgent:
             agent=position.agent,
             number=position.number,
             trial=position.trial,
-        ):
-            await self._agent()
+        ) as observed:
+            agent = self._agent()
+            if self._trace is not None:
+                self._trace.agent, self._trace.task = agent, asyncio.current_task()
+                self._trace.observed = observed
+            await agent
 
     def _placed(self, call: AgentCall, started_ns: int) -> list[LoopRecord]:
         """The records of the call. It leaves one in any case."""
@@ -219,13 +236,33 @@ class CustomAgent:
         await self._context.close()
 
 
+@dataclass(slots=True, eq=False)
+class FirstLoop:
+    """A loop before the load: its records, and what was seen of it. `timed_out`: it was ended."""
+
+    records: list[LoopRecord]
+    trace: Trace
+    timed_out: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the agent itself came to its end, such as by a `TimeoutError` of its own."""
+        return not any(record.error_type == LOOP_TIMEOUT for record in self.records)
+
+
 def first_failed(error: BaseException | None) -> ProfilerError:
     """What a test ends with whose first loop failed so."""
     if isinstance(error, UsageError):
         return error
     said = "nothing was raised" if error is None else describe(error)
     where = None if error is None else raised_line(error)
-    failed = TargetError(f"the agent's first loop failed: {said}{f' ({where})' if where else ''}")
+    said += f" ({where})" if where else ""
+    if isinstance(error, RuntimeError) and "event loop" in str(error):
+        said += (
+            "; what belongs to an event loop (a client, a lock, a queue) is to be made where it is used, and "
+            "not at module level"
+        )
+    failed = TargetError(f"the agent's first loop failed: {said}")
     failed.__cause__ = error
     return failed
 

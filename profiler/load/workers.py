@@ -30,7 +30,7 @@ from profiler.load.plan import Arrivals, PlannedTrial, share
 from profiler.load.spending import Budget, Grants, Resource
 from profiler.load.trial import Event
 from profiler.records import Clock
-from profiler.rundir import Anchor, ClientCapacity, Spent
+from profiler.rundir import Anchor, Check, ClientCapacity, Spent
 from profiler.scenarios import load_scenario
 
 PREPARE_SECONDS = 60.0
@@ -107,9 +107,10 @@ class Workers:
     """All workers, prepared for one set of options and one target, and led through trials.
 
     Worker k of the W that `prepare` returned takes the tape entries i ≡ k (mod W). `loop_seconds` is the
-    longest that a worker took for its first loop, `model` the name of the model they use, `capacity` what
-    they did in their calibration, `metrics_ports` where each serves /metrics, `grants` what they have spent
-    and may still spend. `calibration` opens the server that they are calibrated against.
+    longest that a worker took for its first loop, `checks` what first loops showed, `model` the name of the
+    model they use, `capacity` what they did in their calibration, `metrics_ports` where each serves /metrics,
+    `grants` what they have spent and may still spend. `calibration` opens the server that they are calibrated
+    against.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Workers:
     ) -> None:
         self.transport = transport
         self.loop_seconds = 0.0
+        self.checks: tuple[Check, ...] = ()
         self.model = ""
         self.capacity: ClientCapacity | None = None
         self.metrics_ports: dict[str, int] = {}
@@ -315,6 +317,7 @@ class Workers:
         self.grants.budget = options.budget(self.model)
         _check_usage(options, answer.spent, answer.first_failure)
         self.loop_seconds = max(self.loop_seconds, answer.loop_seconds)
+        self.checks = self.checks or answer.checks  # all workers run the same
         if answer.metrics_port is not None:
             self.metrics_ports[worker] = answer.metrics_port
         if answer.calibration is not None:
@@ -323,9 +326,10 @@ class Workers:
     def _check_warm_up(self, options: LoadOptions, workers: int) -> None:
         """Refuse a limit that the first loops alone would pass: they are paid for too."""
         left = None if options.max_loops is None else options.max_loops - self.grants.total.loops
-        if left is not None and workers and left < workers:
+        needed = workers * (1 if options.agent is None else len(options.strategies))
+        if left is not None and workers and left < needed:
             raise UsageError(
-                f"--max-loops {options.max_loops}: the first loops of {workers} workers alone need {workers}"
+                f"--max-loops {options.max_loops}: the first loops of {workers} workers alone need {needed}"
             )
 
     def describe_returned(self, worker: str, message: Returned) -> str:

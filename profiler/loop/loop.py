@@ -82,7 +82,7 @@ class ToolLoop:
         self.name = name
         self.stream = stream
         self.max_rounds = max_rounds
-        self.recorder = Recorder(sinks, clock)
+        self.recorder = Recorder(sinks, clock, overheard=True)
         self._threads = threads if threads is not None else NativeThreads()
         self._content = Content(redact) if record_content else None
         self._on_text = on_text

@@ -117,20 +117,28 @@ def _name_of(sink: Any) -> str:
     return str(getattr(sink, "__name__", type(sink).__name__))
 
 
+listeners: list[Sink] = []
+"""Sinks that get the records of every `ToolLoop` of the process, whatever sinks of its own it has."""
+
+
 class Recorder:
     """The clock and the sinks of a `ToolLoop` or `Profiler`. `dropped` counts records that a sink lost.
 
     Sinks get their records in order. Those that are `waited_for` are called where the loop ends, before
     `emit` returns. All others are called on a thread of the recorder, in the context in which the loop ended;
     10,000 records may wait for them, and more are dropped. For these `emit` waits only if they are quick
-    (`profiler.loop.handover`); `flush` waits for them in any case.
+    (`profiler.loop.handover`); `flush` waits for them in any case. `listeners` get what is
+    `overheard`, too.
 
     Event-loop lag is sampled only on the real clock: a virtual one has none. Raises `UsageError` for sinks
     that are async or generators; a record for which a sink returns a coroutine all the same counts as lost.
     """
 
-    def __init__(self, sinks: Sequence[Sink] = (), clock: Clock = time.monotonic_ns) -> None:
+    def __init__(
+        self, sinks: Sequence[Sink] = (), clock: Clock = time.monotonic_ns, overheard: bool = False
+    ) -> None:
         self.clock = clock
+        self._overheard = overheard
         self.dropped = 0
         self._handover: Handover | None = None
         self._failed_in_turn = 0
@@ -216,7 +224,7 @@ class Recorder:
         """Does not raise. Of a loop that was left (`profiler.loop.supervision`) there is a record already."""
         if is_left():
             return
-        for sink in self._here:
+        for sink in [*self._here, *listeners] if self._overheard and listeners else self._here:
             self._deliver(sink, record)
         if self._handover is not None:
             waits = self._failed_in_turn < FAILURES_WAITED_FOR

@@ -59,7 +59,7 @@ def _comparison(summary: Summary, run: Run) -> Iterator[RenderableType]:
     found = [Text(where + clean(verdict.sentence, 400), style="bold") for verdict in summary.verdicts]
     if summary.void:
         yield from found
-    yield from _caveats(summary.warnings, invalid=True)
+    yield from _caveats(summary.warnings, leads=True)
     in_words = {verdict.sentence for verdict in summary.verdicts}
     yield from _outcomes(one for one in summary.outcomes if one.sentence not in in_words)
     if not summary.void:
@@ -82,7 +82,7 @@ def _comparison(summary: Summary, run: Run) -> Iterator[RenderableType]:
         yield Text(f"objective {summary.objective}: {outcome}")
     for name, law in summary.scalability.items():
         yield Text(f"{clean(name)}: {law.sentence}")
-    yield from _caveats(summary.warnings, invalid=False)
+    yield from _caveats(summary.warnings, leads=False)
     yield Text(_load(summary))
     for line in _client(run):
         yield Text(line)
@@ -99,11 +99,11 @@ def render_regression(
 
 
 def _regression(found: Regression, outcomes: Sequence[Outcome]) -> Iterator[Text]:
-    yield from _caveats(found.warnings, invalid=True)
+    yield from _caveats(found.warnings, leads=True)
     yield from _outcomes(outcomes)
     for verdict in found.verdicts:
         yield Text(clean(verdict.sentence, 400), style="bold")
-    yield from _caveats(found.warnings, invalid=False)
+    yield from _caveats(found.warnings, leads=False)
 
 
 def _outcomes(outcomes: Iterable[Outcome]) -> Iterator[Text]:
@@ -114,10 +114,10 @@ def _outcomes(outcomes: Iterable[Outcome]) -> Iterator[Text]:
             yield Text(clean(one.sentence, 400), style=style)
 
 
-def _caveats(caveats: Iterable[Caveat], invalid: bool) -> Iterator[Text]:
+def _caveats(caveats: Iterable[Caveat], leads: bool) -> Iterator[Text]:
     for caveat in caveats:
-        if caveat.invalid is invalid:
-            yield Text(clean(caveat.sentence, 400), style="bold red" if invalid else "yellow")
+        if caveat.leads is leads:
+            yield Text(clean(caveat.sentence, 400), style="bold red" if caveat.invalid else "yellow")
 
 
 def limits(run: Run) -> list[str]:

@@ -33,6 +33,8 @@ _STYLES: dict[Kind, tuple[str, str, str]] = {
 _NARROWEST_BAR = 10
 """Columns; where there is room for fewer, no bars are drawn."""
 _HEADLINES = 3
+MOST_ROWS = 200
+"""Model requests and tool calls that are drawn of a loop: the first ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +98,15 @@ def _chart(record: LoopRecord, width: int, color: bool) -> list[str]:
     labels = min(max((cell_len(row.label) for row in rows), default=0), max(8, width // 3))
     bar = width - labels - notes - 2
     if bar < _NARROWEST_BAR:
-        return [f"{_fit(row.label, max(1, width - notes - 1))} {row.note:>{notes}}" for row in rows]
+        return [
+            f"{_fit(row.label, max(1, width - notes - 1))} {row.note:>{notes}}" for row in rows[:MOST_ROWS]
+        ]
     lines = [f"{'':{labels}} {_axis(record.wall_ns / 1e9, bar)}"]
-    for row in rows:
+    for row in rows[:MOST_ROWS]:
         drawn = _draw(row.spans, record.started_ns, record.ended_ns, bar, color)
         lines.append(f"{_fit(row.label, labels)} {drawn} {row.note:>{notes}}")
+    if len(rows) > MOST_ROWS:
+        lines.append(f"{len(rows) - MOST_ROWS} more rows are not drawn")
     lines += ["", *wrapped(_legend(rows), width)]
     return lines
 

@@ -21,6 +21,7 @@ class Unseen:
     def __init__(self) -> None:
         self._asked: Counter[str] = Counter()
         self._unseen: Counter[str] = Counter()
+        self._given_up: Counter[str] = Counter()  # after the last reply of a loop nothing was asked any more
         self._unnamed = self._orphans = self._ambiguous = self._failures = 0
         self._unreadable = self._untimed = self._dropped = 0
 
@@ -37,13 +38,16 @@ class Unseen:
         self._failures += record.watch_failures
         self._dropped += record.rounds_dropped
         for round_ in record.rounds:
+            model = round_.model
+            self._unreadable += model.unreadable
+            self._untimed += len(model.server_tools) - len(server_tool_runs(model))
+            if round_ is record.rounds[-1] and not round_.tool_calls and round_.unobserved_tools:
+                self._given_up.update(round_.unobserved_tools)
+                continue
             self._asked.update(call.name for call in round_.tool_calls if call.id)
             if round_.unobserved_calls:
                 self._unseen.update(round_.unobserved_tools)
                 self._unnamed += max(0, round_.unobserved_calls - len(round_.unobserved_tools))
-            model = round_.model
-            self._unreadable += model.unreadable
-            self._untimed += len(model.server_tools) - len(server_tool_runs(model))
 
     def sentences(self) -> list[str]:
         """Each with what to do about it; none where everything was seen."""
@@ -61,6 +65,13 @@ class Unseen:
         others = self._unseen.most_common()[MOST_NAMED:]
         if others:
             yield f"calls of {len(others)} more tools were not seen, {sum(n for _, n in others)} in all"
+        given_up = sum(self._given_up.values())
+        if given_up:
+            names = ", ".join(map(clean, [*self._given_up][:MOST_NAMED]))
+            yield (
+                f"{counted(given_up, 'call')} ({names}) {_were(given_up)} asked for by the last reply of a "
+                "loop, and none was seen: did it end there on purpose, as with a limit of rounds?"
+            )
         for caveat in (
             *watching(self._unnamed, self._orphans, self._ambiguous, self._failures),
             *replied(self._unreadable, self._untimed),

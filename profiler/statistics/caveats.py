@@ -7,7 +7,7 @@ first, with the strategies whose figures those are and with whose fault it was.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,7 @@ from profiler.statistics.quantiles import FEWEST_BLOCKS, MEMORIES
 CaveatKind = Literal[
     "internal",
     "strategy_ignored",
+    "self_check",
     "limiter_blind",
     "client_saturated",
     "machine_busy",
@@ -129,6 +130,11 @@ class Caveat:
         """`invalid: DETAIL; REMEDY` or `note: DETAIL; REMEDY`."""
         return f"{'invalid' if self.invalid else 'note'}: {self.detail}; {self.remedy}"
 
+    @property
+    def leads(self) -> bool:
+        """Whether it is to be said before any figure."""
+        return self.invalid or self.kind == "self_check"
+
 
 def caveats(
     run: Run, strategies: Sequence[StrategySummary], lower: Sequence[StrategySummary] = ()
@@ -137,9 +143,11 @@ def caveats(
 
     Of the strategies under `lower` loads only what the client made of them and what was left out is said.
     """
+    ignored = list(_strategies(run, strategies, [*lower, *strategies]))
     found = [
         *defects(sum({one.strategy: one.totals.internal for one in [*lower, *strategies]}.values())),
-        *_strategies(run, strategies, [*lower, *strategies]),
+        *ignored,
+        *_checks(run, {name for caveat in ignored for name in caveat.strategies}),
         *_client(run, [*lower, *strategies]),
         *_blocking(strategies),
         *_incidents(run, strategies),
@@ -270,11 +278,12 @@ def _strategies(
         name, calls = strategy.strategy, strategy.agent_calls
         spec = run.strategy(name)
         if calls is not None and (around := went_around(spec, calls, share)) is not None:
+            told = next((one.remedy for one in run.checks if one.strategy == name and one.remedy), "")
+            remedy = told or "hand the agent's calls to ctx.execute, ctx.slot or a ToolLoop with ctx.strategy"
             yield Caveat(
                 "strategy_ignored",
                 f"{name} was not heeded: {around}",
-                "hand the agent's calls to ctx.execute, ctx.slot or a ToolLoop with ctx.strategy; "
-                "until then its figures are those of the agent's own way",
+                f"{remedy}; until then its figures are those of the agent's own way",
                 invalid=True,
                 strategies=tuple(labels([one for one in every if one.strategy == name], every)),
             )
@@ -285,6 +294,14 @@ def _strategies(
                 "watch the function that fails (ctx.profiler.tool), or call slot.rejected() where a server "
                 "refuses",
             )
+
+
+def _checks(run: Run, ignored: Collection[str]) -> Iterator[Caveat]:
+    """What the agent's first loops showed to be wrong, before the load; of `ignored` strategies it is said."""
+    for check in run.checks:
+        about = f"{check.strategy}: " if check.strategy else ""
+        if check.outcome == "problem" or (check.outcome == "not_heeded" and check.strategy not in ignored):
+            yield Caveat("self_check", f"before the load: {about}{check.detail}", check.remedy)
 
 
 def _client(run: Run, strategies: Sequence[StrategySummary]) -> Iterator[Caveat]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.util
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from profiler.errors import UsageError
 from profiler.watch.discovery import Runs, exchange, functions_of, place_of
 from profiler.watch.places import place_of_caller
+from profiler.watch.runners import RunnerTools
 
 if TYPE_CHECKING:
     from profiler.watch.profiler import Profiler
@@ -60,6 +62,7 @@ class Automatic:
         self.found: list[Found] = []
         self.offered: dict[str, OfferedTool] = {}
         self._profiler = profiler
+        self._runners = RunnerTools(self._tool_of_runner, profiler._boundary)
         self._find_tools = find_tools
         self._on_client = on_client
         self._clients: WeakSet[Any] = WeakSet()
@@ -70,17 +73,20 @@ class Automatic:
         self._lock = threading.Lock()
 
     def start(self) -> None:
+        self._runners.install()
         _watch(self)
 
     def stop(self) -> None:
         """Leave the clients and functions as they were."""
         _unwatch(self)
+        self._runners.uninstall()
         while self._undo:
             self._undo.pop()()
 
     def sees(self, client: Any, options: Any) -> None:
         """A client is about to send a request. Raises nothing but what `on_client` does."""
         boundary = self._profiler._boundary
+        boundary.call("request", self._runners.install)  # their modules may have been imported only now
         if client not in self._clients:
             self._clients.add(client)
             boundary.call("request", self._take, client)
@@ -100,11 +106,20 @@ class Automatic:
         self.found.append(Found("client", name, place))
         self._undo.append(lambda: self._profiler.uninstrument(client))
 
+    def _tool_of_runner(self, function: Any, name: str) -> Any:
+        runs = inspect.unwrap(function)
+        found = Found("tool", name, place_of(runs) if isinstance(runs, FunctionType) else "")
+        if found not in self.found:
+            self.found.append(found)
+        return self._profiler.tool(function, name=name)
+
     def _look_for(self, options: Any) -> None:
         """Find what these tools run; once more when there are other functions, or clients, since."""
         self.offered.update((tool.name, tool) for tool in _offered(options))
         names = self.offered.keys()
-        size = (len(vars(sys.modules["__main__"])), len(self._clients))
+        # Not all names: at the level of a script's module each statement may add one, and looking takes long.
+        functions = sum(map(callable, [*vars(sys.modules["__main__"]).values()]))
+        size = (functions, len(self._clients))
         if self._looked_for.issuperset(names) and size == self._looked_at:
             return
         began_ns = self._profiler.recorder.clock()
@@ -112,8 +127,8 @@ class Automatic:
             self._looked_for |= names
             self._looked_at = size
             by_function: dict[int, tuple[FunctionType, list[str]]] = {}
-            for name, functions in functions_of(self._looked_for).items():
-                for function in functions:
+            for name, candidates in functions_of(self._looked_for).items():
+                for function in candidates:
                     if (id(function), name) not in self._exchanged:
                         by_function.setdefault(id(function), (function, []))[1].append(name)
             for function, its_names in by_function.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,3 +97,59 @@ def test_run_of_one_loop_has_no_figures_to_judge(option: str, capsys: pytest.Cap
         main(["run", option])
     assert left.value.code == 2
     assert f"unknown argument {option!r} (an option of compare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["a prompt", "--prompt", "another"], "the prompt is given twice: once with --prompt, once without"),
+        (["--agent", "m:f", "s.py"], "--agent is not for a script: s.py runs as it is"),
+        (["--prompt", "x", "s.py"], "--prompt is not for a script: s.py runs as it is"),
+        (
+            ["--strategy", "gathered", "s.py"],
+            "--strategy is not for a script: s.py runs its calls in its own",
+        ),
+        (["--emulate", "--base-url", "http://127.0.0.1:9"], "--emulate and --base-url name two servers"),
+        (["none.py"], "none.py: No such file or directory (what ends in .py is a script"),
+        (["--agent", "no_such_module:agent"], "--agent no_such_module:agent: cannot import no_such_module"),
+    ],
+)
+def test_arguments_that_contradict_are_one_clear_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", *argv]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["a prompt"], ["--prompt", "a prompt"], ["--emulate", "a prompt"]])
+def test_prompt_may_stand_alone(
+    ends: Callable[[LoopRecord, Exception | None], None],
+    argv: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    ends(GOOD, None)
+    prompts = []
+    built = preparation.built_in_loops
+
+    def made(*arguments: Any) -> Any:
+        make = built(*arguments)
+
+        def noted(**options: Any) -> Any:
+            loop = make(**options)
+
+            async def run(prompt: str, number: int) -> Any:
+                prompts.append(prompt)
+                return await loop.run(prompt, number)
+
+            return SimpleNamespace(run=run, model=loop.model)
+
+        return noted
+
+    monkeypatch.setattr(preparation, "built_in_loops", made)
+    assert main(["run", *argv, "--out", str(tmp_path)]) == 0
+    assert prompts == ["a prompt"]
+    (run,) = tmp_path.iterdir()
+    assert "Timeline" in (run / "report.html").read_text("utf-8")

@@ -26,7 +26,8 @@ MEASURING = " ".join((ROOT / "docs" / "measuring.md").read_text("utf-8").split()
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_and_paths_lead_somewhere(document):
     text = document.read_text("utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+    prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
         assert (document.parent / target).exists(), target
     for path in re.findall(rf"`((?:{FOLDERS})/[\w/.]*)`", text):
         assert "NAME" in path or (ROOT / path).exists(), path

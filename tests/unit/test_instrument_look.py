@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from profiler import instrument
+from profiler import ToolLoop, instrument
 from profiler.errors import RecordError, UsageError
 from profiler.instrument import Profiler
+from profiler.loop.recorder import listeners
 from profiler.report.html.still import still
+from profiler.testing import ScriptedModel, run_virtual
 from tests.unit.test_report_records import made, unseen
 
 
@@ -178,6 +180,18 @@ def test_notebook_displays_html_and_text(
     assert "most of it (95 %): the model" in bundle["text/html"]
     monkeypatch.setattr(shell, "kernel", None)  # IPython in a terminal
     assert not instrument.in_notebook()
+
+
+def test_loops_of_our_own_are_overheard(capsys: pytest.CaptureFixture[str]) -> None:
+    async def main(clock: Any) -> None:
+        await ToolLoop(ScriptedModel(["done"]), [], clock=clock).run("hello")
+
+    with Profiler([]) as prof:
+        run_virtual(main)
+    run_virtual(main)
+    assert prof._kept is not None
+    assert [record.model for record in prof._kept.records] == ["script"]
+    assert not listeners
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

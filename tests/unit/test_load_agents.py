@@ -403,7 +403,7 @@ def test_first_loop_is_recorded_nowhere_and_has_to_work() -> None:
 
         given = context("gathered")
         own = await CustomAgent.make(factory(lambda _: one_loop), given, [taken.append])
-        await own.warm(POSITION)
+        await own.first(POSITION)
         assert taken == []
         await own.run(POSITION)
         assert [(r.number, r.status) for r in taken] == [(7, "ok")]
@@ -413,7 +413,7 @@ def test_first_loop_is_recorded_nowhere_and_has_to_work() -> None:
 
         broken = await CustomAgent.make(factory(lambda _: fails), given, [taken.append])
         with pytest.raises(TargetError, match="the agent's first loop failed: KeyError"):
-            await broken.warm(POSITION)
+            await broken.first(POSITION)
 
     run_virtual(main)
 

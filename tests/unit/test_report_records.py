@@ -17,6 +17,7 @@ from profiler.report.html import write_any
 from profiler.report.html.bare import files_of, gather_files, gather_records
 from profiler.report.html.records import render_records
 from profiler.report.look import MOST_DRAWN, MOST_LINES, in_a_line, lead, render_loops, several
+from profiler.report.timeline import MOST_ROWS, render_timeline
 from profiler.report.unseen import Unseen
 from profiler.rundir import RunDirectory
 from tests.unit.statistics_data import loop, run
@@ -109,6 +110,12 @@ def test_calls_of_old_records_have_no_names() -> None:
     assert said.startswith("2 calls that the model asked for were run by no watched tool; ")
 
 
+def test_calls_of_a_last_reply_may_be_given_up_on_purpose() -> None:
+    record = loop(0, 100, [], "application", None)  # one round without calls
+    (said,) = Unseen.of([unseen(record, "search", "search")]).sentences()
+    assert said.startswith("2 calls (search) were asked for by the last reply of a loop, and none was seen")
+
+
 def test_failures_are_counted_and_drawn() -> None:
     records = made(60)
     records[7] = replace(records[7], status="error", error_type="http_429")
@@ -117,6 +124,8 @@ def test_failures_are_counted_and_drawn() -> None:
     page = render_records(bare)
     assert "1 failed (http_429 1)." in page
     assert "loop 8 of 60: 280 ms, failed (http_429 1) (began at 7.00 s)" in page
+    assert "Failures" in headings(page)
+    assert "Failures" not in headings(render_records(gather_records(made(3), "x")))
 
 
 def test_directory_of_files_of_records_makes_one_page(tmp_path: Path) -> None:
@@ -196,3 +205,11 @@ def test_failed_loop_says_why_wherever_it_is_told() -> None:
 def test_loops_that_were_not_kept_are_counted() -> None:
     assert "these are the newest, 3 older loops were not kept" in render_loops(made(2), 200, left_out=3)
     assert render_loops([], 80) == ""
+
+
+def test_timeline_of_a_very_long_loop_is_cut() -> None:
+    one = made(1)[0]
+    record = replace(one, rounds=one.rounds * MOST_ROWS)
+    text = render_timeline(record, 80)
+    assert f"{2 * MOST_ROWS} more rows are not drawn" in text
+    assert len(text.splitlines()) < MOST_ROWS + 20

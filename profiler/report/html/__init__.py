@@ -24,6 +24,9 @@ __all__ = ["Material", "gather", "render", "write_any", "write_report"]
 
 REPORT = "report.html"
 
+SCRIPT = "script"
+"""The argument in `run.json` that names the script of `profiler run`."""
+
 
 def write_report(directory: RunDirectory, out: Path | None = None, material: Material | None = None) -> Path:
     """Write the report of a run directory, by default into it; returns where it is.
@@ -44,9 +47,11 @@ def write_any(path: Path, out: Path | None = None) -> Path:
     """
     if _is_run(path):
         directory = RunDirectory.open(path)
-        if directory.load().trials or not directory.records_path.stat().st_size:
+        run = directory.load()
+        if run.trials or not directory.records_path.stat().st_size:
             return write_report(directory, out)
-        return write_records(directory.records_path, path / REPORT if out is None else out)
+        title = str(run.arguments.get(SCRIPT) or run.arguments.get("agent") or run.scenario)
+        return write_records(directory.records_path, path / REPORT if out is None else out, title)
     if not path.exists():
         raise RecordError(f"{path}: not a run directory, and no file of records")
     return write_records(path, out)

@@ -91,7 +91,7 @@ def files_of(path: Path) -> list[Path]:
     return found
 
 
-def gather_files(path: Path) -> Bare:
+def gather_files(path: Path, title: str | None = None) -> Bare:
     """The material of a file of records, or of a directory of such files; each is read twice."""
     files = files_of(path)
     counts: list[int] = []
@@ -111,7 +111,7 @@ def gather_files(path: Path) -> Bare:
             yield from ((first + row, record) for row, record in lines_of(file, mine))
             first += count
 
-    found = _gather(path.name or str(path), every(), again)
+    found = _gather(title or path.name or str(path), every(), again)
     if found is None:
         raise RecordError(f"{path}: no loops: there are no records in it")
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,18 @@ from profiler.report.text import clean, counted, duration, percent
 from profiler.report.timeline import of_several
 
 FEWEST_FOR_CURVES = 5
+MOST_REASONS = 30
 
 
-def write_records(path: Path, out: Path | None = None) -> Path:
+def write_records(path: Path, out: Path | None = None, title: str | None = None) -> Path:
     """Write the page of a file of records, or of a directory of such files; returns where it is.
 
-    `out` None: beside the file, under its name with `.html`, or `report.html` in the directory. Raises
-    `RecordError`.
+    `title` None: the name of the file. `out` None: beside the file, under its name with `.html`, or
+    `report.html` in the directory. Raises `RecordError`.
     """
     if out is None:
         out = path / "report.html" if path.is_dir() else path.with_suffix(".html")
-    return write_page(out, render_records(gather_files(path)), files_of(path)[0])
+    return write_page(out, render_records(gather_files(path, title)), files_of(path)[0])
 
 
 def render_records(bare: Bare) -> str:
@@ -57,6 +58,16 @@ def render_records(bare: Bare) -> str:
             conditions.drawn(data["waterfalls"], _case_names(bare, data)),
         ),
     ]
+    if causes_of_failures := _reasons(bare):
+        sections.append(
+            Section(
+                "failures",
+                "Failures",
+                "Why loops ended and calls failed, the most frequent first. A call that fails may be tried "
+                "again, so one loop may have several.",
+                _failures(causes_of_failures),
+            )
+        )
     if len(bare.shown) > 1:
         sections.append(
             Section(
@@ -154,14 +165,25 @@ def _lead(bare: Bare) -> str:
         return f"{lead(record)}."
     count = int(np.count_nonzero(table.good[tops] == 0))
     p95 = float(np.quantile(walls, 0.95))
-    return f"{said_of(walls.tolist(), count, _reasons(bare) or failures(failed), p95)}."
+    why = ", ".join(f"{clean(what)} {count}" for what, count in _reasons(bare)[:3])
+    return f"{said_of(walls.tolist(), count, why or failures(failed), p95)}."
 
 
-def _reasons(bare: Bare, most: int = 3) -> str:
+def _reasons(bare: Bare) -> list[tuple[str, int]]:
+    """Why loops and calls failed, and how often, the most frequent first."""
     found: Counter[str] = Counter()
     for one in bare.summaries:
         found.update(one.totals.causes)
-    return ", ".join(f"{clean(what)} {count}" for what, count in found.most_common(most))
+    return found.most_common(MOST_REASONS)
+
+
+def _failures(reasons: Sequence[tuple[str, int]]) -> str:
+    grid = Grid("Failures by reason", ["what", "times"], sortable=True)
+    grid.rows = [
+        [Cell(f"<bdi>{text(what, 80)}</bdi>", heading=True), Cell(str(count), float(count))]
+        for what, count in reasons
+    ]
+    return grid.html("table-failures")
 
 
 def _notes(bare: Bare) -> Iterator[str]:
