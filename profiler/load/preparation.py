@@ -40,6 +40,7 @@ from profiler.redaction import Redact, guard_logs
 from profiler.rundir import Check, Spent
 from profiler.scenarios import Scenario, load_scenario
 from profiler.strategies import Gathered, Sequential, Strategy, StrategySpec
+from profiler.watch.answers import look_at_answers
 
 if TYPE_CHECKING:
     from profiler.watch.profiler import Profiler
@@ -84,6 +85,7 @@ class LoopRunners:
         self._spent = Spent()
         self._first_failure: str | None = None
         self._checks: tuple[Check, ...] = ()
+        self._stop_looking: Callable[[], None] | None = None
         self._share = share
 
     def __getitem__(self, key: tuple[str, str]) -> LoopRunner:
@@ -131,6 +133,8 @@ class LoopRunners:
 
     async def close(self) -> None:
         """Close the clients of all runners."""
+        if self._stop_looking is not None:
+            self._stop_looking()
         for profiler in (self._shared, self._guarding):
             if profiler is not None:
                 profiler.stop()
@@ -174,6 +178,7 @@ class LoopRunners:
 
     async def _make_custom(self, user_class: str, loaded: LoadedAgent, sinks: Sequence[Sink]) -> FirstLoops:
         self._model = self._options.model or ""
+        self._stop_looking = self._stop_looking or look_at_answers()
         made: dict[str, CustomAgent] = {}
         for spec, strategy in self.strategies.items():
             context = self._context(loaded, strategy, sinks)
