@@ -144,7 +144,7 @@ def _heeded(spec: StrategySpec, seen: Seen, share: int) -> Check:
     said += f", {most} at once"
     held = next((one for one in rounds if one.shortfall in _OWN_WAY and _asked(one) > 1), None)
     allowed = widest if limit is None else min(limit, widest)
-    if held is not None and held.shortfall is not None and most < allowed and spec.kind != "own":
+    if held is not None and held.shortfall is not None and most < allowed and not spec.variant:
         words, remedy = EXPLAINED[held.shortfall]
         cap = next((what for what, places in seen.caps if places == most), None)
         if cap is not None:
