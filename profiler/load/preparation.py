@@ -41,6 +41,7 @@ from profiler.redaction import Redact, guard_logs
 from profiler.rundir import Check, Spent
 from profiler.scenarios import Scenario, load_scenario
 from profiler.strategies import Gathered, Sequential, Strategy
+from profiler.watch.answers import look_at_answers
 
 if TYPE_CHECKING:
     from profiler.watch.profiler import Profiler
@@ -182,7 +183,7 @@ class LoopRunners:
 
     async def _make_custom(self, user_class: str, loaded: LoadedAgent, sinks: Sequence[Sink]) -> FirstLoops:
         self._model = self._options.model or ""
-        self._undo.append(carry_context_into_threads())
+        self._undo += [carry_context_into_threads(), look_at_answers()]
         made: dict[str, CustomAgent] = {}
         for spec, strategy in self.strategies.items():
             context = self._context(loaded, strategy, sinks)

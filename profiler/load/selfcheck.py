@@ -158,7 +158,7 @@ def _heeded(spec: StrategySpec, seen: Seen, share: int) -> Check:
     held = next((one for one in rounds if one.shortfall in _OWN_WAY and _asked(one) > 1), None)
     allowed = widest if limit is None else min(limit, widest)
     cap = next((what for what, places in seen.caps if places == most), None)
-    if (held is not None or cap is not None) and most < allowed and spec.kind != "own":
+    if (held is not None or cap is not None) and most < allowed and not spec.variant:
         where = _first(seen.trace.calls)
         if cap is not None:
             where = _first(seen.trace.callers)

@@ -25,6 +25,7 @@ from contextvars import ContextVar, Token
 from dataclasses import replace
 from functools import partial
 from inspect import Signature
+from pathlib import Path
 from types import CodeType, MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 from weakref import WeakValueDictionary
@@ -63,6 +64,7 @@ from profiler.watch.loop import Match, ObservedLoop
 from profiler.watch.requests import WatchedRequest, body_of, is_retry
 from profiler.watch.rounds import ObservedCall, ObservedRound, handed_over
 from profiler.watch.runs import Held, ToolRun, Watching
+from profiler.watch.sinks import sinks_of
 from profiler.watch.tools import watched
 
 if TYPE_CHECKING:
@@ -74,7 +76,12 @@ T = TypeVar("T")
 class Profiler:
     """Watches loops, and hands a `LoopRecord` of each to the sinks when it ends.
 
-    `sinks` None: Prometheus, in prometheus-client's default registry (`metrics` is that sink).
+    `sinks` are those that are given, and what keywords add: `records` a file of JSON lines, if its name ends
+    in `.jsonl`, else a directory in which each process makes one of its own; `prometheus` metrics in
+    prometheus-client's default registry (`metrics` is that sink); `otel` spans and metrics of OpenTelemetry's
+    global providers (extra `otel`). With none of all these it is Prometheus. Raises `UsageError` for records
+    that cannot be written there, and where OpenTelemetry is not installed.
+
     With `record_content` the records hold prompts, arguments and results (not the final answer), each
     passed through `redact` and cut at `profiler.redaction.MOST_CHARACTERS`. `orphan_calls` counts calls
     that ran outside every loop, while none of this profiler could have asked for them; the next record has
@@ -96,17 +103,16 @@ class Profiler:
         self,
         sinks: Sequence[Sink] | None = None,
         *,
+        records: Path | str | None = None,
+        prometheus: bool | None = None,
+        otel: bool = False,
         record_content: bool = False,
         redact: Redact | None = None,
         clock: Clock = time.monotonic_ns,
     ) -> None:
-        self.metrics: PrometheusSink | None = None
-        if sinks is None:
-            from profiler.exporters.prometheus import PrometheusSink, register
-
-            self.metrics = register(PrometheusSink())
-            sinks = [self.metrics]
-        self.recorder = Recorder(sinks, clock)
+        self.metrics: PrometheusSink | None
+        chosen, self.metrics = sinks_of(sinks, records, prometheus, otel)
+        self.recorder = Recorder(chosen, clock)
         self.orphan_calls = 0
         self._orphans_recorded = 0
         self._boundary = Boundary(self._failed)
@@ -436,7 +442,7 @@ class Profiler:
                 return known, found
             known = None
         # A thread without the context of a loop, or with that of one that has ended: which one asked for it?
-        loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
+        loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None and loop.rounds]
         matches = [(loop, found) for loop in loops if (found := loop.match(name, arguments)) is not None]
         best = max((found.fit for _, found in matches), default=None)
         # Where nothing is possible, the only loop there is may still have had its arguments changed.
@@ -459,7 +465,10 @@ class Profiler:
     def serve_metrics(self, port: int, host: str = "127.0.0.1") -> int:
         """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port."""
         if self.metrics is None:
-            raise UsageError("this Profiler was given sinks of its own: call serve() of its Prometheus sink")
+            raise UsageError(
+                "this Profiler has no Prometheus metrics of its own: make it with prometheus=True, "
+                "or call serve() of the Prometheus sink that it was given"
+            )
         return self.metrics.serve(port, host)
 
 
@@ -551,6 +560,8 @@ class LoopContext:
             return
         boundary.call("loop", self._close, loop)
         lateness = boundary.call("loop", self._lateness, loop)
+        if boundary.call("loop", loop.leaves_record) is False:
+            return
         record = boundary.call("loop", self._record, loop, kind, lateness or (0, None))
         if record is None:
             loop.watch_failures += 1  # outside its context by now
