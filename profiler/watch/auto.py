@@ -124,10 +124,11 @@ class Automatic:
             return
         began_ns = self._profiler.recorder.clock()
         with self._lock:  # other threads wait until what their tools run is watched, too
-            self._looked_for |= names
-            self._looked_at = size
+            wanted = self._looked_for | names
+            if wanted == self._looked_for and size == self._looked_at:
+                return
             by_function: dict[int, tuple[FunctionType, list[str]]] = {}
-            for name, candidates in functions_of(self._looked_for).items():
+            for name, candidates in functions_of(wanted).items():
                 for function in candidates:
                     if (id(function), name) not in self._exchanged:
                         by_function.setdefault(id(function), (function, []))[1].append(name)
@@ -135,6 +136,7 @@ class Automatic:
                 self._undo.append(exchange(function, self._chooser(its_names)))
                 self._exchanged |= {(id(function), name) for name in its_names}  # `_undo` keeps the function
                 self.found += [Found("tool", name, place_of(function)) for name in its_names]
+            self._looked_for, self._looked_at = wanted, size  # not before: others would not wait
         self._profiler._took(self._profiler.recorder.clock() - began_ns)
 
     def _chooser(

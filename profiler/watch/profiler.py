@@ -331,7 +331,7 @@ class Profiler:
                 return function
             function = _unwatched_of(function)
         name = name or _name_of(function)
-        code = _code_of(function)
+        code = self._boundary.call("tool", _code_of, function)
         if code is not None:
             self.sources[name] = code
         begin = _Begin(self, _told_once(name, _signature_of(function)), name)
