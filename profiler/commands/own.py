@@ -110,14 +110,13 @@ class OwnRun:
 
     def script(self) -> ScriptEnd:
         """Run the script."""
-        self.profiler.recorder.add(self.keep)
         self._watch()
         listeners.append(self.keep)
         try:
             ended = run_script(self.arguments.what, self.arguments.script_arguments)
         finally:
-            listeners.remove(self.keep)
             self.profiler.stop()
+            listeners.remove(self.keep)
         if self._process != os.getpid():  # a child that the script forked, and let come to its end
             sys.stdout.flush()
             sys.stderr.flush()
@@ -162,8 +161,8 @@ class OwnRun:
 
             failure: BaseException | None = run(once)
         finally:
-            listeners[:] = [one for one in listeners if one != self._overheard.append]
             profiler.stop()
+            listeners[:] = [one for one in listeners if one != self._overheard.append]
             self._tidy()
         return failure
 
@@ -174,8 +173,9 @@ class OwnRun:
             self.keep(record)
 
     def _tidy(self) -> None:
-        """Add the runs of a `ToolLoop` that has no sink of ours. Leave out the agent's own loop where it is
-        empty, as all requests were made elsewhere. Its strategy is its own where none was asked for.
+        """Add what a `ToolLoop` or a profiler without sinks of ours has recorded. Leave out the agent's own
+        loop where it is empty, as all requests were made elsewhere. Its strategy is its own where none was
+        asked for.
         """
         known = {record.id for record in self.records}
         records = [*self.records, *(one for one in self._overheard if one.id not in known)]
@@ -300,13 +300,21 @@ def _show(own: OwnRun) -> None:
     """The loops in the terminal, what was watched, and what was not seen."""
     from profiler.report.look import look
     from profiler.report.terminal import use_color
+    from profiler.report.text import clean, counted
+    from profiler.report.timeline import wrapped
 
     width = min(shutil.get_terminal_size().columns, 120)
     color = use_color(sys.stdout, os.environ)
     left_out = own.count - len(own.records)
     print(look(list(own.records), own.profiler.found, width, color, left_out), end="")
+    around = sum(record.unlimited_calls or 0 for record in own.records)
+    if around and own.options.agent is not None and own.arguments.strategy is not None:
+        own.said.append(
+            f"{clean(own.arguments.strategy)} was not heeded: {counted(around, 'call')} went around its "
+            "limit; hand the agent's calls to ctx.execute, ctx.slot or a ToolLoop with ctx.strategy"
+        )
     for line in own.said:
-        print(line)
+        print("\n".join(wrapped(line, width)))
 
 
 def leave(

@@ -104,7 +104,7 @@ class Profiler:
 
             self.metrics = register(PrometheusSink())
             sinks = [self.metrics]
-        self.recorder = Recorder(sinks, clock)
+        self.recorder = Recorder(sinks, clock, overheard=True)
         self.orphan_calls = 0
         self._orphans_recorded = 0
         self._boundary = Boundary(self._failed)
