@@ -18,7 +18,7 @@ from profiler.commands.script import ScriptEnd, run_script, show_error
 from profiler.commands.without_load import open_page
 from profiler.errors import Interrupted, ProfilerError, TargetError, UsageError
 from profiler.load.clients import Pointing, set_environment
-from profiler.load.context import AgentContext, LoopPosition, agent_call
+from profiler.load.context import AgentContext, LoopPosition
 from profiler.load.holding import hold
 from profiler.load.target import Emulators
 from profiler.loop.recorder import listeners, waited_for
@@ -139,7 +139,6 @@ class OwnRun:
             guard_logs()
             context = self._context(prompt, beside=not loaded.plain)
             profiler.recorder.add(context.sink)
-            profiler.recorder.add(self._outside)
             listeners.append(self._overheard.append)
             if loaded.plain:
                 profiler.hold = hold  # the strategy holds back the calls of its tools
@@ -166,16 +165,10 @@ class OwnRun:
             self._tidy()
         return failure
 
-    @waited_for
-    def _outside(self, record: LoopRecord) -> None:
-        """The sink of conversations that are not part of the agent's call: of its threads without context."""
-        if agent_call.get() is None:
-            self.keep(record)
-
     def _tidy(self) -> None:
-        """Add what a `ToolLoop` or a profiler without sinks of ours has recorded. Leave out the agent's own
-        loop where it is empty, as all requests were made elsewhere. Its strategy is its own where none was
-        asked for.
+        """Add what was recorded outside the agent's call: by a `ToolLoop` without our sink, by threads without
+        its context. Leave out its own loop where that is empty, as all requests were made elsewhere. Its
+        strategy is its own where none was asked for.
         """
         known = {record.id for record in self.records}
         records = [*self.records, *(one for one in self._overheard if one.id not in known)]
