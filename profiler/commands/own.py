@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,9 +86,7 @@ class OwnRun:
         if self.arguments.emulate or options.base_url is not None:
             self._endpoint = endpoint = options.endpoint(self._emulators.root(options))
             self._pointing = Pointing(endpoint, self.said.append)
-            set_environment(endpoint, os.environ)
-            if self.arguments.emulate:  # the worked tools ask it, too
-                _name_tools(endpoint, os.environ)
+            set_environment(endpoint, os.environ, with_tools=self.arguments.emulate)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -166,9 +164,9 @@ class OwnRun:
         return failure
 
     def _tidy(self) -> None:
-        """Add what was recorded outside the agent's call: by a `ToolLoop` without our sink, by threads without
-        its context. Leave out its own loop where that is empty, as all requests were made elsewhere. Its
-        strategy is its own where none was asked for.
+        """Add what was recorded outside the agent's call: by a `ToolLoop` without our sink, by threads
+        without its context. Leave out its own loop where that is empty, as all requests were made elsewhere.
+        Its strategy is its own where none was asked for.
         """
         known = {record.id for record in self.records}
         records = [*self.records, *(one for one in self._overheard if one.id not in known)]
@@ -204,10 +202,6 @@ class OwnRun:
             profiler=self.profiler,
             guard=None if self._pointing is None else self._pointing.for_plain,
         )
-
-
-def _name_tools(endpoint: Endpoint, environment: MutableMapping[str, str]) -> None:
-    environment.setdefault("PROFILER_TOOLS_URL", endpoint.root)
 
 
 def _their_own(options: LoadOptions) -> Endpoint:
