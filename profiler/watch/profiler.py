@@ -112,7 +112,7 @@ class Profiler:
     ) -> None:
         self.metrics: PrometheusSink | None
         chosen, self.metrics = sinks_of(sinks, records, prometheus, otel)
-        self.recorder = Recorder(chosen, clock)
+        self.recorder = Recorder(chosen, clock, overheard=True)
         self.orphan_calls = 0
         self._orphans_recorded = 0
         self._boundary = Boundary(self._failed)
