@@ -42,7 +42,7 @@ def make_swallowing(ctx: AgentContext) -> Callable[[], Awaitable[None]]:
 
 
 def make_texts(ctx: AgentContext) -> Callable[[], Awaitable[None]]:
-    """The tool catches what it raises by itself."""
+    """The tool catches what it raises by itself, and says so in words of its own."""
     return _agent(ctx, ctx.execute, inside=True)
 
 
@@ -113,8 +113,8 @@ def _agent(
     async def told(number: int) -> str:
         try:
             return await fetch(number)
-        except Exception as error:
-            return f"The lookup failed: {error}"
+        except Exception:
+            return "That part cannot be looked up just now."
 
     look_up = ctx.profiler.tool(told if inside else fetch, name="lookup_part")
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -49,7 +49,9 @@ class System:
 
     `mode`: calls above the capacity are refused (`reject`) or wait (`queue`). `drift`: the share by which
     tools take longer after a minute, and again after each further one. `start`: the shortest and the longest
-    time, in seconds, from the start of an experiment to its first trial.
+    time, in seconds, from the start of an experiment to its first trial. With `setting` the agent is one of
+    the user's own, whose setting `calls` is searched: the calls at once of the `process`, or of each loop
+    (`agent`).
     """
 
     users: int
@@ -61,6 +63,21 @@ class System:
     drift: float = 0.0
     start: tuple[float, float] = (3.0, 6.0)
     exit: float = 0.7
+    setting: Literal["process", "agent"] | None = None
+
+    def limits(self, spec: str) -> str:
+        """What a strategy comes to here: settings are limits."""
+        if self.setting is None or not spec.startswith("calls="):
+            return spec
+        return f"semaphore:{spec.removeprefix('calls=')}" + ("@agent" if self.setting == "agent" else "")
+
+    @property
+    def tried(self) -> list[str]:
+        """What brute force tries."""
+        each = self.capacity / (self.users if self.setting == "agent" else 1)
+        values = {max(1, round(each * share)) for share in (0.5, 0.75, 0.9, 1.0, 1.15, 1.5, 2.0)}
+        name = "semaphore:" if self.setting is None else "calls="
+        return [*(["gathered"] if self.setting is None else []), *(f"{name}{one}" for one in sorted(values))]
 
 
 SYSTEMS = {
@@ -70,6 +87,8 @@ SYSTEMS = {
     "cap23": System(40, 23),
     "cap90": System(120, 90),
     "drifting": System(40, 23, drift=0.1),
+    "setting23": System(40, 23, setting="process"),
+    "setting_of_loops": System(24, 40, fan_out=8, setting="agent"),
 }
 
 
@@ -222,7 +241,7 @@ class SimulatedSystem:
             loop = ToolLoop(
                 model,
                 [work],
-                parse_strategy(spec).build(clock=now_ns),
+                parse_strategy(system.limits(spec)).build(clock=now_ns),
                 sinks=[records.append],
                 clock=now_ns,
             )
@@ -289,7 +308,12 @@ def search_once(
     simulated = SimulatedSystem(system, seed, out)
     simulated.now += 1.5  # the command's own start
     load = LoadOptions(seed=seed, metrics=False, out=str(out))
-    answer = tune(Search(load, system.users, budget=budget), say, run=simulated.run, clock=simulated.clock)
+    search = Search(load, system.users, budget=budget)
+    if system.setting is not None:
+        load = replace(load, agent="simulated:make_agent")
+        most = 3 * system.capacity if system.setting == "process" else 2 * system.fan_out
+        search = Search(load, system.users, budget=budget, over=(f"calls=1..{most}",))
+    answer = tune(search, say, run=simulated.run, clock=simulated.clock)
     return answer, simulated, simulated.now - 1000.0
 
 
@@ -297,9 +321,8 @@ def judged(system: System, seed: int, budget: float, out: Path, seconds: float =
     """One search, and how good its answer is."""
     answer, simulated, took = search_once(system, seed, budget, out)
     left = simulated.now
-    limits = {max(1, round(system.capacity * share)) for share in (0.5, 0.75, 0.9, 1.0, 1.15, 1.5)}
     found: dict[str, float] = {}
-    for spec in [answer.setting.spec, "gathered", *(f"semaphore:{limit}" for limit in sorted(limits))]:
+    for spec in [answer.setting.spec, *system.tried]:
         simulated.now = left
         if spec not in found:
             found[spec] = simulated.goodput(spec, seconds)

@@ -28,6 +28,7 @@ from profiler.loop.model import CallRequest, current_probe
 from profiler.loop.nesting import Running, enter, leave
 from profiler.loop.recorder import LiveCalls
 from profiler.loop.tools import (
+    Answer,
     CallContext,
     InvalidArguments,
     Tool,
@@ -249,7 +250,10 @@ class Executor:
             call.status, call.error_type = "ok", None
         live.running += 1
         failure: BaseException | None = None
-        token = current_call.set(CallContext(request.id, request.name, owner.number, owner.trial))
+        answer = Answer()
+        token = current_call.set(
+            CallContext(request.id, request.name, owner.number, owner.trial, answer=answer)
+        )
         place = enter(owner.loop, call.loops)
         deadline = None if tool.timeout is None else asyncio.timeout(tool.timeout)
         try:
@@ -259,7 +263,7 @@ class Executor:
                 async with deadline:
                     value = await self._invoke(call, tool)
             call.result = result_text(value)
-            self._note_returned(call, value)
+            self._note_returned(call, value, answer)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -287,9 +291,9 @@ class Executor:
                 self._note_attempt(call, started_ns, failure)
         return failure
 
-    def _note_returned(self, call: OpenCall, value: Any) -> None:
+    def _note_returned(self, call: OpenCall, value: Any, answer: Answer) -> None:
         """A failure that the tool returned is one in the record; the model gets the result as it is."""
-        returned = returned_failure(value)
+        returned = answer.or_of(returned_failure(value))
         if returned is None:
             return
         slot = current_slot.get()

@@ -27,7 +27,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_json
 
 from profiler.errors import ToolDefinitionError, UsageError
-from profiler.limits.refusals import status_of
+from profiler.limits.refusals import Returned, status_of
 
 Function = Callable[..., Any]
 
@@ -35,6 +35,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _P = typing_extensions.ParamSpec("_P", default=...)
 _R = typing_extensions.TypeVar("_R", default=Any)
+
+
+class Answer:
+    """The failure in what a server last answered a tool; None where it served, or nobody looks."""
+
+    __slots__ = ("failure",)
+
+    def __init__(self) -> None:
+        self.failure: Returned | None = None
+
+    def or_of(self, returned: Returned | None) -> Returned | None:
+        """The failure that a tool returned, or that it hides in what it returned."""
+        known = returned is not None and returned.error_type is not None
+        return returned if known else self.failure or returned
 
 
 class CallContext(NamedTuple):
@@ -48,6 +62,7 @@ class CallContext(NamedTuple):
     number: int | None = None
     trial: int | None = None
     observed: object = None
+    answer: Answer | None = None
 
 
 current_call: ContextVar[CallContext | None] = ContextVar("toolloop_current_call", default=None)

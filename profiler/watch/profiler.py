@@ -26,7 +26,7 @@ from dataclasses import replace
 from functools import partial
 from inspect import Signature
 from pathlib import Path
-from types import MethodType, TracebackType
+from types import CodeType, MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
@@ -92,7 +92,9 @@ class Profiler:
     slot of a limiter and every callable that was handed over: the run waits in what it returns (None: it does
     not wait), entered as an async context manager by async tools, as a plain one by sync tools in threads.
 
-    `guard` looks at every request of its clients before that is sent, and may refuse it.
+    `guard` looks at every request of its clients before that is sent, and may refuse it. `on_start` is called
+    where each run of a watched tool begins; `sources` has the code of the functions that are watched, by the
+    tool's name.
     """
 
     guard: Guard | None = None
@@ -120,6 +122,8 @@ class Profiler:
         self._round: ContextVar[ObservedRound | None] = ContextVar("toolloop_observed_round", default=None)
         self._watching = Watching(clock, self._loop, self._content, self._boundary)
         self.hold: Callable[[str], Held | None] | None = None
+        self.on_start: Callable[[], object] | None = None
+        self.sources: dict[str, CodeType] = {}
         self._automatic: Automatic | None = None
         self._found: tuple[Found, ...] = ()
         self._offered: dict[str, OfferedTool] = {}
@@ -327,6 +331,9 @@ class Profiler:
                 return function
             function = _unwatched_of(function)
         name = name or _name_of(function)
+        code = _code_of(function)
+        if code is not None:
+            self.sources[name] = code
         begin = _Begin(self, _told_once(name, _signature_of(function)), name)
         return watched(function, begin, self._watching, self, partial(self.tool, name=name))
 
@@ -380,6 +387,8 @@ class Profiler:
 
     def _begin(self, told: Told, of: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolRun:
         """A wrapped tool is about to run; `told` says which, and where it cannot, `of` is its name."""
+        if self.on_start is not None:
+            self._boundary.call("tool", self.on_start)
         try:
             return self._run(*told(args, kwargs))
         except Exception as error:
@@ -672,6 +681,21 @@ def _name_of(function: Any) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _code_of(function: Any) -> CodeType | None:
+    """The code of a function of the application, through partials, methods and decorators."""
+    for _ in range(20):
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif isinstance(function, MethodType):
+            function = function.__func__
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            break
+    code = getattr(function, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def _signature_of(function: Any) -> Signature | None:

@@ -16,7 +16,7 @@ from profiler.loop.boundary import Boundary, within
 from profiler.loop.eventloop import MOST_WAITS, TimedCoroutine
 from profiler.loop.lag import late_ns
 from profiler.loop.nesting import Left, enter, leave
-from profiler.loop.tools import CallContext, current_call, failure_text, failure_type, result_text
+from profiler.loop.tools import Answer, CallContext, current_call, failure_text, failure_type, result_text
 from profiler.records import Clock
 from profiler.redaction import MOST_CHARACTERS, Content
 from profiler.watch.circumstances import circumstances
@@ -59,6 +59,7 @@ class ToolRun:
     """
 
     __slots__ = (
+        "_answer",
         "_context",
         "_held",
         "_length",
@@ -86,12 +87,15 @@ class ToolRun:
         self.watching = watching
         self._loop = loop
         self._slot = current_slot.get()
+        self._answer: Answer | None = None
         self._context: CallContext | None = None
         self._tokens: tuple[Token[ObservedLoop | None], Token[CallContext | None], Left] | None = None
         self._texts: list[str] | None = None
         self._length = 0
         if loop is not None:
-            self._context = CallContext(call.request.id, call.request.name, loop.number, loop.trial, call)
+            self._answer = Answer()
+            name = call.request.name
+            self._context = CallContext(call.request.id, name, loop.number, loop.trial, call, self._answer)
 
     @property
     def boundary(self) -> Boundary:
@@ -226,6 +230,8 @@ class ToolRun:
         call = self.call
         with contextlib.suppress(Exception):  # it looks into the application's objects
             returned = returned_failure(value)
+            if self._answer is not None:
+                returned = self._answer.or_of(returned)
             if returned is not None:
                 slot = current_slot.get() or self._slot
                 if slot is not None:
