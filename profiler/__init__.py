@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from profiler.errors import ProfilerError, ProviderError, UsageError
-    from profiler.instrument import Profiler
+    from profiler.instrument import Profiler, ProfilerMiddleware
     from profiler.limits.gate import Gate
     from profiler.loop.loop import LoopResult, ToolLoop
     from profiler.loop.tools import Tool, tool
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "errors": ("ProfilerError", "ProviderError", "UsageError"),
-    "instrument": ("Profiler",),
+    "instrument": ("Profiler", "ProfilerMiddleware"),
     "limits.gate": ("Gate",),
     "loop.loop": ("LoopResult", "ToolLoop"),
     "loop.tools": ("Tool", "tool"),
@@ -39,6 +39,7 @@ __all__ = [
     "ModelCall",
     "Profiler",
     "ProfilerError",
+    "ProfilerMiddleware",
     "ProviderError",
     "RoundRecord",
     "SemaphoreLimited",

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from profiler.errors import RecordError, UsageError
 from profiler.loop.recorder import listeners
 from profiler.process.streams import fitting
+from profiler.watch.asgi import ProfilerMiddleware as ProfilerMiddleware
 from profiler.watch.profiler import Profiler as Watcher
 
 if TYPE_CHECKING:

@@ -86,9 +86,7 @@ class OwnRun:
         if self.arguments.emulate or options.base_url is not None:
             self._endpoint = endpoint = options.endpoint(self._emulators.root(options))
             self._pointing = Pointing(endpoint, self.said.append)
-            set_environment(endpoint, os.environ)
-            if self.arguments.emulate:  # the worked tools ask it, too
-                os.environ.setdefault("PROFILER_TOOLS_URL", endpoint.root)
+            set_environment(endpoint, os.environ, with_tools=self.arguments.emulate)
         return self
 
     def __exit__(self, *_: object) -> None:

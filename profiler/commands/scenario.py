@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     output: Path | None = arguments.output
     if output is not None and output.exists():
-        raise UsageError(f"{output} exists already: name another file")
+        raise UsageError(f"--output {output} exists already: name another file")
     options = LoadOptions(
         provider=arguments.provider,
         agent=arguments.agent,
@@ -78,7 +78,7 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{output}: cannot write: {error.strerror}") from error
+        raise UsageError(f"--output {output}: cannot write: {error.strerror}") from error
     names = ", ".join(tool.name for tool in tools)
     print(f"{output}: {names}; fill in rounds and fan_out", file=sys.stderr)
     return 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import itertools
 import logging
+import time
 from collections import deque
 from io import FileIO
 from pathlib import Path
@@ -13,11 +15,60 @@ from profiler.loop.eventloop import native_sleep, start_native_thread, unpatched
 from profiler.process.lifetime import at_exit, in_forked_child
 from profiler.process.modes import new_for_owner
 from profiler.records import LoopRecord, encode
-from profiler.rundir import append_lines
+from profiler.rundir import RunDirectory, append_lines
 
 FLUSH_SECONDS = 0.2
 
 _log = logging.getLogger(__name__)
+
+
+class JsonlDirectory:
+    """Appends every record to a new file of this process in a directory, as `JsonlSink` does.
+
+    The file is made with the first record, and named by its time (UTC): `20261129-134501.jsonl`, or with
+    `-2`, `-3`, ... where one of that name exists. A forked child has a file of its own. `path` is None until
+    then. Raises `RecordError` when no file can be made there.
+    """
+
+    waited_for = True
+
+    def __init__(self, directory: Path | str) -> None:
+        RunDirectory.check_parent(directory)
+        self._directory = Path(directory)
+        self._renew()
+        in_forked_child(self._renew)
+
+    def _renew(self) -> None:
+        self.path: Path | None = None
+        self._parents = getattr(self, "_sink", None)  # kept: to close its file is for the parent to do
+        self._sink: JsonlSink | None = None
+        self._making = unpatched(_thread, "allocate_lock")()
+
+    def __call__(self, record: LoopRecord) -> None:
+        sink = self._sink
+        if sink is None:
+            with self._making:
+                sink = self._sink = self._sink or self._made()
+        sink(record)
+
+    def close(self) -> None:
+        """Write what is left and close the file; a record that comes after that is counted as lost."""
+        if self._sink is not None:
+            self._sink.close()
+
+    def _made(self) -> JsonlSink:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        stem = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        for number in itertools.count(1):
+            path = self._directory / f"{stem if number == 1 else f'{stem}-{number}'}.jsonl"
+            try:
+                FileIO(path, "xb", opener=new_for_owner).close()  # nobody else has it
+            except FileExistsError:
+                continue
+            self.path = path
+            break
+        assert self.path is not None
+        return JsonlSink(self.path)
 
 
 class JsonlSink:

@@ -93,17 +93,16 @@ def _exhaust(iterator: Iterator[Any]) -> None:
         pass
 
 
-def carry_context_into_threads() -> None:
+def carry_context_into_threads() -> Callable[[], None]:
     """Have threads that an agent starts, and jobs of its pools, know the loop that they are part of.
 
     Python hands the context on to tasks alone. A call in such a thread would belong to whichever loop asked
-    for one like it, and no strategy could hold it back. For the rest of the process; a second call does
-    nothing.
+    for one like it, and no strategy could hold it back. Returns what undoes this.
     """
     start: Any = threading.Thread.start
     submit: Any = ThreadPoolExecutor.submit
     if greenlets_for_threads() or hasattr(start, _CARRIES):
-        return
+        return lambda: None
 
     @wraps(start)
     def start_with_context(thread: threading.Thread) -> None:
@@ -115,13 +114,13 @@ def carry_context_into_threads() -> None:
     def submit_with_context(pool: Any, fn: Any, /, *args: Any, **keywords: Any) -> Any:
         return submit(pool, copy_context().run, fn, *args, **keywords)
 
+    def put(start: Any, submit: Any) -> None:
+        threading.Thread.start = start  # type: ignore[method-assign]
+        ThreadPoolExecutor.submit = submit  # type: ignore[method-assign]
+
     setattr(start_with_context, _CARRIES, True)
-    replaced: list[tuple[type, str, Any]] = [
-        (threading.Thread, "start", start_with_context),
-        (ThreadPoolExecutor, "submit", submit_with_context),
-    ]
-    for owner, name, function in replaced:
-        setattr(owner, name, function)
+    put(start_with_context, submit_with_context)
+    return partial(put, start, submit)
 
 
 def _pool() -> NativeThreads:

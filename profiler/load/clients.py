@@ -29,12 +29,16 @@ _CLOUDS = ("azure", "bedrock", "vertex", "aws", "google_cloud", "foundry")
 _log = logging.getLogger(__name__)
 
 
-def set_environment(endpoint: Endpoint, environment: MutableMapping[str, str]) -> None:
+def set_environment(
+    endpoint: Endpoint, environment: MutableMapping[str, str], *, with_tools: bool = False
+) -> None:
     """Have the SDKs' clients that are made from now on ask this server, unless they are told otherwise.
 
     To be called before a module is imported that makes some. On this machine they need a key, though none
-    is asked for.
+    is asked for. `with_tools`: it is an emulator, which the worked tools ask, too.
     """
+    if with_tools:
+        environment.setdefault("PROFILER_TOOLS_URL", endpoint.root)
     environment["OPENAI_BASE_URL"] = endpoint.openai_base
     environment["ANTHROPIC_BASE_URL"] = endpoint.root
     if endpoint.is_loopback or endpoint.key_headers:

@@ -30,8 +30,6 @@ def hold(tool: str) -> HeldBack | None:
     call = agent_call.get()
     if call is None or call.over or call.context is None:
         return None
-    if call.trace is not None:
-        call.trace.started()
     strategy = call.context.strategy
     gate = strategy.gate
     if isinstance(strategy, Sequential):

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from types import CodeType, CoroutineType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -102,16 +103,42 @@ def limits_of(module: ModuleType | None) -> list[tuple[str, int]]:
     return found
 
 
+def swallowed(code: CodeType) -> str:
+    """Where a function catches an exception and returns something made of it; empty where it does not."""
+    for function in ast.walk(_tree(code.co_filename)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) and function.name == code.co_name:
+            first = min([function.lineno, *(one.lineno for one in function.decorator_list)])
+            handlers = [one for one in ast.walk(function) if isinstance(one, ast.ExceptHandler)]
+            for handler in handlers if first == code.co_firstlineno else ():
+                if handler.name and any(_uses(one, handler.name) for one in _returned(handler)):
+                    return place(code.co_filename, handler.lineno)
+    return ""
+
+
+def _returned(handler: ast.ExceptHandler) -> list[ast.expr]:
+    returns = [one for one in ast.walk(handler) if isinstance(one, ast.Return)]
+    return [one.value for one in returns if one.value is not None]
+
+
+def _uses(value: ast.expr, name: str) -> bool:
+    return any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(value))
+
+
+@lru_cache(maxsize=16)
+def _tree(file: str) -> ast.Module:
+    """The source of a file, empty where there is none."""
+    try:
+        return ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
 def _assigned_line(module: ModuleType | None, name: str) -> str:
     """Where a module assigns to a global name."""
-    file = getattr(module, "__file__", None)
-    try:
-        tree = ast.parse(Path(str(file)).read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return ""
-    for statement in tree.body:
+    file = str(getattr(module, "__file__", ""))
+    for statement in _tree(file).body:
         targets = statement.targets if isinstance(statement, ast.Assign) else []
         targets = [statement.target] if isinstance(statement, ast.AnnAssign) else targets
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            return place(str(file), statement.lineno)
+            return place(file, statement.lineno)
     return ""

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 from profiler.errors import ProviderError, TargetError
 from profiler.limits.gate import Gate
 from profiler.load.agents import LoadedAgent, load_redact
+from profiler.load.calling import carry_context_into_threads
 from profiler.load.clients import Pointing
 from profiler.load.context import AgentContext, LoopPosition
 from profiler.load.holding import hold
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
-from profiler.load.places import function_line, limits_of
+from profiler.load.places import function_line, limits_of, swallowed
 from profiler.load.runners import BuiltInAgent, CustomAgent, FirstLoop, LoopRunner, is_expected, note_defect
 from profiler.load.selfcheck import Seen, judged, merged
 from profiler.load.spending import LoopAccount
@@ -39,7 +40,7 @@ from profiler.records import LoopRecord, encode
 from profiler.redaction import Redact, guard_logs
 from profiler.rundir import Check, Spent
 from profiler.scenarios import Scenario, load_scenario
-from profiler.strategies import Gathered, Sequential, Strategy, StrategySpec
+from profiler.strategies import Gathered, Sequential, Strategy
 from profiler.watch.answers import look_at_answers
 
 if TYPE_CHECKING:
@@ -81,11 +82,11 @@ class LoopRunners:
         self._runners: dict[tuple[str, str], LoopRunner] = {}
         self._shared: Profiler | None = None  # of plain agents
         self._guarding: Profiler | None = None  # of clients that a factory does not have watched
+        self._undo: list[Callable[[], None]] = []
         self._model = ""
         self._spent = Spent()
         self._first_failure: str | None = None
         self._checks: tuple[Check, ...] = ()
-        self._stop_looking: Callable[[], None] | None = None
         self._share = share
 
     def __getitem__(self, key: tuple[str, str]) -> LoopRunner:
@@ -133,11 +134,8 @@ class LoopRunners:
 
     async def close(self) -> None:
         """Close the clients of all runners."""
-        if self._stop_looking is not None:
-            self._stop_looking()
-        for profiler in (self._shared, self._guarding):
-            if profiler is not None:
-                profiler.stop()
+        while self._undo:
+            self._undo.pop()()
         for runner in self._runners.values():
             await runner.close()
 
@@ -178,7 +176,7 @@ class LoopRunners:
 
     async def _make_custom(self, user_class: str, loaded: LoadedAgent, sinks: Sequence[Sink]) -> FirstLoops:
         self._model = self._options.model or ""
-        self._stop_looking = self._stop_looking or look_at_answers()
+        self._undo += [carry_context_into_threads(), look_at_answers()]
         made: dict[str, CustomAgent] = {}
         for spec, strategy in self.strategies.items():
             context = self._context(loaded, strategy, sinks)
@@ -190,32 +188,42 @@ class LoopRunners:
 
         nowhere = LoopPosition(0, "", None, "")
 
-        async def check(spec: StrategySpec) -> list[Check]:
-            agent = made[spec.text]
+        async def check(agent: CustomAgent) -> FirstLoop:
             try:
-                first = await agent.first(nowhere, [self._warmed_up])
+                return await agent.first(nowhere, [self._warmed_up])
             except TargetError:  # as with the built-in loop, once may be a bad moment of the server's
                 self._spent += Spent(1)
-                first = await agent.first(nowhere, [self._warmed_up])
-            return judged(spec, self._seen(loaded, first), self._share)
+                return await agent.first(nowhere, [self._warmed_up])
 
         async def check_all() -> None:
-            found = await asyncio.gather(*(check(spec) for spec in self._options.strategies))
-            self._checks += merged([one for checks in found for one in checks])
+            specs = self._options.strategies
+            firsts = await asyncio.gather(*(check(made[spec.text]) for spec in specs))
+            mixed = any(first.trace.foreign for first in firsts)
+            self._checks += merged(
+                [
+                    one
+                    for spec, first in zip(specs, firsts, strict=True)
+                    for one in judged(spec, self._seen(loaded, first, mixed), self._share)
+                ]
+            )
 
         return check_all
 
-    def _seen(self, loaded: LoadedAgent, first: FirstLoop) -> Seen:
+    def _seen(self, loaded: LoadedAgent, first: FirstLoop, mixed: bool) -> Seen:
         unrun, unasked = first.trace.missed()
         module = loaded.module
+        ran = {call.name for record in first.records for call in record.tool_calls}
+        caught = {name: swallowed(code) for name, code in first.sources.items() if name in ran}
         return Seen(
             first.records,
             first.trace,
             {name: function_line(module, name) for name in unrun},
             {name: function_line(module, name) for name in unasked},
             tuple(self._pointing.unwatched),
+            {name: where for name, where in caught.items() if where},
             limits_of(module),
             loaded.plain,
+            mixed,
             first.timed_out,
         )
 
@@ -244,11 +252,13 @@ class LoopRunners:
             self._shared = context.profiler
             self._shared.hold = hold
             self._shared.auto(find_tools=True, on_client=self._pointing.point)
+            self._undo.append(self._shared.stop)
         elif not loaded.plain and self._guarding is None:
             # A factory says itself what is watched; but nothing else may ask somebody else either.
             self._guarding = Profiler([])
             self._guarding.guard = self._pointing.guard
             self._guarding.auto(on_client=partial(self._pointing.note, self._guarding))
+            self._undo.append(self._guarding.stop)
         return context
 
     @waited_for

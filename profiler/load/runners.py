@@ -13,13 +13,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from profiler.errors import ProfilerError, ProviderError, RequestRefused, TargetError, UsageError
 from profiler.load.agents import LoadedAgent
 from profiler.load.context import AgentCall, AgentContext, LoopPosition, OneLoop, agent_call
 from profiler.load.places import raised_line
-from profiler.load.selfcheck import CHECK_SECONDS, Trace, traced
+from profiler.load.selfcheck import CHECK_SECONDS, Trace, tracing
 from profiler.loop.boundary import place_of
 from profiler.loop.recorder import Recorder, Sink, fresh_id
 from profiler.loop.supervision import Supervision, supervised
@@ -157,11 +158,11 @@ class CustomAgent:
 
         The first use of a client takes long. Raises what `first_failed` says when the loop fails.
         """
-        found = FirstLoop([], Trace())
         profiler = self._context.profiler
+        found = FirstLoop([], Trace(), profiler.sources)
         recorder, self._recorder = self._recorder, Recorder([*sinks, found.records.append])
         timeout, self._timeout = self._timeout, min(seconds, self._timeout or seconds)
-        held, profiler.hold = profiler.hold, profiler.hold or traced
+        profiler.on_start = tracing(profiler)
         self._trace = found.trace
         try:
             if not await self.run(position):
@@ -170,7 +171,7 @@ class CustomAgent:
                     raise first_failed(self.failure)
         finally:
             self._recorder, self._timeout, self._trace = recorder, timeout, None
-            profiler.hold = held
+            profiler.on_start = None
         return found
 
     async def run(self, position: LoopPosition) -> bool:
@@ -238,10 +239,14 @@ class CustomAgent:
 
 @dataclass(slots=True, eq=False)
 class FirstLoop:
-    """A loop before the load: its records, and what was seen of it. `timed_out`: it was ended."""
+    """A loop before the load: its records, and what was seen of it; `sources` are the code of its tools.
+
+    `timed_out`: it was ended.
+    """
 
     records: list[LoopRecord]
     trace: Trace
+    sources: Mapping[str, CodeType]
     timed_out: bool = False
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ class Trace:
     """What is seen of one loop of an agent while it runs.
 
     `agent` is its coroutine, `task` the task and `thread` the thread that it runs in (0: an event loop's).
-    `calls` and `callers`: where its calls that nothing was handed started, and where their code was called.
+    `calls` and `callers`: where it waited for its calls, and where the code of each was called.
     `requests`: where model requests were made, `blocking` those of sync clients on an event loop. `foreign`:
     where it used what was made for another strategy. `nested`: where it asked for its strategy inside a call.
     """
@@ -87,11 +87,18 @@ class Trace:
         where[place_of_caller() or "the agent"] += 1
 
 
-def traced(tool: str) -> None:
-    """Note where a call starts that nothing was handed. For `Profiler.hold`: it waits for nothing."""
-    call = agent_call.get()
-    if call is not None and call.trace is not None:
+def tracing(profiler: object) -> Callable[[], None]:
+    """Notes where calls of a profiler's tools start. For its `on_start`."""
+
+    def started() -> None:
+        call = agent_call.get()
+        if call is None or call.trace is None or call.context is None:
+            return
+        if call.context.profiler is not profiler:
+            call.trace.note(call.trace.foreign)
         call.trace.started()
+
+    return started
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +107,8 @@ class Seen:
 
     `records` are its records; `unrun` the tools that it was asked to run and did not, as far as is known, and
     `unasked` those that ran under a name that nothing asked for; each with its place. `unwatched` are clients
-    that nobody watches. `caps` are limits at module level: what, where, and how many calls they let run.
+    that nobody watches, `swallowed` tools that make results of exceptions, and where. `caps` are limits at
+    module level: what, where, and how many calls they let run. `mixed`: loops used each other's tools.
     """
 
     records: Sequence[LoopRecord]
@@ -108,8 +116,10 @@ class Seen:
     unrun: Mapping[str, str] = field(default_factory=dict)
     unasked: Mapping[str, str] = field(default_factory=dict)
     unwatched: Sequence[str] = ()
+    swallowed: Mapping[str, str] = field(default_factory=dict)
     caps: Sequence[tuple[str, int]] = ()
     plain: bool = False
+    mixed: bool = False
     timed_out: bool = False
 
 
@@ -127,7 +137,8 @@ def _heeded(spec: StrategySpec, seen: Seen, share: int) -> Check:
     asked, ran = sum(map(_asked, rounds)), sum(map(_matched, rounds))
     widest = max(map(_asked, rounds), default=0)
     if not asked:
-        return Check(name, "not_told", "could not be told: the model asked for no tool call")
+        why = "the model asked for no tool call" if rounds else "no model request of it was seen"
+        return Check(name, "not_told", f"could not be told: {why}")
     said = f"{counted(asked)} asked for, {ran} seen"
     calls = [call for one in rounds for call in one.tool_calls if not call.nested]
     most = peak((call.started_ns, call.ended_ns) for call in calls if call.started_ns is not None)
@@ -141,15 +152,19 @@ def _heeded(spec: StrategySpec, seen: Seen, share: int) -> Check:
             f"{said}, {most} at once{allows}, {around} of them around it: not heeded",
             _how_to_heed(seen),
         )
+    if (ran < asked or seen.mixed) and spec.kind != "own":
+        return Check(name, "not_told", f"{said}: could not be told")
     said += f", {most} at once"
     held = next((one for one in rounds if one.shortfall in _OWN_WAY and _asked(one) > 1), None)
     allowed = widest if limit is None else min(limit, widest)
-    if held is not None and held.shortfall is not None and most < allowed and not spec.variant:
-        words, remedy = EXPLAINED[held.shortfall]
-        cap = next((what for what, places in seen.caps if places == most), None)
+    cap = next((what for what, places in seen.caps if places == most), None)
+    if (held is not None or cap is not None) and most < allowed and not spec.variant:
+        where = _first(seen.trace.calls)
         if cap is not None:
+            where = _first(seen.trace.callers)
             words, remedy = f"{cap} lets {most} run at once", "raise it, or leave it out under load"
-        where = _first(seen.trace.callers if held.shortfall == "application_limit" else seen.trace.calls)
+        elif held is not None and held.shortfall is not None:
+            words, remedy = EXPLAINED[held.shortfall]
         return Check(
             name,
             "not_heeded",
@@ -158,6 +173,8 @@ def _heeded(spec: StrategySpec, seen: Seen, share: int) -> Check:
         )
     if spec.kind == "own":
         return Check(name, "heeded", said)
+    if limit is not None and most > limit:
+        return Check(name, "not_told", f"{said}: could not be told, with calls of another loop among them")
     if limit is not None and widest <= limit:
         wide = f"no reply asked for more than {counted(widest)}"
         return Check(name, "not_told", f"{said}: could not be told, since {wide}")
@@ -184,7 +201,15 @@ def _problems(spec: StrategySpec, seen: Seen) -> Iterable[Check]:
     def found(detail: str, remedy: str) -> Check:
         return Check(name, "problem", detail, remedy)
 
-    if seen.unrun and seen.unasked:
+    if trace.foreign:
+        yield found(
+            f"{_first(trace.foreign)} uses what the factory made for another strategy: something at module "
+            "level (a registry of tools, a client, the context) keeps the last one",
+            "keep it inside the factory",
+        )
+    if seen.mixed:
+        pass  # what is missed here ran for the loop of another strategy
+    elif seen.unrun and seen.unasked:
         for asked, ran in zip(seen.unrun, seen.unasked, strict=False):
             how = f'ctx.profiler.tool({ran}, name="{asked}")'
             yield found(
@@ -196,7 +221,7 @@ def _problems(spec: StrategySpec, seen: Seen) -> Iterable[Check]:
         how = f"ctx.profiler.tool({next(iter(seen.unrun))})"
         if seen.plain:
             how = "a function of that name, or a registry that has it by that name, is found by itself"
-        yield found(f"{names} was asked for, and no watched tool ran it: not seen", f"watch it: {how}")
+        yield found(f"asked for, and run by no watched tool: {names}: not seen", f"watch it: {how}")
     rounds = sum(len(record.rounds) for record in seen.records)
     for client in seen.unwatched:
         yield found(
@@ -214,11 +239,11 @@ def _problems(spec: StrategySpec, seen: Seen) -> Iterable[Check]:
             "other agent runs",
             "await the SDK's async client; or make the agent a plain `def`, which runs in a thread",
         )
-    if trace.foreign:
+    for tool, place in seen.swallowed.items():
         yield found(
-            f"{_first(trace.foreign)} uses what the factory made for another strategy: something at module "
-            "level (a registry of tools, a client, the context) keeps the last one",
-            "keep it inside the factory",
+            f"{tool} makes results of its exceptions ({place}): its failures count as successes, but for "
+            "those whose text names a 429 or a timeout",
+            "let it raise, and make a text of it where the results are put together",
         )
     if trace.nested:
         yield found(
@@ -227,7 +252,7 @@ def _problems(spec: StrategySpec, seen: Seen) -> Iterable[Check]:
             "give the inner agent a limit of its own, or none",
         )
     orphans = sum(record.orphan_calls for record in seen.records)
-    if orphans and not trace.foreign:
+    if orphans and not seen.mixed:
         yield found(
             f"{counted(orphans)} of watched tools ran outside the loop",
             "let them end before the agent does, and hand the context on to threads (copy_context().run)",

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.agents import LoadedAgent, as_agent, load_agent
-from profiler.load.calling import carry_context_into_threads
 from profiler.load.clients import set_environment
 from profiler.load.context import AgentFactory
 from profiler.load.health import Kernel, Meter, machine_id, shift_ns
@@ -297,7 +296,6 @@ class Worker:
         self._scenario = scenario.name
         if options.agent is not None:
             set_environment(options.endpoint(message.root), os.environ)
-            carry_context_into_threads()
         named = None if options.agent is None else load_agent(options.agent, factory=options.factory)
         agents = {
             user_class: named or (None if factory is None else as_agent(factory, user_class, factory=True))

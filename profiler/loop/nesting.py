@@ -15,14 +15,18 @@ from typing import Any, NamedTuple
 
 
 class Running:
-    """A loop under way: its id, the sinks that will get its record, and whether it has still to end."""
+    """A loop under way: its id, and the sinks that will get its record.
 
-    __slots__ = ("id", "open", "sinks")
+    `open`: it has still to end. `counts`: it will leave a record.
+    """
+
+    __slots__ = ("counts", "id", "open", "sinks")
 
     def __init__(self, id: str, sinks: Sequence[Any]) -> None:
         self.id = id
         self.sinks = sinks
         self.open = True
+        self.counts = True
 
     def shares(self, sinks: Sequence[Any]) -> bool:
         """Whether one of the sinks is one of its own; a method of the same object is the same."""
@@ -89,6 +93,6 @@ def _around(loop: Running) -> Iterator[Place]:
     """The places of this context that count for the loop, from the innermost on."""
     place = _place.get()
     while place is not None:
-        if place.loop.open and place.loop.shares(loop.sinks):
+        if place.loop.open and place.loop.counts and place.loop.shares(loop.sinks):
             yield place
         place = place.outer

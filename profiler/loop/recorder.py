@@ -170,7 +170,8 @@ class Recorder:
 
     @property
     def sinks(self) -> Sequence[Sink]:
-        return self._sinks
+        """All that get its records now."""
+        return (*self._sinks, *listeners) if self._overheard else self._sinks
 
     def _all(self, name: str) -> list[Callable[..., Any]]:
         """The methods of this name that sinks have, each to be called as its sink is."""

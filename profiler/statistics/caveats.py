@@ -297,7 +297,7 @@ def _strategies(
 
 
 def _checks(run: Run, ignored: Collection[str]) -> Iterator[Caveat]:
-    """What the agent's first loops showed to be wrong, before the load; of `ignored` strategies it is said."""
+    """What the agent's first loops showed to be wrong, before the load; `ignored` strategies are known."""
     for check in run.checks:
         about = f"{check.strategy}: " if check.strategy else ""
         if check.outcome == "problem" or (check.outcome == "not_heeded" and check.strategy not in ignored):

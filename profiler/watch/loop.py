@@ -46,7 +46,11 @@ class Match(NamedTuple):
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class ObservedLoop:
-    """A loop under way, as far as it has been observed; `record` makes it a `LoopRecord`."""
+    """A loop under way, as far as it has been observed; `record` makes it a `LoopRecord`.
+
+    `frame`: it is one only if a model is asked in it. `answered_ns`: its answer was given then, so it ends
+    there, or with the last thing that is known of it. `failed_as`: why it failed though nothing was raised.
+    """
 
     clock: Clock
     name: str
@@ -64,11 +68,15 @@ class ObservedLoop:
     watch_failures: int = 0
     prompt: str | None = None
     sinks: Sequence[Any] = ()
+    frame: bool = False
+    answered_ns: int | None = None
+    failed_as: str | None = None
     running: Running = field(init=False)
 
     def __post_init__(self) -> None:
         self.started_ns = self.clock()
         self.running = Running(self.id, self.sinks)
+        self.running.counts = not self.frame
 
     @property
     def open(self) -> bool:
@@ -89,6 +97,7 @@ class ObservedLoop:
         round_ = ObservedRound(provider, model, Probe(self.clock, began_ns=now), now)
         round_.requested_by = runner()
         self.rounds.append(round_)
+        self.running.counts = True
         return round_
 
     def match(self, name: str, arguments: Mapping[str, Any] | None) -> Match | None:
@@ -251,7 +260,9 @@ class ObservedLoop:
 
         `stalls` are those of its event loop, in sync code of the process, None where neither was watched.
         """
-        ended_ns = self.clock()
+        ended_ns = self._ended_ns()
+        if status == "ok" and self.failed_as is not None:
+            status, error_type = "error", self.failed_as
         ends = [*(round_.started_ns for round_ in self.rounds[1:]), ended_ns][: len(self.rounds)]
         rounds = tuple(
             round_record(index, round_, end, stalls)
@@ -280,6 +291,17 @@ class ObservedLoop:
             watch_failures=self.watch_failures,
             prompt=self.prompt,
         )
+
+    def leaves_record(self) -> bool:
+        return not self.frame or bool(self.rounds or self.watch_failures)
+
+    def _ended_ns(self) -> int:
+        if self.answered_ns is None:
+            return self.clock()
+        ends = [call.ended_ns for round_ in self.rounds for call in round_.calls]
+        ends += [round_.ended_ns for round_ in self.rounds]
+        known = [end for end in ends if end is not None]
+        return self.clock() if len(known) < len(ends) else max(self.answered_ns, *known, 0)
 
     def bare_record(self, status: Status, error_type: str | None) -> LoopRecord:
         """What is known of a loop whose record could not be made: that it ran, from when to when."""

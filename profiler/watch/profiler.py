@@ -25,7 +25,8 @@ from contextvars import ContextVar, Token
 from dataclasses import replace
 from functools import partial
 from inspect import Signature
-from types import MethodType, TracebackType
+from pathlib import Path
+from types import CodeType, MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
@@ -63,6 +64,7 @@ from profiler.watch.loop import Match, ObservedLoop
 from profiler.watch.requests import WatchedRequest, body_of, is_retry
 from profiler.watch.rounds import ObservedCall, ObservedRound, handed_over
 from profiler.watch.runs import Held, ToolRun, Watching
+from profiler.watch.sinks import sinks_of
 from profiler.watch.tools import watched
 
 if TYPE_CHECKING:
@@ -74,7 +76,12 @@ T = TypeVar("T")
 class Profiler:
     """Watches loops, and hands a `LoopRecord` of each to the sinks when it ends.
 
-    `sinks` None: Prometheus, in prometheus-client's default registry (`metrics` is that sink).
+    `sinks` are those that are given, and what keywords add: `records` a file of JSON lines, if its name ends
+    in `.jsonl`, else a directory in which each process makes one of its own; `prometheus` metrics in
+    prometheus-client's default registry (`metrics` is that sink); `otel` spans and metrics of OpenTelemetry's
+    global providers (extra `otel`). With none of all these it is Prometheus. Raises `UsageError` for records
+    that cannot be written there, and where OpenTelemetry is not installed.
+
     With `record_content` the records hold prompts, arguments and results (not the final answer), each
     passed through `redact` and cut at `profiler.redaction.MOST_CHARACTERS`. `orphan_calls` counts calls
     that ran outside every loop, while none of this profiler could have asked for them; the next record has
@@ -85,7 +92,9 @@ class Profiler:
     slot of a limiter and every callable that was handed over: the run waits in what it returns (None: it does
     not wait), entered as an async context manager by async tools, as a plain one by sync tools in threads.
 
-    `guard` looks at every request of its clients before that is sent, and may refuse it.
+    `guard` looks at every request of its clients before that is sent, and may refuse it. `on_start` is called
+    where each run of a watched tool begins; `sources` has the code of the functions that are watched, by the
+    tool's name.
     """
 
     guard: Guard | None = None
@@ -94,17 +103,16 @@ class Profiler:
         self,
         sinks: Sequence[Sink] | None = None,
         *,
+        records: Path | str | None = None,
+        prometheus: bool | None = None,
+        otel: bool = False,
         record_content: bool = False,
         redact: Redact | None = None,
         clock: Clock = time.monotonic_ns,
     ) -> None:
-        self.metrics: PrometheusSink | None = None
-        if sinks is None:
-            from profiler.exporters.prometheus import PrometheusSink, register
-
-            self.metrics = register(PrometheusSink())
-            sinks = [self.metrics]
-        self.recorder = Recorder(sinks, clock)
+        self.metrics: PrometheusSink | None
+        chosen, self.metrics = sinks_of(sinks, records, prometheus, otel)
+        self.recorder = Recorder(chosen, clock)
         self.orphan_calls = 0
         self._orphans_recorded = 0
         self._boundary = Boundary(self._failed)
@@ -114,6 +122,8 @@ class Profiler:
         self._round: ContextVar[ObservedRound | None] = ContextVar("toolloop_observed_round", default=None)
         self._watching = Watching(clock, self._loop, self._content, self._boundary)
         self.hold: Callable[[str], Held | None] | None = None
+        self.on_start: Callable[[], object] | None = None
+        self.sources: dict[str, CodeType] = {}
         self._automatic: Automatic | None = None
         self._found: tuple[Found, ...] = ()
         self._offered: dict[str, OfferedTool] = {}
@@ -321,6 +331,9 @@ class Profiler:
                 return function
             function = _unwatched_of(function)
         name = name or _name_of(function)
+        code = _code_of(function)
+        if code is not None:
+            self.sources[name] = code
         begin = _Begin(self, _told_once(name, _signature_of(function)), name)
         return watched(function, begin, self._watching, self, partial(self.tool, name=name))
 
@@ -374,6 +387,8 @@ class Profiler:
 
     def _begin(self, told: Told, of: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolRun:
         """A wrapped tool is about to run; `told` says which, and where it cannot, `of` is its name."""
+        if self.on_start is not None:
+            self._boundary.call("tool", self.on_start)
         try:
             return self._run(*told(args, kwargs))
         except Exception as error:
@@ -427,7 +442,7 @@ class Profiler:
                 return known, found
             known = None
         # A thread without the context of a loop, or with that of one that has ended: which one asked for it?
-        loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
+        loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None and loop.rounds]
         matches = [(loop, found) for loop in loops if (found := loop.match(name, arguments)) is not None]
         best = max((found.fit for _, found in matches), default=None)
         # Where nothing is possible, the only loop there is may still have had its arguments changed.
@@ -450,7 +465,10 @@ class Profiler:
     def serve_metrics(self, port: int, host: str = "127.0.0.1") -> int:
         """Serve `/metrics` from a thread of its own; port 0 takes a free one. Returns the port."""
         if self.metrics is None:
-            raise UsageError("this Profiler was given sinks of its own: call serve() of its Prometheus sink")
+            raise UsageError(
+                "this Profiler has no Prometheus metrics of its own: make it with prometheus=True, "
+                "or call serve() of the Prometheus sink that it was given"
+            )
         return self.metrics.serve(port, host)
 
 
@@ -542,6 +560,8 @@ class LoopContext:
             return
         boundary.call("loop", self._close, loop)
         lateness = boundary.call("loop", self._lateness, loop)
+        if boundary.call("loop", loop.leaves_record) is False:
+            return
         record = boundary.call("loop", self._record, loop, kind, lateness or (0, None))
         if record is None:
             loop.watch_failures += 1  # outside its context by now
@@ -661,6 +681,21 @@ def _name_of(function: Any) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _code_of(function: Any) -> CodeType | None:
+    """The code of a function of the application, through partials, methods and decorators."""
+    for _ in range(20):
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif isinstance(function, MethodType):
+            function = function.__func__
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            break
+    code = getattr(function, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def _signature_of(function: Any) -> Signature | None:

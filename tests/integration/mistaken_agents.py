@@ -5,10 +5,12 @@
 
 import asyncio
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncAzureOpenAI, AsyncOpenAI, OpenAI
 
 from profiler import ToolLoop, tool
 from profiler.instrument import Profiler
@@ -34,13 +36,6 @@ async def weather_of_city(city: str, units: str = "celsius") -> dict:  # LINE: r
     return await get_weather(city, units)
 
 
-async def as_text(city: str, units: str = "celsius") -> str:
-    try:
-        raise RuntimeError("429 Too Many Requests")
-    except RuntimeError as error:
-        return f"Error: {error}"
-
-
 TOOLS = {"get_weather": get_weather, "get_population": get_population}
 SCHEMAS: list[Any] = [
     {
@@ -60,7 +55,10 @@ SCHEMAS: list[Any] = [
 
 
 def client_of(ctx: AgentContext, kind: Any = AsyncOpenAI) -> Any:
-    return kind(base_url=ctx.openai_url, api_key="x")
+    client = kind(base_url=ctx.openai_url, api_key="x")
+    if kind is AsyncOpenAI:
+        ctx.on_close(client.close)
+    return client
 
 
 async def asked(client: Any, messages: list[Any]) -> Any:
@@ -136,6 +134,7 @@ def make_global_registry(ctx: AgentContext) -> Any:
 def make_two_clients(ctx: AgentContext) -> Any:
     client = ctx.profiler.instrument(client_of(ctx))
     planner = AsyncOpenAI(base_url=ctx.openai_url, api_key="x")  # LINE: two_clients
+    ctx.on_close(planner.close)
     return loop_of(ctx, client, watched(ctx), other=planner)
 
 
@@ -182,18 +181,17 @@ def make_renamed_tool(ctx: AgentContext) -> Any:
 
 def make_errors_as_text(ctx: AgentContext) -> Any:
     async def get_weather(city: str, units: str = "celsius") -> str:
-        return await as_text(city, units)
+        try:
+            await asyncio.sleep(SECONDS)
+            raise RuntimeError("no such city")
+        except RuntimeError as error:  # LINE: errors_as_text
+            return f"Error: {error}"
 
     tools = {**watched(ctx), "get_weather": ctx.profiler.tool(get_weather)}
     return loop_of(ctx, ctx.profiler.instrument(client_of(ctx)), tools)
 
 
 def make_nested_agent(ctx: AgentContext) -> Any:
-    @tool
-    async def inner_weather(city: str) -> dict:
-        """Weather of a city."""
-        return await get_weather(city)
-
     tools = watched(ctx)
 
     async def get_weather_by_agent(city: str, units: str = "celsius") -> Any:
@@ -225,6 +223,47 @@ def make_own_tool_loop(ctx: AgentContext) -> Any:
     )
 
     async def one(prompt: str) -> None:
-        await loop.run(prompt)
+        await loop.run(prompt)  # LINE: own_tool_loop
 
     return one
+
+
+# Plain agents, as they are in an application: nothing of the profiler's in them.
+
+AZURE = "https://somebody.openai.azure.com"
+
+
+async def on_azure(prompt: str) -> None:
+    async with AsyncAzureOpenAI(azure_endpoint=AZURE, api_version="2024-10-21", api_key="k") as client:
+        await asked(client, [{"role": "user", "content": prompt}])
+
+
+async def raises(prompt: str) -> None:
+    raise ValueError("no such luck")  # LINE: raises
+
+
+def plain(prompt: str) -> None:
+    """A sync agent with a pool of its own, and a client that would ask the provider."""
+    with OpenAI(api_key="sk-mine", base_url="https://api.openai.com/v1") as client:  # LINE: plain
+        messages: list[Any] = [{"role": "user", "content": prompt}]
+        for _ in range(5):
+            reply = client.chat.completions.create(model="gpt-4o", messages=messages, tools=SCHEMAS)
+            message = reply.choices[0].message
+            if not message.tool_calls:
+                return
+            with ThreadPoolExecutor(8) as pool:
+                runs = runs_of(message, BLOCKING)
+                answer(messages, message, list(pool.map(lambda run: run(), runs)))
+
+
+def weather_in_a_thread(city: str, units: str = "celsius") -> dict:
+    time.sleep(SECONDS)
+    return {"city": city, "units": units}
+
+
+def population_in_a_thread(city: str) -> dict:
+    time.sleep(SECONDS)
+    return {"city": city}
+
+
+BLOCKING = {"get_weather": weather_in_a_thread, "get_population": population_in_a_thread}

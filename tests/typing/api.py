@@ -5,6 +5,7 @@ An ignored error is one that has to be there: strict mypy complains when it is n
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, assert_type
 
 from anthropic import AsyncAnthropic
@@ -26,6 +27,7 @@ from profiler.load import AgentContext, AgentUser
 from profiler.providers import AnthropicMessages, OpenAIChat, OpenAIResponses
 from profiler.rundir import Run, RunDirectory
 from profiler.testing import ScriptedModel, call
+from profiler.watch.asgi import App, ProfilerMiddleware
 from profiler.watch.profiler import Profiler
 
 # Tools keep the signatures of their functions.
@@ -87,6 +89,9 @@ async def use_the_loop() -> None:
 
 async def use_the_profiler() -> None:
     prof = Profiler()
+    Profiler(records="runs", prometheus=True, otel=True)
+    Profiler([print], records=Path("loops.jsonl"), prometheus=False)
+    Profiler(records=True)  # type: ignore[arg-type]
     assert_type(prof.instrument(AsyncOpenAI()), AsyncOpenAI)
     assert_type(prof.instrument(OpenAI()), OpenAI)
     assert_type(prof.uninstrument(AsyncAnthropic()), AsyncAnthropic)
@@ -121,6 +126,11 @@ async def use_the_profiler() -> None:
         pass
     async with prof.loop("support"):
         pass
+
+
+def a_service(app: App, prof: Profiler) -> App:
+    ProfilerMiddleware(app, profiler=7)  # type: ignore[arg-type]
+    return ProfilerMiddleware(app, profiler=prof, include=["/chat/*"])
 
 
 async def use_a_gate() -> None:
