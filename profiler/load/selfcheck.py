@@ -157,7 +157,10 @@ def _heeded(spec: StrategySpec, seen: Seen, share: int) -> Check:
     said += f", {most} at once"
     held = next((one for one in rounds if one.shortfall in _OWN_WAY and _asked(one) > 1), None)
     allowed = widest if limit is None else min(limit, widest)
-    cap = next((what for what, places in seen.caps if places == most), None)
+    cap = None
+    if held is None or held.shortfall == "application_limit":  # not one that awaits its calls in turn
+        least = 1 if held is not None else 2
+        cap = next((what for what, places in seen.caps if places == most >= least), None)
     if (held is not None or cap is not None) and most < allowed and not spec.variant:
         where = _first(seen.trace.calls)
         if cap is not None:
