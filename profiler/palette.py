@@ -26,17 +26,26 @@ _LIMITS = (
 
 _WORDS = ("true", "false", "null")
 _NO_WHOLE_NUMBER = rf"(?!(?:\d+|{'|'.join(_WORDS)})$)"
+_ENDS = [
+    "".join(one for one in "0123456789abcdefghijklmnopqrstuvwxyz" if ord(one) % 5 == place)
+    for place in range(5)
+]
 
 
 def _setting(place: int) -> str:
-    """The last setting of an agent of the user's own, after whatever strategy, for one of five colours.
+    """Settings of an agent of the user's own, for one of five colours.
 
-    Whole numbers go by their size, as the limits of semaphores do, other values by their last character.
+    The last one counts, whole numbers by their size as limits of semaphores do, other values by their last
+    character; and so does the last character of what is in front of it, a strategy or another setting.
     """
-    values = [limit for index, limit in enumerate(_LIMITS) if index % 5 == place]
-    values += _WORDS[place : place + 1]
-    endings = "".join(re.escape(chr(code)) for code in range(33, 127) if code % 5 == place)
-    return rf"(?:.* )?\w+=(?:{'|'.join(values)}|{_NO_WHOLE_NUMBER}[^ ]*[{endings}])"
+    ways = []
+    for moved in range(5):
+        before = rf"(?:.*[{_ENDS[moved]}] )" + ("" if moved else "?")
+        value = (place - moved) % 5
+        values = [limit for index, limit in enumerate(_LIMITS) if index % 5 == value]
+        values += [*_WORDS[value : value + 1], rf"{_NO_WHOLE_NUMBER}[^ ]*[{_ENDS[value]}]"]
+        ways.append(rf"{before}\w+=(?:{'|'.join(values)})")
+    return "|".join(ways)
 
 
 STRATEGIES: tuple[tuple[str, str], ...] = (

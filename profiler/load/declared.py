@@ -164,6 +164,11 @@ class Option:
             return {**said, "type": self.kind.argument, "default": self.default}
         return {**said, "default": text}
 
+    def is_default(self, given: Any) -> bool:
+        """Whether it is the default of an option that repeats, as Locust's parser and form have it."""
+        text = given[0] if isinstance(given, list) and len(given) == 1 else given
+        return self.repeats and self.default != () and text == self.kind.write(self.default)
+
     def read(self, given: Any) -> Any:
         """The value that was given: as text, as texts, or read already. `Options.check` looks at bounds.
 
@@ -285,7 +290,7 @@ class Options:
         values = dict(others)
         for name, declared in cls.declared():
             given = getattr(parsed, declared.destination, None)
-            if name in others or given in (None, "", []):
+            if name in others or given in (None, "", []) or declared.is_default(given):
                 continue
             if declared.kind is SWITCH:
                 values[name] = declared.default is not bool(given)

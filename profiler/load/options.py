@@ -339,7 +339,9 @@ class LoadOptions(Options):
         """Raises `UsageError` naming the option that cannot be used."""
         self.check()
         if self.variants:
-            specs = () if self.strategies == DEFAULT_STRATEGIES else self.strategies
+            specs = (
+                () if self.strategies is DEFAULT_STRATEGIES else self.strategies
+            )  # as long as nobody names any
             object.__setattr__(self, "strategies", crossed(specs, self.variants))
             object.__setattr__(self, "variants", ())
         self._check_strategies()
@@ -496,7 +498,7 @@ def asked(
         )
     else:
         hidden = {} if command_line is None else command_line.given_back(parsed)
-        options = LoadOptions.from_namespace(parsed, **hidden)
+        options = LoadOptions.from_namespace(without_default_strategies(parsed), **hidden)
         if options.base_url is None and parsed.host:
             options = replace(options, base_url=parsed.host)
     options.check_targets(environment)
@@ -504,6 +506,15 @@ def asked(
     if options.run_directory is None:
         RunDirectory.check_parent(options.out)
     return Asked(options, run)
+
+
+def without_default_strategies(parsed: argparse.Namespace) -> argparse.Namespace:
+    """Locust's parsed options without strategies that are only its form's, or its parser's, default."""
+    strategy = getattr(parsed, "strategy", None) or ()
+    given = strategy if isinstance(strategy, str) else ",".join(strategy)
+    if given != STRATEGIES.write(DEFAULT_STRATEGIES):
+        return parsed
+    return argparse.Namespace(**{**vars(parsed), "strategy": None})
 
 
 def conditions(options: LoadOptions, users: int) -> Run:

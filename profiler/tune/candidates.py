@@ -490,7 +490,9 @@ def _values_letting_through(calls: int, records: Sequence[LoopRecord], dial: Dia
         share = (value or 0) / max(1, ran)
     if not calls * share:
         return []
-    return dial.distinct([calls * share, math.floor(A_LITTLE_LESS * calls * share)])
+    found = dial.distinct([calls * share, math.floor(A_LITTLE_LESS * calls * share)])
+    # Of few places one less is so much less that it only competes with the guess.
+    return found if found[-1] >= (1 - EQUIVALENT) * found[0] else found[:1]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -244,7 +244,10 @@ class Tuner:
         summary = summarise_directory(directory)
         for warning in summary.warnings:
             if warning.kind == "strategy_ignored":
-                raise UsageError(f"nothing to tune: {warning.detail}; {warning.remedy}")
+                raise UsageError(
+                    f"nothing to tune: {warning.detail}; {warning.remedy}. Where the agent has a setting of "
+                    "its own for that: --over NAME=1..32"
+                )
         for verdict in summary.verdicts:
             if verdict.metric == TOOL_CALLS:
                 raise UsageError(f"nothing to tune: {verdict.sentence}")

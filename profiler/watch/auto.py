@@ -10,6 +10,7 @@ import contextlib
 import importlib.abc
 import importlib.util
 import inspect
+import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ from profiler.watch.runners import RunnerTools
 
 if TYPE_CHECKING:
     from profiler.watch.profiler import Profiler
+
+_log = logging.getLogger(__name__)
 
 _MODULES = ("openai._base_client", "anthropic._base_client")
 _CLIENTS = ("SyncAPIClient", "AsyncAPIClient")
@@ -100,6 +103,12 @@ class Automatic:
         if self._find_tools:
             boundary.call("request", self._look_for, options)
 
+    def _note(self, found: Found) -> None:
+        if found in self.found:  # an application may make a client for every request, in one place
+            return
+        self.found.append(found)
+        _log.info("%s %s", "watched:" if not found.problem else "client", found)
+
     def _take(self, client: Any) -> None:
         name = type(client).__name__
         place = _made_at.get(client) or place_of_caller() or ""
@@ -110,15 +119,11 @@ class Automatic:
             return
         self._note(Found("client", name, place))
 
-    def _note(self, found: Found) -> None:
-        if found not in self.found:  # many may be made in one place
-            self.found.append(found)
-
     def _tool_of_runner(self, function: Any, name: str) -> Any:
         runs = inspect.unwrap(function)
         found = Found("tool", name, place_of(runs) if isinstance(runs, FunctionType) else "")
         if found not in self.found:
-            self.found.append(found)
+            self._note(found)
         return self._profiler.tool(function, name=name)
 
     def _look_for(self, options: Any) -> None:
@@ -144,7 +149,8 @@ class Automatic:
             for function, its_names in by_function.values():
                 self._undo.append(exchange(function, self._chooser(its_names)))
                 self._exchanged |= {(id(function), name) for name in its_names}  # `_undo` keeps the function
-                self.found += [Found("tool", name, place_of(function)) for name in its_names]
+                for name in its_names:
+                    self._note(Found("tool", name, place_of(function)))
             self._looked_for, self._looked_at = wanted, size  # not before: others would not wait
         self._profiler._took(self._profiler.recorder.clock() - began_ns)
 

@@ -86,6 +86,8 @@ def test_values_of_a_setting_have_different_colours_under_any_strategy() -> None
         words = [palette.strategy_colour(f"{base}mode={word}") for word in ("true", "false", "null")]
         assert len(set(words)) == 3
     assert palette.strategy_colour("mode=gpt-a") != palette.strategy_colour("mode=gpt-b")
+    crossed = [f"{base} calls={n}" for base in ("gathered", "semaphore:8") for n in (2, 8)]
+    assert len(set(map(palette.strategy_colour, crossed))) == 4
 
 
 def test_value_of_a_setting_is_matched_once() -> None:

@@ -15,7 +15,10 @@ from profiler.statistics.objectives import parse_objective
 from profiler.statistics.quantiles import Estimate
 from profiler.statistics.table import tabulate
 from profiler.tune.candidates import (
+    Pilot,
     first_limits,
+    first_values,
+    knee_of,
     on_one_scale,
     pilot,
     promised,
@@ -25,6 +28,7 @@ from profiler.tune.candidates import (
     shape,
     survivors,
 )
+from profiler.tune.dial import dial_of
 from profiler.tune.search import candidates
 from tests.unit.statistics_data import loop as recorded
 from tests.unit.statistics_data import run, trial
@@ -152,7 +156,7 @@ def test_pilot_tells_the_peak_and_what_trials_cost():
     records.append(loop(S // 4, None, strategy="gathered", error="http_429"))
     found = pilot(run, records)
     assert found.peak == 20  # ten agents that ask for two calls at once
-    assert (found.guesses, found.failing) == ((4, 3), True)  # as many as ran when it was refused, and fewer
+    assert (found.guesses, found.failing) == ((4,), True)  # as many as ran when it was refused
 
 
 def test_pilot_in_which_nothing_was_recorded_knows_nothing():
@@ -243,3 +247,54 @@ def test_candidates_where_nothing_finished_have_no_best(tmp_path):
     (only,) = candidates(directory, "p95", None)
     assert (only.score.value, only.against_best) == (None, None)
     assert candidates(RunDirectory.create(tmp_path / "none", run([])), "p95", None) == []
+
+
+def test_loops_under_a_setting_are_taken_to_be_twice_as_long_with_half_the_value_at_most():
+    seen = Pilot(
+        40,
+        10.0,
+        (),
+        loops={"calls=32": 1.0, "calls=6": 2.0},
+        loop=0.5,
+        work=8.0,
+        dial=dial_of(("calls=1..32",)),
+    )
+    expected = {32: 1.0, 6: 2.0, 12: 2.0, 3: 4.0, 1: 12.0}
+    assert {value: seen.loop_seconds(f"calls={value}", 40) for value in expected} == expected
+
+
+def test_first_values_of_a_setting_cover_its_range_and_begin_with_the_guess():
+    within, listed = dial_of(("calls=1..32",)), dial_of(("calls=1,2,4,8",))
+    assert first_values(within, Pilot(99, 50.0, (), dial=within)) == [32, 13, 6, 2, 1]
+    assert first_values(listed, Pilot(99, 50.0, (), dial=listed)) == [8, 4, 2, 1]
+    assert first_values(within, Pilot(99, 50.0, (10, 9), True, dial=within)) == [10, 9, 5, 14, 7]
+    assert first_values(within, Pilot(99, 50.0, (30,), True, dial=within)) == [30, 15, 32, 21, 8]
+
+
+def test_guess_of_a_setting_is_the_value_that_lets_as_many_run_as_were_served():
+    """Four agents run two calls each at the value in the middle, and the server refuses above four."""
+    dial = dial_of(("calls=1..16",))
+    assert dial.beside == "calls=4"
+    trials = tuple(
+        SimpleNamespace(strategy=spec, started_ns=0, ended_ns=4 * S, drained_ns=5 * S)
+        for spec in ("calls=16", "calls=4")
+    )
+    records = [loop(0, None, strategy="calls=16"), replace(loop(S // 2, None, strategy="calls=16"), id="b")]
+    records += [loop(S // 4, None, strategy="calls=16", error="http_429")]
+    records += [replace(loop(0, None, strategy="calls=4"), id=f"m{n}") for n in range(4)]
+    found = pilot(SimpleNamespace(trials=trials, load=SimpleNamespace(users=10)), records, dial)
+    assert found.guesses == (2,)  # eight ran with four, so four do with two
+    assert found.loops == {"calls=16": 1.0, "calls=4": 1.0}
+
+
+@pytest.mark.parametrize(("served", "guesses"), [(8, (8,)), (30, (30, 29)), (100, (100, 97))])
+def test_guess_comes_with_a_little_less_where_that_is_nearly_as_good(served, guesses):
+    run_ = SimpleNamespace(trials=(), load=SimpleNamespace(users=10))
+    records = [loop(0, None, strategy="gathered") for _ in range(served // 2)]  # of two calls each
+    records.append(loop(S // 4, None, strategy="gathered", error="http_429"))
+    assert pilot(run_, records).guesses == guesses
+
+
+def test_knee_is_the_smallest_with_nearly_the_best_score():
+    assert knee_of({4: 1.0, 8: 4.8, 16: 5.0, 32: 2.0}) == 8
+    assert refine({4: 1.0, 8: 4.8, 16: 5.0, 32: 2.0}, 3, 8)[0] == 8
