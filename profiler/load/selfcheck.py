@@ -25,9 +25,7 @@ from profiler.watch.places import place_of_caller
 CHECK_SECONDS = 10.0
 """How long the loop of a check may take: one that takes longer is ended, and tells nothing."""
 
-_OWN_WAY = frozenset(
-    ("application", "application_limit", "openai_runner", "anthropic_runner", "threads", "blocked_loop")
-)
+_OWN_WAY = frozenset(("application", "application_limit", "openai_runner", "anthropic_runner", "threads"))
 """Shortfalls that are the agent's own."""
 
 
@@ -157,7 +155,9 @@ def _heeded(spec: StrategySpec, seen: Seen, share: int) -> Check:
     said += f", {most} at once"
     held = next((one for one in rounds if one.shortfall in _OWN_WAY and _asked(one) > 1), None)
     allowed = widest if limit is None else min(limit, widest)
-    cap = next((what for what, places in seen.caps if places == most), None)
+    # A lock is not to blame where an agent awaits its calls in turn.
+    least = 1 if held is not None and held.shortfall == "application_limit" else 2
+    cap = next((what for what, places in seen.caps if places == most >= least), None)
     if (held is not None or cap is not None) and most < allowed and not spec.variant:
         where = _first(seen.trace.calls)
         if cap is not None:

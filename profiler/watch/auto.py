@@ -6,6 +6,7 @@ were made before are found at their next request, too. An SDK that is not import
 
 from __future__ import annotations
 
+import contextlib
 import importlib.abc
 import importlib.util
 import inspect
@@ -69,6 +70,7 @@ class Automatic:
         self._find_tools = find_tools
         self._on_client = on_client
         self._clients: WeakSet[Any] = WeakSet()
+        self._clients_seen = 0
         self._looked_for: set[str] = set()
         self._exchanged: set[tuple[int, str]] = set()
         self._looked_at = (0, 0)
@@ -82,6 +84,8 @@ class Automatic:
     def stop(self) -> None:
         """Leave the clients and functions as they were."""
         _unwatch(self)
+        for client in [*self._clients]:
+            self._profiler._boundary.call("request", _leave, self._profiler, client)
         self._runners.uninstall()
         while self._undo:
             self._undo.pop()()
@@ -92,6 +96,7 @@ class Automatic:
         boundary.call("request", self._runners.install)  # their modules may have been imported only now
         if client not in self._clients:
             self._clients.add(client)
+            self._clients_seen += 1
             boundary.call("request", self._take, client)
             if self._on_client is not None:
                 self._on_client(client)
@@ -99,6 +104,8 @@ class Automatic:
             boundary.call("request", self._look_for, options)
 
     def _note(self, found: Found) -> None:
+        if found in self.found:  # an application may make a client for every request, in one place
+            return
         self.found.append(found)
         _log.info("%s %s", "watched:" if not found.problem else "client", found)
 
@@ -111,7 +118,6 @@ class Automatic:
             self._note(Found("client", name, place, str(error)))
             return
         self._note(Found("client", name, place))
-        self._undo.append(lambda: self._profiler.uninstrument(client))
 
     def _tool_of_runner(self, function: Any, name: str) -> Any:
         runs = inspect.unwrap(function)
@@ -126,7 +132,8 @@ class Automatic:
         names = self.offered.keys()
         # Not all names: at the level of a script's module each statement may add one, and looking takes long.
         functions = sum(map(callable, [*vars(sys.modules["__main__"]).values()]))
-        size = (functions, len(self._clients))
+        # Nor each client: an application may make one for every request.
+        size = (functions, self._clients_seen.bit_length())
         if self._looked_for.issuperset(names) and size == self._looked_at:
             return
         began_ns = self._profiler.recorder.clock()
@@ -174,6 +181,11 @@ class OfferedTool(NamedTuple):
     name: str
     description: str
     parameters: dict[str, Any]
+
+
+def _leave(profiler: Profiler, client: Any) -> None:
+    with contextlib.suppress(UsageError):  # one that could not be watched
+        profiler.uninstrument(client)
 
 
 def _offered(options: Any) -> list[OfferedTool]:

@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +19,7 @@ from profiler.load import AgentContext
 from profiler.providers import OpenAIChat
 
 SECONDS = 0.03
+LOCK = threading.Lock()
 SLOTS = asyncio.Semaphore(3)  # LINE: own_semaphore
 REGISTRY: dict[str, Any] = {}
 
@@ -257,6 +259,8 @@ def plain(prompt: str) -> None:
 
 
 def weather_in_a_thread(city: str, units: str = "celsius") -> dict:
+    with LOCK:
+        time.sleep(SECONDS / 10)
     time.sleep(SECONDS)
     return {"city": city, "units": units}
 

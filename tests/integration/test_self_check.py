@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from profiler.anatomy import peak
 from profiler.emulator.process import start_emulator
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.agents import load_agent
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
 from profiler.load.preparation import LoopRunners
+from profiler.records import LoopRecord
 from profiler.rundir import Check, RunDirectory
 from profiler.scenarios import load_scenario
 from profiler.statistics.summary import summarise_directory
@@ -99,7 +101,7 @@ def test_agent_without_a_mistake_heeds_its_strategies(target: str) -> None:
 
 
 def test_plain_agent_is_held_back_by_its_strategies(target: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "profiler.load.clients"):
+    with caplog.at_level("INFO", "profiler.load"):
         found = checked(target, "plain", "semaphore:2,sequential")
     assert [(one.strategy, one.outcome) for one in found] == [
         ("semaphore:2", "heeded"),
@@ -126,6 +128,27 @@ def test_first_loop_that_fails_ends_the_test(
     assert SOURCE.name in str(failed.value)
     if function == "raises":
         assert line_of("raises") in str(failed.value)
+
+
+def test_sync_agent_whose_threads_wait_for_a_lock(tmp_path: Path) -> None:
+    """In a process that gevent has patched they would stand still for ever."""
+    options = LoadOptions(
+        strategies=parse_strategies("gathered"),
+        scenario="fanout",
+        agent=f"{MODULE}:plain",
+        out=str(tmp_path),
+        blocks=1,
+        calibration_seconds=0.0,
+        metrics=False,
+    )
+    directory = RunDirectory.open(run_experiment(Experiment(options, users=4, seconds=1.5)))
+    records = [one for one in directory.records() if one.status != "cancelled"]
+    assert {(one.status, len(one.rounds[0].tool_calls)) for one in records} == {("ok", 8)}
+    assert peak_of_loops(records) == 4  # all agents at once
+
+
+def peak_of_loops(records: list[LoopRecord]) -> int:
+    return peak((one.started_ns, one.ended_ns) for one in records)
 
 
 def test_under_locust_it_is_said_before_any_figure_and_kept(tmp_path: Path) -> None:

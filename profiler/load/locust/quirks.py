@@ -37,6 +37,13 @@ T = TypeVar("T")
 # stands still for ever. Seen on gevent 25.9 and 26.9 with CPython 3.11. All of it may go once gevent's
 # locks wake waiters of other native threads; `tests/integration/test_locust_quirks.py` then passes without.
 
+# What an agent of the user's own does in threads meets the same locks: a `threading.Lock` that two of its
+# threads wait for stood still for ever, and a subprocess that one starts fails ("child watchers are only
+# available on the default loop"). Sync SDK clients, `asyncio.run` and thread pools work. So with `--agent`,
+# `profiler compare` and `tune` start Locust with LOCUST_SKIP_MONKEY_PATCH=1 (`experiment._locust`), and in a
+# Locust file a sync agent is refused without it (`agents._one_loop`). Tests: test_self_check.py,
+# `test_sync_agent_whose_threads_wait_for_a_lock`, and test_load_agents_named.py.
+
 IMPORT_POLL_SECONDS = 0.001
 
 
