@@ -63,14 +63,12 @@ class Profiler(Watcher):
     def __enter__(self) -> Self:
         """Watch every SDK client and the tools that are asked for, and keep the newest loops to show them.
 
-        Each conversation is a loop, which ends with the block at the latest, and each run of a `ToolLoop`.
+        Each conversation is a loop, which ends with the block at the latest, and so is what a `ToolLoop` or
+        another profiler of the process records meanwhile.
         """
         self._depth += 1
         if self._depth == 1:
-            if self._kept is not None:
-                self.recorder.remove(self._kept)
             self._kept, self._process = Kept(), os.getpid()
-            self.recorder.add(self._kept)
             listeners.append(self._kept)
             self.auto(find_tools=True, conversations=True)
         return self

@@ -18,7 +18,7 @@ from profiler.commands.script import ScriptEnd, run_script, show_error
 from profiler.commands.without_load import open_page
 from profiler.errors import Interrupted, ProfilerError, TargetError, UsageError
 from profiler.load.clients import Pointing, set_environment
-from profiler.load.context import AgentContext, LoopPosition, agent_call
+from profiler.load.context import AgentContext, LoopPosition
 from profiler.load.holding import hold
 from profiler.load.target import Emulators
 from profiler.loop.recorder import listeners, waited_for
@@ -108,14 +108,13 @@ class OwnRun:
 
     def script(self) -> ScriptEnd:
         """Run the script."""
-        self.profiler.recorder.add(self.keep)
         self._watch()
         listeners.append(self.keep)
         try:
             ended = run_script(self.arguments.what, self.arguments.script_arguments)
         finally:
-            listeners.remove(self.keep)
             self.profiler.stop()
+            listeners.remove(self.keep)
         if self._process != os.getpid():  # a child that the script forked, and let come to its end
             sys.stdout.flush()
             sys.stderr.flush()
@@ -138,7 +137,6 @@ class OwnRun:
             guard_logs()
             context = self._context(prompt, beside=not loaded.plain)
             profiler.recorder.add(context.sink)
-            profiler.recorder.add(self._outside)
             listeners.append(self._overheard.append)
             if loaded.plain:
                 profiler.hold = hold  # the strategy holds back the calls of its tools
@@ -160,20 +158,15 @@ class OwnRun:
 
             failure: BaseException | None = run(once)
         finally:
-            listeners[:] = [one for one in listeners if one != self._overheard.append]
             profiler.stop()
+            listeners[:] = [one for one in listeners if one != self._overheard.append]
             self._tidy()
         return failure
 
-    @waited_for
-    def _outside(self, record: LoopRecord) -> None:
-        """The sink of conversations that are not part of the agent's call: of its threads without context."""
-        if agent_call.get() is None:
-            self.keep(record)
-
     def _tidy(self) -> None:
-        """Add the runs of a `ToolLoop` that has no sink of ours. Leave out the agent's own loop where it is
-        empty, as all requests were made elsewhere. Its strategy is its own where none was asked for.
+        """Add what was recorded outside the agent's call: by a `ToolLoop` without our sink, by threads
+        without its context. Leave out its own loop where that is empty, as all requests were made elsewhere.
+        Its strategy is its own where none was asked for.
         """
         known = {record.id for record in self.records}
         records = [*self.records, *(one for one in self._overheard if one.id not in known)]
@@ -294,13 +287,21 @@ def _show(own: OwnRun) -> None:
     """The loops in the terminal, what was watched, and what was not seen."""
     from profiler.report.look import look
     from profiler.report.terminal import use_color
+    from profiler.report.text import clean, counted
+    from profiler.report.timeline import wrapped
 
     width = min(shutil.get_terminal_size().columns, 120)
     color = use_color(sys.stdout, os.environ)
     left_out = own.count - len(own.records)
     print(look(list(own.records), own.profiler.found, width, color, left_out), end="")
+    around = sum(record.unlimited_calls or 0 for record in own.records)
+    if around and own.options.agent is not None and own.arguments.strategy is not None:
+        own.said.append(
+            f"{clean(own.arguments.strategy)} was not heeded: {counted(around, 'call')} went around its "
+            "limit; hand the agent's calls to ctx.execute, ctx.slot or a ToolLoop with ctx.strategy"
+        )
     for line in own.said:
-        print(line)
+        print("\n".join(wrapped(line, width)))
 
 
 def leave(

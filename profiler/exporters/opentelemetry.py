@@ -148,6 +148,7 @@ class OpenTelemetrySink:
         self._stopped: SimpleQueue[None] = SimpleQueue()
         self._held: dict[str, list[tuple[LoopRecord, Context]]] = {}
         self._late: dict[str, Context] = {}
+        self._nowhere = 0
         self._starting = unpatched(_thread, "allocate_lock")()
         self._running = False
         self._chats.forget()
@@ -185,6 +186,12 @@ class OpenTelemetrySink:
             return
         with suppress(Empty):
             self._stopped.get(timeout=timeout)
+        if self._nowhere:
+            _log.warning(
+                "the spans of %d loops went nowhere, since OpenTelemetry has no tracer provider: set one "
+                "(opentelemetry.trace.set_tracer_provider), or run under opentelemetry-instrument",
+                self._nowhere,
+            )
 
     def _work(self, queue: SimpleQueue[tuple[LoopRecord, Context] | None]) -> None:
         while (item := queue.get()) is not None:
@@ -209,6 +216,8 @@ class OpenTelemetrySink:
         if not self._watching and self._watch():
             self._watching = True
             at_exit(self.close)  # before the end of that provider, which has been made only now
+        if self._provider is None and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+            self._nowhere += 1
         if record.parent is None:
             self._export(record, context)
             return

@@ -62,11 +62,18 @@ LONE_LOOPS = 5
 class LoopRunners:
     """A runner for each Locust user class and strategy. Used on the event loop's thread.
 
-    `share`: how many processes share the limits, those of `strategies` (by their text) and the model's.
+    With `says` it says which clients of an agent's own are pointed at the target: one process does. `share`:
+    how many processes share the limits, those of `strategies` (by their text) and the model's.
     """
 
     def __init__(
-        self, options: LoadOptions, root: str, tools_root: str, scenario: Scenario, share: int = 1
+        self,
+        options: LoadOptions,
+        root: str,
+        tools_root: str,
+        scenario: Scenario,
+        share: int = 1,
+        says: bool = True,
     ) -> None:
         self.strategies = {spec.text: spec.build(share=share) for spec in options.strategies}
         self._variants = {spec.text: spec.variant for spec in options.strategies}
@@ -75,7 +82,7 @@ class LoopRunners:
         self._tools_root = tools_root
         self._scenario = scenario
         self._redact = None if options.redact is None else load_redact(options.redact)
-        self._pointing = Pointing(self._endpoint)
+        self._pointing = Pointing(self._endpoint, _log.info if says else _log.debug)
         self._model_gate: Gate | None = None
         if options.model_limit is not None:
             self._model_gate = Gate(parse_model_limit(options.model_limit), share=share)

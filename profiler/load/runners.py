@@ -199,7 +199,9 @@ class CustomAgent:
             error = call.refused.error  # whatever the agent made of it
         if error is None:
             return True
-        if self.failure is None and call.refused is not None:
+        if self._trace is not None:
+            pass  # of the first loop it is said by who asked for it
+        elif self.failure is None and call.refused is not None:
             _log.warning("%s (later ones are only counted)", error)
         elif self.failure is None:
             _log.warning("the agent raised %s (later ones are only counted)", describe(error))

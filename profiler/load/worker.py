@@ -304,7 +304,7 @@ class Worker:
         tools_root = options.tools_url or Endpoint.parse(message.root).root
         use_tools_at(tools_root)
         share = message.workers if options.share_limit else 1
-        runners = LoopRunners(options, message.root, tools_root, scenario, share)
+        runners = LoopRunners(options, message.root, tools_root, scenario, share, says=message.worker == 0)
         ready = thread.run(lambda: self._make(runners, agents), PREPARE_SECONDS)
         # Locust, the SDKs and pydantic stay: collections during the test need not look at them.
         gc.collect()

@@ -29,8 +29,11 @@ class Running:
         self.counts = True
 
     def shares(self, sinks: Sequence[Any]) -> bool:
-        """Whether one of the sinks is one of its own; a method of the same object is the same."""
-        return any(
+        """Whether one of the sinks is one of its own, or there are none: then who runs both has both records.
+
+        A method of the same object is the same sink.
+        """
+        return (not self.sinks and not sinks) or any(
             one is other or (type(one) in _METHODS and type(other) in _METHODS and one == other)
             for one in self.sinks
             for other in sinks

@@ -118,7 +118,7 @@ def _name_of(sink: Any) -> str:
 
 
 listeners: list[Sink] = []
-"""Sinks that get the records of every `ToolLoop` of the process, whatever sinks of its own it has."""
+"""Sinks that get the records of every `ToolLoop` and `Profiler` of the process, whatever sinks those have."""
 
 
 class Recorder:
@@ -151,11 +151,6 @@ class Recorder:
         """Hand records to one more sink from now on. Raises `UsageError` as the constructor does."""
         _refuse(sink)
         self._sinks = (*self._sinks, sink)
-        self._set_up()
-
-    def remove(self, sink: Sink) -> None:
-        """Hand no more records to a sink, if it is one of these."""
-        self._sinks = tuple(one for one in self._sinks if one is not sink)
         self._set_up()
 
     def _set_up(self) -> None:

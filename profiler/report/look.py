@@ -26,9 +26,9 @@ ENOUGH_FOR_P95 = 20
 """With fewer loops the slowest one says more than an estimate of p95 would."""
 
 NOTHING_RECORDED = (
-    "no loop was recorded: no request of an OpenAI or Anthropic SDK client was seen. Requests that are made "
-    "with another library, or in another process, cannot be seen, nor can those before the profiler began or "
-    "after it ended"
+    "no loop was recorded: no request of an OpenAI or Anthropic SDK client was seen. Look for an error "
+    "before the first request; code that runs in another process needs `with Profiler():` there; what is "
+    "asked with another library than the SDKs cannot be seen"
 )
 
 

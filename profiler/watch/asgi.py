@@ -28,9 +28,9 @@ class ProfilerMiddleware:
 
     It ends when the body of the response has been sent, and later only where background tasks ask the model
     or run tools after that. Its name is the path of the route (`/users/{id}/chat`); where no router tells it,
-    that of the request with `{id}` in place of numbers and ids. A response of 500 or more, a body that is
-    broken off and an exception, which passes through unchanged, are failures of the loop. A request in which
-    no model is asked leaves no record; loops that the endpoint opens itself are recorded as its own.
+    that of the request with `{id}` in place of numbers and ids. It has failed with a response of 500 or more
+    and with an exception, which passes through unchanged; a client that goes away has cancelled it. A request
+    in which no model is asked leaves no record; loops that the endpoint opens are its own.
 
     `include` and `exclude` choose by path, `*` standing for anything: `include=["/chat/*"]`. WebSockets pass
     through: a connection is no pass of a loop, so open one for each message there.
@@ -62,12 +62,17 @@ class ProfilerMiddleware:
         with LoopContext(self._profiler, {"name": "", "strategy": self._strategy, "frame": True}) as loop:
             response = _Response(loop)
 
+            async def received() -> Message:
+                message = await receive()
+                boundary.call("loop", response.received, message)
+                return message
+
             async def sent(message: Message) -> None:
                 await send(message)
                 boundary.call("loop", response.sent, message)
 
             try:
-                await self.app(scope, receive, sent)
+                await self.app(scope, received, sent)
             finally:
                 loop.name = boundary.call("loop", name_of, scope, root) or ""
                 boundary.call("loop", response.over)
@@ -84,6 +89,11 @@ class _Response:
     def __init__(self, loop: ObservedLoop) -> None:
         self._loop = loop
         self._status: int | None = None
+        self._gone = False
+
+    def received(self, message: Message) -> None:
+        if message["type"] == "http.disconnect" and self._loop.answered_ns is None:
+            self._gone = True
 
     def sent(self, message: Message) -> None:
         kind = message["type"]
@@ -97,9 +107,9 @@ class _Response:
     def over(self) -> None:
         """The application has returned, or raised."""
         if self._status is not None and self._status >= 500:
-            self._loop.failed_as = f"http_{self._status}"
-        elif self._loop.answered_ns is None:
-            self._loop.failed_as = "disconnected"
+            self._loop.ended_as = "error", f"http_{self._status}"
+        elif self._gone or self._loop.answered_ns is None:
+            self._loop.ended_as = "cancelled", "disconnected"
 
 
 def name_of(scope: Scope, root: str = "") -> str:
@@ -108,7 +118,9 @@ def name_of(scope: Scope, root: str = "") -> str:
     `root` is the `root_path` that the application was called with: what is mounted in it has added to that.
     """
     mounted = scope.get("root_path", "")
-    prefix = without_ids(mounted[len(root) :]) if mounted.startswith(root) else ""
+    prefix = mounted[len(root) :] if mounted.startswith(root) else ""
+    named = {str(value): f"{{{key}}}" for key, value in (scope.get("path_params") or {}).items()}
+    prefix = without_ids("/".join(named.get(part, part) for part in prefix.split("/")))
     for path in (getattr(scope.get("route"), "path", None), scope.get("path_template")):
         if isinstance(path, str):
             return prefix + path

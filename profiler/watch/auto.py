@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import inspect
+import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from profiler.watch.runners import RunnerTools
 
 if TYPE_CHECKING:
     from profiler.watch.profiler import Profiler
+
+_log = logging.getLogger(__name__)
 
 _MODULES = ("openai._base_client", "anthropic._base_client")
 _CLIENTS = ("SyncAPIClient", "AsyncAPIClient")
@@ -95,22 +98,26 @@ class Automatic:
         if self._find_tools:
             boundary.call("request", self._look_for, options)
 
+    def _note(self, found: Found) -> None:
+        self.found.append(found)
+        _log.info("%s %s", "watched:" if not found.problem else "client", found)
+
     def _take(self, client: Any) -> None:
         name = type(client).__name__
         place = _made_at.get(client) or place_of_caller() or ""
         try:
             self._profiler.instrument(client)
         except UsageError as error:
-            self.found.append(Found("client", name, place, str(error)))
+            self._note(Found("client", name, place, str(error)))
             return
-        self.found.append(Found("client", name, place))
+        self._note(Found("client", name, place))
         self._undo.append(lambda: self._profiler.uninstrument(client))
 
     def _tool_of_runner(self, function: Any, name: str) -> Any:
         runs = inspect.unwrap(function)
         found = Found("tool", name, place_of(runs) if isinstance(runs, FunctionType) else "")
         if found not in self.found:
-            self.found.append(found)
+            self._note(found)
         return self._profiler.tool(function, name=name)
 
     def _look_for(self, options: Any) -> None:
@@ -124,17 +131,20 @@ class Automatic:
             return
         began_ns = self._profiler.recorder.clock()
         with self._lock:  # other threads wait until what their tools run is watched, too
-            self._looked_for |= names
-            self._looked_at = size
+            wanted = self._looked_for | names
+            if wanted == self._looked_for and size == self._looked_at:
+                return
             by_function: dict[int, tuple[FunctionType, list[str]]] = {}
-            for name, candidates in functions_of(self._looked_for).items():
+            for name, candidates in functions_of(wanted).items():
                 for function in candidates:
                     if (id(function), name) not in self._exchanged:
                         by_function.setdefault(id(function), (function, []))[1].append(name)
             for function, its_names in by_function.values():
                 self._undo.append(exchange(function, self._chooser(its_names)))
                 self._exchanged |= {(id(function), name) for name in its_names}  # `_undo` keeps the function
-                self.found += [Found("tool", name, place_of(function)) for name in its_names]
+                for name in its_names:
+                    self._note(Found("tool", name, place_of(function)))
+            self._looked_for, self._looked_at = wanted, size  # not before: others would not wait
         self._profiler._took(self._profiler.recorder.clock() - began_ns)
 
     def _chooser(

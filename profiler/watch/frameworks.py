@@ -33,7 +33,7 @@ def watched_tools(registry: Any, watch: Watch) -> Any:
     except _Nothing:
         raise UsageError(
             f"no tool in {describe(registry)}: expected a dict of names and functions, a list of functions "
-            "or Tools, or an agent, toolset or tool of pydantic-ai, openai-agents or LangChain"
+            "or Tools, or an agent, toolset, tool or graph of pydantic-ai, openai-agents or LangChain"
         ) from None
 
 
@@ -245,6 +245,15 @@ def _langgraph_node(node: Any, watch: Watch) -> bool:
     return sum(_langchain_tool(one, watch) for one in node.tools_by_name.values()) > 0
 
 
+def _langgraph_graph(graph: Any, watch: Watch) -> bool:
+    """A compiled graph: the tools of its nodes, and of the graphs that are nodes of it."""
+    found = False
+    for node in graph.nodes.values():
+        if (kind := _kind_of(getattr(node, "bound", None))) is not None:
+            found |= kind(node.bound, watch)
+    return found
+
+
 def _anthropic_tool(one: Any, watch: Watch) -> bool:
     one.call = watch(one.call, one.name)
     return True
@@ -263,6 +272,7 @@ _KINDS: Mapping[tuple[str, str], Callable[[Any, Watch], bool]] = {
     ("agents", "FunctionTool"): _openai_function_tool,
     ("langchain_core", "BaseTool"): _langchain_tool,
     ("langgraph", "ToolNode"): _langgraph_node,
+    ("langgraph", "Pregel"): _langgraph_graph,
     ("anthropic", "BaseFunctionTool"): _anthropic_tool,
     ("anthropic", "BetaBuiltinFunctionTool"): _anthropic_tool,
     ("anthropic", "BetaAsyncBuiltinFunctionTool"): _anthropic_tool,

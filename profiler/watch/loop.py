@@ -49,7 +49,7 @@ class ObservedLoop:
     """A loop under way, as far as it has been observed; `record` makes it a `LoopRecord`.
 
     `frame`: it is one only if a model is asked in it. `answered_ns`: its answer was given then, so it ends
-    there, or with the last thing that is known of it. `failed_as`: why it failed though nothing was raised.
+    there, or with the last thing that is known of it. `ended_as`: its ending where nothing was raised.
     """
 
     clock: Clock
@@ -70,7 +70,7 @@ class ObservedLoop:
     sinks: Sequence[Any] = ()
     frame: bool = False
     answered_ns: int | None = None
-    failed_as: str | None = None
+    ended_as: tuple[Status, str | None] = ("ok", None)
     running: Running = field(init=False)
 
     def __post_init__(self) -> None:
@@ -261,8 +261,8 @@ class ObservedLoop:
         `stalls` are those of its event loop, in sync code of the process, None where neither was watched.
         """
         ended_ns = self._ended_ns()
-        if status == "ok" and self.failed_as is not None:
-            status, error_type = "error", self.failed_as
+        if status == "ok":
+            status, error_type = self.ended_as
         ends = [*(round_.started_ns for round_ in self.rounds[1:]), ended_ns][: len(self.rounds)]
         rounds = tuple(
             round_record(index, round_, end, stalls)

@@ -112,7 +112,7 @@ class Profiler:
     ) -> None:
         self.metrics: PrometheusSink | None
         chosen, self.metrics = sinks_of(sinks, records, prometheus, otel)
-        self.recorder = Recorder(chosen, clock)
+        self.recorder = Recorder(chosen, clock, overheard=True)
         self.orphan_calls = 0
         self._orphans_recorded = 0
         self._boundary = Boundary(self._failed)
@@ -331,7 +331,7 @@ class Profiler:
                 return function
             function = _unwatched_of(function)
         name = name or _name_of(function)
-        code = _code_of(function)
+        code = self._boundary.call("tool", _code_of, function)
         if code is not None:
             self.sources[name] = code
         begin = _Begin(self, _told_once(name, _signature_of(function)), name)
@@ -349,8 +349,8 @@ class Profiler:
 
         What frameworks hold is changed in place and returned, since whatever was made of it has it already:
         a pydantic-ai `Agent`, toolset or `Tool`; an openai-agents `Agent` (with the agents it hands off to)
-        or `FunctionTool`; a LangChain `BaseTool`, a LangGraph `ToolNode`; tools of the SDKs' own runners. Do
-        this when all of their tools are there.
+        or `FunctionTool`; a LangChain `BaseTool`; a LangGraph `ToolNode` or compiled graph; tools of the
+        SDKs' own runners. Do this when all of their tools are there.
 
         Raises `UsageError` where no tool is found.
         """

@@ -200,7 +200,7 @@ async def registered_openai_agents(prof: Profiler, client: Any, url: str) -> str
     return (await agents.Runner.run(agent, QUESTION, run_config=config)).final_output
 
 
-async def registered_langgraph(prof: Profiler, client: Any, url: str) -> str:
+async def registered_langgraph(prof: Profiler, client: Any, url: str, whole: bool = False) -> str:
     """LangChain's tools, decorated and of a class of their own, in a graph that was made before."""
     need("langgraph")
     from langchain_core.tools import BaseTool, tool
@@ -235,12 +235,21 @@ async def registered_langgraph(prof: Profiler, client: Any, url: str) -> str:
     graph.add_conditional_edges("think", tools_condition)
     graph.add_edge("tools", "think")
     compiled = graph.compile()
-    assert prof.tools(tools) == tools
+    if whole:
+        assert prof.tools(compiled) is compiled
+    else:
+        assert prof.tools(tools) == tools
     state = await compiled.ainvoke({"messages": [("user", QUESTION)]})
     return str(state["messages"][-1].text)
 
 
-@pytest.mark.parametrize("agent", [registered_pydantic_ai, registered_openai_agents, registered_langgraph])
+async def registered_graph(prof: Profiler, client: Any, url: str) -> str:
+    return await registered_langgraph(prof, client, url, whole=True)
+
+
+@pytest.mark.parametrize(
+    "agent", [registered_pydantic_ai, registered_openai_agents, registered_langgraph, registered_graph]
+)
 async def test_tools_of_a_framework_are_watched_by_one_call(emulator: EmulatorProcess, agent: Any) -> None:
     records: list[LoopRecord] = []
     prof = Profiler(sinks=[records.append])

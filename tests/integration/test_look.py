@@ -185,6 +185,40 @@ def test_agent_runs_once_with_the_prompt(folder: Path) -> None:
     assert ended.stderr == ""
 
 
+def test_strategy_holds_back_the_tools_of_a_plain_agent(folder: Path) -> None:
+    ended = profiler(folder, "--emulate", "--agent", "own_agent:agent", "--strategy", "sequential", "x")
+    assert ended.returncode == 0, ended.stderr
+    assert "at most 1 at once)" in " ".join(ended.stdout.split())
+    assert "heeded" not in ended.stdout
+
+
+def test_block_and_tool_loop_of_a_script_are_seen_too(folder: Path) -> None:
+    name = script(
+        folder,
+        """
+        import asyncio, own_agent
+        from profiler import Gathered, ToolLoop
+        from profiler.examples import get_population, get_weather
+        from profiler.instrument import Profiler
+        from profiler.providers import OpenAIChat
+
+        async def main():
+            with Profiler([]) as prof:
+                await own_agent.agent("Compare")
+            model = OpenAIChat(own_agent.client, model="gpt-4o")
+            await ToolLoop(model, [get_weather, get_population], Gathered()).run("Compare")
+            await own_agent.client.close()
+
+        asyncio.run(main())
+        """,
+    )
+    ended = profiler(folder, "--emulate", name)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("model 1 ") == 2
+    assert ended.stdout.startswith("\n2 loops: half took at most ")
+    assert "failed" not in ended.stdout
+
+
 def test_agent_that_raises_is_shown_its_traceback(folder: Path) -> None:
     (folder / "failing.py").write_text(
         "import own_agent\nasync def agent(prompt):\n    await own_agent.agent(prompt)\n    return {}['x']\n"
@@ -223,6 +257,7 @@ def test_factory_is_given_the_context(folder: Path) -> None:
     ended = profiler(folder, "--emulate", "--agent", "factory:make_agent", "--strategy", "semaphore:2")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("semaphore:2\n")
+    assert "semaphore:2 was not heeded: " in ended.stdout
     assert "get_weather (own_agent.py:8)" in ended.stdout
 
 

@@ -701,3 +701,13 @@ def test_names_from_outside_are_capped_in_metrics(out):
     assert len(values["gen_ai.request.model"]) == len(values["toolloop.strategy"]) == 51
     assert len(values["strategy"]) == len(values["gen_ai.agent.name"]) == 51
     assert values["gen_ai.tool.name"] == values["tool"] == {"__unknown_tool__"}
+
+
+def test_spans_that_go_nowhere_are_said(caplog, monkeypatch):
+    monkeypatch.setattr(trace, "get_tracer_provider", trace.ProxyTracerProvider)
+    sink = OpenTelemetrySink()
+    sink(a_loop())
+    sink(a_loop())
+    sink.close()
+    (said,) = caplog.messages
+    assert said.startswith("the spans of 2 loops went nowhere, since OpenTelemetry has no tracer provider")

@@ -24,6 +24,12 @@ TARGET = Endpoint.parse("http://127.0.0.1:8100")
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
+@pytest.fixture(autouse=True)
+def no_other_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def answered(sent: list[httpx2.Request], redirect: str | None = None) -> httpx2.MockTransport:
     """A server that takes down what it is sent, and answers, or redirects."""
 

@@ -157,3 +157,23 @@ def test_loops_of_a_call_that_was_tried_again_are_all_its_own():
         work()
     assert parents(records) == {"outer": (None, []), "try 2": ("outer", [0]), "try 1": ("outer", [0])}
     assert [one.id for one in records[-1].tool_calls] == ["a"]
+
+
+def test_loops_without_any_sink_belong_together_and_to_none_that_has_one():
+    async def main(clock):
+        records, inner = [], []
+
+        async def work(topic: str) -> str:
+            inner.append((await scripted(topic, [], [], clock).run("go")).record)
+            return topic
+
+        outer = (await scripted("outer", [work], [], clock, ("a",)).run("go")).record
+        kept = (await scripted("kept", [work], [records.append], clock, ("b",)).run("go")).record
+        return parents([outer, kept, *inner])
+
+    assert run_virtual(main) == {
+        "outer": (None, []),
+        "a": ("outer", [0]),
+        "kept": (None, []),
+        "b": (None, []),
+    }

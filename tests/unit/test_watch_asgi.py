@@ -92,6 +92,8 @@ def test_name_of_a_request() -> None:
     route = SimpleNamespace(path="/chat/{id}")
     mounted = {"path": "/v1/9/chat/7", "root_path": "/proxy/v1/9", "route": route}
     assert name_of(mounted, "/proxy") == "/v1/{id}/chat/{id}"
+    mounted |= {"path_params": {"tenant": "acme", "id": "7"}, "root_path": "/proxy/v1/acme"}
+    assert name_of(mounted, "/proxy") == "/v1/{tenant}/chat/{id}"
     assert name_of({"path": "/a/7", "path_template": "/a/{b}"}) == "/a/{b}"
     assert name_of({"path": "/a/7"}) == "/a/{id}"
 
@@ -163,7 +165,7 @@ def test_exception_passes_through() -> None:
         (200, True, ("ok", None)),
         (404, True, ("ok", None)),
         (503, True, ("error", "http_503")),
-        (200, False, ("error", "disconnected")),
+        (200, False, ("cancelled", "disconnected")),
     ],
 )
 def test_response_decides_whether_a_loop_failed(status: int, done: bool, ending: Any) -> None:
@@ -174,6 +176,28 @@ def test_response_decides_whether_a_loop_failed(status: int, done: bool, ending:
     made = service(handle)
     asyncio.run(made.get())
     assert [(one.status, one.error_type) for one in made.records] == [ending]
+
+
+def test_client_that_goes_away_has_cancelled_the_loop() -> None:
+    """Also where a framework ends the body all the same. After the response everybody goes."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        made.asks()
+        await send({"type": "http.response.start", "status": 200})
+        if scope["path"] == "/before":
+            assert (await receive())["type"] == "http.disconnect"
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        assert (await receive())["type"] == "http.disconnect"
+
+    async def send(message: Any) -> None: ...
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    made = Service(app)
+    for path in ("/before", "/after"):
+        asyncio.run(made.app({"type": "http", "path": path}, receive, send))  # type: ignore[arg-type]
+    assert made.all() == [("/before", "cancelled", "disconnected", 1), ("/after", "ok", None, 1)]
 
 
 def test_cancelled_request_is_a_cancelled_loop() -> None:

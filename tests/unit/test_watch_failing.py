@@ -52,7 +52,7 @@ OUTSIDE = re.compile(
             r"watch/profiler:Profiler\.(__init__|loop|instrument|uninstrument|failures)",
             r"watch/profiler:Profiler\.(tool|tools|dispatcher|_watched_as|_begin)(\..*)?",
             r"watch/(frameworks:.*|dispatch:Dispatch\.__init__.*)",
-            r"watch/profiler:(LoopContext\.__\w+__|_unwatched_of|_name_of|_signature_of|_http_client|_owner)",
+            r"watch/profiler:(LoopContext\.__\w+__|_unwatched_of|_name_of|_signature_of|_code_of|_http_client|_owner)",
             r"watch/tools:(watched|_marked|_runs|_named|_code_flags|_of_kind)",
             r"watch/loop:ObservedLoop\.__\w+__|loop/nesting:Running\.__init__",
             r"providers/attempts:(transports|with_attempts)",
