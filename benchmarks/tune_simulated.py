@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,7 +63,7 @@ class System:
     drift: float = 0.0
     start: tuple[float, float] = (3.0, 6.0)
     exit: float = 0.7
-    setting: Literal["process", "agent"] | None = None
+    setting: Literal["process", "agent"] | None = field(default=None, repr=False)  # repr seeds the draws
 
     def limits(self, spec: str) -> str:
         """What a strategy comes to here: settings are limits."""

@@ -626,6 +626,16 @@ def _bound(schema: Any) -> None:
             _bound(part)
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files of records that a path names: itself, or all `*.jsonl` in it. Raises `RecordError`."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.glob("*.jsonl"))
+    if not found:
+        raise RecordError(f"{path}: not a run directory: neither run.json nor records (*.jsonl) are in it")
+    return found
+
+
 def read(path: Path | str) -> Iterator[LoopRecord]:
     """The records of a JSONL file, one by one.
 

@@ -352,6 +352,16 @@ class RunDirectory:
         if wrong is not None:
             raise RecordError(f"{parent}: cannot make a run directory: {os.strerror(wrong)}")
 
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether it is a run directory, though perhaps a broken one: opening it then says so."""
+        if not path.is_dir():
+            return False
+        try:
+            return not {RUN, PROGRESS}.isdisjoint(os.listdir(path))
+        except OSError:
+            return True
+
     @classmethod
     def open(cls, path: Path | str) -> Self:
         """An existing run directory. Raises `RecordError` when there is no `run.json` in it."""

@@ -81,7 +81,7 @@ def _add_trace(commands: Commands) -> None:
         "records.jsonl --loops 100",
     )
     parser.add_argument(
-        "run", type=TEXT.argument, metavar="RUN", help="a run directory, or a file of records"
+        "run", type=TEXT.argument, metavar="RUN", help="a run directory, or a file or folder of records"
     )
     output = Path("trace.json.gz")
     parser.add_argument(

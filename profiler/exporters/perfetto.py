@@ -125,7 +125,10 @@ def _records(source: RunDirectory | Path | str | Iterable[LoopRecord]) -> Iterab
     if isinstance(source, RunDirectory):
         return source.records()
     if isinstance(source, str | Path):
-        return records_file.read(source) if Path(source).is_file() else RunDirectory.open(source).records()
+        path = Path(source)
+        if RunDirectory.is_one(path):
+            return RunDirectory.open(path).records()
+        return itertools.chain.from_iterable(map(records_file.read, records_file.files_of(path)))
     return source
 
 

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from profiler.emulator.tape import Tape
 from profiler.errors import ProviderError, TargetError
 from profiler.limits.gate import Gate
 from profiler.load.agents import LoadedAgent, load_redact
@@ -25,6 +26,7 @@ from profiler.load.holding import hold
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
 from profiler.load.places import function_line, limits_of, remade_by, swallowed
+from profiler.load.plan import NUMBERS_PER_BLOCK, WARM_UP_BLOCK
 from profiler.load.runners import BuiltInAgent, CustomAgent, FirstLoop, LoopRunner, is_expected, note_defect
 from profiler.load.selfcheck import Seen, judged, merged
 from profiler.load.spending import LoopAccount
@@ -57,6 +59,9 @@ CALIBRATION_AGENTS = 32
 """In each process: enough to keep it busy."""
 
 LONE_LOOPS = 5
+
+TRIED_NUMBERS = 100
+"""Entries of the tape among which the work of the first loops is chosen."""
 
 
 class LoopRunners:
@@ -193,7 +198,7 @@ class LoopRunners:
             made[spec] = agent
         self._spent += Spent(len(made))
 
-        nowhere = LoopPosition(0, "", None, "")
+        nowhere = LoopPosition(self._telling_number(), "", None, "")
 
         async def check(agent: CustomAgent) -> FirstLoop:
             try:
@@ -215,6 +220,21 @@ class LoopRunners:
             )
 
         return check_all
+
+    def _telling_number(self) -> int:
+        """The work of the first loops: of some of the tape's, one that asks for more than any limit allows.
+
+        Where none does, the one that asks for most. A server that is no emulator asks for what it likes.
+        """
+        tape = Tape(self._scenario, self._options.seed)
+        wanted = 1 + max((one.limit for one in self.strategies.values() if one.limit is not None), default=1)
+        first = WARM_UP_BLOCK * NUMBERS_PER_BLOCK
+
+        def tells(number: int) -> tuple[int, int]:
+            asked = tape.fan_out(number, 0)
+            return min(asked, wanted), -asked
+
+        return max(range(first, first + TRIED_NUMBERS), key=tells)
 
     def _seen(self, loaded: LoadedAgent, first: FirstLoop, mixed: bool) -> Seen:
         unrun, unasked = first.trace.missed()

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from profiler.loop.boundary import Boundary
+from profiler.process.lifetime import in_forked_child
 
 Watch = Callable[[Any, str], Any]
 """Returns the function, watched as the tool of this name."""
@@ -33,14 +34,15 @@ class RunnerTools:
 
     def install(self) -> None:
         """May be called again, and costs next to nothing then."""
+        if self in _installed and not _unpatched():
+            return
         with _lock:
             if self not in _installed:
                 _installed.append(self)
-            for module, patches in _PATCHES.items():
-                if module in sys.modules and module not in _patched:
-                    _patched[module] = _patch_all(module, patches)
-                    if module == _MESSAGES and not _patched[module]:
-                        _patched[module] = _patch_all(_FUNCTIONS, _OLDER)
+            for module in _unpatched():
+                _patched[module] = _patch_all(module, _PATCHES[module])
+                if module == _MESSAGES and not _patched[module]:
+                    _patched[module] = _patch_all(_FUNCTIONS, _OLDER)
 
     def uninstall(self) -> None:
         with _lock:
@@ -59,7 +61,21 @@ class RunnerTools:
 
 _installed: list[RunnerTools] = []
 _patched: dict[str, list[tuple[type, str, Any]]] = {}
-_lock = threading.RLock()
+_lock = threading.Lock()
+
+
+def _renew() -> None:
+    """In a forked child: another thread of its parent may have had the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+in_forked_child(_renew)
+
+
+def _unpatched() -> list[str]:
+    """The modules of runners that have been imported since."""
+    return [module for module in _PATCHES if module in sys.modules and module not in _patched]
 
 
 Patches = tuple[tuple[str, str, Callable[[Any], Any]], ...]

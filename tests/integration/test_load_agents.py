@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tune_agent import CAPACITY, USERS, server
 from profiler.anatomy import peak
 from profiler.emulator.process import start_emulator
 from profiler.load.experiment import Experiment, run_experiment
@@ -160,6 +161,28 @@ def test_settings_of_an_agent_are_compared_as_strategies(processes: Locust) -> N
     assert material.counterfactuals == ()
     page = write_report(directory, material=material).read_text()
     assert "calls=2 answer=sun" in page
+
+
+def test_refusals_that_a_tool_hides_in_words_of_its_own_are_failures(tmp_path: Path) -> None:
+    """The server is the benchmark's own; the tool says "That part cannot be looked up just now."."""
+    with server(1) as root:
+        options = LoadOptions(
+            strategies=parse_strategies("gathered"),
+            agent="benchmarks.tune_agent_agents:make_texts",
+            base_url=root,
+            tools_url=root,
+            out=str(tmp_path / "runs"),
+            blocks=1,
+            calibration_seconds=0.0,
+            metrics=False,
+        )
+        directory = RunDirectory.open(run_experiment(Experiment(options, users=USERS, seconds=2.0)))
+    records = list(directory.records())
+    calls = [call for record in records for call in record.tool_calls]
+    assert {call.error_type for call in calls if call.status != "cancelled"} == {None, "http_429"}
+    assert {record.outcome for record in records} >= {"ok", "incomplete"}
+    served = [call for call in calls if call.status == "ok"]
+    assert peak((call.started_ns or 0, call.ended_ns) for call in served) >= CAPACITY
 
 
 def test_an_agent_whose_first_loop_fails_is_no_load_test(

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from unittest import mock
+
 import pytest
 
 from profiler.statistics import summary
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """What a test, or the command that it runs, puts into the environment is gone after it."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture

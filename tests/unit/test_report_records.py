@@ -12,9 +12,9 @@ import pytest
 
 from profiler.cli import main
 from profiler.errors import RecordError
-from profiler.records import LoopRecord, encode
+from profiler.records import LoopRecord, encode, files_of
 from profiler.report.html import write_any
-from profiler.report.html.bare import files_of, gather_files, gather_records
+from profiler.report.html.bare import gather_files, gather_records
 from profiler.report.html.records import render_records
 from profiler.report.look import MOST_DRAWN, MOST_LINES, in_a_line, lead, render_loops, several
 from profiler.report.timeline import MOST_ROWS, render_timeline
@@ -173,7 +173,7 @@ def test_what_is_no_record_is_named(
 
 
 def test_empty_directory_has_nothing_to_report(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"neither run\.json nor files of records"):
+    with pytest.raises(RecordError, match=r"neither run\.json nor records"):
         write_any(tmp_path)
 
 

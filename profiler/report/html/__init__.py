@@ -6,7 +6,6 @@ need the summary as well: it is part of the material, from the same read of the 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from profiler.errors import RecordError
@@ -18,7 +17,7 @@ from profiler.report.html.markup import name, text
 from profiler.report.html.page import Section, libraries, page, write_page
 from profiler.report.html.records import write_records
 from profiler.report.text import clean, counted
-from profiler.rundir import PROGRESS, RUN, RunDirectory
+from profiler.rundir import RunDirectory
 
 __all__ = ["Material", "gather", "render", "write_any", "write_report"]
 
@@ -45,7 +44,7 @@ def write_any(path: Path, out: Path | None = None) -> Path:
     That of a run in which nothing was measured, as `profiler run` leaves one, is of its records. Raises
     `RecordError`, `UsageError`.
     """
-    if _is_run(path):
+    if RunDirectory.is_one(path):
         directory = RunDirectory.open(path)
         run = directory.load()
         if run.trials or not directory.records_path.stat().st_size:
@@ -55,16 +54,6 @@ def write_any(path: Path, out: Path | None = None) -> Path:
     if not path.exists():
         raise RecordError(f"{path}: not a run directory, and no file of records")
     return write_records(path, out)
-
-
-def _is_run(path: Path) -> bool:
-    """Whether it is a run directory, though perhaps a broken one: opening it then says so."""
-    if not path.is_dir():
-        return False
-    try:
-        return not {RUN, PROGRESS}.isdisjoint(os.listdir(path))
-    except OSError:
-        return True
 
 
 def render(material: Material) -> str:

@@ -81,19 +81,9 @@ class Bare:
         return top if top.size else np.arange(self.table.nested.size)
 
 
-def files_of(path: Path) -> list[Path]:
-    """The files of records that a path names: itself, or all `*.jsonl` in it. Raises `RecordError`."""
-    if not path.is_dir():
-        return [path]
-    found = sorted(path.glob("*.jsonl"))
-    if not found:
-        raise RecordError(f"{path}: neither run.json nor files of records (*.jsonl) are in it")
-    return found
-
-
 def gather_files(path: Path, title: str | None = None) -> Bare:
     """The material of a file of records, or of a directory of such files; each is read twice."""
-    files = files_of(path)
+    files = records_file.files_of(path)
     counts: list[int] = []
 
     def every() -> Iterator[LoopRecord]:

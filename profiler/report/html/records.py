@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from profiler import palette
+from profiler.records import files_of
 from profiler.report.html import conditions, kinds
-from profiler.report.html.bare import Bare, Group, files_of, gather_files
+from profiler.report.html.bare import Bare, Group, gather_files
 from profiler.report.html.charts import DIGITS, SHARES, distributions
 from profiler.report.html.markup import (
     LONGEST,
