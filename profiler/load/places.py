@@ -6,13 +6,14 @@ import ast
 import asyncio
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, CoroutineType, FrameType, FunctionType, ModuleType
 from typing import Any
 
+from profiler.load.calling import underlying
 from profiler.watch.places import MOST_FRAMES, is_application, place
 
 _LOCK = type(threading.Lock())
@@ -101,6 +102,16 @@ def limits_of(module: ModuleType | None) -> list[tuple[str, int]]:
         line = _assigned_line(module, name)
         found.append((f"{name} ({line})" if line else name, size))
     return found
+
+
+def remade_by(agent: Any, sources: Mapping[str, CodeType]) -> dict[str, str]:
+    """The functions, of these by name, that are defined inside an agent's own function, and where."""
+    inside = f"{getattr(underlying(agent), '__qualname__', '')}.<locals>."
+    return {
+        name: place(code.co_filename, code.co_firstlineno)
+        for name, code in sources.items()
+        if code.co_qualname.startswith(inside)
+    }
 
 
 def swallowed(code: CodeType) -> str:

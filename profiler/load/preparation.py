@@ -25,7 +25,7 @@ from profiler.load.context import AgentContext, LoopPosition
 from profiler.load.holding import hold
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
-from profiler.load.places import function_line, limits_of, swallowed
+from profiler.load.places import function_line, limits_of, remade_by, swallowed
 from profiler.load.plan import NUMBERS_PER_BLOCK, WARM_UP_BLOCK
 from profiler.load.runners import BuiltInAgent, CustomAgent, FirstLoop, LoopRunner, is_expected, note_defect
 from profiler.load.selfcheck import Seen, judged, merged
@@ -241,6 +241,7 @@ class LoopRunners:
         module = loaded.module
         ran = {call.name for record in first.records for call in record.tool_calls}
         caught = {name: swallowed(code) for name, code in first.sources.items() if name in ran}
+        remade = {} if not loaded.plain else remade_by(loaded.function, first.sources)
         return Seen(
             first.records,
             first.trace,
@@ -248,6 +249,7 @@ class LoopRunners:
             {name: function_line(module, name) for name in unasked},
             tuple(self._pointing.unwatched),
             {name: where for name, where in caught.items() if where},
+            {name: where for name, where in remade.items() if name in ran},
             limits_of(module),
             loaded.plain,
             mixed,

@@ -106,7 +106,8 @@ class Seen:
     `records` are its records; `unrun` the tools that it was asked to run and did not, as far as is known, and
     `unasked` those that ran under a name that nothing asked for; each with its place. `unwatched` are clients
     that nobody watches, `swallowed` tools that make results of exceptions, and where. `caps` are limits at
-    module level: what, where, and how many calls they let run. `mixed`: loops used each other's tools.
+    module level: what, where, and how many calls they let run. `remade` are tools that each call of a plain
+    agent makes anew. `mixed`: loops used each other's tools.
     """
 
     records: Sequence[LoopRecord]
@@ -115,6 +116,7 @@ class Seen:
     unasked: Mapping[str, str] = field(default_factory=dict)
     unwatched: Sequence[str] = ()
     swallowed: Mapping[str, str] = field(default_factory=dict)
+    remade: Mapping[str, str] = field(default_factory=dict)
     caps: Sequence[tuple[str, int]] = ()
     plain: bool = False
     mixed: bool = False
@@ -222,6 +224,12 @@ def _problems(spec: StrategySpec, seen: Seen) -> Iterable[Check]:
         if seen.plain:
             how = "a function of that name, or a registry that has it by that name, is found by itself"
         yield found(f"asked for, and run by no watched tool: {names}: not seen", f"watch it: {how}")
+    for tool, place in seen.remade.items():
+        yield found(
+            f"{tool} ({place}) is made anew by each call of the agent: under load only the first is watched, "
+            "and held back",
+            "define it outside of the agent",
+        )
     rounds = sum(len(record.rounds) for record in seen.records)
     for client in seen.unwatched:
         yield found(

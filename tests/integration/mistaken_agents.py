@@ -258,6 +258,18 @@ def plain(prompt: str) -> None:
                 answer(messages, message, list(pool.map(lambda run: run(), runs)))
 
 
+async def makes_its_tools(prompt: str) -> None:
+    async def get_weather(city: str, units: str = "celsius") -> dict:  # LINE: makes_its_tools
+        await asyncio.sleep(SECONDS)
+        return {"city": city, "units": units}
+
+    tools = {**TOOLS, "get_weather": get_weather}
+    async with AsyncOpenAI(api_key="x") as client:
+        messages: list[Any] = [{"role": "user", "content": prompt}]
+        while (message := await asked(client, messages)).tool_calls:
+            answer(messages, message, await asyncio.gather(*(run() for run in runs_of(message, tools))))
+
+
 def weather_in_a_thread(city: str, units: str = "celsius") -> dict:
     with LOCK:
         time.sleep(SECONDS / 10)

@@ -113,6 +113,12 @@ def test_plain_agent_is_held_back_by_its_strategies(target: str, caplog: pytest.
     )
 
 
+def test_tool_that_each_call_makes_anew_is_told(target: str) -> None:
+    (problem,) = [one for one in checked(target, "makes_its_tools") if one.outcome == "problem"]
+    assert line_of("makes_its_tools") in problem.detail
+    assert "is made anew by each call of the agent" in problem.detail
+
+
 @pytest.mark.parametrize(
     ("function", "kind", "said"),
     [

@@ -113,6 +113,7 @@ def problems(*records: LoopRecord, **seen: Any) -> list[str]:
         ({"unrun": {"a": ""}, "unasked": {"b": "agent.py:4"}}, "a was asked for, and b (agent.py:4) ran"),
         ({"unwatched": ["OpenAI (agent.py:1)"]}, "OpenAI (agent.py:1) is not watched"),
         ({"swallowed": {"a": "agent.py:5"}}, "a makes results of its exceptions (agent.py:5)"),
+        ({"remade": {"a": "agent.py:2"}}, "a (agent.py:2) is made anew by each call of the agent"),
         ({"trace": Trace(blocking=Counter({"agent.py:6": 1}))}, "agent.py:6 asks the model by a sync client"),
         ({"trace": Trace(foreign=Counter({"agent.py:7": 1}))}, "agent.py:7 uses what the factory made"),
         (
