@@ -138,6 +138,8 @@ class Profiler:
         self._orphans_recorded = self.orphan_calls
         if self._conversations is not None:
             self._conversations.forget()
+        if self._automatic is not None:
+            self._automatic.forked()
 
     @property
     def failures(self) -> Mapping[Part, int]:
@@ -290,10 +292,13 @@ class Profiler:
 
     def uninstrument(self, client: T) -> T:
         """Restore the client as it was before `instrument`. Returns it."""
-        for put, transport in transports(_http_client(client)):
+        self._restore(_http_client(client))
+        return client
+
+    def _restore(self, http_client: Any) -> None:
+        for put, transport in transports(http_client):
             if _owner(transport) is self:
                 put(transport.original)
-        return client
 
     @overload
     def tool(self, function: T, *, name: str | None = None) -> T: ...

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +17,7 @@ import openai
 import pytest
 
 from profiler.errors import UsageError
+from profiler.watch import auto
 from profiler.watch.profiler import Profiler
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -457,3 +460,84 @@ def test_what_fails_while_it_is_asked_what_holds_a_tool_holds_nothing(records):
         prof.stop()
     assert shape(records[0]) == [[("auto_async", True)] * 2, []]
     assert prof.failures["tool"] == 2
+
+
+def test_a_copy_of_a_client_is_the_client_to_what_looks_for_more(prof, monkeypatch):
+    looks: list[Any] = []
+    monkeypatch.setattr(auto, "functions_of", lambda names: looks.append(names) or {})
+    asked: list[Any] = []
+    prof.auto(find_tools=True, on_client=asked.append)
+    client = sync_client(Model())
+    for _ in range(5):
+        ask(client.with_options(timeout=5), "rome", "auto_nowhere", lambda city: city)
+    assert len(looks) == 1
+    assert (len(prof.found), len(asked)) == (1, 5)  # each copy may have a URL of its own
+
+
+def test_clients_made_for_each_request_are_said_once_and_not_kept(prof, monkeypatch):
+    looks: list[Any] = []
+    monkeypatch.setattr(auto, "functions_of", lambda names: looks.append(names) or {})
+    prof.auto(find_tools=True)
+    http_clients = []
+    for _ in range(10):
+        client = sync_client(Model())
+        http_clients.append(weakref.ref(client._client))
+        ask(client, "rome", "auto_nowhere", lambda city: city)
+    del client
+    gc.collect()
+    assert [one() for one in http_clients] == [None] * 10
+    assert len(prof.found) == 1
+    assert len(looks) == auto.MOST_IN_VAIN + 1
+
+
+def test_a_client_without_a_hash_is_watched_like_any_other(prof, records):
+    class Compared(openai.OpenAI):
+        __eq__ = lambda self, other: True  # noqa: E731
+        __hash__ = None
+
+    prof.auto()
+    client = Compared(
+        api_key="k", base_url="http://model.test/v1", http_client=httpx2.Client(transport=Model())
+    )
+    with prof.loop():
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+    assert len(records[0].rounds) == 1
+
+
+def test_no_thread_s_request_leaves_before_its_client_has_been_taken(prof):
+    going, waiting, sent = threading.Event(), threading.Event(), []
+
+    class Noting(Model):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            sent.append(request.url.host)
+            return super().handle_request(request)
+
+    def point(client: Any) -> None:
+        going.set()
+        assert waiting.wait(60)
+        client.base_url = "http://127.0.0.1:9/v1"
+
+    prof.auto(on_client=point)
+    client = sync_client(Noting(), base_url="https://example.com/v1")
+
+    def run() -> None:
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run)
+        assert going.wait(60)
+        second = pool.submit(run)
+        waiting.set()
+        first.result(60), second.result(60)
+    assert sent == ["127.0.0.1", "127.0.0.1"]
+
+
+def test_a_client_that_was_refused_is_refused_again(prof):
+    def refuse(client: Any) -> None:
+        raise UsageError("another host")
+
+    prof.auto(on_client=refuse)
+    client = sync_client(Model())
+    for _ in range(2):
+        with pytest.raises(UsageError, match="another host"):
+            client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
