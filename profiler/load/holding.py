@@ -98,7 +98,7 @@ class HeldBack:
         self._left(error)
 
     def _ask(self, told: Callable[[], object]) -> None:
-        """Have a place taken on the gate's event loop; `told` is called there when it is, or never will be."""
+        """Have a place taken on the gate's event loop; `told` is called when it is, or never will be."""
 
         async def enter() -> None:
             await self._slot.gate.enter(self._slot)

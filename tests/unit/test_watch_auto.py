@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import itertools
 import json
@@ -17,7 +18,8 @@ import openai
 import pytest
 
 from profiler.errors import UsageError
-from profiler.watch import auto
+from profiler.records import LoopRecord
+from profiler.watch import auto, conversations
 from profiler.watch.profiler import Profiler
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -541,3 +543,52 @@ def test_a_client_that_was_refused_is_refused_again(prof):
     for _ in range(2):
         with pytest.raises(UsageError, match="another host"):
             client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+
+
+def test_conversations_that_have_their_answer_are_looked_at_no_more_and_end_when_there_are_many(
+    prof, records, monkeypatch
+):
+    monkeypatch.setattr(conversations, "MOST_ANSWERED", 2)
+    prof.auto(find_tools=True, conversations=True)
+    client = sync_client(Model())
+    for number in range(5):
+        assert ask(client, f"city{number}", "auto_sync", auto_sync) == "done"
+        assert len(prof._open) <= 1
+    assert len(records) == 2  # the oldest two of the four before
+    assert [shape(record) for record in records] == [[[("auto_sync", True)], []]] * 2
+
+
+def test_a_conversation_that_was_answered_may_go_on_and_ask_for_calls_again(prof, records):
+    prof.auto(conversations=True)
+    client, contexts = sync_client(Model()), [contextvars.copy_context() for _ in range(2)]
+    question = [{"role": "user", "content": "x"}]
+    for context in contexts:
+        context.run(client.chat.completions.create, model="m", messages=question)
+    more: list[Any] = [*question, {"role": "assistant", "content": "done"}, *question]
+    contexts[0].run(client.chat.completions.create, model="m", messages=more)
+    contexts[1].run(client.chat.completions.create, model="m", messages=question)
+    assert len(prof._open) == 1
+    prof.stop()
+    assert sorted(len(record.rounds) for record in records) == [1, 1, 2]
+
+
+@pytest.mark.parametrize("first_stops_first", [True, False])
+def test_two_profilers_leave_a_client_in_any_order(records, first_stops_first: bool):
+    seen: list[LoopRecord] = []
+    profilers = [Profiler([records.append]).auto(), Profiler([seen.append]).auto()]
+    model = Model()
+    client = sync_client(model)
+
+    def run() -> None:
+        with profilers[0].loop(), profilers[1].loop():
+            client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+
+    run()
+    profilers[0 if first_stops_first else 1].stop()
+    run()
+    rounds = [[len(record.rounds) for record in one] for one in (records, seen)]
+    # The one that came last has each request.
+    assert rounds == ([[0, 0], [1, 1]] if first_stops_first else [[0, 1], [1, 0]])
+    assert [len(record.rounds[0].attempts) for record in seen if record.rounds] == [1] * sum(rounds[1])
+    profilers[1 if first_stops_first else 0].stop()
+    assert client._client._transport is model
