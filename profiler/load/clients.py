@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
-from weakref import WeakSet
 
 import httpx2
 
@@ -21,6 +20,7 @@ from profiler.providers.attempts import AsyncObservedTransport, ObservedTranspor
 from profiler.providers.endpoint import KEY_HEADERS, NO_KEY, Endpoint, Tls, is_loopback, shown_url
 from profiler.redaction.keys import hide_keys
 from profiler.watch.auto import made_at
+from profiler.watch.identity import ById
 from profiler.watch.places import place_of_caller
 
 _CLOUDS = ("azure", "bedrock", "vertex", "aws", "google_cloud", "foundry")
@@ -57,19 +57,22 @@ class Pointing:
     def __init__(self, endpoint: Endpoint, say: Callable[[str], object] = _log.info) -> None:
         self._endpoint = endpoint
         self._say = say
-        self._pointed: WeakSet[Any] = WeakSet()
+        self._pointed: ById[bool] = ById()
+        self._connected: ById[bool] = ById()  # HTTP clients, which copies of a client share
         self.unwatched: dict[str, None] = {}  # clients of factories, such as `AsyncOpenAI (agent.py:7)`
 
     def point(self, client: Any) -> None:
         """Have a client of the SDKs ask the target. For `on_client` of `Profiler.auto`."""
-        if client in self._pointed or _cloud_of(client) is not None:
+        if self._pointed.get(client) or _cloud_of(client) is not None:
             return
-        self._pointed.add(client)
+        self._pointed.put(client, True)
         endpoint = self._endpoint
         before = str(client.base_url)
         openai = any(kind.__module__.split(".")[0] == "openai" for kind in type(client).__mro__)
         client.base_url = endpoint.openai_base if openai else endpoint.root
-        _connect(client._client, endpoint)
+        if not self._connected.get(client._client):
+            self._connected.put(client._client, True)
+            _connect(client._client, endpoint)
         if not self._is_target(httpx2.URL(before)):
             where = made_at(client) or place_of_caller()
             self._say(

@@ -98,28 +98,36 @@ class HeldBack:
         self._left(error)
 
     def _ask(self, told: Callable[[], object]) -> None:
-        """Have a place taken on the gate's event loop; `told` is called there when it is."""
+        """Have a place taken on the gate's event loop; `told` is called when it is, or never will be."""
 
         async def enter() -> None:
-            try:
-                await self._slot.gate.enter(self._slot)
-                with self._lock:
-                    self._entered = True
-                    given_up = self._given_up
-                if given_up:
-                    self._slot.gate.leave(self._slot)
-            finally:
-                told()
+            await self._slot.gate.enter(self._slot)
+            with self._lock:
+                self._entered = True
+                given_up = self._given_up
+            if given_up:
+                self._slot.gate.leave(self._slot)
 
         loop, waits = self._call.loop, self._call.waits
         assert loop is not None
 
+        def done(task: asyncio.Task[None]) -> None:
+            # Not in `enter` itself: a task that is cancelled before its first step runs none of its code.
+            waits.discard(task)
+            told()
+
         def begin() -> None:
+            if self._call.over:  # nobody would cancel it any more
+                told()
+                return
             task = loop.create_task(enter())
             waits.add(task)
-            task.add_done_callback(waits.discard)
+            task.add_done_callback(done)
 
-        loop.call_soon_threadsafe(begin)
+        try:
+            loop.call_soon_threadsafe(begin)
+        except RuntimeError as error:  # the event loop of the agents is closed
+            raise RequestRefused(UsageError("the loop was ended")) from error
 
     def _give_up(self) -> None:
         """Nobody waits for the place any more."""

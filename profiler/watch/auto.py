@@ -6,7 +6,6 @@ were made before are found at their next request, too. An SDK that is not import
 
 from __future__ import annotations
 
-import contextlib
 import importlib.abc
 import importlib.util
 import inspect
@@ -19,10 +18,10 @@ from functools import wraps
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
 
 from profiler.errors import UsageError
-from profiler.watch.discovery import Runs, exchange, functions_of, place_of
+from profiler.watch.discovery import Choose, Runs, exchange, functions_of, place_of
+from profiler.watch.identity import ById
 from profiler.watch.places import place_of_caller
 from profiler.watch.runners import RunnerTools
 
@@ -33,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 _MODULES = ("openai._base_client", "anthropic._base_client")
 _CLIENTS = ("SyncAPIClient", "AsyncAPIClient")
+
+MOST_IN_VAIN = 3
+"""Looks for tools in a row that find nothing new: then a new client is no reason for another one."""
 
 OnClient = Callable[[Any], object]
 
@@ -69,12 +71,14 @@ class Automatic:
         self._runners = RunnerTools(self._tool_of_runner, profiler._boundary)
         self._find_tools = find_tools
         self._on_client = on_client
-        self._clients: WeakSet[Any] = WeakSet()
-        self._clients_seen = 0
+        self._taking = threading.RLock()
+        self._clients: ById[bool] = ById()  # True once all has been done with it
+        self._http_clients: ById[bool] = ById()  # several clients may use one
+        self._new_clients = 0
         self._looked_for: set[str] = set()
-        self._exchanged: set[tuple[int, str]] = set()
-        self._looked_at = (0, 0)
-        self._undo: list[Callable[[], object]] = []
+        self._exchanged: ById[dict[str, Callable[[], object]]] = ById()  # by name, what undoes it
+        self._looked_at = (0, 0, 0)
+        self._missing, self._may_be_more, self._in_vain = True, True, 0
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -84,56 +88,84 @@ class Automatic:
     def stop(self) -> None:
         """Leave the clients and functions as they were."""
         _unwatch(self)
-        for client in [*self._clients]:
-            self._profiler._boundary.call("request", _leave, self._profiler, client)
         self._runners.uninstall()
-        while self._undo:
-            self._undo.pop()()
+        for http_client in self._http_clients:
+            self._profiler._restore(http_client)
+        for function in self._exchanged:
+            for undo in (self._exchanged.get(function) or {}).values():
+                undo()
+
+    def forked(self) -> None:
+        """In a child, where no other thread is left to give back what it held."""
+        self._taking, self._lock = threading.RLock(), threading.Lock()
+
+    def made(self, client: Any) -> None:
+        """A client has been made, here. Raises nothing."""
+        self._profiler._boundary.call("request", lambda: _made_at.put(client, place_of_caller()))
 
     def sees(self, client: Any, options: Any) -> None:
         """A client is about to send a request. Raises nothing but what `on_client` does."""
         boundary = self._profiler._boundary
         boundary.call("request", self._runners.install)  # their modules may have been imported only now
-        if client not in self._clients:
-            self._clients.add(client)
-            self._clients_seen += 1
-            boundary.call("request", self._take, client)
-            if self._on_client is not None:
-                self._on_client(client)
+        if not self._clients.get(client):
+            self._first_request(client)
         if self._find_tools:
             boundary.call("request", self._look_for, options)
 
+    def _first_request(self, client: Any) -> None:
+        """Other threads wait: their requests are not to leave before the client was pointed elsewhere."""
+        with self._taking:
+            if self._clients.get(client) is not None:  # done meanwhile; or `on_client` sends a request itself
+                return
+            self._clients.put(client, False)
+            self._profiler._boundary.call("request", self._take, client)
+            if self._on_client is not None:
+                try:
+                    self._on_client(client)
+                except BaseException:
+                    self._clients.drop(client)  # its next request is refused, too
+                    raise
+            self._clients.put(client, True)
+
     def _note(self, found: Found) -> None:
-        if found in self.found:  # an application may make a client for every request, in one place
-            return
-        self.found.append(found)
-        _log.info("%s %s", "watched:" if not found.problem else "client", found)
+        """Say it once: an application may make a client for each of its requests."""
+        if found not in self.found:
+            self.found.append(found)
+            _log.info("%s %s", "watched:" if not found.problem else "client", found)
 
     def _take(self, client: Any) -> None:
+        http_client = getattr(client, "_client", None)
+        if http_client is not None and self._http_clients.get(http_client):
+            return  # a copy, such as `client.with_options(timeout=5)`
+        self._new_clients += 1
         name = type(client).__name__
-        place = _made_at.get(client) or place_of_caller() or ""
+        place = made_at(client) or place_of_caller() or ""
         try:
             self._profiler.instrument(client)
         except UsageError as error:
             self._note(Found("client", name, place, str(error)))
             return
+        self._http_clients.put(http_client, True)
         self._note(Found("client", name, place))
 
     def _tool_of_runner(self, function: Any, name: str) -> Any:
         runs = inspect.unwrap(function)
-        found = Found("tool", name, place_of(runs) if isinstance(runs, FunctionType) else "")
-        if found not in self.found:
-            self._note(found)
+        self._note(Found("tool", name, place_of(runs) if isinstance(runs, FunctionType) else ""))
         return self._profiler.tool(function, name=name)
 
     def _look_for(self, options: Any) -> None:
-        """Find what these tools run; once more when there are other functions, or clients, since."""
+        """Find what these tools run; once more when there may be other functions since.
+
+        So it is when modules were imported; and with a new client, where tools are made anew by the function
+        that makes it, or none was found for some name.
+        """
         self.offered.update((tool.name, tool) for tool in _offered(options))
         names = self.offered.keys()
         # Not all names: at the level of a script's module each statement may add one, and looking takes long.
         functions = sum(map(callable, [*vars(sys.modules["__main__"]).values()]))
-        # Nor each client: an application may make one for every request.
-        size = (functions, self._clients_seen.bit_length())
+        # Modules count while a tool was not found: SDKs import parts of their own with each first reply.
+        modules = len(sys.modules) if self._missing else self._looked_at[1]
+        size = (functions, modules, self._new_clients if self._may_be_more else self._looked_at[2])
         if self._looked_for.issuperset(names) and size == self._looked_at:
             return
         began_ns = self._profiler.recorder.clock()
@@ -142,28 +174,34 @@ class Automatic:
             if wanted == self._looked_for and size == self._looked_at:
                 return
             by_function: dict[int, tuple[FunctionType, list[str]]] = {}
-            for name, candidates in functions_of(wanted).items():
+            known = functions_of(wanted)
+            before = len(self._looked_for), len([*self._exchanged])
+            for name, candidates in known.items():
                 for function in candidates:
-                    if (id(function), name) not in self._exchanged:
+                    if name not in (self._exchanged.get(function) or ()):
                         by_function.setdefault(id(function), (function, []))[1].append(name)
             for function, its_names in by_function.values():
-                self._undo.append(exchange(function, self._chooser(its_names)))
-                self._exchanged |= {(id(function), name) for name in its_names}  # `_undo` keeps the function
+                undo = exchange(function, self._chooser(its_names))
+                undone_by = (self._exchanged.get(function) or {}) | dict.fromkeys(its_names, undo)
+                self._exchanged.put(function, undone_by)
                 for name in its_names:
                     self._note(Found("tool", name, place_of(function)))
+            made_anew = any("<locals>" in one.__qualname__ for several in known.values() for one in several)
+            nothing_new = before == (len(wanted), len([*self._exchanged]))
+            self._in_vain = self._in_vain + 1 if nothing_new else 0
+            self._missing = wanted > known.keys()
+            self._may_be_more = self._in_vain < MOST_IN_VAIN and (made_anew or self._missing)
             self._looked_for, self._looked_at = wanted, size  # not before: others would not wait
         self._profiler._took(self._profiler.recorder.clock() - began_ns)
 
-    def _chooser(
-        self, names: Sequence[str]
-    ) -> Callable[[FunctionType], Callable[[tuple[Any, ...], dict[str, Any]], Runs | None]]:
+    def _chooser(self, names: Sequence[str]) -> Callable[[FunctionType], Choose]:
         """What decides which calls of a function are runs of the tools of these names.
 
         Only those that the model has asked for: the application may call its functions for itself, too.
         """
         profiler = self._profiler
 
-        def made(function: FunctionType) -> Callable[[tuple[Any, ...], dict[str, Any]], Runs | None]:
+        def made(function: FunctionType) -> Choose:
             watched = {name: profiler.tool(function, name=name) for name in names}
 
             def choose(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Runs | None:
@@ -181,11 +219,6 @@ class OfferedTool(NamedTuple):
     name: str
     description: str
     parameters: dict[str, Any]
-
-
-def _leave(profiler: Profiler, client: Any) -> None:
-    with contextlib.suppress(UsageError):  # one that could not be watched
-        profiler.uninstrument(client)
 
 
 def _offered(options: Any) -> list[OfferedTool]:
@@ -215,7 +248,7 @@ def _offered(options: Any) -> list[OfferedTool]:
 _watching: list[Automatic] = []
 _patched: list[tuple[type, str, Any]] = []
 _patch_lock = threading.RLock()
-_made_at: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_made_at: ById[str | None] = ById()
 
 
 def _watch(automatic: Automatic) -> None:
@@ -277,7 +310,8 @@ def _seen_init(original: Any) -> Any:
     @wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        _made_at[self] = place_of_caller()
+        for automatic in _watching[:1]:
+            automatic.made(self)
 
     return init
 

@@ -20,20 +20,29 @@ from profiler.watch.loop import ObservedLoop
 MOST_OPEN = 1_000
 """Conversations that may be under way at once; the oldest is taken to have ended when there are more."""
 
+MOST_ANSWERED = 100
+"""As many that have their answer may still be gone on with; when there are more, the oldest has ended."""
+
 _RESULT_OF = ("tool_call_id", "tool_use_id", "call_id")
 _ANSWERS = ("assistant", "tool", "model")
 
 
 class Conversations:
-    """The conversations of one profiler that are under way. `ended` gets the record of each."""
+    """The conversations of one profiler that are under way. `ended` gets the record of each.
+
+    Once answered, one asks for no calls: `rests` is told of it until it goes on, with True, and then False.
+    """
 
     def __init__(
         self,
         begin: Callable[[ObservedLoop | None], tuple[ObservedLoop, LagSampler | StopSampler | None]],
         ended: Callable[[LoopRecord], None],
+        rests: Callable[[ObservedLoop, bool], object],
     ) -> None:
         self._begin = begin
         self._ended = ended
+        self._rests = rests
+        self._answered: dict[str, None] = {}  # of those that are open
         self._open: dict[str, tuple[ObservedLoop, LagSampler | StopSampler | None]] = {}
         self._lock = threading.Lock()
 
@@ -47,20 +56,39 @@ class Conversations:
         """
         ids, answered = _said(body)
         with self._lock:
-            known = [loop for loop, _ in reversed(self._open.values())]
-            own = current if current is not None and current.id in self._open else None
-            if ids:
-                # That of the context first: servers may use an id twice.
-                for loop in known if own is None else [own, *known]:
-                    if not ids.isdisjoint(_asked(loop)):
-                        return loop
-            if own is not None and answered and not inside_a_call:
-                return own
+            loop = self._known(ids, answered, current, inside_a_call)
+            if loop is not None:
+                if loop.id in self._answered:
+                    del self._answered[loop.id]
+                    self._rests(loop, False)
+                return loop
+            self._put_to_rest()
             if len(self._open) >= MOST_OPEN:
                 self._end(next(iter(self._open)))
             loop, sampler = self._begin(current if inside_a_call else None)
             self._open[loop.id] = loop, sampler
             return loop
+
+    def _known(
+        self, ids: set[str], answered: bool, current: ObservedLoop | None, inside_a_call: bool
+    ) -> ObservedLoop | None:
+        """The one that a request goes on with."""
+        own = current if current is not None and current.id in self._open else None
+        if ids:
+            known = [loop for loop, _ in reversed(self._open.values())]
+            # That of the context first: servers may use an id twice.
+            for loop in known if own is None else [own, *known]:
+                if not ids.isdisjoint(_asked(loop)):
+                    return loop
+        return own if answered and not inside_a_call else None
+
+    def _put_to_rest(self) -> None:
+        for loop, _ in [*self._open.values()]:
+            if loop.id not in self._answered and _is_answered(loop):
+                self._answered[loop.id] = None
+                self._rests(loop, True)
+        while len(self._answered) > MOST_ANSWERED:
+            self._end(next(iter(self._answered)))
 
     def end(self) -> None:
         """All of them have come to their end."""
@@ -71,10 +99,13 @@ class Conversations:
     def forget(self) -> None:
         """In a forked child: they are the parent's."""
         self._lock = threading.Lock()
-        self._open = {}
+        for loop, _ in self._open.values():
+            loop.open = False
+        self._open, self._answered = {}, {}
 
     def _end(self, number: str) -> None:
         loop, sampler = self._open.pop(number)
+        self._answered.pop(number, None)
         loop.open = False
         stalls: list[Stall] | None = None
         if sampler is not None:
@@ -101,6 +132,15 @@ def _record_of(loop: ObservedLoop, stalls: list[Stall] | None) -> LoopRecord:
     record = loop.record("ok" if error_type is None else "error", error_type, lag_ns, stalls)
     rounds = tuple(replace(one, ended_ns=min(one.ended_ns, ended_ns)) for one in record.rounds)
     return replace(record, ended_ns=ended_ns, rounds=rounds)
+
+
+def _is_answered(loop: ObservedLoop) -> bool:
+    """Whether its last reply has come and asked for nothing, and all calls have ended."""
+    if not loop.rounds or loop.rounds[-1].ended_ns is None or loop.rounds[-1].reply.calls:
+        return False
+    return not any(
+        round_.unclaimed or any(call.ended_ns is None for call in round_.calls) for round_ in loop.rounds[-8:]
+    )
 
 
 def _asked(loop: ObservedLoop) -> set[str]:

@@ -16,9 +16,11 @@ import inspect
 import sys
 import threading
 import types
-from collections.abc import Callable, Collection, Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+from profiler.watch.identity import ById
 from profiler.watch.places import is_application, place
 
 _RUN_BY_TOOL_OBJECTS = (
@@ -40,6 +42,9 @@ _DEEPEST = 5
 
 Runs = Callable[..., Any]
 """What runs in place of a function, with its arguments."""
+
+Choose = Callable[[tuple[Any, ...], dict[str, Any]], Runs | None]
+"""Says what runs in place of a function for these arguments; None: what was there before."""
 
 
 def functions_of(names: Collection[str]) -> dict[str, list[types.FunctionType]]:
@@ -154,42 +159,84 @@ def _function(value: Any) -> types.FunctionType | None:
 
 
 class Exchange:
-    """A function whose code is exchanged. `functions` is a copy of what it was, for who runs it now."""
+    """A function whose code is exchanged. `original` is a copy of what it was, for who runs it now.
+
+    The function is not kept alive: an application may make its tools anew for each of its requests.
+    """
 
     def __init__(self, function: types.FunctionType) -> None:
-        self.function = function
         self.code = function.__code__
         self.original = _copy(function)
-        self._signature_was = function.__dict__.get("__signature__")
-        self.runs: list[Callable[[tuple[Any, ...], dict[str, Any]], Runs | None]] = []
+        self.runs: list[Choose] = []
+        self._function = weakref.ref(function)
+        self._was = function.__dict__.get("__signature__"), function.__defaults__, function.__kwdefaults__
         signature = _signature(function)
         if signature is not None:
             function.__signature__ = signature  # type: ignore[attr-defined]
-        function.__code__ = _calling(self.run, self.code)
+        code = _calling(self, self.code)
+        # In this order other threads may call it meanwhile: the function's own defaults fit either code.
+        function.__code__ = code
+        function.__defaults__ = (_MISSING,) * code.co_argcount
+        function.__kwdefaults__ = dict.fromkeys(_parameters(code)[2], _MISSING)
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """What runs in place of the function: the first that wants this call, else the function as it was."""
+    def __call__(
+        self,
+        first: tuple[Any, ...],
+        both: tuple[Any, ...],
+        more: tuple[Any, ...],
+        named: tuple[Any, ...],
+        others: dict[str, Any],
+    ) -> tuple[Runs, tuple[Any, ...], dict[str, Any]]:
+        """What is to run in the function's place, with which arguments.
+
+        Given are the values of its parameters: positional ones, those that may be named, those that have to
+        be, with the arguments that fit none of them (`more`, `others`). Those left out are left out again.
+        """
+        _, names, only_named = _parameters(self.code)
+        args = tuple(value for value in first if value is not _MISSING)
+        kwargs: dict[str, Any] = {}
+        if more:
+            args += both + more
+        else:
+            kwargs = {name: value for name, value in zip(names, both, strict=True) if value is not _MISSING}
+        for name, value in zip(only_named, named, strict=True):
+            if value is not _MISSING:
+                kwargs[name] = value
+        kwargs.update(others)
         for choose in self.runs:
             chosen = choose(args, kwargs)
             if chosen is not None:
-                return chosen(*args, **kwargs)
-        return self.original(*args, **kwargs)
+                return chosen, args, kwargs
+        return self.original, args, kwargs
+
+    def __reduce__(self) -> Any:
+        """For who pickles functions by their code: it is sent as it would be unwatched."""
+        return _unwatched, (self.original,)
 
     def restore(self) -> None:
-        function = self.function
+        function = self._function()
+        if function is None:
+            return
+        signature, function.__defaults__, function.__kwdefaults__ = self._was
         function.__code__ = self.code
-        if self._signature_was is None:
+        if signature is None:
             function.__dict__.pop("__signature__", None)
         else:
-            function.__signature__ = self._signature_was  # type: ignore[attr-defined]
+            function.__signature__ = signature  # type: ignore[attr-defined]
+
+
+def _unwatched(original: types.FunctionType) -> Exchange:
+    made = Exchange.__new__(Exchange)
+    made.code, made.original, made.runs = original.__code__, original, []
+    return made
 
 
 _lock = threading.Lock()
-_exchanged: dict[int, Exchange] = {}
+_exchanged: ById[Exchange] = ById()
 
 
 def exchange(
-    function: types.FunctionType, choose: Callable[[types.FunctionType], Callable[..., Runs | None]]
+    function: types.FunctionType, choose: Callable[[types.FunctionType], Choose]
 ) -> Callable[[], None]:
     """Have calls of a function pass by what `choose` makes, given a copy of the function as it was.
 
@@ -197,17 +244,19 @@ def exchange(
     function's place, or None for the function itself. Returns what undoes this.
     """
     with _lock:
-        known = _exchanged.get(id(function)) or Exchange(function)
-        _exchanged[id(function)] = known
+        known = _exchanged.get(function) or Exchange(function)
+        _exchanged.put(function, known)
     chosen = choose(known.original)
     known.runs.insert(0, chosen)
+    of = weakref.ref(function)
 
     def undo() -> None:
         with _lock:
             if chosen in known.runs:
                 known.runs.remove(chosen)
-            if not known.runs and _exchanged.get(id(function)) is known:
-                del _exchanged[id(function)]
+            function = of()
+            if not known.runs and function is not None and _exchanged.get(function) is known:
+                _exchanged.drop(function)
                 known.restore()
 
     return undo
@@ -240,24 +289,47 @@ def _signature(function: types.FunctionType) -> inspect.Signature | None:
         return None
 
 
-_PLACE = "the place of what runs instead"
+class _Missing:
+    """The default of every parameter of an exchanged function: only what it ran before knows its own."""
+
+    def __repr__(self) -> str:
+        return "<as it was>"
 
 
-def _template(*args: Any, **kwargs: Any) -> Any:
-    instead: Any = "the place of what runs instead"
-    return instead(*args, **kwargs)
+_MISSING = _Missing()
+_PLACE = "the place of what says what runs instead"
 
 
-def _calling(run: Runs, code: types.CodeType) -> types.CodeType:
-    """Code that calls `run` with whatever it is called with, and passes for the code of the function.
+@functools.lru_cache(maxsize=1024)
+def _parameters(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Names of its parameters: by position alone, by position or name, by name alone."""
+    first, most, names = code.co_posonlyargcount, code.co_argcount, code.co_varnames
+    return names[:first], names[first:most], names[most : most + code.co_kwonlyargcount]
+
+
+def _calling(instead: Exchange, code: types.CodeType) -> types.CodeType:
+    """Code that has `instead` say what runs, and passes for the code of the function.
 
     A code object takes any constant, so nothing of the function's globals or closure is needed. Its free
     variables have to be as many as the function's cells, though none is used; of the kind of function
-    (async, a generator) `inspect` goes by the flags, and the interpreter by the instructions.
+    (async, a generator) `inspect` goes by the flags, and the interpreter by the instructions. It has the
+    parameters of the function, since applications look for them in `__code__.co_varnames`.
     """
-    template = _template.__code__
+    first, both, named = _parameters(code)
+    more, others, run = (f"__toolloop_{name}" for name in ("more", "others", "run"))
+    parameters = [*first, *(["/"] if first else []), *both, f"*{more}", *named, f"**{others}"]
+    source = (
+        f"def template({', '.join(parameters)}):\n"
+        f" {run} = {_PLACE!r}\n"
+        f" {run}, {more}, {others} = "
+        f"{run}({_tuple(first)}, {_tuple(both)}, {more}, {_tuple(named)}, {others})\n"
+        f" return {run}(*{more}, **{others})"
+    )
+    made: dict[str, Any] = {}
+    exec(source, made)
+    template: types.CodeType = made["template"].__code__
     return template.replace(
-        co_consts=tuple(run if one == _PLACE else one for one in template.co_consts),
+        co_consts=tuple(instead if one == _PLACE else one for one in template.co_consts),
         co_freevars=code.co_freevars,
         co_name=code.co_name,
         co_qualname=code.co_qualname,
@@ -265,3 +337,7 @@ def _calling(run: Runs, code: types.CodeType) -> types.CodeType:
         co_firstlineno=code.co_firstlineno,
         co_flags=template.co_flags | (code.co_flags & _KINDS),
     )
+
+
+def _tuple(names: Iterable[str]) -> str:
+    return f"({''.join(f'{name}, ' for name in names)})"

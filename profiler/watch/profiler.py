@@ -138,6 +138,8 @@ class Profiler:
         self._orphans_recorded = self.orphan_calls
         if self._conversations is not None:
             self._conversations.forget()
+        if self._automatic is not None:
+            self._automatic.forked()
 
     @property
     def failures(self) -> Mapping[Part, int]:
@@ -205,7 +207,9 @@ class Profiler:
         """
         if self._automatic is None:
             if conversations:
-                self._conversations = Conversations(self._begin_conversation, self._end_conversation)
+                self._conversations = Conversations(
+                    self._begin_conversation, self._end_conversation, self._rest_conversation
+                )
             self._automatic = Automatic(self, find_tools, on_client)
             self._automatic.start()
         return self
@@ -242,6 +246,13 @@ class Profiler:
         in_event_loop = asyncio._get_running_loop() is not None
         return loop, self.recorder.enter() if in_event_loop else self.recorder.enter_sync()
 
+    def _rest_conversation(self, loop: ObservedLoop, rests: bool) -> None:
+        """It asks for no calls, so it need not be looked at for each; or it does again."""
+        if rests:
+            self._open.pop(loop.id, None)
+        else:
+            self._open[loop.id] = loop
+
     def _end_conversation(self, record: LoopRecord) -> None:
         self._open.pop(record.id, None)
         self.recorder.emit(self._with_orphans(record))
@@ -275,9 +286,13 @@ class Profiler:
         if running in names:
             return None  # a part of the call that was asked for, such as what a decorator calls
         known = self._loop.get()
-        loops = [] if known is None else [known]
-        if known is None or not known.open or (self._conversations and known in self._conversations):
-            loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
+        if known is not None and known.open:
+            found = next((name for name in names if known.expects(name)), None)
+            if found is not None:
+                return found
+            if not (self._conversations and known in self._conversations):
+                return None
+        loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
         return next((name for name in names if any(loop.expects(name) for loop in loops)), None)
 
     def _held(self, name: str) -> Held | None:
@@ -290,10 +305,21 @@ class Profiler:
 
     def uninstrument(self, client: T) -> T:
         """Restore the client as it was before `instrument`. Returns it."""
-        for put, transport in transports(_http_client(client)):
+        self._restore(_http_client(client))
+        return client
+
+    def _restore(self, http_client: Any) -> None:
+        for put, transport in transports(http_client):
             if _owner(transport) is self:
                 put(transport.original)
-        return client
+                continue
+            # Another profiler began to watch it later, and goes on.
+            outer: Any = transport
+            while isinstance(outer, AsyncObservedTransport | ObservedTransport):
+                inner: Any = outer.inner
+                if _owner(inner) is self:
+                    outer.original, outer.inner = inner.original, inner.inner
+                outer = outer.inner
 
     @overload
     def tool(self, function: T, *, name: str | None = None) -> T: ...

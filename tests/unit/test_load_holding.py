@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from profiler.errors import RequestRefused
 from profiler.load.agents import as_agent
-from profiler.load.context import AgentContext
-from profiler.load.holding import hold
+from profiler.load.context import AgentCall, AgentContext
+from profiler.load.holding import HeldBack, hold
 from profiler.load.runners import CustomAgent
 from profiler.records import LoopRecord
 from tests.unit.test_load_agents import POSITION, context
@@ -185,6 +186,40 @@ def test_place_that_is_no_longer_waited_for_is_given_back() -> None:
             assert counted.ran == 0
 
     asyncio.run(main())
+
+
+def waiting_call(given: AgentContext) -> tuple[AgentCall, HeldBack]:
+    call = AgentCall(POSITION, given, asyncio.get_running_loop())
+    assert given.strategy.gate is not None
+    return call, HeldBack(call, given.strategy.gate, "a", time.monotonic_ns)
+
+
+def test_a_thread_that_began_to_wait_as_its_loop_ended_goes_on() -> None:
+    async def main() -> list[str]:
+        told: list[str] = []
+        given = context("semaphore:1")
+        call, cancelled = waiting_call(given)
+        cancelled._ask(partial(told.append, "cancelled"))
+        await asyncio.sleep(0)
+        (task,) = call.waits  # it has not taken its first step
+        task.cancel()
+        call, late = waiting_call(given)
+        call.over = True
+        late._ask(partial(told.append, "late"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(60), given.strategy.gate.slot():  # type: ignore[union-attr]
+            return told
+
+    assert sorted(asyncio.run(main())) == ["cancelled", "late"]
+
+
+def test_a_thread_that_outlives_the_event_loop_of_the_agents_ends() -> None:
+    async def main() -> HeldBack:
+        return waiting_call(context("semaphore:1"))[1]
+
+    with pytest.raises(RequestRefused, match="the loop was ended"), asyncio.run(main()):
+        pass
 
 
 def test_outside_a_loop_nothing_is_held() -> None:

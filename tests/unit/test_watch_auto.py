@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import gc
 import itertools
 import json
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +18,8 @@ import openai
 import pytest
 
 from profiler.errors import UsageError
+from profiler.records import LoopRecord
+from profiler.watch import auto, conversations
 from profiler.watch.profiler import Profiler
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -457,3 +462,133 @@ def test_what_fails_while_it_is_asked_what_holds_a_tool_holds_nothing(records):
         prof.stop()
     assert shape(records[0]) == [[("auto_async", True)] * 2, []]
     assert prof.failures["tool"] == 2
+
+
+def test_a_copy_of_a_client_is_the_client_to_what_looks_for_more(prof, monkeypatch):
+    looks: list[Any] = []
+    monkeypatch.setattr(auto, "functions_of", lambda names: looks.append(names) or {})
+    asked: list[Any] = []
+    prof.auto(find_tools=True, on_client=asked.append)
+    client = sync_client(Model())
+    for _ in range(5):
+        ask(client.with_options(timeout=5), "rome", "auto_nowhere", lambda city: city)
+    assert len(looks) == 1
+    assert (len(prof.found), len(asked)) == (1, 5)  # each copy may have a URL of its own
+
+
+def test_clients_made_for_each_request_are_said_once_and_not_kept(prof, monkeypatch):
+    looks: list[Any] = []
+    monkeypatch.setattr(auto, "functions_of", lambda names: looks.append(names) or {})
+    prof.auto(find_tools=True)
+    http_clients = []
+    for _ in range(10):
+        client = sync_client(Model())
+        http_clients.append(weakref.ref(client._client))
+        ask(client, "rome", "auto_nowhere", lambda city: city)
+    del client
+    gc.collect()
+    assert [one() for one in http_clients] == [None] * 10
+    assert len(prof.found) == 1
+    assert len(looks) == auto.MOST_IN_VAIN + 1
+
+
+def test_a_client_without_a_hash_is_watched_like_any_other(prof, records):
+    class Compared(openai.OpenAI):
+        __eq__ = lambda self, other: True  # noqa: E731
+        __hash__ = None
+
+    prof.auto()
+    client = Compared(
+        api_key="k", base_url="http://model.test/v1", http_client=httpx2.Client(transport=Model())
+    )
+    with prof.loop():
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+    assert len(records[0].rounds) == 1
+
+
+def test_no_thread_s_request_leaves_before_its_client_has_been_taken(prof):
+    going, waiting, sent = threading.Event(), threading.Event(), []
+
+    class Noting(Model):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            sent.append(request.url.host)
+            return super().handle_request(request)
+
+    def point(client: Any) -> None:
+        going.set()
+        assert waiting.wait(60)
+        client.base_url = "http://127.0.0.1:9/v1"
+
+    prof.auto(on_client=point)
+    client = sync_client(Noting(), base_url="https://example.com/v1")
+
+    def run() -> None:
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run)
+        assert going.wait(60)
+        second = pool.submit(run)
+        waiting.set()
+        first.result(60), second.result(60)
+    assert sent == ["127.0.0.1", "127.0.0.1"]
+
+
+def test_a_client_that_was_refused_is_refused_again(prof):
+    def refuse(client: Any) -> None:
+        raise UsageError("another host")
+
+    prof.auto(on_client=refuse)
+    client = sync_client(Model())
+    for _ in range(2):
+        with pytest.raises(UsageError, match="another host"):
+            client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+
+
+def test_conversations_that_have_their_answer_are_looked_at_no_more_and_end_when_there_are_many(
+    prof, records, monkeypatch
+):
+    monkeypatch.setattr(conversations, "MOST_ANSWERED", 2)
+    prof.auto(find_tools=True, conversations=True)
+    client = sync_client(Model())
+    for number in range(5):
+        assert ask(client, f"city{number}", "auto_sync", auto_sync) == "done"
+        assert len(prof._open) <= 1
+    assert len(records) == 2  # the oldest two of the four before
+    assert [shape(record) for record in records] == [[[("auto_sync", True)], []]] * 2
+
+
+def test_a_conversation_that_was_answered_may_go_on_and_ask_for_calls_again(prof, records):
+    prof.auto(conversations=True)
+    client, contexts = sync_client(Model()), [contextvars.copy_context() for _ in range(2)]
+    question = [{"role": "user", "content": "x"}]
+    for context in contexts:
+        context.run(client.chat.completions.create, model="m", messages=question)
+    more: list[Any] = [*question, {"role": "assistant", "content": "done"}, *question]
+    contexts[0].run(client.chat.completions.create, model="m", messages=more)
+    contexts[1].run(client.chat.completions.create, model="m", messages=question)
+    assert len(prof._open) == 1
+    prof.stop()
+    assert sorted(len(record.rounds) for record in records) == [1, 1, 2]
+
+
+@pytest.mark.parametrize("first_stops_first", [True, False])
+def test_two_profilers_leave_a_client_in_any_order(records, first_stops_first: bool):
+    seen: list[LoopRecord] = []
+    profilers = [Profiler([records.append]).auto(), Profiler([seen.append]).auto()]
+    model = Model()
+    client = sync_client(model)
+
+    def run() -> None:
+        with profilers[0].loop(), profilers[1].loop():
+            client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+
+    run()
+    profilers[0 if first_stops_first else 1].stop()
+    run()
+    rounds = [[len(record.rounds) for record in one] for one in (records, seen)]
+    # The one that came last has each request.
+    assert rounds == ([[0, 0], [1, 1]] if first_stops_first else [[0, 1], [1, 0]])
+    assert [len(record.rounds[0].model.attempts) for record in seen if record.rounds] == [1] * sum(rounds[1])
+    profilers[1 if first_stops_first else 0].stop()
+    assert client._client._transport is model

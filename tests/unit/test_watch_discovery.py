@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import gc
 import inspect
+import sys
 import typing
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -242,3 +245,59 @@ def test_a_signature_of_its_own_is_kept():
     assert inspect.signature(disc_signed) == inspect.Signature()
     one.restore()
     assert disc_signed.__signature__ == inspect.Signature()
+
+
+def test_an_exchanged_function_keeps_its_parameters_where_applications_look_for_them():
+    def disc_seen(a, b=2, /, c=3, *more, d, e=5, **others):
+        return a, b, c, more, d, e, others
+
+    def taken(function):
+        code = function.__code__
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        return names, code.co_argcount, code.co_posonlyargcount
+
+    before, asked = taken(disc_seen), []
+    undo = exchange(disc_seen, lambda original: lambda args, kwargs: asked.append((args, kwargs)))
+    try:
+        assert taken(disc_seen) == before
+        assert disc_seen(1, d=4) == (1, 2, 3, (), 4, 5, {})
+        assert disc_seen(1, 7, c=8, d=4, f=6) == (1, 7, 8, (), 4, 5, {"f": 6})
+        assert disc_seen(1, 7, 8, 9, d=4, e=6) == (1, 7, 8, (9,), 4, 6, {})
+        assert asked == [
+            ((1,), {"d": 4}),
+            ((1, 7), {"c": 8, "d": 4, "f": 6}),
+            ((1, 7, 8, 9), {"d": 4, "e": 6}),
+        ]
+        for call in (disc_seen, lambda: disc_seen(1), lambda: disc_seen(1, f=2)):
+            with pytest.raises(TypeError, match=r"disc_seen\(\) missing"):
+                call()
+        assert len(asked) == 6  # a call with wrong arguments is a call, too
+    finally:
+        undo()
+    assert (disc_seen.__defaults__, disc_seen.__kwdefaults__) == ((2, 3), {"e": 5})
+
+
+def test_an_exchanged_function_recurses_half_as_deep_at_least():
+    def disc_deep(n):
+        return n and 1 + disc_deep(n - 1)
+
+    undo = exchange(disc_deep, lambda original: lambda args, kwargs: None)
+    try:
+        assert disc_deep(sys.getrecursionlimit() * 2 // 5) == sys.getrecursionlimit() * 2 // 5
+    finally:
+        undo()
+
+
+def test_a_function_that_is_made_anew_is_not_kept():
+    def make():
+        def disc_anew():
+            return 1
+
+        return disc_anew
+
+    function = make()
+    exchange(function, lambda original: lambda args, kwargs: None)
+    gone = weakref.ref(function)
+    del function
+    gc.collect()
+    assert gone() is None
