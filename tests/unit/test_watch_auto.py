@@ -589,6 +589,6 @@ def test_two_profilers_leave_a_client_in_any_order(records, first_stops_first: b
     rounds = [[len(record.rounds) for record in one] for one in (records, seen)]
     # The one that came last has each request.
     assert rounds == ([[0, 0], [1, 1]] if first_stops_first else [[0, 1], [1, 0]])
-    assert [len(record.rounds[0].attempts) for record in seen if record.rounds] == [1] * sum(rounds[1])
+    assert [len(one.rounds[0].model.attempts) for one in seen if one.rounds] == [1] * sum(rounds[1])
     profilers[1 if first_stops_first else 0].stop()
     assert client._client._transport is model
