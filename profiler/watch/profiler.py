@@ -314,10 +314,12 @@ class Profiler:
                 put(transport.original)
                 continue
             # Another profiler began to watch it later, and goes on.
-            while isinstance(transport, AsyncObservedTransport | ObservedTransport):
-                if _owner(transport.inner) is self:
-                    transport.original, transport.inner = transport.inner.original, transport.inner.inner
-                transport = transport.inner  # noqa: PLW2901
+            outer: Any = transport
+            while isinstance(outer, AsyncObservedTransport | ObservedTransport):
+                inner: Any = outer.inner
+                if _owner(inner) is self:
+                    outer.original, outer.inner = inner.original, inner.inner
+                outer = outer.inner
 
     @overload
     def tool(self, function: T, *, name: str | None = None) -> T: ...

@@ -592,3 +592,26 @@ def test_two_profilers_leave_a_client_in_any_order(records, first_stops_first: b
     assert [len(one.rounds[0].model.attempts) for one in seen if one.rounds] == [1] * sum(rounds[1])
     profilers[1 if first_stops_first else 0].stop()
     assert client._client._transport is model
+
+
+def test_conversations_step_by_step_in_one_task_stay_apart_though_ids_are_used_twice(prof, records):
+    class SameIds(Model):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            self.numbers = itertools.count()
+            return super().handle_request(request)
+
+    prof.auto(find_tools=True, conversations=True)
+    client, tools = sync_client(SameIds()), chat_tools("auto_sync")
+    several: list[list[Any]] = [[{"role": "user", "content": city}] for city in ("rome", "oslo", "lima")]
+    for step in range(2):
+        for messages in several:
+            reply = client.chat.completions.create(model="m", messages=messages, tools=tools).choices[0]
+            messages.append(reply.message)
+            for call in reply.message.tool_calls or ():
+                result = auto_sync(**json.loads(call.function.arguments))
+                messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+        assert step or {messages[2]["tool_call_id"] for messages in several} == {"c0"}
+    for messages in several:
+        client.chat.completions.create(model="m", messages=[*messages, {"role": "user", "content": "more"}])
+    prof.stop()
+    assert [shape(record) for record in records] == [[[("auto_sync", True)], [], []]] * 3
