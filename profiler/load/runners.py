@@ -183,6 +183,7 @@ class CustomAgent:
         error: BaseException | None = None
         try:
             error = await supervised(partial(self._once, position), self._timeout, over)
+            call.returned = error is None
         finally:
             call.over = True
             for task in [*call.waits]:  # their threads go on, to their end

@@ -173,7 +173,7 @@ class Exchange:
         signature = _signature(function)
         if signature is not None:
             function.__signature__ = signature  # type: ignore[attr-defined]
-        code = _calling(self, self.code)
+        self._exchanged = code = _calling(self, self.code)
         # In this order other threads may call it meanwhile: the function's own defaults fit either code.
         function.__code__ = code
         function.__defaults__ = (_MISSING,) * code.co_argcount
@@ -213,10 +213,14 @@ class Exchange:
         """For who pickles functions by their code: it is sent as it would be unwatched."""
         return _unwatched, (self.original,)
 
+    def holds(self, function: types.FunctionType) -> bool:
+        """Whether this function's code is still what was put there."""
+        return function.__code__ is self._exchanged
+
     def restore(self) -> None:
         function = self._function()
-        if function is None:
-            return
+        if function is None or not self.holds(function):
+            return  # gone, or changed since: notebooks put the code of an edited function into the old one
         signature, function.__defaults__, function.__kwdefaults__ = self._was
         function.__code__ = self.code
         if signature is None:
@@ -244,7 +248,9 @@ def exchange(
     function's place, or None for the function itself. Returns what undoes this.
     """
     with _lock:
-        known = _exchanged.get(function) or Exchange(function)
+        known = _exchanged.get(function)
+        if known is None or not known.holds(function):
+            known = Exchange(function)
         _exchanged.put(function, known)
     chosen = choose(known.original)
     known.runs.insert(0, chosen)
