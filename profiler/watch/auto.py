@@ -20,7 +20,7 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from profiler.errors import UsageError
-from profiler.watch.discovery import Choose, Runs, exchange, functions_of, place_of
+from profiler.watch.discovery import Choose, Runs, exchange, functions_near, functions_of, place_of
 from profiler.watch.identity import ById
 from profiler.watch.places import place_of_caller
 from profiler.watch.runners import RunnerTools
@@ -79,6 +79,7 @@ class Automatic:
         self._exchanged: ById[dict[str, Callable[[], object]]] = ById()  # by name, what undoes it
         self._looked_at = (0, 0, 0)
         self._may_be_more, self._in_vain = True, 0
+        self._made_anew: set[str] = set()  # names of tools that a function makes each time that it runs
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -172,7 +173,11 @@ class Automatic:
             if wanted == self._looked_for and size == self._looked_at:
                 return
             by_function: dict[int, tuple[FunctionType, list[str]]] = {}
-            known = functions_of(wanted)
+            known: dict[str, list[FunctionType]] = {}
+            if self._made_anew and (wanted, *size[:2]) == (self._looked_for, *self._looked_at[:2]):
+                known = functions_near(wanted)
+            if not known.keys() >= self._made_anew or not known:
+                known = functions_of(wanted)
             before = len(self._looked_for), len([*self._exchanged])
             for name, candidates in known.items():
                 for function in candidates:
@@ -184,10 +189,17 @@ class Automatic:
                 self._exchanged.put(function, undone_by)
                 for name in its_names:
                     self._note(Found("tool", name, place_of(function)))
-            made_anew = any("<locals>" in one.__qualname__ for several in known.values() for one in several)
+            self._made_anew |= {
+                name
+                for name, several in known.items()
+                if any("<locals>" in one.__qualname__ for one in several)
+            }
             nothing_new = before == (len(wanted), len([*self._exchanged]))
             self._in_vain = self._in_vain + 1 if nothing_new else 0
-            self._may_be_more = self._in_vain < MOST_IN_VAIN and (made_anew or wanted > known.keys())
+            # Many agents that begin at once are found by the first look of them all.
+            enough = MOST_IN_VAIN * (100 if self._made_anew else 1)
+            missing = bool(wanted - known.keys())
+            self._may_be_more = self._in_vain < enough and (bool(self._made_anew) or missing)
             self._looked_for, self._looked_at = wanted, size  # not before: others would not wait
         self._profiler._took(self._profiler.recorder.clock() - began_ns)
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from profiler.watch.identity import ById
-from profiler.watch.places import is_application, place
+from profiler.watch.places import MOST_FRAMES, is_application, place
 
 _RUN_BY_TOOL_OBJECTS = (
     *("func", "coroutine", "function", "fn", "handler", "callback", "on_invoke_tool"),
@@ -37,6 +37,7 @@ _COPY = "__toolloop_copy__"
 _OURS = frozenset(("__toolloop_profiler__", _COPY))
 """Attributes of functions that were made here."""
 
+_NEAR = 3
 _DEEPEST = 5
 """Containers and objects within each other that are looked into, from a module on."""
 
@@ -53,9 +54,26 @@ def functions_of(names: Collection[str]) -> dict[str, list[types.FunctionType]]:
     It looks at every object that the garbage collector knows, which takes 0.1 to 0.2 s in a large process; of
     what it was told to leave alone (`gc.freeze`), at what the application's modules hold.
     """
+    return _found(_things(), names)
+
+
+def functions_near(names: Collection[str]) -> dict[str, list[types.FunctionType]]:
+    """The same, of those that the code of the application that called this has at hand: it takes no time."""
+    at_hand: list[Any] = []
+    frame: types.FrameType | None = sys._getframe(1)
+    for _ in range(MOST_FRAMES):
+        if frame is None:
+            break
+        if is_application(frame.f_code.co_filename):
+            at_hand += [dict(frame.f_locals), frame.f_globals]
+        frame = frame.f_back
+    return _found(_inside(at_hand, _NEAR), names)
+
+
+def _found(things: Iterable[Any], names: Collection[str]) -> dict[str, list[types.FunctionType]]:
     wanted = frozenset(names)
     found: dict[str, dict[int, types.FunctionType]] = {}
-    for thing in _things():
+    for thing in things:
         for name, value in _named(thing, wanted):
             function = _function(value)
             if function is not None:
@@ -67,13 +85,19 @@ def _things() -> Iterator[Any]:
     yield from gc.get_objects()
     if not gc.get_freeze_count():
         return
+    yield from _inside([vars(module) for module in [*sys.modules.values()] if _is_own(module)], _DEEPEST)
+
+
+def _inside(waiting: list[Any], deep: int) -> Iterator[Any]:
+    """These things, and those that they hold."""
     seen: set[int] = set()
-    waiting = [vars(module) for module in [*sys.modules.values()] if _is_own(module)]
-    for _ in range(_DEEPEST):
+    kept: list[Any] = []  # an id is that of another object once its own is gone
+    for _ in range(deep):
         inside: list[Any] = []
         for thing in waiting:
             if id(thing) not in seen:
                 seen.add(id(thing))
+                kept.append(thing)
                 yield thing
                 if type(thing) in (dict, list, tuple):
                     inside += [*thing.values()] if type(thing) is dict else [*thing]

@@ -615,3 +615,26 @@ def test_conversations_step_by_step_in_one_task_stay_apart_though_ids_are_used_t
         client.chat.completions.create(model="m", messages=[*messages, {"role": "user", "content": "more"}])
     prof.stop()
     assert [shape(record) for record in records] == [[[("auto_sync", True)], [], []]] * 3
+
+
+def test_tools_that_are_made_for_each_request_are_found_where_it_is_sent(prof, records, monkeypatch):
+    looks: list[Any] = []
+    look = auto.functions_of
+    monkeypatch.setattr(auto, "functions_of", lambda names: looks.append(names) or look(names))
+    prof.auto(find_tools=True)
+
+    def agent() -> str:
+        def auto_anew(city: str) -> str:
+            return city.upper()
+
+        registry = {"auto_anew": auto_anew}
+        return ask(sync_client(Model()), "rome", "auto_anew", registry["auto_anew"])
+
+    for _ in range(5):
+        with prof.loop():
+            assert agent() == "done"
+    assert [shape(record) for record in records] == [[[("auto_anew", True)], []]] * 5
+    assert len(looks) == 1
+    assert len([one for one in prof.found if one.kind == "tool"]) == 1
+    gc.collect()
+    assert not [*prof._automatic._exchanged]
