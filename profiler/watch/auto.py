@@ -12,7 +12,7 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from importlib.machinery import ModuleSpec
@@ -80,7 +80,7 @@ class Automatic:
         self._looked_at = (0, 0, 0)
         self._may_be_more, self._in_vain = True, 0
         self._made_anew: set[str] = set()  # names of tools that a function makes each time that it runs
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def start(self) -> None:
         self._runners.install()
@@ -98,7 +98,7 @@ class Automatic:
 
     def forked(self) -> None:
         """In a child, where no other thread is left to give back what it held."""
-        self._taking, self._lock = threading.RLock(), threading.Lock()
+        self._taking, self._lock = threading.RLock(), threading.RLock()
 
     def made(self, client: Any) -> None:
         """A client has been made, here. Raises nothing."""
@@ -166,29 +166,21 @@ class Automatic:
         functions = sum(map(callable, [*vars(sys.modules["__main__"]).values()]))
         size = (functions, len(sys.modules), self._new_clients if self._may_be_more else self._looked_at[2])
         if self._looked_for.issuperset(names) and size == self._looked_at:
+            if self._made_anew:
+                self._exchange(functions_near(self._made_anew))
             return
         began_ns = self._profiler.recorder.clock()
         with self._lock:  # other threads wait until what their tools run is watched, too
             wanted = self._looked_for | names
             if wanted == self._looked_for and size == self._looked_at:
                 return
-            by_function: dict[int, tuple[FunctionType, list[str]]] = {}
             known: dict[str, list[FunctionType]] = {}
             if self._made_anew and (wanted, *size[:2]) == (self._looked_for, *self._looked_at[:2]):
                 known = functions_near(wanted)
             if not known.keys() >= self._made_anew or not known:
                 known = functions_of(wanted)
             before = len(self._looked_for), len([*self._exchanged])
-            for name, candidates in known.items():
-                for function in candidates:
-                    if name not in (self._exchanged.get(function) or ()):
-                        by_function.setdefault(id(function), (function, []))[1].append(name)
-            for function, its_names in by_function.values():
-                undo = exchange(function, self._chooser(its_names))
-                undone_by = (self._exchanged.get(function) or {}) | dict.fromkeys(its_names, undo)
-                self._exchanged.put(function, undone_by)
-                for name in its_names:
-                    self._note(Found("tool", name, place_of(function)))
+            self._exchange(known)
             self._made_anew |= {
                 name
                 for name, several in known.items()
@@ -202,6 +194,20 @@ class Automatic:
             self._may_be_more = self._in_vain < enough and (bool(self._made_anew) or missing)
             self._looked_for, self._looked_at = wanted, size  # not before: others would not wait
         self._profiler._took(self._profiler.recorder.clock() - began_ns)
+
+    def _exchange(self, found: Mapping[str, Sequence[FunctionType]]) -> None:
+        with self._lock:
+            by_function: dict[int, tuple[FunctionType, list[str]]] = {}
+            for name, candidates in found.items():
+                for function in candidates:
+                    if name not in (self._exchanged.get(function) or ()):
+                        by_function.setdefault(id(function), (function, []))[1].append(name)
+            for function, its_names in by_function.values():
+                undo = exchange(function, self._chooser(its_names))
+                undone_by = (self._exchanged.get(function) or {}) | dict.fromkeys(its_names, undo)
+                self._exchanged.put(function, undone_by)
+                for name in its_names:
+                    self._note(Found("tool", name, place_of(function)))
 
     def _chooser(self, names: Sequence[str]) -> Callable[[FunctionType], Choose]:
         """What decides which calls of a function are runs of the tools of these names.

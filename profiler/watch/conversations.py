@@ -82,6 +82,8 @@ class Conversations:
         def begins_so(loop: ObservedLoop) -> bool:
             return said.began is not None and self._began[loop.id] == said.began
 
+        if own is not None and begins_so(own) and own.rounds and _waits_for(own, said.ids):
+            return own  # as nearly always, without a look at all others
         asked = [loop for loop in known if said.ids and not said.ids.isdisjoint(_asked(loop))]
         if asked:
             return max(asked, key=lambda loop: (begins_so(loop), _waits_for(loop, said.ids)))
@@ -146,9 +148,8 @@ def _is_answered(loop: ObservedLoop) -> bool:
     """Whether its last reply has come and asked for nothing, and all calls have ended."""
     if not loop.rounds or loop.rounds[-1].ended_ns is None or loop.rounds[-1].reply.calls:
         return False
-    return not any(
-        round_.unclaimed or any(call.ended_ns is None for call in round_.calls) for round_ in loop.rounds[-8:]
-    )
+    # Calls that were asked for before it and did not run are not going to.
+    return not any(call.ended_ns is None for round_ in loop.rounds[-8:] for call in round_.calls)
 
 
 def _asked(loop: ObservedLoop) -> set[str]:

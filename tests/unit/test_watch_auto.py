@@ -617,18 +617,23 @@ def test_conversations_step_by_step_in_one_task_stay_apart_though_ids_are_used_t
     assert [shape(record) for record in records] == [[[("auto_sync", True)], [], []]] * 3
 
 
-def test_tools_that_are_made_for_each_request_are_found_where_it_is_sent(prof, records, monkeypatch):
+@pytest.mark.parametrize("one_client", [False, True])
+def test_tools_that_are_made_for_each_request_are_found_where_it_is_sent(
+    prof, records, monkeypatch, one_client: bool
+):
     looks: list[Any] = []
     look = auto.functions_of
     monkeypatch.setattr(auto, "functions_of", lambda names: looks.append(names) or look(names))
     prof.auto(find_tools=True)
+
+    shared = sync_client(Model())
 
     def agent() -> str:
         def auto_anew(city: str) -> str:
             return city.upper()
 
         registry = {"auto_anew": auto_anew}
-        return ask(sync_client(Model()), "rome", "auto_anew", registry["auto_anew"])
+        return ask(shared if one_client else sync_client(Model()), "rome", "auto_anew", registry["auto_anew"])
 
     for _ in range(5):
         with prof.loop():
@@ -638,3 +643,11 @@ def test_tools_that_are_made_for_each_request_are_found_where_it_is_sent(prof, r
     assert len([one for one in prof.found if one.kind == "tool"]) == 1
     gc.collect()
     assert not [*prof._automatic._exchanged]
+
+
+def test_a_conversation_whose_tools_nobody_watches_has_been_answered_all_the_same(prof):
+    prof.auto(conversations=True)
+    client = sync_client(Model())
+    for _ in range(3):
+        ask(client, "rome", "auto_unwatched", lambda city: city)
+    assert len(prof._open) == 1
