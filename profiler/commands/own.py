@@ -279,7 +279,8 @@ def _ending(records: Sequence[LoopRecord] | deque[LoopRecord]) -> Ending:
     return Ending(
         internal=sum(record.error_type == INTERNAL for record in records),
         unanswered=False in heard and True not in heard,
-        missed=not any(record.good for record in records if not record.nested),
+        # A tool that raised is the agent's own business where it went on to its end.
+        missed=not any(record.status == "ok" for record in records if not record.nested),
     )
 
 

@@ -11,7 +11,9 @@ import io
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
 
@@ -120,6 +122,10 @@ def _join(others: set[threading.Thread]) -> None:
         if not left:
             return
         for one in left:
+            arguments = getattr(one, "_args", None)  # every worker of a pool has a weak reference to it
+            pool = arguments[0]() if arguments and isinstance(arguments[0], weakref.ref) else None
+            if isinstance(pool, Executor):  # idle workers wait for more work until there is to be none
+                pool.shutdown()
             one.join()
 
 

@@ -93,7 +93,7 @@ class Pointing:
     def guard(self, request: httpx2.Request, asynchronous: bool) -> None:
         """Refuse a request of a factory's client to another server than the target: raises `RequestRefused`.
 
-        And any of a loop that is over, whose threads nothing can stop. A `profiler.providers.attempts.Guard`.
+        And any of a loop that was ended: nothing can stop its threads. A `profiler.providers.attempts.Guard`.
         """
         self._look_at(request, asynchronous, FACTORY_REMEDY)
 
@@ -101,7 +101,7 @@ class Pointing:
         call = agent_call.get()
         if call is not None and call.trace is not None:
             call.trace.requested(asynchronous)
-        if call is not None and call.over:
+        if call is not None and call.over and not call.returned:
             raise RequestRefused(UsageError("the loop was ended"))
         if not self._is_target(request.url):
             refused = RequestRefused(UsageError(self._refusal(request.url, remedy)))

@@ -55,7 +55,8 @@ class AgentCall:
 
     `context` is the one that its agent was made with, `loop` the event loop that it was called on. `asked`:
     it handed something to the strategy. `refused`: one of its model requests was not sent. `over`: it has
-    ended, and what still runs of it, in threads, is to end soon. `waits` are tasks of what threads wait for.
+    ended, and what still runs of it, in threads, is to end soon, unless it `returned` by itself: a thread
+    that it started may serve later loops. `waits` are tasks of what threads wait for.
     `trace` sees what it does, in the first loop.
     """
 
@@ -67,6 +68,7 @@ class AgentCall:
     asked: bool = False
     refused: RequestRefused | None = None
     over: bool = False
+    returned: bool = False
     waits: set[asyncio.Task[None]] = field(default_factory=set)
     trace: Trace | None = None
 

@@ -183,6 +183,7 @@ class CustomAgent:
         error: BaseException | None = None
         try:
             error = await supervised(partial(self._once, position), self._timeout, over)
+            call.returned = error is None
         finally:
             call.over = True
             for task in [*call.waits]:  # their threads go on, to their end
@@ -226,7 +227,8 @@ class CustomAgent:
         """The records of the call. It leaves one in any case."""
         spec, position = self._context.strategy.spec, call.position
         try:
-            records = placed(call.records, position, spec, call.asked)
+            held = self._context.profiler.hold is not None
+            records = placed(call.records, position, spec, call.asked, held)
             if call.refused is not None:
                 records = [_refused(record) for record in records]
             return records
@@ -275,12 +277,17 @@ def first_failed(error: BaseException | None) -> ProfilerError:
 
 
 def placed(
-    records: Sequence[LoopRecord], position: LoopPosition, strategy: str, asked: bool = True
+    records: Sequence[LoopRecord],
+    position: LoopPosition,
+    strategy: str,
+    asked: bool = True,
+    held: bool = False,
 ) -> list[LoopRecord]:
     """The records of one call of an agent, put in its position. The last one is of the call as a whole.
 
     `asked`: the agent handed something to the strategy. Where it did not, calls that nobody watched went
-    around its limit too.
+    around its limit too. So they did where watched tools are `held` back, but for those of the last reply,
+    which may never have run.
 
     Where that one saw no model request of its own, a `ToolLoop` or a `profiler.loop` inside has recorded the
     loop, and to keep the empty frame around it would count the loop twice.
@@ -292,7 +299,7 @@ def placed(
         top = [record.parent in (None, outer.id) for record in inner]
         kept = [replace(r, parent=None) if is_top else r for r, is_top in zip(inner, top, strict=True)]
     return [
-        replace(_at(record, position, strategy), unlimited_calls=_unlimited(record, strategy, asked))
+        replace(_at(record, position, strategy), unlimited_calls=_unlimited(record, strategy, asked, held))
         for record in kept
     ]
 
@@ -317,11 +324,12 @@ def _at(record: LoopRecord, position: LoopPosition, strategy: str) -> LoopRecord
     )
 
 
-def _unlimited(record: LoopRecord, strategy: str, asked: bool) -> int | None:
+def _unlimited(record: LoopRecord, strategy: str, asked: bool, held: bool) -> int | None:
     """Calls of a loop that went around the limit of the strategy that it was to run under."""
     spec, own = StrategySpec.recorded(strategy), StrategySpec.recorded(record.strategy)
     if spec.kind not in ("sequential", "limited"):
         return None
     if record.unlimited_calls is None:  # a `ToolLoop`, with a strategy of its own
         return 0 if own.text == spec.text else len(list(record.tool_calls))
-    return record.unlimited_calls + (0 if asked else sum(one.unobserved_calls for one in record.rounds))
+    rounds = record.rounds[:-1] if held else () if asked else record.rounds
+    return record.unlimited_calls + sum(one.unobserved_calls for one in rounds)

@@ -175,6 +175,8 @@ def _heeded(spec: StrategySpec, seen: Seen, share: int) -> Check:
         )
     if spec.kind == "own":
         return Check(name, "heeded", said)
+    if limit is None and most == 1 < widest:
+        return Check(name, "not_told", f"{said}: could not be told: each had ended before the next began")
     if limit is not None and most > limit:
         return Check(name, "not_told", f"{said}: could not be told, with calls of another loop among them")
     if limit is not None and widest <= limit:
@@ -191,7 +193,7 @@ def _how_to_heed(seen: Seen) -> str:
         "`async with ctx.slot(name):` around each"
     )
     if seen.plain:
-        what = "its tools are held back where they run in tasks or threads: let them"
+        what = "run its tools as tasks (asyncio.gather) or in threads: code on the event loop cannot wait"
     elif where is None and any(record.unlimited_calls and record.rounds for record in seen.records):
         what = f"give its ToolLoop strategy=ctx.strategy; or {what}"
     return f"{where}: {what}" if where else what
@@ -222,7 +224,10 @@ def _problems(spec: StrategySpec, seen: Seen) -> Iterable[Check]:
         names = ", ".join(_at(one, seen.unrun) for one in seen.unrun)
         how = f"ctx.profiler.tool({next(iter(seen.unrun))})"
         if seen.plain:
-            how = "a function of that name, or a registry that has it by that name, is found by itself"
+            how = (
+                "a function of that name, or a registry with that key, is found by itself; name others: "
+                "profiler.Profiler().dispatcher(function, name=its parameter) for one that runs all tools"
+            )
         yield found(f"asked for, and run by no watched tool: {names}: not seen", f"watch it: {how}")
     for tool, place in seen.remade.items():
         yield found(

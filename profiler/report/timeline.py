@@ -115,7 +115,8 @@ def _rows(record: LoopRecord) -> Iterator[_Row]:
     for round_ in record.rounds:
         model = round_.model
         label = f"model {round_.index + 1}"
-        yield _Row(label, tuple(_model_spans(model)), _note(model.duration_ns, model.status))
+        ended = model.status if model.status != "error" else clean(model.error_type or "error", 16)
+        yield _Row(label, tuple(_model_spans(model)), _note(model.duration_ns, ended))
         for call in round_.tool_calls:
             took = call.ended_ns - call.began_ns
             yield _Row("  " + clean(call.name), tuple(_call_spans(call)), _note(took, call.status))

@@ -59,8 +59,9 @@ class Unseen:
             name = clean(tool)
             seen = "and none was seen" if missing == asked else f"and {missing} {_were(missing)} not seen"
             yield (
-                f"{counted(asked, 'call')} of {name} {_were(asked)} asked for {seen}: is the function that "
-                f"runs it watched, under this name? prof.tool(function, name={name!r})"
+                f"{counted(asked, 'call')} of {name} {_were(asked)} asked for {seen}: name the function that "
+                f"runs it, prof.tool(function, name={name!r}), or the one that runs all tools, "
+                "prof.dispatcher(function, name=its parameter); a framework's own handoffs have none"
             )
         others = self._unseen.most_common()[MOST_NAMED:]
         if others:

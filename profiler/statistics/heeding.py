@@ -39,7 +39,9 @@ def went_around(spec: StrategySpec, calls: AgentCalls, share: int) -> str | None
     if exceeded:
         return f"{exceeded}; {around}"
     fixed = spec.kind == "sequential" or any(rule.fixed_limit is not None for rule in spec.rules)
-    return around if not fixed and calls.unlimited > AROUND_SHARE * calls.calls else None
+    # Of calls that nobody saw it is not known how many ran at once.
+    seen = fixed and calls.unobserved <= AROUND_SHARE * calls.calls
+    return around if not seen and calls.unlimited > AROUND_SHARE * calls.calls else None
 
 
 def untold(strategy: StrategySummary) -> str | None:

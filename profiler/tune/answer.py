@@ -272,7 +272,8 @@ def python_snippet(
 ) -> str:
     """Python that applies a strategy's limits in an application, and the model's limiters if any.
 
-    Of settings of `agent` (MODULE:FUNCTION) it is the call of that, beside what else it is called with.
+    Of settings of `agent` (MODULE:FUNCTION) it is the call of that, beside what else it is called with; of
+    another strategy for it, what its own code has to do.
     """
     strategy = parse_strategy(spec)
     if strategy.kind == "own":
@@ -292,9 +293,15 @@ def python_snippet(
             "",
             'async with gate.slot("tool_name"):',
             "    ...  # one try of one call: what it raises is heeded",
-            "",
-            "# or, with the built-in loop:",
         ]
+        if agent is not None:
+            if (limit := strategy.limit) is not None and not strategy.adapts:
+                places = f"threading.BoundedSemaphore({limit})"
+                lines += ["", f"# where tools run in threads: {places}, and `with` it around each call"]
+            return "\n".join(lines) + "\n"
+        lines += ["", "# or, with the built-in loop:"]
+    elif agent is not None and strategy.kind == "gathered" and not model_limits:
+        return "# nothing to change: the calls of a reply may all run at once\n"
     lines.append("from profiler import ToolLoop")
     model = "model"
     if model_limits:

@@ -12,7 +12,7 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from importlib.machinery import ModuleSpec
@@ -20,7 +20,7 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from profiler.errors import UsageError
-from profiler.watch.discovery import Choose, Runs, exchange, functions_of, place_of
+from profiler.watch.discovery import Choose, Runs, exchange, functions_near, functions_of, place_of
 from profiler.watch.identity import ById
 from profiler.watch.places import place_of_caller
 from profiler.watch.runners import RunnerTools
@@ -79,7 +79,8 @@ class Automatic:
         self._exchanged: ById[dict[str, Callable[[], object]]] = ById()  # by name, what undoes it
         self._looked_at = (0, 0, 0)
         self._missing, self._may_be_more, self._in_vain = True, True, 0
-        self._lock = threading.Lock()
+        self._made_anew: set[str] = set()  # names of tools that a function makes each time that it runs
+        self._lock = threading.RLock()
 
     def start(self) -> None:
         self._runners.install()
@@ -97,7 +98,7 @@ class Automatic:
 
     def forked(self) -> None:
         """In a child, where no other thread is left to give back what it held."""
-        self._taking, self._lock = threading.RLock(), threading.Lock()
+        self._taking, self._lock = threading.RLock(), threading.RLock()
 
     def made(self, client: Any) -> None:
         """A client has been made, here. Raises nothing."""
@@ -167,16 +168,39 @@ class Automatic:
         modules = len(sys.modules) if self._missing else self._looked_at[1]
         size = (functions, modules, self._new_clients if self._may_be_more else self._looked_at[2])
         if self._looked_for.issuperset(names) and size == self._looked_at:
+            if self._made_anew:
+                self._exchange(functions_near(self._made_anew))
             return
         began_ns = self._profiler.recorder.clock()
         with self._lock:  # other threads wait until what their tools run is watched, too
             wanted = self._looked_for | names
             if wanted == self._looked_for and size == self._looked_at:
                 return
-            by_function: dict[int, tuple[FunctionType, list[str]]] = {}
-            known = functions_of(wanted)
+            known: dict[str, list[FunctionType]] = {}
+            if self._made_anew and (wanted, *size[:2]) == (self._looked_for, *self._looked_at[:2]):
+                known = functions_near(wanted)
+            if not known.keys() >= self._made_anew or not known:
+                known = functions_of(wanted)
             before = len(self._looked_for), len([*self._exchanged])
-            for name, candidates in known.items():
+            self._exchange(known)
+            self._made_anew |= {
+                name
+                for name, several in known.items()
+                if any("<locals>" in one.__qualname__ for one in several)
+            }
+            nothing_new = before == (len(wanted), len([*self._exchanged]))
+            self._in_vain = self._in_vain + 1 if nothing_new else 0
+            # Many agents that begin at once are found by the first look of them all.
+            enough = MOST_IN_VAIN * (100 if self._made_anew else 1)
+            self._missing = bool(wanted - known.keys())
+            self._may_be_more = self._in_vain < enough and (bool(self._made_anew) or self._missing)
+            self._looked_for, self._looked_at = wanted, size  # not before: others would not wait
+        self._profiler._took(self._profiler.recorder.clock() - began_ns)
+
+    def _exchange(self, found: Mapping[str, Sequence[FunctionType]]) -> None:
+        with self._lock:
+            by_function: dict[int, tuple[FunctionType, list[str]]] = {}
+            for name, candidates in found.items():
                 for function in candidates:
                     if name not in (self._exchanged.get(function) or ()):
                         by_function.setdefault(id(function), (function, []))[1].append(name)
@@ -186,13 +210,6 @@ class Automatic:
                 self._exchanged.put(function, undone_by)
                 for name in its_names:
                     self._note(Found("tool", name, place_of(function)))
-            made_anew = any("<locals>" in one.__qualname__ for several in known.values() for one in several)
-            nothing_new = before == (len(wanted), len([*self._exchanged]))
-            self._in_vain = self._in_vain + 1 if nothing_new else 0
-            self._missing = wanted > known.keys()
-            self._may_be_more = self._in_vain < MOST_IN_VAIN and (made_anew or self._missing)
-            self._looked_for, self._looked_at = wanted, size  # not before: others would not wait
-        self._profiler._took(self._profiler.recorder.clock() - began_ns)
 
     def _chooser(self, names: Sequence[str]) -> Callable[[FunctionType], Choose]:
         """What decides which calls of a function are runs of the tools of these names.
@@ -249,6 +266,11 @@ _watching: list[Automatic] = []
 _patched: list[tuple[type, str, Any]] = []
 _patch_lock = threading.RLock()
 _made_at: ById[str | None] = ById()
+
+
+def finder() -> Profiler | None:
+    """The profiler that looks for tools, the last one if there are several."""
+    return next((one._profiler for one in reversed(_watching) if one._find_tools), None)
 
 
 def _watch(automatic: Automatic) -> None:

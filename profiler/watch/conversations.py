@@ -1,7 +1,8 @@
 """Loops that nobody marked: each conversation with a model is one, from its first request to its last answer.
 
 A request that holds results of calls that a conversation asked for belongs to that one; one that holds other
-answers of a model goes on with the conversation of its context; any other begins a new one.
+answers of a model goes on with the conversation of its context; any other begins a new one. Servers may use
+an id twice, and a task may hold several conversations: then the first message of the user tells them apart.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -43,6 +44,7 @@ class Conversations:
         self._ended = ended
         self._rests = rests
         self._answered: dict[str, None] = {}  # of those that are open
+        self._began: dict[str, int | None] = {}  # the user's first message in each
         self._open: dict[str, tuple[ObservedLoop, LagSampler | StopSampler | None]] = {}
         self._lock = threading.Lock()
 
@@ -54,9 +56,9 @@ class Conversations:
 
         `inside_a_call`: a tool of `current` makes the request, so what it begins is a conversation below it.
         """
-        ids, answered = _said(body)
+        said = _said(body)
         with self._lock:
-            loop = self._known(ids, answered, current, inside_a_call)
+            loop = self._known(said, current, inside_a_call)
             if loop is not None:
                 if loop.id in self._answered:
                     del self._answered[loop.id]
@@ -67,20 +69,27 @@ class Conversations:
                 self._end(next(iter(self._open)))
             loop, sampler = self._begin(current if inside_a_call else None)
             self._open[loop.id] = loop, sampler
+            self._began[loop.id] = said.began
             return loop
 
-    def _known(
-        self, ids: set[str], answered: bool, current: ObservedLoop | None, inside_a_call: bool
-    ) -> ObservedLoop | None:
+    def _known(self, said: _Said, current: ObservedLoop | None, inside_a_call: bool) -> ObservedLoop | None:
         """The one that a request goes on with."""
         own = current if current is not None and current.id in self._open else None
-        if ids:
-            known = [loop for loop, _ in reversed(self._open.values())]
-            # That of the context first: servers may use an id twice.
-            for loop in known if own is None else [own, *known]:
-                if not ids.isdisjoint(_asked(loop)):
-                    return loop
-        return own if answered and not inside_a_call else None
+        known = [loop for loop, _ in reversed(self._open.values())]
+        if own is not None:
+            known = [own, *known]
+
+        def begins_so(loop: ObservedLoop) -> bool:
+            return said.began is not None and self._began[loop.id] == said.began
+
+        if own is not None and begins_so(own) and own.rounds and _waits_for(own, said.ids):
+            return own  # as nearly always, without a look at all others
+        asked = [loop for loop in known if said.ids and not said.ids.isdisjoint(_asked(loop))]
+        if asked:
+            return max(asked, key=lambda loop: (begins_so(loop), _waits_for(loop, said.ids)))
+        if own is None or inside_a_call or not said.answered:
+            return None
+        return next(filter(begins_so, known), own)
 
     def _put_to_rest(self) -> None:
         for loop, _ in [*self._open.values()]:
@@ -101,11 +110,12 @@ class Conversations:
         self._lock = threading.Lock()
         for loop, _ in self._open.values():
             loop.open = False
-        self._open, self._answered = {}, {}
+        self._open, self._answered, self._began = {}, {}, {}
 
     def _end(self, number: str) -> None:
         loop, sampler = self._open.pop(number)
         self._answered.pop(number, None)
+        self._began.pop(number, None)
         loop.open = False
         stalls: list[Stall] | None = None
         if sampler is not None:
@@ -138,9 +148,8 @@ def _is_answered(loop: ObservedLoop) -> bool:
     """Whether its last reply has come and asked for nothing, and all calls have ended."""
     if not loop.rounds or loop.rounds[-1].ended_ns is None or loop.rounds[-1].reply.calls:
         return False
-    return not any(
-        round_.unclaimed or any(call.ended_ns is None for call in round_.calls) for round_ in loop.rounds[-8:]
-    )
+    # Calls that were asked for before it and did not run are not going to.
+    return not any(call.ended_ns is None for round_ in loop.rounds[-8:] for call in round_.calls)
 
 
 def _asked(loop: ObservedLoop) -> set[str]:
@@ -151,23 +160,42 @@ def _asked(loop: ObservedLoop) -> set[str]:
     return found - {""}
 
 
-def _said(body: bytes) -> tuple[set[str], bool]:
-    """(the ids of calls whose results a request holds, whether it holds any answer of a model)."""
+def _waits_for(loop: ObservedLoop, ids: set[str]) -> bool:
+    """Whether its last reply asked for some of these calls: nothing has been made of their results yet."""
+    last = loop.rounds[-1]
+    return not ids.isdisjoint(
+        {call.id for call in last.reply.calls} | {call.request.id for call in last.asked}
+    )
+
+
+class _Said(NamedTuple):
+    """What a request tells: the ids of calls whose results it holds, whether it holds any answer of a model,
+    and by what its conversation began, if that is known."""
+
+    ids: set[str]
+    answered: bool
+    began: int | None
+
+
+def _said(body: bytes) -> _Said:
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return set(), False
+        data = None
     if not isinstance(data, dict):
-        return set(), False
+        return _Said(set(), False, None)
     ids: set[str] = set()
+    began: int | None = None
     answered = bool(data.get("previous_response_id") or data.get("conversation"))
     items = data.get("messages", data.get("input"))
     for item in items if isinstance(items, list) else ():
         if not isinstance(item, dict):
             continue
-        answered = answered or item.get("role") in _ANSWERS or item.get("type") == "function_call"
         content: Any = item.get("content")
+        if began is None and item.get("role") == "user":
+            began = hash(orjson.dumps(content))
+        answered = answered or item.get("role") in _ANSWERS or item.get("type") == "function_call"
         for part in (item, *(content if isinstance(content, list) else ())):
             if isinstance(part, dict):
                 ids |= {part[name] for name in _RESULT_OF if isinstance(part.get(name), str)}
-    return ids, answered or bool(ids)
+    return _Said(ids, answered or bool(ids), began)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from profiler.watch.identity import ById
-from profiler.watch.places import is_application, place
+from profiler.watch.places import MOST_FRAMES, is_application, place
 
 _RUN_BY_TOOL_OBJECTS = (
     *("func", "coroutine", "function", "fn", "handler", "callback", "on_invoke_tool"),
@@ -37,7 +37,8 @@ _COPY = "__toolloop_copy__"
 _OURS = frozenset(("__toolloop_profiler__", _COPY))
 """Attributes of functions that were made here."""
 
-_DEEPEST = 5
+_NEAR = 3
+_DEEPEST = 8
 """Containers and objects within each other that are looked into, from a module on."""
 
 Runs = Callable[..., Any]
@@ -53,9 +54,26 @@ def functions_of(names: Collection[str]) -> dict[str, list[types.FunctionType]]:
     It looks at every object that the garbage collector knows, which takes 0.1 to 0.2 s in a large process; of
     what it was told to leave alone (`gc.freeze`), at what the application's modules hold.
     """
+    return _found(_things(), names)
+
+
+def functions_near(names: Collection[str]) -> dict[str, list[types.FunctionType]]:
+    """The same, of those that the code of the application that called this has at hand: it takes no time."""
+    at_hand: list[Any] = []
+    frame: types.FrameType | None = sys._getframe(1)
+    for _ in range(MOST_FRAMES):
+        if frame is None:
+            break
+        if is_application(frame.f_code.co_filename):
+            at_hand += [dict(frame.f_locals), frame.f_globals]
+        frame = frame.f_back
+    return _found(_inside(at_hand, _NEAR), names)
+
+
+def _found(things: Iterable[Any], names: Collection[str]) -> dict[str, list[types.FunctionType]]:
     wanted = frozenset(names)
     found: dict[str, dict[int, types.FunctionType]] = {}
-    for thing in _things():
+    for thing in things:
         for name, value in _named(thing, wanted):
             function = _function(value)
             if function is not None:
@@ -67,21 +85,48 @@ def _things() -> Iterator[Any]:
     yield from gc.get_objects()
     if not gc.get_freeze_count():
         return
+    yield from _inside([vars(module) for module in [*sys.modules.values()] if _is_own(module)], _DEEPEST)
+
+
+def _inside(waiting: list[Any], deep: int) -> Iterator[Any]:
+    """These things, and those that they hold."""
     seen: set[int] = set()
-    waiting = [vars(module) for module in [*sys.modules.values()] if _is_own(module)]
-    for _ in range(_DEEPEST):
+    kept: list[Any] = []  # an id is that of another object once its own is gone
+    for _ in range(deep):
         inside: list[Any] = []
         for thing in waiting:
             if id(thing) not in seen:
                 seen.add(id(thing))
+                kept.append(thing)
                 yield thing
                 if type(thing) in (dict, list, tuple):
                     inside += [*thing.values()] if type(thing) is dict else [*thing]
                 elif isinstance(thing, type):
                     inside.append(dict(vars(thing)))
-                elif _is_of_application(type(thing)) and (held := _attributes(thing)) is not None:
+                elif type(thing) is types.FunctionType:
+                    inside += _cells(thing)
+                elif (_is_of_application(type(thing)) or _may_hold_tools(thing)) and (
+                    held := _attributes(thing)
+                ) is not None:
                     inside.append(held)
         waiting = inside
+
+
+def _may_hold_tools(thing: Any) -> bool:
+    """Whether an object of some framework is a tool, or an agent or graph that holds tools, by its class."""
+    name = type(thing).__name__.lower()
+    return any(word in name for word in ("tool", "agent", "graph", "runner"))
+
+
+def _cells(function: types.FunctionType) -> list[Any]:
+    """What a function, such as one that a decorator made, keeps in its closure."""
+    found = []
+    for cell in function.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # nothing yet
+            continue
+    return found
 
 
 def _is_own(module: Any) -> bool:
@@ -173,7 +218,7 @@ class Exchange:
         signature = _signature(function)
         if signature is not None:
             function.__signature__ = signature  # type: ignore[attr-defined]
-        code = _calling(self, self.code)
+        self._exchanged = code = _calling(self, self.code)
         # In this order other threads may call it meanwhile: the function's own defaults fit either code.
         function.__code__ = code
         function.__defaults__ = (_MISSING,) * code.co_argcount
@@ -213,10 +258,14 @@ class Exchange:
         """For who pickles functions by their code: it is sent as it would be unwatched."""
         return _unwatched, (self.original,)
 
+    def holds(self, function: types.FunctionType) -> bool:
+        """Whether this function's code is still what was put there."""
+        return function.__code__ is self._exchanged
+
     def restore(self) -> None:
         function = self._function()
-        if function is None:
-            return
+        if function is None or not self.holds(function):
+            return  # gone, or changed since: notebooks put the code of an edited function into the old one
         signature, function.__defaults__, function.__kwdefaults__ = self._was
         function.__code__ = self.code
         if signature is None:
@@ -244,7 +293,9 @@ def exchange(
     function's place, or None for the function itself. Returns what undoes this.
     """
     with _lock:
-        known = _exchanged.get(function) or Exchange(function)
+        known = _exchanged.get(function)
+        if known is None or not known.holds(function):
+            known = Exchange(function)
         _exchanged.put(function, known)
     chosen = choose(known.original)
     known.runs.insert(0, chosen)

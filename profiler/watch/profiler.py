@@ -56,7 +56,7 @@ from profiler.records import LOOP_TIMEOUT, Clock, LoopRecord, Status
 from profiler.redaction import Content, Redact
 from profiler.watch import frameworks
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
-from profiler.watch.auto import Automatic, Found, OfferedTool, OnClient
+from profiler.watch.auto import Automatic, Found, OfferedTool, OnClient, finder
 from profiler.watch.conversations import Conversations
 from profiler.watch.dispatch import Dispatch, Given
 from profiler.watch.frameworks import describe
@@ -520,17 +520,25 @@ class _Begin:
         self._profiler, self._told, self._of = profiler, told, of
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolRun:
-        return self._profiler._begin(self._told, self._of, args, kwargs)
+        return self._watcher()._begin(self._told, self._of, args, kwargs)
 
     @property
     def holds(self) -> bool:
-        return self._profiler.hold is not None
+        return self._watcher().hold is not None
 
     def held(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held | None:
         return self._profiler._boundary.call("tool", self._held, args, kwargs)
 
     def _held(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held | None:
-        return self._profiler._held(self._told(args, kwargs)[0])
+        return self._watcher()._held(self._told(args, kwargs)[0])
+
+    def _watcher(self) -> Profiler:
+        """The profiler that watches the run: its own, or while that has no loop, one that looks for tools.
+
+        So what an application has named to a profiler of its own is known to `profiler run` and load tests.
+        """
+        own = self._profiler
+        return own if own._open else finder() or own
 
 
 class LoopContext:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from profiler.errors import RequestRefused
 from profiler.load.clients import Pointing, set_environment
 from profiler.load.context import AgentCall, agent_call
 from profiler.providers.attempts import observe_attempts, request_guard
-from profiler.providers.endpoint import NO_KEY, Endpoint
+from profiler.providers.endpoint import NO_KEY, Endpoint, Tls
 from profiler.watch.profiler import Profiler
 from tests.unit.test_load_agents import POSITION
 
@@ -181,6 +182,25 @@ def test_loop_that_is_over_asks_nobody() -> None:
             Pointing(TARGET).guard(httpx2.Request("POST", "http://127.0.0.1:8100/v1/messages"), True)
     finally:
         agent_call.reset(token)
+
+
+def test_a_thread_that_a_loop_left_behind_may_ask_for_later_ones() -> None:
+    token = agent_call.set(AgentCall(POSITION, over=True, returned=True))
+    try:
+        Pointing(TARGET).guard(httpx2.Request("POST", "http://127.0.0.1:8100/v1/messages"), True)
+        with pytest.raises(RequestRefused, match="only the target"):
+            Pointing(TARGET).guard(httpx2.Request("POST", "http://127.0.0.1:81/v1/messages"), True)
+    finally:
+        agent_call.reset(token)
+
+
+def test_copies_of_a_client_keep_its_connections() -> None:
+    pointing = Pointing(replace(Endpoint.parse("https://127.0.0.1:8100"), tls=Tls(insecure=True)))
+    client = OpenAI(api_key="own", http_client=httpx2.Client())
+    pointing.point(client)
+    transport = client._client._transport
+    pointing.point(client.with_options(timeout=5))
+    assert client._client._transport is transport
 
 
 def test_environment_of_modules_that_are_imported_later() -> None:

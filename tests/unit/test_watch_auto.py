@@ -589,6 +589,65 @@ def test_two_profilers_leave_a_client_in_any_order(records, first_stops_first: b
     rounds = [[len(record.rounds) for record in one] for one in (records, seen)]
     # The one that came last has each request.
     assert rounds == ([[0, 0], [1, 1]] if first_stops_first else [[0, 1], [1, 0]])
-    assert [len(record.rounds[0].model.attempts) for record in seen if record.rounds] == [1] * sum(rounds[1])
+    assert [len(one.rounds[0].model.attempts) for one in seen if one.rounds] == [1] * sum(rounds[1])
     profilers[1 if first_stops_first else 0].stop()
     assert client._client._transport is model
+
+
+def test_conversations_step_by_step_in_one_task_stay_apart_though_ids_are_used_twice(prof, records):
+    class SameIds(Model):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            self.numbers = itertools.count()
+            return super().handle_request(request)
+
+    prof.auto(find_tools=True, conversations=True)
+    client, tools = sync_client(SameIds()), chat_tools("auto_sync")
+    several: list[list[Any]] = [[{"role": "user", "content": city}] for city in ("rome", "oslo", "lima")]
+    for step in range(2):
+        for messages in several:
+            reply = client.chat.completions.create(model="m", messages=messages, tools=tools).choices[0]
+            messages.append(reply.message)
+            for call in reply.message.tool_calls or ():
+                result = auto_sync(**json.loads(call.function.arguments))
+                messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+        assert step or {messages[2]["tool_call_id"] for messages in several} == {"c0"}
+    for messages in several:
+        client.chat.completions.create(model="m", messages=[*messages, {"role": "user", "content": "more"}])
+    prof.stop()
+    assert [shape(record) for record in records] == [[[("auto_sync", True)], [], []]] * 3
+
+
+@pytest.mark.parametrize("one_client", [False, True])
+def test_tools_that_are_made_for_each_request_are_found_where_it_is_sent(
+    prof, records, monkeypatch, one_client: bool
+):
+    looks: list[Any] = []
+    look = auto.functions_of
+    monkeypatch.setattr(auto, "functions_of", lambda names: looks.append(names) or look(names))
+    prof.auto(find_tools=True)
+
+    shared = sync_client(Model())
+
+    def agent() -> str:
+        def auto_anew(city: str) -> str:
+            return city.upper()
+
+        registry = {"auto_anew": auto_anew}
+        return ask(shared if one_client else sync_client(Model()), "rome", "auto_anew", registry["auto_anew"])
+
+    for _ in range(5):
+        with prof.loop():
+            assert agent() == "done"
+    assert [shape(record) for record in records] == [[[("auto_anew", True)], []]] * 5
+    assert len(looks) == 1
+    assert len([one for one in prof.found if one.kind == "tool"]) == 1
+    gc.collect()
+    assert not [*prof._automatic._exchanged]
+
+
+def test_a_conversation_whose_tools_nobody_watches_has_been_answered_all_the_same(prof):
+    prof.auto(conversations=True)
+    client = sync_client(Model())
+    for _ in range(3):
+        ask(client, "rome", "auto_unwatched", lambda city: city)
+    assert len(prof._open) == 1

@@ -301,3 +301,16 @@ def test_a_function_that_is_made_anew_is_not_kept():
     del function
     gc.collect()
     assert gone() is None
+
+
+def test_a_function_that_was_edited_meanwhile_keeps_its_new_code():
+    def disc_edited():
+        return "old"
+
+    def edited(a="new"):
+        return a
+
+    undo = exchange(disc_edited, lambda original: lambda args, kwargs: None)
+    disc_edited.__code__, disc_edited.__defaults__ = edited.__code__, edited.__defaults__
+    undo()
+    assert disc_edited() == "new"
