@@ -346,6 +346,9 @@ class _Missing:
     def __repr__(self) -> str:
         return "<as it was>"
 
+    def __reduce__(self) -> str:
+        return "_MISSING"  # in another process, too, it is the one
+
 
 _MISSING = _Missing()
 _PLACE = "the place of what says what runs instead"

@@ -7,6 +7,7 @@ import copy
 import functools
 import gc
 import inspect
+import pickle
 import sys
 import typing
 import weakref
@@ -314,3 +315,18 @@ def test_a_function_that_was_edited_meanwhile_keeps_its_new_code():
     disc_edited.__code__, disc_edited.__defaults__ = edited.__code__, edited.__defaults__
     undo()
     assert disc_edited() == "new"
+
+
+def test_a_function_that_is_pickled_by_its_code_is_sent_as_it_would_be_unwatched():
+    def disc_sent(a, b=2):
+        return a, b
+
+    undo = exchange(disc_sent, lambda original: lambda args, kwargs: None)
+    try:
+        (instead,) = [one for one in disc_sent.__code__.co_consts if isinstance(one, Exchange)]
+        make, arguments = instead.__reduce__()
+        missing = pickle.loads(pickle.dumps(disc_sent.__defaults__))
+        run, args, kwargs = make(*arguments)((), (1, missing[1]), (), (), {})
+        assert run(*args, **kwargs) == (1, 2)
+    finally:
+        undo()
