@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from profiler.errors import UsageError
+from profiler.watch.context import LoopContext
 from profiler.watch.frameworks import describe
 from profiler.watch.loop import ObservedLoop
-from profiler.watch.profiler import LoopContext, Profiler
+from profiler.watch.profiler import Profiler
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

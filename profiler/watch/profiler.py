@@ -15,18 +15,14 @@ arguments.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-import inspect
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from inspect import Signature
 from pathlib import Path
-from types import CodeType, MethodType, TracebackType
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
@@ -37,10 +33,9 @@ from profiler.limits.gate import current_slot
 from profiler.loop import nesting
 from profiler.loop.boundary import Boundary, Part
 from profiler.loop.calls import arguments_text
-from profiler.loop.lag import LagSampler, Stall, StopSampler
+from profiler.loop.lag import LagSampler, StopSampler
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
-from profiler.loop.supervision import can_tell, cancelled_as, has_timed_out
 from profiler.loop.tools import Tool, current_call
 from profiler.process.lifetime import in_forked_child
 from profiler.providers import refuse_httpx, refuse_invoke_model
@@ -52,11 +47,12 @@ from profiler.providers.attempts import (
     with_attempts,
 )
 from profiler.providers.wire import api_of, requested_model, requested_prompt
-from profiler.records import LOOP_TIMEOUT, Clock, LoopRecord, Status
+from profiler.records import Clock, LoopRecord
 from profiler.redaction import Content, Redact
 from profiler.watch import frameworks
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
 from profiler.watch.auto import Automatic, Found, OfferedTool, OnClient, finder
+from profiler.watch.context import LoopContext
 from profiler.watch.conversations import Conversations
 from profiler.watch.dispatch import Dispatch, Given
 from profiler.watch.frameworks import describe
@@ -65,7 +61,7 @@ from profiler.watch.requests import WatchedRequest, body_of, is_retry
 from profiler.watch.rounds import ObservedCall, ObservedRound, handed_over
 from profiler.watch.runs import Held, ToolRun, Watching
 from profiler.watch.sinks import sinks_of
-from profiler.watch.tools import watched
+from profiler.watch.tools import code_of, name_of, signature_of, unwatched_of, watched
 
 if TYPE_CHECKING:
     from profiler.exporters.prometheus import PrometheusSink
@@ -355,12 +351,12 @@ class Profiler:
         if getattr(function, "__toolloop_profiler__", None) is self:
             if name is None:
                 return function
-            function = _unwatched_of(function)
-        name = name or _name_of(function)
-        code = self._boundary.call("tool", _code_of, function)
+            function = unwatched_of(function)
+        name = name or name_of(function)
+        code = self._boundary.call("tool", code_of, function)
         if code is not None:
             self.sources[name] = code
-        begin = _Begin(self, _told_once(name, _signature_of(function)), name)
+        begin = _Begin(self, _told_once(name, signature_of(function)), name)
         return watched(function, begin, self._watching, self, partial(self.tool, name=name))
 
     def _watched_as(self, function: Any, name: str | None) -> Any:
@@ -406,8 +402,8 @@ class Profiler:
         if not callable(function):
             raise UsageError(f"not a function: {describe(function)}")
         if getattr(function, "__toolloop_profiler__", None) is self:
-            function = _unwatched_of(function)
-        told = Dispatch(_name_of(function), _signature_of(function), name)
+            function = unwatched_of(function)
+        told = Dispatch(name_of(function), signature_of(function), name)
         again = partial(self.dispatcher, name=name)
         return watched(function, _Begin(self, told, told.of), self._watching, self, again)
 
@@ -541,118 +537,6 @@ class _Begin:
         return own if own._open else finder() or own
 
 
-class LoopContext:
-    """One pass of a loop, between enter and exit. Use it once. `options` are those of `ObservedLoop`."""
-
-    _sampler: LagSampler | StopSampler | None = None
-
-    def __init__(self, profiler: Profiler, options: dict[str, Any]) -> None:
-        self._profiler = profiler
-        self._options = options
-        self._loop: ObservedLoop | None = None
-        self._token: Token[ObservedLoop | None] | None = None
-        self._place: nesting.Left | None = None
-        self._process = 0
-
-    def __enter__(self) -> ObservedLoop:
-        profiler = self._profiler
-        recorder = profiler.recorder
-        self._loop = loop = ObservedLoop(recorder.clock, **self._options, sinks=recorder.sinks)
-        self._process = os.getpid()
-        profiler._boundary.call("loop", self._enter, loop)
-        return loop
-
-    def _enter(self, loop: ObservedLoop) -> None:
-        profiler = self._profiler
-        parent = profiler._loop.get()
-        loop.parent = nesting.begun_in(loop.running)
-        if parent is not None:
-            loop.number = parent.number if loop.number is None else loop.number
-            loop.trial = parent.trial if loop.trial is None else loop.trial
-        can_tell(lambda status, error_type: loop.record(status, error_type, 0))
-        profiler._open[loop.id] = loop
-        self._token = profiler._loop.set(loop)
-        self._place = nesting.enter(loop.running)
-        in_event_loop = asyncio._get_running_loop() is not None
-        self._sampler = profiler.recorder.enter() if in_event_loop else profiler.recorder.enter_sync()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        profiler, boundary = self._profiler, self._profiler._boundary
-        # Each on its own: that one fails is no reason to leave the next undone.
-        token, self._token = self._token, None
-        if token is not None:
-            boundary.call("loop", _left, profiler._loop, token)
-        place, self._place = self._place, None
-        if place is not None:
-            boundary.call("loop", nesting.leave, place)
-        loop, self._loop = self._loop, None
-        if loop is None:
-            return
-        if self._process != os.getpid():  # forked inside the loop: its record is the parent's
-            return
-        boundary.call("loop", self._close, loop)
-        lateness = boundary.call("loop", self._lateness, loop)
-        if boundary.call("loop", loop.leaves_record) is False:
-            return
-        record = boundary.call("loop", self._record, loop, kind, lateness or (0, None))
-        if record is None:
-            loop.watch_failures += 1  # outside its context by now
-            record = boundary.call("loop", loop.bare_record, *_ending(kind))
-        if record is not None:
-            boundary.call("loop", profiler.recorder.emit, record)
-
-    def _close(self, loop: ObservedLoop) -> None:
-        loop.open = False
-        self._profiler._open.pop(loop.id, None)
-
-    def _lateness(self, loop: ObservedLoop) -> tuple[int, list[Stall] | None]:
-        """The worst lag of its event loop, and the stalls."""
-        sampler, self._sampler = self._sampler, None
-        if sampler is None:
-            return 0, None
-        stalls = sampler.stalls(loop.started_ns)
-        return sampler.leave(loop.started_ns), stalls
-
-    def _record(
-        self,
-        loop: ObservedLoop,
-        kind: type[BaseException] | None,
-        lateness: tuple[int, list[Stall] | None],
-    ) -> LoopRecord:
-        return self._profiler._with_orphans(loop.record(*_ending(kind), *lateness))
-
-    async def __aenter__(self) -> ObservedLoop:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, trace)
-
-
-def _ending(kind: type[BaseException] | None) -> tuple[Status, str | None]:
-    """Status and error type of a loop that ended with such an exception."""
-    if has_timed_out():  # also where its code took the cancellation for something else
-        return "error", LOOP_TIMEOUT
-    if kind is None:
-        return "ok", None
-    if issubclass(kind, GeneratorExit):
-        return "cancelled", kind.__name__
-    if not issubclass(kind, asyncio.CancelledError):
-        return "error", kind.__name__
-    status, _ = cancelled_as()
-    return status, kind.__name__
-
-
-def _left(variable: ContextVar[ObservedLoop | None], token: Token[ObservedLoop | None]) -> None:
-    with contextlib.suppress(
-        ValueError
-    ):  # in another context than it was entered in, as async generators may
-        variable.reset(token)
-
-
 def _owner(transport: Any) -> object:
     """The profiler that put this transport in its place, None for one that nobody watches."""
     return transport.owner if isinstance(transport, AsyncObservedTransport | ObservedTransport) else None
@@ -701,43 +585,6 @@ def _as_good(fit: Fit, best: Fit) -> bool:
 def _unwatched(name: str) -> ObservedCall:
     """The call of a run that belongs to no loop."""
     return ObservedCall(CallRequest("", name, ""), 0, 0)
-
-
-def _unwatched_of(watched: Any) -> Any:
-    """What a watched function, method or object was made of."""
-    if type(watched) is MethodType:
-        function: Any = watched.__func__
-        return MethodType(function.__wrapped__, watched.__self__)
-    return watched.__wrapped__
-
-
-def _name_of(function: Any) -> str:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
-def _code_of(function: Any) -> CodeType | None:
-    """The code of a function of the application, through partials, methods and decorators."""
-    for _ in range(20):
-        if isinstance(function, functools.partial):
-            function = function.func
-        elif isinstance(function, MethodType):
-            function = function.__func__
-        elif hasattr(function, "__wrapped__"):
-            function = function.__wrapped__
-        else:
-            break
-    code = getattr(function, "__code__", None)
-    return code if isinstance(code, CodeType) else None
-
-
-def _signature_of(function: Any) -> Signature | None:
-    """None for what does not tell it: functions written in C, classes of odd metaclasses."""
-    try:
-        return inspect.signature(function)
-    except Exception:
-        return None
 
 
 def _http_client(client: Any) -> Any:

@@ -8,6 +8,8 @@ import functools
 import inspect
 import types
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from inspect import Signature
+from types import CodeType, MethodType
 from typing import Any, Protocol, cast
 
 from profiler.loop.eventloop import TimedCoroutine
@@ -331,3 +333,43 @@ def _code_flags(function: Any) -> int:
         function = function.func if isinstance(function, functools.partial) else function.__func__
     flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
     return flags if isinstance(flags, int) else 0
+
+
+# What a watched function was made of, and what is told of one.
+
+
+def unwatched_of(watched: Any) -> Any:
+    """What a watched function, method or object was made of."""
+    if type(watched) is MethodType:
+        function: Any = watched.__func__
+        return MethodType(function.__wrapped__, watched.__self__)
+    return watched.__wrapped__
+
+
+def name_of(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def code_of(function: Any) -> CodeType | None:
+    """The code of a function of the application, through partials, methods and decorators."""
+    for _ in range(20):
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif isinstance(function, MethodType):
+            function = function.__func__
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            break
+    code = getattr(function, "__code__", None)
+    return code if isinstance(code, CodeType) else None
+
+
+def signature_of(function: Any) -> Signature | None:
+    """None for what does not tell it: functions written in C, classes of odd metaclasses."""
+    try:
+        return inspect.signature(function)
+    except Exception:
+        return None

@@ -70,7 +70,7 @@ def first(spec: str, *records: LoopRecord, **seen: Any) -> Check:
         ("semaphore:2", record(), "not_told", "the model asked for no tool call"),
         ("semaphore:2", record(rounds=()), "not_told", "no model request of it was seen"),
         ("gathered", record(*IN_TURN, shortfall="application"), "not_heeded", "1 at once where 4 could be"),
-        ("gathered", record(*IN_TURN, shortfall="inside_tools"), "not_told", "each had ended before the next"),
+        ("gathered", record(*IN_TURN, shortfall="inside_tools"), "not_told", "each had ended before"),
     ],
 )
 def test_strategy_is_heeded_or_not(spec: str, seen: LoopRecord, outcome: str, said: str) -> None:
