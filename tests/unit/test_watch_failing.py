@@ -48,7 +48,7 @@ OUTSIDE = re.compile(
             r"providers/attempts:(_Observing|_Observed|Async\w+|ObservedTransport|_Tee|Tee|_both)\..*",
             r"providers/attempts:.*<locals>\.(traced|TracedRequest\.send)|providers/attempts:_(Async)?Trace\..*",
             # What is called before anything runs, and to open and leave a loop.
-            r"watch/profiler:(_Begin\.(__\w+__|holds|held)|_told_once)",
+            r"watch/profiler:(_Begin\.(__\w+__|holds|held|_watcher)|_told_once)",
             r"watch/profiler:Profiler\.(__init__|loop|instrument|uninstrument|failures)",
             r"watch/profiler:Profiler\.(tool|tools|dispatcher|_watched_as|_begin)(\..*)?",
             r"watch/(frameworks:.*|dispatch:Dispatch\.__init__.*)",
