@@ -534,7 +534,8 @@ class _Begin:
         So what an application has named to a profiler of its own is known to `profiler run` and load tests.
         """
         own = self._profiler
-        return own if own._open else own._boundary.call("tool", finder) or own
+        found: Profiler | None = None if own._open else own._boundary.call("tool", finder)
+        return found or own
 
 
 def _owner(transport: Any) -> object:
