@@ -12,7 +12,7 @@ from profiler.report.text import percent
 from profiler.statistics.gates import Outcome
 from profiler.statistics.quantiles import Estimate
 from profiler.strategies import parse_strategy
-from profiler.tune.candidates import SEMAPHORE, Candidate, Shape, best_of, equivalent
+from profiler.tune.candidates import EQUIVALENT, SEMAPHORE, Candidate, Shape, best_of, equivalent
 from profiler.tune.dial import Dial
 from profiler.tune.quotas import RateAdvice
 
@@ -128,6 +128,22 @@ class Answer:
         return text
 
     @property
+    def overlooked(self) -> str | None:
+        """A value that looked better before the final stage, and was not measured in that, in words."""
+        final = {one.spec for one in self.final}
+        # That of the final stage: what is promised was measured at another time.
+        same = next((one for one in self.final if one.spec == self.setting.spec), self.setting)
+        clearly = same.points * (1 + EQUIVALENT)
+        others = [one for one in self.curve if one.spec not in final and one.points > clearly]
+        if not others:
+            return None
+        best = best_of(others)
+        return (
+            f"{best.spec} looked better in an earlier stage ({_figure(best, self.objective)}) and was not "
+            "measured again beside it: a longer --budget has time for that"
+        )
+
+    @property
     def headroom(self) -> str | None:
         """The score that is left at 80 % of the limit."""
         limit = self.setting.limit
@@ -173,6 +189,7 @@ def render(answer: Answer) -> str:
     lines += [] if answer.slo is None or answer.slo.holds else [answer.slo.sentence]
     lines += [] if answer.short_windows is None else [answer.short_windows + "."]
     lines += [answer.sentence + "."] + ([] if answer.moved is None else [answer.moved + "."])
+    lines += [] if answer.overlooked is None else [answer.overlooked + "."]
     lines += [] if answer.refused is None else [answer.refused + "."]
     lines += [answer.slo.sentence] if answer.slo is not None and answer.slo.holds else []
     if answer.curve and answer.shape is not None:
@@ -222,7 +239,8 @@ def findings(answer: Answer, outcomes: tuple[Outcome, ...], scenario: str) -> Fi
         (one.spec, _figure(one, answer.objective), seconds(one.p95), percent(one.failures.value))
         for one in answer.final
     ]
-    said = (answer.sentence, *filter(None, (answer.short_windows, answer.moved, answer.refused)))
+    notes = (answer.short_windows, answer.moved, answer.overlooked, answer.refused)
+    said = (answer.sentence, *filter(None, notes))
     return Findings(
         subject=f"profiler tune: {scenario}",
         outcomes=outcomes,

@@ -54,6 +54,18 @@ def test_answer_is_a_sentence_with_its_evidence():
     assert text.splitlines()[0] == found.sentence + "."
 
 
+def test_value_that_looked_better_before_and_was_not_measured_again_is_named():
+    final = [scored("semaphore:48", 5.7), scored("gathered", 0.9, 0.16, shown=True)]
+    looked_better = scored("semaphore:20", 6.1, 1.07)
+    assert answer(final, [scored("semaphore:44", 5.8, 1.02), final[0]]).overlooked is None
+    found = answer(final, [looked_better, final[0]])
+    assert found.overlooked == (
+        "semaphore:20 looked better in an earlier stage (6.1/s [5.79, 6.41]) and was not measured again "
+        "beside it: a longer --budget has time for that"
+    )
+    assert f"{found.overlooked}." in render(found)
+
+
 def test_answer_says_so_where_gathering_is_as_good():
     found = answer([scored("semaphore:48", 5.7), scored("gathered", 5.65, 0.99)], [])
     assert found.sentence == (

@@ -169,9 +169,7 @@ def test_what_watching_missed_is_in_the_metrics_and_in_words():
     table = tabulate(records)
     assert (table.unobserved.sum(), table.orphans.sum(), table.ambiguous.sum()) == (2, 2, 1)
     said = " ".join(render_timeline(records[0], 400).split())
-    assert (
-        "3 calls of search were asked for and 2 were not seen: name the function that runs it" in said
-    )
+    assert "3 calls of search were asked for and 2 were not seen: name the function that runs it" in said
     assert "2 calls of watched tools ran outside every loop; is prof.loop missing, or does a thread" in said
     assert "1 call could not be told apart; were arguments equal in two loops at once" in said
 
