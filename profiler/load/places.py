@@ -14,7 +14,7 @@ from types import CodeType, CoroutineType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from profiler.load.calling import underlying
-from profiler.watch.places import MOST_FRAMES, is_application, place
+from profiler.watch.places import MOST_FRAMES, is_code_of_application, place
 
 _LOCK = type(threading.Lock())
 
@@ -24,7 +24,7 @@ def raised_line(error: BaseException) -> str | None:
     found = None
     trace = error.__traceback__
     while trace is not None:
-        if is_application(trace.tb_frame.f_code.co_filename):
+        if is_code_of_application(trace.tb_frame.f_code):
             found = place(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     return found
@@ -34,7 +34,7 @@ def waiting_line(coroutine: Any) -> str | None:
     """The innermost line of the user's code at which a coroutine that is not running waits."""
     found = None
     for frame in _awaited(coroutine):
-        if is_application(frame.f_code.co_filename):
+        if is_code_of_application(frame.f_code):
             found = place(frame.f_code.co_filename, frame.f_lineno)
     return found
 
@@ -60,7 +60,7 @@ def thread_line(thread: int) -> str | None:
     for _ in range(MOST_FRAMES):
         if frame is None:
             return None
-        if is_application(frame.f_code.co_filename):
+        if is_code_of_application(frame.f_code):
             return place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return None

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from profiler.watch.identity import ById
-from profiler.watch.places import MOST_FRAMES, is_application, place
+from profiler.watch.places import MOST_FRAMES, PASSES, is_application, place
 
 _RUN_BY_TOOL_OBJECTS = (
     *("func", "coroutine", "function", "fn", "handler", "callback", "on_invoke_tool"),
@@ -383,7 +383,7 @@ def _calling(instead: Exchange, code: types.CodeType) -> types.CodeType:
     exec(source, made)
     template: types.CodeType = made["template"].__code__
     return template.replace(
-        co_consts=tuple(instead if one == _PLACE else one for one in template.co_consts),
+        co_consts=(*(instead if one == _PLACE else one for one in template.co_consts), PASSES),
         co_freevars=code.co_freevars,
         co_name=code.co_name,
         co_qualname=code.co_qualname,

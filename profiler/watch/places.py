@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 import sysconfig
-from types import FrameType
+from types import CodeType, FrameType
 
 MOST_FRAMES = 200
 
@@ -33,13 +33,24 @@ def is_application(filename: str) -> bool:
     return not path.startswith(_LIBRARY)
 
 
+PASSES = "its calls pass through code of the profiler's"
+"""The last constant of code that stands for a function's own (`profiler.watch.discovery`)."""
+
+
+def is_code_of_application(code: CodeType) -> bool:
+    """Whether code is the application's own, and does not only stand for it."""
+    if code.co_consts and code.co_consts[-1] is PASSES:
+        return False
+    return is_application(code.co_filename)
+
+
 def place_of_caller() -> str | None:
     """`file:line` of the innermost code of the application that called this; None without any."""
     frame: FrameType | None = sys._getframe(1)
     for _ in range(MOST_FRAMES):
         if frame is None:
             return None
-        if is_application(frame.f_code.co_filename):
+        if is_code_of_application(frame.f_code):
             return place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pytest
 
 from profiler.watch.discovery import Exchange, exchange, functions_of, place_of
-from profiler.watch.places import is_application, place
+from profiler.watch.places import is_application, is_code_of_application, place
 
 
 def disc_plain(a: int, b: int = 2, *, c: int = 3) -> int:
@@ -330,3 +330,31 @@ def test_a_function_that_is_pickled_by_its_code_is_sent_as_it_would_be_unwatched
         assert run(*args, **kwargs) == (1, 2)
     finally:
         undo()
+
+
+def test_code_that_stands_for_a_function_is_no_place_of_the_application():
+    seen: list[str] = []
+
+    def disc_called(a: int) -> int:
+        return a
+
+    def choose(original):
+        def chosen(args, kwargs):
+            frame = sys._getframe()
+            while frame is not None and len(seen) < 3:
+                if is_code_of_application(frame.f_code):
+                    seen.append(frame.f_code.co_name)
+                frame = frame.f_back
+            return original
+
+        return chosen
+
+    def caller() -> int:
+        return disc_called(1)
+
+    undo = exchange(disc_called, choose)
+    assert caller() == 1
+    assert not is_code_of_application(disc_called.__code__)
+    undo()
+    assert seen[:2] == ["chosen", "caller"]
+    assert is_code_of_application(disc_called.__code__)
