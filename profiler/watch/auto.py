@@ -165,7 +165,8 @@ class Automatic:
         # Not all names: at the level of a script's module each statement may add one, and looking takes long.
         functions = sum(map(callable, [*vars(sys.modules["__main__"]).values()]))
         # Modules count while a tool was not found: SDKs import parts of their own with each first reply.
-        modules = len(sys.modules) if self._missing else self._looked_at[1]
+        may_come = self._missing and self._in_vain < MOST_IN_VAIN
+        modules = len(sys.modules) if may_come else self._looked_at[1]
         size = (functions, modules, self._new_clients if self._may_be_more else self._looked_at[2])
         if self._looked_for.issuperset(names) and size == self._looked_at:
             if self._made_anew:
