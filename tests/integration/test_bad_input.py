@@ -57,7 +57,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     code, err = profiler(tmp_path, "--debug", "report", "none")
     assert code == 2
     assert err.startswith("Traceback (most recent call last):")
-    assert err.splitlines()[-1] == "profiler: none: not a run directory: it has no run.json"
+    assert err.splitlines()[-1] == "profiler: none: not a run directory, and no file of records"
 
 
 def test_a_locust_file_says_it_in_one_line_before_it_logs_forks_or_serves(processes: Locust) -> None:

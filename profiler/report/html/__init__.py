@@ -47,7 +47,9 @@ def write_any(path: Path, out: Path | None = None) -> Path:
     if RunDirectory.is_one(path):
         directory = RunDirectory.open(path)
         run = directory.load()
-        if run.trials or not directory.records_path.stat().st_size:
+        # A load test that ended in its first trial has incidents to show; `run` has had no first loop.
+        led = run.trials or run.loop_seconds is not None
+        if led or not directory.records_path.stat().st_size:
             return write_report(directory, out)
         title = str(run.arguments.get(SCRIPT) or run.arguments.get("agent") or run.scenario)
         return write_records(directory.records_path, path / REPORT if out is None else out, title)
