@@ -181,7 +181,7 @@ class OwnRun:
         self.records.extend(records)
 
     def _context(self, prompt: str | None, beside: bool) -> AgentContext:
-        """What a factory is given. `beside`: start an emulator for the worked tools, if none is named."""
+        """The context of a factory. `beside`: start an emulator for the worked tools, if none is named."""
         options = self.options
         tools = options.tools_url or os.environ.get("PROFILER_TOOLS_URL")
         if tools is None and (beside or self._endpoint is not None):
@@ -270,7 +270,7 @@ def main(
 
 
 _OF_OURS = (ProfilerError, TimeoutError)
-"""What ends the run of an agent and is no fault of its code: a line says it."""
+"""Exceptions that end the run of an agent and are no fault of its code: a line says it."""
 
 
 def _ending(records: Sequence[LoopRecord] | deque[LoopRecord]) -> Ending:

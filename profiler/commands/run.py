@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SUFFIX = ".py"
-"""What a positional argument ends in that is a script."""
+"""The end of a positional argument that is a script."""
 
 
 def add(commands: Commands) -> None:

@@ -1,4 +1,4 @@
-"""What `--agent module:function` names: a plain function that is an agent, or a factory that makes one.
+"""The function that `--agent module:function` names: an agent, or a factory that makes agents.
 
 A plain agent takes a prompt; what it returns does not matter. A factory is called once per process and
 strategy, in the running event loop, and returns an agent, which takes the prompt or nothing. Which of the two
@@ -24,7 +24,7 @@ from profiler.load.context import AgentContext, OneLoop
 from profiler.redaction import Redact, describe
 
 FACTORY_NAME = "make_"
-"""What the name of a factory begins with, where none of its parameters says that it is one."""
+"""The beginning of a factory's name, where none of its parameters says that it is one."""
 
 CONTEXT_NAMES = ("ctx", "context")
 

@@ -1,4 +1,4 @@
-"""What an agent of the user's own is given: the server, the strategy, the loop that it is in.
+"""The context of an agent of the user's own: the server, the strategy, the loop that it is in.
 
 An `AgentContext` is made for each process and strategy. Which loop its properties speak of is told by the
 context of the caller, an `AgentCall`.

@@ -23,7 +23,7 @@ from profiler.watch.rounds import HandedOver, handed_over
 
 
 def hold(tool: str) -> HeldBack | None:
-    """What a call of this tool waits in, by the loop that the caller is in; None where no strategy limits it.
+    """The place that a call of this tool waits for, by the caller's loop; None where no strategy limits it.
 
     For `Profiler.hold`, which asks for no call that runs inside another one: that one has the place.
     """

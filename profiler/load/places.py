@@ -14,7 +14,7 @@ from types import CodeType, CoroutineType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from profiler.load.calling import underlying
-from profiler.watch.places import MOST_FRAMES, is_code_of_application, place
+from profiler.watch.places import MOST_FRAMES, innermost_place, is_code_of_application, place
 
 _LOCK = type(threading.Lock())
 
@@ -56,14 +56,7 @@ def _awaited(coroutine: Any) -> Iterator[FrameType]:
 
 def thread_line(thread: int) -> str | None:
     """The innermost line of the user's code that another thread is at."""
-    frame = sys._current_frames().get(thread)
-    for _ in range(MOST_FRAMES):
-        if frame is None:
-            return None
-        if is_code_of_application(frame.f_code):
-            return place(frame.f_code.co_filename, frame.f_lineno)
-        frame = frame.f_back
-    return None
+    return innermost_place(sys._current_frames().get(thread))
 
 
 def function_line(module: ModuleType | None, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What runs loops: the built-in `ToolLoop`, or an agent that the user wrote.
+"""Runners of loops: the built-in `ToolLoop`, or an agent that the user wrote.
 
 All agents of a process share one `LoopRunner` for each strategy, as they share a client in production. What
 runs inside a user's agent is recorded through `context.profiler` (an instrumented client, wrapped tools) or
@@ -260,7 +260,7 @@ class FirstLoop:
 
 
 def first_failed(error: BaseException | None) -> ProfilerError:
-    """What a test ends with whose first loop failed so."""
+    """The error that a test ends with whose first loop failed so."""
     if isinstance(error, UsageError):
         return error
     said = "nothing was raised" if error is None else describe(error)

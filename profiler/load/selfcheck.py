@@ -1,4 +1,4 @@
-"""What the first loop of a user's agent, under each strategy, shows before the load.
+"""The first loop of a user's agent, under each strategy, and what it shows before the load.
 
 `Trace` collects it while the loop runs, `judged` makes findings of it. Only what is certain is said, with its
 line in the user's code where that is known.
@@ -31,7 +31,7 @@ _OWN_WAY = frozenset(("application", "application_limit", "openai_runner", "anth
 
 @dataclass(slots=True, eq=False)
 class Trace:
-    """What is seen of one loop of an agent while it runs.
+    """Notes of one loop of an agent while it runs.
 
     `agent` is its coroutine, `task` the task and `thread` the thread that it runs in (0: an event loop's).
     `calls` and `callers`: where it waited for its calls, and where the code of each was called.

@@ -130,7 +130,7 @@ def spent_by(record: LoopRecord) -> Spent:
 
 @dataclass(slots=True, eq=False)
 class LoopAccount(Ledger):
-    """What a loop spends: counted as it happens, or as its records say where these tell of more.
+    """The spending of a loop: counted as it happens, or as its records say where these tell of more.
 
     Records may be lost. The count misses what an agent asks for in threads that carry no context.
     """

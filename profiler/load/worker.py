@@ -447,7 +447,7 @@ class _TrialSink:
 
 
 def _where(thread_id: int) -> str:
-    """What a thread does now: file, line and function."""
+    """The place where a thread is now: file, line and function."""
     frame = sys._current_frames().get(thread_id)
     if frame is None:
         return "nobody knows where"

@@ -333,7 +333,7 @@ class Workers:
             )
 
     def describe_returned(self, worker: str, message: Returned) -> str:
-        """What became of a worker that was lost, in words."""
+        """The fate of a worker that was lost, in words."""
         number = self._numbers.get(worker, 0)
         how = f"stood still for {message.seconds:.0f} s" if message.seconds else "had lost its connection"
         loops = f"{message.loops} loops" if message.loops != 1 else "1 loop"

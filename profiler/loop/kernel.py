@@ -1,4 +1,4 @@
-"""What the kernel counts of a thread, its container, its machine; None where it does not (not Linux)."""
+"""Counts of the kernel for a thread, its container, its machine; None where it does not (not Linux)."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def cpu_stat_paths(memberships: str, mounts: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class MachineLoad:
-    """What the whole machine has counted, in seconds since it started; None where it does not count.
+    """Counts of the whole machine, in seconds since it started; None where it does not count.
 
     `waited`: in which some task was ready to run and had no processor (`/proc/pressure/cpu`). `stolen`: that
     the host gave to others, of all processors (`/proc/stat`).

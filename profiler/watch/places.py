@@ -46,7 +46,11 @@ def is_code_of_application(code: CodeType) -> bool:
 
 def place_of_caller() -> str | None:
     """`file:line` of the innermost code of the application that called this; None without any."""
-    frame: FrameType | None = sys._getframe(1)
+    return innermost_place(sys._getframe(1))
+
+
+def innermost_place(frame: FrameType | None) -> str | None:
+    """The same of the code that a frame is part of."""
     for _ in range(MOST_FRAMES):
         if frame is None:
             return None
