@@ -316,6 +316,8 @@ def python_snippet(
             if (limit := strategy.limit) is not None and not strategy.adapts:
                 places = f"threading.BoundedSemaphore({limit})"
                 lines += ["", f"# where tools run in threads: {places}, and `with` it around each call"]
+            if model_limits:
+                lines += ["", f"# model requests: {model_limits} (profiler.limited.LimitedModel)"]
             return "\n".join(lines) + "\n"
         lines += ["", "# or, with the built-in loop:"]
     elif agent is not None and strategy.kind == "gathered" and not model_limits:

@@ -105,6 +105,10 @@ def _inside(waiting: list[Any], deep: int) -> Iterator[Any]:
                     inside.append(dict(vars(thing)))
                 elif type(thing) is types.FunctionType:
                     inside += _cells(thing)
+                elif type(thing) is functools.partial:
+                    inside.append(thing.func)
+                elif type(thing) is types.MethodType:
+                    inside += [thing.__func__, thing.__self__]
                 elif (_is_of_application(type(thing)) or _may_hold_tools(thing)) and (
                     held := _attributes(thing)
                 ) is not None:

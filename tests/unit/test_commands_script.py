@@ -116,6 +116,23 @@ def test_threads_of_the_script_are_waited_for(
     assert capsys.readouterr().out == "first\nlate\n"
 
 
+def test_pool_that_the_script_leaves_open_ends_with_what_it_was_given(
+    run: Callable[..., ScriptEnd], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = run(
+        """
+        import threading
+        from concurrent.futures import ThreadPoolExecutor
+        pool, go = ThreadPoolExecutor(1), threading.Event()
+        pool.submit(lambda: (go.wait(), print("late")))
+        pool.submit(print, "later")
+        threading.Timer(0, go.set).start()
+        print("first")
+        """
+    )
+    assert (capsys.readouterr().out, ended.code) == ("first\nlate\nlater\n", 0)
+
+
 def test_file_that_is_not_there_is_named() -> None:
     with pytest.raises(UsageError, match=r"^none\.py: No such file or directory \(what ends in \.py"):
         run_script("none.py", ())

@@ -515,3 +515,6 @@ def test_calls_that_nobody_watched_went_around_a_strategy_that_was_not_asked() -
     watched = replace(loop(0), id="outer", rounds=(round_,), unlimited_calls=0)
     assert placed([watched], POSITION, "adaptive", asked=False)[0].unlimited_calls == 4
     assert placed([watched], POSITION, "adaptive", asked=True)[0].unlimited_calls == 0
+    # Where watched tools are held back, others went around; those of the last reply may never have run.
+    several = replace(watched, rounds=(round_, round_))
+    assert placed([several], POSITION, "adaptive", asked=True, held=True)[0].unlimited_calls == 4

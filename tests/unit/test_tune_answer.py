@@ -105,6 +105,19 @@ def test_snippet_runs(spec):
     assert made.model.gate.rules[1].text == "tokens:30000/min"
 
 
+def test_strategy_for_an_agent_is_pasted_as_what_its_own_code_has_to_do():
+    code = python_snippet("semaphore:4", "rate:500/min", agent="my_app:agent")
+    assert 'gate = Gate("semaphore:4")  # one for the process' in code
+    assert (
+        "# where tools run in threads: threading.BoundedSemaphore(4), and `with` it around each call" in code
+    )
+    assert code.endswith("\n# model requests: rate:500/min (profiler.limited.LimitedModel)\n")
+    assert "ToolLoop" not in code
+    assert "BoundedSemaphore" not in python_snippet("adaptive", agent="my_app:agent")
+    nothing = python_snippet("gathered", agent="my_app:agent")
+    assert nothing == "# nothing to change: the calls of a reply may all run at once\n"
+
+
 def test_setting_of_an_agent_is_pasted_as_the_call_of_its_factory():
     import tomllib
 

@@ -651,3 +651,21 @@ def test_a_conversation_whose_tools_nobody_watches_has_been_answered_all_the_sam
     for _ in range(3):
         ask(client, "rome", "auto_unwatched", lambda city: city)
     assert len(prof._open) == 1
+
+
+@pytest.mark.parametrize("how", ["tool", "dispatcher"])
+def test_what_is_named_to_another_profiler_is_known_to_the_one_that_looks_for_tools(prof, records, how: str):
+    own = Profiler(sinks=[])
+    if how == "tool":
+        run = own.tool(lambda city: city, name="auto_named")
+    else:
+        call_tool = own.dispatcher(lambda name, arguments: arguments["city"], name="name")
+        run = lambda city: call_tool("auto_named", {"city": city})  # noqa: E731
+    prof.auto(find_tools=True)
+    with prof.loop():
+        ask(sync_client(Model()), "rome oslo", "auto_named", run)
+    assert shape(records[0]) == [[("auto_named", True)] * 2, []]
+    assert (own.orphan_calls, prof.orphan_calls) == (0, 0)
+    prof.stop()
+    run("alone")
+    assert (own.orphan_calls, prof.orphan_calls) == (1, 0)

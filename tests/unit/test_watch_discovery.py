@@ -358,3 +358,28 @@ def test_code_that_stands_for_a_function_is_no_place_of_the_application():
     undo()
     assert seen[:2] == ["chosen", "caller"]
     assert is_code_of_application(disc_called.__code__)
+
+
+def decorated(function):
+    """As decorators of frameworks do: the function is in the closure of what the tool object holds."""
+
+    async def invoke(arguments):
+        return function(**arguments)
+
+    class FunctionTool:
+        def __init__(self) -> None:
+            self.name, self.on_invoke_tool = function.__name__, functools.partial(invoke)
+
+    FunctionTool.__module__ = "asyncio"  # no class of the application's
+    return FunctionTool()
+
+
+@decorated
+def disc_decorated(city: str) -> str:
+    return city
+
+
+def test_function_in_a_framework_s_tool_is_found_where_objects_are_frozen():
+    assert gc.get_freeze_count()  # tests/conftest.py freezes what was imported
+    # What the decorator made is the application's here, too.
+    assert found("disc_decorated") == ["decorated.<locals>.invoke", "disc_decorated"]
