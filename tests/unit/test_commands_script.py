@@ -109,8 +109,8 @@ def test_threads_of_the_script_are_waited_for(
         import threading
         go = threading.Event()
         threading.Thread(target=lambda: (go.wait(), print("late"))).start()
-        threading.Timer(0, go.set).start()
         print("first")
+        threading.Timer(0, go.set).start()
         """
     )
     assert capsys.readouterr().out == "first\nlate\n"
@@ -126,8 +126,8 @@ def test_pool_that_the_script_leaves_open_ends_with_what_it_was_given(
         pool, go = ThreadPoolExecutor(1), threading.Event()
         pool.submit(lambda: (go.wait(), print("late")))
         pool.submit(print, "later")
-        threading.Timer(0, go.set).start()
         print("first")
+        threading.Timer(0, go.set).start()
         """
     )
     assert (capsys.readouterr().out, ended.code) == ("first\nlate\nlater\n", 0)
