@@ -89,6 +89,18 @@ class ProviderError(TargetError):
         self.error_type = error_type
 
 
+class ToolServerError(TargetError):
+    """An MCP server could not be reached or started, or does not speak the protocol.
+
+    `server` is its name, `error_type` as in `ToolCall`.
+    """
+
+    def __init__(self, message: str, *, server: str = "", error_type: str = "connection") -> None:
+        super().__init__(message)
+        self.server = server
+        self.error_type = error_type
+
+
 class RequestRefused(BaseException):
     """A model request was not sent, since it would have left the target of a load test. Ends its loop.
 

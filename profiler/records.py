@@ -54,9 +54,15 @@ Shortfall = Literal[
     "openai_runner",
     "anthropic_runner",
     "inside_tools",
+    "mcp_session",
+    "mcp_server",
 ]
 """What kept calls from overlapping; each is explained, with its remedy, in `profiler.shortfalls`."""
 Outcome = Literal["ok", "incomplete", "error", "cancelled"]
+
+NO_MODEL = "none"
+"""The `provider` of a `ModelCall` that never was: its round has calls that no model asked for (`profiler mcp
+load`). It starts and ends when the round does."""
 
 REFUSED = frozenset((429, 529))
 """HTTP statuses by which a server refuses a request for a quota: 429, and Anthropic's 529 (overloaded)."""
@@ -246,6 +252,11 @@ class ModelCall(_Tried):
     cache_written_1h_tokens: int | None = None
 
     @property
+    def asked(self) -> bool:
+        """There was a model to ask (`NO_MODEL`)."""
+        return self.provider != NO_MODEL
+
+    @property
     def uncached_tokens(self) -> int | None:
         """The input tokens that were neither read from the cache nor written to it, so far as is known."""
         if self.input_tokens is None:
@@ -310,6 +321,38 @@ class ModelCall(_Tried):
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteCall:
+    """The part of a call that an MCP server did: where, and when, as far as its client could tell.
+
+    `server` is the name that the user gave the server, else the one it gives itself; `transport` is `memory`
+    for a server in the same process; `protocol` is the version that both speak, such as `2025-11-25`.
+
+    Its times lie between the call's `started_ns` and its `ended_ns`. First the call may have waited for
+    `session_wait_ns` until the session took it (a lock of the framework's). `posted_ns`: its request was
+    handed to the connection (HTTP) or written (stdio); None: it was never sent. `answered_ns`: its answer
+    began to arrive, which is the headers of a JSON reply, the event with the result of an SSE reply, the line
+    on stdio. After it the answer is read and checked. `server_ns` is how long the server says that it took;
+    few say so.
+
+    `sends` counts requests for the one call (more where the server asked for input, or the client listed the
+    tools anew), `progress` notifications of progress. `new_connection`: it had to be opened for this call.
+    """
+
+    server: str
+    transport: Literal["http", "stdio", "memory"]
+    protocol: str | None = None
+    posted_ns: int | None = None
+    answered_ns: int | None = None
+    server_ns: int | None = None
+    session_wait_ns: int = 0
+    reply: Literal["json", "sse"] | None = None
+    http_status: int | None = None
+    new_connection: bool | None = None
+    sends: int = 1
+    progress: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCall(_Tried):
     """One call the model asked for.
 
@@ -334,6 +377,11 @@ class ToolCall(_Tried):
     `nested`: made by the code of another call of its round, as part of that one; no sibling of it.
     `loops` are the ids of the loops that began in it (an agent as a tool): children of the call's own loop
     (`LoopRecord.parent`), and of this call whatever its id is.
+
+    `remote` is there for tools of MCP servers. The duration of such a call is the sum of `session_wait_ns`,
+    `client_wait_ns`, `remote_ns` and `parsing_ns`. Errors of theirs: `tool_error` (the tool says that it
+    failed), `rpc_-32602` and the like, `http_503` and the like, `timeout`, `connection`, `session_lost`
+    (another call's failure ended the session).
     """
 
     id: str
@@ -353,6 +401,42 @@ class ToolCall(_Tried):
     late_ns: int = 0
     nested: bool = False
     loops: tuple[str, ...] = ()
+    remote: RemoteCall | None = None
+
+    @property
+    def server(self) -> str:
+        """The name of the MCP server whose tool it is; empty for any other tool."""
+        return "" if self.remote is None else self.remote.server
+
+    @property
+    def client_wait_ns(self) -> int | None:
+        """Time in the client of the MCP server until the request was handed to the connection."""
+        if self.remote is None or self.started_ns is None:
+            return None
+        until_ns = self.ended_ns if self.remote.posted_ns is None else self.remote.posted_ns
+        return until_ns - self.started_ns - self.remote.session_wait_ns
+
+    @property
+    def remote_ns(self) -> int | None:
+        """Network and server: from the request's being handed over until its answer began to arrive."""
+        if self.remote is None or self.remote.posted_ns is None:
+            return None
+        answered_ns = self.remote.answered_ns
+        return (self.ended_ns if answered_ns is None else answered_ns) - self.remote.posted_ns
+
+    @property
+    def network_ns(self) -> int | None:
+        """`remote_ns` without the time that the server says it took; None where it does not say."""
+        if self.remote is None or self.remote.server_ns is None or self.remote_ns is None:
+            return None
+        return self.remote_ns - self.remote.server_ns
+
+    @property
+    def parsing_ns(self) -> int | None:
+        """Time in the client of the MCP server after the answer had begun to arrive."""
+        if self.remote is None or self.remote.answered_ns is None:
+            return None
+        return self.ended_ns - self.remote.answered_ns
 
     @property
     def waited_until_ns(self) -> int:
@@ -527,10 +611,20 @@ class LoopRecord:
 
 _DURATIONS = frozenset(
     {"lag_ns", "limiter_wait_ns", "thread_wait_ns", "blocking_ns", "retry_after_ns", "sending_ns", "late_ns"}
+    | {"server_ns", "session_wait_ns"}
 )
 _TIMES = {
     cls: tuple(f.name for f in fields(cls) if f.name.endswith("_ns") and f.name not in _DURATIONS)
-    for cls in (Attempt, ServerToolCall, ModelCall, ToolAttempt, ToolCall, RoundRecord, LoopRecord)
+    for cls in (
+        Attempt,
+        ServerToolCall,
+        ModelCall,
+        ToolAttempt,
+        RemoteCall,
+        ToolCall,
+        RoundRecord,
+        LoopRecord,
+    )
 }
 
 
@@ -550,7 +644,12 @@ def shifted(record: LoopRecord, by_ns: int) -> LoopRecord:
                 server_tools=tuple(moved(one) for one in round_.model.server_tools),
             ),
             tool_calls=tuple(
-                moved(call, attempts=tuple(moved(a) for a in call.attempts)) for call in round_.tool_calls
+                moved(
+                    call,
+                    attempts=tuple(moved(a) for a in call.attempts),
+                    remote=None if call.remote is None else moved(call.remote),
+                )
+                for call in round_.tool_calls
             ),
         )
         for round_ in record.rounds

@@ -81,6 +81,14 @@ EXPLAINED: dict[Shortfall, Explanation] = {
     "inside_tools": Explanation(
         "calls ran one at a time inside a tool", "look at its server, or for a lock of its own"
     ),
+    "mcp_session": Explanation(
+        "calls waited until the client's session with their MCP server was free",
+        "give it several sessions, or a client that does not lock its session",
+    ),
+    "mcp_server": Explanation(
+        "calls were at their MCP server together, and it ran them one at a time",
+        "make its tools async, or run several of it",
+    ),
 }
 """Every shortfall there is."""
 

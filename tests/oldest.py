@@ -14,11 +14,10 @@ LOWER_BOUND = re.compile(r"([A-Za-z0-9-]+)(?:\[[^]]*\])?>=([0-9.]+)")
 
 
 def oldest(pyproject: str) -> list[str]:
-    """`name==version` of each dependency of the package itself and of its `otel` extra."""
+    """`name==version` of each dependency of the package itself and of its extras `otel` and `mcp`."""
     project = tomllib.loads(pyproject)["project"]
-    found = (
-        LOWER_BOUND.match(each) for each in project["dependencies"] + project["optional-dependencies"]["otel"]
-    )
+    extras = project["optional-dependencies"]
+    found = map(LOWER_BOUND.match, project["dependencies"] + extras["otel"] + extras["mcp"])
     return [f"{bound[1]}=={bound[2]}" for bound in found if bound is not None]
 
 

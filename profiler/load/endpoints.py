@@ -56,6 +56,20 @@ def _field(text: str) -> tuple[str, ...]:
     return (text,)
 
 
+def _server(text: str) -> tuple[str, ...]:
+    from profiler.mcp.servers import ServerSpec
+
+    ServerSpec.parse(text)
+    return (text,)
+
+
+def _server_header(text: str) -> tuple[str, ...]:
+    server, colon, header = text.partition(":")
+    if not colon or not server.strip():
+        raise ValueError("expected SERVER:NAME=VALUE, such as search:authorization=…")
+    return (f"{server.strip()}:{_header(header)[0]}",)
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
@@ -74,6 +88,8 @@ def _text(text: str) -> str:
 URL = Kind(_text, metavar="URL", shown=shown_url)
 HEADER = Kind(_header, "".join, metavar="NAME=VALUE", shown=_names, each=True)
 PARAMETER = Kind(_parameter, "".join, metavar="NAME=VALUE", shown=_names, each=True)
+SERVER = Kind(_server, "".join, metavar="[NAME=]URL|COMMAND", each=True)
+SERVER_HEADER = Kind(_server_header, "".join, metavar="SERVER:NAME=VALUE", shown=_names, each=True)
 FIELD = Kind(_field, "".join, metavar="KEY=JSON", each=True)
 
 

@@ -34,6 +34,8 @@ from profiler.load.endpoints import (
     FIELD,
     HEADER,
     PARAMETER,
+    SERVER,
+    SERVER_HEADER,
     URL,
     check_tls,
     endpoint_of,
@@ -77,6 +79,7 @@ STRATEGY_FORMS = (
 
 GROUPS = {
     "target": "",
+    "mcp": "tools of MCP servers, instead of the scenario's",
     "load": "",
     "turns": "",
     "spending": "end the run early; warm-up and retries count, loops under way are let finish",
@@ -95,6 +98,7 @@ def _levels(text: str) -> tuple[int, ...]:
 STRATEGIES = Kind(parse_strategies, lambda specs: ",".join(map(str, specs)), metavar="S")
 VARIANTS = Kind(parse_grid, ",".join, metavar="NAME=V[,V…]")
 LEVELS = Kind(_levels, lambda levels: ",".join(map(str, levels)), 1, MOST, "N,N,…")
+NAMES = Kind(lambda text: tuple(filter(None, map(str.strip, text.split(",")))), ",".join, metavar="TOOL,…")
 MEASURED = Kind(SECONDS.read, SECONDS.write, 0.1, LONGEST_SECONDS, "T")
 
 SEARCHES = ("compare", "tune")
@@ -103,6 +107,7 @@ load = partial(option, group="load", commands=("compare", "tune", "locust"))
 own = partial(option, group="load", commands=("run", "compare", "tune", "locust"))
 turns = partial(option, group="turns", commands=("compare", "locust"))
 spending = partial(option, group="spending", commands=("compare", "tune", "locust"))
+tool_server = partial(option, group="mcp", commands=("run", "compare", "tune", "locust"))
 content = partial(option, group="content", commands=("run", "compare", "locust"))
 
 _MODELS = ", ".join(dict.fromkeys(one.default_model for one in PROVIDERS.values()))
@@ -216,6 +221,40 @@ class LoadOptions(Options):
         "a loop that takes longer is ended, and has failed (`loop_timeout`)",
     )
 
+    mcp: tuple[str, ...] = tool_server(
+        "--mcp",
+        SERVER,
+        (),
+        "an MCP server whose tools the loop gets: its URL, or the command that starts it; may be repeated",
+        repeats=True,
+    )
+    mcp_headers: tuple[str, ...] = tool_server(
+        "--mcp-header",
+        SERVER_HEADER,
+        (),
+        "a header for requests to this MCP server; may be repeated",
+        repeats=True,
+        secret=True,
+    )
+    mcp_per_agent: bool = tool_server(
+        "--mcp-per-agent",
+        SWITCH,
+        False,
+        "every agent has MCP sessions, and server processes, of its own; else those of a process share them",
+    )
+    mcp_client: str = tool_server(
+        "--mcp-client",
+        TEXT,
+        "lean",
+        "client of the MCP servers: our own, or the official SDK, which costs several times as much",
+        choices=("lean", "sdk"),
+    )
+    allow_writes: tuple[str, ...] = tool_server(
+        "--allow-writes",
+        NAMES,
+        (),
+        "call these tools too although they do not declare themselves read-only",
+    )
     strategies: tuple[StrategySpec, ...] = option(
         "--strategy",
         STRATEGIES,

@@ -40,7 +40,7 @@ from profiler.loop.tools import (
     is_pending,
     result_text,
 )
-from profiler.records import Clock, ToolAttempt, ToolCall, ToolStatus
+from profiler.records import Clock, RemoteCall, ToolAttempt, ToolCall, ToolStatus
 from profiler.redaction import Content
 from profiler.strategies import Strategy
 
@@ -79,6 +79,7 @@ class OpenCall:
     arguments: dict[str, Any] = field(default_factory=dict)
     attempts: list[ToolAttempt] = field(default_factory=list)
     loops: list[str] = field(default_factory=list)
+    remote: RemoteCall | None = None
     task: asyncio.Task[Any] | None = None
 
     def fail(self, status: ToolStatus, error_type: str, message: str) -> None:
@@ -114,6 +115,7 @@ class OpenCall:
             sending_ns=self.sending_ns,
             late_ns=self.late_ns,
             loops=tuple(self.loops),
+            remote=self.remote,
         )
 
 
@@ -286,6 +288,7 @@ class Executor:
             current_call.reset(token)
             leave(place)
             live.running -= 1
+            call.remote = answer.remote
             call.ended_ns = clock()
             if tool.retries:
                 self._note_attempt(call, started_ns, failure)

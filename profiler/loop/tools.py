@@ -28,6 +28,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from profiler.errors import ToolDefinitionError, UsageError
 from profiler.limits.refusals import Returned, status_of
+from profiler.records import RemoteCall
 
 Function = Callable[..., Any]
 
@@ -38,12 +39,16 @@ _R = typing_extensions.TypeVar("_R", default=Any)
 
 
 class Answer:
-    """The failure in what a server last answered a tool; None where it served, or nobody looks."""
+    """What a server answered a tool: the failure in its last answer, and how a call of MCP's went.
 
-    __slots__ = ("failure",)
+    Both are None where nobody looks; `failure` is None, too, where the server served.
+    """
+
+    __slots__ = ("failure", "remote")
 
     def __init__(self) -> None:
         self.failure: Returned | None = None
+        self.remote: RemoteCall | None = None
 
     def or_of(self, returned: Returned | None) -> Returned | None:
         """The failure that a tool returned, or that it hides in what it returned."""
@@ -82,7 +87,7 @@ class Tool(Generic[_P, _R]):
 
     It can be called like the function and has its type; a bare `Tool` stands for any tool. `is_async`:
     calling it runs none of its code yet, but returns a coroutine or an async generator. For `retries`,
-    `exclusive` and `pure` see `tool`.
+    `exclusive` and `pure` see `tool`. `server` is the name of the MCP server that runs it, if one does.
     """
 
     def __init__(
@@ -96,10 +101,12 @@ class Tool(Generic[_P, _R]):
         retries: int = 0,
         exclusive: str | None = None,
         pure: bool = False,
+        server: str = "",
     ) -> None:
         self.retries = retries
         self.exclusive = exclusive
         self.pure = pure
+        self.server = server
         self.function = function
         self.name = name
         self.description = description
@@ -147,7 +154,7 @@ class Tool(Generic[_P, _R]):
 class SchemaTool(Tool):
     """A tool whose JSON Schema is given; its function takes the arguments as keywords.
 
-    `options` are those of `Tool`: `timeout`, `retries`, `exclusive`, `pure`.
+    `options` are those of `Tool`: `timeout`, `retries`, `exclusive`, `pure`, `server`.
     """
 
     def __init__(

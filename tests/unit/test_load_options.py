@@ -145,12 +145,16 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
         record_content=True,
         redact="my:redact",
         model_limit="rate:500/min,burst=10+tokens:30000/min",
+        mcp=("search=http://127.0.0.1:3/mcp", "time=python -m server --zone 'a, b'"),
+        mcp_per_agent=True,
+        mcp_client="sdk",
+        allow_writes=("put", "drop"),
     )
     usual = LoadOptions()
     untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}
     # An open load does not think, --ca and --insecure exclude each other, and the line has no secrets.
     # --variant is part of the strategies once it is read.
-    assert untouched == {"think_seconds", "insecure", "header", "query", "variants"}
+    assert untouched == {"think_seconds", "insecure", "header", "query", "variants", "mcp_headers"}
     hidden = ("--run-directory=r", "--window-loops=3", "--until-seconds=99")
     assert parse(*options.arguments(), *hidden) == options
     data = orjson.loads(orjson.dumps(options.as_json()))

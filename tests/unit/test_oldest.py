@@ -14,7 +14,8 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text()
 
 def test_everything_has_an_oldest_version() -> None:
     project = tomllib.loads(PYPROJECT)["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["otel"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["otel"] + extras["mcp"]
     names = [re.split(r"[\[<>=;]", each)[0] for each in wanted]
     assert [line.split("==")[0] for line in oldest(PYPROJECT)] == names
     assert "openai==3.0" in oldest(PYPROJECT)

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from profiler.anatomy import loop_phases, overlap, peak, phases, tool_phase, union
 from profiler.errors import RecordError
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, decode, encode, read
+from profiler.records import (
+    Attempt,
+    LoopRecord,
+    ModelCall,
+    RemoteCall,
+    RoundRecord,
+    ToolCall,
+    decode,
+    encode,
+    read,
+    shifted,
+)
 
 times = st.integers(0, 10**15)
 texts = st.text(max_size=20)
@@ -44,6 +55,19 @@ model_calls = st.builds(
     input_tokens=optional(st.integers(0, 10**6)),
     attempts=st.lists(attempts, max_size=3).map(tuple),
 )
+remote_calls = st.builds(
+    RemoteCall,
+    server=texts,
+    transport=st.sampled_from(["http", "stdio", "memory"]),
+    protocol=optional(texts),
+    posted_ns=optional(times),
+    answered_ns=optional(times),
+    server_ns=optional(times),
+    session_wait_ns=times,
+    reply=st.sampled_from([None, "json", "sse"]),
+    http_status=optional(st.integers(100, 599)),
+    new_connection=optional(st.booleans()),
+)
 tool_calls = st.builds(
     ToolCall,
     id=texts,
@@ -57,6 +81,7 @@ tool_calls = st.builds(
     thread_wait_ns=times,
     arguments=optional(texts),
     result=optional(texts),
+    remote=optional(remote_calls),
 )
 rounds = st.builds(
     RoundRecord,
@@ -116,6 +141,7 @@ def test_json_form_is_the_documented_one():
         "late_ns": 0,
         "nested": False,
         "loops": [],
+        "remote": None,
     }
 
 
@@ -292,3 +318,40 @@ def test_request_was_heard_if_anything_came_back(status, tries, heard):
     attempts = tuple(Attempt(0, 1, status=code) for code in tries)
     call = ModelCall("openai", "m", 0, 1, status=status, error_type="timeout", attempts=attempts)
     assert call.heard is heard
+
+
+REMOTE = RemoteCall(
+    "search", "http", posted_ns=130, answered_ns=190, server_ns=40, session_wait_ns=20, reply="json"
+)
+
+
+def of_server(remote: RemoteCall, started_ns: int | None = 100, ended_ns: int = 200) -> ToolCall:
+    return ToolCall("c", "find", 90, 95, started_ns, ended_ns, remote=remote)
+
+
+def test_the_parts_of_a_call_of_an_mcp_server_sum_to_its_duration() -> None:
+    call = of_server(REMOTE)
+    assert call.server == "search"
+    assert (call.client_wait_ns, call.remote_ns, call.network_ns, call.parsing_ns) == (10, 60, 20, 10)
+    assert call.duration_ns == 20 + 10 + 60 + 10
+
+
+def test_a_call_that_was_never_sent_waited_in_the_client_until_its_end() -> None:
+    call = of_server(replace(REMOTE, posted_ns=None, answered_ns=None, server_ns=None))
+    assert (call.client_wait_ns, call.remote_ns, call.network_ns, call.parsing_ns) == (80, None, None, None)
+
+
+def test_a_call_without_an_answer_was_at_the_server_until_its_end() -> None:
+    call = of_server(replace(REMOTE, answered_ns=None, server_ns=None))
+    assert (call.client_wait_ns, call.remote_ns, call.network_ns, call.parsing_ns) == (10, 70, None, None)
+
+
+def test_a_record_moves_to_another_clock_with_its_calls_of_mcp_servers() -> None:
+    record = sample()
+    first = record.rounds[0]
+    moved = shifted(replace(record, rounds=(replace(first, tool_calls=(of_server(REMOTE),)),)), 1000)
+    assert moved.rounds[0].tool_calls[0] == replace(
+        of_server(replace(REMOTE, posted_ns=1130, answered_ns=1190), 1100, 1200),
+        ready_ns=1090,
+        queued_ns=1095,
+    )
