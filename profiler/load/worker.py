@@ -208,6 +208,7 @@ class Worker:
             agents,
             trial.tally.unwritten,
             self._held,
+            dict(trial.tally.lost_sessions),
         )
 
     def cut(self) -> None:
