@@ -284,7 +284,7 @@ class McpServer:
     version: str = ""
     offered: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
-    renamed: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

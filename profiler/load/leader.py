@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from profiler import rundir
@@ -490,8 +491,10 @@ class Leader:
             self.output.note(Incident("records_dropped", where, unwritten))
         if held := next((one.held for one in ended.drained if one.held is not None), None):
             self._abort(ProfilerError(held))
-        for server in sorted({name for one in ended.drained for name in one.lost_sessions}):
-            calls = sum(one.lost_sessions.get(server, 0) for one in ended.drained)
+        lost_calls: Counter[str] = Counter()
+        for one in ended.drained:
+            lost_calls.update(dict(one.lost_sessions))
+        for server, calls in sorted(lost_calls.items()):
             self.output.note(Incident("server_lost", f"{where}: {lost_said(server, calls)}", calls))
         for lost in ended.lost:
             self.output.note(Incident("worker_lost", f"{where}, {lost}"))

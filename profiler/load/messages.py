@@ -228,7 +228,7 @@ class Drained:
     agents: int = 0
     unwritten: int = 0
     held: str | None = None
-    lost_sessions: dict[str, int] = field(default_factory=dict)
+    lost_sessions: tuple[tuple[str, int], ...] = ()
 
 
 ToWorker = Prepare | Begin | Grant | End | Cut | Heard | Dismiss

@@ -437,11 +437,6 @@ class LoadOptions(Options):
 
     def _check_servers(self) -> None:
         servers = self.servers
-        if self.agent is not None and servers:
-            raise UsageError(
-                "--mcp gives tools to the built-in loop, and --agent has its own: let the agent ask the "
-                "servers itself"
-            )
         if not servers:
             switches = {"--mcp-per-agent": self.mcp_per_agent, "--allow-writes": self.allow_writes}
             lone = next((flag for flag, given in switches.items() if given), None)
@@ -543,11 +538,20 @@ class LoadOptions(Options):
         """
         check_trusted(environment)
         check_tls(self)
+        self.check_servers()
         if not self.allow_remote:
             _refuse_remote(self.remote_targets(environment))
 
     def check_servers(self) -> None:
-        """Raises `UsageError` naming an MCP server that is not on this machine, without `--allow-remote`."""
+        """Raises `UsageError` naming an MCP server that is not on this machine, without `--allow-remote`.
+
+        And for servers beside an agent of the user's own.
+        """
+        if self.agent is not None and self.mcp:
+            raise UsageError(
+                f"{MCP_FLAG} gives tools to the built-in loop, and --agent has its own: let the agent ask the "
+                "servers itself"
+            )
         if not self.allow_remote:
             _refuse_remote(self.remote_servers)
 

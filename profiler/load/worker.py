@@ -208,7 +208,7 @@ class Worker:
             agents,
             trial.tally.unwritten,
             self._held,
-            dict(trial.tally.lost_sessions),
+            tuple(trial.tally.lost_sessions.items()),
         )
 
     def cut(self) -> None:
