@@ -78,6 +78,8 @@ class Entry:
         self.sent_ns = ns
 
     def finished(self, ns: int, outcome: str) -> None:
+        if self.finished_ns:
+            return  # a client that cancels a call and then goes ends it once
         self.finished_ns = ns
         self.outcome = outcome
         if self.on_finished is not None:
@@ -191,7 +193,7 @@ def exposition(journal: Journal) -> bytes:
     }
     in_flight = {f'{{api="{api}"}}': n for api, n in sorted(journal.in_flight.items())}
     faults = {f'{{kind="{kind}"}}': n for kind, n in sorted(journal.faults.items())}
-    finished = "Finished requests by API (chat, responses, messages, tools) and HTTP status."
+    finished = "Finished requests by API (chat, responses, messages, tools, mcp) and HTTP status."
     dropped = "Journal entries that fell out of the ring."
     text = (
         _family("requests_total", "counter", finished, requests)

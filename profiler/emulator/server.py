@@ -25,10 +25,13 @@ import orjson
 from profiler.emulator.access import allowed_host, refusal, split_target
 from profiler.emulator.http1 import Exchange, HttpReply, Server
 from profiler.emulator.journal import Journal, exposition
+from profiler.emulator.mcp_service import McpService
+from profiler.emulator.mcp_tools import DEFAULT_OPTIONS, McpOptions
 from profiler.emulator.model_service import JSON, ModelService
 from profiler.emulator.places import Outstanding, Places
 from profiler.emulator.scheduler import Scheduler
 from profiler.emulator.tape import Tape
+from profiler.emulator.tool_calls import ToolCalls
 from profiler.emulator.tool_service import ToolService, error, query_arguments
 from profiler.errors import ProfilerError, UsageError
 from profiler.process.streams import prepare_streams
@@ -55,6 +58,7 @@ class Emulator:
         journal: Journal | None = None,
         *,
         allowed: Collection[str] = (),
+        mcp: McpOptions = DEFAULT_OPTIONS,
     ) -> None:
         self._allowed = frozenset(allowed)
         self._scenario = scenario
@@ -64,7 +68,9 @@ class Emulator:
         outstanding, places = Outstanding(), Places()
         tape = Tape(scenario, seed)
         models = ModelService(tape, self._journal, outstanding, places)
-        self._tools = ToolService(tape, self._journal, outstanding, places, scheduler)
+        calls = ToolCalls(tape, self._journal, outstanding, places, scheduler)
+        self._tools = ToolService(calls)
+        self._mcp = McpService(calls, mcp)
         # The model APIs answer below any path: servers have them under /v1, /api/paas/v4, /v1beta/openai, ...
         self._apis: dict[tuple[bytes, bytes], Callable[[Exchange], None]] = {
             (b"POST", b"/chat/completions"): lambda exchange: models.complete(exchange, models.chat),
@@ -94,6 +100,8 @@ class Emulator:
             route(exchange)
         elif path.startswith(b"/tools/"):
             self._tools(exchange)
+        elif path == b"/mcp":
+            self._mcp(exchange)
         elif path.startswith(b"/emulator/") or path == b"/metrics":
             self._ask_own(exchange, None)
         elif not path.startswith(b"/") and (absolute := split_target(path))[0] is not None:
