@@ -179,11 +179,8 @@ class StrategySpec:
         # A setting of the agent's own may decide it, too.
         if self.kind in ("unknown", "own") or self.variant or self.needs_stream:
             return False
-        one_semaphore = [rule.kind for rule in self.rules] == ["semaphore"] and self.scope in (
-            "process",
-            "agent",
-        )
-        return one_semaphore or not self.rules
+        of_all_tools = self.scope in ("process", "agent")
+        return not self.rules or ([rule.kind for rule in self.rules] == ["semaphore"] and of_all_tools)
 
     @property
     def scope(self) -> Scope:
@@ -349,7 +346,7 @@ def split_specs(text: str) -> list[str]:
 
 
 def _goes_on(word: str) -> bool:
-    return is_setting(word) or f"{ALL_TOOLS}=" in word
+    return is_setting(word) or (f"{ALL_TOOLS}=" in word and ":" not in word)
 
 
 def effective_limits(
