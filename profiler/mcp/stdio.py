@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import importlib.util
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections import deque
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from profiler.errors import ToolServerError
@@ -356,6 +360,30 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+@functools.cache
+def _without_gevent() -> ModuleType:
+    """The module `subprocess`; where gevent has patched it, a copy that gevent knows nothing of.
+
+    It takes away what `Popen` starts processes with, and closes files later than `Popen` waits for.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("subprocess"):
+        return subprocess
+    copied, plain_os = _copy("subprocess"), ModuleType("os")
+    vars(plain_os).update({**vars(os), "close": unpatched(os, "close"), "waitpid": unpatched(os, "waitpid")})
+    vars(copied)["os"] = plain_os
+    return copied
+
+
+def _copy(name: str) -> ModuleType:
+    found = importlib.util.find_spec(name)
+    assert found is not None
+    assert found.loader is not None
+    copied = importlib.util.module_from_spec(found)
+    found.loader.exec_module(copied)
+    return copied
+
+
 def _started(spec: ServerSpec) -> Any:
     """The process, in a group of its own. Raises `ToolServerError`."""
     environment = child_environment()
@@ -363,10 +391,9 @@ def _started(spec: ServerSpec) -> Any:
     if shutil.which(program, path=environment.get("PATH")) is None:
         words = f"there is no program {program!r}: is it installed, and in PATH?"
         raise ToolServerError(f"MCP server {spec.name} ({spec.shown}): {words}", server=spec.name)
-    popen = unpatched(subprocess, "Popen")
     pipe = subprocess.PIPE
     try:
-        return popen(
+        return _without_gevent().Popen(
             spec.command,
             stdin=pipe,
             stdout=pipe,
