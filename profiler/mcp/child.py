@@ -120,7 +120,7 @@ def _end_all() -> None:
 
 
 def _forget_all() -> None:
-    """In a forked child: they are the parent's, and do not notice its end while somebody holds their pipes."""
+    """In a forked child: they are the parent's, whose end they only notice if nobody else has their pipes."""
     for child in _running:
         child.close_stdin()
         child.close_stdout()
