@@ -99,10 +99,19 @@ _MOST_WORDS = 400
 
 
 class Journal:
-    """The ring, and the counters: by API, `faults` by kind. `log` takes a line for every refusal."""
+    """The ring, and the counters: by API, `faults` by kind.
 
-    def __init__(self, size: int = 100_000, log: Callable[[str], None] | None = None) -> None:
+    `log` takes a line for every refusal, `kept` every entry when it has ended.
+    """
+
+    def __init__(
+        self,
+        size: int = 100_000,
+        log: Callable[[str], None] | None = None,
+        kept: Callable[[Entry], None] | None = None,
+    ) -> None:
         self._log = log
+        self._kept = kept
         self._ring: deque[Entry] = deque(maxlen=size)
         self.in_flight: Counter[str] = Counter()
         self.clear()
@@ -130,6 +139,8 @@ class Journal:
             late = max(0, entry.sent_ns - entry.due_ns)
             self._lateness_sum_ns += late
             self._lateness[bisect_left(_LATENESS_BOUNDS_NS, late)] += 1
+        if self._kept is not None:
+            self._kept(entry)
 
     def refused(self, method: bytes, path: bytes, status: int, reason: str) -> None:
         """Log a request that was not served, with the reason in the server's words."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import orjson
 
@@ -17,6 +17,7 @@ from profiler.mcp.session import META
 from profiler.scenarios import Fault, FaultKind, ToolSpec
 
 ReplyForm = Literal["json", "sse"]
+REPLY_FORMS: tuple[ReplyForm, ...] = get_args(ReplyForm)
 
 _ENDLESS = "endless-"
 _MOST_NAME = 256
@@ -43,7 +44,7 @@ class McpOptions:
     page: int = 100
 
 
-DEFAULT_OPTIONS = McpOptions()
+DEFAULT_MCP = McpOptions()
 
 
 @dataclass(slots=True, eq=False)
