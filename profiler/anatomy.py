@@ -256,7 +256,12 @@ def remote_parts(call: ToolCall) -> dict[str, int]:
     Empty for any other call, and for one that never started. A server that claims more than the time from
     request to answer took all of that.
     """
-    remote, client_ns, remote_ns, parsing_ns = call.remote, call.client_wait_ns, call.remote_ns, call.parsing_ns
+    remote, client_ns, remote_ns, parsing_ns = (
+        call.remote,
+        call.client_wait_ns,
+        call.remote_ns,
+        call.parsing_ns,
+    )
     if remote is None or client_ns is None:
         return {}
     found = {"session_wait": remote.session_wait_ns, "client_wait": client_ns}
