@@ -142,7 +142,7 @@ class ServerCalls:
             "ended": call.ended_ns,
             "server_ns": _or_none(remote.server_ns),
             "duration": _or_none(call.duration_ns),
-            **{part: max(0, parts[part]) if part in parts else _NONE for part in PARTS},
+            **{part: parts.get(part, _NONE) for part in PARTS},
         }
         for name, column in server.columns.items():
             column.append(row[name])
