@@ -15,6 +15,7 @@ from typing import Any
 
 from profiler.loop.eventloop import unpatched
 from profiler.process.lifetime import at_exit, in_forked_child
+from profiler.providers.connections import plain_words
 from profiler.providers.endpoint import KEY_VARIABLES
 
 _OUR_SIGNALS = tuple(
@@ -29,6 +30,16 @@ def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
     return {
         name: value for name, value in environment.items() if name not in KEY_VARIABLES and value not in keys
     }
+
+
+SHOWN_LINES = 3
+SHOWN_CHARACTERS = 400
+
+
+def last_lines(said: str) -> str:
+    """The end of what a process wrote to its standard error, in one line."""
+    lines = [plain_words(one) for one in said[-4096:].splitlines()]
+    return " | ".join([one for one in lines if one][-SHOWN_LINES:])[-SHOWN_CHARACTERS:]
 
 
 class Child:
