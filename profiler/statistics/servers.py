@@ -234,6 +234,7 @@ def _served(server: _Server, columns: _Columns, texts: list[str], per_agent: boo
                 int(columns["posted"][row]),
                 int(columns["answered"][row]),
                 None if told == _NONE else told,
+                row,
             )
         )
     return list(groups.values())
