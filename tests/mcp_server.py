@@ -336,6 +336,9 @@ class McpServer:
             name = (message.get("params") or {}).get("name")
             if headers.get("mcp-method") != message["method"] or headers.get("mcp-name") != name:
                 return 400, -32020, "Header mismatch"
+            arguments = message["params"].get("arguments") or {}
+            if name == "mirrored" and "region" in arguments and "mcp-param-region" not in headers:
+                return 400, -32020, "Header mismatch"
             if "io.modelcontextprotocol/protocolVersion" not in (message["params"].get("_meta") or {}):
                 return 400, -32602, "No _meta"
         elif (

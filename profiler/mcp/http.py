@@ -12,6 +12,7 @@ import functools
 import os
 import ssl
 import urllib.request
+import warnings
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -34,12 +35,16 @@ CLOSE_SECONDS = 2.0
 REST_SECONDS = 5.0
 """How long an event stream that has given its answer may take to end, before its connection is closed."""
 
+IDLE_SECONDS = 4.0
+"""How long a connection is kept: many servers close it after five, and a request may cross with that."""
+
 MOST_ERROR_BYTES = 65_536
 """Bytes of a refusal's body that are read; the connection of a longer one is closed."""
 
-MOST_REDIRECTS = 3
-MOST_CALLERS = 1000
+MOST_READY = 1000
 """Tools whose headers are kept ready."""
+
+LARGE_BYTES = 2**20
 
 _RPC_STATUSES = frozenset((200, 400, 404))
 """With any other status it is the status that tells what happened, whatever the body holds."""
@@ -53,7 +58,7 @@ class _Pool:
         trace.on_connection_create_end.append(_connected)
         trace.on_request_headers_sent.append(_sent)
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
             trace_configs=[trace],
@@ -190,7 +195,7 @@ class HttpSession(LeanSession):
         key = tool if method == "tools/call" else f"\n{method}"
         found = self._ready.get(key)
         if found is None:
-            if len(self._ready) >= MOST_CALLERS:
+            if len(self._ready) >= MOST_READY:
                 self._ready.clear()
             found = self._ready[key] = {**self._base, **wire.modern_headers(method, tool)}
         return found
@@ -216,7 +221,7 @@ class HttpSession(LeanSession):
         if pool is None:
             return
         response = await pool.session.post(
-            self._url, data=wire.encoded(message), headers=headers, **self._options
+            self._url, data=_payload(wire.encoded(message)), headers=headers, **self._options
         )
         if response.status >= 400:
             await self._refused(exchange, response, headers)
@@ -270,7 +275,7 @@ class HttpSession(LeanSession):
             exchange.fail("session_lost", "the session was closed")
             return
         response = await pool.session.post(
-            self._url, data=body, headers=headers, trace_request_ctx=sent, **self._options
+            self._url, data=_payload(body), headers=headers, trace_request_ctx=sent, **self._options
         )
         answered_ns = self.clock()
         exchange.http_status = status = response.status
@@ -292,7 +297,8 @@ class HttpSession(LeanSession):
             first = await self._first(response)
             answered_ns = self.clock()
         exchange.answered_ns = answered_ns
-        exchange.server_timing = told.get("server-timing")
+        if "server-timing" in told:
+            exchange.server_timing = ", ".join(told.getall("server-timing"))
         data = first + await _whole(response)
         if kind != "application/json" and not kind.endswith("+json"):
             exchange.fail(wire.INVALID_REPLY, f"it answered with {kind or 'no content type'}, not with JSON")
@@ -446,6 +452,15 @@ class HttpSession(LeanSession):
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with asyncio.timeout(NOTIFY_SECONDS):
                 await self._post_only(Exchange(0), message, headers)
+
+
+def _payload(body: bytes) -> Any:
+    """A body, without aiohttp's warning of a large one: to write it in pieces would cost more."""
+    if len(body) <= LARGE_BYTES:
+        return body
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        return aiohttp.BytesPayload(body)
 
 
 class _TooLong(ValueError):

@@ -344,6 +344,9 @@ class StdioSession(LeanSession):
         await self._end()
         self._process = _Process(self.spec, self.clock)
 
+    def _is_there(self) -> bool:
+        return self._process is not None and not self._process.is_over
+
     async def _revived(self) -> None:
         """Some end when the first message is not `initialize`."""
         if self._process is None or self._process.is_over:

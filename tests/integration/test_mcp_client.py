@@ -203,13 +203,6 @@ async def test_call_that_is_given_up_is_ended_at_the_server(era: str, how: str) 
         assert (await beside).error_type is None
 
 
-async def test_timeout_counts_from_the_moment_it_was_posted() -> None:
-    async with McpServer(Behaviour(seconds=0.3)) as server, connected(server) as session:
-        server.forget()
-        result = await session.call("search", {}, timeout=10)
-        assert result.error_type is None
-
-
 async def test_lost_session_is_opened_anew_at_the_next_call() -> None:
     async with McpServer(Behaviour(era="legacy")) as server, connected(server) as session:
         assert server.opened == 1
@@ -298,9 +291,17 @@ async def test_listing_that_does_not_end_is_an_error() -> None:
 
 async def test_arguments_go_into_headers_where_the_schema_says_so() -> None:
     async with McpServer(Behaviour(tools=("mirrored",))) as server, connected(server) as session:
-        await session.list_tools()
-        await session.call("mirrored", {"region": "Århus", "query": "q"})
-        assert server.calls[0].headers["mcp-param-region"] == "=?base64?w4VyaHVz?="
+        first = await session.call("mirrored", {"region": "Århus", "query": "q"})
+        assert (first.error_type, first.remote.sends) == (None, 3)  # refused, listed, sent again
+        again = await session.call("mirrored", {"region": "Århus", "query": "q"})
+        assert (again.error_type, again.remote.sends) == (None, 1)
+        assert [one.headers["mcp-param-region"] for one in server.calls] == ["=?base64?w4VyaHVz?="] * 2
+
+
+async def test_large_arguments_are_sent_whole() -> None:
+    async with McpServer() as server, connected(server) as session:
+        result = await session.call("search", {"text": "x" * 3_000_000})
+        assert (result.error_type, len(result.text)) == (None, 3_000_012)
 
 
 async def test_nothing_listens(unused_tcp_port: int) -> None:
@@ -374,6 +375,16 @@ async def test_stdio_server_that_ends_takes_what_is_in_flight_and_is_started_aga
             assert culprit.error_type == "too_large"
         again = await asyncio.gather(*(session.call("search", {"n": n}) for n in range(3)))
         assert [one.error_type for one in again] == [None] * 3
+
+
+async def test_stdio_server_that_ended_while_nobody_called_is_started_for_the_next_call() -> None:
+    async with connected(stdio()) as session:
+        assert isinstance(session, StdioSession)
+        process = session._process
+        assert process is not None
+        os.kill(process.child.pid, signal.SIGKILL)
+        await until(lambda: process.is_over)
+        assert (await session.call("search", {})).error_type is None
 
 
 async def test_stdio_server_that_reads_slowly_holds_back_and_the_wait_is_before_posted() -> None:
@@ -543,7 +554,7 @@ SDK_SERVER = """
 
 @pytest.fixture(scope="module")
 def officials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerSpec]]:
-    """The SDK's server, by how it is served; one process for all that speak HTTP, as it imports for seconds."""
+    """The SDK's server, by how it is served; one process serves all of HTTP, as it imports for seconds."""
     pytest.importorskip("mcp.server.mcpserver")
     script = tmp_path_factory.mktemp("official") / "official.py"
     script.write_text(textwrap.dedent(SDK_SERVER))
