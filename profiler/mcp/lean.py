@@ -338,7 +338,7 @@ class LeanSession:
         meta: Mapping[str, Any] | None,
         timeout: float | None,
     ) -> tuple[Exchange, int]:
-        """List the tools, and if that tells why it was refused, send it again; also how many requests it took."""
+        """List the tools; if that tells what it misses, send it again. Also how many requests there were."""
         try:
             await self.list_tools()
         except ToolServerError:
