@@ -41,6 +41,7 @@ IDLE_SECONDS = 4.0
 MOST_ERROR_BYTES = 65_536
 """Bytes of a refusal's body that are read; the connection of a longer one is closed."""
 
+MOST_REDIRECTS = 3
 MOST_READY = 1000
 """Tools whose headers are kept ready."""
 
@@ -144,6 +145,7 @@ class HttpSession(LeanSession):
         self._host = urlsplit(spec.url).netloc.rpartition("@")[2]
         self._pool: _Pool | None = None
         self._session_id: str | None = None
+        self._moved_to: str | None = None
         self._ready: dict[str | None, dict[str, str]] = {}
         self._base: dict[str, str] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -154,6 +156,18 @@ class HttpSession(LeanSession):
         proxy = _proxy(spec.url, spec.is_loopback)
         if proxy is not None:
             self._options["proxy"] = proxy
+
+    async def _ask(self, method: str, params: Mapping[str, Any], timeout: float | None) -> Exchange:
+        """As everywhere; but where the server is found to be elsewhere on its host, it is asked there, and
+        called there from then on. (`/mcp` is often `/mcp/`.) A call is never sent a second time.
+        """
+        for _ in range(MOST_REDIRECTS):
+            self._moved_to = None
+            asked = await super()._ask(method, params, timeout)
+            if self._moved_to is None:
+                break
+            self._url = self._moved_to
+        return asked
 
     async def _start(self) -> None:
         self._session_id = None
@@ -212,8 +226,7 @@ class HttpSession(LeanSession):
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             self._failed(exchange, error, self.timeout)
             raise self._error(exchange) from error
-        if exchange.error_type is not None:
-            raise self._error(exchange)
+        # A server that refuses the notification shows at the first request whether it minds.
 
     async def _post_only(self, exchange: Exchange, message: wire.Message, headers: Mapping[str, str]) -> None:
         """A notification, or an answer of ours: whatever comes back is not looked at, but for its status."""
@@ -397,7 +410,10 @@ class HttpSession(LeanSession):
             told.get("retry-after-ms"), told.get("retry-after"), told.get("date")
         )
         if 300 <= status < 400:
-            where = shown_url(urljoin(self._url, told.get("location", "")))
+            target = urljoin(self._url, told.get("location", ""))
+            if status in (307, 308) and _origin(target) == _origin(self._url):
+                self._moved_to = target
+            where = shown_url(target)
             exchange.fail(f"http_{status}", f"it redirects to {where}: if that is meant, give that address")
             return
         if status < 300:
@@ -461,6 +477,11 @@ def _payload(body: bytes) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         return aiohttp.BytesPayload(body)
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.rpartition("@")[2].lower()
 
 
 class _TooLong(ValueError):

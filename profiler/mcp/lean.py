@@ -252,9 +252,12 @@ class LeanSession:
         while pages < MOST_PAGES:
             pages += 1
             params = {} if cursor is None else {"cursor": cursor}
+            generation = self.generation
             asked = await self._ask("tools/list", params, self.timeout)
             message = asked.message
             if message is None:
+                if asked.error_type == "session_lost":
+                    self.lose(generation)
                 raise self._error(asked)
             page = wire.listed(message.get("result"))
             if page is None:

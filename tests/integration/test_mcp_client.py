@@ -298,6 +298,12 @@ async def test_arguments_go_into_headers_where_the_schema_says_so() -> None:
         assert [one.headers["mcp-param-region"] for one in server.calls] == ["=?base64?w4VyaHVz?="] * 2
 
 
+async def test_server_that_is_elsewhere_on_its_host_is_called_there() -> None:
+    async with McpServer(Behaviour(moved=True)) as server, connected(server) as session:
+        assert (await session.call("search", {})).remote.sends == 1
+        assert [method for _, method, _ in server.requests] == ["server/discover", "tools/call"]
+
+
 async def test_large_arguments_are_sent_whole() -> None:
     async with McpServer() as server, connected(server) as session:
         result = await session.call("search", {"text": "x" * 3_000_000})
@@ -407,6 +413,27 @@ async def test_stdio_server_that_reads_slowly_holds_back_and_the_wait_is_before_
             assert one.error_type is None
             assert one.remote.posted_ns is not None
             assert one.remote.posted_ns > released_ns  # the pipe takes 64 KiB
+
+
+async def test_stdio_server_that_reads_nothing_does_not_hold_a_call_with_a_time_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("profiler.mcp.stdio.WRITE_SECONDS", 0.2)
+    async with connected(stdio()) as session:
+        assert isinstance(session, StdioSession)
+        process = session._process
+        assert process is not None
+        os.kill(process.child.pid, signal.SIGSTOP)
+        begun, waiting = await asyncio.gather(
+            *(session.call("search", {"text": "x" * 300_000}, timeout=0.1) for _ in range(2))
+        )
+        os.kill(process.child.pid, signal.SIGCONT)
+        for one in (begun, waiting):
+            assert (one.error_type, one.remote.posted_ns, one.remote.sends) == ("timeout", None, 0)
+            assert "did not read its standard input" in one.text
+        said = json.loads((await session.call("said", {})).text)["said"]
+        assert len([one for one in said if one["method"] == "notifications/cancelled"]) == 1
+        assert (await session.call("search", {}, timeout=30)).error_type is None
 
 
 async def test_stdio_server_gets_no_key_of_the_model_s(monkeypatch: pytest.MonkeyPatch) -> None:
