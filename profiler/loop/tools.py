@@ -27,7 +27,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_json
 
 from profiler.errors import ToolDefinitionError, UsageError
-from profiler.limits.refusals import Returned, status_of
+from profiler.limits.refusals import ERROR_RESULT, Returned, status_of
 from profiler.records import RemoteCall
 
 Function = Callable[..., Any]
@@ -53,6 +53,8 @@ class Answer:
     def or_of(self, returned: Returned | None) -> Returned | None:
         """The failure that a tool returned, or that it hides in what it returned."""
         known = returned is not None and returned.error_type is not None
+        if self.failure is not None and returned is not None and returned.error_type == ERROR_RESULT:
+            known = False  # what answered knows which kind of error
         return returned if known else self.failure or returned
 
 

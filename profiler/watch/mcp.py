@@ -193,7 +193,9 @@ def _is_session(value: Any) -> bool:
 
 
 def _told_name(owner: Any) -> str:
-    """The name that the user gave a framework's server, as far as the framework says."""
+    """The name that the user gave a server of openai-agents; other clients make one up."""
+    if not any(kind.__module__.startswith("agents.") for kind in type(owner).__mro__):
+        return ""
     try:
         name = getattr(owner, "name", None)
     except Exception:

@@ -273,8 +273,8 @@ def remote_call(sends: list[Send], server: str, session_wait_ns: int) -> RemoteC
 
 
 def attempts(sends: list[Send]) -> tuple[ToolAttempt, ...]:
-    """Its tries, where there were several."""
-    if len(sends) < 2:
+    """Its tries, where there were several, or a server asked for a wait, which only a try can tell."""
+    if len(sends) < 2 and not any(one.retry_after_ns is not None for one in sends):
         return ()
     return tuple(
         ToolAttempt(
