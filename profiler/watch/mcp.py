@@ -493,6 +493,7 @@ def _note_written(send: Send | None, message: Any, owner: Any, stream: Any) -> S
     send.message = message  # so that its id stays its own
     if send.session.transport is None:
         send.session.transport = _transport_of(stream)
+        send.stream = stream
     send.handed_over()
     return send
 
@@ -546,6 +547,8 @@ def _found(owner: Any, number: Any) -> None:
     if send is None and type(number) is str and number.isdecimal():
         send = _by_number.get((id(owner), int(number)))
     if send is not None:
+        if send.session.transport is None:  # its writer was busy before
+            send.session.transport = _transport_of(send.stream)
         send.resolved()
 
 

@@ -66,7 +66,7 @@ class Send:
 
     `answered`: an answer came, from the server or in its place from the client; `heard`: an event of the
     reply held it. `failure`: the `error_type` of what the transport raised. `keys` are those under which it is
-    found, with its `message`, while it is under way. `after_loss`: its session was lost before.
+    found, with its `message` and the `stream` that it went to, while it is under way. `after_loss`: its session was lost before.
     """
 
     clock: Clock
@@ -90,6 +90,7 @@ class Send:
     returned: Returned | None = None
     keys: tuple[Any, ...] = ()
     message: Any = None
+    stream: Any = None
     status_word: ToolStatus = "ok"
 
     # What the transport tells.
