@@ -116,7 +116,9 @@ def plan_calls(
     withheld = () if wanted else tuple(name for name in tools if name not in may)
     used = wanted or may
     if not used:
-        what = "it lists no tools" if not tools else f"none of its {len(tools)} tools says that it is read-only"
+        what = (
+            "it lists no tools" if not tools else f"none of its {len(tools)} tools says that it is read-only"
+        )
         named_all = f": name those to call with --allow-writes {_names(withheld)}" if withheld else ""
         raise UsageError(f"{server}: nothing to call, since {what}{named_all}")
     of = tuple(tools[name] for name in used)

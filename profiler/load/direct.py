@@ -92,13 +92,6 @@ class Sessions:
                 _log.debug("a session did not close: %s", error)
 
 
-class _Given(SchemaTool):
-    """A tool whose arguments go to the server as they are: what is wrong with them, it is to say."""
-
-    def parse(self, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
-        return dict(json.loads(arguments) if isinstance(arguments, str) else arguments)
-
-
 def _tool(listed: ListedTool, server: str) -> SchemaTool:
     async def call(**arguments: Any) -> str:
         context = current_call.get()
@@ -112,7 +105,7 @@ def _tool(listed: ListedTool, server: str) -> SchemaTool:
             context.answer.failure = Returned(result.error_type, signal_of(result), result.retry_after_ns)
         return result.text
 
-    return _Given(
+    return SchemaTool(
         call,
         name=listed.name,
         description=listed.description,
@@ -185,13 +178,14 @@ class DirectAgent:
         )
         planned = self._plan.call(position.number)
         owner = CallOwner(position.agent, position.number, position.trial, running)
-        request = CallRequest(f"call_{position.number}", planned.tool, json.dumps(planned.arguments))
+        request = CallRequest(f"call_{position.number}", planned.tool, planned.arguments)
         call = OpenCall(request, started_ns, started_ns, owner)
         calls.append(call)
         status: Status = "error"
         error_type: str | None = INTERNAL
         try:
             _session.set(await self._sessions.of(position.agent))
+            # Unchecked: what is wrong with the arguments that a user gave, the server is to say.
             call.arguments, call.tool = dict(planned.arguments), self._executor.tools[planned.tool]
             call.queued_ns = clock()
             await self._executor.execute([call])

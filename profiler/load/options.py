@@ -43,7 +43,7 @@ from profiler.load.endpoints import (
     fields_of,
     tls_of,
 )
-from profiler.load.plan import Arrivals
+from profiler.load.plan import MOST_DRAIN_SECONDS, Arrivals
 from profiler.providers import DIALECTS, PROVIDERS
 from profiler.providers.endpoint import LOOPBACK, Endpoint, check_trusted, shown_url
 from profiler.statistics.objectives import AbortRule, parse_objective
@@ -71,6 +71,9 @@ METRICS_PORT = 9464
 
 LINGER_SECONDS = 6.0
 """How long /metrics stays up after the last trial: Prometheus scrapes it every 5 s."""
+
+DRAIN_SECONDS = 30.0
+"""How long a trial drains at most, unless something else is asked for."""
 
 STRATEGY_FORMS = (
     "sequential, gathered, semaphore:N (one for the process; @agent, @tool: one for each), "
@@ -129,7 +132,12 @@ class Size(Options):
     )
     workers: int = option("--workers", COUNT, 1, "processes that run agents", "load", SEARCHES)
     seconds: float = option(
-        "--duration", MEASURED, 15.0, "measuring time per strategy (and level)", "turns", ("compare", "mcp load")
+        "--duration",
+        MEASURED,
+        15.0,
+        "measuring time per strategy (and level)",
+        "turns",
+        ("compare", "mcp load"),
     )
 
     def __post_init__(self) -> None:
@@ -321,7 +329,11 @@ class LoadOptions(Options):
         "--max-in-flight", COUNT, None, "open load: loops at once at most; others wait"
     )
     drain_seconds: float = closed(
-        "--drain", SECONDS, 30.0, "wait for loops in flight at most, then cut them off and count them"
+        "--drain",
+        SECONDS,
+        DRAIN_SECONDS,
+        "wait for loops in flight at most, then cut them off and count them; of an open mcp load: until the "
+        f"last call has ended, {MOST_DRAIN_SECONDS / 60:.0f} min at most",
     )
     allow_remote: bool = load(
         "--allow-remote", SWITCH, False, "let the load go beyond this machine: it costs money"
@@ -530,6 +542,11 @@ class LoadOptions(Options):
 
         (found,) = parse_servers(self.mcp, self.mcp_headers)
         return found
+
+    @property
+    def watched_url(self) -> str | None:
+        """The server that the user named, which may go away in the middle; None for what we start."""
+        return self.server.url if self.direct else self.base_url
 
     @property
     def fields(self) -> dict[str, Any]:
