@@ -55,7 +55,7 @@ def phases(round_: RoundRecord) -> dict[str, int]:
     """Nanoseconds per phase (keys: `PHASES`), none negative; they sum to the round's wall time."""
     window = (round_.started_ns, round_.ended_ns)
     model, calls = round_.model, round_.tool_calls
-    asked = _clipped((model.started_ns, model.ended_ns), window)
+    asked = _clipped((model.started_ns, model.ended_ns if model.asked else model.started_ns), window)
     model_wall = asked[1] - asked[0]
     model_queue, backoff, server_tools = model_queue_ns(model), 0, 0
     if len(model.attempts) > 1:
@@ -244,6 +244,37 @@ def _tries(calls: Iterable[ToolCall]) -> list[Interval]:
             [(one.started_ns, one.ended_ns) for one in call.attempts] or [(call.started_ns, call.ended_ns)]
         )
     ]
+
+
+PARTS = ("session_wait", "client_wait", "server", "network", "server_and_network", "parsing")
+"""Parts of a call of an MCP server's tool, in their order; without the server's own word, the two in one."""
+
+
+def remote_parts(call: ToolCall) -> dict[str, int]:
+    """Nanoseconds per part (keys: some of `PARTS`), none negative; they sum to the call's duration.
+
+    Empty for any other call, and for one that never started. A server that claims more than the time from
+    request to answer took all of that.
+    """
+    remote, started_ns, ended_ns = call.remote, call.started_ns, call.ended_ns
+    if remote is None or started_ns is None:
+        return {}
+    # Of a call that was tried again the times are those of its last try.
+    taken_ns = min(started_ns + remote.session_wait_ns, ended_ns)
+    posted_ns = ended_ns if remote.posted_ns is None else min(max(remote.posted_ns, taken_ns), ended_ns)
+    found = {"session_wait": taken_ns - started_ns, "client_wait": posted_ns - taken_ns}
+    if remote.posted_ns is None:
+        return found
+    answered_ns = ended_ns if remote.answered_ns is None else remote.answered_ns
+    answered_ns = min(max(answered_ns, posted_ns), ended_ns)
+    if remote.server_ns is None:
+        found["server_and_network"] = answered_ns - posted_ns
+    else:
+        found["server"] = min(remote.server_ns, answered_ns - posted_ns)
+        found["network"] = answered_ns - posted_ns - found["server"]
+    if remote.answered_ns is not None:
+        found["parsing"] = ended_ns - answered_ns
+    return found
 
 
 def waits(calls: Iterable[ToolCall]) -> list[Interval]:

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from profiler.loop.eventloop import unpatched
-from profiler.mcp.guard import guard
+from profiler.mcp.guard import close, guard
 from profiler.process.lifetime import at_exit, in_forked_child
+from profiler.providers.connections import plain_words
 
 _OUR_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ", "SIGINT") if hasattr(signal, name)
@@ -37,6 +38,16 @@ def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
         for name, value in environment.items()
         if (name in PASSED_ON or name.startswith("LC_")) and not value.startswith("()")
     }
+
+
+SHOWN_LINES = 3
+SHOWN_CHARACTERS = 400
+
+
+def last_lines(said: str) -> str:
+    """The end of what a process wrote to its standard error, in one line."""
+    lines = [plain_words(one) for one in said[-4096:].splitlines()]
+    return " | ".join([one for one in lines if one][-SHOWN_LINES:])[-SHOWN_CHARACTERS:]
 
 
 class Child:
@@ -68,11 +79,11 @@ class Child:
             )
         except BaseException:
             for descriptor in ours:
-                os.close(descriptor)
+                close(descriptor)
             raise
         finally:
             for descriptor in theirs:
-                os.close(descriptor)
+                close(descriptor)
         self.stdin: int | None = ours[0]
         self.stdout: int | None = ours[1]
         self.stderr: int | None = ours[2]
@@ -107,17 +118,17 @@ class Child:
 
     def close_stdin(self) -> None:
         if self.stdin is not None:
-            os.close(self.stdin)
+            close(self.stdin)
             self.stdin = None
 
     def close_stdout(self) -> None:
         if self.stdout is not None:
-            os.close(self.stdout)
+            close(self.stdout)
             self.stdout = None
 
     def close_stderr(self) -> None:
         if self.stderr is not None:
-            os.close(self.stderr)
+            close(self.stderr)
             self.stderr = None
 
 
