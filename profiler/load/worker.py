@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import socket
 import sys
@@ -129,6 +130,9 @@ class Worker:
         except ProfilerError as error:
             return Ready(str(error), error.exit_code)
         except TimeoutError:
+            if message.options.direct:
+                late = f"{message.root}: the first call did not end within {PREPARE_SECONDS:g} s"
+                return Ready(late, TargetError.exit_code)
             late = f"{shown_url(message.root)}: the first loop did not end within {PREPARE_SECONDS:g} s"
             return Ready(f"{late}; try a single one: profiler run --base-url ...", TargetError.exit_code)
         except asyncio.CancelledError:
@@ -279,6 +283,8 @@ class Worker:
     def _prepare(self, message: Prepare) -> Ready:
         check_trusted(os.environ)  # this machine may be another one than the leader's
         options = message.options
+        if options.expected_agents is not None:
+            options = replace(options, expected_agents=math.ceil(options.expected_agents / message.workers))
         scenario = load_scenario(options.scenario)
         if message.scenario and of_scenario(scenario) != message.scenario:
             raise UsageError(
@@ -306,8 +312,11 @@ class Worker:
             user_class: named or (None if factory is None else as_agent(factory, user_class, factory=True))
             for user_class, factory in self._factories().items()
         }
-        tools_root = options.tools_url or Endpoint.parse(message.root).root
-        use_tools_at(tools_root)
+        if options.direct:  # no model's server, and no tools beside it
+            tools_root = ""
+        else:
+            tools_root = options.tools_url or Endpoint.parse(message.root).root
+            use_tools_at(tools_root)
         share = message.workers if options.share_limit else 1
         runners = LoopRunners(options, message.root, tools_root, scenario, share, says=message.worker == 0)
         ready = thread.run(lambda: self._make(runners, agents), PREPARE_SECONDS)

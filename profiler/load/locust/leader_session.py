@@ -201,6 +201,9 @@ class LeaderSession:
     def _with_tools(self, options: LoadOptions) -> tuple[LoadOptions, str]:
         """The options with the root of the tools, and the root of the target; starts what is missing."""
         root = self._emulators.root(options)
+        if options.direct and options.mcp_per_agent:
+            users = int(self._environment.parsed_options.num_users or 1)
+            options = replace(options, expected_agents=max((users, *options.levels)))
         return replace(options, tools_url=self._emulators.tools_root(options)), root
 
     def _wait_for_workers(self, members: Members) -> None:
@@ -222,7 +225,7 @@ class LeaderSession:
 
     def _log_plan(self, options: LoadOptions, ramp: Ramp) -> None:
         """Log what is about to happen, where its run time is known."""
-        if ramp.seconds is None or ramp.shaped:
+        if ramp.seconds is None or ramp.shaped or options.direct:
             return
         each = ramp.seconds / (len(options.strategies) * max(1, len(options.levels)))
         remote = len(options.remote_targets(os.environ)) > len(options.remote_servers)
@@ -240,8 +243,8 @@ class LeaderSession:
 
     def _lead(self, leader: Leader) -> None:
         beside = [gevent.spawn(self._report_progress, leader)]
-        if leader.options.base_url is not None:
-            beside.append(gevent.spawn(self._watch_target, Endpoint.parse(leader.options.base_url)))
+        if (watched := leader.options.watched_url) is not None:
+            beside.append(gevent.spawn(self._watch_target, Endpoint.parse(watched)))
         leader.run()
         gevent.killall(beside)
         if leader.error is not None:
@@ -306,11 +309,16 @@ class LeaderSession:
         """Print the end of a run, unless `run_experiment` started it, whose caller does."""
         if self._environment.parsed_options.run_directory:
             return
+        from profiler.records import NO_MODEL
+        from profiler.report.direct import render_directory
         from profiler.report.terminal import render_comparison
 
         summary = output.summarise(at_the_end=True)
         if summary is not None:
             path = str(output.directory.path)
+            if output.run.provider == NO_MODEL:
+                print(render_directory(output.directory, summary), flush=True)  # noqa: T201
+                return
             print(render_comparison(summary, output.run, 100, path=path), flush=True)  # noqa: T201
 
 

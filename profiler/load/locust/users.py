@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from locust import LoadTestShape, User, constant, events, task
@@ -12,6 +14,7 @@ from locust.user.task import LOCUST_STATE_STOPPING
 from profiler.load.context import AgentFactory
 from profiler.load.locust.quirks import forget_user
 from profiler.load.locust.session import Session, install
+from profiler.load.plan import agent_name
 from profiler.load.trial import RunningTrial
 
 DEFAULT_USERS = 20
@@ -34,7 +37,13 @@ class AgentUser(User):  # type: ignore[misc]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        install(events)
+        if not cls.__dict__.get("abstract", False):
+            install(events, cls.defaults())
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Values of our options that hold where the command line, and the web form, name no others."""
+        return {}
 
     def on_start(self) -> None:
         self._ordinal = next(_ordinals)
@@ -49,7 +58,7 @@ class AgentUser(User):  # type: ignore[misc]
         self._in_trial = True
         try:
             worker.take_part(
-                type(self).__name__, f"a{self._ordinal}", self._ordinal, self._last, self._leaving
+                type(self).__name__, agent_name(self._ordinal), self._ordinal, self._last, self._leaving
             )
         finally:
             self._in_trial = False
@@ -69,6 +78,29 @@ class AgentUser(User):  # type: ignore[misc]
     def _leaving(self) -> bool:
         stopping: bool = self._state == LOCUST_STATE_STOPPING
         return stopping
+
+
+class MCPUser(AgentUser):
+    """An agent that calls the tools of an MCP server, without a model.
+
+    For a Locust file of your own: `server` is the URL or the command (as `--mcp` names it), `call` the tools,
+    `arguments` those of the one tool in it. All may be left to the command line, which takes precedence.
+    """
+
+    abstract = True
+    server: ClassVar[str] = ""
+    call: ClassVar[str | Sequence[str]] = ()
+    arguments: ClassVar[Mapping[str, Any] | None] = None
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        tools = cls.call if isinstance(cls.call, str) else ",".join(cls.call)
+        return {
+            "direct": True,
+            **({"mcp": [cls.server]} if cls.server else {}),
+            **({"call": tools} if tools else {}),
+            **({} if cls.arguments is None else {"args": json.dumps(dict(cls.arguments))}),
+        }
 
 
 class LoadShape(LoadTestShape):  # type: ignore[misc]
