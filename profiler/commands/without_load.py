@@ -138,6 +138,7 @@ def _add_emulate(commands: Commands) -> None:
         "--port 0 --scenario ./mine.toml --seed 7",
         "--dialect gemini --log",
         "--host 0.0.0.0 --allow-host loadtest",
+        "--mcp-stdio --scenario crowded --journal calls.jsonl",
     )
     parser.add_argument(
         "--host", type=TEXT.argument, default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
@@ -175,15 +176,44 @@ def _add_emulate(commands: Commands) -> None:
         metavar="NAME",
         help="answer /emulator/* and /metrics under this host too, beside localhost; may be repeated",
     )
+    parser.add_argument(
+        "--mcp-reply",
+        choices=("json", "sse"),
+        default="json",
+        help="how calls over MCP (at /mcp) are answered that want no stream (default: json)",
+    )
+    parser.add_argument(
+        "--mcp-page",
+        type=COUNT.argument,
+        default=100,
+        metavar="N",
+        help="how many tools a page of its list has (default: 100)",
+    )
+    parser.add_argument(
+        "--mcp-stdio",
+        action="store_true",
+        help="serve the tools alone, over MCP on the standard streams, until standard input ends",
+    )
+    parser.add_argument(
+        "--journal",
+        type=TEXT.argument,
+        metavar="FILE",
+        help="append every request, once it has ended, to FILE as a line of JSON",
+    )
 
 
 def emulate(arguments: argparse.Namespace) -> int:
     from profiler.emulator.server import parser, run
 
-    names = ("host", "port", "scenario", "seed", "dialect", "log")
+    names = ("host", "port", "scenario", "seed", "dialect", "log", "mcp_reply", "mcp_page", "journal")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     several = [f"--allow-host={name}" for name in arguments.allow_host]
-    return run(parser().parse_args([*(f"--{name}={value}" for name, value in given.items()), *several]))
+    several += ["--mcp-stdio"] if arguments.mcp_stdio else []
+    return run(
+        parser().parse_args(
+            [*(f"--{name.replace('_', '-')}={value}" for name, value in given.items()), *several]
+        )
+    )
 
 
 def scenarios(arguments: argparse.Namespace) -> int:

@@ -55,12 +55,19 @@ class Observer(Protocol):
     def finished(self, ns: int, outcome: Outcome) -> None: ...
 
 
+Payload = bytes | Callable[[int], bytes]
+"""Bytes of a stream, or what makes them when they are sent, told the time (monotonic ns)."""
+
+
 @dataclass(slots=True, eq=False)
 class HttpReply:
     """A response: `body` at `due_ns`, or, when `frames` is given, a chunked stream of (due_ns, payload).
 
     `headers` are complete header lines. Times are monotonic ns; 0 is at once. With the ending `reset`
     a reply without frames is a connection that dies unanswered at `due_ns`.
+
+    `at_sending` is called with the time just before a reply without frames is written, which it may still
+    change. A stream that is `open` has more to come: whoever adds to `frames`, or ends it, sends it again.
     """
 
     status: int
@@ -68,14 +75,17 @@ class HttpReply:
     body: bytes = b""
     _: KW_ONLY
     due_ns: int = 0
-    frames: list[tuple[int, bytes]] | None = None
+    frames: list[tuple[int, Payload]] | None = None
+    open: bool = False
+    at_sending: Callable[[HttpReply, int], None] | None = None
     ending: Ending = "complete"
     observer: Observer | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """One request, and where its reply goes. `send` is called exactly once, now or later.
+    """One request, and where its reply goes. `send` is called once, now or later; again only for a stream
+    that is open, or with another reply as long as none has begun.
 
     The `body` is there while the application is called, and not later: replies may take long, and bodies are
     large. `on_gone` is called when the client goes away before the reply has ended.
@@ -99,6 +109,18 @@ class Exchange:
     def send(self, reply: HttpReply) -> None:
         """Answer with `reply`, at its due time."""
         self.reply = reply
+        self._connection.pump()
+
+    def end_stream(self, due_ns: int, payload: Payload) -> None:
+        """End the open stream with `payload` at `due_ns`; frames that are due later are dropped."""
+        reply = self.reply
+        if reply is None or reply.frames is None:
+            return
+        left = [frame for frame in reply.frames[self._next :] if frame[0] <= due_ns]
+        reply.frames[self._next :] = [*left, (due_ns, payload)]
+        reply.open = False
+        if self._timer is not None:
+            self._timer.cancel()
         self._connection.pump()
 
 
@@ -336,6 +358,8 @@ class Connection(asyncio.Protocol):
             self._finish(exchange, reply, "reset")
             return
         now = time.monotonic_ns()
+        if reply.at_sending is not None:
+            reply.at_sending(reply, now)
         body = reply.body
         head = b"%bcontent-length: %d\r\n\r\n" % (self._head(exchange, reply), len(body))
         if reply.ending == "cut":
@@ -355,17 +379,20 @@ class Connection(asyncio.Protocol):
         transport: asyncio.Transport,
         exchange: Exchange,
         reply: HttpReply,
-        frames: list[tuple[int, bytes]],
+        frames: list[tuple[int, Payload]],
     ) -> None:
         now = time.monotonic_ns()
         position, parts = exchange._next, []
         chunked = exchange._chunked
         while position < len(frames) and frames[position][0] <= now:
             payload = frames[position][1]
-            parts.append(b"%x\r\n%b\r\n" % (len(payload), payload) if chunked else payload)
+            if not isinstance(payload, bytes):
+                payload = payload(now)
+            # Empty: the head alone is due, and an empty chunk would be the last.
+            parts.append(b"%x\r\n%b\r\n" % (len(payload), payload) if chunked and payload else payload)
             position += 1
         exchange._next = position
-        done = position == len(frames)
+        done = position == len(frames) and not reply.open
         if parts or done:
             if done and chunked and reply.ending == "complete":
                 parts.append(b"0\r\n\r\n")
@@ -378,7 +405,8 @@ class Connection(asyncio.Protocol):
             transport.write(b"".join(parts))
         if done:
             self._finish(exchange, reply, reply.ending)
-        elif exchange._timer is None or exchange._timer.callback is None:  # else one is armed already
+        elif position < len(frames) and (exchange._timer is None or exchange._timer.callback is None):
+            # (Else one is armed already, or nothing is known of what comes next.)
             exchange._timer = self._server.scheduler.at(frames[position][0], self.pump)
 
     def _finish(self, exchange: Exchange, reply: HttpReply, outcome: Outcome) -> None:

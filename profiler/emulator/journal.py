@@ -78,6 +78,8 @@ class Entry:
         self.sent_ns = ns
 
     def finished(self, ns: int, outcome: str) -> None:
+        if self.finished_ns:
+            return  # a client that cancels a call and then goes ends it once
         self.finished_ns = ns
         self.outcome = outcome
         if self.on_finished is not None:
@@ -97,10 +99,19 @@ _MOST_WORDS = 400
 
 
 class Journal:
-    """The ring, and the counters: by API, `faults` by kind. `log` takes a line for every refusal."""
+    """The ring, and the counters: by API, `faults` by kind.
 
-    def __init__(self, size: int = 100_000, log: Callable[[str], None] | None = None) -> None:
+    `log` takes a line for every refusal, `kept` every entry when it has ended.
+    """
+
+    def __init__(
+        self,
+        size: int = 100_000,
+        log: Callable[[str], None] | None = None,
+        kept: Callable[[Entry], None] | None = None,
+    ) -> None:
         self._log = log
+        self._kept = kept
         self._ring: deque[Entry] = deque(maxlen=size)
         self.in_flight: Counter[str] = Counter()
         self.clear()
@@ -128,6 +139,8 @@ class Journal:
             late = max(0, entry.sent_ns - entry.due_ns)
             self._lateness_sum_ns += late
             self._lateness[bisect_left(_LATENESS_BOUNDS_NS, late)] += 1
+        if self._kept is not None:
+            self._kept(entry)
 
     def refused(self, method: bytes, path: bytes, status: int, reason: str) -> None:
         """Log a request that was not served, with the reason in the server's words."""
@@ -191,7 +204,7 @@ def exposition(journal: Journal) -> bytes:
     }
     in_flight = {f'{{api="{api}"}}': n for api, n in sorted(journal.in_flight.items())}
     faults = {f'{{kind="{kind}"}}': n for kind, n in sorted(journal.faults.items())}
-    finished = "Finished requests by API (chat, responses, messages, tools) and HTTP status."
+    finished = "Finished requests by API (chat, responses, messages, tools, mcp) and HTTP status."
     dropped = "Journal entries that fell out of the ring."
     text = (
         _family("requests_total", "counter", finished, requests)

@@ -37,7 +37,7 @@ from profiler.emulator.faults import (
     spoiled,
     status_error,
 )
-from profiler.emulator.http1 import Ending, Exchange, HttpReply
+from profiler.emulator.http1 import Ending, Exchange, HttpReply, Payload
 from profiler.emulator.journal import Entry, Journal
 from profiler.emulator.limits import KeyQuota
 from profiler.emulator.openai_requests import envelope
@@ -439,7 +439,7 @@ class ModelService:
         # Scaled so that an answer takes the tape's time whatever its length; reasoning is as long as it is.
         thought = said.reasoning_tokens
         scale = timed_tokens / max(1, said.output_tokens - thought)
-        timed = [
+        timed: list[tuple[int, Payload]] = [
             (
                 first_ns
                 + int(per_token_ns * (min(tokens, thought) + max(0, tokens - thought) * scale))

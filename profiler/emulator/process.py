@@ -30,6 +30,11 @@ class EmulatorProcess:
         self.url = url
 
     @property
+    def mcp_url(self) -> str:
+        """Where its tools are served over MCP."""
+        return f"{self.url}/mcp"
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 

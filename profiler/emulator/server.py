@@ -18,17 +18,22 @@ import threading
 import time
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import IO, Any
 
 import orjson
 
 from profiler.emulator.access import allowed_host, refusal, split_target
 from profiler.emulator.http1 import Exchange, HttpReply, Server
-from profiler.emulator.journal import Journal, exposition
+from profiler.emulator.journal import Entry, Journal, exposition
+from profiler.emulator.mcp_service import McpService
+from profiler.emulator.mcp_stdio import serve_stdio
+from profiler.emulator.mcp_tools import DEFAULT_MCP, REPLY_FORMS, McpOptions, McpTools
 from profiler.emulator.model_service import JSON, ModelService
 from profiler.emulator.places import Outstanding, Places
 from profiler.emulator.scheduler import Scheduler
 from profiler.emulator.tape import Tape
+from profiler.emulator.tool_calls import ToolCalls
 from profiler.emulator.tool_service import ToolService, error, query_arguments
 from profiler.errors import ProfilerError, UsageError
 from profiler.process.streams import prepare_streams
@@ -55,6 +60,7 @@ class Emulator:
         journal: Journal | None = None,
         *,
         allowed: Collection[str] = (),
+        mcp: McpOptions = DEFAULT_MCP,
     ) -> None:
         self._allowed = frozenset(allowed)
         self._scenario = scenario
@@ -64,7 +70,9 @@ class Emulator:
         outstanding, places = Outstanding(), Places()
         tape = Tape(scenario, seed)
         models = ModelService(tape, self._journal, outstanding, places)
-        self._tools = ToolService(tape, self._journal, outstanding, places, scheduler)
+        calls = ToolCalls(tape, self._journal, outstanding, places, scheduler)
+        self._tools = ToolService(calls)
+        self._mcp = McpService(calls, mcp)
         # The model APIs answer below any path: servers have them under /v1, /api/paas/v4, /v1beta/openai, ...
         self._apis: dict[tuple[bytes, bytes], Callable[[Exchange], None]] = {
             (b"POST", b"/chat/completions"): lambda exchange: models.complete(exchange, models.chat),
@@ -94,6 +102,8 @@ class Emulator:
             route(exchange)
         elif path.startswith(b"/tools/"):
             self._tools(exchange)
+        elif path == b"/mcp":
+            self._mcp(exchange)
         elif path.startswith(b"/emulator/") or path == b"/metrics":
             self._ask_own(exchange, None)
         elif not path.startswith(b"/") and (absolute := split_target(path))[0] is not None:
@@ -180,6 +190,17 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--tls-cert", metavar="FILE", help="certificate chain (PEM): serve https")
     options.add_argument("--tls-key", metavar="FILE", help="its private key (PEM)")
+    options.add_argument(
+        "--mcp-reply",
+        choices=REPLY_FORMS,
+        default="json",
+        help="how MCP calls are answered that want no stream",
+    )
+    options.add_argument("--mcp-page", type=int, default=100, metavar="N", help="tools that a page lists")
+    options.add_argument(
+        "--mcp-stdio", action="store_true", help="serve the tools alone, over MCP on standard streams"
+    )
+    options.add_argument("--journal", metavar="FILE", help="append every entry of the journal to this file")
     options.add_argument("--exit-with-parent", action="store_true", help="leave when standard input ends")
     return options
 
@@ -200,15 +221,57 @@ def run(options: argparse.Namespace) -> int:
     if options.dialect is not None:
         scenario = replace(scenario, model=replace(scenario.model, dialect=options.dialect))
     context = tls_context(options.tls_cert, options.tls_key)
-    if options.log is None or options.log == STDERR:
-        log = None if options.log is None else _line_writer(sys.stderr)
-        return _run(serve(options, scenario, context, log))
+    if options.mcp_page < 1:
+        raise UsageError("--mcp-page: a page lists at least one tool")
+    with contextlib.ExitStack() as files:
+        log = None
+        if options.log is not None:
+            stream: IO[Any] = sys.stderr
+            if options.log != STDERR:
+                stream = files.enter_context(_opened("--log", options.log))
+            log = _line_writer(stream)
+        kept = None
+        if options.journal is not None:
+            kept = _entry_writer(files.enter_context(_opened("--journal", options.journal)))
+        journal = Journal(log=log, kept=kept)
+        if options.mcp_stdio:
+            return _run(serve_stdio(partial(_mcp_tools, options, scenario, journal)))
+        return _run(serve(options, scenario, context, journal))
+
+
+def _opened(flag: str, path: str) -> IO[str]:
     try:
-        file = open(options.log, "a", encoding="utf-8")  # noqa: SIM115 (closed below)
+        return open(path, "a", encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"--log {options.log}: cannot write: {error.strerror}") from error
-    with file:
-        return _run(serve(options, scenario, context, _line_writer(file)))
+        raise UsageError(f"{flag} {path}: cannot write: {error.strerror}") from error
+
+
+def _entry_writer(file: IO[str]) -> Callable[[Entry], None]:
+    """Writes each entry as a line of JSON, whole, so that several processes may share the file."""
+    descriptor, failed = file.fileno(), False
+
+    def write(entry: Entry) -> None:
+        nonlocal failed
+        try:
+            os.write(descriptor, orjson.dumps(entry.as_dict(), option=orjson.OPT_APPEND_NEWLINE))
+        except OSError as error:
+            if not failed:
+                failed = True
+                print(f"profiler emulate: --journal: cannot write: {error.strerror}", file=sys.stderr)  # noqa: T201
+
+    return write
+
+
+def _mcp_options(options: argparse.Namespace) -> McpOptions:
+    return McpOptions(options.mcp_reply, options.mcp_page)
+
+
+def _mcp_tools(
+    options: argparse.Namespace, scenario: Scenario, journal: Journal, scheduler: Scheduler
+) -> McpTools:
+    """The tools where no model is served."""
+    calls = ToolCalls(Tape(scenario, options.seed), journal, Outstanding(), Places(), scheduler)
+    return McpTools(calls, _mcp_options(options))
 
 
 def _line_writer(stream: IO[str]) -> Callable[[str], None]:
@@ -241,16 +304,17 @@ async def serve(
     options: argparse.Namespace,
     scenario: Scenario,
     context: ssl.SSLContext | None,
-    log: Callable[[str], None] | None = None,
+    journal: Journal,
 ) -> int:
-    """Listen, say so on standard output in one line, and serve until told to stop; `log` takes refusals."""
+    """Listen, say so on standard output in one line, and serve until told to stop."""
     host, port = options.host, options.port
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     scheduler = Scheduler(loop)
-    journal = Journal(log=log)
     allowed = [allowed_host(name) for name in options.allow_host]
-    emulator = Emulator(scenario, options.seed, scheduler, journal, allowed=allowed)
+    emulator = Emulator(
+        scenario, options.seed, scheduler, journal, allowed=allowed, mcp=_mcp_options(options)
+    )
     server = Server(emulator, scheduler, journal.refused)
     try:
         listener = await loop.create_server(server.connection, host, port, ssl=context, backlog=4096)

@@ -1,30 +1,28 @@
-"""Tool requests: their place on the tape, how long they take, and queues at tools of limited capacity."""
+"""Tool requests over plain HTTP, and what the tools answer."""
 
 from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, unquote_plus
 
 import orjson
 
 from profiler.emulator.bodies import BodyError, can_be_written, read_json
 from profiler.emulator.conversation import ApiError
-from profiler.emulator.draws import Draws, Place, key
+from profiler.emulator.draws import Draws, key
 from profiler.emulator.http1 import Exchange, HttpReply
 from profiler.emulator.journal import Entry, Journal
-from profiler.emulator.limits import Rejected, ToolCapacity
-from profiler.emulator.model_service import JSON, UNMATCHED
+from profiler.emulator.limits import Rejected
+from profiler.emulator.model_service import JSON
 from profiler.emulator.openai_requests import envelope
-from profiler.emulator.places import Outstanding, Places
-from profiler.emulator.scheduler import Scheduler, Timer
-from profiler.emulator.tape import Tape
+from profiler.emulator.tool_calls import Identity, ToolCalls
 from profiler.emulator.words import WORDS
 from profiler.loop.model import CALL_HEADER, TRIAL_HEADER
-from profiler.scenarios import Capacity, ToolSpec
+from profiler.scenarios import ToolSpec
 
 _CALL_HEADER, _TRIAL_HEADER = CALL_HEADER.encode(), TRIAL_HEADER.encode()
 
@@ -32,21 +30,11 @@ _CALL_HEADER, _TRIAL_HEADER = CALL_HEADER.encode(), TRIAL_HEADER.encode()
 class ToolService:
     """The endpoints under `/tools/`."""
 
-    def __init__(
-        self, tape: Tape, journal: Journal, outstanding: Outstanding, places: Places, scheduler: Scheduler
-    ) -> None:
-        self._tape = tape
-        self._scenario = tape.scenario
-        self._journal = journal
-        self._outstanding = outstanding
-        self._places = places
-        self._shares_ids = any(fault.kind == "duplicate_ids" for fault in tape.scenario.faults)
-        self._scheduler = scheduler
-        self._by_path = {spec.path: spec for spec in tape.scenario.tools}
-        self._in_flight: dict[str, int] = {}  # by name; only names with calls in flight, so it stays small
-        self._queues: dict[str, ToolQueue] = {}
-        self._unmatched = 0
-        self._started_ns = time.monotonic_ns()
+    def __init__(self, calls: ToolCalls) -> None:
+        self._calls = calls
+        self._journal = calls.journal
+        self._default_tool = calls.scenario.default_tool
+        self._by_path = {spec.path: spec for spec in calls.scenario.tools}
 
     def __call__(self, exchange: Exchange) -> None:
         """Answer one request under `/tools/`."""
@@ -78,50 +66,25 @@ class ToolService:
             error(self._journal, exchange, 404, f"unknown path {path}", log="unknown path")
             return
         name = spec.name if spec else unquote(segment)
-        self._serve(exchange, spec or self._scenario.default_tool, name, arguments)
+        self._serve(exchange, spec or self._default_tool, name, arguments)
 
     def _serve(self, exchange: Exchange, spec: ToolSpec, name: str, arguments: dict[str, Any]) -> None:
-        entry = self._journal.open("tool", "tools", exchange.received_ns)
-        entry.tool = name
         headers = exchange.headers
-        trial = headers.get(_TRIAL_HEADER)
-        if trial is not None:
-            entry.trial = trial.decode("latin-1")
-        place = self._place(headers.get(_CALL_HEADER), name, arguments, entry)
-        entry.loop, entry.round, entry.call = place
-        entry.duration_ns = duration_ns = int(self._tape.duration(place, name) * 1e9)
-        entry.due_ns = exchange.received_ns + duration_ns
-        entry.in_flight = in_flight = self._in_flight.get(name, 0)
-        self._in_flight[name] = in_flight + 1
-        entry.on_finished = partial(self._left, name)
-        path = spec.path or exchange.path.decode("latin-1")
-        reply = self._reply(place, name, path, arguments, entry)
+        call_id, trial = headers.get(_CALL_HEADER), headers.get(_TRIAL_HEADER)
+        identity = Identity(
+            None if call_id is None else call_id.decode("latin-1"),
+            trial=None if trial is None else trial.decode("latin-1"),
+        )
+        entry = self._calls.arrive("tools", name, arguments, exchange.received_ns, identity)
+        reply = self._reply(name, spec.path or exchange.path.decode("latin-1"), arguments, entry)
         if reply.status != 200:
             self._journal.refused(exchange.method, exchange.path, reply.status, f"fault {entry.fault}")
-        if spec.capacity is not None:
-            self._queue(name, spec.capacity).arrive(exchange, reply, duration_ns, entry)
-            return
-        reply.due_ns = entry.due_ns if duration_ns else 0
-        exchange.send(reply)
+        leave = self._calls.serve(spec, name, _Request(exchange, reply, entry, self._journal))
+        if leave is not None:
+            exchange.on_gone = partial(_gone, leave, entry)
 
-    def _left(self, name: str) -> None:
-        self._in_flight[name] -= 1
-        if not self._in_flight[name]:
-            del self._in_flight[name]
-
-    def _queue(self, name: str, capacity: Capacity) -> ToolQueue:
-        queue = self._queues.get(name)
-        if queue is None:
-            if len(self._queues) > 1000:  # any name is a tool: a client could invent them without end
-                raise RuntimeError("more than a thousand tools with a capacity")
-            state = ToolCapacity(capacity, self._scenario.time_scale, self._started_ns)
-            queue = self._queues[name] = ToolQueue(state, self._scheduler, self._journal)
-        return queue
-
-    def _reply(
-        self, place: Place, name: str, path: str, arguments: dict[str, Any], entry: Entry
-    ) -> HttpReply:
-        if self._scenario.faults and self._tape.call_fault(place, "tool_http_500") is not None:
+    def _reply(self, name: str, path: str, arguments: dict[str, Any], entry: Entry) -> HttpReply:
+        if self._calls.fault(entry, "tool_http_500") is not None:
             entry.fault = "tool_http_500"
             entry.status = 500
             return HttpReply(
@@ -130,95 +93,38 @@ class ToolService:
         entry.status = 200
         return HttpReply(200, JSON, respond(name, path, arguments), observer=entry)
 
-    def _place(self, header: bytes | None, name: str, arguments: dict[str, Any], entry: Entry) -> Place:
-        """The call's place: from its id, or by matching; a request that belongs to no call gets its own."""
-        if header is not None:
-            entry.call_id = header.decode("latin-1")
-            place = self._places.find(entry.call_id)
-            if place is not None and not self._shares_ids:
-                return place
-            # An id that several calls have, or that the client made up since there was none.
-            handed = self._outstanding.take(name, arguments, "" if place is None else entry.call_id)
-            if handed is not None:
-                return handed.place
-            if place is not None:
-                return place
-        else:
-            handed = self._outstanding.take(name, arguments)
-            if handed is not None:
-                entry.call_id = handed.call_id
-                return handed.place
-        self._unmatched += 1
-        return Place(UNMATCHED + self._unmatched, 0, 0)
+
+def _gone(leave: Callable[[], None], entry: Entry) -> None:
+    leave()
+    entry.finished(time.monotonic_ns(), "disconnected")
 
 
-class ToolQueue:
-    """The requests at a tool of limited capacity, waiting or served; one timer, for the next to end."""
+class _Request(NamedTuple):
+    """A plain HTTP request at a tool, and the reply that it gets when the tool has served it."""
 
-    def __init__(self, state: ToolCapacity, scheduler: Scheduler, journal: Journal) -> None:
-        self._state = state
-        self._journal = journal
-        self._scheduler = scheduler
-        self._serial = 0
-        self._waiting: dict[int, tuple[Exchange, HttpReply, Entry]] = {}
-        self._timer: Timer | None = None
+    exchange: Exchange
+    reply: HttpReply
+    entry: Entry
+    journal: Journal
 
-    def arrive(self, exchange: Exchange, reply: HttpReply, work_ns: int, entry: Entry) -> None:
-        """Serve, queue or reject one request; its reply is sent when its work is done."""
-        now_ns = exchange.received_ns
-        self._end(self._state.advance(now_ns))
-        self._serial = serial = self._serial + 1
-        rejected = self._state.arrive(serial, work_ns, now_ns)
-        if rejected is not None:
-            self._journal.refused(exchange.method, exchange.path, rejected.status, rejected.reason)
-            _reject(exchange, rejected, entry)
-            return
-        self._waiting[serial] = (exchange, reply, entry)
-        exchange.on_gone = lambda: self._leave(serial)
-        self._arm()
+    def answer(self, due_ns: int) -> None:
+        self.exchange.on_gone = None
+        self.reply.due_ns = due_ns if self.entry.duration_ns else 0
+        self.exchange.send(self.reply)
 
-    def _leave(self, serial: int) -> None:
-        waited = self._waiting.pop(serial, None)
-        if waited is not None:
-            self._end(self._state.advance(time.monotonic_ns()))
-            self._state.leave(serial)
-            waited[2].finished(time.monotonic_ns(), "disconnected")
-            self._arm()
-
-    def _tick(self) -> None:
-        self._timer = None
-        self._end(self._state.advance(time.monotonic_ns()))
-        self._arm()
-
-    def _end(self, ended: list[tuple[int, int]]) -> None:
-        for serial, when_ns in ended:
-            waited = self._waiting.pop(serial, None)
-            if waited is not None:
-                exchange, reply, entry = waited
-                exchange.on_gone = None
-                entry.due_ns = when_ns
-                exchange.send(reply)
-
-    def _arm(self) -> None:
-        due_ns = self._state.next_ns()
-        if self._timer is not None:
-            if due_ns is not None and self._timer.due_ns <= due_ns:
-                return  # fires early, looks again
-            self._timer.cancel()
-            self._timer = None
-        if due_ns is not None:
-            self._timer = self._scheduler.at(due_ns, self._tick)
+    def refuse(self, rejected: Rejected) -> None:
+        exchange = self.exchange
+        self.journal.refused(exchange.method, exchange.path, rejected.status, rejected.reason)
+        exchange.send(refusal_reply(rejected, self.entry))
 
 
-def _reject(exchange: Exchange, rejected: Rejected, entry: Entry) -> None:
-    entry.status = rejected.status
-    entry.due_ns = exchange.received_ns
-    entry.fault = None  # a call that was not served met none
+def refusal_reply(rejected: Rejected, entry: Entry) -> HttpReply:
+    """The reply of a tool, or of a gateway before it, that takes no more calls."""
     headers = JSON
     if rejected.retry_ns is not None:
         headers += b"retry-after: %d\r\n" % -(-rejected.retry_ns // 1_000_000_000)
     body = orjson.dumps({"error": {"message": rejected.reason, "type": "rate_limited"}})
-    exchange.send(HttpReply(rejected.status, headers, body, observer=entry))
+    return HttpReply(rejected.status, headers, body, observer=entry)
 
 
 def error(journal: Journal, exchange: Exchange, status: int, message: str, log: str | None = None) -> None:

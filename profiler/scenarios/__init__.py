@@ -53,7 +53,13 @@ OddWire = Literal[
     "delta_after_finish", "stop_finish", "usage_in_words", "negative_usage", "huge_usage", "missing_usage",
     "late_usage", "corrected_usage", "pause_turn", "server_tool",
 ]  # fmt: skip
-FaultKind = Literal[Failure, OddWire]
+McpFault = Literal[
+    "mcp_error_result", "mcp_rpc_error", "mcp_http_429", "mcp_reset", "mcp_reset_in_reply", "mcp_no_answer",
+    "mcp_accepted", "mcp_silence", "mcp_session_lost", "mcp_slow_progress", "mcp_wrong_id",
+    "mcp_bad_structure", "mcp_endless_listing", "mcp_refused_result", "mcp_refused_error", "mcp_noise",
+    "mcp_exit",
+]  # fmt: skip
+FaultKind = Literal[Failure, OddWire, McpFault]
 
 FAULT_KINDS: tuple[Failure, ...] = get_args(Failure)
 """Faults that make a request or a call fail."""
@@ -61,8 +67,11 @@ FAULT_KINDS: tuple[Failure, ...] = get_args(Failure)
 WIRE_FAULTS: tuple[OddWire, ...] = get_args(OddWire)
 """Faults in the form of a reply, as gateways and small servers shape it; what it says is all there."""
 
+MCP_FAULTS: tuple[McpFault, ...] = get_args(McpFault)
+"""Faults of a tool's call over MCP; over plain HTTP nothing is changed."""
+
 CALL_FAULTS: frozenset[str] = frozenset(
-    {"malformed_arguments", "unknown_tool", "wrong_type", "tool_http_500"}
+    {"malformed_arguments", "unknown_tool", "wrong_type", "tool_http_500", *MCP_FAULTS}
 )
 
 MOST = 1e9
@@ -330,13 +339,19 @@ class TapePosition(_Table):
     call: _Whole = 0
 
 
+_SECONDS = {"server_tool": 0.5, "pause_turn": 0.5, "mcp_http_429": 1.0, "mcp_slow_progress": 2.0}
+"""Of faults where it is not as long as a hang, unless the file says so."""
+
+
 @dataclass(frozen=True)
 class Fault(_Table):
     """A fault, with a `probability` per model request (or per call), or `at` positions.
 
     It hits the first `attempts` attempts of a model request; one of `WIRE_FAULTS` hits all, and several of
     those may shape one reply. `seconds` is how long a hang lasts before the connection is reset, how much
-    later a slow first byte comes, or how long the server's own tool runs (there 0.5 unless given).
+    later a slow first byte comes, or how long the server's own tool runs (there 0.5 unless given). Of those
+    over MCP: how long a silence lasts, how much longer slow progress makes a call (2), and the wait that a
+    429 announces (1).
     """
 
     kind: FaultKind
@@ -348,8 +363,8 @@ class Fault(_Table):
     @model_validator(mode="wrap")
     @classmethod
     def _happens_somewhere(cls, table: Any, build: Any) -> Any:
-        if isinstance(table, dict) and table.get("kind") in ("server_tool", "pause_turn"):
-            table = {"seconds": 0.5, **table}
+        if isinstance(table, dict) and table.get("kind") in _SECONDS:
+            table = {"seconds": _SECONDS[table["kind"]], **table}
         fault = build(table)
         if isinstance(table, dict) and ("probability" in table) == ("at" in table):
             raise _expected("either probability or at", "probability")
