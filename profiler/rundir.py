@@ -53,6 +53,7 @@ IncidentKind = Literal[
     "worker_returned",
     "target_stood_still",
     "records_dropped",
+    "server_lost",
     "aborted",
     "interrupted",
     "terminated",
@@ -267,6 +268,26 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class McpServer:
+    """An MCP server of `--mcp`, and its tools: those that the loop was `offered`, by the names that the model
+    sees, and those `withheld`, since they do not declare themselves read-only.
+
+    `address` is its URL or command without keys, `protocol` the version that both speak, `title` and
+    `version` what it says of itself. `renamed`: of those offered, the name that the model sees → its own.
+    """
+
+    name: str
+    transport: Literal["http", "stdio"]
+    address: str
+    protocol: str = ""
+    title: str = ""
+    version: str = ""
+    offered: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
+    renamed: dict[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Everything about a run except its records.
 
@@ -274,7 +295,7 @@ class Run:
     words of a command line (without the number of agents, the duration and the strategies).
     `workers` is the number of processes that run loops: a process-wide limit of n allows n · workers
     in all. `spent` is up to the last trial that ended, `loop_seconds` what a loop took before the load,
-    `checks` what the first loops of a user's agent showed then.
+    `checks` what the first loops of a user's agent showed then, `mcp_servers` whose tools the loops had.
     """
 
     scenario: str
@@ -298,6 +319,7 @@ class Run:
     repeat: tuple[str, ...] = ()
     loop_seconds: float | None = None
     checks: tuple[Check, ...] = ()
+    mcp_servers: tuple[McpServer, ...] = ()
     schema: int = SCHEMA
 
     def strategy(self, name: str) -> StrategySpec:

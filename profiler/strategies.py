@@ -15,12 +15,12 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, get_args
 
 from profiler.errors import UsageError, did_you_mean
 from profiler.limits.gate import Gate
 from profiler.limits.limiter import FixedLimit
-from profiler.limits.spec import FORMS, Rule, Scope, UnknownLimiter, parse_rules, totals
+from profiler.limits.spec import ALL_TOOLS, FORMS, Rule, Scope, UnknownLimiter, parse_rules, totals
 from profiler.records import Clock
 from profiler.redaction.keys import hide_keys
 from profiler.variants import MOST, Variant, grid, is_setting, parse_variant, variant_text
@@ -114,12 +114,13 @@ class SemaphoreLimited(Limited):
     """All calls of the round at once, at most `limit` of them running.
 
     With scope `process` (like the module-level semaphore of many tutorials) all agents of this process
-    share one limit; with scope `agent` each agent has its own, with scope `tool` each tool.
+    share one limit; with scope `agent` each agent has its own, with scope `tool` each tool, with scope
+    `server` each MCP server.
     """
 
     def __init__(self, limit: int, *, scope: Scope = "process") -> None:
-        if scope not in ("process", "agent", "tool"):
-            raise UsageError(f"scope must be 'process', 'agent' or 'tool', not {scope!r}")
+        if scope not in get_args(Scope):
+            raise UsageError(f"scope must be one of {', '.join(get_args(Scope))}, not {scope!r}")
         FixedLimit(limit)  # says in plain words what is wrong with a bad one
         super().__init__(f"semaphore:{limit}" + ("" if scope == "process" else f"@{scope}"))
 
@@ -178,8 +179,8 @@ class StrategySpec:
         # A setting of the agent's own may decide it, too.
         if self.kind in ("unknown", "own") or self.variant or self.needs_stream:
             return False
-        one_semaphore = [rule.kind for rule in self.rules] == ["semaphore"] and self.scope != "tool"
-        return one_semaphore or not self.rules
+        of_all_tools = self.scope in ("process", "agent")
+        return not self.rules or ([rule.kind for rule in self.rules] == ["semaphore"] and of_all_tools)
 
     @property
     def scope(self) -> Scope:
@@ -332,16 +333,20 @@ def parse_strategies(value: str | Sequence[Any] | None) -> tuple[StrategySpec, .
 def split_specs(text: str) -> list[str]:
     """The specs of a list with commas.
 
-    A comma followed by `name=` belongs to a spec with a colon before it (`semaphore:a=1,b=2`,
+    A comma followed by `name=` or `name/*=` belongs to a spec with a colon before it (`semaphore:a=1,b=2`,
     `rate:5/s,burst=2`), unless settings of an agent have ended that one.
     """
     specs: list[str] = []
     for part in map(str.strip, text.split(",")):
-        if specs and ":" in specs[-1] and " " not in specs[-1] and is_setting(part.partition(" ")[0]):
+        if specs and ":" in specs[-1] and " " not in specs[-1] and _goes_on(part.partition(" ")[0]):
             specs[-1] += f",{part}"
         elif part:
             specs.append(part)
     return specs
+
+
+def _goes_on(word: str) -> bool:
+    return is_setting(word) or (f"{ALL_TOOLS}=" in word and ":" not in word)
 
 
 def effective_limits(

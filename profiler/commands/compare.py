@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -330,16 +331,22 @@ def agreed(
 
     False, and said so, when the answer is no. Raises `UsageError` for a target that is not to be loaded.
     """
+    from profiler.commands.run import on_event_loop
     from profiler.load.estimate import estimate_load
+    from profiler.load.tool_servers import look, said
     from profiler.scenarios import load_scenario
 
     options.check_targets(os.environ)
     scenario = load_scenario(options.scenario)
-    remote = bool(options.remote_targets(os.environ))
-    asks = remote and not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
+    targets = options.remote_targets(os.environ)
+    asks = bool(targets) and not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
     if asks or not arguments.quiet:
+        servers = on_event_loop(partial(look, options)) if options.mcp else ()  # before anything else begins
+        remote = len(targets) > len(options.remote_servers)  # to call tools costs no tokens
         planned = estimate_load(options, size.users, seconds, size.workers, scenario, remote, search)
-        print("\n".join(planned.lines()), file=sys.stderr, flush=True)
+        agents = max(options.levels, default=size.users)
+        lines = said(servers, agents=agents, workers=size.workers, per_agent=options.mcp_per_agent)
+        print("\n".join([*planned.lines(), *lines]), file=sys.stderr, flush=True)
     if not asks:
         return True
     print("start? [y/N] ", end="", file=sys.stderr, flush=True)

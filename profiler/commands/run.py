@@ -22,7 +22,9 @@ from profiler.process.signals import DRAIN_SECONDS, signals
 
 if TYPE_CHECKING:
     from profiler.commands import Commands
+    from profiler.commands.own import Save
     from profiler.records import LoopRecord
+    from profiler.rundir import Incident, McpServer
 
 T = TypeVar("T")
 
@@ -105,27 +107,31 @@ def cut(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list
 
 
 def main(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from profiler.limits.gate import Gate
     from profiler.load.agents import load_redact
+    from profiler.load.health import lost_sessions
     from profiler.load.preparation import built_in_loops
     from profiler.load.target import Emulators
+    from profiler.load.tool_servers import ToolServers, lost_said, said
     from profiler.loop.model import parse_model_limit
     from profiler.loop.supervision import Supervision, supervised
     from profiler.records import INTERNAL
     from profiler.redaction import guard_logs
     from profiler.report.terminal import use_color
     from profiler.report.timeline import render_timeline
-    from profiler.rundir import RunDirectory
+    from profiler.rundir import Incident, RunDirectory
     from profiler.scenarios import load_scenario
     from profiler.scenarios.tools import close_tool_clients, tool_session
     from profiler.statistics.verdicts import no_tool_calls
     from profiler.strategies import parse_strategy
 
     strategy_named = parse_strategy(arguments.strategy or "gathered")
-    options = LoadOptions.from_namespace(
-        arguments, strategies=(strategy_named,), out="runs", allow_remote=True
-    )
+    options = LoadOptions.from_namespace(arguments, strategies=(strategy_named,), out="runs")
     prompt_given = _prompt(arguments, options)
+    options.check_servers()
+    options = replace(options, allow_remote=True)  # one loop is no load
     options.check_variants()
     options.check_targets(os.environ)
     if arguments.out is not None:
@@ -139,15 +145,26 @@ def main(arguments: argparse.Namespace) -> int:
     (strategy,) = options.strategies
     redact = None if options.redact is None else load_redact(options.redact)
     gate = None if options.model_limit is None else Gate(parse_model_limit(options.model_limit))
+    servers = ToolServers(options)
     records: list[LoopRecord] = []
     text = ""
     failure: BaseException | None = None
 
     async def once() -> BaseException | None:
-        make = built_in_loops(options, options.endpoint(base_url), tools_url, scenario, redact, gate)
+        tools = None
+        if servers.specs:
+            try:
+                tools = (await servers.open()).tools
+            except BaseException:
+                await servers.close()
+                raise
+            for line in said(servers.described, agents=1):
+                print(line, file=sys.stderr, flush=True)
+        make = built_in_loops(options, options.endpoint(base_url), tools_url, scenario, redact, gate, tools)
         guard_logs()  # the SDK, imported just now, may have set up logging
         loop = make(strategy=strategy, sinks=[records.append])
-        tool_session()  # made now, so that the first tool call does not pay for it
+        if tools is None:
+            tool_session()  # made now, so that the first tool call does not pay for it
         prompt = prompt_given or scenario.prompt.replace("{number}", str(arguments.number))
 
         async def loop_once() -> None:
@@ -157,6 +174,7 @@ def main(arguments: argparse.Namespace) -> int:
         try:
             return await supervised(loop_once, options.loop_timeout, Supervision())
         finally:
+            await servers.close()
             await close_tool_clients()
             await loop.model.client.close()  # type: ignore[attr-defined]
 
@@ -171,6 +189,9 @@ def main(arguments: argparse.Namespace) -> int:
     finally:
         emulators.stop()
     width = min(shutil.get_terminal_size().columns, 120)
+    lost = Counter(server for record in records for server in lost_sessions(record))
+    for server, calls in lost.items():
+        print(lost_said(server, calls))
     for record in records:
         if record.answered and not record.good:
             print(f"the loop failed: {_why(record)}")
@@ -182,7 +203,11 @@ def main(arguments: argparse.Namespace) -> int:
         print(render_timeline(record, width, use_color(sys.stdout, os.environ)))
     if records:
         interruption = failure if isinstance(failure, Interrupted) else None
-        _leave(arguments, options, records, interruption)
+        incidents = [
+            Incident("server_lost", lost_said(server, calls), calls) for server, calls in lost.items()
+        ]
+        save = partial(_save, mcp_servers=servers.described, lost=incidents)
+        _leave(arguments, options, records, interruption, save)
     internal = sum(record.error_type == INTERNAL for record in records)
     if isinstance(failure, TimeoutError):
         raise TargetError(str(failure))
@@ -205,8 +230,8 @@ def _prompt(arguments: argparse.Namespace, options: LoadOptions) -> str | None:
     if arguments.emulate and options.base_url is not None:
         raise UsageError("--emulate and --base-url name two servers: give one of them")
     if _is_script(arguments):
-        for option, value in (("--agent", options.agent), ("--prompt", given)):
-            if value is not None:
+        for option, value in (("--agent", options.agent), ("--prompt", given), ("--mcp", options.mcp)):
+            if value or value == "":
                 raise UsageError(
                     f"{option} is not for a script: {arguments.what} runs as it is, with what stands "
                     "behind it"
@@ -227,11 +252,12 @@ def _leave(
     options: LoadOptions,
     records: Sequence[LoopRecord],
     ended: Interrupted | None,
+    save: Save,
 ) -> None:
     """Leave a run directory and the page, where they are asked for; says where."""
     from profiler.commands.own import leave
 
-    leave(arguments, options, records, ended, options.scenario, _save)
+    leave(arguments, options, records, ended, options.scenario, save)
 
 
 def _why(record: LoopRecord) -> str:
@@ -288,6 +314,8 @@ def _save(
     records: Sequence[LoopRecord],
     ended: Interrupted | None,
     script: str | None = None,
+    mcp_servers: tuple[McpServer, ...] = (),
+    lost: Sequence[Incident] = (),
 ) -> Path:
     """Leave what `run` recorded as a run directory."""
     from dataclasses import replace
@@ -298,10 +326,16 @@ def _save(
     from profiler.rundir import Incident, RunDirectory
     from profiler.statistics.summary import summarise
 
-    incidents = () if ended is None else (Incident(ended.incident, ended.cause),)
+    incidents = (*lost, *(() if ended is None else (Incident(ended.incident, ended.cause),)))
     asked = conditions(options, users=1)
     named = {} if script is None else {SCRIPT: script}
-    run = replace(asked, finished=ended is None, incidents=incidents, arguments={**asked.arguments, **named})
+    run = replace(
+        asked,
+        finished=ended is None,
+        incidents=incidents,
+        arguments={**asked.arguments, **named},
+        mcp_servers=mcp_servers,
+    )
     directory = RunDirectory.create(parent, run)
     with open(directory.records_path, "ab") as file:
         file.writelines(encode(record) + b"\n" for record in records)

@@ -137,6 +137,7 @@ class Slot:
     used: Cost | None = None
     retry_after_ns: int | None = None
     cut_short: bool = False
+    server: str = ""
     _token: Token[Slot | None] | None = None
 
     def rejected(self, retry_after: float | None = None) -> None:
@@ -184,13 +185,14 @@ current_slot: ContextVar[Slot | None] = ContextVar("toolloop_slot", default=None
 
 @dataclass(slots=True, eq=False)
 class _LoopLanes:
-    """The lanes of a gate on one event loop; `paths`: by tool, those that agents share."""
+    """The lanes of a gate on one event loop; `paths`: by tool and server, those that agents share."""
 
     process: Lane | None = None
     of_tools: dict[str, Lane] = field(default_factory=dict)
+    of_servers: dict[str, Lane] = field(default_factory=dict)
     # An agent's lane lives as long as a call is inside or waits; an idle one holds no state.
     of_agents: WeakValueDictionary[str, Lane] = field(default_factory=WeakValueDictionary)
-    paths: dict[str, tuple[Lane, ...]] = field(default_factory=dict)
+    paths: dict[tuple[str, str], tuple[Lane, ...]] = field(default_factory=dict)
     holdbacks: dict[str, Holdback] = field(default_factory=dict)
 
 
@@ -199,7 +201,7 @@ class Gate:
 
     `rules`: a spec such as `semaphore:48`, `rate:20/s`, `adaptive`, several joined by `+`, or the
     rules themselves. Limiters of one scope are entered together, all or none; a call queues for those
-    of its agent first, then its tool's, then the process's. When a server asked for a wait
+    of its agent first, then its tool's, its MCP server's, the process's. When a server asked for a wait
     (Retry-After), calls of the same tool wait that long and a random while more.
 
     `share`: how many processes share the limits; each takes its part. A gate may be used from any
@@ -246,12 +248,13 @@ class Gate:
     def waiting(self) -> int:
         """How many calls of the running event loop wait now."""
         here = self._lanes_here()
-        lanes = [here.process, *here.of_tools.values(), *here.of_agents.values()]
+        of_names = (*here.of_tools.values(), *here.of_servers.values())
+        lanes = [here.process, *of_names, *here.of_agents.values()]
         return sum(lane.waiting for lane in lanes if lane is not None)
 
-    def limiters(self, tool: str = "") -> tuple[Limiter, ...]:
+    def limiters(self, tool: str = "", server: str = "") -> tuple[Limiter, ...]:
         """The limiters that a call of this tool shares with other agents, on the running event loop."""
-        return tuple(lane.limiter for lane in self._shared(self._lanes_here(), tool))
+        return tuple(lane.limiter for lane in self._shared(self._lanes_here(), tool, server))
 
     def heed(self, tool: str, headers: Mapping[str, str]) -> None:
         """Lower the rates to the quotas that a response's headers state, and to what is left of them.
@@ -268,21 +271,21 @@ class Gate:
                             left = -1.0 if quota.remaining is None else quota.remaining / self.share
                             one.lower(self._clock(), left, None if rate is None else rate / self.share)
 
-    def slot(self, tool: str = "", agent: str = "", cost: Cost = ONE) -> Slot:
-        """`async with gate.slot("search") as slot:` around one call.
+    def slot(self, tool: str = "", agent: str = "", cost: Cost = ONE, server: str = "") -> Slot:
+        """`async with gate.slot("search") as slot:` around one call. `server`: the MCP server's name, if any.
 
         An exception of the call (429, with or without Retry-After, or a timeout) is learned from and
         passed on.
         """
-        return Slot(self, tool, agent, cost)
+        return Slot(self, tool, agent, cost, server=server)
 
     async def enter(self, slot: Slot) -> Slot:
         """Wait for the slot's turn; `leave` must follow. `async with slot` does both."""
         here = self._lanes_here()
         tool = slot.tool
-        lanes = here.paths.get(tool)
+        lanes = here.paths.get((tool, slot.server))
         if lanes is None:
-            lanes = self._shared(here, tool)
+            lanes = self._shared(here, tool, slot.server)
         if self._by_agent:
             lanes = (self._agent_lane(here, slot.agent), *lanes)
         slot.lanes = lanes
@@ -339,18 +342,22 @@ class Gate:
         self._latest = (loop, here)
         return here
 
-    def _shared(self, here: _LoopLanes, tool: str) -> tuple[Lane, ...]:
-        path = here.paths.get(tool)
+    def _shared(self, here: _LoopLanes, tool: str, server: str) -> tuple[Lane, ...]:
+        path = here.paths.get((tool, server))
         if path is None:
             lanes = []
             by_tool = [rule for rule in self.rules if rule.scope == "tool" and rule.tool in (None, tool)]
             if by_tool:
                 lanes.append(here.of_tools.setdefault(tool, self._lane(by_tool)))
+            of_server = [rule for rule in self.rules if rule.scope == "server"]
+            by_server = [rule for rule in of_server if rule.server in (None, server)] if server else []
+            if by_server:
+                lanes.append(here.of_servers.setdefault(server, self._lane(by_server)))
             process = [rule for rule in self.rules if rule.scope == "process"]
             if process:
                 here.process = here.process or self._lane(process)
                 lanes.append(here.process)
-            path = here.paths[tool] = tuple(lanes)
+            path = here.paths[tool, server] = tuple(lanes)
         return path
 
     def _agent_lane(self, here: _LoopLanes, agent: str) -> Lane:

@@ -4,6 +4,8 @@ semaphore:N                      one for the process
 semaphore:N@agent                one for each agent
 semaphore:N@tool                 one for each tool
 semaphore:search=2,lookup=4      one for each of these tools
+semaphore:N@server               one for each MCP server, over all its tools
+semaphore:files/*=8              one for this MCP server
 rate:R/s  rate:R/min,burst=B     over the calls of the process
 adaptive                         one for the process, starting at 8; adaptive:N at N
 """
@@ -18,19 +20,26 @@ from typing import Literal
 from profiler.errors import UsageError
 from profiler.limits.limiter import START, AdaptiveLimit, FixedLimit, Limiter, RateLimit
 
-Scope = Literal["process", "agent", "tool"]
+Scope = Literal["process", "agent", "tool", "server"]
 
-FORMS = "semaphore:N, semaphore:N@agent, semaphore:N@tool, semaphore:TOOL=N,…, rate:R/s[,burst=B], adaptive"
+FORMS = (
+    "semaphore:N, semaphore:N@agent, semaphore:N@tool, semaphore:N@server, semaphore:TOOL=N,…, "
+    "semaphore:SERVER/*=N,…, rate:R/s[,burst=B], adaptive"
+)
 
-_SEMAPHORE = re.compile(r"semaphore:([1-9]\d{0,8})(?:@(agent|tool))?")
-_BY_TOOL = re.compile(r"semaphore:([\w-]+=[1-9]\d{0,8}(?:,[\w-]+=[1-9]\d{0,8})*)")
+ALL_TOOLS = "/*"
+"""Behind the name of a server: all of its tools."""
+
+_SEMAPHORE = re.compile(r"semaphore:([1-9]\d{0,8})(?:@(agent|tool|server))?")
+_NAMED = r"(?:[\w-]+|[\w.-]+/\*)=[1-9]\d{0,8}"
+_BY_TOOL = re.compile(rf"semaphore:({_NAMED}(?:,{_NAMED})*)")
 _RATE = re.compile(r"(rate|tokens):(\d{1,9}(?:\.\d+)?)/(s|min)(?:,burst=(\d+(?:\.\d+)?))?")
 _ADAPTIVE = re.compile(r"adaptive(?::([1-9]\d{0,8}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One limiter for each process, agent or tool; with `tool`, for that tool alone.
+    """One limiter for each process, agent, tool or MCP server; with `tool` or `server`, for that one alone.
 
     `limit` is a semaphore's, or the one that an adaptive limiter starts from; `rate` (per second) and
     `burst` are those of a rate over `resource`. `text` is the part of a spec that it comes from; the
@@ -45,6 +54,7 @@ class Rule:
     rate: float = 0.0
     burst: float | None = None
     resource: str = "requests"
+    server: str | None = None
 
     @property
     def adapts(self) -> bool:
@@ -92,7 +102,7 @@ def _rules(text: str) -> tuple[Rule, ...]:
         pairs = [part.split("=") for part in match[1].split(",")]
         if len({name for name, _ in pairs}) < len(pairs):
             raise UsageError(f"{text}: a tool has two limits")
-        return tuple(Rule(text, "semaphore", "tool", int(limit), name) for name, limit in pairs)
+        return tuple(_of_name(text, name, int(limit)) for name, limit in pairs)
     match = _RATE.fullmatch(text)
     if match and float(match[2]) > 0:
         rate = float(match[2]) / (60 if match[3] == "min" else 1)
@@ -103,6 +113,13 @@ def _rules(text: str) -> tuple[Rule, ...]:
     if match := _ADAPTIVE.fullmatch(text):
         return (Rule(text, "adaptive", limit=int(match[1]) if match[1] else START),)
     raise UnknownLimiter(text)
+
+
+def _of_name(text: str, name: str, limit: int) -> Rule:
+    """The limit of a tool, or with `NAME/*` that of a server."""
+    if name.endswith(ALL_TOOLS):
+        return Rule(text, "semaphore", "server", limit, server=name.removesuffix(ALL_TOOLS))
+    return Rule(text, "semaphore", "tool", limit, name)
 
 
 # What limiters let through in all processes together, in words.
@@ -130,8 +147,12 @@ def _total(rule: Rule, agents: int, share: int, processes: int, what: str) -> st
         counted = f"{'tokens' if limiter.resource == 'tokens' else what}/{unit}"
     else:
         let_in = float(limiter.limit or 0)
-        of_tool = f" of {rule.tool or 'each tool'}" if rule.scope == "tool" else ""
-        counted = f"{what}{of_tool} at once"
+        of = ""
+        if rule.scope == "tool":
+            of = f" of {rule.tool or 'each tool'}"
+        elif rule.scope == "server":
+            of = f" of {f'server {rule.server}' if rule.server else 'each server'}"
+        counted = f"{what}{of} at once"
     one, several, count = "process", "processes", processes
     if rule.scope == "agent":
         one, several, count = "agent", "agents", agents

@@ -167,8 +167,11 @@ class AgentContext:
 
         return model if self._model_gate is None else LimitedModel(model, self._model_gate)
 
-    def slot(self, tool: str = "") -> AbstractAsyncContextManager[Any]:
-        """Goes around a call of a tool, or a try of it: limiters heed what that raises (429, timeouts)."""
+    def slot(self, tool: str = "", server: str = "") -> AbstractAsyncContextManager[Any]:
+        """Goes around a call of a tool, or a try of it: limiters heed what that raises (429, timeouts).
+
+        `server`: the name of the MCP server whose tool it is, for limits of servers.
+        """
         call = self._call
         call.asked = True
         gate = self.strategy.gate
@@ -176,7 +179,7 @@ class AgentContext:
             gate = call.turn = call.turn or Gate("semaphore:1")
         if gate is None or _has_place(call, gate):
             return nullcontext()
-        return gate.slot(tool, call.position.agent)
+        return gate.slot(tool, call.position.agent, server=server)
 
     async def execute(self, *calls: Callable[[], Awaitable[T]]) -> list[T]:
         """Run the calls of a round as the strategy says; returns their results in order.

@@ -63,6 +63,12 @@ def _server(text: str) -> tuple[str, ...]:
     return (text,)
 
 
+def _shown_servers(texts: Iterable[str]) -> tuple[str, ...]:
+    from profiler.mcp.servers import shown_server
+
+    return tuple(map(shown_server, texts))
+
+
 def _server_header(text: str) -> tuple[str, ...]:
     server, colon, header = text.partition(":")
     if not colon or not server.strip():
@@ -88,7 +94,7 @@ def _text(text: str) -> str:
 URL = Kind(_text, metavar="URL", shown=shown_url)
 HEADER = Kind(_header, "".join, metavar="NAME=VALUE", shown=_names, each=True)
 PARAMETER = Kind(_parameter, "".join, metavar="NAME=VALUE", shown=_names, each=True)
-SERVER = Kind(_server, "".join, metavar="[NAME=]URL|COMMAND", each=True)
+SERVER = Kind(_server, "".join, metavar="[NAME=]URL|COMMAND", shown=_shown_servers, each=True)
 SERVER_HEADER = Kind(_server_header, "".join, metavar="SERVER:NAME=VALUE", shown=_names, each=True)
 FIELD = Kind(_field, "".join, metavar="KEY=JSON", each=True)
 

@@ -11,7 +11,8 @@ import os
 import socket
 import time
 from array import array
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Tally:
     """Counts of a trial so far in one process; written on the loop's thread alone.
 
     `loops` have ended, and `failed` of them failed (`LoopRecord.good`); `rate_limited` counts refusals, and
-    `unwritten` loops whose records could not be handed on.
+    `unwritten` loops whose records could not be handed on. `lost_sessions`: calls that failed since their
+    session with an MCP server was lost, by server.
     """
 
     loops: int = 0
@@ -37,13 +39,22 @@ class Tally:
     rate_limited: int = 0
     unwritten: int = 0
     spent: Spent = field(default_factory=Spent)
+    lost_sessions: Counter[str] = field(default_factory=Counter)
 
     def count(self, record: LoopRecord) -> None:
         """Count a loop that has ended. A nested one is no loop of its own."""
         self.rate_limited += sum(1 for _ in record.refusals)
+        self.lost_sessions.update(lost_sessions(record))
         if not record.nested:
             self.loops += 1
             self.failed += not record.good
+
+
+def lost_sessions(record: LoopRecord) -> Iterator[str]:
+    """The server of each call of a loop that failed since its session was lost."""
+    for call in record.tool_calls:
+        if call.error_type == "session_lost" and call.remote is not None:
+            yield call.remote.server
 
 
 class Meter:

@@ -22,8 +22,10 @@ from profiler.strategies import Sequential
 from profiler.watch.rounds import HandedOver, handed_over
 
 
-def hold(tool: str) -> HeldBack | None:
+def hold(tool: str, server: str = "") -> HeldBack | None:
     """The place that a call of this tool waits for, by the caller's loop; None where no strategy limits it.
+
+    `server`: the name of the MCP server whose tool it is, if one's.
 
     For `Profiler.hold`, which asks for no call that runs inside another one: that one has the place.
     """
@@ -37,7 +39,7 @@ def hold(tool: str) -> HeldBack | None:
     if gate is None:
         return None
     call.asked = True
-    return HeldBack(call, gate, tool, call.context.profiler.recorder.clock)
+    return HeldBack(call, gate, tool, call.context.profiler.recorder.clock, server)
 
 
 class HeldBack:
@@ -46,9 +48,9 @@ class HeldBack:
     Raises what ends the thread of a loop that is over.
     """
 
-    def __init__(self, call: AgentCall, gate: Gate, tool: str, clock: Clock) -> None:
+    def __init__(self, call: AgentCall, gate: Gate, tool: str, clock: Clock, server: str = "") -> None:
         self._call = call
-        self._slot = gate.slot(tool, call.position.agent)
+        self._slot = gate.slot(tool, call.position.agent, server=server)
         self._clock = clock
         self._lock = unpatched(_thread, "allocate_lock")()
         self._entered = self._given_up = False

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from profiler import rundir
@@ -22,6 +23,7 @@ from profiler.load.output import RunOutput
 from profiler.load.plan import WARM_UP_BLOCK, PlannedTrial, Timing, ramp_seconds, schedule, timing
 from profiler.load.spending import Resource
 from profiler.load.target import Target
+from profiler.load.tool_servers import lost_said, said
 from profiler.load.trial import Event
 from profiler.load.workers import Ended, Workers
 from profiler.loop.model import parse_model_limit
@@ -208,8 +210,10 @@ class Leader:
             capacity=self._workers.capacity,
             loop_seconds=self._workers.loop_seconds,
             checks=self._workers.checks,
+            mcp_servers=self._workers.mcp_servers,
         )
         self._say_checks()
+        self._log_servers(len(workers))
         if self._workers.metrics_ports:
             self.output.targets(self._workers.metrics_ports, self.options.metrics_host)
         self._log_limits(len(workers))
@@ -487,6 +491,11 @@ class Leader:
             self.output.note(Incident("records_dropped", where, unwritten))
         if held := next((one.held for one in ended.drained if one.held is not None), None):
             self._abort(ProfilerError(held))
+        lost_calls: Counter[str] = Counter()
+        for one in ended.drained:
+            lost_calls.update(dict(one.lost_sessions))
+        for server, calls in sorted(lost_calls.items()):
+            self.output.note(Incident("server_lost", f"{where}: {lost_said(server, calls)}", calls))
         for lost in ended.lost:
             self.output.note(Incident("worker_lost", f"{where}, {lost}"))
         self._worker_count -= len(ended.lost)
@@ -528,6 +537,14 @@ class Leader:
             options.strategies, model, agents=agents, processes=workers, share=share
         ):
             _log.info("%s", line)
+
+    def _log_servers(self, workers: int) -> None:
+        """Say which tools the loops have, where no command of ours has said it before the load."""
+        if self.options.run_directory is None:
+            agents = max(self.options.levels, default=self._ramp.users)
+            per_agent = self.options.mcp_per_agent
+            for line in said(self._workers.mcp_servers, agents=agents, workers=workers, per_agent=per_agent):
+                _log.info("%s", line)
 
     def _show(self, state: State, **changes: str | int) -> None:
         trial = self._workers.state()

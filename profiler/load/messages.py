@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from profiler.load.options import LoadOptions
 from profiler.load.plan import Arrivals
-from profiler.rundir import Anchor, Check, ClientHealth, Spent
+from profiler.rundir import Anchor, Check, ClientHealth, McpServer, Spent
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -152,8 +152,8 @@ class Ready:
     """The answer to `Prepare`. `error`: why the worker cannot, with the `exit_code` of its kind.
 
     `loop_seconds` is what its first loop took, `spent` what all first loops spent, `first_failure` the error
-    type of one that failed, `checks` what those of a user's agent showed. `metrics_port` is where it serves
-    /metrics, None where it does not.
+    type of one that failed, `checks` what those of a user's agent showed, `mcp_servers` which tools the
+    loops have of MCP servers. `metrics_port` is where it serves /metrics, None where it does not.
     """
 
     error: str | None = None
@@ -165,6 +165,7 @@ class Ready:
     spent: Spent = field(default_factory=Spent)
     first_failure: str | None = None
     checks: tuple[Check, ...] = ()
+    mcp_servers: tuple[McpServer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,8 @@ class Drained:
     """The answer to `End`. `interrupted` loops were cut off; `begun` is final; `unwritten` loops have ended
     whose records could not be handed on. `held`: why this process can run no loop any more.
 
-    `agents` took part in the trial when it closed.
+    `agents` took part in the trial when it closed. `lost_sessions`: calls that failed since their session
+    with an MCP server was lost, by the server's name.
     `arrived`, `late` and `dropped` count the arrivals of an open load, as in `rundir.Trial`.
     """
 
@@ -226,6 +228,7 @@ class Drained:
     agents: int = 0
     unwritten: int = 0
     held: str | None = None
+    lost_sessions: tuple[tuple[str, int], ...] = ()
 
 
 ToWorker = Prepare | Begin | Grant | End | Cut | Heard | Dismiss

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from profiler.errors import UsageError
+from profiler.errors import UsageError, did_you_mean
 from profiler.limits.spec import Rule
 from profiler.load.declared import (
     AMOUNT,
@@ -52,6 +52,7 @@ from profiler.variants import parse_grid, variant_text
 
 if TYPE_CHECKING:
     from profiler.load.spending import Budget, Price
+    from profiler.mcp.servers import ServerSpec
     from profiler.rundir import Run
 
 DEFAULT_STRATEGIES = (
@@ -71,11 +72,13 @@ LINGER_SECONDS = 6.0
 """How long /metrics stays up after the last trial: Prometheus scrapes it every 5 s."""
 
 STRATEGY_FORMS = (
-    "sequential, gathered, semaphore:N (one for the process; @agent, @tool: one for each), "
-    "semaphore:TOOL=N,…, rate:R/s or R/min[,burst=B], adaptive, eager (with --stream), "
-    "or several joined by + (eager+semaphore:8)"
+    "sequential, gathered, semaphore:N (one for the process; @agent, @tool, @server: one for each), "
+    "semaphore:TOOL=N,…, semaphore:SERVER/*=N,…, rate:R/s or R/min[,burst=B], adaptive, "
+    "eager (with --stream), or several joined by + (eager+semaphore:8)"
 )
 """How strategies are named, for help texts."""
+
+MCP_FLAG = "--mcp"
 
 GROUPS = {
     "target": "",
@@ -222,11 +225,13 @@ class LoadOptions(Options):
     )
 
     mcp: tuple[str, ...] = tool_server(
-        "--mcp",
+        MCP_FLAG,
         SERVER,
         (),
-        "an MCP server whose tools the loop gets: its URL, or the command that starts it; may be repeated",
+        "an MCP server whose tools the loop gets: its URL, or the command that starts it (with a small, safe "
+        "environment; more by `env NAME=VALUE command`); may be repeated",
         repeats=True,
+        secret=True,
     )
     mcp_headers: tuple[str, ...] = tool_server(
         "--mcp-header",
@@ -290,8 +295,11 @@ class LoadOptions(Options):
     drain_seconds: float = load(
         "--drain", SECONDS, 30.0, "wait for loops in flight at most, then cut them off and count them"
     )
-    allow_remote: bool = load(
-        "--allow-remote", SWITCH, False, "let the load go beyond this machine: it costs money"
+    allow_remote: bool = own(
+        "--allow-remote",
+        SWITCH,
+        False,
+        "let the load go beyond this machine: it costs money (`run`: needed for MCP servers alone)",
     )
     share_limit: bool = load(
         "--share-limit",
@@ -384,6 +392,7 @@ class LoadOptions(Options):
             object.__setattr__(self, "strategies", crossed(specs, self.variants))
             object.__setattr__(self, "variants", ())
         self._check_strategies()
+        self._check_servers()
         tls_of(self)
         if self.arrivals is not None:
             Arrivals.parse(self.arrivals)
@@ -425,6 +434,35 @@ class LoadOptions(Options):
         if split_specs(",".join(written)) != written:  # as run.json and messages have them
             own = next(spec for spec in self.strategies if spec.kind == "own")
             raise UsageError(f"--strategy {own}: name it before any strategy with limits of tools")
+
+    def _check_servers(self) -> None:
+        servers = self.servers
+        if not servers:
+            switches = {"--mcp-per-agent": self.mcp_per_agent, "--allow-writes": self.allow_writes}
+            lone = next((flag for flag, given in switches.items() if given), None)
+            if lone is not None and self.agent is None:
+                raise UsageError(f"{lone} is about MCP servers: name them with --mcp")
+        known = [server.name for server in servers]
+        for spec in self.strategies:
+            for rule in spec.rules:
+                if rule.scope != "server" or self.agent is not None:
+                    continue  # which servers an agent of the user's own asks nobody knows yet
+                if not servers:
+                    raise UsageError(f"--strategy {spec}: a limit of MCP servers: name them with --mcp")
+                if rule.server is not None and rule.server not in known:
+                    raise UsageError(
+                        f"--strategy {spec}: there is no MCP server {rule.server!r}"
+                        f"{did_you_mean(rule.server, known)}; known: {', '.join(known)}"
+                    )
+
+    @property
+    def servers(self) -> tuple[ServerSpec, ...]:
+        """The MCP servers whose tools the loops get. Raises `UsageError`."""
+        if not (self.mcp or self.mcp_headers):
+            return ()
+        from profiler.mcp.servers import parse_servers
+
+        return parse_servers(self.mcp, self.mcp_headers)
 
     def check_variants(self) -> None:
         """Raises `UsageError` for settings of an agent where there is none of the user's own."""
@@ -483,9 +521,15 @@ class LoadOptions(Options):
             "PROFILER_TOOLS_URL": environment.get("PROFILER_TOOLS_URL") if self.tools_url is None else None,
             "PROFILER_WEATHER_URL": environment.get("PROFILER_WEATHER_URL"),
         }
-        return {
+        remote = {
             name: url for name, url in targets.items() if url and not Endpoint.parse(url, name).is_loopback
         }
+        return remote | self.remote_servers
+
+    @property
+    def remote_servers(self) -> dict[str, str]:
+        """MCP servers that are not on this machine, as `remote_targets` names targets."""
+        return {f"{MCP_FLAG} {one.name}": one.url for one in self.servers if one.url and not one.is_loopback}
 
     def check_targets(self, environment: Mapping[str, str]) -> None:
         """Raises `UsageError` naming a target that is not this machine, without `--allow-remote`.
@@ -494,12 +538,31 @@ class LoadOptions(Options):
         """
         check_trusted(environment)
         check_tls(self)
-        for name, url in self.remote_targets(environment).items():
-            if not self.allow_remote:
-                raise UsageError(
-                    f"{name} {shown_url(url)} is not this machine: a load test of it needs --allow-remote "
-                    "(real endpoints cost money and belong to somebody)"
-                )
+        self.check_servers()
+        if not self.allow_remote:
+            _refuse_remote(self.remote_targets(environment))
+
+    def check_servers(self) -> None:
+        """Raises `UsageError` naming an MCP server that is not on this machine, without `--allow-remote`.
+
+        And for servers beside an agent of the user's own.
+        """
+        if self.agent is not None and self.mcp:
+            raise UsageError(
+                f"{MCP_FLAG} gives tools to the built-in loop, and --agent has its own: let the agent ask the "
+                "servers itself"
+            )
+        if not self.allow_remote:
+            _refuse_remote(self.remote_servers)
+
+
+def _refuse_remote(targets: Mapping[str, str]) -> None:
+    for name, url in targets.items():
+        what = "to call its tools" if name.startswith(MCP_FLAG) else "a load test of it"
+        raise UsageError(
+            f"{name} {shown_url(url)} is not this machine: {what} needs --allow-remote "
+            "(real endpoints cost money and belong to somebody)"
+        )
 
 
 class Asked(NamedTuple):

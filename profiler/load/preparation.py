@@ -30,12 +30,14 @@ from profiler.load.plan import NUMBERS_PER_BLOCK, WARM_UP_BLOCK
 from profiler.load.runners import BuiltInAgent, CustomAgent, FirstLoop, LoopRunner, is_expected, note_defect
 from profiler.load.selfcheck import Seen, judged, merged
 from profiler.load.spending import LoopAccount
+from profiler.load.tool_servers import ToolServers
 from profiler.loop.eventloop import NativeThreads
 from profiler.loop.ledger import current_ledger
 from profiler.loop.loop import ToolLoop
 from profiler.loop.model import LimitedModel, parse_model_limit
 from profiler.loop.recorder import Sink, waited_for
 from profiler.loop.supervision import Supervision, supervised
+from profiler.loop.tools import Tool
 from profiler.providers import make_provider
 from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord, encode
@@ -100,6 +102,7 @@ class LoopRunners:
         self._first_failure: str | None = None
         self._checks: tuple[Check, ...] = ()
         self._share = share
+        self._servers = ToolServers(options)
 
     def __getitem__(self, key: tuple[str, str]) -> LoopRunner:
         return self._runners[key]
@@ -114,7 +117,7 @@ class LoopRunners:
         slowest = 0.0
         for user_class, agent in agents.items():
             if agent is None:
-                first = self._make_built_in(user_class, sinks)
+                first = await self._make_built_in(user_class, sinks)
             else:
                 first = await self._make_custom(user_class, agent, sinks)
             began = time.monotonic()
@@ -138,6 +141,7 @@ class LoopRunners:
             spent=self._spent,
             first_failure=self._first_failure,
             checks=self._checks,
+            mcp_servers=self._servers.described,
         )
 
     def _seconds_left(self) -> float | None:
@@ -150,16 +154,28 @@ class LoopRunners:
             self._undo.pop()()
         for runner in self._runners.values():
             await runner.close()
+        await self._servers.close()
 
-    def _make_built_in(self, user_class: str, sinks: Sequence[Sink]) -> FirstLoops:
+    async def _make_built_in(self, user_class: str, sinks: Sequence[Sink]) -> FirstLoops:
         self._options.check_variants()
+        servers = self._servers
+        tools = (await servers.open()).tools if servers.specs else None
         make = built_in_loops(
-            self._options, self._endpoint, self._tools_root, self._scenario, self._redact, self._model_gate
+            self._options,
+            self._endpoint,
+            self._tools_root,
+            self._scenario,
+            self._redact,
+            self._model_gate,
+            tools,
         )
         for spec, strategy in self.strategies.items():
             loop = make(strategy=strategy, sinks=sinks)
             self._runners[user_class, spec] = BuiltInAgent(
-                loop, self._scenario.prompt, self._options.loop_timeout
+                loop,
+                self._scenario.prompt,
+                self._options.loop_timeout,
+                servers.tools_of if servers.specs and servers.per_agent else None,
             )
         first = make(strategy=warm_up_strategy(self.strategies.values()), sinks=[self._warmed_up])
         self._model = first.model.model
@@ -321,10 +337,11 @@ def built_in_loops(
     scenario: Scenario,
     redact: Redact | None,
     model_gate: Gate | None,
+    tools: Sequence[Tool] | None = None,
 ) -> Callable[..., ToolLoop]:
     """A function that makes built-in loops of these options, given their `strategy` and `sinks`.
 
-    All of them share one client, one set of tools and one pool of threads.
+    All of them share one client, one set of tools (without `tools`, the scenario's) and one pool of threads.
     """
     from profiler.scenarios.tools import scenario_tools
 
@@ -334,7 +351,7 @@ def built_in_loops(
     return partial(
         ToolLoop,
         model if model_gate is None else LimitedModel(model, model_gate),
-        scenario_tools(scenario, tools_root),
+        scenario_tools(scenario, tools_root) if tools is None else tools,
         max_rounds=options.max_rounds,
         tool_choice=options.tool_choice,
         parallel_tool_calls=options.parallel_tool_calls,

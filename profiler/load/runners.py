@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from profiler.errors import ProfilerError, ProviderError, RequestRefused, TargetError, UsageError
+from profiler.errors import (
+    ProfilerError,
+    ProviderError,
+    RequestRefused,
+    TargetError,
+    ToolServerError,
+    UsageError,
+)
 from profiler.load.agents import LoadedAgent
 from profiler.load.context import AgentCall, AgentContext, LoopPosition, OneLoop, agent_call
 from profiler.load.places import raised_line
 from profiler.load.selfcheck import CHECK_SECONDS, Trace, tracing
 from profiler.loop.boundary import place_of
 from profiler.loop.recorder import Recorder, Sink, fresh_id
-from profiler.loop.supervision import Supervision, supervised
+from profiler.loop.supervision import Supervision, cancelled_as, supervised
 from profiler.providers.attempts import request_guard
 from profiler.records import INTERNAL, LOOP_TIMEOUT, LoopRecord, Status
 from profiler.redaction import describe
@@ -31,6 +38,7 @@ from profiler.strategies import StrategySpec
 
 if TYPE_CHECKING:
     from profiler.loop.loop import ToolLoop
+    from profiler.loop.tools import Tool
 
 _log = logging.getLogger(__name__)
 
@@ -47,14 +55,23 @@ class LoopRunner(Protocol):
 class BuiltInAgent:
     """The built-in loop, for `timeout` seconds at most (None: any time).
 
-    Whatever it raises is caught here, and nowhere else: what is no failure of the model's server is a defect
-    of ours, and ends one loop, not the agent.
+    `tools_of` gives an agent tools of its own, which it asks for once and which may take a while; else all
+    agents have those of the loop. Whatever it raises is caught here, and nowhere else: what is no failure of
+    a server's is a defect of ours, and ends one loop, not the agent.
     """
 
-    def __init__(self, loop: ToolLoop, prompt: str, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        loop: ToolLoop,
+        prompt: str,
+        timeout: float | None = None,
+        tools_of: Callable[[str], Awaitable[Sequence[Tool]]] | None = None,
+    ) -> None:
         self._loop = loop
         self._prompt = prompt
         self._timeout = timeout
+        self._tools_of = tools_of
+        self._of_agents: dict[str, ToolLoop] = {}
 
     async def run(self, position: LoopPosition) -> bool:
         over = Supervision()
@@ -70,8 +87,36 @@ class BuiltInAgent:
             note_defect(error)
         return error is None
 
+    async def _loop_of(self, position: LoopPosition) -> ToolLoop:
+        """The loop of an agent that has tools of its own."""
+        assert self._tools_of is not None
+        known = self._of_agents.get(position.agent)
+        if known is not None:
+            return known
+        recorder = self._loop.recorder
+        started_ns = recorder.clock()
+        status: Status = "error"
+        error_type = INTERNAL
+        try:
+            tools = await self._tools_of(position.agent)
+            status = "ok"
+            # Another of the agent's loops may have come to it meanwhile.
+            return self._of_agents.setdefault(position.agent, self._loop.with_tools(tools))
+        except ProfilerError:
+            error_type = "connection"
+            raise
+        except asyncio.CancelledError:
+            status, error_type = cancelled_as()
+            raise
+        finally:
+            if status != "ok":
+                spec = self._loop.strategy.spec
+                record = _bare(started_ns, recorder.clock(), spec, status, error_type)
+                recorder.emit(_at(record, position, spec))
+
     async def _once(self, position: LoopPosition) -> None:
-        await self._loop.run(
+        loop = self._loop if self._tools_of is None else await self._loop_of(position)
+        await loop.run(
             self._prompt.replace("{number}", str(position.number)),
             number=position.number,
             agent=position.agent,
@@ -88,7 +133,7 @@ class BuiltInAgent:
 
 def is_expected(error: BaseException) -> bool:
     """Whether the built-in loop may raise this: a fault of its server's, or the end of its time."""
-    return isinstance(error, ProviderError | TimeoutError | asyncio.CancelledError)
+    return isinstance(error, ProviderError | ToolServerError | TimeoutError | asyncio.CancelledError)
 
 
 _defects = 0

@@ -55,13 +55,15 @@ class Emulators:
         """The root URL of the tools; call `root` first.
 
         In this order: `--tools-url`, the environment, the target where it is an emulator, else an emulator
-        started beside it. A model server is never asked for tools.
+        started beside it. A model server is never asked for tools. With `--mcp` nobody asks for these.
         """
         named = options.tools_url or self._environment
         if named:
             return named
         if options.base_url is None:
             return self.root(options)
+        if options.mcp:
+            return options.base_url
         endpoint = options.endpoint(options.base_url)
         context = endpoint.tls.context() if endpoint.url.startswith("https") else None
         if endpoint.is_loopback and endpoint.is_bare and is_emulator(endpoint.root, context):

@@ -208,6 +208,7 @@ class Worker:
             agents,
             trial.tally.unwritten,
             self._held,
+            tuple(trial.tally.lost_sessions.items()),
         )
 
     def cut(self) -> None:

@@ -30,7 +30,7 @@ from profiler.load.plan import Arrivals, PlannedTrial, share
 from profiler.load.spending import Budget, Grants, Resource
 from profiler.load.trial import Event
 from profiler.records import Clock
-from profiler.rundir import Anchor, Check, ClientCapacity, Spent
+from profiler.rundir import Anchor, Check, ClientCapacity, McpServer, Spent
 from profiler.scenarios import load_scenario
 
 PREPARE_SECONDS = 60.0
@@ -107,10 +107,10 @@ class Workers:
     """All workers, prepared for one set of options and one target, and led through trials.
 
     Worker k of the W that `prepare` returned takes the tape entries i ≡ k (mod W). `loop_seconds` is the
-    longest that a worker took for its first loop, `checks` what first loops showed, `model` the name of the
-    model they use, `capacity` what they did in their calibration, `metrics_ports` where each serves /metrics,
-    `grants` what they have spent and may still spend. `calibration` opens the server that they are calibrated
-    against.
+    longest that a worker took for its first loop, `checks` what first loops showed, `mcp_servers` whose tools
+    the loops have, `model` the name of the model they use, `capacity` what they did in their calibration,
+    `metrics_ports` where each serves /metrics, `grants` what they have spent and may still spend.
+    `calibration` opens the server that they are calibrated against.
     """
 
     def __init__(
@@ -123,6 +123,7 @@ class Workers:
         self.transport = transport
         self.loop_seconds = 0.0
         self.checks: tuple[Check, ...] = ()
+        self.mcp_servers: tuple[McpServer, ...] = ()
         self.model = ""
         self.capacity: ClientCapacity | None = None
         self.metrics_ports: dict[str, int] = {}
@@ -318,6 +319,7 @@ class Workers:
         _check_usage(options, answer.spent, answer.first_failure)
         self.loop_seconds = max(self.loop_seconds, answer.loop_seconds)
         self.checks = self.checks or answer.checks  # all workers run the same
+        self.mcp_servers = self.mcp_servers or answer.mcp_servers
         if answer.metrics_port is not None:
             self.metrics_ports[worker] = answer.metrics_port
         if answer.calibration is not None:

@@ -237,7 +237,7 @@ class Executor:
                 lane.leave(ticket)
 
     async def _gated(self, call: OpenCall, tool: Tool, gate: Gate) -> BaseException | None:
-        async with gate.slot(tool.name, call.owner.agent):
+        async with gate.slot(tool.name, call.owner.agent, server=tool.server):
             return await self._attempt(call, tool)
 
     async def _attempt(self, call: OpenCall, tool: Tool) -> BaseException | None:

@@ -7,6 +7,7 @@ model sees an error result. A model request that fails ends the loop.
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -75,7 +76,6 @@ class ToolLoop:
         threads: NativeThreads | None = None,
     ) -> None:
         self.model = model
-        self.tools = tools_by_name(tools)
         if isinstance(strategy, StrategySpec):
             strategy = strategy.build(clock=clock)
         self.strategy = strategy if strategy is not None else Gathered()
@@ -94,18 +94,32 @@ class ToolLoop:
             raise UsageError(
                 f"{self.strategy.spec}: tools can start early only while a reply streams; pass stream=True"
             )
-        if tool_choice not in ("auto", "none", "required") and tool_choice not in self.tools:
+        self._take(tools)
+
+    def _take(self, tools: Sequence[Tool | Function]) -> None:
+        self.tools = tools_by_name(tools)
+        choice = self._tool_choice
+        if choice not in ("auto", "none", "required") and choice not in self.tools:
             raise UsageError(
-                f"tool_choice {tool_choice!r}: expected auto, none, required or one of: "
-                + ", ".join(self.tools)
+                f"tool_choice {choice!r}: expected auto, none, required or one of: {', '.join(self.tools)}"
             )
-        self._rendered = model.render_tools(tuple(self.tools.values()))
+        self._rendered = self.model.render_tools(tuple(self.tools.values()))
         self._live: dict[str, LiveCalls] = {
             name: self.recorder.live_calls(self.strategy.spec, name) for name in self.tools
         }
         self._calls = Executor(
-            tools=self.tools, strategy=self.strategy, threads=self._threads, live=self._live, clock=clock
+            tools=self.tools,
+            strategy=self.strategy,
+            threads=self._threads,
+            live=self._live,
+            clock=self.recorder.clock,
         )
+
+    def with_tools(self, tools: Sequence[Tool | Function]) -> ToolLoop:
+        """This loop with other tools: the same model, strategy and sinks."""
+        made = copy.copy(self)
+        made._take(tools)
+        return made
 
     async def run(
         self,

@@ -52,6 +52,8 @@ class Answer:
 
     def or_of(self, returned: Returned | None) -> Returned | None:
         """The failure that a tool returned, or that it hides in what it returned."""
+        if self.remote is not None and self.failure is not None:
+            return self.failure  # its client knows; the text only quotes it
         known = returned is not None and returned.error_type is not None
         return returned if known else self.failure or returned
 
@@ -168,7 +170,8 @@ class SchemaTool(Tool):
     ) -> None:
         super().__init__(function, name=name, description=description, arguments=_AnyArguments, **options)
         self.parameters = dict(parameters)
-        self._required = tuple(parameters.get("required", ()))
+        required = parameters.get("required")
+        self._required = tuple(required) if isinstance(required, list | tuple) else ()
 
     def parse(self, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
         parsed = arguments

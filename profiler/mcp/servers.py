@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import Literal
 
 from profiler.errors import UsageError
 from profiler.mcp.session import ListedTool
 from profiler.providers.endpoint import Endpoint, shown_url
-from profiler.redaction.keys import hide_keys
+from profiler.redaction.keys import REDACTED, hide_keys
 
 FORMS = '[NAME=]https://host/mcp, or [NAME=]"command with its arguments"'
 
 _NAMED = re.compile(r"([A-Za-z0-9][\w.-]{0,31})=(.+)", re.DOTALL)
 _NO_PART = re.compile(r"[^\w.-]+")
+_VARIABLE = re.compile(r"([A-Za-z_]\w*)=.*", re.DOTALL)
+_SECRET_OPTION = re.compile(r"--?[\w-]*(?:token|key|secret|password|passwd|credential)s?", re.IGNORECASE)
 _RUNNERS = frozenset(
-    ("python", "python3", "node", "npx", "uvx", "uv", "run", "deno", "bun", "bunx", "-m", "-y")
+    ("env", "python", "python3", "node", "npx", "uvx", "uv", "run", "deno", "bun", "bunx", "-m", "-y")
 )
 
 
@@ -42,7 +45,12 @@ class ServerSpec:
     @property
     def shown(self) -> str:
         """Its address or command, without what looks like a key."""
-        return hide_keys(shlex.join(self.command)) if self.url is None else shown_url(self.url)
+        return shown_command(self.command) if self.url is None else shown_url(self.url)
+
+    @property
+    def transport(self) -> Literal["http", "stdio"]:
+        """What its messages travel on."""
+        return "stdio" if self.url is None else "http"
 
     @classmethod
     def parse(cls, text: str, flag: str = "--mcp") -> ServerSpec:
@@ -61,11 +69,41 @@ class ServerSpec:
         return cls(name or _name_of(command), None, command)
 
 
+def shown_server(text: str) -> str:
+    """`[NAME=]URL` or `[NAME=]command`, without what is or may be a key."""
+    named = _NAMED.fullmatch(text.strip())
+    name, where = (f"{named[1]}=", named[2].strip()) if named else ("", text.strip())
+    if where.startswith(("http://", "https://")):
+        return name + shown_url(where)
+    try:
+        return name + shown_command(shlex.split(where))
+    except ValueError:  # not a command
+        return name + hide_keys(where)
+
+
+def shown_command(command: Sequence[str]) -> str:
+    """A command without what is or may be a key: values of variables for its environment, and of options
+    whose name says so."""
+    shown: list[str] = []
+    environment = bool(command) and PurePath(command[0]).name == "env"
+    for place, part in enumerate(command):
+        before = command[place - 1] if place else ""
+        variable = _VARIABLE.fullmatch(part) if environment else None
+        if variable is not None:
+            shown.append(f"{variable[1]}={REDACTED}")
+        elif _SECRET_OPTION.fullmatch(before) and not part.startswith("-"):
+            shown.append(REDACTED)
+        else:
+            shown.append(shlex.quote(part))
+            environment = environment and (not place or part.startswith("-"))
+    return hide_keys(" ".join(shown))
+
+
 def _name_of(command: Iterable[str]) -> str:
     """What a command runs: `npx -y @scope/server-memory dir` is `server-memory`."""
     for part in command:
         word = PurePath(part).name
-        if word and word not in _RUNNERS and not part.startswith("-"):
+        if word and word not in _RUNNERS and not part.startswith("-") and not _VARIABLE.fullmatch(part):
             return (
                 _NO_PART.sub("-", word.removesuffix(".py").removesuffix(".js"))[:32].strip("-.") or "server"
             )

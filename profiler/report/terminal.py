@@ -125,7 +125,7 @@ def limits(run: Run) -> list[str]:
     lines = []
     share = run.workers if run.arguments.get("share_limit") else 1
     for spec in run.strategies:
-        if any(rule.fixed_limit is None or rule.scope == "tool" for rule in spec.rules):
+        if any(rule.fixed_limit is None or rule.scope in ("tool", "server") for rule in spec.rules):
             found = totals(spec.rules, share=share, processes=run.workers)
             lines += [line for line in found if line not in lines]  # several settings of an agent share them
             continue

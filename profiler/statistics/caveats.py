@@ -34,6 +34,7 @@ CaveatKind = Literal[
     "worker_lost",
     "worker_returned",
     "target_stood_still",
+    "server_lost",
     "records_dropped",
     "aborted",
     "interrupted",
@@ -89,6 +90,10 @@ _INCIDENTS: dict[IncidentKind, tuple[str, str]] = {
     "records_dropped": (
         "loops ended whose records could not be written, and are in no figure but the spending",
         "the log of the run says what was wrong with the first",
+    ),
+    "server_lost": (
+        "an MCP server ended, or lost its session, and was asked anew; calls under way then failed",
+        "its own log says why; the figures of that trial are with it",
     ),
     "aborted": ("the run was aborted", "lower the load, or raise the limit of --abort-on"),
     "interrupted": ("the run was interrupted", "run it to its end"),

@@ -291,6 +291,26 @@ def test_wait_of_a_nanosecond_is_a_wait():
     assert asyncio.run(Lane(Soon(1), lambda: next(times)).enter()) == 7
 
 
+def test_limits_of_servers_hold_over_their_tools_and_for_nothing_else():
+    async def main(clock):
+        gate = Gate("semaphore:2@server+semaphore:other/*=1", clock=clock)
+        inside: dict[str, int] = {}
+        most: dict[str, int] = {}
+
+        async def call(tool: str, server: str) -> None:
+            async with gate.slot(tool, server=server):
+                inside[server] = inside.get(server, 0) + 1
+                most[server] = max(most.get(server, 0), inside[server])
+                await asyncio.sleep(0.1)
+                inside[server] -= 1
+
+        calls = [(tool, server) for tool in "abc" for server in ("one", "other", "")]
+        await asyncio.gather(*(call(*one) for one in calls * 2))
+        return most
+
+    assert run_virtual(main) == {"one": 2, "other": 1, "": 6}
+
+
 # ── gates ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -315,11 +335,15 @@ def _times(spec: str, calls: list[tuple[str, str]], seconds: float = 0.1) -> dic
 @settings(max_examples=60)
 @given(calls=ARRIVALS, draw=st.randoms(use_true_random=False))
 def test_gate_loses_no_place_whenever_a_call_is_cancelled_or_refused(calls, draw):
-    """Four scopes in a row and a Retry-After among them: cancelled at every await there is."""
+    """Five scopes in a row and a Retry-After among them: cancelled at every await there is."""
     who = [(draw.choice("ab"), draw.choice("xy"), draw.random() < 0.1) for _ in calls]
 
     async def main(clock):
-        gate = Gate("semaphore:2@agent+semaphore:2@tool+semaphore:3+rate:200/s,burst=3", clock=clock, seed=1)
+        gate = Gate(
+            "semaphore:2@agent+semaphore:2@tool+semaphore:2@server+semaphore:3+rate:200/s,burst=3",
+            clock=clock,
+            seed=1,
+        )
         inside: dict[str, int] = {}
         most: dict[str, int] = {}
         lanes: set = set()
@@ -328,7 +352,7 @@ def test_gate_loses_no_place_whenever_a_call_is_cancelled_or_refused(calls, draw
         async def call(index: int, arrives: int, stays: int) -> None:
             tool, agent, refused = who[index]
             await asyncio.sleep(arrives / 1000)
-            async with gate.slot(tool, agent) as slot:
+            async with gate.slot(tool, agent, server="one") as slot:
                 lanes.update(slot.lanes)
                 for key in (tool, agent, "all"):
                     inside[key] = inside.get(key, 0) + 1

@@ -10,7 +10,13 @@ from profiler.limits.spec import parse_rules, totals
 
 @pytest.mark.parametrize(
     ("spec", "whole", "of_four"),
-    [("semaphore:8", 8, 2), ("semaphore:3", 3, 1), ("semaphore:8@agent", 8, 8), ("adaptive:40", 40, 10)],
+    [
+        ("semaphore:8", 8, 2),
+        ("semaphore:3", 3, 1),
+        ("semaphore:8@agent", 8, 8),
+        ("semaphore:8@server", 8, 2),
+        ("adaptive:40", 40, 10),
+    ],
 )
 def test_limit_shared_by_processes_is_cut_into_parts(spec, whole, of_four):
     (rule,) = parse_rules(spec) or ()
@@ -43,6 +49,8 @@ S = 1_000_000_000
         ("semaphore:9", 2, 2, "4 per process × 2 processes = up to 8 calls at once"),
         ("semaphore:8@tool", 2, 2, "4 per process × 2 processes = up to 8 calls of each tool at once"),
         ("semaphore:search=3", 1, 1, "up to 3 calls of search at once"),
+        ("semaphore:8@server", 2, 2, "4 per process × 2 processes = up to 8 calls of each server at once"),
+        ("semaphore:files/*=3", 1, 1, "up to 3 calls of server files at once"),
         ("rate:50/s", 1, 1, "up to 50 calls/s"),
         ("rate:50/s,burst=5", 2, 2, "25 per process × 2 processes = up to 50 calls/s"),
         ("rate:50/min", 1, 3, "50 per process × 3 processes = up to 150 calls/min"),

@@ -27,6 +27,8 @@ from profiler.strategies import (
         ("semaphore:12@agent", 12, "agent", "no"),
         ("semaphore:3@tool", 3, "tool", "no"),
         ("semaphore:get_weather=4,search=2", 2, "tool", "no"),
+        ("semaphore:8@server", 8, "server", "no"),
+        ("semaphore:files/*=8,127.0.0.1-8100/*=4,read=9", 4, "server", "no"),
         ("rate:500/min,burst=20", None, "process", "no"),
         ("adaptive", 8, "process", "no"),
         ("semaphore:6@agent+semaphore:48+rate:20/s", 6, "agent", "no"),
@@ -63,10 +65,12 @@ def test_spec_that_is_no_strategy_is_refused(spec):
 
 
 def test_list_with_commas_keeps_the_commas_of_a_spec():
-    assert split_specs("gathered, semaphore:a=1,b=2,rate:5/s,burst=3 ,eager") == [
+    text = "gathered, semaphore:a=1,b=2,rate:5/s,burst=3 ,semaphore:a.b/*=1,c/*=2,d=3,eager"
+    assert split_specs(text) == [
         "gathered",
         "semaphore:a=1,b=2",
         "rate:5/s,burst=3",
+        "semaphore:a.b/*=1,c/*=2,d=3",
         "eager",
     ]
 
