@@ -76,6 +76,16 @@ def _server_header(text: str) -> tuple[str, ...]:
     return (f"{server.strip()}:{_header(header)[0]}",)
 
 
+def _object(text: str) -> str:
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise ValueError("no JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError('expected a JSON object, such as {"query": "rain"}')
+    return text
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
@@ -96,6 +106,7 @@ HEADER = Kind(_header, "".join, metavar="NAME=VALUE", shown=_names, each=True)
 PARAMETER = Kind(_parameter, "".join, metavar="NAME=VALUE", shown=_names, each=True)
 SERVER = Kind(_server, "".join, metavar="[NAME=]URL|COMMAND", shown=_shown_servers, each=True)
 SERVER_HEADER = Kind(_server_header, "".join, metavar="SERVER:NAME=VALUE", shown=_names, each=True)
+OBJECT = Kind(_object, metavar="JSON")
 FIELD = Kind(_field, "".join, metavar="KEY=JSON", each=True)
 
 

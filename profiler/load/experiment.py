@@ -33,7 +33,7 @@ from profiler.errors import (
 from profiler.load.declared import Options
 from profiler.load.options import SECRETS, LoadOptions, Size, conditions
 from profiler.load.output import SETTLED
-from profiler.load.plan import blocks_for
+from profiler.load.plan import MOST_DRAIN_SECONDS, blocks_for
 from profiler.process.modes import opener_like
 from profiler.process.signals import DRAIN_SECONDS, ENDING
 from profiler.process.streams import IN_CHILDREN
@@ -102,7 +102,10 @@ class Experiment:
     def limit_seconds(self) -> float:
         """A test that takes longer than this hangs."""
         trials = self.blocks * len(self.options.strategies) * max(1, len(self.options.levels))
-        each = self.seconds / self.blocks + self.options.drain_seconds + 20.0
+        drain = self.options.drain_seconds
+        if self.options.direct and self.options.arrivals is not None:
+            drain = max(drain, MOST_DRAIN_SECONDS)
+        each = self.seconds / self.blocks + drain + 20.0
         return OVERHEAD_SECONDS + self.users / SPAWN_RATE + trials * each
 
 

@@ -18,9 +18,17 @@ from profiler import rundir
 from profiler.errors import ProfilerError, TargetError, UsageError
 from profiler.load.health import meters_of
 from profiler.load.messages import Returned, TrialState
-from profiler.load.options import LoadOptions
+from profiler.load.options import DRAIN_SECONDS, LoadOptions
 from profiler.load.output import RunOutput
-from profiler.load.plan import WARM_UP_BLOCK, PlannedTrial, Timing, ramp_seconds, schedule, timing
+from profiler.load.plan import (
+    WARM_UP_BLOCK,
+    PlannedTrial,
+    Timing,
+    drain_bound,
+    ramp_seconds,
+    schedule,
+    timing,
+)
 from profiler.load.spending import Resource
 from profiler.load.target import Target
 from profiler.load.tool_servers import lost_said, said
@@ -482,7 +490,7 @@ class Leader:
 
     def _end(self, workers: list[str], planned: PlannedTrial) -> Ended:
         """End the trial under way, and note the workers that were lost in it."""
-        drain, until = self.options.drain_seconds, self.options.until_seconds
+        drain, until = self._drain_seconds(), self.options.until_seconds
         if until is not None:
             drain = max(0.0, min(drain, until - self._clock() / 1e9))
         ended = self._workers.end(workers, drain)
@@ -503,9 +511,27 @@ class Leader:
             self._note_stillness(where)
         return ended
 
+    def _drain_seconds(self) -> float:
+        """How long the trial that ends now may drain.
+
+        Where tools are called as they arrive, and nothing else was asked for: until the last call has ended.
+        """
+        options = self.options
+        if not (options.direct and options.arrivals is not None and options.drain_seconds == DRAIN_SECONDS):
+            return options.drain_seconds
+        state = self._workers.state()
+        seconds = (self._clock() - self._begun_ns) / 1e9
+        drain = drain_bound(state.in_flight + state.waiting, state.loops, seconds)
+        if drain > DRAIN_SECONDS:
+            _log.info(
+                "no more calls begin: %d have not ended, which are waited for, up to %.0f s",
+                *(state.in_flight + state.waiting, drain),
+            )
+        return drain
+
     def _note_stillness(self, where: str) -> None:
         """Note when the target stood still in the trial that has just drained."""
-        with_tools = self.options.tools_url == self._target.root
+        with_tools = self.options.direct or self.options.tools_url == self._target.root
         for one in stood_still(self.output.since(self._quiet.position), with_tools):
             at = time.gmtime(self.output.run.anchor.unix(one.started_ns) / 1e9)
             waited = "1 request was" if one.waiting == 1 else f"{one.waiting} requests were"

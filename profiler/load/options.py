@@ -33,6 +33,7 @@ from profiler.load.declared import (
 from profiler.load.endpoints import (
     FIELD,
     HEADER,
+    OBJECT,
     PARAMETER,
     SERVER,
     SERVER_HEADER,
@@ -42,7 +43,7 @@ from profiler.load.endpoints import (
     fields_of,
     tls_of,
 )
-from profiler.load.plan import Arrivals
+from profiler.load.plan import MOST_DRAIN_SECONDS, Arrivals
 from profiler.providers import DIALECTS, PROVIDERS
 from profiler.providers.endpoint import LOOPBACK, Endpoint, check_trusted, shown_url
 from profiler.statistics.objectives import AbortRule, parse_objective
@@ -70,6 +71,9 @@ METRICS_PORT = 9464
 
 LINGER_SECONDS = 6.0
 """How long /metrics stays up after the last trial: Prometheus scrapes it every 5 s."""
+
+DRAIN_SECONDS = 30.0
+"""How long a trial drains at most, unless something else is asked for."""
 
 STRATEGY_FORMS = (
     "sequential, gathered, semaphore:N (one for the process; @agent, @tool, @server: one for each), "
@@ -104,14 +108,19 @@ LEVELS = Kind(_levels, lambda levels: ",".join(map(str, levels)), 1, MOST, "N,N,
 NAMES = Kind(lambda text: tuple(filter(None, map(str.strip, text.split(",")))), ",".join, metavar="TOOL,…")
 MEASURED = Kind(SECONDS.read, SECONDS.write, 0.1, LONGEST_SECONDS, "T")
 
-SEARCHES = ("compare", "tune")
+DIRECT = ("mcp load", "mcp tune")
+SEARCHES = ("compare", "tune", *DIRECT)
 target = partial(option, group="target", commands=("run", "compare", "tune", "locust"))
-load = partial(option, group="load", commands=("compare", "tune", "locust"))
+load = partial(option, group="load", commands=("compare", "tune", "locust", *DIRECT))
+closed = partial(option, group="load", commands=("compare", "tune", "locust", "mcp load"))
+strategies_too = partial(option, group="load", commands=("compare", "tune", "locust"))
 own = partial(option, group="load", commands=("run", "compare", "tune", "locust"))
-turns = partial(option, group="turns", commands=("compare", "locust"))
+turns = partial(option, group="turns", commands=("compare", "locust", "mcp load"))
 spending = partial(option, group="spending", commands=("compare", "tune", "locust"))
 tool_server = partial(option, group="mcp", commands=("run", "compare", "tune", "locust"))
-content = partial(option, group="content", commands=("run", "compare", "locust"))
+any_tools = partial(option, group="mcp", commands=("run", "compare", "tune", "locust", *DIRECT))
+direct = partial(option, group="mcp", commands=("locust", *DIRECT))
+content = partial(option, group="content", commands=("run", "compare", "locust", "mcp load"))
 
 _MODELS = ", ".join(dict.fromkeys(one.default_model for one in PROVIDERS.values()))
 
@@ -125,7 +134,12 @@ class Size(Options):
     )
     workers: int = option("--workers", COUNT, 1, "processes that run agents", "load", SEARCHES)
     seconds: float = option(
-        "--duration", MEASURED, 15.0, "measuring time per strategy (and level)", "turns", ("compare",)
+        "--duration",
+        MEASURED,
+        15.0,
+        "measuring time per strategy (and level)",
+        "turns",
+        ("compare", "mcp load"),
     )
 
     def __post_init__(self) -> None:
@@ -201,7 +215,14 @@ class LoadOptions(Options):
         "--tools-url", TEXT, None, "root of the tools' server (default: the emulator)", metavar="URL"
     )
     model: str | None = target("--model", TEXT, None, f"model name (default: {_MODELS})", metavar="M")
-    seed: int = target("--seed", SEED, 1, "seed of the emulated work")
+    seed: int = option(
+        "--seed",
+        SEED,
+        1,
+        "seed of the emulated work",
+        "target",
+        ("run", "compare", "tune", "locust", *DIRECT),
+    )
     max_rounds: int = target("--max-rounds", COUNT, 5, "rounds with calls at most")
     tool_choice: str = target(
         "--tool-choice", TEXT, "auto", "auto, none, required, or a tool's name", metavar="C"
@@ -217,11 +238,13 @@ class LoadOptions(Options):
         metavar="SPEC",
     )
     stream: bool = target("--stream", SWITCH, False, "ask for streamed responses")
-    loop_timeout: float = target(
+    loop_timeout: float = option(
         "--loop-timeout",
         MEASURED,
         900.0,
         "a loop that takes longer is ended, and has failed (`loop_timeout`)",
+        "target",
+        ("run", "compare", "tune", "locust", *DIRECT),
     )
 
     mcp: tuple[str, ...] = tool_server(
@@ -241,24 +264,41 @@ class LoadOptions(Options):
         repeats=True,
         secret=True,
     )
-    mcp_per_agent: bool = tool_server(
+    mcp_per_agent: bool = any_tools(
         "--mcp-per-agent",
         SWITCH,
         False,
         "every agent has MCP sessions, and server processes, of its own; else those of a process share them",
     )
-    mcp_client: str = tool_server(
+    mcp_client: str = any_tools(
         "--mcp-client",
         TEXT,
         "lean",
         "client of the MCP servers: our own, or the official SDK, which costs several times as much",
         choices=("lean", "sdk"),
     )
-    allow_writes: tuple[str, ...] = tool_server(
+    allow_writes: tuple[str, ...] = any_tools(
         "--allow-writes",
         NAMES,
         (),
         "call these tools too although they do not declare themselves read-only",
+    )
+    call: tuple[str, ...] = direct(
+        "--call",
+        NAMES,
+        (),
+        "load the MCP server directly, without a model: call these tools in turn (default: every read-only "
+        "one), with arguments drawn from their schemas",
+    )
+    call_arguments: str | None = direct(
+        "--args", OBJECT, None, "the arguments of the one tool of --call", metavar="JSON", secret=True
+    )
+    calls_from: str | None = direct(
+        "--args-from",
+        TEXT,
+        None,
+        'calls, one a line: {"tool": "search", "arguments": {…}}; cycled in an order that --seed decides',
+        metavar="FILE",
     )
     strategies: tuple[StrategySpec, ...] = option(
         "--strategy",
@@ -281,7 +321,7 @@ class LoadOptions(Options):
         repeats=True,
     )
     think_seconds: float = load("--think", SECONDS, 0.0, "closed load: wait between an agent's loops")
-    arrivals: str | None = load(
+    arrivals: str | None = closed(
         "--arrivals",
         TEXT,
         None,
@@ -289,11 +329,15 @@ class LoadOptions(Options):
         "wait for each other; latency counts from when they were due",
         metavar="R/s",
     )
-    max_in_flight: int | None = load(
+    max_in_flight: int | None = closed(
         "--max-in-flight", COUNT, None, "open load: loops at once at most; others wait"
     )
-    drain_seconds: float = load(
-        "--drain", SECONDS, 30.0, "wait for loops in flight at most, then cut them off and count them"
+    drain_seconds: float = closed(
+        "--drain",
+        SECONDS,
+        DRAIN_SECONDS,
+        "wait for loops in flight at most, then cut them off and count them; of an open mcp load: until the "
+        f"last call has ended, {MOST_DRAIN_SECONDS / 60:.0f} min at most",
     )
     allow_remote: bool = own(
         "--allow-remote",
@@ -301,14 +345,14 @@ class LoadOptions(Options):
         False,
         "let the load go beyond this machine: it costs money (`run`: needed for MCP servers alone)",
     )
-    share_limit: bool = load(
+    share_limit: bool = strategies_too(
         "--share-limit",
         SWITCH,
         False,
         "divide all limits among the processes; else each has them whole",
     )
     slo: str | None = load("--slo", TEXT, None, "what a good loop is: p95<2s,errors<1%", metavar="S")
-    abort_on: str | None = load(
+    abort_on: str | None = closed(
         "--abort-on", TEXT, None, "end a hopeless run early: errors>20%", metavar="RULE"
     )
     agent: str | None = own(
@@ -376,6 +420,7 @@ class LoadOptions(Options):
         metavar="MODULE:FUNCTION",
     )
 
+    direct: bool = option("--direct", SWITCH, False, "", "mcp", ("locust",), hidden=True)
     run_directory: str | None = option("--run-directory", TEXT, None, "", "load", ("locust",), hidden=True)
     window_loops: float = option("--window-loops", SECONDS, 0.0, "", "turns", ("locust",), hidden=True)
     until_seconds: float | None = option(
@@ -385,6 +430,7 @@ class LoadOptions(Options):
     def __post_init__(self) -> None:
         """Raises `UsageError` naming the option that cannot be used."""
         self.check()
+        self._check_direct()
         if self.variants:
             specs = (
                 () if self.strategies is DEFAULT_STRATEGIES else self.strategies
@@ -419,6 +465,27 @@ class LoadOptions(Options):
             from profiler.loop.model import parse_model_limit
 
             parse_model_limit(self.model_limit)
+
+    def _check_direct(self) -> None:
+        """Raises `UsageError` for calls that cannot be made without a model."""
+        if not self.direct:
+            for flag, value in (("--call", self.call), ("--args-from", self.calls_from)):
+                if value:
+                    raise UsageError(
+                        f"{flag} is for calls without a model: use profiler mcp load, or an MCPUser in a "
+                        "Locust file"
+                    )
+            return
+        if len(self.mcp) != 1:
+            raise UsageError(f"--mcp: name the one server to load ({len(self.mcp)} were named)")
+        if self.strategies is DEFAULT_STRATEGIES:  # there is one call in a loop, and nothing to compare
+            object.__setattr__(self, "strategies", (StrategySpec("gathered"),))
+        if self.calls_from is not None and (self.call or self.call_arguments is not None):
+            raise UsageError("--args-from says which tools are called: leave out --call and --args")
+        if self.call_arguments is not None and len(self.call) != 1:
+            raise UsageError("--args are those of one tool: name it with --call")
+        if self.agent is not None:
+            raise UsageError("--agent asks a model, and mcp load calls tools without one: leave one out")
 
     def _check_strategies(self) -> None:
         if not self.strategies:
@@ -506,6 +573,19 @@ class LoadOptions(Options):
         return endpoint_of(self, root)
 
     @property
+    def server(self) -> ServerSpec:
+        """The server that is loaded without a model."""
+        from profiler.mcp.servers import parse_servers
+
+        (found,) = parse_servers(self.mcp, self.mcp_headers)
+        return found
+
+    @property
+    def watched_url(self) -> str | None:
+        """The server that the user named, which may go away in the middle; None for what we start."""
+        return self.server.url if self.direct else self.base_url
+
+    @property
     def fields(self) -> dict[str, Any]:
         """The fields of `--body`: to be set in every request, or with None to be left out."""
         return fields_of(self.body)
@@ -515,6 +595,8 @@ class LoadOptions(Options):
 
         `environment` may name tools too. Raises `UsageError` for what is no URL of a server.
         """
+        if self.direct:
+            return {} if self.server.is_loopback else {"the MCP server": self.server.url or ""}
         targets = {
             "--base-url": self.base_url,
             "--tools-url": self.tools_url,
@@ -622,6 +704,7 @@ def without_default_strategies(parsed: argparse.Namespace) -> argparse.Namespace
 def conditions(options: LoadOptions, users: int) -> Run:
     """`run.json` before anything has run. `users`: agents, where `levels` do not say how many."""
     from profiler import rundir
+    from profiler.records import NO_MODEL
     from profiler.rundir import Anchor, Load, Run
 
     most = max(options.levels, default=users)
@@ -630,8 +713,8 @@ def conditions(options: LoadOptions, users: int) -> Run:
         rate = Arrivals.parse(options.arrivals, users).expected(most, 1.0)
         load = Load("open", most, arrivals=options.arrivals, rate=rate)
     return Run(
-        scenario=options.scenario,
-        provider=options.provider,
+        scenario=options.server.shown if options.direct else options.scenario,
+        provider=NO_MODEL if options.direct else options.provider,
         strategies=options.strategies,
         load=load,
         seed=options.seed,
@@ -641,5 +724,8 @@ def conditions(options: LoadOptions, users: int) -> Run:
         arguments=options.as_json(leave_out=("out", "run_directory")),
         model=options.model or "",
         slo=options.slo,
-        repeat=("--scenario", options.scenario, *options.arguments((*NOT_REPEATED, "scenario"))),
+        repeat=(
+            *(() if options.direct else ("--scenario", options.scenario)),
+            *options.arguments((*NOT_REPEATED, "scenario")),
+        ),
     )

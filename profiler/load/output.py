@@ -73,7 +73,8 @@ def reported(record: LoopRecord) -> Iterator[Reported]:
         name = f"{strategy} · round {round_.index + 1}"
         yield Reported("ROUND", name, round_.duration_ns / 1e6, round_.failure)
         model = round_.model
-        yield Reported("MODEL", f"{strategy} · {model.model}", model.duration_ns / 1e6, model.failure)
+        if model.asked:
+            yield Reported("MODEL", f"{strategy} · {model.model}", model.duration_ns / 1e6, model.failure)
         for call in round_.tool_calls:
             tool = "unknown tool" if call.error_type == "unknown_tool" else call.name[:NAME_LIMIT]
             milliseconds = (call.ended_ns - call.began_ns) / 1e6

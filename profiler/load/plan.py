@@ -187,6 +187,20 @@ def scaled(spec: str, factor: float) -> str:
     return f"{kind}{arrivals.rate * factor:.6f}/s"
 
 
+MOST_DRAIN_SECONDS = 600.0
+"""What stands in a longer queue by then is cut off, and counted."""
+
+
+def drain_bound(waiting: int, ended: int, seconds: float, least: float = 30.0) -> float:
+    """Seconds to wait until `waiting` calls have ended, where `ended` ones did in `seconds`: with a margin.
+
+    Twice the time that the server needs for them at that rate, `least` and `MOST_DRAIN_SECONDS` at the ends.
+    """
+    if not ended or seconds <= 0:
+        return least
+    return min(MOST_DRAIN_SECONDS, max(least, 2 * waiting * seconds / ended + 10))
+
+
 def pause_after(failures: int, elapsed: float) -> float:
     """Seconds an agent waits after its `failures`-th failed loop in a row, which took `elapsed`.
 

@@ -12,6 +12,7 @@ import logging
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from profiler.load.agents import LoadedAgent, load_redact
 from profiler.load.calling import carry_context_into_threads
 from profiler.load.clients import Pointing
 from profiler.load.context import AgentContext, LoopPosition
+from profiler.load.direct import direct_agents
 from profiler.load.holding import hold
 from profiler.load.messages import Calibration, Ready
 from profiler.load.options import LoadOptions
@@ -62,6 +64,9 @@ CALIBRATION_AGENTS = 32
 
 LONE_LOOPS = 5
 
+NO_SERVER = "http://127.0.0.1"
+"""In place of a model's server where there is none: nothing is sent there."""
+
 TRIED_NUMBERS = 100
 """Entries of the tape among which the work of the first loops is chosen."""
 
@@ -85,7 +90,7 @@ class LoopRunners:
         self.strategies = {spec.text: spec.build(share=share) for spec in options.strategies}
         self._variants = {spec.text: spec.variant for spec in options.strategies}
         self._options = options
-        self._endpoint = options.endpoint(root)
+        self._endpoint = options.endpoint(NO_SERVER if options.direct else root)
         self._tools_root = tools_root
         self._scenario = scenario
         self._redact = None if options.redact is None else load_redact(options.redact)
@@ -116,7 +121,9 @@ class LoopRunners:
         guard_logs()  # an agent's module may have set up logging of its own
         slowest = 0.0
         for user_class, agent in agents.items():
-            if agent is None:
+            if self._options.direct:
+                first = await self._make_direct(user_class, sinks)
+            elif agent is None:
                 first = await self._make_built_in(user_class, sinks)
             else:
                 first = await self._make_custom(user_class, agent, sinks)
@@ -201,6 +208,18 @@ class LoopRunners:
                 return
 
         return warm_up
+
+    async def _make_direct(self, user_class: str, sinks: Sequence[Sink]) -> FirstLoops:
+        agents, first = await direct_agents(self._options, self.strategies, sinks, self._redact)
+        for spec, agent in agents.items():
+            self._runners[user_class, spec] = agent
+
+        async def call_once() -> None:
+            self._first_failure = await first([self._warmed_up])
+            if self._first_failure is not None:
+                _log.warning("the call before the test failed: %s", self._first_failure)
+
+        return call_once
 
     async def _make_custom(self, user_class: str, loaded: LoadedAgent, sinks: Sequence[Sink]) -> FirstLoops:
         self._model = self._options.model or ""
@@ -375,6 +394,8 @@ async def calibrate(options: LoadOptions, root: str) -> Calibration:
     `root` serves the scenario `instant`, without latency. The figure says how far a measured load is from the
     client's own limit, and how much of every latency is the client itself; the target is not involved.
     """
+    if options.direct:
+        return await calibrate_direct(options, root)
     from profiler.scenarios.tools import scenario_tools
 
     model = make_provider(options.provider, base_url=root, model=options.model, rewrite=False)
@@ -385,16 +406,63 @@ async def calibrate(options: LoadOptions, root: str) -> Calibration:
     numbers = itertools.count()
     await loop.run("Warm up.", number=next(numbers))
     lone = [(await loop.run("Alone.", number=next(numbers))).record.latency_ns for _ in range(LONE_LOOPS)]
+    loops, elapsed = await _together(
+        options.calibration_seconds, lambda: loop.run("Together.", number=next(numbers))
+    )
+    await model.client.close()  # type: ignore[attr-defined]
+    return Calibration(CALIBRATION_AGENTS, loops, elapsed, statistics.median(lone) / 1e9)
+
+
+async def calibrate_direct(options: LoadOptions, root: str) -> Calibration:
+    """The same for calls without a model: the emulator's tools, by the client that the test will use."""
+    options = replace(
+        options,
+        mcp=(f"{root}/mcp",),
+        mcp_headers=(),
+        call=(),
+        call_arguments=None,
+        calls_from=None,
+        allow_writes=(),
+        mcp_per_agent=False,
+        record_content=False,
+        redact=None,
+    )
+    records: list[LoopRecord] = []
+    lines: list[bytes] = []
+
+    def record(one: LoopRecord) -> None:
+        lines.append(encode(one))
+        records[:] = [one]
+
+    agents, _ = await direct_agents(options, {"gathered": Gathered()}, [waited_for(record)])
+    agent = agents["gathered"]
+    numbers = itertools.count()
+
+    async def one_call() -> None:
+        await agent.run(LoopPosition(next(numbers), "", None, ""))
+
+    try:
+        await one_call()
+        lone = []
+        for _ in range(LONE_LOOPS):
+            await one_call()
+            lone.append(records[0].latency_ns)
+        loops, elapsed = await _together(options.calibration_seconds, one_call)
+    finally:
+        await agent.close()
+    return Calibration(CALIBRATION_AGENTS, loops, elapsed, statistics.median(lone) / 1e9)
+
+
+async def _together(seconds: float, once: Callable[[], Awaitable[object]]) -> tuple[int, float]:
+    """How many loops `CALIBRATION_AGENTS` run in so many seconds, and how long that took."""
     loops = 0
     began = time.monotonic()
 
     async def agent() -> None:
         nonlocal loops
-        while time.monotonic() - began < options.calibration_seconds:
-            await loop.run("Together.", number=next(numbers))
+        while time.monotonic() - began < seconds:
+            await once()
             loops += 1
 
     await asyncio.gather(*(agent() for _ in range(CALIBRATION_AGENTS)))
-    elapsed = time.monotonic() - began
-    await model.client.close()  # type: ignore[attr-defined]
-    return Calibration(CALIBRATION_AGENTS, loops, elapsed, statistics.median(lone) / 1e9)
+    return loops, time.monotonic() - began

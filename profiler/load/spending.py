@@ -115,6 +115,8 @@ def spent_by(record: LoopRecord) -> Spent:
     requests = given = taken = cached = written = reasoning = replies = unknown = hour = 0
     for round_ in record.rounds:
         model = round_.model
+        if not model.asked:
+            continue
         requests += model.attempt_count
         given += model.input_tokens or 0
         taken += model.output_tokens or 0

@@ -40,7 +40,12 @@ class Emulators:
         self._environment = os.environ.get("PROFILER_TOOLS_URL")
 
     def root(self, options: LoadOptions) -> str:
-        """The target's root URL; starts an emulator unless a server is named, or one of its kind runs."""
+        """The target's root URL; starts an emulator unless a server is named, or one of its kind runs.
+
+        Where an MCP server is loaded without a model, its address or command.
+        """
+        if options.direct:
+            return options.server.shown
         if options.base_url is not None:
             return options.base_url
         wanted = (options.scenario, options.seed, options.dialect)
@@ -57,6 +62,8 @@ class Emulators:
         In this order: `--tools-url`, the environment, the target where it is an emulator, else an emulator
         started beside it. A model server is never asked for tools. With `--mcp` nobody asks for these.
         """
+        if options.direct:
+            return ""
         named = options.tools_url or self._environment
         if named:
             return named

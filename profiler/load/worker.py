@@ -126,6 +126,9 @@ class Worker:
         except ProfilerError as error:
             return Ready(str(error), error.exit_code)
         except TimeoutError:
+            if message.options.direct:
+                late = f"{message.root}: the first call did not end within {PREPARE_SECONDS:g} s"
+                return Ready(late, TargetError.exit_code)
             late = f"{shown_url(message.root)}: the first loop did not end within {PREPARE_SECONDS:g} s"
             return Ready(f"{late}; try a single one: profiler run --base-url ...", TargetError.exit_code)
         except asyncio.CancelledError:
@@ -302,8 +305,11 @@ class Worker:
             user_class: named or (None if factory is None else as_agent(factory, user_class, factory=True))
             for user_class, factory in self._factories().items()
         }
-        tools_root = options.tools_url or Endpoint.parse(message.root).root
-        use_tools_at(tools_root)
+        if options.direct:  # no model's server, and no tools beside it
+            tools_root = ""
+        else:
+            tools_root = options.tools_url or Endpoint.parse(message.root).root
+            use_tools_at(tools_root)
         share = message.workers if options.share_limit else 1
         runners = LoopRunners(options, message.root, tools_root, scenario, share, says=message.worker == 0)
         ready = thread.run(lambda: self._make(runners, agents), PREPARE_SECONDS)

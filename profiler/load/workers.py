@@ -160,7 +160,8 @@ class Workers:
         for worker, answer in self._prepare(new, len(workers), options, root).items():
             self._heard_ready(worker, answer, options)
         if self._calibrated:
-            self.capacity = _capacity(self._calibrated.values())
+            requests = 1 if options.direct else CALIBRATION_REQUESTS
+            self.capacity = _capacity(self._calibrated.values(), requests)
         return [worker for worker in workers if worker in self._prepared]
 
     def begin(
@@ -380,13 +381,13 @@ class _Answers(Generic[A]):
         return {worker: self._given[worker] for worker in workers if worker in self._given}
 
 
-def _capacity(calibrated: Collection[Calibration]) -> ClientCapacity:
-    """The capacity of all workers together; at least one of them was calibrated."""
+def _capacity(calibrated: Collection[Calibration], requests: int) -> ClientCapacity:
+    """The capacity of all workers together, at least one of which was calibrated; `requests` of a loop."""
     rate = sum(one.loops / one.seconds for one in calibrated)
     return ClientCapacity(
         agents=sum(one.agents for one in calibrated),
         loops_per_second=rate,
-        requests_per_second=rate * CALIBRATION_REQUESTS,
+        requests_per_second=rate * requests,
         seconds=max(one.lone_seconds for one in calibrated),
     )
 

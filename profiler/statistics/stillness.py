@@ -87,7 +87,8 @@ def _requests(record: LoopRecord, with_tools: bool) -> Iterator[_Request]:
         heard = {one.ended_ns for one in model.attempts if one.status is not None}
         heard |= {one.first_byte_ns for one in model.attempts if one.first_byte_ns is not None}
         heard |= {at for at in (model.first_token_ns, model.ended_ns if answered else None) if at is not None}
-        yield _Request("", model.started_ns, model.ended_ns, tuple(heard), record.lag_ns)
+        if model.asked:
+            yield _Request("", model.started_ns, model.ended_ns, tuple(heard), record.lag_ns)
         for call in round_.tool_calls if with_tools else ():
             if call.started_ns is None:
                 continue

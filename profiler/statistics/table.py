@@ -177,8 +177,9 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
         overlapped = saved = savable = 0
         for round_ in record.rounds:
             model = round_.model
-            requests += 1
-            attempts += model.attempt_count
+            if model.asked:
+                requests += 1
+                attempts += model.attempt_count
             input_tokens += model.input_tokens or 0
             output_tokens += model.output_tokens or 0
             phase = tool_phase(round_)
@@ -276,6 +277,8 @@ def _replies(record: LoopRecord) -> tuple[int, ...]:
             written = max(0, written) + model.cache_written_tokens
         if model.reasoning_tokens is not None:
             reasoning = max(0, reasoning) + model.reasoning_tokens
+        if not model.asked:
+            continue
         if model.replied:
             replies += 1
             unknown += not model.tokens_known

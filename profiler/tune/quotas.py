@@ -264,7 +264,7 @@ def refused(records: Iterable[LoopRecord], limits: str | None, *, held: bool) ->
     reasons: Counter[str] = Counter()
     for record in records:
         for round_ in record.rounds:
-            tries += round_.model.attempt_count
+            tries += round_.model.attempt_count if round_.model.asked else 0
             reasons.update(refusal.reason for refusal in round_.model.refusals)
     refusals = reasons.total()
     if refusals == 0 or refusals < WORTH_SAYING * tries:

@@ -240,8 +240,8 @@ class LeaderSession:
 
     def _lead(self, leader: Leader) -> None:
         beside = [gevent.spawn(self._report_progress, leader)]
-        if leader.options.base_url is not None:
-            beside.append(gevent.spawn(self._watch_target, Endpoint.parse(leader.options.base_url)))
+        if (watched := leader.options.watched_url) is not None:
+            beside.append(gevent.spawn(self._watch_target, Endpoint.parse(watched)))
         leader.run()
         gevent.killall(beside)
         if leader.error is not None:

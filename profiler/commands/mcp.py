@@ -1,0 +1,248 @@
+"""`profiler mcp load` and `profiler mcp tune`: an MCP server under load, without a model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from profiler.commands import add_command, show
+from profiler.commands.compare import add_output, check_output, show_as_asked, write_junit
+from profiler.commands.exits import EXIT_CODES, Ending, complain
+from profiler.errors import ProfilerError
+from profiler.load.declared import SECONDS, TEXT, add_options
+from profiler.load.endpoints import HEADER
+from profiler.load.options import GROUPS, LINGER_SECONDS, LoadOptions, Size
+from profiler.process.signals import signals
+from profiler.process.streams import json_text
+
+if TYPE_CHECKING:
+    from profiler.commands import Commands
+    from profiler.load.calls import CallPlan
+
+TARGET_HELP = 'the MCP server: [NAME=]https://host/mcp, or [NAME=]"command that starts it" (stdio)'
+
+
+def add(commands: Commands) -> None:
+    group = commands.add_parser(
+        "mcp",
+        help="load an MCP server directly, without a model, or find what it can serve",
+        description="An MCP server under load, without a model.",
+    )
+    own = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    load = _add(
+        own,
+        "load",
+        "load a server with calls of its tools, and say whether it can serve them",
+        _load,
+        'http://127.0.0.1:8000/mcp --call search --args \'{"query": "rain"}\' --users 16',
+        "http://127.0.0.1:8000/mcp --args-from calls.jsonl --arrivals 40/s --duration 1m",
+        "'npx -y @modelcontextprotocol/server-everything' --call echo --levels 1,4,16",
+        "http://127.0.0.1:8000/mcp --arrivals 40/s --slo 'p95<500ms,errors<1%'",
+    )
+    output = add_output(
+        load, json="print the figures as JSON, and nothing else, on standard output", running="the load runs"
+    )
+    output.add_argument(
+        "--fail-on",
+        type=TEXT.argument,
+        action="append",
+        default=[],
+        metavar="GATE",
+        help="exit 1 when this is shown: 'p95 > 2s, errors > 1%%'; may be repeated",
+    )
+    tune = _add(
+        own,
+        "tune",
+        "find the largest concurrency and rate that a server can serve",
+        _tune,
+        "http://127.0.0.1:8000/mcp --call search --users 64",
+        "http://127.0.0.1:8000/mcp --slo 'p95<500ms,errors<1%' --budget 2m",
+    )
+    tune.add_argument(
+        "--budget",
+        type=SECONDS.argument,
+        default=120.0,
+        metavar="T",
+        help="time for everything (default: 2m)",
+    )
+    add_output(tune, json="print the answer as JSON, and nothing else", running="the search runs")
+
+
+def _add(commands: Commands, name: str, help: str, run: Any, *examples: str) -> argparse.ArgumentParser:
+    parser = add_command(commands, name, help, run)
+    lines = [EXIT_CODES, "", "examples:", *(f"  profiler mcp {name} {one}" for one in examples)]
+    parser.epilog = "\n".join(lines)
+    parser.add_argument("target", type=TEXT.argument, metavar="URL|COMMAND", help=TARGET_HELP)
+    add_options(parser, f"mcp {name}", (Size, LoadOptions), GROUPS)
+    parser.add_argument(
+        "--header",
+        dest="server_header",
+        type=TEXT.argument,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="sent with every request to the server; may be repeated",
+    )
+    parser.set_defaults(parser=parser)
+    return parser
+
+
+def asked_direct(arguments: argparse.Namespace, **others: Any) -> LoadOptions:
+    """The options of a load without a model on this command line. Raises `UsageError`."""
+    from profiler.mcp.servers import ServerSpec
+
+    name = ServerSpec.parse(arguments.target, "mcp").name
+    headers = tuple(f"{name}:{HEADER.read(one)[0]}" for one in _headers(arguments.server_header))
+    linger = 0.0 if arguments.metrics_port is None else LINGER_SECONDS
+    return LoadOptions.from_namespace(
+        arguments,
+        linger_seconds=linger,
+        direct=True,
+        mcp=(arguments.target,),
+        mcp_headers=headers,
+        **others,
+    )
+
+
+def _headers(given: list[str]) -> list[str]:
+    from profiler.errors import UsageError
+
+    for one in given:
+        try:
+            HEADER.read(one)
+        except ValueError as error:
+            raise UsageError(f"--header: {error}") from None
+    return given
+
+
+def first_look(options: LoadOptions) -> CallPlan:
+    """What is about to be called, as the server lists it now.
+
+    Raises `UsageError` for what it cannot be asked, `ToolServerError` where it cannot be reached.
+    """
+    import asyncio
+
+    from profiler.load.direct import connector, opened_plan
+
+    async def look() -> CallPlan:
+        session = await connector(options)()
+        try:
+            return await opened_plan(options, session)
+        finally:
+            await session.close()
+
+    return asyncio.run(look())
+
+
+def agreed(arguments: argparse.Namespace, options: LoadOptions, head: str, per_worker: str) -> bool:
+    """Show what is about to happen; ask before it leaves this machine, on a terminal.
+
+    False, and said so, when the answer is no. Raises `ProfilerError` where it cannot be done.
+    """
+    options.check_targets(os.environ)
+    plan = first_look(options)
+    remote = bool(options.remote_targets(os.environ))
+    asks = remote and not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
+    if asks or not arguments.quiet:
+        print(f"{head}: {plan.said}{per_worker}", file=sys.stderr, flush=True)
+    if not asks:
+        return True
+    print("start? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    print("nothing was started", file=sys.stderr)
+    return False
+
+
+def sessions_said(options: LoadOptions, size: Size) -> str:
+    """`; 1 session, shared by 20 agents`, and for a command how many processes are started."""
+    what = "session" if options.server.url is not None else "server process"
+    if options.mcp_per_agent:
+        return f"; a {what} for each agent"
+    each = f"a {what} for each of {size.workers} workers" if size.workers > 1 else f"1 {what}"
+    return f"; {each}, shared by its agents"
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    import orjson
+
+    from profiler.load.experiment import Experiment, run_experiment
+    from profiler.load.plan import Arrivals
+    from profiler.records import INTERNAL
+    from profiler.report import ci
+    from profiler.report.direct import headline, render_direct
+    from profiler.report.html import gather, write_report
+    from profiler.report.live import LiveView
+    from profiler.rundir import RunDirectory
+    from profiler.statistics.direct import direct_loads
+    from profiler.statistics.gates import judge, latencies_of, missed
+    from profiler.statistics.objectives import check_gates, parse_gates
+
+    gates = parse_gates(*arguments.fail_on)
+    check_output(arguments)
+    options, size = asked_direct(arguments), Size.from_namespace(arguments)
+    check_gates(gates, [spec.text for spec in options.strategies])
+    if options.arrivals is not None:
+        Arrivals.parse(options.arrivals)
+        how = f"arriving at {options.arrivals}"
+    else:
+        how = f"{', '.join(map(str, options.levels)) or size.users} at once"
+    head = f"plan: {options.server.shown}, {size.seconds:.0f} s of measuring, {how}"
+    if not agreed(arguments, options, head, sessions_said(options, size)):
+        return 1
+    experiment = Experiment(options, size.users, size.seconds, size.workers)
+    failure: ProfilerError | None = None
+    try:
+        with LiveView(sys.stderr, os.environ, arguments.quiet) as view:
+            path = run_experiment(experiment, view.say, view.watch)
+    except ProfilerError as error:
+        failed = RunDirectory(Path(error.run_directory or ""))
+        if error.run_directory is None or not failed.ended_by(INTERNAL):
+            write_junit(
+                arguments, ci.junit_of_error(f"profiler mcp load: {options.server.shown}", str(error))
+            )
+            raise
+        failure, path = error, failed.path
+    signals.finish_first(str(path))
+    directory = RunDirectory.open(path)
+    material = gather(directory)
+    run = material.run
+    latencies = latencies_of(material.measured, material.table)
+    outcomes = judge(material.summary, gates, latencies, run.incidents, arguments.allow_saturated)
+    summary = replace(material.summary, outcomes=outcomes)
+    directory.save_summary(summary)
+    report = write_report(directory, material=material)
+    loads = direct_loads(run, directory.records(), material.table)
+    findings = ci.of_run(run, summary)
+    write_junit(arguments, ci.junit(findings))
+    server = options.server.name
+    if arguments.json:
+        data = {
+            "server": server,
+            "verdict": headline(loads, server)[0],
+            "loads": loads,
+            "outcomes": outcomes,
+            "warnings": summary.warnings,
+            "run": str(path),
+        }
+        show(json_text(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)))
+    elif not show_as_asked(arguments, findings, f"report: {report}"):
+        show(render_direct(loads, summary, run, server, str(path)) + f"report: {report}\n")
+    if failure is not None:
+        print(f"profiler: {failure}", file=sys.stderr, flush=True)
+    ending = Ending(
+        error=failure,
+        internal=summary.internal,
+        incidents={incident.kind for incident in run.incidents},
+        missed=missed(outcomes) or any(load.unserved for load in loads),
+    )
+    return complain(ending, str(path))
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError

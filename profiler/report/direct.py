@@ -1,0 +1,189 @@
+"""The end of `profiler mcp load`: the verdict in words, then a table of the tools under each load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from profiler.report.text import clean, counted, duration, number, percent
+from profiler.rundir import Run
+from profiler.statistics.caveats import Caveat
+from profiler.statistics.direct import DirectLoad, ToolLoad
+from profiler.statistics.faults import busiest
+from profiler.statistics.gates import Outcome
+from profiler.statistics.quantiles import LEVELS, Estimate
+from profiler.statistics.summary import Summary
+
+REFUSING_SHARE = 0.01
+"""The share of calls from which on a server is said to refuse a load, and not just a call of it."""
+
+NAME_WIDTH = 28
+
+_OWN_WORDS = frozenset(
+    (
+        "warm_up",
+        "no_steady_state",
+        "nothing_completed",
+        "loops_cut",
+        "arrivals_dropped",
+        "short_window",
+        "thin_blocks",
+        "slow_changes",
+    )
+)
+"""Caveats about figures that are not shown here, or that these say in their own words."""
+
+
+def verdict(load: DirectLoad, server: str) -> str:
+    """What one load showed, in a sentence.
+
+    >>> # cannot serve: search cannot serve 80/s: it answered 40/s, the backlog grew to 412 calls / 10.3 s
+    """
+    rate = f"{number(load.served.value)}/s"
+    failures = _failures(load.failures)
+    if not load.served.value and load.failed + load.cut + load.unstarted:
+        asked = (
+            f"{number(load.rate)}/s" if load.rate is not None else counted(load.users, "call") + " at once"
+        )
+        why = failures or f"{counted(load.cut + load.unstarted, 'call')} never ended"
+        return f"cannot serve: of {asked} {server} answered none: {why}"
+    if load.unserved:
+        grew = f"the backlog grew to {counted(load.waiting, 'call')} / {number(load.waiting_seconds)} s"
+        words = f"cannot serve: {server} cannot serve {number(load.rate)}/s: it answered {rate}, {grew}"
+        if load.cut or load.unstarted:
+            words += f", {load.cut + load.unstarted} of which never ended"
+        return words + (f"; of the others failed: {failures}" if failures else "")
+    what = f"{number(load.rate)}/s" if load.rate is not None else f"{counted(load.users, 'call')} at once"
+    if load.refused > REFUSING_SHARE * max(1, load.calls):
+        share = percent(load.refused / max(1, load.calls))
+        head = "cannot serve: " if load.rate is not None else ""
+        cannot = "cannot serve" if load.rate is not None else "does not take"
+        took = f", {load.accepted} at once at most"
+        return f"{head}{server} {cannot} {what}: it answered {rate}{took}, and refused {share} ({failures})"
+    p95 = _interval(load.seconds.p95, "p95" in load.at_least)
+    if load.rate is not None:
+        words = f"{server} serves {what}: p95 {p95} from when calls were due"
+    else:
+        words = f"{server} answers {rate} with {what}: p95 {p95}"
+    if load.cut or load.unstarted:
+        words += f"; {counted(load.cut + load.unstarted, 'call')} never ended"
+    return words + (f"; {percent(load.failure_share)} failed: {failures}" if failures else "; none failed")
+
+
+def headline(loads: Sequence[DirectLoad], server: str) -> list[str]:
+    """The verdicts of all loads, that of the highest first; then which was the highest that was served."""
+    if not loads:
+        return ["nothing was measured"]
+    lines = [verdict(loads[-1], server)]
+    lines += [verdict(one, server) for one in reversed(loads[:-1])]
+    return lines
+
+
+def render_direct(
+    loads: Sequence[DirectLoad], summary: Summary, run: Run, server: str, path: str | None = None
+) -> str:
+    """The end of a load as text: what makes it invalid, the verdicts, each tool's figures, the notes."""
+    lines = [one.sentence for one in summary.warnings if one.leads]
+    lines += headline(loads, server)
+    lines += _asked(summary.outcomes)
+    for load in loads:
+        lines.append("")
+        if len(loads) > 1:
+            lines.append(_load(load))
+        lines += table(load.tools)
+        lines += [line for tool in load.tools if (line := parts(tool))]
+    lines.append("")
+    if any(load.at_least for load in loads):
+        lines.append("≥: calls that never ended are in it with the time that they had")
+    if any(load.failed for load in loads):
+        lines.append("times are of calls that ended well: failed ones are only counted")
+    lines += _notes(summary.warnings)
+    lines.append(_what(loads, run, summary))
+    lines += _client(run)
+    text = "\n".join(clean(line, 400) for line in lines) + "\n"
+    return text if path is None else f"{text}{clean(path, 4096)}\n"
+
+
+def table(tools: Sequence[ToolLoad]) -> list[str]:
+    """Rows of text: calls, failures, quantiles from the intended start with their intervals."""
+    head = ("tool", "calls", "failed", *LEVELS)
+    rows = [head]
+    for one in tools:
+        failed = str(one.failed + one.cut) if one.failed + one.cut else "0"
+        cells = [_interval(one.seconds[name], name in one.at_least) for name in LEVELS]
+        rows.append((clean(one.tool, NAME_WIDTH), str(one.calls), failed, *cells))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        lines.append("  ".join(cells).rstrip())
+    for one in tools:
+        said = _failures({**one.failures, **({"never ended": one.cut} if one.cut else {})})
+        if said:
+            lines.append(f"{clean(one.tool, NAME_WIDTH)} failed: {said}")
+    return lines
+
+
+def parts(tool: ToolLoad) -> str | None:
+    """`search, p50 of its parts: to start 0.10 ms, client 0.21 ms, server 200 ms, …`; None without any."""
+    if not tool.parts:
+        return None
+    each = ", ".join(f"{name} {duration(value)}" for name, value in tool.parts.items())
+    return f"{clean(tool.tool, NAME_WIDTH)}, medians of its parts: {each}"
+
+
+def _interval(found: Estimate, at_least: bool = False) -> str:
+    if found.value is None:
+        return "–"
+    value = duration(found.value)
+    if at_least:
+        return f"≥ {value}"
+    if found.low is None or found.high is None:
+        return value
+    unit = value.rpartition(" ")[2]
+    low, high = (duration(one, unit).rpartition(" ")[0] for one in (found.low, found.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _failures(counts: dict[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in counts.items())
+
+
+def _load(load: DirectLoad) -> str:
+    return f"{number(load.rate)}/s" if load.rate is not None else counted(load.users, "call") + " at once"
+
+
+def _asked(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    """What was asked of the load, and whether it holds."""
+    for one in outcomes:
+        if one.kind in ("gate", "objective"):
+            yield one.sentence
+
+
+def _notes(caveats: Sequence[Caveat]) -> Iterator[str]:
+    for caveat in caveats:
+        if not caveat.leads and caveat.kind not in _OWN_WORDS:
+            yield caveat.sentence
+
+
+def _what(loads: Sequence[DirectLoad], run: Run, summary: Summary) -> str:
+    calls = sum(load.calls for load in loads)
+    blocks = len({trial.block for trial in run.trials})
+    how = f"open load, {clean(run.load.arrivals)}" if run.load.arrivals else "closed load"
+    text = f"{how}; {counted(calls, 'call')} in {counted(blocks, 'block')}"
+    return text if summary.finished else f"{text}; the run was cut short"
+
+
+def _client(run: Run) -> list[str]:
+    """How the client fared at its worst, and what it can do alone."""
+    lags = [health.loop_lag_p99 for health in run.client if health.loop_lag_p99 is not None]
+    late = [health.schedule_lag_p99 for health in run.client if health.schedule_lag_p99 is not None]
+    said = [f"event-loop lag p99 {duration(max(lags))}"] if lags else []
+    said += [f"schedule lag p99 {duration(max(late))}"] if late else []
+    said += [f"{name} CPU {percent(share)}" for name, share in busiest(run, "client").items()]
+    lines = [f"this client, at worst: {', '.join(said)}"] if said else []
+    if run.capacity is not None:
+        lines.append(
+            f"this client alone, on a server without latency: {number(run.capacity.requests_per_second)} "
+            f"calls/s with {run.capacity.agents} at once, {duration(run.capacity.seconds)} for a lone call"
+        )
+    return lines
