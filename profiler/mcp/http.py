@@ -18,7 +18,6 @@ from urllib.parse import urljoin, urlsplit
 from weakref import WeakKeyDictionary
 
 import aiohttp
-from yarl import URL
 
 from profiler.limits.refusals import asked_wait_ns
 from profiler.mcp import wire
@@ -136,7 +135,7 @@ class HttpSession(LeanSession):
     def __init__(self, spec: ServerSpec, timeout: float, clock: Clock) -> None:
         super().__init__(spec, timeout, clock)
         assert spec.url is not None
-        self._url = URL(spec.url)
+        self._url = spec.url
         self._host = urlsplit(spec.url).netloc.rpartition("@")[2]
         self._pool: _Pool | None = None
         self._session_id: str | None = None
@@ -145,7 +144,7 @@ class HttpSession(LeanSession):
         self._background: set[asyncio.Task[None]] = set()
         self._rests: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
         self._options: dict[str, Any] = {"allow_redirects": False}
-        if self._url.scheme == "https":
+        if spec.url.startswith("https:"):
             self._options["ssl"] = _tls(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
         proxy = _proxy(spec.url, spec.is_loopback)
         if proxy is not None:
@@ -392,7 +391,7 @@ class HttpSession(LeanSession):
             told.get("retry-after-ms"), told.get("retry-after"), told.get("date")
         )
         if 300 <= status < 400:
-            where = shown_url(urljoin(str(self._url), told.get("location", "")))
+            where = shown_url(urljoin(self._url, told.get("location", "")))
             exchange.fail(f"http_{status}", f"it redirects to {where}: if that is meant, give that address")
             return
         if status < 300:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,7 +10,6 @@ from profiler.errors import ToolServerError
 from profiler.mcp import wire
 from profiler.mcp.servers import ServerSpec
 from profiler.mcp.session import CallResult, ListedTool, ServerInfo
-from profiler.providers.endpoint import KEY_VARIABLES
 from profiler.records import Clock, RemoteCall
 from profiler.redaction import environment_secrets, header_secrets, scrub
 
@@ -360,11 +358,3 @@ def _credible(server_ns: int, posted_ns: int | None, answered_ns: int | None) ->
         return None
     most_ns = answered_ns - posted_ns
     return min(server_ns, most_ns) if server_ns <= most_ns + ROUNDING_NS else None
-
-
-def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a server that is a process: this one's, without the keys of the model's servers."""
-    keys = {environment[name] for name in KEY_VARIABLES if environment.get(name)}
-    return {
-        name: value for name, value in environment.items() if name not in KEY_VARIABLES and value not in keys
-    }

@@ -1,28 +1,23 @@
 """Lean sessions with MCP servers that are processes of ours, on their standard streams.
 
-The process and its pipes are handled here, without asyncio's: its processes need a child watcher, which a
-thread beside gevent has none of, and its transports do not tell when something has been written.
+Descriptors are read and written here as the event loop says that they are ready: a transport of asyncio's
+does not tell when something has been written.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
-import shutil
 import signal
-import subprocess
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
 
 from profiler.errors import ToolServerError
-from profiler.loop.eventloop import unpatched
 from profiler.mcp import wire
-from profiler.mcp.lean import Exchange, LeanSession, child_environment
+from profiler.mcp.child import Child, child_environment
+from profiler.mcp.lean import Exchange, LeanSession
 from profiler.mcp.servers import ServerSpec
-from profiler.process.lifetime import at_exit, in_forked_child
 from profiler.providers.connections import MOST_BYTES, plain_words
 from profiler.records import Clock
 
@@ -64,13 +59,7 @@ class _Process:
     def __init__(self, spec: ServerSpec, clock: Clock) -> None:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self.child: Any = _started(spec)
-        self._stdin: int | None = self.child.stdin.fileno()
-        self._stdout: int | None = self.child.stdout.fileno()
-        self._stderr: int | None = self.child.stderr.fileno()
-        for pipe in (self._stdin, self._stdout, self._stderr):
-            assert pipe is not None
-            os.set_blocking(pipe, False)
+        self.child = _started(spec)
         self.calls: dict[int, _Call] = {}
         self.noise = 0
         self.is_over = False
@@ -80,9 +69,10 @@ class _Process:
         self._line: list[bytes] = []
         self._line_bytes = 0
         self._said = b""
-        self._loop.add_reader(self._stdout, self._readable)
-        self._loop.add_reader(self._stderr, self._complains)
-        _running.add(self)
+        assert self.child.stdout is not None
+        assert self.child.stderr is not None
+        self._loop.add_reader(self.child.stdout, self._readable)
+        self._loop.add_reader(self.child.stderr, self._complains)
 
     # Writing.
 
@@ -98,7 +88,7 @@ class _Process:
         self._write(wire.encoded(message), None)
 
     def _write(self, body: bytes, call: _Call | None) -> None:
-        if self._stdin is None:
+        if self.child.stdin is None:
             return
         self._waiting.append((body + b"\n", call))
         if len(self._waiting) == 1:
@@ -108,9 +98,9 @@ class _Process:
         waiting = self._waiting
         while waiting:
             body, call = waiting[0]
-            assert self._stdin is not None
+            assert self.child.stdin is not None
             try:
-                count = os.write(self._stdin, memoryview(body)[self._written :])
+                count = os.write(self.child.stdin, memoryview(body)[self._written :])
             except BlockingIOError:
                 count = 0
             except OSError:
@@ -118,14 +108,14 @@ class _Process:
                 return
             self._written += count
             if self._written < len(body):
-                self._loop.add_writer(self._stdin, self._flush)
+                self._loop.add_writer(self.child.stdin, self._flush)
                 return
             self._written = 0
             waiting.popleft()
             if call is not None:
                 self._posted(call)
-        assert self._stdin is not None
-        self._loop.remove_writer(self._stdin)
+        assert self.child.stdin is not None
+        self._loop.remove_writer(self.child.stdin)
 
     def _posted(self, call: _Call) -> None:
         call.exchange.posted_ns = self._clock()
@@ -154,9 +144,9 @@ class _Process:
     # Reading.
 
     def _readable(self) -> None:
-        assert self._stdout is not None
+        assert self.child.stdout is not None
         try:
-            data = os.read(self._stdout, READ_BYTES)
+            data = os.read(self.child.stdout, READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -236,9 +226,9 @@ class _Process:
         self._over("a message of it was too long")
 
     def _complains(self) -> None:
-        assert self._stderr is not None
+        assert self.child.stderr is not None
         try:
-            data = os.read(self._stderr, READ_BYTES)
+            data = os.read(self.child.stderr, READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -246,9 +236,7 @@ class _Process:
         if data:
             self._said = (self._said + data)[-STDERR_BYTES:]
             return
-        self._loop.remove_reader(self._stderr)
-        self.child.stderr.close()
-        self._stderr = None
+        self._close_stderr()
 
     # The end.
 
@@ -259,7 +247,7 @@ class _Process:
 
     def ending(self, how: str) -> str:
         """In words, how it ended."""
-        code = self.child.poll()
+        code = self.child.exit_code if self.child.is_gone() else None
         if code is None:
             ended = how
         elif code < 0:
@@ -274,7 +262,7 @@ class _Process:
         if self.is_over:
             return
         self.is_over = True
-        if self._stderr is not None:
+        if self.child.stderr is not None:
             self._complains()
         words = self.ending(how)
         for call in list(self.calls.values()):
@@ -285,23 +273,25 @@ class _Process:
         self._close_stdout()
 
     def _close_stdin(self) -> None:
-        if self._stdin is not None:
-            self._loop.remove_writer(self._stdin)
-            self._stdin = None
-            self._waiting.clear()
-            with contextlib.suppress(OSError):
-                self.child.stdin.close()
+        self._waiting.clear()
+        if self.child.stdin is not None:
+            self._loop.remove_writer(self.child.stdin)
+            self.child.close_stdin()
 
     def _close_stdout(self) -> None:
-        if self._stdout is not None:
-            self._loop.remove_reader(self._stdout)
-            self._stdout = None
-            self.child.stdout.close()
+        if self.child.stdout is not None:
+            self._loop.remove_reader(self.child.stdout)
+            self.child.close_stdout()
+
+    def _close_stderr(self) -> None:
+        if self.child.stderr is not None:
+            self._loop.remove_reader(self.child.stderr)
+            self.child.close_stderr()
 
     async def exited(self, seconds: float) -> bool:
         """Wait for its end; whether it came."""
         until = self._loop.time() + seconds
-        while self.child.poll() is None:
+        while not self.child.is_gone():
             if self._loop.time() >= until:
                 return False
             await asyncio.sleep(_POLL_SECONDS)
@@ -312,41 +302,13 @@ class _Process:
         try:
             self._close_stdin()
             if not await self.exited(END_SECONDS):
-                _signal(self.child, signal.SIGTERM)
+                self.child.send_signal(signal.SIGTERM)
                 await self.exited(END_SECONDS)
         finally:
-            _signal(self.child, signal.SIGKILL)
+            self.child.send_signal(signal.SIGKILL)
             self._over("it was ended")
-            if self._stderr is not None:
-                self._loop.remove_reader(self._stderr)
-                self.child.stderr.close()
-                self._stderr = None
-            _running.discard(self)
+            self._close_stderr()
         await self.exited(END_SECONDS)
-
-
-_running: set[_Process] = set()
-
-
-def _end_all() -> None:
-    """This process ends: so do those that it started, with what they started."""
-    for process in list(_running):
-        _signal(process.child, signal.SIGKILL)
-
-
-def _forget_all() -> None:
-    """In a forked child: they are the parent's."""
-    _running.clear()
-
-
-at_exit(_end_all)
-in_forked_child(_forget_all)
-
-
-def _signal(child: Any, number: int) -> None:
-    """To the whole group of a process: `npx` and its kind leave the server itself to a child."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, number)
 
 
 def _signal_name(number: int) -> str:
@@ -356,29 +318,14 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _started(spec: ServerSpec) -> Any:
-    """The process, in a group of its own. Raises `ToolServerError`."""
-    environment = child_environment()
-    program = spec.command[0]
-    if shutil.which(program, path=environment.get("PATH")) is None:
-        words = f"there is no program {program!r}: is it installed, and in PATH?"
-        raise ToolServerError(f"MCP server {spec.name} ({spec.shown}): {words}", server=spec.name)
-    popen = unpatched(subprocess, "Popen")
-    pipe = subprocess.PIPE
+def _started(spec: ServerSpec) -> Child:
+    """Raises `ToolServerError`."""
     try:
-        return popen(
-            spec.command,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            bufsize=0,
-            env=environment,
-            start_new_session=True,
-        )
+        return Child(spec.command, child_environment())
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
+        words = getattr(error, "strerror", None) or error
         raise ToolServerError(
-            f"MCP server {spec.name} ({spec.shown}): it could not be started: {why}", server=spec.name
+            f"MCP server {spec.name} ({spec.shown}): it could not be started: {words}", server=spec.name
         ) from error
 
 
