@@ -631,8 +631,8 @@ class LoadOptions(Options):
         """
         if self.agent is not None and self.mcp:
             raise UsageError(
-                f"{MCP_FLAG} gives tools to the built-in loop, and --agent has its own: let the agent ask the "
-                "servers itself"
+                f"{MCP_FLAG} gives tools to the built-in loop, and --agent has its own: let the agent ask "
+                "the servers itself"
             )
         if not self.allow_remote:
             _refuse_remote(self.remote_servers)

@@ -103,7 +103,7 @@ class ToolServers:
     async def _connected(self, spec: ServerSpec) -> Session:
         from profiler.mcp.client import connect
 
-        return await connect(spec, client=self._client)
+        return await connect(spec, client="sdk" if self._client == "sdk" else "lean")
 
 
 async def _closed(session: Session) -> None:
@@ -173,6 +173,8 @@ def _offered(name: str, listed: str | None) -> str:
 def sessions_said(transport: str, agents: int, workers: int, per_agent: bool) -> str:
     """`2 stdio processes: one per worker, shared by its 20 agents`."""
     what = ("stdio process", "stdio processes") if transport == "stdio" else ("session", "sessions")
+    if agents == 1:
+        return f"1 {what[0]}"
     if per_agent:
         return f"{agents} {what[agents != 1]}: one per agent"
     each = math.ceil(agents / workers)
