@@ -55,7 +55,7 @@ def phases(round_: RoundRecord) -> dict[str, int]:
     """Nanoseconds per phase (keys: `PHASES`), none negative; they sum to the round's wall time."""
     window = (round_.started_ns, round_.ended_ns)
     model, calls = round_.model, round_.tool_calls
-    asked = _clipped((model.started_ns, model.ended_ns), window)
+    asked = _clipped((model.started_ns, model.ended_ns if model.asked else model.started_ns), window)
     model_wall = asked[1] - asked[0]
     model_queue, backoff, server_tools = model_queue_ns(model), 0, 0
     if len(model.attempts) > 1:
@@ -244,6 +244,31 @@ def _tries(calls: Iterable[ToolCall]) -> list[Interval]:
             [(one.started_ns, one.ended_ns) for one in call.attempts] or [(call.started_ns, call.ended_ns)]
         )
     ]
+
+
+PARTS = ("session_wait", "client_wait", "server", "network", "server_and_network", "parsing")
+"""Parts of a call of an MCP server's tool, in their order; without the server's own word, the two in one."""
+
+
+def remote_parts(call: ToolCall) -> dict[str, int]:
+    """Nanoseconds per part (keys: some of `PARTS`); they sum to the call's duration.
+
+    Empty for any other call, and for one that never started. A server that claims more than the time from
+    request to answer took all of that.
+    """
+    remote, client_ns, remote_ns, parsing_ns = call.remote, call.client_wait_ns, call.remote_ns, call.parsing_ns
+    if remote is None or client_ns is None:
+        return {}
+    found = {"session_wait": remote.session_wait_ns, "client_wait": client_ns}
+    if remote_ns is not None:
+        if remote.server_ns is None:
+            found["server_and_network"] = remote_ns
+        else:
+            found["server"] = min(remote.server_ns, remote_ns)
+            found["network"] = remote_ns - found["server"]
+    if parsing_ns is not None:
+        found["parsing"] = parsing_ns
+    return found
 
 
 def waits(calls: Iterable[ToolCall]) -> list[Interval]:

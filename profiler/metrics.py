@@ -146,6 +146,29 @@ WATCH_FAILURES = counter(
     "Times that watching a loop, request or tool failed: records lack it, the application did not notice.",
     ("part",),
 )
+MCP_CALL_DURATION = histogram(
+    "toolloop_mcp_call_duration_seconds",
+    "A call of an MCP server's tool, from the moment it was through its limiter.",
+    ("strategy", "server", "status"),
+    TOOL_BUCKETS,
+)
+MCP_CALL_PART = histogram(
+    "toolloop_mcp_call_part_seconds",
+    "The parts of such a call, which sum to its duration: session_wait and client_wait (before its request was "
+    "sent), server and network (server_and_network where the server does not say how long it took), parsing.",
+    ("strategy", "server", "part"),
+    TOOL_BUCKETS,
+)
+MCP_ERRORS = counter(
+    "toolloop_mcp_errors_total",
+    "Calls of an MCP server's tools that did not end well, by bounded error type.",
+    ("strategy", "server", "error_type"),
+)
+MCP_NEW_CONNECTIONS = counter(
+    "toolloop_mcp_new_connections_total",
+    "Calls for which the client had to open a connection to the MCP server.",
+    ("strategy", "server"),
+)
 TOOL_CALLS_IN_FLIGHT = gauge("toolloop_tool_calls_in_flight", "Tool calls running now.", ("strategy", "tool"))
 TOOL_CALLS_QUEUED = gauge(
     "toolloop_tool_calls_queued",

@@ -257,6 +257,11 @@ class ModelCall(_Tried):
         return self.provider != NO_MODEL
 
     @property
+    def attempt_count(self) -> int:
+        """The number of tries: at least one, also where none was observed; 0 where no model was asked."""
+        return len(self.attempts) or int(self.asked)
+
+    @property
     def uncached_tokens(self) -> int | None:
         """The input tokens that were neither read from the cache nor written to it, so far as is known."""
         if self.input_tokens is None:
@@ -278,13 +283,16 @@ class ModelCall(_Tried):
     @property
     def replied(self) -> bool:
         """A reply came, perhaps not to its end: the server may bill it."""
-        return self.status == "ok" or any(
-            one.status is not None and one.status < 300 for one in self.attempts
+        return self.asked and (
+            self.status == "ok"
+            or any(one.status is not None and one.status < 300 for one in self.attempts)
         )
 
     @property
     def heard(self) -> bool | None:
         """Anything came back, if only a status. None where no try of it is known, nor how it ended."""
+        if not self.asked:
+            return None
         if self.status == "ok" or any(one.status is not None for one in self.attempts):
             return True
         return False if self.attempts else None

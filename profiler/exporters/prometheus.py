@@ -34,14 +34,14 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 from profiler import metrics
-from profiler.anatomy import PHASES, phases, tool_phase
+from profiler.anatomy import PHASES, phases, remote_parts, tool_phase
 from profiler.limits.quotas import stated
 from profiler.loop.boundary import Part
 from profiler.loop.recorder import LiveCalls
 from profiler.metrics import Metric
 from profiler.process.lifetime import in_forked_child
 from profiler.providers.endpoint import exposed
-from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
+from profiler.records import LoopRecord, ModelCall, RemoteCall, RoundRecord, Shortfall, ToolCall
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -52,6 +52,7 @@ MAX_STRATEGIES = 50
 MAX_MODELS = 20
 MAX_TOOLS = 50
 MAX_ERROR_TYPES = 50
+MAX_SERVERS = 20
 OTHER = "__other__"
 UNKNOWN_TOOL = "__unknown_tool__"
 """Instead of the names of tools that there are not: models make up as many as they like."""
@@ -192,6 +193,16 @@ class _Strategy:
                 histogram(metrics.TOOL_CALL_QUEUE, name, key[0]),
             )
         )
+        # Of MCP servers: duration by status, parts by name, new connections.
+        self.server_calls: _Made[tuple[str, str], HistogramChild] = _Made(
+            lambda key: histogram(metrics.MCP_CALL_DURATION, name, *key)
+        )
+        self.server_parts: _Made[tuple[str, str], HistogramChild] = _Made(
+            lambda key: histogram(metrics.MCP_CALL_PART, name, *key)
+        )
+        self.connections: _Made[str, CounterChild] = _Made(
+            lambda server: count(metrics.MCP_NEW_CONNECTIONS, name, server)
+        )
         # Children that are to be seen from zero on: a rate never counts the value at which a counter
         # first appears, so it would miss the first failures, and a share of them would be wrong.
         for outcome in ("ok", "incomplete", "error"):
@@ -224,10 +235,11 @@ class PrometheusSink(Collector):
         self._models: dict[str, str] = {}
         self._tools: dict[str, str] = {}
         self._error_types: dict[str, str] = {}
+        self._servers: dict[str, str] = {}
         self._agents: dict[str, int] = {}
         self._run_info: tuple[str, str, str] | None = None
         self._rate_limits: dict[tuple[str, str], Mapping[str, str]] = {}
-        for label in ("strategy", "model", "tool", "error_type"):
+        for label in ("strategy", "model", "tool", "error_type", "server"):
             self.count(metrics.LABEL_OVERFLOW, label)  # from zero, as in _Strategy
         self.count(metrics.RECORDS_DROPPED, type(self).__name__)
         self.count(metrics.ORPHAN_CALLS)
@@ -299,13 +311,31 @@ class PrometheusSink(Collector):
         strategy.loop_tool_calls.observe(calls)
 
     def _round(self, strategy: _Strategy, round_: RoundRecord, trace: str) -> None:
-        name, model = strategy.name, round_.model
-        whose = self._capped(self._models, model.model, MAX_MODELS, "model")
-        who = model.provider, whose
         strategy.round_duration[round_.status].observe_in(round_.duration_ns, trace)
         spent = phases(round_)
         for phase, count in strategy.phases:
             count.value += spent[phase]
+        if round_.model.asked:
+            self._model(strategy, round_.model, trace)
+        if not round_.tool_calls:
+            return
+        if round_.shortfall is not None:
+            strategy.shortfalls[round_.shortfall].value += 1
+        strategy.fanout.observe(len(round_.tool_calls))
+        for call in round_.tool_calls:
+            self._tool_call(strategy, call, trace)
+        phase_ = tool_phase(round_)
+        if phase_ is not None:
+            strategy.wall.value += phase_.wall_ns
+            strategy.work.value += phase_.work_ns
+            strategy.critical_path.value += phase_.critical_path_ns
+            strategy.peak.observe(phase_.peak_concurrency)
+            strategy.straggler.observe(phase_.straggler_ratio)
+
+    def _model(self, strategy: _Strategy, model: ModelCall, trace: str) -> None:
+        name = strategy.name
+        whose = self._capped(self._models, model.model, MAX_MODELS, "model")
+        who = model.provider, whose
         strategy.model_duration[*who, model.status].observe_in(model.duration_ns, trace)
         for metric, after_ns in (
             (metrics.MODEL_FIRST_TOKEN, model.first_token_after_ns),
@@ -332,20 +362,6 @@ class PrometheusSink(Collector):
             self._tries(name, "model", whose, model)
         if attempts and attempts[-1].rate_limits and whose != OTHER:  # whose quota it is must be clear
             self._rate_limits[who] = attempts[-1].rate_limits
-        if not round_.tool_calls:
-            return
-        if round_.shortfall is not None:
-            strategy.shortfalls[round_.shortfall].value += 1
-        strategy.fanout.observe(len(round_.tool_calls))
-        for call in round_.tool_calls:
-            self._tool_call(strategy, call, trace)
-        phase_ = tool_phase(round_)
-        if phase_ is not None:
-            strategy.wall.value += phase_.wall_ns
-            strategy.work.value += phase_.work_ns
-            strategy.critical_path.value += phase_.critical_path_ns
-            strategy.peak.observe(phase_.peak_concurrency)
-            strategy.straggler.observe(phase_.straggler_ratio)
 
     def _tries(self, strategy: str, target: str, name: str, call: ModelCall | ToolCall) -> None:
         """The attempts that were refused, and those after the first."""
@@ -371,6 +387,20 @@ class PrometheusSink(Collector):
             self.count(metrics.TOOL_ERRORS, strategy.name, tool, self._error(call.failure)).value += 1
         if call.failure is not None or call.attempts:
             self._tries(strategy.name, "tool", tool, call)
+        if call.remote is not None:
+            self._server_call(strategy, call, call.remote, trace)
+
+    def _server_call(self, strategy: _Strategy, call: ToolCall, remote: RemoteCall, trace: str) -> None:
+        server = self._capped(self._servers, remote.server, MAX_SERVERS, "server")
+        if call.duration_ns is not None:
+            strategy.server_calls[server, call.status].observe_in(call.duration_ns, trace)
+        for part, lasted_ns in remote_parts(call).items():
+            strategy.server_parts[server, part].observe(lasted_ns)
+        connections = strategy.connections[server]  # from zero, as in _Strategy
+        if remote.new_connection:
+            connections.value += 1
+        if call.failure is not None:
+            self.count(metrics.MCP_ERRORS, strategy.name, server, self._error(call.failure)).value += 1
 
     def _strategy(self, name: str) -> str:
         return self._capped(self._names, name, MAX_STRATEGIES, "strategy")

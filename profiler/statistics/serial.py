@@ -48,6 +48,8 @@ FEWEST_STEADY = 12
 """Even distances that speak for themselves, given how long one call takes alone."""
 FEWEST_ALONE = 5
 """Calls that found the server idle, to know from how long one takes."""
+MOST_SHOWN = 8
+"""Calls that stand for a backlog."""
 ERRORS = 3.0
 """Standard errors."""
 MARGIN = 0.08
@@ -76,9 +78,10 @@ class Served(NamedTuple):
 class Serialised:
     """Parallel calls ran one at a time: held up by the session of its `client`, or by the `server` itself.
 
-    `rounds` of the `of_rounds` with several calls at once show it. The largest stands for them: `calls`
-    `together_seconds` apart were answered one by one, `apart_seconds` apart (its median): they took `wall_seconds`,
-    where together they would have taken `alone_seconds`.
+    `rounds` of the `of_rounds` with several calls at once show it. The largest stands for them: `calls` that
+    came within `together_seconds` were answered one by one, `apart_seconds` apart (its median): they took
+    `wall_seconds`, where together they would have taken `alone_seconds`. Both 0: many callers kept it so busy that
+    no round is to be seen by itself, and the figures are of a part of the backlog.
     """
 
     by: By
@@ -105,35 +108,47 @@ def serialised(groups: Sequence[Sequence[Served]]) -> Serialised | None:
 
 
 def _client(groups: Sequence[Sequence[Served]]) -> Serialised | None:
-    """Calls of a round were started together, and sent one by one.
+    """Calls had started, and were sent one by one, each when the one before had been answered.
 
-    Nothing else of the round may have been at the server meanwhile: two at once, and it is no lock.
+    Nothing else may have been at the server meanwhile: two at once, and it is no lock. First within rounds, since
+    each of several agents may have a session of its own; then among all calls.
     """
-    shown: list[list[Served]] = []
-    several = 0
+    rounds: dict[int, list[Served]] = {}
     for calls in groups:
-        rounds: dict[int, list[Served]] = {}
         for call in calls:
             rounds.setdefault(call.round_, []).append(call)
-        for found in rounds.values():
-            started = [call.started_ns for call in found]
-            found.sort(key=lambda call: call.posted_ns)
-            lasted = (found[-1].answered_ns - min(started)) / len(found)
-            if len(found) < FEWEST_CALLS or lasted < LEAST_NS or max(started) - min(started) > TOGETHER * lasted:
-                continue
-            several += 1
-            # Handed on: the next was sent when the one before was done, and not long after, as if the strategy
-            # or the application had waited for something else.
-            if all(
-                -SLACK_NS / 5 <= after.posted_ns - before.answered_ns <= max(SLACK_NS, TOGETHER * lasted)
-                for before, after in pairwise(found)
-            ):
-                shown.append(found)
-    if len(shown) < FEWEST_ROUNDS or 2 * len(shown) < several:
+    several = [found for found in rounds.values() if len(found) >= FEWEST_CALLS and _started_together(found)]
+    shown = [found for found in several if len(_handed_on(found)) == len(found) - 1]
+    if len(shown) >= FEWEST_ROUNDS and 2 * len(shown) >= len(several):
+        largest = max(shown, key=len)
+        return _case("client", "sent", largest, [c.started_ns for c in largest], len(shown), len(several))
+    rows = [_handed_on(calls) for calls in groups]
+    calls = max(rows, key=len, default=[])
+    waited = sum(call.posted_ns - call.started_ns >= LEAST_NS for group in groups for call in group)
+    if len(calls) < FEWEST_STEADY or sum(map(len, rows)) < 0.8 * waited:
         return None
-    largest = max(shown, key=len)
-    started = [call.started_ns for call in largest]
-    return _case("client", "sent", largest, started, len(shown), several)
+    return _case("client", "sent", calls[:MOST_SHOWN], [c.started_ns for c in calls[:MOST_SHOWN]], 0, 0)
+
+
+def _started_together(calls: Sequence[Served]) -> bool:
+    started = [call.started_ns for call in calls]
+    lasted = (max(call.answered_ns for call in calls) - min(started)) / len(calls)
+    return lasted >= LEAST_NS and max(started) - min(started) <= TOGETHER * lasted
+
+
+def _handed_on(calls: Sequence[Served]) -> list[Served]:
+    """The calls that waited until the one before was answered, and were sent then. None where two overlapped."""
+    ordered = sorted(calls, key=lambda call: call.posted_ns)
+    found = []
+    for before, after in pairwise(ordered):
+        free_ns = after.posted_ns - before.answered_ns
+        if free_ns < -SLACK_NS / 5:
+            return []
+        if after.started_ns <= before.answered_ns - LEAST_NS / 2 and free_ns <= max(
+            SLACK_NS, TOGETHER * before.remote_ns
+        ):
+            found.append(after)
+    return found
 
 
 def _case(
@@ -174,7 +189,7 @@ def _server(groups: Sequence[Sequence[Served]]) -> Serialised | None:
     like = [batch for batch in batches if _one_by_one(batch)]
     if not like:  # many callers, whose calls never found it idle: the longest backlog
         calls = max((one.backlog() for one in busy), key=len)
-        return _case("server", evidence, calls, [call.posted_ns for call in calls], 1, 1)
+        return _case("server", evidence, calls, [call.posted_ns for call in calls], 0, 0)
     largest = max(like, key=len)
     return _case("server", evidence, largest, [c.posted_ns for c in largest], len(like), len(batches))
 
@@ -297,7 +312,7 @@ class _Busy:
         best: list[Served] = []
         row: list[Served] = []
         for before, after in pairwise(self._calls):
-            if after.posted_ns <= before.answered_ns and len(row) < 8:
+            if after.posted_ns <= before.answered_ns and len(row) < MOST_SHOWN:
                 row = [*(row or [before]), after]
             else:
                 row = []

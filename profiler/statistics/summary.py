@@ -22,6 +22,7 @@ from profiler.statistics.figures import StrategySummary, Totals, figures, good_l
 from profiler.statistics.gates import Outcome
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE, Estimate, Floats
+from profiler.statistics.servers import ServerFigures
 from profiler.statistics.table import Table, tabulate
 from profiler.statistics.verdicts import LOOPS, TOOL_CALLS, VOID, Verdict, invalidated, verdicts
 from profiler.statistics.windows import Measured, WarmUp, by_load, measure
@@ -142,7 +143,8 @@ class Summary:
     `strategies` (with `comparisons` and `verdicts`) are those under the highest load; `levels` has every
     load where there are several, and is empty otherwise. `finished` is False for a run that was cut
     short. `warnings` are to be read before anything else; `valid` is False when one is invalid. `outcomes`
-    say whether what was asked of the run holds, where a command asked.
+    say whether what was asked of the run holds, where a command asked. `servers` are the MCP servers that were
+    called, warm-up and drain included.
     """
 
     scenario: str
@@ -164,6 +166,7 @@ class Summary:
     quantile: str = "linear"
     schema: int = SCHEMA
     outcomes: tuple[Outcome, ...] = ()
+    servers: tuple[ServerFigures, ...] = ()
 
     @property
     def void(self) -> bool:
@@ -247,6 +250,7 @@ def summarise_table(run: Run, table: Table) -> Summary:
         objective=run.slo,
         levels=every if len(every) > 1 else (),
         scalability=_scalability(measured, table, objective),
+        servers=table.servers.figures(per_agent=bool(run.arguments.get("mcp_per_agent"))),
     )
 
 

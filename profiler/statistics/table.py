@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from profiler.anatomy import PHASES, eagerness, loop_phases, server_tool_runs, tool_phase
 from profiler.records import LoopRecord
+from profiler.statistics.servers import ServerCalls
 
 Ints = NDArray[np.int64]
 
@@ -86,6 +87,7 @@ class Table:
     wait there; `duration` is `NONE` for a call that never got through its limiter; `blocking` is for how
     long it held the event loop; `call_sending` and `call_late` are its `sending_ns` and `late_ns`.
     Refusals: `refused` is when a server refused something for a quota.
+    `servers` has the calls of MCP servers, which most runs have none of.
     """
 
     strategies: list[str]
@@ -158,6 +160,8 @@ class Table:
 
     refused: Ints
 
+    servers: ServerCalls = field(default_factory=ServerCalls)
+
 
 def tabulate(records: Iterable[LoopRecord]) -> Table:
     """The table of a stream of records."""
@@ -171,7 +175,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
     call_loop, call_tool, call_error, queued, duration, queue, blocking, call_sending, call_late = (
         columns[name] for name in _CALL
     )
-    phases, refused = array("q"), array("q")
+    phases, refused, servers = array("q"), array("q"), ServerCalls()
     for index, record in enumerate(records):
         requests = attempts = input_tokens = output_tokens = work = critical = wall = 0
         overlapped = saved = savable = 0
@@ -213,6 +217,8 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
                 blocking.append(call.blocking_ns)
                 call_sending.append(call.sending_ns)
                 call_late.append(call.late_ns)
+                if call.remote is not None:
+                    servers.add(record, round_, len(round_loop), call, call.remote)
         row = (
             NONE if record.trial is None or record.nested else record.trial,
             strategies.of(record.strategy),
@@ -255,6 +261,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
         shortfalls=list(shortfalls),
         phases=_view(phases).reshape(-1, len(PHASES)),
         refused=_view(refused),
+        servers=servers,
         **{name: _view(column) for name, column in columns.items()},
     )
 

@@ -101,13 +101,14 @@ def test_panels_do_not_overlap_and_fit_the_grid(board):
     assert all(c["x"] >= 0 and c["x"] + c["w"] <= 24 for c in cells)
 
 
-def test_eight_rows_are_there_in_order():
+def test_nine_rows_are_there_in_order():
     rows = [p["title"] for p in BOARDS["toolloop.json"]["panels"] if p["type"] == "row"]
     assert rows == [
         "Verdict",
         "Strategies side by side",
         "Fan-out and stragglers",
         "Tools",
+        "MCP servers",
         "Model",
         "Rate limits",
         "Generator health",

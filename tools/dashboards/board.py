@@ -32,12 +32,13 @@ _DATASOURCE: dict[str, Any] = {
 
 
 def toolloop() -> Dashboard:
-    """The dashboard with the eight rows."""
+    """The dashboard with the nine rows."""
     panels = [
         *strategy_rows.verdict(),
         *strategy_rows.side_by_side(),
         *strategy_rows.fan_out(),
         *service_rows.tools(),
+        *service_rows.servers(),
         *service_rows.model(),
         *service_rows.rate_limits(),
         *service_rows.generator(),

@@ -97,6 +97,58 @@ def tools() -> list[Panel]:
     ]
 
 
+def servers() -> list[Panel]:
+    calls = NOW.rate(metrics.MCP_CALL_DURATION, "_count", by="server")
+    return [
+        row("MCP servers"),
+        _quarter(
+            "Calls per second by server",
+            "How many calls does each MCP server take, and how do they end? Calls that fail at once look like "
+            "throughput: read it beside the errors.",
+            "ops",
+            {"{{server}} {{status}}": NOW.rate(metrics.MCP_CALL_DURATION, "_count", by="server, status")},
+        ),
+        _quarter(
+            "Calls at each server, mean",
+            "How many calls does each server hold at once, on average? One, under a load that asks for several, "
+            "means that something lets through one call at a time.",
+            "none",
+            {"{{server}}": NOW.rate(metrics.MCP_CALL_DURATION, "_sum", by="server")},
+        ),
+        _quarter(
+            "Server errors per second",
+            "Which server fails, and how? tool_error is what the tool itself says; rpc_ and http_ are the "
+            "server's; session_lost means that another call's failure ended the session.",
+            "ops",
+            {"{{server}} {{error_type}}": NOW.rate(metrics.MCP_ERRORS, by="server, error_type")},
+        ),
+        _quarter(
+            "New connections per call",
+            "Does each call open a connection of its own? At 1 it does, as the official SDK does for each reply "
+            "that is an event stream: let the server answer in JSON.",
+            "percentunit",
+            {"{{server}}": ratio(NOW.rate(metrics.MCP_NEW_CONNECTIONS, by="server"), calls)},
+            highest=1,
+        ),
+        timeseries(
+            "Call p95 by part",
+            "Where is the time of a call: waiting for the session, in the client, at the server, or reading the "
+            "answer? Waits before it is sent are the client's, and no faster server shortens them. "
+            "server_and_network: the server does not say how long it took.",
+            "s",
+            {"{{server}} {{part}}": NOW.quantile(0.95, metrics.MCP_CALL_PART, by="server, part")},
+            width=24,
+            height=7,
+        ),
+    ]
+
+
+def waiting_share(scope: Scope, by: str) -> str:
+    """Seconds that calls of MCP servers waited before they were sent, for each second they took."""
+    waited = scope.rate(metrics.MCP_CALL_PART, "_sum", by=by, part="=~.+_wait")
+    return ratio(waited, scope.rate(metrics.MCP_CALL_PART, "_sum", by=by))
+
+
 def model() -> list[Panel]:
     def p95(metric: Metric) -> str:
         return NOW.quantile(0.95, metric, by="provider, model")
