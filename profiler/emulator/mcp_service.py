@@ -266,6 +266,8 @@ class _Call:
     def cancel(self) -> None:
         """The client does not want it any more, and says so."""
         self._end("cancelled")
+        if self._call.fault is not None and self._call.fault.kind == "mcp_silence":
+            return  # and stay silent
         body = wire.error_body(self._ident, wire.CANCELLED, "Request cancelled")
         if self._streams:
             self._exchange.end_stream(0, wire.event(body))
