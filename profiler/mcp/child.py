@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from profiler.loop.eventloop import unpatched
+from profiler.mcp.guard import guard
 from profiler.process.lifetime import at_exit, in_forked_child
-from profiler.providers.endpoint import KEY_VARIABLES
 
 _OUR_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ", "SIGINT") if hasattr(signal, name)
@@ -23,11 +23,19 @@ _OUR_SIGNALS = tuple(
 """Which Python, or a shell that started it in the background, has this process ignore."""
 
 
+PASSED_ON = ("HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
+"""Variables that a server gets, beside `LC_…`: about those that the official SDK passes on."""
+
+
 def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """This process's environment, without the keys of the model's servers: a tool's server is none."""
-    keys = {environment[name] for name in KEY_VARIABLES if environment.get(name)}
+    """What a server gets of this process's environment, which may hold keys of models, and of other servers.
+
+    A user who means it to have more says so: `env NAME=VALUE command`.
+    """
     return {
-        name: value for name, value in environment.items() if name not in KEY_VARIABLES and value not in keys
+        name: value
+        for name, value in environment.items()
+        if (name in PASSED_ON or name.startswith("LC_")) and not value.startswith("()")
     }
 
 
@@ -71,6 +79,7 @@ class Child:
         for descriptor in ours:
             os.set_blocking(descriptor, False)
         _running.add(self)
+        guard.watch(self.pid)
 
     def is_gone(self) -> bool:
         """Whether it has ended. What it had started, and left behind, is ended then."""
@@ -84,6 +93,7 @@ class Child:
                 self.exit_code = None if status is None else os.waitstatus_to_exitcode(status)
                 self._to_group(signal.SIGKILL)
                 _running.discard(self)
+                guard.forget(self.pid)
         return self._is_gone
 
     def send_signal(self, number: int) -> None:
