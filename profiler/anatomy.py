@@ -251,23 +251,29 @@ PARTS = ("session_wait", "client_wait", "server", "network", "server_and_network
 
 
 def remote_parts(call: ToolCall) -> dict[str, int]:
-    """Nanoseconds per part (keys: some of `PARTS`); they sum to the call's duration.
+    """Nanoseconds per part (keys: some of `PARTS`), none negative; they sum to the call's duration.
 
     Empty for any other call, and for one that never started. A server that claims more than the time from
     request to answer took all of that.
     """
-    remote, client_ns, remote_ns, parsing_ns = call.remote, call.client_wait_ns, call.remote_ns, call.parsing_ns
-    if remote is None or client_ns is None:
+    remote, started_ns, ended_ns = call.remote, call.started_ns, call.ended_ns
+    if remote is None or started_ns is None:
         return {}
-    found = {"session_wait": remote.session_wait_ns, "client_wait": client_ns}
-    if remote_ns is not None:
-        if remote.server_ns is None:
-            found["server_and_network"] = remote_ns
-        else:
-            found["server"] = min(remote.server_ns, remote_ns)
-            found["network"] = remote_ns - found["server"]
-    if parsing_ns is not None:
-        found["parsing"] = parsing_ns
+    # Of a call that was tried again the times are those of its last try.
+    taken_ns = min(started_ns + remote.session_wait_ns, ended_ns)
+    posted_ns = ended_ns if remote.posted_ns is None else min(max(remote.posted_ns, taken_ns), ended_ns)
+    found = {"session_wait": taken_ns - started_ns, "client_wait": posted_ns - taken_ns}
+    if remote.posted_ns is None:
+        return found
+    answered_ns = ended_ns if remote.answered_ns is None else remote.answered_ns
+    answered_ns = min(max(answered_ns, posted_ns), ended_ns)
+    if remote.server_ns is None:
+        found["server_and_network"] = answered_ns - posted_ns
+    else:
+        found["server"] = min(remote.server_ns, answered_ns - posted_ns)
+        found["network"] = answered_ns - posted_ns - found["server"]
+    if remote.answered_ns is not None:
+        found["parsing"] = ended_ns - answered_ns
     return found
 
 

@@ -154,8 +154,9 @@ MCP_CALL_DURATION = histogram(
 )
 MCP_CALL_PART = histogram(
     "toolloop_mcp_call_part_seconds",
-    "The parts of such a call, which sum to its duration: session_wait and client_wait (before its request was "
-    "sent), server and network (server_and_network where the server does not say how long it took), parsing.",
+    "The parts of such a call, which sum to its duration: session_wait and client_wait (before its request "
+    "was sent), server and network (server_and_network where the server does not say how long it took), "
+    "parsing.",
     ("strategy", "server", "part"),
     TOOL_BUCKETS,
 )

@@ -284,8 +284,7 @@ class ModelCall(_Tried):
     def replied(self) -> bool:
         """A reply came, perhaps not to its end: the server may bill it."""
         return self.asked and (
-            self.status == "ok"
-            or any(one.status is not None and one.status < 300 for one in self.attempts)
+            self.status == "ok" or any(one.status is not None and one.status < 300 for one in self.attempts)
         )
 
     @property

@@ -12,6 +12,11 @@ times from the record.
 
 Where an SDK, or an instrumentation of one, made a `chat` span of its own for a model request, none is
 made here: `ForeignChats` finds that one, and the round links to it.
+
+A call of an MCP server's tool is one `execute_tool` span too, with what the conventions for MCP say of the
+request (`mcp.*`, `network.transport`). The request's own CLIENT span is the client's to make, as the official
+SDK 2 does: `ForeignCalls` finds it, and the call links to it. Where the client makes none, as version 1 does,
+there is none.
 """
 
 from __future__ import annotations
@@ -20,22 +25,19 @@ import _thread
 import atexit
 import json
 import logging
-import time
 from _queue import Empty, SimpleQueue  # queue.SimpleQueue is gevent's in a patched process
-from bisect import bisect_left, insort
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
-from profiler.anatomy import phases
+from profiler.anatomy import phases, remote_parts
 from profiler.errors import UsageError
 from profiler.loop.eventloop import native_sleep, start_native_thread, unpatched
 from profiler.process.lifetime import at_exit, in_forked_child
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.records import NO_MODEL, Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Anchor
 
 try:
@@ -43,19 +45,22 @@ try:
     from opentelemetry import trace
     from opentelemetry.context import Context
     from opentelemetry.metrics import MeterProvider
-    from opentelemetry.sdk.trace import Span as SdkSpan
-    from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import (
         Link,
         Span,
-        SpanContext,
         SpanKind,
         StatusCode,
         TracerProvider,
         set_span_in_context,
     )
 
-    from profiler.exporters.opentelemetry_metrics import Instruments
+    from profiler.exporters.opentelemetry_foreign import ForeignCalls, ForeignChats
+    from profiler.exporters.opentelemetry_metrics import (
+        NETWORK_TRANSPORTS,
+        TOOLS_CALL,
+        Instruments,
+        rpc_status,
+    )
 except ImportError as error:
     raise UsageError("OpenTelemetry is not installed: pip install 'toolcall-profiler[otel]'") from error
 
@@ -67,12 +72,7 @@ MAX_QUEUED = 10_000
 MAX_HELD = 1_000
 """Nested loops that wait for their parent to end; with more, the oldest are exported without it."""
 
-OPERATIONS = frozenset({"chat", "generate_content", "text_completion"})
-
-REQUEST_ID = "anthropic.request.id"
-
-MAX_WATCHED = 16_384
-"""Foreign spans kept for a request that may yet end; the oldest are forgotten (they were of no loop)."""
+REQUEST = "jsonrpc.request.id"
 
 _NS = 1e9
 
@@ -133,7 +133,7 @@ class OpenTelemetrySink:
         self._provider = tracer_provider
         self._tracer = trace.get_tracer(SCOPE, tracer_provider=tracer_provider)
         self._instruments = Instruments(meter_provider, SCOPE)
-        self._chats = ForeignChats(SCOPE)
+        self._chats, self._requests = ForeignChats(SCOPE), ForeignCalls(SCOPE)
         self._watching = self._watch()
         self._offset = (anchor if anchor is not None else Anchor.now()).unix(0)
         self._closed = False
@@ -152,6 +152,7 @@ class OpenTelemetrySink:
         self._starting = unpatched(_thread, "allocate_lock")()
         self._running = False
         self._chats.forget()
+        self._requests.forget()
 
     def __call__(self, record: LoopRecord) -> None:
         if not self._running and not self._closed:
@@ -208,9 +209,8 @@ class OpenTelemetrySink:
 
     def _watch(self) -> bool:
         """False while the global provider is only a stand-in for one that the application will set."""
-        return self._chats.watch(
-            self._provider if self._provider is not None else trace.get_tracer_provider()
-        )
+        provider = self._provider if self._provider is not None else trace.get_tracer_provider()
+        return self._chats.watch(provider) and self._requests.watch(provider)
 
     def _take(self, record: LoopRecord, context: Context) -> None:
         if not self._watching and self._watch():
@@ -285,7 +285,8 @@ class OpenTelemetrySink:
                 self._round(record, round_, spent, inner, family)
             else:  # not sampled, but it counts in the metrics
                 self._instruments.round(record, round_, inner)
-                self._instruments.chat(record, round_.model, inner)
+                if round_.model.asked:
+                    self._instruments.chat(record, round_.model, inner)
                 for call in round_.tool_calls:
                     self._instruments.call(record, call, inner)
             self._yield()
@@ -301,7 +302,7 @@ class OpenTelemetrySink:
         context: Context,
         family: _Family,
     ) -> None:
-        foreign = self._chats.take(round_.model)
+        foreign = self._chats.take(round_.model) if round_.model.asked else None
         attributes = _present(
             {
                 "toolloop.round.index": round_.index,
@@ -316,7 +317,9 @@ class OpenTelemetrySink:
         span, inner = self._start("toolloop.round", context, round_.started_ns, attributes, links=links)
         family.rounds.append((round_.started_ns, round_.ended_ns, inner))
         self._instruments.round(record, round_, inner)
-        if foreign is None:
+        if not round_.model.asked:
+            pass
+        elif foreign is None:
             self._chat(record, round_.model, inner)
         else:
             self._attempts(span, round_.model)
@@ -355,8 +358,14 @@ class OpenTelemetrySink:
             )
 
     def _call(self, record: LoopRecord, call: ToolCall, context: Context) -> Context:
+        attributes, links = _call_attributes(record, call), []
+        if call.remote is not None:
+            request = self._requests.take(call)
+            if request is not None and (made := request.get_span_context()) is not None:
+                links.append(Link(made))
+                attributes |= _present({REQUEST: (request.attributes or {}).get(REQUEST)})
         span, inner = self._start(
-            f"execute_tool {call.name}", context, call.began_ns, _call_attributes(record, call)
+            f"execute_tool {call.name}", context, call.began_ns, attributes, links=links
         )
         self._instruments.call(record, call, inner)
         self._end(span, call.ended_ns, call.status, call.error_type)
@@ -376,10 +385,10 @@ def _loop_attributes(record: LoopRecord) -> Attributes:
     return _present(
         {
             "gen_ai.operation.name": "invoke_agent",
-            "gen_ai.provider.name": record.provider,
-            "gen_ai.request.model": record.model,
+            "gen_ai.provider.name": None if record.provider == NO_MODEL else record.provider,
+            "gen_ai.request.model": record.model or None,
             "gen_ai.agent.name": record.name or None,
-            **_usage([round_.model for round_ in record.rounds]),
+            **_usage([round_.model for round_ in record.rounds if round_.model.asked]),
             "toolloop.loop.id": record.id,
             "toolloop.strategy": record.strategy,
             "toolloop.status": record.status,
@@ -468,71 +477,28 @@ def _call_attributes(record: LoopRecord, call: ToolCall) -> Attributes:
             "toolloop.started": False if call.started_ns is None else None,
             "toolloop.thread_wait": _seconds(call.thread_wait_ns or None),
             "toolloop.blocking": _seconds(call.blocking_ns or None),
+            **_remote_attributes(call),
         }
     )
 
 
-_Started = tuple[int, SdkSpan]
-_at = itemgetter(0)
-
-
-class ForeignChats(SpanProcessor):
-    """The `chat` spans of a tracer provider, except those of scope `own`, until a request takes them.
-
-    anthropic 2.12 and later starts a span for every request (scope `com.anthropic.sdk.python`) as soon
-    as there is a tracer provider, unless its client has `open_telemetry=False` or the environment
-    `ANTHROPIC_OPEN_TELEMETRY=false`. Instrumentations of openai do the same. No record tells, and
-    guessing from versions and settings would be wrong sooner or later: so the spans are watched as they
-    start, and each is matched with the model request during which it did.
-    """
-
-    def __init__(self, own: str) -> None:
-        self._own = own
-        self._new: deque[_Started] = deque(maxlen=MAX_WATCHED)  # appends are atomic, from any thread
-        self._watched: list[_Started] = []  # by start; for the sink's thread alone
-
-    def watch(self, provider: TracerProvider) -> bool:
-        """Start watching; False if the provider makes no spans (yet), so that there is nothing to watch."""
-        add = getattr(provider, "add_span_processor", None)
-        if add is None:
-            return False
-        add(self)
-        return True
-
-    def forget(self) -> None:
-        """In a forked child: the spans so far are of the parent's requests."""
-        self._new.clear()
-        self._watched.clear()
-
-    def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
-        scope = span.instrumentation_scope
-        if scope is not None and scope.name == self._own:
-            return
-        attributes = span.attributes
-        if attributes and attributes.get("gen_ai.operation.name") in OPERATIONS:
-            # A time on the record's own clock; the span's is wall-clock time, which may be set back.
-            self._new.append((time.monotonic_ns(), span))
-
-    def take(self, call: ModelCall) -> SpanContext | None:
-        """The span that was made for this request, which is then forgotten; None without one.
-
-        On one event loop nothing runs between the start of a request and that of its span, so the first
-        span to start within the request is its own. If both know the request's id, the ids must agree.
-        """
-        while self._new:
-            insort(self._watched, self._new.popleft(), key=_at)
-        watched = self._watched
-        for index in range(bisect_left(watched, call.started_ns, key=_at), len(watched)):
-            started_ns, span = watched[index]
-            if started_ns > call.ended_ns:
-                break
-            attributes = span.attributes or {}
-            request_id = attributes.get(REQUEST_ID)
-            if None not in (request_id, call.request_id) and request_id != call.request_id:
-                continue
-            if attributes.get("gen_ai.request.model", call.model) == call.model:
-                del watched[index]
-                return span.get_span_context()
-        if len(watched) > MAX_WATCHED:
-            del watched[: len(watched) - MAX_WATCHED]
-        return None
+def _remote_attributes(call: ToolCall) -> Attributes:
+    """Of the request to an MCP server, under the conventions' names; parts of its time under ours."""
+    remote = call.remote
+    if remote is None:
+        return {}
+    return {
+        "gen_ai.tool.type": "extension",
+        "mcp.method.name": TOOLS_CALL,
+        "mcp.protocol.version": remote.protocol,
+        "network.transport": NETWORK_TRANSPORTS.get(remote.transport),
+        "network.protocol.name": "http" if remote.transport == "http" else None,
+        "rpc.response.status_code": rpc_status(call.error_type),
+        "http.response.status_code": remote.http_status,
+        "toolloop.server": remote.server,
+        "toolloop.server.sends": remote.sends if remote.sends != 1 else None,
+        "toolloop.server.progress": remote.progress or None,
+        "toolloop.server.reply": remote.reply,
+        "toolloop.server.new_connection": remote.new_connection,
+        **{f"toolloop.server.{part}": value / _NS for part, value in remote_parts(call).items()},
+    }

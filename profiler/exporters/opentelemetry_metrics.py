@@ -15,14 +15,24 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram, MeterProvider
 
 from profiler import metrics
+from profiler.anatomy import remote_parts
 from profiler.metrics import Metric
-from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.records import LoopRecord, ModelCall, RemoteCall, RoundRecord, ToolCall
 
 CALL_BUCKETS = tuple(0.01 * 2**i for i in range(14))
 """Seconds: .01 doubling to 81.92."""
 
 MODEL_BUCKETS = tuple(0.01 * 2**i for i in range(17))
 """Seconds: .01 doubling to 655.36."""
+
+MCP_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Seconds, as the conventions for MCP have them."""
+
+TOOLS_CALL = "tools/call"
+"""The method by which a tool of an MCP server is called."""
+
+NETWORK_TRANSPORTS = {"http": "tcp", "stdio": "pipe"}
+"""Our transports of MCP as the conventions' `network.transport`."""
 
 COUNT_BUCKETS = tuple(float(2**i) for i in range(8))
 """1 doubling to 128."""
@@ -41,6 +51,12 @@ def name_of(metric: Metric) -> str:
     """The name of one of our metrics in OpenTelemetry: dotted prefix, no unit, no `_total`."""
     name = metric.name.removesuffix("_total").removesuffix("_seconds")
     return name.replace("toolloop_", "toolloop.", 1)
+
+
+def rpc_status(error_type: str | None) -> str | None:
+    """The code of a JSON-RPC error, `-32602`; None where the error is none, or its code is not told."""
+    code = (error_type or "").removeprefix("rpc_")
+    return code if code != error_type and code.lstrip("-").isdecimal() else None
 
 
 class Instruments:
@@ -98,12 +114,23 @@ class Instruments:
         self._call_duration = histogram(
             "gen_ai.execute_tool.duration", "s", "A tool call, from the moment it ran.", CALL_BUCKETS
         )
+        self._operation = histogram(
+            "mcp.client.operation.duration",
+            "s",
+            "A request to an MCP server, from when it was sent until its answer came.",
+            MCP_BUCKETS,
+        )
+        self._server_call = own_histogram(metrics.MCP_CALL_DURATION, "s")
+        self._server_part = own_histogram(metrics.MCP_CALL_PART, "s")
+        errors, connections = metrics.MCP_ERRORS, metrics.MCP_NEW_CONNECTIONS
+        self._server_errors = meter.create_counter(name_of(errors), "{call}", errors.help)
+        self._connections = meter.create_counter(name_of(connections), "{connection}", connections.help)
         self._round_duration = own_histogram(metrics.ROUND_DURATION, "s")
         self._fanout = own_histogram(metrics.ROUND_FANOUT, "{call}")
         self._queue = own_histogram(metrics.TOOL_CALL_QUEUE, "s")
         self._phase = meter.create_counter(name_of(metrics.ROUND_PHASE), "s", metrics.ROUND_PHASE.help)
         self._known: dict[str, set[str]] = {
-            kind: set() for kind in ("strategy", "agent", "model", "tool", "error")
+            kind: set() for kind in ("strategy", "agent", "model", "tool", "error", "server", "protocol")
         }
 
     def loop(self, record: LoopRecord, spent: Mapping[str, int], context: Context) -> None:
@@ -112,7 +139,8 @@ class Instruments:
         attributes = {"toolloop.strategy": strategy}
         if record.name:
             attributes["gen_ai.agent.name"] = self._capped("agent", record.name)
-        self._inference_calls.record(len(record.rounds), attributes, context)
+        asked = sum(round_.model.asked for round_ in record.rounds)
+        self._inference_calls.record(asked, attributes, context)
         self._tool_calls.record(sum(len(r.tool_calls) for r in record.rounds), attributes, context)
         self._agent_duration.record(
             record.wall_ns / _NS,
@@ -165,10 +193,38 @@ class Instruments:
         tool = UNKNOWN_TOOL if unknown else self._capped("tool", call.name)
         strategy = self._strategy(record)
         self._queue.record(call.waited_ns / _NS, {"tool": tool, "strategy": strategy}, context)
+        if call.remote is not None:
+            self._remote(strategy, tool, call, call.remote, context)
         if call.duration_ns is None:
             return
         attributes = {"gen_ai.tool.name": tool, "toolloop.strategy": strategy}
         self._call_duration.record(call.duration_ns / _NS, self._failed(attributes, call.failure), context)
+
+    def _remote(self, strategy: str, tool: str, call: ToolCall, remote: RemoteCall, context: Context) -> None:
+        ours = {"strategy": strategy, "server": self._capped("server", remote.server)}
+        if call.duration_ns is not None:
+            self._server_call.record(call.duration_ns / _NS, ours | {"status": call.status}, context)
+        for part, lasted_ns in remote_parts(call).items():
+            self._server_part.record(lasted_ns / _NS, ours | {"part": part}, context)
+        if remote.new_connection:
+            self._connections.add(1, ours, context)
+        if call.failure is not None:
+            error = self._capped("error", call.failure)
+            self._server_errors.add(1, ours | {"error_type": error}, context)
+        if call.remote_ns is None:
+            return
+        protocol = None if remote.protocol is None else self._capped("protocol", remote.protocol)
+        known = {
+            "mcp.method.name": TOOLS_CALL,
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": tool,
+            "toolloop.server": ours["server"],
+            "mcp.protocol.version": protocol,
+            "network.transport": NETWORK_TRANSPORTS.get(remote.transport),
+            "rpc.response.status_code": rpc_status(call.error_type),
+        }
+        attributes = {name: value for name, value in known.items() if value is not None}
+        self._operation.record(call.remote_ns / _NS, self._failed(attributes, call.failure), context)
 
     def _strategy(self, record: LoopRecord) -> str:
         return self._capped("strategy", record.strategy)

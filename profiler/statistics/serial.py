@@ -9,10 +9,10 @@ told     The server says how long each call took, and placed before its answer n
 even     Calls sent together were answered at even distances, in the order in which they were sent, the first
          one too, round after round. A server that runs c at once answers the first c together; random times
          are hardly ever even.
-alone    While two calls or more were there, the answers came as far apart as a call takes that finds the server
-         idle. Whatever the lengths, a server that runs two at once does two seconds of work in a second: N
-         answers in a time of at most (N + K) / 2 such calls, where K calls were left over. The mean distance
-         must exceed that by three standard errors.
+alone    While two calls or more were there, the answers came as far apart as a call takes that finds the
+         server idle. Whatever the lengths, a server that runs two at once does two seconds of work in a
+         second: N answers in a time of at most (N + K) / 2 such calls, where K calls were left over. The mean
+         distance must exceed that by three standard errors.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Serialised:
 
     `rounds` of the `of_rounds` with several calls at once show it. The largest stands for them: `calls` that
     came within `together_seconds` were answered one by one, `apart_seconds` apart (its median): they took
-    `wall_seconds`, where together they would have taken `alone_seconds`. Both 0: many callers kept it so busy that
-    no round is to be seen by itself, and the figures are of a part of the backlog.
+    `wall_seconds`, where together they would have taken `alone_seconds`. Both 0: many callers kept it so busy
+    that no round is to be seen by itself, and the figures are of a part of the backlog.
     """
 
     by: By
@@ -110,8 +110,8 @@ def serialised(groups: Sequence[Sequence[Served]]) -> Serialised | None:
 def _client(groups: Sequence[Sequence[Served]]) -> Serialised | None:
     """Calls had started, and were sent one by one, each when the one before had been answered.
 
-    Nothing else may have been at the server meanwhile: two at once, and it is no lock. First within rounds, since
-    each of several agents may have a session of its own; then among all calls.
+    Nothing else may have been at the server meanwhile: two at once, and it is no lock. First within rounds,
+    since each of several agents may have a session of its own; then among all calls.
     """
     rounds: dict[int, list[Served]] = {}
     for calls in groups:
@@ -137,7 +137,7 @@ def _started_together(calls: Sequence[Served]) -> bool:
 
 
 def _handed_on(calls: Sequence[Served]) -> list[Served]:
-    """The calls that waited until the one before was answered, and were sent then. None where two overlapped."""
+    """The calls that waited until the one before was answered, and were sent then. None if two overlapped."""
     ordered = sorted(calls, key=lambda call: call.posted_ns)
     found = []
     for before, after in pairwise(ordered):
@@ -295,7 +295,12 @@ class _Busy:
             second = int(self._posted[min(place + 1, self._posted.size - 1)])
             last = int(self._answered[place - 1]) if place else 0
             found.append(
-                _Step(call, int(self._answered[place]) - max(last, second), last >= second, self._before[place] == 2)
+                _Step(
+                    call,
+                    int(self._answered[place]) - max(last, second),
+                    last >= second,
+                    self._before[place] == 2,
+                )
             )
         return found
 

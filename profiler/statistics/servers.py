@@ -16,7 +16,7 @@ import numpy as np
 from profiler.anatomy import PARTS, remote_parts
 from profiler.records import LoopRecord, RemoteCall, RoundRecord, ToolCall
 from profiler.statistics.quantiles import Quantiles, quantiles
-from profiler.statistics.serial import Served, Serialised, serialised
+from profiler.statistics.serial import Serialised, Served, serialised
 
 MOST_JUDGED = 50_000
 """Calls of one server that are looked at for `Serialised`: the first ones."""
@@ -24,7 +24,18 @@ MOST_NAMED = 50
 """Tools of a server with figures of their own: those with the most calls."""
 
 _NONE = -1
-_COLUMNS = ("tool", "strategy", "error", "where", "round", "started", "posted", "answered", "ended", "server_ns")
+_COLUMNS = (
+    "tool",
+    "strategy",
+    "error",
+    "where",
+    "round",
+    "started",
+    "posted",
+    "answered",
+    "ended",
+    "server_ns",
+)
 _REPLIES = {"json": 0, "sse": 1}
 
 
@@ -41,7 +52,8 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class ServerFigures:
-    """One MCP server. `tools` and `strategies` divide its `calls` by tool, and by the strategy that made them.
+    """One MCP server. `tools` and `strategies` divide its `calls` by tool, and by the strategy that made
+    them.
 
     `most_in_flight` counts requests without an answer at the same time, over all workers. Of
     `known_connections` calls, `new_connections` had to open one. `advice` is what its calls show to be wrong,
@@ -130,7 +142,7 @@ class ServerCalls:
             "ended": call.ended_ns,
             "server_ns": _or_none(remote.server_ns),
             "duration": _or_none(call.duration_ns),
-            **{part: max(0, parts[part]) if part in parts else _NONE for part in PARTS},
+            **{part: parts.get(part, _NONE) for part in PARTS},
         }
         for name, column in server.columns.items():
             column.append(row[name])
@@ -240,9 +252,9 @@ FELT_NS = 10_000_000
 def _advice(server: _Server, columns: _Columns, texts: list[str], at_once: int) -> Iterable[str]:
     if server.sse_known >= FEWEST and server.sse_new >= 0.9 * server.sse_known:
         yield (
-            f"{server.sse_new} of {server.sse_known} replies were event streams (SSE) whose call opened a TCP "
-            "connection of its own: let the server answer in JSON (json_response=True in the official SDK), or "
-            "both speak protocol 2026-07-28"
+            f"{server.sse_new} of {server.sse_known} replies were event streams (SSE) whose call opened a "
+            "TCP connection of its own: let the server answer in JSON (json_response=True in the official "
+            "SDK), or both speak protocol 2026-07-28"
         )
     waited = columns["client_wait"]
     share = float(np.mean(waited >= FELT_NS)) if waited.size else 0.0
@@ -266,6 +278,6 @@ def _advice(server: _Server, columns: _Columns, texts: list[str], at_once: int) 
         if slow >= 50 and slow >= 5 * usual:
             yield (
                 f"calls of {texts[code]} that fail take the server {slow:.0f} ms, others {usual:.0f} ms: the "
-                "official SDK's server prints a traceback for each, and does nothing else meanwhile; catch the "
-                "error in the tool, or set its log level to CRITICAL"
+                "official SDK's server prints a traceback for each, and does nothing else meanwhile; catch "
+                "the error in the tool, or set its log level to CRITICAL"
             )

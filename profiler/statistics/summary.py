@@ -143,8 +143,8 @@ class Summary:
     `strategies` (with `comparisons` and `verdicts`) are those under the highest load; `levels` has every
     load where there are several, and is empty otherwise. `finished` is False for a run that was cut
     short. `warnings` are to be read before anything else; `valid` is False when one is invalid. `outcomes`
-    say whether what was asked of the run holds, where a command asked. `servers` are the MCP servers that were
-    called, warm-up and drain included.
+    say whether what was asked of the run holds, where a command asked. `servers` are the MCP servers that
+    were called, warm-up and drain included.
     """
 
     scenario: str

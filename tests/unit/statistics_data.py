@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from profiler.records import LoopRecord, ModelCall, RoundRecord, Status, ToolCall, ToolStatus
+from profiler.records import (
+    NO_MODEL,
+    LoopRecord,
+    ModelCall,
+    RemoteCall,
+    RoundRecord,
+    Status,
+    ToolCall,
+    ToolStatus,
+)
 from profiler.rundir import Anchor, Load, Machine, Run, Trial
 from profiler.statistics.comparison import Comparison, Side, compare, holm
 from profiler.strategies import StrategySpec
@@ -64,6 +74,67 @@ def call(
         ended_ns=started + int(duration * MS),
         status=status,
         error_type=None if status == "ok" else "TimeoutError",
+    )
+
+
+def served(
+    start: float,
+    session: float = 0.0,
+    client: float = 1.0,
+    remote: float = 100.0,
+    parsing: float = 1.0,
+    told: float | None = None,
+    name: str = "search",
+    server: str = "docs",
+    status: ToolStatus = "ok",
+    error_type: str | None = None,
+    transport: Literal["http", "stdio", "memory"] = "http",
+    **more: Any,
+) -> ToolCall:
+    """A call of an MCP server's tool that started at `start`, by the parts of its time."""
+    started, posted = int(start * MS), int((start + session + client) * MS)
+    answered = posted + int(remote * MS)
+    return ToolCall(
+        id=f"call_{started}_{answered}",
+        name=name,
+        ready_ns=started,
+        queued_ns=started,
+        started_ns=started,
+        ended_ns=answered + int(parsing * MS),
+        status=status,
+        error_type=error_type,
+        remote=RemoteCall(
+            server,
+            transport,
+            "2025-11-25",
+            posted,
+            answered,
+            None if told is None else int(told * MS),
+            int(session * MS),
+            **more,
+        ),
+    )
+
+
+def asked_by_nobody(*rounds: Sequence[ToolCall], strategy: str = "gathered", process: str = "") -> LoopRecord:
+    """A loop of rounds of calls that no model asked for, as `profiler mcp load` makes them."""
+    made = []
+    for index, calls in enumerate(rounds):
+        start, end = min(call.queued_ns for call in calls), max(call.ended_ns for call in calls)
+        nobody = ModelCall(NO_MODEL, "", start, start)
+        made.append(RoundRecord(index, start, end, nobody, start, end, tuple(calls)))
+    start, end = made[0].started_ns, made[-1].ended_ns
+    return LoopRecord(
+        f"loop-{process}{start}",
+        strategy,
+        NO_MODEL,
+        "",
+        start,
+        end,
+        "ok",
+        tuple(made),
+        trial=0,
+        process=process,
     )
 
 

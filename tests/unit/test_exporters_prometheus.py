@@ -13,11 +13,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from profiler import metrics
-from profiler.exporters.prometheus import OTHER, UNKNOWN_TOOL, Exposition, PrometheusSink
+from profiler.anatomy import PARTS
+from profiler.exporters.prometheus import MAX_SERVERS, OTHER, UNKNOWN_TOOL, Exposition, PrometheusSink
 from profiler.loop.recorder import Recorder
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
 from profiler.strategies import parse_strategy
-from tests.unit.statistics_data import loop
+from tests.unit.statistics_data import asked_by_nobody, loop, served
 
 S = 1_000_000_000
 
@@ -265,7 +266,7 @@ def test_quotas_are_read_from_either_providers_headers(headers, found):
 
 def test_table_is_well_formed():
     names = [metric.name for metric in metrics.TABLE]
-    assert len(names) == len(set(names)) == 42
+    assert len(names) == len(set(names)) == 46
     for metric in metrics.TABLE:
         assert metric.name.startswith("toolloop_")
         assert metric.name.endswith("_total") == (metric.kind == "counter")
@@ -402,3 +403,93 @@ def test_records_that_a_sink_fails_on_are_counted_by_sink():
     found = samples(parse_text(Exposition(sink).render().decode()))
     assert found["toolloop_records_dropped_total", ("sink", "full_disk")] == 2.0
     assert found["toolloop_records_dropped_total", ("sink", "PrometheusSink")] == 0.0
+
+
+# MCP servers
+
+
+def test_parts_of_a_call_of_an_mcp_server_sum_to_its_duration(sink):
+    told = served(0, session=50, client=5, remote=100, parsing=2, told=90)
+    untold = served(0, client=10, remote=200, parsing=3, new_connection=True)
+    sink(asked_by_nobody([told, untold]))
+
+    def parts(suffix: str) -> dict[str, float | None]:
+        name = f"toolloop_mcp_call_part_seconds_{suffix}"
+        return {part: value(sink, name, strategy="gathered", server="docs", part=part) for part in PARTS}
+
+    assert parts("count") == dict.fromkeys(PARTS, 2) | dict.fromkeys(
+        ("server", "network", "server_and_network"), 1
+    )
+    assert parts("sum") == pytest.approx(
+        {
+            "session_wait": 0.05,
+            "client_wait": 0.015,
+            "server": 0.09,
+            "network": 0.01,
+            "server_and_network": 0.2,
+            "parsing": 0.005,
+        }
+    )
+    name = "toolloop_mcp_call_duration_seconds_sum"
+    whole = value(sink, name, strategy="gathered", server="docs", status="ok")
+    assert sum(parts("sum").values()) == pytest.approx(whole)
+    name = "toolloop_mcp_new_connections_total"
+    assert value(sink, name, strategy="gathered", server="docs") == 1
+
+
+def test_failures_of_an_mcp_server_are_counted_by_what_they_are(sink):
+    sink(
+        asked_by_nobody(
+            [
+                served(0, status="error", error_type="tool_error"),
+                served(0, status="error", error_type="rpc_-32602"),
+                served(0, status="error", error_type="rpc_-32602", server="wiki"),
+                replace(served(0, status="cancelled", error_type="cancelled"), started_ns=None),
+            ]
+        )
+    )
+    found = {
+        (server, error): value(
+            sink, "toolloop_mcp_errors_total", strategy="gathered", server=server, error_type=error
+        )
+        for server in ("docs", "wiki")
+        for error in ("tool_error", "rpc_-32602", "cancelled")
+    }
+    assert {key: count for key, count in found.items() if count} == {
+        ("docs", "tool_error"): 1,
+        ("docs", "rpc_-32602"): 1,
+        ("docs", "cancelled"): 1,
+        ("wiki", "rpc_-32602"): 1,
+    }
+    name = "toolloop_mcp_call_duration_seconds_count"
+    assert value(sink, name, strategy="gathered", server="docs", status="cancelled") is None
+
+
+def test_servers_beyond_the_most_share_a_label(sink):
+    sink(asked_by_nobody([*(served(0, server=f"server-{number}") for number in range(MAX_SERVERS + 5))]))
+    name = "toolloop_mcp_call_duration_seconds_count"
+    assert value(sink, name, strategy="gathered", server=OTHER, status="ok") == 5
+    assert value(sink, name, strategy="gathered", server=f"server-{MAX_SERVERS}", status="ok") is None
+    assert value(sink, "toolloop_label_overflow_total", label="server") == 5
+
+
+def test_no_model_request_is_counted_where_no_model_was_asked(sink):
+    sink(asked_by_nobody([served(0)]))
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(sink)
+    counted = {
+        sample.name
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name.startswith("toolloop_model") and not sample.name.endswith("_created")
+    }
+    assert counted == set()
+    name = "toolloop_round_phase_seconds_total"
+    assert value(sink, name, strategy="gathered", phase="model") == 0
+    assert value(sink, name, strategy="gathered", phase="tools") == pytest.approx(0.102)
+
+
+def test_calls_of_other_tools_leave_no_trace_of_servers(sink):
+    sink(record())
+    text = Exposition(sink).render().decode()
+    assert not re.search(r"^toolloop_mcp_\w+\{", text, re.MULTILINE)

@@ -19,16 +19,18 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 
-from profiler.anatomy import PHASES, phases
+from profiler.anatomy import PARTS, PHASES, phases, remote_parts
 from profiler.exporters.opentelemetry import OpenTelemetrySink
 from profiler.exporters.prometheus import PrometheusSink
 from profiler.load.health import Tally
 from profiler.load.output import reported
 from profiler.load.spending import LoopAccount
 from profiler.records import (
+    NO_MODEL,
     Attempt,
     LoopRecord,
     ModelCall,
+    RemoteCall,
     RoundRecord,
     ServerToolCall,
     ToolAttempt,
@@ -103,7 +105,8 @@ class Maker:
 
     def round(self, index: int) -> RoundRecord:
         started = self.now
-        model = self.model()
+        # As `profiler mcp load` makes them: calls that no model asked for.
+        model = ModelCall(NO_MODEL, "", started, started) if self.some(0.1) else self.model()
         calls: tuple[ToolCall, ...] = ()
         self.passes(3)  # parsing
         if self.some(0.8):
@@ -172,6 +175,8 @@ class Maker:
         started = queued + self.random.randrange(20) * MS
         ended = started + self.random.randrange(1, 40) * MS
         made = ToolCall(f"c{n}", self.random.choice(("search", "lookup")), queued, queued, started, ended)
+        if self.some(0.4):
+            made = replace(made, remote=self.remote(started, ended))
         if kind in ("error", "timeout", "cancelled"):
             return replace(made, status=kind, error_type=kind if kind != "error" else "ValueError")
         if kind == "never":
@@ -189,6 +194,22 @@ class Maker:
             return replace(made, ended_ns=started + 10 * MS, attempts=tries)
         return made
 
+    def remote(self, started: int, ended: int) -> RemoteCall:
+        """Times of a call of an MCP server's tool, some of them unknown."""
+        posted, answered = sorted(self.random.randrange(started, ended + 1) for _ in range(2))
+        sent, came = self.some(0.9), self.some(0.9)
+        return RemoteCall(
+            self.random.choice(("docs", "wiki")),
+            "http",
+            "2025-11-25",
+            posted if sent else None,
+            answered if sent and came else None,
+            self.random.randrange(answered - posted + 1) if came and self.some(0.5) else None,
+            self.random.randrange(posted - started + 1),
+            self.random.choice(("json", "sse")),
+            new_connection=self.random.choice((True, False, None)),
+        )
+
 
 def generated(seed: int) -> list[LoopRecord]:
     return Maker(seed).loops(80)
@@ -200,8 +221,9 @@ def generated(seed: int) -> list[LoopRecord]:
 def said(records: Sequence[LoopRecord]) -> Facts:
     own = [record for record in records if not record.nested]
     rounds = [round_ for record in records for round_ in record.rounds]
-    models = [round_.model for round_ in rounds]
+    models = [round_.model for round_ in rounds if round_.model.asked]
     calls = [call for round_ in rounds for call in round_.tool_calls]
+    served = [call for call in calls if call.remote is not None]
     ran = [call.duration_ns for call in calls if call.duration_ns is not None]
     tries = [*models, *calls]
     return {
@@ -245,6 +267,12 @@ def said(records: Sequence[LoopRecord]) -> Facts:
         "retries": sum(len(one.retries) for one in tries),
         "backoff": sum(retry.backoff_ns for one in tries for retry in one.retries),
         **{f"phase {phase}": sum(phases(round_)[phase] for round_ in rounds) for phase in PHASES},
+        "served calls": len(served),
+        "served calls that ran": sum(call.duration_ns is not None for call in served),
+        "served time": sum(call.duration_ns or 0 for call in served),
+        "served failures": sum(call.failure is not None for call in served),
+        "new connections": sum(call.remote.new_connection is True for call in served if call.remote),
+        **{f"part {part}": sum(remote_parts(call).get(part, 0) for call in served) for part in PARTS},
     }
 
 
@@ -342,7 +370,11 @@ def table(records: Sequence[LoopRecord], _: Path) -> Facts:
 
 
 def summary(records: Sequence[LoopRecord], _: Path) -> Facts:
-    (strategy,) = summarise(run([TRIAL], strategies=("gathered",)), records).strategies
+    made = summarise(run([TRIAL], strategies=("gathered",)), records)
+    (strategy,), servers = made.strategies, made.servers
+    for one in servers:
+        for divided in (one.tools, one.strategies):
+            assert sum(part.calls for part in divided.values()) == one.calls.calls
     totals, loops = strategy.totals, strategy.loops
     assert strategy.failure_rate.value == pytest.approx(totals.failed / totals.loops)
     assert (loops.due, loops.failed, loops.incomplete) == (totals.loops, totals.failed, totals.incomplete)
@@ -369,6 +401,9 @@ def summary(records: Sequence[LoopRecord], _: Path) -> Facts:
         "untimed server tools": totals.untimed_server_tool_calls,
         "calls": totals.tool_calls,
         "failed calls": totals.tool_errors,
+        "served calls": sum(server.calls.calls for server in servers),
+        "served failures": sum(server.calls.errors for server in servers),
+        "new connections": sum(server.new_connections for server in servers),
     }
 
 
@@ -452,6 +487,11 @@ def prometheus(records: Sequence[LoopRecord], _: Path) -> Facts:
         "retries": total("retries_total"),
         "backoff": total("backoff_seconds_total") / SECONDS,
         **{f"phase {p}": total("round_phase_seconds_total", phase=p) / SECONDS for p in PHASES},
+        "served calls that ran": total("mcp_call_duration_seconds_count"),
+        "served time": total("mcp_call_duration_seconds_sum") / SECONDS,
+        "served failures": total("mcp_errors_total"),
+        "new connections": total("mcp_new_connections_total"),
+        **{f"part {p}": total("mcp_call_part_seconds_sum", part=p) / SECONDS for p in PARTS},
     }
 
 
@@ -481,9 +521,9 @@ def opentelemetry(records: Sequence[LoopRecord], _: Path) -> Facts:
     return {
         "records": count("gen_ai.invoke_agent.duration"),  # an agent inside another's call is one there
         "records answered": count("gen_ai.invoke_agent.duration", well=True),
-        "rounds": total("gen_ai.invoke_agent.inference_calls"),
+        "rounds": count("toolloop.round_duration"),
         "round time": total("toolloop.round_duration") / SECONDS,
-        "requests": count("gen_ai.client.inference.duration"),
+        "requests": total("gen_ai.invoke_agent.inference_calls"),
         "requests answered": count("gen_ai.client.inference.duration", well=True),
         "request time": total("gen_ai.client.inference.duration") / SECONDS,
         "input tokens": total("gen_ai.client.inference.usage.input_tokens"),
@@ -504,6 +544,17 @@ def opentelemetry(records: Sequence[LoopRecord], _: Path) -> Facts:
             f"phase {point.attributes['phase']}": point.value / SECONDS
             for point in points["toolloop.round_phase"]
             if point.attributes["phase"] != "unaccounted"  # may fall, which no counter can
+        },
+        "served calls that ran": count("toolloop.mcp_call_duration"),
+        "served time": total("toolloop.mcp_call_duration") / SECONDS,
+        "served failures": total("toolloop.mcp_errors"),
+        "new connections": total("toolloop.mcp_new_connections"),
+        **{
+            f"part {part}": sum(
+                point.sum for point in points["toolloop.mcp_call_part"] if point.attributes["part"] == part
+            )
+            / SECONDS
+            for part in PARTS
         },
     }
 

@@ -136,13 +136,14 @@ def alerts() -> list[Alert]:
             "5m",
             "ticket",
             "Calls of {{ $labels.job }} wait in the client of {{ $labels.server }}",
-            "{{ $value | humanizePercentage }} of the time of calls of {{ $labels.server }} passes before they "
-            "are sent.",
+            "{{ $value | humanizePercentage }} of the time of calls of {{ $labels.server }} passes before "
+            "they are sent.",
             "Calls of an MCP server spend more than half of their time in its client: behind a lock of the "
             "session, or for a connection.",
-            "*Call p95 by part*: session_wait is a lock of the framework's, client_wait its connections. *Calls at "
-            "each server, mean*: near 1, the session lets one call through at a time.",
-            "Several sessions, or a client that does not lock its session; more connections in its http_client.",
+            "*Call p95 by part*: session_wait is a lock of the framework's, client_wait its connections. "
+            "*Calls at each server, mean*: near 1, the session lets one call through at a time.",
+            "Several sessions, or a client that does not lock its session; more connections in its "
+            "http_client.",
         ),
         Alert(
             "ToolloopLowEfficiency",
@@ -178,8 +179,9 @@ def alerts() -> list[Alert]:
             "ticket",
             "{{ $labels.job }} has too many values of {{ $labels.label }}",
             "{{ $value | humanize }} observations in 15m are under __other__ as {{ $labels.label }}.",
-            "More than 50 different tools, error types or strategies, or more than 20 models or servers: the rest "
-            "share the name `__other__`. Names that no tool has do not count: they are `__unknown_tool__`.",
+            "More than 50 different tools, error types or strategies, or more than 20 models or servers: the "
+            "rest share the name `__other__`. Names that no tool has do not count: they are "
+            "`__unknown_tool__`.",
             "`count by (tool) (toolloop_tool_call_duration_seconds_count)`: real tools, or names that a "
             "model made up?",
             "Answer unknown tools with `unknown_tool` (the loop does); give tools stable names without "

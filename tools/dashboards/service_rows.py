@@ -103,15 +103,15 @@ def servers() -> list[Panel]:
         row("MCP servers"),
         _quarter(
             "Calls per second by server",
-            "How many calls does each MCP server take, and how do they end? Calls that fail at once look like "
-            "throughput: read it beside the errors.",
+            "How many calls does each MCP server take, and how do they end? Calls that fail at once look "
+            "like throughput: read it beside the errors.",
             "ops",
             {"{{server}} {{status}}": NOW.rate(metrics.MCP_CALL_DURATION, "_count", by="server, status")},
         ),
         _quarter(
             "Calls at each server, mean",
-            "How many calls does each server hold at once, on average? One, under a load that asks for several, "
-            "means that something lets through one call at a time.",
+            "How many calls does each server hold at once, on average? One, under a load that asks for "
+            "several, means that something lets through one call at a time.",
             "none",
             {"{{server}}": NOW.rate(metrics.MCP_CALL_DURATION, "_sum", by="server")},
         ),
@@ -124,16 +124,16 @@ def servers() -> list[Panel]:
         ),
         _quarter(
             "New connections per call",
-            "Does each call open a connection of its own? At 1 it does, as the official SDK does for each reply "
-            "that is an event stream: let the server answer in JSON.",
+            "Does each call open a connection of its own? At 1 it does, as the official SDK does for each "
+            "reply that is an event stream: let the server answer in JSON.",
             "percentunit",
             {"{{server}}": ratio(NOW.rate(metrics.MCP_NEW_CONNECTIONS, by="server"), calls)},
             highest=1,
         ),
         timeseries(
             "Call p95 by part",
-            "Where is the time of a call: waiting for the session, in the client, at the server, or reading the "
-            "answer? Waits before it is sent are the client's, and no faster server shortens them. "
+            "Where is the time of a call: waiting for the session, in the client, at the server, or reading "
+            "the answer? Waits before it is sent are the client's, and no faster server shortens them. "
             "server_and_network: the server does not say how long it took.",
             "s",
             {"{{server}} {{part}}": NOW.quantile(0.95, metrics.MCP_CALL_PART, by="server, part")},
