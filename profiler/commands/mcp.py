@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,13 @@ from profiler.process.streams import json_text
 if TYPE_CHECKING:
     from profiler.commands import Commands
     from profiler.load.calls import CallPlan
+
+MOST_AT_ONCE = 64
+"""Calls at once up to which `tune` looks for a limit, unless `--users` says how many are ever wanted."""
+
+LOOKS = 3
+"""Lone calls by which `tune` sees how long one takes; the first also warms up."""
+LOOK_SECONDS = 30.0
 
 TARGET_HELP = 'the MCP server: [NAME=]https://host/mcp, or [NAME=]"command that starts it" (stdio)'
 
@@ -61,6 +69,7 @@ def add(commands: Commands) -> None:
         "http://127.0.0.1:8000/mcp --call search --users 64",
         "http://127.0.0.1:8000/mcp --slo 'p95<500ms,errors<1%' --budget 2m",
     )
+    tune.set_defaults(users=MOST_AT_ONCE)
     tune.add_argument(
         "--budget",
         type=SECONDS.argument,
@@ -118,8 +127,8 @@ def _headers(given: list[str]) -> list[str]:
     return given
 
 
-def first_look(options: LoadOptions) -> CallPlan:
-    """What is about to be called, as the server lists it now.
+def first_look(options: LoadOptions, calls: bool = False) -> tuple[CallPlan, float]:
+    """What is about to be called, as the server lists it now; with `calls`, and how many seconds one takes.
 
     Raises `UsageError` for what it cannot be asked, `ToolServerError` where it cannot be reached.
     """
@@ -127,34 +136,44 @@ def first_look(options: LoadOptions) -> CallPlan:
 
     from profiler.load.direct import connector, opened_plan
 
-    async def look() -> CallPlan:
+    async def look() -> tuple[CallPlan, float]:
         session = await connector(options)()
         try:
-            return await opened_plan(options, session)
+            plan = await opened_plan(options, session)
+            took = []
+            for number in range(LOOKS if calls else 0):
+                began = time.monotonic()
+                call = plan.call(number)
+                await session.call(call.tool, call.arguments, timeout=LOOK_SECONDS)
+                took.append(time.monotonic() - began)
+            return plan, sum(took[1:]) / max(1, len(took) - 1)
         finally:
             await session.close()
 
     return asyncio.run(look())
 
 
-def agreed(arguments: argparse.Namespace, options: LoadOptions, head: str, per_worker: str) -> bool:
+def agreed(
+    arguments: argparse.Namespace, options: LoadOptions, head: str, sessions: str, calls: bool = False
+) -> float | None:
     """Show what is about to happen; ask before it leaves this machine, on a terminal.
 
-    False, and said so, when the answer is no. Raises `ProfilerError` where it cannot be done.
+    None, and said so, when the answer is no; else how many seconds a lone call takes, where `calls` may be
+    made to find out. Raises `ProfilerError` where it cannot be done.
     """
     options.check_targets(os.environ)
-    plan = first_look(options)
+    plan, seconds = first_look(options, calls)
     remote = bool(options.remote_targets(os.environ))
     asks = remote and not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
     if asks or not arguments.quiet:
-        print(f"{head}: {plan.said}{per_worker}", file=sys.stderr, flush=True)
+        print(f"{head}: {plan.said}{sessions}", file=sys.stderr, flush=True)
     if not asks:
-        return True
+        return seconds
     print("start? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
-        return True
+        return seconds
     print("nothing was started", file=sys.stderr)
-    return False
+    return None
 
 
 def sessions_said(options: LoadOptions, size: Size) -> str:
@@ -193,7 +212,7 @@ def _load(arguments: argparse.Namespace) -> int:
     else:
         how = f"{', '.join(map(str, options.levels)) or size.users} at once"
     head = f"plan: {options.server.shown}, {size.seconds:.0f} s of measuring, {how}"
-    if not agreed(arguments, options, head, sessions_said(options, size)):
+    if agreed(arguments, options, head, sessions_said(options, size)) is None:
         return 1
     experiment = Experiment(options, size.users, size.seconds, size.workers)
     failure: ProfilerError | None = None
@@ -245,4 +264,48 @@ def _load(arguments: argparse.Namespace) -> int:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    import orjson
+
+    from profiler.report import ci
+    from profiler.statistics.gates import Outcome, missed
+    from profiler.tune.capacity import rate_sentence
+    from profiler.tune.direct import DirectSearch, DirectTuner, render_capacity
+
+    check_output(arguments)
+    options, size = asked_direct(arguments), Size.from_namespace(arguments)
+    head = f"plan: a search of up to {arguments.budget:.0f} s with up to {size.users} calls at once"
+    alone = agreed(
+        arguments, options, f"{head} on {options.server.shown}", sessions_said(options, size), True
+    )
+    if alone is None:
+        return 1
+    search = DirectSearch(options, size.users, alone, size.workers, arguments.budget)
+
+    def say(text: str) -> None:
+        if not arguments.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    try:
+        answer = DirectTuner(search, say).run()
+    except ProfilerError as error:
+        write_junit(arguments, ci.junit_of_error(f"profiler mcp tune: {options.server.shown}", str(error)))
+        raise
+    valid = not answer.invalid or arguments.allow_saturated
+    rates = answer.rates
+    outcomes = [
+        Outcome("valid", "", valid, "; ".join(answer.invalid) or "the figures are valid.", kind="validity")
+    ]
+    if rates is not None:
+        said = rate_sentence(answer.server, rates)
+        outcomes.append(Outcome(rates.objective, "", rates.met is not None, f"{said}.", kind="objective"))
+    answered = answer.kind != "fails"
+    outcomes.append(Outcome("loops", "", answered, f"{answer.sentence}.", kind="loops"))
+    title = f"profiler mcp tune: {options.server.shown}"
+    found = ci.Findings(title, tuple(outcomes), (answer.sentence,), seconds=answer.seconds)
+    write_junit(arguments, ci.junit(found))
+    if arguments.json:
+        data = orjson.dumps(answer, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        show(json_text(data))
+    elif not show_as_asked(arguments, found):
+        show(render_capacity(answer))
+    return complain(Ending(missed=missed(outcomes)), ", ".join(answer.runs))

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from profiler.emulator.arguments import Generator, SchemaError, compile_schema
+from profiler.emulator.arguments import Generator, compile_schema
 from profiler.emulator.draws import Draws, key
+from profiler.emulator.work import SchemaError
 from profiler.errors import UsageError, did_you_mean
 from profiler.mcp.servers import may_be_called
 from profiler.mcp.session import ListedTool

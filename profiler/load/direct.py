@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any
 
 from profiler.errors import TargetError, ToolServerError, UsageError
-from profiler.limits.refusals import Returned, Signal
+from profiler.limits.limiter import Signal
+from profiler.limits.refusals import Returned
 from profiler.load.calls import CallPlan, plan_calls, read_calls
 from profiler.load.context import LoopPosition
 from profiler.load.options import LoadOptions

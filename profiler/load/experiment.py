@@ -206,7 +206,8 @@ def _run(
 def command_line(experiment: Experiment, options: LoadOptions) -> list[str]:
     """Locust's command line."""
     command = [sys.executable, "-P", "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary"]
-    command += ["-u", str(experiment.users), "-r", str(min(experiment.users, SPAWN_RATE))]
+    most = max(experiment.users, *options.levels)  # the rate holds for all steps of a ladder
+    command += ["-u", str(experiment.users), "-r", str(min(most, SPAWN_RATE))]
     command += ["--exit-code-on-error", "0", f"--run-directory={options.run_directory}"]
     if experiment.workers > 1:
         port = str(_free_port())

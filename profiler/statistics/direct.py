@@ -18,7 +18,7 @@ from profiler.anatomy import peak
 from profiler.records import REFUSED, LoopRecord, ToolCall
 from profiler.rundir import Run, Trial
 from profiler.statistics.backlog import growing_backlog
-from profiler.statistics.quantiles import LEVELS, Estimate, Quantiles, quantiles
+from profiler.statistics.quantiles import LEVELS, Estimate, Quantiles, block_interval, quantiles
 from profiler.statistics.table import Table
 from profiler.statistics.windows import Measured, measure
 
@@ -61,7 +61,9 @@ class DirectLoad:
     `served` calls a second ended well while the load lasted. At the end of a block at most `waiting` calls
     had arrived and had not ended: the server needed `waiting_seconds` more for them. `unserved`: that backlog
     is shown to grow, so a longer test would leave a longer one. `unstarted` arrivals never began. `in_flight`
-    is how many calls the server had at once at most, `accepted` those of them that ended well.
+    is how many calls the server had at once at most, `accepted` those of them that ended well;
+    `beside_failures` is how many of these there were when another call failed (the median; None without
+    failures): what a server with a fixed limit takes. `mean` is the mean of what `seconds` are quantiles of.
     """
 
     users: int
@@ -76,6 +78,8 @@ class DirectLoad:
     unserved: bool
     in_flight: int
     accepted: int
+    beside_failures: float | None
+    mean: float | None
     seconds: Quantiles
     at_least: tuple[str, ...]
     tools: tuple[ToolLoad, ...]
@@ -124,6 +128,12 @@ class _Calls:
     def ended(self) -> int:
         return sum(map(len, self.blocks.values()))
 
+    @property
+    def mean(self) -> float | None:
+        """Seconds of the calls that ended well."""
+        total = sum(latency for block in self.blocks.values() for _, latency in block)
+        return total * _NS / self.ended if self.ended else None
+
     def quantiles(self) -> tuple[Quantiles, tuple[str, ...]]:
         groups = [
             np.array([latency for _, latency in sorted(self.blocks[block])], dtype=float)
@@ -158,20 +168,32 @@ def direct_loads(run: Run, records: Iterable[LoopRecord], table: Table) -> list[
     """The figures of each load of a run, the lowest first. `table` is that of the same records."""
     of_trial = {trial.index: trial for trial in run.trials}
     by_users: dict[int, list[tuple[Trial, LoopRecord]]] = defaultdict(list)
+    answers: dict[int, list[int]] = defaultdict(list)
     for record in records:
         trial = None if record.trial is None else of_trial.get(record.trial)
-        if trial is not None and trial.started_ns <= record.due_ns < trial.ended_ns:
+        if trial is None:
+            continue
+        if record.status == "ok" and trial.started_ns <= record.ended_ns < trial.ended_ns:
+            answers[trial.index].append(record.ended_ns)  # also of calls that began before
+        if trial.started_ns <= record.due_ns < trial.ended_ns:
             by_users[trial.users].append((trial, record))
     groups = {group.users: group for group in measure(run, table)}
     users = sorted({trial.users for trial in run.trials})
-    return [_load(run, groups[one], by_users[one], table) for one in users if one in groups]
+    return [_load(run, groups[one], by_users[one], answers, table) for one in users if one in groups]
 
 
-def _load(run: Run, group: Measured, found: Sequence[tuple[Trial, LoopRecord]], table: Table) -> DirectLoad:
+def _load(
+    run: Run,
+    group: Measured,
+    found: Sequence[tuple[Trial, LoopRecord]],
+    answers: Mapping[int, Sequence[int]],
+    table: Table,
+) -> DirectLoad:
     trials = [trial for trial in run.trials if trial.users == group.users]
     every, tools = _Calls(), defaultdict[str, _Calls](_Calls)
     spans: list[tuple[int, int]] = []
     good: list[tuple[int, int]] = []
+    failed: list[tuple[int, int]] = []
     waiting: Counter[int] = Counter()
     last: dict[int, int] = {}
     for trial, record in found:
@@ -184,6 +206,8 @@ def _load(run: Run, group: Measured, found: Sequence[tuple[Trial, LoopRecord]], 
                 spans.append(span)
                 if call.status == "ok":
                     good.append(span)
+                elif call.status != "cancelled":
+                    failed.append(span)
         if record.ended_ns >= trial.ended_ns:
             waiting[trial.index] += 1
             last[trial.index] = max(last.get(trial.index, 0), record.ended_ns)
@@ -195,7 +219,7 @@ def _load(run: Run, group: Measured, found: Sequence[tuple[Trial, LoopRecord]], 
     return DirectLoad(
         users=group.users,
         rate=group.rate,
-        served=_served(found, trials),
+        served=_served(answers, trials, group.rate is None or backlog is not None),
         calls=every.calls,
         failures=dict(every.failures.most_common()),
         cut=len(every.cut),
@@ -205,6 +229,8 @@ def _load(run: Run, group: Measured, found: Sequence[tuple[Trial, LoopRecord]], 
         unserved=backlog is not None,
         in_flight=peak(spans),
         accepted=peak(good),
+        beside_failures=_beside(failed, good),
+        mean=every.mean,
         seconds=seconds,
         at_least=at_least,
         tools=tuple(_tool(name, tools[name]) for name in sorted(tools)),
@@ -232,26 +258,42 @@ def _cut_in(found: Sequence[tuple[Trial, LoopRecord]], trial: Trial) -> int:
     return sum(one.index == trial.index and record.status == "cancelled" for one, record in found)
 
 
-def _served(found: Sequence[tuple[Trial, LoopRecord]], trials: Sequence[Trial]) -> Estimate:
+def _beside(failed: Sequence[tuple[int, int]], good: Sequence[tuple[int, int]]) -> float | None:
+    """How many of the good calls were under way in the middle of each failed one: the median."""
+    if not failed:
+        return None
+    middles = np.array([(start + end) // 2 for start, end in failed])
+    starts, ends = (
+        (np.sort(np.array(times, dtype=np.int64)) for times in zip(*good, strict=True))
+        if good
+        else (
+            np.empty(0),
+            np.empty(0),
+        )
+    )
+    there = np.searchsorted(starts, middles, "right") - np.searchsorted(ends, middles, "right")
+    return float(np.median(there))
+
+
+def _served(answers: Mapping[int, Sequence[int]], trials: Sequence[Trial], busy: bool) -> Estimate:
     """Calls a second that ended well inside the windows; with an interval of the blocks.
 
-    From the first end to the last of a window: it opens on an empty server, which answers nothing at first.
+    In a closed load, and in one that is not served, the server is `busy` from its first answer on: then it is
+    the slope of the answers over time. A window that opens on an empty server, which answers nothing at first,
+    or ends just before many calls do, would make another rate.
     """
-    from profiler.statistics.quantiles import block_interval
-
     rates = []
     for trial in trials:
-        ends = sorted(
-            record.ended_ns
-            for one, record in found
-            if one.index == trial.index and record.status == "ok" and record.ended_ns < trial.ended_ns
-        )
+        ends = sorted(answers.get(trial.index, ()))
         window = (trial.ended_ns - trial.started_ns) * _NS
-        span = (ends[-1] - ends[0]) * _NS if ends else 0.0
         if window <= 0:
             continue
+        rate = len(ends) / window
         # A few ends close together are no rate.
-        rates.append(max(len(ends) / window, (len(ends) - 1) / span if span >= window / 2 else 0.0))
+        if busy and len(ends) > 3 and (ends[-1] - ends[0]) * _NS >= window / 2:
+            at = (np.array(ends) - ends[0]) * _NS
+            rate = float(np.polyfit(at, np.arange(at.size), 1)[0])
+        rates.append(rate)
     if not rates:
         return Estimate(None)
     return block_interval(sum(rates) / len(rates), rates)
