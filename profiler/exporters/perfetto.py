@@ -6,6 +6,9 @@ tool phase (divided into `tools` and `queue`) and collect. The calls lie on trac
 as ran or waited at once, so that slices of one track nest and never overlap otherwise; an arrow leads
 from each round to its calls, and from a call to the loops that began in it.
 
+Every MCP server is a group too. There the requests of its calls lie, each from being sent to its answer,
+with the server's own part where it says how long it took. How many it has at once is a counter of the run.
+
 The counters, in a group `run`, are those of the whole run, so that a slow loop is seen among all the
 calls it competed with. They stand still where no loop is shown.
 """
@@ -28,6 +31,7 @@ from profiler.anatomy import (
     Interval,
     loop_phases,
     model_queue_ns,
+    remote_parts,
     runs,
     tool_phase,
     union,
@@ -35,7 +39,7 @@ from profiler.anatomy import (
 )
 from profiler.errors import RecordError, UsageError
 from profiler.process.modes import Opener, opener_like
-from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
+from profiler.records import NO_MODEL, LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import RunDirectory
 
 MAX_EVENTS = 250_000
@@ -221,7 +225,11 @@ class _Selection:
 def _cost(record: LoopRecord) -> int:
     """Roughly how many events a loop becomes."""
     return 1 + sum(
-        9 + 5 * len(r.model.attempts) + len(r.model.server_tools) + 3 * len(r.tool_calls)
+        9
+        + 5 * len(r.model.attempts)
+        + len(r.model.server_tools)
+        + 3 * len(r.tool_calls)
+        + 8 * sum(call.remote is not None for call in r.tool_calls)
         for r in record.rounds
     )
 
@@ -229,13 +237,17 @@ def _cost(record: LoopRecord) -> int:
 def _counters(records: Iterable[LoopRecord], windows: Sequence[Interval]) -> dict[tuple[str, str], _Counter]:
     """The counters of all records. The trace processor joins a key to a name such as "calls queued"."""
     running, queued, loops = _Counter(windows), _Counter(windows), _Counter(windows)
+    servers: dict[str, _Counter] = {}
     for record in records:
         loops.add(record.started_ns, record.ended_ns)
         for call in record.tool_calls:
             queued.add(call.queued_ns, call.waited_until_ns)
             if call.started_ns is not None:
                 running.add(call.started_ns, call.ended_ns)
-    return {("calls", "in flight"): running, ("calls", "queued"): queued, ("loops", "in flight"): loops}
+            if (sent := _sent(call)) is not None:
+                servers.setdefault(call.server, _Counter(windows)).add(*sent)
+    found = {("calls", "in flight"): running, ("calls", "queued"): queued, ("loops", "in flight"): loops}
+    return found | {(f"requests at {name}", "in flight"): servers[name] for name in sorted(servers)}
 
 
 def run_events(
@@ -313,6 +325,33 @@ def events(loops: Sequence[LoopRecord], origin_ns: int) -> Iterator[Event]:
             tid, named_track = tracks.take(start, end)
             yield from named_track
             yield writer.slice(tid, name, "server tool", (start, end))
+    yield from _servers(loops, origin_ns, ids)
+
+
+def _servers(loops: Sequence[LoopRecord], origin_ns: int, ids: Iterator[int]) -> Iterator[Event]:
+    """The requests of each MCP server, on as many tracks as it had of them at once."""
+    sent: dict[str, list[tuple[Interval, ToolCall]]] = {}
+    for loop in loops:
+        for call in loop.tool_calls:
+            if (span := _sent(call)) is not None:
+                sent.setdefault(call.server, []).append((span, call))
+    for server in sorted(sent):
+        pid = next(ids)
+        yield from named(pid, "process_name", f"MCP server {server}", pid)
+        writer, tracks = _Writer(pid, origin_ns, {}), _Tracks(pid, "requests", ids)
+        for span, call in sorted(sent[server], key=lambda item: item[0]):
+            tid, named_track = tracks.take(*span)
+            yield from named_track
+            yield from writer.request(call, span, tid)
+
+
+def _sent(call: ToolCall) -> Interval | None:
+    """When the request of a call was at its MCP server; None if it never was."""
+    remote = call.remote
+    if remote is None or remote.posted_ns is None or call.started_ns is None:
+        return None
+    ended_ns = call.ended_ns if remote.answered_ns is None else remote.answered_ns
+    return _inside(remote.posted_ns, ended_ns, (call.started_ns, max(call.started_ns, call.ended_ns)))
 
 
 def _arrows(loops: Sequence[LoopRecord], flows: Iterator[int]) -> dict[str, str]:
@@ -375,7 +414,7 @@ class _Writer:
         """A loop and all its rounds; adds their calls, each with the id of its arrow, to `calls`."""
         name = loop.name or "loop"
         args = _fields(loop, "id", "strategy", "status", "error_type", "trial", "parent") | {
-            "model": f"{loop.provider} {loop.model}",
+            "model": None if loop.provider == NO_MODEL else f"{loop.provider} {loop.model}",
             "late_ms": None if loop.intended_ns is None else _ms(loop.started_ns - loop.due_ns),
             "lag_ms": _ms(loop.lag_ns or None),
             **{f"{phase}_ms": _ms(spent or None) for phase, spent in loop_phases(loop).items()},
@@ -397,7 +436,8 @@ class _Writer:
                 event |= {"bind_id": flow, "flow_out": True}
                 calls.extend((call, flow) for call in round_.tool_calls)
             yield event
-            yield from self._model(round_.model, tid, span)
+            if round_.model.asked:
+                yield from self._model(round_.model, tid, span)
             yield from self._tool_phase(round_, tid, span)
 
     def _model(self, model: ModelCall, tid: int, parent: Interval) -> Iterator[Event]:
@@ -465,13 +505,14 @@ class _Writer:
         yield self.slice(tid, "collect", "phase", (end, parent[1]))
 
     def call(self, call: ToolCall, tid: int, flow: str) -> Iterator[Event]:
-        """One call from its queueing to its end: its wait, then its execution."""
+        """One call from its queueing to its end: its wait, then its execution, which may be in parts."""
         start, end = span = (call.queued_ns, max(call.queued_ns, call.ended_ns))
         args = _fields(call, "id", "status", "error_type") | {
             "thread_wait_ms": _ms(call.thread_wait_ns or None),
             "blocking_ms": _ms(call.blocking_ns or None),
             "arguments": _short(call.arguments),
             "result": _short(call.result),
+            "server": call.server or None,
         }
         yield self.slice(tid, call.name, "call", span, args) | {"bind_id": flow, "flow_in": True}
         started, _ = _inside(call.waited_until_ns, end, span)
@@ -481,6 +522,33 @@ class _Writer:
             running = self.slice(tid, "running", "call", (started, end))
             arrow = next((self.arrows[id_] for id_ in call.loops if id_ in self.arrows), None)
             yield running if arrow is None else running | {"bind_id": arrow, "flow_out": True}
+            yield from self._parts(call, tid, (started, end))
+
+    def _parts(self, call: ToolCall, tid: int, parent: Interval) -> Iterator[Event]:
+        """The parts of a call of an MCP server: when in between the server itself ran, nobody knows."""
+        parts = remote_parts(call)
+        there = "server and network"
+        parts[there] = sum(parts.pop(one, 0) for one in ("server", "network", "server_and_network"))
+        reached = parent[0]
+        for part in ("session_wait", "client_wait", there, "parsing"):
+            if lasted_ns := parts.get(part):
+                piece = _inside(reached, reached + lasted_ns, parent)
+                reached = piece[1]
+                yield self.slice(tid, part.replace("_", " "), "mcp", piece)
+
+    def request(self, call: ToolCall, span: Interval, tid: int) -> Iterator[Event]:
+        """The request of a call to its MCP server, and in it the server's own part, right before the
+        answer."""
+        remote = call.remote
+        if remote is None:
+            return
+        args = _fields(call, "id", "status", "error_type")
+        args |= _fields(remote, "transport", "protocol", "reply", "http_status", "new_connection")
+        args |= {"sends": remote.sends if remote.sends > 1 else None, "progress": remote.progress or None}
+        args |= {f"{part}_ms": _ms(lasted_ns) for part, lasted_ns in remote_parts(call).items()}
+        yield self.slice(tid, call.name, "mcp", span, args)
+        if remote.server_ns is not None:
+            yield self.slice(tid, "server", "mcp", _inside(span[1] - remote.server_ns, span[1], span))
 
 
 def named(pid: int, kind: str, name: str, order: int) -> Iterator[Event]:

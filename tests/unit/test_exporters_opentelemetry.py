@@ -24,11 +24,20 @@ from profiler import metrics, tool
 from profiler.errors import UsageError
 from profiler.exporters import opentelemetry as sink_module
 from profiler.exporters.opentelemetry import OpenTelemetrySink
-from profiler.exporters.opentelemetry_metrics import name_of
+from profiler.exporters.opentelemetry_metrics import MAX_NAMES, name_of
 from profiler.loop.loop import ToolLoop
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ServerToolCall, ToolCall
+from profiler.records import (
+    Attempt,
+    LoopRecord,
+    ModelCall,
+    RemoteCall,
+    RoundRecord,
+    ServerToolCall,
+    ToolCall,
+)
 from profiler.rundir import Anchor
 from profiler.testing import ScriptedModel, call, run_virtual
+from tests.unit.statistics_data import asked_by_nobody, served
 
 MS = 1_000_000
 WALL = 1_700_000_000_000_000_000
@@ -711,3 +720,135 @@ def test_spans_that_go_nowhere_are_said(caplog, monkeypatch):
     sink.close()
     (said,) = caplog.messages
     assert said.startswith("the spans of 2 loops went nowhere, since OpenTelemetry has no tracer provider")
+
+
+# MCP servers
+
+
+def test_call_of_an_mcp_server_has_the_names_of_the_conventions(out):
+    out.sink(
+        asked_by_nobody(
+            [
+                served(
+                    0, session=5, client=1, remote=100, parsing=2, told=90, new_connection=True, reply="sse"
+                ),
+                served(0, status="error", error_type="rpc_-32602", name="read", transport="stdio"),
+                served(0, status="error", error_type="tool_error", name="write", transport="memory"),
+                served(0, status="error", error_type="http_503", name="list", http_status=503, sends=2),
+            ]
+        )
+    )
+    usual = {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.type": "extension",
+        "mcp.method.name": "tools/call",
+        "mcp.protocol.version": "2025-11-25",
+        "toolloop.server": "docs",
+    }
+    found = {name: dict(out.one(f"execute_tool {name}").attributes) for name in ("search", "read", "write")}
+    assert all(usual.items() <= attributes.items() for attributes in found.values())
+    assert (
+        found["search"].items()
+        >= {
+            "network.transport": "tcp",
+            "network.protocol.name": "http",
+            "toolloop.server.session_wait": 0.005,
+            "toolloop.server.client_wait": 0.001,
+            "toolloop.server.server": 0.09,
+            "toolloop.server.network": 0.01,
+            "toolloop.server.parsing": 0.002,
+            "toolloop.server.reply": "sse",
+            "toolloop.server.new_connection": True,
+        }.items()
+    )
+    assert (
+        found["read"].items()
+        >= {
+            "network.transport": "pipe",
+            "error.type": "rpc_-32602",
+            "rpc.response.status_code": "-32602",
+            "toolloop.server.server_and_network": 0.1,
+        }.items()
+    )
+    assert found["write"]["error.type"] == "tool_error"
+    assert not {"network.transport", "rpc.response.status_code", "mcp.session.id"} & found["write"].keys()
+    listed = dict(out.one("execute_tool list").attributes)
+    assert (listed["http.response.status_code"], listed["toolloop.server.sends"]) == (503, 2)
+    # One span for each call, inside of its loop: the request's own is the client's to make.
+    kinds = [span.kind for span in out.spans()]
+    assert kinds == [SpanKind.INTERNAL] * 6
+
+
+def test_operations_of_mcp_servers_are_measured_under_the_conventions(out):
+    out.sink(
+        asked_by_nobody(
+            [
+                served(0, session=5, client=1, remote=100),
+                served(0, remote=200, status="error", error_type="rpc_-32602"),
+            ]
+        )
+    )
+    usual = {
+        "mcp.method.name": "tools/call",
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": "search",
+        "toolloop.server": "docs",
+        "mcp.protocol.version": "2025-11-25",
+        "network.transport": "tcp",
+    }
+    failed = {"rpc.response.status_code": "-32602", "error.type": "rpc_-32602"}
+    points = out.points()
+    assert points["mcp.client.operation.duration"] == {
+        tuple(sorted(usual.items())): (1, 0.1),
+        tuple(sorted((usual | failed).items())): (1, 0.2),
+    }
+    assert points["toolloop.mcp_errors"] == {
+        (("error_type", "rpc_-32602"), ("server", "docs"), ("strategy", "gathered")): 1
+    }
+    assert "gen_ai.client.inference.duration" not in points
+    assert list(points["gen_ai.invoke_agent.inference_calls"].values()) == [(1, 0)]
+
+
+def test_span_of_the_client_s_own_request_is_linked_once(out):
+    started = time.monotonic_ns()
+    theirs = [
+        out.provider.get_tracer("mcp-python-sdk").start_span(
+            f"MCP send tools/call {name}",
+            kind=SpanKind.CLIENT,
+            attributes={"mcp.method.name": "tools/call", "jsonrpc.request.id": str(number)},
+        )
+        for number, name in enumerate(("search", "fetch", "search"))
+    ]
+    for span in theirs:
+        span.end()
+    ended = time.monotonic_ns()
+    remote = RemoteCall("docs", "http")
+    calls = [
+        ToolCall(f"call_{n}", name, started, started, started, ended, remote=remote)
+        for n, name in enumerate(("search", "search", "search", "fetch", "other"))
+    ]
+    out.sink(asked_by_nobody(calls))
+    found = {
+        span.attributes["gen_ai.tool.call.id"]: (
+            [link.context.span_id for link in span.links],
+            span.attributes.get("jsonrpc.request.id"),
+        )
+        for span in out.spans()
+        if span.name.startswith("execute_tool")
+    }
+    ids = [span.get_span_context().span_id for span in theirs]
+    assert found == {
+        "call_0": ([ids[0]], "0"),
+        "call_1": ([ids[2]], "2"),
+        "call_2": ([], None),
+        "call_3": ([ids[1]], "1"),
+        "call_4": ([], None),
+    }
+
+
+def test_server_names_are_capped_in_metrics(out):
+    out.sink(asked_by_nobody([served(0, server=f"server-{number}") for number in range(MAX_NAMES + 5)]))
+    points = out.points()["toolloop.mcp_call_duration"]
+    assert len(points) == MAX_NAMES + 1
+    (other,) = [count for labels, count in points.items() if dict(labels)["server"] == "__other__"]
+    assert other[0] == 5

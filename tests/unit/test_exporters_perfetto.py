@@ -18,7 +18,17 @@ from profiler.anatomy import loop_phases, phases
 from profiler.errors import RecordError, UsageError
 from profiler.exporters import perfetto
 from profiler.exporters.perfetto import write_trace
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ServerToolCall, ToolCall, encode
+from profiler.records import (
+    Attempt,
+    LoopRecord,
+    ModelCall,
+    RemoteCall,
+    RoundRecord,
+    ServerToolCall,
+    ToolCall,
+    encode,
+)
+from tests.unit.statistics_data import asked_by_nobody, served
 
 MS = 1_000_000
 
@@ -503,7 +513,13 @@ def loops_of_an_agent(draw):
             queued = draw(st.integers(begun, tools_started))
             ran = draw(st.none() | st.integers(queued, queued + 2_000_000))
             ended = (queued if ran is None else ran) + draw(st.integers(0, 2_000_000))
-            calls.append(ToolCall(f"c{number}", "t", queued, queued, ran, ended))
+            remote = None
+            if ran is not None and draw(st.booleans()):
+                posted = draw(st.none() | st.integers(ran, ended))
+                answered = None if posted is None else draw(st.none() | st.integers(posted, ended))
+                told = draw(st.none() | st.integers(0, 2_000_000))
+                remote = RemoteCall("docs", "http", None, posted, answered, told, draw(st.integers(0, 9_000)))
+            calls.append(ToolCall(f"c{number}", "t", queued, queued, ran, ended, remote=remote))
             tools_ended = max(tools_ended, ended)
         at = tools_ended + draw(st.integers(0, 3_000)) if calls else at
         rounds.append(
@@ -532,7 +548,8 @@ def test_slices_always_nest_and_add_up(tmp_path_factory, loops):
         for x in loops
     )
     calls = [call for loop in loops for call in loop.tool_calls]
-    assert len(got.flows) == len(calls) == len(got.named("t"))
+    sent = [call for call in calls if call.remote is not None and call.remote.posted_ns is not None]
+    assert len(got.flows) == len(calls) == len(got.named("t")) - len(sent)
     assert len(got.named("running")) == sum(call.started_ns is not None for call in calls)
     # Rounding down costs a microsecond at most at each edge of a slice; and what eager calls overlap of
     # parsing is theirs by the record, but drawn as parsing.
@@ -560,3 +577,43 @@ def test_server_tools_have_tracks_of_their_own(tmp_path):
         ("code_execution", "server tools 2", 200_000, 100_000),
     ]
     assert got.one("loop 42").args["server_tools_ms"] == 140.0
+
+
+def test_mcp_servers_have_groups_with_their_requests(tmp_path):
+    """Two at once at one server, one at another, one that was never sent."""
+    calls = [
+        served(0, session=10, client=5, remote=100, parsing=3, told=80),
+        served(0, client=5, remote=50),
+        served(0, client=2, remote=20, server="wiki", status="error", error_type="tool_error"),
+    ]
+    unsent = replace(served(0), remote=RemoteCall("wiki", "http"))
+    write_trace([asked_by_nobody([*calls, unsent])], tmp_path / "t.json")
+    got = read(tmp_path / "t.json")
+    requests = [
+        (s.group, s.track, s.name, s.ts, s.dur) for s in got.slices if s.group.startswith("MCP server")
+    ]
+    assert sorted(requests) == [
+        ("MCP server docs", "requests", "search", 5_000, 50_000),
+        ("MCP server docs", "requests 2", "search", 15_000, 100_000),
+        ("MCP server docs", "requests 2", "server", 35_000, 80_000),
+        ("MCP server wiki", "requests", "search", 2_000, 20_000),
+    ]
+    first = next(s for s in got.named("running") if len(s.children) == 4)
+    assert [(s.name, s.ts, s.dur) for s in first.children] == [
+        ("session wait", 0, 10_000),
+        ("client wait", 10_000, 5_000),
+        ("server and network", 15_000, 100_000),
+        ("parsing", 115_000, 3_000),
+    ]
+    (failed,) = [s for s in got.slices if s.group == "MCP server wiki"]
+    assert failed.args["error_type"] == "tool_error"
+    assert got.counters["requests at docs in flight"] == [
+        (0, 0), (5_000, 1), (15_000, 2), (55_000, 1), (115_000, 0)
+    ]  # fmt: skip
+
+
+def test_round_that_no_model_was_asked_for_has_no_request(tmp_path):
+    write_trace([asked_by_nobody([served(0)])], tmp_path / "t.json")
+    got = read(tmp_path / "t.json")
+    assert not [s for s in got.slices if s.name.startswith("chat")]
+    assert "model" not in got.one("loop").args
