@@ -206,7 +206,7 @@ def _run(
 def command_line(experiment: Experiment, options: LoadOptions) -> list[str]:
     """Locust's command line."""
     command = [sys.executable, "-P", "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary"]
-    most = max(experiment.users, *options.levels)  # the rate holds for all steps of a ladder
+    most = max((experiment.users, *options.levels))  # the rate holds for all steps of a ladder
     command += ["-u", str(experiment.users), "-r", str(min(most, SPAWN_RATE))]
     command += ["--exit-code-on-error", "0", f"--run-directory={options.run_directory}"]
     if experiment.workers > 1:
