@@ -163,8 +163,8 @@ class _Call:
             service.write(b"DEBUG an injected fault: this line is no message\n")
         now = service.clock()
         entry.first_byte(now)
+        self.end("complete")  # before: whoever has the answer finds the call in the journal's file
         service.write(self._call.answer.body(now - entry.received_ns) + b"\n")
-        self.end("complete")
 
     def refuse(self, rejected: Rejected) -> None:
         self._service.tools.calls.journal.refused(b"stdin", b"-", rejected.status, rejected.reason)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("waited in vain")
+
+
+def known(emulator: EmulatorProcess, meta: dict[str, Any]) -> bool:
+    """Whether the call has arrived."""
+    return any(one["call_id"] == meta[META + "call"] for one in journal(emulator))
 
 
 async def ended(emulator: EmulatorProcess, meta: dict[str, Any]) -> dict[str, Any]:
@@ -253,8 +259,8 @@ async def test_tools_are_listed_by_pages_and_as_read_only(
         cursor = page.get("nextCursor")
         if cursor is None:
             break
-    assert sizes == [3, 1]
-    assert [one["name"] for one in found] == ["busy", "queued", "rated", "quick"]
+    assert sizes == [3, 2]
+    assert [one["name"] for one in found] == ["busy", "queued", "held", "rated", "quick"]
     assert {one["annotations"]["readOnlyHint"] for one in found} == {True}
     assert found[0]["inputSchema"]["required"] == ["subject"]
 
@@ -473,27 +479,42 @@ async def test_refusal_is_told_as_an_answer_by_a_fault(
 async def test_place_in_the_queue_is_free_when_its_client_has_gone(
     crowded: EmulatorProcess, http: aiohttp.ClientSession, wants_progress: bool
 ) -> None:
-    def one(meta: dict[str, Any]) -> asyncio.Task[Answer]:
-        request = modern("tools/call", a_call("queued"), meta)
-        return asyncio.create_task(ask(http, crowded.mcp_url, request))
-
     more = {"progressToken": 7} if wants_progress else {}
-    leaving, staying = [identified(**more) for _ in range(8)], identified(**more)
-    tasks = [one(meta) for meta in leaving]
-    await until(lambda: {m[META + "call"] for m in leaving} <= {e["call_id"] for e in journal(crowded)})
-    for task in tasks:
+    metas = [identified(**more) for _ in range(3)]
+
+    def begun(meta: dict[str, Any]) -> asyncio.Task[Answer]:
+        return asyncio.create_task(ask(http, crowded.mcp_url, modern("tools/call", a_call("held"), meta)))
+
+    tasks = []
+    for meta in metas[:2]:  # one is served for a minute, one waits for it
+        tasks.append(begun(meta))
+        await until(partial(known, crowded, meta))
+    assert (await begun(identified(**more))).status == 503
+    tasks[1].cancel()
+    assert (await ended(crowded, metas[1]))["outcome"] == "disconnected"
+    tasks.append(begun(metas[2]))
+    await until(partial(known, crowded, metas[2]))
+    assert entry_of(journal(crowded), metas[2])["status"] == 200  # it waits in the place of the one that left
+    for task, meta in zip(tasks[::2], metas[::2], strict=True):
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    gone = [await ended(crowded, meta) for meta in leaving]
-    answer = await one(staying)
-    entry = entry_of(journal(crowded), staying)
-    assert {e["outcome"] for e in gone[2:]} <= {"disconnected", "complete"}
-    assert sum(e["outcome"] == "disconnected" for e in gone) >= 1
-    *progress, last = answer.messages()
-    assert last["result"]["_meta"][META + "serverNs"] == entry["actual_ns"]
-    assert [one["params"]["progress"] for one in progress] == ([0] if wants_progress else [])
-    # Nobody was served before it: it took no longer than its own work, and less than its own and another's.
-    assert entry["due_ns"] - entry["received_ns"] == entry["duration_ns"]
+        assert (await ended(crowded, meta))["outcome"] == "disconnected"
+    async with http.get(f"{crowded.url}/emulator/stats") as response:
+        assert (await response.json())["in_flight"] == {}
+
+
+async def test_stream_of_a_call_that_waited_ends_with_the_time_of_the_journal(
+    crowded: EmulatorProcess, http: aiohttp.ClientSession
+) -> None:
+    metas = [identified(progressToken=n) for n in range(4)]
+    answers = await asyncio.gather(
+        *(ask(http, crowded.mcp_url, modern("tools/call", a_call("queued"), meta)) for meta in metas)
+    )
+    entries = [entry_of(journal(crowded), meta) for meta in metas]
+    for answer, entry, number in zip(answers, entries, range(4), strict=True):
+        first, last = answer.messages()
+        assert first["params"] == {"progressToken": number, "progress": 0, "total": 4}
+        assert last["result"]["_meta"][META + "serverNs"] == entry["actual_ns"] >= 100_000_000
+    assert max(one["sent_ns"] for one in entries) - min(one["received_ns"] for one in entries) >= 200_000_000
 
 
 async def test_cancelled_call_of_a_session_is_told_so_and_is_in_the_journal(
@@ -504,9 +525,9 @@ async def test_cancelled_call_of_a_session_is_told_so_and_is_in_the_journal(
     for more in ({}, {"progressToken": 1}):
         meta = identified(**more)
         task = asyncio.create_task(
-            ask(http, crowded.mcp_url, legacy("tools/call", a_call("busy"), meta), **session)
+            ask(http, crowded.mcp_url, legacy("tools/call", a_call("held"), meta), **session)
         )
-        await until(lambda: journal(crowded)[-1]["call_id"] == meta[META + "call"])  # noqa: B023
+        await until(partial(known, crowded, meta))
         cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
         assert (await ask(http, crowded.mcp_url, (BOTH, cancel), **session)).status == 202
         answer = await task
