@@ -397,6 +397,7 @@ class McpServer:
             del self._running[key]
             gone.cancel()
             running.cancel()
+            await asyncio.wait((gone,))  # else it still reads when the next request is read
         return await self._finish(call, number, fault, sse, writer)
 
     async def _finish(

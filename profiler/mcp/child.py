@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from profiler.loop.eventloop import unpatched
-from profiler.mcp.guard import guard
+from profiler.mcp.guard import close, guard
 from profiler.process.lifetime import at_exit, in_forked_child
 
 _OUR_SIGNALS = tuple(
@@ -68,11 +68,11 @@ class Child:
             )
         except BaseException:
             for descriptor in ours:
-                os.close(descriptor)
+                close(descriptor)
             raise
         finally:
             for descriptor in theirs:
-                os.close(descriptor)
+                close(descriptor)
         self.stdin: int | None = ours[0]
         self.stdout: int | None = ours[1]
         self.stderr: int | None = ours[2]
@@ -107,17 +107,17 @@ class Child:
 
     def close_stdin(self) -> None:
         if self.stdin is not None:
-            os.close(self.stdin)
+            close(self.stdin)
             self.stdin = None
 
     def close_stdout(self) -> None:
         if self.stdout is not None:
-            os.close(self.stdout)
+            close(self.stdout)
             self.stdout = None
 
     def close_stderr(self) -> None:
         if self.stderr is not None:
-            os.close(self.stderr)
+            close(self.stderr)
             self.stderr = None
 
 

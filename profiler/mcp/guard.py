@@ -28,6 +28,11 @@ for one in $groups; do kill -9 "-$one" 2>/dev/null; done
 """
 
 
+def close(descriptor: int) -> None:
+    """Close it now: gevent's `os.close` does so once its hub turns, which a native thread has none of."""
+    unpatched(os, "close")(descriptor)
+
+
 class Guard:
     """The shell, while there is a group of processes to be ended. Without a shell nothing is guarded."""
 
@@ -77,10 +82,10 @@ class Guard:
             )
             self._pipe = ours
         except OSError:
-            os.close(ours)
+            close(ours)
         finally:
-            os.close(theirs)
-            os.close(nowhere)
+            close(theirs)
+            close(nowhere)
 
     def _say(self, what: str, group: int) -> None:
         if self._pipe is not None:
@@ -89,7 +94,7 @@ class Guard:
 
     def _close(self) -> None:
         if self._pipe is not None:
-            unpatched(os, "close")(self._pipe)
+            close(self._pipe)
             self._pipe = None
 
     def _reap(self) -> None:

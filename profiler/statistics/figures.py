@@ -439,8 +439,14 @@ def _agent_calls(table: Table, spec: StrategySpec) -> AgentCalls | None:
             kept = np.ones(mine.size, dtype=bool)
             if rule.tool is not None:
                 kept = tool == (table.tools.index(rule.tool) if rule.tool in table.tools else NONE)
-            inner = {"process": 0, "agent": table.agent[loop], "tool": tool}[rule.scope]
-            scope = table.process[loop] * (1 + len(table.tools) + table.agent.max(initial=0)) + inner
+            names, server = table.server_names, table.call_server[mine].astype(np.int64)
+            if rule.server is not None:
+                kept = server == names.index(rule.server) if rule.server in names else np.zeros_like(kept)
+            elif rule.scope == "server":
+                kept = server != NONE
+            inner = {"process": 0, "agent": table.agent[loop], "tool": tool, "server": server}[rule.scope]
+            codes = 1 + len(table.tools) + len(names) + table.agent.max(initial=0)
+            scope = table.process[loop] * codes + inner
         most.append(_most_at_once(began[kept], ended[kept], scope[kept]))
     unobserved = int(table.unobserved[loops].sum())
     return AgentCalls(

@@ -36,11 +36,13 @@ _ROUND = (
 )
 _CALL = (
     *("call_loop", "call_tool", "call_error", "queued", "duration", "queue", "blocking"),
-    *("call_sending", "call_late"),
+    *("call_sending", "call_late", "call_server"),
 )
 _NARROW = {
     "shortfall": "b",
-    **dict.fromkeys(("round_loop", "round_calls", "call_loop", "call_tool", "call_error"), "i"),
+    **dict.fromkeys(
+        ("round_loop", "round_calls", "call_loop", "call_tool", "call_error", "call_server"), "i"
+    ),
 }
 """Columns that need fewer than the 64 bits of the others."""
 
@@ -85,13 +87,15 @@ class Table:
     `sending_ns` and `late_ns`.
     Calls, in the order of their rounds: `queued` is when a call was handed to the strategy, `queue` its
     wait there; `duration` is `NONE` for a call that never got through its limiter; `blocking` is for how
-    long it held the event loop; `call_sending` and `call_late` are its `sending_ns` and `late_ns`.
+    long it held the event loop; `call_sending` and `call_late` are its `sending_ns` and `late_ns`,
+    `call_server` is a code of `server_names`, `NONE` for a tool of no MCP server.
     Refusals: `refused` is when a server refused something for a quota.
     `servers` has the calls of MCP servers, which most runs have none of.
     """
 
     strategies: list[str]
     tools: list[str]
+    server_names: list[str]
     errors: list[str]
     shortfalls: list[str]
 
@@ -157,6 +161,7 @@ class Table:
     blocking: Ints
     call_sending: Ints
     call_late: Ints
+    call_server: Ints
 
     refused: Ints
 
@@ -165,16 +170,17 @@ class Table:
 
 def tabulate(records: Iterable[LoopRecord]) -> Table:
     """The table of a stream of records."""
-    strategies, tools, errors, shortfalls, processes, agents = (_Codes() for _ in range(6))
+    strategies, tools, errors, shortfalls, processes, agents, server_names = (_Codes() for _ in range(7))
     columns = {name: array(_NARROW.get(name, "q")) for name in (*_LOOP, *_ROUND, *_CALL)}
     loops = [columns[name] for name in _LOOP]
     round_loop, round_wall, round_ended, round_calls, tool_wall, shortfall, *others = (
         columns[name] for name in _ROUND
     )
     tools_started, limit, model_wall, model_sending, model_late = others
-    call_loop, call_tool, call_error, queued, duration, queue, blocking, call_sending, call_late = (
+    call_loop, call_tool, call_error, queued, duration, queue, blocking, *more = (
         columns[name] for name in _CALL
     )
+    call_sending, call_late, call_server = more
     phases, refused, servers = array("q"), array("q"), ServerCalls()
     for index, record in enumerate(records):
         requests = attempts = input_tokens = output_tokens = work = critical = wall = 0
@@ -210,6 +216,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             for call in round_.tool_calls:
                 call_loop.append(index)
                 call_tool.append(tools.of(call.name))
+                call_server.append(server_names.of(call.server or None))
                 call_error.append(errors.of(call.failure))
                 queued.append(call.queued_ns)
                 duration.append(NONE if call.duration_ns is None else call.duration_ns)
@@ -257,6 +264,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
     return Table(
         strategies=list(strategies),
         tools=list(tools),
+        server_names=list(server_names),
         errors=list(errors),
         shortfalls=list(shortfalls),
         phases=_view(phases).reshape(-1, len(PHASES)),
