@@ -1,13 +1,14 @@
 """Watches the calls of the official SDK's MCP sessions, and of what is built on them.
 
-Every client ends in `ClientSession.call_tool`, which is patched at its class while anybody watches: the objects
-that frameworks make and replace as they go need not be known. Around it clients of a higher level are patched,
-which may send one call several times, or let it wait for others; below it what tells when the request left and
-its answer came. Modules that are not imported are left alone, and patched when they are.
+Every client ends in `ClientSession.call_tool`, which is patched at its class while anybody watches: the
+objects that frameworks make and replace as they go need not be known. Around it clients of a higher level are
+patched, which may send one call several times, or let it wait for others; below it what tells when the request
+left and its answer came. Modules that are not imported are left alone, and patched when they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 import threading
@@ -62,15 +63,16 @@ class SessionWatch:
         self._owners: ById[Options] = ById()
         self._resolved: ById[Options] = ById()
 
-    def watch(self, owner: Any, options: Options) -> None:
-        if owner is EVERYTHING or owner == EVERYTHING:
+    def watch(self, owner: Any, name: str, meta: bool) -> None:
+        options = Options(bounded_name(name), meta)
+        if owner is EVERYTHING:
             self.everything = options
         else:
             self._owners.put(owner, options)
         _install(self)
 
     def forget(self, owner: Any) -> None:
-        if isinstance(owner, str):
+        if owner is EVERYTHING:
             self.everything = None
         else:
             self._owners.drop(owner)
@@ -136,6 +138,13 @@ _METHODS: Mapping[str, str] = {
 }
 
 
+def watchable(value: Any) -> Any:
+    """What `SessionWatch` watches for this: an owner, or all there is. None: it has nothing to do with MCP."""
+    if type(value) is str:
+        return EVERYTHING if value == EVERYTHING else None
+    return value if is_owner(value) else None
+
+
 def is_owner(value: Any) -> bool:
     """Whether it is, has, or will have a session of MCP's SDK."""
     for kind in type(value).__mro__:
@@ -178,7 +187,8 @@ def _sessions_of(owner: Any, depth: int = 4) -> list[Any]:
 
 def _is_session(value: Any) -> bool:
     return any(
-        kind.__name__ == "ClientSession" and kind.__module__.startswith("mcp.") for kind in type(value).__mro__
+        kind.__name__ == "ClientSession" and kind.__module__.startswith("mcp.")
+        for kind in type(value).__mro__
     )
 
 
@@ -268,7 +278,6 @@ def _state_of(session: Any) -> SessionState:
 # Patches: each makes what takes the place of a function. What it does besides is inside the boundary.
 
 
-
 def _count_failure(part: Part) -> None:
     for watch in [*_watching]:
         watch.profiler._boundary.failures[part] += 1
@@ -278,7 +287,7 @@ def _count_failure(part: Part) -> None:
 _boundary = Boundary(_count_failure)
 
 
-def _told(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
+def _told(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """The name and the arguments of the tool that a `call_tool` runs."""
     name = args[1] if len(args) > 1 else kwargs.get("name", kwargs.get("tool_name"))
     return name, args[2] if len(args) > 2 else kwargs.get("arguments")
@@ -311,7 +320,8 @@ def _watched_call(original: Any, session: bool, waits: bool = False) -> Any:
         watched = _boundary.call("tool", _around, original, made, args, kwargs, found, session, waits)
         return made if watched is None else watched
 
-    return wraps(original)(_of_kind(call_tool, inspect.CO_COROUTINE))
+    made: Any = call_tool
+    return wraps(original)(_of_kind(made, inspect.CO_COROUTINE))
 
 
 def _around(
@@ -428,13 +438,11 @@ def _begin_send(profiler: Profiler, session: Any) -> Send:
 
 def _end_send(send: Send, token: Token[Send | None]) -> None:
     send.session.in_flight -= 1
-    for table in (_by_message, _by_number):
-        for key in send.keys:
-            table.pop(key, None)  # type: ignore[attr-defined]
-    try:
+    if send.keys:
+        _by_message.pop(send.keys[0], None)
+        _by_number.pop(send.keys[1], None)
+    with contextlib.suppress(ValueError):  # closed in another context than it ran in
         _calling.reset(token)
-    except ValueError:  # closed in another context than it ran in
-        pass
 
 
 def _with_ours(
@@ -507,9 +515,7 @@ def _dispatcher_write(original: Any) -> Any:
     async def _write(self: Any, message: Any, *args: Any, **kwargs: Any) -> Any:
         send = _calling.get()
         if send is not None:
-            _boundary.call(
-                "tool", _note_written, send, message, self, getattr(self, "_write_stream", None)
-            )
+            _boundary.call("tool", _note_written, send, message, self, getattr(self, "_write_stream", None))
         return await original(self, message, *args, **kwargs)
 
     return _write
@@ -526,9 +532,7 @@ def _see_written(session: Any) -> None:
     async def send(item: Any) -> None:
         sending = _calling.get()
         if sending is not None:
-            _boundary.call(
-                "tool", _note_written, sending, getattr(item, "message", None), session, stream
-            )
+            _boundary.call("tool", _note_written, sending, getattr(item, "message", None), session, stream)
         await original(item)
 
     stream.send = send
@@ -750,9 +754,7 @@ _PATCHES: Mapping[str, tuple[tuple[str, str, Make], ...]] = {
         ("StreamableHTTPTransport", "_handle_post_request", _transport_post),
         ("StreamableHTTPTransport", "_handle_sse_event", _transport_event),
     ),
-    "fastmcp.client.client": (
-        ("Client", "call_tool", lambda original: _watched_call(original, False)),
-    ),
+    "fastmcp.client.client": (("Client", "call_tool", lambda original: _watched_call(original, False)),),
     "fastmcp.client.mixins.tools": (
         ("ClientToolsMixin", "call_tool", lambda original: _watched_call(original, False)),
     ),

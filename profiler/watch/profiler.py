@@ -176,16 +176,17 @@ class Profiler:
         client. Doing it twice is harmless. Raises `UsageError` for an object without the SDKs' kind of HTTP
         client, and for `AnthropicBedrock`, whose requests and streams are in a form of AWS's own.
 
-        Or the calls of tools of an MCP server, each under the tool's name: of a `ClientSession` or `Client` of
-        the SDK, or of what is made on it (fastmcp's `Client`, openai-agents' `MCPServer…`, pydantic-ai's
+        Or the calls of tools of an MCP server, each under the tool's name: of a `ClientSession` or `Client`
+        of the SDK, or of what is made on it (fastmcp's `Client`, openai-agents' `MCPServer…`, pydantic-ai's
         `MCPToolset`, LangChain's `MultiServerMCPClient`); with "mcp" those of all sessions of the process.
         `name` is the server's in the records, where it is not to be the one that it gives itself. With `meta`
         each request tells its server which call of the model's it is, in `_meta`.
         """
-        if mcp.is_owner(client) or client == mcp.EVERYTHING:
+        session = mcp.watchable(client)
+        if session is not None:
             if self._mcp is None:
                 self._mcp = mcp.SessionWatch(self)
-            self._mcp.watch(client, mcp.Options(mcp.bounded_name(name), meta))
+            self._mcp.watch(session, name, meta)
             return client
         mcp.refuse(name, meta)
         http_client = _http_client(client)
@@ -206,11 +207,12 @@ class Profiler:
     ) -> Self:
         """Watch every OpenAI and Anthropic client of the process without naming it, from its next request on.
 
-        So are the tools of the SDKs' own runners, and the calls of all MCP sessions. With `find_tools` also the application's functions that the
-        names of tools stand for, found when a request first offers a tool: those of registries by key, others
-        by their name, behind frameworks too; their code is exchanged in place, and put back by `stop`. Only
-        calls that the model asked for are recorded of those. With `conversations` requests outside every
-        `loop` are recorded: each conversation is a loop, whose record comes with `stop`.
+        So are the tools of the SDKs' own runners, and the calls of all MCP sessions. With `find_tools` also
+        the application's functions that the names of tools stand for, found when a request first offers a
+        tool: those of registries by key, others by their name, behind frameworks too; their code is exchanged
+        in place, and put back by `stop`. Only calls that the model asked for are recorded of those. With
+        `conversations` requests outside every `loop` are recorded: each conversation is a loop, whose record
+        comes with `stop`.
 
         `on_client` is called with each client before its first request is sent; what it raises reaches the
         application. `found` says what is watched. Doing it twice changes nothing. Returns the profiler.
@@ -320,9 +322,10 @@ class Profiler:
 
     def uninstrument(self, client: T) -> T:
         """Restore the client as it was before `instrument`. Returns it."""
-        if mcp.is_owner(client) or client == mcp.EVERYTHING:
+        session = mcp.watchable(client)
+        if session is not None:
             if self._mcp is not None:
-                self._mcp.forget(client)
+                self._mcp.forget(session)
             return client
         self._restore(_http_client(client))
         return client
@@ -458,7 +461,7 @@ class Profiler:
         """The name under which the model knows the tool of a server that starts now."""
         known = self._loop.get()
         loops = [known] if known is not None and known.open else []
-        if not loops or (self._conversations is not None and known in self._conversations):
+        if not loops or (self._conversations is not None and loops[0] in self._conversations):
             loops += [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
         found = [one for loop in loops if (one := loop.known_as(name, arguments)) is not None]
         return name if name in found or not found else found[0]
@@ -466,8 +469,8 @@ class Profiler:
     def _is_part_of(self, outer: CallContext, name: str, arguments: Mapping[str, Any]) -> bool:
         """Whether a server's tool that starts now is what the call around it is there for.
 
-        So it is in a framework's tool, and in a function of the application's that calls the session. One that
-        is watched but was not asked for gets the request that this one runs.
+        So it is in a framework's tool, and in a function of the application's that calls the session. One
+        that is watched but was not asked for gets the request that this one runs.
         """
         call = outer.observed
         if call is None:

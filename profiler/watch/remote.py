@@ -1,4 +1,4 @@
-"""What is known of one request to an MCP server while it happens, and what its end means. Pure but for clocks."""
+"""What is known of one request to an MCP server while it happens, and what its end means. Pure."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ class SessionState:
 class Send:
     """One request `tools/call`; as in `RemoteCall` where fields have the same names.
 
-    `answered`: an answer came, from the server or in its place from the client; `heard`: an event of the reply
-    held it. `keys` are those under which it is found, with its `message`, while it is under way. `failure`: the `error_type` of what the transport raised.
+    `answered`: an answer came, from the server or in its place from the client; `heard`: an event of the
+    reply held it. `failure`: the `error_type` of what the transport raised. `keys` are those under which it is
+    found, with its `message`, while it is under way. `after_loss`: its session was lost before.
     """
 
     clock: Clock
@@ -98,8 +99,8 @@ class Send:
         self.posted_ns = self.clock()
 
     def traces(self, event: str) -> None:
-        """An event of the HTTP connection's; the first that a connection is there for is when it is posted."""
-        if event.endswith("connect_tcp.started") or event.endswith("connect_unix_socket.started"):
+        """An event of the HTTP connection's: it is posted with the first that a connection is there for."""
+        if event.endswith(("connect_tcp.started", "connect_unix_socket.started")):
             if not self.new_connection:
                 self.new_connection, self.traced = True, True
                 self.posted_ns = self.clock()
@@ -176,9 +177,9 @@ class Send:
             self._fail(Returned(error_type, signal, self.retry_after_ns))  # type: ignore[arg-type]
         elif isinstance(error, asyncio.CancelledError):
             self.status_word = "cancelled"
-        if not self.answered or (self.reply == "sse" and not self.heard):
-            if self.session.transport != "http" or self.status is None or self.status < 400:
-                self.answered_ns = None
+        no_answer = not self.answered or (self.reply == "sse" and not self.heard)
+        if no_answer and (self.status is None or self.status < 400):
+            self.answered_ns = None
         self._end()
 
     def _fail(self, returned: Returned) -> None:
@@ -250,7 +251,7 @@ def _credible(server_ns: int, posted_ns: int | None, answered_ns: int | None) ->
 
 
 def remote_call(sends: list[Send], server: str, session_wait_ns: int) -> RemoteCall | None:
-    """The record of the requests of one call, in the order in which they were sent; None where there are none."""
+    """The record of the requests of one call, in the order of their sending; None where there are none."""
     if not sends:
         return None
     first, last = sends[0], sends[-1]

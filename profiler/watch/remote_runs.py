@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any
@@ -130,10 +131,8 @@ class RemoteRun(ToolRun):
     def leave(self) -> None:
         super().leave()
         if self._entered is not None:
-            try:
+            with contextlib.suppress(ValueError):  # closed in another context than it ran in
                 _scope.reset(self._entered)
-            except ValueError:
-                pass
             self._entered = None
 
     @within("tool")

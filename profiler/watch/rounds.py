@@ -45,8 +45,8 @@ class ObservedCall:
     `queued_ns` is known only for a call made by a callable that was `handed_over`. `steps` are those in which
     its code held the event loop for long, `resumed` the ends of its waits; `sync`: all of it was one step.
     `tries` are the calls by which the application tried it again, `nested` is one that another call of its
-    round made, `loops` are the ids of those that began in it. `remote` is there for tools of MCP servers, `sent`
-    are the tries of a client of MCP.
+    round made, `loops` are the ids of those that began in it. `remote` is there for tools of MCP
+    servers, `sent` are the tries of a client of theirs.
     """
 
     request: CallRequest
