@@ -9,10 +9,10 @@ Over HTTP it prints its port, and ends when its standard input is closed. In a t
         ... server.url, server.calls, server.most_at_once
 
 It has the tools that `tools` names (those whose names begin with `write` are not read-only). Each takes any
-arguments, and returns them as JSON text after `seconds`, or those in its argument `seconds`. With `fault` in a
-call's arguments, or for every call in `Behaviour.fault`, it misbehaves: see `FAULTS`. `calls` is the truth: an
-entry for every `tools/call`, in nanoseconds of CLOCK_MONOTONIC, which all processes of a machine share; over
-HTTP at `GET /log` too.
+arguments, and returns them as JSON text after `seconds`, or those in its argument `seconds`. With `fault` in
+the arguments of a call, or for every call in `Behaviour.fault`, it misbehaves: see `FAULTS`. `calls` is the
+truth: an entry for every `tools/call`, in nanoseconds of CLOCK_MONOTONIC, which all processes of a machine
+share; over HTTP at `GET /log` too.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class Core:
         self.behaviour = behaviour
         self.calls: list[Call] = []
         self.said: list[dict[str, Any]] = []  # notifications, and answers to what we asked
+        self.admitted = 0
         self.at_once = 0
         self.most_at_once = 0
         limit = 1 if behaviour.serialise else behaviour.capacity
@@ -112,7 +113,7 @@ class Core:
 
     def full(self) -> bool:
         behaviour = self.behaviour
-        return behaviour.refuses and behaviour.capacity is not None and self.at_once >= behaviour.capacity
+        return behaviour.refuses and behaviour.capacity is not None and self.admitted >= behaviour.capacity
 
     async def run(self, call: Call) -> None:
         seconds = call.arguments.get("seconds", self.behaviour.seconds)
@@ -185,6 +186,8 @@ class Core:
         else:
             error = {"code": -32601, "message": f"Method not found: {method}"}
             return {"jsonrpc": "2.0", "id": message["id"], "error": error}
+        if "io.modelcontextprotocol/protocolVersion" in (params.get("_meta") or {}):
+            result.update(resultType="complete", ttlMs=0, cacheScope="private")
         return {"jsonrpc": "2.0", "id": message["id"], "result": result}
 
     def extras(self, fault: str, meta: dict[str, Any], number: Any) -> list[dict[str, Any]]:
@@ -299,11 +302,9 @@ class McpServer:
         if "id" not in message or "method" not in message:
             self.core.said.append(message)
             params = message.get("params") or {}
-            if (
-                message.get("method") == "notifications/cancelled"
-                and params.get("requestId") in self._running
-            ):
-                self._running[params["requestId"]].cancel()
+            running = self._running.get((headers.get("mcp-session-id"), params.get("requestId")))
+            if message.get("method") == "notifications/cancelled" and running is not None:
+                running.cancel()
             return await _respond(writer, 202, b"")
         modern = headers.get("mcp-protocol-version") == MODERN
         refused = self._refused(message, headers, modern)
@@ -371,9 +372,7 @@ class McpServer:
         if fault == "reset":
             return _reset(writer)
         if fault == "early_headers":
-            writer.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
-            )
+            writer.write(_JSON_HEAD + b"transfer-encoding: chunked\r\n\r\n")
             await writer.drain()
         sse = core.behaviour.reply == "sse" or fault in ("asks", "progress", "sse_without_answer")
         if sse and fault not in ("early_headers",):
@@ -381,6 +380,7 @@ class McpServer:
             for extra in core.extras(fault, meta, number):
                 await _chunk(writer, _event(extra))
         running = asyncio.ensure_future(core.run(call))
+        core.admitted += 1
         key = headers.get("mcp-session-id", connection), number
         self._running[key] = running
         gone = asyncio.ensure_future(reader.read(1))  # nobody sends a second request before the answer
@@ -394,10 +394,11 @@ class McpServer:
             if running.cancelled():
                 return False
         finally:
+            core.admitted -= 1
             del self._running[key]
             gone.cancel()
             running.cancel()
-            await asyncio.wait((gone,))  # else it still reads when the next request is read
+            await asyncio.wait((gone,))
         return await self._finish(call, number, fault, sse, writer)
 
     async def _finish(
@@ -409,18 +410,14 @@ class McpServer:
             await _chunk(writer, b": nothing\n\n")
             return await _chunk(writer, b"")
         if fault == "huge":
-            writer.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
-            )
+            writer.write(_JSON_HEAD + b"transfer-encoding: chunked\r\n\r\n")
             while True:
                 await _chunk(writer, b" " * 1_000_000)
         if fault == "early_headers":
             await _chunk(writer, json.dumps(answer).encode())
             return await _chunk(writer, b"")
         if fault == "reset_in_reply":
-            writer.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{"
-            )
+            writer.write(_JSON_HEAD + b"content-length: 1000\r\n\r\n{")
             await writer.drain()
             await asyncio.sleep(0.05)
             return _reset(writer)
@@ -571,9 +568,7 @@ async def serve_http(behaviour: Behaviour) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser()
     parser.add_argument("--stdio", action="store_true")
     defaults = Behaviour()
     for one in fields(Behaviour):

@@ -16,6 +16,7 @@ from typing import Any
 from profiler.loop.eventloop import unpatched
 from profiler.mcp.guard import close, guard
 from profiler.process.lifetime import at_exit, in_forked_child
+from profiler.providers.connections import plain_words
 
 _OUR_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ", "SIGINT") if hasattr(signal, name)
@@ -37,6 +38,16 @@ def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
         for name, value in environment.items()
         if (name in PASSED_ON or name.startswith("LC_")) and not value.startswith("()")
     }
+
+
+SHOWN_LINES = 3
+SHOWN_CHARACTERS = 400
+
+
+def last_lines(said: str) -> str:
+    """The end of what a process wrote to its standard error, in one line."""
+    lines = [plain_words(one) for one in said[-4096:].splitlines()]
+    return " | ".join([one for one in lines if one][-SHOWN_LINES:])[-SHOWN_CHARACTERS:]
 
 
 class Child:

@@ -241,7 +241,9 @@ class LeanSession:
         found: list[ListedTool] = []
         cursor: str | None = None
         seen: set[str] = set()
-        for _ in range(MOST_PAGES):
+        pages = 0
+        while pages < MOST_PAGES:
+            pages += 1
             params = {} if cursor is None else {"cursor": cursor}
             asked = await self._ask("tools/list", params, self.timeout)
             message = asked.message
@@ -263,7 +265,7 @@ class LeanSession:
         if cursor is not None:
             raise ToolServerError(
                 f"MCP server {self.server} ({self.spec.shown}): its listing of tools does not end: "
-                f"after {len(seen) + 1} pages with {len(found)} tools it names one more (nextCursor)",
+                f"after {pages} pages with {len(found)} tools it names one more (nextCursor)",
                 server=self.server,
                 error_type=wire.INVALID_REPLY,
             )
@@ -315,26 +317,11 @@ class LeanSession:
             text, error_type, server_ns = meant.text, meant.error_type, meant.server_ns
             if error_type is not None and error_type != "tool_error":
                 text = self.said(text)
-        posted_ns, answered_ns = exchange.posted_ns, exchange.answered_ns
         if server_ns is None and exchange.reply == "json":  # the headers of a stream precede the tool
             server_ns = wire.server_timing_ns(exchange.server_timing)
         if server_ns is not None:
-            server_ns = _credible(server_ns, posted_ns, answered_ns)
-        info = self._info
-        remote = RemoteCall(
-            self.spec.name,
-            self.transport,
-            None if info is None else info.protocol,
-            posted_ns,
-            answered_ns,
-            server_ns,
-            0,
-            exchange.reply,
-            exchange.http_status,
-            exchange.new_connection,
-            sends,
-            exchange.progress,
-        )
+            server_ns = credible_ns(server_ns, exchange.posted_ns, exchange.answered_ns)
+        remote = remote_call(self.spec.name, self.transport, self._info, exchange, server_ns, sends)
         return CallResult(text, remote, error_type, exchange.retry_after_ns)
 
     async def close(self) -> None:
@@ -352,9 +339,34 @@ ROUNDING_NS = 1_000_000
 """A server may round its time up to whole milliseconds."""
 
 
-def _credible(server_ns: int, posted_ns: int | None, answered_ns: int | None) -> int | None:
+def credible_ns(server_ns: int | None, posted_ns: int | None, answered_ns: int | None) -> int | None:
     """A server's time, which can be no longer than the caller waited; None for one that is."""
-    if posted_ns is None or answered_ns is None:
+    if server_ns is None or posted_ns is None or answered_ns is None:
         return None
     most_ns = answered_ns - posted_ns
     return min(server_ns, most_ns) if server_ns <= most_ns + ROUNDING_NS else None
+
+
+def remote_call(
+    server: str,
+    transport: Literal["http", "stdio"],
+    info: ServerInfo | None,
+    exchange: Exchange,
+    server_ns: int | None,
+    sends: int,
+) -> RemoteCall:
+    """The record of an exchange."""
+    return RemoteCall(
+        server,
+        transport,
+        None if info is None else info.protocol,
+        exchange.posted_ns,
+        exchange.answered_ns,
+        server_ns,
+        0,
+        exchange.reply,
+        exchange.http_status,
+        exchange.new_connection,
+        sends,
+        exchange.progress,
+    )

@@ -15,17 +15,15 @@ from collections.abc import Mapping
 
 from profiler.errors import ToolServerError
 from profiler.mcp import wire
-from profiler.mcp.child import Child, child_environment
+from profiler.mcp.child import Child, child_environment, last_lines
 from profiler.mcp.lean import Exchange, LeanSession
 from profiler.mcp.servers import ServerSpec
-from profiler.providers.connections import MOST_BYTES, plain_words
+from profiler.providers.connections import MOST_BYTES
 from profiler.records import Clock
 
 READ_BYTES = 262_144
 STDERR_BYTES = 4096
 """Bytes of the end of its standard error that are kept."""
-STDERR_LINES = 3
-STDERR_CHARACTERS = 400
 
 END_SECONDS = 2.0
 """How long a server may take to end once its standard input is closed, and then after SIGTERM."""
@@ -242,8 +240,7 @@ class _Process:
 
     def last_words(self) -> str:
         """The last lines of its standard error."""
-        lines = [plain_words(one) for one in self._said.decode("utf-8", "replace").splitlines()]
-        return " | ".join([one for one in lines if one][-STDERR_LINES:])[-STDERR_CHARACTERS:]
+        return last_lines(self._said.decode("utf-8", "replace"))
 
     def ending(self, how: str) -> str:
         """In words, how it ended."""
