@@ -63,14 +63,14 @@ class McpService:
         if modern:
             if message.is_request:
                 wire.check_modern(message, headers)
+                self._tools.check_headers(message, headers)
             session = ""
         else:
             session = self._session(exchange, message)
         if not message.is_request:
-            if message.method == "notifications/cancelled" and session:
-                call = self._sessions[session].get(message.params.get("requestId"))
-                if call is not None:
-                    call.cancel()
+            call = self._sessions[session].get(message.cancels) if session else None
+            if call is not None:
+                call.cancel()
             exchange.send(HttpReply(202, b""))
         elif message.method == "tools/call":
             self._call(exchange, message, session, modern=modern)

@@ -73,10 +73,9 @@ class StdioService:
                 return
             modern = message.enveloped and message.method != "initialize"
             if not message.is_request:
-                if message.method == "notifications/cancelled":
-                    call = self.running.get(message.params.get("requestId"))
-                    if call is not None:
-                        call.end("cancelled")
+                cancelled = self.running.get(message.cancels)
+                if cancelled is not None:
+                    cancelled.end("cancelled")
                 return
             if modern:
                 wire.check_modern(message, None)
@@ -136,9 +135,15 @@ class _Call:
         if call.spec is None:
             self.answer(entry.due_ns)
             return
-        for due_ns, body in call.progress():
-            self._at(due_ns, partial(self._service.write, body + b"\n"))
+        if call.spec.capacity is None:
+            self._progress()
         self._leave = self._service.tools.calls.serve(call.spec, call.spec.name, self)
+        if self._leave is not None:  # a call that is refused makes none
+            self._progress()
+
+    def _progress(self) -> None:
+        for due_ns, body in self._call.progress():
+            self._at(due_ns, partial(self._service.write, body + b"\n"))
 
     def _at(self, due_ns: int, then: Callable[[], None]) -> None:
         if due_ns <= self._service.clock():
