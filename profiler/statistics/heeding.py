@@ -26,10 +26,12 @@ def went_around(spec: StrategySpec, calls: AgentCalls, share: int) -> str | None
     for rule, most in zip(spec.rules or (None,), calls.most, strict=False):
         allowed = 1 if rule is None else rule.make(share).limit if rule.fixed_limit is not None else None
         # Without a call that went around it, more than the limit are tools that call tools; but what runs
-        # through `execute` is of no tool by name.
-        if allowed is None or most <= allowed or not (calls.unlimited or (rule and rule.tool)):
+        # through `execute` is of no tool, and of no server, by name.
+        named = rule is not None and (rule.tool is not None or rule.scope == "server")
+        if allowed is None or most <= allowed or not (calls.unlimited or named):
             continue
-        of = f" of {rule.tool}" if rule is not None and rule.tool else ""
+        name = None if rule is None else rule.tool or rule.server
+        of = f" of {name}" if name else " of a server" if named else ""
         exceeded = f"it allows {counted(allowed)}{of} at once, and {most} ran at once"
         break
     if calls.calls and calls.unlimited >= calls.calls:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from profiler.load.health import Histogram, Kernel, Meter, Tally, quantile_secon
 from profiler.load.spending import LoopAccount
 from profiler.load.target import PATIENCE_SECONDS, ConnectionWatch
 from profiler.loop.lag import Lateness
-from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ToolCall, shifted
+from profiler.records import Attempt, LoopRecord, ModelCall, RemoteCall, RoundRecord, ToolCall, shifted
 from profiler.rundir import Anchor, ClientHealth, Spent
 
 MS = 1_000_000
@@ -63,6 +64,21 @@ def test_loop_failed_when_a_call_of_it_did() -> None:
         account.record(one)
     assert (tally.loops, tally.failed, tally.rate_limited) == (3, 2, 3)
     assert account.spent == Spent(0, 5, 0, 0, replies=3, unknown_replies=3)
+
+
+def test_calls_whose_session_was_lost_are_counted_by_server() -> None:
+    tally = Tally()
+    record = loop()
+    (round_,) = record.rounds
+
+    def call(server: str, error_type: str | None) -> ToolCall:
+        remote = RemoteCall(server, "stdio", posted_ns=3 * MS, answered_ns=4 * MS)
+        return replace(round_.tool_calls[0], error_type=error_type, remote=remote)
+
+    calls = (call("a", "session_lost"), call("a", "session_lost"), call("b", "session_lost"), call("c", None))
+    tally.count(replace(record, rounds=(replace(round_, tool_calls=(*round_.tool_calls, *calls)),)))
+    tally.count(record)
+    assert tally.lost_sessions == {"a": 2, "b": 1}
 
 
 def test_records_move_onto_another_clock_and_keep_their_durations() -> None:

@@ -269,6 +269,22 @@ def test_records_that_could_not_be_handed_on_are_said_with_their_number(leader: 
     assert one.output.run.finished
 
 
+def test_lost_sessions_with_a_server_are_an_incident_of_the_trial(leader: Leaders) -> None:
+    there = Connected("a", "b")
+    there.drained = replace(there.drained, lost_sessions=(("files", 2), ("web", 1)))
+    there.scale(2, 2.0)
+    one = leader(there, Ramp(2, 2.0, None), blocks=1, trial_seconds=1.0)
+    one.spawned()
+    one.run()
+    lost = [incident for incident in one.output.run.incidents if incident.kind == "server_lost"]
+    strategy = one.output.run.trials[0].strategy
+    assert [(incident.detail, incident.count) for incident in lost[:2]] == [
+        (f"in trial 0 ({strategy}): the session with files was lost, and 4 calls were with it", 4),
+        (f"in trial 0 ({strategy}): the session with web was lost, and 2 calls were with it", 2),
+    ]
+    assert one.output.run.finished
+
+
 def test_agent_that_holds_an_event_loop_ends_the_run_after_the_trial(leader: Leaders) -> None:
     there = Connected("a")
     there.drained = replace(there.drained, held="worker 0: agent.py:12 holds it")

@@ -426,3 +426,61 @@ def test_command_has_its_options_in_their_groups() -> None:
     assert "empty" not in shown
     assert Asked.from_namespace(parser.parse_args(["--count", "7"])) == Asked(count=7)
     assert [one.flag for _, one in Asked.declared("locust")] == ["--count"]
+
+
+SERVERS = ("--mcp", "files=python -m files", "--mcp", "web=https://example.org/mcp?key=hush")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--strategy", "semaphore:8@server"], "a limit of MCP servers: name them with --mcp"),
+        (["--strategy", "semaphore:files/*=8"], "a limit of MCP servers: name them with --mcp"),
+        (
+            [*SERVERS, "--strategy", "semaphore:fles/*=8"],
+            r"there is no MCP server 'fles' \(did you mean 'files'\?\); known: files, web",
+        ),
+        (["--mcp", "a=x", "--mcp", "a=y"], "two servers are named 'a'"),
+        (["--mcp", "a='x"], "not a command"),
+    ],
+)
+def test_limit_of_a_server_that_nobody_named_is_refused(given: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse(*given)
+
+
+def test_limits_of_servers_that_are_named_are_taken() -> None:
+    options = parse(*SERVERS, "--strategy", "semaphore:8@server,semaphore:files/*=2,web/*=3")
+    assert [spec.text for spec in options.strategies] == [
+        "semaphore:8@server",
+        "semaphore:files/*=2,web/*=3",
+    ]
+    parse("--agent", "my_app:make", "--strategy", "semaphore:whatever/*=2")  # its servers are its own
+
+
+def test_remote_server_needs_leave_and_an_agent_of_ones_own_asks_its_servers_itself() -> None:
+    options = parse(*SERVERS)
+    assert options.remote_servers == {"--mcp web": "https://example.org/mcp?key=hush"}
+    with pytest.raises(UsageError) as error:
+        options.check_targets({})
+    assert str(error.value).startswith("--mcp web https://example.org/mcp?key=[redacted] is not this machine")
+    assert "--allow-remote" in str(error.value)
+    parse(*SERVERS, "--allow-remote").check_targets({})
+    with pytest.raises(UsageError, match="let the agent ask the servers itself"):
+        parse(*SERVERS, "--agent", "my_app:make").check_targets({})
+
+
+def test_secrets_of_servers_are_kept_apart_from_what_is_shown() -> None:
+    command = "files=env TOKEN=hush-1 serve --api-key hush-2 'a dir'"
+    given = ("web:authorization=Bearer hush-3", "web:x=hush-4")
+    options = LoadOptions(
+        mcp=(command, "web=https://example.org/mcp?key=hush-5"), mcp_headers=given, allow_remote=True
+    )
+    shown = orjson.dumps(options.as_json()).decode() + " ".join(options.arguments())
+    assert "hush" not in shown
+    assert "serve --api-key [redacted] 'a dir'" in shown
+    assert LoadOptions.from_json({**options.as_json(), **options.secrets()}) == options
+    files, web = options.servers
+    assert files.command == ("env", "TOKEN=hush-1", "serve", "--api-key", "hush-2", "a dir")
+    assert (files.headers, web.headers) == ({}, {"authorization": "Bearer hush-3", "x": "hush-4"})
+    assert "hush" not in repr(web.headers.keys()) + files.shown + web.shown

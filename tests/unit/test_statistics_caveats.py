@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from profiler.records import LoopRecord, ServerToolCall
+from profiler.records import LoopRecord, RemoteCall, ServerToolCall
 from profiler.rundir import ClientHealth, Incident, Load, Run
 from profiler.statistics.caveats import Caveat
 from profiler.statistics.summary import Summary, summarise
@@ -361,14 +361,21 @@ def test_caveat_that_is_invalid_makes_a_run_invalid_and_is_first():
 
 
 def of_an_agent(
-    spec: str, calls: int, unlimited: int, unobserved: int = 0, reason: str | None = None, **changes: object
+    spec: str,
+    calls: int,
+    unlimited: int,
+    unobserved: int = 0,
+    reason: str | None = None,
+    server: str | None = None,
+    **changes: object,
 ) -> list[Caveat]:
-    """The caveats of a user's own agent that makes so many calls at once in each loop."""
+    """The caveats of a user's own agent that makes so many calls at once in each loop, of this MCP server."""
+    remote = None if server is None else RemoteCall(server, "http")
     records = []
     for one in made(calls=[(0.0, 50.0)] * calls, each=300.0, strategy=spec):
         asked, answered = one.rounds
         failed = [dataclasses.replace(c, status="error", error_type=reason) for c in asked.tool_calls]
-        kept = failed if reason else asked.tool_calls
+        kept = [dataclasses.replace(c, remote=remote) for c in (failed if reason else asked.tool_calls)]
         asked = dataclasses.replace(asked, tool_calls=tuple(kept), unobserved_calls=unobserved)
         rounds = (asked, answered)
         records.append(dataclasses.replace(one, rounds=rounds, unlimited_calls=unlimited, **changes))
@@ -423,6 +430,21 @@ def test_strategy_that_an_agent_does_not_heed_is_said_first(
     first = of_an_agent(spec, calls, unlimited)[0]
     assert (first.kind, first.invalid) == ("strategy_ignored", True)
     assert first.detail.startswith(f"{spec} was not heeded: {detail}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("semaphore:2@server", "it allows 2 calls of a server at once, and 3 ran at once"),
+        ("semaphore:files/*=1", "it allows 1 call of files at once, and 3 ran at once"),
+        ("semaphore:3@server", None),
+        ("semaphore:other/*=1", None),
+    ],
+)
+def test_limits_of_servers_are_held_against_the_calls_of_each(spec: str, said: str | None) -> None:
+    found = [c for c in of_an_agent(spec, 3, 0, server="files") if c.kind == "strategy_ignored"]
+    assert [said in one.detail for one in found if said] == ([True] if said else [])
+    assert bool(found) is (said is not None)
 
 
 @pytest.mark.parametrize(
