@@ -96,8 +96,8 @@ def plan_calls(
 ) -> CallPlan:
     """What to call of a server's tools: the `calls` of a file, the `named` tools, or all that may be called.
 
-    Raises `UsageError` for a tool that the server does not have, that may write, or for which no arguments can
-    be drawn; and where no tool is left.
+    Raises `UsageError` for a tool that the server does not have, that may write, or for which no arguments
+    can be drawn; and where no tool is left.
     """
     tools = {one.name: one for one in listed}
     may = [one.name for one in listed if may_be_called(one, emulated=emulated, allowed=allowed)]

@@ -12,13 +12,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from profiler.errors import TargetError, ToolServerError, UsageError
-from profiler.limits.limiter import Signal
-from profiler.limits.refusals import Returned
 from profiler.load.calls import CallPlan, plan_calls, read_calls
 from profiler.load.context import LoopPosition
 from profiler.load.options import LoadOptions
@@ -30,11 +28,11 @@ from profiler.loop.nesting import Running
 from profiler.loop.recorder import Recorder, Sink, fresh_id
 from profiler.loop.supervision import Supervision, can_tell, cancelled_as, supervised
 from profiler.loop.tools import SchemaTool, current_call
-from profiler.mcp.session import META, CallResult, ListedTool, Session
+from profiler.mcp.session import META, ListedTool, Session
+from profiler.mcp.tools import failure_of
 from profiler.records import (
     INTERNAL,
     NO_MODEL,
-    REFUSED,
     Clock,
     LoopRecord,
     ModelCall,
@@ -43,6 +41,7 @@ from profiler.records import (
     ToolCall,
 )
 from profiler.redaction import Content, Redact
+from profiler.rundir import McpServer
 from profiler.strategies import Strategy
 
 _log = logging.getLogger(__name__)
@@ -50,8 +49,6 @@ _log = logging.getLogger(__name__)
 Connect = Callable[[], Awaitable[Session]]
 
 _session: ContextVar[Session] = ContextVar("toolcall_direct_session")
-
-_REFUSALS = frozenset(f"http_{status}" for status in REFUSED)
 
 
 class Sessions:
@@ -96,14 +93,14 @@ class Sessions:
 def _tool(listed: ListedTool, server: str) -> SchemaTool:
     async def call(**arguments: Any) -> str:
         context = current_call.get()
-        assert context is not None and context.answer is not None
+        assert context is not None
+        assert context.answer is not None
         meta: dict[str, Any] = {f"{META}call": context.call_id, f"{META}loop": context.number}
         if context.trial is not None:
             meta[f"{META}trial"] = context.trial
         result = await _session.get().call(listed.name, arguments, meta=meta)
         context.answer.remote = result.remote
-        if result.error_type is not None:
-            context.answer.failure = Returned(result.error_type, signal_of(result), result.retry_after_ns)
+        context.answer.failure = failure_of(result)
         return result.text
 
     return SchemaTool(
@@ -113,13 +110,6 @@ def _tool(listed: ListedTool, server: str) -> SchemaTool:
         parameters=listed.parameters,
         server=server,
     )
-
-
-def signal_of(result: CallResult) -> Signal:
-    """What a limiter learns of a call that failed."""
-    if result.error_type in _REFUSALS:
-        return "rejected"
-    return "timeout" if result.error_type == "timeout" else "unknown"
 
 
 class DirectAgent:
@@ -254,7 +244,10 @@ def _round(
 
 
 async def opened_plan(options: LoadOptions, session: Session) -> CallPlan:
-    """What is to be called of a server's tools, as the options say. Raises `UsageError`, `ToolServerError`."""
+    """What is to be called of a server's tools, as the options say.
+
+    Raises `UsageError`, `ToolServerError`.
+    """
     listed = await session.list_tools()
     return plan_calls(
         listed,
@@ -275,20 +268,33 @@ def connector(options: LoadOptions) -> Connect:
     return partial(connect, options.server, client="sdk" if options.mcp_client == "sdk" else "lean")
 
 
+@dataclass(frozen=True, slots=True)
+class DirectAgents:
+    """An agent for each strategy, by its text; `server` is what they load.
+
+    `first` makes a call before the load, and returns how it failed.
+    """
+
+    agents: Mapping[str, DirectAgent]
+    first: Callable[[Sequence[Sink]], Awaitable[str | None]]
+    server: McpServer
+
+
 async def direct_agents(
     options: LoadOptions,
     strategies: Mapping[str, Strategy],
     sinks: Sequence[Sink],
     redact: Redact | None = None,
-) -> tuple[dict[str, DirectAgent], Callable[[Sequence[Sink]], Awaitable[str | None]]]:
-    """An agent for each strategy, and what makes one call before the load, which returns how that failed.
+) -> DirectAgents:
+    """The agents of one process.
 
     Raises `TargetError` where the server cannot be reached, `UsageError` for what it cannot be asked.
     """
     sessions = Sessions(connector(options), options.mcp_per_agent)
     # Of per-agent sessions, one more for the listing and the first call.
     try:
-        plan = await opened_plan(options, await sessions.of(""))
+        session = await sessions.of("")
+        plan = await opened_plan(options, session)
     except (TargetError, UsageError):
         await sessions.close()
         raise
@@ -311,4 +317,15 @@ async def direct_agents(
         await agent.run(LoopPosition(0, "", None, ""))
         return heard[0].error_type if heard else None
 
-    return {text: made(strategy, sinks) for text, strategy in strategies.items()}, first
+    spec, info = options.server, session.info
+    server = McpServer(
+        spec.name,
+        spec.transport,
+        spec.shown,
+        info.protocol,
+        info.name,
+        info.version,
+        tuple(one.name for one in plan.tools),
+        plan.withheld,
+    )
+    return DirectAgents({text: made(strategy, sinks) for text, strategy in strategies.items()}, first, server)

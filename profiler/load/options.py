@@ -339,11 +339,13 @@ class LoadOptions(Options):
         "wait for loops in flight at most, then cut them off and count them; of an open mcp load: until the "
         f"last call has ended, {MOST_DRAIN_SECONDS / 60:.0f} min at most",
     )
-    allow_remote: bool = own(
+    allow_remote: bool = option(
         "--allow-remote",
         SWITCH,
         False,
         "let the load go beyond this machine: it costs money (`run`: needed for MCP servers alone)",
+        "load",
+        ("run", "compare", "tune", "locust", *DIRECT),
     )
     share_limit: bool = strategies_too(
         "--share-limit",
@@ -575,9 +577,7 @@ class LoadOptions(Options):
     @property
     def server(self) -> ServerSpec:
         """The server that is loaded without a model."""
-        from profiler.mcp.servers import parse_servers
-
-        (found,) = parse_servers(self.mcp, self.mcp_headers)
+        (found,) = self.servers
         return found
 
     @property

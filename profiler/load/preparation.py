@@ -44,7 +44,7 @@ from profiler.providers import make_provider
 from profiler.providers.endpoint import Endpoint
 from profiler.records import LoopRecord, encode
 from profiler.redaction import Redact, guard_logs
-from profiler.rundir import Check, Spent
+from profiler.rundir import Check, McpServer, Spent
 from profiler.scenarios import Scenario, load_scenario
 from profiler.strategies import Gathered, Sequential, Strategy
 from profiler.watch.answers import look_at_answers
@@ -108,6 +108,7 @@ class LoopRunners:
         self._checks: tuple[Check, ...] = ()
         self._share = share
         self._servers = ToolServers(options)
+        self._direct: tuple[McpServer, ...] = ()  # what is loaded without a model
 
     def __getitem__(self, key: tuple[str, str]) -> LoopRunner:
         return self._runners[key]
@@ -148,7 +149,7 @@ class LoopRunners:
             spent=self._spent,
             first_failure=self._first_failure,
             checks=self._checks,
-            mcp_servers=self._servers.described,
+            mcp_servers=self._direct or self._servers.described,
         )
 
     def _seconds_left(self) -> float | None:
@@ -210,12 +211,13 @@ class LoopRunners:
         return warm_up
 
     async def _make_direct(self, user_class: str, sinks: Sequence[Sink]) -> FirstLoops:
-        agents, first = await direct_agents(self._options, self.strategies, sinks, self._redact)
-        for spec, agent in agents.items():
+        made = await direct_agents(self._options, self.strategies, sinks, self._redact)
+        for spec, agent in made.agents.items():
             self._runners[user_class, spec] = agent
+        self._direct = (made.server,)
 
         async def call_once() -> None:
-            self._first_failure = await first([self._warmed_up])
+            self._first_failure = await made.first([self._warmed_up])
             if self._first_failure is not None:
                 _log.warning("the call before the test failed: %s", self._first_failure)
 
@@ -434,8 +436,8 @@ async def calibrate_direct(options: LoadOptions, root: str) -> Calibration:
         lines.append(encode(one))
         records[:] = [one]
 
-    agents, _ = await direct_agents(options, {"gathered": Gathered()}, [waited_for(record)])
-    agent = agents["gathered"]
+    made = await direct_agents(options, {"gathered": Gathered()}, [waited_for(record)])
+    agent = made.agents["gathered"]
     numbers = itertools.count()
 
     async def one_call() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from profiler.report.text import clean, counted, duration, number, percent
-from profiler.rundir import Run
+from profiler.rundir import Run, RunDirectory
 from profiler.statistics.caveats import Caveat
-from profiler.statistics.direct import DirectLoad, ToolLoad
+from profiler.statistics.direct import DirectLoad, ToolLoad, direct_loads
 from profiler.statistics.faults import busiest
 from profiler.statistics.gates import Outcome
 from profiler.statistics.quantiles import LEVELS, Estimate
 from profiler.statistics.summary import Summary
+from profiler.statistics.table import tabulate
 
 REFUSING_SHARE = 0.01
 """The share of calls from which on a server is said to refuse a load, and not just a call of it."""
@@ -103,6 +104,14 @@ def render_direct(
     return text if path is None else f"{text}{clean(path, 4096)}\n"
 
 
+def render_directory(directory: RunDirectory, summary: Summary) -> str:
+    """The end of a recorded load as text."""
+    run, table = directory.load(), tabulate(directory.records())
+    server = next((one.name for one in run.mcp_servers), run.scenario)
+    loads = direct_loads(run, directory.records(), table)
+    return render_direct(loads, summary, run, server, str(directory.path))
+
+
 def table(tools: Sequence[ToolLoad]) -> list[str]:
     """Rows of text: calls, failures, quantiles from the intended start with their intervals."""
     head = ("tool", "calls", "failed", *LEVELS)
@@ -114,7 +123,10 @@ def table(tools: Sequence[ToolLoad]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = []
     for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
         lines.append("  ".join(cells).rstrip())
     for one in tools:
         said = _failures({**one.failures, **({"never ended": one.cut} if one.cut else {})})

@@ -279,8 +279,8 @@ def _served(answers: Mapping[int, Sequence[int]], trials: Sequence[Trial], busy:
     """Calls a second that ended well inside the windows; with an interval of the blocks.
 
     In a closed load, and in one that is not served, the server is `busy` from its first answer on: then it is
-    the slope of the answers over time. A window that opens on an empty server, which answers nothing at first,
-    or ends just before many calls do, would make another rate.
+    the slope of the answers over time. A window that opens on an empty server, which answers nothing at
+    first, or ends just before many calls do, would make another rate.
     """
     rates = []
     for trial in trials:

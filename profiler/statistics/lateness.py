@@ -65,6 +65,10 @@ def client_parts(table: Table, due: Indices) -> list[ClientPart]:
     answered = completed(table, due)
     rounds, calls = members(table, due, table.round_loop), members(table, due, table.call_loop)
     calls = calls[table.duration[calls] != NONE]
+    # Of a load without a model the figures are those of calls that ended well: a refusal, which takes next to
+    # nothing, would be all client.
+    alone = table.requests[table.call_loop[calls]] == 0
+    calls = calls[~(alone & (table.call_error[calls] != NONE))]
     found = list(
         _parts("loop", latency(table, answered), table.loop_sending[answered], table.loop_late[answered])
     )

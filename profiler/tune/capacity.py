@@ -1,7 +1,7 @@
 """What a server can take, from its figures under several loads: pure decisions of `profiler mcp tune`.
 
-A closed load of N calls at once tells three kinds of server apart. One that refuses has a largest N at which it
-takes all calls. One that queues answers no more calls a second from some N on, and each takes longer in
+A closed load of N calls at once tells three kinds of server apart. One that refuses has a largest N at which
+it takes all calls. One that queues answers no more calls a second from some N on, and each takes longer in
 proportion. One that neither refuses nor queues at the largest N that was tried needs no limit there.
 """
 
@@ -103,7 +103,8 @@ def known(loads: Sequence[DirectLoad]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """The largest rate within an objective: `met` (None: none was), and the lowest that `missed` it, and why."""
+    """The largest rate within an objective: the load that `met` it (None: none did), the lowest that `missed`
+    it, and why. `concurrency`: how many calls at once did, of a closed load."""
 
     objective: str
     met: DirectLoad | None
@@ -183,8 +184,8 @@ def judge_capacity(server: str, loads: Sequence[DirectLoad]) -> Capacity:
         return answer("queues", None, words)
     words = (
         f"no limit is needed: with {_calls(top.users)} {server} refuses nothing, and they take "
-        f"{duration(top.seconds.p50.value)} against {duration(alone.seconds.p50.value)} alone (p50); it answers "
-        f"{_rate(top.served)} then, and its capacity is above that"
+        f"{duration(top.seconds.p50.value)} against {duration(alone.seconds.p50.value)} alone (p50); it "
+        f"answers {_rate(top.served)} then, and its capacity is above that"
     )
     return answer("enough", None, words)
 

@@ -183,7 +183,7 @@ class DirectTuner:
 
 
 def _merged(before: list[DirectLoad], more: list[DirectLoad]) -> list[DirectLoad]:
-    """The loads of two experiments; of one that both have the first counts, which all others were held against."""
+    """The loads of two experiments; of one that both have, the first counts."""
     seen = {one.users for one in before}
     return sorted([*before, *(one for one in more if one.users not in seen)], key=lambda one: one.users)
 

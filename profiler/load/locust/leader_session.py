@@ -222,7 +222,7 @@ class LeaderSession:
 
     def _log_plan(self, options: LoadOptions, ramp: Ramp) -> None:
         """Log what is about to happen, where its run time is known."""
-        if ramp.seconds is None or ramp.shaped:
+        if ramp.seconds is None or ramp.shaped or options.direct:
             return
         each = ramp.seconds / (len(options.strategies) * max(1, len(options.levels)))
         remote = bool(options.remote_targets(os.environ))
@@ -306,11 +306,16 @@ class LeaderSession:
         """Print the end of a run, unless `run_experiment` started it, whose caller does."""
         if self._environment.parsed_options.run_directory:
             return
+        from profiler.records import NO_MODEL
+        from profiler.report.direct import render_directory
         from profiler.report.terminal import render_comparison
 
         summary = output.summarise(at_the_end=True)
         if summary is not None:
             path = str(output.directory.path)
+            if output.run.provider == NO_MODEL:
+                print(render_directory(output.directory, summary), flush=True)  # noqa: T201
+                return
             print(render_comparison(summary, output.run, 100, path=path), flush=True)  # noqa: T201
 
 

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,10 +174,15 @@ def _started_bridge() -> Bridge:
 _log = logging.getLogger(__name__)
 
 _installed: set[int] = set()
+_defaults: dict[str, Any] = {}
 
 
-def install(events: Any) -> None:
-    """Register everything with Locust's events at the import of a Locust file. A second call does nothing."""
+def install(events: Any, defaults: Mapping[str, Any] | None = None) -> None:
+    """Register everything with Locust's events at the import of a Locust file; again, it does nothing more.
+
+    `defaults` are values of our options that the Locust file names, as Locust's parser has them.
+    """
+    _defaults.update(defaults or {})
     if id(events) in _installed:
         return
     _installed.add(id(events))
@@ -189,6 +195,7 @@ def install(events: Any) -> None:
     def on_parser(parser: Any, **_: Any) -> None:
         nonlocal read
         LoadOptions.add_to_locust(parser)
+        parser.set_defaults(**_defaults)
         if not read:  # later parsers are the web form's, for what was on the command line
             read = True
             check_as_parsed(parser, on_parsed)

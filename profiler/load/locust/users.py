@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from locust import LoadTestShape, User, constant, events, task
@@ -34,7 +36,13 @@ class AgentUser(User):  # type: ignore[misc]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        install(events)
+        if not cls.__dict__.get("abstract", False):
+            install(events, cls.defaults())
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Values of our options that hold where the command line, and the web form, name no others."""
+        return {}
 
     def on_start(self) -> None:
         self._ordinal = next(_ordinals)
@@ -69,6 +77,29 @@ class AgentUser(User):  # type: ignore[misc]
     def _leaving(self) -> bool:
         stopping: bool = self._state == LOCUST_STATE_STOPPING
         return stopping
+
+
+class MCPUser(AgentUser):
+    """An agent that calls the tools of an MCP server, without a model.
+
+    For a Locust file of your own: `server` is the URL or the command (as `--mcp` names it), `call` the tools,
+    `arguments` those of the one tool in it. All may be left to the command line, which takes precedence.
+    """
+
+    abstract = True
+    server: ClassVar[str] = ""
+    call: ClassVar[str | Sequence[str]] = ()
+    arguments: ClassVar[Mapping[str, Any] | None] = None
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        tools = cls.call if isinstance(cls.call, str) else ",".join(cls.call)
+        return {
+            "direct": True,
+            **({"mcp": [cls.server]} if cls.server else {}),
+            **({"call": tools} if tools else {}),
+            **({} if cls.arguments is None else {"args": json.dumps(dict(cls.arguments))}),
+        }
 
 
 class LoadShape(LoadTestShape):  # type: ignore[misc]

@@ -96,7 +96,8 @@ async def main() -> None:
     site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
     await site.start()
     port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-    print(f"http://127.0.0.1:{port}/mcp", flush=True)
+    sys.stdout.write(f"http://127.0.0.1:{port}/mcp\n")
+    sys.stdout.flush()
     ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await asyncio.wait([ended], timeout=server.asked.life)
     await runner.cleanup()
