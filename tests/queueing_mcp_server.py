@@ -3,7 +3,7 @@
 It speaks the stateless protocol of 2026-07-28 over HTTP, in 100 lines of aiohttp. `search` takes `--seconds`,
 for at most `--capacity` calls at once; what comes above that waits in turn, or is refused (`--refuse 429`,
 `--refuse error`: `isError`, `--refuse rpc`: a JSON-RPC error). Every call that was served leaves a line in
-`--log`: {"loop": its number, "began": …, "ended": …}, in nanoseconds of the machine's monotonic clock.
+`--log`: {"loop": its number, "began": …, "ended": …, "arguments": …}, in nanoseconds of the monotonic clock.
 
 It prints its URL, and ends with its standard input.
 """
@@ -60,7 +60,8 @@ class Server:
             self.running -= 1
         if self.log is not None:
             number = next((v for k, v in params.get("_meta", {}).items() if k.endswith("/loop")), None)
-            self.log.write(json.dumps({"loop": number, "began": began, "ended": ended}) + "\n")
+            arguments = params.get("arguments", {})
+            self.log.write(json.dumps({"loop": number, "began": began, "ended": ended, "arguments": arguments}) + "\n")
         return self.result(message, {"content": [{"type": "text", "text": "found"}]})
 
     def refusal(self, message: dict) -> web.Response:

@@ -211,7 +211,7 @@ def _load(arguments: argparse.Namespace) -> int:
         how = f"arriving at {options.arrivals}"
     else:
         how = f"{', '.join(map(str, options.levels)) or size.users} at once"
-    head = f"plan: {options.server.shown}, {size.seconds:.0f} s of measuring, {how}"
+    head = f"plan: {options.server.shown}, {size.seconds:g} s of measuring, {how}"
     if agreed(arguments, options, head, sessions_said(options, size)) is None:
         return 1
     experiment = Experiment(options, size.users, size.seconds, size.workers)

@@ -175,7 +175,8 @@ def direct_loads(run: Run, records: Iterable[LoopRecord], table: Table) -> list[
             continue
         if record.status == "ok" and trial.started_ns <= record.ended_ns < trial.ended_ns:
             answers[trial.index].append(record.ended_ns)  # also of calls that began before
-        if trial.started_ns <= record.due_ns < trial.ended_ns:
+        # The agents of a closed load start one by one before its window; of an open one every arrival counts.
+        if run.load.model == "open" or trial.started_ns <= record.due_ns < trial.ended_ns:
             by_users[trial.users].append((trial, record))
     groups = {group.users: group for group in measure(run, table)}
     users = sorted({trial.users for trial in run.trials})
