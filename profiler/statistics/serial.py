@@ -44,6 +44,8 @@ SLACK_NS = 5_000_000
 """A connection that had to be opened; a thread that started late."""
 FEWEST_TOLD = 4
 """Pairs of answers that a server with times of its own must be seen with."""
+MOST_OVERLAP = 0.1
+"""The share of their own times in which they may seem to overlap: an answer is seen late now and then."""
 FEWEST_STEADY = 12
 """Even distances that speak for themselves, given how long one call takes alone."""
 FEWEST_ALONE = 5
@@ -52,6 +54,8 @@ MOST_SHOWN = 8
 """Calls that stand for a backlog."""
 ERRORS = 3.0
 """Standard errors."""
+MOST_LATE = 1.6
+"""The first answer to several calls may take this much longer than that to one alone."""
 MARGIN = 0.08
 """How much more than a server that runs two at once could take."""
 
@@ -182,7 +186,7 @@ def _server(groups: Sequence[Sequence[Served]]) -> Serialised | None:
         evidence = "told"
     elif _even(batches, busy):
         evidence = "even"
-    elif _alone(busy):
+    elif _alone(batches, busy):
         evidence = "alone"
     if evidence is None:
         return None
@@ -330,18 +334,28 @@ def _told(busy: Sequence[_Busy]) -> bool:
     told = [(a, b, b.server_ns) for a, b in pairs if b.server_ns is not None]
     if len(told) < FEWEST_TOLD or 2 * len(told) < len(pairs):
         return False
-    over = sum(b.answered_ns - took < a.answered_ns - max(2e6, 0.1 * took) for a, b, took in told)
+    over = sum(max(0, a.answered_ns - (b.answered_ns - took)) for a, b, took in told)
     worked = sum(took for _, _, took in told)
-    return over <= 0.05 * len(told) and worked >= 0.5 * sum(b.answered_ns - a.answered_ns for a, b, _ in told)
+    return over <= MOST_OVERLAP * worked and worked >= 0.5 * sum(
+        b.answered_ns - a.answered_ns for a, b, _ in told
+    )
 
 
-def _alone(busy: Sequence[_Busy]) -> bool:
+def _alone(batches: Sequence[Sequence[Served]], busy: Sequence[_Busy]) -> bool:
     idle: dict[str, list[int]] = {}
     for one in busy:
         for call in one.idle:
             idle.setdefault(call.tool, []).append(call.remote_ns)
     steps = [step for one in busy for step in one.steps()]
-    return _steady(idle, [step for step in steps if step.whole]) or (_dear(idle, steps) and _in_order(busy))
+    shown = _steady(idle, [step for step in steps if step.whole]) or _dear(idle, steps)
+    return shown and _in_order(busy) and not _shared(batches, busy)
+
+
+def _shared(batches: Sequence[Sequence[Served]], busy: Sequence[_Busy]) -> bool:
+    """The server runs all at once, each slower for it: even the first of them is answered late."""
+    alone = [call.remote_ns for one in busy for call in one.alone]
+    first = [float(_distances(batch)[0]) for batch in batches]
+    return bool(alone and first) and np.mean(first) > MOST_LATE * np.mean(alone)
 
 
 def _steady(idle: Mapping[str, Sequence[int]], steps: Sequence[_Step]) -> bool:
