@@ -23,6 +23,10 @@ _SECRET_OPTION = re.compile(r"--?[\w-]*(?:token|key|secret|password|passwd|crede
 _RUNNERS = frozenset(
     ("env", "python", "python3", "node", "npx", "uvx", "uv", "run", "deno", "bun", "bunx", "-m", "-y")
 )
+_SUFFIX = re.compile(r"\.(py|[cm]?[jt]s)$")
+_IN_EVERY_PACKAGE = frozenset(
+    ("index", "main", "__main__", "server", "cli", "app", "dist", "build", "out", "lib", "src", "bin")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +110,18 @@ def shown_command(command: Sequence[str]) -> str:
 
 
 def _name_of(command: Iterable[str]) -> str:
-    """What a command runs: `npx -y @scope/server-memory dir` is `server-memory`."""
+    """What a command runs: `npx -y @scope/server-memory dir` is `server-memory`.
+
+    Of `node server-memory/dist/index.js` too: what every package has tells nothing.
+    """
     for part in command:
-        word = PurePath(part).name
-        if word and word not in _RUNNERS and not part.startswith("-") and not _VARIABLE.fullmatch(part):
-            return (
-                _NO_PART.sub("-", word.removesuffix(".py").removesuffix(".js"))[:32].strip("-.") or "server"
-            )
+        path = PurePath(part)
+        if path.name in _RUNNERS or part.startswith("-") or _VARIABLE.fullmatch(part):
+            continue
+        words = [_SUFFIX.sub("", word) for word in path.parts]
+        telling = [word for word in words if word not in _IN_EVERY_PACKAGE] or words
+        if name := "".join(_NO_PART.sub("-", word) for word in telling[-1:])[:32].strip("-."):
+            return name
     return "server"
 
 

@@ -19,6 +19,8 @@ from profiler.mcp.session import ListedTool, code_error
         ("python -m mcp_server_time", "mcp_server_time", None, ("python", "-m", "mcp_server_time")),
         ("t=python 'my server.py'", "t", None, ("python", "my server.py")),
         ("/opt/tools/run.py", "run", None, ("/opt/tools/run.py",)),
+        ("node a/server-x/dist/index.js", "server-x", None, ("node", "a/server-x/dist/index.js")),
+        ("./server.py", "server", None, ("./server.py",)),
     ],
 )
 def test_a_server_is_a_url_or_a_command(text, name, url, command) -> None:
