@@ -1,9 +1,9 @@
 """Watches the calls of the official SDK's MCP sessions, and of what is built on them.
 
 Every client ends in `ClientSession.call_tool`, which is patched at its class while anybody watches: the
-objects that frameworks make and replace as they go need not be known. Around it clients of a higher level are
-patched, which may send one call several times, or let it wait for others; below it what tells when the request
-left and its answer came. Modules that are not imported are left alone, and patched when they are.
+objects that frameworks make and replace as they go need not be known. Around it clients of a higher level
+are patched, which may send one call several times, or let it wait for others; below it what tells when the
+request left and its answer came. Modules that are not imported are left alone, and patched when they are.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ _METHODS: Mapping[str, str] = {
 
 
 def watchable(value: Any) -> Any:
-    """What `SessionWatch` watches for this: an owner, or all there is. None: it has nothing to do with MCP."""
+    """What `SessionWatch` watches for this: an owner, or all there is. None: nothing to do with MCP."""
     if type(value) is str:
         return EVERYTHING if value == EVERYTHING else None
     return value if is_owner(value) else None
