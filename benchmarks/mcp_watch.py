@@ -1,9 +1,9 @@
 """What watching costs a call of an MCP tool, in a session that does nothing.
 
 The SDK's session calls a tool of a server that answers at once: over streams in memory, and through the HTTP
-transport with the network cut off below the HTTP client, so that all phase hooks run. Blocks with and without
-watching alternate in one process, both inside a watched loop whose rounds ask for eight calls each; the figures
-are the medians of the blocks.
+transport with the network cut off below the HTTP client, so that all phase hooks run. Blocks with and
+without watching alternate in one process, both inside a watched loop whose rounds ask for eight calls each;
+the figures are the medians of the blocks.
 
 python benchmarks/mcp_watch.py [--blocks 40] [--rounds 20]
 """
