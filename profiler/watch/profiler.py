@@ -450,6 +450,19 @@ class Profiler:
     def _run(self, name: str, given: Given, kind: type[R] = ToolRun) -> R:  # type: ignore[assignment]
         """A run of the tool of this name, with what its arguments may be."""
         loop, call = self._begin_call(name, given)
+        return self._run_of(name, loop, call, kind)
+
+    def _run_asked(self, name: str, arguments: Mapping[str, Any], kind: type[R]) -> R | None:
+        """A run that the loop of this context asked for; None where what it is has to be looked for."""
+        known = self._loop.get()
+        if known is None or not known.open or current_call.get() is not None:
+            return None
+        found = known.match(name, arguments)
+        if found is None or found.fit[0] < FITTING or not known.claim(found):
+            return None
+        return self._run_of(name, known, known.begin_call(name, found), kind)
+
+    def _run_of(self, name: str, loop: ObservedLoop | None, call: ObservedCall, kind: type[R]) -> R:
         if loop is not None and self._content is not None and call.request.arguments != "":
             call.arguments = self._content.keep(arguments_text(call.request.arguments))
         waits: Callable[[], Held | None] | None = None
@@ -460,6 +473,8 @@ class Profiler:
     def _known_as(self, name: str, arguments: Mapping[str, Any]) -> str:
         """The name under which the model knows the tool of a server that starts now."""
         known = self._loop.get()
+        if known is not None and known.open and known.expects(name):
+            return name
         loops = [known] if known is not None and known.open else []
         if not loops or (self._conversations is not None and loops[0] in self._conversations):
             loops += [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
@@ -511,6 +526,8 @@ class Profiler:
         self, name: str, given: Given
     ) -> tuple[ObservedLoop | None, Match | None, Mapping[str, Any] | None]:
         """The loop and the request of those possible arguments that fit best."""
+        if len(given) == 1:
+            return (*self._asked_by(name, given[0]), given[0])
         asked = [(*self._asked_by(name, arguments), arguments) for arguments in given]
         return max(asked, key=lambda one: (one[0] is not None, () if one[1] is None else one[1].fit))
 

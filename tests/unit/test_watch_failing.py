@@ -52,6 +52,7 @@ OUTSIDE = re.compile(
             r"watch/profiler:Profiler\.(__init__|loop|instrument|uninstrument|failures)",
             r"watch/profiler:Profiler\.(tool|tools|dispatcher|_watched_as|_begin)(\..*)?",
             r"watch/(frameworks:.*|dispatch:Dispatch\.__init__.*)",
+            r"watch/mcp:(watchable|is_owner|refuse)",
             r"watch/context:LoopContext\.__\w+__|watch/profiler:(_http_client|_owner)",
             r"watch/tools:(unwatched_of|name_of|signature_of|code_of)",
             r"watch/tools:(watched|_marked|_runs|_named|_code_flags|_of_kind)",
