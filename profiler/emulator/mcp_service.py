@@ -63,14 +63,14 @@ class McpService:
         if modern:
             if message.is_request:
                 wire.check_modern(message, headers)
+                self._tools.check_headers(message, headers)
             session = ""
         else:
             session = self._session(exchange, message)
         if not message.is_request:
-            if message.method == "notifications/cancelled" and session:
-                call = self._sessions[session].get(message.params.get("requestId"))
-                if call is not None:
-                    call.cancel()
+            call = self._sessions[session].get(message.cancels) if session else None
+            if call is not None:
+                call.cancel()
             exchange.send(HttpReply(202, b""))
         elif message.method == "tools/call":
             self._call(exchange, message, session, modern=modern)
@@ -266,10 +266,12 @@ class _Call:
     def cancel(self) -> None:
         """The client does not want it any more, and says so."""
         self._end("cancelled")
+        if self._call.fault is not None and self._call.fault.kind == "mcp_silence":
+            return  # and stay silent
         body = wire.error_body(self._ident, wire.CANCELLED, "Request cancelled")
         if self._streams:
             self._exchange.end_stream(0, wire.event(body))
-        else:
+        elif not self._exchange.begun:  # else it is being reset in its middle
             self._exchange.send(HttpReply(200, JSON, body))
 
     def _end(self, outcome: str) -> None:

@@ -73,10 +73,9 @@ class StdioService:
                 return
             modern = message.enveloped and message.method != "initialize"
             if not message.is_request:
-                if message.method == "notifications/cancelled":
-                    call = self.running.get(message.params.get("requestId"))
-                    if call is not None:
-                        call.end("cancelled")
+                cancelled = self.running.get(message.cancels)
+                if cancelled is not None:
+                    cancelled.end("cancelled")
                 return
             if modern:
                 wire.check_modern(message, None)
@@ -136,9 +135,15 @@ class _Call:
         if call.spec is None:
             self.answer(entry.due_ns)
             return
-        for due_ns, body in call.progress():
-            self._at(due_ns, partial(self._service.write, body + b"\n"))
+        if call.spec.capacity is None:
+            self._progress()
         self._leave = self._service.tools.calls.serve(call.spec, call.spec.name, self)
+        if self._leave is not None:  # a call that is refused makes none
+            self._progress()
+
+    def _progress(self) -> None:
+        for due_ns, body in self._call.progress():
+            self._at(due_ns, partial(self._service.write, body + b"\n"))
 
     def _at(self, due_ns: int, then: Callable[[], None]) -> None:
         if due_ns <= self._service.clock():
@@ -163,8 +168,8 @@ class _Call:
             service.write(b"DEBUG an injected fault: this line is no message\n")
         now = service.clock()
         entry.first_byte(now)
+        self.end("complete")  # before: whoever has the answer finds the call in the journal's file
         service.write(self._call.answer.body(now - entry.received_ns) + b"\n")
-        self.end("complete")
 
     def refuse(self, rejected: Rejected) -> None:
         self._service.tools.calls.journal.refused(b"stdin", b"-", rejected.status, rejected.reason)
@@ -214,7 +219,10 @@ class _Input(asyncio.Protocol):
 
 
 async def serve_stdio(make: Callable[[Scheduler], McpTools]) -> int:
-    """Serve until standard input ends, SIGINT or SIGTERM; the exit code: 1 where a fault wanted the end."""
+    """Serve until standard input ends, SIGINT or SIGTERM.
+
+    The exit code is 1 where a fault wanted the end, or where standard output cannot be written.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     code = 0
@@ -236,15 +244,26 @@ async def serve_stdio(make: Callable[[Scheduler], McpTools]) -> int:
 
     output = _Output(paused, stop.set)
     writer: asyncio.WriteTransport | None = None
-    write: Callable[[bytes], None] = partial(_write_all, taken)
     if _is_pipe(taken):
         writer, _ = await loop.connect_write_pipe(lambda: output, os.fdopen(taken, "wb", 0))
         writer.set_write_buffer_limits(high=MAX_BODY)
-        write = writer.write
+
+    def write(data: bytes) -> None:
+        if writer is None:
+            try:
+                _write_all(taken, data)
+            except OSError as error:
+                if not stop.is_set():
+                    print(f"profiler emulate: standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
+                leave()
+        elif not writer.is_closing():  # else its reader has gone
+            writer.write(data)
+
     service = StdioService(make(Scheduler(loop)), write, leave)
 
     def ended() -> None:
-        service.feed(b"\n")  # the last line may lack its end
+        if not stop.is_set():
+            service.feed(b"\n")  # the last line may lack its end
         stop.set()
 
     if _is_pipe(given):
@@ -253,12 +272,12 @@ async def serve_stdio(make: Callable[[Scheduler], McpTools]) -> int:
     else:
         threading.Thread(target=_read_file, args=(given, loop, service.feed, ended), daemon=True).start()
     await stop.wait()
+    if reading is not None:
+        reading.close()
     service.close()
     if writer is not None:
         await _flush(writer)
         writer.abort()
-    if reading is not None:
-        reading.close()
     await asyncio.sleep(0)
     return code
 

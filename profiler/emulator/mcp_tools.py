@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -89,6 +90,13 @@ class McpTools:
         self._specs = {spec.name: spec for spec in scenario.tools}
         self._listed = [wire.listed_tool(spec, structured=self._structured) for spec in scenario.tools]
         self._listings = 0
+        mirrored = {spec.name: wire.mirrored(spec.parameters) for spec in scenario.tools}
+        self._mirrored = {name: found for name, found in mirrored.items() if found}
+
+    def check_headers(self, message: Message, headers: Mapping[bytes, bytes]) -> None:
+        """Raise `Refusal` for a call whose headers say something else than its arguments."""
+        if self._mirrored and message.method == "tools/call":
+            wire.check_mirrored(message, self._mirrored.get(str(message.params.get("name")), []), headers)
 
     def result(self, message: Message, *, modern: bool) -> bytes:
         """The answer to a request other than `tools/call`."""
@@ -197,7 +205,7 @@ def _identity(meta: Any) -> Identity:
     if isinstance(loop, str) and loop.isascii() and loop.isdecimal() and len(loop) < 19:
         loop = int(loop)
     return Identity(
-        call_id if isinstance(call_id, str) else None,
+        call_id[:_MOST_NAME] if isinstance(call_id, str) else None,
         loop if isinstance(loop, int) and not isinstance(loop, bool) and 0 <= loop < 1 << 62 else None,
-        str(trial) if isinstance(trial, str | int) else None,
+        str(trial)[:_MOST_NAME] if isinstance(trial, str | int) else None,
     )

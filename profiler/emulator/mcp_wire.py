@@ -36,6 +36,7 @@ SERVER_NS = META + "serverNs"
 _NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """Methods with a header `mcp-name`, and the parameter that it repeats."""
 
+_MOST_DEEP = 20
 _ENCODED = re.compile(r"=\?base64\?(.*)\?=")
 
 try:
@@ -75,6 +76,14 @@ class Message(NamedTuple):
     def meta(self) -> Mapping[str, Any]:
         meta = self.params.get("_meta")
         return meta if isinstance(meta, dict) else {}
+
+    @property
+    def cancels(self) -> Ident:
+        """The id of the request that it cancels, where it is such a notification."""
+        ident = self.params.get("requestId")
+        if self.is_request or self.method != "notifications/cancelled" or isinstance(ident, bool):
+            return None
+        return ident if isinstance(ident, str | int) else None
 
     @property
     def enveloped(self) -> bool:
@@ -169,6 +178,40 @@ def _check_repeated(
         if given is None or _decoded(given) != value:
             state = "is missing" if given is None else "does not match the body"
             raise Refusal(400, HEADER_MISMATCH, f"The header {header.decode()} {state}", message.ident)
+
+
+def mirrored(schema: Mapping[str, Any]) -> list[tuple[tuple[str, ...], bytes]]:
+    """The parameters that a client repeats in headers (`x-mcp-header`), as paths, with the names of those."""
+    found: list[tuple[tuple[str, ...], bytes]] = []
+    todo: list[tuple[tuple[str, ...], Any]] = [((), schema)]
+    while todo:
+        path, part = todo.pop()
+        if not isinstance(part, dict) or len(path) > _MOST_DEEP:
+            continue
+        name = part.get("x-mcp-header")
+        if path and isinstance(name, str):
+            found.append((path, f"mcp-param-{name}".lower().encode()))
+        inner = part.get("properties")
+        if isinstance(inner, dict):
+            todo += [((*path, key), value) for key, value in inner.items()]
+    return found
+
+
+def check_mirrored(
+    message: Message, repeated: list[tuple[tuple[str, ...], bytes]], headers: Mapping[bytes, bytes]
+) -> None:
+    """Raise `Refusal` where the headers of a call do not say what its arguments do."""
+    for path, header in repeated:
+        value: Any = message.params.get("arguments")
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        given = headers.get(header)
+        if isinstance(value, bool):
+            value = "true" if value else "false"
+        wanted = str(value) if isinstance(value, str | int | float) else None
+        if (None if given is None else _decoded(given)) != wanted:
+            words = f"The header {header.decode()} does not match the argument {'.'.join(path)}"
+            raise Refusal(400, HEADER_MISMATCH, words, message.ident)
 
 
 def _decoded(header: bytes) -> str | None:

@@ -91,6 +91,8 @@ def start_emulator(
     port: int = 0,
     *,
     dialect: str | None = None,
+    mcp_reply: str | None = None,
+    mcp_page: int | None = None,
     tls_cert: str | os.PathLike[str] | None = None,
     tls_key: str | os.PathLike[str] | None = None,
     timeout: float = _START_SECONDS,
@@ -102,11 +104,16 @@ def start_emulator(
     """
     command = [sys.executable, "-m", "profiler.emulator", "--host", host, "--port", str(port)]
     command += ["--scenario", scenario, "--seed", str(seed), "--exit-with-parent"]
-    if dialect is not None:
-        command += ["--dialect", dialect]
-    for option, path in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
-        if path is not None:
-            command += [option, os.fspath(path)]
+    given = {
+        "--dialect": dialect,
+        "--mcp-reply": mcp_reply,
+        "--mcp-page": mcp_page,
+        "--tls-cert": tls_cert,
+        "--tls-key": tls_key,
+    }
+    for option, value in given.items():
+        if value is not None:
+            command += [option, str(value)]
     # The package may have been imported from a source tree that is not on the child's path.
     root = str(Path(__file__).resolve().parents[2])
     python_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -229,6 +230,51 @@ def test_streams_are_chunked_and_end_as_told() -> None:
     connection.data_received(b"GET /complete HTTP/1.0\r\n\r\n")
     assert transport.sent.endswith(b"\r\n\r\nonetwelve bytes")
     assert b"chunked" not in transport.sent
+
+
+def test_open_stream_goes_on_until_it_is_ended_and_drops_what_would_come_after() -> None:
+    waiting: list[Exchange] = []
+    connection, transport = connect(waiting.append)
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    watcher, told = Watcher(), list[int]()
+
+    def last(now: int) -> bytes:
+        told.append(now)
+        return b"last"
+
+    later = time.monotonic_ns() + 3600 * 10**9
+    reply = HttpReply(200, b"", frames=[(0, b"")], open=True, observer=watcher)
+    waiting[0].send(reply)
+    head, _, body = transport.sent.partition(b"\r\n\r\n")
+    assert (b"transfer-encoding: chunked" in head, body) == (True, b"")  # the head alone, and no last chunk
+    assert reply.frames is not None
+    reply.frames += [(1, b"due"), (later, b"too late")]
+    waiting[0].send(reply)
+    assert transport.sent.endswith(b"\r\n\r\n3\r\ndue\r\n")
+    before = time.monotonic_ns()
+    waiting[0].end_stream(before, last)
+    assert transport.sent.endswith(b"due\r\n4\r\nlast\r\n0\r\n\r\n")
+    assert before <= told[0] <= time.monotonic_ns()
+    assert watcher.events == ["first byte", "complete"]
+    assert transport.state == "open"
+
+
+def test_reply_may_say_when_it_was_sent_and_be_replaced_before_that() -> None:
+    waiting: list[Exchange] = []
+    connection, transport = connect(waiting.append)
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+
+    def stamped(reply: HttpReply, now: int) -> None:
+        reply.headers += b"x-now: %d\r\n" % now
+        reply.body = b"%d" % now
+
+    later = time.monotonic_ns() + 3600 * 10**9
+    waiting[0].send(HttpReply(200, b"", due_ns=later, at_sending=stamped))
+    assert transport.sent == b""
+    waiting[0].send(HttpReply(200, b"", due_ns=1, at_sending=stamped))
+    (body,) = bodies(transport.sent)
+    assert b"x-now: %b\r\n" % body in transport.sent
+    assert int(body) <= time.monotonic_ns()
 
 
 def test_stream_waits_while_the_client_does_not_read() -> None:
