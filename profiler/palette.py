@@ -76,6 +76,9 @@ PHASES = {
     "unaccounted": "#8A8F98",
 }
 
+PARTS = {"session_wait": "#D58A00", "client_wait": "#A56A12", "parsing": "#8B52B0"}
+"""Parts of a call of an MCP server's tool; what lies between them is `tools` among the phases."""
+
 STATUSES = {"ok": "#1F735A", "error": "#CE0E0A", "timeout": "#E67E00", "cancelled": "#8A8F98"}
 
 

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
+from profiler.report import servers
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import Run
 from profiler.statistics.caveats import Caveat, labels
 from profiler.statistics.figures import StrategySummary
 from profiler.statistics.gates import Outcome, missed
 from profiler.statistics.quantiles import Estimate
+from profiler.statistics.servers import ServerFigures
 from profiler.statistics.summary import Summary
 from profiler.statistics.verdicts import Regression
 
@@ -36,7 +38,8 @@ _MARKDOWN = re.compile(r"([\\`*|<\[\]])")
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What is rendered. `figures` is a table: the names of its columns, then its rows.
+    """What is rendered. `figures` is a table: the names of its columns, then its rows. So is `servers`, of
+    MCP servers; `notes` are what was found of them.
 
     `seconds` is how long was measured, `unix_ns` when that began. `undecided_fails`: a gate that is not
     decided counts as failed (`--undecided fail`).
@@ -47,6 +50,8 @@ class Findings:
     verdicts: tuple[str, ...] = ()
     warnings: tuple[Caveat, ...] = ()
     figures: tuple[tuple[str, ...], ...] = ()
+    servers: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()
     seconds: float = 0.0
     unix_ns: int | None = None
     undecided_fails: bool = False
@@ -70,6 +75,8 @@ def of_run(run: Run, summary: Summary, undecided_fails: bool = False) -> Finding
         verdicts=tuple(one.sentence for one in summary.verdicts),
         warnings=summary.warnings,
         figures=(head, *rows),
+        servers=_servers(summary.servers),
+        notes=tuple(servers.findings(summary.servers)),
         seconds=_measured(run),
         unix_ns=run.anchor.unix_ns,
         undecided_fails=undecided_fails,
@@ -125,6 +132,7 @@ def github(found: Findings) -> str:
     ]
     failures = {one.sentence for one in found.outcomes if one.holds is False}
     lines += [_command("notice", sentence) for sentence in found.verdicts if sentence not in failures]
+    lines += [_command("notice", sentence) for sentence in found.notes]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -149,6 +157,10 @@ def markdown(found: Findings) -> str:
     )
     if len(found.figures) > 1:
         lines += ["", *_table(found.figures[0], found.figures[1:])]
+    if found.servers:
+        lines += ["", *_table(found.servers[0], found.servers[1:])]
+    if found.notes:
+        lines += ["", *(f"- {_escaped(one)}" for one in found.notes)]
     if found.warnings:
         lines += ["", *(f"- {_escaped(one.sentence)}" for one in found.warnings)]
     return "\n".join(lines) + "\n"
@@ -233,6 +245,26 @@ def _figures(one: StrategySummary) -> tuple[str, ...]:
         _with_interval(one.goodput, number),
         _with_interval(one.failure_rate, percent),
     )
+
+
+def _servers(found: Sequence[ServerFigures]) -> tuple[tuple[str, ...], ...]:
+    """A table of MCP servers: p95 of a call and of its parts."""
+    if not found:
+        return ()
+    parts = ["duration", *servers.shown_parts(found)]
+    names = ["call", *(servers.PART_NAMES[part] for part in parts[1:])]
+    head = ("MCP server", "calls", "failed", *(f"{name} p95" for name in names), "at once")
+    rows = (
+        (
+            one.name,
+            str(one.calls.calls),
+            str(one.calls.errors),
+            *(duration(servers.cell(one.calls, part, "p95")) for part in parts),
+            str(one.most_in_flight),
+        )
+        for one in found
+    )
+    return (head, *rows)
 
 
 def _with_interval(found: Estimate, shown: Callable[[float | None], str]) -> str:

@@ -8,9 +8,11 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from profiler.records import LoopRecord
+from profiler.report import servers
 from profiler.report.text import clean, counted, duration, percent
 from profiler.report.timeline import causes, render_timeline, wrapped
 from profiler.report.unseen import Unseen
+from profiler.statistics.servers import ServerCalls
 
 if TYPE_CHECKING:
     from profiler.watch.auto import Found
@@ -58,6 +60,8 @@ def render_loops(
     untold = len(ordered) - len(drawn) - told
     if untold > 0:
         lines.append(f"and {counted(untold, 'more loop')}")
+    for said in servers.lines(ServerCalls.of(ordered).figures()):
+        lines += [*([""] if lines and lines[-1] and said.startswith("MCP") else []), *wrapped(said, width)]
     unseen = Unseen.of(ordered).sentences()
     lines += [""] * bool(unseen and lines and lines[-1])
     for sentence in unseen:
@@ -150,7 +154,7 @@ def in_a_line(record: LoopRecord, first: LoopRecord) -> str:
     parts = [
         duration(record.wall_ns / 1e9),
         _at(record, first),
-        counted(len(record.rounds), "request"),
+        counted(sum(round_.model.asked for round_ in record.rounds), "request"),
         counted(calls, "call"),
     ]
     if not record.good:

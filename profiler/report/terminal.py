@@ -13,6 +13,7 @@ from rich.text import Text
 
 from profiler.limits.spec import totals
 from profiler.loop.model import parse_model_limit
+from profiler.report import servers
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.rundir import Run
 from profiler.statistics.caveats import Caveat
@@ -76,6 +77,8 @@ def _comparison(summary: Summary, run: Run) -> Iterator[RenderableType]:
         for line in filter(None, said):
             yield Text(f"{clean(strategy.strategy)}: {line}")
     for line in limits(run):
+        yield Text(line)
+    for line in servers.lines(summary.servers):
         yield Text(line)
     if summary.objective is not None:
         outcome = objective_outcome(summary, lambda name: clean(name, _LONGEST_NAME))

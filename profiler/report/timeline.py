@@ -13,9 +13,11 @@ from rich.cells import cell_len, set_cell_size
 
 from profiler.anatomy import loop_phases, model_queue_ns, phases, server_tool_runs, tool_phase
 from profiler.records import LoopRecord, ModelCall, RoundRecord, Shortfall, ToolCall
+from profiler.report import servers
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.report.unseen import Unseen
 from profiler.shortfalls import EXPLAINED
+from profiler.statistics.servers import ServerCalls
 from profiler.strategies import StrategySpec
 
 Kind = Literal["model", "server_tools", "backoff", "wait", "run", "failed"]
@@ -61,6 +63,8 @@ def render_timeline(record: LoopRecord, width: int = 80, color: bool = False, no
     lines = [*_headlines(record, width), "", *_chart(record, width, color), ""]
     lines += _decomposition(record, width)
     if notes:
+        for said in servers.lines(ServerCalls.of([record]).figures()):
+            lines += wrapped(said, width)
         for sentence in Unseen.of([record]).sentences():
             lines += wrapped(f"note: {sentence}", width)
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -116,7 +120,8 @@ def _rows(record: LoopRecord) -> Iterator[_Row]:
         model = round_.model
         label = f"model {round_.index + 1}"
         ended = model.status if model.status != "error" else clean(model.error_type or "error", 16)
-        yield _Row(label, tuple(_model_spans(model)), _note(model.duration_ns, ended))
+        if model.asked:
+            yield _Row(label, tuple(_model_spans(model)), _note(model.duration_ns, ended))
         for call in round_.tool_calls:
             took = call.ended_ns - call.began_ns
             yield _Row("  " + clean(call.name), tuple(_call_spans(call)), _note(took, call.status))
@@ -226,6 +231,9 @@ FELT_NS = 1_000_000
 
 CauseKind = Literal["model", "server_tools", "model_limiter", "backoff", "tools", "rest"] | Shortfall
 
+_INSIDE: frozenset[CauseKind | None] = frozenset({"inside_tools", "mcp_session", "mcp_server"})
+"""Shortfalls that are waits after the start of a call."""
+
 _KINDS: tuple[CauseKind, ...] = (
     *("model", "server_tools", "model_limiter", "backoff"),
     *get_args(Shortfall),
@@ -263,11 +271,12 @@ def causes(record: LoopRecord) -> list[Cause]:
         inside = min(inside, tool_wall - limiter - threads)
         # A tool that holds the event loop keeps its siblings waiting, with or without a limiter.
         reason = round_.shortfall
-        if reason == "inside_tools" or (reason == "threads" and threads):
+        if reason in _INSIDE or (reason == "threads" and threads):
             reason = None  # which are waits after the start
         totals[reason or "limiter"] += limiter
         totals["threads"] += threads
-        totals["inside_tools"] += inside
+        if inside and round_.shortfall is not None:
+            totals[round_.shortfall] += inside
         left -= limiter + threads + inside
     totals["tools"] = left
     totals["rest"] = record.wall_ns - sum(totals.values())
@@ -299,7 +308,7 @@ def _prolonged(round_: RoundRecord) -> tuple[int, int, int]:
     works = [ns - thread_wait for ns, thread_wait in ran]
     working = max(works, default=0)
     waited = max((call.ended_ns - call.queued_ns for call in calls), default=0) - running
-    inside = working - min(works) if works and round_.shortfall == "inside_tools" else 0
+    inside = working - min(works) if works and round_.shortfall in _INSIDE else 0
     return waited, running - working, inside
 
 
@@ -307,7 +316,7 @@ def _words(kind: CauseKind, record: LoopRecord) -> tuple[str, str]:
     """(what took the time, what to do about it, or "")."""
     if kind == "model":
         slowest = max(r.model.duration_ns - model_queue_ns(r.model) for r in record.rounds)
-        count = len(record.rounds)
+        count = sum(round_.model.asked for round_ in record.rounds)
         more = f", slowest {duration(slowest / 1e9)}" if count > 1 else ""
         return f"the model ({counted(count, 'request')}{more})", ""
     if kind == "server_tools":

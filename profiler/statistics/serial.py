@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -44,6 +44,8 @@ SLACK_NS = 5_000_000
 """A connection that had to be opened; a thread that started late."""
 FEWEST_TOLD = 4
 """Pairs of answers that a server with times of its own must be seen with."""
+MOST_OVERLAP = 0.1
+"""The share of their own times in which they may seem to overlap: an answer is seen late now and then."""
 FEWEST_STEADY = 12
 """Even distances that speak for themselves, given how long one call takes alone."""
 FEWEST_ALONE = 5
@@ -52,6 +54,8 @@ MOST_SHOWN = 8
 """Calls that stand for a backlog."""
 ERRORS = 3.0
 """Standard errors."""
+MOST_LATE = 1.6
+"""The first answer to several calls may take this much longer than that to one alone."""
 MARGIN = 0.08
 """How much more than a server that runs two at once could take."""
 
@@ -60,7 +64,11 @@ Evidence = Literal["sent", "told", "even", "alone"]
 
 
 class Served(NamedTuple):
-    """A call that was answered, in nanoseconds. `round_` is the same for the calls of one round."""
+    """A call that was answered, in nanoseconds. `round_` is the same for the calls of one round.
+
+    `place` orders calls as they were asked for. Requests sent within a few milliseconds, on connections of
+    their own, may overtake each other on the way.
+    """
 
     round_: int
     tool: str
@@ -68,6 +76,7 @@ class Served(NamedTuple):
     posted_ns: int
     answered_ns: int
     server_ns: int | None = None
+    place: int = 0
 
     @property
     def remote_ns(self) -> int:
@@ -81,7 +90,8 @@ class Serialised:
     `rounds` of the `of_rounds` with several calls at once show it. The largest stands for them: `calls` that
     came within `together_seconds` were answered one by one, `apart_seconds` apart (its median): they took
     `wall_seconds`, where together they would have taken `alone_seconds`. Both 0: many callers kept it so busy
-    that no round is to be seen by itself, and the figures are of a part of the backlog.
+    that no round is to be seen by itself, and the figures are of a part of the backlog. `tool`: only this
+    one's calls ran one at a time, while those of others went on.
     """
 
     by: By
@@ -93,6 +103,7 @@ class Serialised:
     apart_seconds: float
     wall_seconds: float
     alone_seconds: float
+    tool: str | None = None
 
 
 def serialised(groups: Sequence[Sequence[Served]]) -> Serialised | None:
@@ -101,7 +112,7 @@ def serialised(groups: Sequence[Sequence[Served]]) -> Serialised | None:
     Calls of one group could get in each other's way; a server that is a process for each worker has a group
     for each.
     """
-    return _client(groups) or _server(groups)
+    return _client(groups) or _server(groups) or _tool(groups)
 
 
 # The client.
@@ -182,16 +193,52 @@ def _server(groups: Sequence[Sequence[Served]]) -> Serialised | None:
         evidence = "told"
     elif _even(batches, busy):
         evidence = "even"
-    elif _alone(busy):
+    elif _alone(batches, busy):
         evidence = "alone"
     if evidence is None:
         return None
     like = [batch for batch in batches if _one_by_one(batch)]
-    if not like:  # many callers, whose calls never found it idle: the longest backlog
+    if not like or (evidence == "alone" and len(like) < FEWEST_ROUNDS):
+        # Many callers, whose calls hardly ever found it idle: the longest backlog.
         calls = max((one.backlog() for one in busy), key=len)
         return _case("server", evidence, calls, [call.posted_ns for call in calls], 0, 0)
     largest = max(like, key=len)
     return _case("server", evidence, largest, [c.posted_ns for c in largest], len(like), len(batches))
+
+
+def _tool(groups: Sequence[Sequence[Served]]) -> Serialised | None:
+    """A tool with a lock of its own: its calls run one at a time, and those of others beside them."""
+    tools = {call.tool for calls in groups for call in calls}
+    for tool in sorted(tools) if len(tools) > 1 else ():
+        mine = [[call for call in calls if call.tool == tool] for calls in groups]
+        found = _server(mine)
+        if found is not None and _others_go_on(tool, groups):
+            return replace(found, tool=tool)
+    return None
+
+
+def _others_go_on(tool: str, groups: Sequence[Sequence[Served]]) -> bool:
+    """Calls of other tools, sent while several of this one were there, took what they take at other times.
+
+    If they had waited too, it would be places of the server's that are few.
+    """
+    beside: dict[str, list[int]] = {}
+    every: dict[str, list[int]] = {}
+    for calls in groups:
+        mine = [call for call in calls if call.tool == tool]
+        posted, answered = np.sort([c.posted_ns for c in mine]), np.sort([c.answered_ns for c in mine])
+        for call in calls:
+            if call.tool == tool:
+                continue
+            every.setdefault(call.tool, []).append(call.remote_ns)
+            there = np.searchsorted(posted, call.answered_ns) - np.searchsorted(
+                answered, call.posted_ns, "right"
+            )
+            if there >= 2:
+                beside.setdefault(call.tool, []).append(call.remote_ns)
+    least = {name: min(took) for name, took in every.items()}
+    shares = [took / least[name] for name, found in beside.items() for took in found]
+    return len(shares) >= FEWEST_TOLD and float(np.median(shares)) <= 1 + MOST_UNEVEN
 
 
 def _batches(calls: Sequence[Served]) -> list[list[Served]]:
@@ -245,7 +292,13 @@ def _even(batches: Sequence[Sequence[Served]], busy: Sequence[_Busy]) -> bool:
 
 
 def _order(batches: Sequence[Sequence[Served]]) -> float:
-    """How far calls were answered in the order in which they were sent: Kendall's tau, 0 for chance."""
+    """How far calls were answered in the order in which they were sent, or asked for: Kendall's tau."""
+    by_place = [sorted(batch, key=lambda call: call.place) for batch in batches]
+    return max(_tau(batches), _tau(by_place))
+
+
+def _tau(batches: Sequence[Sequence[Served]]) -> float:
+    """From 1 for that order to -1 for the reverse; 0 is chance."""
     found = []
     for batch in batches:
         answers = [call.answered_ns for call in batch]
@@ -330,27 +383,38 @@ def _told(busy: Sequence[_Busy]) -> bool:
     told = [(a, b, b.server_ns) for a, b in pairs if b.server_ns is not None]
     if len(told) < FEWEST_TOLD or 2 * len(told) < len(pairs):
         return False
-    over = sum(b.answered_ns - took < a.answered_ns - max(2e6, 0.1 * took) for a, b, took in told)
+    over = sum(max(0, a.answered_ns - (b.answered_ns - took)) for a, b, took in told)
     worked = sum(took for _, _, took in told)
-    return over <= 0.05 * len(told) and worked >= 0.5 * sum(b.answered_ns - a.answered_ns for a, b, _ in told)
+    return over <= MOST_OVERLAP * worked and worked >= 0.5 * sum(
+        b.answered_ns - a.answered_ns for a, b, _ in told
+    )
 
 
-def _alone(busy: Sequence[_Busy]) -> bool:
+def _alone(batches: Sequence[Sequence[Served]], busy: Sequence[_Busy]) -> bool:
     idle: dict[str, list[int]] = {}
     for one in busy:
         for call in one.idle:
             idle.setdefault(call.tool, []).append(call.remote_ns)
     steps = [step for one in busy for step in one.steps()]
-    return _steady(idle, [step for step in steps if step.whole]) or (_dear(idle, steps) and _in_order(busy))
+    shown = _steady(idle, [step for step in steps if step.whole]) or _dear(idle, steps)
+    return shown and _in_order(busy) and not _shared(batches, busy)
+
+
+def _shared(batches: Sequence[Sequence[Served]], busy: Sequence[_Busy]) -> bool:
+    """The server runs all at once, each slower for it: even the first of them is answered late."""
+    alone = [call.remote_ns for one in busy for call in one.alone]
+    first = [float(_distances(batch)[0]) for batch in batches]
+    return bool(alone and first) and np.mean(first) > MOST_LATE * np.mean(alone)
 
 
 def _steady(idle: Mapping[str, Sequence[int]], steps: Sequence[_Step]) -> bool:
     """The distances are even, and each as long as its call alone."""
-    mine = [step for step in steps if step.call.tool in idle]
-    if len(mine) < FEWEST_STEADY or 2 * len(mine) < len(steps):
+    if len(steps) < FEWEST_STEADY or not idle:
         return False
     usual = {tool: float(np.median(took)) for tool, took in idle.items()}
-    shares = np.sort([step.apart_ns / usual[step.call.tool] for step in mine])
+    # A tool may never find it idle; where all take about as long, that of others will do.
+    any_tool = float(np.median([one for took in idle.values() for one in took]))
+    shares = np.sort([step.apart_ns / usual.get(step.call.tool, any_tool) for step in steps])
     kept = shares[shares.size // 20 : shares.size - shares.size // 20]
     return bool(
         min(usual.values()) >= LEAST_NS
@@ -379,4 +443,6 @@ def _dear(idle: Mapping[str, Sequence[int]], steps: Sequence[_Step]) -> bool:
 def _in_order(busy: Sequence[_Busy]) -> bool:
     """Few calls were answered before one that had been sent before them; at chance half of them were."""
     pairs = [pair for one in busy for pair in one.queued()]
-    return bool(pairs) and sum(a.posted_ns <= b.posted_ns for a, b in pairs) >= 0.85 * len(pairs)
+    sent = sum(a.posted_ns <= b.posted_ns for a, b in pairs)
+    asked = sum(a.place < b.place for a, b in pairs)
+    return bool(pairs) and max(sent, asked) >= 0.85 * len(pairs)

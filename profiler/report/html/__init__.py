@@ -10,7 +10,7 @@ from pathlib import Path
 
 from profiler.errors import RecordError
 from profiler.report.advice import next_steps
-from profiler.report.html import comparison, conditions
+from profiler.report.html import comparison, conditions, servers
 from profiler.report.html.charts import MOST_STRATEGIES, payload
 from profiler.report.html.data import Material, gather
 from profiler.report.html.markup import name, text
@@ -116,6 +116,11 @@ def render(material: Material) -> str:
             "Queue is the wait for the strategy to start a call. Critical path is the share of the "
             "longest calls of all rounds that was this tool's.",
             conditions.tools(material, data["counterfactuals"], shown),
+        ),
+        *(
+            [("servers", servers.TITLE, servers.ABOUT, mcp_servers)]
+            if (mcp_servers := servers.section(summary.servers, run.mcp_servers, strategies=True))
+            else []
         ),
         (
             "conditions",

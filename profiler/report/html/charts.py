@@ -293,7 +293,9 @@ def payload(material: Material) -> dict[str, Any]:
             }
             for one in strategies
         ],
-        "phases": palette.PHASES | {"arrival_wait": palette.STATUSES["cancelled"], "failed": "#CE0E0A"},
+        "phases": palette.PHASES
+        | palette.PARTS
+        | {"arrival_wait": palette.STATUSES["cancelled"], "failed": palette.STATUSES["error"]},
         "distributions": [
             {
                 "name": clean(name, LONGEST),

@@ -27,6 +27,7 @@ from profiler.report.html.markup import (
     text,
 )
 from profiler.report.html.waterfalls import MOST_ROWS
+from profiler.report.servers import PART_NAMES
 from profiler.report.terminal import limits
 from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import Run
@@ -150,6 +151,10 @@ def drawn(data: dict[str, Any], labels: Sequence[str], note: str = "") -> str:
     if any(span["kind"] == "server_tools" for span in _spans(data)):
         kinds = {"model": "model", "server tools": "server_tools", **kinds}
     legend = [f"{swatch(palette.PHASES[phase])}{label}" for label, phase in kinds.items()]
+    drawn_kinds = {span["kind"] for span in _spans(data)}
+    legend += [
+        f"{swatch(colour)}{PART_NAMES[part]}" for part, colour in palette.PARTS.items() if part in drawn_kinds
+    ]
     legend.append('<span class="swatch failed" aria-hidden="true"></span>failed')
     grid = Grid(
         "Every row of the loops above, in seconds from the start of its loop",

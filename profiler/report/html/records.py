@@ -11,7 +11,7 @@ import numpy as np
 
 from profiler import palette
 from profiler.records import files_of
-from profiler.report.html import conditions, kinds
+from profiler.report.html import conditions, kinds, servers
 from profiler.report.html.bare import Bare, Group, gather_files
 from profiler.report.html.charts import DIGITS, SHARES, distributions
 from profiler.report.html.markup import (
@@ -89,6 +89,9 @@ def render_records(bare: Bare) -> str:
                 kinds.tools(bare),
             )
         )
+    if bare.table.servers:
+        content = servers.section(bare.table.servers.figures())
+        sections.append(Section("servers", servers.TITLE, servers.ABOUT, content))
     if data["distributions"]:
         sections.append(
             Section(
@@ -321,7 +324,7 @@ def _payload(bare: Bare) -> dict[str, Any]:
             }
             for one, colour in zip(bare.summaries, kinds.colours(bare), strict=True)
         ],
-        "phases": palette.PHASES | {"failed": "#CE0E0A"},
+        "phases": palette.PHASES | palette.PARTS | {"failed": palette.STATUSES["error"]},
         "distributions": [
             {
                 "name": clean(series, LONGEST),

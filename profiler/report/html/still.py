@@ -104,7 +104,7 @@ def _fill(kind: str) -> str:
     if kind == "failed":
         return f"background:{_FAILED}"
     faint = ";opacity:.45" if kind == "queue" else ""
-    return f"background:{palette.PHASES.get(kind, palette.SEQUENTIAL)}{faint}"
+    return f"background:{(palette.PHASES | palette.PARTS).get(kind, palette.SEQUENTIAL)}{faint}"
 
 
 def _box(kind: str) -> str:

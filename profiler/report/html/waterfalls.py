@@ -6,10 +6,11 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from profiler.anatomy import model_queue_ns, server_tool_runs
+from profiler.anatomy import model_queue_ns, remote_parts, server_tool_runs
 from profiler.records import Attempt, LoopRecord, ModelCall, RoundRecord, ServerToolCall, ToolCall
 from profiler.report.html.data import Case, Material
 from profiler.report.html.markup import embedded
+from profiler.report.servers import PART_NAMES
 from profiler.report.text import clean, counted, duration, percent
 from profiler.report.timeline import causes
 from profiler.shortfalls import EXPLAINED
@@ -89,7 +90,8 @@ def loop(record: LoopRecord, content: bool = True) -> dict[str, Any]:
     wall = record.wall_ns
     rows: list[dict[str, Any]] = []
     for round_ in record.rounds:
-        rows.append(_model_row(round_, record.started_ns))
+        if round_.model.asked:
+            rows.append(_model_row(round_, record.started_ns))
         rows += [_call_row(call, round_, record.started_ns, content) for call in round_.tool_calls]
     requests = [row for row in rows if row["kind"] == "model"]
     if content and requests and record.prompt is not None:
@@ -142,7 +144,8 @@ def _model_row(round_: RoundRecord, origin: int) -> dict[str, Any]:
 def _call_row(call: ToolCall, round_: RoundRecord, origin: int, content: bool) -> dict[str, Any]:
     spans = [("queue", call.queued_ns, call.waited_until_ns)]
     if call.started_ns is not None:
-        spans.append(("tools" if call.status == "ok" else "failed", call.started_ns, call.ended_ns))
+        kind = "tools" if call.status == "ok" else "failed"
+        spans += [(kind, call.started_ns, call.ended_ns), *_around(call, call.started_ns)]
     return {
         "label": clean(call.name),
         "kind": "call",
@@ -151,6 +154,19 @@ def _call_row(call: ToolCall, round_: RoundRecord, origin: int, content: bool) -
         "took": (call.ended_ns - call.queued_ns) / 1e9,
         "detail": _call_detail(call, round_, origin, content),
     }
+
+
+def _around(call: ToolCall, started_ns: int) -> list[tuple[str, int, int]]:
+    """What the client of an MCP server did around the request of a call: drawn over the whole of it."""
+    parts = remote_parts(call)
+    waited_ns = started_ns + parts.get("session_wait", 0)
+    sent_ns = waited_ns + parts.get("client_wait", 0)
+    parsed_ns = call.ended_ns - parts.get("parsing", 0)
+    return [
+        ("session_wait", started_ns, waited_ns),
+        ("client_wait", waited_ns, sent_ns),
+        ("parsing", parsed_ns, call.ended_ns),
+    ]
 
 
 def _spans(spans: list[tuple[str, int, int]], origin: int) -> list[dict[str, Any]]:
@@ -231,12 +247,33 @@ def _call_detail(call: ToolCall, round_: RoundRecord, origin: int, content: bool
         detail.append(("of it waiting for a thread", duration(call.thread_wait_ns / 1e9)))
     if call.blocking_ns:
         detail.append(("held the event loop", duration(call.blocking_ns / 1e9)))
+    detail += _remote_detail(call)
     if round_.shortfall is not None:
         detail.append(("why its round took longer", "; ".join(EXPLAINED[round_.shortfall])))
     if content and call.arguments is not None:
         detail.append(("arguments", clean(call.arguments, LONGEST_TEXT)))
     if content and call.result is not None:
         detail.append(("result", clean(call.result, LONGEST_TEXT)))
+    return detail
+
+
+def _remote_detail(call: ToolCall) -> Detail:
+    """Which MCP server it was, and the parts of its time."""
+    remote = call.remote
+    if remote is None:
+        return []
+    how = ", ".join(filter(None, (remote.transport, remote.protocol, remote.reply)))
+    detail: Detail = [("MCP server", f"{clean(remote.server)} ({clean(how)})")]
+    parts = remote_parts(call)
+    detail += [(f"of it {PART_NAMES[part]}", duration(ns / 1e9)) for part, ns in parts.items() if ns]
+    if remote.new_connection is not None:
+        detail.append(("connection", "opened for this call" if remote.new_connection else "kept alive"))
+    if remote.http_status is not None:
+        detail.append(("HTTP status", str(remote.http_status)))
+    if remote.sends != 1:
+        detail.append(("requests sent", str(remote.sends)))
+    if remote.progress:
+        detail.append(("progress", counted(remote.progress, "notification")))
     return detail
 
 
