@@ -17,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from profiler.anatomy import Interval, overlap, peak, union
-from profiler.records import Shortfall
+from profiler.records import RemoteCall, Shortfall
 
 if TYPE_CHECKING:
     from profiler.loop.lag import Stall
@@ -108,7 +108,7 @@ class Ran(NamedTuple):
     a `ToolLoop` ran: waiting for a thread (part of its duration), and for its `exclusive` name (before it).
     `steps` are those in which it held the event loop for long, `resumed` are the times at which it went on
     after a wait (`profiler.loop.eventloop`). `reads`: it kept the reply that asked for it from being read on,
-    since it ran in the task or thread that reads.
+    since it ran in the task or thread that reads. `remote` is there for tools of MCP servers.
     """
 
     name: str
@@ -121,6 +121,7 @@ class Ran(NamedTuple):
     pool: Pool | None = None
     reads: bool = False
     resumed: Sequence[int] = ()
+    remote: RemoteCall | None = None
 
     @property
     def span(self) -> Interval:
@@ -170,6 +171,11 @@ def shortfall(
     durations = [call.lasted_ns for call in calls]
     timers_ns = SLACK_NS if application is not None and application.in_threads else TOLERANCE_NS
     longest, tolerance = max(durations), max(timers_ns, wall_ns // 20)
+    if _sessions_held_up(calls) > tolerance:
+        return "mcp_session"
+    at_server = _at_the_last_ones_server(calls)
+    if _served_in_turn(at_server):
+        return "mcp_server"
     alike = wall_ns - longest <= tolerance and longest < 2 * max(TOLERANCE_NS, min(durations))
     if alike and not stalls and not any(call.thread_wait_ns for call in calls):
         return None  # nearly every round: all ran at once, and took about as long
@@ -179,6 +185,8 @@ def shortfall(
     releases = None if application is None else _releases(calls, application)
     phase = _Phase(calls, wall_ns, limit, releases, known)
     excess = phase.excess(lambda _: 0.0, held_steps=False)
+    if at_server and _one_at_a_time_at(at_server, known):
+        return "mcp_server"
     if _one_at_a_time_inside(calls, known):
         return "inside_tools"
     if excess <= tolerance:
@@ -388,6 +396,61 @@ def _as_long_alone(calls: Sequence[Ran], held: Sequence[Interval]) -> bool:
         most.append(lasted)
         least.append(lasted - overlap(held, call.span) if disturbed else lasted)
     return max(least) <= (1 + MOST_UNEVEN) * min(most)
+
+
+def _sessions_held_up(calls: Sequence[Ran]) -> int:
+    """How much sooner the last call would have ended, had none waited for its session with an MCP server."""
+    if not any(call.remote is not None and call.remote.session_wait_ns for call in calls):
+        return 0
+    waits = [0 if call.remote is None else call.remote.session_wait_ns for call in calls]
+    ended_ns = max(call.ended_ns for call in calls)
+    return ended_ns - max(call.ended_ns - wait for call, wait in zip(calls, waits, strict=True))
+
+
+def _at_the_last_ones_server(calls: Sequence[Ran]) -> list[Ran]:
+    """The calls of the MCP server that answered last, if they were there together; in the order of sending.
+
+    Their spans are those at the server and on the way: from being sent until the answer came.
+    """
+    last = max(calls, key=lambda call: call.ended_ns).remote
+    if last is None:
+        return []
+    there = [
+        call._replace(started_ns=call.remote.posted_ns, ended_ns=call.remote.answered_ns)
+        for call in calls
+        if call.remote is not None
+        and call.remote.server == last.server
+        and call.remote.posted_ns is not None
+        and call.remote.answered_ns is not None
+    ]
+    there.sort(key=lambda call: call.started_ns)
+    if len(there) < 2 or there[-1].started_ns >= min(call.ended_ns for call in there):
+        return []
+    return there
+
+
+def _served_in_turn(there: Sequence[Ran]) -> bool:
+    """Whether calls that were at a server together were served one at a time by what it says they took."""
+    served = [
+        (call.ended_ns - call.remote.server_ns, call.ended_ns)
+        for call in there
+        if call.remote is not None and call.remote.server_ns is not None
+    ]
+    if not served or len(served) < len(there):
+        return False
+    shortest = min(end - start for start, end in served)
+    waited_ns = sum(call.lasted_ns for call in there) - sum(end - start for start, end in served)
+    if shortest <= 2 * TOLERANCE_NS or waited_ns < shortest:
+        return False
+    return peak((start, end - TOLERANCE_NS) for start, end in served) < 2
+
+
+def _one_at_a_time_at(there: Sequence[Ran], stalls: Sequence[Stall]) -> bool:
+    """The same by the times of the answers alone: all tools of the server together, or the last one's own."""
+    last = max(there, key=lambda call: call.ended_ns)
+    together = [call._replace(name="") for call in there]
+    own = [call for call in there if call.name == last.name]
+    return _one_at_a_time_inside(together, stalls) or _one_at_a_time_inside(own, stalls)
 
 
 def _one_at_a_time_inside(calls: Sequence[Ran], stalls: Sequence[Stall]) -> bool:

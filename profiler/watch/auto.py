@@ -6,8 +6,6 @@ were made before are found at their next request, too. An SDK that is not import
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
 import inspect
 import logging
 import sys
@@ -15,13 +13,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from profiler.errors import UsageError
 from profiler.watch.discovery import Choose, Runs, exchange, functions_near, functions_of, place_of
 from profiler.watch.identity import ById
+from profiler.watch.imports import AfterImport
 from profiler.watch.places import place_of_caller
 from profiler.watch.runners import RunnerTools
 
@@ -281,7 +279,7 @@ def _watch(automatic: Automatic) -> None:
                 module = sys.modules.get(name)
                 if module is not None:
                     _patch(module)
-            sys.meta_path.insert(0, _finder)
+            _finder.install()
         if automatic not in _watching:
             _watching.append(automatic)
 
@@ -291,8 +289,7 @@ def _unwatch(automatic: Automatic) -> None:
         if automatic in _watching:
             _watching.remove(automatic)
         if not _watching:
-            if _finder in sys.meta_path:
-                sys.meta_path.remove(_finder)
+            _finder.uninstall()
             while _patched:
                 owner, name, original = _patched.pop()
                 setattr(owner, name, original)
@@ -339,33 +336,11 @@ def _seen_init(original: Any) -> Any:
     return init
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Patches an SDK's base clients when their module has been imported."""
-
-    def __init__(self) -> None:
-        self._looking = threading.local()
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name not in _MODULES or getattr(self._looking, "now", False):
-            return None
-        self._looking.now = True
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            self._looking.now = False
-        loader = None if spec is None else spec.loader
-        if loader is None:
-            return None
-        run = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            run(module)
-            with _patch_lock:
-                if _watching:
-                    _patch(module)
-
-        loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+def _imported(module: ModuleType) -> None:
+    with _patch_lock:
+        if _watching:
+            _patch(module)
 
 
-_finder = _AfterImport()
+_finder = AfterImport(_MODULES, _imported)
+"""Patches an SDK's base clients when their module has been imported."""

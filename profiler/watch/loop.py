@@ -142,6 +142,20 @@ class ObservedLoop:
             return False
         return any(call.observed in round_.began for round_ in self.rounds[: -LOOKED_BACK - 1 : -1])
 
+    def known_as(self, name: str, arguments: Mapping[str, Any] | None) -> str | None:
+        """The name under which the model asked for a server's tool that starts now, None if for none.
+
+        Frameworks put the name of the server in front where tools of several could have the same one.
+        """
+        if self.expects(name):
+            return name
+        for round_ in self.rounds[: -LOOKED_BACK - 1 : -1]:
+            for request, _ in [*round_.unclaimed]:
+                fits = same_tool(request.name, name) and fit_of(request.arguments, arguments)[0] >= FITTING
+                if fits:
+                    return request.name
+        return None
+
     def expects(self, name: str) -> bool:
         """Whether a call of this tool was asked for that has not run yet, or failed and may be retried."""
         for round_ in self.rounds[: -LOOKED_BACK - 1 : -1]:
@@ -183,6 +197,22 @@ class ObservedLoop:
         self.ambiguous_calls -= found.holder.ambiguous
         found.holder.request = CallRequest("", found.request.name, "")
         found.holder.arguments, found.holder.ambiguous = None, False
+        return True
+
+    def adopt(self, call: ObservedCall, found: Match) -> bool:
+        """Give the request of a match to a call under way that nothing asked for; False when it was taken."""
+        if not self.claim(found):
+            return False
+        call.request, call.ready_ns, call.ambiguous = found.request, found.ready_ns, not found.certain
+        self.ambiguous_calls += call.ambiguous
+        for round_ in self.rounds[: -LOOKED_BACK - 1 : -1]:
+            if call in round_.began and round_ is not found.round:
+                round_.calls.remove(call)
+                round_.began.discard(call)
+        if call in found.round.began:
+            found.round.asked.append(call)
+        else:
+            found.round.add(call, asked=True)
         return True
 
     def begin_call(self, name: str, found: Match | None) -> ObservedCall:
@@ -322,6 +352,13 @@ class ObservedLoop:
             parent=self.parent,
             watch_failures=self.watch_failures,
         )
+
+
+def same_tool(asked: str, name: str) -> bool:
+    """Whether the model may know a server's tool under the name `asked`, perhaps with a prefix."""
+    return asked == name or (
+        len(asked) > len(name) > 0 and asked.endswith(name) and not asked[-len(name) - 1].isalnum()
+    )
 
 
 def _rivals(first: Match, other: Match) -> bool:

@@ -36,7 +36,7 @@ from profiler.loop.calls import arguments_text
 from profiler.loop.lag import LagSampler, StopSampler
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
-from profiler.loop.tools import Tool, current_call
+from profiler.loop.tools import CallContext, Tool, current_call
 from profiler.process.lifetime import in_forked_child
 from profiler.providers import refuse_httpx, refuse_invoke_model
 from profiler.providers.attempts import (
@@ -49,14 +49,14 @@ from profiler.providers.attempts import (
 from profiler.providers.wire import api_of, requested_model, requested_prompt
 from profiler.records import Clock, LoopRecord
 from profiler.redaction import Content, Redact
-from profiler.watch import frameworks
-from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
+from profiler.watch import frameworks, mcp
+from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments, fit_of
 from profiler.watch.auto import Automatic, Found, OfferedTool, OnClient, finder
 from profiler.watch.context import LoopContext
 from profiler.watch.conversations import Conversations
 from profiler.watch.dispatch import Dispatch, Given
 from profiler.watch.frameworks import describe
-from profiler.watch.loop import Match, ObservedLoop
+from profiler.watch.loop import Match, ObservedLoop, same_tool
 from profiler.watch.requests import WatchedRequest, body_of, is_retry
 from profiler.watch.rounds import ObservedCall, ObservedRound, handed_over
 from profiler.watch.runs import Held, ToolRun, Watching
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from profiler.exporters.prometheus import PrometheusSink
 
 T = TypeVar("T")
+R = TypeVar("R", bound=ToolRun)
 
 
 class Profiler:
@@ -124,6 +125,7 @@ class Profiler:
         self._found: tuple[Found, ...] = ()
         self._offered: dict[str, OfferedTool] = {}
         self._conversations: Conversations | None = None
+        self._mcp: mcp.SessionWatch | None = None
         in_forked_child(self._renew)
 
     def _renew(self) -> None:
@@ -167,13 +169,26 @@ class Profiler:
             {"name": name, "strategy": strategy, "agent": agent, "number": number, "trial": trial},
         )
 
-    def instrument(self, client: T) -> T:
+    def instrument(self, client: T, *, name: str = "", meta: bool = True) -> T:
         """Watch the requests of an `OpenAI`, `AsyncOpenAI`, `Anthropic` or `AsyncAnthropic` client.
 
         And of the SDKs' clients for other clouds: Azure, Foundry, Vertex, Bedrock's Mantle. Returns the same
         client. Doing it twice is harmless. Raises `UsageError` for an object without the SDKs' kind of HTTP
         client, and for `AnthropicBedrock`, whose requests and streams are in a form of AWS's own.
+
+        Or the calls of tools of an MCP server, each under the tool's name: of a `ClientSession` or `Client`
+        of the SDK, or of what is made on it (fastmcp's `Client`, openai-agents' `MCPServer…`, pydantic-ai's
+        `MCPToolset`, LangChain's `MultiServerMCPClient`); with "mcp" those of all sessions of the process.
+        `name` is the server's in the records, where it is not to be the one that it gives itself. With `meta`
+        each request tells its server which call of the model's it is, in `_meta`.
         """
+        session = mcp.watchable(client)
+        if session is not None:
+            if self._mcp is None:
+                self._mcp = mcp.SessionWatch(self)
+            self._mcp.watch(session, name, meta)
+            return client
+        mcp.refuse(name, meta)
         http_client = _http_client(client)
         asynchronous = isinstance(http_client, httpx2.AsyncClient)
         observed = AsyncObservedTransport if asynchronous else ObservedTransport
@@ -192,16 +207,20 @@ class Profiler:
     ) -> Self:
         """Watch every OpenAI and Anthropic client of the process without naming it, from its next request on.
 
-        So are the tools of the SDKs' own runners. With `find_tools` also the application's functions that the
-        names of tools stand for, found when a request first offers a tool: those of registries by key, others
-        by their name, behind frameworks too; their code is exchanged in place, and put back by `stop`. Only
-        calls that the model asked for are recorded of those. With `conversations` requests outside every
-        `loop` are recorded: each conversation is a loop, whose record comes with `stop`.
+        So are the tools of the SDKs' own runners, and the calls of all MCP sessions. With `find_tools` also
+        the application's functions that the names of tools stand for, found when a request first offers a
+        tool: those of registries by key, others by their name, behind frameworks too; their code is exchanged
+        in place, and put back by `stop`. Only calls that the model asked for are recorded of those. With
+        `conversations` requests outside every `loop` are recorded: each conversation is a loop, whose record
+        comes with `stop`.
 
         `on_client` is called with each client before its first request is sent; what it raises reaches the
         application. `found` says what is watched. Doing it twice changes nothing. Returns the profiler.
         """
         if self._automatic is None:
+            if self._mcp is None:
+                self._mcp = mcp.SessionWatch(self)
+            self._boundary.call("tool", self._mcp.start)
             if conversations:
                 self._conversations = Conversations(
                     self._begin_conversation, self._end_conversation, self._rest_conversation
@@ -214,6 +233,8 @@ class Profiler:
         """Undo `auto`. What it found stays known, and conversations under way have come to their end."""
         automatic, self._automatic = self._automatic, None
         if automatic is not None:
+            if self._mcp is not None:
+                self._boundary.call("tool", self._mcp.stop)
             automatic.stop()
             self._found += tuple(automatic.found)
             self._offered |= automatic.offered
@@ -301,6 +322,11 @@ class Profiler:
 
     def uninstrument(self, client: T) -> T:
         """Restore the client as it was before `instrument`. Returns it."""
+        session = mcp.watchable(client)
+        if session is not None:
+            if self._mcp is not None:
+                self._mcp.forget(session)
+            return client
         self._restore(_http_client(client))
         return client
 
@@ -336,7 +362,8 @@ class Profiler:
 
         A call ends when what it returns has ended (`profiler.watch.returned`). `name` is the one under which
         the model knows the tool, where that is not the function's own; with it alone, this is a decorator.
-        The tools of frameworks are watched as by `tools`. Raises `UsageError` for what cannot be called.
+        The tools of frameworks are watched as by `tools`, the `call_tool` of a session of MCP as by
+        `dispatcher`. Raises `UsageError` for what cannot be called.
         """
         if function is None and name is not None:
             return partial(self.tool, name=name)
@@ -348,6 +375,9 @@ class Profiler:
             return frameworks.watched_tools(function, lambda one, own: self.tool(one, name=name or own))
         if not callable(function):
             raise UsageError(f"not a function: {describe(function)}")
+        runs_any = None if name is not None else self._boundary.call("tool", mcp.tool_parameter, function)
+        if runs_any is not None:
+            return self.dispatcher(function, name=runs_any)
         if getattr(function, "__toolloop_profiler__", None) is self:
             if name is None:
                 return function
@@ -417,15 +447,62 @@ class Profiler:
             self._boundary.failed("tool", error)
             return ToolRun(self._watching, None, _unwatched(of))
 
-    def _run(self, name: str, given: Given) -> ToolRun:
+    def _run(self, name: str, given: Given, kind: type[R] = ToolRun) -> R:  # type: ignore[assignment]
         """A run of the tool of this name, with what its arguments may be."""
         loop, call = self._begin_call(name, given)
+        return self._run_of(name, loop, call, kind)
+
+    def _run_asked(self, name: str, arguments: Mapping[str, Any], kind: type[R]) -> R | None:
+        """A run that the loop of this context asked for; None where what it is has to be looked for."""
+        known = self._loop.get()
+        if known is None or not known.open or current_call.get() is not None:
+            return None
+        found = known.match(name, arguments)
+        if found is None or found.fit[0] < FITTING or not known.claim(found):
+            return None
+        return self._run_of(name, known, known.begin_call(name, found), kind)
+
+    def _run_of(self, name: str, loop: ObservedLoop | None, call: ObservedCall, kind: type[R]) -> R:
         if loop is not None and self._content is not None and call.request.arguments != "":
             call.arguments = self._content.keep(arguments_text(call.request.arguments))
         waits: Callable[[], Held | None] | None = None
         if self.hold is not None:
             waits = partial(self._boundary.call, "tool", self._held, name)
-        return ToolRun(self._watching, loop, call, waits)
+        return kind(self._watching, loop, call, waits)
+
+    def _known_as(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """The name under which the model knows the tool of a server that starts now."""
+        known = self._loop.get()
+        if known is not None and known.open and known.expects(name):
+            return name
+        loops = [known] if known is not None and known.open else []
+        if not loops or (self._conversations is not None and loops[0] in self._conversations):
+            loops += [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
+        found = [one for loop in loops if (one := loop.known_as(name, arguments)) is not None]
+        return name if name in found or not found else found[0]
+
+    def _is_part_of(self, outer: CallContext, name: str, arguments: Mapping[str, Any]) -> bool:
+        """Whether a server's tool that starts now is what the call around it is there for.
+
+        So it is in a framework's tool, and in a function of the application's that calls the session. One
+        that is watched but was not asked for gets the request that this one runs.
+        """
+        call = outer.observed
+        if call is None:
+            return outer.answer is not None and outer.answer.remote is None
+        known = self._loop.get()
+        if not isinstance(call, ObservedCall) or call.ended_ns is not None or known is None:
+            return False
+        if not known.runs(outer):
+            return False
+        request = call.request
+        if request.arguments != "":
+            fits = fit_of(request.arguments, arguments)[0] >= FITTING
+            return fits and (same_tool(request.name, name) or known.known_as(name, arguments) is None)
+        if call.remote is not None:
+            return False
+        found = known.match(known.known_as(name, arguments) or name, arguments)
+        return found is not None and found.fit[0] >= FITTING and known.adopt(call, found)
 
     def _begin_call(self, name: str, given: Given) -> tuple[ObservedLoop | None, ObservedCall]:
         """The loop that a starting tool works for, None if it is an orphan, and its call."""
@@ -449,6 +526,8 @@ class Profiler:
         self, name: str, given: Given
     ) -> tuple[ObservedLoop | None, Match | None, Mapping[str, Any] | None]:
         """The loop and the request of those possible arguments that fit best."""
+        if len(given) == 1:
+            return (*self._asked_by(name, given[0]), given[0])
         asked = [(*self._asked_by(name, arguments), arguments) for arguments in given]
         return max(asked, key=lambda one: (one[0] is not None, () if one[1] is None else one[1].fit))
 

@@ -12,7 +12,7 @@ from profiler.anatomy import Interval
 from profiler.loop.eventloop import BLOCKING_NS
 from profiler.loop.lag import Stall, held_ns
 from profiler.loop.model import CallRequest, Probe, Reply
-from profiler.records import ModelCall, RoundRecord, ToolAttempt, ToolCall, ToolStatus
+from profiler.records import ModelCall, RemoteCall, RoundRecord, ToolAttempt, ToolCall, ToolStatus
 from profiler.shortfalls import Application, Pool, Ran, Runner, shortfall
 from profiler.watch.circumstances import Circumstances, pool
 
@@ -45,7 +45,8 @@ class ObservedCall:
     `queued_ns` is known only for a call made by a callable that was `handed_over`. `steps` are those in which
     its code held the event loop for long, `resumed` the ends of its waits; `sync`: all of it was one step.
     `tries` are the calls by which the application tried it again, `nested` is one that another call of its
-    round made, `loops` are the ids of those that began in it.
+    round made, `loops` are the ids of those that began in it. `remote` is there for tools of MCP
+    servers, `sent` are the tries of a client of theirs.
     """
 
     request: CallRequest
@@ -69,6 +70,8 @@ class ObservedCall:
     tries: list[ObservedCall] = field(default_factory=list)
     nested: bool = False
     loops: list[str] = field(default_factory=list)
+    remote: RemoteCall | None = None
+    sent: tuple[ToolAttempt, ...] = ()
 
     def end(self, now_ns: int) -> None:
         """In the thread that ran it."""
@@ -205,7 +208,7 @@ def _call(call: ObservedCall, queued_ns: int, next_ns: int, stalls: Sequence[Sta
     last = tries[-1]
     steps = _steps(call)
     ended_ns = [one.ended_ns if one.ended_ns is not None else max(next_ns, one.started_ns) for one in tries]
-    attempts: tuple[ToolAttempt, ...] = ()
+    attempts = call.sent
     if call.tries:
         pairs = zip(tries, ended_ns, strict=True)
         attempts = tuple(ToolAttempt(one.started_ns, end, *_ending(one)) for one, end in pairs)
@@ -227,6 +230,7 @@ def _call(call: ObservedCall, queued_ns: int, next_ns: int, stalls: Sequence[Sta
         late_ns=last.late_ns,
         nested=call.nested,
         loops=tuple(id_ for one in tries for id_ in one.loops),
+        remote=last.remote,
     )
 
 
@@ -273,6 +277,7 @@ def _ran(
             resumed=[*_resumed(call), *whole.resumed] if whole else _resumed(call),
             pool=call.pool,
             reads=not read_on and call.where is not None and call.where.same(observed.read_in),
+            remote=one.remote,
         )
     return list(found.values())
 

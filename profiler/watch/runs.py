@@ -195,7 +195,15 @@ class ToolRun:
         """The tool raised `error`, or it was raised into it."""
         call, content = self.call, self.watching.content
         call.end(self.watching.clock())
-        if isinstance(error, asyncio.CancelledError | GeneratorExit | concurrent.futures.CancelledError):
+        told = None if self._answer is None else self._answer.failure
+        slot = current_slot.get() or self._slot
+        if told is not None and told.error_type is not None:  # what answered it knows better
+            call.status = "timeout" if told.error_type == "timeout" else "error"
+            call.error_type = told.error_type
+            if slot is not None:
+                slot.learn(told.signal, told.retry_after_ns)
+            slot = None
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit | concurrent.futures.CancelledError):
             call.status = call.error_type = "cancelled"
         elif isinstance(error, TimeoutError):
             call.status = call.error_type = "timeout"
@@ -206,7 +214,6 @@ class ToolRun:
             except Exception:  # it looks into attributes of the application's exception
                 call.error_type = type(error).__name__
         # A limiter learns of it here: the application may turn the failure into a result.
-        slot = current_slot.get() or self._slot
         if slot is not None:
             with contextlib.suppress(Exception):  # as above
                 slot.failed(error)
