@@ -177,6 +177,7 @@ def judge_capacity(server: str, loads: Sequence[DirectLoad]) -> Capacity:
         )
         return answer("degrades", lowest.users, words)
     if parallel is not None and top.users > parallel * AS_ALONE:
+        rate = top.served  # not the highest of several: that would be the luckiest
         words = (
             f"a limit gains nothing: {server} takes all calls, and those above {parallel:.0f} at once wait "
             f"there as they would here. Its capacity is {_rate(rate)}, {parallel:.0f} in parallel; with "
@@ -213,8 +214,8 @@ def in_parallel(ordered: Sequence[DirectLoad], best: DirectLoad) -> float | None
     lower = [one for one in ordered if one.users <= waited[0].users]
     if _value(top) > FLAT * max(map(_value, lower)) and len(waited) == 1:
         return None
-    plateau = [_value(one) for one in waited]
-    return max(1.0, sum(plateau) / len(plateau) * service)
+    plateau = sum(_value(one) * one.calls for one in waited) / sum(one.calls for one in waited)
+    return max(1.0, plateau * service)
 
 
 def within(load: DirectLoad, objective: Objective) -> list[str]:
