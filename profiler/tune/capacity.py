@@ -205,9 +205,11 @@ def in_parallel(ordered: Sequence[DirectLoad], best: DirectLoad) -> float | None
     # A few calls alone tell little of what takes a different time each; those below half of the rate do not
     # wait for each other either.
     undisturbed = [one for one in ordered if one.mean and (one is alone or _value(one) < HALF * _value(best))]
-    service = sum((one.mean or 0.0) * one.calls for one in undisturbed)
-    service /= sum(one.calls for one in undisturbed)
-    waited = [one for one in ordered if one.mean and one.mean > SLOWER * service]
+    calls = sum(one.calls for one in undisturbed)
+    usual = sum((one.mean or 0.0) * one.calls for one in undisturbed) / calls
+    # Of it what is the client's and the network's is no work of the server's.
+    service = sum((one.service or one.mean or 0.0) * one.calls for one in undisturbed) / calls
+    waited = [one for one in ordered if one.mean and one.mean > SLOWER * usual]
     if not waited:
         return None
     # Of two loads in which calls wait, the higher is not answered faster.
