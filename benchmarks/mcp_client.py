@@ -5,9 +5,9 @@ lean   `profiler.mcp.client.connect`: requests made and answers read, failures a
 sdk    `mcp.Client` of the official SDK, over HTTP as it comes
 
 All ask one server, which does next to nothing, in a process and on a core of its own; the protocol is
-2026-07-28 with JSON replies. The clients take turns in short blocks, in one process, pinned to a core. Figures
-are medians over the repeats, ratios the medians of those within a repeat. Goals: lean at least half of raw,
-four times the SDK's.
+2026-07-28 with JSON replies. The clients take turns in short blocks, in one process, pinned to a core. The
+figures are medians over the repeats, the ratios medians of those within a repeat. Goals: lean at least half
+of raw, four times the SDK's.
 
     python benchmarks/mcp_client.py [--repeats 9] [--calls 2000] [--loop uvloop|asyncio]
 """

@@ -81,6 +81,7 @@ class Behaviour:
     retry_after: str = "1.5"
     session: bool = True  # of the older era: whether it has one
     pages: int = 1  # of the listing; 0: it does not end
+    moved: bool = False  # it is at /mcp/, where /mcp redirects to
     tools: tuple[str, ...] = ("search", "write")
     name: str = "plain-server"
 
@@ -292,6 +293,8 @@ class McpServer:
         """Whether the connection goes on."""
         if method == "GET" and path == "/log":
             return await _respond(writer, 200, [asdict(call) for call in self.calls])
+        if self.core.behaviour.moved and path == "/mcp":
+            return await _respond(writer, 307, b"", {"location": f"{self.url}/"})
         message = json.loads(body) if body else {}
         self.requests.append((method, message.get("method", ""), headers))
         if method == "DELETE":
@@ -335,6 +338,9 @@ class McpServer:
         if modern:
             name = (message.get("params") or {}).get("name")
             if headers.get("mcp-method") != message["method"] or headers.get("mcp-name") != name:
+                return 400, -32020, "Header mismatch"
+            arguments = message["params"].get("arguments") or {}
+            if name == "mirrored" and "region" in arguments and "mcp-param-region" not in headers:
                 return 400, -32020, "Header mismatch"
             if "io.modelcontextprotocol/protocolVersion" not in (message["params"].get("_meta") or {}):
                 return 400, -32602, "No _meta"

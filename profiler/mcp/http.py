@@ -12,6 +12,7 @@ import functools
 import os
 import ssl
 import urllib.request
+import warnings
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -34,12 +35,17 @@ CLOSE_SECONDS = 2.0
 REST_SECONDS = 5.0
 """How long an event stream that has given its answer may take to end, before its connection is closed."""
 
+IDLE_SECONDS = 4.0
+"""How long a connection is kept: many servers close it after five, and a request may cross with that."""
+
 MOST_ERROR_BYTES = 65_536
 """Bytes of a refusal's body that are read; the connection of a longer one is closed."""
 
 MOST_REDIRECTS = 3
-MOST_CALLERS = 1000
+MOST_READY = 1000
 """Tools whose headers are kept ready."""
+
+LARGE_BYTES = 2**20
 
 _RPC_STATUSES = frozenset((200, 400, 404))
 """With any other status it is the status that tells what happened, whatever the body holds."""
@@ -53,7 +59,7 @@ class _Pool:
         trace.on_connection_create_end.append(_connected)
         trace.on_request_headers_sent.append(_sent)
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
             trace_configs=[trace],
@@ -139,6 +145,7 @@ class HttpSession(LeanSession):
         self._host = urlsplit(spec.url).netloc.rpartition("@")[2]
         self._pool: _Pool | None = None
         self._session_id: str | None = None
+        self._moved_to: str | None = None
         self._ready: dict[str | None, dict[str, str]] = {}
         self._base: dict[str, str] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -149,6 +156,18 @@ class HttpSession(LeanSession):
         proxy = _proxy(spec.url, spec.is_loopback)
         if proxy is not None:
             self._options["proxy"] = proxy
+
+    async def _ask(self, method: str, params: Mapping[str, Any], timeout: float | None) -> Exchange:
+        """As everywhere; but where the server is found to be elsewhere on its host, it is asked there, and
+        called there from then on. (`/mcp` is often `/mcp/`.) A call is never sent a second time.
+        """
+        for _ in range(MOST_REDIRECTS):
+            self._moved_to = None
+            asked = await super()._ask(method, params, timeout)
+            if self._moved_to is None:
+                break
+            self._url = self._moved_to
+        return asked
 
     async def _start(self) -> None:
         self._session_id = None
@@ -190,7 +209,7 @@ class HttpSession(LeanSession):
         key = tool if method == "tools/call" else f"\n{method}"
         found = self._ready.get(key)
         if found is None:
-            if len(self._ready) >= MOST_CALLERS:
+            if len(self._ready) >= MOST_READY:
                 self._ready.clear()
             found = self._ready[key] = {**self._base, **wire.modern_headers(method, tool)}
         return found
@@ -207,8 +226,7 @@ class HttpSession(LeanSession):
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             self._failed(exchange, error, self.timeout)
             raise self._error(exchange) from error
-        if exchange.error_type is not None:
-            raise self._error(exchange)
+        # A server that refuses the notification shows at the first request whether it minds.
 
     async def _post_only(self, exchange: Exchange, message: wire.Message, headers: Mapping[str, str]) -> None:
         """A notification, or an answer of ours: whatever comes back is not looked at, but for its status."""
@@ -216,7 +234,7 @@ class HttpSession(LeanSession):
         if pool is None:
             return
         response = await pool.session.post(
-            self._url, data=wire.encoded(message), headers=headers, **self._options
+            self._url, data=_payload(wire.encoded(message)), headers=headers, **self._options
         )
         if response.status >= 400:
             await self._refused(exchange, response, headers)
@@ -270,7 +288,7 @@ class HttpSession(LeanSession):
             exchange.fail("session_lost", "the session was closed")
             return
         response = await pool.session.post(
-            self._url, data=body, headers=headers, trace_request_ctx=sent, **self._options
+            self._url, data=_payload(body), headers=headers, trace_request_ctx=sent, **self._options
         )
         answered_ns = self.clock()
         exchange.http_status = status = response.status
@@ -292,7 +310,8 @@ class HttpSession(LeanSession):
             first = await self._first(response)
             answered_ns = self.clock()
         exchange.answered_ns = answered_ns
-        exchange.server_timing = told.get("server-timing")
+        if "server-timing" in told:
+            exchange.server_timing = ", ".join(told.getall("server-timing"))
         data = first + await _whole(response)
         if kind != "application/json" and not kind.endswith("+json"):
             exchange.fail(wire.INVALID_REPLY, f"it answered with {kind or 'no content type'}, not with JSON")
@@ -391,7 +410,10 @@ class HttpSession(LeanSession):
             told.get("retry-after-ms"), told.get("retry-after"), told.get("date")
         )
         if 300 <= status < 400:
-            where = shown_url(urljoin(self._url, told.get("location", "")))
+            target = urljoin(self._url, told.get("location", ""))
+            if status in (307, 308) and _origin(target) == _origin(self._url):
+                self._moved_to = target
+            where = shown_url(target)
             exchange.fail(f"http_{status}", f"it redirects to {where}: if that is meant, give that address")
             return
         if status < 300:
@@ -446,6 +468,20 @@ class HttpSession(LeanSession):
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with asyncio.timeout(NOTIFY_SECONDS):
                 await self._post_only(Exchange(0), message, headers)
+
+
+def _payload(body: bytes) -> Any:
+    """A body, without aiohttp's warning of a large one: to write it in pieces would cost more."""
+    if len(body) <= LARGE_BYTES:
+        return body
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        return aiohttp.BytesPayload(body)
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.rpartition("@")[2].lower()
 
 
 class _TooLong(ValueError):

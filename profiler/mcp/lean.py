@@ -105,6 +105,10 @@ class LeanSession:
         """Get ready to open the session, perhaps anew. Raises `ToolServerError`."""
         raise NotImplementedError
 
+    def _is_there(self) -> bool:
+        """Whether the server is there, so far as is known without asking it."""
+        return True
+
     async def _give_up(self) -> None:
         """Leave nothing behind of an opening that failed."""
 
@@ -196,7 +200,10 @@ class LeanSession:
         if asked.error_type in ("http_401", "http_403"):
             return f": give it what it wants, such as --mcp-header {self.server}:Authorization='Bearer …'"
         if asked.error_type in ("http_404", "http_405", wire.INVALID_REPLY) and self.transport == "http":
-            return ": is this the address of its MCP endpoint (often …/mcp)?"
+            return (
+                ": is this the address of its MCP endpoint for streamable HTTP (often …/mcp; the older "
+                "transport, often …/sse, is not spoken here)?"
+            )
         return ""
 
     def said(self, words: str) -> str:
@@ -236,7 +243,7 @@ class LeanSession:
 
     async def list_tools(self) -> tuple[ListedTool, ...]:
         """All pages of the listing. Raises `ToolServerError`."""
-        if not self._is_open:
+        if not self._is_open or not self._is_there():
             await self._reopen()
         found: list[ListedTool] = []
         cursor: str | None = None
@@ -245,9 +252,12 @@ class LeanSession:
         while pages < MOST_PAGES:
             pages += 1
             params = {} if cursor is None else {"cursor": cursor}
+            generation = self.generation
             asked = await self._ask("tools/list", params, self.timeout)
             message = asked.message
             if message is None:
+                if asked.error_type == "session_lost":
+                    self.lose(generation)
                 raise self._error(asked)
             page = wire.listed(message.get("result"))
             if page is None:
@@ -281,14 +291,25 @@ class LeanSession:
         timeout: float | None = None,
     ) -> CallResult:
         """As in `Session`."""
-        if not self._is_open:
+        if not self._is_open or not self._is_there():
             try:
                 await self._reopen()
             except ToolServerError as error:
                 return CallResult(
                     str(error), RemoteCall(self.server, self.transport, sends=0), error.error_type
                 )
-        generation, modern = self.generation, self.modern
+        generation = self.generation
+        exchange = await self._call(tool, arguments, meta, timeout)
+        sends = 0 if exchange.posted_ns is None else 1
+        if self._wants_headers(exchange, tool):
+            exchange, sends = await self._call_with_headers(exchange, tool, arguments, meta, timeout)
+        if exchange.error_type == "session_lost":
+            self.lose(generation)
+        return self._result(exchange, sends)
+
+    async def _call(
+        self, tool: str, arguments: Mapping[str, Any], meta: Mapping[str, Any] | None, timeout: float | None
+    ) -> Exchange:
         exchange = self._new_exchange()
         whole = self._meta
         if meta:
@@ -299,13 +320,37 @@ class LeanSession:
             body = wire.encoded(wire.request(exchange.number, "tools/call", params, whole))
         except (ValueError, TypeError, RecursionError) as error:
             exchange.fail("invalid_arguments", f"these arguments cannot be sent as JSON: {error}")
-            return self._result(exchange, 0)
-        wanted = self._mirrored.get(tool) if modern else None
+            return exchange
+        wanted = self._mirrored.get(tool) if self.modern else None
         more = wire.argument_headers(wanted, arguments) if wanted else None
         await self._exchange(exchange, body, "tools/call", timeout, tool, more)
-        if exchange.error_type == "session_lost":
-            self.lose(generation)
-        return self._result(exchange, 1)
+        return exchange
+
+    def _wants_headers(self, exchange: Exchange, tool: str) -> bool:
+        """Whether the server misses headers that only its listing tells of, which was not asked for yet."""
+        message = exchange.message
+        if message is None or tool in self._mirrored:
+            return False
+        return wire.error_code(message.get("error")) == wire.HEADER_MISMATCH
+
+    async def _call_with_headers(
+        self,
+        first: Exchange,
+        tool: str,
+        arguments: Mapping[str, Any],
+        meta: Mapping[str, Any] | None,
+        timeout: float | None,
+    ) -> tuple[Exchange, int]:
+        """List the tools; if that tells what it misses, send it again. Also how many requests there were."""
+        try:
+            await self.list_tools()
+        except ToolServerError:
+            return first, 2
+        if not self._mirrored.get(tool):
+            return first, 2
+        second = await self._call(tool, arguments, meta, timeout)
+        second.posted_ns = first.posted_ns
+        return second, 3
 
     def _result(self, exchange: Exchange, sends: int) -> CallResult:
         message = exchange.message

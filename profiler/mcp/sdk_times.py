@@ -22,6 +22,10 @@ MARK = f"{META}sdk"
 """Key in a request's `_meta` that tells which call of ours it is."""
 
 
+WAITED_NS = 5_000_000
+"""A longer time until the SDK's writer took a message is a wait for it, not its way there."""
+
+
 class _Stream:
     """One of the SDK's streams, seen by us."""
 
@@ -46,9 +50,12 @@ class Sending(_Stream):
 
     async def send(self, item: Any) -> None:
         exchange = self._watch.sending(item)
+        before_ns = self._watch.clock()
         await self._inner.send(item)
         if exchange is not None and self._watch.is_stdio:
-            exchange.posted_ns = self._watch.clock()
+            # Taken at once, it may have been written, and read, before we run again; else it waited till now.
+            now_ns = self._watch.clock()
+            exchange.posted_ns = now_ns if now_ns - before_ns > WAITED_NS else before_ns
 
 
 class Receiving(_Stream):

@@ -28,6 +28,9 @@ STDERR_BYTES = 4096
 END_SECONDS = 2.0
 """How long a server may take to end once its standard input is closed, and then after SIGTERM."""
 
+WRITE_SECONDS = 30.0
+"""How long a call that has a time limit waits at most until the server has taken its request."""
+
 _POLL_SECONDS = 0.01
 _ID = re.compile(rb'"id"\s*:\s*"?(\d+)')
 
@@ -80,6 +83,9 @@ class _Process:
         if isinstance(exchange.token, str | int):
             self._tokens[exchange.token] = exchange
         self._write(call.body, call)
+        if call.seconds is not None and exchange.posted_ns is None and not call.future.done():
+            # A call's own time counts from its being written, which must come some time, too.
+            call.timer = self._loop.call_later(max(WRITE_SECONDS, call.seconds), self._not_taken, call)
 
     def say(self, message: wire.Message) -> None:
         """A message that no answer is expected to."""
@@ -97,6 +103,7 @@ class _Process:
         while waiting:
             body, call = waiting[0]
             assert self.child.stdin is not None
+            now_ns = self._clock()  # before it: the server may read, and answer, before we run again
             try:
                 count = os.write(self.child.stdin, memoryview(body)[self._written :])
             except BlockingIOError:
@@ -111,33 +118,40 @@ class _Process:
             self._written = 0
             waiting.popleft()
             if call is not None:
-                self._posted(call)
+                self._posted(call, now_ns)
         assert self.child.stdin is not None
         self._loop.remove_writer(self.child.stdin)
 
-    def _posted(self, call: _Call) -> None:
-        call.exchange.posted_ns = self._clock()
+    def _posted(self, call: _Call, now_ns: int) -> None:
+        call.exchange.posted_ns = now_ns
         if call.seconds is not None and not call.future.done():
+            if call.timer is not None:
+                call.timer.cancel()
             call.timer = self._loop.call_later(call.seconds, self._timed_out, call)
+
+    def _not_taken(self, call: _Call) -> None:
+        call.exchange.fail("timeout", f"it did not read its standard input for {WRITE_SECONDS:g} s")
+        call.done()
 
     def _timed_out(self, call: _Call) -> None:
         noise = f" ({self.noise} lines on its standard output were no messages)" if self.noise else ""
         call.exchange.fail("timeout", f"no answer within {call.seconds:g} s{noise}")
         call.done()
 
-    def forget(self, call: _Call) -> None:
-        """Nobody waits for its answer any more."""
+    def forget(self, call: _Call) -> bool:
+        """Nobody waits for its answer any more. Whether the server has its request, or will have."""
         self.calls.pop(call.exchange.number, None)
         if isinstance(call.exchange.token, str | int):
             self._tokens.pop(call.exchange.token, None)
         if call.timer is not None:
             call.timer.cancel()
-        if call.exchange.posted_ns is None:
-            begun = self._written > 0
-            for index, (_, other) in enumerate(self._waiting):
-                if other is call and not (index == 0 and begun):
+        for index, (_, other) in enumerate(self._waiting):
+            if other is call:
+                begun = index == 0 and self._written > 0
+                if not begun:
                     del self._waiting[index]
-                    break
+                return begun
+        return call.exchange.posted_ns is not None
 
     # Reading.
 
@@ -194,7 +208,7 @@ class _Process:
                 if not call.future.done():
                     call.exchange.message, call.exchange.answered_ns = message, now_ns
                     call.done()
-            elif "jsonrpc" not in message:
+            elif "jsonrpc" not in message or wire.answers_nobody(message):
                 self.noise += 1
 
     def _asked(self, message: wire.Message) -> None:
@@ -344,6 +358,9 @@ class StdioSession(LeanSession):
         await self._end()
         self._process = _Process(self.spec, self.clock)
 
+    def _is_there(self) -> bool:
+        return self._process is not None and not self._process.is_over
+
     async def _revived(self) -> None:
         """Some end when the first message is not `initialize`."""
         if self._process is None or self._process.is_over:
@@ -381,8 +398,8 @@ class StdioSession(LeanSession):
             cancelled = "cancelled"
             raise
         finally:
-            process.forget(call)
-            if cancelled is not None and exchange.posted_ns is not None and method == "tools/call":
+            is_there = process.forget(call)
+            if cancelled is not None and is_there and method == "tools/call":
                 params = {"requestId": exchange.number, "reason": cancelled}
                 process.say(wire.notification(wire.CANCELLED, params))
         if exchange.error_type == "session_lost" and method != "tools/call":

@@ -7,6 +7,7 @@ in `_meta`. `HANDSHAKE` is what came before: `initialize`, then a session, over 
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +18,27 @@ import orjson
 
 from profiler.mcp.session import META, ListedTool, ServerInfo, code_error
 
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("toolcall-profiler")
+    except importlib.metadata.PackageNotFoundError:  # run from its source
+        return "0"
+
+
 MODERN = "2026-07-28"
 HANDSHAKE = "2025-11-25"
 
 OF_PROTOCOL = "io.modelcontextprotocol/"
 """Prefix of the protocol's own keys in `_meta`."""
 
-CLIENT = {"name": "toolcall-profiler", "version": "1"}
+CLIENT = {"name": "toolcall-profiler", "version": _version()}
 
 CANCELLED = "notifications/cancelled"
 PROGRESS = "notifications/progress"
 
 METHOD_NOT_FOUND = -32601
 HEADER_MISMATCH = -32020
-UNSUPPORTED_VERSION = -32022
 
 INVALID_REPLY = "invalid_reply"
 """`error_type` of an answer that is none: no JSON-RPC, another request's, nothing at all."""
@@ -356,7 +364,8 @@ def _block_text(block: Any) -> str:
     resource = inner if isinstance(inner, Mapping) else {}
     if isinstance(resource.get("text"), str):
         return str(resource["text"])
-    shown = {key: one[key] for one in (resource, block) for key in _SHOWN if isinstance(one.get(key), str)}
+    whole = {**resource, **block}
+    shown = {key: whole[key] for key in _SHOWN if isinstance(whole.get(key), str)}
     data = block.get("data", resource.get("blob"))
     if isinstance(data, str):
         shown["bytes"] = len(data) * 3 // 4
@@ -393,13 +402,6 @@ def error_words(error: Any) -> str:
     if isinstance(data, str | int | float) and str(data) not in said:
         said = f"{said}: {data}"
     return said[:MOST_WORDS]
-
-
-def supported_versions(error: Any) -> tuple[str, ...]:
-    """The versions that a server names in its refusal of ours (-32022)."""
-    data = error.get("data") if isinstance(error, Mapping) else None
-    named = data.get("supported") if isinstance(data, Mapping) else None
-    return tuple(one for one in named if isinstance(one, str)) if isinstance(named, list) else ()
 
 
 def messages(value: Any) -> list[Message]:

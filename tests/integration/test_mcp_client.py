@@ -203,13 +203,6 @@ async def test_call_that_is_given_up_is_ended_at_the_server(era: str, how: str) 
         assert (await beside).error_type is None
 
 
-async def test_timeout_counts_from_the_moment_it_was_posted() -> None:
-    async with McpServer(Behaviour(seconds=0.3)) as server, connected(server) as session:
-        server.forget()
-        result = await session.call("search", {}, timeout=10)
-        assert result.error_type is None
-
-
 async def test_lost_session_is_opened_anew_at_the_next_call() -> None:
     async with McpServer(Behaviour(era="legacy")) as server, connected(server) as session:
         assert server.opened == 1
@@ -298,9 +291,23 @@ async def test_listing_that_does_not_end_is_an_error() -> None:
 
 async def test_arguments_go_into_headers_where_the_schema_says_so() -> None:
     async with McpServer(Behaviour(tools=("mirrored",))) as server, connected(server) as session:
-        await session.list_tools()
-        await session.call("mirrored", {"region": "Århus", "query": "q"})
-        assert server.calls[0].headers["mcp-param-region"] == "=?base64?w4VyaHVz?="
+        first = await session.call("mirrored", {"region": "Århus", "query": "q"})
+        assert (first.error_type, first.remote.sends) == (None, 3)  # refused, listed, sent again
+        again = await session.call("mirrored", {"region": "Århus", "query": "q"})
+        assert (again.error_type, again.remote.sends) == (None, 1)
+        assert [one.headers["mcp-param-region"] for one in server.calls] == ["=?base64?w4VyaHVz?="] * 2
+
+
+async def test_server_that_is_elsewhere_on_its_host_is_called_there() -> None:
+    async with McpServer(Behaviour(moved=True)) as server, connected(server) as session:
+        assert (await session.call("search", {})).remote.sends == 1
+        assert [method for _, method, _ in server.requests] == ["server/discover", "tools/call"]
+
+
+async def test_large_arguments_are_sent_whole() -> None:
+    async with McpServer() as server, connected(server) as session:
+        result = await session.call("search", {"text": "x" * 3_000_000})
+        assert (result.error_type, len(result.text)) == (None, 3_000_012)
 
 
 async def test_nothing_listens(unused_tcp_port: int) -> None:
@@ -376,6 +383,16 @@ async def test_stdio_server_that_ends_takes_what_is_in_flight_and_is_started_aga
         assert [one.error_type for one in again] == [None] * 3
 
 
+async def test_stdio_server_that_ended_while_nobody_called_is_started_for_the_next_call() -> None:
+    async with connected(stdio()) as session:
+        assert isinstance(session, StdioSession)
+        process = session._process
+        assert process is not None
+        os.kill(process.child.pid, signal.SIGKILL)
+        await until(lambda: process.is_over)
+        assert (await session.call("search", {})).error_type is None
+
+
 async def test_stdio_server_that_reads_slowly_holds_back_and_the_wait_is_before_posted() -> None:
     async with connected(stdio()) as session:
         assert isinstance(session, StdioSession)
@@ -396,6 +413,27 @@ async def test_stdio_server_that_reads_slowly_holds_back_and_the_wait_is_before_
             assert one.error_type is None
             assert one.remote.posted_ns is not None
             assert one.remote.posted_ns > released_ns  # the pipe takes 64 KiB
+
+
+async def test_stdio_server_that_reads_nothing_does_not_hold_a_call_with_a_time_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("profiler.mcp.stdio.WRITE_SECONDS", 0.2)
+    async with connected(stdio()) as session:
+        assert isinstance(session, StdioSession)
+        process = session._process
+        assert process is not None
+        os.kill(process.child.pid, signal.SIGSTOP)
+        begun, waiting = await asyncio.gather(
+            *(session.call("search", {"text": "x" * 300_000}, timeout=0.1) for _ in range(2))
+        )
+        os.kill(process.child.pid, signal.SIGCONT)
+        for one in (begun, waiting):
+            assert (one.error_type, one.remote.posted_ns, one.remote.sends) == ("timeout", None, 0)
+            assert "did not read its standard input" in one.text
+        said = json.loads((await session.call("said", {})).text)["said"]
+        assert len([one for one in said if one["method"] == "notifications/cancelled"]) == 1
+        assert (await session.call("search", {}, timeout=30)).error_type is None
 
 
 async def test_stdio_server_gets_no_key_of_the_model_s(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,7 +581,7 @@ SDK_SERVER = """
 
 @pytest.fixture(scope="module")
 def officials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerSpec]]:
-    """The SDK's server, by how it is served; one process for all that speak HTTP, as it imports for seconds."""
+    """The SDK's server, by how it is served; one process serves all of HTTP, as it imports for seconds."""
     pytest.importorskip("mcp.server.mcpserver")
     script = tmp_path_factory.mktemp("official") / "official.py"
     script.write_text(textwrap.dedent(SDK_SERVER))
