@@ -363,8 +363,9 @@ class Fault(_Table):
     @model_validator(mode="wrap")
     @classmethod
     def _happens_somewhere(cls, table: Any, build: Any) -> Any:
-        if isinstance(table, dict) and table.get("kind") in _SECONDS:
-            table = {"seconds": _SECONDS[table["kind"]], **table}
+        kind = table.get("kind") if isinstance(table, dict) else None
+        if isinstance(kind, str) and kind in _SECONDS:
+            table = {"seconds": _SECONDS[kind], **table}
         fault = build(table)
         if isinstance(table, dict) and ("probability" in table) == ("at" in table):
             raise _expected("either probability or at", "probability")
