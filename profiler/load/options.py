@@ -46,6 +46,7 @@ from profiler.load.endpoints import (
 from profiler.load.plan import MOST_DRAIN_SECONDS, Arrivals
 from profiler.providers import DIALECTS, PROVIDERS
 from profiler.providers.endpoint import LOOPBACK, Endpoint, check_trusted, shown_url
+from profiler.redaction import keep_secret
 from profiler.statistics.objectives import AbortRule, parse_objective
 from profiler.strategies import StrategySpec, crossed, parse_strategies, split_specs
 from profiler.variants import MOST as MOST_VARIANTS
@@ -526,12 +527,17 @@ class LoadOptions(Options):
 
     @property
     def servers(self) -> tuple[ServerSpec, ...]:
-        """The MCP servers whose tools the loops get. Raises `UsageError`."""
+        """The MCP servers whose tools the loops get; this process shows none of their secrets from now on.
+
+        Raises `UsageError`.
+        """
         if not (self.mcp or self.mcp_headers):
             return ()
         from profiler.mcp.servers import parse_servers
 
-        return parse_servers(self.mcp, self.mcp_headers)
+        found = parse_servers(self.mcp, self.mcp_headers)
+        keep_secret(value for server in found for value in server.secrets)
+        return found
 
     def check_variants(self) -> None:
         """Raises `UsageError` for settings of an agent where there is none of the user's own."""

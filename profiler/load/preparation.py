@@ -156,6 +156,11 @@ class LoopRunners:
         until = self._options.until_seconds
         return None if until is None else until - time.monotonic()
 
+    async def refresh(self) -> None:
+        """Between two trials: have the tools that MCP servers list by now."""
+        for server in await self._servers.refresh():
+            _log.warning("the tools of MCP server %s have changed: the loops have the new ones", server)
+
     async def close(self) -> None:
         """Close the clients of all runners."""
         while self._undo:
@@ -183,7 +188,7 @@ class LoopRunners:
                 loop,
                 self._scenario.prompt,
                 self._options.loop_timeout,
-                servers.tools_of if servers.specs and servers.per_agent else None,
+                servers.tools_of if servers.specs else None,
             )
         first = make(strategy=warm_up_strategy(self.strategies.values()), sinks=[self._warmed_up])
         self._model = first.model.model

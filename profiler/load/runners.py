@@ -55,9 +55,10 @@ class LoopRunner(Protocol):
 class BuiltInAgent:
     """The built-in loop, for `timeout` seconds at most (None: any time).
 
-    `tools_of` gives an agent tools of its own, which it asks for once and which may take a while; else all
-    agents have those of the loop. Whatever it raises is caught here, and nowhere else: what is no failure of
-    a server's is a defect of ours, and ends one loop, not the agent.
+    `tools_of` gives an agent its tools, before each of its loops, and may take a while the first time; where
+    they are others than before, the loop has these from then on. Else all have those of the loop. Whatever it
+    raises is caught here, and nowhere else: what is no failure of a server's is a defect of ours, and ends
+    one loop, not the agent.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class BuiltInAgent:
         self._prompt = prompt
         self._timeout = timeout
         self._tools_of = tools_of
-        self._of_agents: dict[str, ToolLoop] = {}
+        self._of_agents: dict[str, tuple[Sequence[Tool], ToolLoop]] = {}
 
     async def run(self, position: LoopPosition) -> bool:
         over = Supervision()
@@ -88,22 +89,21 @@ class BuiltInAgent:
         return error is None
 
     async def _loop_of(self, position: LoopPosition) -> ToolLoop:
-        """The loop of an agent that has tools of its own."""
+        """The loop with the tools that its agent has now."""
         assert self._tools_of is not None
-        known = self._of_agents.get(position.agent)
-        if known is not None:
-            return known
         recorder = self._loop.recorder
         started_ns = recorder.clock()
         status: Status = "error"
         error_type = INTERNAL
         try:
             tools = await self._tools_of(position.agent)
+            known = self._of_agents.get(position.agent)
+            if known is None or known[0] is not tools:
+                known = self._of_agents[position.agent] = tools, self._loop.with_tools(tools)
             status = "ok"
-            # Another of the agent's loops may have come to it meanwhile.
-            return self._of_agents.setdefault(position.agent, self._loop.with_tools(tools))
-        except ProfilerError:
-            error_type = "connection"
+            return known[1]
+        except ToolServerError as error:
+            error_type = error.error_type
             raise
         except asyncio.CancelledError:
             status, error_type = cancelled_as()

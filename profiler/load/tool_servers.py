@@ -22,6 +22,9 @@ from profiler.rundir import McpServer
 CLOSE_SECONDS = 5.0
 """What a session may take to close, its server's process included, before it is left to itself."""
 
+Sessions = tuple[Session, ...]
+"""One with each server."""
+
 Connect = Callable[[ServerSpec], Awaitable[Session]]
 
 
@@ -36,9 +39,10 @@ class ToolServers:
         self._client = options.mcp_client
         self._connect = connect or self._connected
         self._open: list[Session] = []
-        self._first: McpTools | None = None
-        self._unowned: McpTools | None = None  # the first sessions, until an agent has them
-        self._of_agents: dict[str, asyncio.Task[McpTools]] = {}
+        self._found: dict[Sessions, McpTools] = {}
+        self._first: Sessions | None = None
+        self._unowned: Sessions | None = None  # the first sessions, until an agent has them
+        self._of_agents: dict[str, asyncio.Task[Sessions]] = {}
 
     async def open(self) -> McpTools:
         """Open the first sessions; what the servers offer is in `described` from then on.
@@ -48,8 +52,8 @@ class ToolServers:
         """
         if self._first is None:
             self._first = self._unowned = await self._sessions()
-            self.described = describe(self.specs, self._first)
-        return self._first
+            self.described = describe(self.specs, self._found[self._first])
+        return self._found[self._first]
 
     async def tools_of(self, agent: str) -> Sequence[SchemaTool]:
         """The tools of an agent; opens sessions of its own the first time. Raises as `open` does."""
@@ -59,15 +63,32 @@ class ToolServers:
         if known is None:
             found, self._unowned = self._unowned, None
 
-            async def make() -> McpTools:
+            async def make() -> Sessions:
                 return await self._sessions() if found is None else found
 
             known = self._of_agents[agent] = asyncio.create_task(make())
         try:
-            return (await asyncio.shield(known)).tools
+            sessions = known.result() if known.done() else await asyncio.shield(known)
+            return self._found[sessions].tools
         except ProfilerError:
             self._of_agents.pop(agent, None)  # its next loop tries again
             raise
+
+    async def refresh(self) -> list[str]:
+        """List the tools anew, between loops; returns the servers whose tools are others now.
+
+        Who asks for the tools of an agent gets the new ones from then on. Where a listing fails, or nothing
+        is left that may be called, the tools stay as they are.
+        """
+        changed: list[str] = []
+        for sessions in list(self._found):
+            before = self._found[sessions]
+            with contextlib.suppress(ProfilerError):
+                now = await mcp_tools(sessions, allowed=self._allowed)
+                if differing := _differing(before, now):
+                    changed += differing
+                    self._found[sessions] = now
+        return list(dict.fromkeys(changed))
 
     async def close(self) -> None:
         """Close all sessions, and with them the processes that were started for them."""
@@ -78,17 +99,19 @@ class ToolServers:
             await asyncio.wait(of_agents.values())
         sessions, self._open = self._open, []
         self._first = self._unowned = None
+        self._found.clear()
         await asyncio.gather(*map(_closed, sessions))
 
-    async def _sessions(self) -> McpTools:
-        """A session with each server."""
+    async def _sessions(self) -> Sessions:
+        """A session with each server; their tools are in `_found` from then on."""
         made = await asyncio.gather(*map(self._one, self.specs), return_exceptions=True)
         failed = next((one for one in made if isinstance(one, BaseException)), None)
-        sessions = [one for one in made if not isinstance(one, BaseException)]
+        sessions = tuple(one for one in made if not isinstance(one, BaseException))
         try:
             if failed is not None:
                 raise failed
-            return await mcp_tools(sessions, allowed=self._allowed)
+            self._found[sessions] = await mcp_tools(sessions, allowed=self._allowed)
+            return sessions
         except BaseException:
             for session in sessions:
                 self._open.remove(session)
@@ -110,6 +133,19 @@ async def _closed(session: Session) -> None:
     with contextlib.suppress(Exception):  # it is over in any case
         async with asyncio.timeout(CLOSE_SECONDS):
             await session.close()
+
+
+def _differing(before: McpTools, now: McpTools) -> list[str]:
+    """The servers whose tools are others in the second."""
+
+    def of(found: McpTools, server: str) -> list[object]:
+        return [
+            (tool.name, tool.description, tool.parameters, tool.pure)
+            for tool in found.tools
+            if tool.server == server
+        ]
+
+    return [one.server for one in now.servers if of(before, one.server) != of(now, one.server)]
 
 
 def describe(specs: Sequence[ServerSpec], found: McpTools) -> tuple[McpServer, ...]:

@@ -52,6 +52,9 @@ CUT_SECONDS = 5.0
 TURN_SECONDS = 2.0
 """How long an event loop may take for one turn when all of its loops are cancelled."""
 
+REFRESH_SECONDS = 2.0
+"""How long MCP servers may take to list their tools anew; what they had stays."""
+
 PREPARE_SECONDS = 60.0
 LATE_SECONDS = 0.5
 """An agent that comes this long after a trial began was spawned later."""
@@ -198,6 +201,7 @@ class Worker:
         health, arrived = trial.meter.read(self._process, trial.plan.index), trial.arrived
         agents = trial.agents
         interrupted = self._drain(trial, self._drain_seconds if drain_seconds is None else drain_seconds)
+        self._refresh()
         return Drained(
             trial.plan.sequence,
             interrupted,
@@ -378,6 +382,13 @@ class Worker:
                 f"{_where(self._thread_id)}; it must not block: await it, or run it with asyncio.to_thread"
             )
             _log.error("%s", self._held)
+
+    def _refresh(self) -> None:
+        """Between two trials, when nothing is measured: what there is to be looked at anew."""
+        thread, runners = self._thread, self._runners
+        if thread is not None and runners is not None and self._held is None and not self.leaving:
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+                thread.run(runners.refresh, REFRESH_SECONDS)
 
     def _close(self, trial: RunningTrial) -> None:
         trial.open = False  # here too, for agents that look for a trial before the loop's thread gets to it

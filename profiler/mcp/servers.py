@@ -52,6 +52,12 @@ class ServerSpec:
         return shown_command(self.command) if self.url is None else shown_url(self.url)
 
     @property
+    def secrets(self) -> tuple[str, ...]:
+        """What of it nobody else is to see: the values of its headers, and of the query of its URL."""
+        query = () if self.url is None else Endpoint.parse(self.url, "--mcp").query
+        return (*self.headers.values(), *(value for _, value in query))
+
+    @property
     def transport(self) -> Literal["http", "stdio"]:
         """What its messages travel on."""
         return "stdio" if self.url is None else "http"

@@ -81,6 +81,34 @@ def test_each_agent_has_its_own_and_the_first_has_those_that_were_looked_at():
     assert connect.left == []
 
 
+def test_tools_that_a_server_lists_by_now_are_those_of_the_next_loops():
+    connect, records = Servers(), []
+
+    async def main(clock):
+        servers = of(connect)
+        model = ScriptedModel([[call("ask_files", q="1")], "done", [call("more", q="1")], "done"])
+        runner = BuiltInAgent(
+            ToolLoop(model, clock=clock, sinks=[records.append]), "go", 60.0, servers.tools_of
+        )
+        await runner.run(at("a"))
+        before = await servers.tools_of("a")
+        same = await servers.refresh(), await servers.tools_of("a") is before
+        connect.opened[0].tools = (listed("more"),)
+        changed = await servers.refresh()
+        await runner.run(at("a"))
+        connect.opened[0].tools = ToolServerError("no", server="files")
+        failed = await servers.refresh()
+        connect.opened[0].tools = connect.opened[1].tools = (listed("write", read_only=False),)
+        nothing = await servers.refresh()
+        kept = [tool.name for tool in await servers.tools_of("a")]
+        await servers.close()
+        return same, changed, failed, nothing, kept
+
+    assert run_virtual(main) == (([], True), ["files"], [], [], ["more", "ask_web"])
+    assert [[c.name for c in record.tool_calls] for record in records] == [["ask_files"], ["more"]]
+    assert all(record.good for record in records)
+
+
 def test_server_that_cannot_be_opened_closes_the_others():
     connect = Servers("web")
 

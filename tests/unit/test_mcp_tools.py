@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from profiler import Strategy, ToolLoop, UsageError
+from profiler.errors import ToolServerError
 from profiler.limits.refusals import Returned
 from profiler.mcp.session import EMULATOR, CallResult, ListedTool, ServerInfo
 from profiler.mcp.tools import failure_of, mcp_tools, tool_names
@@ -34,10 +35,13 @@ class FakeSession:
         self.asked: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         self.most = self._running = 0
         self.closed = False
-        self._tools, self._seconds, self._result = tools, seconds, result
+        self.tools: tuple[ListedTool, ...] | ToolServerError = tools
+        self._seconds, self._result = seconds, result
 
     async def list_tools(self) -> tuple[ListedTool, ...]:
-        return self._tools
+        if isinstance(self.tools, ToolServerError):
+            raise self.tools
+        return self.tools
 
     async def call(
         self,

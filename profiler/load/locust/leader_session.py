@@ -225,7 +225,7 @@ class LeaderSession:
         if ramp.seconds is None or ramp.shaped or options.direct:
             return
         each = ramp.seconds / (len(options.strategies) * max(1, len(options.levels)))
-        remote = bool(options.remote_targets(os.environ))
+        remote = len(options.remote_targets(os.environ)) > len(options.remote_servers)
         scenario = load_scenario(options.scenario)
         workers = 1 if self._members is None else max(1, len(self._members.greeted))
         for line in estimate_load(options, ramp.users, each, workers, scenario, remote).lines():
