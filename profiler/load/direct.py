@@ -20,6 +20,7 @@ from profiler.errors import TargetError, ToolServerError, UsageError
 from profiler.load.calls import CallPlan, plan_calls, read_calls
 from profiler.load.context import LoopPosition
 from profiler.load.options import LoadOptions
+from profiler.load.plan import agent_name
 from profiler.load.runners import is_expected, note_defect
 from profiler.loop.calls import CallOwner, Executor, OpenCall
 from profiler.loop.eventloop import NativeThreads
@@ -45,6 +46,9 @@ from profiler.rundir import McpServer
 from profiler.strategies import Strategy
 
 _log = logging.getLogger(__name__)
+
+OPENING = 4
+"""Sessions that are opened at once: each may be a process that starts."""
 
 Connect = Callable[[], Awaitable[Session]]
 
@@ -74,6 +78,16 @@ class Sessions:
         except ToolServerError:
             self._open.pop(name, None)
             raise
+
+    async def open(self, agents: Sequence[str]) -> None:
+        """Open those of these agents, before their first call, which would have to wait for it."""
+        few = asyncio.Semaphore(OPENING)
+
+        async def one(agent: str) -> None:
+            async with few:
+                await self.of(agent)
+
+        await asyncio.gather(*map(one, agents))
 
     async def close(self) -> None:
         """Close all of them."""
@@ -291,10 +305,13 @@ async def direct_agents(
     Raises `TargetError` where the server cannot be reached, `UsageError` for what it cannot be asked.
     """
     sessions = Sessions(connector(options), options.mcp_per_agent)
-    # Of per-agent sessions, one more for the listing and the first call.
+    # The first agent's is also that of the listing and of the first call.
+    agents = [agent_name(ordinal) for ordinal in range(options.expected_agents or 1)]
     try:
-        session = await sessions.of("")
+        session = await sessions.of(agents[0])
         plan = await opened_plan(options, session)
+        if options.mcp_per_agent:
+            await sessions.open(agents)
     except (TargetError, UsageError):
         await sessions.close()
         raise
@@ -314,7 +331,7 @@ async def direct_agents(
     async def first(sinks: Sequence[Sink]) -> str | None:
         heard: list[LoopRecord] = []
         agent = made(next(iter(strategies.values())), [*sinks, heard.append])
-        await agent.run(LoopPosition(0, "", None, ""))
+        await agent.run(LoopPosition(0, agents[0], None, ""))
         return heard[0].error_type if heard else None
 
     spec, info = options.server, session.info

@@ -155,6 +155,8 @@ class LoadOptions(Options):
     strategies of their own the agent runs its calls its own way under each.
     `base_url` None: the embedded emulator. `trial_seconds` and `blocks` None: as `plan.timing` chooses.
     `run_directory`: one that was made for this test beforehand. `metrics_port` None: the first that is free.
+    `direct`: calls of the one server of `mcp`, without a model; `expected_agents` is how many agents a
+    process is about to have there, where each has a session of its own.
     `until_seconds`: by then, on the monotonic clock of this machine, the last turn has drained; what does not
     fit is left out. `window_loops`: in a closed load with such an end a turn measures at least so many loops
     of each agent.
@@ -424,6 +426,9 @@ class LoadOptions(Options):
     )
 
     direct: bool = option("--direct", SWITCH, False, "", "mcp", ("locust",), hidden=True)
+    expected_agents: int | None = option(
+        "--expected-agents", COUNT, None, "", "mcp", ("locust",), hidden=True
+    )
     run_directory: str | None = option("--run-directory", TEXT, None, "", "load", ("locust",), hidden=True)
     window_loops: float = option("--window-loops", SECONDS, 0.0, "", "turns", ("locust",), hidden=True)
     until_seconds: float | None = option(

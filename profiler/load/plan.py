@@ -212,6 +212,11 @@ def pause_after(failures: int, elapsed: float) -> float:
     return max(0.0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 16)) - elapsed)
 
 
+def agent_name(ordinal: int) -> str:
+    """The name of an agent by its number in its process."""
+    return f"a{ordinal}"
+
+
 def share(total: int, worker: int, workers: int) -> int:
     """Worker `worker`'s part of a limit for all of them; at least 1."""
     return max(1, total // workers + (worker < total % workers))

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import socket
 import sys
@@ -282,6 +283,8 @@ class Worker:
     def _prepare(self, message: Prepare) -> Ready:
         check_trusted(os.environ)  # this machine may be another one than the leader's
         options = message.options
+        if options.expected_agents is not None:
+            options = replace(options, expected_agents=math.ceil(options.expected_agents / message.workers))
         scenario = load_scenario(options.scenario)
         if message.scenario and of_scenario(scenario) != message.scenario:
             raise UsageError(

@@ -39,6 +39,8 @@ def verdict(load: DirectLoad, server: str) -> str:
 
     >>> # cannot serve: search cannot serve 80/s: it answered 40/s, the backlog grew to 412 calls / 10.3 s
     """
+    if not load.calls + load.unstarted:
+        return "nothing was measured: no call began and ended in the time that it was given"
     rate = f"{number(load.served.value)}/s"
     failures = _failures(load.failures)
     if not load.served.value and load.failed + load.cut + load.unstarted:

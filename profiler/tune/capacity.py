@@ -27,6 +27,8 @@ AS_ALONE = 1.25
 """Calls that take less than so many times as long as alone are served at once."""
 WORSE = 0.85
 """A server that answers less than this share of the most that it did is slowed down by the load."""
+HALF = 0.55
+"""The share of the highest rate below which calls are taken not to wait for each other."""
 NEAR = 0.95
 """The share of the highest rate that counts as reached."""
 SURE = 3.0
@@ -199,10 +201,11 @@ def in_parallel(ordered: Sequence[DirectLoad], best: DirectLoad) -> float | None
     if not alone.mean or not best.served.value:
         return None
     top = ordered[-1]
-    undisturbed = [one for one in ordered if one.mean and one.mean < AS_ALONE * alone.mean]
-    service = sum((one.mean or 0.0) * one.calls for one in undisturbed) / sum(
-        one.calls for one in undisturbed
-    )
+    # A few calls alone tell little of what takes a different time each; those below half of the rate do not
+    # wait for each other either.
+    undisturbed = [one for one in ordered if one.mean and (one is alone or _value(one) < HALF * _value(best))]
+    service = sum((one.mean or 0.0) * one.calls for one in undisturbed)
+    service /= sum(one.calls for one in undisturbed)
     waited = [one for one in ordered if one.mean and one.mean > SLOWER * service]
     if not waited:
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from profiler.errors import UsageError
 from profiler.load.experiment import Experiment, run_experiment
@@ -59,19 +58,40 @@ class DirectSearch:
             raise UsageError(f"--budget must be at least {LEAST_BUDGET:g} seconds, not {self.budget:g}")
 
 
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """An experiment's figures, its run directory, what is `invalid` in it in sentences, and for how many
+    seconds its trials ran, drains included."""
+
+    loads: tuple[DirectLoad, ...]
+    path: str = ""
+    invalid: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def measured(experiment: Experiment) -> Measurement:
+    """Run an experiment. Raises what `run_experiment` raises."""
+    path = run_experiment(experiment)
+    directory = RunDirectory.open(path)
+    run, table = directory.load(), tabulate(directory.records())
+    invalid = tuple(one.sentence for one in summarise_table(run, table).warnings if one.invalid)
+    seconds = sum((trial.drained_ns - trial.started_ns) / 1e9 for trial in run.trials)
+    return Measurement(tuple(direct_loads(run, directory.records(), table)), str(path), invalid, seconds)
+
+
 class DirectTuner:
-    """One search under way. `run` makes an experiment's run directory."""
+    """One search under way. `measure` runs an experiment."""
 
     def __init__(
         self,
         search: DirectSearch,
         say: Callable[[str], None],
-        run: Callable[..., Path] = run_experiment,
+        measure: Callable[[Experiment], Measurement] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._search = search
         self._say = say
-        self._run = run
+        self._measure = measured if measure is None else measure
         self._clock = clock
         self._began = clock()
         self._start = START_SECONDS
@@ -144,14 +164,11 @@ class DirectTuner:
         began = self._clock()
         calibration = options.calibration_seconds if not self._runs else 0.0
         options = replace(options, blocks=blocks, calibration_seconds=calibration)
-        path = self._run(Experiment(options, users, each, self._search.workers))
-        self._runs.append(str(path))
-        directory = RunDirectory.open(path)
-        run, table = directory.load(), tabulate(directory.records())
-        measured = sum((trial.drained_ns - trial.started_ns) / 1e9 for trial in run.trials)
-        self._start = max(1.0, self._clock() - began - measured)
-        self._invalid += [one.sentence for one in summarise_table(run, table).warnings if one.invalid]
-        return direct_loads(run, directory.records(), table)
+        found = self._measure(Experiment(options, users, each, self._search.workers))
+        self._runs.append(found.path)
+        self._invalid += found.invalid
+        self._start = max(1.0, self._clock() - began - found.seconds)
+        return list(found.loads)
 
     def _rates(self, answer: Capacity) -> Rates | None:
         """The largest rate within the objective, where one was asked for and there is time."""

@@ -201,6 +201,9 @@ class LeaderSession:
     def _with_tools(self, options: LoadOptions) -> tuple[LoadOptions, str]:
         """The options with the root of the tools, and the root of the target; starts what is missing."""
         root = self._emulators.root(options)
+        if options.direct and options.mcp_per_agent:
+            users = int(self._environment.parsed_options.num_users or 1)
+            options = replace(options, expected_agents=max((users, *options.levels)))
         return replace(options, tools_url=self._emulators.tools_root(options)), root
 
     def _wait_for_workers(self, members: Members) -> None:

@@ -14,6 +14,7 @@ from locust.user.task import LOCUST_STATE_STOPPING
 from profiler.load.context import AgentFactory
 from profiler.load.locust.quirks import forget_user
 from profiler.load.locust.session import Session, install
+from profiler.load.plan import agent_name
 from profiler.load.trial import RunningTrial
 
 DEFAULT_USERS = 20
@@ -57,7 +58,7 @@ class AgentUser(User):  # type: ignore[misc]
         self._in_trial = True
         try:
             worker.take_part(
-                type(self).__name__, f"a{self._ordinal}", self._ordinal, self._last, self._leaving
+                type(self).__name__, agent_name(self._ordinal), self._ordinal, self._last, self._leaving
             )
         finally:
             self._in_trial = False
