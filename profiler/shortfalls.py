@@ -17,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from profiler.anatomy import Interval, overlap, peak, union
-from profiler.records import Shortfall
+from profiler.records import RemoteCall, Shortfall
 
 if TYPE_CHECKING:
     from profiler.loop.lag import Stall
@@ -107,7 +107,7 @@ class Ran(NamedTuple):
     `ready_ns`: its arguments were complete. `thread_wait_ns` and `exclusive_wait_ns` are known of calls that
     a `ToolLoop` ran: waiting for a thread (part of its duration), and for its `exclusive` name (before it).
     `steps` are those in which it held the event loop for long, `resumed` are the times at which it went on
-    after a wait (`profiler.loop.eventloop`). `reads`: it kept the reply that asked for it from being read on,
+    after a wait (`profiler.loop.eventloop`). `remote` is there for tools of MCP servers. `reads`: it kept the reply that asked for it from being read on,
     since it ran in the task or thread that reads.
     """
 
@@ -121,6 +121,7 @@ class Ran(NamedTuple):
     pool: Pool | None = None
     reads: bool = False
     resumed: Sequence[int] = ()
+    remote: RemoteCall | None = None
 
     @property
     def span(self) -> Interval:
@@ -170,6 +171,8 @@ def shortfall(
     durations = [call.lasted_ns for call in calls]
     timers_ns = SLACK_NS if application is not None and application.in_threads else TOLERANCE_NS
     longest, tolerance = max(durations), max(timers_ns, wall_ns // 20)
+    if _sessions_held_up(calls) > tolerance:
+        return "mcp_session"
     alike = wall_ns - longest <= tolerance and longest < 2 * max(TOLERANCE_NS, min(durations))
     if alike and not stalls and not any(call.thread_wait_ns for call in calls):
         return None  # nearly every round: all ran at once, and took about as long
@@ -179,6 +182,8 @@ def shortfall(
     releases = None if application is None else _releases(calls, application)
     phase = _Phase(calls, wall_ns, limit, releases, known)
     excess = phase.excess(lambda _: 0.0, held_steps=False)
+    if _one_at_a_time_at_a_server(calls, known):
+        return "mcp_server"
     if _one_at_a_time_inside(calls, known):
         return "inside_tools"
     if excess <= tolerance:
@@ -388,6 +393,62 @@ def _as_long_alone(calls: Sequence[Ran], held: Sequence[Interval]) -> bool:
         most.append(lasted)
         least.append(lasted - overlap(held, call.span) if disturbed else lasted)
     return max(least) <= (1 + MOST_UNEVEN) * min(most)
+
+
+def _sessions_held_up(calls: Sequence[Ran]) -> int:
+    """How much sooner the last call would have ended, had none waited for its session with an MCP server."""
+    if not any(call.remote is not None and call.remote.session_wait_ns for call in calls):
+        return 0
+    waits = [0 if call.remote is None else call.remote.session_wait_ns for call in calls]
+    ended_ns = max(call.ended_ns for call in calls)
+    return ended_ns - max(call.ended_ns - wait for call, wait in zip(calls, waits, strict=True))
+
+
+def _one_at_a_time_at_a_server(calls: Sequence[Ran], stalls: Sequence[Stall]) -> bool:
+    """Whether calls were at an MCP server together, and it served one at a time.
+
+    Where it says how long each took, none of these times overlap, though all were there from the start. Else
+    as inside any tool (`_one_at_a_time_inside`), from when a call was sent until its answer came; the calls
+    may be of several tools.
+    """
+    last = max(calls, key=lambda call: call.ended_ns)
+    if last.remote is None:
+        return False
+    there: list[Ran] = []
+    served: list[Interval] = []
+    for call in calls:
+        remote = call.remote
+        if remote is None or remote.server != last.remote.server:
+            continue
+        posted_ns, answered_ns = remote.posted_ns, remote.answered_ns
+        if posted_ns is None or answered_ns is None:
+            continue
+        there.append(call._replace(name=remote.server, started_ns=posted_ns, ended_ns=answered_ns))
+        if remote.server_ns is not None:
+            served.append((answered_ns - remote.server_ns, answered_ns))
+    there.sort(key=lambda call: call.started_ns)
+    if len(there) < 2 or there[-1].started_ns >= min(call.ended_ns for call in there):
+        return False
+    if len(served) == len(there):
+        waited_ns = sum(call.lasted_ns for call in there) - sum(end - start for start, end in served)
+        shortest = min(end - start for start, end in served)
+        apart = peak((start, end - TOLERANCE_NS) for start, end in served if end - start > TOLERANCE_NS) < 2
+        if apart and shortest > TOLERANCE_NS and waited_ns >= shortest:
+            return True
+    return _one_at_a_time_inside(there, stalls) or any(
+        len(own) >= LEAST_SERVED and last.name == own[0].name and _one_at_a_time_inside(own, stalls)
+        for own in _by_tool(calls, there)
+    )
+
+
+def _by_tool(calls: Sequence[Ran], there: Sequence[Ran]) -> list[list[Ran]]:
+    """Calls at a server by the names of their tools, which `there` lacks."""
+    names = {id(call.remote): call.name for call in calls}
+    found: dict[str, list[Ran]] = {}
+    for call in there:
+        name = names[id(call.remote)]
+        found.setdefault(name, []).append(call._replace(name=name))
+    return [*found.values()]
 
 
 def _one_at_a_time_inside(calls: Sequence[Ran], stalls: Sequence[Stall]) -> bool:

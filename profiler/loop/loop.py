@@ -420,6 +420,7 @@ def _ran(calls: Sequence[OpenCall], recorded: Sequence[ToolCall]) -> list[Ran]:
             one.exclusive_wait_ns,
             one.steps,
             resumed=one.resumed,
+            remote=call.remote,
         )
         for one, call in zip(calls, recorded, strict=True)
         if call.started_ns is not None

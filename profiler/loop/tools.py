@@ -27,7 +27,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_json
 
 from profiler.errors import ToolDefinitionError, UsageError
-from profiler.limits.refusals import Returned, status_of
+from profiler.limits.refusals import ERROR_RESULT, Returned, status_of
 from profiler.records import RemoteCall
 
 Function = Callable[..., Any]
@@ -55,6 +55,8 @@ class Answer:
         if self.remote is not None and self.failure is not None:
             return self.failure  # its client knows; the text only quotes it
         known = returned is not None and returned.error_type is not None
+        if self.failure is not None and returned is not None and returned.error_type == ERROR_RESULT:
+            known = False  # what answered knows which kind of error
         return returned if known else self.failure or returned
 
 

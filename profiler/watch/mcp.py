@@ -193,7 +193,9 @@ def _is_session(value: Any) -> bool:
 
 
 def _told_name(owner: Any) -> str:
-    """The name that the user gave a framework's server, as far as the framework says."""
+    """The name that the user gave a server of openai-agents; other clients make one up."""
+    if not any(kind.__module__.startswith("agents.") for kind in type(owner).__mro__):
+        return ""
     try:
         name = getattr(owner, "name", None)
     except Exception:
@@ -491,6 +493,7 @@ def _note_written(send: Send | None, message: Any, owner: Any, stream: Any) -> S
     send.message = message  # so that its id stays its own
     if send.session.transport is None:
         send.session.transport = _transport_of(stream)
+        send.stream = stream
     send.handed_over()
     return send
 
@@ -544,6 +547,8 @@ def _found(owner: Any, number: Any) -> None:
     if send is None and type(number) is str and number.isdecimal():
         send = _by_number.get((id(owner), int(number)))
     if send is not None:
+        if send.session.transport is None:  # its writer was busy before
+            send.session.transport = _transport_of(send.stream)
         send.resolved()
 
 

@@ -66,7 +66,7 @@ class Send:
 
     `answered`: an answer came, from the server or in its place from the client; `heard`: an event of the
     reply held it. `failure`: the `error_type` of what the transport raised. `keys` are those under which it is
-    found, with its `message`, while it is under way. `after_loss`: its session was lost before.
+    found, with its `message` and the `stream` that it went to, while it is under way. `after_loss`: its session was lost before.
     """
 
     clock: Clock
@@ -90,6 +90,7 @@ class Send:
     returned: Returned | None = None
     keys: tuple[Any, ...] = ()
     message: Any = None
+    stream: Any = None
     status_word: ToolStatus = "ok"
 
     # What the transport tells.
@@ -273,8 +274,8 @@ def remote_call(sends: list[Send], server: str, session_wait_ns: int) -> RemoteC
 
 
 def attempts(sends: list[Send]) -> tuple[ToolAttempt, ...]:
-    """Its tries, where there were several."""
-    if len(sends) < 2:
+    """Its tries, where there were several, or a server asked for a wait, which only a try can tell."""
+    if len(sends) < 2 and not any(one.retry_after_ns is not None for one in sends):
         return ()
     return tuple(
         ToolAttempt(

@@ -277,6 +277,7 @@ def _ran(
             resumed=[*_resumed(call), *whole.resumed] if whole else _resumed(call),
             pool=call.pool,
             reads=not read_on and call.where is not None and call.where.same(observed.read_in),
+            remote=one.remote,
         )
     return list(found.values())
 
