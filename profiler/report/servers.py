@@ -44,8 +44,9 @@ def serialised(server: ServerFigures) -> str | None:
         said = f"with many callers, {calls} that waited together were answered {apart} apart"
     else:
         sent = "started" if by_client else "posted"
+        within = f"within {duration(found.together_seconds)}" if found.together_seconds >= 1e-5 else "at once"
         said = (
-            f"{calls} {sent} within {duration(found.together_seconds)} were answered {apart} apart: {wall} "
+            f"{calls} {sent} {within} were answered {apart} apart: {wall} "
             f"instead of {alone} (so in {found.rounds} of {counted(found.of_rounds, 'round')} of at least "
             f"{FEWEST_CALLS} calls)"
         )

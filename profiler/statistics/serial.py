@@ -64,7 +64,11 @@ Evidence = Literal["sent", "told", "even", "alone"]
 
 
 class Served(NamedTuple):
-    """A call that was answered, in nanoseconds. `round_` is the same for the calls of one round."""
+    """A call that was answered, in nanoseconds. `round_` is the same for the calls of one round.
+
+    `place` orders calls as they were asked for. Requests sent within a few milliseconds, on connections of
+    their own, may overtake each other on the way.
+    """
 
     round_: int
     tool: str
@@ -72,6 +76,7 @@ class Served(NamedTuple):
     posted_ns: int
     answered_ns: int
     server_ns: int | None = None
+    place: int = 0
 
     @property
     def remote_ns(self) -> int:
@@ -249,7 +254,13 @@ def _even(batches: Sequence[Sequence[Served]], busy: Sequence[_Busy]) -> bool:
 
 
 def _order(batches: Sequence[Sequence[Served]]) -> float:
-    """How far calls were answered in the order in which they were sent: Kendall's tau, 0 for chance."""
+    """How far calls were answered in the order in which they were sent, or asked for: Kendall's tau."""
+    by_place = [sorted(batch, key=lambda call: call.place) for batch in batches]
+    return max(_tau(batches), _tau(by_place))
+
+
+def _tau(batches: Sequence[Sequence[Served]]) -> float:
+    """From 1 for that order to -1 for the reverse; 0 is chance."""
     found = []
     for batch in batches:
         answers = [call.answered_ns for call in batch]
@@ -393,4 +404,6 @@ def _dear(idle: Mapping[str, Sequence[int]], steps: Sequence[_Step]) -> bool:
 def _in_order(busy: Sequence[_Busy]) -> bool:
     """Few calls were answered before one that had been sent before them; at chance half of them were."""
     pairs = [pair for one in busy for pair in one.queued()]
-    return bool(pairs) and sum(a.posted_ns <= b.posted_ns for a, b in pairs) >= 0.85 * len(pairs)
+    sent = sum(a.posted_ns <= b.posted_ns for a, b in pairs)
+    asked = sum(a.place < b.place for a, b in pairs)
+    return bool(pairs) and max(sent, asked) >= 0.85 * len(pairs)

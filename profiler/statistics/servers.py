@@ -234,6 +234,7 @@ def _served(server: _Server, columns: _Columns, texts: list[str], per_agent: boo
                 int(columns["posted"][row]),
                 int(columns["answered"][row]),
                 None if told == _NONE else told,
+                row,
             )
         )
     return list(groups.values())
@@ -261,8 +262,8 @@ def _advice(server: _Server, columns: _Columns, texts: list[str], at_once: int) 
     if at_once == HTTPX_CONNECTIONS and server.transport == "http" and share >= 0.01:
         yield (
             f"the client had {at_once} requests at the server and no more, which is the limit of httpx, and "
-            f"{share:.0%} of the calls waited in it: give it an http_client with more connections, or one on "
-            "aiohttp's transport"
+            f"{100 * share:.0f} % of the calls waited in it: give it an http_client with more connections, "
+            "or one on aiohttp's transport"
         )
     remote = np.where(columns["posted"] == _NONE, _NONE, columns["answered"] - columns["posted"])
     answered = (columns["posted"] != _NONE) & (columns["answered"] != _NONE)

@@ -13,7 +13,7 @@ from profiler.statistics.caveats import Caveat
 from profiler.statistics.gates import Outcome, judge
 from profiler.statistics.objectives import parse_gates
 from profiler.statistics.summary import summarise
-from tests.unit.statistics_data import made, run, trials
+from tests.unit.statistics_data import asked_by_nobody, made, run, served, trial, trials
 
 NASTY = "a|b <x> & \"'`*_[c](d)%0A\r\n::error::\x1b[31m\x00\u202e"
 """A name that no format may let through as it is."""
@@ -143,3 +143,21 @@ def test_findings_of_a_run_are_its_own_figures(allowed: bool) -> None:
     assert [one.result for one in found.outcomes] == [
         "passed" if allowed else "failed", "passed", "passed", "passed" if allowed else "not decided",
     ]  # fmt: skip
+
+
+def test_markdown_and_annotations_say_what_is_wrong_with_an_mcp_server() -> None:
+    rounds = [
+        [served(5_000 * number, remote=200 * (place + 1), server="do|cs") for place in range(4)]
+        for number in range(3)
+    ]
+    conditions = run([trial(0, "gathered", 0, 60_000)])
+    found = of_run(conditions, summarise(conditions, [asked_by_nobody(*rounds)]))
+    lines = markdown(found).splitlines()
+    table = lines.index(
+        "| MCP server | calls | failed | call p95 | session wait p95 | client wait p95 | server + network "
+        "p95 | parsing p95 | at once |"
+    )
+    assert lines[table + 2] == "| do\\|cs | 12 | 0 | 802 ms | 0.00 ms | 1.00 ms | 800 ms | 1.00 ms | 4 |"
+    (note,) = [line for line in lines if line.startswith("- MCP server")]
+    assert note.startswith("- MCP server do\\|cs runs parallel calls one at a time: 4 calls posted at once")
+    assert "::notice title=profiler::MCP server do|cs runs parallel calls one at a time" in github(found)

@@ -26,10 +26,11 @@ from profiler.report.html.data import Material
 from profiler.report.html.markup import embedded, text
 from profiler.report.html.waterfalls import MOST_CASES, MOST_ROWS, waterfalls
 from profiler.report.html.waterfalls import loop as drawn_loop
-from profiler.rundir import RunDirectory, Trial
+from profiler.report.text import duration
+from profiler.rundir import McpServer, RunDirectory, Trial
 from profiler.statistics.figures import MovingLimit
 from profiler.statistics.summary import summarise_directory
-from tests.unit.statistics_data import call, loop, run, trial
+from tests.unit.statistics_data import asked_by_nobody, call, loop, run, served, trial
 from tools.vendor import LIBRARIES, VENDOR
 
 
@@ -347,3 +348,62 @@ def test_vendored_files_are_the_published_ones() -> None:
         assert (entry["package"], entry["version"]) == (library.package, library.version)
         assert hashlib.sha256((VENDOR / library.file).read_bytes()).hexdigest() == entry["sha256"]
         assert "Permission to use, copy, modify" in (VENDOR / f"{library.file}.LICENSE").read_text("utf-8")
+
+
+def of_servers(tmp_path: Path, **changes: object) -> RunDirectory:
+    """Two strategies on a server that runs one call at a time."""
+    trials = [trial(0, "sequential", 0, 60_000), trial(1, "gathered", 60_000, 120_000)]
+    records = []
+    for place, strategy in enumerate(("sequential", "gathered")):
+        for number in range(4):
+            start = 60_000 * place + 10_000 * number
+            wait = 205 if strategy == "sequential" else 0
+            calls = [
+                served(start + wait * n, client=1, remote=200 if wait else 200 * (n + 1), parsing=2)
+                for n in range(4)
+            ]
+            made = asked_by_nobody(calls, strategy=strategy)
+            records.append(replace(made, trial=place, number=number))
+    return directory(tmp_path, trials, records, **changes)
+
+
+def test_page_has_a_section_about_mcp_servers(tmp_path: Path) -> None:
+    offered = McpServer(
+        *("docs", "http", "http://127.0.0.1:9/mcp", "2025-11-25", "Docs <1>", "1.2"),
+        offered=("search",),
+        withheld=("write", "delete"),
+    )
+    material = gather(of_servers(tmp_path, mcp_servers=(offered,)))
+    page = render(material)
+    section = page[page.index('id="servers"') :]
+    section = section[: section.index("</section>")]
+    assert "MCP server docs runs parallel calls one at a time: 4 calls posted at once" in section
+    assert "800 ms instead of 200 ms (so in 4 of 4 rounds" in section
+    for figure in ("table-servers", "table-server-tools", "table-mcp-servers", "server + network"):
+        assert figure in section
+    # p50 of the whole, of a strategy on the way to the server.
+    (server,) = material.summary.servers
+    for calls in (server.calls, *server.strategies.values()):
+        assert f">{duration(calls.seconds['duration'].p50.value)}<" in section
+    assert "http://127.0.0.1:9/mcp" in section
+    assert "write, delete" in section
+    assert "Docs &lt;1&gt;" in section
+
+
+def test_page_without_mcp_servers_says_nothing_of_them(material: Material) -> None:
+    assert "MCP" not in re.sub(r"<script.*?</script>", "", render(material), flags=re.DOTALL)
+
+
+def test_waterfall_of_a_call_of_an_mcp_server_shows_its_parts() -> None:
+    made = asked_by_nobody([served(0, session=50, client=10, remote=100, parsing=5, told=80, reply="sse")])
+    (row,) = drawn_loop(made)["rows"]  # no model was asked
+    assert [(one["kind"], one["from"], one["to"]) for one in row["spans"]] == [
+        ("tools", 0.0, 0.165),
+        ("session_wait", 0.0, 0.05),
+        ("client_wait", 0.05, 0.06),
+        ("parsing", 0.16, 0.165),
+    ]
+    detail = dict(row["detail"])
+    assert detail["MCP server"] == "docs (http, 2025-11-25, sse)"
+    assert (detail["of it session wait"], detail["of it server"]) == ("50.0 ms", "80.0 ms")
+    assert detail["of it network"] == "20.0 ms"

@@ -20,7 +20,7 @@ from profiler.report.look import MOST_DRAWN, MOST_LINES, in_a_line, lead, render
 from profiler.report.timeline import MOST_ROWS, render_timeline
 from profiler.report.unseen import Unseen
 from profiler.rundir import RunDirectory
-from tests.unit.statistics_data import loop, run
+from tests.unit.statistics_data import asked_by_nobody, loop, run, served
 
 
 def made(count: int, **changes: object) -> list[LoopRecord]:
@@ -213,3 +213,17 @@ def test_timeline_of_a_very_long_loop_is_cut() -> None:
     text = render_timeline(record, 80)
     assert f"{2 * MOST_ROWS} more rows are not drawn" in text
     assert len(text.splitlines()) < MOST_ROWS + 20
+
+
+def test_page_and_terminal_of_records_know_mcp_servers(tmp_path: Path) -> None:
+    rounds = [[served(5_000 * number, remote=200 * (place + 1)) for place in range(4)] for number in range(3)]
+    records = [replace(asked_by_nobody(*rounds), id=f"loop {n}", trial=None) for n in range(1)]
+    page = render_records(gather_files(written(tmp_path / "r.jsonl", records)))
+    assert "MCP servers" in headings(page)
+    assert "MCP server docs runs parallel calls one at a time" in page
+    assert "table-server-tools" in page
+    text = render_loops([*records, *made(1)], width=500)
+    assert "MCP server docs (http, 2025-11-25): 12 calls, at most 4 at once\n" in text
+    assert "0 requests, 12 calls" in in_a_line(records[0], records[0])
+    assert "MCP" not in render_loops(made(2))
+    assert "MCP servers" not in headings(render_records(gather_records(made(2), "these")))

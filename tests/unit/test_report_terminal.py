@@ -8,15 +8,16 @@ import io
 import numpy as np
 import pytest
 
-from profiler.records import Attempt, LoopRecord, ServerToolCall
+from profiler.records import Attempt, LoopRecord, ServerToolCall, Shortfall
 from profiler.report.terminal import limits, overlap, render_comparison, use_color
 from profiler.report.text import clean, duration, number, percent
 from profiler.report.timeline import causes, render_timeline
 from profiler.rundir import ClientHealth, Run
+from profiler.shortfalls import EXPLAINED
 from profiler.statistics.figures import MovingLimit, Overlap
 from profiler.statistics.summary import Level, Summary, summarise
 from profiler.strategies import StrategySpec
-from tests.unit.statistics_data import MS, loop, run, trial
+from tests.unit.statistics_data import MS, asked_by_nobody, loop, run, served, trial
 
 STRATEGIES = ("sequential", "semaphore:4")
 
@@ -381,3 +382,35 @@ def test_ladder_shows_every_load_and_the_law() -> None:
         "1 agent", "2 agents", "4 agents", "8 agents",
     ]  # fmt: skip
     assert "gathered: no peak seen up to 8 agents" in lines
+
+
+def serial_rounds(strategy: str = "gathered") -> LoopRecord:
+    """Three rounds of four calls that a server answers one at a time, 200 ms apart."""
+    rounds = [[served(5_000 * number, remote=200 * (place + 1)) for place in range(4)] for number in range(3)]
+    return asked_by_nobody(*rounds, strategy=strategy)
+
+
+def test_comparison_says_where_calls_of_mcp_servers_spent_their_time() -> None:
+    conditions = run([trial(0, "gathered", 0, 60_000)])
+    text = render_comparison(summarise(conditions, [serial_rounds()]), conditions, width=400)
+    assert "MCP server docs (http, 2025-11-25): 12 calls, at most 4 at once\n" in text
+    assert "  p50, p95 of a call 502 ms, 802 ms: client wait 1.00 ms, 1.00 ms; server + network" in text
+    assert "MCP server docs runs parallel calls one at a time: 4 calls posted at once were answered" in text
+
+
+def test_timeline_of_calls_that_no_model_asked_for_has_no_model() -> None:
+    text = render_timeline(serial_rounds(), width=120)
+    assert "model" not in text
+    assert "MCP server docs (http, 2025-11-25): 12 calls" in text
+    assert "runs parallel calls one at a time" in text.replace("\n", " ")
+
+
+@pytest.mark.parametrize("kind", ["mcp_session", "mcp_server"])
+def test_timeline_blames_the_session_or_the_server_for_waits_after_the_start(kind: Shortfall) -> None:
+    made = serial_rounds()
+    rounds = tuple(dataclasses.replace(one, shortfall=kind) for one in made.rounds)
+    found = {cause.kind: cause for cause in causes(dataclasses.replace(made, rounds=rounds))}
+    assert found[kind].ns == 3 * 600 * MS
+    assert found[kind].words == EXPLAINED[kind].words
+    assert found[kind].remedy == EXPLAINED[kind].remedy
+    assert found["tools"].ns == 3 * 202 * MS

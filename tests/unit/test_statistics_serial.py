@@ -225,6 +225,21 @@ def test_sessions_of_several_agents_each_with_a_lock_are_found():
     assert found.by == "client"
 
 
+def test_requests_may_overtake_each_other_on_the_way():
+    """Those of a round were sent within 2 ms in another order than the server took them."""
+    rng = np.random.default_rng(1)
+    calls = []
+    for number in range(4):
+        for place, late in enumerate(rng.permutation(4)):
+            sent = 10.0 * number + 0.0005 * late
+            made = a_call(number, 10.0 * number, sent, 10.0 * number + 0.1 * (place + 1), None)
+            calls.append(made._replace(place=len(calls)))
+    found = serialised([calls])
+    assert found is not None
+    assert (found.by, found.evidence, found.rounds) == ("server", "even", 4)
+    assert serialised([[call._replace(place=0) for call in calls]]) is None
+
+
 def test_calls_that_were_started_one_by_one_say_nothing():
     """`sequential`: each starts when the one before has ended."""
     calls = [
