@@ -10,127 +10,45 @@ import asyncio
 import contextlib
 import functools
 import os
-import ssl
-import urllib.request
-import warnings
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urljoin, urlsplit
-from weakref import WeakKeyDictionary
 
 import aiohttp
 
 from profiler.limits.refusals import asked_wait_ns
 from profiler.mcp import wire
+from profiler.mcp.http_pool import (
+    CONNECT_SECONDS,
+    Pool,
+    Sent,
+    TooLong,
+    beginning,
+    join_pool,
+    leave_pool,
+    payload,
+    proxy_of,
+    tls_context,
+    whole,
+)
 from profiler.mcp.lean import MOST_CANCELLATIONS, Exchange, LeanSession
 from profiler.mcp.servers import ServerSpec
 from profiler.mcp.session import ServerInfo
 from profiler.providers.connections import MOST_BYTES, transport_error_type, transport_words
-from profiler.providers.endpoint import Tls, shown_url
+from profiler.providers.endpoint import shown_url
 from profiler.records import Clock
 
-CONNECT_SECONDS = 30.0
 NOTIFY_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
 REST_SECONDS = 5.0
 """How long an event stream that has given its answer may take to end, before its connection is closed."""
 
-IDLE_SECONDS = 4.0
-"""How long a connection is kept: many servers close it after five, and a request may cross with that."""
-
-MOST_ERROR_BYTES = 65_536
-"""Bytes of a refusal's body that are read; the connection of a longer one is closed."""
-
 MOST_REDIRECTS = 3
 MOST_READY = 1000
 """Tools whose headers are kept ready."""
 
-LARGE_BYTES = 2**20
-
 _RPC_STATUSES = frozenset((200, 400, 404))
 """With any other status it is the status that tells what happened, whatever the body holds."""
-
-
-class _Pool:
-    """The aiohttp session of an event loop, and how many MCP sessions use it."""
-
-    def __init__(self) -> None:
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_create_end.append(_connected)
-        trace.on_request_headers_sent.append(_sent)
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-            trace_configs=[trace],
-        )
-        # aiohttp silently sends a GET or a DELETE again when a kept-alive connection turns out dead.
-        self.session._retry_connection = False
-        self.users = 0
-
-
-_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
-
-
-def _join_pool() -> _Pool:
-    loop = asyncio.get_running_loop()
-    pool = _pools.get(loop)
-    if pool is None:
-        pool = _pools[loop] = _Pool()
-    pool.users += 1
-    return pool
-
-
-async def _leave_pool(pool: _Pool) -> None:
-    pool.users -= 1
-    if pool.users <= 0:
-        loop = asyncio.get_running_loop()
-        if _pools.get(loop) is pool:
-            del _pools[loop]
-        await pool.session.close()
-
-
-class _Sent:
-    """What aiohttp's trace tells of one request. `limit` is rescheduled when it is sent, if there is one."""
-
-    __slots__ = ("clock", "exchange", "limit", "seconds")
-
-    def __init__(self, exchange: Exchange, clock: Clock) -> None:
-        self.exchange = exchange
-        self.clock = clock
-        self.limit: asyncio.Timeout | None = None
-        self.seconds = 0.0
-
-
-async def _connected(session: Any, context: Any, params: Any) -> None:
-    sent = context.trace_request_ctx
-    if sent is not None:
-        sent.exchange.new_connection = True
-
-
-async def _sent(session: Any, context: Any, params: Any) -> None:
-    sent = context.trace_request_ctx
-    if sent is None:
-        return
-    exchange = sent.exchange
-    exchange.posted_ns = sent.clock()
-    if exchange.new_connection is None:
-        exchange.new_connection = False
-    if sent.limit is not None:
-        sent.limit.reschedule(asyncio.get_running_loop().time() + sent.seconds)
-
-
-@functools.cache
-def _tls(file: str | None, directories: str | None) -> ssl.SSLContext:
-    return Tls().context()
-
-
-def _proxy(url: str, is_loopback: bool) -> str | None:
-    """The proxy that the environment names for this server, never for one on this machine."""
-    parts = urlsplit(url)
-    if is_loopback or urllib.request.proxy_bypass(parts.hostname or ""):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)
 
 
 class HttpSession(LeanSession):
@@ -143,7 +61,7 @@ class HttpSession(LeanSession):
         assert spec.url is not None
         self._url = spec.url
         self._host = urlsplit(spec.url).netloc.rpartition("@")[2]
-        self._pool: _Pool | None = None
+        self._pool: Pool | None = None
         self._session_id: str | None = None
         self._moved_to: str | None = None
         self._ready: dict[str | None, dict[str, str]] = {}
@@ -152,8 +70,10 @@ class HttpSession(LeanSession):
         self._rests: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
         self._options: dict[str, Any] = {"allow_redirects": False}
         if spec.url.startswith("https:"):
-            self._options["ssl"] = _tls(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-        proxy = _proxy(spec.url, spec.is_loopback)
+            self._options["ssl"] = tls_context(
+                os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+            )
+        proxy = proxy_of(spec.url, spec.is_loopback)
         if proxy is not None:
             self._options["proxy"] = proxy
 
@@ -172,7 +92,7 @@ class HttpSession(LeanSession):
     async def _start(self) -> None:
         self._session_id = None
         if self._pool is None:
-            self._pool = _join_pool()
+            self._pool = join_pool()
 
     async def _end(self) -> None:
         pool, self._pool = self._pool, None
@@ -186,9 +106,9 @@ class HttpSession(LeanSession):
             await asyncio.wait(self._background)
         for response in list(self._rests):
             self._end_rest(response)
-        await _leave_pool(pool)
+        await leave_pool(pool)
 
-    async def _delete(self, pool: _Pool) -> None:
+    async def _delete(self, pool: Pool) -> None:
         """Tell the server that the session is over. It may refuse that, or be gone."""
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
@@ -234,7 +154,7 @@ class HttpSession(LeanSession):
         if pool is None:
             return
         response = await pool.session.post(
-            self._url, data=_payload(wire.encoded(message)), headers=headers, **self._options
+            self._url, data=payload(wire.encoded(message)), headers=headers, **self._options
         )
         if response.status >= 400:
             await self._refused(exchange, response, headers)
@@ -250,7 +170,7 @@ class HttpSession(LeanSession):
         tool: str | None = None,
         more_headers: Mapping[str, str] | None = None,
     ) -> None:
-        sent = _Sent(exchange, self.clock)
+        sent = Sent(exchange, self.clock)
         headers = self._headers(method, tool)
         if more_headers:
             headers = {**headers, **more_headers}
@@ -272,7 +192,7 @@ class HttpSession(LeanSession):
             self._failed(exchange, error, None)
 
     def _failed(self, exchange: Exchange, error: BaseException, timeout: float | None) -> None:
-        if isinstance(error, _TooLong):
+        if isinstance(error, TooLong):
             exchange.fail(wire.TOO_LARGE, str(error))
             return
         if timeout is not None and isinstance(error, TimeoutError):
@@ -282,13 +202,13 @@ class HttpSession(LeanSession):
         words = transport_words(error, self._host, {"connect": CONNECT_SECONDS})
         exchange.fail(wire.INVALID_REPLY if kind in ("not_http", "undecodable") else "connection", words)
 
-    async def _post(self, exchange: Exchange, sent: _Sent, body: bytes, headers: Mapping[str, str]) -> None:
+    async def _post(self, exchange: Exchange, sent: Sent, body: bytes, headers: Mapping[str, str]) -> None:
         pool = self._pool
         if pool is None:
             exchange.fail("session_lost", "the session was closed")
             return
         response = await pool.session.post(
-            self._url, data=_payload(body), headers=headers, trace_request_ctx=sent, **self._options
+            self._url, data=payload(body), headers=headers, trace_request_ctx=sent, **self._options
         )
         answered_ns = self.clock()
         exchange.http_status = status = response.status
@@ -312,7 +232,7 @@ class HttpSession(LeanSession):
         exchange.answered_ns = answered_ns
         if "server-timing" in told:
             exchange.server_timing = ", ".join(told.getall("server-timing"))
-        data = first + await _whole(response)
+        data = first + await whole(response)
         if kind != "application/json" and not kind.endswith("+json"):
             exchange.fail(wire.INVALID_REPLY, f"it answered with {kind or 'no content type'}, not with JSON")
             return
@@ -352,7 +272,7 @@ class HttpSession(LeanSession):
                 now_ns = self.clock()
                 total += len(piece)
                 if total > MOST_BYTES:
-                    raise _TooLong
+                    raise TooLong
                 for data in reader.feed(piece):
                     if data and self._take_event(exchange, data, headers):
                         exchange.answered_ns = now_ns
@@ -404,7 +324,7 @@ class HttpSession(LeanSession):
         """An answer with a status other than 200."""
         status = response.status
         told = response.headers
-        body = await _beginning(response)
+        body = await beginning(response)
         exchange.http_status = status
         exchange.retry_after_ns = asked_wait_ns(
             told.get("retry-after-ms"), told.get("retry-after"), told.get("date")
@@ -470,58 +390,6 @@ class HttpSession(LeanSession):
                 await self._post_only(Exchange(0), message, headers)
 
 
-def _payload(body: bytes) -> Any:
-    """A body, without aiohttp's warning of a large one: to write it in pieces would cost more."""
-    if len(body) <= LARGE_BYTES:
-        return body
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        return aiohttp.BytesPayload(body)
-
-
 def _origin(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     return parts.scheme, parts.netloc.rpartition("@")[2].lower()
-
-
-class _TooLong(ValueError):
-    """An answer is larger than `MOST_BYTES`."""
-
-    def __init__(self) -> None:
-        super().__init__(f"its answer is longer than {MOST_BYTES // 2**20} MiB, and was not read on")
-
-
-async def _whole(response: aiohttp.ClientResponse) -> bytes:
-    """The rest of a body. Raises `_TooLong`."""
-    content = response.content
-    if content.is_eof():
-        return await response.read()
-    pieces: list[bytes] = []
-    total = 0
-    try:
-        while piece := await content.readany():
-            total += len(piece)
-            if total > MOST_BYTES:
-                raise _TooLong
-            pieces.append(piece)
-    except BaseException:
-        response.close()
-        raise
-    response.release()
-    return b"".join(pieces)
-
-
-async def _beginning(response: aiohttp.ClientResponse) -> bytes:
-    """As much of a refusal's body as is looked at."""
-    try:
-        data = b""
-        while len(data) < MOST_ERROR_BYTES and (piece := await response.content.readany()):
-            data += piece
-    except BaseException:
-        response.close()
-        raise
-    if response.content.at_eof():
-        response.release()
-    else:
-        response.close()
-    return data
