@@ -111,6 +111,11 @@ class Exchange:
         self.reply = reply
         self._connection.pump()
 
+    @property
+    def begun(self) -> bool:
+        """Whether a part of a stream has been written."""
+        return self._started
+
     def end_stream(self, due_ns: int, payload: Payload) -> None:
         """End the open stream with `payload` at `due_ns`; frames that are due later are dropped."""
         reply = self.reply

@@ -271,7 +271,7 @@ class _Call:
         body = wire.error_body(self._ident, wire.CANCELLED, "Request cancelled")
         if self._streams:
             self._exchange.end_stream(0, wire.event(body))
-        else:
+        elif not self._exchange.begun:  # else it is being reset in its middle
             self._exchange.send(HttpReply(200, JSON, body))
 
     def _end(self, outcome: str) -> None:

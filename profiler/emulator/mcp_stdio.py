@@ -219,7 +219,10 @@ class _Input(asyncio.Protocol):
 
 
 async def serve_stdio(make: Callable[[Scheduler], McpTools]) -> int:
-    """Serve until standard input ends, SIGINT or SIGTERM; the exit code: 1 where a fault wanted the end."""
+    """Serve until standard input ends, SIGINT or SIGTERM.
+
+    The exit code is 1 where a fault wanted the end, or where standard output cannot be written.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     code = 0
@@ -241,15 +244,26 @@ async def serve_stdio(make: Callable[[Scheduler], McpTools]) -> int:
 
     output = _Output(paused, stop.set)
     writer: asyncio.WriteTransport | None = None
-    write: Callable[[bytes], None] = partial(_write_all, taken)
     if _is_pipe(taken):
         writer, _ = await loop.connect_write_pipe(lambda: output, os.fdopen(taken, "wb", 0))
         writer.set_write_buffer_limits(high=MAX_BODY)
-        write = writer.write
+
+    def write(data: bytes) -> None:
+        if writer is None:
+            try:
+                _write_all(taken, data)
+            except OSError as error:
+                if not stop.is_set():
+                    print(f"profiler emulate: standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
+                leave()
+        elif not writer.is_closing():  # else its reader has gone
+            writer.write(data)
+
     service = StdioService(make(Scheduler(loop)), write, leave)
 
     def ended() -> None:
-        service.feed(b"\n")  # the last line may lack its end
+        if not stop.is_set():
+            service.feed(b"\n")  # the last line may lack its end
         stop.set()
 
     if _is_pipe(given):
@@ -258,12 +272,12 @@ async def serve_stdio(make: Callable[[Scheduler], McpTools]) -> int:
     else:
         threading.Thread(target=_read_file, args=(given, loop, service.feed, ended), daemon=True).start()
     await stop.wait()
+    if reading is not None:
+        reading.close()
     service.close()
     if writer is not None:
         await _flush(writer)
         writer.abort()
-    if reading is not None:
-        reading.close()
     await asyncio.sleep(0)
     return code
 
