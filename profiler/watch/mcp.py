@@ -15,7 +15,7 @@ import threading
 import types
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
-from functools import wraps
+from functools import partial, wraps
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,8 +30,8 @@ from profiler.watch.imports import AfterImport
 from profiler.watch.remote import Send, SessionState, Wire, bounded_name
 from profiler.watch.remote_runs import Request, Scope, begin_remote, scopes
 from profiler.watch.returned import Unawaited, under_its_name
-from profiler.watch.runs import Held, ToolRun
-from profiler.watch.tools import _awaiting, _held_back, _of_kind
+from profiler.watch.runs import ToolRun, Watching
+from profiler.watch.tools import _of_kind
 
 if TYPE_CHECKING:
     from profiler.watch.profiler import Profiler
@@ -343,21 +343,26 @@ def _around(
     given_name = next((options.name for _, options in found if options.name), "")
     request = Request(owner, name, arguments if isinstance(arguments, Mapping) else {}, session, waits)
     request.server = given_name or (_name_of_connection(owner) if session else _told_name(owner))
-    coroutine = made
+    held = Unawaited(made)
+    sending = None
     if session:
-        meta = all(options.meta for _, options in found)
-        coroutine = _sent(original, Unawaited(made), args, kwargs, found[0][0], meta)
+        sending = _Sending(original, found[0][0], all(options.meta for _, options in found))
     elif not request.server and not (state := _first_state(owner)).server:
         state.server, protocol = _opened(owner)
         state.protocol = state.protocol or protocol
+    coroutine = made
     for profiler, _ in found:
         if any(scope.holds(profiler, request) for scope in scopes()):
             continue  # its record has begun above
-        begin = _Begin(profiler, request)
-        run = _held_back if begin.holds else _awaiting
+        begin = partial(begin_remote, profiler, request)
+        coroutine = _recorded(begin, args, kwargs, held, profiler._watching, sending)
+        if profiler.hold is not None:
+            coroutine = _held_back(profiler, request.name, Unawaited(coroutine))
         under_its_name(coroutine, made)
-        coroutine = run(begin, args, kwargs, Unawaited(coroutine), profiler._watching)
-    return under_its_name(coroutine, made)
+        held, sending = Unawaited(coroutine), None
+    if sending is not None:
+        coroutine = under_its_name(_sent(args, kwargs, held, sending), made)
+    return coroutine
 
 
 def _first_state(owner: Any) -> SessionState:
@@ -376,70 +381,104 @@ def _name_of_connection(session: Any) -> str:
     return ""
 
 
-class _Begin:
-    """Begins runs of a tool of MCP's (`profiler.watch.tools.Begin`)."""
+class _Sending(NamedTuple):
+    """How the `call_tool` of a session is sent: by `original`, with keys of ours in `_meta` or without."""
 
-    __slots__ = ("_profiler", "_request")
+    original: Any
+    profiler: Profiler
+    meta: bool
 
-    def __init__(self, profiler: Profiler, request: Request) -> None:
-        self._profiler, self._request = profiler, request
+    def begin(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], held: Unawaited
+    ) -> tuple[Send, Token[Send | None], Unawaited]:
+        """The request is about to be sent; returns the coroutine that does it now."""
+        send = _begin_send(self.profiler, args[0])
+        again = _with_ours(send, args, kwargs, self.meta)
+        if again is not None:
+            with_ours = self.original(*again[0], **again[1])
+            held.coroutine.close()  # its first step is still to come
+            held = Unawaited(with_ours)
+        return send, _calling.set(send), held
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolRun:
-        return begin_remote(self._profiler, self._request)
 
-    @property
-    def holds(self) -> bool:
-        return self._profiler.hold is not None
-
-    def held(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held | None:
-        return self._profiler._boundary.call("tool", self._profiler._held, self._request.name)
-
-
-async def _sent(
-    original: Any,
-    held: Unawaited,
+async def _recorded(
+    begin: Callable[[], ToolRun],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    profiler: Profiler,
-    meta: bool,
+    held: Unawaited,
+    watching: Watching,
+    sending: _Sending | None,
 ) -> Any:
-    """Awaits the `call_tool` of a session, and notes what becomes of its request."""
-    boundary = profiler._boundary
-    send = boundary.call("tool", _begin_send, profiler, args[0])
-    if send is None:
-        return await held.coroutine
-    again = boundary.call("tool", _with_ours, send, args, kwargs, meta)
-    if again is not None:
-        with_ours = original(*again[0], **again[1])
-        held.coroutine.close()  # its first step is still to come
-        held = Unawaited(with_ours)
-    token = _calling.set(send)
+    """Awaits the coroutine of a `call_tool` as a call of a loop; with `sending` it is that of a session."""
+    run = begin()
+    run.enter()
+    send = token = None
+    if sending is not None:
+        begun = watching.boundary.call("tool", sending.begin, args, kwargs, held)
+        if begun is not None:
+            send, token, held = begun
     try:
         value = await held.coroutine
     except BaseException as error:
-        boundary.call("tool", send.raised, error)
+        if send is not None and token is not None:
+            watching.boundary.call("tool", _end_send, send, token, error, None)
+        run.leave()
+        run.failed(error)
         raise
-    else:
-        boundary.call("tool", send.came_to, value)
-        return value
+    if send is not None and token is not None:
+        watching.boundary.call("tool", _end_send, send, token, None, value)
+    run.leave()
+    run.came_to(value)
+    run.returned()
+    return value
+
+
+async def _held_back(profiler: Profiler, name: str, held: Unawaited) -> Any:
+    """As the coroutine, after it has waited for what holds runs back."""
+    waits = profiler._boundary.call("tool", profiler._held, name)
+    if waits is None:
+        return await held.coroutine
+    begun = False
+    try:
+        async with waits:
+            begun = True
+            return await held.coroutine
     finally:
-        boundary.call("tool", _end_send, send, token)
+        if not begun:
+            held.coroutine.close()  # it was cancelled in the queue, which is no mistake of the application's
+
+
+async def _sent(args: tuple[Any, ...], kwargs: dict[str, Any], held: Unawaited, sending: _Sending) -> Any:
+    """Awaits the `call_tool` of a session, whose record has begun above."""
+    boundary = sending.profiler._boundary
+    begun = boundary.call("tool", sending.begin, args, kwargs, held)
+    if begun is None:
+        return await held.coroutine
+    send, token, held = begun
+    try:
+        value = await held.coroutine
+    except BaseException as error:
+        boundary.call("tool", _end_send, send, token, error, None)
+        raise
+    boundary.call("tool", _end_send, send, token, None, value)
+    return value
 
 
 def _begin_send(profiler: Profiler, session: Any) -> Send:
     clock = profiler.recorder.clock
     state = _state_of(session)
-    send = Send(clock, state, clock())
-    send.after_loss = state.wire.lost
-    state.in_flight += 1
+    send = Send(clock, state)
     for scope in scopes():
         scope.takes(send)
     _see_written(session)
     return send
 
 
-def _end_send(send: Send, token: Token[Send | None]) -> None:
-    send.session.in_flight -= 1
+def _end_send(send: Send, token: Token[Send | None], error: BaseException | None, value: Any) -> None:
+    if error is None:
+        send.came_to(value)
+    else:
+        send.raised(error)
     if send.keys:
         _by_message.pop(send.keys[0], None)
         _by_number.pop(send.keys[1], None)
@@ -483,8 +522,8 @@ def _with_ours(
 
 def _note_written(send: Send | None, message: Any, owner: Any, stream: Any) -> Send | None:
     """The request of a tool goes to the transport; what else is written is not noted."""
-    root = getattr(message, "root", message)
-    if send is None or send.keys or getattr(root, "method", None) != "tools/call":
+    root = vars(message).get("root", message)  # of mcp 1
+    if send is None or send.keys or vars(root).get("method") != "tools/call":
         return None
     number = (id(owner), root.id)
     send.keys = (id(message), number)

@@ -460,6 +460,8 @@ class Profiler:
     def _known_as(self, name: str, arguments: Mapping[str, Any]) -> str:
         """The name under which the model knows the tool of a server that starts now."""
         known = self._loop.get()
+        if known is not None and known.open and known.expects(name):
+            return name
         loops = [known] if known is not None and known.open else []
         if not loops or (self._conversations is not None and loops[0] in self._conversations):
             loops += [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
@@ -511,6 +513,8 @@ class Profiler:
         self, name: str, given: Given
     ) -> tuple[ObservedLoop | None, Match | None, Mapping[str, Any] | None]:
         """The loop and the request of those possible arguments that fit best."""
+        if len(given) == 1:
+            return (*self._asked_by(name, given[0]), given[0])
         asked = [(*self._asked_by(name, arguments), arguments) for arguments in given]
         return max(asked, key=lambda one: (one[0] is not None, () if one[1] is None else one[1].fit))
 

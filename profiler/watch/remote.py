@@ -57,21 +57,18 @@ class SessionState:
     protocol: str | None = None
     transport: Transport | None = None
     wire: Wire = field(default_factory=Wire)
-    in_flight: int = 0
 
 
-@dataclass(slots=True, eq=False)
 class Send:
-    """One request `tools/call`; as in `RemoteCall` where fields have the same names.
+    """One request `tools/call`; as in `RemoteCall` where attributes have the same names.
 
     `answered`: an answer came, from the server or in its place from the client; `heard`: an event of the
-    reply held it. `failure`: the `error_type` of what the transport raised. `keys` are those under which it is
-    found, with its `message` and the `stream` that it went to, while it is under way. `after_loss`: its session was lost before.
+    reply held it. `failure`: the `error_type` of what the transport raised. `keys` are those under which it
+    is found, with its `message` and the `stream` that it went to, while it is under way. `after_loss`: its
+    session was lost before. `returned`: its failure, None for none.
     """
 
-    clock: Clock
-    session: SessionState
-    started_ns: int
+    # One is made for each call, and most of these stay as they are.
     posted_ns: int | None = None
     answered_ns: int | None = None
     timing: str | None = None
@@ -79,19 +76,24 @@ class Send:
     status: int | None = None
     retry_after_ns: int | None = None
     new_connection: bool | None = None
-    traced: bool = False
-    answered: bool = False
-    heard: bool = False
-    progress: int = 0
+    traced = False
+    answered = False
+    heard = False
+    progress = 0
     server_ns: int | None = None
     failure: str | None = None
-    after_loss: bool = False
     ended_ns: int | None = None
     returned: Returned | None = None
     keys: tuple[Any, ...] = ()
     message: Any = None
     stream: Any = None
     status_word: ToolStatus = "ok"
+
+    def __init__(self, clock: Clock, session: SessionState) -> None:
+        self.clock = clock
+        self.session = session
+        self.started_ns = clock()
+        self.after_loss = session.wire.lost
 
     # What the transport tells.
 

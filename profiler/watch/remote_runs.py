@@ -8,15 +8,20 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any
 
 from profiler.loop.boundary import within
+from profiler.loop.lag import late_ns
 from profiler.loop.model import CallRequest
+from profiler.loop.nesting import enter
 from profiler.loop.tools import Answer, CallContext, current_call
 from profiler.watch.loop import ObservedLoop
 from profiler.watch.remote import Send, attempts, remote_call
 from profiler.watch.rounds import ObservedCall
-from profiler.watch.runs import ToolRun, Watching
+from profiler.watch.runs import ToolRun, Watching, _text
 
 if TYPE_CHECKING:
     from profiler.watch.profiler import Profiler
+
+NOTICED_NS = 1_000_000
+"""The end of a call that took no longer cannot have been noticed much later."""
 
 
 class Request:
@@ -124,16 +129,20 @@ class RemoteRun(ToolRun):
 
     @within("tool")
     def enter(self) -> None:
-        super().enter()
         self._entered = _scope.set(self.scope)
+        if self._loop is not None:
+            self._tokens = (
+                self.watching.loop.set(self._loop),
+                current_call.set(self._context),
+                enter(self._loop.running, self.call.loops),
+            )
 
-    @within("tool")
     def leave(self) -> None:
         super().leave()
-        if self._entered is not None:
+        entered, self._entered = self._entered, None
+        if entered is not None:
             with contextlib.suppress(ValueError):  # closed in another context than it ran in
-                _scope.reset(self._entered)
-            self._entered = None
+                _scope.reset(entered)
 
     @within("tool")
     def failed(self, error: BaseException) -> None:
@@ -143,7 +152,11 @@ class RemoteRun(ToolRun):
     @within("tool")
     def came_to(self, value: Any) -> None:
         self._note()
-        super().came_to(value)
+        told = None if self._answer is None else self._answer.failure
+        if told is not None:  # its text may say which failure
+            super().came_to(value)
+        elif self.watching.content is not None:
+            self.call.result = self.watching.content.keep(*_text(value, self.watching.content.looks_at))
 
     def _note(self) -> None:
         """What its requests told."""
@@ -152,6 +165,8 @@ class RemoteRun(ToolRun):
             return
         scope.open = False
         sends = scope.sends
+        if self.watching.clock() - self.call.started_ns > NOTICED_NS:
+            self.call.late_ns = late_ns()
         answer = self._answer
         if answer is None:
             self._answer = answer = Answer()
