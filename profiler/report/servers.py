@@ -37,7 +37,8 @@ def serialised(server: ServerFigures) -> str | None:
         lead = f"{name} gets its calls one at a time: the session of its client lets only one through"
         remedy = EXPLAINED["mcp_session"].remedy
     else:
-        lead = f"{name} runs parallel calls one at a time"
+        of_tool = "" if found.tool is None else f" of {clean(found.tool)}"
+        lead = f"{name} runs parallel calls{of_tool} one at a time"
         remedy = EXPLAINED["mcp_server"].remedy
     calls = counted(found.calls, "call")
     if not found.of_rounds:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -90,7 +90,8 @@ class Serialised:
     `rounds` of the `of_rounds` with several calls at once show it. The largest stands for them: `calls` that
     came within `together_seconds` were answered one by one, `apart_seconds` apart (its median): they took
     `wall_seconds`, where together they would have taken `alone_seconds`. Both 0: many callers kept it so busy
-    that no round is to be seen by itself, and the figures are of a part of the backlog.
+    that no round is to be seen by itself, and the figures are of a part of the backlog. `tool`: only this
+    one's calls ran one at a time, while those of others went on.
     """
 
     by: By
@@ -102,6 +103,7 @@ class Serialised:
     apart_seconds: float
     wall_seconds: float
     alone_seconds: float
+    tool: str | None = None
 
 
 def serialised(groups: Sequence[Sequence[Served]]) -> Serialised | None:
@@ -110,7 +112,7 @@ def serialised(groups: Sequence[Sequence[Served]]) -> Serialised | None:
     Calls of one group could get in each other's way; a server that is a process for each worker has a group
     for each.
     """
-    return _client(groups) or _server(groups)
+    return _client(groups) or _server(groups) or _tool(groups)
 
 
 # The client.
@@ -196,11 +198,47 @@ def _server(groups: Sequence[Sequence[Served]]) -> Serialised | None:
     if evidence is None:
         return None
     like = [batch for batch in batches if _one_by_one(batch)]
-    if not like:  # many callers, whose calls never found it idle: the longest backlog
+    if not like or (evidence == "alone" and len(like) < FEWEST_ROUNDS):
+        # Many callers, whose calls hardly ever found it idle: the longest backlog.
         calls = max((one.backlog() for one in busy), key=len)
         return _case("server", evidence, calls, [call.posted_ns for call in calls], 0, 0)
     largest = max(like, key=len)
     return _case("server", evidence, largest, [c.posted_ns for c in largest], len(like), len(batches))
+
+
+def _tool(groups: Sequence[Sequence[Served]]) -> Serialised | None:
+    """A tool with a lock of its own: its calls run one at a time, and those of others beside them."""
+    tools = {call.tool for calls in groups for call in calls}
+    for tool in sorted(tools) if len(tools) > 1 else ():
+        mine = [[call for call in calls if call.tool == tool] for calls in groups]
+        found = _server(mine)
+        if found is not None and _others_go_on(tool, groups):
+            return replace(found, tool=tool)
+    return None
+
+
+def _others_go_on(tool: str, groups: Sequence[Sequence[Served]]) -> bool:
+    """Calls of other tools, sent while several of this one were there, took what they take at other times.
+
+    If they had waited too, it would be places of the server's that are few.
+    """
+    beside: dict[str, list[int]] = {}
+    every: dict[str, list[int]] = {}
+    for calls in groups:
+        mine = [call for call in calls if call.tool == tool]
+        posted, answered = np.sort([c.posted_ns for c in mine]), np.sort([c.answered_ns for c in mine])
+        for call in calls:
+            if call.tool == tool:
+                continue
+            every.setdefault(call.tool, []).append(call.remote_ns)
+            there = np.searchsorted(posted, call.answered_ns) - np.searchsorted(
+                answered, call.posted_ns, "right"
+            )
+            if there >= 2:
+                beside.setdefault(call.tool, []).append(call.remote_ns)
+    least = {name: min(took) for name, took in every.items()}
+    shares = [took / least[name] for name, found in beside.items() for took in found]
+    return len(shares) >= FEWEST_TOLD and float(np.median(shares)) <= 1 + MOST_UNEVEN
 
 
 def _batches(calls: Sequence[Served]) -> list[list[Served]]:
@@ -371,11 +409,12 @@ def _shared(batches: Sequence[Sequence[Served]], busy: Sequence[_Busy]) -> bool:
 
 def _steady(idle: Mapping[str, Sequence[int]], steps: Sequence[_Step]) -> bool:
     """The distances are even, and each as long as its call alone."""
-    mine = [step for step in steps if step.call.tool in idle]
-    if len(mine) < FEWEST_STEADY or 2 * len(mine) < len(steps):
+    if len(steps) < FEWEST_STEADY or not idle:
         return False
     usual = {tool: float(np.median(took)) for tool, took in idle.items()}
-    shares = np.sort([step.apart_ns / usual[step.call.tool] for step in mine])
+    # A tool may never find it idle; where all take about as long, that of others will do.
+    any_tool = float(np.median([one for took in idle.values() for one in took]))
+    shares = np.sort([step.apart_ns / usual.get(step.call.tool, any_tool) for step in steps])
     kept = shares[shares.size // 20 : shares.size - shares.size // 20]
     return bool(
         min(usual.values()) >= LEAST_NS

@@ -18,7 +18,7 @@ from profiler.records import LoopRecord, RemoteCall, RoundRecord, ToolCall
 from profiler.statistics.quantiles import Quantiles, quantiles
 from profiler.statistics.serial import Serialised, Served, serialised
 
-MOST_JUDGED = 50_000
+MOST_JUDGED = 20_000
 """Calls of one server that are looked at for `Serialised`: the first ones."""
 MOST_NAMED = 50
 """Tools of a server with figures of their own: those with the most calls."""

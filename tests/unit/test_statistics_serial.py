@@ -253,6 +253,37 @@ def test_calls_that_are_merely_slow_say_nothing():
     assert serialised([calls]) is None
 
 
+def two_tools(kind: str, seed: int) -> list[Served]:
+    """Rounds of three calls of each of two tools: one has a lock of its own, or the server two places for
+    both."""
+    rng = np.random.default_rng(seed)
+    calls: list[Served] = []
+    for number in range(8):
+        now = 10.0 * number
+        sent = np.sort(now + rng.uniform(0, 0.003, 6))
+        tools = rng.permutation(["search", "fetch"] * 3)
+        took = lengths("fixed", rng, 6)
+        if kind == "lock":
+            ends = sent + took
+            mine = tools == "search"
+            ends[mine] = answers(sent[mine], took[mine], 1)
+        else:
+            ends = np.array(answers(sent, took, 2))
+        for at, end, tool in zip(sent, ends, tools, strict=True):
+            made = a_call(number, now, at, end + rng.exponential(ANSWERED_LATE), None)
+            calls.append(made._replace(tool=str(tool), place=len(calls)))
+    return calls
+
+
+def test_tool_with_a_lock_of_its_own_is_named():
+    found = [serialised([two_tools("lock", seed)]) for seed in range(20)]
+    assert [one and (one.by, one.tool) for one in found] == [("server", "search")] * 20
+
+
+def test_tools_that_share_few_places_are_not_accused():
+    assert [serialised([two_tools("places", seed)]) for seed in range(20)] == [None] * 20
+
+
 def test_server_that_shares_its_time_is_not_accused():
     """As one that computes does: all calls run at once, each slower for it, and end together."""
     rng = np.random.default_rng(1)
