@@ -61,7 +61,8 @@ class Server:
         if self.log is not None:
             number = next((v for k, v in params.get("_meta", {}).items() if k.endswith("/loop")), None)
             arguments = params.get("arguments", {})
-            self.log.write(json.dumps({"loop": number, "began": began, "ended": ended, "arguments": arguments}) + "\n")
+            line = {"loop": number, "began": began, "ended": ended, "arguments": arguments}
+            self.log.write(json.dumps(line) + "\n")
         return self.result(message, {"content": [{"type": "text", "text": "found"}]})
 
     def refusal(self, message: dict) -> web.Response:

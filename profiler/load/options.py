@@ -485,7 +485,10 @@ class LoadOptions(Options):
                     )
             return
         if len(self.mcp) != 1:
-            raise UsageError(f"--mcp: name the one server to load ({len(self.mcp)} were named)")
+            raise UsageError(
+                "--mcp: name the one server whose tools are called without a model (--direct): "
+                f"{len(self.mcp)} were named"
+            )
         if self.strategies is DEFAULT_STRATEGIES:  # there is one call in a loop, and nothing to compare
             object.__setattr__(self, "strategies", (StrategySpec("gathered"),))
         if self.calls_from is not None and (self.call or self.call_arguments is not None):
@@ -607,7 +610,7 @@ class LoadOptions(Options):
         `environment` may name tools too. Raises `UsageError` for what is no URL of a server.
         """
         if self.direct:
-            return {} if self.server.is_loopback else {"the MCP server": self.server.url or ""}
+            return self.remote_servers
         targets = {
             "--base-url": self.base_url,
             "--tools-url": self.tools_url,

@@ -63,7 +63,8 @@ class DirectLoad:
     is shown to grow, so a longer test would leave a longer one. `unstarted` arrivals never began. `in_flight`
     is how many calls the server had at once at most, `accepted` those of them that ended well;
     `beside_failures` is how many of these there were when another call failed (the median; None without
-    failures): what a server with a fixed limit takes. `mean` is the mean of what `seconds` are quantiles of.
+    failures): what a server with a fixed limit takes. `mean` is the mean of what `seconds` are quantiles of,
+    `service` that of the server's part: as it says, else from the request to the answer.
     """
 
     users: int
@@ -80,6 +81,7 @@ class DirectLoad:
     accepted: int
     beside_failures: float | None
     mean: float | None
+    service: float | None
     seconds: Quantiles
     at_least: tuple[str, ...]
     tools: tuple[ToolLoad, ...]
@@ -133,6 +135,12 @@ class _Calls:
         """Seconds of the calls that ended well."""
         total = sum(latency for block in self.blocks.values() for _, latency in block)
         return total * _NS / self.ended if self.ended else None
+
+    @property
+    def service(self) -> float | None:
+        """Seconds that the server had a call, on average."""
+        told = self.parts.get("server") or self.parts.get("server + network")
+        return float(np.mean(told)) * _NS if told else self.mean
 
     def quantiles(self) -> tuple[Quantiles, tuple[str, ...]]:
         groups = [
@@ -232,6 +240,7 @@ def _load(
         accepted=peak(good),
         beside_failures=_beside(failed, good),
         mean=every.mean,
+        service=every.service,
         seconds=seconds,
         at_least=at_least,
         tools=tuple(_tool(name, tools[name]) for name in sorted(tools)),

@@ -177,6 +177,7 @@ def judge_capacity(server: str, loads: Sequence[DirectLoad]) -> Capacity:
         )
         return answer("degrades", lowest.users, words)
     if parallel is not None and top.users > parallel * AS_ALONE:
+        rate = top.served  # not the highest of several: that would be the luckiest
         words = (
             f"a limit gains nothing: {server} takes all calls, and those above {parallel:.0f} at once wait "
             f"there as they would here. Its capacity is {_rate(rate)}, {parallel:.0f} in parallel; with "
@@ -204,17 +205,19 @@ def in_parallel(ordered: Sequence[DirectLoad], best: DirectLoad) -> float | None
     # A few calls alone tell little of what takes a different time each; those below half of the rate do not
     # wait for each other either.
     undisturbed = [one for one in ordered if one.mean and (one is alone or _value(one) < HALF * _value(best))]
-    service = sum((one.mean or 0.0) * one.calls for one in undisturbed)
-    service /= sum(one.calls for one in undisturbed)
-    waited = [one for one in ordered if one.mean and one.mean > SLOWER * service]
+    calls = sum(one.calls for one in undisturbed)
+    usual = sum((one.mean or 0.0) * one.calls for one in undisturbed) / calls
+    # Of it what is the client's and the network's is no work of the server's.
+    service = sum((one.service or one.mean or 0.0) * one.calls for one in undisturbed) / calls
+    waited = [one for one in ordered if one.mean and one.mean > SLOWER * usual]
     if not waited:
         return None
     # Of two loads in which calls wait, the higher is not answered faster.
     lower = [one for one in ordered if one.users <= waited[0].users]
     if _value(top) > FLAT * max(map(_value, lower)) and len(waited) == 1:
         return None
-    plateau = [_value(one) for one in waited]
-    return max(1.0, sum(plateau) / len(plateau) * service)
+    plateau = sum(_value(one) * one.calls for one in waited) / sum(one.calls for one in waited)
+    return max(1.0, plateau * service)
 
 
 def within(load: DirectLoad, objective: Objective) -> list[str]:

@@ -35,6 +35,9 @@ FEWEST_EACH = 3
 LEAST_BUDGET = 20.0
 MOST_LOOKS = 3
 """Experiments after the ladder that look for the limit of a server that refuses."""
+CLOSER_BLOCKS = 3
+"""Of the loads that tell the capacity of a server that queues, measured once more."""
+MOST_CLOSER_SECONDS = 9.0
 SHARES = (30, 50, 65, 80, 90, 100)
 """Rates that are tried, in hundredths of the capacity: sources of an open load."""
 BASE = 100
@@ -114,6 +117,12 @@ class DirectTuner:
             looks += 1
             found = _merged(found, self._closed(wanted, each))
         answer = judge_capacity(server, found)
+        if answer.kind == "queues" and answer.parallel is not None:
+            closer = sorted({max(1, round(answer.parallel / 2)), found[-1].users})
+            room = (self._left() * (0.4 if self._slo else 0.9) - self._start) / len(closer) - CLOSER_BLOCKS
+            if room >= CLOSER_BLOCKS * LEAST_SECONDS:
+                more = self._closed(closer, min(room, MOST_CLOSER_SECONDS), CLOSER_BLOCKS)
+                answer = judge_capacity(server, _merged(more, found))
         rates = self._rates(answer)
         notes = [] if known(found) else ["the budget was too short to find the limit more closely"]
         return replace(
@@ -143,10 +152,10 @@ class DirectTuner:
     def _left(self) -> float:
         return self._search.budget - (self._clock() - self._began)
 
-    def _closed(self, levels: list[int], each: float) -> list[DirectLoad]:
+    def _closed(self, levels: list[int], each: float, blocks: int = 1) -> list[DirectLoad]:
         self._say(f"{', '.join(map(str, levels))} at once, {each:.1f} s each")
         options = replace(self._search.load, levels=tuple(levels), arrivals=None, slo=None)
-        return self._experiment(options, levels[0], each, 1)
+        return self._experiment(options, levels[0], each, blocks)
 
     def _open(self, base: float, shares: list[int], each: float, at_once: int | None) -> list[DirectLoad]:
         rates = ", ".join(f"{base * share / BASE:.3g}" for share in shares)

@@ -1,4 +1,4 @@
-"""`profiler mcp load` and `MCPUser` against servers that keep the times of their calls, each in its own way."""
+"""`profiler mcp load` and `MCPUser` against servers that keep the times of their calls, each in its way."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Started(BaseException):
 @pytest.fixture
 def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from profiler.emulator import process, server
-    from profiler.load import experiment
+    from profiler.load import direct, experiment
 
     def started(*_: Any, **__: Any) -> Any:
         raise Started
@@ -67,6 +67,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(process, "start_emulator", started)
     monkeypatch.setattr(server, "_run", lambda coroutine: (coroutine.close(), started()))
     monkeypatch.setattr(experiment, "_locust", started)
+    monkeypatch.setattr(direct, "connector", started)
     monkeypatch.setattr("webbrowser.open", lambda _: True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dashboards, "files", FILES_BUILT)
@@ -107,9 +108,13 @@ def one_line(err: str) -> str:
 
 PARSER = cli._parser()
 (_COMMANDS,) = (a for a in PARSER._actions if isinstance(a, argparse._SubParsersAction))
+(_MCP,) = (a for a in _COMMANDS.choices["mcp"]._actions if isinstance(a, argparse._SubParsersAction))
 OPTIONS = {
     command: found
-    for command, parser in _COMMANDS.choices.items()
+    for command, parser in {
+        **{name: parser for name, parser in _COMMANDS.choices.items() if name != "mcp"},
+        **{f"mcp {name}": parser for name, parser in _MCP.choices.items()},
+    }.items()
     if (
         found := [a for a in parser._actions if not isinstance(a, argparse._HelpAction) and a.dest != "debug"]
     )
@@ -202,7 +207,7 @@ def test_options_of_any_kind_are_taken_or_refused_in_one_line(
     command: str, data: st.DataObject, nothing_starts: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Up to three options with whatever value; what must be there is."""
-    argv = [command]
+    argv = command.split()
     for action in data.draw(st.lists(st.sampled_from(OPTIONS[command]), min_size=1, max_size=3, unique=True)):
         argv += written(action, data)
     code, _, err = run(argv, capsys)
@@ -233,8 +238,10 @@ def test_error_line_names_the_option(
         "trace": ["nowhere"],
         "dashboards": ["--out=there"],
         "scenario": ["--agent=nowhere:agent"],
+        "mcp load": ["http://127.0.0.1:1/mcp"],
+        "mcp tune": ["http://127.0.0.1:1/mcp"],
     }.get(command, [])
-    argv = [command, *written(action, data), *(there if action.dest not in ("out", "agent") else [])]
+    argv = [*command.split(), *written(action, data), *(there if action.dest not in ("out", "agent") else [])]
     code, _, err = run(argv, capsys)
     if code == 2 and "nowhere" not in err and action.dest != "out":  # a path: named itself
         assert any(name in err for name in (*action.option_strings, action.dest)), (argv, err)

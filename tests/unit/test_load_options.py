@@ -154,13 +154,54 @@ def test_command_line_of_options_parses_to_the_same_options() -> None:
     untouched = {f.name for f in fields(options) if getattr(options, f.name) == getattr(usual, f.name)}
     # An open load does not think, --ca and --insecure exclude each other, and the line has no secrets.
     # --variant is part of the strategies once it is read.
-    assert untouched == {"think_seconds", "insecure", "header", "query", "variants", "mcp_headers"}
+    # Calls without a model exclude an agent.
+    direct = {"direct", "call", "call_arguments", "calls_from", "expected_agents"}
+    assert untouched == {
+        *("think_seconds", "insecure", "header", "query", "variants", "mcp_headers"),
+        *direct,
+    }
     hidden = ("--run-directory=r", "--window-loops=3", "--until-seconds=99")
     assert parse(*options.arguments(), *hidden) == options
     data = orjson.loads(orjson.dumps(options.as_json()))
     assert LoadOptions.from_json({**data, "of a later version": 1}) == options
     thinking = LoadOptions(think_seconds=1.5)
     assert parse(*thinking.arguments()) == thinking
+
+
+SERVER = ("files=http://127.0.0.1:1/mcp",)
+
+
+def test_calls_without_a_model_are_of_one_server_and_one_strategy() -> None:
+    options = LoadOptions(direct=True, mcp=SERVER, call=("search",), call_arguments='{"q": "snow"}')
+    assert [spec.text for spec in options.strategies] == ["gathered"]
+    assert options.server.name == "files"
+    assert options.watched_url == "http://127.0.0.1:1/mcp"
+    again = LoadOptions.from_json({**options.as_json(), **options.secrets()})
+    assert again == options
+    assert "snow" not in str(options.as_json()) + " ".join(options.arguments())  # arguments are content
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"call": ("search",)}, "--call is for calls without a model"),
+        ({"direct": True}, "--mcp: name the one server"),
+        ({"direct": True, "mcp": ("a=http://h/", "b=http://h/")}, "2 were named"),
+        ({"direct": True, "mcp": SERVER, "call_arguments": "{}"}, "--args are those of one tool"),
+        ({"direct": True, "mcp": SERVER, "calls_from": "f", "call": ("a",)}, "--args-from says which"),
+        ({"direct": True, "mcp": SERVER, "agent": "a:b"}, "--agent asks a model"),
+    ],
+)
+def test_calls_without_a_model_that_cannot_be_made_are_refused(given, said) -> None:
+    with pytest.raises(UsageError, match=said):
+        LoadOptions(**given)
+
+
+def test_remote_server_needs_leave_without_a_model_too() -> None:
+    remote = LoadOptions(direct=True, mcp=("far=https://mcp.example.com/mcp",))
+    with pytest.raises(UsageError, match=r"far https://mcp\.example\.com/mcp is not this machine"):
+        remote.check_targets({})
+    replace(remote, allow_remote=True).check_targets({})
 
 
 def test_web_form_sends_settings_as_text_or_split_at_its_commas() -> None:

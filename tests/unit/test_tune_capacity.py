@@ -54,6 +54,7 @@ def load(
         accepted=users,
         beside_failures=beside,
         mean=seconds,
+        service=seconds,
         seconds=Quantiles(estimate, estimate, estimate),
         at_least=(),
         tools=(),
