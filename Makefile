@@ -10,7 +10,7 @@ PACKAGE := $(VENV)/.installed
 DEV := $(VENV)/.installed-$(EXTRAS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: compare test shared quick fast test-oldest lint types contracts coverage clean
+.PHONY: compare test shared quick fast test-oldest test-mcp1 lint types contracts coverage clean
 
 # On a busy machine too this ends in a verdict, with its caveat.
 compare: $(PACKAGE)
@@ -42,7 +42,15 @@ test-oldest:
 	$(PYTHON) tests/oldest.py > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pytest -p no:anyio -n 3 --dist loadfile tests/unit $(addprefix tests/integration/test_, \
-		providers.py instrument.py load_bridge.py locust_runs.py)
+		providers.py instrument.py load_bridge.py locust_runs.py mcp_callers.py)
+	$(MAKE) --no-print-directory test-mcp1
+
+# Frameworks on the first major of MCP's SDK, which excludes the second. They refuse the oldest of the rest.
+MCP1 := $(VENV)-mcp1
+test-mcp1:
+	$(PYTHON) -m venv $(MCP1)
+	$(MCP1)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[mcp1]'
+	$(MCP1)/bin/python -m pytest -p no:anyio tests/integration/test_mcp_callers.py
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -73,4 +81,4 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist
+	rm -rf $(VENV) $(OLDEST) $(MCP1) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist

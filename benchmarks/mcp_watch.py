@@ -1,10 +1,11 @@
 """What watching costs a call of an MCP tool, in a session that does nothing.
 
-The SDK's session calls a tool of a server that answers at once, over streams in memory: one with the SDK's own
-messages, and one through the HTTP transport with the network cut off below the HTTP client, so that all phase
-hooks run. Blocks with and without watching alternate in one process; the figures are the medians of the blocks.
+The SDK's session calls a tool of a server that answers at once: over streams in memory, and through the HTTP
+transport with the network cut off below the HTTP client, so that all phase hooks run. Blocks with and without
+watching alternate in one process, both inside a watched loop whose rounds ask for eight calls each; the figures
+are the medians of the blocks.
 
-python benchmarks/mcp_watch.py [--blocks 40] [--calls 200]
+python benchmarks/mcp_watch.py [--blocks 40] [--rounds 20]
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mcp.client.session import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 
+from profiler.loop.model import CallRequest
 from profiler.watch.profiler import Profiler
 
 MAJOR = int(importlib.metadata.version("mcp").partition(".")[0])
@@ -34,6 +36,7 @@ OPENING = {
     "serverInfo": {"name": "nothing", "version": "1"},
 }
 LISTING = {"tools": [{"name": "nothing", "inputSchema": {"type": "object"}}]}
+ARGUMENTS = '{"query": "anything"}'
 DONE = {"content": [{"type": "text", "text": "done"}]}
 RESULTS = {"initialize": OPENING, "tools/list": LISTING, "tools/call": DONE}
 
@@ -91,36 +94,46 @@ async def over_http() -> AsyncIterator[ClientSession]:
         yield session
 
 
-async def block(session: ClientSession, calls: int, profiler: Profiler | None) -> tuple[float, float]:
+AT_ONCE = 8
+
+
+async def block(
+    session: ClientSession, rounds: int, profiler: Profiler, watched: bool
+) -> tuple[float, float]:
     """Microseconds of CPU, and of wall time, a call."""
-    if profiler is not None:
+    if watched:
         profiler.instrument(session)
-    with profiler.loop() if profiler is not None else contextlib.nullcontext() as loop:
-        if loop is not None:
-            loop.begin_round("chat", "m")
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(calls):
-            await session.call_tool("nothing", {"query": "anything"})
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    if profiler is not None:
+    wall = cpu = 0.0
+    with profiler.loop() as loop:
+        for number in range(rounds):
+            asked = loop.begin_round("chat", "m")
+            asked.unclaimed += [
+                (CallRequest(f"call_{number}_{one}", "nothing", ARGUMENTS), time.monotonic_ns())
+                for one in range(AT_ONCE)
+            ]
+            began = time.perf_counter(), time.process_time()
+            for _ in range(AT_ONCE):
+                await session.call_tool("nothing", {"query": "anything"})
+            wall, cpu = wall + time.perf_counter() - began[0], cpu + time.process_time() - began[1]
+    if watched:
         profiler.uninstrument(session)
-    return cpu / calls * 1e6, wall / calls * 1e6
+    return cpu / rounds / AT_ONCE * 1e6, wall / rounds / AT_ONCE * 1e6
 
 
-async def measure(name: str, opened: Any, blocks: int, calls: int) -> None:
+async def measure(name: str, opened: Any, blocks: int, rounds: int) -> None:
     records: list[Any] = []
     profiler = Profiler(sinks=[records.append])
     figures: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     async with opened as session:
-        await block(session, calls, None)
-        await block(session, calls, profiler)
+        for watched in (False, True):
+            await block(session, rounds, profiler, watched)
         records.clear()
         for number in range(2 * blocks):
             watched = number % 4 in (1, 2)  # neither is always first
-            figures[watched].append(await block(session, calls, profiler if watched else None))
+            figures[watched].append(await block(session, rounds, profiler, watched))
     seen = [call for record in records for call in record.tool_calls]
-    assert len(seen) == blocks * calls
-    assert all(call.remote is not None and call.remote.answered_ns for call in seen)
+    assert len(seen) == blocks * rounds * AT_ONCE
+    assert all(call.id and call.remote is not None and call.remote.answered_ns for call in seen)
     for index, unit in enumerate(("CPU", "wall")):
         without = statistics.median(one[index] for one in figures[False])
         watched_us = statistics.median(one[index] for one in figures[True])
@@ -130,15 +143,15 @@ async def measure(name: str, opened: Any, blocks: int, calls: int) -> None:
         )
 
 
-async def main(blocks: int, calls: int) -> None:
-    print(f"mcp {importlib.metadata.version('mcp')}, {blocks} blocks of {calls} calls each way")
-    await measure("in memory", in_memory(), blocks, calls)
-    await measure("HTTP hooks", over_http(), blocks, calls)
+async def main(blocks: int, rounds: int) -> None:
+    print(f"mcp {importlib.metadata.version('mcp')}, {blocks} blocks of {rounds * AT_ONCE} calls each way")
+    await measure("in memory", in_memory(), blocks, rounds)
+    await measure("HTTP hooks", over_http(), blocks, rounds)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=40)
-    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    asyncio.run(main(options.blocks, options.calls))
+    asyncio.run(main(options.blocks, options.rounds))

@@ -107,8 +107,8 @@ class Ran(NamedTuple):
     `ready_ns`: its arguments were complete. `thread_wait_ns` and `exclusive_wait_ns` are known of calls that
     a `ToolLoop` ran: waiting for a thread (part of its duration), and for its `exclusive` name (before it).
     `steps` are those in which it held the event loop for long, `resumed` are the times at which it went on
-    after a wait (`profiler.loop.eventloop`). `remote` is there for tools of MCP servers. `reads`: it kept the reply that asked for it from being read on,
-    since it ran in the task or thread that reads.
+    after a wait (`profiler.loop.eventloop`). `reads`: it kept the reply that asked for it from being read on,
+    since it ran in the task or thread that reads. `remote` is there for tools of MCP servers.
     """
 
     name: str
@@ -173,6 +173,9 @@ def shortfall(
     longest, tolerance = max(durations), max(timers_ns, wall_ns // 20)
     if _sessions_held_up(calls) > tolerance:
         return "mcp_session"
+    at_server = _at_the_last_ones_server(calls)
+    if _served_in_turn(at_server):
+        return "mcp_server"
     alike = wall_ns - longest <= tolerance and longest < 2 * max(TOLERANCE_NS, min(durations))
     if alike and not stalls and not any(call.thread_wait_ns for call in calls):
         return None  # nearly every round: all ran at once, and took about as long
@@ -182,7 +185,7 @@ def shortfall(
     releases = None if application is None else _releases(calls, application)
     phase = _Phase(calls, wall_ns, limit, releases, known)
     excess = phase.excess(lambda _: 0.0, held_steps=False)
-    if _one_at_a_time_at_a_server(calls, known):
+    if at_server and _one_at_a_time_at(at_server, known):
         return "mcp_server"
     if _one_at_a_time_inside(calls, known):
         return "inside_tools"
@@ -404,51 +407,50 @@ def _sessions_held_up(calls: Sequence[Ran]) -> int:
     return ended_ns - max(call.ended_ns - wait for call, wait in zip(calls, waits, strict=True))
 
 
-def _one_at_a_time_at_a_server(calls: Sequence[Ran], stalls: Sequence[Stall]) -> bool:
-    """Whether calls were at an MCP server together, and it served one at a time.
+def _at_the_last_ones_server(calls: Sequence[Ran]) -> list[Ran]:
+    """The calls of the MCP server that answered last, if they were there together; in the order of sending.
 
-    Where it says how long each took, none of these times overlap, though all were there from the start. Else
-    as inside any tool (`_one_at_a_time_inside`), from when a call was sent until its answer came; the calls
-    may be of several tools.
+    Their spans are those at the server and on the way: from being sent until the answer came.
     """
-    last = max(calls, key=lambda call: call.ended_ns)
-    if last.remote is None:
-        return False
-    there: list[Ran] = []
-    served: list[Interval] = []
-    for call in calls:
-        remote = call.remote
-        if remote is None or remote.server != last.remote.server:
-            continue
-        posted_ns, answered_ns = remote.posted_ns, remote.answered_ns
-        if posted_ns is None or answered_ns is None:
-            continue
-        there.append(call._replace(name=remote.server, started_ns=posted_ns, ended_ns=answered_ns))
-        if remote.server_ns is not None:
-            served.append((answered_ns - remote.server_ns, answered_ns))
+    last = max(calls, key=lambda call: call.ended_ns).remote
+    if last is None:
+        return []
+    there = [
+        call._replace(started_ns=call.remote.posted_ns, ended_ns=call.remote.answered_ns)
+        for call in calls
+        if call.remote is not None
+        and call.remote.server == last.server
+        and call.remote.posted_ns is not None
+        and call.remote.answered_ns is not None
+    ]
     there.sort(key=lambda call: call.started_ns)
     if len(there) < 2 or there[-1].started_ns >= min(call.ended_ns for call in there):
+        return []
+    return there
+
+
+def _served_in_turn(there: Sequence[Ran]) -> bool:
+    """Whether calls that were at a server together were served one at a time by what it says they took."""
+    served = [
+        (call.ended_ns - call.remote.server_ns, call.ended_ns)
+        for call in there
+        if call.remote is not None and call.remote.server_ns is not None
+    ]
+    if not served or len(served) < len(there):
         return False
-    if len(served) == len(there):
-        waited_ns = sum(call.lasted_ns for call in there) - sum(end - start for start, end in served)
-        shortest = min(end - start for start, end in served)
-        apart = peak((start, end - TOLERANCE_NS) for start, end in served if end - start > TOLERANCE_NS) < 2
-        if apart and shortest > TOLERANCE_NS and waited_ns >= shortest:
-            return True
-    return _one_at_a_time_inside(there, stalls) or any(
-        len(own) >= LEAST_SERVED and last.name == own[0].name and _one_at_a_time_inside(own, stalls)
-        for own in _by_tool(calls, there)
-    )
+    shortest = min(end - start for start, end in served)
+    waited_ns = sum(call.lasted_ns for call in there) - sum(end - start for start, end in served)
+    if shortest <= 2 * TOLERANCE_NS or waited_ns < shortest:
+        return False
+    return peak((start, end - TOLERANCE_NS) for start, end in served) < 2
 
 
-def _by_tool(calls: Sequence[Ran], there: Sequence[Ran]) -> list[list[Ran]]:
-    """Calls at a server by the names of their tools, which `there` lacks."""
-    names = {id(call.remote): call.name for call in calls}
-    found: dict[str, list[Ran]] = {}
-    for call in there:
-        name = names[id(call.remote)]
-        found.setdefault(name, []).append(call._replace(name=name))
-    return [*found.values()]
+def _one_at_a_time_at(there: Sequence[Ran], stalls: Sequence[Stall]) -> bool:
+    """The same by the times of the answers alone: all tools of the server together, or the last one's own."""
+    last = max(there, key=lambda call: call.ended_ns)
+    together = [call._replace(name="") for call in there]
+    own = [call for call in there if call.name == last.name]
+    return _one_at_a_time_inside(together, stalls) or _one_at_a_time_inside(own, stalls)
 
 
 def _one_at_a_time_inside(calls: Sequence[Ran], stalls: Sequence[Stall]) -> bool:

@@ -1,9 +1,9 @@
 """Watches the calls of the official SDK's MCP sessions, and of what is built on them.
 
 Every client ends in `ClientSession.call_tool`, which is patched at its class while anybody watches: the
-objects that frameworks make and replace as they go need not be known. Around it clients of a higher level are
-patched, which may send one call several times, or let it wait for others; below it what tells when the request
-left and its answer came. Modules that are not imported are left alone, and patched when they are.
+objects that frameworks make and replace as they go need not be known. Around it clients of a higher level
+are patched, which may send one call several times, or let it wait for others; below it what tells when the
+request left and its answer came. Modules that are not imported are left alone, and patched when they are.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ _METHODS: Mapping[str, str] = {
 
 
 def watchable(value: Any) -> Any:
-    """What `SessionWatch` watches for this: an owner, or all there is. None: it has nothing to do with MCP."""
+    """What `SessionWatch` watches for this: an owner, or all there is. None: nothing to do with MCP."""
     if type(value) is str:
         return EVERYTHING if value == EVERYTHING else None
     return value if is_owner(value) else None
@@ -389,16 +389,13 @@ class _Sending(NamedTuple):
     meta: bool
 
     def begin(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], held: Unawaited
-    ) -> tuple[Send, Token[Send | None], Unawaited]:
-        """The request is about to be sent; returns the coroutine that does it now."""
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Send, Token[Send | None], Unawaited | None]:
+        """The request is about to be sent; returns the coroutine that does it now, if another one."""
         send = _begin_send(self.profiler, args[0])
         again = _with_ours(send, args, kwargs, self.meta)
-        if again is not None:
-            with_ours = self.original(*again[0], **again[1])
-            held.coroutine.close()  # its first step is still to come
-            held = Unawaited(with_ours)
-        return send, _calling.set(send), held
+        with_ours = None if again is None else Unawaited(self.original(*again[0], **again[1]))
+        return send, _calling.set(send), with_ours
 
 
 async def _recorded(
@@ -414,9 +411,12 @@ async def _recorded(
     run.enter()
     send = token = None
     if sending is not None:
-        begun = watching.boundary.call("tool", sending.begin, args, kwargs, held)
+        begun = watching.boundary.call("tool", sending.begin, args, kwargs)
         if begun is not None:
-            send, token, held = begun
+            send, token, with_ours = begun
+            if with_ours is not None:
+                held.coroutine.close()  # its first step is still to come
+                held = with_ours
     try:
         value = await held.coroutine
     except BaseException as error:
@@ -451,10 +451,13 @@ async def _held_back(profiler: Profiler, name: str, held: Unawaited) -> Any:
 async def _sent(args: tuple[Any, ...], kwargs: dict[str, Any], held: Unawaited, sending: _Sending) -> Any:
     """Awaits the `call_tool` of a session, whose record has begun above."""
     boundary = sending.profiler._boundary
-    begun = boundary.call("tool", sending.begin, args, kwargs, held)
+    begun = boundary.call("tool", sending.begin, args, kwargs)
     if begun is None:
         return await held.coroutine
-    send, token, held = begun
+    send, token, with_ours = begun
+    if with_ours is not None:
+        held.coroutine.close()  # its first step is still to come
+        held = with_ours
     try:
         value = await held.coroutine
     except BaseException as error:

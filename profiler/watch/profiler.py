@@ -450,6 +450,19 @@ class Profiler:
     def _run(self, name: str, given: Given, kind: type[R] = ToolRun) -> R:  # type: ignore[assignment]
         """A run of the tool of this name, with what its arguments may be."""
         loop, call = self._begin_call(name, given)
+        return self._run_of(name, loop, call, kind)
+
+    def _run_asked(self, name: str, arguments: Mapping[str, Any], kind: type[R]) -> R | None:
+        """A run that the loop of this context asked for; None where what it is has to be looked for."""
+        known = self._loop.get()
+        if known is None or not known.open or current_call.get() is not None:
+            return None
+        found = known.match(name, arguments)
+        if found is None or found.fit[0] < FITTING or not known.claim(found):
+            return None
+        return self._run_of(name, known, known.begin_call(name, found), kind)
+
+    def _run_of(self, name: str, loop: ObservedLoop | None, call: ObservedCall, kind: type[R]) -> R:
         if loop is not None and self._content is not None and call.request.arguments != "":
             call.arguments = self._content.keep(arguments_text(call.request.arguments))
         waits: Callable[[], Held | None] | None = None

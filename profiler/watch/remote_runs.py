@@ -100,11 +100,14 @@ def _begin(profiler: Profiler, request: Request) -> ToolRun:
     name, given = request.name, (request.arguments,)
     outer = current_call.get()
     scope = Scope(profiler, request, _scope.get())
+    run: RemoteRun | None = None
     alone = not any(one.open for one in scopes())  # else it is what a server in this process does
     if alone and outer is not None and profiler._is_part_of(outer, name, request.arguments):
         run = RemoteRun(profiler._watching, None, _nobodys(name))
         run.part_of(outer)
-    else:
+    elif outer is None:
+        run = profiler._run_asked(name, request.arguments, RemoteRun)
+    if run is None:
         run = profiler._run(profiler._known_as(name, request.arguments), given, RemoteRun)
     run.scope, run.request = scope, request
     return run
@@ -137,6 +140,7 @@ class RemoteRun(ToolRun):
                 enter(self._loop.running, self.call.loops),
             )
 
+    @within("tool")
     def leave(self) -> None:
         super().leave()
         entered, self._entered = self._entered, None
