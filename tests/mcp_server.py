@@ -39,6 +39,7 @@ FAULTS = {
     "429": "HTTP 429 with Retry-After 1.5",
     "503": "HTTP 503 with a text",
     "500_html": "HTTP 500 with a page",
+    "503_slow": "HTTP 503 with a body that does not end",
     "html": "HTTP 200 with a page",
     "not_json": "HTTP 200 and JSON's content type, but none",
     "202": "HTTP 202 on a request, and nothing more",
@@ -419,6 +420,9 @@ class McpServer:
             writer.write(_JSON_HEAD + b"transfer-encoding: chunked\r\n\r\n")
             while True:
                 await _chunk(writer, b" " * 1_000_000)
+        if fault == "503_slow":
+            writer.write(b"HTTP/1.1 503 Said\r\ncontent-type: text/plain\r\ncontent-length: 99\r\n\r\nlater")
+            await asyncio.sleep(3600)
         if fault == "early_headers":
             await _chunk(writer, json.dumps(answer).encode())
             return await _chunk(writer, b"")

@@ -26,6 +26,9 @@ IDLE_SECONDS = 4.0
 MOST_ERROR_BYTES = 65_536
 """Bytes of a refusal's body that are read; the connection of a longer one is closed."""
 
+ERROR_SECONDS = 5.0
+"""How long the body of a refusal may take."""
+
 LARGE_BYTES = 2**20
 
 
@@ -149,10 +152,14 @@ async def whole(response: aiohttp.ClientResponse) -> bytes:
 
 async def beginning(response: aiohttp.ClientResponse) -> bytes:
     """As much of a refusal's body as is looked at."""
+    data = b""
     try:
-        data = b""
-        while len(data) < MOST_ERROR_BYTES and (piece := await response.content.readany()):
-            data += piece
+        async with asyncio.timeout(ERROR_SECONDS):
+            while len(data) < MOST_ERROR_BYTES and (piece := await response.content.readany()):
+                data += piece
+    except TimeoutError:
+        response.close()  # the status says enough
+        return data
     except BaseException:
         response.close()
         raise

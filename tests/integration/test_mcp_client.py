@@ -160,6 +160,14 @@ async def test_fault_is_the_call_s_own(fault: str) -> None:
         assert (await session.call("search", {})).error_type is None
 
 
+async def test_refusal_whose_body_does_not_end_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiler.mcp.http_pool.ERROR_SECONDS", 0.1)
+    async with McpServer() as server, connected(server) as session:
+        failed = await session.call("search", {"fault": "503_slow"})
+        assert failed.error_type == "http_503"
+        assert "later" in failed.text
+
+
 async def test_fault_names_no_more_than_it_knows_of_the_secrets_of_its_headers() -> None:
     async with McpServer(Behaviour(fault="503")) as server:
         spec = ServerSpec("plain", server.url, headers={"x-room": "the archive"})
