@@ -56,12 +56,13 @@ def with_faults(*, structured: bool = False) -> str:
 
 
 def limited() -> str:
-    """`busy` serves two at once and refuses others; `queued` serves two, and holds the others; `held` serves
-    one for a minute, and holds one.
+    """Tools of limited capacity.
+
+    `full` serves one for a minute and refuses others, `held` holds one of them; `queued` serves two.
     """
     return (
         _HEAD
-        + tool("busy", 0.3, 'capacity = { concurrent = 2, mode = "reject" }')
+        + tool("full", 60, 'capacity = { concurrent = 1, mode = "reject" }')
         + tool("queued", 0.1, 'capacity = { concurrent = 2, mode = "queue", queue = 100 }')
         + tool("held", 60, 'capacity = { concurrent = 1, mode = "queue", queue = 1 }')
         + tool("rated", 0, "capacity = { requests_per_second = 0.1 }")

@@ -260,7 +260,7 @@ async def test_tools_are_listed_by_pages_and_as_read_only(
         if cursor is None:
             break
     assert sizes == [3, 2]
-    assert [one["name"] for one in found] == ["busy", "queued", "held", "rated", "quick"]
+    assert [one["name"] for one in found] == ["full", "queued", "held", "rated", "quick"]
     assert {one["annotations"]["readOnlyHint"] for one in found} == {True}
     assert found[0]["inputSchema"]["required"] == ["subject"]
 
@@ -322,20 +322,24 @@ async def test_stream_has_the_head_first_then_progress_then_an_answer_with_the_t
 async def test_server_that_streams_by_default_sends_the_head_before_the_work(
     tmp_path_factory: pytest.TempPathFactory, http: aiohttp.ClientSession
 ) -> None:
-    with started(tmp_path_factory, with_faults(), mcp_reply="sse") as emulator:
+    with started(tmp_path_factory, limited(), mcp_reply="sse") as emulator:
         for request in ERAS.values():
-            meta = identified()
-            headers, body = request("tools/call", a_call(), meta)
+            held = identified()
+            headers, body = request("tools/call", a_call("held"), held)
             async with http.post(emulator.mcp_url, headers=headers, json=body) as response:
                 assert response.content_type == "text/event-stream"
-                assert journal(emulator)[-1]["sent_ns"] == 0 or response.content.at_eof() is False
-                answer = Answer(response, await response.read())
+                entry = entry_of(journal(emulator), held)
+                assert (entry["sent_ns"], entry["outcome"]) == (0, "")  # the work takes a minute
+                response.close()
+            assert (await ended(emulator, held))["outcome"] == "disconnected"
+            meta = identified()
+            answer = await ask(http, emulator.mcp_url, request("tools/call", a_call("queued"), meta))
             (message,) = answer.messages()
             entry = entry_of(journal(emulator), meta)
-            assert message["result"]["_meta"][META + "serverNs"] == entry["actual_ns"] >= 50_000_000
+            assert message["result"]["_meta"][META + "serverNs"] == entry["actual_ns"] >= 100_000_000
         listed = await ask(http, emulator.mcp_url, legacy("tools/list"))
         assert listed.kind == "text/event-stream"
-        assert len(listed.messages()[0]["result"]["tools"]) == 1
+        assert len(listed.messages()[0]["result"]["tools"]) == 5
 
 
 # Faults: (status, code of the error or what else is seen; status and outcome in the journal)
@@ -388,9 +392,10 @@ async def test_silence_lasts_until_the_client_goes(
     emulator: EmulatorProcess, http: aiohttp.ClientSession
 ) -> None:
     before = len(journal(emulator))
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.3):
-            await ask(http, emulator.mcp_url, modern("tools/call", a_call(), in_loop("mcp_silence")))
+    request = modern("tools/call", a_call(), in_loop("mcp_silence"))
+    asked = asyncio.create_task(ask(http, emulator.mcp_url, request))
+    await until(lambda: len(journal(emulator)) > before)
+    asked.cancel()
     entry = await last_ended(emulator, before)
     assert (entry["fault"], entry["outcome"], entry["sent_ns"]) == ("mcp_silence", "disconnected", 0)
 
@@ -443,12 +448,18 @@ async def test_structured_results_are_as_their_schema_says_except_by_a_fault(
 async def test_tool_that_is_full_refuses_as_a_gateway_does(
     crowded: EmulatorProcess, http: aiohttp.ClientSession
 ) -> None:
-    answers = await asyncio.gather(
-        *(ask(http, crowded.mcp_url, modern("tools/call", a_call("busy"))) for _ in range(6))
-    )
-    assert sorted(answer.status for answer in answers) == [200, 200, 429, 429, 429, 429]
-    refused = next(answer for answer in answers if answer.status == 429)
-    assert refused.messages()[0]["error"]["type"] == "rate_limited"
+    meta = identified()
+    served = asyncio.create_task(ask(http, crowded.mcp_url, modern("tools/call", a_call("full"), meta)))
+    await until(partial(known, crowded, meta))
+    for request in ERAS.values():
+        for more in ({}, {"progressToken": 1}):
+            refused = await ask(http, crowded.mcp_url, request("tools/call", a_call("full"), more))
+            assert refused.status == 429
+            assert refused.messages()[0]["error"]["type"] == "rate_limited"
+            assert journal(crowded)[-1]["status"] == 429
+    served.cancel()
+    await ended(crowded, meta)
+    assert (await ask(http, crowded.mcp_url, modern("tools/list"))).status == 200
 
 
 async def test_tool_with_a_rate_says_when_to_come_again(
