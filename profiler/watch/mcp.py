@@ -357,7 +357,8 @@ def _around(
         begin = partial(begin_remote, profiler, request)
         coroutine = _recorded(begin, args, kwargs, held, profiler._watching, sending)
         if profiler.hold is not None:
-            coroutine = _held_back(profiler, request.name, Unawaited(coroutine))
+            server = request.server or _first_state(owner).server or ""
+            coroutine = _held_back(profiler, request.name, server, Unawaited(coroutine))
         under_its_name(coroutine, made)
         held, sending = Unawaited(coroutine), None
     if sending is not None:
@@ -433,9 +434,9 @@ async def _recorded(
     return value
 
 
-async def _held_back(profiler: Profiler, name: str, held: Unawaited) -> Any:
+async def _held_back(profiler: Profiler, name: str, server: str, held: Unawaited) -> Any:
     """As the coroutine, after it has waited for what holds runs back."""
-    waits = profiler._boundary.call("tool", profiler._held, name)
+    waits = profiler._boundary.call("tool", profiler._held, name, server)
     if waits is None:
         return await held.coroutine
     begun = False

@@ -86,8 +86,9 @@ class Profiler:
     by what it was (`profiler.loop.boundary.Part`): the application has not noticed, but records lack it.
 
     `hold`, where it is set, is asked with the name of each watched tool that is about to run outside every
-    slot of a limiter and every callable that was handed over: the run waits in what it returns (None: it does
-    not wait), entered as an async context manager by async tools, as a plain one by sync tools in threads.
+    slot of a limiter and every callable that was handed over, and with its MCP server's where it has one: the
+    run waits in what it returns (None: it does not wait), entered as an async context manager by async tools,
+    as a plain one by sync tools in threads.
 
     `guard` looks at every request of its clients before that is sent, and may refuse it. `on_start` is called
     where each run of a watched tool begins; `sources` has the code of the functions that are watched, by the
@@ -118,7 +119,7 @@ class Profiler:
         self._loop: ContextVar[ObservedLoop | None] = ContextVar("toolloop_observed_loop", default=None)
         self._round: ContextVar[ObservedRound | None] = ContextVar("toolloop_observed_round", default=None)
         self._watching = Watching(clock, self._loop, self._content, self._boundary)
-        self.hold: Callable[[str], Held | None] | None = None
+        self.hold: Callable[..., Held | None] | None = None
         self.on_start: Callable[[], object] | None = None
         self.sources: dict[str, CodeType] = {}
         self._automatic: Automatic | None = None
@@ -312,13 +313,15 @@ class Profiler:
         loops = [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
         return next((name for name in names if any(loop.expects(name) for loop in loops)), None)
 
-    def _held(self, name: str) -> Held | None:
-        """What a run of a tool waits in."""
+    def _held(self, name: str, server: str = "") -> Held | None:
+        """What a run of a tool waits in; `server`: the MCP server whose tool it is, where that is known."""
         hold = self.hold
         if hold is None or current_slot.get() is not None or current_call.get() is not None:
             return None
         handed = handed_over.get()
-        return hold(name) if handed is None else None
+        if handed is not None:
+            return None
+        return hold(name, server) if server else hold(name)
 
     def uninstrument(self, client: T) -> T:
         """Restore the client as it was before `instrument`. Returns it."""

@@ -28,6 +28,7 @@ class Counted:
     """A tool, async and sync, that counts how many of it run at once."""
 
     def __init__(self, given: AgentContext) -> None:
+        self.context = given
         self.now = self.most = self.ran = 0
         self._lock = threading.Lock()
         self.tool = given.profiler.tool(self.awaited, name="a")
@@ -101,6 +102,28 @@ def held(spec: str, body: Callable[[Counted], Any]) -> tuple[Counted, LoopRecord
 
     asyncio.run(main())
     return made[0], records[0]
+
+
+@pytest.mark.parametrize(("server", "most"), [("files", 1), ("other", CALLS), ("", CALLS)])
+def test_call_of_a_servers_tool_waits_for_the_limit_of_the_server(server: str, most: int) -> None:
+    running, highest = 0, 0
+
+    async def call(counted: Counted) -> None:
+        nonlocal running, highest
+        place = counted.context.profiler._held("read", server)
+        assert place is not None
+        async with place:
+            running += 1
+            highest = max(highest, running)
+            for _ in range(CALLS):
+                await asyncio.sleep(0)
+            running -= 1
+
+    async def body(counted: Counted) -> None:
+        await asyncio.gather(*(call(counted) for _ in range(CALLS)))
+
+    held("semaphore:files/*=1", body)
+    assert highest == most
 
 
 @pytest.mark.parametrize("body", [gathers, gathers_threads, in_pool, on_its_own_loop])
