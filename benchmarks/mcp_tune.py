@@ -1,6 +1,6 @@
 """`profiler mcp tune` against servers whose limits are known: caps that refuse, a queue, and half a load.
 
-    python -m benchmarks.mcp_tune [--only cap16,queue16] [--budget 60]
+    python -m benchmarks.mcp_tune [--only cap16,queue16] [--budget 90]
 
 The servers are the emulator (durations drawn from a lognormal distribution, HTTP 429 above its capacity) and
 one of the tests' own, which shares no code with it (100 ms a call; `isError`, or a JSON-RPC error, above it).
@@ -125,7 +125,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default=",".join(CASES))
-    parser.add_argument("--budget", type=float, default=60.0)
+    parser.add_argument("--budget", type=float, default=90.0)
     asked = parser.parse_args()
     wrong = 0
     print("case                capacity  found                              calls/s  took  holds")

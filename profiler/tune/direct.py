@@ -28,7 +28,7 @@ from profiler.tune.capacity import (
 
 START_SECONDS = 6.0
 """What an experiment takes beside its trials, until one has been seen."""
-LEAST_SECONDS = 1.0
+LEAST_SECONDS = 1.5
 CALLS_EACH = 8
 """How many calls of each agent a trial lasts, where the budget allows."""
 FEWEST_EACH = 3

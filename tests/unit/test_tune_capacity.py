@@ -237,6 +237,6 @@ def test_search_with_too_little_time_says_how_much_is_enough():
 
 
 def test_search_that_runs_out_of_time_says_that_the_limit_is_known_no_better():
-    answer, _ = search(refusing(40), 400.0, budget=22.0)
+    answer, _ = search(refusing(40), 400.0, budget=24.5)
     assert answer.limit == 32
     assert any("the budget was too short" in note for note in answer.notes)
