@@ -20,7 +20,7 @@ from profiler.watch.runs import ToolRun, Watching, _text
 if TYPE_CHECKING:
     from profiler.watch.profiler import Profiler
 
-NOTICED_NS = 1_000_000
+NOTICED_NS = 5_000_000
 """The end of a call that took no longer cannot have been noticed much later."""
 
 
