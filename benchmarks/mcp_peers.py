@@ -11,8 +11,8 @@ in turn:
 - the official inspector (`--cli … --load --load-rate RATE`), with the 10 calls in flight that it allows by
   default, and with 1000, which it does not reach here;
 - `mcp-quality run … --performance` and `mcpsafe scan --modules load`, which take no rate: more and more
-  calls at once, each in a session of its own, and batches of fixed size (mcpsafe runs its other checks too:
-  two minutes).
+  calls at once, each in a session of its own whose opening counts, and batches of fixed size (mcpsafe runs
+  its other checks too: two minutes).
 
 `in truth` are p50 and p95 from when a call was due to when the server had done it, over every call that was
 due. Ours were due when their records say that they were meant to start, those of the inspector evenly from
@@ -78,7 +78,7 @@ def serve(port: int, log: Path) -> None:
         log_level="error",
         timeout_graceful_shutdown=1,
     )
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)
     running = uvicorn.Server(config)
 
     def until_closed() -> None:
@@ -146,12 +146,12 @@ class Row:
         p50 = "-" if self.p50 is None else f"{self.p50:.2f} s"
         p95 = "-" if self.p95 is None else f"{self.p95:.2f} s{self.p95_is}"
         truth = " ".join("unsent" if math.isinf(one) else f"{one:.2f} s" for one in self.truth)
-        counts = f"{self.who:29} {asked:>5} {self.sent:>5} {self.answered:>8}"
+        counts = f"{self.who:31} {asked:>5} {self.sent:>5} {self.answered:>8}"
         return f"{counts} {p50:>8} {p95:>10} {truth:>16}  {self.backlog}"
 
 
 HEADER = (
-    f"{'':29} {'asked':>5} {'sent':>5} {'answered':>8} {'p50':>8} {'p95':>10} {'in truth':>16}"
+    f"{'':31} {'asked':>5} {'sent':>5} {'answered':>8} {'p50':>8} {'p95':>10} {'in truth':>16}"
     "  of what piled up it says"
 )
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # Locust brings it
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from openai import AsyncOpenAI
@@ -71,7 +71,7 @@ def duration_ns(call: ToolCall) -> int:
 def parts_ns(call: ToolCall) -> int:
     """Its session's wait, client's wait, server (and network) and parsing, added up."""
     waited = 0 if call.remote is None else call.remote.session_wait_ns
-    return waited + call.client_wait_ns + call.remote_ns + call.parsing_ns
+    return waited + (call.client_wait_ns or 0) + (call.remote_ns or 0) + (call.parsing_ns or 0)
 
 
 def failures(calls: Iterable[ToolCall]) -> Counter[str]:
@@ -108,7 +108,7 @@ async def watch(
     async with open_client(spec, errors) as client:
         session = prof.instrument(client.session)
         listed = (await client.list_tools()).tools
-        tools = [
+        tools: list[Any] = [
             {
                 "type": "function",
                 "function": {

@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import importlib
 import inspect
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from typing import Any, Literal
 
 from profiler.errors import ToolServerError, UsageError
 from profiler.mcp import wire
-from profiler.mcp.child import child_environment, last_lines
+from profiler.mcp.child import last_lines
 from profiler.mcp.lean import MOST_PAGES, MOST_TOOLS, Exchange, credible_ns, remote_call
+from profiler.mcp.sdk_stdio import Pipes, pipes
 from profiler.mcp.sdk_times import MARK, Receiving, Sending, Watch, said
 from profiler.mcp.servers import ServerSpec
 from profiler.mcp.session import CallResult, ListedTool, ServerInfo
@@ -57,7 +57,7 @@ class SdkSession:
         self._numbers = 0
         self._closed = False
         self._lost = False
-        self._errors: Any = None
+        self._pipes: Pipes | None = None
 
     @property
     def server(self) -> str:
@@ -117,12 +117,8 @@ class SdkSession:
 
     async def _streams(self, stack: contextlib.AsyncExitStack) -> tuple[Any, Any]:
         if self.spec.url is None:
-            stdio: Any = importlib.import_module("mcp.client.stdio")
-            parameters = stdio.StdioServerParameters(
-                command=self.spec.command[0], args=list(self.spec.command[1:]), env=child_environment()
-            )
-            self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-            transport = stdio.stdio_client(parameters, errlog=self._errors)
+            self._pipes = await stack.enter_async_context(pipes(self.spec.command))
+            streams = (self._pipes.read, self._pipes.write)
         else:
             http: Any = importlib.import_module("mcp.client.streamable_http")
             client = http.create_mcp_http_client(headers=dict(self.spec.headers) or None)
@@ -133,16 +129,14 @@ class SdkSession:
             client.event_hooks = hooks
             await stack.enter_async_context(client)
             transport = http.streamable_http_client(self.spec.url, http_client=client)
-        streams = await stack.enter_async_context(transport)
+            streams = await stack.enter_async_context(transport)
         return Receiving(streams[0], self._watch), Sending(streams[1], self._watch)
 
     async def _shut(self) -> None:
         owner, self._owner, self._session = self._owner, None, None
         if owner is not None:
             await self._end(owner)
-        if self._errors is not None:
-            self._errors.close()
-            self._errors = None
+        self._pipes = None
 
     async def _end(self, owner: asyncio.Task[None]) -> None:
         self._leave.set()
@@ -315,11 +309,7 @@ class SdkSession:
 
     def _last_words(self) -> str:
         """The last lines of the standard error of a server that is a process."""
-        errors = self._errors
-        if errors is None:
-            return ""
-        errors.seek(0)
-        return last_lines(errors.read())
+        return "" if self._pipes is None else last_lines(self._pipes.said.decode("utf-8", "replace"))
 
     def _failed(self, exchange: Exchange) -> CallResult:
         text = scrub(exchange.words, environment_secrets())

@@ -47,6 +47,15 @@ def phases(queue: str, tools: str, strategy: str = "gathered") -> dict[str, str]
     }
 
 
+def parts(session: str, client: str, server: str) -> dict[str, str]:
+    name = 'toolloop_mcp_call_part_seconds_sum{job="api",strategy="gathered",server="docs"'
+    return {
+        f'{name},part="session_wait"}}': session,
+        f'{name},part="client_wait"}}': client,
+        f'{name},part="server"}}': server,
+    }
+
+
 def lag(on_time: str, every: str) -> dict[str, str]:
     name = 'toolloop_event_loop_lag_seconds_bucket{job="api",instance="i"'
     return {f'{name},le="0.04"}}': on_time, f'{name},le="0.08"}}': every, f'{name},le="+Inf"}}': every}
@@ -76,6 +85,10 @@ CASES = [
     Case("ToolloopQueueDominates", 1, 15, phases("0+40x20", "0+20x20")),
     Case("ToolloopQueueDominates", 0, 15, phases("0+20x20", "0+40x20")),
     Case("ToolloopQueueDominates", 0, 15, phases("0+40x20", "0+20x20", strategy="sequential")),
+    # Half of the waits are a lock of the session, half of them the client's connections.
+    Case("ToolloopMCPClientWaits", 1, 15, parts("0+20x20", "0+20x20", "0+30x20")),
+    Case("ToolloopMCPClientWaits", 0, 15, parts("0+10x20", "0+10x20", "0+30x20")),
+    Case("ToolloopMCPClientWaits", 0, 15, parts("0+0x20", "0+0x20", "0+0x20")),  # no calls
     Case("ToolloopLowEfficiency", 1, 25, share(LONGEST, WALL, "0+20x30", "0+60x30")),
     Case("ToolloopLowEfficiency", 0, 25, share(LONGEST, WALL, "0+40x30", "0+60x30")),
     Case("ToolloopLowEfficiency", 0, 25, share(LONGEST, WALL, "0+20x30", "0+60x30", strategy="sequential")),

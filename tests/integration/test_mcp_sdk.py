@@ -110,7 +110,7 @@ async def test_stdio_server_that_ends_is_started_again() -> None:
     ("spec", "words"),
     [
         (ServerSpec("gone", "http://127.0.0.1:1/mcp"), "MCP server gone"),
-        (ServerSpec("none", None, ("no-such-program",)), "No such file"),
+        (ServerSpec("none", None, ("no-such-program",)), "there is no program"),
         (
             ServerSpec("ends", None, (sys.executable, "-c", "import sys; sys.exit('no archive')")),
             "no archive",
