@@ -70,10 +70,10 @@ def reported(record: LoopRecord) -> Iterator[Reported]:
     if not record.nested:
         yield Reported("LOOP", strategy, record.latency_ns / 1e6, record.failure)
     for round_ in record.rounds:
-        name = f"{strategy} · round {round_.index + 1}"
-        yield Reported("ROUND", name, round_.duration_ns / 1e6, round_.failure)
         model = round_.model
         if model.asked:
+            name = f"{strategy} · round {round_.index + 1}"
+            yield Reported("ROUND", name, round_.duration_ns / 1e6, round_.failure)
             yield Reported("MODEL", f"{strategy} · {model.model}", model.duration_ns / 1e6, model.failure)
         for call in round_.tool_calls:
             tool = "unknown tool" if call.error_type == "unknown_tool" else call.name[:NAME_LIMIT]
