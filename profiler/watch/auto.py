@@ -108,6 +108,8 @@ class Automatic:
         boundary.call("request", self._runners.install)  # their modules may have been imported only now
         if not self._clients.get(client):
             self._first_request(client)
+        else:
+            boundary.call("request", self._take_anew, client)
         if self._find_tools:
             boundary.call("request", self._look_for, options)
 
@@ -126,6 +128,14 @@ class Automatic:
                     raise
             self._clients.put(client, True)
 
+    def _take_anew(self, client: Any) -> None:
+        """Watch the HTTP client that a known client was given since: frameworks close and replace theirs."""
+        http_client = getattr(client, "_client", None)
+        if http_client is None or self._http_clients.get(http_client) is not None:
+            return
+        with self._taking:
+            self._take(client)
+
     def _note(self, found: Found) -> None:
         """Say it once: an application may make a client for each of its requests."""
         if found not in self.found:
@@ -134,7 +144,7 @@ class Automatic:
 
     def _take(self, client: Any) -> None:
         http_client = getattr(client, "_client", None)
-        if http_client is not None and self._http_clients.get(http_client):
+        if http_client is not None and self._http_clients.get(http_client) is not None:
             return  # a copy, such as `client.with_options(timeout=5)`
         self._new_clients += 1
         name = type(client).__name__
@@ -142,6 +152,8 @@ class Automatic:
         try:
             self._profiler.instrument(client)
         except UsageError as error:
+            if http_client is not None:
+                self._http_clients.put(http_client, False)
             self._note(Found("client", name, place, str(error)))
             return
         self._http_clients.put(http_client, True)

@@ -153,6 +153,21 @@ def test_a_client_made_before_is_watched_from_its_next_request_on(prof, records)
     assert found.place.rpartition(":")[0].endswith("test_watch_auto.py")  # of its request
 
 
+def test_a_client_whose_http_client_was_replaced_is_watched_through_the_new_one(prof, records):
+    """Frameworks close theirs at the end of a block, and make another when it is entered again."""
+    client = sync_client(Model())
+    prof.auto(conversations=True)
+    for _ in range(3):
+        assert ask(client, "Paris", "auto_sync", auto_sync) == "done"
+        client._client.close()
+        client._client = httpx2.Client(transport=Model(), base_url=client.base_url)
+    prof.stop()
+    assert [len(record.rounds) for record in records] == [2, 2, 2]
+    assert [str(found) for found in prof.found if found.kind == "client"] == [str(prof.found[0])]
+    assert ask(client, "Paris", "auto_sync", auto_sync) == "done"
+    assert len(records) == 3
+
+
 def test_a_client_made_since_is_said_with_where_it_was_made(prof):
     prof.auto()
     line = test_a_client_made_since_is_said_with_where_it_was_made.__code__.co_firstlineno + 3
