@@ -7,8 +7,11 @@ round. What is not there is the model's request (`records.NO_MODEL`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import json
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -17,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from profiler.errors import TargetError, ToolServerError, UsageError
+from profiler.limits.refusals import Returned, is_refusal
 from profiler.load.calls import CallPlan, plan_calls, read_calls
 from profiler.load.context import LoopPosition
 from profiler.load.options import LoadOptions
@@ -29,9 +33,11 @@ from profiler.loop.nesting import Running
 from profiler.loop.recorder import Recorder, Sink, fresh_id
 from profiler.loop.supervision import Supervision, can_tell, cancelled_as, supervised
 from profiler.loop.tools import SchemaTool, current_call
-from profiler.mcp.session import META, ListedTool, Session
+from profiler.mcp.session import META, CallResult, ListedTool, Session
 from profiler.mcp.tools import failure_of
 from profiler.records import (
+    BUSY,
+    CLIENT_LIMIT,
     INTERNAL,
     NO_MODEL,
     Clock,
@@ -49,6 +55,8 @@ _log = logging.getLogger(__name__)
 
 OPENING = 4
 """Sessions that are opened at once: each may be a process that starts."""
+
+_OURS = tuple(map(os.strerror, (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)))
 
 Connect = Callable[[], Awaitable[Session]]
 
@@ -114,7 +122,7 @@ def _tool(listed: ListedTool, server: str) -> SchemaTool:
             meta[f"{META}trial"] = context.trial
         result = await _session.get().call(listed.name, arguments, meta=meta)
         context.answer.remote = result.remote
-        context.answer.failure = failure_of(result)
+        context.answer.failure = _failure(result)
         return result.text
 
     return SchemaTool(
@@ -124,6 +132,22 @@ def _tool(listed: ListedTool, server: str) -> SchemaTool:
         parameters=listed.parameters,
         server=server,
     )
+
+
+def _failure(result: CallResult) -> Returned | None:
+    failure, error = failure_of(result), result.error_type
+    if failure is None or error is None:
+        return None
+    if answered(error) and is_refusal(result.text):
+        return Returned(BUSY, "rejected", failure.retry_after_ns)
+    if error == "connection" and any(words in result.text for words in _OURS):
+        return Returned(CLIENT_LIMIT, "unknown")
+    return failure
+
+
+def answered(error_type: str | None) -> bool:
+    """Whether a call that ended so has the server's answer, be it that the tool failed."""
+    return error_type is None or error_type == "tool_error" or error_type.startswith("rpc_")
 
 
 class DirectAgent:
@@ -153,7 +177,11 @@ class DirectAgent:
         self._warned = False
 
     async def run(self, position: LoopPosition) -> bool:
-        """Make the call of this number; whether it ended well."""
+        """Make the call of this number; whether the server answered it.
+
+        After a call that it did not answer, or refused, an agent of a closed load pauses. That a tool failed
+        is an answer.
+        """
         over = Supervision()
         started_ns = self.recorder.clock()
         calls: list[OpenCall] = []
@@ -169,7 +197,7 @@ class DirectAgent:
                 _log.warning("%s (later ones are only counted)", error)
         elif error is not None and not is_expected(error):
             note_defect(error)
-        return error is None and bool(calls) and calls[0].status == "ok"
+        return error is None and bool(calls) and answered(calls[0].error_type)
 
     async def _once(self, position: LoopPosition, calls: list[OpenCall]) -> None:
         recorder, clock = self.recorder, self.recorder.clock
@@ -294,6 +322,16 @@ class DirectAgents:
     server: McpServer
 
 
+def raise_file_limit() -> None:
+    """Let this process have as many connections as it may: each call that waits in an open load is one."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # then it has what it has
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def direct_agents(
     options: LoadOptions,
     strategies: Mapping[str, Strategy],
@@ -304,6 +342,7 @@ async def direct_agents(
 
     Raises `TargetError` where the server cannot be reached, `UsageError` for what it cannot be asked.
     """
+    raise_file_limit()
     sessions = Sessions(connector(options), options.mcp_per_agent)
     # The first agent's is also that of the listing and of the first call.
     agents = [agent_name(ordinal) for ordinal in range(options.expected_agents or 1)]

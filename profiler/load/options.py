@@ -394,7 +394,12 @@ class LoadOptions(Options):
     levels: tuple[int, ...] = turns(
         "--levels", LEVELS, (), "a ladder of loads: every strategy under each number of agents"
     )
-    blocks: int | None = turns("--blocks", COUNT, None, "turns that every strategy gets (default: 3 to 10)")
+    blocks: int | None = turns(
+        "--blocks",
+        COUNT,
+        None,
+        "turns that every strategy gets (default: 3 to 10; 1 of calls that arrive without a model)",
+    )
     trial_seconds: float | None = option(
         "--trial-seconds", MEASURED, None, "how long each turn measures", "turns", ("locust",)
     )
@@ -595,6 +600,12 @@ class LoadOptions(Options):
         return found
 
     @property
+    def uninterrupted(self) -> bool:
+        """Whether calls arrive, without a model: a queue that is let run empty between blocks never gets as
+        long as it would, so there is one block unless more are asked for."""
+        return self.direct and self.arrivals is not None
+
+    @property
     def watched_url(self) -> str | None:
         """The server that the user named, which may go away in the middle; None for what we start."""
         return self.server.url if self.direct else self.base_url
@@ -719,13 +730,17 @@ def conditions(options: LoadOptions, users: int) -> Run:
     """`run.json` before anything has run. `users`: agents, where `levels` do not say how many."""
     from profiler import rundir
     from profiler.records import NO_MODEL
-    from profiler.rundir import Anchor, Load, Run
+    from profiler.rundir import DRAWN_ARGUMENTS, Anchor, Load, Run
 
     most = max(options.levels, default=users)
     load = Load("closed", most, think_seconds=options.think_seconds)
     if options.arrivals is not None:
         rate = Arrivals.parse(options.arrivals, users).expected(most, 1.0)
         load = Load("open", most, arrivals=options.arrivals, rate=rate)
+    # The arguments themselves are not kept.
+    drawn = {}
+    if options.direct:
+        drawn[DRAWN_ARGUMENTS] = options.calls_from is None and options.call_arguments is None
     return Run(
         scenario=options.server.shown if options.direct else options.scenario,
         provider=NO_MODEL if options.direct else options.provider,
@@ -735,7 +750,7 @@ def conditions(options: LoadOptions, users: int) -> Run:
         anchor=Anchor.now(),
         machine=rundir.machine(),
         versions=rundir.versions(),
-        arguments=options.as_json(leave_out=("out", "run_directory")),
+        arguments=options.as_json(leave_out=("out", "run_directory")) | drawn,
         model=options.model or "",
         slo=options.slo,
         repeat=(

@@ -212,13 +212,15 @@ class RunOutput:
 
     def summarise(self, at_the_end: bool = False) -> Summary | None:
         """Summarise what there is, on disk too; None when that takes too long, or cannot be done."""
-        from profiler.statistics.summary import summarise_table
+        from profiler.statistics.summary import summarise_table, with_loads
         from profiler.statistics.table import tabulate
 
         if not at_the_end and self.directory.records_path.stat().st_size > MOST_BYTES:
             return None
         try:
-            summary = summarise_table(self.run, tabulate(self.directory.records()))
+            table = tabulate(self.directory.records())
+            summary = summarise_table(self.run, table)
+            summary = with_loads(summary, self.run, table, self.directory.records())
             self.directory.save_summary(summary)
         except ProfilerError as error:
             _log.warning("cannot sum up: %s", error)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from profiler.anatomy import peak
-from profiler.records import REFUSED, LoopRecord, ToolCall
+from profiler.records import BUSY, REFUSED, LoopRecord, ToolCall
 from profiler.rundir import Run, Trial
 from profiler.statistics.backlog import growing_backlog
 from profiler.statistics.quantiles import LEVELS, Estimate, Quantiles, block_interval, quantiles
@@ -24,8 +24,8 @@ from profiler.statistics.windows import Measured, measure
 
 _NS = 1e-9
 _CUT = frozenset(("cancelled",))
-REFUSALS = frozenset(f"http_{status}" for status in (*REFUSED, 503))
-"""What a server says by HTTP when it takes no more calls."""
+REFUSALS = frozenset((BUSY, *(f"http_{status}" for status in (*REFUSED, 503))))
+"""What a server says when it takes no more calls: by HTTP, or in an error."""
 
 PARTS = ("to start", "client", "server", "network", "server + network", "parsing")
 

@@ -40,21 +40,28 @@ CLOSER_BLOCKS = 3
 MOST_CLOSER_SECONDS = 9.0
 SHARES = (30, 50, 65, 80, 90, 100)
 """Rates that are tried, in hundredths of the capacity: sources of an open load."""
+FEW_SHARES = (50, 80, 100)
+"""The same where there is little time."""
 BASE = 100
 RATE_SECONDS = 4.0
-"""How long each rate is measured at least."""
+"""How long each rate is measured where the budget allows, and `LEAST_RATE_SECONDS` in any case."""
+LEAST_RATE_SECONDS = 2.0
+MOST_RATE_SECONDS = 12.0
+TRIAL_MORE = 0.4
+"""What a trial takes beside its window and a call, until some have been seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class DirectSearch:
     """The search: `load` says which server and calls, `most` how many at once at most; `alone` seconds a lone
-    call takes, by a first look."""
+    call takes, by a first look, which took `spent` seconds of the budget."""
 
     load: LoadOptions
     most: int
     alone: float
     workers: int = 1
     budget: float = 120.0
+    spent: float = 0.0
 
     def __post_init__(self) -> None:
         if self.budget < LEAST_BUDGET:
@@ -96,7 +103,8 @@ class DirectTuner:
         self._say = say
         self._measure = measured if measure is None else measure
         self._clock = clock
-        self._began = clock()
+        self._began = clock() - search.spent
+        self._trial_more = search.alone + TRIAL_MORE
         self._start = START_SECONDS
         self._runs: list[str] = []
         self._invalid: list[str] = []
@@ -110,21 +118,25 @@ class DirectTuner:
         each = self._each(len(levels))
         found = self._closed(levels, each)
         looks = 0
+        reserve = self._cost(len(FEW_SHARES), LEAST_RATE_SECONDS) if self._slo is not None else 0.0
         while not known(found) and looks < MOST_LOOKS:
             wanted = to_try(found)
-            if not wanted or self._left() < self._start + len(wanted) * (each + 0.5):
+            if not wanted or self._left() - reserve < self._cost(len(wanted), each):
                 break
             looks += 1
             found = _merged(found, self._closed(wanted, each))
         answer = judge_capacity(server, found)
         if answer.kind == "queues" and answer.parallel is not None:
             closer = sorted({max(1, round(answer.parallel / 2)), found[-1].users})
-            room = (self._left() * (0.4 if self._slo else 0.9) - self._start) / len(closer) - CLOSER_BLOCKS
+            room = (self._left() * (0.4 if self._slo else 0.9) - self._start) / len(closer)
+            room -= CLOSER_BLOCKS * self._trial_more
             if room >= CLOSER_BLOCKS * LEAST_SECONDS:
                 more = self._closed(closer, min(room, MOST_CLOSER_SECONDS), CLOSER_BLOCKS)
                 answer = judge_capacity(server, _merged(more, found))
         rates = self._rates(answer)
         notes = [] if known(found) else ["the budget was too short to find the limit more closely"]
+        if rates is None and self._slo is not None and answer.rate.value:
+            notes.append(f"no time was left to look for a rate within {search.load.slo}: raise --budget")
         return replace(
             answer,
             rates=rates,
@@ -139,10 +151,10 @@ class DirectTuner:
         search = self._search
         wanted = max(LEAST_SECONDS, CALLS_EACH * search.alone)
         share = 0.4 if self._slo is not None else 0.5
-        room = (share * search.budget - self._start) / levels - search.alone
+        room = (share * self._left() - self._start) / levels - self._trial_more
         least = max(LEAST_SECONDS / 2, FEWEST_EACH * search.alone)
         if room < least:
-            enough = ((least + search.alone) * levels + self._start) / share
+            enough = ((least + self._trial_more) * levels + self._start) / share + search.spent
             raise UsageError(
                 f"--budget {search.budget:g}s is too little: a lone call takes {search.alone:.1f} s, and "
                 f"{levels} loads have to be tried; --budget {enough:.0f}s is enough, or a lower --users"
@@ -151,6 +163,10 @@ class DirectTuner:
 
     def _left(self) -> float:
         return self._search.budget - (self._clock() - self._began)
+
+    def _cost(self, trials: int, each: float) -> float:
+        """Seconds that an experiment of so many trials takes, as those before it did."""
+        return self._start + trials * (each + self._trial_more)
 
     def _closed(self, levels: list[int], each: float, blocks: int = 1) -> list[DirectLoad]:
         self._say(f"{', '.join(map(str, levels))} at once, {each:.1f} s each")
@@ -167,7 +183,7 @@ class DirectTuner:
             max_in_flight=at_once,
             slo=None,
         )
-        return self._experiment(options, BASE, each, 1 if each < 3 * LEAST_SECONDS else 3)
+        return self._experiment(options, BASE, each, 1)
 
     def _experiment(self, options: LoadOptions, users: int, each: float, blocks: int) -> list[DirectLoad]:
         began = self._clock()
@@ -177,6 +193,7 @@ class DirectTuner:
         self._runs.append(found.path)
         self._invalid += found.invalid
         self._start = max(1.0, self._clock() - began - found.seconds)
+        self._trial_more = max(0.2, found.seconds / (len(options.levels) * blocks) - each / blocks)
         return list(found.loads)
 
     def _rates(self, answer: Capacity) -> Rates | None:
@@ -189,16 +206,24 @@ class DirectTuner:
         if answer.kind == "enough":
             base *= 1.25  # what is above its rate with so many at once was not seen
         limit = answer.limit
-        shares = list(SHARES)
-        each = min(12.0, max(RATE_SECONDS, (self._left() / 2 - self._start) / len(shares) - 1.0))
+        left = self._left()
+        shares = [*SHARES]
+        if self._cost(len(shares), LEAST_RATE_SECONDS) > left:
+            shares = [*FEW_SHARES]
+        if self._cost(len(shares), LEAST_RATE_SECONDS) > left:
+            return None
+        # Half of the time is for a closer look, where half is enough.
+        each = (left - self._start) / len(shares) - self._trial_more
+        half = (left / 2 - self._start) / len(shares) - self._trial_more
+        each = min(MOST_RATE_SECONDS, max(half, min(each, RATE_SECONDS)))
         found = best_rate(self._open(base, shares, each, limit), slo, text)
         low = 0 if found.met is None else found.met.users
         high = None if found.missed is None else found.missed.users
-        if high is not None and high - low > 2 and self._left() > self._start + 3 * (each + 1.0):
+        if high is not None and high - low > 2 and self._left() > self._cost(3, LEAST_RATE_SECONDS):
             step = (high - low) / 4
             between = sorted({round(low + step * k) for k in (1, 2, 3)} - {0, low, high})
-            room = (self._left() - self._start) / max(1, len(between)) - 1.0
-            closer = best_rate(self._open(base, between, max(each, min(12.0, room)), limit), slo, text)
+            room = (self._left() - self._start) / len(between) - self._trial_more
+            closer = best_rate(self._open(base, between, min(MOST_RATE_SECONDS, room), limit), slo, text)
             found = Rates(
                 text,
                 closer.met or found.met,
