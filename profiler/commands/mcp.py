@@ -175,8 +175,8 @@ def agreed(
 ) -> Look | None:
     """Show what is about to happen; ask before it leaves this machine, on a terminal.
 
-    None, and said so, when the answer is no; else what was seen, with a lone call where `calls` may be made to
-    find out how long one takes. Raises `ProfilerError` where it cannot be done.
+    None, and said so, when the answer is no; else what was seen, with a lone call where `calls` may be made
+    to find out how long one takes. Raises `ProfilerError` where it cannot be done.
     """
     options.check_targets(os.environ)
     seen = first_look(options, calls)
@@ -279,7 +279,7 @@ def _load(arguments: argparse.Namespace) -> int:
         error=failure,
         internal=summary.internal,
         incidents={incident.kind for incident in run.incidents},
-        missed=missed(outcomes) or any(load.unserved for load in loads),
+        missed=missed(outcomes) or any(load.unserved or not load.served.value for load in loads),
     )
     return complain(ending, str(path))
 

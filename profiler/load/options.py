@@ -47,6 +47,7 @@ from profiler.load.plan import MOST_DRAIN_SECONDS, Arrivals
 from profiler.providers import DIALECTS, PROVIDERS
 from profiler.providers.endpoint import LOOPBACK, Endpoint, check_trusted, shown_url
 from profiler.redaction import keep_secret
+from profiler.redaction.keys import REDACTED
 from profiler.statistics.objectives import AbortRule, parse_objective
 from profiler.strategies import StrategySpec, crossed, parse_strategies, split_specs
 from profiler.variants import MOST as MOST_VARIANTS
@@ -753,8 +754,21 @@ def conditions(options: LoadOptions, users: int) -> Run:
         arguments=options.as_json(leave_out=("out", "run_directory")) | drawn,
         model=options.model or "",
         slo=options.slo,
-        repeat=(
-            *(() if options.direct else ("--scenario", options.scenario)),
-            *options.arguments((*NOT_REPEATED, "scenario")),
-        ),
+        repeat=tuple(_repeat(options)),
     )
+
+
+def _repeat(options: LoadOptions) -> list[str]:
+    """The arguments of `profiler compare`, or `profiler mcp load`, that repeat a run."""
+    written = options.arguments((*NOT_REPEATED, "scenario", *(("mcp_headers",) if options.direct else ())))
+    if not options.direct:
+        return ["--scenario", options.scenario, *written]
+    at = written.index(MCP_FLAG)
+    target = written[at + 1]
+    headers = [one.split(":", 1)[1].split("=", 1)[0] for one in options.mcp_headers]
+    return [
+        target,
+        *written[:at],
+        *written[at + 2 :],
+        *(part for name in headers for part in ("--header", f"{name}={REDACTED}")),
+    ]

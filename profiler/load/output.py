@@ -21,7 +21,7 @@ import orjson
 from profiler.errors import ProfilerError, RecordError
 from profiler.process.modes import opener_like
 from profiler.providers.endpoint import scrape_host
-from profiler.records import LoopRecord, decode, encode
+from profiler.records import NO_MODEL, LoopRecord, decode, encode
 from profiler.rundir import (
     PROGRESS,
     Incident,
@@ -231,7 +231,8 @@ class RunOutput:
         """Close the files, after the last record has come."""
         self._records.close()
         self._progress.close()
-        _log.info("%d loops recorded in %s", self.records, self.directory.path)
+        what = "calls" if self.run.provider == NO_MODEL else "loops"
+        _log.info("%d %s recorded in %s", self.records, what, self.directory.path)
 
 
 def _open(path: Path) -> FileIO:

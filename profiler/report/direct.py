@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from profiler.records import CLIENT_LIMIT
@@ -39,6 +40,29 @@ _OWN_WORDS = frozenset(
 """Caveats about figures that are not shown here, or that these say in their own words."""
 
 
+NAME = "calls"
+"""What the only strategy of such a load is called."""
+
+_WORDS = (
+    (re.compile(r"\bgood loops/s"), "calls/s"),
+    (re.compile(r"\b(?<![Ee]vent[ -])\bloop lag\b"), "event-loop lag"),
+    (re.compile(r"(?<![Ee]vent[ -])\b([Ll])oop(s?)\b"), lambda m: f"{'C' if m[1] == 'L' else 'c'}all{m[2]}"),
+    (re.compile(r"\bgathered \((\d+) agents\)"), r"a load of \1"),
+    (re.compile(r"\bgathered\b"), NAME),
+)
+
+
+def in_calls(words: str) -> str:
+    """Words about loops of a strategy as words about calls: a loop is one call here.
+
+    >>> in_calls("gathered: 12 loops started late, the event loop was busy")
+    'calls: 12 calls started late, the event loop was busy'
+    """
+    for pattern, instead in _WORDS:
+        words = pattern.sub(instead, words)  # type: ignore[arg-type]
+    return words
+
+
 def verdict(load: DirectLoad, server: str) -> str:
     """What one load showed, in a sentence.
 
@@ -53,7 +77,7 @@ def verdict(load: DirectLoad, server: str) -> str:
             f"{number(load.rate)}/s" if load.rate is not None else counted(load.users, "call") + " at once"
         )
         why = failures or f"{counted(load.cut + load.unstarted, 'call')} never ended"
-        return f"cannot serve: of {asked} {server} answered none: {why}"
+        return f"cannot serve: of {asked} {server} served none: {why}"
     if load.unserved:
         grew = f"the backlog grew to {counted(load.waiting, 'call')} / {number(load.waiting_seconds)} s"
         words = f"cannot serve: {server} cannot serve {number(load.rate)}/s: it answered {rate}, {grew}"
@@ -104,9 +128,9 @@ def what_to_do(loads: Sequence[DirectLoad], run: Run) -> list[str]:
     wrong = sum(load.failures.get(kind, 0) for load in loads for kind in WRONG_ARGUMENTS)
     if wrong > REFUSED_ARGUMENTS * calls and run.arguments.get(DRAWN_ARGUMENTS):
         lines.append(
-            f"{wrong} of {counted(calls, 'call')} were answered with an error; their arguments were drawn from "
-            "the schemas, which many servers refuse: give real ones with --call TOOL --args '{…}', or with "
-            "--args-from FILE"
+            f"{wrong} of {counted(calls, 'call')} were answered with an error; their arguments were drawn "
+            "from the schemas, which many servers refuse: give real ones with --call TOOL --args '{…}', or "
+            "with --args-from FILE"
         )
     unanswered = sum(
         count
@@ -127,7 +151,7 @@ def render_direct(
     loads: Sequence[DirectLoad], summary: Summary, run: Run, server: str, path: str | None = None
 ) -> str:
     """The end of a load as text: what makes it invalid, the verdicts, each tool's figures, the notes."""
-    lines = [one.sentence for one in summary.warnings if one.leads]
+    lines = [in_calls(one.sentence) for one in summary.warnings if one.leads]
     lines += ours(loads)
     lines += headline(loads, server)
     lines += what_to_do(loads, run)
@@ -245,7 +269,7 @@ def _asked(outcomes: Iterable[Outcome]) -> Iterator[str]:
 def _notes(caveats: Sequence[Caveat]) -> Iterator[str]:
     for caveat in caveats:
         if not caveat.leads and caveat.kind not in _OWN_WORDS:
-            yield caveat.sentence
+            yield in_calls(caveat.sentence)
 
 
 def _what(loads: Sequence[DirectLoad], run: Run, summary: Summary) -> str:

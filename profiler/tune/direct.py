@@ -115,7 +115,11 @@ class DirectTuner:
         search = self._search
         server = search.load.server.name
         levels = ladder(search.most)
-        each = self._each(len(levels))
+        try:
+            each = self._each(len(levels))
+        except UsageError:  # fewer loads may do, since the limit is looked for between two of them
+            levels = sorted({levels[0], *levels[::-2]})
+            each = self._each(len(levels))
         found = self._closed(levels, each)
         looks = 0
         reserve = self._cost(len(FEW_SHARES), LEAST_RATE_SECONDS) if self._slo is not None else 0.0
@@ -241,9 +245,10 @@ def _merged(before: list[DirectLoad], more: list[DirectLoad]) -> list[DirectLoad
 
 def render_capacity(answer: Capacity) -> str:
     """The answer as text: what makes it invalid, the sentence, the loads that it rests on."""
+    from profiler.report.direct import in_calls
     from profiler.report.text import clean, duration, number, percent
 
-    lines = [*answer.invalid, answer.sentence]
+    lines = [*map(in_calls, answer.invalid), answer.sentence]
     if answer.rates is not None:
         lines.append(rate_sentence(answer.server, answer.rates))
     lines += [*answer.notes, "", "at once  calls/s      p50      p95  failed"]

@@ -142,7 +142,7 @@ def render(material: Material) -> str:
 def _of_calls(material: Material, data: dict[str, Any]) -> str:
     """The page of a load without a model."""
     summary, run = material.summary, material.run
-    data = direct.in_calls(data)
+    data = direct.data_of_calls(data)
     mcp_servers = servers.section(summary.servers, run.mcp_servers)
     sections = direct.sections(material, data, libraries(), mcp_servers, servers.ABOUT)
     calls = sum(load.calls for load in summary.loads)

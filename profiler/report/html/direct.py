@@ -5,27 +5,33 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from profiler.report.direct import COLUMNS, failed, headline, load_said, ours, rows, server_of, what_to_do
+from profiler.report.direct import (
+    COLUMNS,
+    NAME,
+    failed,
+    headline,
+    in_calls,
+    load_said,
+    ours,
+    rows,
+    server_of,
+    what_to_do,
+)
 from profiler.report.html import comparison, conditions
 from profiler.report.html.data import Material
 from profiler.report.html.markup import Cell, Grid, bullets, name, text
 
-NAME = "calls"
-"""What the only strategy of such a load is called."""
-
 SERIES = {"loops": "calls, from when they were due"}
 """Distributions that are shown, beside those of tools."""
 
-_WORDS = (
-    (re.compile(r"\bgood loops/s"), "calls/s"),
-    (re.compile(r"(?<![Ee]vent )(?<![Ee]vent-)\bloops?\b(?! lag)"), ""),
-    (re.compile(r"\bgathered\b"), NAME),
-)
 
-
-def in_calls(data: dict[str, Any]) -> dict[str, Any]:
+def data_of_calls(data: dict[str, Any]) -> dict[str, Any]:
     """The data of the page without what a loop of one call has none of."""
-    shown = [one for one in data["distributions"] if one["name"] in SERIES or one["name"].startswith("tool ")]
+    shown = [
+        one
+        for one in data["distributions"]
+        if one["name"] in SERIES or (one["name"].startswith("tool ") and one["name"] != "tool phases")
+    ]
     return {
         **data,
         "strategies": [{**one, "name": NAME} for one in data["strategies"]],
@@ -98,10 +104,4 @@ def _calls(material: Material) -> str:
 
 def _in_words(content: str) -> str:
     """The text between the tags with calls where a page of loops says loops."""
-    return re.sub(r">[^<]+<", lambda found: _said(found[0]), content)
-
-
-def _said(words: str) -> str:
-    for pattern, instead in _WORDS:
-        words = pattern.sub(lambda m, new=instead: new or m[0].replace("loop", "call"), words)  # type: ignore[misc]
-    return words
+    return re.sub(r">[^<]+<", lambda found: in_calls(found[0]), content)
