@@ -214,7 +214,7 @@ def _load(arguments: argparse.Namespace) -> int:
     from profiler.load.plan import Arrivals
     from profiler.records import INTERNAL
     from profiler.report import ci
-    from profiler.report.direct import headline, render_direct
+    from profiler.report.direct import headline, in_calls, render_direct, what_to_do
     from profiler.report.html import gather, write_report
     from profiler.report.live import LiveView
     from profiler.rundir import RunDirectory
@@ -258,9 +258,15 @@ def _load(arguments: argparse.Namespace) -> int:
     directory.save_summary(summary)
     report = write_report(directory, material=material)
     loads = summary.loads
-    findings = ci.of_run(run, summary)
-    write_junit(arguments, ci.junit(findings))
     server = options.server.name
+    findings = ci.of_run(run, summary)
+    findings = replace(
+        findings,
+        subject=f"profiler mcp load: {options.server.shown}",
+        verdicts=(*headline(loads, server), *what_to_do(loads, run)),
+        figures=tuple(tuple(map(in_calls, row)) for row in findings.figures),
+    )
+    write_junit(arguments, ci.junit(findings))
     if arguments.json:
         data = {
             "server": server,

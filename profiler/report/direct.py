@@ -59,7 +59,7 @@ def in_calls(words: str) -> str:
     'calls: 12 calls started late, the event loop was busy'
     """
     for pattern, instead in _WORDS:
-        words = pattern.sub(instead, words)  # type: ignore[arg-type]
+        words = pattern.sub(instead, words)
     return words
 
 
@@ -263,7 +263,7 @@ def _asked(outcomes: Iterable[Outcome]) -> Iterator[str]:
     """What was asked of the load, and whether it holds."""
     for one in outcomes:
         if one.kind in ("gate", "objective"):
-            yield one.sentence
+            yield in_calls(one.sentence)
 
 
 def _notes(caveats: Sequence[Caveat]) -> Iterator[str]:

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from profiler.errors import ToolServerError
 from profiler.load.calls import CallPlan, PlannedCall
 from profiler.load.context import LoopPosition
-from profiler.load.direct import DirectAgent, Sessions
+from profiler.load.direct import DirectAgent, Sessions, raise_file_limit
 from profiler.loop.tools import current_call
 from profiler.mcp.session import CallResult, ListedTool, ServerInfo
 from profiler.records import NO_MODEL, LoopRecord, RemoteCall
@@ -26,8 +28,8 @@ class FakeSession:
     server = "files"
     info = ServerInfo("files", "1", "2026-07-28")
 
-    def __init__(self, clock, seconds: float = 0.2, error: str | None = None) -> None:
-        self._clock, self._seconds, self._error = clock, seconds, error
+    def __init__(self, clock, seconds: float = 0.2, error: str | None = None, text: str = "found") -> None:
+        self._clock, self._seconds, self._error, self._text = clock, seconds, error, text
         self.asked: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         self.closed = False
 
@@ -46,7 +48,7 @@ class FakeSession:
         posted_ns = self._clock()
         await asyncio.sleep(self._seconds)
         remote = RemoteCall("files", "http", "2026-07-28", posted_ns, self._clock())
-        return CallResult("found", remote, self._error, 5 * MS if self._error == "http_429" else None)
+        return CallResult(self._text, remote, self._error, 5 * MS if self._error == "http_429" else None)
 
     async def close(self) -> None:
         self.closed = True
@@ -110,6 +112,39 @@ def test_call_that_fails_fails_the_loop_and_makes_a_closed_agent_pause():
     assert ended_well is False
     assert (record.status, record.error_type) == ("error", "http_429")
     assert [refusal.reason for refusal in record.refusals] == ["429"]
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "error_type", "goes_on"),
+    [
+        ("tool_error", "no such time zone", "tool_error", True),
+        ("rpc_-32602", "wrong arguments", "rpc_-32602", True),
+        ("tool_error", "Error: too many calls at once", "busy", False),
+        ("rpc_error", "rate limit exceeded", "busy", False),
+        ("tool_error", "429", "busy", False),
+        ("connection", "cannot connect (Too many open files)", "client_limit", False),
+        ("connection", "cannot connect (Connection refused)", "connection", False),
+    ],
+)
+def test_tool_that_fails_has_answered_and_a_refusal_makes_a_closed_agent_pause(
+    error, text, error_type, goes_on
+):
+    async def main(clock):
+        records: list[LoopRecord] = []
+        one = agent(clock, Sessions(opening(FakeSession(clock, error=error, text=text))), records)
+        return await one.run(at(0)), records
+
+    answered, (record,) = run_virtual(main)
+    assert (record.status, record.error_type, answered) == ("error", error_type, goes_on)
+
+
+def test_files_that_may_be_open_are_as_many_as_may_be(monkeypatch):
+    resource = pytest.importorskip("resource")
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append((kind, limits)))
+    raise_file_limit()
+    assert asked == [(resource.RLIMIT_NOFILE, (4096, 4096))]
 
 
 def test_session_that_cannot_be_opened_fails_the_calls_and_is_tried_again():
