@@ -249,6 +249,20 @@ def test_search_keeps_to_its_budget_with_a_ladder_of_rates(server, budget):
     assert world.now <= 1.2 * budget
 
 
+@pytest.mark.parametrize(
+    ("given", "blocks"),
+    [
+        ({"arrivals": "40/s"}, 1),
+        ({}, 3),
+        ({"arrivals": "40/s", "blocks": 5}, 5),
+        ({"arrivals": "40/s", "direct": False, "mcp": ()}, 3),
+    ],
+)
+def test_calls_that_arrive_without_a_model_are_one_block(given, blocks):
+    options = LoadOptions(**{"direct": True, "mcp": ("files=http://127.0.0.1:1/mcp",), **given})
+    assert Experiment(options, users=20, seconds=10.0).blocks == blocks
+
+
 def test_what_the_first_look_took_is_of_the_budget():
     _, world = search(queueing(16), 160.0, slo="p95<500ms", budget=60.0, spent=25.0)
     assert world.now <= 1.2 * 35
