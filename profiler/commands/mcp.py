@@ -214,7 +214,7 @@ def _load(arguments: argparse.Namespace) -> int:
     from profiler.load.plan import Arrivals
     from profiler.records import INTERNAL
     from profiler.report import ci
-    from profiler.report.direct import headline, in_calls, render_direct, what_to_do
+    from profiler.report.direct import headline, in_calls, ours, render_direct, what_to_do
     from profiler.report.html import gather, write_report
     from profiler.report.live import LiveView
     from profiler.rundir import RunDirectory
@@ -285,7 +285,9 @@ def _load(arguments: argparse.Namespace) -> int:
         error=failure,
         internal=summary.internal,
         incidents={incident.kind for incident in run.incidents},
-        missed=missed(outcomes) or any(load.unserved or not load.served.value for load in loads),
+        missed=missed(outcomes)
+        or any(load.unserved or not load.served.value for load in loads)
+        or bool(ours(loads) and not arguments.allow_saturated),
     )
     return complain(ending, str(path))
 

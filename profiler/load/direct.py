@@ -53,6 +53,9 @@ from profiler.strategies import Strategy
 
 _log = logging.getLogger(__name__)
 
+KEPT_FILES = 100
+"""Of the files that a process may have open, those that are not for calls."""
+
 OPENING = 4
 """Sessions that are opened at once: each may be a process that starts."""
 
@@ -112,7 +115,18 @@ class Sessions:
                 _log.debug("a session did not close: %s", error)
 
 
-def _tool(listed: ListedTool, server: str) -> SchemaTool:
+class Places:
+    """How many calls may be under way at once: `most` (None: any number)."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most, self.taken = most, 0
+
+    @property
+    def full(self) -> bool:
+        return self.most is not None and self.taken >= self.most
+
+
+def _tool(listed: ListedTool, server: str, places: Places) -> SchemaTool:
     async def call(**arguments: Any) -> str:
         context = current_call.get()
         assert context is not None
@@ -120,7 +134,14 @@ def _tool(listed: ListedTool, server: str) -> SchemaTool:
         meta: dict[str, Any] = {f"{META}call": context.call_id, f"{META}loop": context.number}
         if context.trial is not None:
             meta[f"{META}trial"] = context.trial
-        result = await _session.get().call(listed.name, arguments, meta=meta)
+        if places.full:
+            context.answer.failure = Returned(CLIENT_LIMIT, "unknown")
+            return "this machine has no connection left"
+        places.taken += 1
+        try:
+            result = await _session.get().call(listed.name, arguments, meta=meta)
+        finally:
+            places.taken -= 1
         context.answer.remote = result.remote
         context.answer.failure = _failure(result)
         return result.text
@@ -163,6 +184,7 @@ class DirectAgent:
         server: str = "",
         timeout: float | None = None,
         content: Content | None = None,
+        places: Places | None = None,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         self._plan = plan
@@ -171,7 +193,8 @@ class DirectAgent:
         self._timeout = timeout
         self._content = content
         self.recorder = Recorder(sinks, clock)
-        tools = {one.name: _tool(one, server) for one in plan.tools}
+        places = places or Places()
+        tools = {one.name: _tool(one, server, places) for one in plan.tools}
         live = {name: self.recorder.live_calls(strategy.spec, name) for name in tools}
         self._executor = Executor(tools, strategy, NativeThreads(), live, clock)
         self._warned = False
@@ -322,14 +345,19 @@ class DirectAgents:
     server: McpServer
 
 
-def raise_file_limit() -> None:
-    """Let this process have as many connections as it may: each call that waits in an open load is one."""
+def raise_file_limit() -> int | None:
+    """Let this process have as many connections as it may: each call that waits in an open load is one.
+
+    Returns how many that are, with some files left for what is written; None where nobody knows.
+    """
     with contextlib.suppress(ImportError, OSError, ValueError):  # then it has what it has
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return hard - min(KEPT_FILES, hard // 2) if hard != resource.RLIM_INFINITY else None
+    return None
 
 
 async def direct_agents(
@@ -342,7 +370,8 @@ async def direct_agents(
 
     Raises `TargetError` where the server cannot be reached, `UsageError` for what it cannot be asked.
     """
-    raise_file_limit()
+    files = raise_file_limit()
+    places = Places(files if options.server.url is not None else None)
     sessions = Sessions(connector(options), options.mcp_per_agent)
     # The first agent's is also that of the listing and of the first call.
     agents = [agent_name(ordinal) for ordinal in range(options.expected_agents or 1)]
@@ -365,6 +394,7 @@ async def direct_agents(
             server=options.server.name,
             timeout=options.loop_timeout,
             content=content,
+            places=places,
         )
 
     async def first(sinks: Sequence[Sink]) -> str | None:

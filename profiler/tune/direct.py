@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from profiler.errors import UsageError
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
+from profiler.report.direct import ours
 from profiler.rundir import RunDirectory
 from profiler.statistics.direct import DirectLoad, direct_loads
 from profiler.statistics.objectives import parse_objective
@@ -86,7 +87,8 @@ def measured(experiment: Experiment) -> Measurement:
     run, table = directory.load(), tabulate(directory.records())
     invalid = tuple(one.sentence for one in summarise_table(run, table).warnings if one.invalid)
     seconds = sum((trial.drained_ns - trial.started_ns) / 1e9 for trial in run.trials)
-    return Measurement(tuple(direct_loads(run, directory.records(), table)), str(path), invalid, seconds)
+    loads = tuple(direct_loads(run, directory.records(), table))
+    return Measurement(loads, str(path), (*invalid, *ours(loads)), seconds)
 
 
 class DirectTuner:

@@ -11,7 +11,7 @@ import pytest
 from profiler.errors import ToolServerError
 from profiler.load.calls import CallPlan, PlannedCall
 from profiler.load.context import LoopPosition
-from profiler.load.direct import DirectAgent, Sessions, raise_file_limit
+from profiler.load.direct import DirectAgent, Places, Sessions, raise_file_limit
 from profiler.loop.tools import current_call
 from profiler.mcp.session import CallResult, ListedTool, ServerInfo
 from profiler.records import NO_MODEL, LoopRecord, RemoteCall
@@ -143,8 +143,20 @@ def test_files_that_may_be_open_are_as_many_as_may_be(monkeypatch):
     asked = []
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 4096))
     monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append((kind, limits)))
-    raise_file_limit()
+    assert raise_file_limit() == 4096 - 100
     assert asked == [(resource.RLIMIT_NOFILE, (4096, 4096))]
+
+
+def test_calls_for_which_no_connection_is_left_are_the_clients_failures():
+    async def main(clock):
+        records: list[LoopRecord] = []
+        session = FakeSession(clock)
+        one = agent(clock, Sessions(opening(session)), records, places=Places(2))
+        await asyncio.gather(*(one.run(at(k)) for k in range(3)))
+        await one.run(at(3))
+        return sorted(record.error_type or "" for record in records), len(session.asked)
+
+    assert run_virtual(main) == (["", "", "", "client_limit"], 3)
 
 
 def test_session_that_cannot_be_opened_fails_the_calls_and_is_tried_again():
