@@ -64,9 +64,13 @@ def reported(record: LoopRecord) -> Iterator[Reported]:
 
     The strategy is part of every name, since Locust knows no other dimension. A call that never got through
     its limiter is reported with the time it waited. Of a loop inside another's call only the rounds, requests
-    and calls are reported.
+    and calls are reported. A call without a model is one event, CALL, timed from when it was due.
     """
     strategy = record.strategy
+    if record.provider == NO_MODEL:
+        for call in (call for round_ in record.rounds for call in round_.tool_calls):
+            yield Reported("CALL", call.name[:NAME_LIMIT], record.latency_ns / 1e6, record.failure)
+        return
     if not record.nested:
         yield Reported("LOOP", strategy, record.latency_ns / 1e6, record.failure)
     for round_ in record.rounds:
