@@ -26,6 +26,7 @@ from profiler.load.context import LoopPosition
 from profiler.load.options import LoadOptions
 from profiler.load.plan import agent_name
 from profiler.load.runners import is_expected, note_defect
+from profiler.load.tool_servers import CLOSE_SECONDS
 from profiler.loop.calls import CallOwner, Executor, OpenCall
 from profiler.loop.eventloop import NativeThreads
 from profiler.loop.model import CallRequest
@@ -101,18 +102,14 @@ class Sessions:
         await asyncio.gather(*map(one, agents))
 
     async def close(self) -> None:
-        """Close all of them."""
+        """Close all of them, at once: each may be a process that takes a while to end."""
         opened, self._open = list(self._open.values()), {}
-        for task in opened:
-            if not task.done():
-                task.cancel()
-                continue
-            if task.cancelled() or task.exception() is not None:
-                continue
-            try:
-                await task.result().close()
-            except Exception as error:
-                _log.debug("a session did not close: %s", error)
+        opening = [task for task in opened if not task.done()]
+        for task in opening:
+            task.cancel()
+        if opening:
+            await asyncio.wait(opening, timeout=CLOSE_SECONDS)
+        await asyncio.gather(*map(_closed, opened))
 
 
 class Places:
@@ -343,6 +340,16 @@ class DirectAgents:
     agents: Mapping[str, DirectAgent]
     first: Callable[[Sequence[Sink]], Awaitable[str | None]]
     server: McpServer
+
+
+async def _closed(task: asyncio.Task[Session]) -> None:
+    if not task.done() or task.cancelled() or task.exception() is not None:
+        return
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await task.result().close()
+    except Exception as error:
+        _log.debug("a session did not close: %s", error)
 
 
 def raise_file_limit() -> int | None:

@@ -218,3 +218,29 @@ def test_calls_pass_the_gate_of_their_strategy():
 
     assert run_virtual(main) == [200, 200, 400, 400]
     assert current_call.get() is None
+
+
+def test_sessions_close_at_once_and_one_that_does_not_is_left_to_itself():
+    async def main(clock):
+        made = [FakeSession(clock) for _ in range(3)]
+
+        async def slow() -> None:
+            await asyncio.sleep(2.0)
+
+        async def never() -> None:
+            await asyncio.Event().wait()
+
+        made[0].close = made[1].close = slow  # type: ignore[method-assign]
+        made[2].close = never  # type: ignore[method-assign]
+        waiting = list(made)
+
+        async def connect():
+            return waiting.pop()
+
+        sessions = Sessions(connect, per_agent=True)
+        await sessions.open(["a0", "a1", "a2"])
+        began = clock()
+        await sessions.close()
+        return (clock() - began) / 1e9
+
+    assert run_virtual(main) == pytest.approx(5.0)
