@@ -211,12 +211,13 @@ def _load(arguments: argparse.Namespace) -> int:
     import orjson
 
     from profiler.load.experiment import Experiment, run_experiment
-    from profiler.load.plan import Arrivals
+    from profiler.load.plan import Arrivals, blocks_for
     from profiler.records import INTERNAL
     from profiler.report import ci
     from profiler.report.direct import headline, in_calls, ours, render_direct, what_to_do
     from profiler.report.html import gather, write_report
     from profiler.report.live import LiveView
+    from profiler.report.text import counted
     from profiler.rundir import RunDirectory
     from profiler.statistics.gates import judge, latencies_of, missed
     from profiler.statistics.objectives import check_gates, parse_gates
@@ -228,7 +229,11 @@ def _load(arguments: argparse.Namespace) -> int:
     if options.arrivals is not None:
         Arrivals.parse(options.arrivals)
         how = f"arriving at {options.arrivals}"
-        if options.blocks is None:
+        if gates and options.blocks is None:
+            # Without intervals no gate is decided.
+            options = replace(options, blocks=blocks_for(size.seconds))
+            how += f", in {counted(options.blocks or 1, 'block')} for the intervals that --fail-on needs"
+        elif options.blocks is None:
             how += ", without a pause (--blocks 5: five times, for intervals)"
     else:
         how = f"{', '.join(map(str, options.levels)) or size.users} at once"

@@ -36,6 +36,7 @@ from profiler.load.trial import Event
 from profiler.load.workers import Ended, Workers
 from profiler.loop.model import parse_model_limit
 from profiler.records import Clock
+from profiler.report.text import counted
 from profiler.rundir import Incident, Progress, State
 from profiler.statistics.objectives import AbortRule
 from profiler.statistics.stillness import LEAST_SECONDS, stood_still
@@ -406,7 +407,7 @@ class Leader:
             _log.info("trial %d: %s%s for %.1f s", planned.index, planned.strategy, load, seconds)
             return
         rate = self.output.run.load.rate_of(wanted)
-        calls = f"{wanted} calls at once" if rate is None else f"calls arrive at {rate:.3g}/s"
+        calls = f"{counted(wanted, 'call')} at once" if rate is None else f"calls arrive at {rate:.3g}/s"
         several = self._timing.blocks is None or self._timing.blocks > 1
         block = f"block {planned.block + 1}: " if several else ""
         _log.info("%s%s for %.1f s", block, calls, seconds)

@@ -90,6 +90,7 @@ def measure(run: Run, table: Table) -> list[Measured]:
             table,
             loops_of,
             whole=run.provider == NO_MODEL,
+            arrivals=run.provider == NO_MODEL and run.load.model == "open",
         )
         for users, strategy in order
     )
@@ -146,15 +147,19 @@ def _measure(
     loops_of: dict[int, Indices],
     *,
     whole: bool,
+    arrivals: bool,
 ) -> Measured:
-    """With `whole` no warm-up is looked for."""
+    """With `whole` no warm-up is looked for; with `arrivals` every loop that arrived was due in the window.
+
+    A worker's trial begins a moment before the leader's window, and may end a moment after it.
+    """
     inside: list[Indices] = []
     before: list[Floats] = []
     for trial in trials:
         loops = loops_of.get(trial.index, _NO_ROWS)
         loops = loops[np.argsort(table.due[loops], kind="stable")]
         due = table.due[loops]
-        inside.append(loops[(due >= trial.started_ns) & (due < trial.ended_ns)])
+        inside.append(loops if arrivals else loops[(due >= trial.started_ns) & (due < trial.ended_ns)])
         # While users are spawned the load still grows: the later half of these loops is nearly all of it.
         spawned = completed(table, loops[due < trial.started_ns])
         before.append(latency(table, spawned[spawned.size // 2 :]).astype(float))
@@ -170,7 +175,7 @@ def _measure(
         start = trial.started_ns + opening
         if not np.any(table.due[answered] >= start):  # a trial as short as the warm-up keeps what it has
             start = trial.started_ns
-        late = table.due[due_inside] >= start
+        late = table.due[due_inside] >= (0 if arrivals else start)
         kept = due_inside[late]
         ended = table.ended[loops]
         # Most loops that were cut off left a record, as cancelled; the others were only counted.

@@ -219,3 +219,14 @@ def test_locust_file_of_ones_own_calls_what_its_user_names(tmp_path, processes):
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert {json.dumps(one["arguments"]) for one in entries} == {'{"query": "rain"}'}
     assert re.search(r"answers .*/s with 4 calls at once: p95", said)
+
+
+def test_gate_of_an_open_load_gets_the_blocks_that_its_intervals_need(tmp_path, capsys):
+    with server(seconds=0.01) as url:
+        given = ("--arrivals", "constant:100/s", "--duration", "3s", "--users", "4")
+        code, directory = load(tmp_path / "runs", url, *given, "--fail-on", "p50 > 30s")
+    said = capsys.readouterr()
+    assert code == 0
+    assert len(directory.load().trials) == 3
+    assert "in 3 blocks for the intervals that --fail-on needs" in said.err
+    assert "not decided" not in said.out

@@ -236,6 +236,14 @@ def test_summary_page_and_terminal_leave_out_nothing_of_a_queue_that_grows(tmp_p
     assert not re.search(r"gathered|\bloops?/s|\b(?<!event )(?<!event-)loops?\b", shown)
 
 
+def test_arrivals_at_the_edges_of_the_window_count_everywhere_alike():
+    records = [called(k, due, due, due + 90) for k, due in enumerate([997.0, 1_100.0, 4_000.0, 5_002.0])]
+    load = Load("open", 2, arrivals="1/s", rate=1.0)
+    made = run([trial(0, "gathered", 1_000, WINDOW)], provider=NO_MODEL, load=load)
+    (found,), (strategy,) = figures(records, made), summarise(made, records).strategies
+    assert (found.calls, strategy.loops.due) == (4, 4)
+
+
 def test_calls_that_began_before_a_closed_window_are_not_taken_for_calls_that_never_began():
     load = Load("closed", 2)
     made = run([trial(0, "gathered", 1000, WINDOW, interrupted=2)], 2, provider=NO_MODEL, load=load)
