@@ -301,7 +301,7 @@ def _load(run: Run, summary: Summary) -> list[tuple[str, str]]:
         ("trials", str(len(run.trials))),
         ("loops recorded", str(sum(one.totals.loops for one in summary.strategies))),
     ]
-    if spent is not None:
+    if spent is not None and run.provider != NO_MODEL:
         pairs.append(("asked of the model in all, retries and warm-up included", spent.asked))
     began = datetime.fromtimestamp(run.anchor.unix_ns / 1e9, tz=UTC)
     pairs.append(("began", began.strftime("%Y-%m-%d %H:%M:%S UTC")))
@@ -353,6 +353,10 @@ def _left_out(material: Material, drawn: int) -> list[str]:
     cut = sum(one.loops.interrupted for one in summary.strategies)
     if cut:
         lines.append(f"{cut} loops were cut off after the drain; they count as failed and have no latency.")
+    sampled = (
+        f"Drawn as waterfalls: the slowest, median and failed loops, {drawn} of {material.table.trial.size}. "
+        "Every other figure and curve is of all loops that count; nothing else was sampled."
+    )
     estimates = (
         f"Estimates replay the first {CALLS_PER_TRIAL} tool calls of each trial and try the {REPLAYED_TOOLS} "
         "tools that took the most time."
@@ -364,9 +368,7 @@ def _left_out(material: Material, drawn: int) -> list[str]:
             text(f"{i.kind.replace('_', ' ')}: {i.detail} ({i.count})")
             for i in run.incidents[:MOST_INCIDENTS]
         ),
-        f"Drawn as waterfalls: the slowest, median and failed loops, {drawn} of {material.table.trial.size}. "
-        "Every other figure and curve is of all loops that count; nothing else was sampled.",
-        *([] if run.provider == NO_MODEL else [estimates]),
+        *([] if run.provider == NO_MODEL else [sampled, estimates]),
     ]
 
 
