@@ -60,6 +60,13 @@ Shortfall = Literal[
 """What kept calls from overlapping; each is explained, with its remedy, in `profiler.shortfalls`."""
 Outcome = Literal["ok", "incomplete", "error", "cancelled"]
 
+BUSY = "busy"
+"""The error type of a call without a model that was answered with an error (`isError`, or JSON-RPC's) which
+says that the server takes no more."""
+
+CLIENT_LIMIT = "client_limit"
+"""That of a call for which this machine had no connection left: no fault of the server's."""
+
 NO_MODEL = "none"
 """The `provider` of a `ModelCall` that never was: its round has calls that no model asked for (`profiler mcp
 load`). It starts and ends when the round does."""

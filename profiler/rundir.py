@@ -62,6 +62,9 @@ IncidentKind = Literal[
     "out_of_time",
 ]
 
+DRAWN_ARGUMENTS = "drawn_arguments"
+"""In `Run.arguments` of a run without a model: whether those of its calls were drawn from the schemas."""
+
 
 @dataclass(frozen=True, slots=True)
 class Anchor:

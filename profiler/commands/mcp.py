@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from profiler.commands import add_command, show
 from profiler.commands.compare import add_output, check_output, show_as_asked, write_junit
@@ -29,6 +29,8 @@ MOST_AT_ONCE = 64
 LOOKS = 3
 """Lone calls by which `tune` sees how long one takes; the first also warms up."""
 LOOK_SECONDS = 30.0
+SLOW_START = 1.5
+"""Seconds from which on it is said what opening a session took: the load opens its own."""
 
 TARGET_HELP = 'the MCP server: [NAME=]https://host/mcp, or [NAME=]"command that starts it" (stdio)'
 
@@ -127,8 +129,20 @@ def _headers(given: list[str]) -> list[str]:
     return given
 
 
-def first_look(options: LoadOptions, calls: bool = False) -> tuple[CallPlan, float]:
-    """What is about to be called, as the server lists it now; with `calls`, and how many seconds one takes.
+class Look(NamedTuple):
+    """What is about to be called, as the server lists it now.
+
+    Seconds: `opening` a session, a `lone` call, and the whole look.
+    """
+
+    plan: CallPlan
+    opening: float
+    lone: float
+    seconds: float
+
+
+def first_look(options: LoadOptions, calls: bool = False) -> Look:
+    """Ask the server for its tools; with `calls`, see how long one takes.
 
     Raises `UsageError` for what it cannot be asked, `ToolServerError` where it cannot be reached.
     """
@@ -136,8 +150,10 @@ def first_look(options: LoadOptions, calls: bool = False) -> tuple[CallPlan, flo
 
     from profiler.load.direct import connector, opened_plan
 
-    async def look() -> tuple[CallPlan, float]:
+    async def look() -> Look:
+        began = time.monotonic()
         session = await connector(options)()
+        opening = time.monotonic() - began
         try:
             plan = await opened_plan(options, session)
             took = []
@@ -146,7 +162,8 @@ def first_look(options: LoadOptions, calls: bool = False) -> tuple[CallPlan, flo
                 call = plan.call(number)
                 await session.call(call.tool, call.arguments, timeout=LOOK_SECONDS)
                 took.append(time.monotonic() - began)
-            return plan, sum(took[1:]) / max(1, len(took) - 1)
+            lone = sum(took[1:]) / max(1, len(took) - 1)
+            return Look(plan, opening, lone, time.monotonic() - began)
         finally:
             await session.close()
 
@@ -155,23 +172,26 @@ def first_look(options: LoadOptions, calls: bool = False) -> tuple[CallPlan, flo
 
 def agreed(
     arguments: argparse.Namespace, options: LoadOptions, head: str, sessions: str, calls: bool = False
-) -> float | None:
+) -> Look | None:
     """Show what is about to happen; ask before it leaves this machine, on a terminal.
 
-    None, and said so, when the answer is no; else how many seconds a lone call takes, where `calls` may be
-    made to find out. Raises `ProfilerError` where it cannot be done.
+    None, and said so, when the answer is no; else what was seen, with a lone call where `calls` may be made
+    to find out how long one takes. Raises `ProfilerError` where it cannot be done.
     """
     options.check_targets(os.environ)
-    plan, seconds = first_look(options, calls)
+    seen = first_look(options, calls)
+    if seen.opening > SLOW_START:
+        what = "opening a session" if options.server.url is not None else "starting the server"
+        sessions += f"; {what} took {seen.opening:.1f} s, and is done once more for the load"
     remote = bool(options.remote_targets(os.environ))
     asks = remote and not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
     if asks or not arguments.quiet:
-        print(f"{head}: {plan.said}{sessions}", file=sys.stderr, flush=True)
+        print(f"{head}: {seen.plan.said}{sessions}", file=sys.stderr, flush=True)
     if not asks:
-        return seconds
+        return seen
     print("start? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
-        return seconds
+        return seen
     print("nothing was started", file=sys.stderr)
     return None
 
@@ -191,14 +211,14 @@ def _load(arguments: argparse.Namespace) -> int:
     import orjson
 
     from profiler.load.experiment import Experiment, run_experiment
-    from profiler.load.plan import Arrivals
+    from profiler.load.plan import Arrivals, blocks_for
     from profiler.records import INTERNAL
     from profiler.report import ci
-    from profiler.report.direct import headline, render_direct
+    from profiler.report.direct import headline, in_calls, ours, render_direct, what_to_do
     from profiler.report.html import gather, write_report
     from profiler.report.live import LiveView
+    from profiler.report.text import counted
     from profiler.rundir import RunDirectory
-    from profiler.statistics.direct import direct_loads
     from profiler.statistics.gates import judge, latencies_of, missed
     from profiler.statistics.objectives import check_gates, parse_gates
 
@@ -209,6 +229,12 @@ def _load(arguments: argparse.Namespace) -> int:
     if options.arrivals is not None:
         Arrivals.parse(options.arrivals)
         how = f"arriving at {options.arrivals}"
+        if gates and options.blocks is None:
+            # Without intervals no gate is decided.
+            options = replace(options, blocks=blocks_for(size.seconds))
+            how += f", in {counted(options.blocks or 1, 'block')} for the intervals that --fail-on needs"
+        elif options.blocks is None:
+            how += ", without a pause (--blocks 5: five times, for intervals)"
     else:
         how = f"{', '.join(map(str, options.levels)) or size.users} at once"
     head = f"plan: {options.server.shown}, {size.seconds:g} s of measuring, {how}"
@@ -217,7 +243,7 @@ def _load(arguments: argparse.Namespace) -> int:
     experiment = Experiment(options, size.users, size.seconds, size.workers)
     failure: ProfilerError | None = None
     try:
-        with LiveView(sys.stderr, os.environ, arguments.quiet) as view:
+        with LiveView(sys.stderr, os.environ, arguments.quiet, direct=True) as view:
             path = run_experiment(experiment, view.say, view.watch)
     except ProfilerError as error:
         failed = RunDirectory(Path(error.run_directory or ""))
@@ -236,10 +262,16 @@ def _load(arguments: argparse.Namespace) -> int:
     summary = replace(material.summary, outcomes=outcomes)
     directory.save_summary(summary)
     report = write_report(directory, material=material)
-    loads = direct_loads(run, directory.records(), material.table)
-    findings = ci.of_run(run, summary)
-    write_junit(arguments, ci.junit(findings))
+    loads = summary.loads
     server = options.server.name
+    findings = ci.of_run(run, summary)
+    findings = replace(
+        findings,
+        subject=f"profiler mcp load: {options.server.shown}",
+        verdicts=(*headline(loads, server), *what_to_do(loads, run)),
+        figures=tuple(tuple(map(in_calls, row)) for row in findings.figures),
+    )
+    write_junit(arguments, ci.junit(findings))
     if arguments.json:
         data = {
             "server": server,
@@ -258,7 +290,9 @@ def _load(arguments: argparse.Namespace) -> int:
         error=failure,
         internal=summary.internal,
         incidents={incident.kind for incident in run.incidents},
-        missed=missed(outcomes) or any(load.unserved for load in loads),
+        missed=missed(outcomes)
+        or any(load.unserved or not load.served.value for load in loads)
+        or bool(ours(loads) and not arguments.allow_saturated),
     )
     return complain(ending, str(path))
 
@@ -274,12 +308,10 @@ def _tune(arguments: argparse.Namespace) -> int:
     check_output(arguments)
     options, size = asked_direct(arguments), Size.from_namespace(arguments)
     head = f"plan: a search of up to {arguments.budget:.0f} s with up to {size.users} calls at once"
-    alone = agreed(
-        arguments, options, f"{head} on {options.server.shown}", sessions_said(options, size), True
-    )
-    if alone is None:
+    seen = agreed(arguments, options, f"{head} on {options.server.shown}", sessions_said(options, size), True)
+    if seen is None:
         return 1
-    search = DirectSearch(options, size.users, alone, size.workers, arguments.budget)
+    search = DirectSearch(options, size.users, seen.lone, size.workers, arguments.budget, seen.seconds)
 
     def say(text: str) -> None:
         if not arguments.quiet:

@@ -169,6 +169,14 @@ _REASONS = (
 )
 """Reasons for which a server that is too busy fails a call, by the name that a record has for them."""
 
+_BUSY_TEXT = re.compile(
+    r"\btoo many (?:\w+ ){0,3}(?:calls|connections|jobs|requests|tasks)\b|\b(?:server|tool|is|too) busy\b|"
+    r"\bat (?:full |max(?:imum)? )?capacity\b|\bcapacity (?:exceeded|reached)\b|"
+    r"\b(?:concurrency|quota|queue)(?: limit)? (?:is )?(?:exceeded|full|reached)\b|\btry again later\b",
+    re.IGNORECASE,
+)
+"""What a server that takes no more says in an error. An ordinary text may say so of something else."""
+
 LOOKED_AT = 500
 """Characters of a returned error in which its reason is looked for."""
 
@@ -398,6 +406,12 @@ def _reported(text: str, marked: bool = False) -> Returned:
         if reason.search(text[:LOOKED_AT]):
             return Returned(error_type, "timeout" if error_type == "timeout" else "rejected")
     return Returned(ERROR_RESULT if marked else None, "unknown")
+
+
+def is_refusal(text: str) -> bool:
+    """Whether the text of an error says that the server takes no more calls at the moment."""
+    beginning = text[:LOOKED_AT]
+    return _reported(beginning, marked=True).signal == "rejected" or bool(_BUSY_TEXT.search(beginning))
 
 
 LONGEST_WAIT_S = 1e6

@@ -7,8 +7,11 @@ round. What is not there is the model's request (`records.NO_MODEL`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import json
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -17,11 +20,13 @@ from functools import partial
 from typing import Any
 
 from profiler.errors import TargetError, ToolServerError, UsageError
+from profiler.limits.refusals import Returned, is_refusal
 from profiler.load.calls import CallPlan, plan_calls, read_calls
 from profiler.load.context import LoopPosition
 from profiler.load.options import LoadOptions
 from profiler.load.plan import agent_name
 from profiler.load.runners import is_expected, note_defect
+from profiler.load.tool_servers import CLOSE_SECONDS
 from profiler.loop.calls import CallOwner, Executor, OpenCall
 from profiler.loop.eventloop import NativeThreads
 from profiler.loop.model import CallRequest
@@ -29,9 +34,11 @@ from profiler.loop.nesting import Running
 from profiler.loop.recorder import Recorder, Sink, fresh_id
 from profiler.loop.supervision import Supervision, can_tell, cancelled_as, supervised
 from profiler.loop.tools import SchemaTool, current_call
-from profiler.mcp.session import META, ListedTool, Session
+from profiler.mcp.session import META, CallResult, ListedTool, Session
 from profiler.mcp.tools import failure_of
 from profiler.records import (
+    BUSY,
+    CLIENT_LIMIT,
     INTERNAL,
     NO_MODEL,
     Clock,
@@ -47,8 +54,13 @@ from profiler.strategies import Strategy
 
 _log = logging.getLogger(__name__)
 
+KEPT_FILES = 100
+"""Of the files that a process may have open, those that are not for calls."""
+
 OPENING = 4
 """Sessions that are opened at once: each may be a process that starts."""
+
+_OURS = tuple(map(os.strerror, (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)))
 
 Connect = Callable[[], Awaitable[Session]]
 
@@ -90,21 +102,28 @@ class Sessions:
         await asyncio.gather(*map(one, agents))
 
     async def close(self) -> None:
-        """Close all of them."""
+        """Close all of them, at once: each may be a process that takes a while to end."""
         opened, self._open = list(self._open.values()), {}
-        for task in opened:
-            if not task.done():
-                task.cancel()
-                continue
-            if task.cancelled() or task.exception() is not None:
-                continue
-            try:
-                await task.result().close()
-            except Exception as error:
-                _log.debug("a session did not close: %s", error)
+        opening = [task for task in opened if not task.done()]
+        for task in opening:
+            task.cancel()
+        if opening:
+            await asyncio.wait(opening, timeout=CLOSE_SECONDS)
+        await asyncio.gather(*map(_closed, opened))
 
 
-def _tool(listed: ListedTool, server: str) -> SchemaTool:
+class Places:
+    """How many calls may be under way at once: `most` (None: any number)."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most, self.taken = most, 0
+
+    @property
+    def full(self) -> bool:
+        return self.most is not None and self.taken >= self.most
+
+
+def _tool(listed: ListedTool, server: str, places: Places) -> SchemaTool:
     async def call(**arguments: Any) -> str:
         context = current_call.get()
         assert context is not None
@@ -112,9 +131,16 @@ def _tool(listed: ListedTool, server: str) -> SchemaTool:
         meta: dict[str, Any] = {f"{META}call": context.call_id, f"{META}loop": context.number}
         if context.trial is not None:
             meta[f"{META}trial"] = context.trial
-        result = await _session.get().call(listed.name, arguments, meta=meta)
+        if places.full:
+            context.answer.failure = Returned(CLIENT_LIMIT, "unknown")
+            return "this machine has no connection left"
+        places.taken += 1
+        try:
+            result = await _session.get().call(listed.name, arguments, meta=meta)
+        finally:
+            places.taken -= 1
         context.answer.remote = result.remote
-        context.answer.failure = failure_of(result)
+        context.answer.failure = _failure(result)
         return result.text
 
     return SchemaTool(
@@ -124,6 +150,22 @@ def _tool(listed: ListedTool, server: str) -> SchemaTool:
         parameters=listed.parameters,
         server=server,
     )
+
+
+def _failure(result: CallResult) -> Returned | None:
+    failure, error = failure_of(result), result.error_type
+    if failure is None or error is None:
+        return None
+    if answered(error) and is_refusal(result.text):
+        return Returned(BUSY, "rejected", failure.retry_after_ns)
+    if error == "connection" and any(words in result.text for words in _OURS):
+        return Returned(CLIENT_LIMIT, "unknown")
+    return failure
+
+
+def answered(error_type: str | None) -> bool:
+    """Whether a call that ended so has the server's answer, be it that the tool failed."""
+    return error_type is None or error_type == "tool_error" or error_type.startswith("rpc_")
 
 
 class DirectAgent:
@@ -139,6 +181,7 @@ class DirectAgent:
         server: str = "",
         timeout: float | None = None,
         content: Content | None = None,
+        places: Places | None = None,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         self._plan = plan
@@ -147,13 +190,18 @@ class DirectAgent:
         self._timeout = timeout
         self._content = content
         self.recorder = Recorder(sinks, clock)
-        tools = {one.name: _tool(one, server) for one in plan.tools}
+        places = places or Places()
+        tools = {one.name: _tool(one, server, places) for one in plan.tools}
         live = {name: self.recorder.live_calls(strategy.spec, name) for name in tools}
         self._executor = Executor(tools, strategy, NativeThreads(), live, clock)
         self._warned = False
 
     async def run(self, position: LoopPosition) -> bool:
-        """Make the call of this number; whether it ended well."""
+        """Make the call of this number; whether the server answered it.
+
+        After a call that it did not answer, or refused, an agent of a closed load pauses. That a tool failed
+        is an answer.
+        """
         over = Supervision()
         started_ns = self.recorder.clock()
         calls: list[OpenCall] = []
@@ -169,7 +217,7 @@ class DirectAgent:
                 _log.warning("%s (later ones are only counted)", error)
         elif error is not None and not is_expected(error):
             note_defect(error)
-        return error is None and bool(calls) and calls[0].status == "ok"
+        return error is None and bool(calls) and answered(calls[0].error_type)
 
     async def _once(self, position: LoopPosition, calls: list[OpenCall]) -> None:
         recorder, clock = self.recorder, self.recorder.clock
@@ -294,6 +342,31 @@ class DirectAgents:
     server: McpServer
 
 
+async def _closed(task: asyncio.Task[Session]) -> None:
+    if not task.done() or task.cancelled() or task.exception() is not None:
+        return
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await task.result().close()
+    except Exception as error:
+        _log.debug("a session did not close: %s", error)
+
+
+def raise_file_limit() -> int | None:
+    """Let this process have as many connections as it may: each call that waits in an open load is one.
+
+    Returns how many that are, with some files left for what is written; None where nobody knows.
+    """
+    with contextlib.suppress(ImportError, OSError, ValueError):  # then it has what it has
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return hard - min(KEPT_FILES, hard // 2) if hard != resource.RLIM_INFINITY else None
+    return None
+
+
 async def direct_agents(
     options: LoadOptions,
     strategies: Mapping[str, Strategy],
@@ -304,6 +377,8 @@ async def direct_agents(
 
     Raises `TargetError` where the server cannot be reached, `UsageError` for what it cannot be asked.
     """
+    files = raise_file_limit()
+    places = Places(files if options.server.url is not None else None)
     sessions = Sessions(connector(options), options.mcp_per_agent)
     # The first agent's is also that of the listing and of the first call.
     agents = [agent_name(ordinal) for ordinal in range(options.expected_agents or 1)]
@@ -326,6 +401,7 @@ async def direct_agents(
             server=options.server.name,
             timeout=options.loop_timeout,
             content=content,
+            places=places,
         )
 
     async def first(sinks: Sequence[Sink]) -> str | None:

@@ -96,14 +96,17 @@ class Experiment:
 
     @property
     def blocks(self) -> int:
-        return self.options.blocks if self.options.blocks is not None else blocks_for(self.seconds)
+        options = self.options
+        if options.blocks is not None:
+            return options.blocks
+        return 1 if options.uninterrupted else blocks_for(self.seconds)
 
     @property
     def limit_seconds(self) -> float:
         """A test that takes longer than this hangs."""
         trials = self.blocks * len(self.options.strategies) * max(1, len(self.options.levels))
         drain = self.options.drain_seconds
-        if self.options.direct and self.options.arrivals is not None:
+        if self.options.uninterrupted:
             drain = max(drain, MOST_DRAIN_SECONDS)
         each = self.seconds / self.blocks + drain + 20.0
         return OVERHEAD_SECONDS + self.users / SPAWN_RATE + trials * each

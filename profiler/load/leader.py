@@ -36,6 +36,7 @@ from profiler.load.trial import Event
 from profiler.load.workers import Ended, Workers
 from profiler.loop.model import parse_model_limit
 from profiler.records import Clock
+from profiler.report.text import counted
 from profiler.rundir import Incident, Progress, State
 from profiler.statistics.objectives import AbortRule
 from profiler.statistics.stillness import LEAST_SECONDS, stood_still
@@ -141,11 +142,12 @@ class Leader:
         self._rule = None if options.abort_on is None else AbortRule.parse(options.abort_on)
         self._strategies = [spec.text for spec in options.strategies]
         self._turns = len(options.strategies) * max(1, len(options.levels))
+        whole = options.uninterrupted and ramp.seconds is not None and options.trial_seconds is None
         self._timing: Timing = timing(
             turns=self._turns,
             total=None if ramp.shaped else ramp.seconds,
             window=options.trial_seconds,
-            blocks=options.blocks,
+            blocks=options.blocks if options.blocks is not None or not whole else 1,
             default_window=SHAPE_WINDOW if ramp.shaped else DEFAULT_WINDOW,
         )
         self._trials_in_all = None if self._timing.blocks is None else self._timing.blocks * self._turns
@@ -341,8 +343,7 @@ class Leader:
     def _trial(self, planned: PlannedTrial, seconds: float) -> None:
         workers = self._prepare_workers()
         wanted = self._wanted_users(planned)
-        load = f" with {planned.users} agents" if planned.users is not None else ""
-        _log.info("trial %d: %s%s for %.1f s", planned.index, planned.strategy, load, seconds)
+        self._log_trial(planned, wanted, seconds)
         self._trial_ends_ns = self._clock() + int(seconds * 1e9)
         self._show(
             "measuring",
@@ -399,6 +400,17 @@ class Leader:
             client=(*run.client, *of_workers, *health),
             spent=self._workers.grants.total,
         )
+
+    def _log_trial(self, planned: PlannedTrial, wanted: int, seconds: float) -> None:
+        if not self.options.direct:
+            load = f" with {planned.users} agents" if planned.users is not None else ""
+            _log.info("trial %d: %s%s for %.1f s", planned.index, planned.strategy, load, seconds)
+            return
+        rate = self.output.run.load.rate_of(wanted)
+        calls = f"{counted(wanted, 'call')} at once" if rate is None else f"calls arrive at {rate:.3g}/s"
+        several = self._timing.blocks is None or self._timing.blocks > 1
+        block = f"block {planned.block + 1}: " if several else ""
+        _log.info("%s%s for %.1f s", block, calls, seconds)
 
     def _spread_seconds(self, planned: PlannedTrial, window: float) -> float:
         """How long the agents of a closed load take to start, one after another, before the trial measures.
@@ -517,7 +529,7 @@ class Leader:
         Where tools are called as they arrive, and nothing else was asked for: until the last call has ended.
         """
         options = self.options
-        if not (options.direct and options.arrivals is not None and options.drain_seconds == DRAIN_SECONDS):
+        if not (options.uninterrupted and options.drain_seconds == DRAIN_SECONDS):
             return options.drain_seconds
         state = self._workers.state()
         seconds = (self._clock() - self._begun_ns) / 1e9
@@ -556,6 +568,8 @@ class Leader:
 
     def _log_limits(self, workers: int) -> None:
         options = self.options
+        if options.direct and all(one.kind == "gathered" for one in options.strategies):
+            return  # there is one call in a loop, and nothing between it and the server
         agents = max(options.levels, default=self._ramp.users)
         share = workers if options.share_limit else 1
         model = () if options.model_limit is None else parse_model_limit(options.model_limit)

@@ -47,6 +47,7 @@ from profiler.load.plan import MOST_DRAIN_SECONDS, Arrivals
 from profiler.providers import DIALECTS, PROVIDERS
 from profiler.providers.endpoint import LOOPBACK, Endpoint, check_trusted, shown_url
 from profiler.redaction import keep_secret
+from profiler.redaction.keys import REDACTED
 from profiler.statistics.objectives import AbortRule, parse_objective
 from profiler.strategies import StrategySpec, crossed, parse_strategies, split_specs
 from profiler.variants import MOST as MOST_VARIANTS
@@ -394,7 +395,12 @@ class LoadOptions(Options):
     levels: tuple[int, ...] = turns(
         "--levels", LEVELS, (), "a ladder of loads: every strategy under each number of agents"
     )
-    blocks: int | None = turns("--blocks", COUNT, None, "turns that every strategy gets (default: 3 to 10)")
+    blocks: int | None = turns(
+        "--blocks",
+        COUNT,
+        None,
+        "turns that every strategy gets (default: 3 to 10; 1 of calls that arrive without a model)",
+    )
     trial_seconds: float | None = option(
         "--trial-seconds", MEASURED, None, "how long each turn measures", "turns", ("locust",)
     )
@@ -595,6 +601,12 @@ class LoadOptions(Options):
         return found
 
     @property
+    def uninterrupted(self) -> bool:
+        """Whether calls arrive, without a model: a queue that is let run empty between blocks never gets as
+        long as it would, so there is one block unless more are asked for."""
+        return self.direct and self.arrivals is not None
+
+    @property
     def watched_url(self) -> str | None:
         """The server that the user named, which may go away in the middle; None for what we start."""
         return self.server.url if self.direct else self.base_url
@@ -719,13 +731,17 @@ def conditions(options: LoadOptions, users: int) -> Run:
     """`run.json` before anything has run. `users`: agents, where `levels` do not say how many."""
     from profiler import rundir
     from profiler.records import NO_MODEL
-    from profiler.rundir import Anchor, Load, Run
+    from profiler.rundir import DRAWN_ARGUMENTS, Anchor, Load, Run
 
     most = max(options.levels, default=users)
     load = Load("closed", most, think_seconds=options.think_seconds)
     if options.arrivals is not None:
         rate = Arrivals.parse(options.arrivals, users).expected(most, 1.0)
         load = Load("open", most, arrivals=options.arrivals, rate=rate)
+    # The arguments themselves are not kept.
+    drawn = {}
+    if options.direct:
+        drawn[DRAWN_ARGUMENTS] = options.calls_from is None and options.call_arguments is None
     return Run(
         scenario=options.server.shown if options.direct else options.scenario,
         provider=NO_MODEL if options.direct else options.provider,
@@ -735,11 +751,24 @@ def conditions(options: LoadOptions, users: int) -> Run:
         anchor=Anchor.now(),
         machine=rundir.machine(),
         versions=rundir.versions(),
-        arguments=options.as_json(leave_out=("out", "run_directory")),
+        arguments=options.as_json(leave_out=("out", "run_directory")) | drawn,
         model=options.model or "",
         slo=options.slo,
-        repeat=(
-            *(() if options.direct else ("--scenario", options.scenario)),
-            *options.arguments((*NOT_REPEATED, "scenario")),
-        ),
+        repeat=tuple(_repeat(options)),
     )
+
+
+def _repeat(options: LoadOptions) -> list[str]:
+    """The arguments of `profiler compare`, or `profiler mcp load`, that repeat a run."""
+    written = options.arguments((*NOT_REPEATED, "scenario", *(("mcp_headers",) if options.direct else ())))
+    if not options.direct:
+        return ["--scenario", options.scenario, *written]
+    at = written.index(MCP_FLAG)
+    target = written[at + 1]
+    headers = [one.split(":", 1)[1].split("=", 1)[0] for one in options.mcp_headers]
+    return [
+        target,
+        *written[:at],
+        *written[at + 2 :],
+        *(part for name in headers for part in ("--header", f"{name}={REDACTED}")),
+    ]

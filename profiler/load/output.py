@@ -21,7 +21,7 @@ import orjson
 from profiler.errors import ProfilerError, RecordError
 from profiler.process.modes import opener_like
 from profiler.providers.endpoint import scrape_host
-from profiler.records import LoopRecord, decode, encode
+from profiler.records import NO_MODEL, LoopRecord, decode, encode
 from profiler.rundir import (
     PROGRESS,
     Incident,
@@ -64,9 +64,13 @@ def reported(record: LoopRecord) -> Iterator[Reported]:
 
     The strategy is part of every name, since Locust knows no other dimension. A call that never got through
     its limiter is reported with the time it waited. Of a loop inside another's call only the rounds, requests
-    and calls are reported.
+    and calls are reported. A call without a model is one event, CALL, timed from when it was due.
     """
     strategy = record.strategy
+    if record.provider == NO_MODEL:
+        for call in (call for round_ in record.rounds for call in round_.tool_calls):
+            yield Reported("CALL", call.name[:NAME_LIMIT], record.latency_ns / 1e6, record.failure)
+        return
     if not record.nested:
         yield Reported("LOOP", strategy, record.latency_ns / 1e6, record.failure)
     for round_ in record.rounds:
@@ -212,13 +216,15 @@ class RunOutput:
 
     def summarise(self, at_the_end: bool = False) -> Summary | None:
         """Summarise what there is, on disk too; None when that takes too long, or cannot be done."""
-        from profiler.statistics.summary import summarise_table
+        from profiler.statistics.summary import summarise_table, with_loads
         from profiler.statistics.table import tabulate
 
         if not at_the_end and self.directory.records_path.stat().st_size > MOST_BYTES:
             return None
         try:
-            summary = summarise_table(self.run, tabulate(self.directory.records()))
+            table = tabulate(self.directory.records())
+            summary = summarise_table(self.run, table)
+            summary = with_loads(summary, self.run, table, self.directory.records())
             self.directory.save_summary(summary)
         except ProfilerError as error:
             _log.warning("cannot sum up: %s", error)
@@ -229,7 +235,8 @@ class RunOutput:
         """Close the files, after the last record has come."""
         self._records.close()
         self._progress.close()
-        _log.info("%d loops recorded in %s", self.records, self.directory.path)
+        what = "calls" if self.run.provider == NO_MODEL else "loops"
+        _log.info("%d %s recorded in %s", self.records, what, self.directory.path)
 
 
 def _open(path: Path) -> FileIO:

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from profiler.records import REFUSED
+from profiler.records import NO_MODEL, REFUSED
 from profiler.report.text import clean, duration, percent
 from profiler.rundir import Run
 from profiler.shortfalls import EXPLAINED
@@ -81,12 +81,14 @@ def command(
     if duration is None and window is not None and asked:
         duration = float(window) * int(asked)
     blocks = asked if blocks is None else blocks
-    parts = ["profiler", "compare", *(run.repeat or ("--scenario", run.scenario))]
+    direct = run.provider == NO_MODEL
+    parts = ["profiler", *(("mcp", "load") if direct else ("compare",))]
+    parts += run.repeat or ((run.scenario,) if direct else ("--scenario", run.scenario))
     if model_limit is not None:
         if "--model-limit" in parts:
             del parts[(at := parts.index("--model-limit")) : at + 2]
         parts += ["--model-limit", model_limit]
-    for strategy in strategies or map(str, run.strategies):
+    for strategy in () if direct else strategies or map(str, run.strategies):
         parts += ["--strategy", strategy]
     parts += ["--users", str(run.load.users)]
     if duration is not None:

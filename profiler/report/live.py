@@ -109,11 +109,21 @@ class Rolling:
 
 
 class LiveView:
-    """Shows a run's progress on a stream. `watch` and `say` may be called from any thread."""
+    """Shows a run's progress on a stream. `watch` and `say` may be called from any thread.
+
+    `direct`: of calls without a model, which are not spoken of as loops of a strategy.
+    """
 
     def __init__(
-        self, stream: IO[str], environment: Mapping[str, str], quiet: bool = False, width: int | None = None
+        self,
+        stream: IO[str],
+        environment: Mapping[str, str],
+        quiet: bool = False,
+        width: int | None = None,
+        *,
+        direct: bool = False,
     ) -> None:
+        self._direct = direct
         self._stream = stream
         self._quiet = quiet
         self._color = use_color(stream, environment)
@@ -164,16 +174,16 @@ class LiveView:
         with self._lock:
             rate = self._rolling.per_second(progress)
             tail = self._rolling.p95(progress.directory)
-            figures = figures_of(progress, rate, tail)
+            figures = figures_of(progress, rate, tail, "calls" if self._direct else "loops")
             if self._rolling.answered >= FEWEST_LOOPS and not self._rolling.calls:
                 figures.insert(0, "no tool call was asked for")
             if self._live is not None:
-                head, said = headline(progress), " · ".join(figures)
+                head, said = headline(progress, self._direct), " · ".join(figures)
                 self._live.update(
                     Group(Text(head, style="bold"), Text(bar(progress)), Text(said)), refresh=True
                 )
             elif self._is_due(progress):
-                line = f"{headline(progress)}: {', '.join(figures)}"
+                line = f"{headline(progress, self._direct)}: {', '.join(figures)}"
                 print(line, file=self._stream, flush=True)
 
     def _is_due(self, progress: Progress) -> bool:
@@ -187,12 +197,12 @@ class LiveView:
         return True
 
 
-def headline(progress: Progress) -> str:
-    """`block 2 of 3 · gathered · measuring · 0:34 left`."""
+def headline(progress: Progress, direct: bool = False) -> str:
+    """`block 2 of 3 · gathered · measuring · 0:34 left`; `direct`: without the strategy."""
     parts = []
-    if progress.block:
+    if progress.block and not (direct and progress.blocks == 1):
         parts.append(f"block {progress.block}" + (f" of {progress.blocks}" if progress.blocks else ""))
-    if progress.strategy:
+    if progress.strategy and not direct:
         parts.append(clean(progress.strategy, _NAME_WIDTH))
     parts.append(progress.state)
     if progress.seconds_left is not None and progress.state != "finished":
@@ -211,11 +221,11 @@ def bar(progress: Progress) -> str:
     return "━" * done + "─" * (_BAR_WIDTH - done)
 
 
-def figures_of(progress: Progress, rate: float | None, tail: float | None) -> list[str]:
+def figures_of(progress: Progress, rate: float | None, tail: float | None, what: str = "loops") -> list[str]:
     """The figures of the trial under way, each with its name or unit."""
     failed = progress.failures / progress.loops if progress.loops else None
     return [
-        f"{number(rate)} loops/s",
+        f"{number(rate)} {what}/s",
         f"p95 {duration(tail)}",
         f"{percent(failed)} fail",
         f"{progress.rate_limited} × 429",

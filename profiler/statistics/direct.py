@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from profiler.anatomy import peak
-from profiler.records import REFUSED, LoopRecord, ToolCall
+from profiler.records import BUSY, REFUSED, LoopRecord, ToolCall
 from profiler.rundir import Run, Trial
 from profiler.statistics.backlog import growing_backlog
 from profiler.statistics.quantiles import LEVELS, Estimate, Quantiles, block_interval, quantiles
@@ -24,8 +24,8 @@ from profiler.statistics.windows import Measured, measure
 
 _NS = 1e-9
 _CUT = frozenset(("cancelled",))
-REFUSALS = frozenset(f"http_{status}" for status in (*REFUSED, 503))
-"""What a server says by HTTP when it takes no more calls."""
+REFUSALS = frozenset((BUSY, *(f"http_{status}" for status in (*REFUSED, 503))))
+"""What a server says when it takes no more calls: by HTTP, or in an error."""
 
 PARTS = ("to start", "client", "server", "network", "server + network", "parsing")
 
@@ -177,18 +177,20 @@ def direct_loads(run: Run, records: Iterable[LoopRecord], table: Table) -> list[
     of_trial = {trial.index: trial for trial in run.trials}
     by_users: dict[int, list[tuple[Trial, LoopRecord]]] = defaultdict(list)
     answers: dict[int, list[int]] = defaultdict(list)
+    cut: Counter[int] = Counter()  # records of calls that were cut off, in or before the window
     for record in records:
         trial = None if record.trial is None else of_trial.get(record.trial)
         if trial is None:
             continue
         if record.status == "ok" and trial.started_ns <= record.ended_ns < trial.ended_ns:
             answers[trial.index].append(record.ended_ns)  # also of calls that began before
+        cut[trial.index] += record.status == "cancelled"
         # The agents of a closed load start one by one before its window; of an open one every arrival counts.
         if run.load.model == "open" or trial.started_ns <= record.due_ns < trial.ended_ns:
             by_users[trial.users].append((trial, record))
     groups = {group.users: group for group in measure(run, table)}
     users = sorted({trial.users for trial in run.trials})
-    return [_load(run, groups[one], by_users[one], answers, table) for one in users if one in groups]
+    return [_load(run, groups[one], by_users[one], answers, cut, table) for one in users if one in groups]
 
 
 def _load(
@@ -196,6 +198,7 @@ def _load(
     group: Measured,
     found: Sequence[tuple[Trial, LoopRecord]],
     answers: Mapping[int, Sequence[int]],
+    cut: Mapping[int, int],
     table: Table,
 ) -> DirectLoad:
     trials = [trial for trial in run.trials if trial.users == group.users]
@@ -220,7 +223,7 @@ def _load(
         if record.ended_ns >= trial.ended_ns:
             waiting[trial.index] += 1
             last[trial.index] = max(last.get(trial.index, 0), record.ended_ns)
-    unstarted = sum(trial.dropped + max(0, trial.interrupted - _cut_in(found, trial)) for trial in trials)
+    unstarted = sum(trial.dropped + max(0, trial.interrupted - cut[trial.index]) for trial in trials)
     longest = max(waiting, key=lambda index: waiting[index], default=None)
     ends = {trial.index: trial.ended_ns for trial in trials}
     backlog = growing_backlog(group, table)
@@ -262,10 +265,6 @@ def _tool(name: str, calls: _Calls) -> ToolLoad:
         at_least=at_least,
         parts=dict(medians),
     )
-
-
-def _cut_in(found: Sequence[tuple[Trial, LoopRecord]], trial: Trial) -> int:
-    return sum(one.index == trial.index and record.status == "cancelled" for one, record in found)
 
 
 def _beside(failed: Sequence[tuple[int, int]], good: Sequence[tuple[int, int]]) -> float | None:

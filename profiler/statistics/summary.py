@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from profiler.records import LoopRecord
+from profiler.records import NO_MODEL, LoopRecord
 from profiler.rundir import Load, Run, RunDirectory
 from profiler.statistics.caveats import Caveat, caveats
 from profiler.statistics.comparison import Comparison, compare_strategies
+from profiler.statistics.direct import DirectLoad, direct_loads
 from profiler.statistics.figures import StrategySummary, Totals, figures, good_loops
 from profiler.statistics.gates import Outcome
 from profiler.statistics.objectives import Objective, parse_objective
@@ -144,7 +145,7 @@ class Summary:
     load where there are several, and is empty otherwise. `finished` is False for a run that was cut
     short. `warnings` are to be read before anything else; `valid` is False when one is invalid. `outcomes`
     say whether what was asked of the run holds, where a command asked. `servers` are the MCP servers that
-    were called, warm-up and drain included.
+    were called, warm-up and drain included. `loads` are those of calls without a model, the lowest first.
     """
 
     scenario: str
@@ -167,6 +168,7 @@ class Summary:
     schema: int = SCHEMA
     outcomes: tuple[Outcome, ...] = ()
     servers: tuple[ServerFigures, ...] = ()
+    loads: tuple[DirectLoad, ...] = ()
 
     @property
     def void(self) -> bool:
@@ -212,7 +214,15 @@ def summarise(run: Run, records: Iterable[LoopRecord]) -> Summary:
 
 def summarise_directory(directory: RunDirectory) -> Summary:
     """The summary of a run directory, finished or not. Raises `RecordError`, `UsageError`."""
-    return summarise(directory.load(), directory.records())
+    run, table = directory.load(), tabulate(directory.records())
+    return with_loads(summarise_table(run, table), run, table, directory.records())
+
+
+def with_loads(summary: Summary, run: Run, table: Table, records: Iterable[LoopRecord]) -> Summary:
+    """The summary with the loads of calls without a model, where the run made such calls."""
+    if run.provider != NO_MODEL:
+        return summary
+    return replace(summary, loads=tuple(direct_loads(run, records, table)))
 
 
 def summarise_table(run: Run, table: Table) -> Summary:

@@ -2,7 +2,8 @@
 
 Throughput counts the loops that *ended* inside a window. Latency is that of the loops that were *due*
 inside it (they started, or in an open load were meant to start); those still running at its end are
-waited for. Neither counts the warm-up of the system.
+waited for. Neither counts the warm-up of the system. Of a load without a model nothing is left out: a queue
+that grows from the first call on looks like a warm-up, and is what such a load is to show.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from profiler.records import NO_MODEL
 from profiler.rundir import Run, Trial
 from profiler.statistics.quantiles import Floats
 from profiler.statistics.table import CANCELLED, OK, Ints, Table
@@ -81,7 +83,15 @@ def measure(run: Run, table: Table) -> list[Measured]:
     order = sorted(groups, key=lambda key: (key[0], rank.get(key[1], len(rank))))
     loops_of = _loops_by_trial(table)
     measured = (
-        _measure(run.strategy(strategy), users, groups[users, strategy], table, loops_of)
+        _measure(
+            run.strategy(strategy),
+            users,
+            groups[users, strategy],
+            table,
+            loops_of,
+            whole=run.provider == NO_MODEL,
+            arrivals=run.provider == NO_MODEL and run.load.model == "open",
+        )
         for users, strategy in order
     )
     return [replace(group, rate=run.load.rate_of(group.users)) for group in measured]
@@ -130,20 +140,33 @@ def latency(table: Table, loops: Indices) -> Ints:
 
 
 def _measure(
-    strategy: StrategySpec, users: int, trials: list[Trial], table: Table, loops_of: dict[int, Indices]
+    strategy: StrategySpec,
+    users: int,
+    trials: list[Trial],
+    table: Table,
+    loops_of: dict[int, Indices],
+    *,
+    whole: bool,
+    arrivals: bool,
 ) -> Measured:
+    """With `whole` no warm-up is looked for; with `arrivals` every loop that arrived was due in the window.
+
+    A worker's trial begins a moment before the leader's window, and may end a moment after it.
+    """
     inside: list[Indices] = []
     before: list[Floats] = []
     for trial in trials:
         loops = loops_of.get(trial.index, _NO_ROWS)
         loops = loops[np.argsort(table.due[loops], kind="stable")]
         due = table.due[loops]
-        inside.append(loops[(due >= trial.started_ns) & (due < trial.ended_ns)])
+        inside.append(loops if arrivals else loops[(due >= trial.started_ns) & (due < trial.ended_ns)])
         # While users are spawned the load still grows: the later half of these loops is nearly all of it.
         spawned = completed(table, loops[due < trial.started_ns])
         before.append(latency(table, spawned[spawned.size // 2 :]).astype(float))
     finished = [completed(table, loops) for loops in inside]
-    warm_up = of_blocks([latency(table, loops).astype(float) for loops in finished], before)
+    warm_up = WarmUp(0, None)
+    if not whole:
+        warm_up = of_blocks([latency(table, loops).astype(float) for loops in finished], before)
     dues = [table.due[loops] for loops in finished]
     opening, unclear = (_opening(loops, trials, dues) for loops in (warm_up.skip, warm_up.unclear))
     by_block: dict[int, list[Block]] = {}
@@ -152,7 +175,7 @@ def _measure(
         start = trial.started_ns + opening
         if not np.any(table.due[answered] >= start):  # a trial as short as the warm-up keeps what it has
             start = trial.started_ns
-        late = table.due[due_inside] >= start
+        late = table.due[due_inside] >= (0 if arrivals else start)
         kept = due_inside[late]
         ended = table.ended[loops]
         # Most loops that were cut off left a record, as cancelled; the others were only counted.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from profiler.errors import UsageError
 from profiler.load.experiment import Experiment, run_experiment
 from profiler.load.options import LoadOptions
+from profiler.report.direct import ours
 from profiler.rundir import RunDirectory
 from profiler.statistics.direct import DirectLoad, direct_loads
 from profiler.statistics.objectives import parse_objective
@@ -40,21 +41,28 @@ CLOSER_BLOCKS = 3
 MOST_CLOSER_SECONDS = 9.0
 SHARES = (30, 50, 65, 80, 90, 100)
 """Rates that are tried, in hundredths of the capacity: sources of an open load."""
+FEW_SHARES = (50, 80, 100)
+"""The same where there is little time."""
 BASE = 100
 RATE_SECONDS = 4.0
-"""How long each rate is measured at least."""
+"""How long each rate is measured where the budget allows, and `LEAST_RATE_SECONDS` in any case."""
+LEAST_RATE_SECONDS = 2.0
+MOST_RATE_SECONDS = 12.0
+TRIAL_MORE = 0.4
+"""What a trial takes beside its window and a call, until some have been seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class DirectSearch:
     """The search: `load` says which server and calls, `most` how many at once at most; `alone` seconds a lone
-    call takes, by a first look."""
+    call takes, by a first look, which took `spent` seconds of the budget."""
 
     load: LoadOptions
     most: int
     alone: float
     workers: int = 1
     budget: float = 120.0
+    spent: float = 0.0
 
     def __post_init__(self) -> None:
         if self.budget < LEAST_BUDGET:
@@ -79,7 +87,8 @@ def measured(experiment: Experiment) -> Measurement:
     run, table = directory.load(), tabulate(directory.records())
     invalid = tuple(one.sentence for one in summarise_table(run, table).warnings if one.invalid)
     seconds = sum((trial.drained_ns - trial.started_ns) / 1e9 for trial in run.trials)
-    return Measurement(tuple(direct_loads(run, directory.records(), table)), str(path), invalid, seconds)
+    loads = tuple(direct_loads(run, directory.records(), table))
+    return Measurement(loads, str(path), (*invalid, *ours(loads)), seconds)
 
 
 class DirectTuner:
@@ -96,7 +105,8 @@ class DirectTuner:
         self._say = say
         self._measure = measured if measure is None else measure
         self._clock = clock
-        self._began = clock()
+        self._began = clock() - search.spent
+        self._trial_more = search.alone + TRIAL_MORE
         self._start = START_SECONDS
         self._runs: list[str] = []
         self._invalid: list[str] = []
@@ -107,24 +117,32 @@ class DirectTuner:
         search = self._search
         server = search.load.server.name
         levels = ladder(search.most)
-        each = self._each(len(levels))
+        try:
+            each = self._each(len(levels))
+        except UsageError:  # fewer loads may do, since the limit is looked for between two of them
+            levels = sorted({levels[0], *levels[::-2]})
+            each = self._each(len(levels))
         found = self._closed(levels, each)
         looks = 0
+        reserve = self._cost(len(FEW_SHARES), LEAST_RATE_SECONDS) if self._slo is not None else 0.0
         while not known(found) and looks < MOST_LOOKS:
             wanted = to_try(found)
-            if not wanted or self._left() < self._start + len(wanted) * (each + 0.5):
+            if not wanted or self._left() - reserve < self._cost(len(wanted), each):
                 break
             looks += 1
             found = _merged(found, self._closed(wanted, each))
         answer = judge_capacity(server, found)
         if answer.kind == "queues" and answer.parallel is not None:
             closer = sorted({max(1, round(answer.parallel / 2)), found[-1].users})
-            room = (self._left() * (0.4 if self._slo else 0.9) - self._start) / len(closer) - CLOSER_BLOCKS
+            room = (self._left() * (0.4 if self._slo else 0.9) - self._start) / len(closer)
+            room -= CLOSER_BLOCKS * self._trial_more
             if room >= CLOSER_BLOCKS * LEAST_SECONDS:
                 more = self._closed(closer, min(room, MOST_CLOSER_SECONDS), CLOSER_BLOCKS)
                 answer = judge_capacity(server, _merged(more, found))
         rates = self._rates(answer)
         notes = [] if known(found) else ["the budget was too short to find the limit more closely"]
+        if rates is None and self._slo is not None and answer.rate.value:
+            notes.append(f"no time was left to look for a rate within {search.load.slo}: raise --budget")
         return replace(
             answer,
             rates=rates,
@@ -139,10 +157,10 @@ class DirectTuner:
         search = self._search
         wanted = max(LEAST_SECONDS, CALLS_EACH * search.alone)
         share = 0.4 if self._slo is not None else 0.5
-        room = (share * search.budget - self._start) / levels - search.alone
+        room = (share * self._left() - self._start) / levels - self._trial_more
         least = max(LEAST_SECONDS / 2, FEWEST_EACH * search.alone)
         if room < least:
-            enough = ((least + search.alone) * levels + self._start) / share
+            enough = ((least + self._trial_more) * levels + self._start) / share + search.spent
             raise UsageError(
                 f"--budget {search.budget:g}s is too little: a lone call takes {search.alone:.1f} s, and "
                 f"{levels} loads have to be tried; --budget {enough:.0f}s is enough, or a lower --users"
@@ -151,6 +169,10 @@ class DirectTuner:
 
     def _left(self) -> float:
         return self._search.budget - (self._clock() - self._began)
+
+    def _cost(self, trials: int, each: float) -> float:
+        """Seconds that an experiment of so many trials takes, as those before it did."""
+        return self._start + trials * (each + self._trial_more)
 
     def _closed(self, levels: list[int], each: float, blocks: int = 1) -> list[DirectLoad]:
         self._say(f"{', '.join(map(str, levels))} at once, {each:.1f} s each")
@@ -167,7 +189,7 @@ class DirectTuner:
             max_in_flight=at_once,
             slo=None,
         )
-        return self._experiment(options, BASE, each, 1 if each < 3 * LEAST_SECONDS else 3)
+        return self._experiment(options, BASE, each, 1)
 
     def _experiment(self, options: LoadOptions, users: int, each: float, blocks: int) -> list[DirectLoad]:
         began = self._clock()
@@ -177,6 +199,7 @@ class DirectTuner:
         self._runs.append(found.path)
         self._invalid += found.invalid
         self._start = max(1.0, self._clock() - began - found.seconds)
+        self._trial_more = max(0.2, found.seconds / (len(options.levels) * blocks) - each / blocks)
         return list(found.loads)
 
     def _rates(self, answer: Capacity) -> Rates | None:
@@ -189,16 +212,24 @@ class DirectTuner:
         if answer.kind == "enough":
             base *= 1.25  # what is above its rate with so many at once was not seen
         limit = answer.limit
-        shares = list(SHARES)
-        each = min(12.0, max(RATE_SECONDS, (self._left() / 2 - self._start) / len(shares) - 1.0))
+        left = self._left()
+        shares = [*SHARES]
+        if self._cost(len(shares), LEAST_RATE_SECONDS) > left:
+            shares = [*FEW_SHARES]
+        if self._cost(len(shares), LEAST_RATE_SECONDS) > left:
+            return None
+        # Half of the time is for a closer look, where half is enough.
+        each = (left - self._start) / len(shares) - self._trial_more
+        half = (left / 2 - self._start) / len(shares) - self._trial_more
+        each = min(MOST_RATE_SECONDS, max(half, min(each, RATE_SECONDS)))
         found = best_rate(self._open(base, shares, each, limit), slo, text)
         low = 0 if found.met is None else found.met.users
         high = None if found.missed is None else found.missed.users
-        if high is not None and high - low > 2 and self._left() > self._start + 3 * (each + 1.0):
+        if high is not None and high - low > 2 and self._left() > self._cost(3, LEAST_RATE_SECONDS):
             step = (high - low) / 4
             between = sorted({round(low + step * k) for k in (1, 2, 3)} - {0, low, high})
-            room = (self._left() - self._start) / max(1, len(between)) - 1.0
-            closer = best_rate(self._open(base, between, max(each, min(12.0, room)), limit), slo, text)
+            room = (self._left() - self._start) / len(between) - self._trial_more
+            closer = best_rate(self._open(base, between, min(MOST_RATE_SECONDS, room), limit), slo, text)
             found = Rates(
                 text,
                 closer.met or found.met,
@@ -216,9 +247,10 @@ def _merged(before: list[DirectLoad], more: list[DirectLoad]) -> list[DirectLoad
 
 def render_capacity(answer: Capacity) -> str:
     """The answer as text: what makes it invalid, the sentence, the loads that it rests on."""
+    from profiler.report.direct import in_calls
     from profiler.report.text import clean, duration, number, percent
 
-    lines = [*answer.invalid, answer.sentence]
+    lines = [*map(in_calls, answer.invalid), answer.sentence]
     if answer.rates is not None:
         lines.append(rate_sentence(answer.server, answer.rates))
     lines += [*answer.notes, "", "at once  calls/s      p50      p95  failed"]

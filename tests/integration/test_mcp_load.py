@@ -20,6 +20,7 @@ from profiler.cli import main
 from profiler.emulator.process import start_emulator
 from profiler.load.plan import Arrivals
 from profiler.records import NO_MODEL, LoopRecord
+from profiler.report.text import duration
 from profiler.rundir import RunDirectory
 from profiler.statistics.direct import direct_loads
 from profiler.statistics.summary import summarise_directory
@@ -86,7 +87,7 @@ def p95(seconds: list[float]) -> float:
     return float(np.quantile(seconds, 0.95))
 
 
-OVERLOAD = ("--arrivals", "160/s", "--duration", "3s", "--blocks", "1", "--users", "10")
+OVERLOAD = ("--arrivals", "160/s", "--duration", "3s", "--users", "10")
 """Twice what 8 places of 100 ms serve."""
 
 
@@ -116,6 +117,14 @@ def check_overload(directory: RunDirectory, ends: dict[int, int], said: str) -> 
     verdict = re.search(r"cannot serve: \S+ cannot serve 160/s: it answered .*/s, the backlog grew to", said)
     assert verdict is not None
     assert said.index(verdict[0]) < said.index("tool ")
+    # Nothing is left out anywhere, and nothing is said of a loop of a strategy.
+    shown = duration(found.seconds.p95.value)
+    summary = json.loads((directory.path / "summary.json").read_bytes())
+    assert summary["strategies"][0]["loop_seconds"]["p95"]["value"] == found.seconds.p95.value
+    assert summary["loads"][0]["seconds"]["p95"]["value"] == found.seconds.p95.value
+    assert f"  {shown}  " in said
+    assert f">{shown}<" in (directory.path / "report.html").read_text()
+    assert not re.search(r"gathered|loops", said)
 
 
 def test_overload_of_the_emulator_is_timed_to_its_journal_and_said_first(tmp_path, capsys):
@@ -126,7 +135,9 @@ def test_overload_of_the_emulator_is_timed_to_its_journal_and_said_first(tmp_pat
         with urllib.request.urlopen(f"{emulator.url}/emulator/journal", timeout=60) as response:
             entries = json.loads(response.read())["entries"]
     ends = {one["loop"]: one["finished_ns"] for one in entries if one["trial"] is not None}
-    check_overload(directory, ends, capsys.readouterr().out)
+    said = capsys.readouterr()
+    check_overload(directory, ends, said.out)
+    assert not re.search(r"gathered|loops", said.err)
     assert code == 1
 
 
@@ -135,7 +146,9 @@ def test_overload_of_another_server_is_timed_to_its_own_log(tmp_path, capsys):
     with server(log, capacity=8, seconds=0.1) as url:
         code, directory = load(tmp_path / "runs", url, *OVERLOAD)
     entries = [json.loads(line) for line in log.read_text().splitlines()]
-    check_overload(directory, {one["loop"]: one["ended"] for one in entries}, capsys.readouterr().out)
+    said = capsys.readouterr()
+    check_overload(directory, {one["loop"]: one["ended"] for one in entries}, said.out)
+    assert not re.search(r"gathered|loops", said.err)
     assert code == 1
 
 
@@ -151,6 +164,26 @@ def test_ladder_of_a_server_that_refuses_counts_refusals_and_no_model_requests(t
     assert {round_.model.provider for record in measured(directory) for round_ in record.rounds} == {NO_MODEL}
     assert "does not take 8 calls at once" in capsys.readouterr().out
     assert code == 0
+
+
+@pytest.mark.parametrize("refuse", ["error", "rpc"])
+def test_refusals_are_counted_as_such_however_they_are_said(tmp_path, capsys, refuse):
+    with server(capacity=2, seconds=0.05, refuse=refuse) as url:
+        _, directory = load(tmp_path / "runs", url, "--users", "6", "--duration", "0.8s", "--blocks", "1")
+    (found,) = direct_loads(directory.load(), directory.records(), tabulate(directory.records()))
+    assert found.refused == found.failed > 0
+    assert "does not take 6 calls at once" in capsys.readouterr().out
+
+
+def test_search_finds_the_cap_of_a_server_that_refuses(tmp_path, capsys):
+    with server(capacity=4, seconds=0.05, refuse="429") as url:
+        given = ["mcp", "tune", url, "--call", "search", "--users", "16", "--budget", "20s", "--json"]
+        quick = ["--calibrate", "0", "--no-metrics", "--allow-saturated", "--out", str(tmp_path)]
+        assert main([*given, *quick]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["kind"] == "refuses"
+    assert answer["limit"] == pytest.approx(4, abs=1)
+    assert f"semaphore:{answer['limit']}@server" in answer["sentence"]
 
 
 def test_tool_that_may_write_is_refused_and_allowed_by_name(tmp_path, capsys):
@@ -186,3 +219,14 @@ def test_locust_file_of_ones_own_calls_what_its_user_names(tmp_path, processes):
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert {json.dumps(one["arguments"]) for one in entries} == {'{"query": "rain"}'}
     assert re.search(r"answers .*/s with 4 calls at once: p95", said)
+
+
+def test_gate_of_an_open_load_gets_the_blocks_that_its_intervals_need(tmp_path, capsys):
+    with server(seconds=0.01) as url:
+        given = ("--arrivals", "constant:100/s", "--duration", "3s", "--users", "4")
+        code, directory = load(tmp_path / "runs", url, *given, "--fail-on", "p50 > 30s")
+    said = capsys.readouterr()
+    assert code == 0
+    assert len(directory.load().trials) == 3
+    assert "in 3 blocks for the intervals that --fail-on needs" in said.err
+    assert "not decided" not in said.out

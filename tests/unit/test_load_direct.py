@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from profiler.errors import ToolServerError
 from profiler.load.calls import CallPlan, PlannedCall
 from profiler.load.context import LoopPosition
-from profiler.load.direct import DirectAgent, Sessions
+from profiler.load.direct import DirectAgent, Places, Sessions, raise_file_limit
 from profiler.loop.tools import current_call
 from profiler.mcp.session import CallResult, ListedTool, ServerInfo
 from profiler.records import NO_MODEL, LoopRecord, RemoteCall
@@ -26,8 +28,8 @@ class FakeSession:
     server = "files"
     info = ServerInfo("files", "1", "2026-07-28")
 
-    def __init__(self, clock, seconds: float = 0.2, error: str | None = None) -> None:
-        self._clock, self._seconds, self._error = clock, seconds, error
+    def __init__(self, clock, seconds: float = 0.2, error: str | None = None, text: str = "found") -> None:
+        self._clock, self._seconds, self._error, self._text = clock, seconds, error, text
         self.asked: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         self.closed = False
 
@@ -46,7 +48,7 @@ class FakeSession:
         posted_ns = self._clock()
         await asyncio.sleep(self._seconds)
         remote = RemoteCall("files", "http", "2026-07-28", posted_ns, self._clock())
-        return CallResult("found", remote, self._error, 5 * MS if self._error == "http_429" else None)
+        return CallResult(self._text, remote, self._error, 5 * MS if self._error == "http_429" else None)
 
     async def close(self) -> None:
         self.closed = True
@@ -112,6 +114,51 @@ def test_call_that_fails_fails_the_loop_and_makes_a_closed_agent_pause():
     assert [refusal.reason for refusal in record.refusals] == ["429"]
 
 
+@pytest.mark.parametrize(
+    ("error", "text", "error_type", "goes_on"),
+    [
+        ("tool_error", "no such time zone", "tool_error", True),
+        ("rpc_-32602", "wrong arguments", "rpc_-32602", True),
+        ("tool_error", "Error: too many calls at once", "busy", False),
+        ("rpc_error", "rate limit exceeded", "busy", False),
+        ("tool_error", "429", "busy", False),
+        ("connection", "cannot connect (Too many open files)", "client_limit", False),
+        ("connection", "cannot connect (Connection refused)", "connection", False),
+    ],
+)
+def test_tool_that_fails_has_answered_and_a_refusal_makes_a_closed_agent_pause(
+    error, text, error_type, goes_on
+):
+    async def main(clock):
+        records: list[LoopRecord] = []
+        one = agent(clock, Sessions(opening(FakeSession(clock, error=error, text=text))), records)
+        return await one.run(at(0)), records
+
+    answered, (record,) = run_virtual(main)
+    assert (record.status, record.error_type, answered) == ("error", error_type, goes_on)
+
+
+def test_files_that_may_be_open_are_as_many_as_may_be(monkeypatch):
+    resource = pytest.importorskip("resource")
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append((kind, limits)))
+    assert raise_file_limit() == 4096 - 100
+    assert asked == [(resource.RLIMIT_NOFILE, (4096, 4096))]
+
+
+def test_calls_for_which_no_connection_is_left_are_the_clients_failures():
+    async def main(clock):
+        records: list[LoopRecord] = []
+        session = FakeSession(clock)
+        one = agent(clock, Sessions(opening(session)), records, places=Places(2))
+        await asyncio.gather(*(one.run(at(k)) for k in range(3)))
+        await one.run(at(3))
+        return sorted(record.error_type or "" for record in records), len(session.asked)
+
+    assert run_virtual(main) == (["", "", "", "client_limit"], 3)
+
+
 def test_session_that_cannot_be_opened_fails_the_calls_and_is_tried_again():
     async def main(clock):
         records: list[LoopRecord] = []
@@ -171,3 +218,29 @@ def test_calls_pass_the_gate_of_their_strategy():
 
     assert run_virtual(main) == [200, 200, 400, 400]
     assert current_call.get() is None
+
+
+def test_sessions_close_at_once_and_one_that_does_not_is_left_to_itself():
+    async def main(clock):
+        made = [FakeSession(clock) for _ in range(3)]
+
+        async def slow() -> None:
+            await asyncio.sleep(2.0)
+
+        async def never() -> None:
+            await asyncio.Event().wait()
+
+        made[0].close = made[1].close = slow  # type: ignore[method-assign]
+        made[2].close = never  # type: ignore[method-assign]
+        waiting = list(made)
+
+        async def connect():
+            return waiting.pop()
+
+        sessions = Sessions(connect, per_agent=True)
+        await sessions.open(["a0", "a1", "a2"])
+        began = clock()
+        await sessions.close()
+        return (clock() - began) / 1e9
+
+    assert run_virtual(main) == pytest.approx(5.0)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from profiler.load.output import Reported, Reporter, reported
-from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall, decode
+from profiler.records import NO_MODEL, LoopRecord, ModelCall, RoundRecord, ToolCall, decode
 
 MS = 1_000_000
 
@@ -78,3 +78,17 @@ def test_flushing_reports_every_record_once_and_hands_over_whole_lines() -> None
     assert count == 3
     assert lines.endswith(b"\n")
     assert [decode(line) for line in lines.splitlines()] == records
+
+
+def test_call_without_a_model_is_one_event_from_when_it_was_due() -> None:
+    call = ToolCall("c1", "search", 140 * MS, 140 * MS, 140 * MS, 180 * MS)
+    model = ModelCall(NO_MODEL, "", 140 * MS, 140 * MS)
+    made = record(
+        provider=NO_MODEL,
+        model="",
+        started_ns=140 * MS,
+        ended_ns=180 * MS,
+        intended_ns=100 * MS,
+        rounds=(RoundRecord(0, 140 * MS, 180 * MS, model, 140 * MS, 180 * MS, (call,)),),
+    )
+    assert list(reported(made)) == [Reported("CALL", "search", 80.0, made.failure)]

@@ -67,6 +67,22 @@ def test_run_is_repeated_with_its_own_options() -> None:
     )
 
 
+def test_load_without_a_model_is_repeated_by_the_command_that_made_it() -> None:
+    asked = LoadOptions(
+        direct=True,
+        mcp=("docs=http://127.0.0.1:9/mcp",),
+        mcp_headers=("docs:X-Key=secret",),
+        call=("search",),
+        arrivals="40/s",
+        trial_seconds=10.0,
+        blocks=1,
+    )
+    assert command(conditions(asked, users=20)) == (
+        "profiler mcp load docs=http://127.0.0.1:9/mcp --call search --arrivals 40/s "
+        "--header 'X-Key=[redacted]' --users 20 --duration 10s --blocks 1"
+    )
+
+
 def test_run_of_before_is_repeated_with_its_scenario() -> None:
     made = run([trial(0, "gathered", 0, 10)], users=7, scenario="crowded", arguments=ARGUMENTS)
     assert command(made) == (

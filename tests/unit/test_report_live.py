@@ -52,6 +52,12 @@ def test_live_view_in_words() -> None:
     assert figures_of(Progress(1.0, "preparing"), None, None)[:3] == ["– loops/s", "p95 –", "– fail"]
 
 
+def test_live_view_of_calls_without_a_model_speaks_of_no_strategy() -> None:
+    assert headline(NOW, direct=True) == "block 2 of 3 · measuring · 1:30 left"
+    assert headline(replace(NOW, block=1, blocks=1), direct=True) == "measuring · 1:30 left"
+    assert figures_of(NOW, 12.5, 1.25, "calls")[0] == "12.5 calls/s"
+
+
 def test_bar_shows_the_share_of_time_that_is_over() -> None:
     assert bar(NOW) == "━" * 10 + "─" * 30
     assert bar(replace(NOW, seconds_left=None)) == ""

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import heapq
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from profiler.records import NO_MODEL, LoopRecord, ModelCall, RemoteCall, RoundRecord, Status, ToolCall
-from profiler.report.direct import headline, render_direct, verdict
-from profiler.rundir import Load, Run
+from profiler.records import (
+    NO_MODEL,
+    LoopRecord,
+    ModelCall,
+    RemoteCall,
+    RoundRecord,
+    Status,
+    ToolCall,
+    encode,
+)
+from profiler.report.direct import headline, in_calls, render_direct, verdict
+from profiler.report.html import gather, render
+from profiler.rundir import DRAWN_ARGUMENTS, Load, Run, RunDirectory
 from profiler.statistics.direct import DirectLoad, direct_loads
-from profiler.statistics.summary import summarise
+from profiler.statistics.summary import summarise, summarise_directory
 from profiler.statistics.table import tabulate
 from tests.unit.statistics_data import MS, run, trial
 
@@ -201,3 +214,101 @@ def test_ladder_has_a_figure_for_each_load_the_highest_first():
 
 def test_nothing_is_said_where_nothing_was_measured():
     assert headline([], "files") == ["nothing was measured"]
+
+
+def test_summary_page_and_terminal_leave_out_nothing_of_a_queue_that_grows(tmp_path: Path):
+    records, made = queue(80.0, 8, 200.0), open_run(80.0)
+    directory = RunDirectory.create(tmp_path, made)
+    directory.records_path.write_bytes(b"".join(encode(record) + b"\n" for record in records))
+    truth = np.quantile([record.latency_ns / 1e9 for record in records], [0.5, 0.95, 0.99])
+    summary = summarise_directory(directory)
+    (load,), (strategy,) = summary.loads, summary.strategies
+    for seconds in (load.seconds, strategy.loop_seconds):
+        assert [seconds[q].value for q in ("p50", "p95", "p99")] == pytest.approx(truth)
+    assert (strategy.loops.due, strategy.warm_up_loops) == (len(records), 0)
+    row = ["search", str(len(records)), "0", *(f"{value:.2f} s" for value in truth)]
+    text = render_direct(summary.loads, summary, made, "files")
+    assert re.split(r" {2,}", text.splitlines()[3]) == row
+    page = re.sub(r"<script.*?</script>|<style.*?</style>", "", render(gather(directory)), flags=re.DOTALL)
+    shown = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    assert " ".join(row) in shown
+    assert headline(summary.loads, "cities")[0] in shown
+    assert not re.search(r"gathered|\bloops?/s|\b(?<!event )(?<!event-)loops?\b", shown)
+
+
+def test_arrivals_at_the_edges_of_the_window_count_everywhere_alike():
+    records = [called(k, due, due, due + 90) for k, due in enumerate([997.0, 1_100.0, 4_000.0, 5_002.0])]
+    load = Load("open", 2, arrivals="1/s", rate=1.0)
+    made = run([trial(0, "gathered", 1_000, WINDOW)], provider=NO_MODEL, load=load)
+    (found,), (strategy,) = figures(records, made), summarise(made, records).strategies
+    assert (found.calls, strategy.loops.due) == (4, 4)
+
+
+def test_calls_that_began_before_a_closed_window_are_not_taken_for_calls_that_never_began():
+    load = Load("closed", 2)
+    made = run([trial(0, "gathered", 1000, WINDOW, interrupted=2)], 2, provider=NO_MODEL, load=load)
+    records = [called(k, k * 100.0, k * 100.0, k * 100.0 + 90, intended=False) for k in range(40)]
+    records += [
+        called(90 + k, 500.0 + 1000 * k, 500.0 + 1000 * k, 9_000.0, error="cancelled", intended=False)
+        for k in range(2)
+    ]
+    (found,) = figures(records, made)
+    assert (found.cut, found.unstarted) == (1, 0)
+
+
+def said_of(records: list[LoopRecord], made: Run) -> str:
+    return render_direct(figures(records, made), summarise(made, records), made, "files")
+
+
+def failing_with(error: str) -> list[LoopRecord]:
+    return [called(k, k * 50.0, k * 50.0, k * 50.0 + 40, error=error, intended=False) for k in range(99)]
+
+
+@pytest.mark.parametrize(("drawn", "told"), [(True, True), (False, False)])
+def test_arguments_that_were_drawn_are_suspected_where_tools_refuse_them(drawn, told):
+    text = said_of(failing_with("tool_error"), closed_run(1, arguments={DRAWN_ARGUMENTS: drawn}))
+    assert ("99 of 99 calls were answered with an error; their arguments were drawn" in text) is told
+    assert ("--args-from FILE" in text) is told
+    assert "paused" not in text
+
+
+@pytest.mark.parametrize(("error", "pauses"), [("http_429", True), ("busy", True), ("rpc_-32603", False)])
+def test_pauses_of_a_closed_load_are_said(error, pauses):
+    text = said_of(failing_with(error), closed_run(1))
+    assert ("its caller paused" in text) is pauses
+
+
+def test_errors_that_say_busy_are_refusals():
+    records = [*refused(6)[:300], *failing_with("busy")]
+    (found,) = figures(records, closed_run(8))
+    assert found.refused == found.failures["busy"] == 99
+    assert "does not take 8 calls at once" in verdict(found, "files")
+
+
+def test_connections_that_ran_out_are_the_clients_fault_and_said_first():
+    first = said_of(failing_with("client_limit"), closed_run(1)).splitlines()[0]
+    assert first.startswith("INVALID: for 99 calls this machine had no connection left")
+
+
+def test_what_is_wrong_with_the_server_is_said_below_the_verdict():
+    records, made = queue(20.0, 8, 200.0), open_run(20.0)
+    summary = summarise(made, records)
+    servers = tuple(replace(one, advice=("it does this; do that",)) for one in summary.servers)
+    text = render_direct(figures(records, made), replace(summary, servers=servers), made, "files")
+    assert text.splitlines()[1] == "MCP server files: it does this; do that"
+
+
+@pytest.mark.parametrize(
+    ("loops", "calls"),
+    [
+        ("gathered (4 agents): 5.9 ms of loop p95", "a load of 4: 5.9 ms of call p95"),
+        ("Loops: good loops/s, loop lag p99", "Calls: calls/s, event-loop lag p99"),
+        (
+            "the event loop was late, the event-loop lag too",
+            "the event loop was late, the event-loop lag too",
+        ),
+        ("an uvloop of ours", "an uvloop of ours"),
+    ],
+)
+def test_loops_of_a_strategy_are_calls(loops, calls):
+    assert in_calls(loops) == calls

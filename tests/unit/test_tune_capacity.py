@@ -205,7 +205,7 @@ class World:
 
 
 def search(server, capacity: float, **given):
-    world = World(server, capacity)
+    world = World(server, capacity, given.pop("start", 5.0))
     options = LoadOptions(direct=True, mcp=("files=http://127.0.0.1:1/mcp",), slo=given.pop("slo", None))
     asked = DirectSearch(options, **{"most": 64, "alone": SERVICE, **given})
     answer = DirectTuner(asked, lambda text: None, world.measure, lambda: world.now).run()
@@ -237,6 +237,44 @@ def test_search_with_too_little_time_says_how_much_is_enough():
 
 
 def test_search_that_runs_out_of_time_says_that_the_limit_is_known_no_better():
-    answer, _ = search(refusing(40), 400.0, budget=24.5)
+    answer, _ = search(refusing(40), 400.0, budget=30.0, start=12.0)
     assert answer.limit == 32
     assert any("the budget was too short" in note for note in answer.notes)
+
+
+@pytest.mark.parametrize("budget", [30.0, 40.0, 60.0, 120.0])
+@pytest.mark.parametrize("server", [refusing(16), queueing(16), queueing(1), thrashing(8)])
+def test_search_keeps_to_its_budget_with_a_ladder_of_rates(server, budget):
+    _, world = search(server, 160.0, slo="p95<500ms", budget=budget, start=6.0)
+    assert world.now <= 1.2 * budget
+
+
+@pytest.mark.parametrize(
+    ("given", "blocks"),
+    [
+        ({"arrivals": "40/s"}, 1),
+        ({}, 3),
+        ({"arrivals": "40/s", "blocks": 5}, 5),
+        ({"arrivals": "40/s", "direct": False, "mcp": ()}, 3),
+    ],
+)
+def test_calls_that_arrive_without_a_model_are_one_block(given, blocks):
+    options = LoadOptions(**{"direct": True, "mcp": ("files=http://127.0.0.1:1/mcp",), **given})
+    assert Experiment(options, users=20, seconds=10.0).blocks == blocks
+
+
+def test_what_the_first_look_took_is_of_the_budget():
+    _, world = search(queueing(16), 160.0, slo="p95<500ms", budget=60.0, spent=25.0)
+    assert world.now <= 1.2 * 35
+
+
+def test_search_without_time_for_rates_says_so():
+    answer, _ = search(queueing(16), 160.0, slo="p95<500ms", budget=40.0, start=20.0)
+    assert answer.rates is None
+    assert any("no time was left to look for a rate within p95<500ms" in note for note in answer.notes)
+
+
+def test_search_with_little_time_tries_fewer_loads():
+    answer, world = search(queueing(16), 160.0, budget=24.0)
+    assert world.experiments[0].options.levels == (1, 4, 16, 64)
+    assert answer.parallel == pytest.approx(16)

@@ -7,10 +7,12 @@ need the summary as well: it is part of the material, from the same read of the 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from profiler.errors import RecordError
+from profiler.records import NO_MODEL
 from profiler.report.advice import next_steps
-from profiler.report.html import comparison, conditions, servers
+from profiler.report.html import comparison, conditions, direct, servers
 from profiler.report.html.charts import MOST_STRATEGIES, payload
 from profiler.report.html.data import Material, gather
 from profiler.report.html.markup import name, text
@@ -62,6 +64,8 @@ def render(material: Material) -> str:
     """The page of a run."""
     data = payload(material)
     summary, run = material.summary, material.run
+    if run.provider == NO_MODEL:
+        return _of_calls(material, data)
     shown = summary.strategies[:MOST_STRATEGIES]
     steps = next_steps(summary, run, material.counterfactuals)
     sections = [
@@ -133,6 +137,25 @@ def render(material: Material) -> str:
     more = f'<p class="small">{left} more strategies are left out of this page.</p>' if left else ""
     parts = [Section(*section) for section in sections]
     return page(_title(material), name(run.scenario), _facts(material), parts, data, more)
+
+
+def _of_calls(material: Material, data: dict[str, Any]) -> str:
+    """The page of a load without a model."""
+    summary, run = material.summary, material.run
+    data = direct.data_of_calls(data)
+    mcp_servers = servers.section(summary.servers, run.mcp_servers)
+    sections = direct.sections(material, data, libraries(), mcp_servers, servers.ABOUT)
+    calls = sum(load.calls for load in summary.loads)
+    blocks = len({trial.block for trial in run.trials})
+    facts = (f"{run.load.model} load", counted(blocks, "block"), f"{calls:,} calls".replace(",", " "))
+    return page(
+        clean(run.scenario, 40),
+        name(run.scenario),
+        " · ".join(f"<span>{one}</span>" for one in facts),
+        [Section(*section) for section in sections],
+        data,
+        switches=False,
+    )
 
 
 def _title(material: Material) -> str:

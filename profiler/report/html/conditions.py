@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from profiler import palette
+from profiler.records import NO_MODEL
 from profiler.report.advice import command
 from profiler.report.html.charts import MOST_TOOL_ROWS, critical_shares
 from profiler.report.html.data import REPLAYED_TOOLS, Material
@@ -300,7 +301,7 @@ def _load(run: Run, summary: Summary) -> list[tuple[str, str]]:
         ("trials", str(len(run.trials))),
         ("loops recorded", str(sum(one.totals.loops for one in summary.strategies))),
     ]
-    if spent is not None:
+    if spent is not None and run.provider != NO_MODEL:
         pairs.append(("asked of the model in all, retries and warm-up included", spent.asked))
     began = datetime.fromtimestamp(run.anchor.unix_ns / 1e9, tz=UTC)
     pairs.append(("began", began.strftime("%Y-%m-%d %H:%M:%S UTC")))
@@ -345,11 +346,21 @@ def _health(run: Run) -> str:
 def _left_out(material: Material, drawn: int) -> list[str]:
     summary, run = material.summary, material.run
     lines = [f"{name(one.strategy)}: {said}." for one in summary.strategies if (said := left_out(one))]
-    if not lines:
+    if run.provider == NO_MODEL:
+        lines = ["Nothing: every call counts, those that waited longest too."]
+    elif not lines:
         lines = ["No warm-up was seen in the series of loops, so none was left out."]
     cut = sum(one.loops.interrupted for one in summary.strategies)
     if cut:
         lines.append(f"{cut} loops were cut off after the drain; they count as failed and have no latency.")
+    sampled = (
+        f"Drawn as waterfalls: the slowest, median and failed loops, {drawn} of {material.table.trial.size}. "
+        "Every other figure and curve is of all loops that count; nothing else was sampled."
+    )
+    estimates = (
+        f"Estimates replay the first {CALLS_PER_TRIAL} tool calls of each trial and try the {REPLAYED_TOOLS} "
+        "tools that took the most time."
+    )
     return [
         *lines,
         "Latencies are of loops that completed; read them beside the share that failed.",
@@ -357,10 +368,7 @@ def _left_out(material: Material, drawn: int) -> list[str]:
             text(f"{i.kind.replace('_', ' ')}: {i.detail} ({i.count})")
             for i in run.incidents[:MOST_INCIDENTS]
         ),
-        f"Drawn as waterfalls: the slowest, median and failed loops, {drawn} of {material.table.trial.size}. "
-        "Every other figure and curve is of all loops that count; nothing else was sampled.",
-        f"Estimates replay the first {CALLS_PER_TRIAL} tool calls of each trial and try the {REPLAYED_TOOLS} "
-        "tools that took the most time.",
+        *([] if run.provider == NO_MODEL else [sampled, estimates]),
     ]
 
 

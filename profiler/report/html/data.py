@@ -23,7 +23,7 @@ from profiler.statistics.replay import (
     counterfactuals,
     waited_for_a_place,
 )
-from profiler.statistics.summary import Summary, summarise_table
+from profiler.statistics.summary import Summary, summarise_table, with_loads
 from profiler.statistics.table import NONE, Table, tabulate
 from profiler.statistics.windows import Measured, by_load, completed, good, latency, measure
 
@@ -73,7 +73,7 @@ def gather(directory: RunDirectory) -> Material:
     """The material of a run directory. Raises `RecordError`, `UsageError` as the statistics do."""
     run = directory.load()
     table = tabulate(directory.records())
-    summary = summarise_table(run, table)
+    summary = with_loads(summarise_table(run, table), run, table, directory.records())
     measured = tuple(measure(run, table))
     cases = choose(table, under_highest_load(measured))
     drawn = {row for case in cases for row in case.rows.values()}
