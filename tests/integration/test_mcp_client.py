@@ -447,8 +447,10 @@ async def test_stdio_server_that_reads_nothing_does_not_hold_a_call_with_a_time_
 async def test_stdio_server_gets_no_key_of_the_model_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-1234567")
     monkeypatch.setenv("COPY_OF_IT", "sk-canary-1234567")
-    monkeypatch.setenv("ITS_OWN_TOKEN", "search-token")
-    async with connected(stdio()) as session:
+    command = stdio().command
+    assert command is not None
+    given = ServerSpec("plain", None, ("env", "ITS_OWN_TOKEN=search-token", *command))
+    async with connected(given) as session:
         seen = json.loads((await session.call("environment", {})).text)
     assert seen["ITS_OWN_TOKEN"] == "search-token"
     assert "canary" not in str(seen)
