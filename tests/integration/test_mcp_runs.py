@@ -421,6 +421,22 @@ def test_server_that_redirects_is_not_followed(tmp_path):
     assert other.requests == []
 
 
+def test_load_on_the_sdks_sessions_ends_and_leaves_no_server(tmp_path):
+    """Beside gevent, whose signal handler takes the notice of a child's end."""
+    pytest.importorskip("mcp")
+    mark = uuid.uuid4().hex
+    done = profiler(
+        *("mcp", "load", f"files={OWN} --seconds 0.05 --name {mark}", "--call", "search"),
+        *("--mcp-client", "sdk", "--mcp-per-agent", "--users", "2", "--duration", "1"),
+        *("--allow-saturated", "--out", str(tmp_path), *QUICK),
+    )
+    assert done.returncode == 0, done.stderr
+    assert not with_mark(mark)
+    calls = calls_of(left_in(tmp_path)[1])
+    assert {(call.name, call.server, call.status) for call in calls} == {("search", "files", "ok")}
+    assert {call.remote.transport for call in calls if call.remote} == {"stdio"}
+
+
 STUBBORN = f"""
 import runpy, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
