@@ -356,9 +356,11 @@ STDIO_FAULTS = {
 @pytest.mark.parametrize("fault", sorted(STDIO_FAULTS))
 async def test_stdio_fault_is_the_call_s_own(fault: str) -> None:
     error_type, words = STDIO_FAULTS[fault]
+    seconds = 0.3 if error_type == "timeout" else 60
     async with connected(stdio()) as session:
         beside, failed = await asyncio.gather(
-            session.call("search", {"seconds": 0.5}), session.call("search", {"fault": fault}, timeout=0.3)
+            session.call("search", {"seconds": 0.5}),
+            session.call("search", {"fault": fault}, timeout=seconds),
         )
         assert failed.error_type == error_type
         assert words in failed.text
