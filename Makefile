@@ -42,7 +42,7 @@ test-oldest:
 	$(PYTHON) tests/oldest.py > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pytest -p no:anyio -n 3 --dist loadfile tests/unit $(addprefix tests/integration/test_, \
-		providers.py instrument.py load_bridge.py locust_runs.py mcp_callers.py)
+		providers.py instrument.py load_bridge.py locust_runs.py mcp_callers.py mcp_client.py mcp_sdk.py emulator_mcp.py)
 	$(MAKE) --no-print-directory test-mcp1
 
 # Frameworks on the first major of MCP's SDK, which excludes the second. They refuse the oldest of the rest.

@@ -647,8 +647,9 @@ class LoadOptions(Options):
         check_trusted(environment)
         check_tls(self)
         self.check_servers()
+        remote = self.remote_targets(environment)  # asked in any case: it refuses what is no URL
         if not self.allow_remote:
-            _refuse_remote(self.remote_targets(environment))
+            _refuse_remote(remote)
 
     def check_servers(self) -> None:
         """Raises `UsageError` naming an MCP server that is not on this machine, without `--allow-remote`.

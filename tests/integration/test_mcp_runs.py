@@ -11,10 +11,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -250,7 +250,7 @@ def test_compare_in_two_processes_keeps_to_limits_of_servers_and_tells_no_secret
 
     sampler = threading.Thread(target=sample)
     sampler.start()
-    behaviours = Behaviour(seconds=0.05, tools=("search", "write")), Behaviour(seconds=0.05, tools=("look",))
+    behaviours = Behaviour(seconds=0.2, tools=("search", "write")), Behaviour(seconds=0.2, tools=("look",))
     try:
         with (
             start_emulator("fanout") as emulator,
@@ -263,7 +263,7 @@ def test_compare_in_two_processes_keeps_to_limits_of_servers_and_tells_no_secret
                 *("--mcp", f"other={other.url}", "--mcp-header", "other:authorization=Bearer CANARY-other"),
                 *("--mcp", f"files=env TOKEN=CANARY-files {OWN} --name {mark} --tools environment"),
                 *("--strategy", "gathered", "--strategy", "semaphore:2@server", "--users", "8"),
-                *("--workers", "2", "--duration", "2", "--out", str(tmp_path / "runs"), "--record-content"),
+                *("--workers", "2", "--duration", "1", "--out", str(tmp_path / "runs"), "--record-content"),
                 *QUICK,
                 **{**KEYS, MARK: mark},
             )
@@ -333,11 +333,16 @@ def _most_at_once(server: McpServer) -> dict[int, int]:
 
 def test_agents_of_their_own_have_a_process_each(tmp_path):
     mark = uuid.uuid4().hex
-    most = 0
+    counted = set()
+
+    def all_are_there() -> bool:
+        counted.add(len(with_mark(mark)))
+        return max(counted) >= 3 and _recorded(tmp_path)
+
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "profiler", "compare", "--mcp", f"files={OWN} --name {mark}"),
-            *("--mcp-per-agent", "--users", "3", "--duration", "4", "--strategy", "gathered"),
+            *("--mcp-per-agent", "--users", "3", "--duration", "60", "--strategy", "gathered"),
             *("--scenario", "instant", "--out", str(tmp_path), *QUICK),
         ],
         cwd=ROOT,
@@ -345,22 +350,23 @@ def test_agents_of_their_own_have_a_process_each(tmp_path):
         stdout=subprocess.DEVNULL,
         text=True,
     ) as process:
-        while process.poll() is None:
-            most = max(most, len(with_mark(mark)))
-            time.sleep(0.05)
-        assert process.stderr is not None
-        said = process.stderr.read()
+        try:
+            assert wait_until(all_are_there, 60)
+        finally:
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=60)[1]
     assert "3 stdio processes: one per agent" in said
-    assert most == 3
+    assert max(counted) == 3
     assert wait_until(lambda: not with_mark(mark), 60)
     assert {call.status for call in calls_of(left_in(tmp_path)[1])} == {"ok"}
 
 
 def test_server_that_dies_in_the_middle_is_said_first(tmp_path):
-    done = profiler(
-        *("compare", "--mcp", f"files={OWN} --fault exit", "--users", "2", "--duration", "1"),
-        *("--strategy", "gathered", "--scenario", "instant", "--out", str(tmp_path), *QUICK),
-    )
+    dies = ("--mcp", f"files={OWN} --fault exit", "--scenario", "instant")
+    with ThreadPoolExecutor() as pool:
+        one_loop = pool.submit(profiler, "run", *dies)
+        load = ("--users", "2", "--duration", "1", "--strategy", "gathered", "--out", str(tmp_path), *QUICK)
+        done = profiler("compare", *dies, *load)
     assert done.returncode == 1
     run, records = left_in(tmp_path)
     lost = [call for call in calls_of(records) if call.error_type == "session_lost"]
@@ -369,8 +375,7 @@ def test_server_that_dies_in_the_middle_is_said_first(tmp_path):
     assert "the session with files was lost" in incident.detail
     assert incident.count >= 1
     assert "an MCP server ended, or lost its session" in " ".join(done.stdout.split())
-    alone = profiler("run", "--mcp", f"files={OWN} --fault exit", "--scenario", "instant")
-    assert alone.stdout.startswith("the session with files was lost, and ")
+    assert one_loop.result().stdout.startswith("the session with files was lost, and ")
 
 
 @pytest.mark.parametrize("command", [("run",), ("compare", *QUICK)])
@@ -416,24 +421,47 @@ def test_server_that_redirects_is_not_followed(tmp_path):
     assert other.requests == []
 
 
-@pytest.mark.parametrize("end", ["interrupt", "kill the workers", "kill all"])
-def test_server_does_not_outlive_the_run(tmp_path, end):
-    """It goes on after the end of its input and after SIGTERM; it is gone all the same."""
+def test_load_on_the_sdks_sessions_ends_and_leaves_no_server(tmp_path):
+    """Beside gevent, whose signal handler takes the notice of a child's end."""
+    pytest.importorskip("mcp")
     mark = uuid.uuid4().hex
-    script = tmp_path / "stubborn.py"
-    script.write_text(
-        "import runpy, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "try:\n    runpy.run_module('tests.mcp_server', run_name='__main__')\n"
-        "finally:\n    time.sleep(600)\n"
+    done = profiler(
+        *("mcp", "load", f"files={OWN} --seconds 0.05 --name {mark}", "--call", "search"),
+        *("--mcp-client", "sdk", "--mcp-per-agent", "--users", "2", "--duration", "1"),
+        *("--allow-saturated", "--out", str(tmp_path), *QUICK),
     )
+    assert done.returncode == 0, done.stderr
+    assert not with_mark(mark)
+    calls = calls_of(left_in(tmp_path)[1])
+    assert {(call.name, call.server, call.status) for call in calls} == {("search", "files", "ok")}
+    assert {call.remote.transport for call in calls if call.remote} == {"stdio"}
+
+
+STUBBORN = f"""
+import runpy, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sys.path.insert(0, {str(ROOT)!r})
+try:
+    runpy.run_module("tests.mcp_server", run_name="__main__")
+finally:
+    time.sleep(600)
+"""
+"""It goes on after the end of its input and after SIGTERM."""
+
+ENDS = ("interrupt", "kill the workers", "kill all")
+
+
+def servers_left_after(end: str, path: Path) -> list[int]:
+    """The stubborn servers, and processes of ours, that are there a minute after the end of a run."""
+    mark = uuid.uuid4().hex
+    script = path / "stubborn.py"
+    script.write_text(STUBBORN)
     server = shlex.join([sys.executable, str(script), "--stdio", "--name", "tests.mcp_server", "--era", mark])
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "profiler", "compare", "--mcp", f"files={server}", "--users", "4"),
             *("--workers", "2", "--duration", "60", "--strategy", "gathered", "--scenario", "instant"),
-            *("--out", str(tmp_path / "runs"), "--quiet", *QUICK),
+            *("--out", str(path / "runs"), "--quiet", *QUICK),
         ],
         cwd=ROOT,
         env={**os.environ, MARK: mark},
@@ -441,8 +469,7 @@ def test_server_does_not_outlive_the_run(tmp_path, end):
         stdout=subprocess.DEVNULL,
     )
     try:
-        records = tmp_path / "runs"
-        assert wait_until(lambda: len(with_mark(mark)) == 2 and _recorded(records), 60)
+        assert wait_until(lambda: len(with_mark(mark)) == 2 and _recorded(path / "runs"), 60)
         if end == "interrupt":
             process.send_signal(signal.SIGINT)
         elif end == "kill the workers":
@@ -453,12 +480,25 @@ def test_server_does_not_outlive_the_run(tmp_path, end):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         process.wait(60)
-        assert wait_until(lambda: not with_mark(mark) and not marked(mark), 60)
+        wait_until(lambda: not with_mark(mark) and not marked(mark), 60)
+        return [*with_mark(mark), *marked(mark)]
     finally:
         process.kill()
         process.wait()
         for pid in with_mark(mark):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def left_after(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[list[int]]]:
+    """All at the same time: most of it is waiting."""
+    with ThreadPoolExecutor() as pool:
+        return {end: pool.submit(servers_left_after, end, tmp_path_factory.mktemp("end")) for end in ENDS}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_server_does_not_outlive_the_run(end, left_after):
+    assert left_after[end].result() == []
 
 
 def _recorded(directory: Path) -> bool:

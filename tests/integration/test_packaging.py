@@ -48,7 +48,7 @@ def test_the_wheel_holds_everything_that_is_needed_at_run_time(built: Path) -> N
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert "profiler = profiler.cli:main" in entry_points
     extras = {line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
-    assert extras == {"otel", "grafana", "frameworks", "dev"}
+    assert extras == {"otel", "mcp", "mcp1", "grafana", "frameworks", "dev"}
 
 
 def test_the_source_distribution_holds_what_the_tests_need(built: Path) -> None:

@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 
+from profiler import redaction
 from profiler.statistics import summary
 
 
@@ -16,6 +17,13 @@ def own_environment() -> Iterator[None]:
     """What a test, or the command that it runs, puts into the environment is gone after it."""
     with mock.patch.dict(os.environ):
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secrets that a test gives as options are no other's."""
+    monkeypatch.setattr(redaction, "_kept", set(redaction._kept))
+    redaction._carried.cache_clear()
 
 
 @pytest.fixture
