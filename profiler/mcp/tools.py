@@ -77,7 +77,11 @@ async def mcp_tools(sessions: Sequence[Session], *, allowed: Collection[str] = (
     servers: list[ServerTools] = []
     for session, listed, offered, named in zip(sessions, listings, callable_, names, strict=True):
         tools += (_tool(session, tool, name) for tool, name in zip(offered, named, strict=True))
-        withheld = tuple(tool.name for tool in listed if tool not in offered)
+        withheld = tuple(
+            tool.name
+            for tool in listed
+            if not may_be_called(tool, emulated=session.info.emulated, allowed=allowed)
+        )
         of_names = {name: tool.name for tool, name in zip(offered, named, strict=True)}
         servers.append(ServerTools(session.server, session.info, of_names, withheld))
     return McpTools(tuple(tools), tuple(servers))
