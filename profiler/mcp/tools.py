@@ -157,8 +157,10 @@ def _tool(session: Session, listed: ListedTool, name: str) -> SchemaTool:
 
 
 def _parameters(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The server's schema as it is; providers refuse one that does not say that it is an object's."""
-    return {"type": "object", "properties": {}, **schema}
+    """The server's schema as it is; providers refuse one that does not say that it is an object's, and only
+    that, or whose properties are none."""
+    properties = schema.get("properties")
+    return {**schema, "type": "object", "properties": properties if isinstance(properties, Mapping) else {}}
 
 
 def _function(session: Session, listed: str) -> Callable[..., Awaitable[str]]:
