@@ -21,6 +21,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def unwrapped(error: BaseException) -> BaseException:
+    """What a group holds where that is one exception: a task group, such as one of an MCP client's, raises
+    every failure inside it as a group, whose name and words tell nothing."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 class ProfilerError(Exception):
     """Base of every exception of this package. The message says what, where, and what to do.
 

@@ -289,6 +289,11 @@ class McpServer:
     withheld: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict, hash=False)
 
+    @property
+    def emulated(self) -> bool:
+        """It is our emulator (`profiler.mcp.session.EMULATOR`)."""
+        return self.title == "toolcall-profiler-emulator"
+
 
 @dataclass(frozen=True, slots=True)
 class Run:

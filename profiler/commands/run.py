@@ -124,6 +124,7 @@ def main(arguments: argparse.Namespace) -> int:
     from profiler.rundir import Incident, RunDirectory
     from profiler.scenarios import load_scenario
     from profiler.scenarios.tools import close_tool_clients, tool_session
+    from profiler.statistics.invented import REMEDY, refused_calls
     from profiler.statistics.verdicts import no_tool_calls
     from profiler.strategies import parse_strategy
 
@@ -192,6 +193,10 @@ def main(arguments: argparse.Namespace) -> int:
     lost = Counter(server for record in records for server in lost_sessions(record))
     for server, calls in lost.items():
         print(lost_said(server, calls))
+    if options.base_url is None:
+        made = [call for record in records for call in record.tool_calls]
+        for line in refused_calls(servers.described, made):
+            print(f"{line}; {REMEDY}")
     for record in records:
         if record.answered and not record.good:
             print(f"the loop failed: {_why(record)}")

@@ -147,12 +147,15 @@ def _total(rule: Rule, agents: int, share: int, processes: int, what: str) -> st
         counted = f"{'tokens' if limiter.resource == 'tokens' else what}/{unit}"
     else:
         let_in = float(limiter.limit or 0)
+        noun = (
+            what.removesuffix("s") if let_in * (agents if rule.scope == "agent" else processes) == 1 else what
+        )
         of = ""
         if rule.scope == "tool":
             of = f" of {rule.tool or 'each tool'}"
         elif rule.scope == "server":
             of = f" of {f'server {rule.server}' if rule.server else 'each server'}"
-        counted = f"{what}{of} at once"
+        counted = f"{noun}{of} at once"
     one, several, count = "process", "processes", processes
     if rule.scope == "agent":
         one, several, count = "agent", "agents", agents

@@ -75,6 +75,9 @@ class AgentCall:
 
 agent_call: ContextVar[AgentCall | None] = ContextVar("toolloop_agent_call", default=None)
 
+_by_name: ContextVar[bool] = ContextVar("toolloop_by_name", default=False)
+"""The callables of `execute` run, and each watched call in them is to wait for a place under its name."""
+
 
 class AgentContext:
     """Everything that a user's agent is given.
@@ -186,12 +189,18 @@ class AgentContext:
 
         The first failure is raised, after all have ended. In the records, the first tool call of each
         callable has waited as long as the strategy held the callable; the callable decides when further ones
-        run.
+        run. Limits by tool or by MCP server alone hold the watched calls inside in place of the callables,
+        whose names nobody knows.
         """
         call, gate = self._call, self.strategy.gate
         agent = call.position.agent
         call.asked = True
         if gate is not None and _has_place(call, gate):
+            gate = None
+        rules = () if gate is None else gate.rules
+        by_name = bool(rules) and all(rule.scope in ("tool", "server") for rule in rules)
+        if by_name:
+            self._hold_by_name()
             gate = None
         outcomes: list[T | BaseException] = [asyncio.CancelledError()] * len(calls)
 
@@ -202,11 +211,14 @@ class AgentContext:
 
         async def released(index: int) -> None:
             # Set and reset for each callable, since `sequential` runs all of them in one task.
-            token = handed_over.set(HandedOver(at_ns, clock(), limit))
+            token = None if by_name else handed_over.set(HandedOver(at_ns, clock(), limit))
+            inside = _by_name.set(by_name)
             try:
                 outcomes[index] = await calls[index]()
             finally:
-                handed_over.reset(token)
+                _by_name.reset(inside)
+                if token is not None:
+                    handed_over.reset(token)
 
         async def one(index: int) -> None:
             try:
@@ -225,6 +237,13 @@ class AgentContext:
                 raise outcome
             results.append(outcome)
         return results
+
+    def _hold_by_name(self) -> None:
+        if self.profiler.hold is not None:
+            return  # it holds every watched call
+        from profiler.load.holding import hold
+
+        self.profiler.hold = lambda tool, server="": hold(tool, server) if _by_name.get() else None
 
     def on_close(self, close: Callable[[], Awaitable[Any]]) -> None:
         """Have `close()` awaited after the last loop, such as that of a client."""

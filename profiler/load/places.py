@@ -13,6 +13,7 @@ from pathlib import Path
 from types import CodeType, CoroutineType, FrameType, FunctionType, ModuleType
 from typing import Any
 
+from profiler.errors import unwrapped
 from profiler.load.calling import underlying
 from profiler.watch.places import MOST_FRAMES, innermost_place, is_code_of_application, place
 
@@ -22,7 +23,7 @@ _LOCK = type(threading.Lock())
 def raised_line(error: BaseException) -> str | None:
     """The innermost line of the user's code that an exception passed, None where it passed none."""
     found = None
-    trace = error.__traceback__
+    trace = unwrapped(error).__traceback__
     while trace is not None:
         if is_code_of_application(trace.tb_frame.f_code):
             found = place(trace.tb_frame.f_code.co_filename, trace.tb_lineno)

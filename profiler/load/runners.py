@@ -23,6 +23,7 @@ from profiler.errors import (
     TargetError,
     ToolServerError,
     UsageError,
+    unwrapped,
 )
 from profiler.load.agents import LoadedAgent
 from profiler.load.context import AgentCall, AgentContext, LoopPosition, OneLoop, agent_call
@@ -306,6 +307,7 @@ class FirstLoop:
 
 def first_failed(error: BaseException | None) -> ProfilerError:
     """The error that a test ends with whose first loop failed so."""
+    error = None if error is None else unwrapped(error)
     if isinstance(error, UsageError):
         return error
     said = "nothing was raised" if error is None else describe(error)

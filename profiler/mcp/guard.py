@@ -38,7 +38,7 @@ class Guard:
 
     def __init__(self) -> None:
         self._pipe: int | None = None
-        self._pid = 0
+        self._pids: set[int] = set()  # of it, and of those before it that nobody has waited for yet
         self._groups: set[int] = set()
 
     def watch(self, group: int) -> None:
@@ -61,7 +61,7 @@ class Guard:
     def leave(self) -> None:
         """In a forked child: they are the parent's, and so is the pipe, whose end nobody is to hold open."""
         self._groups.clear()
-        self._pid = 0
+        self._pids.clear()
         self._close()
 
     def _start(self) -> None:
@@ -69,7 +69,7 @@ class Guard:
         theirs, ours = os.pipe()
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
-            self._pid = unpatched(os, "posix_spawn")(
+            pid = unpatched(os, "posix_spawn")(
                 SHELL,
                 [SHELL, "-c", _SCRIPT],
                 {"PATH": os.defpath},
@@ -80,6 +80,7 @@ class Guard:
                 ],
                 setpgroup=0,
             )
+            self._pids.add(pid)
             self._pipe = ours
         except OSError:
             close(ours)
@@ -98,11 +99,11 @@ class Guard:
             self._pipe = None
 
     def _reap(self) -> None:
-        if self._pid:
+        for pid in list(self._pids):
             with contextlib.suppress(ChildProcessError):
-                if not unpatched(os, "waitpid")(self._pid, os.WNOHANG)[0]:
-                    return
-            self._pid = 0
+                if not unpatched(os, "waitpid")(pid, os.WNOHANG)[0]:
+                    continue
+            self._pids.discard(pid)
 
 
 guard = Guard()

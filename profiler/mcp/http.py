@@ -43,6 +43,9 @@ CLOSE_SECONDS = 2.0
 REST_SECONDS = 5.0
 """How long an event stream that has given its answer may take to end, before its connection is closed."""
 
+MOST_RESTS = 50
+"""Such streams at once; the connections of more are closed. Some servers end none."""
+
 MOST_REDIRECTS = 3
 MOST_READY = 1000
 """Tools whose headers are kept ready."""
@@ -110,7 +113,7 @@ class HttpSession(LeanSession):
 
     async def _delete(self, pool: Pool) -> None:
         """Tell the server that the session is over. It may refuse that, or be gone."""
-        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, ValueError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 response = await pool.session.delete(self._url, headers=self._base, **self._options)
                 response.release()
@@ -121,7 +124,9 @@ class HttpSession(LeanSession):
 
     def _agree(self, protocol: str | None) -> None:
         self._ready.clear()
-        self._base = {**wire.base_headers(protocol, self._session_id), **self.spec.headers}
+        given = {name.lower() for name in self.spec.headers}
+        ours = wire.base_headers(protocol, self._session_id)
+        self._base = {name: ours[name] for name in ours if name not in given} | dict(self.spec.headers)
 
     def _headers(self, method: str | None, tool: str | None = None) -> dict[str, str]:
         if not self.modern or method is None:
@@ -135,6 +140,9 @@ class HttpSession(LeanSession):
         return found
 
     def _agreed(self, asked: Exchange, found: ServerInfo) -> None:
+        if not wire.may_be_sent(asked.session_id or ""):
+            asked.fail(wire.INVALID_REPLY, "its session id has characters that no header can hold")
+            raise self._error(asked)
         self._session_id = asked.session_id
         self._agree(found.protocol)
 
@@ -143,7 +151,7 @@ class HttpSession(LeanSession):
         try:
             async with asyncio.timeout(self.timeout):
                 await self._post_only(exchange, message, self._base)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             self._failed(exchange, error, self.timeout)
             raise self._error(exchange) from error
         # A server that refuses the notification shows at the first request whether it minds.
@@ -308,6 +316,9 @@ class HttpSession(LeanSession):
         if content.is_eof():
             response.release()
             return
+        if len(self._rests) >= MOST_RESTS:
+            response.close()
+            return
         loop = asyncio.get_running_loop()
         self._rests[response] = loop.call_later(REST_SECONDS, self._end_rest, response)
         content.on_eof(functools.partial(self._end_rest, response))
@@ -385,7 +396,7 @@ class HttpSession(LeanSession):
 
     async def _send_quietly(self, message: wire.Message, headers: Mapping[str, str]) -> None:
         # The call that it is about has its own outcome.
-        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, ValueError):
             async with asyncio.timeout(NOTIFY_SECONDS):
                 await self._post_only(Exchange(0), message, headers)
 

@@ -86,8 +86,7 @@ class LeanSession:
         self._is_open = False
         self._closed = False
         self._mirrored: dict[str, wire.Mirrored] = {}
-        secrets = environment_secrets() | header_secrets(spec.headers.items()) | set(spec.headers.values())
-        self._secrets = tuple(one for one in secrets if len(one) >= 6)
+        self._secrets = secrets_of(spec)
         self._meta = wire.envelope(False)
 
     @property
@@ -268,6 +267,9 @@ class LeanSession:
                 asked.fail(wire.error_type_of(error) if error is not None else wire.INVALID_REPLY, words)
                 raise self._error(asked)
             tools, cursor = page
+            if cursor == "" and tools == found:  # some servers say so that there is no more
+                cursor = None
+                break
             found += tools
             if cursor is None or cursor in seen or len(found) > MOST_TOOLS:
                 break
@@ -378,6 +380,12 @@ class LeanSession:
             opening.cancel()
             await asyncio.wait((opening,))
         await self._end()
+
+
+def secrets_of(spec: ServerSpec) -> tuple[str, ...]:
+    """What nobody is to read in the words of a server."""
+    secrets = environment_secrets() | header_secrets(spec.headers.items()) | set(spec.secrets)
+    return tuple(one for one in secrets if len(one) >= 6)
 
 
 ROUNDING_NS = 1_000_000

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import importlib
 import inspect
+import os
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from typing import Any, Literal
@@ -13,13 +15,13 @@ from typing import Any, Literal
 from profiler.errors import ToolServerError, UsageError
 from profiler.mcp import wire
 from profiler.mcp.child import last_lines
-from profiler.mcp.lean import MOST_PAGES, MOST_TOOLS, Exchange, credible_ns, remote_call
+from profiler.mcp.lean import MOST_PAGES, MOST_TOOLS, Exchange, credible_ns, remote_call, secrets_of
 from profiler.mcp.sdk_stdio import Pipes, pipes
 from profiler.mcp.sdk_times import MARK, Receiving, Sending, Watch, said
 from profiler.mcp.servers import ServerSpec
 from profiler.mcp.session import CallResult, ListedTool, ServerInfo
 from profiler.records import Clock, RemoteCall
-from profiler.redaction import environment_secrets, scrub
+from profiler.redaction import scrub
 
 _TIMED_OUT = frozenset((-32001, 408))
 _CLOSED = -32000
@@ -56,6 +58,7 @@ class SdkSession:
         self._opening: asyncio.Task[None] | None = None
         self._numbers = 0
         self._closed = False
+        self._secrets = secrets_of(spec)
         self._lost = False
         self._pipes: Pipes | None = None
 
@@ -122,6 +125,11 @@ class SdkSession:
         else:
             http: Any = importlib.import_module("mcp.client.streamable_http")
             client = http.create_mcp_http_client(headers=dict(self.spec.headers) or None)
+            if self.spec.is_loopback:  # it would go through a proxy that the environment names
+                verify = _tls_context() if self.spec.url.startswith("https:") else True
+                client = type(client)(
+                    headers=client.headers, timeout=client.timeout, trust_env=False, verify=verify
+                )
             client.follow_redirects = False  # the headers are for this server
             hooks = client.event_hooks
             hooks["request"].append(self._watch.requested)
@@ -149,7 +157,7 @@ class SdkSession:
 
     def _error(self, words: str, error_type: str) -> ToolServerError:
         return ToolServerError(
-            f"MCP server {self.server} ({self.spec.shown}): {scrub(words, environment_secrets())}",
+            f"MCP server {self.server} ({self.spec.shown}): {scrub(words, self._secrets)}",
             server=self.server,
             error_type=error_type,
         )
@@ -203,6 +211,8 @@ class SdkSession:
                 raise self._error(said(error), error_type) from error
             page = wire.listed(result.model_dump(mode="json", by_alias=True, exclude_none=True))
             assert page is not None
+            if page == (found, ""):  # as in the lean client
+                return tuple(found)
             found += page[0]
             cursor = page[1]
             if cursor is None:
@@ -312,7 +322,7 @@ class SdkSession:
         return "" if self._pipes is None else last_lines(self._pipes.said.decode("utf-8", "replace"))
 
     def _failed(self, exchange: Exchange) -> CallResult:
-        text = scrub(exchange.words, environment_secrets())
+        text = scrub(exchange.words, self._secrets)
         remote = self._remote(exchange, None, 1)
         return CallResult(text, remote, exchange.error_type, exchange.retry_after_ns)
 
@@ -321,6 +331,13 @@ class SdkSession:
             server_ns = wire.server_timing_ns(exchange.server_timing)
         server_ns = credible_ns(server_ns, exchange.posted_ns, exchange.answered_ns)
         return remote_call(self.spec.name, self._transport, self._info, exchange, server_ns, sends)
+
+
+def _tls_context() -> ssl.SSLContext:
+    """Without the environment the HTTP client does not read it for certificates either."""
+    from profiler.mcp.http_pool import tls_context
+
+    return tls_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
 
 def _code(error: BaseException) -> int | None:

@@ -19,7 +19,9 @@ FORMS = '[NAME=]https://host/mcp, or [NAME=]"command with its arguments"'
 _NAMED = re.compile(r"([A-Za-z0-9][\w.-]{0,31})=(.+)", re.DOTALL)
 _NO_PART = re.compile(r"[^\w.-]+")
 _VARIABLE = re.compile(r"([A-Za-z_]\w*)=.*", re.DOTALL)
-_SECRET_OPTION = re.compile(r"--?[\w-]*(?:token|key|secret|password|passwd|credential)s?", re.IGNORECASE)
+_SECRET_NAME = r"[\w-]*(?:token|key|secret|password|passwd|credential)s?"
+_SECRET_OPTION = re.compile(rf"--?{_SECRET_NAME}", re.IGNORECASE)
+_SECRET_GIVEN = re.compile(rf"(?:--?)?{_SECRET_NAME}=(.+)", re.IGNORECASE | re.DOTALL)
 _RUNNERS = frozenset(
     ("env", "python", "python3", "node", "npx", "uvx", "uv", "run", "deno", "bun", "bunx", "-m", "-y")
 )
@@ -53,8 +55,11 @@ class ServerSpec:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What of it nobody else is to see: the values of its headers, and of the query of its URL."""
-        query = () if self.url is None else Endpoint.parse(self.url, "--mcp").query
+        """What of it nobody else is to see: the values of its headers, and of the query of its URL; of a
+        command those that are given under the name of a secret."""
+        if self.url is None:
+            return _secrets_in(self.command)
+        query = Endpoint.parse(self.url, "--mcp").query
         return (*self.headers.values(), *(value for _, value in query))
 
     @property
@@ -69,7 +74,8 @@ class ServerSpec:
         name, where = (named[1], named[2].strip()) if named else ("", text.strip())
         if where.startswith(("http://", "https://")):
             endpoint = Endpoint.parse(where, flag)
-            return cls(name or _NO_PART.sub("-", endpoint.url.partition("://")[2].partition("/")[0]), where)
+            host = endpoint.url.partition("://")[2].partition("/")[0]
+            return cls(name or _NO_PART.sub("-", host).strip("-."), where)
         try:
             command = tuple(shlex.split(where))
         except ValueError as error:
@@ -91,6 +97,16 @@ def shown_server(text: str) -> str:
         return name + hide_keys(where)
 
 
+def _secrets_in(command: Sequence[str]) -> tuple[str, ...]:
+    found = []
+    for before, part in zip(("", *command), command, strict=False):
+        if given := _SECRET_GIVEN.fullmatch(part):
+            found.append(given[1])
+        elif _SECRET_OPTION.fullmatch(before) and not part.startswith("-"):
+            found.append(part)
+    return tuple(found)
+
+
 def shown_command(command: Sequence[str]) -> str:
     """A command without what is or may be a key: values of variables for its environment, and of options
     whose name says so."""
@@ -103,6 +119,8 @@ def shown_command(command: Sequence[str]) -> str:
             shown.append(f"{variable[1]}={REDACTED}")
         elif _SECRET_OPTION.fullmatch(before) and not part.startswith("-"):
             shown.append(REDACTED)
+        elif given := _SECRET_GIVEN.fullmatch(part):
+            shown.append(part[: given.start(1)] + REDACTED)
         else:
             shown.append(shlex.quote(part))
             environment = environment and (not place or part.startswith("-"))

@@ -31,6 +31,9 @@ END_SECONDS = 2.0
 WRITE_SECONDS = 30.0
 """How long a call that has a time limit waits at most until the server has taken its request."""
 
+MOST_WAITING = 1000
+"""Messages that wait to be written; answers to what a server asks are left out from then on."""
+
 _POLL_SECONDS = 0.01
 _ID = re.compile(rb'"id"\s*:\s*"?(\d+)')
 
@@ -72,6 +75,8 @@ class _Process:
         self._said = b""
         assert self.child.stdout is not None
         assert self.child.stderr is not None
+        assert self.child.stdin is not None
+        self._loop.add_reader(self.child.stdin, self._reads_no_more)  # it is ready once nobody can read
         self._loop.add_reader(self.child.stdout, self._readable)
         self._loop.add_reader(self.child.stderr, self._complains)
 
@@ -92,7 +97,7 @@ class _Process:
         self._write(wire.encoded(message), None)
 
     def _write(self, body: bytes, call: _Call | None) -> None:
-        if self.child.stdin is None:
+        if self.child.stdin is None or (call is None and len(self._waiting) >= MOST_WAITING):
             return
         self._waiting.append((body + b"\n", call))
         if len(self._waiting) == 1:
@@ -109,7 +114,7 @@ class _Process:
             except BlockingIOError:
                 count = 0
             except OSError:
-                self._close_stdin()
+                self._reads_no_more()
                 return
             self._written += count
             if self._written < len(body):
@@ -121,6 +126,16 @@ class _Process:
                 self._posted(call, now_ns)
         assert self.child.stdin is not None
         self._loop.remove_writer(self.child.stdin)
+
+    def _reads_no_more(self) -> None:
+        """What it was not sent yet is lost; what it has read it may still answer, for a moment."""
+        lost = [call for _, call in self._waiting if call is not None]
+        self._close_stdin()
+        words = "it closed its standard input"
+        for call in lost:
+            call.exchange.fail("session_lost", self.ending(words))
+            call.done()
+        self._loop.call_later(END_SECONDS, self._over, words)
 
     def _posted(self, call: _Call, now_ns: int) -> None:
         call.exchange.posted_ns = now_ns
@@ -287,6 +302,7 @@ class _Process:
         self._waiting.clear()
         if self.child.stdin is not None:
             self._loop.remove_writer(self.child.stdin)
+            self._loop.remove_reader(self.child.stdin)
             self.child.close_stdin()
 
     def _close_stdout(self) -> None:
@@ -359,11 +375,12 @@ class StdioSession(LeanSession):
         self._process = _Process(self.spec, self.clock)
 
     def _is_there(self) -> bool:
-        return self._process is not None and not self._process.is_over
+        process = self._process
+        return process is not None and not process.is_over and process.child.stdin is not None
 
     async def _revived(self) -> None:
         """Some end when the first message is not `initialize`."""
-        if self._process is None or self._process.is_over:
+        if not self._is_there():
             await self._start()
 
     async def _give_up(self) -> None:
@@ -384,7 +401,7 @@ class StdioSession(LeanSession):
         more_headers: Mapping[str, str] | None = None,
     ) -> None:
         process = self._process
-        if process is None or process.is_over:
+        if process is None or not self._is_there():
             how = "it has ended"
             exchange.fail("session_lost", how if process is None else process.ending(how))
             return

@@ -77,7 +77,11 @@ async def mcp_tools(sessions: Sequence[Session], *, allowed: Collection[str] = (
     servers: list[ServerTools] = []
     for session, listed, offered, named in zip(sessions, listings, callable_, names, strict=True):
         tools += (_tool(session, tool, name) for tool, name in zip(offered, named, strict=True))
-        withheld = tuple(tool.name for tool in listed if tool not in offered)
+        withheld = tuple(
+            tool.name
+            for tool in listed
+            if not may_be_called(tool, emulated=session.info.emulated, allowed=allowed)
+        )
         of_names = {name: tool.name for tool, name in zip(offered, named, strict=True)}
         servers.append(ServerTools(session.server, session.info, of_names, withheld))
     return McpTools(tuple(tools), tuple(servers))
@@ -153,8 +157,10 @@ def _tool(session: Session, listed: ListedTool, name: str) -> SchemaTool:
 
 
 def _parameters(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The server's schema as it is; providers refuse one that does not say that it is an object's."""
-    return {"type": "object", "properties": {}, **schema}
+    """The server's schema as it is; providers refuse one that does not say that it is an object's, and only
+    that, or whose properties are none."""
+    properties = schema.get("properties")
+    return {**schema, "type": "object", "properties": properties if isinstance(properties, Mapping) else {}}
 
 
 def _function(session: Session, listed: str) -> Callable[..., Awaitable[str]]:

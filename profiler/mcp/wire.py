@@ -146,7 +146,7 @@ def initialized(result: Any) -> ServerInfo | None:
     if not isinstance(result, Mapping):
         return None
     protocol = result.get("protocolVersion")
-    if not isinstance(protocol, str) or not protocol:
+    if not isinstance(protocol, str) or not protocol or not may_be_sent(protocol):
         return None
     return _greeting(result.get("serverInfo"), protocol[:40])
 
@@ -159,8 +159,14 @@ def _greeting(named: Any, protocol: str) -> ServerInfo:
 # Headers of HTTP.
 
 _PLAIN = re.compile(r"[\x20-\x7e]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ENCODED = re.compile(r"=\?base64\?.*\?=")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,100}")
+
+
+def may_be_sent(text: str) -> bool:
+    """Whether a header can hold what a server wants to be told again: no character of control."""
+    return not _CONTROL.search(text)
 
 
 def header_value(text: str) -> str:
@@ -373,7 +379,12 @@ def _block_text(block: Any) -> str:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else encoded(value).decode("utf-8", "replace")
+    if isinstance(value, str):
+        return value
+    try:
+        return encoded(value).decode("utf-8", "replace")
+    except (ValueError, RecursionError):  # what can just be read may be too deep to be written
+        return "a value that is nested too deeply to be shown"
 
 
 def _server_ns(meta: Any) -> int | None:

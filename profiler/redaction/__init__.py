@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from profiler.errors import unwrapped
 from profiler.redaction.keys import REDACTED, hide_keys
 
 SHORTEST = 6
@@ -111,7 +112,8 @@ def error_secrets(error: BaseException) -> set[str]:
 
 
 def describe(error: BaseException) -> str:
-    """`Type: message`, without what the failed request was authenticated with."""
+    """`Type: message`, without what the failed request was authenticated with; of a group of one, of that."""
+    error = unwrapped(error)
     try:
         said = str(error)
     except Exception:  # an exception's own code may fail as well

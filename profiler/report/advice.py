@@ -16,6 +16,7 @@ from profiler.rundir import Run
 from profiler.shortfalls import EXPLAINED
 from profiler.statistics.caveats import is_of_model
 from profiler.statistics.figures import StrategySummary
+from profiler.statistics.invented import REMEDY
 from profiler.statistics.replay import Counterfactual
 from profiler.statistics.summary import Summary
 from profiler.strategies import knob_of
@@ -55,6 +56,9 @@ def next_steps(summary: Summary, run: Run, estimates: tuple[Counterfactual, ...]
     """At most `MOST_STEPS` things to try, without repeats."""
     if summary.idle:
         return [Step("Have the model ask for tools first: until then no strategy has anything to do.")]
+    made_up = any(one.kind == "invented_arguments" for one in summary.warnings)
+    if made_up and summary.void:  # no load, and no limit, makes those arguments real
+        return [Step(f"{REMEDY[0].upper()}{REMEDY[1:]}.")]
     steps = [
         *_validity(summary),
         *_less_load(summary, run),

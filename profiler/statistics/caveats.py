@@ -35,6 +35,7 @@ CaveatKind = Literal[
     "worker_returned",
     "target_stood_still",
     "server_lost",
+    "invented_arguments",
     "records_dropped",
     "aborted",
     "interrupted",
@@ -138,7 +139,7 @@ class Caveat:
     @property
     def leads(self) -> bool:
         """Whether it is to be said before any figure."""
-        return self.invalid or self.kind == "self_check"
+        return self.invalid or self.kind in ("self_check", "invented_arguments")
 
 
 def caveats(

@@ -21,6 +21,7 @@ from profiler.statistics.comparison import Comparison, compare_strategies
 from profiler.statistics.direct import DirectLoad, direct_loads
 from profiler.statistics.figures import StrategySummary, Totals, figures, good_loops
 from profiler.statistics.gates import Outcome
+from profiler.statistics.invented import invented
 from profiler.statistics.objectives import Objective, parse_objective
 from profiler.statistics.quantiles import CONFIDENCE, Estimate, Floats
 from profiler.statistics.servers import ServerFigures
@@ -241,7 +242,9 @@ def summarise_table(run: Run, table: Table) -> Summary:
     )
     top = every[-1] if every else Level(run.load.users, ())
     lower = [strategy for level in every[:-1] for strategy in level.strategies]
-    warnings = caveats(run, top.strategies, lower)
+    servers = table.servers.figures(per_agent=bool(run.arguments.get("mcp_per_agent")))
+    raised = {one.name: (one.calls.error_types.get("tool_error", 0), one.calls.calls) for one in servers}
+    warnings = (*caveats(run, top.strategies, lower), *invented(run, raised))
     every = tuple(_with_validity(level, warnings, several=len(every) > 1) for level in every)
     top = every[-1] if every else top
     return Summary(
@@ -260,7 +263,7 @@ def summarise_table(run: Run, table: Table) -> Summary:
         objective=run.slo,
         levels=every if len(every) > 1 else (),
         scalability=_scalability(measured, table, objective),
-        servers=table.servers.figures(per_agent=bool(run.arguments.get("mcp_per_agent"))),
+        servers=servers,
     )
 
 

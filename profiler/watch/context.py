@@ -9,6 +9,7 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from profiler.errors import unwrapped
 from profiler.loop import nesting
 from profiler.loop.lag import LagSampler, Stall, StopSampler
 from profiler.loop.supervision import can_tell, cancelled_as, has_timed_out
@@ -58,6 +59,7 @@ class LoopContext:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         profiler, boundary = self._profiler, self._profiler._boundary
+        kind = kind if error is None else type(unwrapped(error))
         # Each on its own: that one fails is no reason to leave the next undone.
         token, self._token = self._token, None
         if token is not None:

@@ -508,3 +508,61 @@ def _recorded(directory: Path) -> bool:
 def _parent(pid: int) -> int:
     status = (Path("/proc") / str(pid) / "status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("PPid:")).split()[1])
+
+
+AGENT = """
+import asyncio, os
+from functools import partial
+
+import mcp
+from openai import AsyncOpenAI
+
+A, B = os.environ["SERVERS"].split()
+TOOLS = [{"type": "function", "function": {"name": name}} for name in ("search", "fetch")]
+
+
+async def ask(client, model, prompt):
+    message = {"role": "user", "content": prompt}
+    await client.chat.completions.create(model=model, messages=[message], tools=TOOLS)
+
+
+def handed_over(ctx):
+    async def loop():
+        async with AsyncOpenAI(**ctx.client_options()) as client, mcp.Client(A) as a, mcp.Client(B) as b:
+            for one in (client, a, b):
+                ctx.profiler.instrument(one)
+            await ask(client, "gpt-4o", ctx.prompt)
+            each = [partial(a.call_tool, "search", {}), partial(b.call_tool, "fetch", {})]
+            await ctx.execute(*each * 4)
+
+    return loop
+
+
+async def plain(prompt):
+    async with AsyncOpenAI() as client, mcp.Client(A) as a, mcp.Client(B) as b:
+        await ask(client, "gpt-4o", prompt)
+        each = [partial(a.call_tool, "search"), partial(b.call_tool, "fetch")]
+        await asyncio.gather(*(call() for call in each * 4))
+"""
+
+
+@pytest.mark.parametrize("agent", ["handed_over", "plain"])
+def test_limit_of_servers_holds_for_an_agent_on_the_sdks_clients(tmp_path, agent):
+    if not hasattr(pytest.importorskip("mcp"), "Client"):
+        pytest.skip("the agent of this test is written for mcp 2")
+    (tmp_path / "two_servers.py").write_text(AGENT)
+    behaviours = [
+        Behaviour(seconds=0.05, name=name, tools=(tool,)) for name, tool in (("a", "search"), ("b", "fetch"))
+    ]
+    with served(*behaviours) as servers:
+        done = profiler(
+            *("compare", "--agent", f"two_servers:{agent}", "--strategy", "semaphore:2@server"),
+            *(*QUICK, "--users", "2", "--duration", "1s", "--out", str(tmp_path / "runs")),
+            SERVERS=" ".join(server.url for server in servers),
+            PYTHONPATH=str(tmp_path),
+        )
+        assert done.returncode in (0, 1), done.stderr
+        assert [server.most_at_once for server in servers] == [2, 2]
+    assert "was not heeded" not in done.stdout
+    _, records = left_in(tmp_path / "runs")
+    assert {call.server for call in calls_of(records)} == {"a", "b"}

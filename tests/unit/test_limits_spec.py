@@ -51,6 +51,8 @@ S = 1_000_000_000
         ("semaphore:search=3", 1, 1, "up to 3 calls of search at once"),
         ("semaphore:8@server", 2, 2, "4 per process × 2 processes = up to 8 calls of each server at once"),
         ("semaphore:files/*=3", 1, 1, "up to 3 calls of server files at once"),
+        ("semaphore:1@server", 1, 1, "up to 1 call of each server at once"),
+        ("semaphore:1", 1, 2, "1 per process × 2 processes = up to 2 calls at once"),
         ("rate:50/s", 1, 1, "up to 50 calls/s"),
         ("rate:50/s,burst=5", 2, 2, "25 per process × 2 processes = up to 50 calls/s"),
         ("rate:50/min", 1, 3, "50 per process × 3 processes = up to 150 calls/min"),

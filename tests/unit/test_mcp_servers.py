@@ -66,3 +66,12 @@ def test_a_tool_that_may_write_is_called_only_where_it_is_named() -> None:
 
 def test_codes_that_a_server_invents_share_one_name() -> None:
     assert [code_error(code) for code in (-32602, -77, "x", None)] == ["rpc_-32602", *["rpc_error"] * 3]
+
+
+def test_secrets_of_a_command_are_those_given_under_the_name_of_one() -> None:
+    spec = ServerSpec.parse(
+        "a=env API_TOKEN=hidden-1 MODE=fast serve --api-key hidden-2 --secret=hidden-3 --port 8"
+    )
+    assert set(spec.secrets) == {"hidden-1", "hidden-2", "hidden-3"}
+    assert "hidden" not in spec.shown
+    assert spec.shown.endswith("--port 8")

@@ -81,6 +81,9 @@ def test_schema_without_a_type_is_made_one_that_providers_take():
         FakeSession("files", listed("read", parameters={"type": "object", "required": None}))
     ).tools
     assert odd.parse("{}") == {}
+    nullable = {"type": ["object", "null"], "properties": None}
+    (odd,) = found(FakeSession("files", listed("read", parameters=nullable))).tools
+    assert odd.parameters == {"type": "object", "properties": {}}
 
 
 @pytest.mark.parametrize(

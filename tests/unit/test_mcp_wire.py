@@ -238,6 +238,14 @@ def test_server_that_asks_for_input_cannot_be_answered() -> None:
     assert "which a load test cannot give" in meant.text
 
 
+def test_value_that_is_too_deep_to_be_shown() -> None:
+    value: list[Any] = []
+    for _ in range(5000):
+        value = [value]
+    meant = wire.meaning({"result": {"structuredContent": {"a": value}}})
+    assert (meant.text, meant.error_type) == ("a value that is nested too deeply to be shown", None)
+
+
 def test_listing() -> None:
     page = {
         "tools": [

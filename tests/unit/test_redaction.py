@@ -203,3 +203,10 @@ VERTEX = "/v1/projects/p/locations/eu/publishers/anthropic/models"
 def test_api_and_model_of_a_path(path: str, api: str | None, model: str) -> None:
     assert (api_of(path), requested_model(b"{}", path)) == (api, model)
     assert requested_model(b'{"model": "said"}', path) == "said"
+
+
+def test_group_of_one_error_is_described_as_that_one() -> None:
+    inner = ExceptionGroup("unhandled errors in a TaskGroup", [ValueError("no model")])
+    assert describe(ExceptionGroup("unhandled errors in a TaskGroup", [inner])) == "ValueError: no model"
+    several = ExceptionGroup("two", [ValueError("a"), ValueError("b")])
+    assert describe(several).startswith("ExceptionGroup: two")

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 import profiler
+from profiler.records import LoopRecord
 from profiler.watch.profiler import Profiler
 from tests.generated_replies import MESSAGES, Served, Wire, clients, shown
 
@@ -319,3 +320,16 @@ def test_some_lines_of_watching_may_fail(run):
 @pytest.mark.timeout(600)
 def test_every_line_of_watching_may_fail(run):
     fail_at(run, None)
+
+
+def test_loop_that_a_task_group_ended_is_named_by_what_failed_in_it():
+    records: list[LoopRecord] = []
+    profiler = Profiler([records.append])
+
+    async def main():
+        with pytest.raises(ExceptionGroup):
+            async with profiler.loop():
+                raise ExceptionGroup("unhandled errors in a TaskGroup", [KeyError("city")])
+
+    asyncio.run(main())
+    assert [(one.status, one.error_type) for one in records] == [("error", "KeyError")]
