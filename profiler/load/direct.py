@@ -113,7 +113,7 @@ def _tool(listed: ListedTool, server: str) -> SchemaTool:
         if context.trial is not None:
             meta[f"{META}trial"] = context.trial
         result = await _session.get().call(listed.name, arguments, meta=meta)
-        context.answer.remote = result.remote
+        context.answer.telling = lambda: result.remote
         context.answer.failure = failure_of(result)
         return result.text
 

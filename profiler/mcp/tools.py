@@ -162,7 +162,7 @@ def _function(session: Session, listed: str) -> Callable[..., Awaitable[str]]:
         here = current_call.get()
         result = await session.call(listed, arguments, meta=_meta(here), timeout=CALL_SECONDS)
         if here is not None and here.answer is not None:
-            here.answer.remote = result.remote
+            here.answer.telling = lambda: result.remote
             here.answer.failure = failure_of(result)
         return result.text
 

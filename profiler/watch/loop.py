@@ -126,7 +126,7 @@ class ObservedLoop:
                             found.append(Match(round_, call.request, call.ready_ns, call, fit))
         if not found:
             return None
-        first = max(found, key=lambda match: match.fit)
+        first = found[0] if len(found) == 1 else max(found, key=lambda match: match.fit)
         level = first.fit[0]
         if level < FITTING:
             certain = level == POSSIBLE and len(found) == 1
@@ -278,7 +278,7 @@ class ObservedLoop:
                     for other, one in failed
                 )
                 tried = ObservedCall(call.request, call.ready_ns, self.clock(), where=circumstances())
-                call.tries.append(tried)
+                call.tries = [*call.tries, tried]
                 round_.began.add(tried)
                 return tried
         return None

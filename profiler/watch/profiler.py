@@ -49,7 +49,7 @@ from profiler.providers.attempts import (
 from profiler.providers.wire import api_of, requested_model, requested_prompt
 from profiler.records import Clock, LoopRecord
 from profiler.redaction import Content, Redact
-from profiler.watch import frameworks, mcp
+from profiler.watch import frameworks, mcp, mcp_owners
 from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments, fit_of
 from profiler.watch.auto import Automatic, Found, OfferedTool, OnClient, finder
 from profiler.watch.context import LoopContext
@@ -183,7 +183,7 @@ class Profiler:
         `name` is the server's in the records, where it is not to be the one that it gives itself. With `meta`
         each request tells its server which call of the model's it is, in `_meta`.
         """
-        session = mcp.watchable(client)
+        session = mcp_owners.watchable(client)
         if session is not None:
             if self._mcp is None:
                 self._mcp = mcp.SessionWatch(self)
@@ -325,7 +325,7 @@ class Profiler:
 
     def uninstrument(self, client: T) -> T:
         """Restore the client as it was before `instrument`. Returns it."""
-        session = mcp.watchable(client)
+        session = mcp_owners.watchable(client)
         if session is not None:
             if self._mcp is not None:
                 self._mcp.forget(session)
@@ -378,7 +378,9 @@ class Profiler:
             return frameworks.watched_tools(function, lambda one, own: self.tool(one, name=name or own))
         if not callable(function):
             raise UsageError(f"not a function: {describe(function)}")
-        runs_any = None if name is not None else self._boundary.call("tool", mcp.tool_parameter, function)
+        runs_any = (
+            None if name is not None else self._boundary.call("tool", mcp_owners.tool_parameter, function)
+        )
         if runs_any is not None:
             return self.dispatcher(function, name=runs_any)
         if getattr(function, "__toolloop_profiler__", None) is self:
@@ -458,7 +460,7 @@ class Profiler:
     def _run_asked(self, name: str, arguments: Mapping[str, Any], kind: type[R]) -> R | None:
         """A run that the loop of this context asked for; None where what it is has to be looked for."""
         known = self._loop.get()
-        if known is None or not known.open or current_call.get() is not None:
+        if known is None or not known.running.open or current_call.get() is not None:
             return None
         found = known.match(name, arguments)
         if found is None or found.fit[0] < FITTING or not known.claim(found):
@@ -492,7 +494,7 @@ class Profiler:
         """
         call = outer.observed
         if call is None:
-            return outer.answer is not None and outer.answer.remote is None
+            return outer.answer is not None and outer.answer.telling is None
         known = self._loop.get()
         if not isinstance(call, ObservedCall) or call.ended_ns is not None or known is None:
             return False
@@ -502,7 +504,7 @@ class Profiler:
         if request.arguments != "":
             fits = fit_of(request.arguments, arguments)[0] >= FITTING
             return fits and (same_tool(request.name, name) or known.known_as(name, arguments) is None)
-        if call.remote is not None:
+        if call.requests is not None:
             return False
         found = known.match(known.known_as(name, arguments) or name, arguments)
         return found is not None and found.fit[0] >= FITTING and known.adopt(call, found)

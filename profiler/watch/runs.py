@@ -138,6 +138,9 @@ class ToolRun:
     @within("tool")
     def leave(self) -> None:
         """It does not run any more, perhaps for now."""
+        self._leave()
+
+    def _leave(self) -> None:
         if self._tokens is not None:
             (loop, call, place), self._tokens = self._tokens, None
             try:
@@ -166,8 +169,12 @@ class ToolRun:
     @within("tool")
     def stepped_on(self, timed: TimedCoroutine) -> None:
         """An item of an async generator has been made."""
-        self.call.steps += timed.steps
+        self._steps(timed)
         self.resumed(timed)
+
+    def _steps(self, timed: TimedCoroutine) -> None:
+        if timed.steps:
+            self.call.steps = [*self.call.steps, *timed.steps]
 
     @within("tool")
     def resumed(self, timed: TimedCoroutine) -> None:
@@ -178,7 +185,7 @@ class ToolRun:
     @within("tool")
     def stepped(self, timed: TimedCoroutine) -> None:
         """A coroutine of the tool has ended."""
-        self.call.steps += timed.steps
+        self._steps(timed)
         self.resumed(timed)
         self.call.sending_ns += timed.sending_ns
         self.call.late_ns = late_ns() if timed.waited else 0

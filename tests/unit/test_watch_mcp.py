@@ -12,7 +12,7 @@ import pytest
 from profiler.errors import UsageError
 from profiler.loop.model import CallRequest
 from profiler.records import LoopRecord
-from profiler.watch import mcp
+from profiler.watch.mcp_calls import watched_call
 from profiler.watch.profiler import Profiler
 
 pytest.importorskip("mcp")
@@ -55,7 +55,7 @@ async def watched(tool: str, around: Any = None, times: int = 1, **options: Any)
 def test_requests_of_a_client_above_the_session_are_tries_of_one_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Twice, "call_tool", mcp._watched_call(Twice.call_tool, False))
+    monkeypatch.setattr(Twice, "call_tool", watched_call(Twice.call_tool, False))
     record = asyncio.run(watched("nothing", Twice, times=2))
     calls = list(record.tool_calls)
     assert [call.id for call in calls] == ["call_0", "call_1"]

@@ -32,12 +32,13 @@ ROOT = Path(profiler.__file__).parent
 
 # Around the application's own code: they run it, and catch what fails beside it.
 OUTSIDE = re.compile(
-    r"_watched_call\.<locals>\.call_tool|_recorded|_sent|_held_back|_on_request|_on_response|begin_remote"
+    r"watched_call\.<locals>\.call_tool|_recorded|_sent|_held_back|_on_request|_on_response|begin_remote"
     r"|\w+\.<locals>\.(_write|_resolve_pending|_handle_response|_handle_post_request|_handle_sse_event)"
-    r"|\w+\.<locals>\.(initialize|send|send_raw_request|create_session|trace|counted)"
+    r"|\w+\.<locals>\.(initialize|send|send_raw_request|create_session|trace)|_Counted\..*counted"
     r"|_Creating\..*|SessionWatch\.(__init__|watch|forget|start|stop|_perhaps_uninstall)"
-    r"|_install|_uninstall|_patch|_unhook|watchable|is_owner|_watched_call|bounded_name|_count_failure"
-    r"|_(session|dispatcher|transport|direct)_\w+|_PATCHES|<lambda>|_renew|_imported|Options|refuse"
+    r"|_install|_uninstall|_patch|unpatch|_unhook|watchable|is_owner|watched_call|bounded_name"
+    r"|(session|dispatcher|transport|direct)_\w+|_PATCHES|<lambda>|_renew|_imported|Options|refuse"
+    r"|RemoteRun\.(ends|ends_with)|_begin_send|_end_send|leave|_count_failure"
 )
 
 
@@ -45,7 +46,7 @@ OUTSIDE = re.compile(
 def inside(code: CodeType) -> str | None:
     """The module of code behind the boundary; None for other code."""
     path = Path(code.co_filename)
-    if path.parent != ROOT / "watch" or path.stem not in ("mcp", "remote", "remote_runs"):
+    if path.parent != ROOT / "watch" or not path.stem.startswith(("mcp", "remote")):
         return None
     if code.co_name == "<module>" or OUTSIDE.fullmatch(code.co_qualname):
         return None
