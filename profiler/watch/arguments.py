@@ -68,6 +68,8 @@ def fit_of(arguments: str | Mapping[str, Any], given: Mapping[str, Any] | None) 
     if not asked:
         return FITTING if given else EQUAL, 0, 0, 0
     fit = _fit(asked, given)
+    if fit[0] == EQUAL:
+        return fit
     return _fit_as_one(asked, given, fit) if fit[0] == POSSIBLE and fit[3] <= 1 else fit
 
 

@@ -252,7 +252,10 @@ class ObservedLoop:
         if round_ is not None:
             if not round_.calls:
                 round_.called_by = runner()
-            round_.add(call, asked=found is not None)
+            round_.calls.append(call)
+            round_.began.add(call)
+            if found is not None:
+                round_.asked.append(call)
         return call
 
     def try_again(self, name: str, arguments: Mapping[str, Any] | None) -> ObservedCall | None:

@@ -21,7 +21,7 @@ from profiler.watch.mcp_owners import (
 )
 from profiler.watch.mcp_transports import by_message, by_number, calling, see_written
 from profiler.watch.remote import Send
-from profiler.watch.remote_runs import Request, begin_remote, current_scope, leave
+from profiler.watch.remote_runs import Request, begin_remote, current_scope, put_back
 from profiler.watch.returned import Unawaited, under_its_name
 from profiler.watch.tools import _of_kind
 
@@ -241,7 +241,7 @@ def _begin_send(
 
 def _end_send(send: Send, token: Token[Send | None], error: BaseException | None, value: Any) -> None:
     """It has come to its end. Does not raise."""
-    leave(calling, token)
+    put_back(calling, token)
     keys, send.keys = send.keys, _GONE
     try:
         if error is None:

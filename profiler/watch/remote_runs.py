@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from profiler.loop.lag import late_ns
 from profiler.loop.model import CallRequest
 from profiler.loop.nesting import enter
+from profiler.loop.nesting import leave as left
 from profiler.loop.tools import Answer, CallContext, current_call
 from profiler.watch.loop import ObservedLoop
 from profiler.watch.remote import Requests, Send, SessionState
@@ -58,7 +59,7 @@ def _inside_another() -> bool:
     return False
 
 
-def leave(variable: ContextVar[T], token: Token[T]) -> None:
+def put_back(variable: ContextVar[T], token: Token[T]) -> None:
     """Reset it; in another context than it was set in, as where a coroutine is closed, nothing changes."""
     try:
         variable.reset(token)
@@ -92,7 +93,9 @@ def _begin(profiler: Profiler, request: Request) -> RemoteRun:
     if run is None:
         known_as = profiler._known_as(request.name, request.arguments)
         run = profiler._run(known_as, (request.arguments,), RemoteRun)
-    run.begins(profiler, request, scope)
+    run.profiler, run.owner, run.session = profiler, request.owner, request.session
+    run.waits, run.outer, run.open = request.waits, scope, True
+    run.requests.server, run.requests.state = request.server, request.state
     return run
 
 
@@ -108,7 +111,9 @@ class RemoteRun(ToolRun):
         super().__init__(watching, loop, call, *held)
         self._outer: CallContext | None = None
         self._entered: Token[RemoteRun | None] | None = None
-        self.open = False
+        self.profiler: Profiler | None = None
+        self.owner: Any = None
+        self.session = self.waits = self.open = False
         self.outer: RemoteRun | None = None
         self.requests = Requests()
 
@@ -116,11 +121,6 @@ class RemoteRun(ToolRun):
         """It is the call that runs here already: what is known of it goes there."""
         self._outer = outer
         self._answer = outer.answer
-
-    def begins(self, profiler: Profiler, request: Request, outer: RemoteRun | None) -> None:
-        self.profiler, self.owner, self.session = profiler, request.owner, request.session
-        self.waits, self.outer, self.open = request.waits, outer, True
-        self.requests.server, self.requests.state = request.server, request.state
 
     # What is sent while it runs.
 
@@ -180,9 +180,16 @@ class RemoteRun(ToolRun):
     def _leaves(self) -> None:
         self.open = False
         entered, self._entered = self._entered, None
-        if entered is not None:
-            leave(current_scope, entered)
-        self._leave()
+        tokens, self._tokens = self._tokens, None
+        try:
+            if entered is not None:
+                current_scope.reset(entered)
+            if tokens is not None:
+                self.watching.loop.reset(tokens[0])
+                current_call.reset(tokens[1])
+                left(tokens[2])
+        except ValueError:  # it was closed in another context than it ran in
+            return
 
     def _note(self, now_ns: int, error: BaseException | None) -> None:
         """What its requests told."""

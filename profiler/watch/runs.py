@@ -138,9 +138,6 @@ class ToolRun:
     @within("tool")
     def leave(self) -> None:
         """It does not run any more, perhaps for now."""
-        self._leave()
-
-    def _leave(self) -> None:
         if self._tokens is not None:
             (loop, call, place), self._tokens = self._tokens, None
             try:

@@ -38,7 +38,7 @@ OUTSIDE = re.compile(
     r"|_Creating\..*|SessionWatch\.(__init__|watch|forget|start|stop|_perhaps_uninstall)"
     r"|_install|_uninstall|_patch|unpatch|_unhook|watchable|is_owner|watched_call|bounded_name"
     r"|(session|dispatcher|transport|direct)_\w+|_PATCHES|<lambda>|_renew|_imported|Options|refuse"
-    r"|RemoteRun\.(ends|ends_with)|_begin_send|_end_send|leave|_count_failure"
+    r"|RemoteRun\.(ends|ends_with)|_begin_send|_end_send|put_back|_count_failure"
 )
 
 
