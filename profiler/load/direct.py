@@ -112,7 +112,8 @@ def _tool(listed: ListedTool, server: str) -> SchemaTool:
         meta: dict[str, Any] = {f"{META}call": context.call_id, f"{META}loop": context.number}
         if context.trial is not None:
             meta[f"{META}trial"] = context.trial
-        result = await _session.get().call(listed.name, arguments, meta=meta)
+        tell = partial(setattr, context.answer, "telling")
+        result = await _session.get().call(listed.name, arguments, meta=meta, tell=tell)
         context.answer.telling = lambda: result.remote
         context.answer.failure = failure_of(result)
         return result.text

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from profiler.errors import UsageError
 from profiler.process.lifetime import in_forked_child
 from profiler.watch import mcp_transports as transports
+from profiler.watch.auto import Found
 from profiler.watch.identity import ById
 from profiler.watch.imports import AfterImport
 from profiler.watch.mcp_calls import watched_call
@@ -46,6 +47,8 @@ class SessionWatch:
         self.profiler = profiler
         self.everything: Options | None = None
         self.automatic = False
+        self.found: list[Found] = []
+        self._servers: set[str] = set()
         self.owners: ById[Options] = ById()
         self._resolved: ById[Options] = ById()
 
@@ -77,6 +80,12 @@ class SessionWatch:
     def _perhaps_uninstall(self) -> None:
         if not self.automatic and self.everything is None and not [*self.owners]:
             _uninstall(self)
+
+    def saw(self, server: str) -> None:
+        """A session with this server has made a call, as part of `auto`."""
+        if server not in self._servers:
+            self._servers.add(server)
+            self.found.append(Found("session", f"MCP session with {server or 'a server without a name'}"))
 
     def options_of(self, owner: Any, around: RemoteRun | None) -> Options | None:
         """How calls of this owner are watched, None if they are not."""

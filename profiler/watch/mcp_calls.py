@@ -176,11 +176,11 @@ async def _recorded(profiler: Profiler, request: Request, held: Unawaited, sendi
         value = await held.taken()
     except BaseException as error:
         if sent is not None:
-            _end_send(*sent, error, None)
+            _end_send(request, *sent, error, None)
         run.ends_with(error)
         raise
     if sent is not None:
-        _end_send(*sent, None, value)
+        _end_send(request, *sent, None, value)
     run.ends(value)
     return value
 
@@ -207,10 +207,10 @@ async def _sent(request: Request, held: Unawaited, sending: Sending) -> Any:
         value = await held.taken()
     except BaseException as error:
         if sent is not None:
-            _end_send(*sent, error, None)
+            _end_send(request, *sent, error, None)
         raise
     if sent is not None:
-        _end_send(*sent, None, value)
+        _end_send(request, *sent, None, value)
     return value
 
 
@@ -239,7 +239,9 @@ def _begin_send(
         return None
 
 
-def _end_send(send: Send, token: Token[Send | None], error: BaseException | None, value: Any) -> None:
+def _end_send(
+    request: Request, send: Send, token: Token[Send | None], error: BaseException | None, value: Any
+) -> None:
     """It has come to its end. Does not raise."""
     put_back(calling, token)
     keys, send.keys = send.keys, _GONE
@@ -249,6 +251,9 @@ def _end_send(send: Send, token: Token[Send | None], error: BaseException | None
         else:
             send.raised(error)
         send.message = send.stream = None
+        for watch in [*watching]:
+            if watch.automatic:
+                watch.saw(request.server or send.session.server)
     except Exception as failure:
         boundary.failed("tool", failure)
     if len(keys) > 1:

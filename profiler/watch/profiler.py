@@ -245,8 +245,9 @@ class Profiler:
 
     @property
     def found(self) -> tuple[Found, ...]:
-        """Clients and tools that `auto` watches or has watched, and those that it cannot watch, with why."""
-        return self._found + tuple(self._automatic.found if self._automatic is not None else ())
+        """What `auto` watches or has watched, clients, tools and sessions, and what it cannot, with why."""
+        sessions = () if self._mcp is None else self._mcp.found
+        return (*self._found, *(() if self._automatic is None else self._automatic.found), *sessions)
 
     @property
     def offered(self) -> tuple[OfferedTool, ...]:

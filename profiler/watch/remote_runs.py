@@ -12,6 +12,7 @@ from profiler.loop.nesting import enter
 from profiler.loop.nesting import leave as left
 from profiler.loop.tools import Answer, CallContext, current_call
 from profiler.watch.loop import ObservedLoop
+from profiler.watch.mcp_owners import first_state
 from profiler.watch.remote import Requests, Send, SessionState
 from profiler.watch.rounds import ObservedCall
 from profiler.watch.runs import ToolRun, Watching, _text
@@ -208,7 +209,10 @@ class RemoteRun(ToolRun):
         if self.waits:
             until_ns = sends[0].started_ns if sends else now_ns
             requests.session_wait_ns = max(0, until_ns - call.started_ns)
-        requests.cut_off = error is not None
+        if error is not None:
+            requests.cut_off = True
+            if not sends and requests.state is None:
+                requests.state = first_state(self.owner)
         call.requests, answer.telling = requests, requests.record
 
 

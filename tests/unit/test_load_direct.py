@@ -11,7 +11,7 @@ from profiler.load.calls import CallPlan, PlannedCall
 from profiler.load.context import LoopPosition
 from profiler.load.direct import DirectAgent, Sessions
 from profiler.loop.tools import current_call
-from profiler.mcp.session import CallResult, ListedTool, ServerInfo
+from profiler.mcp.session import CallResult, ListedTool, ServerInfo, Tell
 from profiler.records import NO_MODEL, LoopRecord, RemoteCall
 from profiler.strategies import Gathered, SemaphoreLimited
 from profiler.testing import run_virtual
@@ -41,6 +41,7 @@ class FakeSession:
         *,
         meta: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        tell: Tell | None = None,
     ) -> CallResult:
         self.asked.append((tool, dict(arguments), dict(meta or {})))
         posted_ns = self._clock()

@@ -104,17 +104,20 @@ def answered(message: Any) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def session() -> AsyncIterator[ClientSession]:
-    """Over the HTTP transport, whose HTTP client answers at once."""
+async def session(asked: asyncio.Event | None = None) -> AsyncIterator[ClientSession]:
+    """Over the HTTP transport, whose HTTP client answers at once; when `asked` for `hung`, never."""
     http: Any = __import__("httpx" if MAJOR == 1 else "httpx2")
 
-    def serve(request: Any) -> Any:
+    async def serve(request: Any) -> Any:
         if request.method != "POST":
             return http.Response(405)
         message = orjson.loads(request.content)
         if "id" not in message:
             return http.Response(202)
         answer = answered(message)
+        if asked is not None and (message.get("params") or {}).get("name") == "hung":
+            asked.set()
+            await asyncio.Event().wait()
         if (message.get("params") or {}).get("name") == "streamed":
             events = b"event: message\ndata: " + orjson.dumps(answer) + b"\n\n"
             return http.Response(200, content=events, headers={"content-type": "text/event-stream"})
