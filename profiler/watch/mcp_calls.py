@@ -214,6 +214,15 @@ async def _sent(request: Request, held: Unawaited, sending: Sending) -> Any:
     return value
 
 
+def _given_name() -> str:
+    """The name that somebody gave the server of what runs in this context."""
+    scope, found = current_scope.get(), ""
+    while scope is not None:
+        found = found or scope.requests.server
+        scope = scope.outer
+    return found
+
+
 _GONE = (None,)
 """In place of the keys of a request that is no longer under way."""
 
@@ -253,7 +262,7 @@ def _end_send(
         send.message = send.stream = None
         for watch in [*watching]:
             if watch.automatic:
-                watch.saw(request.server or send.session.server)
+                watch.saw(_given_name() or request.server or send.session.server)
     except Exception as failure:
         boundary.failed("tool", failure)
     if len(keys) > 1:
