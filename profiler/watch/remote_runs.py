@@ -11,7 +11,8 @@ from profiler.loop.model import CallRequest
 from profiler.loop.nesting import enter
 from profiler.loop.nesting import leave as left
 from profiler.loop.tools import Answer, CallContext, current_call
-from profiler.watch.loop import ObservedLoop
+from profiler.watch.arguments import FITTING, fit_of
+from profiler.watch.loop import ObservedLoop, same_tool
 from profiler.watch.mcp_owners import first_state
 from profiler.watch.remote import Requests, Send, SessionState
 from profiler.watch.rounds import ObservedCall
@@ -83,21 +84,61 @@ def begin_remote(profiler: Profiler, request: Request) -> RemoteRun:
 
 
 def _begin(profiler: Profiler, request: Request) -> RemoteRun:
+    name, arguments = request.name, request.arguments
     outer, scope = current_call.get(), current_scope.get()
     run: RemoteRun | None = None
     if outer is None:
-        run = profiler._run_asked(request.name, request.arguments, RemoteRun)
+        known = profiler._loop.get()
+        if known is not None and known.running.open:
+            found = known.match(name, arguments)
+            if found is not None and found.fit[0] >= FITTING and known.claim(found):
+                run = profiler._run_of(name, known, known.begin_call(name, found), RemoteRun)
     # Inside another run it is what a server in this process does.
-    elif not _inside_another() and profiler._is_part_of(outer, request.name, request.arguments):
-        run = RemoteRun(profiler._watching, None, _nobodys(request.name))
+    elif not _inside_another() and _is_part_of(profiler, outer, name, arguments):
+        run = RemoteRun(profiler._watching, None, _nobodys(name))
         run.part_of(outer)
     if run is None:
-        known_as = profiler._known_as(request.name, request.arguments)
-        run = profiler._run(known_as, (request.arguments,), RemoteRun)
+        run = profiler._run(_known_as(profiler, name, arguments), (arguments,), RemoteRun)
     run.profiler, run.owner, run.session = profiler, request.owner, request.session
     run.waits, run.outer, run.open = request.waits, scope, True
     run.requests.server, run.requests.state = request.server, request.state
     return run
+
+
+def _known_as(profiler: Profiler, name: str, arguments: Mapping[str, Any]) -> str:
+    """The name under which the model knows the tool of a server that starts now."""
+    known = profiler._loop.get()
+    if known is not None and known.open and known.expects(name):
+        return name
+    loops = [known] if known is not None and known.open else []
+    if not loops or (profiler._conversations is not None and loops[0] in profiler._conversations):
+        loops += [loop for ref in profiler._open.valuerefs() if (loop := ref()) is not None]
+    found = [one for loop in loops if (one := loop.known_as(name, arguments)) is not None]
+    return name if name in found or not found else found[0]
+
+
+def _is_part_of(profiler: Profiler, outer: CallContext, name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether a server's tool that starts now is what the call around it is there for.
+
+    So it is in a framework's tool, and in a function of the application's that calls the session. One that is
+    watched but was not asked for gets the request that this one runs.
+    """
+    call = outer.observed
+    if call is None:
+        return outer.answer is not None and outer.answer.telling is None
+    known = profiler._loop.get()
+    if not isinstance(call, ObservedCall) or call.ended_ns is not None or known is None:
+        return False
+    if not known.runs(outer):
+        return False
+    request = call.request
+    if request.arguments != "":
+        fits = fit_of(request.arguments, arguments)[0] >= FITTING
+        return fits and (same_tool(request.name, name) or known.known_as(name, arguments) is None)
+    if call.requests is not None:
+        return False
+    found = known.match(known.known_as(name, arguments) or name, arguments)
+    return found is not None and found.fit[0] >= FITTING and known.adopt(call, found)
 
 
 class RemoteRun(ToolRun):
