@@ -134,8 +134,10 @@ def _around(
     request = Request(owner, name, arguments, session, waits)
     sending: Sending | None = None
     if session:
-        request.server = given or name_of_connection(owner)
-        request.state = state_of(owner)
+        request.state = state = state_of(owner)
+        request.server = given
+        if state.made_for is not None and not given:
+            request.server = name_of_connection(state.made_for)
         sending = first, meta, counted
     else:
         request.server = given or told_name(owner)

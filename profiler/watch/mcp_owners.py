@@ -139,8 +139,8 @@ def of_opening(result: Any) -> tuple[str, str | None]:
 
 def connects(client: Any, session: Any) -> bool:
     """Whether a LangChain client has the connection for which a session was made."""
-    connection = made_for.get(session)
-    return connection is not None and name_in(client, connection) is not None
+    state = _states.get(session)
+    return state is not None and state.made_for is not None and name_in(client, state.made_for) is not None
 
 
 def name_in(client: Any, connection: Mapping[str, Any]) -> str | None:
@@ -159,19 +159,13 @@ def name_in(client: Any, connection: Mapping[str, Any]) -> str | None:
 _ADDRESS = ("transport", "url", "command", "args")
 
 
-made_for: ById[Mapping[str, Any]] = ById()
-"""For which connection of a LangChain client a session was made."""
-
-
-def name_of_connection(session: Any) -> str:
-    """The name that a LangChain client has for the server that a session was made for."""
-    connection = made_for.get(session)
-    if connection is not None:
-        for watch in watching:
-            for owner in watch.owners:
-                name = name_in(owner, connection)
-                if name is not None:
-                    return bounded_name(name)
+def name_of_connection(connection: Mapping[str, Any]) -> str:
+    """The name that a LangChain client has for the server of one of its connections."""
+    for watch in watching:
+        for owner in watch.owners:
+            name = name_in(owner, connection)
+            if name is not None:
+                return bounded_name(name)
     return ""
 
 

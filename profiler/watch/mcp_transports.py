@@ -14,7 +14,7 @@ from typing import Any
 from profiler.loop.tools import current_call
 from profiler.mcp.session import META
 from profiler.watch.identity import ById
-from profiler.watch.mcp_owners import boundary, made_for, of_opening, state_of
+from profiler.watch.mcp_owners import boundary, of_opening, state_of
 from profiler.watch.remote import Send, Wire, bounded_name
 from profiler.watch.tools import _of_kind
 
@@ -316,6 +316,10 @@ def create_session(original: Any) -> Any:
     return create_session
 
 
+def _note_made(session: Any, connection: Mapping[str, Any]) -> None:
+    state_of(session).made_for = connection
+
+
 class _Creating:
     """An async context manager that notes for which connection the session is that it gives."""
 
@@ -324,7 +328,7 @@ class _Creating:
 
     async def __aenter__(self) -> Any:
         session = await self._made.__aenter__()
-        boundary.call("tool", made_for.put, session, self._connection)
+        boundary.call("tool", _note_made, session, self._connection)
         return session
 
     async def __aexit__(self, *raised: Any) -> Any:

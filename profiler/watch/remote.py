@@ -51,12 +51,16 @@ class Wire:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class SessionState:
-    """What is known of a client's session, from its calls and from its opening."""
+    """What is known of a client's session, from its calls and from its opening.
+
+    `made_for`: the connection of a LangChain client that it was made for.
+    """
 
     server: str = ""
     protocol: str | None = None
     transport: Transport | None = None
     wire: Wire = field(default_factory=Wire)
+    made_for: Mapping[str, Any] | None = None
 
 
 class Send:

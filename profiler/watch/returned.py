@@ -130,7 +130,7 @@ class Unawaited:
 
     def __del__(self) -> None:
         coroutine = self.coroutine
-        if coroutine is None:
+        if coroutine is None:  # taken
             return
         if (
             isinstance(coroutine, types.CoroutineType)
