@@ -140,7 +140,8 @@ def of_opening(result: Any) -> tuple[str, str | None]:
 def connects(client: Any, session: Any) -> bool:
     """Whether a LangChain client has the connection for which a session was made."""
     state = _states.get(session)
-    return state is not None and state.made_for is not None and name_in(client, state.made_for) is not None
+    made_for = None if state is None else state.made_for
+    return made_for is not None and name_in(client, made_for) is not None
 
 
 def name_in(client: Any, connection: Mapping[str, Any]) -> str | None:
