@@ -135,11 +135,12 @@ def _tool(listed: ListedTool, server: str, places: Places) -> SchemaTool:
             context.answer.failure = Returned(CLIENT_LIMIT, "unknown")
             return "this machine has no connection left"
         places.taken += 1
+        tell = partial(setattr, context.answer, "telling")
         try:
-            result = await _session.get().call(listed.name, arguments, meta=meta)
+            result = await _session.get().call(listed.name, arguments, meta=meta, tell=tell)
         finally:
             places.taken -= 1
-        context.answer.remote = result.remote
+        context.answer.telling = lambda: result.remote
         context.answer.failure = _failure(result)
         return result.text
 

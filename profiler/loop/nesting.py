@@ -7,7 +7,6 @@ one only where both of their records go to a common sink: to a reader of the one
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar, Token
 from types import BuiltinMethodType, MethodType
@@ -65,8 +64,10 @@ def enter(loop: Running, loops: list[str] | None = None) -> Left:
 
 def leave(token: Left) -> None:
     """In another context than that of `enter`, as where an async generator is closed, nothing changes."""
-    with contextlib.suppress(ValueError):
+    try:  # not contextlib's suppress, which costs more than all the rest
         _place.reset(token)
+    except ValueError:
+        return
 
 
 def begun_in(loop: Running) -> str | None:

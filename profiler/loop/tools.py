@@ -41,18 +41,23 @@ _R = typing_extensions.TypeVar("_R", default=Any)
 class Answer:
     """What a server answered a tool: the failure in its last answer, and how a call of MCP's went.
 
-    Both are None where nobody looks; `failure` is None, too, where the server served.
+    Both are None where nobody looks; `failure` is None, too, where the server served. `telling` gives what is
+    known of the call by then: it may be cut off at any moment.
     """
 
-    __slots__ = ("failure", "remote")
+    __slots__ = ("failure", "telling")
 
     def __init__(self) -> None:
         self.failure: Returned | None = None
-        self.remote: RemoteCall | None = None
+        self.telling: Callable[[], RemoteCall | None] | None = None
+
+    @property
+    def remote(self) -> RemoteCall | None:
+        return None if self.telling is None else self.telling()
 
     def or_of(self, returned: Returned | None) -> Returned | None:
         """The failure that a tool returned, or that it hides in what it returned."""
-        if self.remote is not None and self.failure is not None:
+        if self.telling is not None and self.failure is not None:
             return self.failure  # its client knows; the text only quotes it
         known = returned is not None and returned.error_type is not None
         if self.failure is not None and returned is not None and returned.error_type == ERROR_RESULT:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 from profiler.errors import ToolServerError
 from profiler.mcp import wire
 from profiler.mcp.servers import ServerSpec
-from profiler.mcp.session import CallResult, ListedTool, ServerInfo
+from profiler.mcp.session import CallResult, ListedTool, ServerInfo, Tell
 from profiler.records import Clock, RemoteCall
 from profiler.redaction import environment_secrets, header_secrets, scrub
 
@@ -291,8 +292,11 @@ class LeanSession:
         *,
         meta: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        tell: Tell | None = None,
     ) -> CallResult:
         """As in `Session`."""
+        if tell is not None:
+            tell(lambda: RemoteCall(self.server, self.transport, sends=0))
         if not self._is_open or not self._is_there():
             try:
                 await self._reopen()
@@ -301,7 +305,7 @@ class LeanSession:
                     str(error), RemoteCall(self.server, self.transport, sends=0), error.error_type
                 )
         generation = self.generation
-        exchange = await self._call(tool, arguments, meta, timeout)
+        exchange = await self._call(tool, arguments, meta, timeout, tell)
         sends = 0 if exchange.posted_ns is None else 1
         if self._wants_headers(exchange, tool):
             exchange, sends = await self._call_with_headers(exchange, tool, arguments, meta, timeout)
@@ -310,9 +314,16 @@ class LeanSession:
         return self._result(exchange, sends)
 
     async def _call(
-        self, tool: str, arguments: Mapping[str, Any], meta: Mapping[str, Any] | None, timeout: float | None
+        self,
+        tool: str,
+        arguments: Mapping[str, Any],
+        meta: Mapping[str, Any] | None,
+        timeout: float | None,
+        tell: Tell | None = None,
     ) -> Exchange:
         exchange = self._new_exchange()
+        if tell is not None:
+            tell(partial(self._so_far, exchange))
         whole = self._meta
         if meta:
             whole = {**whole, **meta}
@@ -353,6 +364,11 @@ class LeanSession:
         second = await self._call(tool, arguments, meta, timeout)
         second.posted_ns = first.posted_ns
         return second, 3
+
+    def _so_far(self, exchange: Exchange) -> RemoteCall:
+        """The record of a call that is cut off now."""
+        sends = 0 if exchange.posted_ns is None else 1
+        return remote_call(self.spec.name, self.transport, self._info, exchange, None, sends)
 
     def _result(self, exchange: Exchange, sends: int) -> CallResult:
         message = exchange.message

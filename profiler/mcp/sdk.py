@@ -19,7 +19,7 @@ from profiler.mcp.lean import MOST_PAGES, MOST_TOOLS, Exchange, credible_ns, rem
 from profiler.mcp.sdk_stdio import Pipes, pipes
 from profiler.mcp.sdk_times import MARK, Receiving, Sending, Watch, said
 from profiler.mcp.servers import ServerSpec
-from profiler.mcp.session import CallResult, ListedTool, ServerInfo
+from profiler.mcp.session import CallResult, ListedTool, ServerInfo, Tell
 from profiler.records import Clock, RemoteCall
 from profiler.redaction import scrub
 
@@ -229,10 +229,13 @@ class SdkSession:
         *,
         meta: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        tell: Tell | None = None,
     ) -> CallResult:
         """As in `Session`."""
         self._numbers += 1
         exchange = Exchange(self._numbers)
+        if tell is not None:
+            tell(lambda: self._remote(exchange, None, 0 if exchange.posted_ns is None else 1))
         if not self._is_open:
             try:
                 await self._reopen()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,6 +64,9 @@ class CallResult:
     retry_after_ns: int | None = None
 
 
+Tell = Callable[[Callable[[], RemoteCall]], object]
+
+
 class Session(Protocol):
     """A client's session with one server; used on the event loop that it was made on."""
 
@@ -84,11 +87,13 @@ class Session(Protocol):
         *,
         meta: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        tell: Tell | None = None,
     ) -> CallResult:
         """Call a tool. Raises nothing but cancellation: what goes wrong is in the result.
 
-        `meta` are keys for `_meta`; `timeout` in seconds, None for no bound. A session that was lost is
-        opened anew at the next call.
+        `meta` are keys for `_meta`; `timeout` in seconds, None for no bound. `tell` is called as the call
+        goes on, with what gives its record by then: of one that is cancelled there is no result. A session
+        that was lost is opened anew at the next call.
         """
 
     async def close(self) -> None: ...

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from profiler.errors import UsageError, did_you_mean
@@ -166,10 +167,12 @@ def _parameters(schema: Mapping[str, Any]) -> dict[str, Any]:
 def _function(session: Session, listed: str) -> Callable[..., Awaitable[str]]:
     async def call(**arguments: Any) -> str:
         here = current_call.get()
-        result = await session.call(listed, arguments, meta=_meta(here), timeout=CALL_SECONDS)
-        if here is not None and here.answer is not None:
-            here.answer.remote = result.remote
-            here.answer.failure = failure_of(result)
+        answer = None if here is None else here.answer
+        tell = None if answer is None else partial(setattr, answer, "telling")
+        result = await session.call(listed, arguments, meta=_meta(here), timeout=CALL_SECONDS, tell=tell)
+        if answer is not None:
+            answer.telling = lambda: result.remote
+            answer.failure = failure_of(result)
         return result.text
 
     return call

@@ -43,6 +43,8 @@ def requested(arguments: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
                 parsed = json.loads(arguments)  # NaN, which models write and Python reads
             except (ValueError, RecursionError):
                 return None
+    if type(parsed) is dict:
+        return parsed
     if not parsed and parsed is not False:
         return {}
     return parsed if isinstance(parsed, Mapping) else None
@@ -66,6 +68,8 @@ def fit_of(arguments: str | Mapping[str, Any], given: Mapping[str, Any] | None) 
     if not asked:
         return FITTING if given else EQUAL, 0, 0, 0
     fit = _fit(asked, given)
+    if fit[0] == EQUAL:
+        return fit
     return _fit_as_one(asked, given, fit) if fit[0] == POSSIBLE and fit[3] <= 1 else fit
 
 
@@ -78,7 +82,12 @@ def _fit(asked: Mapping[str, Any], given: Mapping[str, Any]) -> Fit:
     for name, value in asked.items():
         if name in given:
             found += 1
-            same = _same(value, given[name])
+            other = given[name]
+            if type(value) is str is type(other) and value == other:  # most are
+                alike += 1
+                equal += 1
+                continue
+            same = _same(value, other)
         else:
             if names is None:
                 names = _own_names(asked, given)

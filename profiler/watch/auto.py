@@ -42,10 +42,10 @@ class Found:
     """Something of the application that is watched without its having said so, or that cannot be.
 
     `place` is `file:line`: where a client was made (or first used, if it was made before), where a function
-    begins. `problem` says why it is not watched.
+    begins; empty for sessions of MCP. `problem` says why it is not watched.
     """
 
-    kind: Literal["client", "tool"]
+    kind: Literal["client", "tool", "session"]
     name: str
     place: str = ""
     problem: str = ""

@@ -37,12 +37,20 @@ class Circumstances(NamedTuple):
         return other is not None and self[:2] == other[:2]
 
 
+_last = Circumstances(0, 0, None)
+"""Those of the last call in a task: many calls of one follow each other."""
+
+
 def circumstances() -> Circumstances:
     """Of the caller, now."""
     thread = threading.get_ident()
     loop = asyncio._get_running_loop()
     if loop is not None:
-        return Circumstances(thread, id(asyncio.current_task(loop)), None)
+        global _last
+        task, last = id(asyncio.current_task(loop)), _last
+        if last.task != task or last.thread != thread:
+            _last = last = Circumstances(thread, task, None)
+        return last
     # Not threading.current_thread(), which makes an object for a foreign thread that is never removed.
     worker: Any = getattr(threading, "_active", {}).get(thread)
     arguments = getattr(worker, "_args", None)  # every worker of a pool has a weak reference to it

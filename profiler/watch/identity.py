@@ -32,6 +32,10 @@ class ById(Generic[V]):
     def drop(self, thing: Any) -> None:
         self._known.pop(id(thing), None)
 
+    def __bool__(self) -> bool:
+        """Whether any may still be there."""
+        return bool(self._known)
+
     def __iter__(self) -> Iterator[Any]:
         """The objects that are still there."""
         for which, _ in [*self._known.values()]:

@@ -126,7 +126,7 @@ class ObservedLoop:
                             found.append(Match(round_, call.request, call.ready_ns, call, fit))
         if not found:
             return None
-        first = max(found, key=lambda match: match.fit)
+        first = found[0] if len(found) == 1 else max(found, key=lambda match: match.fit)
         level = first.fit[0]
         if level < FITTING:
             certain = level == POSSIBLE and len(found) == 1
@@ -252,7 +252,10 @@ class ObservedLoop:
         if round_ is not None:
             if not round_.calls:
                 round_.called_by = runner()
-            round_.add(call, asked=found is not None)
+            round_.calls.append(call)
+            round_.began.add(call)
+            if found is not None:
+                round_.asked.append(call)
         return call
 
     def try_again(self, name: str, arguments: Mapping[str, Any] | None) -> ObservedCall | None:
@@ -278,7 +281,7 @@ class ObservedLoop:
                     for other, one in failed
                 )
                 tried = ObservedCall(call.request, call.ready_ns, self.clock(), where=circumstances())
-                call.tries.append(tried)
+                call.tries = [*call.tries, tried]
                 round_.began.add(tried)
                 return tried
         return None

@@ -36,7 +36,7 @@ from profiler.loop.calls import arguments_text
 from profiler.loop.lag import LagSampler, StopSampler
 from profiler.loop.model import LOOP_HEADER, TRIAL_HEADER, CallRequest, current_probe
 from profiler.loop.recorder import Recorder, Sink
-from profiler.loop.tools import CallContext, Tool, current_call
+from profiler.loop.tools import Tool, current_call
 from profiler.process.lifetime import in_forked_child
 from profiler.providers import refuse_httpx, refuse_invoke_model
 from profiler.providers.attempts import (
@@ -49,14 +49,14 @@ from profiler.providers.attempts import (
 from profiler.providers.wire import api_of, requested_model, requested_prompt
 from profiler.records import Clock, LoopRecord
 from profiler.redaction import Content, Redact
-from profiler.watch import frameworks, mcp
-from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments, fit_of
+from profiler.watch import frameworks, mcp, mcp_owners
+from profiler.watch.arguments import CONTRADICTED, FITTING, POSSIBLE, Fit, bound_arguments
 from profiler.watch.auto import Automatic, Found, OfferedTool, OnClient, finder
 from profiler.watch.context import LoopContext
 from profiler.watch.conversations import Conversations
 from profiler.watch.dispatch import Dispatch, Given
 from profiler.watch.frameworks import describe
-from profiler.watch.loop import Match, ObservedLoop, same_tool
+from profiler.watch.loop import Match, ObservedLoop
 from profiler.watch.requests import WatchedRequest, body_of, is_retry
 from profiler.watch.rounds import ObservedCall, ObservedRound, handed_over
 from profiler.watch.runs import Held, ToolRun, Watching
@@ -183,7 +183,7 @@ class Profiler:
         `name` is the server's in the records, where it is not to be the one that it gives itself. With `meta`
         each request tells its server which call of the model's it is, in `_meta`.
         """
-        session = mcp.watchable(client)
+        session = mcp_owners.watchable(client)
         if session is not None:
             if self._mcp is None:
                 self._mcp = mcp.SessionWatch(self)
@@ -245,8 +245,9 @@ class Profiler:
 
     @property
     def found(self) -> tuple[Found, ...]:
-        """Clients and tools that `auto` watches or has watched, and those that it cannot watch, with why."""
-        return self._found + tuple(self._automatic.found if self._automatic is not None else ())
+        """What `auto` watches or has watched, clients, tools and sessions, and what it cannot, with why."""
+        sessions = () if self._mcp is None else self._mcp.found
+        return (*self._found, *(() if self._automatic is None else self._automatic.found), *sessions)
 
     @property
     def offered(self) -> tuple[OfferedTool, ...]:
@@ -325,7 +326,7 @@ class Profiler:
 
     def uninstrument(self, client: T) -> T:
         """Restore the client as it was before `instrument`. Returns it."""
-        session = mcp.watchable(client)
+        session = mcp_owners.watchable(client)
         if session is not None:
             if self._mcp is not None:
                 self._mcp.forget(session)
@@ -378,7 +379,9 @@ class Profiler:
             return frameworks.watched_tools(function, lambda one, own: self.tool(one, name=name or own))
         if not callable(function):
             raise UsageError(f"not a function: {describe(function)}")
-        runs_any = None if name is not None else self._boundary.call("tool", mcp.tool_parameter, function)
+        runs_any = (
+            None if name is not None else self._boundary.call("tool", mcp_owners.tool_parameter, function)
+        )
         if runs_any is not None:
             return self.dispatcher(function, name=runs_any)
         if getattr(function, "__toolloop_profiler__", None) is self:
@@ -455,16 +458,6 @@ class Profiler:
         loop, call = self._begin_call(name, given)
         return self._run_of(name, loop, call, kind)
 
-    def _run_asked(self, name: str, arguments: Mapping[str, Any], kind: type[R]) -> R | None:
-        """A run that the loop of this context asked for; None where what it is has to be looked for."""
-        known = self._loop.get()
-        if known is None or not known.open or current_call.get() is not None:
-            return None
-        found = known.match(name, arguments)
-        if found is None or found.fit[0] < FITTING or not known.claim(found):
-            return None
-        return self._run_of(name, known, known.begin_call(name, found), kind)
-
     def _run_of(self, name: str, loop: ObservedLoop | None, call: ObservedCall, kind: type[R]) -> R:
         if loop is not None and self._content is not None and call.request.arguments != "":
             call.arguments = self._content.keep(arguments_text(call.request.arguments))
@@ -472,40 +465,6 @@ class Profiler:
         if self.hold is not None:
             waits = partial(self._boundary.call, "tool", self._held, name)
         return kind(self._watching, loop, call, waits)
-
-    def _known_as(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """The name under which the model knows the tool of a server that starts now."""
-        known = self._loop.get()
-        if known is not None and known.open and known.expects(name):
-            return name
-        loops = [known] if known is not None and known.open else []
-        if not loops or (self._conversations is not None and loops[0] in self._conversations):
-            loops += [loop for ref in self._open.valuerefs() if (loop := ref()) is not None]
-        found = [one for loop in loops if (one := loop.known_as(name, arguments)) is not None]
-        return name if name in found or not found else found[0]
-
-    def _is_part_of(self, outer: CallContext, name: str, arguments: Mapping[str, Any]) -> bool:
-        """Whether a server's tool that starts now is what the call around it is there for.
-
-        So it is in a framework's tool, and in a function of the application's that calls the session. One
-        that is watched but was not asked for gets the request that this one runs.
-        """
-        call = outer.observed
-        if call is None:
-            return outer.answer is not None and outer.answer.remote is None
-        known = self._loop.get()
-        if not isinstance(call, ObservedCall) or call.ended_ns is not None or known is None:
-            return False
-        if not known.runs(outer):
-            return False
-        request = call.request
-        if request.arguments != "":
-            fits = fit_of(request.arguments, arguments)[0] >= FITTING
-            return fits and (same_tool(request.name, name) or known.known_as(name, arguments) is None)
-        if call.remote is not None:
-            return False
-        found = known.match(known.known_as(name, arguments) or name, arguments)
-        return found is not None and found.fit[0] >= FITTING and known.adopt(call, found)
 
     def _begin_call(self, name: str, given: Given) -> tuple[ObservedLoop | None, ObservedCall]:
         """The loop that a starting tool works for, None if it is an orphan, and its call."""

@@ -51,12 +51,16 @@ class Wire:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class SessionState:
-    """What is known of a client's session, from its calls and from its opening."""
+    """What is known of a client's session, from its calls and from its opening.
+
+    `made_for`: the connection of a LangChain client that it was made for.
+    """
 
     server: str = ""
     protocol: str | None = None
     transport: Transport | None = None
     wire: Wire = field(default_factory=Wire)
+    made_for: Mapping[str, Any] | None = None
 
 
 class Send:
@@ -65,35 +69,60 @@ class Send:
     `answered`: an answer came, from the server or in its place from the client; `heard`: an event of the
     reply held it. `failure`: the `error_type` of what the transport raised. `keys` are those under which it
     is found, with its `message` and the `stream` that it went to, while it is under way. `after_loss`: its
-    session was lost before. `returned`: its failure, None for none.
+    session was lost before. `returned`: its failure, None for none. `meta`: it may tell its server which call
+    it is.
     """
 
-    # One is made for each call, and most of these stay as they are.
-    posted_ns: int | None = None
-    answered_ns: int | None = None
-    timing: str | None = None
-    reply: Literal["json", "sse"] | None = None
-    status: int | None = None
-    retry_after_ns: int | None = None
-    new_connection: bool | None = None
-    traced = False
-    answered = False
-    heard = False
-    progress = 0
-    server_ns: int | None = None
-    failure: str | None = None
-    ended_ns: int | None = None
-    returned: Returned | None = None
-    keys: tuple[Any, ...] = ()
-    message: Any = None
-    stream: Any = None
-    status_word: ToolStatus = "ok"
+    __slots__ = (
+        "after_loss",
+        "answered",
+        "answered_ns",
+        "clock",
+        "ended_ns",
+        "failure",
+        "heard",
+        "keys",
+        "message",
+        "meta",
+        "new_connection",
+        "posted_ns",
+        "progress",
+        "reply",
+        "retry_after_ns",
+        "returned",
+        "server_ns",
+        "session",
+        "started_ns",
+        "status",
+        "status_word",
+        "stream",
+        "timing",
+        "traced",
+    )
 
-    def __init__(self, clock: Clock, session: SessionState) -> None:
+    def __init__(self, clock: Clock, session: SessionState, meta: bool = False) -> None:
         self.clock = clock
         self.session = session
         self.started_ns = clock()
         self.after_loss = session.wire.lost
+        self.meta = meta
+        self.posted_ns: int | None = None
+        self.answered_ns: int | None = None
+        self.ended_ns: int | None = None
+        self.server_ns: int | None = None
+        self.retry_after_ns: int | None = None
+        self.status: int | None = None
+        self.new_connection: bool | None = None
+        self.reply: Literal["json", "sse"] | None = None
+        self.timing: str | None = None
+        self.failure: str | None = None
+        self.returned: Returned | None = None
+        self.status_word: ToolStatus = "ok"
+        self.keys: tuple[Any, ...] = ()
+        self.message: Any = None
+        self.stream: Any = None
+        self.traced = self.answered = self.heard = False
+        self.progress = 0
 
     # What the transport tells.
 
@@ -103,6 +132,8 @@ class Send:
 
     def traces(self, event: str) -> None:
         """An event of the HTTP connection's: it is posted with the first that a connection is there for."""
+        if self.ended_ns is not None:
+            return
         if event.endswith(("connect_tcp.started", "connect_unix_socket.started")):
             if not self.new_connection:
                 self.new_connection, self.traced = True, True
@@ -113,6 +144,8 @@ class Send:
 
     def responds(self, status: int, headers: Mapping[str, str]) -> None:
         """The headers of its response have come."""
+        if self.ended_ns is not None:
+            return
         now = self.clock()
         self.status = status
         kind = headers.get("content-type", "").lower()
@@ -130,25 +163,27 @@ class Send:
 
     def event(self, data: str) -> None:
         """An event of an SSE reply has come: the last one before the call ends holds the answer."""
-        if data:  # else it only opens the stream
+        if data and self.ended_ns is None:  # else it only opens the stream
             self.answered_ns = self.clock()
             self.heard = '"result"' in data or '"error"' in data
 
     def resolved(self) -> None:
         """The client has found the answer's request. Over HTTP that is later than the answer's first byte."""
+        if self.ended_ns is not None:
+            return
         self.answered = True
         if self.session.transport != "http" or self.answered_ns is None:
             self.answered_ns = self.clock()
 
     def broke(self, error: BaseException) -> None:
         """The transport raised this for it, which ends the session."""
-        self.failure = transport_failure(error)
-        status = status_of(error)
-        if status is not None:
-            self.status = status
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if "PoolTimeout" in names:
-            self.posted_ns = None  # no connection was free
+        if self.ended_ns is None:
+            self.failure = transport_failure(error)
+            status = status_of(error)
+            if status is not None:
+                self.status = status
+            if any(kind.__name__ == "PoolTimeout" for kind in type(error).__mro__):
+                self.posted_ns = None  # no connection was free
         wire = self.session.wire
         wire.lost = True
         if wire.lost_by is None:
@@ -159,7 +194,7 @@ class Send:
     def came_to(self, result: Any) -> None:
         """It returned, or the framework around it did: a result of MCP's."""
         told = getattr(result, "meta", None)
-        if isinstance(told, Mapping):
+        if told is not None and isinstance(told, Mapping):
             server_ns = told.get(SERVER_NS)
             if type(server_ns) is int and 0 <= server_ns < 2**62:
                 self.server_ns = server_ns
@@ -194,10 +229,13 @@ class Send:
         if self.posted_ns is None and self.returned is None and self.status_word == "ok":
             # A transport that tells nothing: all of it is network and server.
             self.posted_ns, self.answered_ns = self.started_ns, self.ended_ns
-        if self.server_ns is None and self.reply == "json":  # an event stream's headers come too early for it
-            self.server_ns = server_timing_ns(self.timing)
-        if self.server_ns is not None:
-            self.server_ns = _credible(self.server_ns, self.posted_ns, self.answered_ns)
+
+    def server_time_ns(self) -> int | None:
+        """How long its server took, where that says so."""
+        server_ns = self.server_ns
+        if server_ns is None and self.reply == "json":  # an event stream's headers come too early for it
+            server_ns = server_timing_ns(self.timing)
+        return None if server_ns is None else _credible(server_ns, self.posted_ns, self.answered_ns)
 
     def _error_type(self, error: BaseException) -> str | None:
         names = {kind.__name__ for kind in type(error).__mro__}
@@ -253,39 +291,62 @@ def _credible(server_ns: int, posted_ns: int | None, answered_ns: int | None) ->
     return min(server_ns, most_ns) if server_ns <= most_ns + ROUNDING_NS else None
 
 
-def remote_call(sends: list[Send], server: str, session_wait_ns: int) -> RemoteCall | None:
-    """The record of the requests of one call, in the order of their sending; None where there are none."""
-    if not sends:
-        return None
-    first, last = sends[0], sends[-1]
-    told = [one.server_ns for one in sends if one.server_ns is not None]
-    return RemoteCall(
-        server=server or last.session.server or last.session.transport or "mcp",
-        transport=last.session.transport or "memory",
-        protocol=last.session.protocol,
-        posted_ns=first.posted_ns,
-        answered_ns=last.answered_ns if first.posted_ns is not None else None,
-        server_ns=sum(told) if len(told) == len(sends) else None,
-        session_wait_ns=session_wait_ns,
-        reply=last.reply,
-        http_status=last.status,
-        new_connection=last.new_connection,
-        sends=len(sends),
-        progress=sum(one.progress for one in sends),
-    )
+class Requests:
+    """What is known of the requests of one call; `record` when it has ended, however long after that.
 
+    `sends` in their order. `server` is the name that somebody gave the server, `state` what is known of the
+    session of who was called, None where nobody asked. `cut_off`: the call raised, or was cancelled.
+    """
 
-def attempts(sends: list[Send]) -> tuple[ToolAttempt, ...]:
-    """Its tries, where there were several, or a server asked for a wait, which only a try can tell."""
-    if len(sends) < 2 and not any(one.retry_after_ns is not None for one in sends):
-        return ()
-    return tuple(
-        ToolAttempt(
-            one.started_ns,
-            one.started_ns if one.ended_ns is None else one.ended_ns,
-            one.status_word,
-            None if one.returned is None else one.returned.error_type,
-            one.retry_after_ns,
+    __slots__ = ("cut_off", "sends", "server", "session_wait_ns", "state")
+
+    def __init__(self, sends: list[Send] | None = None, server: str = "", session_wait_ns: int = 0) -> None:
+        self.sends = [] if sends is None else sends
+        self.server = server
+        self.state: SessionState | None = None
+        self.session_wait_ns = session_wait_ns
+        self.cut_off = False
+
+    def record(self) -> RemoteCall | None:
+        """None where nothing was sent, but for a call that was cut off before: its server is known."""
+        sends = self.sends
+        if not sends:
+            known = self.state or SessionState()
+            server = self.server or known.server
+            if not self.cut_off or not server:
+                return None
+            transport = known.transport or "memory"
+            return RemoteCall(
+                server, transport, known.protocol, session_wait_ns=self.session_wait_ns, sends=0
+            )
+        first, last = sends[0], sends[-1]
+        told = [ns for one in sends if (ns := one.server_time_ns()) is not None]
+        return RemoteCall(
+            server=self.server or last.session.server or last.session.transport or "mcp",
+            transport=last.session.transport or "memory",
+            protocol=last.session.protocol,
+            posted_ns=first.posted_ns,
+            answered_ns=last.answered_ns if first.posted_ns is not None else None,
+            server_ns=sum(told) if len(told) == len(sends) else None,
+            session_wait_ns=self.session_wait_ns,
+            reply=last.reply,
+            http_status=last.status,
+            new_connection=last.new_connection,
+            sends=len(sends),
+            progress=sum(one.progress for one in sends),
         )
-        for one in sends
-    )
+
+    def attempts(self) -> tuple[ToolAttempt, ...]:
+        """Its tries, where there were several, or a server asked for a wait, which only a try can tell."""
+        if len(self.sends) < 2 and not any(one.retry_after_ns is not None for one in self.sends):
+            return ()
+        return tuple(
+            ToolAttempt(
+                one.started_ns,
+                one.started_ns if one.ended_ns is None else one.ended_ns,
+                one.status_word,
+                None if one.returned is None else one.returned.error_type,
+                one.retry_after_ns,
+            )
+            for one in self.sends
+        )

@@ -84,6 +84,9 @@ def _to_begin(run: ToolRun, watched: Any, original: Any) -> Any:
 
 def under_its_name(watched: Any, original: Any) -> Any:
     """The coroutine or generator `watched`, with the name of the original."""
+    if type(original) is types.CoroutineType:
+        watched.__name__, watched.__qualname__ = original.__name__, original.__qualname__
+        return watched
     for name in ("__name__", "__qualname__"):
         if isinstance(getattr(original, name, None), str):
             setattr(watched, name, getattr(original, name))
@@ -118,10 +121,17 @@ class Unawaited:
     __slots__ = ("coroutine",)
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        self.coroutine = coroutine
+        self.coroutine: Any = coroutine
+
+    def taken(self) -> Any:
+        """The coroutine, which is another one's to await now."""
+        coroutine, self.coroutine = self.coroutine, None
+        return coroutine
 
     def __del__(self) -> None:
         coroutine = self.coroutine
+        if coroutine is None:  # taken
+            return
         if (
             isinstance(coroutine, types.CoroutineType)
             and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED

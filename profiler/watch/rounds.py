@@ -12,9 +12,10 @@ from profiler.anatomy import Interval
 from profiler.loop.eventloop import BLOCKING_NS
 from profiler.loop.lag import Stall, held_ns
 from profiler.loop.model import CallRequest, Probe, Reply
-from profiler.records import ModelCall, RemoteCall, RoundRecord, ToolAttempt, ToolCall, ToolStatus
+from profiler.records import ModelCall, RoundRecord, ToolAttempt, ToolCall, ToolStatus
 from profiler.shortfalls import Application, Pool, Ran, Runner, shortfall
 from profiler.watch.circumstances import Circumstances, pool
+from profiler.watch.remote import Requests
 
 
 @dataclass(slots=True, eq=False)
@@ -45,8 +46,8 @@ class ObservedCall:
     `queued_ns` is known only for a call made by a callable that was `handed_over`. `steps` are those in which
     its code held the event loop for long, `resumed` the ends of its waits; `sync`: all of it was one step.
     `tries` are the calls by which the application tried it again, `nested` is one that another call of its
-    round made, `loops` are the ids of those that began in it. `remote` is there for tools of MCP
-    servers, `sent` are the tries of a client of theirs.
+    round made, `loops` are the ids of those that began in it. `requests` are those of a
+    tool of an MCP server.
     """
 
     request: CallRequest
@@ -55,7 +56,7 @@ class ObservedCall:
     ended_ns: int | None = None
     status: ToolStatus = "ok"
     error_type: str | None = None
-    steps: list[Interval] = field(default_factory=list)
+    steps: Sequence[Interval] = ()
     resumed: Sequence[int] = ()
     arguments: str | None = None
     result: str | None = None
@@ -67,11 +68,10 @@ class ObservedCall:
     where: Circumstances | None = None
     pool: Pool | None = None
     sync: bool = False
-    tries: list[ObservedCall] = field(default_factory=list)
+    tries: Sequence[ObservedCall] = ()
     nested: bool = False
     loops: list[str] = field(default_factory=list)
-    remote: RemoteCall | None = None
-    sent: tuple[ToolAttempt, ...] = ()
+    requests: Requests | None = None
 
     def end(self, now_ns: int) -> None:
         """In the thread that ran it."""
@@ -208,7 +208,7 @@ def _call(call: ObservedCall, queued_ns: int, next_ns: int, stalls: Sequence[Sta
     last = tries[-1]
     steps = _steps(call)
     ended_ns = [one.ended_ns if one.ended_ns is not None else max(next_ns, one.started_ns) for one in tries]
-    attempts = call.sent
+    attempts = () if call.requests is None else call.requests.attempts()
     if call.tries:
         pairs = zip(tries, ended_ns, strict=True)
         attempts = tuple(ToolAttempt(one.started_ns, end, *_ending(one)) for one, end in pairs)
@@ -230,7 +230,7 @@ def _call(call: ObservedCall, queued_ns: int, next_ns: int, stalls: Sequence[Sta
         late_ns=last.late_ns,
         nested=call.nested,
         loops=tuple(id_ for one in tries for id_ in one.loops),
-        remote=last.remote,
+        remote=None if last.requests is None else last.requests.record(),
     )
 
 
@@ -240,7 +240,7 @@ def _ending(call: ObservedCall) -> tuple[ToolStatus, str | None]:
 
 def _steps(call: ObservedCall) -> list[Interval]:
     """The long steps of all its tries; a sync tool that ran in the event loop's own thread was one."""
-    steps = []
+    steps: list[Interval] = []
     for one in (call, *call.tries) if call.tries else (call,):
         steps += one.steps
         if one.sync and one.where is not None and one.where.in_event_loop and one.ended_ns is not None:

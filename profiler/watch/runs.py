@@ -166,8 +166,12 @@ class ToolRun:
     @within("tool")
     def stepped_on(self, timed: TimedCoroutine) -> None:
         """An item of an async generator has been made."""
-        self.call.steps += timed.steps
+        self._steps(timed)
         self.resumed(timed)
+
+    def _steps(self, timed: TimedCoroutine) -> None:
+        if timed.steps:
+            self.call.steps = [*self.call.steps, *timed.steps]
 
     @within("tool")
     def resumed(self, timed: TimedCoroutine) -> None:
@@ -178,7 +182,7 @@ class ToolRun:
     @within("tool")
     def stepped(self, timed: TimedCoroutine) -> None:
         """A coroutine of the tool has ended."""
-        self.call.steps += timed.steps
+        self._steps(timed)
         self.resumed(timed)
         self.call.sending_ns += timed.sending_ns
         self.call.late_ns = late_ns() if timed.waited else 0

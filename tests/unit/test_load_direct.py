@@ -13,7 +13,7 @@ from profiler.load.calls import CallPlan, PlannedCall
 from profiler.load.context import LoopPosition
 from profiler.load.direct import DirectAgent, Places, Sessions, raise_file_limit
 from profiler.loop.tools import current_call
-from profiler.mcp.session import CallResult, ListedTool, ServerInfo
+from profiler.mcp.session import CallResult, ListedTool, ServerInfo, Tell
 from profiler.records import NO_MODEL, LoopRecord, RemoteCall
 from profiler.strategies import Gathered, SemaphoreLimited
 from profiler.testing import run_virtual
@@ -43,6 +43,7 @@ class FakeSession:
         *,
         meta: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        tell: Tell | None = None,
     ) -> CallResult:
         self.asked.append((tool, dict(arguments), dict(meta or {})))
         posted_ns = self._clock()

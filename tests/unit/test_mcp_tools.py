@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from profiler import Strategy, ToolLoop, UsageError
 from profiler.errors import ToolServerError
 from profiler.limits.refusals import Returned
-from profiler.mcp.session import EMULATOR, CallResult, ListedTool, ServerInfo
+from profiler.mcp.session import EMULATOR, CallResult, ListedTool, ServerInfo, Tell
 from profiler.mcp.tools import failure_of, mcp_tools, tool_names
-from profiler.records import RemoteCall
+from profiler.records import LoopRecord, RemoteCall
 from profiler.strategies import parse_strategy
 from profiler.testing import ScriptedModel, call, run_virtual
 
@@ -50,8 +51,11 @@ class FakeSession:
         *,
         meta: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        tell: Tell | None = None,
     ) -> CallResult:
         self.asked.append((tool, dict(arguments), dict(meta or {})))
+        if tell is not None:
+            tell(lambda: RemoteCall(self.server, "stdio", posted_ns=7))
         self._running += 1
         self.most = max(self.most, self._running)
         try:
@@ -180,6 +184,24 @@ def test_tool_that_says_that_it_failed_is_a_failed_call_whose_text_the_model_see
     result, _ = _run(error_type="tool_error")
     assert {(one.status, one.error_type) for one in result.record.tool_calls} == {("error", "tool_error")}
     assert "read of {'q': '0'}" in str(result.messages)
+
+
+def test_call_that_is_cut_off_is_on_its_servers_account():
+    session = FakeSession("files", listed("read"), seconds=9.0)
+    records: list[LoopRecord] = []
+
+    async def main(clock):
+        tools = await mcp_tools([session])
+        loop = ToolLoop(
+            ScriptedModel([[call("read", q="0")]]), tools.tools, clock=clock, sinks=[records.append]
+        )
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(loop.run("go"), 1.0)
+
+    run_virtual(main)
+    (cut_off,) = records[0].tool_calls
+    assert (cut_off.status, cut_off.error_type) == ("cancelled", "cancelled")
+    assert cut_off.remote == RemoteCall("files", "stdio", posted_ns=7)
 
 
 def test_timed_out_call_has_that_status():

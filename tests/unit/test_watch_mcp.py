@@ -12,7 +12,7 @@ import pytest
 from profiler.errors import UsageError
 from profiler.loop.model import CallRequest
 from profiler.records import LoopRecord
-from profiler.watch import mcp
+from profiler.watch.mcp_calls import watched_call
 from profiler.watch.profiler import Profiler
 
 pytest.importorskip("mcp")
@@ -55,7 +55,7 @@ async def watched(tool: str, around: Any = None, times: int = 1, **options: Any)
 def test_requests_of_a_client_above_the_session_are_tries_of_one_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Twice, "call_tool", mcp._watched_call(Twice.call_tool, False))
+    monkeypatch.setattr(Twice, "call_tool", watched_call(Twice.call_tool, False))
     record = asyncio.run(watched("nothing", Twice, times=2))
     calls = list(record.tool_calls)
     assert [call.id for call in calls] == ["call_0", "call_1"]
@@ -91,6 +91,63 @@ def test_every_class_is_as_it_was() -> None:
     assert ClientSession.call_tool is call_tool  # it was asked for by name, too
     profiler.uninstrument("mcp")
     assert [dict(vars(kind)) for kind in kinds] == before
+
+
+def test_sessions_that_are_watched_unasked_are_named() -> None:
+    profiler = Profiler(sinks=[])
+
+    async def main() -> None:
+        async with session() as opened:
+            for _ in range(2):
+                await opened.call_tool("nothing", {"query": "x"})
+
+    profiler.auto()
+    with profiler.loop():
+        asyncio.run(main())
+    profiler.stop()
+    assert [str(one) for one in profiler.found] == ["MCP session with nothing"]
+
+
+class OneAtATime:
+    """A server of a framework's, whose calls wait for its session."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.lock = asyncio.Lock()
+
+    async def call_tool(self, name: str, arguments: dict[str, Any]) -> Any:
+        async with self.lock:
+            return await self.session.call_tool(name, arguments)
+
+
+def test_cancelled_calls_are_on_their_servers_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OneAtATime, "call_tool", watched_call(OneAtATime.call_tool, False, True))
+    records: list[LoopRecord] = []
+    profiler = Profiler(sinks=[records.append])
+
+    async def main() -> None:
+        asked = asyncio.Event()
+        async with session(asked) as opened:
+            profiler.instrument(opened, name="mine")
+            client = OneAtATime(opened)
+            with profiler.loop() as loop:
+                loop.begin_round("chat", "m")
+                calls = [asyncio.ensure_future(client.call_tool("hung", {})) for _ in range(2)]
+                await asyncio.wait_for(asked.wait(), 60)
+                for call in calls:
+                    call.cancel()
+                await asyncio.wait(calls)
+            profiler.uninstrument(opened)
+
+    asyncio.run(main())
+    sent, waited = records[0].tool_calls
+    assert (sent.status, sent.server, waited.status, waited.server) == ("cancelled", "mine") * 2
+    assert sent.remote is not None
+    assert waited.remote is not None
+    assert (sent.remote.sends, waited.remote.sends) == (1, 0)
+    assert sent.remote.posted_ns is not None
+    assert waited.remote.transport == "http"
+    assert 0 < waited.remote.session_wait_ns <= waited.duration_ns
 
 
 def test_what_has_no_session_is_refused() -> None:

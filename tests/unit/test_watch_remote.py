@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from profiler.watch.remote import Send, SessionState, Wire, attempts, bounded_name, remote_call
+from profiler.watch.remote import Requests, Send, SessionState, Wire, bounded_name
 
 
 class Clock:
@@ -114,7 +114,8 @@ def test_a_refusal_keeps_the_wait_that_the_server_asks_for() -> None:
     send.raised(STOOD_IN)
     assert send.returned is not None
     assert (send.returned.signal, send.returned.retry_after_ns) == ("rejected", 3_000_000_000)
-    assert [(one.refused, one.retry_after_ns) for one in attempts([send])] == [(True, 3_000_000_000)]
+    (tried,) = Requests([send]).attempts()
+    assert (tried.refused, tried.retry_after_ns) == (True, 3_000_000_000)
 
 
 def test_a_json_reply_is_answered_with_its_headers_an_event_stream_with_its_last_event() -> None:
@@ -124,7 +125,7 @@ def test_a_json_reply_is_answered_with_its_headers_an_event_stream_with_its_last
     clock.now = 80_000_000
     send.resolved()
     send.came_to(object())
-    assert (send.answered_ns, send.server_ns, send.reply) == (70_000_000, 50_000_000, "json")
+    assert (send.answered_ns, send.server_time_ns(), send.reply) == (70_000_000, 50_000_000, "json")
 
     send, clock = sent()
     send.responds(200, {"content-type": "text/event-stream", "server-timing": "tool;dur=50"})
@@ -133,7 +134,7 @@ def test_a_json_reply_is_answered_with_its_headers_an_event_stream_with_its_last
         send.event(data)
     send.resolved()
     send.came_to(object())
-    assert (send.answered_ns, send.server_ns, send.reply) == (40, None, "sse")
+    assert (send.answered_ns, send.server_time_ns(), send.reply) == (40, None, "sse")
 
 
 def test_a_request_is_posted_when_a_connection_is_there_for_it() -> None:
@@ -157,7 +158,7 @@ def test_a_server_that_says_it_took_longer_than_its_caller_waited_is_not_believe
     clock.now = 5_000_010
     send.resolved()
     send.came_to(Result())
-    assert send.server_ns is None
+    assert send.server_time_ns() is None
 
 
 def test_an_error_that_the_tool_returned_is_one() -> None:
@@ -177,7 +178,7 @@ def test_several_requests_of_a_call_are_its_tries() -> None:
         clock.now = now
         send.resolved()
         send.came_to(object())
-    record = remote_call([first, second], "", 5)
+    record = Requests([first, second], session_wait_ns=5).record()
     assert record is not None
     assert (record.server, record.transport, record.sends, record.session_wait_ns) == (
         "weather",
@@ -186,12 +187,12 @@ def test_several_requests_of_a_call_are_its_tries() -> None:
         5,
     )
     assert (record.posted_ns, record.answered_ns) == (10, 90)
-    assert [(one.started_ns, one.ended_ns, one.status) for one in attempts([first, second])] == [
+    assert [(one.started_ns, one.ended_ns, one.status) for one in Requests([first, second]).attempts()] == [
         (0, 50, "ok"),
         (10, 90, "ok"),
     ]
-    assert attempts([first]) == ()
-    assert remote_call([], "weather", 0) is None
+    assert Requests([first]).attempts() == ()
+    assert Requests(server="weather").record() is None
 
 
 def test_a_name_of_a_server_is_short_and_has_no_control_characters() -> None:
