@@ -164,7 +164,9 @@ def judge_capacity(server: str, loads: Sequence[DirectLoad]) -> Capacity:
             f"(semaphore:{found.taken}@server): with {above.users} at once it refuses "
             f"({why} of {above.calls}); with {found.taken} it takes all, and answers {_rate(at.served)}"
         )
-        if parallel is not None and parallel < 0.8 * found.taken:
+        # A rate that a start or a slow client held down is no queue: its calls take longer, too.
+        longer = (at.seconds.p50.value or 0.0) > 1.25 * (alone.seconds.p50.value or math.inf)
+        if parallel is not None and parallel < 0.8 * found.taken and longer:
             words += f"; it works on {parallel:.0f} of them at once, the others wait there"
         return answer("refuses", found.taken, words)
     fastest = max(ordered, key=lambda one: one.served.value or 0.0)
