@@ -74,7 +74,7 @@ def test_every_kind_of_strategy_is_what_the_server_sees(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         entries = ask(emulator.url, "journal")["entries"]
     said = " ".join(done.stdout.split())
-    assert "semaphore:get_weather=1: up to 1 calls of get_weather at once" in said
+    assert "semaphore:get_weather=1: up to 1 call of get_weather at once" in said
     assert "rate:50/s,burst=5: up to 50 calls/s" in said
     assert "the model, semaphore:3: up to 3 model requests at once" in said
     assert "adaptive: limit " in said
