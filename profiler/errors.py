@@ -22,8 +22,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """What a group holds where that is one exception: a task group, such as one of an MCP client's, raises
-    every failure inside it as a group, whose name and words tell nothing."""
+    """The one exception inside a group; any other as it is.
+
+    A task group, such as one of an MCP client's, raises every failure inside it as a group, whose name and
+    words tell nothing.
+    """
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -130,7 +130,7 @@ def _headers(given: list[str]) -> list[str]:
 
 
 class Look(NamedTuple):
-    """What is about to be called, as the server lists it now.
+    """The first look at a server: the calls that are planned, from its list of tools.
 
     Seconds: `opening` a session, a `lone` call, and the whole look.
     """

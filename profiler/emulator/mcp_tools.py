@@ -34,7 +34,7 @@ OVER_HTTP: tuple[FaultKind, ...] = (
 OVER_STDIO: tuple[FaultKind, ...] = (*_ANY_TRANSPORT, "mcp_noise", "mcp_exit")
 
 STEPS = 4
-"""Of a call whose progress is asked for."""
+"""The steps of progress that a call reports where that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -297,7 +297,7 @@ def listing(tools: list[dict[str, Any]], following: str | None, *, modern: bool)
 
 @dataclass(slots=True)
 class CallAnswer:
-    """What a call gets: the text of a result, or a JSON-RPC error. `ident` may be wrong, by a fault."""
+    """The answer to a call: the text of a result, or a JSON-RPC error. `ident` may be wrong, by a fault."""
 
     ident: Ident
     modern: bool

@@ -1,4 +1,4 @@
-"""What happens to a tool call, however it arrives: its place on the tape, its duration, its turn at the tool.
+"""Tool calls, however they arrive: their places on the tape, their durations, their turns at the tool.
 
 The wires (`tool_service` for plain HTTP, `mcp_service` for MCP) read requests and write answers; what a call
 meets is decided here, so that both measure the same.
@@ -23,7 +23,7 @@ from profiler.scenarios import Capacity, Fault, FaultKind, ToolSpec
 
 
 class Identity(NamedTuple):
-    """What a client says of the call that its request belongs to; None for what it does not say."""
+    """The call that a request belongs to, as its client says; None for what it does not say."""
 
     call_id: str | None = None
     loop: int | None = None

@@ -483,7 +483,7 @@ def _call_attributes(record: LoopRecord, call: ToolCall) -> Attributes:
 
 
 def _remote_attributes(call: ToolCall) -> Attributes:
-    """Of the request to an MCP server, under the conventions' names; parts of its time under ours."""
+    """Attributes of a request to an MCP server: the conventions' names, ours for the parts of its time."""
     remote = call.remote
     if remote is None:
         return {}

@@ -175,7 +175,7 @@ _BUSY_TEXT = re.compile(
     r"\b(?:concurrency|quota|queue)(?: limit)? (?:is )?(?:exceeded|full|reached)\b|\btry again later\b",
     re.IGNORECASE,
 )
-"""What a server that takes no more says in an error. An ordinary text may say so of something else."""
+"""Words in the error of a server that takes no more. An ordinary text may say so of something else."""
 
 LOOKED_AT = 500
 """Characters of a returned error in which its reason is looked for."""
