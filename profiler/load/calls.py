@@ -46,7 +46,7 @@ class CallPlan:
 
     @property
     def said(self) -> str:
-        """What will be called, in words."""
+        """The planned calls, in words."""
         how = ", arguments drawn from the schema" if self.drawn else ""
         words = f"calls {_names([one.name for one in self.tools])}{how}"
         if self.withheld:
@@ -94,7 +94,7 @@ def plan_calls(
     arguments: Mapping[str, Any] | None = None,
     calls: Sequence[PlannedCall] = (),
 ) -> CallPlan:
-    """What to call of a server's tools: the `calls` of a file, the `named` tools, or all that may be called.
+    """Calls of a server's tools: the `calls` of a file, the `named` tools, or all that may be called.
 
     Raises `UsageError` for a tool that the server does not have, that may write, or for which no arguments
     can be drawn; and where no tool is left.

@@ -55,7 +55,7 @@ from profiler.strategies import Strategy
 _log = logging.getLogger(__name__)
 
 KEPT_FILES = 100
-"""Of the files that a process may have open, those that are not for calls."""
+"""Files that are kept free for other things than calls: records, reports, the connection to Locust."""
 
 OPENING = 4
 """Sessions that are opened at once: each may be a process that starts."""
@@ -307,7 +307,7 @@ def _round(
 
 
 async def opened_plan(options: LoadOptions, session: Session) -> CallPlan:
-    """What is to be called of a server's tools, as the options say.
+    """The calls of a server's tools that the options ask for.
 
     Raises `UsageError`, `ToolServerError`.
     """

@@ -188,7 +188,7 @@ def scaled(spec: str, factor: float) -> str:
 
 
 MOST_DRAIN_SECONDS = 600.0
-"""What stands in a longer queue by then is cut off, and counted."""
+"""The longest drain, in seconds; calls that still wait then are cut off, and counted."""
 
 
 def drain_bound(waiting: int, ended: int, seconds: float, least: float = 30.0) -> float:

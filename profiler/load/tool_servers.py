@@ -20,7 +20,7 @@ from profiler.mcp.tools import McpTools, mcp_tools
 from profiler.rundir import McpServer
 
 CLOSE_SECONDS = 5.0
-"""What a session may take to close, its server's process included, before it is left to itself."""
+"""Seconds that a session may take to close, its server's process included, before it is left to itself."""
 
 Sessions = tuple[Session, ...]
 """One with each server."""
@@ -197,7 +197,7 @@ def said(
 
 
 def lost_said(server: str, calls: int) -> str:
-    """What became of calls whose session was lost."""
+    """The calls that were lost with a session, in words."""
     lost = "1 call was" if calls == 1 else f"{calls} calls were"
     return f"the session with {server} was lost, and {lost} with it"
 
