@@ -230,8 +230,8 @@ def _phases_of_overlapping_rounds(loop: LoopRecord) -> dict[str, int]:
 
 
 def runs(calls: Iterable[ToolCall]) -> list[Interval]:
-    """The interval in which each call ran, for calls that started."""
-    return [(call.started_ns, call.ended_ns) for call in calls if call.started_ns is not None]
+    """The interval in which each call ran, for calls that started and of which an end was seen."""
+    return [(call.started_ns, call.ended_ns) for call in calls if call.started_ns is not None and call.ended]
 
 
 def _tries(calls: Iterable[ToolCall]) -> list[Interval]:
@@ -239,7 +239,7 @@ def _tries(calls: Iterable[ToolCall]) -> list[Interval]:
     return [
         interval
         for call in calls
-        if call.started_ns is not None
+        if call.started_ns is not None and call.ended
         for interval in (
             [(one.started_ns, one.ended_ns) for one in call.attempts] or [(call.started_ns, call.ended_ns)]
         )

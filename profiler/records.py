@@ -11,6 +11,12 @@ All times are monotonic nanoseconds of the process that ran the loop; the run di
 holds the anchor that turns them into wall-clock time. None means: did not happen (a call that
 never got through its limiter has no `started_ns`) or was not observed.
 
+A record that another program's traces, logs or requests were turned into (`profiler.recordings`) says where
+it is `source`d from, and of each model call and tool call which of its times are not exact. `derived` names
+those that were worked out from other times, as the start of a call from its end and its duration; `unknown`
+those that nothing was seen of, and that stand where they change least (nobody writes down when a call was
+queued: when it started, then). All other times were seen.
+
 Prompts, arguments and results are in the record only when the loop was told to record content.
 
 As JSON a record is one object with exactly these field names, its `schema` number last.
@@ -76,6 +82,9 @@ REFUSED = frozenset((429, 529))
 
 INTERNAL = "internal"
 """The `error_type` of a loop that a defect of ours ended: an exception that nobody expects."""
+
+RECORDED = "recorded"
+"""The `strategy` of a loop that a recording was turned into: how its calls were run is what it shows."""
 
 LOOP_TIMEOUT = "loop_timeout"
 """The `error_type` of a loop that was still running after `--loop-timeout`."""
@@ -230,7 +239,8 @@ class ModelCall(_Tried):
     `output_tokens` are all that was generated, of which `reasoning_tokens` were reasoning. None: the
     server did not say, or said something that is no count.
 
-    `unreadable` counts the parts of its reply that could not be understood.
+    `unreadable` counts the parts of its reply that could not be understood. `resends` counts tries of which
+    nothing but their number is known. `derived` and `unknown` name times of a recording's (see above).
     """
 
     provider: str
@@ -257,6 +267,9 @@ class ModelCall(_Tried):
     server_tools: tuple[ServerToolCall, ...] = ()
     unreadable: int = 0
     cache_written_1h_tokens: int | None = None
+    resends: int = 0
+    derived: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
     @property
     def asked(self) -> bool:
@@ -266,7 +279,7 @@ class ModelCall(_Tried):
     @property
     def attempt_count(self) -> int:
         """The number of tries: at least one, also where none was observed; 0 where no model was asked."""
-        return len(self.attempts) or int(self.asked)
+        return (len(self.attempts) or int(self.asked)) + self.resends
 
     @property
     def uncached_tokens(self) -> int | None:
@@ -396,6 +409,11 @@ class ToolCall(_Tried):
     `client_wait_ns`, `remote_ns` and `parsing_ns`. Errors of theirs: `tool_error` (the tool says that it
     failed), `rpc_-32602` and the like, `http_503` and the like, `timeout`, `connection`, `session_lost`
     (another call's failure ended the session).
+
+    `derived` and `unknown` name times of a recording's (see above). `upper_bound`: when it started is not
+    known, only when it could have, so its duration is the longest that it may have been, with any approval
+    and any wait inside. It is no latency of the tool's. Of a call whose `ended_ns` is unknown no end was
+    seen.
     """
 
     id: str
@@ -416,6 +434,9 @@ class ToolCall(_Tried):
     nested: bool = False
     loops: tuple[str, ...] = ()
     remote: RemoteCall | None = None
+    derived: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    upper_bound: bool = False
 
     @property
     def server(self) -> str:
@@ -468,9 +489,19 @@ class ToolCall(_Tried):
         return self.queued_ns if self.started_ns is None else self.started_ns
 
     @property
+    def ended(self) -> bool:
+        """Its end was seen, or follows from what was."""
+        return not self.unknown or "ended_ns" not in self.unknown
+
+    @property
     def duration_ns(self) -> int | None:
-        """Time from start to end; None for a call that never started."""
-        return None if self.started_ns is None else self.ended_ns - self.started_ns
+        """Time from start to end, or an `upper_bound` of it; None for a call that never started or ended."""
+        return None if self.started_ns is None or not self.ended else self.ended_ns - self.started_ns
+
+    @property
+    def latency_ns(self) -> int | None:
+        """`duration_ns` where it is one: None also where only an upper bound is known."""
+        return None if self.upper_bound else self.duration_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -530,6 +561,9 @@ class LoopRecord:
     outside every loop since the record before this one. `unlimited_calls` counts calls that went around the
     limit of the strategy; None where the loop is not that of a user's own agent under a strategy with a
     limit, and so cannot go around it. `watch_failures` counts what is missing since watching it failed.
+
+    `source` is what a recording was turned into it (`otel`, `claude-code`, `proxy`, ...; empty: this package
+    recorded it), `resolution_ns` the tick of that one's times, and `derived` as in `ToolCall`.
     """
 
     id: str
@@ -556,6 +590,9 @@ class LoopRecord:
     watch_failures: int = 0
     prompt: str | None = None
     text: str | None = None
+    source: str = ""
+    resolution_ns: int = 1
+    derived: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     @property
@@ -625,7 +662,7 @@ class LoopRecord:
 
 _DURATIONS = frozenset(
     {"lag_ns", "limiter_wait_ns", "thread_wait_ns", "blocking_ns", "retry_after_ns", "sending_ns", "late_ns"}
-    | {"server_ns", "session_wait_ns"}
+    | {"server_ns", "session_wait_ns", "resolution_ns"}
 )
 _TIMES = {
     cls: tuple(f.name for f in fields(cls) if f.name.endswith("_ns") and f.name not in _DURATIONS)

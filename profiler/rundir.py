@@ -98,12 +98,13 @@ class Machine:
 class Load:
     """How loops are started.
 
+    recorded: whatever another program did; `users` is 0.
     closed: `users` agents, each starts its next loop `think_seconds` after the last one ended.
     open: loops arrive whether or not earlier ones have ended; `arrivals` is the spec (`5/s`,
     `constant:5`), `rate` the loops per second.
     """
 
-    model: Literal["closed", "open"]
+    model: Literal["closed", "open", "recorded"]
     users: int
     think_seconds: float = 0.0
     arrivals: str | None = None
@@ -295,6 +296,38 @@ class McpServer:
         return self.title == "toolcall-profiler-emulator"
 
 
+Door = Literal["import", "collect", "proxy"]
+"""How what another program did came to be recorded: from its files, its spans, or its requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What a run's records were made from, where another program than this one made the calls.
+
+    `read` counts what came, by the format it was in (spans, lines or requests); `skipped` counts what of it
+    is in no record, by the reason in words. `exact`, `derived`, `upper_bounds`, `never_ended` and
+    `never_started` count tool calls by what is known of their durations; together they are all calls.
+    `clamped` durations were negative, by a clock that was set back, and are 0. `resolution_ns` is the
+    coarsest tick of its times, `clocks` the number of machines or processes whose clocks they are of.
+    `sampled` is the share of all traces that was kept, where that is known; None where nothing was said of
+    it. `notes` are what else a reader has to know, in words.
+    """
+
+    door: Door
+    read: dict[str, int] = field(default_factory=dict, hash=False)
+    skipped: dict[str, int] = field(default_factory=dict, hash=False)
+    exact: int = 0
+    derived: int = 0
+    upper_bounds: int = 0
+    never_ended: int = 0
+    never_started: int = 0
+    clamped: int = 0
+    resolution_ns: int = 1
+    clocks: int = 1
+    sampled: float | None = None
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Everything about a run except its records.
@@ -304,6 +337,8 @@ class Run:
     `workers` is the number of processes that run loops: a process-wide limit of n allows n · workers
     in all. `spent` is up to the last trial that ended, `loop_seconds` what a loop took before the load,
     `checks` what the first loops of a user's agent showed then, `mcp_servers` whose tools the loops had.
+    `recording` is there when the loops are those of another program: such a run has no strategies, no
+    trials and no load of ours.
     """
 
     scenario: str
@@ -328,6 +363,7 @@ class Run:
     loop_seconds: float | None = None
     checks: tuple[Check, ...] = ()
     mcp_servers: tuple[McpServer, ...] = ()
+    recording: Recording | None = None
     schema: int = SCHEMA
 
     def strategy(self, name: str) -> StrategySpec:
@@ -485,6 +521,17 @@ def _reader(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
+
+
+def recorded_run(recording: Recording, anchor: Anchor, title: str, **more: Any) -> Run:
+    """The run of a recording; `title` is shown where the scenario of a load test would be.
+
+    `more` are other fields of `Run`: its `model` and `provider` where all loops have the same, `arguments`,
+    `finished`.
+    """
+    filled = {"provider": "", "machine": machine(), "versions": versions(), "seed": 0, **more}
+    load = Load("recorded", 0)
+    return Run(scenario=title, strategies=(), load=load, anchor=anchor, recording=recording, **filled)
 
 
 def machine() -> Machine:

@@ -142,6 +142,9 @@ def test_json_form_is_the_documented_one():
         "nested": False,
         "loops": [],
         "remote": None,
+        "derived": [],
+        "unknown": [],
+        "upper_bound": False,
     }
 
 

@@ -123,7 +123,10 @@ def test_keys_of_a_later_version_are_ignored(tmp_path: Path) -> None:
     [
         ({"trials": [{"index": 0}]}, r"run\.json: key trials\.0\.block: Field required"),
         ({"seed": "x"}, r"run\.json: key seed: .*valid integer"),
-        ({"load": {"model": "ajar", "users": 1}}, r"run\.json: key load\.model: .*'closed' or 'open'"),
+        (
+            {"load": {"model": "ajar", "users": 1}},
+            r"run\.json: key load\.model: .*'closed', 'open' or 'recorded'",
+        ),
         ({"schema": 99}, r"run\.json: run of schema 99.*upgrade"),
     ],
 )
