@@ -2,8 +2,8 @@
 
     python -m benchmarks.tracelab_rows 350000 > /tmp/round_trace.jsonl
 
-Sessions of some dozens of rounds, some of them at the same time, each round with 0 to 5 calls; a row takes two
-to four kB. Nothing in it is of anybody's: names and times are drawn.
+Sessions of some dozens of rounds, some of them at the same time, each round with 0 to 5 calls; a row takes
+1 to 4 kB. Nothing in it is of anybody's: names and times are drawn.
 """
 
 from __future__ import annotations

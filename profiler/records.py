@@ -502,7 +502,7 @@ class ToolCall(_Tried):
 
     @property
     def latency_ns(self) -> int | None:
-        """`duration_ns` where it says how long the tool took: None also for an upper bound, and for a wait."""
+        """`duration_ns` where it says how long the tool took: None also for an upper bound or a wait."""
         return None if self.upper_bound or self.wait else self.duration_ns
 
 

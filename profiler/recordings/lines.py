@@ -14,8 +14,8 @@ from typing import Any
 
 import orjson
 
-from profiler.records import MOST
 from profiler.recordings.formats import Skipped, Source
+from profiler.records import MOST
 
 LONGEST_LINE = 64 * 2**20
 """Bytes; a longer line is skipped. Pictures are in these files as base64, and take some megabytes."""
@@ -65,8 +65,8 @@ def values(source: Source) -> Iterator[tuple[int, Any] | Skipped]:
 
 
 def leniently(line: bytes) -> Any | None:
-    """The value of a line that is nearly JSON: with half a surrogate pair (JavaScript cuts texts there), bytes
-    that are no UTF-8, NaN (Python writes it). None where it is none at all."""
+    """The value of a line that is nearly JSON: with half a surrogate pair (JavaScript cuts texts there), with
+    bytes that are no UTF-8, with NaN (Python writes it). None where it is none at all."""
     text = _HALF_CHARACTER.sub(r"\\ufffd", line.decode("utf-8", "replace"))
     try:
         return orjson.loads(text)
