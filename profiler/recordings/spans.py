@@ -98,4 +98,6 @@ def unpacked(values: Sequence[Any]) -> Span:
 
 def loops_of(spans: Sequence[Span], source: str, content: bool = False) -> list[LoopDraft | Skipped]:
     """The loops of the spans of a trace or a conversation, by their starts; `Skipped` for what is in none."""
-    raise NotImplementedError
+    from profiler.recordings.span_rounds import loops_of
+
+    return loops_of(spans, source, content)
