@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from profiler.recordings.spans import Kind, Span, packed
+from profiler.recordings.span import Kind, Span, packed
 
 
 @dataclass(slots=True, eq=False)
@@ -110,7 +110,10 @@ def _forest(spans: Iterable[Span]) -> list[Node]:
             above.below.append(node)
     result: list[Node] = []
     reached: set[int] = set()
-    waiting = [*ordered[::-1], *roots[::-1]]  # the first is what is left after all roots: on a circle of parents
+    waiting = [
+        *ordered[::-1],
+        *roots[::-1],
+    ]  # the first is what is left after all roots: on a circle of parents
     while waiting:
         node = waiting.pop()
         if id(node) in reached:
