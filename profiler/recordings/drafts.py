@@ -41,6 +41,7 @@ class CallDraft:
 
     `asked_ns`: its arguments were complete. `refused`: somebody decided that it does not start. `ended_late`:
     its end was written down some time after it, so that its place is a guess and only `own_ns` counts.
+    `wait`: as in `ToolCall`.
     `key` names it among all calls of an import, for loops that it spawned (`LoopDraft.spawned_by`). An `id`
     that the recording lacks is made up, by the door, of what does name the call there.
     """
@@ -55,6 +56,7 @@ class CallDraft:
     error_type: str | None = None
     refused: bool = False
     ended_late: bool = False
+    wait: bool = False
     arguments: str | None = None
     result: str | None = None
     remote: RemoteCall | None = None
@@ -344,6 +346,7 @@ class _Maker:
             derived=tuple(dict.fromkeys(derived)),
             unknown=tuple(unknown),
             upper_bound=upper_bound,
+            wait=draft.wait,
         )
 
     def _at(self, time_ns: int | None) -> int | None:

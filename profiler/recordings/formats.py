@@ -41,11 +41,13 @@ class Skipped:
     """Something that was read and is in no record: why, in words that stay few (they are counted).
 
     `where` is the first place of its kind worth naming (`spans.jsonl:17`); empty where that tells nothing.
+    `kept`: it is in a record all the same, and this is what a reader has to know of it (a note, not a loss).
     """
 
     reason: str
     count: int = 1
     where: str = ""
+    kept: bool = False
 
 
 class Source(NamedTuple):
