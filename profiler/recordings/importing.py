@@ -24,10 +24,11 @@ from profiler.recordings.drafts import CallDraft, LoopDraft, Tally, record_of, r
 from profiler.recordings.files import Opened, found
 from profiler.recordings.formats import Format, Item, Skipped, Source
 from profiler.recordings.spool import Spool, SpoolError
+from profiler.recordings.tracelab import TraceLab
 from profiler.recordings.unknown import is_no_text, what_it_is
 from profiler.rundir import Anchor, Recording, Run, RunDirectory, recorded_run
 
-FORMATS: tuple[Format, ...] = ()
+FORMATS: tuple[Format, ...] = (TraceLab(),)
 """Every format, the most particular first: the first one that recognises a file reads it."""
 
 REPEATED = "repeats"
@@ -93,6 +94,7 @@ class _Import:
         self._content = content
         self._read = dict.fromkeys((one.name for one in formats), 0)
         self._skipped: dict[str, int] = {}
+        self._noted: dict[str, int] = {}
         self._places: dict[str, str] = {}
         self._refused: list[str] = []
         self._files = 0
@@ -131,7 +133,8 @@ class _Import:
             if opened.problem:
                 what = opened.problem.removeprefix("files: ")
             asked = self._named or f"one of {known}"
-            self._refuse("files: in no known format", f"{path}: no recording: {what} (expected {asked})")
+            place = f"{path}: {what}"
+            self._refuse("files: in no known format", f"{path}: no recording: {what} (expected {asked})", place)
             return
         self._files += 1
         format = self._formats[index]
@@ -139,7 +142,7 @@ class _Import:
         try:
             for one in format.read(source, self._content):
                 if isinstance(one, Skipped):
-                    self._read[format.name] += one.count
+                    self._read[format.name] += 0 if one.kept else one.count
                     self._skip(one)
                 else:
                     self._read[format.name] += 1
@@ -192,7 +195,7 @@ class _Import:
         told = 0
         try:
             for one in format.loops(items, self._content):
-                told += 1
+                told += not (isinstance(one, Skipped) and one.kept)
                 if isinstance(one, Skipped):
                     self._skip(one)
                 else:
@@ -243,7 +246,7 @@ class _Import:
         counts.inner_loops = len(outers)
         counts.files = self._files
         counts.places = self._places
-        notes = []
+        notes = [f"{count:,} {reason}" for reason, count in self._noted.items()]
         if alone:
             notes.append(
                 f"{alone} {'loop of a sub-agent stands' if alone == 1 else 'loops of sub-agents stand'} alone: "
@@ -313,14 +316,15 @@ class _Import:
 
     def _skip(self, skipped: Skipped) -> None:
         reason = skipped.reason
-        if reason not in self._skipped and len(self._skipped) >= _MOST_REASONS:
+        counts = self._noted if skipped.kept else self._skipped
+        if reason not in counts and len(counts) >= _MOST_REASONS:
             reason = "for other reasons"
-        self._skipped[reason] = self._skipped.get(reason, 0) + skipped.count
+        counts[reason] = counts.get(reason, 0) + skipped.count
         if skipped.where:
             self._places.setdefault(reason, skipped.where)
 
-    def _refuse(self, reason: str, message: str) -> None:
-        self._skip(Skipped(reason, 1, message))
+    def _refuse(self, reason: str, message: str, place: str | None = None) -> None:
+        self._skip(Skipped(reason, 1, place or message))
         if len(self._refused) < 2:
             self._refused.append(message)
 
