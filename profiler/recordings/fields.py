@@ -128,3 +128,13 @@ def mapping(value: object) -> dict[str, Any]:
 def objects(value: object) -> list[dict[str, Any]]:
     """The JSON objects of an array; empty for what is none."""
     return [one for one in value if type(one) is dict] if type(value) is list else []
+
+
+def as_text(value: object) -> str | None:
+    """Arguments or a result as text: strings as they are, anything else as JSON; None for null."""
+    if value is None or type(value) is str:
+        return value
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # nested deeper than anything that is written
+        return None
