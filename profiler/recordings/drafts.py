@@ -175,7 +175,7 @@ class _Maker:
         ended_ns = self._not_before(ended_ns, started_ns)
         made = []
         before_ns = started_ns
-        for index, round_ in enumerate(sorted(loop.rounds, key=lambda one: _began(one, first))):
+        for index, round_ in enumerate(rounds_in_order(loop)):
             made.append(self._round(round_, index, before_ns, ended_ns))
             before_ns = made[-1].ended_ns + self._origin_ns
         last_model = made[-1].model if made else None
@@ -367,8 +367,10 @@ def _times(round_: RoundDraft) -> Iterator[int]:
     return (time for time in times if time is not None)
 
 
-def _began(round_: RoundDraft, otherwise: int) -> int:
-    return min(_times(round_), default=otherwise)
+def rounds_in_order(loop: LoopDraft) -> list[RoundDraft]:
+    """A loop's rounds as its record has them: in the order of the first time of each."""
+    first = min((time for round_ in loop.rounds for time in _times(round_)), default=0)
+    return sorted(loop.rounds, key=lambda round_: min(_times(round_), default=first))
 
 
 def calls_of(loops: Sequence[LoopDraft]) -> Iterator[CallDraft]:
