@@ -71,12 +71,23 @@ class Codex:
         if first is None:
             return
         thread = _thread(source.path, None if isinstance(first, Skipped) else first.data)
+        metas: list[Item] = []
         for value in chain((first,), rows):
             if isinstance(value, Skipped):
                 yield value
                 continue
             item = _item(value.data, thread, value.line, content)
-            yield item if isinstance(item, Item) else Skipped(item, where=f"{source.name}:{value.line}")
+            if isinstance(item, str):
+                yield Skipped(item, where=f"{source.name}:{value.line}")
+                continue
+            if _is_meta(item) and len(metas) < 16:
+                metas.append(item)
+                continue
+            # A file begins when it is opened. Nothing of a loop happened then, and no time counts from it.
+            yield from (meta._replace(at_ns=max(meta.at_ns, item.at_ns)) for meta in metas)
+            metas.clear()
+            yield item
+        yield from metas
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
         lines = [Line(item.at_ns, *item.data) for item in items if isinstance(item.data, list)]
@@ -120,11 +131,17 @@ def _item(row: Any, thread: str, number: int, content: bool) -> Item | str:
         digest = hashlib.blake2b(orjson.dumps(row), digest_size=12).hexdigest()
     except TypeError:  # nested deeper than anything that is written
         digest = None
-    return Item(thread, at_ns, [number, what, body], digest)
+    if what == META:
+        body.append(at_ns)
+    return Item(thread, at_ns, [number, what, body], digest, place=number)
+
+
+def _is_meta(item: Item) -> bool:
+    return isinstance(item.data, list) and item.data[1] == META
 
 
 def _meta(payload: dict[str, Any]) -> list[Any]:
-    """[thread, provider, sub-agent, parent's thread, role, forked]"""
+    """[thread, provider, sub-agent, parent's thread, role, forked]; `_item` adds when it was written."""
     source = payload.get("source")
     inner = mapping(source).get("subagent", mapping(source).get("sub_agent"))
     spawn = mapping(mapping(inner).get("thread_spawn"))

@@ -99,7 +99,8 @@ class _Thread:
             elif line.kind == OUTPUT:
                 self._output(at_ns, body[0], counted[place])
             elif line.kind == CALL:
-                self._call(at_ns, *body, counted[place])
+                id_, name, arguments = body
+                self._call(at_ns, id_, name, arguments, counted[place])
             elif line.kind == TOKENS:
                 self._tokens(at_ns, *body)
             elif line.kind == RETURN:
@@ -124,7 +125,7 @@ class _Thread:
         if not metas:
             return list(lines)
         own = metas[0]
-        thread, provider, self._sub_agent, _, self._role, forked = own.body
+        thread, provider, self._sub_agent, _, self._role, forked, _ = own.body
         self._thread = thread or self._thread
         self._provider = provider or self._provider
         others = any(line.body[0] != own.body[0] for line in metas)
@@ -360,13 +361,14 @@ def _own_beginning(lines: Sequence[Line], meta: Line) -> Line | None:
     """
     ordered = sorted(lines, key=lambda line: line.number)
     starts = [line for line in ordered if line.kind == START]
-    made_ns = _made_ns(meta.body[0]) or meta.at_ns
+    began_ns = meta.body[-1]
+    made_ns = _made_ns(meta.body[0]) or began_ns
     told = [(line, _made_ns(line.body[0])) for line in starts]
     if starts and all(at_ns is not None for _, at_ns in told):
         own = next((line for line, at_ns in told if at_ns is not None and at_ns >= made_ns), None)
-        late = next((line for line in starts if line.at_ns > meta.at_ns + _BURST_NS), None)
+        late = next((line for line in starts if line.at_ns > began_ns + _BURST_NS), None)
         return own or late
-    until_ns = meta.at_ns + _BURST_NS
+    until_ns = began_ns + _BURST_NS
     found: Line | None = None
     for line in ordered:
         if line.kind == START or (not starts and line.kind == USER):
