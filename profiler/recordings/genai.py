@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from profiler.recordings.spans import Span
+from profiler.recordings.span import Span
 
 
 class Raw(NamedTuple):

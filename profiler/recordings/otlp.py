@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from profiler.recordings.spans import Span
+from profiler.recordings.span import Span
 
 
 def spans_of_request(message: Any, content: bool = False) -> list[Span]:
