@@ -26,7 +26,7 @@ import orjson
 
 from profiler.errors import RecordError, UsageError
 from profiler.process.modes import OWNERS_DIRECTORY, new_for_owner
-from profiler.recordings.spans import Span, packed, unpacked
+from profiler.recordings.span import Span, packed, unpacked
 from profiler.rundir import append_lines
 
 if sys.platform != "win32":
@@ -63,7 +63,7 @@ class _Segment:
 
 
 class _Entry(NamedTuple):
-    """To write: lines, and what they say of traces. `moved` ones need nothing older any more."""
+    """Lines to write, and what they say of traces. Those of a `moved` one need the oldest segment no more."""
 
     lines: bytes
     began: Iterable[str] = ()
@@ -98,8 +98,8 @@ class Journal:
         if not _locked(self._lock):
             self._lock.close()
             raise UsageError(
-                f"{directory}: another `profiler collect` keeps its journal there: end it, or give one of them"
-                " another --out"
+                f"{directory}: another `profiler collect` keeps its journal there: end it, or give one of"
+                " them another --out"
             )
         self._segments = deque(_Segment(path) for path in self._paths())
         self._file: FileIO | None = None
@@ -112,29 +112,30 @@ class Journal:
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def replay(self, ended: Callable[[str, Iterable[str]], None]) -> Iterator[Span]:
+    def replay(self, ended: Callable[[str, Iterable[str]], None]) -> Iterator[tuple[Span, bytes]]:
         """What was open when the process before this one ended; called once, before anything is written.
 
         `ended` is told of the traces that had ended, and of their spans. A line that cannot be read was cut
         short by the kill, and is counted (`skipped`).
         """
-        spans: dict[str, dict[str, Span]] = {}
+        spans: dict[str, list[bytes]] = {}
         for segment in self._segments:
             for said in self._lines(segment.path):
                 if isinstance(said, Span):
                     segment.traces.add(said.trace)
-                    spans.setdefault(said.trace, {}).setdefault(said.id, said)
+                    spans.setdefault(said.trace, []).append(line_of(said))
                 else:
                     for trace in said:
-                        ended(trace, spans.pop(trace, ()))
+                        ended(trace, {span_of_line(line).id for line in spans.pop(trace, ())})
         for segment in self._segments:
             segment.traces &= spans.keys()
             with contextlib.suppress(OSError):
                 segment.size = segment.path.stat().st_size
         with self._writing:
             self._sweep(keep_last=False)
-        for of_trace in spans.values():
-            yield from of_trace.values()
+        for lines in spans.values():
+            for line in lines:
+                yield span_of_line(line), line
 
     def append(self, traces: Iterable[str], lines: bytes) -> None:
         """These spans came, of these traces."""
@@ -150,11 +151,13 @@ class Journal:
         """Traces that keep a segment which is to go; empty as a rule. Hand them to `move`."""
         return self._held
 
-    def move(self, held: frozenset[str], traces: Iterable[tuple[str, Iterable[bytes]]]) -> None:
-        """Write the spans of those of the `held` traces that are open again; the others have ended."""
+    def move(self, traces: Iterable[tuple[str, Iterable[bytes]]]) -> None:
+        """Write the spans of the `held` traces again that are open; of the others it will be said that they
+        have ended."""
         written = {trace: b"".join(lines) for trace, lines in traces}
         self._held = frozenset()
-        self._put(_Entry(b"".join(written.values()), began=written, ended=held, moved=True))
+        if written:
+            self._put(_Entry(b"".join(written.values()), began=written, moved=True))
 
     @property
     def behind(self) -> bool:
@@ -247,7 +250,7 @@ class Journal:
         current = self._segments[-1]
         for entry in entries:
             if entry.moved:
-                self._segments[0].traces.difference_update(entry.ended)
+                self._segments[0].traces.difference_update(entry.began)
             elif entry.ended:
                 for segment in self._segments:
                     segment.traces.difference_update(entry.ended)
@@ -255,9 +258,8 @@ class Journal:
 
     def _forget(self, entries: Sequence[_Entry]) -> None:
         for entry in entries:
-            if entry.ended and not entry.moved:
-                for segment in self._segments:
-                    segment.traces.difference_update(entry.ended)
+            for segment in self._segments:
+                segment.traces.difference_update(entry.ended)
 
     def _sweep(self, keep_last: bool) -> None:
         """Remove segments that nothing needs, the oldest first."""

@@ -26,11 +26,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from profiler.recordings.spans import Span
+from profiler.recordings.span import Span
 
 Why = Literal["root", "remote", "idle", "bound", "stopped"]
 Came = Literal["new", "repeated", "late"]
 
+SETTLE_SECONDS = 30.0
 MOST_RECENT, MOST_REMEMBERED = 16_384, 65_536
 """Traces that have ended: of the first so many the spans are remembered, of the others that they have."""
 
@@ -40,7 +41,7 @@ class Patience:
     """For how long (seconds) nothing may come before a trace is taken to have ended."""
 
     grace: float = 10.0
-    settle: float = 30.0
+    settle: float = SETTLE_SECONDS
     idle: float = 300.0
 
 
@@ -72,7 +73,8 @@ _WHY: dict[_State, Why] = {"rooted": "root", "remote": "remote", "waiting": "idl
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """Traces that end together: one, as a rule. `last`: when something new came."""
+    """Traces that end together: one, as a rule. `last`: when something new came. `running`: spans of which
+    only the beginning came, as some send."""
 
     name: str
     traces: dict[str, dict[str, bytes]]
@@ -82,6 +84,7 @@ class _Group:
     conversation: str = ""
     spans: int = 0
     size: int = 0
+    running: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -113,13 +116,19 @@ class OpenTraces:
             group = self._of[trace] = _Group(trace, {trace: {}}, now)
             self._queues["waiting"][trace] = group
         spans = group.traces[trace]
-        if span.id in spans:
+        before = spans.get(span.id)
+        if before is not None and (span.id not in group.running or span.ended_ns is None):
             return "repeated"
         spans[span.id] = text
-        group.spans += 1
-        group.size += len(text)
-        self.spans += 1
-        self.size += len(text)
+        if span.ended_ns is None:
+            group.running.add(span.id)
+        else:
+            group.running.discard(span.id)
+        spans_more, size_more = int(before is None), len(text) - len(before or b"")
+        group.spans += spans_more
+        group.size += size_more
+        self.spans += spans_more
+        self.size += size_more
         group.agent = group.agent or span.kind == "agent"
         group.conversation = group.conversation or span.conversation
         self._queue(group, self._state(group, span), now)
@@ -191,11 +200,11 @@ class OpenTraces:
 
     @staticmethod
     def _state(group: _Group, span: Span) -> _State:
-        if group.state in ("talking", "rooted"):
+        if group.state in ("talking", "rooted") or span.ended_ns is None:
             return group.state
         if not span.parent:
             return "rooted"
-        return "remote" if span.remote_parent else group.state
+        return "remote" if getattr(span, "remote", False) else group.state
 
     def _queue(self, group: _Group, state: _State, now: float) -> None:
         """Put it last in the queue of its state."""
@@ -213,6 +222,7 @@ class OpenTraces:
             self._queues["talking"][name] = group
             return
         talk.traces.update(group.traces)
+        talk.running |= group.running
         talk.spans += group.spans
         talk.size += group.size
         for trace in group.traces:

@@ -24,11 +24,13 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
+
 from profiler.errors import RecordError, UsageError
 from profiler.process.lifetime import at_exit
 from profiler.process.modes import opener_like
 from profiler.recordings.drafts import Tally
-from profiler.records import LoopRecord, encode
+from profiler.records import LoopRecord, decode, encode
 from profiler.rundir import Anchor, Door, Recording, RunDirectory, append_lines, recorded_run
 
 if sys.platform != "win32":
@@ -55,6 +57,8 @@ _SIZES = {
     if power or not letter
 }
 _LIMIT = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([a-z]{1,3})", re.IGNORECASE)
+
+_ID = b'{"id":"'
 
 _log = logging.getLogger(__name__)
 
@@ -198,6 +202,11 @@ class KeptRuns:
         self._waiting.append(line)
         if self._thread is None:
             self._start()
+
+    @property
+    def behind(self) -> bool:
+        """So much waits to be written that records may be lost soon."""
+        return self._waiting_bytes > MOST_WAITING // 2
 
     def count_read(self, kind: str, count: int = 1) -> None:
         """So many more spans, lines or requests came in this format (`Recording.read`)."""
@@ -484,14 +493,34 @@ def remove(path: Path) -> None:
 
 
 def made_by(parent: Path | str, door: Door) -> list[RunDirectory]:
-    """The run directories that a door made in this folder, newest first."""
+    """The run directories that a door made in this folder, the oldest first."""
     found = []
     with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(parent), reverse=True):
-            directory = RunDirectory(Path(parent) / name)
-            if RunDirectory.is_one(directory.path):
-                with contextlib.suppress(RecordError):
+        for path in sorted(Path(parent).iterdir(), key=_by_name):
+            with contextlib.suppress(RecordError):
+                if RunDirectory.is_one(path):
+                    directory = RunDirectory.open(path)
                     recording = directory.load().recording
                     if recording is not None and recording.door == door:
                         found.append(directory)
     return found
+
+
+def _by_name(path: Path) -> list[int | str]:
+    """`20260101-120000-10` comes after `20260101-120000-9`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def recent_ids(parent: Path | str, door: Door, size: int = 64_000_000) -> frozenset[str]:
+    """The ids of the loops that a door wrote last: those of its last two runs, of so many bytes each."""
+    found = set()
+    for directory in made_by(parent, door)[-2:]:
+        with contextlib.suppress(OSError), open(directory.records_path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            for line in file:
+                # The last may have been cut short: then it is no record.
+                if line.startswith(_ID) and line.endswith(b"}\n"):
+                    with contextlib.suppress(orjson.JSONDecodeError):
+                        end = line.index(b'","strategy":')
+                        found.add(str(orjson.loads(line[len(_ID) - 1 : end + 1])))
+    return frozenset(found)
