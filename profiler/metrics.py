@@ -288,13 +288,13 @@ COLLECTOR_SPANS = counter(
 )
 COLLECTOR_SPANS_DROPPED = counter(
     "toolloop_collector_spans_dropped_total",
-    "Spans that are in no record: of no agent, repeated, late (after their loop had been written) or unreadable.",
+    "Spans that are in no record: of no agent, repeated, late (their loop had been written) or unreadable.",
     ("reason",),
 )
 COLLECTOR_LOOPS = counter(
     "toolloop_collector_loops_total",
     "Loops that were recorded, by what ended their trace: its root, one whose parent is in another process "
-    "(remote), nothing more for a while (idle), too much at once (bound), or the collector's own end (stopped).",
+    "(remote), nothing more for a while (idle), too much at once (bound), the collector's own end (stopped).",
     ("end",),
 )
 COLLECTOR_OPEN_TRACES = gauge(

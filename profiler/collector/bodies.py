@@ -1,8 +1,8 @@
 """From the bytes of an OTLP request to the message in them, within bounds, and the answers. Pure.
 
 What is not understood is a `Refused`, with the words for its sender. Protobuf is read where the package
-`opentelemetry-proto` is installed (the `otel` extra); the few fields of an answer are written by hand, so that
-one who sends protobuf in vain is told why, too.
+`opentelemetry-proto` is installed (the `otel` extra); the few fields of an answer are written by hand, so
+that who sends protobuf in vain is told why, too.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ import gc
 import gzip
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from profiler import metrics
 from profiler.collector.bodies import PROTOBUF_MISSING, protobuf_reader
@@ -47,24 +47,30 @@ class Options:
     host: str = "127.0.0.1"
     port: int = 4318
     out: Path = Path("runs")
-    keep: Keep = Keep()
-    patience: Patience = Patience()
+    keep: Keep = field(default_factory=Keep)
+    patience: Patience = field(default_factory=Patience)
     allowed: Collection[str] = ()
 
 
-def run(options: Options) -> int:
-    """Collect until told to stop. Raises `UsageError` before, `Interrupted` after."""
+Say = Callable[[str], None]
+
+
+def run(options: Options, show: Say, complain: Say) -> NoReturn:
+    """Collect until told to stop. Raises `UsageError` before, `Interrupted` after.
+
+    `show` gets lines for standard output, `complain` those for the log.
+    """
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     with contextlib.suppress(ImportError):  # where uvloop does not exist, asyncio serves, slower
         import uvloop
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        told = runner.run(_serve(options))
+        told = runner.run(_serve(options, show, complain))
     raise told
 
 
-async def _serve(options: Options) -> Interrupted:
+async def _serve(options: Options, show: Say, complain: Say) -> Interrupted:
     loop = asyncio.get_running_loop()
     allowed = [allowed_host(name) for name in options.allowed]
     anchor = Anchor(time.time_ns(), 0)
@@ -79,7 +85,7 @@ async def _serve(options: Options) -> Interrupted:
         written=lambda tokens: journal.ended(flattened(tokens)),
     )
     sink = PrometheusSink()
-    collector = Collector(OpenTraces(options.patience), journal, runs, sink, anchor.unix_ns, say=_complain)
+    collector = Collector(OpenTraces(options.patience), journal, runs, sink, anchor.unix_ns, say=complain)
     scheduler = Scheduler(loop)
     receiver = Receiver(collector, _Scrape(loop, collector, sink), allowed)
     server = Server(receiver, scheduler, receiver.unread)
@@ -99,7 +105,12 @@ async def _serve(options: Options) -> Interrupted:
     told: asyncio.Future[Interrupted] = loop.create_future()
     _Ending(loop, told).install()
     replayed = collector.replay(lambda: recent_ids(options.out, "collect"))
-    _greet(options, listener.sockets[0].getsockname()[1], replayed)
+    port = listener.sockets[0].getsockname()[1]
+    for line in _greeting(options, port, replayed):
+        show(line)
+    for warning in (_unread(), exposed("the collector", options.host, port)):
+        if warning is not None:
+            complain(warning)
     # The objects of now stay alive: full collections would only walk over them.
     gc.collect()
     gc.freeze()
@@ -111,7 +122,8 @@ async def _serve(options: Options) -> Interrupted:
         task.cancel()
     await asyncio.sleep(0)
     collector.close()
-    _report(collector, runs)
+    for line in _report(collector, runs):
+        show(line)
     interrupted.outcome = f"after {_counted(collector.loops, 'loop')}"
     return interrupted
 
@@ -167,10 +179,10 @@ class _Scrape:
 
 
 async def _end_due(collector: Collector) -> None:
+    more = False
     while True:
-        await asyncio.sleep(_TICK_SECONDS)
-        while collector.end_due():
-            await asyncio.sleep(0)  # what comes in has its turn
+        await asyncio.sleep(0 if more else _TICK_SECONDS)  # 0: what comes in has its turn
+        more = collector.end_due()
 
 
 async def _sweep(server: Server) -> None:
@@ -179,43 +191,35 @@ async def _sweep(server: Server) -> None:
         server.sweep()
 
 
-def _greet(options: Options, port: int, replayed: int) -> None:
+def _greeting(options: Options, port: int, replayed: int) -> Iterator[str]:
     shown = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{shown}:{port}"
-    print(f"collector listening on {url}")
-    print(f"send spans:  OTEL_EXPORTER_OTLP_ENDPOINT={url} OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf")
-    print(f"records:     {options.out} (kept: {options.keep}); metrics: {url}/metrics")
+    yield f"collector listening on {url}"
+    yield f"send spans:  OTEL_EXPORTER_OTLP_ENDPOINT={url} OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"
+    yield f"records:     {options.out} (kept: {options.keep}); metrics: {url}/metrics"
     if replayed:
-        print(
-            f"going on:    {_counted(replayed, 'span')} of traces that were open when the last collector ended"
-        )
-    sys.stdout.flush()
-    if protobuf_reader() is None:
-        _complain(f"only JSON is read (http/json); {PROTOBUF_MISSING}")
-    warning = exposed("the collector", options.host, port)
-    if warning is not None:
-        _complain(warning)
+        yield f"going on:    {_counted(replayed, 'span')} of traces that were open when the last one ended"
 
 
-def _report(collector: Collector, runs: KeptRuns) -> None:
+def _unread() -> str | None:
+    if protobuf_reader() is not None:
+        return None
+    return f"only JSON is read (OTEL_EXPORTER_OTLP_PROTOCOL=http/json); {PROTOBUF_MISSING}"
+
+
+def _report(collector: Collector, runs: KeptRuns) -> Iterator[str]:
     """What was collected, and where it is."""
     total = collector.figures.total(metrics.COLLECTOR_SPANS)
-    print(f"{_counted(collector.loops, 'loop')} of {_counted(total, 'span')}")
+    yield f"{_counted(collector.loops, 'loop')} of {_counted(total, 'span')}"
     for (reason,), count in collector.figures.counts(metrics.COLLECTOR_SPANS_DROPPED):
         if count:
-            print(f"  {count:,} {reason}")
+            yield f"  in none: {count:,} {reason}"
     if runs.lost:
-        print(f"  {_counted(runs.lost, 'loop')} could not be written")
+        yield f"  {_counted(runs.lost, 'loop')} could not be written"
     if runs.path is not None:
-        print(f"records:  {runs.path}")
-        print(f"report:   profiler report {runs.path}")
-    sys.stdout.flush()
+        yield f"records:  {runs.path}"
+        yield f"report:   profiler report {runs.path}"
 
 
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _complain(words: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # the terminal may have been closed
-        print(f"profiler collect: {words}", file=sys.stderr, flush=True)

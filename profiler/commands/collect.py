@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from profiler.commands import add_command
 from profiler.errors import UsageError
@@ -68,7 +70,7 @@ def add(commands: Commands) -> None:
     )
 
 
-def collect(arguments: argparse.Namespace) -> int:
+def collect(arguments: argparse.Namespace) -> NoReturn:
     from profiler.collector.server import Options, run
     from profiler.collector.traces import SETTLE_SECONDS, Patience
     from profiler.recordings.keeping import Keep, parse_keep
@@ -78,7 +80,7 @@ def collect(arguments: argparse.Namespace) -> int:
             f"--idle {arguments.idle:g} is shorter than --grace {arguments.grace:g}: a loop without a root is"
             " waited for longer, not shorter"
         )
-    return run(
+    run(
         Options(
             arguments.host,
             arguments.port,
@@ -86,5 +88,17 @@ def collect(arguments: argparse.Namespace) -> int:
             Keep() if arguments.keep is None else parse_keep(arguments.keep),
             Patience(arguments.grace, min(SETTLE_SECONDS, arguments.idle), arguments.idle),
             arguments.allow_host,
-        )
+        ),
+        show,
+        complain,
     )
+
+
+def show(line: str) -> None:
+    """Print it at once: whoever started us waits for where we listen."""
+    print(line, flush=True)
+
+
+def complain(words: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the terminal may have been closed
+        print(f"profiler collect: {words}", file=sys.stderr, flush=True)

@@ -191,9 +191,14 @@ class KeptRuns:
 
     def __call__(self, record: LoopRecord, tally: Tally | None = None, token: object = None) -> None:
         """Write a record; `tally` counts its own calls (`drafts.record_of`)."""
-        line = _Line(
-            encode(record) + b"\n", record.provider, record.model, tally, record.resolution_ns, token
-        )
+        try:
+            text = encode(record)
+            decode(text)  # what is written can be read
+        except (orjson.JSONEncodeError, RecordError):
+            self._lose(1, "a time or a count that cannot be")
+            self._written([token])
+            return
+        line = _Line(text + b"\n", record.provider, record.model, tally, record.resolution_ns, token)
         if self._closed.is_set() or self._waiting_bytes > MOST_WAITING:
             self._lose(1, "written down too slowly")
             return
