@@ -118,7 +118,8 @@ class Receiver:
                 415, f"Content-Type {given!r} is not read: send application/x-protobuf or application/json"
             )
         # A page of the web may not send: its browser says where it is from.
-        of_page = refusal({name: headers[name] for name in _OF_PAGES if name in headers}, None, self._allowed)
+        said = {name: headers[name] for name in _OF_PAGES if name in headers}
+        of_page = refusal(said, None, self._allowed, "collect")
         if of_page is not None:
             raise Refused(of_page.status, of_page.words)
         if signal != "traces":

@@ -309,7 +309,7 @@ class KeptRuns:
         file = FileIO(path, "ab", opener=opener_like(path.parent))
         _lock(file)
         self.path = directory.path
-        return _Current(directory, file, anchor, now, now)
+        return _Current(directory, file, anchor, now)
 
     def _save(self, seconds: float, finished: bool = False) -> None:
         """Replace `run.json` if it was not within these seconds, and anything has changed since."""
@@ -432,7 +432,7 @@ class _Current:
     file: FileIO
     anchor: Anchor
     began: float
-    saved: float
+    saved: float = 0.0
     size: int = 0
     changed: bool = False
     tally: Tally = field(default_factory=Tally)
