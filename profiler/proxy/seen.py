@@ -39,15 +39,16 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True)
 class Body:
-    """A body as far as it went by. An observer may take `pieces` away as it reads them.
+    """A body as far as it went by. An observer may clear `pieces` as it reads them, which makes room for more.
 
-    `kept` is False where it was larger than is kept, or more was waiting than may: `pieces` is then empty,
-    and stays so. `size` counts the bytes all the same.
+    `kept` is False where more of it was waiting to be read than may, or of all bodies together: `pieces` is
+    then empty, and stays so. `size` counts the bytes all the same. `held` is the transport's own: of `pieces`.
     """
 
     pieces: list[Piece] = field(default_factory=list)
     size: int = 0
     kept: bool = True
+    held: int = 0
 
     def whole(self) -> bytes:
         """What there is of it, in one."""
@@ -87,6 +88,8 @@ class Exchange:
     outcome: Outcome | None = None
     note: str = ""
     state: object = None
+    waits: bool = False  # the transport's own: an event of it that tells of its response is in the queue
+    lost: bool = False  # the same: an event of it was not told
 
     def header(self, name: bytes) -> bytes | None:
         """The last header of the request with this name (in lower case)."""
@@ -110,7 +113,7 @@ class Observer(Protocol):
 
     def ended(self, exchange: Exchange) -> None:
         """Nothing will change any more; `outcome` and `ended_ns` are set. Called once for each exchange, after
-        the others, except where the queue was full: then it is counted, and not told at all from there on."""
+        the others. (Where the queue is full the others are left out and counted, and bodies are not kept.)"""
         ...
 
     def tick(self, now_ns: int) -> None:
