@@ -1,4 +1,4 @@
-"""Heads of requests and responses, as a proxy passes them on: names, order and repeats stay as they came. Pure.
+"""Heads of requests and responses, as a proxy passes them on: names, order, repeats stay as they came. Pure.
 
 What concerns one connection alone (RFC 9110, 7.6.1) is left out, and said anew where it is needed: the
 connection to the client and the one to the upstream end, and frame their bodies, as each needs it.
@@ -161,14 +161,15 @@ class ResponseHead:
             if lower == b"content-length":
                 self.length = int(value)
             elif lower == b"location":
-                value = location(value)
+                lines.append(b"%b: %b\r\n" % (name, location(value)))
+                continue
             lines.append(b"%b: %b\r\n" % (name, value))
         named = _named(connection)
         if named:
             lines = [line for line in lines if line.partition(b":")[0].lower() not in named]
         if self.coding and self.length is not None:
             # The framing in chunks counts (RFC 9112, 6.3), and both together must not go on.
-            lines = [line for line in lines if not line[:15].lower() == b"content-length:"]
+            lines = [line for line in lines if line[:15].lower() != b"content-length:"]
             self.length = None
         self.lines = lines
 

@@ -1,7 +1,8 @@
 """The queue between the forwarding of bytes and what makes sense of them (`seen.Observer`).
 
-Events are told in turns of the event loop of their own, a millisecond's worth at a time, so that what is being
-forwarded goes first. The queue and the bodies in it are bounded: what does not fit is left out and counted.
+Events are told in turns of the event loop of their own, a millisecond's worth at a time, so that what is
+being forwarded goes first. The queue and the bodies in it are bounded: what does not fit is left out and
+counted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
+from profiler.proxy.heads import shown
 from profiler.proxy.seen import Body, Exchange, Observer, Outcome, Piece
 
 MOST_BODY = 24 * 2**20
@@ -66,11 +68,7 @@ class Watching:
         body.size += size
         if not body.kept:
             return
-        if (
-            body.held + size > self._most_body
-            or self.held + size > self._most_held
-            or self._observer is None
-        ):
+        if body.held + size > self._most_body or self.held + size > self._most_held or self._observer is None:
             self._give_up(body)
             return
         body.held += size
@@ -133,6 +131,10 @@ class Watching:
         event, exchange = self._queue.popleft()
         observer = self._observer
         assert observer is not None
+        if exchange.raw_request:
+            exchange.request_headers, exchange.raw_request = shown(exchange.raw_request), ()
+        if exchange.raw_response:
+            exchange.response_headers, exchange.raw_response = shown(exchange.raw_response), ()
         try:
             if event == "responding":
                 exchange.waits = False
@@ -160,7 +162,7 @@ class Watching:
             # Not its message, which may hold what was being read.
             place = traceback.extract_tb(error.__traceback__)[-1]
             self._say(
-                f"profiler proxy: a defect of the profiler while it read what went by ({type(error).__name__},"
-                f" {place.filename.rpartition('/')[2]}:{place.lineno}): everything is forwarded all the same;"
-                " such failures are counted, and not said again"
+                f"profiler proxy: a defect of the profiler while it read what went by"
+                f" ({type(error).__name__}, {place.filename.rpartition('/')[2]}:{place.lineno}): everything"
+                " is forwarded all the same; such failures are counted, and not said again"
             )

@@ -35,7 +35,7 @@ _MESSAGES = re.compile(rb"/messages(?:/|$)|^/v1/complete$")
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A server that requests go to. `prefix` is the path under which the proxy has it, empty: none of its own.
+    """A server that requests go to. `prefix` is the path under which the proxy has it, empty: no path.
 
     `path` is that of its URL, without a slash at its end. `authority` is what its Host header says.
     """
@@ -53,6 +53,11 @@ class Upstream:
     def origin(self) -> str:
         """Without its path, as it may be shown."""
         return f"{self.scheme}://{self.authority.decode()}"
+
+    @property
+    def shape(self) -> str:
+        """In whose form errors are told to its clients: `openai`, `anthropic`, `mcp`."""
+        return "mcp" if self.kind == "mcp" else self.api
 
     @property
     def url(self) -> str:
@@ -107,9 +112,7 @@ class Routes:
         others = self._others
         if len(others) < 2:
             return others[0] if others else None
-        wanted: Api = (
-            "anthropic" if anthropic or _MESSAGES.search(target.partition(b"?")[0]) else "openai"
-        )
+        wanted: Api = "anthropic" if anthropic or _MESSAGES.search(target.partition(b"?")[0]) else "openai"
         return next(one for one in others if one.api == wanted)
 
 
@@ -133,8 +136,8 @@ def routes(upstreams: Sequence[str], mcp: Sequence[str] = ()) -> Routes:
             if other is not one:
                 shown = one.prefix.decode()
                 raise UsageError(
-                    f"{flag}: {other.url} and {one.url} would both be at {shown}: give each a path of its own,"
-                    f" as in {flag} /other={one.url}"
+                    f"{flag}: {other.url} and {one.url} would both be at {shown}: give each a path of its"
+                    f" own, as in {flag} /other={one.url}"
                 )
             continue
         other = by_api.setdefault(one.api, one)
