@@ -88,8 +88,7 @@ class Exchange:
     outcome: Outcome | None = None
     note: str = ""
     state: object = None
-    waits: bool = False  # the transport's own: an event of it that tells of its response is in the queue
-    lost: bool = False  # the same: an event of it was not told
+    lost: bool = False  # the transport's own: an event of it was not told
     raw_request: Headers = ()  # the same: headers as they came, until the observer is told of them
     raw_response: Headers = ()
 
@@ -110,7 +109,7 @@ class Observer(Protocol):
         ...
 
     def responding(self, exchange: Exchange) -> None:
-        """There is more of its response: the head, or pieces. Several pieces may come as one event."""
+        """There is more of its response: the head, or pieces. Told of those that last, about once a second."""
         ...
 
     def ended(self, exchange: Exchange) -> None:

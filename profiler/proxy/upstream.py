@@ -243,7 +243,7 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 def _readable(transport: asyncio.Transport) -> bool:
-    """Whether something came on an idle connection that the event loop has not read yet: its end, as a rule."""
+    """Whether an idle connection holds something that was not read yet: its end, as a rule."""
     raw = transport.get_extra_info("socket")
     if raw is None or not hasattr(select, "poll"):
         return False
