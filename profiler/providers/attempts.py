@@ -134,7 +134,7 @@ class _OpenAttempt:
         probe, self._probe = self._probe, None
         if probe is None:
             return
-        request_id, retry_after_ns, rate_limits = _read_headers(
+        request_id, retry_after_ns, rate_limits = read_headers(
             self.headers, carried_secrets(probe.sent_headers)
         )
         probe.attempts.append(
@@ -174,7 +174,7 @@ def _open_attempt(
     return attempt
 
 
-def _read_headers(
+def read_headers(
     headers: list[tuple[bytes, bytes]], secrets: Collection[str]
 ) -> tuple[str | None, int | None, dict[str, str] | None]:
     """Request id, retry-after in nanoseconds, rate-limit headers; each None when there is none.
