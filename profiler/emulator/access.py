@@ -56,14 +56,23 @@ def split_target(target: bytes) -> tuple[bytes | None, bytes]:
     return (None, target) if found is None else (found[1], found[2] or b"/")
 
 
+EMULATOR = ("the emulator's own endpoints answer localhost alone", "profiler emulate")
+"""What answers whom, in words, and the command whose `--allow-host` lets others in."""
+
+
 def refusal(
-    headers: Mapping[bytes, bytes], authority: bytes | None = None, allowed: Collection[str] = ()
+    headers: Mapping[bytes, bytes],
+    authority: bytes | None = None,
+    allowed: Collection[str] = (),
+    who: tuple[str, str] = EMULATOR,
+    addresses: bool = False,
 ) -> Refusal | None:
     """Why the emulator's own endpoints do not answer a request with these headers; None when they do.
 
     `authority`: that of a target in absolute form. `allowed`: results of `allowed_host`. Headers that came
     several times are expected to be joined by commas, which no host has. A request without any host, as an
-    old client may send, names nobody who could be a stranger.
+    old client may send, names nobody who could be a stranger. `who` is for the words. `addresses`: under an
+    IP address of whatever kind everybody is answered, since no name leads there.
     """
     for given in (authority, headers.get(b"host")):
         if given is None:
@@ -71,25 +80,32 @@ def refusal(
         host = _host(given)
         if host is None:
             return Refusal(400, f"the Host {_shown(given)} is not one host with or without a port")
-        if not _is_known(host, allowed):
-            return _foreign(f"the Host {_shown(given)}", host)
+        if not (_is_known(host, allowed) or (addresses and _is_address(host))):
+            return _foreign(f"the Host {_shown(given)}", host, who)
     origin = headers.get(b"origin")
     if origin is not None:
         found = _ORIGIN.fullmatch(origin)
         host = None if found is None else _host(found[1])
         if host is None or not _is_known(host, allowed):
-            return _foreign(f"the Origin {_shown(origin)}", host)
+            return _foreign(f"the Origin {_shown(origin)}", host, who)
     elif headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-mode") != b"navigate":
         # What a page of another site embeds (an image, a script) has no Origin. Links may be followed.
         return Refusal(403, "a page of another site asks (Sec-Fetch-Site: cross-site)")
     return None
 
 
-def _foreign(what: str, host: str | None) -> Refusal:
-    remedy = "" if host is None else f"; `profiler emulate --allow-host {host}` lets it in"
-    return Refusal(
-        403, f"{what} is not this machine's: the emulator's own endpoints answer localhost alone{remedy}"
-    )
+def _foreign(what: str, host: str | None, who: tuple[str, str]) -> Refusal:
+    answered, command = who
+    remedy = "" if host is None else f"; `{command} --allow-host {host}` lets it in"
+    return Refusal(403, f"{what} is not this machine's: {answered}{remedy}")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _host(authority: bytes) -> str | None:

@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple, Protocol
 
 Kind = Literal["model", "mcp"]
 
-Outcome = Literal["complete", "client gone", "upstream gone", "refused"]
-"""How an exchange ended. `refused`: the proxy answered itself, and nothing reached the upstream.
+Outcome = Literal["complete", "client gone", "upstream gone"]
+"""How an exchange ended. What the proxy refuses or answers itself is no exchange, and not told.
 
 `upstream gone`: it could not be reached, or broke off (before the response's head: the client was told 502;
 `status` stays None). `client gone`: it left before the response was whole, and the rest was not fetched.
@@ -39,15 +39,16 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True)
 class Body:
-    """A body as far as it went by. An observer may take `pieces` away as it reads them.
+    """A body as far as it went by. An observer may clear `pieces` as it reads them: that makes room for more.
 
-    `kept` is False where it was larger than is kept, or more was waiting than may: `pieces` is then empty,
-    and stays so. `size` counts the bytes all the same.
+    `kept` is False where more of it was waiting to be read than may, or of all bodies together: `pieces` is
+    then empty, and stays so. `size` counts the bytes all the same. `held` is the transport's own.
     """
 
     pieces: list[Piece] = field(default_factory=list)
     size: int = 0
     kept: bool = True
+    held: int = 0
 
     def whole(self) -> bytes:
         """What there is of it, in one."""
@@ -61,9 +62,9 @@ class Exchange:
 
     `number` counts the exchanges, `connection` the client's connections; `upstream` is where it went, as in
     `https://api.openai.com` (without credentials), `path` what the client asked for (without the query).
-    `request_ended_ns`: its last byte was read. `connected_ns`: it had a connection to the upstream, an old one
-    where `reused`. `sent_ns`: its last byte was handed to that connection. `head_ns`: the response's head was
-    read. `note` says in words why an exchange is not complete. `state` is the observer's own.
+    `request_ended_ns`: its last byte was read. `connected_ns`: it had a connection to the upstream, one from
+    the pool where `reused`. `sent_ns`: its last byte was handed to that connection. `head_ns`: the response's
+    head was read. `note` says in words why an exchange is not complete. `state` is the observer's own.
     """
 
     number: int
@@ -87,6 +88,10 @@ class Exchange:
     outcome: Outcome | None = None
     note: str = ""
     state: object = None
+    waits: bool = False  # the transport's own: an event of it that tells of its response is in the queue
+    lost: bool = False  # the same: an event of it was not told
+    raw_request: Headers = ()  # the same: headers as they came, until the observer is told of them
+    raw_response: Headers = ()
 
     def header(self, name: bytes) -> bytes | None:
         """The last header of the request with this name (in lower case)."""
@@ -98,7 +103,7 @@ class Exchange:
 
 
 class Observer(Protocol):
-    """What makes sense of exchanges. Called on the event loop's thread, never within the forwarding of bytes."""
+    """What makes sense of exchanges. Called on the event loop's thread, after bytes were handed on."""
 
     def requested(self, exchange: Exchange) -> None:
         """Its request was handed on whole. Not called for one that ended before that."""
@@ -109,8 +114,8 @@ class Observer(Protocol):
         ...
 
     def ended(self, exchange: Exchange) -> None:
-        """Nothing will change any more; `outcome` and `ended_ns` are set. Called once for each exchange, after
-        the others, except where the queue was full: then it is counted, and not told at all from there on."""
+        """Nothing will change any more; `outcome` and `ended_ns` are set. Called once for each, and last.
+        (Where the queue is full the others are left out and counted, and bodies are not kept.)"""
         ...
 
     def tick(self, now_ns: int) -> None:
