@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -175,7 +175,7 @@ def _open_attempt(
 
 
 def read_headers(
-    headers: list[tuple[bytes, bytes]], secrets: Collection[str]
+    headers: Iterable[tuple[bytes, bytes]], secrets: Collection[str]
 ) -> tuple[str | None, int | None, dict[str, str] | None]:
     """Request id, retry-after in nanoseconds, rate-limit headers; each None when there is none.
 

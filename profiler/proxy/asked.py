@@ -113,7 +113,7 @@ def asked_of(
             results, earlier = _of_items(items)
     for name in ("prompt_cache_key", "metadata"):
         if value := data.get(name):
-            marks[name] = _hashed(orjson.dumps(value), salt)
+            marks[name] = _hashed(repr(value)[:4096].encode("utf-8", "replace"), salt)
     return Asked(
         api,
         model[:200],
@@ -122,7 +122,7 @@ def asked_of(
         earlier,
         served,
         _name(data.get("previous_response_id")),
-        _name(data.get("conversation")),
+        _name(data.get("conversation")) or _name(data.get("thread")),
         count,
         retry,
         marks,
@@ -133,9 +133,8 @@ def _headers(headers: Sequence[tuple[bytes, bytes]], salt: bytes) -> tuple[int |
     retry, marks = None, {}
     for name, value in headers:
         if name in _MARKS:
-            if name == b"traceparent":
-                value = value[3:35]  # the trace; what follows is another one in each request
-            marks[name.decode()] = _hashed(value, salt)
+            # Of a trace its id; what follows that is another one in each request.
+            marks[name.decode()] = _hashed(value[3:35] if name == b"traceparent" else value, salt)
         elif name == _RETRY and value.isdigit() and len(value) < 5:
             retry = int(value)
     return retry, marks

@@ -1,15 +1,15 @@
 """Which requests are rounds of one loop, told by ids and never by text. Pure; times are passed in.
 
-A request that brings results goes on with the loop whose last reply asked for those calls. It is found by their
-ids, by `previous_response_id`, or by the ids of tools of the server's that a paused turn ends with. The same
-request after one that failed or was cut off is another try of it. Any other begins a loop, also where it
+A request that brings results goes on with the loop whose last reply asked for those calls. It is found by
+their ids, by `previous_response_id`, or by the ids of tools of the server's that a paused turn ends with. The
+same request after one that failed or was cut off is another try of it. Any other begins a loop, also where it
 goes on with a conversation: a loop runs from the user's message to the answer.
 
 Some servers use an id for several calls, or send none. Then more than one loop may be meant, which is counted
-(`ambiguous_calls`). What else tells them apart decides: what the server remembers, which calls belong together,
-how long the history is, what the client says in headers, and the connection, as long as the client has not
-been seen to use one for several loops. Where all that leaves more than one, the request begins a loop of its
-own.
+(`ambiguous_calls`). What else tells them apart decides: what the server remembers, which calls belong
+together, how long the history is, what the client says in headers, and the connection, as long as no client
+has been seen to use one for several loops. Where all that leaves more than one, the request begins a loop of
+its own.
 
 A loop ends with an answer; else when nothing has come of it for some time.
 """
@@ -51,9 +51,7 @@ Skip = Callable[[str], None]
 NOT_READ = "requests that could not be read: each is a loop of its own"
 UNRESOLVED = "requests whose results could be of several loops: each begins a loop of its own"
 UNKNOWN = "requests with results of calls that no open loop had asked for: each begins a loop of its own"
-BRANCHED = (
-    "requests that went on from a reply that had been gone on from already: each begins a loop of its own"
-)
+BRANCHED = "requests that went on from a reply for the second time: each begins a loop of its own"
 BY_CONNECTION = "requests that only their connection told the loop of"
 TOO_MANY = "loops ended early, since too many were open at once"
 
@@ -110,9 +108,9 @@ class _Loop:
 class Conversations:
     """The loops that are under way. `ended` gets each when it is over, `skip` counts what fits none.
 
-    `name` begins the ids of loops. `calls`: where calls of tools are seen for themselves. `until_ns` of a loop
-    whose last request failed is when it has ended, unless that is tried again; any other ends `idle_ns` after
-    it was touched.
+    `name` begins the ids of loops. `calls`: where calls of tools are seen for themselves. A loop whose last
+    request failed has ended `hold_ns` later, unless that is tried again; any other `idle_ns` after anything
+    came of it.
     """
 
     def __init__(
@@ -137,7 +135,7 @@ class Conversations:
         self._responses: dict[str, _Round] = {}
         self._served: dict[str, _Round] = {}
         self._nameless: dict[_Round, None] = {}
-        self._failed: dict[bytes, list[_Round]] = {}  # first requests of loops, by digest
+        self._failed: dict[bytes, list[_Round]] = {}  # by the digest of their request
         self._past: OrderedDict[str, None] = OrderedDict()  # ids of calls of loops that have ended
         self._repeated: OrderedDict[str, None] = OrderedDict()  # ids that were used more than once
         self._connections: OrderedDict[int, _Loop] = OrderedDict()
@@ -188,7 +186,7 @@ class Conversations:
             until_ns = told.ended_ns + self._hold_ns + (told.model.attempts[-1].retry_after_ns or 0)
             loop.until_ns = until_ns
             heapq.heappush(self._holds, (until_ns, next(self._holding), loop))
-            if len(loop.rounds) == 1 and not turn.asked.results and turn.asked.digest:
+            if turn.asked.digest:
                 loop.held = turn.asked.digest
                 self._failed.setdefault(loop.held, []).append(round_)
         else:
@@ -200,9 +198,8 @@ class Conversations:
             until_ns, _, loop = heapq.heappop(self._holds)
             if loop.open and loop.until_ns == until_ns:
                 self._end(loop)
-        for loop in [
-            *itertools.takewhile(lambda one: one.touched_ns + self._idle_ns <= now_ns, self._open.values())
-        ]:
+        idle_since_ns = now_ns - self._idle_ns
+        for loop in [*itertools.takewhile(lambda one: one.touched_ns <= idle_since_ns, self._open.values())]:
             turn = loop.last.turns[-1]
             if turn.told is None and now_ns - turn.started_ns < LONGEST_REPLY_NS:
                 self._touch(loop, now_ns)  # its end is told in any case, unless that was lost
@@ -223,17 +220,16 @@ class Conversations:
         before = self._responses.get(asked.previous) if asked.previous is not None else None
         if before is None and asked.served:
             before = next((self._served[one] for one in asked.served if one in self._served), None)
-        if before is not None and (asked.results or before.told is not None and before.told.paused):
+        if before is not None and (asked.results or _is_paused(before)):
             return self._go_on(before, asked, now_ns)
+        again = self._again(asked, connection)
+        if again is not None:
+            return again
         if not asked.results:
-            again = self._again(asked, connection)
-            return self._begin(now_ns) if again is None else again
+            return self._begin(now_ns)
         before, among = self._asking(asked, connection)
         ambiguous = len(asked.results) if among > 1 else 0
-        if before is None:
-            round_ = self._begin(now_ns)
-        else:
-            round_ = self._go_on(before, asked, now_ns)
+        round_ = self._begin(now_ns) if before is None else self._go_on(before, asked, now_ns)
         round_.loop.ambiguous += ambiguous
         return round_
 
@@ -309,15 +305,17 @@ class Conversations:
         if after is not None and after is loop.last and loop.open:
             under_way = any(turn.told is None for turn in after.turns)
             same = any(turn.asked.digest == asked.digest for turn in after.turns)
-            if after.failed or (under_way and same and asked.retry):
+            # An id that others have too does not make another request a try of this one.
+            own = not self._are_repeated(one.id for one in asked.results)
+            if (after.failed and own) or (under_way and same and asked.retry):
                 return self._try_again(after)
         self._skip(BRANCHED)
         return self._begin(now_ns)
 
     def _again(self, asked: Asked, connection: int) -> _Round | None:
-        """The round that a request without results is another try of."""
+        """The round that a request is another try of: it is the same, to the byte, as one that failed."""
         held = self._failed.get(asked.digest)
-        if not held or asked.retry == 0:  # its SDK says that it is the first
+        if not held or (asked.retry == 0 and not asked.results):  # another agent's, as its SDK says
             return None
         found = _narrowed(held, lambda one: asked.retry is None or len(one.turns) == asked.retry)
         for name, mark in asked.marks.items():
@@ -428,7 +426,7 @@ class Conversations:
     def _hold_no_more(self, loop: _Loop) -> None:
         if loop.held is not None:
             held = self._failed[loop.held]
-            held.remove(loop.rounds[0])
+            held.remove(loop.last)
             if not held:
                 del self._failed[loop.held]
             loop.held = None
@@ -450,6 +448,7 @@ class Conversations:
             status, error_type = last.told.status, last.told.model.error_type
         if self._tools is not None and last.waits:
             self._tools.over(last.calls, None)
+        guessed = sum(call.guessed for round_ in loop.rounds for call in round_.calls)
         self._ended(
             LoopDraft(
                 loop.id,
@@ -459,8 +458,7 @@ class Conversations:
                 ended_ns=None if last.told is None else last.told.ended_ns,
                 status=status,
                 error_type=error_type if status == "error" else None,
-                ambiguous_calls=loop.ambiguous
-                + sum(call.guessed for one in loop.rounds for call in one.calls),
+                ambiguous_calls=loop.ambiguous + guessed,
                 rounds_dropped=loop.dropped,
             )
         )
@@ -479,9 +477,9 @@ def _round_draft(round_: _Round) -> RoundDraft:
     if told is None or not calls or (told.status != "ok" and round_.results_ns is None):
         return RoundDraft(model)
     started_ns = max(call.draft.asked_ns or told.ended_ns for call in calls)
-    if len(calls) == 1 and (draft := calls[0].draft).started_ns is None and draft.ended_ns is not None:
-        if not draft.refused:
-            draft.started_ns, draft.derived = started_ns, ("started_ns", "ended_ns")
+    only = calls[0].draft if len(calls) == 1 else None
+    if only is not None and only.started_ns is None and only.ended_ns is not None and not only.refused:
+        only.started_ns, only.derived = started_ns, ("started_ns", "ended_ns")
     return RoundDraft(model, [call.draft for call in calls], started_ns, round_.results_ns)
 
 
@@ -505,7 +503,7 @@ def _model_draft(round_: _Round) -> ModelDraft:
 
 
 def _draft_of(one: AskedCall) -> CallDraft:
-    draft = CallDraft(one.name, "" if one.made_up else one.id, one.asked_ns)
+    draft = CallDraft(one.name, one.id, one.asked_ns)
     if one.truncated:
         draft.status, draft.error_type, draft.refused = "error", "truncated", True
     return draft
@@ -513,6 +511,10 @@ def _draft_of(one: AskedCall) -> CallDraft:
 
 def _sent_ids(round_: _Round) -> list[str]:
     return ["" if call.made_up else call.draft.id for call in round_.calls]
+
+
+def _is_paused(round_: _Round) -> bool:
+    return round_.told is not None and round_.told.paused
 
 
 def _is_after(before: Asked, asked: Asked) -> bool:

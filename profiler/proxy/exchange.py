@@ -26,7 +26,7 @@ RETRIED = frozenset((408, 409, 425, 429, 529))
 
 @dataclass(slots=True)
 class AskedCall:
-    """A call that a reply asked for. `made_up`: the server gave it no id, so that nobody else knows this one."""
+    """A call that a reply asked for. `made_up`: the server gave it no id, so nobody else knows this one."""
 
     id: str
     name: str
@@ -40,8 +40,8 @@ class AskedCall:
 class Told:
     """What the response said. `model` is of this one request; `calls` are those that its client may run.
 
-    `paused`: the server interrupted its turn, and goes on when asked to. `transient`: it failed in a way after
-    which clients try again.
+    `paused`: the server interrupted its turn, and goes on when asked to. `transient`: it failed in a way
+    after which clients try again.
     """
 
     model: ModelDraft
@@ -105,10 +105,11 @@ class Reading:
         if not body.kept:
             self._cannot_read()
             return
-        for at_ns, data in pieces:
+        for at_ns, raw in pieces:
+            data = raw
             if self._decode is not None:
                 try:
-                    data = self._decode(data)
+                    data = self._decode(raw)
                 except Exception:  # of any decoder; its client sees the same, and will say so
                     self._cannot_read()
                     return
@@ -161,7 +162,7 @@ class Reading:
             exchange.started_ns,
             ended_ns,
             status,
-            error_type if status is None or state != "ok" and status < 300 else None,
+            error_type if status is None or (state != "ok" and status < 300) else None,
             request_id,
             exchange.connected_ns,
             exchange.sent_ns,

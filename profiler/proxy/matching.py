@@ -1,8 +1,8 @@
 """Which call of a loop it was that a tool server was asked for: by an id, else by name and arguments. Pure.
 
-Calls of MCP carry no id of the model's call, as a rule. Names may have the server's before them. Two calls with
-one name and the same arguments at once, in two loops, cannot be told apart, except where the session had a loop
-already; such a match is a guess, and counted. Arguments are compared by keyed hashes.
+Calls of MCP carry no id of the model's call, as a rule. Names may have the server's before them. Two calls
+with one name and the same arguments at once, in two loops, cannot be told apart, except where the session had
+a loop already; such a match is a guess, and counted. Arguments are compared by keyed hashes.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Matching:
         """A model asked for it."""
         call.digest = self.digest(arguments)
         self._waiting.setdefault(call.digest, []).append(call)
-        if call.draft.id:
+        if not call.made_up:
             self._by_id.setdefault(call.draft.id, []).append(call)
         for run in self._unclaimed:
             # The client may run it before its reply has ended, which is when it is read.
@@ -200,7 +200,7 @@ class Matching:
 
 
 def is_name_of(asked: str, name: str) -> bool:
-    """Whether a model that asks for `asked` may mean a server's tool `name`: frameworks put words before it."""
+    """Whether a model that asks for `asked` may mean a server's tool `name`. (Frameworks prefix it.)"""
     if asked == name:
         return True
     ours, theirs = _JOINT.sub("_", asked), _JOINT.sub("_", name)
