@@ -105,11 +105,11 @@ class Observer(Protocol):
     """What makes sense of exchanges. Called on the event loop's thread, after bytes were handed on."""
 
     def requested(self, exchange: Exchange) -> None:
-        """Its request was handed on whole. Not called for one that ended before that."""
+        """Its request was read whole, and handed on unless it has ended. Not called where that never was."""
         ...
 
     def responding(self, exchange: Exchange) -> None:
-        """There is more of its response: the head, or pieces. Told of those that last, about once a second."""
+        """There is more of its response: the head, or pieces. Told about once a second."""
         ...
 
     def ended(self, exchange: Exchange) -> None:
