@@ -34,6 +34,8 @@ GRPC = (
     " OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf where it runs, or use a collector's otlphttp exporter"
 )
 
+ACCESS = ("the collector's own endpoints answer localhost alone", "profiler collect")
+
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n"
 _TEXT = b"content-type: text/plain; charset=utf-8\r\n"
 _SIGNALS = {b"/v1/traces": "traces", b"/v1/metrics": "metrics", b"/v1/logs": "logs"}
@@ -85,7 +87,7 @@ class Receiver:
             _say(exchange, 405, "GET is what is answered here", b"allow: GET, HEAD\r\n")
         elif path == b"/healthz":
             _say(exchange, 200, "ok")
-        elif (refused := refusal(exchange.headers, authority, self._allowed, "collect")) is not None:
+        elif (refused := refusal(exchange.headers, authority, self._allowed, ACCESS)) is not None:
             _say(exchange, refused.status, refused.words)
         else:
             self._show(exchange)
@@ -119,7 +121,7 @@ class Receiver:
             )
         # A page of the web may not send: its browser says where it is from.
         said = {name: headers[name] for name in _OF_PAGES if name in headers}
-        of_page = refusal(said, None, self._allowed, "collect")
+        of_page = refusal(said, None, self._allowed, ACCESS)
         if of_page is not None:
             raise Refused(of_page.status, of_page.words)
         if signal != "traces":

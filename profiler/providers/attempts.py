@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -134,7 +134,7 @@ class _OpenAttempt:
         probe, self._probe = self._probe, None
         if probe is None:
             return
-        request_id, retry_after_ns, rate_limits = _read_headers(
+        request_id, retry_after_ns, rate_limits = read_headers(
             self.headers, carried_secrets(probe.sent_headers)
         )
         probe.attempts.append(
@@ -174,8 +174,8 @@ def _open_attempt(
     return attempt
 
 
-def _read_headers(
-    headers: list[tuple[bytes, bytes]], secrets: Collection[str]
+def read_headers(
+    headers: Iterable[tuple[bytes, bytes]], secrets: Collection[str]
 ) -> tuple[str | None, int | None, dict[str, str] | None]:
     """Request id, retry-after in nanoseconds, rate-limit headers; each None when there is none.
 

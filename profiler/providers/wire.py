@@ -40,8 +40,11 @@ def requested_model(body: bytes, path: str = "") -> str:
         model = orjson.loads(body)["model"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         model = None
-    if isinstance(model, str) and model:
-        return model
+    return model if isinstance(model, str) and model else model_in(path)
+
+
+def model_in(path: str) -> str:
+    """The model, or the deployment, that a decoded path names; empty where it names none."""
     named = _VERTEX.search(path) or _AZURE.search(path)
     return named[1] if named else ""
 

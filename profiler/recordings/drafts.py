@@ -43,7 +43,9 @@ class CallDraft:
     its end was written down some time after it, so that its place is a guess and only `own_ns` counts.
     `wait`: as in `ToolCall`.
     `key` names it among all calls of an import, for loops that it spawned (`LoopDraft.spawned_by`). An `id`
-    that the recording lacks is made up, by the door, of what does name the call there.
+    that the recording lacks is made up, by the door, of what does name the call there. `derived` names those of
+    its times that the door worked out: of a call that alone made up a tool phase, its start and its end are
+    those of the phase, with its client's own time inside.
     """
 
     name: str
@@ -61,6 +63,7 @@ class CallDraft:
     result: str | None = None
     remote: RemoteCall | None = None
     key: str | None = None
+    derived: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -133,6 +136,7 @@ class LoopDraft:
     resolution_ns: int = 1
     ambiguous_calls: int = 0
     orphan_calls: int = 0
+    rounds_dropped: int = 0
     prompt: str | None = None
     text: str | None = None
 
@@ -200,6 +204,7 @@ class _Maker:
             parent=loop.parent,
             ambiguous_calls=loop.ambiguous_calls,
             orphan_calls=loop.orphan_calls,
+            rounds_dropped=loop.rounds_dropped,
             prompt=loop.prompt,
             text=loop.text,
             source=loop.source,
@@ -289,7 +294,7 @@ class _Maker:
         )
 
     def _call(self, draft: CallDraft, model_ended_ns: int, loop_ended_ns: int) -> ToolCall:
-        derived: list[str] = []
+        derived = list(draft.derived)
         unknown = ["queued_ns"]
         started_ns, ended_ns, upper_bound = draft.started_ns, draft.ended_ns, False
         ready_ns = draft.asked_ns
@@ -312,7 +317,7 @@ class _Maker:
                 derived.append("started_ns")
             self._tally.never_ended += 1
         elif started_ns is not None:
-            if "ended_ns" in derived:
+            if "started_ns" in derived or "ended_ns" in derived:
                 self._tally.derived += 1
             else:
                 self._tally.exact += 1

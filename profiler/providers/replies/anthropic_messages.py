@@ -16,7 +16,6 @@ from profiler.providers.replies.reply import (
     is_object,
     joined_arguments,
     list_of,
-    made_up_id,
     merged,
     object_of,
     place_of,
@@ -96,6 +95,14 @@ class MessagesReader(ReplyReader):
         super().__init__(*arguments, **options)
         self._blocks: list[_Block] = []
         self._open: list[_Block] = []  # calls that are not final
+
+    @property
+    def server_ids(self) -> list[str]:
+        return [
+            ident
+            for block in self._blocks
+            if block.kind in _SERVER_TOOLS and (ident := text_of(block.start.get("id")))
+        ]
 
     def _whole(self, data: dict[str, Any]) -> None:
         content = data.get("content")
@@ -222,7 +229,7 @@ class MessagesReader(ReplyReader):
             self._tell(block)
 
     def _tell(self, block: _Block) -> None:
-        ident = identity_of(block.start.get("id")) or made_up_id()
+        ident = identity_of(block.start.get("id")) or self._made_up_id()
         block.request = request_of(ident, text_of(block.start.get("name")), block.arguments)
         self.probe.arguments_complete(block.request)
 
@@ -267,7 +274,7 @@ class MessagesReader(ReplyReader):
                     # Without a stop reason, a call that is no whole object is one that was cut off.
                     cut_off = self.finish_reason is None and not _is_whole(block.arguments)
                 if cut_off and not block.final:
-                    ident = identity_of(block.start.get("id")) or made_up_id()
+                    ident = identity_of(block.start.get("id")) or self._made_up_id()
                     name = text_of(block.start.get("name"))
                     block.request = request_of(ident, name, block.arguments, truncated=True)
                 else:

@@ -16,7 +16,6 @@ from profiler.providers.replies.reply import (
     is_cut_off,
     is_object,
     list_of,
-    made_up_id,
     merged,
     object_of,
     place_of,
@@ -190,7 +189,9 @@ class ChatReader(ReplyReader):
                 # Without a finish reason, a call that is no whole object is one that was cut off.
                 cut_off = self.finish_reason is None and not call.whole and call.arguments != "{}"
             if cut_off:
-                call.request = request_of(call.id or made_up_id(), call.name, call.arguments, truncated=True)
+                call.request = request_of(
+                    call.id or self._made_up_id(), call.name, call.arguments, truncated=True
+                )
             else:
                 self._finalise(call)
             assert call.request is not None
@@ -354,7 +355,7 @@ class ChatReader(ReplyReader):
             self._finalise(call)
 
     def _tell(self, call: _Call) -> None:
-        call.request = request_of(call.id or made_up_id(), call.name, call.arguments)
+        call.request = request_of(call.id or self._made_up_id(), call.name, call.arguments)
         self.probe.arguments_complete(call.request)
 
     def _finalise(self, call: _Call) -> None:

@@ -14,7 +14,6 @@ from profiler.providers.replies.reply import (
     is_cut_off,
     joined_arguments,
     list_of,
-    made_up_id,
     object_of,
     place_of,
     request_of,
@@ -109,6 +108,7 @@ class ResponsesReader(ReplyReader):
         if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
             self._is_broken("it has no output")
         self._final = data
+        self.response_id = text_of(data.get("id")) or None
         self.complete = self.broken is None
         self._end()
 
@@ -153,6 +153,7 @@ class ResponsesReader(ReplyReader):
                 status = response["status"]
             self._use(data.get("usage"))
             self._final = {**response, "status": status}
+            self.response_id = text_of(response.get("id")) or None
             self.complete = self.done = True
         elif kind == "error" or data.get("error"):
             self.error = data.get("error") or data
@@ -228,7 +229,7 @@ class ResponsesReader(ReplyReader):
             self.probe.token()
             if item.status == "incomplete" or not item.arguments:
                 return
-            item.request = _request(item)
+            item.request = self._request(item)
             self.probe.arguments_complete(item.request)
             if item.status == "completed":
                 self.probe.call_complete(item.request)
@@ -310,11 +311,11 @@ class ResponsesReader(ReplyReader):
         if kind in _CALLS:
             if item.request is None:
                 truncated = item.status == "incomplete" or (cut and item.status != "completed")
-                item.request = _request(item, truncated)
+                item.request = self._request(item, truncated)
                 if not truncated:
                     self.probe.call_complete(item.request)
             elif any(item.request is request for request in self._not_final):
-                item.request = _request(item, truncated=True)
+                item.request = self._request(item, truncated=True)
             self.calls.append(item.request)
         elif kind == "message" and self.keeps:
             text, streamed = _text_of(item), "".join(item.texts)
@@ -330,6 +331,10 @@ class ResponsesReader(ReplyReader):
             self.server_tools.append(ServerToolCall(_SERVER_TOOLS[kind], *times))
         if self.keeps:
             self.messages.append(_back(item))
+
+    def _request(self, item: _Item, truncated: bool = False) -> CallRequest:
+        ident = identity_of(item.data.get("call_id")) or self._made_up_id()
+        return request_of(ident, text_of(item.data.get("name")), arguments_of(item.arguments), truncated)
 
     def _count_tokens(self) -> None:
         usage = self._usage
@@ -363,11 +368,6 @@ def _kind_by_content(item: dict[str, Any]) -> str:
 def _named(data: dict[str, Any]) -> dict[str, Any]:
     """What tells an item from others."""
     return {key: data[key] for key in ("type", "id", "call_id", "name") if data.get(key)}
-
-
-def _request(item: _Item, truncated: bool = False) -> CallRequest:
-    ident = identity_of(item.data.get("call_id")) or made_up_id()
-    return request_of(ident, text_of(item.data.get("name")), arguments_of(item.arguments), truncated)
 
 
 def _back(item: _Item) -> dict[str, Any]:

@@ -65,7 +65,8 @@ class ReplyReader:
     `probe` hears of tokens and calls as they arrive. `keeps` False: what goes back is not built, as nobody
     sends it. `error`: the error object that the server sent in place of its reply, or in the middle of it.
     `broken`: why this is no reply of the API at all, and `came` what came instead. `complete`: it came to its
-    end. `done`: nothing more will come, though the connection may stay open.
+    end. `done`: nothing more will come, though the connection may stay open. `response_id`: by which the
+    server remembers it (Responses). `made_up` are ids of calls that came without one.
     """
 
     COUNTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
@@ -95,6 +96,8 @@ class ReplyReader:
         self.complete = False
         self.done = False
         self.paused = False
+        self.response_id: str | None = None
+        self.made_up: set[str] = set()
         self._events = EventStream()
         self._words: Any = None  # what was said in place of an event: why there is no reply, if none comes
         self._usage: dict[str, Any] = {}
@@ -105,6 +108,11 @@ class ReplyReader:
     def usable(self) -> bool:
         """Whether it is a reply that came to its end: of any other, no further call may run."""
         return self.complete and self.error is None and self.broken is None
+
+    @property
+    def server_ids(self) -> list[str]:
+        """The ids of the calls of tools that the server runs itself, where such a call may be gone on with."""
+        return []
 
     def feed(self, chunk: bytes) -> None:
         """The next bytes of a stream of server-sent events."""
@@ -222,6 +230,11 @@ class ReplyReader:
             if error is self.probe.on_text_error:
                 raise
             self._is_broken(f"{type(error).__name__}: {error}")
+
+    def _made_up_id(self) -> str:
+        ident = made_up_id()
+        self.made_up.add(ident)
+        return ident
 
     def _is_unknown(self, data: dict[str, Any]) -> None:
         """An event that is none of the API's."""

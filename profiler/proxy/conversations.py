@@ -1,0 +1,532 @@
+"""Which requests are rounds of one loop, told by ids and never by text. Pure; times are passed in.
+
+A request that brings results goes on with the loop whose last reply asked for those calls. It is found by
+their ids, by `previous_response_id`, or by the ids of tools of the server's that a paused turn ends with. The
+same request after one that failed or was cut off is another try of it. Any other begins a loop, also where it
+goes on with a conversation: a loop runs from the user's message to the answer.
+
+Some servers use an id for several calls, or send none. Then more than one loop may be meant, which is counted
+(`ambiguous_calls`). What else tells them apart decides: what the server remembers, which calls belong
+together, how long the history is, what the client says in headers, and the connection, as long as no client
+has been seen to use one for several loops. Where all that leaves more than one, the request begins a loop of
+its own.
+
+A loop ends with an answer; else when nothing has come of it for some time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from profiler.proxy.asked import Asked
+from profiler.proxy.exchange import AskedCall, Told
+from profiler.proxy.matching import Call, Matching
+from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
+from profiler.records import Status
+
+T = TypeVar("T")
+
+IDLE_NS = 900 * 10**9
+"""After so long without a request, a loop whose calls wait for results has ended: most likely cancelled."""
+
+HOLD_NS = 60 * 10**9
+"""How long a request that failed may be sent again, beyond the wait that its server asked for."""
+
+LONGEST_REPLY_NS = 3600 * 10**9
+
+MOST_OPEN = 10_000
+MOST_ROUNDS = 1_000
+"""Of one loop; its first rounds are dropped when there are more."""
+MOST_REMEMBERED = 20_000
+"""Ids of calls, and connections, that are remembered after their loops have ended."""
+
+Skip = Callable[[str], None]
+"""Counts something that is in no record, or not where it belongs: why, in a few words."""
+
+NOT_READ = "requests that could not be read: each is a loop of its own"
+UNRESOLVED = "requests whose results could be of several loops: each begins a loop of its own"
+UNKNOWN = "requests with results of calls that no open loop had asked for: each begins a loop of its own"
+BRANCHED = "requests that went on from a reply for the second time: each begins a loop of its own"
+BY_CONNECTION = "requests that only their connection told the loop of"
+TOO_MANY = "loops ended early, since too many were open at once"
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """One request that is a part of a loop: a try of a round's model request."""
+
+    round: _Round
+    asked: Asked
+    started_ns: int
+    told: Told | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Round:
+    loop: _Loop
+    turns: list[Turn] = field(default_factory=list)
+    told: Told | None = None
+    calls: list[Call] = field(default_factory=list)
+    waits: bool = False
+    results_ns: int | None = None
+    after: _Round | None = None
+    indexed: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Each of its requests has ended, and none well."""
+        return all(turn.told is not None and turn.told.status != "ok" for turn in self.turns)
+
+
+@dataclass(slots=True, eq=False)
+class _Loop:
+    id: str
+    rounds: list[_Round] = field(default_factory=list)
+    open: bool = True
+    touched_ns: int = 0
+    until_ns: int | None = None
+    connection: int = 0
+    ambiguous: int = 0
+    dropped: int = 0
+    held: bytes | None = None
+
+    @property
+    def last(self) -> _Round:
+        return self.rounds[-1]
+
+    @property
+    def asked(self) -> Asked:
+        """Its newest request."""
+        return self.rounds[-1].turns[-1].asked
+
+
+class Conversations:
+    """The loops that are under way. `ended` gets each when it is over, `skip` counts what fits none.
+
+    `name` begins the ids of loops. `calls`: where calls of tools are seen for themselves. A loop whose last
+    request failed has ended `hold_ns` later, unless that is tried again; any other `idle_ns` after anything
+    came of it.
+    """
+
+    def __init__(
+        self,
+        ended: Callable[[LoopDraft], None],
+        skip: Skip,
+        name: str = "proxy",
+        calls: Matching | None = None,
+        *,
+        idle_ns: int = IDLE_NS,
+        hold_ns: int = HOLD_NS,
+        most_open: int = MOST_OPEN,
+    ) -> None:
+        self._ended = ended
+        self._skip = skip
+        self._name = name
+        self._tools = calls
+        self._idle_ns, self._hold_ns, self._most_open = idle_ns, hold_ns, most_open
+        self._numbers = itertools.count(1)
+        self._open: OrderedDict[str, _Loop] = OrderedDict()  # the one that moved last at the end
+        self._asked: dict[str, list[_Round]] = {}  # id of a call → rounds that asked for it
+        self._responses: dict[str, _Round] = {}
+        self._served: dict[str, _Round] = {}
+        self._nameless: dict[_Round, None] = {}
+        self._failed: dict[bytes, list[_Round]] = {}  # by the digest of their request
+        self._past: OrderedDict[str, None] = OrderedDict()  # ids of calls of loops that have ended
+        self._repeated: OrderedDict[str, None] = OrderedDict()  # ids that were used more than once
+        self._connections: OrderedDict[int, _Loop] = OrderedDict()
+        self._holds: list[tuple[int, int, _Loop]] = []
+        self._holding = itertools.count()
+        self._shared = False  # a client has been seen to use a connection for several loops at once
+        self.begun = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def asked(self, asked: Asked, started_ns: int, connection: int) -> Turn:
+        """A request was made, at this time."""
+        round_ = self._place(asked, started_ns, connection)
+        loop = round_.loop
+        turn = Turn(round_, asked, started_ns)
+        round_.turns.append(turn)
+        loop.connection = connection
+        self._touch(loop, started_ns)
+        before = self._connections.get(connection)
+        if before is not None and before is not loop and before.open and before.connection == connection:
+            self._shared = self._shared or not before.last.failed
+        self._connections[connection] = loop
+        self._connections.move_to_end(connection)
+        _bound(self._connections)
+        return turn
+
+    def told(self, turn: Turn, told: Told) -> None:
+        """Its response has ended."""
+        turn.told = told
+        round_ = turn.round
+        loop = round_.loop
+        if not loop.open or round_.waits or round_.after is not None:
+            return  # it was given up, or a reply to another try of it came first
+        round_.told = told
+        self._touch(loop, told.ended_ns)
+        if told.calls or told.paused:
+            self._ask(round_, told)
+        if told.status == "ok":
+            if len(loop.rounds) > 1:
+                self._forget(loop.rounds[-2])
+            self._hold_no_more(loop)
+            if not round_.waits:
+                self._end(loop)
+        elif not round_.failed:
+            return  # another try is under way
+        elif told.transient or len(loop.rounds) > 1:
+            until_ns = told.ended_ns + self._hold_ns + (told.model.attempts[-1].retry_after_ns or 0)
+            loop.until_ns = until_ns
+            heapq.heappush(self._holds, (until_ns, next(self._holding), loop))
+            if turn.asked.digest:
+                loop.held = turn.asked.digest
+                self._failed.setdefault(loop.held, []).append(round_)
+        else:
+            self._end(loop)
+
+    def tick(self, now_ns: int) -> None:
+        """Ends what nothing has come of for too long."""
+        while self._holds and self._holds[0][0] <= now_ns:
+            until_ns, _, loop = heapq.heappop(self._holds)
+            if loop.open and loop.until_ns == until_ns:
+                self._end(loop)
+        idle_since_ns = now_ns - self._idle_ns
+        for loop in [*itertools.takewhile(lambda one: one.touched_ns <= idle_since_ns, self._open.values())]:
+            turn = loop.last.turns[-1]
+            if turn.told is None and now_ns - turn.started_ns < LONGEST_REPLY_NS:
+                self._touch(loop, now_ns)  # its end is told in any case, unless that was lost
+            else:
+                self._end(loop)
+
+    def close(self) -> None:
+        """No more requests come: all loops have ended as they are."""
+        while self._open:
+            self._end(next(iter(self._open.values())))
+
+    # Where a request belongs.
+
+    def _place(self, asked: Asked, now_ns: int, connection: int) -> _Round:
+        if not asked.is_read:
+            self._skip(NOT_READ)
+            return self._begin(now_ns)
+        before = self._responses.get(asked.previous) if asked.previous is not None else None
+        if before is None and asked.served:
+            before = next((self._served[one] for one in asked.served if one in self._served), None)
+        if before is not None and (asked.results or _is_paused(before)):
+            return self._go_on(before, asked, now_ns)
+        again = self._again(asked, connection)
+        if again is not None:
+            return again
+        if not asked.results:
+            return self._begin(now_ns)
+        before, among = self._asking(asked, connection)
+        ambiguous = len(asked.results) if among > 1 else 0
+        round_ = self._begin(now_ns) if before is None else self._go_on(before, asked, now_ns)
+        round_.loop.ambiguous += ambiguous
+        return round_
+
+    def _asking(self, asked: Asked, connection: int) -> tuple[_Round | None, int]:
+        """The round whose calls a request brings results of, and how many it could be by their ids alone."""
+        ids = [one.id for one in asked.results if one.id]
+        found: dict[_Round, None] = {}
+        for ident in ids:
+            for round_ in self._asked.get(ident, ()):
+                found[round_] = None
+        waiting = [round_ for round_ in found if round_.waits]
+        if not waiting and not found:
+            count = len(asked.results)
+            waiting = [
+                round_
+                for round_ in self._nameless
+                if len(round_.calls) == count and _is_after(round_.loop.asked, asked)
+            ]
+            if not waiting:
+                past = any(ident in self._past for ident in ids)
+                self._skip(BRANCHED if past and not self._are_repeated(ids) else UNKNOWN)
+                return None, 0
+        elif not waiting:
+            waiting = [*found]
+        if len(waiting) == 1 and not (waiting[0].loop.asked.api != asked.api and self._are_repeated(ids)):
+            only = waiting[0]
+            if not self._are_repeated(ids) or _is_after(only.loop.asked, asked) or not only.waits:
+                return only, 1
+            self._skip(UNKNOWN)
+            return None, 0
+        return self._one_of(waiting, asked, connection)
+
+    def _are_repeated(self, ids: Iterable[str]) -> bool:
+        return all(ident in self._repeated for ident in ids)
+
+    def _one_of(self, found: list[_Round], asked: Asked, connection: int) -> tuple[_Round | None, int]:
+        """The one of several loops that ids fit, and how many they are; None where nothing tells."""
+        if asked.conversation is not None:
+            own = [one for one in found if one.loop.asked.conversation == asked.conversation]
+            if len(own) == 1:
+                return own[0], 1
+        ids = sorted(one.id for one in asked.results)
+        found = [
+            one
+            for one in found
+            if _is_after(one.loop.asked, asked)
+            and one.loop.asked.api == asked.api
+            and one.loop.asked.conversation == asked.conversation
+        ]
+        count = len(found)
+        found = _narrowed(found, lambda one: sorted(_sent_ids(one)) == ids)
+        found = _narrowed(found, lambda one: asked.model == one.loop.asked.model)
+        if not asked.is_remembered:
+            least = min((asked.items - one.loop.asked.items for one in found), default=0)
+            found = _narrowed(found, lambda one: asked.items - one.loop.asked.items == least)
+        for name, mark in asked.marks.items():
+            if len(found) > 1:
+                found = _narrowed(found, lambda one: one.loop.asked.marks.get(name) == mark)  # noqa: B023
+        if len(found) > 1 and not self._shared:
+            found = _narrowed(found, lambda one: one.loop.connection == connection)
+            if len(found) == 1:
+                self._skip(BY_CONNECTION)
+        if len(found) == 1:
+            return found[0], max(count, 1)
+        self._skip(UNRESOLVED if found else UNKNOWN)
+        return None, max(count, 2)
+
+    def _go_on(self, before: _Round, asked: Asked, now_ns: int) -> _Round:
+        """The round that a request with the results of another one is a try of."""
+        loop, after = before.loop, before.after
+        if before.waits:
+            return self._answered(before, asked, now_ns)
+        if after is not None and after is loop.last and loop.open:
+            under_way = any(turn.told is None for turn in after.turns)
+            same = any(turn.asked.digest == asked.digest for turn in after.turns)
+            # An id that others have too does not make another request a try of this one.
+            own = not self._are_repeated(one.id for one in asked.results)
+            if (after.failed and own) or (under_way and same and asked.retry):
+                return self._try_again(after)
+        self._skip(BRANCHED)
+        return self._begin(now_ns)
+
+    def _again(self, asked: Asked, connection: int) -> _Round | None:
+        """The round that a request is another try of: it is the same, to the byte, as one that failed."""
+        held = self._failed.get(asked.digest)
+        if not held or (asked.retry == 0 and not asked.results):  # another agent's, as its SDK says
+            return None
+        found = _narrowed(held, lambda one: asked.retry is None or len(one.turns) == asked.retry)
+        for name, mark in asked.marks.items():
+            found = _narrowed(found, lambda one: one.loop.asked.marks.get(name) == mark)  # noqa: B023
+        found = _narrowed(found, lambda one: one.loop.connection == connection)
+        return self._try_again(found[0])  # of several with one body, the one that failed first
+
+    def _try_again(self, round_: _Round) -> _Round:
+        """What had come of its reply before it was cut off is not gone on from."""
+        self._hold_no_more(round_.loop)
+        self._forget(round_)
+        if self._tools is not None:
+            self._tools.over(round_.calls, None)
+        round_.calls, round_.waits, round_.told = [], False, None
+        return round_
+
+    def _begin(self, now_ns: int) -> _Round:
+        while len(self._open) >= self._most_open:
+            self._skip(TOO_MANY)
+            self._end(next(iter(self._open.values())))
+        self.begun += 1
+        loop = _Loop(f"{self._name}-{next(self._numbers)}")
+        self._open[loop.id] = loop
+        return self._next(loop)
+
+    def _next(self, loop: _Loop) -> _Round:
+        round_ = _Round(loop)
+        loop.rounds.append(round_)
+        if len(loop.rounds) > MOST_ROUNDS:
+            self._forget(loop.rounds.pop(0))
+            loop.dropped += 1
+        return round_
+
+    # What a loop waits for.
+
+    def _ask(self, round_: _Round, told: Told) -> None:
+        round_.waits = True
+        if told.response_id is not None:
+            self._responses[told.response_id] = round_
+        for ident in told.server_ids:
+            self._served[ident] = round_
+        for one in told.calls:
+            call = Call(_draft_of(one), round_, one.made_up)
+            round_.calls.append(call)
+            if one.made_up:
+                self._nameless[round_] = None
+            elif one.id not in round_.indexed:
+                rounds = self._asked.setdefault(one.id, [])
+                if rounds or one.id in self._past:
+                    self._repeated[one.id] = None
+                    self._repeated.move_to_end(one.id)
+                    _bound(self._repeated)
+                rounds.append(round_)
+                round_.indexed.append(one.id)
+            if self._tools is not None:
+                self._tools.asked(call, one.arguments)
+
+    def _answered(self, before: _Round, asked: Asked, now_ns: int) -> _Round:
+        """A request has brought the results of a round; returns the next one."""
+        before.waits, before.results_ns = False, now_ns
+        self._nameless.pop(before, None)
+        left: dict[str, list[Call]] = {}
+        for call in before.calls:
+            left.setdefault("" if call.made_up else call.draft.id, []).append(call)
+        nameless = left.pop("", [])
+        for result in reversed(asked.results):
+            mine = left.get(result.id)
+            if mine:
+                self._returned(mine.pop(0), now_ns, result.is_error)
+            elif nameless:
+                self._returned(nameless.pop(0), now_ns, result.is_error)
+        for ident in asked.earlier:
+            if mine := left.get(ident):
+                self._returned(mine.pop(0), now_ns, False)
+        if self._tools is not None:
+            self._tools.over(before.calls, now_ns)
+        before.after = self._next(before.loop)
+        return before.after
+
+    def _returned(self, call: Call, now_ns: int, is_error: bool) -> None:
+        draft = call.draft
+        if draft.ended_ns is None:
+            draft.ended_ns, draft.derived = now_ns, ("ended_ns",)
+        if is_error and draft.status == "ok":
+            draft.status, draft.error_type = "error", "tool_error"
+
+    def _forget(self, round_: _Round) -> None:
+        """Nothing goes on from this round any more."""
+        for ident in round_.indexed:
+            rounds = self._asked.get(ident)
+            if rounds is not None and round_ in rounds:
+                rounds.remove(round_)
+                if not rounds:
+                    del self._asked[ident]
+            self._past[ident] = None
+            self._past.move_to_end(ident)
+        _bound(self._past)
+        round_.indexed.clear()
+        self._nameless.pop(round_, None)
+        told = round_.told
+        if told is not None:
+            if told.response_id is not None and self._responses.get(told.response_id) is round_:
+                del self._responses[told.response_id]
+            for ident in told.server_ids:
+                if self._served.get(ident) is round_:
+                    del self._served[ident]
+
+    def _hold_no_more(self, loop: _Loop) -> None:
+        if loop.held is not None:
+            held = self._failed[loop.held]
+            held.remove(loop.last)
+            if not held:
+                del self._failed[loop.held]
+            loop.held = None
+
+    def _touch(self, loop: _Loop, now_ns: int) -> None:
+        loop.touched_ns, loop.until_ns = now_ns, None
+        self._open.move_to_end(loop.id)
+
+    def _end(self, loop: _Loop) -> None:
+        loop.open = False
+        del self._open[loop.id]
+        self._hold_no_more(loop)
+        for round_ in loop.rounds[-2:]:
+            self._forget(round_)
+        last = loop.last
+        status: Status = "cancelled"
+        error_type = None
+        if last.told is not None and not last.waits and all(turn.told is not None for turn in last.turns):
+            status, error_type = last.told.status, last.told.model.error_type
+        if self._tools is not None and last.waits:
+            self._tools.over(last.calls, None)
+        guessed = sum(call.guessed for round_ in loop.rounds for call in round_.calls)
+        self._ended(
+            LoopDraft(
+                loop.id,
+                "proxy",
+                [_round_draft(round_) for round_ in loop.rounds],
+                started_ns=loop.rounds[0].turns[0].started_ns,
+                ended_ns=None if last.told is None else last.told.ended_ns,
+                status=status,
+                error_type=error_type if status == "error" else None,
+                ambiguous_calls=loop.ambiguous + guessed,
+                rounds_dropped=loop.dropped,
+            )
+        )
+
+
+def _round_draft(round_: _Round) -> RoundDraft:
+    """What was seen of a round.
+
+    Its tool phase is exact: from when its last call was complete to the request with the results. Of several
+    calls each ended no later than that. One that was alone took as long as the phase, with its client's own
+    time inside; and one that was seen for itself has its own times.
+    """
+    told = round_.told
+    model = _model_draft(round_)
+    calls = round_.calls
+    if told is None or not calls or (told.status != "ok" and round_.results_ns is None):
+        return RoundDraft(model)
+    started_ns = max(call.draft.asked_ns or told.ended_ns for call in calls)
+    only = calls[0].draft if len(calls) == 1 else None
+    if only is not None and only.started_ns is None and only.ended_ns is not None and not only.refused:
+        only.started_ns, only.derived = started_ns, ("started_ns", "ended_ns")
+    return RoundDraft(model, [call.draft for call in calls], started_ns, round_.results_ns)
+
+
+def _model_draft(round_: _Round) -> ModelDraft:
+    """The request of a round, with all of its tries."""
+    first, last = round_.turns[0], round_.turns[-1]
+    attempts = [attempt for turn in round_.turns if turn.told for attempt in turn.told.model.attempts]
+    told = round_.told
+    if told is None:
+        ended_ns = attempts[-1].ended_ns if last.told is not None and attempts else None
+        draft = ModelDraft(last.asked.api, last.asked.model, ended_ns=ended_ns, status="cancelled")
+    else:
+        draft = told.model
+    retries = max((turn.asked.retry or 0 for turn in round_.turns), default=0)
+    return replace(
+        draft,
+        started_ns=first.started_ns,
+        attempts=tuple(attempts),
+        resends=max(0, retries + 1 - len(round_.turns)),
+    )
+
+
+def _draft_of(one: AskedCall) -> CallDraft:
+    draft = CallDraft(one.name, one.id, one.asked_ns)
+    if one.truncated:
+        draft.status, draft.error_type, draft.refused = "error", "truncated", True
+    return draft
+
+
+def _sent_ids(round_: _Round) -> list[str]:
+    return ["" if call.made_up else call.draft.id for call in round_.calls]
+
+
+def _is_paused(round_: _Round) -> bool:
+    return round_.told is not None and round_.told.paused
+
+
+def _is_after(before: Asked, asked: Asked) -> bool:
+    """Whether a request can go on from what was asked before: its history is longer, if it has one at all."""
+    return asked.is_remembered or not asked.is_read or asked.items > before.items
+
+
+def _narrowed(found: list[T], test: Callable[[T], bool]) -> list[T]:
+    """Those that pass; all of them where none does."""
+    return [one for one in found if test(one)] or found
+
+
+def _bound(known: OrderedDict[Any, Any]) -> None:
+    while len(known) > MOST_REMEMBERED:
+        known.popitem(last=False)

@@ -1,0 +1,127 @@
+"""What goes through the proxy as records: an observer of its exchanges (`seen.Observer`).
+
+Keys, prompts, arguments and results are in none of them; hashes of some are kept in memory while they are
+needed, keyed by a salt that each process draws for itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable
+
+from profiler.proxy.asked import asked_of
+from profiler.proxy.conversations import Conversations, Turn
+from profiler.proxy.exchange import Reading
+from profiler.proxy.kinds import kind_of
+from profiler.proxy.matching import Matching
+from profiler.proxy.mcp import McpCalls, McpReading
+from profiler.proxy.seen import Exchange
+from profiler.recordings.drafts import LoopDraft, Tally, record_of
+from profiler.records import LoopRecord
+
+Sink = Callable[[LoopRecord, Tally], None]
+
+UNFINISHED = "requests whose client left before all of them was there"
+UNREAD = "responses that could not be read"
+
+
+class LoopObserver:
+    """Turns exchanges into the records of loops, and hands each to `sink` when its loop has ended.
+
+    `read` counts requests by kind, `skip` is told what is in no loop or not where it belongs. `mcp`: calls of
+    tools are seen too.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        mcp: bool = False,
+        read: Callable[[str], None] = lambda kind: None,
+        skip: Callable[[str], None] = lambda reason: None,
+        salt: bytes | None = None,
+    ) -> None:
+        self._sink = sink
+        self._read = read
+        self._skip = skip
+        self._salt = secrets.token_bytes(16) if salt is None else salt
+        self._matching = Matching(self._salt) if mcp else None
+        self._mcp = None if self._matching is None else McpCalls(self._matching)
+        name = f"proxy-{secrets.token_hex(4)}"
+        self._conversations = Conversations(self._ended, skip, name, self._matching)
+        self.requests: Counter[tuple[str, str]] = Counter()
+        """Exchanges that have ended, by kind and by the class of their status (`2xx`, `none`)."""
+        self.loops = 0
+
+    @property
+    def open_loops(self) -> int:
+        """Loops under way."""
+        return len(self._conversations)
+
+    def requested(self, exchange: Exchange) -> None:
+        if exchange.kind == "mcp":
+            if self._mcp is not None:
+                exchange.state = self._mcp.requested(exchange)
+            return
+        path = exchange.path.decode("latin-1")
+        _, api = kind_of(exchange.method, path)
+        if api is None:
+            exchange.request.pieces.clear()
+            return
+        body = exchange.request
+        asked = asked_of(api, path, exchange.request_headers, body.whole() if body.kept else None, self._salt)
+        body.pieces.clear()
+        turn = self._conversations.asked(asked, exchange.started_ns, exchange.connection)
+        exchange.state = (turn, Reading(asked, exchange.started_ns))
+
+    def responding(self, exchange: Exchange) -> None:
+        state = exchange.state
+        if isinstance(state, tuple):
+            state[1].more(exchange)
+        elif isinstance(state, McpReading) and self._mcp is not None:
+            self._mcp.responding(exchange, state)
+        else:
+            exchange.response.pieces.clear()
+
+    def ended(self, exchange: Exchange) -> None:
+        state, exchange.state = exchange.state, None
+        kind = self._count(exchange)
+        if isinstance(state, McpReading) and self._mcp is not None:
+            self._mcp.ended(exchange, state)
+        elif isinstance(state, tuple):
+            turn: Turn = state[0]
+            told = state[1].told(exchange)
+            if told.model.unreadable:
+                self._skip(UNREAD)
+            self._conversations.told(turn, told)
+        elif kind == "model" and exchange.outcome == "client gone":
+            self._skip(UNFINISHED)
+
+    def tick(self, now_ns: int) -> None:
+        self._conversations.tick(now_ns)
+        if self._matching is not None:
+            self._matching.tick(now_ns)
+
+    def close(self) -> None:
+        """No more requests come: all loops have ended as they are."""
+        self._conversations.close()
+        if self._matching is not None:
+            self._matching.close()
+
+    def _count(self, exchange: Exchange) -> str:
+        if exchange.kind == "mcp":
+            kind = "mcp"
+        else:
+            kind = kind_of(exchange.method, exchange.path.decode("latin-1"))[0]
+        status = "none" if exchange.status is None else f"{exchange.status // 100}xx"
+        self.requests[kind, status] += 1
+        self._read(kind)
+        return kind
+
+    def _ended(self, draft: LoopDraft) -> None:
+        if self._matching is not None:
+            draft.orphan_calls = self._matching.take_orphans()
+        tally = Tally()
+        self.loops += 1
+        self._sink(record_of(draft, tally), tally)

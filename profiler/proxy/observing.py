@@ -1,0 +1,172 @@
+"""The queue between the forwarding of bytes and what makes sense of them (`seen.Observer`).
+
+Events are told in turns of the event loop of their own, a millisecond's worth at a time, so that what is
+being forwarded goes first. The queue and the bodies in it are bounded: what does not fit is left out and
+counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+from profiler.proxy.heads import shown
+from profiler.proxy.seen import Body, Exchange, Observer, Outcome, Piece
+
+MOST_BODY = 24 * 2**20
+"""Bytes of one body that may wait for the observer."""
+
+MOST_HELD = 192 * 2**20
+"""Bytes of all of them."""
+
+MOST_EVENTS = 20_000
+TURN_NS = 1_000_000
+
+_Event = Literal["requested", "responding", "ended"]
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class Watching:
+    """What the transport calls as bytes go by. Nothing here raises or waits.
+
+    `dropped` counts exchanges of which something was not told, `failures` what the observer raised.
+    """
+
+    def __init__(
+        self,
+        observer: Observer | None,
+        loop: asyncio.AbstractEventLoop,
+        say: Callable[[str], None] = _say,
+        *,
+        most_body: int = MOST_BODY,
+        most_held: int = MOST_HELD,
+        most_events: int = MOST_EVENTS,
+    ) -> None:
+        self._observer = observer
+        self._loop = loop
+        self._say = say
+        self._most_body = most_body
+        self._most_held = most_held
+        self._most_events = most_events
+        self._queue: deque[tuple[_Event, Exchange]] = deque()
+        self._responding: dict[Exchange, None] = {}
+        self._scheduled = False
+        self.held = 0
+        self.dropped = 0
+        self.failures = 0
+
+    def keep(self, body: Body, at_ns: int, data: bytes) -> None:
+        """A piece of a body went by."""
+        size = len(data)
+        body.size += size
+        if not body.kept:
+            return
+        if body.held + size > self._most_body or self.held + size > self._most_held or self._observer is None:
+            self._give_up(body)
+            return
+        body.held += size
+        self.held += size
+        body.pieces.append(Piece(at_ns, data))
+
+    def requested(self, exchange: Exchange) -> None:
+        self._add("requested", exchange)
+
+    def responding(self, exchange: Exchange) -> None:
+        # An event of its own for each piece would cost as much as to forward it.
+        self._responding[exchange] = None
+
+    def ended(self, exchange: Exchange, outcome: Outcome, at_ns: int, note: str = "") -> None:
+        if exchange.outcome is None:
+            exchange.outcome, exchange.ended_ns, exchange.note = outcome, at_ns, note
+            self._responding.pop(exchange, None)
+            self._add("ended", exchange)
+
+    def tick(self, now_ns: int) -> None:
+        """Once a second."""
+        responding, self._responding = self._responding, {}
+        for exchange in responding:
+            self._add("responding", exchange)
+        if self._observer is not None:
+            try:
+                self._observer.tick(now_ns)
+            except Exception as error:
+                self._failed(error)
+
+    def flush(self) -> None:
+        """Tell everything that waits, however long it takes: at the end."""
+        while self._queue:
+            self._tell()
+
+    def _add(self, event: _Event, exchange: Exchange) -> None:
+        if self._observer is None:
+            return
+        if len(self._queue) >= self._most_events:
+            if not exchange.lost:
+                exchange.lost = True
+                self.dropped += 1
+            self._give_up(exchange.request)
+            self._give_up(exchange.response)
+            if event != "ended" or len(self._queue) >= 2 * self._most_events:
+                return
+        self._queue.append((event, exchange))
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        until = time.monotonic_ns() + TURN_NS
+        while self._queue:
+            self._tell()
+            if time.monotonic_ns() >= until:
+                break
+        if self._queue and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _tell(self) -> None:
+        event, exchange = self._queue.popleft()
+        observer = self._observer
+        assert observer is not None
+        if exchange.raw_request:
+            exchange.request_headers, exchange.raw_request = shown(exchange.raw_request), ()
+        if exchange.raw_response:
+            exchange.response_headers, exchange.raw_response = shown(exchange.raw_response), ()
+        try:
+            if event == "responding":
+                observer.responding(exchange)
+            elif event == "requested":
+                observer.requested(exchange)
+            else:
+                observer.ended(exchange)
+        except Exception as error:
+            self._failed(error)
+        for body in (exchange.request, exchange.response):
+            if body.held and (event == "ended" or not body.pieces):
+                self.held -= body.held
+                body.held = 0
+
+    def _give_up(self, body: Body) -> None:
+        body.kept = False
+        body.pieces.clear()
+        self.held -= body.held
+        body.held = 0
+
+    def _failed(self, error: Exception) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            # Not its message, which may hold what was being read.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            self._say(
+                f"profiler proxy: a defect of the profiler while it read what went by"
+                f" ({type(error).__name__}, {place.filename.rpartition('/')[2]}:{place.lineno}): everything"
+                " is forwarded all the same; such failures are counted, and not said again"
+            )
