@@ -100,7 +100,8 @@ class LoopObserver:
 
     def tick(self, now_ns: int) -> None:
         self._conversations.tick(now_ns)
-        if self._matching is not None:
+        if self._matching is not None and self._mcp is not None:
+            self._mcp.tick(now_ns)
             self._matching.tick(now_ns)
 
     def close(self) -> None:
