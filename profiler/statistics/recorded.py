@@ -1,8 +1,8 @@
 """What the records of other programs' loops are good for, and no more than they can bear. Pure, in one pass.
 
-Concluded is from rounds that made several calls (`statistics.rounds`): those that ran them one after another,
+Concluded is from rounds of several calls (`statistics.rounds`): those that ran them one after another,
 and those that overlapped. A duration that is an upper bound may hold an approval and a wait; durations below
-`MOST_TICKS` ticks of the clock cannot be told from nothing; a call that never ended has none. Rounds with such
+`MOST_TICKS` ticks cannot be told from nothing; a call that never ended has none. Rounds with such
 calls are counted, and left out. Gaps between the calls of a round are explained by nothing (launch, approval,
 a lock), so estimates leave them as they are. That tools may be slower when more of them run at once is in no
 recording, nor why calls ran as they did.
@@ -131,7 +131,8 @@ class RecordedFigures:
     neither. A loop inside a call of such a round is not counted beside it there: its time is part of it.
 
     `saved_seconds` and `limit_saved_seconds` are what gathering, or a limit, would have taken off the
-    `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` ran or asked for a call.
+    `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
+    counts tries. `unobserved_calls`, `ambiguous_calls` and `orphan_calls` are as in `LoopRecord`.
     """
 
     loops: int
@@ -159,6 +160,9 @@ class RecordedFigures:
     quotas: tuple[QuotaShare, ...]
     quota_source: str
     untold: tuple[str, ...]
+    unobserved_calls: int
+    ambiguous_calls: int
+    orphan_calls: int
 
 
 @dataclass(slots=True)
@@ -203,12 +207,16 @@ class Recorded:
         self._limits = StatedLimits()
         self._tried = self._retries = self._backoff_ns = self._refused = self._resends = 0
         self._first_token, self._tokens_derived = Samples(), 0
+        self._unobserved = self._ambiguous = self._orphans = 0
 
     def add(self, record: LoopRecord) -> None:
         self._loops += 1
         self._sources[record.source] = self._sources.get(record.source, 0) + 1
         self._resolution_ns = max(self._resolution_ns, record.resolution_ns)
         self._limits.add(record)
+        self._unobserved += record.unobserved_calls
+        self._ambiguous += record.ambiguous_calls
+        self._orphans += record.orphan_calls
         concluded = self._concluded
         if record.parent is not None:
             self._nested += 1
@@ -222,6 +230,11 @@ class Recorded:
                 self._model(round_.model)
             if round_.tool_calls:
                 self._round(record, round_, concluded)
+
+    @property
+    def loops(self) -> int:
+        """Records so far."""
+        return self._loops
 
     def _round(self, record: LoopRecord, round_: RoundRecord, concluded: _Concluded) -> None:
         self._called += 1
@@ -340,6 +353,9 @@ class Recorded:
             quotas=shares,
             quota_source="" if known is None else known.source,
             untold=() if known is None else tuple(one.words for one in known.untold),
+            unobserved_calls=self._unobserved,
+            ambiguous_calls=self._ambiguous,
+            orphan_calls=self._orphans,
         )
 
     def _standing(self, name: str) -> tuple[bool, bool]:

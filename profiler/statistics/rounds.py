@@ -1,4 +1,4 @@
-"""How the calls of one round ran, and would have run: work, wall, overlap, and estimates of other limits. Pure.
+"""How the calls of one round ran, and would have run: work, wall, overlap, estimates of limits. Pure.
 
 work       the sum of the durations of its calls
 wall       from the first start to the last end
@@ -107,7 +107,7 @@ class Sums:
     busy_speed_up: float | None
 
     def less(self, seconds: float) -> float | None:
-        """The share that the wall would be less, if calls were busy for `seconds` and the gaps as they are."""
+        """The share that the wall would be less, if calls ran for `seconds` in all and the gaps stayed."""
         return (self.busy_seconds - seconds) / self.wall_seconds if self.wall_seconds else None
 
 
