@@ -97,13 +97,13 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
     left_out = _left_out(figures)
     turn, overlapped = figures.in_turn, figures.overlapped
     if turn.rounds:
-        yield _one_after_another(figures, turn, left_out)
+        yield from _one_after_another(figures, turn, left_out)
     if overlapped.rounds:
-        yield _at_once(overlapped, "" if turn.rounds else left_out)
-    if not turn.rounds and not overlapped.rounds:
-        yield f"Nothing can be said about running calls at once: {left_out}"
+        yield from _at_once(overlapped, "" if turn.rounds else left_out)
+        if not turn.rounds:
+            yield "No round of several calls is known to have run them one after another"
     elif not turn.rounds:
-        yield "No round of several calls is known to have run them one after another"
+        yield f"Nothing can be said about running calls at once: {left_out}"
     if figures.proxied.rounds:
         walls, in_all = figures.proxied.wall, duration(figures.proxied.wall_seconds)
         tail = "" if walls.p95 is None else f", 95 % at most {duration(walls.p95)}"
@@ -115,33 +115,31 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
         )
 
 
-def _one_after_another(figures: RecordedFigures, turn: Sums, left_out: str) -> str:
-    less = turn.less(turn.gathered_seconds)
-    gathered = turn.gathered_seconds + turn.gap_seconds
-    beside = f"; {left_out}" if left_out else ""
+def _one_after_another(figures: RecordedFigures, turn: Sums, left_out: str) -> Iterator[str]:
     its, they = ("its", "it") if turn.rounds == 1 else ("their", "they")
-    said = (
-        f"{counted(turn.rounds, 'round')} ran {its} calls one after another: gathered {they} would "
-        f"have taken {percent(less)} less ({duration(gathered)} instead of {duration(turn.wall_seconds)}; "
-        f"estimate{beside})"
+    beside = f"; {left_out}" if left_out else ""
+    yield (
+        f"{counted(turn.rounds, 'round')} ran {its} calls one after another: gathered {they} would have taken "
+        f"{percent(turn.less(turn.gathered_seconds))} less (estimate{beside})"
     )
-    limited = [
-        f"{limit} at once {percent(turn.less(taken))} less" for limit, taken in turn.limit_seconds.items()
-    ]
-    said += f"; at most {', '.join(limited)}"
+    gathered = turn.gathered_seconds + turn.gap_seconds
+    limited = [f"{percent(turn.less(taken))} at {limit}" for limit, taken in turn.limit_seconds.items()]
+    said = (
+        f"That is {duration(gathered)} instead of {duration(turn.wall_seconds)}; with a limit on calls at once "
+        f"the saving would have been {', '.join(limited)}"
+    )
     if figures.loop_seconds:
-        said += (
-            f". Of the whole time of the loops, {duration(figures.loop_seconds)}, gathering would have saved "
-            f"{percent(figures.saved_seconds / figures.loop_seconds)} (estimate)"
-        )
-    return said + _gaps(turn)
+        share = percent(figures.saved_seconds / figures.loop_seconds)
+        said += f"; of the whole time of the loops ({duration(figures.loop_seconds)}) gathering saves {share}"
+    yield said + " (estimates)"
+    yield from _gaps(turn)
 
 
-def _at_once(found: Sums, left_out: str) -> str:
+def _at_once(found: Sums, left_out: str) -> Iterator[str]:
     gathered = found.less(found.gathered_seconds)
+    its, they = ("its", "it") if found.rounds == 1 else ("their", "they")
     beside = f"; {left_out}" if left_out else ""
     serial = found.work_seconds + found.gap_seconds
-    its, they = ("its", "it") if found.rounds == 1 else ("their", "they")
     said = (
         f"{counted(found.rounds, 'round')} overlapped {its} calls, up to {found.peak} at once: "
         f"{number(found.busy_speed_up)}× ({duration(found.work_seconds)} of calls in "
@@ -150,17 +148,17 @@ def _at_once(found: Sums, left_out: str) -> str:
     )
     if gathered is not None and gathered >= WORTH_SAYING:
         said += f", all started at once {percent(gathered)} less"
-    return said + _gaps(found)
+    yield said
+    yield from _gaps(found)
 
 
-def _gaps(found: Sums) -> str:
+def _gaps(found: Sums) -> Iterator[str]:
     share = found.gap_seconds / found.wall_seconds if found.wall_seconds else 0.0
-    if share < WORTH_SAYING:
-        return ""
-    return (
-        f". For {duration(found.gap_seconds)} of it ({percent(share)}) none of these calls ran, which "
-        "nothing explains (launch, approval, a lock): estimates leave that as it is"
-    )
+    if share >= WORTH_SAYING:
+        yield (
+            f"For {duration(found.gap_seconds)} of that time ({percent(share)}) none of these calls ran, which "
+            "nothing explains (launch, approval, a lock): estimates leave it as it is"
+        )
 
 
 def _left_out(figures: RecordedFigures) -> str:
@@ -177,7 +175,7 @@ def _left_out(figures: RecordedFigures) -> str:
     ]
     if not found:
         return ""
-    return f"{', '.join(found)} and are left out ({left.rounds} of {figures.parallel})"
+    return f"{', '.join(found)} and are left out"
 
 
 def _tools(figures: RecordedFigures) -> Iterator[str]:

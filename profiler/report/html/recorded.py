@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from profiler.report.html.markup import LONGEST, Cell, Grid, bullets, definitions, name, seconds, text
 from profiler.report.html.page import Section, page
 from profiler.report.recorded import DOORS, Words, words
@@ -30,12 +32,13 @@ ABSENT = (
 """Parts of a load test's page that this one lacks, and why."""
 
 
-def verdict(figures: RecordedFigures, run: Run | None) -> str:
-    """The sentences, then what cannot be told."""
+def verdict(figures: RecordedFigures, run: Run | None, of_loops: Sequence[str] = ()) -> str:
+    """The sentences, those `of_loops` among them; what cannot be told; where all of it is from."""
     said = words(figures, None if run is None else run.recording)
     lead, *others = said.found or ["There is nothing to say"]
     parts = [f'<p class="verdict lead">{text(f"{lead}.", 2000)}</p>']
     parts += [f'<p class="verdict">{text(f"{one}.", 2000)}</p>' for one in others]
+    parts += [f'<p class="verdict">{text(one, 2000)}</p>' for one in of_loops]
     if said.cannot:
         items = bullets(text(f"{one[0].upper()}{one[1:]}.", 2000) for one in said.cannot)
         parts.append(

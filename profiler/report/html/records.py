@@ -62,7 +62,9 @@ def render_records(bare: Bare) -> str:
     sections = [
         Section("verdict", "In short", "", _verdict(bare))
         if figures is None
-        else Section("verdict", "In short", "", recorded.verdict(figures, bare.run) + _loops_in_short(bare)),
+        else Section(
+            "verdict", "In short", "", recorded.verdict(figures, bare.run, (_lead(bare), *_notes(bare)))
+        ),
     ]
     if figures is not None and figures.parallel:
         sections.append(Section("calls", "Calls at once", recorded.ABOUT_CALLS, recorded.calls(figures)))
@@ -179,11 +181,6 @@ def _verdict(bare: Bare) -> str:
     parts.append(f'<p class="verdict lead">{text(_lead(bare))}</p>')
     parts += [f'<p class="verdict">{text(one)}</p>' for one in _notes(bare)]
     return "".join(parts)
-
-
-def _loops_in_short(bare: Bare) -> str:
-    """How long its loops took, below the verdict on a recording."""
-    return "".join(f'<p class="verdict">{text(one)}</p>' for one in (_lead(bare), *_notes(bare)))
 
 
 def _lead(bare: Bare) -> str:
