@@ -119,14 +119,14 @@ def _one_after_another(figures: RecordedFigures, turn: Sums, left_out: str) -> I
     its, they = ("its", "it") if turn.rounds == 1 else ("their", "they")
     beside = f"; {left_out}" if left_out else ""
     yield (
-        f"{counted(turn.rounds, 'round')} ran {its} calls one after another: gathered {they} would have taken "
-        f"{percent(turn.less(turn.gathered_seconds))} less (estimate{beside})"
+        f"{counted(turn.rounds, 'round')} ran {its} calls one after another: gathered {they} would have "
+        f"taken {percent(turn.less(turn.gathered_seconds))} less (estimate{beside})"
     )
     gathered = turn.gathered_seconds + turn.gap_seconds
     limited = [f"{percent(turn.less(taken))} at {limit}" for limit, taken in turn.limit_seconds.items()]
     said = (
-        f"That is {duration(gathered)} instead of {duration(turn.wall_seconds)}; with a limit on calls at once "
-        f"the saving would have been {', '.join(limited)}"
+        f"That is {duration(gathered)} instead of {duration(turn.wall_seconds)}; with a limit on calls at "
+        f"once the saving would have been {', '.join(limited)}"
     )
     if figures.loop_seconds:
         share = percent(figures.saved_seconds / figures.loop_seconds)
@@ -156,8 +156,8 @@ def _gaps(found: Sums) -> Iterator[str]:
     share = found.gap_seconds / found.wall_seconds if found.wall_seconds else 0.0
     if share >= WORTH_SAYING:
         yield (
-            f"For {duration(found.gap_seconds)} of that time ({percent(share)}) none of these calls ran, which "
-            "nothing explains (launch, approval, a lock): estimates leave it as it is"
+            f"For {duration(found.gap_seconds)} of that time ({percent(share)}) none of these calls ran, "
+            "which nothing explains (launch, approval, a lock): estimates leave it as it is"
         )
 
 

@@ -59,13 +59,9 @@ def render_records(bare: Bare) -> str:
     data = _payload(bare)
     alone = bare.table.nested.size == 1
     figures = bare.recorded
-    sections = [
-        Section("verdict", "In short", "", _verdict(bare))
-        if figures is None
-        else Section(
-            "verdict", "In short", "", recorded.verdict(figures, bare.run, (_lead(bare), *_notes(bare)))
-        ),
-    ]
+    of_loops = (_lead(bare), *_notes(bare))
+    said = _verdict(bare) if figures is None else recorded.verdict(figures, bare.run, of_loops)
+    sections = [Section("verdict", "In short", "", said)]
     if figures is not None and figures.parallel:
         sections.append(Section("calls", "Calls at once", recorded.ABOUT_CALLS, recorded.calls(figures)))
     sections += [
