@@ -142,7 +142,7 @@ def _model_row(round_: RoundRecord, origin: int) -> dict[str, Any]:
         "kind": "model",
         "status": model.status,
         "spans": _spans(spans, origin),
-        "took": model.duration_ns / 1e9,
+        "took": None if model.latency_ns is None else model.latency_ns / 1e9,
         "detail": _model_detail(model, origin),
     }
 
@@ -165,7 +165,7 @@ def _call_row(call: ToolCall, round_: RoundRecord, origin: int, content: bool) -
         **({"bound": "≤ "} if untimed == "upper_bound" else {}),
         "status": call.status,
         "spans": _spans(spans, origin),
-        "took": (call.ended_ns - call.queued_ns) / 1e9,
+        "took": _took(call),
         "detail": _call_detail(call, round_, origin, content),
     }
 
@@ -283,6 +283,13 @@ def _call_detail(call: ToolCall, round_: RoundRecord, origin: int, content: bool
     if content and call.result is not None:
         detail.append(("result", clean(call.result, LONGEST_TEXT)))
     return detail
+
+
+def _took(call: ToolCall) -> float | None:
+    """Seconds with the wait before it; None where a recording does not tell."""
+    if call.duration_ns is None and call.waited_ns is None:
+        return None
+    return (call.ended_ns - call.queued_ns) / 1e9
 
 
 def _ran(call: ToolCall) -> str:

@@ -77,7 +77,7 @@ function arm(target, targets, row, place, loop) {
   target.setAttribute("class", "row");
   target.setAttribute("tabindex", place ? -1 : 0);
   target.setAttribute("role", "button");
-  target.setAttribute("aria-label", `${row.label}, ${row.status}, ${row.bound ?? ""}${format.duration(row.took)}`);
+  target.setAttribute("aria-label", `${row.label}, ${row.status}, ${row.took === null ? "" : (row.bound ?? "") + format.duration(row.took)}`);
   target.addEventListener("click", () => choose(target, row, loop));
   target.addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
