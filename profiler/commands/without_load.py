@@ -105,6 +105,8 @@ def trace(arguments: argparse.Namespace) -> int:
 
     trace = write_trace(arguments.run, arguments.output, arguments.loops, arguments.slowest)
     print(f"{arguments.output}: {trace.shown} of {trace.of} loops ({trace.selection})")
+    for note in trace.notes:
+        print(f"note: {note}")
     print("open it at https://ui.perfetto.dev")
     return 0
 

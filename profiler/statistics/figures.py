@@ -67,7 +67,8 @@ class Loops:
 class ToolFigures:
     """Calls of one tool in the loops that were due inside the windows.
 
-    `seconds` is of the calls that ran, `queue_seconds` of all. `blocking_calls` held the event loop:
+    `seconds` is of the calls that ran, without the `upper_bounds` among them (`ToolCall.upper_bound`),
+    `queue_seconds` of all whose wait was seen. `blocking_calls` held the event loop:
     the longest of them for `blocking_seconds`, all together for `blocking_total_seconds`.
     """
 
@@ -79,6 +80,7 @@ class ToolFigures:
     blocking_seconds: float = 0.0
     blocking_total_seconds: float = 0.0
     blocking_calls: int = 0
+    upper_bounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,11 +410,12 @@ def _tools(table: Table, blocks: Sequence[Block]) -> dict[str, ToolFigures]:
             calls=int(every.size),
             errors=present(errors).size,
             seconds=quantiles([present(table.duration[rows]) for rows in calls], _NS),
-            queue_seconds=quantiles([table.queue[rows] for rows in calls], _NS),
+            queue_seconds=quantiles([present(table.queue[rows]) for rows in calls], _NS),
             error_types=_count(errors, table.errors),
             blocking_seconds=float(blocking.max(initial=0)) * _NS,
             blocking_total_seconds=float(blocking.sum()) * _NS,
             blocking_calls=int(np.count_nonzero(blocking)),
+            upper_bounds=int(table.call_bound[every].sum()),
         )
     return dict(sorted(result.items()))
 
@@ -429,7 +432,7 @@ def _agent_calls(table: Table, spec: StrategySpec) -> AgentCalls | None:
         return None
     mine = np.flatnonzero(flagged(table, loops)[table.call_loop] & (table.duration != NONE))
     loop, tool = table.call_loop[mine], table.call_tool[mine]
-    began = table.queued[mine] + table.queue[mine]
+    began = table.queued[mine] + np.maximum(0, table.queue[mine])
     ended = began + table.duration[mine]
     most = []
     for rule in spec.rules or (None,):
