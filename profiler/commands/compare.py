@@ -170,6 +170,7 @@ def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     from profiler.statistics.objectives import parse_objective
     from profiler.statistics.summary import summarise_table
     from profiler.statistics.table import tabulate
+    from profiler.statistics.verdicts import tick_of
     from profiler.statistics.windows import measure
 
     if not gates and arguments.slo is None:
@@ -188,7 +189,9 @@ def _one_recorded(arguments: argparse.Namespace, gates: tuple[QualityGate, ...])
     # How the run ended, and what it was asked then, was the matter of the command that made it.
     left_out = {"end"} if arguments.slo is not None else {"end", "objective"}
     latencies = latencies_of(measure(run, table), table)
-    outcomes = judge(summary, gates, latencies, allow_saturated=arguments.allow_saturated)
+    outcomes = judge(
+        summary, gates, latencies, allow_saturated=arguments.allow_saturated, tick=tick_of(run)
+    )
     outcomes = tuple(one for one in outcomes if one.kind not in left_out)
     summary = replace(summary, outcomes=outcomes)
     undecided_fails = arguments.undecided == "fail"

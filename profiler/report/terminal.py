@@ -253,12 +253,14 @@ def _client(run: Run) -> list[str]:
 def _load(summary: Summary) -> str:
     load = summary.load
     loops = sum(strategy.loops.due for strategy in summary.strategies)
+    blocks = max((strategy.blocks for strategy in summary.strategies), default=0)
+    if load.model == "recorded":
+        return f"recorded; {loops} loops counted in {counted(blocks, 'slice')} of time"
     if load.model == "open":
         what = f"open load, {clean(load.arrivals or f'{number(load.rate)}/s')}"
     else:
         agents = summary.strategies[0].users if summary.strategies else load.users
         what = f"closed load, {counted(agents, 'agent')}"
-    blocks = max((strategy.blocks for strategy in summary.strategies), default=0)
     text = f"{what}; {loops} loops counted in {counted(blocks, 'block')}"
     interrupted = sum(strategy.loops.interrupted for strategy in summary.strategies)
     if load.think_seconds:
