@@ -123,10 +123,10 @@ def _one_after_another(figures: RecordedFigures, turn: Sums, left_out: str) -> I
         f"taken {percent(turn.less(turn.gathered_seconds))} less (estimate{beside})"
     )
     gathered = turn.gathered_seconds + turn.gap_seconds
-    limited = [f"{percent(turn.less(taken))} at {limit}" for limit, taken in turn.limit_seconds.items()]
+    limited = [f"{limit} {percent(turn.less(taken))}" for limit, taken in turn.limit_seconds.items()]
     said = (
-        f"That is {duration(gathered)} instead of {duration(turn.wall_seconds)}; with a limit on calls at "
-        f"once the saving would have been {', '.join(limited)}"
+        f"That is {duration(gathered)} instead of {duration(turn.wall_seconds)}; a limit on calls at once "
+        f"would have saved of it: {', '.join(limited)}"
     )
     if figures.loop_seconds:
         share = percent(figures.saved_seconds / figures.loop_seconds)

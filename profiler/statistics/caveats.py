@@ -180,14 +180,14 @@ def of_recording(recording: Recording, strategies: Sequence[StrategySummary]) ->
         if one.blocks < FEWEST_BLOCKS:
             yield Caveat(
                 "slices",
-                f"{one.strategy}: {one.loops.due} loops are too few for {FEWEST_BLOCKS} slices of time with "
+                f"{one.loops.due} loops are too few for {FEWEST_BLOCKS} slices of time with "
                 f"{FEWEST_PER_BLOCK['p50']} each, so there are no intervals",
                 "record for longer",
             )
         else:
             yield Caveat(
                 "slices",
-                f"{one.strategy}: recordings have no blocks: slices of time, {one.blocks} with about "
+                f"recordings have no blocks: slices of time, {one.blocks} with about "
                 f"{one.loops.due // one.blocks} loops each, serve as such",
                 "read intervals as those of neighbouring stretches of one time, not of independent repeats",
             )

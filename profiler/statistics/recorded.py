@@ -10,7 +10,7 @@ recording, nor why calls ran as they did.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,7 +18,7 @@ from profiler.limits.known import KnownQuota, StatedLimits
 from profiler.limits.quotas import MINUTE_NS
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Recording
-from profiler.statistics.rounds import LIMITS, Adding, RoundTimes, Sums, round_times
+from profiler.statistics.rounds import LIMITS, Adding, RoundTimes, Sums, by_limit, round_times
 from profiler.statistics.samples import Percentiles, Samples
 from profiler.statistics.usage import QuotaShare, Usage
 
@@ -149,7 +149,7 @@ class RecordedFigures:
     overlapped: Sums
     left_out: LeftOut
     saved_seconds: float
-    limit_saved_seconds: dict[int, float]
+    limit_saved_seconds: dict[str, float]
     proxied: Proxied
     tools: tuple[ToolLatency, ...]
     waits: Waits
@@ -208,6 +208,12 @@ class Recorded:
         self._tried = self._retries = self._backoff_ns = self._refused = self._resends = 0
         self._first_token, self._tokens_derived = Samples(), 0
         self._unobserved = self._ambiguous = self._orphans = 0
+
+    def seen(self, records: Iterable[LoopRecord]) -> Iterator[LoopRecord]:
+        """The same records, each added as it passes."""
+        for record in records:
+            self.add(record)
+            yield record
 
     def add(self, record: LoopRecord) -> None:
         self._loops += 1
@@ -338,9 +344,7 @@ class Recorded:
             overlapped=concluded.overlapped.result(),
             left_out=LeftOut(self._bound, self._open, self._unresolved),
             saved_seconds=concluded.saved[0] / 1e9,
-            limit_saved_seconds={
-                limit: saved / 1e9 for limit, saved in zip(LIMITS, concluded.saved[1:], strict=True)
-            },
+            limit_saved_seconds=by_limit(concluded.saved[1:]),
             proxied=Proxied(self._proxied.count, self._proxied_ns / 1e9, Percentiles.of(self._proxied)),
             tools=tuple(
                 tool.result(name) for name, tool in sorted(self._tools.items(), key=lambda one: -one[1].calls)

@@ -10,7 +10,7 @@ limit k    an estimate: these durations, started in the order asked, at most k a
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -88,7 +88,7 @@ def list_schedule(durations: Sequence[int], limit: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Rounds added up, in seconds. `limit_seconds`: by the limit. `peak`: the most calls at once in a round.
+    """Rounds added up, in seconds. `peak`: the most calls at once in one. `limit_seconds`: by `semaphore:2`, ...
 
     `speed_up` is work / wall, `busy_speed_up` work / busy, which the gaps between calls do not lower; None
     without a round. `gap_seconds` are those gaps.
@@ -100,7 +100,7 @@ class Sums:
     wall_seconds: float
     busy_seconds: float
     gathered_seconds: float
-    limit_seconds: dict[int, float]
+    limit_seconds: dict[str, float]
     gap_seconds: float
     peak: int
     speed_up: float | None
@@ -109,6 +109,11 @@ class Sums:
     def less(self, seconds: float) -> float | None:
         """The share that the wall would be less, if calls ran for `seconds` in all and the gaps stayed."""
         return (self.busy_seconds - seconds) / self.wall_seconds if self.wall_seconds else None
+
+
+def by_limit(nanoseconds: Iterable[int]) -> dict[str, float]:
+    """Seconds by the strategy that has each of `LIMITS`."""
+    return {f"semaphore:{limit}": ns / 1e9 for limit, ns in zip(LIMITS, nanoseconds, strict=True)}
 
 
 @dataclass(slots=True)
@@ -149,7 +154,7 @@ class Adding:
             self.wall / 1e9,
             self.busy / 1e9,
             self.gathered / 1e9,
-            {limit: taken / 1e9 for limit, taken in zip(LIMITS, self.limits, strict=True)},
+            by_limit(self.limits),
             (self.wall - self.busy) / 1e9,
             self.peak,
             self.work / self.wall if self.wall else None,

@@ -392,7 +392,9 @@ def compare_directories(
                 unserved.append(_not_served(one, one.backlog, made.arguments.get("max_in_flight")))
         said.append(verdict(comparisons[-1], b, a))
         if (metric := said[-1].metric) in LEVELS and _within(tick, metric, a, b):
-            text = f"{b.strategy} against {a.strategy}: no difference shown at {metric}: it is within a tick of "
+            text = (
+                f"{b.strategy} against {a.strategy}: no difference shown at {metric}: it is within a tick of "
+            )
             text += f"the recording's clock ({tick:g} s)."
             said[-1] = replace(said[-1], kind="no_difference", sentence=text)
     outcomes: Sequence[Outcome] = decide(gates, comparisons, [b.strategy for _, b in pairs])
@@ -410,7 +412,8 @@ def compare_directories(
         for one in outcomes
     ]
     of_candidate = caveats(after, new)
-    warnings = (*different_conditions(before, after, tables), *of_candidate, *caveats(before, old))
+    of_both = (*_named(of_candidate, after, candidate), *_named(caveats(before, old), before, baseline))
+    warnings = (*different_conditions(before, after, tables), *of_both)
     warnings = tuple(sorted((*warnings, TWO_RUNS), key=lambda caveat: not caveat.invalid))
     invalid = {name for caveat in warnings if caveat.invalid for name in caveat.strategies}
     broken = {
@@ -447,6 +450,13 @@ def compare_directories(
         before=tuple(a for a, _ in pairs),
         after=tuple(b for _, b in pairs),
     )
+
+
+def _named(found: Sequence[Caveat], run: Run, directory: RunDirectory) -> Sequence[Caveat]:
+    """Those of a recording say which one: they are of what was recorded, and not of a strategy."""
+    if run.recording is None:
+        return found
+    return [replace(one, detail=f"{directory.path.name}: {one.detail}") for one in found]
 
 
 def unlike(before: Run, after: Run) -> list[str]:

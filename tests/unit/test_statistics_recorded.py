@@ -78,7 +78,7 @@ def test_rounds_one_after_another_are_estimated_gathered_and_limited() -> None:
     found = figures(*records(loop(turn, until=1000)))
     assert (found.parallel, found.in_turn.rounds, found.overlapped.rounds) == (1, 1, 0)
     assert found.in_turn.gathered_seconds == 0.3
-    assert found.in_turn.limit_seconds == {2: 0.3, 4: 0.3, 8: 0.3}
+    assert found.in_turn.limit_seconds == {"semaphore:2": 0.3, "semaphore:4": 0.3, "semaphore:8": 0.3}
     assert found.in_turn.less(found.in_turn.gathered_seconds) == pytest.approx(0.5)
     assert found.saved_seconds == pytest.approx(0.3)
     assert found.loop_seconds == 1.0

@@ -57,7 +57,7 @@ def calls(figures: RecordedFigures) -> str:
     grid = Grid(
         "Rounds of several calls",
         ["rounds", "count", "calls", "work", "wall", "busy", "gaps", "speed-up", "most at once", "gathered"]
-        + [f"limit {limit}" for limit in LIMITS],
+        + [f"semaphore:{limit}" for limit in LIMITS],
     )
     for title, sums in (("one after another", figures.in_turn), ("overlapped", figures.overlapped)):
         if sums.rounds:
