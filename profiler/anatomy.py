@@ -6,7 +6,8 @@ the model) each instant belongs to the first that applies:
     model_queue, backoff > server_tools > model > any call running (tools) > any call queued (queue)
     > the rest
 
-where the rest is `parse` before the tool phase, `collect` after it, and `unaccounted` elsewhere.
+where the rest is `parse` before the tool phase, `collect` after it, and `unaccounted` elsewhere. A recording
+does not tell when the tool phase began: there all of the rest is `unaccounted`.
 `backoff` is the part of a model request between two of its attempts, `model_queue` the part before
 the first attempt during which one of our own limiters held the request, `server_tools` the part in which
 the model's server ran tools of its own (`ServerToolCall`), so far as a stream told their times. Without
@@ -42,6 +43,8 @@ class ToolPhase:
     wall, at most the number of calls. `peak_concurrency` counts the tries that ran at once: a call that
     waits between two of its tries, or for its limiter, is not running. `straggler_ratio` is longest /
     median duration. Calls that other calls made are part of those, and not counted beside them.
+
+    `upper_bound`: of a call among them the duration is one (`ToolCall.upper_bound`), and so is all of this.
     """
 
     wall_ns: int
@@ -49,6 +52,7 @@ class ToolPhase:
     critical_path_ns: int
     peak_concurrency: int
     straggler_ratio: float
+    upper_bound: bool = False
 
 
 def phases(round_: RoundRecord) -> dict[str, int]:
@@ -67,8 +71,8 @@ def phases(round_: RoundRecord) -> dict[str, int]:
         server_tools = covered - overlap(union(waited), asked)
     tools = queue = parse = collect = 0
     if round_.tools_started_ns is not None and round_.tools_ended_ns is not None:
-        running = union(runs(calls))
-        busy = union(running + waits(calls))
+        running, waiting = union(runs(calls)), waits(calls)
+        busy = union(running + waiting)
         parsing = _clipped((asked[1], round_.tools_started_ns), window)
         collecting = _clipped((max(asked[1], round_.tools_ended_ns), window[1]), window)
         parse, collect = parsing[1] - parsing[0], collecting[1] - collecting[0]
@@ -82,6 +86,8 @@ def phases(round_: RoundRecord) -> dict[str, int]:
             queue = sum(overlap(busy, part) for part in outside) - tools
             parse -= overlap(busy, parsing)
             collect -= overlap(busy, collecting)
+        if len(waiting) < len(calls):  # nobody saw when the calls were queued, and so when parsing ended
+            parse = collect = 0
     return {
         "model": model_wall - backoff - model_queue - server_tools,
         "server_tools": server_tools,
@@ -137,8 +143,9 @@ def tool_phase(round_: RoundRecord) -> ToolPhase | None:
         - min(round_.tools_started_ns, min(ran)[0]),
         work_ns=sum(durations),
         critical_path_ns=durations[-1],
-        peak_concurrency=peak(_tries(calls)),
+        peak_concurrency=peak(_tries(calls)) or 1,  # where the clock is coarse, calls may have no length
         straggler_ratio=durations[-1] / median if median else 1.0,
+        upper_bound=any([call.upper_bound for call in calls]),
     )
 
 
@@ -161,14 +168,19 @@ class Eagerness:
 
 
 def eagerness(round_: RoundRecord) -> Eagerness | None:
-    """The eagerness of a round; None when no call ran or the reply was not streamed."""
+    """The eagerness of a round; None when no call ran or the reply was not streamed.
+
+    None too where a recording does not say when its calls were ready, or when they started.
+    """
     model, ran = round_.model, runs(round_.tool_calls)
     if not ran or not model.streamed:
+        return None
+    if any([call.upper_bound or "ready_ns" in call.derived for call in round_.tool_calls]):
         return None
     durations = [
         (min(call.ready_ns, call.started_ns, model.ended_ns), call.ended_ns - call.started_ns)
         for call in round_.tool_calls
-        if call.started_ns is not None
+        if call.started_ns is not None and call.ended
     ]
     start = model.started_ns
     return Eagerness(
@@ -200,6 +212,8 @@ def loop_phases(loop: LoopRecord) -> dict[str, int]:
 def _phases_of_overlapping_rounds(loop: LoopRecord) -> dict[str, int]:
     rounds, models = loop.rounds, [round_.model for round_ in loop.rounds]
     calls = list(loop.tool_calls)
+    # As in `phases`: where nobody saw the calls being queued, nobody saw what lies before and after them.
+    seen = [round_ for round_ in rounds if len(waits(round_.tool_calls)) == len(round_.tool_calls)]
     # In the order of precedence: a phase owns the time that none before it covers.
     intervals_of: dict[str, list[Interval]] = {
         "model_queue": [(model.started_ns, model.started_ns + model_queue_ns(model)) for model in models],
@@ -214,8 +228,8 @@ def _phases_of_overlapping_rounds(loop: LoopRecord) -> dict[str, int]:
         "model": [(model.started_ns, model.ended_ns) for model in models],
         "tools": runs(calls),
         "queue": waits(calls),
-        "parse": [(r.model.ended_ns, r.tools_started_ns) for r in rounds if r.tools_started_ns is not None],
-        "collect": [(r.tools_ended_ns, r.ended_ns) for r in rounds if r.tools_ended_ns is not None],
+        "parse": [(r.model.ended_ns, r.tools_started_ns) for r in seen if r.tools_started_ns is not None],
+        "collect": [(r.tools_ended_ns, r.ended_ns) for r in seen if r.tools_ended_ns is not None],
     }
     total = dict.fromkeys(PHASES, 0)
     taken: list[Interval] = []
@@ -253,11 +267,11 @@ PARTS = ("session_wait", "client_wait", "server", "network", "server_and_network
 def remote_parts(call: ToolCall) -> dict[str, int]:
     """Nanoseconds per part (keys: some of `PARTS`), none negative; they sum to the call's duration.
 
-    Empty for any other call, and for one that never started. A server that claims more than the time from
+    Empty for any other call, and for one whose duration is not known. A server that claims more than the time from
     request to answer took all of that.
     """
     remote, started_ns, ended_ns = call.remote, call.started_ns, call.ended_ns
-    if remote is None or started_ns is None:
+    if remote is None or started_ns is None or call.latency_ns is None:
         return {}
     # Of a call that was tried again the times are those of its last try.
     taken_ns = min(started_ns + remote.session_wait_ns, ended_ns)
@@ -278,8 +292,12 @@ def remote_parts(call: ToolCall) -> dict[str, int]:
 
 
 def waits(calls: Iterable[ToolCall]) -> list[Interval]:
-    """The interval in which each call waited in its strategy, which may be empty."""
-    return [(call.queued_ns, call.waited_until_ns) for call in calls]
+    """The interval in which each call waited in its strategy, which may be empty; none where nobody saw it."""
+    return [
+        (call.queued_ns, call.waited_until_ns)
+        for call in calls
+        if not call.unknown or "queued_ns" not in call.unknown
+    ]
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:

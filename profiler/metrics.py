@@ -59,6 +59,12 @@ LOOP_DURATION = histogram(
     ("strategy", "status"),
     ROUND_BUCKETS,
 )
+RECORDED_LOOPS = counter(
+    "toolloop_recorded_loops_total",
+    "Loops of other programs, by what told of them: otel (their spans) or proxy (their requests). All metrics "
+    "of theirs have the strategy recorded.",
+    ("source",),
+)
 LOOP_ROUNDS = histogram("toolloop_loop_rounds", "Rounds of a loop.", ("strategy",), COUNT_BUCKETS)
 LOOP_TOOL_CALLS = histogram("toolloop_loop_tool_calls", "Tool calls of a loop.", ("strategy",), COUNT_BUCKETS)
 ARRIVALS_DROPPED = counter(
@@ -119,9 +125,22 @@ TOOL_CALL_DURATION = histogram(
     ("strategy", "tool", "status"),
     TOOL_BUCKETS,
 )
+TOOL_CALLS_UNTIMED = counter(
+    "toolloop_tool_calls_untimed_total",
+    "Tool calls that are not in toolloop_tool_call_duration_seconds; reason is never_started, never_ended (no "
+    "end was seen) or upper_bound (a recording does not say when it started, only when it could have).",
+    ("strategy", "tool", "reason"),
+)
+ROUND_UPPER_BOUNDS = counter(
+    "toolloop_round_upper_bounds_total",
+    "Rounds with calls that are left out of work, wall, critical path, peak concurrency and straggler ratio, "
+    "since of a call only an upper bound of its duration is known.",
+    ("strategy",),
+)
 TOOL_CALL_QUEUE = histogram(
     "toolloop_tool_call_queue_seconds",
-    "Wait of a tool call from being handed to the strategy until it started, or was given up.",
+    "Wait of a tool call from being handed to the strategy until it started, or was given up; of those of "
+    "which it was seen.",
     ("strategy", "tool"),
     TOOL_BUCKETS,
 )
@@ -231,7 +250,8 @@ RATE_LIMITED = counter(
 )
 RETRIES = counter(
     "toolloop_retries_total",
-    "Attempts after the first; reason is the status or error that caused them.",
+    "Attempts after the first; reason is the status or error that caused them, unknown where only their "
+    "number is known.",
     ("strategy", "target", "name", "reason"),
 )
 BACKOFF = counter(

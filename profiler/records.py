@@ -65,6 +65,8 @@ Shortfall = Literal[
 ]
 """What kept calls from overlapping; each is explained, with its remedy, in `profiler.shortfalls`."""
 Outcome = Literal["ok", "incomplete", "error", "cancelled"]
+Untimed = Literal["never_started", "never_ended", "upper_bound"]
+"""Why a call has no latency: it did not start, no end of it was seen, or only an upper bound is known."""
 
 BUSY = "busy"
 """The error type of a call without a model that was answered with an error (`isError`, or JSON-RPC's) which
@@ -327,6 +329,13 @@ class ModelCall(_Tried):
         return self.ended_ns - self.started_ns
 
     @property
+    def latency_ns(self) -> int | None:
+        """`duration_ns` where it is known: None where nothing was seen of its start or its end."""
+        if self.unknown and not {"started_ns", "ended_ns"}.isdisjoint(self.unknown):
+            return None
+        return self.ended_ns - self.started_ns
+
+    @property
     def backoff_ns(self) -> int:
         """The time between its attempts, summed."""
         return sum(retry.backoff_ns for retry in self.retries) if len(self.attempts) > 1 else 0
@@ -448,7 +457,7 @@ class ToolCall(_Tried):
     @property
     def client_wait_ns(self) -> int | None:
         """Time in the client of the MCP server until the request was handed to the connection."""
-        if self.remote is None or self.started_ns is None:
+        if self.remote is None or self.started_ns is None or not self.ended:
             return None
         until_ns = self.ended_ns if self.remote.posted_ns is None else self.remote.posted_ns
         return until_ns - self.started_ns - self.remote.session_wait_ns
@@ -456,7 +465,7 @@ class ToolCall(_Tried):
     @property
     def remote_ns(self) -> int | None:
         """Network and server: from the request's being handed over until its answer began to arrive."""
-        if self.remote is None or self.remote.posted_ns is None:
+        if self.remote is None or self.remote.posted_ns is None or not self.ended:
             return None
         answered_ns = self.remote.answered_ns
         return (self.ended_ns if answered_ns is None else answered_ns) - self.remote.posted_ns
@@ -471,7 +480,7 @@ class ToolCall(_Tried):
     @property
     def parsing_ns(self) -> int | None:
         """Time in the client of the MCP server after the answer had begun to arrive."""
-        if self.remote is None or self.remote.answered_ns is None:
+        if self.remote is None or self.remote.answered_ns is None or not self.ended:
             return None
         return self.ended_ns - self.remote.answered_ns
 
@@ -481,8 +490,10 @@ class ToolCall(_Tried):
         return self.ended_ns if self.started_ns is None else self.started_ns
 
     @property
-    def waited_ns(self) -> int:
-        """Queue wait: from being handed to the strategy to `waited_until_ns`."""
+    def waited_ns(self) -> int | None:
+        """Queue wait: from being handed to the strategy to `waited_until_ns`; None where nobody saw it."""
+        if self.unknown and "queued_ns" in self.unknown:
+            return None
         return self.waited_until_ns - self.queued_ns
 
     @property
@@ -504,6 +515,15 @@ class ToolCall(_Tried):
     def latency_ns(self) -> int | None:
         """`duration_ns` where it says how long the tool took: None also for an upper bound or a wait."""
         return None if self.upper_bound or self.wait else self.duration_ns
+
+    @property
+    def untimed(self) -> Untimed | None:
+        """Why it has no `latency_ns`; None where it has one."""
+        if self.started_ns is None:
+            return "never_started"
+        if not self.ended:
+            return "never_ended"
+        return "upper_bound" if self.upper_bound else None
 
 
 @dataclass(frozen=True, slots=True)

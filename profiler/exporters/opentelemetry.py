@@ -8,7 +8,8 @@
 
 The n calls of a round are n siblings. Things that the conventions have no name for (a round, queue
 wait, strategy, fan-out) are under `toolloop.`; durations in attributes are seconds. Spans get their
-times from the record.
+times from the record; of a recording's, `toolloop.derived` and `toolloop.unknown` name those that were not
+seen, and the duration of a span with `toolloop.upper_bound`, or `toolloop.ended` false, is none.
 
 Where an SDK, or an instrumentation of one, made a `chat` span of its own for a model request, none is
 made here: `ForeignChats` finds that one, and the round links to it.
@@ -302,7 +303,8 @@ class OpenTelemetrySink:
         context: Context,
         family: _Family,
     ) -> None:
-        foreign = self._chats.take(round_.model) if round_.model.asked else None
+        # The times of a recording are of another clock: no span that was made here is of its requests.
+        foreign = self._chats.take(round_.model) if round_.model.asked and not record.source else None
         attributes = _present(
             {
                 "toolloop.round.index": round_.index,
@@ -332,7 +334,11 @@ class OpenTelemetrySink:
 
     def _chat(self, record: LoopRecord, model: ModelCall, context: Context) -> None:
         span, inner = self._start(
-            f"chat {model.model}", context, model.started_ns, _chat_attributes(model), SpanKind.CLIENT
+            f"chat {model.model}".rstrip(),
+            context,
+            model.started_ns,
+            _chat_attributes(model),
+            SpanKind.CLIENT,
         )
         self._attempts(span, model)
         self._server_tools(model, inner)
@@ -359,7 +365,7 @@ class OpenTelemetrySink:
 
     def _call(self, record: LoopRecord, call: ToolCall, context: Context) -> Context:
         attributes, links = _call_attributes(record, call), []
-        if call.remote is not None:
+        if call.remote is not None and not record.source:
             request = self._requests.take(call)
             if request is not None and (made := request.get_span_context()) is not None:
                 links.append(Link(made))
@@ -376,6 +382,11 @@ def _present(attributes: Mapping[str, Any]) -> Attributes:
     return {name: value for name, value in attributes.items() if value is not None}
 
 
+def _times(names: Sequence[str]) -> tuple[str, ...] | None:
+    """The times of a recording that were derived, or are unknown: `started_ns` is `started` here."""
+    return tuple(name.removesuffix("_ns") for name in names) or None
+
+
 def _seconds(nanoseconds: int | None) -> float | None:
     return None if nanoseconds is None else nanoseconds / _NS
 
@@ -385,7 +396,7 @@ def _loop_attributes(record: LoopRecord) -> Attributes:
     return _present(
         {
             "gen_ai.operation.name": "invoke_agent",
-            "gen_ai.provider.name": None if record.provider == NO_MODEL else record.provider,
+            "gen_ai.provider.name": None if record.provider == NO_MODEL else record.provider or None,
             "gen_ai.request.model": record.model or None,
             "gen_ai.agent.name": record.name or None,
             **_usage([round_.model for round_ in record.rounds if round_.model.asked]),
@@ -401,6 +412,9 @@ def _loop_attributes(record: LoopRecord) -> Attributes:
             "toolloop.parent": record.parent,
             "toolloop.schedule_lag": _seconds(lag_ns),
             "toolloop.event_loop_lag": _seconds(record.lag_ns or None),
+            "toolloop.source": record.source or None,
+            "toolloop.resolution": _seconds(record.resolution_ns) if record.source else None,
+            "toolloop.derived": _times(record.derived),
             # Content is in the record only if the user asked for it. The shape is the conventions'.
             "gen_ai.input.messages": _message("user", record.prompt),
             "gen_ai.output.messages": _message("assistant", record.text),
@@ -434,15 +448,17 @@ def _chat_attributes(model: ModelCall) -> Attributes:
     return _present(
         {
             "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": model.provider,
-            "gen_ai.request.model": model.model,
+            "gen_ai.provider.name": model.provider or None,
+            "gen_ai.request.model": model.model or None,
             "gen_ai.request.stream": model.streamed or None,
             "gen_ai.response.time_to_first_chunk": _seconds(model.first_token_after_ns),
             "gen_ai.response.finish_reasons": None if model.finish_reason is None else (model.finish_reason,),
             **_usage([model]),
             "toolloop.time_to_first_output": _seconds(model.first_output_after_ns),
             "toolloop.unreadable": model.unreadable or None,
-            "http.request.resend_count": max(0, len(model.attempts) - 1) or None,
+            "http.request.resend_count": model.attempt_count - 1 or None,
+            "toolloop.derived": _times(model.derived),
+            "toolloop.unknown": _times(model.unknown),
             "toolloop.request.id": model.request_id,
             "toolloop.status": model.status,
         }
@@ -473,8 +489,12 @@ def _call_attributes(record: LoopRecord, call: ToolCall) -> Attributes:
             "gen_ai.tool.call.result": call.result,
             "toolloop.strategy": record.strategy,
             "toolloop.status": call.status,
-            "toolloop.queue": call.waited_ns / _NS,
+            "toolloop.queue": _seconds(call.waited_ns),
             "toolloop.started": False if call.started_ns is None else None,
+            "toolloop.ended": None if call.ended else False,
+            "toolloop.upper_bound": call.upper_bound or None,
+            "toolloop.derived": _times(call.derived),
+            "toolloop.unknown": _times(call.unknown),
             "toolloop.thread_wait": _seconds(call.thread_wait_ns or None),
             "toolloop.blocking": _seconds(call.blocking_ns or None),
             **_remote_attributes(call),

@@ -39,6 +39,8 @@ COUNT_BUCKETS = tuple(float(2**i) for i in range(8))
 
 MAX_NAMES = 50
 OTHER = "__other__"
+UNKNOWN = "unknown"
+"""Instead of the provider or the model where a recording does not name it."""
 UNKNOWN_TOOL = "__unknown_tool__"
 """Instead of the names of tools that there are not: models make up as many as they like."""
 
@@ -128,9 +130,12 @@ class Instruments:
         self._round_duration = own_histogram(metrics.ROUND_DURATION, "s")
         self._fanout = own_histogram(metrics.ROUND_FANOUT, "{call}")
         self._queue = own_histogram(metrics.TOOL_CALL_QUEUE, "s")
+        untimed = metrics.TOOL_CALLS_UNTIMED
+        self._untimed = meter.create_counter(name_of(untimed), "{call}", untimed.help)
         self._phase = meter.create_counter(name_of(metrics.ROUND_PHASE), "s", metrics.ROUND_PHASE.help)
         self._known: dict[str, set[str]] = {
-            kind: set() for kind in ("strategy", "agent", "model", "tool", "error", "server", "protocol")
+            kind: set()
+            for kind in ("strategy", "agent", "provider", "model", "tool", "error", "server", "protocol")
         }
 
     def loop(self, record: LoopRecord, spent: Mapping[str, int], context: Context) -> None:
@@ -163,11 +168,12 @@ class Instruments:
     def chat(self, record: LoopRecord, model: ModelCall, context: Context) -> None:
         attributes = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": model.provider,
-            "gen_ai.request.model": self._capped("model", model.model),
+            "gen_ai.provider.name": self._capped("provider", model.provider or UNKNOWN),
+            "gen_ai.request.model": self._capped("model", model.model or UNKNOWN),
             "toolloop.strategy": self._strategy(record),
         }
-        self._chat_duration.record(model.duration_ns / _NS, self._failed(attributes, model.failure), context)
+        if (latency_ns := model.latency_ns) is not None:
+            self._chat_duration.record(latency_ns / _NS, self._failed(attributes, model.failure), context)
         if model.first_token_after_ns is not None:
             self._first_chunk.record(model.first_token_after_ns / _NS, attributes, context)
         for counter, tokens in (
@@ -182,7 +188,10 @@ class Instruments:
         ours = {"strategy": attributes["toolloop.strategy"]}
         if model.unreadable:
             self._unreadable.add(model.unreadable, ours, context)
-        ours |= {"provider": model.provider, "model": attributes["gen_ai.request.model"]}
+        ours |= {
+            "provider": attributes["gen_ai.provider.name"],
+            "model": attributes["gen_ai.request.model"],
+        }
         if model.replied and not model.tokens_known:
             self._unknown_tokens.add(1, ours, context)
         if model.first_output_after_ns is not None:
@@ -192,18 +201,22 @@ class Instruments:
         unknown = call.error_type == "unknown_tool"
         tool = UNKNOWN_TOOL if unknown else self._capped("tool", call.name)
         strategy = self._strategy(record)
-        self._queue.record(call.waited_ns / _NS, {"tool": tool, "strategy": strategy}, context)
+        ours = {"tool": tool, "strategy": strategy}
+        if (waited_ns := call.waited_ns) is not None:
+            self._queue.record(waited_ns / _NS, ours, context)
         if call.remote is not None:
             self._remote(strategy, tool, call, call.remote, context)
-        if call.duration_ns is None:
+        if (untimed := call.untimed) is not None:
+            self._untimed.add(1, ours | {"reason": untimed}, context)
+        if (latency_ns := call.latency_ns) is None:
             return
         attributes = {"gen_ai.tool.name": tool, "toolloop.strategy": strategy}
-        self._call_duration.record(call.duration_ns / _NS, self._failed(attributes, call.failure), context)
+        self._call_duration.record(latency_ns / _NS, self._failed(attributes, call.failure), context)
 
     def _remote(self, strategy: str, tool: str, call: ToolCall, remote: RemoteCall, context: Context) -> None:
         ours = {"strategy": strategy, "server": self._capped("server", remote.server)}
-        if call.duration_ns is not None:
-            self._server_call.record(call.duration_ns / _NS, ours | {"status": call.status}, context)
+        if (latency_ns := call.latency_ns) is not None:
+            self._server_call.record(latency_ns / _NS, ours | {"status": call.status}, context)
         for part, lasted_ns in remote_parts(call).items():
             self._server_part.record(lasted_ns / _NS, ours | {"part": part}, context)
         if remote.new_connection:

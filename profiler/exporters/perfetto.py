@@ -11,6 +11,10 @@ with the server's own part where it says how long it took. How many it has at on
 
 The counters, in a group `run`, are those of the whole run, so that a slow loop is seen among all the
 calls it competed with. They stand still where no loop is shown.
+
+Of a recording's loops every slice says which of its times were derived, and which are unknown. A call of which
+only an upper bound is known is called `≤ name`, and one whose end was not seen says so in its name: it is drawn
+to the end of its loop, and counts nowhere as running. What lies between the calls of a round is left blank.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import heapq
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +45,7 @@ from profiler.anatomy import (
 from profiler.errors import RecordError, UsageError
 from profiler.process.modes import Opener, opener_like
 from profiler.records import NO_MODEL, LoopRecord, ModelCall, RoundRecord, ToolCall
-from profiler.rundir import RunDirectory
+from profiler.rundir import Recording, RunDirectory
 
 MAX_EVENTS = 250_000
 """Events of a trace for which no number of loops is given: some 20 MB unzipped, opened within seconds."""
@@ -58,7 +63,8 @@ Event = dict[str, Any]
 class Trace:
     """A trace that was written: `shown` loops `of` so many, as so many `events`.
 
-    `selection` says which loops; counters are exact to `counter_step_us` microseconds.
+    `selection` says which loops; counters are exact to `counter_step_us` microseconds. `notes` are what to
+    know of a recording's times, in sentences.
     """
 
     shown: int
@@ -66,6 +72,7 @@ class Trace:
     events: int
     selection: str
     counter_step_us: int
+    notes: tuple[str, ...] = ()
 
 
 def write_trace(
@@ -98,6 +105,7 @@ def write_trace(
     windows = union((record.started_ns, record.ended_ns) for record in shown) or [(origin_ns, origin_ns)]
     counters = _counters(_records(source), windows)
     step_us = max(counter.step for counter in counters.values())
+    notes = tuple(_notes(shown, _recording(source)))
     written = 0
     try:
         with open(path, "wb", opener=_opener(source)) as file:
@@ -105,17 +113,43 @@ def write_trace(
             zipped = str(path).endswith(".gz")
             output: Any = gzip.GzipFile("", "wb", 6, file, mtime=0) if zipped else file
             for written, event in enumerate(
-                itertools.chain(run_events(counters, origin_ns, len(shown), total), events(shown, origin_ns)),
+                itertools.chain(
+                    run_events(counters, origin_ns, len(shown), total, notes), events(shown, origin_ns)
+                ),
                 start=1,
             ):
                 output.write((b'{"traceEvents":[\n' if written == 1 else b",\n") + orjson.dumps(event))
-            trace = Trace(len(shown), total, written, selection.text(), step_us)
+            trace = Trace(len(shown), total, written, selection.text(), step_us, notes)
             output.write(b'\n],"displayTimeUnit":"ms","otherData":' + orjson.dumps(trace) + b"}\n")
             if zipped:
                 output.close()
     except OSError as error:
         raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
     return trace
+
+
+def _recording(source: RunDirectory | Path | str | Iterable[LoopRecord]) -> Recording | None:
+    """What the records were made of, where the run tells."""
+    if isinstance(source, str | Path) and RunDirectory.is_one(Path(source)):
+        source = RunDirectory(Path(source))
+    if isinstance(source, RunDirectory):
+        with suppress(RecordError):
+            return source.load().recording
+    return None
+
+
+def _notes(loops: Sequence[LoopRecord], recording: Recording | None) -> Iterator[str]:
+    sources = sorted({loop.source for loop in loops if loop.source})
+    if not sources:
+        return
+    yield f"made from a recording ({', '.join(sources)}): waits before calls are not in it"
+    untimed = {call.untimed for loop in loops for call in loop.tool_calls}
+    if "upper_bound" in untimed:
+        yield "calls named ≤ took at most as long as they are drawn: when they started is not known"
+    if "never_ended" in untimed:
+        yield "calls without an end are drawn to the end of their loop"
+    if recording is not None and recording.clocks > 1:
+        yield f"the times are of {recording.clocks} clocks, which may differ"
 
 
 def _opener(source: RunDirectory | Path | str | Iterable[LoopRecord]) -> Opener | None:
@@ -241,8 +275,9 @@ def _counters(records: Iterable[LoopRecord], windows: Sequence[Interval]) -> dic
     for record in records:
         loops.add(record.started_ns, record.ended_ns)
         for call in record.tool_calls:
-            queued.add(call.queued_ns, call.waited_until_ns)
-            if call.started_ns is not None:
+            if call.waited_ns is not None:
+                queued.add(call.queued_ns, call.waited_until_ns)
+            if call.started_ns is not None and call.ended:
                 running.add(call.started_ns, call.ended_ns)
             if (sent := _sent(call)) is not None:
                 servers.setdefault(call.server, _Counter(windows)).add(*sent)
@@ -251,10 +286,15 @@ def _counters(records: Iterable[LoopRecord], windows: Sequence[Interval]) -> dic
 
 
 def run_events(
-    counters: dict[tuple[str, str], _Counter], origin_ns: int, shown: int, total: int
+    counters: dict[tuple[str, str], _Counter],
+    origin_ns: int,
+    shown: int,
+    total: int,
+    notes: Sequence[str] = (),
 ) -> Iterator[Event]:
-    """The group `run`, with its counters."""
+    """The group `run`, with its counters, and `notes` in its name."""
     label = "run" if shown == total else f"run ({shown} of {total} loops shown, counters of all)"
+    label = "; ".join((label, *notes))
     yield from named(1, "process_name", label, 0)
     for (name, key), counter in counters.items():
         for at, value in counter.points():
@@ -348,7 +388,7 @@ def _servers(loops: Sequence[LoopRecord], origin_ns: int, ids: Iterator[int]) ->
 def _sent(call: ToolCall) -> Interval | None:
     """When the request of a call was at its MCP server; None if it never was."""
     remote = call.remote
-    if remote is None or remote.posted_ns is None or call.started_ns is None:
+    if remote is None or remote.posted_ns is None or call.started_ns is None or not call.ended:
         return None
     ended_ns = call.ended_ns if remote.answered_ns is None else remote.answered_ns
     return _inside(remote.posted_ns, ended_ns, (call.started_ns, max(call.started_ns, call.ended_ns)))
@@ -414,7 +454,10 @@ class _Writer:
         """A loop and all its rounds; adds their calls, each with the id of its arrow, to `calls`."""
         name = loop.name or "loop"
         args = _fields(loop, "id", "strategy", "status", "error_type", "trial", "parent") | {
-            "model": None if loop.provider == NO_MODEL else f"{loop.provider} {loop.model}",
+            "model": None if loop.provider == NO_MODEL else f"{loop.provider} {loop.model}".strip() or None,
+            "source": loop.source or None,
+            "resolution_ms": loop.resolution_ns / 1e6 if loop.source else None,
+            "derived": _times(loop.derived),
             "late_ms": None if loop.intended_ns is None else _ms(loop.started_ns - loop.due_ns),
             "lag_ms": _ms(loop.lag_ns or None),
             **{f"{phase}_ms": _ms(spent or None) for phase, spent in loop_phases(loop).items()},
@@ -445,8 +488,10 @@ class _Writer:
         args = _fields(model, "status", "error_type", "finish_reason", "request_id")
         args |= _fields(model, "input_tokens", "cached_tokens", "cache_written_tokens")
         args |= _fields(model, "output_tokens", "reasoning_tokens")
-        args |= {"attempts": len(model.attempts), "unreadable": model.unreadable or None}
-        yield self.slice(tid, f"chat {model.model}", "model", span, args)
+        args |= {"attempts": len(model.attempts), "resends": model.resends or None}
+        args |= {"unreadable": model.unreadable or None}
+        args |= {"derived": _times(model.derived), "unknown": _times(model.unknown)}
+        yield self.slice(tid, f"chat {model.model}".rstrip(), "model", span, args)
         free = span[0]
         if held_ns := model_queue_ns(model):
             free = _inside(free, free + held_ns, span)[1]
@@ -486,13 +531,19 @@ class _Writer:
             return
         free = _inside(round_.model.ended_ns, round_.model.ended_ns, parent)[0]
         start, end = span = _inside(round_.tools_started_ns, round_.tools_ended_ns, (free, parent[1]))
-        yield self.slice(tid, "parse", "phase", (free, start))
+        # A recording says when calls ran, not when we would have had them parsed and their results collected.
+        ours = all(call.waited_ns is not None for call in round_.tool_calls)
+        if ours:
+            yield self.slice(tid, "parse", "phase", (free, start))
         args: dict[str, object] = {"calls": len(round_.tool_calls)}
         if figures := tool_phase(round_):
             args["work_ms"] = _ms(figures.work_ns)
             args["critical_path_ms"] = _ms(figures.critical_path_ns)
             args["peak_concurrency"] = figures.peak_concurrency
-        yield self.slice(tid, "tool phase", "phase", span, args)
+            if figures.upper_bound:
+                args["overlap"] = "upper bound"
+        name = "≤ tool phase" if figures and figures.upper_bound else "tool phase"
+        yield self.slice(tid, name, "phase", span, args)
         waiting = waits(round_.tool_calls)
         at = start
         busy = [_inside(*interval, span) for interval in union(runs(round_.tool_calls))]
@@ -502,7 +553,8 @@ class _Writer:
             if high > low:
                 yield self.slice(tid, "tools", "phase", (low, high))
             at = max(at, high)
-        yield self.slice(tid, "collect", "phase", (end, parent[1]))
+        if ours:
+            yield self.slice(tid, "collect", "phase", (end, parent[1]))
 
     def call(self, call: ToolCall, tid: int, flow: str) -> Iterator[Event]:
         """One call from its queueing to its end: its wait, then its execution, which may be in parts."""
@@ -513,13 +565,23 @@ class _Writer:
             "arguments": _short(call.arguments),
             "result": _short(call.result),
             "server": call.server or None,
+            "at_most_ms": _ms(call.duration_ns) if call.upper_bound else None,
+            "derived": _times(call.derived),
+            "unknown": _times(call.unknown),
         }
-        yield self.slice(tid, call.name, "call", span, args) | {"bind_id": flow, "flow_in": True}
+        name, what = call.name, "running"
+        if call.untimed == "upper_bound":
+            name, what = f"≤ {name}", "waiting or running"
+        elif call.untimed == "never_ended":
+            name, what = f"{name} (no end seen)", "no end seen"
+        elif call.untimed == "never_started" and call.waited_ns is None:
+            name += " (never started)"
+        yield self.slice(tid, name, "call", span, args) | {"bind_id": flow, "flow_in": True}
         started, _ = _inside(call.waited_until_ns, end, span)
-        if started > start:
+        if started > start and call.waited_ns is not None:
             yield self.slice(tid, "queued", "call", (start, started))
         if call.started_ns is not None:
-            running = self.slice(tid, "running", "call", (started, end))
+            running = self.slice(tid, what, "call", (started, end))
             arrow = next((self.arrows[id_] for id_ in call.loops if id_ in self.arrows), None)
             yield running if arrow is None else running | {"bind_id": arrow, "flow_out": True}
             yield from self._parts(call, tid, (started, end))
@@ -566,6 +628,11 @@ def _inside(start: int, end: int, parent: Interval) -> Interval:
 
 def _fields(one: object, *names: str) -> dict[str, object]:
     return {name: getattr(one, name) for name in names}
+
+
+def _times(names: Sequence[str]) -> str | None:
+    """The times of a recording that were derived, or are unknown: `ready_ns` is `ready` here."""
+    return ", ".join(name.removesuffix("_ns") for name in names) or None
 
 
 def _ms(nanoseconds: int | None) -> float | None:

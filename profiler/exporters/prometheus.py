@@ -41,7 +41,7 @@ from profiler.loop.recorder import LiveCalls
 from profiler.metrics import Metric
 from profiler.process.lifetime import in_forked_child
 from profiler.providers.endpoint import exposed
-from profiler.records import LoopRecord, ModelCall, RemoteCall, RoundRecord, Shortfall, ToolCall
+from profiler.records import LoopRecord, ModelCall, RemoteCall, RoundRecord, Shortfall, ToolCall, Untimed
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -53,7 +53,11 @@ MAX_MODELS = 20
 MAX_TOOLS = 50
 MAX_ERROR_TYPES = 50
 MAX_SERVERS = 20
+MAX_PROVIDERS = 20
+MAX_SOURCES = 20
 OTHER = "__other__"
+UNKNOWN = "unknown"
+"""Instead of the provider or the model where a recording does not name it: an empty label is none."""
 UNKNOWN_TOOL = "__unknown_tool__"
 """Instead of the names of tools that there are not: models make up as many as they like."""
 
@@ -157,6 +161,7 @@ class _Strategy:
         self.shortfalls = {
             cause: count(metrics.ROUND_SHORTFALLS, name, cause) for cause in get_args(Shortfall)
         }
+        self.upper_bounds = count(metrics.ROUND_UPPER_BOUNDS, name)
         self.unobserved = count(metrics.UNOBSERVED_CALLS, name)
         self.ambiguous = count(metrics.AMBIGUOUS_CALLS, name)
         self.loop_duration: _Made[str, HistogramChild] = _Made(
@@ -186,12 +191,17 @@ class _Strategy:
         self.unknown_tokens: _Made[tuple[str, str], CounterChild] = _Made(
             lambda key: count(metrics.MODEL_UNKNOWN_TOKENS, name, *key)
         )
-        # Duration and queue wait by tool and status.
-        self.calls: _Made[tuple[str, str], tuple[HistogramChild, HistogramChild]] = _Made(
-            lambda key: (
-                histogram(metrics.TOOL_CALL_DURATION, name, *key),
-                histogram(metrics.TOOL_CALL_QUEUE, name, key[0]),
-            )
+        # Duration by tool and status, queue wait by tool.
+        self.calls: _Made[tuple[str, str], HistogramChild] = _Made(
+            lambda key: histogram(metrics.TOOL_CALL_DURATION, name, *key)
+        )
+        self.waits: _Made[str, HistogramChild] = _Made(
+            lambda tool: histogram(metrics.TOOL_CALL_QUEUE, name, tool)
+        )
+        self.untimed: _Made[str, dict[Untimed | None, CounterChild]] = _Made(
+            lambda tool: {
+                reason: count(metrics.TOOL_CALLS_UNTIMED, name, tool, reason) for reason in get_args(Untimed)
+            }
         )
         # Of MCP servers: duration by status, parts by name, new connections.
         self.server_calls: _Made[tuple[str, str], HistogramChild] = _Made(
@@ -236,10 +246,12 @@ class PrometheusSink(Collector):
         self._tools: dict[str, str] = {}
         self._error_types: dict[str, str] = {}
         self._servers: dict[str, str] = {}
+        self._providers: dict[str, str] = {}
+        self._sources: dict[str, str] = {}
         self._agents: dict[str, int] = {}
         self._run_info: tuple[str, str, str] | None = None
         self._rate_limits: dict[tuple[str, str], Mapping[str, str]] = {}
-        for label in ("strategy", "model", "tool", "error_type", "server"):
+        for label in ("strategy", "provider", "model", "tool", "error_type", "server", "source"):
             self.count(metrics.LABEL_OVERFLOW, label)  # from zero, as in _Strategy
         self.count(metrics.RECORDS_DROPPED, type(self).__name__)
         self.count(metrics.ORPHAN_CALLS)
@@ -286,6 +298,7 @@ class PrometheusSink(Collector):
         """The counts of a tool's queued and running calls, which the code that runs calls changes."""
         shown, strategy = self._capped(self._tools, tool, MAX_TOOLS, "tool"), self._strategy(strategy)
         self._strategies[strategy].calls[shown, "ok"]  # from zero, as in _Strategy
+        self._strategies[strategy].waits[shown]
         return self._live[strategy, shown]
 
     def watch_limit(self, spec: str, strategy: Strategy) -> None:
@@ -306,6 +319,9 @@ class PrometheusSink(Collector):
         strategy.ambiguous.value += record.ambiguous_calls
         if record.nested:
             return
+        if record.source:
+            source = self._capped(self._sources, record.source, MAX_SOURCES, "source")
+            self.count(metrics.RECORDED_LOOPS, source).value += 1
         strategy.loop_duration[record.outcome].observe_in(record.latency_ns, trace)
         strategy.loop_rounds.observe(len(record.rounds))
         strategy.loop_tool_calls.observe(calls)
@@ -325,7 +341,9 @@ class PrometheusSink(Collector):
         for call in round_.tool_calls:
             self._tool_call(strategy, call, trace)
         phase_ = tool_phase(round_)
-        if phase_ is not None:
+        if phase_ is not None and phase_.upper_bound:
+            strategy.upper_bounds.value += 1
+        elif phase_ is not None:
             strategy.wall.value += phase_.wall_ns
             strategy.work.value += phase_.work_ns
             strategy.critical_path.value += phase_.critical_path_ns
@@ -334,9 +352,10 @@ class PrometheusSink(Collector):
 
     def _model(self, strategy: _Strategy, model: ModelCall, trace: str) -> None:
         name = strategy.name
-        whose = self._capped(self._models, model.model, MAX_MODELS, "model")
-        who = model.provider, whose
-        strategy.model_duration[*who, model.status].observe_in(model.duration_ns, trace)
+        whose = self._capped(self._models, model.model or UNKNOWN, MAX_MODELS, "model")
+        who = self._capped(self._providers, model.provider or UNKNOWN, MAX_PROVIDERS, "provider"), whose
+        if (latency_ns := model.latency_ns) is not None:
+            strategy.model_duration[*who, model.status].observe_in(latency_ns, trace)
         for metric, after_ns in (
             (metrics.MODEL_FIRST_TOKEN, model.first_token_after_ns),
             (metrics.MODEL_FIRST_OUTPUT, model.first_output_after_ns),
@@ -360,6 +379,8 @@ class PrometheusSink(Collector):
         attempts = model.attempts
         if len(attempts) != 1 or attempts[0].refused:
             self._tries(name, "model", whose, model)
+        if model.resends:
+            self.count(metrics.RETRIES, name, "model", whose, UNKNOWN).value += model.resends
         if attempts and attempts[-1].rate_limits and whose != OTHER:  # whose quota it is must be clear
             self._rate_limits[who] = attempts[-1].rate_limits
 
@@ -377,12 +398,15 @@ class PrometheusSink(Collector):
         if tool is None:
             unknown = call.error_type == "unknown_tool"
             tool = UNKNOWN_TOOL if unknown else self._capped(self._tools, call.name, MAX_TOOLS, "tool")
-        if call.duration_ns is None:
-            self.histogram(metrics.TOOL_CALL_QUEUE, strategy.name, tool).observe(call.waited_ns)
+        if call.unknown:
+            strategy.untimed[tool]  # of a recording: from zero, as in _Strategy
+        latency_ns, waited_ns = call.latency_ns, call.waited_ns
+        if latency_ns is None:
+            strategy.untimed[tool][call.untimed].value += 1
         else:
-            duration, queue = strategy.calls[tool, call.status]
-            duration.observe_in(call.duration_ns, trace)
-            queue.observe(call.waited_ns)
+            strategy.calls[tool, call.status].observe_in(latency_ns, trace)
+        if waited_ns is not None:
+            strategy.waits[tool].observe(waited_ns)
         if call.failure is not None:
             self.count(metrics.TOOL_ERRORS, strategy.name, tool, self._error(call.failure)).value += 1
         if call.failure is not None or call.attempts:
@@ -392,8 +416,8 @@ class PrometheusSink(Collector):
 
     def _server_call(self, strategy: _Strategy, call: ToolCall, remote: RemoteCall, trace: str) -> None:
         server = self._capped(self._servers, remote.server, MAX_SERVERS, "server")
-        if call.duration_ns is not None:
-            strategy.server_calls[server, call.status].observe_in(call.duration_ns, trace)
+        if (latency_ns := call.latency_ns) is not None:
+            strategy.server_calls[server, call.status].observe_in(latency_ns, trace)
         for part, lasted_ns in remote_parts(call).items():
             strategy.server_parts[server, part].observe(lasted_ns)
         connections = strategy.connections[server]  # from zero, as in _Strategy

@@ -218,13 +218,20 @@ class _Maker:
         calls = tuple(self._call(call, model_ended_ns, loop_ended_ns) for call in round_.calls)
         started, ended = self._at(round_.tools_started_ns), self._at(round_.tools_ended_ns)
         if calls:
-            started = min(call.began_ns for call in calls) if started is None else started
-            ended = max(call.ended_ns for call in calls) if ended is None else ended
+            # From the first start to the last end that were seen. What a person refused did not run.
+            ran = [call for call in calls if call.duration_ns is not None]
+            began_ns = min(call.began_ns for call in ran or calls)
+            started = began_ns if started is None else started
+            ended = max([call.ended_ns for call in ran], default=began_ns) if ended is None else ended
             ended = max(started, ended)
+        ends = [call.ended_ns for call in calls if call.ended]
+        last_ns = max([model.ended_ns, *ends, *([] if ended is None else [ended])])
+        # Of tools that outlive their loop the round does not.
+        last_ns = max(model.ended_ns, min(last_ns, loop_ended_ns - self._origin_ns))
         return RoundRecord(
             index=index,
             started_ns=model.started_ns,
-            ended_ns=max(model.ended_ns, ended or model.ended_ns),
+            ended_ns=last_ns,
             model=model,
             tools_started_ns=started,
             tools_ended_ns=ended,

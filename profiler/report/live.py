@@ -306,9 +306,10 @@ class RunningTotals:
             tool = one.tools.setdefault(call.name, _Tool())
             tool.calls += 1
             tool.errors += call.failure is not None
-            tool.queue.append(call.waited_ns / 1e9)
-            if call.duration_ns is not None:
-                tool.seconds.append(call.duration_ns / 1e9)
+            if (waited_ns := call.waited_ns) is not None:
+                tool.queue.append(waited_ns / 1e9)
+            if (latency_ns := call.latency_ns) is not None:
+                tool.seconds.append(latency_ns / 1e9)
         if record.nested:
             return
         one.loops += 1

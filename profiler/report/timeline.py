@@ -20,7 +20,7 @@ from profiler.shortfalls import EXPLAINED
 from profiler.statistics.servers import ServerCalls
 from profiler.strategies import StrategySpec
 
-Kind = Literal["model", "server_tools", "backoff", "wait", "run", "failed"]
+Kind = Literal["model", "server_tools", "backoff", "wait", "run", "bound", "open", "failed"]
 
 _STYLES: dict[Kind, tuple[str, str, str]] = {
     "model": ("model", "▓", "36"),
@@ -28,6 +28,8 @@ _STYLES: dict[Kind, tuple[str, str, str]] = {
     "backoff": ("backoff", "·", "33"),
     "wait": ("queued", "░", "2"),
     "run": ("running", "█", "32"),
+    "bound": ("waiting or running", "▄", "32"),
+    "open": ("no end seen", "╌", "2"),
     "failed": ("failed", "▚", "31"),
 }
 """In the order of the legend: word, symbol, and the terminal's code for the colour."""
@@ -121,14 +123,22 @@ def _rows(record: LoopRecord) -> Iterator[_Row]:
         label = f"model {round_.index + 1}"
         ended = model.status if model.status != "error" else clean(model.error_type or "error", 16)
         if model.asked:
-            yield _Row(label, tuple(_model_spans(model)), _note(model.duration_ns, ended))
+            yield _Row(label, tuple(_model_spans(model)), _note(model.latency_ns, ended))
         for call in round_.tool_calls:
-            took = call.ended_ns - call.began_ns
-            yield _Row("  " + clean(call.name), tuple(_call_spans(call)), _note(took, call.status))
+            yield _Row("  " + clean(call.name), tuple(_call_spans(call)), _call_note(call))
 
 
-def _note(ns: int, status: str) -> str:
-    return duration(ns / 1e9) if status == "ok" else f"{status} {duration(ns / 1e9)}"
+def _note(ns: int | None, status: str, most: str = "") -> str:
+    took = "not recorded" if ns is None else f"{most}{duration(ns / 1e9)}"
+    return took if status == "ok" else f"{status} {took}"
+
+
+def _call_note(call: ToolCall) -> str:
+    if call.untimed == "never_ended":
+        return _STYLES["open"][0]
+    if call.untimed == "never_started" and call.waited_ns is None:
+        return f"{call.status}, never started"
+    return _note(call.ended_ns - call.began_ns, call.status, "≤ " if call.upper_bound else "")
 
 
 def _model_spans(model: ModelCall) -> Iterator[_Span]:
@@ -141,11 +151,14 @@ def _model_spans(model: ModelCall) -> Iterator[_Span]:
 
 
 def _call_spans(call: ToolCall) -> Iterator[_Span]:
+    if call.waited_ns is not None:
+        yield _Span("wait", call.queued_ns, call.waited_until_ns)
     if call.started_ns is None:
-        yield _Span("wait", call.queued_ns, call.ended_ns)
         return
-    yield _Span("wait", call.queued_ns, call.started_ns)
-    yield _Span("run" if call.status == "ok" else "failed", call.started_ns, call.ended_ns)
+    kind: Kind = "run" if call.status == "ok" else "failed"
+    if call.untimed is not None:
+        kind = "open" if call.untimed == "never_ended" else "bound" if kind == "run" else kind
+    yield _Span(kind, call.started_ns, call.ended_ns)
 
 
 def _draw(spans: tuple[_Span, ...], start: int, end: int, width: int, color: bool) -> str:
@@ -187,13 +200,15 @@ def _legend(rows: list[_Row]) -> str:
 
 def _decomposition(record: LoopRecord, width: int) -> list[str]:
     wall = record.wall_ns
+    names = {"unaccounted": NOT_EXPLAINED} if record.source else {}
     parts = [
-        f"{name.replace('_', ' ')} {duration(ns / 1e9)} ({percent(ns / wall if wall else 0.0)})"
+        f"{names.get(name, name).replace('_', ' ')} {duration(ns / 1e9)} ({percent(ns / wall if wall else 0.0)})"
         for name, ns in loop_phases(record).items()
         if ns or name == "unaccounted"
     ]
     lines = wrapped(f"{duration(wall / 1e9)} = {' + '.join(parts)}", width)
-    phases = [phase for phase in map(tool_phase, record.rounds) if phase is not None]
+    every = [phase for phase in map(tool_phase, record.rounds) if phase is not None]
+    phases = [phase for phase in every if not phase.upper_bound]
     if phases:
         walls = sum(phase.wall_ns for phase in phases)
         work = sum(phase.work_ns for phase in phases)
@@ -205,6 +220,12 @@ def _decomposition(record: LoopRecord, width: int) -> list[str]:
             f"(speed-up {number(work / walls if walls else None)}, "
             f"efficiency {percent(critical / walls if walls else None)}, "
             f"at most {max(phase.peak_concurrency for phase in phases)} at once)",
+            width,
+        )
+    if left := len(every) - len(phases):
+        lines += wrapped(
+            f"{counted(left, 'round')} with calls of which only an upper bound is known (≤): for how long they "
+            "overlapped is not known",
             width,
         )
     return lines
@@ -225,6 +246,9 @@ def _fit(text: str, width: int) -> str:
 #
 # over the calls of a round, and belongs to the limiter, whichever call held it. The causes sum to the
 # wall time.
+
+NOT_EXPLAINED = "not explained by the recording"
+"""The rest of a loop that a recording was turned into: launches, approvals, locks and waits are not in it."""
 
 FELT_NS = 1_000_000
 """Shorter waits of model requests are not counted."""
@@ -303,6 +327,8 @@ def of_several(kind: CauseKind, words: str) -> str:
 def _prolonged(round_: RoundRecord) -> tuple[int, int, int]:
     """Nanoseconds by which waits to start, waits for a thread and waits inside a tool prolonged the phase."""
     calls = [call for call in round_.tool_calls if not call.nested]
+    if any(call.waited_ns is None for call in calls):
+        return 0, 0, 0  # a recording's: why its calls started when they did is not in it
     ran = [(ns, call.thread_wait_ns) for call in calls if (ns := call.duration_ns) is not None]
     running = max((ns for ns, _ in ran), default=0)
     works = [ns - thread_wait for ns, thread_wait in ran]
@@ -315,7 +341,7 @@ def _prolonged(round_: RoundRecord) -> tuple[int, int, int]:
 def _words(kind: CauseKind, record: LoopRecord) -> tuple[str, str]:
     """(what took the time, what to do about it, or "")."""
     if kind == "model":
-        slowest = max(r.model.duration_ns - model_queue_ns(r.model) for r in record.rounds)
+        slowest = max((r.model.latency_ns or 0) - model_queue_ns(r.model) for r in record.rounds)
         count = sum(round_.model.asked for round_ in record.rounds)
         more = f", slowest {duration(slowest / 1e9)}" if count > 1 else ""
         return f"the model ({counted(count, 'request')}{more})", ""
@@ -335,9 +361,11 @@ def _words(kind: CauseKind, record: LoopRecord) -> tuple[str, str]:
         longest = max(record.tool_calls, key=lambda call: call.duration_ns or -1, default=None)
         if longest is None or longest.duration_ns is None:
             return "tool calls", ""
-        return f"tools ran (longest: {clean(longest.name, 24)}, {duration(longest.duration_ns / 1e9)})", ""
+        most, how = ("≤ ", ", or waited to") if longest.upper_bound else ("", "")
+        took = most + duration(longest.duration_ns / 1e9)
+        return f"tools ran{how} (longest: {clean(longest.name, 24)}, {took})", ""
     if kind == "rest":
-        return "parsing, collecting and the rest", ""
+        return NOT_EXPLAINED if record.source else "parsing, collecting and the rest", ""
     return _shortfall_words(kind, record)
 
 
@@ -345,6 +373,8 @@ def _before_backoff(record: LoopRecord) -> str:
     """What to do about what the retried tries ended with most often."""
     tries = [one for round_ in record.rounds for one in round_.model.attempts[:-1]]
     refused = sum(one.refused for one in tries)
+    if refused * 2 >= len(tries) and record.source:
+        return "keep to the model's rate limit"
     if refused * 2 >= len(tries):
         return "keep to the model's rate limit (--model-limit), or lower the load"
     reason, count = Counter(one.reason for one in tries).most_common(1)[0]

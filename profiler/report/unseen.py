@@ -1,4 +1,4 @@
-"""What watching has missed, in words: calls that nobody saw or outside every loop, replies not understood."""
+"""What watching, or a recording, has missed: calls that nobody saw or outside every loop, unreadable replies."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Unseen:
         self._given_up: Counter[str] = Counter()  # after the last reply of a loop nothing was asked any more
         self._unnamed = self._orphans = self._ambiguous = self._failures = 0
         self._unreadable = self._untimed = self._dropped = 0
+        self._recorded: Counter[str] = Counter()  # what is missing in recordings, by what it is
 
     @classmethod
     def of(cls, records: Iterable[LoopRecord]) -> Self:
@@ -33,6 +34,9 @@ class Unseen:
         return found
 
     def add(self, record: LoopRecord) -> None:
+        if record.source:
+            self._add_recorded(record)
+            return
         self._orphans += record.orphan_calls
         self._ambiguous += record.ambiguous_calls
         self._failures += record.watch_failures
@@ -48,6 +52,17 @@ class Unseen:
             if round_.unobserved_calls:
                 self._unseen.update(round_.unobserved_tools)
                 self._unnamed += max(0, round_.unobserved_calls - len(round_.unobserved_tools))
+
+    def _add_recorded(self, record: LoopRecord) -> None:
+        self._dropped += record.rounds_dropped
+        missing = self._recorded
+        missing["orphan"] += record.orphan_calls
+        missing["ambiguous"] += record.ambiguous_calls
+        missing["unobserved"] += record.unobserved_calls
+        for round_ in record.rounds:
+            self._unreadable += round_.model.unreadable
+            missing["untimed"] += len(round_.model.server_tools) - len(server_tool_runs(round_.model))
+            missing.update(untimed for call in round_.tool_calls if (untimed := call.untimed) is not None)
 
     def sentences(self) -> list[str]:
         """Each with what to do about it; none where everything was seen."""
@@ -78,8 +93,24 @@ class Unseen:
             *replied(self._unreadable, self._untimed),
         ):
             yield f"{caveat.detail}; {caveat.remedy}"
+        for what, words in _RECORDED.items():
+            if count := self._recorded[what]:
+                yield words.format(counted(count, "call"), _were(count))
         if self._dropped:
             yield f"{counted(self._dropped, 'round')} at the start of loops that were too long are not here"
+
+
+_RECORDED = {
+    "upper_bound": "of {} only an upper bound is known (≤), with any wait and approval inside: when they started is "
+    "not in the recording",
+    "never_ended": "of {} no end was recorded: they have no duration",
+    "never_started": "{} never started",
+    "unobserved": "{} {} asked for, and nothing else of them was recorded",
+    "ambiguous": "{} may be others than they are taken for",
+    "orphan": "{} {} recorded without the request that asked for them",
+    "untimed": "of {} of tools that the model's server ran itself no times are known: they are part of model",
+}
+"""What a recording lacks: in words about so many calls."""
 
 
 def _were(count: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from profiler.anatomy import PHASES, SELDOM
-from profiler.records import INTERNAL
+from profiler.records import INTERNAL, RECORDED
 from profiler.statistics.backlog import Backlog, growing_backlog
 from profiler.statistics.lateness import ClientPart, client_parts
 from profiler.statistics.objectives import Objective
@@ -67,7 +67,8 @@ class Loops:
 class ToolFigures:
     """Calls of one tool in the loops that were due inside the windows.
 
-    `seconds` is of the calls that ran, `queue_seconds` of all. `blocking_calls` held the event loop:
+    `seconds` is of the calls that ran, without the `upper_bounds` among them (`ToolCall.upper_bound`),
+    `queue_seconds` of all whose wait was seen. `blocking_calls` held the event loop:
     the longest of them for `blocking_seconds`, all together for `blocking_total_seconds`.
     """
 
@@ -79,6 +80,7 @@ class ToolFigures:
     blocking_seconds: float = 0.0
     blocking_total_seconds: float = 0.0
     blocking_calls: int = 0
+    upper_bounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +257,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
     rounds = [members(table, loops, table.round_loop) for loops in answered]
     short = table.shortfall[joined(rounds)]
     seconds = [block.seconds for block in blocks]
+    rated = group.strategy != RECORDED  # how often loops of a recording came was up to whoever wanted them
     mean, phases = _mean_phases(table, every_answered)
     latencies = [latency(table, loops) for loops in answered]
     loop_seconds = quantiles(latencies, _NS)
@@ -274,7 +277,7 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         loops=Loops(
             completed=sum(done),
             failed=_count_failed(table, joined(ended)),
-            per_second=sum(done) / sum(seconds) if sum(seconds) else None,
+            per_second=sum(done) / sum(seconds) if sum(seconds) and rated else None,
             due=int(due.size),
             incomplete=_count_failed(table, every_answered),
             interrupted=sum(block.interrupted for block in blocks),
@@ -286,8 +289,10 @@ def figures(group: Measured, table: Table, objective: Objective | None = None) -
         users=group.users,
         blocks=len(blocks),
         window_seconds=sum(seconds),
-        throughput=_ratio_of_sums(done, seconds, parts),
-        goodput=_ratio_of_sums([good_loops(table, block, objective) for block in blocks], seconds, parts),
+        throughput=_ratio_of_sums(done, seconds if rated else (), parts),
+        goodput=_ratio_of_sums(
+            [good_loops(table, block, objective) for block in blocks], seconds if rated else (), parts
+        ),
         failure_rate=failed,
         attempts_per_request=ratio(table.attempts, table.requests),
         mean_loop_seconds=mean,
@@ -408,11 +413,12 @@ def _tools(table: Table, blocks: Sequence[Block]) -> dict[str, ToolFigures]:
             calls=int(every.size),
             errors=present(errors).size,
             seconds=quantiles([present(table.duration[rows]) for rows in calls], _NS),
-            queue_seconds=quantiles([table.queue[rows] for rows in calls], _NS),
+            queue_seconds=quantiles([present(table.queue[rows]) for rows in calls], _NS),
             error_types=_count(errors, table.errors),
             blocking_seconds=float(blocking.max(initial=0)) * _NS,
             blocking_total_seconds=float(blocking.sum()) * _NS,
             blocking_calls=int(np.count_nonzero(blocking)),
+            upper_bounds=int(table.call_bound[every].sum()),
         )
     return dict(sorted(result.items()))
 
@@ -429,7 +435,7 @@ def _agent_calls(table: Table, spec: StrategySpec) -> AgentCalls | None:
         return None
     mine = np.flatnonzero(flagged(table, loops)[table.call_loop] & (table.duration != NONE))
     loop, tool = table.call_loop[mine], table.call_tool[mine]
-    began = table.queued[mine] + table.queue[mine]
+    began = table.queued[mine] + np.maximum(0, table.queue[mine])
     ended = began + table.duration[mine]
     most = []
     for rule in spec.rules or (None,):

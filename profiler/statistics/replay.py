@@ -229,7 +229,7 @@ def _round(round_: RoundRecord) -> _Round:
             _Call(
                 tool=call.name,
                 release=call.queued_ns - origin,
-                wait=call.waited_ns,
+                wait=call.waited_ns or 0,
                 duration=call.ended_ns - started,
                 after_previous=max(0, started - (call.queued_ns if previous is None else previous)),
             )

@@ -141,7 +141,7 @@ class ServerCalls:
             "answered": _or_none(remote.answered_ns),
             "ended": call.ended_ns,
             "server_ns": _or_none(remote.server_ns),
-            "duration": _or_none(call.duration_ns),
+            "duration": _or_none(call.latency_ns),
             **{part: parts.get(part, _NONE) for part in PARTS},
         }
         for name, column in server.columns.items():

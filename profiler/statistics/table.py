@@ -36,10 +36,10 @@ _ROUND = (
 )
 _CALL = (
     *("call_loop", "call_tool", "call_error", "queued", "duration", "queue", "blocking"),
-    *("call_sending", "call_late", "call_server"),
+    *("call_sending", "call_late", "call_server", "call_bound"),
 )
 _NARROW = {
-    "shortfall": "b",
+    **dict.fromkeys(("shortfall", "call_bound"), "b"),
     **dict.fromkeys(
         ("round_loop", "round_calls", "call_loop", "call_tool", "call_error", "call_server"), "i"
     ),
@@ -68,7 +68,8 @@ class Table:
     Loops: `due` is when the loop was meant to start (open load), else its start. `good` is 1 for a loop
     that was (`LoopRecord.good`). `nested` is 1 for a loop inside another's tool call: its time is part of
     that call, and its `trial` is `NONE`. `phases` has one row per loop, in the order of `anatomy.PHASES`.
-    `work`, `critical` and `wall` (`anatomy.ToolPhase`) are summed over the rounds with calls. `process`
+    `work`, `critical` and `wall` (`anatomy.ToolPhase`) are summed over the rounds with calls, without those
+    of which they are only upper bounds. `process`
     is a code, the same for loops of one process. `overlapped`, `saved` and `savable` are summed over
     streamed rounds: for how long calls ran beside the model, how much sooner the round ended than if
     its calls had started at the end of the reply, and how much sooner it could have (`anatomy.Eagerness`).
@@ -82,11 +83,14 @@ class Table:
     came back to the `heard` ones and nothing at all to the `unheard` ones (`ModelCall.heard`).
     `loop_sending` is the time in which the client had neither a request nor a call under way at the start and
     the end of the loop, with the `sending_ns` of its first request; `loop_late` is the `late_ns` of the last.
-    Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls, `limit` where the
-    strategy set none. `model_wall` is of the request, `model_sending` and `model_late` are its
+    Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls, `tool_wall` also where it is
+    an upper bound, `limit` where the strategy set none. `model_wall` is of the request, `NONE` where that is
+    not known, `model_sending` and `model_late` are its
     `sending_ns` and `late_ns`.
     Calls, in the order of their rounds: `queued` is when a call was handed to the strategy, `queue` its
-    wait there; `duration` is `NONE` for a call that never got through its limiter; `blocking` is for how
+    wait there, `NONE` where nobody saw it; `duration` is `NONE` for a call that never got through its
+    limiter, or whose end was not seen, or of which only an upper bound is known (`call_bound` is 1); `blocking`
+    is for how
     long it held the event loop; `call_sending` and `call_late` are its `sending_ns` and `late_ns`,
     `call_server` is a code of `server_names`, `NONE` for a tool of no MCP server.
     Refusals: `refused` is when a server refused something for a quota.
@@ -162,6 +166,7 @@ class Table:
     call_sending: Ints
     call_late: Ints
     call_server: Ints
+    call_bound: Ints
 
     refused: Ints
 
@@ -180,7 +185,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
     call_loop, call_tool, call_error, queued, duration, queue, blocking, *more = (
         columns[name] for name in _CALL
     )
-    call_sending, call_late, call_server = more
+    call_sending, call_late, call_server, call_bound = more
     phases, refused, servers = array("q"), array("q"), ServerCalls()
     for index, record in enumerate(records):
         requests = attempts = input_tokens = output_tokens = work = critical = wall = 0
@@ -193,6 +198,8 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             input_tokens += model.input_tokens or 0
             output_tokens += model.output_tokens or 0
             phase = tool_phase(round_)
+            if phase is not None and phase.upper_bound:
+                phase = None
             if phase is not None:
                 work += phase.work_ns
                 critical += phase.critical_path_ns
@@ -210,7 +217,7 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
             shortfall.append(shortfalls.of(round_.shortfall))
             tools_started.append(NONE if round_.tools_started_ns is None else round_.tools_started_ns)
             limit.append(NONE if round_.limit is None else round_.limit)
-            model_wall.append(model.duration_ns)
+            model_wall.append(NONE if model.latency_ns is None else model.latency_ns)
             model_sending.append(model.sending_ns)
             model_late.append(model.late_ns)
             for call in round_.tool_calls:
@@ -219,8 +226,10 @@ def tabulate(records: Iterable[LoopRecord]) -> Table:
                 call_server.append(server_names.of(call.server or None))
                 call_error.append(errors.of(call.failure))
                 queued.append(call.queued_ns)
-                duration.append(NONE if call.duration_ns is None else call.duration_ns)
-                queue.append(call.waited_ns)
+                latency_ns, waited_ns = call.latency_ns, call.waited_ns
+                duration.append(NONE if latency_ns is None else latency_ns)
+                queue.append(NONE if waited_ns is None else waited_ns)
+                call_bound.append(call.upper_bound)
                 blocking.append(call.blocking_ns)
                 call_sending.append(call.sending_ns)
                 call_late.append(call.late_ns)

@@ -92,6 +92,7 @@ CASES = [
     Case("ToolloopLowEfficiency", 1, 25, share(LONGEST, WALL, "0+20x30", "0+60x30")),
     Case("ToolloopLowEfficiency", 0, 25, share(LONGEST, WALL, "0+40x30", "0+60x30")),
     Case("ToolloopLowEfficiency", 0, 25, share(LONGEST, WALL, "0+20x30", "0+60x30", strategy="sequential")),
+    Case("ToolloopLowEfficiency", 0, 25, share(LONGEST, WALL, "0+20x30", "0+60x30", strategy="recorded")),
     Case("ToolloopGeneratorSaturated", 1, 8, lag("0+80x40", "0+100x40"), "15s"),
     Case("ToolloopGeneratorSaturated", 0, 8, lag("0+100x40", "0+100x40"), "15s"),
     Case("ToolloopLabelOverflow", 1, 8, {OVERFLOW: "0 0 0 5+0x10"}),

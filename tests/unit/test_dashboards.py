@@ -101,7 +101,7 @@ def test_panels_do_not_overlap_and_fit_the_grid(board):
     assert all(c["x"] >= 0 and c["x"] + c["w"] <= 24 for c in cells)
 
 
-def test_nine_rows_are_there_in_order():
+def test_ten_rows_are_there_in_order():
     rows = [p["title"] for p in BOARDS["toolloop.json"]["panels"] if p["type"] == "row"]
     assert rows == [
         "Verdict",
@@ -111,6 +111,7 @@ def test_nine_rows_are_there_in_order():
         "MCP servers",
         "Model",
         "Rate limits",
+        "Recorded loops",
         "Generator health",
         "SLO",
     ]

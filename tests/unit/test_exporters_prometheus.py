@@ -266,7 +266,7 @@ def test_quotas_are_read_from_either_providers_headers(headers, found):
 
 def test_table_is_well_formed():
     names = [metric.name for metric in metrics.TABLE]
-    assert len(names) == len(set(names)) == 46
+    assert len(names) == len(set(names)) == 49
     for metric in metrics.TABLE:
         assert metric.name.startswith("toolloop_")
         assert metric.name.endswith("_total") == (metric.kind == "counter")

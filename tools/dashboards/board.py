@@ -7,7 +7,7 @@ from typing import Any
 
 from profiler import metrics
 from profiler.metrics import ROUND_BUCKETS, Metric
-from tools.dashboards import service_rows, strategy_rows
+from tools.dashboards import recorded_rows, service_rows, strategy_rows
 from tools.dashboards.panels import DATASOURCE, RANGE, Panel, Scope, arrange, table, target, timeline
 from tools.dashboards.strategy_rows import failed, per_wall_second
 
@@ -32,7 +32,7 @@ _DATASOURCE: dict[str, Any] = {
 
 
 def toolloop() -> Dashboard:
-    """The dashboard with the nine rows."""
+    """The dashboard with the ten rows."""
     panels = [
         *strategy_rows.verdict(),
         *strategy_rows.side_by_side(),
@@ -41,6 +41,7 @@ def toolloop() -> Dashboard:
         *service_rows.servers(),
         *service_rows.model(),
         *service_rows.rate_limits(),
+        *recorded_rows.recorded(),
         *service_rows.generator(),
         *service_rows.objective(),
     ]

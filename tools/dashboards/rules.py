@@ -147,7 +147,8 @@ def alerts() -> list[Alert]:
         ),
         Alert(
             "ToolloopLowEfficiency",
-            f'{_tool_phase("efficiency")}{{strategy!="sequential"}} < 0.5',
+            # `sequential` runs its calls in turn, and why other programs ran theirs so is in no recording.
+            f'{_tool_phase("efficiency")}{{strategy!~"sequential|recorded"}} < 0.5',
             "10m",
             "ticket",
             "Tool phases of {{ $labels.job }} take twice their longest call",
@@ -179,8 +180,8 @@ def alerts() -> list[Alert]:
             "ticket",
             "{{ $labels.job }} has too many values of {{ $labels.label }}",
             "{{ $value | humanize }} observations in 15m are under __other__ as {{ $labels.label }}.",
-            "More than 50 different tools, error types or strategies, or more than 20 models or servers: the "
-            "rest share the name `__other__`. Names that no tool has do not count: they are "
+            "More than 50 different tools, error types or strategies, or more than 20 models, providers, servers "
+            "or sources: the rest share the name `__other__`. Names that no tool has do not count: they are "
             "`__unknown_tool__`.",
             "`count by (tool) (toolloop_tool_call_duration_seconds_count)`: real tools, or names that a "
             "model made up?",

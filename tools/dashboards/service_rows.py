@@ -43,7 +43,7 @@ def tools() -> list[Panel]:
         timeseries(
             "Queue p95 by tool",
             "How long do calls wait for the limiter? Long here and short on the left: the tool is fine, "
-            "the limit is too low.",
+            "the limit is too low. Empty for recorded loops: nobody writes down when a call was queued.",
             "s",
             {"{{tool}}": NOW.quantile(0.95, metrics.TOOL_CALL_QUEUE, by="tool")},
         ),
@@ -51,7 +51,7 @@ def tools() -> list[Panel]:
             "Queue share of the tool phase",
             "Which share of the tool phase passes with calls waiting and none of the loop's own running? "
             "Above half, agents wait for each other more than for their tools: raise the shared limit, or "
-            "run fewer agents per process.",
+            "run fewer agents per process. Always 0 for recorded loops, whose waits are not known.",
             "percentunit",
             {"{{strategy}}": queue_share(NOW, "strategy")},
             limit=0.5,
@@ -67,9 +67,12 @@ def tools() -> list[Panel]:
         _quarter(
             "Calls per second by status",
             "How do calls end? Timeouts that grow with the load mean that the tool is saturated: a lower "
-            "limit makes it faster.",
+            "limit makes it faster. Calls without a duration are beside them: *Calls without a duration*.",
             "ops",
-            {"{{status}}": NOW.rate(metrics.TOOL_CALL_DURATION, "_count", by="status")},
+            {
+                "{{status}}": NOW.rate(metrics.TOOL_CALL_DURATION, "_count", by="status"),
+                "without a duration": NOW.rate(metrics.TOOL_CALLS_UNTIMED),
+            },
             height=9,
             stack=True,
             colours=palette.STATUSES,
@@ -85,7 +88,7 @@ def tools() -> list[Panel]:
         timeseries(
             "Calls in flight and queued",
             "What is under way now? A queue that keeps growing means that agents ask for more than the "
-            "limit lets through.",
+            "limit lets through. Empty for recorded loops, which are known once they have ended.",
             "none",
             {
                 "{{strategy}} in flight": NOW.gauge(metrics.TOOL_CALLS_IN_FLIGHT, by="strategy"),
@@ -244,7 +247,8 @@ def generator() -> list[Panel]:
         _quarter(
             "Event-loop lag p99",
             "How late do timers fire in each process? Above 50 ms the process is saturated, or a tool "
-            "blocks it, and all latencies on this page are too high.",
+            "blocks it, and all latencies on this page are too high. Empty for recorded loops: those who ran "
+            "them do not say.",
             "s",
             {"{{instance}}": NOW.quantile(0.99, metrics.EVENT_LOOP_LAG, by="instance")},
             limit=LAG_LIMIT,
@@ -252,13 +256,14 @@ def generator() -> list[Panel]:
         _quarter(
             "Schedule lag p99",
             "How late do loops start against the load that was asked for? When it grows, the load is not "
-            "what it says it is: add processes.",
+            "what it says it is: add processes. Empty for recorded loops: no load was asked for.",
             "s",
             {"{{instance}}": NOW.quantile(0.99, metrics.SCHEDULE_LAG, by="instance")},
         ),
         _quarter(
             "Agents",
-            "How many agents run loops? Compare latencies only at equal numbers.",
+            "How many agents run loops? Compare latencies only at equal numbers. Empty for recorded loops: "
+            "how many there are is not known.",
             "none",
             {"{{user_class}}": NOW.gauge(metrics.AGENTS, by="user_class")},
         ),
@@ -266,7 +271,7 @@ def generator() -> list[Panel]:
             "Lost for monitoring",
             "Is anything missing here? Dropped records are loops that no metric counts; overflow is "
             "observations under __other__ because there were more than 50 tools, error types or strategies, "
-            "or 20 models. Unseen are calls that no watched tool ran, outside those that ran beside every "
+            "or 20 models, providers, servers or sources. Unseen are calls that no watched tool ran, outside those that ran beside every "
             "loop, ambiguous those that could not be told apart, unreadable parts of replies, failed the "
             "watching itself, by what it watched.",
             "ops",
@@ -283,7 +288,7 @@ def generator() -> list[Panel]:
         timeline(
             "Strategy under test",
             "Which strategy had the system to itself, when? The same changes are the annotations of every "
-            "graph. Empty outside a load test.",
+            "graph. Empty outside a load test, as for recorded loops.",
             NOW.gauge(metrics.RUN_INFO, by="strategy", how="max"),
             "{{strategy}}",
         ),

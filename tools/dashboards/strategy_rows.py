@@ -52,7 +52,8 @@ def verdict() -> list[Panel]:
             "Speed-up",
             "How much faster is a tool phase than its calls one after another (work / wall)? 1 is "
             "sequential; if a concurrent strategy stays near 1, rounds have few calls, or something "
-            "serialises them: see fan-out and event-loop lag.",
+            "serialises them: see fan-out and event-loop lag. Of recorded loops, rounds with upper bounds are "
+            "left out.",
             "none",
             per_wall_second(WHOLE.rate, metrics.TOOL_PHASE_WORK, by),
             decimals=2,
@@ -61,7 +62,7 @@ def verdict() -> list[Panel]:
             "Efficiency",
             "How near is a tool phase to its longest call (critical path / wall)? 1: the strategy costs "
             "nothing. Below 0.5 more time is lost to waiting than the work needs: raise the limit, if the "
-            "quotas allow it.",
+            "quotas allow it. Of recorded loops, rounds with upper bounds are left out.",
             "percentunit",
             per_wall_second(WHOLE.rate, metrics.TOOL_PHASE_CRITICAL_PATH, by),
             steps=((None, AMBER), (0.5, NEUTRAL), (0.8, GREEN)),
@@ -90,7 +91,7 @@ def verdict() -> list[Panel]:
         stat(
             "Generator lag p99",
             "Was the process itself too slow? Above 50 ms its own event loop adds to every latency here, "
-            "and the figures are invalid: fewer agents per process, more processes.",
+            "and the figures are invalid: fewer agents per process, more processes. Empty for recorded loops.",
             "s",
             f"max({WHOLE.quantile(0.99, metrics.EVENT_LOOP_LAG, by='instance')})",
             legend="worst process",
@@ -123,7 +124,8 @@ def side_by_side() -> list[Panel]:
             "Where the wall time goes",
             "Which phase of an average loop takes the time? The phases partition it, so they add up "
             "(stacked percentiles would not). Large queue: the limiter. Large backoff: the quota. Large "
-            "tools: the tools themselves. Large model: nothing that a strategy could change.",
+            "tools: the tools themselves. Large model: nothing that a strategy could change. Of recorded loops "
+            "unaccounted is what their recording does not explain: launches, approvals, waits.",
             "s",
             ratio(
                 WHOLE.increase(metrics.ROUND_PHASE, by="strategy, phase"),
@@ -148,7 +150,8 @@ def side_by_side() -> list[Panel]:
         timeseries(
             "Lost to limiting",
             "How many seconds of each loop wait for our limiters (queue of the tools, model_queue) or for a "
-            "quota (backoff)? A queue without backoff: the limit is too low. Backoff: it is too high.",
+            "quota (backoff)? A queue without backoff: the limit is too low. Backoff: it is too high. Of "
+            "recorded loops only backoff is seen, and that by the proxy.",
             "s",
             {
                 "{{strategy}} {{phase}}": ratio(
@@ -245,7 +248,8 @@ def fan_out() -> list[Panel]:
             "Calls running, mean, and the limit",
             "How many calls run at once on average (seconds of call per second: Little's law), over all "
             "processes? Near the limit: the limit decides the throughput. Far below it: the limit costs "
-            "nothing.",
+            "nothing. Recorded loops have no limit that is known, and calls of theirs without a duration are "
+            "not in it.",
             "none",
             {
                 "{{strategy}} running": NOW.rate(metrics.TOOL_CALL_DURATION, "_sum", by=by),
@@ -265,7 +269,8 @@ def fan_out() -> list[Panel]:
         timeseries(
             "Causes of little overlap",
             "Why did calls of a round overlap less than they could have? Rounds per second by their main "
-            "cause; each has a setting of its own: the table of causes in docs/measuring.md.",
+            "cause; each has a setting of its own: the table of causes in docs/measuring.md. Empty for recorded "
+            "loops: why their calls ran as they did is not in a recording.",
             "ops",
             {"{{strategy}} {{cause}}": NOW.rate(metrics.ROUND_SHORTFALLS, by="strategy, cause")},
         ),

@@ -91,7 +91,7 @@ def course(material: Material) -> dict[str, Any]:
     span = (max(trial.drained_ns for trial in trials) - origin) / 1e9
     width = next((w for w in _WIDTHS if span / w <= MOST_BINS), span / MOST_BINS)
     warm = _warm_until(material)
-    waited_until = table.queued + table.queue
+    waited_until = table.queued + np.maximum(0, table.queue)
     order = np.argsort(table.trial, kind="stable")
     trial_of_call = table.trial[table.call_loop]
     refused = np.sort(table.refused)
@@ -178,7 +178,7 @@ def critical_shares(material: Shown) -> dict[str, dict[str, float]]:
     _, where = np.unique(round_of_call[candidates], return_index=True)
     winner = candidates[where]  # of each round, the first call that is as long as its longest
     for group in material.shown:
-        chosen = flagged(table, group.due)[owner] & (longest != NONE)
+        chosen = flagged(table, group.due)[owner] & (longest != NONE) & (table.tool_wall[filled] != NONE)
         spent = np.bincount(
             table.call_tool[winner[chosen]], weights=longest[chosen].astype(float), minlength=len(table.tools)
         )

@@ -27,7 +27,7 @@ from profiler.report.html.markup import (
     swatch,
     text,
 )
-from profiler.report.html.waterfalls import MOST_ROWS
+from profiler.report.html.waterfalls import MOST_ROWS, UNTIMED
 from profiler.report.servers import PART_NAMES
 from profiler.report.terminal import limits
 from profiler.report.text import clean, duration, number, percent
@@ -156,6 +156,7 @@ def drawn(data: dict[str, Any], labels: Sequence[str], note: str = "") -> str:
     legend += [
         f"{swatch(colour)}{PART_NAMES[part]}" for part, colour in palette.PARTS.items() if part in drawn_kinds
     ]
+    legend += [f"{swatch(palette.SEQUENTIAL)}{words}" for kind, words in UNTIMED.items() if kind in drawn_kinds]
     legend.append('<span class="swatch failed" aria-hidden="true"></span>failed')
     grid = Grid(
         "Every row of the loops above, in seconds from the start of its loop",

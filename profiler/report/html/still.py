@@ -8,7 +8,7 @@ from typing import Any
 from profiler import palette
 from profiler.records import LoopRecord
 from profiler.report.html.markup import LONGEST, text
-from profiler.report.html.waterfalls import loop
+from profiler.report.html.waterfalls import UNTIMED, loop
 from profiler.report.look import MOST_DRAWN, in_a_line, lead, several
 from profiler.report.text import counted, duration, percent
 from profiler.report.timeline import causes
@@ -20,8 +20,8 @@ MOST_TOLD = 50
 _FELT = 0.002
 """Spans that take a smaller share of the loop than this cannot be seen, and are not in the legend."""
 _FAILED = "repeating-linear-gradient(45deg, #CE0E0A 0 3px, #f7b5b3 3px 5px)"
-_WORDS = {"server_tools": "server tools", "queue": "queued", "tools": "ran"}
-_ORDER = ("model", "server_tools", "backoff", "queue", "tools", "failed")
+_WORDS = {"server_tools": "server tools", "queue": "queued", "tools": "ran", **UNTIMED}
+_ORDER = ("model", "server_tools", "backoff", "queue", "tools", *UNTIMED, "failed")
 
 
 def still(records: Sequence[LoopRecord], watched: Sequence[str] = (), left_out: int = 0) -> str:
@@ -90,7 +90,9 @@ def _row(row: dict[str, Any], wall: float) -> str:
         for span in row["spans"]
     )
     indent = "1em" if row["kind"] == "call" else "0"
-    took = duration(row["took"]) if row["status"] == "ok" else f"{row['status']} {duration(row['took'])}"
+    took = "" if row["took"] is None else row.get("bound", "") + duration(row["took"])
+    if row["status"] != "ok":
+        took = f"{row['status']} {took}".rstrip()
     return (
         '<div style="display:flex;align-items:center;height:17px">'
         f'<span style="flex:0 0 28%;overflow:hidden;white-space:nowrap;text-overflow:ellipsis;'
@@ -103,7 +105,7 @@ def _row(row: dict[str, Any], wall: float) -> str:
 def _fill(kind: str) -> str:
     if kind == "failed":
         return f"background:{_FAILED}"
-    faint = ";opacity:.45" if kind == "queue" else ""
+    faint = ";opacity:.45" if kind in ("queue", "never_ended") else ""
     return f"background:{(palette.PHASES | palette.PARTS).get(kind, palette.SEQUENTIAL)}{faint}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +28,11 @@ MOST_ROWS = 60
 
 LONGEST_TEXT = 300
 """Characters of each prompt, answer, argument or result that the page holds."""
+
+UNTIMED = {"upper_bound": "at most so long", "never_ended": "no end seen"}
+"""Kinds of spans of a recording's calls, in the words of a legend. They are grey, as what is not explained."""
+
+NOT_RECORDED = "not recorded"
 
 Detail = list[tuple[str, str]]
 
@@ -136,22 +142,30 @@ def _model_row(round_: RoundRecord, origin: int) -> dict[str, Any]:
         "kind": "model",
         "status": model.status,
         "spans": _spans(spans, origin),
-        "took": model.duration_ns / 1e9,
+        "took": None if model.latency_ns is None else model.latency_ns / 1e9,
         "detail": _model_detail(model, origin),
     }
 
 
 def _call_row(call: ToolCall, round_: RoundRecord, origin: int, content: bool) -> dict[str, Any]:
-    spans = [("queue", call.queued_ns, call.waited_until_ns)]
+    untimed, label = call.untimed, clean(call.name)
+    spans = [] if call.waited_ns is None else [("queue", call.queued_ns, call.waited_until_ns)]
     if call.started_ns is not None:
         kind = "tools" if call.status == "ok" else "failed"
+        if untimed == "never_ended" or (untimed == "upper_bound" and kind == "tools"):
+            kind = untimed
         spans += [(kind, call.started_ns, call.ended_ns), *_around(call, call.started_ns)]
+    if untimed == "upper_bound":
+        label = f"≤ {label}"
+    elif untimed == "never_ended":
+        label += f" ({UNTIMED[untimed]})"
     return {
-        "label": clean(call.name),
+        "label": label,
         "kind": "call",
+        **({"bound": "≤ "} if untimed == "upper_bound" else {}),
         "status": call.status,
         "spans": _spans(spans, origin),
-        "took": (call.ended_ns - call.queued_ns) / 1e9,
+        "took": _took(call),
         "detail": _call_detail(call, round_, origin, content),
     }
 
@@ -181,7 +195,8 @@ def _model_detail(model: ModelCall, origin: int) -> Detail:
         ("model", clean(model.model)),
         ("status", _status(model.status, model.error_type)),
         ("began", _at(model.started_ns, origin)),
-        ("took", duration(model.duration_ns / 1e9)),
+        ("took", NOT_RECORDED if model.latency_ns is None else duration(model.latency_ns / 1e9)),
+        *_doubts(model.derived, model.unknown),
     ]
     if model.first_token_after_ns is not None:
         detail.append(("first token after", duration(model.first_token_after_ns / 1e9)))
@@ -196,7 +211,19 @@ def _model_detail(model: ModelCall, origin: int) -> Detail:
         detail.append(("finished with", clean(model.finish_reason)))
     for number, attempt in enumerate(model.attempts[:8], start=1):
         detail.append((f"attempt {number}", _attempt(attempt, origin)))
+    if model.resends:
+        detail.append(("sent again", f"{counted(model.resends, 'time')}, when is {NOT_RECORDED}"))
     return detail
+
+
+def _doubts(derived: Sequence[str], unknown: Sequence[str]) -> Detail:
+    """Which times of a recording were not seen."""
+    said = {"worked out from other times": derived, NOT_RECORDED: unknown}
+    return [
+        (words, ", ".join(name.removesuffix("_ns").replace("_", " ") for name in names))
+        for words, names in said.items()
+        if names
+    ]
 
 
 def _tokens(model: ModelCall) -> str:
@@ -238,10 +265,11 @@ def _call_detail(call: ToolCall, round_: RoundRecord, origin: int, content: bool
         ("id", clean(call.id)),
         ("status", _status(call.status, call.error_type)),
         ("arguments complete", _at(call.ready_ns, origin)),
-        ("queued", _at(call.queued_ns, origin)),
-        ("waited", duration(call.waited_ns / 1e9)),
+        ("queued", NOT_RECORDED if call.waited_ns is None else _at(call.queued_ns, origin)),
+        ("waited", NOT_RECORDED if call.waited_ns is None else duration(call.waited_ns / 1e9)),
         ("started", "never" if call.started_ns is None else _at(call.started_ns, origin)),
-        ("ran", duration(None if call.duration_ns is None else call.duration_ns / 1e9)),
+        ("ran", _ran(call)),
+        *_doubts(call.derived, [name for name in call.unknown if name != "queued_ns"]),
     ]
     if call.thread_wait_ns:
         detail.append(("of it waiting for a thread", duration(call.thread_wait_ns / 1e9)))
@@ -255,6 +283,20 @@ def _call_detail(call: ToolCall, round_: RoundRecord, origin: int, content: bool
     if content and call.result is not None:
         detail.append(("result", clean(call.result, LONGEST_TEXT)))
     return detail
+
+
+def _took(call: ToolCall) -> float | None:
+    """Seconds with the wait before it; None where a recording does not tell."""
+    if call.duration_ns is None and call.waited_ns is None:
+        return None
+    return (call.ended_ns - call.queued_ns) / 1e9
+
+
+def _ran(call: ToolCall) -> str:
+    if call.untimed == "never_ended":
+        return UNTIMED["never_ended"]
+    took = duration(None if call.duration_ns is None else call.duration_ns / 1e9)
+    return f"at most {took}, with any wait before it" if call.upper_bound else took
 
 
 def _remote_detail(call: ToolCall) -> Detail:

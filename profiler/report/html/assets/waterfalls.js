@@ -57,7 +57,7 @@ function drawLoop(width, loop, longest) {
     marks: [
       Plot.barX(spans, {
         y: "place", x1: "from", x2: "to", rx: 1, fill: (d) => (d.kind === "failed" ? "url(#failed)" : spanColour(d.kind)),
-        fillOpacity: (d) => (d.kind === "queue" ? 0.45 : 1), pointerEvents: "none",
+        fillOpacity: (d) => (["queue", "never_ended"].includes(d.kind) ? 0.45 : 1), pointerEvents: "none",
       }),
       Plot.dot(spans.filter((span) => span.kind === "failed"), { x: "to", y: "place", symbol: "times", stroke: "#CE0E0A", strokeWidth: 1.8, r: 3, dx: 4, pointerEvents: "none" }),
       () => d3.create("svg:defs").call((defs) => defs.append("pattern")
@@ -77,7 +77,7 @@ function arm(target, targets, row, place, loop) {
   target.setAttribute("class", "row");
   target.setAttribute("tabindex", place ? -1 : 0);
   target.setAttribute("role", "button");
-  target.setAttribute("aria-label", `${row.label}, ${row.status}, ${format.duration(row.took)}`);
+  target.setAttribute("aria-label", `${row.label}, ${row.status}, ${row.took === null ? "" : (row.bound ?? "") + format.duration(row.took)}`);
   target.addEventListener("click", () => choose(target, row, loop));
   target.addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
@@ -106,7 +106,7 @@ function fillTable(loops) {
     cell(strategies[loop.strategy]?.name ?? "?"), cell(row.label), cell(row.status),
     cell(format.duration(row.spans[0]?.from ?? 0, "s"), true),
     cell(format.duration(spent(row, ["queue", "backoff", "session_wait", "client_wait"])), true),
-    cell(format.duration(spent(row, ["model", "tools", "failed", "parsing"])), true))));
+    cell((row.bound ?? "") + format.duration(spent(row, ["model", "tools", "failed", "parsing", "upper_bound"])), true))));
   document.querySelector("#table-loops tbody").replaceChildren(...rows);
 }
 
