@@ -202,7 +202,7 @@ def _decomposition(record: LoopRecord, width: int) -> list[str]:
     wall = record.wall_ns
     names = {"unaccounted": NOT_EXPLAINED} if record.source else {}
     parts = [
-        f"{names.get(name, name).replace('_', ' ')} {duration(ns / 1e9)} ({percent(ns / wall if wall else 0.0)})"
+        f"{names.get(name, name.replace('_', ' '))} {duration(ns / 1e9)} ({percent(ns / (wall or 1))})"
         for name, ns in loop_phases(record).items()
         if ns or name == "unaccounted"
     ]
@@ -224,8 +224,8 @@ def _decomposition(record: LoopRecord, width: int) -> list[str]:
         )
     if left := len(every) - len(phases):
         lines += wrapped(
-            f"{counted(left, 'round')} with calls of which only an upper bound is known (≤): for how long they "
-            "overlapped is not known",
+            f"{counted(left, 'round')} with calls of which only an upper bound is known (≤): how they overlapped "
+            "is not known",
             width,
         )
     return lines

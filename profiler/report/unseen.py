@@ -1,4 +1,4 @@
-"""What watching, or a recording, has missed: calls that nobody saw or outside every loop, unreadable replies."""
+"""What watching, or a recording, has missed: calls not seen or outside every loop, replies not understood."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ class Unseen:
 
 
 _RECORDED = {
-    "upper_bound": "of {} only an upper bound is known (≤), with any wait and approval inside: when they started is "
-    "not in the recording",
+    "upper_bound": "of {} only an upper bound is known (≤), with any wait and approval inside: when they "
+    "started is not in the recording",
     "never_ended": "of {} no end was recorded: they have no duration",
     "never_started": "{} never started",
     "unobserved": "{} {} asked for, and nothing else of them was recorded",
