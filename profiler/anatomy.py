@@ -145,7 +145,7 @@ def tool_phase(round_: RoundRecord) -> ToolPhase | None:
         critical_path_ns=durations[-1],
         peak_concurrency=peak(_tries(calls)) or 1,  # where the clock is coarse, calls may have no length
         straggler_ratio=durations[-1] / median if median else 1.0,
-        upper_bound=any(call.upper_bound for call in calls),
+        upper_bound=True in [call.upper_bound for call in calls],
     )
 
 
@@ -245,7 +245,11 @@ def _phases_of_overlapping_rounds(loop: LoopRecord) -> dict[str, int]:
 
 def runs(calls: Iterable[ToolCall]) -> list[Interval]:
     """The interval in which each call ran, for calls that started and of which an end was seen."""
-    return [(call.started_ns, call.ended_ns) for call in calls if call.started_ns is not None and call.ended]
+    return [
+        (call.started_ns, call.ended_ns)
+        for call in calls
+        if call.started_ns is not None and (not call.unknown or call.ended)
+    ]
 
 
 def _tries(calls: Iterable[ToolCall]) -> list[Interval]:
@@ -253,7 +257,7 @@ def _tries(calls: Iterable[ToolCall]) -> list[Interval]:
     return [
         interval
         for call in calls
-        if call.started_ns is not None and call.ended
+        if call.started_ns is not None and (not call.unknown or call.ended)
         for interval in (
             [(one.started_ns, one.ended_ns) for one in call.attempts] or [(call.started_ns, call.ended_ns)]
         )

@@ -224,8 +224,8 @@ def _decomposition(record: LoopRecord, width: int) -> list[str]:
         )
     if left := len(every) - len(phases):
         lines += wrapped(
-            f"{counted(left, 'round')} with calls of which only an upper bound is known (≤): how they overlapped "
-            "is not known",
+            f"{counted(left, 'round')} with calls of which only an upper bound is known (≤): how they "
+            "overlapped is not known",
             width,
         )
     return lines
