@@ -514,7 +514,10 @@ class ToolCall(_Tried):
     @property
     def latency_ns(self) -> int | None:
         """`duration_ns` where it says how long the tool took: None also for an upper bound or a wait."""
-        return None if self.upper_bound or self.wait else self.duration_ns
+        # As `duration_ns`, in one step: it is asked of every call.
+        if self.upper_bound or self.wait or self.started_ns is None or (self.unknown and not self.ended):
+            return None
+        return self.ended_ns - self.started_ns
 
     @property
     def untimed(self) -> Untimed | None:

@@ -21,26 +21,27 @@ def recorded() -> list[Panel]:
         row("Recorded loops"),
         _third(
             "Recorded loops per second",
-            "How many loops of other programs end, by what told of them: their spans (otel, profiler collect) or "
-            "their requests (proxy, profiler proxy)? Everywhere on this page their strategy is recorded. "
-            "Empty where neither runs.",
+            "How many loops of other programs end, by what told of them: their spans (otel, profiler "
+            "collect) or their requests (proxy, profiler proxy)? Everywhere on this page their strategy is "
+            "recorded. Empty where neither runs.",
             "ops",
             {"{{source}}": NOW.rate(metrics.RECORDED_LOOPS, by="source")},
         ),
         _third(
             "Calls without a duration",
-            "Which share of the calls is in no duration on this page, and why? upper_bound: a proxy sees when a "
-            "call could start and when its result was back, not when it ran. never_ended: no end was seen. "
-            "never_started: refused, or given up in the queue. Above half, trust the tool panels for nothing "
-            "but the calls they have.",
+            "Which share of the calls is in no duration on this page, and why? upper_bound: a proxy sees "
+            "when a call could start and when its result was back, not when it ran. never_ended: no end was "
+            "seen. never_started: refused, or given up in the queue. Above half, trust the tool panels for "
+            "nothing but the calls they have.",
             "percentunit",
             {"{{strategy}} {{reason}}": ratio(untimed, every, "on (strategy) group_left ()")},
             highest=1,
         ),
         _third(
             "Rounds whose overlap is not known",
-            "Which share of the rounds with calls is left out of speed-up, efficiency, peak and stragglers, since "
-            "of a call only an upper bound of its duration is known? Always 0 for loops that are not recorded.",
+            "Which share of the rounds with calls is left out of speed-up, efficiency, peak and stragglers, "
+            "since of a call only an upper bound of its duration is known? Always 0 for loops that are not "
+            "recorded.",
             "percentunit",
             {
                 "{{strategy}}": ratio(

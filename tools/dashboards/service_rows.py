@@ -271,9 +271,9 @@ def generator() -> list[Panel]:
             "Lost for monitoring",
             "Is anything missing here? Dropped records are loops that no metric counts; overflow is "
             "observations under __other__ because there were more than 50 tools, error types or strategies, "
-            "or 20 models, providers, servers or sources. Unseen are calls that no watched tool ran, outside those that ran beside every "
-            "loop, ambiguous those that could not be told apart, unreadable parts of replies, failed the "
-            "watching itself, by what it watched.",
+            "or 20 models, providers, servers or sources. Unseen are calls that no watched tool ran, "
+            "outside those that ran beside every loop, ambiguous those that could not be told apart, "
+            "unreadable parts of replies, failed the watching itself, by what it watched.",
             "ops",
             {
                 "dropped by {{sink}}": NOW.rate(metrics.RECORDS_DROPPED, by="sink"),

@@ -30,7 +30,7 @@ LONGEST_TEXT = 300
 """Characters of each prompt, answer, argument or result that the page holds."""
 
 UNTIMED = {"upper_bound": "at most so long", "never_ended": "no end seen"}
-"""Kinds of spans of a recording's calls, in the words of a legend. They are grey, as what is not explained."""
+"""Kinds of spans of a recording's calls, in the words of a legend. They are grey: not all is explained."""
 
 NOT_RECORDED = "not recorded"
 
