@@ -65,7 +65,7 @@ Shortfall = Literal[
 ]
 """What kept calls from overlapping; each is explained, with its remedy, in `profiler.shortfalls`."""
 Outcome = Literal["ok", "incomplete", "error", "cancelled"]
-Untimed = Literal["never_started", "never_ended", "upper_bound"]
+Untimed = Literal["never_started", "never_ended", "upper_bound", "wait"]
 """Why a call has no latency: it did not start, no end of it was seen, or only an upper bound is known."""
 
 BUSY = "busy"
@@ -526,7 +526,9 @@ class ToolCall(_Tried):
             return "never_started"
         if not self.ended:
             return "never_ended"
-        return "upper_bound" if self.upper_bound else None
+        if self.upper_bound:
+            return "upper_bound"
+        return "wait" if self.wait else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,16 @@ from profiler.recordings.drafts import CallDraft, LoopDraft, Tally, record_of, r
 from profiler.recordings.files import Opened, found
 from profiler.recordings.formats import Format, Item, Skipped, Source
 from profiler.recordings.spool import Spool, SpoolError
+from profiler.recordings.claude_code import ClaudeCode
+from profiler.recordings.codex import Codex
+from profiler.recordings.langfuse import Langfuse
+from profiler.recordings.openai_agents import OpenAIAgents
+from profiler.recordings.otlp import Otlp
 from profiler.recordings.tracelab import TraceLab
 from profiler.recordings.unknown import is_no_text, what_it_is
 from profiler.rundir import Anchor, Recording, Run, RunDirectory, recorded_run
 
-FORMATS: tuple[Format, ...] = (TraceLab(),)
+FORMATS: tuple[Format, ...] = (Otlp(), TraceLab(), ClaudeCode(), Codex(), Langfuse(), OpenAIAgents())
 """Every format, the most particular first: the first one that recognises a file reads it."""
 
 REPEATED = "repeats"
