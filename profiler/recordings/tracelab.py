@@ -90,6 +90,7 @@ def _item(row: Any) -> Item | str:
         return NO_SESSION
     inputs: list[int] = []
     said: list[int] = []
+    first_kind = row.get("first_input_event_type")
     outputs: list[int] = []
     for event in row["timing_events"]:
         if type(event) is not dict:
@@ -100,6 +101,7 @@ def _item(row: Any) -> Item | str:
         if kind in _INPUTS:
             at_ns = time_ns(event.get("timestamp"))
             if at_ns is not None:
+                first_kind = first_kind or kind
                 inputs.append(at_ns)
                 if kind == "user_message":
                     said.append(at_ns)
@@ -130,7 +132,7 @@ def _item(row: Any) -> Item | str:
         session,
         text(row.get("provider")),
         text(row.get("turn_id")),
-        min(said, default=began_ns) if row.get("first_input_event_type") == "user_message" else None,
+        min(said, default=began_ns) if first_kind == "user_message" else None,
         text(row.get("model")),
         started_ns,
         ended_ns,
