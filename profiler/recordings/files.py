@@ -153,26 +153,50 @@ def _unpacked(plain: io.BufferedReader, path: Path) -> tuple[Any, bool]:
     return plain, False
 
 
-def _zstd(plain: io.BufferedReader, path: Path) -> Any:
+def _zstd(plain: io.BufferedReader, path: Path) -> _Zstd:
     try:
-        import zstandard
+        return _Zstd(plain)
     except ImportError as error:
         raise RecordError(
             f"{path}: packed with zstd: `pip install zstandard` reads it, or unpack it first (zstd -d)"
         ) from error
-    limited = zstandard.ZstdDecompressor(max_window_size=2**27)
-    return limited.stream_reader(plain, read_across_frames=True, closefd=False)
 
 
-def _unpacking_errors() -> tuple[type[Exception], ...]:
-    errors: list[type[Exception]] = [EOFError, zlib.error, OSError]
-    try:
+class _Zstd:
+    """Unpacks a file with one frame or several. Unlike the library's own reader it tells one that was cut off."""
+
+    _PIECE = 1024  # of it come 32 MB at most
+
+    def __init__(self, packed: io.BufferedReader) -> None:
         import zstandard
 
-        errors.append(zstandard.ZstdError)
-    except ImportError:
-        pass
-    return tuple(errors)
+        self._packed = packed
+        # More than usual, since `--long` is what long recordings are packed with.
+        self._new = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj
+        self._error = zstandard.ZstdError
+        self._frame = self._new()
+        self._begun = False
+        self._left = b""
+        self._unpacked = b""
+
+    def read(self, most: int) -> bytes:
+        while not self._unpacked:
+            piece = self._left or self._packed.read(self._PIECE)
+            self._left = b""
+            if not piece:
+                if self._begun:
+                    raise EOFError
+                return b""
+            try:
+                self._unpacked = self._frame.decompress(piece)
+            except self._error as error:
+                raise EOFError from error
+            self._begun = not self._frame.eof
+            if self._frame.eof:
+                self._left = self._frame.unused_data
+                self._frame = self._new()
+        taken, self._unpacked = self._unpacked[:most], self._unpacked[most:]
+        return taken
 
 
 class _Part(io.RawIOBase):
@@ -199,7 +223,6 @@ class _Counted(io.RawIOBase):
         self._content, packed = content
         self._most = _RATIO * size + _FREE if packed else None
         self._read = 0
-        self._errors = _unpacking_errors()
         self.idle = 0
         self.problem: str | None = None
 
@@ -211,7 +234,7 @@ class _Counted(io.RawIOBase):
         while filled < len(buffer) and self.problem is None:
             try:
                 data = self._content.read(len(buffer) - filled)
-            except self._errors as error:
+            except (EOFError, OSError, zlib.error) as error:
                 # Words that say what is wrong; of what a library says, its own name for it.
                 said = error.strerror if isinstance(error, OSError) and error.strerror else "damaged or cut off"
                 self.problem = f"files: not read to its end: {said}"

@@ -33,6 +33,8 @@ FORMATS: tuple[Format, ...] = (TraceLab(),)
 
 REPEATED = "repeats"
 _MOST_REASONS = 100
+_MOST_IDLE = 1_000_000
+"""Lines in a row that are of no use, after which a file is left."""
 _MOST_TIME_NS = MOST // 2
 """The latest time of a recording (2043), so that differences fit."""
 
@@ -139,14 +141,21 @@ class _Import:
         self._files += 1
         format = self._formats[index]
         source = Source(path, str(path), opened.stream)
+        idle = 0
         try:
             for one in format.read(source, self._content):
                 if isinstance(one, Skipped):
                     self._read[format.name] += 0 if one.kept else one.count
                     self._skip(one)
+                    idle += 1
+                    if idle > _MOST_IDLE:
+                        said = f"nothing understood in {_MOST_IDLE:,} lines"
+                        self._refuse(f"files: not read to its end: {said}", str(path))
+                        break
                 else:
                     self._read[format.name] += 1
                     self._item(index, number, one, source.name, opened)
+                    idle = 0
         except SpoolError:
             raise
         except RecordError as error:
@@ -325,14 +334,16 @@ class _Import:
 
     def _refuse(self, reason: str, message: str, place: str | None = None) -> None:
         self._skip(Skipped(reason, 1, place or message))
-        if len(self._refused) < 2:
+        if not self._refused:
             self._refused.append(message)
 
     def _nothing(self) -> str:
         """Why there is nothing to write, in one line."""
         if self._refused and not self._files:
-            more = sum(count for reason, count in self._skipped.items() if reason.startswith("files: ")) - 1
-            return self._refused[0] + (f"; and {more} more files or directories" if more > 0 else "")
+            refused = sum(count for reason, count in self._skipped.items() if reason.startswith("files: "))
+            if refused == 1:
+                return self._refused[0]
+            return f"no recording in {refused:,} files; the first: {self._refused[0]}"
         if not self._files:
             first = next(iter(self._skipped), None)
             said = "no file in it" if first is None else f"{first.removeprefix('files: ')}: {self._places[first]}"
