@@ -70,7 +70,7 @@ class ClaudeCode:
             if isinstance(value, Skipped):
                 yield value
                 continue
-            item = _item(value.data, session, content)
+            item = _item(value.data, session, value.line, content)
             yield item if isinstance(item, Item) else Skipped(item, where=f"{source.name}:{value.line}")
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
@@ -81,7 +81,7 @@ def _data(item: Item) -> list[Any]:
     return item.data if isinstance(item.data, list) else []
 
 
-def _item(row: Any, file_session: str, content: bool) -> Item | str:
+def _item(row: Any, file_session: str, number: int, content: bool) -> Item | str:
     """What a line tells, as the fields of a `Line` after its time; or why it tells nothing."""
     if type(row) is not dict:
         return NO_LINE
@@ -119,7 +119,7 @@ def _item(row: Any, file_session: str, content: bool) -> Item | str:
         body,
     ]
     link = body[0] if what == REPLY and body[0] else None
-    return Item(session, at_ns, data, f"{session}:{uuid}" if uuid else None, link=link)
+    return Item(session, at_ns, data, f"{session}:{uuid}" if uuid else None, 0, link, number)
 
 
 def _reply(row: dict[str, Any], content: bool) -> list[Any] | str:

@@ -22,6 +22,9 @@ WAITS = frozenset(
 )
 """Tools that only wait for what another call began (`ToolCall.wait`)."""
 
+NO_VERDICT = "calls of which nothing says whether they failed: taken for good"
+"""A note (`Skipped.kept`)."""
+
 _TOGETHER_NS = 20_000_000
 """Results that were waiting for the one before them are written within this of it."""
 

@@ -63,6 +63,7 @@ class Span:
     output_tokens: int | None = None
     cached_tokens: int | None = None
     cache_written_tokens: int | None = None
+    cache_written_1h_tokens: int | None = None
     reasoning_tokens: int | None = None
     resends: int = 0
     http_status: int | None = None

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from profiler.records import Attempt, Status
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
 from profiler.recordings.formats import Skipped
 from profiler.recordings.span import Span as Span
 from profiler.recordings.span import packed as packed
 from profiler.recordings.span import unpacked as unpacked
 from profiler.recordings.span_trees import Family, Node, families, when
+from profiler.records import Attempt, Status
 
 _STATUS_OF_ERRORS = {"RateLimitError": 429, "OverloadedError": 529}
 """Exceptions of the providers' SDKs that stand for one status."""
@@ -282,6 +282,9 @@ def _model(round_: _Round) -> ModelDraft:
         cached_tokens=_first(tokens.cached_tokens, *(one.cached_tokens for one in answered)),
         cache_written_tokens=_first(
             tokens.cache_written_tokens, *(one.cache_written_tokens for one in answered)
+        ),
+        cache_written_1h_tokens=_first(
+            tokens.cache_written_1h_tokens, *(one.cache_written_1h_tokens for one in answered)
         ),
         reasoning_tokens=_first(tokens.reasoning_tokens, *(one.reasoning_tokens for one in answered)),
         attempts=attempts,

@@ -16,7 +16,7 @@ from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDr
 from profiler.recordings.fields import count, duration_ns, objects, text, time_ns
 from profiler.recordings.formats import Item, Skipped, Source
 from profiler.recordings.reading import values
-from profiler.recordings.sessions import AGENT_TOOLS, WAITS, mark_late
+from profiler.recordings.sessions import AGENT_TOOLS, NO_VERDICT, WAITS, mark_late
 
 _MS = 1_000_000
 _INPUTS = frozenset(("user_message", "tool_result"))
@@ -26,7 +26,6 @@ _PROVIDERS = {"claude": "anthropic", "codex": "openai"}
 NO_ROW = "lines that are no rows of TraceLab"
 NO_SESSION = "rows without a session"
 NO_TIME = "rows without a time"
-NO_VERDICT = "calls of which nothing says whether they failed: taken for good"
 UNLINKED = (
     "calls of sub-agents (Agent, Task): no row says which session is theirs, so that the loops of sub-agents "
     "stand beside those that asked for them"
