@@ -90,7 +90,9 @@ def told(imported: Imported) -> str:
         lines.append(("", f"{recording.clamped:,} times ended before they began, and last 0"))
     lines += [("note", note) for note in recording.notes]
     lines.append(("next", f"profiler report {imported.directory}"))
-    labels = ["" if index and lines[index - 1][0] == label else label for index, (label, _) in enumerate(lines)]
+    labels = [
+        "" if index and lines[index - 1][0] == label else label for index, (label, _) in enumerate(lines)
+    ]
     return "".join(f"{label:<11}{text}\n" for label, (_, text) in zip(labels, lines, strict=True))
 
 

@@ -74,7 +74,9 @@ class _Walk:
             yield Skipped(f"files: a directory that cannot be read ({error.strerror})", 1, str(path))
             return
         if "run.json" in names and "records.jsonl" in names:
-            yield Skipped("files: run directories of this package (`profiler report` reads them)", 1, str(path))
+            yield Skipped(
+                "files: run directories of this package (`profiler report` reads them)", 1, str(path)
+            )
             return
         for name in names:
             inner = path / name
@@ -236,7 +238,9 @@ class _Counted(io.RawIOBase):
                 data = self._content.read(len(buffer) - filled)
             except (EOFError, OSError, zlib.error) as error:
                 # Words that say what is wrong; of what a library says, its own name for it.
-                said = error.strerror if isinstance(error, OSError) and error.strerror else "damaged or cut off"
+                said = (
+                    error.strerror if isinstance(error, OSError) and error.strerror else "damaged or cut off"
+                )
                 self.problem = f"files: not read to its end: {said}"
                 break
             if not data:

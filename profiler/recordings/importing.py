@@ -19,16 +19,21 @@ import orjson
 from profiler import records
 from profiler.errors import RecordError
 from profiler.process.modes import opener_like
-from profiler.records import MOST, LoopRecord
+from profiler.recordings.claude_code import ClaudeCode
+from profiler.recordings.codex import Codex
 from profiler.recordings.drafts import CallDraft, LoopDraft, Tally, record_of, rounds_in_order
 from profiler.recordings.files import Opened, found
 from profiler.recordings.formats import Format, Item, Skipped, Source
+from profiler.recordings.langfuse import Langfuse
+from profiler.recordings.openai_agents import OpenAIAgents
+from profiler.recordings.otlp import Otlp
 from profiler.recordings.spool import Spool, SpoolError
 from profiler.recordings.tracelab import TraceLab
 from profiler.recordings.unknown import is_no_text, what_it_is
+from profiler.records import MOST, LoopRecord
 from profiler.rundir import Anchor, Recording, Run, RunDirectory, recorded_run
 
-FORMATS: tuple[Format, ...] = (TraceLab(),)
+FORMATS: tuple[Format, ...] = (TraceLab(), ClaudeCode(), Codex(), OpenAIAgents(), Otlp(), Langfuse())
 """Every format, the most particular first: the first one that recognises a file reads it."""
 
 REPEATED = "repeats"
@@ -136,7 +141,9 @@ class _Import:
                 what = opened.problem.removeprefix("files: ")
             asked = self._named or f"one of {known}"
             place = f"{path}: {what}"
-            self._refuse("files: in no known format", f"{path}: no recording: {what} (expected {asked})", place)
+            self._refuse(
+                "files: in no known format", f"{path}: no recording: {what} (expected {asked})", place
+            )
             return
         self._files += 1
         format = self._formats[index]
@@ -310,7 +317,8 @@ class _Import:
                     record = records.decode(line)
                     if number in with_inner:
                         record = _with_inner(
-                            record, [(position, id_of(inner)) for position, inner in self._spool.inside(number)]
+                            record,
+                            [(position, id_of(inner)) for position, inner in self._spool.inside(number)],
                         )
                     line = records.encode(
                         replace(
@@ -346,7 +354,11 @@ class _Import:
             return f"no recording in {refused:,} files; the first: {self._refused[0]}"
         if not self._files:
             first = next(iter(self._skipped), None)
-            said = "no file in it" if first is None else f"{first.removeprefix('files: ')}: {self._places[first]}"
+            said = (
+                "no file in it"
+                if first is None
+                else f"{first.removeprefix('files: ')}: {self._places[first]}"
+            )
             return f"nothing to import: {said}"
         read = ", ".join(f"{count:,} of {name}" for name, count in self._read.items() if count)
         reasons = sorted(self._skipped.items(), key=lambda one: -one[1])[:3]
@@ -404,9 +416,7 @@ def _with_inner(record: LoopRecord, inner: Sequence[tuple[int, str]]) -> LoopRec
     for round_ in record.rounds:
         calls = []
         for call in round_.tool_calls:
-            calls.append(
-                replace(call, loops=(*call.loops, *ids[position])) if position in ids else call
-            )
+            calls.append(replace(call, loops=(*call.loops, *ids[position])) if position in ids else call)
             position += 1
         rounds.append(replace(round_, tool_calls=tuple(calls)))
     return replace(record, rounds=tuple(rounds))
