@@ -103,7 +103,7 @@ def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator
 
 
 def _with_names(lines: Sequence[Line]) -> list[Line]:
-    """The lines, each reply's named by its message, and by its request where several have one id (gateways)."""
+    """The lines, each reply's named by its message, and by its request where several share one id."""
     requests: dict[str, set[str]] = {}
     for line in lines:
         if line.kind == REPLY:
