@@ -3,6 +3,7 @@ told is a record that can be written and read again."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -85,7 +86,7 @@ ODD = st.sampled_from(
         *("0001-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "2262-04-11T23:47:17Z", "9999-12-31T23:59:59Z"),
         *("2026-01-01T00:00:01+14:00", "2026-01-01", "user", "assistant", "tool_result", "<synthetic>"),
         *([{"type": "tool_use"}], [{"type": "tool_result", "tool_use_id": []}], {"content": {"content": {}}}),
-        json.loads("[" * 400 + "]" * 400),
+        json.loads("[" * 300 + "]" * 300),
     ]
 )
 
@@ -105,7 +106,7 @@ def damaged(draw, make):
     for _ in range(draw(st.integers(1, 4))):
         number = draw(st.integers(0, len(rows) - 1))
         path = draw(st.sampled_from(list(places(rows[number]))))
-        odd = draw(ODD)
+        odd = copy.deepcopy(draw(ODD))
         if not path:
             rows[number] = odd
             continue
