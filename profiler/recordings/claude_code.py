@@ -22,12 +22,13 @@ from profiler.recordings.claude_loops import (
     SHOWN,
     STOP,
     Line,
+    in_order,
     loops_of,
 )
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.fields import as_text, count, duration_ns, mapping, objects, text, time_ns
 from profiler.recordings.formats import Item, Skipped, Source
-from profiler.recordings.reading import values
+from profiler.recordings.lines import rows
 
 _MS = 1_000_000
 
@@ -52,6 +53,14 @@ _DENIED = ("Permission to use ", "Permission for this ")
 _EXIT = re.compile(r"(?:Error: )?(?:Command failed with )?[Ee]xit code:? (\d{1,3})\b")
 
 
+_KIND = re.compile(
+    rb'"type"\s*:\s*"(?:user|assistant|system|progress|attachment|queue-operation|permission-mode|mode|ai-title|'
+    rb'last-prompt|agent-name|custom-title)"'
+)
+_BARE = re.compile(rb'"type"\s*:\s*"(?:summary"[^\n]*"leafUuid"|file-history-snapshot")')
+_API_ERROR = re.compile(r"API Error: (?:\w+ )?(\d{3})\b")
+
+
 class ClaudeCode:
     """The format (`profiler.recordings.formats.Format`)."""
 
@@ -59,29 +68,31 @@ class ClaudeCode:
     resolution_ns = _MS
 
     def recognises(self, beginning: bytes, path: Path) -> bool:
-        return b'"sessionId"' in beginning and (
-            b'"parentUuid"' in beginning or (b'"message"' in beginning and b'"uuid"' in beginning)
-        )
+        if b'"sessionId"' in beginning:
+            return b'"parentUuid"' in beginning or _KIND.search(beginning) is not None
+        return _BARE.search(beginning) is not None
 
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
         path = source.path
         session = path.parent.parent.name if path.parent.name == "subagents" else path.stem
-        for value in values(source):
+        agent = path.name.partition(".")[0].removeprefix("agent-") if path.name.startswith("agent-") else ""
+        for value in rows(source):
             if isinstance(value, Skipped):
                 yield value
                 continue
-            item = _item(value.data, session, value.line, content)
+            item = _item(value.data, session, agent, value.line, content)
             yield item if isinstance(item, Item) else Skipped(item, where=f"{source.name}:{value.line}")
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
-        return loops_of([Line(item.at_ns, *_data(item)) for item in items], self.name, self.resolution_ns)
+        lines = in_order([Line(item.at_ns, *_data(item)) for item in items])
+        return loops_of(lines, self.name, self.resolution_ns)
 
 
 def _data(item: Item) -> list[Any]:
     return item.data if isinstance(item.data, list) else []
 
 
-def _item(row: Any, file_session: str, number: int, content: bool) -> Item | str:
+def _item(row: Any, file_session: str, file_agent: str, number: int, content: bool) -> Item | str:
     """What a line tells, as the fields of a `Line` after its time; or why it tells nothing."""
     if type(row) is not dict:
         return NO_LINE
@@ -97,7 +108,7 @@ def _item(row: Any, file_session: str, number: int, content: bool) -> Item | str
         if type(body) is not str and row["message"].get("model") == "<synthetic>":
             if row.get("isApiErrorMessage") is not True:
                 return SYNTHETIC
-            what, body = GAVE_UP, [_status(row.get("apiErrorStatus"))]
+            what, body = GAVE_UP, _gave_up(row)
     elif kind == "user":
         what, body = _user(row, content)
     else:
@@ -112,13 +123,19 @@ def _item(row: Any, file_session: str, number: int, content: bool) -> Item | str
     data = [
         what,
         session,
-        text(row.get("agentId")),
-        row.get("isSidechain") is True,
+        text(row.get("agentId")) or file_agent,
+        row.get("isSidechain") is True or bool(file_agent),
         uuid,
         text(row.get("parentUuid")) or text(row.get("logicalParentUuid")),
         body,
     ]
-    link = body[0] if what == REPLY and body[0] else None
+    link: str | None = None
+    if what == REPLY and body[0]:
+        link = f"{body[0]}:{body[1]}"
+    elif what == PROMPT and data[2]:
+        link = f"agent:{data[2]}"
+    elif what == RESULTS:
+        link = next((f"agent:{result[5]}" for result in body[0] if result[5]), None)
     return Item(session, at_ns, data, f"{session}:{uuid}" if uuid else None, 0, link, number)
 
 
@@ -153,10 +170,8 @@ def _reply(row: dict[str, Any], content: bool) -> list[Any] | str:
         elif kind == "text" and content and type(block.get("text")) is str:
             said.append(block["text"])
     request = text(row.get("requestId"))
-    id_ = text(message.get("id"))
-    name = f"{id_}:{request}" if id_ and request else id_ or request
     return [
-        name,
+        text(message.get("id")) or request,
         request,
         text(message.get("model")),
         text(message.get("stop_reason")),
@@ -264,6 +279,14 @@ def _result(block: dict[str, Any], result: Any, content: bool) -> list[Any]:
 
 def _begin(words: list[str], beginnings: tuple[str, ...]) -> bool:
     return any(one.startswith(beginnings) for one in words)
+
+
+def _gave_up(row: dict[str, Any]) -> list[Any]:
+    """[HTTP status, error, None] of the message that is shown in the place of a reply."""
+    said = "".join(text(one.get("text")) for one in objects(row["message"].get("content")))
+    found = _API_ERROR.match(said)
+    status = None if found is None else _status(int(found[1]))
+    return [status, None if status else text(row.get("error"))[:60] or None, None]
 
 
 def _failure(row: dict[str, Any]) -> list[Any]:
