@@ -117,9 +117,11 @@ def counted(message: Any) -> Counted:
         for resource in message.resource_spans:
             for scope in resource.scope_spans:
                 spans += len(scope.spans)
-                for span in scope.spans:
-                    if span.flags & _REMOTE == _REMOTE:
-                        remote.append((span.trace_id.hex(), span.span_id.hex()))
+                remote += [
+                    (span.trace_id.hex(), span.span_id.hex())
+                    for span in scope.spans
+                    if span.flags & _REMOTE == _REMOTE
+                ]
     return Counted(spans, frozenset(remote))
 
 
