@@ -32,7 +32,7 @@ Why = Literal["root", "remote", "idle", "bound", "stopped"]
 Came = Literal["new", "repeated", "late"]
 
 SETTLE_SECONDS = 30.0
-MOST_RECENT, MOST_REMEMBERED = 16_384, 65_536
+MOST_RECENT, MOST_REMEMBERED = 16_384, 32_768
 """Traces that have ended: of the first so many the spans are remembered, of the others that they have."""
 
 
