@@ -241,21 +241,12 @@ def main() -> None:
 
 
 def measure(out: Path, options: argparse.Namespace) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "profiler",
-        "collect",
-        "--port",
-        "0",
-        "--out",
-        str(out),
-        "--idle",
-        options.idle,
-    ]
-    collector = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: pin(0), start_new_session=True
-    )
+    command = [sys.executable, "-m", "profiler", "collect", "--port", "0", "--out", str(out)]
+    command += ["--idle", options.idle]
+    pin(0)  # the collector inherits it
+    collector = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    if CORES:
+        os.sched_setaffinity(0, CORES)
     assert collector.stdout is not None
     host, port = collector.stdout.readline().split("//")[1].strip().split(":")
     ended = threading.Event()
@@ -293,9 +284,8 @@ def measure(out: Path, options: argparse.Namespace) -> None:
     if settled:
         memory = [one[1] for one in settled]
         middle = (min(memory) + max(memory)) / 2
-        print(
-            f"memory:    {min(memory):.0f} to {max(memory):.0f} MB, ± {max(memory) / middle - 1:.1%}; {most:.0f} last"
-        )
+        spread = f"{min(memory):.0f} to {max(memory):.0f} MB, ± {max(memory) / middle - 1:.1%}"
+        print(f"memory:    {spread}; {most:.0f} MB last")
 
 
 def refused(sent: dict[str, int]) -> str:
