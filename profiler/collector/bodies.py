@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -26,6 +26,8 @@ _ENCODINGS: dict[bytes, Encoding] = {
     b"application/protobuf": "protobuf",
     b"application/json": "json",
 }
+_REMOTE = 0x300
+"""Of `Span.flags`: it is known whether the parent is in another process, and it is."""
 _ZSTD_WINDOW = 2**27
 _INVALID_ARGUMENT, _UNAVAILABLE, _RESOURCE_EXHAUSTED = 3, 14, 8
 _CODES = {503: _UNAVAILABLE, 413: _RESOURCE_EXHAUSTED}
@@ -90,18 +92,37 @@ def protobuf_reader() -> Callable[[bytes], Any] | None:
     return read
 
 
-def count_spans(message: Any) -> int:
-    """How many spans a message holds, readable or not. Raises `ValueError` where it is no request."""
+class Counted(NamedTuple):
+    """How many spans a message holds, readable or not; and those (trace, id) whose parent is in another
+    process, as far as they say so."""
+
+    spans: int
+    remote: frozenset[tuple[str, str]]
+
+
+def counted(message: Any) -> Counted:
+    """What a message holds, whatever its spans are. Raises `ValueError` where it is no request."""
+    spans, remote = 0, []
     if isinstance(message, dict):
         try:
-            return sum(
-                len(scope.get("spans") or ())
-                for resource in message.get("resourceSpans") or message.get("resource_spans") or ()
-                for scope in resource.get("scopeSpans") or resource.get("scope_spans") or ()
-            )
+            for resource in message.get("resourceSpans") or message.get("resource_spans") or ():
+                for scope in resource.get("scopeSpans") or resource.get("scope_spans") or ():
+                    for span in scope.get("spans") or ():
+                        spans += 1
+                        if int(span.get("flags") or 0) & _REMOTE == _REMOTE:
+                            remote.append((str(span.get("traceId")).lower(), str(span.get("spanId")).lower()))
         except (AttributeError, TypeError) as error:
-            raise ValueError("the body is no ExportTraceServiceRequest") from error
-    return sum(len(scope.spans) for resource in message.resource_spans for scope in resource.scope_spans)
+            raise ValueError(str(error)) from error
+    else:
+        for resource in message.resource_spans:
+            for scope in resource.scope_spans:
+                spans += len(scope.spans)
+                remote += [
+                    (span.trace_id.hex(), span.span_id.hex())
+                    for span in scope.spans
+                    if span.flags & _REMOTE == _REMOTE
+                ]
+    return Counted(spans, frozenset(remote))
 
 
 def accepted(encoding: Encoding, rejected: int = 0, words: str = "") -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from profiler import metrics
 from profiler.collector.figures import Figures
@@ -66,8 +66,11 @@ class Collector:
         """More waits to be written to disk than should."""
         return self._journal.behind or self._runs.behind
 
-    def take(self, spans: Sequence[Span], unreadable: int = 0) -> None:
-        """Spans came, beside so many that could not be read."""
+    def take(
+        self, spans: Sequence[Span], unreadable: int = 0, remote: Collection[tuple[str, str]] = ()
+    ) -> None:
+        """Spans came, beside so many that could not be read. `remote`: those (trace, id) whose parent is in
+        another process."""
         now = self._clock()
         add = self._traces.add
         new: list[bytes] = []
@@ -75,7 +78,7 @@ class Collector:
         repeated = late = 0
         for span in spans:
             line = line_of(span)
-            came = add(span, line, now)
+            came = add(span, line, now, bool(remote) and (span.trace, span.id) in remote)
             if came == "new":
                 new.append(line)
                 began.add(span.trace)

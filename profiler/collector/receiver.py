@@ -18,7 +18,7 @@ from profiler.collector.bodies import (
     Encoding,
     Refused,
     accepted,
-    count_spans,
+    counted,
     encoding_of,
     parsed,
     refusal_body,
@@ -51,8 +51,9 @@ class Taker(Protocol):
         """It cannot keep up: whoever has more should wait."""
         ...
 
-    def take(self, spans: list[Span], unreadable: int) -> None:
-        """Spans came, beside so many that could not be read."""
+    def take(self, spans: list[Span], unreadable: int, remote: Collection[tuple[str, str]]) -> None:
+        """Spans came, beside so many that could not be read. `remote`: those (trace, id) whose parent is in
+        another process."""
         ...
 
     def count_request(self, signal: str, status: int) -> None:
@@ -132,10 +133,11 @@ class Receiver:
         message = parsed(encoding, unpacked_body(headers, exchange.body))
         try:
             spans = spans_of_request(message)
-            unreadable = count_spans(message) - len(spans)
+            held = counted(message)
         except ValueError as error:
             raise Refused(400, f"the body is no ExportTraceServiceRequest: {error}") from error
-        self._taker.take(spans, unreadable)
+        unreadable = held.spans - len(spans)
+        self._taker.take(spans, unreadable, held.remote)
         return accepted(encoding, unreadable, "spans without ids, or without a start" if unreadable else "")
 
 

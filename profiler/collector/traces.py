@@ -32,7 +32,7 @@ Why = Literal["root", "remote", "idle", "bound", "stopped"]
 Came = Literal["new", "repeated", "late"]
 
 SETTLE_SECONDS = 30.0
-MOST_RECENT, MOST_REMEMBERED = 16_384, 65_536
+MOST_RECENT, MOST_REMEMBERED = 16_384, 32_768
 """Traces that have ended: of the first so many the spans are remembered, of the others that they have."""
 
 
@@ -106,8 +106,8 @@ class OpenTraces:
     def __len__(self) -> int:
         return len(self._of)
 
-    def add(self, span: Span, text: bytes, now: float) -> Came:
-        """A span came; `text` is what is kept of it meanwhile."""
+    def add(self, span: Span, text: bytes, now: float, remote: bool = False) -> Came:
+        """A span came; `text` is what is kept of it meanwhile. `remote`: its parent is in another process."""
         trace = span.trace
         group = self._of.get(trace)
         if group is None:
@@ -131,7 +131,7 @@ class OpenTraces:
         self.size += size_more
         group.agent = group.agent or span.kind == "agent"
         group.conversation = group.conversation or span.conversation
-        self._queue(group, self._state(group, span), now)
+        self._queue(group, self._state(group, span, remote), now)
         return "new"
 
     def due(self, now: float) -> Iterator[Ended]:
@@ -153,15 +153,6 @@ class OpenTraces:
         while len(self._of) > bounds.traces or self.spans > bounds.spans or self.size > bounds.bytes:
             heads = [next(iter(queue.values())) for queue in self._queues.values() if queue]
             yield self._end(min(heads, key=lambda group: group.last), "bound")
-
-    def next_due(self) -> float | None:
-        """When something ends if nothing more comes; None when nothing is open."""
-        heads = [
-            next(iter(queue.values())).last + self._seconds(state)
-            for state, queue in self._queues.items()
-            if queue
-        ]
-        return min(heads, default=None)
 
     def all(self) -> Iterator[Ended]:
         """Everything, since no more will come: what has its root first, as it would have ended."""
@@ -199,12 +190,12 @@ class OpenTraces:
         return "late" if key in self._remembered else None
 
     @staticmethod
-    def _state(group: _Group, span: Span) -> _State:
+    def _state(group: _Group, span: Span, remote: bool) -> _State:
         if group.state in ("talking", "rooted") or span.ended_ns is None:
             return group.state
         if not span.parent:
             return "rooted"
-        return "remote" if getattr(span, "remote", False) else group.state
+        return "remote" if remote else group.state
 
     def _queue(self, group: _Group, state: _State, now: float) -> None:
         """Put it last in the queue of its state."""
