@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from profiler.proxy import heads
 from profiler.proxy.heads import RequestHead, ResponseHead
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from profiler.proxy.upstream import UpstreamConnection
 
 _HARMLESS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
+
+
+class Answer(NamedTuple):
+    """An answer of the proxy's own."""
+
+    status: int
+    kind: bytes
+    body: bytes
 
 
 class Forward:
@@ -70,8 +79,8 @@ class Forward:
         self.exchange = exchange
         self.watching = watching
         self.out: list[bytes] = []
-        self.own: tuple[int, bytes, bytes] | None = None
-        """The proxy's own answer: status, content type, body."""
+        self.own: Answer | Callable[[], Answer] | None = None
+        """The proxy's own answer, or what makes it, in a thread."""
         self.complete = False
         self.answered = False
         self.over = False
@@ -85,8 +94,12 @@ class Forward:
 
     def begin(self) -> None:
         """It is this request's turn."""
-        if self.own is not None:
-            self._answer(*self.own)
+        own = self.own
+        if own is not None:
+            if isinstance(own, Answer):
+                self._answer(*own)
+            else:
+                self.task = asyncio.get_running_loop().create_task(self._made(own))
             return
         assert self.upstream is not None
         pool = self.client.server.pool
@@ -96,6 +109,16 @@ class Forward:
             self._attach(connection)
         else:
             self._connect()
+
+    async def _made(self, make: Callable[[], Answer]) -> None:
+        try:
+            answer = await asyncio.to_thread(make)
+        except Exception as error:
+            self.client.server.defect(error)
+            answer = Answer(500, b"text/plain", b"a defect of the profiler\n")
+        self.task = None
+        if not self.over:
+            self._answer(*answer)
 
     def _connect(self) -> None:
         self.task = asyncio.get_running_loop().create_task(self._connected())
@@ -303,6 +326,10 @@ class Forward:
 
     def _end(self, outcome: Outcome, now: int, note: str = "") -> None:
         self.over = True
+        if self.complete and self.exchange.sent_ns is None and self.own is None:
+            self.watching.requested(
+                self.exchange
+            )  # it never had a connection, and is an attempt all the same
         if self.tunnelled and outcome == "client gone":
             outcome = "complete"
         if self.own is None:
@@ -317,6 +344,7 @@ REASONS = {
     404: b"Not Found",
     405: b"Method Not Allowed",
     431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
     501: b"Not Implemented",
     502: b"Bad Gateway",
     503: b"Service Unavailable",

@@ -57,6 +57,7 @@ class Watching:
         self._most_held = most_held
         self._most_events = most_events
         self._queue: deque[tuple[_Event, Exchange]] = deque()
+        self._responding: dict[Exchange, None] = {}
         self._scheduled = False
         self.held = 0
         self.dropped = 0
@@ -79,16 +80,20 @@ class Watching:
         self._add("requested", exchange)
 
     def responding(self, exchange: Exchange) -> None:
-        if not exchange.waits:
-            exchange.waits = True
-            self._add("responding", exchange)
+        # An event of its own for each piece would cost as much as to forward it.
+        self._responding[exchange] = None
 
     def ended(self, exchange: Exchange, outcome: Outcome, at_ns: int, note: str = "") -> None:
         if exchange.outcome is None:
             exchange.outcome, exchange.ended_ns, exchange.note = outcome, at_ns, note
+            self._responding.pop(exchange, None)
             self._add("ended", exchange)
 
     def tick(self, now_ns: int) -> None:
+        """Once a second."""
+        responding, self._responding = self._responding, {}
+        for exchange in responding:
+            self._add("responding", exchange)
         if self._observer is not None:
             try:
                 self._observer.tick(now_ns)
@@ -137,7 +142,6 @@ class Watching:
             exchange.response_headers, exchange.raw_response = shown(exchange.raw_response), ()
         try:
             if event == "responding":
-                exchange.waits = False
                 observer.responding(exchange)
             elif event == "requested":
                 observer.requested(exchange)

@@ -48,6 +48,7 @@ class Upstream:
     port: int
     authority: bytes
     path: bytes
+    named: bool = False  # the API is what the option said
 
     @property
     def origin(self) -> str:
@@ -86,10 +87,17 @@ class Upstream:
             return value
         return (self.prefix + rest[len(self.path) :]) or b"/"
 
-    def base_url(self, root: str) -> str:
-        """What the SDK of its API takes as its base URL, where the proxy is at `root`."""
+    @property
+    def apis(self) -> tuple[Api, ...]:
+        """The APIs that its clients may speak: the one that its name says, else either."""
+        if self.named or _is_anthropic(self.host, self.path.decode()) or "openai" in self.host:
+            return (self.api,)
+        return ("openai", "anthropic")
+
+    def base_url(self, root: str, api: Api = "openai") -> str:
+        """What the SDK of an API takes as its base URL, where the proxy is at `root`."""
         base = root + self.prefix.decode()
-        if self.kind == "mcp" or self.api == "anthropic":
+        if self.kind == "mcp" or api == "anthropic":
             return base
         last = self.path[self.path.rfind(b"/") :]
         return base if self.path and not _VERSION.fullmatch(last) else f"{base}/v1"
@@ -197,6 +205,7 @@ def _parsed(spec: str, kind: Kind) -> Upstream:
         port=port,
         authority=authority.encode(),
         path=path.encode(),
+        named=name in ("openai", "anthropic"),
     )
 
 

@@ -88,8 +88,7 @@ class Exchange:
     outcome: Outcome | None = None
     note: str = ""
     state: object = None
-    waits: bool = False  # the transport's own: an event of it that tells of its response is in the queue
-    lost: bool = False  # the same: an event of it was not told
+    lost: bool = False  # the transport's own: an event of it was not told
     raw_request: Headers = ()  # the same: headers as they came, until the observer is told of them
     raw_response: Headers = ()
 
@@ -106,11 +105,11 @@ class Observer(Protocol):
     """What makes sense of exchanges. Called on the event loop's thread, after bytes were handed on."""
 
     def requested(self, exchange: Exchange) -> None:
-        """Its request was handed on whole. Not called for one that ended before that."""
+        """Its request was read whole, and handed on unless it has ended. Not called where that never was."""
         ...
 
     def responding(self, exchange: Exchange) -> None:
-        """There is more of its response: the head, or pieces. Several pieces may come as one event."""
+        """There is more of its response: the head, or pieces. Told about once a second."""
         ...
 
     def ended(self, exchange: Exchange) -> None:

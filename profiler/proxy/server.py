@@ -24,7 +24,7 @@ import httptools
 
 from profiler.emulator.access import refusal
 from profiler.proxy import heads
-from profiler.proxy.forward import Forward
+from profiler.proxy.forward import Answer, Forward
 from profiler.proxy.heads import RequestHead
 from profiler.proxy.observing import Watching
 from profiler.proxy.routes import Routes
@@ -57,8 +57,8 @@ _GOAWAY = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00" + (
 
 _GONE = getattr(select, "POLLRDHUP", 0)
 
-Own = Callable[[], tuple[bytes, bytes]]
-"""What answers a path of the proxy's own: content type and body."""
+Own = Callable[[], Answer]
+"""What answers a path of the proxy's own; called in a thread."""
 
 
 class ProxyServer:
@@ -86,6 +86,8 @@ class ProxyServer:
         self.counts: Counter[str] = Counter()
         self.in_flight = 0
         self.closing = False
+        self.drained = asyncio.Event()
+        """It takes no more requests, and none is being forwarded any more."""
         self._allowed = frozenset(allowed)
         self._known: set[bytes] = set()
         self._say = say or _say
@@ -128,6 +130,8 @@ class ProxyServer:
     def ended(self, forward: Forward, outcome: Outcome) -> None:
         self.in_flight -= 1
         self.counts[outcome] += 1
+        if self.closing and not self.in_flight:
+            self.drained.set()
 
     def sweep(self, now_ns: int) -> None:
         """Once a second: close what is idle too long, notice who left while nothing is read of him."""
@@ -142,6 +146,8 @@ class ProxyServer:
     def stop(self) -> None:
         """Take no more requests; those that are being forwarded go on."""
         self.closing = True
+        if not self.in_flight:
+            self.drained.set()
         for connection in list(self.connections):
             connection.stop()
 
@@ -396,15 +402,14 @@ class ClientConnection(asyncio.Protocol):
         )
         forward = Forward(self, head, modern, keep_alive, upstream, exchange, server.watching)
         if own is not None:
-            kind, body = own()
-            forward.own = 200, kind, body
+            forward.own = own
         elif refused is not None:
             server.counts["refused"] += 1
             status, words = refused
             server.problem(f"refused: {words}")
             shape = "anthropic" if head.anthropic else "openai"
             body = heads.error_body(shape, status, f"toolcall-profiler proxy: {words}")
-            forward.own = status, b"application/json", body
+            forward.own = Answer(status, b"application/json", body)
         else:
             server.in_flight += 1
         self._queue.append(forward)
@@ -468,7 +473,7 @@ class ClientConnection(asyncio.Protocol):
         exchange = Exchange(next(self.server.numbers), self._number, "model", "", b"", b"", self._now)
         forward = Forward(self, head, True, False, None, exchange, self.server.watching)
         body = heads.error_body("openai", status, f"toolcall-profiler proxy: {words}")
-        forward.own = status, b"application/json", body
+        forward.own = Answer(status, b"application/json", body)
         forward.complete = True
         self._queue.append(forward)
         self._begin()

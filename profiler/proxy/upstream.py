@@ -9,7 +9,6 @@ import asyncio
 import select
 import ssl
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -243,7 +242,7 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 def _readable(transport: asyncio.Transport) -> bool:
-    """Whether something came on an idle connection that the event loop has not read yet: its end, as a rule."""
+    """Whether an idle connection holds something that was not read yet: its end, as a rule."""
     raw = transport.get_extra_info("socket")
     if raw is None or not hasattr(select, "poll"):
         return False
@@ -255,10 +254,9 @@ def _readable(transport: asyncio.Transport) -> bool:
 class Pool:
     """The connections to all upstreams. `made` counts them, `reused` how often an idle one was taken."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, tls: Callable[[], ssl.SSLContext]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None = None) -> None:
         self._loop = loop
         self._tls = tls
-        self._context: ssl.SSLContext | None = None
         self._idle: dict[Upstream, list[UpstreamConnection]] = {}
         self.connections: set[UpstreamConnection] = set()
         self.made = 0
@@ -281,11 +279,9 @@ class Pool:
 
     async def connect(self, upstream: Upstream) -> UpstreamConnection:
         """A new connection. Raises `OSError`, `TimeoutError`."""
-        context = None
-        if upstream.scheme == "https":
-            if self._context is None:
-                self._context = self._tls()
-            context = self._context
+        context = self._tls if upstream.scheme == "https" else None
+        if context is None and upstream.scheme == "https":
+            raise ValueError("no certificates to check those of upstreams against")
         async with asyncio.timeout(CONNECT_SECONDS):
             _, connection = await self._loop.create_connection(
                 lambda: UpstreamConnection(self, upstream),

@@ -1,0 +1,197 @@
+"""`profiler proxy` while it runs: it listens, says where, and serves until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from profiler.errors import UsageError
+from profiler.providers.endpoint import exposed, scrape_host
+from profiler.proxy.forward import Answer
+from profiler.proxy.observing import Watching
+from profiler.proxy.routes import Routes, Upstream
+from profiler.proxy.seen import Observer
+from profiler.proxy.server import Own, ProxyServer
+from profiler.proxy.upstream import Pool
+
+DRAIN_SECONDS = 5.0
+"""How long what is being forwarded may go on after the first signal; a second one cuts it."""
+
+_TICK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What is served. `allowed`: results of `access.allowed_host`. `metrics` is called in a thread."""
+
+    routes: Routes
+    observer: Observer | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    allowed: Sequence[str] = ()
+    tls: ssl.SSLContext | None = None
+    metrics: Callable[[ProxyServer], bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """How it ended: the signal that ended it, and the server, for its counts."""
+
+    signal: signal.Signals | None
+    server: ProxyServer
+
+
+async def serve(
+    serving: Serving, announce: Callable[[str], None], stop: asyncio.Event | None = None
+) -> Served:
+    """Serve until a signal, or until `stop` is set; `announce` is told the URL. Raises `UsageError`."""
+    loop = asyncio.get_running_loop()
+    watching = Watching(serving.observer, loop)
+    server = ProxyServer(
+        serving.routes, watching, Pool(loop, serving.tls), _own(serving, lambda: server), serving.allowed
+    )
+    host, port = serving.host, serving.port
+    try:
+        listener = await loop.create_server(server.connection, host, port, backlog=4096)
+    except OSError as error:
+        # asyncio wraps the system's words in some of its own.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise UsageError(f"cannot listen on {host}:{port}: {reason}") from error
+    told: list[signal.Signals] = []
+    stopped = stop or asyncio.Event()
+    cut = asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        (cut if told else stopped).set()
+        told.append(number)
+
+    with _handled(loop, on_signal):
+        bound = listener.sockets[0].getsockname()[1]
+        announce(f"http://{scrape_host(host)}:{bound}")
+        warning = exposed("the proxy", host, bound)
+        if warning is not None:
+            print(f"profiler proxy: {warning}", file=sys.stderr, flush=True)  # noqa: T201
+        ticking = loop.create_task(_tick(server))
+        await stopped.wait()
+        listener.close()
+        server.stop()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_either(server.drained, cut), DRAIN_SECONDS)
+        server.cut()
+        await asyncio.sleep(0)  # whose connections are lost in the next turn
+        await asyncio.sleep(0)
+        ticking.cancel()
+        watching.flush()
+    return Served(told[0] if told else None, server)
+
+
+def _own(serving: Serving, server: Callable[[], ProxyServer]) -> dict[bytes, Own]:
+    def health() -> Answer:
+        return Answer(200, b"text/plain; charset=utf-8", b"ok\n")
+
+    own: dict[bytes, Own] = {b"/healthz": health, b"/profiler/healthz": health}
+    render = serving.metrics
+    if render is not None:
+
+        def metrics() -> Answer:
+            return Answer(200, b"text/plain; version=0.0.4; charset=utf-8", render(server()))
+
+        own[b"/metrics"] = own[b"/profiler/metrics"] = metrics
+    return own
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def _tick(server: ProxyServer) -> None:
+    while True:
+        await asyncio.sleep(_TICK_SECONDS)
+        now = time.monotonic_ns()
+        server.sweep(now)
+        server.watching.tick(now)
+
+
+@contextlib.contextmanager
+def _handled(loop: asyncio.AbstractEventLoop, handle: Callable[[signal.Signals], None]) -> Any:
+    """Have the signals that end a command handled, and those that had handlers before handled so again."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {}
+    for number in numbers:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            continue  # as nohup wants it
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread
+            before[number] = signal.getsignal(number)
+            loop.add_signal_handler(number, handle, number)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+
+def run(main: Coroutine[Any, Any, Served]) -> Served:
+    """Run it on uvloop, where there is one."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    try:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    except ImportError:
+        pass
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
+
+
+def how_to_ask(upstream: Upstream, root: str) -> list[tuple[str, str]]:
+    """What to set where, for clients to ask the proxy at `root` instead of this upstream."""
+    if upstream.kind == "mcp":
+        return [("MCP", upstream.base_url(root))]
+    names = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
+    return [(names[api], upstream.base_url(root, api)) for api in upstream.apis]
+
+
+def exposition(server: ProxyServer, requests: dict[tuple[str, str], int], open_loops: int) -> bytes:
+    """The proxy's own metrics, text format 0.0.4. `requests`: exchanges that ended, by kind and status."""
+    watching, pool = server.watching, server.pool
+    ended = {f'{{kind="{kind}",status="{status}"}}': n for (kind, status), n in sorted(requests.items())}
+    outcomes = {
+        f'{{outcome="{name}"}}': server.counts[name]
+        for name in ("complete", "client gone", "upstream gone", "refused", "tunnelled", "not_http")
+    }
+    families: list[tuple[str, str, str, dict[str, int]]] = [
+        ("requests_total", "counter", "Forwarded requests that ended, by what they are for.", ended),
+        ("exchanges_total", "counter", "Requests by how they ended.", outcomes),
+        ("requests_in_flight", "gauge", "Requests that are being forwarded.", {"": server.in_flight}),
+        ("client_connections", "gauge", "Connections of clients.", {"": len(server.connections)}),
+        ("upstream_connections", "gauge", "Connections to upstreams.", {"": len(pool.connections)}),
+        ("upstream_connections_made_total", "counter", "Connections made to upstreams.", {"": pool.made}),
+        ("open_loops", "gauge", "Loops that have not ended, or not for long.", {"": open_loops}),
+        (
+            "unobserved_total",
+            "counter",
+            "Exchanges forwarded of which too little was read along, under load.",
+            {"": watching.dropped},
+        ),
+        ("defects_total", "counter", "Failures of the reading along.", {"": watching.failures}),
+    ]
+    lines = []
+    for name, kind, meaning, samples in families:
+        lines.append(f"# HELP toolloop_proxy_{name} {meaning}\n# TYPE toolloop_proxy_{name} {kind}\n")
+        lines += [f"toolloop_proxy_{name}{labels} {value}\n" for labels, value in samples.items()]
+    return "".join(lines).encode()
