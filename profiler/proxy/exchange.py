@@ -255,7 +255,7 @@ class Reading:
 
 
 def body_of(exchange: Exchange) -> bytes | None:
-    """The body of the request, which is taken from the exchange; None where it was not kept, or is unreadable.
+    """The body of the request, taken from the exchange; None where it was not kept or cannot be read.
 
     Some clients compress what they send.
     """
