@@ -151,10 +151,8 @@ async def _responses(
     else:
         response = await client.responses.create(model="m", input=history, tools=offered)
     calls = [item for item in response.output if item.type == "function_call"]
-    for item in calls:
-        history.append(
-            {"type": "function_call", "call_id": item.call_id, "name": item.name, "arguments": item.arguments}
-        )
+    kept = ("type", "call_id", "name", "arguments")
+    history += [item.model_dump(include={*kept}) for item in calls]
     return [(c.call_id, c.name, c.arguments) for c in calls]
 
 
