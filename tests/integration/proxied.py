@@ -1,190 +1,182 @@
-"""`profiler proxy` as a process, and agents of the tests' own that ask through it."""
+"""The proxy in front of a server of a test's own, and both ends of the wire, byte by byte."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 
-import anthropic
-import openai
+from profiler.proxy.observing import Watching
+from profiler.proxy.routes import routes
+from profiler.proxy.seen import Exchange
+from profiler.proxy.server import ProxyServer
+from profiler.proxy.upstream import Pool
 
-from profiler.records import LoopRecord, read
-
-KEY = "canary-key-0123456789"
-SECRET = "canary-prompt"
-START_SECONDS = 60
+WAIT = 60.0
+"""Seconds for what has to happen: the machine may be busy."""
 
 
-class ProxyProcess:
-    """A running proxy. `url` is where it listens, `lines` what it has printed."""
+class Wire:
+    """One end of a connection."""
 
-    def __init__(self, process: subprocess.Popen[str], out: Path) -> None:
-        self.process = process
-        self.out = out
-        self.lines: list[str] = []
-        listening = threading.Event()
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
 
-        def follow() -> None:
-            assert process.stdout is not None
-            for line in process.stdout:
-                self.lines.append(line.rstrip("\n"))
-                if "listening on" in line:
-                    listening.set()
-            listening.set()
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
 
-        self._reader = threading.Thread(target=follow, daemon=True)
-        self._reader.start()
-        assert listening.wait(START_SECONDS), "the proxy did not start"
-        assert self.lines, "the proxy ended without a word"
-        self.url = self.lines[0].rpartition(" ")[2]
+    async def until(self, end: bytes) -> bytes:
+        return await asyncio.wait_for(self.reader.readuntil(end), WAIT)
 
-    def stop(self) -> str:
-        """End it; all that it has printed."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
-        self._reader.join(timeout=60)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return "\n".join(self.lines)
+    async def exactly(self, count: int) -> bytes:
+        return await asyncio.wait_for(self.reader.readexactly(count), WAIT)
 
-    def records(self) -> list[LoopRecord]:
-        """What it has recorded, in the order of the loops' starts; after `stop`."""
-        found = [record for path in sorted(self.out.glob("*/records.jsonl")) for record in read(path)]
-        return sorted(found, key=lambda record: record.started_ns)
+    async def rest(self) -> bytes:
+        return await asyncio.wait_for(self.reader.read(-1), WAIT)
 
-    def run(self) -> dict[str, Any]:
-        """The `run.json` of its only run."""
-        [path] = self.out.glob("*/run.json")
-        run: dict[str, Any] = json.loads(path.read_bytes())
-        return run
+    async def head(self) -> bytes:
+        """With the empty line at its end."""
+        return await self.until(b"\r\n\r\n")
+
+    async def chunk(self) -> bytes:
+        """A chunk of a body; the last one is empty, and its trailers are left."""
+        size = int(await self.until(b"\r\n"), 16)
+        data = await self.exactly(size)
+        if size:
+            assert await self.exactly(2) == b"\r\n"
+        return data
+
+    async def message(self, bodiless: bool = False) -> tuple[bytes, bytes]:
+        """Head and body of a message, by its framing."""
+        head = await self.head()
+        lower = head.lower()
+        if bodiless:
+            return head, b""
+        if b"transfer-encoding: chunked" in lower:
+            body = b""
+            while data := await self.chunk():
+                body += data
+            await self.until(b"\r\n")
+            return head, body
+        if b"content-length: " in lower:
+            length = int(lower.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            return head, await self.exactly(length)
+        return head, b"" if not lower.startswith(b"http/") else await self.rest()
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def reset(self) -> None:
+        self.writer.transport.abort()
 
 
-@contextmanager
-def proxied(out: Path, *options: str) -> Iterator[ProxyProcess]:
-    """A proxy that writes to `out`; it is ended in any case."""
-    command = [sys.executable, "-m", "profiler", "proxy", *options, "--port", "0", "--out", str(out)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+Handler = Callable[[Wire], Awaitable[None]]
+
+
+@dataclass
+class Seen:
+    """An observer that keeps what it is told."""
+
+    events: list[tuple[str, Exchange]] = field(default_factory=list)
+
+    def requested(self, exchange: Exchange) -> None:
+        self.events.append(("requested", exchange))
+
+    def responding(self, exchange: Exchange) -> None:
+        self.events.append(("responding", exchange))
+
+    def ended(self, exchange: Exchange) -> None:
+        self.events.append(("ended", exchange))
+
+    def tick(self, now_ns: int) -> None:
+        pass
+
+    async def exchanges(self, count: int) -> list[Exchange]:
+        """Those that have ended, once there are so many."""
+        ended: list[Exchange] = []
+        async with asyncio.timeout(WAIT):
+            while len(ended := [one for event, one in self.events if event == "ended"]) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        return ended
+
+
+@dataclass
+class Proxied:
+    """A proxy that runs, and the server behind it. `accepted` are the connections that came to that."""
+
+    port: int
+    upstream_port: int
+    server: ProxyServer
+    seen: Seen
+    said: list[str]
+    accepted: list[Wire]
+    opened: list[Wire] = field(default_factory=list)
+
+    async def connect(self) -> Wire:
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.opened.append(wire)
+        return wire
+
+    async def ask(self, request: bytes) -> tuple[bytes, bytes]:
+        """Head and body of the answer to a request on a connection of its own."""
+        wire = await self.connect()
+        await wire.send(request)
+        return await wire.message()
+
+
+@contextlib.asynccontextmanager
+async def proxied(
+    handler: Handler,
+    *,
+    specs: tuple[str, ...] = ("http://127.0.0.1:{port}",),
+    mcp: tuple[str, ...] = (),
+    observer: Seen | None = None,
+    server_tls: ssl.SSLContext | None = None,
+    client_tls: ssl.SSLContext | None = None,
+    allowed: tuple[str, ...] = (),
+) -> AsyncIterator[Proxied]:
+    """A proxy whose upstream hands each connection to `handler`. `{port}` in a spec is the upstream's."""
+    accepted: list[Wire] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        wire = Wire(reader, writer)
+        accepted.append(wire)
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            await handler(wire)
+        writer.close()
+
+    upstream = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server_tls)
+    port = upstream.sockets[0].getsockname()[1]
+    loop = asyncio.get_running_loop()
+    seen = observer or Seen()
+    said: list[str] = []
+    server = ProxyServer(
+        routes([one.format(port=port) for one in specs], [one.format(port=port) for one in mcp]),
+        Watching(seen, loop, said.append),
+        Pool(loop, client_tls),
+        {},
+        allowed,
+        said.append,
     )
+    listener = await loop.create_server(server.connection, "127.0.0.1", 0)
+    bound = listener.sockets[0].getsockname()[1]
+    running = Proxied(bound, port, server, seen, said, accepted)
     try:
-        yield ProxyProcess(process, out)
+        yield running
     finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(timeout=60)
-
-
-Run = Callable[[str, str, str], Awaitable[str]]
-"""Runs a tool: the call's id, the tool's name, its arguments as JSON text; returns the result."""
-
-TOOL = {
-    "name": "get_weather",
-    "description": "Weather.",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-}
-
-
-async def agent(
-    api: str, client: Any, tools: Sequence[dict[str, Any]], prompt: str, stream: bool, run: Run
-) -> list[str]:
-    """One loop with an SDK, its calls gathered; the ids of all calls that it was asked for."""
-    seen: list[str] = []
-    history: list[Any] = [{"role": "user", "content": prompt}]
-    for _ in range(20):
-        asked = await _ASK[api](client, history, tools, stream)
-        if not asked:
-            return seen
-        seen += [ident for ident, _, _ in asked]
-        results = await asyncio.gather(*(run(*one) for one in asked))
-        pairs = [(one[0], result) for one, result in zip(asked, results, strict=True)]
-        if api == "anthropic":
-            parts = [{"type": "tool_result", "tool_use_id": i, "content": text} for i, text in pairs]
-            history.append({"role": "user", "content": parts})
-        elif api == "openai":
-            history += [{"role": "tool", "tool_call_id": i, "content": text} for i, text in pairs]
-        else:
-            history += [{"type": "function_call_output", "call_id": i, "output": text} for i, text in pairs]
-    raise AssertionError("no end")
-
-
-async def _chat(
-    client: openai.AsyncOpenAI, history: list[Any], tools: Sequence[dict[str, Any]], stream: bool
-) -> list[tuple[str, str, str]]:
-    offered: Any = [{"type": "function", "function": tool} for tool in tools]
-    if stream:
-        async with client.chat.completions.stream(
-            model="m", messages=history, tools=offered, stream_options={"include_usage": True}
-        ) as events:
-            message: Any = (await events.get_final_completion()).choices[0].message
-    else:
-        completion = await client.chat.completions.create(model="m", messages=history, tools=offered)
-        message = completion.choices[0].message
-    history.append(
-        message.model_dump(
-            exclude_none=True,
-            exclude={"tool_calls": {"__all__": {"function": {"parsed_arguments"}}}, "parsed": True},
-        )
-    )
-    return [(c.id, c.function.name, c.function.arguments) for c in message.tool_calls or ()]
-
-
-async def _responses(
-    client: openai.AsyncOpenAI, history: list[Any], tools: Sequence[dict[str, Any]], stream: bool
-) -> list[tuple[str, str, str]]:
-    offered: Any = [{"type": "function", "strict": False, **tool} for tool in tools]
-    if stream:
-        async with client.responses.stream(model="m", input=history, tools=offered) as events:
-            response: Any = await events.get_final_response()
-    else:
-        response = await client.responses.create(model="m", input=history, tools=offered)
-    calls = [item for item in response.output if item.type == "function_call"]
-    kept = ("type", "call_id", "name", "arguments")
-    history += [item.model_dump(include={*kept}) for item in calls]
-    return [(c.call_id, c.name, c.arguments) for c in calls]
-
-
-async def _messages(
-    client: anthropic.AsyncAnthropic, history: list[Any], tools: Sequence[dict[str, Any]], stream: bool
-) -> list[tuple[str, str, str]]:
-    offered: Any = [
-        {"name": t["name"], "description": t["description"], "input_schema": t["parameters"]} for t in tools
-    ]
-    if stream:
-        async with client.messages.stream(
-            model="m", max_tokens=500, messages=history, tools=offered
-        ) as events:
-            message = await events.get_final_message()
-    else:
-        message = await client.messages.create(model="m", max_tokens=500, messages=history, tools=offered)
-    history.append(
-        {
-            "role": "assistant",
-            "content": [
-                part.model_dump(exclude_none=True, exclude={"parsed_output"}) for part in message.content
-            ],
-        }
-    )
-    return [(c.id, c.name, json.dumps(c.input)) for c in message.content if c.type == "tool_use"]
-
-
-_ASK = {"openai": _chat, "openai-responses": _responses, "anthropic": _messages}
-
-
-def client_of(api: str, url: str, **options: Any) -> Any:
-    """The SDK's client, through the proxy at `url`."""
-    if api == "anthropic":
-        return anthropic.AsyncAnthropic(base_url=url, api_key=KEY, **options)
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, **options)
+        for wire in (*running.opened, *accepted):
+            wire.reset()
+        server.cut()
+        listener.close()
+        upstream.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.sleep(0.01)

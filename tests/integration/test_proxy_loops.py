@@ -16,7 +16,7 @@ import pytest
 
 from profiler.emulator.process import start_emulator
 from tests.integration.mcp_callers import CALLERS, Target, session_of
-from tests.integration.proxied import KEY, SECRET, TOOL, agent, client_of, proxied
+from tests.integration.proxied_agents import KEY, SECRET, TOOL, agent, client_of, proxied
 
 MS = 1_000_000
 
