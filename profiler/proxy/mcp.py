@@ -1,4 +1,4 @@
-"""Calls of MCP servers' tools as they go by: both eras of Streamable HTTP, answers as JSON or as events. Pure.
+"""Calls of MCP servers' tools as they go by: both eras of Streamable HTTP, JSON or events. Pure.
 
 Of a session it is read who the server says it is. A call is from its request to its answer: the event with
 it, for clients close an event stream before its end. Nothing of arguments and results is kept.
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from profiler.mcp import wire
-from profiler.proxy.exchange import decoder
+from profiler.proxy.coding import Decode, decoder
+from profiler.proxy.exchange import body_of
 from profiler.proxy.matching import Matching, ToolRun
 from profiler.proxy.seen import Exchange
 from profiler.records import RemoteCall
@@ -19,6 +20,7 @@ from profiler.records import RemoteCall
 MOST_ANSWER = 4 * 2**20
 """Bytes of an answer that are read. Of a longer one its length of time is known all the same."""
 MOST_PENDING = 5_000
+LONGEST_NS = 3600 * 10**9
 MOST_NAMES = 1_000
 MOST_META = 20
 
@@ -35,19 +37,18 @@ class _Pending:
     exchange: Exchange
     answered_ns: int | None = None
     progress: int = 0
-    tried: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class McpReading:
-    """One request to an MCP server: what is read of its response. `opens`: a request that names the server."""
+    """One request to an MCP server: what is read of its response. `opens`: its answer names the server."""
 
     calls: list[_Pending] = field(default_factory=list)
     opens: object = None
     events: wire.EventReader | None = None
     chunks: list[bytes] = field(default_factory=list)
     size: int = 0
-    decode: Any = None
+    decode: Decode | None = None
     begun: bool = False
     readable: bool = True
 
@@ -67,8 +68,8 @@ class McpCalls:
         exchange.state = reading
         if exchange.method != b"POST":
             return reading
-        body, exchange.request.pieces = exchange.request.whole(), []
-        if not exchange.request.kept:
+        body = body_of(exchange)
+        if body is None:
             return reading
         try:
             messages = wire.messages(wire.decoded(body))
@@ -139,6 +140,13 @@ class McpCalls:
             if self._pending.get(_key(exchange, pending.run.session, pending.number)) is pending:
                 self._unanswered(exchange, reading, pending, ended_ns)
 
+    def tick(self, now_ns: int) -> None:
+        """Gives up calls of which nothing was heard for too long."""
+        for pending in [*self._pending.values()]:
+            if now_ns - pending.run.started_ns < LONGEST_NS:
+                break
+            self._finish(pending, now_ns, "cancelled", "cancelled", None)
+
     def _call(
         self,
         reading: McpReading,
@@ -197,11 +205,12 @@ class McpCalls:
             self._named(exchange, message.get("result"))
             return
         # Of a stream that was lost the answer may come on another one of the session.
-        pending = self._pending.get(_key(exchange, session, number))
-        if pending is None and wire.answers_nobody(message) and len(reading.calls) == 1:
-            pending = reading.calls[0]
-        if pending is None or not ("result" in message or "error" in message):
+        found = self._pending.get(_key(exchange, session, number))
+        if found is None and wire.answers_nobody(message) and len(reading.calls) == 1:
+            found = reading.calls[0]
+        if found is None or not ("result" in message or "error" in message):
             return
+        pending = found
         pending.answered_ns = answered_ns
         meaning = wire.meaning(message)
         error_type = meaning.error_type
@@ -210,12 +219,10 @@ class McpCalls:
         status = exchange.status or 0
         if status >= 400 and status not in (400, 404):
             error_type = f"http_{status}"  # then it is the status that tells
+        outcome: Literal["ok", "error", "cancelled"] = "ok" if error_type is None else "error"
         if wire.error_code(message.get("error")) in _CANCELLED_CODES:
-            self._finish(pending, ended_ns, "cancelled", "cancelled", meaning.server_ns)
-        else:
-            self._finish(
-                pending, ended_ns, "ok" if error_type is None else "error", error_type, meaning.server_ns
-            )
+            outcome, error_type = "cancelled", "cancelled"
+        self._finish(pending, ended_ns, outcome, error_type, meaning.server_ns)
 
     def _unanswered(self, exchange: Exchange, reading: McpReading, pending: _Pending, ended_ns: int) -> None:
         """The response has ended without an answer that could be read."""
@@ -228,7 +235,7 @@ class McpCalls:
             self._finish(pending, ended_ns, "error", f"http_{status}", None)
         elif not reading.readable:  # too long, or in an encoding that nothing here reads
             self._finish(pending, ended_ns, "ok", None, None)
-        elif reading.events is None or status == 202:
+        elif reading.events is None or not pending.run.session:
             self._finish(pending, ended_ns, "error", wire.INVALID_REPLY, None)
         # else the stream was lost, and may be taken up again: the answer is waited for
 
