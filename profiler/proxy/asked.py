@@ -215,6 +215,7 @@ def _of_items(items: list[Any]) -> tuple[list[Result], tuple[str, ...]]:
         if not isinstance(item, dict):
             continue
         kind = item.get("type")
+        kind = kind if isinstance(kind, str) else ""
         if kind in _OUTPUTS:
             ident = _ident(item.get("call_id"))
             if fresh:
@@ -223,7 +224,7 @@ def _of_items(items: list[Any]) -> tuple[list[Result], tuple[str, ...]]:
                 earlier.append(ident)
             if len(found) + len(earlier) >= MOST_RESULTS:
                 break
-        elif item.get("role") == "assistant" or (isinstance(kind, str) and kind.endswith(_OF_MODEL)):
+        elif item.get("role") == "assistant" or kind.endswith(_OF_MODEL):
             if not found or item.get("role") == "assistant":
                 break
             fresh = False
