@@ -69,7 +69,7 @@ class LoopObserver:
         if api is None:
             exchange.request.pieces.clear()
             return
-        asked = asked_of(api, path, exchange.request_headers, body_of(exchange), self._salt)
+        asked = asked_of(api, path, exchange.request_headers, body_of(exchange), self._salt, exchange.key)
         turn = self._conversations.asked(asked, exchange.started_ns, exchange.connection)
         exchange.state = (turn, Reading(asked, exchange.started_ns))
 
