@@ -60,6 +60,7 @@ class Asked:
     server's, in words of the model that the request ends with. `previous` and `conversation` name what the
     server remembers. `items` counts the messages, or items, of its history. `retry`: how often its SDK has
     sent it before, None where it does not say. `marks`: what its client says it belongs to, hashed, by name.
+    `key`: the same for the same credentials.
     `is_read` is False for a body that is no such request, or was not kept.
     """
 
@@ -74,6 +75,7 @@ class Asked:
     items: int = 0
     retry: int | None = None
     marks: dict[str, bytes] = field(default_factory=dict)
+    key: bytes = b""
     is_read: bool = True
 
     @property
@@ -83,19 +85,24 @@ class Asked:
 
 
 def asked_of(
-    api: Api, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes | None, salt: bytes
+    api: Api,
+    path: str,
+    headers: Sequence[tuple[bytes, bytes]],
+    body: bytes | None,
+    salt: bytes,
+    key: bytes = b"",
 ) -> Asked:
     """Of a request to this API. `body` None: it was not kept. `salt` keys all hashes. Never raises."""
     retry, marks = _headers(headers, salt)
     if body is None:
-        return Asked(api, model_in(path), retry=retry, marks=marks, is_read=False)
+        return Asked(api, model_in(path), retry=retry, marks=marks, key=key, is_read=False)
     digest = hashlib.blake2b(body, digest_size=16, key=salt).digest()
     try:
         data = orjson.loads(body)
     except ValueError:
         data = None
     if not isinstance(data, dict):
-        return Asked(api, model_in(path), digest, retry=retry, marks=marks, is_read=False)
+        return Asked(api, model_in(path), digest, retry=retry, marks=marks, key=key, is_read=False)
     model = data.get("model")
     if not isinstance(model, str) or not model:
         model = model_in(path)
@@ -126,6 +133,7 @@ def asked_of(
         count,
         retry,
         marks,
+        key,
     )
 
 
@@ -207,6 +215,7 @@ def _of_items(items: list[Any]) -> tuple[list[Result], tuple[str, ...]]:
         if not isinstance(item, dict):
             continue
         kind = item.get("type")
+        kind = kind if isinstance(kind, str) else ""
         if kind in _OUTPUTS:
             ident = _ident(item.get("call_id"))
             if fresh:
@@ -215,7 +224,7 @@ def _of_items(items: list[Any]) -> tuple[list[Result], tuple[str, ...]]:
                 earlier.append(ident)
             if len(found) + len(earlier) >= MOST_RESULTS:
                 break
-        elif item.get("role") == "assistant" or (isinstance(kind, str) and kind.endswith(_OF_MODEL)):
+        elif item.get("role") == "assistant" or kind.endswith(_OF_MODEL):
             if not found or item.get("role") == "assistant":
                 break
             fresh = False

@@ -139,8 +139,7 @@ class Conversations:
         self._past: OrderedDict[str, None] = OrderedDict()  # ids of calls of loops that have ended
         self._repeated: OrderedDict[str, None] = OrderedDict()  # ids that were used more than once
         self._connections: OrderedDict[int, _Loop] = OrderedDict()
-        self._holds: list[tuple[int, int, _Loop]] = []
-        self._holding = itertools.count()
+        self._holds: list[tuple[int, str]] = []
         self._shared = False  # a client has been seen to use a connection for several loops at once
         self.begun = 0
 
@@ -185,7 +184,7 @@ class Conversations:
         elif told.transient or len(loop.rounds) > 1:
             until_ns = told.ended_ns + self._hold_ns + (told.model.attempts[-1].retry_after_ns or 0)
             loop.until_ns = until_ns
-            heapq.heappush(self._holds, (until_ns, next(self._holding), loop))
+            heapq.heappush(self._holds, (until_ns, loop.id))
             if turn.asked.digest:
                 loop.held = turn.asked.digest
                 self._failed.setdefault(loop.held, []).append(round_)
@@ -195,9 +194,10 @@ class Conversations:
     def tick(self, now_ns: int) -> None:
         """Ends what nothing has come of for too long."""
         while self._holds and self._holds[0][0] <= now_ns:
-            until_ns, _, loop = heapq.heappop(self._holds)
-            if loop.open and loop.until_ns == until_ns:
-                self._end(loop)
+            until_ns, ident = heapq.heappop(self._holds)
+            held = self._open.get(ident)
+            if held is not None and held.until_ns == until_ns:
+                self._end(held)
         idle_since_ns = now_ns - self._idle_ns
         for loop in [*itertools.takewhile(lambda one: one.touched_ns <= idle_since_ns, self._open.values())]:
             turn = loop.last.turns[-1]
@@ -254,12 +254,8 @@ class Conversations:
                 return None, 0
         elif not waiting:
             waiting = [*found]
-        if len(waiting) == 1 and not (waiting[0].loop.asked.api != asked.api and self._are_repeated(ids)):
-            only = waiting[0]
-            if not self._are_repeated(ids) or _is_after(only.loop.asked, asked) or not only.waits:
-                return only, 1
-            self._skip(UNKNOWN)
-            return None, 0
+        if len(waiting) == 1 and not self._are_repeated(ids):
+            return waiting[0], 1
         return self._one_of(waiting, asked, connection)
 
     def _are_repeated(self, ids: Iterable[str]) -> bool:
@@ -275,8 +271,9 @@ class Conversations:
         found = [
             one
             for one in found
-            if _is_after(one.loop.asked, asked)
+            if (_is_after(one.loop.asked, asked) or not one.waits)
             and one.loop.asked.api == asked.api
+            and one.loop.asked.key == asked.key
             and one.loop.asked.conversation == asked.conversation
         ]
         count = len(found)
@@ -293,9 +290,9 @@ class Conversations:
             if len(found) == 1:
                 self._skip(BY_CONNECTION)
         if len(found) == 1:
-            return found[0], max(count, 1)
+            return found[0], count
         self._skip(UNRESOLVED if found else UNKNOWN)
-        return None, max(count, 2)
+        return None, count
 
     def _go_on(self, before: _Round, asked: Asked, now_ns: int) -> _Round:
         """The round that a request with the results of another one is a try of."""
@@ -314,7 +311,7 @@ class Conversations:
 
     def _again(self, asked: Asked, connection: int) -> _Round | None:
         """The round that a request is another try of: it is the same, to the byte, as one that failed."""
-        held = self._failed.get(asked.digest)
+        held = [one for one in self._failed.get(asked.digest, ()) if one.loop.asked.key == asked.key]
         if not held or (asked.retry == 0 and not asked.results):  # another agent's, as its SDK says
             return None
         found = _narrowed(held, lambda one: asked.retry is None or len(one.turns) == asked.retry)

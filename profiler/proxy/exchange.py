@@ -5,8 +5,6 @@ Whatever servers send is read without raising (`profiler.providers.replies`), an
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +14,7 @@ from profiler.providers.connections import MOST_BYTES
 from profiler.providers.failures import error_type_of
 from profiler.providers.replies import ReplyReader, begins_stream, reader_of
 from profiler.proxy.asked import Asked
+from profiler.proxy.coding import Decode, decoder
 from profiler.proxy.seen import Exchange
 from profiler.recordings.drafts import ModelDraft
 from profiler.records import Attempt, Status
@@ -82,7 +81,7 @@ class Reading:
         self._now_ns = started_ns
         self._probe = Probe(self._clock)
         self._reader: ReplyReader | None = None
-        self._decode: Callable[[bytes], bytes] | None = None
+        self._decode: Decode | None = None
         self._begun = False
         self._streamed = False
         self._unread = False
@@ -255,12 +254,19 @@ class Reading:
             )
 
 
-def decoder(encoding: bytes) -> Callable[[bytes], bytes] | None:
-    """Undoes a Content-Encoding piece by piece; None for one that nothing here can read."""
-    if encoding in (b"gzip", b"x-gzip"):
-        inflate = zlib.decompressobj(wbits=31)
-    elif encoding == b"deflate":
-        inflate = zlib.decompressobj()
-    else:
+def body_of(exchange: Exchange) -> bytes | None:
+    """The body of the request, taken from the exchange; None where it was not kept or cannot be read.
+
+    Some clients compress what they send.
+    """
+    kept = exchange.request
+    body = kept.whole() if kept.kept else None
+    kept.pieces.clear()
+    encoding = exchange.header(b"content-encoding")
+    if body is None or encoding is None:
+        return body
+    decode = decoder(encoding)
+    try:
+        return None if decode is None else decode(body)
+    except Exception:  # of any decoder; the server will say so
         return None
-    return lambda data: inflate.decompress(data, MOST_BYTES + 1)

@@ -6,11 +6,13 @@ connection to the client and the one to the upstream end, and frame their bodies
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import orjson
 
 from profiler.proxy.seen import Headers
+from profiler.redaction import SHORTEST
 
 Raw = Sequence[tuple[bytes, bytes]]
 """Header lines, as they came."""
@@ -205,12 +207,17 @@ def _timeout(value: bytes) -> float | None:
 
 
 _SECRET = (b"auth", b"key", b"token", b"secret", b"cookie", b"credential", b"password", b"signature")
+_BETWEEN = re.compile(rb"[\s;,=]+|\bBearer\b|\bBasic\b", re.IGNORECASE)
 _names: dict[bytes, bytes] = {}
 """Names of headers in lower case; empty for those that may hold a credential. Bounded by `shown`."""
 
 
-def shown(headers: Raw) -> Headers:
-    """Headers without those that may hold a credential, names in lower case."""
+def shown(headers: Raw, secrets: Collection[bytes] = (), held: list[bytes] | None = None) -> Headers:
+    """Headers without those that may hold a credential, names in lower case.
+
+    Nor are those with one of `secrets` in them, should a server send back what it was sent. `held` is given
+    the values that are left out.
+    """
     told = []
     for name, value in headers:
         lower = _names.get(name)
@@ -220,9 +227,18 @@ def shown(headers: Raw) -> Headers:
                 lower = b""
             if len(_names) < 1000:
                 _names[name] = lower
-        if lower:
+        if not lower:
+            if held is not None:
+                held.append(value)
+        elif not any(secret in value for secret in secrets):
             told.append((lower, value))
     return told
+
+
+def parts_of(values: Iterable[bytes]) -> tuple[bytes, ...]:
+    """What is secret in the values of such headers: the words of each (`Bearer X`, `a=X; b=Y`)."""
+    words = (word for value in values for word in _BETWEEN.split(value))
+    return tuple(word for word in dict.fromkeys(words) if len(word) >= SHORTEST)
 
 
 def _is_secret(lower: bytes) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from profiler.proxy.asked import asked_of
 from profiler.proxy.conversations import Conversations, Turn
-from profiler.proxy.exchange import Reading
+from profiler.proxy.exchange import Reading, body_of
 from profiler.proxy.kinds import kind_of
 from profiler.proxy.matching import Matching
 from profiler.proxy.mcp import McpCalls, McpReading
@@ -69,9 +69,7 @@ class LoopObserver:
         if api is None:
             exchange.request.pieces.clear()
             return
-        body = exchange.request
-        asked = asked_of(api, path, exchange.request_headers, body.whole() if body.kept else None, self._salt)
-        body.pieces.clear()
+        asked = asked_of(api, path, exchange.request_headers, body_of(exchange), self._salt, exchange.key)
         turn = self._conversations.asked(asked, exchange.started_ns, exchange.connection)
         exchange.state = (turn, Reading(asked, exchange.started_ns))
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from profiler.mcp import wire
-from profiler.proxy.exchange import decoder
+from profiler.proxy.coding import Decode, decoder
+from profiler.proxy.exchange import body_of
 from profiler.proxy.matching import Matching, ToolRun
 from profiler.proxy.seen import Exchange
 from profiler.records import RemoteCall
@@ -47,7 +48,7 @@ class McpReading:
     events: wire.EventReader | None = None
     chunks: list[bytes] = field(default_factory=list)
     size: int = 0
-    decode: Any = None
+    decode: Decode | None = None
     begun: bool = False
     readable: bool = True
 
@@ -67,8 +68,8 @@ class McpCalls:
         exchange.state = reading
         if exchange.method != b"POST":
             return reading
-        body, exchange.request.pieces = exchange.request.whole(), []
-        if not exchange.request.kept:
+        body = body_of(exchange)
+        if body is None:
             return reading
         try:
             messages = wire.messages(wire.decoded(body))

@@ -8,6 +8,8 @@ counted.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import secrets
 import sys
 import time
 import traceback
@@ -15,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
-from profiler.proxy.heads import shown
+from profiler.proxy.heads import parts_of, shown
 from profiler.proxy.seen import Body, Exchange, Observer, Outcome, Piece
 
 MOST_BODY = 24 * 2**20
@@ -59,6 +61,7 @@ class Watching:
         self._queue: deque[tuple[_Event, Exchange]] = deque()
         self._responding: dict[Exchange, None] = {}
         self._scheduled = False
+        self._salt = secrets.token_bytes(16)
         self.held = 0
         self.dropped = 0
         self.failures = 0
@@ -137,9 +140,15 @@ class Watching:
         observer = self._observer
         assert observer is not None
         if exchange.raw_request:
-            exchange.request_headers, exchange.raw_request = shown(exchange.raw_request), ()
+            held: list[bytes] = []
+            exchange.request_headers, exchange.raw_request = shown(exchange.raw_request, held=held), ()
+            if held:
+                exchange.secrets = parts_of(held)
+                exchange.key = hashlib.blake2b(b"\0".join(held), digest_size=8, key=self._salt).digest()
         if exchange.raw_response:
-            exchange.response_headers, exchange.raw_response = shown(exchange.raw_response), ()
+            exchange.response_headers = shown(exchange.raw_response, exchange.secrets)
+            exchange.raw_response = ()
+            exchange.secrets = ()
         try:
             if event == "responding":
                 observer.responding(exchange)

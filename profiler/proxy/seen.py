@@ -64,7 +64,8 @@ class Exchange:
     `https://api.openai.com` (without credentials), `path` what the client asked for (without the query).
     `request_ended_ns`: its last byte was read. `connected_ns`: it had a connection to the upstream, one from
     the pool where `reused`. `sent_ns`: its last byte was handed to that connection. `head_ns`: the response's
-    head was read. `note` says in words why an exchange is not complete. `state` is the observer's own.
+    head was read. `note` says in words why an exchange is not complete. `key` is the same for the same
+    credentials, and tells nothing of them. `state` is the observer's own.
     """
 
     number: int
@@ -88,6 +89,8 @@ class Exchange:
     outcome: Outcome | None = None
     note: str = ""
     state: object = None
+    key: bytes = b""
+    secrets: tuple[bytes, ...] = ()  # the transport's own: credentials, until the response's head was told
     lost: bool = False  # the transport's own: an event of it was not told
     raw_request: Headers = ()  # the same: headers as they came, until the observer is told of them
     raw_response: Headers = ()

@@ -176,6 +176,7 @@ class ClientConnection(asyncio.Protocol):
         self._held_back = False
         self._upgrading = False
         self._again = False
+        self._unreadable = False
         self.write_paused = False
         self._last_ns = time.monotonic_ns()
         self._begin()
@@ -216,7 +217,7 @@ class ClientConnection(asyncio.Protocol):
             self._queue[-1].out.append(data)
             self._queue[0].send()
             return
-        if self._closing and not self._lingering:
+        if self._unreadable or (self._closing and not self._lingering):
             return
         now = self._now = time.monotonic_ns()
         if self._fresh:
@@ -361,6 +362,7 @@ class ClientConnection(asyncio.Protocol):
             forward.out.append(heads.trailers(self._trailers) if self._trailers else b"0\r\n\r\n")
         forward.complete = True
         forward.exchange.request_ended_ns = self._now
+        self._url = b""
 
     def _add(self, head: RequestHead, modern: bool, keep_alive: bool) -> None:
         """A request's head was read."""
@@ -464,7 +466,7 @@ class ClientConnection(asyncio.Protocol):
         self.server.counts["not_http"] += 1
         self.server.problem(f"refused: {words}")
         reading, self._reading = self._reading, None
-        self._closing = True
+        self._closing = self._unreadable = True
         if reading is not None:
             # In the middle of a body: the upstream has a part of it, and no answer of ours can be right.
             self.abort()
@@ -474,7 +476,6 @@ class ClientConnection(asyncio.Protocol):
         forward = Forward(self, head, True, False, None, exchange, self.server.watching)
         body = heads.error_body("openai", status, f"toolcall-profiler proxy: {words}")
         forward.own = Answer(status, b"application/json", body)
-        forward.complete = True
         self._queue.append(forward)
         self._begin()
 

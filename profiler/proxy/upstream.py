@@ -208,12 +208,13 @@ class UpstreamConnection(asyncio.Protocol):
         self.forward = None
         reusable = self._reusable and forward.complete and self.transport is not None
         if reusable:
+            seconds = self._idle_seconds
             if forward.head.method == b"HEAD":
                 self._new_parser()
             else:
                 self._begin()
             self.resume_reading()
-            self._pool.give_back(self, self._idle_seconds)
+            self._pool.give_back(self, seconds)
         else:
             self.abort()
         forward.responded_whole(self._now)

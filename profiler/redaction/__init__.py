@@ -38,6 +38,8 @@ _SENSITIVE_VARIABLE = re.compile(
     r"(_|^)((API)?KEYS?|TOKENS?|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS|AUTH|COOKIES?|HEADERS)(_|$)",
     re.I,
 )
+_FIGURE = re.compile(r"[0-9.:\-+]{1,30}(?:ms|[hmsTZ][0-9.:\-+hmsTZ]{0,20})?")
+"""A number, a duration or a point in time, as rate-limit headers have them."""
 _NAMED = re.compile(r"[\w.-]+=.")
 _SCHEMES = ("bearer", "basic", "digest")
 _QUIET = ("openai", "anthropic", "httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")
@@ -90,7 +92,7 @@ def _carried(values: tuple[bytes, ...]) -> frozenset[str]:
 
 def scrub_echo(text: str, secrets: Collection[str]) -> str:
     """`scrub` for what a server says with every reply: ids of requests, values of headers."""
-    if len(text) < SHORTEST or text.isdigit():
+    if len(text) < SHORTEST or text.isdigit() or (_FIGURE.fullmatch(text) and text not in secrets):
         return text
     return scrub(text, [secret for secret in secrets if secret in text])
 

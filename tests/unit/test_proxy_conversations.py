@@ -38,11 +38,14 @@ def test_loop_of_two_rounds_has_its_phase_exactly_and_bounds_of_its_calls(api: s
         ("a2", "weather", 100),
     ]
     for call in one.tool_calls:
-        assert call.upper_bound and ms(call.duration_ns) == 250 and call.latency_ns is None
+        assert call.upper_bound
+        assert ms(call.duration_ns) == 250
+        assert call.latency_ns is None
         assert {*call.derived} == {"started_ns", "ended_ns"}
     assert (one.model.input_tokens, one.model.output_tokens) == (100, 10)
     assert one.model.cached_tokens == (40 if api == "anthropic" else None)
-    assert two.tool_calls == () and two.tools_started_ns is None
+    assert two.tool_calls == ()
+    assert two.tools_started_ns is None
     assert (traffic.tally.upper_bounds, traffic.tally.exact) == (2, 0)
     assert not traffic.skipped
 
@@ -55,7 +58,8 @@ def test_call_that_was_alone_took_as_long_as_the_phase(api: str) -> None:
     traffic.respond(traffic.send(agent.path, agent.body, 350), reply(api), 400)
     [record] = traffic.records
     [call] = record.rounds[0].tool_calls
-    assert not call.upper_bound and ms(call.latency_ns) == 250
+    assert not call.upper_bound
+    assert ms(call.latency_ns) == 250
     assert {*call.derived} == {"started_ns", "ended_ns"}
     # Only Messages says in a result that it is an error.
     assert (call.status, call.error_type) == (("error", "tool_error") if api == "anthropic" else ("ok", None))
@@ -71,7 +75,8 @@ def test_streamed_reply_tells_when_each_call_was_ready(api: str) -> None:
     traffic.respond(traffic.send(agent.path, agent.body, 300), stream(api, 340), 360)
     [record] = traffic.records
     one, two = record.rounds
-    assert one.model.streamed and ms(one.model.first_token_ns) == 50
+    assert one.model.streamed
+    assert ms(one.model.first_token_ns) == 50
     assert ms(one.model.first_tool_call_ns) == 60
     assert [ms(call.ready_ns) for call in one.tool_calls] == [60, 80]
     assert (ms(one.tools_started_ns), ms(one.tools_ended_ns)) == (80, 300)
@@ -123,9 +128,11 @@ def test_agents_with_one_prompt_at_once_are_told_apart_by_ids(
             except StopIteration:
                 del running[agent]
     records = traffic.records
-    assert len(records) == agents and not traffic.skipped
+    assert len(records) == agents
+    assert not traffic.skipped
     for record in records:
-        assert len(record.rounds) == rounds + 1 and record.status == "ok"
+        assert len(record.rounds) == rounds + 1
+        assert record.status == "ok"
         assert len({of_id[call.id] for call in record.tool_calls}) == 1
         assert record.ambiguous_calls == 0
 
@@ -146,14 +153,18 @@ def test_request_sent_again_is_a_try_of_the_same_round(api: str) -> None:
     [record] = traffic.records
     one, two = record.rounds
     assert [attempt.status for attempt in one.model.attempts] == [429, 200]
-    assert ms(one.model.backoff_ns) == 1000 and (ms(one.model.started_ns), one.model.status) == (0, "ok")
+    assert ms(one.model.backoff_ns) == 1000
+    assert (ms(one.model.started_ns), one.model.status) == (0, "ok")
     first = one.model.attempts[0]
-    assert first.refused and first.retry_after_ns == 10**9 and first.request_id == "req_1"
+    assert first.refused
+    assert first.retry_after_ns == 10**9
+    assert first.request_id == "req_1"
     assert first.rate_limits == {"x-ratelimit-remaining-requests": "0"}
     assert [attempt.error_type for attempt in two.model.attempts] == ["connection", None]
     assert (ms(two.model.started_ns), ms(two.model.ended_ns), ms(two.model.backoff_ns)) == (1200, 1800, 500)
     assert ms(one.tools_ended_ns) == 1200
-    assert record.status == "ok" and two.model.resends == 0
+    assert record.status == "ok"
+    assert two.model.resends == 0
 
 
 def test_same_request_that_its_sdk_calls_the_first_is_another_agent() -> None:
@@ -185,7 +196,8 @@ def test_tries_that_were_not_seen_are_a_count() -> None:
     exchange = traffic.send(agent.path, agent.body, 0, headers=[("x-stainless-retry-count", "2")])
     traffic.respond(exchange, reply("openai"), 50)
     [record] = traffic.records
-    assert record.rounds[0].model.resends == 2 and record.rounds[0].model.attempt_count == 3
+    assert record.rounds[0].model.resends == 2
+    assert record.rounds[0].model.attempt_count == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
@@ -216,8 +228,10 @@ def test_new_message_of_the_user_begins_a_loop(api: str) -> None:
     agent.said("done", "and now?")
     traffic.respond(traffic.send(agent.path, agent.body, 9000), reply(api), 9100)
     first, second = traffic.records
-    assert len(first.rounds) == 2 and len(second.rounds) == 1
-    assert ms(second.started_ns) == 9000 and not traffic.skipped
+    assert len(first.rounds) == 2
+    assert len(second.rounds) == 1
+    assert ms(second.started_ns) == 9000
+    assert not traffic.skipped
 
 
 def test_loop_that_nothing_comes_of_is_cancelled_with_its_calls_open() -> None:
@@ -227,7 +241,8 @@ def test_loop_that_nothing_comes_of_is_cancelled_with_its_calls_open() -> None:
     assert not traffic.records
     traffic.observer.tick(901_000 * MS)
     [record] = traffic.records
-    assert record.status == "cancelled" and ms(record.ended_ns) == 100
+    assert record.status == "cancelled"
+    assert ms(record.ended_ns) == 100
     assert [call.ended for call in record.tool_calls] == [False, False]
     assert traffic.tally.never_ended == 2
 
@@ -246,7 +261,8 @@ def test_client_that_goes_away_cancels_its_loop_unless_it_comes_back() -> None:
     traffic.respond(exchange, stream("openai", 50, CALLS)[:1], 60, outcome="client gone")
     traffic.observer.tick(61_000 * MS)
     [record] = traffic.records
-    assert record.status == "cancelled" and record.rounds[0].tool_calls == ()
+    assert record.status == "cancelled"
+    assert record.rounds[0].tool_calls == ()
     assert record.rounds[0].model.error_type == "cancelled"
 
 
@@ -255,14 +271,16 @@ def test_stream_that_its_client_closes_after_the_end_is_whole() -> None:
     exchange = traffic.send(agent.path, agent.body, 0)
     traffic.respond(exchange, stream("openai", 50), 500, outcome="client gone")
     [record] = traffic.records
-    assert record.status == "ok" and ms(record.ended_ns) == 60
+    assert record.status == "ok"
+    assert ms(record.ended_ns) == 60
 
 
 def test_request_that_was_never_whole_is_counted() -> None:
     traffic, agent = Traffic(), Agent("openai")
     exchange = Exchange(1, 1, "model", "u", b"POST", agent.path.encode(), 0)
     traffic.end(exchange, 10, "client gone")
-    assert traffic.skipped == {UNFINISHED: 1} and not traffic.records
+    assert traffic.skipped == {UNFINISHED: 1}
+    assert not traffic.records
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -282,7 +300,8 @@ def test_results_of_calls_that_nobody_saw_begin_a_loop_and_are_counted() -> None
     traffic, agent = Traffic(), Agent("openai")
     agent.went_on(CALLS)
     traffic.respond(traffic.send(agent.path, agent.body, 0), reply("openai"), 100)
-    assert len(traffic.records) == 1 and traffic.skipped == {conversations.UNKNOWN: 1}
+    assert len(traffic.records) == 1
+    assert traffic.skipped == {conversations.UNKNOWN: 1}
 
 
 SAME: list[Call] = [("call_1", "weather")]
@@ -366,7 +385,8 @@ def test_same_ids_at_once_are_told_apart_by_what_the_server_remembers(how: str) 
         traffic.respond(traffic.send(agents[n].path, agents[n].body, 200 + n, 9), reply(api), 300 + n)
     records = sorted(traffic.records, key=lambda record: record.started_ns)
     assert [ms(record.ended_ns) for record in records] == [300, 301]
-    assert [record.ambiguous_calls for record in records] == [0, 0] and not traffic.skipped
+    assert [record.ambiguous_calls for record in records] == [0, 0]
+    assert not traffic.skipped
 
 
 def test_same_ids_are_told_apart_by_how_long_the_history_is() -> None:
@@ -392,7 +412,8 @@ def test_calls_without_ids_go_on_with_the_one_loop_that_waits_for_as_many() -> N
     agent.went_on([("x1", "weather"), ("x2", "weather")])  # made up by its framework
     traffic.respond(traffic.send(agent.path, agent.body, 200), reply("openai"), 300)
     [record] = traffic.records
-    assert len(record.rounds) == 2 and [call.ended for call in record.tool_calls] == [True, True]
+    assert len(record.rounds) == 2
+    assert [call.ended for call in record.tool_calls] == [True, True]
 
 
 def test_paused_turn_goes_on_in_its_loop() -> None:
@@ -403,7 +424,8 @@ def test_paused_turn_goes_on_in_its_loop() -> None:
     agent.history.append({"role": "assistant", "content": content})
     traffic.respond(traffic.send(agent.path, agent.body, 110), reply("anthropic"), 200)
     [record] = traffic.records
-    assert len(record.rounds) == 2 and record.status == "ok"
+    assert len(record.rounds) == 2
+    assert record.status == "ok"
     assert record.rounds[0].tool_calls == ()
 
 
@@ -425,7 +447,8 @@ def test_oldest_loop_ends_when_too_many_are_open() -> None:
     open_ = conversations.Conversations(ended.append, skipped.append, most_open=2)
     for n in range(3):
         open_.asked(Asked("openai", digest=bytes([n])), n, n)
-    assert [draft.started_ns for draft in ended] == [0] and len(open_) == 2
+    assert [draft.started_ns for draft in ended] == [0]
+    assert len(open_) == 2
     assert skipped == [conversations.TOO_MANY]
 
 
@@ -441,6 +464,7 @@ def test_nothing_is_left_of_loops_that_have_ended() -> None:
         traffic.respond(failed, {}, n, 500)
         traffic.respond(traffic.send(agent.path, agent.body, n), reply("openai-responses"), n)
     inner: Any = traffic.observer._conversations
-    assert len(traffic.records) == 50 and not traffic.skipped
+    assert len(traffic.records) == 50
+    assert not traffic.skipped
     for index in ("_open", "_asked", "_responses", "_served", "_nameless", "_failed"):
         assert not getattr(inner, index), index

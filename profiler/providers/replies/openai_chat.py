@@ -98,7 +98,10 @@ class _Call:
         if isinstance(given, str):
             if given:
                 self.pieces.append(given)
-                self._read(given)
+                if len(self.pieces) == 1 and given[0] == "{" and is_object(given):
+                    self.whole = True  # all of it at once
+                else:
+                    self._read(given)
         elif given is not None:
             self.value = given
             self.whole = isinstance(given, dict)

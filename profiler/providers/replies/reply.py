@@ -36,6 +36,8 @@ _LIFETIMES = ("cache_creation", "cache_creation_token_details")
 _HOUR = ("ephemeral_1h_input_tokens", "claude_cache_creation_1_h_tokens")
 _MINUTES = ("ephemeral_5m_input_tokens", "claude_cache_creation_5_m_tokens")
 
+_OF_CACHE = frozenset((*_WRITTEN, *_LIFETIMES, *_HOUR, *_MINUTES))
+
 CUT_OFF = frozenset(
     (
         *("length", "model_length", "max_length", "max_tokens", "max_output_tokens", "incomplete"),
@@ -289,6 +291,8 @@ class ReplyReader:
 
     def _set_cache_written(self, *places: Mapping[str, Any]) -> None:
         """Set what was written to the cache, and of that what for an hour, from where servers put it."""
+        if all(_OF_CACHE.isdisjoint(place) for place in places):
+            return  # as of most servers
         lifetimes = [*(object_of(place.get(name)) for place in places for name in _LIFETIMES), *places]
         hour, minutes = (self._count(*_all_of(lifetimes, names)) for names in (_HOUR, _MINUTES))
         written = self._count(*_all_of(places, _WRITTEN))
@@ -470,6 +474,10 @@ def is_object(text: str) -> bool:
     """Whether the text is one whole JSON object."""
     if not text.rstrip().endswith("}"):
         return False
+    try:
+        return isinstance(orjson.loads(text), dict)
+    except orjson.JSONDecodeError:
+        pass
     try:
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
