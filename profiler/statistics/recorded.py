@@ -18,7 +18,7 @@ from profiler.limits.known import KnownQuota, StatedLimits
 from profiler.limits.quotas import MINUTE_NS
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Recording
-from profiler.statistics.rounds import LIMITS, Adding, RoundTimes, Sums, by_limit, round_times
+from profiler.statistics.rounds import LIMITS, Adding, RoundTimes, Sums, by_limit, times_of
 from profiler.statistics.samples import Percentiles, Samples
 from profiler.statistics.usage import QuotaShare, Usage
 
@@ -56,20 +56,24 @@ class _Tool:
         self.calls = self.derived = self.failed = self.short = 0
         self.never_ended = self.never_started = self.upper = 0
 
-    def add(self, call: ToolCall, resolution_ns: int) -> None:
+    def add(self, call: ToolCall, took: int | None, resolution_ns: int) -> None:
+        """A call that took so long, at most; None: it never started, or never ended."""
         self.calls += 1
-        self.failed += call.status != "ok"
-        took = call.duration_ns
-        if call.started_ns is None:
-            self.never_started += 1
-        elif took is None:
-            self.never_ended += 1
+        if call.status != "ok":
+            self.failed += 1
+        if took is None:
+            if call.started_ns is None:
+                self.never_started += 1
+            else:
+                self.never_ended += 1
         elif call.upper_bound:
             self.upper += 1
         else:
             self.samples.add(took)
-            self.short += took < MOST_TICKS * resolution_ns
-            self.derived += "started_ns" in call.derived or "ended_ns" in call.derived
+            if took < MOST_TICKS * resolution_ns:
+                self.short += 1
+            if call.derived and ("started_ns" in call.derived or "ended_ns" in call.derived):
+                self.derived += 1
 
     def result(self, name: str) -> ToolLatency:
         return ToolLatency(
@@ -187,7 +191,7 @@ _Place = Literal["alone", "counted", "among"]
 class Recorded:
     """Adds up records; `result` may be asked for at any time.
 
-    Beside sums it keeps about 40 bytes a model request, and of loops inside tool calls, which are few, a
+    Beside sums it keeps 32 bytes a model request, and of loops inside tool calls, which are few, a
     kilobyte each.
     """
 
@@ -219,7 +223,6 @@ class Recorded:
         self._loops += 1
         self._sources[record.source] = self._sources.get(record.source, 0) + 1
         self._resolution_ns = max(self._resolution_ns, record.resolution_ns)
-        self._limits.add(record)
         self._unobserved += record.unobserved_calls
         self._ambiguous += record.ambiguous_calls
         self._orphans += record.orphan_calls
@@ -245,16 +248,29 @@ class Recorded:
     def _round(self, record: LoopRecord, round_: RoundRecord, concluded: _Concluded) -> None:
         self._called += 1
         several = never_ended = 0
+        upper_bound = False
+        inside: tuple[str, ...] = ()
+        spans = []
         for call in round_.tool_calls:
+            took = None
+            if call.started_ns is not None:
+                ended = not call.unknown or "ended_ns" not in call.unknown
+                if ended:
+                    took = call.ended_ns - call.started_ns
+                if not call.nested:
+                    several += 1
+                    never_ended += not ended
+                    if ended:
+                        spans.append((call.started_ns, call.ended_ns))
+                        upper_bound = upper_bound or call.upper_bound
+            if call.loops:
+                inside += call.loops
             tool = self._tools.get(call.name)
             if tool is None:
                 name = call.name if len(self._tools) < MOST_TOOLS else OTHERS
                 tool = self._tools.setdefault(name, _Tool())
-            tool.add(call, record.resolution_ns)
-            if call.started_ns is not None and not call.nested:
-                several += 1
-                never_ended += not call.ended
-        times = round_times(round_)
+            tool.add(call, took, record.resolution_ns)
+        times = times_of(spans, upper_bound)
         place: _Place = "alone" if several < 2 else "among"
         if times is not None:
             self._totals.add(times)
@@ -262,7 +278,7 @@ class Recorded:
                 self._measured.add(times)
         if several > 1:
             self._parallel += 1
-            if any(call.upper_bound for call in round_.tool_calls):
+            if upper_bound:
                 self._bound += 1
                 self._phase(record, round_)
             elif never_ended or times is None:
@@ -272,9 +288,8 @@ class Recorded:
             else:
                 place = "counted"
                 self._conclude(record, round_, times, concluded)
-        for call in round_.tool_calls:
-            for inside in call.loops:
-                self._places[inside] = place
+        for loop in inside:
+            self._places[loop] = place
 
     def _conclude(
         self, record: LoopRecord, round_: RoundRecord, times: RoundTimes, concluded: _Concluded
@@ -304,15 +319,16 @@ class Recorded:
             usage = self._usage.setdefault(key if len(self._usage) < MOST_TOOLS else ("", OTHERS), Usage())
         usage.add(model)
         if model.attempts:
+            self._limits.add(model)
             self._tried += 1
             if len(model.attempts) > 1:
                 self._retries += len(model.attempts) - 1
                 self._backoff_ns += model.backoff_ns
-        self._refused += len(model.refusals)
+        if model.attempts or model.error_type is not None:
+            self._refused += len(model.refusals)
         self._resends += model.resends
-        after = model.first_token_after_ns
-        if after is not None:
-            self._first_token.add(after)
+        if model.first_token_ns is not None:
+            self._first_token.add(model.first_token_ns - model.started_ns)
             self._tokens_derived += "started_ns" in model.derived or "first_token_ns" in model.derived
 
     def result(self, recording: Recording | None = None, quota: KnownQuota | None = None) -> RecordedFigures:
