@@ -132,7 +132,8 @@ class RecordedFigures:
     `totals` are of all rounds that ran calls, those of loops inside tool calls too, `parallel_measured` of
     rounds of several calls with no upper bound among them. Conclusions rest on `in_turn` (their calls ran
     one after another) and `overlapped`; `parallel` rounds asked for several calls, of which `left_out` are in
-    neither. A loop inside a call of such a round is not counted beside it there: its time is part of it.
+    neither, among them the `bounded` ones with an upper bound. A loop inside a call of a round that is
+    concluded from is not counted beside it: its time is part of it.
 
     `saved_seconds` and `limit_saved_seconds` are what gathering, or a limit, would have taken off the
     `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
@@ -151,6 +152,7 @@ class RecordedFigures:
     parallel: int
     in_turn: Sums
     overlapped: Sums
+    bounded: Sums
     left_out: LeftOut
     saved_seconds: float
     limit_saved_seconds: dict[str, float]
@@ -204,6 +206,7 @@ class Recorded:
         self._concluded = _Concluded()
         self._inside: dict[str, tuple[str, _Concluded]] = {}
         self._places: dict[str, _Place] = {}
+        self._bounded = Adding()
         self._bound = self._open = self._unresolved = 0
         self._proxied_ns, self._proxied = 0, Samples()
         self._tools: dict[str, _Tool] = {}
@@ -280,6 +283,8 @@ class Recorded:
             self._parallel += 1
             if upper_bound:
                 self._bound += 1
+                if times is not None and times.overlap == "upper bound":
+                    self._bounded.add(times)
                 self._phase(record, round_)
             elif never_ended or times is None:
                 self._open += 1
@@ -358,6 +363,7 @@ class Recorded:
             parallel=self._parallel,
             in_turn=concluded.in_turn.result(),
             overlapped=concluded.overlapped.result(),
+            bounded=self._bounded.result(),
             left_out=LeftOut(self._bound, self._open, self._unresolved),
             saved_seconds=concluded.saved[0] / 1e9,
             limit_saved_seconds=by_limit(concluded.saved[1:]),

@@ -59,7 +59,11 @@ def calls(figures: RecordedFigures) -> str:
         ["rounds", "count", "calls", "work", "wall", "busy", "gaps", "speed-up", "most at once", "gathered"]
         + [f"semaphore:{limit}" for limit in LIMITS],
     )
-    for title, sums in (("one after another", figures.in_turn), ("overlapped", figures.overlapped)):
+    for title, sums in (
+        ("one after another", figures.in_turn),
+        ("overlapped", figures.overlapped),
+        ("with upper bounds (≤)", figures.bounded),
+    ):
         if sums.rounds:
             grid.rows.append(_row(title, sums))
     left = figures.left_out
@@ -80,15 +84,17 @@ def calls(figures: RecordedFigures) -> str:
 
 
 def _row(title: str, sums: Sums) -> list[Cell]:
-    factor = sums.busy_speed_up
+    bounded = title.endswith("(≤)")
+    factor = sums.speed_up if bounded else sums.busy_speed_up
+    estimates = (sums.gathered_seconds, *sums.limit_seconds.values())
     return [
         Cell(text(title), heading=True),
         Cell(str(sums.rounds), float(sums.rounds)),
         Cell(str(sums.calls), float(sums.calls)),
         *map(seconds, (sums.work_seconds, sums.wall_seconds, sums.busy_seconds, sums.gap_seconds)),
-        Cell("–" if factor is None else f"{number(factor)}×", factor),
-        Cell(str(sums.peak), float(sums.peak)),
-        *map(seconds, (sums.gathered_seconds, *sums.limit_seconds.values())),
+        Cell("–" if factor is None else f"{'≤ ' if bounded else ''}{number(factor)}×", factor),
+        Cell(f"{'≤ ' if bounded else ''}{sums.peak}", float(sums.peak)),
+        *(seconds(None if bounded else one) for one in estimates),  # nothing follows from bounds
     ]
 
 
