@@ -100,10 +100,12 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
             yield "No round of several calls is known to have run them one after another"
     elif not turn.rounds:
         yield f"Nothing can be said about running calls at once: {left_out}"
-    if figures.bounded.rounds and figures.bounded.speed_up is not None:
+    bounded = figures.bounded
+    if bounded.rounds:
+        # The work less the time that any call ran: a call that started later overlaps less, never more.
         yield (
-            f"Taken for durations, the upper bounds would say at most {number(figures.bounded.speed_up)}× "
-            f"({counted(figures.bounded.rounds, 'round')} of several calls)"
+            f"Calls of the {counted(bounded.rounds, 'round')} with upper bounds overlapped for at most "
+            f"{duration(bounded.work_seconds - bounded.busy_seconds)} in all, at most {bounded.peak} at once"
         )
     if figures.proxied.rounds:
         walls, in_all = figures.proxied.wall, duration(figures.proxied.wall_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft, Tally, record_of
@@ -35,9 +36,9 @@ def loop(
     made, begun = [], 0.0
     for calls in rounds:
         request = ModelDraft("openai", "gpt-5", _ns(at + begun), _ns(at + begun + model))
+        ends = [(one.ended_ns - ORIGIN) / MS for one in calls if one.ended_ns is not None]
         made.append(RoundDraft(request, [_moved(one, at) for one in calls]))
-        ends = [one.ended_ns for one in calls if one.ended_ns is not None]
-        begun = max([begun + model, *((end - ORIGIN) / MS for end in ends)])
+        begun = max([begun + model, *ends])
     more = {"id": f"loop-{at:g}", "name": "planner", **more}
     ended = at + (begun if until is None else until)
     return LoopDraft(source=source, rounds=made, started_ns=_ns(at), ended_ns=_ns(ended), **more)
@@ -67,7 +68,5 @@ def _ns(ms: float) -> int:
 
 
 def _moved(call: CallDraft, by: float) -> CallDraft:
-    for name in ("asked_ns", "started_ns", "ended_ns"):
-        value = getattr(call, name)
-        setattr(call, name, None if value is None else value + round(by * MS))
-    return call
+    seen = {name: getattr(call, name) for name in ("asked_ns", "started_ns", "ended_ns")}
+    return replace(call, **{name: at + round(by * MS) for name, at in seen.items() if at is not None})

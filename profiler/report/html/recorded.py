@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from profiler.report.html.markup import LONGEST, Cell, Grid, bullets, definitions, name, seconds, text
 from profiler.report.html.page import Section, page
 from profiler.report.recorded import DOORS, Words, words
-from profiler.report.text import clean, number, percent
+from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import Run
 from profiler.statistics.recorded import MOST_TICKS, Recorded, RecordedFigures
 from profiler.statistics.rounds import LIMITS, Sums
@@ -85,14 +85,18 @@ def calls(figures: RecordedFigures) -> str:
 
 def _row(title: str, sums: Sums) -> list[Cell]:
     bounded = title.endswith("(≤)")
-    factor = sums.speed_up if bounded else sums.busy_speed_up
+    factor = None if bounded else sums.busy_speed_up
     estimates = (sums.gathered_seconds, *sums.limit_seconds.values())
     return [
         Cell(text(title), heading=True),
         Cell(str(sums.rounds), float(sums.rounds)),
         Cell(str(sums.calls), float(sums.calls)),
-        *map(seconds, (sums.work_seconds, sums.wall_seconds, sums.busy_seconds, sums.gap_seconds)),
-        Cell("–" if factor is None else f"{'≤ ' if bounded else ''}{number(factor)}×", factor),
+        *(
+            Cell(f"{'≤ ' if bounded else ''}{duration(one)}", one)
+            for one in (sums.work_seconds, sums.wall_seconds, sums.busy_seconds)
+        ),
+        seconds(None if bounded else sums.gap_seconds),
+        Cell("–" if factor is None else f"{number(factor)}×", factor),
         Cell(f"{'≤ ' if bounded else ''}{sums.peak}", float(sums.peak)),
         *(seconds(None if bounded else one) for one in estimates),  # nothing follows from bounds
     ]
