@@ -66,7 +66,9 @@ def test_rounds_that_overlapped_say_what_one_after_another_would_have_taken() ->
 def test_gaps_between_calls_are_said_to_be_unexplained() -> None:
     said = found(loop([exact("a", 100, 200), exact("b", 300, 400)]))
     assert "gathered it would have taken 33 % less" in said[0]
-    assert said[2].startswith("For 100 ms of that time (33 %) none of these calls ran, which nothing explains")
+    assert said[2].startswith(
+        "For 100 ms of that time (33 %) none of these calls ran, which nothing explains"
+    )
 
 
 def test_nothing_is_concluded_from_bounds_or_from_single_calls() -> None:
@@ -110,11 +112,12 @@ def test_quota_of_headers_is_of_this_recording_alone() -> None:
     figures = recorded_figures([replace(record, rounds=(replace(record.rounds[0], model=model),))])
     said = words(figures)
     assert (
-        "Quota (from its headers): at most 2 of 60 requests in any minute of this recording alone, 3.3 % of it "
-        "(gpt-5)"
+        "Quota (from its headers): at most 2 of 60 requests in any minute of this recording alone, "
+        "3.3 % of it (gpt-5)"
     ) in said.found
-    assert "Requests: 1 request was refused for a quota (429, 529); 1 request was tried again, after 2.00 s of " in (
-        "\n".join(said.found)
+    assert (
+        "Requests: 1 request was refused for a quota (429, 529); 1 request was tried again, after 2.00 s of "
+        in ("\n".join(said.found))
     )
     assert "what other clients of the same key used of the quota" in said.cannot
 
@@ -137,7 +140,9 @@ def test_terminal_tells_the_tally(tmp_path: Path) -> None:
     run = run_of(*loops, read={"otel": 12}, skipped={"torn line": 1}, resolution_ns=1000, clocks=2, clamped=3)
     text = " ".join(render_recorded(run, records(*loops), 110).split())
     assert "traces.jsonl: imported (otel): 2 loops, 2 rounds, 4 calls." in text
-    assert "Durations of calls: 2 exact, 2 upper bounds; times in ticks of 1 ns, of 2 clocks; 3 negative" in text
+    assert (
+        "Durations of calls: 2 exact, 2 upper bounds; times in ticks of 1 ns, of 2 clocks; 3 negative" in text
+    )
     assert "Read: 12 (otel); skipped 1: torn line 1." in text
     assert ticks(1_000_000) == "1 ms"
 
