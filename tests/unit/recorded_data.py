@@ -24,7 +24,8 @@ def recorded_loop(**changes: Any) -> LoopRecord:
 
     0 to 400: the model until 100; `exact` 120 to 320 and `derived` (its own duration: 50) that ended at 300.
     400 to 700: the model until 500, sent twice more; `bound`, which was back at 700, and `exact` 510 to 550.
-    700 to 1000: the model until 800; `open` never ended, `refused` was at 850, `exact` ran 810 to 820.
+    700 to 1000: the model until 800; `open` never ended, `refused` was at 850, `exact` ran 810 to 820, and
+    `waited` 820 to 830 for what another call had begun.
     """
     fields: dict[str, Any] = {
         "id": "loop-1",
@@ -52,6 +53,7 @@ def recorded_loop(**changes: Any) -> LoopRecord:
                 drafted("open", 800, status="cancelled"),
                 drafted("refused", 800, ended_ns=850, refused=True, status="cancelled"),
                 drafted("exact", started_ns=810, ended_ns=820),
+                drafted("waited", started_ns=820, ended_ns=830, wait=True),
             ],
             unobserved=("lost",),
         ),

@@ -31,8 +31,8 @@ def recorded() -> list[Panel]:
             "Calls without a duration",
             "Which share of the calls is in no duration on this page, and why? upper_bound: a proxy sees "
             "when a call could start and when its result was back, not when it ran. never_ended: no end was "
-            "seen. never_started: refused, or given up in the queue. Above half, trust the tool panels for "
-            "nothing but the calls they have.",
+            "seen. never_started: refused, or given up in the queue. wait: it waited for what another call "
+            "began. Above half, trust the tool panels for nothing but the calls they have.",
             "percentunit",
             {"{{strategy}} {{reason}}": ratio(untimed, every, "on (strategy) group_left ()")},
             highest=1,

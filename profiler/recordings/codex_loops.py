@@ -1,0 +1,388 @@
+"""The loops of Codex's sessions: turns, and of each the rounds up to a changed count of tokens.
+
+The file of a sub-agent, or of a fork, begins with its parent's history, all of it at one time: what comes
+before its own first turn is not its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
+from profiler.recordings.formats import Skipped
+from profiler.recordings.sessions import NO_VERDICT, WAITS, mark_late
+from profiler.records import ServerToolCall
+
+META, CONTEXT, START, DONE, ABORT = "meta", "context", "start", "done", "abort"
+USER, OUTPUT, CALL, RETURN, END = "user", "output", "call", "return", "end"
+TOKENS, SPAWN, ERROR, RETRY = "tokens", "spawn", "error", "retry"
+
+REPLAYED = "lines of its parent's history, with which the file of a sub-agent or a fork begins"
+NO_REPLY = "turns in which no model was asked (settings, compaction)"
+NO_ITEMS = "counts of tokens without a reply (a summary was made)"
+RESULT_ALONE = "results of calls that are not in the recording"
+
+_S = 1_000_000_000
+_BURST_NS = _S
+"""A history is written into a new file within this of its beginning."""
+
+
+class Line(NamedTuple):
+    """What a line tells. `number` is its place in its file; `body` is of the kind (`codex`)."""
+
+    at_ns: int
+    number: int
+    kind: str
+    body: list[Any]
+
+
+def loops_of(
+    lines: Sequence[Line], group: str, source: str, resolution_ns: int
+) -> Iterator[LoopDraft | Skipped]:
+    """The loops of the lines of one thread."""
+    return _Thread(group, source, resolution_ns).follow(lines)
+
+
+@dataclass(slots=True)
+class _Turn:
+    draft: LoopDraft
+    started: bool  # a line says so
+    asked: bool = False
+    open: _Round | None = None
+    rounds: list[_Round] = field(default_factory=list)
+    last_ns: int = 0
+    error: str | None = None
+    failed_ns: int | None = None
+
+
+@dataclass(slots=True)
+class _Round:
+    draft: RoundDraft
+    returned: bool = False  # the result of one of its calls was seen
+    exact: set[int] = field(default_factory=set)  # calls whose own end was written down
+
+
+class _Thread:
+    def __init__(self, group: str, source: str, resolution_ns: int) -> None:
+        self._source = source
+        self._resolution_ns = resolution_ns
+        self._thread = group
+        self._provider = "openai"
+        self._model = ""
+        self._role = ""
+        self._sub_agent = False
+        self._turn: _Turn | None = None
+        self._made = 0
+        self._calls: dict[str, tuple[_Round, CallDraft]] = {}
+        self._input_ns: int | None = None
+        self._total: list[int | None] | None = None
+        self._done: list[LoopDraft] = []
+        self._counts = dict.fromkeys((REPLAYED, NO_REPLY, NO_ITEMS, RESULT_ALONE, NO_VERDICT), 0)
+        self._turns_told = self._users_told = False
+        self._resends = 0
+
+    def follow(self, lines: Sequence[Line]) -> Iterator[LoopDraft | Skipped]:
+        lines = self._own(lines)
+        self._turns_told = any(line.kind == START for line in lines)
+        self._users_told = any(line.kind == USER and line.body[0] for line in lines)
+        counted = self._counted(lines)
+        for place, line in enumerate(lines):
+            at_ns, body = line.at_ns, line.body
+            if line.kind == CONTEXT:
+                self._model = body[0] or self._model
+            elif line.kind == START:
+                self._begin(at_ns, started=True)
+            elif line.kind == USER:
+                self._user(at_ns, *body)
+            elif line.kind == OUTPUT:
+                self._output(at_ns, body[0], counted[place])
+            elif line.kind == CALL:
+                id_, name, arguments = body
+                self._call(at_ns, id_, name, arguments, counted[place])
+            elif line.kind == TOKENS:
+                self._tokens(at_ns, *body)
+            elif line.kind == RETURN:
+                self._return(at_ns, *body)
+            elif line.kind == END:
+                self._end(at_ns, *body)
+            elif line.kind == SPAWN:
+                self._spawn(*body)
+            elif line.kind == RETRY:
+                self._resends += 1
+            elif self._turn is not None:
+                self._finish(at_ns, line.kind, body)
+        self._close()
+        yield from self._done
+        for reason, number in self._counts.items():
+            if number:
+                yield Skipped(reason, number, kept=reason == NO_VERDICT)
+
+    def _own(self, lines: Sequence[Line]) -> list[Line]:
+        """The lines from the thread's own first turn; sets what the thread is."""
+        metas = sorted((line for line in lines if line.kind == META), key=lambda line: line.number)
+        if not metas:
+            return list(lines)
+        own = metas[0]
+        thread, provider, self._sub_agent, _, self._role, forked, _ = own.body
+        self._thread = thread or self._thread
+        self._provider = provider or self._provider
+        others = any(line.body[0] != own.body[0] for line in metas)
+        if not (self._sub_agent or forked or others):
+            return list(lines)
+        begins = _own_beginning(lines, own)
+        replayed = [line for line in lines if begins is None or line.number < begins.number]
+        for line in replayed:
+            if line.kind == TOKENS:
+                self._total = line.body[0]
+            elif line.kind == CONTEXT:
+                self._model = line.body[0] or self._model
+        kept = [] if begins is None else [line for line in lines if line.number >= begins.number]
+        self._counts[REPLAYED] = sum(line.kind not in (META, CONTEXT) for line in replayed)
+        return kept
+
+    def _counted(self, lines: Sequence[Line]) -> list[bool]:
+        """Of each line, whether a changed count of tokens follows it in its turn."""
+        changed = []
+        total = self._total
+        for line in lines:
+            changed.append(line.kind == TOKENS and line.body[0] != total)
+            if line.kind == TOKENS:
+                total = line.body[0]
+        result = [False] * len(lines)
+        follows = False
+        for place in range(len(lines) - 1, -1, -1):
+            if lines[place].kind in (START, DONE, ABORT):
+                follows = False
+            follows = follows or changed[place]
+            result[place] = follows
+        return result
+
+    def _begin(self, at_ns: int | None, started: bool = False) -> _Turn:
+        self._close()
+        draft = LoopDraft(
+            f"{self._thread}/{self._made}",
+            self._source,
+            agent=self._role,
+            started_ns=at_ns,
+            resolution_ns=self._resolution_ns,
+        )
+        if self._sub_agent:
+            draft.spawned_by = f"{self._source}:{self._thread}"
+        self._made += 1
+        self._input_ns = at_ns
+        self._turn = _Turn(draft, started)
+        return self._turn
+
+    def _user(self, at_ns: int, told: bool, words: str | None) -> None:
+        if not told and self._users_told:
+            return
+        turn = self._turn
+        if turn is None or (not self._turns_told and turn.rounds):
+            turn = self._begin(at_ns)
+        turn.asked = True
+        turn.draft.prompt = turn.draft.prompt or words
+        self._input_ns = at_ns
+
+    def _output(self, at_ns: int, served: str | None, counted: bool) -> _Round:
+        turn = self._turn or self._begin(None)
+        round_ = turn.open
+        if round_ is None or (round_.returned and not counted):
+            ended = [one.draft.model.ended_ns or 0 for one in turn.rounds]
+            started_ns = self._input_ns
+            if started_ns is not None:
+                started_ns = min(at_ns, max(started_ns, *ended)) if ended else min(at_ns, started_ns)
+            model = ModelDraft(
+                self._provider,
+                self._model,
+                started_ns,
+                at_ns,
+                ("started_ns", "ended_ns"),
+                resends=self._resends,
+            )
+            self._resends = 0
+            round_ = turn.open = _Round(RoundDraft(model))
+            turn.rounds.append(round_)
+        model = round_.draft.model
+        model.ended_ns = max(model.ended_ns or 0, at_ns)
+        turn.last_ns = max(turn.last_ns, at_ns)
+        if served:
+            model.server_tools = (*model.server_tools, ServerToolCall(served))
+        return round_
+
+    def _call(self, at_ns: int, id_: str, name: str, arguments: str | None, counted: bool) -> None:
+        if id_ and id_ in self._calls:
+            return
+        round_ = self._output(at_ns, None, counted)
+        calls = round_.draft.calls
+        call = CallDraft(
+            name, id_ or f"{self._made}.{len(calls)}.{at_ns}", at_ns, arguments=arguments, wait=name in WAITS
+        )
+        calls.append(call)
+        self._calls[call.id] = round_, call
+
+    def _tokens(self, at_ns: int, total: list[int | None], last: list[int | None]) -> None:
+        before, self._total = self._total, total
+        if total == before:
+            return  # the same number shown once more
+        turn = self._turn
+        if turn is None or turn.open is None:
+            self._counts[NO_ITEMS] += 1
+            return
+        model = turn.open.draft.model
+        model.ended_ns = max(model.ended_ns or 0, at_ns)
+        if all(number is None for number in last):
+            last = [
+                None if now is None else max(0, now - (then or 0))
+                for now, then in zip(total, before or [None] * 5, strict=True)
+            ]
+        model.input_tokens, model.cached_tokens, model.output_tokens, model.reasoning_tokens, _ = last
+        turn.open = None
+
+    def _return(
+        self,
+        at_ns: int,
+        id_: str,
+        own_ns: int | None,
+        status: Any,
+        error: str | None,
+        refused: bool,
+        running: bool,
+        agent: str,
+        words: str | None,
+    ) -> None:
+        known = self._calls.get(id_)
+        if known is None:
+            self._counts[RESULT_ALONE] += 1
+            return
+        round_, call = known
+        round_.returned = True
+        self._input_ns = at_ns
+        if self._turn is not None:
+            self._turn.last_ns = max(self._turn.last_ns, at_ns)
+        if agent and not call.key:
+            call.key = f"{self._source}:{agent}"
+        call.result = words
+        call.wait = call.wait or running or bool(agent)
+        if id(call) in round_.exact:
+            if status is not None and call.status == "ok":
+                call.status, call.error_type = status, error
+            return
+        if call.ended_ns is not None:
+            return
+        call.ended_ns, call.refused = at_ns, refused
+        call.own_ns = own_ns if call.own_ns is None else call.own_ns
+        if status is not None:
+            call.status, call.error_type = status, error
+        else:
+            self._counts[NO_VERDICT] += not running
+
+    def _end(self, at_ns: int, id_: str, own_ns: int | None, status: Any, error: str | None) -> None:
+        known = self._calls.get(id_)
+        if known is None:
+            return
+        round_, call = known
+        if call.ended_ns is not None:
+            return  # it came back before: this is the end of what it left running
+        call.ended_ns, call.own_ns = at_ns, own_ns
+        if status is not None:
+            call.status, call.error_type = status, error
+        round_.exact.add(id(call))
+
+    def _spawn(self, id_: str, threads: list[str]) -> None:
+        known = self._calls.get(id_)
+        if known is not None:
+            other = next((one for one in threads if one != self._thread), None)
+            if other is not None and not known[1].key:
+                known[1].key = f"{self._source}:{other}"
+
+    def _finish(self, at_ns: int, kind: str, body: list[Any]) -> None:
+        turn = self._turn
+        assert turn is not None
+        if kind == ERROR:
+            turn.error = body[0] or "error"
+            turn.failed_ns = at_ns
+            turn.last_ns = max(turn.last_ns, at_ns)
+            return
+        if kind not in (DONE, ABORT):
+            return
+        turn.draft.ended_ns = at_ns
+        if kind == ABORT:
+            turn.draft.status = "cancelled"
+        else:
+            _, first_ns, words = body
+            turn.draft.text = words
+            if first_ns is not None and turn.started and turn.rounds and turn.draft.started_ns is not None:
+                model = turn.rounds[0].draft.model
+                model.first_token_ns = turn.draft.started_ns + first_ns
+                model.streamed = True
+                model.derived = (*model.derived, "first_token_ns")
+        self._close(told=True)
+
+    def _close(self, told: bool = False) -> None:
+        turn, self._turn = self._turn, None
+        if turn is None:
+            return
+        draft = turn.draft
+        if turn.error is not None and (turn.open is None or not turn.rounds):
+            # No reply came. Where one had begun, it is that one which failed.
+            model = ModelDraft(self._provider, self._model, self._input_ns, turn.failed_ns, ("started_ns",))
+            model.resends, self._resends = self._resends, 0
+            turn.open = _Round(RoundDraft(model))
+            turn.rounds.append(turn.open)
+        if turn.error is not None and turn.open is not None:
+            turn.open.draft.model.status = "error"
+            turn.open.draft.model.error_type = turn.error
+        draft.rounds = [one.draft for one in turn.rounds]
+        if not turn.rounds and not turn.asked:
+            self._counts[NO_REPLY] += 1
+            return
+        answered = bool(turn.rounds) and not turn.rounds[-1].draft.calls
+        if turn.error is not None and draft.status == "ok":
+            draft.status, draft.error_type = "error", turn.error
+        elif not told and not answered:
+            draft.status = "cancelled"
+        if draft.ended_ns is None and turn.last_ns:
+            draft.ended_ns = turn.last_ns
+        for one in turn.rounds:
+            mark_late([call for call in one.draft.calls if id(call) not in one.exact])
+            for call in one.draft.calls:
+                if call.ended_ns is None:
+                    call.status = "cancelled"
+        self._done.append(draft)
+
+
+def _own_beginning(lines: Sequence[Line], meta: Line) -> Line | None:
+    """The line with which a thread's own first turn begins; None: it never came to one.
+
+    The ids of turns and threads tell when they were made, if they are UUIDs of version 7: a turn of the
+    thread's own is younger than the thread. Else it is the last one that began before anything took time.
+    """
+    ordered = sorted(lines, key=lambda line: line.number)
+    starts = [line for line in ordered if line.kind == START]
+    began_ns = meta.body[-1]
+    made_ns = _made_ns(meta.body[0]) or began_ns
+    told = [(line, _made_ns(line.body[0])) for line in starts]
+    if starts and all(at_ns is not None for _, at_ns in told):
+        own = next((line for line, at_ns in told if at_ns is not None and at_ns >= made_ns), None)
+        late = next((line for line in starts if line.at_ns > began_ns + _BURST_NS), None)
+        return own or late
+    until_ns = began_ns + _BURST_NS
+    found: Line | None = None
+    for line in ordered:
+        if line.kind == START or (not starts and line.kind == USER):
+            found = line
+        if line.at_ns > until_ns:
+            return found or line
+    return found
+
+
+def _made_ns(id_: str) -> int | None:
+    digits = id_.replace("-", "")
+    if len(digits) != 32 or digits[12] != "7":
+        return None
+    try:
+        return int(digits[:12], 16) * 1_000_000
+    except ValueError:
+        return None

@@ -1,0 +1,457 @@
+"""Which spans make one loop: the trees of traces, and what belongs together in them.
+
+An agent without a tool above it, up to the next agent, is a loop; agents below an agent are parts of it. Below a
+tool begins a loop of its own. Where nobody wrote down an agent, the nearest span that holds a whole loop is
+its root; spans whose parents are lost go to the loop of their trace that they lie in, or make one together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from profiler.recordings.span import Kind, Span, packed
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A span in its tree. `cut`: its parent is not here. `holder`: the nearest agent or tool above it; `within`:
+    the nearest model request above it with neither of them between."""
+
+    span: Span
+    kind: Kind
+    above: Node | None = None
+    below: list[Node] = field(default_factory=list)
+    cut: bool = False
+    holder: Node | None = None
+    within: Node | None = None
+    family: Family | None = None
+
+    @property
+    def top(self) -> Node:
+        node = self
+        while node.above is not None:
+            node = node.above
+        return node
+
+
+@dataclass(slots=True, eq=False)
+class Family:
+    """The spans of one loop. `root` None: it has none, or not one of its own (`cut`: there was one, and it is
+    lost). `spawned_in` is the tool below which it ran; `inside` the loop that it lies in, where that is all
+    that is known. `orphans` are the calls that are in it for their times alone."""
+
+    root: Node | None
+    models: list[Node] = field(default_factory=list)
+    tools: list[Node] = field(default_factory=list)
+    agents: list[Node] = field(default_factory=list)
+    cut: bool = False
+    spawned_in: Node | None = None
+    inside: Family | None = None
+    orphans: int = 0
+
+    def add(self, node: Node) -> None:
+        node.family = self
+        {"agent": self.agents, "model": self.models, "tool": self.tools}[node.kind].append(node)
+
+    @property
+    def traces(self) -> set[str]:
+        nodes = [*self.models, *self.tools] if self.root is None else [self.root]
+        return {node.span.trace for node in nodes}
+
+    @property
+    def conversations(self) -> set[str]:
+        nodes = [*self.models, *self.tools, *self.agents]
+        nodes += [] if self.root is None else [self.root]
+        return {node.span.conversation for node in nodes} - {""}
+
+
+@dataclass(slots=True)
+class Families:
+    """The loops found; `repeated` counts tool spans inside that of the same call, `alone` tool spans without any
+    model request that they could be of."""
+
+    found: list[Family]
+    repeated: int = 0
+    alone: int = 0
+
+
+def families(spans: Sequence[Span]) -> Families:
+    """The loops of some traces. The answer is the same for any order of the spans, and any repeats."""
+    return _Sorter(_forest(spans)).sort()
+
+
+def when(node: Node) -> tuple[int, int, str, str]:
+    """By what nodes are ordered: those that began first, of these what went on longest."""
+    span = node.span
+    return span.started_ns, -(span.ended_ns or 2**63), span.id, span.trace
+
+
+def _forest(spans: Iterable[Span]) -> list[Node]:
+    """Every span once, parents before what is below them."""
+    known: dict[tuple[str, str], Span] = {}
+    for span in spans:
+        key = (span.trace, span.id)
+        other = known.get(key)
+        if other is None or (span != other and _told(span) > _told(other)):
+            known[key] = span
+    nodes = {key: Node(span, span.kind) for key, span in known.items()}
+    ordered = sorted(nodes.values(), key=when)
+    roots = []
+    for node in ordered:
+        span = node.span
+        above = nodes.get((span.trace, span.parent)) if span.parent else None
+        if above is None or above is node:
+            node.cut = bool(span.parent)
+            roots.append(node)
+        else:
+            node.above = above
+            above.below.append(node)
+    result: list[Node] = []
+    reached: set[int] = set()
+    waiting = [
+        *ordered[::-1],
+        *roots[::-1],
+    ]  # the first is what is left after all roots: on a circle of parents
+    while waiting:
+        node = waiting.pop()
+        if id(node) in reached:
+            continue
+        above = node.above
+        if above is not None and id(above) not in reached:
+            above.below.remove(node)
+            node.above, node.cut = None, True
+        reached.add(id(node))
+        result.append(node)
+        waiting += node.below[::-1]
+    return result
+
+
+def _told(span: Span) -> tuple[bool, int, str]:
+    """Which of two spans with one id counts: one that ended, the later one."""
+    return span.ended_ns is not None, span.ended_ns or 0, repr(packed(span))
+
+
+@dataclass(slots=True)
+class _Below:
+    """What is below a span, up to the next tool."""
+
+    models: int = 0
+    tools: int = 0
+    named: int = 0  # of these tools, those with the id of a call
+    agents: int = 0
+
+
+class _Sorter:
+    def __init__(self, nodes: list[Node]) -> None:
+        self._nodes = nodes
+        self._families: list[Family] = []
+        self._result = Families(self._families)
+        self._asked = {id_ for node in nodes for id_, _ in node.span.calls if id_}
+
+    def sort(self) -> Families:
+        self._settle_kinds()
+        self._find_holders()
+        free = self._of_agents()
+        self._of_the_free(free)
+        self._nest()
+        self._families[:] = [one for one in self._families if one.models or one.agents]
+        for family in self._families:
+            for members in (family.models, family.tools, family.agents):
+                members.sort(key=when)
+        return self._result
+
+    def _settle_kinds(self) -> None:
+        """What calls itself a model request, and has requests and tools (or an agent) in it, is an agent; what
+        calls itself a tool call, without an id, around calls that have theirs, only holds them."""
+        below: dict[int, _Below] = {id(node): _Below() for node in self._nodes}
+        for node in reversed(self._nodes):
+            here = below[id(node)]
+            if node.kind == "model" and (here.agents or (here.models and here.tools)):
+                node.kind = "agent"
+            elif node.kind == "tool" and not node.span.call_id and here.named and not here.models:
+                node.kind = "other"
+            if node.above is None:
+                continue
+            up = below[id(node.above)]
+            if node.kind == "tool":
+                up.tools += 1
+                up.named += bool(node.span.call_id)
+                continue
+            up.models += here.models + (node.kind == "model")
+            up.agents += here.agents + (node.kind == "agent")
+            up.tools += here.tools
+            up.named += here.named
+
+    def _find_holders(self) -> None:
+        for node in self._nodes:
+            above = node.above
+            if above is None:
+                continue
+            node.holder = above if above.kind in ("agent", "tool") else above.holder
+            node.within = above if above.kind == "model" else above.within
+            if above.kind in ("agent", "tool"):
+                node.within = None
+
+    def _of_agents(self) -> list[Node]:
+        """Give what has an agent or a tool above it to its loop; returns the others."""
+        free: list[Node] = []
+        in_tools: dict[int, Family] = {}
+        for node in self._nodes:
+            holder = node.holder
+            if node.kind == "agent":
+                if holder is not None and holder.kind == "agent":
+                    self._family(holder).add(node)
+                else:
+                    self._new(Family(node, spawned_in=holder)).add(node)
+            elif node.kind in ("model", "tool"):
+                if holder is None:
+                    free.append(node)
+                elif holder.kind == "agent":
+                    self._family(holder).add(node)
+                elif node.kind == "model":
+                    family = in_tools.get(id(holder))
+                    if family is None:
+                        family = in_tools[id(holder)] = self._new(Family(None, spawned_in=holder))
+                    family.add(node)
+        for node in self._nodes:
+            holder = node.holder
+            if node.kind == "tool" and holder is not None and holder.kind == "tool":
+                family = in_tools.get(id(holder))
+                if family is not None and min(map(when, family.models)) < when(node):
+                    family.add(node)  # an agent in a tool that nobody wrote down as one
+                elif (
+                    node.span.call_id in self._asked
+                    and node.span.call_id != holder.span.call_id
+                    and holder.family is not None
+                ):
+                    holder.family.add(node)
+                else:
+                    self._result.repeated += 1
+        return free
+
+    def _of_the_free(self, free: list[Node]) -> None:
+        """Loops of model requests and tool calls that have no agent above them."""
+        with_agents = {node.span.trace for node in self._nodes if node.kind == "agent"}
+        lost: list[Node] = []
+        rooted: list[Node] = []
+        loose: dict[tuple[str, str], list[Node]] = defaultdict(list)
+        for node in free:
+            top = node.top
+            if top.cut or top is node or top.kind == "model":
+                if node.span.trace in with_agents:
+                    lost.append(node)
+                else:
+                    loose[node.span.trace, node.span.conversation].append(node)
+            else:
+                rooted.append(node)
+        groups = self._grow(rooted, lost)
+        for trace in sorted({trace for trace, conversation in loose if not conversation}):
+            named = [one for one in loose if one[0] == trace and one[1]]
+            if len(named) == 1:
+                loose[named[0]] += loose.pop((trace, ""))  # the trace has one conversation: they are of it
+        groups += [self._group(nodes) for _, nodes in sorted(loose.items(), key=lambda one: one[0])]
+        self._join(groups, lost)
+        for node in sorted(lost, key=when):
+            self._attach(node)
+
+    @staticmethod
+    def _group(nodes: list[Node]) -> Family:
+        family = Family(None, cut=any(node.top.cut for node in nodes))
+        for node in nodes:
+            family.add(node)
+        return family
+
+    def _grow(self, rooted: list[Node], lost: list[Node]) -> list[Family]:
+        """The loops below roots that are no agents: each from the nearest span that holds all of it."""
+        events: dict[int, list[Node]] = {}
+
+        def of(node: Node) -> list[Node]:
+            """The requests and calls below it, those below tools left out."""
+            if id(node) not in events:
+                found, waiting = [], list(node.below)
+                while waiting:
+                    one = waiting.pop()
+                    if one.kind in ("model", "tool"):
+                        found.append(one)
+                    if one.kind != "tool":
+                        waiting += one.below
+                events[id(node)] = sorted(found, key=when)
+            return events[id(node)]
+
+        roots: dict[int, Node] = {}
+        homeless: list[Node] = []
+        for tool in rooted:
+            if tool.kind != "tool":
+                continue
+            home = tool.above
+            while home is not None and not any(
+                one.kind == "model" and when(one) < when(tool) for one in of(home)
+            ):
+                home = home.above
+            if home is None or any(one.kind == "tool" and one.holder is not None for one in of(home)):
+                homeless.append(tool)
+                continue
+            # A loop ends with a request that asks for nothing: one whose last event is a call goes on elsewhere.
+            higher = home
+            while of(home)[-1].kind == "tool" and higher.above is not None:
+                higher = higher.above
+                if when(of(higher)[-1]) > when(of(home)[-1]):
+                    home = higher
+            roots[id(home)] = home
+        lost += homeless
+        without = set(map(id, homeless))
+        result: dict[int, Family] = {}
+        for node in rooted:
+            if id(node) in without:
+                continue
+            root = None
+            above = node.above
+            while above is not None:
+                root = roots.get(id(above), root)
+                above = above.above
+            root = node.top if root is None else root
+            if id(root) not in result:
+                result[id(root)] = Family(root)
+            result[id(root)].add(node)
+        for family in list(result.values()):
+            assert family.root is not None
+            if id(family.root) not in roots:
+                continue
+            for event in of(family.root):
+                if event.holder is not None and event.family is not None and event.family is not family:
+                    other = event.family
+                    for node in [*other.agents, *other.models, *other.tools]:
+                        family.add(node)
+                    self._families.remove(other)
+            if family.agents:
+                self._families.append(family)
+                del result[id(family.root)]
+        return list(result.values())
+
+    def _join(self, groups: list[Family], lost: list[Node]) -> None:
+        """Groups of one conversation in several traces are one sequence: cut it at its answers."""
+        together: dict[str, list[Family]] = defaultdict(list)
+        for group in groups:
+            conversations = group.conversations
+            if len(conversations) == 1:
+                together[next(iter(conversations))].append(group)
+            else:
+                self._keep(group, lost)
+        for _, parts in sorted(together.items()):
+            if len(set[str]().union(*(part.traces for part in parts))) == 1:
+                for part in parts:
+                    self._keep(part, lost)
+                continue
+            whole = {frozenset(map(id, [*part.models, *part.tools])): part for part in parts}
+            for piece in _answers([node for part in parts for node in (*part.models, *part.tools)]):
+                family = whole.get(frozenset(map(id, piece)))
+                self._keep(self._group(piece) if family is None else family, lost)
+
+    def _keep(self, family: Family, lost: list[Node]) -> None:
+        if family.models:
+            for node in [*family.models, *family.tools]:
+                node.family = family
+            self._families.append(family)
+        else:
+            lost += family.tools
+
+    def _attach(self, node: Node) -> None:
+        """Give a span without a parent to the loop that it most likely is of."""
+        span = node.span
+        here = [one for one in self._families if span.trace in one.traces]
+        if not here and span.conversation:
+            here = [one for one in self._families if span.conversation in one.conversations]
+        asked = [one for one in here if any(span.call_id == id_ for id_, _ in _asked(one))]
+        if span.call_id and len(asked) == 1:
+            asked[0].add(node)
+            return
+        named = [one for one in here if any(span.agent and span.agent == a.span.agent for a in one.agents)]
+        choice = max(named or here, key=lambda one: _nearness(one, span), default=None)
+        if choice is None:
+            if node.kind == "model":
+                self._families.append(self._group([node]))
+            else:
+                self._result.alone += 1
+            return
+        choice.add(node)
+        choice.orphans += node.kind == "tool"
+
+    def _nest(self) -> None:
+        """An agent whose parent is lost, in a trace with a loop around it, ran inside that one."""
+        whole = [one for one in self._families if one.root is not None and not one.root.cut]
+        for family in self._families:
+            root = family.root
+            if root is None or not root.cut or root.kind != "agent":
+                continue
+            around = [
+                one
+                for one in whole
+                if one.root is not None
+                and one.root.span.trace == root.span.trace
+                and one.spawned_in is None
+                and _contains(one.root.span, root.span)
+            ]
+            if len(around) == 1:
+                family.inside = around[0]
+
+    def _family(self, node: Node) -> Family:
+        assert node.family is not None
+        return node.family
+
+    def _new(self, family: Family) -> Family:
+        self._families.append(family)
+        return family
+
+
+def _asked(family: Family) -> Iterator[tuple[str, str]]:
+    for model in family.models:
+        yield from model.span.calls
+
+
+def _contains(outer: Span, inner: Span) -> bool:
+    ended_ns = outer.ended_ns
+    return outer.started_ns <= inner.started_ns and (
+        ended_ns is None or (inner.ended_ns or inner.started_ns) <= ended_ns
+    )
+
+
+def _nearness(family: Family, span: Span) -> tuple[bool, bool, int, str]:
+    """How well a span fits into a loop by its time: in it, after its start, the latest to start."""
+    nodes = [family.root] if family.root is not None else [*family.models, *family.tools]
+    started_ns = min(node.span.started_ns for node in nodes)
+    ended_ns = max(node.span.ended_ns or 2**63 for node in nodes)
+    began = started_ns <= span.started_ns
+    least = min(node.span.id for node in nodes)
+    return began and span.started_ns <= ended_ns, began, started_ns if began else -started_ns, least
+
+
+def _answers(nodes: list[Node]) -> list[list[Node]]:
+    """Cut a sequence after every request that asked for no call."""
+    told = any(node.kind == "tool" or node.span.finish_reason for node in nodes)
+    pieces: list[list[Node]] = []
+    done = True
+    tops = sorted(nodes, key=when)
+    for index, node in enumerate(tops):
+        if node.kind == "model" and node.within is None and done:
+            pieces.append([])
+        if not pieces:
+            pieces.append([])
+        pieces[-1].append(node)
+        if node.within is None:
+            following = next((one for one in tops[index + 1 :] if one.within is None), None)
+            done = (
+                told
+                and node.kind == "model"
+                and node.span.status == "ok"
+                and not asks(node.span)
+                and (following is None or following.kind == "model")
+            )
+    return pieces
+
+
+def asks(span: Span) -> bool:
+    """Whether a reply says that it asks for calls."""
+    reason = (span.finish_reason or "").lower()
+    return bool(span.calls) or "tool" in reason or "function" in reason
