@@ -2,8 +2,8 @@
 
     python -m benchmarks.importing [ROWS] [--only tracelab|otel]
 
-Rows in the shape of TraceLab's, and as many spans of OTLP JSON in batches of 512, as a Collector's file exporter
-writes them. Each import is a process of its own, and its peak is that of its resident memory.
+Rows in the shape of TraceLab's, and as many spans of OTLP JSON in batches of 512, as a Collector's file
+exporter writes them. Each import is a process of its own; its peak is that of its resident memory.
 """
 
 from __future__ import annotations

@@ -74,7 +74,9 @@ class _Walk:
             yield Skipped(f"files: a directory that cannot be read ({error.strerror})", 1, str(path))
             return
         if "run.json" in names and "records.jsonl" in names:
-            yield Skipped("files: run directories of this package (`profiler report` reads them)", 1, str(path))
+            yield Skipped(
+                "files: run directories of this package (`profiler report` reads them)", 1, str(path)
+            )
             return
         for name in names:
             inner = path / name
@@ -130,7 +132,7 @@ class Opened:
         self._file.close()
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> io.FileIO:
     # A pipe that nobody writes into would be waited for.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -140,10 +142,10 @@ def _opened(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise RecordError(f"{path}: not a regular file")
-    return os.fdopen(descriptor, "rb", buffering=0)  # type: ignore[return-value]
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
-def _unpacked(plain: io.BufferedReader, path: Path) -> tuple[Any, bool]:
+def _unpacked(plain: io.BufferedReader[Any], path: Path) -> tuple[Any, bool]:
     """What reads the content, and whether it is packed."""
     start = plain.peek(4)[:4]
     if start[:2] == _GZIP:
@@ -153,32 +155,56 @@ def _unpacked(plain: io.BufferedReader, path: Path) -> tuple[Any, bool]:
     return plain, False
 
 
-def _zstd(plain: io.BufferedReader, path: Path) -> Any:
+def _zstd(plain: io.BufferedReader[Any], path: Path) -> _Zstd:
     try:
-        import zstandard
+        return _Zstd(plain)
     except ImportError as error:
         raise RecordError(
             f"{path}: packed with zstd: `pip install zstandard` reads it, or unpack it first (zstd -d)"
         ) from error
-    limited = zstandard.ZstdDecompressor(max_window_size=2**27)
-    return limited.stream_reader(plain, read_across_frames=True, closefd=False)
 
 
-def _unpacking_errors() -> tuple[type[Exception], ...]:
-    errors: list[type[Exception]] = [EOFError, zlib.error, OSError]
-    try:
+class _Zstd:
+    """Unpacks a file of one frame or several, and tells one that was cut off, unlike the library's reader."""
+
+    _PIECE = 1024  # of it come 32 MB at most
+
+    def __init__(self, packed: io.BufferedReader[Any]) -> None:
         import zstandard
 
-        errors.append(zstandard.ZstdError)
-    except ImportError:
-        pass
-    return tuple(errors)
+        self._packed = packed
+        # More than usual, since `--long` is what long recordings are packed with.
+        self._new = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj
+        self._error = zstandard.ZstdError
+        self._frame = self._new()
+        self._begun = False
+        self._left = b""
+        self._unpacked = b""
+
+    def read(self, most: int) -> bytes:
+        while not self._unpacked:
+            piece = self._left or self._packed.read(self._PIECE)
+            self._left = b""
+            if not piece:
+                if self._begun:
+                    raise EOFError
+                return b""
+            try:
+                self._unpacked = self._frame.decompress(piece)
+            except self._error as error:
+                raise EOFError from error
+            self._begun = not self._frame.eof
+            if self._frame.eof:
+                self._left = self._frame.unused_data
+                self._frame = self._new()
+        taken, self._unpacked = self._unpacked[:most], self._unpacked[most:]
+        return taken
 
 
 class _Part(io.RawIOBase):
     """The first `size` bytes of a file."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: io.FileIO, size: int) -> None:
         self._file = file
         self._left = size
 
@@ -199,7 +225,6 @@ class _Counted(io.RawIOBase):
         self._content, packed = content
         self._most = _RATIO * size + _FREE if packed else None
         self._read = 0
-        self._errors = _unpacking_errors()
         self.idle = 0
         self.problem: str | None = None
 
@@ -211,9 +236,11 @@ class _Counted(io.RawIOBase):
         while filled < len(buffer) and self.problem is None:
             try:
                 data = self._content.read(len(buffer) - filled)
-            except self._errors as error:
+            except (EOFError, OSError, zlib.error) as error:
                 # Words that say what is wrong; of what a library says, its own name for it.
-                said = error.strerror if isinstance(error, OSError) and error.strerror else "damaged or cut off"
+                said = (
+                    error.strerror if isinstance(error, OSError) and error.strerror else "damaged or cut off"
+                )
                 self.problem = f"files: not read to its end: {said}"
                 break
             if not data:

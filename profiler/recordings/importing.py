@@ -1,8 +1,8 @@
 """Files of other people's recordings become a run directory.
 
-Every file is read once, bit by bit, and what it tells is sorted on disk (`spool`). Then each group becomes loops,
-each loop a record, and the records are written by their starts. What is the same is told the same whatever order
-it comes in, and however often.
+Every file is read once, bit by bit, and what it tells is sorted on disk (`spool`). Then each group becomes
+loops, each loop a record, and the records are written by their starts. So files in another order, with their
+lines in another order, or given twice, make the same records.
 """
 
 from __future__ import annotations
@@ -19,20 +19,27 @@ import orjson
 from profiler import records
 from profiler.errors import RecordError
 from profiler.process.modes import opener_like
-from profiler.records import MOST, LoopRecord
+from profiler.recordings.claude_code import ClaudeCode
+from profiler.recordings.codex import Codex
 from profiler.recordings.drafts import CallDraft, LoopDraft, Tally, record_of, rounds_in_order
 from profiler.recordings.files import Opened, found
 from profiler.recordings.formats import Format, Item, Skipped, Source
+from profiler.recordings.langfuse import Langfuse
+from profiler.recordings.openai_agents import OpenAIAgents
+from profiler.recordings.otlp import Otlp
 from profiler.recordings.spool import Spool, SpoolError
 from profiler.recordings.tracelab import TraceLab
 from profiler.recordings.unknown import is_no_text, what_it_is
+from profiler.records import MOST, LoopRecord
 from profiler.rundir import Anchor, Recording, Run, RunDirectory, recorded_run
 
-FORMATS: tuple[Format, ...] = (TraceLab(),)
+FORMATS: tuple[Format, ...] = (TraceLab(), ClaudeCode(), Codex(), OpenAIAgents(), Otlp(), Langfuse())
 """Every format, the most particular first: the first one that recognises a file reads it."""
 
 REPEATED = "repeats"
 _MOST_REASONS = 100
+_MOST_IDLE = 1_000_000
+"""Lines in a row that are of no use, after which a file is left."""
 _MOST_TIME_NS = MOST // 2
 """The latest time of a recording (2043), so that differences fit."""
 
@@ -75,8 +82,8 @@ def import_files(
     """Read the files that the paths name, and make a run directory of them in `parent`.
 
     `format`: all of them are of this one, whatever they look like. `content`: arguments, results and prompts
-    are kept too. Raises `RecordError` where a path cannot be read or no loop was found in any; then there is no
-    directory.
+    are kept too. Raises `RecordError` where a path cannot be read or no loop was found in any; then there is
+    no directory.
     """
     RunDirectory.check_parent(parent)
     with Spool() as spool:
@@ -134,19 +141,28 @@ class _Import:
                 what = opened.problem.removeprefix("files: ")
             asked = self._named or f"one of {known}"
             place = f"{path}: {what}"
-            self._refuse("files: in no known format", f"{path}: no recording: {what} (expected {asked})", place)
+            self._refuse(
+                "files: in no known format", f"{path}: no recording: {what} (expected {asked})", place
+            )
             return
         self._files += 1
         format = self._formats[index]
         source = Source(path, str(path), opened.stream)
+        idle = 0
         try:
             for one in format.read(source, self._content):
                 if isinstance(one, Skipped):
                     self._read[format.name] += 0 if one.kept else one.count
                     self._skip(one)
+                    idle += 1
+                    if idle > _MOST_IDLE:
+                        said = f"nothing understood in {_MOST_IDLE:,} lines"
+                        self._refuse(f"files: not read to its end: {said}", str(path))
+                        break
                 else:
                     self._read[format.name] += 1
                     self._item(index, number, one, source.name, opened)
+                    idle = 0
         except SpoolError:
             raise
         except RecordError as error:
@@ -249,8 +265,7 @@ class _Import:
         notes = [f"{count:,} {reason}" for reason, count in self._noted.items()]
         if alone:
             notes.append(
-                f"{alone} {'loop of a sub-agent stands' if alone == 1 else 'loops of sub-agents stand'} alone: "
-                "what ran inside which call is not in what was imported"
+                f"{alone:,} of the loops ran inside a call that is not in what was imported, and stand alone"
             )
         tally = {one: getattr(self._tally, one) for one in Tally.__dataclass_fields__}
         counts.recording = Recording(
@@ -297,20 +312,17 @@ class _Import:
         with open(directory.records_path, "wb", opener=opener) as file:
             for number, _, parent, line in self._spool.records():
                 outer = outers.get(number)
+                changed = line
                 if outer is not None or parent is not None or number in with_inner or number in renamed:
                     record = records.decode(line)
                     if number in with_inner:
-                        record = _with_inner(
-                            record, [(position, id_of(inner)) for position, inner in self._spool.inside(number)]
-                        )
-                    line = records.encode(
-                        replace(
-                            record,
-                            id=renamed.get(number, record.id),
-                            parent=None if outer is None else id_of(outer),
-                        )
+                        inside = self._spool.inside(number)
+                        record = _with_inner(record, [(place, id_of(inner)) for place, inner in inside])
+                    id = renamed.get(number, record.id)
+                    changed = records.encode(
+                        replace(record, id=id, parent=None if outer is None else id_of(outer))
                     )
-                file.write(line + b"\n")
+                file.write(changed + b"\n")
 
     # What is left out.
 
@@ -325,17 +337,23 @@ class _Import:
 
     def _refuse(self, reason: str, message: str, place: str | None = None) -> None:
         self._skip(Skipped(reason, 1, place or message))
-        if len(self._refused) < 2:
+        if not self._refused:
             self._refused.append(message)
 
     def _nothing(self) -> str:
         """Why there is nothing to write, in one line."""
         if self._refused and not self._files:
-            more = sum(count for reason, count in self._skipped.items() if reason.startswith("files: ")) - 1
-            return self._refused[0] + (f"; and {more} more files or directories" if more > 0 else "")
+            refused = sum(count for reason, count in self._skipped.items() if reason.startswith("files: "))
+            if refused == 1:
+                return self._refused[0]
+            return f"no recording in {refused:,} files; the first: {self._refused[0]}"
         if not self._files:
             first = next(iter(self._skipped), None)
-            said = "no file in it" if first is None else f"{first.removeprefix('files: ')}: {self._places[first]}"
+            said = (
+                "no file in it"
+                if first is None
+                else f"{first.removeprefix('files: ')}: {self._places[first]}"
+            )
             return f"nothing to import: {said}"
         read = ", ".join(f"{count:,} of {name}" for name, count in self._read.items() if count)
         reasons = sorted(self._skipped.items(), key=lambda one: -one[1])[:3]
@@ -350,8 +368,8 @@ class _Import:
 def without_repeats(items: Sequence[tuple[int, Item]]) -> tuple[list[Item], int]:
     """The items of a group (with the numbers of their files), each once, and how many came again.
 
-    Of those with one id the one of the largest version counts, else the first. Those without an id are repeats
-    where another file has the same: of such as often as the file says it that says it most often.
+    Of those with one id the one of the largest version counts, else the first. Those without an id are
+    repeats where another file has the same: such count as often as the file has it that has it most often.
     """
     best: dict[str, int] = {}
     unnamed: dict[bytes, dict[int, int]] = {}
@@ -393,9 +411,7 @@ def _with_inner(record: LoopRecord, inner: Sequence[tuple[int, str]]) -> LoopRec
     for round_ in record.rounds:
         calls = []
         for call in round_.tool_calls:
-            calls.append(
-                replace(call, loops=(*call.loops, *ids[position])) if position in ids else call
-            )
+            calls.append(replace(call, loops=(*call.loops, *ids[position])) if position in ids else call)
             position += 1
         rounds.append(replace(round_, tool_calls=tuple(calls)))
     return replace(record, rounds=tuple(rounds))

@@ -1,11 +1,12 @@
-"""The JSON values of a file, one after another, however they are laid out; memory is bounded by one of them.
+"""The JSON values of a file, one after another, however they are laid out; memory holds one at a time.
 
-One value a line; values over several lines, with other lines between them (what a program printed); and arrays,
-on one line or on many, whose elements are the values. What is no JSON is `Skipped`, with its line.
+One value a line; values over several lines, with other lines between them (what a program printed); and
+arrays, on one line or on many, whose elements are the values. What is no JSON is `Skipped`, with its line.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -26,7 +27,7 @@ _CHUNK = 2**18
 _TOKEN = re.compile(rb'"(?:[^"\\\n]|\\.)*+"?|[\[\]{},]', re.DOTALL)
 _SPACE = b" \t\r\n"
 
-# What other languages' writers let through and JSON does not: half a character of UTF-16, numbers that are none.
+# What writers let through and JSON does not: half a character of UTF-16, numbers that are none.
 _LONE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
@@ -61,11 +62,18 @@ class _Reader:
         self._line = 0  # of what was read last
         self._pushed = b""  # read, and not used yet
         self._line_ended = True
+        self._again = 0
 
     def values(self) -> Iterator[Value | Skipped]:
         while line := self._next(MOST_BYTES):
             text = line.strip(_SPACE)
             if not text:
+                self._skip_blank()
+                continue
+            if self._again > 16 * MOST_BYTES:  # megabytes are looked at over and over: nobody writes this
+                yield self._skipped(NOT_JSON, self._line)
+                self._end_line()
+                self._again = 0
                 continue
             if text[:1] == b"[":
                 yield from self._elements(line)
@@ -74,18 +82,19 @@ class _Reader:
                 yield self._skipped(TOO_LONG, self._line)
                 self._end_line()
                 continue
+            if text[:1] != b"{":
+                yield self._skipped(NOT_JSON, self._line)
+                continue
             try:
                 yield Value(self._line, parsed(text))
             except ValueError:
-                if text[:1] == b"{":
-                    yield from self._object(line)
-                else:
-                    yield self._skipped(NOT_JSON, self._line)
+                yield from self._objects(line)
 
     def _next(self, most: int) -> bytes:
         """The rest of a line, or of it no more than `most` bytes."""
         if pushed := self._pushed:
             self._pushed = b""
+            self._again += len(pushed)
             if not self._line_ended:
                 pushed += self._stream.readline(most)
                 self._line_ended = pushed.endswith(b"\n")
@@ -95,6 +104,13 @@ class _Reader:
         self._line_ended = read.endswith(b"\n")
         return read.removeprefix(b"\xef\xbb\xbf") or b"\n" if self._line == 1 and read else read
 
+    def _skip_blank(self) -> None:
+        """What is buffered of blank lines, at once: a packed file may have a thousand million of them."""
+        if self._line_ended and not self._pushed and isinstance(self._stream, io.BufferedReader):
+            buffered = self._stream.peek()
+            blank = self._stream.read(len(buffered) - len(buffered.lstrip(b"\n")))
+            self._line += len(blank)
+
     def _end_line(self) -> None:
         while not self._line_ended and (read := self._stream.readline(_CHUNK)):
             self._line_ended = read.endswith(b"\n")
@@ -102,12 +118,13 @@ class _Reader:
     def _skipped(self, reason: str, line: int) -> Skipped:
         return Skipped(reason, 1, f"{self._name}:{line}")
 
-    def _object(self, line: bytes) -> Iterator[Value | Skipped]:
-        """A value over several lines, or one of several on a line: what comes after it is left.
+    def _objects(self, line: bytes) -> Iterator[Value | Skipped]:
+        """A value over several lines, or several on one line. What comes after them is left.
 
         A line that begins another one shows that it was torn, where its own lines are indented.
         """
-        first, parts, size, depth = self._line, [], 0, 0
+        parts: list[bytes] = []
+        first, size, depth, start = self._line, 0, 0, 0
         bare = line.strip(_SPACE) == b"{"
         while line:
             if parts and line[:1] == b"{" and not bare:
@@ -118,16 +135,21 @@ class _Reader:
             for found in _TOKEN.finditer(line):
                 depth += _STEP.get(found[0], 0)
                 if depth <= 0 and found[0] == b"}":
-                    self._pushed = line[found.end() :]
-                    parts.append(line[: found.end()])
+                    parts.append(line[start : found.end()])
                     yield self._value(b"".join(parts), first)
-                    return
-                if depth > _DEEPEST:
+                    first, parts, size, depth, start = self._line, [], 0, 0, found.end()
+                    while line[start : start + 1] in _BETWEEN:
+                        start += 1
+                    if line[start : start + 1] != b"{":
+                        self._pushed = line[start:]
+                        return
+                elif depth > _DEEPEST:
                     yield self._skipped(NOT_JSON, first)
                     self._end_line()
                     return
-            parts.append(line)
+            parts.append(line[start:])
             size += len(line)
+            start = 0
             if size > MOST_BYTES:
                 yield self._skipped(TOO_LONG, first)
                 self._end_line()
@@ -191,4 +213,5 @@ class _Reader:
 
 
 _QUOTE = ord('"')
+_BETWEEN = (b" ", b",", b"\t")
 _STEP = {b"{": 1, b"[": 1, b"}": -1, b"]": -1}

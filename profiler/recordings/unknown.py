@@ -109,4 +109,6 @@ def _json(text: bytes) -> str:
         value = value[0] if value else None
     keys_seen = list(value) if isinstance(value, dict) else list(found)
     named = [key for key in keys_seen if _PLAIN.fullmatch(key)][:6]
-    return f"JSON of no known recording, with the keys {', '.join(named)}" if named else "JSON of no recording"
+    return (
+        f"JSON of no known recording, with the keys {', '.join(named)}" if named else "JSON of no recording"
+    )
