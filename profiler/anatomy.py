@@ -145,7 +145,7 @@ def tool_phase(round_: RoundRecord) -> ToolPhase | None:
         critical_path_ns=durations[-1],
         peak_concurrency=peak(_tries(calls)) or 1,  # where the clock is coarse, calls may have no length
         straggler_ratio=durations[-1] / median if median else 1.0,
-        upper_bound=any([call.upper_bound for call in calls]),
+        upper_bound=True in [call.upper_bound for call in calls],
     )
 
 
@@ -175,7 +175,7 @@ def eagerness(round_: RoundRecord) -> Eagerness | None:
     model, ran = round_.model, runs(round_.tool_calls)
     if not ran or not model.streamed:
         return None
-    if any([call.upper_bound or "ready_ns" in call.derived for call in round_.tool_calls]):
+    if any(call.upper_bound or "ready_ns" in call.derived for call in round_.tool_calls):
         return None
     durations = [
         (min(call.ready_ns, call.started_ns, model.ended_ns), call.ended_ns - call.started_ns)
@@ -245,7 +245,11 @@ def _phases_of_overlapping_rounds(loop: LoopRecord) -> dict[str, int]:
 
 def runs(calls: Iterable[ToolCall]) -> list[Interval]:
     """The interval in which each call ran, for calls that started and of which an end was seen."""
-    return [(call.started_ns, call.ended_ns) for call in calls if call.started_ns is not None and call.ended]
+    return [
+        (call.started_ns, call.ended_ns)
+        for call in calls
+        if call.started_ns is not None and (not call.unknown or call.ended)
+    ]
 
 
 def _tries(calls: Iterable[ToolCall]) -> list[Interval]:
@@ -253,7 +257,7 @@ def _tries(calls: Iterable[ToolCall]) -> list[Interval]:
     return [
         interval
         for call in calls
-        if call.started_ns is not None and call.ended
+        if call.started_ns is not None and (not call.unknown or call.ended)
         for interval in (
             [(one.started_ns, one.ended_ns) for one in call.attempts] or [(call.started_ns, call.ended_ns)]
         )
@@ -267,8 +271,8 @@ PARTS = ("session_wait", "client_wait", "server", "network", "server_and_network
 def remote_parts(call: ToolCall) -> dict[str, int]:
     """Nanoseconds per part (keys: some of `PARTS`), none negative; they sum to the call's duration.
 
-    Empty for any other call, and for one whose duration is not known. A server that claims more than the time from
-    request to answer took all of that.
+    Empty for any other call, and for one whose duration is not known. A server that claims more than the
+    time from request to answer took all of that.
     """
     remote, started_ns, ended_ns = call.remote, call.started_ns, call.ended_ns
     if remote is None or started_ns is None or call.latency_ns is None:
@@ -292,7 +296,7 @@ def remote_parts(call: ToolCall) -> dict[str, int]:
 
 
 def waits(calls: Iterable[ToolCall]) -> list[Interval]:
-    """The interval in which each call waited in its strategy, which may be empty; none where nobody saw it."""
+    """The interval in which each call waited in its strategy, perhaps empty; none where nobody saw it."""
     return [
         (call.queued_ns, call.waited_until_ns)
         for call in calls

@@ -61,8 +61,8 @@ LOOP_DURATION = histogram(
 )
 RECORDED_LOOPS = counter(
     "toolloop_recorded_loops_total",
-    "Loops of other programs, by what told of them: otel (their spans) or proxy (their requests). All metrics "
-    "of theirs have the strategy recorded.",
+    "Loops of other programs, by what told of them: otel (their spans) or proxy (their requests). All "
+    "metrics of theirs have the strategy recorded.",
     ("source",),
 )
 LOOP_ROUNDS = histogram("toolloop_loop_rounds", "Rounds of a loop.", ("strategy",), COUNT_BUCKETS)
@@ -127,8 +127,9 @@ TOOL_CALL_DURATION = histogram(
 )
 TOOL_CALLS_UNTIMED = counter(
     "toolloop_tool_calls_untimed_total",
-    "Tool calls that are not in toolloop_tool_call_duration_seconds; reason is never_started, never_ended (no "
-    "end was seen) or upper_bound (a recording does not say when it started, only when it could have).",
+    "Tool calls that are not in toolloop_tool_call_duration_seconds; reason is never_started, never_ended "
+    "(no end was seen), upper_bound (a recording does not say when it started, only when it could have) or "
+    "wait (it only waited for what another call began).",
     ("strategy", "tool", "reason"),
 )
 ROUND_UPPER_BOUNDS = counter(

@@ -65,8 +65,9 @@ Shortfall = Literal[
 ]
 """What kept calls from overlapping; each is explained, with its remedy, in `profiler.shortfalls`."""
 Outcome = Literal["ok", "incomplete", "error", "cancelled"]
-Untimed = Literal["never_started", "never_ended", "upper_bound"]
-"""Why a call has no latency: it did not start, no end of it was seen, or only an upper bound is known."""
+Untimed = Literal["never_started", "never_ended", "upper_bound", "wait"]
+"""Why a call has no latency: it did not start, no end of it was seen, only an upper bound is known, or it
+only waited for what another call began."""
 
 BUSY = "busy"
 """The error type of a call without a model that was answered with an error (`isError`, or JSON-RPC's) which
@@ -514,7 +515,10 @@ class ToolCall(_Tried):
     @property
     def latency_ns(self) -> int | None:
         """`duration_ns` where it says how long the tool took: None also for an upper bound or a wait."""
-        return None if self.upper_bound or self.wait else self.duration_ns
+        # As `duration_ns`, in one step: it is asked of every call.
+        if self.upper_bound or self.wait or self.started_ns is None or (self.unknown and not self.ended):
+            return None
+        return self.ended_ns - self.started_ns
 
     @property
     def untimed(self) -> Untimed | None:
@@ -523,7 +527,9 @@ class ToolCall(_Tried):
             return "never_started"
         if not self.ended:
             return "never_ended"
-        return "upper_bound" if self.upper_bound else None
+        if self.upper_bound:
+            return "upper_bound"
+        return "wait" if self.wait else None
 
 
 @dataclass(frozen=True, slots=True)

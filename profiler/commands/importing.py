@@ -41,7 +41,8 @@ def add(commands: Commands) -> None:
         dest="format",
         choices=FORMATS,
         metavar="FORMAT",
-        help=f"read every file as this, whatever it looks like: {', '.join(FORMATS)} (default: told by what is in it)",
+        help="read every file as this, whatever it looks like (default: told by what is in it): "
+        + ", ".join(FORMATS),
     )
     parser.add_argument(
         "--out",
@@ -100,10 +101,12 @@ def told(imported: Imported) -> str:
         lines.append(("", f"{recording.clamped:,} times ended before they began, and last 0"))
     lines += [("note", note) for note in recording.notes]
     lines.append(("next", f"profiler report {imported.directory}"))
-    labels = [
-        "" if index and lines[index - 1][0] == label else label for index, (label, _) in enumerate(lines)
-    ]
-    return "".join(f"{label:<11}{text}\n" for label, (_, text) in zip(labels, lines, strict=True))
+    told = []
+    before = ""
+    for label, text in lines:
+        told.append(f"{'' if label == before else label:<11}{text}\n")
+        before = label or before
+    return "".join(told)
 
 
 def _durations(imported: Imported) -> str:

@@ -12,9 +12,10 @@ with the server's own part where it says how long it took. How many it has at on
 The counters, in a group `run`, are those of the whole run, so that a slow loop is seen among all the
 calls it competed with. They stand still where no loop is shown.
 
-Of a recording's loops every slice says which of its times were derived, and which are unknown. A call of which
-only an upper bound is known is called `≤ name`, and one whose end was not seen says so in its name: it is drawn
-to the end of its loop, and counts nowhere as running. What lies between the calls of a round is left blank.
+Of a recording's loops every slice says which of its times were derived, and which are unknown. A call of
+which only an upper bound is known is called `≤ name`, and one whose end was not seen says so in its name: it
+is drawn to the end of its loop, and counts nowhere as running. What lies between the calls of a round is left
+blank.
 """
 
 from __future__ import annotations
@@ -574,6 +575,8 @@ class _Writer:
             name, what = f"≤ {name}", "waiting or running"
         elif call.untimed == "never_ended":
             name, what = f"{name} (no end seen)", "no end seen"
+        elif call.untimed == "wait":
+            what = "waiting for another call"
         elif call.untimed == "never_started" and call.waited_ns is None:
             name += " (never started)"
         yield self.slice(tid, name, "call", span, args) | {"bind_id": flow, "flow_in": True}

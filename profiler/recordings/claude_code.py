@@ -52,6 +52,9 @@ _DENIED = ("Permission to use ", "Permission for this ")
 _EXIT = re.compile(r"(?:Error: )?(?:Command failed with )?[Ee]xit code:? (\d{1,3})\b")
 
 
+_API_ERROR = re.compile(r"API Error: (?:\w+ )?(\d{3})\b")
+
+
 class ClaudeCode:
     """The format (`profiler.recordings.formats.Format`)."""
 
@@ -97,7 +100,7 @@ def _item(row: Any, file_session: str, number: int, content: bool) -> Item | str
         if type(body) is not str and row["message"].get("model") == "<synthetic>":
             if row.get("isApiErrorMessage") is not True:
                 return SYNTHETIC
-            what, body = GAVE_UP, [_status(row.get("apiErrorStatus"))]
+            what, body = GAVE_UP, _gave_up(row)
     elif kind == "user":
         what, body = _user(row, content)
     else:
@@ -118,7 +121,13 @@ def _item(row: Any, file_session: str, number: int, content: bool) -> Item | str
         text(row.get("parentUuid")) or text(row.get("logicalParentUuid")),
         body,
     ]
-    link = body[0] if what == REPLY and body[0] else None
+    link: str | None = None
+    if what == REPLY and body[0]:
+        link = f"{body[0]}:{body[1]}"
+    elif what == PROMPT and data[2]:
+        link = f"agent:{data[2]}"
+    elif what == RESULTS:
+        link = next((f"agent:{result[5]}" for result in body[0] if result[5]), None)
     return Item(session, at_ns, data, f"{session}:{uuid}" if uuid else None, 0, link, number)
 
 
@@ -153,10 +162,8 @@ def _reply(row: dict[str, Any], content: bool) -> list[Any] | str:
         elif kind == "text" and content and type(block.get("text")) is str:
             said.append(block["text"])
     request = text(row.get("requestId"))
-    id_ = text(message.get("id"))
-    name = f"{id_}:{request}" if id_ and request else id_ or request
     return [
-        name,
+        text(message.get("id")) or request,
         request,
         text(message.get("model")),
         text(message.get("stop_reason")),
@@ -264,6 +271,14 @@ def _result(block: dict[str, Any], result: Any, content: bool) -> list[Any]:
 
 def _begin(words: list[str], beginnings: tuple[str, ...]) -> bool:
     return any(one.startswith(beginnings) for one in words)
+
+
+def _gave_up(row: dict[str, Any]) -> list[Any]:
+    """[HTTP status, error, None] of the message that is shown in the place of a reply."""
+    said = "".join(text(one.get("text")) for one in objects(row["message"].get("content")))
+    found = _API_ERROR.match(said)
+    status = None if found is None else _status(int(found[1]))
+    return [status, None if status else text(row.get("error"))[:60] or None, None]
 
 
 def _failure(row: dict[str, Any]) -> list[Any]:

@@ -75,7 +75,7 @@ class _Asked:
 
 def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator[LoopDraft | Skipped]:
     """The loops of all lines of the sessions that have replies in common."""
-    parts = _parts(lines)
+    parts = _parts(_with_names(lines))
     seen: set[str] = set()
     copies = alone = unlinked = 0
     asked: list[_Asked] = []
@@ -100,6 +100,22 @@ def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator
     ):
         if number:
             yield Skipped(reason, number, kept=kept)
+
+
+def _with_names(lines: Sequence[Line]) -> list[Line]:
+    """The lines, each reply's named by its message, and by its request where several share one id."""
+    requests: dict[str, set[str]] = {}
+    for line in lines:
+        if line.kind == REPLY:
+            requests.setdefault(line.body[0], set()).add(line.body[1])
+    several = {id_ for id_, found in requests.items() if len(found - {""}) > 1}
+
+    def named(line: Line) -> Line:
+        id_, request, *rest = line.body
+        name = f"{id_}:{request}" if id_ in several else id_ or line.uuid
+        return line._replace(body=[name, request, *rest])
+
+    return [named(line) if line.kind == REPLY else line for line in lines]
 
 
 def _parts(lines: Sequence[Line]) -> list[tuple[tuple[str, str], list[Line]]]:
@@ -192,7 +208,7 @@ class _Thread:
         for line in lines:
             at_ns, body = line.at_ns, line.body
             if line.kind == REPLY:
-                self._reply(at_ns, body, line.uuid)
+                self._reply(at_ns, body)
             elif line.kind == RESULTS:
                 self._results(at_ns, *body)
             elif line.kind == PROMPT:
@@ -221,16 +237,16 @@ class _Thread:
 
     def _prompt(self, at_ns: int, hash_: str, words: str | None) -> None:
         loop = self._loop
+        if loop is None or loop.draft.rounds or loop.stopped or loop.failures:
+            loop = self._begin(at_ns)
+        else:
+            hash_, words = loop.prompt_hash, loop.draft.prompt  # said in two messages
         self._input_ns = at_ns
-        if loop is not None and not loop.draft.rounds and not loop.stopped and not loop.failures:
-            return  # said in two messages
-        loop = self._begin(at_ns)
         loop.prompt_hash = hash_
         loop.draft.prompt = words
 
-    def _reply(self, at_ns: int, body: list[Any], uuid: str) -> None:
+    def _reply(self, at_ns: int, body: list[Any]) -> None:
         name, request, model, reason, usage, calls, served, words = body
-        name = name or uuid
         loop = self._loop
         known = self._rounds.get(name)
         if known is None:
@@ -331,8 +347,10 @@ class _Thread:
                 loop.stopped_ns = at_ns
         elif kind == GAVE_UP:
             loop.gave_up = True
-            if not loop.failures or body[0] is not None:
-                loop.failures.append((at_ns, [body[0], None if body[0] else "api_error", None]))
+            status, error, _ = body
+            if status is None and error is None:
+                status, error, _ = loop.failures[-1][1] if loop.failures else (None, "api_error", None)
+            loop.failures.append((at_ns, [status, error, None]))
             loop.said_ns = at_ns
         else:
             loop.failures.append((at_ns, body))

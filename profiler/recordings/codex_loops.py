@@ -356,26 +356,26 @@ class _Thread:
 def _own_beginning(lines: Sequence[Line], meta: Line) -> Line | None:
     """The line with which a thread's own first turn begins; None: it never came to one.
 
-    The ids of turns and threads tell when they were made, if they are UUIDs of version 7: a turn of the
-    thread's own is younger than the thread. Else it is the last one that began before anything took time.
+    It is the last turn that began before anything took time. Where ids are UUIDs of version 7, which say when
+    they were made, it is no older than the thread: a thread that was cut off has turns of its parent's alone.
     """
     ordered = sorted(lines, key=lambda line: line.number)
-    starts = [line for line in ordered if line.kind == START]
     began_ns = meta.body[-1]
-    made_ns = _made_ns(meta.body[0]) or began_ns
-    told = [(line, _made_ns(line.body[0])) for line in starts]
-    if starts and all(at_ns is not None for _, at_ns in told):
-        own = next((line for line, at_ns in told if at_ns is not None and at_ns >= made_ns), None)
-        late = next((line for line in starts if line.at_ns > began_ns + _BURST_NS), None)
-        return own or late
-    until_ns = began_ns + _BURST_NS
+    starts = [line for line in ordered if line.kind == START]
     found: Line | None = None
     for line in ordered:
         if line.kind == START or (not starts and line.kind == USER):
             found = line
-        if line.at_ns > until_ns:
-            return found or line
-    return found
+        if line.at_ns > began_ns + _BURST_NS:
+            found = found or line
+            break
+    made_ns = _made_ns(meta.body[0])
+    if found is None or made_ns is None or abs(made_ns - began_ns) > _BURST_NS:
+        return found
+    turn_ns = _made_ns(found.body[0]) if found.kind == START else None
+    if turn_ns is None or turn_ns >= made_ns:
+        return found
+    return next((line for line in starts if (_made_ns(line.body[0]) or 0) >= made_ns), None)
 
 
 def _made_ns(id_: str) -> int | None:

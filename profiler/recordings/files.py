@@ -132,7 +132,7 @@ class Opened:
         self._file.close()
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> io.FileIO:
     # A pipe that nobody writes into would be waited for.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -142,10 +142,10 @@ def _opened(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise RecordError(f"{path}: not a regular file")
-    return os.fdopen(descriptor, "rb", buffering=0)  # type: ignore[return-value]
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
-def _unpacked(plain: io.BufferedReader, path: Path) -> tuple[Any, bool]:
+def _unpacked(plain: io.BufferedReader[Any], path: Path) -> tuple[Any, bool]:
     """What reads the content, and whether it is packed."""
     start = plain.peek(4)[:4]
     if start[:2] == _GZIP:
@@ -155,7 +155,7 @@ def _unpacked(plain: io.BufferedReader, path: Path) -> tuple[Any, bool]:
     return plain, False
 
 
-def _zstd(plain: io.BufferedReader, path: Path) -> _Zstd:
+def _zstd(plain: io.BufferedReader[Any], path: Path) -> _Zstd:
     try:
         return _Zstd(plain)
     except ImportError as error:
@@ -165,11 +165,11 @@ def _zstd(plain: io.BufferedReader, path: Path) -> _Zstd:
 
 
 class _Zstd:
-    """Unpacks a file with one frame or several. Unlike the library's own reader it tells one that was cut off."""
+    """Unpacks a file of one frame or several, and tells one that was cut off, unlike the library's reader."""
 
     _PIECE = 1024  # of it come 32 MB at most
 
-    def __init__(self, packed: io.BufferedReader) -> None:
+    def __init__(self, packed: io.BufferedReader[Any]) -> None:
         import zstandard
 
         self._packed = packed
@@ -204,7 +204,7 @@ class _Zstd:
 class _Part(io.RawIOBase):
     """The first `size` bytes of a file."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: io.FileIO, size: int) -> None:
         self._file = file
         self._left = size
 

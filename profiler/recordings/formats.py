@@ -22,9 +22,9 @@ class Item(NamedTuple):
     `at_ns` is the earliest time in it (Unix): it orders the items of a group, those of one time as they came,
     and the earliest of all is the zero of the records' times. `id` names it in its group, None: it has no
     name, and is never dropped as a repeat. `version`: of several with one id the largest counts, else the
-    first. `link`: groups with the same one are one group (a conversation over several traces). `place`: orders
-    items of one time where the order of a file tells something (its line); without one their content does, so
-    that files in another order, or with their lines in another order, tell the same.
+    first. `link`: groups with the same one are one group (a conversation over several traces). `place`
+    orders items of one time where the order of a file tells something (its line); without one their content
+    does, so that files in another order, or with their lines in another order, tell the same.
     """
 
     group: str

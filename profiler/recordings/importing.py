@@ -1,8 +1,8 @@
 """Files of other people's recordings become a run directory.
 
-Every file is read once, bit by bit, and what it tells is sorted on disk (`spool`). Then each group becomes loops,
-each loop a record, and the records are written by their starts. What is the same is told the same whatever order
-it comes in, and however often.
+Every file is read once, bit by bit, and what it tells is sorted on disk (`spool`). Then each group becomes
+loops, each loop a record, and the records are written by their starts. So files in another order, with their
+lines in another order, or given twice, make the same records.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def import_files(
     """Read the files that the paths name, and make a run directory of them in `parent`.
 
     `format`: all of them are of this one, whatever they look like. `content`: arguments, results and prompts
-    are kept too. Raises `RecordError` where a path cannot be read or no loop was found in any; then there is no
-    directory.
+    are kept too. Raises `RecordError` where a path cannot be read or no loop was found in any; then there is
+    no directory.
     """
     RunDirectory.check_parent(parent)
     with Spool() as spool:
@@ -265,8 +265,7 @@ class _Import:
         notes = [f"{count:,} {reason}" for reason, count in self._noted.items()]
         if alone:
             notes.append(
-                f"{alone} {'loop of a sub-agent stands' if alone == 1 else 'loops of sub-agents stand'} alone: "
-                "what ran inside which call is not in what was imported"
+                f"{alone:,} of the loops ran inside a call that is not in what was imported, and stand alone"
             )
         tally = {one: getattr(self._tally, one) for one in Tally.__dataclass_fields__}
         counts.recording = Recording(
@@ -313,21 +312,17 @@ class _Import:
         with open(directory.records_path, "wb", opener=opener) as file:
             for number, _, parent, line in self._spool.records():
                 outer = outers.get(number)
+                changed = line
                 if outer is not None or parent is not None or number in with_inner or number in renamed:
                     record = records.decode(line)
                     if number in with_inner:
-                        record = _with_inner(
-                            record,
-                            [(position, id_of(inner)) for position, inner in self._spool.inside(number)],
-                        )
-                    line = records.encode(
-                        replace(
-                            record,
-                            id=renamed.get(number, record.id),
-                            parent=None if outer is None else id_of(outer),
-                        )
+                        inside = self._spool.inside(number)
+                        record = _with_inner(record, [(place, id_of(inner)) for place, inner in inside])
+                    id = renamed.get(number, record.id)
+                    changed = records.encode(
+                        replace(record, id=id, parent=None if outer is None else id_of(outer))
                     )
-                file.write(line + b"\n")
+                file.write(changed + b"\n")
 
     # What is left out.
 
@@ -373,8 +368,8 @@ class _Import:
 def without_repeats(items: Sequence[tuple[int, Item]]) -> tuple[list[Item], int]:
     """The items of a group (with the numbers of their files), each once, and how many came again.
 
-    Of those with one id the one of the largest version counts, else the first. Those without an id are repeats
-    where another file has the same: of such as often as the file says it that says it most often.
+    Of those with one id the one of the largest version counts, else the first. Those without an id are
+    repeats where another file has the same: such count as often as the file has it that has it most often.
     """
     best: dict[str, int] = {}
     unnamed: dict[bytes, dict[int, int]] = {}

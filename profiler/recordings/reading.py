@@ -1,7 +1,7 @@
-"""The JSON values of a file, one after another, however they are laid out; memory is bounded by one of them.
+"""The JSON values of a file, one after another, however they are laid out; memory holds one at a time.
 
-One value a line; values over several lines, with other lines between them (what a program printed); and arrays,
-on one line or on many, whose elements are the values. What is no JSON is `Skipped`, with its line.
+One value a line; values over several lines, with other lines between them (what a program printed); and
+arrays, on one line or on many, whose elements are the values. What is no JSON is `Skipped`, with its line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CHUNK = 2**18
 _TOKEN = re.compile(rb'"(?:[^"\\\n]|\\.)*+"?|[\[\]{},]', re.DOTALL)
 _SPACE = b" \t\r\n"
 
-# What other languages' writers let through and JSON does not: half a character of UTF-16, numbers that are none.
+# What writers let through and JSON does not: half a character of UTF-16, numbers that are none.
 _LONE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
@@ -123,7 +123,8 @@ class _Reader:
 
         A line that begins another one shows that it was torn, where its own lines are indented.
         """
-        first, parts, size, depth, start = self._line, [], 0, 0, 0
+        parts: list[bytes] = []
+        first, size, depth, start = self._line, 0, 0, 0
         bare = line.strip(_SPACE) == b"{"
         while line:
             if parts and line[:1] == b"{" and not bare:

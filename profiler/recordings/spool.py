@@ -1,8 +1,8 @@
 """What was read, on disk, until all of it can be put in order.
 
-Recordings come in any order, and one file tells of many loops at once. So what was read is sorted on disk: by
-group, and in a group by time. The database has no name: no other process can open it, and it is gone when this
-process ends, however it does. It lies where the system keeps temporary files (`TMPDIR`).
+Recordings come in any order, and one file tells of many loops at once. So what was read is sorted on disk:
+by group, and in a group by time. The database has no name: no other process can open it, and it is gone when
+this process ends, however it does. It lies where the system keeps temporary files (`TMPDIR`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -20,8 +20,6 @@ from profiler.recordings.formats import Item
 
 _BATCH = 512
 _CACHE_MB = 48
-
-T = TypeVar("T")
 
 
 class SpoolError(RecordError):
@@ -234,7 +232,7 @@ class Spool:
         with self._failing():
             self._db.execute(statement, values)
 
-    def _rows(self, query: str, values: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    def _rows(self, query: str, values: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
         with self._failing():
             yield from self._db.execute(query, values)
 

@@ -201,20 +201,24 @@ def _legend(rows: list[_Row]) -> str:
 def _decomposition(record: LoopRecord, width: int) -> list[str]:
     wall = record.wall_ns
     names = {"unaccounted": NOT_EXPLAINED} if record.source else {}
+    if any(call.untimed == "upper_bound" for call in record.tool_calls):
+        names["tools"] = "tools, or waits before them"
     parts = [
-        f"{names.get(name, name).replace('_', ' ')} {duration(ns / 1e9)} ({percent(ns / wall if wall else 0.0)})"
+        f"{names.get(name, name.replace('_', ' '))} {duration(ns / 1e9)} ({percent(ns / (wall or 1))})"
         for name, ns in loop_phases(record).items()
         if ns or name == "unaccounted"
     ]
     lines = wrapped(f"{duration(wall / 1e9)} = {' + '.join(parts)}", width)
-    every = [phase for phase in map(tool_phase, record.rounds) if phase is not None]
-    phases = [phase for phase in every if not phase.upper_bound]
+    every = [tool_phase(round_) for round_ in record.rounds]
+    phases = [phase for phase in every if phase is not None and not phase.upper_bound]
+    bounded = [r for r, phase in zip(record.rounds, every, strict=True) if phase and phase.upper_bound]
     if phases:
+        calls = sum(len(r.tool_calls) for r in record.rounds if r not in bounded)
         walls = sum(phase.wall_ns for phase in phases)
         work = sum(phase.work_ns for phase in phases)
         critical = sum(phase.critical_path_ns for phase in phases)
         lines += wrapped(
-            f"{counted(len(list(record.tool_calls)), 'tool call')} "
+            f"{counted(calls, 'tool call')} "
             f"in {len(phases)} of {len(record.rounds)} rounds: "
             f"{duration(work / 1e9)} of work in {duration(walls / 1e9)} "
             f"(speed-up {number(work / walls if walls else None)}, "
@@ -222,10 +226,10 @@ def _decomposition(record: LoopRecord, width: int) -> list[str]:
             f"at most {max(phase.peak_concurrency for phase in phases)} at once)",
             width,
         )
-    if left := len(every) - len(phases):
+    if bounded:
         lines += wrapped(
-            f"{counted(left, 'round')} with calls of which only an upper bound is known (≤): for how long they "
-            "overlapped is not known",
+            f"{counted(len(bounded), 'round')} with calls of which only an upper bound is known (≤): how "
+            "they overlapped is not known",
             width,
         )
     return lines
@@ -361,8 +365,9 @@ def _words(kind: CauseKind, record: LoopRecord) -> tuple[str, str]:
         longest = max(record.tool_calls, key=lambda call: call.duration_ns or -1, default=None)
         if longest is None or longest.duration_ns is None:
             return "tool calls", ""
-        most, how = ("≤ ", ", or waited to") if longest.upper_bound else ("", "")
-        took = most + duration(longest.duration_ns / 1e9)
+        bounded = any(call.untimed == "upper_bound" for call in record.tool_calls)
+        how = ", or waited to" if bounded else ""
+        took = ("≤ " if longest.upper_bound else "") + duration(longest.duration_ns / 1e9)
         return f"tools ran{how} (longest: {clean(longest.name, 24)}, {took})", ""
     if kind == "rest":
         return NOT_EXPLAINED if record.source else "parsing, collecting and the rest", ""

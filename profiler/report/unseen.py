@@ -1,4 +1,4 @@
-"""What watching, or a recording, has missed: calls that nobody saw or outside every loop, unreadable replies."""
+"""What watching, or a recording, has missed: calls not seen or outside every loop, replies not understood."""
 
 from __future__ import annotations
 
@@ -101,11 +101,12 @@ class Unseen:
 
 
 _RECORDED = {
-    "upper_bound": "of {} only an upper bound is known (≤), with any wait and approval inside: when they started is "
-    "not in the recording",
-    "never_ended": "of {} no end was recorded: they have no duration",
+    "upper_bound": "of {} only an upper bound is known (≤), any wait and approval inside: "
+    "no start was recorded",
+    "never_ended": "of {} no end was recorded, and so no duration",
     "never_started": "{} never started",
-    "unobserved": "{} {} asked for, and nothing else of them was recorded",
+    "wait": "{} only waited for what other calls had begun: they are in no latency",
+    "unobserved": "{} {} asked for, and nothing more was recorded",
     "ambiguous": "{} may be others than they are taken for",
     "orphan": "{} {} recorded without the request that asked for them",
     "untimed": "of {} of tools that the model's server ran itself no times are known: they are part of model",

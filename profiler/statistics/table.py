@@ -85,14 +85,12 @@ class Table:
     the end of the loop, with the `sending_ns` of its first request; `loop_late` is the `late_ns` of the last.
     Rounds: `tool_wall` and `tools_started` are `NONE` in a round without calls, `tool_wall` also where it is
     an upper bound, `limit` where the strategy set none. `model_wall` is of the request, `NONE` where that is
-    not known, `model_sending` and `model_late` are its
-    `sending_ns` and `late_ns`.
+    not known, `model_sending` and `model_late` are its `sending_ns` and `late_ns`.
     Calls, in the order of their rounds: `queued` is when a call was handed to the strategy, `queue` its
     wait there, `NONE` where nobody saw it; `duration` is `NONE` for a call that never got through its
-    limiter, or whose end was not seen, or of which only an upper bound is known (`call_bound` is 1); `blocking`
-    is for how
-    long it held the event loop; `call_sending` and `call_late` are its `sending_ns` and `late_ns`,
-    `call_server` is a code of `server_names`, `NONE` for a tool of no MCP server.
+    limiter, or whose end was not seen, or of which only an upper bound is known (`call_bound` is 1);
+    `blocking` is for how long it held the event loop; `call_sending` and `call_late` are its `sending_ns` and
+    `late_ns`, `call_server` is a code of `server_names`, `NONE` for a tool of no MCP server.
     Refusals: `refused` is when a server refused something for a quota.
     `servers` has the calls of MCP servers, which most runs have none of.
     """

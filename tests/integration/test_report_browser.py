@@ -21,7 +21,7 @@ from profiler.rundir import RunDirectory
 from profiler.statistics.summary import summarise_directory
 from profiler.strategies import parse_strategies
 from tests.integration.browser import Watched, chromium, screenshot, serious, watched
-from tests.unit import recorded_data
+from tests.unit import recording_data
 from tests.unit import statistics_data as made
 
 STRATEGIES = ("sequential", "gathered", "adaptive")
@@ -261,21 +261,21 @@ def test_a_hostile_run_harms_nothing(browser: Any, tmp_path: Path) -> None:
 def test_a_recorded_run_says_what_it_is_good_for(browser: Any, tmp_path: Path) -> None:
     """Its names are hostile too: they come from other programs."""
     drafts = [
-        recorded_data.loop(
+        recording_data.loop(
             [
-                recorded_data.exact(HOSTILE[n % len(HOSTILE)], 100, 200),
-                recorded_data.exact(HOSTILE[0], 200, 500, status="error", error_type=HOSTILE[1]),
-                *([recorded_data.bound(HOSTILE[1], 100, 600)] if n % 4 == 0 else []),
+                recording_data.exact(HOSTILE[n % len(HOSTILE)], 100, 200),
+                recording_data.exact(HOSTILE[0], 200, 500, status="error", error_type=HOSTILE[1]),
+                *([recording_data.bound(HOSTILE[1], 100, 600)] if n % 4 == 0 else []),
             ],
             at=1000.0 * n,
             name=HOSTILE[2],
         )
         for n in range(12)
     ]
-    run = recorded_data.run_of(
+    run = recording_data.run_of(
         *drafts, title=HOSTILE[0], read={HOSTILE[1]: 9}, skipped={HOSTILE[0]: 1}, notes=(HOSTILE[2],)
     )
-    found = recorded_data.directory_of(tmp_path, run, recorded_data.records(*drafts))
+    found = recording_data.directory_of(tmp_path, run, recorded_data.records(*drafts))
     path = write_any(found.path)
     assert "\x1b" not in path.read_text("utf-8")
     for width, scheme in ((1440, "light"), (360, "dark")):

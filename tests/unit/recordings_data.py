@@ -26,9 +26,7 @@ def jsonl(rows: Iterable[Any]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def read(
-    format: Format, *files: bytes, names: tuple[str, ...] = (), content: bool = False
-) -> Read:
+def read(format: Format, *files: bytes, names: tuple[str, ...] = (), content: bool = False) -> Read:
     """The drafts of some files, in the order of their groups and starts."""
     groups: dict[str, dict[object, Item]] = {}
     link_of: dict[str, str] = {}
@@ -43,7 +41,7 @@ def read(
             if isinstance(one, Skipped):
                 skip(one)
                 continue
-            one = one._replace(data=orjson.loads(orjson.dumps(one.data)))  # kept on disk meanwhile
+            item = one._replace(data=orjson.loads(orjson.dumps(one.data)))  # kept on disk meanwhile
             group = groups.setdefault(one.group, {})
             if one.link is not None:
                 first = link_of.setdefault(one.link, one.group)
@@ -55,7 +53,7 @@ def read(
             key = (one.group, one.id) if one.id is not None else object()
             before = group.get(key)
             if before is None or before.version < one.version:
-                group[key] = one
+                group[key] = item
     seen: list[int] = []
     for group in groups.values():
         if id(group) in seen:

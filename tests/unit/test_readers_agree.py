@@ -6,12 +6,14 @@ record (`profiler.records`); no reader may have a meaning of its own.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -19,8 +21,9 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 
-from profiler.anatomy import PARTS, PHASES, phases, remote_parts
+from profiler.anatomy import PARTS, PHASES, phases, remote_parts, tool_phase
 from profiler.exporters.opentelemetry import OpenTelemetrySink
+from profiler.exporters.perfetto import write_trace
 from profiler.exporters.prometheus import PrometheusSink
 from profiler.load.health import Tally
 from profiler.load.output import reported
@@ -35,6 +38,7 @@ from profiler.records import (
     ServerToolCall,
     ToolAttempt,
     ToolCall,
+    Untimed,
     encode,
 )
 from profiler.report.html.charts import course
@@ -61,6 +65,7 @@ class Maker:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.now = 0
+        self.recorded = False
 
     def some(self, share: float) -> bool:
         return self.random.random() < share
@@ -82,6 +87,7 @@ class Maker:
 
     def loop(self, number: int) -> LoopRecord:
         started = self.now
+        self.recorded = self.some(0.4)
         status = self.random.choices(("ok", "error", "cancelled"), (7, 2, 1))[0]
         rounds = tuple(self.round(index) for index in range(self.random.randrange(4)))
         if status != "ok" and rounds:
@@ -101,6 +107,7 @@ class Maker:
             # Of an open load, late by up to 100 ms; the others are of a closed one, or were only observed.
             intended_ns=max(0, started - self.random.randrange(101) * MS) if self.some(0.4) else None,
             ambiguous_calls=self.random.randrange(2),
+            source=self.random.choice(("otel", "proxy")) if self.recorded else "",
         )
 
     def round(self, index: int) -> RoundRecord:
@@ -159,6 +166,8 @@ class Maker:
             limiter_wait_ns=held,
             server_tools=tuple(self.server_tool(started, ended) for _ in range(self.random.randrange(3))),
             unreadable=self.random.randrange(2),
+            resends=self.random.randrange(3) if self.recorded else 0,
+            derived=("started_ns",) if self.recorded and self.some(0.3) else (),
         )
 
     def server_tool(self, started: int, ended: int) -> ServerToolCall:
@@ -177,10 +186,14 @@ class Maker:
         made = ToolCall(f"c{n}", self.random.choice(("search", "lookup")), queued, queued, started, ended)
         if self.some(0.4):
             made = replace(made, remote=self.remote(started, ended))
+        if self.recorded:
+            made = self.as_recorded(made)
         if kind in ("error", "timeout", "cancelled"):
             return replace(made, status=kind, error_type=kind if kind != "error" else "ValueError")
         if kind == "never":
-            return replace(made, started_ns=None, status="cancelled", error_type="cancelled")
+            return replace(
+                made, started_ns=None, status="cancelled", error_type="cancelled", upper_bound=False
+            )
         if kind == "unnamed":
             return replace(made, status="error")
         if kind == "refused":
@@ -193,6 +206,18 @@ class Maker:
             )
             return replace(made, ended_ns=started + 10 * MS, attempts=tries)
         return made
+
+    def as_recorded(self, call: ToolCall) -> ToolCall:
+        """As a recording tells of a call: never when it was queued, perhaps not when it began or ended."""
+        call = replace(call, queued_ns=call.started_ns, unknown=("queued_ns",))
+        kind = self.random.choice(("exact", "derived", "bound", "open", "wait"))
+        if kind == "bound":
+            return replace(call, derived=("started_ns",), upper_bound=True)
+        if kind == "open":
+            return replace(call, derived=("started_ns",), unknown=("queued_ns", "ended_ns"))
+        return replace(
+            call, derived=("ready_ns", "started_ns") if kind == "derived" else (), wait=kind == "wait"
+        )
 
     def remote(self, started: int, ended: int) -> RemoteCall:
         """Times of a call of an MCP server's tool, some of them unknown."""
@@ -224,8 +249,10 @@ def said(records: Sequence[LoopRecord]) -> Facts:
     models = [round_.model for round_ in rounds if round_.model.asked]
     calls = [call for round_ in rounds for call in round_.tool_calls]
     served = [call for call in calls if call.remote is not None]
-    ran = [call.duration_ns for call in calls if call.duration_ns is not None]
+    ran = [call.latency_ns for call in calls if call.latency_ns is not None]
+    waits = [call.waited_ns for call in calls if call.waited_ns is not None]
     tries = [*models, *calls]
+    measured = [phase for phase in map(tool_phase, rounds) if phase is not None and not phase.upper_bound]
     return {
         "records": len(records),
         "records answered": sum(record.answered for record in records),
@@ -261,17 +288,24 @@ def said(records: Sequence[LoopRecord]) -> Facts:
         "first outputs": sum(model.first_output_ns is not None for model in models),
         "calls": len(calls),
         "calls that ran": len(ran),
-        "calls that ran well": sum(one.duration_ns is not None and one.failure is None for one in calls),
+        "calls that ran well": sum(one.latency_ns is not None and one.failure is None for one in calls),
+        **{name: sum(call.untimed == name for call in calls) for name in get_args(Untimed)},
         "failed calls": sum(call.failure is not None for call in calls),
         "call time": sum(ran),
-        "wait": sum(call.waited_ns for call in calls),
+        "waits": len(waits),
+        "wait": sum(waits),
+        "bounded rounds": sum(bool(phase and phase.upper_bound) for phase in map(tool_phase, rounds)),
+        "work": sum(phase.work_ns for phase in measured),
+        "wall": sum(phase.wall_ns for phase in measured),
+        "critical path": sum(phase.critical_path_ns for phase in measured),
+        "recorded loops": sum(record.source != "" for record in own),
         "refusals": sum(1 for record in records for _ in record.refusals),
-        "retries": sum(len(one.retries) for one in tries),
+        "retries": sum(one.attempt_count - 1 for one in tries),
         "backoff": sum(retry.backoff_ns for one in tries for retry in one.retries),
         **{f"phase {phase}": sum(phases(round_)[phase] for round_ in rounds) for phase in PHASES},
         "served calls": len(served),
-        "served calls that ran": sum(call.duration_ns is not None for call in served),
-        "served time": sum(call.duration_ns or 0 for call in served),
+        "served calls that ran": sum(call.latency_ns is not None for call in served),
+        "served time": sum(call.latency_ns or 0 for call in served),
         "served failures": sum(call.failure is not None for call in served),
         "new connections": sum(call.remote.new_connection is True for call in served if call.remote),
         **{f"part {part}": sum(remote_parts(call).get(part, 0) for call in served) for part in PARTS},
@@ -319,6 +353,7 @@ def running(records: Sequence[LoopRecord], path: Path) -> Facts:
         "failed calls": sum(tool.errors for tool in one.tools.values()),
         "calls that ran": sum(len(tool.seconds) for tool in one.tools.values()),
         "call time": sum(sum(tool.seconds) for tool in one.tools.values()) / SECONDS,
+        "waits": sum(len(tool.queue) for tool in one.tools.values()),
         "wait": sum(sum(tool.queue) for tool in one.tools.values()) / SECONDS,
     }
 
@@ -362,7 +397,12 @@ def table(records: Sequence[LoopRecord], _: Path) -> Facts:
         "calls that ran": ran.size,
         "failed calls": (found.call_error != NONE).sum(),
         "call time": ran.sum(),
-        "wait": found.queue.sum(),
+        "upper_bound": found.call_bound.sum(),
+        "waits": (found.queue != NONE).sum(),
+        "wait": found.queue[found.queue != NONE].sum(),
+        "work": found.work.sum(),
+        "wall": found.wall.sum(),
+        "critical path": found.critical.sum(),
         **{
             f"phase {phase}": total
             for phase, total in zip(PHASES, found.phases.sum(axis=0), strict=True)
@@ -402,11 +442,17 @@ def summary(records: Sequence[LoopRecord], _: Path) -> Facts:
         "server tools": totals.server_tool_calls,
         "untimed server tools": totals.untimed_server_tool_calls,
         "calls": totals.tool_calls,
+        "upper_bound": sum(tool.upper_bounds for tool in strategy.tools.values()) + _nested_bounds(records),
         "failed calls": totals.tool_errors,
         "served calls": sum(server.calls.calls for server in servers),
         "served failures": sum(server.calls.errors for server in servers),
         "new connections": sum(server.new_connections for server in servers),
     }
+
+
+def _nested_bounds(records: Sequence[LoopRecord]) -> int:
+    """The upper bounds of loops that are inside others, which the tools of a strategy do not count."""
+    return sum(call.upper_bound for record in records if record.nested for call in record.tool_calls)
 
 
 def page(records: Sequence[LoopRecord], path: Path) -> Facts:
@@ -480,8 +526,15 @@ def prometheus(records: Sequence[LoopRecord], _: Path) -> Facts:
         "unreadable": total("unreadable_total"),
         "first tokens": total("model_time_to_first_token_seconds_count"),
         "first outputs": total("model_time_to_first_output_seconds_count"),
-        "calls": total("tool_call_queue_seconds_count"),
+        "calls": total("tool_call_duration_seconds_count") + total("tool_calls_untimed_total"),
         "calls that ran": total("tool_call_duration_seconds_count"),
+        **{name: total("tool_calls_untimed_total", reason=name) for name in get_args(Untimed)},
+        "waits": total("tool_call_queue_seconds_count"),
+        "bounded rounds": total("round_upper_bounds_total"),
+        "work": total("tool_phase_work_seconds_total") / SECONDS,
+        "wall": total("tool_phase_wall_seconds_total") / SECONDS,
+        "critical path": total("tool_phase_critical_path_seconds_total") / SECONDS,
+        "recorded loops": total("recorded_loops_total"),
         "failed calls": total("tool_errors_total"),
         "call time": total("tool_call_duration_seconds_sum") / SECONDS,
         "wait": total("tool_call_queue_seconds_sum") / SECONDS,
@@ -541,6 +594,15 @@ def opentelemetry(records: Sequence[LoopRecord], _: Path) -> Facts:
         "calls that ran": count("gen_ai.execute_tool.duration"),
         "calls that ran well": count("gen_ai.execute_tool.duration", well=True),
         "call time": total("gen_ai.execute_tool.duration") / SECONDS,
+        **{
+            point.attributes["reason"]: sum(
+                other.value
+                for other in points["toolloop.tool_calls_untimed"]
+                if other.attributes["reason"] == point.attributes["reason"]
+            )
+            for point in points["toolloop.tool_calls_untimed"]
+        },
+        "waits": count("toolloop.tool_call_queue"),
         "wait": total("toolloop.tool_call_queue") / SECONDS,
         **{
             f"phase {point.attributes['phase']}": point.value / SECONDS
@@ -561,7 +623,23 @@ def opentelemetry(records: Sequence[LoopRecord], _: Path) -> Facts:
     }
 
 
-READERS = (tally, running, live_line, table, summary, page, locust_rows, prometheus, opentelemetry)
+def trace(records: Sequence[LoopRecord], path: Path) -> Facts:
+    """What Perfetto shows."""
+    write_trace(records, path / "trace.json")
+    slices = [one for one in json.loads((path / "trace.json").read_text())["traceEvents"] if one["ph"] == "X"]
+    outer = [one for one in slices if one["cat"] == "call" and "flow_in" in one]
+    return {
+        "records": sum(one["cat"] == "loop" for one in slices),
+        "rounds": sum(one["cat"] == "round" for one in slices),
+        "requests": sum(one["cat"] == "model" for one in slices),
+        "calls": len(outer),
+        "upper_bound": sum(one["name"].startswith("≤ ") for one in outer),
+        "never_ended": sum(one["name"].endswith("(no end seen)") for one in outer),
+        "calls that ran": sum(one["name"] == "running" for one in slices),
+    }
+
+
+READERS = (tally, running, live_line, table, summary, page, locust_rows, prometheus, opentelemetry, trace)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -16,7 +16,7 @@ from profiler.report.html import write_any
 from profiler.report.recorded import MOST_LINES, render_recorded, ticks, words
 from profiler.rundir import Recording
 from profiler.statistics.recorded import recorded_figures
-from tests.unit.recorded_data import MS, bound, directory_of, exact, loop, records, run_of
+from tests.unit.recording_data import MS, bound, directory_of, exact, loop, records, run_of
 
 
 def turn(at: float) -> LoopDraft:

@@ -12,7 +12,7 @@ from profiler.rundir import Recording
 from profiler.statistics.recorded import RecordedFigures, recorded_figures
 from profiler.statistics.rounds import list_schedule, round_times
 from profiler.statistics.samples import EXACT, Percentiles, Samples
-from tests.unit.recorded_data import MS, bound, exact, loop, records
+from tests.unit.recording_data import MS, bound, exact, loop, records
 
 
 def figures(*loops: LoopRecord, **more: object) -> RecordedFigures:

@@ -20,7 +20,7 @@ from profiler.statistics.objectives import parse_gates
 from profiler.statistics.table import tabulate
 from profiler.statistics.verdicts import compare_directories
 from profiler.statistics.windows import MOST_SLICES, measure
-from tests.unit.recorded_data import MS, bound, directory_of, exact, loop, records, run_of
+from tests.unit.recording_data import MS, bound, directory_of, exact, loop, records, run_of
 from tests.unit.test_statistics_regression import recorded as load_test
 
 

@@ -180,9 +180,9 @@ def alerts() -> list[Alert]:
             "ticket",
             "{{ $labels.job }} has too many values of {{ $labels.label }}",
             "{{ $value | humanize }} observations in 15m are under __other__ as {{ $labels.label }}.",
-            "More than 50 different tools, error types or strategies, or more than 20 models, providers, servers "
-            "or sources: the rest share the name `__other__`. Names that no tool has do not count: they are "
-            "`__unknown_tool__`.",
+            "More than 50 different tools, error types or strategies, or more than 20 models, providers, "
+            "servers or sources: the rest share the name `__other__`. Names that no tool has do not count: "
+            "they are `__unknown_tool__`.",
             "`count by (tool) (toolloop_tool_call_duration_seconds_count)`: real tools, or names that a "
             "model made up?",
             "Answer unknown tools with `unknown_tool` (the loop does); give tools stable names without "

@@ -71,7 +71,8 @@ def tools() -> list[Panel]:
             "ops",
             {
                 "{{status}}": NOW.rate(metrics.TOOL_CALL_DURATION, "_count", by="status"),
-                "without a duration": NOW.rate(metrics.TOOL_CALLS_UNTIMED),
+                "without a duration": f"{NOW.rate(metrics.TOOL_CALLS_UNTIMED)} or "
+                f"0 * {NOW.rate(metrics.TOOL_CALL_DURATION, '_count')}",
             },
             height=9,
             stack=True,
@@ -271,9 +272,9 @@ def generator() -> list[Panel]:
             "Lost for monitoring",
             "Is anything missing here? Dropped records are loops that no metric counts; overflow is "
             "observations under __other__ because there were more than 50 tools, error types or strategies, "
-            "or 20 models, providers, servers or sources. Unseen are calls that no watched tool ran, outside those that ran beside every "
-            "loop, ambiguous those that could not be told apart, unreadable parts of replies, failed the "
-            "watching itself, by what it watched.",
+            "or 20 models, providers, servers or sources. Unseen are calls that no watched tool ran, "
+            "outside those that ran beside every loop, ambiguous those that could not be told apart, "
+            "unreadable parts of replies, failed the watching itself, by what it watched.",
             "ops",
             {
                 "dropped by {{sink}}": NOW.rate(metrics.RECORDS_DROPPED, by="sink"),

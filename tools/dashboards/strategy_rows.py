@@ -52,8 +52,8 @@ def verdict() -> list[Panel]:
             "Speed-up",
             "How much faster is a tool phase than its calls one after another (work / wall)? 1 is "
             "sequential; if a concurrent strategy stays near 1, rounds have few calls, or something "
-            "serialises them: see fan-out and event-loop lag. Of recorded loops, rounds with upper bounds are "
-            "left out.",
+            "serialises them: see fan-out and event-loop lag. Of recorded loops, rounds with upper bounds "
+            "are left out.",
             "none",
             per_wall_second(WHOLE.rate, metrics.TOOL_PHASE_WORK, by),
             decimals=2,
@@ -91,7 +91,8 @@ def verdict() -> list[Panel]:
         stat(
             "Generator lag p99",
             "Was the process itself too slow? Above 50 ms its own event loop adds to every latency here, "
-            "and the figures are invalid: fewer agents per process, more processes. Empty for recorded loops.",
+            "and the figures are invalid: fewer agents per process, more processes. Empty for recorded "
+            "loops.",
             "s",
             f"max({WHOLE.quantile(0.99, metrics.EVENT_LOOP_LAG, by='instance')})",
             legend="worst process",
@@ -124,8 +125,8 @@ def side_by_side() -> list[Panel]:
             "Where the wall time goes",
             "Which phase of an average loop takes the time? The phases partition it, so they add up "
             "(stacked percentiles would not). Large queue: the limiter. Large backoff: the quota. Large "
-            "tools: the tools themselves. Large model: nothing that a strategy could change. Of recorded loops "
-            "unaccounted is what their recording does not explain: launches, approvals, waits.",
+            "tools: the tools themselves. Large model: nothing that a strategy could change. Of recorded "
+            "loops unaccounted is what their recording does not explain: launches, approvals, waits.",
             "s",
             ratio(
                 WHOLE.increase(metrics.ROUND_PHASE, by="strategy, phase"),
@@ -269,8 +270,8 @@ def fan_out() -> list[Panel]:
         timeseries(
             "Causes of little overlap",
             "Why did calls of a round overlap less than they could have? Rounds per second by their main "
-            "cause; each has a setting of its own: the table of causes in docs/measuring.md. Empty for recorded "
-            "loops: why their calls ran as they did is not in a recording.",
+            "cause; each has a setting of its own: the table of causes in docs/measuring.md. Empty for "
+            "recorded loops: why their calls ran as they did is not in a recording.",
             "ops",
             {"{{strategy}} {{cause}}": NOW.rate(metrics.ROUND_SHORTFALLS, by="strategy, cause")},
         ),

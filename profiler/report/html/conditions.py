@@ -156,7 +156,9 @@ def drawn(data: dict[str, Any], labels: Sequence[str], note: str = "") -> str:
     legend += [
         f"{swatch(colour)}{PART_NAMES[part]}" for part, colour in palette.PARTS.items() if part in drawn_kinds
     ]
-    legend += [f"{swatch(palette.SEQUENTIAL)}{words}" for kind, words in UNTIMED.items() if kind in drawn_kinds]
+    legend += [
+        f"{swatch(palette.SEQUENTIAL)}{words}" for kind, words in UNTIMED.items() if kind in drawn_kinds
+    ]
     legend.append('<span class="swatch failed" aria-hidden="true"></span>failed')
     grid = Grid(
         "Every row of the loops above, in seconds from the start of its loop",
