@@ -170,6 +170,7 @@ def _left_out(figures: RecordedFigures) -> str:
     reasons = (
         (left.upper_bound, "have upper bounds"),
         (left.never_ended, "have a call that never ended"),
+        (left.wait, "have a call that only waited for another"),
         (left.unresolved, f"are too short for the clock's ticks of {ticks(figures.resolution_ns)}"),
     )
     found = [
@@ -280,6 +281,7 @@ def _calls(figures: RecordedFigures, recording: Recording | None) -> str:
         "upper bounds": sum(one.upper_bounds for one in tools),
         "never ended": sum(one.never_ended for one in tools),
         "never started": sum(one.never_started for one in tools),
+        "only waits": sum(one.waits for one in tools),
     }
     shown = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "none"
     said = f"Durations of calls: {shown}; times in ticks of {ticks(figures.resolution_ns)}"

@@ -2,10 +2,10 @@
 
 Concluded is from rounds of several calls (`statistics.rounds`): those that ran them one after another,
 and those that overlapped. A duration that is an upper bound may hold an approval and a wait; durations below
-`MOST_TICKS` ticks cannot be told from nothing; a call that never ended has none. Rounds with such
-calls are counted, and left out. Gaps between the calls of a round are explained by nothing (launch, approval,
-a lock), so estimates leave them as they are. That tools may be slower when more of them run at once is in no
-recording, nor why calls ran as they did.
+`MOST_TICKS` ticks cannot be told from nothing; a call that never ended has none; one that only waited for
+another is no work. Rounds with such calls are counted, and left out. Gaps between the calls of a round are
+explained by nothing (launch, approval, a lock), so estimates leave them as they are. That tools may be slower
+when more of them run at once is in no recording, nor why calls ran as they did.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ OTHERS = "(others)"
 class ToolLatency:
     """The calls of one tool. `latency` is of durations that are none of an upper bound, `derived` of these.
 
-    `upper_bounds`, `never_ended` and `never_started` have no latency; `unresolved` ones have, of fewer than
-    `MOST_TICKS` ticks. `failed` are those that did not end well.
+    `upper_bounds`, `never_ended`, `never_started` and `waits` (`ToolCall.wait`) have no latency; `unresolved`
+    ones have, of fewer than `MOST_TICKS` ticks. `failed` are those that did not end well.
     """
 
     name: str
@@ -45,16 +45,27 @@ class ToolLatency:
     upper_bounds: int
     never_ended: int
     never_started: int
+    waits: int
     failed: int
 
 
 class _Tool:
-    __slots__ = ("calls", "derived", "failed", "never_ended", "never_started", "samples", "short", "upper")
+    __slots__ = (
+        "calls",
+        "derived",
+        "failed",
+        "never_ended",
+        "never_started",
+        "samples",
+        "short",
+        "upper",
+        "waits",
+    )
 
     def __init__(self) -> None:
         self.samples = Samples()
         self.calls = self.derived = self.failed = self.short = 0
-        self.never_ended = self.never_started = self.upper = 0
+        self.never_ended = self.never_started = self.upper = self.waits = 0
 
     def add(self, call: ToolCall, took: int | None, resolution_ns: int) -> None:
         """A call that took so long, at most; None: it never started, or never ended."""
@@ -68,6 +79,8 @@ class _Tool:
                 self.never_ended += 1
         elif call.upper_bound:
             self.upper += 1
+        elif call.wait:
+            self.waits += 1
         else:
             self.samples.add(took)
             if took < MOST_TICKS * resolution_ns:
@@ -85,6 +98,7 @@ class _Tool:
             self.upper,
             self.never_ended,
             self.never_started,
+            self.waits,
             self.failed,
         )
 
@@ -95,11 +109,12 @@ class LeftOut:
 
     upper_bound: int = 0
     never_ended: int = 0
+    wait: int = 0
     unresolved: int = 0
 
     @property
     def rounds(self) -> int:
-        return self.upper_bound + self.never_ended + self.unresolved
+        return self.upper_bound + self.never_ended + self.wait + self.unresolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +222,7 @@ class Recorded:
         self._inside: dict[str, tuple[str, _Concluded]] = {}
         self._places: dict[str, _Place] = {}
         self._bounded = Adding()
-        self._bound = self._open = self._unresolved = 0
+        self._bound = self._open = self._waiting = self._unresolved = 0
         self._proxied_ns, self._proxied = 0, Samples()
         self._tools: dict[str, _Tool] = {}
         self._usage: dict[tuple[str, str], Usage] = {}
@@ -251,7 +266,7 @@ class Recorded:
     def _round(self, record: LoopRecord, round_: RoundRecord, concluded: _Concluded) -> None:
         self._called += 1
         several = never_ended = 0
-        upper_bound = False
+        upper_bound = waiting = False
         inside: tuple[str, ...] = ()
         spans = []
         for call in round_.tool_calls:
@@ -263,6 +278,7 @@ class Recorded:
                 if not call.nested:
                     several += 1
                     never_ended += not ended
+                    waiting = waiting or call.wait
                     if ended:
                         spans.append((call.started_ns, call.ended_ns))
                         upper_bound = upper_bound or call.upper_bound
@@ -288,6 +304,8 @@ class Recorded:
                 self._phase(record, round_)
             elif never_ended or times is None:
                 self._open += 1
+            elif waiting:
+                self._waiting += 1
             elif times.second < MOST_TICKS * record.resolution_ns:
                 self._unresolved += 1
             else:
@@ -332,7 +350,7 @@ class Recorded:
         if model.attempts or model.error_type is not None:
             self._refused += len(model.refusals)
         self._resends += model.resends
-        if model.first_token_ns is not None:
+        if model.first_token_ns is not None and "started_ns" not in model.unknown:
             self._first_token.add(model.first_token_ns - model.started_ns)
             self._tokens_derived += "started_ns" in model.derived or "first_token_ns" in model.derived
 
@@ -364,7 +382,7 @@ class Recorded:
             in_turn=concluded.in_turn.result(),
             overlapped=concluded.overlapped.result(),
             bounded=self._bounded.result(),
-            left_out=LeftOut(self._bound, self._open, self._unresolved),
+            left_out=LeftOut(self._bound, self._open, self._waiting, self._unresolved),
             saved_seconds=concluded.saved[0] / 1e9,
             limit_saved_seconds=by_limit(concluded.saved[1:]),
             proxied=Proxied(self._proxied.count, self._proxied_ns / 1e9, Percentiles.of(self._proxied)),

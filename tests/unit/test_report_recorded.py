@@ -166,7 +166,22 @@ def test_page_of_a_recorded_run_leads_with_the_verdict_and_names_what_is_not_the
     table = re.findall(r'id="table-tools".*?</table>', page, re.DOTALL)[0]
     (row,) = re.findall(r"<bdi>fetch</bdi>.*?</tr>", table)
     cells = re.sub(r"<[^>]+>", " ", row).split()
-    assert cells == ["fetch", "3", "2", "250", "ms", "–", "–", "–", "1", "–", "–", "0", "%"]  # one is a bound
+    assert cells == [
+        "fetch",
+        "3",
+        "2",
+        "250",
+        "ms",
+        "–",
+        "–",
+        "–",
+        "1",
+        "–",
+        "–",
+        "–",
+        "0",
+        "%",
+    ]  # one is a bound
 
 
 def test_page_of_a_recorded_run_without_a_loop_says_so(tmp_path: Path) -> None:

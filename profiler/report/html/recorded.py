@@ -72,6 +72,7 @@ def calls(figures: RecordedFigures) -> str:
         for count, why in (
             (left.upper_bound, "a duration is an upper bound"),
             (left.never_ended, "a call never ended"),
+            (left.wait, "a call only waited for another"),
             (left.unresolved, f"fewer than {MOST_TICKS} ticks of the clock"),
         )
         if count
@@ -108,7 +109,7 @@ def tools(figures: RecordedFigures) -> str:
         "Latency of each tool",
         [
             *("tool", "calls", "known durations", "p50", "p95", "p99"),
-            *("derived", "upper bounds", "never ended", "never started", "failed"),
+            *("derived", "upper bounds", "never ended", "never started", "waits", "failed"),
         ],
         sortable=True,
     )
@@ -122,7 +123,10 @@ def tools(figures: RecordedFigures) -> str:
                 *map(seconds, (one.latency.p50, one.latency.p95, one.latency.p99)),
                 *(
                     Cell(str(count) if count else "–", float(count))
-                    for count in (one.derived, one.upper_bounds, one.never_ended, one.never_started)
+                    for count in (
+                        *(one.derived, one.upper_bounds, one.never_ended),
+                        *(one.never_started, one.waits),
+                    )
                 ),
                 Cell(percent(share), share, kind="bad" if share else ""),
             ]
