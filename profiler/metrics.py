@@ -128,7 +128,8 @@ TOOL_CALL_DURATION = histogram(
 TOOL_CALLS_UNTIMED = counter(
     "toolloop_tool_calls_untimed_total",
     "Tool calls that are not in toolloop_tool_call_duration_seconds; reason is never_started, never_ended "
-    "(no end was seen) or upper_bound (a recording does not say when it started, only when it could have).",
+    "(no end was seen), upper_bound (a recording does not say when it started, only when it could have) or "
+    "wait (it only waited for what another call began).",
     ("strategy", "tool", "reason"),
 )
 ROUND_UPPER_BOUNDS = counter(

@@ -66,7 +66,8 @@ Shortfall = Literal[
 """What kept calls from overlapping; each is explained, with its remedy, in `profiler.shortfalls`."""
 Outcome = Literal["ok", "incomplete", "error", "cancelled"]
 Untimed = Literal["never_started", "never_ended", "upper_bound", "wait"]
-"""Why a call has no latency: it did not start, no end of it was seen, or only an upper bound is known."""
+"""Why a call has no latency: it did not start, no end of it was seen, only an upper bound is known, or it
+only waited for what another call began."""
 
 BUSY = "busy"
 """The error type of a call without a model that was answered with an error (`isError`, or JSON-RPC's) which

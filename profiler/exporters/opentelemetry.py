@@ -9,7 +9,8 @@
 The n calls of a round are n siblings. Things that the conventions have no name for (a round, queue
 wait, strategy, fan-out) are under `toolloop.`; durations in attributes are seconds. Spans get their
 times from the record; of a recording's, `toolloop.derived` and `toolloop.unknown` name those that were not
-seen, and the duration of a span with `toolloop.upper_bound`, or `toolloop.ended` false, is none.
+seen, and the duration of a span with `toolloop.upper_bound`, `toolloop.wait`, or `toolloop.ended` false, is
+none of a tool.
 
 Where an SDK, or an instrumentation of one, made a `chat` span of its own for a model request, none is
 made here: `ForeignChats` finds that one, and the round links to it.
@@ -493,6 +494,7 @@ def _call_attributes(record: LoopRecord, call: ToolCall) -> Attributes:
             "toolloop.started": False if call.started_ns is None else None,
             "toolloop.ended": None if call.ended else False,
             "toolloop.upper_bound": call.upper_bound or None,
+            "toolloop.wait": call.wait or None,
             "toolloop.derived": _times(call.derived),
             "toolloop.unknown": _times(call.unknown),
             "toolloop.thread_wait": _seconds(call.thread_wait_ns or None),

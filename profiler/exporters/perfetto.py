@@ -575,6 +575,8 @@ class _Writer:
             name, what = f"≤ {name}", "waiting or running"
         elif call.untimed == "never_ended":
             name, what = f"{name} (no end seen)", "no end seen"
+        elif call.untimed == "wait":
+            what = "waiting for another call"
         elif call.untimed == "never_started" and call.waited_ns is None:
             name += " (never started)"
         yield self.slice(tid, name, "call", span, args) | {"bind_id": flow, "flow_in": True}

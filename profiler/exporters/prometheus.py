@@ -72,6 +72,8 @@ _PAUSE_SECONDS = 5e-5
 
 _NS = 1_000_000_000
 
+_UNTIMED: tuple[Untimed, ...] = get_args(Untimed)
+
 _log = logging.getLogger(__name__)
 
 K = TypeVar("K")
@@ -198,10 +200,8 @@ class _Strategy:
         self.waits: _Made[str, HistogramChild] = _Made(
             lambda tool: histogram(metrics.TOOL_CALL_QUEUE, name, tool)
         )
-        self.untimed: _Made[str, dict[Untimed | None, CounterChild]] = _Made(
-            lambda tool: {
-                reason: count(metrics.TOOL_CALLS_UNTIMED, name, tool, reason) for reason in get_args(Untimed)
-            }
+        self.untimed: _Made[tuple[str, Untimed], CounterChild] = _Made(
+            lambda key: count(metrics.TOOL_CALLS_UNTIMED, name, *key)
         )
         # Of MCP servers: duration by status, parts by name, new connections.
         self.server_calls: _Made[tuple[str, str], HistogramChild] = _Made(
@@ -398,11 +398,12 @@ class PrometheusSink(Collector):
         if tool is None:
             unknown = call.error_type == "unknown_tool"
             tool = UNKNOWN_TOOL if unknown else self._capped(self._tools, call.name, MAX_TOOLS, "tool")
-        if call.unknown:
-            strategy.untimed[tool]  # of a recording: from zero, as in _Strategy
         latency_ns, waited_ns = call.latency_ns, call.waited_ns
+        if call.unknown:  # of a recording: from zero, as in _Strategy
+            for reason in _UNTIMED:
+                strategy.untimed[tool, reason]
         if latency_ns is None:
-            strategy.untimed[tool][call.untimed].value += 1
+            strategy.untimed[tool, call.untimed or "wait"].value += 1
         else:
             strategy.calls[tool, call.status].observe_in(latency_ns, trace)
         if waited_ns is not None:

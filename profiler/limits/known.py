@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from profiler.errors import UsageError
 from profiler.limits.quotas import DAY_NS, MINUTE_NS, TOLERANCE, Quota, stated
-from profiler.records import LoopRecord
+from profiler.records import LoopRecord, ModelCall
 
 _WHAT, _AMOUNT = r"(?:rp|tp|itp|otp)[md]", r"\d{1,15}(?:\.\d{1,9})?"
 _LIMIT = rf"(?:{_WHAT}={_AMOUNT}|{_AMOUNT}{_WHAT})"
@@ -62,12 +62,13 @@ def seen_quota(records: Iterable[LoopRecord]) -> KnownQuota | None:
     """The smallest limits that any response stated in its headers; None when none of them limits anything."""
     found = StatedLimits()
     for record in records:
-        found.add(record)
+        for round_ in record.rounds:
+            found.add(round_.model)
     return found.quota()
 
 
 class StatedLimits:
-    """The limits that responses state in their headers, record by record.
+    """The limits that responses state in their headers, request by request.
 
     One response tells a window, and another of the same limit does not: the longest that was told is its own.
     It cannot be told where a reset was further away than that: near its end a fixed window looks like a
@@ -79,21 +80,20 @@ class StatedLimits:
         self._resets: dict[tuple[str, str, float], int] = {}
         self._provider = ""
 
-    def add(self, record: LoopRecord) -> None:
-        for round_ in record.rounds:
-            for attempt in round_.model.attempts:
-                if not attempt.rate_limits:
+    def add(self, model: ModelCall) -> None:
+        for attempt in model.attempts:
+            if not attempt.rate_limits:
+                continue
+            for quota in stated(attempt.rate_limits):
+                amount = quota.limit
+                a_minute = amount if quota.per_second is None else 60 * quota.per_second
+                if not amount or not a_minute or a_minute >= UNBOUNDED[quota.resource]:
                     continue
-                for quota in stated(attempt.rate_limits):
-                    amount = quota.limit
-                    a_minute = amount if quota.per_second is None else 60 * quota.per_second
-                    if not amount or not a_minute or a_minute >= UNBOUNDED[quota.resource]:
-                        continue
-                    self._provider = round_.model.provider
-                    key = (quota.resource, quota.per, amount)
-                    self._limits[key] = max(quota.window_ns or 0, self._limits.get(key) or 0) or None
-                    reset_ns = quota.reset_ns if quota.remaining else None  # a bucket in debt takes longer
-                    self._resets[key] = max(reset_ns or 0, self._resets.get(key, 0))
+                self._provider = model.provider
+                key = (quota.resource, quota.per, amount)
+                self._limits[key] = max(quota.window_ns or 0, self._limits.get(key) or 0) or None
+                reset_ns = quota.reset_ns if quota.remaining else None  # a bucket in debt takes longer
+                self._resets[key] = max(reset_ns or 0, self._resets.get(key, 0))
 
     def quota(self) -> KnownQuota | None:
         """The smallest of each resource and window; None where nothing is limited."""

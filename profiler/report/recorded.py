@@ -10,7 +10,7 @@ from profiler.records import LoopRecord
 from profiler.report.text import clean, counted, duration, number, percent
 from profiler.report.timeline import wrapped
 from profiler.rundir import Recording, Run
-from profiler.statistics.recorded import MOST_TICKS, Recorded, RecordedFigures
+from profiler.statistics.recorded import MOST_TICKS, RecordedFigures, recorded_figures
 from profiler.statistics.rounds import Sums
 from profiler.statistics.samples import FEWEST_FOR_TAIL
 from profiler.statistics.usage import QuotaShare
@@ -35,32 +35,28 @@ class Words(NamedTuple):
 
 
 def render_recorded(
-    run: Run, records: Iterable[LoopRecord], width: int = 80, color: bool = False, path: str | None = None
+    run: Run,
+    records: Iterable[LoopRecord],
+    width: int = 80,
+    color: bool = False,
+    path: str | None = None,
+    tally: bool = True,
 ) -> str:
-    """The verdict and the tally of a recorded run, in at most `MOST_LINES` lines; the records are streamed.
+    """The verdict on a recorded run and its tally, in at most `MOST_LINES` lines; the records are streamed.
 
-    `path` is the run directory as the user would type it.
+    `path` is the run directory as the user would type it. Without `tally`, for a caller that has said where
+    the records are from, it is the verdict alone.
     """
-    found = Recorded()
-    for record in records:
-        found.add(record)
-    return render_figures(run, found.result(run.recording), width, color, path)
-
-
-def render_figures(
-    run: Run, figures: RecordedFigures, width: int = 80, color: bool = False, path: str | None = None
-) -> str:
-    """As `render_recorded`, of figures."""
-    said = words(figures, run.recording)
+    said = words(recorded_figures(records, run.recording), run.recording)
+    lead, *others = said.found if not tally else [f"{clean(run.scenario)}: {said.of[0]}", *said.found]
     bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
-    blocks = [[f"{bold}{line}{plain}" for line in wrapped(f"{clean(run.scenario)}: {said.of[0]}.", width)]]
-    blocks += [wrapped(f"{one}.", width) for one in said.found]
-    lines = [line for block in blocks for line in block]
-    rest = [wrapped(f"{one}.", width) for one in said.of[1:]]
-    rest += [wrapped(f"not told: {one}.", width) for one in said.cannot]
-    more = wrapped("the rest: profiler report " + (clean(path, 400) if path else "RUN"), width)
+    lines = [f"{bold}{line}{plain}" for line in wrapped(f"{lead}.", width)]
+    lines += [line for one in others for line in wrapped(f"{one}.", width)]
+    more = wrapped(f"the rest: profiler report {clean(path, 400) if path else 'RUN'}", width) if tally else []
     room = MOST_LINES - len(more)
-    for block in rest:
+    rest = [*(said.of[1:] if tally else ()), *(f"not told: {one}" for one in said.cannot)]
+    for one in rest:
+        block = wrapped(f"{one}.", width)
         if len(lines) + len(block) <= room:
             lines += block
     return "\n".join([*lines[:room], *more, ""])
@@ -104,6 +100,13 @@ def _concurrency(figures: RecordedFigures) -> Iterator[str]:
             yield "No round of several calls is known to have run them one after another"
     elif not turn.rounds:
         yield f"Nothing can be said about running calls at once: {left_out}"
+    bounded = figures.bounded
+    if bounded.rounds:
+        # The work less the time that any call ran: a call that started later overlaps less, never more.
+        yield (
+            f"Calls of the {counted(bounded.rounds, 'round')} with upper bounds overlapped for at most "
+            f"{duration(bounded.work_seconds - bounded.busy_seconds)} in all, at most {bounded.peak} at once"
+        )
     if figures.proxied.rounds:
         walls, in_all = figures.proxied.wall, duration(figures.proxied.wall_seconds)
         tail = "" if walls.p95 is None else f", 95 % at most {duration(walls.p95)}"
@@ -167,6 +170,7 @@ def _left_out(figures: RecordedFigures) -> str:
     reasons = (
         (left.upper_bound, "have upper bounds"),
         (left.never_ended, "have a call that never ended"),
+        (left.wait, "have a call that only waited for another"),
         (left.unresolved, f"are too short for the clock's ticks of {ticks(figures.resolution_ns)}"),
     )
     found = [
@@ -216,7 +220,7 @@ def _first_token(figures: RecordedFigures) -> Iterator[str]:
     if seen.count:
         tail = "" if seen.p95 is None else f", p95 {duration(seen.p95)}, p99 {duration(seen.p99)}"
         derived = figures.first_tokens_derived
-        beside = f"; of {derived} a time is derived" if derived else ""
+        beside = f", {derived} of them with a derived time" if derived else ""
         yield f"First token after {duration(seen.p50)} (p50{tail}; {counted(seen.count, 'request')}{beside})"
 
 
@@ -277,6 +281,7 @@ def _calls(figures: RecordedFigures, recording: Recording | None) -> str:
         "upper bounds": sum(one.upper_bounds for one in tools),
         "never ended": sum(one.never_ended for one in tools),
         "never started": sum(one.never_started for one in tools),
+        "only waits": sum(one.waits for one in tools),
     }
     shown = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "none"
     said = f"Durations of calls: {shown}; times in ticks of {ticks(figures.resolution_ns)}"

@@ -228,8 +228,8 @@ def _decomposition(record: LoopRecord, width: int) -> list[str]:
         )
     if bounded:
         lines += wrapped(
-            f"{counted(len(bounded), 'round')} with calls of which only an upper bound is known (≤): how they "
-            "overlapped is not known",
+            f"{counted(len(bounded), 'round')} with calls of which only an upper bound is known (≤): how "
+            "they overlapped is not known",
             width,
         )
     return lines

@@ -101,9 +101,11 @@ class Unseen:
 
 
 _RECORDED = {
-    "upper_bound": "of {} only an upper bound is known (≤), any wait and approval inside: no start was recorded",
+    "upper_bound": "of {} only an upper bound is known (≤), any wait and approval inside: "
+    "no start was recorded",
     "never_ended": "of {} no end was recorded, and so no duration",
     "never_started": "{} never started",
+    "wait": "{} only waited for what other calls had begun: they are in no latency",
     "unobserved": "{} {} asked for, and nothing more was recorded",
     "ambiguous": "{} may be others than they are taken for",
     "orphan": "{} {} recorded without the request that asked for them",

@@ -2,10 +2,10 @@
 
 Concluded is from rounds of several calls (`statistics.rounds`): those that ran them one after another,
 and those that overlapped. A duration that is an upper bound may hold an approval and a wait; durations below
-`MOST_TICKS` ticks cannot be told from nothing; a call that never ended has none. Rounds with such
-calls are counted, and left out. Gaps between the calls of a round are explained by nothing (launch, approval,
-a lock), so estimates leave them as they are. That tools may be slower when more of them run at once is in no
-recording, nor why calls ran as they did.
+`MOST_TICKS` ticks cannot be told from nothing; a call that never ended has none; one that only waited for
+another is no work. Rounds with such calls are counted, and left out. Gaps between the calls of a round are
+explained by nothing (launch, approval, a lock), so estimates leave them as they are. That tools may be slower
+when more of them run at once is in no recording, nor why calls ran as they did.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from profiler.limits.known import KnownQuota, StatedLimits
 from profiler.limits.quotas import MINUTE_NS
 from profiler.records import LoopRecord, ModelCall, RoundRecord, ToolCall
 from profiler.rundir import Recording
-from profiler.statistics.rounds import LIMITS, Adding, RoundTimes, Sums, by_limit, round_times
+from profiler.statistics.rounds import LIMITS, Adding, RoundTimes, Sums, by_limit, times_of
 from profiler.statistics.samples import Percentiles, Samples
 from profiler.statistics.usage import QuotaShare, Usage
 
@@ -33,8 +33,8 @@ OTHERS = "(others)"
 class ToolLatency:
     """The calls of one tool. `latency` is of durations that are none of an upper bound, `derived` of these.
 
-    `upper_bounds`, `never_ended` and `never_started` have no latency; `unresolved` ones have, of fewer than
-    `MOST_TICKS` ticks. `failed` are those that did not end well.
+    `upper_bounds`, `never_ended`, `never_started` and `waits` (`ToolCall.wait`) have no latency; `unresolved`
+    ones have, of fewer than `MOST_TICKS` ticks. `failed` are those that did not end well.
     """
 
     name: str
@@ -45,31 +45,48 @@ class ToolLatency:
     upper_bounds: int
     never_ended: int
     never_started: int
+    waits: int
     failed: int
 
 
 class _Tool:
-    __slots__ = ("calls", "derived", "failed", "never_ended", "never_started", "samples", "short", "upper")
+    __slots__ = (
+        "calls",
+        "derived",
+        "failed",
+        "never_ended",
+        "never_started",
+        "samples",
+        "short",
+        "upper",
+        "waits",
+    )
 
     def __init__(self) -> None:
         self.samples = Samples()
         self.calls = self.derived = self.failed = self.short = 0
-        self.never_ended = self.never_started = self.upper = 0
+        self.never_ended = self.never_started = self.upper = self.waits = 0
 
-    def add(self, call: ToolCall, resolution_ns: int) -> None:
+    def add(self, call: ToolCall, took: int | None, resolution_ns: int) -> None:
+        """A call that took so long, at most; None: it never started, or never ended."""
         self.calls += 1
-        self.failed += call.status != "ok"
-        took = call.duration_ns
-        if call.started_ns is None:
-            self.never_started += 1
-        elif took is None:
-            self.never_ended += 1
+        if call.status != "ok":
+            self.failed += 1
+        if took is None:
+            if call.started_ns is None:
+                self.never_started += 1
+            else:
+                self.never_ended += 1
         elif call.upper_bound:
             self.upper += 1
+        elif call.wait:
+            self.waits += 1
         else:
             self.samples.add(took)
-            self.short += took < MOST_TICKS * resolution_ns
-            self.derived += "started_ns" in call.derived or "ended_ns" in call.derived
+            if took < MOST_TICKS * resolution_ns:
+                self.short += 1
+            if call.derived and ("started_ns" in call.derived or "ended_ns" in call.derived):
+                self.derived += 1
 
     def result(self, name: str) -> ToolLatency:
         return ToolLatency(
@@ -81,6 +98,7 @@ class _Tool:
             self.upper,
             self.never_ended,
             self.never_started,
+            self.waits,
             self.failed,
         )
 
@@ -91,11 +109,12 @@ class LeftOut:
 
     upper_bound: int = 0
     never_ended: int = 0
+    wait: int = 0
     unresolved: int = 0
 
     @property
     def rounds(self) -> int:
-        return self.upper_bound + self.never_ended + self.unresolved
+        return self.upper_bound + self.never_ended + self.wait + self.unresolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +147,8 @@ class RecordedFigures:
     `totals` are of all rounds that ran calls, those of loops inside tool calls too, `parallel_measured` of
     rounds of several calls with no upper bound among them. Conclusions rest on `in_turn` (their calls ran
     one after another) and `overlapped`; `parallel` rounds asked for several calls, of which `left_out` are in
-    neither. A loop inside a call of such a round is not counted beside it there: its time is part of it.
+    neither, among them the `bounded` ones with an upper bound. A loop inside a call of a round that is
+    concluded from is not counted beside it: its time is part of it.
 
     `saved_seconds` and `limit_saved_seconds` are what gathering, or a limit, would have taken off the
     `loop_seconds` of the loops that ran inside no other. Of `rounds` rounds `called` have a call. `requests`
@@ -147,6 +167,7 @@ class RecordedFigures:
     parallel: int
     in_turn: Sums
     overlapped: Sums
+    bounded: Sums
     left_out: LeftOut
     saved_seconds: float
     limit_saved_seconds: dict[str, float]
@@ -187,7 +208,7 @@ _Place = Literal["alone", "counted", "among"]
 class Recorded:
     """Adds up records; `result` may be asked for at any time.
 
-    Beside sums it keeps about 40 bytes a model request, and of loops inside tool calls, which are few, a
+    Beside sums it keeps 32 bytes a model request, and of loops inside tool calls, which are few, a
     kilobyte each.
     """
 
@@ -200,7 +221,8 @@ class Recorded:
         self._concluded = _Concluded()
         self._inside: dict[str, tuple[str, _Concluded]] = {}
         self._places: dict[str, _Place] = {}
-        self._bound = self._open = self._unresolved = 0
+        self._bounded = Adding()
+        self._bound = self._open = self._waiting = self._unresolved = 0
         self._proxied_ns, self._proxied = 0, Samples()
         self._tools: dict[str, _Tool] = {}
         self._usage: dict[tuple[str, str], Usage] = {}
@@ -219,7 +241,6 @@ class Recorded:
         self._loops += 1
         self._sources[record.source] = self._sources.get(record.source, 0) + 1
         self._resolution_ns = max(self._resolution_ns, record.resolution_ns)
-        self._limits.add(record)
         self._unobserved += record.unobserved_calls
         self._ambiguous += record.ambiguous_calls
         self._orphans += record.orphan_calls
@@ -245,16 +266,30 @@ class Recorded:
     def _round(self, record: LoopRecord, round_: RoundRecord, concluded: _Concluded) -> None:
         self._called += 1
         several = never_ended = 0
+        upper_bound = waiting = False
+        inside: tuple[str, ...] = ()
+        spans = []
         for call in round_.tool_calls:
+            took = None
+            if call.started_ns is not None:
+                ended = not call.unknown or "ended_ns" not in call.unknown
+                if ended:
+                    took = call.ended_ns - call.started_ns
+                if not call.nested:
+                    several += 1
+                    never_ended += not ended
+                    waiting = waiting or call.wait
+                    if ended:
+                        spans.append((call.started_ns, call.ended_ns))
+                        upper_bound = upper_bound or call.upper_bound
+            if call.loops:
+                inside += call.loops
             tool = self._tools.get(call.name)
             if tool is None:
                 name = call.name if len(self._tools) < MOST_TOOLS else OTHERS
                 tool = self._tools.setdefault(name, _Tool())
-            tool.add(call, record.resolution_ns)
-            if call.started_ns is not None and not call.nested:
-                several += 1
-                never_ended += not call.ended
-        times = round_times(round_)
+            tool.add(call, took, record.resolution_ns)
+        times = times_of(spans, upper_bound)
         place: _Place = "alone" if several < 2 else "among"
         if times is not None:
             self._totals.add(times)
@@ -262,19 +297,22 @@ class Recorded:
                 self._measured.add(times)
         if several > 1:
             self._parallel += 1
-            if any(call.upper_bound for call in round_.tool_calls):
+            if upper_bound:
                 self._bound += 1
+                if times is not None and times.overlap == "upper bound":
+                    self._bounded.add(times)
                 self._phase(record, round_)
             elif never_ended or times is None:
                 self._open += 1
+            elif waiting:
+                self._waiting += 1
             elif times.second < MOST_TICKS * record.resolution_ns:
                 self._unresolved += 1
             else:
                 place = "counted"
                 self._conclude(record, round_, times, concluded)
-        for call in round_.tool_calls:
-            for inside in call.loops:
-                self._places[inside] = place
+        for loop in inside:
+            self._places[loop] = place
 
     def _conclude(
         self, record: LoopRecord, round_: RoundRecord, times: RoundTimes, concluded: _Concluded
@@ -304,15 +342,16 @@ class Recorded:
             usage = self._usage.setdefault(key if len(self._usage) < MOST_TOOLS else ("", OTHERS), Usage())
         usage.add(model)
         if model.attempts:
+            self._limits.add(model)
             self._tried += 1
             if len(model.attempts) > 1:
                 self._retries += len(model.attempts) - 1
                 self._backoff_ns += model.backoff_ns
-        self._refused += len(model.refusals)
+        if model.attempts or model.error_type is not None:
+            self._refused += len(model.refusals)
         self._resends += model.resends
-        after = model.first_token_after_ns
-        if after is not None:
-            self._first_token.add(after)
+        if model.first_token_ns is not None and "started_ns" not in model.unknown:
+            self._first_token.add(model.first_token_ns - model.started_ns)
             self._tokens_derived += "started_ns" in model.derived or "first_token_ns" in model.derived
 
     def result(self, recording: Recording | None = None, quota: KnownQuota | None = None) -> RecordedFigures:
@@ -342,7 +381,8 @@ class Recorded:
             parallel=self._parallel,
             in_turn=concluded.in_turn.result(),
             overlapped=concluded.overlapped.result(),
-            left_out=LeftOut(self._bound, self._open, self._unresolved),
+            bounded=self._bounded.result(),
+            left_out=LeftOut(self._bound, self._open, self._waiting, self._unresolved),
             saved_seconds=concluded.saved[0] / 1e9,
             limit_saved_seconds=by_limit(concluded.saved[1:]),
             proxied=Proxied(self._proxied.count, self._proxied_ns / 1e9, Percentiles.of(self._proxied)),

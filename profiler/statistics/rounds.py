@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from profiler.anatomy import length, peak, union
+from profiler.anatomy import Interval, length, peak, union
 from profiler.records import RoundRecord
 
 LIMITS = (2, 4, 8)
@@ -44,13 +44,16 @@ class RoundTimes(NamedTuple):
 
 def round_times(round_: RoundRecord) -> RoundTimes | None:
     """The times of a round's calls; None where no call both started and ended."""
-    upper_bound = False
-    spans = []
-    for call in round_.tool_calls:
-        if call.started_ns is None or call.nested or not call.ended:
-            continue
-        spans.append((call.started_ns, call.ended_ns))
-        upper_bound = upper_bound or call.upper_bound
+    calls = [
+        call for call in round_.tool_calls if call.started_ns is not None and call.ended and not call.nested
+    ]
+    return times_of(
+        [(call.began_ns, call.ended_ns) for call in calls], any(call.upper_bound for call in calls)
+    )
+
+
+def times_of(spans: list[Interval], upper_bound: bool) -> RoundTimes | None:
+    """As `round_times`, of the start and end of each call, in the order asked; any of them an upper bound."""
     if not spans:
         return None
     if len(spans) == 1:
@@ -58,7 +61,7 @@ def round_times(round_: RoundRecord) -> RoundTimes | None:
         same = (took,) * len(LIMITS)
         return RoundTimes(1, took, took, took, 1, took, same, "single", 0, first, last)
     durations = [ended - started for started, ended in spans]
-    first, last = min(spans)[0], max(ended for _, ended in spans)
+    first, last = min(spans)[0], max([ended for _, ended in spans])
     ordered = sorted(durations)
     return RoundTimes(
         calls=len(spans),
@@ -88,7 +91,7 @@ def list_schedule(durations: Sequence[int], limit: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Rounds added up, in seconds. `peak`: the most calls at once in one. `limit_seconds`: by `semaphore:2`, ...
+    """Rounds added up, in seconds. `peak`: the most calls at once in one. `limit_seconds`: by `semaphore:2`.
 
     `speed_up` is work / wall, `busy_speed_up` work / busy, which the gaps between calls do not lower; None
     without a round. `gap_seconds` are those gaps.

@@ -392,10 +392,8 @@ def compare_directories(
                 unserved.append(_not_served(one, one.backlog, made.arguments.get("max_in_flight")))
         said.append(verdict(comparisons[-1], b, a))
         if (metric := said[-1].metric) in LEVELS and _within(tick, metric, a, b):
-            text = (
-                f"{b.strategy} against {a.strategy}: no difference shown at {metric}: it is within a tick of "
-            )
-            text += f"the recording's clock ({tick:g} s)."
+            text = f"{b.strategy} against {a.strategy}: no difference shown at {metric}: it is within a tick"
+            text += f" of the recording's clock ({tick:g} s)."
             said[-1] = replace(said[-1], kind="no_difference", sentence=text)
     outcomes: Sequence[Outcome] = decide(gates, comparisons, [b.strategy for _, b in pairs])
     blurred = {

@@ -1,73 +1,61 @@
-"""Recorded loops made by hand, for tests: times in milliseconds from the loop's start."""
+"""A loop of a recording with every kind of call that there can be. Times are in milliseconds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft, Tally, record_of
-from profiler.records import LoopRecord, encode
-from profiler.rundir import Anchor, Recording, Run, RunDirectory, recorded_run
+from profiler.records import LoopRecord
 
 MS = 1_000_000
-ORIGIN = 1_700_000_000_000_000_000
 
 
-def exact(name: str, started: float, ended: float, **more: Any) -> CallDraft:
-    """A call of which both times were seen."""
-    return CallDraft(name, name, started_ns=_ns(started), ended_ns=_ns(ended), **more)
+def drafted(name: str, asked: float | None = None, **times: Any) -> CallDraft:
+    """A call; of `times` those that end in `_ns` are milliseconds."""
+    scaled = {
+        key: int(one * MS) if key.endswith("_ns") and one is not None else one for key, one in times.items()
+    }
+    asked_ns = None if asked is None else int(asked * MS)
+    return CallDraft(name, f"call-{name}", asked_ns, **scaled)
 
 
-def bound(name: str, asked: float, ended: float, **more: Any) -> CallDraft:
-    """A call of which only the end was seen: its duration is an upper bound."""
-    return CallDraft(name, name, asked_ns=_ns(asked), ended_ns=_ns(ended), **more)
+def recorded_loop(**changes: Any) -> LoopRecord:
+    """Rounds of a loop that took 1,000 ms.
 
-
-def loop(
-    *rounds: Sequence[CallDraft],
-    at: float = 0.0,
-    source: str = "otel",
-    model: float = 100.0,
-    until: float | None = None,
-    **more: Any,
-) -> LoopDraft:
-    """A loop whose model requests take `model` ms each; the calls of each round say when they ran."""
-    made, begun = [], 0.0
-    for calls in rounds:
-        request = ModelDraft("openai", "gpt-5", _ns(at + begun), _ns(at + begun + model))
-        made.append(RoundDraft(request, [_moved(one, at) for one in calls]))
-        ends = [one.ended_ns for one in calls if one.ended_ns is not None]
-        begun = max([begun + model, *((end - ORIGIN) / MS for end in ends)])
-    more = {"id": f"loop-{at:g}", "name": "planner", **more}
-    ended = at + (begun if until is None else until)
-    return LoopDraft(source=source, rounds=made, started_ns=_ns(at), ended_ns=_ns(ended), **more)
-
-
-def records(*loops: LoopDraft, tally: Tally | None = None) -> list[LoopRecord]:
-    return [record_of(one, tally or Tally(), ORIGIN) for one in loops]
-
-
-def run_of(*loops: LoopDraft, title: str = "traces.jsonl", door: Any = "import", **more: Any) -> Run:
-    """The run of these loops; `more` are fields of its `Recording`."""
-    tally = Tally()
-    records(*loops, tally=tally)
-    counts = {name: getattr(tally, name) for name in Tally.__slots__}
-    recording = Recording(door, **{**counts, **more})
-    return recorded_run(recording, Anchor(ORIGIN, 0), title, finished=True)
-
-
-def directory_of(path: Any, run: Run, loops: Sequence[LoopRecord]) -> RunDirectory:
-    directory = RunDirectory.create(path, run)
-    directory.records_path.write_bytes(b"".join(encode(one) + b"\n" for one in loops))
-    return directory
-
-
-def _ns(ms: float) -> int:
-    return ORIGIN + round(ms * MS)
-
-
-def _moved(call: CallDraft, by: float) -> CallDraft:
-    for name in ("asked_ns", "started_ns", "ended_ns"):
-        value = getattr(call, name)
-        setattr(call, name, None if value is None else value + round(by * MS))
-    return call
+    0 to 400: the model until 100; `exact` 120 to 320 and `derived` (its own duration: 50) that ended at 300.
+    400 to 700: the model until 500, sent twice more; `bound`, which was back at 700, and `exact` 510 to 550.
+    700 to 1000: the model until 800; `open` never ended, `refused` was at 850, `exact` ran 810 to 820, and
+    `waited` 820 to 830 for what another call had begun.
+    """
+    fields: dict[str, Any] = {
+        "id": "loop-1",
+        "source": "otel",
+        "started_ns": 0,
+        "ended_ns": 1000 * MS,
+        "resolution_ns": MS,
+        "orphan_calls": 2,
+    }
+    rounds = [
+        RoundDraft(
+            ModelDraft("openai", "m", 0, 100 * MS, input_tokens=10, output_tokens=5),
+            [
+                drafted("exact", started_ns=120, ended_ns=320),
+                drafted("derived", 100, ended_ns=300, own_ns=50),
+            ],
+        ),
+        RoundDraft(
+            ModelDraft("", "", 400 * MS, 500 * MS, resends=2),
+            [drafted("bound", 500, ended_ns=700), drafted("exact", started_ns=510, ended_ns=550)],
+        ),
+        RoundDraft(
+            ModelDraft("", "", 700 * MS, 800 * MS),
+            [
+                drafted("open", 800, status="cancelled"),
+                drafted("refused", 800, ended_ns=850, refused=True, status="cancelled"),
+                drafted("exact", started_ns=810, ended_ns=820),
+                drafted("waited", started_ns=820, ended_ns=830, wait=True),
+            ],
+            unobserved=("lost",),
+        ),
+    ]
+    return record_of(LoopDraft(rounds=rounds, **(fields | changes)), Tally())

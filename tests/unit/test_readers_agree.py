@@ -210,12 +210,14 @@ class Maker:
     def as_recorded(self, call: ToolCall) -> ToolCall:
         """As a recording tells of a call: never when it was queued, perhaps not when it began or ended."""
         call = replace(call, queued_ns=call.started_ns, unknown=("queued_ns",))
-        kind = self.random.choice(("exact", "derived", "bound", "open"))
+        kind = self.random.choice(("exact", "derived", "bound", "open", "wait"))
         if kind == "bound":
             return replace(call, derived=("started_ns",), upper_bound=True)
         if kind == "open":
             return replace(call, derived=("started_ns",), unknown=("queued_ns", "ended_ns"))
-        return replace(call, derived=("ready_ns", "started_ns") if kind == "derived" else ())
+        return replace(
+            call, derived=("ready_ns", "started_ns") if kind == "derived" else (), wait=kind == "wait"
+        )
 
     def remote(self, started: int, ended: int) -> RemoteCall:
         """Times of a call of an MCP server's tool, some of them unknown."""

@@ -28,7 +28,7 @@ from profiler.rundir import Anchor, Recording, RunDirectory, Trial, recorded_run
 from profiler.statistics.servers import ServerCalls
 from profiler.statistics.summary import summarise
 from profiler.statistics.table import NONE, tabulate
-from tests.unit.recorded_kinds import MS, recorded_loop
+from tests.unit.recorded_data import MS, recorded_loop
 from tests.unit.statistics_data import loop, run
 
 WALL = 1_700_000_000_000_000_000
@@ -50,6 +50,7 @@ def test_call_says_why_it_has_no_latency():
         "bound": "upper_bound",
         "open": "never_ended",
         "refused": "never_started",
+        "waited": "wait",
     }
     assert [call.latency_ns for call in record.rounds[1].tool_calls] == [None, 40 * MS]
     assert {call.waited_ns for call in record.tool_calls} == {None}
@@ -80,7 +81,7 @@ def test_tool_phase_of_a_recording_lasts_from_the_first_start_to_the_last_end_th
     assert (first.wall_ns, first.work_ns, first.upper_bound) == (200 * MS, 250 * MS, False)
     assert (second.wall_ns, second.work_ns, second.upper_bound) == (200 * MS, 240 * MS, True)
     # Neither the call that never ended nor the refused one is in it.
-    assert (third.wall_ns, third.work_ns, third.upper_bound) == (10 * MS, 10 * MS, False)
+    assert (third.wall_ns, third.work_ns, third.upper_bound) == (20 * MS, 20 * MS, False)
 
 
 def test_round_ends_with_what_was_seen_of_it_and_with_its_loop():
@@ -93,7 +94,7 @@ def test_gaps_of_a_recording_are_nobodys():
     spent = {name: ns // MS for name, ns in phases(record.rounds[0]).items() if ns}
     assert spent == {"model": 100, "tools": 200, "unaccounted": 20}
     whole = {name: ns // MS for name, ns in loop_phases(record).items() if ns}
-    assert whole == {"model": 300, "tools": 410, "unaccounted": 290}
+    assert whole == {"model": 300, "tools": 420, "unaccounted": 280}
 
 
 def test_gaps_of_a_recording_are_nobodys_where_rounds_overlap():
@@ -144,12 +145,13 @@ def test_prometheus_counts_bounds_beside_latencies():
         (of, "bound", "upper_bound"): 1,
         (of, "open", "never_ended"): 1,
         (of, "refused", "never_started"): 1,
+        (of, "waited", "wait"): 1,
     }
     assert series(sink, metrics.TOOL_CALLS_UNTIMED)[of, "exact", "upper_bound"] == 0  # seen from zero on
     assert series(sink, metrics.TOOL_CALL_QUEUE) == {}
     assert series(sink, metrics.ROUND_UPPER_BOUNDS) == {(of,): 1}
-    assert series(sink, metrics.TOOL_PHASE_WORK) == {(of,): pytest.approx(0.26)}
-    assert series(sink, metrics.TOOL_PHASE_WALL) == {(of,): pytest.approx(0.21)}
+    assert series(sink, metrics.TOOL_PHASE_WORK) == {(of,): pytest.approx(0.27)}
+    assert series(sink, metrics.TOOL_PHASE_WALL) == {(of,): pytest.approx(0.22)}
     assert series(sink, metrics.ROUND_PEAK_CONCURRENCY) == {(of,): 2}
     assert series(sink, metrics.ROUND_FANOUT) == {(of,): 3}
     assert series(sink, metrics.RECORDED_LOOPS) == {("otel",): 1}
@@ -281,6 +283,7 @@ def test_opentelemetry_measures_no_bounds():
         ("bound", "upper_bound"): 1,
         ("open", "never_ended"): 1,
         ("refused", "never_started"): 1,
+        ("waited", "wait"): 1,
     }
     assert found.points("toolloop.tool_call_queue") == []
 
@@ -301,12 +304,14 @@ def test_trace_marks_what_a_recording_does_not_know(tmp_path):
     trace, events = traced(tmp_path, recorded_loop())
     slices = [event for event in events if event["ph"] == "X"]
     calls = {one["name"]: one for one in slices if one["cat"] == "call" and "flow_in" in one}
-    assert calls.keys() == {"exact", "derived", "≤ bound", "open (no end seen)", "refused (never started)"}
+    marked = {"≤ bound", "open (no end seen)", "refused (never started)"}
+    assert calls.keys() == {"exact", "derived", "waited", *marked}
     assert calls["≤ bound"]["args"]["at_most_ms"] == 200
     assert calls["≤ bound"]["args"]["derived"] == "started"
     assert calls["open (no end seen)"]["args"]["unknown"] == "queued, ended"
     names = {one["name"] for one in slices}
     assert {"≤ tool phase", "tool phase", "waiting or running", "no end seen", "running"} <= names
+    assert "waiting for another call" in names
     assert names.isdisjoint({"queued", "queue", "parse", "collect"})
     assert [one["args"].get("resends") for one in slices if one["cat"] == "model"] == [None, 2, None]
     (whole,) = [one for one in slices if one["cat"] == "loop"]
@@ -320,7 +325,7 @@ def test_trace_counts_no_open_call_as_running_and_no_unknown_wait_as_queued(tmp_
     queued = [event["args"]["queued"] for event in counters if "queued" in event["args"]]
     running = {event["ts"]: event["args"]["in flight"] for event in counters if "in flight" in event["args"]}
     assert set(queued) == {0}
-    assert (running[810_000], running[820_000]) == (1, 0)
+    assert (running[810_000], running[830_000]) == (1, 0)
 
 
 def test_trace_says_when_times_are_of_several_clocks(tmp_path):
@@ -345,10 +350,10 @@ def test_table_holds_latencies_and_counts_bounds():
     names = [table.tools[code] for code in table.call_tool]
     assert dict(zip(names, table.call_bound.tolist(), strict=True))["bound"] == 1
     assert table.call_bound.sum() == 1
-    assert sorted(table.duration.tolist()) == sorted([200 * MS, 50 * MS, NONE, 40 * MS, NONE, NONE, 10 * MS])
+    assert sorted(table.duration.tolist()) == sorted([200 * MS, 50 * MS, 40 * MS, 10 * MS, *[NONE] * 4])
     assert set(table.queue.tolist()) == {NONE}
-    assert (table.work[0], table.wall[0], table.critical[0]) == (260 * MS, 210 * MS, 210 * MS)
-    assert table.tool_wall.tolist() == [200 * MS, NONE, 10 * MS]
+    assert (table.work[0], table.wall[0], table.critical[0]) == (270 * MS, 220 * MS, 210 * MS)
+    assert table.tool_wall.tolist() == [200 * MS, NONE, 20 * MS]
     assert table.attempts[0] == 5
 
 
@@ -385,9 +390,9 @@ def test_running_totals_have_no_bounds_and_no_unknown_waits(tmp_path):
 def test_causes_blame_nobody_for_what_a_recording_does_not_tell():
     found = {cause.kind: (cause.ns // MS, cause.words, cause.remedy) for cause in causes(recorded_loop())}
     assert found == {
-        "tools": (410, "tools ran, or waited to (longest: exact, 200 ms)", ""),
+        "tools": (420, "tools ran, or waited to (longest: exact, 200 ms)", ""),
         "model": (300, "the model (3 requests, slowest 100 ms)", ""),
-        "rest": (290, "not explained by the recording", ""),
+        "rest": (280, "not explained by the recording", ""),
     }
 
 
@@ -399,7 +404,7 @@ def test_timeline_marks_bounds_and_open_calls():
     assert rows["open"].endswith("no end seen")
     assert rows["refused"].endswith("cancelled, never started")
     assert "░" not in text  # nothing is known to have been queued
-    assert "5 tool calls in 2 of 3 rounds: 260 ms of work in 210 ms (speed-up 1.24" in text
+    assert "6 tool calls in 2 of 3 rounds: 270 ms of work in 220 ms (speed-up 1.23" in text
     assert "1 round with calls of which only an upper bound is known" in text
 
 
@@ -409,6 +414,7 @@ def test_what_a_recording_lacks_is_said_without_advice_to_watch_more():
         "of 1 call only an upper bound is known (≤), any wait and approval inside: no start was recorded",
         "of 1 call no end was recorded, and so no duration",
         "1 call never started",
+        "1 call only waited for what other calls had begun: they are in no latency",
         "1 call was asked for, and nothing more was recorded",
         "2 calls were recorded without the request that asked for them",
     ]

@@ -12,7 +12,7 @@ from profiler.rundir import Recording
 from profiler.statistics.recorded import RecordedFigures, recorded_figures
 from profiler.statistics.rounds import list_schedule, round_times
 from profiler.statistics.samples import EXACT, Percentiles, Samples
-from tests.unit.recorded_data import MS, bound, exact, loop, records
+from tests.unit.recording_data import MS, bound, exact, loop, records
 
 
 def figures(*loops: LoopRecord, **more: object) -> RecordedFigures:
@@ -62,9 +62,7 @@ def test_round_leaves_out_calls_that_never_started_or_ended() -> None:
     assert round_times(records(loop([never]))[0].rounds[0]) is None
 
 
-@pytest.mark.parametrize(
-    ("limit", "expected"), [(1, 14), (2, 8), (3, 7), (4, 6), (9, 6)], ids=str
-)
+@pytest.mark.parametrize(("limit", "expected"), [(1, 14), (2, 8), (3, 7), (4, 6), (9, 6)], ids=str)
 def test_list_schedule_starts_calls_in_the_order_asked(limit: int, expected: int) -> None:
     """Of 2: 3 | 1, 1, 6 ends at 8. Of 3: 3 | 1, 6 | 1, ... the 6 starts at 1."""
     assert list_schedule([3, 1, 1, 6, 3], limit) == expected
@@ -108,12 +106,14 @@ def test_rounds_that_cannot_bear_it_are_left_out_by_reason() -> None:
             loop([exact("a", 100, 300), never], at=1000, until=900),
             loop([exact("a", 100, 109), exact("b", 109, 400)], at=2000, resolution_ns=MS),
             loop([exact("a", 100, 110), exact("b", 110, 400)], at=3000, resolution_ns=MS),
+            loop([exact("a", 100, 200), exact("write_stdin", 200, 400, wait=True)], at=4000),
         )
     )
     left = found.left_out
-    assert (left.upper_bound, left.never_ended, left.unresolved, left.rounds) == (1, 1, 1, 3)
-    assert (found.parallel, found.in_turn.rounds) == (4, 1)
-    assert found.parallel_measured.rounds == 2  # of several durations, none of them a bound
+    assert (left.upper_bound, left.never_ended, left.wait, left.unresolved) == (1, 1, 1, 1)
+    assert (found.parallel, left.rounds, found.in_turn.rounds) == (5, 4, 1)
+    assert found.parallel_measured.rounds == 3  # of several durations, none of them a bound
+    assert [(one.name, one.waits) for one in found.tools if one.waits] == [("write_stdin", 1)]
 
 
 def test_what_ran_beside_the_model_or_after_the_loop_saves_the_loop_nothing() -> None:

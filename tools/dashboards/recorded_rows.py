@@ -12,11 +12,6 @@ _third = partial(timeseries, width=8)
 
 
 def recorded() -> list[Panel]:
-    untimed = NOW.rate(metrics.TOOL_CALLS_UNTIMED, by="strategy, reason")
-    # Of a strategy without a timed call there is no count, and without an untimed one no series.
-    timed = NOW.rate(metrics.TOOL_CALL_DURATION, "_count", by="strategy")
-    every = f"(({timed} or 0 * {NOW.rate(metrics.TOOL_CALLS_UNTIMED, by='strategy')}) + "
-    every += f"{NOW.rate(metrics.TOOL_CALLS_UNTIMED, by='strategy')})"
     return [
         row("Recorded loops"),
         _third(
@@ -31,10 +26,10 @@ def recorded() -> list[Panel]:
             "Calls without a duration",
             "Which share of the calls is in no duration on this page, and why? upper_bound: a proxy sees "
             "when a call could start and when its result was back, not when it ran. never_ended: no end was "
-            "seen. never_started: refused, or given up in the queue. Above half, trust the tool panels for "
-            "nothing but the calls they have.",
+            "seen. never_started: refused, or given up in the queue. wait: it waited for what another call "
+            "began. The tool panels are about the other calls alone.",
             "percentunit",
-            {"{{strategy}} {{reason}}": ratio(untimed, every, "on (strategy) group_left ()")},
+            {"{{strategy}} {{reason}}": _untimed_share()},
             highest=1,
         ),
         _third(
@@ -52,3 +47,12 @@ def recorded() -> list[Panel]:
             highest=1,
         ),
     ]
+
+
+def _untimed_share() -> str:
+    """By strategy and reason; 0 without a reason where every call has a duration."""
+    timed = NOW.rate(metrics.TOOL_CALL_DURATION, "_count", by="strategy")
+    untimed = NOW.rate(metrics.TOOL_CALLS_UNTIMED, by="strategy")
+    every = f"(({timed} or 0 * {untimed}) + {untimed})"
+    by_reason = NOW.rate(metrics.TOOL_CALLS_UNTIMED, by="strategy, reason")
+    return f"{ratio(by_reason, every, 'on (strategy) group_left ()')} or on (strategy) 0 * {timed}"

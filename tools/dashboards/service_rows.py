@@ -71,7 +71,8 @@ def tools() -> list[Panel]:
             "ops",
             {
                 "{{status}}": NOW.rate(metrics.TOOL_CALL_DURATION, "_count", by="status"),
-                "without a duration": NOW.rate(metrics.TOOL_CALLS_UNTIMED),
+                "without a duration": f"{NOW.rate(metrics.TOOL_CALLS_UNTIMED)} or "
+                f"0 * {NOW.rate(metrics.TOOL_CALL_DURATION, '_count')}",
             },
             height=9,
             stack=True,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from profiler.report.html.markup import LONGEST, Cell, Grid, bullets, definitions, name, seconds, text
 from profiler.report.html.page import Section, page
 from profiler.report.recorded import DOORS, Words, words
-from profiler.report.text import clean, number, percent
+from profiler.report.text import clean, duration, number, percent
 from profiler.rundir import Run
 from profiler.statistics.recorded import MOST_TICKS, Recorded, RecordedFigures
 from profiler.statistics.rounds import LIMITS, Sums
@@ -59,7 +59,11 @@ def calls(figures: RecordedFigures) -> str:
         ["rounds", "count", "calls", "work", "wall", "busy", "gaps", "speed-up", "most at once", "gathered"]
         + [f"semaphore:{limit}" for limit in LIMITS],
     )
-    for title, sums in (("one after another", figures.in_turn), ("overlapped", figures.overlapped)):
+    for title, sums in (
+        ("one after another", figures.in_turn),
+        ("overlapped", figures.overlapped),
+        ("with upper bounds (≤)", figures.bounded),
+    ):
         if sums.rounds:
             grid.rows.append(_row(title, sums))
     left = figures.left_out
@@ -68,6 +72,7 @@ def calls(figures: RecordedFigures) -> str:
         for count, why in (
             (left.upper_bound, "a duration is an upper bound"),
             (left.never_ended, "a call never ended"),
+            (left.wait, "a call only waited for another"),
             (left.unresolved, f"fewer than {MOST_TICKS} ticks of the clock"),
         )
         if count
@@ -80,15 +85,21 @@ def calls(figures: RecordedFigures) -> str:
 
 
 def _row(title: str, sums: Sums) -> list[Cell]:
-    factor = sums.busy_speed_up
+    bounded = title.endswith("(≤)")
+    factor = None if bounded else sums.busy_speed_up
+    estimates = (sums.gathered_seconds, *sums.limit_seconds.values())
     return [
         Cell(text(title), heading=True),
         Cell(str(sums.rounds), float(sums.rounds)),
         Cell(str(sums.calls), float(sums.calls)),
-        *map(seconds, (sums.work_seconds, sums.wall_seconds, sums.busy_seconds, sums.gap_seconds)),
+        *(
+            Cell(f"{'≤ ' if bounded else ''}{duration(one)}", one)
+            for one in (sums.work_seconds, sums.wall_seconds, sums.busy_seconds)
+        ),
+        seconds(None if bounded else sums.gap_seconds),
         Cell("–" if factor is None else f"{number(factor)}×", factor),
-        Cell(str(sums.peak), float(sums.peak)),
-        *map(seconds, (sums.gathered_seconds, *sums.limit_seconds.values())),
+        Cell(f"{'≤ ' if bounded else ''}{sums.peak}", float(sums.peak)),
+        *(seconds(None if bounded else one) for one in estimates),  # nothing follows from bounds
     ]
 
 
@@ -98,7 +109,7 @@ def tools(figures: RecordedFigures) -> str:
         "Latency of each tool",
         [
             *("tool", "calls", "known durations", "p50", "p95", "p99"),
-            *("derived", "upper bounds", "never ended", "never started", "failed"),
+            *("derived", "upper bounds", "never ended", "never started", "waits", "failed"),
         ],
         sortable=True,
     )
@@ -112,7 +123,10 @@ def tools(figures: RecordedFigures) -> str:
                 *map(seconds, (one.latency.p50, one.latency.p95, one.latency.p99)),
                 *(
                     Cell(str(count) if count else "–", float(count))
-                    for count in (one.derived, one.upper_bounds, one.never_ended, one.never_started)
+                    for count in (
+                        *(one.derived, one.upper_bounds, one.never_ended),
+                        *(one.never_started, one.waits),
+                    )
                 ),
                 Cell(percent(share), share, kind="bad" if share else ""),
             ]

@@ -29,7 +29,7 @@ MOST_ROWS = 60
 LONGEST_TEXT = 300
 """Characters of each prompt, answer, argument or result that the page holds."""
 
-UNTIMED = {"upper_bound": "at most so long", "never_ended": "no end seen"}
+UNTIMED = {"upper_bound": "at most so long", "never_ended": "no end seen", "wait": "waited for another call"}
 """Kinds of spans of a recording's calls, in the words of a legend. They are grey: not all is explained."""
 
 NOT_RECORDED = "not recorded"
@@ -152,7 +152,7 @@ def _call_row(call: ToolCall, round_: RoundRecord, origin: int, content: bool) -
     spans = [] if call.waited_ns is None else [("queue", call.queued_ns, call.waited_until_ns)]
     if call.started_ns is not None:
         kind = "tools" if call.status == "ok" else "failed"
-        if untimed == "never_ended" or (untimed == "upper_bound" and kind == "tools"):
+        if untimed is not None and (untimed == "never_ended" or kind == "tools"):
             kind = untimed
         spans += [(kind, call.started_ns, call.ended_ns), *_around(call, call.started_ns)]
     if untimed == "upper_bound":
@@ -296,6 +296,8 @@ def _ran(call: ToolCall) -> str:
     if call.untimed == "never_ended":
         return UNTIMED["never_ended"]
     took = duration(None if call.duration_ns is None else call.duration_ns / 1e9)
+    if call.untimed == "wait":
+        return f"{took}, {UNTIMED['wait']}"
     return f"at most {took}, with any wait before it" if call.upper_bound else took
 
 

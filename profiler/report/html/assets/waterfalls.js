@@ -105,7 +105,7 @@ function fillTable(loops) {
   const rows = loops.flatMap((loop) => loop.rows.map((row) => element("tr", {},
     cell(strategies[loop.strategy]?.name ?? "?"), cell(row.label), cell(row.status),
     cell(format.duration(row.spans[0]?.from ?? 0, "s"), true),
-    cell(format.duration(spent(row, ["queue", "backoff", "session_wait", "client_wait"])), true),
+    cell(format.duration(spent(row, ["queue", "backoff", "wait", "session_wait", "client_wait"])), true),
     cell((row.bound ?? "") + format.duration(spent(row, ["model", "tools", "failed", "parsing", "upper_bound"])), true))));
   document.querySelector("#table-loops tbody").replaceChildren(...rows);
 }

@@ -1,0 +1,137 @@
+"""A real Prometheus scrapes a process that records other programs' loops: what the dashboard shows then."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from profiler import dashboards, metrics
+from profiler.exporters.prometheus import PrometheusSink
+from profiler.records import RECORDED
+from tests.integration.prometheus_process import Prometheus, prometheus, wait_until
+from tests.unit.recorded_data import recorded_loop
+from tools.dashboards.board import SLO_SECONDS
+
+SCRAPE_SECONDS = 1
+FED_SECONDS = 5.0
+SHARES = {
+    "upper_bound": 1 / 8,
+    "never_ended": 1 / 8,
+    "never_started": 1 / 8,
+    "wait": 1 / 8,
+}
+"""Of the eight calls of a loop, those without a duration."""
+
+BOARD = json.loads(dashboards.files()["toolloop.json"])
+PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
+
+EMPTY_OF_OTHERS_TOO = {
+    *("Calls per second by server", "Calls at each server, mean", "Server errors per second"),
+    *("New connections per call", "Call p95 by part"),
+    *("Refused per second", "Attempts refused", "Quota left", "Backoff"),
+}
+"""Panels that show nothing of any loop without an MCP server, or without a quota."""
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@dataclass(frozen=True)
+class Scraped:
+    server: Prometheus
+    start: float
+    end: float
+
+    def values(self, target) -> dict[tuple[tuple[str, str], ...], list[float]]:
+        """Labels → values of a panel's target, its variables at their defaults but for the strategy."""
+        values = {
+            "__rate_interval": f"{4 * SCRAPE_SECONDS}s",
+            "__range": f"{math.ceil(self.end - self.start)}s",
+            "slo": f"{SLO_SECONDS:.10g}",
+            "testid": ".*",
+            "strategy": RECORDED,
+        } | dict.fromkeys(("job", "instance", "tool"), ".+")
+        query = re.sub(r"\$(\w+)", lambda match: values[match[1]], target["expr"])
+        if target["instant"]:
+            return {tuple(m.items()): [value] for m, value in self.server.instant(query, self.end)}
+        found = self.server.get(
+            "query_range", query=query, start=self.start, end=self.end, step=SCRAPE_SECONDS
+        )["result"]
+        return {tuple(s["metric"].items()): [float(v) for _, v in s["values"]] for s in found}
+
+    def panel(self, title: str, number: int = 0) -> dict[tuple[tuple[str, str], ...], list[float]]:
+        (panel,) = [one for one in PANELS if one["title"] == title]
+        return self.values(panel["targets"][number])
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory) -> Iterator[Scraped]:
+    directory: Path = tmp_path_factory.mktemp("prometheus")
+    sink = PrometheusSink()
+    port = sink.serve(0)
+    (directory / "rules.yml").write_text(dashboards.files()["rules.yml"])
+    target = {"job_name": "collect", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+    config = {
+        "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": "2s"},
+        "rule_files": ["rules.yml"],
+        "scrape_configs": [target],
+    }
+    with prometheus(directory, yaml.safe_dump(config)) as server:
+        sink(recorded_loop())
+        wait_until(lambda: server.instant("up == 1", time.time()) != [], 30, "the first scrape")
+        start = time.time()
+        while time.time() < start + FED_SECONDS:
+            sink(recorded_loop())
+            time.sleep(0.05)
+        ((_, fed),) = sink.values(metrics.RECORDED_LOOPS)
+        wait_until(
+            lambda: server.instant(f"toolloop_recorded_loops_total >= {fed}", time.time()) != [],
+            30,
+            "the last scrape",
+        )
+        yield Scraped(server, start, time.time())
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_panel_shows_recorded_loops_or_says_that_it_is_empty_for_them(scraped, panel):
+    found = [
+        value for target in panel["targets"] for values in scraped.values(target).values() for value in values
+    ]
+    assert not any(math.isnan(value) for value in found)
+    if not found:
+        said = panel["description"]
+        excused = panel["title"] in EMPTY_OF_OTHERS_TOO or "Streamed requests only" in said
+        assert excused or "recorded loops" in said, (
+            f"{panel['title']} is empty for recorded loops, without a word"
+        )
+
+
+def test_the_speed_up_is_that_of_rounds_without_upper_bounds(scraped):
+    (values,) = scraped.panel("Speed-up").values()
+    assert values == [pytest.approx(270 / 220, rel=0.02)]
+
+
+def test_percentiles_of_tools_have_no_upper_bounds(scraped):
+    tools = {
+        dict(labels)["tool"]
+        for labels, values in scraped.panel("Call duration p95 by tool").items()
+        if values
+    }
+    assert tools == {"exact", "derived"}
+
+
+def test_calls_without_a_duration_are_shown_by_reason(scraped):
+    found = {
+        dict(labels)["reason"]: values[-1]
+        for labels, values in scraped.panel("Calls without a duration").items()
+    }
+    assert found == pytest.approx(SHARES, rel=0.05)
+    (left_out,) = scraped.panel("Rounds whose overlap is not known").values()
+    assert left_out[-1] == pytest.approx(1 / 3, rel=0.05)
