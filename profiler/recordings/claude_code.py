@@ -22,6 +22,7 @@ from profiler.recordings.claude_loops import (
     SHOWN,
     STOP,
     Line,
+    in_order,
     loops_of,
 )
 from profiler.recordings.drafts import LoopDraft
@@ -77,7 +78,8 @@ class ClaudeCode:
             yield item if isinstance(item, Item) else Skipped(item, where=f"{source.name}:{value.line}")
 
     def loops(self, items: Sequence[Item], content: bool) -> Iterator[LoopDraft | Skipped]:
-        return loops_of([Line(item.at_ns, *_data(item)) for item in items], self.name, self.resolution_ns)
+        lines = in_order([Line(item.at_ns, *_data(item)) for item in items])
+        return loops_of(lines, self.name, self.resolution_ns)
 
 
 def _data(item: Item) -> list[Any]:

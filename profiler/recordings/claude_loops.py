@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from profiler.recordings.drafts import CallDraft, LoopDraft, ModelDraft, RoundDraft
@@ -100,6 +102,32 @@ def loops_of(lines: Sequence[Line], source: str, resolution_ns: int) -> Iterator
     ):
         if number:
             yield Skipped(reason, number, kept=kept)
+
+
+def in_order(lines: Sequence[Line]) -> list[Line]:
+    """Lines in the order of their times, each of one time after the one that it names as its parent.
+
+    So the order does not depend on that of the file. Lines without a parent of that time keep their places.
+    """
+    ordered: list[Line] = []
+    for _, found in groupby(lines, attrgetter("at_ns")):
+        together = list(found)
+        if len(together) == 1:
+            ordered += together
+            continue
+        parents = {line.uuid: line.parent for line in together if line.uuid}
+        depths: dict[str, int] = {}
+        for uuid in parents:
+            path: list[str] = []
+            while uuid in parents and uuid not in depths:
+                depths[uuid] = 0  # until it is known: a chain may be a circle
+                path.append(uuid)
+                uuid = parents[uuid]
+            depth = depths.get(uuid, -1)
+            for depth, one in enumerate(reversed(path), depth + 1):
+                depths[one] = depth
+        ordered += sorted(together, key=lambda line: depths.get(line.uuid, 0))
+    return ordered
 
 
 def _with_names(lines: Sequence[Line]) -> list[Line]:
