@@ -28,7 +28,7 @@ from profiler.recordings.claude_loops import (
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.fields import as_text, count, duration_ns, mapping, objects, text, time_ns
 from profiler.recordings.formats import Item, Skipped, Source
-from profiler.recordings.reading import values
+from profiler.recordings.lines import rows
 
 _MS = 1_000_000
 
@@ -70,7 +70,7 @@ class ClaudeCode:
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
         path = source.path
         session = path.parent.parent.name if path.parent.name == "subagents" else path.stem
-        for value in values(source):
+        for value in rows(source):
             if isinstance(value, Skipped):
                 yield value
                 continue

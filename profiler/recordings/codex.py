@@ -35,7 +35,7 @@ from profiler.recordings.codex_loops import (
 from profiler.recordings.drafts import LoopDraft
 from profiler.recordings.fields import as_text, count, duration_ns, mapping, objects, text, time_ns
 from profiler.recordings.formats import Item, Skipped, Source
-from profiler.recordings.reading import values
+from profiler.recordings.lines import rows
 
 _MS = 1_000_000
 _S = 1_000_000_000
@@ -66,13 +66,13 @@ class Codex:
         ) and b'"payload"' in beginning
 
     def read(self, source: Source, content: bool) -> Iterator[Item | Skipped]:
-        rows = values(source)
-        first = next(rows, None)
+        found = rows(source)
+        first = next(found, None)
         if first is None:
             return
         thread = _thread(source.path, None if isinstance(first, Skipped) else first.data)
         metas: list[Item] = []
-        for value in chain((first,), rows):
+        for value in chain((first,), found):
             if isinstance(value, Skipped):
                 yield value
                 continue
